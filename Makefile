@@ -1,0 +1,73 @@
+# What a person types. Each target installs what it needs into .venv, from constraints.txt.
+
+PYTHON ?= python3
+VENV ?= .venv
+MODELS ?= models
+BIN := $(VENV)/bin
+
+sources := $(shell find protos server client training -name '*.py' -o -name '*.proto' -o -name '*.pyi')
+install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo serve train test check lint proto clean
+
+help:
+	@echo 'make demo    train three models, serve them, predict, print what happened'
+	@echo 'make serve   train what is missing in $(MODELS)/ and serve it until Ctrl-C'
+	@echo 'make train   train what is missing in $(MODELS)/'
+	@echo 'make test    run the tests'
+	@echo 'make check   lint, type-check, check the layers; writes nothing'
+	@echo 'make lint    format and mend what can be mended'
+	@echo 'make proto   write the generated files of protos/'
+	@echo 'make clean   remove what was built and trained'
+
+demo: $(BIN)/.installed
+	$(BIN)/python deploy/demo.py --repository $(MODELS)
+
+serve: train
+	$(BIN)/neurona-serve --repository $(MODELS)
+
+train: $(MODELS)/lenet5/1/model.onnx $(MODELS)/lstm/1/model.onnx $(MODELS)/rnn/1/model.onnx
+
+$(MODELS)/%/1/model.onnx: | $(BIN)/.installed
+	$(BIN)/neurona-train $* --out $(MODELS)
+
+test: $(BIN)/.installed-dev
+	$(BIN)/pytest
+
+check: $(BIN)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+lint: $(BIN)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: $(BIN)/.installed-dev
+	PYTHON=$(BIN)/python sh protos/generate.sh
+
+clean:
+	rm -rf $(VENV) $(MODELS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# Two steps, so that a change of source re-installs the project (seconds) but not what it
+# depends on. A normal install, not an editable one: what is tested is what the wheel holds.
+
+$(BIN)/.installed: $(BIN)/.dependencies $(sources)
+	@echo 'installing neurona into $(VENV)'
+	@rm -rf build *.egg-info  # what is left there would get into the wheel
+	@$(install) --no-deps --force-reinstall .
+	@touch $@
+
+$(BIN)/.installed-dev: $(BIN)/.dependencies-dev $(BIN)/.installed
+	@touch $@
+
+$(BIN)/.dependencies: pyproject.toml constraints.txt
+	@echo 'installing what neurona needs into $(VENV): a few minutes the first time'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(install) '.[training,server]'
+	@touch $@
+
+$(BIN)/.dependencies-dev: $(BIN)/.dependencies
+	@$(install) '.[training,server,dev]'
+	@touch $@

@@ -1,0 +1,152 @@
+"""numpy arrays as Tensor messages and back, without a copy where the wire allows it.
+
+The layout is that of prediction.proto: row-major, little-endian, BOOL one byte, STRING
+elements each behind a 4-byte length.
+"""
+
+import math
+import struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurona_protos.prediction_pb2 import (
+    DATA_TYPE_BOOL,
+    DATA_TYPE_DOUBLE,
+    DATA_TYPE_FLOAT,
+    DATA_TYPE_FLOAT16,
+    DATA_TYPE_INT8,
+    DATA_TYPE_INT16,
+    DATA_TYPE_INT32,
+    DATA_TYPE_INT64,
+    DATA_TYPE_STRING,
+    DATA_TYPE_UINT8,
+    DATA_TYPE_UINT16,
+    DATA_TYPE_UINT32,
+    DATA_TYPE_UINT64,
+    DataType,
+    Tensor,
+)
+
+Array = NDArray[Any]
+
+NUMPY_DTYPES: dict[int, np.dtype[Any]] = {
+    DATA_TYPE_FLOAT: np.dtype("<f4"),
+    DATA_TYPE_UINT8: np.dtype("u1"),
+    DATA_TYPE_INT8: np.dtype("i1"),
+    DATA_TYPE_UINT16: np.dtype("<u2"),
+    DATA_TYPE_INT16: np.dtype("<i2"),
+    DATA_TYPE_INT32: np.dtype("<i4"),
+    DATA_TYPE_INT64: np.dtype("<i8"),
+    DATA_TYPE_STRING: np.dtype(object),
+    DATA_TYPE_BOOL: np.dtype("?"),
+    DATA_TYPE_FLOAT16: np.dtype("<f2"),
+    DATA_TYPE_DOUBLE: np.dtype("<f8"),
+    DATA_TYPE_UINT32: np.dtype("<u4"),
+    DATA_TYPE_UINT64: np.dtype("<u8"),
+}
+_DATA_TYPES = {dtype: number for number, dtype in NUMPY_DTYPES.items()}
+_LENGTH = struct.Struct("<I")
+
+
+class TensorError(ValueError):
+    """A tensor that contradicts itself; the message names it and says how."""
+
+
+def dtype_name(number: int) -> str:
+    """ "FLOAT" for DATA_TYPE_FLOAT; the number itself where the enum has no name for it."""
+    name = DataType.DESCRIPTOR.values_by_number.get(number)
+    return str(number) if name is None else name.name.removeprefix("DATA_TYPE_")
+
+
+def data_type(dtype: np.dtype[Any]) -> int:
+    """The DataType of a numpy dtype, of either byte order; text of any width is STRING.
+
+    Raises TensorError for a dtype that has none (complex, datetime, records).
+    """
+    if dtype.kind in "OSU":
+        return DATA_TYPE_STRING
+    number = _DATA_TYPES.get(dtype.newbyteorder("<"))
+    if number is None:
+        known = ", ".join(str(dtype) for dtype in _DATA_TYPES)
+        raise TensorError(f"an array of dtype {dtype} cannot be sent; expected one of {known}")
+    return number
+
+
+def to_tensor(name: str, array: Array) -> Tensor:
+    """Raises TensorError for a dtype that a Tensor cannot carry."""
+    number = data_type(array.dtype)
+    if number == DATA_TYPE_STRING:
+        data = b"".join(_encode_string(name, element) for element in array.ravel())
+    else:
+        data = array.astype(NUMPY_DTYPES[number], copy=False).tobytes()
+    return Tensor(name=name, dtype=DataType.ValueType(number), shape=array.shape, data=data)
+
+
+def to_array(tensor: Tensor) -> Array:
+    """A read-only view on the tensor's own bytes; a copy for BOOL and STRING.
+
+    Raises TensorError when dtype, shape and byte count do not fit together.
+    """
+    dtype = NUMPY_DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise TensorError(
+            f"{_named(tensor)} has dtype {dtype_name(tensor.dtype)}, which is not supported"
+        )
+    shape = tuple(tensor.shape)
+    if shape and min(shape) < 0:
+        raise TensorError(f"{_named(tensor)} has shape {list(shape)}; no size may be negative")
+    count = math.prod(shape)
+    if dtype.kind == "O":
+        return _decode_strings(tensor, count).reshape(shape)
+    if len(tensor.data) != count * dtype.itemsize:
+        raise TensorError(
+            f"{_named(tensor)} has {len(tensor.data)} bytes of data; "
+            f"{dtype_name(tensor.dtype)} of shape {list(shape)} takes {count * dtype.itemsize}"
+        )
+    if dtype.kind == "b":  # any byte but 0 is true, and a numpy bool must be 0 or 1
+        return (np.frombuffer(tensor.data, np.uint8) != 0).reshape(shape)
+    return np.frombuffer(tensor.data, dtype).reshape(shape)
+
+
+def _named(tensor: Tensor) -> str:
+    return f"tensor {tensor.name!r}"
+
+
+def _encode_string(name: str, element: object) -> bytes:
+    if isinstance(element, str):
+        element = element.encode()
+    if not isinstance(element, bytes):
+        kind = type(element).__name__
+        raise TensorError(f"tensor {name!r} has an element of type {kind}; expected str or bytes")
+    return _LENGTH.pack(len(element)) + element
+
+
+def _decode_strings(tensor: Tensor, count: int) -> Array:
+    data = tensor.data
+    # Each element takes at least its length, so that a lying shape cannot make us allocate.
+    if count * _LENGTH.size > len(data):
+        raise TensorError(
+            f"{_named(tensor)} has {len(data)} bytes of data, too few for {count} strings"
+        )
+    array = np.empty(count, dtype=object)
+    position = 0
+    for index in range(count):
+        start = position + _LENGTH.size
+        if start > len(data):
+            raise TensorError(f"{_named(tensor)} ends inside string {index} of {count}")
+        position = start + _LENGTH.unpack_from(data, position)[0]
+        if position > len(data):
+            raise TensorError(f"{_named(tensor)} ends inside string {index} of {count}")
+        try:
+            array[index] = data[start:position].decode()
+        except UnicodeDecodeError as error:
+            raise TensorError(
+                f"{_named(tensor)} has no UTF-8 in string {index}: {error}"
+            ) from error
+    if position != len(data):
+        raise TensorError(
+            f"{_named(tensor)} has {len(data) - position} bytes behind its {count} strings"
+        )
+    return array
