@@ -31,7 +31,7 @@ from neurona_protos.prediction_pb2 import (
 
 Array = NDArray[Any]
 
-NUMPY_DTYPES: dict[int, np.dtype[Any]] = {
+NUMPY_DTYPES: dict[DataType, np.dtype[Any]] = {
     DATA_TYPE_FLOAT: np.dtype("<f4"),
     DATA_TYPE_UINT8: np.dtype("u1"),
     DATA_TYPE_INT8: np.dtype("i1"),
@@ -54,13 +54,13 @@ class TensorError(ValueError):
     """A tensor that contradicts itself; the message names it and says how."""
 
 
-def dtype_name(number: int) -> str:
+def dtype_name(number: DataType) -> str:
     """ "FLOAT" for DATA_TYPE_FLOAT; the number itself where the enum has no name for it."""
     name = DataType.DESCRIPTOR.values_by_number.get(number)
     return str(number) if name is None else name.name.removeprefix("DATA_TYPE_")
 
 
-def data_type(dtype: np.dtype[Any]) -> int:
+def data_type(dtype: np.dtype[Any]) -> DataType:
     """The DataType of a numpy dtype, of either byte order; text of any width is STRING.
 
     Raises TensorError for a dtype that has none (complex, datetime, records).
@@ -81,7 +81,7 @@ def to_tensor(name: str, array: Array) -> Tensor:
         data = b"".join(_encode_string(name, element) for element in array.ravel())
     else:
         data = array.astype(NUMPY_DTYPES[number], copy=False).tobytes()
-    return Tensor(name=name, dtype=DataType.ValueType(number), shape=array.shape, data=data)
+    return Tensor(name=name, dtype=number, shape=array.shape, data=data)
 
 
 def to_array(tensor: Tensor) -> Array:
@@ -106,7 +106,8 @@ def to_array(tensor: Tensor) -> Array:
             f"{dtype_name(tensor.dtype)} of shape {list(shape)} takes {count * dtype.itemsize}"
         )
     if dtype.kind == "b":  # any byte but 0 is true, and a numpy bool must be 0 or 1
-        return (np.frombuffer(tensor.data, np.uint8) != 0).reshape(shape)
+        truths: Array = np.frombuffer(tensor.data, np.uint8) != 0
+        return truths.reshape(shape)
     return np.frombuffer(tensor.data, dtype).reshape(shape)
 
 
