@@ -48,6 +48,7 @@ NUMPY_DTYPES: dict[DataType, np.dtype[Any]] = {
 }
 _DATA_TYPES = {dtype: number for number, dtype in NUMPY_DTYPES.items()}
 _LENGTH = struct.Struct("<I")
+_MAX_RANK = 64  # numpy's own limit
 
 
 class TensorError(ValueError):
@@ -95,6 +96,8 @@ def to_array(tensor: Tensor) -> Array:
             f"{_named(tensor)} has dtype {dtype_name(tensor.dtype)}, which is not supported"
         )
     shape = tuple(tensor.shape)
+    if len(shape) > _MAX_RANK:
+        raise TensorError(f"{_named(tensor)} has {len(shape)} axes; expected at most {_MAX_RANK}")
     if shape and min(shape) < 0:
         raise TensorError(f"{_named(tensor)} has shape {list(shape)}; no size may be negative")
     count = math.prod(shape)

@@ -1,0 +1,1 @@
+"""How requests become batches: numpy only, no gRPC and no ONNX Runtime."""

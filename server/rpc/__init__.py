@@ -1,0 +1,1 @@
+"""The doors: bytes in, bytes out. The only rooms that import grpc."""

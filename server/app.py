@@ -1,0 +1,147 @@
+"""neurona-serve: puts the server together, starts it and stops it."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from prometheus_client import CollectorRegistry, start_http_server
+
+from neurona_server import config as configuration
+from neurona_server.batching.policy import BatchPolicy
+from neurona_server.config import Config
+from neurona_server.errors import ConfigError, LoadError
+from neurona_server.metrics import Metrics
+from neurona_server.models.model import Model, ModelOptions
+from neurona_server.models.registry import Registry
+from neurona_server.models.repository import scan
+from neurona_server.models.session import RuntimeOptions
+from neurona_server.rpc.aio_listener import AioListener, ListenerOptions
+from neurona_server.rpc.health import Health
+from neurona_server.rpc.models import Models
+from neurona_server.rpc.prediction import Prediction
+
+log = logging.getLogger(__name__)
+
+
+class App:
+    """start: load, warm up, listen, SERVING. stop: NOT_SERVING, drain, close, metrics last."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._metrics = Metrics(CollectorRegistry())
+        self._registry = Registry()
+        self._health = Health()
+        methods = {
+            **Prediction(self._registry, self._metrics).methods(),
+            **Models(self._registry).methods(),
+            **self._health.methods(),
+        }
+        self._listener = AioListener(methods, ListenerOptions(config.max_message_bytes))
+        self._close_metrics: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        """Raises LoadError when there is nothing to serve, ConfigError when an address is taken."""
+        self._load()
+        host, _, port = self._config.metrics_address.rpartition(":")
+        self._close_metrics = _serve_metrics(host.strip("[]"), int(port), self._metrics.registry)
+        self._metrics.door.labels("aio").set(1)
+        host, _, _ = self._config.address.rpartition(":")
+        port_number = self._listener.start(self._config.address)
+        self._health.set(self._names())
+        log.info("serving gRPC on %s:%d", host, port_number)
+        log.info("metrics on http://%s/metrics", self._config.metrics_address)
+
+    def stop(self) -> None:
+        self._health.stop()
+        log.info("stopping: not serving any more for whoever asks for health")
+        time.sleep(self._config.drain_delay_ms / 1000)
+        end = time.monotonic() + self._config.drain_timeout_ms / 1000
+        # The doors first, the models after them: what was accepted is still answered.
+        self._listener.stop(max(0.0, end - time.monotonic()))
+        for model in self._registry.models():
+            model.drain(max(0.0, end - time.monotonic()))
+        self._close_metrics()
+        log.info("stopped")
+
+    def _load(self) -> None:
+        options = ModelOptions(
+            policy=BatchPolicy(self._config.max_batch_rows, self._config.max_queue_rows),
+            runtime=RuntimeOptions(self._config.threads),
+            instances=self._config.instances,
+        )
+        for found in scan(self._config.repository):
+            started = time.monotonic()
+            try:
+                model = Model(found, options, self._metrics)
+            except LoadError as error:
+                log.error("%s is not served: %s", found, error)
+                self._registry.publish_failure(found.name, found.version, str(error))
+                continue
+            model.start()
+            self._registry.publish(model)
+            seconds = time.monotonic() - started
+            log.info("%s is ready on %s after %.2f s", model, model.provider, seconds)
+        if not self._registry.models():
+            raise LoadError("none of the models can be served")
+
+    def _names(self) -> dict[str, bool]:
+        """What health is asked for by name: the server, its services, models and versions."""
+        names = {"": True, "neurona.v1.Prediction": True, "neurona.v1.Models": True}
+        for name in self._registry.names():
+            versions = self._registry.versions(name)
+            names |= {f"{name}/{n}": v.model is not None for n, v in versions.items()}
+            names[name] = any(version.model for version in versions.values())
+        return names
+
+
+def main() -> int:
+    try:
+        config = configuration.load(sys.argv[1:], os.environ)
+        logging.basicConfig(
+            level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+        stopping = _stop_signals()
+        app = App(config)
+        app.start()
+    except (ConfigError, LoadError) as error:
+        print(f"neurona-serve: {error}", file=sys.stderr)
+        return 1
+    stopping.wait()
+    app.stop()
+    return 0
+
+
+def _stop_signals() -> threading.Event:
+    """Set by the first SIGTERM or SIGINT; the second one ends the process there and then."""
+    stopping = threading.Event()
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        if stopping.is_set():
+            log.warning("second signal: stopping without waiting")
+            logging.shutdown()
+            os._exit(1)
+        log.info("%s", signal.Signals(number).name)
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    return stopping
+
+
+def _serve_metrics(host: str, port: int, registry: CollectorRegistry) -> Callable[[], None]:
+    try:
+        server, thread = start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        raise ConfigError(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
+
+    def close() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return close

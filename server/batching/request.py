@@ -1,0 +1,64 @@
+"""One request on its way through a queue and a batch."""
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from neurona_server.errors import NeuronaError
+
+Array = NDArray[Any]
+Inputs = Mapping[str, Array]
+Outputs = Sequence[Array]
+Done = Callable[["Request", Outputs | None, NeuronaError | None], None]
+
+
+class Request:
+    """Inputs that wait for their outputs.
+
+    `rows` is their size along axis 0. Requests of equal `group` (the other axes of each
+    input) can share a batch. `deadline` is a point in time on the monotonic clock, inf if
+    there is none. `done` is called exactly once, from whichever thread ends the request:
+    with its outputs, or with the error that it ended with.
+    """
+
+    __slots__ = ("_open", "arrived", "deadline", "group", "inputs", "rows", "taken")
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        rows: int,
+        group: Hashable,
+        done: Done,
+        deadline: float = math.inf,
+    ) -> None:
+        self.inputs = inputs
+        self.rows = rows
+        self.group = group
+        self.deadline = deadline
+        self.arrived = 0.0  # when the queue admitted it
+        self.taken = 0.0  # when an instance took it
+        # Whoever pops the callback ends the request. list.pop is atomic, so of two threads
+        # (the batch's and the caller's cancellation) exactly one does, without a lock.
+        self._open = [done]
+
+    @property
+    def ended(self) -> bool:
+        return not self._open
+
+    def succeed(self, outputs: Outputs) -> bool:
+        """False if it had ended already: nobody is told again."""
+        return self._end(outputs, None)
+
+    def fail(self, error: NeuronaError) -> bool:
+        """False if it had ended already: nobody is told again."""
+        return self._end(None, error)
+
+    def _end(self, outputs: Outputs | None, error: NeuronaError | None) -> bool:
+        try:
+            done = self._open.pop()
+        except IndexError:
+            return False
+        done(self, outputs, error)
+        return True

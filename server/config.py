@@ -1,0 +1,171 @@
+"""Every option of the server, declared once: as a field of Config.
+
+A value comes from a flag, else from the environment (NEURONA_ and the name in capitals),
+else from neurona.toml, else it is the default. A misspelt option is an error.
+"""
+
+import argparse
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from neurona_server.errors import ConfigError
+
+PREFIX = "NEURONA_"
+DEFAULT_FILE = "neurona.toml"
+
+
+def _option(default: Any, parse: Callable[[str], Any], text: str, *, many: bool = False) -> Any:
+    return field(default=default, metadata={"parse": parse, "help": text, "many": many})
+
+
+def _positive(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _not_negative(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    value = int(text)
+    if value < least:
+        raise ValueError(f"expected at least {least}")
+    return value
+
+
+def _address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("expected HOST:PORT")
+    return text
+
+
+def _level(text: str) -> str:
+    if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ValueError("expected debug, info, warning or error")
+    return text.upper()
+
+
+@dataclass(frozen=True)
+class Config:
+    repository: tuple[Path, ...] = _option(
+        (),
+        Path,
+        "folder with models as <name>/<version>/model.onnx; may be given more than once",
+        many=True,
+    )
+    address: str = _option("127.0.0.1:8001", _address, "where to listen for gRPC")
+    metrics_address: str = _option("127.0.0.1:8002", _address, "where Prometheus finds /metrics")
+    instances: int = _option(1, _positive, "sessions of each model that run side by side")
+    threads: int = _option(
+        0, _not_negative, "CPU threads of one run; 0: as many as the process has CPUs"
+    )
+    max_batch_rows: int = _option(64, _positive, "rows in one run at the most")
+    max_queue_rows: int = _option(
+        4096, _positive, "rows that may wait for a model; what exceeds it is refused at once"
+    )
+    max_message_bytes: int = _option(64 << 20, _positive, "size of a request at the most")
+    drain_delay_ms: int = _option(
+        0,
+        _not_negative,
+        "after SIGTERM: go on serving this long as NOT_SERVING, so that balancers notice",
+    )
+    drain_timeout_ms: int = _option(
+        30_000, _not_negative, "after SIGTERM: then wait this long for what is under way"
+    )
+    log_level: str = _option("INFO", _level, "debug, info, warning or error")
+
+
+def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
+    """Raises ConfigError; exits as argparse does for --help and for an unknown flag."""
+    flags = vars(_parser().parse_args(arguments))
+    config_file = flags.pop("config")
+    values = _from_file(config_file) | _from_environment(environment)
+    values |= {name: value for name, value in flags.items() if value is not None}
+    parsed = {name: _parse(name, value) for name, value in values.items()}
+    config = Config(**parsed)
+    if not config.repository:
+        raise ConfigError("no repository: say where the models are, with --repository DIR")
+    return config
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="neurona-serve",
+        description="Serve ONNX models over gRPC with dynamic batching.",
+        epilog="Each option may also stand in neurona.toml (max_batch_rows = 32) or in the "
+        "environment (NEURONA_MAX_BATCH_ROWS=32). A flag wins over the environment, the "
+        "environment over the file.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help=f"file of options (default: {DEFAULT_FILE}, if there)"
+    )
+    for option in fields(Config):
+        default = "" if option.metadata["many"] else f" (default: {option.default})"
+        parser.add_argument(
+            "--" + option.name.replace("_", "-"),
+            action="append" if option.metadata["many"] else "store",
+            metavar="DIR" if option.metadata["many"] else "VALUE",
+            help=option.metadata["help"] + default,
+        )
+    return parser
+
+
+def _from_file(name: str | None) -> dict[str, Any]:
+    path = Path(name or DEFAULT_FILE)
+    if name is None and not path.exists():
+        return {}
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    for key in values:
+        if key not in _names():
+            raise ConfigError(f"{path} has an unknown option {key!r}{_suggestion(key)}")
+    return values
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for variable, value in environment.items():
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name in _names():
+            many = next(o for o in fields(Config) if o.name == name).metadata["many"]
+            values[name] = value.split(os.pathsep) if many else value
+        # Kubernetes sets NEURONA_PORT and the like for a service called neurona, so only what
+        # looks like one of ours is taken for a misspelt one.
+        elif suggestion := _suggestion(name):
+            raise ConfigError(f"unknown option {variable} in the environment{suggestion}")
+    return values
+
+
+def _parse(name: str, value: Any) -> Any:
+    option = next(option for option in fields(Config) if option.name == name)
+    many = option.metadata["many"]
+    items = value if many and isinstance(value, list) else [value]
+    parsed = []
+    for item in items:
+        try:
+            parsed.append(option.metadata["parse"](str(item)))
+        except ValueError as error:
+            raise ConfigError(f"option {name} is {item!r}: {error}") from error
+    return tuple(parsed) if many else parsed[0]
+
+
+def _names() -> list[str]:
+    return [option.name for option in fields(Config)]
+
+
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(name, _names(), n=1, cutoff=0.8)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,73 @@
+"""What can go wrong, in the server's own words.
+
+These know no transport: `rpc.status` has the one table from error to gRPC status. Their
+messages go to the caller, so they name what came and what was expected and nothing
+that only the server's owner should see.
+"""
+
+
+class NeuronaError(Exception):
+    """Every error that a caller may be told about."""
+
+    outcome = "failed"  # how metrics count a request that ended with it
+
+
+class NotFoundError(NeuronaError):
+    """There is no such model, version or label."""
+
+    outcome = "invalid"
+
+
+class InvalidError(NeuronaError):
+    """The request cannot be understood, or does not fit the model's signature."""
+
+    outcome = "invalid"
+
+
+class WrongTaskError(NeuronaError):
+    """Classify on a regression model, or Regress on a classification model."""
+
+    outcome = "invalid"
+
+
+class QueueFullError(NeuronaError):
+    """The model's queue has no room. `retry_after` (seconds) is when it may have."""
+
+    outcome = "rejected"
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class StoppingError(NeuronaError):
+    """The model, or the whole server, takes no more requests."""
+
+    outcome = "rejected"
+
+
+class ExpiredError(NeuronaError):
+    """The deadline passed before the request ran."""
+
+    outcome = "expired"
+
+
+class CancelledError(NeuronaError):
+    """The caller does not want the answer any more."""
+
+    outcome = "cancelled"
+
+
+class ModelFailedError(NeuronaError):
+    """The model failed on a batch that it should have run. The log has the detail."""
+
+    def __init__(self) -> None:
+        super().__init__("the model failed on this request; the server's log says why")
+
+
+class LoadError(Exception):
+    """A model cannot be served. The message is one line that says which and why."""
+
+
+class ConfigError(Exception):
+    """An option is wrong. The message is one line that says which and what was expected."""

@@ -1,0 +1,123 @@
+"""One version of one model, from its file to its last answer."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from neurona_protos import metadata as model_metadata
+from neurona_protos.prediction_pb2 import ModelMetadata, State, Task
+
+from neurona_server.batching.batcher import Batcher
+from neurona_server.batching.policy import BatchPolicy
+from neurona_server.batching.request import Request
+from neurona_server.errors import LoadError, StoppingError
+from neurona_server.metrics import Metrics
+from neurona_server.models.instance import Instance
+from neurona_server.models.repository import Found
+from neurona_server.models.session import RuntimeOptions, Session
+from neurona_server.models.signature import Signature, TensorSpec
+from neurona_server.models.warm_up import can_batch, has_free_rows, warm_up
+
+log = logging.getLogger(__name__)
+
+DEFAULT_ANSWERS = {Task.TASK_CLASSIFICATION: "probabilities", Task.TASK_REGRESSION: "value"}
+_RANKS = {Task.TASK_CLASSIFICATION: (2,), Task.TASK_REGRESSION: (1, 2)}
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    policy: BatchPolicy = field(default_factory=BatchPolicy)
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    instances: int = 1
+
+
+class Model:
+    """Loaded and warmed up; `start` makes it serve, `drain` ends what it admitted.
+
+    Raises LoadError when the file cannot be served, or its metadata contradict it.
+    """
+
+    def __init__(self, found: Found, options: ModelOptions, metrics: Metrics) -> None:
+        self.name = found.name
+        self.version = found.version
+        self.state = State.STATE_LOADING
+        sessions = [Session(found.path, options.runtime) for _ in range(options.instances)]
+        session = sessions[0]
+        self.provider = session.provider
+        batched = can_batch(session.inputs, session.outputs, session.run)
+        if not batched and all(map(has_free_rows, [*session.inputs, *session.outputs])):
+            log.info("%s: two rows are not two runs of it, so requests run one by one", found)
+        self.signature = Signature(session.inputs, session.outputs, batched=batched)
+        self.metadata = _metadata(session)
+        self.answer = _answer_index(self.metadata, session.outputs)
+        self.metrics = metrics.model(found.name, found.version)
+        self._batcher = Batcher(options.policy, self.metrics, batched=batched)
+        self._instances = [
+            Instance(f"{found}#{number}", session, self._batcher)
+            for number, session in enumerate(sessions)
+        ]
+        rows = (1, self._batcher.policy.max_rows)
+        if not all([warm_up(session.inputs, session.run, rows) for session in sessions]):
+            log.info("%s: made-up inputs do not suit it, so it is not warmed up", found)
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
+
+    def start(self) -> None:
+        for instance in self._instances:
+            instance.start()
+        self.state = State.STATE_READY
+        self.metrics.ready(Task.Name(self.metadata.task).removeprefix("TASK_"), self.provider)
+
+    def submit(self, request: Request) -> None:
+        """Never waits. Raises what `Queue.put` raises."""
+        self._batcher.submit(request)
+
+    def drain(self, timeout: float) -> bool:
+        """Takes no more and waits until all that was admitted is answered.
+
+        False when `timeout` (seconds) was too short: what still waits then ends with
+        StoppingError; a run that is under way is left alone.
+        """
+        self.state = State.STATE_DRAINING
+        self._batcher.close()
+        end = time.monotonic() + timeout
+        if all([instance.join(max(0.0, end - time.monotonic())) for instance in self._instances]):
+            return True
+        error = StoppingError("the server stopped before the request's turn came")
+        log.warning("%s: %d requests not answered", self, self._batcher.cancel_waiting(error))
+        return False
+
+
+def _metadata(session: Session) -> ModelMetadata:
+    text = session.properties.get(model_metadata.KEY)
+    if text is None:
+        return ModelMetadata()
+    try:
+        return model_metadata.from_json(text)
+    except ValueError as error:
+        raise LoadError(str(error)) from error
+
+
+def _answer_index(metadata: ModelMetadata, outputs: Sequence[TensorSpec]) -> int:
+    """Which output holds the answer; -1 for a model without a task.
+
+    Raises LoadError when the task cannot be answered from the outputs.
+    """
+    if metadata.task == Task.TASK_TENSORS:
+        return -1
+    names = [spec.name for spec in outputs]
+    answer = metadata.answer or DEFAULT_ANSWERS[metadata.task]
+    if answer not in names:
+        raise LoadError(f"its metadata name the answer {answer!r}; its outputs are {names}")
+    index = names.index(answer)
+    spec = outputs[index]
+    if len(spec.shape) not in _RANKS[metadata.task]:
+        task = Task.Name(metadata.task).removeprefix("TASK_").lower()
+        raise LoadError(f"its answer {answer!r} is {spec}, which is not a {task}'s (rows, …)")
+    described = metadata.labels or metadata.values
+    width = spec.shape[1] if len(spec.shape) == 2 else 1
+    if described and isinstance(width, int) and width != len(described):
+        raise LoadError(f"its metadata describe {len(described)} columns of {answer!r} {spec}")
+    return index

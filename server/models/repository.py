@@ -1,0 +1,58 @@
+"""Models on disk: <root>/<name>/<version>/model.onnx."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from neurona_server.errors import LoadError
+
+MODEL_FILE = "model.onnx"
+# Names and versions become metric labels, log lines and health services.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model file and what it is called."""
+
+    name: str
+    version: int
+    path: Path
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+def scan(roots: Sequence[Path]) -> list[Found]:
+    """Every version of every model in the roots, by name and version.
+
+    Folders that are not called like a model or a version are passed over. Raises LoadError
+    when a root cannot be read, when a name stands in two roots, or when nothing is found.
+    """
+    found: list[Found] = []
+    home: dict[str, Path] = {}
+    for root in roots:
+        for name in _folders(root, _NAME):
+            versions = [
+                Found(name, int(version), root / name / version / MODEL_FILE)
+                for version in _folders(root / name, _VERSION)
+                if (root / name / version / MODEL_FILE).is_file()
+            ]
+            if versions and home.setdefault(name, root) != root:
+                raise LoadError(f"model {name!r} stands in {home[name]} and in {root}")
+            found += versions
+    if not found:
+        places = ", ".join(str(root) for root in roots)
+        raise LoadError(f"no model in {places}: expected <name>/<version>/{MODEL_FILE} there")
+    return sorted(found, key=lambda one: (one.name, one.version))
+
+
+def _folders(parent: Path, pattern: re.Pattern[str]) -> list[str]:
+    try:
+        with os.scandir(parent) as entries:
+            return sorted(e.name for e in entries if pattern.fullmatch(e.name) and e.is_dir())
+    except OSError as error:
+        raise LoadError(f"cannot read the repository {parent}: {error.strerror}") from error

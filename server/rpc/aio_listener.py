@@ -1,0 +1,236 @@
+"""The door on grpcio's public API, `grpc.aio`.
+
+It runs an event loop in a thread of its own. The services know nothing of that: they are
+called in that thread, return at once and answer from any other.
+"""
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from neurona_server.errors import ConfigError, StoppingError
+from neurona_server.rpc.call import Methods, Stream, Streaming, Unary
+from neurona_server.rpc.status import status_of
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+@dataclass(frozen=True)
+class ListenerOptions:
+    max_message_bytes: int = 64 << 20
+    """The largest request; gRPC refuses a larger one with RESOURCE_EXHAUSTED."""
+
+
+class AioListener:
+    def __init__(self, methods: Methods, options: ListenerOptions) -> None:
+        self._methods = methods
+        self._options = options
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="door", daemon=True)
+        self._server: grpc.aio.Server | None = None
+        self._streams: set[_StreamCall] = set()
+        # Answers from other threads, and whether the loop already knows that there are some:
+        # waking it costs a system call, so a batch's answers share one.
+        self._posted: deque[Callable[[], None]] = deque()
+        self._woken = False
+
+    def start(self, address: str) -> int:
+        """Listens; the port, which the system chose if `address` ended in ":0".
+
+        Raises ConfigError when the address cannot be had.
+        """
+        self._thread.start()
+        return asyncio.run_coroutine_threadsafe(self._start(address), self._loop).result()
+
+    def stop(self, timeout: float) -> None:
+        """Accepts no more calls, waits `timeout` seconds for those under way, cancels the rest."""
+        asyncio.run_coroutine_threadsafe(self._stop(timeout), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Has `action` called in the loop. Any thread; does nothing once the door is closed."""
+        self._posted.append(action)
+        if not self._woken:
+            self._woken = True
+            try:
+                self._loop.call_soon_threadsafe(self._run_posted)
+            except RuntimeError:  # the loop is closed: there is nobody left to answer
+                self._posted.clear()
+
+    def _run_posted(self) -> None:
+        self._woken = False  # before the last look, so that what comes after it wakes us again
+        while self._posted:
+            self._posted.popleft()()
+
+    async def _start(self, address: str) -> int:
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", self._options.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                # With it on, a second server on the same port would take half of the calls.
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        self._server.add_generic_rpc_handlers((_Handlers(self, self._methods),))
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen on {address}: {error}") from error
+        await self._server.start()
+        return port
+
+    async def _stop(self, timeout: float) -> None:
+        for stream_call in list(self._streams):
+            stream_call.drain()
+        if self._server is not None:
+            await self._server.stop(timeout)
+
+    async def serve_unary(self, method: Unary, request: bytes, context: Context) -> bytes:
+        call = _UnaryCall(self, request, _deadline(context))
+        try:
+            try:
+                method.start(call)
+            except Exception as error:  # a service's bug must end its call, not the door
+                call.fail(error)
+            outcome = await call.outcome
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        return outcome if isinstance(outcome, bytes) else await _abort(context, outcome)
+
+    async def serve_stream(self, method: Streaming, context: Context) -> None:
+        call = _StreamCall(self, _deadline(context))
+        call.stream = stream = method.start(call)
+        self._streams.add(call)
+        reader = asyncio.create_task(call.read(context))
+        try:
+            while call.error is None:
+                call.woken.clear()
+                if (message := stream.take()) is not None:
+                    await context.write(message)
+                    call.written.set()
+                elif stream.finished:
+                    break
+                else:
+                    await call.woken.wait()
+            if call.error is None and not call.half_closed:
+                call.error = StoppingError("the server is stopping; call again")
+            if call.error is not None:
+                await _abort(context, call.error)
+        finally:
+            reader.cancel()
+            self._streams.discard(call)
+            stream.cancel()
+
+
+class _UnaryCall:
+    def __init__(self, door: AioListener, request: bytes, deadline: float) -> None:
+        self.request = request
+        self.deadline = deadline
+        self.outcome: asyncio.Future[bytes | Exception] = door._loop.create_future()
+        self._door = door
+        self._on_cancel: list[Callable[[], None]] = []
+
+    def reply(self, response: bytes) -> None:
+        self._end(response)
+
+    def fail(self, error: Exception) -> None:
+        self._end(error)
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        self._on_cancel.append(callback)
+
+    def cancel(self) -> None:
+        for callback in self._on_cancel:
+            callback()
+
+    def _end(self, outcome: bytes | Exception) -> None:
+        def resolve() -> None:
+            if not self.outcome.done():
+                self.outcome.set_result(outcome)
+
+        self._door.post(resolve)
+
+
+class _StreamCall:
+    stream: Stream
+
+    def __init__(self, door: AioListener, deadline: float) -> None:
+        self.deadline = deadline
+        self.woken = asyncio.Event()
+        self.written = asyncio.Event()
+        self.half_closed = False
+        self.error: Exception | None = None
+        self._door = door
+
+    def wake(self) -> None:
+        self._door.post(self.woken.set)
+
+    def drain(self) -> None:
+        self.stream.drain()
+        self.woken.set()
+
+    async def read(self, context: Context) -> None:
+        try:
+            while True:
+                self.written.clear()
+                if self.stream.congested:
+                    await self.written.wait()
+                    continue
+                message: object = await context.read()
+                if not isinstance(message, bytes):  # grpc.aio.EOF
+                    self.half_closed = True
+                    self.stream.half_close()
+                    break
+                self.stream.receive(message)
+        except Exception as error:  # what a service raises ends its own call only
+            self.error = error
+        self.woken.set()
+
+
+class _Handlers(grpc.GenericRpcHandler):
+    def __init__(self, door: AioListener, methods: Methods) -> None:
+        self._handlers = {path: _handler(door, method) for path, method in methods.items()}
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
+        return self._handlers.get(handler_call_details.method)
+
+
+def _handler(door: AioListener, method: Unary | Streaming) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    # Without serializers, grpc hands the bytes through as they are.
+    if isinstance(method, Unary):
+
+        async def unary(request: bytes, context: Context) -> bytes:
+            return await door.serve_unary(method, request, context)
+
+        return grpc.unary_unary_rpc_method_handler(unary)
+
+    async def stream(_: Any, context: Context) -> None:
+        await door.serve_stream(method, context)
+
+    return grpc.stream_stream_rpc_method_handler(stream)
+
+
+def _deadline(context: Context) -> float:
+    remaining = context.time_remaining()
+    return math.inf if remaining is None else time.monotonic() + remaining
+
+
+async def _abort(context: Context, error: Exception) -> NoReturn:
+    status = status_of(error)
+    await context.abort(status.code, status.message, status.trailers)

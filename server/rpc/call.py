@@ -1,0 +1,90 @@
+"""What a door and a service agree on, so that either can be exchanged.
+
+A door (`aio_listener`) owns connections and bytes; a service (`prediction`, `models`,
+`health`) owns what they mean. Neither waits for the other: a service is called in the
+door's thread and must return at once; it answers later, from any thread.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Call(Protocol):
+    """One unary call. Exactly one of `reply` and `fail` ends it; any thread may.
+
+    After the caller has gone away both do nothing.
+    """
+
+    @property
+    def request(self) -> bytes: ...
+
+    @property
+    def deadline(self) -> float:
+        """A point in time on the monotonic clock; inf if the caller set none."""
+
+    def reply(self, response: bytes) -> None: ...
+
+    def fail(self, error: Exception) -> None:
+        """Ends with the status of `error` (`rpc.status`)."""
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Has `callback` called, in the door's thread, when the caller cancels, disconnects
+        or reaches its deadline before the call has ended."""
+
+
+class StreamCall(Protocol):
+    """One streaming call, as its `Stream` sees it."""
+
+    @property
+    def deadline(self) -> float: ...
+
+    def wake(self) -> None:
+        """There is something to take from the stream now. Any thread may say so."""
+
+
+class Stream(Protocol):
+    """One streaming call, as its door sees it. The door calls all of it in its own thread.
+
+    Messages are pulled: the door takes the next one when the last one has been written.
+    So a message holds whatever has gathered meanwhile, and a slow reader slows its own
+    stream down: while `congested`, the door reads no more of it.
+    """
+
+    def receive(self, message: bytes) -> None:
+        """Takes one message in. What it raises ends the call."""
+
+    def half_close(self) -> None:
+        """The caller has sent its last message."""
+
+    def take(self) -> bytes | None:
+        """The next message to send; None if there is none now."""
+
+    @property
+    def congested(self) -> bool: ...
+
+    @property
+    def finished(self) -> bool:
+        """All has been taken and nothing will follow: the call ends."""
+
+    def drain(self) -> None:
+        """The server is stopping: finish as soon as what was received is answered."""
+
+    def cancel(self) -> None:
+        """The caller has gone away."""
+
+
+@dataclass(frozen=True)
+class Unary:
+    start: Callable[[Call], None]
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """For streams of either side or both: one message and a half-close is a stream too."""
+
+    start: Callable[[StreamCall], Stream]
+
+
+Methods = Mapping[str, Unary | Streaming]
+"""By path: "/neurona.v1.Prediction/Predict"."""

@@ -1,0 +1,123 @@
+"""grpc.health.v1: whether the server, a service or a model answers.
+
+Names: "" is the server; "neurona.v1.Prediction" and so on its services; "lenet5" and
+"lenet5/1" a model and one version of it.
+"""
+
+import threading
+from collections.abc import Mapping
+
+from google.protobuf.message import DecodeError
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from neurona_server.errors import InvalidError, NotFoundError
+from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
+
+SERVING: int = HealthCheckResponse.SERVING
+NOT_SERVING: int = HealthCheckResponse.NOT_SERVING
+_UNKNOWN: int = HealthCheckResponse.SERVICE_UNKNOWN
+
+
+class Health:
+    """The state of every name, and those who watch it. Any thread may change it."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, int] = {}
+        self._watchers: set[_Watch] = set()
+        self._changing = threading.Lock()
+
+    def methods(self) -> Methods:
+        path = "/grpc.health.v1.Health/"
+        return {
+            path + "Check": Unary(self._check),
+            path + "Watch": Streaming(lambda call: _Watch(self, call)),
+        }
+
+    def set(self, serving: Mapping[str, bool]) -> None:
+        """Names that are not in `serving` keep their state."""
+        with self._changing:
+            for name, is_serving in serving.items():
+                self._states[name] = SERVING if is_serving else NOT_SERVING
+            watchers = list(self._watchers)
+        for watcher in watchers:
+            watcher.changed()
+
+    def stop(self) -> None:
+        """Everything is NOT_SERVING."""
+        self.set(dict.fromkeys(list(self._states), False))
+
+    def state(self, name: str) -> "int":
+        return self._states.get(name, _UNKNOWN)
+
+    def watch(self, watcher: "_Watch") -> None:
+        with self._changing:
+            self._watchers.add(watcher)
+
+    def unwatch(self, watcher: "_Watch") -> None:
+        with self._changing:
+            self._watchers.discard(watcher)
+
+    def _check(self, call: Call) -> None:
+        try:
+            name = _request(call.request).service
+        except InvalidError as error:
+            call.fail(error)
+            return
+        state = self.state(name)
+        if state == _UNKNOWN:
+            call.fail(NotFoundError(f"nothing called {name!r} is served"))
+        else:
+            call.reply(HealthCheckResponse(status=state).SerializeToString())
+
+
+class _Watch:
+    """A `Stream` that sends a name's state now and whenever it changes."""
+
+    def __init__(self, health: Health, call: StreamCall) -> None:
+        self._health = health
+        self._call = call
+        self._name: str | None = None
+        self._sent: int | None = None
+        self._draining = False
+
+    def receive(self, message: bytes) -> None:
+        self._name = _request(message).service
+        self._health.watch(self)
+        self._call.wake()
+
+    def changed(self) -> None:
+        self._call.wake()
+
+    def half_close(self) -> None:
+        """Watching goes on until the caller cancels."""
+
+    def take(self) -> bytes | None:
+        if self._name is None:
+            return None
+        state = self._health.state(self._name)
+        if state == self._sent:
+            return None
+        self._sent = state
+        message: bytes = HealthCheckResponse(status=state).SerializeToString()
+        return message
+
+    @property
+    def congested(self) -> bool:
+        return False
+
+    @property
+    def finished(self) -> bool:
+        return self._draining
+
+    def drain(self) -> None:
+        self._draining = True
+
+    def cancel(self) -> None:
+        self._health.unwatch(self)
+
+
+def _request(message: bytes) -> HealthCheckRequest:
+    try:
+        return HealthCheckRequest.FromString(message)
+    except DecodeError:
+        raise InvalidError("the bytes are not a grpc.health.v1.HealthCheckRequest") from None

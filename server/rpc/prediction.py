@@ -1,0 +1,148 @@
+"""neurona.v1.Prediction: bytes to a request of a model, its outputs to bytes."""
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+
+from google.protobuf.message import DecodeError
+
+from neurona_protos.prediction_pb2 import PredictRequest, PredictResponse, Task
+from neurona_protos.tensors import TensorError, to_array
+from neurona_server.batching.request import Array, Outputs, Request
+from neurona_server.errors import (
+    CancelledError,
+    ExpiredError,
+    InvalidError,
+    ModelFailedError,
+    NeuronaError,
+    WrongTaskError,
+)
+from neurona_server.metrics import Metrics
+from neurona_server.models.model import Model
+from neurona_server.models.registry import Registry
+from neurona_server.rpc.answers import answer
+from neurona_server.rpc.call import Call, Methods, Streaming, Unary
+from neurona_server.rpc.prediction_stream import PredictionStream
+
+log = logging.getLogger(__name__)
+
+Deliver = Callable[[PredictResponse | None, NeuronaError | None], None]
+Track = Callable[[Request], None]
+
+
+class Prediction:
+    def __init__(self, registry: Registry, metrics: Metrics) -> None:
+        self._registry = registry
+        self._metrics = metrics
+
+    def methods(self) -> Methods:
+        path = "/neurona.v1.Prediction/"
+        return {
+            path + "Predict": Unary(self._unary),
+            path + "Classify": Unary(partial(self._unary, task=Task.TASK_CLASSIFICATION)),
+            path + "Regress": Unary(partial(self._unary, task=Task.TASK_REGRESSION)),
+            path + "PredictStream": Streaming(partial(PredictionStream, self.begin)),
+        }
+
+    def begin(
+        self,
+        message: PredictRequest,
+        deadline: float,
+        deliver: Deliver,
+        track: Track,
+        task: Task | None = None,
+    ) -> None:
+        """Sends a request on its way; `deliver` gets its answer or its error, exactly once.
+
+        `track` gets the request before it is submitted, so that it can be cancelled. Given a
+        `task`, a model that has another one is refused.
+        """
+        started = time.monotonic()
+        outcomes = self._metrics.unresolved
+        try:
+            model = self._registry.resolve(message.model, message.version, message.label)
+            outcomes = model.metrics.outcomes
+            if task is not None and task != model.metadata.task:
+                raise _wrong_task(model, task)
+            inputs = _inputs(message)
+            rows = model.signature.check(inputs)
+        except NeuronaError as error:
+            outcomes[error.outcome].inc()
+            deliver(None, error)
+            return
+
+        def done(_: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
+            response = None
+            if outputs is not None:
+                try:
+                    response = answer(
+                        model, outputs, message.top_k or 1, raw_outputs=message.raw_outputs
+                    )
+                except Exception:
+                    # Whatever is wrong with one answer, its caller hears of it.
+                    log.exception("%s: an answer cannot be written", model)
+                    error = ModelFailedError()
+            if error is None:
+                model.metrics.request_seconds.observe(time.monotonic() - started)
+            outcomes["ok" if error is None else error.outcome].inc()
+            deliver(response, error)
+
+        request = Request(inputs, rows, model.signature.group(inputs), done, deadline)
+        track(request)
+        try:
+            model.submit(request)
+        except NeuronaError as error:
+            request.fail(error)
+
+    def _unary(self, call: Call, task: Task | None = None) -> None:
+        try:
+            message = PredictRequest.FromString(call.request)
+        except DecodeError:
+            self._metrics.unresolved["invalid"].inc()
+            call.fail(InvalidError("the bytes are not a neurona.v1.PredictRequest"))
+            return
+
+        def deliver(response: PredictResponse | None, error: NeuronaError | None) -> None:
+            if response is None:
+                call.fail(error or ModelFailedError())
+            else:
+                call.reply(response.SerializeToString())
+
+        def track(request: Request) -> None:
+            call.on_cancel(partial(cancel, request))
+
+        self.begin(message, call.deadline, deliver, track, task)
+
+
+def cancel(request: Request) -> None:
+    """Ends a request whose caller is gone, or whose deadline made it go."""
+    if time.monotonic() >= request.deadline:
+        request.fail(ExpiredError("the deadline passed before the answer was there"))
+    else:
+        request.fail(CancelledError("the caller cancelled the request"))
+
+
+def _inputs(message: PredictRequest) -> dict[str, Array]:
+    inputs: dict[str, Array] = {}
+    for tensor in message.inputs:
+        if tensor.name in inputs:
+            raise InvalidError(f"input {tensor.name!r} stands twice; expected it once")
+        try:
+            inputs[tensor.name] = to_array(tensor)
+        except TensorError as error:
+            raise InvalidError(str(error)) from error
+    return inputs
+
+
+def _wrong_task(model: Model, asked: Task) -> WrongTaskError:
+    name = {
+        Task.TASK_TENSORS: "tensors only (use Predict)",
+        Task.TASK_CLASSIFICATION: "classification (use Predict or Classify)",
+        Task.TASK_REGRESSION: "regression (use Predict or Regress)",
+    }
+    wanted = Task.Name(asked).removeprefix("TASK_").lower()
+    return WrongTaskError(
+        f"model {model.name!r} cannot answer with a {wanted}; its task is "
+        f"{name[model.metadata.task]}"
+    )

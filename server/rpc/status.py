@@ -1,0 +1,65 @@
+"""From error to gRPC status: the one table."""
+
+import logging
+import math
+from dataclasses import dataclass
+
+import grpc
+
+from neurona_server.errors import (
+    CancelledError,
+    ExpiredError,
+    InvalidError,
+    ModelFailedError,
+    NotFoundError,
+    QueueFullError,
+    StoppingError,
+    WrongTaskError,
+)
+
+log = logging.getLogger(__name__)
+
+CODES = {
+    NotFoundError: grpc.StatusCode.NOT_FOUND,
+    InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
+    WrongTaskError: grpc.StatusCode.FAILED_PRECONDITION,
+    QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    StoppingError: grpc.StatusCode.UNAVAILABLE,
+    ExpiredError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    CancelledError: grpc.StatusCode.CANCELLED,
+    ModelFailedError: grpc.StatusCode.INTERNAL,
+}
+RETRY_AFTER = "retry-after-ms"
+MAX_MESSAGE = 1000  # a message travels in a header, and it may quote what the caller sent
+
+
+@dataclass(frozen=True)
+class Status:
+    code: grpc.StatusCode
+    message: str
+    retry_after_ms: int = 0
+
+    @property
+    def number(self) -> int:
+        """The google.rpc.Code."""
+        number: int = self.code.value[0]
+        return number
+
+    @property
+    def trailers(self) -> tuple[tuple[str, str], ...]:
+        return ((RETRY_AFTER, str(self.retry_after_ms)),) if self.retry_after_ms else ()
+
+
+def status_of(error: Exception) -> Status:
+    """An error that is not in the table is a fault of ours: logged, and INTERNAL with a text
+    that says nothing about it."""
+    code = CODES.get(type(error))
+    if code is None:
+        log.error("an internal error", exc_info=error)
+        return Status(grpc.StatusCode.INTERNAL, "internal error; the server's log says why")
+    retry_after = error.retry_after if isinstance(error, QueueFullError) else 0.0
+    wait = max(1, math.ceil(retry_after * 1000)) if code is CODES[QueueFullError] else 0
+    message = str(error)
+    if len(message) > MAX_MESSAGE:
+        message = message[: MAX_MESSAGE - 1] + "…"
+    return Status(code, message, wait)

@@ -1,0 +1,40 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import small_models
+from neurona_server.batching.policy import BatchPolicy
+from serving import Server
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("repository")
+    small_models.save_classifier(root / "classifier" / "1" / "model.onnx")
+    small_models.save_classifier(root / "classifier" / "2" / "model.onnx", offset=1.0)
+    small_models.save_regressor(root / "regressor" / "1" / "model.onnx")
+    small_models.save_picker(root / "picker" / "1" / "model.onnx")
+    small_models.save_fixed(root / "fixed" / "1" / "model.onnx")
+    small_models.save_running_sum(root / "running_sum" / "1" / "model.onnx")
+    return root
+
+
+@pytest.fixture
+def make_server(repository: Path) -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def make(policy: BatchPolicy | None = None, **options: bool) -> Server:
+        servers.append(Server(repository, policy or BatchPolicy(), **options))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[Server]:
+    """Shared by the tests that leave no trace in it."""
+    server = Server(repository, BatchPolicy())
+    yield server
+    server.stop()

@@ -1,0 +1,80 @@
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from neurona_protos.prediction_pb2 import DataType, Tensor
+from neurona_protos.tensors import NUMPY_DTYPES, TensorError, to_array, to_tensor
+
+NUMERIC = [dtype for dtype in NUMPY_DTYPES.values() if dtype.kind != "O"]
+
+
+@given(
+    st.sampled_from(NUMERIC).flatmap(
+        lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0))
+    )
+)
+def test_numbers_survive_the_way_there_and_back(array):
+    returned = to_array(Tensor.FromString(to_tensor("x", array).SerializeToString()))
+    assert returned.dtype == array.dtype
+    assert returned.shape == array.shape
+    np.testing.assert_array_equal(returned, array)
+
+
+@given(hnp.arrays(object, hnp.array_shapes(max_dims=3, min_side=0), elements=st.text()))
+def test_strings_survive_the_way_there_and_back(array):
+    returned = to_array(to_tensor("x", array))
+    assert returned.shape == array.shape
+    assert returned.tolist() == array.tolist()
+
+
+def test_a_view_is_not_a_copy():
+    tensor = to_tensor("x", np.arange(1000.0))
+    assert not to_array(tensor).flags.owndata
+    assert not to_array(tensor).flags.writeable
+
+
+def test_big_endian_and_strided_arrays_are_sent_as_their_values():
+    array = np.arange(12, dtype=">i4").reshape(3, 4).T
+    np.testing.assert_array_equal(to_array(to_tensor("x", array)), array)
+
+
+def test_numpy_text_is_sent_as_strings():
+    assert to_array(to_tensor("x", np.array(["a", "çé"]))).tolist() == ["a", "çé"]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (Tensor(name="x", dtype=1, shape=[2, 2], data=b"123"), "3 bytes.*shape .2, 2. takes 16"),
+        (Tensor(name="x", dtype=1, shape=[-1], data=b"1234"), "shape .-1.; no size may be neg"),
+        (Tensor(name="x", dtype=1, shape=[2**62, 2**62]), "0 bytes.*takes 8507059173023461586"),
+        (Tensor(name="x", dtype=1, shape=[1] * 65, data=b"1234"), "65 axes; expected at most 64"),
+        (Tensor(name="x", shape=[1], data=b"1"), "dtype UNDEFINED, which is not supported"),
+        (Tensor(name="x", dtype=16, shape=[1], data=b"12"), "dtype BFLOAT16, which is not"),
+        (Tensor(name="x", dtype=99, shape=[1], data=b"12"), "dtype 99, which is not"),
+        (Tensor(name="x", dtype=8, shape=[2**40], data=b""), "0 bytes of data, too few"),
+        (Tensor(name="x", dtype=8, shape=[1], data=struct.pack("<I", 9)), "ends inside string 0"),
+        (Tensor(name="x", dtype=8, shape=[2], data=b"\4\0\0\0ABCD"), "ends inside string 1 of 2"),
+        (Tensor(name="x", dtype=8, shape=[1], data=b"\1\0\0\0AB"), "1 bytes behind its 1 strings"),
+        (Tensor(name="x", dtype=8, shape=[1], data=b"\1\0\0\0\xff"), "no UTF-8 in string 0"),
+    ],
+)
+def test_a_tensor_that_contradicts_itself_is_refused_by_name(tensor, message):
+    with pytest.raises(TensorError, match=message) as caught:
+        to_array(tensor)
+    assert "tensor 'x'" in str(caught.value)
+
+
+def test_what_a_tensor_cannot_carry_is_refused():
+    with pytest.raises(TensorError, match="complex64"):
+        to_tensor("x", np.zeros(1, np.complex64))
+    with pytest.raises(TensorError, match="'x' has an element of type int"):
+        to_tensor("x", np.array([1, "a"], dtype=object))
+
+
+def test_any_byte_but_zero_is_true():
+    tensor = Tensor(name="x", dtype=DataType.DATA_TYPE_BOOL, shape=[3], data=b"\0\1\7")
+    assert to_array(tensor).view(np.uint8).tolist() == [0, 1, 1]

@@ -1,0 +1,47 @@
+"""All of neurona-serve but its command line, in the test's own process."""
+
+from pathlib import Path
+
+import grpc
+from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
+from neurona_server.batching.policy import BatchPolicy
+from neurona_server.metrics import Metrics
+from neurona_server.models.model import Model, ModelOptions
+from neurona_server.models.registry import Registry
+from neurona_server.models.repository import scan
+from neurona_server.rpc.aio_listener import AioListener, ListenerOptions
+from neurona_server.rpc.health import Health
+from neurona_server.rpc.models import Models
+from neurona_server.rpc.prediction import Prediction
+from prometheus_client import CollectorRegistry
+
+
+class Server:
+    def __init__(self, root: Path, policy: BatchPolicy, *, start_models: bool = True) -> None:
+        self.metrics = Metrics(CollectorRegistry())
+        self.registry = Registry()
+        self.health = Health()
+        for found in scan([root]):
+            model = Model(found, ModelOptions(policy), self.metrics)
+            if start_models:
+                model.start()
+            self.registry.publish(model)
+        methods = {
+            **Prediction(self.registry, self.metrics).methods(),
+            **Models(self.registry).methods(),
+            **self.health.methods(),
+        }
+        self.listener = AioListener(methods, ListenerOptions(max_message_bytes=1 << 20))
+        self.port = self.listener.start("127.0.0.1:0")
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
+        self.prediction = PredictionStub(self.channel)
+        self.models = ModelsStub(self.channel)
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"neurona_{name}", labels) or 0.0
+
+    def stop(self) -> None:
+        self.channel.close()
+        self.listener.stop(5.0)
+        for model in self.registry.models():
+            model.drain(5.0)

@@ -1,0 +1,102 @@
+"""Small models, made as ONNX files: each shows one thing that a server must get right."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from neurona_protos import metadata as model_metadata
+from neurona_protos.prediction_pb2 import ModelMetadata, Task, ValueDescription
+from onnx import TensorProto, helper, numpy_helper
+
+Size = int | str
+LABELS = ("ant", "bee", "cat")
+WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3) / 10 - 0.5
+
+
+def save(
+    path: Path,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: dict[str, tuple[int, Sequence[Size]]],
+    outputs: dict[str, tuple[int, Sequence[Size]]],
+    constants: dict[str, np.ndarray[Any, Any]] | None = None,
+    metadata: ModelMetadata | None = None,
+) -> Path:
+    graph = helper.make_graph(
+        list(nodes),
+        "test",
+        [helper.make_tensor_value_info(n, t, list(s)) for n, (t, s) in inputs.items()],
+        [helper.make_tensor_value_info(n, t, list(s)) for n, (t, s) in outputs.items()],
+        [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    if metadata is not None:
+        helper.set_model_props(model, {model_metadata.KEY: model_metadata.to_json(metadata)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, path)
+    return path
+
+
+def save_classifier(path: Path, offset: float = 0.0) -> Path:
+    """probabilities = softmax((x + offset) @ WEIGHTS), x of 4 numbers a row."""
+    return save(
+        path,
+        [
+            helper.make_node("Add", ["x", "offset"], ["moved"]),
+            helper.make_node("MatMul", ["moved", "weights"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        ],
+        {"x": (TensorProto.FLOAT, ["batch", 4])},
+        {"probabilities": (TensorProto.FLOAT, ["batch", 3])},
+        {"weights": WEIGHTS, "offset": np.float32(offset).reshape(1)},
+        ModelMetadata(task=Task.TASK_CLASSIFICATION, answer="probabilities", labels=LABELS),
+    )
+
+
+def save_regressor(path: Path) -> Path:
+    """value = the sum of each row's numbers, over a free number of steps."""
+    return save(
+        path,
+        [helper.make_node("ReduceSum", ["series", "axes"], ["value"], keepdims=1)],
+        {"series": (TensorProto.FLOAT, ["batch", "time"])},
+        {"value": (TensorProto.FLOAT, ["batch", 1])},
+        {"axes": np.array([1])},
+        ModelMetadata(
+            task=Task.TASK_REGRESSION,
+            answer="value",
+            values=[ValueDescription(name="total", unit="kg")],
+        ),
+    )
+
+
+def save_picker(path: Path) -> Path:
+    """picked = table[index] for each row; an index beyond 3 fails the whole run."""
+    return save(
+        path,
+        [helper.make_node("Gather", ["table", "index"], ["picked"])],
+        {"index": (TensorProto.INT64, ["batch"])},
+        {"picked": (TensorProto.FLOAT, ["batch"])},
+        {"table": np.array([0, 10, 20, 30], np.float32)},
+    )
+
+
+def save_fixed(path: Path) -> Path:
+    """twice = 2 * x for exactly one row: no batch axis of free size."""
+    return save(
+        path,
+        [helper.make_node("Add", ["x", "x"], ["twice"])],
+        {"x": (TensorProto.FLOAT, [1, 2])},
+        {"twice": (TensorProto.FLOAT, [1, 2])},
+    )
+
+
+def save_running_sum(path: Path) -> Path:
+    """Axis 0 is time: each row of the answer holds the sum of all rows so far."""
+    return save(
+        path,
+        [helper.make_node("CumSum", ["x", "axis"], ["sums"])],
+        {"x": (TensorProto.FLOAT, ["time", 2])},
+        {"sums": (TensorProto.FLOAT, ["time", 2])},
+        {"axis": np.array(0)},
+    )
