@@ -1,0 +1,110 @@
+"""Convolutional networks."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Table I of the paper: which of the 6 maps of S2 each of the 16 maps of C3 sees. Not all,
+# so that different maps are forced to find different features.
+_SEEN_BY_C3 = (
+    *((0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5)),
+    *((0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5)),
+    *((0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5)),
+    (0, 1, 2, 3, 4, 5),
+)
+
+
+class LeNet5(nn.Module):
+    """LeNet-5: Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, Gradient-Based Learning Applied
+    to Document Recognition, Proceedings of the IEEE 86 (1998).
+
+    (rows, height, width) -> logits (rows, classes); a square image of any size is brought to
+    the paper's 32 x 32. The paper's 60,000 parameters up to F6, then two things differ: the
+    output is a softmax layer, the successor of its radial basis functions, and tanh stands
+    unscaled, since the weights on either side can take up the paper's 1.7159 and 2/3.
+    """
+
+    def __init__(self, normalise: nn.Module, size: int, classes: int) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.enlarge = nn.Upsample(scale_factor=32 / size, mode="bilinear")
+        self.c1 = nn.Conv2d(1, 6, 5)  # -> 6 maps of 28 x 28
+        self.s2 = Subsampling(6)  # -> 14 x 14
+        self.c3 = PartialConvolution(6, _SEEN_BY_C3, 5)  # -> 16 maps of 10 x 10
+        self.s4 = Subsampling(16)  # -> 5 x 5
+        self.c5 = nn.Linear(16 * 5 * 5, 120)  # a convolution that sees the whole map
+        self.f6 = nn.Linear(120, 84)
+        self.output = nn.Linear(84, classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.enlarge(self.normalise(image).unsqueeze(1))
+        x = torch.tanh(self.c1(x))
+        x = torch.tanh(self.s2(x))
+        x = torch.tanh(self.c3(x))
+        x = torch.tanh(self.s4(x))
+        x = torch.tanh(self.c5(x.flatten(1)))
+        x = torch.tanh(self.f6(x))
+        logits: Tensor = self.output(x)
+        return logits
+
+
+class Subsampling(nn.Module):
+    """The sum of each 2 x 2 block, times one learned weight, plus one learned bias a map."""
+
+    def __init__(self, maps: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((maps,), 0.25))  # at first: the mean of the block
+        self.bias = nn.Parameter(torch.zeros(maps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = functional.avg_pool2d(x, 2)
+        return means * (4 * self.weight)[:, None, None] + self.bias[:, None, None]
+
+    def for_export(self) -> nn.Module:
+        """The same as a convolution of each map by itself: one step in the graph, not three."""
+        maps = len(self.weight)
+        kernel = self.weight[:, None, None, None].expand(maps, 1, 2, 2)
+        return _convolution(kernel, self.bias, stride=2, groups=maps)
+
+
+class PartialConvolution(nn.Module):
+    """A convolution whose map i sees only the input maps `seen[i]`.
+
+    Only the connections that exist are parameters: weight is (connections, size, size).
+    """
+
+    mask: Tensor
+
+    def __init__(self, maps: int, seen: tuple[tuple[int, ...], ...], size: int) -> None:
+        super().__init__()
+        mask = torch.zeros(len(seen), maps, dtype=torch.bool)
+        for index, inputs in enumerate(seen):
+            mask[index, list(inputs)] = True
+        self.register_buffer("mask", mask, persistent=False)
+        # Uniform, as wide as torch's own convolution of this many inputs.
+        width = (maps * size * size) ** -0.5
+        self.weight = nn.Parameter(torch.empty(int(mask.sum()), size, size))
+        self.bias = nn.Parameter(torch.empty(len(seen)))
+        nn.init.uniform_(self.weight, -width, width)
+        nn.init.uniform_(self.bias, -width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(x, self._kernel(), self.bias)
+
+    def for_export(self) -> nn.Module:
+        """The same with the missing connections as zeros, laid out once and for all."""
+        return _convolution(self._kernel(), self.bias)
+
+    def _kernel(self) -> Tensor:
+        kernel = self.weight.new_zeros(*self.mask.shape, *self.weight.shape[1:])
+        kernel[self.mask] = self.weight
+        return kernel
+
+
+def _convolution(kernel: Tensor, bias: Tensor, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """The convolution that has just these weights; kernel (maps, seen maps, size, size)."""
+    maps, seen, size, _ = kernel.shape
+    convolution = nn.Conv2d(seen * groups, maps, size, stride, groups=groups)
+    convolution.weight = nn.Parameter(kernel.detach().clone())
+    convolution.bias = nn.Parameter(bias.detach().clone())
+    return convolution
