@@ -1,10 +1,10 @@
 """The client side of neurona.v1: generated stubs and messages, and numpy arrays as tensors.
 
-    channel = grpc.insecure_channel("127.0.0.1:8001")
-    stub = neurona_client.PredictionStub(channel)
-    image = neurona_client.to_tensor("image", pixels)  # float32 of shape (rows, 8, 8)
-    request = neurona_client.PredictRequest(model="lenet5", inputs=[image], top_k=3)
-    print(stub.Predict(request, timeout=1.0).classification.rows[0].labels)
+channel = grpc.insecure_channel("127.0.0.1:8001")
+stub = neurona_client.PredictionStub(channel)
+image = neurona_client.to_tensor("image", pixels)  # float32 of shape (rows, 8, 8)
+request = neurona_client.PredictRequest(model="lenet5", inputs=[image], top_k=3)
+print(stub.Predict(request, timeout=1.0).classification.rows[0].labels)
 """
 
 from neurona_protos.prediction_pb2 import (

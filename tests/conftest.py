@@ -1,10 +1,12 @@
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import small_models
-from neurona_server.batching.policy import BatchPolicy
 from serving import Server
+
+from neurona_server.batching.policy import BatchPolicy
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +40,14 @@ def server(repository: Path) -> Iterator[Server]:
     server = Server(repository, BatchPolicy())
     yield server
     server.stop()
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], bool]], None]:
+    def wait_until(condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.005)
+
+    return wait_until

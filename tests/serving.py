@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import grpc
+from prometheus_client import CollectorRegistry
+
 from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.metrics import Metrics
@@ -13,7 +15,6 @@ from neurona_server.rpc.aio_listener import AioListener, ListenerOptions
 from neurona_server.rpc.health import Health
 from neurona_server.rpc.models import Models
 from neurona_server.rpc.prediction import Prediction
-from prometheus_client import CollectorRegistry
 
 
 class Server:

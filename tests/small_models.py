@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
+
 from neurona_protos import metadata as model_metadata
 from neurona_protos.prediction_pb2 import ModelMetadata, Task, ValueDescription
-from onnx import TensorProto, helper, numpy_helper
 
 Size = int | str
 LABELS = ("ant", "bee", "cat")

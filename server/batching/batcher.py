@@ -29,6 +29,7 @@ class Batcher:
 
     def __init__(
         self,
+        name: str,
         policy: BatchPolicy,
         metrics: ModelMetrics,
         *,
@@ -37,6 +38,7 @@ class Batcher:
     ) -> None:
         if not batched:
             policy = BatchPolicy(max_rows=1, max_queue_rows=policy.max_queue_rows)
+        self.name = name  # of the model, for the log
         self.policy = policy
         self.queue = Queue(policy, clock)
         self._metrics = metrics
@@ -63,7 +65,7 @@ class Batcher:
             try:
                 self._run(cut.batch, run)
             except Exception:
-                log.exception("a batch of %d requests failed", len(cut.batch))
+                log.exception("%s failed on a batch of %d requests", self.name, len(cut.batch))
                 _fail(cut.batch, ModelFailedError())
 
     def close(self) -> None:
@@ -86,7 +88,7 @@ class Batcher:
             try:
                 request.succeed(part)
             except Exception:  # one answer that cannot be encoded or sent must not lose the others
-                log.exception("an answer could not be delivered")
+                log.exception("%s: an answer could not be delivered", self.name)
 
 
 def _fail(requests: Sequence[Request], error: NeuronaError) -> int:

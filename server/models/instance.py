@@ -20,6 +20,9 @@ class Instance:
         self._thread.start()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Waits until the queue is drained; False when it was not after `timeout` seconds."""
+        """Waits until the queue is drained; False when it was not after `timeout` seconds, or
+        when the instance never started."""
+        if self._thread.ident is None:
+            return False
         self._thread.join(timeout)
         return not self._thread.is_alive()

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from neurona_protos import metadata as model_metadata
 from neurona_protos.prediction_pb2 import ModelMetadata, State, Task
-
 from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.request import Request
@@ -52,7 +51,7 @@ class Model:
         self.metadata = _metadata(session)
         self.answer = _answer_index(self.metadata, session.outputs)
         self.metrics = metrics.model(found.name, found.version)
-        self._batcher = Batcher(options.policy, self.metrics, batched=batched)
+        self._batcher = Batcher(str(found), options.policy, self.metrics, batched=batched)
         self._instances = [
             Instance(f"{found}#{number}", session, self._batcher)
             for number, session in enumerate(sessions)
@@ -86,7 +85,8 @@ class Model:
         if all([instance.join(max(0.0, end - time.monotonic())) for instance in self._instances]):
             return True
         error = StoppingError("the server stopped before the request's turn came")
-        log.warning("%s: %d requests not answered", self, self._batcher.cancel_waiting(error))
+        if lost := self._batcher.cancel_waiting(error):
+            log.warning("%s: stopped with %d requests waiting", self, lost)
         return False
 
 

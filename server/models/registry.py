@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from neurona_protos.prediction_pb2 import State
-
 from neurona_server.errors import NotFoundError
 from neurona_server.models.model import Model
 

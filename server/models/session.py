@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime
-from neurona_protos.prediction_pb2 import DataType
 
+from neurona_protos.prediction_pb2 import DataType
 from neurona_server.batching.request import Inputs, Outputs
 from neurona_server.errors import LoadError
 from neurona_server.models.signature import TensorSpec

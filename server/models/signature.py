@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import NUMPY_DTYPES, dtype_name
-
 from neurona_server.batching.request import Array, Inputs
 from neurona_server.errors import InvalidError
 

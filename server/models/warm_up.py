@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from neurona_protos.tensors import NUMPY_DTYPES
 
+from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.models.signature import TensorSpec
 

@@ -54,7 +54,12 @@ class AioListener:
         return asyncio.run_coroutine_threadsafe(self._start(address), self._loop).result()
 
     def stop(self, timeout: float) -> None:
-        """Accepts no more calls, waits `timeout` seconds for those under way, cancels the rest."""
+        """Accepts no more calls, waits `timeout` seconds for those under way, cancels the rest.
+
+        A second call does nothing.
+        """
+        if self._loop.is_closed():
+            return
         asyncio.run_coroutine_threadsafe(self._stop(timeout), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
 from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.request import Request
@@ -16,7 +18,6 @@ from neurona_server.errors import (
     StoppingError,
 )
 from neurona_server.metrics import Metrics
-from prometheus_client import CollectorRegistry
 
 
 class Asked:
@@ -26,7 +27,11 @@ class Asked:
         self.told = []
         array = np.array(values, np.float32).reshape(len(values), -1)
         self.request = Request(
-            {"x": array}, len(array), array.shape[1:], lambda *told: self.told.append(told), **options
+            {"x": array},
+            len(array),
+            array.shape[1:],
+            lambda *told: self.told.append(told),
+            **options,
         )
         batcher.submit(self.request)
 
@@ -53,7 +58,7 @@ def make_batcher(registry=None, **options):
     now = iter(np.arange(1000.0))
     metrics = Metrics(registry or CollectorRegistry()).model("puppet", 1)
     policy = BatchPolicy(max_rows=8, max_queue_rows=64)
-    return Batcher(policy, metrics, clock=lambda: float(next(now)), **options)
+    return Batcher("puppet/1", policy, metrics, clock=lambda: float(next(now)), **options)
 
 
 def step(batcher, run):
@@ -184,7 +189,7 @@ def test_runs_and_waits_are_counted():
     assert value("queue_rows") == 0
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), st.sampled_from("ok cancel expire poison".split()))))
+@given(st.lists(st.tuples(st.integers(1, 9), st.sampled_from(["ok", "cancel", "expire", "poison"]))))
 def test_every_request_is_answered_once_with_its_own_rows(plan):
     batcher = make_batcher()
     asked = []
@@ -193,7 +198,9 @@ def test_every_request_is_answered_once_with_its_own_rows(plan):
         if fate == "poison":
             values[0] = np.nan
         try:
-            asked.append((fate, values, Asked(batcher, values, deadline=0.0 if fate == "expire" else np.inf)))
+            asked.append(
+                (fate, values, Asked(batcher, values, deadline=0.0 if fate == "expire" else np.inf))
+            )
         except QueueFullError:
             continue
         if fate == "cancel":

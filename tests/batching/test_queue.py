@@ -2,6 +2,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.queue import Queue
 from neurona_server.batching.request import Request

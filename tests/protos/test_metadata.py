@@ -1,4 +1,5 @@
 import pytest
+
 from neurona_protos import metadata
 from neurona_protos.prediction_pb2 import ModelMetadata, Task
 

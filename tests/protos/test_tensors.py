@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from neurona_protos.prediction_pb2 import DataType, Tensor
 from neurona_protos.tensors import NUMPY_DTYPES, TensorError, to_array, to_tensor
 

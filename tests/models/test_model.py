@@ -1,0 +1,173 @@
+import numpy as np
+import onnx
+import pytest
+import small_models
+from onnx import TensorProto, helper
+from prometheus_client import CollectorRegistry
+
+from neurona_protos.prediction_pb2 import DataType, ModelMetadata, State, Task
+from neurona_server.errors import LoadError, NotFoundError
+from neurona_server.metrics import Metrics
+from neurona_server.models.model import Model, ModelOptions
+from neurona_server.models.registry import Registry
+from neurona_server.models.repository import Found
+from neurona_server.models.session import CPU, RuntimeOptions, Session
+
+
+@pytest.fixture
+def metrics():
+    return Metrics(CollectorRegistry())
+
+
+@pytest.fixture
+def load(metrics, tmp_path):
+    def load(path=tmp_path / "model.onnx", name="m", version=1):
+        return Model(Found(name, version, path), ModelOptions(), metrics)
+
+    return load
+
+
+def test_the_signature_comes_from_the_graph(repository):
+    session = Session(repository / "regressor" / "1" / "model.onnx", RuntimeOptions())
+    (spec,) = session.inputs
+    assert (spec.name, spec.dtype, spec.shape) == (
+        "series",
+        DataType.DATA_TYPE_FLOAT,
+        ("batch", "time"),
+    )
+    assert [spec.name for spec in session.outputs] == ["value"]
+
+
+@pytest.mark.parametrize(
+    ("name", "batched"),
+    [
+        ("classifier", True),
+        ("regressor", True),
+        ("picker", True),
+        ("fixed", False),
+        ("running_sum", False),  # its free axis 0 is time: joining it would mix answers up
+    ],
+)
+def test_only_what_can_be_batched_is_batched(repository, load, name, batched):
+    assert load(repository / name / "1" / "model.onnx").signature.batched is batched
+
+
+def test_a_float64_sum_over_the_batch_is_not_batched(load, tmp_path):
+    """Each row's answer depends on the other rows: batching would change it."""
+    small_models.save(
+        tmp_path / "model.onnx",
+        [
+            helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
+            helper.make_node("Sub", ["x", "mean"], ["y"]),
+        ],
+        {"x": (TensorProto.DOUBLE, ["batch", 2])},
+        {"y": (TensorProto.DOUBLE, ["batch", 2])},
+    )
+    assert not load().signature.batched
+
+
+def test_a_file_that_is_no_model_is_refused_without_its_path(load, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"not a model")
+    with pytest.raises(LoadError, match="ONNX Runtime cannot load it") as caught:
+        load()
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_what_a_tensor_cannot_carry_is_refused_by_name(load, tmp_path):
+    value = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, [2])
+    node = helper.make_node("SequenceLength", ["s"], ["n"])
+    length = helper.make_tensor_value_info("n", TensorProto.INT64, [])
+    graph = helper.make_graph([node], "g", [value], [length])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        tmp_path / "model.onnx",
+    )
+    with pytest.raises(LoadError, match=r"input 's' is seq\(tensor\(float\)\)"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (ModelMetadata(task=Task.TASK_CLASSIFICATION), "answer 'probabilities'; its outputs are"),
+        (ModelMetadata(task=Task.TASK_REGRESSION, answer="z"), "answer 'z'; its outputs are .'y'"),
+        (
+            ModelMetadata(task=Task.TASK_CLASSIFICATION, answer="y", labels=["a"]),
+            "describe 1 columns of 'y'",
+        ),
+        (
+            ModelMetadata(task=Task.TASK_CLASSIFICATION, answer="count"),
+            "'count' is INT64 of shape .*, which is not a classification's",
+        ),
+    ],
+)
+def test_metadata_that_contradict_the_graph_are_refused(load, tmp_path, metadata, message):
+    small_models.save(
+        tmp_path / "model.onnx",
+        [
+            helper.make_node("Identity", ["x"], ["y"]),
+            helper.make_node("Shape", ["x"], ["count"]),
+        ],
+        {"x": (TensorProto.FLOAT, ["batch", 2])},
+        {"y": (TensorProto.FLOAT, ["batch", 2]), "count": (TensorProto.INT64, [2])},
+        metadata=metadata,
+    )
+    with pytest.raises(LoadError, match=message):
+        load()
+
+
+def test_a_model_goes_from_loading_over_ready_to_draining(repository, load, metrics):
+    model = load(repository / "classifier" / "1" / "model.onnx")
+    assert model.state == State.STATE_LOADING
+    model.start()
+    assert model.state == State.STATE_READY
+    labels = {"model": "m", "version": "1", "task": "CLASSIFICATION", "provider": model.provider}
+    assert metrics.registry.get_sample_value("neurona_model_info", labels) == 1
+    assert model.drain(5.0)
+    assert model.state == State.STATE_DRAINING
+
+
+def test_without_a_gpu_the_provider_is_honest(load, repository):
+    model = load(repository / "classifier" / "1" / "model.onnx")
+    assert model.provider in (CPU, "CUDAExecutionProvider")
+    session = Session(repository / "classifier" / "1" / "model.onnx", RuntimeOptions(threads=1))
+    assert session.provider == model.provider
+    (out,) = session.run({"x": np.zeros((2, 4), np.float32)})
+    np.testing.assert_allclose(out, np.full((2, 3), 1 / 3), rtol=1e-6)
+
+
+class TestRegistry:
+    @pytest.fixture
+    def registry(self, load, repository):
+        registry = Registry()
+        for version in (1, 2):
+            model = load(repository / "classifier" / str(version) / "model.onnx", "c", version)
+            model.start()
+            registry.publish(model)
+        registry.publish_failure("c", 3, "corrupt")
+        registry.publish_failure("broken", 1, "corrupt")
+        return registry
+
+    def test_the_latest_version_that_is_ready_answers(self, registry):
+        assert registry.resolve("c").version == 2
+        assert registry.resolve("c", label="latest").version == 2
+        assert registry.resolve("c", version=1).version == 1
+
+    def test_the_label_moves_on_when_the_latest_drains(self, registry):
+        registry.resolve("c").drain(5.0)
+        assert registry.labels("c") == {"latest": 1}
+        assert registry.resolve("c").version == 1
+
+    @pytest.mark.parametrize(
+        ("which", "message"),
+        [
+            ({"name": "d"}, "no model 'd'; served: broken, c"),
+            ({"name": "c", "version": 9}, "'c': no version 9; served: 1, 2"),
+            ({"name": "c", "version": 3}, "'c': failed to load version 3; served: 1, 2"),
+            ({"name": "c", "label": "best"}, "no label 'best'; its labels: latest"),
+            ({"name": "broken"}, "'broken' has no version that is ready"),
+        ],
+    )
+    def test_what_is_not_there_is_said_with_what_is(self, registry, which, message):
+        with pytest.raises(NotFoundError, match=message):
+            registry.resolve(**which)

@@ -1,0 +1,51 @@
+import os
+
+import pytest
+
+from neurona_server.errors import LoadError
+from neurona_server.models.repository import scan
+
+
+def make(root, *names):
+    for name in names:
+        path = root / name / "model.onnx"
+        path.parent.mkdir(parents=True)
+        path.touch()
+
+
+def test_every_version_of_every_model_is_found_in_order(tmp_path):
+    make(tmp_path / "a", "lstm/2", "lstm/10", "lenet5/1")
+    make(tmp_path / "b", "rnn/1")
+    found = scan([tmp_path / "a", tmp_path / "b"])
+    assert [str(one) for one in found] == ["lenet5/1", "lstm/2", "lstm/10", "rnn/1"]
+    assert all(one.path.is_file() for one in found)
+
+
+def test_what_is_not_called_like_a_model_or_a_version_is_passed_over(tmp_path):
+    make(tmp_path, "good/1", "good/01", "good/0", "good/one", ".hidden/1", "with space/1")
+    (tmp_path / "empty" / "1").mkdir(parents=True)
+    (tmp_path / "good" / "notes.txt").touch()
+    assert [str(one) for one in scan([tmp_path])] == ["good/1"]
+
+
+def test_a_repository_without_a_model_says_what_was_expected(tmp_path):
+    with pytest.raises(LoadError, match=r"no model in .*: expected <name>/<version>/model.onnx"):
+        scan([tmp_path])
+
+
+def test_a_repository_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(LoadError, match="cannot read the repository .*nowhere: No such file"):
+        scan([tmp_path / "nowhere"])
+
+
+def test_the_same_name_in_two_roots_is_an_error(tmp_path):
+    make(tmp_path / "a", "lstm/1")
+    make(tmp_path / "b", "lstm/1")
+    with pytest.raises(LoadError, match="'lstm' stands in .*a and in .*b"):
+        scan([tmp_path / "a", tmp_path / "b"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a file name that Windows does not allow")
+def test_names_that_would_break_a_log_line_or_a_label_are_passed_over(tmp_path):
+    make(tmp_path, 'a"b/1', "a\nb/1", "good/1")
+    assert [str(one) for one in scan([tmp_path])] == ["good/1"]

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from neurona_protos.prediction_pb2 import DataType
+from neurona_server.errors import InvalidError
+from neurona_server.models.signature import Signature, TensorSpec
+
+FLOAT, INT64 = DataType.DATA_TYPE_FLOAT, DataType.DATA_TYPE_INT64
+
+
+@pytest.fixture
+def signature():
+    inputs = [
+        TensorSpec("tokens", INT64, ("batch", "time")),
+        TensorSpec("mask", FLOAT, ("batch", "time")),
+        TensorSpec("table", FLOAT, (None, 3)),
+    ]
+    return Signature(inputs, [], batched=True)
+
+
+def inputs(rows=2, time=5, **other):
+    return {
+        "tokens": np.zeros((rows, time), np.int64),
+        "mask": np.zeros((rows, time), np.float32),
+        "table": np.zeros((rows, 3), np.float32),
+        **other,
+    }
+
+
+def test_what_fits_has_its_rows_counted(signature):
+    assert signature.check(inputs(rows=7)) == 7
+
+
+def test_requests_share_a_group_when_only_their_rows_differ(signature):
+    assert signature.group(inputs(rows=1)) == signature.group(inputs(rows=9))
+    assert signature.group(inputs(time=5)) != signature.group(inputs(time=6))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"x": np.zeros(1)}, r"inputs 'tokens', 'mask', 'table', 'x'; expected 'tokens' \(INT64"),
+        ({"mask": np.zeros((2, 5))}, r"'mask' is DOUBLE of shape \[2, 5\]; expected FLOAT of"),
+        ({"mask": np.zeros(2, np.float32)}, r"'mask' is FLOAT of shape \[2\]; expected .*\[batch,"),
+        ({"table": np.zeros((2, 4), np.float32)}, r"'table' is .*\[2, 4\]; .*shape \[\?, 3\]"),
+        ({"mask": np.zeros((2, 6), np.float32)}, r"its 'time' is 6, that of another input 5"),
+        ({"table": np.zeros((3, 3), np.float32)}, r"'table' has 3 rows, input 'tokens' has 2"),
+        ({"table": np.array(1.0, np.float32)}, r"'table' is FLOAT of shape \[\]; expected"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(signature, other, message):
+    with pytest.raises(InvalidError, match=message):
+        signature.check(inputs(**other))
+
+
+def test_a_missing_input_is_named(signature):
+    with pytest.raises(InvalidError, match="inputs none; expected 'tokens'"):
+        signature.check({})
+
+
+def test_an_empty_batch_is_refused(signature):
+    with pytest.raises(InvalidError, match=r"'tokens' is INT64 of shape \[0, 5\]"):
+        signature.check(inputs(rows=0))
+
+
+def test_a_sequence_without_steps_is_refused(signature):
+    with pytest.raises(InvalidError, match=r"shape \[2, 0\]"):
+        signature.check(inputs(time=0))
+
+
+def test_a_model_without_a_batch_axis_has_one_row():
+    signature = Signature([TensorSpec("x", FLOAT, ())], [], batched=False)
+    assert signature.check({"x": np.array(1.0, np.float32)}) == 1

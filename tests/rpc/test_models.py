@@ -1,0 +1,68 @@
+import grpc
+import pytest
+import small_models
+
+from neurona_protos.prediction_pb2 import (
+    DataType,
+    DescribeModelRequest,
+    ListModelsRequest,
+    State,
+    Task,
+)
+
+
+def test_list_names_every_model_with_its_versions(server):
+    models = {model.model: model for model in server.models.List(ListModelsRequest()).models}
+    assert sorted(models) == ["classifier", "fixed", "picker", "regressor", "running_sum"]
+    assert models["regressor"].task == Task.TASK_REGRESSION
+    first, second = models["classifier"].versions
+    assert (first.version, second.version) == (1, 2)
+    assert (list(first.labels), list(second.labels)) == ([], ["latest"])
+    assert second.state == State.STATE_READY
+    assert second.provider.endswith("ExecutionProvider")
+
+
+def test_a_version_that_failed_is_listed_with_its_reason(make_server):
+    server = make_server()
+    server.registry.publish_failure("classifier", 3, "it is not ONNX")
+    (model,) = (
+        m for m in server.models.List(ListModelsRequest()).models if m.model == "classifier"
+    )
+    assert model.versions[2].state == State.STATE_FAILED
+    assert model.versions[2].reason == "it is not ONNX"
+
+
+def test_describe_says_what_a_model_takes_gives_and_means(server):
+    described = server.models.Describe(DescribeModelRequest(model="classifier", version=1))
+    assert described.version.version == 1
+    assert described.batched
+    (x,) = described.inputs
+    assert (x.name, x.dtype, list(x.shape), list(x.axes)) == (
+        "x",
+        DataType.DATA_TYPE_FLOAT,
+        [-1, 4],
+        ["batch", ""],
+    )
+    assert [output.name for output in described.outputs] == ["probabilities"]
+    assert list(described.metadata.labels) == list(small_models.LABELS)
+    assert not server.models.Describe(DescribeModelRequest(model="running_sum")).batched
+
+
+def test_describe_of_an_unknown_model_names_those_that_exist(server):
+    with pytest.raises(grpc.RpcError) as caught:
+        server.models.Describe(DescribeModelRequest(model="nobody"))
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    assert "served: classifier" in caught.value.details()
+
+
+@pytest.mark.parametrize("method", ["List", "Describe"])
+def test_bytes_that_are_no_request_are_refused(server, method):
+    with pytest.raises(grpc.RpcError) as caught:
+        server.channel.unary_unary(f"/neurona.v1.Models/{method}")(b"\xff\xff", timeout=10)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_method_that_is_not_there_is_unimplemented(server):
+    with pytest.raises(grpc.RpcError) as caught:
+        server.channel.unary_unary("/neurona.v1.Models/Delete")(b"", timeout=10)
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED

@@ -1,0 +1,99 @@
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from neurona_server.config import Config, load
+from neurona_server.errors import ConfigError
+
+REPOSITORY = ["--repository", "models"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_defaults():
+    config = load(REPOSITORY, {})
+    assert config == Config(repository=(Path("models"),))
+    assert (config.address, config.metrics_address) == ("127.0.0.1:8001", "127.0.0.1:8002")
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_file():
+    Path("neurona.toml").write_text(
+        'repository = ["a", "b"]\nmax_batch_rows = 1\nmax_queue_rows = 2\ninstances = 3\n'
+    )
+    environment = {"NEURONA_MAX_BATCH_ROWS": "10", "NEURONA_MAX_QUEUE_ROWS": "20", "PATH": "/bin"}
+    config = load(["--max-batch-rows", "100"], environment)
+    assert config.repository == (Path("a"), Path("b"))
+    assert (config.max_batch_rows, config.max_queue_rows, config.instances) == (100, 20, 3)
+
+
+def test_several_repositories_by_flag_and_by_environment():
+    both = (Path("a"), Path("b"))
+    assert load(["--repository", "a", "--repository", "b"], {}).repository == both
+    assert load([], {"NEURONA_REPOSITORY": "a:b"}).repository == both
+
+
+def test_every_option_can_be_given_everywhere():
+    texts = {
+        "repository": "r",
+        "address": "[::1]:1",
+        "metrics_address": "h:2",
+        "log_level": "debug",
+    }
+    texts |= {option.name: "7" for option in fields(Config) if option.name not in texts}
+    flags = [x for name, text in texts.items() for x in ("--" + name.replace("_", "-"), text)]
+    environment = {"NEURONA_" + name.upper(): text for name, text in texts.items()}
+    Path("o.toml").write_text("".join(f'{name} = "{text}"\n' for name, text in texts.items()))
+    assert load(flags, {}) == load([], environment) == load(["--config", "o.toml"], {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        ([], {}, "no repository: say where the models are"),
+        ([*REPOSITORY, "--address", "8001"], {}, "address is '8001': expected HOST:PORT"),
+        ([*REPOSITORY, "--address", "h:99999"], {}, "address is 'h:99999': expected HOST:PORT"),
+        ([*REPOSITORY, "--max-batch-rows", "0"], {}, "max_batch_rows is '0': expected at least 1"),
+        ([*REPOSITORY, "--log-level", "loud"], {}, "log_level is 'loud': expected debug"),
+        (REPOSITORY, {"NEURONA_MAX_BATCH_ROW": "1"}, "NEURONA_MAX_BATCH_ROW .*'max_batch_rows'"),
+        (REPOSITORY, {"NEURONA_THREADS": "many"}, "threads is 'many'"),
+        (["--config", "nowhere.toml"], {}, "cannot read nowhere.toml: No such file"),
+    ],
+)
+def test_a_wrong_option_is_named(arguments, environment, message):
+    with pytest.raises(ConfigError, match=message):
+        load(arguments, environment)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_batch_row = 1", "unknown option 'max_batch_row'; did you mean 'max_batch_rows'"),
+        ("colour = 1", "unknown option 'colour'$"),
+        ("= 1", "neurona.toml is not TOML"),
+        ("instances = -1", "instances is -1: expected at least 1"),
+    ],
+)
+def test_a_wrong_file_is_named(text, message):
+    Path("neurona.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load(REPOSITORY, {})
+
+
+def test_what_kubernetes_sets_for_a_service_called_neurona_is_passed_over():
+    environment = {
+        "NEURONA_PORT": "tcp://10.0.0.1:8001",
+        "NEURONA_SERVICE_HOST": "10.0.0.1",
+        "NEURONA_PORT_8001_TCP_ADDR": "10.0.0.1",
+    }
+    assert load(REPOSITORY, environment) == load(REPOSITORY, {})
+
+
+def test_an_unknown_flag_is_an_error(capsys):
+    with pytest.raises(SystemExit) as caught:
+        load([*REPOSITORY, "--max-batch", "1"], {})
+    assert caught.value.code == 2
+    assert "--max-batch" in capsys.readouterr().err
