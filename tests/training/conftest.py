@@ -1,0 +1,47 @@
+"""What the training tests share: each recipe trained once, in full, by its command."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from neurona_training.train import main
+
+Runner = Callable[[bytes, NDArray[np.float32]], NDArray[np.float32]]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The model file of a recipe, trained with its own epochs on the first call."""
+    out = tmp_path_factory.mktemp("models")
+
+    @cache
+    def train(recipe: str) -> Path:
+        assert main([recipe, "--out", str(out)]) == 0
+        return out / recipe / "1" / "model.onnx"
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def ask() -> Runner:
+    """Runs a model of one input and one output in ONNX Runtime on the CPU."""
+
+    def run(model: bytes, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        (answer,) = session.run(None, {session.get_inputs()[0].name: inputs})
+        return answer
+
+    return run
+
+
+@pytest.fixture
+def operators() -> Callable[[bytes], list[str]]:
+    return lambda model: [node.op_type for node in onnx.load_from_string(model).graph.node]

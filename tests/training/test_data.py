@@ -1,0 +1,56 @@
+"""The data sets: parts that share nothing, in a caller's units."""
+
+import numpy as np
+import pytest
+
+from neurona_training.data import Dataset, Input, Split, digits, sunspots
+from neurona_training.errors import DataError
+
+
+@pytest.mark.parametrize("load", [digits.images, digits.rows_of_pixels])
+def test_digits_are_split_once_and_for_all(load):
+    data, again = load(), load()
+    parts = (data.train, data.validation, data.test)
+    total = sum(len(part) for part in parts)
+    assert total == 1797
+    assert 0.60 <= len(data.train) / total <= 0.70
+
+    # The 1,797 images differ from each other, so equal rows would be the same image.
+    images = [{row.tobytes() for row in part.inputs} for part in parts]
+    assert sum(len(part) for part in images) == len(set.union(*images)) == total
+
+    for part in parts:  # stratified: each digit is a tenth of each part
+        assert np.abs(np.bincount(part.targets) / len(part) - 0.1).max() < 0.01
+        assert part.inputs.dtype == np.float32
+        assert (part.inputs.min(), part.inputs.max()) == (0, 16)
+    assert np.array_equal(data.test.inputs, again.test.inputs)
+
+
+def test_sunspots_are_split_in_time_and_targets_follow_their_window():
+    from statsmodels.datasets import sunspots as source
+
+    series = source.load().endog.to_numpy(np.float32)
+    data = sunspots.yearly()
+    parts = (data.train, data.validation, data.test)
+    targets = np.concatenate([part.targets[:, 0] for part in parts])
+    inputs = np.concatenate([part.inputs[:, :, 0] for part in parts])
+    assert np.array_equal(targets, series[sunspots.WINDOW :])  # each year once, in order
+    for row in (0, 100, len(inputs) - 1):
+        assert np.array_equal(inputs[row], series[row : row + sunspots.WINDOW])
+    assert 0.60 <= len(data.train) / len(targets) <= 0.70
+    assert np.array_equal(data.baselines["persistence"], data.test.inputs[:, -1])
+    assert (data.baselines["mean"] == data.train.targets.mean()).all()
+
+
+def test_data_that_no_network_can_learn_from_are_refused():
+    row, target = np.zeros((1, 2), np.float32), np.zeros(1, np.int64)
+    with pytest.raises(DataError, match="no rows"):
+        Split(row[:0], target[:0])
+    with pytest.raises(DataError, match="1 rows of input have 0 targets"):
+        Split(row, target[:0])
+    with pytest.raises(DataError, match="missing or not finite"):
+        Split(row * np.float32("nan"), target)
+    split = Split(row, target)
+    taken = Input("x", ("batch", "feature"), "", "")
+    with pytest.raises(DataError, match="either labels or values"):
+        Dataset("nothing", "", split, split, split, taken)

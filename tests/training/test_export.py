@@ -1,0 +1,192 @@
+"""An export is never trusted: what is broken is found before a file is written."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from neurona_protos import metadata
+from neurona_training import parity
+from neurona_training.architectures.recurrent import LastState
+from neurona_training.architectures.scaling import Normalise
+from neurona_training.data import digits
+from neurona_training.errors import ExportError
+from neurona_training.export import OPSET, export, write
+from neurona_training.metadata import describe
+from neurona_training.parity import prove
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    return digits.rows_of_pixels()
+
+
+@pytest.fixture(scope="module")
+def untrained(sequences):
+    torch.manual_seed(0)
+    classes = len(sequences.labels)
+    normalise = Normalise.to_unit_variance(sequences.train.inputs)
+    return LastState(normalise, "gru", features=8, hidden=16, outputs=classes).eval()
+
+
+@pytest.fixture(scope="module")
+def good(untrained, sequences):
+    return _export(untrained, sequences)
+
+
+def _export(network, data):
+    return export(network, data, describe(data, "a test", {"test_rows": 1}, {"recipe": "none"}))
+
+
+def _probabilities(network):
+    return nn.Sequential(network, nn.Softmax(dim=1)).eval()
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_rows_and_time_are_free_and_plain_units_go_in(sequences, ask, operators, cell):
+    torch.manual_seed(1)
+    network = LastState(
+        Normalise.to_unit_variance(sequences.train.inputs),
+        cell,
+        features=8,
+        hidden=24,
+        outputs=10,
+    ).eval()
+    model = _export(network, sequences)
+    assert operators(model).count(cell.upper()) == 1
+    random = np.random.default_rng(0)
+    for rows, time in ((1, 1), (3, 2), (5, 61), (64, 8)):  # none of what the export looked at
+        inputs = random.integers(0, 17, (rows, time, 8)).astype(np.float32)
+        with torch.no_grad():
+            expected = torch.softmax(network(torch.from_numpy(inputs)), dim=1)
+        np.testing.assert_allclose(ask(model, inputs), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_metadata_come_back_as_they_went_in(good, sequences):
+    model = onnx.load_from_string(good)
+    (text,) = [item.value for item in model.metadata_props if item.key == metadata.KEY]
+    said = metadata.from_json(text)
+    expected = describe(sequences, "a test", {"test_rows": 1}, {"recipe": "none"})
+    assert said == expected
+    assert said.provenance["torch"] == torch.__version__
+    assert model.opset_import[0].version == OPSET
+
+
+def test_a_baked_in_time_is_found(untrained, sequences, monkeypatch):
+    recurrent = type(untrained.recurrent)
+    whole = recurrent.for_export
+    monkeypatch.setattr(recurrent, "for_export", lambda self: nn.Sequential(_Cut(), whole(self)))
+    # 8 steps and fewer are answered rightly; the first length beyond them is 13.
+    with pytest.raises(ExportError, match=r"shape \[1, 13, 8\] differs from torch by up to 0\.0"):
+        _export(untrained, sequences)
+
+
+class _Cut(nn.Module):
+    def forward(self, sequence):
+        return sequence[:, :8]
+
+
+def test_an_unrolled_layer_is_found(sequences):
+    """torch's exporter writes nn.RNN as a loop over the example's 8 steps, without a word."""
+
+    class Unrolled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.RNN(8, 10, batch_first=True)
+
+        def forward(self, sequence):
+            return self.layer(sequence)[0][:, -1]
+
+    with pytest.raises(ExportError, match=r"no output 'probabilities'.* shape \[1, 1, 8\]"):
+        _export(Unrolled(), sequences)
+
+
+def test_what_torch_cannot_export_is_told_in_one_line(sequences):
+    class Undecided(nn.Module):
+        def forward(self, sequence):
+            return sequence[:, 0] if sequence.sum() > 0 else sequence[:, -1]
+
+    with pytest.raises(ExportError, match="torch cannot export the network") as caught:
+        _export(Undecided(), sequences)
+    assert "\n" not in str(caught.value)
+
+
+def _edited(model, edit):
+    graph = onnx.load_from_string(model)
+    edit(graph)
+    return graph.SerializeToString()
+
+
+def test_a_baked_in_batch_is_found(good, untrained, sequences):
+    def fix_rows(model):
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+    with pytest.raises(ExportError, match=r"no output 'probabilities'.* shape \[2, 1, 8\]"):
+        prove(
+            _edited(good, fix_rows),
+            _probabilities(untrained),
+            sequences.test.inputs,
+            sequences.input.axes,
+        )
+
+
+def test_a_wrong_weight_is_found(good, untrained, sequences):
+    def swap_gates(model):
+        (weights,) = [item for item in model.graph.initializer if item.dims == [1, 48, 16]]
+        array = onnx.numpy_helper.to_array(weights).copy()
+        array[:, :16], array[:, 16:32] = array[:, 16:32].copy(), array[:, :16].copy()
+        weights.CopyFrom(onnx.numpy_helper.from_array(array, weights.name))
+
+    with pytest.raises(ExportError, match=r"'probabilities' for input 'sequence'.*differs"):
+        prove(
+            _edited(good, swap_gates),
+            _probabilities(untrained),
+            sequences.test.inputs,
+            sequences.input.axes,
+        )
+
+
+def test_the_sound_graph_passes(good, untrained, sequences):
+    prove(good, _probabilities(untrained), sequences.test.inputs, sequences.input.axes)
+
+
+def test_another_output_shape_is_found(good, untrained, sequences):
+    with pytest.raises(ExportError, match=r"has shape \[1, 10\]; torch gives \[1, 9\]"):
+        prove(
+            good,
+            nn.Sequential(_probabilities(untrained), _DropColumn()),
+            sequences.test.inputs,
+            sequences.input.axes,
+        )
+
+
+class _DropColumn(nn.Module):
+    def forward(self, probabilities):
+        return probabilities[:, 1:]
+
+
+def test_nan_is_no_agreement():
+    nan = np.full((1, 1), np.nan, np.float32)
+    with pytest.raises(ExportError, match="differs"):
+        parity._compare(nan, np.ones((1, 1), np.float32), "output")
+
+
+def test_bytes_that_are_no_model_are_refused(untrained, sequences):
+    with pytest.raises(ExportError, match="cannot load the graph"):
+        prove(b"no model", untrained, sequences.test.inputs, sequences.input.axes)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "m" / "1" / "model.onnx"
+    write(b"first", path)
+    write(b"second", path)
+    assert path.read_bytes() == b"second"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(path.parent.iterdir()) == [path]
+
+    taken = tmp_path / "taken" / "model.onnx"
+    taken.mkdir(parents=True)
+    with pytest.raises(OSError):  # noqa: PT011 - its text is the system's
+        write(b"third", taken)
+    assert list(taken.parent.iterdir()) == [taken]

@@ -1,0 +1,126 @@
+"""The command: one clear line and a non-zero status for what goes wrong."""
+
+import subprocess
+import sys
+
+import pytest
+
+from neurona_training import recipes, train
+from neurona_training.errors import ExportError
+from neurona_training.recipes import RECIPES
+from neurona_training.train import main
+
+
+def _refused(capsys, *arguments):
+    """The one line on stderr, for arguments that end with a non-zero status."""
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    assert status not in (0, None)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["lenet6"], "no recipe 'lenet6'; there are lenet5, lstm, rnn"),
+        ([], "RECIPE"),
+        (["rnn", "--epochs", "0"], "--epochs: '0' is not a whole number from 1"),
+        (["rnn", "--epochs", "many"], "--epochs: 'many' is not a whole number from 1"),
+        (["rnn", "--seed", "-1"], "--seed"),
+        (["rnn", "--seed", str(2**63)], "--seed"),
+        (["rnn", "--lr", "1"], "--lr"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(capsys, arguments, said):
+    line = _refused(capsys, *arguments)
+    assert line.startswith("neurona-train: error: ")
+    assert said in line
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert "cannot be written: Not a directory" in _refused(capsys, "rnn", "--out", str(out))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_data_that_cannot_be_read_are_one_line(tmp_path, capsys, monkeypatch):
+    def missing():
+        raise FileNotFoundError(2, "No such file\nor directory", "digits.csv.gz")
+
+    broken = recipes.Recipe("rnn", "", missing, RECIPES["rnn"].network, RECIPES["rnn"].training)
+    monkeypatch.setitem(RECIPES, "rnn", broken)
+    line = _refused(capsys, "rnn", "--out", str(tmp_path))
+    assert "the data of 'rnn' cannot be read" in line
+    assert "digits.csv.gz" in line
+
+
+def test_a_failed_proof_writes_nothing(tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise ExportError("output 'value' for input 'series' of shape [1, 1, 1] differs")
+
+    monkeypatch.setattr("neurona_training.export.prove", fail)
+    assert main(["rnn", "--epochs", "1", "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines()[-1] == (
+        "neurona-train: error: output 'value' for input 'series' of shape [1, 1, 1] differs"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_run_ends_without_a_traceback(tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run", interrupt)
+    assert main(["rnn", "--out", str(tmp_path)]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_run_says_what_it_reached_and_where_the_file_is(tmp_path, capsys):
+    assert main(["rnn", "--epochs", "2", "--seed", "5", "--out", str(tmp_path)]) == 0
+    path = tmp_path / "rnn" / "1" / "model.onnx"
+    printed = capsys.readouterr()
+    for figure in ("test RMSE", "mean RMSE", "persistence RMSE"):
+        assert figure in printed.out
+    assert str(path) in printed.out
+    assert "2/2" in printed.err  # the progress bar
+    assert "loss" in printed.err
+    first = path.read_bytes()
+
+    assert main(["rnn", "--epochs", "2", "--seed", "5", "--out", str(tmp_path)]) == 0
+    assert path.read_bytes() == first
+
+
+def test_listing_needs_nothing_heavy():
+    code = (
+        "import sys; from neurona_training.train import main; status = main(['--list']);"
+        "heavy = {'torch', 'numpy', 'sklearn', 'onnx', 'statsmodels'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else status)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert [line.split()[0] for line in ran.stdout.splitlines()] == list(RECIPES)
+
+
+def test_the_exporter_is_quiet(tmp_path):
+    """In a process of its own, where nothing has been silenced before."""
+    code = "import sys; from neurona_training.train import main; sys.exit(main())"
+    arguments = ["rnn", "--epochs", "1", "--out", str(tmp_path)]
+    ran = subprocess.run(
+        [sys.executable, "-W", "always", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0
+    (progress,) = ran.stderr.strip().splitlines()[-1:]
+    assert progress.split("\r")[-1].startswith("rnn: 100%")
+    assert "arning" not in ran.stderr
+    assert "Skipping" not in ran.stderr
