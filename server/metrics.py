@@ -35,7 +35,8 @@ class Metrics:
     """All series, in a registry that is given: a process may have several, as tests do."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        disable_created_metrics()  # a creation time for each series would double the page
+        # A creation time for each series would double the page.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry
         model = ("model", "version")
 

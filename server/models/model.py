@@ -57,7 +57,7 @@ class Model:
             for number, session in enumerate(sessions)
         ]
         rows = (1, self._batcher.policy.max_rows)
-        if not all([warm_up(session.inputs, session.run, rows) for session in sessions]):
+        if not all(warm_up(session.inputs, session.run, rows) for session in sessions):
             log.info("%s: made-up inputs do not suit it, so it is not warmed up", found)
 
     def __str__(self) -> str:
@@ -82,7 +82,7 @@ class Model:
         self.state = State.STATE_DRAINING
         self._batcher.close()
         end = time.monotonic() + timeout
-        if all([instance.join(max(0.0, end - time.monotonic())) for instance in self._instances]):
+        if all(instance.join(max(0.0, end - time.monotonic())) for instance in self._instances):
             return True
         error = StoppingError("the server stopped before the request's turn came")
         if lost := self._batcher.cancel_waiting(error):

@@ -1,0 +1,148 @@
+"""The whole of Neurona in one go: train, export, serve, predict, look at the metrics, stop.
+
+    python deploy/demo.py [--repository models]
+
+Ends with status 0 when every prediction was answered and the server stopped as it should.
+"""
+
+import argparse
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from prometheus_client.parser import text_string_to_metric_families
+from tqdm import tqdm
+
+from neurona_client import PredictionStub, PredictRequest, PredictResponse, to_tensor
+from neurona_training.data import Dataset
+from neurona_training.recipes import RECIPES
+
+MODELS = ("lenet5", "lstm", "rnn")
+SHOWN = 5  # answers of each model in the table
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Server:
+    address: str
+    metrics_address: str
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repository", type=Path, default=Path("models"), metavar="DIR")
+    repository: Path = parser.parse_args().repository
+    for name in MODELS:
+        train(name, repository)
+    with serving(repository) as server, grpc.insecure_channel(server.address) as channel:
+        stub = PredictionStub(channel)
+        for name in MODELS:
+            data = RECIPES[name].load()
+            print_table(name, data, predict_all(stub, name, data))
+        print_metrics(server)
+    return 0
+
+
+def train(name: str, repository: Path) -> None:
+    path = repository / name / "1" / "model.onnx"
+    if path.exists():
+        print(f"{name}: {path} is there already")
+    else:
+        subprocess.run([BIN / "neurona-train", name, "--out", repository], check=True)
+
+
+@contextlib.contextmanager
+def serving(repository: Path) -> Iterator[Server]:
+    """neurona-serve as a process of its own, from SERVING to its end by SIGTERM."""
+    with contextlib.ExitStack() as taken:
+        sockets = [taken.enter_context(socket.socket()) for _ in range(2)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        server = Server(*(f"127.0.0.1:{one.getsockname()[1]}" for one in sockets))
+    command = [BIN / "neurona-serve", "--repository", repository]
+    addresses = ["--address", server.address, "--metrics-address", server.metrics_address]
+    print(f"\nneurona-serve --repository {repository} {' '.join(addresses)}", flush=True)
+    process = subprocess.Popen([*command, *addresses])
+    try:
+        wait_until_serving(server.address, process)
+        yield server
+        process.send_signal(signal.SIGTERM)
+        if status := process.wait(timeout=60):
+            raise SystemExit(f"the server ended with status {status}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_until_serving(address: str, process: "subprocess.Popen[bytes]") -> None:
+    with grpc.insecure_channel(address) as channel:
+        health = HealthStub(channel)
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            if (status := process.poll()) is not None:
+                raise SystemExit(f"the server ended with status {status}")
+            with contextlib.suppress(grpc.RpcError):
+                response = health.Check(HealthCheckRequest(), timeout=1)
+                if response.status == HealthCheckResponse.SERVING:
+                    return
+            time.sleep(0.05)
+    raise SystemExit("the server was not SERVING after a minute")
+
+
+def predict_all(stub: PredictionStub, name: str, data: Dataset) -> list[PredictResponse]:
+    """Every test sample in a call of its own, all of them under way at once."""
+    calls = []
+    for sample in data.test.inputs:
+        tensor = to_tensor(data.input.name, sample[None])
+        calls.append(stub.Predict.future(PredictRequest(model=name, inputs=[tensor]), timeout=60))
+    return [call.result() for call in tqdm(calls, desc=f"predict {name}", unit="request")]
+
+
+def print_table(name: str, data: Dataset, responses: Sequence[PredictResponse]) -> None:
+    classes = data.labels
+    answers = []
+    for target, response in zip(data.test.targets, responses, strict=True):
+        if classes:
+            row = response.classification.rows[0]
+            answers.append((classes[target], row.labels[0], f"{row.probabilities[0]:.3f}", ""))
+        else:
+            described, row = response.regression.values[0], response.regression.rows[0]
+            answers.append((f"{target[0]:.1f}", "", "", f"{row.values[0]:.1f} {described.unit}"))
+    print(f"\n{name}, version {responses[0].version}: {len(answers)} test samples")
+    print(f"  {'truth':>8} {'label':>8} {'probability':>12}  value")
+    for truth, label, probability, value in answers[:SHOWN]:
+        print(f"  {truth:>8} {label:>8} {probability:>12}  {value}")
+    if classes:
+        right = sum(truth == label for truth, label, *_ in answers)
+        print(f"  {right} of {len(answers)} labels are right ({right / len(answers):.1%})")
+
+
+def print_metrics(server: Server) -> None:
+    with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=10) as page:
+        families = list(text_string_to_metric_families(page.read().decode()))
+    values = {
+        (sample.name, sample.labels["model"]): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.labels.get("outcome", "ok") == "ok" and "model" in sample.labels
+    }
+    print(f"\nhttp://{server.metrics_address}/metrics")
+    for name in MODELS:
+        requests = values["neurona_requests_total", name]
+        batches = values["neurona_batch_rows_count", name]
+        print(f"  {name}: {requests:.0f} requests in {batches:.0f} batches")
+    print(flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

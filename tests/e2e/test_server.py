@@ -1,0 +1,285 @@
+"""The real line: neurona-train makes the files, neurona-serve is a process, stubs call it."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnxruntime
+import pytest
+import small_models
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from onnx import TensorProto, helper
+
+from neurona_protos import metadata as model_metadata
+from neurona_protos.prediction_pb2 import ListModelsRequest, PredictRequest
+from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
+from neurona_protos.tensors import to_array, to_tensor
+from neurona_training.recipes import RECIPES
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[2]
+MODELS = ("lenet5", "lstm", "rnn")
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The demo from an empty repository to the end: the repository, and what it printed."""
+    repository = tmp_path_factory.mktemp("demo") / "models"
+    command = [sys.executable, ROOT / "deploy" / "demo.py", "--repository", repository]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return repository, done.stdout
+
+
+class Served:
+    """neurona-serve as a process of its own."""
+
+    def __init__(self, repository, *flags):
+        ports = []
+        sockets = [socket.socket() for _ in range(2)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+            ports.append(one.getsockname()[1])
+        for one in sockets:
+            one.close()
+        self.address, self.metrics_address = (f"127.0.0.1:{port}" for port in ports)
+        self.process = subprocess.Popen(
+            [
+                *(BIN / "neurona-serve", "--repository", repository),
+                *("--address", self.address, "--metrics-address", self.metrics_address),
+                *flags,
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.channel = grpc.insecure_channel(self.address)
+        self.health = HealthStub(self.channel)
+
+    def wait_until_serving(self):
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            assert self.process.poll() is None, self.process.stderr.read()
+            try:
+                state = self.health.Check(HealthCheckRequest(), timeout=1, wait_for_ready=True)
+            except grpc.RpcError:
+                continue
+            if state.status == HealthCheckResponse.SERVING:
+                return self
+        raise AssertionError("not SERVING after a minute")
+
+    def metrics(self):
+        with urllib.request.urlopen(f"http://{self.metrics_address}/metrics") as page:
+            return page.read().decode()
+
+    def stop(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.end()
+
+    def end(self):
+        """The exit status and the log."""
+        log = self.process.communicate(timeout=60)[1]
+        return self.process.returncode, log
+
+    def close(self):
+        self.channel.close()
+        self.process.kill()
+        self.process.wait()
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def serve():
+    started = []
+
+    def serve(repository, *flags):
+        started.append(Served(repository, *flags))
+        return started[-1].wait_until_serving()
+
+    yield serve
+    for one in started:
+        one.close()
+
+
+def slow_repository(root):
+    """A model of which one run takes a good part of a second: many products of a large matrix."""
+    nodes = [helper.make_node("Mul", ["table", "x"], ["product0"])]
+    nodes += [
+        helper.make_node("MatMul", [f"product{i}", "table"], [f"product{i + 1}"]) for i in range(30)
+    ]
+    nodes.append(helper.make_node("ReduceMax", ["product30"], ["y"], keepdims=0))
+    small_models.save(
+        root / "slow" / "1" / "model.onnx",
+        nodes,
+        {"x": (TensorProto.FLOAT, [1])},
+        {"y": (TensorProto.FLOAT, [])},
+        {"table": np.eye(800, dtype=np.float32)},
+    )
+    return root
+
+
+def slow_request():
+    return PredictRequest(model="slow", inputs=[to_tensor("x", np.ones(1, np.float32))])
+
+
+def test_the_demo_shows_the_whole_line(demo):
+    _, printed = demo
+    for name in MODELS:
+        assert f"{name}, version 1: " in printed
+        requests, batches = re.search(rf"{name}: (\d+) requests in (\d+) batches", printed).groups()
+        assert int(requests) == len(RECIPES[name].load().test)
+        assert 1 <= int(batches) <= int(requests)
+    assert "sunspots" in printed
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_equal_onnxruntime_called_directly(demo, serve, name):
+    repository, _ = demo
+    server = serve(repository)
+    data = RECIPES[name].load()
+    samples = data.test.inputs[:40]
+    session = onnxruntime.InferenceSession(
+        repository / name / "1" / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    described = model_metadata.from_json(
+        session.get_modelmeta().custom_metadata_map[model_metadata.KEY]
+    )
+    answer = [output.name for output in session.get_outputs()].index(described.answer)
+    (input_name,) = [node.name for node in session.get_inputs()]
+    expected = session.run(None, {input_name: samples})[answer]
+    stub = PredictionStub(server.channel)
+
+    def request(rows):
+        inputs = [to_tensor(input_name, rows)]
+        return PredictRequest(model=name, inputs=inputs, top_k=10, raw_outputs=True)
+
+    batched = stub.Predict(request(samples))
+    singles = [stub.Predict.future(request(sample[None])) for sample in samples]
+    singles = [call.result() for call in singles]
+    np.testing.assert_allclose(to_array(batched.outputs[answer]), expected, rtol=1e-5, atol=1e-5)
+    for index, single in enumerate(singles):
+        raw = to_array(single.outputs[answer])[0]
+        np.testing.assert_allclose(raw, expected[index], rtol=1e-5, atol=1e-5)
+        if data.labels:
+            (row,) = single.classification.rows
+            assert row.labels[0] == data.labels[expected[index].argmax()]
+            np.testing.assert_allclose(
+                row.probabilities, -np.sort(-expected[index]), rtol=1e-5, atol=1e-5
+            )
+        else:
+            (row,) = single.regression.rows
+            np.testing.assert_allclose(row.values, expected[index], rtol=1e-5, atol=1e-5)
+            assert single.regression.values[0].unit
+    assert server.stop()[0] == 0
+
+
+def test_what_is_served_is_listed_and_healthy_and_measured(demo, serve):
+    repository, _ = demo
+    server = serve(repository)
+    models = ModelsStub(server.channel).List(ListModelsRequest()).models
+    assert [model.model for model in models] == list(MODELS)
+    for name in ("", "neurona.v1.Prediction", "neurona.v1.Models", "lenet5", "lenet5/1"):
+        state = server.health.Check(HealthCheckRequest(service=name), timeout=10)
+        assert state.status == HealthCheckResponse.SERVING
+    metrics = server.metrics()
+    assert 'neurona_model_info{model="rnn",provider="' in metrics
+    assert 'neurona_door_info{door="aio"} 1.0' in metrics
+
+
+def test_sigterm_answers_what_is_under_way_and_refuses_what_comes(tmp_path, serve):
+    server = serve(slow_repository(tmp_path))
+    stub = PredictionStub(server.channel)
+    watch = server.health.Watch(HealthCheckRequest(service="slow"), timeout=60)
+    assert next(watch).status == HealthCheckResponse.SERVING
+    calls = [stub.Predict.future(slow_request(), timeout=60) for _ in range(3)]
+    while 'neurona_queue_rows{model="slow",version="1"} 2.0' not in server.metrics():
+        time.sleep(0.01)  # one runs, two wait
+    server.process.send_signal(signal.SIGTERM)
+    assert next(watch).status == HealthCheckResponse.NOT_SERVING
+    for call in calls:
+        assert to_array(call.result().outputs[0]) == 1
+    status, log = server.end()
+    assert status == 0, log
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Predict(slow_request(), timeout=10)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert log.rstrip().endswith("stopped")
+
+
+def test_a_drain_that_takes_too_long_is_cut(tmp_path, serve):
+    server = serve(slow_repository(tmp_path), "--drain-timeout-ms", "100")
+    stub = PredictionStub(server.channel)
+    calls = [stub.Predict.future(slow_request(), timeout=60) for _ in range(50)]
+    while 'neurona_queue_rows{model="slow",version="1"} 49.0' not in server.metrics():
+        time.sleep(0.01)
+    status, log = server.stop()
+    assert status == 0, log
+    codes = [call.code() for call in calls]
+    assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    assert codes.count(grpc.StatusCode.UNAVAILABLE) >= 45
+
+
+def test_a_second_signal_ends_at_once(tmp_path, serve):
+    server = serve(slow_repository(tmp_path), "--drain-delay-ms", "60000")
+    server.process.send_signal(signal.SIGINT)
+    watch = server.health.Watch(HealthCheckRequest(), timeout=60)
+    while next(watch).status == HealthCheckResponse.SERVING:
+        pass
+    status, log = server.stop(signal.SIGINT)
+    assert status == 1
+    assert "second signal" in log
+
+
+def test_a_corrupt_model_does_not_stop_the_others(tmp_path, serve):
+    small_models.save_classifier(tmp_path / "good" / "1" / "model.onnx")
+    (tmp_path / "bad" / "1").mkdir(parents=True)
+    (tmp_path / "bad" / "1" / "model.onnx").write_bytes(b"not a model")
+    server = serve(tmp_path)
+    models = {m.model: m for m in ModelsStub(server.channel).List(ListModelsRequest()).models}
+    (version,) = models["bad"].versions
+    assert "ONNX Runtime cannot load it" in version.reason
+    assert str(tmp_path) not in version.reason
+    state = server.health.Check(HealthCheckRequest(service="bad"), timeout=10)
+    assert state.status == HealthCheckResponse.NOT_SERVING
+    with pytest.raises(grpc.RpcError) as caught:
+        PredictionStub(server.channel).Predict(PredictRequest(model="bad"), timeout=10)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "no repository: say where the models are"),
+        (["--repository", "nowhere"], "cannot read the repository nowhere: No such file"),
+        (["--repository", "."], "no model in .: expected <name>/<version>/model.onnx"),
+        (["--repository", "broken"], "none of the models can be served"),
+        (["--repository", "good", "--address", "nohost.invalid:1"], "cannot listen on nohost"),
+        (["--repository", "good", "--metrics-address", "127.0.0.1:{taken}"], "Address already in"),
+        (["--repository", "good", "--address", "127.0.0.1:{taken}"], "cannot listen on 127.0.0.1"),
+    ],
+)
+def test_a_start_that_cannot_succeed_ends_with_one_clear_line(tmp_path, flags, message):
+    small_models.save_classifier(tmp_path / "good" / "m" / "1" / "model.onnx")
+    (tmp_path / "broken" / "m" / "1").mkdir(parents=True)
+    (tmp_path / "broken" / "m" / "1" / "model.onnx").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        free = [] if "--metrics-address" in flags else ["--metrics-address", "127.0.0.1:0"]
+        command = [BIN / "neurona-serve", *free, *(flag.format(taken=port) for flag in flags)]
+        done = subprocess.run(
+            command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("neurona-serve: ")
+    assert message in last
+    assert "Traceback" not in done.stderr
