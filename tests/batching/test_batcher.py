@@ -189,7 +189,10 @@ def test_runs_and_waits_are_counted():
     assert value("queue_rows") == 0
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), st.sampled_from(["ok", "cancel", "expire", "poison"]))))
+FATES = st.sampled_from(["ok", "cancel", "expire", "poison"])
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), FATES)))
 def test_every_request_is_answered_once_with_its_own_rows(plan):
     batcher = make_batcher()
     asked = []
