@@ -1,12 +1,22 @@
 """Training, offline: a recipe becomes a model file that a server can serve.
 
-recipes.py          what can be trained: data, architecture, hyper-parameters
+recipes/            what can be trained: network, data, hyper-parameters (how to add one)
 data/               the data sets: training, validation and test rows in a caller's units
+data/catalogue/     which data sets there are by name
 architectures/      the networks: plain units in, logits or plain values out
-fit.py              the training loop
+learning.py         what a learner is given and gives back
+fit.py              the training loop, the learner of most recipes, with
+  augment.py        images moved a little,
+  checkpoint.py     what a killed training goes on from,
+  device.py         GPU and precision,
+  distributed.py    several processes,
+  progress.py       and the progress bar
 evaluate.py         figures on the test rows
-export.py           torch -> ONNX, metadata in, one file put in place whole
-parity.py           the proof that the ONNX graph answers as the network does
+export.py           torch -> ONNX, metadata in
+  strings.py        inputs of strings
+  parity.py         the proof that the ONNX graph answers as the network does
 metadata.py         what the file says about itself
-train.py            the command `neurona-train`, which goes through the above in that order
+output.py           files put in place whole
+arguments.py        the command line of `neurona-train`,
+train.py            which goes through the above in that order
 """

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from neurona_training.recipes import Moves
+from neurona_training.recipes.recipe import Moves
 
 
 def moved(images: Tensor, moves: Moves, generator: torch.Generator) -> Tensor:

@@ -9,5 +9,13 @@ class DataError(TrainingError):
     """Data that cannot be read, or that no network can be trained on."""
 
 
+class FitError(TrainingError):
+    """A training that cannot go on: the loss is no number, or the checkpoint is another run's."""
+
+
 class ExportError(TrainingError):
     """An exported graph that is not the trained network."""
+
+
+class OutputError(TrainingError):
+    """A place that cannot be written to."""

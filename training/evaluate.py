@@ -9,15 +9,21 @@ from torch import Tensor, nn
 
 from neurona_training.data import Dataset, Split
 
+_CPU = torch.device("cpu")
 _ROWS_AT_ONCE = 256  # what is asked in one go, so that memory does not grow with the data
 
 
-def answers(network: nn.Module, split: Split) -> Tensor:
-    """What it says to each row: logits or values, (rows, outputs)."""
+def answers(network: nn.Module, split: Split, place: torch.device = _CPU) -> Tensor:
+    """What it says to each row: logits or values, (rows, outputs), on the CPU.
+
+    place: where the network is.
+    """
     network.eval()
+    parts = [torch.split(torch.from_numpy(array), _ROWS_AT_ONCE) for array in split.arrays]
     with torch.inference_mode():
-        rows = torch.split(torch.from_numpy(split.inputs), _ROWS_AT_ONCE)
-        return torch.cat([network(some) for some in rows])
+        return torch.cat(
+            [network(*(part.to(place) for part in some)).cpu() for some in zip(*parts, strict=True)]
+        )
 
 
 def accuracy(logits: NDArray[Any], targets: NDArray[Any]) -> float:

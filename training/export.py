@@ -1,13 +1,10 @@
-"""A trained network as one ONNX file: everything inside the graph, proved, put in place whole."""
+"""A trained network as one ONNX file: everything inside the graph, and proved."""
 
 import contextlib
 import copy
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 import onnx
@@ -20,6 +17,7 @@ from neurona_training.data import Dataset
 from neurona_training.errors import ExportError
 from neurona_training.metadata import answer_name
 from neurona_training.parity import prove
+from neurona_training.strings import take_strings
 
 OPSET = 20
 
@@ -33,50 +31,37 @@ class _Exportable(Protocol):
     def for_export(self) -> nn.Module: ...
 
 
-class _Probabilities(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
+class _Answering(nn.Module):
+    """The network with its last step: probabilities from the logits of a classification."""
+
+    def __init__(self, network: nn.Module, last: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.last = last
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return torch.softmax(self.network(inputs), dim=1)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        answer: Tensor = self.last(self.network(*inputs))
+        return answer
 
 
 def export(network: nn.Module, data: Dataset, described: ModelMetadata) -> bytes:
-    """An ONNX file that takes `data.input` and gives `probabilities` or `value`.
+    """An ONNX file that takes `data.inputs` and gives `probabilities` or `value`.
 
-    Axes called "batch" and "time" are of any size. Raises ExportError when the graph cannot
+    Axes called "batch" and "time" are of any size, and mean the same number in every input.
+    An input with categories takes strings. Raises ExportError when the graph cannot
     be made or does not answer as the network does.
     """
-    answering = (_Probabilities(network) if data.is_classification else network).eval()
+    last = nn.Softmax(dim=1) if data.is_classification else nn.Identity()
+    answering = _Answering(network, last).eval()
     model = _graph(_simplified(answering), data)
+    take_strings(model, data.inputs)
     for node in model.graph.node:
         del node.metadata_props[:]  # the exporter's notes: our source lines and their folders
     onnx.helper.set_model_props(model, {metadata.KEY: metadata.to_json(described)})
     onnx.checker.check_model(model, full_check=True)
     written: bytes = model.SerializeToString(deterministic=True)
-    prove(written, answering, data.test.inputs, data.input.axes)
+    prove(written, answering, data)
     return written
-
-
-def write(model: bytes, path: Path) -> None:
-    """Puts the file in place in one step: who looks sees the old one or all of the new one.
-
-    Raises OSError.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(model)
-            file.flush()
-            os.fsync(file.fileno())  # or a crash could leave the name without the bytes
-        temporary.chmod(0o644)  # a temporary file is its owner's alone; a server reads this
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink()
-        raise
 
 
 def _simplified(network: nn.Module) -> nn.Module:
@@ -89,23 +74,23 @@ def _simplified(network: nn.Module) -> nn.Module:
 
 
 def _graph(network: nn.Module, data: Dataset) -> onnx.ModelProto:
-    dynamic = {
-        axis: torch.export.Dim(name)
-        for axis, name in enumerate(data.input.axes)
-        if name in _DYNAMIC
-    }
+    sizes = {name: torch.export.Dim(name) for name in _DYNAMIC}
+    dynamic = tuple(
+        {axis: sizes[name] for axis, name in enumerate(given.axes) if name in _DYNAMIC}
+        for given in data.inputs
+    )
     # Not one row: torch takes a size of 1 in the example for a size that is always 1.
-    example = torch.from_numpy(data.test.inputs[[0, -1]])
+    example = tuple(torch.from_numpy(array[[0, -1]]) for array in data.test.arrays)
     try:
         with _quiet():
             exported = torch.onnx.export(
                 network,
-                (example,),
+                example,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[data.input.name],
+                input_names=[given.name for given in data.inputs],
                 output_names=[answer_name(data)],
-                dynamic_shapes=(dynamic,),
+                dynamic_shapes=(dynamic,),  # of the one parameter *inputs
                 verbose=False,
             )
     except Exception as error:  # the exporter lets through whatever its passes raise
@@ -128,6 +113,8 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # torch.export uses a class of torch's own that torch 2.13 has deprecated.
             warnings.filterwarnings("ignore", r".*LeafSpec", FutureWarning)
+            # An axis of the same size in two inputs has its name in both, as we want it.
+            warnings.filterwarnings("ignore", r".*The axis name: \w+ will not be used", UserWarning)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

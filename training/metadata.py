@@ -35,6 +35,7 @@ def describe(
         "neurona": _version("neurona"),
     }
     splits = {
+        "data_set": data.name,
         "data": data.source,
         "train_rows": len(data.train),
         "validation_rows": len(data.validation),
@@ -45,9 +46,8 @@ def describe(
         task=TASK_CLASSIFICATION if data.is_classification else TASK_REGRESSION,
         description=description,
         inputs=[
-            InputDescription(
-                name=data.input.name, description=data.input.description, unit=data.input.unit
-            )
+            InputDescription(name=given.name, description=given.description, unit=given.unit)
+            for given in data.inputs
         ],
         answer=answer_name(data),
         labels=data.labels,

@@ -1,6 +1,7 @@
 """The proof that an ONNX graph answers as the network that it was made from."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -8,24 +9,25 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from neurona_training.data import LENGTHS, Dataset, Input
 from neurona_training.errors import ExportError
 
 BATCH_SIZES = (1, 2, 7, 32)
-LENGTHS = (1, 5, 8, 13, 40)  # steps of time
+TIMES = (1, 5, 8, 13, 40)  # steps
 
 RELATIVE = 1e-4  # the largest difference, as a part of the answer ...
 FLOOR = 1e-5  # ... and for answers near 0, as a part of the largest answer
 
+Arrays = tuple[NDArray[Any], ...]  # one for each input, in the order of Dataset.inputs
 
-def prove(
-    model: bytes, network: nn.Module, samples: NDArray[np.float32], axes: tuple[str, ...]
-) -> None:
-    """Asks ONNX Runtime and `network` the same for every batch size and length of time.
 
-    model: an ONNX file with one input and one output.
-    samples: inputs as callers send them, on axes of these names.
+def prove(model: bytes, network: nn.Module, data: Dataset) -> None:
+    """Asks ONNX Runtime and `network` the same for every batch size and number of steps.
 
-    Raises ExportError, with the input's shape, the output and the size of the difference,
+    model: an ONNX file with the inputs of `data` and one output.
+    The questions are test rows, as callers send them; sequences with lengths get ragged ones.
+
+    Raises ExportError, with the inputs' shapes, the output and the size of the difference,
     at the first answer that differs.
     """
     options = onnxruntime.SessionOptions()
@@ -35,30 +37,68 @@ def prove(
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common class of their own
         raise ExportError(f"ONNX Runtime cannot load the graph: {_line(error)}") from error
-    name, answer = session.get_inputs()[0].name, session.get_outputs()[0].name
+    wanted, taken = [given.name for given in data.inputs], [i.name for i in session.get_inputs()]
+    if wanted != taken:
+        raise ExportError(f"the graph takes {taken}; the data describe {wanted}")
+    answer = session.get_outputs()[0].name
     network.eval()
-    for inputs in _cases(samples, axes):
+    for arrays in _cases(data):
         with torch.inference_mode():
-            expected = network(torch.from_numpy(inputs)).numpy()
-        where = f"output {answer!r} for input {name!r} of shape {list(inputs.shape)}"
+            expected = network(*(torch.from_numpy(array) for array in arrays)).numpy()
+        shapes = [
+            f"input {given.name!r} of shape {list(array.shape)}"
+            for given, array in zip(data.inputs, arrays, strict=True)
+        ]
+        where = f"output {answer!r} for {', '.join(shapes)}"
+        sent = {
+            given.name: as_sent(array, given)
+            for given, array in zip(data.inputs, arrays, strict=True)
+        }
         try:
-            actual = session.run([answer], {name: inputs})[0]
+            actual = session.run([answer], sent)[0]
         except Exception as error:  # as above
             raise ExportError(f"ONNX Runtime gives no {where}: {_line(error)}") from error
         _compare(actual, expected, where)
 
 
-def _cases(samples: NDArray[np.float32], axes: tuple[str, ...]) -> Iterator[NDArray[np.float32]]:
-    """The samples repeated or cut to each batch size and, where there is one, each length."""
+def as_sent(array: NDArray[Any], given: Input) -> NDArray[Any]:
+    """What a caller sends where the network is given `array`: strings for codes of categories."""
+    if not given.categories:
+        return array
+    unknown = max(given.categories, key=len) + "?"  # is none of them
+    strings: NDArray[Any] = np.array([*given.categories, unknown], object)
+    sent: NDArray[Any] = strings[array]
+    return sent
+
+
+def _cases(data: Dataset) -> Iterator[Arrays]:
+    """The test rows repeated or cut to each batch size and, where there is one, each time."""
+    arrays = data.test.arrays
+    has_time = any("time" in given.axes for given in data.inputs)
     for rows in BATCH_SIZES:
-        batch = samples[np.arange(rows) % len(samples)]
-        if "time" not in axes:
-            yield batch
-            continue
-        time = axes.index("time")
-        for length in LENGTHS:
-            steps = np.arange(length) % samples.shape[time]
-            yield np.ascontiguousarray(batch.take(steps, axis=time))
+        chosen = np.arange(rows) % len(data.test)
+        for time in TIMES if has_time else (0,):
+            yield tuple(
+                _case(array[chosen], given, time)
+                for given, array in zip(data.inputs, arrays, strict=True)
+            )
+
+
+def _case(array: NDArray[Any], given: Input, time: int) -> NDArray[Any]:
+    if given.name == LENGTHS.name:
+        return _ragged(len(array), time)
+    if "time" in given.axes:
+        axis = given.axes.index("time")
+        array = array.take(np.arange(time) % array.shape[axis], axis=axis)
+    if given.categories:  # the last row has a string that training has never seen
+        array = array.copy()
+        array[-1] = len(given.categories)
+    return np.ascontiguousarray(array)
+
+
+def _ragged(rows: int, time: int) -> NDArray[np.int32]:
+    """A length for each row, from all steps down to 1 and again: time, ..., 1, time, ..."""
+    return (time - np.arange(rows) * max(time // 3, 1) % time).astype(np.int32)
 
 
 def _compare(actual: NDArray[np.float32], expected: NDArray[np.float32], where: str) -> None:

@@ -8,9 +8,12 @@ import torch
 
 from neurona_training.augment import moved
 from neurona_training.data import Split
-from neurona_training.evaluate import accuracy, answers, rmse
-from neurona_training.fit import fit, loss
-from neurona_training.recipes import RECIPES, Moves
+from neurona_training.device import Device
+from neurona_training.errors import FitError
+from neurona_training.evaluate import accuracy, answers, figures, rmse
+from neurona_training.fit import fit, loss, rate_factor
+from neurona_training.learning import Fitted, Run
+from neurona_training.recipes import RECIPES, Moves, Training
 
 
 def _weights(fitted):
@@ -21,7 +24,9 @@ def _weights(fitted):
 def test_the_same_seed_gives_the_same_weights(name):
     recipe = RECIPES[name]
     data, training = recipe.load(), replace(recipe.training, epochs=2)
-    first, again, other = (_weights(fit(recipe, data, training, seed)) for seed in (3, 3, 4))
+    first, again, other = (
+        _weights(recipe.fit(data, training, Run(name, seed))) for seed in (3, 3, 4)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -32,8 +37,10 @@ def test_the_weights_that_did_best_on_validation_stay():
     # Validation with wrong targets: the more sure the network gets, the worse it does there.
     wrong = Split(data.validation.inputs, (data.validation.targets + 1) % 10)
     data, training = replace(data, validation=wrong), replace(recipe.training, epochs=6)
-    fitted = fit(recipe, data, training, seed=0)
+    fitted = recipe.fit(data, training, Run("lstm", 0))
     assert fitted.best_epoch < 6
+    losses = [epoch.validation_loss for epoch in fitted.history]
+    assert losses.index(min(losses)) + 1 == fitted.best_epoch
     kept = loss(answers(fitted.network, wrong), torch.from_numpy(wrong.targets))
     assert kept.item() == pytest.approx(fitted.validation_loss, rel=1e-5)
 
@@ -59,3 +66,89 @@ def test_moves_stay_within_their_bounds():
     for ink in (rows, columns):  # a pixel either way, as shifts are at most 1
         assert (ink[[0, 1, 2, 6, 7]] == 0).all()
         assert (ink[3:6] > 0).all()
+
+
+def test_the_learning_rate_rises_and_falls():
+    training = Training(epochs=1, batch_rows=1, learning_rate=1, warm_up=0.2)
+    rates = [rate_factor(step, 100, training) for step in range(100)]
+    assert np.all(np.diff(rates[:20]) > 0)
+    assert np.all(np.diff(rates[20:]) < 0)
+    assert (0 < rates[0] < 0.06, rates[20], rates[60]) == (True, 1, pytest.approx(0.5))
+    assert rates[99] < 1e-3
+    constant = replace(training, warm_up=0, schedule="constant")
+    assert {rate_factor(step, 100, constant) for step in range(100)} == {1}
+
+
+def test_a_training_stops_when_it_no_longer_gets_better():
+    recipe = RECIPES["lstm"]
+    data = recipe.load()
+    wrong = Split(data.validation.inputs, (data.validation.targets + 1) % 10)
+    data, training = replace(data, validation=wrong), replace(recipe.training, patience=2)
+    fitted = recipe.fit(data, training, Run("lstm", 0))
+    assert len(fitted.history) == fitted.best_epoch + 2 < training.epochs
+
+
+def test_a_loss_that_is_no_number_ends_the_training():
+    recipe = RECIPES["rnn"]
+    training = replace(
+        recipe.training, optimiser="sgd", learning_rate=1e30, largest_gradient=1e30, epochs=2
+    )
+    with pytest.raises(FitError, match=r"validation loss is (nan|inf) after 2 epochs"):
+        recipe.fit(recipe.load(), training, Run("rnn", 0))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_mixed_precision_learns_in_float32_weights(half):
+    """On the CPU, which has the same code path; a GPU is asked by tests/gpu."""
+    recipe = RECIPES["lenet5"]
+    data, training = recipe.load(), replace(recipe.training, epochs=3)
+    torch.manual_seed(0)
+    fitted = fit(
+        recipe.network(data), data, training, Run("half", 0), Device(torch.device("cpu"), half)
+    )
+    assert fitted.history[-1].metric > 0.8
+    assert {weight.dtype for weight in fitted.network.parameters()} == {torch.float32}
+
+
+def test_sgd_learns_too():
+    recipe = RECIPES["rnn"]
+    training = replace(recipe.training, optimiser="sgd", learning_rate=2e-2, epochs=15)
+    fitted = recipe.fit(recipe.load(), training, Run("rnn", 0))
+    assert fitted.validation_loss < 0.5 * fitted.history[0].validation_loss
+
+
+def test_a_learner_of_its_own_takes_the_place_of_the_loop():
+    """Widrow and Hoff's rule by hand, on the windows of the sunspots."""
+
+    class Adaline(torch.nn.Module):
+        def __init__(self, window):
+            super().__init__()
+            self.layer = torch.nn.Linear(window, 1)
+
+        def forward(self, series):
+            return self.layer(series[:, :, 0] / 100) * 100
+
+    @torch.no_grad()
+    def widrow_hoff(network, data, training, run):
+        chance = torch.Generator().manual_seed(run.seed)
+        inputs = torch.from_numpy(data.train.inputs)[:, :, 0] / 100
+        wanted = torch.from_numpy(data.train.targets) / 100
+        for _ in range(training.epochs):
+            for row in torch.randperm(len(inputs), generator=chance):
+                error = wanted[row] - network.layer(inputs[row])
+                network.layer.weight += training.learning_rate * error * inputs[row]
+                network.layer.bias += training.learning_rate * error
+        answered = answers(network, data.validation)
+        missed = loss(answered, torch.from_numpy(data.validation.targets)).item()
+        return Fitted(network.eval(), training.epochs, missed)
+
+    recipe = replace(
+        RECIPES["rnn"],
+        network=lambda data: Adaline(data.train.inputs.shape[1]),
+        learner=widrow_hoff,
+    )
+    data, training = recipe.load(), replace(recipe.training, epochs=20, learning_rate=1e-2)
+    fitted, again = (recipe.fit(data, training, Run("adaline", 1)) for _ in range(2))
+    assert torch.equal(_weights(fitted), _weights(again))
+    measured = figures(fitted.network, data)
+    assert measured["test_rmse"] < 0.8 * measured["persistence_rmse"]

@@ -56,7 +56,7 @@ def test_sunspots_are_foretold_better_than_by_mean_and_persistence(trained, ask)
     said = _read(path)
     assert said.task == TASK_REGRESSION
     assert said.answer == "value"
-    assert [(value.name, value.unit) for value in said.values] == [("next year", "sunspots a year")]
+    assert [(value.name, value.unit) for value in said.values] == [("next year", "sunspots")]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,7 @@ def test_the_file_says_what_it_takes_and_how_it_was_made(trained, name, given, s
     assert made["recipe"] == name
     assert made["seed"] == "0"
     assert made["data"] == data.source
+    assert made["data_set"] == data.name == RECIPES[name].data
     assert made["opset"] == str(model.opset_import[0].version)
     assert made["test_rows"] == str(len(data.test))
     assert 1 <= int(made["best_epoch"]) <= int(made["epochs"]) == RECIPES[name].training.epochs

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import onnx
 import pytest
 
-from neurona_training import recipes, train
+from neurona_training import train
+from neurona_training.data.catalogue import SOURCES, Source
 from neurona_training.errors import ExportError
 from neurona_training.recipes import RECIPES
 from neurona_training.train import main
@@ -34,6 +36,9 @@ def _refused(capsys, *arguments):
         (["rnn", "--seed", "-1"], "--seed"),
         (["rnn", "--seed", str(2**63)], "--seed"),
         (["rnn", "--lr", "1"], "--lr"),
+        (["rnn", "--data", "moons"], "no data set 'moons'; there are digits, mnist"),
+        (["rnn", "--name", "../up"], "--name: '../up' is not letters"),
+        (["lenet5", "--image-size", "0"], "--image-size"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(capsys, arguments, said):
@@ -50,14 +55,53 @@ def test_a_place_that_cannot_be_written_is_told_before_the_training(tmp_path, ca
 
 
 def test_data_that_cannot_be_read_are_one_line(tmp_path, capsys, monkeypatch):
-    def missing():
+    def missing(_):
         raise FileNotFoundError(2, "No such file\nor directory", "digits.csv.gz")
 
-    broken = recipes.Recipe("rnn", "", missing, RECIPES["rnn"].network, RECIPES["rnn"].training)
-    monkeypatch.setitem(RECIPES, "rnn", broken)
+    monkeypatch.setitem(SOURCES, "sunspots", Source("sunspots", "", missing))
     line = _refused(capsys, "rnn", "--out", str(tmp_path))
-    assert "the data of 'rnn' cannot be read" in line
+    assert "the data set 'sunspots' cannot be read" in line
     assert "digits.csv.gz" in line
+
+
+def test_data_that_do_not_fit_are_one_line(tmp_path, capsys):
+    line = _refused(capsys, "lenet5", "--data", "sunspots", "--out", str(tmp_path))
+    assert "recipe 'lenet5' takes images; the data set 'sunspots' has sequences" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_file_names_itself_and_not_the_output(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("NEURONA_DATA", raising=False)
+    where = ["--data", "mnist", "--data-dir", str(tmp_path / "none"), "--out", str(tmp_path)]
+    line = _refused(capsys, "lenet5", *where)
+    assert f"mnist/train-images-idx3-ubyte.gz is not in {tmp_path / 'none'}" in line
+    assert "https://" in line
+    assert "written" not in line
+
+
+def test_another_system_error_is_not_called_an_output_problem(tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise PermissionError(13, "Permission denied", "/dev/somewhere")
+
+    monkeypatch.setattr(train, "run", fail)
+    line = _refused(capsys, "rnn", "--out", str(tmp_path))
+    assert line == "neurona-train: error: /dev/somewhere: Permission denied"
+
+
+def test_another_data_set_or_a_name_makes_another_model(tmp_path, capsys):
+    for arguments, name in (
+        (["lstm", "--data", "sunspots"], "lstm-sunspots"),
+        (["rnn", "--name", "wolf"], "wolf"),
+    ):
+        assert main([*arguments, "--epochs", "1", "--out", str(tmp_path)]) == 0
+        assert (tmp_path / name / "1" / "model.onnx").is_file()
+        assert capsys.readouterr().out.startswith(f"{name}: test RMSE ")
+
+
+def test_images_are_brought_to_the_size_asked_for(tmp_path):
+    assert main(["lenet5", "--epochs", "1", "--image-size", "12", "--out", str(tmp_path)]) == 0
+    (taken,) = onnx.load(tmp_path / "lenet5" / "1" / "model.onnx").graph.input
+    assert [size.dim_value for size in taken.type.tensor_type.shape.dim[1:]] == [12, 12]
 
 
 def test_a_failed_proof_writes_nothing(tmp_path, capsys, monkeypatch):
@@ -71,7 +115,7 @@ def test_a_failed_proof_writes_nothing(tmp_path, capsys, monkeypatch):
     assert printed.err.splitlines()[-1] == (
         "neurona-train: error: output 'value' for input 'series' of shape [1, 1, 1] differs"
     )
-    assert list(tmp_path.iterdir()) == []
+    assert not list(tmp_path.rglob("*.onnx*"))
 
 
 def test_an_interrupted_run_ends_without_a_traceback(tmp_path, capsys, monkeypatch):
@@ -80,7 +124,7 @@ def test_an_interrupted_run_ends_without_a_traceback(tmp_path, capsys, monkeypat
 
     monkeypatch.setattr(train, "run", interrupt)
     assert main(["rnn", "--out", str(tmp_path)]) == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert "interrupted; --resume goes on" in capsys.readouterr().err
 
 
 def test_a_run_says_what_it_reached_and_where_the_file_is(tmp_path, capsys):
@@ -90,8 +134,10 @@ def test_a_run_says_what_it_reached_and_where_the_file_is(tmp_path, capsys):
     for figure in ("test RMSE", "mean RMSE", "persistence RMSE"):
         assert figure in printed.out
     assert str(path) in printed.out
-    assert "2/2" in printed.err  # the progress bar
-    assert "loss" in printed.err
+    assert "epoch 2/2, loss " in printed.err  # the progress bar
+    assert "validation RMSE" in printed.err
+    assert printed.err.count("\r") <= 3  # no terminal: no line for each step
+    assert not (path.parents[1] / "checkpoint.pt").exists()
     first = path.read_bytes()
 
     assert main(["rnn", "--epochs", "2", "--seed", "5", "--out", str(tmp_path)]) == 0
@@ -101,12 +147,16 @@ def test_a_run_says_what_it_reached_and_where_the_file_is(tmp_path, capsys):
 def test_listing_needs_nothing_heavy():
     code = (
         "import sys; from neurona_training.train import main; status = main(['--list']);"
-        "heavy = {'torch', 'numpy', 'sklearn', 'onnx', 'statsmodels'} & set(sys.modules);"
+        "heavy = {'torch', 'numpy', 'pooch', 'sklearn', 'onnx', 'statsmodels'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else status)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert [line.split()[0] for line in ran.stdout.splitlines()] == list(RECIPES)
+    recipes, sources = (part.splitlines() for part in ran.stdout.split("\n\n"))
+    assert [line.split()[0] for line in recipes] == ["RECIPE", *RECIPES]
+    assert [line.split()[0] for line in sources] == ["DATA", *SOURCES]
+    for line, recipe in zip(recipes[1:], RECIPES.values(), strict=True):
+        assert ", ".join(recipe.trainings) in line
 
 
 def test_the_exporter_is_quiet(tmp_path):

@@ -1,4 +1,4 @@
-"""Yearly sunspot numbers from 1700 to 2008, which come with statsmodels.
+"""Yearly means of the daily sunspot number from 1700 to 2008, which come with statsmodels.
 
 National Geophysical Data Center; public domain.
 """
@@ -39,11 +39,11 @@ def yearly() -> Dataset:
         input=Input(
             name="series",
             axes=("batch", "time", "value"),
-            description="sunspot numbers of successive years, the latest last; "
-            f"trained on {WINDOW} years",
-            unit="sunspots a year",
+            description="the daily sunspot number's mean over each of successive years, the "
+            f"latest last; trained on {WINDOW} years",
+            unit="sunspots",
         ),
-        values=(Value(name="next year", unit="sunspots a year"),),
+        values=(Value(name="next year", unit="sunspots"),),
         baselines={
             "mean": np.full_like(test.targets, train.targets.mean()),
             "persistence": test.inputs[:, -1],  # next year as this year

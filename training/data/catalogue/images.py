@@ -1,0 +1,28 @@
+"""Data sets of images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from neurona_training.data.catalogue.source import Options, Source
+
+if TYPE_CHECKING:
+    from neurona_training.data import Dataset
+
+
+def _digits(_: Options) -> Dataset:
+    from neurona_training.data import digits
+
+    return digits.images()
+
+
+def _mnist(options: Options) -> Dataset:
+    from neurona_training.data import mnist
+
+    return mnist.images(options.data_dir)
+
+
+SOURCES = (
+    Source("digits", "1,797 handwritten digits of 8 x 8 pixels, bundled", _digits),
+    Source("mnist", "70,000 handwritten digits of 28 x 28 pixels, 12 MB", _mnist),
+)
