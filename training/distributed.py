@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
@@ -24,7 +26,15 @@ def joined() -> Iterator[None]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # torchrun keeps one store through its restarts, with the addresses of dead processes in
+    # it (torch 2.13): each start has its own keys there.
+    store, rank_, size_ = next(rendezvous("env://"))
+    distributed.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        store=PrefixStore(f"start {_restarts()}", store),
+        rank=rank_,
+        world_size=size_,
+    )
     try:
         yield
     finally:
@@ -33,7 +43,7 @@ def joined() -> Iterator[None]:
 
 def was_restarted() -> bool:
     """Whether torchrun has started this process again after one was lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _restarts() > 0
 
 
 def size() -> int:
@@ -86,3 +96,7 @@ def object_from_first(value: T) -> T:
     if size() > 1:
         distributed.broadcast_object_list(values, 0)
     return values[0]
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

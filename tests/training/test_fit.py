@@ -8,7 +8,7 @@ import torch
 
 from neurona_training.augment import moved
 from neurona_training.data import Split
-from neurona_training.device import Device
+from neurona_training.device import Device, best
 from neurona_training.errors import FitError
 from neurona_training.evaluate import accuracy, answers, figures, rmse
 from neurona_training.fit import fit, loss, rate_factor
@@ -99,7 +99,7 @@ def test_a_loss_that_is_no_number_ends_the_training():
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_mixed_precision_learns_in_float32_weights(half):
-    """On the CPU, which has the same code path; a GPU is asked by tests/gpu."""
+    """On the CPU, where the code path is the same."""
     recipe = RECIPES["lenet5"]
     data, training = recipe.load(), replace(recipe.training, epochs=3)
     torch.manual_seed(0)
@@ -108,6 +108,19 @@ def test_mixed_precision_learns_in_float32_weights(half):
     )
     assert fitted.history[-1].metric > 0.8
     assert {weight.dtype for weight in fitted.network.parameters()} == {torch.float32}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_is_taken_and_the_network_comes_back_from_it():
+    recipe = RECIPES["lenet5"]
+    assert best().place.type == "cuda"
+    assert best().half is not None
+    data, training = recipe.load(), replace(recipe.training, epochs=5)
+    fitted, again = (recipe.fit(data, training, Run("gpu", 0)) for _ in range(2))
+    assert fitted.history[-1].metric > 0.9
+    assert next(fitted.network.parameters()).device.type == "cpu"
+    assert torch.equal(_weights(fitted), _weights(again))
 
 
 def test_sgd_learns_too():
