@@ -2,7 +2,7 @@
 
 recipes/            what can be trained: network, data, hyper-parameters (how to add one)
 data/               the data sets: training, validation and test rows in a caller's units
-data/catalogue/     which data sets there are by name
+data/catalogue/     which data sets there are by name; data/loading.py loads them
 architectures/      the networks: plain units in, logits or plain values out
 learning.py         what a learner is given and gives back
 fit.py              the training loop, the learner of most recipes, with

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neurona_training.arguments import Arguments, parse
-from neurona_training.data import catalogue
+from neurona_training.data.catalogue import SOURCES
 from neurona_training.errors import TrainingError
 from neurona_training.learning import Run
 from neurona_training.output import check_writable, write
@@ -81,7 +81,10 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
         "parameters": parameters,
         "opset": OPSET,
     }
-    model = export(fitted.network, data, describe(data, recipe.description, measured, provenance))
+    described = describe(
+        data, f"{recipe.description}, trained on: {data.source}", measured, provenance
+    )
+    model = export(fitted.network, data, described)
     write(model, path)
     checkpoint.unlink(missing_ok=True)  # it has served its purpose
     seconds = time.monotonic() - started
@@ -97,7 +100,7 @@ def listing() -> list[str]:
         (recipe.name, ", ".join(recipe.trainings), recipe.description)
         for recipe in RECIPES.values()
     ]
-    sources = [(source.name, "", source.description) for source in catalogue.SOURCES.values()]
+    sources = [(source.name, "", source.description) for source in SOURCES.values()]
     rows = [
         ("RECIPE", "DATA (default first)", ""),
         *recipes,

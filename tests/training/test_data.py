@@ -1,10 +1,15 @@
 """The data sets: parts that share nothing, in a caller's units."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from neurona_training.data import Dataset, Input, Split, digits, sunspots
+from neurona_training.data import Dataset, Input, Split, Value, digits, sunspots
+from neurona_training.data.catalogue import SOURCES, Options
+from neurona_training.data.loading import load
 from neurona_training.errors import DataError
+from neurona_training.recipes import RECIPES
 
 
 @pytest.mark.parametrize("load", [digits.images, digits.rows_of_pixels])
@@ -54,3 +59,30 @@ def test_data_that_no_network_can_learn_from_are_refused():
     taken = Input("x", ("batch", "feature"), "", "")
     with pytest.raises(DataError, match="either labels or values"):
         Dataset("nothing", "", split, split, split, taken)
+
+
+def test_images_of_another_size_show_the_same():
+    data = load("digits", Options(image_size=16))
+    small = load("digits")
+    assert data.train.inputs.shape == (len(small.train), 16, 16)
+    assert data.input.description.endswith("; brought to 16 x 16 from 8 x 8")
+    assert np.array_equal(data.test.targets, small.test.targets)
+    blocks = data.test.inputs.reshape(-1, 8, 2, 8, 2).mean(axis=(2, 4))
+    distances = np.abs(blocks[:, None] - small.test.inputs[None]).mean(axis=(2, 3))
+    assert np.array_equal(distances.argmin(axis=1), np.arange(len(blocks)))  # its own original
+    with pytest.raises(DataError, match="'sunspots' has no images to resize"):
+        load("sunspots", Options(image_size=16))
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
+def test_every_recipe_names_data_sets_that_there_are(recipe):
+    assert set(recipe.trainings) <= set(SOURCES)
+
+
+def test_the_kind_of_data_says_who_can_read_them():
+    kinds = {name: load(name).kind for name in ("digits", "digit-rows", "sunspots")}
+    assert kinds == {"digits": "images", "digit-rows": "sequences", "sunspots": "sequences"}
+    assert load("sunspots").task == "regression"
+    regression = replace(load("digits"), labels=(), values=(Value("ink", ""),))
+    with pytest.raises(DataError, match="learns classification; .* is for regression"):
+        RECIPES["lenet5"].check(regression)

@@ -20,7 +20,7 @@ def _weights(fitted):
     return torch.cat([parameter.detach().flatten() for parameter in fitted.network.parameters()])
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+@pytest.mark.parametrize("name", ["lenet5", "lstm", "rnn"])
 def test_the_same_seed_gives_the_same_weights(name):
     recipe = RECIPES[name]
     data, training = recipe.load(), replace(recipe.training, epochs=2)

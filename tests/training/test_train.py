@@ -29,14 +29,14 @@ def _refused(capsys, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["lenet6"], "no recipe 'lenet6'; there are lenet5, lstm, rnn"),
+        (["lenet6"], f"no recipe 'lenet6'; there are {', '.join(RECIPES)}"),
         ([], "RECIPE"),
         (["rnn", "--epochs", "0"], "--epochs: '0' is not a whole number from 1"),
         (["rnn", "--epochs", "many"], "--epochs: 'many' is not a whole number from 1"),
         (["rnn", "--seed", "-1"], "--seed"),
         (["rnn", "--seed", str(2**63)], "--seed"),
         (["rnn", "--lr", "1"], "--lr"),
-        (["rnn", "--data", "moons"], "no data set 'moons'; there are digits, mnist"),
+        (["rnn", "--data", "moons"], f"no data set 'moons'; there are {', '.join(SOURCES)}"),
         (["rnn", "--name", "../up"], "--name: '../up' is not letters"),
         (["lenet5", "--image-size", "0"], "--image-size"),
     ],

@@ -20,6 +20,9 @@ To add a network and its recipe:
    A data set of the right kind that is not named is trained as the default is.
 4. A new family is a new file, joined below.
 
+The loop in fit.py writes a checkpoint after each epoch, beside the model
+(OUT/NAME/checkpoint.pt); `--resume` goes on from it, and a finished run removes it.
+
 To add a learner, for a network that does not learn by gradients: write a function in a file
 of its own with the signature of `learning.Learner` and give it to `Recipe.learner`. It gets a
 network with fresh weights, the data, the hyper-parameters and the run (seed, checkpoint), and

@@ -24,7 +24,7 @@ def _lenet5(data: Dataset) -> nn.Module:
 RECIPES = (
     Recipe(
         name="lenet5",
-        description="LeNet-5 (1998) reads a handwritten digit",
+        description="LeNet-5, a convolutional network (1998)",
         network=_lenet5,
         takes=("images",),
         tasks=("classification",),

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from neurona_training.data import catalogue
+from neurona_training.data.catalogue import Options
+from neurona_training.data.loading import load
 from neurona_training.errors import DataError
 
 if TYPE_CHECKING:
@@ -76,9 +77,9 @@ class Recipe:
         """The hyper-parameters for its default data set, and for any that it does not name."""
         return self.trainings[self.data]
 
-    def load(self, data: str | None = None, options: catalogue.Options | None = None) -> Dataset:
+    def load(self, data: str | None = None, options: Options | None = None) -> Dataset:
         """A data set by name, its default without one, found to fit. Raises DataError."""
-        loaded = catalogue.load(data or self.data, options)
+        loaded = load(data or self.data, options)
         self.check(loaded)
         return loaded
 

@@ -31,7 +31,7 @@ def _last_state(cell: Cell, hidden: int, data: Dataset) -> nn.Module:
 RECIPES = (
     Recipe(
         name="lstm",
-        description="an LSTM (1997) reads a handwritten digit row by row",
+        description="LSTM, a recurrent network with a long memory (1997)",
         network=lambda data: _last_state("lstm", 64, data),
         takes=("sequences",),
         trainings={
@@ -46,7 +46,7 @@ RECIPES = (
     ),
     Recipe(
         name="rnn",
-        description="a recurrent network (1990) foretells next year's sunspots",
+        description="plain recurrent network (1990)",
         network=lambda data: _last_state("rnn", 16, data),
         takes=("sequences",),
         trainings={
