@@ -31,9 +31,11 @@ returns `Fitted`. It draws its chance from `run.seed` alone, so that it can be r
 how its file is imported only when it learns.
 """
 
-from neurona_training.recipes import convolutional, recurrent
+from neurona_training.recipes import classic, convolutional, feedforward, recurrent
 from neurona_training.recipes.recipe import Moves, Recipe, Training, by_gradient
 
 __all__ = ["RECIPES", "Moves", "Recipe", "Training", "by_gradient"]
 
-RECIPES = {recipe.name: recipe for recipe in (*convolutional.RECIPES, *recurrent.RECIPES)}
+_ALL = (*classic.RECIPES, *feedforward.RECIPES, *convolutional.RECIPES, *recurrent.RECIPES)
+
+RECIPES = {recipe.name: recipe for recipe in _ALL}

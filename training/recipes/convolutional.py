@@ -41,7 +41,6 @@ RECIPES = (
                 batch_rows=128,
                 learning_rate=4e-3,
                 label_smoothing=0.1,
-                threads=2,
                 moves=Moves(pixels=2.0, degrees=10),
             ),
         },

@@ -3,9 +3,9 @@
 Nothing heavy is imported until a data set is loaded.
 """
 
-from neurona_training.data.catalogue import images, sequences
+from neurona_training.data.catalogue import images, rows, sequences
 from neurona_training.data.catalogue.source import Options, Source
 
 __all__ = ["SOURCES", "Options", "Source"]
 
-SOURCES = {source.name: source for source in (*images.SOURCES, *sequences.SOURCES)}
+SOURCES = {source.name: source for source in (*rows.SOURCES, *images.SOURCES, *sequences.SOURCES)}

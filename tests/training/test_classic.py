@@ -1,0 +1,144 @@
+"""The networks from before backpropagation, and what the one after them solves."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from neurona_protos import metadata
+from neurona_training.architectures.classic import Threshold
+from neurona_training.architectures.rows import Columns
+from neurona_training.data import Split
+from neurona_training.data.diabetes import least_squares
+from neurona_training.data.loading import load
+from neurona_training.errors import DataError
+from neurona_training.evaluate import figures
+from neurona_training.learning import Run
+from neurona_training.recipes import RECIPES
+from neurona_training.recipes.classic import WEIGHTS
+from neurona_training.train import main
+
+
+def _learned(name, data=None, **changed):
+    recipe = RECIPES[name]
+    loaded = recipe.load(data)
+    training = replace(recipe.trainings.get(loaded.name, recipe.training), **changed)
+    return recipe.fit(loaded, training, Run(name, 0)), loaded
+
+
+@pytest.mark.parametrize(
+    ("name", "true_for"),
+    [
+        ("not", {(0,)}),
+        ("and", {(1, 1)}),
+        ("or", {(0, 1), (1, 0), (1, 1)}),
+        ("nand", {(0, 0), (0, 1), (1, 0)}),
+        ("xor", {(0, 1), (1, 0)}),
+        ("majority", {(0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 1)}),
+    ],
+)
+def test_neurons_with_weights_set_by_hand_give_the_whole_truth_table(tmp_path, ask, name, true_for):
+    command = ["mcculloch-pitts", "--data", name, "--name", name, "--out", str(tmp_path)]
+    assert main(command) == 0
+    model = (tmp_path / name / "1" / "model.onnx").read_bytes()
+    inputs = np.array(list(np.ndindex(*(2,) * len(next(iter(true_for))))), np.float32)
+    probabilities = ask(model, inputs)
+    wanted = np.array([tuple(map(int, row)) in true_for for row in inputs])
+    assert np.array_equal(probabilities[:, 1] == 1, wanted)
+    assert np.array_equal(probabilities[:, 0] == 1, ~wanted)
+    properties = onnx.load_from_string(model).metadata_props
+    said = metadata.from_json({item.key: item.value for item in properties}[metadata.KEY])
+    assert list(said.labels) == ["false", "true"]
+    assert said.figures["test_accuracy"] == 1
+    assert said.provenance["best_epoch"] == "0"
+
+
+def test_a_neuron_cannot_learn_what_it_has_no_weights_for():
+    with pytest.raises(DataError, match="set by hand for not, and, .* the data set 'iris'"):
+        _learned("mcculloch-pitts", "iris")
+
+
+def test_one_layer_of_hand_set_weights_is_enough_for_all_but_xor():
+    assert {name: len(layers) for name, layers in WEIGHTS.items() if len(layers) > 1} == {"xor": 2}
+
+
+def test_a_unit_fires_from_its_threshold_on():
+    unit = Threshold(2, 1)
+    unit.weight.copy_(torch.tensor([[1.0, -2.0]]))
+    unit.threshold.fill_(1)
+    rows = torch.tensor([[1.0, 0.0], [0.99, 0.0], [3.0, 1.0], [2.0, 1.0]])
+    assert unit(rows).flatten().tolist() == [1, 0, 1, 0]
+
+
+def test_the_perceptron_converges_where_a_plane_separates():
+    fitted, data = _learned("perceptron")
+    assert fitted.history[-1].loss == 0  # a whole epoch without a mistake
+    assert len(fitted.history) < RECIPES["perceptron"].training.epochs
+    assert figures(fitted.network, data)["test_accuracy"] == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_perceptron_cannot_solve_xor_and_the_mlp_can(seed):
+    solved = {}
+    for name in ("perceptron", "mlp"):
+        recipe = RECIPES[name]
+        data = recipe.load("xor")
+        fitted = recipe.fit(data, recipe.trainings["xor"], Run(name, seed))
+        solved[name] = figures(fitted.network, data)["test_accuracy"]
+    assert solved["mlp"] == 1
+    assert 0.5 <= solved["perceptron"] <= 0.75
+
+
+def test_the_perceptron_tells_two_classes_apart_and_no_more():
+    with pytest.raises(DataError, match="two classes apart; the data set 'iris' has 3"):
+        _learned("perceptron", "iris")
+
+
+def test_adaline_finds_the_plane_of_least_squares_step_by_step():
+    fitted, data = _learned("adaline")
+    again = [_learned("adaline", epochs=2)[0].network.weight for _ in range(2)]
+    assert torch.equal(*again)
+    measured = figures(fitted.network, data)
+    assert measured["test_rmse"] == pytest.approx(measured["least_squares_rmse"], rel=0.01)
+    assert measured["test_rmse"] < 0.85 * measured["mean_rmse"]
+    assert fitted.history[-1].loss < fitted.history[0].loss
+
+
+def test_least_squares_finds_a_plane_that_there_is():
+    rows = np.random.default_rng(0).normal(3, 2, (20, 2)).astype(np.float32)
+    targets = rows @ np.array([[2.0], [-1.0]], np.float32) + 5
+    np.testing.assert_allclose(least_squares(Split(rows, targets), rows), targets, rtol=1e-5)
+
+
+def test_the_mlp_reads_tumours_and_is_no_worse_than_adaline_on_diabetes():
+    fitted, data = _learned("mlp", "breast-cancer")
+    assert figures(fitted.network, data)["test_accuracy"] >= 0.96
+    fitted, data = _learned("mlp", "diabetes")
+    linear, _ = _learned("adaline", epochs=50)
+    best, worse = (figures(one.network, data)["test_rmse"] for one in (fitted, linear))
+    assert best <= worse
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("iris", 150), ("iris-setosa", 150), ("breast-cancer", 569), ("diabetes", 442)],
+)
+def test_rows_are_split_once_and_for_all(name, rows):
+    data, again = load(name), load(name)
+    parts = (data.train, data.validation, data.test)
+    assert sum(len(part) for part in parts) == rows
+    assert 0.60 <= len(data.train) / rows <= 0.70
+    assert np.array_equal(data.test.inputs, again.test.inputs)
+    assert data.kind == "rows"
+    if data.is_classification:  # stratified
+        shares = [np.bincount(part.targets) / len(part) for part in parts]
+        assert np.abs(shares[0] - shares[2]).max() < 0.02
+
+
+def test_each_column_gets_a_scale_of_its_own():
+    numbers = torch.tensor([[1.0, 500.0, 5.0], [3.0, 700.0, 5.0], [5.0, 900.0, 5.0]])
+    root = 1.5**0.5
+    expected = torch.tensor([[-root, -root, 0], [0, 0, 0], [root, root, 0]])
+    torch.testing.assert_close(Columns(numbers.numpy())(numbers), expected)

@@ -1,0 +1,115 @@
+"""Recipes from before backpropagation: single units, whose weights are set by hand or learned
+by a rule of their own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from neurona_training.errors import DataError
+from neurona_training.recipes.recipe import Recipe, Training
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from neurona_training.data import Dataset
+    from neurona_training.learning import Fitted, Run
+
+    Neurons = Sequence[tuple[Sequence[float], float]]
+
+# By truth table, layers of neurons: the weights of its inputs, and the threshold that it fires
+# from. XOR needs a second layer: OR and NAND at once.
+WEIGHTS: dict[str, tuple[Neurons, ...]] = {
+    "not": ([([-1], 0)],),
+    "and": ([([1, 1], 2)],),
+    "or": ([([1, 1], 1)],),
+    "nand": ([([-1, -1], -1)],),
+    "majority": ([([1, 1, 1], 2)],),
+    "xor": ([([1, 1], 1), ([-1, -1], -1)], [([1, 1], 2)]),
+}
+
+
+def _mcculloch_pitts(data: Dataset) -> nn.Module:
+    from neurona_training.architectures.classic import Logic
+
+    if data.name not in WEIGHTS:
+        raise DataError(
+            f"recipe 'mcculloch-pitts' has weights set by hand for {', '.join(WEIGHTS)}; "
+            f"it cannot learn the data set {data.name!r}"
+        )
+    return Logic(WEIGHTS[data.name])
+
+
+def _perceptron(data: Dataset) -> nn.Module:
+    from neurona_training.architectures.classic import Perceptron
+    from neurona_training.architectures.rows import Features
+
+    if len(data.labels) != 2:
+        raise DataError(
+            "recipe 'perceptron' tells two classes apart; "
+            f"the data set {data.name!r} has {len(data.labels)}"
+        )
+    return Perceptron(Features(data))
+
+
+def _adaline(data: Dataset) -> nn.Module:
+    from neurona_training.architectures.classic import Adaline
+    from neurona_training.architectures.rows import Features
+    from neurona_training.architectures.scaling import Denormalise
+
+    return Adaline(Features(data), len(data.values), Denormalise(data.train.targets))
+
+
+def _by_hand(network: nn.Module, data: Dataset, training: Training, run: Run) -> Fitted:
+    from neurona_training.rules import by_hand
+
+    return by_hand(network, data, training, run)
+
+
+def _rosenblatt(network: nn.Module, data: Dataset, training: Training, run: Run) -> Fitted:
+    from neurona_training.rules import rosenblatt
+
+    return rosenblatt(network, data, training, run)
+
+
+def _widrow_hoff(network: nn.Module, data: Dataset, training: Training, run: Run) -> Fitted:
+    from neurona_training.rules import widrow_hoff
+
+    return widrow_hoff(network, data, training, run)
+
+
+_ONE_ROW = Training(epochs=1, batch_rows=1, learning_rate=0.0)
+
+RECIPES = (
+    Recipe(
+        name="mcculloch-pitts",
+        description="McCulloch and Pitts's neuron, its weights set by hand (1943)",
+        network=_mcculloch_pitts,
+        takes=("rows",),
+        tasks=("classification",),
+        trainings=dict.fromkeys(("and", "or", "not", "nand", "majority", "xor"), _ONE_ROW),
+        learner=_by_hand,
+    ),
+    Recipe(
+        name="perceptron",
+        description="Rosenblatt's perceptron, one unit that learns from its mistakes (1958)",
+        network=_perceptron,
+        takes=("rows",),
+        tasks=("classification",),
+        trainings={
+            "iris-setosa": Training(epochs=100, batch_rows=1, learning_rate=1.0),
+            "xor": Training(epochs=100, batch_rows=1, learning_rate=1.0),
+        },
+        learner=_rosenblatt,
+    ),
+    Recipe(
+        name="adaline",
+        description="ADALINE, a linear unit that learns by stochastic gradient (1960)",
+        network=_adaline,
+        takes=("rows",),
+        tasks=("regression",),
+        trainings={"diabetes": Training(epochs=100, batch_rows=1, learning_rate=0.01)},
+        learner=_widrow_hoff,
+    ),
+)

@@ -1,0 +1,85 @@
+"""Recipes of fully connected networks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from neurona_training.recipes.recipe import Moves, Recipe, Training
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from neurona_training.data import Dataset
+
+
+def _mlp(data: Dataset) -> nn.Module:
+    from neurona_training.architectures.feedforward import FullyConnected
+    from neurona_training.architectures.rows import Features
+    from neurona_training.architectures.scaling import Denormalise
+
+    return FullyConnected(
+        Features(data),
+        hidden=(32,),
+        outputs=len(data.labels) or len(data.values),
+        denormalise=None if data.is_classification else Denormalise(data.train.targets),
+    )
+
+
+def _feedforward(data: Dataset) -> nn.Module:
+    from torch import nn
+
+    from neurona_training.architectures.feedforward import FullyConnected
+    from neurona_training.architectures.rows import Features
+    from neurona_training.architectures.scaling import Denormalise
+
+    return FullyConnected(
+        Features(data),
+        hidden=(512, 512, 256, 128),
+        outputs=len(data.labels) or len(data.values),
+        bend=nn.ReLU,
+        dropout=0.1,
+        denormalise=None if data.is_classification else Denormalise(data.train.targets),
+    )
+
+
+RECIPES = (
+    Recipe(
+        name="mlp",
+        description="multilayer perceptron, one hidden layer and backpropagation (1986)",
+        network=_mlp,
+        takes=("rows", "images"),
+        trainings={
+            "breast-cancer": Training(
+                epochs=60, batch_rows=32, learning_rate=3e-3, weight_decay=1.0
+            ),
+            "diabetes": Training(epochs=60, batch_rows=32, learning_rate=2e-3, weight_decay=1.0),
+            "xor": Training(epochs=300, batch_rows=4, learning_rate=0.05),
+            "iris": Training(epochs=100, batch_rows=16, learning_rate=1e-2),
+            "digits": Training(epochs=50, batch_rows=32, learning_rate=3e-3, weight_decay=1.0),
+        },
+    ),
+    Recipe(
+        name="feedforward",
+        description="deep feedforward network, four hidden layers",
+        network=_feedforward,
+        takes=("rows", "images"),
+        trainings={
+            "mnist": Training(
+                epochs=30,
+                batch_rows=128,
+                learning_rate=1e-3,
+                weight_decay=0.1,
+                warm_up=0.05,
+                label_smoothing=0.1,
+                moves=Moves(pixels=2.0, degrees=10),
+            ),
+            "digits": Training(
+                epochs=50,
+                batch_rows=32,
+                learning_rate=1e-3,
+                label_smoothing=0.1,
+                moves=Moves(pixels=1.0, degrees=10),
+            ),
+        },
+    ),
+)
