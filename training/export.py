@@ -15,8 +15,9 @@ from neurona_protos import metadata
 from neurona_protos.prediction_pb2 import ModelMetadata
 from neurona_training.data import Dataset
 from neurona_training.errors import ExportError
+from neurona_training.layers import first_difference, notes
 from neurona_training.metadata import answer_name
-from neurona_training.parity import prove
+from neurona_training.parity import DifferenceError, prove, sent
 from neurona_training.strings import take_strings
 
 OPSET = 20
@@ -49,18 +50,23 @@ def export(network: nn.Module, data: Dataset, described: ModelMetadata) -> bytes
 
     Axes called "batch" and "time" are of any size, and mean the same number in every input.
     An input with categories takes strings. Raises ExportError when the graph cannot
-    be made or does not answer as the network does.
+    be made or does not answer as the network does; then it names the first layer that differs.
     """
     last = nn.Softmax(dim=1) if data.is_classification else nn.Identity()
     answering = _Answering(network, last).eval()
     model = _graph(_simplified(answering), data)
     take_strings(model, data.inputs)
+    noted = notes(model)
     for node in model.graph.node:
         del node.metadata_props[:]  # the exporter's notes: our source lines and their folders
     onnx.helper.set_model_props(model, {metadata.KEY: metadata.to_json(described)})
     onnx.checker.check_model(model, full_check=True)
     written: bytes = model.SerializeToString(deterministic=True)
-    prove(written, answering, data)
+    try:
+        prove(written, answering, data)
+    except DifferenceError as error:
+        where = first_difference(model, noted, answering, error.arrays, sent(error.arrays, data))
+        raise ExportError(f"{error}; {where or 'no single layer does'}") from error
     return written
 
 

@@ -21,14 +21,22 @@ FLOOR = 1e-5  # ... and for answers near 0, as a part of the largest answer
 Arrays = tuple[NDArray[Any], ...]  # one for each input, in the order of Dataset.inputs
 
 
+class DifferenceError(ExportError):
+    """Another answer than torch's.  arrays: to which inputs."""
+
+    def __init__(self, message: str, arrays: Arrays) -> None:
+        super().__init__(message)
+        self.arrays = arrays
+
+
 def prove(model: bytes, network: nn.Module, data: Dataset) -> None:
     """Asks ONNX Runtime and `network` the same for every batch size and number of steps.
 
     model: an ONNX file with the inputs of `data` and one output.
     The questions are test rows, as callers send them; sequences with lengths get ragged ones.
 
-    Raises ExportError, with the inputs' shapes, the output and the size of the difference,
-    at the first answer that differs.
+    Raises ExportError, with the inputs' shapes and the output, where there is no answer, and
+    DifferenceError, with the size of the difference too, at the first answer that differs.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # the runs are short
@@ -50,15 +58,19 @@ def prove(model: bytes, network: nn.Module, data: Dataset) -> None:
             for given, array in zip(data.inputs, arrays, strict=True)
         ]
         where = f"output {answer!r} for {', '.join(shapes)}"
-        sent = {
-            given.name: as_sent(array, given)
-            for given, array in zip(data.inputs, arrays, strict=True)
-        }
         try:
-            actual = session.run([answer], sent)[0]
+            actual = session.run([answer], sent(arrays, data))[0]
         except Exception as error:  # as above
             raise ExportError(f"ONNX Runtime gives no {where}: {_line(error)}") from error
-        _compare(actual, expected, where)
+        if difference := _difference(actual, expected):
+            raise DifferenceError(f"{where} {difference}", arrays)
+
+
+def sent(arrays: Arrays, data: Dataset) -> dict[str, NDArray[Any]]:
+    """By the inputs' names: what a caller sends where the network is given `arrays`."""
+    return {
+        given.name: as_sent(array, given) for given, array in zip(data.inputs, arrays, strict=True)
+    }
 
 
 def as_sent(array: NDArray[Any], given: Input) -> NDArray[Any]:
@@ -101,18 +113,23 @@ def _ragged(rows: int, time: int) -> NDArray[np.int32]:
     return (time - np.arange(rows) * max(time // 3, 1) % time).astype(np.int32)
 
 
-def _compare(actual: NDArray[np.float32], expected: NDArray[np.float32], where: str) -> None:
-    if actual.shape != expected.shape:
-        raise ExportError(
-            f"{where} has shape {list(actual.shape)}; torch gives {list(expected.shape)}"
-        )
-    difference = np.abs(actual - expected)
+def differs(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> bool:
+    """Whether an answer of the same shape is farther from torch's than float32 explains."""
     allowed = RELATIVE * np.abs(expected) + FLOOR * np.abs(expected).max()
-    if not (difference <= allowed).all():  # not: any(>), which would let NaN pass
-        raise ExportError(
-            f"{where} differs from torch by up to {difference.max():.3g} "
-            f"where torch's largest is {np.abs(expected).max():.3g}"
-        )
+    # not: any(>), which would let NaN pass
+    return not bool((np.abs(actual - expected) <= allowed).all())
+
+
+def _difference(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> str:
+    """What to tell of it; nothing when there is none."""
+    if actual.shape != expected.shape:
+        return f"has shape {list(actual.shape)}; torch gives {list(expected.shape)}"
+    if not differs(actual, expected):
+        return ""
+    return (
+        f"differs from torch by up to {np.abs(actual - expected).max():.3g} "
+        f"where torch's largest is {np.abs(expected).max():.3g}"
+    )
 
 
 def _line(error: Exception) -> str:

@@ -1,0 +1,73 @@
+"""An export that is wrong names the layer that is."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from neurona_training.architectures.convolutional import LeNet5, Subsampling
+from neurona_training.architectures.recurrent import Recurrent
+from neurona_training.architectures.scaling import Normalise
+from neurona_training.data import digits
+from neurona_training.errors import ExportError
+from neurona_training.export import export
+from neurona_training.metadata import describe
+from neurona_training.recipes import RECIPES
+
+
+def _failure(network, data):
+    with pytest.raises(ExportError) as caught:
+        export(network, data, describe(data, "a test", {}, {}))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("layer", ["s2", "s4"])
+def test_the_sabotaged_layer_is_named(monkeypatch, layer):
+    torch.manual_seed(0)
+    data = digits.images()
+    network = LeNet5(Normalise.to_unit_variance(data.train.inputs), size=8, classes=10).eval()
+    whole, place = Subsampling.for_export, getattr(network, layer)
+
+    def sabotaged(self):
+        convolution = whole(self)
+        if len(self.weight) == len(place.weight):
+            convolution.bias.data[0] += 0.5
+        return convolution
+
+    monkeypatch.setattr(Subsampling, "for_export", sabotaged)
+    said = _failure(network, data)
+    assert f"the first layer that differs is '{layer}' (Subsampling; ONNX node " in said
+    assert re.search(r", Conv\), by up to 0\.5", said)
+    assert "output 'probabilities' for input 'image' of shape [1, 8, 8] differs from torch" in said
+
+
+def test_a_recurrent_layer_is_named(monkeypatch):
+    torch.manual_seed(0)
+    recipe = RECIPES["rnn"]
+    data = recipe.load("sunspots")
+    whole = Recurrent.for_export
+
+    def sabotaged(self):
+        node = whole(self)
+        node.w *= 1.5
+        return node
+
+    monkeypatch.setattr(Recurrent, "for_export", sabotaged)
+    said = _failure(recipe.network(data), data)
+    assert "the first layer that differs is 'recurrent' (Recurrent; " in said
+
+
+def test_what_is_lost_between_layers_is_told_of_the_network():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(8, 10)
+
+        def forward(self, image):
+            answer = self.inner(image[:, 0])
+            return answer * 0.5 if torch.compiler.is_exporting() else answer
+
+    torch.manual_seed(0)
+    said = _failure(Scaled(), digits.images())
+    assert "the first layer that differs is 'network' (Scaled; " in said
