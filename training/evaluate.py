@@ -31,25 +31,64 @@ def accuracy(logits: NDArray[Any], targets: NDArray[Any]) -> float:
     return float(np.mean(logits.argmax(axis=1) == targets))
 
 
+def auc(logits: NDArray[Any], targets: NDArray[Any]) -> float:
+    """Of two classes: how often a row of the second looks more like it than one of the first.
+
+    The area under the ROC curve, 0..1; ties count a half. NaN when a class has no rows.
+    """
+    from scipy.stats import rankdata
+
+    ranks = rankdata((logits[:, 1] - logits[:, 0]).astype(np.float64))
+    second = targets == 1
+    pairs = second.sum() * (~second).sum()
+    before = second.sum() * (second.sum() + 1) / 2
+    return float((ranks[second].sum() - before) / pairs) if pairs else float("nan")
+
+
 def rmse(values: NDArray[Any], targets: NDArray[Any]) -> float:
     """The root of the mean squared error, in the unit of the targets."""
     return float(np.sqrt(np.mean(np.square(values.astype(np.float64) - targets))))
 
 
+def auc(probabilities: NDArray[Any], targets: NDArray[Any]) -> float:
+    """The area under the receiver's curve, 0..1; each class against the rest, and the mean."""
+    from sklearn.metrics import roc_auc_score
+
+    classes = probabilities.shape[1]
+    return float(
+        np.mean([roc_auc_score(targets == one, probabilities[:, one]) for one in range(classes)])
+    )
+
+
 def figures(network: nn.Module, data: Dataset) -> dict[str, float]:
     """By name: how well it does on the test rows, and what the baselines get there."""
     tested = answers(network, data.test).numpy()
+    measured = on_test(softmax(tested) if data.is_classification else tested, data)
     validated = answers(network, data.validation).numpy()
     if data.is_classification:
-        measured = {
-            "test_accuracy": accuracy(tested, data.test.targets),
-            "validation_accuracy": accuracy(validated, data.validation.targets),
-        }
+        measured["validation_accuracy"] = accuracy(validated, data.validation.targets)
+        most_frequent = np.bincount(data.train.targets).argmax()
+        measured["majority_accuracy"] = float(np.mean(data.test.targets == most_frequent))
     else:
-        measured = {
-            "test_rmse": rmse(tested, data.test.targets),
-            "validation_rmse": rmse(validated, data.validation.targets),
-        }
+        measured["validation_rmse"] = rmse(validated, data.validation.targets)
         for name, values in data.baselines.items():
             measured[f"{name}_rmse"] = rmse(values, data.test.targets)
     return {**measured, "test_rows": float(len(data.test))}
+
+
+def on_test(answered: NDArray[Any], data: Dataset) -> dict[str, float]:
+    """The figures of these answers to the test rows: probabilities or values."""
+    targets = data.test.targets
+    if not data.is_classification:
+        return {"test_rmse": rmse(answered, targets)}
+    measured = {"test_accuracy": accuracy(answered, targets)}
+    if len(np.unique(targets)) == len(data.labels):  # without a row of a class it has no meaning
+        measured["test_auc"] = auc(answered, targets)
+    return measured
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """The probabilities that a classification's logits stand for, (rows, classes)."""
+    raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    shares: NDArray[np.float64] = raised / raised.sum(axis=1, keepdims=True)
+    return shares
