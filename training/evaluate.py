@@ -31,25 +31,6 @@ def accuracy(logits: NDArray[Any], targets: NDArray[Any]) -> float:
     return float(np.mean(logits.argmax(axis=1) == targets))
 
 
-def auc(logits: NDArray[Any], targets: NDArray[Any]) -> float:
-    """Of two classes: how often a row of the second looks more like it than one of the first.
-
-    The area under the ROC curve, 0..1; ties count a half. NaN when a class has no rows.
-    """
-    from scipy.stats import rankdata
-
-    ranks = rankdata((logits[:, 1] - logits[:, 0]).astype(np.float64))
-    second = targets == 1
-    pairs = second.sum() * (~second).sum()
-    before = second.sum() * (second.sum() + 1) / 2
-    return float((ranks[second].sum() - before) / pairs) if pairs else float("nan")
-
-
-def rmse(values: NDArray[Any], targets: NDArray[Any]) -> float:
-    """The root of the mean squared error, in the unit of the targets."""
-    return float(np.sqrt(np.mean(np.square(values.astype(np.float64) - targets))))
-
-
 def auc(probabilities: NDArray[Any], targets: NDArray[Any]) -> float:
     """The area under the receiver's curve, 0..1; each class against the rest, and the mean."""
     from sklearn.metrics import roc_auc_score
