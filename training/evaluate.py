@@ -31,6 +31,11 @@ def accuracy(logits: NDArray[Any], targets: NDArray[Any]) -> float:
     return float(np.mean(logits.argmax(axis=1) == targets))
 
 
+def rmse(values: NDArray[Any], targets: NDArray[Any]) -> float:
+    """The root of the mean squared error, in the unit of the targets."""
+    return float(np.sqrt(np.mean(np.square(values.astype(np.float64) - targets))))
+
+
 def auc(probabilities: NDArray[Any], targets: NDArray[Any]) -> float:
     """The area under the receiver's curve, 0..1; each class against the rest, and the mean."""
     from sklearn.metrics import roc_auc_score
