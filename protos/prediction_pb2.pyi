@@ -25,6 +25,12 @@ class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DATA_TYPE_UINT64: _ClassVar[DataType]
     DATA_TYPE_BFLOAT16: _ClassVar[DataType]
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_NORMAL: _ClassVar[Priority]
+    PRIORITY_HIGH: _ClassVar[Priority]
+    PRIORITY_LOW: _ClassVar[Priority]
+
 class Task(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     TASK_TENSORS: _ClassVar[Task]
@@ -52,6 +58,9 @@ DATA_TYPE_DOUBLE: DataType
 DATA_TYPE_UINT32: DataType
 DATA_TYPE_UINT64: DataType
 DATA_TYPE_BFLOAT16: DataType
+PRIORITY_NORMAL: Priority
+PRIORITY_HIGH: Priority
+PRIORITY_LOW: Priority
 TASK_TENSORS: Task
 TASK_CLASSIFICATION: Task
 TASK_REGRESSION: Task
@@ -73,20 +82,22 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("model", "version", "label", "inputs", "top_k", "raw_outputs")
+    __slots__ = ("model", "version", "label", "inputs", "top_k", "raw_outputs", "priority")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     RAW_OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     label: str
     inputs: _containers.RepeatedCompositeFieldContainer[Tensor]
     top_k: int
     raw_outputs: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., label: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., top_k: _Optional[int] = ..., raw_outputs: bool = ...) -> None: ...
+    priority: Priority
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., label: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., top_k: _Optional[int] = ..., raw_outputs: bool = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
     __slots__ = ("model", "version", "classification", "regression", "outputs")
@@ -241,20 +252,48 @@ class DescribeModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., label: _Optional[str] = ...) -> None: ...
 
 class DescribeModelResponse(_message.Message):
-    __slots__ = ("model", "version", "inputs", "outputs", "batched", "metadata")
+    __slots__ = ("model", "version", "inputs", "outputs", "batched", "metadata", "batching")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     BATCHED_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    BATCHING_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: VersionState
     inputs: _containers.RepeatedCompositeFieldContainer[TensorDescription]
     outputs: _containers.RepeatedCompositeFieldContainer[TensorDescription]
     batched: bool
     metadata: ModelMetadata
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[_Union[VersionState, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., batched: bool = ..., metadata: _Optional[_Union[ModelMetadata, _Mapping]] = ...) -> None: ...
+    batching: Batching
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[_Union[VersionState, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., batched: bool = ..., metadata: _Optional[_Union[ModelMetadata, _Mapping]] = ..., batching: _Optional[_Union[Batching, _Mapping]] = ...) -> None: ...
+
+class Batching(_message.Message):
+    __slots__ = ("max_rows", "limit_rows", "latency_objective_seconds", "instances", "inline", "costs")
+    MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_ROWS_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_OBJECTIVE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    INLINE_FIELD_NUMBER: _ClassVar[int]
+    COSTS_FIELD_NUMBER: _ClassVar[int]
+    max_rows: int
+    limit_rows: int
+    latency_objective_seconds: float
+    instances: int
+    inline: bool
+    costs: _containers.RepeatedCompositeFieldContainer[RunCost]
+    def __init__(self, max_rows: _Optional[int] = ..., limit_rows: _Optional[int] = ..., latency_objective_seconds: _Optional[float] = ..., instances: _Optional[int] = ..., inline: bool = ..., costs: _Optional[_Iterable[_Union[RunCost, _Mapping]]] = ...) -> None: ...
+
+class RunCost(_message.Message):
+    __slots__ = ("rows", "seconds", "padded")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PADDED_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    seconds: float
+    padded: bool
+    def __init__(self, rows: _Optional[int] = ..., seconds: _Optional[float] = ..., padded: bool = ...) -> None: ...
 
 class TensorDescription(_message.Message):
     __slots__ = ("name", "dtype", "shape", "axes")

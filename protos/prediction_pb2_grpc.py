@@ -32,8 +32,9 @@ class PredictionStub(object):
     NOT_FOUND           no such model, version or label
     INVALID_ARGUMENT    an input has a wrong name, dtype, shape or byte count
     FAILED_PRECONDITION Classify on a regression model, or Regress on a classification model
-    RESOURCE_EXHAUSTED  the model's queue is full; `retry-after-ms` in the trailing metadata
-    DEADLINE_EXCEEDED   the deadline passed while the request waited
+    RESOURCE_EXHAUSTED  the model's queue is full, or so much waits in it that the answer would
+    miss its deadline; `retry-after-ms` in the trailing metadata
+    DEADLINE_EXCEEDED   the deadline passed while the request waited, or its run takes longer
     UNAVAILABLE         the server is stopping
     INTERNAL            a fault of the server; its log has the detail
     """
@@ -73,8 +74,9 @@ class PredictionServicer(object):
     NOT_FOUND           no such model, version or label
     INVALID_ARGUMENT    an input has a wrong name, dtype, shape or byte count
     FAILED_PRECONDITION Classify on a regression model, or Regress on a classification model
-    RESOURCE_EXHAUSTED  the model's queue is full; `retry-after-ms` in the trailing metadata
-    DEADLINE_EXCEEDED   the deadline passed while the request waited
+    RESOURCE_EXHAUSTED  the model's queue is full, or so much waits in it that the answer would
+    miss its deadline; `retry-after-ms` in the trailing metadata
+    DEADLINE_EXCEEDED   the deadline passed while the request waited, or its run takes longer
     UNAVAILABLE         the server is stopping
     INTERNAL            a fault of the server; its log has the detail
     """
@@ -147,8 +149,9 @@ class Prediction(object):
     NOT_FOUND           no such model, version or label
     INVALID_ARGUMENT    an input has a wrong name, dtype, shape or byte count
     FAILED_PRECONDITION Classify on a regression model, or Regress on a classification model
-    RESOURCE_EXHAUSTED  the model's queue is full; `retry-after-ms` in the trailing metadata
-    DEADLINE_EXCEEDED   the deadline passed while the request waited
+    RESOURCE_EXHAUSTED  the model's queue is full, or so much waits in it that the answer would
+    miss its deadline; `retry-after-ms` in the trailing metadata
+    DEADLINE_EXCEEDED   the deadline passed while the request waited, or its run takes longer
     UNAVAILABLE         the server is stopping
     INTERNAL            a fault of the server; its log has the detail
     """

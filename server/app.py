@@ -13,13 +13,14 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from neurona_server import config as configuration
 from neurona_server.batching.policy import BatchPolicy
+from neurona_server.batching.share import DeviceShare
 from neurona_server.config import Config
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.metrics import Metrics
 from neurona_server.models.model import Model, ModelOptions
 from neurona_server.models.registry import Registry
 from neurona_server.models.repository import scan
-from neurona_server.models.session import RuntimeOptions
+from neurona_server.models.session import RuntimeOptions, available_cpus
 from neurona_server.rpc.aio_listener import AioListener, ListenerOptions
 from neurona_server.rpc.health import Health
 from neurona_server.rpc.models import Models
@@ -69,15 +70,12 @@ class App:
         log.info("stopped")
 
     def _load(self) -> None:
-        options = ModelOptions(
-            policy=BatchPolicy(self._config.max_batch_rows, self._config.max_queue_rows),
-            runtime=RuntimeOptions(self._config.threads),
-            instances=self._config.instances,
-        )
+        options = _model_options(self._config)
+        share = DeviceShare(max(2, available_cpus()))
         for found in scan(self._config.repository):
             started = time.monotonic()
             try:
-                model = Model(found, options, self._metrics)
+                model = Model(found, options, self._metrics, share)
             except LoadError as error:
                 log.error("%s is not served: %s", found, error)
                 self._registry.publish_failure(found.name, found.version, str(error))
@@ -97,6 +95,19 @@ class App:
             names |= {f"{name}/{n}": v.model is not None for n, v in versions.items()}
             names[name] = any(version.model for version in versions.values())
         return names
+
+
+def _model_options(config: Config) -> ModelOptions:
+    policy = BatchPolicy(
+        max_rows=config.max_batch_rows,
+        max_queue_rows=config.max_queue_rows,
+        max_queue_bytes=config.max_queue_bytes,
+        max_delay=config.max_delay_ms / 1000,
+        latency_objective=config.latency_objective_ms / 1000 or None,
+        inline={"auto": None, "always": True, "never": False}[config.inline],
+    )
+    threads = config.threads or max(1, available_cpus() // config.instances)
+    return ModelOptions(policy, RuntimeOptions(threads), config.instances)
 
 
 def main() -> int:

@@ -38,6 +38,19 @@ def _at_least(least: int, text: str) -> int:
     return value
 
 
+def _milliseconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1e9:
+        raise ValueError("expected at least 0")
+    return value
+
+
+def _inline(text: str) -> str:
+    if text not in ("auto", "always", "never"):
+        raise ValueError("expected auto, always or never")
+    return text
+
+
 def _address(text: str) -> str:
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
@@ -68,6 +81,21 @@ class Config:
     max_batch_rows: int = _option(64, _positive, "rows in one run at the most")
     max_queue_rows: int = _option(
         4096, _positive, "rows that may wait for a model; what exceeds it is refused at once"
+    )
+    max_queue_bytes: int = _option(
+        256 << 20, _positive, "bytes of input that may wait for a model, likewise"
+    )
+    max_delay_ms: float = _option(
+        0.0, _milliseconds, "how long an idle instance waits for a batch to fill"
+    )
+    latency_objective_ms: float = _option(
+        0.0,
+        _milliseconds,
+        "from admission to answer; 0: none. Batches and queues are kept so small that what is "
+        "admitted meets it",
+    )
+    inline: str = _option(
+        "auto", _inline, "auto, always or never: run in the thread that reads requests"
     )
     max_message_bytes: int = _option(64 << 20, _positive, "size of a request at the most")
     drain_delay_ms: int = _option(

@@ -4,7 +4,9 @@ Base units, labels bounded: `model` and `version` are those that are served (a r
 another one counts under the empty model), `outcome` is one of errors.py's or "ok".
 """
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from prometheus_client import (
@@ -23,12 +25,26 @@ SECONDS = (  # 100 us to 10 s
 ROWS = tuple(2.0**power for power in range(11))  # 1 to 1024
 
 
+RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
+
+
 class WatchedQueue(Protocol):
-    """What a gauge reads when it is scraped."""
+    """What gauges read when they are scraped."""
+
+    limit: int
 
     @property
     def rows(self) -> int: ...
     def oldest_age(self) -> float: ...
+
+
+class WatchedCurve(Protocol):
+    """Likewise."""
+
+    @property
+    def rungs(self) -> Sequence[int]: ...
+    @property
+    def seconds(self) -> dict[int, float]: ...
 
 
 class Metrics:
@@ -52,7 +68,10 @@ class Metrics:
         self.requests = counter(
             "requests", "Requests by how they ended.", ("model", "version", "outcome")
         )
-        self.batch_rows = histogram("batch_rows", "Rows in one run of the model.", ROWS)
+        self.rows = counter("rows", "Rows that ran, padding not counted.")
+        self.padding_rows = counter("padding_rows", "Rows that ran for nobody, to fill a rung.")
+        self.terminated = counter("terminated_runs", "Runs stopped since nobody waited any more.")
+        self.batch_rows = histogram("batch_rows", "Rows in one run, padding not counted.", ROWS)
         self.batch_requests = histogram("batch_requests", "Requests in one run.", ROWS)
         self.request_seconds = histogram(
             "request_duration_seconds", "From the request's bytes to its answer's, if it was ok."
@@ -61,6 +80,16 @@ class Metrics:
             "queue_duration_seconds", "From admission to the cut of the batch."
         )
         self.run_seconds = histogram("run_duration_seconds", "One run of the model, join included.")
+        self.run_ratio = histogram(
+            "run_predicted_ratio", "Seconds of a run by the seconds foretold for it.", RATIOS
+        )
+        self.predicted_seconds = gauge(
+            "run_predicted_seconds",
+            "What a run of so many rows is expected to take.",
+            ("model", "version", "rows"),
+        )
+        self.batch_limit = gauge("batch_limit_rows", "Rows that a batch is cut with at the most.")
+        self.inline = gauge("inline", "1 while runs are so short that the door does them itself.")
         self.queue_rows = gauge("queue_rows", "Rows that wait for an instance.")
         self.queue_age = gauge("queue_oldest_seconds", "How long the oldest request has waited.")
         self.info = gauge(
@@ -83,25 +112,47 @@ class ModelMetrics:
         self._labels = (name, version)
         self.outcomes = _outcomes(metrics.requests, name, version)
         self.request_seconds = metrics.request_seconds.labels(*self._labels)
+        self.terminated = metrics.terminated.labels(*self._labels)
+        self.inline = metrics.inline.labels(*self._labels)
+        self._rows = metrics.rows.labels(*self._labels)
+        self._padding_rows = metrics.padding_rows.labels(*self._labels)
         self._batch_rows = metrics.batch_rows.labels(*self._labels)
         self._batch_requests = metrics.batch_requests.labels(*self._labels)
         self._queue_seconds = metrics.queue_seconds.labels(*self._labels)
         self._run_seconds = metrics.run_seconds.labels(*self._labels)
+        self._run_ratio = metrics.run_ratio.labels(*self._labels)
 
-    def watch_queue(self, queue: WatchedQueue) -> None:
-        self._metrics.queue_rows.labels(*self._labels).set_function(lambda: queue.rows)
-        self._metrics.queue_age.labels(*self._labels).set_function(queue.oldest_age)
+    def watch(self, queue: WatchedQueue, curve: WatchedCurve) -> None:
+        labels = self._labels
+        self._metrics.queue_rows.labels(*labels).set_function(lambda: queue.rows)
+        self._metrics.queue_age.labels(*labels).set_function(queue.oldest_age)
+        self._metrics.batch_limit.labels(*labels).set_function(lambda: queue.limit)
+        for rung in curve.rungs:
+            gauge = self._metrics.predicted_seconds.labels(*labels, str(rung))
+            gauge.set_function(partial(_seconds_of, curve, rung))
 
     def ready(self, task: str, provider: str) -> None:
         self._metrics.info.labels(*self._labels, task, provider).set(1)
 
-    def ran(self, rows: int, seconds: float, waits: Sequence[float]) -> None:
-        """One run of `rows` that took `seconds`, and how long each of its requests had waited."""
-        self._batch_rows.observe(rows)
-        self._batch_requests.observe(len(waits))
-        self._run_seconds.observe(seconds)
+    def waited(self, waits: Sequence[float]) -> None:
+        """How long each request of a batch had waited when it was cut."""
         for wait in waits:
             self._queue_seconds.observe(wait)
+
+    def ran(self, rows: int, requests: int, padding: int, seconds: float, predicted: float) -> None:
+        """One run of `rows` and `padding`, that took `seconds`; 0.0 if none were foretold."""
+        self._rows.inc(rows)
+        self._batch_rows.observe(rows)
+        self._batch_requests.observe(requests)
+        self._run_seconds.observe(seconds)
+        if padding:
+            self._padding_rows.inc(padding)
+        if predicted:
+            self._run_ratio.observe(seconds / predicted)
+
+
+def _seconds_of(curve: WatchedCurve, rung: int) -> float:
+    return curve.seconds.get(rung, math.nan)
 
 
 def _outcomes(requests: Counter, name: str, version: str) -> dict[str, Counter]:

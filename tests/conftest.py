@@ -34,10 +34,10 @@ def make_server(repository: Path) -> Iterator[Callable[..., Server]]:
         server.stop()
 
 
-@pytest.fixture(scope="session")
-def server(repository: Path) -> Iterator[Server]:
+@pytest.fixture(scope="session", params=[True, False], ids=["inline", "threaded"])
+def server(repository: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
     """Shared by the tests that leave no trace in it."""
-    server = Server(repository, BatchPolicy())
+    server = Server(repository, BatchPolicy(inline=request.param))
     yield server
     server.stop()
 

@@ -1,5 +1,6 @@
 """All of neurona-serve but its command line, in the test's own process."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -18,7 +19,11 @@ from neurona_server.rpc.prediction import Prediction
 
 
 class Server:
+    """Without `start_models` nothing is run before the test starts a model itself."""
+
     def __init__(self, root: Path, policy: BatchPolicy, *, start_models: bool = True) -> None:
+        if not start_models:
+            policy = replace(policy, inline=False)
         self.metrics = Metrics(CollectorRegistry())
         self.registry = Registry()
         self.health = Health()

@@ -3,17 +3,28 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
+from neurona_server.batching.admission import Admission
 from neurona_server.batching.batch import join, split
+from neurona_server.batching.curve import Curve
+from neurona_server.batching.hand_off import hand_off_seconds
+from neurona_server.batching.padding import Padding
+from neurona_server.batching.parts import split_request
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.queue import Cut, Queue
-from neurona_server.batching.request import Inputs, Outputs, Request
+from neurona_server.batching.request import Outputs, Request
+from neurona_server.batching.running import Run, Running
+from neurona_server.batching.share import DeviceShare
 from neurona_server.errors import ExpiredError, ModelFailedError, NeuronaError
 from neurona_server.metrics import ModelMetrics
 
 log = logging.getLogger(__name__)
 
-Run = Callable[[Inputs], Outputs]
+NewRun = Callable[[], Run]
+
+LONGEST_INLINE = 0.005
+"""Seconds: the door reads nothing while it runs a batch."""
 
 
 class Batcher:
@@ -24,7 +35,7 @@ class Batcher:
     large as load allows; nothing waits while an instance is idle.
 
     `batched` is False for a model without a batch axis: its requests run one by one and
-    get its outputs whole.
+    get its outputs whole. `share` is the device's, if other models run on it too.
     """
 
     def __init__(
@@ -34,39 +45,70 @@ class Batcher:
         metrics: ModelMetrics,
         *,
         batched: bool = True,
+        share: DeviceShare | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not batched:
-            policy = BatchPolicy(max_rows=1, max_queue_rows=policy.max_queue_rows)
         self.name = name  # of the model, for the log
+        self.inline = False  # whether the door runs what it reads; `tune` decides
         self.policy = policy
         self.queue = Queue(policy, clock)
+        self.curve = Curve(policy.rungs if batched else (1,))
+        self.queue.limit = self.curve.rungs[-1]
+        self.padding = Padding(self.curve.rungs)
+        self.admission = Admission(policy, self.queue, self.curve, clock)
         self._metrics = metrics
         self._batched = batched
         self._clock = clock
-        self._run_seconds = 0.0  # of a typical recent batch, for the hint to who is refused
-        metrics.watch_queue(self.queue)
+        self._recent_seconds = 0.0
+        self._share = share or DeviceShare(1 << 30)  # by itself, a model has every turn
+        metrics.watch(self.queue, self.curve)
+        self.tune()
 
-    def submit(self, request: Request) -> None:
-        """Never waits. Raises what `Queue.put` raises."""
-        waiting_runs = self.queue.rows / self.policy.max_rows
-        self.queue.put(request, retry_after=waiting_runs * self._run_seconds)
+    def tune(self) -> None:
+        """Sets the rows of a batch and where it runs by what runs cost now."""
+        if self.policy.latency_objective is not None:
+            self.queue.limit = self.curve.best_rung(self.policy.latency_objective)
+        # The door does not come back for a batch that is to fill first.
+        inline = not self.policy.max_delay and (
+            self._is_short() if self.policy.inline is None else self.policy.inline
+        )
+        if inline != self.inline:
+            self.inline = inline
+            self._metrics.inline.set(inline)
 
-    def serve(self, run: Run) -> None:
+    def _is_short(self) -> bool:
+        """One row costs less than waking a thread for it, and batches do not hold the door up."""
+        one = self.curve.predict(1)
+        return 0.0 < one < hand_off_seconds() and self._recent_seconds < LONGEST_INLINE
+
+    def submit(self, request: Request, *, wake: bool = True) -> None:
+        """Admits a request, or refuses it at once; never waits.
+
+        Raises what `Admission.check` and `Queue.put` raise.
+        """
+        self.admission.check(request)
+        parts = split_request(request, self.policy.max_rows) if self._batched else [request]
+        self.queue.put(parts, retry_after=self.admission.wait(), wake=wake)
+
+    def serve(self, new_run: NewRun, instance: int = 0) -> None:
         """Runs batch after batch until the queue is closed and empty."""
-        while (cut := self.queue.take()) is not None:
-            self.process(cut, run)
+        while self.queue.wait():
+            with self._share.turn(self.name, self._clock):
+                if (cut := self.queue.poll()) is not None:
+                    self.process(cut, new_run, instance)
 
-    def process(self, cut: Cut, run: Run) -> None:
+    def serve_waiting(self, new_run: NewRun, instance: int = 0) -> None:
+        """Runs what waits now, in the caller's thread."""
+        while (cut := self.queue.poll()) is not None:
+            self.process(cut, new_run, instance)
+
+    def process(self, cut: Cut, new_run: NewRun, instance: int = 0) -> None:
         """Ends every request of the cut; raises nothing, whatever the model does."""
         for request in cut.expired:
             request.fail(ExpiredError("the deadline passed while the request waited"))
         if cut.batch:
-            try:
-                self._run(cut.batch, run)
-            except Exception:
-                log.exception("%s failed on a batch of %d requests", self.name, len(cut.batch))
-                _fail(cut.batch, ModelFailedError())
+            self._metrics.waited([request.taken - request.arrived for request in cut.batch])
+            self._run_or_halve(cut.batch, new_run, instance)
 
     def close(self) -> None:
         """Takes no more; what was admitted is still served."""
@@ -74,22 +116,57 @@ class Batcher:
 
     def cancel_waiting(self, error: NeuronaError) -> int:
         """Ends all that still wait with `error`; how many there were."""
-        return _fail(self.queue.clear(), error)
+        return sum([request.fail(error) for request in self.queue.clear()])
 
-    def _run(self, batch: Sequence[Request], run: Run) -> None:
+    def _run_or_halve(self, batch: Sequence[Request], new_run: NewRun, instance: int) -> None:
+        """A batch that fails is run again by halves, so that only the guilty fail."""
+        batch = [request for request in batch if not request.ended]
+        if not batch:
+            return
+        running = None
+        try:
+            run = new_run()
+            running = Running(batch, run)
+            parts = self._run(batch, run, instance)
+        except Exception:
+            if running is not None and running.terminated:
+                self._metrics.terminated.inc()
+            elif len(batch) == 1:
+                log.exception("%s failed on a request of %d rows", self.name, batch[0].rows)
+                self._deliver(partial(batch[0].fail, ModelFailedError()))
+            else:
+                log.debug("%s failed on %d requests, trying halves", self.name, len(batch))
+                middle = len(batch) // 2
+                self._run_or_halve(batch[:middle], new_run, instance)
+                self._run_or_halve(batch[middle:], new_run, instance)
+        else:
+            for request, part in zip(batch, parts, strict=True):
+                self._deliver(partial(request.succeed, part))
+
+    def _run(self, batch: Sequence[Request], run: Run, instance: int) -> Sequence[Outputs]:
+        """Each request's outputs. Raises what the model raises, and BatchError."""
+        rows = sum([request.rows for request in batch])
+        padded = self.padding.rows(rows) if self._batched else rows
+        group, row_bytes = batch[0].group, batch[0].nbytes // batch[0].rows
+        predicted = self.curve.predict(padded, group, row_bytes)
         started = self._clock()
-        outputs = run(join(batch))
+        self.admission.begin(instance, predicted)
+        try:
+            inputs = join(batch, padded)
+            outputs = run(inputs)
+        finally:
+            self.admission.end(instance)
         seconds = self._clock() - started
-        self._run_seconds += 0.2 * (seconds - self._run_seconds)
-        rows = sum(request.rows for request in batch)
-        self._metrics.ran(rows, seconds, [request.taken - request.arrived for request in batch])
-        parts = split(outputs, batch) if self._batched else [outputs]
-        for request, part in zip(batch, parts, strict=True):
-            try:
-                request.succeed(part)
-            except Exception:  # one answer that cannot be encoded or sent must not lose the others
-                log.exception("%s: an answer could not be delivered", self.name)
+        parts = split(outputs, batch, padded) if self._batched else [outputs]
+        self._metrics.ran(rows, len(batch), padded - rows, seconds, predicted)
+        self.curve.observe(padded, seconds, group, row_bytes)
+        self._recent_seconds += 0.2 * (seconds - self._recent_seconds)
+        self.tune()
+        return parts
 
-
-def _fail(requests: Sequence[Request], error: NeuronaError) -> int:
-    return sum([request.fail(error) for request in requests])
+    def _deliver(self, end: Callable[[], bool]) -> None:
+        """An answer that cannot be encoded or sent must not lose its neighbours'."""
+        try:
+            end()
+        except Exception:
+            log.exception("%s: an answer could not be delivered", self.name)

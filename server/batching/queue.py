@@ -2,38 +2,47 @@
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Hashable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
-from neurona_server.batching.policy import BatchPolicy
+from neurona_server.batching.policy import WEIGHTS, BatchPolicy, Priority
 from neurona_server.batching.request import Request
 from neurona_server.errors import InvalidError, QueueFullError, StoppingError
+
+Line = OrderedDict[Request, None]  # first come first; a member leaves from anywhere at once
 
 
 @dataclass
 class Cut:
-    """What `Queue.take` took: a batch to run, and what must not run any more."""
+    """What was taken out of a queue: a batch to run, and what must not run any more."""
 
     batch: list[Request] = field(default_factory=list)
     expired: list[Request] = field(default_factory=list)
-    cancelled: list[Request] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return sum([request.rows for request in self.batch])
 
 
 class Queue:
-    """Requests in one line for each group, and the oldest request's group goes first.
+    """Requests in a line for each level of priority and each group.
 
-    So a different shape never closes somebody else's batch, and none starves. All methods
-    may be called from any thread; only `take` blocks, and nothing is called back from
-    inside the lock.
+    A batch is led by the oldest request of the level whose turn it is, and filled with
+    others of its group. So a different shape never closes somebody else's batch, and no
+    group and no level starves. All methods may be called from any thread; only `wait`
+    blocks, and nothing is called back from inside the lock.
     """
 
     def __init__(self, policy: BatchPolicy, clock: Callable[[], float] = time.monotonic) -> None:
         self._policy = policy
         self._clock = clock
-        # All mutable state, guarded by the condition's lock:
-        self._lines: dict[Hashable, deque[Request]] = {}
+        self.limit = policy.max_rows  # rows in a batch; self-tuning moves it
+        # All other mutable state, guarded by the condition's lock:
+        self._levels: tuple[dict[Hashable, Line], ...] = tuple({} for _ in Priority)
+        self._passes = [0.0] * len(Priority)  # rows taken from each level, by its weight
         self._rows = 0
+        self._bytes = 0
         self._closed = False
         self._changed = threading.Condition(threading.Lock())
 
@@ -42,54 +51,74 @@ class Queue:
         """Rows that wait."""
         return self._rows
 
+    @property
+    def groups(self) -> int:
+        """Batches that it takes at the least to empty the queue."""
+        return sum([len(lines) for lines in self._levels])
+
     def __repr__(self) -> str:
         with self._changed:
-            requests = sum(len(line) for line in self._lines.values())
+            requests = sum(len(line) for lines in self._levels for line in lines.values())
             state = "closed" if self._closed else "open"
-            return f"<Queue {state}: {requests} requests, {self._rows} rows>"
+            return f"<Queue {state}: {requests} requests, {self._rows} rows, {self._bytes} bytes>"
 
     def oldest_age(self) -> float:
         """Seconds that the oldest request has waited; 0.0 if none waits."""
         with self._changed:
-            if not self._lines:
-                return 0.0
-            return self._clock() - min(line[0].arrived for line in self._lines.values())
+            return self._clock() - self._oldest() if self._rows else 0.0
 
-    def put(self, request: Request, retry_after: float) -> None:
-        """Admits a request or refuses it; never waits.
+    def put(self, requests: Sequence[Request], retry_after: float, *, wake: bool = True) -> None:
+        """Admits all of them or none; never waits.
 
+        Without `wake`, no thread in `wait` is told: somebody else will come for them.
         Raises QueueFullError, with `retry_after` seconds in it, when there is no room now;
         InvalidError when there never will be; StoppingError after `close`.
         """
-        limit = self._policy.max_queue_rows
-        if request.rows > limit:
-            raise InvalidError(f"the request has {request.rows} rows; expected at most {limit}")
+        rows = sum([request.rows for request in requests])
+        size = sum([request.nbytes for request in requests])
+        most_rows, most_bytes = self._policy.max_queue_rows, self._policy.max_queue_bytes
+        if rows > most_rows:
+            raise InvalidError(f"the request has {rows} rows; expected at most {most_rows}")
+        if size > most_bytes:
+            raise InvalidError(f"the request has {size} bytes; expected at most {most_bytes}")
         with self._changed:
             if self._closed:
                 raise StoppingError("the model is stopping and takes no more requests")
-            if self._rows + request.rows > limit:
+            if self._rows + rows > most_rows or self._bytes + size > most_bytes:
                 raise QueueFullError(
-                    f"the queue is full: {self._rows} of {limit} rows wait, "
-                    f"no room for {request.rows} more",
+                    f"the queue is full: {self._rows} of {most_rows} rows and {self._bytes} of "
+                    f"{most_bytes} bytes wait, no room for {rows} rows of {size} bytes",
                     retry_after,
                 )
-            request.arrived = self._clock()
-            self._lines.setdefault(request.group, deque()).append(request)
-            self._rows += request.rows
-            self._changed.notify()
+            now = self._clock()
+            for request in requests:
+                self._add(request, now)
+            if wake:
+                self._changed.notify(len(requests))
 
-    def take(self) -> Cut | None:
-        """Waits for work, then cuts the batch that the oldest request leads.
+    def wait(self) -> bool:
+        """Waits until there is a batch to cut; False when the queue is closed and empty."""
+        with self._changed:
+            while (seconds := self._until_ready()) != 0.0:
+                if self._closed and not self._rows:
+                    return False
+                self._changed.wait(seconds)
+            return True
 
-        None when the queue is closed and empty. The batch may be empty, when all that
-        waited had expired or been cancelled.
+    def poll(self) -> Cut | None:
+        """Cuts a batch if there is one to cut now; never waits.
+
+        The batch may be empty, when all that waited had expired.
         """
         with self._changed:
-            while not self._lines:
-                if self._closed:
-                    return None
-                self._changed.wait()
-            return self._cut()
+            return self._cut() if self._until_ready() == 0.0 else None
+
+    def leave(self, request: Request) -> None:
+        """Takes a request that has ended out, if it still waits."""
+        with self._changed:
+            line = self._levels[request.priority].get(request.group)
+            if line is not None and request in line:
+                self._remove(line, request)
 
     def close(self) -> None:
         """Refuses what comes from now on; what waits can still be taken."""
@@ -100,30 +129,72 @@ class Queue:
     def clear(self) -> list[Request]:
         """Takes all that waits out, for a stop that cannot wait for it."""
         with self._changed:
-            requests = [request for line in self._lines.values() for request in line]
-            self._lines.clear()
-            self._rows = 0
+            lines = [line for lines in self._levels for line in lines.values()]
+            requests = [request for line in lines for request in line]
+            for request in requests:
+                self._remove(self._levels[request.priority][request.group], request)
             return requests
 
+    def _add(self, request: Request, now: float) -> None:
+        lines = self._levels[request.priority]
+        if not lines:  # a level that was empty has no claim on the turns it did not use
+            busy = [p for p, level in zip(self._passes, self._levels, strict=True) if level]
+            self._passes[request.priority] = max(
+                self._passes[request.priority], min(busy, default=0.0)
+            )
+        request.arrived = now
+        request.place = self
+        lines.setdefault(request.group, OrderedDict())[request] = None
+        self._rows += request.rows
+        self._bytes += request.nbytes
+
+    def _remove(self, line: Line, request: Request) -> None:
+        del line[request]
+        if not line:
+            del self._levels[request.priority][request.group]
+        self._rows -= request.rows
+        self._bytes -= request.nbytes
+
+    def _oldest(self) -> float:
+        heads = [next(iter(line)) for lines in self._levels for line in lines.values()]
+        return min([head.arrived for head in heads])
+
+    def _until_ready(self) -> float | None:
+        """Seconds until a batch may be cut: 0.0 now, None when there is nothing to wait for."""
+        if not self._rows:
+            return None
+        if not self._policy.max_delay or self._closed or self._rows >= self.limit:
+            return 0.0
+        return max(0.0, self._oldest() + self._policy.max_delay - self._clock())
+
     def _cut(self) -> Cut:
-        group = min(self._lines, key=lambda group: self._lines[group][0].arrived)
-        line = self._lines[group]
-        now = self._clock()
+        level = min(
+            [priority for priority in Priority if self._levels[priority]],
+            key=lambda priority: self._passes[priority],
+        )
+        lines = self._levels[level]
+        group = min(lines, key=lambda group: next(iter(lines[group])).arrived)
         cut = Cut()
-        rows = 0
+        rows = self._fill(cut, level, group, 0)
+        self._passes[level] += rows / WEIGHTS[level]
+        for other in Priority:  # room that is left costs nothing, so nobody pays for it
+            if other != level and group in self._levels[other]:
+                rows = self._fill(cut, other, group, rows)
+        return cut
+
+    def _fill(self, cut: Cut, level: Priority, group: Hashable, rows: int) -> int:
+        """Moves requests from one line into the cut; the rows that the batch has then."""
+        now = self._clock()
+        line = self._levels[level][group]
         while line:
-            request = line[0]
-            if request.ended:
-                cut.cancelled.append(line.popleft())
-            elif request.deadline <= now:
-                cut.expired.append(line.popleft())
-            elif cut.batch and rows + request.rows > self._policy.max_rows:
+            request = next(iter(line))
+            if request.deadline <= now:
+                cut.expired.append(request)
+            elif cut.batch and rows + request.rows > self.limit:
                 break
-            else:
+            elif not request.ended:  # one that has ended is on its way out of here
                 request.taken = now
                 rows += request.rows
-                cut.batch.append(line.popleft())
-            self._rows -= request.rows
-        if not line:
-            del self._lines[group]
-        return cut
+                cut.batch.append(request)
+            self._remove(line, request)
+        return rows

@@ -2,16 +2,24 @@
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from neurona_server.batching.policy import Priority
 from neurona_server.errors import NeuronaError
 
 Array = NDArray[Any]
 Inputs = Mapping[str, Array]
 Outputs = Sequence[Array]
 Done = Callable[["Request", Outputs | None, NeuronaError | None], None]
+
+
+class Place(Protocol):
+    """Where a request is: in a queue, in a run."""
+
+    def leave(self, request: "Request") -> None:
+        """The request ended while it was here."""
 
 
 class Request:
@@ -23,7 +31,18 @@ class Request:
     with its outputs, or with the error that it ended with.
     """
 
-    __slots__ = ("_open", "arrived", "deadline", "group", "inputs", "rows", "taken")
+    __slots__ = (
+        "_open",
+        "arrived",
+        "deadline",
+        "group",
+        "inputs",
+        "nbytes",
+        "place",
+        "priority",
+        "rows",
+        "taken",
+    )
 
     def __init__(
         self,
@@ -32,11 +51,15 @@ class Request:
         group: Hashable,
         done: Done,
         deadline: float = math.inf,
+        priority: Priority = Priority.NORMAL,
     ) -> None:
         self.inputs = inputs
         self.rows = rows
+        self.nbytes = sum([array.nbytes for array in inputs.values()])
         self.group = group
         self.deadline = deadline
+        self.priority = priority
+        self.place: Place | None = None
         self.arrived = 0.0  # when the queue admitted it
         self.taken = 0.0  # when an instance took it
         # Whoever pops the callback ends the request. list.pop is atomic, so of two threads
@@ -54,6 +77,11 @@ class Request:
     def fail(self, error: NeuronaError) -> bool:
         """False if it had ended already: nobody is told again."""
         return self._end(None, error)
+
+    def cancel(self, error: NeuronaError) -> None:
+        """Ends it with `error` wherever it is, and has it taken out from there."""
+        if self._end(None, error) and (place := self.place) is not None:
+            place.leave(self)
 
     def _end(self, outputs: Outputs | None, error: NeuronaError | None) -> bool:
         try:

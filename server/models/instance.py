@@ -9,11 +9,15 @@ from neurona_server.models.session import Session
 class Instance:
     """Serves a batcher's queue from `start` until the batcher is closed and drained."""
 
-    def __init__(self, name: str, session: Session, batcher: Batcher) -> None:
+    def __init__(self, number: int, session: Session, batcher: Batcher) -> None:
+        self.number = number
         self.session = session
         # A daemon: a run that never returns must not keep the process from ending.
         self._thread = threading.Thread(
-            target=batcher.serve, args=(session.run,), name=name, daemon=True
+            target=batcher.serve,
+            args=(session.new_run, number),
+            name=f"{batcher.name}#{number}",
+            daemon=True,
         )
 
     def start(self) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from neurona_protos import metadata as model_metadata
@@ -10,6 +10,7 @@ from neurona_protos.prediction_pb2 import ModelMetadata, State, Task
 from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.request import Request
+from neurona_server.batching.share import DeviceShare
 from neurona_server.errors import LoadError, StoppingError
 from neurona_server.metrics import Metrics
 from neurona_server.models.instance import Instance
@@ -37,7 +38,13 @@ class Model:
     Raises LoadError when the file cannot be served, or its metadata contradict it.
     """
 
-    def __init__(self, found: Found, options: ModelOptions, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        found: Found,
+        options: ModelOptions,
+        metrics: Metrics,
+        share: DeviceShare | None = None,
+    ) -> None:
         self.name = found.name
         self.version = found.version
         self.state = State.STATE_LOADING
@@ -51,27 +58,36 @@ class Model:
         self.metadata = _metadata(session)
         self.answer = _answer_index(self.metadata, session.outputs)
         self.metrics = metrics.model(found.name, found.version)
-        self._batcher = Batcher(str(found), options.policy, self.metrics, batched=batched)
-        self._instances = [
-            Instance(f"{found}#{number}", session, self._batcher)
-            for number, session in enumerate(sessions)
+        self.batcher = Batcher(
+            str(found), options.policy, self.metrics, batched=batched, share=share
+        )
+        self.batcher.admission.instances = len(sessions)
+        self.instances = [
+            Instance(number, session, self.batcher) for number, session in enumerate(sessions)
         ]
-        rows = (1, self._batcher.policy.max_rows)
-        if not all(warm_up(session.inputs, session.run, rows) for session in sessions):
+        if not all(warm_up(one.inputs, one.run, self.batcher) for one in sessions):
             log.info("%s: made-up inputs do not suit it, so it is not warmed up", found)
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
 
     def start(self) -> None:
-        for instance in self._instances:
+        for instance in self.instances:
             instance.start()
         self.state = State.STATE_READY
         self.metrics.ready(Task.Name(self.metadata.task).removeprefix("TASK_"), self.provider)
 
-    def submit(self, request: Request) -> None:
-        """Never waits. Raises what `Queue.put` raises."""
-        self._batcher.submit(request)
+    def submit(self, request: Request, defer: Callable[[Callable[[], None]], None]) -> None:
+        """Never waits. Raises what `Batcher.submit` raises.
+
+        A model with short runs is run in the caller's own thread, which `defer` has do it
+        once it has read all that is there to read: that is the batch then.
+        """
+        if self.batcher.inline:
+            self.batcher.submit(request, wake=False)
+            defer(self._serve_waiting)
+        else:
+            self.batcher.submit(request)
 
     def drain(self, timeout: float) -> bool:
         """Takes no more and waits until all that was admitted is answered.
@@ -80,14 +96,17 @@ class Model:
         StoppingError; a run that is under way is left alone.
         """
         self.state = State.STATE_DRAINING
-        self._batcher.close()
+        self.batcher.close()
         end = time.monotonic() + timeout
-        if all(instance.join(max(0.0, end - time.monotonic())) for instance in self._instances):
+        if all(instance.join(max(0.0, end - time.monotonic())) for instance in self.instances):
             return True
         error = StoppingError("the server stopped before the request's turn came")
-        if lost := self._batcher.cancel_waiting(error):
+        if lost := self.batcher.cancel_waiting(error):
             log.warning("%s: stopped with %d requests waiting", self, lost)
         return False
+
+    def _serve_waiting(self) -> None:
+        self.batcher.serve_waiting(self.instances[0].session.new_run)
 
 
 def _metadata(session: Session) -> ModelMetadata:

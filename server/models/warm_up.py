@@ -6,12 +6,14 @@ two rows gave what two runs of one row gave.
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from neurona_protos.tensors import NUMPY_DTYPES
+from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.models.signature import TensorSpec
 
@@ -35,15 +37,29 @@ def can_batch(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], run: 
     return False
 
 
-def warm_up(inputs: Sequence[TensorSpec], run: Run, rows: Sequence[int]) -> bool:
-    """Runs each batch size once; False when made-up inputs do not suit the model."""
+def warm_up(inputs: Sequence[TensorSpec], run: Run, batcher: Batcher) -> bool:
+    """Runs each batch size and has the batcher learn what it costs.
+
+    False when made-up inputs do not suit the model: it learns from its first requests then.
+    """
     for size in FREE_SIZES:
+
+        def time_run(rows: int, size: int = size) -> float:
+            made = make_inputs(inputs, rows, size)
+            started = time.perf_counter()
+            run(made)
+            return time.perf_counter() - started
+
+        one = make_inputs(inputs, 1, size)
+        group = tuple([array.shape[1:] for array in one.values()])
+        row_bytes = sum([array.nbytes for array in one.values()])
         try:
-            for count in rows:
-                run(make_inputs(inputs, count, size))
+            batcher.curve.measure(time_run, group, row_bytes)
+            batcher.padding.measure(time_run, batcher.curve.seconds)
         except Exception as error:  # as above
             log.debug("cannot warm up with free axes of %d: %s", size, error)
         else:
+            batcher.tune()
             return True
     return False
 

@@ -44,6 +44,7 @@ class AioListener:
         # waking it costs a system call, so a batch's answers share one.
         self._posted: deque[Callable[[], None]] = deque()
         self._woken = False
+        self._deferred: dict[Callable[[], None], None] = {}  # a set that keeps its order
 
     def start(self, address: str) -> int:
         """Listens; the port, which the system chose if `address` ended in ":0".
@@ -67,6 +68,9 @@ class AioListener:
 
     def post(self, action: Callable[[], None]) -> None:
         """Has `action` called in the loop. Any thread; does nothing once the door is closed."""
+        if threading.get_ident() == self._thread.ident:
+            action()
+            return
         self._posted.append(action)
         if not self._woken:
             self._woken = True
@@ -74,6 +78,16 @@ class AioListener:
                 self._loop.call_soon_threadsafe(self._run_posted)
             except RuntimeError:  # the loop is closed: there is nobody left to answer
                 self._posted.clear()
+
+    def defer(self, callback: Callable[[], None]) -> None:
+        if not self._deferred:
+            self._loop.call_soon(self._run_deferred)
+        self._deferred[callback] = None
+
+    def _run_deferred(self) -> None:
+        deferred, self._deferred = self._deferred, {}
+        for callback in deferred:
+            callback()
 
     def _run_posted(self) -> None:
         self._woken = False  # before the last look, so that what comes after it wakes us again
@@ -148,6 +162,7 @@ class _UnaryCall:
         self.outcome: asyncio.Future[bytes | Exception] = door._loop.create_future()
         self._door = door
         self._on_cancel: list[Callable[[], None]] = []
+        self.defer = door.defer
 
     def reply(self, response: bytes) -> None:
         self._end(response)
@@ -179,6 +194,7 @@ class _StreamCall:
         self.written = asyncio.Event()
         self.half_closed = False
         self.error: Exception | None = None
+        self.defer = door.defer
         self._door = door
 
     def wake(self) -> None:

@@ -32,6 +32,10 @@ class Call(Protocol):
         """Has `callback` called, in the door's thread, when the caller cancels, disconnects
         or reaches its deadline before the call has ended."""
 
+    def defer(self, callback: Callable[[], None]) -> None:
+        """Has `callback` called in the door's thread once it has read all that is there to
+        read, however many calls defer it until then. For use in the door's thread."""
+
 
 class StreamCall(Protocol):
     """One streaming call, as its `Stream` sees it."""
@@ -41,6 +45,9 @@ class StreamCall(Protocol):
 
     def wake(self) -> None:
         """There is something to take from the stream now. Any thread may say so."""
+
+    def defer(self, callback: Callable[[], None]) -> None:
+        """As that of a `Call`."""
 
 
 class Stream(Protocol):

@@ -3,11 +3,13 @@
 from google.protobuf.message import DecodeError
 
 from neurona_protos.prediction_pb2 import (
+    Batching,
     DescribeModelRequest,
     DescribeModelResponse,
     ListModelsRequest,
     ListModelsResponse,
     ModelSummary,
+    RunCost,
     Task,
     TensorDescription,
     VersionState,
@@ -75,7 +77,24 @@ class Models:
             outputs=[_description(spec) for spec in model.signature.outputs],
             batched=model.signature.batched,
             metadata=model.metadata,
+            batching=_batching(model),
         )
+
+
+def _batching(model: Model) -> Batching:
+    batcher = model.batcher
+    padded = batcher.padding.padded
+    return Batching(
+        max_rows=batcher.curve.rungs[-1],
+        limit_rows=batcher.queue.limit,
+        latency_objective_seconds=batcher.policy.latency_objective or 0.0,
+        instances=len(model.instances),
+        inline=batcher.inline,
+        costs=[
+            RunCost(rows=rows, seconds=seconds, padded=rows in padded)
+            for rows, seconds in batcher.curve.seconds.items()
+        ],
+    )
 
 
 def _description(spec: TensorSpec) -> TensorDescription:

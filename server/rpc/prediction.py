@@ -7,8 +7,9 @@ from functools import partial
 
 from google.protobuf.message import DecodeError
 
-from neurona_protos.prediction_pb2 import PredictRequest, PredictResponse, Task
+from neurona_protos.prediction_pb2 import PredictRequest, PredictResponse, Priority, Task
 from neurona_protos.tensors import TensorError, to_array
+from neurona_server.batching.policy import Priority as Level
 from neurona_server.batching.request import Array, Outputs, Request
 from neurona_server.errors import (
     CancelledError,
@@ -29,6 +30,13 @@ log = logging.getLogger(__name__)
 
 Deliver = Callable[[PredictResponse | None, NeuronaError | None], None]
 Track = Callable[[Request], None]
+Defer = Callable[[Callable[[], None]], None]
+
+PRIORITIES = {
+    Priority.PRIORITY_HIGH: Level.HIGH,
+    Priority.PRIORITY_NORMAL: Level.NORMAL,
+    Priority.PRIORITY_LOW: Level.LOW,
+}
 
 
 class Prediction:
@@ -51,12 +59,14 @@ class Prediction:
         deadline: float,
         deliver: Deliver,
         track: Track,
+        defer: Defer,
+        *,
         task: Task | None = None,
     ) -> None:
         """Sends a request on its way; `deliver` gets its answer or its error, exactly once.
 
-        `track` gets the request before it is submitted, so that it can be cancelled. Given a
-        `task`, a model that has another one is refused.
+        `track` gets the request before it is submitted, so that it can be cancelled; `defer`
+        is the call's. Given a `task`, a model that has another one is refused.
         """
         started = time.monotonic()
         outcomes = self._metrics.unresolved
@@ -65,6 +75,8 @@ class Prediction:
             outcomes = model.metrics.outcomes
             if task is not None and task != model.metadata.task:
                 raise _wrong_task(model, task)
+            if (priority := PRIORITIES.get(message.priority)) is None:
+                raise InvalidError(f"the priority is {message.priority}; expected 0, 1 or 2")
             inputs = _inputs(message)
             rows = model.signature.check(inputs)
         except NeuronaError as error:
@@ -88,10 +100,11 @@ class Prediction:
             outcomes["ok" if error is None else error.outcome].inc()
             deliver(response, error)
 
-        request = Request(inputs, rows, model.signature.group(inputs), done, deadline)
+        group = model.signature.group(inputs)
+        request = Request(inputs, rows, group, done, deadline, priority)
         track(request)
         try:
-            model.submit(request)
+            model.submit(request, defer)
         except NeuronaError as error:
             request.fail(error)
 
@@ -112,15 +125,15 @@ class Prediction:
         def track(request: Request) -> None:
             call.on_cancel(partial(cancel, request))
 
-        self.begin(message, call.deadline, deliver, track, task)
+        self.begin(message, call.deadline, deliver, track, call.defer, task=task)
 
 
 def cancel(request: Request) -> None:
     """Ends a request whose caller is gone, or whose deadline made it go."""
     if time.monotonic() >= request.deadline:
-        request.fail(ExpiredError("the deadline passed before the answer was there"))
+        request.cancel(ExpiredError("the deadline passed before the answer was there"))
     else:
-        request.fail(CancelledError("the caller cancelled the request"))
+        request.cancel(CancelledError("the caller cancelled the request"))
 
 
 def _inputs(message: PredictRequest) -> dict[str, Array]:

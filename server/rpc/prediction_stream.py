@@ -27,7 +27,9 @@ MAX_MESSAGE_BYTES = 1 << 20
 """A message takes no more answers once it has this many bytes."""
 
 Deliver = Callable[[PredictResponse | None, NeuronaError | None], None]
-Begin = Callable[[PredictRequest, float, Deliver, Callable[[Request], None]], None]
+Track = Callable[[Request], None]
+Defer = Callable[[Callable[[], None]], None]
+Begin = Callable[[PredictRequest, float, Deliver, Track, Defer], None]
 
 
 class PredictionStream:
@@ -54,6 +56,7 @@ class PredictionStream:
                 self._call.deadline,
                 partial(self._deliver, serial, streamed.id),
                 partial(self._unanswered.__setitem__, serial),
+                self._call.defer,
             )
 
     def half_close(self) -> None:
@@ -82,7 +85,7 @@ class PredictionStream:
     def cancel(self) -> None:
         for request in list(self._unanswered.values()):
             if request is not None:
-                request.fail(CancelledError("the caller ended the stream"))
+                request.cancel(CancelledError("the caller ended the stream"))
 
     def _deliver(
         self,

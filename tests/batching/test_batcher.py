@@ -1,130 +1,133 @@
-"""What dynamic batchers get wrong, each as a test: no thread, no clock, no sleep."""
+"""What dynamic batchers get wrong, each as a test: no thread, no sleep."""
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
+from puppets import Asked, Puppet, PuppetBatcher
 
-from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.request import Request
 from neurona_server.errors import (
     CancelledError,
     ExpiredError,
+    InvalidError,
     ModelFailedError,
     NeuronaError,
     QueueFullError,
     StoppingError,
 )
-from neurona_server.metrics import Metrics
+from neurona_server.metrics import OUTCOMES
 
 
-class Asked:
-    """A request and what its caller was told, each time it was told something."""
-
-    def __init__(self, batcher, values, **options):
-        self.told = []
-        array = np.array(values, np.float32).reshape(len(values), -1)
-        self.request = Request(
-            {"x": array},
-            len(array),
-            array.shape[1:],
-            lambda *told: self.told.append(told),
-            **options,
-        )
-        batcher.submit(self.request)
-
-    @property
-    def answer(self):
-        ((_, outputs, error),) = self.told  # exactly once
-        return type(error) if error else outputs[0].ravel().tolist()
-
-
-class Puppet:
-    """A model that doubles, and does before it what the test says."""
-
-    def __init__(self, before=lambda: None):
-        self.batches = []
-        self.before = before
-
-    def __call__(self, inputs):
-        self.batches.append(len(inputs["x"]))
-        self.before()
-        return [inputs["x"] * 2]
-
-
-def make_batcher(registry=None, **options):
-    now = iter(np.arange(1000.0))
-    metrics = Metrics(registry or CollectorRegistry()).model("puppet", 1)
-    policy = BatchPolicy(max_rows=8, max_queue_rows=64)
-    return Batcher("puppet/1", policy, metrics, clock=lambda: float(next(now)), **options)
-
-
-def step(batcher, run):
-    batcher.process(batcher.queue.take(), run)
+def refuse_nan(inputs):
+    if np.isnan(inputs["x"]).any():
+        raise RuntimeError("poisoned at 0xdeadbeef")
 
 
 @pytest.fixture
 def batcher():
-    return make_batcher()
+    return PuppetBatcher()
 
 
 def test_answers_go_to_their_callers_with_mixed_row_counts(batcher):
     asked = [Asked(batcher, [1]), Asked(batcher, [2, 3, 4]), Asked(batcher, [5, 6])]
     puppet = Puppet()
-    step(batcher, puppet)
+    batcher.step(puppet)
     assert puppet.batches == [6]
     assert [one.answer for one in asked] == [[2], [4, 6, 8], [10, 12]]
 
 
 def test_cancelling_one_of_three_does_not_disturb_the_others(batcher):
     asked = [Asked(batcher, [value]) for value in (1, 2, 3)]
-    asked[1].request.fail(CancelledError())
+    asked[1].request.cancel(CancelledError())
+    assert batcher.queue.rows == 2  # it left at once
     puppet = Puppet()
-    step(batcher, puppet)
+    batcher.step(puppet)
     assert puppet.batches == [2]
     assert [one.answer for one in asked] == [[2], CancelledError, [6]]
 
 
 def test_cancelling_one_of_three_while_they_run_does_not_disturb_the_others(batcher):
     asked = [Asked(batcher, [value]) for value in (1, 2, 3)]
-    step(batcher, Puppet(before=lambda: asked[1].request.fail(CancelledError())))
+    batcher.step(Puppet(before=lambda _: asked[1].request.cancel(CancelledError())))
     assert [one.answer for one in asked] == [[2], CancelledError, [6]]
+    assert batcher.value("terminated_runs_total") == 0
 
 
-def test_a_failing_run_fails_its_requests_and_the_batcher_lives(batcher):
-    def fail():
-        raise RuntimeError("out of memory at 0xdeadbeef")
+def test_a_run_that_nobody_waits_for_any_more_is_terminated(batcher):
+    def all_leave(_):
+        for one in asked:
+            one.request.cancel(CancelledError())
 
-    lost = [Asked(batcher, [1]), Asked(batcher, [2])]
-    step(batcher, Puppet(before=fail))
-    assert [one.answer for one in lost] == [ModelFailedError, ModelFailedError]
-    assert "deadbeef" not in str(lost[0].told[0][2])
-    alive = Asked(batcher, [3])
-    step(batcher, Puppet())
-    assert alive.answer == [6]
+    asked = [Asked(batcher, [value]) for value in (1, 2, 3)]
+    puppet = Puppet(before=all_leave)
+    batcher.step(puppet)
+    assert [one.answer for one in asked] == [CancelledError] * 3
+    assert puppet.batches == [3]  # and not tried again by halves
+    assert batcher.value("terminated_runs_total") == 1
 
 
-def test_an_expired_request_never_reaches_the_model(batcher):
-    expired = Asked(batcher, [1], deadline=0.0)
+def test_what_is_cancelled_between_cut_and_run_does_not_run(batcher):
+    asked = [Asked(batcher, [value]) for value in (1, 2)]
+    cut = batcher.queue.poll()
+    for one in asked:
+        one.request.cancel(CancelledError())
     puppet = Puppet()
-    step(batcher, puppet)
-    assert expired.answer is ExpiredError
+    batcher.process(cut, puppet)
     assert puppet.batches == []
 
 
+def test_a_batch_that_fails_is_tried_by_halves_until_only_the_guilty_fail(batcher):
+    values = [1, 2, np.nan, 4, 5, np.nan, 7, 8]
+    asked = [Asked(batcher, [value]) for value in values]
+    puppet = Puppet(before=refuse_nan)
+    batcher.step(puppet)
+    assert [one.answer for one in asked] == [
+        ModelFailedError if np.isnan(value) else [2 * value] for value in values
+    ]
+    assert "deadbeef" not in str(asked[2].told[0][2])
+    assert puppet.batches == [8, 4, 2, 2, 1, 1, 4, 2, 1, 1, 2]
+    alive = Asked(batcher, [3])
+    batcher.step(puppet)
+    assert alive.answer == [6]
+
+
+def test_what_is_cancelled_meanwhile_is_not_tried_again(batcher):
+    def fail_and_cancel(inputs):
+        asked[1].request.cancel(CancelledError())
+        refuse_nan(inputs)
+
+    asked = [Asked(batcher, [np.nan]), Asked(batcher, [2])]
+    puppet = Puppet(before=fail_and_cancel)
+    batcher.step(puppet)
+    assert puppet.batches == [2, 1]
+    assert [one.answer for one in asked] == [ModelFailedError, CancelledError]
+
+
+def test_nan_in_ones_rows_stays_in_its_rows(batcher):
+    asked = [Asked(batcher, [1]), Asked(batcher, [np.nan, np.inf]), Asked(batcher, [3])]
+    batcher.step(Puppet())
+    assert [asked[0].answer, asked[2].answer] == [[2], [6]]
+    np.testing.assert_array_equal(asked[1].answer, [np.nan, np.inf])
+
+
+def test_an_expired_request_never_reaches_the_model(batcher):
+    expired = Asked(batcher, [1], deadline=batcher.clock.now + 1)
+    alive = Asked(batcher, [2])
+    batcher.clock.now += 1
+    puppet = Puppet()
+    batcher.step(puppet)
+    assert (expired.answer, alive.answer) == (ExpiredError, [4])
+    assert puppet.batches == [1]
+
+
 @pytest.mark.parametrize("requests", [1, 2])
-def test_a_wrong_number_of_output_rows_is_a_failure_not_a_mix_up(batcher, requests):
+@pytest.mark.parametrize(
+    "wrong", [lambda inputs: [np.zeros((len(inputs["x"]) + 1, 1))], lambda inputs: [np.float32(1)]]
+)
+def test_wrong_output_rows_are_a_failure_not_a_mix_up(batcher, requests, wrong):
     asked = [Asked(batcher, [value]) for value in range(requests)]
-    step(batcher, lambda inputs: [np.zeros((requests + 1, 1))])
+    batcher.step(Puppet(answer=wrong))
     assert [one.answer for one in asked] == [ModelFailedError] * requests
-
-
-def test_an_output_without_rows_is_a_failure(batcher):
-    asked = Asked(batcher, [1])
-    step(batcher, lambda inputs: [np.float32(1)])
-    assert asked.answer is ModelFailedError
 
 
 def test_one_answer_that_cannot_be_delivered_does_not_lose_the_others(batcher):
@@ -134,32 +137,59 @@ def test_one_answer_that_cannot_be_delivered_does_not_lose_the_others(batcher):
     array = np.ones((1, 1), np.float32)
     batcher.submit(Request({"x": array}, 1, array.shape[1:], refuse))
     asked = Asked(batcher, [3])
-    step(batcher, Puppet())
+    batcher.step(Puppet())
     assert asked.answer == [6]
 
 
 def test_a_model_without_a_batch_axis_runs_one_by_one_and_gives_its_outputs_whole():
-    batcher = make_batcher(batched=False)
+    batcher = PuppetBatcher(batched=False)
     asked = [Asked(batcher, [1, 2]), Asked(batcher, [3])]
-    puppet = Puppet()
-    step(batcher, lambda inputs: [puppet(inputs)[0].sum()])
-    step(batcher, lambda inputs: [puppet(inputs)[0].sum()])
+    puppet = Puppet(answer=lambda inputs: [inputs["x"].sum() * 2])
+    batcher.step(puppet)
+    batcher.step(puppet)
     assert puppet.batches == [2, 1]
     assert [one.answer for one in asked] == [[6], [6]]
 
 
-def test_a_full_queue_refuses_with_a_hint_that_grows_with_what_waits(batcher):
-    Asked(batcher, [1])
-    step(batcher, Puppet())  # one run is known now
-    Asked(batcher, range(64))
-    with pytest.raises(QueueFullError) as caught:
-        Asked(batcher, [1])
-    assert caught.value.retry_after > 0
+class TestARequestWithMoreThanMaxRows:
+    def test_is_run_in_parts_and_answered_as_one(self, batcher):
+        asked = Asked(batcher, range(20))
+        puppet = Puppet()
+        while batcher.step(puppet):
+            pass
+        assert puppet.batches == [8, 8, 4]
+        assert asked.answer == [2.0 * value for value in range(20)]
+
+    def test_is_admitted_whole_or_not_at_all(self, batcher):
+        Asked(batcher, range(60))
+        with pytest.raises(QueueFullError):
+            Asked(batcher, range(10))
+        assert batcher.queue.rows == 60
+        with pytest.raises(InvalidError, match="65 rows; expected at most 64"):
+            Asked(batcher, range(65))
+
+    def test_fails_once_when_a_part_fails_and_the_other_parts_leave(self, batcher):
+        asked = Asked(batcher, [np.nan] + [1] * 19)
+        neighbour = Asked(batcher, [5])
+        puppet = Puppet(before=refuse_nan)
+        batcher.step(puppet)
+        assert asked.answer is ModelFailedError
+        assert batcher.queue.rows == 1
+        batcher.step(puppet)
+        assert neighbour.answer == [10]
+
+    def test_leaves_with_all_its_parts_when_it_is_cancelled(self, batcher):
+        asked = Asked(batcher, range(20))
+        asked.request.cancel(CancelledError())
+        assert asked.answer is CancelledError
+        assert batcher.queue.rows == 0
 
 
 def test_drain_answers_all_that_was_admitted(batcher):
     asked = [Asked(batcher, [value]) for value in range(20)]
     batcher.close()
+    with pytest.raises(StoppingError):
+        Asked(batcher, [1])
     batcher.serve(Puppet())
     assert [one.answer for one in asked] == [[2 * value] for value in range(20)]
 
@@ -170,66 +200,80 @@ def test_a_stop_that_cannot_wait_tells_all_that_wait(batcher):
     assert [one.answer for one in asked] == [StoppingError] * 3
 
 
-def test_runs_and_waits_are_counted():
-    registry = CollectorRegistry()
-    batcher = make_batcher(registry)
+def test_the_door_runs_what_waits_until_nothing_does(batcher):
+    asked = [Asked(batcher, [value], columns=1 + value % 2) for value in range(4)]
+    puppet = Puppet()
+    batcher.serve_waiting(puppet)
+    assert puppet.batches == [2, 2]
+    assert [one.answer for one in asked] == [[2 * value] for value in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "seconds", "inline"),
+    [
+        (BatchPolicy(), 1e-7, True),
+        (BatchPolicy(), 0.01, False),
+        (BatchPolicy(inline=False), 1e-7, False),
+        (BatchPolicy(inline=True), 0.01, True),
+        (BatchPolicy(max_delay=0.1), 1e-7, False),  # the door does not wait
+    ],
+)
+def test_short_runs_are_the_doors_unless_told_otherwise(policy, seconds, inline):
+    batcher = PuppetBatcher(policy)
+    batcher.curve.measure(lambda rows: seconds, (1,), 4)
+    batcher.tune()
+    assert batcher.inline is inline
+    assert batcher.value("inline") == inline
+
+
+def test_runs_that_became_long_leave_the_door():
+    batcher = PuppetBatcher(BatchPolicy())
+    batcher.curve.measure(lambda rows: 1e-7, (1,), 4)
+    batcher.tune()
+
+    def take_long(_):
+        batcher.clock.now += 1
+
+    for value in range(3):
+        Asked(batcher, [value], columns=500)  # another group: the curve's own stays short
+        batcher.step(Puppet(before=take_long))
+    assert batcher.inline is False
+
+
+def test_padding_fills_up_to_the_rung_and_changes_no_answer(batcher):
+    # Sizes between rungs cost ten times a rung, as on a device that prepares for each shape.
+    batcher.curve.measure(lambda rows: 0.001, (1,), 4)
+    batcher.padding.measure(lambda rows: 0.01, batcher.curve.seconds)
+    asked = [Asked(batcher, [1]), Asked(batcher, [2, 3, 4]), Asked(batcher, [np.nan])]
+    puppet = Puppet()
+    batcher.step(puppet)
+    assert puppet.batches == [8]
+    assert [one.answer for one in asked[:2]] == [[2], [4, 6, 8]]
+    assert batcher.value("padding_rows_total") == 3
+    assert batcher.value("rows_total") == 5
+    assert batcher.value("batch_rows_sum") == 5
+
+
+def test_runs_and_waits_are_counted(batcher):
+    def take_a_second(_):
+        batcher.clock.now += 1
+
+    batcher.curve.measure(lambda rows: 2.0, (1,), 4, budget=1e9)
     for values in ([1], [2, 3], [4]):
         Asked(batcher, values)
-    step(batcher, Puppet())
-    labels = {"model": "puppet", "version": "1"}
-
-    def value(name):
-        return registry.get_sample_value(f"neurona_{name}", labels)
-
-    assert value("batch_rows_count") == 1
-    assert value("batch_rows_sum") == 4
-    assert value("batch_requests_sum") == 3
-    assert value("queue_duration_seconds_count") == 3
-    assert value("queue_duration_seconds_sum") == 3 + 2 + 1  # the clock ticks once an event
-    assert value("queue_rows") == 0
-
-
-FATES = st.sampled_from(["ok", "cancel", "expire", "poison"])
-
-
-@given(st.lists(st.tuples(st.integers(1, 9), FATES)))
-def test_every_request_is_answered_once_with_its_own_rows(plan):
-    batcher = make_batcher()
-    asked = []
-    for number, (rows, fate) in enumerate(plan):
-        values = [number * 100.0 + row for row in range(rows)]
-        if fate == "poison":
-            values[0] = np.nan
-        try:
-            asked.append(
-                (fate, values, Asked(batcher, values, deadline=0.0 if fate == "expire" else np.inf))
-            )
-        except QueueFullError:
-            continue
-        if fate == "cancel":
-            asked[-1][2].request.fail(CancelledError())
-
-    def run(inputs):
-        if np.isnan(inputs["x"]).any():
-            raise RuntimeError("poisoned")
-        return [inputs["x"] * 2]
-
-    batcher.close()
-    batcher.serve(run)
-    assert batcher.queue.rows == 0
-    for fate, values, one in asked:
-        if fate == "cancel":
-            assert one.answer is CancelledError
-        elif fate == "expire":
-            assert one.answer is ExpiredError
-        elif fate == "poison":
-            assert one.answer is ModelFailedError
-        else:  # its own rows, or the failure of the batch it shared with a poisoned request
-            assert one.answer in ([2 * value for value in values], ModelFailedError)
+        batcher.clock.now += 1
+    batcher.step(Puppet(before=take_a_second))
+    assert batcher.value("batch_rows_count") == 1
+    assert batcher.value("batch_rows_sum") == 4
+    assert batcher.value("batch_requests_sum") == 3
+    assert batcher.value("queue_duration_seconds_sum") == 3 + 2 + 1
+    assert batcher.value("run_duration_seconds_sum") == 1
+    assert batcher.value("run_predicted_ratio_sum") == 0.5
+    assert batcher.value("queue_rows") == 0
+    assert batcher.value("batch_limit_rows") == 8
+    assert batcher.value("run_predicted_seconds", rows="1") == 2.0
 
 
 def test_every_error_has_an_outcome_that_metrics_know():
-    from neurona_server.metrics import OUTCOMES
-
     for error in NeuronaError.__subclasses__():
         assert error.outcome in OUTCOMES

@@ -9,6 +9,7 @@ from neurona_protos.prediction_pb2 import (
     State,
     Task,
 )
+from neurona_server.batching.policy import BatchPolicy
 
 
 def test_list_names_every_model_with_its_versions(server):
@@ -46,6 +47,19 @@ def test_describe_says_what_a_model_takes_gives_and_means(server):
     assert [output.name for output in described.outputs] == ["probabilities"]
     assert list(described.metadata.labels) == list(small_models.LABELS)
     assert not server.models.Describe(DescribeModelRequest(model="running_sum")).batched
+
+
+def test_describe_shows_how_requests_are_batched_and_what_runs_cost(make_server):
+    server = make_server(BatchPolicy(max_rows=8, latency_objective=0.5, inline=True))
+    batching = server.models.Describe(DescribeModelRequest(model="classifier")).batching
+    assert [cost.rows for cost in batching.costs] == [1, 2, 4, 8]
+    assert all(0 < cost.seconds < 0.25 for cost in batching.costs)
+    assert batching.max_rows == 8
+    assert batching.limit_rows in (1, 2, 4, 8)
+    assert (batching.latency_objective_seconds, batching.instances) == (0.5, 1)
+    assert batching.inline
+    fixed = server.models.Describe(DescribeModelRequest(model="fixed")).batching
+    assert (fixed.max_rows, fixed.limit_rows) == (1, 1)
 
 
 def test_describe_of_an_unknown_model_names_those_that_exist(server):

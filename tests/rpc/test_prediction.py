@@ -107,6 +107,7 @@ def test_a_wrong_task_is_refused_clearly(server):
         (classify(version=3), "NOT_FOUND", "no version 3; served: 1, 2"),
         (classify(version=-1), "NOT_FOUND", "no version -1"),
         (classify(label="x"), "NOT_FOUND", "its labels: latest"),
+        (classify(priority=3), "INVALID_ARGUMENT", "priority is 3; expected 0, 1 or 2"),
         (PredictRequest(model="fixed"), "INVALID_ARGUMENT", "inputs none; expected 'x' (FLOAT"),
         (
             PredictRequest(model="fixed", inputs=[to_tensor("y", ROWS)]),
@@ -180,7 +181,8 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(make_server, wa
     wait_until(lambda: server.count("queue_rows", model="classifier", version="1") == 3)
     error = error_of(server.prediction.Predict, classify(version=1))
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "3 of 4 rows wait, no room for 3 more" in error.details()
+    assert "3 of 4 rows" in error.details()
+    assert "no room for 3 rows" in error.details()
     assert int(dict(error.trailing_metadata())["retry-after-ms"]) >= 1
     server.registry.resolve("classifier", 1).start()
     assert len(waiting.result(timeout=10).classification.rows) == 3
@@ -243,3 +245,47 @@ def test_many_callers_at_once_get_their_own_answers(server):
     for thread in threads:
         thread.join()
     assert answers == [True] * 800
+
+
+def test_a_guilty_request_fails_alone(make_server, wait_until):
+    server = make_server(start_models=False)
+    index = [0, 1, 2, 9, 3, 0]
+    picks = [pick(i) for i in index]
+    for request in picks:
+        request.version = 1
+    calls = [server.prediction.Predict.future(request) for request in picks]
+    counts = {"model": "picker", "version": "1"}
+    wait_until(lambda: server.count("queue_rows", **counts) == len(index))
+    server.registry.resolve("picker", 1).start()
+    for i, call in zip(index, calls, strict=True):
+        if i == 9:
+            assert call.exception().code() == grpc.StatusCode.INTERNAL
+        else:
+            assert to_array(call.result().outputs[0]).tolist() == [10 * i]
+    assert server.count("requests_total", outcome="failed", **counts) == 1
+    assert server.count("requests_total", outcome="ok", **counts) == 5
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once(make_server):
+    server = make_server(BatchPolicy(inline=False))
+    model = server.registry.resolve("classifier", 1)
+    model.batcher.curve.measure(lambda rows: 30.0, ((4,),), 16, budget=1e9)
+    server.prediction.Predict(classify(version=1))  # has just run: estimates hold
+    error = error_of(server.prediction.Predict, classify(version=1))  # within 10 s
+    assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "its deadline is in" in error.details()
+
+
+def test_a_request_with_more_rows_than_a_batch_is_answered_whole(make_server):
+    server = make_server(BatchPolicy(max_rows=4))
+    series = np.arange(22, dtype=np.float32).reshape(11, 2)
+    rows = server.prediction.Predict(regress(series)).regression.rows
+    assert [row.values[0] for row in rows] == series.sum(axis=1).tolist()
+    counts = {"model": "regressor", "version": "1"}
+    assert server.count("batch_rows_count", **counts) == 3
+    assert server.count("requests_total", outcome="ok", **counts) == 1
+
+
+@pytest.mark.parametrize("priority", [0, 1, 2])
+def test_every_priority_is_answered(server, priority):
+    assert server.prediction.Predict(classify(priority=priority)).classification.rows

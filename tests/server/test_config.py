@@ -42,6 +42,7 @@ def test_every_option_can_be_given_everywhere():
         "address": "[::1]:1",
         "metrics_address": "h:2",
         "log_level": "debug",
+        "inline": "never",
     }
     texts |= {option.name: "7" for option in fields(Config) if option.name not in texts}
     flags = [x for name, text in texts.items() for x in ("--" + name.replace("_", "-"), text)]

@@ -1,0 +1,57 @@
+"""A request with more rows than one run takes: run in parts, answered as one."""
+
+import threading
+
+import numpy as np
+
+from neurona_server.batching.request import Array, Inputs, Outputs, Request
+from neurona_server.errors import CancelledError, ModelFailedError, NeuronaError
+
+
+def split_request(request: Request, max_rows: int) -> list[Request]:
+    """Requests of at most `max_rows` each, that end the given one when the last has ended.
+
+    The first part that fails fails the whole, and takes the other parts out of the queue;
+    so does a whole that is cancelled.
+    """
+    if request.rows <= max_rows:
+        return [request]
+    return _Parts(request, max_rows).parts
+
+
+class _Parts:
+    def __init__(self, whole: Request, max_rows: int) -> None:
+        self._whole = whole
+        self._outputs: dict[Request, Outputs] = {}
+        self._lock = threading.Lock()  # parts may end in several instances at once
+        self.parts = [
+            self._part(start, min(start + max_rows, whole.rows))
+            for start in range(0, whole.rows, max_rows)
+        ]
+        whole.place = self
+
+    def leave(self, _: Request) -> None:
+        self._cancel_parts()
+
+    def _part(self, start: int, stop: int) -> Request:
+        whole = self._whole
+        inputs: Inputs = {name: array[start:stop] for name, array in whole.inputs.items()}
+        rows = stop - start
+        return Request(inputs, rows, whole.group, self._done, whole.deadline, whole.priority)
+
+    def _done(self, part: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
+        if outputs is None:
+            if self._whole.fail(error or ModelFailedError()):
+                self._cancel_parts()
+            return
+        with self._lock:
+            self._outputs[part] = outputs
+            if len(self._outputs) < len(self.parts):
+                return
+        ordered = [self._outputs[part] for part in self.parts]
+        joined: list[Array] = [np.concatenate(arrays) for arrays in zip(*ordered, strict=True)]
+        self._whole.succeed(joined)
+
+    def _cancel_parts(self) -> None:
+        for part in self.parts:
+            part.cancel(CancelledError("another part of the request ended it"))

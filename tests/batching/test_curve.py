@@ -1,0 +1,101 @@
+import pytest
+
+from neurona_server.batching.curve import MOST_GROUPS, Curve
+from neurona_server.batching.padding import Padding
+from neurona_server.batching.policy import BatchPolicy
+
+RUNGS = BatchPolicy(max_rows=8).rungs
+
+
+@pytest.fixture
+def curve():
+    curve = Curve(RUNGS)
+    curve.measure(lambda rows: rows + 1.0, ("a",), 4, budget=1e9)
+    return curve
+
+
+def test_the_ladder_is_powers_of_two_and_the_top():
+    assert BatchPolicy(max_rows=8).rungs == (1, 2, 4, 8)
+    assert BatchPolicy(max_rows=20).rungs == (1, 2, 4, 8, 16, 20)
+    assert BatchPolicy(max_rows=1).rungs == (1,)
+
+
+def test_nothing_is_foretold_before_anything_is_known():
+    assert Curve(RUNGS).predict(4) == 0.0
+    assert Curve(RUNGS).best_rung(0.1) == 8
+
+
+def test_between_rungs_it_is_a_straight_line_and_in_proportion_above(curve):
+    assert curve.seconds == {1: 2.0, 2: 3.0, 4: 5.0, 8: 9.0}
+    assert [curve.predict(rows) for rows in (1, 3, 6, 8, 16)] == [2.0, 4.0, 7.0, 9.0, 18.0]
+
+
+def test_measuring_stops_when_its_time_is_up():
+    curve = Curve(RUNGS)
+    curve.measure(lambda rows: rows * 1.0, ("a",), 4, budget=10)
+    assert sorted(curve.seconds) == [1, 2]
+
+
+def test_one_run_that_was_held_up_changes_nothing_a_new_speed_does(curve):
+    curve.observe(4, 500.0, ("a",), 4)
+    assert curve.predict(4) == 5.0
+    for _ in range(3):
+        curve.observe(4, 50.0, ("a",), 4)
+    assert curve.predict(4) == 50.0
+
+
+def test_a_run_between_rungs_is_learned_by_the_rung_above(curve):
+    for _ in range(3):
+        curve.observe(3, 8.0, ("a",), 4)  # twice what was foretold
+    assert curve.predict(4) == 10.0
+
+
+def test_other_groups_cost_by_their_bytes_until_they_are_known(curve):
+    assert curve.predict(2, ("b",), 12) == 9.0
+    for _ in range(3):
+        curve.observe(2, 6.0, ("b",), 12)
+    assert curve.predict(2, ("b",), 12) == 6.0
+    assert curve.predict(8, ("b",), 12) == 18.0
+    assert curve.predict(2, ("a",), 4) == 3.0
+
+
+def test_groups_are_remembered_up_to_a_bound(curve):
+    for number in range(3 * MOST_GROUPS):
+        curve.observe(1, 4.0, (number,), 4)
+    assert curve.predict(1, (3 * MOST_GROUPS - 1,), 4) == 4.0
+    assert curve.predict(1, (0,), 4) == 2.0
+    assert len(curve._factors) == len(curve._factor) == MOST_GROUPS
+
+
+def test_without_warm_up_the_first_runs_teach():
+    curve = Curve(RUNGS)
+    curve.observe(3, 6.0, ("a",), 4)
+    assert curve.predict(4, ("a",), 4) == 6.0
+    curve.observe(3, 6.0, ("b",), 8)
+    assert curve.predict(4, ("b",), 8) == 6.0
+
+
+@pytest.mark.parametrize(
+    ("objective", "rung"), [(None, 8), (100.0, 8), (18.0, 8), (17.0, 4), (9.0, 2), (1.0, 1)]
+)
+def test_an_objective_allows_the_rung_of_which_two_runs_fit(curve, objective, rung):
+    assert curve.best_rung(objective) == rung
+
+
+def test_of_the_rungs_that_fit_the_one_with_most_rows_a_second_is_taken():
+    curve = Curve(RUNGS)
+    curve.measure({1: 1.0, 2: 1.1, 4: 1.2, 8: 9.0}.get, ("a",), 4, budget=1e9)
+    assert curve.best_rung(20.0) == 4
+
+
+def test_padding_pays_only_where_sizes_between_rungs_cost_more_than_the_rung(curve):
+    padding = Padding(RUNGS)
+    padding.measure(lambda rows: 20.0 if rows > 4 else rows * 1.0, curve.seconds)
+    assert padding.padded == {8}
+    assert [padding.rows(rows) for rows in (1, 3, 4, 5, 8, 9)] == [1, 3, 4, 8, 8, 9]
+
+
+def test_one_slow_size_among_three_is_not_enough_to_pad(curve):
+    padding = Padding(RUNGS)
+    padding.measure(lambda rows: 100.0 if rows == 6 else rows * 1.0, curve.seconds)
+    assert padding.padded == frozenset()
