@@ -14,6 +14,10 @@ TRUSTED = 5.0
 shows whether they still hold. Else a wrong one, refusing all, could never be mended."""
 
 
+MOST_STRETCH = 4.0
+"""What one batch that the machine held up may at most say about the next."""
+
+
 class Admission:
     """Foretells a request's wait from what waits, what runs and what runs cost."""
 
@@ -29,24 +33,28 @@ class Admission:
         self._curve = curve
         self._clock = clock
         self.instances = 1
-        # By instance: when the run that is under way should end.
-        self._ends: dict[int, float] = {}
-        self._last_run = -math.inf
+        # By instance: when the batch that is under way began, and should be answered.
+        self._begun: dict[int, tuple[float, float]] = {}
+        self._last = -math.inf
+        # A batch takes longer than its run: it is joined, answered, and others want the CPU too.
+        self._stretch = 1.0
 
     def begin(self, instance: int, seconds: float) -> None:
-        self._ends[instance] = self._clock() + seconds
+        """An instance begins a batch of which the run was foretold to take `seconds`."""
+        self._begun[instance] = (self._clock(), seconds)
 
     def end(self, instance: int) -> None:
-        self._ends.pop(instance, None)
-        self._last_run = self._clock()
+        """The batch is answered."""
+        began, foretold = self._begun.pop(instance)
+        self._last = self._clock()
+        if foretold:
+            stretch = min((self._last - began) / foretold, MOST_STRETCH)
+            self._stretch = max(1.0, self._stretch + 0.1 * (stretch - self._stretch))
 
     def wait(self) -> float:
         """Seconds until a request that comes now would be taken; 0.0 if an instance idles."""
-        waiting = 0.0
-        if rows := self._queue.rows:
-            batches = max(math.ceil(rows / self._queue.limit), self._queue.groups)
-            waiting = batches * self._curve.predict(math.ceil(rows / batches)) / self.instances
-        ends = list(self._ends.values())
+        waiting = self._queue.backlog_seconds() * self._stretch / self.instances
+        ends = [began + foretold * self._stretch for began, foretold in [*self._begun.values()]]
         if len(ends) >= self.instances:
             waiting += max(0.0, min(ends) - self._clock())
         return waiting
@@ -60,9 +68,12 @@ class Admission:
         now = self._clock()
         if request.deadline <= now:
             raise ExpiredError("the deadline had passed when the request came")
-        run = self._curve.predict(request.rows, request.group, request.nbytes // request.rows)
+        alone = run = self._curve.predict(request.rows, request.group, request.row_bytes)
         wait = self.wait()
-        if not run or (not wait and now - self._last_run > TRUSTED):
+        if wait:  # others will come and share its run
+            rows = max(request.rows, self._queue.limit)
+            run = self._curve.predict(rows, request.group, request.row_bytes)
+        if not run or (not wait and now - self._last > TRUSTED):
             return
         left = request.deadline - now
         if run > left:

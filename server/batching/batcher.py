@@ -51,8 +51,8 @@ class Batcher:
         self.name = name  # of the model, for the log
         self.inline = False  # whether the door runs what it reads; `tune` decides
         self.policy = policy
-        self.queue = Queue(policy, clock)
         self.curve = Curve(policy.rungs if batched else (1,))
+        self.queue = Queue(policy, clock, self.curve.predict)
         self.queue.limit = self.curve.rungs[-1]
         self.padding = Padding(self.curve.rungs)
         self.admission = Admission(policy, self.queue, self.curve, clock)
@@ -108,7 +108,11 @@ class Batcher:
             request.fail(ExpiredError("the deadline passed while the request waited"))
         if cut.batch:
             self._metrics.waited([request.taken - request.arrived for request in cut.batch])
-            self._run_or_halve(cut.batch, new_run, instance)
+            first = cut.batch[0]
+            foretold = self.curve.predict(cut.rows, first.group, first.row_bytes)
+            self.admission.begin(instance, foretold)
+            self._run_or_halve(cut.batch, new_run)
+            self.admission.end(instance)
 
     def close(self) -> None:
         """Takes no more; what was admitted is still served."""
@@ -118,7 +122,7 @@ class Batcher:
         """Ends all that still wait with `error`; how many there were."""
         return sum([request.fail(error) for request in self.queue.clear()])
 
-    def _run_or_halve(self, batch: Sequence[Request], new_run: NewRun, instance: int) -> None:
+    def _run_or_halve(self, batch: Sequence[Request], new_run: NewRun) -> None:
         """A batch that fails is run again by halves, so that only the guilty fail."""
         batch = [request for request in batch if not request.ended]
         if not batch:
@@ -127,7 +131,7 @@ class Batcher:
         try:
             run = new_run()
             running = Running(batch, run)
-            parts = self._run(batch, run, instance)
+            parts = self._run(batch, run)
         except Exception:
             if running is not None and running.terminated:
                 self._metrics.terminated.inc()
@@ -137,25 +141,20 @@ class Batcher:
             else:
                 log.debug("%s failed on %d requests, trying halves", self.name, len(batch))
                 middle = len(batch) // 2
-                self._run_or_halve(batch[:middle], new_run, instance)
-                self._run_or_halve(batch[middle:], new_run, instance)
+                self._run_or_halve(batch[:middle], new_run)
+                self._run_or_halve(batch[middle:], new_run)
         else:
             for request, part in zip(batch, parts, strict=True):
                 self._deliver(partial(request.succeed, part))
 
-    def _run(self, batch: Sequence[Request], run: Run, instance: int) -> Sequence[Outputs]:
+    def _run(self, batch: Sequence[Request], run: Run) -> Sequence[Outputs]:
         """Each request's outputs. Raises what the model raises, and BatchError."""
         rows = sum([request.rows for request in batch])
         padded = self.padding.rows(rows) if self._batched else rows
-        group, row_bytes = batch[0].group, batch[0].nbytes // batch[0].rows
+        group, row_bytes = batch[0].group, batch[0].row_bytes
         predicted = self.curve.predict(padded, group, row_bytes)
         started = self._clock()
-        self.admission.begin(instance, predicted)
-        try:
-            inputs = join(batch, padded)
-            outputs = run(inputs)
-        finally:
-            self.admission.end(instance)
+        outputs = run(join(batch, padded))
         seconds = self._clock() - started
         parts = split(outputs, batch, padded) if self._batched else [outputs]
         self._metrics.ran(rows, len(batch), padded - rows, seconds, predicted)

@@ -32,6 +32,7 @@ class Curve:
         self._row_bytes = 0
         self._factors: OrderedDict[Hashable, deque[float]] = OrderedDict()
         self._factor: dict[Hashable, float] = {}  # the median of each, for readers
+        self._usual = 1.0  # the factor of what runs nowadays, whatever its group
         self._learning = threading.Lock()
 
     @property
@@ -80,6 +81,8 @@ class Curve:
             if self._group is None:
                 self._group, self._row_bytes = group, row_bytes
             base = self._base(rows)
+            if base:
+                self._usual += 0.2 * (seconds / base - self._usual)
             if group == self._group:
                 rung = next((rung for rung in self.rungs if rung >= rows), self.rungs[-1])
                 self._learn(rung, seconds * self._base(rung) / base if base else seconds)
@@ -95,13 +98,14 @@ class Curve:
         """The rung with the most rows a second of those that meet `objective` (seconds).
 
         A request may come just after a batch was cut: it waits for that run, then for its
-        own, so a rung meets the objective when two of its runs do. Without an objective, or
-        while nothing is known, the highest rung: all that waits is taken.
+        own, so a rung meets the objective when two of its runs do, at the cost of the groups
+        that run nowadays. Without an objective, or while nothing is known, the highest rung:
+        all that waits is taken.
         """
         seconds = self._seconds
         if objective is None or not seconds:
             return self.rungs[-1]
-        fitting = [rung for rung in seconds if 2 * seconds[rung] <= objective]
+        fitting = [rung for rung in seconds if 2 * seconds[rung] * self._usual <= objective]
         return max(fitting, key=lambda rung: rung / seconds[rung], default=self.rungs[0])
 
     def _learn(self, rung: int, seconds: float) -> None:

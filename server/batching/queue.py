@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
+from neurona_server.batching.backlog import Backlog, Cost
 from neurona_server.batching.policy import WEIGHTS, BatchPolicy, Priority
 from neurona_server.batching.request import Request
 from neurona_server.errors import InvalidError, QueueFullError, StoppingError
@@ -34,7 +35,12 @@ class Queue:
     blocks, and nothing is called back from inside the lock.
     """
 
-    def __init__(self, policy: BatchPolicy, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        policy: BatchPolicy,
+        clock: Callable[[], float] = time.monotonic,
+        cost: Cost = lambda rows, group, row_bytes: 0.0,
+    ) -> None:
         self._policy = policy
         self._clock = clock
         self.limit = policy.max_rows  # rows in a batch; self-tuning moves it
@@ -43,6 +49,7 @@ class Queue:
         self._passes = [0.0] * len(Priority)  # rows taken from each level, by its weight
         self._rows = 0
         self._bytes = 0
+        self._backlog = Backlog(cost)
         self._closed = False
         self._changed = threading.Condition(threading.Lock())
 
@@ -51,10 +58,10 @@ class Queue:
         """Rows that wait."""
         return self._rows
 
-    @property
-    def groups(self) -> int:
-        """Batches that it takes at the least to empty the queue."""
-        return sum([len(lines) for lines in self._levels])
+    def backlog_seconds(self) -> float:
+        """What it takes one instance to run all that waits."""
+        with self._changed:
+            return self._backlog.seconds(self.limit)
 
     def __repr__(self) -> str:
         with self._changed:
@@ -147,6 +154,7 @@ class Queue:
         lines.setdefault(request.group, OrderedDict())[request] = None
         self._rows += request.rows
         self._bytes += request.nbytes
+        self._backlog.add(request.group, request.rows, request.row_bytes)
 
     def _remove(self, line: Line, request: Request) -> None:
         del line[request]
@@ -154,6 +162,7 @@ class Queue:
             del self._levels[request.priority][request.group]
         self._rows -= request.rows
         self._bytes -= request.nbytes
+        self._backlog.add(request.group, -request.rows, request.row_bytes)
 
     def _oldest(self) -> float:
         heads = [next(iter(line)) for lines in self._levels for line in lines.values()]

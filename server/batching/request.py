@@ -67,6 +67,10 @@ class Request:
         self._open = [done]
 
     @property
+    def row_bytes(self) -> int:
+        return self.nbytes // self.rows
+
+    @property
     def ended(self) -> bool:
         return not self._open
 

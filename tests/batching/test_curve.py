@@ -99,3 +99,11 @@ def test_one_slow_size_among_three_is_not_enough_to_pad(curve):
     padding = Padding(RUNGS)
     padding.measure(lambda rows: 100.0 if rows == 6 else rows * 1.0, curve.seconds)
     assert padding.padded == frozenset()
+
+
+def test_the_rung_follows_the_groups_that_really_run(curve):
+    assert curve.best_rung(18.0) == 8
+    for _ in range(20):
+        curve.observe(4, 50.0, ("long",), 40)  # ten times the cost
+    assert curve.best_rung(18.0) == 1
+    assert curve.best_rung(70.0) == 2

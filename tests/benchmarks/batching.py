@@ -1,0 +1,155 @@
+"""What batching is worth, side by side in one run; prints Markdown.
+
+    python tests/benchmarks/batching.py [--seconds 5] [--rounds 3]
+
+(a) a CPU-bound model at 64 in flight: batches against one row a run;
+(b) four shapes mixed against the same load in one shape;
+(c) twice the capacity with a latency objective: what is admitted meets it, the rest is told
+    at once.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median, quantiles
+
+import numpy as np
+from load import closed_loop, open_loop, serving
+from neurona_protos.prediction_pb2 import PredictRequest
+from neurona_protos.tensors import to_tensor
+from onnx import TensorProto, helper
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import small_models
+
+OBJECTIVE_MS = 100
+WIDTH = 1024
+LENGTHS = (12, 14, 18, 20)  # of the mixed load; the one shape has their mean
+
+
+def save_dense(root: Path) -> None:
+    """Eight layers of 1024 x 1024: one row reads 32 MiB of weights, 64 rows read them once."""
+    layers = range(8)
+    weights = np.random.default_rng(0).normal(0, WIDTH**-0.5, (WIDTH, WIDTH)).astype(np.float32)
+    small_models.save(
+        root / "dense" / "1" / "model.onnx",
+        [helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"]) for i in layers],
+        {"x0": (TensorProto.FLOAT, ["batch", WIDTH])},
+        {"x8": (TensorProto.FLOAT, ["batch", WIDTH])},
+        {f"w{i}": weights + i for i in layers},
+    )
+
+
+def save_sequence(root: Path) -> None:
+    """The same weights for each step of a sequence: work in proportion to its length."""
+    layers = range(30)
+    weights = np.random.default_rng(0).normal(0, 1 / 16, (256, 256)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", [f"x{i}", "w"], [f"x{i + 1}"]) for i in layers]
+    nodes.append(helper.make_node("ReduceMax", ["x30"], ["y"], axes=[1, 2], keepdims=0))
+    small_models.save(
+        root / "sequence" / "1" / "model.onnx",
+        nodes,
+        {"x0": (TensorProto.FLOAT, ["batch", "time", 256])},
+        {"y": (TensorProto.FLOAT, ["batch"])},
+        {"w": weights},
+    )
+
+
+def save_heavy(root: Path) -> None:
+    """A few milliseconds a row, however many rows: what comes in is small."""
+    layers = range(30)
+    weights = np.random.default_rng(0).normal(0, 1 / 16, (256, 256)).astype(np.float32)
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "axis"], ["row"]),
+        helper.make_node("Tile", ["row", "times"], ["x0"]),
+        *[helper.make_node("MatMul", [f"x{i}", "w"], [f"x{i + 1}"]) for i in layers],
+        helper.make_node("ReduceMax", ["x30"], ["y"], axes=[1, 2], keepdims=0),
+    ]
+    small_models.save(
+        root / "heavy" / "1" / "model.onnx",
+        nodes,
+        {"x": (TensorProto.FLOAT, ["batch", 256])},
+        {"y": (TensorProto.FLOAT, ["batch"])},
+        {"w": weights, "axis": np.array([1]), "times": np.array([1, 100, 1])},
+    )
+
+
+def heavy_request() -> PredictRequest:
+    return PredictRequest(model="heavy", inputs=[to_tensor("x", np.ones((1, 256), np.float32))])
+
+
+def dense_request() -> PredictRequest:
+    return PredictRequest(model="dense", inputs=[to_tensor("x0", np.ones((1, WIDTH), np.float32))])
+
+
+def sequence_request(length: int) -> PredictRequest:
+    values = np.ones((1, length, 256), np.float32)
+    return PredictRequest(model="sequence", inputs=[to_tensor("x0", values)])
+
+
+def batched_against_single(repository: Path, seconds: float, rounds: int) -> None:
+    rates: dict[str, list[float]] = {"1": [], "64": []}
+    for _ in range(rounds):
+        for rows in rates:
+            with serving(repository, "--max-batch-rows", rows) as address:
+                rates[rows].append(closed_loop(address, [dense_request()], 64, seconds))
+    _compare("(a) rows in a batch, 64 in flight", rates, base="1")
+
+
+def mixed_against_one_shape(repository: Path, seconds: float, rounds: int) -> None:
+    mixed = [sequence_request(length) for length in LENGTHS]
+    mean = sum(LENGTHS) // len(LENGTHS)
+    rates: dict[str, list[float]] = {"one shape": [], "four shapes": []}
+    for _ in range(rounds):
+        with serving(repository) as address:
+            same = [sequence_request(mean)] * len(LENGTHS)
+            rates["one shape"].append(closed_loop(address, same, 64, seconds))
+            rates["four shapes"].append(closed_loop(address, mixed, 64, seconds))
+    _compare("(b) shapes, 64 in flight", rates, base="one shape")
+
+
+def overload(repository: Path, seconds: float) -> None:
+    request = heavy_request()
+    flags = ("--latency-objective-ms", str(OBJECTIVE_MS), "--threads", "1")
+    with serving(repository, "--threads", "1") as address:
+        capacity = closed_loop(address, [request], 16, seconds)
+    with serving(repository, *flags) as address:
+        got = open_loop(address, request, 2 * capacity, seconds)
+    print(f"\n### (c) twice the capacity of {capacity:.0f} a second, objective {OBJECTIVE_MS} ms\n")
+    print("| | requests | p50 | p99 | highest |\n|---|---|---|---|---|")
+    for name, values in (("answered", got.ok), ("refused", got.refused)):
+        if len(values) > 1:
+            cuts = quantiles(values, n=100)
+            figures = (median(values), cuts[98], max(values))
+            cells = " | ".join(f"{1000 * figure:.1f} ms" for figure in figures)
+            print(f"| {name} | {len(values)} | {cells} |")
+    if got.other:
+        print(f"\nother ends: {got.other}")
+
+
+def _compare(title: str, rates: dict[str, list[float]], base: str) -> None:
+    print(f"\n### {title}\n\n| | answers a second | ratio | spread |\n|---|---|---|---|")
+    for name, values in rates.items():
+        ratios = [value / other for value, other in zip(values, rates[base], strict=True)]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        print(f"| {name} | {median(values):.0f} | {median(ratios):.2f} | {spread} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="of each comparison")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        repository = Path(folder)
+        save_dense(repository)
+        save_sequence(repository)
+        save_heavy(repository)
+        batched_against_single(repository, arguments.seconds, arguments.rounds)
+        mixed_against_one_shape(repository, arguments.seconds, arguments.rounds)
+        overload(repository, arguments.seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""A neurona-serve of its own for each measurement, and what drives it.
+
+h2load (Debian: nghttp2-client) asks as fast as it is answered, from C; `open_loop` asks at a
+given rate whether or not it is answered, as the world does.
+"""
+
+import asyncio
+import contextlib
+import re
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import grpc.aio
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from neurona_protos.prediction_pb2 import PredictRequest
+
+BIN = Path(sys.executable).parent
+PREDICT = "/neurona.v1.Prediction/Predict"
+
+
+@contextlib.contextmanager
+def serving(repository: Path, *flags: str) -> Iterator[str]:
+    """The address of a server that is SERVING; it is stopped afterwards."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [BIN / "neurona-serve", "--repository", repository, "--address", address]
+    process = subprocess.Popen(
+        [*command, "--metrics-address", "127.0.0.1:0", "--log-level", "error", *flags]
+    )
+    try:
+        with grpc.insecure_channel(address) as channel:
+            HealthStub(channel).Check(HealthCheckRequest(), timeout=60, wait_for_ready=True)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def closed_loop(
+    address: str, requests: Sequence[PredictRequest], in_flight: int, seconds: float
+) -> float:
+    """Answers a second with `in_flight` under way, equally many of each of `requests`."""
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for request in requests:
+            body = request.SerializeToString()
+            file = stack.enter_context(tempfile.NamedTemporaryFile())
+            file.write(struct.pack(">BI", 0, len(body)) + body)
+            file.flush()
+            streams = in_flight // len(requests)
+            command = ["h2load", f"http://{address}{PREDICT}", "-d", file.name, "-c", "1"]
+            command += ["-m", str(streams), "-D", str(max(1, round(seconds))), "--warm-up-time", "1"]
+            command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+            processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        outputs = [process.communicate()[0] for process in processes]
+    total = 0.0
+    for output in outputs:
+        failed = re.search(r"(\d+) failed, (\d+) errored", output)
+        if failed is None or failed.groups() != ("0", "0"):
+            raise RuntimeError(f"h2load had failures:\n{output}")
+        total += float(re.search(r"finished in [\d.]+\w+, ([\d.]+) req/s", output)[1])
+    return total
+
+
+@dataclass
+class Latencies:
+    """Seconds from sending to the answer, by how it ended."""
+
+    ok: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+
+
+def open_loop(address: str, request: PredictRequest, rate: float, seconds: float) -> Latencies:
+    """Sends `rate` requests a second for so many seconds, whatever comes back."""
+    return asyncio.run(_open_loop(address, request.SerializeToString(), rate, seconds))
+
+
+async def _open_loop(address: str, body: bytes, rate: float, seconds: float) -> Latencies:
+    latencies = Latencies()
+
+    async def ask() -> None:
+        sent = time.perf_counter()
+        try:
+            await predict(body)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+                latencies.refused.append(time.perf_counter() - sent)
+            else:
+                latencies.other.append(str(error.code()))
+        else:
+            latencies.ok.append(time.perf_counter() - sent)
+
+    async with grpc.aio.insecure_channel(address) as channel:
+        predict = channel.unary_unary(PREDICT)
+        await channel.channel_ready()
+        started = time.perf_counter()
+        under_way = set()
+        for number in range(int(rate * seconds)):
+            delay = started + number / rate - time.perf_counter()
+            if delay > 0:
+                await asyncio.sleep(delay)
+            task = asyncio.create_task(ask())
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+        await asyncio.gather(*under_way)
+    return latencies
