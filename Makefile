@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 sources := $(shell find protos server client training -name '*.py' -o -name '*.proto' -o -name '*.pyi')
 install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# Two pips in one virtual environment get in each other's way.
+.NOTPARALLEL:
+
 .PHONY: help demo serve train test check lint proto clean
 
 help:

@@ -58,7 +58,9 @@ def train(name: str, repository: Path) -> None:
     if path.exists():
         print(f"{name}: {path} is there already")
     else:
-        subprocess.run([BIN / "neurona-train", name, "--out", repository], check=True)
+        done = subprocess.run([BIN / "neurona-train", name, "--out", repository], check=False)
+        if done.returncode:
+            raise SystemExit(f"training {name} ended with status {done.returncode}")
 
 
 @contextlib.contextmanager

@@ -86,7 +86,8 @@ def to_tensor(name: str, array: Array) -> Tensor:
 
 
 def to_array(tensor: Tensor) -> Array:
-    """A read-only view on the tensor's own bytes; a copy for BOOL and STRING.
+    """A read-only view on the tensor's bytes, as protobuf hands them out: one copy out of the
+    message, and another for BOOL and STRING.
 
     Raises TensorError when dtype, shape and byte count do not fit together.
     """
@@ -101,17 +102,23 @@ def to_array(tensor: Tensor) -> Array:
     if shape and min(shape) < 0:
         raise TensorError(f"{_named(tensor)} has shape {list(shape)}; no size may be negative")
     count = math.prod(shape)
+    data = tensor.data  # a copy at each access
+    flat: Array
     if dtype.kind == "O":
-        return _decode_strings(tensor, count).reshape(shape)
-    if len(tensor.data) != count * dtype.itemsize:
+        flat = _decode_strings(tensor, data, count)
+    elif len(data) != count * dtype.itemsize:
         raise TensorError(
-            f"{_named(tensor)} has {len(tensor.data)} bytes of data; "
+            f"{_named(tensor)} has {len(data)} bytes of data; "
             f"{dtype_name(tensor.dtype)} of shape {list(shape)} takes {count * dtype.itemsize}"
         )
-    if dtype.kind == "b":  # any byte but 0 is true, and a numpy bool must be 0 or 1
-        truths: Array = np.frombuffer(tensor.data, np.uint8) != 0
-        return truths.reshape(shape)
-    return np.frombuffer(tensor.data, dtype).reshape(shape)
+    elif dtype.kind == "b":  # any byte but 0 is true, and a numpy bool must be 0 or 1
+        flat = np.frombuffer(data, np.uint8) != 0
+    else:
+        flat = np.frombuffer(data, dtype)
+    try:
+        return flat.reshape(shape)
+    except ValueError as error:  # no elements, but sizes whose product numpy cannot hold
+        raise TensorError(f"{_named(tensor)} has shape {list(shape)}: {error}") from error
 
 
 def _named(tensor: Tensor) -> str:
@@ -127,8 +134,7 @@ def _encode_string(name: str, element: object) -> bytes:
     return _LENGTH.pack(len(element)) + element
 
 
-def _decode_strings(tensor: Tensor, count: int) -> Array:
-    data = tensor.data
+def _decode_strings(tensor: Tensor, data: bytes, count: int) -> Array:
     # Each element takes at least its length, so that a lying shape cannot make us allocate.
     if count * _LENGTH.size > len(data):
         raise TensorError(

@@ -2,9 +2,9 @@
 
 import logging
 import os
+import queue
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -49,25 +49,29 @@ class App:
         """Raises LoadError when there is nothing to serve, ConfigError when an address is taken."""
         self._load()
         host, _, port = self._config.metrics_address.rpartition(":")
-        self._close_metrics = _serve_metrics(host.strip("[]"), int(port), self._metrics.registry)
+        host = host.strip("[]")
+        metrics_port, close = _serve_metrics(host, int(port), self._metrics.registry)
+        self._close_metrics = close
         self._metrics.door.labels("aio").set(1)
-        host, _, _ = self._config.address.rpartition(":")
-        port_number = self._listener.start(self._config.address)
+        door_port = self._listener.start(self._config.address)
         self._health.set(self._names())
-        log.info("serving gRPC on %s:%d", host, port_number)
-        log.info("metrics on http://%s/metrics", self._config.metrics_address)
+        log.info("serving gRPC on %s:%d", self._config.address.rpartition(":")[0], door_port)
+        log.info("metrics on http://%s:%d/metrics", host, metrics_port)
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
+        """False when a run went on for longer than the drain may take."""
         self._health.stop()
         log.info("stopping: not serving any more for whoever asks for health")
         time.sleep(self._config.drain_delay_ms / 1000)
         end = time.monotonic() + self._config.drain_timeout_ms / 1000
         # The doors first, the models after them: what was accepted is still answered.
         self._listener.stop(max(0.0, end - time.monotonic()))
+        drained = True
         for model in self._registry.models():
-            model.drain(max(0.0, end - time.monotonic()))
+            drained = model.drain(max(0.0, end - time.monotonic())) and drained
         self._close_metrics()
         log.info("stopped")
+        return drained
 
     def _load(self) -> None:
         options = _model_options(self._config)
@@ -79,6 +83,11 @@ class App:
             except LoadError as error:
                 log.error("%s is not served: %s", found, error)
                 self._registry.publish_failure(found.name, found.version, str(error))
+                continue
+            except Exception:  # whatever one file does, the others are served
+                log.exception("%s is not served", found)
+                reason = "an internal error; the server's log says why"
+                self._registry.publish_failure(found.name, found.version, reason)
                 continue
             model.start()
             self._registry.publish(model)
@@ -116,35 +125,43 @@ def main() -> int:
         logging.basicConfig(
             level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
-        stopping = _stop_signals()
+        signals = _stop_signals()
         app = App(config)
         app.start()
     except (ConfigError, LoadError) as error:
         print(f"neurona-serve: {error}", file=sys.stderr)
         return 1
-    stopping.wait()
-    app.stop()
+    log.info("%s", signal.Signals(signals.get()).name)
+    if not app.stop():
+        # A run is still inside ONNX Runtime: unloading it under that thread would crash.
+        logging.shutdown()
+        os._exit(0)
     return 0
 
 
-def _stop_signals() -> threading.Event:
-    """Set by the first SIGTERM or SIGINT; the second one ends the process there and then."""
-    stopping = threading.Event()
+def _stop_signals() -> "queue.SimpleQueue[int]":
+    """Gets the first SIGTERM or SIGINT; the second one ends the process there and then."""
+    # A signal may come at any instruction, so what its handler calls must be reentrant:
+    # SimpleQueue.put is, Event.set is not.
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    seen: list[int] = []
 
     def on_signal(number: int, _: FrameType | None) -> None:
-        if stopping.is_set():
-            log.warning("second signal: stopping without waiting")
-            logging.shutdown()
+        if seen:
+            os.write(2, b"neurona-serve: second signal: stopping without waiting\n")
             os._exit(1)
-        log.info("%s", signal.Signals(number).name)
-        stopping.set()
+        seen.append(number)
+        signals.put(number)
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    return stopping
+    return signals
 
 
-def _serve_metrics(host: str, port: int, registry: CollectorRegistry) -> Callable[[], None]:
+def _serve_metrics(
+    host: str, port: int, registry: CollectorRegistry
+) -> tuple[int, Callable[[], None]]:
+    """The port, and what closes it. Raises ConfigError when it is taken."""
     try:
         server, thread = start_http_server(port, addr=host, registry=registry)
     except OSError as error:
@@ -155,4 +172,4 @@ def _serve_metrics(host: str, port: int, registry: CollectorRegistry) -> Callabl
         server.server_close()
         thread.join()
 
-    return close
+    return server.server_port, close

@@ -6,7 +6,9 @@ else from neurona.toml, else it is the default. A misspelt option is an error.
 
 import argparse
 import difflib
+import logging
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -17,31 +19,32 @@ from neurona_server.errors import ConfigError
 
 PREFIX = "NEURONA_"
 DEFAULT_FILE = "neurona.toml"
+OTHERS = {"NEURONA_CONFIG", "NEURONA_DATA", "NEURONA_SHARED"}  # for others, or read elsewhere
+
+# What Kubernetes sets for a service called neurona, or neurona-something.
+_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d|$)")
+
+log = logging.getLogger(__name__)
 
 
 def _option(default: Any, parse: Callable[[str], Any], text: str, *, many: bool = False) -> Any:
     return field(default=default, metadata={"parse": parse, "help": text, "many": many})
 
 
-def _positive(text: str) -> int:
-    return _at_least(1, text)
+def _whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            raise ValueError(f"expected {least} to {most}")
+        return value
 
-
-def _not_negative(text: str) -> int:
-    return _at_least(0, text)
-
-
-def _at_least(least: int, text: str) -> int:
-    value = int(text)
-    if value < least:
-        raise ValueError(f"expected at least {least}")
-    return value
+    return parse
 
 
 def _milliseconds(text: str) -> float:
     value = float(text)
-    if not 0 <= value < 1e9:
-        raise ValueError("expected at least 0")
+    if not 0 <= value <= 1e8:
+        raise ValueError("expected 0 to 100000000")
     return value
 
 
@@ -74,16 +77,16 @@ class Config:
     )
     address: str = _option("127.0.0.1:8001", _address, "where to listen for gRPC")
     metrics_address: str = _option("127.0.0.1:8002", _address, "where Prometheus finds /metrics")
-    instances: int = _option(1, _positive, "sessions of each model that run side by side")
+    instances: int = _option(1, _whole(1, 64), "sessions of each model that run side by side")
     threads: int = _option(
-        0, _not_negative, "CPU threads of one run; 0: as many as the process has CPUs"
+        0, _whole(0, 1024), "CPU threads of one run; 0: as many as the process has CPUs"
     )
-    max_batch_rows: int = _option(64, _positive, "rows in one run at the most")
+    max_batch_rows: int = _option(64, _whole(1), "rows in one run at the most")
     max_queue_rows: int = _option(
-        4096, _positive, "rows that may wait for a model; what exceeds it is refused at once"
+        4096, _whole(1), "rows that may wait for a model; what exceeds it is refused at once"
     )
     max_queue_bytes: int = _option(
-        256 << 20, _positive, "bytes of input that may wait for a model, likewise"
+        256 << 20, _whole(1, 2**50), "bytes of input that may wait for a model, likewise"
     )
     max_delay_ms: float = _option(
         0.0, _milliseconds, "how long an idle instance waits for a batch to fill"
@@ -97,14 +100,14 @@ class Config:
     inline: str = _option(
         "auto", _inline, "auto, always or never: run in the thread that reads requests"
     )
-    max_message_bytes: int = _option(64 << 20, _positive, "size of a request at the most")
+    max_message_bytes: int = _option(64 << 20, _whole(1), "size of a request at the most")
     drain_delay_ms: int = _option(
         0,
-        _not_negative,
+        _whole(0, 10**8),
         "after SIGTERM: go on serving this long as NOT_SERVING, so that balancers notice",
     )
     drain_timeout_ms: int = _option(
-        30_000, _not_negative, "after SIGTERM: then wait this long for what is under way"
+        30_000, _whole(0, 10**8), "after SIGTERM: then wait this long for what is under way"
     )
     log_level: str = _option("INFO", _level, "debug, info, warning or error")
 
@@ -112,7 +115,7 @@ class Config:
 def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
     """Raises ConfigError; exits as argparse does for --help and for an unknown flag."""
     flags = vars(_parser().parse_args(arguments))
-    config_file = flags.pop("config")
+    config_file = flags.pop("config") or environment.get(PREFIX + "CONFIG")
     values = _from_file(config_file) | _from_environment(environment)
     values |= {name: value for name, value in flags.items() if value is not None}
     parsed = {name: _parse(name, value) for name, value in values.items()}
@@ -164,16 +167,18 @@ def _from_file(name: str | None) -> dict[str, Any]:
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for variable, value in environment.items():
-        if not variable.startswith(PREFIX):
+        if not variable.startswith(PREFIX) or not value or variable in OTHERS:
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name in _names():
             many = next(o for o in fields(Config) if o.name == name).metadata["many"]
             values[name] = value.split(os.pathsep) if many else value
-        # Kubernetes sets NEURONA_PORT and the like for a service called neurona, so only what
-        # looks like one of ours is taken for a misspelt one.
+        # The environment belongs to others too, so only what looks like one of ours is taken
+        # for a misspelt one.
         elif suggestion := _suggestion(name):
             raise ConfigError(f"unknown option {variable} in the environment{suggestion}")
+        elif not _KUBERNETES.search(variable):
+            log.warning("the environment has %s, which is no option", variable)
     return values
 
 

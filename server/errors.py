@@ -65,6 +65,12 @@ class ModelFailedError(NeuronaError):
         super().__init__("the model failed on this request; the server's log says why")
 
 
+def quoted(name: str) -> str:
+    """What a caller called something, fit to stand in a message: escaped, and not too long."""
+    text = repr(name[:101])
+    return text if len(name) <= 100 else text[:100] + "…'"
+
+
 class LoadError(Exception):
     """A model cannot be served. The message is one line that says which and why."""
 

@@ -76,8 +76,10 @@ class Admission:
         if not run or (not wait and now - self._last > TRUSTED):
             return
         left = request.deadline - now
-        if run > left:
-            raise ExpiredError(f"the request would take {_ms(run)}, its deadline is in {_ms(left)}")
+        if alone > left:
+            raise ExpiredError(
+                f"the request would take {_ms(alone)}, its deadline is in {_ms(left)}"
+            )
         # An objective that a run by itself cannot meet must not close the door for good.
         allowed = left if objective is None else min(left, max(objective, 2 * run))
         if wait and wait + run > allowed:

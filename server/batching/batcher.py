@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from neurona_server.batching.admission import Admission
 from neurona_server.batching.batch import join, split
@@ -60,6 +59,7 @@ class Batcher:
         self._batched = batched
         self._clock = clock
         self._recent_seconds = 0.0
+        self._running: set[Running] = set()
         self._share = share or DeviceShare(1 << 30)  # by itself, a model has every turn
         metrics.watch(self.queue, self.curve)
         self.tune()
@@ -118,9 +118,14 @@ class Batcher:
         """Takes no more; what was admitted is still served."""
         self.queue.close()
 
-    def cancel_waiting(self, error: NeuronaError) -> int:
-        """Ends all that still wait with `error`; how many there were."""
-        return sum([request.fail(error) for request in self.queue.clear()])
+    def cancel_all(self, error: NeuronaError) -> int:
+        """Ends all that still wait or run with `error`; how many there were."""
+        waiting = self.queue.clear()
+        running = [request for one in list(self._running) for request in one.batch]
+        open_ones = [request for request in [*waiting, *running] if not request.ended]
+        for request in open_ones:
+            request.cancel(error)
+        return len(open_ones)
 
     def _run_or_halve(self, batch: Sequence[Request], new_run: NewRun) -> None:
         """A batch that fails is run again by halves, so that only the guilty fail."""
@@ -131,13 +136,17 @@ class Batcher:
         try:
             run = new_run()
             running = Running(batch, run)
-            parts = self._run(batch, run)
+            self._running.add(running)
+            try:
+                parts = self._run(batch, run)
+            finally:
+                self._running.discard(running)
         except Exception:
             if running is not None and running.terminated:
                 self._metrics.terminated.inc()
             elif len(batch) == 1:
                 log.exception("%s failed on a request of %d rows", self.name, batch[0].rows)
-                self._deliver(partial(batch[0].fail, ModelFailedError()))
+                batch[0].fail(ModelFailedError())
             else:
                 log.debug("%s failed on %d requests, trying halves", self.name, len(batch))
                 middle = len(batch) // 2
@@ -145,7 +154,7 @@ class Batcher:
                 self._run_or_halve(batch[middle:], new_run)
         else:
             for request, part in zip(batch, parts, strict=True):
-                self._deliver(partial(request.succeed, part))
+                request.succeed(part)
 
     def _run(self, batch: Sequence[Request], run: Run) -> Sequence[Outputs]:
         """Each request's outputs. Raises what the model raises, and BatchError."""
@@ -162,10 +171,3 @@ class Batcher:
         self._recent_seconds += 0.2 * (seconds - self._recent_seconds)
         self.tune()
         return parts
-
-    def _deliver(self, end: Callable[[], bool]) -> None:
-        """An answer that cannot be encoded or sent must not lose its neighbours'."""
-        try:
-            end()
-        except Exception:
-            log.exception("%s: an answer could not be delivered", self.name)

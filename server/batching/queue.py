@@ -39,7 +39,7 @@ class Queue:
         self,
         policy: BatchPolicy,
         clock: Callable[[], float] = time.monotonic,
-        cost: Cost = lambda rows, group, row_bytes: 0.0,
+        cost: Cost = lambda *_: 0.0,
     ) -> None:
         self._policy = policy
         self._clock = clock

@@ -1,5 +1,6 @@
 """One request on its way through a queue and a batch."""
 
+import logging
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
@@ -8,6 +9,8 @@ from numpy.typing import NDArray
 
 from neurona_server.batching.policy import Priority
 from neurona_server.errors import NeuronaError
+
+log = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 Inputs = Mapping[str, Array]
@@ -92,5 +95,8 @@ class Request:
             done = self._open.pop()
         except IndexError:
             return False
-        done(self, outputs, error)
+        try:
+            done(self, outputs, error)
+        except Exception:  # whoever ends a request must live to end the next one
+            log.exception("a request could not be told how it ended")
         return True

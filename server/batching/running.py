@@ -20,7 +20,7 @@ class Running:
     """The `Place` of the requests of a batch; while some of them want it, it runs on."""
 
     def __init__(self, batch: Sequence[Request], run: Run) -> None:
-        self._batch = batch
+        self.batch = batch
         self._run = run
         self.terminated = False
         for request in batch:
@@ -31,6 +31,6 @@ class Running:
         self._check()
 
     def _check(self) -> None:
-        if not self.terminated and all(request.ended for request in self._batch):
+        if not self.terminated and all(request.ended for request in self.batch):
             self.terminated = True
             self._run.terminate()

@@ -7,21 +7,25 @@ from dataclasses import dataclass, field
 
 from neurona_protos import metadata as model_metadata
 from neurona_protos.prediction_pb2 import ModelMetadata, State, Task
+from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.request import Request
 from neurona_server.batching.share import DeviceShare
 from neurona_server.errors import LoadError, StoppingError
 from neurona_server.metrics import Metrics
+from neurona_server.models.batch_proof import can_batch
 from neurona_server.models.instance import Instance
 from neurona_server.models.repository import Found
+from neurona_server.models.samples import has_free_rows
 from neurona_server.models.session import RuntimeOptions, Session
 from neurona_server.models.signature import Signature, TensorSpec
-from neurona_server.models.warm_up import can_batch, has_free_rows, warm_up
+from neurona_server.models.warm_up import warm_up
 
 log = logging.getLogger(__name__)
 
 DEFAULT_ANSWERS = {Task.TASK_CLASSIFICATION: "probabilities", Task.TASK_REGRESSION: "value"}
+TERMINATION = 1.0  # seconds that a run has to heed that it is terminated
 _RANKS = {Task.TASK_CLASSIFICATION: (2,), Task.TASK_REGRESSION: (1, 2)}
 
 
@@ -53,7 +57,7 @@ class Model:
         self.provider = session.provider
         batched = can_batch(session.inputs, session.outputs, session.run)
         if not batched and all(map(has_free_rows, [*session.inputs, *session.outputs])):
-            log.info("%s: two rows are not two runs of it, so requests run one by one", found)
+            log.info("%s: its rows change each other, so requests run one by one", found)
         self.signature = Signature(session.inputs, session.outputs, batched=batched)
         self.metadata = _metadata(session)
         self.answer = _answer_index(self.metadata, session.outputs)
@@ -92,18 +96,21 @@ class Model:
     def drain(self, timeout: float) -> bool:
         """Takes no more and waits until all that was admitted is answered.
 
-        False when `timeout` (seconds) was too short: what still waits then ends with
-        StoppingError; a run that is under way is left alone.
+        False when `timeout` (seconds) was too short: what still waits or runs then ends with
+        StoppingError, and runs are terminated; one that does not heed it is left behind.
         """
         self.state = State.STATE_DRAINING
         self.batcher.close()
         end = time.monotonic() + timeout
-        if all(instance.join(max(0.0, end - time.monotonic())) for instance in self.instances):
+        if self._join(end):
             return True
         error = StoppingError("the server stopped before the request's turn came")
-        if lost := self.batcher.cancel_waiting(error):
-            log.warning("%s: stopped with %d requests waiting", self, lost)
-        return False
+        if lost := self.batcher.cancel_all(error):
+            log.warning("%s: stopped with %d requests unanswered", self, lost)
+        return self._join(time.monotonic() + TERMINATION)
+
+    def _join(self, end: float) -> bool:
+        return all(one.join(max(0.0, end - time.monotonic())) for one in self.instances)
 
     def _serve_waiting(self) -> None:
         self.batcher.serve_waiting(self.instances[0].session.new_run)
@@ -126,6 +133,8 @@ def _answer_index(metadata: ModelMetadata, outputs: Sequence[TensorSpec]) -> int
     """
     if metadata.task == Task.TASK_TENSORS:
         return -1
+    if metadata.task not in DEFAULT_ANSWERS:
+        raise LoadError(f"its metadata name the task {metadata.task}, which is not known")
     names = [spec.name for spec in outputs]
     answer = metadata.answer or DEFAULT_ANSWERS[metadata.task]
     if answer not in names:
@@ -135,6 +144,9 @@ def _answer_index(metadata: ModelMetadata, outputs: Sequence[TensorSpec]) -> int
     if len(spec.shape) not in _RANKS[metadata.task]:
         task = Task.Name(metadata.task).removeprefix("TASK_").lower()
         raise LoadError(f"its answer {answer!r} is {spec}, which is not a {task}'s (rows, …)")
+    kind = NUMPY_DTYPES[spec.dtype].kind
+    if kind not in ("f" if metadata.task == Task.TASK_CLASSIFICATION else "fiu"):
+        raise LoadError(f"its answer {answer!r} is {spec}, which holds no such numbers")
     described = metadata.labels or metadata.values
     width = spec.shape[1] if len(spec.shape) == 2 else 1
     if described and isinstance(width, int) and width != len(described):

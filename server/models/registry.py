@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from neurona_protos.prediction_pb2 import State
-from neurona_server.errors import NotFoundError
+from neurona_server.errors import NotFoundError, quoted
 from neurona_server.models.model import Model
 
 LATEST = "latest"  # the label that always points at the highest version that is ready
@@ -50,7 +50,7 @@ class Registry:
         try:
             return self._versions[name]
         except KeyError:
-            raise NotFoundError(f"there is no model {name!r}; {self._names()}") from None
+            raise NotFoundError(f"there is no model {quoted(name)}; {self._names()}") from None
 
     def labels(self, name: str) -> dict[str, int]:
         """The version that each label points at. Raises NotFoundError."""
@@ -66,19 +66,21 @@ class Registry:
             labels = self.labels(name)
             if label and label not in labels:
                 known = ", ".join(labels) or "none"
-                raise NotFoundError(f"model {name!r} has no label {label!r}; its labels: {known}")
+                raise NotFoundError(
+                    f"model {quoted(name)} has no label {quoted(label)}; its labels: {known}"
+                )
             if not labels:
-                raise NotFoundError(f"model {name!r} has no version that is ready")
+                raise NotFoundError(f"model {quoted(name)} has no version that is ready")
             version = labels[label or LATEST]
         entry = self.versions(name).get(version)
         if entry is None or entry.model is None:
             ready = ", ".join(str(n) for n, v in self.versions(name).items() if v.model) or "none"
             state = "no version" if entry is None else "failed to load version"
-            raise NotFoundError(f"model {name!r}: {state} {version}; served: {ready}")
+            raise NotFoundError(f"model {quoted(name)}: {state} {version}; served: {ready}")
         return entry.model
 
     def _names(self) -> str:
-        names = self.names()
+        names = [n for n in self.names() if any(v.model for v in self.versions(n).values())]
         more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
         return f"served: {', '.join(names[:_NAMES_SHOWN]) or 'none'}{more}"
 

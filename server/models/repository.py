@@ -34,7 +34,7 @@ def scan(roots: Sequence[Path]) -> list[Found]:
     """
     found: list[Found] = []
     home: dict[str, Path] = {}
-    for root in roots:
+    for root in dict.fromkeys(roots):  # one that is named twice is read once
         for name in _folders(root, _NAME):
             versions = [
                 Found(name, int(version), root / name / version / MODEL_FILE)

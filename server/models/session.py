@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ _ELEMENT_TYPES = {
 }
 
 
+_PATH = re.compile(r"(?:[A-Za-z]:)?(?:[^\s\"'/\\]*[/\\])+(?=[^\s\"'/\\])")
+
+
 @dataclass(frozen=True)
 class RuntimeOptions:
     threads: int = 0
@@ -60,15 +64,15 @@ class Session:
             self._session = onnxruntime.InferenceSession(
                 os.fspath(path), sess_options=settings, providers=usable_providers()
             )
+            self.properties: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # ONNX Runtime raises a class of its own for each status
-            detail = str(error).strip().partition("\n")[0].replace(str(path), path.name)
-            raise LoadError(f"ONNX Runtime cannot load it: {detail}") from error
+            log.info("%s: %s", path, error)
+            raise LoadError(f"ONNX Runtime cannot load it: {_without_paths(error)}") from error
         # Without this, a failing GPU run would silently go on with a CPU session.
         self._session.disable_fallback()
         self.provider: str = self._session.get_providers()[0]
         self.inputs = [_spec("input", node) for node in self._session.get_inputs()]
         self.outputs = [_spec("output", node) for node in self._session.get_outputs()]
-        self.properties: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
 
     def run(self, inputs: Inputs) -> Outputs:
         """All outputs in the graph's order. Releases the GIL; any thread may call it."""
@@ -115,6 +119,11 @@ def _has_cuda_driver() -> bool:
     except OSError:
         return False
     return True
+
+
+def _without_paths(error: Exception) -> str:
+    """Its first line, for a caller: who asks what is served learns no folder of the server."""
+    return _PATH.sub("…/", str(error).strip().partition("\n")[0])[:300]
 
 
 def _spec(role: str, node: onnxruntime.NodeArg) -> TensorSpec:

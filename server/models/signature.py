@@ -1,15 +1,15 @@
 """What a model takes and gives, and whether a request's inputs fit."""
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from neurona_protos.prediction_pb2 import DataType
-from neurona_protos.tensors import NUMPY_DTYPES, dtype_name
-from neurona_server.batching.request import Array, Inputs
-from neurona_server.errors import InvalidError
+from neurona_protos.tensors import dtype_name
+from neurona_server.errors import InvalidError, quoted
 
 Size = int | str | None  # fixed, free with a name, free without one
+Described = tuple[DataType, tuple[int, ...]]  # of an array: dtype and shape
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Signature:
         self.outputs = tuple(outputs)
         self.batched = batched
         self._specs = {spec.name: spec for spec in self.inputs}
-        self._dtypes = {spec.name: NUMPY_DTYPES[spec.dtype] for spec in self.inputs}
         # Names of free sizes that stand more than once: they must be the same everywhere.
         names = Counter(s for spec in self.inputs for s in spec.shape if isinstance(s, str))
         self._shared = {name for name, count in names.items() if count > 1}
 
-    def check(self, inputs: Inputs) -> int:
+    def check(self, inputs: Mapping[str, Described]) -> int:
         """The number of rows of `inputs`: their size along axis 0, or 1 without a batch axis.
 
+        It looks at dtypes and shapes alone, so that nothing has to be decoded before.
         Raises InvalidError that names the input, what came and what was expected.
         """
         if inputs.keys() != self._specs.keys():
@@ -55,50 +55,44 @@ class Signature:
         leader = None  # the input that said how many rows there are
         sizes: dict[str, int] = {}
         for name, spec in self._specs.items():
-            array = inputs[name]
-            if array.dtype != self._dtypes[name] or not self._fits(array, spec):
-                raise InvalidError(f"input {name!r} is {describe(array)}; expected {spec}")
-            for size, expected in zip(array.shape, spec.shape, strict=True):
+            dtype, shape = inputs[name]
+            if dtype != spec.dtype or not _fits(shape, spec.shape):
+                came = TensorSpec(name, dtype, shape)
+                raise InvalidError(f"input {name!r} is {came}; expected {spec}")
+            for size, expected in zip(shape, spec.shape, strict=True):
                 if expected in self._shared and sizes.setdefault(str(expected), size) != size:
+                    came = TensorSpec(name, dtype, shape)
                     raise InvalidError(
-                        f"input {name!r} is {describe(array)}: its {expected!r} is {size}, "
+                        f"input {name!r} is {came}: its {expected!r} is {size}, "
                         f"that of another input {sizes[str(expected)]}; expected equal sizes"
                     )
             if self.batched:
                 if leader is None:
-                    leader, rows = name, array.shape[0]
-                elif array.shape[0] != rows:
+                    leader, rows = name, shape[0]
+                elif shape[0] != rows:
                     raise InvalidError(
-                        f"input {name!r} has {array.shape[0]} rows, input {leader!r} has {rows}; "
+                        f"input {name!r} has {shape[0]} rows, input {leader!r} has {rows}; "
                         "expected equally many"
                     )
         return rows
 
-    def group(self, inputs: Inputs) -> Hashable:
+    def group(self, inputs: Mapping[str, Described]) -> Hashable:
         """Requests of equal group can share a run: all their sizes but the rows are equal."""
-        return tuple([inputs[spec.name].shape[1:] for spec in self.inputs])
+        return tuple([inputs[spec.name][1][1:] for spec in self.inputs])
 
-    @staticmethod
-    def _fits(array: Array, spec: TensorSpec) -> bool:
-        if array.ndim != len(spec.shape):
-            return False
-        for size, expected in zip(array.shape, spec.shape, strict=True):
-            if isinstance(expected, int):
-                if size != expected:
-                    return False
-            elif size == 0:  # an empty batch, a sequence without a step: nothing to answer
-                return False
-        return True
-
-    def _wrong_names(self, inputs: Inputs) -> InvalidError:
+    def _wrong_names(self, inputs: Mapping[str, Described]) -> InvalidError:
         expected = ", ".join(f"{spec.name!r} ({spec})" for spec in self.inputs)
-        came = ", ".join(repr(name) for name in inputs) or "none"
+        came = ", ".join(quoted(name) for name in inputs) or "none"
         return InvalidError(f"the request has inputs {came}; expected {expected}")
 
 
-def describe(array: Array) -> str:
-    kind = "STRING" if array.dtype == object else str(array.dtype)
-    for number, dtype in NUMPY_DTYPES.items():
-        if dtype == array.dtype:
-            kind = dtype_name(number)
-    return f"{kind} of shape {list(array.shape)}"
+def _fits(shape: tuple[int, ...], expected: tuple[Size, ...]) -> bool:
+    if len(shape) != len(expected):
+        return False
+    for size, wanted in zip(shape, expected, strict=True):
+        if isinstance(wanted, int):
+            if size != wanted:
+                return False
+        elif size < 1:  # an empty batch, a sequence without a step: nothing to answer
+            return False
+    return True

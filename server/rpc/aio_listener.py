@@ -23,6 +23,11 @@ from neurona_server.rpc.status import status_of
 
 log = logging.getLogger(__name__)
 
+ACCEPTED = 0.05
+"""Seconds in which a stopping door still takes calls, to refuse them."""
+
+STOPPING = "the server is stopping; call again"
+
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
@@ -39,6 +44,7 @@ class AioListener:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="door", daemon=True)
         self._server: grpc.aio.Server | None = None
+        self._stopping = False
         self._streams: set[_StreamCall] = set()
         # Answers from other threads, and whether the loop already knows that there are some:
         # waking it costs a system call, so a batch's answers share one.
@@ -112,12 +118,18 @@ class AioListener:
         return port
 
     async def _stop(self, timeout: float) -> None:
+        self._stopping = True
         for stream_call in list(self._streams):
             stream_call.drain()
         if self._server is not None:
-            await self._server.stop(timeout)
+            # Calls that gRPC has accepted but not yet given to us would be CANCELLED, which
+            # clients do not try again: they are told UNAVAILABLE first.
+            await asyncio.sleep(min(timeout, ACCEPTED))
+            await self._server.stop(max(0.0, timeout - ACCEPTED))
 
     async def serve_unary(self, method: Unary, request: bytes, context: Context) -> bytes:
+        if self._stopping:
+            await _abort(context, StoppingError(STOPPING))
         call = _UnaryCall(self, request, _deadline(context))
         try:
             try:
@@ -131,6 +143,8 @@ class AioListener:
         return outcome if isinstance(outcome, bytes) else await _abort(context, outcome)
 
     async def serve_stream(self, method: Streaming, context: Context) -> None:
+        if self._stopping:
+            await _abort(context, StoppingError(STOPPING))
         call = _StreamCall(self, _deadline(context))
         call.stream = stream = method.start(call)
         self._streams.add(call)
@@ -146,7 +160,7 @@ class AioListener:
                 else:
                     await call.woken.wait()
             if call.error is None and not call.half_closed:
-                call.error = StoppingError("the server is stopping; call again")
+                call.error = StoppingError(STOPPING)
             if call.error is not None:
                 await _abort(context, call.error)
         finally:

@@ -37,14 +37,18 @@ def answer(model: Model, outputs: Outputs, top_k: int, *, raw_outputs: bool) -> 
 
 
 def classify(probabilities: Array, labels: Sequence[str], top_k: int) -> Classification:
-    """The `top_k` best classes of each row of (rows, classes); of equals, the first comes first.
+    """The `top_k` best classes of each row of (rows, classes); of equals, the first comes first,
+    and what is not a number comes last.
 
     More classes than there are is all of them. A class without a label is called by its index.
     """
+    ranked = probabilities
+    if np.isnan(probabilities).any():
+        ranked = np.where(np.isnan(probabilities), -np.inf, probabilities)
     if top_k == 1:
-        indices = probabilities.argmax(axis=1)[:, np.newaxis]
+        indices = ranked.argmax(axis=1)[:, np.newaxis]
     else:
-        indices = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        indices = np.argsort(-ranked, axis=1, kind="stable")[:, :top_k]
     best = np.take_along_axis(probabilities, indices, axis=1)
     return Classification(
         rows=[

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from neurona_protos.prediction_pb2 import PredictRequest, PredictResponse, Priority, Task
 from neurona_protos.tensors import TensorError, to_array
 from neurona_server.batching.policy import Priority as Level
-from neurona_server.batching.request import Array, Outputs, Request
+from neurona_server.batching.request import Outputs, Request
 from neurona_server.errors import (
     CancelledError,
     ExpiredError,
@@ -18,15 +18,21 @@ from neurona_server.errors import (
     ModelFailedError,
     NeuronaError,
     WrongTaskError,
+    quoted,
 )
 from neurona_server.metrics import Metrics
 from neurona_server.models.model import Model
 from neurona_server.models.registry import Registry
+from neurona_server.models.signature import Described
 from neurona_server.rpc.answers import answer
 from neurona_server.rpc.call import Call, Methods, Streaming, Unary
 from neurona_server.rpc.prediction_stream import PredictionStream
 
 log = logging.getLogger(__name__)
+
+CLOCKS_APART = 0.05
+"""Seconds by which a caller may have seen a deadline pass before we do: ours began to count
+when the request had reached us."""
 
 Deliver = Callable[[PredictResponse | None, NeuronaError | None], None]
 Track = Callable[[Request], None]
@@ -77,8 +83,13 @@ class Prediction:
                 raise _wrong_task(model, task)
             if (priority := PRIORITIES.get(message.priority)) is None:
                 raise InvalidError(f"the priority is {message.priority}; expected 0, 1 or 2")
-            inputs = _inputs(message)
-            rows = model.signature.check(inputs)
+            described = _described(message)
+            rows = model.signature.check(described)
+            inputs = {tensor.name: to_array(tensor) for tensor in message.inputs}
+        except TensorError as error:
+            outcomes["invalid"].inc()
+            deliver(None, InvalidError(str(error)))
+            return
         except NeuronaError as error:
             outcomes[error.outcome].inc()
             deliver(None, error)
@@ -100,7 +111,7 @@ class Prediction:
             outcomes["ok" if error is None else error.outcome].inc()
             deliver(response, error)
 
-        group = model.signature.group(inputs)
+        group = model.signature.group(described)
         request = Request(inputs, rows, group, done, deadline, priority)
         track(request)
         try:
@@ -130,22 +141,19 @@ class Prediction:
 
 def cancel(request: Request) -> None:
     """Ends a request whose caller is gone, or whose deadline made it go."""
-    if time.monotonic() >= request.deadline:
+    if time.monotonic() >= request.deadline - CLOCKS_APART:
         request.cancel(ExpiredError("the deadline passed before the answer was there"))
     else:
         request.cancel(CancelledError("the caller cancelled the request"))
 
 
-def _inputs(message: PredictRequest) -> dict[str, Array]:
-    inputs: dict[str, Array] = {}
+def _described(message: PredictRequest) -> dict[str, Described]:
+    described: dict[str, Described] = {}
     for tensor in message.inputs:
-        if tensor.name in inputs:
-            raise InvalidError(f"input {tensor.name!r} stands twice; expected it once")
-        try:
-            inputs[tensor.name] = to_array(tensor)
-        except TensorError as error:
-            raise InvalidError(str(error)) from error
-    return inputs
+        if tensor.name in described:
+            raise InvalidError(f"input {quoted(tensor.name)} stands twice; expected it once")
+        described[tensor.name] = (tensor.dtype, tuple(tensor.shape))
+    return described
 
 
 def _wrong_task(model: Model, asked: Task) -> WrongTaskError:

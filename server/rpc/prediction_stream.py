@@ -48,6 +48,10 @@ class PredictionStream:
             requests = PredictStreamRequest.FromString(message).requests
         except DecodeError:
             raise InvalidError("the bytes are not a neurona.v1.PredictStreamRequest") from None
+        if len(requests) > MAX_OUTSTANDING:
+            raise InvalidError(
+                f"the message has {len(requests)} requests; expected at most {MAX_OUTSTANDING}"
+            )
         for streamed in requests:
             serial = next(self._serials)
             self._unanswered[serial] = None

@@ -30,7 +30,9 @@ CODES = {
     ModelFailedError: grpc.StatusCode.INTERNAL,
 }
 RETRY_AFTER = "retry-after-ms"
-MAX_MESSAGE = 1000  # a message travels in a header, and it may quote what the caller sent
+MAX_MESSAGE = 2000
+"""Bytes of a message. It travels in a header of 8 KiB at the most, in which each byte beyond
+ASCII takes three, and it may quote what the caller sent."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def status_of(error: Exception) -> Status:
         return Status(grpc.StatusCode.INTERNAL, "internal error; the server's log says why")
     retry_after = error.retry_after if isinstance(error, QueueFullError) else 0.0
     wait = max(1, math.ceil(retry_after * 1000)) if code is CODES[QueueFullError] else 0
-    message = str(error)
+    message = str(error).encode()
     if len(message) > MAX_MESSAGE:
-        message = message[: MAX_MESSAGE - 1] + "…"
-    return Status(code, message, wait)
+        message = message[: MAX_MESSAGE - 3] + b"..."
+    return Status(code, message.decode(errors="ignore"), wait)

@@ -196,8 +196,18 @@ def test_drain_answers_all_that_was_admitted(batcher):
 
 def test_a_stop_that_cannot_wait_tells_all_that_wait(batcher):
     asked = [Asked(batcher, [value]) for value in range(3)]
-    assert batcher.cancel_waiting(StoppingError("stopped")) == 3
+    assert batcher.cancel_all(StoppingError("stopped")) == 3
     assert [one.answer for one in asked] == [StoppingError] * 3
+
+
+def test_a_stop_that_cannot_wait_ends_what_runs_too(batcher):
+    asked = [Asked(batcher, [1]), Asked(batcher, [2], columns=2)]
+    puppet = Puppet(before=lambda _: batcher.cancel_all(StoppingError("stopped")))
+    batcher.step(puppet)
+    assert [one.answer for one in asked] == [StoppingError] * 2
+    assert puppet.batches == [1]
+    assert batcher.value("terminated_runs_total") == 1
+    assert batcher.queue.rows == 0
 
 
 def test_the_door_runs_what_waits_until_nothing_does(batcher):

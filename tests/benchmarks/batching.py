@@ -16,9 +16,10 @@ from statistics import median, quantiles
 
 import numpy as np
 from load import closed_loop, open_loop, serving
+from onnx import TensorProto, helper
+
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.tensors import to_tensor
-from onnx import TensorProto, helper
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import small_models
@@ -91,9 +92,9 @@ def sequence_request(length: int) -> PredictRequest:
 def batched_against_single(repository: Path, seconds: float, rounds: int) -> None:
     rates: dict[str, list[float]] = {"1": [], "64": []}
     for _ in range(rounds):
-        for rows in rates:
+        for rows, measured in rates.items():
             with serving(repository, "--max-batch-rows", rows) as address:
-                rates[rows].append(closed_loop(address, [dense_request()], 64, seconds))
+                measured.append(closed_loop(address, [dense_request()], 64, seconds))
     _compare("(a) rows in a batch, 64 in flight", rates, base="1")
 
 

@@ -21,6 +21,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
+
 from neurona_protos.prediction_pb2 import PredictRequest
 
 BIN = Path(sys.executable).parent
@@ -59,7 +60,14 @@ def closed_loop(
             file.flush()
             streams = in_flight // len(requests)
             command = ["h2load", f"http://{address}{PREDICT}", "-d", file.name, "-c", "1"]
-            command += ["-m", str(streams), "-D", str(max(1, round(seconds))), "--warm-up-time", "1"]
+            command += [
+                "-m",
+                str(streams),
+                "-D",
+                str(max(1, round(seconds))),
+                "--warm-up-time",
+                "1",
+            ]
             command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
             processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         outputs = [process.communicate()[0] for process in processes]

@@ -52,6 +52,71 @@ def test_only_what_can_be_batched_is_batched(repository, load, name, batched):
     assert load(repository / name / "1" / "model.onnx").signature.batched is batched
 
 
+def lagged(x):
+    """y[t] = x[t] + x[t - 2]: the first two rows do not show it."""
+    return [
+        helper.make_node("Pad", [x, "pads"], ["padded"]),
+        helper.make_node("Slice", ["padded", "start", "stop"], ["late"]),
+        helper.make_node("Add", [x, "late"], ["y"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodes"),
+    [
+        (TensorProto.INT64, [helper.make_node("CumSum", ["x", "axis"], ["y"])]),
+        (
+            TensorProto.FLOAT,
+            [
+                helper.make_node("CumSum", ["x", "axis"], ["sums"]),
+                helper.make_node("Mul", ["sums", "small"], ["y"]),
+            ],
+        ),
+        (
+            TensorProto.FLOAT,
+            [helper.make_node("TopK", ["x", "count"], ["y", "which"], axis=0, largest=0)],
+        ),
+        (TensorProto.FLOAT, lagged("x")),
+        (TensorProto.FLOAT, [helper.make_node("Softmax", ["x"], ["y"], axis=0)]),
+    ],
+    ids=["sum of whole numbers", "small sums", "ranking", "two steps back", "softmax over time"],
+)
+def test_rows_that_change_each_other_are_never_batched(load, tmp_path, dtype, nodes):
+    if nodes[0].op_type == "TopK":  # ranks as many candidates as come
+        shape = [
+            helper.make_node("Shape", ["x"], ["shape"]),
+            helper.make_node("Slice", ["shape", "zero", "one"], ["count"]),
+        ]
+        nodes = shape + nodes
+    small_models.save(
+        tmp_path / "model.onnx",
+        nodes,
+        {"x": (dtype, ["rows", 2])},
+        {"y": (dtype, ["rows", 2])},
+        {
+            "axis": np.array(0),
+            "small": np.float32([1e-5]),
+            "zero": np.array([0]),
+            "one": np.array([1]),
+            "pads": np.array([2, 0, 0, 0]),
+            "start": np.array([0]),
+            "stop": np.array([-2]),
+        },
+    )
+    assert not load().signature.batched
+
+
+def test_values_that_equal_nothing_prove_nothing(load, tmp_path):
+    small_models.save(
+        tmp_path / "model.onnx",
+        [helper.make_node("Div", ["x", "zero"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["batch", 2])},
+        {"y": (TensorProto.FLOAT, ["batch", 2])},
+        {"zero": np.float32([0])},
+    )
+    assert not load().signature.batched
+
+
 def test_a_float64_sum_over_the_batch_is_not_batched(load, tmp_path):
     """Each row's answer depends on the other rows: batching would change it."""
     small_models.save(
@@ -99,6 +164,15 @@ def test_what_a_tensor_cannot_carry_is_refused_by_name(load, tmp_path):
             ModelMetadata(task=Task.TASK_CLASSIFICATION, answer="count"),
             "'count' is INT64 of shape .*, which is not a classification's",
         ),
+        (
+            ModelMetadata(task=Task.TASK_CLASSIFICATION, answer="whole"),
+            "'whole' is UINT8 of shape .*, which holds no such numbers",
+        ),
+        (
+            ModelMetadata(task=Task.TASK_REGRESSION, answer="text"),
+            "'text' is STRING of shape .*, which holds no such numbers",
+        ),
+        (ModelMetadata(task=7, answer="y"), "the task 7, which is not known"),
     ],
 )
 def test_metadata_that_contradict_the_graph_are_refused(load, tmp_path, metadata, message):
@@ -107,9 +181,16 @@ def test_metadata_that_contradict_the_graph_are_refused(load, tmp_path, metadata
         [
             helper.make_node("Identity", ["x"], ["y"]),
             helper.make_node("Shape", ["x"], ["count"]),
+            helper.make_node("Cast", ["x"], ["whole"], to=TensorProto.UINT8),
+            helper.make_node("Cast", ["x"], ["text"], to=TensorProto.STRING),
         ],
         {"x": (TensorProto.FLOAT, ["batch", 2])},
-        {"y": (TensorProto.FLOAT, ["batch", 2]), "count": (TensorProto.INT64, [2])},
+        {
+            "y": (TensorProto.FLOAT, ["batch", 2]),
+            "count": (TensorProto.INT64, [2]),
+            "whole": (TensorProto.UINT8, ["batch", 2]),
+            "text": (TensorProto.STRING, ["batch", 2]),
+        },
         metadata=metadata,
     )
     with pytest.raises(LoadError, match=message):
@@ -161,7 +242,7 @@ class TestRegistry:
     @pytest.mark.parametrize(
         ("which", "message"),
         [
-            ({"name": "d"}, "no model 'd'; served: broken, c"),
+            ({"name": "d"}, "no model 'd'; served: c"),
             ({"name": "c", "version": 9}, "'c': no version 9; served: 1, 2"),
             ({"name": "c", "version": 3}, "'c': failed to load version 3; served: 1, 2"),
             ({"name": "c", "label": "best"}, "no label 'best'; its labels: latest"),

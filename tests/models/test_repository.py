@@ -38,6 +38,11 @@ def test_a_repository_that_is_not_there_is_named(tmp_path):
         scan([tmp_path / "nowhere"])
 
 
+def test_a_root_that_is_named_twice_is_read_once(tmp_path):
+    make(tmp_path, "lstm/1")
+    assert len(scan([tmp_path, tmp_path])) == 1
+
+
 def test_the_same_name_in_two_roots_is_an_error(tmp_path):
     make(tmp_path / "a", "lstm/1")
     make(tmp_path / "b", "lstm/1")

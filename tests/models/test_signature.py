@@ -1,11 +1,11 @@
-import numpy as np
 import pytest
 
 from neurona_protos.prediction_pb2 import DataType
 from neurona_server.errors import InvalidError
 from neurona_server.models.signature import Signature, TensorSpec
 
-FLOAT, INT64 = DataType.DATA_TYPE_FLOAT, DataType.DATA_TYPE_INT64
+FLOAT, DOUBLE = DataType.DATA_TYPE_FLOAT, DataType.DATA_TYPE_DOUBLE
+INT64 = DataType.DATA_TYPE_INT64
 
 
 @pytest.fixture
@@ -20,9 +20,9 @@ def signature():
 
 def inputs(rows=2, time=5, **other):
     return {
-        "tokens": np.zeros((rows, time), np.int64),
-        "mask": np.zeros((rows, time), np.float32),
-        "table": np.zeros((rows, 3), np.float32),
+        "tokens": (INT64, (rows, time)),
+        "mask": (FLOAT, (rows, time)),
+        "table": (FLOAT, (rows, 3)),
         **other,
     }
 
@@ -39,13 +39,13 @@ def test_requests_share_a_group_when_only_their_rows_differ(signature):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"x": np.zeros(1)}, r"inputs 'tokens', 'mask', 'table', 'x'; expected 'tokens' \(INT64"),
-        ({"mask": np.zeros((2, 5))}, r"'mask' is DOUBLE of shape \[2, 5\]; expected FLOAT of"),
-        ({"mask": np.zeros(2, np.float32)}, r"'mask' is FLOAT of shape \[2\]; expected .*\[batch,"),
-        ({"table": np.zeros((2, 4), np.float32)}, r"'table' is .*\[2, 4\]; .*shape \[\?, 3\]"),
-        ({"mask": np.zeros((2, 6), np.float32)}, r"its 'time' is 6, that of another input 5"),
-        ({"table": np.zeros((3, 3), np.float32)}, r"'table' has 3 rows, input 'tokens' has 2"),
-        ({"table": np.array(1.0, np.float32)}, r"'table' is FLOAT of shape \[\]; expected"),
+        ({"x": (FLOAT, (1,))}, r"inputs 'tokens', 'mask', 'table', 'x'; expected 'tokens' \(INT64"),
+        ({"mask": (DOUBLE, (2, 5))}, r"'mask' is DOUBLE of shape \[2, 5\]; expected FLOAT of"),
+        ({"mask": (FLOAT, (2,))}, r"'mask' is FLOAT of shape \[2\]; expected .*\[batch,"),
+        ({"table": (FLOAT, (2, 4))}, r"'table' is .*\[2, 4\]; .*shape \[\?, 3\]"),
+        ({"mask": (FLOAT, (2, 6))}, r"its 'time' is 6, that of another input 5"),
+        ({"table": (FLOAT, (3, 3))}, r"'table' has 3 rows, input 'tokens' has 2"),
+        ({"table": (FLOAT, ())}, r"'table' is FLOAT of shape \[\]; expected"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(signature, other, message):
@@ -63,6 +63,18 @@ def test_an_empty_batch_is_refused(signature):
         signature.check(inputs(rows=0))
 
 
+def test_a_negative_size_is_refused(signature):
+    with pytest.raises(InvalidError, match=r"'tokens' is INT64 of shape \[-1, 5\]"):
+        signature.check(inputs(rows=-1))
+
+
+def test_a_name_of_any_length_and_sort_is_quoted_shortly(signature):
+    with pytest.raises(InvalidError) as caught:
+        signature.check({"\n" * 100_000: (FLOAT, (1,))})
+    assert len(str(caught.value)) < 300
+    assert "\n" not in str(caught.value)
+
+
 def test_a_sequence_without_steps_is_refused(signature):
     with pytest.raises(InvalidError, match=r"shape \[2, 0\]"):
         signature.check(inputs(time=0))
@@ -70,4 +82,4 @@ def test_a_sequence_without_steps_is_refused(signature):
 
 def test_a_model_without_a_batch_axis_has_one_row():
     signature = Signature([TensorSpec("x", FLOAT, ())], [], batched=False)
-    assert signature.check({"x": np.array(1.0, np.float32)}) == 1
+    assert signature.check({"x": (FLOAT, ())}) == 1

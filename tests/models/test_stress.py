@@ -8,13 +8,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
+
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.request import Request
 from neurona_server.errors import CancelledError, NeuronaError, QueueFullError
 from neurona_server.metrics import Metrics
 from neurona_server.models.model import Model, ModelOptions
 from neurona_server.models.repository import Found
-from prometheus_client import CollectorRegistry
 
 CALLERS = 4
 EACH = 25_000

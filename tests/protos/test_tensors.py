@@ -52,6 +52,7 @@ def test_numpy_text_is_sent_as_strings():
         (Tensor(name="x", dtype=1, shape=[2, 2], data=b"123"), "3 bytes.*shape .2, 2. takes 16"),
         (Tensor(name="x", dtype=1, shape=[-1], data=b"1234"), "shape .-1.; no size may be neg"),
         (Tensor(name="x", dtype=1, shape=[2**62, 2**62]), "0 bytes.*takes 8507059173023461586"),
+        (Tensor(name="x", dtype=1, shape=[0, 2**62, 2**62]), "shape .0, 4611686018427387904"),
         (Tensor(name="x", dtype=1, shape=[1] * 65, data=b"1234"), "65 axes; expected at most 64"),
         (Tensor(name="x", shape=[1], data=b"1"), "dtype UNDEFINED, which is not supported"),
         (Tensor(name="x", dtype=16, shape=[1], data=b"12"), "dtype BFLOAT16, which is not"),

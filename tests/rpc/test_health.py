@@ -1,3 +1,5 @@
+import time
+
 import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -50,6 +52,9 @@ def test_watchers_are_told_of_the_stop_and_do_not_hold_it_up(server):
     assert next(watch).status == SERVING
     server.health.stop()
     assert next(watch).status == NOT_SERVING
+    started = time.monotonic()
+    server.listener.stop(30.0)
+    assert time.monotonic() - started < 10
 
 
 def test_bytes_that_are_no_request_are_refused(server):

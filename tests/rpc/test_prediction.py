@@ -103,7 +103,8 @@ def test_a_wrong_task_is_refused_clearly(server):
     [
         (PredictRequest(model="nobody"), "NOT_FOUND", "served: classifier, fixed, picker"),
         (PredictRequest(), "NOT_FOUND", "no model ''"),
-        (PredictRequest(model="n" * 5000), "NOT_FOUND", "no model 'nnn"),
+        (PredictRequest(model="n" * 5000), "NOT_FOUND", "served: classifier, fixed"),
+        (PredictRequest(model="🦖" * 2000), "NOT_FOUND", "served: classifier, fixed"),
         (classify(version=3), "NOT_FOUND", "no version 3; served: 1, 2"),
         (classify(version=-1), "NOT_FOUND", "no version -1"),
         (classify(label="x"), "NOT_FOUND", "its labels: latest"),
@@ -129,15 +130,30 @@ def test_a_wrong_task_is_refused_clearly(server):
         ),
         (
             PredictRequest(
-                model="classifier", inputs=[Tensor(name="x", dtype=1, shape=[2**40, 2**40])]
+                model="regressor", inputs=[Tensor(name="series", dtype=1, shape=[2**40, 2**40])]
             ),
             "INVALID_ARGUMENT",
-            "'x' has 0 bytes of data",
+            "'series' has 0 bytes of data",
+        ),
+        (
+            PredictRequest(
+                model="classifier", inputs=[Tensor(name="x", dtype=8, shape=[8_000_000])]
+            ),
+            "INVALID_ARGUMENT",
+            "'x' is STRING of shape [8000000]; expected FLOAT",
+        ),
+        (
+            PredictRequest(
+                model="regressor",
+                inputs=[Tensor(name="series", dtype=1, shape=[1, 2**62])],
+            ),
+            "INVALID_ARGUMENT",
+            "'series' has 0 bytes of data",
         ),
         (
             PredictRequest(model="classifier", inputs=[Tensor(name="x", shape=[-1, 4])]),
             "INVALID_ARGUMENT",
-            "'x' has dtype UNDEFINED",
+            "'x' is UNDEFINED of shape [-1, 4]; expected FLOAT",
         ),
     ],
 )
@@ -145,7 +161,7 @@ def test_bad_input_is_refused_with_what_came_and_what_was_expected(server, reque
     error = error_of(server.prediction.Predict, request_)
     assert error.code().name == code
     assert message in error.details()
-    assert len(error.details()) <= 1000
+    assert len(error.details()) <= 2000
 
 
 def test_bytes_that_are_no_request_are_refused(server):

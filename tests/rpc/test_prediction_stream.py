@@ -1,4 +1,6 @@
 import queue
+import threading
+import time
 
 import grpc
 import numpy as np
@@ -66,6 +68,14 @@ def test_bytes_that_are_no_request_end_the_stream_with_a_clear_error(server):
     assert "PredictStreamRequest" in caught.value.details()
 
 
+def test_a_message_with_too_many_requests_is_refused(server):
+    many = message(*[StreamedRequest(id=i) for i in range(prediction_stream.MAX_OUTSTANDING + 1)])
+    with pytest.raises(grpc.RpcError) as caught:
+        list(server.prediction.PredictStream(iter([many]), timeout=60))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "4097 requests; expected at most 4096" in caught.value.details()
+
+
 def test_a_full_queue_is_said_in_the_answer(make_server):
     server = make_server(BatchPolicy(max_queue_rows=2), start_models=False)
     outgoing = queue.SimpleQueue()
@@ -89,32 +99,38 @@ def test_a_cancelled_stream_takes_its_requests_out(make_server, wait_until):
     wait_until(lambda: server.count("requests_total", outcome="cancelled", **counts) == 2)
 
 
-def test_a_stopping_server_answers_what_it_has_and_ends_the_stream(make_server):
-    server = make_server()
+def test_a_stopping_server_answers_what_it_has_and_ends_the_stream(make_server, wait_until):
+    server = make_server(start_models=False)
     outgoing = queue.SimpleQueue()
     responses = server.prediction.PredictStream(iter(outgoing.get, None), timeout=60)
     outgoing.put(message(total(1)))
-    next(responses)
-    server.listener.stop(10.0)
+    wait_until(lambda: server.count("queue_rows", model="regressor", version="1") == 1)
+    stopping = threading.Thread(target=server.listener.stop, args=(30.0,))
+    stopping.start()
+    time.sleep(0.2)  # it stops, and waits for the answer
+    server.registry.resolve("regressor", 1).start()
+    (one,) = next(responses).responses
+    assert one.response.regression.rows[0].values[0] == 3
     with pytest.raises(grpc.RpcError) as caught:
         next(responses)
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     outgoing.put(None)
+    stopping.join(10)
+    assert not stopping.is_alive()
 
 
 def test_a_stream_with_too_much_outstanding_is_not_read_on(make_server, wait_until, monkeypatch):
     monkeypatch.setattr(prediction_stream, "MAX_OUTSTANDING", 10)
     server = make_server(start_models=False)
-    sent = []
 
     def messages():
         for number in range(200):
-            sent.append(number)
             yield message(*[total(number, request_id=10 * number + i) for i in range(10)])
 
     responses = server.prediction.PredictStream(messages(), timeout=60)
     counts = {"model": "regressor", "version": "1"}
     wait_until(lambda: server.count("queue_rows", **counts) >= 10)
+    time.sleep(0.3)  # what must not come has had its time
     assert server.count("queue_rows", **counts) == 10
     server.registry.resolve("regressor", 1).start()
     assert sum(len(response.responses) for response in responses) == 2000

@@ -57,10 +57,18 @@ def test_every_option_can_be_given_everywhere():
         ([], {}, "no repository: say where the models are"),
         ([*REPOSITORY, "--address", "8001"], {}, "address is '8001': expected HOST:PORT"),
         ([*REPOSITORY, "--address", "h:99999"], {}, "address is 'h:99999': expected HOST:PORT"),
-        ([*REPOSITORY, "--max-batch-rows", "0"], {}, "max_batch_rows is '0': expected at least 1"),
+        (
+            [*REPOSITORY, "--max-batch-rows", "0"],
+            {},
+            "max_batch_rows is '0': expected 1 to 2147483647",
+        ),
         ([*REPOSITORY, "--log-level", "loud"], {}, "log_level is 'loud': expected debug"),
         (REPOSITORY, {"NEURONA_MAX_BATCH_ROW": "1"}, "NEURONA_MAX_BATCH_ROW .*'max_batch_rows'"),
         (REPOSITORY, {"NEURONA_THREADS": "many"}, "threads is 'many'"),
+        (REPOSITORY, {"NEURONA_CONFIG": "nowhere.toml"}, "cannot read nowhere.toml"),
+        ([*REPOSITORY, "--max-message-bytes", "4294967296"], {}, "max_message_bytes is '4294967"),
+        ([*REPOSITORY, "--drain-delay-ms", "99999999999999"], {}, "drain_delay_ms is '99999"),
+        ([*REPOSITORY, "--latency-objective-ms", "nan"], {}, "latency_objective_ms is 'nan'"),
         (["--config", "nowhere.toml"], {}, "cannot read nowhere.toml: No such file"),
     ],
 )
@@ -75,7 +83,7 @@ def test_a_wrong_option_is_named(arguments, environment, message):
         ("max_batch_row = 1", "unknown option 'max_batch_row'; did you mean 'max_batch_rows'"),
         ("colour = 1", "unknown option 'colour'$"),
         ("= 1", "neurona.toml is not TOML"),
-        ("instances = -1", "instances is -1: expected at least 1"),
+        ("instances = -1", "instances is -1: expected 1 to 64"),
     ],
 )
 def test_a_wrong_file_is_named(text, message):
@@ -91,6 +99,19 @@ def test_what_kubernetes_sets_for_a_service_called_neurona_is_passed_over():
         "NEURONA_PORT_8001_TCP_ADDR": "10.0.0.1",
     }
     assert load(REPOSITORY, environment) == load(REPOSITORY, {})
+
+
+def test_an_option_that_is_empty_in_the_environment_is_not_set():
+    assert load(REPOSITORY, {"NEURONA_REPOSITORY": "", "NEURONA_ADDRESS": ""}) == load(
+        REPOSITORY, {}
+    )
+
+
+def test_what_looks_like_no_option_of_ours_is_warned_of(caplog):
+    load(REPOSITORY, {"NEURONA_COLOUR": "red", "NEURONA_SHARED": "/data", "NEURONA_PORT": "1"})
+    assert [record.getMessage() for record in caplog.records] == [
+        "the environment has NEURONA_COLOUR, which is no option"
+    ]
 
 
 def test_an_unknown_flag_is_an_error(capsys):
