@@ -11,13 +11,14 @@ install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 # Two pips in one virtual environment get in each other's way.
 .NOTPARALLEL:
 
-.PHONY: help demo serve train test check lint proto clean
+.PHONY: help demo serve train test bench check lint proto clean
 
 help:
 	@echo 'make demo    train three models, serve them, predict, print what happened'
 	@echo 'make serve   train what is missing in $(MODELS)/ and serve it until Ctrl-C'
 	@echo 'make train   train what is missing in $(MODELS)/'
 	@echo 'make test    run the tests'
+	@echo 'make bench   measure what batching is worth (needs h2load, Debian: nghttp2-client)'
 	@echo 'make check   lint, type-check, check the layers; writes nothing'
 	@echo 'make lint    format and mend what can be mended'
 	@echo 'make proto   write the generated files of protos/'
@@ -36,6 +37,9 @@ $(MODELS)/%/1/model.onnx: | $(BIN)/.installed
 
 test: $(BIN)/.installed-dev
 	$(BIN)/pytest
+
+bench: $(BIN)/.installed-dev
+	$(BIN)/python tests/benchmarks/batching.py
 
 check: $(BIN)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -12,15 +12,18 @@ The rooms, in the order in which they import each other:
 The life of one Predict:
 
  1. `rpc.aio_listener` gets the bytes and makes a `Call` (`rpc.call`).
- 2. `rpc.prediction` parses them, finds the model (`models.registry`), makes numpy views on
-    the request's own bytes and has them checked (`models.signature`). What is wrong is
-    refused here, before it can share a batch.
+ 2. `rpc.prediction` parses them, finds the model (`models.registry`) and has dtypes and shapes
+    checked (`models.signature`): what is wrong is refused here, before it can share a batch.
+    The bytes become numpy arrays as they are.
  3. `models.model` submits a `Request` to its `batching.batcher`: admitted to the bounded
-    `batching.queue`, or refused at once.
- 4. An instance that is idle (`models.instance`) takes a batch from the queue. Expired and
-    cancelled requests fall out here; equal shapes go together, oldest first; their rows are
-    joined once (`batching.batch`).
- 5. `models.session` runs it on ONNX Runtime, outside the GIL.
+    `batching.queue`, or refused at once if there is no room or, says `batching.admission`, no
+    time.
+ 4. An instance that is idle (`models.instance`) takes a batch from the queue; a model with
+    short runs is run by the door's own thread, once it has read all there is to read. Expired
+    requests fall out here, cancelled ones have left before; equal shapes go together, oldest
+    first; their rows are joined once (`batching.batch`).
+ 5. `models.session` runs it on ONNX Runtime, outside the GIL. A batch that fails is run again
+    by halves; one that nobody waits for any more is terminated (`batching.running`).
  6. The rows go back to their requests; each one's callback encodes its answer
-    (`rpc.answers`) and the door sends it.
+    (`rpc.answers`) and the door sends it. `batching.curve` learns what the run has cost.
 """

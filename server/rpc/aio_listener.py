@@ -18,7 +18,8 @@ import grpc
 import grpc.aio
 
 from neurona_server.errors import ConfigError, StoppingError
-from neurona_server.rpc.call import Methods, Stream, Streaming, Unary
+from neurona_server.rpc.aio_calls import AioCall, AioStreamCall, Context
+from neurona_server.rpc.call import Methods, Streaming, Unary
 from neurona_server.rpc.status import status_of
 
 log = logging.getLogger(__name__)
@@ -27,8 +28,6 @@ ACCEPTED = 0.05
 """Seconds in which a stopping door still takes calls, to refuse them."""
 
 STOPPING = "the server is stopping; call again"
-
-Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class AioListener:
         self._thread = threading.Thread(target=self._loop.run_forever, name="door", daemon=True)
         self._server: grpc.aio.Server | None = None
         self._stopping = False
-        self._streams: set[_StreamCall] = set()
+        self._streams: set[AioStreamCall] = set()
         # Answers from other threads, and whether the loop already knows that there are some:
         # waking it costs a system call, so a batch's answers share one.
         self._posted: deque[Callable[[], None]] = deque()
@@ -130,7 +129,7 @@ class AioListener:
     async def serve_unary(self, method: Unary, request: bytes, context: Context) -> bytes:
         if self._stopping:
             await _abort(context, StoppingError(STOPPING))
-        call = _UnaryCall(self, request, _deadline(context))
+        call = AioCall(self, request, _deadline(context))
         try:
             try:
                 method.start(call)
@@ -145,7 +144,7 @@ class AioListener:
     async def serve_stream(self, method: Streaming, context: Context) -> None:
         if self._stopping:
             await _abort(context, StoppingError(STOPPING))
-        call = _StreamCall(self, _deadline(context))
+        call = AioStreamCall(self, _deadline(context))
         call.stream = stream = method.start(call)
         self._streams.add(call)
         reader = asyncio.create_task(call.read(context))
@@ -167,73 +166,6 @@ class AioListener:
             reader.cancel()
             self._streams.discard(call)
             stream.cancel()
-
-
-class _UnaryCall:
-    def __init__(self, door: AioListener, request: bytes, deadline: float) -> None:
-        self.request = request
-        self.deadline = deadline
-        self.outcome: asyncio.Future[bytes | Exception] = door._loop.create_future()
-        self._door = door
-        self._on_cancel: list[Callable[[], None]] = []
-        self.defer = door.defer
-
-    def reply(self, response: bytes) -> None:
-        self._end(response)
-
-    def fail(self, error: Exception) -> None:
-        self._end(error)
-
-    def on_cancel(self, callback: Callable[[], None]) -> None:
-        self._on_cancel.append(callback)
-
-    def cancel(self) -> None:
-        for callback in self._on_cancel:
-            callback()
-
-    def _end(self, outcome: bytes | Exception) -> None:
-        def resolve() -> None:
-            if not self.outcome.done():
-                self.outcome.set_result(outcome)
-
-        self._door.post(resolve)
-
-
-class _StreamCall:
-    stream: Stream
-
-    def __init__(self, door: AioListener, deadline: float) -> None:
-        self.deadline = deadline
-        self.woken = asyncio.Event()
-        self.written = asyncio.Event()
-        self.half_closed = False
-        self.error: Exception | None = None
-        self.defer = door.defer
-        self._door = door
-
-    def wake(self) -> None:
-        self._door.post(self.woken.set)
-
-    def drain(self) -> None:
-        self.stream.drain()
-        self.woken.set()
-
-    async def read(self, context: Context) -> None:
-        try:
-            while True:
-                self.written.clear()
-                if self.stream.congested:
-                    await self.written.wait()
-                    continue
-                message: object = await context.read()
-                if not isinstance(message, bytes):  # grpc.aio.EOF
-                    self.half_closed = True
-                    self.stream.half_close()
-                    break
-                self.stream.receive(message)
-        except Exception as error:  # what a service raises ends its own call only
-            self.error = error
-        self.woken.set()
 
 
 class _Handlers(grpc.GenericRpcHandler):
