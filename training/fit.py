@@ -73,7 +73,7 @@ def fit(
                 unit=unit,
                 progress=progress,
             )
-            validation_loss, metric = _validate(network, data, unit, on)
+            validation_loss, metric = _validate(network, data, unit, on, training.label_smoothing)
             history.append(Epoch(number, train_loss, validation_loss, metric, rate))
             if validation_loss < best_loss:
                 best_epoch, best_loss = number, validation_loss
@@ -194,13 +194,17 @@ def _saved(run: Run, of: str) -> Checkpoint | None:
 
 
 def _validate(
-    network: nn.Module, data: Dataset, unit: float, on: device.Device
+    network: nn.Module, data: Dataset, unit: float, on: device.Device, smoothing: float
 ) -> tuple[float, float]:
-    """Loss and metric (accuracy or RMSE), asked by the first process for all."""
+    """Loss and metric (accuracy or RMSE), asked by the first process for all.
+
+    The loss is the one that the training makes smaller: with another smoothing, the weights
+    that it calls the best would be early ones.
+    """
     measured = torch.zeros(2, dtype=torch.float64, device=on.place)
     if distributed.rank() == 0:
         answered, targets = answers(network, data.validation, on.place), data.validation.targets
-        measured[0] = loss(answered, torch.from_numpy(targets)) / unit
+        measured[0] = loss(answered, torch.from_numpy(targets), smoothing) / unit
         measure = accuracy if data.is_classification else rmse
         measured[1] = measure(answered.numpy(), targets)
     validation_loss, metric = distributed.from_first(measured).tolist()

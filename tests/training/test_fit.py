@@ -41,7 +41,8 @@ def test_the_weights_that_did_best_on_validation_stay():
     assert fitted.best_epoch < 6
     losses = [epoch.validation_loss for epoch in fitted.history]
     assert losses.index(min(losses)) + 1 == fitted.best_epoch
-    kept = loss(answers(fitted.network, wrong), torch.from_numpy(wrong.targets))
+    smoothing = training.label_smoothing
+    kept = loss(answers(fitted.network, wrong), torch.from_numpy(wrong.targets), smoothing)
     assert kept.item() == pytest.approx(fitted.validation_loss, rel=1e-5)
 
 
