@@ -17,15 +17,26 @@ from neurona_training.errors import DataError
 
 ENVIRONMENT = "NEURONA_DATA"  # the folder with files that are there already
 _TIMEOUT = 30.0  # seconds without a byte
+_CALLED = {"sha256": "SHA-256", "md5": "MD5"}
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """path: under the data folder, with /.  sha256: None when nobody has published one."""
+    """path: under the data folder, with /.  sha256: None when nobody has published one.
+    md5: for a file of which its makers have published this alone.
+    """
 
     path: str
     url: str
     sha256: str | None
+    md5: str | None = None
+
+    @property
+    def checksum(self) -> tuple[str, str] | None:
+        """By which algorithm, and what it must give."""
+        if self.sha256 is not None:
+            return "sha256", self.sha256
+        return None if self.md5 is None else ("md5", self.md5)
 
 
 def fetch(file: PublishedFile, data_dir: Path | None = None) -> Path:
@@ -45,11 +56,13 @@ def fetch(file: PublishedFile, data_dir: Path | None = None) -> Path:
             f"{file.path} is not in {data_dir}; it comes from {file.url} "
             f"(without --data-dir and {ENVIRONMENT} it is downloaded)"
         )
-    if file.sha256 is not None and (found := pooch.file_hash(str(path))) != file.sha256:
-        raise DataError(
-            f"{path} is not the published file: its SHA-256 is {found}, not {file.sha256}; "
-            f"it comes from {file.url}"
-        )
+    if file.checksum is not None:
+        algorithm, wanted = file.checksum
+        if (found := pooch.file_hash(str(path), algorithm)) != wanted:
+            raise DataError(
+                f"{path} is not the published file: its {_CALLED[algorithm]} is {found}, "
+                f"not {wanted}; it comes from {file.url}"
+            )
     return path
 
 
@@ -60,7 +73,7 @@ def _downloaded(file: PublishedFile, cache: Path) -> Path:
     try:
         pooch.retrieve(
             file.url,
-            known_hash=file.sha256 and f"sha256:{file.sha256}",
+            known_hash=file.checksum and ":".join(file.checksum),
             fname=path.name,
             path=path.parent,
             downloader=pooch.HTTPDownloader(timeout=_TIMEOUT),
@@ -70,7 +83,8 @@ def _downloaded(file: PublishedFile, cache: Path) -> Path:
     except requests.RequestException as error:  # whose text is pages long
         reason = f"no connection ({type(error).__name__})"
     except ValueError:  # pooch: what came has another checksum; it has been thrown away
-        reason = f"what the server sent does not have the SHA-256 {file.sha256}"
+        algorithm, wanted = file.checksum or ("", "")
+        reason = f"what the server sent does not have the {_CALLED.get(algorithm)} {wanted}"
     except OSError as error:
         reason = f"{cache} cannot be written: {error.strerror or error}"
     else:
