@@ -17,7 +17,7 @@ _ATTRIBUTES = {"RNN": {}, "LSTM": {}, "GRU": {"linear_before_reset": 1}}  # as t
 
 
 class RecurrentNode(nn.Module):
-    """For export only: (rows, time, features) -> the last state, (rows, hidden).
+    """For export only: (rows, time, features), lengths -> the last state, (rows, hidden).
 
     Takes the place of a layer of one direction, with the layer's weights in ONNX's order:
     w (1, gates * hidden, features), r (1, gates * hidden, hidden), b (1, 2 * gates * hidden).
@@ -45,16 +45,19 @@ class RecurrentNode(nn.Module):
         gates = weight.detach().chunk(len(_GATES[self.operator]))
         return torch.cat([gates[place] for place in _GATES[self.operator]])
 
-    def forward(self, sequence: Tensor) -> Tensor:
+    def forward(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
         rows, time = sequence.shape[:2]
         every_state = (time, 1, rows, self.hidden)
         last_state = (1, rows, self.hidden)
         shapes = [every_state, last_state]
         if self.operator == "LSTM":
             shapes.append(last_state)  # of the cell itself
+        inputs = [sequence.transpose(0, 1), self.w, self.r, self.b]  # ONNX has time first
+        if lengths is not None:
+            inputs.append(lengths)  # which ONNX calls sequence_lens, int32
         outputs = torch.onnx.ops.symbolic_multi_out(
             self.operator,
-            (sequence.transpose(0, 1), self.w, self.r, self.b),  # ONNX has time first
+            inputs,
             {"hidden_size": self.hidden, **_ATTRIBUTES[self.operator]},
             dtypes=[sequence.dtype] * len(shapes),
             shapes=shapes,

@@ -1,7 +1,12 @@
-"""Recipes of recurrent networks."""
+"""Recipes of recurrent networks.
+
+A data set whose rows have lengths gives a network with a second input, `sequence_lens`; any
+other one of a single input.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from neurona_training.recipes.recipe import Moves, Recipe, Training
@@ -13,26 +18,97 @@ if TYPE_CHECKING:
     from neurona_training.data import Dataset
 
 
-def _last_state(cell: Cell, hidden: int, data: Dataset) -> nn.Module:
+@dataclass(frozen=True)
+class _Size:
+    """hidden: numbers in the state.  dropout: the part of them that the read-out loses."""
+
+    hidden: int = 64
+    dropout: float = 0.0
+
+
+_SIZES = {
+    "sunspots": _Size(hidden=16),
+    "vowels": _Size(hidden=64, dropout=0.5),
+    "names": _Size(hidden=128, dropout=0.3),
+    "spoken-digits": _Size(hidden=96, dropout=0.3),
+}
+_LETTER = 32  # numbers that stand for a character
+
+
+def _network(cell: Cell, data: Dataset) -> nn.Module:
+    import numpy as np
+    from torch import nn
+
     from neurona_training.architectures.recurrent import LastState
+    from neurona_training.architectures.recurrent_sound import BANDS, Heard, LogMel
+    from neurona_training.architectures.rows import Columns
     from neurona_training.architectures.scaling import Denormalise, Normalise
+    from neurona_training.data.spoken_digits import RATE
 
-    inputs = data.train.inputs
-    return LastState(
-        Normalise.to_unit_variance(inputs),
-        cell,
-        features=inputs.shape[2],
-        hidden=hidden,
-        outputs=len(data.labels) or len(data.values),
-        denormalise=None if data.is_classification else Denormalise(data.train.targets),
-    )
+    inputs, lengths = data.train.inputs, data.train.lengths
+    size = _SIZES.get(data.name, _Size())
 
+    def last_state(reading: nn.Module, features: int) -> LastState:
+        return LastState(
+            reading,
+            cell,
+            features=features,
+            hidden=size.hidden,
+            outputs=len(data.labels) or len(data.values),
+            denormalise=None if data.is_classification else Denormalise(data.train.targets),
+            dropout=size.dropout,
+        )
+
+    if data.input.categories:
+        # One more, for what training has not seen: nothing, and never learned.
+        unknown = len(data.input.categories)
+        return last_state(nn.Embedding(unknown + 1, _LETTER, padding_idx=unknown), _LETTER)
+    if lengths is None:
+        return last_state(Normalise.to_unit_variance(inputs), inputs.shape[2])
+    if inputs.ndim == 2:  # samples of sound
+        return Heard(LogMel(RATE).fit(inputs, lengths), last_state(nn.Identity(), BANDS))
+    own = np.arange(inputs.shape[1]) < lengths[:, None]  # the others are padding
+    return last_state(Columns(inputs[own]), inputs.shape[2])
+
+
+_VOWELS = Training(epochs=60, batch_rows=16, learning_rate=3e-3, weight_decay=1e-2)
+_NAMES = Training(epochs=20, batch_rows=64, learning_rate=3e-3, weight_decay=1e-2)
+_SPOKEN_DIGITS = Training(
+    epochs=30, batch_rows=32, learning_rate=3e-3, weight_decay=1e-2, label_smoothing=0.1
+)
+_MONTHLY_SUNSPOTS = Training(epochs=60, batch_rows=32, learning_rate=3e-3, weight_decay=1e-2)
+# The same for every cell, as the comparison is of their memory (long_memory.py).
+_ADDING = Training(epochs=25, batch_rows=100, learning_rate=5e-3, largest_gradient=1.0)
+_MORE = {
+    "vowels": _VOWELS,
+    "names": _NAMES,
+    "spoken-digits": _SPOKEN_DIGITS,
+    "monthly-sunspots": _MONTHLY_SUNSPOTS,
+    "adding": _ADDING,
+}
 
 RECIPES = (
     Recipe(
+        name="rnn",
+        description="plain recurrent network (1990)",
+        network=lambda data: _network("rnn", data),
+        takes=("sequences",),
+        trainings={
+            "sunspots": Training(epochs=200, batch_rows=16, learning_rate=3e-3, weight_decay=1e-2),
+            **_MORE,
+        },
+    ),
+    Recipe(
+        name="gru",
+        description="GRU, a recurrent network with two gates (2014)",
+        network=lambda data: _network("gru", data),
+        takes=("sequences",),
+        trainings=_MORE,
+    ),
+    Recipe(
         name="lstm",
         description="LSTM, a recurrent network with a long memory (1997)",
-        network=lambda data: _last_state("lstm", 64, data),
+        network=lambda data: _network("lstm", data),
         takes=("sequences",),
         trainings={
             "digit-rows": Training(
@@ -42,15 +118,7 @@ RECIPES = (
                 label_smoothing=0.1,
                 moves=Moves(pixels=0.7, degrees=12),
             ),
-        },
-    ),
-    Recipe(
-        name="rnn",
-        description="plain recurrent network (1990)",
-        network=lambda data: _last_state("rnn", 16, data),
-        takes=("sequences",),
-        trainings={
-            "sunspots": Training(epochs=200, batch_rows=16, learning_rate=3e-3, weight_decay=1e-2),
+            **_MORE,
         },
     ),
 )

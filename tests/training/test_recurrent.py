@@ -1,0 +1,147 @@
+"""Recurrent networks over sequences of different lengths, whole and step by step."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from neurona_protos import metadata
+from neurona_training import stepwise as steps_of
+from neurona_training.architectures.recurrent import LastState
+from neurona_training.architectures.scaling import Normalise
+from neurona_training.data import Dataset, Input, Split
+from neurona_training.data.padding import padded
+from neurona_training.errors import ExportError
+from neurona_training.export import export
+from neurona_training.learning import Run
+from neurona_training.metadata import describe
+from neurona_training.recipes import RECIPES, Training
+from neurona_training.stepwise import prove_pieces, stepwise
+
+CELLS = ("rnn", "gru", "lstm")
+
+
+def _session(model):
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+
+def _data(*, ragged):
+    """Which of two channels is larger in a row's last own step?"""
+    random = np.random.default_rng(0)
+
+    def split(rows):
+        lengths = random.integers(1, 10, rows) if ragged else [9] * rows
+        sequences = [random.normal(size=(size, 2)).astype(np.float32) for size in lengths]
+        targets = np.array([int(one[-1, 0] > one[-1, 1]) for one in sequences])
+        inputs, lengths = padded(sequences, filler=9)  # padding that must not matter
+        return Split(inputs, targets, lengths if ragged else None)
+
+    sequence = Input("sequence", ("batch", "time", "channel"), "two readings", "volt")
+    return Dataset("last", "", split(240), split(60), split(60), sequence, labels=("b", "a"))
+
+
+@pytest.fixture(scope="module")
+def ragged():
+    return _data(ragged=True)
+
+
+def _exported(network, data):
+    return export(network.eval(), data, describe(data, "a test", {}, {}))
+
+
+def _untrained(cell, data):
+    torch.manual_seed(0)
+    return RECIPES[cell].network(data)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_padded_batch_gives_the_answers_of_its_rows(ragged, operators, cell):
+    model = _exported(_untrained(cell, ragged), ragged)
+    assert operators(model) == [
+        *("Sub", "Mul", "Transpose", cell.upper(), "Squeeze", "Gemm", "Softmax")
+    ]
+    session, test = _session(model), ragged.test
+    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
+        ("sequence", "tensor(float)", ["batch", "time", 2]),
+        ("sequence_lens", "tensor(int32)", ["batch"]),
+    ]
+    (together,) = session.run(None, {"sequence": test.inputs, "sequence_lens": test.lengths})
+    for row, length, answer in zip(test.inputs, test.lengths, together, strict=True):
+        alone = {"sequence": row[None, :length], "sequence_lens": np.array([length], np.int32)}
+        np.testing.assert_allclose(session.run(None, alone)[0][0], answer, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_ragged_sequences_are_learned(ragged, cell):
+    """What counts is the last step of a row's own, which padding would bury."""
+    training = Training(epochs=5, batch_rows=16, learning_rate=1e-2)
+    fitted = RECIPES[cell].fit(ragged, training, Run(cell, 0))
+    assert max(epoch.metric for epoch in fitted.history) >= 0.9
+
+
+def test_statistics_are_of_the_steps_and_not_of_the_padding(ragged):
+    columns = _untrained("gru", ragged).reading
+    assert columns.mean.abs().max() < 0.2  # with the padding of 9 it would be above 4
+
+
+@pytest.mark.parametrize("with_lengths", [True, False])
+@pytest.mark.parametrize("cell", CELLS)
+def test_steps_with_a_kept_state_lead_to_the_answer_of_the_whole(cell, with_lengths):
+    data = _data(ragged=with_lengths)
+    model = _exported(_untrained(cell, data), data)
+    steps = stepwise(model, data)  # which proves pieces of 1, 3 and 8 steps
+    session = _session(steps)
+    states = ["initial_h", "initial_c"][: 2 if cell == "lstm" else 1]
+    hidden = _untrained(cell, data).output.in_features
+    plain = [given.name for given in data.inputs]
+    assert [i.name for i in session.get_inputs()] == [*plain, *states]
+    assert [o.name for o in session.get_outputs()] == [
+        "probabilities",
+        *(name.replace("initial", "Y") for name in states),
+    ]
+    for taken in session.get_inputs()[len(plain) :] + session.get_outputs()[1:]:
+        assert taken.shape == ["batch", hidden]  # rows first, as everywhere
+
+    one = np.ones((1, 4, 2), np.float32)
+    lengths = {"sequence_lens": np.array([1], np.int32)} if with_lengths else {}
+    state = {name: np.zeros((1, hidden), np.float32) for name in states}
+    for step in range(4):
+        sent = {"sequence": one[:, step : step + 1], **lengths, **state}
+        answer, *after = session.run(None, sent)
+        state = dict(zip(states, after, strict=True))
+    whole = {"sequence": one, **({"sequence_lens": np.array([4], np.int32)} if lengths else {})}
+    np.testing.assert_allclose(answer, _session(model).run(None, whole)[0], rtol=1e-4)
+
+    (item,) = [i for i in onnx.load_from_string(steps).metadata_props if i.key == metadata.KEY]
+    said = metadata.from_json(item.value)
+    assert [given.name for given in said.inputs] == [*plain, *states]
+    assert "zeros begin a sequence" in said.inputs[-1].description
+
+
+def test_a_state_that_is_not_carried_is_found(ragged):
+    model = _exported(_untrained("gru", ragged), ragged)
+    graph = onnx.load_from_string(stepwise(model, ragged))
+    (node,) = [node for node in graph.graph.node if node.op_type == "GRU"]
+    del node.input[5]  # begins anew with each piece
+    with pytest.raises(ExportError, match=r"step.onnx in pieces of 1 steps differs .* by up to 0"):
+        prove_pieces(graph.SerializeToString(), model, ragged)
+
+
+def test_only_one_recurrent_layer_has_a_stepwise_form(ragged):
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            make = {"features": 2, "hidden": 4, "outputs": 2}
+            self.a = LastState(Normalise(0, 1), "rnn", **make)
+            self.b = LastState(Normalise(0, 1), "gru", **make)
+
+        def forward(self, sequence, lengths):
+            return self.a(sequence, lengths) + self.b(sequence, lengths)
+
+    with pytest.raises(ExportError, match="2 recurrent operators, not one"):
+        stepwise(_exported(Two(), ragged), ragged)
+
+
+def test_pieces_are_of_several_sizes():
+    assert min(steps_of.PIECES) == 1 < max(steps_of.PIECES)

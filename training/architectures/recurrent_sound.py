@@ -1,0 +1,118 @@
+"""Sound for a recurrent network: log-mel frames made of the waveform inside the graph.
+
+S. Davis and P. Mermelstein, Comparison of Parametric Representations for Monosyllabic Word
+Recognition, IEEE Transactions on Acoustics, Speech and Signal Processing 28, 1980: the power
+of short windows of sound in bands that are as wide as the ear's, on a logarithmic scale.
+"""
+
+import math
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+WINDOW, HOP = 256, 128  # samples: at 8 kHz a frame of 32 ms every 16 ms
+BANDS = 40
+# Added to each power, in units of full scale: about what the rounding to 16 bits makes in a
+# window, so that silence is no minus infinity and no rounding of ours is heard.
+NOISE = 1e-6
+
+
+class Heard(nn.Module):
+    """(rows, samples) and lengths in samples (rows,) -> what `network` says to its frames.
+
+    network: takes frames (rows, frames, BANDS) and lengths in frames.
+    """
+
+    def __init__(self, log_mel: "LogMel", network: nn.Module) -> None:
+        super().__init__()
+        self.log_mel = log_mel
+        self.network = network
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        if self.training:  # a batch is no longer than its longest row, where the data are
+            waveform = waveform[:, : int(lengths.max())]
+        answer: Tensor = self.network(self.log_mel(waveform, lengths), frame_count(lengths))
+        return answer
+
+
+class LogMel(nn.Module):
+    """(rows, samples) of -1..1, and lengths (rows,) -> (rows, frames, BANDS).
+
+    Frame n hears the samples from n * HOP on, and there are as many frames as begin within a
+    row. What follows a row's length is taken for silence, whatever it is. `fit` gives each
+    band mean 0 and variance 1.
+    """
+
+    waves: Tensor
+    bands: Tensor
+    offset: Tensor
+    factor: Tensor
+
+    def __init__(self, rate: int) -> None:
+        super().__init__()
+        self.register_buffer("waves", _windowed_waves())
+        self.register_buffer("bands", torch.cat([_bands(rate)] * 2))  # of both parts' squares
+        self.register_buffer("offset", torch.zeros(BANDS))
+        self.register_buffer("factor", torch.ones(BANDS))
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        return (self._log_power(waveform, lengths) - self.offset) * self.factor
+
+    def _log_power(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        step = torch.arange(waveform.shape[1], device=waveform.device, dtype=lengths.dtype)
+        own = torch.where(step < lengths[:, None], waveform, 0.0)
+        # The last frame begins with a row's last sample at the latest.
+        whole = functional.pad(own, (0, WINDOW - 1))
+        parts = functional.conv1d(whole[:, None], self.waves, stride=HOP)
+        power = parts.square().transpose(1, 2) @ self.bands
+        return torch.log(power + NOISE)
+
+    @torch.no_grad()
+    def fit(self, waveforms: NDArray[Any], lengths: NDArray[Any]) -> "LogMel":
+        """Normalises to these sounds; itself."""
+        frames = torch.cat(
+            [
+                self._log_power(row[None, :length], length[None])[0]
+                for row, length in zip(
+                    torch.from_numpy(waveforms), torch.from_numpy(lengths), strict=True
+                )
+            ]
+        )
+        self.offset.copy_(frames.mean(dim=0))
+        self.factor.copy_(1 / frames.std(dim=0))
+        return self
+
+
+def frame_count(samples: Tensor) -> Tensor:
+    """How many frames begin within so many samples (at least 1)."""
+    return torch.ceil(samples / HOP).to(samples.dtype)
+
+
+def _windowed_waves() -> Tensor:
+    """The discrete Fourier transform of a Hann window as filters, (2 * frequencies, 1, WINDOW).
+
+    Scaled so that a full-scale sine has the power 1 at its frequency.
+    """
+    sample = torch.arange(WINDOW, dtype=torch.float64)
+    hann = (1 - torch.cos(2 * math.pi * sample / WINDOW)) / 2
+    frequency = torch.arange(WINDOW // 2 + 1, dtype=torch.float64)
+    angle = 2 * math.pi * frequency[:, None] * sample / WINDOW
+    waves = torch.cat([torch.cos(angle), torch.sin(angle)]) * hann / (hann.sum() / 2)
+    return waves[:, None].float()
+
+
+def _bands(rate: int) -> Tensor:
+    """Triangles of equal width on the mel scale, (frequencies, BANDS), from 0 to rate / 2.
+
+    Mel: 2595 log10(1 + f / 700 Hz), D. O'Shaughnessy's formula (1987).
+    """
+    highest = 2595 * math.log10(1 + rate / 2 / 700)
+    mel = torch.linspace(0, highest, BANDS + 2, dtype=torch.float64)
+    corner = 700 * (10 ** (mel / 2595) - 1)  # Hz
+    low, middle, high = corner[:-2], corner[1:-1], corner[2:]
+    frequency = torch.linspace(0, rate / 2, WINDOW // 2 + 1, dtype=torch.float64)[:, None]
+    rising, falling = (frequency - low) / (middle - low), (high - frequency) / (high - middle)
+    return torch.minimum(rising, falling).clamp(min=0).float()
