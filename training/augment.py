@@ -12,9 +12,9 @@ from neurona_training.recipes.recipe import Moves
 def moved(images: Tensor, moves: Moves, generator: torch.Generator) -> Tensor:
     """Each image shifted and turned by a random amount up to `moves`; 0 comes in at the edges.
 
-    images: (rows, height, width).
+    images: (rows, height, width) or (rows, channel, height, width).
     """
-    rows, height, width = images.shape
+    rows, (height, width) = len(images), images.shape[-2:]
     shift_x, shift_y, turn = 2 * torch.rand(3, rows, generator=generator) - 1  # -1..1
     angle = turn * math.radians(moves.degrees)
     # The grid below counts from -1 to 1 across the image, so a pixel is 2 / size wide.
@@ -25,4 +25,5 @@ def moved(images: Tensor, moves: Moves, generator: torch.Generator) -> Tensor:
     where = functional.affine_grid(
         torch.stack([first, second], dim=1), [rows, 1, height, width], align_corners=False
     )
-    return functional.grid_sample(images[:, None], where, align_corners=False)[:, 0]
+    planes = images.reshape(rows, -1, height, width)
+    return functional.grid_sample(planes, where, align_corners=False).reshape(images.shape)

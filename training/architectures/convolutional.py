@@ -18,17 +18,18 @@ class LeNet5(nn.Module):
     """LeNet-5: Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, Gradient-Based Learning Applied
     to Document Recognition, Proceedings of the IEEE 86 (1998).
 
-    (rows, height, width) -> logits (rows, classes); a square image of any size is brought to
-    the paper's 32 x 32. The paper's 60,000 parameters up to F6, then two things differ: the
-    output is a softmax layer, the successor of its radial basis functions, and tanh stands
-    unscaled, since the weights on either side can take up the paper's 1.7159 and 2/3.
+    (rows, height, width), or (rows, channels, height, width) -> logits (rows, classes); a
+    square image of any size is brought to the paper's 32 x 32. The paper's 60,000 parameters
+    up to F6, then two things differ: the output is a softmax layer, the successor of its radial
+    basis functions, and tanh stands unscaled, since the weights on either side can take up the
+    paper's 1.7159 and 2/3.
     """
 
-    def __init__(self, normalise: nn.Module, size: int, classes: int) -> None:
+    def __init__(self, normalise: nn.Module, size: int, classes: int, channels: int = 1) -> None:
         super().__init__()
         self.normalise = normalise
         self.enlarge = nn.Upsample(scale_factor=32 / size, mode="bilinear")
-        self.c1 = nn.Conv2d(1, 6, 5)  # -> 6 maps of 28 x 28
+        self.c1 = nn.Conv2d(channels, 6, 5)  # -> 6 maps of 28 x 28
         self.s2 = Subsampling(6)  # -> 14 x 14
         self.c3 = PartialConvolution(6, _SEEN_BY_C3, 5)  # -> 16 maps of 10 x 10
         self.s4 = Subsampling(16)  # -> 5 x 5
@@ -37,7 +38,8 @@ class LeNet5(nn.Module):
         self.output = nn.Linear(84, classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.enlarge(self.normalise(image).unsqueeze(1))
+        x = self.normalise(image)
+        x = self.enlarge(x if x.ndim == 4 else x.unsqueeze(1))
         x = torch.tanh(self.c1(x))
         x = torch.tanh(self.s2(x))
         x = torch.tanh(self.c3(x))

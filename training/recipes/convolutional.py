@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from neurona_training.errors import DataError
 from neurona_training.recipes.recipe import Moves, Recipe, Training
 
 if TYPE_CHECKING:
     from torch import nn
 
     from neurona_training.data import Dataset
+    from neurona_training.learning import Fitted, Run
 
 
 def _lenet5(data: Dataset) -> nn.Module:
@@ -17,11 +19,54 @@ def _lenet5(data: Dataset) -> nn.Module:
     from neurona_training.architectures.scaling import Normalise
 
     inputs = data.train.inputs
-    normalise = Normalise.to_unit_variance(inputs)
-    return LeNet5(normalise, size=inputs.shape[1], classes=len(data.labels))
+    height, width = inputs.shape[-2:]
+    if height != width:
+        raise DataError(
+            f"recipe 'lenet5' takes square images; these are {width} x {height}: "
+            "--image-size makes them square"
+        )
+    return LeNet5(
+        Normalise.to_unit_variance(inputs),
+        size=width,
+        classes=len(data.labels),
+        channels=inputs.shape[1] if inputs.ndim == 4 else 1,
+    )
+
+
+def _neocognitron(data: Dataset) -> nn.Module:
+    from neurona_training.architectures.neocognitron import Neocognitron
+    from neurona_training.architectures.scaling import Normalise
+
+    inputs = data.train.inputs
+    darkest, brightest = float(inputs.min()), float(inputs.max())
+    return Neocognitron(
+        Normalise(darkest, 1 / ((brightest - darkest) or 1.0)),
+        size=inputs.shape[-1],
+        classes=len(data.labels),
+        planes=(24, 128),
+        selectivity=(8.0, 4.0),
+    )
+
+
+def _compete(network: nn.Module, data: Dataset, training: Training, run: Run) -> Fitted:
+    from neurona_training.competition import compete
+
+    return compete(network, data, training, run)
 
 
 RECIPES = (
+    Recipe(
+        name="neocognitron",
+        description="neocognitron, whose cells learn by competition (1980)",
+        network=_neocognitron,
+        takes=("images",),
+        tasks=("classification",),
+        trainings={
+            "digits": Training(epochs=1, batch_rows=1, learning_rate=100.0),
+            "mnist": Training(epochs=1, batch_rows=1, learning_rate=100.0),
+        },
+        learner=_compete,
+    ),
     Recipe(
         name="lenet5",
         description="LeNet-5, a convolutional network (1998)",
