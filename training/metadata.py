@@ -1,7 +1,10 @@
 """What a model file says about itself: the ModelMetadata of neurona.v1."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from neurona_protos.prediction_pb2 import (
     TASK_CLASSIFICATION,
@@ -11,6 +14,9 @@ from neurona_protos.prediction_pb2 import (
     ValueDescription,
 )
 from neurona_training.data import Dataset
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 PROBABILITIES = "probabilities"  # the output of a classification, (rows, classes)
 VALUE = "value"  # the output of a regression, (rows, values)
@@ -68,3 +74,24 @@ def _runtime_version() -> str:
     import onnxruntime  # asked itself: its package has one of several names
 
     return str(onnxruntime.__version__)
+
+
+def scaling(network: nn.Module) -> str:
+    """The steps between a caller's units and the network's, which are inside the file."""
+    from neurona_training.architectures.rows import Columns
+    from neurona_training.architectures.scaling import Denormalise, Normalise
+
+    said = []
+    for module in network.modules():
+        if isinstance(module, Normalise):
+            said.append(f"(input - {_text(module.offset)}) * {_text(module.factor)}")
+        elif isinstance(module, Columns):
+            said.append(f"(input - {_text(module.mean)}) * {_text(module.factor)}")
+        elif isinstance(module, Denormalise):
+            said.append(f"answer * {_text(module.spread)} + {_text(module.mean)}")
+    return "; ".join(said)
+
+
+def _text(numbers: Tensor) -> str:
+    some = [f"{number:.6g}" for number in numbers.flatten().tolist()]
+    return some[0] if len(some) == 1 else f"[{', '.join(some)}]"

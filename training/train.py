@@ -2,6 +2,7 @@
 
 neurona-train lenet5                          the default data set, as model `lenet5`
 neurona-train lenet5 --data mnist             another one, as model `lenet5-mnist`
+neurona-train lenet5 --data flowers/          own data, here a folder of images for each class
 torchrun --nproc-per-node 2 -m neurona_training.train lenet5     in two processes
 """
 
@@ -10,15 +11,24 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from neurona_training.arguments import Arguments, parse
-from neurona_training.data.catalogue import SOURCES
-from neurona_training.errors import TrainingError
+from neurona_training.arguments import Arguments, Table, parse
+from neurona_training.data import own
+from neurona_training.errors import ExportError, TrainingError
 from neurona_training.learning import Run
+from neurona_training.listing import listing
 from neurona_training.output import check_writable, write
 from neurona_training.recipes import RECIPES, Recipe
+from neurona_training.table import table, told
+
+if TYPE_CHECKING:
+    from neurona_protos.prediction_pb2 import ModelMetadata
+    from neurona_training.data import Dataset
+    from neurona_training.data.own import Brought
+    from neurona_training.recipes import Training
 
 VERSION = 1  # the folder under the model's name
 
@@ -26,15 +36,18 @@ VERSION = 1  # the folder under the model's name
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0; 1 when the run failed; 2 for a wrong command line; 130 on Ctrl-C."""
     arguments = parse(argv)
-    if arguments is None:
-        print("\n".join(listing()))
-        return 0
-    folder = arguments.out / arguments.name
-    path = folder / str(VERSION) / "model.onnx"
     try:
-        check_writable(path)
-        for line in run(RECIPES[arguments.recipe], arguments, path, folder / "checkpoint.pt"):
-            print(line)
+        if arguments is None:
+            lines = listing()
+        elif isinstance(arguments, Table):
+            lines = table(arguments.models)
+        else:
+            folder = arguments.out / arguments.name
+            path = folder / str(VERSION) / "model.onnx"
+            check_writable(path)
+            recipe = RECIPES[arguments.recipe]
+            lines = run(recipe, arguments, path, folder / "checkpoint.pt")
+        print("\n".join(lines), end="\n" * bool(lines))
     except TrainingError as error:
         return _fail(str(error))
     except OSError as error:
@@ -56,75 +69,123 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     import torch  # seconds, which --help and --list need not wait for
 
     from neurona_training import distributed
+    from neurona_training.architectures.recurrent import LastState
     from neurona_training.evaluate import figures
     from neurona_training.export import OPSET, export
-    from neurona_training.metadata import describe
+    from neurona_training.metadata import describe, scaling
+    from neurona_training.stepwise import STEPS, stepwise
 
     started = time.monotonic()
-    data = recipe.load(arguments.data, arguments.options)
-    training = recipe.trainings.get(data.name, recipe.training)
-    training = dataclasses.replace(training, epochs=arguments.epochs or training.epochs)
+    brought = _brought(recipe, arguments)
+    data = brought.asked
+    training = _training(recipe, arguments, data)
     torch.set_num_threads(training.threads)
     with distributed.joined():
         resume = arguments.resume or distributed.was_restarted()
         this = Run(arguments.name, arguments.seed, checkpoint, resume)
-        fitted = recipe.fit(data, training, this)
+        fitted = recipe.fit(brought.learned, training, this)
         if distributed.rank() > 0:
             return []
-    measured = figures(fitted.network, data)
-    parameters = sum(parameter.numel() for parameter in fitted.network.parameters())
+    network = brought.facing(fitted.network)
+    measured = figures(network, data)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     provenance = {
         "recipe": recipe.name,
         "seed": arguments.seed,
         "epochs": training.epochs,
+        "batch_rows": training.batch_rows,
+        "learning_rate": training.learning_rate,
         "best_epoch": fitted.best_epoch,
         "parameters": parameters,
+        "scaling": scaling(network),
         "opset": OPSET,
     }
     described = describe(
         data, f"{recipe.description}, trained on: {data.source}", measured, provenance
     )
-    model = export(fitted.network, data, described)
+    model = export(network, data, described)
     write(model, path)
+    if isinstance(network, LastState):  # reads step by step, so it can be served so
+        write(stepwise(model, data), path.with_name(STEPS))
+    else:
+        path.with_name(STEPS).unlink(missing_ok=True)  # an earlier network's
     checkpoint.unlink(missing_ok=True)  # it has served its purpose
     seconds = time.monotonic() - started
-    return [
-        f"{arguments.name}: {_sentence(measured)}; {parameters:,} parameters, {seconds:.0f} s",
+    lines = [
+        f"{arguments.name}: {_sentence(measured, data)}; {parameters:,} parameters, "
+        f"{seconds:.0f} s",
         f"{path}: ONNX opset {OPSET}, {len(model):,} bytes, ONNX Runtime agrees with torch",
     ]
+    sizes = {"float32": (len(model), described)}
+    refused: list[ExportError] = []
+    for variant in arguments.variants:
+        try:
+            lines.append(_vary(variant, model, data, arguments, sizes))
+        except ExportError as error:
+            refused.append(error)
+    if arguments.report:
+        from neurona_training.report import Story, page
+
+        story = Story(arguments.name, network, data, fitted, training, described, sizes, seconds)
+        place = path.parents[1] / "report" / "report.html"
+        write(page(story).encode(), place)
+        lines.append(f"{place}: what was learned, in pictures")
+    if refused:  # told at the end: what could be written stands there
+        print("\n".join(lines))
+        raise refused[0]
+    return lines
 
 
-def listing() -> list[str]:
-    """The recipes with their data sets, and then the data sets, as a table."""
-    recipes = [
-        (recipe.name, ", ".join(recipe.trainings), recipe.description)
-        for recipe in RECIPES.values()
-    ]
-    sources = [(source.name, "", source.description) for source in SOURCES.values()]
-    rows = [
-        ("RECIPE", "DATA (default first)", ""),
-        *recipes,
-        ("", "", ""),
-        ("DATA", "", ""),
-        *sources,
-    ]
-    return _table(rows)
+def _brought(recipe: Recipe, arguments: Arguments) -> Brought:
+    if arguments.own is None:
+        data = recipe.load(arguments.data, arguments.options)
+        return own.Brought(data, data)
+    brought = own.load(arguments.own)
+    recipe.check(brought.learned)
+    return brought
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+def _training(recipe: Recipe, arguments: Arguments, data: Dataset) -> Training:
+    """The recipe's hyper-parameters for these data, with what the user has said."""
+    known = None if arguments.own else recipe.trainings.get(data.name)
+    training = known or recipe.training
+    return dataclasses.replace(
+        training,
+        epochs=arguments.epochs or training.epochs,
+        batch_rows=arguments.batch_rows or training.batch_rows,
+        learning_rate=arguments.learning_rate or training.learning_rate,
+    )
 
 
-def _sentence(measured: dict[str, float]) -> str:
+def _vary(
+    variant: str,
+    model: bytes,
+    data: Dataset,
+    arguments: Arguments,
+    sizes: dict[str, tuple[int, ModelMetadata]],
+) -> str:
+    """Writes one variant beside the model, notes it in `sizes`, and tells what it reached."""
+    from neurona_training.variants import made
+
+    smaller, described = made(variant, model, data)
+    name = f"{arguments.name}-{variant}"
+    place = arguments.out / name / str(VERSION) / "model.onnx"
+    write(smaller, place)
+    sizes[variant] = (len(smaller), described)
+    reached = {one: value for one, value in described.figures.items() if one.startswith("test_")}
+    reached.pop("test_rows", None)
+    return f"{place}: {variant}, {len(smaller):,} bytes, {_sentence(reached, data)}"
+
+
+def _sentence(measured: Mapping[str, float], data: Dataset) -> str:
+    unit = data.values[0].unit if data.values else ""
     said = []
     for name, value in measured.items():
-        whole = f"{value:,.0f}" if name.endswith("rows") else f"{value:,.4g}"
-        text = f"{value:.2%}" if name.endswith("accuracy") else whole
-        said.append(f"{name.replace('_', ' ').replace('rmse', 'RMSE')} {text}")
+        if name.endswith("rows"):
+            said.append(f"{name.replace('_', ' ')} {value:,.0f}")
+        else:
+            prefix = "test " if name.startswith("test_") else ""
+            said.append(prefix + told(name, value, unit))
     return ", ".join(said)
 
 

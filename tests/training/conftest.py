@@ -22,7 +22,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     @cache
     def train(recipe: str) -> Path:
-        assert main([recipe, "--out", str(out)]) == 0
+        assert main([recipe, "--no-report", "--out", str(out)]) == 0
         return out / recipe / "1" / "model.onnx"
 
     return train

@@ -93,13 +93,18 @@ def test_another_data_set_or_a_name_makes_another_model(tmp_path, capsys):
         (["lstm", "--data", "sunspots"], "lstm-sunspots"),
         (["rnn", "--name", "wolf"], "wolf"),
     ):
-        assert main([*arguments, "--epochs", "1", "--out", str(tmp_path)]) == 0
+        assert main([*arguments, "--epochs", "1", "--no-report", "--out", str(tmp_path)]) == 0
         assert (tmp_path / name / "1" / "model.onnx").is_file()
         assert capsys.readouterr().out.startswith(f"{name}: test RMSE ")
 
 
 def test_images_are_brought_to_the_size_asked_for(tmp_path):
-    assert main(["lenet5", "--epochs", "1", "--image-size", "12", "--out", str(tmp_path)]) == 0
+    assert (
+        main(
+            ["lenet5", "--epochs", "1", "--image-size", "12", "--no-report", "--out", str(tmp_path)]
+        )
+        == 0
+    )
     (taken,) = onnx.load(tmp_path / "lenet5" / "1" / "model.onnx").graph.input
     assert [size.dim_value for size in taken.type.tensor_type.shape.dim[1:]] == [12, 12]
 
@@ -109,7 +114,7 @@ def test_a_failed_proof_writes_nothing(tmp_path, capsys, monkeypatch):
         raise ExportError("output 'value' for input 'series' of shape [1, 1, 1] differs")
 
     monkeypatch.setattr("neurona_training.export.prove", fail)
-    assert main(["rnn", "--epochs", "1", "--out", str(tmp_path)]) == 1
+    assert main(["rnn", "--epochs", "1", "--no-report", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.splitlines()[-1] == (
@@ -128,7 +133,7 @@ def test_an_interrupted_run_ends_without_a_traceback(tmp_path, capsys, monkeypat
 
 
 def test_a_run_says_what_it_reached_and_where_the_file_is(tmp_path, capsys):
-    assert main(["rnn", "--epochs", "2", "--seed", "5", "--out", str(tmp_path)]) == 0
+    assert main(["rnn", "--epochs", "2", "--seed", "5", "--no-report", "--out", str(tmp_path)]) == 0
     path = tmp_path / "rnn" / "1" / "model.onnx"
     printed = capsys.readouterr()
     for figure in ("test RMSE", "mean RMSE", "persistence RMSE"):
@@ -140,7 +145,7 @@ def test_a_run_says_what_it_reached_and_where_the_file_is(tmp_path, capsys):
     assert not (path.parents[1] / "checkpoint.pt").exists()
     first = path.read_bytes()
 
-    assert main(["rnn", "--epochs", "2", "--seed", "5", "--out", str(tmp_path)]) == 0
+    assert main(["rnn", "--epochs", "2", "--seed", "5", "--no-report", "--out", str(tmp_path)]) == 0
     assert path.read_bytes() == first
 
 
@@ -162,7 +167,7 @@ def test_listing_needs_nothing_heavy():
 def test_the_exporter_is_quiet(tmp_path):
     """In a process of its own, where nothing has been silenced before."""
     code = "import sys; from neurona_training.train import main; sys.exit(main())"
-    arguments = ["rnn", "--epochs", "1", "--out", str(tmp_path)]
+    arguments = ["rnn", "--epochs", "1", "--no-report", "--out", str(tmp_path)]
     ran = subprocess.run(
         [sys.executable, "-W", "always", "-c", code, *arguments],
         capture_output=True,

@@ -88,6 +88,7 @@ class Input:
         every other axis has the size that it has in the data.
     categories: when not empty, callers send strings; the data and the network have int64
         codes, the places in this list. Any other string has the code len(categories).
+    columns: what each place on the last axis is, where they have names.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Input:
     description: str
     unit: str
     categories: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
 
 LENGTHS = Input(

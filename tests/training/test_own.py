@@ -1,0 +1,277 @@
+"""A user's own files: what they become, and one line that says where they are wrong."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from neurona_training.arguments import parse
+from neurona_training.data.own import Own, load
+from neurona_training.errors import DataError
+from neurona_training.train import main
+
+GOOD = ["size,colour,kind", *(f"{i},{'red' if i % 3 else 'blue'},{'ab'[i % 2]}" for i in range(20))]
+
+
+def _csv(folder, lines, name="data.csv"):
+    path = folder / name
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _refused(own):
+    with pytest.raises(DataError) as caught:
+        load(own)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def _parts(data):
+    return [len(part) for part in (data.train, data.validation, data.test)]
+
+
+def test_numbers_are_one_input_and_each_column_of_texts_another(tmp_path):
+    brought = load(Own(_csv(tmp_path, GOOD), target="kind"))
+    asked, learned = brought.asked, brought.learned
+    assert [(given.name, given.categories) for given in asked.inputs] == [
+        ("features", ()),
+        ("colour", ("blue", "red")),
+    ]
+    assert asked.labels == ("a", "b")
+    assert learned.input.columns == ("size", "colour is blue", "colour is red")
+    assert _parts(asked) == _parts(learned) == [12, 4, 4]
+    sizes = np.concatenate([part.inputs[:, 0] for part in (asked.train, asked.test)])
+    np.testing.assert_array_equal(learned.test.inputs[:, 0], asked.test.inputs[:, 0])
+    np.testing.assert_array_equal(learned.test.inputs[:, 2], asked.test.others[0])
+    assert len(set(sizes)) == len(sizes)  # no row in two parts
+
+
+def test_the_parts_are_stratified_and_always_the_same(tmp_path):
+    lines = ["x,y", *(f"{i},{'rare' if i % 10 == 0 else 'often'}" for i in range(100))]
+    first, second = (load(Own(_csv(tmp_path, lines), target="y")).learned for _ in range(2))
+    for part, again in ((first.train, second.train), (first.test, second.test)):
+        np.testing.assert_array_equal(part.inputs, again.inputs)
+    counts = [np.bincount(p.targets).tolist() for p in (first.train, first.validation, first.test)]
+    assert counts == [[58, 6], [14, 2], [18, 2]]
+    assert 0.6 <= len(first.train) / 100 <= 0.7
+
+
+def test_the_task_is_found_in_the_column_or_said(tmp_path):
+    lines = ["x,whole,value", *(f"{i},{i % 3},{i * 0.7}" for i in range(30))]
+    path = _csv(tmp_path, lines)
+    whole = load(Own(path, target="whole")).learned
+    assert whole.labels == ("0", "1", "2")
+    value = load(Own(path, target="value", unit="kg")).learned
+    assert [(one.name, one.unit) for one in value.values] == [("value", "kg")]
+    assert set(value.baselines) == {"mean", "linear"}
+    # value is linear in x
+    np.testing.assert_allclose(value.baselines["linear"], value.test.targets, atol=1e-3)
+    assert load(Own(path, target="whole", task="regression")).learned.values[0].name == "whole"
+
+
+def test_classes_that_are_numbers_stand_in_the_order_of_numbers(tmp_path):
+    lines = ["x,y", *(f"{i},{(2, 10, 1)[i % 3]}" for i in range(30))]
+    data = load(Own(_csv(tmp_path, lines), target="y")).learned
+    assert data.labels == ("1", "2", "10")
+    expected = np.array([1, 2, 0])[data.test.inputs[:, 0].astype(int) % 3]
+    np.testing.assert_array_equal(data.test.targets, expected)
+
+
+def test_semicolons_quotes_and_excels_mark(tmp_path):
+    path = tmp_path / "data.csv"
+    lines = ['"a;b";y', *(f'"{i}";{"no" if i % 2 else "yes"}' for i in range(20))]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert load(Own(path, target="y")).learned.input.columns == ("a;b",)
+
+
+@pytest.mark.parametrize(
+    ("lines", "own", "said"),
+    [
+        (GOOD, {}, "--target or --series must name a column; there are size, colour, kind"),
+        (GOOD, {"target": "sort"}, "no column 'sort' (--target); there are size, colour, kind"),
+        (GOOD, {"target": "kind", "ignored": ("x",)}, "no column 'x' (--ignore)"),
+        (GOOD, {"series": "x"}, "no column 'x' (--series)"),
+        (GOOD, {"series": "size", "window": 15}, "20 values are too few for a window of 15"),
+        (GOOD, {"target": "kind", "task": "regression"}, "column 'kind' has texts"),
+        ([*GOOD, "1,red"], {"target": "kind"}, "line 22: 2 cells; the first line has 3"),
+        ([*GOOD, ",red,a"], {"target": "kind"}, "line 22, column 'size': the value is missing"),
+        ([*GOOD, "NaN,red,a"], {"target": "kind"}, "line 22, column 'size': the value is missing"),
+        ([*GOOD, "1,,a"], {"target": "kind"}, "line 22, column 'colour': the value is missing"),
+        ([*GOOD, "1,red,"], {"target": "kind"}, "line 22, column 'kind': the value is missing"),
+        ([*GOOD, "1o,red,a"], {"target": "kind"}, "line 22, column 'size': '1o' is not a number"),
+        ([*GOOD, "inf,red,a"], {"target": "kind"}, "line 22, column 'size': 'inf' is not finite"),
+        ([*GOOD, "1,red,c"], {"target": "kind"}, "class 'c' has 1 of the 21 rows; 5 are the least"),
+        (GOOD[:1], {"target": "kind"}, "needs a line with the names of the columns, and rows"),
+        (["x,x", "1,2"], {"target": "x"}, "line 1: 2 columns are called 'x'"),
+        (["x,", "1,2"], {"target": "x"}, "line 1: column 2 has no name"),
+        (["1,2", "3,4"], {"target": "1"}, "line 1: numbers; it must have the names"),
+        (["x,y", *["1,a"] * 20], {"target": "y"}, "column 'y': one class only, 'a'"),
+        (["x,y", *(f"{i}.5,{i}.1" for i in range(5))], {"target": "y"}, "5 rows; 10 are the least"),
+        (["y", *(f"{i}.5" for i in range(20))], {"target": "y"}, "no column is left"),
+        (
+            ["name,y", *(f"n{i},{i}.5" for i in range(20))],
+            {"target": "y"},
+            "column 'name' has 20 different texts in 20 rows, too many to learn from; --ignore",
+        ),
+    ],
+)
+def test_a_table_that_is_wrong_says_where(tmp_path, lines, own, said):
+    path = _csv(tmp_path, lines)
+    line = _refused(Own(path, **own))
+    assert line.startswith(str(path))
+    assert said in line
+
+
+def test_a_table_that_is_no_text_says_so(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_bytes(b"x,y\n\xff\xfe\x00")
+    assert "no CSV in UTF-8" in _refused(Own(path, target="y"))
+
+
+def test_a_series_is_cut_in_time_and_shares_no_target(tmp_path):
+    path = _csv(tmp_path, ["t,level", *(f"{i},{i * 2}" for i in range(60))])
+    data = load(Own(path, series="level", window=4, horizon=3, unit="m")).learned
+    assert data.kind == "sequences"
+    assert [value.unit for value in data.values] == ["m"] * 3
+    np.testing.assert_array_equal(data.train.inputs[0, :, 0], [0, 2, 4, 6])
+    np.testing.assert_array_equal(data.train.targets[0], [8, 10, 12])
+    assert data.train.targets.max() < data.validation.targets.min()
+    assert data.validation.targets.max() < data.test.targets.min()
+    assert data.test.targets.max() == 118
+    np.testing.assert_allclose(
+        data.baselines["linear_autoregression"], data.test.targets, rtol=1e-4
+    )
+    np.testing.assert_array_equal(
+        data.baselines["persistence"][0], [data.test.inputs[0, -1, 0]] * 3
+    )
+
+
+def _images(folder, *, size=(6, 6), mode="L", classes=("cat", "dog"), count=6):
+    random = np.random.default_rng(0)
+    for label in classes:
+        (folder / label).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 256, (*size, 3), np.uint8)
+            Image.fromarray(pixels).convert(mode).save(folder / label / f"{number}.png")
+    return folder
+
+
+def test_a_folder_of_images_has_its_classes_from_its_folders(tmp_path):
+    folder = _images(tmp_path / "pets")
+    (folder / "cat" / ".hidden").write_text("no image")
+    data = load(Own(folder)).learned
+    assert (data.labels, data.kind, data.train.inputs.shape[1:]) == (
+        ("cat", "dog"),
+        "images",
+        (6, 6),
+    )
+    read = np.asarray(Image.open(folder / "cat" / "0.png"), np.float32)
+    whole = np.concatenate([part.inputs for part in (data.train, data.validation, data.test)])
+    assert (whole == read).all(axis=(1, 2)).sum() == 1
+
+
+def test_colours_and_sizes(tmp_path):
+    folder = _images(tmp_path / "pets", size=(6, 9), mode="RGB")
+    assert load(Own(folder)).learned.train.inputs.shape[1:] == (3, 6, 9)
+    data = load(Own(folder, image_size=4)).learned
+    assert data.train.inputs.shape[1:] == (3, 4, 4)
+    assert "central square brought to 4 x 4" in data.input.description
+    Image.new("L", (3, 3)).save(folder / "cat" / "z.png")
+    line = _refused(Own(folder))
+    assert f"{folder / 'cat' / 'z.png'}: 3 x 3 pixels; 0.png has 9 x 6: --image-size" in line
+
+
+def test_images_that_are_wrong_name_the_file_or_folder(tmp_path):
+    folder = _images(tmp_path / "pets")
+    (folder / "emu").mkdir()
+    assert f"{folder / 'emu'}: no image for class 'emu'" in _refused(Own(folder))
+    broken = folder / "emu" / "1.png"
+    broken.write_text("not an image")
+    assert f"{broken} is no image" in _refused(Own(folder))
+    broken.write_bytes((folder / "cat" / "0.png").read_bytes()[:60])
+    assert f"{broken} " in _refused(Own(folder))
+    alone = _images(tmp_path / "alone", classes=("cat",))
+    assert "one class only, 'cat'" in _refused(Own(alone))
+    (tmp_path / "empty").mkdir()
+    assert "no folders in it" in _refused(Own(tmp_path / "empty"))
+
+
+def _sequences(path, **changed):
+    lengths = np.array([3, 5, 2, 4] * 5)
+    arrays = {
+        "inputs": np.arange(2.0 * lengths.sum()).reshape(-1, 2),
+        "lengths": lengths,
+        "targets": np.array(["up", "down"] * 10),
+        **changed,
+    }
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    return path
+
+
+def test_sequences_joined_or_padded_are_the_same(tmp_path):
+    joined = load(Own(_sequences(tmp_path / "a.npz"))).learned
+    assert joined.train.inputs.shape[1:] == (5, 2)
+    assert joined.labels == ("down", "up")
+    lengths, padded = np.array([3, 5, 2, 4] * 5), np.full((20, 7, 2), np.nan)
+    padded[np.arange(7) < lengths[:, None]] = np.arange(2.0 * lengths.sum()).reshape(-1, 2)
+    again = load(Own(_sequences(tmp_path / "b.npz", inputs=padded))).learned
+    np.testing.assert_array_equal(again.test.inputs, joined.test.inputs)
+    np.testing.assert_array_equal(again.test.lengths, joined.test.lengths)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"lengths": None}, "no array 'lengths'; it has inputs, targets"),
+        ({"lengths": np.array([1.5] * 20)}, "lengths: float64 of shape [20]; must be whole"),
+        ({"lengths": np.array([3, 0, 2, 4] * 5)}, "lengths: row 1 has 0 steps"),
+        ({"inputs": np.zeros((69, 2))}, "inputs have 69 steps; the lengths add up to 70"),
+        ({"inputs": np.zeros((20, 4, 2))}, "20 lengths of up to 5 steps"),
+        ({"inputs": np.zeros(70)}, "must be numbers, (rows, time, channels) or (steps, channels)"),
+        ({"inputs": np.full((70, 2), np.nan)}, "inputs: row 0, step 0, channel 0 is no finite"),
+        ({"targets": np.zeros(3)}, "targets: float64 of shape [3]"),
+        ({"targets": np.array([0.5] * 19 + [np.nan])}, "targets: row 19 is no finite number"),
+        ({"targets": np.array(["up"] * 20)}, "one class only, 'up'"),
+        ({"targets": np.array([None] * 20)}, "cannot be read as .npz"),
+        ({"channels": np.array(["x"])}, "channels: 1 names for 2 channels"),
+    ],
+)
+def test_sequences_that_are_wrong_name_the_array(tmp_path, changed, said):
+    path = _sequences(tmp_path / "data.npz", **changed)
+    line = _refused(Own(path))
+    assert line.startswith(str(path))
+    assert said in line
+
+
+def test_the_command_tells_it_in_one_line(tmp_path, capsys):
+    path = _csv(tmp_path, GOOD)
+    for arguments, status, said in (
+        (["mlp", "--data", str(tmp_path / "none.csv")], 1, "none.csv: no such file or folder"),
+        (["mlp", "--data", str(path), "--target", "sort"], 1, "no column 'sort'"),
+        (["lenet5", "--data", str(path), "--target", "kind"], 1, "takes images; the data set"),
+        (["mlp", "--target", "kind"], 2, "--target is for own data"),
+        (["mlp", "--data", str(path), "--target", "a", "--series", "b"], 2, "one of them"),
+        (["mlp", "--data", str(path), "--target", "a", "--window", "3"], 2, "are for --series"),
+        (["mlp", "--learning-rate", "0"], 2, "--learning-rate: '0' is not a number above 0"),
+    ):
+        try:
+            found = main([*arguments, "--out", str(tmp_path / "out")])
+        except SystemExit as stop:
+            found = stop.code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert found == status
+        assert said in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("patients.csv", "mlp-patients"),
+        ("My data (1).csv", "mlp-My-data-1"),
+        ("été.csv", "mlp-t"),
+        ("...csv", "mlp-data"),
+        (f"{'x' * 200}.csv", f"mlp-{'x' * 64}"),
+    ],
+)
+def test_the_model_is_called_after_the_file(file, name):
+    assert parse(["mlp", "--data", f"somewhere/{file}", "--target", "y"]).name == name
