@@ -27,7 +27,7 @@ from neurona_training.data import LENGTHS, Dataset
 from neurona_training.errors import ExportError
 from neurona_training.parity import as_sent, differs
 
-FILE = "step.onnx"
+STEPS = "step.onnx"  # the file's name
 PIECES = (1, 3, 8)  # steps at once, in the proof
 ROWS = 7
 
@@ -81,7 +81,7 @@ def prove_pieces(steps: bytes, model: bytes, data: Dataset) -> None:
                 array[alive] = new
         if differs(answers, expected):
             raise ExportError(
-                f"{FILE} in pieces of {piece} steps differs from the whole sequences by up to "
+                f"{STEPS} in pieces of {piece} steps differs from the whole sequences by up to "
                 f"{np.abs(answers - expected).max():.3g}"
             )
 

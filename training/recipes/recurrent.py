@@ -29,7 +29,7 @@ class _Size:
 _SIZES = {
     "sunspots": _Size(hidden=16),
     "vowels": _Size(hidden=64, dropout=0.5),
-    "names": _Size(hidden=128, dropout=0.3),
+    "names": _Size(hidden=128, dropout=0.5),
     "spoken-digits": _Size(hidden=96, dropout=0.3),
 }
 _LETTER = 32  # numbers that stand for a character
@@ -71,14 +71,16 @@ def _network(cell: Cell, data: Dataset) -> nn.Module:
     return last_state(Columns(inputs[own]), inputs.shape[2])
 
 
-_VOWELS = Training(epochs=60, batch_rows=16, learning_rate=3e-3, weight_decay=1e-2)
-_NAMES = Training(epochs=20, batch_rows=64, learning_rate=3e-3, weight_decay=1e-2)
-_SPOKEN_DIGITS = Training(
-    epochs=30, batch_rows=32, learning_rate=3e-3, weight_decay=1e-2, label_smoothing=0.1
+_VOWELS = Training(
+    epochs=40, batch_rows=16, learning_rate=6e-3, weight_decay=1e-2, label_smoothing=0.1
 )
-_MONTHLY_SUNSPOTS = Training(epochs=60, batch_rows=32, learning_rate=3e-3, weight_decay=1e-2)
+_NAMES = Training(epochs=12, batch_rows=64, learning_rate=3e-3, weight_decay=1e-2)
+_SPOKEN_DIGITS = Training(
+    epochs=20, batch_rows=32, learning_rate=3e-3, weight_decay=1e-2, label_smoothing=0.1
+)
+_MONTHLY_SUNSPOTS = Training(epochs=60, batch_rows=128, learning_rate=1e-2, weight_decay=1e-1)
 # The same for every cell, as the comparison is of their memory (long_memory.py).
-_ADDING = Training(epochs=25, batch_rows=100, learning_rate=5e-3, largest_gradient=1.0)
+_ADDING = Training(epochs=10, batch_rows=100, learning_rate=5e-3, largest_gradient=1.0)
 _MORE = {
     "vowels": _VOWELS,
     "names": _NAMES,
