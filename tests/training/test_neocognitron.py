@@ -1,0 +1,120 @@
+"""The neocognitron: it learns without a gradient, and forgives a shift."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from neurona_training.architectures.neocognitron import CCells, Neocognitron, SCells
+from neurona_training.competition import compete
+from neurona_training.data import Split
+from neurona_training.errors import FitError
+from neurona_training.evaluate import answers, figures
+from neurona_training.export import export
+from neurona_training.learning import Run
+from neurona_training.metadata import describe
+from neurona_training.recipes import RECIPES
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As `neurona-train` sets it: one image at a time is too little for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return RECIPES["neocognitron"].load()
+
+
+@pytest.fixture(scope="module")
+def learned(digits):
+    recipe = RECIPES["neocognitron"]
+    return recipe.fit(digits, recipe.training, Run("neocognitron", 0))
+
+
+def test_an_s_cell_answers_to_what_its_plane_has_learned_faint_or_strong():
+    cells = SCells(seen=2, planes=2, size=3, selectivity=4)
+    image = torch.zeros(1, 2, 5, 5)
+    image[0, 0, 1:4, 2], image[0, 1, 2, 1:4] = 1, 1
+    cells.reinforce(0, image[0, :, 1:4, 1:4], speed=1e4)
+    answer = cells(image)[0]
+    assert answer[0].argmax() == 2 * 5 + 2  # in the middle, where it was seen
+    assert answer[0, 2, 2].item() == pytest.approx(1, abs=0.01)
+    assert cells(image * 0.2)[0, 0, 2, 2].item() == pytest.approx(1, abs=0.05)
+    assert cells(image.flip(1))[0, 0, 2, 2] == 0  # another pattern, as strong
+    assert (answer[1] == 0).all()  # a plane that has learned nothing
+
+
+def test_a_c_cell_forgives_a_shift_of_one():
+    cells = CCells(5)
+    image = torch.zeros(1, 4, 9, 9)
+    image[0, 1, 4, 4] = 1
+    here, there = cells(image), cells(image.roll(1, dims=3))
+    assert here.shape == (1, 4, 5, 5)
+    assert here[0, 1].argmax() == there[0, 1].argmax() == 2 * 5 + 2
+    assert there[0, 1].max() > 0.5 * here[0, 1].max()
+    assert (here[0, [0, 2, 3]] == 0).all()
+    same_everywhere = torch.ones(1, 4, 9, 9)
+    assert cells(same_everywhere).abs().max() == 0  # planes that all answer tell nothing
+
+
+def test_digits_are_read(learned, digits):
+    assert figures(learned.network, digits)["test_accuracy"] >= 0.90
+
+
+def test_no_weight_has_ever_had_a_gradient(learned):
+    assert not any(weight.requires_grad for weight in learned.network.parameters())
+    assert all(weight.grad is None for weight in learned.network.parameters())
+
+
+def test_small_shifts_change_its_answers_less_than_the_mlps(learned, digits):
+    mlp = RECIPES["mlp"]
+    dense = mlp.fit(digits, mlp.trainings["digits"], Run("mlp", 0))
+    kept = [_kept(network, digits.test) for network in (learned.network, dense.network)]
+    assert kept[0] > kept[1] + 0.2
+
+
+def _kept(network, test):
+    """The part of the answers that stay when the image moves by a pixel of eight."""
+    before = answers(network, test).argmax(dim=1)
+    stayed = []
+    for axis, step in ((1, 1), (1, -1), (2, 1), (2, -1)):
+        moved = np.roll(test.inputs, step, axis)
+        edge = [slice(None)] * 3
+        edge[axis] = 0 if step == 1 else -1
+        moved[tuple(edge)] = 0  # paper, not what has left at the other side
+        after = answers(network, Split(moved, test.targets)).argmax(dim=1)
+        stayed.append((after == before).float().mean().item())
+    return np.mean(stayed)
+
+
+def test_the_same_seed_learns_the_same(digits):
+    few = replace(digits, train=Split(digits.train.inputs[:60], digits.train.targets[:60]))
+    recipe = RECIPES["neocognitron"]
+    first, again, other = (
+        recipe.fit(few, recipe.training, Run("few", seed)).network.state_dict()
+        for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_what_it_has_learned_is_exported_and_proved(learned, digits, ask):
+    model = export(learned.network, digits, describe(digits, "", {}, {}))
+    probabilities = ask(model, digits.test.inputs)
+    accuracy = np.mean(probabilities.argmax(axis=1) == digits.test.targets)
+    assert accuracy == figures(learned.network, digits)["test_accuracy"]
+
+
+def test_blank_images_are_refused(digits):
+    blank = replace(digits, train=Split(digits.train.inputs[:5] * 0, digits.train.targets[:5]))
+    network = Neocognitron(
+        torch.nn.Identity(), size=8, classes=10, planes=(2, 2), selectivity=(4, 4)
+    )
+    with pytest.raises(FitError, match="have nothing to see"):
+        compete(network, blank, RECIPES["neocognitron"].training, Run("blank", 0))
