@@ -11,12 +11,13 @@ install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 # Two pips in one virtual environment get in each other's way.
 .NOTPARALLEL:
 
-.PHONY: help demo serve train test bench check lint proto clean
+.PHONY: help demo serve train train-all test bench check lint proto clean
 
 help:
 	@echo 'make demo    train three models, serve them, predict, print what happened'
 	@echo 'make serve   train what is missing in $(MODELS)/ and serve it until Ctrl-C'
 	@echo 'make train   train what is missing in $(MODELS)/'
+	@echo 'make train-all  train every recipe on all its data in $(MODELS)/ (hours), print the table'
 	@echo 'make test    run the tests'
 	@echo 'make bench   measure what batching is worth (needs h2load, Debian: nghttp2-client)'
 	@echo 'make check   lint, type-check, check the layers; writes nothing'
@@ -34,6 +35,11 @@ train: $(MODELS)/lenet5/1/model.onnx $(MODELS)/lstm/1/model.onnx $(MODELS)/rnn/1
 
 $(MODELS)/%/1/model.onnx: | $(BIN)/.installed
 	$(BIN)/neurona-train $* --out $(MODELS)
+
+# Passes over what is there; NEURONA_DATA names a folder that has the published files already.
+train-all: $(BIN)/.installed
+	$(BIN)/neurona-train --all --resume --out $(MODELS)
+	$(BIN)/neurona-train --table $(MODELS)
 
 test: $(BIN)/.installed-dev
 	$(BIN)/pytest

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from neurona_training.data import own
+from neurona_training import words
 from neurona_training.data.catalogue import SOURCES, Options
 from neurona_training.data.own import Own
-from neurona_training.recipes import RECIPES
+from neurona_training.recipes import RECIPES, Recipe
 
 VARIANTS = ("float16", "int8")
 _LONGEST_NAME = 128
@@ -27,6 +26,7 @@ examples:
   neurona-train lstm --data prices.csv --series close --window 30 --horizon 5 --unit EUR
   neurona-train gru --data gestures.npz                     arrays inputs, lengths, targets
   neurona-train lenet5 --variant float16 --variant int8     smaller files beside the model
+  neurona-train --all --out models                          everything that --list names: hours
   neurona-train --table models                              what all models there reached
 
 own files: comma, semicolon or tab between columns, whose names are in the first line; columns
@@ -56,13 +56,20 @@ class Arguments:
 
 
 @dataclass(frozen=True)
+class Every:
+    """--all: each recipe on each data set that it names."""
+
+    models: tuple[Arguments, ...]
+
+
+@dataclass(frozen=True)
 class Table:
     """--table: of the models in this repository."""
 
     models: Path
 
 
-def parse(argv: Sequence[str] | None = None) -> Arguments | Table | None:
+def parse(argv: Sequence[str] | None = None) -> Arguments | Every | Table | None:
     """What was asked for; None for --list. Exits with status 2 and one line when it is wrong."""
     parser = _parser()
     said = parser.parse_args(argv)
@@ -70,9 +77,24 @@ def parse(argv: Sequence[str] | None = None) -> Arguments | Table | None:
         return None
     if said.table:
         return Table(said.table)
-    recipe = RECIPES[said.recipe]
-    data = said.data or recipe.data
-    brought = _own(parser, said) if said.data and data not in SOURCES else None
+    if said.all:
+        return Every(tuple(_every(parser, said)))
+    return _arguments(parser, said, RECIPES[said.recipe], said.data)
+
+
+def _every(parser: argparse.ArgumentParser, said: argparse.Namespace) -> Iterator[Arguments]:
+    if said.data is not None or said.name is not None:
+        parser.error("--all takes every recipe's own data and names")
+    for recipe in RECIPES.values():
+        for data in recipe.trainings:
+            yield _arguments(parser, said, recipe, data)
+
+
+def _arguments(
+    parser: argparse.ArgumentParser, said: argparse.Namespace, recipe: Recipe, data: str | None
+) -> Arguments:
+    data = data or recipe.data
+    brought = _own(parser, said) if data not in SOURCES else None
     if brought is None:
         for flag in ("target", "task", "ignore", "series", "window", "horizon", "unit"):
             if getattr(said, flag) is not None:
@@ -132,9 +154,19 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "recipe", nargs="?", metavar="RECIPE", type=_one_of(RECIPES, "recipe"), help="what to train"
+        "recipe",
+        nargs="?",
+        metavar="RECIPE",
+        type=words.one_of(RECIPES, "recipe"),
+        help="what to train",
     )
     what.add_argument("--list", action="store_true", help="print recipes and data sets, and exit")
+    what.add_argument(
+        "--all",
+        action="store_true",
+        help="train each recipe on each data set that --list gives it, but for models that are "
+        "there already, and go on after one that fails",
+    )
     what.add_argument(
         "--table",
         type=Path,
@@ -143,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--data",
-        type=_data,
+        type=words.data,
         metavar="NAME|PATH",
         help="a data set's name (default: the recipe's first, see --list), or own data: a folder "
         "of images, a .csv or an .npz",
@@ -155,14 +187,14 @@ def _parser() -> argparse.ArgumentParser:
         help="where published files are already (default: $NEURONA_DATA; without either they "
         "are downloaded into a cache)",
     )
-    add("--image-size", type=_at_least(1), metavar="PIXELS", help="resize images to this size")
+    add("--image-size", type=words.at_least(1), metavar="PIXELS", help="resize images to this size")
     add("--out", type=Path, default=Path("models"), help="model repository (default: models)")
     add(
         "--name",
-        type=_model_name,
+        type=words.model_name,
         help="of the model (default: the recipe's; RECIPE-DATA unless the data are its default)",
     )
-    add("--seed", type=_at_least(0), default=0, help="for weights and order (default: 0)")
+    add("--seed", type=words.at_least(0), default=0, help="for weights and order (default: 0)")
     add(
         "--resume",
         action="store_true",
@@ -182,9 +214,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_training(add: Callable[..., object]) -> None:
-    add("--epochs", type=_at_least(1), help="how often each row is seen, at most")
-    add("--batch-rows", type=_at_least(1), metavar="ROWS", help="between two steps of the weights")
-    add("--learning-rate", type=_positive, metavar="RATE", help="the largest one")
+    add("--epochs", type=words.at_least(1), help="how often each row is seen, at most")
+    add(
+        "--batch-rows",
+        type=words.at_least(1),
+        metavar="ROWS",
+        help="between two steps of the weights",
+    )
+    add("--learning-rate", type=words.positive, metavar="RATE", help="the largest one")
 
 
 def _add_own(add: Callable[..., object]) -> None:
@@ -196,46 +233,8 @@ def _add_own(add: Callable[..., object]) -> None:
     )
     add("--ignore", action="append", metavar="COLUMN", help="leave this column out; repeatable")
     add("--series", metavar="COLUMN", help="a column whose rows follow each other in time")
-    add("--window", type=_at_least(1), metavar="N", help="read N values (default: 12) ...")
-    add("--horizon", type=_at_least(1), metavar="K", help="... predict the next K (default: 1)")
+    add("--window", type=words.at_least(1), metavar="N", help="read N values (default: 12) ...")
+    add(
+        "--horizon", type=words.at_least(1), metavar="K", help="... predict the next K (default: 1)"
+    )
     add("--unit", help="of the values that are predicted")
-
-
-def _data(text: str) -> str:
-    return text if own.is_own(text) and text not in SOURCES else _one_of(SOURCES, "data set")(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return number
-
-
-def _one_of(table: Mapping[str, object], called: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in table:
-            raise argparse.ArgumentTypeError(f"no {called} {text!r}; there are {', '.join(table)}")
-        return text
-
-    return parse
-
-
-def _model_name(text: str) -> str:
-    # What the server takes for a name in its repository.
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not letters, digits, '.', '_' and '-'")
-    return text
-
-
-def _at_least(smallest: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        # 2**63: the seeds that torch takes end there
-        if not text.isdecimal() or not smallest <= int(text) < 2**63:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {smallest}")
-        return int(text)
-
-    return parse

@@ -11,7 +11,7 @@ from pathlib import Path
 from neurona_training.errors import OutputError
 
 _HEAD = ("model", "recipe", "data", "test", "against", "parameters", "best epoch")
-_TESTED = ("test_accuracy", "test_auc", "test_rmse")
+TESTED = ("test_accuracy", "test_auc", "test_rmse")
 
 
 def table(models: Path) -> list[str]:
@@ -69,7 +69,7 @@ def _row(
         name,
         f"{recipe} ({provenance['variant']})" if "variant" in provenance else recipe,
         provenance.get("data_set", ""),
-        ", ".join(told(one, figures[one], unit) for one in _TESTED if one in figures),
+        ", ".join(told(one, figures[one], unit) for one in TESTED if one in figures),
         ", ".join(against),
         f"{int(provenance['parameters']):,}" if "parameters" in provenance else "",
         f"{provenance.get('best_epoch', '')} of {provenance.get('epochs', '')}",

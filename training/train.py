@@ -11,18 +11,19 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neurona_training.arguments import Arguments, Table, parse
+from neurona_training.arguments import Arguments, Every, Table, parse
 from neurona_training.data import own
 from neurona_training.errors import ExportError, TrainingError
 from neurona_training.learning import Run
 from neurona_training.listing import listing
 from neurona_training.output import check_writable, write
 from neurona_training.recipes import RECIPES, Recipe
-from neurona_training.table import table, told
+from neurona_training.table import TESTED, table, told
 
 if TYPE_CHECKING:
     from neurona_protos.prediction_pb2 import ModelMetadata
@@ -35,19 +36,38 @@ VERSION = 1  # the folder under the model's name
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0; 1 when the run failed; 2 for a wrong command line; 130 on Ctrl-C."""
-    arguments = parse(argv)
+    asked = parse(argv)
+    if asked is None:
+        return _told(listing)
+    if isinstance(asked, Table):
+        return _told(partial(table, asked.models))
+    if isinstance(asked, Every):
+        return _every(asked)
+    return _told(partial(_one, asked))
+
+
+def _every(asked: Every) -> int:
+    """What is there is passed over, so that the command can be given again after a stop."""
+    failed = []
+    for place, arguments in enumerate(asked.models, start=1):
+        where = f"{place}/{len(asked.models)} {arguments.name}"
+        if _path(arguments).exists():
+            print(f"{where}: is there already")
+            continue
+        print(f"{where}: {arguments.recipe} on {arguments.data}", flush=True)
+        status = _told(partial(_one, arguments))
+        if status == 130:
+            return status
+        if status:
+            failed.append(arguments.name)
+    return _fail(f"not trained: {', '.join(failed)}") if failed else 0
+
+
+def _told(work: Callable[[], list[str]]) -> int:
+    """Prints what the work gives, or the one line about what went wrong in it."""
     try:
-        if arguments is None:
-            lines = listing()
-        elif isinstance(arguments, Table):
-            lines = table(arguments.models)
-        else:
-            folder = arguments.out / arguments.name
-            path = folder / str(VERSION) / "model.onnx"
-            check_writable(path)
-            recipe = RECIPES[arguments.recipe]
-            lines = run(recipe, arguments, path, folder / "checkpoint.pt")
-        print("\n".join(lines), end="\n" * bool(lines))
+        for line in work():
+            print(line)
     except TrainingError as error:
         return _fail(str(error))
     except OSError as error:
@@ -57,6 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         _fail("interrupted; --resume goes on after the last whole epoch")
         return 130
     return 0
+
+
+def _one(arguments: Arguments) -> list[str]:
+    path = _path(arguments)
+    check_writable(path)
+    checkpoint = path.parents[1] / "checkpoint.pt"
+    return run(RECIPES[arguments.recipe], arguments, path, checkpoint)
+
+
+def _path(arguments: Arguments) -> Path:
+    return arguments.out / arguments.name / str(VERSION) / "model.onnx"
 
 
 def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> list[str]:
@@ -168,12 +199,10 @@ def _vary(
     from neurona_training.variants import made
 
     smaller, described = made(variant, model, data)
-    name = f"{arguments.name}-{variant}"
-    place = arguments.out / name / str(VERSION) / "model.onnx"
+    place = _path(dataclasses.replace(arguments, name=f"{arguments.name}-{variant}"))
     write(smaller, place)
     sizes[variant] = (len(smaller), described)
-    reached = {one: value for one, value in described.figures.items() if one.startswith("test_")}
-    reached.pop("test_rows", None)
+    reached = {one: described.figures[one] for one in TESTED if one in described.figures}
     return f"{place}: {variant}, {len(smaller):,} bytes, {_sentence(reached, data)}"
 
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from neurona_training.evaluate import on_test
 from neurona_training.parity import sent
 
 _ROWS_AT_ONCE = 256  # as evaluate.py asks
+_LARGEST_HALF = 65504.0  # of float16
 
 
 def made(variant: str, model: bytes, data: Dataset) -> tuple[bytes, ModelMetadata]:
@@ -73,11 +74,74 @@ def asked(model: bytes, data: Dataset) -> NDArray[np.float32]:
 
 def _halved(whole: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
+    kept = _in_users_units(whole.graph)
+    halved_inputs = {
+        name for node in whole.graph.node if node.name not in kept for name in node.input
+    }
+    for constant in whole.graph.initializer:
+        if constant.name not in halved_inputs:
+            continue
+        # The converter would cut such a number off without a word.
+        if np.abs(onnx.numpy_helper.to_array(constant)).max(initial=0) > _LARGEST_HALF:
+            raise ExportError(f"{constant.name!r} has a number beyond its largest, {_LARGEST_HALF}")
     copied = onnx.ModelProto()
     copied.CopyFrom(whole)  # the converter works in place
-    halved: onnx.ModelProto = convert_float_to_float16(copied, keep_io_types=True)
+    halved: onnx.ModelProto = convert_float_to_float16(
+        copied,
+        keep_io_types=True,
+        max_finite_val=_LARGEST_HALF,
+        node_block_list=kept,
+    )
+    _without_detours(halved.graph)
+    del halved.graph.value_info[:]  # of float32
+    OnnxModel(halved).topological_sort()  # it leaves its casts at the end
     return halved
+
+
+def _without_detours(graph: onnx.GraphProto) -> None:
+    """Takes out, in place, casts to float16 and back, between two steps that stay in float32."""
+    casts = [node for node in graph.node if node.op_type == "Cast"]
+    to = {node.output[0]: node.attribute[0].i for node in casts}
+    source = {node.output[0]: node.input[0] for node in casts}
+    for node in casts:
+        half, whole = node.input[0], node.output[0]
+        if to[whole] != onnx.TensorProto.FLOAT or to.get(half) != onnx.TensorProto.FLOAT16:
+            continue
+        start = source[half]
+        given, wanted = (start, whole) if whole not in _names(graph.output) else (whole, start)
+        for other in graph.node:  # who took the one takes the other
+            other.input[:] = [given if name == wanted else name for name in other.input]
+            other.output[:] = [given if name == wanted else name for name in other.output]
+        graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input} | _names(graph.output)
+    for node in casts:
+        if node.output[0] not in used and node in graph.node:
+            graph.node.remove(node)
+
+
+def _names(tensors: Iterable[onnx.ValueInfoProto]) -> set[str]:
+    return {tensor.name for tensor in tensors}
+
+
+def _in_users_units(graph: onnx.GraphProto) -> list[str]:
+    """The nodes into and out of the network's own units, which stay as they are.
+
+    A user's numbers may be too large for float16 or have too many digits for it.
+    """
+    steps: list[str] = []
+    given = {tensor.name for tensor in graph.input}
+    for node in graph.node:
+        if node.op_type in ("Sub", "Mul") and given & set(node.input):
+            steps.append(node.name)
+            given |= set(node.output)
+    wanted = {tensor.name for tensor in graph.output}
+    for node in reversed(graph.node):
+        if node.op_type in ("Add", "Mul") and wanted & set(node.output):
+            steps.append(node.name)
+            wanted |= set(node.input)
+    return steps
 
 
 def _in_bytes(whole: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import onnx
 import pytest
 
 from neurona_training import train
 from neurona_training.data.catalogue import SOURCES, Source
-from neurona_training.errors import ExportError
+from neurona_training.errors import ExportError, FitError
 from neurona_training.recipes import RECIPES
 from neurona_training.train import main
 
@@ -179,3 +180,36 @@ def test_the_exporter_is_quiet(tmp_path):
     assert progress.split("\r")[-1].startswith("rnn: 100%")
     assert "arning" not in ran.stderr
     assert "Skipping" not in ran.stderr
+
+
+def test_all_trains_what_is_not_there_and_goes_on_after_a_failure(tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise FitError("the loss is no number")
+
+    by_hand, rnn = RECIPES["mcculloch-pitts"], RECIPES["rnn"]
+    some = {
+        "broken": replace(rnn, name="broken", learner=fail),
+        "mcculloch-pitts": replace(
+            by_hand, trainings={name: by_hand.trainings[name] for name in ("and", "not")}
+        ),
+    }
+    some["broken"] = replace(some["broken"], trainings={"sunspots": rnn.training})
+    monkeypatch.setattr("neurona_training.arguments.RECIPES", some)
+    monkeypatch.setattr("neurona_training.train.RECIPES", some)
+    asked = ["--all", "--no-report", "--out", str(tmp_path)]
+    assert main(asked) == 1
+    printed = capsys.readouterr()
+    assert "3/3 mcculloch-pitts-not: mcculloch-pitts on not" in printed.out
+    errors = [line for line in printed.err.splitlines() if "error" in line]
+    assert errors == [
+        "neurona-train: error: the loss is no number",
+        "neurona-train: error: not trained: broken",
+    ]
+    models = [
+        tmp_path / name / "1" / "model.onnx" for name in ("mcculloch-pitts", "mcculloch-pitts-not")
+    ]
+    before = [path.stat().st_mtime_ns for path in models]
+    assert main(asked) == 1
+    assert capsys.readouterr().out.count("is there already") == 2
+    assert [path.stat().st_mtime_ns for path in models] == before
+    assert "own data and names" in _refused(capsys, "--all", "--data", "and")

@@ -28,6 +28,7 @@ def tumours() -> Dataset:
             description="what an image of a fine needle aspirate shows of the cell nuclei: "
             + ", ".join(str(name) for name in cancer.feature_names),
             unit="pixels, grey levels, ratios",
+            columns=tuple(str(name) for name in cancer.feature_names),
         ),
         labels=tuple(str(name) for name in cancer.target_names),
     )

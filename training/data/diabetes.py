@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.parts import parts
 
+_COLUMNS = (
+    *("age", "sex", "body mass index", "blood pressure", "total cholesterol"),
+    *("LDL", "HDL", "cholesterol / HDL", "log triglycerides", "blood sugar"),
+)
+
 
 def progression() -> Dataset:
     """How far the disease has come a year after the measurements, (rows, 10) -> (rows, 1)."""
@@ -32,6 +37,7 @@ def progression() -> Dataset:
             "of the blood serum: total cholesterol, LDL, HDL, total cholesterol / HDL, logarithm "
             "of the triglycerides, blood sugar",
             unit="years, 1 or 2, kg/m2, mmHg, mg/dl",
+            columns=_COLUMNS,
         ),
         values=(Value(name="progression after a year", unit="points"),),
         baselines={

@@ -41,6 +41,7 @@ def _dataset(name: str, labels: tuple[str, ...]) -> Dataset:
             axes=("batch", "length"),
             description="sepal length, sepal width, petal length, petal width",
             unit="cm",
+            columns=("sepal length", "sepal width", "petal length", "petal width"),
         ),
         labels=labels,
     )

@@ -43,35 +43,20 @@ def curves(story: Story) -> Figure:
         right.set_title(literal(f"RMSE{unit}"), fontsize=11, color=INK, loc="left")
     best = story.fitted.best_epoch
     for axes in (left, right):
-        _mark(axes, best, len(history), rising=data.is_classification and axes is right)
+        _mark(axes, best)
     if 0 < best <= len(history):
         metric = metrics[best - 1]
         text = f"{metric:.2%}" if data.is_classification else f"{metric:.4g}"
-        right.plot([best], [metric], "o", color=INK, markersize=6, label=f"best: {text}")
-    left.legend(frameon=False, fontsize=9, loc="upper center")
-    right.legend(
-        frameon=False,
-        fontsize=9,
-        loc="lower center" if data.is_classification else "upper center",
-    )
+        right.plot([best], [metric], "o", color=INK, markersize=6, label=text)
+    for axes in (left, right):
+        axes.legend(fontsize=9, framealpha=0.85, edgecolor="none")
     return drawn
 
 
-def _mark(axes: Axes, best: int, epochs: int, *, rising: bool) -> None:
-    height = 0.03 if rising else 0.93  # where the curve is not
+def _mark(axes: Axes, best: int) -> None:
     plain(axes)
     axes.set_xlabel("epoch", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if best:
-        axes.axvline(best, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-        beyond = best > epochs / 2
-        axes.annotate(
-            f"epoch {best}",
-            (best, height),
-            xycoords=("data", "axes fraction"),
-            xytext=(-4 if beyond else 4, 0),
-            textcoords="offset points",
-            ha="right" if beyond else "left",
-            fontsize=8.5,
-            color=GREY,
-        )
+        label = f"best: epoch {best}"
+        axes.axvline(best, color=GREY, linewidth=1, linestyle=(0, (4, 3)), label=label)

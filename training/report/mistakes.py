@@ -40,12 +40,12 @@ def gallery(story: Story) -> Figure | None:
     rows = story.worst[:SHOWN]
     across = min(_COLUMNS if data.kind == "images" else 4, len(rows))
     down = -(-len(rows) // across)
-    tall = 2.7 if data.is_classification else 2.0
+    tall = 2.0 if not data.is_classification else 2.3 if data.kind == "images" else 2.7
     drawn = figure(9.5, tall * down)
     cells = drawn.subfigures(down, across, squeeze=False)
     for row, cell in zip(rows, cells.flat, strict=False):
         if data.is_classification:
-            top, bottom = cell.subplots(2, 1, height_ratios=[3, 1.25])
+            top, bottom = cell.subplots(2, 1, height_ratios=[3.4, 1])
             _bars(bottom, story, row)
         else:
             top = cell.subplots()
@@ -101,12 +101,14 @@ def _said(story: Story, row: int, *, short_names: bool = True) -> str:
     if not story.data.is_classification:
         worst = int(np.abs(answered - target).argmax())
         return f"true {target[worst]:.4g}, predicted {answered[worst]:.4g}"
-    labels = [short(label, 12) if short_names else label for label in story.data.labels]
-    said = int(answered.argmax())
+    labels = story.data.labels
+    said, sure = int(answered.argmax()), f"{answered.max():.0%}"
+    if not short_names:
+        wrong = "" if said == target else f"{labels[target]}, taken for "
+        return f"{wrong}{labels[said]}, {sure}"
     if said == target:
-        return f"{labels[target]}, found with {answered[said]:.0%}"
-    break_ = "\n" if short_names else ", "
-    return f"{labels[target]}{break_}taken for {labels[said]}, {answered[said]:.0%}"
+        return f"{short(labels[said], 12)}, {sure}"
+    return f"true: {short(labels[target], 12)}\nsaid: {short(labels[said], 10)}, {sure}"
 
 
 def _draw(axes: Axes, story: Story, row: int) -> None:

@@ -75,4 +75,4 @@ class Story:
         if len(given.columns) == count:
             return list(given.columns)
         axis = given.axes[-1] if given.axes[-1] != "batch" else given.name
-        return [f"{axis} {place}" for place in range(1, count + 1)]
+        return [axis] if count == 1 else [f"{axis} {place}" for place in range(1, count + 1)]

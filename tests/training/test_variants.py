@@ -1,0 +1,115 @@
+"""float16 and int8: smaller files with the same face, and what they cost measured."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from neurona_protos import metadata
+from neurona_training import variants
+from neurona_training.data import Dataset, Input, Split, Value, digits
+from neurona_training.errors import ExportError
+from neurona_training.evaluate import accuracy, figures
+from neurona_training.export import export
+from neurona_training.metadata import describe
+from neurona_training.recipes import RECIPES
+from neurona_training.train import main
+
+
+@pytest.fixture(scope="module")
+def data():
+    return digits.images()
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    torch.manual_seed(0)
+    network = RECIPES["lenet5"].network(data).eval()
+    return export(network, data, describe(data, "a test", figures(network, data), {}))
+
+
+@pytest.mark.parametrize(("variant", "part"), [("float16", 0.6), ("int8", 0.4)])
+def test_a_variant_is_smaller_and_says_what_it_costs(model, data, variant, part):
+    smaller, described = variants.made(variant, model, data)
+    assert len(smaller) < part * len(model)
+    onnx.checker.check_model(onnx.load_from_string(smaller))
+    session = onnxruntime.InferenceSession(smaller)
+    assert {one.type for one in (*session.get_inputs(), *session.get_outputs())} == {
+        "tensor(float)"
+    }
+    (answered,) = session.run(None, {"image": data.test.inputs[:50]})
+    (expected,) = onnxruntime.InferenceSession(model).run(None, {"image": data.test.inputs[:50]})
+    np.testing.assert_allclose(answered, expected, atol=0.05)
+    assert (answered != expected).any()
+
+    props = {one.key: one.value for one in onnx.load_from_string(smaller).metadata_props}
+    assert metadata.from_json(props[metadata.KEY]) == described
+    own = variants.asked(smaller, data)
+    assert described.figures["test_accuracy"] == accuracy(own, data.test.targets)
+    whole = variants.asked(model, data)
+    assert described.figures["float32_test_accuracy"] == accuracy(whole, data.test.targets)
+    assert "validation_accuracy" not in described.figures
+    assert described.provenance["variant"] == variant
+
+
+def test_what_has_no_products_to_make_smaller_is_refused(data):
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.linspace(-1, 1, 10))
+
+        def forward(self, image):
+            return image.mean(dim=(1, 2))[:, None] * self.weight
+
+    network = Sum()
+    model = export(network, data, describe(data, "a test", figures(network, data), {}))
+    with pytest.raises(ExportError, match="int8 is not possible: none of its steps"):
+        variants.made("int8", model, data)
+    variants.made("float16", model, data)
+
+
+def test_numbers_beyond_float16_are_refused(model, data):
+    huge = onnx.load_from_string(model)
+    (weight,) = [one for one in huge.graph.initializer if one.name.endswith("output.weight")]
+    weight.CopyFrom(
+        onnx.numpy_helper.from_array(1e7 * onnx.numpy_helper.to_array(weight), weight.name)
+    )
+    with pytest.raises(
+        ExportError, match=r"float16 is not possible: .*output.weight' has a number"
+    ):
+        variants.made("float16", huge.SerializeToString(), data)
+
+
+def test_users_units_stay_whole_in_float16():
+    """Values of a million, of which float16 knows nothing, come in and go out."""
+    random = np.random.default_rng(0)
+    inputs = (5e6 + 1e6 * random.normal(size=(60, 3))).astype(np.float32)
+    targets = inputs.sum(axis=1, keepdims=True)
+    parts = [Split(inputs[rows::3], targets[rows::3]) for rows in range(3)]
+    features = Input("features", ("batch", "feature"), "three amounts", "EUR")
+    data = Dataset("sums", "made here", *parts, input=features, values=(Value("sum", "EUR"),))
+    torch.manual_seed(0)
+    network = RECIPES["mlp"].network(data).eval()
+    model = export(network, data, describe(data, "a test", figures(network, data), {}))
+    smaller, _ = variants.made("float16", model, data)
+    answered, expected = variants.asked(smaller, data), variants.asked(model, data)
+    np.testing.assert_allclose(answered, expected, rtol=0, atol=0.01 * targets.std())
+
+
+def test_a_refused_variant_leaves_the_rest(tmp_path, capsys, monkeypatch):
+    whole = variants.made
+
+    def made(variant, model, data):
+        if variant == "int8":
+            raise ExportError("the variant int8 is not possible: a reason")
+        return whole(variant, model, data)
+
+    monkeypatch.setattr(variants, "made", made)
+    asked = ["--variant", "int8", "--variant", "float16", "--no-report", "--out", str(tmp_path)]
+    assert main(["rnn", "--epochs", "1", *asked]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1].endswith("the variant int8 is not possible: a reason")
+    assert "rnn-float16/1/model.onnx: float16" in printed.out
+    assert sorted(path.parts[-3] for path in tmp_path.rglob("model.onnx")) == ["rnn", "rnn-float16"]
