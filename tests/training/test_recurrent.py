@@ -7,17 +7,20 @@ import pytest
 import torch
 
 from neurona_protos import metadata
-from neurona_training import stepwise as steps_of
 from neurona_training.architectures.recurrent import LastState
+from neurona_training.architectures.recurrent_counts import NextCount
 from neurona_training.architectures.scaling import Normalise
-from neurona_training.data import Dataset, Input, Split
+from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.padding import padded
 from neurona_training.errors import ExportError
+from neurona_training.evaluate import answers, rmse
 from neurona_training.export import export
+from neurona_training.fit import fit
 from neurona_training.learning import Run
 from neurona_training.metadata import describe
 from neurona_training.recipes import RECIPES, Training
 from neurona_training.stepwise import prove_pieces, stepwise
+from neurona_training.train import main
 
 CELLS = ("rnn", "gru", "lstm")
 
@@ -143,5 +146,51 @@ def test_only_one_recurrent_layer_has_a_stepwise_form(ragged):
         stepwise(_exported(Two(), ragged), ragged)
 
 
-def test_pieces_are_of_several_sizes():
-    assert min(steps_of.PIECES) == 1 < max(steps_of.PIECES)
+def _counts(rows=300):
+    """A wave of counts whose noise grows with them, foretold one step ahead."""
+    random = np.random.default_rng(1)
+    time = np.arange(rows + 12)
+    series = random.poisson(40 + 35 * np.sin(time / 4)).astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(series, 12)[:-1, :, None].copy()
+    targets = series[12:, None]
+    parts = [Split(windows[a:b], targets[a:b]) for a, b in ((0, 200), (200, 250), (250, rows))]
+    series_input = Input("series", ("batch", "time", "value"), "a wave", "counts")
+    return Dataset("wave", "", *parts, series_input, values=(Value("next", "counts"),))
+
+
+def test_a_forecast_of_counts_begins_with_persistence_and_gets_better():
+    data = _counts()
+    torch.manual_seed(0)
+    network = NextCount("gru", data.train, hidden=8, dropout=0.0)
+    with torch.no_grad():
+        network.output.weight.zero_()
+        network.output.bias.zero_()
+    last = data.test.inputs[:, -1]
+    np.testing.assert_allclose(answers(network, data.test).numpy(), last, rtol=1e-4, atol=1e-3)
+    training = Training(epochs=40, batch_rows=32, learning_rate=2e-2)
+    fit(network, data, training, Run("wave", 0))
+    assert rmse(answers(network, data.test).numpy(), data.test.targets) < 0.9 * rmse(
+        last, data.test.targets
+    )
+
+
+def test_a_forecast_of_counts_reads_each_row_to_its_own_end_and_is_never_negative(operators):
+    data = _counts()
+    network = NextCount("gru", data.train, hidden=8, dropout=0.0).eval()
+    sequence = torch.from_numpy(data.test.inputs[:2]).clone()
+    whole = network(sequence[:, :5])
+    sequence[:, 5:] = 99
+    lengths = torch.tensor([5, 5], dtype=torch.int32)
+    torch.testing.assert_close(network(sequence, lengths), whole)
+    assert operators(_exported(network, data)).count("GRU") == 1  # and it is proved
+    with torch.no_grad():
+        network.output.bias.fill_(-1000)
+    assert network(sequence).tolist() == [[pytest.approx(0, abs=1e-4)]] * 2
+
+
+def test_the_stepwise_form_lies_beside_the_model(tmp_path):
+    out = ["--out", str(tmp_path), "--epochs", "1", "--no-report", "--name", "it"]
+    assert main(["rnn", *out]) == 0
+    folder = tmp_path / "it" / "1"
+    assert [i.name for i in _session(folder / "step.onnx").get_inputs()] == ["series", "initial_h"]
+    assert [i.name for i in _session(folder / "model.onnx").get_inputs()] == ["series"]

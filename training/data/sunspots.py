@@ -17,7 +17,7 @@ from neurona_training.data.files import PublishedFile, fetch
 from neurona_training.errors import DataError
 
 WINDOW = 22  # years: two solar cycles
-MONTHS = 132  # of a window of months: one solar cycle
+MONTHS = 48  # of a window; with more, an autoregression does no better on validation
 
 MONTHLY = PublishedFile(
     "timeseries/monthly-sunspots.csv",
