@@ -31,11 +31,11 @@ returns `Fitted`. It draws its chance from `run.seed` alone, so that it can be r
 how its file is imported only when it learns.
 """
 
-from neurona_training.recipes import classic, convolutional, feedforward, recurrent
+from neurona_training.recipes import classic, convolutional, deep, feedforward, recurrent
 from neurona_training.recipes.recipe import Moves, Recipe, Training, by_gradient
 
 __all__ = ["RECIPES", "Moves", "Recipe", "Training", "by_gradient"]
 
-_ALL = (*classic.RECIPES, *feedforward.RECIPES, *convolutional.RECIPES, *recurrent.RECIPES)
+_FAMILIES = (classic, feedforward, convolutional, deep, recurrent)  # as history went
 
-RECIPES = {recipe.name: recipe for recipe in _ALL}
+RECIPES = {recipe.name: recipe for family in _FAMILIES for recipe in family.RECIPES}

@@ -1,0 +1,113 @@
+"""Recipes of deep convolutional networks, as published for photographs of 1,000 classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from neurona_training.recipes.recipe import Moves, Recipe, Training
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from neurona_training.data import Dataset
+
+
+def _resnet(blocks: tuple[int, ...], bottleneck: bool, data: Dataset) -> nn.Module:
+    from neurona_training.architectures.resnet import ResNet
+    from neurona_training.architectures.scaling import Normalise
+
+    inputs = data.train.inputs
+    return ResNet(
+        Normalise.to_unit_variance(inputs),
+        size=inputs.shape[-1],
+        classes=len(data.labels),
+        blocks=blocks,
+        bottleneck=bottleneck,
+    )
+
+
+def _vgg16(data: Dataset) -> nn.Module:
+    from neurona_training.architectures.scaling import Normalise
+    from neurona_training.architectures.vgg import VGG16
+
+    inputs = data.train.inputs
+    normalise = Normalise.to_unit_variance(inputs)
+    return VGG16(normalise, size=inputs.shape[-1], classes=len(data.labels))
+
+
+def _inception_v3(data: Dataset) -> nn.Module:
+    from neurona_training.architectures.inception import InceptionV3
+    from neurona_training.architectures.scaling import Normalise
+
+    inputs = data.train.inputs
+    normalise = Normalise.to_unit_variance(inputs)
+    return InceptionV3(normalise, size=inputs.shape[-1], classes=len(data.labels))
+
+
+def _xception(data: Dataset) -> nn.Module:
+    from neurona_training.architectures.scaling import Normalise
+    from neurona_training.architectures.xception import Xception
+
+    inputs = data.train.inputs
+    normalise = Normalise.to_unit_variance(inputs)
+    return Xception(normalise, size=inputs.shape[-1], classes=len(data.labels))
+
+
+# Of digits, bundled and small: enough to see that a network learns. Photographs want a GPU.
+_DIGITS = Training(epochs=5, batch_rows=32, learning_rate=1e-3, warm_up=0.1, weight_decay=0.05)
+
+RECIPES = (
+    Recipe(
+        name="vgg16",
+        description="VGG16, 16 layers of one form (2014)",
+        network=_vgg16,
+        takes=("images",),
+        tasks=("classification",),
+        # A smaller rate: there is no normalisation between its layers.
+        trainings={"digits": replace(_DIGITS, learning_rate=1e-4)},
+    ),
+    Recipe(
+        name="inception-v3",
+        description="Inception v3, several ways side by side (2015)",
+        network=_inception_v3,
+        takes=("images",),
+        tasks=("classification",),
+        trainings={"digits": _DIGITS},
+    ),
+    Recipe(
+        name="resnet18",
+        description="ResNet-18, a residual network of 18 layers (2015)",
+        network=lambda data: _resnet((2, 2, 2, 2), bottleneck=False, data=data),
+        takes=("images",),
+        tasks=("classification",),
+        trainings={
+            "digits": _DIGITS,
+            "pneumonia": Training(
+                epochs=10,
+                batch_rows=64,
+                learning_rate=1e-3,
+                warm_up=0.15,
+                weight_decay=0.05,
+                label_smoothing=0.1,
+                moves=Moves(pixels=2.0, degrees=10),
+            ),
+        },
+    ),
+    Recipe(
+        name="resnet50",
+        description="ResNet-50, a residual network of 50 layers (2015)",
+        network=lambda data: _resnet((3, 4, 6, 3), bottleneck=True, data=data),
+        takes=("images",),
+        tasks=("classification",),
+        trainings={"digits": _DIGITS},
+    ),
+    Recipe(
+        name="xception",
+        description="Xception, depthwise separable convolutions (2016)",
+        network=_xception,
+        takes=("images",),
+        tasks=("classification",),
+        trainings={"digits": _DIGITS},
+    ),
+)
