@@ -82,7 +82,7 @@ RECIPES = (
                 moves=Moves(pixels=1.2, degrees=12),
             ),
             "mnist": Training(
-                epochs=45,
+                epochs=30,
                 batch_rows=128,
                 learning_rate=4e-3,
                 label_smoothing=0.1,
