@@ -31,6 +31,12 @@ def accuracy(logits: NDArray[Any], targets: NDArray[Any]) -> float:
     return float(np.mean(logits.argmax(axis=1) == targets))
 
 
+def balanced_accuracy(logits: NDArray[Any], targets: NDArray[Any]) -> float:
+    """The mean over the classes that have rows of the part that is told right, 0..1."""
+    right = logits.argmax(axis=1) == targets
+    return float(np.mean([right[targets == one].mean() for one in np.unique(targets)]))
+
+
 def rmse(values: NDArray[Any], targets: NDArray[Any]) -> float:
     """The root of the mean squared error, in the unit of the targets."""
     return float(np.sqrt(np.mean(np.square(values.astype(np.float64) - targets))))
@@ -68,7 +74,10 @@ def on_test(answered: NDArray[Any], data: Dataset) -> dict[str, float]:
     if not data.is_classification:
         return {"test_rmse": rmse(answered, targets)}
     measured = {"test_accuracy": accuracy(answered, targets)}
-    if len(np.unique(targets)) == len(data.labels):  # without a row of a class it has no meaning
+    counts = np.bincount(targets, minlength=len(data.labels))
+    if counts.max() > 2 * counts.min():  # the large classes could hide the small ones
+        measured["test_balanced_accuracy"] = balanced_accuracy(answered, targets)
+    if counts.all():  # without a row of a class it has no meaning
         measured["test_auc"] = auc(answered, targets)
     return measured
 

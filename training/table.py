@@ -11,7 +11,7 @@ from pathlib import Path
 from neurona_training.errors import OutputError
 
 _HEAD = ("model", "recipe", "data", "test", "against", "parameters", "best epoch")
-TESTED = ("test_accuracy", "test_auc", "test_rmse")
+TESTED = ("test_accuracy", "test_balanced_accuracy", "test_auc", "test_rmse")
 
 
 def table(models: Path) -> list[str]:

@@ -12,7 +12,7 @@ from neurona_training import long_memory
 from neurona_training.architectures.recurrent_sound import HOP, LogMel, frame_count
 from neurona_training.data import adding, names, spoken_digits, sunspots, vowels
 from neurona_training.errors import DataError
-from neurona_training.evaluate import rmse
+from neurona_training.evaluate import accuracy, balanced_accuracy, rmse
 
 SHARED = os.environ.get("NEURONA_SHARED")
 needs_files = pytest.mark.skipif(
@@ -169,3 +169,10 @@ def test_one_picture_for_both(monkeypatch, tmp_path, capsys):
     assert out.read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in said[:2]] == ["rnn", "lstm"]
+
+
+def test_a_class_of_few_rows_counts_as_much_as_one_of_many():
+    targets = np.array([0] * 8 + [1] * 2)
+    always_first = np.eye(3)[np.zeros(10, int)]  # of a third class there are no rows
+    assert accuracy(always_first, targets) == 0.8
+    assert balanced_accuracy(always_first, targets) == 0.5
