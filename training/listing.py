@@ -9,25 +9,17 @@ from neurona_training.recipes import RECIPES
 
 
 def listing() -> list[str]:
-    """The recipes with their data sets, and then the data sets, as a table."""
+    """The recipes, each with its data sets below it, and then the data sets."""
     recipes = [
-        (recipe.name, ", ".join(recipe.trainings), recipe.description)
-        for recipe in RECIPES.values()
+        ("RECIPE", "and its data sets, the default first; it takes others of their kind too")
     ]
-    sources = [(source.name, "", source.description) for source in SOURCES.values()]
-    rows = [
-        ("RECIPE", "DATA (default first)", ""),
-        *recipes,
-        ("", "", ""),
-        ("DATA", "", ""),
-        *sources,
-    ]
-    return _table(rows)
+    for recipe in RECIPES.values():
+        recipes += [(recipe.name, recipe.description), ("", ", ".join(recipe.trainings))]
+    sources = [("DATA", "or the path of own data, see --help")]
+    sources += [(source.name, source.description) for source in SOURCES.values()]
+    return [*_table(recipes), "", *_table(sources)]
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:<{width}}  {text}" for name, text in rows]

@@ -104,6 +104,7 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     from neurona_training.evaluate import figures
     from neurona_training.export import OPSET, export
     from neurona_training.metadata import describe, scaling
+    from neurona_training.progress import say
     from neurona_training.stepwise import STEPS, stepwise
 
     started = time.monotonic()
@@ -134,6 +135,7 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     described = describe(
         data, f"{recipe.description}, trained on: {data.source}", measured, provenance
     )
+    say(f"{arguments.name}: exporting, and asking ONNX Runtime what torch was asked")
     model = export(network, data, described)
     write(model, path)
     if isinstance(network, LastState):  # reads step by step, so it can be served so
@@ -157,6 +159,7 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     if arguments.report:
         from neurona_training.report import Story, page
 
+        say(f"{arguments.name}: drawing the report")
         story = Story(arguments.name, network, data, fitted, training, described, sizes, seconds)
         place = path.parents[1] / "report" / "report.html"
         write(page(story).encode(), place)
