@@ -15,8 +15,10 @@ evaluate.py         figures on the test rows
 export.py           torch -> ONNX, metadata in
   strings.py        inputs of strings
   parity.py         the proof that the ONNX graph answers as the network does
+  stepwise.py       recurrent networks with their state open, proved too
 metadata.py         what the file says about itself
 output.py           files put in place whole
 arguments.py        the command line of `neurona-train`,
 train.py            which goes through the above in that order
+long_memory.py      the adding problem in one picture, a command by itself
 """

@@ -86,10 +86,16 @@ def as_sent(array: NDArray[Any], given: Input) -> NDArray[Any]:
 def _cases(data: Dataset) -> Iterator[Arrays]:
     """The test rows repeated or cut to each batch size and, where there is one, each time."""
     arrays = data.test.arrays
-    has_time = any("time" in given.axes for given in data.inputs)
+    sizes = [
+        array.shape[given.axes.index("time")]
+        for given, array in zip(data.inputs, arrays, strict=True)
+        if "time" in given.axes
+    ]
+    # The data's own too: 40 samples of sound are less than one frame of it.
+    times = list(dict.fromkeys((*TIMES, *sizes))) if sizes else [0]
     for rows in BATCH_SIZES:
         chosen = np.arange(rows) % len(data.test)
-        for time in TIMES if has_time else (0,):
+        for time in times:
             yield tuple(
                 _case(array[chosen], given, time)
                 for given, array in zip(data.inputs, arrays, strict=True)
