@@ -37,6 +37,7 @@ def curves(story: Story) -> Figure:
     right.plot(numbers, metrics, color=BLUE, label="validation", **style)
     if data.is_classification:
         right.yaxis.set_major_formatter(PercentFormatter(1.0))
+        right.set_ylim(top=min(right.get_ylim()[1], 1.005))
         right.set_title("Accuracy", fontsize=11, color=INK, loc="left")
     else:
         unit = f" in {data.values[0].unit}" if data.values[0].unit else ""
