@@ -156,7 +156,7 @@ def test_it_learns_on_a_few_hundred_digits_and_is_exported(name):
     training = replace(recipe.training, epochs=epochs)
     fitted = recipe.fit(data, training, Run(name, 0))
     losses = [epoch.loss for epoch in fitted.history]
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.75 * losses[0]
     accuracy = figures(fitted.network, data)["test_accuracy"]
     assert accuracy > 0.4  # chance: a tenth
     model = export(fitted.network, data, describe(data, "", {}, {}))

@@ -25,7 +25,7 @@ class VGG16(nn.Module):
         seen = 3
         for stage in _STAGES:
             for maps in stage:
-                self.stages.extend([_convolution(seen, maps), nn.ReLU()])
+                self.stages.extend([_convolution(seen, maps, size), nn.ReLU()])
                 seen = maps
             if size > 1:
                 self.stages.append(nn.MaxPool2d(2))
@@ -46,11 +46,14 @@ class VGG16(nn.Module):
         return logits
 
 
-def _convolution(seen: int, maps: int) -> nn.Conv2d:
-    # He and others' first weights (2015): with the paper's own, 16 layers had to be trained
-    # in steps, the shallow ones first.
+def _convolution(seen: int, maps: int, size: int) -> nn.Conv2d:
+    """size: of the maps."""
     convolution = nn.Conv2d(seen, maps, 3, padding=1)
-    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    # He and others' first weights (2015): with the paper's own, 16 layers had to be trained
+    # in steps, the shallow ones first. They keep what comes in as strong as it is, if only the
+    # places are counted that are not padding: one of nine in a map of one pixel.
+    places = min(size, 3) ** 2
+    nn.init.normal_(convolution.weight, std=(2 / (seen * places)) ** 0.5)
     nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
     return convolution
 
