@@ -3,7 +3,7 @@
 Inputs stand in the units that a caller of the served model sends (grey levels, counts),
 never normalised: normalising is the network's own first step.
 
-To add a data set:
+A user's own files become a data set by own.py. To add one that has a name:
 
 1. Write `data/<source>.py` with a function that returns a `Dataset`. Published files are
    named by `PublishedFile` and found by `fetch` (files.py): in the user's folder, or
