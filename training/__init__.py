@@ -11,6 +11,8 @@ fit.py              the training loop, the learner of most recipes, with
   device.py         GPU and precision,
   distributed.py    several processes,
   progress.py       and the progress bar
+rules.py            learning rules without a gradient: by hand, Rosenblatt, Widrow and Hoff
+competition.py      how a neocognitron learns
 evaluate.py         figures on the test rows
 export.py           torch -> ONNX, metadata in
   strings.py        inputs of strings

@@ -6,8 +6,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from serving import Server
 
 from neurona_protos import metadata
+from neurona_protos.prediction_pb2 import PredictRequest
+from neurona_protos.tensors import to_tensor
+from neurona_server.batching.policy import BatchPolicy
 from neurona_training.architectures.classic import Threshold
 from neurona_training.architectures.rows import Columns
 from neurona_training.data import Split
@@ -28,24 +32,38 @@ def _learned(name, data=None, **changed):
     return recipe.fit(loaded, training, Run(name, 0)), loaded
 
 
-@pytest.mark.parametrize(
-    ("name", "true_for"),
-    [
-        ("not", {(0,)}),
-        ("and", {(1, 1)}),
-        ("or", {(0, 1), (1, 0), (1, 1)}),
-        ("nand", {(0, 0), (0, 1), (1, 0)}),
-        ("xor", {(0, 1), (1, 0)}),
-        ("majority", {(0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 1)}),
-    ],
-)
-def test_neurons_with_weights_set_by_hand_give_the_whole_truth_table(tmp_path, ask, name, true_for):
-    command = ["mcculloch-pitts", "--data", name, "--name", name, "--out", str(tmp_path)]
-    assert main(command) == 0
-    model = (tmp_path / name / "1" / "model.onnx").read_bytes()
-    inputs = np.array(list(np.ndindex(*(2,) * len(next(iter(true_for))))), np.float32)
+TRUE_FOR = {
+    "not": {(0,)},
+    "and": {(1, 1)},
+    "or": {(0, 1), (1, 0), (1, 1)},
+    "nand": {(0, 0), (0, 1), (1, 0)},
+    "xor": {(0, 1), (1, 0)},
+    "majority": {(0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 1)},
+}
+
+
+@pytest.fixture(scope="module")
+def logic(tmp_path_factory):
+    """A model repository with McCulloch and Pitts's neurons for each truth table."""
+    root = tmp_path_factory.mktemp("logic")
+    for name in TRUE_FOR:
+        command = ["mcculloch-pitts", "--data", name, "--name", name, "--out", str(root)]
+        assert main(command) == 0
+    return root
+
+
+def _table(name):
+    """All inputs, and for which of them it is true."""
+    true_for = TRUE_FOR[name]
+    inputs = np.array(list(np.ndindex((2,) * len(min(true_for)))), np.float32)
+    return inputs, np.array([tuple(map(int, row)) in true_for for row in inputs])
+
+
+@pytest.mark.parametrize("name", TRUE_FOR)
+def test_neurons_with_weights_set_by_hand_give_the_whole_truth_table(logic, ask, name):
+    model = (logic / name / "1" / "model.onnx").read_bytes()
+    inputs, wanted = _table(name)
     probabilities = ask(model, inputs)
-    wanted = np.array([tuple(map(int, row)) in true_for for row in inputs])
     assert np.array_equal(probabilities[:, 1] == 1, wanted)
     assert np.array_equal(probabilities[:, 0] == 1, ~wanted)
     properties = onnx.load_from_string(model).metadata_props
@@ -53,6 +71,19 @@ def test_neurons_with_weights_set_by_hand_give_the_whole_truth_table(tmp_path, a
     assert list(said.labels) == ["false", "true"]
     assert said.figures["test_accuracy"] == 1
     assert said.provenance["best_epoch"] == "0"
+
+
+def test_truth_tables_are_served(logic):
+    server = Server(logic, BatchPolicy())
+    try:
+        for name in TRUE_FOR:
+            inputs, wanted = _table(name)
+            request = PredictRequest(model=name, inputs=[to_tensor("inputs", inputs)])
+            answer = server.prediction.Predict(request, timeout=10)
+            labels = [row.labels[0] for row in answer.classification.rows]
+            assert labels == ["true" if true else "false" for true in wanted]
+    finally:
+        server.stop()
 
 
 def test_a_neuron_cannot_learn_what_it_has_no_weights_for():
