@@ -106,6 +106,9 @@ def test_semicolons_quotes_and_excels_mark(tmp_path):
         (["1,2", "3,4"], {"target": "1"}, "line 1: numbers; it must have the names"),
         (["x,y", *["1,a"] * 20], {"target": "y"}, "column 'y': one class only, 'a'"),
         (["x,y", *(f"{i}.5,{i}.1" for i in range(5))], {"target": "y"}, "5 rows; 10 are the least"),
+        ([*GOOD, "1e39,red,a"], {"target": "kind"}, "line 22, column 'size': '1e39' is not finite"),
+        (["x,y", *(f"{i},1.5" for i in range(20))], {"target": "y"}, "column 'y': the same in all"),
+        (["x", *["1.5"] * 40], {"series": "x"}, "column 'x': the same in all rows"),
         (["y", *(f"{i}.5" for i in range(20))], {"target": "y"}, "no column is left"),
         (
             ["name,y", *(f"n{i},{i}.5" for i in range(20))],
@@ -228,6 +231,7 @@ def test_sequences_joined_or_padded_are_the_same(tmp_path):
         ({"inputs": np.zeros((20, 4, 2))}, "20 lengths of up to 5 steps"),
         ({"inputs": np.zeros(70)}, "must be numbers, (rows, time, channels) or (steps, channels)"),
         ({"inputs": np.full((70, 2), np.nan)}, "inputs: row 0, step 0, channel 0 is no finite"),
+        ({"inputs": np.full((70, 2), 1e300)}, "inputs: row 0, step 0, channel 0 is no finite"),
         ({"targets": np.zeros(3)}, "targets: float64 of shape [3]"),
         ({"targets": np.array([0.5] * 19 + [np.nan])}, "targets: row 19 is no finite number"),
         ({"targets": np.array(["up"] * 20)}, "one class only, 'up'"),
@@ -240,6 +244,12 @@ def test_sequences_that_are_wrong_name_the_array(tmp_path, changed, said):
     line = _refused(Own(path))
     assert line.startswith(str(path))
     assert said in line
+
+
+def test_a_file_that_only_ends_in_npz_is_told(tmp_path):
+    path = tmp_path / "data.npz"
+    path.write_text("x,y")
+    assert _refused(Own(path)) == f"{path} is no .npz file, as numpy.savez writes it"
 
 
 def test_the_command_tells_it_in_one_line(tmp_path, capsys):

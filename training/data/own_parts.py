@@ -63,10 +63,15 @@ def found_task(texts: Sequence[str], *, numbers: bool) -> Task:
 
 
 def divided(target: Target, where: str) -> tuple[Rows, Rows, Rows]:
-    """The rows of training, validation and test: by chance, each class in the same parts."""
+    """The rows of training, validation and test: by chance, each class in the same parts.
+
+    Raises DataError for few rows, and for a value that never changes.
+    """
     count = len(target.targets)
     if not target.labels and count < LEAST_ROWS:
         raise DataError(f"{where}: {count} rows; {LEAST_ROWS} are the least")
+    if not target.labels and (target.targets == target.targets[0]).all():
+        raise DataError(f"{where}: the same in all rows; there is nothing to learn")
     chance = np.random.default_rng(_SPLIT_SEED)
     codes = target.targets if target.labels else np.zeros(count, np.int64)
     parts: tuple[list[Rows], list[Rows], list[Rows]] = ([], [], [])

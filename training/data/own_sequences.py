@@ -65,6 +65,8 @@ def sequences(own: Own) -> Dataset:
 
 
 def _read(own: Own) -> dict[str, NDArray[Any]]:
+    if not zipfile.is_zipfile(own.path):
+        raise DataError(f"{own.path} is no .npz file, as numpy.savez writes it")
     try:
         with np.load(own.path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -97,6 +99,8 @@ def _padded(own: Own, inputs: NDArray[Any], lengths: NDArray[np.int32]) -> NDArr
         )
     longest = int(lengths.max())
     own_steps = np.arange(longest) < lengths[:, None]  # the others are padding
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told below
+        inputs = inputs.astype(np.float32)
     padded = np.zeros((len(lengths), longest, inputs.shape[-1]), np.float32)
     if inputs.ndim == 2:
         if len(inputs) != lengths.sum():

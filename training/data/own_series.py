@@ -21,6 +21,8 @@ def series(own: Own, table: Table) -> Dataset:
     name, window, horizon = str(own.series), own.window, own.horizon
     table.column(name, "--series")
     values = table.numbers(name)
+    if (values == values[0]).all():
+        raise DataError(f"{own.path}, column {name!r}: the same in all rows; nothing to learn")
     count = len(values) - window - horizon + 1
     first, second = round(TRAIN * count), round((TRAIN + VALIDATION) * count)
     # The windows at the end of a part whose last targets are the next part's are left out.

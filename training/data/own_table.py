@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from neurona_training.errors import DataError
 
+_LARGEST = float(np.finfo(np.float32).max)
 _SEPARATORS = ",;\t"
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?")  # as programs write an absent value
 
@@ -48,7 +49,7 @@ class Table:
             number = _number(cell)
             if number is None:
                 raise DataError(f"{self._where(row, name)}: {cell!r} is not a number")
-            if not abs(number) <= np.finfo(np.float32).max:
+            if not abs(number) <= _LARGEST:
                 raise DataError(f"{self._where(row, name)}: {cell!r} is not finite in float32")
             values[row] = number
         return values
