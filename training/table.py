@@ -64,7 +64,7 @@ def _row(
         for one, value in sorted(figures.items())
         if not one.startswith(("test_", "validation_"))
     ]
-    recipe = provenance["recipe"]
+    recipe, best = provenance["recipe"], provenance.get("best_epoch", "")
     return (
         name,
         f"{recipe} ({provenance['variant']})" if "variant" in provenance else recipe,
@@ -72,7 +72,7 @@ def _row(
         ", ".join(told(one, figures[one], unit) for one in TESTED if one in figures),
         ", ".join(against),
         f"{int(provenance['parameters']):,}" if "parameters" in provenance else "",
-        f"{provenance.get('best_epoch', '')} of {provenance.get('epochs', '')}",
+        "by hand" if best == "0" else f"{best} of {provenance.get('epochs', '')}",
     )
 
 
