@@ -6,6 +6,7 @@ other one of a single input.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -105,6 +106,10 @@ RECIPES = (
         trainings={
             "sunspots": Training(epochs=200, batch_rows=16, learning_rate=3e-3, weight_decay=1e-2),
             **_MORE,
+            # It learns the months slower than a network with gates.
+            "monthly-sunspots": dataclasses.replace(
+                _MONTHLY_SUNSPOTS, epochs=100, learning_rate=3e-3
+            ),
         },
     ),
     Recipe(
