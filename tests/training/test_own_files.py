@@ -1,0 +1,119 @@
+"""A user's images and sequences: what they become, and which file or array is wrong."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from neurona_training.data.own import Own, load
+from neurona_training.errors import DataError
+
+
+def _refused(own):
+    with pytest.raises(DataError) as caught:
+        load(own)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def _images(folder, *, size=(6, 6), mode="L", classes=("cat", "dog"), count=6):
+    random = np.random.default_rng(0)
+    for label in classes:
+        (folder / label).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 256, (*size, 3), np.uint8)
+            Image.fromarray(pixels).convert(mode).save(folder / label / f"{number}.png")
+    return folder
+
+
+def test_a_folder_of_images_has_its_classes_from_its_folders(tmp_path):
+    folder = _images(tmp_path / "pets")
+    (folder / "cat" / ".hidden").write_text("no image")
+    data = load(Own(folder)).learned
+    assert (data.labels, data.kind, data.train.inputs.shape[1:]) == (
+        ("cat", "dog"),
+        "images",
+        (6, 6),
+    )
+    read = np.asarray(Image.open(folder / "cat" / "0.png"), np.float32)
+    whole = np.concatenate([part.inputs for part in (data.train, data.validation, data.test)])
+    assert (whole == read).all(axis=(1, 2)).sum() == 1
+
+
+def test_colours_and_sizes(tmp_path):
+    folder = _images(tmp_path / "pets", size=(6, 9), mode="RGB")
+    assert load(Own(folder)).learned.train.inputs.shape[1:] == (3, 6, 9)
+    data = load(Own(folder, image_size=4)).learned
+    assert data.train.inputs.shape[1:] == (3, 4, 4)
+    assert "central square brought to 4 x 4" in data.input.description
+    Image.new("L", (3, 3)).save(folder / "cat" / "z.png")
+    line = _refused(Own(folder))
+    assert f"{folder / 'cat' / 'z.png'}: 3 x 3 pixels; 0.png has 9 x 6: --image-size" in line
+
+
+def test_images_that_are_wrong_name_the_file_or_folder(tmp_path):
+    folder = _images(tmp_path / "pets")
+    (folder / "emu").mkdir()
+    assert f"{folder / 'emu'}: no image for class 'emu'" in _refused(Own(folder))
+    broken = folder / "emu" / "1.png"
+    broken.write_text("not an image")
+    assert f"{broken} is no image" in _refused(Own(folder))
+    broken.write_bytes((folder / "cat" / "0.png").read_bytes()[:60])
+    assert f"{broken} " in _refused(Own(folder))
+    alone = _images(tmp_path / "alone", classes=("cat",))
+    assert "one class only, 'cat'" in _refused(Own(alone))
+    (tmp_path / "empty").mkdir()
+    assert "no folders in it" in _refused(Own(tmp_path / "empty"))
+
+
+def _sequences(path, **changed):
+    lengths = np.array([3, 5, 2, 4] * 5)
+    arrays = {
+        "inputs": np.arange(2.0 * lengths.sum()).reshape(-1, 2),
+        "lengths": lengths,
+        "targets": np.array(["up", "down"] * 10),
+        **changed,
+    }
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    return path
+
+
+def test_sequences_joined_or_padded_are_the_same(tmp_path):
+    joined = load(Own(_sequences(tmp_path / "a.npz"))).learned
+    assert joined.train.inputs.shape[1:] == (5, 2)
+    assert joined.labels == ("down", "up")
+    lengths, padded = np.array([3, 5, 2, 4] * 5), np.full((20, 7, 2), np.nan)
+    padded[np.arange(7) < lengths[:, None]] = np.arange(2.0 * lengths.sum()).reshape(-1, 2)
+    again = load(Own(_sequences(tmp_path / "b.npz", inputs=padded))).learned
+    np.testing.assert_array_equal(again.test.inputs, joined.test.inputs)
+    np.testing.assert_array_equal(again.test.lengths, joined.test.lengths)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"lengths": None}, "no array 'lengths'; it has inputs, targets"),
+        ({"lengths": np.array([1.5] * 20)}, "lengths: float64 of shape [20]; must be whole"),
+        ({"lengths": np.array([3, 0, 2, 4] * 5)}, "lengths: row 1 has 0 steps"),
+        ({"inputs": np.zeros((69, 2))}, "inputs have 69 steps; the lengths add up to 70"),
+        ({"inputs": np.zeros((20, 4, 2))}, "20 lengths of up to 5 steps"),
+        ({"inputs": np.zeros(70)}, "must be numbers, (rows, time, channels) or (steps, channels)"),
+        ({"inputs": np.full((70, 2), np.nan)}, "inputs: row 0, step 0, channel 0 is no finite"),
+        ({"inputs": np.full((70, 2), 1e300)}, "inputs: row 0, step 0, channel 0 is no finite"),
+        ({"targets": np.zeros(3)}, "targets: float64 of shape [3]"),
+        ({"targets": np.array([0.5] * 19 + [np.nan])}, "targets: row 19 is no finite number"),
+        ({"targets": np.array(["up"] * 20)}, "one class only, 'up'"),
+        ({"targets": np.array([None] * 20)}, "cannot be read as .npz"),
+        ({"channels": np.array(["x"])}, "channels: 1 names for 2 channels"),
+    ],
+)
+def test_sequences_that_are_wrong_name_the_array(tmp_path, changed, said):
+    path = _sequences(tmp_path / "data.npz", **changed)
+    line = _refused(Own(path))
+    assert line.startswith(str(path))
+    assert said in line
+
+
+def test_a_file_that_only_ends_in_npz_is_told(tmp_path):
+    path = tmp_path / "data.npz"
+    path.write_text("x,y")
+    assert _refused(Own(path)) == f"{path} is no .npz file, as numpy.savez writes it"
