@@ -27,6 +27,13 @@ log = logging.getLogger(__name__)
 ACCEPTED = 0.05
 """Seconds in which a stopping door still takes calls, to refuse them."""
 
+QUIET_TURNS = 8
+"""Turns of the loop without a new request after which all is read that was there to read:
+`grpc.aio` takes one call at a time, and each takes it five turns or six."""
+
+MOST_TURNS = 64
+"""Turns after which what has gathered is run although more keeps coming."""
+
 STOPPING = "the server is stopping; call again"
 
 
@@ -49,6 +56,7 @@ class AioListener:
         # waking it costs a system call, so a batch's answers share one.
         self._posted: deque[Callable[[], None]] = deque()
         self._woken = False
+        self._turns = self._quiet_turns = 0
         self._deferred: dict[Callable[[], None], None] = {}  # a set that keeps its order
 
     def start(self, address: str) -> int:
@@ -86,10 +94,17 @@ class AioListener:
 
     def defer(self, callback: Callable[[], None]) -> None:
         if not self._deferred:
+            self._turns = 0
             self._loop.call_soon(self._run_deferred)
         self._deferred[callback] = None
+        self._quiet_turns = 0
 
     def _run_deferred(self) -> None:
+        self._turns += 1
+        self._quiet_turns += 1
+        if self._quiet_turns < QUIET_TURNS and self._turns < MOST_TURNS:
+            self._loop.call_soon(self._run_deferred)
+            return
         deferred, self._deferred = self._deferred, {}
         for callback in deferred:
             callback()
