@@ -22,6 +22,10 @@ log = logging.getLogger(__name__)
 
 NewRun = Callable[[], Run]
 
+HAND_OFFS = 10
+"""The way of a request to an instance's thread and of its answer back to the door, in plain
+hand-offs: two threads are woken, and each waits for the interpreter's lock."""
+
 LONGEST_INLINE = 0.005
 """Seconds: the door reads nothing while it runs a batch."""
 
@@ -77,9 +81,9 @@ class Batcher:
             self._metrics.inline.set(inline)
 
     def _is_short(self) -> bool:
-        """One row costs less than waking a thread for it, and batches do not hold the door up."""
-        one = self.curve.predict(1)
-        return 0.0 < one < hand_off_seconds() and self._recent_seconds < LONGEST_INLINE
+        """One row costs less than the way to a thread and back, and no batch holds the door up."""
+        way = HAND_OFFS * hand_off_seconds()
+        return 0.0 < self.curve.predict(1) < way and self._recent_seconds < LONGEST_INLINE
 
     def submit(self, request: Request, *, wake: bool = True) -> None:
         """Admits a request, or refuses it at once; never waits.

@@ -4,8 +4,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from statistics import median
 
-GAIN = 1.1
-"""Padding pays when the sizes between two rungs cost this many times the upper rung."""
+SLOWER = 1.1
+"""Padding pays when sizes between two rungs cost this many times the upper rung ..."""
+
+SLOW_AT_FIRST = 3.0
+"""... or when a size that is met for the first time does."""
 
 
 class Padding:
@@ -22,15 +25,20 @@ class Padding:
         """The rungs that batches are padded up to."""
         return frozenset(self._padded)
 
-    def measure(self, time_run: Callable[[int], float], seconds: dict[int, float]) -> None:
-        """`time_run(rows)` gives the seconds of one run, `seconds` those of each known rung."""
+    def measure(self, time_run: Callable[[int], float], known: Sequence[int]) -> None:
+        """`time_run(rows)` gives the seconds of one run; `known` are the rungs that have run."""
         for below, rung in zip(self._rungs, self._rungs[1:], strict=False):
-            # Sizes that were not met before, each once, as they come under load.
             sizes = sorted({below + (rung - below) * part // 4 for part in (1, 2, 3)} - {below})
-            if rung in seconds and sizes:
-                between = median([time_run(size) for size in sizes])
-                if between > GAIN * seconds[rung]:
-                    self._padded.add(rung)
+            if rung not in known or not sizes:
+                continue
+            first, later = [], []
+            for size in sizes:  # side by side, so that a machine that slows down slows both
+                runs = [time_run(size), time_run(size)]
+                upper = min(time_run(rung), time_run(rung))
+                first.append(runs[0] / upper)
+                later.append(min(runs) / upper)
+            if median(later) > SLOWER or median(first) > SLOW_AT_FIRST:
+                self._padded.add(rung)
 
     def rows(self, rows: int) -> int:
         """The rows that a batch of `rows` runs with."""

@@ -88,17 +88,42 @@ def test_of_the_rungs_that_fit_the_one_with_most_rows_a_second_is_taken():
     assert curve.best_rung(20.0) == 4
 
 
-def test_padding_pays_only_where_sizes_between_rungs_cost_more_than_the_rung(curve):
+def padded_rungs(time_run):
     padding = Padding(RUNGS)
-    padding.measure(lambda rows: 20.0 if rows > 4 else rows * 1.0, curve.seconds)
+    padding.measure(time_run, RUNGS)
+    return padding
+
+
+def test_padding_pays_only_where_sizes_between_rungs_cost_more_than_the_rung():
+    padding = padded_rungs(lambda rows: 20.0 if 4 < rows < 8 else rows * 1.0)
     assert padding.padded == {8}
     assert [padding.rows(rows) for rows in (1, 3, 4, 5, 8, 9)] == [1, 3, 4, 8, 8, 9]
 
 
-def test_one_slow_size_among_three_is_not_enough_to_pad(curve):
-    padding = Padding(RUNGS)
-    padding.measure(lambda rows: 100.0 if rows == 6 else rows * 1.0, curve.seconds)
+def test_padding_pays_where_a_new_size_has_to_be_prepared():
+    met = set()
+
+    def time_run(rows):
+        known = rows in met or rows in RUNGS
+        met.add(rows)
+        return rows * (1.0 if known else 10.0)
+
+    assert padded_rungs(time_run).padded == {4, 8}
+
+
+def test_what_costs_by_its_rows_is_not_padded():
+    assert padded_rungs(lambda rows: rows + 1.0).padded == frozenset()
+
+
+def test_one_slow_size_among_three_is_not_enough_to_pad():
+    padding = padded_rungs(lambda rows: 100.0 if rows == 6 else rows * 1.0)
     assert padding.padded == frozenset()
+
+
+def test_rungs_that_never_ran_are_not_padded_to():
+    padding = Padding(RUNGS)
+    padding.measure(lambda rows: 1.0 if rows in RUNGS else 9.0, [1, 2, 4])
+    assert padding.padded == {4}
 
 
 def test_the_rung_follows_the_groups_that_really_run(curve):
