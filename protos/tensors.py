@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurona_protos.prediction_pb2 import (
+    DATA_TYPE_BFLOAT16,
     DATA_TYPE_BOOL,
     DATA_TYPE_DOUBLE,
     DATA_TYPE_FLOAT,
@@ -40,13 +41,16 @@ NUMPY_DTYPES: dict[DataType, np.dtype[Any]] = {
     DATA_TYPE_INT32: np.dtype("<i4"),
     DATA_TYPE_INT64: np.dtype("<i8"),
     DATA_TYPE_STRING: np.dtype(object),
+    DATA_TYPE_BFLOAT16: np.dtype("<u2"),  # numpy has none: its bits, the upper half of a FLOAT
     DATA_TYPE_BOOL: np.dtype("?"),
     DATA_TYPE_FLOAT16: np.dtype("<f2"),
     DATA_TYPE_DOUBLE: np.dtype("<f8"),
     DATA_TYPE_UINT32: np.dtype("<u4"),
     DATA_TYPE_UINT64: np.dtype("<u8"),
 }
-_DATA_TYPES = {dtype: number for number, dtype in NUMPY_DTYPES.items()}
+_DATA_TYPES = {
+    dtype: number for number, dtype in NUMPY_DTYPES.items() if number != DATA_TYPE_BFLOAT16
+}
 _LENGTH = struct.Struct("<I")
 _MAX_RANK = 64  # numpy's own limit
 
@@ -75,9 +79,12 @@ def data_type(dtype: np.dtype[Any]) -> DataType:
     return number
 
 
-def to_tensor(name: str, array: Array) -> Tensor:
-    """Raises TensorError for a dtype that a Tensor cannot carry."""
-    number = data_type(array.dtype)
+def to_tensor(name: str, array: Array, dtype: DataType | None = None) -> Tensor:
+    """`dtype` is that of the array unless it is given, as for BFLOAT16, whose arrays are uint16.
+
+    Raises TensorError for a dtype that a Tensor cannot carry.
+    """
+    number = data_type(array.dtype) if dtype is None else dtype
     if number == DATA_TYPE_STRING:
         data = b"".join(_encode_string(name, element) for element in array.ravel())
     else:

@@ -17,10 +17,11 @@ from neurona_server.batching.share import DeviceShare
 from neurona_server.config import Config
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.metrics import Metrics
+from neurona_server.models.cpus import available_cpus
 from neurona_server.models.model import Model, ModelOptions
 from neurona_server.models.registry import Registry
 from neurona_server.models.repository import scan
-from neurona_server.models.session import RuntimeOptions, available_cpus
+from neurona_server.models.session import RuntimeOptions
 from neurona_server.rpc.aio_listener import AioListener, ListenerOptions
 from neurona_server.rpc.health import Health
 from neurona_server.rpc.models import Models

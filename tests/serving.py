@@ -1,5 +1,6 @@
 """All of neurona-serve but its command line, in the test's own process."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,13 +22,22 @@ from neurona_server.rpc.prediction import Prediction
 class Server:
     """Without `start_models` nothing is run before the test starts a model itself."""
 
-    def __init__(self, root: Path, policy: BatchPolicy, *, start_models: bool = True) -> None:
+    def __init__(
+        self,
+        root: Path,
+        policy: BatchPolicy,
+        *,
+        start_models: bool = True,
+        refused: Collection[str] = (),
+    ) -> None:
         if not start_models:
             policy = replace(policy, inline=False)
         self.metrics = Metrics(CollectorRegistry())
         self.registry = Registry()
         self.health = Health()
         for found in scan([root]):
+            if found.name in refused:
+                continue
             model = Model(found, ModelOptions(policy), self.metrics)
             if start_models:
                 model.start()

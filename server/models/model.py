@@ -58,9 +58,9 @@ class Model:
         batched = can_batch(session.inputs, session.outputs, session.run)
         if not batched and all(map(has_free_rows, [*session.inputs, *session.outputs])):
             log.info("%s: its rows change each other, so requests run one by one", found)
-        self.signature = Signature(session.inputs, session.outputs, batched=batched)
-        self.metadata = _metadata(session)
-        self.answer = _answer_index(self.metadata, session.outputs)
+        self.signature = Signature(
+            session.inputs, session.outputs, session.optional, batched=batched
+        )
         self.metrics = metrics.model(found.name, found.version)
         self.batcher = Batcher(
             str(found), options.policy, self.metrics, batched=batched, share=share
@@ -71,6 +71,8 @@ class Model:
         ]
         if not all(warm_up(one.inputs, one.run, self.batcher) for one in sessions):
             log.info("%s: made-up inputs do not suit it, so it is not warmed up", found)
+        self.metadata = _metadata(session)
+        self.answer = _answer_index(self.metadata, session.outputs)
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -119,11 +121,18 @@ class Model:
 def _metadata(session: Session) -> ModelMetadata:
     text = session.properties.get(model_metadata.KEY)
     if text is None:
-        return ModelMetadata()
+        return _metadata_of_zipmap(session)
     try:
         return model_metadata.from_json(text)
     except ValueError as error:
         raise LoadError(str(error)) from error
+
+
+def _metadata_of_zipmap(session: Session) -> ModelMetadata:
+    """What is known of a model that says nothing: a map by class is a classification."""
+    for name, labels in session.class_labels.items():
+        return ModelMetadata(task=Task.TASK_CLASSIFICATION, answer=name, labels=labels)
+    return ModelMetadata()
 
 
 def _answer_index(metadata: ModelMetadata, outputs: Sequence[TensorSpec]) -> int:

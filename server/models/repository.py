@@ -1,4 +1,9 @@
-"""Models on disk: <root>/<name>/<version>/model.onnx."""
+"""Models on disk: <root>/<name>/<version>/model.onnx.
+
+The file may have another name if it is the only one that ends in .onnx; it may be a folder
+called model.onnx that holds it, with its external data beside it; and without a version it
+stands in <root>/<name>/ itself, as version 1.
+"""
 
 import os
 import re
@@ -36,11 +41,7 @@ def scan(roots: Sequence[Path]) -> list[Found]:
     home: dict[str, Path] = {}
     for root in dict.fromkeys(roots):  # one that is named twice is read once
         for name in _folders(root, _NAME):
-            versions = [
-                Found(name, int(version), root / name / version / MODEL_FILE)
-                for version in _folders(root / name, _VERSION)
-                if (root / name / version / MODEL_FILE).is_file()
-            ]
+            versions = _versions(name, root / name)
             if versions and home.setdefault(name, root) != root:
                 raise LoadError(f"model {name!r} stands in {home[name]} and in {root}")
             found += versions
@@ -48,6 +49,22 @@ def scan(roots: Sequence[Path]) -> list[Found]:
         places = ", ".join(str(root) for root in roots)
         raise LoadError(f"no model in {places}: expected <name>/<version>/{MODEL_FILE} there")
     return sorted(found, key=lambda one: (one.name, one.version))
+
+
+def _versions(name: str, folder: Path) -> list[Found]:
+    files = {int(v): _model_file(folder / v) for v in _folders(folder, _VERSION)}
+    found = [Found(name, version, path) for version, path in files.items() if path]
+    bare = None if found else _model_file(folder)
+    return found if bare is None else [Found(name, 1, bare)]
+
+
+def _model_file(folder: Path) -> Path | None:
+    path = folder / MODEL_FILE
+    if path.is_file():
+        return path
+    within = path if path.is_dir() else folder
+    files = [one for one in within.glob("*.onnx") if one.is_file()]
+    return files[0] if len(files) == 1 else None
 
 
 def _folders(parent: Path, pattern: re.Pattern[str]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.request import Array
 from neurona_server.models.signature import TensorSpec
@@ -38,7 +39,11 @@ def make_inputs(inputs: Sequence[TensorSpec], rows: int, free: int) -> dict[str,
             shape[0] = rows
         if math.prod(shape) > MOST_ELEMENTS:
             raise UnsuitableError(f"input {spec.name!r} would have shape {shape}")
-        arrays[spec.name] = _values(random, NUMPY_DTYPES[spec.dtype], shape)
+        if spec.dtype == DataType.DATA_TYPE_BFLOAT16:
+            floats = random.standard_normal(shape).astype(np.float32)
+            arrays[spec.name] = (floats.view(np.uint32) >> 16).astype(np.uint16)
+        else:
+            arrays[spec.name] = _values(random, NUMPY_DTYPES[spec.dtype], shape)
     return arrays
 
 

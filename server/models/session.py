@@ -14,7 +14,10 @@ import onnxruntime
 from neurona_protos.prediction_pb2 import DataType
 from neurona_server.batching.request import Inputs, Outputs
 from neurona_server.errors import LoadError
+from neurona_server.models import bfloat16
+from neurona_server.models.cpus import available_cpus
 from neurona_server.models.signature import TensorSpec
+from neurona_server.models.zipmap import is_zipped, unzip
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +35,18 @@ _ELEMENT_TYPES = {
     "string": DataType.DATA_TYPE_STRING,
     "bool": DataType.DATA_TYPE_BOOL,
     "float16": DataType.DATA_TYPE_FLOAT16,
+    "bfloat16": DataType.DATA_TYPE_BFLOAT16,
     "double": DataType.DATA_TYPE_DOUBLE,
     "uint32": DataType.DATA_TYPE_UINT32,
     "uint64": DataType.DATA_TYPE_UINT64,
 }
 
 
+_NOISE = (
+    re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : "),
+    re.compile(r"^Load model from .+? failed: ?"),
+    re.compile(r"^\S+\.(?:cc|h):\d+ .*?\)(?: const)? (?=[A-Z])"),
+)
 _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[^\s\"'/\\]*[/\\])+(?=[^\s\"'/\\])")
 
 
@@ -67,42 +76,64 @@ class Session:
             self.properties: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # ONNX Runtime raises a class of its own for each status
             log.info("%s: %s", path, error)
-            raise LoadError(f"ONNX Runtime cannot load it: {_without_paths(error)}") from error
+            raise LoadError(f"ONNX Runtime cannot load it: {_reason(error)}") from error
         # Without this, a failing GPU run would silently go on with a CPU session.
         self._session.disable_fallback()
         self.provider: str = self._session.get_providers()[0]
         self.inputs = [_spec("input", node) for node in self._session.get_inputs()]
-        self.outputs = [_spec("output", node) for node in self._session.get_outputs()]
+        # Initialisers that are inputs too: they have a value unless a request brings another.
+        self.optional = [
+            _spec("input", node) for node in self._session.get_overridable_initializers()
+        ]
+        nodes = self._session.get_outputs()
+        self._zipped = {
+            index: node.name for index, node in enumerate(nodes) if is_zipped(node.type)
+        }
+        self.outputs = [
+            TensorSpec(node.name, DataType.DATA_TYPE_FLOAT, (None, None))
+            if index in self._zipped
+            else _spec("output", node)
+            for index, node in enumerate(nodes)
+        ]
+        self._bfloat16 = {
+            spec.name
+            for spec in [*self.inputs, *self.optional, *self.outputs]
+            if spec.dtype == DataType.DATA_TYPE_BFLOAT16
+        }
+        self.class_labels: dict[str, tuple[str, ...]] = {}
+        """By output of class probabilities that were a map: its keys, known once it has run."""
 
     def run(self, inputs: Inputs) -> Outputs:
         """All outputs in the graph's order. Releases the GIL; any thread may call it."""
-        outputs: Outputs = self._session.run(None, inputs)
-        return outputs
+        return self.new_run()(inputs)
 
     def new_run(self) -> "SessionRun":
-        return SessionRun(self._session)
+        return SessionRun(self)
+
+    def run_with(self, inputs: Inputs, options: onnxruntime.RunOptions) -> Outputs:
+        if self._bfloat16:
+            outputs = bfloat16.run(
+                self._session, inputs, self._bfloat16, options, onnxruntime.OrtValue
+            )
+        else:
+            outputs = self._session.run(None, inputs, options)
+        for index, name in self._zipped.items():
+            self.class_labels[name], outputs[index] = unzip(outputs[index])
+        return outputs
 
 
 class SessionRun:
     """One run that another thread can terminate: ONNX Runtime looks between two nodes."""
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
         self._options = onnxruntime.RunOptions()
 
     def __call__(self, inputs: Inputs) -> Outputs:
-        outputs: Outputs = self._session.run(None, inputs, self._options)
-        return outputs
+        return self._session.run_with(inputs, self._options)
 
     def terminate(self) -> None:
         self._options.terminate = True
-
-
-def available_cpus() -> int:
-    """The CPUs this process may run on, which under an affinity mask are not the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def usable_providers() -> Sequence[str]:
@@ -121,9 +152,13 @@ def _has_cuda_driver() -> bool:
     return True
 
 
-def _without_paths(error: Exception) -> str:
-    """Its first line, for a caller: who asks what is served learns no folder of the server."""
-    return _PATH.sub("…/", str(error).strip().partition("\n")[0])[:300]
+def _reason(error: Exception) -> str:
+    """What ONNX Runtime says, for a caller: without its own source lines, and without paths, so
+    that who asks what is served learns no folder of the server."""
+    text = str(error).strip().partition("\n")[0]
+    for noise in _NOISE:
+        text = noise.sub("", text)
+    return _PATH.sub("…/", text)[:300]
 
 
 def _spec(role: str, node: onnxruntime.NodeArg) -> TensorSpec:

@@ -33,12 +33,19 @@ class Signature:
     """
 
     def __init__(
-        self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, batched: bool
+        self,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        optional: Sequence[TensorSpec] = (),
+        *,
+        batched: bool,
     ) -> None:
         self.inputs = tuple(inputs)
+        self.optional = tuple(optional)
         self.outputs = tuple(outputs)
         self.batched = batched
         self._specs = {spec.name: spec for spec in self.inputs}
+        self._optional = {spec.name: spec for spec in self.optional}
         # Names of free sizes that stand more than once: they must be the same everywhere.
         names = Counter(s for spec in self.inputs for s in spec.shape if isinstance(s, str))
         self._shared = {name for name, count in names.items() if count > 1}
@@ -50,7 +57,7 @@ class Signature:
         Raises InvalidError that names the input, what came and what was expected.
         """
         if inputs.keys() != self._specs.keys():
-            raise self._wrong_names(inputs)
+            self._check_optional(inputs)
         rows = 1
         leader = None  # the input that said how many rows there are
         sizes: dict[str, int] = {}
@@ -77,11 +84,30 @@ class Signature:
         return rows
 
     def group(self, inputs: Mapping[str, Described]) -> Hashable:
-        """Requests of equal group can share a run: all their sizes but the rows are equal."""
+        """Requests of equal group can share a run: all their sizes but the rows are equal.
+
+        A request with an optional input is a group by itself: what it brings is not by rows.
+        """
+        if len(inputs) > len(self.inputs):
+            return object()
         return tuple([inputs[spec.name][1][1:] for spec in self.inputs])
+
+    def _check_optional(self, inputs: Mapping[str, Described]) -> None:
+        if self._specs.keys() - inputs.keys() or (
+            inputs.keys() - self._specs.keys() - self._optional.keys()
+        ):
+            raise self._wrong_names(inputs)
+        for name in inputs.keys() & self._optional.keys():
+            dtype, shape = inputs[name]
+            spec = self._optional[name]
+            if dtype != spec.dtype or not _fits(shape, spec.shape):
+                came = TensorSpec(name, dtype, shape)
+                raise InvalidError(f"input {name!r} is {came}; expected {spec}")
 
     def _wrong_names(self, inputs: Mapping[str, Described]) -> InvalidError:
         expected = ", ".join(f"{spec.name!r} ({spec})" for spec in self.inputs)
+        if self.optional:
+            expected += ", and may have " + ", ".join(repr(spec.name) for spec in self.optional)
         came = ", ".join(quoted(name) for name in inputs) or "none"
         return InvalidError(f"the request has inputs {came}; expected {expected}")
 

@@ -31,7 +31,8 @@ def answer(model: Model, outputs: Outputs, top_k: int, *, raw_outputs: bool) -> 
     if raw_outputs or task == Task.TASK_TENSORS:
         specs = model.signature.outputs
         response.outputs.extend(
-            to_tensor(spec.name, array) for spec, array in zip(specs, outputs, strict=True)
+            to_tensor(spec.name, np.asarray(array), spec.dtype)
+            for spec, array in zip(specs, outputs, strict=True)
         )
     return response
 

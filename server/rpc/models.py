@@ -73,7 +73,10 @@ class Models:
         return DescribeModelResponse(
             model=model.name,
             version=self._version_state(model.name, model.version),
-            inputs=[_description(spec) for spec in model.signature.inputs],
+            inputs=[
+                *[_description(spec) for spec in model.signature.inputs],
+                *[_description(spec, optional=True) for spec in model.signature.optional],
+            ],
             outputs=[_description(spec) for spec in model.signature.outputs],
             batched=model.signature.batched,
             metadata=model.metadata,
@@ -97,10 +100,11 @@ def _batching(model: Model) -> Batching:
     )
 
 
-def _description(spec: TensorSpec) -> TensorDescription:
+def _description(spec: TensorSpec, *, optional: bool = False) -> TensorDescription:
     return TensorDescription(
         name=spec.name,
         dtype=spec.dtype,
         shape=[size if isinstance(size, int) else -1 for size in spec.shape],
         axes=[size if isinstance(size, str) else "" for size in spec.shape],
+        optional=optional,
     )

@@ -28,6 +28,30 @@ def test_what_is_not_called_like_a_model_or_a_version_is_passed_over(tmp_path):
     assert [str(one) for one in scan([tmp_path])] == ["good/1"]
 
 
+def test_a_model_without_a_version_is_version_1(tmp_path):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "model.onnx").touch()
+    make(tmp_path, "both/3")
+    (tmp_path / "both" / "model.onnx").touch()
+    assert [str(one) for one in scan([tmp_path])] == ["bare/1", "both/3"]
+
+
+def test_the_file_may_be_called_otherwise_or_stand_in_a_folder(tmp_path):
+    (tmp_path / "other" / "1").mkdir(parents=True)
+    (tmp_path / "other" / "1" / "net.onnx").touch()
+    (tmp_path / "folder" / "1" / "model.onnx").mkdir(parents=True)
+    (tmp_path / "folder" / "1" / "model.onnx" / "model.onnx").touch()
+    (tmp_path / "folder" / "1" / "model.onnx" / "weights.bin").touch()
+    (tmp_path / "two" / "1").mkdir(parents=True)
+    for name in ("a.onnx", "b.onnx"):  # which of them is not said
+        (tmp_path / "two" / "1" / name).touch()
+    found = {one.name: one.path.relative_to(tmp_path).as_posix() for one in scan([tmp_path])}
+    assert found == {
+        "other": "other/1/net.onnx",
+        "folder": "folder/1/model.onnx/model.onnx",
+    }
+
+
 def test_a_repository_without_a_model_says_what_was_expected(tmp_path):
     with pytest.raises(LoadError, match=r"no model in .*: expected <name>/<version>/model.onnx"):
         scan([tmp_path])

@@ -55,7 +55,7 @@ def test_numpy_text_is_sent_as_strings():
         (Tensor(name="x", dtype=1, shape=[0, 2**62, 2**62]), "shape .0, 4611686018427387904"),
         (Tensor(name="x", dtype=1, shape=[1] * 65, data=b"1234"), "65 axes; expected at most 64"),
         (Tensor(name="x", shape=[1], data=b"1"), "dtype UNDEFINED, which is not supported"),
-        (Tensor(name="x", dtype=16, shape=[1], data=b"12"), "dtype BFLOAT16, which is not"),
+        (Tensor(name="x", dtype=14, shape=[1], data=b"12345678"), "dtype 14, which is not"),
         (Tensor(name="x", dtype=99, shape=[1], data=b"12"), "dtype 99, which is not"),
         (Tensor(name="x", dtype=8, shape=[2**40], data=b""), "0 bytes of data, too few"),
         (Tensor(name="x", dtype=8, shape=[1], data=struct.pack("<I", 9)), "ends inside string 0"),
@@ -75,6 +75,14 @@ def test_what_a_tensor_cannot_carry_is_refused():
         to_tensor("x", np.zeros(1, np.complex64))
     with pytest.raises(TensorError, match="'x' has an element of type int"):
         to_tensor("x", np.array([1, "a"], dtype=object))
+
+
+def test_bfloat16_travels_as_its_bits():
+    bits = np.array([0x3FC0, 0xC000], np.uint16)  # 1.5 and -2
+    tensor = to_tensor("x", bits, DataType.DATA_TYPE_BFLOAT16)
+    assert (tensor.dtype, tensor.data) == (DataType.DATA_TYPE_BFLOAT16, b"\xc0\x3f\x00\xc0")
+    np.testing.assert_array_equal(to_array(tensor), bits)
+    assert to_tensor("x", bits).dtype == DataType.DATA_TYPE_UINT16
 
 
 def test_any_byte_but_zero_is_true():
