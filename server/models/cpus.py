@@ -12,7 +12,7 @@ def available_cpus(cgroup: Path = CGROUP) -> int:
     be stopped by the kernel most of the time."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     quota = _quota(cgroup)
-    return max(1, min(count or 1, math.ceil(quota)))
+    return max(1, math.ceil(min(count or 1, quota)))
 
 
 def _quota(cgroup: Path) -> float:
