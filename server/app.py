@@ -76,7 +76,8 @@ class App:
 
     def _load(self) -> None:
         options = _model_options(self._config)
-        share = DeviceShare(max(2, available_cpus()))
+        # Two runs at a time keep a device busy; more only if each takes fewer CPUs than there are.
+        share = DeviceShare(max(2, available_cpus() // options.runtime.threads))
         for found in scan(self._config.repository):
             started = time.monotonic()
             try:

@@ -35,7 +35,7 @@ class QueueFullError(NeuronaError):
 
     outcome = "rejected"
 
-    def __init__(self, message: str, retry_after: float) -> None:
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 

@@ -4,90 +4,104 @@ import math
 from collections.abc import Callable
 
 from neurona_server.batching.curve import Curve
-from neurona_server.batching.policy import BatchPolicy
+from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.queue import Queue
 from neurona_server.batching.request import Request
 from neurona_server.errors import ExpiredError, QueueFullError
 
-TRUSTED = 5.0
-"""Seconds without a run after which estimates refuse nobody: a request that is let in then
-shows whether they still hold. Else a wrong one, refusing all, could never be mended."""
-
-
 MOST_STRETCH = 4.0
 """What one batch that the machine held up may at most say about the next."""
+
+
+class UnderWay:
+    """A batch that has begun: when, and how long its run was foretold to take."""
+
+    __slots__ = ("began", "foretold")
+
+    def __init__(self, began: float, foretold: float) -> None:
+        self.began = began
+        self.foretold = foretold
 
 
 class Admission:
     """Foretells a request's wait from what waits, what runs and what runs cost."""
 
     def __init__(
-        self,
-        policy: BatchPolicy,
-        queue: Queue,
-        curve: Curve,
-        clock: Callable[[], float],
+        self, policy: BatchPolicy, queue: Queue, curve: Curve, clock: Callable[[], float]
     ) -> None:
         self._policy = policy
         self._queue = queue
         self._curve = curve
         self._clock = clock
         self.instances = 1
-        # By instance: when the batch that is under way began, and should be answered.
-        self._begun: dict[int, tuple[float, float]] = {}
-        self._last = -math.inf
+        self._under_way: set[UnderWay] = set()
         # A batch takes longer than its run: it is joined, answered, and others want the CPU too.
         self._stretch = 1.0
 
-    def begin(self, instance: int, seconds: float) -> None:
-        """An instance begins a batch of which the run was foretold to take `seconds`."""
-        self._begun[instance] = (self._clock(), seconds)
+    def begin(self, foretold: float) -> UnderWay:
+        """A batch begins of which the run was foretold to take so many seconds."""
+        batch = UnderWay(self._clock(), foretold)
+        self._under_way.add(batch)
+        return batch
 
-    def end(self, instance: int) -> None:
-        """The batch is answered."""
-        began, foretold = self._begun.pop(instance)
-        self._last = self._clock()
-        if foretold:
-            stretch = min((self._last - began) / foretold, MOST_STRETCH)
+    def end(self, batch: UnderWay) -> None:
+        """It is answered."""
+        self._under_way.discard(batch)
+        if batch.foretold:
+            stretch = min((self._clock() - batch.began) / batch.foretold, MOST_STRETCH)
             self._stretch = max(1.0, self._stretch + 0.1 * (stretch - self._stretch))
 
-    def wait(self) -> float:
-        """Seconds until a request that comes now would be taken; 0.0 if an instance idles."""
-        waiting = self._queue.backlog_seconds() * self._stretch / self.instances
-        ends = [began + foretold * self._stretch for began, foretold in [*self._begun.values()]]
+    def wait(self, level: Priority = Priority.LOW) -> float:
+        """Seconds until a request of this level that comes now would be taken; 0.0 if an
+        instance idles."""
+        waiting = self._queue.backlog_seconds(level) * self._stretch / self.instances
+        ends = [one.began + one.foretold * self._stretch for one in list(self._under_way)]
         if len(ends) >= self.instances:
             waiting += max(0.0, min(ends) - self._clock())
         return waiting
 
     def check(self, request: Request) -> None:
-        """Raises QueueFullError when too much waits before it, and ExpiredError when it would
-        come too late even if nothing did. Both say what was foretold."""
+        """Refuses what would come too late: raises ExpiredError or QueueFullError, which say
+        what was foretold."""
         objective = self._policy.latency_objective
         if request.deadline == math.inf and objective is None:
             return
         now = self._clock()
         if request.deadline <= now:
             raise ExpiredError("the deadline had passed when the request came")
-        alone = run = self._curve.predict(request.rows, request.group, request.row_bytes)
-        wait = self.wait()
-        if wait:  # others will come and share its run
-            rows = max(request.rows, self._queue.limit)
-            run = self._curve.predict(rows, request.group, request.row_bytes)
-        if not run or (not wait and now - self._last > TRUSTED):
+        if not self._curve.trusted(request.group, now):
             return
+        limit = self._queue.limit
+        alone = self._curve.predict(request.rows, request.group)
         left = request.deadline - now
         if alone > left:
             raise ExpiredError(
                 f"the request would take {_ms(alone)}, its deadline is in {_ms(left)}"
             )
-        # An objective that a run by itself cannot meet must not close the door for good.
-        allowed = left if objective is None else min(left, max(objective, 2 * run))
-        if wait and wait + run > allowed:
-            raise QueueFullError(
-                f"the request would wait {_ms(wait)} and take {_ms(run)}; "
-                f"expected an answer within {_ms(allowed)}",
-                retry_after=wait + run - allowed,
-            )
+        wait = self.wait(request.priority)
+        if not wait:
+            return
+        # The last batch of its group that waits has room for it: it shares that run. So that
+        # run is not waited for; it is as long as what waits makes it or, if more comes, a full one.
+        shared = self._queue.group_rows(request.group) % limit
+        if shared:
+            run = self._curve.predict(shared, request.group) * self._stretch / self.instances
+            wait = max(0.0, wait - run)
+        run = self._curve.predict(min(shared + request.rows, limit), request.group)
+        if wait + run > left:
+            raise _too_much_waits(wait, run, left)
+        full = self._curve.predict(max(request.rows, limit), request.group)
+        # An objective that cannot be met must not close the door for good.
+        if objective is not None and wait + full > max(objective, 2 * full):
+            raise _too_much_waits(wait, full, max(objective, 2 * full))
+
+
+def _too_much_waits(wait: float, run: float, allowed: float) -> QueueFullError:
+    return QueueFullError(
+        f"the request would wait {_ms(wait)} and take {_ms(run)}; "
+        f"expected an answer within {_ms(allowed)}",
+        retry_after=wait + run - allowed,
+    )
 
 
 def _ms(seconds: float) -> str:

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Hashable
 
-Cost = Callable[[int, Hashable, int], float]
-"""Seconds of a run, by its rows, group and bytes a row: `Curve.predict`."""
+Cost = Callable[[int, Hashable], float]
+"""Seconds of a run, by its rows and group: `Curve.predict`."""
 
 
 class Backlog:
@@ -15,40 +15,37 @@ class Backlog:
 
     def __init__(self, cost: Cost) -> None:
         self._cost = cost
-        self._rows: dict[Hashable, int] = {}
-        self._row_bytes: dict[Hashable, int] = {}
         self._seconds: dict[Hashable, float] = {}
         self._changed: set[Hashable] = set()
         self._total = 0.0
         self._limit = 0
+        self.rows: dict[Hashable, int] = {}
 
-    def add(self, group: Hashable, rows: int, row_bytes: int) -> None:
+    def add(self, group: Hashable, rows: int) -> None:
         """Rows that come, or, below zero, that go."""
-        left = self._rows.get(group, 0) + rows
+        left = self.rows.get(group, 0) + rows
         self._changed.add(group)
         if left:
-            self._rows[group] = left
-            self._row_bytes[group] = row_bytes
+            self.rows[group] = left
         else:
-            del self._rows[group], self._row_bytes[group]
+            del self.rows[group]
 
     def seconds(self, limit: int) -> float:
         """For all of it, one run after the other, with `limit` rows in a run."""
         if limit != self._limit:
             self._limit = limit
-            self._changed.update(self._rows)
+            self._changed.update(self.rows)
         for group in self._changed:
             self._total -= self._seconds.pop(group, 0.0)
-            if rows := self._rows.get(group, 0):
+            if rows := self.rows.get(group, 0):
                 self._seconds[group] = self._group_seconds(group, rows, limit)
                 self._total += self._seconds[group]
         self._changed.clear()
-        if not self._rows:
+        if not self.rows:
             self._total = 0.0  # what rounding left
         return self._total
 
     def _group_seconds(self, group: Hashable, rows: int, limit: int) -> float:
-        row_bytes = self._row_bytes[group]
         full, rest = divmod(rows, limit)
-        seconds = full * self._cost(limit, group, row_bytes) if full else 0.0
-        return seconds + (self._cost(rest, group, row_bytes) if rest else 0.0)
+        seconds = full * self._cost(limit, group) if full else 0.0
+        return seconds + (self._cost(rest, group) if rest else 0.0)

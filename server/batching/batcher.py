@@ -15,7 +15,7 @@ from neurona_server.batching.queue import Cut, Queue
 from neurona_server.batching.request import Outputs, Request
 from neurona_server.batching.running import Run, Running
 from neurona_server.batching.share import DeviceShare
-from neurona_server.errors import ExpiredError, ModelFailedError, NeuronaError
+from neurona_server.errors import ExpiredError, ModelFailedError, NeuronaError, QueueFullError
 from neurona_server.metrics import ModelMetrics
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,9 @@ NewRun = Callable[[], Run]
 HAND_OFFS = 10
 """The way of a request to an instance's thread and of its answer back to the door, in plain
 hand-offs: two threads are woken, and each waits for the interpreter's lock."""
+
+EXPLORE = 16
+"""Full batches after which the next higher rung is tried."""
 
 LONGEST_INLINE = 0.005
 """Seconds: the door reads nothing while it runs a batch."""
@@ -63,7 +66,9 @@ class Batcher:
         self._batched = batched
         self._clock = clock
         self._recent_seconds = 0.0
-        self._running: set[Running] = set()
+        self._full_batches = 0  # since a higher rung was tried
+        self._cuts: set[Cut] = set()  # that are being processed
+        self._stop_error: NeuronaError | None = None
         self._share = share or DeviceShare(1 << 30)  # by itself, a model has every turn
         metrics.watch(self.queue, self.curve)
         self.tune()
@@ -71,7 +76,7 @@ class Batcher:
     def tune(self) -> None:
         """Sets the rows of a batch and where it runs by what runs cost now."""
         if self.policy.latency_objective is not None:
-            self.queue.limit = self.curve.best_rung(self.policy.latency_objective)
+            self.queue.limit = self._next_limit()
         # The door does not come back for a batch that is to fill first.
         inline = not self.policy.max_delay and (
             self._is_short() if self.policy.inline is None else self.policy.inline
@@ -79,6 +84,15 @@ class Batcher:
         if inline != self.inline:
             self.inline = inline
             self._metrics.inline.set(inline)
+
+    def _next_limit(self) -> int:
+        """The best rung; now and then, while batches are full, the one above it: what it cost
+        when the machine was slow, it may not cost any more."""
+        best = self.curve.best_rung(self.policy.latency_objective)
+        if self._full_batches >= EXPLORE:
+            self._full_batches = 0
+            return next((rung for rung in self.curve.rungs if rung > best), best)
+        return best
 
     def _is_short(self) -> bool:
         """One row costs less than the way to a thread and back, and no batch holds the door up."""
@@ -92,31 +106,51 @@ class Batcher:
         """
         self.admission.check(request)
         parts = split_request(request, self.policy.max_rows) if self._batched else [request]
-        self.queue.put(parts, retry_after=self.admission.wait(), wake=wake)
+        if request.ended:
+            return
+        try:
+            self.queue.put(parts, wake=wake)
+        except QueueFullError as error:
+            error.retry_after = self.admission.wait(request.priority)
+            raise
 
-    def serve(self, new_run: NewRun, instance: int = 0) -> None:
+    def serve(self, new_run: NewRun) -> None:
         """Runs batch after batch until the queue is closed and empty."""
         while self.queue.wait():
             with self._share.turn(self.name, self._clock):
                 if (cut := self.queue.poll()) is not None:
-                    self.process(cut, new_run, instance)
+                    self.process(cut, new_run)
 
-    def serve_waiting(self, new_run: NewRun, instance: int = 0) -> None:
-        """Runs what waits now, in the caller's thread."""
-        while (cut := self.queue.poll()) is not None:
-            self.process(cut, new_run, instance)
+    def serve_waiting(self, new_run: NewRun) -> None:
+        """Runs what waits now in the caller's thread; what takes long is left to instances."""
+        while self.queue.backlog_seconds() < LONGEST_INLINE:
+            if (cut := self.queue.poll()) is None:
+                return
+            self.process(cut, new_run)
+        self.queue.wake()
 
-    def process(self, cut: Cut, new_run: NewRun, instance: int = 0) -> None:
+    def process(self, cut: Cut, new_run: NewRun) -> None:
         """Ends every request of the cut; raises nothing, whatever the model does."""
-        for request in cut.expired:
-            request.fail(ExpiredError("the deadline passed while the request waited"))
-        if cut.batch:
-            self._metrics.waited([request.taken - request.arrived for request in cut.batch])
-            first = cut.batch[0]
-            foretold = self.curve.predict(cut.rows, first.group, first.row_bytes)
-            self.admission.begin(instance, foretold)
-            self._run_or_halve(cut.batch, new_run)
-            self.admission.end(instance)
+        self._cuts.add(cut)
+        try:
+            if self._stop_error is not None:
+                self._fail(cut, self._stop_error)
+            for request in cut.expired:
+                request.fail(ExpiredError("the deadline passed while the request waited"))
+            if cut.batch:
+                self._metrics.waited([one.taken - one.arrived for one in cut.batch])
+                under_way = self.admission.begin(self.curve.predict(cut.rows, cut.batch[0].group))
+                self._run_or_halve(cut.batch, new_run)
+                self.admission.end(under_way)
+        except Exception:  # a fault of ours: it must end neither the thread nor the callers' hope
+            log.exception("%s: a batch could not be processed", self.name)
+            self._fail(cut, ModelFailedError())
+        finally:
+            self._cuts.discard(cut)
+
+    def forget(self) -> None:
+        """It has run for the last time."""
+        self._share.forget(self.name)
 
     def close(self) -> None:
         """Takes no more; what was admitted is still served."""
@@ -124,15 +158,24 @@ class Batcher:
 
     def cancel_all(self, error: NeuronaError) -> int:
         """Ends all that still wait or run with `error`; how many there were."""
+        self._stop_error = error  # for what is on its way from the queue into a run
         waiting = self.queue.clear()
-        running = [request for one in list(self._running) for request in one.batch]
-        open_ones = [request for request in [*waiting, *running] if not request.ended]
+        cut = [request for cut in list(self._cuts) for request in cut.batch]
+        open_ones = [request for request in [*waiting, *cut] if not request.ended]
         for request in open_ones:
             request.cancel(error)
         return len(open_ones)
 
+    def _fail(self, cut: Cut, error: NeuronaError) -> None:
+        for request in [*cut.expired, *cut.batch]:
+            request.fail(error)
+
     def _run_or_halve(self, batch: Sequence[Request], new_run: NewRun) -> None:
         """A batch that fails is run again by halves, so that only the guilty fail."""
+        now = self._clock()
+        for request in batch:
+            if request.deadline <= now:
+                request.fail(ExpiredError("the deadline passed while the request waited"))
         batch = [request for request in batch if not request.ended]
         if not batch:
             return
@@ -140,11 +183,7 @@ class Batcher:
         try:
             run = new_run()
             running = Running(batch, run)
-            self._running.add(running)
-            try:
-                parts = self._run(batch, run)
-            finally:
-                self._running.discard(running)
+            parts = self._run(batch, run)
         except Exception:
             if running is not None and running.terminated:
                 self._metrics.terminated.inc()
@@ -164,14 +203,16 @@ class Batcher:
         """Each request's outputs. Raises what the model raises, and BatchError."""
         rows = sum([request.rows for request in batch])
         padded = self.padding.rows(rows) if self._batched else rows
-        group, row_bytes = batch[0].group, batch[0].row_bytes
-        predicted = self.curve.predict(padded, group, row_bytes)
+        group = batch[0].group
+        predicted = self.curve.predict(padded, group)
         started = self._clock()
         outputs = run(join(batch, padded))
-        seconds = self._clock() - started
+        ended = self._clock()
+        seconds = ended - started
         parts = split(outputs, batch, padded) if self._batched else [outputs]
         self._metrics.ran(rows, len(batch), padded - rows, seconds, predicted)
-        self.curve.observe(padded, seconds, group, row_bytes)
+        self.curve.observe(padded, seconds, group, ended)
+        self._full_batches += rows >= self.queue.limit
         self._recent_seconds += 0.2 * (seconds - self._recent_seconds)
         self.tune()
         return parts

@@ -1,23 +1,41 @@
 """What a run of so many rows costs: measured at warm-up, learned on from every run."""
 
+import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 
 SAMPLES = 5
 """Runs that an estimate is the median of: one run that the machine held up changes nothing."""
 
+TRUSTED_SAMPLES = 3
+"""Runs of a group before its estimate may refuse anybody."""
+
+TRUSTED_SECONDS = 5.0
+"""How long it may, without another run: a wrong one that refuses all could never be mended."""
+
 MOST_GROUPS = 256
 """Groups of which the relative cost is remembered; the one not seen for longest goes first."""
+
+
+@dataclass
+class _Group:
+    """A group's cost by that of the one that was measured."""
+
+    runs: int = 0
+    factors: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    factor: float = 1.0
+    last: float = -math.inf
 
 
 class Curve:
     """Seconds of a run by its rows, on the rungs of a ladder of batch sizes.
 
     Between the rungs it is a straight line. Groups (the other axes of the inputs: a longer
-    sequence, a larger image) differ by a factor, which is learned for each group; before it
-    is, the ratio of the bytes of a row stands for it.
+    sequence, a larger image) differ by a factor, which is learned for each group from its
+    second run on: the first one of a shape may have to prepare the device.
 
     Any thread may observe and read.
     """
@@ -28,11 +46,11 @@ class Curve:
             rung: deque(maxlen=SAMPLES) for rung in self.rungs
         }
         self._seconds: dict[int, float] = {}
-        self._group: Hashable = None  # the one that the rungs were measured with
-        self._row_bytes = 0
-        self._factors: OrderedDict[Hashable, deque[float]] = OrderedDict()
-        self._factor: dict[Hashable, float] = {}  # the median of each, for readers
-        self._usual = 1.0  # the factor of what runs nowadays, whatever its group
+        self._measured: Hashable = None  # the group that the rungs were measured with
+        self._groups: OrderedDict[Hashable, _Group] = OrderedDict()
+        # The factors of what runs nowadays, whatever its group.
+        self._recent: deque[float] = deque(maxlen=SAMPLES)
+        self._usual = 1.0
         self._learning = threading.Lock()
 
     @property
@@ -41,17 +59,13 @@ class Curve:
         return dict(self._seconds)
 
     def measure(
-        self,
-        time_run: Callable[[int], float],
-        group: Hashable,
-        row_bytes: int,
-        budget: float = 2.0,
+        self, time_run: Callable[[int], float], group: Hashable, budget: float = 2.0
     ) -> None:
         """Runs the ladder from below: `time_run(rows)` gives the seconds of one run.
 
         Stops once it has taken `budget` seconds: higher rungs are learned when they are met.
         """
-        self._group, self._row_bytes = group, row_bytes
+        self._measured = group
         spent = 0.0
         for rung in self.rungs:
             spent += time_run(rung)  # the first run of a shape sets up what later ones have
@@ -64,49 +78,67 @@ class Curve:
             if spent > budget:
                 break
 
-    def predict(self, rows: int, group: Hashable = None, row_bytes: int = 0) -> float:
-        """Seconds of a run; 0.0 while nothing is known."""
-        base = self._base(rows)
-        if not base or group is None or group == self._group:
-            return base
-        factor = self._factor.get(group)
-        if factor is None:
-            factor = row_bytes / self._row_bytes if row_bytes and self._row_bytes else 1.0
-        return base * factor
+    def predict(self, rows: int, group: Hashable = None) -> float:
+        """Seconds of a run; 0.0 while nothing is known. A group that is not known yet is taken
+        for one like that which was measured."""
+        known = self._groups.get(group)
+        return self._base(rows) * (known.factor if known else 1.0)
 
-    def observe(self, rows: int, seconds: float, group: Hashable, row_bytes: int) -> None:
-        """A run of `rows` of `group` took `seconds`."""
+    def trusted(self, group: Hashable, now: float) -> bool:
+        """Whether what is known of this group is enough, and fresh enough, to refuse by."""
+        known = self._groups.get(group)
+        if known is None:
+            return False
+        fresh = now - known.last <= TRUSTED_SECONDS
+        return fresh and (known.runs > TRUSTED_SAMPLES or group == self._measured)
+
+    def observe(self, rows: int, seconds: float, group: Hashable, now: float) -> None:
+        """A run of `rows` of `group` took `seconds` and ended `now`."""
         seconds = max(seconds, 1e-9)  # a coarse clock may have seen no time pass
         with self._learning:
-            if self._group is None:
-                self._group, self._row_bytes = group, row_bytes
+            if self._measured is None:
+                self._measured = group
+            known = self._groups.setdefault(group, _Group())
+            known.runs += 1
+            known.last = now
+            self._groups.move_to_end(group)
+            if len(self._groups) > MOST_GROUPS:
+                self._groups.popitem(last=False)
             base = self._base(rows)
             if base:
-                self._usual += 0.2 * (seconds / base - self._usual)
-            if group == self._group:
+                self._recent.append(seconds / base)
+                self._usual = median(self._recent)
+            if group == self._measured:
                 rung = next((rung for rung in self.rungs if rung >= rows), self.rungs[-1])
                 self._learn(rung, seconds * self._base(rung) / base if base else seconds)
-            elif base:
-                factors = self._factors.setdefault(group, deque(maxlen=SAMPLES))
-                factors.append(seconds / base)
-                self._factor[group] = median(factors)
-                self._factors.move_to_end(group)
-                if len(self._factors) > MOST_GROUPS:
-                    del self._factor[self._factors.popitem(last=False)[0]]
+            elif base and known.runs > 1:
+                known.factors.append(seconds / base)
+                known.factor = median(known.factors)
 
     def best_rung(self, objective: float | None) -> int:
         """The rung with the most rows a second of those that meet `objective` (seconds).
 
         A request may come just after a batch was cut: it waits for that run, then for its
         own, so a rung meets the objective when two of its runs do, at the cost of the groups
-        that run nowadays. Without an objective, or while nothing is known, the highest rung:
-        all that waits is taken.
+        that run nowadays. The lowest rung that is not known yet counts as no dearer than the
+        one below it: it is tried. If none meets the objective, it is the one with the most
+        rows a second of those that cost little more than the cheapest. Without an objective,
+        or while nothing is known, the highest: all that waits is taken.
         """
-        seconds = self._seconds
+        seconds = self.seconds
         if objective is None or not seconds:
             return self.rungs[-1]
-        fitting = [rung for rung in seconds if 2 * seconds[rung] * self._usual <= objective]
-        return max(fitting, key=lambda rung: rung / seconds[rung], default=self.rungs[0])
+        known = list(seconds)
+        for rung in self.rungs:
+            if rung > known[-1]:
+                seconds[rung] = seconds[known[-1]]
+                break
+        allowed = objective / (2 * self._usual)
+        fitting = [rung for rung in seconds if seconds[rung] <= allowed]
+        if not fitting:
+            cheapest = min(seconds.values())
+            fitting = [rung for rung in known if seconds[rung] <= 1.5 * cheapest]
+        return max(fitting, key=lambda rung: (rung / seconds[rung], rung))
 
     def _learn(self, rung: int, seconds: float) -> None:
         samples = self._samples[rung]

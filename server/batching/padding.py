@@ -2,13 +2,15 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from statistics import median
 
 SLOWER = 1.1
 """Padding pays when sizes between two rungs cost this many times the upper rung ..."""
 
 SLOW_AT_FIRST = 3.0
-"""... or when a size that is met for the first time does."""
+"""... or when a size that is met for the first time does ..."""
+
+WORTH = 100e-6
+"""... and the difference is so many seconds at the least: below it is the machine's noise."""
 
 
 class Padding:
@@ -33,11 +35,11 @@ class Padding:
                 continue
             first, later = [], []
             for size in sizes:  # side by side, so that a machine that slows down slows both
-                runs = [time_run(size), time_run(size)]
-                upper = min(time_run(rung), time_run(rung))
-                first.append(runs[0] / upper)
-                later.append(min(runs) / upper)
-            if median(later) > SLOWER or median(first) > SLOW_AT_FIRST:
+                runs = [time_run(size) for _ in range(3)]
+                upper = min([time_run(rung) for _ in range(3)])
+                first.append(runs[0] > SLOW_AT_FIRST * upper and runs[0] - upper > WORTH)
+                later.append(min(runs) > SLOWER * upper and min(runs) - upper > WORTH)
+            if all(first) or all(later):
                 self._padded.add(rung)
 
     def rows(self, rows: int) -> int:

@@ -1,11 +1,14 @@
 """A request with more rows than one run takes: run in parts, answered as one."""
 
+import logging
 import threading
 
 import numpy as np
 
 from neurona_server.batching.request import Array, Inputs, Outputs, Request
 from neurona_server.errors import CancelledError, ModelFailedError, NeuronaError
+
+log = logging.getLogger(__name__)
 
 
 def split_request(request: Request, max_rows: int) -> list[Request]:
@@ -37,7 +40,10 @@ class _Parts:
         whole = self._whole
         inputs: Inputs = {name: array[start:stop] for name, array in whole.inputs.items()}
         rows = stop - start
-        return Request(inputs, rows, whole.group, self._done, whole.deadline, whole.priority)
+        nbytes = whole.nbytes * rows // whole.rows
+        return Request(
+            inputs, rows, whole.group, self._done, whole.deadline, whole.priority, nbytes
+        )
 
     def _done(self, part: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
         if outputs is None:
@@ -49,8 +55,13 @@ class _Parts:
             if len(self._outputs) < len(self.parts):
                 return
         ordered = [self._outputs[part] for part in self.parts]
-        joined: list[Array] = [np.concatenate(arrays) for arrays in zip(*ordered, strict=True)]
-        self._whole.succeed(joined)
+        try:
+            joined: list[Array] = [np.concatenate(arrays) for arrays in zip(*ordered, strict=True)]
+        except ValueError:  # outputs whose other axes depend on the data
+            log.exception("the parts of a request gave outputs that do not fit together")
+            self._whole.fail(ModelFailedError())
+        else:
+            self._whole.succeed(joined)
 
     def _cancel_parts(self) -> None:
         for part in self.parts:

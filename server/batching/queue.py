@@ -14,7 +14,7 @@ from neurona_server.errors import InvalidError, QueueFullError, StoppingError
 Line = OrderedDict[Request, None]  # first come first; a member leaves from anywhere at once
 
 
-@dataclass
+@dataclass(eq=False)  # told apart by identity
 class Cut:
     """What was taken out of a queue: a batch to run, and what must not run any more."""
 
@@ -46,10 +46,14 @@ class Queue:
         self.limit = policy.max_rows  # rows in a batch; self-tuning moves it
         # All other mutable state, guarded by the condition's lock:
         self._levels: tuple[dict[Hashable, Line], ...] = tuple({} for _ in Priority)
-        self._passes = [0.0] * len(Priority)  # rows taken from each level, by its weight
+        # Start-time fair queueing (Goyal et al. 1996): each level's rows taken, by its weight,
+        # and that of the level which was served last, where one that was empty begins.
+        self._passes = [0.0] * len(Priority)
+        self._virtual = 0.0
         self._rows = 0
         self._bytes = 0
-        self._backlog = Backlog(cost)
+        self._cost = cost
+        self._backlogs = tuple(Backlog(cost) for _ in Priority)
         self._closed = False
         self._changed = threading.Condition(threading.Lock())
 
@@ -58,10 +62,25 @@ class Queue:
         """Rows that wait."""
         return self._rows
 
-    def backlog_seconds(self) -> float:
-        """What it takes one instance to run all that waits."""
+    def backlog_seconds(self, level: Priority = Priority.LOW) -> float:
+        """What one instance runs before a request of this level that comes now: all that waits
+        of its level and of more urgent ones, and of the others what their weight gives them."""
         with self._changed:
-            return self._backlog.seconds(self.limit)
+            seconds = [backlog.seconds(self.limit) for backlog in self._backlogs]
+        before = sum(seconds[: level + 1])
+        for lower in Priority:
+            if lower > level:
+                before += min(seconds[lower], before * WEIGHTS[lower] / WEIGHTS[level])
+        return before
+
+    def group_rows(self, group: Hashable) -> int:
+        """Rows of this group that wait."""
+        return sum([backlog.rows.get(group, 0) for backlog in self._backlogs])
+
+    def wake(self) -> None:
+        """Tells the threads in `wait` of what was put without telling them."""
+        with self._changed:
+            self._changed.notify_all()
 
     def __repr__(self) -> str:
         with self._changed:
@@ -74,12 +93,12 @@ class Queue:
         with self._changed:
             return self._clock() - self._oldest() if self._rows else 0.0
 
-    def put(self, requests: Sequence[Request], retry_after: float, *, wake: bool = True) -> None:
+    def put(self, requests: Sequence[Request], *, wake: bool = True) -> None:
         """Admits all of them or none; never waits.
 
         Without `wake`, no thread in `wait` is told: somebody else will come for them.
-        Raises QueueFullError, with `retry_after` seconds in it, when there is no room now;
-        InvalidError when there never will be; StoppingError after `close`.
+        Raises QueueFullError when there is no room now, InvalidError when there never will be,
+        StoppingError after `close`.
         """
         rows = sum([request.rows for request in requests])
         size = sum([request.nbytes for request in requests])
@@ -94,8 +113,7 @@ class Queue:
             if self._rows + rows > most_rows or self._bytes + size > most_bytes:
                 raise QueueFullError(
                     f"the queue is full: {self._rows} of {most_rows} rows and {self._bytes} of "
-                    f"{most_bytes} bytes wait, no room for {rows} rows of {size} bytes",
-                    retry_after,
+                    f"{most_bytes} bytes wait, no room for {rows} rows of {size} bytes"
                 )
             now = self._clock()
             for request in requests:
@@ -144,17 +162,14 @@ class Queue:
 
     def _add(self, request: Request, now: float) -> None:
         lines = self._levels[request.priority]
-        if not lines:  # a level that was empty has no claim on the turns it did not use
-            busy = [p for p, level in zip(self._passes, self._levels, strict=True) if level]
-            self._passes[request.priority] = max(
-                self._passes[request.priority], min(busy, default=0.0)
-            )
+        if not lines:  # a level that was empty has no claim on the turns that it did not use
+            self._passes[request.priority] = max(self._passes[request.priority], self._virtual)
         request.arrived = now
         request.place = self
         lines.setdefault(request.group, OrderedDict())[request] = None
         self._rows += request.rows
         self._bytes += request.nbytes
-        self._backlog.add(request.group, request.rows, request.row_bytes)
+        self._backlogs[request.priority].add(request.group, request.rows)
 
     def _remove(self, line: Line, request: Request) -> None:
         del line[request]
@@ -162,7 +177,7 @@ class Queue:
             del self._levels[request.priority][request.group]
         self._rows -= request.rows
         self._bytes -= request.nbytes
-        self._backlog.add(request.group, -request.rows, request.row_bytes)
+        self._backlogs[request.priority].add(request.group, -request.rows)
 
     def _oldest(self) -> float:
         heads = [next(iter(line)) for lines in self._levels for line in lines.values()]
@@ -172,9 +187,20 @@ class Queue:
         """Seconds until a batch may be cut: 0.0 now, None when there is nothing to wait for."""
         if not self._rows:
             return None
-        if not self._policy.max_delay or self._closed or self._rows >= self.limit:
+        if not self._policy.max_delay or self._closed or self._full_group() is not None:
             return 0.0
-        return max(0.0, self._oldest() + self._policy.max_delay - self._clock())
+        waiting = [r for lines in self._levels for line in lines.values() for r in line]
+        latest = min([one.deadline - self._cost(self.limit, one.group) for one in waiting])
+        ready = min(self._oldest() + self._policy.max_delay, latest)
+        return max(0.0, ready - self._clock())
+
+    def _full_group(self) -> Hashable | None:
+        """A group of which a whole batch waits."""
+        for lines in self._levels:
+            for group in lines:
+                if self.group_rows(group) >= self.limit:
+                    return group
+        return None
 
     def _cut(self) -> Cut:
         level = min(
@@ -183,8 +209,11 @@ class Queue:
         )
         lines = self._levels[level]
         group = min(lines, key=lambda group: next(iter(lines[group])).arrived)
+        if self._policy.max_delay and (full := self._full_group()) is not None and full in lines:
+            group = full
         cut = Cut()
         rows = self._fill(cut, level, group, 0)
+        self._virtual = self._passes[level]
         self._passes[level] += rows / WEIGHTS[level]
         for other in Priority:  # room that is left costs nothing, so nobody pays for it
             if other != level and group in self._levels[other]:

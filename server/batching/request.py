@@ -55,10 +55,12 @@ class Request:
         done: Done,
         deadline: float = math.inf,
         priority: Priority = Priority.NORMAL,
+        nbytes: int = 0,
     ) -> None:
         self.inputs = inputs
         self.rows = rows
-        self.nbytes = sum([array.nbytes for array in inputs.values()])
+        # Strings are objects elsewhere, so what came over the wire may say more than the arrays.
+        self.nbytes = max(nbytes, sum([array.nbytes for array in inputs.values()]))
         self.group = group
         self.deadline = deadline
         self.priority = priority
@@ -68,10 +70,6 @@ class Request:
         # Whoever pops the callback ends the request. list.pop is atomic, so of two threads
         # (the batch's and the caller's cancellation) exactly one does, without a lock.
         self._open = [done]
-
-    @property
-    def row_bytes(self) -> int:
-        return self.nbytes // self.rows
 
     @property
     def ended(self) -> bool:

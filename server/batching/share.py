@@ -39,7 +39,7 @@ class DeviceShare:
             yield
         finally:
             with self._changed:
-                self._used[model] += clock() - started
+                self._used[model] = self._used.get(model, 0.0) + clock() - started
                 self._running.remove(model)
                 self._free += 1
                 if self._waiting:
@@ -53,9 +53,9 @@ class DeviceShare:
     def _enter(self, model: str) -> None:
         if model not in self._waiting and model not in self._running:
             # Who was idle has no claim on the time that it did not use.
-            active = [self._used[name] for name in {*self._waiting, *self._running}]
+            active = [self._used.get(name, 0.0) for name in {*self._waiting, *self._running}]
             self._used[model] = max(self._used.get(model, 0.0), min(active, default=0.0))
         self._waiting.append(model)
 
     def _next(self) -> str:
-        return min(self._waiting, key=lambda model: self._used[model])
+        return min(self._waiting, key=lambda model: self._used.get(model, 0.0))

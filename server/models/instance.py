@@ -15,7 +15,7 @@ class Instance:
         # A daemon: a run that never returns must not keep the process from ending.
         self._thread = threading.Thread(
             target=batcher.serve,
-            args=(session.new_run, number),
+            args=(session.new_run,),
             name=f"{batcher.name}#{number}",
             daemon=True,
         )

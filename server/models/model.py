@@ -105,6 +105,7 @@ class Model:
         self.batcher.close()
         end = time.monotonic() + timeout
         if self._join(end):
+            self.batcher.forget()
             return True
         error = StoppingError("the server stopped before the request's turn came")
         if lost := self.batcher.cancel_all(error):

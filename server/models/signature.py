@@ -87,10 +87,12 @@ class Signature:
         """Requests of equal group can share a run: all their sizes but the rows are equal.
 
         A request with an optional input is a group by itself: what it brings is not by rows.
+        Without a batch axis groups share nothing, but tell what a run of theirs costs.
         """
         if len(inputs) > len(self.inputs):
             return object()
-        return tuple([inputs[spec.name][1][1:] for spec in self.inputs])
+        first = 1 if self.batched else 0
+        return tuple([inputs[spec.name][1][first:] for spec in self.inputs])
 
     def _check_optional(self, inputs: Mapping[str, Described]) -> None:
         if self._specs.keys() - inputs.keys() or (

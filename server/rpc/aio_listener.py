@@ -107,7 +107,10 @@ class AioListener:
             return
         deferred, self._deferred = self._deferred, {}
         for callback in deferred:
-            callback()
+            try:
+                callback()
+            except Exception:  # one model's fault is not the others'
+                log.exception("a deferred call failed")
 
     def _run_posted(self) -> None:
         self._woken = False  # before the last look, so that what comes after it wakes us again

@@ -95,13 +95,14 @@ class Prediction:
             deliver(None, error)
             return
 
+        # Not the message itself: it holds all its bytes.
+        top_k, raw_outputs = message.top_k or 1, message.raw_outputs
+
         def done(_: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
             response = None
             if outputs is not None:
                 try:
-                    response = answer(
-                        model, outputs, message.top_k or 1, raw_outputs=message.raw_outputs
-                    )
+                    response = answer(model, outputs, top_k, raw_outputs=raw_outputs)
                 except Exception:
                     # Whatever is wrong with one answer, its caller hears of it.
                     log.exception("%s: an answer cannot be written", model)
@@ -112,7 +113,8 @@ class Prediction:
             deliver(response, error)
 
         group = model.signature.group(described)
-        request = Request(inputs, rows, group, done, deadline, priority)
+        size = message.ByteSize()
+        request = Request(inputs, rows, group, done, deadline, priority, size)
         track(request)
         try:
             model.submit(request, defer)
@@ -130,8 +132,14 @@ class Prediction:
         def deliver(response: PredictResponse | None, error: NeuronaError | None) -> None:
             if response is None:
                 call.fail(error or ModelFailedError())
+                return
+            try:
+                body = response.SerializeToString()
+            except Exception:  # larger than protobuf can say
+                log.exception("an answer cannot be written")
+                call.fail(ModelFailedError())
             else:
-                call.reply(response.SerializeToString())
+                call.reply(body)
 
         def track(request: Request) -> None:
             call.on_cancel(partial(cancel, request))

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from puppets import Asked, Puppet, PuppetBatcher
 
-from neurona_server.batching.policy import BatchPolicy
+from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.request import Request
+from neurona_server.batching.share import DeviceShare
 from neurona_server.errors import (
     CancelledError,
     ExpiredError,
@@ -178,6 +179,28 @@ class TestARequestWithMoreThanMaxRows:
         batcher.step(puppet)
         assert neighbour.answer == [10]
 
+    def test_passes_its_deadline_and_its_level_on(self, batcher):
+        asked = Asked(batcher, range(20), deadline=batcher.clock.now + 5, priority=Priority.LOW)
+        parts = batcher.queue.poll().batch
+        assert [(part.deadline, part.priority) for part in parts] == [
+            (asked.request.deadline, Priority.LOW)
+        ]
+
+    def test_fails_when_its_parts_do_not_fit_together(self, batcher):
+        asked = Asked(batcher, range(10))
+        widths = iter([1, 2])
+        puppet = Puppet(answer=lambda inputs: [np.zeros((len(inputs["x"]), next(widths)))])
+        while batcher.step(puppet):
+            pass
+        assert asked.answer is ModelFailedError
+
+    def test_that_ended_before_it_came_leaves_nothing_behind(self, batcher):
+        array = np.zeros((20, 1), np.float32)
+        request = Request({"x": array}, 20, (1,), lambda *_: None)
+        request.fail(CancelledError())
+        batcher.submit(request)
+        assert batcher.queue.rows == 0
+
     def test_leaves_with_all_its_parts_when_it_is_cancelled(self, batcher):
         asked = Asked(batcher, range(20))
         asked.request.cancel(CancelledError())
@@ -230,7 +253,7 @@ def test_the_door_runs_what_waits_until_nothing_does(batcher):
 )
 def test_short_runs_are_the_doors_unless_told_otherwise(policy, seconds, inline):
     batcher = PuppetBatcher(policy)
-    batcher.curve.measure(lambda rows: seconds, (1,), 4)
+    batcher.curve.measure(lambda rows: seconds, (1,))
     batcher.tune()
     assert batcher.inline is inline
     assert batcher.value("inline") == inline
@@ -238,7 +261,7 @@ def test_short_runs_are_the_doors_unless_told_otherwise(policy, seconds, inline)
 
 def test_runs_that_became_long_leave_the_door():
     batcher = PuppetBatcher(BatchPolicy())
-    batcher.curve.measure(lambda rows: 1e-7, (1,), 4)
+    batcher.curve.measure(lambda rows: 1e-7, (1,))
     batcher.tune()
 
     def take_long(_):
@@ -252,7 +275,7 @@ def test_runs_that_became_long_leave_the_door():
 
 def test_padding_fills_up_to_the_rung_and_changes_no_answer(batcher):
     # Sizes between rungs cost ten times a rung, as on a device that prepares for each shape.
-    batcher.curve.measure(lambda rows: 0.001, (1,), 4)
+    batcher.curve.measure(lambda rows: 0.001, (1,))
     batcher.padding.measure(lambda rows: 0.001 if rows in (1, 2, 4, 8) else 0.01, [4, 8])
     asked = [Asked(batcher, [1]), Asked(batcher, [2, 3, 4]), Asked(batcher, [np.nan])]
     puppet = Puppet()
@@ -268,7 +291,7 @@ def test_runs_and_waits_are_counted(batcher):
     def take_a_second(_):
         batcher.clock.now += 1
 
-    batcher.curve.measure(lambda rows: 2.0, (1,), 4, budget=1e9)
+    batcher.curve.measure(lambda rows: 2.0, (1,), budget=1e9)
     for values in ([1], [2, 3], [4]):
         Asked(batcher, values)
         batcher.clock.now += 1
@@ -282,6 +305,61 @@ def test_runs_and_waits_are_counted(batcher):
     assert batcher.value("queue_rows") == 0
     assert batcher.value("batch_limit_rows") == 8
     assert batcher.value("run_predicted_seconds", rows="1") == 2.0
+
+
+def test_every_run_teaches_what_runs_cost(batcher):
+    def take_two_seconds(_):
+        batcher.clock.now += 2
+
+    Asked(batcher, [1])
+    batcher.step(Puppet(before=take_two_seconds))
+    assert batcher.curve.predict(1, (1,)) == 2.0
+
+
+def test_a_fault_of_ours_ends_the_requests_and_not_the_thread(batcher, monkeypatch):
+    def fail(_):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(batcher.admission, "begin", fail)
+    asked = Asked(batcher, [1])
+    batcher.close()
+    batcher.serve(Puppet())
+    assert asked.answer is ModelFailedError
+
+
+def test_instances_take_their_turn_on_the_device():
+    share = DeviceShare(1)
+    batcher = PuppetBatcher(share=share)
+    asked = Asked(batcher, [1])
+    batcher.close()
+    seen = []
+    batcher.serve(Puppet(before=lambda _: seen.append(list(share._running))))
+    assert asked.answer == [2]
+    assert seen == [["puppet/1"]]
+
+
+def test_what_takes_long_is_left_to_the_instances_by_the_door(batcher):
+    batcher.curve.measure(lambda rows: 1.0, (1,), budget=1e9)
+    Asked(batcher, [1])
+    puppet = Puppet()
+    batcher.serve_waiting(puppet)
+    assert puppet.batches == []
+    batcher.close()
+    batcher.serve(puppet)
+    assert puppet.batches == [1]
+
+
+def test_an_expired_request_does_not_run_again_in_a_half(batcher):
+    def fail_late(inputs):
+        batcher.clock.now += 10
+        refuse_nan(inputs)
+
+    expiring = Asked(batcher, [1], deadline=batcher.clock.now + 5)
+    poisoned, alive = Asked(batcher, [np.nan]), Asked(batcher, [3])
+    puppet = Puppet(before=fail_late)
+    batcher.step(puppet)
+    assert (expiring.answer, poisoned.answer) == (ExpiredError, ModelFailedError)
+    assert alive.answer == [6]
 
 
 def test_every_error_has_an_outcome_that_metrics_know():

@@ -10,7 +10,7 @@ RUNGS = BatchPolicy(max_rows=8).rungs
 @pytest.fixture
 def curve():
     curve = Curve(RUNGS)
-    curve.measure(lambda rows: rows + 1.0, ("a",), 4, budget=1e9)
+    curve.measure(lambda rows: rows + 1.0, ("a",), budget=1e9)
     return curve
 
 
@@ -32,51 +32,66 @@ def test_between_rungs_it_is_a_straight_line_and_in_proportion_above(curve):
 
 def test_measuring_stops_when_its_time_is_up():
     curve = Curve(RUNGS)
-    curve.measure(lambda rows: rows * 1.0, ("a",), 4, budget=10)
+    curve.measure(lambda rows: rows * 1.0, ("a",), budget=10)
     assert sorted(curve.seconds) == [1, 2]
 
 
+def observe(curve, rows, seconds, group=("a",), times=1, now=0.0):
+    for _ in range(times):
+        curve.observe(rows, seconds, group, now)
+
+
 def test_one_run_that_was_held_up_changes_nothing_a_new_speed_does(curve):
-    curve.observe(4, 500.0, ("a",), 4)
+    observe(curve, 4, 500.0)
     assert curve.predict(4) == 5.0
-    for _ in range(3):
-        curve.observe(4, 50.0, ("a",), 4)
+    observe(curve, 4, 50.0, times=3)
     assert curve.predict(4) == 50.0
 
 
 def test_a_run_between_rungs_is_learned_by_the_rung_above(curve):
-    for _ in range(3):
-        curve.observe(3, 8.0, ("a",), 4)  # twice what was foretold
+    observe(curve, 3, 8.0, times=3)  # twice what was foretold
     assert curve.predict(4) == 10.0
 
 
-def test_other_groups_cost_by_their_bytes_until_they_are_known(curve):
-    assert curve.predict(2, ("b",), 12) == 9.0
-    for _ in range(3):
-        curve.observe(2, 6.0, ("b",), 12)
-    assert curve.predict(2, ("b",), 12) == 6.0
-    assert curve.predict(8, ("b",), 12) == 18.0
-    assert curve.predict(2, ("a",), 4) == 3.0
+def test_other_groups_cost_the_same_until_they_are_known_and_not_by_their_first_run(curve):
+    assert curve.predict(2, ("b",)) == 3.0
+    observe(curve, 2, 1000.0, ("b",))  # prepares the device for the shape
+    assert curve.predict(2, ("b",)) == 3.0
+    observe(curve, 2, 6.0, ("b",))
+    assert curve.predict(2, ("b",)) == 6.0
+    assert curve.predict(8, ("b",)) == 18.0
+    assert curve.predict(2, ("a",)) == 3.0
+
+
+def test_a_group_is_trusted_by_enough_runs_that_are_fresh(curve):
+    assert not curve.trusted(("a",), 0.0)
+    observe(curve, 2, 3.0)
+    assert curve.trusted(("a",), 1.0)  # it was measured: one run confirms it
+    observe(curve, 2, 3.0, ("b",), times=3)
+    assert not curve.trusted(("b",), 1.0)
+    observe(curve, 2, 3.0, ("b",))
+    assert curve.trusted(("b",), 1.0)
+    assert not curve.trusted(("b",), 10.0)
 
 
 def test_groups_are_remembered_up_to_a_bound(curve):
     for number in range(3 * MOST_GROUPS):
-        curve.observe(1, 4.0, (number,), 4)
-    assert curve.predict(1, (3 * MOST_GROUPS - 1,), 4) == 4.0
-    assert curve.predict(1, (0,), 4) == 2.0
-    assert len(curve._factors) == len(curve._factor) == MOST_GROUPS
+        observe(curve, 1, 4.0, (number,), times=2)
+    assert curve.predict(1, (3 * MOST_GROUPS - 1,)) == 4.0
+    assert curve.predict(1, (0,)) == 2.0
+    assert len(curve._groups) == MOST_GROUPS
 
 
 def test_without_warm_up_the_first_runs_teach():
     curve = Curve(RUNGS)
-    curve.observe(3, 6.0, ("a",), 4)
-    assert curve.predict(4, ("a",), 4) == 6.0
-    curve.observe(3, 6.0, ("b",), 8)
-    assert curve.predict(4, ("b",), 8) == 6.0
+    observe(curve, 3, 6.0)
+    assert curve.predict(4, ("a",)) == 6.0
+    observe(curve, 3, 12.0, ("b",), times=2)
+    assert curve.predict(4, ("b",)) == 12.0
 
 
 @pytest.mark.parametrize(
-    ("objective", "rung"), [(None, 8), (100.0, 8), (18.0, 8), (17.0, 4), (9.0, 2), (1.0, 1)]
+    ("objective", "rung"), [(None, 8), (100.0, 8), (18.0, 8), (17.0, 4), (9.0, 2), (4.5, 1)]
 )
 def test_an_objective_allows_the_rung_of_which_two_runs_fit(curve, objective, rung):
     assert curve.best_rung(objective) == rung
@@ -84,7 +99,7 @@ def test_an_objective_allows_the_rung_of_which_two_runs_fit(curve, objective, ru
 
 def test_of_the_rungs_that_fit_the_one_with_most_rows_a_second_is_taken():
     curve = Curve(RUNGS)
-    curve.measure({1: 1.0, 2: 1.1, 4: 1.2, 8: 9.0}.get, ("a",), 4, budget=1e9)
+    curve.measure({1: 1.0, 2: 1.1, 4: 1.2, 8: 9.0}.get, ("a",), budget=1e9)
     assert curve.best_rung(20.0) == 4
 
 
@@ -128,7 +143,23 @@ def test_rungs_that_never_ran_are_not_padded_to():
 
 def test_the_rung_follows_the_groups_that_really_run(curve):
     assert curve.best_rung(18.0) == 8
-    for _ in range(20):
-        curve.observe(4, 50.0, ("long",), 40)  # ten times the cost
-    assert curve.best_rung(18.0) == 1
-    assert curve.best_rung(70.0) == 2
+    observe(curve, 4, 50.0, ("long",), times=20)  # ten times the cost
+    assert curve.best_rung(50.0) == 1
+    assert curve.best_rung(110.0) == 4
+
+
+def test_an_objective_that_no_rung_meets_takes_the_most_rows_a_second_at_little_more():
+    curve = Curve(RUNGS)
+    curve.measure({1: 1.0, 2: 1.1, 4: 1.4, 8: 9.0}.get, ("a",), budget=1e9)
+    assert curve.best_rung(0.5) == 4
+
+
+def test_the_next_rung_that_is_not_known_is_tried():
+    curve = Curve(RUNGS)
+    curve.measure(lambda rows: 1.0, ("a",), budget=0.5)
+    assert sorted(curve.seconds) == [1]
+    assert curve.best_rung(10.0) == 2
+    observe(curve, 2, 1.0)
+    assert curve.best_rung(10.0) == 4
+    observe(curve, 4, 50.0)
+    assert curve.best_rung(10.0) == 2

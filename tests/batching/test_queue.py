@@ -1,4 +1,5 @@
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ def request(rows=1, group="a", **options):
 
 def put(queue, *requests):
     for one in requests:
-        queue.put([one], retry_after=0.0)
+        queue.put([one])
 
 
 @pytest.fixture
@@ -60,11 +61,10 @@ def test_another_shape_does_not_close_a_batch_and_the_oldest_leads(queue, clock)
     assert queue.poll().batch == [requests[1], requests[3]]
 
 
-def test_a_full_queue_refuses_at_once_with_a_hint(queue):
+def test_a_full_queue_refuses_at_once(queue):
     put(queue, request(8))
-    with pytest.raises(QueueFullError, match="8 of 10 rows .* wait, no room for 3 rows") as caught:
-        queue.put([request(3)], retry_after=0.25)
-    assert caught.value.retry_after == 0.25
+    with pytest.raises(QueueFullError, match="8 of 10 rows .* wait, no room for 3 rows"):
+        queue.put([request(3)])
     put(queue, request(2))
 
 
@@ -144,7 +144,7 @@ def test_bytes_are_bounded_too(clock):
 def test_several_are_admitted_together_or_not_at_all(queue):
     put(queue, request(8))
     with pytest.raises(QueueFullError):
-        queue.put([request(1), request(2)], retry_after=0.0)
+        queue.put([request(1), request(2)])
     assert queue.rows == 8
 
 
@@ -167,6 +167,21 @@ def test_a_level_that_was_empty_has_no_claim_on_what_it_did_not_use(clock):
     assert taken.count(Priority.LOW) == 2
 
 
+@pytest.mark.parametrize("alone", list(Priority))
+def test_a_level_that_was_alone_for_long_owes_nothing(clock, alone):
+    queue = Queue(BatchPolicy(max_rows=1), clock)
+    for _ in range(10_000):
+        put(queue, request(priority=alone))
+        queue.poll()
+    for level in Priority:
+        put(queue, *[request(group=level, priority=level) for _ in range(100)])
+    taken = [queue.poll().batch[0].priority for _ in range(84)]
+    counts = [taken.count(level) for level in Priority]
+    assert abs(counts[0] - 64) <= 2
+    assert abs(counts[1] - 16) <= 2
+    assert abs(counts[2] - 4) <= 2
+
+
 def test_room_in_a_batch_is_filled_from_other_levels(queue):
     low, high = request(priority=Priority.LOW), request(priority=Priority.HIGH)
     other = request(group="b", priority=Priority.HIGH)
@@ -183,11 +198,51 @@ def test_a_batch_may_wait_to_fill_counted_from_the_oldest(clock):
     assert queue.poll() is None
     clock.now += 0.4
     assert len(queue.poll().batch) == 2
-    put(queue, request(4))
-    assert len(queue.poll().batch) == 1  # full: it waits for nothing
     put(queue, request())
     queue.close()
     assert len(queue.poll().batch) == 1  # nothing more can come
+
+
+def test_a_full_batch_does_not_wait_and_other_shapes_do_not_fill_it(clock):
+    queue = Queue(BatchPolicy(max_rows=4, max_delay=1.0), clock)
+    lone, full = request(group="a"), [request(group="b") for _ in range(4)]
+    put(queue, lone, *full[:3])
+    assert queue.poll() is None  # four rows wait, but not of one shape
+    put(queue, full[3])
+    assert queue.poll().batch == full
+    assert queue.poll() is None
+    clock.now += 1
+    assert queue.poll().batch == [lone]
+
+
+def test_a_batch_does_not_wait_past_what_its_deadline_allows(clock):
+    queue = Queue(BatchPolicy(max_rows=4, max_delay=1.0), clock, lambda rows, group: 0.2)
+    put(queue, request(deadline=clock.now + 0.5))
+    assert queue.poll() is None
+    clock.now += 0.3
+    assert len(queue.poll().batch) == 1
+
+
+def test_what_waits_before_a_level_is_more_urgent_or_has_its_share(clock):
+    queue = Queue(BatchPolicy(max_rows=1), clock, lambda rows, group: 1.0)
+    put(queue, *[request(priority=Priority.LOW) for _ in range(100)])
+    waits = [queue.backlog_seconds(level) for level in Priority]
+    assert waits == [0.0, 0.0, 100.0]
+    put(queue, *[request(priority=Priority.NORMAL) for _ in range(8)])
+    waits = [queue.backlog_seconds(level) for level in Priority]
+    assert waits == [0.0, 8.0 + 2.0, 108.0]
+
+
+def test_what_is_put_without_waking_waits_for_who_comes_for_it(queue):
+    woken = threading.Event()
+    thread = threading.Thread(target=lambda: queue.wait() and woken.set())
+    thread.start()
+    time.sleep(0.05)  # it waits
+    queue.put([request()], wake=False)
+    assert not woken.wait(0.2)
+    queue.wake()
+    assert woken.wait(10)
+    thread.join()
 
 
 def test_leaving_twice_or_after_the_cut_changes_nothing(queue):

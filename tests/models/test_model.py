@@ -1,3 +1,6 @@
+import threading
+import time
+
 import numpy as np
 import onnx
 import pytest
@@ -206,6 +209,29 @@ def test_a_model_goes_from_loading_over_ready_to_draining(repository, load, metr
     assert metrics.registry.get_sample_value("neurona_model_info", labels) == 1
     assert model.drain(5.0)
     assert model.state == State.STATE_DRAINING
+
+
+def test_a_run_of_onnx_runtime_heeds_that_it_is_terminated(tmp_path):
+    nodes = [helper.make_node("MatMul", [f"x{i}", "w"], [f"x{i + 1}"]) for i in range(3000)]
+    path = small_models.save(
+        tmp_path / "model.onnx",
+        nodes,
+        {"x0": (TensorProto.FLOAT, [400, 400])},
+        {"x3000": (TensorProto.FLOAT, [400, 400])},
+        {"w": np.eye(400, dtype=np.float32)},
+    )
+    run = Session(path, RuntimeOptions(threads=1)).new_run()
+    threading.Timer(0.2, run.terminate).start()
+    started = time.monotonic()
+    with pytest.raises(Exception, match="terminate"):
+        run({"x0": np.eye(400, dtype=np.float32)})
+    assert time.monotonic() - started < 3  # all of it takes several times as long
+
+
+def test_every_instance_is_known_to_admission(repository, metrics):
+    found = Found("c", 1, repository / "classifier" / "1" / "model.onnx")
+    model = Model(found, ModelOptions(instances=3), metrics)
+    assert model.batcher.admission.instances == len(model.instances) == 3
 
 
 def test_without_a_gpu_the_provider_is_honest(load, repository):

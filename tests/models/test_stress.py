@@ -60,7 +60,7 @@ class Caller(threading.Thread):
 
     def admitted(self, request):
         try:
-            self.model.submit(request, defer=None)
+            self.model.submit(request, lambda run: run())
         except QueueFullError:
             self.refused += 1
             if request.deadline == math.inf:
@@ -71,17 +71,22 @@ class Caller(threading.Thread):
         return True
 
 
-@pytest.mark.parametrize("instances", [1, 2])
-def test_every_request_is_answered_exactly_once(repository, caplog, instances):
+@pytest.mark.parametrize(
+    ("instances", "inline"), [(2, False), (1, None)], ids=["two instances", "inline and not"]
+)
+def test_every_request_is_answered_exactly_once(repository, caplog, instances, inline):
     caplog.set_level(logging.CRITICAL, "neurona_server")  # thousands fail on purpose
     registry = CollectorRegistry()
     found = Found("picker", 1, repository / "picker" / "1" / "model.onnx")
-    options = ModelOptions(BatchPolicy(max_queue_rows=1000, inline=False), instances=instances)
+    options = ModelOptions(BatchPolicy(max_queue_rows=1000, inline=inline), instances=instances)
     model = Model(found, options, Metrics(registry))
     model.start()
     callers = [Caller(model, seed) for seed in range(CALLERS)]
     for caller in callers:
         caller.start()
+    while inline is None and any(caller.is_alive() for caller in callers):
+        model.batcher.inline = not model.batcher.inline  # callers and the instance both run it
+        time.sleep(0.001)
     for caller in callers:
         caller.join()
     assert model.drain(60.0)
