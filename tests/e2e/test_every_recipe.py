@@ -1,0 +1,96 @@
+"""Every network of the course, small: trained by its command, exported, served, asked."""
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from neurona_protos.prediction_pb2 import PredictRequest, Task
+from neurona_protos.tensors import to_array, to_tensor
+from neurona_server.batching.policy import BatchPolicy
+from neurona_server.models.samples import make_inputs
+from neurona_server.models.signature import Signature
+from neurona_training.recipes import RECIPES
+from neurona_training.train import main
+from serving import Server
+
+DEEP = ["--data", "{images}", "--image-size", "32", "--epochs", "1"]
+COMMANDS = {
+    "mcculloch-pitts": ["--data", "majority"],
+    "perceptron": [],
+    "adaline": [],
+    "mlp": ["--epochs", "2"],
+    "feedforward": ["--data", "digits", "--epochs", "1"],
+    "neocognitron": ["--data", "{images}"],
+    "lenet5": ["--data", "{images}", "--epochs", "2"],
+    "vgg16": DEEP,
+    "inception-v3": ["--data", "{images}", "--image-size", "75", "--epochs", "1"],
+    "resnet18": DEEP,
+    "resnet50": DEEP,
+    "xception": DEEP,
+    "rnn": ["--epochs", "2"],
+    "gru": ["--data", "digit-rows", "--epochs", "1"],
+    "lstm": ["--epochs", "1"],
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of pictures, a folder in it for each of two digits."""
+    root = tmp_path_factory.mktemp("pictures") / "digits"
+    pixels, targets = load_digits(return_X_y=True)
+    for digit in (0, 1):
+        (root / str(digit)).mkdir(parents=True)
+        for number, image in enumerate(pixels[targets == digit][:12]):
+            grey = np.uint8(image.reshape(8, 8) * 255 / 16)
+            Image.fromarray(grey).save(root / str(digit) / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory, images):
+    root = tmp_path_factory.mktemp("recipes")
+    for recipe, arguments in COMMANDS.items():
+        command = [recipe, "--name", recipe, "--out", str(root), "--no-report"]
+        status = main([*command, *(argument.format(images=images) for argument in arguments)])
+        assert status == 0, f"{recipe} ended with status {status}"
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(repository):
+    server = Server(repository, BatchPolicy(max_rows=4))
+    yield server
+    server.stop()
+
+
+def test_no_recipe_is_forgotten():
+    assert COMMANDS.keys() == RECIPES.keys()
+
+
+@pytest.mark.parametrize("recipe", COMMANDS)
+def test_it_is_served_in_batches_and_answers_by_its_task(server, repository, recipe):
+    model = server.registry.resolve(recipe)
+    signature: Signature = model.signature
+    assert signature.batched
+    assert model.metadata.provenance["recipe"] == recipe
+    assert any(name.startswith("test_") for name in model.metadata.figures)
+    inputs = make_inputs(signature.inputs, 3, 12)
+    if "sequence_lens" in inputs:
+        inputs["sequence_lens"][:] = [12, 5, 1]
+    tensors = [to_tensor(name, array) for name, array in inputs.items()]
+    request = PredictRequest(model=recipe, inputs=tensors, raw_outputs=True)
+    response = server.prediction.Predict(request, timeout=60)
+    path = repository / recipe / "1" / "model.onnx"
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for output, wanted in zip(response.outputs, session.run(None, inputs), strict=True):
+        np.testing.assert_allclose(to_array(output), wanted, rtol=1e-4, atol=1e-5)
+    if model.metadata.task == Task.TASK_CLASSIFICATION:
+        rows = response.classification.rows
+        assert all(row.labels[0] in model.metadata.labels for row in rows)
+        assert all(0 < row.probabilities[0] <= 1.00001 for row in rows)
+    else:
+        rows = response.regression.rows
+        assert response.regression.values[0].unit
+    assert len(rows) == 3
