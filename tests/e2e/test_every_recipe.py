@@ -4,6 +4,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image
+from serving import Server
 from sklearn.datasets import load_digits
 
 from neurona_protos.prediction_pb2 import PredictRequest, Task
@@ -13,7 +14,6 @@ from neurona_server.models.samples import make_inputs
 from neurona_server.models.signature import Signature
 from neurona_training.recipes import RECIPES
 from neurona_training.train import main
-from serving import Server
 
 DEEP = ["--data", "{images}", "--image-size", "32", "--epochs", "1"]
 COMMANDS = {
