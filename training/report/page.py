@@ -17,8 +17,8 @@ p{margin:.4rem 0 .8rem}.quiet{color:#666}img{max-width:100%;height:auto;vertical
 .tile{flex:1 1 8rem;border:1px solid #e4e4e4;border-radius:10px;padding:.7rem 1rem}
 .tile b{display:block;font-size:1.5rem;line-height:1.3}.tile span{color:#666;font-size:.85rem}
 .tile.first{background:#0072B2;border-color:#0072B2;color:#fff}.tile.first span{color:#fff}
-.split{display:flex;border-radius:8px;overflow:hidden;color:#fff;font-size:.85rem}
-.split div{padding:.45rem .7rem;white-space:nowrap;overflow:hidden}
+.split{display:flex;border-radius:8px;overflow:hidden;color:#fff;font-size:.8rem}
+.split div{padding:.45rem .5rem;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
 table{border-collapse:collapse;font-size:.9rem}th,td{text-align:left;padding:.3rem .8rem .3rem 0;
 border-bottom:1px solid #e4e4e4;vertical-align:top}th{color:#666;font-weight:600}
 td.bar{width:45%}td.bar div{height:.8rem;border-radius:3px;background:#bbb}
