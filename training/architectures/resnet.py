@@ -5,6 +5,7 @@ The stride of a bottleneck stands in its 3 x 3 convolution, as in the authors' l
 in the 25,557,032 parameters' usual form; the paper has it in the first 1 x 1.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class ResNet(nn.Module):
         return logits
 
 
-class Residual(nn.Module):
+class Residual(nn.Module, ABC):
     """What comes in, plus what the block makes of it."""
 
     widening = 1  # maps that come out, for each of `width`
@@ -69,8 +70,9 @@ class Residual(nn.Module):
             self.shortcut = Unit(seen, maps, 1, stride, bend=False)
 
     @staticmethod
+    @abstractmethod
     def convolutions(seen: int, width: int, stride: int) -> nn.Sequential:
-        raise NotImplementedError
+        """What the block makes of `seen` maps."""
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.relu(self.shortcut(x) + self.change(x))
