@@ -10,7 +10,6 @@ class Instance:
     """Serves a batcher's queue from `start` until the batcher is closed and drained."""
 
     def __init__(self, number: int, session: Session, batcher: Batcher) -> None:
-        self.number = number
         self.session = session
         # A daemon: a run that never returns must not keep the process from ending.
         self._thread = threading.Thread(

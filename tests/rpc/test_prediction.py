@@ -305,3 +305,17 @@ def test_a_request_with_more_rows_than_a_batch_is_answered_whole(make_server):
 @pytest.mark.parametrize("priority", [0, 1, 2])
 def test_every_priority_is_answered(server, priority):
     assert server.prediction.Predict(classify(priority=priority)).classification.rows
+
+
+def test_what_waits_is_counted_by_what_came_over_the_wire(make_server):
+    """A string is an object to numpy, 8 bytes however long: the message knows better."""
+    request = classify(ROWS[:1], version=1)
+    arrays, message = ROWS[:1].nbytes, request.ByteSize()
+    assert arrays < message
+    error = error_of(
+        make_server(BatchPolicy(max_queue_bytes=message - 1)).prediction.Predict, request
+    )
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert f"{message} bytes; expected at most {message - 1}" in error.details()
+    roomy = make_server(BatchPolicy(max_queue_bytes=message))
+    assert roomy.prediction.Predict(request).classification.rows

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 # M. Okabe and K. Ito, Color Universal Design (2008).
-BLUE, ORANGE, GREEN, RED, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 INK, GREY, PALE = "#222222", "#767676", "#E4E4E4"
 SIGNED = "RdBu_r"  # white at 0, blue below, red above
 DOTS_PER_INCH = 120
