@@ -62,6 +62,13 @@ def test_a_client_needs_neither_a_runtime_nor_torch():
     assert done.stdout.strip() == "[]"
 
 
+def test_a_client_can_live_beside_that_of_triton():
+    """Two descriptions of the package `inference` cannot be in one process."""
+    code = "import sys, neurona_client; print([m for m in sys.modules if 'inference' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("command", ["neurona-serve", "neurona-train"])
 def test_the_commands_are_installed_and_explain_themselves(command):
     path = Path(sys.executable).with_name(command)

@@ -12,7 +12,10 @@ def test_the_generated_files_are_those_of_the_proto_files(tmp_path):
     environment = {**os.environ, "PYTHON": sys.executable}
     subprocess.run(["/bin/sh", PROTOS / "generate.sh", tmp_path], env=environment, check=True)
     fresh = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert {"prediction_pb2.py", "prediction_pb2.pyi", "prediction_pb2_grpc.py"} <= fresh.keys()
+    protos = [path.stem for path in PROTOS.glob("*.proto")]
+    suffixes = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
+    assert fresh.keys() == {stem + suffix for stem in protos for suffix in suffixes}
+    assert len(protos) == 3
     for name, text in fresh.items():
         if (PROTOS / name).read_text() != text:
             pytest.fail(f"protos/{name} is stale: run `make proto`")
