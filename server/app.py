@@ -18,7 +18,8 @@ from neurona_server.config import Config
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.metrics import Metrics
 from neurona_server.models.cpus import available_cpus
-from neurona_server.models.model import Model, ModelOptions
+from neurona_server.models.model import Model
+from neurona_server.models.options import INLINE, ModelOptions
 from neurona_server.models.registry import Registry
 from neurona_server.models.repository import scan
 from neurona_server.models.session import RuntimeOptions
@@ -115,7 +116,7 @@ def _model_options(config: Config) -> ModelOptions:
         max_queue_bytes=config.max_queue_bytes,
         max_delay=config.max_delay_ms / 1000,
         latency_objective=config.latency_objective_ms / 1000 or None,
-        inline={"auto": None, "always": True, "never": False}[config.inline],
+        inline=INLINE[config.inline],
     )
     threads = config.threads or max(1, available_cpus() // config.instances)
     return ModelOptions(policy, RuntimeOptions(threads), config.instances)

@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.metrics import Metrics
-from neurona_server.models.model import Model, ModelOptions
+from neurona_server.models.model import Model
+from neurona_server.models.options import ModelOptions
 from neurona_server.models.registry import Registry
 from neurona_server.models.repository import scan
 from neurona_server.rpc.aio_listener import AioListener, ListenerOptions

@@ -2,38 +2,28 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
-from neurona_protos import metadata as model_metadata
-from neurona_protos.prediction_pb2 import ModelMetadata, State, Task
-from neurona_protos.tensors import NUMPY_DTYPES
+from neurona_protos.prediction_pb2 import State, Task
 from neurona_server.batching.batcher import Batcher
-from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.request import Request
 from neurona_server.batching.share import DeviceShare
-from neurona_server.errors import LoadError, StoppingError
+from neurona_server.errors import StoppingError
 from neurona_server.metrics import Metrics
-from neurona_server.models.batch_proof import can_batch
+from neurona_server.models.axes import check_names, decide_batching, name_axes
+from neurona_server.models.declared import hold_to
 from neurona_server.models.instance import Instance
+from neurona_server.models.options import ModelOptions, options_for
 from neurona_server.models.repository import Found
-from neurona_server.models.samples import has_free_rows
-from neurona_server.models.session import RuntimeOptions, Session
-from neurona_server.models.signature import Signature, TensorSpec
+from neurona_server.models.session import Session
+from neurona_server.models.settings import ModelSettings
+from neurona_server.models.signature import Signature
+from neurona_server.models.task import find_task
 from neurona_server.models.warm_up import warm_up
 
 log = logging.getLogger(__name__)
 
-DEFAULT_ANSWERS = {Task.TASK_CLASSIFICATION: "probabilities", Task.TASK_REGRESSION: "value"}
 TERMINATION = 1.0  # seconds that a run has to heed that it is terminated
-_RANKS = {Task.TASK_CLASSIFICATION: (2,), Task.TASK_REGRESSION: (1, 2)}
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    policy: BatchPolicy = field(default_factory=BatchPolicy)
-    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
-    instances: int = 1
 
 
 class Model:
@@ -52,15 +42,13 @@ class Model:
         self.name = found.name
         self.version = found.version
         self.state = State.STATE_LOADING
+        self.settings = found.settings
+        options = options_for(self.settings, options)
         sessions = [Session(found.path, options.runtime) for _ in range(options.instances)]
         session = sessions[0]
         self.provider = session.provider
-        batched = can_batch(session.inputs, session.outputs, session.run)
-        if not batched and all(map(has_free_rows, [*session.inputs, *session.outputs])):
-            log.info("%s: its rows change each other, so requests run one by one", found)
-        self.signature = Signature(
-            session.inputs, session.outputs, session.optional, batched=batched
-        )
+        self.signature = _signature(str(found), session, self.settings)
+        batched = self.signature.batched
         self.metrics = metrics.model(found.name, found.version)
         self.batcher = Batcher(
             str(found), options.policy, self.metrics, batched=batched, share=share
@@ -69,10 +57,17 @@ class Model:
         self.instances = [
             Instance(number, session, self.batcher) for number, session in enumerate(sessions)
         ]
-        if not all(warm_up(one.inputs, one.run, self.batcher) for one in sessions):
+        inputs = self.signature.inputs
+        if not all(warm_up(inputs, one.run, self.batcher) for one in sessions):
             log.info("%s: made-up inputs do not suit it, so it is not warmed up", found)
-        self.metadata = _metadata(session)
-        self.answer = _answer_index(self.metadata, session.outputs)
+        answer = find_task(
+            session.properties,
+            session.class_labels,
+            [*inputs, *self.signature.optional],
+            self.signature.outputs,
+            self.settings,
+        )
+        self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -119,46 +114,14 @@ class Model:
         self.batcher.serve_waiting(self.instances[0].session.new_run)
 
 
-def _metadata(session: Session) -> ModelMetadata:
-    text = session.properties.get(model_metadata.KEY)
-    if text is None:
-        return _metadata_of_zipmap(session)
-    try:
-        return model_metadata.from_json(text)
-    except ValueError as error:
-        raise LoadError(str(error)) from error
-
-
-def _metadata_of_zipmap(session: Session) -> ModelMetadata:
-    """What is known of a model that says nothing: a map by class is a classification."""
-    for name, labels in session.class_labels.items():
-        return ModelMetadata(task=Task.TASK_CLASSIFICATION, answer=name, labels=labels)
-    return ModelMetadata()
-
-
-def _answer_index(metadata: ModelMetadata, outputs: Sequence[TensorSpec]) -> int:
-    """Which output holds the answer; -1 for a model without a task.
-
-    Raises LoadError when the task cannot be answered from the outputs.
-    """
-    if metadata.task == Task.TASK_TENSORS:
-        return -1
-    if metadata.task not in DEFAULT_ANSWERS:
-        raise LoadError(f"its metadata name the task {metadata.task}, which is not known")
-    names = [spec.name for spec in outputs]
-    answer = metadata.answer or DEFAULT_ANSWERS[metadata.task]
-    if answer not in names:
-        raise LoadError(f"its metadata name the answer {answer!r}; its outputs are {names}")
-    index = names.index(answer)
-    spec = outputs[index]
-    if len(spec.shape) not in _RANKS[metadata.task]:
-        task = Task.Name(metadata.task).removeprefix("TASK_").lower()
-        raise LoadError(f"its answer {answer!r} is {spec}, which is not a {task}'s (rows, …)")
-    kind = NUMPY_DTYPES[spec.dtype].kind
-    if kind not in ("f" if metadata.task == Task.TASK_CLASSIFICATION else "fiu"):
-        raise LoadError(f"its answer {answer!r} is {spec}, which holds no such numbers")
-    described = metadata.labels or metadata.values
-    width = spec.shape[1] if len(spec.shape) == 2 else 1
-    if described and isinstance(width, int) and width != len(described):
-        raise LoadError(f"its metadata describe {len(described)} columns of {answer!r} {spec}")
-    return index
+def _signature(model: str, session: Session, settings: ModelSettings) -> Signature:
+    """The graph's, held to what the model's settings say of it. Raises LoadError."""
+    check_names("input", [*session.inputs, *session.optional], settings.inputs)
+    check_names("output", session.outputs, settings.outputs)
+    taken = hold_to(settings.declared, "input", [*session.inputs, *session.optional])
+    taken = name_axes("input", taken, settings.inputs)
+    inputs, optional = taken[: len(session.inputs)], taken[len(session.inputs) :]
+    outputs = hold_to(settings.declared, "output", session.outputs)
+    outputs = name_axes("output", outputs, settings.outputs)
+    batched = decide_batching(model, inputs, outputs, settings, session.run)
+    return Signature(inputs, outputs, optional, batched=batched)

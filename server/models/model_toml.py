@@ -59,7 +59,9 @@ def _axes(where: str, value: Any) -> tuple[str, ...]:
 
 
 def _tensors(where: str, value: Any) -> dict[str, TensorSettings]:
-    keys: Mapping[str, Read] = {"axes": _axes, "description": text, "unit": text}
+    keys: dict[str, Read] = {"axes": _axes}
+    if where == "inputs":  # what an output is stands in labels, values and description
+        keys |= {"description": text, "unit": text}
     read = table_by_name(table(keys))(where, value)
     return {name: TensorSettings(**said) for name, said in read.items()}
 

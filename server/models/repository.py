@@ -8,10 +8,12 @@ stands in <root>/<name>/ itself, as version 1.
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from neurona_server.errors import LoadError
+from neurona_server.models.folder_settings import read_settings
+from neurona_server.models.settings import ModelSettings
 
 MODEL_FILE = "model.onnx"
 # Names and versions become metric labels, log lines and health services.
@@ -21,11 +23,12 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 @dataclass(frozen=True)
 class Found:
-    """A model file and what it is called."""
+    """A model file, what it is called, and what its folder says of it."""
 
     name: str
     version: int
     path: Path
+    settings: ModelSettings = field(default_factory=ModelSettings)
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -53,9 +56,11 @@ def scan(roots: Sequence[Path]) -> list[Found]:
 
 def _versions(name: str, folder: Path) -> list[Found]:
     files = {int(v): _model_file(folder / v) for v in _folders(folder, _VERSION)}
-    found = [Found(name, version, path) for version, path in files.items() if path]
-    bare = None if found else _model_file(folder)
-    return found if bare is None else [Found(name, 1, bare)]
+    if not any(files.values()):
+        files = {1: _model_file(folder)}
+    present = {version: path for version, path in files.items() if path}
+    settings = read_settings(folder) if present else ModelSettings()
+    return [Found(name, version, path, settings) for version, path in present.items()]
 
 
 def _model_file(folder: Path) -> Path | None:

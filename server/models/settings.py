@@ -3,8 +3,6 @@
 Every field has a default that means that nothing is said.
 """
 
-import logging
-import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +16,6 @@ LATEST = "latest"
 """The label that is built in: the highest version that is ready."""
 
 _LATEST = re.compile(r"latest(?: +([1-9][0-9]{0,8}))?")
-_LOG = logging.getLogger(__name__)
 
 Which = int | str
 """A version, or the label of one; "" where nothing is said."""
@@ -163,22 +160,9 @@ class ModelSettings:
     """In the folder of a version; "" is model.onnx."""
 
     declared: tuple[DeclaredTensor, ...] = ()
+    output_labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The names of classes, by output: a hint where the task is not said."""
+
     warm_up: tuple[WarmUpSample, ...] = ()
     ignored: tuple[str, ...] = ()
     """Paths of the fields that are set and have no effect here, for the log."""
-
-
-def read_settings(folder: Path, log: logging.Logger = _LOG) -> ModelSettings:
-    """What stands in a model's folder; model.toml wins over config.pbtxt.
-
-    Raises LoadError with one line: file, key, what came and what was expected.
-    """
-    # Imported here: both readers make what is declared above.
-    from neurona_server.models.model_toml import read_model_toml
-
-    toml, pbtxt = (os.path.lexists(folder / name) for name in (MODEL_TOML, CONFIG_PBTXT))
-    if toml and pbtxt:
-        log.info("%s: %s is read, %s is not", folder.name, MODEL_TOML, CONFIG_PBTXT)
-    if toml:
-        return read_model_toml(folder)
-    return ModelSettings()

@@ -19,6 +19,8 @@ class TensorSpec:
     name: str
     dtype: DataType
     shape: tuple[Size, ...]
+    axes: tuple[str, ...] = ()
+    """What the model's settings call the axes, those of fixed size too; () if they do not."""
 
     def __str__(self) -> str:
         sizes = ", ".join("?" if size is None else str(size) for size in self.shape)

@@ -25,6 +25,8 @@ def answer(model: Model, outputs: Outputs, top_k: int, *, raw_outputs: bool) -> 
     task = model.metadata.task
     if task == Task.TASK_CLASSIFICATION:
         probabilities = outputs[model.answer]
+        if model.softmax:
+            probabilities = softmax(probabilities)
         response.classification.CopyFrom(classify(probabilities, model.metadata.labels, top_k))
     elif task == Task.TASK_REGRESSION:
         response.regression.CopyFrom(regress(outputs[model.answer], model.metadata.values))
@@ -35,6 +37,17 @@ def answer(model: Model, outputs: Outputs, top_k: int, *, raw_outputs: bool) -> 
             for spec, array in zip(specs, outputs, strict=True)
         )
     return response
+
+
+def softmax(logits: Array) -> Array:
+    """The probabilities of each row of (rows, classes), in float32 or better.
+
+    A row that has infinity or what is not a number has probabilities that are not numbers.
+    """
+    logits = logits.astype(np.promote_types(logits.dtype, np.float32), copy=False)
+    with np.errstate(invalid="ignore"):
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))  # none above 1
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 def classify(probabilities: Array, labels: Sequence[str], top_k: int) -> Classification:

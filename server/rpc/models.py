@@ -105,6 +105,13 @@ def _description(spec: TensorSpec, *, optional: bool = False) -> TensorDescripti
         name=spec.name,
         dtype=spec.dtype,
         shape=[size if isinstance(size, int) else -1 for size in spec.shape],
-        axes=[size if isinstance(size, str) else "" for size in spec.shape],
+        axes=_axes(spec),
         optional=optional,
     )
+
+
+def _axes(spec: TensorSpec) -> list[str]:
+    """By the model's settings, else by the graph."""
+    said = spec.axes or [""] * len(spec.shape)
+    own = [size if isinstance(size, str) else "" for size in spec.shape]
+    return [name or size for name, size in zip(said, own, strict=True)]

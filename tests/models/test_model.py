@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry
 from neurona_protos.prediction_pb2 import DataType, ModelMetadata, State, Task
 from neurona_server.errors import LoadError, NotFoundError
 from neurona_server.metrics import Metrics
-from neurona_server.models.model import Model, ModelOptions
+from neurona_server.models.model import Model
+from neurona_server.models.options import ModelOptions
 from neurona_server.models.registry import Registry
 from neurona_server.models.repository import Found
 from neurona_server.models.session import CPU, RuntimeOptions, Session

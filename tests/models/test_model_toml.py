@@ -7,6 +7,7 @@ import pytest
 from neurona_protos.prediction_pb2 import Task
 from neurona_server.config import Config
 from neurona_server.errors import LoadError
+from neurona_server.models.folder_settings import read_settings
 from neurona_server.models.model_toml import KEYS
 from neurona_server.models.settings import (
     ModelSettings,
@@ -14,7 +15,6 @@ from neurona_server.models.settings import (
     Traffic,
     Value,
     VersionPolicy,
-    read_settings,
 )
 
 EVERYTHING = """
@@ -137,6 +137,7 @@ def test_one_reading_equals_the_next(read):
         ("values = [1]", "values[0] is 1; expected a table"),
         ("values = []", "values is []; expected a list of tables with name and unit"),
         ("description = 1", "description is 1; expected a text"),
+        ('outputs.y.unit = "m"', "outputs.y has an unknown key 'unit'"),
         ("unit = 1", "unit is 1; expected a text"),
         ('unit = "m"\nvalues = [{}]', "it has values and unit; expected one of them"),
         ("inputs = 1", "inputs is 1; expected a table"),

@@ -14,7 +14,8 @@ from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.request import Request
 from neurona_server.errors import CancelledError, NeuronaError, QueueFullError
 from neurona_server.metrics import Metrics
-from neurona_server.models.model import Model, ModelOptions
+from neurona_server.models.model import Model
+from neurona_server.models.options import ModelOptions
 from neurona_server.models.repository import Found
 
 CALLERS = 4
