@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from neurona_server.errors import LoadError
 from neurona_server.models.settings import DeclaredTensor
-from neurona_server.models.signature import TensorSpec
+from neurona_server.models.signature import Size, TensorSpec
 from neurona_server.models.toml_values import close_match
 
 
@@ -31,13 +31,15 @@ def hold_to(
 
 
 def _held(one: DeclaredTensor, spec: TensorSpec) -> TensorSpec:
-    sizes = tuple(None if size < 0 else size for size in one.shape)
-    said = TensorSpec(one.name, one.dtype, sizes)
+    sizes: tuple[Size, ...] = spec.shape
+    if one.shape is not None:
+        sizes = tuple(None if size < 0 else size for size in one.shape)
+    said = TensorSpec(one.name, one.dtype or spec.dtype, sizes)
     fits = len(sizes) == len(spec.shape) and all(
         size is None or not isinstance(own, int) or size == own
         for size, own in zip(sizes, spec.shape, strict=True)
     )
-    if one.dtype != spec.dtype or not fits:
+    if said.dtype != spec.dtype or not fits:
         raise LoadError(f"config.pbtxt has the {one.role} {one.name!r} as {said}; it is {spec}")
     narrowed = [own if size is None else size for size, own in zip(sizes, spec.shape, strict=True)]
     return replace(spec, shape=tuple(narrowed))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from neurona_server.models.model_toml import read_model_toml
 from neurona_server.models.settings import CONFIG_PBTXT, MODEL_TOML, ModelSettings
+from neurona_server.models.triton_config import read_triton_config
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,4 +22,6 @@ def read_settings(folder: Path, log: logging.Logger = _LOG) -> ModelSettings:
         log.info("%s: %s is read, %s is not", folder.name, MODEL_TOML, CONFIG_PBTXT)
     if toml:
         return read_model_toml(folder)
+    if pbtxt:
+        return read_triton_config(folder)
     return ModelSettings()

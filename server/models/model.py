@@ -20,6 +20,7 @@ from neurona_server.models.settings import ModelSettings
 from neurona_server.models.signature import Signature
 from neurona_server.models.task import find_task
 from neurona_server.models.warm_up import warm_up
+from neurona_server.models.warm_up_samples import run_samples
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,9 @@ class Model:
         self.state = State.STATE_LOADING
         self.settings = found.settings
         options = options_for(self.settings, options)
+        if self.settings.ignored:
+            ignored = ", ".join(self.settings.ignored)
+            log.info("%s: of its config.pbtxt, these have no effect here: %s", found, ignored)
         sessions = [Session(found.path, options.runtime) for _ in range(options.instances)]
         session = sessions[0]
         self.provider = session.provider
@@ -60,6 +64,8 @@ class Model:
         inputs = self.signature.inputs
         if not all(warm_up(inputs, one.run, self.batcher) for one in sessions):
             log.info("%s: made-up inputs do not suit it, so it is not warmed up", found)
+        for one in sessions:
+            run_samples(str(found), self.settings.warm_up, self.signature, one.run)
         answer = find_task(
             session.properties,
             session.class_labels,

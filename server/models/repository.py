@@ -55,18 +55,19 @@ def scan(roots: Sequence[Path]) -> list[Found]:
 
 
 def _versions(name: str, folder: Path) -> list[Found]:
-    files = {int(v): _model_file(folder / v) for v in _folders(folder, _VERSION)}
+    settings = read_settings(folder)
+    name_of_file = settings.model_file or MODEL_FILE
+    files = {int(v): _model_file(folder / v, name_of_file) for v in _folders(folder, _VERSION)}
     if not any(files.values()):
-        files = {1: _model_file(folder)}
+        files = {1: _model_file(folder, name_of_file)}
     present = {version: path for version, path in files.items() if path}
-    settings = read_settings(folder) if present else ModelSettings()
     return [Found(name, version, path, settings) for version, path in present.items()]
 
 
-def _model_file(folder: Path) -> Path | None:
-    path = folder / MODEL_FILE
-    if path.is_file():
-        return path
+def _model_file(folder: Path, name: str) -> Path | None:
+    path = folder / name
+    if path.is_file() or name != MODEL_FILE:
+        return path if path.is_file() else None
     within = path if path.is_dir() else folder
     files = [one for one in within.glob("*.onnx") if one.is_file()]
     return files[0] if len(files) == 1 else None

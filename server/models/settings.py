@@ -97,8 +97,10 @@ class DeclaredTensor:
 
     name: str
     dtype: DataType
-    shape: tuple[int, ...]
-    optional: bool = False
+    """DATA_TYPE_UNDEFINED where it is not said."""
+
+    shape: tuple[int, ...] | None
+    """None where it is not said."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class WarmUpInput:
     shape: tuple[int, ...]
     random: bool = False
     file: Path | None = None
+    rows: int = 0
+    """The size of the batch axis, 0 if there is none: a file may hold a single row."""
 
 
 @dataclass(frozen=True)
