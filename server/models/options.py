@@ -43,4 +43,6 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
     elif settings.instances is not None:
         most = max(1, available_cpus() // instances)
         runtime = replace(runtime, threads=min(runtime.threads or most, most))
+    if settings.providers is not None:
+        runtime = replace(runtime, providers=settings.providers)
     return ModelOptions(policy, runtime, instances)

@@ -55,6 +55,9 @@ class RuntimeOptions:
     threads: int = 0
     """CPU threads of one run; 0 means the CPUs that this process may use."""
 
+    providers: tuple[str, ...] = ("cuda", "cpu")
+    """What may run it, by preference; what this machine does not have is passed over."""
+
 
 class Session:
     """One ONNX file, loaded on one device.
@@ -64,6 +67,7 @@ class Session:
     """
 
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
+        providers = usable_providers(options.providers)
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3  # errors
         settings.intra_op_num_threads = options.threads or available_cpus()
@@ -71,7 +75,7 @@ class Session:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(
-                os.fspath(path), sess_options=settings, providers=usable_providers()
+                os.fspath(path), sess_options=settings, providers=providers
             )
             self.properties: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # ONNX Runtime raises a class of its own for each status
@@ -136,12 +140,18 @@ class SessionRun:
         self._options.terminate = True
 
 
-def usable_providers() -> Sequence[str]:
-    """CUDA first where the wheel has it and the machine has a driver, then the CPU."""
-    if CUDA in onnxruntime.get_available_providers() and _has_cuda_driver():
+def usable_providers(names: Sequence[str]) -> Sequence[str]:
+    """CUDA where the wheel has it and the machine has a driver; the CPU always.
+
+    Raises LoadError when nothing of `names` is there.
+    """
+    usable = {"cpu": CPU}
+    if "cuda" in names and CUDA in onnxruntime.get_available_providers() and _has_cuda_driver():
         onnxruntime.preload_dlls()  # CUDA and cuDNN from the nvidia-* wheels
-        return [CUDA, CPU]
-    return [CPU]
+        usable["cuda"] = CUDA
+    if not (chosen := [usable[name] for name in names if name in usable]):
+        raise LoadError(f"none of its providers is here: {', '.join(names)}")
+    return chosen
 
 
 def _has_cuda_driver() -> bool:

@@ -51,6 +51,8 @@ def read_instances(
     for index, group in enumerate(groups):
         if group.count < 0:
             raise LoadError(f"instance_group[{index}].count is {group.count}; expected at least 0")
+        if group.kind not in _Kind.Kind.values():
+            raise LoadError(f"instance_group[{index}].kind is {group.kind}, which is not known")
         if [*group.gpus] not in ([], [0]):
             ignored.append(f"instance_group[{index}].gpus")
     active = [(index, group) for index, group in enumerate(groups) if not group.passive]

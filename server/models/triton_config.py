@@ -51,6 +51,8 @@ def _parse(text: str) -> triton.ModelConfig:
         said = str(error).removeprefix(f"{line}:{error.GetColumn()} : ")
         shown = "".join(char if char.isprintable() else "?" for char in said)[:300].rstrip(".")
         raise LoadError(f"line {line}: {shown}{_suggestion(said)}") from error
+    except (ValueError, TypeError) as error:  # a number that its field cannot hold: no line is told
+        raise LoadError(f"it cannot be read: {quoted(str(error))}") from error
 
 
 def _suggestion(said: str) -> str:
@@ -128,6 +130,8 @@ def _declared(
         for size in tensor.dims:
             if size == 0 or size < -1:
                 raise LoadError(f"{where}.dims has {size}; expected -1 or at least 1")
+        if tensor.data_type and tensor.data_type not in DATA_TYPES:
+            raise LoadError(f"{where}.data_type is {tensor.data_type}, which is not known")
         shape = (-1, *tensor.dims) if batch_axis else tuple(tensor.dims)
         dtype = DATA_TYPES.get(tensor.data_type, DataType.DATA_TYPE_UNDEFINED)
         declared.append(DeclaredTensor(role, tensor.name, dtype, shape if tensor.dims else None))

@@ -27,7 +27,7 @@ from neurona_server.models.folder_settings import read_settings
 from neurona_server.models.model import Model
 from neurona_server.models.options import ModelOptions, options_for
 from neurona_server.models.repository import Found
-from neurona_server.models.session import RuntimeOptions
+from neurona_server.models.session import CPU, RuntimeOptions
 from neurona_server.models.settings import ModelSettings, TensorSettings, Value
 from neurona_server.models.signature import TensorSpec
 from neurona_server.models.task import find_task
@@ -362,9 +362,12 @@ def test_options_of_one_model():
         inline="never",
         instances=8,
         threads=9,
+        providers=("cpu",),
     )
     policy = BatchPolicy(3, 4, 5, 0.006, 0.007, inline=False)
-    assert options_for(said, options) == ModelOptions(policy, RuntimeOptions(threads=9), 8)
+    assert options_for(said, options) == ModelOptions(
+        policy, RuntimeOptions(threads=9, providers=("cpu",)), 8
+    )
     off = ModelSettings(max_delay_ms=0, latency_objective_ms=0, inline="auto", threads=0)
     assert options_for(off, ModelOptions(policy)) == ModelOptions(BatchPolicy(3, 4, 5))
 
@@ -374,6 +377,13 @@ def test_more_instances_share_the_cpus(monkeypatch):
     for threads, expected in ((8, 2), (0, 2), (1, 1)):
         options = ModelOptions(runtime=RuntimeOptions(threads=threads))
         assert options_for(ModelSettings(instances=4), options).runtime.threads == expected
+
+
+def test_a_model_runs_where_its_settings_say(load):
+    assert load('providers = ["cpu"]').provider == CPU
+    if load("").provider == CPU:  # no GPU here
+        with pytest.raises(LoadError, match="none of its providers is here: cuda"):
+            load('providers = ["cuda"]')
 
 
 def test_a_model_is_served_by_its_own_options(load):

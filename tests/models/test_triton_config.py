@@ -230,6 +230,10 @@ WARM_UP = 'model_warmup [ {{ name: "w" batch_size: 1 inputs {{ key: "x" value {{
         ("optimization { cuda { graph: true } }", "did you mean 'graphs'?"),
         ('name: "m"\n\ninput [ { name: "x" \n', 'line 3: Expected "}"'),
         ("max_batch_size: many", "line 1: 'max_batch_size: many': Couldn't parse integer: many"),
+        (
+            "instance_group { kind: -9223372036854775808 }",
+            "it cannot be read: 'Value out of range: -9223372036854775808'",
+        ),
         ("input [ { data_type: FP32 } ]", "has no value named FP32"),
         ('name: "n"', "name is 'n'; expected 'm', like its folder"),
         (
@@ -254,6 +258,11 @@ WARM_UP = 'model_warmup [ {{ name: "w" batch_size: 1 inputs {{ key: "x" value {{
         (
             "instance_group [ { count: 65 } ]",
             "instance_group asks for 65 instances; expected at most 64",
+        ),
+        ("instance_group [ { kind: 9 } ]", "instance_group[0].kind is 9, which is not known"),
+        (
+            'input [ { name: "x" data_type: 99 } ]',
+            "input[0].data_type is 99, which is not known",
         ),
         ("version_policy { specific {} }", "version_policy.specific has no versions"),
         (
