@@ -43,6 +43,7 @@ class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATE_READY: _ClassVar[State]
     STATE_DRAINING: _ClassVar[State]
     STATE_FAILED: _ClassVar[State]
+    STATE_UNLOADED: _ClassVar[State]
 DATA_TYPE_UNDEFINED: DataType
 DATA_TYPE_FLOAT: DataType
 DATA_TYPE_UINT8: DataType
@@ -68,6 +69,7 @@ STATE_LOADING: State
 STATE_READY: State
 STATE_DRAINING: State
 STATE_FAILED: State
+STATE_UNLOADED: State
 
 class Tensor(_message.Message):
     __slots__ = ("name", "dtype", "shape", "data")
@@ -228,18 +230,44 @@ class ModelSummary(_message.Message):
     def __init__(self, model: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., versions: _Optional[_Iterable[_Union[VersionState, _Mapping]]] = ...) -> None: ...
 
 class VersionState(_message.Message):
-    __slots__ = ("version", "state", "reason", "labels", "provider")
+    __slots__ = ("version", "state", "reason", "labels", "provider", "share", "shadow")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
     version: int
     state: State
     reason: str
     labels: _containers.RepeatedScalarFieldContainer[str]
     provider: str
-    def __init__(self, version: _Optional[int] = ..., state: _Optional[_Union[State, str]] = ..., reason: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., provider: _Optional[str] = ...) -> None: ...
+    share: float
+    shadow: bool
+    def __init__(self, version: _Optional[int] = ..., state: _Optional[_Union[State, str]] = ..., reason: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., provider: _Optional[str] = ..., share: _Optional[float] = ..., shadow: bool = ...) -> None: ...
+
+class LoadModelRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class LoadModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: ModelSummary
+    def __init__(self, model: _Optional[_Union[ModelSummary, _Mapping]] = ...) -> None: ...
+
+class UnloadModelRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class UnloadModelResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class DescribeModelRequest(_message.Message):
     __slots__ = ("model", "version", "label")

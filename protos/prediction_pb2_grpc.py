@@ -266,7 +266,9 @@ class Prediction(object):
 
 
 class ModelsStub(object):
-    """Says what is served.
+    """Says what is served and, where the server is told to leave that to its callers
+    (model_control = "explicit"), changes it. Elsewhere Load and Unload end with
+    FAILED_PRECONDITION.
     """
 
     def __init__(self, channel):
@@ -285,10 +287,22 @@ class ModelsStub(object):
                 request_serializer=neurona__protos_dot_prediction__pb2.DescribeModelRequest.SerializeToString,
                 response_deserializer=neurona__protos_dot_prediction__pb2.DescribeModelResponse.FromString,
                 _registered_method=True)
+        self.Load = channel.unary_unary(
+                '/neurona.v1.Models/Load',
+                request_serializer=neurona__protos_dot_prediction__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=neurona__protos_dot_prediction__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.Unload = channel.unary_unary(
+                '/neurona.v1.Models/Unload',
+                request_serializer=neurona__protos_dot_prediction__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=neurona__protos_dot_prediction__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
 
 
 class ModelsServicer(object):
-    """Says what is served.
+    """Says what is served and, where the server is told to leave that to its callers
+    (model_control = "explicit"), changes it. Elsewhere Load and Unload end with
+    FAILED_PRECONDITION.
     """
 
     def List(self, request, context):
@@ -299,6 +313,22 @@ class ModelsServicer(object):
 
     def Describe(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Load(self, request, context):
+        """Reads a model's folder and loads what it asks for: the versions, labels and shares. Answers
+        when all of it is served, or when the versions that were loaded before still are and the
+        new ones failed: FAILED_PRECONDITION, with the reason.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unload(self, request, context):
+        """Answers when what was under way is answered and the memory is given back.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -316,6 +346,16 @@ def add_ModelsServicer_to_server(servicer, server):
                     request_deserializer=neurona__protos_dot_prediction__pb2.DescribeModelRequest.FromString,
                     response_serializer=neurona__protos_dot_prediction__pb2.DescribeModelResponse.SerializeToString,
             ),
+            'Load': grpc.unary_unary_rpc_method_handler(
+                    servicer.Load,
+                    request_deserializer=neurona__protos_dot_prediction__pb2.LoadModelRequest.FromString,
+                    response_serializer=neurona__protos_dot_prediction__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'Unload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unload,
+                    request_deserializer=neurona__protos_dot_prediction__pb2.UnloadModelRequest.FromString,
+                    response_serializer=neurona__protos_dot_prediction__pb2.UnloadModelResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'neurona.v1.Models', rpc_method_handlers)
@@ -325,7 +365,9 @@ def add_ModelsServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Models(object):
-    """Says what is served.
+    """Says what is served and, where the server is told to leave that to its callers
+    (model_control = "explicit"), changes it. Elsewhere Load and Unload end with
+    FAILED_PRECONDITION.
     """
 
     @staticmethod
@@ -372,6 +414,60 @@ class Models(object):
             '/neurona.v1.Models/Describe',
             neurona__protos_dot_prediction__pb2.DescribeModelRequest.SerializeToString,
             neurona__protos_dot_prediction__pb2.DescribeModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Load(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neurona.v1.Models/Load',
+            neurona__protos_dot_prediction__pb2.LoadModelRequest.SerializeToString,
+            neurona__protos_dot_prediction__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neurona.v1.Models/Unload',
+            neurona__protos_dot_prediction__pb2.UnloadModelRequest.SerializeToString,
+            neurona__protos_dot_prediction__pb2.UnloadModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

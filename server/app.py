@@ -20,9 +20,11 @@ from neurona_server.metrics import Metrics
 from neurona_server.models.cpus import available_cpus
 from neurona_server.models.model import Model
 from neurona_server.models.options import INLINE, ModelOptions
+from neurona_server.models.reconciler import Reconciler, ReconcilerOptions
 from neurona_server.models.registry import Registry
-from neurona_server.models.repository import scan
+from neurona_server.models.repository import Found, Repository
 from neurona_server.models.session import RuntimeOptions
+from neurona_server.models.settings import VersionPolicy
 from neurona_server.rpc.aio_listener import AioListener, ListenerOptions
 from neurona_server.rpc.health import Health
 from neurona_server.rpc.models import Models
@@ -38,75 +40,95 @@ class App:
         self._config = config
         self._metrics = Metrics(CollectorRegistry())
         self._registry = Registry()
+        self._metrics.watch_versions(self._registry.known)
         self._health = Health()
+        self._reconciler = self._make_reconciler()
+        control = self._reconciler if config.model_control == "explicit" else None
         methods = {
             **Prediction(self._registry, self._metrics).methods(),
-            **Models(self._registry).methods(),
+            **Models(self._registry, control).methods(),
             **self._health.methods(),
         }
         self._listener = AioListener(methods, ListenerOptions(config.max_message_bytes))
         self._close_metrics: Callable[[], None] = lambda: None
+        self._serving = False
 
     def start(self) -> None:
         """Raises LoadError when there is nothing to serve, ConfigError when an address is taken."""
-        self._load()
+        problems = self._reconciler.start(self._config.load_model)
+        if self._config.strict and problems:
+            raise LoadError(f"not all models can be served, and strict is true: {problems[0]}")
+        if not self._registry.models() and self._config.model_control != "explicit":
+            places = ", ".join(map(str, self._config.repository))
+            raise LoadError(
+                "none of the models can be served"
+                if problems
+                else f"no model in {places}: expected <name>/<version>/model.onnx there"
+            )
         host, _, port = self._config.metrics_address.rpartition(":")
         host = host.strip("[]")
         metrics_port, close = _serve_metrics(host, int(port), self._metrics.registry)
         self._close_metrics = close
         self._metrics.door.labels("aio").set(1)
         door_port = self._listener.start(self._config.address)
-        self._health.set(self._names())
+        self._serving = True
+        self._update_health()
+        if self._config.model_control == "poll":
+            self._reconciler.poll(self._config.poll_ms / 1000)
         log.info("serving gRPC on %s:%d", self._config.address.rpartition(":")[0], door_port)
         log.info("metrics on http://%s:%d/metrics", host, metrics_port)
 
     def stop(self) -> bool:
         """False when a run went on for longer than the drain may take."""
+        self._serving = False
         self._health.stop()
         log.info("stopping: not serving any more for whoever asks for health")
         time.sleep(self._config.drain_delay_ms / 1000)
         end = time.monotonic() + self._config.drain_timeout_ms / 1000
         # The doors first, the models after them: what was accepted is still answered.
         self._listener.stop(max(0.0, end - time.monotonic()))
-        drained = True
-        for model in self._registry.models():
-            drained = model.drain(max(0.0, end - time.monotonic())) and drained
+        drained = self._reconciler.stop(max(0.0, end - time.monotonic()))
         self._close_metrics()
         log.info("stopped")
         return drained
 
-    def _load(self) -> None:
-        options = _model_options(self._config)
+    def _make_reconciler(self) -> Reconciler:
+        config = self._config
+        options = _model_options(config)
         # Two runs at a time keep a device busy; more only if each takes fewer CPUs than there are.
         share = DeviceShare(max(2, available_cpus() // options.runtime.threads))
-        for found in scan(self._config.repository):
-            started = time.monotonic()
-            try:
-                model = Model(found, options, self._metrics, share)
-            except LoadError as error:
-                log.error("%s is not served: %s", found, error)
-                self._registry.publish_failure(found.name, found.version, str(error))
-                continue
-            except Exception:  # whatever one file does, the others are served
-                log.exception("%s is not served", found)
-                reason = "an internal error; the server's log says why"
-                self._registry.publish_failure(found.name, found.version, reason)
-                continue
-            model.start()
-            self._registry.publish(model)
-            seconds = time.monotonic() - started
-            log.info("%s is ready on %s after %.2f s", model, model.provider, seconds)
-        if not self._registry.models():
-            raise LoadError("none of the models can be served")
 
-    def _names(self) -> dict[str, bool]:
+        def load(found: Found) -> Model:
+            model = Model(found, options, self._metrics, share)
+            model.start()
+            return model
+
+        return Reconciler(
+            Repository(config.repository),
+            self._registry,
+            load,
+            self._metrics,
+            ReconcilerOptions(
+                policy=VersionPolicy.parse(config.versions),
+                threads=config.load_threads or min(4, available_cpus()),
+                drain_timeout=config.drain_timeout_ms / 1000,
+                explicit=config.model_control == "explicit",
+            ),
+            self._update_health,
+        )
+
+    def _update_health(self) -> None:
         """What health is asked for by name: the server, its services, models and versions."""
+        if not self._serving:
+            return
         names = {"": True, "neurona.v1.Prediction": True, "neurona.v1.Models": True}
         for name in self._registry.names():
-            versions = self._registry.versions(name)
+            versions = self._registry.entry(name).versions
             names |= {f"{name}/{n}": v.model is not None for n, v in versions.items()}
             names[name] = any(version.model for version in versions.values())
-        return names
+        self._health.replace(names)
+        if not self._serving:  # the server was told to stop meanwhile
+            self._health.stop()
 
 
 def _model_options(config: Config) -> ModelOptions:
@@ -128,9 +150,10 @@ def main() -> int:
         logging.basicConfig(
             level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
-        signals = _stop_signals()
+        signals, begin_to_serve = _stop_signals()
         app = App(config)
         app.start()
+        begin_to_serve()
     except (ConfigError, LoadError) as error:
         print(f"neurona-serve: {error}", file=sys.stderr)
         return 1
@@ -142,12 +165,14 @@ def main() -> int:
     return 0
 
 
-def _stop_signals() -> "queue.SimpleQueue[int]":
-    """Gets the first SIGTERM or SIGINT; the second one ends the process there and then."""
+def _stop_signals() -> tuple["queue.SimpleQueue[int]", Callable[[], None]]:
+    """Gets the first SIGTERM or SIGINT; the second one ends the process there and then, and so
+    does the first until the function that comes with it is called: nothing was accepted."""
     # A signal may come at any instruction, so what its handler calls must be reentrant:
     # SimpleQueue.put is, Event.set is not.
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     seen: list[int] = []
+    serving: list[bool] = []
 
     def on_signal(number: int, _: FrameType | None) -> None:
         if seen:
@@ -155,10 +180,13 @@ def _stop_signals() -> "queue.SimpleQueue[int]":
             os._exit(1)
         seen.append(number)
         signals.put(number)
+        if not serving:
+            os.write(2, b"neurona-serve: stopped while it was starting\n")
+            os._exit(0)
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    return signals
+    return signals, lambda: serving.append(True)
 
 
 def _serve_metrics(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from neurona_server.errors import ConfigError
+from neurona_server.models.settings import VersionPolicy
 
 PREFIX = "NEURONA_"
 DEFAULT_FILE = "neurona.toml"
@@ -48,9 +49,23 @@ def _milliseconds(text: str) -> float:
     return value
 
 
-def _inline(text: str) -> str:
-    if text not in ("auto", "always", "never"):
-        raise ValueError("expected auto, always or never")
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"expected {', '.join(words[:-1])} or {words[-1]}")
+        return text
+
+    return parse
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("expected true or false")
+    return text.lower() == "true"
+
+
+def _versions(text: str) -> str:
+    VersionPolicy.parse(text)
     return text
 
 
@@ -77,6 +92,27 @@ class Config:
     )
     address: str = _option("127.0.0.1:8001", _address, "where to listen for gRPC")
     metrics_address: str = _option("127.0.0.1:8002", _address, "where Prometheus finds /metrics")
+    versions: str = _option(
+        "latest 1",
+        _versions,
+        'which versions of a model are served: all, latest or "latest N"; model.toml may say other',
+    )
+    model_control: str = _option(
+        "poll",
+        _one_of("poll", "none", "explicit"),
+        "poll: follow what the repository has; none: load once; explicit: load by call only",
+    )
+    poll_ms: int = _option(1000, _whole(1, 10**8), "how often the repository is looked at")
+    load_model: tuple[str, ...] = _option(
+        (),
+        str,
+        "a model to load at start where model_control is explicit; may be given more than once",
+        many=True,
+    )
+    load_threads: int = _option(
+        0, _whole(0, 64), "models loaded at the same time; 0: as many as CPUs, up to 4"
+    )
+    strict: bool = _option(False, _boolean, "do not start if any model cannot be served")
     instances: int = _option(1, _whole(1, 64), "sessions of each model that run side by side")
     threads: int = _option(
         0, _whole(0, 1024), "CPU threads of one run; 0: as many as the process has CPUs"
@@ -98,7 +134,9 @@ class Config:
         "admitted meets it",
     )
     inline: str = _option(
-        "auto", _inline, "auto, always or never: run in the thread that reads requests"
+        "auto",
+        _one_of("auto", "always", "never"),
+        "auto, always or never: run in the thread that reads requests",
     )
     max_message_bytes: int = _option(64 << 20, _whole(1), "size of a request at the most")
     drain_delay_ms: int = _option(
@@ -138,11 +176,12 @@ def _parser() -> argparse.ArgumentParser:
         "--config", metavar="FILE", help=f"file of options (default: {DEFAULT_FILE}, if there)"
     )
     for option in fields(Config):
-        default = "" if option.metadata["many"] else f" (default: {option.default})"
+        value = str(option.default).lower() if option.default is False else option.default
+        default = "" if option.metadata["many"] else f" (default: {value})"
         parser.add_argument(
             "--" + option.name.replace("_", "-"),
             action="append" if option.metadata["many"] else "store",
-            metavar="DIR" if option.metadata["many"] else "VALUE",
+            metavar="DIR" if option.metadata["parse"] is Path else "VALUE",
             help=option.metadata["help"] + default,
         )
     return parser

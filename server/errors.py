@@ -24,6 +24,16 @@ class InvalidError(NeuronaError):
     outcome = "invalid"
 
 
+class NotLoadedError(NeuronaError):
+    """A model that somebody asked to be loaded cannot be."""
+
+
+class NotAllowedError(NeuronaError):
+    """The server's options do not allow what was asked."""
+
+    outcome = "invalid"
+
+
 class WrongTaskError(NeuronaError):
     """Classify on a regression model, or Regress on a classification model."""
 

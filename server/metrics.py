@@ -5,7 +5,10 @@ another one counts under the empty model), `outcome` is one of errors.py's or "o
 """
 
 import math
-from collections.abc import Sequence
+import threading
+from collections import Counter as Counts
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -16,15 +19,18 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
 )
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
+VERSION = ("model", "version")
 OUTCOMES = ("ok", "rejected", "expired", "cancelled", "invalid", "failed")
 SECONDS = (  # 100 us to 10 s
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 ROWS = tuple(2.0**power for power in range(11))  # 1 to 1024
-
-
+LOADS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 
 
@@ -47,6 +53,17 @@ class WatchedCurve(Protocol):
     def seconds(self) -> dict[int, float]: ...
 
 
+@dataclass(frozen=True)
+class KnownVersion:
+    """One version of one model, as the page has it at the moment when it is read."""
+
+    model: str
+    version: int
+    state: str
+    labels: Sequence[str] = ()
+    problem: bool = False
+
+
 class Metrics:
     """All series, in a registry that is given: a process may have several, as tests do."""
 
@@ -54,16 +71,20 @@ class Metrics:
         # A creation time for each series would double the page.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry
-        model = ("model", "version")
 
-        def counter(name: str, text: str, labels: tuple[str, ...] = model) -> Counter:
+        def counter(name: str, text: str, labels: tuple[str, ...] = VERSION) -> Counter:
             return Counter(f"neurona_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, text: str, labels: tuple[str, ...] = model) -> Gauge:
+        def gauge(name: str, text: str, labels: tuple[str, ...] = VERSION) -> Gauge:
             return Gauge(f"neurona_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, buckets: Sequence[float] = SECONDS) -> Histogram:
-            return Histogram(f"neurona_{name}", text, model, buckets=buckets, registry=registry)
+        def histogram(
+            name: str,
+            text: str,
+            buckets: Sequence[float] = SECONDS,
+            labels: tuple[str, ...] = VERSION,
+        ) -> Histogram:
+            return Histogram(f"neurona_{name}", text, labels, buckets=buckets, registry=registry)
 
         self.requests = counter(
             "requests", "Requests by how they ended.", ("model", "version", "outcome")
@@ -97,11 +118,53 @@ class Metrics:
             "1 for a model that is ready, with the ONNX Runtime provider that runs it.",
             ("model", "version", "task", "provider"),
         )
+        self.load_seconds = histogram(
+            "load_duration_seconds",
+            "Load and warm-up of a version, failed ones too.",
+            LOADS,
+            ("model",),
+        )
+        self.loads = counter("loads", "Loads by how they ended.", ("model", "outcome"))
+        self.shadows = counter(
+            "shadow_requests",
+            "Copies of requests that a shadow got, by how its answers compared.",
+            ("model", "version", "outcome"),
+        )
         self.door = gauge("door_info", "1 for the door that serves gRPC.", ("door",))
         self.unresolved = _outcomes(self.requests, "", "")
 
+        self._of_version = [
+            *(self.requests, self.rows, self.padding_rows, self.terminated, self.batch_rows),
+            *(self.batch_requests, self.request_seconds, self.queue_seconds, self.run_seconds),
+            *(self.run_ratio, self.predicted_seconds, self.batch_limit, self.inline),
+            *(self.queue_rows, self.queue_age, self.info, self.shadows),
+        ]
+        self._holders: Counts[tuple[str, str]] = Counts()
+        self._holding = threading.Lock()
+
     def model(self, name: str, version: int) -> "ModelMetrics":
+        """The series of a version, which are there until each that asked has released them: a
+        version that is loaded anew has them together with the one that it replaces."""
+        with self._holding:
+            self._holders[name, str(version)] += 1
         return ModelMetrics(self, name, str(version))
+
+    def release(self, name: str, version: str) -> None:
+        with self._holding:
+            self._holders[name, version] -= 1
+            if self._holders[name, version] > 0:
+                return
+            del self._holders[name, version]
+            for series in self._of_version:
+                series.remove_by_labels({"model": name, "version": version})
+
+    def loaded(self, name: str, seconds: float, *, ok: bool) -> None:
+        self.loads.labels(name, "ok" if ok else "failed").inc()
+        self.load_seconds.labels(name).observe(seconds)
+
+    def watch_versions(self, known: Callable[[], Iterable[KnownVersion]]) -> None:
+        """Has the state of every version read when the page is."""
+        self.registry.register(VersionStates(known))
 
 
 class ModelMetrics:
@@ -134,6 +197,12 @@ class ModelMetrics:
     def ready(self, task: str, provider: str) -> None:
         self._metrics.info.labels(*self._labels, task, provider).set(1)
 
+    def shadowed(self, outcome: str) -> None:
+        self._metrics.shadows.labels(*self._labels, outcome).inc()
+
+    def release(self) -> None:
+        self._metrics.release(*self._labels)
+
     def waited(self, waits: Sequence[float]) -> None:
         """How long each request of a batch had waited when it was cut."""
         for wait in waits:
@@ -149,6 +218,37 @@ class ModelMetrics:
             self._padding_rows.inc(padding)
         if predicted:
             self._run_ratio.observe(seconds / predicted)
+
+
+class VersionStates(Collector):
+    """Series that are read from what is known when the page is, and never outlive it."""
+
+    def __init__(self, known: Callable[[], Iterable[KnownVersion]]) -> None:
+        self._known = known
+
+    def collect(self) -> Iterable[Metric]:
+        states = GaugeMetricFamily(
+            "neurona_version_state",
+            "1 for the state that a version is in.",
+            labels=[*VERSION, "state"],
+        )
+        labels = GaugeMetricFamily(
+            "neurona_version_label",
+            "1 for each label of a version.",
+            labels=[*VERSION, "label"],
+        )
+        problems = GaugeMetricFamily(
+            "neurona_version_problem",
+            "1 while a version needs a person: it failed, or its files are not what serves.",
+            labels=VERSION,
+        )
+        for one in self._known():
+            name = [one.model, str(one.version)]
+            states.add_metric([*name, one.state], 1)
+            problems.add_metric(name, one.problem)
+            for label in one.labels:
+                labels.add_metric([*name, label], 1)
+        return [states, labels, problems]
 
 
 def _seconds_of(curve: WatchedCurve, rung: int) -> float:

@@ -25,8 +25,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_server(repository: Path) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def make(policy: BatchPolicy | None = None, **options: bool) -> Server:
-        servers.append(Server(repository, policy or BatchPolicy(), **options))
+    def make(policy: BatchPolicy | None = None, root: Path = repository, **options: bool) -> Server:
+        servers.append(Server(root, policy, **options))
         return servers[-1]
 
     yield make

@@ -70,13 +70,10 @@ class PuppetBatcher(Batcher):
     def __init__(self, policy=None, **options):
         self.clock = Clock()
         self.registry = CollectorRegistry()
-        super().__init__(
-            "puppet/1",
-            policy or BatchPolicy(max_rows=8, max_queue_rows=64),
-            Metrics(self.registry).model("puppet", 1),
-            clock=self.clock,
-            **options,
-        )
+        metrics = Metrics(self.registry).model("puppet", 1)
+        policy = policy or BatchPolicy(max_rows=8, max_queue_rows=64)
+        super().__init__("puppet/1", policy, metrics, clock=self.clock, **options)
+        metrics.watch(self.queue, self.curve)
 
     def step(self, puppet):
         """One batch, as an idle instance would take it."""

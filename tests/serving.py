@@ -1,6 +1,6 @@
 """All of neurona-serve but its command line, in the test's own process."""
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from neurona_server.batching.policy import BatchPolicy
 from neurona_server.metrics import Metrics
 from neurona_server.models.model import Model
 from neurona_server.models.options import ModelOptions
+from neurona_server.models.reconciler import Reconciler, ReconcilerOptions
 from neurona_server.models.registry import Registry
-from neurona_server.models.repository import scan
+from neurona_server.models.repository import Found, Repository
+from neurona_server.models.settings import VersionPolicy
 from neurona_server.rpc.aio_listener import AioListener, ListenerOptions
 from neurona_server.rpc.health import Health
 from neurona_server.rpc.models import Models
@@ -21,31 +23,48 @@ from neurona_server.rpc.prediction import Prediction
 
 
 class Server:
-    """Without `start_models` nothing is run before the test starts a model itself."""
+    """Without `start_models` nothing is run before the test starts a model itself.
+
+    With `every`, all versions are served. The repository is looked at when the test says `look`.
+    """
 
     def __init__(
         self,
         root: Path,
-        policy: BatchPolicy,
+        policy: BatchPolicy | None = None,
         *,
         start_models: bool = True,
-        refused: Collection[str] = (),
+        every: bool = True,
+        explicit: bool = False,
+        load_model: Sequence[str] = (),
     ) -> None:
+        policy = policy or BatchPolicy()
         if not start_models:
             policy = replace(policy, inline=False)
         self.metrics = Metrics(CollectorRegistry())
         self.registry = Registry()
+        self.metrics.watch_versions(self.registry.known)
         self.health = Health()
-        for found in scan([root]):
-            if found.name in refused:
-                continue
+
+        def load(found: Found) -> Model:
             model = Model(found, ModelOptions(policy), self.metrics)
             if start_models:
                 model.start()
-            self.registry.publish(model)
+            else:
+                model.metrics.watch(model.batcher.queue, model.batcher.curve)
+            return model
+
+        self.reconciler = Reconciler(
+            Repository([root]),
+            self.registry,
+            load,
+            self.metrics,
+            ReconcilerOptions(VersionPolicy(every=every), explicit=explicit),
+        )
+        self.reconciler.start(load_model)
         methods = {
             **Prediction(self.registry, self.metrics).methods(),
-            **Models(self.registry).methods(),
+            **Models(self.registry, self.reconciler if explicit else None).methods(),
             **self.health.methods(),
         }
         self.listener = AioListener(methods, ListenerOptions(max_message_bytes=1 << 20))
@@ -60,5 +79,4 @@ class Server:
     def stop(self) -> None:
         self.channel.close()
         self.listener.stop(5.0)
-        for model in self.registry.models():
-            model.drain(5.0)
+        self.reconciler.stop(5.0)

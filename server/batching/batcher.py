@@ -1,6 +1,7 @@
 """Takes batches from a queue, runs them and answers every request in them."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -70,7 +71,7 @@ class Batcher:
         self._cuts: set[Cut] = set()  # that are being processed
         self._stop_error: NeuronaError | None = None
         self._share = share or DeviceShare(1 << 30)  # by itself, a model has every turn
-        metrics.watch(self.queue, self.curve)
+        self._inline_runs: set[int] = set()  # idents of threads in `serve_waiting`
         self.tune()
 
     def tune(self) -> None:
@@ -123,11 +124,25 @@ class Batcher:
 
     def serve_waiting(self, new_run: NewRun) -> None:
         """Runs what waits now in the caller's thread; what takes long is left to instances."""
-        while self.queue.backlog_seconds() < LONGEST_INLINE:
-            if (cut := self.queue.poll()) is None:
-                return
-            self.process(cut, new_run)
+        thread = threading.get_ident()
+        self._inline_runs.add(thread)  # before it takes anything, so that `wait_until_idle` sees it
+        try:
+            while self.queue.backlog_seconds() < LONGEST_INLINE:
+                if (cut := self.queue.poll()) is None:
+                    return
+                self.process(cut, new_run)
+        finally:
+            self._inline_runs.discard(thread)
         self.queue.wake()
+
+    def wait_until_idle(self, end: float) -> bool:
+        """For a batcher that is closed, and whose instances have ended: False when a thread
+        that called `serve_waiting` is still inside at `end`, by the monotonic clock."""
+        while self._inline_runs:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.001)
+        return True
 
     def process(self, cut: Cut, new_run: NewRun) -> None:
         """Ends every request of the cut; raises nothing, whatever the model does."""

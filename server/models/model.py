@@ -17,6 +17,7 @@ from neurona_server.models.options import ModelOptions, options_for
 from neurona_server.models.repository import Found
 from neurona_server.models.session import Session
 from neurona_server.models.settings import ModelSettings
+from neurona_server.models.shadow import Shadow
 from neurona_server.models.signature import Signature
 from neurona_server.models.task import find_task
 from neurona_server.models.warm_up import warm_up
@@ -48,6 +49,8 @@ class Model:
         if self.settings.ignored:
             ignored = ", ".join(self.settings.ignored)
             log.info("%s: of its config.pbtxt, these have no effect here: %s", found, ignored)
+        self.shadow: Shadow | None = None
+        """Gets a copy of what this one answers."""
         sessions = [Session(found.path, options.runtime) for _ in range(options.instances)]
         session = sessions[0]
         self.provider = session.provider
@@ -79,6 +82,7 @@ class Model:
         return f"{self.name}/{self.version}"
 
     def start(self) -> None:
+        self.metrics.watch(self.batcher.queue, self.batcher.curve)
         for instance in self.instances:
             instance.start()
         self.state = State.STATE_READY
@@ -105,13 +109,20 @@ class Model:
         self.state = State.STATE_DRAINING
         self.batcher.close()
         end = time.monotonic() + timeout
-        if self._join(end):
+        if self._join(end) and self.batcher.wait_until_idle(end):
             self.batcher.forget()
             return True
         error = StoppingError("the server stopped before the request's turn came")
         if lost := self.batcher.cancel_all(error):
             log.warning("%s: stopped with %d requests unanswered", self, lost)
         return self._join(time.monotonic() + TERMINATION)
+
+    def close(self) -> None:
+        """Gives its memory back, and takes its series out of the metrics. For one that is
+        drained."""
+        for instance in self.instances:
+            instance.session.close()
+        self.metrics.release()
 
     def _join(self, end: float) -> bool:
         return all(one.join(max(0.0, end - time.monotonic())) for one in self.instances)

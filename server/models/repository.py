@@ -1,24 +1,31 @@
 """Models on disk: <root>/<name>/<version>/model.onnx.
 
-The file may have another name if it is the only one that ends in .onnx; it may be a folder
-called model.onnx that holds it, with its external data beside it; and without a version it
-stands in <root>/<name>/ itself, as version 1.
+The file may have another name if it is the only one that ends in .onnx, or if the model's
+settings name it; it may be a folder called model.onnx that holds it, with its external data
+beside it; and without a version it stands in <root>/<name>/ itself, as version 1.
 """
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from neurona_server.errors import LoadError
 from neurona_server.models.folder_settings import read_settings
-from neurona_server.models.settings import ModelSettings
+from neurona_server.models.settings import CONFIG_PBTXT, MODEL_TOML, ModelSettings
 
 MODEL_FILE = "model.onnx"
+MOST_FILES = 10_000
+"""Of one version; a folder with more is somebody's home."""
+
 # Names and versions become metric labels, log lines and health services.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
+
+Stamp = tuple[tuple[str, int, int, int], ...]
+"""Of every file: where it is, its size, its time and its inode. Another stamp is another
+content; nothing is read for it."""
 
 
 @dataclass(frozen=True)
@@ -34,48 +41,152 @@ class Found:
         return f"{self.name}/{self.version}"
 
 
-def scan(roots: Sequence[Path]) -> list[Found]:
-    """Every version of every model in the roots, by name and version.
+@dataclass(frozen=True)
+class OnDisk:
+    """One version's file, what tells it from another one in the same place, and why it must
+    not be loaded, if so."""
 
-    Folders that are not called like a model or a version are passed over. Raises LoadError
-    when a root cannot be read, when a name stands in two roots, or when nothing is found.
-    """
-    found: list[Found] = []
-    home: dict[str, Path] = {}
-    for root in dict.fromkeys(roots):  # one that is named twice is read once
-        for name in _folders(root, _NAME):
-            versions = _versions(name, root / name)
-            if versions and home.setdefault(name, root) != root:
-                raise LoadError(f"model {name!r} stands in {home[name]} and in {root}")
-            found += versions
-    if not found:
-        places = ", ".join(str(root) for root in roots)
-        raise LoadError(f"no model in {places}: expected <name>/<version>/{MODEL_FILE} there")
-    return sorted(found, key=lambda one: (one.name, one.version))
+    path: Path
+    stamp: Stamp
+    problem: str = ""
 
 
-def _versions(name: str, folder: Path) -> list[Found]:
-    settings = read_settings(folder)
-    name_of_file = settings.model_file or MODEL_FILE
-    files = {int(v): _model_file(folder / v, name_of_file) for v in _folders(folder, _VERSION)}
-    if not any(files.values()):
-        files = {1: _model_file(folder, name_of_file)}
-    present = {version: path for version, path in files.items() if path}
-    return [Found(name, version, path, settings) for version, path in present.items()]
+@dataclass(frozen=True)
+class Folder:
+    """One model's folder as it is now; `problem` says why its settings cannot be read."""
+
+    name: str
+    versions: Mapping[int, OnDisk]
+    settings: ModelSettings = field(default_factory=ModelSettings)
+    problem: str = ""
+
+    def found(self, version: int) -> Found:
+        return Found(self.name, version, self.versions[version].path, self.settings)
+
+
+class Repository:
+    """Several roots, read again and again; a model's settings only when they have changed."""
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        self.roots = tuple(dict.fromkeys(roots))  # one that is named twice is read once
+        self._settings: dict[Path, tuple[Stamp, ModelSettings, str]] = {}
+
+    def scan(self) -> dict[str, Folder]:
+        """Every folder by name, also one without a version: its files may be on their way.
+
+        What is not called like a model or a version is passed over. Raises LoadError
+        when a root cannot be read, or when a name stands in two roots.
+        """
+        found: dict[str, Folder] = {}
+        home: dict[str, Path] = {}
+        for root in self.roots:
+            try:
+                names = _folders(root, _NAME)
+            except OSError as error:
+                reason = f"cannot read the repository {root}: {error.strerror}"
+                raise LoadError(reason) from error
+            for name in names:
+                folder = self._folder(root, name)
+                if name in found and found[name].versions and folder.versions:
+                    raise LoadError(f"model {name!r} stands in {home[name]} and in {root}")
+                if name not in found or folder.versions:
+                    found[name], home[name] = folder, root
+        places = {root / name for name, root in home.items()}
+        self._settings = {path: kept for path, kept in self._settings.items() if path in places}
+        return dict(sorted(found.items()))
+
+    def _folder(self, root: Path, name: str) -> Folder:
+        path = root / name
+        try:
+            settings, problem = self._read_settings(path)
+            files = _versions(path, settings.model_file or MODEL_FILE)
+            versions = {n: _on_disk(root, file, beside) for n, (file, beside) in files.items()}
+        except OSError as error:  # it goes while it is read, or it is not ours to read
+            return Folder(name, {}, problem=f"it cannot be read: {error.strerror}")
+        return Folder(name, versions, settings, problem)
+
+    def _read_settings(self, path: Path) -> tuple[ModelSettings, str]:
+        stamp = _stamp(_files(path, deep=False))
+        known = self._settings.get(path)
+        if known is None or known[0] != stamp:
+            try:
+                known = (stamp, read_settings(path), "")
+            except LoadError as error:
+                known = (stamp, ModelSettings(), str(error))
+            self._settings[path] = known
+        return known[1], known[2]
+
+
+def find(roots: Sequence[Path]) -> list[Found]:
+    """Every version of every model in the roots, by name and version."""
+    folders = Repository(roots).scan().values()
+    return [folder.found(number) for folder in folders for number in folder.versions]
+
+
+def _versions(folder: Path, model_file: str) -> dict[int, tuple[Path, list[os.DirEntry[str]]]]:
+    """By version: its file, and all the files that belong to it."""
+    numbers = sorted(int(v) for v in _folders(folder, _VERSION))
+    found = {n: (_model_file(folder / str(n), model_file), folder / str(n)) for n in numbers}
+    versions = {
+        n: (file, list(_files(place, deep=True))) for n, (file, place) in found.items() if file
+    }
+    if not versions and (bare := _model_file(folder, model_file)) is not None:
+        beside = list(_files(bare.parent, deep=bare.parent != folder))
+        own = [one for one in beside if one.name not in (MODEL_TOML, CONFIG_PBTXT)]
+        versions[1] = (bare, own)
+    return versions
 
 
 def _model_file(folder: Path, name: str) -> Path | None:
     path = folder / name
-    if path.is_file() or name != MODEL_FILE:
-        return path if path.is_file() else None
+    if path.is_file():
+        return path
+    if name != MODEL_FILE:
+        return None
     within = path if path.is_dir() else folder
     files = [one for one in within.glob("*.onnx") if one.is_file()]
     return files[0] if len(files) == 1 else None
 
 
+def _on_disk(root: Path, file: Path, beside: list[os.DirEntry[str]]) -> OnDisk:
+    real_root = root.resolve()
+    problem = ""
+    linked = [Path(one.path) for one in beside if one.is_symlink()]
+    for path in [file, *linked]:
+        if not path.resolve().is_relative_to(real_root):
+            problem = f"{path.name!r} is a link that leads out of the repository"
+            break
+    return OnDisk(file, _stamp(beside), problem)
+
+
+def _files(folder: Path, *, deep: bool) -> Iterator[os.DirEntry[str]]:
+    """Links to folders are not followed: what is behind them does not belong to a version."""
+    left = [folder]
+    count = 0
+    while left:
+        with os.scandir(left.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if deep:
+                        left.append(Path(entry.path))
+                    continue
+                count += 1
+                if count > MOST_FILES:
+                    return
+                yield entry
+
+
+def _stamp(files: Iterator[os.DirEntry[str]] | list[os.DirEntry[str]]) -> Stamp:
+    stamps = []
+    for one in files:
+        try:
+            state = one.stat()
+        except FileNotFoundError:  # a link to nowhere; whoever needs it will say so
+            state = one.stat(follow_symlinks=False)
+        stamps.append((one.path, state.st_size, state.st_mtime_ns, state.st_ino))
+    return tuple(sorted(stamps))
+
+
 def _folders(parent: Path, pattern: re.Pattern[str]) -> list[str]:
-    try:
-        with os.scandir(parent) as entries:
-            return sorted(e.name for e in entries if pattern.fullmatch(e.name) and e.is_dir())
-    except OSError as error:
-        raise LoadError(f"cannot read the repository {parent}: {error.strerror}") from error
+    with os.scandir(parent) as entries:
+        return sorted(e.name for e in entries if pattern.fullmatch(e.name) and e.is_dir())

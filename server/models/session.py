@@ -107,6 +107,9 @@ class Session:
         self.class_labels: dict[str, tuple[str, ...]] = {}
         """By output of class probabilities that were a map: its keys, known once it has run."""
 
+    def close(self) -> None:
+        del self._session
+
     def run(self, inputs: Inputs) -> Outputs:
         """All outputs in the graph's order. Releases the GIL; any thread may call it."""
         return self.new_run()(inputs)
@@ -115,6 +118,8 @@ class Session:
         return SessionRun(self)
 
     def run_with(self, inputs: Inputs, options: onnxruntime.RunOptions) -> Outputs:
+        if not hasattr(self, "_session"):
+            raise RuntimeError("the session is closed")
         if self._bfloat16:
             outputs = bfloat16.run(
                 self._session, inputs, self._bfloat16, options, onnxruntime.OrtValue

@@ -42,6 +42,15 @@ class Health:
         for watcher in watchers:
             watcher.changed()
 
+    def replace(self, serving: Mapping[str, bool]) -> None:
+        """Names that are not in `serving` are not known any more."""
+        states = {name: SERVING if serving[name] else NOT_SERVING for name in serving}
+        with self._changing:
+            self._states = states
+            watchers = list(self._watchers)
+        for watcher in watchers:
+            watcher.changed()
+
     def stop(self) -> None:
         """Everything is NOT_SERVING."""
         self.set(dict.fromkeys(list(self._states), False))

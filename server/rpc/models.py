@@ -1,5 +1,9 @@
 """neurona.v1.Models: what is served, and what each model takes and gives."""
 
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
 from google.protobuf.message import DecodeError
 
 from neurona_protos.prediction_pb2 import (
@@ -8,26 +12,52 @@ from neurona_protos.prediction_pb2 import (
     DescribeModelResponse,
     ListModelsRequest,
     ListModelsResponse,
+    LoadModelRequest,
+    LoadModelResponse,
     ModelSummary,
     RunCost,
     Task,
     TensorDescription,
+    UnloadModelRequest,
+    UnloadModelResponse,
     VersionState,
 )
-from neurona_server.errors import InvalidError, NeuronaError
+from neurona_server.errors import InvalidError, NeuronaError, NotAllowedError
 from neurona_server.models.model import Model
-from neurona_server.models.registry import Registry
+from neurona_server.models.registry import Registry, Version
 from neurona_server.models.signature import TensorSpec
 from neurona_server.rpc.call import Call, Methods, Unary
 
+NOT_EXPLICIT = (
+    'the server loads what its repository has; expected the option model_control = "explicit"'
+)
+
+
+class Control(Protocol):
+    """Loads and unloads models; both wait until it is done."""
+
+    def load(self, name: str) -> None:
+        """Raises NotFoundError, NotLoadedError, StoppingError."""
+
+    def unload(self, name: str) -> None:
+        """Raises NotFoundError."""
+
 
 class Models:
-    def __init__(self, registry: Registry) -> None:
+    """Without `control` nobody may load or unload."""
+
+    def __init__(self, registry: Registry, control: Control | None = None) -> None:
         self._registry = registry
+        self._control = control
 
     def methods(self) -> Methods:
         path = "/neurona.v1.Models/"
-        return {path + "List": Unary(self._list), path + "Describe": Unary(self._describe)}
+        return {
+            path + "List": Unary(self._list),
+            path + "Describe": Unary(self._describe),
+            path + "Load": Unary(self._load),
+            path + "Unload": Unary(self._unload),
+        }
 
     def _list(self, call: Call) -> None:
         try:
@@ -37,6 +67,49 @@ class Models:
             return
         models = [self._summary(name) for name in self._registry.names()]
         call.reply(ListModelsResponse(models=models).SerializeToString())
+
+    def _load(self, call: Call) -> None:
+        try:
+            name = LoadModelRequest.FromString(call.request).model
+        except DecodeError:
+            call.fail(InvalidError("the bytes are not a neurona.v1.LoadModelRequest"))
+            return
+
+        def load(control: Control) -> bytes:
+            control.load(name)
+            return LoadModelResponse(model=self._summary(name)).SerializeToString()
+
+        self._change(call, load)
+
+    def _unload(self, call: Call) -> None:
+        try:
+            name = UnloadModelRequest.FromString(call.request).model
+        except DecodeError:
+            call.fail(InvalidError("the bytes are not a neurona.v1.UnloadModelRequest"))
+            return
+
+        def unload(control: Control) -> bytes:
+            control.unload(name)
+            return UnloadModelResponse().SerializeToString()
+
+        self._change(call, unload)
+
+    def _change(self, call: Call, change: Callable[[Control], bytes]) -> None:
+        """In a thread of its own: the door does not wait for a load."""
+        if self._control is None:
+            call.fail(NotAllowedError(NOT_EXPLICIT))
+            return
+        control = self._control
+
+        def run() -> None:
+            try:
+                body = change(control)
+            except Exception as error:  # an odd one is logged and INTERNAL, like any other
+                call.fail(error)
+            else:
+                call.reply(body)
+
+        threading.Thread(target=run, name="control", daemon=True).start()
 
     def _describe(self, call: Call) -> None:
         try:
@@ -50,7 +123,7 @@ class Models:
             call.reply(self._description(model).SerializeToString())
 
     def _summary(self, name: str) -> ModelSummary:
-        versions = self._registry.versions(name)
+        versions = self._registry.entry(name).versions
         loaded = [version.model for version in versions.values() if version.model]
         return ModelSummary(
             model=name,
@@ -59,14 +132,16 @@ class Models:
         )
 
     def _version_state(self, name: str, number: int) -> VersionState:
-        version = self._registry.versions(name)[number]
-        labels = self._registry.labels(name)
+        entry = self._registry.entry(name)
+        version = entry.versions.get(number, Version())
         return VersionState(
             version=number,
             state=version.state,
             reason=version.reason,
-            labels=[label for label, target in labels.items() if target == number],
+            labels=[label for label, target in entry.labels.items() if target == number],
             provider=version.model.provider if version.model else "",
+            share=version.share,
+            shadow=version.shadow,
         )
 
     def _description(self, model: Model) -> DescribeModelResponse:

@@ -17,6 +17,7 @@ from neurona_server.errors import (
     InvalidError,
     ModelFailedError,
     NeuronaError,
+    StoppingError,
     WrongTaskError,
     quoted,
 )
@@ -68,6 +69,7 @@ class Prediction:
         defer: Defer,
         *,
         task: Task | None = None,
+        swaps: int = 3,
     ) -> None:
         """Sends a request on its way; `deliver` gets its answer or its error, exactly once.
 
@@ -98,7 +100,7 @@ class Prediction:
         # Not the message itself: it holds all its bytes.
         top_k, raw_outputs = message.top_k or 1, message.raw_outputs
 
-        def done(_: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
+        def done(request: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
             response = None
             if outputs is not None:
                 try:
@@ -111,6 +113,8 @@ class Prediction:
                 model.metrics.request_seconds.observe(time.monotonic() - started)
             outcomes["ok" if error is None else error.outcome].inc()
             deliver(response, error)
+            if outputs is not None and model.shadow is not None:
+                model.shadow.send(request, outputs)
 
         group = model.signature.group(described)
         size = message.ByteSize()
@@ -119,7 +123,18 @@ class Prediction:
         try:
             model.submit(request, defer)
         except NeuronaError as error:
-            request.fail(error)
+            if isinstance(error, StoppingError) and swaps and self._is_replaced(message, model):
+                self.begin(message, deadline, deliver, track, defer, task=task, swaps=swaps - 1)
+            else:
+                request.fail(error)
+
+    def _is_replaced(self, message: PredictRequest, model: Model) -> bool:
+        """Whether another version has taken its place since it was resolved."""
+        try:
+            now = self._registry.resolve(message.model, message.version, message.label)
+        except NeuronaError:
+            return False
+        return now is not model
 
     def _unary(self, call: Call, task: Task | None = None) -> None:
         try:

@@ -11,7 +11,9 @@ from neurona_server.errors import (
     ExpiredError,
     InvalidError,
     ModelFailedError,
+    NotAllowedError,
     NotFoundError,
+    NotLoadedError,
     QueueFullError,
     StoppingError,
     WrongTaskError,
@@ -20,6 +22,8 @@ from neurona_server.errors import (
 log = logging.getLogger(__name__)
 
 CODES = {
+    NotAllowedError: grpc.StatusCode.FAILED_PRECONDITION,
+    NotLoadedError: grpc.StatusCode.FAILED_PRECONDITION,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
     WrongTaskError: grpc.StatusCode.FAILED_PRECONDITION,

@@ -9,11 +9,10 @@ from onnx import TensorProto, helper
 from prometheus_client import CollectorRegistry
 
 from neurona_protos.prediction_pb2 import DataType, ModelMetadata, State, Task
-from neurona_server.errors import LoadError, NotFoundError
+from neurona_server.errors import LoadError
 from neurona_server.metrics import Metrics
 from neurona_server.models.model import Model
 from neurona_server.models.options import ModelOptions
-from neurona_server.models.registry import Registry
 from neurona_server.models.repository import Found
 from neurona_server.models.session import CPU, RuntimeOptions, Session
 
@@ -242,40 +241,3 @@ def test_without_a_gpu_the_provider_is_honest(load, repository):
     assert session.provider == model.provider
     (out,) = session.run({"x": np.zeros((2, 4), np.float32)})
     np.testing.assert_allclose(out, np.full((2, 3), 1 / 3), rtol=1e-6)
-
-
-class TestRegistry:
-    @pytest.fixture
-    def registry(self, load, repository):
-        registry = Registry()
-        for version in (1, 2):
-            model = load(repository / "classifier" / str(version) / "model.onnx", "c", version)
-            model.start()
-            registry.publish(model)
-        registry.publish_failure("c", 3, "corrupt")
-        registry.publish_failure("broken", 1, "corrupt")
-        return registry
-
-    def test_the_latest_version_that_is_ready_answers(self, registry):
-        assert registry.resolve("c").version == 2
-        assert registry.resolve("c", label="latest").version == 2
-        assert registry.resolve("c", version=1).version == 1
-
-    def test_the_label_moves_on_when_the_latest_drains(self, registry):
-        registry.resolve("c").drain(5.0)
-        assert registry.labels("c") == {"latest": 1}
-        assert registry.resolve("c").version == 1
-
-    @pytest.mark.parametrize(
-        ("which", "message"),
-        [
-            ({"name": "d"}, "no model 'd'; served: c"),
-            ({"name": "c", "version": 9}, "'c': no version 9; served: 1, 2"),
-            ({"name": "c", "version": 3}, "'c': failed to load version 3; served: 1, 2"),
-            ({"name": "c", "label": "best"}, "no label 'best'; its labels: latest"),
-            ({"name": "broken"}, "'broken' has no version that is ready"),
-        ],
-    )
-    def test_what_is_not_there_is_said_with_what_is(self, registry, which, message):
-        with pytest.raises(NotFoundError, match=message):
-            registry.resolve(**which)

@@ -14,7 +14,7 @@ from neurona_protos.prediction_pb2 import DataType, DescribeModelRequest, Predic
 from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import LoadError
-from neurona_server.models.repository import scan
+from neurona_server.models.repository import find
 from neurona_server.models.samples import FREE_SIZES, make_inputs
 from neurona_server.models.session import RuntimeOptions, Session
 
@@ -36,7 +36,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(root):
-    server = Server(root, BatchPolicy(max_rows=4), refused=UNSERVABLE)
+    server = Server(root, BatchPolicy(max_rows=4))
     yield server
     server.stop()
 
@@ -55,7 +55,7 @@ def directly(path, inputs):
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - UNSERVABLE))
 def test_it_is_served_and_equals_onnxruntime(server, root, name):
-    (found,) = [one for one in scan([root]) if one.name == name]
+    (found,) = [one for one in find([root]) if one.name == name]
     session = Session(found.path, RuntimeOptions())
     for size in FREE_SIZES:
         inputs = make_inputs(session.inputs, 1, size)

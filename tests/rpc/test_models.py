@@ -23,14 +23,16 @@ def test_list_names_every_model_with_its_versions(server):
     assert second.provider.endswith("ExecutionProvider")
 
 
-def test_a_version_that_failed_is_listed_with_its_reason(make_server):
-    server = make_server()
-    server.registry.publish_failure("classifier", 3, "it is not ONNX")
-    (model,) = (
-        m for m in server.models.List(ListModelsRequest()).models if m.model == "classifier"
-    )
-    assert model.versions[2].state == State.STATE_FAILED
-    assert model.versions[2].reason == "it is not ONNX"
+def test_a_version_that_failed_is_listed_with_its_reason(make_server, tmp_path):
+    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    (tmp_path / "classifier" / "2").mkdir()
+    (tmp_path / "classifier" / "2" / "model.onnx").write_text("not a model")
+    server = make_server(root=tmp_path)
+    (model,) = server.models.List(ListModelsRequest()).models
+    assert [version.state for version in model.versions] == [State.STATE_READY, State.STATE_FAILED]
+    assert model.versions[1].reason
+    assert str(tmp_path) not in model.versions[1].reason
+    assert (model.versions[0].share, model.versions[0].shadow) == (100.0, False)
 
 
 def test_describe_says_what_a_model_takes_gives_and_means(server):

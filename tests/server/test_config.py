@@ -43,6 +43,9 @@ def test_every_option_can_be_given_everywhere():
         "metrics_address": "h:2",
         "log_level": "debug",
         "inline": "never",
+        "versions": "latest 3",
+        "model_control": "explicit",
+        "strict": "true",
     }
     texts |= {option.name: "7" for option in fields(Config) if option.name not in texts}
     flags = [x for name, text in texts.items() for x in ("--" + name.replace("_", "-"), text)]
@@ -64,6 +67,9 @@ def test_every_option_can_be_given_everywhere():
         ),
         ([*REPOSITORY, "--log-level", "loud"], {}, "log_level is 'loud': expected debug"),
         (REPOSITORY, {"NEURONA_MAX_BATCH_ROW": "1"}, "NEURONA_MAX_BATCH_ROW .*'max_batch_rows'"),
+        ([*REPOSITORY, "--model-control", "x"], {}, "'x': expected poll, none or explicit"),
+        ([*REPOSITORY, "--versions", "two"], {}, 'versions is \'two\': expected "all", "latest"'),
+        ([*REPOSITORY, "--strict", "yes"], {}, "strict is 'yes': expected true or false"),
         (REPOSITORY, {"NEURONA_THREADS": "many"}, "threads is 'many'"),
         (REPOSITORY, {"NEURONA_CONFIG": "nowhere.toml"}, "cannot read nowhere.toml"),
         ([*REPOSITORY, "--max-message-bytes", "4294967296"], {}, "max_message_bytes is '4294967"),

@@ -1,0 +1,257 @@
+"""Keeps what is loaded equal to what the repository asks for, without a lost request.
+
+A new version is loaded and warmed up in a thread of its own kind, beside what serves; then it
+is published in one step, and what it replaces is drained and freed. The repository is polled:
+unlike file events, that works on every volume a container may be given (NFS, ConfigMaps,
+object stores).
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from neurona_server.errors import (
+    LoadError,
+    NotFoundError,
+    NotLoadedError,
+    StoppingError,
+    quoted,
+)
+from neurona_server.metrics import Metrics
+from neurona_server.models.model import Model
+from neurona_server.models.registry import Entry, Registry
+from neurona_server.models.repository import Folder, Found, Repository
+from neurona_server.models.settings import VersionPolicy
+from neurona_server.models.versions import Versions
+
+log = logging.getLogger(__name__)
+
+Load = Callable[[Found], Model]
+
+
+@dataclass(frozen=True)
+class ReconcilerOptions:
+    policy: VersionPolicy = field(default_factory=VersionPolicy)
+    """Of models whose settings name none."""
+
+    threads: int = 2
+    """Models that are loaded at the same time."""
+
+    drain_timeout: float = 30.0
+    """Seconds that a version which is replaced has for what it admitted."""
+
+    explicit: bool = False
+    """Only what `load` was called for is loaded."""
+
+
+class Reconciler:
+    """`load` makes a model from its file: it raises LoadError, and is called in other threads."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        registry: Registry,
+        load: Load,
+        metrics: Metrics,
+        options: ReconcilerOptions | None = None,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._repository = repository
+        self._registry = registry
+        self._load = load
+        self._metrics = metrics
+        self._options = options or ReconcilerOptions()
+        self._tell = changed
+        self._models: dict[str, Versions] = {}
+        self._published: dict[str, Entry] = {}
+        self._asked: set[str] = set()  # when explicit
+        self._missing: set[str] = set()  # by the last look
+        self._drains: list[threading.Thread] = []
+        self._scan_problem = ""
+        self._changed = threading.Condition()
+        self._scanning = threading.Lock()
+        self._stopping = threading.Event()
+        self._pool = ThreadPoolExecutor(self._options.threads, "load")
+        self._poller: threading.Thread | None = None
+
+    def start(self, asked: Sequence[str] = ()) -> list[str]:
+        """Loads what is there, in parallel, and waits for it; what was wrong, a line each.
+
+        `asked` are the models to load when only those are loaded that somebody asks for.
+        Raises LoadError when the repository cannot be read, or does not have one of `asked`.
+        """
+        folders = self._repository.scan()
+        self._asked = set(asked)
+        if unknown := sorted(self._asked - {n for n, folder in folders.items() if folder.versions}):
+            raise LoadError(f"there is no model {unknown[0]!r} in the repository")
+        with self._changed:
+            for name, folder in folders.items():
+                self._see(name, folder, eager=True)
+            self._changed.wait_for(lambda: not any(v.loading for v in self._models.values()))
+            return [
+                f"{name}: {problem}"
+                for name, versions in self._models.items()
+                for problem in versions.problems()
+            ]
+
+    def poll(self, seconds: float) -> None:
+        """Looks at the repository so often from now on, in a thread of its own."""
+
+        def look() -> None:
+            while not self._stopping.wait(seconds):
+                self.look()
+
+        self._poller = threading.Thread(target=look, name="poll", daemon=True)
+        self._poller.start()
+
+    def look(self) -> None:
+        """One look at the repository; loads begin, and are not waited for."""
+        with self._scanning:
+            try:
+                folders = self._repository.scan()
+                problem = ""
+            except LoadError as error:
+                problem = str(error)
+            except Exception:  # whatever is odd on the disk, what is loaded serves on
+                log.exception("the repository cannot be read")
+                problem = "an internal error; the server's log says why"
+            if problem:
+                if problem != self._scan_problem:
+                    log.error("%s; what is loaded serves on", problem)
+                self._scan_problem = problem
+                return
+            self._scan_problem = ""
+            with self._changed:
+                missing = self._models.keys() - folders.keys()
+                for name in missing & self._missing:
+                    self._see(name, None)
+                self._missing = set(missing)
+                for name, folder in folders.items():
+                    self._see(name, folder)
+
+    def load(self, name: str) -> None:
+        """Reads the model's folder and waits until all that it asks for is loaded.
+
+        Raises NotFoundError when the repository has no such model, NotLoadedError when
+        something cannot be loaded: what was loaded before serves on then.
+        """
+        folder = self._scan_for(name)
+        with self._changed:
+            self._asked.add(name)
+            self._see(name, folder, eager=True)
+            versions = self._models[name]
+            self._changed.wait_for(lambda: not versions.loading or self._stopping.is_set())
+            problems = versions.problems()
+        if self._stopping.is_set():
+            raise StoppingError("the server is stopping")
+        if problems:
+            raise NotLoadedError(f"model {quoted(name)} cannot be loaded: {'; '.join(problems)}")
+
+    def unload(self, name: str) -> None:
+        """Takes the model out, waits until what it admitted is answered. Raises NotFoundError."""
+        with self._changed:
+            versions = self._models.get(name)
+            if versions is None or name not in self._asked:
+                raise NotFoundError(f"model {quoted(name)} is not loaded")
+            self._asked.discard(name)
+            versions.see(versions.folder, serve=False)
+            drains = self._publish(name)
+        for drain in drains:
+            drain.join()
+
+    def stop(self, timeout: float) -> bool:
+        """Drains everything; False when it took longer than `timeout` (seconds), or a load is
+        still under way."""
+        end = time.monotonic() + timeout
+        with self._changed:
+            self._stopping.set()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._changed.notify_all()
+            loading = any(versions.loading for versions in self._models.values())
+            drains = list(self._drains)
+        drained = not loading
+        for model in self._registry.models():
+            drained = model.drain(max(0.0, end - time.monotonic())) and drained
+        for drain in drains:
+            drain.join(max(0.0, end - time.monotonic()))
+            drained = drained and not drain.is_alive()
+        return drained
+
+    def _scan_for(self, name: str) -> Folder:
+        with self._scanning:
+            try:
+                folders = self._repository.scan()
+            except LoadError as error:
+                log.error("%s", error)
+                raise NotLoadedError("the repository cannot be read; the log says why") from error
+        if name not in folders or not folders[name].versions:
+            raise NotFoundError(f"the repository has no model {quoted(name)}")
+        return folders[name]
+
+    def _see(self, name: str, folder: Folder | None, *, eager: bool = False) -> None:
+        if name not in self._models:
+            if folder is None or not folder.versions:
+                return
+            self._models[name] = Versions(name, self._options.policy)
+        serve = not self._options.explicit or name in self._asked
+        self._begin(name, self._models[name].see(folder, serve=serve, eager=eager))
+        self._publish(name)
+
+    def _begin(self, name: str, found: Sequence[Found]) -> None:
+        if not self._stopping.is_set():
+            for one in found:
+                self._pool.submit(self._load_one, name, one)
+
+    def _load_one(self, name: str, found: Found) -> None:
+        log.info("loading %s", found)
+        started = time.monotonic()
+        model, reason = None, ""
+        try:
+            model = self._load(found)
+        except LoadError as error:
+            reason = str(error)
+            log.error("%s is not served: %s", found, error)
+        except Exception:  # whatever one file does, the others are served
+            reason = "an internal error; the server's log says why"
+            log.exception("%s is not served", found)
+        seconds = time.monotonic() - started
+        self._metrics.loaded(name, seconds, ok=model is not None)
+        with self._changed:
+            versions = self._models[name]
+            if model is None:
+                self._begin(name, versions.failed(found.version, reason))
+            else:
+                log.info("%s is ready on %s after %.2f s", model, model.provider, seconds)
+                versions.loaded(found.version, model)
+            self._publish(name)
+            self._changed.notify_all()
+
+    def _publish(self, name: str) -> list[threading.Thread]:
+        versions = self._models[name]
+        entry, surplus = versions.settle()
+        if versions.gone:
+            del self._models[name], self._published[name]
+            self._registry.publish(name, None)
+        elif entry == self._published.get(name):
+            return []
+        else:
+            self._published[name] = entry
+            self._registry.publish(name, entry)
+        self._tell()
+        drains = [
+            threading.Thread(target=self._drain, args=(one,), name=f"drain {one}", daemon=True)
+            for one in surplus
+        ]
+        self._drains = [drain for drain in self._drains if drain.is_alive()] + drains
+        for drain in drains:
+            drain.start()
+        return drains
+
+    def _drain(self, model: Model) -> None:
+        drained = model.drain(self._options.drain_timeout)
+        if drained:
+            model.close()
+        log.info("%s is unloaded%s", model, "" if drained else "; a run of it goes on")

@@ -1,0 +1,156 @@
+"""What a server loads, when, and who says so: the real process."""
+
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import small_models
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from onnx import TensorProto, helper
+
+from neurona_protos.prediction_pb2 import (
+    ListModelsRequest,
+    LoadModelRequest,
+    PredictRequest,
+    State,
+    UnloadModelRequest,
+)
+from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
+from neurona_protos.tensors import to_tensor
+
+BIN = Path(sys.executable).parent
+TIMES = 100
+WIDTH = 1000
+
+
+def ask(server, name="classifier", width=4):
+    request = PredictRequest(model=name, inputs=[to_tensor("x", np.ones((1, width), np.float32))])
+    return PredictionStub(server.channel).Predict(request, timeout=20).version
+
+
+def health(server, name):
+    try:
+        return server.health.Check(HealthCheckRequest(service=name), timeout=5).status
+    except grpc.RpcError as error:
+        return error.code()
+
+
+def save_heavy(root):
+    """Some megabytes of weights, so that what is kept of them would show."""
+    weights = np.random.default_rng(1).standard_normal((WIDTH, WIDTH)).astype(np.float32)
+    return small_models.save(
+        root / "heavy" / "1" / "model.onnx",
+        [helper.make_node("MatMul", ["x", "weights"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["batch", WIDTH])},
+        {"y": (TensorProto.FLOAT, ["batch", WIDTH])},
+        {"weights": weights},
+    )
+
+
+def resident(pid):
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE")
+
+
+def test_new_files_are_noticed_and_health_follows(serve, tmp_path, wait_until):
+    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    server = serve(tmp_path, "--poll-ms", "50")
+    assert health(server, "classifier/2") == grpc.StatusCode.NOT_FOUND
+    small_models.save_classifier(tmp_path / "classifier" / "2" / "model.onnx")
+    wait_until(lambda: health(server, "classifier/2") == HealthCheckResponse.SERVING)
+    assert ask(server) == 2
+    shutil.rmtree(tmp_path / "classifier" / "2")
+    wait_until(lambda: health(server, "classifier/2") == grpc.StatusCode.NOT_FOUND)
+    assert ask(server) == 1
+    shutil.rmtree(tmp_path / "classifier")
+    wait_until(lambda: health(server, "classifier") == grpc.StatusCode.NOT_FOUND)
+    assert health(server, "") == HealthCheckResponse.SERVING
+
+
+def test_without_control_nothing_changes_after_the_start(serve, tmp_path):
+    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    server = serve(tmp_path, "--model-control", "none", "--poll-ms", "10")
+    small_models.save_classifier(tmp_path / "classifier" / "2" / "model.onnx")
+    time.sleep(0.5)  # it would have been noticed many times over
+    assert ask(server) == 1
+
+
+def test_memory_comes_back_after_a_hundred_loads(serve, tmp_path):
+    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    save_heavy(tmp_path)
+    server = serve(
+        *(tmp_path, "--model-control", "explicit", "--load-model", "classifier"),
+        *("--log-level", "warning"),
+    )
+    assert ask(server) == 1
+    models = ModelsStub(server.channel)
+    sizes = []
+    for _ in range(TIMES):
+        models.Load(LoadModelRequest(model="heavy"), timeout=30)
+        assert ask(server, "heavy", WIDTH) == 1
+        models.Unload(UnloadModelRequest(model="heavy"), timeout=30)
+        sizes.append(resident(server.process.pid))
+    early, late = statistics.median(sizes[10:20]), statistics.median(sizes[-10:])
+    print(f"{early / 2**20:.1f} MiB, then {late / 2**20:.1f} MiB")
+    assert late < 1.05 * early
+    (heavy,) = [m for m in models.List(ListModelsRequest()).models if m.model == "heavy"]
+    assert [version.state for version in heavy.versions] == [State.STATE_UNLOADED]
+    assert 'model="heavy",version="1",outcome' not in server.metrics()
+    assert server.stop()[0] == 0
+
+
+def start(*flags):
+    command = [BIN / "neurona-serve", *flags, "--address", "127.0.0.1:0"]
+    return subprocess.Popen(
+        [*command, "--metrics-address", "127.0.0.1:0"], stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--strict", "true"], "strict is true: broken: version 1: "),
+        (["--model-control", "explicit", "--load-model", "nobody"], "no model 'nobody' in the"),
+    ],
+)
+def test_what_must_not_start_says_why(tmp_path, flags, said):
+    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    (tmp_path / "broken" / "1").mkdir(parents=True)
+    (tmp_path / "broken" / "1" / "model.onnx").write_text("not a model")
+    process = start("--repository", tmp_path, *flags)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert said in error.splitlines()[-1]
+    assert "Traceback" not in error
+
+
+def test_a_signal_while_models_are_loaded_ends_it_at_once(tmp_path):
+    nodes = [helper.make_node("Mul", ["table", "x"], ["product0"])]
+    nodes += [
+        helper.make_node("MatMul", [f"product{i}", "table"], [f"product{i + 1}"])
+        for i in range(2000)
+    ]
+    nodes.append(helper.make_node("ReduceMax", ["product2000"], ["y"], keepdims=0))
+    small_models.save(
+        tmp_path / "slow" / "1" / "model.onnx",
+        nodes,
+        {"x": (TensorProto.FLOAT, [1])},
+        {"y": (TensorProto.FLOAT, [])},
+        {"table": np.eye(800, dtype=np.float32)},
+    )
+    process = start("--repository", tmp_path)
+    for line in process.stderr:
+        if "loading slow/1" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 0
+    assert "stopped while it was starting" in error
