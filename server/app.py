@@ -5,6 +5,7 @@ import os
 import queue
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -51,7 +52,7 @@ class App:
         }
         self._listener = AioListener(methods, ListenerOptions(config.max_message_bytes))
         self._close_metrics: Callable[[], None] = lambda: None
-        self._serving = False
+        self._serving = threading.Event()
 
     def start(self) -> None:
         """Raises LoadError when there is nothing to serve, ConfigError when an address is taken."""
@@ -71,7 +72,7 @@ class App:
         self._close_metrics = close
         self._metrics.door.labels("aio").set(1)
         door_port = self._listener.start(self._config.address)
-        self._serving = True
+        self._serving.set()
         self._update_health()
         if self._config.model_control == "poll":
             self._reconciler.poll(self._config.poll_ms / 1000)
@@ -80,7 +81,7 @@ class App:
 
     def stop(self) -> bool:
         """False when a run went on for longer than the drain may take."""
-        self._serving = False
+        self._serving.clear()
         self._health.stop()
         log.info("stopping: not serving any more for whoever asks for health")
         time.sleep(self._config.drain_delay_ms / 1000)
@@ -119,7 +120,7 @@ class App:
 
     def _update_health(self) -> None:
         """What health is asked for by name: the server, its services, models and versions."""
-        if not self._serving:
+        if not self._serving.is_set():
             return
         names = {"": True, "neurona.v1.Prediction": True, "neurona.v1.Models": True}
         for name in self._registry.names():
@@ -127,7 +128,7 @@ class App:
             names |= {f"{name}/{n}": v.model is not None for n, v in versions.items()}
             names[name] = any(version.model for version in versions.values())
         self._health.replace(names)
-        if not self._serving:  # the server was told to stop meanwhile
+        if not self._serving.is_set():  # the server was told to stop meanwhile
             self._health.stop()
 
 

@@ -51,23 +51,32 @@ class Model:
             log.info("%s: of its config.pbtxt, these have no effect here: %s", found, ignored)
         self.shadow: Shadow | None = None
         """Gets a copy of what this one answers."""
-        sessions = [Session(found.path, options.runtime) for _ in range(options.instances)]
-        session = sessions[0]
+        self.metrics = metrics.model(found.name, found.version)
+        self._sessions: list[Session] = []
+        try:
+            self._load(found, options, share)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, found: Found, options: ModelOptions, share: DeviceShare | None) -> None:
+        for _ in range(options.instances):
+            self._sessions.append(Session(found.path, options.runtime))
+        session = self._sessions[0]
         self.provider = session.provider
         self.signature = _signature(str(found), session, self.settings)
         batched = self.signature.batched
-        self.metrics = metrics.model(found.name, found.version)
         self.batcher = Batcher(
             str(found), options.policy, self.metrics, batched=batched, share=share
         )
-        self.batcher.admission.instances = len(sessions)
+        self.batcher.admission.instances = len(self._sessions)
         self.instances = [
-            Instance(number, session, self.batcher) for number, session in enumerate(sessions)
+            Instance(number, session, self.batcher) for number, session in enumerate(self._sessions)
         ]
         inputs = self.signature.inputs
-        if not all(warm_up(inputs, one.run, self.batcher) for one in sessions):
+        if not all(warm_up(inputs, one.run, self.batcher) for one in self._sessions):
             log.info("%s: made-up inputs do not suit it, so it is not warmed up", found)
-        for one in sessions:
+        for one in self._sessions:
             run_samples(str(found), self.settings.warm_up, self.signature, one.run)
         answer = find_task(
             session.properties,
@@ -120,8 +129,8 @@ class Model:
     def close(self) -> None:
         """Gives its memory back, and takes its series out of the metrics. For one that is
         drained."""
-        for instance in self.instances:
-            instance.session.close()
+        for session in self._sessions:
+            session.close()
         self.metrics.release()
 
     def _join(self, end: float) -> bool:
