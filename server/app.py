@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -18,13 +19,14 @@ from neurona_server.batching.share import DeviceShare
 from neurona_server.config import Config
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.metrics import Metrics
-from neurona_server.models.cpus import available_cpus
+from neurona_server.models.cpus import THREADS_A_CPU, available_cpus
+from neurona_server.models.graph_cache import default_folder
 from neurona_server.models.model import Model
 from neurona_server.models.options import INLINE, ModelOptions
 from neurona_server.models.reconciler import Reconciler, ReconcilerOptions
 from neurona_server.models.registry import Registry
 from neurona_server.models.repository import Found, Repository
-from neurona_server.models.session import RuntimeOptions
+from neurona_server.models.runtime import DEFAULT_PROVIDERS, RuntimeOptions, check_options
 from neurona_server.models.settings import VersionPolicy
 from neurona_server.rpc.aio_listener import AioListener, ListenerOptions
 from neurona_server.rpc.health import Health
@@ -142,7 +144,27 @@ def _model_options(config: Config) -> ModelOptions:
         inline=INLINE[config.inline],
     )
     threads = config.threads or max(1, available_cpus() // config.instances)
-    return ModelOptions(policy, RuntimeOptions(threads), config.instances)
+    runtime = RuntimeOptions(
+        threads,
+        pool_threads=0 if config.threads else THREADS_A_CPU * available_cpus(),
+        spinning=config.spinning,
+        providers=config.providers or DEFAULT_PROVIDERS,
+        gpu_expected=bool(config.providers),
+        require_gpu=config.require_gpu,
+        gpu_memory_bytes=config.gpu_memory_bytes,
+        cpu_memory_bytes=config.cpu_memory_bytes,
+        arena=config.arena,
+        shrink_seconds=config.shrink_seconds,
+        cache=_cache_folder(config.cache),
+    )
+    check_options(runtime)
+    return ModelOptions(policy, runtime, config.instances)
+
+
+def _cache_folder(option: str) -> Path | None:
+    if option == "auto":
+        return default_folder()
+    return None if option in ("", "off") else Path(option).expanduser()
 
 
 def main() -> int:

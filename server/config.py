@@ -17,6 +17,7 @@ from typing import Any
 
 from neurona_server.errors import ConfigError
 from neurona_server.models.settings import VersionPolicy
+from neurona_server.option_texts import provider_names, seconds, yes_or_no
 
 PREFIX = "NEURONA_"
 DEFAULT_FILE = "neurona.toml"
@@ -147,6 +148,37 @@ class Config:
     drain_timeout_ms: int = _option(
         30_000, _whole(0, 10**8), "after SIGTERM: then wait this long for what is under way"
     )
+    providers: tuple[str, ...] = _option(
+        (),
+        provider_names,
+        "what runs models, best first, with commas between; empty: cuda,cpu, and a machine without "
+        "a GPU is no fault",
+    )
+    require_gpu: bool = _option(
+        False, yes_or_no, "true: neither start nor load a model where no GPU can be used"
+    )
+    gpu_memory_bytes: int = _option(
+        0, _whole(0, 2**50), "GPU memory of each session at the most; 0: no limit"
+    )
+    cpu_memory_bytes: int = _option(
+        0,
+        _whole(0, 2**50),
+        "memory that all runs take together on the CPU, weights not counted; one that needs more "
+        "fails; 0: no limit",
+    )
+    arena: bool = _option(True, yes_or_no, "keep memory between runs: quicker, and takes more")
+    shrink_seconds: float = _option(
+        60.0, seconds, "how often a run gives back what the arena has too much of; 0: never"
+    )
+    spinning: bool = _option(
+        False, yes_or_no, "true: threads burn CPU between runs, to be quicker at the next one"
+    )
+    cache: str = _option(
+        "auto",
+        str,
+        "folder for optimised graphs, so that starts are quicker; off: none; auto: neurona in "
+        "$XDG_CACHE_HOME or ~/.cache",
+    )
     log_level: str = _option("INFO", _level, "debug, info, warning or error")
 
 
@@ -177,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for option in fields(Config):
         value = str(option.default).lower() if option.default is False else option.default
-        default = "" if option.metadata["many"] else f" (default: {value})"
+        default = "" if option.default == () else f" (default: {value})"
         parser.add_argument(
             "--" + option.name.replace("_", "-"),
             action="append" if option.metadata["many"] else "store",
@@ -224,6 +256,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def _parse(name: str, value: Any) -> Any:
     option = next(option for option in fields(Config) if option.name == name)
     many = option.metadata["many"]
+    if name == "providers" and isinstance(value, list):
+        value = ",".join(map(str, value))
     items = value if many and isinstance(value, list) else [value]
     parsed = []
     for item in items:

@@ -7,7 +7,7 @@ another one counts under the empty model), `outcome` is one of errors.py's or "o
 import math
 import threading
 from collections import Counter as Counts
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -130,6 +130,14 @@ class Metrics:
             "Copies of requests that a shadow got, by how its answers compared.",
             ("model", "version", "outcome"),
         )
+        self.nodes = gauge(
+            "model_nodes",
+            "Nodes of the model's graph by the ONNX Runtime provider that runs them.",
+            ("model", "version", "provider"),
+        )
+        self.degraded = gauge(
+            "model_degraded", "1 for a model that does not run where it should, as on a GPU."
+        )
         self.door = gauge("door_info", "1 for the door that serves gRPC.", ("door",))
         self.unresolved = _outcomes(self.requests, "", "")
 
@@ -137,7 +145,8 @@ class Metrics:
             *(self.requests, self.rows, self.padding_rows, self.terminated, self.batch_rows),
             *(self.batch_requests, self.request_seconds, self.queue_seconds, self.run_seconds),
             *(self.run_ratio, self.predicted_seconds, self.batch_limit, self.inline),
-            *(self.queue_rows, self.queue_age, self.info, self.shadows),
+            *(self.queue_rows, self.queue_age, self.info, self.shadows, self.nodes),
+            self.degraded,
         ]
         self._holders: Counts[tuple[str, str]] = Counts()
         self._holding = threading.Lock()
@@ -202,6 +211,12 @@ class ModelMetrics:
 
     def release(self) -> None:
         self._metrics.release(*self._labels)
+
+    def placed(self, nodes: Mapping[str, int], degraded: bool) -> None:
+        """Which provider runs how many nodes."""
+        for provider, count in nodes.items():
+            self._metrics.nodes.labels(*self._labels, provider).set(count)
+        self._metrics.degraded.labels(*self._labels).set(degraded)
 
     def waited(self, waits: Sequence[float]) -> None:
         """How long each request of a batch had waited when it was cut."""

@@ -64,6 +64,7 @@ class Model:
             self._sessions.append(Session(found.path, options.runtime))
         session = self._sessions[0]
         self.provider = session.provider
+        self.degraded = session.degraded
         self.signature = _signature(str(found), session, self.settings)
         batched = self.signature.batched
         self.batcher = Batcher(
@@ -86,6 +87,9 @@ class Model:
             self.settings,
         )
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
+        self.metrics.placed(session.placement, bool(session.degraded))
+        if session.degraded:
+            log.warning("%s: degraded: %s", found, session.degraded)
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"

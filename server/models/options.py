@@ -44,5 +44,5 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
         most = max(1, available_cpus() // instances)
         runtime = replace(runtime, threads=min(runtime.threads or most, most))
     if settings.providers is not None:
-        runtime = replace(runtime, providers=settings.providers)
+        runtime = replace(runtime, providers=settings.providers, gpu_expected=True)
     return ModelOptions(policy, runtime, instances)

@@ -1,28 +1,25 @@
-"""ONNX Runtime: the only file that imports it."""
+"""One model in ONNX Runtime: this file, loading.py and runtime.py are all that imports it."""
 
-import ctypes
 import logging
-import os
-import re
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import weakref
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 
 from neurona_protos.prediction_pb2 import DataType
 from neurona_server.batching.request import Inputs, Outputs
-from neurona_server.errors import LoadError
-from neurona_server.models import bfloat16
+from neurona_server.errors import LoadError, StoppingError
+from neurona_server.models import bfloat16, loading, memory, providers, runtime
 from neurona_server.models.cpus import available_cpus
+from neurona_server.models.runtime import CPU, CUDA, RuntimeOptions
 from neurona_server.models.signature import TensorSpec
 from neurona_server.models.zipmap import is_zipped, unzip
 
-log = logging.getLogger(__name__)
+__all__ = ["CPU", "CUDA", "RuntimeOptions", "Session", "SessionRun"]
 
-CUDA = "CUDAExecutionProvider"
-CPU = "CPUExecutionProvider"
+log = logging.getLogger(__name__)
 
 _ELEMENT_TYPES = {
     "float": DataType.DATA_TYPE_FLOAT,
@@ -40,56 +37,35 @@ _ELEMENT_TYPES = {
     "uint32": DataType.DATA_TYPE_UINT32,
     "uint64": DataType.DATA_TYPE_UINT64,
 }
-
-
-_NOISE = (
-    re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : "),
-    re.compile(r"^Load model from .+? failed: ?"),
-    re.compile(r"^\S+\.(?:cc|h):\d+ .*?\)(?: const)? (?=[A-Z])"),
-)
-_PATH = re.compile(r"(?:[A-Za-z]:)?(?:[^\s\"'/\\]*[/\\])+(?=[^\s\"'/\\])")
-
-
-@dataclass(frozen=True)
-class RuntimeOptions:
-    threads: int = 0
-    """CPU threads of one run; 0 means the CPUs that this process may use."""
-
-    providers: tuple[str, ...] = ("cuda", "cpu")
-    """What may run it, by preference; what this machine does not have is passed over."""
+_SHRINK = "memory.enable_memory_arena_shrinkage"
 
 
 class Session:
     """One ONNX file, loaded on one device.
 
-    Raises LoadError when ONNX Runtime cannot load it or a tensor cannot carry what it
-    takes or gives. `provider` is the ONNX Runtime provider that really runs it.
+    Raises LoadError when it is no model, when ONNX Runtime cannot load it, or when a tensor
+    cannot carry what it takes or gives. `provider` is the ONNX Runtime provider that really runs
+    it, `placement` how many nodes it gave to each (before it fused some; empty before onnxruntime
+    1.24, which does not tell), `degraded` why that is not what should be, or "".
     """
 
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
-        providers = usable_providers(options.providers)
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 3  # errors
-        settings.intra_op_num_threads = options.threads or available_cpus()
-        # A thread that spins for work after a run takes the CPU from the door's thread.
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = onnxruntime.InferenceSession(
-                os.fspath(path), sess_options=settings, providers=providers
-            )
-            self.properties: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
-        except Exception as error:  # ONNX Runtime raises a class of its own for each status
-            log.info("%s: %s", path, error)
-            raise LoadError(f"ONNX Runtime cannot load it: {_reason(error)}") from error
+        self._give_back: weakref.finalize[[int], Session] | None = None
+        threads = self._take_threads(path, options)
+        session = loading.load(path, options, threads)
+        self._session: onnxruntime.InferenceSession | None = session
         # Without this, a failing GPU run would silently go on with a CPU session.
-        self._session.disable_fallback()
-        self.provider: str = self._session.get_providers()[0]
-        self.inputs = [_spec("input", node) for node in self._session.get_inputs()]
+        session.disable_fallback()
+        self.properties: dict[str, str] = session.get_modelmeta().custom_metadata_map
+        self.provider: str = session.get_providers()[0]
+        self.placement = _placement(session)
+        self.degraded = _degraded(options, self.provider, self.placement)
+        if options.require_gpu and self.degraded and self.provider == CPU:
+            raise LoadError(f"{self.degraded}, and require_gpu is set")
+        self.inputs = [_spec("input", node) for node in session.get_inputs()]
         # Initialisers that are inputs too: they have a value unless a request brings another.
-        self.optional = [
-            _spec("input", node) for node in self._session.get_overridable_initializers()
-        ]
-        nodes = self._session.get_outputs()
+        self.optional = [_spec("input", node) for node in session.get_overridable_initializers()]
+        nodes = session.get_outputs()
         self._zipped = {
             index: node.name for index, node in enumerate(nodes) if is_zipped(node.type)
         }
@@ -106,9 +82,8 @@ class Session:
         }
         self.class_labels: dict[str, tuple[str, ...]] = {}
         """By output of class probabilities that were a map: its keys, known once it has run."""
-
-    def close(self) -> None:
-        del self._session
+        self._shrinking = memory.Shrinking(options.shrink_seconds if options.arena else 0.0)
+        self._arenas = "cpu:0" if self.provider == CPU else "cpu:0;gpu:0"
 
     def run(self, inputs: Inputs) -> Outputs:
         """All outputs in the graph's order. Releases the GIL; any thread may call it."""
@@ -118,17 +93,57 @@ class Session:
         return SessionRun(self)
 
     def run_with(self, inputs: Inputs, options: onnxruntime.RunOptions) -> Outputs:
-        if not hasattr(self, "_session"):
-            raise RuntimeError("the session is closed")
-        if self._bfloat16:
-            outputs = bfloat16.run(
-                self._session, inputs, self._bfloat16, options, onnxruntime.OrtValue
-            )
-        else:
-            outputs = self._session.run(None, inputs, options)
+        """Raises StoppingError after `close`."""
+        session = self._session
+        if session is None:
+            raise StoppingError("the model has been unloaded")
+        if self._shrinking.due():
+            options.add_run_config_entry(_SHRINK, self._arenas)
+        try:
+            outputs = self._run(session, inputs, options)
+        except Exception as error:
+            # Said before anything ran. Not every provider has an arena.
+            if "Did not find an arena" not in str(error):
+                raise
+            self._shrinking.stop()
+            options.add_run_config_entry(_SHRINK, "")
+            outputs = self._run(session, inputs, options)
         for index, name in self._zipped.items():
             self.class_labels[name], outputs[index] = unzip(outputs[index])
         return outputs
+
+    def _take_threads(self, path: Path, options: RuntimeOptions) -> int:
+        wanted = options.threads or available_cpus()
+        if not options.pool_threads:
+            return wanted
+        budget = runtime.thread_budget(options.pool_threads)
+        threads = budget.take(wanted)
+        # Also when loading fails, and for who forgets to close.
+        self._give_back = weakref.finalize(self, budget.give_back, threads)
+        if threads < wanted:
+            log.info(
+                "%s: %d CPU threads, not %d: other models have the rest", path, threads, wanted
+            )
+        return threads
+
+    def _run(
+        self,
+        session: onnxruntime.InferenceSession,
+        inputs: Inputs,
+        options: onnxruntime.RunOptions,
+    ) -> list[Any]:
+        if self._bfloat16:
+            return bfloat16.run(session, inputs, self._bfloat16, options, onnxruntime.OrtValue)
+        outputs: list[Any] = session.run(None, inputs, options)
+        return outputs
+
+    def close(self) -> None:
+        """Frees the model; may be called again. A run that is under way ends well, and its memory
+        is freed after it; later ones raise StoppingError."""
+        self._session = None
+        if self._give_back is not None:
+            self._give_back()
+        memory.give_back()
 
 
 class SessionRun:
@@ -145,35 +160,25 @@ class SessionRun:
         self._options.terminate = True
 
 
-def usable_providers(names: Sequence[str]) -> Sequence[str]:
-    """CUDA where the wheel has it and the machine has a driver; the CPU always.
-
-    Raises LoadError when nothing of `names` is there.
-    """
-    usable = {"cpu": CPU}
-    if "cuda" in names and CUDA in onnxruntime.get_available_providers() and _has_cuda_driver():
-        onnxruntime.preload_dlls()  # CUDA and cuDNN from the nvidia-* wheels
-        usable["cuda"] = CUDA
-    if not (chosen := [usable[name] for name in names if name in usable]):
-        raise LoadError(f"none of its providers is here: {', '.join(names)}")
-    return chosen
+def _placement(session: onnxruntime.InferenceSession) -> dict[str, int]:
+    tell = getattr(session, "get_provider_graph_assignment_info", None)
+    if tell is None:
+        return {}
+    nodes: Counter[str] = Counter()
+    for subgraph in tell():
+        nodes[subgraph.ep_name] += len(subgraph.get_nodes())
+    return dict(nodes)
 
 
-def _has_cuda_driver() -> bool:
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
-
-def _reason(error: Exception) -> str:
-    """What ONNX Runtime says, for a caller: without its own source lines, and without paths, so
-    that who asks what is served learns no folder of the server."""
-    text = str(error).strip().partition("\n")[0]
-    for noise in _NOISE:
-        text = noise.sub("", text)
-    return _PATH.sub("…/", text)[:300]
+def _degraded(options: RuntimeOptions, provider: str, placement: dict[str, int]) -> str:
+    missing = runtime.missing_gpu()
+    return providers.degraded(
+        options.providers,
+        providers.short(provider),
+        {providers.short(name): count for name, count in placement.items()},
+        missing,
+        options.gpu_expected or options.require_gpu or runtime.has_driver(),
+    )
 
 
 def _spec(role: str, node: onnxruntime.NodeArg) -> TensorSpec:

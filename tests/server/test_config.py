@@ -46,6 +46,10 @@ def test_every_option_can_be_given_everywhere():
         "versions": "latest 3",
         "model_control": "explicit",
         "strict": "true",
+        "providers": "cuda,cpu",
+        "require_gpu": "true",
+        "arena": "false",
+        "spinning": "true",
     }
     texts |= {option.name: "7" for option in fields(Config) if option.name not in texts}
     flags = [x for name, text in texts.items() for x in ("--" + name.replace("_", "-"), text)]
@@ -75,12 +79,24 @@ def test_every_option_can_be_given_everywhere():
         ([*REPOSITORY, "--max-message-bytes", "4294967296"], {}, "max_message_bytes is '4294967"),
         ([*REPOSITORY, "--drain-delay-ms", "99999999999999"], {}, "drain_delay_ms is '99999"),
         ([*REPOSITORY, "--latency-objective-ms", "nan"], {}, "latency_objective_ms is 'nan'"),
+        ([*REPOSITORY, "--providers", "cuda;cpu"], {}, "providers is 'cuda;cpu': expected names"),
+        ([*REPOSITORY, "--require-gpu", "yes"], {}, "require_gpu is 'yes': expected true or false"),
+        ([*REPOSITORY, "--gpu-memory-bytes", "-1"], {}, "gpu_memory_bytes is '-1': expected 0 to"),
+        ([*REPOSITORY, "--shrink-seconds", "inf"], {}, "shrink_seconds is 'inf': expected 0 to"),
         (["--config", "nowhere.toml"], {}, "cannot read nowhere.toml: No such file"),
     ],
 )
 def test_a_wrong_option_is_named(arguments, environment, message):
     with pytest.raises(ConfigError, match=message):
         load(arguments, environment)
+
+
+@pytest.mark.parametrize("text", ["'Cuda, cpu'", "['cuda', 'cpu']", "['cuda', 'cpu', 'cuda']"])
+def test_providers_are_a_list_or_a_text(text):
+    Path("neurona.toml").write_text(f"providers = {text}\nrequire_gpu = true")
+    config = load(REPOSITORY, {})
+    assert config.providers == ("cuda", "cpu")
+    assert config.require_gpu is True
 
 
 @pytest.mark.parametrize(
