@@ -24,25 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fneurona_protos/prediction.proto\x12\nneurona.v1\"X\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.neurona.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\xbc\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\x03H\x00\x12\x0f\n\x05label\x18\x03 \x01(\tH\x00\x12\"\n\x06inputs\x18\x04 \x03(\x0b\x32\x12.neurona.v1.Tensor\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x13\n\x0braw_outputs\x18\x06 \x01(\x08\x12&\n\x08priority\x18\x07 \x01(\x0e\x32\x14.neurona.v1.PriorityB\x07\n\x05which\"\xc4\x01\n\x0fPredictResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x34\n\x0e\x63lassification\x18\x03 \x01(\x0b\x32\x1a.neurona.v1.ClassificationH\x00\x12,\n\nregression\x18\x04 \x01(\x0b\x32\x16.neurona.v1.RegressionH\x00\x12#\n\x07outputs\x18\x05 \x03(\x0b\x32\x12.neurona.v1.TensorB\x08\n\x06\x61nswer\"\x8b\x01\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x32\n\x0e\x63lassification\x18\x03 \x01(\x0b\x32\x1a.neurona.v1.Classification\x12#\n\x07outputs\x18\x05 \x03(\x0b\x32\x12.neurona.v1.Tensor\"\x82\x01\n\x0fRegressResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12*\n\nregression\x18\x04 \x01(\x0b\x32\x16.neurona.v1.Regression\x12#\n\x07outputs\x18\x05 \x03(\x0b\x32\x12.neurona.v1.Tensor\"=\n\x0e\x43lassification\x12+\n\x04rows\x18\x01 \x03(\x0b\x32\x1d.neurona.v1.ClassificationRow\"K\n\x11\x43lassificationRow\x12\x0e\n\x06labels\x18\x01 \x03(\t\x12\x0f\n\x07indices\x18\x02 \x03(\r\x12\x15\n\rprobabilities\x18\x03 \x03(\x02\"c\n\nRegression\x12,\n\x06values\x18\x01 \x03(\x0b\x32\x1c.neurona.v1.ValueDescription\x12\'\n\x04rows\x18\x02 \x03(\x0b\x32\x19.neurona.v1.RegressionRow\"\x1f\n\rRegressionRow\x12\x0e\n\x06values\x18\x01 \x03(\x01\"E\n\x14PredictStreamRequest\x12-\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.neurona.v1.StreamedRequest\"J\n\x0fStreamedRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12+\n\x07request\x18\x02 \x01(\x0b\x32\x1a.neurona.v1.PredictRequest\"H\n\x15PredictStreamResponse\x12/\n\tresponses\x18\x01 \x03(\x0b\x32\x1c.neurona.v1.StreamedResponse\"~\n\x10StreamedResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1b.neurona.v1.PredictResponseH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.neurona.v1.ErrorH\x00\x42\t\n\x07outcome\">\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"\x13\n\x11ListModelsRequest\">\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.neurona.v1.ModelSummary\"i\n\x0cModelSummary\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1e\n\x04task\x18\x02 \x01(\x0e\x32\x10.neurona.v1.Task\x12*\n\x08versions\x18\x03 \x03(\x0b\x32\x18.neurona.v1.VersionState\"\x92\x01\n\x0cVersionState\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12 \n\x05state\x18\x02 \x01(\x0e\x32\x11.neurona.v1.State\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\r\n\x05share\x18\x06 \x01(\x01\x12\x0e\n\x06shadow\x18\x07 \x01(\x08\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"<\n\x11LoadModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.neurona.v1.ModelSummary\"#\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse\"R\n\x14\x44\x65scribeModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\x03H\x00\x12\x0f\n\x05label\x18\x03 \x01(\tH\x00\x42\x07\n\x05which\"\x96\x02\n\x15\x44\x65scribeModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12)\n\x07version\x18\x02 \x01(\x0b\x32\x18.neurona.v1.VersionState\x12-\n\x06inputs\x18\x03 \x03(\x0b\x32\x1d.neurona.v1.TensorDescription\x12.\n\x07outputs\x18\x04 \x03(\x0b\x32\x1d.neurona.v1.TensorDescription\x12\x0f\n\x07\x62\x61tched\x18\x05 \x01(\x08\x12+\n\x08metadata\x18\x06 \x01(\x0b\x32\x19.neurona.v1.ModelMetadata\x12&\n\x08\x62\x61tching\x18\x07 \x01(\x0b\x32\x14.neurona.v1.Batching\"\x9a\x01\n\x08\x42\x61tching\x12\x10\n\x08max_rows\x18\x01 \x01(\r\x12\x12\n\nlimit_rows\x18\x02 \x01(\r\x12!\n\x19latency_objective_seconds\x18\x03 \x01(\x01\x12\x11\n\tinstances\x18\x04 \x01(\r\x12\x0e\n\x06inline\x18\x05 \x01(\x08\x12\"\n\x05\x63osts\x18\x06 \x03(\x0b\x32\x13.neurona.v1.RunCost\"8\n\x07RunCost\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x0e\n\x06padded\x18\x03 \x01(\x08\"u\n\x11TensorDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.neurona.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x61xes\x18\x04 \x03(\t\x12\x10\n\x08optional\x18\x05 \x01(\x08\"\x9b\x03\n\rModelMetadata\x12\x1e\n\x04task\x18\x01 \x01(\x0e\x32\x10.neurona.v1.Task\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12,\n\x06inputs\x18\x03 \x03(\x0b\x32\x1c.neurona.v1.InputDescription\x12\x0e\n\x06\x61nswer\x18\x04 \x01(\t\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12,\n\x06values\x18\x06 \x03(\x0b\x32\x1c.neurona.v1.ValueDescription\x12\x37\n\x07\x66igures\x18\x07 \x03(\x0b\x32&.neurona.v1.ModelMetadata.FiguresEntry\x12=\n\nprovenance\x18\x08 \x03(\x0b\x32).neurona.v1.ModelMetadata.ProvenanceEntry\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x31\n\x0fProvenanceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"C\n\x10InputDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0c\n\x04unit\x18\x03 \x01(\t\".\n\x10ValueDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t*\xd1\x02\n\x08\x44\x61taType\x12\x17\n\x13\x44\x41TA_TYPE_UNDEFINED\x10\x00\x12\x13\n\x0f\x44\x41TA_TYPE_FLOAT\x10\x01\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x03\x12\x14\n\x10\x44\x41TA_TYPE_UINT16\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT16\x10\x05\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x06\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x07\x12\x14\n\x10\x44\x41TA_TYPE_STRING\x10\x08\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\t\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\n\x12\x14\n\x10\x44\x41TA_TYPE_DOUBLE\x10\x0b\x12\x14\n\x10\x44\x41TA_TYPE_UINT32\x10\x0c\x12\x14\n\x10\x44\x41TA_TYPE_UINT64\x10\r\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x10*D\n\x08Priority\x12\x13\n\x0fPRIORITY_NORMAL\x10\x00\x12\x11\n\rPRIORITY_HIGH\x10\x01\x12\x10\n\x0cPRIORITY_LOW\x10\x02*F\n\x04Task\x12\x10\n\x0cTASK_TENSORS\x10\x00\x12\x17\n\x13TASK_CLASSIFICATION\x10\x01\x12\x13\n\x0fTASK_REGRESSION\x10\x02*e\n\x05State\x12\x11\n\rSTATE_LOADING\x10\x00\x12\x0f\n\x0bSTATE_READY\x10\x01\x12\x12\n\x0eSTATE_DRAINING\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\x12\x12\n\x0eSTATE_UNLOADED\x10\x04\x32\xb4\x02\n\nPrediction\x12\x42\n\x07Predict\x12\x1a.neurona.v1.PredictRequest\x1a\x1b.neurona.v1.PredictResponse\x12\x44\n\x08\x43lassify\x12\x1a.neurona.v1.PredictRequest\x1a\x1c.neurona.v1.ClassifyResponse\x12\x42\n\x07Regress\x12\x1a.neurona.v1.PredictRequest\x1a\x1b.neurona.v1.RegressResponse\x12X\n\rPredictStream\x12 .neurona.v1.PredictStreamRequest\x1a!.neurona.v1.PredictStreamResponse(\x01\x30\x01\x32\xb0\x02\n\x06Models\x12\x45\n\x04List\x12\x1d.neurona.v1.ListModelsRequest\x1a\x1e.neurona.v1.ListModelsResponse\x12O\n\x08\x44\x65scribe\x12 .neurona.v1.DescribeModelRequest\x1a!.neurona.v1.DescribeModelResponse\x12\x43\n\x04Load\x12\x1c.neurona.v1.LoadModelRequest\x1a\x1d.neurona.v1.LoadModelResponse\x12I\n\x06Unload\x12\x1e.neurona.v1.UnloadModelRequest\x1a\x1f.neurona.v1.UnloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fneurona_protos/prediction.proto\x12\nneurona.v1\"X\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.neurona.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\xbc\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\x03H\x00\x12\x0f\n\x05label\x18\x03 \x01(\tH\x00\x12\"\n\x06inputs\x18\x04 \x03(\x0b\x32\x12.neurona.v1.Tensor\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x13\n\x0braw_outputs\x18\x06 \x01(\x08\x12&\n\x08priority\x18\x07 \x01(\x0e\x32\x14.neurona.v1.PriorityB\x07\n\x05which\"\xc4\x01\n\x0fPredictResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x34\n\x0e\x63lassification\x18\x03 \x01(\x0b\x32\x1a.neurona.v1.ClassificationH\x00\x12,\n\nregression\x18\x04 \x01(\x0b\x32\x16.neurona.v1.RegressionH\x00\x12#\n\x07outputs\x18\x05 \x03(\x0b\x32\x12.neurona.v1.TensorB\x08\n\x06\x61nswer\"\x8b\x01\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x32\n\x0e\x63lassification\x18\x03 \x01(\x0b\x32\x1a.neurona.v1.Classification\x12#\n\x07outputs\x18\x05 \x03(\x0b\x32\x12.neurona.v1.Tensor\"\x82\x01\n\x0fRegressResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12*\n\nregression\x18\x04 \x01(\x0b\x32\x16.neurona.v1.Regression\x12#\n\x07outputs\x18\x05 \x03(\x0b\x32\x12.neurona.v1.Tensor\"=\n\x0e\x43lassification\x12+\n\x04rows\x18\x01 \x03(\x0b\x32\x1d.neurona.v1.ClassificationRow\"K\n\x11\x43lassificationRow\x12\x0e\n\x06labels\x18\x01 \x03(\t\x12\x0f\n\x07indices\x18\x02 \x03(\r\x12\x15\n\rprobabilities\x18\x03 \x03(\x02\"c\n\nRegression\x12,\n\x06values\x18\x01 \x03(\x0b\x32\x1c.neurona.v1.ValueDescription\x12\'\n\x04rows\x18\x02 \x03(\x0b\x32\x19.neurona.v1.RegressionRow\"\x1f\n\rRegressionRow\x12\x0e\n\x06values\x18\x01 \x03(\x01\"E\n\x14PredictStreamRequest\x12-\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.neurona.v1.StreamedRequest\"J\n\x0fStreamedRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12+\n\x07request\x18\x02 \x01(\x0b\x32\x1a.neurona.v1.PredictRequest\"H\n\x15PredictStreamResponse\x12/\n\tresponses\x18\x01 \x03(\x0b\x32\x1c.neurona.v1.StreamedResponse\"~\n\x10StreamedResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1b.neurona.v1.PredictResponseH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.neurona.v1.ErrorH\x00\x42\t\n\x07outcome\">\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"\x13\n\x11ListModelsRequest\">\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.neurona.v1.ModelSummary\"i\n\x0cModelSummary\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1e\n\x04task\x18\x02 \x01(\x0e\x32\x10.neurona.v1.Task\x12*\n\x08versions\x18\x03 \x03(\x0b\x32\x18.neurona.v1.VersionState\"\x86\x02\n\x0cVersionState\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12 \n\x05state\x18\x02 \x01(\x0e\x32\x11.neurona.v1.State\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\r\n\x05share\x18\x06 \x01(\x01\x12\x0e\n\x06shadow\x18\x07 \x01(\x08\x12\x32\n\x05nodes\x18\x08 \x03(\x0b\x32#.neurona.v1.VersionState.NodesEntry\x12\x10\n\x08\x64\x65graded\x18\t \x01(\t\x1a,\n\nNodesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"<\n\x11LoadModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.neurona.v1.ModelSummary\"#\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse\"R\n\x14\x44\x65scribeModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\x03H\x00\x12\x0f\n\x05label\x18\x03 \x01(\tH\x00\x42\x07\n\x05which\"\x96\x02\n\x15\x44\x65scribeModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12)\n\x07version\x18\x02 \x01(\x0b\x32\x18.neurona.v1.VersionState\x12-\n\x06inputs\x18\x03 \x03(\x0b\x32\x1d.neurona.v1.TensorDescription\x12.\n\x07outputs\x18\x04 \x03(\x0b\x32\x1d.neurona.v1.TensorDescription\x12\x0f\n\x07\x62\x61tched\x18\x05 \x01(\x08\x12+\n\x08metadata\x18\x06 \x01(\x0b\x32\x19.neurona.v1.ModelMetadata\x12&\n\x08\x62\x61tching\x18\x07 \x01(\x0b\x32\x14.neurona.v1.Batching\"\x9a\x01\n\x08\x42\x61tching\x12\x10\n\x08max_rows\x18\x01 \x01(\r\x12\x12\n\nlimit_rows\x18\x02 \x01(\r\x12!\n\x19latency_objective_seconds\x18\x03 \x01(\x01\x12\x11\n\tinstances\x18\x04 \x01(\r\x12\x0e\n\x06inline\x18\x05 \x01(\x08\x12\"\n\x05\x63osts\x18\x06 \x03(\x0b\x32\x13.neurona.v1.RunCost\"8\n\x07RunCost\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x0e\n\x06padded\x18\x03 \x01(\x08\"u\n\x11TensorDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.neurona.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x61xes\x18\x04 \x03(\t\x12\x10\n\x08optional\x18\x05 \x01(\x08\"\x9b\x03\n\rModelMetadata\x12\x1e\n\x04task\x18\x01 \x01(\x0e\x32\x10.neurona.v1.Task\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12,\n\x06inputs\x18\x03 \x03(\x0b\x32\x1c.neurona.v1.InputDescription\x12\x0e\n\x06\x61nswer\x18\x04 \x01(\t\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12,\n\x06values\x18\x06 \x03(\x0b\x32\x1c.neurona.v1.ValueDescription\x12\x37\n\x07\x66igures\x18\x07 \x03(\x0b\x32&.neurona.v1.ModelMetadata.FiguresEntry\x12=\n\nprovenance\x18\x08 \x03(\x0b\x32).neurona.v1.ModelMetadata.ProvenanceEntry\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x31\n\x0fProvenanceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"C\n\x10InputDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0c\n\x04unit\x18\x03 \x01(\t\".\n\x10ValueDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t*\xd1\x02\n\x08\x44\x61taType\x12\x17\n\x13\x44\x41TA_TYPE_UNDEFINED\x10\x00\x12\x13\n\x0f\x44\x41TA_TYPE_FLOAT\x10\x01\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x03\x12\x14\n\x10\x44\x41TA_TYPE_UINT16\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT16\x10\x05\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x06\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x07\x12\x14\n\x10\x44\x41TA_TYPE_STRING\x10\x08\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\t\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\n\x12\x14\n\x10\x44\x41TA_TYPE_DOUBLE\x10\x0b\x12\x14\n\x10\x44\x41TA_TYPE_UINT32\x10\x0c\x12\x14\n\x10\x44\x41TA_TYPE_UINT64\x10\r\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x10*D\n\x08Priority\x12\x13\n\x0fPRIORITY_NORMAL\x10\x00\x12\x11\n\rPRIORITY_HIGH\x10\x01\x12\x10\n\x0cPRIORITY_LOW\x10\x02*F\n\x04Task\x12\x10\n\x0cTASK_TENSORS\x10\x00\x12\x17\n\x13TASK_CLASSIFICATION\x10\x01\x12\x13\n\x0fTASK_REGRESSION\x10\x02*e\n\x05State\x12\x11\n\rSTATE_LOADING\x10\x00\x12\x0f\n\x0bSTATE_READY\x10\x01\x12\x12\n\x0eSTATE_DRAINING\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\x12\x12\n\x0eSTATE_UNLOADED\x10\x04\x32\xb4\x02\n\nPrediction\x12\x42\n\x07Predict\x12\x1a.neurona.v1.PredictRequest\x1a\x1b.neurona.v1.PredictResponse\x12\x44\n\x08\x43lassify\x12\x1a.neurona.v1.PredictRequest\x1a\x1c.neurona.v1.ClassifyResponse\x12\x42\n\x07Regress\x12\x1a.neurona.v1.PredictRequest\x1a\x1b.neurona.v1.RegressResponse\x12X\n\rPredictStream\x12 .neurona.v1.PredictStreamRequest\x1a!.neurona.v1.PredictStreamResponse(\x01\x30\x01\x32\xb0\x02\n\x06Models\x12\x45\n\x04List\x12\x1d.neurona.v1.ListModelsRequest\x1a\x1e.neurona.v1.ListModelsResponse\x12O\n\x08\x44\x65scribe\x12 .neurona.v1.DescribeModelRequest\x1a!.neurona.v1.DescribeModelResponse\x12\x43\n\x04Load\x12\x1c.neurona.v1.LoadModelRequest\x1a\x1d.neurona.v1.LoadModelResponse\x12I\n\x06Unload\x12\x1e.neurona.v1.UnloadModelRequest\x1a\x1f.neurona.v1.UnloadModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'neurona_protos.prediction_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_VERSIONSTATE_NODESENTRY']._loaded_options = None
+  _globals['_VERSIONSTATE_NODESENTRY']._serialized_options = b'8\001'
   _globals['_MODELMETADATA_FIGURESENTRY']._loaded_options = None
   _globals['_MODELMETADATA_FIGURESENTRY']._serialized_options = b'8\001'
   _globals['_MODELMETADATA_PROVENANCEENTRY']._loaded_options = None
   _globals['_MODELMETADATA_PROVENANCEENTRY']._serialized_options = b'8\001'
-  _globals['_DATATYPE']._serialized_start=3218
-  _globals['_DATATYPE']._serialized_end=3555
-  _globals['_PRIORITY']._serialized_start=3557
-  _globals['_PRIORITY']._serialized_end=3625
-  _globals['_TASK']._serialized_start=3627
-  _globals['_TASK']._serialized_end=3697
-  _globals['_STATE']._serialized_start=3699
-  _globals['_STATE']._serialized_end=3800
+  _globals['_DATATYPE']._serialized_start=3334
+  _globals['_DATATYPE']._serialized_end=3671
+  _globals['_PRIORITY']._serialized_start=3673
+  _globals['_PRIORITY']._serialized_end=3741
+  _globals['_TASK']._serialized_start=3743
+  _globals['_TASK']._serialized_end=3813
+  _globals['_STATE']._serialized_start=3815
+  _globals['_STATE']._serialized_end=3916
   _globals['_TENSOR']._serialized_start=47
   _globals['_TENSOR']._serialized_end=135
   _globals['_PREDICTREQUEST']._serialized_start=138
@@ -78,37 +80,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELSUMMARY']._serialized_start=1574
   _globals['_MODELSUMMARY']._serialized_end=1679
   _globals['_VERSIONSTATE']._serialized_start=1682
-  _globals['_VERSIONSTATE']._serialized_end=1828
-  _globals['_LOADMODELREQUEST']._serialized_start=1830
-  _globals['_LOADMODELREQUEST']._serialized_end=1863
-  _globals['_LOADMODELRESPONSE']._serialized_start=1865
-  _globals['_LOADMODELRESPONSE']._serialized_end=1925
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1927
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1962
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1964
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1985
-  _globals['_DESCRIBEMODELREQUEST']._serialized_start=1987
-  _globals['_DESCRIBEMODELREQUEST']._serialized_end=2069
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=2072
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=2350
-  _globals['_BATCHING']._serialized_start=2353
-  _globals['_BATCHING']._serialized_end=2507
-  _globals['_RUNCOST']._serialized_start=2509
-  _globals['_RUNCOST']._serialized_end=2565
-  _globals['_TENSORDESCRIPTION']._serialized_start=2567
-  _globals['_TENSORDESCRIPTION']._serialized_end=2684
-  _globals['_MODELMETADATA']._serialized_start=2687
-  _globals['_MODELMETADATA']._serialized_end=3098
-  _globals['_MODELMETADATA_FIGURESENTRY']._serialized_start=3001
-  _globals['_MODELMETADATA_FIGURESENTRY']._serialized_end=3047
-  _globals['_MODELMETADATA_PROVENANCEENTRY']._serialized_start=3049
-  _globals['_MODELMETADATA_PROVENANCEENTRY']._serialized_end=3098
-  _globals['_INPUTDESCRIPTION']._serialized_start=3100
-  _globals['_INPUTDESCRIPTION']._serialized_end=3167
-  _globals['_VALUEDESCRIPTION']._serialized_start=3169
-  _globals['_VALUEDESCRIPTION']._serialized_end=3215
-  _globals['_PREDICTION']._serialized_start=3803
-  _globals['_PREDICTION']._serialized_end=4111
-  _globals['_MODELS']._serialized_start=4114
-  _globals['_MODELS']._serialized_end=4418
+  _globals['_VERSIONSTATE']._serialized_end=1944
+  _globals['_VERSIONSTATE_NODESENTRY']._serialized_start=1900
+  _globals['_VERSIONSTATE_NODESENTRY']._serialized_end=1944
+  _globals['_LOADMODELREQUEST']._serialized_start=1946
+  _globals['_LOADMODELREQUEST']._serialized_end=1979
+  _globals['_LOADMODELRESPONSE']._serialized_start=1981
+  _globals['_LOADMODELRESPONSE']._serialized_end=2041
+  _globals['_UNLOADMODELREQUEST']._serialized_start=2043
+  _globals['_UNLOADMODELREQUEST']._serialized_end=2078
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=2080
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=2101
+  _globals['_DESCRIBEMODELREQUEST']._serialized_start=2103
+  _globals['_DESCRIBEMODELREQUEST']._serialized_end=2185
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=2188
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=2466
+  _globals['_BATCHING']._serialized_start=2469
+  _globals['_BATCHING']._serialized_end=2623
+  _globals['_RUNCOST']._serialized_start=2625
+  _globals['_RUNCOST']._serialized_end=2681
+  _globals['_TENSORDESCRIPTION']._serialized_start=2683
+  _globals['_TENSORDESCRIPTION']._serialized_end=2800
+  _globals['_MODELMETADATA']._serialized_start=2803
+  _globals['_MODELMETADATA']._serialized_end=3214
+  _globals['_MODELMETADATA_FIGURESENTRY']._serialized_start=3117
+  _globals['_MODELMETADATA_FIGURESENTRY']._serialized_end=3163
+  _globals['_MODELMETADATA_PROVENANCEENTRY']._serialized_start=3165
+  _globals['_MODELMETADATA_PROVENANCEENTRY']._serialized_end=3214
+  _globals['_INPUTDESCRIPTION']._serialized_start=3216
+  _globals['_INPUTDESCRIPTION']._serialized_end=3283
+  _globals['_VALUEDESCRIPTION']._serialized_start=3285
+  _globals['_VALUEDESCRIPTION']._serialized_end=3331
+  _globals['_PREDICTION']._serialized_start=3919
+  _globals['_PREDICTION']._serialized_end=4227
+  _globals['_MODELS']._serialized_start=4230
+  _globals['_MODELS']._serialized_end=4534
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ from neurona_server.models.options import INLINE, ModelOptions
 from neurona_server.models.reconciler import Reconciler, ReconcilerOptions
 from neurona_server.models.registry import Registry
 from neurona_server.models.repository import Found, Repository
-from neurona_server.models.runtime import DEFAULT_PROVIDERS, RuntimeOptions, check_options
+from neurona_server.models.runtime import CPU, DEFAULT_PROVIDERS, RuntimeOptions, check_options
 from neurona_server.models.settings import VersionPolicy
 from neurona_server.rpc.aio_listener import AioListener, ListenerOptions
 from neurona_server.rpc.health import Health
@@ -129,6 +129,9 @@ class App:
             versions = self._registry.entry(name).versions
             names |= {f"{name}/{n}": v.model is not None for n, v in versions.items()}
             names[name] = any(version.model for version in versions.values())
+        models = self._registry.models()
+        if any(model.degraded or model.provider != CPU for model in models):  # a GPU is in play
+            names["gpu"] = not any(model.degraded for model in models)
         self._health.replace(names)
         if not self._serving.is_set():  # the server was told to stop meanwhile
             self._health.stop()

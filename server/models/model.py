@@ -64,7 +64,7 @@ class Model:
             self._sessions.append(Session(found.path, options.runtime))
         session = self._sessions[0]
         self.provider = session.provider
-        self.degraded = session.degraded
+        self.placement, self.degraded = session.placement, session.degraded
         self.signature = _signature(str(found), session, self.settings)
         batched = self.signature.batched
         self.batcher = Batcher(

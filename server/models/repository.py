@@ -13,6 +13,7 @@ from pathlib import Path
 
 from neurona_server.errors import LoadError
 from neurona_server.models.folder_settings import read_settings
+from neurona_server.models.onnx_file import inside
 from neurona_server.models.settings import CONFIG_PBTXT, MODEL_TOML, ModelSettings
 
 MODEL_FILE = "model.onnx"
@@ -149,13 +150,9 @@ def _model_file(folder: Path, name: str) -> Path | None:
 
 
 def _on_disk(root: Path, file: Path, beside: list[os.DirEntry[str]]) -> OnDisk:
-    real_root = root.resolve()
-    problem = ""
     linked = [Path(one.path) for one in beside if one.is_symlink()]
-    for path in [file, *linked]:
-        if not path.resolve().is_relative_to(real_root):
-            problem = f"{path.name!r} is a link that leads out of the repository"
-            break
+    outside = next((path for path in [file, *linked] if not inside(path, root)), None)
+    problem = f"{outside.name!r} is a link that leads out of the repository" if outside else ""
     return OnDisk(file, _stamp(beside), problem)
 
 

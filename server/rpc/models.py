@@ -140,6 +140,8 @@ class Models:
             reason=version.reason,
             labels=[label for label, target in entry.labels.items() if target == number],
             provider=version.model.provider if version.model else "",
+            nodes=version.model.placement if version.model else {},
+            degraded=version.model.degraded if version.model else "",
             share=version.share,
             shadow=version.shadow,
         )

@@ -75,6 +75,20 @@ def test_new_files_are_noticed_and_health_follows(serve, tmp_path, wait_until):
     assert health(server, "") == HealthCheckResponse.SERVING
 
 
+def test_a_model_that_misses_its_gpu_is_degraded_for_all_to_see(serve, tmp_path):
+    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    server = serve(tmp_path, "--providers", "cuda,cpu")
+    (model,) = ModelsStub(server.channel).List(ListModelsRequest()).models
+    (version,) = model.versions
+    on_gpu = version.provider == "CUDAExecutionProvider"
+    assert bool(version.degraded) is not on_gpu
+    expected = HealthCheckResponse.SERVING if on_gpu else HealthCheckResponse.NOT_SERVING
+    assert health(server, "gpu") == expected
+    assert f'neurona_model_degraded{{model="classifier",version="1"}} {0.0 if on_gpu else 1.0}' in (
+        server.metrics()
+    )
+
+
 def test_without_control_nothing_changes_after_the_start(serve, tmp_path):
     small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     server = serve(tmp_path, "--model-control", "none", "--poll-ms", "10")

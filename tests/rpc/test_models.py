@@ -21,6 +21,8 @@ def test_list_names_every_model_with_its_versions(server):
     assert (list(first.labels), list(second.labels)) == ([], ["latest"])
     assert second.state == State.STATE_READY
     assert second.provider.endswith("ExecutionProvider")
+    assert set(second.nodes) <= {second.provider, "CPUExecutionProvider"}
+    assert sum(second.nodes.values()) > 0
 
 
 def test_a_version_that_failed_is_listed_with_its_reason(make_server, tmp_path):
