@@ -23,6 +23,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from neurona_server.tally import Tally
+
 VERSION = ("model", "version")
 OUTCOMES = ("ok", "rejected", "expired", "cancelled", "invalid", "failed")
 SECONDS = (  # 100 us to 10 s
@@ -182,6 +184,7 @@ class ModelMetrics:
     def __init__(self, metrics: Metrics, name: str, version: str) -> None:
         self._metrics = metrics
         self._labels = (name, version)
+        self.tally = Tally()
         self.outcomes = _outcomes(metrics.requests, name, version)
         self.request_seconds = metrics.request_seconds.labels(*self._labels)
         self.terminated = metrics.terminated.labels(*self._labels)
@@ -222,17 +225,35 @@ class ModelMetrics:
         """How long each request of a batch had waited when it was cut."""
         for wait in waits:
             self._queue_seconds.observe(wait)
+        self.tally.waited(len(waits), sum(waits))
 
-    def ran(self, rows: int, requests: int, padding: int, seconds: float, predicted: float) -> None:
-        """One run of `rows` and `padding`, that took `seconds`; 0.0 if none were foretold."""
+    def ended(self, outcome: str, seconds: float) -> None:
+        """One request, from its bytes to its answer's or its error."""
+        if outcome == "ok":
+            self.request_seconds.observe(seconds)
+        self.outcomes[outcome].inc()
+        self.tally.ended(ok=outcome == "ok", seconds=seconds)
+
+    def ran(
+        self,
+        rows: int,
+        requests: int,
+        padding: int,
+        seconds: tuple[float, float, float],
+        predicted: float,
+    ) -> None:
+        """One run of `rows` and `padding`, with its seconds for the join, the run itself and the
+        split; 0.0 if none were foretold."""
+        self.tally.ran(rows, requests, *seconds)
         self._rows.inc(rows)
         self._batch_rows.observe(rows)
         self._batch_requests.observe(requests)
-        self._run_seconds.observe(seconds)
+        joined_and_run = seconds[0] + seconds[1]
+        self._run_seconds.observe(joined_and_run)
         if padding:
             self._padding_rows.inc(padding)
         if predicted:
-            self._run_ratio.observe(seconds / predicted)
+            self._run_ratio.observe(joined_and_run / predicted)
 
 
 class VersionStates(Collector):

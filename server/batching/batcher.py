@@ -221,11 +221,14 @@ class Batcher:
         group = batch[0].group
         predicted = self.curve.predict(padded, group)
         started = self._clock()
-        outputs = run(join(batch, padded))
+        inputs = join(batch, padded)
+        joined = self._clock()
+        outputs = run(inputs)
         ended = self._clock()
         seconds = ended - started
         parts = split(outputs, batch, padded) if self._batched else [outputs]
-        self._metrics.ran(rows, len(batch), padded - rows, seconds, predicted)
+        taken = (joined - started, ended - joined, self._clock() - ended)
+        self._metrics.ran(rows, len(batch), padded - rows, taken, predicted)
         self.curve.observe(padded, seconds, group, ended)
         self._full_batches += rows >= self.queue.limit
         self._recent_seconds += 0.2 * (seconds - self._recent_seconds)

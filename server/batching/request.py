@@ -88,6 +88,14 @@ class Request:
         if self._end(None, error) and (place := self.place) is not None:
             place.leave(self)
 
+    def withdraw(self) -> bool:
+        """Ends it and tells nobody; False if it had ended already."""
+        try:
+            self._open.pop()
+        except IndexError:
+            return False
+        return True
+
     def _end(self, outputs: Outputs | None, error: NeuronaError | None) -> bool:
         try:
             done = self._open.pop()

@@ -1,0 +1,105 @@
+"""What a model has done since it was loaded, exact and by batch size: counts and seconds.
+
+Prometheus' histograms have buckets and a lock for each; callers of ModelStatistics want each
+size by itself. So every thread counts for itself, without a lock, and a reader adds up.
+"""
+
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+
+
+@dataclass(slots=True)
+class Runs:
+    """Runs of one size. Seconds are sums over runs."""
+
+    runs: int = 0
+    requests: int = 0
+    join: float = 0.0
+    run: float = 0.0
+    split: float = 0.0
+    # The same, each run taken as many times as it had requests: what all requests spent in it.
+    request_join: float = 0.0
+    request_run: float = 0.0
+    request_split: float = 0.0
+
+
+@dataclass(slots=True)
+class Counts:
+    """What one thread has seen, or all of them together."""
+
+    sizes: dict[int, Runs] = field(default_factory=dict)
+    """By rows, padding not counted."""
+
+    ok: int = 0
+    ok_seconds: float = 0.0
+    not_ok: int = 0
+    not_ok_seconds: float = 0.0
+    queued: int = 0
+    queue_seconds: float = 0.0
+    last_run: float = 0.0
+    """Seconds since 1970; 0.0 if there was none."""
+
+
+class Tally:
+    """Any thread may write, any may read; a reader may miss what is being written."""
+
+    def __init__(self) -> None:
+        # A thread that ends leaves its counts; one that gets its number goes on with them.
+        self._threads: dict[int, Counts] = {}
+
+    def ran(self, rows: int, requests: int, join: float, run: float, split: float) -> None:
+        own = self._own()
+        size = own.sizes.get(rows)
+        if size is None:
+            size = own.sizes[rows] = Runs()
+        size.runs += 1
+        size.requests += requests
+        size.join += join
+        size.run += run
+        size.split += split
+        size.request_join += join * requests
+        size.request_run += run * requests
+        size.request_split += split * requests
+        own.last_run = time.time()
+
+    def waited(self, requests: int, seconds: float) -> None:
+        """So many requests left the queue, in which they had spent so much altogether."""
+        own = self._own()
+        own.queued += requests
+        own.queue_seconds += seconds
+
+    def ended(self, *, ok: bool, seconds: float) -> None:
+        own = self._own()
+        if ok:
+            own.ok += 1
+            own.ok_seconds += seconds
+        else:
+            own.not_ok += 1
+            own.not_ok_seconds += seconds
+
+    def read(self) -> Counts:
+        total = Counts()
+        for counts in list(self._threads.values()):
+            for rows, size in list(counts.sizes.items()):
+                _add(total.sizes.setdefault(rows, Runs()), size, _RUNS)
+            _add(total, counts, _SUMS)
+            total.last_run = max(total.last_run, counts.last_run)
+        return total
+
+    def _own(self) -> Counts:
+        number = threading.get_ident()
+        own = self._threads.get(number)
+        if own is None:
+            own = self._threads[number] = Counts()
+        return own
+
+
+def _add(total: object, part: object, names: Iterable[str]) -> None:
+    for name in names:
+        setattr(total, name, getattr(total, name) + getattr(part, name))
+
+
+_RUNS = [one.name for one in fields(Runs)]
+_SUMS = [one.name for one in fields(Counts) if one.name not in ("sizes", "last_run")]

@@ -1,0 +1,107 @@
+import math
+import threading
+
+import numpy as np
+import pytest
+
+from neurona_protos.prediction_pb2 import DataType
+from neurona_server.batching.policy import Priority
+from neurona_server.errors import CancelledError, InvalidError, StoppingError
+from neurona_server.rpc.submission import Asked, cancel, submit
+
+ROWS = np.ones((1, 4), np.float32)
+
+
+class Caller:
+    """Asks the models that the test lists, one after the other; notes what it is told."""
+
+    def __init__(self, server, *models, answer=lambda outputs: outputs[0].tolist()):
+        self.told = []
+        self.requests = []
+        self.ended = threading.Event()
+        self._models = list(models)
+        self._answer = answer
+        submit(
+            server.metrics,
+            lambda: self._models.pop(0) if len(self._models) > 1 else self._models[0],
+            self._read,
+            self._deliver,
+            self.requests.append,
+            lambda callback: callback(),
+        )
+
+    def _read(self, model):
+        self.read = model
+        described = {"x": (DataType.DATA_TYPE_FLOAT, ROWS.shape)}
+        return Asked(described, lambda: {"x": ROWS}, self._answer, math.inf, Priority.NORMAL, 0)
+
+    def _deliver(self, response, error):
+        self.told.append((response, error))
+        self.ended.set()
+
+
+@pytest.fixture
+def versions(make_server):
+    """A server, and its two versions of a model of which the first has been drained."""
+    server = make_server()
+    first, second = (server.registry.resolve("classifier", number) for number in (1, 2))
+    assert first.drain(5.0)
+    return server, first, second
+
+
+def test_a_model_that_was_replaced_meanwhile_is_resolved_anew(versions):
+    server, first, second = versions
+    caller = Caller(server, first, second)
+    assert caller.ended.wait(10)
+    ((response, error),) = caller.told
+    assert error is None
+    assert len(response[0]) == 3
+    assert caller.read is second
+    # The caller may go away now: the request that was given up says nothing any more.
+    for request in caller.requests:
+        cancel(request)
+    assert len(caller.requests) == 2
+    assert len(caller.told) == 1
+    counts = {"model": "classifier", "version": "1"}
+    assert server.count("requests_total", outcome="cancelled", **counts) == 0
+
+
+def test_one_that_was_not_replaced_is_stopping(versions):
+    server, first, _ = versions
+    caller = Caller(server, first)
+    ((_, error),) = caller.told
+    assert isinstance(error, StoppingError)
+    assert len(caller.requests) == 1
+
+
+def test_it_is_not_tried_for_ever(versions):
+    server, first, second = versions
+    assert second.drain(5.0)
+    caller = Caller(server, *[first, second] * 10)
+    ((_, error),) = caller.told
+    assert isinstance(error, StoppingError)
+    assert len(caller.requests) == 4
+
+
+def test_an_error_of_the_answer_reaches_the_caller_and_is_counted(make_server):
+    def refuse(_):
+        raise InvalidError("too much")
+
+    server = make_server()
+    caller = Caller(server, server.registry.resolve("classifier", 2), answer=refuse)
+    assert caller.ended.wait(10)
+    ((response, error),) = caller.told
+    assert response is None
+    assert str(error) == "too much"
+    counts = {"model": "classifier", "version": "2"}
+    assert server.count("requests_total", outcome="invalid", **counts) == 1
+
+
+def test_a_request_that_was_withdrawn_tells_nobody(make_server):
+    server = make_server(start_models=False)
+    caller = Caller(server, server.registry.resolve("classifier", 2))
+    (request,) = caller.requests
+    assert request.withdraw()
+    assert not request.withdraw()
+    request.cancel(CancelledError("gone"))
+    assert caller.told == []
