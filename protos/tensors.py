@@ -85,10 +85,7 @@ def to_tensor(name: str, array: Array, dtype: DataType | None = None) -> Tensor:
     Raises TensorError for a dtype that a Tensor cannot carry.
     """
     number = data_type(array.dtype) if dtype is None else dtype
-    if number == DATA_TYPE_STRING:
-        data = b"".join(_encode_string(name, element) for element in array.ravel())
-    else:
-        data = array.astype(NUMPY_DTYPES[number], copy=False).tobytes()
+    data = bytes(encode(name, array, number))
     return Tensor(name=name, dtype=number, shape=array.shape, data=data)
 
 
@@ -98,25 +95,34 @@ def to_array(tensor: Tensor) -> Array:
 
     Raises TensorError when dtype, shape and byte count do not fit together.
     """
-    dtype = NUMPY_DTYPES.get(tensor.dtype)
+    return decode(tensor.name, tensor.dtype, tuple(tensor.shape), tensor.data)
+
+
+def encode(name: str, array: Array, number: DataType) -> bytes | memoryview:
+    """The bytes of an array, a view on them where they lie in memory as they travel."""
+    if number == DATA_TYPE_STRING:
+        return b"".join([_encode_string(name, element) for element in array.ravel()])
+    flat = array.astype(NUMPY_DTYPES[number], copy=False).ravel()
+    return flat.view(np.uint8).data
+
+
+def decode(name: str, number: DataType, shape: tuple[int, ...], data: bytes) -> Array:
+    """As `to_array`, of a tensor's parts."""
+    dtype = NUMPY_DTYPES.get(number)
     if dtype is None:
-        raise TensorError(
-            f"{_named(tensor)} has dtype {dtype_name(tensor.dtype)}, which is not supported"
-        )
-    shape = tuple(tensor.shape)
+        raise TensorError(f"{_named(name)} has dtype {dtype_name(number)}, which is not supported")
     if len(shape) > _MAX_RANK:
-        raise TensorError(f"{_named(tensor)} has {len(shape)} axes; expected at most {_MAX_RANK}")
+        raise TensorError(f"{_named(name)} has {len(shape)} axes; expected at most {_MAX_RANK}")
     if shape and min(shape) < 0:
-        raise TensorError(f"{_named(tensor)} has shape {list(shape)}; no size may be negative")
+        raise TensorError(f"{_named(name)} has shape {list(shape)}; no size may be negative")
     count = math.prod(shape)
-    data = tensor.data  # a copy at each access
     flat: Array
     if dtype.kind == "O":
-        flat = _decode_strings(tensor, data, count)
+        flat = _decode_strings(name, data, count)
     elif len(data) != count * dtype.itemsize:
         raise TensorError(
-            f"{_named(tensor)} has {len(data)} bytes of data; "
-            f"{dtype_name(tensor.dtype)} of shape {list(shape)} takes {count * dtype.itemsize}"
+            f"{_named(name)} has {len(data)} bytes of data; "
+            f"{dtype_name(number)} of shape {list(shape)} takes {count * dtype.itemsize}"
         )
     elif dtype.kind == "b":  # any byte but 0 is true, and a numpy bool must be 0 or 1
         flat = np.frombuffer(data, np.uint8) != 0
@@ -125,11 +131,11 @@ def to_array(tensor: Tensor) -> Array:
     try:
         return flat.reshape(shape)
     except ValueError as error:  # no elements, but sizes whose product numpy cannot hold
-        raise TensorError(f"{_named(tensor)} has shape {list(shape)}: {error}") from error
+        raise TensorError(f"{_named(name)} has shape {list(shape)}: {error}") from error
 
 
-def _named(tensor: Tensor) -> str:
-    return f"tensor {tensor.name!r}"
+def _named(name: str) -> str:
+    return f"tensor {name!r}"
 
 
 def _encode_string(name: str, element: object) -> bytes:
@@ -141,29 +147,27 @@ def _encode_string(name: str, element: object) -> bytes:
     return _LENGTH.pack(len(element)) + element
 
 
-def _decode_strings(tensor: Tensor, data: bytes, count: int) -> Array:
+def _decode_strings(name: str, data: bytes, count: int) -> Array:
     # Each element takes at least its length, so that a lying shape cannot make us allocate.
     if count * _LENGTH.size > len(data):
         raise TensorError(
-            f"{_named(tensor)} has {len(data)} bytes of data, too few for {count} strings"
+            f"{_named(name)} has {len(data)} bytes of data, too few for {count} strings"
         )
     array = np.empty(count, dtype=object)
     position = 0
     for index in range(count):
         start = position + _LENGTH.size
         if start > len(data):
-            raise TensorError(f"{_named(tensor)} ends inside string {index} of {count}")
+            raise TensorError(f"{_named(name)} ends inside string {index} of {count}")
         position = start + _LENGTH.unpack_from(data, position)[0]
         if position > len(data):
-            raise TensorError(f"{_named(tensor)} ends inside string {index} of {count}")
+            raise TensorError(f"{_named(name)} ends inside string {index} of {count}")
         try:
             array[index] = data[start:position].decode()
         except UnicodeDecodeError as error:
-            raise TensorError(
-                f"{_named(tensor)} has no UTF-8 in string {index}: {error}"
-            ) from error
+            raise TensorError(f"{_named(name)} has no UTF-8 in string {index}: {error}") from error
     if position != len(data):
         raise TensorError(
-            f"{_named(tensor)} has {len(data) - position} bytes behind its {count} strings"
+            f"{_named(name)} has {len(data) - position} bytes behind its {count} strings"
         )
     return array

@@ -29,8 +29,10 @@ from neurona_server.models.repository import Found, Repository
 from neurona_server.models.runtime import CPU, DEFAULT_PROVIDERS, RuntimeOptions, check_options
 from neurona_server.models.settings import VersionPolicy
 from neurona_server.rpc.aio_listener import AioListener, ListenerOptions
-from neurona_server.rpc.health import Health
+from neurona_server.rpc.health import SERVING, Health
 from neurona_server.rpc.models import Models
+from neurona_server.rpc.open_inference.service import SERVICE as OPEN_INFERENCE
+from neurona_server.rpc.open_inference.service import OpenInference
 from neurona_server.rpc.prediction import Prediction
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,14 @@ class App:
         methods = {
             **Prediction(self._registry, self._metrics).methods(),
             **Models(self._registry, control).methods(),
+            **OpenInference(
+                self._registry,
+                self._metrics,
+                lambda: self._health.state("") == SERVING,
+                control=control,
+                versions=VersionPolicy.parse(config.versions),
+                shared_memory=config.shared_memory,
+            ).methods(),
             **self._health.methods(),
         }
         self._listener = AioListener(methods, ListenerOptions(config.max_message_bytes))
@@ -125,6 +135,7 @@ class App:
         if not self._serving.is_set():
             return
         names = {"": True, "neurona.v1.Prediction": True, "neurona.v1.Models": True}
+        names[OPEN_INFERENCE] = True
         for name in self._registry.names():
             versions = self._registry.entry(name).versions
             names |= {f"{name}/{n}": v.model is not None for n, v in versions.items()}

@@ -140,6 +140,12 @@ class Config:
         "auto, always or never: run in the thread that reads requests",
     )
     max_message_bytes: int = _option(64 << 20, _whole(1), "size of a request at the most")
+    shared_memory: bool = _option(
+        False,
+        _boolean,
+        "let callers of the Open Inference Protocol name POSIX shared memory that the server may "
+        "read and write (true or false)",
+    )
     drain_delay_ms: int = _option(
         0,
         _whole(0, 10**8),

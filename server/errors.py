@@ -40,6 +40,18 @@ class WrongTaskError(NeuronaError):
     outcome = "invalid"
 
 
+class UnsupportedError(NeuronaError):
+    """The protocol knows it, this server does not do it."""
+
+    outcome = "invalid"
+
+
+class AlreadyThereError(NeuronaError):
+    """The name is taken."""
+
+    outcome = "invalid"
+
+
 class QueueFullError(NeuronaError):
     """The model's queue has no room. `retry_after` (seconds) is when it may have."""
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import grpc
 from prometheus_client import CollectorRegistry
 
+from neurona_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from neurona_protos.prediction_pb2 import State
 from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.metrics import Metrics
@@ -18,7 +20,8 @@ from neurona_server.models.repository import Found, Repository
 from neurona_server.models.settings import VersionPolicy
 from neurona_server.rpc.aio_listener import AioListener, ListenerOptions
 from neurona_server.rpc.health import Health
-from neurona_server.rpc.models import Models
+from neurona_server.rpc.models import Control, Models
+from neurona_server.rpc.open_inference.service import OpenInference
 from neurona_server.rpc.prediction import Prediction
 
 
@@ -37,6 +40,8 @@ class Server:
         every: bool = True,
         explicit: bool = False,
         load_model: Sequence[str] = (),
+        control: Control | None = None,
+        shared_memory: bool = False,
     ) -> None:
         policy = policy or BatchPolicy()
         if not start_models:
@@ -62,9 +67,18 @@ class Server:
             ReconcilerOptions(VersionPolicy(every=every), explicit=explicit),
         )
         self.reconciler.start(load_model)
+        self.open_inference = OpenInference(
+            self.registry,
+            self.metrics,
+            lambda: all(m.state == State.STATE_READY for m in self.registry.models()),
+            control=control or (self.reconciler if explicit else None),
+            versions=VersionPolicy(every=every),
+            shared_memory=shared_memory,
+        )
         methods = {
             **Prediction(self.registry, self.metrics).methods(),
             **Models(self.registry, self.reconciler if explicit else None).methods(),
+            **self.open_inference.methods(),
             **self.health.methods(),
         }
         self.listener = AioListener(methods, ListenerOptions(max_message_bytes=1 << 20))
@@ -72,6 +86,7 @@ class Server:
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
         self.prediction = PredictionStub(self.channel)
         self.models = ModelsStub(self.channel)
+        self.triton = GRPCInferenceServiceStub(self.channel)
 
     def count(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(f"neurona_{name}", labels) or 0.0

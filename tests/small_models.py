@@ -101,3 +101,66 @@ def save_running_sum(path: Path) -> Path:
         {"sums": (TensorProto.FLOAT, ["time", 2])},
         {"axis": np.array(0)},
     )
+
+
+ECHOED = {
+    "BOOL": TensorProto.BOOL,
+    "UINT8": TensorProto.UINT8,
+    "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64,
+    "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "FP16": TensorProto.FLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "BYTES": TensorProto.STRING,
+    "BF16": TensorProto.BFLOAT16,
+}
+
+
+def save_echo(path: Path, kind: str) -> Path:
+    """echo = x, of any shape [batch, n], in an element type by the Open Inference Protocol's
+    name."""
+    return save(
+        path,
+        [helper.make_node("Identity", ["x"], ["echo"])],
+        {"x": (ECHOED[kind], ["batch", "n"])},
+        {"echo": (ECHOED[kind], ["batch", "n"])},
+    )
+
+
+def save_echoes(root: Path) -> Path:
+    """A model echo_<type> for each."""
+    for kind in ECHOED:
+        save_echo(root / f"echo_{kind}" / "1" / "model.onnx", kind)
+    return root
+
+
+def save_adjustable(path: Path) -> Path:
+    """y = x * scale; scale is 2 unless a request says otherwise."""
+    return save(
+        path,
+        [helper.make_node("Mul", ["x", "scale"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["batch", 2]), "scale": (TensorProto.FLOAT, [1])},
+        {"y": (TensorProto.FLOAT, ["batch", 2])},
+        {"scale": np.full(1, 2, np.float32)},
+    )
+
+
+def save_slow(path: Path) -> Path:
+    """y = x's only number, after a good part of a second: many products of a large matrix."""
+    nodes = [helper.make_node("Mul", ["table", "x"], ["product0"])]
+    nodes += [
+        helper.make_node("MatMul", [f"product{i}", "table"], [f"product{i + 1}"]) for i in range(30)
+    ]
+    nodes.append(helper.make_node("ReduceMax", ["product30"], ["y"], keepdims=0))
+    return save(
+        path,
+        nodes,
+        {"x": (TensorProto.FLOAT, [1])},
+        {"y": (TensorProto.FLOAT, [])},
+        {"table": np.eye(800, dtype=np.float32)},
+    )

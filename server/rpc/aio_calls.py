@@ -1,7 +1,7 @@
 """The `Call` and the `StreamCall` of the door on `grpc.aio`."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import grpc.aio
@@ -54,14 +54,24 @@ class AioCall:
 class AioStreamCall:
     stream: Stream
 
-    def __init__(self, door: Door, deadline: float) -> None:
+    def __init__(
+        self, door: Door, deadline: float, metadata: Iterable[tuple[str, str | bytes]] = ()
+    ) -> None:
         self.deadline = deadline
+        self._metadata = {key: value for key, value in metadata if isinstance(value, str)}
         self.woken = asyncio.Event()
         self.written = asyncio.Event()
         self.half_closed = False
         self.error: Exception | None = None
         self.defer = door.defer
         self._door = door
+
+    def metadata(self, key: str) -> str:
+        return self._metadata.get(key, "")
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self.woken.set()
 
     def wake(self) -> None:
         self._door.post(self.woken.set)

@@ -162,7 +162,7 @@ class AioListener:
     async def serve_stream(self, method: Streaming, context: Context) -> None:
         if self._stopping:
             await _abort(context, StoppingError(STOPPING))
-        call = AioStreamCall(self, _deadline(context))
+        call = AioStreamCall(self, _deadline(context), context.invocation_metadata() or ())
         call.stream = stream = method.start(call)
         self._streams.add(call)
         reader = asyncio.create_task(call.read(context))

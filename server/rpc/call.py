@@ -43,6 +43,12 @@ class StreamCall(Protocol):
     @property
     def deadline(self) -> float: ...
 
+    def metadata(self, key: str) -> str:
+        """What the caller said in a header, "" if nothing; `key` is in lower case."""
+
+    def fail(self, error: Exception) -> None:
+        """Ends with the status of `error`, once what was taken is sent. In the door's thread."""
+
     def wake(self) -> None:
         """There is something to take from the stream now. Any thread may say so."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import grpc
 
 from neurona_server.errors import (
+    AlreadyThereError,
     CancelledError,
     ExpiredError,
     InvalidError,
@@ -16,6 +17,7 @@ from neurona_server.errors import (
     NotLoadedError,
     QueueFullError,
     StoppingError,
+    UnsupportedError,
     WrongTaskError,
 )
 
@@ -27,6 +29,8 @@ CODES = {
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
     WrongTaskError: grpc.StatusCode.FAILED_PRECONDITION,
+    UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
+    AlreadyThereError: grpc.StatusCode.ALREADY_EXISTS,
     QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StoppingError: grpc.StatusCode.UNAVAILABLE,
     ExpiredError: grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -50,6 +50,7 @@ def test_every_option_can_be_given_everywhere():
         "require_gpu": "true",
         "arena": "false",
         "spinning": "true",
+        "shared_memory": "true",
     }
     texts |= {option.name: "7" for option in fields(Config) if option.name not in texts}
     flags = [x for name, text in texts.items() for x in ("--" + name.replace("_", "-"), text)]

@@ -1,0 +1,32 @@
+"""Calls that are answered where they arrive: they wait for nothing."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from neurona_server.errors import InvalidError, NeuronaError
+from neurona_server.rpc.call import Call, Unary
+
+Request = TypeVar("Request", bound=Message)
+
+
+def parse(kind: type[Request], data: bytes) -> Request:
+    """Raises InvalidError."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        name = kind.DESCRIPTOR.full_name
+        raise InvalidError(f"the bytes are not an {name}") from None
+
+
+def immediate(kind: type[Request], respond: Callable[[Request], Message]) -> Unary:
+    def start(call: Call) -> None:
+        try:
+            response = respond(parse(kind, call.request))
+        except NeuronaError as error:
+            call.fail(error)
+        else:
+            call.reply(response.SerializeToString())
+
+    return Unary(start)

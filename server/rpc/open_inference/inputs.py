@@ -1,0 +1,93 @@
+"""From a ModelInferRequest to a model's inputs."""
+
+import math
+from collections.abc import Mapping
+
+from neurona_protos.open_inference_pb2 import ModelInferRequest
+from neurona_protos.tensors import NUMPY_DTYPES, decode
+from neurona_server.batching.request import Array, Inputs
+from neurona_server.errors import InvalidError, quoted
+from neurona_server.models.signature import Described, Signature
+from neurona_server.rpc.open_inference.datatypes import NAMES, number_of
+from neurona_server.rpc.open_inference.memory import Memory
+from neurona_server.rpc.open_inference.regions import Place
+from neurona_server.rpc.open_inference.typed import from_contents
+
+
+def describe(message: ModelInferRequest, signature: Signature) -> dict[str, Described]:
+    """Raises InvalidError when an input stands twice, or has a datatype that is not known or not
+    the model's: the signature would say so too, but by the names of neurona.v1."""
+    expected = {spec.name: spec.dtype for spec in (*signature.inputs, *signature.optional)}
+    described: dict[str, Described] = {}
+    for tensor in message.inputs:
+        name = tensor.name
+        if name in described:
+            raise InvalidError(f"input {quoted(name)} stands twice; expected it once")
+        number = number_of(tensor.datatype, name)
+        if number != expected.get(name, number):
+            raise InvalidError(
+                f"inference input {name!r} data-type is {tensor.datatype!r}, but model "
+                f"{message.model_name!r} expects {NAMES[expected[name]]!r}"
+            )
+        described[name] = (number, tuple(tensor.shape))
+    return described
+
+
+def read_inputs(
+    message: ModelInferRequest, described: Mapping[str, Described], memory: Memory, most_bytes: int
+) -> Inputs:
+    """The arrays of inputs that fit the model's signature: read-only views on raw contents.
+
+    Raises InvalidError, TensorError, and what `Memory.place` raises.
+    """
+    arrays: dict[str, Array] = {}
+    raw = message.raw_input_contents
+    raws = len(raw)
+    used = 0
+    shared = 0
+    for tensor in message.inputs:
+        name = tensor.name
+        number, shape = described[name]
+        place = memory.place(tensor.parameters, f"input {name!r}") if tensor.parameters else None
+        if tensor.HasField("contents"):
+            if raws:
+                raise InvalidError(
+                    "contents field must not be specified when using raw_input_contents for "
+                    f"{name!r} for model {message.model_name!r}"
+                )
+            if place:
+                raise InvalidError(f"input {name!r} has contents and is in shared memory")
+        if place:
+            shared += place.byte_size
+            if shared > most_bytes:
+                raise InvalidError(
+                    f"the inputs in shared memory have {shared} bytes or more; "
+                    f"expected at most {most_bytes}"
+                )
+            _check_size(name, described[name], place)
+            data = place.region.read(place.offset, place.byte_size)
+            arrays[name] = decode(name, number, shape, data)
+        elif raws:
+            if used < raws:
+                arrays[name] = decode(name, number, shape, raw[used])
+            used += 1
+        else:
+            arrays[name] = from_contents(name, number, shape, tensor.contents)
+    if raws and used != raws:
+        raise InvalidError(
+            f"the request has {raws} raw_input_contents; expected {used}, one for each input that "
+            "is not in shared memory"
+        )
+    return arrays
+
+
+def _check_size(name: str, described: Described, place: Place) -> None:
+    """Before it is read: a region may be large."""
+    number, shape = described
+    dtype = NUMPY_DTYPES[number]
+    wanted = math.prod(shape) * dtype.itemsize
+    if dtype.kind != "O" and place.byte_size != wanted:
+        raise InvalidError(
+            f"input {name!r} has {place.byte_size} bytes in shared memory; "
+            f"its shape {list(shape)} takes {wanted}"
+        )

@@ -1,0 +1,142 @@
+"""From a model's outputs to the bytes of a ModelInferResponse, or part of it in shared memory."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from neurona_protos.open_inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
+from neurona_protos.prediction_pb2 import DataType, Task
+from neurona_protos.tensors import encode
+from neurona_server.batching.request import Outputs
+from neurona_server.errors import InvalidError, quoted
+from neurona_server.models.model import Model
+from neurona_server.models.signature import TensorSpec
+from neurona_server.rpc.open_inference import memory as shared
+from neurona_server.rpc.open_inference.classes import best_classes
+from neurona_server.rpc.open_inference.datatypes import NAMES
+from neurona_server.rpc.open_inference.memory import Memory
+from neurona_server.rpc.open_inference.regions import Place
+from neurona_server.rpc.open_inference.terms import whole
+
+RAW = ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number
+MOST = 2**31 - 1
+"""Bytes of a message, by protobuf's own rule."""
+
+FINAL = "triton_final_response"
+
+
+class Wanted(NamedTuple):
+    """One output that the caller asked for."""
+
+    position: int
+    spec: TensorSpec
+    classes: int = 0
+    place: Place | None = None
+
+
+def read_outputs(message: ModelInferRequest, model: Model, memory: Memory) -> Sequence[Wanted]:
+    """All, if none is named. Raises InvalidError, and what `Memory.place` raises."""
+    specs = model.signature.outputs
+    if not message.outputs:
+        return [Wanted(index, spec) for index, spec in enumerate(specs)]
+    known = {spec.name: index for index, spec in enumerate(specs)}
+    wanted: dict[str, Wanted] = {}
+    for output in message.outputs:
+        name = output.name
+        if name not in known:
+            names = ", ".join(repr(one) for one in known)
+            raise InvalidError(
+                f"unexpected inference output {quoted(name)} for model {model.name!r}; "
+                f"it has {names}"
+            )
+        if name in wanted:
+            raise InvalidError(f"output {name!r} is requested more than once; expected it once")
+        index = known[name]
+        wanted[name] = Wanted(
+            index,
+            specs[index],
+            _classes(output.parameters, specs[index]),
+            memory.place(output.parameters, f"output {name!r}"),
+        )
+    return list(wanted.values())
+
+
+def answer_with(
+    model: Model, wanted: Sequence[Wanted], request_id: str, *, streamed: bool
+) -> Callable[[Outputs], bytes]:
+    """What writes a ModelInferResponse. In a stream it says that it is a request's last."""
+    return lambda outputs: _answer(model, wanted, request_id, outputs, streamed)
+
+
+def _answer(
+    model: Model, wanted: Sequence[Wanted], request_id: str, outputs: Outputs, streamed: bool
+) -> bytes:
+    head = ModelInferResponse(
+        model_name=model.name, model_version=str(model.version), id=request_id
+    )
+    if streamed:
+        head.parameters[FINAL].bool_param = True
+    pieces: list[bytes | memoryview] = []
+    for one in wanted:
+        spec, array, dtype = one.spec, np.asarray(outputs[one.position]), one.spec.dtype
+        if one.classes:
+            labels = model.metadata.labels if one.position == _labelled(model) else ()
+            batched = model.signature.batched
+            array = best_classes(spec.name, array, dtype, one.classes, labels, batched=batched)
+            dtype = DataType.DATA_TYPE_STRING
+        data = encode(spec.name, array, dtype)
+        tensor = head.outputs.add(name=spec.name, datatype=NAMES[dtype], shape=array.shape)
+        if one.place:
+            _share(one.place, data, spec.name, tensor.parameters)
+            data = b""
+        pieces += [prefix(RAW, len(data)), data]
+    # By hand, so that what is large is copied once: a message would copy it twice more.
+    size = head.ByteSize() + sum([len(piece) for piece in pieces])
+    if size > MOST:
+        raise InvalidError(f"the answer has {size} bytes, more than the {MOST} of a message")
+    return b"".join([head.SerializeToString(), *pieces])
+
+
+def prefix(field: int, length: int) -> bytes:
+    """What stands before a field of so many bytes: its tag, and its length as a varint."""
+    octets = [field << 3 | 2]
+    while length > 0x7F:
+        octets.append(length & 0x7F | 0x80)
+        length >>= 7
+    octets.append(length)
+    return bytes(octets)
+
+
+def _share(
+    place: Place,
+    data: bytes | memoryview,
+    name: str,
+    parameters: Mapping[str, InferParameter],
+) -> None:
+    if len(data) > place.byte_size:
+        raise InvalidError(
+            f"shared memory size specified with the request for output {name!r} "
+            f"({place.byte_size} bytes) should be at least {len(data)} bytes to hold the results"
+        )
+    place.region.write(place.offset, data)
+    parameters[shared.REGION].string_param = place.region.name
+    parameters[shared.OFFSET].int64_param = place.offset
+    parameters[shared.BYTE_SIZE].int64_param = len(data)
+
+
+def _classes(parameters: Mapping[str, InferParameter], spec: TensorSpec) -> int:
+    if "classification" not in parameters:
+        return 0
+    count = whole("classification", parameters["classification"])
+    if not count:
+        raise InvalidError("parameter 'classification' is 0; expected 1 or more")
+    if spec.dtype in (DataType.DATA_TYPE_STRING, DataType.DATA_TYPE_BOOL):
+        raise InvalidError(
+            f"output {spec.name!r} is {NAMES[spec.dtype]}: its classes cannot be ranked"
+        )
+    return count
+
+
+def _labelled(model: Model) -> int:
+    return model.answer if model.metadata.task == Task.TASK_CLASSIFICATION else -1

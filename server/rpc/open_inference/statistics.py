@@ -1,0 +1,71 @@
+"""ModelStatistics, from what the model's tally has counted."""
+
+from neurona_protos import open_inference_pb2 as pb
+from neurona_server.errors import NotFoundError
+from neurona_server.models.model import Model
+from neurona_server.models.registry import Registry
+from neurona_server.rpc.call import Methods
+from neurona_server.rpc.open_inference.immediate import immediate
+from neurona_server.rpc.open_inference.which import resolve, unknown
+
+
+class Statistics:
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def methods(self, path: str) -> Methods:
+        return {path + "ModelStatistics": immediate(pb.ModelStatisticsRequest, self._statistics)}
+
+    def _statistics(self, message: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
+        if message.version:
+            models = [resolve(self._registry, message.name, message.version)]
+        else:
+            models = self._registry.models()
+            if message.name:
+                try:
+                    self._registry.entry(message.name)
+                except NotFoundError as error:
+                    raise unknown(message.name, "", error) from None
+                models = [model for model in models if model.name == message.name]
+        return pb.ModelStatisticsResponse(model_stats=[model_statistics(one) for one in models])
+
+
+def model_statistics(model: Model) -> pb.ModelStatistics:
+    """Since the model was loaded. What its sample runs cost while it was is not in it.
+
+    compute_input is the joining of a batch, compute_output its splitting; a request's way in
+    and out of the door is in `success` alone.
+    """
+    counts = model.metrics.tally.read()
+    sizes = counts.sizes
+    requests = sum([size.requests for size in sizes.values()])
+    return pb.ModelStatistics(
+        name=model.name,
+        version=str(model.version),
+        last_inference=round(counts.last_run * 1000),
+        inference_count=sum([rows * size.runs for rows, size in sizes.items()]),
+        execution_count=sum([size.runs for size in sizes.values()]),
+        inference_stats=pb.InferStatistics(
+            success=_duration(counts.ok, counts.ok_seconds),
+            fail=_duration(counts.not_ok, counts.not_ok_seconds),
+            queue=_duration(counts.queued, counts.queue_seconds),
+            compute_input=_duration(requests, sum([s.request_join for s in sizes.values()])),
+            compute_infer=_duration(requests, sum([s.request_run for s in sizes.values()])),
+            compute_output=_duration(requests, sum([s.request_split for s in sizes.values()])),
+            cache_hit=_duration(0, 0.0),
+            cache_miss=_duration(0, 0.0),
+        ),
+        batch_stats=[
+            pb.InferBatchStatistics(
+                batch_size=rows,
+                compute_input=_duration(size.runs, size.join),
+                compute_infer=_duration(size.runs, size.run),
+                compute_output=_duration(size.runs, size.split),
+            )
+            for rows, size in sorted(sizes.items())
+        ],
+    )
+
+
+def _duration(count: int, seconds: float) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=count, ns=round(seconds * 1e9))

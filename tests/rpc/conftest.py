@@ -1,0 +1,33 @@
+import grpc
+import pytest
+import small_models
+from serving import Server
+
+from neurona_server.batching.policy import BatchPolicy
+
+
+@pytest.fixture(scope="session")
+def echoes(tmp_path_factory):
+    """Models that the tests of the Open Inference Protocol have besides the others."""
+    root = small_models.save_echoes(tmp_path_factory.mktemp("echoes"))
+    small_models.save_adjustable(root / "adjustable" / "1" / "model.onnx")
+    return root
+
+
+@pytest.fixture(scope="session")
+def echo_server(echoes):
+    server = Server(echoes, BatchPolicy(inline=False), shared_memory=True)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def refusal():
+    """What a call is refused with: the name of the code and the text."""
+
+    def refusal(method, request, timeout=10, **options):
+        with pytest.raises(grpc.RpcError) as caught:
+            method(request, timeout=timeout, **options)
+        return caught.value.code().name, caught.value.details()
+
+    return refusal
