@@ -42,8 +42,8 @@ train-all: $(BIN)/.installed
 	$(BIN)/python -m neurona_training.long_memory --out $(MODELS)/long_memory.png
 	$(BIN)/neurona-train --table $(MODELS)
 
-test: $(BIN)/.installed-dev
-	$(BIN)/pytest
+test: $(BIN)/.installed-dev $(VENV)/triton/.installed
+	TRITON_PYTHON=$(VENV)/triton/bin/python $(BIN)/pytest
 
 bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/batching.py
@@ -60,6 +60,12 @@ lint: $(BIN)/.installed-dev
 
 proto: $(BIN)/.installed-dev
 	PYTHON=$(BIN)/python sh protos/generate.sh
+
+# Triton's client wants other versions of what it shares with us: a Python of its own.
+$(VENV)/triton/.installed: | $(BIN)/.dependencies-dev
+	@test -x $(VENV)/triton/bin/python || $(PYTHON) -m venv $(VENV)/triton
+	@$(VENV)/triton/bin/pip install --quiet --disable-pip-version-check 'tritonclient[grpc]==2.73.0'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) $(MODELS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

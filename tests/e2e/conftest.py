@@ -85,6 +85,16 @@ class Served:
 
 @pytest.fixture
 def serve():
+    yield from _serving()
+
+
+@pytest.fixture(scope="module")
+def serve_for_all():
+    """As `serve`, for a server that the tests of a file share."""
+    yield from _serving()
+
+
+def _serving():
     started = []
 
     def serve(repository, *flags):

@@ -18,7 +18,6 @@ import pytest
 import small_models
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from onnx import TensorProto, helper
 
 from neurona_protos import metadata as model_metadata
 from neurona_protos.prediction_pb2 import ListModelsRequest, PredictRequest, State
@@ -31,19 +30,7 @@ MODELS = ("lenet5", "lstm", "rnn")
 
 
 def slow_repository(root):
-    """A model of which one run takes a good part of a second: many products of a large matrix."""
-    nodes = [helper.make_node("Mul", ["table", "x"], ["product0"])]
-    nodes += [
-        helper.make_node("MatMul", [f"product{i}", "table"], [f"product{i + 1}"]) for i in range(30)
-    ]
-    nodes.append(helper.make_node("ReduceMax", ["product30"], ["y"], keepdims=0))
-    small_models.save(
-        root / "slow" / "1" / "model.onnx",
-        nodes,
-        {"x": (TensorProto.FLOAT, [1])},
-        {"y": (TensorProto.FLOAT, [])},
-        {"table": np.eye(800, dtype=np.float32)},
-    )
+    small_models.save_slow(root / "slow" / "1" / "model.onnx")
     return root
 
 

@@ -1,0 +1,36 @@
+"""Triton's own client, as PyPI has it, against a real neurona-serve."""
+
+import re
+from pathlib import Path
+
+import pytest
+import small_models
+import triton
+
+DRIVER = Path(__file__).with_name("triton_driver.py")
+SCENARIOS = re.findall(r"(?m)^    (\w+),$", DRIVER.read_text().partition("SYNC = (")[2])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, serve_for_all):
+    root = small_models.save_echoes(tmp_path_factory.mktemp("triton"))
+    small_models.save_classifier(root / "classifier" / "1" / "model.onnx")
+    small_models.save_classifier(root / "classifier" / "2" / "model.onnx", offset=1.0)
+    small_models.save_picker(root / "picker" / "1" / "model.onnx")
+    small_models.save_fixed(root / "fixed" / "1" / "model.onnx")
+    small_models.save_adjustable(root / "adjustable" / "1" / "model.onnx")
+    small_models.save_slow(root / "slow" / "1" / "model.onnx")
+    return serve_for_all(root, "--versions", "all", "--shared-memory", "true", "--threads", "1")
+
+
+def test_there_are_scenarios():
+    assert len(SCENARIOS) == 12
+
+
+@pytest.mark.parametrize("scenario", [*SCENARIOS, "with_asyncio"])
+def test_what_programs_for_triton_do(server, wait_until, scenario):
+    triton.run(DRIVER, server.address, scenario)
+    # Whatever it cancelled or gave up is gone, and nothing else is left either.
+    waiting = re.compile(r"(?m)^neurona_queue_rows\{.*\} (?!0\.0$)")
+    wait_until(lambda: not waiting.search(server.metrics()))
+    assert server.process.poll() is None
