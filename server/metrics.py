@@ -151,6 +151,7 @@ class Metrics:
             self.degraded,
         ]
         self._holders: Counts[tuple[str, str]] = Counts()
+        self._tallies: dict[tuple[str, str], Tally] = {}
         self._holding = threading.Lock()
 
     def model(self, name: str, version: int) -> "ModelMetrics":
@@ -158,7 +159,8 @@ class Metrics:
         version that is loaded anew has them together with the one that it replaces."""
         with self._holding:
             self._holders[name, str(version)] += 1
-        return ModelMetrics(self, name, str(version))
+            tally = self._tallies.setdefault((name, str(version)), Tally())
+        return ModelMetrics(self, name, str(version), tally)
 
     def release(self, name: str, version: str) -> None:
         with self._holding:
@@ -166,6 +168,7 @@ class Metrics:
             if self._holders[name, version] > 0:
                 return
             del self._holders[name, version]
+            del self._tallies[name, version]
             for series in self._of_version:
                 series.remove_by_labels({"model": name, "version": version})
 
@@ -181,10 +184,10 @@ class Metrics:
 class ModelMetrics:
     """The series of one version of one model, looked up once."""
 
-    def __init__(self, metrics: Metrics, name: str, version: str) -> None:
+    def __init__(self, metrics: Metrics, name: str, version: str, tally: Tally) -> None:
         self._metrics = metrics
         self._labels = (name, version)
-        self.tally = Tally()
+        self.tally = tally
         self.outcomes = _outcomes(metrics.requests, name, version)
         self.request_seconds = metrics.request_seconds.labels(*self._labels)
         self.terminated = metrics.terminated.labels(*self._labels)
@@ -225,14 +228,24 @@ class ModelMetrics:
         """How long each request of a batch had waited when it was cut."""
         for wait in waits:
             self._queue_seconds.observe(wait)
-        self.tally.waited(len(waits), sum(waits))
+
+    @property
+    def answered(self) -> tuple[int, float]:
+        """Requests that were ok, and their seconds altogether."""
+        return _total(self.request_seconds)
+
+    @property
+    def queued(self) -> tuple[int, float]:
+        """Requests that have left the queue, and the seconds that they had spent in it."""
+        return _total(self._queue_seconds)
 
     def ended(self, outcome: str, seconds: float) -> None:
         """One request, from its bytes to its answer's or its error."""
         if outcome == "ok":
             self.request_seconds.observe(seconds)
+        else:
+            self.tally.failed(seconds)
         self.outcomes[outcome].inc()
-        self.tally.ended(ok=outcome == "ok", seconds=seconds)
 
     def ran(
         self,
@@ -285,6 +298,14 @@ class VersionStates(Collector):
             for label in one.labels:
                 labels.add_metric([*name, label], 1)
         return [states, labels, problems]
+
+
+def _total(histogram: Histogram) -> tuple[int, float]:
+    """How often it was observed, and the sum of what was."""
+    samples = {one.name: one.value for metric in histogram.collect() for one in metric.samples}
+    (count,) = [value for name, value in samples.items() if name.endswith("_count")]
+    (total,) = [value for name, value in samples.items() if name.endswith("_sum")]
+    return round(count), total
 
 
 def _seconds_of(curve: WatchedCurve, rung: int) -> float:

@@ -1,7 +1,7 @@
-"""What a model has done since it was loaded, exact and by batch size: counts and seconds.
+"""What Prometheus' series do not tell of a model: its runs by their exact size, and what requests
+that failed took.
 
-Prometheus' histograms have buckets and a lock for each; callers of ModelStatistics want each
-size by itself. So every thread counts for itself, without a lock, and a reader adds up.
+Every thread counts for itself, without a lock, and a reader adds up.
 """
 
 import threading
@@ -32,12 +32,8 @@ class Counts:
     sizes: dict[int, Runs] = field(default_factory=dict)
     """By rows, padding not counted."""
 
-    ok: int = 0
-    ok_seconds: float = 0.0
-    not_ok: int = 0
-    not_ok_seconds: float = 0.0
-    queued: int = 0
-    queue_seconds: float = 0.0
+    failures: int = 0
+    failure_seconds: float = 0.0
     last_run: float = 0.0
     """Seconds since 1970; 0.0 if there was none."""
 
@@ -64,20 +60,10 @@ class Tally:
         size.request_split += split * requests
         own.last_run = time.time()
 
-    def waited(self, requests: int, seconds: float) -> None:
-        """So many requests left the queue, in which they had spent so much altogether."""
+    def failed(self, seconds: float) -> None:
         own = self._own()
-        own.queued += requests
-        own.queue_seconds += seconds
-
-    def ended(self, *, ok: bool, seconds: float) -> None:
-        own = self._own()
-        if ok:
-            own.ok += 1
-            own.ok_seconds += seconds
-        else:
-            own.not_ok += 1
-            own.not_ok_seconds += seconds
+        own.failures += 1
+        own.failure_seconds += seconds
 
     def read(self) -> Counts:
         total = Counts()

@@ -11,9 +11,7 @@ def test_every_thread_counts_and_a_reader_adds_up():
         barrier.wait()
         for _ in range(1000):
             tally.ran(4, 2, 1.0, 2.0, 3.0)
-            tally.waited(2, 0.5)
-            tally.ended(ok=True, seconds=0.25)
-            tally.ended(ok=False, seconds=0.125)
+            tally.failed(0.125)
 
     threads = [threading.Thread(target=count) for _ in range(8)]
     for thread in threads:
@@ -29,12 +27,8 @@ def test_every_thread_counts_and_a_reader_adds_up():
             4: Runs(n, 2 * n, n, 2 * n, 3 * n, 2 * n, 4 * n, 6 * n),
             1: Runs(1, 1, 1, 2, 3, 1, 2, 3),
         },
-        ok=n,
-        ok_seconds=n / 4,
-        not_ok=n,
-        not_ok_seconds=n / 8,
-        queued=2 * n,
-        queue_seconds=n / 2,
+        failures=n,
+        failure_seconds=n / 8,
         last_run=read.last_run,
     )
 

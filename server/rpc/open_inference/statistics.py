@@ -1,4 +1,4 @@
-"""ModelStatistics, from what the model's tally has counted."""
+"""ModelStatistics, from what the model's metrics and tally have counted."""
 
 from neurona_protos import open_inference_pb2 as pb
 from neurona_server.errors import NotFoundError
@@ -31,7 +31,8 @@ class Statistics:
 
 
 def model_statistics(model: Model) -> pb.ModelStatistics:
-    """Since the model was loaded. What its sample runs cost while it was is not in it.
+    """Since the version was loaded; one that is loaded anew goes on. What its sample runs cost
+    while it was loaded is not in it.
 
     compute_input is the joining of a batch, compute_output its splitting; a request's way in
     and out of the door is in `success` alone.
@@ -46,9 +47,9 @@ def model_statistics(model: Model) -> pb.ModelStatistics:
         inference_count=sum([rows * size.runs for rows, size in sizes.items()]),
         execution_count=sum([size.runs for size in sizes.values()]),
         inference_stats=pb.InferStatistics(
-            success=_duration(counts.ok, counts.ok_seconds),
-            fail=_duration(counts.not_ok, counts.not_ok_seconds),
-            queue=_duration(counts.queued, counts.queue_seconds),
+            success=_duration(*model.metrics.answered),
+            fail=_duration(counts.failures, counts.failure_seconds),
+            queue=_duration(*model.metrics.queued),
             compute_input=_duration(requests, sum([s.request_join for s in sizes.values()])),
             compute_infer=_duration(requests, sum([s.request_run for s in sizes.values()])),
             compute_output=_duration(requests, sum([s.request_split for s in sizes.values()])),
