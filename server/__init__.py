@@ -6,7 +6,7 @@ The rooms, in the order in which they import each other:
     rpc         the doors: bytes come in, a Call goes to a service, bytes go out
     models      what is served: files, signatures, sessions, versions
     batching    how requests become batches
-    metrics     every Prometheus series
+    metrics     every Prometheus series; tally counts what they do not tell
     errors      what can go wrong, in words that know no transport
 
 The life of one Predict:
@@ -26,4 +26,7 @@ The life of one Predict:
     by halves; one that nobody waits for any more is terminated (`batching.running`).
  6. The rows go back to their requests; each one's callback encodes its answer
     (`rpc.answers`) and the door sends it. `batching.curve` learns what the run has cost.
+
+A ModelInfer of the Open Inference Protocol (`rpc.open_inference`) goes the same way: what the
+two have in common is `rpc.submission`, and their requests share batches.
 """

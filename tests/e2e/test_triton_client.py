@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import small_models
 import triton
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 DRIVER = Path(__file__).with_name("triton_driver.py")
 SCENARIOS = re.findall(r"(?m)^    (\w+),$", DRIVER.read_text().partition("SYNC = (")[2])
@@ -21,6 +22,11 @@ def server(tmp_path_factory, serve_for_all):
     small_models.save_adjustable(root / "adjustable" / "1" / "model.onnx")
     small_models.save_slow(root / "slow" / "1" / "model.onnx")
     return serve_for_all(root, "--versions", "all", "--shared-memory", "true", "--threads", "1")
+
+
+def test_health_knows_the_service(server):
+    asked = HealthCheckRequest(service="inference.GRPCInferenceService")
+    assert server.health.Check(asked, timeout=10).status == HealthCheckResponse.SERVING
 
 
 def test_there_are_scenarios():

@@ -1,6 +1,5 @@
 """RepositoryIndex, and the calls that load and unload models."""
 
-import logging
 import threading
 from collections.abc import Callable, Mapping
 
@@ -19,8 +18,6 @@ from neurona_server.models.registry import Registry
 from neurona_server.rpc.call import Call, Methods, Unary
 from neurona_server.rpc.models import NOT_EXPLICIT, Control
 from neurona_server.rpc.open_inference.immediate import immediate, parse
-
-log = logging.getLogger(__name__)
 
 STATES: Mapping[State, str] = {
     State.STATE_LOADING: "LOADING",
