@@ -2,38 +2,34 @@
 
 import logging
 import os
-import queue
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
 
 from prometheus_client import CollectorRegistry, start_http_server
 
-from neurona_server import config as configuration
-from neurona_server.batching.policy import BatchPolicy
+from neurona_server import assembly, sources
 from neurona_server.batching.share import DeviceShare
 from neurona_server.config import Config
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.metrics import Metrics
-from neurona_server.models.cpus import THREADS_A_CPU, available_cpus
-from neurona_server.models.graph_cache import default_folder
+from neurona_server.models.cpus import available_cpus
 from neurona_server.models.model import Model
-from neurona_server.models.options import INLINE, ModelOptions
-from neurona_server.models.reconciler import Reconciler, ReconcilerOptions
+from neurona_server.models.reconciler import Reconciler
 from neurona_server.models.registry import Registry
 from neurona_server.models.repository import Found, Repository
-from neurona_server.models.runtime import CPU, DEFAULT_PROVIDERS, RuntimeOptions, check_options
+from neurona_server.models.runtime import CPU
 from neurona_server.models.settings import VersionPolicy
-from neurona_server.rpc.aio_listener import AioListener, ListenerOptions
+from neurona_server.rpc.aio_listener import AioListener
 from neurona_server.rpc.health import SERVING, Health
 from neurona_server.rpc.models import Models
 from neurona_server.rpc.open_inference.service import SERVICE as OPEN_INFERENCE
 from neurona_server.rpc.open_inference.service import OpenInference
 from neurona_server.rpc.prediction import Prediction
+from neurona_server.rpc.reflection import Reflection
+from neurona_server.rpc.tokens import hash_token
+from neurona_server.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +44,10 @@ class App:
         self._metrics.watch_versions(self._registry.known)
         self._health = Health()
         self._reconciler = self._make_reconciler()
+        limits = assembly.limits(config)
         control = self._reconciler if config.model_control == "explicit" else None
         methods = {
-            **Prediction(self._registry, self._metrics).methods(),
+            **Prediction(self._registry, self._metrics, limits).methods(),
             **Models(self._registry, control).methods(),
             **OpenInference(
                 self._registry,
@@ -59,10 +56,12 @@ class App:
                 control=control,
                 versions=VersionPolicy.parse(config.versions),
                 shared_memory=config.shared_memory,
+                limits=limits,
             ).methods(),
             **self._health.methods(),
         }
-        self._listener = AioListener(methods, ListenerOptions(config.max_message_bytes))
+        methods |= Reflection(methods).methods()
+        self._listener = AioListener(methods, assembly.listener_options(config))
         self._close_metrics: Callable[[], None] = lambda: None
         self._serving = threading.Event()
 
@@ -88,7 +87,7 @@ class App:
         self._update_health()
         if self._config.model_control == "poll":
             self._reconciler.poll(self._config.poll_ms / 1000)
-        log.info("serving gRPC on %s:%d", self._config.address.rpartition(":")[0], door_port)
+        log.info("serving gRPC on %s (port %d)", self._config.address, door_port)
         log.info("metrics on http://%s:%d/metrics", host, metrics_port)
 
     def stop(self) -> bool:
@@ -107,7 +106,7 @@ class App:
 
     def _make_reconciler(self) -> Reconciler:
         config = self._config
-        options = _model_options(config)
+        options = assembly.model_options(config)
         # Two runs at a time keep a device busy; more only if each takes fewer CPUs than there are.
         share = DeviceShare(max(2, available_cpus() // options.runtime.threads))
 
@@ -121,12 +120,7 @@ class App:
             self._registry,
             load,
             self._metrics,
-            ReconcilerOptions(
-                policy=VersionPolicy.parse(config.versions),
-                threads=config.load_threads or min(4, available_cpus()),
-                drain_timeout=config.drain_timeout_ms / 1000,
-                explicit=config.model_control == "explicit",
-            ),
+            assembly.reconciler_options(config),
             self._update_health,
         )
 
@@ -148,82 +142,27 @@ class App:
             self._health.stop()
 
 
-def _model_options(config: Config) -> ModelOptions:
-    policy = BatchPolicy(
-        max_rows=config.max_batch_rows,
-        max_queue_rows=config.max_queue_rows,
-        max_queue_bytes=config.max_queue_bytes,
-        max_delay=config.max_delay_ms / 1000,
-        latency_objective=config.latency_objective_ms / 1000 or None,
-        inline=INLINE[config.inline],
-    )
-    threads = config.threads or max(1, available_cpus() // config.instances)
-    runtime = RuntimeOptions(
-        threads,
-        pool_threads=0 if config.threads else THREADS_A_CPU * available_cpus(),
-        spinning=config.spinning,
-        providers=config.providers or DEFAULT_PROVIDERS,
-        gpu_expected=bool(config.providers),
-        require_gpu=config.require_gpu,
-        gpu_memory_bytes=config.gpu_memory_bytes,
-        cpu_memory_bytes=config.cpu_memory_bytes,
-        arena=config.arena,
-        shrink_seconds=config.shrink_seconds,
-        cache=_cache_folder(config.cache),
-    )
-    check_options(runtime)
-    return ModelOptions(policy, runtime, config.instances)
-
-
-def _cache_folder(option: str) -> Path | None:
-    if option == "auto":
-        return default_folder()
-    return None if option in ("", "off") else Path(option).expanduser()
-
-
 def main() -> int:
+    if sys.argv[1:] == ["--hash-token"]:
+        return hash_token()
     try:
-        config = configuration.load(sys.argv[1:], os.environ)
+        config = sources.load(sys.argv[1:], os.environ)
         logging.basicConfig(
             level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
-        signals, begin_to_serve = _stop_signals()
+        signals = StopSignals()
         app = App(config)
         app.start()
-        begin_to_serve()
+        signals.serving()
     except (ConfigError, LoadError) as error:
         print(f"neurona-serve: {error}", file=sys.stderr)
         return 1
-    log.info("%s", signal.Signals(signals.get()).name)
+    log.info("%s", signals.wait().name)
     if not app.stop():
         # A run is still inside ONNX Runtime: unloading it under that thread would crash.
         logging.shutdown()
         os._exit(0)
     return 0
-
-
-def _stop_signals() -> tuple["queue.SimpleQueue[int]", Callable[[], None]]:
-    """Gets the first SIGTERM or SIGINT; the second one ends the process there and then, and so
-    does the first until the function that comes with it is called: nothing was accepted."""
-    # A signal may come at any instruction, so what its handler calls must be reentrant:
-    # SimpleQueue.put is, Event.set is not.
-    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-    seen: list[int] = []
-    serving: list[bool] = []
-
-    def on_signal(number: int, _: FrameType | None) -> None:
-        if seen:
-            os.write(2, b"neurona-serve: second signal: stopping without waiting\n")
-            os._exit(1)
-        seen.append(number)
-        signals.put(number)
-        if not serving:
-            os.write(2, b"neurona-serve: stopped while it was starting\n")
-            os._exit(0)
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
-    return signals, lambda: serving.append(True)
 
 
 def _serve_metrics(

@@ -46,8 +46,26 @@ class UnsupportedError(NeuronaError):
     outcome = "invalid"
 
 
+class UnauthenticatedError(NeuronaError):
+    """The caller has no token, or one that is not known."""
+
+    outcome = "invalid"
+
+
 class AlreadyThereError(NeuronaError):
     """The name is taken."""
+
+    outcome = "invalid"
+
+
+class ForbiddenError(NeuronaError):
+    """The caller's token does not allow it."""
+
+    outcome = "invalid"
+
+
+class TooLargeError(NeuronaError):
+    """An answer is larger than a message may be."""
 
     outcome = "invalid"
 
@@ -85,6 +103,13 @@ class ModelFailedError(NeuronaError):
 
     def __init__(self) -> None:
         super().__init__("the model failed on this request; the server's log says why")
+
+
+def too_large(size: int, expected: int) -> TooLargeError:
+    return TooLargeError(
+        f"the answer has {size} bytes; expected at most {expected} (max_message_bytes): "
+        "ask for fewer rows at a time"
+    )
 
 
 def quoted(name: str) -> str:

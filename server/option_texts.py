@@ -1,6 +1,55 @@
-"""How options are written, where that takes more than a number. All raise ValueError."""
+"""How options are written. All raise ValueError that says what was expected."""
 
 import re
+from collections.abc import Callable
+
+from neurona_server.address import check
+from neurona_server.models.settings import VersionPolicy
+
+
+def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            raise ValueError(f"expected {least} to {most}")
+        return value
+
+    return parse
+
+
+def milliseconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1e8:
+        raise ValueError("expected 0 to 100000000")
+    return value
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"expected {', '.join(words[:-1])} or {words[-1]}")
+        return text
+
+    return parse
+
+
+def version_policy(text: str) -> str:
+    VersionPolicy.parse(text)
+    return text
+
+
+def addresses(text: str) -> str:
+    return ",".join(check(address) for address in text.split(","))
+
+
+def web_address(text: str) -> str:
+    return check(text, unix=False)
+
+
+def level(text: str) -> str:
+    if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ValueError("expected debug, info, warning or error")
+    return text.upper()
 
 
 def yes_or_no(text: str) -> bool:
@@ -11,8 +60,8 @@ def yes_or_no(text: str) -> bool:
 
 def seconds(text: str) -> float:
     value = float(text)
-    if not 0 <= value <= 1e8:
-        raise ValueError("expected 0 to 100000000")
+    if not 0 <= value <= 1e6:
+        raise ValueError("expected 0 to 1000000")
     return value
 
 

@@ -1,6 +1,7 @@
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_models
@@ -25,7 +26,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_server(repository: Path) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def make(policy: BatchPolicy | None = None, root: Path = repository, **options: bool) -> Server:
+    def make(policy: BatchPolicy | None = None, root: Path = repository, **options: Any) -> Server:
         servers.append(Server(root, policy, **options))
         return servers[-1]
 

@@ -18,11 +18,17 @@ from neurona_server.models.reconciler import Reconciler, ReconcilerOptions
 from neurona_server.models.registry import Registry
 from neurona_server.models.repository import Found, Repository
 from neurona_server.models.settings import VersionPolicy
-from neurona_server.rpc.aio_listener import AioListener, ListenerOptions
+from neurona_server.rpc.aio_listener import AioListener
 from neurona_server.rpc.health import Health
+from neurona_server.rpc.limits import Limits
+from neurona_server.rpc.listening import ListenerOptions
 from neurona_server.rpc.models import Control, Models
 from neurona_server.rpc.open_inference.service import OpenInference
 from neurona_server.rpc.prediction import Prediction
+from neurona_server.rpc.reflection import Reflection
+
+LIMITS = Limits(max_message_bytes=1 << 20)
+OPTIONS = ListenerOptions(max_message_bytes=1 << 20)
 
 
 class Server:
@@ -42,6 +48,9 @@ class Server:
         load_model: Sequence[str] = (),
         control: Control | None = None,
         shared_memory: bool = False,
+        limits: Limits = LIMITS,
+        options: ListenerOptions = OPTIONS,
+        address: str = "127.0.0.1:0",
     ) -> None:
         policy = policy or BatchPolicy()
         if not start_models:
@@ -74,15 +83,18 @@ class Server:
             control=control or (self.reconciler if explicit else None),
             versions=VersionPolicy(every=every),
             shared_memory=shared_memory,
+            limits=limits,
         )
         methods = {
-            **Prediction(self.registry, self.metrics).methods(),
+            **Prediction(self.registry, self.metrics, limits).methods(),
             **Models(self.registry, self.reconciler if explicit else None).methods(),
             **self.open_inference.methods(),
             **self.health.methods(),
         }
-        self.listener = AioListener(methods, ListenerOptions(max_message_bytes=1 << 20))
-        self.port = self.listener.start("127.0.0.1:0")
+        methods |= Reflection(methods).methods()
+        self.methods = methods
+        self.listener = AioListener(methods, options)
+        self.port = self.listener.start(address)
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
         self.prediction = PredictionStub(self.channel)
         self.models = ModelsStub(self.channel)

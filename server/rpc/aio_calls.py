@@ -7,6 +7,7 @@ from typing import Protocol
 import grpc.aio
 
 from neurona_server.rpc.call import Stream
+from neurona_server.rpc.rights import Grant
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -22,9 +23,10 @@ class Door(Protocol):
 
 
 class AioCall:
-    def __init__(self, door: Door, request: bytes, deadline: float) -> None:
+    def __init__(self, door: Door, request: bytes, deadline: float, grant: Grant) -> None:
         self.request = request
         self.deadline = deadline
+        self.grant = grant
         self.outcome: asyncio.Future[bytes | Exception] = asyncio.get_running_loop().create_future()
         self._door = door
         self._on_cancel: list[Callable[[], None]] = []
@@ -55,9 +57,14 @@ class AioStreamCall:
     stream: Stream
 
     def __init__(
-        self, door: Door, deadline: float, metadata: Iterable[tuple[str, str | bytes]] = ()
+        self,
+        door: Door,
+        deadline: float,
+        grant: Grant,
+        metadata: Iterable[tuple[str, str | bytes]] = (),
     ) -> None:
         self.deadline = deadline
+        self.grant = grant
         self._metadata = {key: value for key, value in metadata if isinstance(value, str)}
         self.woken = asyncio.Event()
         self.written = asyncio.Event()

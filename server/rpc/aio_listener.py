@@ -8,19 +8,19 @@ import asyncio
 import logging
 import math
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from functools import partial
 
 import grpc
 import grpc.aio
 
-from neurona_server.errors import ConfigError, StoppingError
+from neurona_server.errors import StoppingError, too_large
 from neurona_server.rpc.aio_calls import AioCall, AioStreamCall, Context
+from neurona_server.rpc.aio_methods import AioMethods, abort, deadline_of
 from neurona_server.rpc.call import Methods, Streaming, Unary
-from neurona_server.rpc.status import status_of
+from neurona_server.rpc.listening import ListenerOptions, bind
+from neurona_server.rpc.rights import Grant
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +35,7 @@ MOST_TURNS = 64
 """Turns after which what has gathered is run although more keeps coming."""
 
 STOPPING = "the server is stopping; call again"
-
-
-@dataclass(frozen=True)
-class ListenerOptions:
-    max_message_bytes: int = 64 << 20
-    """The largest request; gRPC refuses a larger one with RESOURCE_EXHAUSTED."""
+AGED = "the connection is as old as connections get; call again"
 
 
 class AioListener:
@@ -118,19 +113,14 @@ class AioListener:
             self._posted.popleft()()
 
     async def _start(self, address: str) -> int:
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", self._options.max_message_bytes),
-                ("grpc.max_send_message_length", -1),
-                # With it on, a second server on the same port would take half of the calls.
-                ("grpc.so_reuseport", 0),
-            ]
-        )
-        self._server.add_generic_rpc_handlers((_Handlers(self, self._methods),))
-        try:
-            port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise ConfigError(f"cannot listen on {address}: {error}") from error
+        options = self._options
+        self._server = server = grpc.aio.server(options=options.arguments())
+        server.add_generic_rpc_handlers((AioMethods(self, self._methods, options.access),))
+        if options.certificates is None:
+            port = bind(server.add_insecure_port, address)
+        else:
+            credentials = options.certificates.credentials()
+            port = bind(partial(server.add_secure_port, server_credentials=credentials), address)
         await self._server.start()
         return port
 
@@ -144,10 +134,12 @@ class AioListener:
             await asyncio.sleep(min(timeout, ACCEPTED))
             await self._server.stop(max(0.0, timeout - ACCEPTED))
 
-    async def serve_unary(self, method: Unary, request: bytes, context: Context) -> bytes:
+    async def serve_unary(
+        self, method: Unary, request: bytes, context: Context, grant: Grant
+    ) -> bytes:
         if self._stopping:
-            await _abort(context, StoppingError(STOPPING))
-        call = AioCall(self, request, _deadline(context))
+            await abort(context, StoppingError(STOPPING))
+        call = AioCall(self, request, deadline_of(context), grant)
         try:
             try:
                 method.start(call)
@@ -157,14 +149,21 @@ class AioListener:
         except asyncio.CancelledError:
             call.cancel()
             raise
-        return outcome if isinstance(outcome, bytes) else await _abort(context, outcome)
+        if not isinstance(outcome, bytes):
+            await abort(context, outcome)
+        if len(outcome) > self._options.max_message_bytes:
+            await abort(context, too_large(len(outcome), self._options.max_message_bytes))
+        return outcome
 
-    async def serve_stream(self, method: Streaming, context: Context) -> None:
+    async def serve_stream(self, method: Streaming, context: Context, grant: Grant) -> None:
         if self._stopping:
-            await _abort(context, StoppingError(STOPPING))
-        call = AioStreamCall(self, _deadline(context), context.invocation_metadata() or ())
+            await abort(context, StoppingError(STOPPING))
+        metadata = context.invocation_metadata() or ()
+        call = AioStreamCall(self, deadline_of(context), grant, metadata)
         call.stream = stream = method.start(call)
         self._streams.add(call)
+        age = self._options.max_stream_age
+        aged = self._loop.call_later(age, call.drain) if math.isfinite(age) else None
         reader = asyncio.create_task(call.read(context))
         try:
             while call.error is None:
@@ -177,45 +176,12 @@ class AioListener:
                 else:
                     await call.woken.wait()
             if call.error is None and not call.half_closed:
-                call.error = StoppingError(STOPPING)
+                call.error = StoppingError(STOPPING if self._stopping else AGED)
             if call.error is not None:
-                await _abort(context, call.error)
+                await abort(context, call.error)
         finally:
             reader.cancel()
+            if aged is not None:
+                aged.cancel()
             self._streams.discard(call)
             stream.cancel()
-
-
-class _Handlers(grpc.GenericRpcHandler):
-    def __init__(self, door: AioListener, methods: Methods) -> None:
-        self._handlers = {path: _handler(door, method) for path, method in methods.items()}
-
-    def service(
-        self, handler_call_details: grpc.HandlerCallDetails
-    ) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
-        return self._handlers.get(handler_call_details.method)
-
-
-def _handler(door: AioListener, method: Unary | Streaming) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    # Without serializers, grpc hands the bytes through as they are.
-    if isinstance(method, Unary):
-
-        async def unary(request: bytes, context: Context) -> bytes:
-            return await door.serve_unary(method, request, context)
-
-        return grpc.unary_unary_rpc_method_handler(unary)
-
-    async def stream(_: Any, context: Context) -> None:
-        await door.serve_stream(method, context)
-
-    return grpc.stream_stream_rpc_method_handler(stream)
-
-
-def _deadline(context: Context) -> float:
-    remaining = context.time_remaining()
-    return math.inf if remaining is None else time.monotonic() + remaining
-
-
-async def _abort(context: Context, error: Exception) -> NoReturn:
-    status = status_of(error)
-    await context.abort(status.code, status.message, status.trailers)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from neurona_server.rpc.rights import Grant, Right
+
 
 class Call(Protocol):
     """One unary call. Exactly one of `reply` and `fail` ends it; any thread may.
@@ -22,6 +24,10 @@ class Call(Protocol):
     @property
     def deadline(self) -> float:
         """A point in time on the monotonic clock; inf if the caller set none."""
+
+    @property
+    def grant(self) -> Grant:
+        """What the caller may do; that it may call this method, the door has seen to."""
 
     def reply(self, response: bytes) -> None: ...
 
@@ -42,6 +48,10 @@ class StreamCall(Protocol):
 
     @property
     def deadline(self) -> float: ...
+
+    @property
+    def grant(self) -> Grant:
+        """As that of a `Call`."""
 
     def metadata(self, key: str) -> str:
         """What the caller said in a header, "" if nothing; `key` is in lower case."""
@@ -90,6 +100,9 @@ class Stream(Protocol):
 @dataclass(frozen=True)
 class Unary:
     start: Callable[[Call], None]
+    right: Right | None = Right.CONTROL
+    """What a caller must have the right to, where there are tokens; None: open to everybody.
+    Whoever forgets to say it has the door as good as closed."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,8 @@ class Streaming:
     """For streams of either side or both: one message and a half-close is a stream too."""
 
     start: Callable[[StreamCall], Stream]
+    right: Right | None = Right.CONTROL
+    """As that of a `Unary`."""
 
 
 Methods = Mapping[str, Unary | Streaming]

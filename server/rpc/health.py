@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from google.protobuf.message import DecodeError
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from neurona_server.errors import InvalidError, NotFoundError
+from neurona_server.errors import InvalidError, NotFoundError, quoted
+from neurona_server.rpc import health_messages
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
+from neurona_server.rpc.rights import Right
 
 SERVING: int = HealthCheckResponse.SERVING
 NOT_SERVING: int = HealthCheckResponse.NOT_SERVING
@@ -29,8 +31,9 @@ class Health:
     def methods(self) -> Methods:
         path = "/grpc.health.v1.Health/"
         return {
-            path + "Check": Unary(self._check),
-            path + "Watch": Streaming(lambda call: _Watch(self, call)),
+            path + "Check": Unary(self._check, None),
+            path + "List": Unary(self._list, Right.DESCRIBE),
+            path + "Watch": Streaming(lambda call: _Watch(self, call), None),
         }
 
     def set(self, serving: Mapping[str, bool]) -> None:
@@ -43,10 +46,12 @@ class Health:
             watcher.changed()
 
     def replace(self, serving: Mapping[str, bool]) -> None:
-        """Names that are not in `serving` are not known any more."""
-        states = {name: SERVING if serving[name] else NOT_SERVING for name in serving}
+        """Names that are not in `serving` are gone: NOT_FOUND, and SERVICE_UNKNOWN for those
+        who watch them."""
         with self._changing:
-            self._states = states
+            self._states = {
+                name: SERVING if is_serving else NOT_SERVING for name, is_serving in serving.items()
+            }
             watchers = list(self._watchers)
         for watcher in watchers:
             watcher.changed()
@@ -74,9 +79,21 @@ class Health:
             return
         state = self.state(name)
         if state == _UNKNOWN:
-            call.fail(NotFoundError(f"nothing called {name!r} is served"))
+            call.fail(NotFoundError(f"nothing called {quoted(name)} is served"))
         else:
             call.reply(HealthCheckResponse(status=state).SerializeToString())
+
+    def _list(self, call: Call) -> None:
+        """Of models, only those that the caller's token sees."""
+        try:
+            health_messages.HealthListRequest.FromString(call.request)
+        except DecodeError:
+            call.fail(InvalidError("the bytes are not a grpc.health.v1.HealthListRequest"))
+            return
+        with self._changing:
+            states = dict(self._states)
+        seen = {n: s for n, s in states.items() if not n or call.grant.sees(n.partition("/")[0])}
+        call.reply(health_messages.listed(seen))
 
 
 class _Watch:

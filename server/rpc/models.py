@@ -27,6 +27,7 @@ from neurona_server.models.model import Model
 from neurona_server.models.registry import Registry, Version
 from neurona_server.models.signature import TensorSpec
 from neurona_server.rpc.call import Call, Methods, Unary
+from neurona_server.rpc.rights import Right
 
 NOT_EXPLICIT = (
     'the server loads what its repository has; expected the option model_control = "explicit"'
@@ -53,10 +54,10 @@ class Models:
     def methods(self) -> Methods:
         path = "/neurona.v1.Models/"
         return {
-            path + "List": Unary(self._list),
-            path + "Describe": Unary(self._describe),
-            path + "Load": Unary(self._load),
-            path + "Unload": Unary(self._unload),
+            path + "List": Unary(self._list, Right.DESCRIBE),
+            path + "Describe": Unary(self._describe, Right.DESCRIBE),
+            path + "Load": Unary(self._load, Right.CONTROL),
+            path + "Unload": Unary(self._unload, Right.CONTROL),
         }
 
     def _list(self, call: Call) -> None:
@@ -65,7 +66,7 @@ class Models:
         except DecodeError:
             call.fail(InvalidError("the bytes are not a neurona.v1.ListModelsRequest"))
             return
-        models = [self._summary(name) for name in self._registry.names()]
+        models = [self._summary(name) for name in self._registry.names() if call.grant.sees(name)]
         call.reply(ListModelsResponse(models=models).SerializeToString())
 
     def _load(self, call: Call) -> None:
@@ -76,6 +77,7 @@ class Models:
             return
 
         def load(control: Control) -> bytes:
+            call.grant.check_model(name, (name,))
             control.load(name)
             return LoadModelResponse(model=self._summary(name)).SerializeToString()
 
@@ -89,6 +91,7 @@ class Models:
             return
 
         def unload(control: Control) -> bytes:
+            call.grant.check_model(name, (name,))
             control.unload(name)
             return UnloadModelResponse().SerializeToString()
 
@@ -114,6 +117,7 @@ class Models:
     def _describe(self, call: Call) -> None:
         try:
             message = DescribeModelRequest.FromString(call.request)
+            call.grant.check_model(message.model, self._registry.names())
             model = self._registry.resolve(message.model, message.version, message.label)
         except DecodeError:
             call.fail(InvalidError("the bytes are not a neurona.v1.DescribeModelRequest"))

@@ -22,8 +22,11 @@ from neurona_server.models.model import Model
 from neurona_server.models.registry import Registry
 from neurona_server.models.signature import Described
 from neurona_server.rpc.answers import answer
-from neurona_server.rpc.call import Call, Methods, Streaming, Unary
+from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
+from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.prediction_stream import PredictionStream
+from neurona_server.rpc.rights import Grant, Right
+from neurona_server.rpc.seen import seen
 from neurona_server.rpc.submission import Asked, Defer, Track, cancel, submit
 
 log = logging.getLogger(__name__)
@@ -38,17 +41,20 @@ PRIORITIES = {
 
 
 class Prediction:
-    def __init__(self, registry: Registry, metrics: Metrics) -> None:
+    def __init__(self, registry: Registry, metrics: Metrics, limits: Limits | None = None) -> None:
         self._registry = registry
         self._metrics = metrics
+        self._limits = limits or Limits()
 
     def methods(self) -> Methods:
         path = "/neurona.v1.Prediction/"
         return {
-            path + "Predict": Unary(self._unary),
-            path + "Classify": Unary(partial(self._unary, task=Task.TASK_CLASSIFICATION)),
-            path + "Regress": Unary(partial(self._unary, task=Task.TASK_REGRESSION)),
-            path + "PredictStream": Streaming(partial(PredictionStream, self.begin)),
+            path + "Predict": Unary(self._unary, Right.PREDICT),
+            path + "Classify": Unary(
+                partial(self._unary, task=Task.TASK_CLASSIFICATION), Right.PREDICT
+            ),
+            path + "Regress": Unary(partial(self._unary, task=Task.TASK_REGRESSION), Right.PREDICT),
+            path + "PredictStream": Streaming(self._stream, Right.PREDICT),
         }
 
     def begin(
@@ -59,20 +65,23 @@ class Prediction:
         track: Track,
         defer: Defer,
         *,
+        grant: Grant,
         task: Task | None = None,
     ) -> None:
         """Sends a request on its way; `deliver` gets its answer or its error, exactly once.
 
         `track` gets the request before it is submitted, so that it can be cancelled; `defer`
-        is the call's. Given a `task`, a model that has another one is refused.
+        and `grant` are the call's. Given a `task`, a model that has another one is refused.
         """
-        resolve = partial(self._registry.resolve, message.model, message.version, message.label)
+        registry = seen(self._registry, grant)
+        resolve = partial(registry.resolve, message.model, message.version, message.label)
 
         def read(model: Model) -> Asked[PredictResponse]:
             if task is not None and task != model.metadata.task:
                 raise _wrong_task(model, task)
             if (priority := PRIORITIES.get(message.priority)) is None:
                 raise InvalidError(f"the priority is {message.priority}; expected 0, 1 or 2")
+            self._limits.check(message)
             return Asked(
                 _described(message),
                 lambda: {tensor.name: to_array(tensor) for tensor in message.inputs},
@@ -80,13 +89,22 @@ class Prediction:
                 deadline,
                 priority,
                 message.ByteSize(),
+                self._limits,
             )
 
         submit(self._metrics, resolve, read, deliver, track, defer)
 
+    def _stream(self, call: StreamCall) -> PredictionStream:
+        return PredictionStream(partial(self.begin, grant=call.grant), call, self._limits)
+
     def _unary(self, call: Call, task: Task | None = None) -> None:
         try:
+            self._limits.check_wire(call.request)
             message = PredictRequest.FromString(call.request)
+        except InvalidError as error:
+            self._metrics.unresolved["invalid"].inc()
+            call.fail(error)
+            return
         except DecodeError:
             self._metrics.unresolved["invalid"].inc()
             call.fail(InvalidError("the bytes are not a neurona.v1.PredictRequest"))
@@ -107,7 +125,7 @@ class Prediction:
         def track(request: Request) -> None:
             call.on_cancel(partial(cancel, request))
 
-        self.begin(message, call.deadline, deliver, track, call.defer, task=task)
+        self.begin(message, call.deadline, deliver, track, call.defer, grant=call.grant, task=task)
 
 
 def _answer(model: Model, top_k: int, *, raw_outputs: bool) -> Callable[[Outputs], PredictResponse]:

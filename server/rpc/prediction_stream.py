@@ -16,8 +16,15 @@ from neurona_protos.prediction_pb2 import (
     StreamedResponse,
 )
 from neurona_server.batching.request import Request
-from neurona_server.errors import CancelledError, InvalidError, ModelFailedError, NeuronaError
+from neurona_server.errors import (
+    CancelledError,
+    InvalidError,
+    ModelFailedError,
+    NeuronaError,
+    too_large,
+)
 from neurona_server.rpc.call import StreamCall
+from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.status import status_of
 
 MAX_OUTSTANDING = 4096
@@ -25,6 +32,11 @@ MAX_OUTSTANDING = 4096
 
 MAX_MESSAGE_BYTES = 1 << 20
 """A message takes no more answers once it has this many bytes."""
+
+ENVELOPE = 6
+"""Bytes at the most that say, in front of an answer in a message, what comes and how long."""
+
+_REQUESTS, _REQUEST = 1, 2  # fields of PredictStreamRequest and StreamedRequest
 
 Deliver = Callable[[PredictResponse | None, NeuronaError | None], None]
 Track = Callable[[Request], None]
@@ -35,7 +47,8 @@ Begin = Callable[[PredictRequest, float, Deliver, Track, Defer], None]
 class PredictionStream:
     """A `Stream`. Answers come from any thread; the rest runs in the door's."""
 
-    def __init__(self, begin: Begin, call: StreamCall) -> None:
+    def __init__(self, begin: Begin, call: StreamCall, limits: Limits) -> None:
+        self._limits = limits
         self._begin = begin
         self._call = call
         self._serials = itertools.count()
@@ -44,6 +57,7 @@ class PredictionStream:
         self._half_closed = False
 
     def receive(self, message: bytes) -> None:
+        self._limits.check_wire(message, _REQUESTS, _REQUEST)
         try:
             requests = PredictStreamRequest.FromString(message).requests
         except DecodeError:
@@ -68,10 +82,16 @@ class PredictionStream:
 
     def take(self) -> bytes | None:
         message = PredictStreamResponse()
-        size = 0
+        size, most = 0, self._limits.max_message_bytes
         while self._ready and size < MAX_MESSAGE_BYTES:
             answered = self._ready.popleft()
-            size += answered.ByteSize()
+            own = answered.ByteSize() + ENVELOPE
+            if own > most:
+                answered = _failed(answered.id, too_large(own, most))
+            elif size + own > most:
+                self._ready.appendleft(answered)
+                break
+            size += own
             message.responses.append(answered)
         return message.SerializeToString() if size else None
 
@@ -101,16 +121,20 @@ class PredictionStream:
         if response is not None:
             answered = StreamedResponse(id=request_id, response=response)
         else:
-            status = status_of(error or ModelFailedError())
-            answered = StreamedResponse(
-                id=request_id,
-                error=Error(
-                    code=status.number,
-                    message=status.message,
-                    retry_after_ms=status.retry_after_ms,
-                ),
-            )
+            answered = _failed(request_id, error or ModelFailedError())
         # In this order, so that the stream never looks finished with an answer on its way.
         self._ready.append(answered)
         del self._unanswered[serial]
         self._call.wake()
+
+
+def _failed(request_id: int, error: NeuronaError) -> StreamedResponse:
+    status = status_of(error)
+    return StreamedResponse(
+        id=request_id,
+        error=Error(
+            code=status.number,
+            message=status.message,
+            retry_after_ms=status.retry_after_ms,
+        ),
+    )

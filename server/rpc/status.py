@@ -10,6 +10,7 @@ from neurona_server.errors import (
     AlreadyThereError,
     CancelledError,
     ExpiredError,
+    ForbiddenError,
     InvalidError,
     ModelFailedError,
     NotAllowedError,
@@ -17,6 +18,8 @@ from neurona_server.errors import (
     NotLoadedError,
     QueueFullError,
     StoppingError,
+    TooLargeError,
+    UnauthenticatedError,
     UnsupportedError,
     WrongTaskError,
 )
@@ -31,7 +34,10 @@ CODES = {
     WrongTaskError: grpc.StatusCode.FAILED_PRECONDITION,
     UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
     AlreadyThereError: grpc.StatusCode.ALREADY_EXISTS,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    ForbiddenError: grpc.StatusCode.PERMISSION_DENIED,
     QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StoppingError: grpc.StatusCode.UNAVAILABLE,
     ExpiredError: grpc.StatusCode.DEADLINE_EXCEEDED,
     CancelledError: grpc.StatusCode.CANCELLED,
@@ -67,8 +73,10 @@ def status_of(error: Exception) -> Status:
     if code is None:
         log.error("an internal error", exc_info=error)
         return Status(grpc.StatusCode.INTERNAL, "internal error; the server's log says why")
-    retry_after = error.retry_after if isinstance(error, QueueFullError) else 0.0
-    wait = max(1, math.ceil(retry_after * 1000)) if code is CODES[QueueFullError] else 0
+    # A caller may come back to a full queue; what is too large stays so.
+    wait = 0
+    if isinstance(error, QueueFullError):
+        wait = max(1, math.ceil(error.retry_after * 1000))
     message = str(error).encode()
     if len(message) > MAX_MESSAGE:
         message = message[: MAX_MESSAGE - 3] + b"..."

@@ -22,6 +22,7 @@ from neurona_server.errors import (
 from neurona_server.metrics import Metrics
 from neurona_server.models.model import Model
 from neurona_server.models.signature import Described
+from neurona_server.rpc.limits import Limits
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Asked(NamedTuple, Generic[Response]):
     priority: Priority
     nbytes: int
     """Bytes of the message."""
+    limits: Limits = Limits()
 
 
 def submit(
@@ -69,6 +71,7 @@ def submit(
         model = resolve()
         asked = read(model)
         rows = model.signature.check(asked.described)
+        asked.limits.check_rows(rows)
         inputs = asked.decode()
     except (TensorError, NeuronaError) as raised:
         error = InvalidError(str(raised)) if isinstance(raised, TensorError) else raised

@@ -30,7 +30,7 @@ def demo(tmp_path_factory):
 class Served:
     """neurona-serve as a process of its own."""
 
-    def __init__(self, repository, *flags):
+    def __init__(self, repository, *flags, trusting=None):
         ports = []
         sockets = [socket.socket() for _ in range(2)]
         for one in sockets:
@@ -39,17 +39,24 @@ class Served:
         for one in sockets:
             one.close()
         self.address, self.metrics_address = (f"127.0.0.1:{port}" for port in ports)
-        self.process = subprocess.Popen(
-            [
-                *(BIN / "neurona-serve", "--repository", repository),
-                *("--address", self.address, "--metrics-address", self.metrics_address),
-                *flags,
-            ],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.channel = grpc.insecure_channel(self.address)
+        if "--address" in flags:
+            self.address = flags[flags.index("--address") + 1]
+        self._command = [
+            *(BIN / "neurona-serve", "--repository", repository),
+            *("--address", self.address, "--metrics-address", self.metrics_address),
+            *flags,
+        ]
+        self.start()
+        if trusting is None:
+            self.channel = grpc.insecure_channel(self.address)
+        else:
+            credentials = grpc.ssl_channel_credentials(trusting.read_bytes())
+            self.channel = grpc.secure_channel(self.address, credentials)
         self.health = HealthStub(self.channel)
+
+    def start(self):
+        """Again, after its end, at the same addresses."""
+        self.process = subprocess.Popen(self._command, stderr=subprocess.PIPE, text=True)
 
     def wait_until_serving(self):
         end = time.monotonic() + 60
@@ -97,8 +104,8 @@ def serve_for_all():
 def _serving():
     started = []
 
-    def serve(repository, *flags):
-        started.append(Served(repository, *flags))
+    def serve(repository, *flags, **options):
+        started.append(Served(repository, *flags, **options))
         return started[-1].wait_until_serving()
 
     yield serve

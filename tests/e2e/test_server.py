@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 import small_models
+from authority import Authority
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
@@ -193,6 +194,9 @@ def test_odd_models_do_not_stop_the_others(tmp_path, serve):
         (["--repository", "good", "--address", "nohost.invalid:1"], "cannot listen on nohost"),
         (["--repository", "good", "--metrics-address", "127.0.0.1:{taken}"], "Address already in"),
         (["--repository", "good", "--address", "127.0.0.1:{taken}"], "cannot listen on 127.0.0.1"),
+        (["--repository", "good", "--tls-key", "k"], "TLS takes both tls_certificate and tls_key"),
+        (["--repository", "good", "--tls-certificate", "c", "--tls-key", "k"], "cannot read c: No"),
+        (["--repository", "good", "--tokens-file", "t"], "cannot read t: No such file"),
     ],
 )
 def test_a_start_that_cannot_succeed_ends_with_one_clear_line(tmp_path, flags, message):
@@ -213,6 +217,43 @@ def test_a_start_that_cannot_succeed_ends_with_one_clear_line(tmp_path, flags, m
     assert last.startswith("neurona-serve: ")
     assert message in last
     assert "Traceback" not in done.stderr
+
+
+def test_a_server_with_tls_and_tokens(tmp_path, serve):
+    small_models.save_classifier(tmp_path / "models" / "m" / "1" / "model.onnx")
+    authority = Authority(tmp_path, "ca")
+    certificate, key = authority.sign("server")
+    token = "a token must be long".replace(" ", "-")
+    command = [BIN / "neurona-serve", "--hash-token"]
+    digest = subprocess.run(command, input=token, capture_output=True, text=True, check=True)
+    entry = f'name = "n"\nsha256 = "{digest.stdout.strip()}"\nrights = ["predict"]\n'
+    (tmp_path / "tokens.toml").write_text("[[tokens]]\n" + entry)
+    server = serve(
+        *(tmp_path / "models", "--tls-certificate", certificate, "--tls-key", key),
+        *("--tokens-file", tmp_path / "tokens.toml"),
+        trusting=authority.certificate,
+    )
+    stub = PredictionStub(server.channel)
+    request = PredictRequest(model="m", inputs=[to_tensor("x", np.ones((1, 4), np.float32))])
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Predict(request, timeout=10)
+    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    metadata = [("authorization", f"Bearer {token}")]
+    assert stub.Predict(request, timeout=10, metadata=metadata).model == "m"
+    status, log = server.stop()
+    assert status == 0
+    assert token not in log
+    assert "plain text" not in log
+
+
+@pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])  # noqa: S104
+def test_whoever_can_be_reached_in_plain_text_is_warned(tmp_path, serve, host, warned):
+    small_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    _, log = serve(tmp_path, "--address", f"{host}:{port}").stop()
+    assert ("is reached from other machines, in plain text" in log) is warned
 
 
 def test_callers_at_the_moment_of_sigterm_are_answered_or_told_to_call_again(tmp_path, serve):

@@ -15,6 +15,7 @@ from neurona_protos.prediction_pb2 import DataType
 from neurona_server.errors import NeuronaError
 from neurona_server.rpc.open_inference.classes import best_classes
 from neurona_server.rpc.open_inference.outputs import prefix
+from neurona_server.rpc.rights import EVERYTHING
 
 PATH = "/inference.GRPCInferenceService/ModelInfer"
 KINDS = sorted(ECHOED)
@@ -25,6 +26,7 @@ class Call:
     """A call without a door."""
 
     deadline = math.inf
+    grant = EVERYTHING
 
     def __init__(self, request):
         self.request = request

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from neurona_server.config import Config, load
+from neurona_server.config import Config
 from neurona_server.errors import ConfigError
+from neurona_server.sources import load
 
 REPOSITORY = ["--repository", "models"]
 
@@ -51,6 +52,9 @@ def test_every_option_can_be_given_everywhere():
         "arena": "false",
         "spinning": "true",
         "shared_memory": "true",
+        "compress_answers": "true",
+        "reuse_port": "true",
+        "max_metadata_bytes": "7000",
     }
     texts |= {option.name: "7" for option in fields(Config) if option.name not in texts}
     flags = [x for name, text in texts.items() for x in ("--" + name.replace("_", "-"), text)]
@@ -64,12 +68,19 @@ def test_every_option_can_be_given_everywhere():
     [
         ([], {}, "no repository: say where the models are"),
         ([*REPOSITORY, "--address", "8001"], {}, "address is '8001': expected HOST:PORT"),
+        ([*REPOSITORY, "--address", "::1:1"], {}, r"expected HOST:PORT or \[IPV6\]:PORT or unix"),
+        ([*REPOSITORY, "--address", "[::1:1"], {}, "address is .* expected HOST:PORT"),
+        ([*REPOSITORY, "--address", "[h]:1"], {}, "address is .* expected HOST:PORT"),
+        ([*REPOSITORY, "--address", "unix:"], {}, "address is 'unix:': expected HOST:PORT"),
+        ([*REPOSITORY, "--metrics-address", "unix:/x"], {}, "metrics_address is 'unix:/x': exp"),
         ([*REPOSITORY, "--address", "h:99999"], {}, "address is 'h:99999': expected HOST:PORT"),
         (
             [*REPOSITORY, "--max-batch-rows", "0"],
             {},
             "max_batch_rows is '0': expected 1 to 2147483647",
         ),
+        ([*REPOSITORY, "--reuse-port", "7"], {}, "reuse_port is '7': expected true or false"),
+        ([*REPOSITORY, "--keepalive-s", "-1"], {}, "keepalive_s is '-1': expected 0 to 1000000"),
         ([*REPOSITORY, "--log-level", "loud"], {}, "log_level is 'loud': expected debug"),
         (REPOSITORY, {"NEURONA_MAX_BATCH_ROW": "1"}, "NEURONA_MAX_BATCH_ROW .*'max_batch_rows'"),
         ([*REPOSITORY, "--model-control", "x"], {}, "'x': expected poll, none or explicit"),
@@ -135,6 +146,11 @@ def test_what_looks_like_no_option_of_ours_is_warned_of(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "the environment has NEURONA_COLOUR, which is no option"
     ]
+
+
+@pytest.mark.parametrize("address", ["h:0", "[::1]:0", "[::]:8001", "unix:/tmp/x", "h:1,unix:x"])
+def test_every_kind_of_address(address):
+    assert load([*REPOSITORY, "--address", address], {}).address == address
 
 
 def test_an_unknown_flag_is_an_error(capsys):

@@ -14,6 +14,8 @@ from neurona_server.rpc.open_inference.config import PLATFORM, model_config
 from neurona_server.rpc.open_inference.datatypes import NAMES
 from neurona_server.rpc.open_inference.immediate import immediate
 from neurona_server.rpc.open_inference.which import resolve
+from neurona_server.rpc.rights import Grant, Right
+from neurona_server.rpc.seen import seen
 
 NAME = "neurona"
 EXTENSIONS = (
@@ -59,29 +61,35 @@ class Description:
     def methods(self, path: str) -> Methods:
         return {
             path + "ServerLive": immediate(
-                pb.ServerLiveRequest, lambda _: pb.ServerLiveResponse(live=True)
+                None, pb.ServerLiveRequest, lambda _, __: pb.ServerLiveResponse(live=True)
             ),
             path + "ServerReady": immediate(
-                pb.ServerReadyRequest, lambda _: pb.ServerReadyResponse(ready=self._ready())
+                None,
+                pb.ServerReadyRequest,
+                lambda _, __: pb.ServerReadyResponse(ready=self._ready()),
             ),
-            path + "ServerMetadata": immediate(pb.ServerMetadataRequest, self._server),
-            path + "ModelReady": immediate(pb.ModelReadyRequest, self._model_ready),
-            path + "ModelMetadata": immediate(pb.ModelMetadataRequest, self._metadata),
-            path + "ModelConfig": immediate(pb.ModelConfigRequest, self._config),
+            path + "ServerMetadata": immediate(
+                Right.DESCRIBE, pb.ServerMetadataRequest, self._server
+            ),
+            path + "ModelReady": immediate(Right.DESCRIBE, pb.ModelReadyRequest, self._model_ready),
+            path + "ModelMetadata": immediate(
+                Right.DESCRIBE, pb.ModelMetadataRequest, self._metadata
+            ),
+            path + "ModelConfig": immediate(Right.DESCRIBE, pb.ModelConfigRequest, self._config),
         }
 
-    def _server(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
+    def _server(self, _: pb.ServerMetadataRequest, __: Grant) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(name=NAME, version=_VERSION, extensions=self._extensions)
 
-    def _model_ready(self, message: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+    def _model_ready(self, message: pb.ModelReadyRequest, grant: Grant) -> pb.ModelReadyResponse:
         try:
-            model = resolve(self._registry, message.name, message.version)
+            model = resolve(seen(self._registry, grant), message.name, message.version)
         except NotFoundError:  # what is not there is not ready: no error in this protocol
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=model.state == State.STATE_READY)
 
-    def _metadata(self, message: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
-        model = resolve(self._registry, message.name, message.version)
+    def _metadata(self, message: pb.ModelMetadataRequest, grant: Grant) -> pb.ModelMetadataResponse:
+        model = resolve(seen(self._registry, grant), message.name, message.version)
         versions = self._registry.entry(model.name).versions
         signature = model.signature
         return pb.ModelMetadataResponse(
@@ -92,8 +100,8 @@ class Description:
             outputs=[_tensor(spec) for spec in signature.outputs],
         )
 
-    def _config(self, message: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
-        model = resolve(self._registry, message.name, message.version)
+    def _config(self, message: pb.ModelConfigRequest, grant: Grant) -> pb.ModelConfigResponse:
+        model = resolve(seen(self._registry, grant), message.name, message.version)
         return pb.ModelConfigResponse(config=model_config(model, self._policy))
 
 

@@ -7,6 +7,7 @@ from google.protobuf.message import DecodeError, Message
 
 from neurona_server.errors import InvalidError, NeuronaError
 from neurona_server.rpc.call import Call, Unary
+from neurona_server.rpc.rights import Grant, Right
 
 Request = TypeVar("Request", bound=Message)
 
@@ -20,13 +21,17 @@ def parse(kind: type[Request], data: bytes) -> Request:
         raise InvalidError(f"the bytes are not an {name}") from None
 
 
-def immediate(kind: type[Request], respond: Callable[[Request], Message]) -> Unary:
+def immediate(
+    right: Right | None, kind: type[Request], respond: Callable[[Request, Grant], Message]
+) -> Unary:
+    """For callers with the `right`; None: for everybody."""
+
     def start(call: Call) -> None:
         try:
-            response = respond(parse(kind, call.request))
+            response = respond(parse(kind, call.request), call.grant)
         except NeuronaError as error:
             call.fail(error)
         else:
             call.reply(response.SerializeToString())
 
-    return Unary(start)
+    return Unary(start, right)

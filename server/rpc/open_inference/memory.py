@@ -11,6 +11,7 @@ from neurona_server.rpc.call import Methods
 from neurona_server.rpc.open_inference.immediate import immediate
 from neurona_server.rpc.open_inference.regions import Place, Regions
 from neurona_server.rpc.open_inference.terms import whole
+from neurona_server.rpc.rights import Grant, Right
 
 REGION = "shared_memory_region"
 OFFSET = "shared_memory_offset"
@@ -27,20 +28,22 @@ class Memory:
     def methods(self, path: str) -> Methods:
         return {
             path + "SystemSharedMemoryStatus": immediate(
-                pb.SystemSharedMemoryStatusRequest, self._status
+                Right.CONTROL, pb.SystemSharedMemoryStatusRequest, self._status
             ),
             path + "SystemSharedMemoryRegister": immediate(
-                pb.SystemSharedMemoryRegisterRequest, self._register
+                Right.CONTROL, pb.SystemSharedMemoryRegisterRequest, self._register
             ),
             path + "SystemSharedMemoryUnregister": immediate(
-                pb.SystemSharedMemoryUnregisterRequest, self._unregister
+                Right.CONTROL, pb.SystemSharedMemoryUnregisterRequest, self._unregister
             ),
-            path + "CudaSharedMemoryStatus": immediate(pb.CudaSharedMemoryStatusRequest, _no_cuda),
+            path + "CudaSharedMemoryStatus": immediate(
+                Right.CONTROL, pb.CudaSharedMemoryStatusRequest, _no_cuda
+            ),
             path + "CudaSharedMemoryRegister": immediate(
-                pb.CudaSharedMemoryRegisterRequest, _no_cuda
+                Right.CONTROL, pb.CudaSharedMemoryRegisterRequest, _no_cuda
             ),
             path + "CudaSharedMemoryUnregister": immediate(
-                pb.CudaSharedMemoryUnregisterRequest, _unregister_cuda
+                Right.CONTROL, pb.CudaSharedMemoryUnregisterRequest, _unregister_cuda
             ),
         }
 
@@ -61,7 +64,7 @@ class Memory:
         return self.regions.place(parameters[REGION].string_param, offset, byte_size)
 
     def _status(
-        self, message: pb.SystemSharedMemoryStatusRequest
+        self, message: pb.SystemSharedMemoryStatusRequest, _: Grant
     ) -> pb.SystemSharedMemoryStatusResponse:
         self._check_enabled()
         response = pb.SystemSharedMemoryStatusResponse()
@@ -72,14 +75,14 @@ class Memory:
         return response
 
     def _register(
-        self, message: pb.SystemSharedMemoryRegisterRequest
+        self, message: pb.SystemSharedMemoryRegisterRequest, _: Grant
     ) -> pb.SystemSharedMemoryRegisterResponse:
         self._check_enabled()
         self.regions.register(message.name, message.key, message.offset, message.byte_size)
         return pb.SystemSharedMemoryRegisterResponse()
 
     def _unregister(
-        self, message: pb.SystemSharedMemoryUnregisterRequest
+        self, message: pb.SystemSharedMemoryUnregisterRequest, _: Grant
     ) -> pb.SystemSharedMemoryUnregisterResponse:
         self._check_enabled()
         self.regions.unregister(message.name)
@@ -92,14 +95,14 @@ class Memory:
             )
 
 
-def _no_cuda(_: Message) -> NoReturn:
+def _no_cuda(_: Message, __: Grant) -> NoReturn:
     raise UnsupportedError("CUDA shared memory is not supported; system shared memory is")
 
 
 def _unregister_cuda(
-    message: pb.CudaSharedMemoryUnregisterRequest,
+    message: pb.CudaSharedMemoryUnregisterRequest, grant: Grant
 ) -> pb.CudaSharedMemoryUnregisterResponse:
     # perf_analyzer asks for all to be unregistered before it uses the other kind: none is all.
     if message.name:
-        _no_cuda(message)
+        _no_cuda(message, grant)
     return pb.CudaSharedMemoryUnregisterResponse()

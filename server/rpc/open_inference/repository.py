@@ -18,6 +18,8 @@ from neurona_server.models.registry import Registry
 from neurona_server.rpc.call import Call, Methods, Unary
 from neurona_server.rpc.models import NOT_EXPLICIT, Control
 from neurona_server.rpc.open_inference.immediate import immediate, parse
+from neurona_server.rpc.rights import Grant, Right
+from neurona_server.rpc.seen import seen
 
 STATES: Mapping[State, str] = {
     State.STATE_LOADING: "LOADING",
@@ -51,16 +53,21 @@ class Repository:
 
     def methods(self, path: str) -> Methods:
         return {
-            path + "RepositoryIndex": immediate(pb.RepositoryIndexRequest, self._index),
-            path + "RepositoryModelLoad": Unary(self._load),
-            path + "RepositoryModelUnload": Unary(self._unload),
+            path + "RepositoryIndex": immediate(
+                Right.DESCRIBE, pb.RepositoryIndexRequest, self._index
+            ),
+            path + "RepositoryModelLoad": Unary(self._load, Right.CONTROL),
+            path + "RepositoryModelUnload": Unary(self._unload, Right.CONTROL),
         }
 
-    def _index(self, message: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
+    def _index(
+        self, message: pb.RepositoryIndexRequest, grant: Grant
+    ) -> pb.RepositoryIndexResponse:
         _check_repository(message.repository_name)
         models = []
-        for name in self._registry.names():
-            for number, version in self._registry.entry(name).versions.items():
+        registry = seen(self._registry, grant)
+        for name in registry.names():
+            for number, version in registry.entry(name).versions.items():
                 if message.ready and version.state != State.STATE_READY:
                     continue
                 state = STATES.get(version.state, "UNAVAILABLE")
@@ -74,6 +81,7 @@ class Repository:
             message = parse(pb.RepositoryModelLoadRequest, call.request)
             _check_repository(message.repository_name)
             control = self._checked()
+            call.grant.check_model(message.model_name, (message.model_name,))
             if message.parameters:
                 name = quoted(min(message.parameters))
                 raise UnsupportedError(
@@ -91,6 +99,7 @@ class Repository:
             message = parse(pb.RepositoryModelUnloadRequest, call.request)
             _check_repository(message.repository_name)
             control = self._checked()
+            call.grant.check_model(message.model_name, (message.model_name,))
             for parameter in message.parameters:
                 if parameter != "unload_dependents":  # no model has any
                     raise UnsupportedError(f"parameter {quoted(parameter)} is not known")

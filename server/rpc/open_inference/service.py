@@ -6,6 +6,7 @@ from neurona_server.metrics import Metrics
 from neurona_server.models.registry import Registry
 from neurona_server.models.settings import VersionPolicy
 from neurona_server.rpc.call import Methods
+from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.models import Control
 from neurona_server.rpc.open_inference.description import Description
 from neurona_server.rpc.open_inference.inference import Inference
@@ -34,12 +35,13 @@ class OpenInference:
         control: Control | None = None,
         versions: VersionPolicy | None = None,
         shared_memory: bool = False,
+        limits: Limits | None = None,
     ) -> None:
         self.memory = Memory(enabled=shared_memory)
         self.repository = Repository(registry, control)
         self._rooms = (
             Description(registry, ready, versions or VersionPolicy(), shared_memory=shared_memory),
-            Inference(registry, metrics, self.memory),
+            Inference(registry, metrics, self.memory, limits or Limits()),
             Statistics(registry),
             self.repository,
             self.memory,

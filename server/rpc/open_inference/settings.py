@@ -14,6 +14,8 @@ from neurona_server.models.registry import Registry
 from neurona_server.rpc.call import Methods
 from neurona_server.rpc.open_inference.immediate import immediate
 from neurona_server.rpc.open_inference.which import unknown
+from neurona_server.rpc.rights import Grant, Right
+from neurona_server.rpc.seen import seen
 
 TRACE = {
     "trace_level": "OFF",
@@ -41,14 +43,14 @@ class Settings:
 
     def methods(self, path: str) -> Methods:
         return {
-            path + "TraceSetting": immediate(pb.TraceSettingRequest, self._trace),
-            path + "LogSettings": immediate(pb.LogSettingsRequest, self._log),
+            path + "TraceSetting": immediate(Right.CONTROL, pb.TraceSettingRequest, self._trace),
+            path + "LogSettings": immediate(Right.CONTROL, pb.LogSettingsRequest, self._log),
         }
 
-    def _trace(self, message: pb.TraceSettingRequest) -> pb.TraceSettingResponse:
+    def _trace(self, message: pb.TraceSettingRequest, grant: Grant) -> pb.TraceSettingResponse:
         if message.model_name:
             try:
-                self._registry.entry(message.model_name)
+                seen(self._registry, grant).entry(message.model_name)
             except NotFoundError as error:
                 raise unknown(message.model_name, "", error) from None
         for name, setting in message.settings.items():
@@ -66,7 +68,7 @@ class Settings:
             response.settings[name].value.append(value)
         return response
 
-    def _log(self, message: pb.LogSettingsRequest) -> pb.LogSettingsResponse:
+    def _log(self, message: pb.LogSettingsRequest, _: Grant) -> pb.LogSettingsResponse:
         if message.settings:
             if not self._changeable:
                 raise NotAllowedError(

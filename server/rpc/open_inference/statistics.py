@@ -7,6 +7,8 @@ from neurona_server.models.registry import Registry
 from neurona_server.rpc.call import Methods
 from neurona_server.rpc.open_inference.immediate import immediate
 from neurona_server.rpc.open_inference.which import resolve, unknown
+from neurona_server.rpc.rights import Grant, Right
+from neurona_server.rpc.seen import seen
 
 
 class Statistics:
@@ -14,16 +16,23 @@ class Statistics:
         self._registry = registry
 
     def methods(self, path: str) -> Methods:
-        return {path + "ModelStatistics": immediate(pb.ModelStatisticsRequest, self._statistics)}
+        return {
+            path + "ModelStatistics": immediate(
+                Right.DESCRIBE, pb.ModelStatisticsRequest, self._statistics
+            )
+        }
 
-    def _statistics(self, message: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
+    def _statistics(
+        self, message: pb.ModelStatisticsRequest, grant: Grant
+    ) -> pb.ModelStatisticsResponse:
+        registry = seen(self._registry, grant)
         if message.version:
-            models = [resolve(self._registry, message.name, message.version)]
+            models = [resolve(registry, message.name, message.version)]
         else:
-            models = self._registry.models()
+            models = registry.models()
             if message.name:
                 try:
-                    self._registry.entry(message.name)
+                    registry.entry(message.name)
                 except NotFoundError as error:
                     raise unknown(message.name, "", error) from None
                 models = [model for model in models if model.name == message.name]

@@ -48,7 +48,8 @@ class _Turn:
 class InferStream:
     """A `Stream`. Answers come from any thread; the rest runs in the door's."""
 
-    def __init__(self, begin: Begin, call: StreamCall) -> None:
+    def __init__(self, begin: Begin, call: StreamCall, check: Callable[[bytes], None]) -> None:
+        self._check = check
         self._begin = begin
         self._call = call
         self._turns: deque[_Turn] = deque()
@@ -56,6 +57,7 @@ class InferStream:
         self._real_status = call.metadata(REAL_STATUS).lower() in ("true", "1")
 
     def receive(self, message: bytes) -> None:
+        self._check(message)
         request = parse(ModelInferRequest, message)
         turn = _Turn(request.id)
         self._turns.append(turn)

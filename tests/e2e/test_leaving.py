@@ -1,0 +1,157 @@
+"""neurona-serve as it leaves: what was accepted is answered, and nobody is left waiting."""
+
+import json
+import re
+import signal
+import threading
+
+import grpc
+import http2
+import numpy as np
+import pytest
+import small_models
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from neurona_protos.prediction_pb2 import PredictRequest
+from neurona_protos.prediction_pb2_grpc import PredictionStub
+from neurona_protos.tensors import to_tensor
+
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+REQUEST = PredictRequest(model="m", inputs=[to_tensor("x", np.ones((1, 4), np.float32))])
+ROUND_ROBIN = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{"service": "neurona.v1.Prediction"}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.05s",
+                "maxBackoff": "0.5s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    small_models.save_classifier(root / "m" / "1" / "model.onnx")
+    return root
+
+
+def test_while_balancers_take_notice_it_serves_on_to_everybody(models, serve):
+    server = serve(models, "--drain-delay-ms", "1500")
+    watch = server.health.Watch(HealthCheckRequest(), timeout=60)
+    watch_model = server.health.Watch(HealthCheckRequest(service="m/1"), timeout=60)
+    assert (next(watch).status, next(watch_model).status) == (SERVING, SERVING)
+    server.process.send_signal(signal.SIGTERM)
+    assert (next(watch).status, next(watch_model).status) == (NOT_SERVING, NOT_SERVING)
+    with grpc.insecure_channel(server.address) as newcomer:
+        for channel in (server.channel, newcomer):
+            assert PredictionStub(channel).Predict(REQUEST, timeout=10).model == "m"
+            state = HealthStub(channel).Check(HealthCheckRequest(), timeout=10)
+            assert state.status == NOT_SERVING
+    assert "neurona_requests_total" in server.metrics()
+    assert list(watch) == []
+    status, log = server.end()
+    assert status == 0, log
+    assert log.rstrip().endswith("stopped")
+
+
+def test_an_idle_connection_is_told_to_go(models, serve):
+    server = serve(models)
+    connection = http2.Connection(int(server.address.rpartition(":")[2]))
+    connection.until(http2.SETTINGS, flags=http2.ACK)
+    server.process.send_signal(signal.SIGTERM)
+    connection.until(http2.GO_AWAY)
+    ping = connection.until(http2.PING)  # has it arrived everywhere?
+    connection.send(http2.frame(http2.PING, http2.ACK, 0, ping.payload))
+    assert server.end()[0] == 0
+    connection.close()
+
+
+def test_the_first_signal_before_it_serves_ends_it_too(models, serve):
+    server = serve(models)
+    server.stop()
+    server.start()
+    while True:  # a process that has not come to its own handlers yet dies of the signal
+        with open(f"/proc/{server.process.pid}/status") as state:
+            caught = next(line for line in state if line.startswith("SigCgt:"))
+        if int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1:
+            break
+    server.process.send_signal(signal.SIGTERM)
+    status, log = server.end()
+    assert status == 0, log
+    assert log.rstrip().endswith("stopped")
+
+
+def test_a_unix_socket_is_gone_with_its_server(models, serve, tmp_path):
+    path = tmp_path / "door"
+    server = serve(models, "--address", f"unix:{path}")
+    with grpc.insecure_channel(f"unix:{path}") as channel:
+        assert PredictionStub(channel).Predict(REQUEST, timeout=10).model == "m"
+    assert server.stop()[0] == 0
+    assert not path.exists()
+
+
+class Load:
+    """Callers on one channel, one call after the other each, until they are told to stop."""
+
+    def __init__(self, channel, callers=4):
+        self.answered, self.errors = 0, []
+        self._stub = PredictionStub(channel)
+        self._stopped = threading.Event()
+        self._counting = threading.Lock()
+        self._threads = [threading.Thread(target=self._call) for _ in range(callers)]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self):
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _call(self):
+        while not self._stopped.is_set():
+            try:
+                self._stub.Predict(REQUEST, timeout=20)
+            except grpc.RpcError as error:
+                self.errors.append(error)
+            with self._counting:
+                self.answered += 1
+
+
+def test_a_rolling_restart_of_two_replicas_loses_no_call(models, serve, wait_until):
+    replicas = [serve(models, "--drain-delay-ms", "200") for _ in range(2)]
+    options = [
+        ("grpc.service_config", json.dumps(ROUND_ROBIN)),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 200),
+    ]
+    target = "ipv4:" + ",".join(replica.address for replica in replicas)
+
+    def serves(replica):
+        """It has had calls of the load since it started."""
+        answered = re.search(r'requests_total{model="m",outcome="ok".*} (.*)', replica.metrics())
+        return answered is not None and float(answered[1]) > 10
+
+    with grpc.insecure_channel(target, options) as channel:
+        load = Load(channel)
+        try:
+            for replica in replicas:
+                wait_until(lambda: all(map(serves, replicas)))
+                before = load.answered
+                status, log = replica.stop()
+                assert status == 0, log
+                replica.start()
+                replica.wait_until_serving()
+                assert load.answered > before
+            wait_until(lambda: all(map(serves, replicas)))
+        finally:
+            load.stop()
+    assert not load.errors, load.errors[0]
+    assert load.answered > 100
