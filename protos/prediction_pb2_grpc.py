@@ -35,7 +35,10 @@ class PredictionStub(object):
     RESOURCE_EXHAUSTED  the model's queue is full, or so much waits in it that the answer would
     miss its deadline; `retry-after-ms` in the trailing metadata
     DEADLINE_EXCEEDED   the deadline passed while the request waited, or its run takes longer
-    UNAVAILABLE         the server is stopping
+    RESOURCE_EXHAUSTED  the request or its answer is larger than a message may be
+    UNAUTHENTICATED     the server has tokens, and the call has none that it knows
+    PERMISSION_DENIED   the token has no right to that, or not for this model
+    UNAVAILABLE         the server is stopping, or its connection is old: call again
     INTERNAL            a fault of the server; its log has the detail
     """
 
@@ -77,7 +80,10 @@ class PredictionServicer(object):
     RESOURCE_EXHAUSTED  the model's queue is full, or so much waits in it that the answer would
     miss its deadline; `retry-after-ms` in the trailing metadata
     DEADLINE_EXCEEDED   the deadline passed while the request waited, or its run takes longer
-    UNAVAILABLE         the server is stopping
+    RESOURCE_EXHAUSTED  the request or its answer is larger than a message may be
+    UNAUTHENTICATED     the server has tokens, and the call has none that it knows
+    PERMISSION_DENIED   the token has no right to that, or not for this model
+    UNAVAILABLE         the server is stopping, or its connection is old: call again
     INTERNAL            a fault of the server; its log has the detail
     """
 
@@ -152,7 +158,10 @@ class Prediction(object):
     RESOURCE_EXHAUSTED  the model's queue is full, or so much waits in it that the answer would
     miss its deadline; `retry-after-ms` in the trailing metadata
     DEADLINE_EXCEEDED   the deadline passed while the request waited, or its run takes longer
-    UNAVAILABLE         the server is stopping
+    RESOURCE_EXHAUSTED  the request or its answer is larger than a message may be
+    UNAUTHENTICATED     the server has tokens, and the call has none that it knows
+    PERMISSION_DENIED   the token has no right to that, or not for this model
+    UNAVAILABLE         the server is stopping, or its connection is old: call again
     INTERNAL            a fault of the server; its log has the detail
     """
 

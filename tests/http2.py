@@ -1,13 +1,15 @@
 """HTTP/2 by hand: what no gRPC library would send, and the frames that come back."""
 
+import re
 import socket
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RESET, SETTINGS, PING, GO_AWAY, WINDOW = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
-MAX_CONCURRENT_STREAMS = 3
+HEADER_TABLE_SIZE, MAX_CONCURRENT_STREAMS = 1, 3
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,13 @@ def message(body: bytes, *, compressed: bool = False) -> bytes:
 
 
 class Connection:
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, deaf: bool = False) -> None:
+        """`deaf`: it answers no ping."""
+        self._deaf = deaf
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=20)
         self._streams = 1
-        self.send(PREFACE + frame(SETTINGS, 0, 0, b""))
+        # Without a table of headers, those that come back are literals too.
+        self.send(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", HEADER_TABLE_SIZE, 0)))
 
     def send(self, raw: bytes) -> None:
         self._socket.sendall(raw)
@@ -71,6 +76,8 @@ class Connection:
         payload = self._exactly(length)
         if (kind, flags) == (SETTINGS, 0):
             self.send(frame(SETTINGS, ACK, 0, b""))
+        if (kind, flags) == (PING, 0) and not self._deaf and payload is not None:
+            self.send(frame(PING, ACK, 0, payload))
         return None if payload is None else Frame(kind, flags, stream, payload)
 
     def until(self, kind: int, stream: int = 0, *, flags: int = 0) -> Frame:
@@ -89,6 +96,20 @@ class Connection:
                 if came.kind == RESET or came.flags & END_STREAM:
                     return received
         raise ConnectionError("the server closed the connection")
+
+    def statuses(self, streams: Iterable[int]) -> dict[int, int]:
+        """How each call ended: its grpc-status, or -1 when it was reset."""
+        ended: dict[int, int] = {}
+        waiting = set(streams)
+        while waiting:
+            came = self.read()
+            if came is None:
+                raise ConnectionError("the server closed the connection")
+            if came.stream in waiting and (came.kind == RESET or came.flags & END_STREAM):
+                status = re.search(rb"grpc-status.(\d+)", came.payload)
+                ended[came.stream] = int(status[1]) if status else -1
+                waiting.discard(came.stream)
+        return ended
 
     def close(self) -> None:
         self._socket.close()

@@ -68,8 +68,7 @@ def test_an_idle_connection_is_told_to_go(models, serve):
     connection.until(http2.SETTINGS, flags=http2.ACK)
     server.process.send_signal(signal.SIGTERM)
     connection.until(http2.GO_AWAY)
-    ping = connection.until(http2.PING)  # has it arrived everywhere?
-    connection.send(http2.frame(http2.PING, http2.ACK, 0, ping.payload))
+    connection.until(http2.PING)  # has it arrived? It has
     assert server.end()[0] == 0
     connection.close()
 

@@ -124,7 +124,7 @@ def test_answers_are_not_compressed_unless_an_option_says_so(server):
 
 def test_a_silent_connection_is_pinged_and_without_an_answer_given_up(make_server):
     server = make_server(options=options(keepalive=0.1, keepalive_timeout=0.3))
-    connection = http2.Connection(server.port)
+    connection = http2.Connection(server.port, deaf=True)
     for _ in range(3):  # answered: it stays
         ping = connection.until(http2.PING)
         connection.send(http2.frame(http2.PING, http2.ACK, 0, ping.payload))

@@ -1,0 +1,267 @@
+"""What nobody should send, sent to a real server by the ten thousand.
+
+FUZZ_INPUTS says how many inputs; the seed is fixed.
+"""
+
+import collections
+import gzip
+import os
+import random
+import re
+import socket
+import struct
+
+import grpc
+import http2
+import numpy as np
+import pytest
+import small_models
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from neurona_protos.prediction_pb2 import (
+    PredictRequest,
+    PredictStreamRequest,
+    StreamedRequest,
+    Tensor,
+)
+from neurona_protos.prediction_pb2_grpc import PredictionStub
+from neurona_protos.tensors import to_tensor
+
+COUNT = int(os.environ.get("FUZZ_INPUTS", "20000"))
+UNARY = "/neurona.v1.Prediction/Predict"
+STREAM = "/neurona.v1.Prediction/PredictStream"
+GROWTH = 24 << 20
+"""Bytes by which the server's memory may grow: pages of buffers and of allocators' arenas,
+whatever the number of inputs."""
+
+OK, CANCELLED, INVALID, EXPIRED, NOT_FOUND, FULL = 0, 1, 3, 4, 5, 8
+EDGES = [*(0, 1, -1, 2, 4, 2**31 - 1, 2**31, -(2**31), 2**32), *(2**61, 2**62, 2**63 - 1, -(2**63))]
+
+
+def good():
+    series = to_tensor("series", np.array([[1, 2, 3]], np.float32))
+    return PredictRequest(model="regressor", inputs=[series])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, serve_for_all):
+    root = tmp_path_factory.mktemp("models")
+    small_models.save_regressor(root / "regressor" / "1" / "model.onnx")
+    small_models.save_classifier(root / "classifier" / "1" / "model.onnx")
+    return serve_for_all(root, "--max-message-bytes", str(1 << 20))
+
+
+def port_of(server):
+    return int(server.address.rpartition(":")[2])
+
+
+def memory(server, line="VmRSS"):
+    """Bytes of the server's process that are in memory, or were at the most (VmHWM)."""
+    with open(f"/proc/{server.process.pid}/status") as status:
+        return int(re.search(rf"{line}:\s+(\d+) kB", status.read())[1]) << 10
+
+
+def assert_well(server):
+    assert server.process.poll() is None, "the server is gone"
+    answer = PredictionStub(server.channel).Predict(good(), timeout=20)
+    assert answer.regression.rows[0].values[0] == 6
+
+
+def number(rng):
+    return rng.choice(EDGES) if rng.random() < 0.5 else rng.randrange(-5, 20)
+
+
+def lie(rng):
+    """A request that must be refused, whatever else it says."""
+    request = good()
+    tensor = request.inputs[0]
+    kind = rng.randrange(8)
+    if kind == 0:  # a shape that the data contradicts
+        tensor.shape[:] = [number(rng) for _ in range(rng.randrange(5))]
+        if list(tensor.shape) in ([1, 3], [3, 1]):
+            tensor.shape[:] = []
+    elif kind == 1:
+        tensor.dtype = rng.choice([0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 77, -1])
+    elif kind == 2:  # too few bytes, or too many
+        tensor.data = bytes(rng.choice([0, 1, 11, 13, 400]))
+    elif kind == 3:
+        tensor.name = rng.choice(["", "serie", "series\n", "x" * 300, "🦖" * 99])
+    elif kind == 4:
+        request.model = rng.choice(["", "nobody", "../regressor", "a\x00b", "m" * 999])
+    elif kind == 5:
+        request.version = rng.choice([edge for edge in EDGES if edge not in (0, 1)])
+    elif kind == 6:
+        request.inputs.extend([Tensor(name="series")] * rng.choice([1, 2, 400]))
+    else:
+        request.priority = rng.choice([3, 99, -1])
+    return request
+
+
+def damage(rng, message):
+    """Bytes that may be a message still."""
+    raw = bytearray(message)
+    for _ in range(rng.choice([1, 1, 2, 5])):
+        kind = rng.randrange(6)
+        at = rng.randrange(len(raw) + 1)
+        if kind == 0:
+            del raw[at:]
+        elif kind == 1:
+            raw[at:at] = rng.randbytes(rng.randrange(1, 9))
+        elif kind == 2:
+            del raw[at : at + rng.randrange(1, 9)]
+        elif kind == 3:
+            raw[at : at + 1] = b"\xff\xff\xff\xff\x0f"  # a length of 4 GiB
+        elif kind == 4:
+            raw[at:at] = b"\x0b" * rng.randrange(1, 200)  # groups in groups
+        elif raw:
+            raw[at % len(raw)] ^= 1 << rng.randrange(8)
+    return bytes(raw)
+
+
+def lying_requests(server, rng, count):
+    """Well-formed requests of which each is refused, and its neighbours are answered."""
+    stub = PredictionStub(server.channel)
+    for start in range(0, count, 500):
+        requests = [StreamedRequest(id=i, request=lie(rng)) for i in range(min(500, count - start))]
+        requests.append(StreamedRequest(id=500, request=good()))
+        stream = stub.PredictStream(iter([PredictStreamRequest(requests=requests)]), timeout=60)
+        answers = {one.id: one for response in stream for one in response.responses}
+        assert len(answers) == len(requests)
+        assert answers.pop(500).response.regression.rows[0].values[0] == 6
+        for one in answers.values():
+            assert one.error.code in (INVALID, NOT_FOUND), requests[one.id]
+            assert 0 < len(one.error.message) <= 2000
+
+
+def damaged_messages(server, rng, path, count, frame, **headers):
+    """Calls with damaged messages, fifty at a time over one connection."""
+    ended = collections.Counter()
+    for start in range(0, count, 50):
+        connection = http2.Connection(port_of(server))
+        calls = range(min(50, count - start))
+        streams = [connection.call(path, frame(rng), **headers) for _ in calls]
+        ended.update(connection.statuses(streams).values())
+        connection.close()
+    return ended
+
+
+def unary_frame(rng):
+    message = rng.randbytes(rng.randrange(300)) if rng.random() < 0.3 else good()
+    if isinstance(message, PredictRequest):
+        message = damage(rng, message.SerializeToString())
+    return http2.message(message)
+
+
+def stream_frame(rng):
+    requests = [StreamedRequest(id=i, request=good()) for i in range(rng.randrange(1, 4))]
+    message = PredictStreamRequest(requests=requests).SerializeToString()
+    return http2.message(damage(rng, message))
+
+
+def lying_frame(rng):
+    """gRPC's own five bytes lie: of more than comes, of 4 GiB, of compression."""
+    body = rng.randbytes(rng.randrange(60))
+    size = rng.choice([len(body) + 1, 2**32 - 1, 2**31, 1 << 20])
+    return struct.pack(">BI", rng.choice([0, 1, 2, 255]), size) + body
+
+
+def random_connections(server, rng, count):
+    """Bytes on the port: of no protocol, or of HTTP/2 until something is wrong."""
+    for _ in range(count):
+        frames = [
+            http2.frame(rng.randrange(12), rng.randrange(256), rng.randrange(9), rng.randbytes(8))
+            for _ in range(rng.randrange(1, 6))
+        ]
+        raw = http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0, b"") + b"".join(frames)
+        if rng.random() < 0.5:
+            raw = rng.randbytes(rng.randrange(1, 400))
+        elif rng.random() < 0.5:
+            raw = damage(rng, raw)
+        with socket.create_connection(("127.0.0.1", port_of(server)), timeout=20) as connection:
+            connection.sendall(raw)
+
+
+def test_the_server_survives_it_all(server):
+    rng = random.Random(7)  # noqa: S311
+    assert_well(server)
+    seen = collections.Counter()
+    after_first = 0
+    for part in range(5):
+        seen += damaged_messages(server, rng, UNARY, COUNT * 5 // 100, unary_frame)
+        stream = damaged_messages(server, rng, STREAM, COUNT * 1 // 100, stream_frame)
+        # gRPC waits for what a frame has promised, as long as the caller does.
+        lies = damaged_messages(server, rng, UNARY, COUNT // 200, lying_frame, grpc_timeout="200m")
+        assert lies.keys() <= {CANCELLED, EXPIRED, NOT_FOUND, FULL}, lies
+        assert stream.keys() <= {OK, INVALID}, stream
+        random_connections(server, rng, COUNT // 500)
+        lying_requests(server, rng, COUNT * 14 // 100)
+        assert_well(server)
+        if part == 0:
+            after_first = memory(server)
+    assert memory(server) - after_first < GROWTH
+    # What is damaged may be a request still, but it is never a fault of the server.
+    assert seen.keys() <= {OK, INVALID, NOT_FOUND}, seen
+    assert seen[INVALID] > seen[OK]
+
+
+def test_bombs_do_not_fill_the_memory(server):
+    assert_well(server)
+    before = memory(server, "VmHWM")
+    bomb = http2.message(gzip.compress(bytes(60 << 20)), compressed=True)
+    for _ in range(20):
+        connection = http2.Connection(port_of(server))
+        stream = connection.call(UNARY, bomb, grpc_encoding="gzip")
+        assert connection.statuses([stream]) == {stream: FULL}
+        connection.close()
+    assert memory(server, "VmHWM") - before < GROWTH
+    assert_well(server)
+
+
+tensors = st.builds(
+    Tensor,
+    name=st.sampled_from(["series", "x", ""]),
+    dtype=st.sampled_from(range(20)),
+    shape=st.lists(st.one_of(st.sampled_from(EDGES), st.integers(0, 6)), max_size=4),
+    data=st.binary(max_size=96),
+)
+requests = st.builds(
+    PredictRequest,
+    model=st.sampled_from(["regressor", "classifier", "nobody"]),
+    inputs=st.lists(tensors, max_size=3),
+    top_k=st.integers(0, 2**32 - 1),
+    raw_outputs=st.booleans(),
+    priority=st.integers(0, 3),
+)
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(request_=requests)
+def test_any_request_at_all_is_answered_or_refused(server, request_):
+    call = PredictionStub(server.channel).Predict.future(request_, timeout=20)
+    assert call.code().name in ("OK", "INVALID_ARGUMENT", "NOT_FOUND")
+    if call.code() == grpc.StatusCode.OK:
+        assert call.result().model == request_.model
+        assert request_.inputs[0].shape[0] >= 1
+    else:
+        assert call.details()
+
+
+def test_nothing_of_it_is_a_line_in_the_log(server):
+    connection = http2.Connection(port_of(server))
+    reason = struct.pack(">II", 0, 2) + b"so long\n2026-01-01 INFO forged"
+    connection.send(http2.frame(http2.GO_AWAY, 0, 0, reason))
+    connection.send(http2.frame(http2.PING, 0, 0, b"received"))
+    connection.until(http2.PING, flags=http2.ACK)
+    connection.close()
+    assert_well(server)
+    status, log = server.stop()
+    assert status == 0
+    assert "Traceback" not in log
+    assert "forged" not in log
+    assert len(log.splitlines()) < 30, log[-3000:]
