@@ -8,9 +8,7 @@ import math
 import threading
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,13 +17,10 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from neurona_server.tally import Tally
+from neurona_server.watched import VERSION, KnownVersion, VersionStates, WatchedCurve, WatchedQueue
 
-VERSION = ("model", "version")
 OUTCOMES = ("ok", "rejected", "expired", "cancelled", "invalid", "failed")
 SECONDS = (  # 100 us to 10 s
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -34,36 +29,6 @@ SECONDS = (  # 100 us to 10 s
 ROWS = tuple(2.0**power for power in range(11))  # 1 to 1024
 LOADS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
-
-
-class WatchedQueue(Protocol):
-    """What gauges read when they are scraped."""
-
-    limit: int
-
-    @property
-    def rows(self) -> int: ...
-    def oldest_age(self) -> float: ...
-
-
-class WatchedCurve(Protocol):
-    """Likewise."""
-
-    @property
-    def rungs(self) -> Sequence[int]: ...
-    @property
-    def seconds(self) -> dict[int, float]: ...
-
-
-@dataclass(frozen=True)
-class KnownVersion:
-    """One version of one model, as the page has it at the moment when it is read."""
-
-    model: str
-    version: int
-    state: str
-    labels: Sequence[str] = ()
-    problem: bool = False
 
 
 class Metrics:
@@ -269,43 +234,10 @@ class ModelMetrics:
             self._run_ratio.observe(joined_and_run / predicted)
 
 
-class VersionStates(Collector):
-    """Series that are read from what is known when the page is, and never outlive it."""
-
-    def __init__(self, known: Callable[[], Iterable[KnownVersion]]) -> None:
-        self._known = known
-
-    def collect(self) -> Iterable[Metric]:
-        states = GaugeMetricFamily(
-            "neurona_version_state",
-            "1 for the state that a version is in.",
-            labels=[*VERSION, "state"],
-        )
-        labels = GaugeMetricFamily(
-            "neurona_version_label",
-            "1 for each label of a version.",
-            labels=[*VERSION, "label"],
-        )
-        problems = GaugeMetricFamily(
-            "neurona_version_problem",
-            "1 while a version needs a person: it failed, or its files are not what serves.",
-            labels=VERSION,
-        )
-        for one in self._known():
-            name = [one.model, str(one.version)]
-            states.add_metric([*name, one.state], 1)
-            problems.add_metric(name, one.problem)
-            for label in one.labels:
-                labels.add_metric([*name, label], 1)
-        return [states, labels, problems]
-
-
 def _total(histogram: Histogram) -> tuple[int, float]:
     """How often it was observed, and the sum of what was."""
-    samples = {one.name: one.value for metric in histogram.collect() for one in metric.samples}
-    (count,) = [value for name, value in samples.items() if name.endswith("_count")]
-    (total,) = [value for name, value in samples.items() if name.endswith("_sum")]
-    return round(count), total
+    values = {s.name.rpartition("_")[2]: s.value for m in histogram.collect() for s in m.samples}
+    return round(values["count"]), values["sum"]
 
 
 def _seconds_of(curve: WatchedCurve, rung: int) -> float:

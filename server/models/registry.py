@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from neurona_protos.prediction_pb2 import State
 from neurona_server.errors import NotFoundError, quoted
-from neurona_server.metrics import KnownVersion
 from neurona_server.models.model import Model
+from neurona_server.watched import KnownVersion
 
 _NAMES_SHOWN = 20
 

@@ -1,4 +1,6 @@
 import queue
+import threading
+import time
 
 import grpc
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 from triton_requests import arrays, request
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
+from neurona_server.rpc.open_inference import stream
 
 
 class Conversation:
@@ -136,3 +139,34 @@ def test_a_large_answer_is_wrapped_whole(server):
     (answer,) = server.triton.ModelStreamInfer(iter(messages), timeout=10)
     assert isinstance(answer, ModelStreamInferResponse)
     assert arrays(answer.infer_response)["probabilities"].shape == (1000, 3)
+
+
+def test_a_stream_with_too_much_outstanding_is_not_read_on(make_server, wait_until, monkeypatch):
+    monkeypatch.setattr(stream, "MAX_OUTSTANDING", 10)
+    server = make_server(start_models=False)
+    messages = [pick(i % 4, str(i), "1") for i in range(500)]
+    answers = server.triton.ModelStreamInfer(iter(messages), timeout=60)
+    counts = {"model": "picker", "version": "1"}
+    wait_until(lambda: server.count("queue_rows", **counts) >= 10)
+    time.sleep(0.3)  # what must not come has had its time
+    assert server.count("queue_rows", **counts) == 10
+    server.registry.resolve("picker", 1).start()
+    assert [answer.infer_response.id for answer in answers] == [str(i) for i in range(500)]
+
+
+def test_a_stopping_server_answers_what_it_has_and_ends_the_stream(make_server, wait_until):
+    server = make_server(start_models=False)
+    conversation = Conversation(server).send(pick(1, "a", "1"))
+    wait_until(lambda: server.count("queue_rows", model="picker", version="1") == 1)
+    stopping = threading.Thread(target=server.listener.stop, args=(30.0,))
+    stopping.start()
+    time.sleep(0.2)  # it stops, and waits for the answer
+    server.registry.resolve("picker", 1).start()
+    answers = iter(conversation)
+    assert next(answers).infer_response.id == "a"
+    with pytest.raises(grpc.RpcError) as caught:
+        next(answers)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    conversation.half_close()
+    stopping.join(10)
+    assert not stopping.is_alive()
