@@ -9,8 +9,9 @@ from neurona_protos.prediction_pb2 import DataType
 from neurona_server.batching.request import Array
 from neurona_server.errors import InvalidError
 
-MOST = 1_000_000
-"""Results of one output: each is a string that is written by itself."""
+MOST = 100_000
+"""Results of one output: each is a string that is written by itself, a microsecond or more, in
+the thread that answers others too."""
 
 
 def best_classes(
