@@ -1,6 +1,7 @@
 """Triton's own client, as PyPI has it, against a real neurona-serve."""
 
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,14 @@ def test_what_programs_for_triton_do(server, wait_until, scenario):
     waiting = re.compile(r"(?m)^neurona_queue_rows\{.*\} (?!0\.0$)")
     wait_until(lambda: not waiting.search(server.metrics()))
     assert server.process.poll() is None
+
+
+def test_a_server_that_is_stopping_is_not_ready_and_answers(tmp_path, serve):
+    small_models.save_picker(tmp_path / "picker" / "1" / "model.onnx")
+    server = serve(tmp_path, "--drain-delay-ms", "60000")
+    watch = server.health.Watch(HealthCheckRequest(), timeout=60)
+    assert next(watch).status == HealthCheckResponse.SERVING
+    server.process.send_signal(signal.SIGTERM)
+    assert next(watch).status == HealthCheckResponse.NOT_SERVING
+    triton.run(DRIVER, server.address, "draining")
+    assert server.stop()[0] == 1  # a second signal

@@ -364,6 +364,13 @@ def measure(client):
     assert len(every) >= 15
 
 
+def draining(client):
+    """The server has been told to stop, and serves on until balancers have noticed."""
+    assert client.is_server_live()
+    assert not client.is_server_ready()
+    assert client.infer("picker", pick(2)).as_numpy("picked").tolist() == [20]
+
+
 async def cancelled(call):
     """Gives the call up once it is on its way."""
     task = asyncio.create_task(call)
@@ -422,7 +429,7 @@ def main():
     if scenario == "with_asyncio":
         asyncio.run(with_asyncio(address))
         return
-    (run,) = [one for one in SYNC if one.__name__ == scenario]
+    (run,) = [one for one in (*SYNC, draining) if one.__name__ == scenario]
     with triton.InferenceServerClient(address) as client:
         run(client)
 
