@@ -283,6 +283,23 @@ def test_no_more_is_read_than_may_wait(echoes, key, refusal):
         server.stop()
 
 
+def test_strings_in_shared_memory_count_by_their_bytes(echoes, key, wait_until):
+    """To numpy each is an object of 8 bytes, however long it is."""
+    server = Server(echoes, BatchPolicy(), start_models=False, shared_memory=True)
+    try:
+        server.triton.SystemSharedMemoryRegister(register("a", key), timeout=10)
+        put(key, 0, raw(np.array([b"x" * 3996], object)))
+        message = from_memory("BYTES", (1, 1), "a", 4000)
+        message.model_version = "1"
+        call = server.triton.ModelInfer.future(message, timeout=30)
+        queue = server.registry.resolve("echo_BYTES", 1).batcher.queue
+        wait_until(lambda: queue.rows == 1)
+        assert f"1 rows, {message.ByteSize() + 4000} bytes" in repr(queue)
+        call.cancel()
+    finally:
+        server.stop()
+
+
 @pytest.mark.parametrize("rpc", ["Status", "Register", "Unregister"])
 def test_it_is_off_unless_the_owner_allows_it(server, refusal, rpc):
     message = getattr(pb, f"SystemSharedMemory{rpc}Request")()

@@ -12,7 +12,7 @@ from neurona_server.models.registry import Registry
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.immediate import parse
-from neurona_server.rpc.open_inference.inputs import describe, read_inputs
+from neurona_server.rpc.open_inference.inputs import describe, read_inputs, size_of
 from neurona_server.rpc.open_inference.memory import Memory
 from neurona_server.rpc.open_inference.outputs import answer_with, read_outputs
 from neurona_server.rpc.open_inference.stream import InferStream
@@ -70,7 +70,7 @@ class Inference:
                 answer_with(model, wanted, message.id, streamed=streamed),
                 terms.deadline,
                 terms.priority,
-                message.ByteSize(),
+                size_of(message),
                 self._limits,
             )
 

@@ -9,7 +9,7 @@ from neurona_server.batching.request import Array, Inputs
 from neurona_server.errors import InvalidError, quoted
 from neurona_server.models.signature import Described, Signature
 from neurona_server.rpc.open_inference.datatypes import NAMES, number_of
-from neurona_server.rpc.open_inference.memory import Memory
+from neurona_server.rpc.open_inference.memory import BYTE_SIZE, Memory
 from neurona_server.rpc.open_inference.regions import Place
 from neurona_server.rpc.open_inference.typed import from_contents
 
@@ -31,6 +31,15 @@ def describe(message: ModelInferRequest, signature: Signature) -> dict[str, Desc
             )
         described[name] = (number, tuple(tensor.shape))
     return described
+
+
+def size_of(message: ModelInferRequest) -> int:
+    """Bytes of a request, with those that it has in shared memory."""
+    size = message.ByteSize()
+    for tensor in message.inputs:
+        if tensor.parameters and BYTE_SIZE in tensor.parameters:
+            size += max(0, tensor.parameters[BYTE_SIZE].int64_param)
+    return size
 
 
 def read_inputs(
