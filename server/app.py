@@ -97,6 +97,7 @@ class App:
         log.info("stopping: not serving any more for whoever asks for health")
         time.sleep(self._config.drain_delay_ms / 1000)
         end = time.monotonic() + self._config.drain_timeout_ms / 1000
+        self._reconciler.stop_loading()  # a call that waits for a load would hold the door up
         # The doors first, the models after them: what was accepted is still answered.
         self._listener.stop(max(0.0, end - time.monotonic()))
         drained = self._reconciler.stop(max(0.0, end - time.monotonic()))
@@ -112,7 +113,11 @@ class App:
 
         def load(found: Found) -> Model:
             model = Model(found, options, self._metrics, share)
-            model.start()
+            try:
+                model.start()
+            except BaseException:  # no thread left
+                model.close()
+                raise
             return model
 
         return Reconciler(

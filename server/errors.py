@@ -118,6 +118,11 @@ def quoted(name: str) -> str:
     return text if len(name) <= 100 else text[:100] + "…'"
 
 
+def printable(text: str) -> str:
+    """One line, with nothing in it that would end the line or change what stands around it."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class LoadError(Exception):
     """A model cannot be served. The message is one line that says which and why."""
 

@@ -119,6 +119,12 @@ class Metrics:
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._holding = threading.Lock()
 
+    def shadowed(self, name: str, version: str, outcome: str) -> None:
+        """Nothing once the version is released: its series would be there again, for good."""
+        with self._holding:
+            if self._holders[name, version] > 0:
+                self.shadows.labels(name, version, outcome).inc()
+
     def model(self, name: str, version: int) -> "ModelMetrics":
         """The series of a version, which are there until each that asked has released them: a
         version that is loaded anew has them together with the one that it replaces."""
@@ -170,15 +176,18 @@ class ModelMetrics:
         self._metrics.queue_rows.labels(*labels).set_function(lambda: queue.rows)
         self._metrics.queue_age.labels(*labels).set_function(queue.oldest_age)
         self._metrics.batch_limit.labels(*labels).set_function(lambda: queue.limit)
+        # What it replaces may have had other rungs.
+        self._forget(self._metrics.predicted_seconds)
         for rung in curve.rungs:
             gauge = self._metrics.predicted_seconds.labels(*labels, str(rung))
             gauge.set_function(partial(_seconds_of, curve, rung))
 
     def ready(self, task: str, provider: str) -> None:
+        self._forget(self._metrics.info)
         self._metrics.info.labels(*self._labels, task, provider).set(1)
 
     def shadowed(self, outcome: str) -> None:
-        self._metrics.shadows.labels(*self._labels, outcome).inc()
+        self._metrics.shadowed(*self._labels, outcome)
 
     def release(self) -> None:
         self._metrics.release(*self._labels)
@@ -188,6 +197,10 @@ class ModelMetrics:
         for provider, count in nodes.items():
             self._metrics.nodes.labels(*self._labels, provider).set(count)
         self._metrics.degraded.labels(*self._labels).set(degraded)
+
+    def _forget(self, series: Gauge) -> None:
+        name, version = self._labels
+        series.remove_by_labels({"model": name, "version": version})
 
     def waited(self, waits: Sequence[float]) -> None:
         """How long each request of a batch had waited when it was cut."""

@@ -51,6 +51,10 @@ class Model:
             log.info("%s: of its config.pbtxt, these have no effect here: %s", found, ignored)
         self.shadow: Shadow | None = None
         """Gets a copy of what this one answers."""
+
+        self.copies: set[Request] = set()
+        """What this one has as a shadow and has not answered: nobody waits for it."""
+
         self.metrics = metrics.model(found.name, found.version)
         self._sessions: list[Session] = []
         try:
@@ -121,6 +125,8 @@ class Model:
         """
         self.state = State.STATE_DRAINING
         self.batcher.close()
+        for request in self.copies.copy():
+            request.cancel(StoppingError("a shadow that stops answers no copies"))
         end = time.monotonic() + timeout
         if self._join(end) and self.batcher.wait_until_idle(end):
             self.batcher.forget()
@@ -128,7 +134,16 @@ class Model:
         error = StoppingError("the server stopped before the request's turn came")
         if lost := self.batcher.cancel_all(error):
             log.warning("%s: stopped with %d requests unanswered", self, lost)
-        return self._join(time.monotonic() + TERMINATION)
+        drained = self._join(time.monotonic() + TERMINATION)
+        if drained:
+            self.batcher.forget()
+        return drained
+
+    def wait(self) -> None:
+        """Until its last run has ended, however long that takes; for one that was drained."""
+        for one in self.instances:
+            one.join()
+        self.batcher.forget()
 
     def close(self) -> None:
         """Gives its memory back, and takes its series out of the metrics. For one that is

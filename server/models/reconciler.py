@@ -18,9 +18,11 @@ from neurona_server.errors import (
     NotFoundError,
     NotLoadedError,
     StoppingError,
+    printable,
     quoted,
 )
 from neurona_server.metrics import Metrics
+from neurona_server.models.drains import Drains
 from neurona_server.models.model import Model
 from neurona_server.models.registry import Entry, Registry
 from neurona_server.models.repository import Folder, Found, Repository
@@ -69,7 +71,8 @@ class Reconciler:
         self._published: dict[str, Entry] = {}
         self._asked: set[str] = set()  # when explicit
         self._missing: set[str] = set()  # by the last look
-        self._drains: list[threading.Thread] = []
+        self._refused: dict[str, list[str]] = {}  # what the log has been told
+        self._drains = Drains(self._options.drain_timeout)
         self._scan_problem = ""
         self._changed = threading.Condition()
         self._scanning = threading.Lock()
@@ -130,7 +133,10 @@ class Reconciler:
                     self._see(name, None)
                 self._missing = set(missing)
                 for name, folder in folders.items():
-                    self._see(name, folder)
+                    try:
+                        self._see(name, folder)
+                    except Exception:  # whatever one model does, the others are followed
+                        log.exception("%s cannot be followed", name)
 
     def load(self, name: str) -> None:
         """Reads the model's folder and waits until all that it asks for is loaded.
@@ -145,8 +151,11 @@ class Reconciler:
             versions = self._models[name]
             self._changed.wait_for(lambda: not versions.loading or self._stopping.is_set())
             problems = versions.problems()
+            unloaded = name not in self._asked
         if self._stopping.is_set():
             raise StoppingError("the server is stopping")
+        if unloaded:
+            raise NotLoadedError(f"model {quoted(name)} was unloaded while it was loaded")
         if problems:
             raise NotLoadedError(f"model {quoted(name)} cannot be loaded: {'; '.join(problems)}")
 
@@ -162,23 +171,26 @@ class Reconciler:
         for drain in drains:
             drain.join()
 
-    def stop(self, timeout: float) -> bool:
-        """Drains everything; False when it took longer than `timeout` (seconds), or a load is
-        still under way."""
-        end = time.monotonic() + timeout
+    def stop_loading(self) -> None:
+        """No load begins any more, and who waits for one is told so; what serves serves on."""
         with self._changed:
             self._stopping.set()
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._changed.notify_all()
+
+    def stop(self, timeout: float) -> bool:
+        """Drains everything; False when it took longer than `timeout` (seconds), or a load is
+        still under way."""
+        end = time.monotonic() + timeout
+        self.stop_loading()
+        with self._changed:
             loading = any(versions.loading for versions in self._models.values())
-            drains = list(self._drains)
         drained = not loading
         for model in self._registry.models():
             drained = model.drain(max(0.0, end - time.monotonic())) and drained
-        for drain in drains:
+        for drain in self._drains.running():
             drain.join(max(0.0, end - time.monotonic()))
-            drained = drained and not drain.is_alive()
-        return drained
+        return drained and not self._drains.running()
 
     def _scan_for(self, name: str) -> Folder:
         with self._scanning:
@@ -187,17 +199,22 @@ class Reconciler:
             except LoadError as error:
                 log.error("%s", error)
                 raise NotLoadedError("the repository cannot be read; the log says why") from error
-        if name not in folders or not folders[name].versions:
+        if name not in folders or not (folders[name].versions or folders[name].problem):
             raise NotFoundError(f"the repository has no model {quoted(name)}")
         return folders[name]
 
     def _see(self, name: str, folder: Folder | None, *, eager: bool = False) -> None:
         if name not in self._models:
-            if folder is None or not folder.versions:
+            if folder is None or not (folder.versions or folder.problem):
                 return
             self._models[name] = Versions(name, self._options.policy)
         serve = not self._options.explicit or name in self._asked
         self._begin(name, self._models[name].see(folder, serve=serve, eager=eager))
+        refused = self._models[name].refused()
+        for problem in refused:
+            if problem not in self._refused.get(name, ()):
+                log.error("%s: %s", name, problem)
+        self._refused[name] = refused
         self._publish(name)
 
     def _begin(self, name: str, found: Sequence[Found]) -> None:
@@ -212,8 +229,8 @@ class Reconciler:
         try:
             model = self._load(found)
         except LoadError as error:
-            reason = str(error)
-            log.error("%s is not served: %s", found, error)
+            reason = printable(str(error))
+            log.error("%s is not served: %s", found, reason)
         except Exception:  # whatever one file does, the others are served
             reason = "an internal error; the server's log says why"
             log.exception("%s is not served", found)
@@ -225,7 +242,7 @@ class Reconciler:
                 self._begin(name, versions.failed(found.version, reason))
             else:
                 log.info("%s is ready on %s after %.2f s", model, model.provider, seconds)
-                versions.loaded(found.version, model)
+                self._begin(name, versions.loaded(found.version, model))
             self._publish(name)
             self._changed.notify_all()
 
@@ -233,25 +250,12 @@ class Reconciler:
         versions = self._models[name]
         entry, surplus = versions.settle()
         if versions.gone:
-            del self._models[name], self._published[name]
+            del self._models[name], self._published[name], self._refused[name]
             self._registry.publish(name, None)
-        elif entry == self._published.get(name):
+        elif entry == self._published.get(name) and not surplus:
             return []
         else:
             self._published[name] = entry
             self._registry.publish(name, entry)
         self._tell()
-        drains = [
-            threading.Thread(target=self._drain, args=(one,), name=f"drain {one}", daemon=True)
-            for one in surplus
-        ]
-        self._drains = [drain for drain in self._drains if drain.is_alive()] + drains
-        for drain in drains:
-            drain.start()
-        return drains
-
-    def _drain(self, model: Model) -> None:
-        drained = model.drain(self._options.drain_timeout)
-        if drained:
-            model.close()
-        log.info("%s is unloaded%s", model, "" if drained else "; a run of it goes on")
+        return self._drains.begin(surplus)

@@ -76,6 +76,10 @@ class Registry:
     def names(self) -> list[str]:
         return sorted(self._entries)
 
+    def entries(self) -> dict[str, Entry]:
+        """By name, all of one moment."""
+        return dict(sorted(self._entries.items()))
+
     def entry(self, name: str) -> Entry:
         """Raises NotFoundError."""
         try:

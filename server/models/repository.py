@@ -5,16 +5,18 @@ settings name it; it may be a folder called model.onnx that holds it, with its e
 beside it; and without a version it stands in <root>/<name>/ itself, as version 1.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from neurona_server.errors import LoadError
 from neurona_server.models.folder_settings import read_settings
-from neurona_server.models.onnx_file import inside
 from neurona_server.models.settings import CONFIG_PBTXT, MODEL_TOML, ModelSettings
+
+log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
 MOST_FILES = 10_000
@@ -24,9 +26,11 @@ MOST_FILES = 10_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
-Stamp = tuple[tuple[str, int, int, int], ...]
-"""Of every file: where it is, its size, its time and its inode. Another stamp is another
-content; nothing is read for it."""
+Stamp = tuple[tuple[str | int, ...], ...]
+"""Of every file: where it is, its size, its time, its inode, its mode and its owners. Another
+stamp is another content, or one that may be read now; nothing is read for it."""
+
+_NOT_READABLE: Stamp = ()
 
 
 @dataclass(frozen=True)
@@ -71,49 +75,70 @@ class Repository:
     def __init__(self, roots: Sequence[Path]) -> None:
         self.roots = tuple(dict.fromkeys(roots))  # one that is named twice is read once
         self._settings: dict[Path, tuple[Stamp, ModelSettings, str]] = {}
+        self._homes: dict[Path, tuple[int, int]] = {}  # device and inode of each root, not empty
 
     def scan(self) -> dict[str, Folder]:
         """Every folder by name, also one without a version: its files may be on their way.
 
-        What is not called like a model or a version is passed over. Raises LoadError
-        when a root cannot be read, or when a name stands in two roots.
+        What is not called like a model or a version is passed over; a name that stands in
+        two roots has a problem. Raises LoadError when a root cannot be read.
         """
         found: dict[str, Folder] = {}
         home: dict[str, Path] = {}
-        for root in self.roots:
-            try:
-                names = _folders(root, _NAME)
-            except OSError as error:
-                reason = f"cannot read the repository {root}: {error.strerror}"
-                raise LoadError(reason) from error
-            for name in names:
+        for number, root in enumerate(self.roots, 1):
+            for name in self._names(root):
                 folder = self._folder(root, name)
                 if name in found and found[name].versions and folder.versions:
-                    raise LoadError(f"model {name!r} stands in {home[name]} and in {root}")
-                if name not in found or folder.versions:
+                    # Callers hear of it, and no path is for them.
+                    first = self.roots.index(home[name]) + 1
+                    both = f"the repositories number {first} and {number}"
+                    found[name] = replace(found[name], problem=f"it stands in {both}")
+                elif name not in found or folder.versions:
                     found[name], home[name] = folder, root
         places = {root / name for name, root in home.items()}
         self._settings = {path: kept for path, kept in self._settings.items() if path in places}
         return dict(sorted(found.items()))
 
+    def _names(self, root: Path) -> list[str]:
+        try:
+            names = _folders(root, _NAME)
+            state = root.stat()
+        except OSError as error:
+            reason = f"cannot read the repository {root}: {error.strerror}"
+            raise LoadError(reason) from error
+        home = (state.st_dev, state.st_ino)
+        if names:
+            self._homes[root] = home
+        elif self._homes.get(root, home) != home:  # the volume is gone, its mount point is left
+            raise LoadError(f"the repository {root} is another folder now, and empty")
+        return names
+
     def _folder(self, root: Path, name: str) -> Folder:
         path = root / name
         try:
+            if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+                return Folder(name, {}, problem="it is a link that leads out of the repository")
             settings, problem = self._read_settings(path)
-            files = _versions(path, settings.model_file or MODEL_FILE)
-            versions = {n: _on_disk(root, file, beside) for n, (file, beside) in files.items()}
+            versions = _versions(root, path, settings.model_file or MODEL_FILE)
         except OSError as error:  # it goes while it is read, or it is not ours to read
             return Folder(name, {}, problem=f"it cannot be read: {error.strerror}")
+        except RuntimeError:
+            return Folder(name, {}, problem="it is a link that leads back to itself")
         return Folder(name, versions, settings, problem)
 
     def _read_settings(self, path: Path) -> tuple[ModelSettings, str]:
-        stamp = _stamp(_files(path, deep=False))
+        # Labels may stand in a folder of their own.
+        stamp = _stamp(_files(path, deep=True, but=_VERSION))
         known = self._settings.get(path)
         if known is None or known[0] != stamp:
             try:
                 known = (stamp, read_settings(path), "")
             except LoadError as error:
                 known = (stamp, ModelSettings(), str(error))
+            except Exception:  # whatever stands in one file, the other models are served
+                log.exception("the settings of %s cannot be read", path.name)
+                problem = "its settings cannot be read; the server's log says why"
+                known = (stamp, ModelSettings(), problem)
             self._settings[path] = known
         return known[1], known[2]
 
@@ -124,17 +149,23 @@ def find(roots: Sequence[Path]) -> list[Found]:
     return [folder.found(number) for folder in folders for number in folder.versions]
 
 
-def _versions(folder: Path, model_file: str) -> dict[int, tuple[Path, list[os.DirEntry[str]]]]:
-    """By version: its file, and all the files that belong to it."""
-    numbers = sorted(int(v) for v in _folders(folder, _VERSION))
-    found = {n: (_model_file(folder / str(n), model_file), folder / str(n)) for n in numbers}
-    versions = {
-        n: (file, list(_files(place, deep=True))) for n, (file, place) in found.items() if file
-    }
+def _versions(root: Path, folder: Path, model_file: str) -> dict[int, OnDisk]:
+    """By number; one that cannot be read does not hide the others."""
+    versions = {}
+    for number in sorted(int(v) for v in _folders(folder, _VERSION)):
+        place = folder / str(number)
+        try:
+            if (file := _model_file(place, model_file)) is not None:
+                versions[number] = _on_disk(root, file, list(_files(place, deep=True)))
+        except FileNotFoundError:  # it goes while it is read
+            continue
+        except OSError as error:
+            problem = f"it cannot be read: {error.strerror}"
+            versions[number] = OnDisk(place / model_file, _NOT_READABLE, problem)
     if not versions and (bare := _model_file(folder, model_file)) is not None:
         beside = list(_files(bare.parent, deep=bare.parent != folder))
         own = [one for one in beside if one.name not in (MODEL_TOML, CONFIG_PBTXT)]
-        versions[1] = (bare, own)
+        versions[1] = _on_disk(root, bare, own)
     return versions
 
 
@@ -150,21 +181,34 @@ def _model_file(folder: Path, name: str) -> Path | None:
 
 
 def _on_disk(root: Path, file: Path, beside: list[os.DirEntry[str]]) -> OnDisk:
+    problem, real_root = "", root.resolve()
     linked = [Path(one.path) for one in beside if one.is_symlink()]
-    outside = next((path for path in [file, *linked] if not inside(path, root)), None)
-    problem = f"{outside.name!r} is a link that leads out of the repository" if outside else ""
+    for path in [file, *linked]:
+        try:
+            if path.resolve().is_relative_to(real_root):
+                continue
+        except RuntimeError:
+            problem = f"{path.name!r} is a link that leads back to itself"
+        else:
+            problem = f"{path.name!r} is a link that leads out of the repository"
+        break
     return OnDisk(file, _stamp(beside), problem)
 
 
-def _files(folder: Path, *, deep: bool) -> Iterator[os.DirEntry[str]]:
-    """Links to folders are not followed: what is behind them does not belong to a version."""
+def _files(
+    folder: Path, *, deep: bool, but: re.Pattern[str] | None = None
+) -> Iterator[os.DirEntry[str]]:
+    """All in it, save what is in folders that are called like `but`.
+
+    Links to folders are not followed: what is behind them does not belong to a version.
+    """
     left = [folder]
     count = 0
     while left:
         with os.scandir(left.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    if deep:
+                    if deep and not (but and but.fullmatch(entry.name)):
                         left.append(Path(entry.path))
                     continue
                 count += 1
@@ -178,12 +222,20 @@ def _stamp(files: Iterator[os.DirEntry[str]] | list[os.DirEntry[str]]) -> Stamp:
     for one in files:
         try:
             state = one.stat()
-        except FileNotFoundError:  # a link to nowhere; whoever needs it will say so
+        except OSError:  # a link to nowhere or to itself; whoever needs it will say so
             state = one.stat(follow_symlinks=False)
-        stamps.append((one.path, state.st_size, state.st_mtime_ns, state.st_ino))
+        access = (state.st_mode, state.st_uid, state.st_gid)
+        stamps.append((one.path, state.st_size, state.st_mtime_ns, state.st_ino, *access))
     return tuple(sorted(stamps))
 
 
 def _folders(parent: Path, pattern: re.Pattern[str]) -> list[str]:
     with os.scandir(parent) as entries:
-        return sorted(e.name for e in entries if pattern.fullmatch(e.name) and e.is_dir())
+        return sorted(e.name for e in entries if pattern.fullmatch(e.name) and _is_folder(e))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where we may not look: reading it will tell
+        return True

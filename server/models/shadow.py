@@ -29,7 +29,7 @@ class Shadow:
         self.percent = percent
         self._of = of
         self._share = percent / 100
-        self._fits = of.signature.inputs == to.signature.inputs
+        self._fits = _inputs(of) == _inputs(to)
         if not self._fits:
             log.warning("%s cannot shadow %s: it takes other inputs", to, of)
 
@@ -41,7 +41,8 @@ class Shadow:
             self._count("incompatible")
             return
 
-        def done(_: Request, shadowed: Outputs | None, error: NeuronaError | None) -> None:
+        def done(copy: Request, shadowed: Outputs | None, error: NeuronaError | None) -> None:
+            self.to.copies.discard(copy)
             if shadowed is None:
                 self._count("refused" if error and error.outcome == "rejected" else "failed")
             else:
@@ -53,9 +54,10 @@ class Shadow:
         }
         inputs = {name: request.inputs[name] for name in described}
         group = self.to.signature.group(described)
-        copy = Request(
-            inputs, request.rows, group, done, priority=Priority.LOW, nbytes=request.nbytes
-        )
+        # The answer waits with it, and may be much larger than what was asked.
+        size = request.nbytes + sum([array.nbytes for array in outputs])
+        copy = Request(inputs, request.rows, group, done, priority=Priority.LOW, nbytes=size)
+        self.to.copies.add(copy)
         try:
             self.to.batcher.submit(copy)
         except NeuronaError as error:
@@ -71,6 +73,18 @@ class Shadow:
 
     def _count(self, outcome: str) -> None:
         self.to.metrics.shadowed(outcome)
+
+
+def _inputs(model: "Model") -> set[tuple[object, ...]]:
+    """Without what free sizes are called: another export may have other names for them."""
+    return {
+        (
+            spec.name,
+            spec.dtype,
+            tuple(size if isinstance(size, int) else None for size in spec.shape),
+        )
+        for spec in model.signature.inputs
+    }
 
 
 def _best(model: "Model", outputs: Outputs) -> list[str]:

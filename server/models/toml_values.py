@@ -22,7 +22,10 @@ _LABEL_EXPECTED = "expected a letter, then up to 63 letters, digits, dots, dashe
 
 
 def wrong(where: str, value: object, expected: str) -> LoadError:
-    shown = quoted(value) if isinstance(value, str) else repr(value)
+    try:
+        shown = quoted(value) if isinstance(value, str) else repr(value)
+    except ValueError:  # Python writes no number of thousands of digits
+        shown = "a number with too many digits"
     return LoadError(f"{where} is {shown[:110]}; {expected}")
 
 

@@ -6,6 +6,8 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from neurona_server.errors import printable
+
 Heeded = Mapping[str, Any]
 """By field: None if all of it is heeded, else what is heeded inside it."""
 
@@ -50,7 +52,8 @@ def _walk(message: Message, heeded: Heeded, prefix: str) -> Iterator[str]:
             yield path
         elif (inside := heeded[field.name]) is not None:
             if _is_map(field):
-                yield from (f"{path}.{key}" for key in sorted(value) if key not in inside)
+                unheeded = sorted(key for key in value if key not in inside)
+                yield from (f"{path}.{printable(key)}" for key in unheeded)
             elif isinstance(value, Message):
                 yield from _walk(value, inside, f"{path}.")
             else:

@@ -38,6 +38,9 @@ class _Held:
     seen: Identity | None = None
     """By the last look."""
 
+    still: Identity | None = None
+    """Found equal by two looks in a row, or believed at first sight."""
+
 
 @dataclass
 class Versions:
@@ -62,6 +65,12 @@ class Versions:
         somebody is `eager`, files are believed to be complete at first sight, and what failed
         is tried again.
         """
+        return self._see(folder, serve=serve, eager=eager)
+
+    def _see(
+        self, folder: Folder | None, *, serve: bool, eager: bool = False, look: bool = True
+    ) -> list[Found]:
+        """Without a `look`, what the last one found is gone through once more."""
         self._folder = folder
         self._serve = serve and folder is not None
         self._wanted = set()
@@ -84,25 +93,30 @@ class Versions:
             if (problem := folder.versions[number].problem) and held.failed != identity:
                 held.failed, held.reason = identity, problem
         self._wanted = self._choose(identities)
-        chosen = [n for n in sorted(self._wanted) if self._is_due(n, identities[n], eager=eager)]
         for number, identity in identities.items():
-            self._held[number].seen = identity
+            held = self._held[number]
+            if look and (eager or held.seen == identity):
+                held.still = identity
+            held.seen = identity
+        chosen = [n for n in sorted(self._wanted) if self._is_due(n, identities[n])]
         for number in chosen:
             self._held[number].loading = identities[number]
         return [folder.found(number) for number in chosen]
 
-    def loaded(self, number: int, model: Model) -> None:
+    def loaded(self, number: int, model: Model) -> list[Found]:
+        """What is to be loaded next: its files may have changed while they were loaded."""
         held = self._held[number]
         if held.model is not None:
             self._replaced.append(held.model)
         held.model, held.identity, held.loading = model, held.loading, None
         held.failed, held.reason = None, ""
+        return self._see(self._folder, serve=self._serve, look=False)
 
     def failed(self, number: int, reason: str) -> list[Found]:
         """What is to be loaded in its place: the next one that the policy chooses."""
         held = self._held[number]
         held.failed, held.loading, held.reason = held.loading, None, reason
-        return self.see(self._folder, serve=self._serve)
+        return self._see(self._folder, serve=self._serve, look=False)
 
     @property
     def folder(self) -> Folder | None:
@@ -143,6 +157,20 @@ class Versions:
         held = [(n, one) for n, one in sorted(self._held.items()) if one.failed]
         return [f"version {number}: {one.reason}" for number, one in held]
 
+    def refused(self) -> list[str]:
+        """What keeps versions that somebody wants from being tried at all, a line each."""
+        if self._folder is None:
+            return []
+        if self._folder.problem:
+            return [self._folder.problem]
+        on_disk, said = self._folder.versions, self._folder.settings
+        listed = said.versions.listed if said.versions else ()
+        named = {*listed, *self._routing.asked(said)} - on_disk.keys()
+        return [
+            *(f"version {n}: {one.problem}" for n, one in on_disk.items() if one.problem),
+            *(f"its settings name version {n}, which is not there" for n in sorted(named)),
+        ]
+
     def _choose(self, identities: dict[int, Identity]) -> set[int]:
         """What the policy and the routing ask for, of those that may work."""
         usable = {
@@ -153,10 +181,10 @@ class Versions:
         policy = self._settings.versions or self.policy
         return policy.choose(usable) | (self._routing.asked(self._settings) & usable)
 
-    def _is_due(self, number: int, identity: Identity, *, eager: bool) -> bool:
+    def _is_due(self, number: int, identity: Identity) -> bool:
         held = self._held[number]
         known = identity in (held.identity, held.failed)
-        return not known and held.loading is None and (eager or held.seen == identity)
+        return not known and held.loading is None and held.still == identity
 
     def _superfluous(self, loaded: set[int]) -> set[int]:
         if not self._serve:

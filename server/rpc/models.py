@@ -24,7 +24,7 @@ from neurona_protos.prediction_pb2 import (
 )
 from neurona_server.errors import InvalidError, NeuronaError, NotAllowedError
 from neurona_server.models.model import Model
-from neurona_server.models.registry import Registry, Version
+from neurona_server.models.registry import Entry, Registry, Version
 from neurona_server.models.signature import TensorSpec
 from neurona_server.rpc.call import Call, Methods, Unary
 from neurona_server.rpc.rights import Right
@@ -66,7 +66,11 @@ class Models:
         except DecodeError:
             call.fail(InvalidError("the bytes are not a neurona.v1.ListModelsRequest"))
             return
-        models = [self._summary(name) for name in self._registry.names() if call.grant.sees(name)]
+        models = [
+            _summary(name, entry)
+            for name, entry in self._registry.entries().items()
+            if call.grant.sees(name)
+        ]
         call.reply(ListModelsResponse(models=models).SerializeToString())
 
     def _load(self, call: Call) -> None:
@@ -79,7 +83,8 @@ class Models:
         def load(control: Control) -> bytes:
             call.grant.check_model(name, (name,))
             control.load(name)
-            return LoadModelResponse(model=self._summary(name)).SerializeToString()
+            summary = _summary(name, self._registry.entry(name))
+            return LoadModelResponse(model=summary).SerializeToString()
 
         self._change(call, load)
 
@@ -119,50 +124,55 @@ class Models:
             message = DescribeModelRequest.FromString(call.request)
             call.grant.check_model(message.model, self._registry.names())
             model = self._registry.resolve(message.model, message.version, message.label)
+            entry = self._registry.entry(message.model)
         except DecodeError:
             call.fail(InvalidError("the bytes are not a neurona.v1.DescribeModelRequest"))
         except NeuronaError as error:
             call.fail(error)
         else:
-            call.reply(self._description(model).SerializeToString())
+            call.reply(_model_description(model, entry).SerializeToString())
 
-    def _summary(self, name: str) -> ModelSummary:
-        versions = self._registry.entry(name).versions
-        loaded = [version.model for version in versions.values() if version.model]
-        return ModelSummary(
-            model=name,
-            task=loaded[-1].metadata.task if loaded else Task.TASK_TENSORS,
-            versions=[self._version_state(name, number) for number in versions],
-        )
 
-    def _version_state(self, name: str, number: int) -> VersionState:
-        entry = self._registry.entry(name)
-        version = entry.versions.get(number, Version())
-        return VersionState(
-            version=number,
-            state=version.state,
-            reason=version.reason,
-            labels=[label for label, target in entry.labels.items() if target == number],
-            provider=version.model.provider if version.model else "",
-            nodes=version.model.placement if version.model else {},
-            degraded=version.model.degraded if version.model else "",
-            share=version.share,
-            shadow=version.shadow,
-        )
+# All that is said of a name is read from one entry: meanwhile the registry may have another.
 
-    def _description(self, model: Model) -> DescribeModelResponse:
-        return DescribeModelResponse(
-            model=model.name,
-            version=self._version_state(model.name, model.version),
-            inputs=[
-                *[_description(spec) for spec in model.signature.inputs],
-                *[_description(spec, optional=True) for spec in model.signature.optional],
-            ],
-            outputs=[_description(spec) for spec in model.signature.outputs],
-            batched=model.signature.batched,
-            metadata=model.metadata,
-            batching=_batching(model),
-        )
+
+def _summary(name: str, entry: Entry) -> ModelSummary:
+    loaded = [version.model for version in entry.versions.values() if version.model]
+    return ModelSummary(
+        model=name,
+        task=loaded[-1].metadata.task if loaded else Task.TASK_TENSORS,
+        versions=[_version_state(entry, number) for number in entry.versions],
+    )
+
+
+def _version_state(entry: Entry, number: int) -> VersionState:
+    version = entry.versions.get(number, Version())
+    return VersionState(
+        version=number,
+        state=version.state,
+        reason=version.reason,
+        labels=[label for label, target in entry.labels.items() if target == number],
+        provider=version.model.provider if version.model else "",
+        nodes=version.model.placement if version.model else {},
+        degraded=version.model.degraded if version.model else "",
+        share=version.share,
+        shadow=version.shadow,
+    )
+
+
+def _model_description(model: Model, entry: Entry) -> DescribeModelResponse:
+    return DescribeModelResponse(
+        model=model.name,
+        version=_version_state(entry, model.version),
+        inputs=[
+            *[_description(spec) for spec in model.signature.inputs],
+            *[_description(spec, optional=True) for spec in model.signature.optional],
+        ],
+        outputs=[_description(spec) for spec in model.signature.outputs],
+        batched=model.signature.batched,
+        metadata=model.metadata,
+        batching=_batching(model),
+    )
 
 
 def _batching(model: Model) -> Batching:

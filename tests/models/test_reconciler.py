@@ -6,6 +6,7 @@ import threading
 
 import grpc
 import numpy as np
+import onnx
 import pytest
 import small_models
 from serving import Server
@@ -122,6 +123,37 @@ def test_a_new_version_takes_over_and_the_old_one_is_freed(tmp_path, start, wait
     assert server.count("version_state", model="m", version="2", state="ready") == 1
     assert server.count("version_label", model="m", version="2", label="latest") == 1
     assert server.count("loads_total", model="m", outcome="ok") == 2
+
+
+def test_a_run_that_outlasts_its_drain_gives_everything_back_when_it_ends(
+    tmp_path, start, wait_until, monkeypatch
+):
+    monkeypatch.setattr("neurona_server.models.model.TERMINATION", 0.0)
+    save(tmp_path, 1)
+    say(tmp_path, 'inline = "never"')
+    server = start()
+    server.reconciler._drains.timeout = 0.0
+    (old,) = server.registry.models()
+    session, goes_on, running = old.instances[0].session, threading.Event(), threading.Event()
+
+    def run(*_):
+        running.set()
+        goes_on.wait(20)
+        raise RuntimeError("too late")
+
+    monkeypatch.setattr(session, "run_with", run)
+    request = PredictRequest(model="m", inputs=[to_tensor("x", X)])
+    call = server.prediction.Predict.future(request, timeout=20)
+    assert running.wait(20)
+    save(tmp_path, 2)
+    server.look(lambda: server.count("version_state", model="m", version="2", state="ready"))
+    assert call.exception().code() == grpc.StatusCode.UNAVAILABLE  # it had its time
+    series = {"model": "m", "version": "1"}
+    assert server.metrics.registry.get_sample_value("neurona_queue_rows", series) is not None
+    goes_on.set()
+    wait_until(
+        lambda: server.metrics.registry.get_sample_value("neurona_queue_rows", series) is None
+    )
 
 
 def test_a_file_that_is_replaced_is_loaded_anew_under_the_same_version(tmp_path, start):
@@ -384,6 +416,39 @@ class TestExplicit:
         server.models.Load(LoadModelRequest(model="m"), timeout=20)
         assert ask(server) == 2
 
+    def test_a_load_that_is_overtaken_by_a_stop_says_so_at_once(self, tmp_path, start):
+        save(tmp_path, 1)
+        server = start(explicit=True)
+        load, loading, goes_on = server.reconciler._load, threading.Event(), threading.Event()
+
+        def wait_and_load(found):
+            loading.set()
+            goes_on.wait(20)
+            return load(found)
+
+        server.reconciler._load = wait_and_load
+        call = server.models.Load.future(LoadModelRequest(model="m"), timeout=20)
+        assert loading.wait(20)
+        server.reconciler.stop_loading()
+        assert call.exception().code() == grpc.StatusCode.UNAVAILABLE
+        goes_on.set()
+
+    def test_a_load_that_is_overtaken_by_an_unload_says_so(self, tmp_path, start):
+        save(tmp_path, 1)
+        server = start(explicit=True)
+        load = server.reconciler._load
+
+        def unload_first(found):
+            server.reconciler.unload("m")
+            return load(found)
+
+        server.reconciler._load = unload_first
+        with pytest.raises(grpc.RpcError, match="was unloaded while it was loaded") as caught:
+            server.models.Load(LoadModelRequest(model="m"), timeout=20)
+        assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+        assert states(server) == {1: "unloaded"}
+        assert not server.registry.models()
+
     @pytest.mark.parametrize("name", ["nobody", "..", "../m", "m/1", "", "a\nb\x00", "m" * 10_000])
     def test_a_name_that_is_not_there_is_not_found(self, tmp_path, start, name):
         save(tmp_path, 1)
@@ -415,3 +480,76 @@ def test_a_model_that_is_asked_for_at_start_must_be_there(tmp_path):
     save(tmp_path, 1)
     with pytest.raises(LoadError, match="no model 'other'"):
         Server(tmp_path, explicit=True, load_model=["other"])
+
+
+def test_what_keeps_a_model_from_being_tried_is_in_the_log_once(tmp_path, start, caplog):
+    save(tmp_path, 1)
+    say(tmp_path, "lables = ['a']")
+    save(tmp_path, 1, name="linked")
+    save(tmp_path, 1, name="other")
+    say(tmp_path, "default = 7", name="other")
+    (tmp_path / "linked" / "1" / "weights").symlink_to("/etc/hostname")
+    (tmp_path / "loop").symlink_to("loop")
+    server = start()
+    server.reconciler.look()
+    for said in (
+        "m: model.toml: it has an unknown key 'lables'",
+        "other: its settings name version 7, which is not there",
+        "linked: version 1: 'weights' is a link that leads out of the repository",
+        "loop: it is a link that leads back to itself",
+    ):
+        assert caplog.text.count(said) == 1
+
+
+def test_a_name_in_a_file_starts_no_line_of_the_log(tmp_path, start, caplog):
+    caplog.set_level("INFO")
+    axis = "a\nERROR evil"
+    small_models.save(
+        tmp_path / "m" / "1" / "model.onnx",
+        [onnx.helper.make_node("Add", ["x", "x"], ["y"])],
+        {"x": (onnx.TensorProto.FLOAT, [axis, 2])},
+        {"y": (onnx.TensorProto.FLOAT, [axis, 2])},
+    )
+    say(tmp_path, 'inputs.x.axes = ["batch"]')
+    save(tmp_path, 1, name="triton")
+    parameter = 'key: "a\\nERROR evil" value { string_value: "1" }'
+    (tmp_path / "triton" / "config.pbtxt").write_text(f"parameters {{ {parameter} }}")
+    server = start()
+    assert caplog.text.count("a\\nERROR evil") == 2
+    assert "\nERROR evil" not in caplog.text
+    assert listed(server)[1].reason.isprintable()
+
+
+def test_what_replaces_a_version_leaves_no_series_of_the_old_one(tmp_path, start):
+    save(tmp_path, 1)
+    say(tmp_path, 'max_batch_rows = 64\ntask = "tensors"')
+    server = start()
+    of_m = {"model": "m", "version": "1"}
+    assert server.count("model_info", task="TENSORS", provider="CPUExecutionProvider", **of_m)
+    say(tmp_path, "max_batch_rows = 4")
+    now = {"task": "CLASSIFICATION", "provider": "CPUExecutionProvider", **of_m}
+    server.look(lambda: server.count("model_info", **now) == 1)
+    assert server.count("batch_limit_rows", **of_m) == 4
+    samples = [one for metric in server.metrics.registry.collect() for one in metric.samples]
+    rows = {one.labels["rows"] for one in samples if one.name == "neurona_run_predicted_seconds"}
+    assert rows == {"1", "2", "4"}
+    assert [one.labels for one in samples if one.name == "neurona_model_info"] == [now]
+
+
+def test_a_shadow_may_call_its_free_sizes_otherwise(tmp_path, start, wait_until):
+    save(tmp_path, 1)
+    path = save(tmp_path, 2)
+    other = onnx.load(path)
+    for tensor in (*other.graph.input, *other.graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_param = "N"
+    onnx.save(other, path)
+    say(tmp_path, "default = 1\n[shadow]\nto = 2")
+    server = start()
+    assert ask(server) == 1
+    labels = {"model": "m", "version": "2"}
+    wait_until(
+        lambda: sum(
+            server.count("shadow_requests_total", outcome=outcome, **labels)
+            for outcome in ("same_class", "different")
+        )
+    )

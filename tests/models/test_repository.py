@@ -3,7 +3,7 @@ import os
 import pytest
 
 from neurona_server.errors import LoadError
-from neurona_server.models.repository import find
+from neurona_server.models.repository import Repository, find
 
 
 def make(root, *names):
@@ -68,14 +68,99 @@ def test_a_root_that_is_named_twice_is_read_once(tmp_path):
     assert len(find([tmp_path, tmp_path])) == 1
 
 
-def test_the_same_name_in_two_roots_is_an_error(tmp_path):
-    make(tmp_path / "a", "lstm/1")
-    make(tmp_path / "b", "lstm/1")
-    with pytest.raises(LoadError, match="'lstm' stands in .*a and in .*b"):
-        find([tmp_path / "a", tmp_path / "b"])
+def test_the_same_name_in_two_roots_is_a_problem_of_that_name(tmp_path):
+    make(tmp_path / "a", "lstm/1", "rnn/1")
+    make(tmp_path / "b", "lstm/1", "cnn/1")
+    (tmp_path / "b" / "rnn").mkdir()  # nothing in it
+    folders = Repository([tmp_path / "a", tmp_path / "b"]).scan()
+    problems = {name: folder.problem for name, folder in folders.items()}
+    both = "it stands in the repositories number 1 and 2"
+    assert problems == {"cnn": "", "lstm": both, "rnn": ""}
+
+
+def test_an_empty_folder_in_the_place_of_a_root_is_a_volume_that_is_gone(tmp_path):
+    root, kept = tmp_path / "root", tmp_path / "kept"
+    make(root, "m/1")
+    repository = Repository([root])
+    assert repository.scan()
+    root.rename(kept)
+    root.mkdir()
+    with pytest.raises(LoadError, match="is another folder now, and empty"):
+        repository.scan()
+    root.rmdir()
+    kept.rename(root)
+    assert repository.scan()
+    (root / "m" / "1" / "model.onnx").unlink()
+    (root / "m" / "1").rmdir()
+    (root / "m").rmdir()
+    assert repository.scan() == {}  # its models were taken out, one by one
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a file name that Windows does not allow")
 def test_names_that_would_break_a_log_line_or_a_label_are_passed_over(tmp_path):
     make(tmp_path, 'a"b/1', "a\nb/1", "good/1")
     assert [str(one) for one in find([tmp_path])] == ["good/1"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+@pytest.mark.parametrize("place", ["loop", "odd/loop", "odd/1/loop", "odd/2", "odd/1/model.onnx"])
+def test_a_link_to_itself_hides_no_other_model(tmp_path, place):
+    make(tmp_path, "good/1")
+    (tmp_path / "odd" / "1").mkdir(parents=True)
+    (tmp_path / place).symlink_to((tmp_path / place).name)
+    folders = Repository([tmp_path]).scan()
+    assert [str(one) for one in find([tmp_path])][:1] == ["good/1"]
+    assert not folders["good"].problem
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_a_version_that_cannot_be_read_does_not_hide_the_others(tmp_path):
+    make(tmp_path, "m/1", "m/3")
+    (tmp_path / "m" / "2").symlink_to("2")  # there is no file behind it
+    (tmp_path / "m" / "3" / "weights").symlink_to("weights")
+    folder = Repository([tmp_path]).scan()["m"]
+    assert not folder.problem
+    problems = {number: version.problem for number, version in folder.versions.items()}
+    assert problems == {1: "", 3: "'weights' is a link that leads back to itself"}
+
+
+@pytest.mark.parametrize("text", ["max_batch_rows = 0x" + "f" * 5000, "labels = [0b1]"])
+def test_settings_that_cannot_be_read_hide_no_other_model(tmp_path, text):
+    make(tmp_path, "good/1", "odd/1")
+    (tmp_path / "odd" / "model.toml").write_text(text)
+    folders = Repository([tmp_path]).scan()
+    assert "model.toml: " in folders["odd"].problem
+    assert not folders["good"].problem
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_file_that_may_be_read_now_is_another_one(tmp_path):
+    make(tmp_path, "m/1")
+    repository = Repository([tmp_path])
+    before = repository.scan()["m"].versions[1].stamp
+    (tmp_path / "m" / "1" / "model.onnx").chmod(0o604)
+    assert repository.scan()["m"].versions[1].stamp != before
+
+
+def test_labels_in_a_folder_of_their_own_are_read_again_when_they_change(tmp_path):
+    make(tmp_path, "m/1")
+    (tmp_path / "m" / "model.toml").write_text('labels_file = "labels/en.txt"')
+    (tmp_path / "m" / "labels").mkdir()
+    (tmp_path / "m" / "labels" / "en.txt").write_text("cat")
+    repository = Repository([tmp_path])
+    assert repository.scan()["m"].settings.labels == ("cat",)
+    (tmp_path / "m" / "labels" / "en.txt").write_text("horse")
+    assert repository.scan()["m"].settings.labels == ("horse",)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_nothing_is_read_of_a_folder_that_is_a_link_out_of_the_root(tmp_path):
+    make(tmp_path / "elsewhere", "m/1")
+    (tmp_path / "elsewhere" / "m" / "model.toml").write_text("secret = 1")
+    make(tmp_path / "root", "good/1")
+    (tmp_path / "root" / "m").symlink_to(tmp_path / "elsewhere" / "m")
+    (tmp_path / "root" / "again").symlink_to("good")
+    folders = Repository([tmp_path / "root"]).scan()
+    assert folders["m"].problem == "it is a link that leads out of the repository"
+    assert not folders["m"].versions
+    assert not folders["again"].problem

@@ -75,7 +75,7 @@ def test_the_rules_hold_whatever_happens(events):
             found = loading.pop(event[1] % len(loading))
             if event[0] == "loaded":
                 alive.append(fake(found.version))
-                versions.loaded(found.version, alive[-1])
+                loading += versions.loaded(found.version, alive[-1])
             else:
                 loading += versions.failed(found.version, "it is broken")
         entry, surplus = versions.settle()
@@ -151,3 +151,22 @@ def test_the_last_version_stays_when_its_files_are_gone_and_goes_with_its_folder
     entry, surplus = versions.settle()
     assert (dict(entry.versions), len(surplus)) == ({}, 1)
     assert versions.gone
+
+
+def test_files_that_change_while_they_are_loaded_are_loaded_again_for_whoever_asked():
+    versions = Versions("m", VersionPolicy())
+    assert versions.see(Folder("m", on_disk(v1=1)), eager=True)
+    assert not versions.see(Folder("m", on_disk(v1=2)), eager=True)  # one load at a time
+    (found,) = versions.loaded(1, fake(1))
+    assert (found.version, versions.loading) == (1, True)
+    assert not versions.loaded(1, fake(1))
+
+
+def test_a_load_that_ends_is_no_look_at_files_that_may_be_on_their_way():
+    versions = Versions("m", VersionPolicy(every=True))
+    versions.see(Folder("m", on_disk(v1=1, v2=1)), eager=True)
+    assert not versions.see(Folder("m", on_disk(v1=1, v2=1, v3=1)))  # half of it
+    assert not versions.failed(1, "broken")
+    assert not versions.loaded(2, fake(2))
+    (found,) = versions.see(Folder("m", on_disk(v1=1, v2=1, v3=1)))
+    assert found.version == 3
