@@ -123,7 +123,7 @@ class Config:
     )
     arena: bool = _option(True, yes_or_no, "keep memory between runs: quicker, and takes more")
     shrink_seconds: float = _option(
-        60.0, seconds, "how often a run gives back what the arena has too much of; 0: never"
+        60.0, seconds(0), "how often a run gives back what the arena has too much of; 0: never"
     )
     spinning: bool = _option(
         False, yes_or_no, "true: threads burn CPU between runs, to be quicker at the next one"
@@ -152,15 +152,17 @@ class Config:
     )
     max_connection_age_s: float = _option(
         300.0,
-        seconds,
+        seconds(0),
         "then a connection is told to go, so that callers find new replicas; its calls are "
         "answered first; 0: never",
     )
     max_connection_age_grace_s: float = _option(
-        300.0, seconds, "how long its calls may take until then; streams are ended before"
+        300.0, seconds(1), "how long its calls may take after that; streams are ended before"
     )
     keepalive_s: float = _option(
-        30.0, seconds, "silence after which a connection is pinged, for load balancers; 0: never"
+        30.0,
+        seconds(0),
+        "silence after which a connection is pinged, for load balancers; 0: never",
     )
     compress_answers: bool = _option(
         False, yes_or_no, "with gzip, for callers who understand it; costs CPU time"

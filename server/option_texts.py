@@ -58,11 +58,14 @@ def yes_or_no(text: str) -> bool:
     return text.lower() == "true"
 
 
-def seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1e6:
-        raise ValueError("expected 0 to 1000000")
-    return value
+def seconds(least: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not least <= value <= 1e6:
+            raise ValueError(f"expected {least} to 1000000")
+        return value
+
+    return parse
 
 
 def provider_names(text: str) -> tuple[str, ...]:

@@ -1,3 +1,4 @@
+import asyncio
 import queue
 import socket
 import struct
@@ -23,7 +24,7 @@ DESCRIBE = "/neurona.v1.Models/Describe"
 
 def total(number=1):
     series = np.full((1, 3), number, np.float32)
-    return PredictRequest(model="regressor", inputs=[to_tensor("series", series)])
+    return PredictRequest(model="regressor", version=1, inputs=[to_tensor("series", series)])
 
 
 def predict(channel, number=1):
@@ -191,6 +192,34 @@ def test_watching_ends_before_its_connection_is_cut(make_server):
     server = make_server(options=options(max_connection_age=0.1, max_connection_age_grace=0.3))
     watch = HealthStub(server.channel).Watch(HealthCheckRequest(), timeout=60)
     assert len(list(watch)) == 1  # and no error
+
+
+@pytest.mark.parametrize("how", ["cancelled", "timed out", "disconnected"])
+def test_no_call_leaves_anything_behind(make_server, wait_until, how):
+    """Of every method one call whose request never comes whole, and one that waits in a queue."""
+    server = make_server(start_models=False)
+    loop = server.listener._loop
+    idle = len(asyncio.all_tasks(loop))
+    connection = http2.Connection(server.port)
+    deadline = {"grpc_timeout": "300m"} if how == "timed out" else {}
+    unary, streamed = total(), PredictStreamRequest(requests=[StreamedRequest(request=total())])
+    streams = []
+    for path in server.methods:
+        whole = streamed if path.endswith("Stream") else unary
+        bodies = (http2.message(b"")[:3], http2.message(whole.SerializeToString()))
+        streams += [connection.call(path, body, end=False, **deadline) for body in bodies]
+    counts = {"model": "regressor", "version": "1"}
+    wait_until(lambda: server.count("queue_rows", **counts) >= 2)
+    if how == "cancelled":
+        for stream in streams:
+            connection.send(http2.frame(http2.RESET, 0, stream, struct.pack(">I", 8)))
+    elif how == "disconnected":
+        connection.close()
+    wait_until(lambda: server.count("queue_rows", **counts) == 0)
+    wait_until(lambda: len(asyncio.all_tasks(loop)) == idle)
+    assert not server.listener._streams
+    assert not server.health._watchers
+    connection.close()
 
 
 def test_connections_may_live_for_ever(make_server):

@@ -1,4 +1,5 @@
 import grpc
+import onnxruntime
 import pytest
 import small_models
 
@@ -22,7 +23,8 @@ def test_list_names_every_model_with_its_versions(server):
     assert second.state == State.STATE_READY
     assert second.provider.endswith("ExecutionProvider")
     assert set(second.nodes) <= {second.provider, "CPUExecutionProvider"}
-    assert sum(second.nodes.values()) > 0
+    # Before 1.24, ONNX Runtime does not tell.
+    assert sum(second.nodes.values()) > 0 or onnxruntime.__version__ < "1.24"
 
 
 def test_a_version_that_failed_is_listed_with_its_reason(make_server, tmp_path):

@@ -81,6 +81,7 @@ def test_every_option_can_be_given_everywhere():
         ),
         ([*REPOSITORY, "--reuse-port", "7"], {}, "reuse_port is '7': expected true or false"),
         ([*REPOSITORY, "--keepalive-s", "-1"], {}, "keepalive_s is '-1': expected 0 to 1000000"),
+        ([*REPOSITORY, "--max-connection-age-grace-s", "0"], {}, "'0': expected 1 to 1000000"),
         ([*REPOSITORY, "--log-level", "loud"], {}, "log_level is 'loud': expected debug"),
         (REPOSITORY, {"NEURONA_MAX_BATCH_ROW": "1"}, "NEURONA_MAX_BATCH_ROW .*'max_batch_rows'"),
         ([*REPOSITORY, "--model-control", "x"], {}, "'x': expected poll, none or explicit"),
