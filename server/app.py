@@ -21,7 +21,7 @@ from neurona_server.models.registry import Registry
 from neurona_server.models.repository import Found, Repository
 from neurona_server.models.runtime import CPU
 from neurona_server.models.settings import VersionPolicy
-from neurona_server.rpc.aio_listener import AioListener
+from neurona_server.rpc.doors import open_door
 from neurona_server.rpc.health import SERVING, Health
 from neurona_server.rpc.models import Models
 from neurona_server.rpc.open_inference.service import SERVICE as OPEN_INFERENCE
@@ -61,7 +61,7 @@ class App:
             **self._health.methods(),
         }
         methods |= Reflection(methods).methods()
-        self._listener = AioListener(methods, assembly.listener_options(config))
+        self._listener = open_door(config.door, methods, assembly.listener_options(config))
         self._close_metrics: Callable[[], None] = lambda: None
         self._serving = threading.Event()
 
@@ -81,7 +81,7 @@ class App:
         host = host.strip("[]")
         metrics_port, close = _serve_metrics(host, int(port), self._metrics.registry)
         self._close_metrics = close
-        self._metrics.door.labels("aio").set(1)
+        self._metrics.door.labels(self._listener.name).set(1)
         door_port = self._listener.start(self._config.address)
         self._serving.set()
         self._update_health()

@@ -150,6 +150,12 @@ class Config:
         "TOML file of hashed bearer tokens and their rights: calls without one are refused. "
         "neurona-serve --hash-token reads a token and prints its hash",
     )
+    door: str = _option(
+        "auto",
+        one_of("auto", "core", "aio"),
+        "core: gRPC by its completion queue, several times quicker; aio: by its public API; auto: "
+        "core if it works with the grpcio that is installed",
+    )
     max_connection_age_s: float = _option(
         300.0,
         seconds(0),

@@ -18,7 +18,7 @@ from neurona_server.models.reconciler import Reconciler, ReconcilerOptions
 from neurona_server.models.registry import Registry
 from neurona_server.models.repository import Found, Repository
 from neurona_server.models.settings import VersionPolicy
-from neurona_server.rpc.aio_listener import AioListener
+from neurona_server.rpc.doors import open_door
 from neurona_server.rpc.health import Health
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.listening import ListenerOptions
@@ -26,6 +26,9 @@ from neurona_server.rpc.models import Control, Models
 from neurona_server.rpc.open_inference.service import OpenInference
 from neurona_server.rpc.prediction import Prediction
 from neurona_server.rpc.reflection import Reflection
+
+DOOR = "auto"
+"""Tests of doors set it to each in turn."""
 
 LIMITS = Limits(max_message_bytes=1 << 20)
 OPTIONS = ListenerOptions(max_message_bytes=1 << 20)
@@ -93,7 +96,7 @@ class Server:
         }
         methods |= Reflection(methods).methods()
         self.methods = methods
-        self.listener = AioListener(methods, options)
+        self.listener = open_door(DOOR, methods, options)
         self.port = self.listener.start(address)
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
         self.prediction = PredictionStub(self.channel)

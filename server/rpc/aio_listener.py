@@ -39,6 +39,8 @@ AGED = "the connection is as old as connections get; call again"
 
 
 class AioListener:
+    name = "aio"
+
     def __init__(self, methods: Methods, options: ListenerOptions) -> None:
         self._methods = methods
         self._options = options

@@ -1,9 +1,18 @@
 import grpc
 import pytest
+import serving
 import small_models
 from serving import Server
 
 from neurona_server.batching.policy import BatchPolicy
+
+
+@pytest.fixture(scope="session", params=["core", "aio"], autouse=True)
+def door(request):
+    """Every test of this folder runs behind both doors."""
+    serving.DOOR = request.param
+    yield request.param
+    serving.DOOR = "auto"
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +24,7 @@ def echoes(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def echo_server(echoes):
+def echo_server(echoes, door):
     server = Server(echoes, BatchPolicy(inline=False), shared_memory=True)
     yield server
     server.stop()

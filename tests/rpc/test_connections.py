@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import queue
 import socket
 import struct
@@ -8,6 +9,7 @@ import grpc
 import http2
 import numpy as np
 import pytest
+import serving
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
@@ -16,6 +18,8 @@ from neurona_protos.prediction_pb2_grpc import PredictionStub
 from neurona_protos.tensors import to_tensor
 from neurona_server.errors import ConfigError
 from neurona_server.rpc.aio_listener import AioListener
+from neurona_server.rpc.core_calls import CoreCall, CoreStreamCall
+from neurona_server.rpc.doors import open_door
 from neurona_server.rpc.health import Health
 from neurona_server.rpc.listening import ListenerOptions
 
@@ -90,7 +94,7 @@ def test_several_addresses(make_server, tmp_path):
 
 def test_a_port_is_shared_only_if_both_say_so():
     first, second, third = (
-        AioListener(Health().methods(), options(reuse_port=shared))
+        open_door(serving.DOOR, Health().methods(), options(reuse_port=shared))
         for shared in (True, True, False)
     )
     port = first.start("127.0.0.1:0")
@@ -156,19 +160,15 @@ def test_callers_may_ping_without_calls_but_not_as_often_as_they_like(make_serve
     assert not pinged(make_server(), pings=50, wait=0.01)
 
 
-def test_connections_that_are_old_end_and_no_call_notices(make_server, monkeypatch):
+def test_connections_that_are_old_end_and_no_call_notices(make_server):
     server = make_server(options=options(max_connection_age=0.3, max_connection_age_grace=20.0))
-    serve, peers = server.listener.serve_unary, set()
-
-    async def recording(method, request, context, grant):
-        peers.add(context.peer())
-        return await serve(method, request, context, grant)
-
-    monkeypatch.setattr(server.listener, "serve_unary", recording)
+    states = []
+    server.channel.subscribe(states.append, try_to_connect=True)
     number = 0
-    while len(peers) < 4:
+    while states.count(grpc.ChannelConnectivity.READY) < 4:  # it has connected that often
         assert predict(server.channel, number) == 3 * number
         number += 1
+    server.channel.unsubscribe(states.append)
     assert number > 10
 
 
@@ -194,12 +194,19 @@ def test_watching_ends_before_its_connection_is_cut(make_server):
     assert len(list(watch)) == 1  # and no error
 
 
+def open_calls(listener):
+    """What a door holds for its calls: tasks of its loop, or objects."""
+    if isinstance(listener, AioListener):
+        return len(asyncio.all_tasks(listener._loop))
+    gc.collect()
+    return sum(isinstance(one, CoreCall | CoreStreamCall) for one in gc.get_objects())
+
+
 @pytest.mark.parametrize("how", ["cancelled", "timed out", "disconnected"])
 def test_no_call_leaves_anything_behind(make_server, wait_until, how):
     """Of every method one call whose request never comes whole, and one that waits in a queue."""
     server = make_server(start_models=False)
-    loop = server.listener._loop
-    idle = len(asyncio.all_tasks(loop))
+    idle = open_calls(server.listener)
     connection = http2.Connection(server.port)
     deadline = {"grpc_timeout": "300m"} if how == "timed out" else {}
     unary, streamed = total(), PredictStreamRequest(requests=[StreamedRequest(request=total())])
@@ -216,7 +223,7 @@ def test_no_call_leaves_anything_behind(make_server, wait_until, how):
     elif how == "disconnected":
         connection.close()
     wait_until(lambda: server.count("queue_rows", **counts) == 0)
-    wait_until(lambda: len(asyncio.all_tasks(loop)) == idle)
+    wait_until(lambda: open_calls(server.listener) == idle)
     assert not server.listener._streams
     assert not server.health._watchers
     connection.close()

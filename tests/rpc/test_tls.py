@@ -5,13 +5,14 @@ import subprocess
 
 import grpc
 import pytest
+import serving
 from authority import Authority
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from neurona_server.errors import ConfigError
-from neurona_server.rpc.aio_listener import AioListener
 from neurona_server.rpc.certificates import Certificates
+from neurona_server.rpc.doors import open_door
 from neurona_server.rpc.health import Health
 from neurona_server.rpc.listening import ListenerOptions
 
@@ -46,7 +47,7 @@ class Door:
         self.health.set({"": True})
         certificates = Certificates(self.certificate, self.key, self.client_ca)
         options = ListenerOptions(certificates=certificates)
-        self.listener = AioListener(self.health.methods(), options)
+        self.listener = open_door(serving.DOOR, self.health.methods(), options)
         self.port = self.listener.start("127.0.0.1:0")
         self.made = made
         self.channels = []

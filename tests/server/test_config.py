@@ -45,6 +45,7 @@ def test_every_option_can_be_given_everywhere():
         "log_level": "debug",
         "inline": "never",
         "versions": "latest 3",
+        "door": "core",
         "model_control": "explicit",
         "strict": "true",
         "providers": "cuda,cpu",
