@@ -21,6 +21,8 @@ SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERV
 REQUEST = PredictRequest(model="m", inputs=[to_tensor("x", np.ones((1, 4), np.float32))])
 ROUND_ROBIN = {
     "loadBalancingConfig": [{"round_robin": {}}],
+    # The channel watches each replica's health, and leaves one alone that is NOT_SERVING.
+    "healthCheckConfig": {"serviceName": "neurona.v1.Prediction"},
     "methodConfig": [
         {
             "name": [{"service": "neurona.v1.Prediction"}],
@@ -125,7 +127,7 @@ class Load:
 
 
 def test_a_rolling_restart_of_two_replicas_loses_no_call(models, serve, wait_until):
-    replicas = [serve(models, "--drain-delay-ms", "200") for _ in range(2)]
+    replicas = [serve(models, "--drain-delay-ms", "1000") for _ in range(2)]
     options = [
         ("grpc.service_config", json.dumps(ROUND_ROBIN)),
         ("grpc.initial_reconnect_backoff_ms", 100),
