@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import small_models
-import triton
+import triton_clients
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 DRIVER = Path(__file__).with_name("triton_driver.py")
@@ -36,7 +36,7 @@ def test_there_are_scenarios():
 
 @pytest.mark.parametrize("scenario", [*SCENARIOS, "with_asyncio"])
 def test_what_programs_for_triton_do(server, wait_until, scenario):
-    triton.run(DRIVER, server.address, scenario)
+    triton_clients.run(DRIVER, server.address, scenario)
     # Whatever it cancelled or gave up is gone, and nothing else is left either.
     waiting = re.compile(r"(?m)^neurona_queue_rows\{.*\} (?!0\.0$)")
     wait_until(lambda: not waiting.search(server.metrics()))
@@ -50,5 +50,5 @@ def test_a_server_that_is_stopping_is_not_ready_and_answers(tmp_path, serve):
     assert next(watch).status == HealthCheckResponse.SERVING
     server.process.send_signal(signal.SIGTERM)
     assert next(watch).status == HealthCheckResponse.NOT_SERVING
-    triton.run(DRIVER, server.address, "draining")
+    triton_clients.run(DRIVER, server.address, "draining")
     assert server.stop()[0] == 1  # a second signal

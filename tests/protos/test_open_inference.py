@@ -4,7 +4,7 @@ import base64
 import json
 
 import pytest
-import triton
+import triton_clients
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 from neurona_protos import model_config_pb2, open_inference_pb2
@@ -69,7 +69,7 @@ def _enums(found, parent, enums):
 def theirs():
     return [
         FileDescriptorProto.FromString(base64.b64decode(text))
-        for text in json.loads(triton.run("-c", DUMP))
+        for text in json.loads(triton_clients.run("-c", DUMP))
     ]
 
 
