@@ -9,6 +9,7 @@ import threading
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,6 +19,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from neurona_server.durations import Durations, Sorting
 from neurona_server.tally import Tally
 from neurona_server.watched import VERSION, KnownVersion, VersionStates, WatchedCurve, WatchedQueue
 
@@ -31,6 +33,10 @@ LOADS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 
 
+class Removable(Protocol):
+    def remove_by_labels(self, labels: dict[str, str]) -> None: ...
+
+
 class Metrics:
     """All series, in a registry that is given: a process may have several, as tests do."""
 
@@ -38,6 +44,18 @@ class Metrics:
         # A creation time for each series would double the page.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry
+
+        self.request_seconds = Durations(
+            "neurona_request_duration_seconds",
+            "From the request's bytes to its answer's, if it was ok.",
+            SECONDS,
+        )
+        self.queue_seconds = Durations(
+            "neurona_queue_duration_seconds", "From admission to the cut of the batch.", SECONDS
+        )
+        durations = (self.request_seconds, self.queue_seconds)
+        for collector in (Sorting(durations), *durations):
+            registry.register(collector)
 
         def counter(name: str, text: str, labels: tuple[str, ...] = VERSION) -> Counter:
             return Counter(f"neurona_{name}", text, labels, registry=registry)
@@ -61,12 +79,6 @@ class Metrics:
         self.terminated = counter("terminated_runs", "Runs stopped since nobody waited any more.")
         self.batch_rows = histogram("batch_rows", "Rows in one run, padding not counted.", ROWS)
         self.batch_requests = histogram("batch_requests", "Requests in one run.", ROWS)
-        self.request_seconds = histogram(
-            "request_duration_seconds", "From the request's bytes to its answer's, if it was ok."
-        )
-        self.queue_seconds = histogram(
-            "queue_duration_seconds", "From admission to the cut of the batch."
-        )
         self.run_seconds = histogram("run_duration_seconds", "One run of the model, join included.")
         self.run_ratio = histogram(
             "run_predicted_ratio", "Seconds of a run by the seconds foretold for it.", RATIOS
@@ -108,7 +120,7 @@ class Metrics:
         self.door = gauge("door_info", "1 for the door that serves gRPC.", ("door",))
         self.unresolved = _outcomes(self.requests, "", "")
 
-        self._of_version = [
+        self._of_version: list[Removable] = [
             *(self.requests, self.rows, self.padding_rows, self.terminated, self.batch_rows),
             *(self.batch_requests, self.request_seconds, self.queue_seconds, self.run_seconds),
             *(self.run_ratio, self.predicted_seconds, self.batch_limit, self.inline),
@@ -160,14 +172,16 @@ class ModelMetrics:
         self._labels = (name, version)
         self.tally = tally
         self.outcomes = _outcomes(metrics.requests, name, version)
-        self.request_seconds = metrics.request_seconds.labels(*self._labels)
+        self._request_seconds = metrics.request_seconds.series(
+            *self._labels, self.outcomes["ok"].inc
+        )
         self.terminated = metrics.terminated.labels(*self._labels)
         self.inline = metrics.inline.labels(*self._labels)
         self._rows = metrics.rows.labels(*self._labels)
         self._padding_rows = metrics.padding_rows.labels(*self._labels)
         self._batch_rows = metrics.batch_rows.labels(*self._labels)
         self._batch_requests = metrics.batch_requests.labels(*self._labels)
-        self._queue_seconds = metrics.queue_seconds.labels(*self._labels)
+        self._queue_seconds = metrics.queue_seconds.series(*self._labels)
         self._run_seconds = metrics.run_seconds.labels(*self._labels)
         self._run_ratio = metrics.run_ratio.labels(*self._labels)
 
@@ -204,26 +218,25 @@ class ModelMetrics:
 
     def waited(self, waits: Sequence[float]) -> None:
         """How long each request of a batch had waited when it was cut."""
-        for wait in waits:
-            self._queue_seconds.observe(wait)
+        self._queue_seconds.observe_all(waits)
 
     @property
     def answered(self) -> tuple[int, float]:
         """Requests that were ok, and their seconds altogether."""
-        return _total(self.request_seconds)
+        return self._request_seconds.total
 
     @property
     def queued(self) -> tuple[int, float]:
         """Requests that have left the queue, and the seconds that they had spent in it."""
-        return _total(self._queue_seconds)
+        return self._queue_seconds.total
 
     def ended(self, outcome: str, seconds: float) -> None:
         """One request, from its bytes to its answer's or its error."""
-        if outcome == "ok":
-            self.request_seconds.observe(seconds)
+        if outcome == "ok":  # counted as it is sorted
+            self._request_seconds.observe(seconds)
         else:
             self.tally.failed(seconds)
-        self.outcomes[outcome].inc()
+            self.outcomes[outcome].inc()
 
     def ran(
         self,
@@ -245,12 +258,6 @@ class ModelMetrics:
             self._padding_rows.inc(padding)
         if predicted:
             self._run_ratio.observe(joined_and_run / predicted)
-
-
-def _total(histogram: Histogram) -> tuple[int, float]:
-    """How often it was observed, and the sum of what was."""
-    values = {s.name.rpartition("_")[2]: s.value for m in histogram.collect() for s in m.samples}
-    return round(values["count"]), values["sum"]
 
 
 def _seconds_of(curve: WatchedCurve, rung: int) -> float:

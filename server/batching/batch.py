@@ -1,6 +1,7 @@
 """Many requests' arrays as one run's, and one run's as many requests'."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any, overload
 
 import numpy as np
 
@@ -11,6 +12,41 @@ class BatchError(Exception):
     """A model returned other rows than it was given."""
 
 
+class Ran:
+    """The outputs of one run. Whoever writes answers keeps in `memo` what all of them need."""
+
+    __slots__ = ("memo", "outputs")
+
+    def __init__(self, outputs: Outputs) -> None:
+        self.outputs = outputs
+        self.memo: dict[Hashable, Any] = {}
+
+
+class Part(Sequence[Array]):
+    """One request's rows of a run's outputs, cut out when they are asked for."""
+
+    __slots__ = ("batch", "rows", "start", "stop")
+
+    def __init__(self, batch: Ran, start: int, rows: int) -> None:
+        self.batch = batch
+        self.start = start
+        self.rows = rows
+        self.stop = start + rows
+
+    def __len__(self) -> int:
+        return len(self.batch.outputs)
+
+    @overload
+    def __getitem__(self, index: int) -> Array: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Array]: ...
+    def __getitem__(self, index: int | slice) -> Array | list[Array]:
+        if isinstance(index, slice):
+            return [output[self.start : self.stop] for output in self.batch.outputs[index]]
+        output: Array = self.batch.outputs[index][self.start : self.stop]
+        return output
+
+
 def join(requests: Sequence[Request], rows: int = 0) -> Inputs:
     """The inputs of requests of one group, one below the other along axis 0.
 
@@ -19,7 +55,8 @@ def join(requests: Sequence[Request], rows: int = 0) -> Inputs:
     first = requests[0].inputs
     padding = rows - sum([request.rows for request in requests])
     if len(requests) == 1 and padding <= 0:
-        return first
+        # A view on a message starts where the message has it; a runtime may want better.
+        return {name: one if one.flags.aligned else one.copy() for name, one in first.items()}
     joined: dict[str, Array] = {}
     for name in first:
         parts = [request.inputs[name] for request in requests]
@@ -43,12 +80,10 @@ def split(outputs: Outputs, requests: Sequence[Request], rows: int = 0) -> list[
             raise BatchError(
                 f"output {index} has shape {list(output.shape)} for a batch of {expected} rows"
             )
-    if len(requests) == 1 and expected == own:
-        return [outputs]
+    ran = Ran(outputs)
     parts: list[Outputs] = []
     start = 0
     for request in requests:
-        stop = start + request.rows
-        parts.append([output[start:stop] for output in outputs])
-        start = stop
+        parts.append(Part(ran, start, request.rows))
+        start += request.rows
     return parts

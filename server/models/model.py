@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 from neurona_protos.prediction_pb2 import State, Task
 from neurona_server.batching.batcher import Batcher
@@ -49,6 +50,9 @@ class Model:
         if self.settings.ignored:
             ignored = ", ".join(self.settings.ignored)
             log.info("%s: of its config.pbtxt, these have no effect here: %s", found, ignored)
+        self.notes: dict[Hashable, Any] = {}
+        """What others have worked out for this model, and that goes with it."""
+
         self.shadow: Shadow | None = None
         """Gets a copy of what this one answers."""
 

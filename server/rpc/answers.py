@@ -1,6 +1,12 @@
-"""From a model's output rows to the bytes of an answer."""
+"""From a model's output rows to the bytes of an answer.
+
+What all requests of a batch need is worked out once, for the whole batch, and written by row:
+a PredictResponse is put together from bytes that are known beforehand and those of its numbers.
+It is at the same time, field for field, a ClassifyResponse or a RegressResponse.
+"""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,32 +17,103 @@ from neurona_protos.prediction_pb2 import (
     Regression,
     RegressionRow,
     Task,
-    ValueDescription,
 )
-from neurona_protos.tensors import Array, to_tensor
+from neurona_protos.tensors import Array
+from neurona_server.batching.batch import Part
 from neurona_server.batching.request import Outputs
 from neurona_server.models.model import Model
+from neurona_server.rpc.encoding import prefix, within
+from neurona_server.rpc.tensor_bytes import tensor_bytes
+
+_CLASSIFICATION = PredictResponse.CLASSIFICATION_FIELD_NUMBER
+_REGRESSION = PredictResponse.REGRESSION_FIELD_NUMBER
+_OUTPUTS = PredictResponse.OUTPUTS_FIELD_NUMBER
+_CLASS_ROWS = Classification.ROWS_FIELD_NUMBER
+_VALUE_ROWS = Regression.ROWS_FIELD_NUMBER
+_PROBABILITIES = ClassificationRow.PROBABILITIES_FIELD_NUMBER
+_VALUES = RegressionRow.VALUES_FIELD_NUMBER
 
 
-def answer(model: Model, outputs: Outputs, top_k: int, *, raw_outputs: bool) -> PredictResponse:
-    """One request's answer. A PredictResponse is at the same time, field for field, a
-    ClassifyResponse or a RegressResponse."""
-    response = PredictResponse(model=model.name, version=model.version)
-    task = model.metadata.task
-    if task == Task.TASK_CLASSIFICATION:
-        probabilities = outputs[model.answer]
-        if model.softmax:
-            probabilities = softmax(probabilities)
-        response.classification.CopyFrom(classify(probabilities, model.metadata.labels, top_k))
-    elif task == Task.TASK_REGRESSION:
-        response.regression.CopyFrom(regress(outputs[model.answer], model.metadata.values))
-    if raw_outputs or task == Task.TASK_TENSORS:
-        specs = model.signature.outputs
-        response.outputs.extend(
-            to_tensor(spec.name, np.asarray(array), spec.dtype)
-            for spec, array in zip(specs, outputs, strict=True)
-        )
-    return response
+class Best(NamedTuple):
+    """The best class of each row of a batch."""
+
+    classes: list[int]
+    probabilities: bytes
+    """Little-endian float32, one after the other."""
+
+
+class Writer:
+    """Writes the answers of one model."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._classifies = model.metadata.task == Task.TASK_CLASSIFICATION
+        self._regresses = model.metadata.task == Task.TASK_REGRESSION
+        self._labels = list(model.metadata.labels)
+        self._specs = model.signature.outputs
+        self._head = PredictResponse(model=model.name, version=model.version).SerializeToString()
+        self._single: dict[int, bytes] = {}  # by class, all of an answer but its probability
+        described = Regression(values=model.metadata.values).SerializeToString()
+        self._described = described
+
+    def write(self, outputs: Outputs, top_k: int, *, raw_outputs: bool) -> bytes:
+        """`top_k` classes of a classification, at least 1; more than there are is all of them."""
+        part = outputs if isinstance(outputs, Part) else None
+        pieces: list[bytes | memoryview] = [self._head]
+        if self._classifies:
+            if top_k == 1 and part is not None and part.rows == 1 and not raw_outputs:
+                best = self._best(part)
+                row = part.start
+                chosen = best.classes[row]
+                head = self._single.get(chosen) or self._learn_single(chosen)
+                return head + best.probabilities[4 * row : 4 * row + 4]
+            rows = self._rows(outputs, part, ("classes", top_k))
+            pieces += [within(_CLASSIFICATION, b"".join(rows))]
+        elif self._regresses:
+            rows = self._rows(outputs, part, ("values", 0))
+            pieces += [within(_REGRESSION, self._described + b"".join(rows))]
+        if raw_outputs or not (self._classifies or self._regresses):
+            for spec, array in zip(self._specs, outputs, strict=True):
+                pieces += tensor_bytes(_OUTPUTS, spec.name, spec.dtype, np.asarray(array))
+        return b"".join(pieces)
+
+    def _rows(self, outputs: Outputs, part: Part | None, key: tuple[str, int]) -> list[bytes]:
+        """The bytes of each row; those of a whole batch are written when its first request asks."""
+        if part is None:
+            return self._write_rows(outputs[self._model.answer], key)
+        memo = part.batch.memo
+        rows: list[bytes] | None = memo.get(key)
+        if rows is None:
+            rows = self._write_rows(part.batch.outputs[self._model.answer], key)
+            memo[key] = rows
+        return rows[part.start : part.stop]
+
+    def _write_rows(self, answer: Array, key: tuple[str, int]) -> list[bytes]:
+        if key[0] == "values":
+            return value_rows(answer)
+        return class_rows(self._probabilities(answer), self._labels, key[1])
+
+    def _probabilities(self, answer: Array) -> Array:
+        return softmax(answer) if self._model.softmax else answer
+
+    def _best(self, part: Part) -> Best:
+        memo = part.batch.memo
+        best: Best | None = memo.get("best")
+        if best is None:
+            probabilities = self._probabilities(part.batch.outputs[self._model.answer])
+            classes = _ranked(probabilities).argmax(axis=1)
+            chosen = probabilities[np.arange(len(classes)), classes]
+            best = Best(classes.tolist(), chosen.astype("<f4").tobytes())
+            memo["best"] = best
+        return best
+
+    def _learn_single(self, chosen: int) -> bytes:
+        row = _class_row([chosen], self._labels) + prefix(_PROBABILITIES, 4)
+        length = len(row) + 4
+        inner = prefix(_CLASS_ROWS, length)
+        outer = prefix(_CLASSIFICATION, len(inner) + length)
+        self._single[chosen] = known = self._head + outer + inner + row
+        return known
 
 
 def softmax(logits: Array) -> Array:
@@ -50,34 +127,46 @@ def softmax(logits: Array) -> Array:
         return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
-def classify(probabilities: Array, labels: Sequence[str], top_k: int) -> Classification:
-    """The `top_k` best classes of each row of (rows, classes); of equals, the first comes first,
-    and what is not a number comes last.
+def class_rows(probabilities: Array, labels: Sequence[str], top_k: int) -> list[bytes]:
+    """The `top_k` best classes of each row of (rows, classes), as `Classification.rows`; of
+    equals, the first comes first, and what is not a number comes last.
 
-    More classes than there are is all of them. A class without a label is called by its index.
+    A class without a label is called by its index.
     """
-    ranked = probabilities
-    if np.isnan(probabilities).any():
-        ranked = np.where(np.isnan(probabilities), -np.inf, probabilities)
+    ranked = _ranked(probabilities)
     if top_k == 1:
-        indices = ranked.argmax(axis=1)[:, np.newaxis]
+        classes = ranked.argmax(axis=1)[:, np.newaxis]
     else:
-        indices = np.argsort(-ranked, axis=1, kind="stable")[:, :top_k]
-    best = np.take_along_axis(probabilities, indices, axis=1)
-    return Classification(
-        rows=[
-            ClassificationRow(
-                labels=[labels[i] if i < len(labels) else str(i) for i in row],
-                indices=row,
-                probabilities=row_probabilities,
-            )
-            for row, row_probabilities in zip(indices.tolist(), best.tolist(), strict=True)
-        ]
-    )
+        classes = np.argsort(-ranked, axis=1, kind="stable")[:, :top_k]
+    chosen = np.take_along_axis(probabilities, classes, axis=1).astype("<f4")
+    size = 4 * classes.shape[1]
+    data = chosen.tobytes()
+    tail = prefix(_PROBABILITIES, size)
+    return [
+        within(_CLASS_ROWS, _class_row(row, labels) + tail + data[size * n : size * (n + 1)])
+        for n, row in enumerate(classes.tolist())
+    ]
 
 
-def regress(values: Array, described: Sequence[ValueDescription]) -> Regression:
-    """The values of each row of (rows, values) or (rows,)."""
+def value_rows(values: Array) -> list[bytes]:
+    """The values of each row of (rows, values) or (rows,), as `Regression.rows`."""
     if values.ndim == 1:
         values = values[:, np.newaxis]
-    return Regression(values=described, rows=[RegressionRow(values=row) for row in values.tolist()])
+    count, width = values.shape
+    size = 8 * width
+    data = values.astype("<f8").tobytes()
+    inner = prefix(_VALUES, size) if width else b""
+    head = prefix(_VALUE_ROWS, len(inner) + size) + inner
+    return [head + data[size * n : size * (n + 1)] for n in range(count)]
+
+
+def _ranked(probabilities: Array) -> Array:
+    if np.isnan(probabilities).any():
+        return np.where(np.isnan(probabilities), -np.inf, probabilities)
+    return probabilities
+
+
+def _class_row(classes: Sequence[int], labels: Sequence[str]) -> bytes:
+    """A ClassificationRow without its probabilities."""
+    names = [labels[i] if i < len(labels) else str(i) for i in classes]
+    return ClassificationRow(labels=names, indices=classes).SerializeToString()

@@ -3,29 +3,24 @@
 import itertools
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 
 from google.protobuf.message import DecodeError
 
+from neurona_protos.frames_pb2 import PredictStreamRequest as Frames
 from neurona_protos.prediction_pb2 import (
     Error,
-    PredictRequest,
-    PredictResponse,
-    PredictStreamRequest,
     PredictStreamResponse,
     StreamedResponse,
 )
-from neurona_server.batching.request import Request
 from neurona_server.errors import (
-    CancelledError,
     InvalidError,
-    ModelFailedError,
-    NeuronaError,
     too_large,
 )
 from neurona_server.rpc.call import StreamCall
+from neurona_server.rpc.encoding import prefix, varint
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.status import status_of
+from neurona_server.rpc.submission import Receiver
 
 MAX_OUTSTANDING = 4096
 """Requests of one stream that are unanswered, or whose answers wait for the reader."""
@@ -36,12 +31,41 @@ MAX_MESSAGE_BYTES = 1 << 20
 ENVELOPE = 6
 """Bytes at the most that say, in front of an answer in a message, what comes and how long."""
 
+_RESPONSES = PredictStreamResponse.RESPONSES_FIELD_NUMBER
+_RESPONSE = StreamedResponse.RESPONSE_FIELD_NUMBER
+_ID = varint(StreamedResponse.ID_FIELD_NUMBER << 3)
 _REQUESTS, _REQUEST = 1, 2  # fields of PredictStreamRequest and StreamedRequest
 
-Deliver = Callable[[PredictResponse | None, NeuronaError | None], None]
-Track = Callable[[Request], None]
-Defer = Callable[[Callable[[], None]], None]
-Begin = Callable[[PredictRequest, float, Deliver, Track, Defer], None]
+Begin = Callable[[bytes, Receiver], None]
+
+
+class _Place:
+    """Of one request in the stream: who gets its answer."""
+
+    __slots__ = ("_cancel", "_id", "_serial", "_stream", "deadline", "defer")
+
+    def __init__(self, stream: "PredictionStream", serial: int, request_id: int) -> None:
+        self.deadline = stream.call.deadline
+        self.defer = stream.call.defer
+        self._stream = stream
+        self._serial = serial
+        self._id = request_id
+        self._cancel: Callable[[], None] | None = None
+
+    def reply(self, response: bytes) -> None:
+        head = (_ID + varint(self._id)) if self._id else b""
+        answered = head + prefix(_RESPONSE, len(response)) + response
+        self._stream.answered(self._serial, self._id, answered)
+
+    def fail(self, error: Exception) -> None:
+        self._stream.answered(self._serial, self._id, _failed(self._id, error))
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        self._cancel = callback
+
+    def cancel(self) -> None:
+        if self._cancel is not None:
+            self._cancel()
 
 
 class PredictionStream:
@@ -50,16 +74,16 @@ class PredictionStream:
     def __init__(self, begin: Begin, call: StreamCall, limits: Limits) -> None:
         self._limits = limits
         self._begin = begin
-        self._call = call
+        self.call = call
         self._serials = itertools.count()
-        self._unanswered: dict[int, Request | None] = {}
-        self._ready: deque[StreamedResponse] = deque()
+        self._unanswered: dict[int, _Place] = {}
+        self._ready: deque[tuple[int, bytes]] = deque()  # ids, and what they are answered with
         self._half_closed = False
 
     def receive(self, message: bytes) -> None:
         self._limits.check_wire(message, _REQUESTS, _REQUEST)
         try:
-            requests = PredictStreamRequest.FromString(message).requests
+            requests = Frames.FromString(message).requests
         except DecodeError:
             raise InvalidError("the bytes are not a neurona.v1.PredictStreamRequest") from None
         if len(requests) > MAX_OUTSTANDING:
@@ -68,32 +92,26 @@ class PredictionStream:
             )
         for streamed in requests:
             serial = next(self._serials)
-            self._unanswered[serial] = None
-            self._begin(
-                streamed.request,
-                self._call.deadline,
-                partial(self._deliver, serial, streamed.id),
-                partial(self._unanswered.__setitem__, serial),
-                self._call.defer,
-            )
+            place = self._unanswered[serial] = _Place(self, serial, streamed.id)
+            self._begin(streamed.request, place)
 
     def half_close(self) -> None:
         self._half_closed = True
 
     def take(self) -> bytes | None:
-        message = PredictStreamResponse()
+        pieces: list[bytes] = []
         size, most = 0, self._limits.max_message_bytes
         while self._ready and size < MAX_MESSAGE_BYTES:
-            answered = self._ready.popleft()
-            own = answered.ByteSize() + ENVELOPE
+            request_id, answered = self._ready.popleft()
+            own = len(answered) + ENVELOPE
             if own > most:
-                answered = _failed(answered.id, too_large(own, most))
+                answered = _failed(request_id, too_large(own, most))
             elif size + own > most:
-                self._ready.appendleft(answered)
+                self._ready.appendleft((request_id, answered))
                 break
             size += own
-            message.responses.append(answered)
-        return message.SerializeToString() if size else None
+            pieces += (prefix(_RESPONSES, len(answered)), answered)
+        return b"".join(pieces) if pieces else None
 
     @property
     def congested(self) -> bool:
@@ -107,30 +125,19 @@ class PredictionStream:
         self._half_closed = True
 
     def cancel(self) -> None:
-        for request in list(self._unanswered.values()):
-            if request is not None:
-                request.cancel(CancelledError("the caller ended the stream"))
+        for place in list(self._unanswered.values()):
+            place.cancel()
 
-    def _deliver(
-        self,
-        serial: int,
-        request_id: int,
-        response: PredictResponse | None,
-        error: NeuronaError | None,
-    ) -> None:
-        if response is not None:
-            answered = StreamedResponse(id=request_id, response=response)
-        else:
-            answered = _failed(request_id, error or ModelFailedError())
+    def answered(self, serial: int, request_id: int, answer: bytes) -> None:
         # In this order, so that the stream never looks finished with an answer on its way.
-        self._ready.append(answered)
+        self._ready.append((request_id, answer))
         del self._unanswered[serial]
-        self._call.wake()
+        self.call.wake()
 
 
-def _failed(request_id: int, error: NeuronaError) -> StreamedResponse:
+def _failed(request_id: int, error: Exception) -> bytes:
     status = status_of(error)
-    return StreamedResponse(
+    failed = StreamedResponse(
         id=request_id,
         error=Error(
             code=status.number,
@@ -138,3 +145,4 @@ def _failed(request_id: int, error: NeuronaError) -> StreamedResponse:
             retry_after_ms=status.retry_after_ms,
         ),
     )
+    return failed.SerializeToString()

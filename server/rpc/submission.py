@@ -5,8 +5,9 @@ A protocol says which model is asked for, how its message reads and how its answ
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from typing import NamedTuple, Protocol
 
 from neurona_protos.tensors import TensorError
 from neurona_server.batching.policy import Priority
@@ -30,18 +31,35 @@ CLOCKS_APART = 0.05
 """Seconds by which a caller may have seen a deadline pass before we do: ours began to count
 when the request had reached us."""
 
-Response = TypeVar("Response")
-Track = Callable[[Request], None]
 Defer = Callable[[Callable[[], None]], None]
 
 
-class Asked(NamedTuple, Generic[Response]):
+class Receiver(Protocol):
+    """Who asked: a call, or one place in a stream. Exactly one of `reply` and `fail` is called,
+    from any thread."""
+
+    @property
+    def deadline(self) -> float: ...
+
+    @property
+    def defer(self) -> Defer:
+        """As that of a `Call`."""
+
+    def reply(self, response: bytes) -> None: ...
+
+    def fail(self, error: Exception) -> None: ...
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Has `callback` called when nobody waits for the answer any more."""
+
+
+class Asked(NamedTuple):
     """What a message asks of a model. `decode` is called once the described inputs are found
     to fit; `answer` writes what the caller gets. Neither may hold the message for longer."""
 
     described: Mapping[str, Described]
     decode: Callable[[], Inputs]
-    answer: Callable[[Outputs], Response]
+    answer: Callable[[Outputs], bytes]
     deadline: float
     priority: Priority
     nbytes: int
@@ -49,21 +67,53 @@ class Asked(NamedTuple, Generic[Response]):
     limits: Limits = Limits()
 
 
+class Submission(Request):
+    """A request that knows its model, its caller and how its answer is written."""
+
+    __slots__ = ("answer", "model", "receiver", "started")
+
+    def __init__(
+        self,
+        model: Model,
+        receiver: Receiver,
+        answer: Callable[[Outputs], bytes],
+        started: float,
+        inputs: Inputs,
+        rows: int,
+        group: Hashable,
+        deadline: float,
+        priority: Priority,
+        nbytes: int,
+    ) -> None:
+        super().__init__(inputs, rows, group, _finish, deadline, priority, nbytes)
+        self.model = model
+        self.receiver = receiver
+        self.answer = answer
+        self.started = started
+
+
+class Sent(NamedTuple):
+    """What was found out about a request that is good."""
+
+    model: Model
+    rows: int
+    group: Hashable
+    answer: Callable[[Outputs], bytes]
+    priority: Priority
+
+
 def submit(
     metrics: Metrics,
     resolve: Callable[[], Model],
-    read: Callable[[Model], Asked[Response]],
-    deliver: Callable[[Response | None, NeuronaError | None], None],
-    track: Track,
-    defer: Defer,
+    read: Callable[[Model], Asked],
+    receiver: Receiver,
     swaps: int = 3,
-) -> None:
-    """Sends a request on its way; `deliver` gets its answer or its error, exactly once.
+) -> Sent | None:
+    """Sends a request on its way; the receiver gets its answer or its error, exactly once.
 
-    `track` gets the request before it is submitted, so that it can be cancelled; `defer` is the
-    call's. A model that another version replaces between its resolving and the submission is
-    resolved anew, `swaps` times at the most. What `resolve`, `read`, `decode` and `answer` raise
-    of NeuronaErrors is delivered.
+    A model that another version replaces between its resolving and the submission is resolved
+    anew, `swaps` times at the most. What `resolve`, `read`, `decode` and `answer` raise of
+    NeuronaErrors is what the receiver gets. None if the request was not found good.
     """
     started = time.monotonic()
     model = None
@@ -79,38 +129,72 @@ def submit(
             metrics.unresolved[error.outcome].inc()
         else:
             model.metrics.ended(error.outcome, time.monotonic() - started)
-        deliver(None, error)
-        return
-
-    chosen, answer = model, asked.answer  # not `asked`, which holds the message
-
-    def done(request: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
-        response = None
-        if outputs is not None:
-            try:
-                response = answer(outputs)
-            except NeuronaError as raised:
-                error = raised
-            except Exception:
-                # Whatever is wrong with one answer, its caller hears of it.
-                log.exception("%s: an answer cannot be written", chosen)
-                error = ModelFailedError()
-        outcome = "ok" if error is None else error.outcome
-        chosen.metrics.ended(outcome, time.monotonic() - started)
-        deliver(response, error)
-        if outputs is not None and (shadow := chosen.shadow) is not None:
-            shadow.send(request, outputs)
-
+        receiver.fail(error)
+        return None
     group = model.signature.group(asked.described)
-    request = Request(inputs, rows, group, done, asked.deadline, asked.priority, asked.nbytes)
-    track(request)
+    submission = Submission(
+        model,
+        receiver,
+        asked.answer,
+        started,
+        inputs,
+        rows,
+        group,
+        asked.deadline,
+        asked.priority,
+        asked.nbytes,
+    )
+
+    def again() -> None:
+        submit(metrics, resolve, read, receiver, swaps - 1)
+
+    send(submission, resolve if swaps else None, again)
+    return Sent(model, rows, group, asked.answer, asked.priority)
+
+
+def send(
+    submission: Submission, resolve: Callable[[], Model] | None, again: Callable[[], object]
+) -> None:
+    """Has its model take it. Where another version has replaced that one, which `resolve` tells,
+    it is withdrawn, and `again` sends another in its place."""
+    receiver, model = submission.receiver, submission.model
+    receiver.on_cancel(partial(cancel, submission))
     try:
-        model.submit(request, defer)
+        model.submit(submission, receiver.defer)
     except NeuronaError as error:
-        if not (isinstance(error, StoppingError) and swaps and _is_replaced(resolve, model)):
-            request.fail(error)
-        elif request.withdraw():
-            submit(metrics, resolve, read, deliver, track, defer, swaps - 1)
+        replaced = (
+            isinstance(error, StoppingError)
+            and resolve is not None
+            and _is_replaced(resolve, model)
+        )
+        if not replaced:
+            submission.fail(error)
+        elif submission.withdraw():
+            again()
+
+
+def _finish(request: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
+    assert isinstance(request, Submission)  # noqa: S101  for the type checker
+    model = request.model
+    response = None
+    if outputs is not None:
+        try:
+            response = request.answer(outputs)
+        except NeuronaError as raised:
+            error = raised
+        except Exception:
+            # Whatever is wrong with one answer, its caller hears of it.
+            log.exception("%s: an answer cannot be written", model)
+            error = ModelFailedError()
+    model.metrics.ended(
+        "ok" if error is None else error.outcome, time.monotonic() - request.started
+    )
+    if response is None:
+        request.receiver.fail(error or ModelFailedError())
+    else:
+        request.receiver.reply(response)
+    if outputs is not None and (shadow := model.shadow) is not None:
+        shadow.send(request, outputs)
 
 
 def _is_replaced(resolve: Callable[[], Model], model: Model) -> bool:

@@ -4,6 +4,8 @@ Parsed, a message of two bytes takes seventy and an axis of one byte takes eight
 message of nothing but those would take gigabytes. So large ones are first counted through.
 """
 
+from collections.abc import Iterator
+
 from neurona_server.errors import InvalidError
 
 LARGE = 4 << 20
@@ -47,6 +49,34 @@ def check_fields(message: bytes, *path: int, longest: tuple[int, int]) -> None:
                 raise InvalidError(
                     f"field {number} has {length} bytes; expected at most {longest[1]}"
                 )
+            position += length
+        elif wire == _VARINT:
+            _, position = _varint(message, position)
+        elif wire in (_FIXED64, _FIXED32):
+            position += 8 if wire == _FIXED64 else 4
+        else:
+            return
+
+
+def find_fields(message: bytes, path: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Where the content of each field stands that `path` leads to, through messages in messages;
+    in order. What is no protobuf has none from there on."""
+    yield from _find(message, path, 0, len(message))
+
+
+def _find(
+    message: bytes, path: tuple[int, ...], position: int, end: int
+) -> Iterator[tuple[int, int]]:
+    while position < end:
+        tag, position = _varint(message, position)
+        number, wire = tag >> 3, tag & 7
+        if wire == _BYTES:
+            length, position = _varint(message, position)
+            if number == path[0]:
+                if len(path) == 1:
+                    yield position, position + length
+                else:
+                    yield from _find(message, path[1:], position, min(end, position + length))
             position += length
         elif wire == _VARINT:
             _, position = _varint(message, position)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from puppets import Asked, Puppet, PuppetBatcher
 
+from neurona_server.batching.batch import join
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.request import Request
 from neurona_server.batching.share import DeviceShare
@@ -365,3 +366,12 @@ def test_an_expired_request_does_not_run_again_in_a_half(batcher):
 def test_every_error_has_an_outcome_that_metrics_know():
     for error in NeuronaError.__subclasses__():
         assert error.outcome in OUTCOMES
+
+
+def test_a_request_that_runs_alone_lies_in_memory_as_its_dtype_wants():
+    message = b"x" + np.arange(4, dtype=np.float32).tobytes()
+    view = np.frombuffer(message, np.float32, 4, 1)
+    assert not view.flags.aligned
+    (array,) = join([Request({"x": view}, 4, (), print)]).values()
+    assert array.flags.aligned
+    assert array.tolist() == [0, 1, 2, 3]

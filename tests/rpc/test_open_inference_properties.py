@@ -13,8 +13,8 @@ from triton_requests import DTYPES, arrays, raw
 from neurona_protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
 from neurona_protos.prediction_pb2 import DataType
 from neurona_server.errors import NeuronaError
+from neurona_server.rpc.encoding import prefix
 from neurona_server.rpc.open_inference.classes import best_classes
-from neurona_server.rpc.open_inference.outputs import prefix
 from neurona_server.rpc.rights import EVERYTHING
 
 PATH = "/inference.GRPCInferenceService/ModelInfer"

@@ -15,6 +15,8 @@ ROWS = np.ones((1, 4), np.float32)
 class Caller:
     """Asks the models that the test lists, one after the other; notes what it is told."""
 
+    deadline = math.inf
+
     def __init__(self, server, *models, answer=lambda outputs: outputs[0].tolist()):
         self.told = []
         self.requests = []
@@ -25,18 +27,28 @@ class Caller:
             server.metrics,
             lambda: self._models.pop(0) if len(self._models) > 1 else self._models[0],
             self._read,
-            self._deliver,
-            self.requests.append,
-            lambda callback: callback(),
+            self,
         )
+
+    def defer(self, callback):
+        callback()
+
+    def on_cancel(self, callback):
+        self.requests.append(callback.args[0])
 
     def _read(self, model):
         self.read = model
         described = {"x": (DataType.DATA_TYPE_FLOAT, ROWS.shape)}
         return Asked(described, lambda: {"x": ROWS}, self._answer, math.inf, Priority.NORMAL, 0)
 
-    def _deliver(self, response, error):
-        self.told.append((response, error))
+    def reply(self, response):
+        self._end((response, None))
+
+    def fail(self, error):
+        self._end((None, error))
+
+    def _end(self, outcome):
+        self.told.append(outcome)
         self.ended.set()
 
 

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from functools import partial
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest
-from neurona_server.batching.request import Request
-from neurona_server.errors import InvalidError, ModelFailedError, NeuronaError
+from neurona_server.errors import InvalidError, NeuronaError
 from neurona_server.metrics import Metrics
 from neurona_server.models.model import Model
 from neurona_server.models.registry import Registry
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.limits import Limits
+from neurona_server.rpc.open_inference.datatypes import number_of
 from neurona_server.rpc.open_inference.immediate import parse
 from neurona_server.rpc.open_inference.inputs import describe, read_inputs, size_of
 from neurona_server.rpc.open_inference.memory import Memory
@@ -18,11 +18,13 @@ from neurona_server.rpc.open_inference.outputs import answer_with, read_outputs
 from neurona_server.rpc.open_inference.stream import InferStream
 from neurona_server.rpc.open_inference.terms import read_terms
 from neurona_server.rpc.open_inference.which import resolve
+from neurona_server.rpc.repeats import Repeats, Sample
 from neurona_server.rpc.rights import Grant, Right
 from neurona_server.rpc.seen import seen
-from neurona_server.rpc.submission import Asked, Defer, Track, cancel, submit
+from neurona_server.rpc.submission import Asked, Receiver, Sent, submit
 
-TENSORS = 5  # field of ModelInferRequest
+TENSORS = ModelInferRequest.INPUTS_FIELD_NUMBER
+_RAW = (ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER,)
 
 Deliver = Callable[[bytes | None, NeuronaError | None], None]
 
@@ -32,6 +34,7 @@ class Inference:
         self, registry: Registry, metrics: Metrics, memory: Memory, limits: Limits
     ) -> None:
         self._limits = limits
+        self._repeats = Repeats(ModelInferRequest.FromString, _RAW, partial(resolve, registry))
         self._registry = registry
         self._metrics = metrics
         self._memory = memory
@@ -43,24 +46,39 @@ class Inference:
         }
 
     def begin(
+        self, message: bytes, receiver: Receiver, grant: Grant, *, streamed: bool = False
+    ) -> None:
+        """Sends a request on its way; the receiver gets the bytes of its ModelInferResponse or
+        its error, exactly once."""
+        again = partial(self.begin, message, receiver, grant, streamed=streamed)
+        if grant.models is None and self._repeats.send(message, receiver, again):
+            return
+        try:
+            self._limits.check_wire(message, tensors=TENSORS)
+            parsed = parse(ModelInferRequest, message)
+        except InvalidError as error:
+            self._metrics.unresolved["invalid"].inc()
+            receiver.fail(error)
+            return
+        sent = self.begin_parsed(parsed, receiver, grant, streamed=streamed)
+        if sent is not None and not _is_special(parsed):
+            which = (parsed.model_name, parsed.model_version)
+            self._repeats.learn(message, parsed, which, _samples(parsed), sent)
+
+    def begin_parsed(
         self,
         message: ModelInferRequest,
-        deadline: float,
-        deliver: Deliver,
-        track: Track,
-        defer: Defer,
-        *,
+        receiver: Receiver,
         grant: Grant,
+        *,
         streamed: bool = False,
-    ) -> None:
-        """Sends a request on its way; `deliver` gets the bytes of its ModelInferResponse or its
-        error, exactly once."""
+    ) -> Sent | None:
         registry = seen(self._registry, grant)
         which = partial(resolve, registry, message.model_name, message.model_version)
 
-        def read(model: Model) -> Asked[bytes]:
+        def read(model: Model) -> Asked:
             self._limits.check(message)
-            terms = read_terms(message, deadline)
+            terms = read_terms(message, receiver.deadline)
             wanted = read_outputs(message, model, self._memory)
             described = describe(message, model.signature)
             most_bytes = model.batcher.policy.max_queue_bytes
@@ -74,28 +92,29 @@ class Inference:
                 self._limits,
             )
 
-        submit(self._metrics, which, read, deliver, track, defer)
+        return submit(self._metrics, which, read, receiver)
 
     def _stream(self, call: StreamCall) -> InferStream:
-        begin = partial(self.begin, streamed=True, grant=call.grant)
+        begin = partial(self.begin_parsed, streamed=True, grant=call.grant)
         return InferStream(begin, call, partial(self._limits.check_wire, tensors=TENSORS))
 
     def _infer(self, call: Call) -> None:
-        try:
-            self._limits.check_wire(call.request, tensors=TENSORS)
-            message = parse(ModelInferRequest, call.request)
-        except InvalidError as error:
-            self._metrics.unresolved["invalid"].inc()
-            call.fail(error)
-            return
+        self.begin(call.request, call, call.grant)
 
-        def deliver(response: bytes | None, error: NeuronaError | None) -> None:
-            if response is None:
-                call.fail(error or ModelFailedError())
-            else:
-                call.reply(response)
 
-        def track(request: Request) -> None:
-            call.on_cancel(partial(cancel, request))
+def _is_special(message: ModelInferRequest) -> bool:
+    """Whether it must be read each time: parameters may say how long it may take, or where in
+    shared memory its tensors are."""
+    return bool(
+        message.parameters
+        or len(message.raw_input_contents) != len(message.inputs)
+        or any(tensor.parameters for tensor in message.inputs)
+        or any(output.parameters for output in message.outputs)
+    )
 
-        self.begin(message, call.deadline, deliver, track, call.defer, grant=call.grant)
+
+def _samples(message: ModelInferRequest) -> list[Sample]:
+    return [
+        Sample(tensor.name, number_of(tensor.datatype, tensor.name), tuple(tensor.shape), data)
+        for tensor, data in zip(message.inputs, message.raw_input_contents, strict=True)
+    ]

@@ -12,6 +12,7 @@ from neurona_server.batching.request import Outputs
 from neurona_server.errors import InvalidError, quoted
 from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorSpec
+from neurona_server.rpc.encoding import prefix
 from neurona_server.rpc.open_inference import memory as shared
 from neurona_server.rpc.open_inference.classes import best_classes
 from neurona_server.rpc.open_inference.datatypes import NAMES
@@ -96,16 +97,6 @@ def _answer(
     if size > MOST:
         raise InvalidError(f"the answer has {size} bytes, more than the {MOST} of a message")
     return b"".join([head.SerializeToString(), *pieces])
-
-
-def prefix(field: int, length: int) -> bytes:
-    """What stands before a field of so many bytes: its tag, and its length as a varint."""
-    octets = [field << 3 | 2]
-    while length > 0x7F:
-        octets.append(length & 0x7F | 0x80)
-        length >>= 7
-    octets.append(length)
-    return bytes(octets)
 
 
 def _share(

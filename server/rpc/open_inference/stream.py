@@ -2,20 +2,19 @@
 
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 
 from neurona_protos.open_inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
     ModelStreamInferResponse,
 )
-from neurona_server.batching.request import Request
-from neurona_server.errors import ModelFailedError, NeuronaError
+from neurona_server.errors import ModelFailedError
 from neurona_server.rpc.call import StreamCall
+from neurona_server.rpc.encoding import prefix
 from neurona_server.rpc.open_inference.immediate import parse
-from neurona_server.rpc.open_inference.outputs import FINAL, prefix
+from neurona_server.rpc.open_inference.outputs import FINAL
 from neurona_server.rpc.status import status_of
-from neurona_server.rpc.submission import Defer, Track, cancel
+from neurona_server.rpc.submission import Receiver
 
 MAX_OUTSTANDING = 4096
 """Requests of one stream that are unanswered, or whose answers wait for the reader."""
@@ -25,24 +24,44 @@ REAL_STATUS = "triton_grpc_error"
 
 RESPONSE = ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"].number
 
-Deliver = Callable[[bytes | None, NeuronaError | None], None]
-Begin = Callable[[ModelInferRequest, float, Deliver, Track, Defer], None]
+Begin = Callable[[ModelInferRequest, Receiver], object]
 
 
 class _Turn:
-    """One request's place in the order of answers."""
+    """One request's place in the order of answers: who gets its answer."""
 
-    __slots__ = ("error", "message_id", "request", "response")
+    __slots__ = ("_cancel", "_wake", "deadline", "defer", "error", "message_id", "response")
 
-    def __init__(self, message_id: str) -> None:
+    def __init__(self, call: StreamCall, message_id: str) -> None:
+        self.deadline = call.deadline
+        self.defer = call.defer
         self.message_id = message_id
-        self.request: Request | None = None
         self.response: bytes | None = None
-        self.error: NeuronaError | None = None
+        self.error: Exception | None = None
+        self._wake = call.wake
+        self._cancel: Callable[[], None] | None = None
 
     @property
     def come(self) -> bool:
         return self.response is not None or self.error is not None
+
+    def reply(self, response: bytes) -> None:
+        self._cancel = None  # it holds the inputs, and the answer may wait for the reader
+        self.response = response
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        self._cancel = None
+        self.error = error
+        self._wake()
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        if not self.come:
+            self._cancel = callback
+
+    def cancel(self) -> None:
+        if (cancel := self._cancel) is not None:
+            cancel()
 
 
 class InferStream:
@@ -59,15 +78,9 @@ class InferStream:
     def receive(self, message: bytes) -> None:
         self._check(message)
         request = parse(ModelInferRequest, message)
-        turn = _Turn(request.id)
+        turn = _Turn(self._call, request.id)
         self._turns.append(turn)
-        self._begin(
-            request,
-            self._call.deadline,
-            partial(self._deliver, turn),
-            partial(setattr, turn, "request"),
-            self._call.defer,
-        )
+        self._begin(request, turn)
 
     def half_close(self) -> None:
         self._half_closed = True
@@ -101,12 +114,4 @@ class InferStream:
 
     def cancel(self) -> None:
         for turn in list(self._turns):
-            if (request := turn.request) is not None:
-                cancel(request)
-
-    def _deliver(self, turn: _Turn, response: bytes | None, error: NeuronaError | None) -> None:
-        turn.request = None  # it holds its inputs, and its answer may wait for the reader
-        turn.response = response
-        if response is None:
-            turn.error = error or ModelFailedError()
-        self._call.wake()
+            turn.cancel()

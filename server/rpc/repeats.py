@@ -1,0 +1,116 @@
+"""Requests like ones that were found good before: sent on their way without being read again."""
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from google.protobuf.message import Message
+
+from neurona_protos.prediction_pb2 import DataType
+from neurona_protos.tensors import NUMPY_DTYPES
+from neurona_server.batching.policy import Priority
+from neurona_server.batching.request import Outputs
+from neurona_server.errors import NeuronaError
+from neurona_server.models.model import Model
+from neurona_server.rpc.known import Known
+from neurona_server.rpc.submission import Receiver, Sent, Submission, send
+
+
+class Sample(NamedTuple):
+    """One input of a request that was read: its data as they came."""
+
+    name: str
+    dtype: DataType
+    shape: tuple[int, ...]
+    data: bytes
+
+
+class _Facts(NamedTuple):
+    """What holds for all requests of a shape at one model."""
+
+    inputs: Sequence[tuple[str, np.dtype[Any], tuple[int, ...]]]
+    rows: int
+    group: Hashable
+    answer: Callable[[Outputs], bytes]
+    priority: Priority
+
+
+class Repeats:
+    """Of one kind of message. `resolve` finds the model by what `learn` was told of it."""
+
+    def __init__(
+        self,
+        parse: Callable[[bytes], Message],
+        path: tuple[int, ...],
+        resolve: Callable[..., Model],
+    ) -> None:
+        self._known = Known(parse, path)
+        self._resolve = resolve
+
+    def send(
+        self,
+        message: bytes,
+        receiver: Receiver,
+        again: Callable[[], object],
+        suits: Callable[[Model], bool] | None = None,
+    ) -> bool:
+        """False if it has to be read: nothing like it is known, its model is not there, is
+        another version now, or does not suit. `again` reads it when its model leaves meanwhile.
+        """
+        shape = self._known.find(message)
+        if shape is None:
+            return False
+        started = time.monotonic()
+        try:
+            model = self._resolve(*shape.which)
+        except NeuronaError:
+            return False
+        facts: _Facts | None = model.notes.get(shape)
+        if facts is None or (suits is not None and not suits(model)):
+            return False
+        inputs = {}
+        for (name, dtype, sizes), (start, stop) in zip(facts.inputs, shape.spans, strict=True):
+            count = (stop - start) // dtype.itemsize
+            inputs[name] = np.frombuffer(message, dtype, count, start).reshape(sizes)
+        submission = Submission(
+            model,
+            receiver,
+            facts.answer,
+            started,
+            inputs,
+            facts.rows,
+            facts.group,
+            receiver.deadline,
+            facts.priority,
+            len(message),
+        )
+        send(submission, partial(self._resolve, *shape.which), again)
+        return True
+
+    def learn(
+        self,
+        message: bytes,
+        parsed: Message,
+        which: tuple[Any, ...],
+        inputs: Sequence[Sample],
+        sent: Sent,
+    ) -> None:
+        """What the next message of this shape need not be asked. Does nothing for one whose
+        arrays do not lie in it as they are in memory."""
+        dtypes = [NUMPY_DTYPES[one.dtype] for one in inputs]
+        if any(dtype.kind in "Ob" for dtype in dtypes) or not all(one.data for one in inputs):
+            return
+        shape = self._known.find(message)
+        if shape is None:
+            shape = self._known.learn(message, parsed, [one.data for one in inputs])
+            if shape is None:
+                return
+            shape.which = which
+        described = [
+            (one.name, dtype, one.shape) for one, dtype in zip(inputs, dtypes, strict=True)
+        ]
+        sent.model.notes[shape] = _Facts(
+            described, sent.rows, sent.group, sent.answer, sent.priority
+        )
