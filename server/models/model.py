@@ -152,6 +152,7 @@ class Model:
     def close(self) -> None:
         """Gives its memory back, and takes its series out of the metrics. For one that is
         drained."""
+        self.notes.clear()  # they know the model: together they would wait for the collector
         for session in self._sessions:
             session.close()
         self.metrics.release()

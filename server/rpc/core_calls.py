@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from neurona_server.errors import InvalidError, StoppingError, too_large
+from neurona_server.errors import ExpiredError, InvalidError, StoppingError, too_large
 from neurona_server.rpc.call import Stream, Streaming
 from neurona_server.rpc.rights import Grant
 from neurona_server.rpc.status import status_of
@@ -112,8 +112,11 @@ class CoreCall:
 
     def _received(self, event: Event) -> None:
         message = event.batch_operations[0].message()
-        if message is None:  # the caller is gone, or its message was too large for gRPC
-            self.fail(InvalidError("the call has no request"))
+        if message is None:  # the caller is gone, or it was too late or too large for gRPC
+            if self.deadline <= time.monotonic():
+                self.fail(ExpiredError("the deadline passed before the request was there"))
+            else:
+                self.fail(InvalidError("the call has no request"))
             return
         self.request = message
         self._door.watch(self)

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -112,7 +111,8 @@ def test_memory_comes_back_after_a_hundred_loads(serve, tmp_path):
         assert ask(server, "heavy", WIDTH) == 1
         models.Unload(UnloadModelRequest(model="heavy"), timeout=30)
         sizes.append(resident(server.process.pid))
-    early, late = statistics.median(sizes[10:20]), statistics.median(sizes[-10:])
+    # The C library keeps a model's worth of what it was given back, now and then.
+    early, late = min(sizes[10:30]), min(sizes[-20:])
     print(f"{early / 2**20:.1f} MiB, then {late / 2**20:.1f} MiB")
     assert late < 1.05 * early
     (heavy,) = [m for m in models.List(ListModelsRequest()).models if m.model == "heavy"]
