@@ -11,7 +11,7 @@ The rooms, in the order in which they import each other:
 
 The life of one Predict:
 
- 1. `rpc.aio_listener` gets the bytes and makes a `Call` (`rpc.call`).
+ 1. `rpc.core_listener` gets the bytes and makes a `Call` (`rpc.call`).
  2. `rpc.prediction` parses them, finds the model (`models.registry`) and has dtypes and shapes
     checked (`models.signature`): what is wrong is refused here, before it can share a batch.
     The bytes become numpy arrays as they are.

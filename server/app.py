@@ -1,5 +1,6 @@
 """neurona-serve: puts the server together, starts it and stops it."""
 
+import gc
 import logging
 import os
 import sys
@@ -82,6 +83,9 @@ class App:
         metrics_port, close = _serve_metrics(host, int(port), self._metrics.registry)
         self._close_metrics = close
         self._metrics.door.labels(self._listener.name).set(1)
+        # What is there by now stays: the collector need not go through it again and again.
+        gc.collect()
+        gc.freeze()
         door_port = self._listener.start(self._config.address)
         self._serving.set()
         self._update_health()

@@ -37,6 +37,9 @@ class Door(Protocol):
     def defer(self, callback: Callable[[], None]) -> None:
         """As that of a `Call`."""
 
+    def done(self, event: Event) -> None:
+        """The tag of a call's last event. In the door's thread."""
+
     def watch(self, call: "CoreCall") -> None:
         """Has the caller's going noticed, if the call is open when all that is ready is read."""
 
@@ -127,13 +130,14 @@ class CoreCall:
 
     def _closed(self, event: Event) -> None:
         if event.batch_operations[0].cancelled() and self._ends():
+            self._door.done(event)
             for callback in self._on_cancel:
                 callback()
 
     def _send(self, *operations: Any) -> None:
         if self._claims_close():
             operations += (cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),)
-        self._raw.start_server_batch(operations, ignore)
+        self._raw.start_server_batch(operations, self._door.done)
 
     def _ends(self) -> bool:
         try:

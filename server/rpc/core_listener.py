@@ -16,7 +16,13 @@ from typing import Any
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from neurona_server.errors import NeuronaError, StoppingError, UnsupportedError, quoted
+from neurona_server.errors import (
+    NeuronaError,
+    QueueFullError,
+    StoppingError,
+    UnsupportedError,
+    quoted,
+)
 from neurona_server.rpc.call import Methods, Unary
 from neurona_server.rpc.core_calls import STOPPING, CoreCall, CoreStreamCall, Event, refuse
 from neurona_server.rpc.listening import ListenerOptions, bind
@@ -32,6 +38,11 @@ ASKED = 256
 
 MOST_EVENTS = 512
 """Events after which what has gathered is run although more keeps coming."""
+
+MOST_CALLS = 100_000
+"""Unary calls under way, of all connections: what exceeds them is refused."""
+
+RETRY_AFTER = 1.0  # seconds
 
 CANCELLATION = 1.0
 """Seconds that calls have to end after they were cancelled."""
@@ -55,6 +66,7 @@ class CoreListener:
         self._thread = threading.Thread(target=self._serve, name="door", daemon=True)
         self._stopping = self._stopped = False
         self._idle = threading.Event()
+        self._calls = 0  # unary ones; the door's thread alone counts them
         # Each with the time at which it is to be drained: the oldest comes first.
         self._streams: dict[CoreStreamCall, float] = {}
         # Sets that keep their order, of what is to be done when all that is ready is read.
@@ -102,6 +114,9 @@ class CoreListener:
 
     def defer(self, callback: Callable[[], None]) -> None:
         self._deferred[callback] = None
+
+    def done(self, _: Event) -> None:
+        self._calls -= 1
 
     def watch(self, call: CoreCall) -> None:
         self._fresh.append(call)
@@ -177,6 +192,8 @@ class CoreListener:
         try:
             if self._stopping:
                 raise StoppingError(STOPPING)
+            if self._calls >= MOST_CALLS:
+                raise QueueFullError(f"{MOST_CALLS} calls are under way", RETRY_AFTER)
             if method is None:
                 raise UnsupportedError(f"there is no method {_name(event.call_details.method)}")
             access = self._options.access
@@ -185,6 +202,7 @@ class CoreListener:
             refuse(event, error)
             return
         if isinstance(method, Unary):
+            self._calls += 1
             CoreCall(self, event, grant, method.start)
             return
         try:
