@@ -8,20 +8,21 @@ import threading
 import time
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from neurona_server import assembly, sources
 from neurona_server.batching.share import DeviceShare
 from neurona_server.config import Config
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.metrics import Metrics
-from neurona_server.models.cpus import available_cpus
+from neurona_server.metrics_server import serve_metrics
 from neurona_server.models.model import Model
 from neurona_server.models.reconciler import Reconciler
 from neurona_server.models.registry import Registry
 from neurona_server.models.repository import Found, Repository
 from neurona_server.models.runtime import CPU
 from neurona_server.models.settings import VersionPolicy
+from neurona_server.processes import check_processes, supervise
 from neurona_server.rpc.doors import open_door
 from neurona_server.rpc.health import SERVING, Health
 from neurona_server.rpc.models import Models
@@ -40,7 +41,8 @@ class App:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._metrics = Metrics(CollectorRegistry())
+        self.registry = CollectorRegistry()
+        self._metrics = Metrics(self.registry)
         self._registry = Registry()
         self._metrics.watch_versions(self._registry.known)
         self._health = Health()
@@ -78,10 +80,10 @@ class App:
                 if problems
                 else f"no model in {places}: expected <name>/<version>/model.onnx there"
             )
-        host, _, port = self._config.metrics_address.rpartition(":")
-        host = host.strip("[]")
-        metrics_port, close = _serve_metrics(host, int(port), self._metrics.registry)
-        self._close_metrics = close
+        if self._config.processes == 1:  # else a supervisor has the page of all
+            address = self._config.metrics_address
+            metrics_port, self._close_metrics = serve_metrics(address, self.registry)
+            log.info("metrics on http://%s:%d/metrics", address.rpartition(":")[0], metrics_port)
         self._metrics.door.labels(self._listener.name).set(1)
         # What is there by now stays: the collector need not go through it again and again.
         gc.collect()
@@ -92,7 +94,6 @@ class App:
         if self._config.model_control == "poll":
             self._reconciler.poll(self._config.poll_ms / 1000)
         log.info("serving gRPC on %s (port %d)", self._config.address, door_port)
-        log.info("metrics on http://%s:%d/metrics", host, metrics_port)
 
     def stop(self) -> bool:
         """False when a run went on for longer than the drain may take."""
@@ -113,7 +114,7 @@ class App:
         config = self._config
         options = assembly.model_options(config)
         # Two runs at a time keep a device busy; more only if each takes fewer CPUs than there are.
-        share = DeviceShare(max(2, available_cpus() // options.runtime.threads))
+        share = DeviceShare(max(2, assembly.cpus_of_one(config) // options.runtime.threads))
 
         def load(found: Found) -> Model:
             model = Model(found, options, self._metrics, share)
@@ -156,6 +157,9 @@ def main() -> int:
         return hash_token()
     try:
         config = sources.load(sys.argv[1:], os.environ)
+        if config.processes > 1:
+            check_processes(config)
+            supervise(sys.argv[1:])
         logging.basicConfig(
             level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
@@ -167,25 +171,13 @@ def main() -> int:
         print(f"neurona-serve: {error}", file=sys.stderr)
         return 1
     log.info("%s", signals.wait().name)
-    if not app.stop():
+    return leave(app.stop())
+
+
+def leave(drained: bool) -> int:
+    """The status of a process whose App has stopped: 0."""
+    if not drained:
         # A run is still inside ONNX Runtime: unloading it under that thread would crash.
         logging.shutdown()
         os._exit(0)
     return 0
-
-
-def _serve_metrics(
-    host: str, port: int, registry: CollectorRegistry
-) -> tuple[int, Callable[[], None]]:
-    """The port, and what closes it. Raises ConfigError when it is taken."""
-    try:
-        server, thread = start_http_server(port, addr=host, registry=registry)
-    except OSError as error:
-        raise ConfigError(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
-
-    def close() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    return server.server_port, close

@@ -21,6 +21,11 @@ from neurona_server.rpc.tokens import Access
 log = logging.getLogger(__name__)
 
 
+def cpus_of_one(config: Config) -> int:
+    """Of several processes: CPUs are shared fairly among them."""
+    return max(1, available_cpus() // config.processes)
+
+
 def limits(config: Config) -> Limits:
     return Limits(config.max_request_tensors, config.max_request_rows, config.max_message_bytes)
 
@@ -47,14 +52,14 @@ def listener_options(config: Config) -> ListenerOptions:
         max_streams=config.max_streams,
         max_metadata_bytes=config.max_metadata_bytes,
         compress_answers=config.compress_answers,
-        reuse_port=config.reuse_port,
+        reuse_port=config.reuse_port or config.processes > 1,
     )
 
 
 def reconciler_options(config: Config) -> ReconcilerOptions:
     return ReconcilerOptions(
         policy=VersionPolicy.parse(config.versions),
-        threads=config.load_threads or min(4, available_cpus()),
+        threads=config.load_threads or min(4, cpus_of_one(config)),
         drain_timeout=config.drain_timeout_ms / 1000,
         explicit=config.model_control == "explicit",
     )
@@ -70,16 +75,16 @@ def model_options(config: Config) -> ModelOptions:
         latency_objective=config.latency_objective_ms / 1000 or None,
         inline=INLINE[config.inline],
     )
-    threads = config.threads or max(1, available_cpus() // config.instances)
+    threads = config.threads or max(1, cpus_of_one(config) // config.instances)
     runtime = RuntimeOptions(
         threads,
-        pool_threads=0 if config.threads else THREADS_A_CPU * available_cpus(),
+        pool_threads=0 if config.threads else THREADS_A_CPU * cpus_of_one(config),
         spinning=config.spinning,
         providers=config.providers or DEFAULT_PROVIDERS,
         gpu_expected=bool(config.providers),
         require_gpu=config.require_gpu,
         gpu_memory_bytes=config.gpu_memory_bytes,
-        cpu_memory_bytes=config.cpu_memory_bytes,
+        cpu_memory_bytes=-(-config.cpu_memory_bytes // config.processes),
         arena=config.arena,
         shrink_seconds=config.shrink_seconds,
         cache=_cache_folder(config.cache),

@@ -173,6 +173,12 @@ class Config:
     compress_answers: bool = _option(
         False, yes_or_no, "with gzip, for callers who understand it; costs CPU time"
     )
+    processes: int = _option(
+        1,
+        whole(1, 1024),
+        "that serve on one port, each with all models, for machines with more CPUs than one "
+        "Python can use; they share the CPUs. SIGHUP replaces them one after the other",
+    )
     reuse_port: bool = _option(
         False, yes_or_no, "several processes share a port (SO_REUSEPORT) and its connections"
     )

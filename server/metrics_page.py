@@ -1,0 +1,77 @@
+"""What a process has to say about itself, in a form that can be sent and added up."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+
+Labels = tuple[tuple[str, str], ...]
+"""Of a series: name and value of each, in the order of the names. A bucket's bound is none."""
+Point = tuple[str, str]
+"""Of a series: the sample's name, and a bucket's bound ("" for what is no bucket)."""
+Series = dict[Point, float]
+
+BOUND = "le"
+
+
+@dataclass
+class Family:
+    """All series of one name."""
+
+    text: str
+    kind: str
+    """counter, gauge or histogram."""
+    series: dict[Labels, Series] = field(default_factory=dict)
+
+
+Page = dict[str, Family]
+
+
+def read(registry: CollectorRegistry) -> Page:
+    """What the registry has at this moment."""
+    page: Page = {}
+    for metric in registry.collect():
+        family = page.setdefault(metric.name, Family(metric.documentation, metric.type))
+        for sample in metric.samples:
+            labels = tuple(sorted(item for item in sample.labels.items() if item[0] != BOUND))
+            point = sample.name, sample.labels.get(BOUND, "")
+            family.series.setdefault(labels, {})[point] = sample.value
+    return page
+
+
+def encode(page: Page) -> bytes:
+    """As JSON: what is not finite is written as Python's json does, and read by it."""
+    families = [
+        [
+            name,
+            family.text,
+            family.kind,
+            [[labels, [[*p, v] for p, v in s.items()]] for labels, s in family.series.items()],
+        ]
+        for name, family in page.items()
+    ]
+    return json.dumps(families).encode()
+
+
+def decode(content: bytes) -> Page:
+    """The opposite of `encode`."""
+    page: Page = {}
+    for name, text, kind, all_series in json.loads(content):
+        page[name] = family = Family(text, kind)
+        for labels, points in all_series:
+            one = family.series[tuple((key, value) for key, value in labels)] = {}
+            one |= {(sample, bound): float(value) for sample, bound, value in points}
+    return page
+
+
+def metrics(page: Page) -> Iterable[Metric]:
+    """As prometheus_client prints them."""
+    for name, family in page.items():
+        metric = Metric(name, family.text, family.kind)
+        for labels, series in family.series.items():
+            for (sample, bound), value in series.items():
+                own = dict(labels)
+                metric.add_sample(sample, own | {BOUND: bound} if bound else own, value)
+        yield metric

@@ -1,0 +1,77 @@
+"""The process that neurona-serve becomes when it is to serve with several: it puts the supervisor
+together. `python -m neurona_server.supervision [options of neurona-serve]`"""
+
+import logging
+import os
+import sys
+import threading
+
+from prometheus_client import CollectorRegistry, disable_created_metrics
+
+from neurona_server import sources
+from neurona_server.errors import ConfigError
+from neurona_server.gathered import GatheredPages
+from neurona_server.metrics_server import serve_metrics
+from neurona_server.processes import HeldPorts, check_processes
+from neurona_server.signals import StopSignals
+from neurona_server.supervisor import Happened, Supervisor
+from neurona_server.worker_process import WorkerProcess
+
+log = logging.getLogger("neurona_server.supervision")
+
+LEAVING = 10.0
+"""Seconds, beside those of the drain, that a process has to stop in."""
+
+
+def main() -> int:
+    options = sys.argv[1:]
+    logging.getLogger(sources.__name__).setLevel(logging.ERROR)  # what it warns of is said already
+    try:
+        config = sources.load(options, os.environ)
+        check_processes(config)
+        logging.basicConfig(
+            level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+        ports = HeldPorts(config.address, shared=config.reuse_port)
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        registry = CollectorRegistry()
+        pages = GatheredPages(config.processes)
+        registry.register(pages)
+        metrics_port, close_metrics = serve_metrics(config.metrics_address, registry)
+    except ConfigError as error:
+        print(f"neurona-serve: {error}", file=sys.stderr)
+        return 1
+
+    def start(number: int, happened: Happened) -> WorkerProcess:
+        def tell(kind: str, worker: WorkerProcess) -> None:
+            if kind == "gone":
+                pages.remove(worker)
+            happened(kind, worker)
+
+        arguments = [str(config.processes), ports.addresses, *options]
+        worker = WorkerProcess(number, arguments, tell, pages.replace)
+        pages.add(worker)
+        return worker
+
+    drain = (config.drain_delay_ms + config.drain_timeout_ms) / 1000 + LEAVING
+    supervisor = Supervisor(config.processes, start, pages.restarted, drain)
+    signals = StopSignals(hang_up=supervisor.reload, forced=supervisor.kill)
+    signals.serving()  # what has been accepted, its workers know
+
+    def wait() -> None:
+        log.info("%s", signals.wait().name)
+        supervisor.stop()
+
+    threading.Thread(target=wait, name="stopping", daemon=True).start()
+    log.info("serving gRPC on %s with %d processes", ports.addresses, config.processes)
+    host = config.metrics_address.rpartition(":")[0]
+    log.info("metrics on http://%s:%d/metrics", host, metrics_port)
+    status = supervisor.run()
+    close_metrics()
+    ports.close()
+    log.info("stopped")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
