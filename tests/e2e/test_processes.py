@@ -1,0 +1,295 @@
+"""neurona-serve --processes 2: two that serve, and one that keeps them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import small_models
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from neurona_protos.open_inference_pb2 import ModelStatisticsRequest
+from neurona_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from neurona_protos.prediction_pb2 import PredictRequest
+from neurona_protos.prediction_pb2_grpc import PredictionStub
+from neurona_protos.tensors import to_array, to_tensor
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ports are shared on Linux")
+
+BIN = Path(sys.executable).parent
+REQUEST = PredictRequest(model="m", inputs=[to_tensor("x", np.ones((1, 4), np.float32))])
+SLOW = PredictRequest(model="slow", inputs=[to_tensor("x", np.ones(1, np.float32))])
+TWO = ("--processes", "2")
+RETRY = {
+    "methodConfig": [
+        {
+            "name": [{"service": "neurona.v1.Prediction"}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.05s",
+                "maxBackoff": "0.5s",
+                "backoffMultiplier": 2,
+                # gRPC's own server cancels calls that arrive at the moment when it shuts down.
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+            },
+        }
+    ]
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    small_models.save_classifier(root / "m" / "1" / "model.onnx")
+    return root
+
+
+@pytest.fixture
+def wait_until():
+    """More patient than that of all tests: three processes start and load on few CPUs."""
+
+    def wait_until(condition):
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.02)
+
+    return wait_until
+
+
+@pytest.fixture
+def connect():
+    """Channels, each with a connection of its own."""
+    channels = []
+
+    def connect(address, **options):
+        arguments = {"grpc.use_local_subchannel_pool": 1, **options}
+        channels.append(grpc.insecure_channel(address, options=list(arguments.items())))
+        return channels[-1]
+
+    yield connect
+    for channel in channels:
+        channel.close()
+
+
+class Load:
+    """Calls over several connections, one after the other on each, by clients that try again."""
+
+    def __init__(self, address, connect):
+        self.answers, self.failures = 0, []
+        self._stopping, self._counting = threading.Event(), threading.Lock()
+        config = {"grpc.service_config": json.dumps(RETRY)}
+        stubs = [PredictionStub(connect(address, **config)) for _ in range(4)]
+        self._threads = [threading.Thread(target=self._call, args=[stub]) for stub in stubs]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _call(self, stub):
+        while not self._stopping.wait(0.002):  # the processes that start need CPU time too
+            try:
+                stub.Predict(REQUEST, timeout=20, wait_for_ready=True)
+            except grpc.RpcError as error:
+                self.failures.append(error)
+            with self._counting:
+                self.answers += 1
+
+
+def workers(server):
+    """The pids of the processes that a supervisor has."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # it has just ended
+            continue
+        if int(parent) == server.process.pid and state != "Z":
+            found.add(int(stat.parent.name))
+    return found
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def sample(server, series):
+    (value,) = re.findall(rf"^{re.escape(series)} (\S+)$", server.metrics(), re.MULTILINE)
+    return float(value)
+
+
+def answered(server):
+    return sample(server, 'neurona_requests_total{model="m",outcome="ok",version="1"}')
+
+
+def both_serve(server):
+    return sample(server, 'neurona_processes{state="serving"}') == 2
+
+
+def test_calls_reach_both_and_the_metrics_are_their_sums(models, serve, connect, wait_until):
+    server = serve(models, *TWO)
+    wait_until(lambda: both_serve(server))
+    channels = [connect(server.address) for _ in range(24)]
+    for channel in channels:
+        assert PredictionStub(channel).Predict(REQUEST, timeout=20).model == "m"
+        state = HealthStub(channel).Check(HealthCheckRequest(), timeout=20)
+        assert state.status == HealthCheckResponse.SERVING
+    counts = set()
+    for channel in channels:
+        statistics = GRPCInferenceServiceStub(channel).ModelStatistics(
+            ModelStatisticsRequest(name="m"), timeout=20
+        )
+        counts.add(statistics.model_stats[0].inference_count)
+    assert sum(counts) == 24 or counts == {12}  # each process says what it has answered itself
+    assert answered(server) == 24
+    assert sample(server, 'neurona_batch_rows_count{model="m",version="1"}') == 24
+    metrics = server.metrics()
+    assert {"0", "1"} == set(re.findall(r'neurona_inline\{model="m",process="(\d)"', metrics))
+    assert metrics.count("# TYPE neurona_requests_total counter") == 1
+    status, log = server.stop()
+    assert status == 0, log
+
+
+def test_one_that_is_killed_is_replaced_and_no_call_fails(models, serve, connect, wait_until):
+    server = serve(models, *TWO)
+    wait_until(lambda: both_serve(server))
+    with Load(server.address, connect) as load:
+        wait_until(lambda: load.answers > 100)
+        before, scraped = workers(server), answered(server)
+        os.kill(min(before), signal.SIGKILL)
+        wait_until(lambda: sample(server, "neurona_process_restarts_total") == 1)
+        assert answered(server) >= scraped
+        wait_until(lambda: both_serve(server))
+        since = load.answers
+        wait_until(lambda: load.answers > since + 100)
+    assert not load.failures, load.failures[0]
+    assert len(workers(server) & before) == 1
+    status, log = server.stop()
+    assert status == 0, log
+    assert "was ended by SIGKILL; it is started again" in log
+
+
+def test_hanging_up_replaces_all_and_no_call_fails(models, serve, connect, wait_until, tmp_path):
+    options = tmp_path / "neurona.toml"
+    options.write_text("max_batch_rows = 16\n")
+    server = serve(models, *TWO, "--config", str(options))
+    wait_until(lambda: both_serve(server))
+    limit = 'neurona_batch_limit_rows{model="m",process="%d",version="1"}'
+    with Load(server.address, connect) as load:
+        wait_until(lambda: load.answers > 100)
+        before, scraped = workers(server), answered(server)
+        options.write_text("max_batch_rows = 8\n")
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(workers(server) - before) == 2 == len(workers(server)))
+        wait_until(lambda: both_serve(server))
+        assert answered(server) >= scraped
+        since = load.answers
+        wait_until(lambda: load.answers > since + 100)
+        assert [sample(server, limit % n) for n in range(2)] == [8, 8]  # read anew
+    assert not load.failures, load.failures[0]
+    assert answered(server) == load.answers  # those who left have told all
+
+    replaced = workers(server)
+    options.write_text("max_batch_rows = 0\n")
+    server.process.send_signal(signal.SIGHUP)
+    log = iter(server.process.stderr.readline, "")
+    assert any("option max_batch_rows is 0: expected" in line for line in log)
+    assert any("before it served: no reload; what serves goes on" in line for line in log)
+    server.health.Check(HealthCheckRequest(), timeout=20)
+    assert replaced <= workers(server)
+    status, log = server.stop()
+    assert status == 0, log
+
+
+def test_sigterm_answers_what_is_under_way_in_both(tmp_path, serve, connect, wait_until):
+    small_models.save_slow(tmp_path / "slow" / "1" / "model.onnx")
+    server = serve(tmp_path, *TWO, "--threads", "1")
+    wait_until(lambda: both_serve(server))
+    pids = workers(server)
+    channels = [connect(server.address) for _ in range(8)]
+    watches = [HealthStub(one).Watch(HealthCheckRequest(), timeout=60) for one in channels]
+    assert {next(watch).status for watch in watches} == {HealthCheckResponse.SERVING}
+    calls = [PredictionStub(one).Predict.future(SLOW, timeout=60) for one in channels[:2]]
+    wait_until(lambda: waiting_or_running(server) >= 2)
+    server.process.send_signal(signal.SIGTERM)
+    assert {next(watch).status for watch in watches} == {HealthCheckResponse.NOT_SERVING}
+    for call in calls:
+        assert to_array(call.result().outputs[0]) == 1
+    status, log = server.end()
+    assert status == 0, log
+    assert log.rstrip().endswith("stopped")
+    assert not any(map(is_alive, pids))
+
+
+def waiting_or_running(server):
+    return sample(
+        server, 'neurona_queue_duration_seconds_count{model="slow",version="1"}'
+    ) + sample(server, 'neurona_queue_rows{model="slow",version="1"}')
+
+
+def test_a_second_signal_ends_all_at_once(models, serve, wait_until):
+    server = serve(models, *TWO, "--drain-delay-ms", "60000")
+    wait_until(lambda: both_serve(server))
+    pids = workers(server)
+    watch = server.health.Watch(HealthCheckRequest(), timeout=60)
+    assert next(watch).status == HealthCheckResponse.SERVING
+    server.process.send_signal(signal.SIGTERM)
+    assert next(watch).status == HealthCheckResponse.NOT_SERVING
+    status, log = server.stop(signal.SIGTERM)
+    assert status == 1
+    assert "second signal" in log
+    wait_until(lambda: not any(map(is_alive, pids)))
+
+
+def test_nobody_outlives_the_supervisor(models, serve, wait_until):
+    server = serve(models, *TWO)
+    wait_until(lambda: both_serve(server))
+    pids = workers(server)
+    assert len(pids) == 2
+    server.process.kill()
+    wait_until(lambda: not any(map(is_alive, pids)))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--strict", "true"), "not all models can be served, and strict is true: m: version 1: "),
+        (("--repository", "nowhere"), "nowhere"),
+        (("--address", "unix:s"), "expected HOST:PORT as address"),
+    ],
+)
+def test_what_cannot_be_is_said_once(tmp_path, flags, message):
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "1" / "model.onnx").write_bytes(b"not a model")
+    command = [BIN / "neurona-serve", "--repository", ".", *TWO, "--address", "127.0.0.1:0"]
+    done = subprocess.run(
+        [*command, "--metrics-address", "127.0.0.1:0", *flags],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("neurona-serve: ")]
+    assert len(said) == 1
+    assert message in said[0]
+    assert "Traceback" not in done.stderr
