@@ -12,6 +12,7 @@ from neurona_server import sources
 from neurona_server.errors import ConfigError
 from neurona_server.gathered import GatheredPages
 from neurona_server.metrics_server import serve_metrics
+from neurona_server.models.cpus import available_cpus
 from neurona_server.processes import HeldPorts, check_processes
 from neurona_server.signals import StopSignals
 from neurona_server.supervisor import Happened, Supervisor
@@ -53,6 +54,8 @@ def main() -> int:
         pages.add(worker)
         return worker
 
+    if config.processes > available_cpus():
+        log.warning("%d processes share %d CPUs", config.processes, available_cpus())
     drain = (config.drain_delay_ms + config.drain_timeout_ms) / 1000 + LEAVING
     supervisor = Supervisor(config.processes, start, pages.restarted, drain)
     signals = StopSignals(hang_up=supervisor.reload, forced=supervisor.kill)

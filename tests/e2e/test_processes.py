@@ -164,6 +164,10 @@ def test_calls_reach_both_and_the_metrics_are_their_sums(models, serve, connect,
     metrics = server.metrics()
     assert {"0", "1"} == set(re.findall(r'neurona_inline\{model="m",process="(\d)"', metrics))
     assert metrics.count("# TYPE neurona_requests_total counter") == 1
+    frozen = min(workers(server))
+    os.kill(frozen, signal.SIGSTOP)
+    assert answered(server) == 24  # by what it has said before
+    os.kill(frozen, signal.SIGCONT)
     status, log = server.stop()
     assert status == 0, log
 
@@ -230,6 +234,8 @@ def test_sigterm_answers_what_is_under_way_in_both(tmp_path, serve, connect, wai
     calls = [PredictionStub(one).Predict.future(SLOW, timeout=60) for one in channels[:2]]
     wait_until(lambda: waiting_or_running(server) >= 2)
     server.process.send_signal(signal.SIGTERM)
+    for pid in pids:  # as systemd does: it tells all that belong together
+        os.kill(pid, signal.SIGTERM)
     assert {next(watch).status for watch in watches} == {HealthCheckResponse.NOT_SERVING}
     for call in calls:
         assert to_array(call.result().outputs[0]) == 1
