@@ -1,7 +1,7 @@
 """What a door and a service agree on, so that either can be exchanged.
 
-A door (`core_listener`, `aio_listener`) owns connections and bytes; a service (`prediction`, `models`,
-`health`) owns what they mean. Neither waits for the other: a service is called in the
+A door (`core_listener`, `aio_listener`) owns connections and bytes; a service (`prediction`,
+`models`, `health`) owns what they mean. Neither waits for the other: a service is called in the
 door's thread and must return at once; it answers later, from any thread.
 """
 
