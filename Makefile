@@ -19,7 +19,8 @@ help:
 	@echo 'make train   train what is missing in $(MODELS)/'
 	@echo 'make train-all  train every recipe on all its data in $(MODELS)/ (hours), print the table'
 	@echo 'make test    run the tests'
-	@echo 'make bench   measure what batching is worth (needs h2load, Debian: nghttp2-client)'
+	@echo 'make bench   compare servers in bench/, then what batching is worth; 20 minutes'
+	@echo '             (needs h2load, Debian: nghttp2-client; BENCH="--against mlserver,triton")'
 	@echo 'make check   lint, type-check, check the layers; writes nothing'
 	@echo 'make lint    format and mend what can be mended'
 	@echo 'make proto   write the generated files of protos/'
@@ -46,6 +47,7 @@ test: $(BIN)/.installed-dev $(VENV)/triton/.installed
 	TRITON_PYTHON=$(VENV)/triton/bin/python $(BIN)/pytest
 
 bench: $(BIN)/.installed-dev
+	$(BIN)/python tests/benchmarks/run.py $(BENCH)
 	$(BIN)/python tests/benchmarks/batching.py
 
 check: $(BIN)/.installed-dev
@@ -68,7 +70,7 @@ $(VENV)/triton/.installed: | $(BIN)/.dependencies-dev
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(MODELS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MODELS) bench build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Two steps, so that a change of source re-installs the project (seconds) but not what it
 # depends on. A normal install, not an editable one: what is tested is what the wheel holds.

@@ -1,0 +1,67 @@
+"""Networks of neurona_training with fresh weights, as ONNX files."""
+
+import numpy as np
+import torch
+from models import LENET5, LSTM, RESNET18, RESNET50
+from torch import nn
+
+from neurona_training.architectures.convolutional import LeNet5
+from neurona_training.architectures.recurrent import LastState
+from neurona_training.architectures.resnet import ResNet
+from neurona_training.architectures.scaling import Normalise
+from neurona_training.data import Dataset, Input, Split
+from neurona_training.export import export
+from neurona_training.metadata import describe
+
+_AXES = {
+    LENET5: ("batch", "height", "width"),
+    LSTM: ("batch", "time", "feature"),
+    RESNET50: ("batch", "channel", "height", "width"),
+}
+
+
+def export_fresh(name: str) -> bytes:
+    """The ONNX file of the network of this name, as `neurona-train` would write it."""
+    torch.manual_seed(0)
+    unit = Normalise(0.0, 1.0)
+    network: nn.Module
+    match name:
+        case "lenet5":
+            row, classes = LENET5, 10
+            network = LeNet5(unit, size=28, classes=classes)
+        case "lstm":
+            row, classes = LSTM, 10
+            network = LastState(unit, "lstm", features=16, hidden=128, outputs=classes)
+        case "resnet18":
+            row, classes = RESNET18, 10
+            network = ResNet(unit, size=28, classes=classes, blocks=(2, 2, 2, 2), bottleneck=False)
+        case "resnet50":
+            row, classes = RESNET50, 1000
+            network = ResNet(unit, size=224, classes=classes, blocks=(3, 4, 6, 3), bottleneck=True)
+        case _:
+            raise ValueError(f"no network {name!r}")
+    _calm(network)
+    data = _data(row, classes)
+    return export(network, data, describe(data, f"{name} with fresh weights", {}, {"seed": 0}))
+
+
+def _calm(network: nn.Module) -> None:
+    """Residual branches add up to infinity without the statistics that training gives."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.fill_(4.0)
+
+
+def _data(row: tuple[int, ...], classes: int) -> Dataset:
+    generator = np.random.default_rng(0)
+    values = generator.normal(0, 1, (32, *row)).astype(np.float32)
+    split = Split(values, np.arange(32, dtype=np.int64) % classes)
+    return Dataset(
+        name="noise",
+        source="normally distributed numbers",
+        train=split,
+        validation=split,
+        test=split,
+        input=Input("x", _AXES[row], "numbers near 0", ""),
+        labels=tuple(f"class{index:04}" for index in range(classes)),
+    )

@@ -1,0 +1,77 @@
+"""What was measured, as one picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from growth import Growth
+from measures import Measured
+
+mpl.use("Agg")  # no window
+from matplotlib import pyplot as plt
+
+_COLUMNS = 3
+_COLOURS = plt.get_cmap("tab10").colors
+
+
+def draw(measured: Sequence[Measured], growths: Sequence[Growth], path: Path) -> None:
+    """A panel for each model and each growth; colours mean the same server in all panels."""
+    panels = len(measured) + len(growths)
+    if not panels:
+        return
+    down = -(-panels // _COLUMNS)
+    figure, axes = plt.subplots(
+        down, _COLUMNS, figsize=(5 * _COLUMNS, 3.8 * down), squeeze=False, layout="constrained"
+    )
+    places = list(axes.flat)
+    names = dict.fromkeys(row for one in measured for row in one.rows)
+    names |= dict.fromkeys(point.server for growth in growths for point in growth.points)
+    colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
+    for one in measured:
+        _rates(places.pop(0), one, colours)
+    for growth in growths:
+        _growth(places.pop(0), growth, colours)
+    for place in places:
+        place.set_axis_off()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _rates(axis: Any, one: Measured, colours: dict[str, Any]) -> None:
+    for row in one.rows:
+        spreads = [one.figures(row, load, "rate") for load in one.loads]
+        colour = colours[row]
+        middles = [spread.middle for spread in spreads]
+        axis.plot(one.loads, middles, marker="o", markersize=4, color=colour, label=row)
+        lowest, highest = [s.lowest for s in spreads], [s.highest for s in spreads]
+        axis.fill_between(one.loads, lowest, highest, color=colour, alpha=0.15, linewidth=0)
+    axis.set_title(one.model.name)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(one.loads, [f"{load:,}" for load in one.loads])
+    axis.set_yscale("log")
+    axis.set_xlabel("requests in flight")
+    axis.set_ylabel("requests a second")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)
+
+
+def _growth(axis: Any, growth: Growth, colours: dict[str, Any]) -> None:
+    """The first of its figures."""
+    for name in dict.fromkeys(point.server for point in growth.points):
+        points = [point for point in growth.points if point.server == name]
+        axis.plot(
+            [point.size for point in points],
+            [point.values[0] for point in points],
+            marker="o",
+            markersize=4,
+            color=colours[name],
+            label=name,
+        )
+    axis.set_title(growth.title)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlabel(growth.of)
+    axis.set_ylabel(growth.columns[0])
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)

@@ -1,0 +1,143 @@
+"""64 callers in one Python process: their requests one by one, and many in a message.
+
+    python streaming.py WAY ADDRESS REQUEST_FILE CALLERS SECONDS
+
+is that process; it prints how many answers a second it got.
+"""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc.aio
+
+from neurona_protos.prediction_pb2 import (
+    PredictRequest,
+    PredictResponse,
+    PredictStreamRequest,
+    PredictStreamResponse,
+    StreamedRequest,
+)
+from neurona_protos.prediction_pb2_grpc import PredictionStub
+
+Ask = Callable[[PredictRequest], Awaitable[PredictResponse]]
+
+UNARY, STREAM = "unary", "stream"
+WAYS = {UNARY: "Predict, a call each", STREAM: "PredictStream, gathered"}
+
+
+@dataclass
+class Streamed:
+    """rates: answers a second by the name of the way, one a round."""
+
+    model: str
+    callers: int
+    rates: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def base(self) -> list[float]:
+        return self.rates[WAYS[UNARY]]
+
+
+class Gathering:
+    """What callers ask while a message is on its way goes into the next one."""
+
+    def __init__(self, stub: PredictionStub) -> None:
+        self._call = stub.PredictStream(self._messages())
+        self._asked: list[StreamedRequest] = []
+        self._some = asyncio.Event()
+        self._waiting: dict[int, asyncio.Future[PredictResponse]] = {}
+        self._last = 0
+        self._reading = asyncio.create_task(self._read())
+
+    def ask(self, request: PredictRequest) -> Awaitable[PredictResponse]:
+        self._last += 1
+        self._asked.append(StreamedRequest(id=self._last, request=request))
+        self._some.set()
+        self._waiting[self._last] = asyncio.get_running_loop().create_future()
+        return self._waiting[self._last]
+
+    async def _messages(self) -> AsyncIterator[PredictStreamRequest]:
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            asked, self._asked = self._asked, []
+            yield PredictStreamRequest(requests=asked)
+
+    async def _read(self) -> None:
+        message: PredictStreamResponse
+        async for message in self._call:
+            for answered in message.responses:
+                waiting = self._waiting.pop(answered.id)
+                if answered.HasField("error"):
+                    waiting.set_exception(RuntimeError(answered.error.message))
+                else:
+                    waiting.set_result(answered.response)
+
+    async def close(self) -> None:
+        self._call.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._reading
+
+
+async def count(way: str, address: str, request: PredictRequest, callers: int, seconds: float):
+    """Answers a second, after a warm-up of a tenth of that time."""
+    answers = 0
+    ending = False
+
+    async def call(ask: Ask) -> None:
+        nonlocal answers
+        while not ending:
+            await ask(request)
+            answers += 1
+
+    async with grpc.aio.insecure_channel(address) as channel:
+        await channel.channel_ready()
+        stub = PredictionStub(channel)
+        gathering = Gathering(stub) if way == STREAM else None
+        ask = gathering.ask if gathering else stub.Predict
+        tasks = [asyncio.create_task(call(ask)) for _ in range(callers)]
+        await asyncio.sleep(seconds / 10)
+        before, begun = answers, time.perf_counter()
+        await asyncio.sleep(seconds)
+        rate = (answers - before) / (time.perf_counter() - begun)
+        ending = True
+        await asyncio.gather(*tasks)
+        if gathering:
+            await gathering.close()
+    return rate
+
+
+def compare(
+    address: str, model: str, request: PredictRequest, callers: int, seconds: float, rounds: int
+) -> Streamed:
+    streamed = Streamed(model, callers, {name: [] for name in WAYS.values()})
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(request.SerializeToString())
+        file.flush()
+        for _ in range(rounds):
+            for way, name in WAYS.items():
+                words = [sys.executable, __file__, way, address, file.name, callers, seconds]
+                rate = _run([str(word) for word in words])
+                streamed.rates[name].append(rate)
+                print(f"{callers} callers, {name}: {rate:.0f} a second", file=sys.stderr)
+    return streamed
+
+
+def _run(command: list[str]) -> float:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the client failed: {done.stderr}")
+    return float(done.stdout)
+
+
+if __name__ == "__main__":
+    way, address, file, callers, seconds = sys.argv[1:]
+    request = PredictRequest.FromString(Path(file).read_bytes())
+    print(asyncio.run(count(way, address, request, int(callers), float(seconds))))
