@@ -98,8 +98,8 @@ def _round(
     stack: ExitStack,
 ) -> None:
     asked = []
-    for server in servers:
-        running = stack.enter_context(started(server, one.model, folder / server.name))
+    for index, server in enumerate(servers):
+        running = stack.enter_context(started(server, one.model, folder / str(index)))
         one.starts[server.name].append((running.seconds_to_answer, running.memory_bytes()))
         for method in server.methods:
             row = server.name

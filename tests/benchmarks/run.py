@@ -7,6 +7,7 @@ python tests/benchmarks/run.py --models mlp --loads 64 --servers neurona,aio --p
 
 import argparse
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ CALLERS = 64
 
 def main() -> None:
     arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and so are the servers
     if shutil.which("h2load") is None:
         sys.exit("h2load is not there; on Debian: apt-get install nghttp2-client")
     folder, quick, rounds = arguments.folder, arguments.quick, arguments.rounds
