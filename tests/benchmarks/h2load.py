@@ -13,8 +13,8 @@ CONNECTIONS = {1: 1, 8: 1, 64: 4, 256: 8, 1000: 10, 10_000: 100}
 """For so many in flight, shared evenly; others go over one."""
 
 _FRAME = struct.Struct(">BI")  # gRPC's: compressed or not, and the length of what follows
-_ENOUGH, _LAPS = 24, 8  # answers for a rate: at least so many, and for each that is in flight
-_LONGEST = 20.0  # seconds
+_ENOUGH, _LAPS = 12, 8  # answers for a rate: at least so many, and for each that is in flight
+_LONGEST = 10.0  # seconds
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 
 
