@@ -1,5 +1,6 @@
 """How costs grow: with what is in flight, with the models that are loaded, with a request."""
 
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ IN_FLIGHT = (1, 8, 64, 256, 1000, 10_000)
 MODELS = (1, 10, 100, 500)
 BYTES = (64, 1 << 10, 16 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20)
 MIB = 1 << 20
+LOST = (math.nan,) * 3
+"""In the place of figures where calls were lost: a rate of errors is none."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,12 @@ def with_load(model: Model, seconds: float, loads: Sequence[int] = IN_FLIGHT) ->
             with alone(server, model) as running:
                 body = request_bytes(model, PREDICT)
                 before = running.memory_bytes()
-                sample = h2load.measure(running, PREDICT, body, load, seconds)
+                try:
+                    sample = h2load.measure(running, PREDICT, body, load, seconds)
+                except h2load.LostError as error:
+                    print(f"{server.name}: {error}", file=sys.stderr)
+                    growth.add(load, server.name, *LOST)
+                    continue
                 more = (sample.memory - before) / MIB
                 growth.add(load, server.name, sample.rate, 1000 * sample.latency, more)
     return growth

@@ -18,6 +18,10 @@ _LONGEST = 10.0  # seconds
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 
 
+class LostError(RuntimeError):
+    """Calls ended without the right answer."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """rate: answers a second.  latency: seconds, the mean.  cpu: seconds of the server's for
@@ -34,7 +38,7 @@ def measure(
 ) -> Sample:
     """For as long as `seconds`, or longer where so few are answered that it would be chance.
 
-    Raises RuntimeError unless every answer is as long as the right one: h2load takes any HTTP 200
+    Raises LostError unless every answer is as long as the right one: h2load takes any HTTP 200
     for an answer, and a gRPC error is one, but it has no bytes of data.
     """
     right = len(running.ask(method, body)) + _FRAME.size
@@ -76,7 +80,7 @@ def _measure(
     done, succeeded = int(counts[1]), int(counts[2])
     # What was under way when the warm-up ended may have brought its bytes before.
     if succeeded != done or int(data[1]) < (done - in_flight) * right:
-        raise RuntimeError(
+        raise LostError(
             f"{done} requests with {in_flight} in flight got {data[1]} bytes of answers; "
             f"expected {right} for each:\n{output}"
         )

@@ -9,6 +9,7 @@ import argparse
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import growth
@@ -41,6 +42,7 @@ def main() -> None:
     if "table" in arguments.parts:
         servers = [OWN[name] for name in arguments.servers] + _rivals(arguments.against, folder)
         measured = measure(models, servers, rounds, seconds, arguments.loads)
+        _save(folder, about, measured)  # the rest takes minutes, and may be ended
     if "stream" in arguments.parts:
         with alone(NEURONA, small) as running:
             asking = (running.address, small.name, small.predict_request())
@@ -54,11 +56,22 @@ def main() -> None:
             growth.with_models(small, numbers),
             growth.with_bytes(8, seconds, sizes),
         ]
+    print(_save(folder, about, measured, growths, streamed))
+    print(f"The same with a plot: {folder / 'measured.md'}, {folder / 'measured.png'}")
+
+
+def _save(
+    folder: Path,
+    about: str,
+    measured: list[Measured],
+    growths: Sequence[growth.Growth] = (),
+    streamed: streaming.Streamed | None = None,
+) -> str:
+    """The text; it and the plot are left in `folder`."""
     text = document(about, measured, growths, streamed)
     (folder / "measured.md").write_text(text)
     draw(measured, growths, folder / "measured.png")
-    print(text)
-    print(f"The same with a plot: {folder / 'measured.md'}, {folder / 'measured.png'}")
+    return text
 
 
 def _rivals(names: list[str], folder: Path) -> list[Server]:

@@ -1,5 +1,6 @@
 """What was measured, as Markdown."""
 
+import math
 from collections.abc import Iterable, Sequence
 from statistics import median
 
@@ -39,7 +40,9 @@ def grid(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, or all of those before the point."""
+    """Three digits, or all of those before the point; NaN where calls were lost."""
+    if math.isnan(value):
+        return "calls lost"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
