@@ -98,7 +98,10 @@ class Repeats:
         sent: Sent,
     ) -> None:
         """What the next message of this shape need not be asked. Does nothing for one whose
-        arrays do not lie in it as they are in memory."""
+        arrays do not lie in it as they are in memory, and for one with an optional input: it
+        shares a run with no other, however alike they are."""
+        if len(inputs) > len(sent.model.signature.inputs):
+            return
         dtypes = [NUMPY_DTYPES[one.dtype] for one in inputs]
         if any(dtype.kind in "Ob" for dtype in dtypes) or not all(one.data for one in inputs):
             return
