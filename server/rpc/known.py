@@ -13,6 +13,12 @@ from google.protobuf.message import Message
 from neurona_server.rpc.wire import find_fields
 
 MOST_SHAPES = 1024
+MOST_ALIKE = 16
+"""Of equally long messages: each that comes is held against all of them."""
+
+MOST_BYTES = 8 << 10
+"""Of a message besides its data: that is what is kept of it."""
+
 MOST_CREDIT = 256
 """Messages that are learned although none was like one before: those of a caller whose messages
 all differ cost no more than these."""
@@ -71,6 +77,8 @@ class Known:
         """
         if self._credit <= 0 or not data:
             return None
+        if len(message) - sum([len(each) for each in data]) > MOST_BYTES:
+            return None
         self._credit -= 1
         spans = list(find_fields(message, self._path))
         if [message[start:stop] for start, stop in spans] != list(data):
@@ -81,8 +89,12 @@ class Known:
             self._shapes.clear()
             self._count = 0
         shape = Shape(message, spans)
-        self._shapes.setdefault(len(message), []).append(shape)
-        self._count += 1
+        alike = self._shapes.setdefault(len(message), [])
+        if len(alike) < MOST_ALIKE:
+            self._count += 1
+        else:
+            del alike[0]
+        alike.append(shape)
         return shape
 
     def _proves(self, message: bytes, parsed: Message, spans: Sequence[tuple[int, int]]) -> bool:

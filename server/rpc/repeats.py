@@ -14,7 +14,7 @@ from neurona_server.batching.policy import Priority
 from neurona_server.batching.request import Outputs
 from neurona_server.errors import NeuronaError
 from neurona_server.models.model import Model
-from neurona_server.rpc.known import Known
+from neurona_server.rpc.known import MOST_SHAPES, Known, Shape
 from neurona_server.rpc.submission import Receiver, Sent, Submission, send
 
 
@@ -67,7 +67,7 @@ class Repeats:
             model = self._resolve(*shape.which)
         except NeuronaError:
             return False
-        facts: _Facts | None = model.notes.get(shape)
+        facts = self._facts(model).get(shape)
         if facts is None or (suits is not None and not suits(model)):
             return False
         inputs = {}
@@ -114,6 +114,13 @@ class Repeats:
         described = [
             (one.name, dtype, one.shape) for one, dtype in zip(inputs, dtypes, strict=True)
         ]
-        sent.model.notes[shape] = _Facts(
-            described, sent.rows, sent.group, sent.answer, sent.priority
-        )
+        every = self._facts(sent.model)
+        if len(every) >= MOST_SHAPES:  # most of them of shapes that are known no more
+            every.clear()
+        every[shape] = _Facts(described, sent.rows, sent.group, sent.answer, sent.priority)
+
+    def _facts(self, model: Model) -> dict[Shape, _Facts]:
+        facts: dict[Shape, _Facts] | None = model.notes.get(self)
+        if facts is None:
+            facts = model.notes[self] = {}
+        return facts

@@ -145,3 +145,16 @@ def test_the_number_of_shapes_is_bounded(monkeypatch):
         request = PredictRequest(model=f"m{number:03}", inputs=[Tensor(data=b"x")])
         assert learn(one, request.SerializeToString()) is not None
         assert sum(len(shapes) for shapes in one._shapes.values()) <= 10
+
+
+def test_a_message_with_much_besides_its_data_is_not_learned():
+    padding = within(99, bytes(known.MOST_BYTES))
+    assert learn(make(), MODEL + tensor_field(X) + padding) is None
+
+
+def test_of_equally_long_messages_the_last_are_known(monkeypatch):
+    monkeypatch.setattr(known, "MOST_ALIKE", 2)
+    one = make()
+    messages = [PredictRequest(model=name).SerializeToString() + tensor_field(X) for name in "abc"]
+    shapes = [learn(one, message) for message in messages]
+    assert [one.find(message) for message in messages] == [None, *shapes[1:]]

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper
 from neurona_protos.open_inference_pb2 import ModelInferRequest
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.tensors import to_array, to_tensor
+from neurona_server.rpc import known, repeats
 
 ONES = np.ones((1, 2), np.float32)
 
@@ -56,3 +57,19 @@ def test_each_has_its_own_optional_input(adjustable, wait_until, send):
         else:
             values = to_array(answer.outputs[0])
         assert (values == scale).all()
+
+
+def test_what_a_model_is_told_of_its_requests_has_an_end(make_server, monkeypatch):
+    monkeypatch.setattr(known, "MOST_SHAPES", 4)
+    monkeypatch.setattr(repeats, "MOST_SHAPES", 4)
+    server = make_server()
+    model = server.registry.resolve("regressor")
+    for length in range(1, 20):
+        series = to_tensor("series", np.ones((1, length), np.float32))
+        for _ in range(2):
+            answer = server.prediction.Predict(
+                PredictRequest(model="regressor", inputs=[series]), timeout=10
+            )
+            assert answer.regression.rows[0].values == [length]
+    kept = [facts for facts in model.notes.values() if isinstance(facts, dict)]
+    assert [0 < len(facts) <= 4 for facts in kept] == [True]
