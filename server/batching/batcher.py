@@ -121,6 +121,7 @@ class Batcher:
             with self._share.turn(self.name, self._clock):
                 if (cut := self.queue.poll()) is not None:
                     self.process(cut, new_run)
+                    del cut  # an instance may wait long for the next one
 
     def serve_waiting(self, new_run: NewRun) -> None:
         """Runs what waits now in the caller's thread; what takes long is left to instances."""

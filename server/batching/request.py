@@ -77,16 +77,17 @@ class Request:
 
     def succeed(self, outputs: Outputs) -> bool:
         """False if it had ended already: nobody is told again."""
-        return self._end(outputs, None)
+        return self._end_here(outputs, None)
 
     def fail(self, error: NeuronaError) -> bool:
         """False if it had ended already: nobody is told again."""
-        return self._end(None, error)
+        return self._end_here(None, error)
 
     def cancel(self, error: NeuronaError) -> None:
         """Ends it with `error` wherever it is, and has it taken out from there."""
         if self._end(None, error) and (place := self.place) is not None:
             place.leave(self)
+            self.place = None
 
     def withdraw(self) -> bool:
         """Ends it and tells nobody; False if it had ended already."""
@@ -94,6 +95,12 @@ class Request:
             self._open.pop()
         except IndexError:
             return False
+        return True
+
+    def _end_here(self, outputs: Outputs | None, error: NeuronaError | None) -> bool:
+        if not self._end(outputs, error):
+            return False
+        self.place = None  # it holds its requests: without cycles, what ended is freed at once
         return True
 
     def _end(self, outputs: Outputs | None, error: NeuronaError | None) -> bool:

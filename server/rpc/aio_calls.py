@@ -44,9 +44,12 @@ class AioCall:
     def cancel(self) -> None:
         for callback in self._on_cancel:
             callback()
+        self._on_cancel.clear()
 
     def _end(self, outcome: bytes | Exception) -> None:
         def resolve() -> None:
+            # They hold the request, which holds us: that would wait for the collector of cycles.
+            self._on_cancel.clear()
             if not self.outcome.done():
                 self.outcome.set_result(outcome)
 

@@ -92,6 +92,8 @@ class CoreCall:
             return
         if not self._ends():
             return
+        # They hold the request, which holds us: that would wait for the collector of cycles.
+        self._on_cancel.clear()
         self._send(
             cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
             cygrpc.SendMessageOperation(response, _NO_FLAGS),
@@ -100,6 +102,7 @@ class CoreCall:
 
     def fail(self, error: Exception) -> None:
         if self._ends():
+            self._on_cancel.clear()
             self._send(
                 cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS), status_operation(error)
             )
@@ -133,6 +136,7 @@ class CoreCall:
             self._door.done(event)
             for callback in self._on_cancel:
                 callback()
+            self._on_cancel.clear()
 
     def _send(self, *operations: Any) -> None:
         if self._claims_close():

@@ -53,19 +53,21 @@ class _Place:
         self._cancel: Callable[[], None] | None = None
 
     def reply(self, response: bytes) -> None:
+        self._cancel = None  # it holds the request, which holds us
         head = (_ID + varint(self._id)) if self._id else b""
         answered = head + prefix(_RESPONSE, len(response)) + response
         self._stream.answered(self._serial, self._id, answered)
 
     def fail(self, error: Exception) -> None:
+        self._cancel = None
         self._stream.answered(self._serial, self._id, _failed(self._id, error))
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self._cancel = callback
 
     def cancel(self) -> None:
-        if self._cancel is not None:
-            self._cancel()
+        if (cancel := self._cancel) is not None:
+            cancel()
 
 
 class PredictionStream:

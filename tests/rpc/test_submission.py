@@ -1,13 +1,16 @@
+import gc
 import math
 import threading
 
 import numpy as np
 import pytest
 
-from neurona_protos.prediction_pb2 import DataType
+from neurona_protos.frames_pb2 import PredictStreamRequest
+from neurona_protos.prediction_pb2 import DataType, PredictRequest
+from neurona_protos.tensors import to_tensor
 from neurona_server.batching.policy import Priority
 from neurona_server.errors import CancelledError, InvalidError, StoppingError
-from neurona_server.rpc.submission import Asked, cancel, submit
+from neurona_server.rpc.submission import Asked, Submission, cancel, submit
 
 ROWS = np.ones((1, 4), np.float32)
 
@@ -117,3 +120,26 @@ def test_a_request_that_was_withdrawn_tells_nobody(make_server):
     assert not request.withdraw()
     request.cancel(CancelledError("gone"))
     assert caller.told == []
+
+
+def test_what_has_ended_is_freed_without_the_collector_of_cycles(server, wait_until):
+    """A request has its message, which may be large: it must not wait for a rare collection."""
+
+    def left():
+        return sum(isinstance(each, Submission) for each in gc.get_objects())
+
+    good = PredictRequest(model="classifier", inputs=[to_tensor("x", ROWS)])
+    frames = PredictStreamRequest()
+    frames.requests.add(id=1, request=good.SerializeToString())
+    frames.requests.add(id=2, request=good.SerializeToString())
+    gc.collect()
+    before = left()
+    gc.disable()
+    try:
+        for _ in range(5):
+            server.prediction.Predict(good, timeout=10)
+            stream = server.channel.stream_stream("/neurona.v1.Prediction/PredictStream")
+            list(stream(iter([frames.SerializeToString()]), timeout=10))
+        wait_until(lambda: left() == before)
+    finally:
+        gc.enable()
