@@ -78,15 +78,19 @@ class Writer:
         return b"".join(pieces)
 
     def _rows(self, outputs: Outputs, part: Part | None, key: tuple[str, int]) -> list[bytes]:
-        """The bytes of each row; those of a whole batch are written when its first request asks."""
+        """The bytes of each row. What two requests of a batch want alike is written for all of
+        it; other wishes cost no more than their own rows."""
+        own = outputs[self._model.answer]
         if part is None:
-            return self._write_rows(outputs[self._model.answer], key)
+            return self._write_rows(own, key)
         memo = part.batch.memo
-        rows: list[bytes] | None = memo.get(key)
-        if rows is None:
-            rows = self._write_rows(part.batch.outputs[self._model.answer], key)
-            memo[key] = rows
-        return rows[part.start : part.stop]
+        shared: tuple[object, list[bytes]] | None = memo.get("rows")
+        if shared is None and memo.setdefault(key, part.start) != part.start:
+            whole = part.batch.outputs[self._model.answer]
+            shared = memo["rows"] = (key, self._write_rows(whole, key))
+        if shared is None or shared[0] != key:
+            return self._write_rows(own, key)
+        return shared[1][part.start : part.stop]
 
     def _write_rows(self, answer: Array, key: tuple[str, int]) -> list[bytes]:
         if key[0] == "values":

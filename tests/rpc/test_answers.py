@@ -22,6 +22,7 @@ from neurona_protos.prediction_pb2 import (
 from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.batching.batch import Part, Ran
 from neurona_server.models.signature import TensorSpec
+from neurona_server.rpc import answers
 from neurona_server.rpc.answers import Writer, softmax
 from neurona_server.rpc.encoding import prefix, varint
 
@@ -81,6 +82,28 @@ def test_a_classification_of_a_batch_is_written_by_row(probabilities, sizes, top
             assert written == classified(probabilities[rows], top_k).SerializeToString()
         whole = writer.write([probabilities], top_k, raw_outputs=False)
         assert whole == classified(probabilities, top_k).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("wishes", "most"),
+    [(range(2, 22), 20), ([2] * 20, 21), ([2, 3] * 10, 2 + 20 + 10)],
+    ids=["all differ", "all alike", "half and half"],
+)
+def test_wishes_that_differ_do_not_each_cost_a_whole_batch(monkeypatch, wishes, most):
+    written = []
+    write = answers.class_rows
+
+    def counted(probabilities, labels, top_k):
+        written.extend(probabilities)
+        return write(probabilities, labels, top_k)
+
+    monkeypatch.setattr(answers, "class_rows", counted)
+    writer = Writer(model_of(Task.TASK_CLASSIFICATION, ("p", DataType.DATA_TYPE_FLOAT)))
+    probabilities = np.arange(20 * 5, dtype=np.float32).reshape(20, 5) % 7
+    for (rows, part), top_k in zip(parts([probabilities], [1] * 20), wishes, strict=True):
+        answer = writer.write(part, top_k, raw_outputs=False)
+        assert answer == classified(probabilities[rows], top_k).SerializeToString()
+    assert len(written) <= most
 
 
 @settings(max_examples=100, deadline=None)
