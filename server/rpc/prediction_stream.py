@@ -21,6 +21,7 @@ from neurona_server.rpc.encoding import prefix, varint
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.status import status_of
 from neurona_server.rpc.submission import Receiver
+from neurona_server.rpc.waiting import Waiting
 
 MAX_OUTSTANDING = 4096
 """Requests of one stream that are unanswered, or whose answers wait for the reader."""
@@ -80,6 +81,7 @@ class PredictionStream:
         self._serials = itertools.count()
         self._unanswered: dict[int, _Place] = {}
         self._ready: deque[tuple[int, bytes]] = deque()  # ids, and what they are answered with
+        self._waiting = Waiting()
         self._half_closed = False
 
     def receive(self, message: bytes) -> None:
@@ -105,19 +107,22 @@ class PredictionStream:
         size, most = 0, self._limits.max_message_bytes
         while self._ready and size < MAX_MESSAGE_BYTES:
             request_id, answered = self._ready.popleft()
-            own = len(answered) + ENVELOPE
+            waited = len(answered)
+            own = waited + ENVELOPE
             if own > most:
                 answered = _failed(request_id, too_large(own, most))
             elif size + own > most:
                 self._ready.appendleft((request_id, answered))
                 break
+            self._waiting.went(waited)
             size += own
             pieces += (prefix(_RESPONSES, len(answered)), answered)
         return b"".join(pieces) if pieces else None
 
     @property
     def congested(self) -> bool:
-        return len(self._unanswered) + len(self._ready) >= MAX_OUTSTANDING
+        outstanding = len(self._unanswered) + len(self._ready)
+        return outstanding >= MAX_OUTSTANDING or self._waiting.full(outstanding)
 
     @property
     def finished(self) -> bool:
@@ -132,6 +137,7 @@ class PredictionStream:
 
     def answered(self, serial: int, request_id: int, answer: bytes) -> None:
         # In this order, so that the stream never looks finished with an answer on its way.
+        self._waiting.came(len(answer))
         self._ready.append((request_id, answer))
         del self._unanswered[serial]
         self.call.wake()

@@ -15,6 +15,7 @@ from neurona_server.rpc.open_inference.immediate import parse
 from neurona_server.rpc.open_inference.outputs import FINAL
 from neurona_server.rpc.status import status_of
 from neurona_server.rpc.submission import Receiver
+from neurona_server.rpc.waiting import Waiting
 
 MAX_OUTSTANDING = 4096
 """Requests of one stream that are unanswered, or whose answers wait for the reader."""
@@ -30,12 +31,22 @@ Begin = Callable[[ModelInferRequest, Receiver], object]
 class _Turn:
     """One request's place in the order of answers: who gets its answer."""
 
-    __slots__ = ("_cancel", "_wake", "deadline", "defer", "error", "message_id", "response")
+    __slots__ = (
+        "_cancel",
+        "_wake",
+        "deadline",
+        "defer",
+        "error",
+        "message_id",
+        "response",
+        "waiting",
+    )
 
-    def __init__(self, call: StreamCall, message_id: str) -> None:
+    def __init__(self, call: StreamCall, message_id: str, waiting: Waiting) -> None:
         self.deadline = call.deadline
         self.defer = call.defer
         self.message_id = message_id
+        self.waiting = waiting
         self.response: bytes | None = None
         self.error: Exception | None = None
         self._wake = call.wake
@@ -47,11 +58,13 @@ class _Turn:
 
     def reply(self, response: bytes) -> None:
         self._cancel = None  # it holds the inputs, and the answer may wait for the reader
+        self.waiting.came(len(response))
         self.response = response
         self._wake()
 
     def fail(self, error: Exception) -> None:
         self._cancel = None
+        self.waiting.came(0)
         self.error = error
         self._wake()
 
@@ -72,13 +85,14 @@ class InferStream:
         self._begin = begin
         self._call = call
         self._turns: deque[_Turn] = deque()
+        self._waiting = Waiting()
         self._half_closed = False
         self._real_status = call.metadata(REAL_STATUS).lower() in ("true", "1")
 
     def receive(self, message: bytes) -> None:
         self._check(message)
         request = parse(ModelInferRequest, message)
-        turn = _Turn(self._call, request.id)
+        turn = _Turn(self._call, request.id, self._waiting)
         self._turns.append(turn)
         self._begin(request, turn)
 
@@ -92,6 +106,7 @@ class InferStream:
             self._call.fail(error)  # what is behind it is cancelled as the call ends
             return None
         turn = self._turns.popleft()
+        self._waiting.went(len(turn.response or b""))
         if turn.response is not None:
             return prefix(RESPONSE, len(turn.response)) + turn.response
         response = ModelInferResponse(id=turn.message_id)
@@ -103,7 +118,8 @@ class InferStream:
 
     @property
     def congested(self) -> bool:
-        return len(self._turns) >= MAX_OUTSTANDING
+        outstanding = len(self._turns)
+        return outstanding >= MAX_OUTSTANDING or self._waiting.full(outstanding)
 
     @property
     def finished(self) -> bool:

@@ -1,0 +1,60 @@
+"""A stream whose reader is slow is not read on, however few its answers are, if they are large."""
+
+import numpy as np
+import pytest
+from triton_requests import request as triton_request
+
+from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest, StreamedRequest
+from neurona_protos.tensors import to_tensor
+from neurona_server.rpc import waiting
+from neurona_server.rpc.waiting import Waiting
+
+
+@pytest.fixture
+def ten_bytes(monkeypatch):
+    monkeypatch.setattr(waiting, "MAX_BYTES", 10)
+    return Waiting()
+
+
+def test_what_waits_is_counted_until_it_went(ten_bytes):
+    assert not ten_bytes.full(0)
+    ten_bytes.came(6)
+    assert not ten_bytes.full(1)
+    ten_bytes.came(4)
+    assert ten_bytes.full(2)
+    ten_bytes.went(6)
+    assert not ten_bytes.full(1)
+
+
+def test_what_is_to_come_counts_as_much_as_the_last(ten_bytes):
+    assert not ten_bytes.full(100)  # nobody knows
+    ten_bytes.came(3)
+    assert not ten_bytes.full(3)
+    assert ten_bytes.full(4)
+    ten_bytes.went(3)
+    assert not ten_bytes.full(3)
+    ten_bytes.came(0)  # one that failed
+    assert not ten_bytes.full(100)
+
+
+def test_one_may_be_larger_than_all_that_may_wait(ten_bytes):
+    ten_bytes.came(11)
+    assert ten_bytes.full(1)
+    ten_bytes.went(11)
+    assert not ten_bytes.full(0)
+
+
+ROWS = np.ones((2, 4), np.float32)
+
+
+def test_streams_go_on_as_what_waited_has_gone(server, monkeypatch):
+    monkeypatch.setattr(waiting, "MAX_BYTES", 100)  # an answer or two
+    own = PredictRequest(model="classifier", inputs=[to_tensor("x", ROWS)])
+    frames = [PredictStreamRequest(requests=[StreamedRequest(id=1, request=own)] * 3)] * 100
+    answers = server.prediction.PredictStream(iter(frames), timeout=30)
+    assert sum(len(answer.responses) for answer in answers) == 300
+    messages = [triton_request("classifier", x=("FP32", ROWS)) for _ in range(300)]
+    for number, message in enumerate(messages):
+        message.id = str(number)
+    turns = server.triton.ModelStreamInfer(iter(messages), timeout=30)
+    assert [turn.infer_response.id for turn in turns] == [str(n) for n in range(300)]
