@@ -5,6 +5,7 @@ function to be called with the event. An operation belongs to one batch: used tw
 would be freed twice.
 """
 
+import logging
 import math
 import threading
 import time
@@ -17,6 +18,8 @@ from neurona_server.errors import ExpiredError, InvalidError, StoppingError, too
 from neurona_server.rpc.call import Stream, Streaming
 from neurona_server.rpc.rights import Grant
 from neurona_server.rpc.status import status_of
+
+log = logging.getLogger(__name__)
 
 STOPPING = "the server is stopping; call again"
 AGED = "the connection is as old as connections get; call again"
@@ -199,7 +202,10 @@ class CoreStreamCall:
         if not self._ended:
             if stopping:
                 self._reason = STOPPING
-            self.stream.drain()
+            try:
+                self.stream.drain()
+            except Exception as error:
+                self._error = error
             self._door.awaken(self)
 
     def drain_for_stop(self) -> None:
@@ -210,8 +216,11 @@ class CoreStreamCall:
         """What it has to write, if nothing is being written."""
         if self._ended or self._writing:
             return
+        message, finished = None, False
         try:
-            message = None if self._error else self.stream.take()
+            if self._error is None:
+                message = self.stream.take()
+                finished = message is None and self.stream.finished
         except Exception as error:  # a service's bug must end its call, not the door
             self._error = error
             message = None
@@ -220,7 +229,7 @@ class CoreStreamCall:
             self._send(cygrpc.SendMessageOperation(message, _NO_FLAGS), tag=self._written)
         elif self._error is not None:
             self._end(status_operation(self._error))
-        elif self.stream.finished:
+        elif finished:
             if self._half_closed:
                 self._end(cygrpc.SendStatusFromServerOperation((), _OK, b"", _NO_FLAGS))
             else:
@@ -229,7 +238,11 @@ class CoreStreamCall:
     def _read(self) -> None:
         if self._ended or self._reading or self._half_closed or self._error:
             return
-        if self.stream.congested:  # `_written` reads on
+        try:
+            if self.stream.congested:  # `_written` reads on
+                return
+        except Exception as error:
+            self._error = error
             return
         self._reading = True
         operations = (cygrpc.ReceiveMessageOperation(_NO_FLAGS),)
@@ -271,7 +284,10 @@ class CoreStreamCall:
     def _leave(self) -> None:
         self._ended = True
         self._door.forget(self)
-        self.stream.cancel()
+        try:
+            self.stream.cancel()
+        except Exception:
+            log.exception("a stream could not be cancelled")
 
     def _send(self, operation: Any, tag: Callable[[Event], None]) -> None:
         operations: tuple[Any, ...] = (operation,)

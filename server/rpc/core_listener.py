@@ -97,11 +97,11 @@ class CoreListener:
             return
         self._stopped = self._stopping = True
         end = time.monotonic() + timeout
-        for stream in list(self._streams):
-            stream.drain_for_stop()
+        self._drain_streams()
         # Calls that gRPC has accepted but not yet given to us would be CANCELLED, which
         # clients do not try again: they are told UNAVAILABLE first.
         time.sleep(min(timeout, ACCEPTED))
+        self._drain_streams()  # one may have been on its way in
         self._server.shutdown(self._queue, lambda _: self._idle.set())
         if not self._idle.wait(max(0.0, end - time.monotonic())):
             self._server.cancel_all_calls()
@@ -111,6 +111,10 @@ class CoreListener:
         self._server.destroy()
         self._queue.shutdown()
         self._thread.join()
+
+    def _drain_streams(self) -> None:
+        for stream in list(self._streams):
+            stream.drain_for_stop()
 
     def defer(self, callback: Callable[[], None]) -> None:
         self._deferred[callback] = None
@@ -165,11 +169,12 @@ class CoreListener:
                 except Exception:  # one model's fault is not the others'
                     log.exception("a deferred call failed")
         fresh, self._fresh = self._fresh, []
-        for call in fresh:
-            call.watch()
         awake, self._awake = self._awake, {}
-        for stream in awake:
-            stream.write()
+        for step in (*[call.watch for call in fresh], *[stream.write for stream in awake]):
+            try:
+                step()
+            except Exception:  # one call's fault is not the others'
+                log.exception("a call could not be served")
         now = time.monotonic()
         while (aged := next(iter(self._streams), None)) and self._streams[aged] <= now:
             # To the end of the line: it is told once, and goes when it is done.

@@ -77,7 +77,7 @@ def status_of(error: Exception) -> Status:
     wait = 0
     if isinstance(error, QueueFullError):
         wait = max(1, math.ceil(error.retry_after * 1000))
-    message = str(error).encode()
+    message = str(error).encode(errors="replace")
     if len(message) > MAX_MESSAGE:
         message = message[: MAX_MESSAGE - 3] + b"..."
     return Status(code, message.decode(errors="ignore"), wait)

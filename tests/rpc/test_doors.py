@@ -1,12 +1,15 @@
 """Which door serves, and that the quick one is tried before it is trusted."""
 
+import contextlib
+from functools import partial
+
 import grpc
 import pytest
 
 from neurona_server.errors import ConfigError
 from neurona_server.rpc import core_listener, doors
 from neurona_server.rpc.aio_listener import AioListener
-from neurona_server.rpc.call import Unary
+from neurona_server.rpc.call import Streaming, Unary
 from neurona_server.rpc.core_listener import CoreListener
 from neurona_server.rpc.doors import open_door, why_not_core
 from neurona_server.rpc.health import Health
@@ -25,6 +28,42 @@ class Broken(CoreListener):
 
     def __init__(self, methods, listener_options):
         raise AttributeError("cygrpc has no CompletionQueue")
+
+
+class Faulty:
+    """A stream that echoes, but for one thing that it is asked."""
+
+    def __init__(self, call, fault):
+        self.call = call
+        self.fault = fault
+        self.messages = []
+        self.over = False
+
+    def __getattribute__(self, name):
+        if name == object.__getattribute__(self, "fault"):
+            raise ZeroDivisionError(name)
+        return object.__getattribute__(self, name)
+
+    def receive(self, message):
+        self.messages.append(message)
+
+    def half_close(self):
+        self.over = True
+
+    def take(self):
+        return self.messages.pop(0) if self.messages else None
+
+    congested = False
+
+    @property
+    def finished(self):
+        return self.over and not self.messages
+
+    def drain(self):
+        self.over = True
+
+    def cancel(self):
+        """Nothing is under way."""
 
 
 def test_the_quick_door_passes_its_trial_here():
@@ -89,3 +128,35 @@ def test_calls_under_way_are_bounded_and_counted(monkeypatch, wait_until):
         assert again.result() == b"another"
     listener.stop(1.0)
     assert listener._calls == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "ends"),
+    [
+        ("receive", True),
+        ("half_close", True),
+        ("take", True),
+        ("congested", True),
+        ("finished", True),
+        ("cancel", False),
+        ("drain", False),
+    ],
+)
+def test_a_stream_with_a_fault_ends_alone(door, fault, ends):
+    methods = {
+        f"/t/{name}": Streaming(partial(Faulty, fault=name), None) for name in (fault, "none")
+    }
+    listener = open_door(door, methods, ListenerOptions())
+    port = listener.start("127.0.0.1:0")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        sent = [b"1", b"2"]
+        call = channel.stream_stream(f"/t/{fault}")(iter(sent), timeout=10)
+        if ends or door == "aio":  # where the handler raises whatever the service raised
+            with contextlib.suppress(grpc.RpcError):
+                assert list(call) == sent
+            assert call.code() != grpc.StatusCode.DEADLINE_EXCEEDED
+            assert not ends or call.code().name in ("INTERNAL", "UNKNOWN")
+        else:
+            assert list(call) == sent
+        assert list(channel.stream_stream("/t/none")(iter(sent), timeout=10)) == sent
+    listener.stop(1.0)
