@@ -19,7 +19,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from neurona_server.durations import Durations, Sorting
+from neurona_server.durations import CountedAlong, Durations
 from neurona_server.tally import Tally
 from neurona_server.watched import VERSION, KnownVersion, VersionStates, WatchedCurve, WatchedQueue
 
@@ -53,8 +53,7 @@ class Metrics:
         self.queue_seconds = Durations(
             "neurona_queue_duration_seconds", "From admission to the cut of the batch.", SECONDS
         )
-        durations = (self.request_seconds, self.queue_seconds)
-        for collector in (Sorting(durations), *durations):
+        for collector in (self.request_seconds, self.queue_seconds):
             registry.register(collector)
 
         def counter(name: str, text: str, labels: tuple[str, ...] = VERSION) -> Counter:
@@ -71,9 +70,13 @@ class Metrics:
         ) -> Histogram:
             return Histogram(f"neurona_{name}", text, labels, buckets=buckets, registry=registry)
 
-        self.requests = counter(
-            "requests", "Requests by how they ended.", ("model", "version", "outcome")
+        self.requests = CountedAlong(
+            "neurona_requests",
+            "Requests by how they ended.",
+            ("model", "version", "outcome"),
+            registry=registry,
         )
+        self.requests.sort = self.request_seconds.sort
         self.rows = counter("rows", "Rows that ran, padding not counted.")
         self.padding_rows = counter("padding_rows", "Rows that ran for nobody, to fill a rung.")
         self.terminated = counter("terminated_runs", "Runs stopped since nobody waited any more.")
