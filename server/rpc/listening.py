@@ -16,6 +16,10 @@ _LOW = 1  # of gRPC's three: what costs least CPU time
 NEVER = 2e6
 """Seconds: three weeks, and about what fits into gRPC's milliseconds."""
 
+MAX_PENDING = 1 << 16
+"""Calls that have arrived and that the door has not yet taken. What exceeds it gRPC ends with
+CANCELLED, which callers do not try again; by itself it would do so with some from 1000 on."""
+
 JITTER = 0.1
 """gRPC itself lets a connection's age differ by so much, lest all of them end at once."""
 
@@ -63,6 +67,8 @@ class ListenerOptions:
             # The door looks itself, and says it better.
             "grpc.max_send_message_length": -1,
             "grpc.max_concurrent_streams": self.max_streams,
+            "grpc.server.max_pending_requests": MAX_PENDING,
+            "grpc.server.max_pending_requests_hard_limit": MAX_PENDING,
             # Between the first and the second it would be refused now and then, at random.
             "grpc.max_metadata_size": self.max_metadata_bytes,
             "grpc.absolute_max_metadata_size": self.max_metadata_bytes,
