@@ -44,6 +44,10 @@ CODES = {
     ModelFailedError: grpc.StatusCode.INTERNAL,
 }
 RETRY_AFTER = "retry-after-ms"
+PUSHBACK = ("grpc-retry-pushback-ms", "100")
+"""For clients that try again by themselves (gRFC A6): a server that stops is better left alone
+for a moment. gRPC cancels what comes while it shuts down, and that is not tried again."""
+
 MAX_MESSAGE = 2000
 """Bytes of a message. It travels in a header of 8 KiB at the most, in which each byte beyond
 ASCII takes three, and it may quote what the caller sent."""
@@ -54,6 +58,7 @@ class Status:
     code: grpc.StatusCode
     message: str
     retry_after_ms: int = 0
+    leaving: bool = False
 
     @property
     def number(self) -> int:
@@ -63,6 +68,8 @@ class Status:
 
     @property
     def trailers(self) -> tuple[tuple[str, str], ...]:
+        if self.leaving:
+            return (PUSHBACK,)
         return ((RETRY_AFTER, str(self.retry_after_ms)),) if self.retry_after_ms else ()
 
 
@@ -80,4 +87,5 @@ def status_of(error: Exception) -> Status:
     message = str(error).encode(errors="replace")
     if len(message) > MAX_MESSAGE:
         message = message[: MAX_MESSAGE - 3] + b"..."
-    return Status(code, message.decode(errors="ignore"), wait)
+    leaving = isinstance(error, StoppingError)
+    return Status(code, message.decode(errors="ignore"), wait, leaving)

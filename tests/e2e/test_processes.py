@@ -38,8 +38,7 @@ RETRY = {
                 "initialBackoff": "0.05s",
                 "maxBackoff": "0.5s",
                 "backoffMultiplier": 2,
-                # gRPC's own server cancels calls that arrive at the moment when it shuts down.
-                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+                "retryableStatusCodes": ["UNAVAILABLE"],
             },
         }
     ]
