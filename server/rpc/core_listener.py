@@ -24,7 +24,8 @@ from neurona_server.errors import (
     quoted,
 )
 from neurona_server.rpc.call import Methods, Unary
-from neurona_server.rpc.core_calls import STOPPING, CoreCall, CoreStreamCall, Event, refuse
+from neurona_server.rpc.core_calls import STOPPING, CoreCall, Event, refuse
+from neurona_server.rpc.core_streams import CoreStreamCall
 from neurona_server.rpc.listening import ListenerOptions, bind
 from neurona_server.rpc.rights import EVERYTHING
 

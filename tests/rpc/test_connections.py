@@ -18,7 +18,8 @@ from neurona_protos.prediction_pb2_grpc import PredictionStub
 from neurona_protos.tensors import to_tensor
 from neurona_server.errors import ConfigError
 from neurona_server.rpc.aio_listener import AioListener
-from neurona_server.rpc.core_calls import CoreCall, CoreStreamCall
+from neurona_server.rpc.core_calls import CoreCall
+from neurona_server.rpc.core_streams import CoreStreamCall
 from neurona_server.rpc.doors import open_door
 from neurona_server.rpc.health import Health
 from neurona_server.rpc.listening import ListenerOptions
