@@ -17,17 +17,13 @@ from pathlib import Path
 
 import grpc.aio
 
-from neurona_protos.prediction_pb2 import (
-    PredictRequest,
-    PredictResponse,
-    PredictStreamRequest,
-    PredictStreamResponse,
-    StreamedRequest,
-)
+from neurona_protos.frames_pb2 import PredictStreamRequest, StreamedRequest
+from neurona_protos.prediction_pb2 import PredictRequest, PredictResponse, PredictStreamResponse
 from neurona_protos.prediction_pb2_grpc import PredictionStub
 
 Ask = Callable[[PredictRequest], Awaitable[PredictResponse]]
 
+STREAM_PATH = "/neurona.v1.Prediction/PredictStream"
 UNARY, STREAM = "unary", "stream"
 WAYS = {UNARY: "Predict, a call each", STREAM: "PredictStream, gathered"}
 
@@ -48,8 +44,13 @@ class Streamed:
 class Gathering:
     """What callers ask while a message is on its way goes into the next one."""
 
-    def __init__(self, stub: PredictionStub) -> None:
-        self._call = stub.PredictStream(self._messages())
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        call = channel.stream_stream(
+            STREAM_PATH,
+            request_serializer=PredictStreamRequest.SerializeToString,
+            response_deserializer=PredictStreamResponse.FromString,
+        )
+        self._call = call(self._messages())
         self._asked: list[StreamedRequest] = []
         self._some = asyncio.Event()
         self._waiting: dict[int, asyncio.Future[PredictResponse]] = {}
@@ -58,7 +59,9 @@ class Gathering:
 
     def ask(self, request: PredictRequest) -> Awaitable[PredictResponse]:
         self._last += 1
-        self._asked.append(StreamedRequest(id=self._last, request=request))
+        # As bytes: a message in a message would be copied once more.
+        asked = StreamedRequest(id=self._last, request=request.SerializeToString())
+        self._asked.append(asked)
         self._some.set()
         self._waiting[self._last] = asyncio.get_running_loop().create_future()
         return self._waiting[self._last]
@@ -100,7 +103,7 @@ async def count(way: str, address: str, request: PredictRequest, callers: int, s
     async with grpc.aio.insecure_channel(address) as channel:
         await channel.channel_ready()
         stub = PredictionStub(channel)
-        gathering = Gathering(stub) if way == STREAM else None
+        gathering = Gathering(channel) if way == STREAM else None
         ask = gathering.ask if gathering else stub.Predict
         tasks = [asyncio.create_task(call(ask)) for _ in range(callers)]
         await asyncio.sleep(seconds / 10)

@@ -126,7 +126,7 @@ def test_what_has_ended_is_freed_without_the_collector_of_cycles(server, wait_un
     """A request has its message, which may be large: it must not wait for a rare collection."""
 
     def left():
-        return sum(isinstance(each, Submission) for each in gc.get_objects())
+        return sum(type(each) is Submission for each in gc.get_objects())
 
     good = PredictRequest(model="classifier", inputs=[to_tensor("x", ROWS)])
     frames = PredictStreamRequest()
