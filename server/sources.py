@@ -20,7 +20,12 @@ from neurona_server.errors import ConfigError
 
 PREFIX = "NEURONA_"
 DEFAULT_FILE = "neurona.toml"
-OTHERS = {"NEURONA_CONFIG", "NEURONA_DATA", "NEURONA_SHARED"}  # for others, or read elsewhere
+OTHERS = {  # for others, or read elsewhere
+    *("NEURONA_CONFIG", "NEURONA_DATA", "NEURONA_SHARED"),
+    # The command line of the client.
+    *("NEURONA_CA", "NEURONA_CLIENT_CERTIFICATE", "NEURONA_CLIENT_KEY", "NEURONA_SERVER_NAME"),
+    *("NEURONA_TLS", "NEURONA_TOKEN", "NEURONA_TOKEN_FILE"),
+}
 
 # What Kubernetes sets for a service called neurona, or neurona-something.
 _KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d|$)")

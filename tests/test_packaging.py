@@ -69,7 +69,7 @@ def test_a_client_can_live_beside_that_of_triton():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["neurona-serve", "neurona-train"])
+@pytest.mark.parametrize("command", ["neurona", "neurona-serve", "neurona-train"])
 def test_the_commands_are_installed_and_explain_themselves(command):
     path = Path(sys.executable).with_name(command)
     done = subprocess.run([path, "--help"], capture_output=True, text=True, check=True)

@@ -1,0 +1,106 @@
+"""Where the server is and how it is spoken to: flags, else the environment."""
+
+import argparse
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from neurona_client.commands.failures import WRONG_USAGE, CommandError
+
+DEFAULT_ADDRESS = "127.0.0.1:8001"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What a channel is made of. Certificates and keys are PEM, as gRPC takes them."""
+
+    addresses: tuple[str, ...]
+    tls: bool
+    ca: bytes | None = None
+    certificate: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
+    server_name: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("connection")
+    group.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="of the server, or unix:PATH; several replicas with commas between "
+        f"(default: {DEFAULT_ADDRESS})",
+    )
+    group.add_argument("--tls", action="store_true", default=None, help="speak TLS")
+    group.add_argument(
+        "--ca", metavar="FILE", help="PEM file of the authorities to trust, instead of the usual"
+    )
+    group.add_argument("--certificate", metavar="FILE", help="PEM file, to show to the server")
+    group.add_argument("--key", metavar="FILE", help="PEM file of the certificate's key")
+    group.add_argument(
+        "--server-name", metavar="NAME", help="that the server's certificate has, if not the host's"
+    )
+    group.add_argument("--token-file", metavar="FILE", help="file that holds a bearer token")
+
+
+def connection(options: argparse.Namespace) -> Connection:
+    """Raises CommandError for a file that cannot be read and for what does not fit together."""
+    addresses = _value(options.address, "NEURONA_ADDRESS") or DEFAULT_ADDRESS
+    ca = _content(_value(options.ca, "NEURONA_CA"))
+    certificate = _content(_value(options.certificate, "NEURONA_CLIENT_CERTIFICATE"))
+    key = _content(_value(options.key, "NEURONA_CLIENT_KEY"))
+    if (certificate is None) != (key is None):
+        raise CommandError("--certificate and --key go together", WRONG_USAGE)
+    name = _value(options.server_name, "NEURONA_SERVER_NAME")
+    tls = options.tls or _yes_or_no("NEURONA_TLS") or bool(ca or certificate or name)
+    token = _token(options.token_file)
+    found = tuple(one.strip() for one in addresses.split(",") if one.strip())
+    if not found:
+        raise CommandError(f"the address is {addresses!r}; expected HOST:PORT", WRONG_USAGE)
+    return Connection(found, tls, ca, certificate, key, name, token)
+
+
+def seconds(text: str) -> float:
+    """For argparse: a duration that is more than nothing."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def _value(flag: str | None, variable: str) -> str | None:
+    return flag if flag is not None else os.environ.get(variable) or None
+
+
+def _yes_or_no(variable: str) -> bool:
+    text = os.environ.get(variable, "")
+    if text.lower() not in ("", "true", "false"):
+        raise CommandError(f"{variable} is {text!r}; expected true or false", WRONG_USAGE)
+    return text.lower() == "true"
+
+
+def _token(flag: str | None) -> str | None:
+    """That of the environment is not looked at where a file is named."""
+    content = _content(_value(flag, "NEURONA_TOKEN_FILE"))
+    if content is None:
+        text = os.environ.get("NEURONA_TOKEN", "")
+    else:
+        text = content.decode("ascii", "replace")
+    text = text.strip()
+    # The token itself is not shown: it is a secret.
+    if not text.isascii() or any(character.isspace() for character in text):
+        raise CommandError("the token has spaces or is not plain ASCII", WRONG_USAGE)
+    return text or None
+
+
+def _content(name: str | None) -> bytes | None:
+    if name is None:
+        return None
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise CommandError(f"cannot read {name}: {error.strerror}", WRONG_USAGE) from error
