@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from neurona_server.batching.admission import Admission
 from neurona_server.batching.batch import join, split
 from neurona_server.batching.curve import Curve
+from neurona_server.batching.cut import Cut
 from neurona_server.batching.hand_off import hand_off_seconds
 from neurona_server.batching.padding import Padding
 from neurona_server.batching.parts import split_request
 from neurona_server.batching.policy import BatchPolicy
-from neurona_server.batching.queue import Cut, Queue
+from neurona_server.batching.queue import Queue
 from neurona_server.batching.request import Outputs, Request
 from neurona_server.batching.running import Run, Running
 from neurona_server.batching.share import DeviceShare
@@ -149,14 +150,14 @@ class Batcher:
         """Ends every request of the cut; raises nothing, whatever the model does."""
         self._cuts.add(cut)
         try:
-            if self._stop_error is not None:
-                self._fail(cut, self._stop_error)
             for request in cut.expired:
                 request.fail(ExpiredError("the deadline passed while the request waited"))
             if cut.batch:
-                self._metrics.waited([one.taken - one.arrived for one in cut.batch])
+                self._metrics.waited(
+                    [one.taken - one.arrived for one in cut.batch for _ in range(one.count)]
+                )
                 under_way = self.admission.begin(self.curve.predict(cut.rows, cut.batch[0].group))
-                self._run_or_halve(cut.batch, new_run)
+                self._run_or_halve(cut, cut.batch, new_run)
                 self.admission.end(under_way)
         except Exception:  # a fault of ours: it must end neither the thread nor the callers' hope
             log.exception("%s: a batch could not be processed", self.name)
@@ -180,17 +181,19 @@ class Batcher:
         open_ones = [request for request in [*waiting, *cut] if not request.ended]
         for request in open_ones:
             request.cancel(error)
-        return len(open_ones)
+        return sum([request.count for request in open_ones])
 
     def _fail(self, cut: Cut, error: NeuronaError) -> None:
         for request in [*cut.expired, *cut.batch]:
             request.fail(error)
 
-    def _run_or_halve(self, batch: Sequence[Request], new_run: NewRun) -> None:
+    def _run_or_halve(self, cut: Cut, batch: Sequence[Request], new_run: NewRun) -> None:
         """A batch that fails is run again by halves, so that only the guilty fail."""
         now = self._clock()
         for request in batch:
-            if request.deadline <= now:
+            if self._stop_error is not None:
+                request.fail(self._stop_error)
+            elif request.deadline <= now:
                 request.fail(ExpiredError("the deadline passed while the request waited"))
         batch = [request for request in batch if not request.ended]
         if not batch:
@@ -203,14 +206,13 @@ class Batcher:
         except Exception:
             if running is not None and running.terminated:
                 self._metrics.terminated.inc()
-            elif len(batch) == 1:
+            elif halves := cut.halves(batch):
+                log.debug("%s failed on %d requests, trying halves", self.name, len(batch))
+                for half in halves:
+                    self._run_or_halve(cut, half, new_run)
+            else:
                 log.exception("%s failed on a request of %d rows", self.name, batch[0].rows)
                 batch[0].fail(ModelFailedError())
-            else:
-                log.debug("%s failed on %d requests, trying halves", self.name, len(batch))
-                middle = len(batch) // 2
-                self._run_or_halve(batch[:middle], new_run)
-                self._run_or_halve(batch[middle:], new_run)
         else:
             for request, part in zip(batch, parts, strict=True):
                 request.succeed(part)
@@ -229,7 +231,8 @@ class Batcher:
         seconds = ended - started
         parts = split(outputs, batch, padded) if self._batched else [outputs]
         taken = (joined - started, ended - joined, self._clock() - ended)
-        self._metrics.ran(rows, len(batch), padded - rows, taken, predicted)
+        requests = sum([request.count for request in batch])
+        self._metrics.ran(rows, requests, padded - rows, taken, predicted)
         self.curve.observe(padded, seconds, group, ended)
         self._full_batches += rows >= self.queue.limit
         self._recent_seconds += 0.2 * (seconds - self._recent_seconds)

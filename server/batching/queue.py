@@ -4,26 +4,14 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
 
 from neurona_server.batching.backlog import Backlog, Cost
+from neurona_server.batching.cut import Cut
 from neurona_server.batching.policy import WEIGHTS, BatchPolicy, Priority
 from neurona_server.batching.request import Request
 from neurona_server.errors import InvalidError, QueueFullError, StoppingError
 
 Line = OrderedDict[Request, None]  # first come first; a member leaves from anywhere at once
-
-
-@dataclass(eq=False)  # told apart by identity
-class Cut:
-    """What was taken out of a queue: a batch to run, and what must not run any more."""
-
-    batch: list[Request] = field(default_factory=list)
-    expired: list[Request] = field(default_factory=list)
-
-    @property
-    def rows(self) -> int:
-        return sum([request.rows for request in self.batch])
 
 
 class Queue:

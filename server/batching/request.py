@@ -34,6 +34,9 @@ class Request:
     with its outputs, or with the error that it ended with.
     """
 
+    count = 1
+    """How many requests of callers it stands for."""
+
     __slots__ = (
         "_open",
         "arrived",
@@ -88,6 +91,11 @@ class Request:
         if self._end(None, error) and (place := self.place) is not None:
             place.leave(self)
             self.place = None
+
+    def divide(self) -> Sequence["Request"]:
+        """Requests that together are this one, which has ended then and nobody is told; none if
+        it stands for a single one, or had ended."""
+        return ()
 
     def withdraw(self) -> bool:
         """Ends it and tells nobody; False if it had ended already."""

@@ -23,6 +23,7 @@ from neurona_server.batching.batch import Part
 from neurona_server.batching.request import Outputs
 from neurona_server.models.model import Model
 from neurona_server.rpc.encoding import prefix, within
+from neurona_server.rpc.sizes import sizes_of
 from neurona_server.rpc.tensor_bytes import tensor_bytes
 
 _CLASSIFICATION = PredictResponse.CLASSIFICATION_FIELD_NUMBER
@@ -33,6 +34,8 @@ _VALUE_ROWS = Regression.ROWS_FIELD_NUMBER
 _PROBABILITIES = ClassificationRow.PROBABILITIES_FIELD_NUMBER
 _VALUES = RegressionRow.VALUES_FIELD_NUMBER
 
+_CLASS_BYTES, _VALUE_BYTES = 24, 16  # of a class besides its label, of a value: rather too many
+
 
 class Best(NamedTuple):
     """The best class of each row of a batch."""
@@ -40,6 +43,24 @@ class Best(NamedTuple):
     classes: list[int]
     probabilities: bytes
     """Little-endian float32, one after the other."""
+
+
+class PredictAnswer(NamedTuple):
+    """The `Answer` to a PredictRequest."""
+
+    writer: "Writer"
+    top_k: int
+    raw_outputs: bool
+
+    def __call__(self, outputs: Outputs) -> bytes:
+        return self.writer.write(outputs, self.top_k, raw_outputs=self.raw_outputs)
+
+    def each(self, part: Part, rows: int) -> list[bytes]:
+        """Those of several requests of so many rows each, whose rows `part` has."""
+        return self.writer.write_each(part, rows, self.top_k, raw_outputs=self.raw_outputs)
+
+    def expected(self, rows: int) -> int:
+        return self.writer.expected(rows, self.top_k, raw_outputs=self.raw_outputs)
 
 
 class Writer:
@@ -55,6 +76,9 @@ class Writer:
         self._single: dict[int, bytes] = {}  # by class, all of an answer but its probability
         described = Regression(values=model.metadata.values).SerializeToString()
         self._described = described
+        longest = max([len(label) for label in self._labels], default=0)
+        self._class_bytes = 4 * longest + _CLASS_BYTES
+        self._sizes = sizes_of(model)
 
     def write(self, outputs: Outputs, top_k: int, *, raw_outputs: bool) -> bytes:
         """`top_k` classes of a classification, at least 1; more than there are is all of them."""
@@ -75,7 +99,34 @@ class Writer:
         if raw_outputs or not (self._classifies or self._regresses):
             for spec, array in zip(self._specs, outputs, strict=True):
                 pieces += tensor_bytes(_OUTPUTS, spec.name, spec.dtype, np.asarray(array))
+            answer = b"".join(pieces)
+            self._sizes.learn(outputs, len(answer))
+            return answer
         return b"".join(pieces)
+
+    def write_each(self, part: Part, rows: int, top_k: int, *, raw_outputs: bool) -> list[bytes]:
+        """As `PredictAnswer.each`."""
+        if self._classifies and top_k == 1 and rows == 1 and not raw_outputs:
+            best, known = self._best(part), self._single
+            numbers = best.probabilities
+            return [
+                (known.get(chosen) or self._learn_single(chosen)) + numbers[4 * row : 4 * row + 4]
+                for row, chosen in enumerate(best.classes[part.start : part.stop], part.start)
+            ]
+        return [
+            self.write(Part(part.batch, start, rows), top_k, raw_outputs=raw_outputs)
+            for start in range(part.start, part.stop, rows)
+        ]
+
+    def expected(self, rows: int, top_k: int, *, raw_outputs: bool) -> int:
+        size = len(self._head)
+        if self._classifies:
+            size += rows * min(top_k, len(self._labels) or top_k) * self._class_bytes
+        elif self._regresses:
+            size += rows * _VALUE_BYTES * (len(self._model.metadata.values) or 1)
+        if raw_outputs or not (self._classifies or self._regresses):
+            size += int(rows * self._sizes.row)
+        return size
 
     def _rows(self, outputs: Outputs, part: Part | None, key: tuple[str, int]) -> list[bytes]:
         """The bytes of each row. What two requests of a batch want alike is written for all of

@@ -185,7 +185,7 @@ class CoreListener:
 
     def _next_age(self) -> float | None:
         """By the wall clock, as gRPC wants it."""
-        if self._awake:
+        if self._awake or self._deferred:
             return _NOW
         age = next(iter(self._streams.values()), math.inf)
         return None if age == math.inf else time.time() + max(0.0, age - time.monotonic())

@@ -1,6 +1,5 @@
 """neurona.v1.Prediction: bytes to a request of a model, its outputs to bytes."""
 
-from collections.abc import Callable
 from functools import partial
 
 from google.protobuf.message import DecodeError
@@ -8,14 +7,14 @@ from google.protobuf.message import DecodeError
 from neurona_protos.prediction_pb2 import PredictRequest, Priority, Task, Tensor
 from neurona_protos.tensors import to_array
 from neurona_server.batching.policy import Priority as Level
-from neurona_server.batching.request import Outputs
 from neurona_server.errors import InvalidError, WrongTaskError, quoted
 from neurona_server.metrics import Metrics
 from neurona_server.models.model import Model
 from neurona_server.models.registry import Registry
 from neurona_server.models.signature import Described
-from neurona_server.rpc.answers import Writer
+from neurona_server.rpc.answers import PredictAnswer, Writer
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
+from neurona_server.rpc.gathering import Gathering
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.prediction_stream import PredictionStream
 from neurona_server.rpc.repeats import Repeats, Sample
@@ -52,37 +51,42 @@ class Prediction:
 
     def begin(
         self, message: bytes, receiver: Receiver, grant: Grant, task: Task | None = None
-    ) -> None:
+    ) -> int:
         """Sends a request on its way; the receiver gets its answer or its error, exactly once.
 
-        Given a `task`, a model that has another one is refused.
+        Given a `task`, a model that has another one is refused. Returns how many bytes the answer
+        will have, as far as one can tell.
         """
-        if grant.models is None and self._repeats.send(
-            message,
-            receiver,
-            partial(self.begin, message, receiver, grant, task),
-            None if task is None else partial(_has_task, task),
-        ):
-            return
+        if grant.models is None:
+            expected = self._repeats.send(
+                message,
+                receiver,
+                partial(self.begin, message, receiver, grant, task),
+                None if task is None else partial(_has_task, task),
+            )
+            if expected is not None:
+                return expected
         try:
             self._limits.check_wire(message)
             parsed = PredictRequest.FromString(message)
         except InvalidError as error:
             self._metrics.unresolved["invalid"].inc()
             receiver.fail(error)
-            return
+            return 0
         except DecodeError:
             self._metrics.unresolved["invalid"].inc()
             receiver.fail(InvalidError("the bytes are not a neurona.v1.PredictRequest"))
-            return
+            return 0
         registry = seen(self._registry, grant)
         resolve = partial(registry.resolve, parsed.model, parsed.version, parsed.label)
         read = partial(self._read, parsed, len(message), receiver.deadline, task)
         sent = submit(self._metrics, resolve, read, receiver)
-        if sent is not None:
-            which = (parsed.model, parsed.version, parsed.label)
-            inputs = [Sample(t.name, t.dtype, tuple(t.shape), t.data) for t in parsed.inputs]
-            self._repeats.learn(message, parsed, which, inputs, sent)
+        if sent is None:
+            return 0
+        which = (parsed.model, parsed.version, parsed.label)
+        inputs = [Sample(t.name, t.dtype, tuple(t.shape), t.data) for t in parsed.inputs]
+        self._repeats.learn(message, parsed, which, inputs, sent)
+        return sent.expected
 
     def _read(
         self,
@@ -108,7 +112,9 @@ class Prediction:
         )
 
     def _stream(self, call: StreamCall) -> PredictionStream:
-        return PredictionStream(partial(self.begin, grant=call.grant), call, self._limits)
+        begin = partial(self.begin, grant=call.grant)
+        alike = self._repeats if call.grant.models is None else None
+        return PredictionStream(partial(Gathering, alike, begin), call, self._limits)
 
     def _unary(self, call: Call, task: Task | None = None) -> None:
         self.begin(call.request, call, call.grant, task)
@@ -118,11 +124,11 @@ def _has_task(task: Task, model: Model) -> bool:
     return task == model.metadata.task
 
 
-def _answer(message: PredictRequest, model: Model) -> Callable[[Outputs], bytes]:
+def _answer(message: PredictRequest, model: Model) -> PredictAnswer:
     writer = model.notes.get(Writer)
     if writer is None:
         writer = model.notes[Writer] = Writer(model)
-    return partial(writer.write, top_k=message.top_k or 1, raw_outputs=message.raw_outputs)
+    return PredictAnswer(writer, message.top_k or 1, message.raw_outputs)
 
 
 def _described(message: PredictRequest) -> dict[str, Described]:

@@ -1,26 +1,16 @@
 """PredictStream: many requests in a message, answers as they are ready."""
 
-import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
 from neurona_protos.frames_pb2 import PredictStreamRequest as Frames
-from neurona_protos.prediction_pb2 import (
-    Error,
-    PredictStreamResponse,
-    StreamedResponse,
-)
-from neurona_server.errors import (
-    InvalidError,
-    too_large,
-)
+from neurona_server.errors import InvalidError
 from neurona_server.rpc.call import StreamCall
-from neurona_server.rpc.encoding import prefix, varint
 from neurona_server.rpc.limits import Limits
-from neurona_server.rpc.status import status_of
-from neurona_server.rpc.submission import Receiver
+from neurona_server.rpc.places import Framing, Place, Places
 from neurona_server.rpc.waiting import Waiting
 
 MAX_OUTSTANDING = 4096
@@ -29,59 +19,40 @@ MAX_OUTSTANDING = 4096
 MAX_MESSAGE_BYTES = 1 << 20
 """A message takes no more answers once it has this many bytes."""
 
-ENVELOPE = 6
-"""Bytes at the most that say, in front of an answer in a message, what comes and how long."""
-
-_RESPONSES = PredictStreamResponse.RESPONSES_FIELD_NUMBER
-_RESPONSE = StreamedResponse.RESPONSE_FIELD_NUMBER
-_ID = varint(StreamedResponse.ID_FIELD_NUMBER << 3)
 _REQUESTS, _REQUEST = 1, 2  # fields of PredictStreamRequest and StreamedRequest
 
-Begin = Callable[[bytes, Receiver], None]
 
+class Gathering(Protocol):
+    """Sends requests on their way; `places` tell it who gets the answers."""
 
-class _Place:
-    """Of one request in the stream: who gets its answer."""
+    def add(self, number: int, message: bytes) -> None:
+        """One more, that may wait for others until `end`."""
 
-    __slots__ = ("_cancel", "_id", "_serial", "_stream", "deadline", "defer")
-
-    def __init__(self, stream: "PredictionStream", serial: int, request_id: int) -> None:
-        self.deadline = stream.call.deadline
-        self.defer = stream.call.defer
-        self._stream = stream
-        self._serial = serial
-        self._id = request_id
-        self._cancel: Callable[[], None] | None = None
-
-    def reply(self, response: bytes) -> None:
-        self._cancel = None  # it holds the request, which holds us
-        head = (_ID + varint(self._id)) if self._id else b""
-        answered = head + prefix(_RESPONSE, len(response)) + response
-        self._stream.answered(self._serial, self._id, answered)
-
-    def fail(self, error: Exception) -> None:
-        self._cancel = None
-        self._stream.answered(self._serial, self._id, _failed(self._id, error))
-
-    def on_cancel(self, callback: Callable[[], None]) -> None:
-        self._cancel = callback
-
-    def cancel(self) -> None:
-        if (cancel := self._cancel) is not None:
-            cancel()
+    def end(self) -> None: ...
 
 
 class PredictionStream:
-    """A `Stream`. Answers come from any thread; the rest runs in the door's."""
+    """A `Stream`. Answers come from any thread; the rest runs in the door's.
 
-    def __init__(self, begin: Begin, call: StreamCall, limits: Limits) -> None:
-        self._limits = limits
-        self._begin = begin
+    What is received is begun only as far as the answers, those that are expected too, are no more
+    than may wait for the reader; the rest is begun as he takes some.
+    """
+
+    def __init__(
+        self, gather: Callable[["PredictionStream"], Gathering], call: StreamCall, limits: Limits
+    ) -> None:
         self.call = call
-        self._serials = itertools.count()
-        self._unanswered: dict[int, _Place] = {}
-        self._ready: deque[tuple[int, bytes]] = deque()  # ids, and what they are answered with
+        self.framing = Framing(limits.max_message_bytes)
+        self._limits = limits
+        self._gather = gather
         self._waiting = Waiting()
+        self._received: deque[tuple[int, bytes]] = deque()  # and not begun
+        self._outstanding = 0  # begun, and the answer not taken
+        self._came: deque[tuple[Place | Places, Sequence[bytes]]] = deque()
+        self._ready: deque[bytes] = deque()
+        # What has those cancelled that are under way. Any thread may add and take out.
+        self._cancels: dict[Place | Places, Callable[[], None]] = {}
+        self._cancelled = False
         self._half_closed = False
 
     def receive(self, message: bytes) -> None:
@@ -94,63 +65,82 @@ class PredictionStream:
             raise InvalidError(
                 f"the message has {len(requests)} requests; expected at most {MAX_OUTSTANDING}"
             )
-        for streamed in requests:
-            serial = next(self._serials)
-            place = self._unanswered[serial] = _Place(self, serial, streamed.id)
-            self._begin(streamed.request, place)
+        self._received.extend([(streamed.id, streamed.request) for streamed in requests])
+        self._begin()
 
     def half_close(self) -> None:
         self._half_closed = True
 
     def take(self) -> bytes | None:
+        self._collect()
         pieces: list[bytes] = []
         size, most = 0, self._limits.max_message_bytes
-        while self._ready and size < MAX_MESSAGE_BYTES:
-            request_id, answered = self._ready.popleft()
-            waited = len(answered)
-            own = waited + ENVELOPE
-            if own > most:
-                answered = _failed(request_id, too_large(own, most))
-            elif size + own > most:
-                self._ready.appendleft((request_id, answered))
-                break
-            self._waiting.went(waited)
-            size += own
-            pieces += (prefix(_RESPONSES, len(answered)), answered)
+        ready = self._ready
+        while ready and size < MAX_MESSAGE_BYTES and size + len(ready[0]) <= most:
+            piece = ready.popleft()
+            size += len(piece)
+            pieces.append(piece)
+        self._waiting.went(size)
+        self._outstanding -= len(pieces)
+        if self._received and self._waiting.low:
+            self._begin()
         return b"".join(pieces) if pieces else None
 
     @property
     def congested(self) -> bool:
-        outstanding = len(self._unanswered) + len(self._ready)
-        return outstanding >= MAX_OUTSTANDING or self._waiting.full(outstanding)
+        self._collect()
+        return bool(self._received) or self._outstanding >= MAX_OUTSTANDING or self._waiting.full
 
     @property
     def finished(self) -> bool:
-        return self._half_closed and not self._unanswered and not self._ready
+        return self._half_closed and not self._received and not self._outstanding
 
     def drain(self) -> None:
         self._half_closed = True
 
     def cancel(self) -> None:
-        for place in list(self._unanswered.values()):
-            place.cancel()
+        self._received.clear()
+        self._cancelled = True  # before the look, so that what comes after it cancels itself
+        for cancel in list(self._cancels.values()):
+            cancel()
 
-    def answered(self, serial: int, request_id: int, answer: bytes) -> None:
-        # In this order, so that the stream never looks finished with an answer on its way.
-        self._waiting.came(len(answer))
-        self._ready.append((request_id, answer))
-        del self._unanswered[serial]
+    def reserve(self, expected: int) -> None:
+        self._waiting.begun(expected)
+
+    def place(self, number: int) -> Place:
+        self._outstanding += 1
+        return Place(self, number)
+
+    def places(self, numbers: Sequence[int], expected: int) -> Places:
+        self._outstanding += len(numbers)
+        return Places(self, numbers, expected)
+
+    def under_way(self, places: Place | Places, cancel: Callable[[], None]) -> None:
+        """From any thread: they can be cancelled so."""
+        self._cancels[places] = cancel
+        if self._cancelled:
+            cancel()
+
+    def over(self, places: Place | Places) -> None:
+        """From any thread: others take their place."""
+        self._cancels.pop(places, None)
+
+    def answered(self, places: Place | Places, framed: Sequence[bytes]) -> None:
+        """From any thread: the answers as fields of a PredictStreamResponse."""
+        self._cancels.pop(places, None)
+        self._came.append((places, framed))
         self.call.wake()
 
+    def _collect(self) -> None:
+        while self._came:
+            places, framed = self._came.popleft()
+            size = sum([len(piece) for piece in framed])
+            self._waiting.came(places.expected * len(framed), size)
+            self._ready.extend(framed)
 
-def _failed(request_id: int, error: Exception) -> bytes:
-    status = status_of(error)
-    failed = StreamedResponse(
-        id=request_id,
-        error=Error(
-            code=status.number,
-            message=status.message,
-            retry_after_ms=status.retry_after_ms,
-        ),
-    )
-    return failed.SerializeToString()
+    def _begin(self) -> None:
+        gathering = self._gather(self)
+        received, waiting = self._received, self._waiting
+        while received and not waiting.full:
+            gathering.add(*received.popleft())
+        gathering.end()

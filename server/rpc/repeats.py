@@ -11,11 +11,10 @@ from google.protobuf.message import Message
 from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.policy import Priority
-from neurona_server.batching.request import Outputs
 from neurona_server.errors import NeuronaError
 from neurona_server.models.model import Model
 from neurona_server.rpc.known import MOST_SHAPES, Known, Shape
-from neurona_server.rpc.submission import Receiver, Sent, Submission, send
+from neurona_server.rpc.submission import Answer, Receiver, Sent, Submission, send
 
 
 class Sample(NamedTuple):
@@ -27,13 +26,13 @@ class Sample(NamedTuple):
     data: bytes
 
 
-class _Facts(NamedTuple):
+class Facts(NamedTuple):
     """What holds for all requests of a shape at one model."""
 
     inputs: Sequence[tuple[str, np.dtype[Any], tuple[int, ...]]]
     rows: int
     group: Hashable
-    answer: Callable[[Outputs], bytes]
+    answer: Answer
     priority: Priority
 
 
@@ -55,21 +54,21 @@ class Repeats:
         receiver: Receiver,
         again: Callable[[], object],
         suits: Callable[[Model], bool] | None = None,
-    ) -> bool:
-        """False if it has to be read: nothing like it is known, its model is not there, is
-        another version now, or does not suit. `again` reads it when its model leaves meanwhile.
+        adapt: Callable[[Answer], Answer] | None = None,
+    ) -> int | None:
+        """How many bytes its answer will have, as far as one can tell; None if it has to be read:
+        nothing like it is known, its model is not there, is another version now, or does not
+        suit. `again` reads it when its model leaves meanwhile. `adapt` makes of the answer to
+        all like it the one to this message.
         """
         shape = self._known.find(message)
         if shape is None:
-            return False
+            return None
         started = time.monotonic()
-        try:
-            model = self._resolve(*shape.which)
-        except NeuronaError:
-            return False
-        facts = self._facts(model).get(shape)
-        if facts is None or (suits is not None and not suits(model)):
-            return False
+        found = self.facts(shape)
+        if found is None or (suits is not None and not suits(found[0])):
+            return None
+        model, facts = found
         inputs = {}
         for (name, dtype, sizes), (start, stop) in zip(facts.inputs, shape.spans, strict=True):
             count = (stop - start) // dtype.itemsize
@@ -77,7 +76,7 @@ class Repeats:
         submission = Submission(
             model,
             receiver,
-            facts.answer,
+            facts.answer if adapt is None else adapt(facts.answer),
             started,
             inputs,
             facts.rows,
@@ -87,7 +86,20 @@ class Repeats:
             len(message),
         )
         send(submission, partial(self._resolve, *shape.which), again)
-        return True
+        return facts.answer.expected(facts.rows)
+
+    def find(self, message: bytes) -> Shape | None:
+        """What is known of messages like this one."""
+        return self._known.find(message)
+
+    def facts(self, shape: Shape) -> tuple[Model, Facts] | None:
+        """Who answers such a message, and how; None if that is not known."""
+        try:
+            model = self._resolve(*shape.which)
+        except NeuronaError:
+            return None
+        facts = self._facts(model).get(shape)
+        return None if facts is None else (model, facts)
 
     def learn(
         self,
@@ -117,10 +129,10 @@ class Repeats:
         every = self._facts(sent.model)
         if len(every) >= MOST_SHAPES:  # most of them of shapes that are known no more
             every.clear()
-        every[shape] = _Facts(described, sent.rows, sent.group, sent.answer, sent.priority)
+        every[shape] = Facts(described, sent.rows, sent.group, sent.answer, sent.priority)
 
-    def _facts(self, model: Model) -> dict[Shape, _Facts]:
-        facts: dict[Shape, _Facts] | None = model.notes.get(self)
+    def _facts(self, model: Model) -> dict[Shape, Facts]:
+        facts: dict[Shape, Facts] | None = model.notes.get(self)
         if facts is None:
             facts = model.notes[self] = {}
         return facts

@@ -53,13 +53,22 @@ class Receiver(Protocol):
         """Has `callback` called when nobody waits for the answer any more."""
 
 
+class Answer(Protocol):
+    """How the answers to requests of a kind are written."""
+
+    def __call__(self, outputs: Outputs) -> bytes: ...
+
+    def expected(self, rows: int) -> int:
+        """Bytes of an answer of so many rows, as far as one can tell."""
+
+
 class Asked(NamedTuple):
     """What a message asks of a model. `decode` is called once the described inputs are found
     to fit; `answer` writes what the caller gets. Neither may hold the message for longer."""
 
     described: Mapping[str, Described]
     decode: Callable[[], Inputs]
-    answer: Callable[[Outputs], bytes]
+    answer: Answer
     deadline: float
     priority: Priority
     nbytes: int
@@ -76,7 +85,7 @@ class Submission(Request):
         self,
         model: Model,
         receiver: Receiver,
-        answer: Callable[[Outputs], bytes],
+        answer: Answer,
         started: float,
         inputs: Inputs,
         rows: int,
@@ -98,8 +107,13 @@ class Sent(NamedTuple):
     model: Model
     rows: int
     group: Hashable
-    answer: Callable[[Outputs], bytes]
+    answer: Answer
     priority: Priority
+
+    @property
+    def expected(self) -> int:
+        """Bytes of its answer, as far as one can tell."""
+        return self.answer.expected(self.rows)
 
 
 def submit(

@@ -1,34 +1,35 @@
-"""Answers that wait for the reader of a stream: how many bytes they are."""
-
-from collections import deque
+"""Answers that a stream's reader has not taken: how many bytes they are, and will be."""
 
 MAX_BYTES = 32 << 20
-"""Of the answers of one stream, with those that are expected: then nothing more is read of it."""
+"""Of the answers of one stream that wait for the reader and those that are expected: then nothing
+more of it is begun or read."""
 
 
 class Waiting:
-    """`came` may be called from any thread, the rest in the door's."""
+    """For the door's thread alone."""
 
-    __slots__ = ("_bytes", "_came", "_count", "_recent")
+    __slots__ = ("_bytes",)
 
     def __init__(self) -> None:
-        self._came: deque[int] = deque()  # not yet added to the others
-        self._bytes = self._count = self._recent = 0
+        self._bytes = 0
 
-    def came(self, size: int) -> None:
-        """An answer of so many bytes waits."""
-        self._came.append(size)
+    def begun(self, expected: int) -> None:
+        """An answer will come, of so many bytes as far as one can tell."""
+        self._bytes += expected
+
+    def came(self, expected: int, size: int) -> None:
+        """It waits, and has so many."""
+        self._bytes += size - expected
 
     def went(self, size: int) -> None:
         """It waits no more."""
         self._bytes -= size
-        self._count -= 1
 
-    def full(self, outstanding: int) -> bool:
-        """Whether so many answers, those that are still to come as large as the last one, are as
-        much as may wait."""
-        while self._came:
-            self._recent = self._came.popleft()
-            self._bytes += self._recent
-            self._count += 1
-        return self._bytes + (outstanding - self._count) * self._recent >= MAX_BYTES
+    @property
+    def full(self) -> bool:
+        return self._bytes >= MAX_BYTES
+
+    @property
+    def low(self) -> bool:
+        """So much has gone that it is worth it to begin more: single ones would not share runs."""
+        return self._bytes < MAX_BYTES // 2

@@ -35,6 +35,7 @@ def model_of(task, *outputs, softmax=False, labels=LABELS, units=()):
     return SimpleNamespace(
         name="m",
         version=7,
+        notes={},
         softmax=softmax,
         answer=0,
         metadata=ModelMetadata(task=task, labels=labels, values=values),

@@ -8,7 +8,7 @@ import pytest
 from triton_requests import arrays, request
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
-from neurona_server.rpc.open_inference import stream
+from neurona_server.rpc.open_inference import inference, stream
 
 
 class Conversation:
@@ -49,6 +49,40 @@ def test_each_request_has_its_answer_in_their_order(server):
     assert not any(answer.error_message for answer in answers)
     finals = [a.infer_response.parameters["triton_final_response"].bool_param for a in answers]
     assert finals == [True] * 50
+
+
+def test_what_is_like_a_known_request_is_not_read_again(server, monkeypatch):
+    read = []
+
+    def parse(kind, message):
+        read.append(message)
+        return kind.FromString(message)
+
+    list(server.triton.ModelStreamInfer(iter([pick(1, "a"), pick(1, "")]), timeout=10))
+    monkeypatch.setattr(inference, "parse", parse)
+    messages = [pick(i % 4, "" if i == 3 else f"{i}é") for i in range(50)]
+    answers = list(server.triton.ModelStreamInfer(iter(messages), timeout=10))
+    assert [arrays(a.infer_response)["picked"].tolist() for a in answers] == [
+        [10 * (i % 4)] for i in range(50)
+    ]
+    assert [a.infer_response.id for a in answers] == [m.id for m in messages]
+    failed = [pick(9, "bad"), pick(1, "good")]  # the first cannot be answered
+    answers = list(server.triton.ModelStreamInfer(iter(failed), timeout=10))
+    assert [bool(answer.error_message) for answer in answers] == [True, False]
+    assert [answer.infer_response.id for answer in answers] == ["bad", "good"]
+    assert not read
+
+
+def test_of_two_ids_in_a_message_the_last_one_counts(server):
+    head, tail = pick(1, "first"), ModelInferRequest(id="last").SerializeToString()
+    method = server.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+    odd = [head.SerializeToString() + tail, pick(1, "").SerializeToString() + tail]
+    messages = [odd[0], odd[1], odd[0], odd[1], head.SerializeToString()]
+    answers = [
+        ModelStreamInferResponse.FromString(answer).infer_response.id
+        for answer in method(iter(messages), timeout=10)
+    ]
+    assert answers == ["last"] * 4 + ["first"]
 
 
 def test_the_order_holds_when_a_later_one_is_ready_first(make_server, wait_until):

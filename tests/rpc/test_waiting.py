@@ -17,31 +17,26 @@ def ten_bytes(monkeypatch):
 
 
 def test_what_waits_is_counted_until_it_went(ten_bytes):
-    assert not ten_bytes.full(0)
-    ten_bytes.came(6)
-    assert not ten_bytes.full(1)
-    ten_bytes.came(4)
-    assert ten_bytes.full(2)
+    assert not ten_bytes.full
+    ten_bytes.begun(1)
+    ten_bytes.came(1, 6)
+    assert not ten_bytes.full
+    ten_bytes.begun(4)
+    assert ten_bytes.full  # what is to come counts as much as is expected
     ten_bytes.went(6)
-    assert not ten_bytes.full(1)
-
-
-def test_what_is_to_come_counts_as_much_as_the_last(ten_bytes):
-    assert not ten_bytes.full(100)  # nobody knows
-    ten_bytes.came(3)
-    assert not ten_bytes.full(3)
-    assert ten_bytes.full(4)
-    ten_bytes.went(3)
-    assert not ten_bytes.full(3)
-    ten_bytes.came(0)  # one that failed
-    assert not ten_bytes.full(100)
+    assert not ten_bytes.full
+    assert ten_bytes.low
+    ten_bytes.came(4, 5)
+    assert not ten_bytes.low
 
 
 def test_one_may_be_larger_than_all_that_may_wait(ten_bytes):
-    ten_bytes.came(11)
-    assert ten_bytes.full(1)
+    ten_bytes.begun(3)
+    ten_bytes.came(3, 11)
+    assert ten_bytes.full
     ten_bytes.went(11)
-    assert not ten_bytes.full(0)
+    assert not ten_bytes.full
+    assert ten_bytes.low
 
 
 ROWS = np.ones((2, 4), np.float32)

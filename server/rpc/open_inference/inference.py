@@ -4,29 +4,28 @@ from collections.abc import Callable
 from functools import partial
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest
-from neurona_server.errors import InvalidError, NeuronaError
+from neurona_server.errors import InvalidError
 from neurona_server.metrics import Metrics
 from neurona_server.models.model import Model
 from neurona_server.models.registry import Registry
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.datatypes import number_of
+from neurona_server.rpc.open_inference.ids import without_id
 from neurona_server.rpc.open_inference.immediate import parse
 from neurona_server.rpc.open_inference.inputs import describe, read_inputs, size_of
 from neurona_server.rpc.open_inference.memory import Memory
-from neurona_server.rpc.open_inference.outputs import answer_with, read_outputs
-from neurona_server.rpc.open_inference.stream import InferStream
+from neurona_server.rpc.open_inference.outputs import InferAnswer, read_outputs
+from neurona_server.rpc.open_inference.stream import InferStream, Turn
 from neurona_server.rpc.open_inference.terms import read_terms
 from neurona_server.rpc.open_inference.which import resolve
 from neurona_server.rpc.repeats import Repeats, Sample
 from neurona_server.rpc.rights import Grant, Right
 from neurona_server.rpc.seen import seen
-from neurona_server.rpc.submission import Asked, Receiver, Sent, submit
+from neurona_server.rpc.submission import Answer, Asked, Receiver, Sent, submit
 
 TENSORS = ModelInferRequest.INPUTS_FIELD_NUMBER
 _RAW = (ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER,)
-
-Deliver = Callable[[bytes | None, NeuronaError | None], None]
 
 
 class Inference:
@@ -34,7 +33,11 @@ class Inference:
         self, registry: Registry, metrics: Metrics, memory: Memory, limits: Limits
     ) -> None:
         self._limits = limits
-        self._repeats = Repeats(ModelInferRequest.FromString, _RAW, partial(resolve, registry))
+        # Answers in a stream are other ones.
+        self._repeats, self._streamed = [
+            Repeats(ModelInferRequest.FromString, _RAW, partial(resolve, registry))
+            for _ in range(2)
+        ]
         self._registry = registry
         self._metrics = metrics
         self._memory = memory
@@ -45,13 +48,11 @@ class Inference:
             path + "ModelStreamInfer": Streaming(self._stream, Right.PREDICT),
         }
 
-    def begin(
-        self, message: bytes, receiver: Receiver, grant: Grant, *, streamed: bool = False
-    ) -> None:
+    def begin(self, message: bytes, receiver: Receiver, grant: Grant) -> None:
         """Sends a request on its way; the receiver gets the bytes of its ModelInferResponse or
         its error, exactly once."""
-        again = partial(self.begin, message, receiver, grant, streamed=streamed)
-        if grant.models is None and self._repeats.send(message, receiver, again):
+        again = partial(self.begin, message, receiver, grant)
+        if grant.models is None and _send(self._repeats, message, receiver, again) is not None:
             return
         try:
             self._limits.check_wire(message, tensors=TENSORS)
@@ -60,10 +61,26 @@ class Inference:
             self._metrics.unresolved["invalid"].inc()
             receiver.fail(error)
             return
-        sent = self.begin_parsed(parsed, receiver, grant, streamed=streamed)
-        if sent is not None and not _is_special(parsed):
-            which = (parsed.model_name, parsed.model_version)
-            self._repeats.learn(message, parsed, which, _samples(parsed), sent)
+        sent = self.begin_parsed(parsed, receiver, grant)
+        _learn(self._repeats, message, parsed, sent)
+
+    def begin_streamed(self, turn: Turn, grant: Grant) -> int:
+        """The same for a stream; how many bytes the answer will have, as far as one can tell.
+
+        Raises InvalidError for what is no request.
+        """
+        message = turn.message
+        if grant.models is None:
+            again = partial(self.begin_streamed, turn, grant)
+            expected = _send(self._streamed, message, turn, again)
+            if expected is not None:
+                return expected
+        self._limits.check_wire(message, tensors=TENSORS)
+        parsed = parse(ModelInferRequest, message)
+        turn.read(parsed.id)
+        sent = self.begin_parsed(parsed, turn, grant, streamed=True)
+        _learn(self._streamed, message, parsed, sent)
+        return sent.expected if sent is not None else 0
 
     def begin_parsed(
         self,
@@ -85,7 +102,7 @@ class Inference:
             return Asked(
                 described,
                 partial(read_inputs, message, described, self._memory, most_bytes),
-                answer_with(model, wanted, message.id, streamed=streamed),
+                InferAnswer(model, wanted, message.id, streamed),
                 terms.deadline,
                 terms.priority,
                 size_of(message),
@@ -95,11 +112,36 @@ class Inference:
         return submit(self._metrics, which, read, receiver)
 
     def _stream(self, call: StreamCall) -> InferStream:
-        begin = partial(self.begin_parsed, streamed=True, grant=call.grant)
-        return InferStream(begin, call, partial(self._limits.check_wire, tensors=TENSORS))
+        return InferStream(partial(self.begin_streamed, grant=call.grant), call)
 
     def _infer(self, call: Call) -> None:
         self.begin(call.request, call, call.grant)
+
+
+def _send(
+    repeats: Repeats, message: bytes, receiver: Receiver, again: Callable[[], object]
+) -> int | None:
+    """As `Repeats.send`, for any id."""
+    name, rest = without_id(message)
+    return repeats.send(rest, receiver, again, adapt=partial(_named, name) if name else None)
+
+
+def _named(name: str, answer: Answer) -> Answer:
+    assert isinstance(answer, InferAnswer)  # noqa: S101  for the type checker
+    # One that has an id has it from elsewhere in the message, where the last one counts.
+    return answer if answer.request_id else answer._replace(request_id=name)
+
+
+def _learn(repeats: Repeats, message: bytes, parsed: ModelInferRequest, sent: Sent | None) -> None:
+    if sent is None or _is_special(parsed):
+        return
+    name, rest = without_id(message)
+    if name:
+        parsed = parse(ModelInferRequest, rest)
+        assert isinstance(sent.answer, InferAnswer)  # noqa: S101  for the type checker
+        sent = sent._replace(answer=sent.answer._replace(request_id=parsed.id))
+    which = (parsed.model_name, parsed.model_version)
+    repeats.learn(rest, parsed, which, _samples(parsed), sent)
 
 
 def _is_special(message: ModelInferRequest) -> bool:

@@ -1,6 +1,6 @@
 """From a model's outputs to the bytes of a ModelInferResponse, or part of it in shared memory."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from neurona_server.rpc.open_inference.datatypes import NAMES
 from neurona_server.rpc.open_inference.memory import Memory
 from neurona_server.rpc.open_inference.regions import Place
 from neurona_server.rpc.open_inference.terms import whole
+from neurona_server.rpc.sizes import sizes_of
 
 RAW = ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number
 MOST = 2**31 - 1
@@ -63,11 +64,19 @@ def read_outputs(message: ModelInferRequest, model: Model, memory: Memory) -> Se
     return list(wanted.values())
 
 
-def answer_with(
-    model: Model, wanted: Sequence[Wanted], request_id: str, *, streamed: bool
-) -> Callable[[Outputs], bytes]:
-    """What writes a ModelInferResponse. In a stream it says that it is a request's last."""
-    return lambda outputs: _answer(model, wanted, request_id, outputs, streamed)
+class InferAnswer(NamedTuple):
+    """The `Answer` to a ModelInferRequest. In a stream it says that it is a request's last."""
+
+    model: Model
+    wanted: Sequence[Wanted]
+    request_id: str
+    streamed: bool
+
+    def __call__(self, outputs: Outputs) -> bytes:
+        return _answer(self.model, self.wanted, self.request_id, outputs, self.streamed)
+
+    def expected(self, rows: int) -> int:
+        return int(rows * sizes_of(self.model).row)
 
 
 def _answer(
@@ -96,6 +105,7 @@ def _answer(
     size = head.ByteSize() + sum([len(piece) for piece in pieces])
     if size > MOST:
         raise InvalidError(f"the answer has {size} bytes, more than the {MOST} of a message")
+    sizes_of(model).learn(outputs, size)
     return b"".join([head.SerializeToString(), *pieces])
 
 

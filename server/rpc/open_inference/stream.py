@@ -14,7 +14,6 @@ from neurona_server.rpc.encoding import prefix
 from neurona_server.rpc.open_inference.immediate import parse
 from neurona_server.rpc.open_inference.outputs import FINAL
 from neurona_server.rpc.status import status_of
-from neurona_server.rpc.submission import Receiver
 from neurona_server.rpc.waiting import Waiting
 
 MAX_OUTSTANDING = 4096
@@ -25,48 +24,57 @@ REAL_STATUS = "triton_grpc_error"
 
 RESPONSE = ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"].number
 
-Begin = Callable[[ModelInferRequest, Receiver], object]
 
-
-class _Turn:
-    """One request's place in the order of answers: who gets its answer."""
+class Turn:
+    """One request's place in the order of answers: the `Receiver` of its answer."""
 
     __slots__ = (
+        "_answered",
         "_cancel",
-        "_wake",
         "deadline",
         "defer",
         "error",
+        "expected",
+        "message",
         "message_id",
         "response",
-        "waiting",
     )
 
-    def __init__(self, call: StreamCall, message_id: str, waiting: Waiting) -> None:
+    def __init__(
+        self, call: StreamCall, message: bytes, answered: "Callable[[Turn], None]"
+    ) -> None:
         self.deadline = call.deadline
         self.defer = call.defer
-        self.message_id = message_id
-        self.waiting = waiting
+        self.message = message
+        self.message_id = ""
+        """Unless it stands in `message`, which was not read."""
+
+        self.expected = 0
         self.response: bytes | None = None
         self.error: Exception | None = None
-        self._wake = call.wake
+        self._answered = answered
         self._cancel: Callable[[], None] | None = None
 
     @property
     def come(self) -> bool:
         return self.response is not None or self.error is not None
 
+    def read(self, message_id: str) -> None:
+        """The message was, and need not be kept."""
+        self.message, self.message_id = b"", message_id
+
     def reply(self, response: bytes) -> None:
         self._cancel = None  # it holds the inputs, and the answer may wait for the reader
-        self.waiting.came(len(response))
+        self.message = b""
         self.response = response
-        self._wake()
+        self._answered(self)
 
     def fail(self, error: Exception) -> None:
         self._cancel = None
-        self.waiting.came(0)
+        if self.message:
+            self.read(parse(ModelInferRequest, self.message).id)
         self.error = error
-        self._wake()
+        self._answered(self)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         if not self.come:
@@ -77,24 +85,28 @@ class _Turn:
             cancel()
 
 
+Begin = Callable[[Turn], int]
+"""Sends a request on its way; how many bytes its answer will have. Raises InvalidError for what
+is no request."""
+
+
 class InferStream:
     """A `Stream`. Answers come from any thread; the rest runs in the door's."""
 
-    def __init__(self, begin: Begin, call: StreamCall, check: Callable[[bytes], None]) -> None:
-        self._check = check
+    def __init__(self, begin: Begin, call: StreamCall) -> None:
         self._begin = begin
         self._call = call
-        self._turns: deque[_Turn] = deque()
+        self._turns: deque[Turn] = deque()
+        self._came: deque[Turn] = deque()
         self._waiting = Waiting()
         self._half_closed = False
         self._real_status = call.metadata(REAL_STATUS).lower() in ("true", "1")
 
     def receive(self, message: bytes) -> None:
-        self._check(message)
-        request = parse(ModelInferRequest, message)
-        turn = _Turn(self._call, request.id, self._waiting)
+        turn = Turn(self._call, message, self._answered)
         self._turns.append(turn)
-        self._begin(request, turn)
+        turn.expected = self._begin(turn)
+        self._waiting.begun(turn.expected)
 
     def half_close(self) -> None:
         self._half_closed = True
@@ -105,6 +117,7 @@ class InferStream:
         if (error := self._turns[0].error) is not None and self._real_status:
             self._call.fail(error)  # what is behind it is cancelled as the call ends
             return None
+        self._collect()
         turn = self._turns.popleft()
         self._waiting.went(len(turn.response or b""))
         if turn.response is not None:
@@ -118,8 +131,8 @@ class InferStream:
 
     @property
     def congested(self) -> bool:
-        outstanding = len(self._turns)
-        return outstanding >= MAX_OUTSTANDING or self._waiting.full(outstanding)
+        self._collect()
+        return len(self._turns) >= MAX_OUTSTANDING or self._waiting.full
 
     @property
     def finished(self) -> bool:
@@ -131,3 +144,12 @@ class InferStream:
     def cancel(self) -> None:
         for turn in list(self._turns):
             turn.cancel()
+
+    def _answered(self, turn: Turn) -> None:
+        self._came.append(turn)
+        self._call.wake()
+
+    def _collect(self) -> None:
+        while self._came:
+            turn = self._came.popleft()
+            self._waiting.came(turn.expected, len(turn.response or b""))
