@@ -85,6 +85,7 @@ class Gathering:
         if group is None:
             self._alone(self._host.place(number), message)
             return
+        self._host.reserve(group.expected)
         group.numbers.append(number)
         group.messages.append(message)
         if len(group.numbers) >= group.most:
@@ -107,16 +108,13 @@ class Gathering:
         if shape is None:
             return None
         if shape not in self._groups:
-            group = self._groups[shape] = _open(self._alike, shape)
-            if group is not None:  # for all that it may get
-                self._host.reserve(group.expected * group.most)
+            self._groups[shape] = _open(self._alike, shape)
         return self._groups[shape]
 
     def _alone(self, place: Place, message: bytes) -> None:
         place.expect(self._begin(message, place))
 
     def _send(self, group: _Group) -> None:
-        self._host.reserve(group.expected * (len(group.numbers) - group.most))
         places = self._host.places(group.numbers, group.expected)
         if len(group.numbers) > 1:
             bundle = group.bundle(places)
