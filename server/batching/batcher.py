@@ -9,6 +9,7 @@ from neurona_server.batching.admission import Admission
 from neurona_server.batching.batch import join, split
 from neurona_server.batching.curve import Curve
 from neurona_server.batching.cut import Cut
+from neurona_server.batching.failures import Failures
 from neurona_server.batching.hand_off import hand_off_seconds
 from neurona_server.batching.padding import Padding
 from neurona_server.batching.parts import split_request
@@ -63,6 +64,7 @@ class Batcher:
         self.queue = Queue(policy, clock, self.curve.predict)
         self.queue.limit = self.curve.rungs[-1]
         self.padding = Padding(self.curve.rungs)
+        self.failures = Failures(name)
         self.admission = Admission(policy, self.queue, self.curve, clock)
         self._metrics = metrics
         self._batched = batched
@@ -199,23 +201,22 @@ class Batcher:
         if not batch:
             return
         running = None
+        halves: list[Sequence[Request]] = []
         try:
             run = new_run()
             running = Running(batch, run)
             parts = self._run(batch, run)
-        except Exception:
+        except Exception as error:
             if running is not None and running.terminated:
                 self._metrics.terminated.inc()
-            elif halves := cut.halves(batch):
-                log.debug("%s failed on %d requests, trying halves", self.name, len(batch))
-                for half in halves:
-                    self._run_or_halve(cut, half, new_run)
-            else:
-                log.exception("%s failed on a request of %d rows", self.name, batch[0].rows)
+            elif not (halves := cut.halves(batch)):
+                self.failures.tell("it failed on a request", error)
                 batch[0].fail(ModelFailedError())
         else:
             for request, part in zip(batch, parts, strict=True):
                 request.succeed(part)
+        for half in halves:
+            self._run_or_halve(cut, half, new_run)
 
     def _run(self, batch: Sequence[Request], run: Run) -> Sequence[Outputs]:
         """Each request's outputs. Raises what the model raises, and BatchError."""

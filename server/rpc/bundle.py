@@ -3,7 +3,6 @@
 Most of what a small request costs is Python that is run once for each: here, once for many.
 """
 
-import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -16,8 +15,6 @@ from neurona_server.errors import ModelFailedError, NeuronaError
 from neurona_server.models.model import Model
 from neurona_server.rpc.answers import PredictAnswer
 from neurona_server.rpc.submission import Defer, cancel
-
-log = logging.getLogger(__name__)
 
 
 class Receivers(Protocol):
@@ -113,8 +110,8 @@ def _answer(request: Bundle, part: Part) -> bytes | NeuronaError:
         return request.answer(part)
     except NeuronaError as error:
         return error
-    except Exception:
-        log.exception("%s: an answer cannot be written", request.model)
+    except Exception as fault:
+        request.model.batcher.failures.tell("an answer cannot be written", fault)
         return ModelFailedError()
 
 

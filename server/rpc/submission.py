@@ -3,7 +3,6 @@
 A protocol says which model is asked for, how its message reads and how its answer is written.
 """
 
-import logging
 import time
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
@@ -24,8 +23,6 @@ from neurona_server.metrics import Metrics
 from neurona_server.models.model import Model
 from neurona_server.models.signature import Described
 from neurona_server.rpc.limits import Limits
-
-log = logging.getLogger(__name__)
 
 CLOCKS_APART = 0.05
 """Seconds by which a caller may have seen a deadline pass before we do: ours began to count
@@ -196,9 +193,9 @@ def _finish(request: Request, outputs: Outputs | None, error: NeuronaError | Non
             response = request.answer(outputs)
         except NeuronaError as raised:
             error = raised
-        except Exception:
+        except Exception as fault:
             # Whatever is wrong with one answer, its caller hears of it.
-            log.exception("%s: an answer cannot be written", model)
+            model.batcher.failures.tell("an answer cannot be written", fault)
             error = ModelFailedError()
     model.metrics.ended(
         "ok" if error is None else error.outcome, time.monotonic() - request.started
