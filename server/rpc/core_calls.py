@@ -81,6 +81,9 @@ class CoreCall:
         return deadline_of(self._deadline)
 
     def reply(self, response: bytes) -> None:
+        if type(response) is not bytes:  # gRPC would refuse it once the call counts as ended
+            self.fail(TypeError(f"a service replied with {type(response)}; expected bytes"))
+            return
         if len(response) > self._door.max_message_bytes:
             self.fail(too_large(len(response), self._door.max_message_bytes))
             return

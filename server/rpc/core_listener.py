@@ -208,8 +208,8 @@ class CoreListener:
             refuse(event, error)
             return
         if isinstance(method, Unary):
-            self._calls += 1
             CoreCall(self, event, grant, method.start)
+            self._calls += 1
             return
         try:
             stream = CoreStreamCall(self, event, grant, method)

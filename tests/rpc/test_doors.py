@@ -136,6 +136,28 @@ def test_calls_under_way_are_bounded_and_counted(monkeypatch, wait_until):
     assert listener._calls == 0
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["at_once", "later"])
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [("text", "INTERNAL"), (None, "INTERNAL"), (7, "INTERNAL"), (..., "DEADLINE_EXCEEDED")],
+    ids=["text", "nothing", "a_number", "no_reply"],
+)
+def test_a_method_that_does_not_reply_with_bytes_leaves_no_call(answer, code, later, wait_until):
+    def start(call):
+        if answer is not ...:
+            reply = partial(call.reply, answer)
+            call.defer(reply) if later else reply()
+
+    listener = CoreListener({"/t/Odd": Unary(start, None)}, ListenerOptions())
+    port = listener.start("127.0.0.1:0")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary("/t/Odd")(b"", timeout=20 if code == "INTERNAL" else 0.2)
+        assert caught.value.code().name == code
+        wait_until(lambda: listener._calls == 0)
+    listener.stop(1.0)
+
+
 @pytest.mark.parametrize(
     ("fault", "ends"),
     [
