@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neurona_protos.prediction_pb2 import Task
+from neurona_server.batching.batch import Part
 from neurona_server.batching.policy import Priority
 from neurona_server.batching.request import Array, Outputs, Request
 from neurona_server.errors import NeuronaError
@@ -40,13 +41,14 @@ class Shadow:
         if not self._fits:
             self._count("incompatible")
             return
+        kept = _own(outputs)
 
         def done(copy: Request, shadowed: Outputs | None, error: NeuronaError | None) -> None:
             self.to.copies.discard(copy)
             if shadowed is None:
                 self._count("refused" if error and error.outcome == "rejected" else "failed")
             else:
-                self._count(self._compare(outputs, shadowed))
+                self._count(self._compare(kept, shadowed))
 
         described = {
             spec.name: (spec.dtype, request.inputs[spec.name].shape)
@@ -55,7 +57,7 @@ class Shadow:
         inputs = {name: request.inputs[name] for name in described}
         group = self.to.signature.group(described)
         # The answer waits with it, and may be much larger than what was asked.
-        size = request.nbytes + sum([array.nbytes for array in outputs])
+        size = request.nbytes + sum([array.nbytes for array in kept])
         copy = Request(inputs, request.rows, group, done, priority=Priority.LOW, nbytes=size)
         self.to.copies.add(copy)
         try:
@@ -73,6 +75,16 @@ class Shadow:
 
     def _count(self, outcome: str) -> None:
         self.to.metrics.shadowed(outcome)
+
+
+def _own(outputs: Outputs) -> Outputs:
+    """Copied, if they are part of a batch's: those would all be kept as long as they wait."""
+    if not isinstance(outputs, Part):
+        return outputs
+    return [
+        own if len(own) == len(whole) else own.copy()
+        for own, whole in zip(outputs, outputs.batch.outputs, strict=True)
+    ]
 
 
 def _inputs(model: "Model") -> set[tuple[object, ...]]:

@@ -1,11 +1,13 @@
 """A shadow gets copies: nobody waits for what it answers."""
 
 import threading
+import weakref
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from neurona_server.batching.batch import Part, Ran
 from neurona_server.batching.request import Request
 from neurona_server.metrics import Metrics
 from neurona_server.models.model import Model
@@ -74,6 +76,17 @@ def test_the_answer_that_is_kept_for_comparison_counts_as_bytes_that_wait(models
     shadow.send(request, [np.zeros(1000)])
     (copy,) = to.copies
     assert copy.nbytes >= request.nbytes + 8000
+
+
+def test_only_the_answer_itself_is_kept_not_its_batch(models):
+    of, to = models
+    request, _ = answered()
+    whole = np.arange(3000, dtype=np.float32).reshape(1000, 3)
+    batch = weakref.ref(whole)
+    Shadow(of, to, 100).send(request, Part(Ran([whole]), 5, 1))
+    del whole
+    assert batch() is None
+    assert len(to.copies) == 1
 
 
 def test_a_version_that_is_gone_is_not_counted_again(models, metrics):
