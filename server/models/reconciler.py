@@ -23,6 +23,7 @@ from neurona_server.errors import (
 )
 from neurona_server.metrics import Metrics
 from neurona_server.models.drains import Drains
+from neurona_server.models.looks import Looks
 from neurona_server.models.model import Model
 from neurona_server.models.registry import Entry, Registry
 from neurona_server.models.repository import Folder, Found, Repository
@@ -73,7 +74,7 @@ class Reconciler:
         self._missing: set[str] = set()  # by the last look
         self._refused: dict[str, list[str]] = {}  # what the log has been told
         self._drains = Drains(self._options.drain_timeout)
-        self._scan_problem = ""
+        self._looks = Looks(repository)
         self._changed = threading.Condition()
         self._scanning = threading.Lock()
         self._stopping = threading.Event()
@@ -113,20 +114,9 @@ class Reconciler:
     def look(self) -> None:
         """One look at the repository; loads begin, and are not waited for."""
         with self._scanning:
-            try:
-                folders = self._repository.scan()
-                problem = ""
-            except LoadError as error:
-                problem = str(error)
-            except Exception:  # whatever is odd on the disk, what is loaded serves on
-                log.exception("the repository cannot be read")
-                problem = "an internal error; the server's log says why"
-            if problem:
-                if problem != self._scan_problem:
-                    log.error("%s; what is loaded serves on", problem)
-                self._scan_problem = problem
+            folders = self._looks.at_all()
+            if folders is None:
                 return
-            self._scan_problem = ""
             with self._changed:
                 missing = self._models.keys() - folders.keys()
                 for name in missing & self._missing:
@@ -144,7 +134,7 @@ class Reconciler:
         Raises NotFoundError when the repository has no such model, NotLoadedError when
         something cannot be loaded: what was loaded before serves on then.
         """
-        folder = self._scan_for(name)
+        folder = self._looks.at(name)
         with self._changed:
             self._asked.add(name)
             self._see(name, folder, eager=True)
@@ -191,17 +181,6 @@ class Reconciler:
         for drain in self._drains.running():
             drain.join(max(0.0, end - time.monotonic()))
         return drained and not self._drains.running()
-
-    def _scan_for(self, name: str) -> Folder:
-        with self._scanning:
-            try:
-                folders = self._repository.scan()
-            except LoadError as error:
-                log.error("%s", error)
-                raise NotLoadedError("the repository cannot be read; the log says why") from error
-        if name not in folders or not (folders[name].versions or folders[name].problem):
-            raise NotFoundError(f"the repository has no model {quoted(name)}")
-        return folders[name]
 
     def _see(self, name: str, folder: Folder | None, *, eager: bool = False) -> None:
         if name not in self._models:
