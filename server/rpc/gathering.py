@@ -18,8 +18,8 @@ from neurona_server.rpc.submission import Receiver
 SMALL = 16 << 10
 """Bytes of a request up to which it is bundled: its data are copied once more for it."""
 
-PARTS = 4
-"""Bundles that fill a batch: so what is left over of one is not much."""
+PARTS = 2
+"""Bundles that fill a batch: larger ones would leave more of it empty."""
 
 Begin = Callable[[bytes, Receiver], int]
 """Sends one request on its way; how many bytes its answer will have."""

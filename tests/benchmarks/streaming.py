@@ -1,4 +1,5 @@
-"""64 callers in one Python process: their requests one by one, and many in a message.
+"""64 callers in one Python process: their requests one by one, and many in a message; and as many
+requests that no caller makes: messages of bytes.
 
     python streaming.py WAY ADDRESS REQUEST_FILE CALLERS SECONDS
 
@@ -7,6 +8,8 @@ is that process; it prints how many answers a second it got.
 
 import asyncio
 import contextlib
+import itertools
+import math
 import subprocess
 import sys
 import tempfile
@@ -24,8 +27,12 @@ from neurona_protos.prediction_pb2_grpc import PredictionStub
 Ask = Callable[[PredictRequest], Awaitable[PredictResponse]]
 
 STREAM_PATH = "/neurona.v1.Prediction/PredictStream"
-UNARY, STREAM = "unary", "stream"
-WAYS = {UNARY: "Predict, a call each", STREAM: "PredictStream, gathered"}
+UNARY, STREAM, BYTES = "unary", "stream", "bytes"
+WAYS = {
+    UNARY: "Predict, a call each",
+    STREAM: "PredictStream, gathered",
+    BYTES: "PredictStream, bytes",
+}
 
 
 @dataclass
@@ -69,8 +76,12 @@ class Gathering:
     async def _messages(self) -> AsyncIterator[PredictStreamRequest]:
         while True:
             await self._some.wait()
-            self._some.clear()
-            asked, self._asked = self._asked, []
+            # Half of what is under way at the most: the server works on one half while this
+            # process makes the other.
+            most = (len(self._waiting) + 1) // 2
+            asked, self._asked = self._asked[:most], self._asked[most:]
+            if not self._asked:
+                self._some.clear()
             yield PredictStreamRequest(requests=asked)
 
     async def _read(self) -> None:
@@ -87,6 +98,38 @@ class Gathering:
         self._call.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._reading
+
+
+async def exchange(address: str, request: PredictRequest, callers: int, seconds: float) -> float:
+    """Answers a second to two messages under way that are bytes and hold `callers` requests
+    together: what a stream carries when making and reading of messages costs the caller nothing
+    but counting."""
+    asked, each = request.SerializeToString(), callers // 2
+    async with grpc.aio.insecure_channel(address) as channel:
+        await channel.channel_ready()
+        call = channel.stream_stream(STREAM_PATH)()
+        numbers = itertools.count(1)
+
+        async def ask() -> None:
+            some = [StreamedRequest(id=next(numbers), request=asked) for _ in range(each)]
+            await call.write(PredictStreamRequest(requests=some).SerializeToString())
+
+        under_way = answers = before = 0
+        begun = time.perf_counter()
+        warm_until, until = begun + seconds / 10, math.inf
+        while (now := time.perf_counter()) < until:
+            if until == math.inf and now >= warm_until:
+                begun, until, before = now, now + seconds, answers
+            while under_way <= callers - each:
+                await ask()
+                under_way += each
+            responses = PredictStreamResponse.FromString(await call.read()).responses
+            if any(answered.HasField("error") for answered in responses):
+                raise RuntimeError(responses[0].error.message)
+            under_way -= len(responses)
+            answers += len(responses)
+        call.cancel()
+    return (answers - before) / (now - begun)
 
 
 async def count(way: str, address: str, request: PredictRequest, callers: int, seconds: float):
@@ -143,4 +186,5 @@ def _run(command: list[str]) -> float:
 if __name__ == "__main__":
     way, address, file, callers, seconds = sys.argv[1:]
     request = PredictRequest.FromString(Path(file).read_bytes())
-    print(asyncio.run(count(way, address, request, int(callers), float(seconds))))
+    asking = (address, request, int(callers), float(seconds))
+    print(asyncio.run(exchange(*asking) if way == BYTES else count(way, *asking)))

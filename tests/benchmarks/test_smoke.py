@@ -38,7 +38,8 @@ def test_the_servers_are_compared_and_the_table_and_plot_are_written(tmp_path):
     assert float(cells(printed, "grpc.aio")[1].replace(",", "")) > 0
     for title in ("Requests in flight", "Models loaded", "Size of a request", "One Python client"):
         assert f"## {title}" in printed
-    assert float(cells(printed, "PredictStream, gathered")[1].replace(",", "")) > 0
+    for way in ("PredictStream, gathered", "PredictStream, bytes"):
+        assert float(cells(printed, way)[1].replace(",", "")) > 0
 
 
 def test_an_answer_that_is_an_error_is_not_counted(tmp_path):

@@ -50,7 +50,7 @@ def test_alike_requests_wait_as_one(make_server, wait_until):
     outgoing.put(message([pick(n % 4) for n in range(33)]))
     waiting = server.registry.resolve("picker").batcher.queue
     wait_until(lambda: waiting.rows == 33)
-    assert "3 requests, 33 rows" in repr(waiting)  # the first was read, 16 and 16 are like it
+    assert "2 requests, 33 rows" in repr(waiting)  # the first was read, the others are like it
     server.registry.resolve("picker").start()
     outgoing.put(None)
     picked = {one.id: to_array(one.response.outputs[0]) for r in responses for one in r.responses}
@@ -163,8 +163,8 @@ def test_a_message_of_thousands_with_large_answers_is_begun_bit_by_bit(wide, wai
 
     wait_until(lambda: answered() >= waiting.MAX_BYTES // ROW - 2)
     time.sleep(0.3)  # what must not come has had its time
-    # A bundle more than fits, and what is on its way to the reader.
-    assert answered() <= waiting.MAX_BYTES // ROW + 2 * 16 + 16
+    # Half as much again: what is on its way to the reader.
+    assert answered() <= waiting.MAX_BYTES // ROW * 3 // 2
     assert resident() - before < 4 * waiting.MAX_BYTES
     numbers = set()
     while len(numbers) < 300:
