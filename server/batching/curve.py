@@ -10,6 +10,13 @@ from statistics import median
 SAMPLES = 5
 """Runs that an estimate is the median of: one run that the machine held up changes nothing."""
 
+STEADY = 0.1
+"""Seconds that the measured runs of a rung take together, if two do: what disturbs a machine is
+short beside one that long."""
+
+BUDGET = 1.0
+"""Seconds for all rungs: nothing is served yet."""
+
 TRUSTED_SAMPLES = 3
 """Runs of a group before its estimate may refuse anybody."""
 
@@ -59,7 +66,7 @@ class Curve:
         return dict(self._seconds)
 
     def measure(
-        self, time_run: Callable[[int], float], group: Hashable, budget: float = 2.0
+        self, time_run: Callable[[int], float], group: Hashable, budget: float = BUDGET
     ) -> None:
         """Runs the ladder from below: `time_run(rows)` gives the seconds of one run.
 
@@ -69,11 +76,13 @@ class Curve:
         spent = 0.0
         for rung in self.rungs:
             spent += time_run(rung)  # the first run of a shape sets up what later ones have
-            for _ in range(SAMPLES):
+            together = 0.0
+            for count in range(1, SAMPLES + 1):
                 seconds = time_run(rung)
                 spent += seconds
+                together += seconds
                 self._learn(rung, seconds)
-                if spent > budget:
+                if spent > budget or (count > 1 and together > STEADY):
                     break
             if spent > budget:
                 break

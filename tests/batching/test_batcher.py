@@ -277,7 +277,9 @@ def test_runs_that_became_long_leave_the_door():
 def test_padding_fills_up_to_the_rung_and_changes_no_answer(batcher):
     # Sizes between rungs cost ten times a rung, as on a device that prepares for each shape.
     batcher.curve.measure(lambda rows: 0.001, (1,))
-    batcher.padding.measure(lambda rows: 0.001 if rows in (1, 2, 4, 8) else 0.01, [4, 8])
+    batcher.padding.measure(
+        lambda rows: 0.001 if rows in (1, 2, 4, 8) else 0.01, {4: 0.001, 8: 0.001}
+    )
     asked = [Asked(batcher, [1]), Asked(batcher, [2, 3, 4]), Asked(batcher, [np.nan])]
     puppet = Puppet()
     batcher.step(puppet)

@@ -32,7 +32,7 @@ def test_between_rungs_it_is_a_straight_line_and_in_proportion_above(curve):
 
 def test_measuring_stops_when_its_time_is_up():
     curve = Curve(RUNGS)
-    curve.measure(lambda rows: rows * 1.0, ("a",), budget=10)
+    curve.measure(lambda rows: rows * 1.0, ("a",), budget=8)
     assert sorted(curve.seconds) == [1, 2]
 
 
@@ -105,7 +105,7 @@ def test_of_the_rungs_that_fit_the_one_with_most_rows_a_second_is_taken():
 
 def padded_rungs(time_run):
     padding = Padding(RUNGS)
-    padding.measure(time_run, RUNGS)
+    padding.measure(time_run, {rung: time_run(rung) for rung in RUNGS}, budget=1e9)
     return padding
 
 
@@ -137,8 +137,39 @@ def test_one_slow_size_among_three_is_not_enough_to_pad():
 
 def test_rungs_that_never_ran_are_not_padded_to():
     padding = Padding(RUNGS)
-    padding.measure(lambda rows: 1.0 if rows in RUNGS else 9.0, [1, 2, 4])
+    known = dict.fromkeys([1, 2, 4], 1.0)
+    padding.measure(lambda rows: 1.0 if rows in RUNGS else 9.0, known, budget=1e9)
     assert padding.padded == {4}
+
+
+def test_what_would_take_long_to_find_out_is_left_alone():
+    ran = []
+
+    def time_run(rows):
+        ran.append(rows)
+        return 1.0 if rows in RUNGS else 9.0
+
+    padding = Padding(RUNGS)
+    padding.measure(time_run, {1: 0.01, 2: 0.02, 4: 0.1, 8: 0.2}, budget=1.0)
+    assert padding.padded == {4}
+    assert set(ran) == {3, 4}
+
+
+def test_long_runs_are_measured_less_often_than_short_ones():
+    costs = {1: 0.001, 2: 0.03, 4: 0.06, 8: 0.2}
+    ran = []
+
+    def time_run(rows):
+        ran.append(rows)
+        return costs[rows]
+
+    curve = Curve(RUNGS)
+    curve.measure(time_run, ("a",))
+    assert [ran.count(rung) for rung in RUNGS] == [6, 5, 3, 3]
+    assert curve.seconds == costs
+    ran.clear()
+    curve.measure(time_run, ("a",), budget=0.25)
+    assert [ran.count(rung) for rung in RUNGS] == [6, 5, 2, 0]
 
 
 def test_the_rung_follows_the_groups_that_really_run(curve):
