@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -193,7 +194,8 @@ class CoreListener:
     def _accept(self, event: Event) -> None:
         if not event.success:  # the server is shut down
             return
-        self._server.request_call(self._queue, self._queue, self._accept)
+        with suppress(ValueError):  # it is shutting down: this one is the last, and refused
+            self._server.request_call(self._queue, self._queue, self._accept)
         method = self._methods.get(event.call_details.method)
         try:
             if self._stopping:

@@ -214,3 +214,34 @@ def test_calls_that_gather_while_a_door_is_busy_are_all_answered(door):
         assert holding.result() == b""
         assert [answer.result() for answer in answers] == [str(n).encode() for n in range(4500)]
     listener.stop(1.0)
+
+
+def test_calls_that_came_as_a_busy_door_closed_are_told_to_call_again(caplog):
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold(call):
+        held.set()
+        assert go_on.wait(10)
+        call.reply(b"")
+
+    methods = {
+        "/t/Hold": Unary(hold, None),
+        "/t/Echo": Unary(lambda call: call.reply(call.request), None),
+    }
+    listener = CoreListener(methods, ListenerOptions())
+    port = listener.start("127.0.0.1:0")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        holding = channel.unary_unary("/t/Hold").future(b"", timeout=30)
+        assert held.wait(10)
+        echo = channel.unary_unary("/t/Echo")
+        late = [echo.future(b"", timeout=30) for _ in range(20)]
+        time.sleep(0.2)  # they have arrived
+        stopping = threading.Thread(target=listener.stop, args=(10.0,))
+        stopping.start()
+        time.sleep(0.2)  # it has begun to shut down
+        go_on.set()
+        assert holding.result() == b""
+        assert {call.code() for call in late} == {grpc.StatusCode.UNAVAILABLE}
+        stopping.join(5)
+        assert not stopping.is_alive()
+    assert not caplog.records
