@@ -76,12 +76,8 @@ class Gathering:
     async def _messages(self) -> AsyncIterator[PredictStreamRequest]:
         while True:
             await self._some.wait()
-            # Half of what is under way at the most: the server works on one half while this
-            # process makes the other.
-            most = (len(self._waiting) + 1) // 2
-            asked, self._asked = self._asked[:most], self._asked[most:]
-            if not self._asked:
-                self._some.clear()
+            self._some.clear()
+            asked, self._asked = self._asked, []
             yield PredictStreamRequest(requests=asked)
 
     async def _read(self) -> None:
