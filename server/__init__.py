@@ -30,5 +30,7 @@ The life of one Predict:
     (`rpc.answers`) and the door sends it. `batching.curve` learns what the run has cost.
 
 A ModelInfer of the Open Inference Protocol (`rpc.open_inference`) goes the same way: what the
-two have in common is `rpc.submission`, and their requests share batches.
+two have in common is `rpc.submission`, and their requests share batches. Of a message of
+PredictStream (`rpc.prediction_stream`), requests that are alike go as one: `rpc.gathering` makes
+bundles of them, and each is answered, or fails, for itself (`rpc.bundle`).
 """
