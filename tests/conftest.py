@@ -7,7 +7,14 @@ import pytest
 import small_models
 from serving import Server
 
+from neurona_server.batching import failures
 from neurona_server.batching.policy import BatchPolicy
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_log() -> None:
+    """What is told of failures a minute later would stand in the log of another test."""
+    failures.QUIET = 1e6
 
 
 @pytest.fixture(scope="session")

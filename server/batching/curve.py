@@ -76,6 +76,7 @@ class Curve:
         spent = 0.0
         for rung in self.rungs:
             spent += time_run(rung)  # the first run of a shape sets up what later ones have
+            self._samples[rung].clear()
             together = 0.0
             for count in range(1, SAMPLES + 1):
                 seconds = time_run(rung)

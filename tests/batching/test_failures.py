@@ -27,7 +27,8 @@ class Minute:
 
 
 @pytest.fixture
-def minute():
+def minute(monkeypatch):
+    monkeypatch.setattr(failures, "QUIET", 60.0)
     return Minute()
 
 

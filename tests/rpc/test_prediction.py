@@ -176,7 +176,11 @@ def test_a_message_that_is_too_large_is_refused(server):
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_an_internal_failure_has_a_fixed_text_and_the_log_has_the_detail(server, caplog):
+@pytest.mark.parametrize("inline", [True, False])
+def test_an_internal_failure_has_a_fixed_text_and_the_log_has_the_detail(
+    make_server, caplog, inline
+):
+    server = make_server(BatchPolicy(inline=inline))  # its first failure: later ones are counted
     error = error_of(server.prediction.Predict, pick(7))
     assert error.code() == grpc.StatusCode.INTERNAL
     assert error.details() == "the model failed on this request; the server's log says why"
