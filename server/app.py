@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
-from neurona_server import assembly, sources
+from neurona_server import assembly, logs, sources
 from neurona_server.batching.share import DeviceShare
 from neurona_server.config import Config
 from neurona_server.errors import ConfigError, LoadError
@@ -160,15 +160,13 @@ def main() -> int:
         if config.processes > 1:
             check_processes(config)
             supervise(sys.argv[1:])
-        logging.basicConfig(
-            level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        logs.set_up(config.log_format, config.log_level)
         signals = StopSignals()
         app = App(config)
         app.start()
         signals.serving()
     except (ConfigError, LoadError) as error:
-        print(f"neurona-serve: {error}", file=sys.stderr)
+        logs.give_up(error)
         return 1
     log.info("%s", signals.wait().name)
     return leave(app.stop())

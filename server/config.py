@@ -189,3 +189,6 @@ class Config:
         0, whole(0), "rows in one request at the most; 0: as many as may wait"
     )
     log_level: str = _option("INFO", level, "debug, info, warning or error")
+    log_format: str = _option(
+        "human", one_of("human", "json"), "human: lines for people; json: one JSON object a line"
+    )

@@ -43,6 +43,7 @@ def test_every_option_can_be_given_everywhere():
         "address": "[::1]:1",
         "metrics_address": "h:2",
         "log_level": "debug",
+        "log_format": "json",
         "inline": "never",
         "versions": "latest 3",
         "door": "core",
