@@ -61,6 +61,7 @@ class CoreListener:
         self.thread = 0
         self._methods = {path.encode(): method for path, method in methods.items()}
         self._options = options
+        self._tracer = options.tracer
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(tuple(options.arguments()), False)
         self._server.register_completion_queue(self._queue)
@@ -207,14 +208,18 @@ class CoreListener:
         except NeuronaError as error:
             refuse(event, error)
             return
+        trace = None
+        if self._tracer is not None and method.right is not None:
+            path = event.call_details.method.decode()
+            trace = self._tracer.call(path, event.invocation_metadata)
         if isinstance(method, Unary):
             self._calls += 1
-            CoreCall(self, event, grant, method.start)
+            CoreCall(self, event, grant, method.start, trace)
             return
         try:
-            stream = CoreStreamCall(self, event, grant, method)
+            stream = CoreStreamCall(self, event, grant, method, trace)
         except Exception as error:  # a service's bug must end its call, not the door
-            refuse(event, error)
+            refuse(event, error, trace)
             return
         if not stream.ended:
             self._streams[stream] = time.monotonic() + self._options.max_stream_age

@@ -17,6 +17,7 @@ from neurona_server.errors import (
     too_large,
 )
 from neurona_server.rpc.call import StreamCall
+from neurona_server.rpc.caller import Known
 from neurona_server.rpc.encoding import prefix, varint
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.status import status_of
@@ -43,9 +44,11 @@ Begin = Callable[[bytes, Receiver], None]
 class _Place:
     """Of one request in the stream: who gets its answer."""
 
-    __slots__ = ("_cancel", "_id", "_serial", "_stream", "deadline", "defer")
+    __slots__ = ("_cancel", "_id", "_serial", "_stream", "deadline", "defer", "trace")
 
     def __init__(self, stream: "PredictionStream", serial: int, request_id: int) -> None:
+        trace = stream.call.trace
+        self.trace = None if trace is None else trace.request(request_id)
         self.deadline = stream.call.deadline
         self.defer = stream.call.defer
         self._stream = stream
@@ -53,15 +56,28 @@ class _Place:
         self._id = request_id
         self._cancel: Callable[[], None] | None = None
 
+    @property
+    def request_id(self) -> str:
+        """The stream's, and behind it what the caller calls the request."""
+        return f"{self._stream.call.request_id}#{self._id}"
+
+    @property
+    def trace_id(self) -> str:
+        return self._stream.call.trace_id
+
     def reply(self, response: bytes) -> None:
         self._cancel = None  # it holds the request, which holds us
         head = (_ID + varint(self._id)) if self._id else b""
         answered = head + prefix(_RESPONSE, len(response)) + response
         self._stream.answered(self._serial, self._id, answered)
+        if self.trace is not None:
+            self.trace.end()
 
     def fail(self, error: Exception) -> None:
         self._cancel = None
-        self._stream.answered(self._serial, self._id, _failed(self._id, error))
+        self._stream.answered(self._serial, self._id, _failed(self._id, error, self))
+        if self.trace is not None:
+            self.trace.end(error)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self._cancel = callback
@@ -143,8 +159,8 @@ class PredictionStream:
         self.call.wake()
 
 
-def _failed(request_id: int, error: Exception) -> bytes:
-    status = status_of(error)
+def _failed(request_id: int, error: Exception, known: Known | None = None) -> bytes:
+    status = status_of(error, known)
     failed = StreamedResponse(
         id=request_id,
         error=Error(

@@ -1,5 +1,6 @@
 """ModelStreamInfer: an answer for each request, in the order of the requests."""
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 
@@ -32,25 +33,38 @@ class _Turn:
     """One request's place in the order of answers: who gets its answer."""
 
     __slots__ = (
+        "_call",
         "_cancel",
-        "_wake",
+        "_number",
         "deadline",
         "defer",
         "error",
         "message_id",
         "response",
+        "trace",
         "waiting",
     )
 
-    def __init__(self, call: StreamCall, message_id: str, waiting: Waiting) -> None:
+    def __init__(self, call: StreamCall, number: int, message_id: str, waiting: Waiting) -> None:
+        self.trace = None if call.trace is None else call.trace.request(number)
+        self._call = call
+        self._number = number
         self.deadline = call.deadline
         self.defer = call.defer
         self.message_id = message_id
         self.waiting = waiting
         self.response: bytes | None = None
         self.error: Exception | None = None
-        self._wake = call.wake
         self._cancel: Callable[[], None] | None = None
+
+    @property
+    def request_id(self) -> str:
+        """The stream's, and behind it which request of the stream it is, from 1 on."""
+        return f"{self._call.request_id}#{self._number}"
+
+    @property
+    def trace_id(self) -> str:
+        return self._call.trace_id
 
     @property
     def come(self) -> bool:
@@ -60,13 +74,17 @@ class _Turn:
         self._cancel = None  # it holds the inputs, and the answer may wait for the reader
         self.waiting.came(len(response))
         self.response = response
-        self._wake()
+        if self.trace is not None:
+            self.trace.end()
+        self._call.wake()
 
     def fail(self, error: Exception) -> None:
         self._cancel = None
         self.waiting.came(0)
         self.error = error
-        self._wake()
+        if self.trace is not None:
+            self.trace.end(error)
+        self._call.wake()
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         if not self.come:
@@ -85,6 +103,7 @@ class InferStream:
         self._begin = begin
         self._call = call
         self._turns: deque[_Turn] = deque()
+        self._numbers = itertools.count(1)
         self._waiting = Waiting()
         self._half_closed = False
         self._real_status = call.metadata(REAL_STATUS).lower() in ("true", "1")
@@ -92,7 +111,7 @@ class InferStream:
     def receive(self, message: bytes) -> None:
         self._check(message)
         request = parse(ModelInferRequest, message)
-        turn = _Turn(self._call, request.id, self._waiting)
+        turn = _Turn(self._call, next(self._numbers), request.id, self._waiting)
         self._turns.append(turn)
         self._begin(request, turn)
 
@@ -112,7 +131,8 @@ class InferStream:
         response = ModelInferResponse(id=turn.message_id)
         response.parameters[FINAL].bool_param = True
         failed = ModelStreamInferResponse(
-            error_message=status_of(error or ModelFailedError()).message, infer_response=response
+            error_message=status_of(error or ModelFailedError(), turn).message,
+            infer_response=response,
         )
         return failed.SerializeToString()
 
