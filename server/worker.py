@@ -30,7 +30,7 @@ def main() -> int:
     try:
         config = _config(sys.argv[5:], int(processes), addresses)
         logs.set_up(config.log_format, config.log_level, int(number))
-        app = App(config)
+        app = App(config, int(number))
         arguments = channel, app, signals
         threading.Thread(target=_obey, args=arguments, name="channel", daemon=True).start()
         app.start()

@@ -10,10 +10,13 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from neurona_server.batching.trace import Trace
 from neurona_server.errors import CancelledError, ExpiredError, NeuronaError
+
+if TYPE_CHECKING:
+    from neurona_server.rpc.submission import Submission
 
 REQUEST_ID = "x-request-id"
 """The metadata, from the caller and, trailing, to one whose call failed."""
@@ -38,7 +41,7 @@ class CallTrace(Trace, Protocol):
     def request(self, number: int) -> "CallTrace":
         """Of a request in the stream that this one is of; `number` tells it from others."""
 
-    def answered(self, request: object, error: Exception | None) -> None:
+    def answered(self, request: "Submission", error: Exception | None) -> None:
         """What its request to a model came to, before the caller has it."""
 
     def end(self, error: Exception | None = None) -> None:

@@ -44,6 +44,8 @@ def test_every_option_can_be_given_everywhere():
         "metrics_address": "h:2",
         "log_level": "debug",
         "log_format": "json",
+        "traces_endpoint": "http://collector:4317",
+        "traces_ratio": "0.5",
         "inline": "never",
         "versions": "latest 3",
         "door": "core",
