@@ -6,7 +6,6 @@ again. Nobody who serves ever waits for it.
 
 import logging
 import threading
-import time
 from collections import deque
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
@@ -41,7 +40,9 @@ class Shipping(SpanProcessor):
         self._sent, self._lost = spans.labels("sent"), spans.labels("lost")
         self._waiting: deque[ReadableSpan] = deque()
         self._some, self._enough = threading.Event(), threading.Event()
-        self._closing = False
+        self._closing = self._given_up = False
+        self._under_way = 0  # spans that are being sent
+        self._counting = threading.Lock()
         self._losing = False
         self._reason = _Reason()
         theirs = logging.getLogger("opentelemetry")
@@ -63,17 +64,17 @@ class Shipping(SpanProcessor):
 
     def close(self, timeout: float) -> None:
         """Sends what is left, for so many seconds at the most."""
-        end = time.monotonic() + timeout
         self._closing = True
         self._enough.set()
         self._some.set()
         self._thread.join(timeout)
-        # What is being sent, and does not get there, is given up.
         self._exporter.shutdown()
-        self._thread.join(max(0.0, end - time.monotonic()))
-        if self._waiting:
-            self._lost.inc(len(self._waiting))
-            self._say_lost("it did not take them before the end")
+        with self._counting:
+            self._given_up = True
+            left = len(self._waiting) + self._under_way
+        if left:
+            self._lost.inc(left)
+            self._say_lost(self._reason.text or "it did not take them before the end")
         logging.getLogger("opentelemetry").removeHandler(self._reason)
 
     def _ship(self) -> None:
@@ -90,17 +91,20 @@ class Shipping(SpanProcessor):
                 return
 
     def _send(self, spans: list[ReadableSpan]) -> None:
+        self._under_way = len(spans)
         try:
             sent = self._exporter.export(spans) is SpanExportResult.SUCCESS
         except Exception as error:  # whatever it is, the next ones are tried
             self._reason.text = str(error)
             sent = False
+        with self._counting:
+            self._under_way = 0
+            if self._given_up:  # and counted
+                return
+            (self._sent if sent else self._lost).inc(len(spans))
         if not sent:
-            self._lost.inc(len(spans))
             self._say_lost(self._reason.text)
-            return
-        self._sent.inc(len(spans))
-        if self._losing:
+        elif self._losing:
             self._losing = False
             log.info("traces get to %s again", self._endpoint)
 
