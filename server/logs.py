@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from neurona_server.errors import printable
+from neurona_server.foreign_lines import take_over
 
 FIELDS = ("model", "version", "request_id", "trace_id")
 """What a line may say beside its message: pass them as `extra`."""
@@ -63,10 +64,11 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({key: _whole(v) if isinstance(v, str) else v for key, v in entry.items()})
 
 
-def set_up(log_format: str, level: str, process: int | None = None) -> None:
+def set_up(log_format: str, level: str, process: int | None = None, *, alone: bool = True) -> None:
     """All that is logged goes to the standard error, `human` or `json`; `process` is the number
-    of one of several. Faults that nobody catches, and warnings, are lines of the log too."""
-    handler = logging.StreamHandler()
+    of one of several. For machines, faults that nobody catches and warnings are lines of the log
+    too, and so is what libraries write, unless the process is not `alone`: it starts others."""
+    handler = logging.StreamHandler(take_over() if log_format == "json" and alone else None)
     handler.setFormatter((JsonFormatter if log_format == "json" else HumanFormatter)(process))
     logging.basicConfig(level=level, handlers=[handler])
     if log_format == "json":

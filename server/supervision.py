@@ -30,7 +30,7 @@ def main() -> int:
     try:
         config = sources.load(options, os.environ)
         check_processes(config)
-        logs.set_up(config.log_format, config.log_level)
+        logs.set_up(config.log_format, config.log_level, alone=False)
         ports = HeldPorts(config.address, shared=config.reuse_port)
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()

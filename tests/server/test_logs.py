@@ -90,7 +90,7 @@ def test_a_line_whose_parts_do_not_fit_is_written_all_the_same():
 
 
 FAULTS = """
-import threading, warnings
+import os, threading, warnings
 from neurona_server import logs
 
 logs.set_up("json", "INFO")
@@ -99,6 +99,7 @@ thread.start()
 thread.join()
 warnings.warn("mind the gap")
 logs.give_up(ValueError("no model"))
+os.write(2, b"\\x1b[31mfrom a library\\x1b[m\\n\\xff")
 raise KeyError("here")
 """
 
@@ -107,7 +108,11 @@ def test_faults_that_nobody_catches_are_lines_too():
     command = [sys.executable, "-c", FAULTS]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    first, second, third, fourth = map(json.loads, done.stderr.splitlines())
+    own, foreign = [], []
+    for entry in map(json.loads, done.stderr.splitlines()):
+        (foreign if entry["logger"] == "stderr" else own).append(entry)
+    assert [entry["message"] for entry in foreign] == ["from a library", "\ufffd"]
+    first, second, third, fourth = own
     assert first["exception"].endswith("'in a thread'")
     assert "mind the gap" in second["message"]
     assert third["message"] == "no model"
