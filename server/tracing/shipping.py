@@ -46,7 +46,7 @@ class Shipping(SpanProcessor):
         self._losing = False
         self._reason = _Reason()
         theirs = logging.getLogger("opentelemetry")
-        theirs.addHandler(self._reason)
+        theirs.handlers[:] = [self._reason]
         theirs.propagate = False
         self._thread = threading.Thread(target=self._ship, name="traces", daemon=True)
         self._thread.start()
@@ -75,7 +75,6 @@ class Shipping(SpanProcessor):
         if left:
             self._lost.inc(left)
             self._say_lost(self._reason.text or "it did not take them before the end")
-        logging.getLogger("opentelemetry").removeHandler(self._reason)
 
     def _ship(self) -> None:
         while True:

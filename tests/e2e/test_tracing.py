@@ -144,10 +144,13 @@ def test_several_processes_say_which_one_speaks(serve, models, collector):
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(ask, range(8)))
+    shown = exemplars(server)
     status, log = server.stop()
     assert status == 0
     spans = [span for span in collector.spans if span.name == PREDICT]
     assert len(spans) == 8
+    assert shown
+    assert {trace for _, trace, _ in shown} <= {span.trace_id for span in spans}
     assert {span.resource["neurona.process"] for span in spans} <= {0, 1}
     ready = {entry["process"] for entry in entries(log) if "is ready" in entry["message"]}
     assert ready == {0, 1}

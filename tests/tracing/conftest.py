@@ -1,18 +1,9 @@
 import pytest
-import serving
 from collector import Collector
 from prometheus_client import CollectorRegistry
 
 from neurona_server.metrics import Metrics
 from neurona_server.tracing.opening import open_tracing
-
-
-@pytest.fixture(scope="session", params=["core", "aio"], autouse=True)
-def door(request):
-    """Every test of this folder runs behind both doors."""
-    serving.DOOR = request.param
-    yield request.param
-    serving.DOOR = "auto"
 
 
 @pytest.fixture

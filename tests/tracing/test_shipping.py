@@ -6,7 +6,6 @@ import sys
 import threading
 
 import pytest
-from collector import Collector
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from prometheus_client import CollectorRegistry
 
@@ -101,13 +100,6 @@ def test_a_collector_that_is_away(metrics, caplog):
     assert counts(metrics) == {"lost": 1, "sent": 0}
     (lost,) = said(caplog)
     assert "does not take them (" in lost
-
-
-@pytest.fixture
-def collector():
-    collector = Collector()
-    yield collector
-    collector.stop()
 
 
 def test_the_environment_of_opentelemetry_counts(metrics, collector, monkeypatch):

@@ -5,6 +5,7 @@ import itertools
 import grpc
 import numpy as np
 import pytest
+import serving
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest
 from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest, StreamedRequest
@@ -16,6 +17,14 @@ TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CONTEXT = [("traceparent", f"00-{TRACE}-{PARENT}-01"), ("tracestate", "vendor=a,other=b")]
 PREDICT = "neurona.v1.Prediction/Predict"
 THREADED = BatchPolicy(inline=False)
+
+
+@pytest.fixture(scope="module", params=["core", "aio"], autouse=True)
+def door(request):
+    """Each test runs behind both doors."""
+    serving.DOOR = request.param
+    yield request.param
+    serving.DOOR = "auto"
 
 
 def predict(*indices):
