@@ -201,7 +201,7 @@ class Config:
         "empty: nothing is traced",
     )
     traces_ratio: float = _option(
-        1.0,
+        0.01,
         ratio,
         "share, 0 to 1, of the calls that are traced; for one that brings a traceparent its "
         "caller has decided",

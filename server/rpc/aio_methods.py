@@ -73,7 +73,8 @@ class AioMethods(grpc.GenericRpcHandler):
         def begin(context: Context) -> CallTrace | None:
             if tracer is None:
                 return None
-            return tracer.call(path, context.invocation_metadata() or ())
+            metadata = context.invocation_metadata() or ()
+            return tracer.call(path, metadata) if tracer.samples(metadata) else None
 
         return _handler(self._door, method, grant, begin)
 

@@ -31,7 +31,10 @@ when the request had reached us."""
 Metadata = Iterable[tuple[str, str | bytes]]
 
 _PRINTABLE = re.compile(rf"[\x21-\x7e](?:[\x20-\x7e]{{0,{MOST - 2}}}[\x21-\x7e])?")
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-.*")
+_TRACEPARENT = re.compile(
+    r"(?:00(?=.{53}\Z)|(?!00|ff)[0-9a-f]{2})-"  # version 0 has nothing behind its flags
+    r"(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(?:-.*)?"
+)
 _making = threading.Lock()
 
 
@@ -49,8 +52,13 @@ class CallTrace(Trace, Protocol):
 
 
 class CallTracer(Protocol):
-    def call(self, path: str, metadata: Metadata) -> CallTrace | None:
-        """Of a call that begins now; None for one that is not sampled. Raises nothing."""
+    """Raises nothing."""
+
+    def samples(self, metadata: Metadata) -> bool:
+        """Whether a call with them is to be traced."""
+
+    def call(self, path: str, metadata: Metadata) -> CallTrace:
+        """Of one that is, and begins now."""
 
 
 class Known(Protocol):
@@ -117,7 +125,16 @@ def gone(deadline: float = math.inf) -> NeuronaError:
     return CancelledError("the caller cancelled the request")
 
 
+def parent_of(metadata: Metadata) -> tuple[str, bool] | None:
+    """The id of the trace that a caller brings, and whether it is sampled (W3C Trace Context);
+    None if there is none."""
+    for key, value in metadata:
+        if key == "traceparent":
+            found = _TRACEPARENT.fullmatch(value) if isinstance(value, str) else None
+            return (found[1], bool(int(found[2], 16) & 1)) if found else None
+    return None
+
+
 def _trace_id_of(metadata: Metadata) -> str:
-    parent = next((value for key, value in metadata if key == "traceparent"), "")
-    found = _TRACEPARENT.fullmatch(parent) if isinstance(parent, str) else None
-    return found[1] if found else ""
+    parent = parent_of(metadata)
+    return parent[0] if parent else ""

@@ -210,8 +210,9 @@ class CoreListener:
             return
         trace = None
         if self._tracer is not None and method.right is not None:
-            path = event.call_details.method.decode()
-            trace = self._tracer.call(path, event.invocation_metadata)
+            metadata = event.invocation_metadata
+            if self._tracer.samples(metadata):
+                trace = self._tracer.call(event.call_details.method.decode(), metadata)
         if isinstance(method, Unary):
             self._calls += 1
             CoreCall(self, event, grant, method.start, trace)

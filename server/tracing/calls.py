@@ -5,7 +5,7 @@ Names and attributes follow OpenTelemetry's semantic conventions for RPC, those 
 
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from opentelemetry import trace as api
 from opentelemetry.context import Context
@@ -13,7 +13,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from neurona_server.errors import NeuronaError
-from neurona_server.rpc.caller import Metadata
+from neurona_server.rpc.caller import Metadata, parent_of
 from neurona_server.rpc.status import code_of
 from neurona_server.rpc.submission import Submission
 from neurona_server.tracing.unfailing import unfailing
@@ -26,18 +26,21 @@ _W3C = TraceContextTextMapPropagator()
 
 
 class CallTracer:
-    def __init__(self, tracer: Tracer, ratio: float) -> None:
+    def __init__(self, tracer: Tracer, ratio: float, room: Callable[[], bool]) -> None:
+        """`room` says whether a span that is made now can be kept, and counts it if not."""
         self._tracer = tracer
         self._ratio = ratio
+        self._room = room
 
-    def call(self, path: str, metadata: Metadata) -> "CallTrace | None":
-        """Of a call that begins now; None for one that is not sampled: what the caller decided
-        for its trace holds, and a call without one has its chance."""
-        context = _context_of(metadata)
-        parent = api.get_current_span(context).get_span_context()
+    def samples(self, metadata: Metadata) -> bool:
+        """What the caller decided for its trace holds; a call without one has its chance."""
+        parent = parent_of(metadata)
         chance = random.random()  # noqa: S311  nobody gains by foreseeing it
-        if not (parent.trace_flags.sampled if parent.is_valid else chance < self._ratio):
-            return None
+        return (chance < self._ratio if parent is None else parent[1]) and self._room()
+
+    def call(self, path: str, metadata: Metadata) -> "CallTrace":
+        """Of one that is sampled, and begins now."""
+        context = _context_of(metadata)
         service, _, method = path.removeprefix("/").partition("/")
         span = self._tracer.start_span(
             f"{service}/{method}",

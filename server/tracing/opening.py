@@ -65,7 +65,7 @@ def open_tracing(
     )
     provider.add_span_processor(shipping)
     tracer = provider.get_tracer("neurona")
-    return Tracing(CallTracer(tracer, ratio), Tracer(tracer), shipping)
+    return Tracing(CallTracer(tracer, ratio, shipping.room), Tracer(tracer), shipping)
 
 
 def _resource(process: int | None) -> "Resource":

@@ -4,6 +4,7 @@ What the collector does not take is lost: counted, and said in the log once unti
 again. Nobody who serves ever waits for it.
 """
 
+import atexit
 import logging
 import threading
 from collections import deque
@@ -50,11 +51,19 @@ class Shipping(SpanProcessor):
         theirs.propagate = False
         self._thread = threading.Thread(target=self._ship, name="traces", daemon=True)
         self._thread.start()
+        atexit.register(self.close, 0.0)  # a process that gives up while it starts
+
+    def room(self) -> bool:
+        """Whether one more can wait: where a collector is away, spans are not even made. Without
+        room it counts as lost."""
+        if len(self._waiting) < MOST_WAITING:
+            return True
+        self._lost.inc()
+        self._say_lost("more spans come than it takes")
+        return False
 
     def on_end(self, span: ReadableSpan) -> None:
-        if len(self._waiting) >= MOST_WAITING:
-            self._lost.inc()
-            self._say_lost("more spans come than it takes")
+        if not self.room():
             return
         self._waiting.append(span)
         if not self._some.is_set():
@@ -63,7 +72,10 @@ class Shipping(SpanProcessor):
             self._enough.set()
 
     def close(self, timeout: float) -> None:
-        """Sends what is left, for so many seconds at the most."""
+        """Sends what is left, for so many seconds at the most. A second call does nothing."""
+        if self._closing:
+            return
+        atexit.unregister(self.close)
         self._closing = True
         self._enough.set()
         self._some.set()

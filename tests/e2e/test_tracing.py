@@ -2,8 +2,11 @@
 
 import json
 import socket
+import subprocess
+import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -21,6 +24,7 @@ from neurona_protos.tensors import to_tensor
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CONTEXT = [("traceparent", f"00-{TRACE}-{PARENT}-01"), ("x-request-id", "mine")]
 QUIET = [("traceparent", f"00-{TRACE}-{PARENT}-00")]
+BIN = Path(sys.executable).parent
 PREDICT = "neurona.v1.Prediction/Predict"
 
 
@@ -93,7 +97,8 @@ def test_a_collector_that_is_away_is_said_once_and_counted(serve, models):
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
-        server = serve(models, "--traces-endpoint", f"http://127.0.0.1:{port}")
+        endpoint = f"http://127.0.0.1:{port}"
+        server = serve(models, "--traces-endpoint", endpoint, "--traces-ratio", "1")
         for _ in range(5):
             predict(server, 1)
         status, log = server.stop()
@@ -129,11 +134,13 @@ def test_exemplars_lead_from_a_duration_to_its_trace(serve, models, collector):
     assert TRACE not in server.metrics()  # the classic form has no place for them
 
 
-def test_several_processes_say_which_one_speaks(serve, models, collector):
+def test_several_processes_say_which_one_speaks(serve, models, collector, wait_until):
     server = serve(
         *(models, "--processes", "2", "--log-format", "json"),
-        *("--traces-endpoint", collector.url),
+        *("--traces-endpoint", collector.url, "--traces-ratio", "1"),
     )
+
+    wait_until(lambda: 'neurona_processes{state="serving"} 2.0' in server.metrics())
 
     def ask(number):
         channel = grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)])
@@ -187,3 +194,14 @@ def test_whatever_callers_send_the_log_is_json(talkative):
     refused = [entry for entry in entries(log) if entry["message"].startswith("ended with ")]
     assert len(refused) >= 100
     assert all(entry["request_id"] for entry in refused)
+
+
+def test_what_never_served_ends_with_its_reason_in_the_log(tmp_path, collector):
+    command = [
+        *(BIN / "neurona-serve", "--repository", tmp_path, "--log-format", "json"),
+        *("--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"),
+        *("--traces-endpoint", collector.url),
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "no model in" in entries(done.stderr)[-1]["message"]
