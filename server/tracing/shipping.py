@@ -7,6 +7,7 @@ again. Nobody who serves ever waits for it.
 import atexit
 import logging
 import threading
+import time
 from collections import deque
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
@@ -23,6 +24,10 @@ MOST_AT_ONCE = 512
 
 PAUSE = 1.0
 """Seconds in which spans gather, unless there are enough before."""
+
+
+QUIET = 60.0
+"""Seconds without a loss after which the next one is said anew."""
 
 
 class _Reason(logging.Handler):
@@ -45,6 +50,7 @@ class Shipping(SpanProcessor):
         self._under_way = 0  # spans that are being sent
         self._counting = threading.Lock()
         self._losing = False
+        self._last_loss = 0.0  # monotonic
         self._reason = _Reason()
         theirs = logging.getLogger("opentelemetry")
         theirs.handlers[:] = [self._reason]
@@ -115,11 +121,12 @@ class Shipping(SpanProcessor):
             (self._sent if sent else self._lost).inc(len(spans))
         if not sent:
             self._say_lost(self._reason.text)
-        elif self._losing:
+        elif self._losing and time.monotonic() - self._last_loss >= QUIET:
             self._losing = False
             log.info("traces get to %s again", self._endpoint)
 
     def _say_lost(self, reason: str) -> None:
+        self._last_loss = time.monotonic()
         if not self._losing:
             self._losing = True
             log.warning(
