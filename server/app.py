@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
-from neurona_server import assembly, sources
+from neurona_server import assembly, logs, sources
 from neurona_server.batching.share import DeviceShare
 from neurona_server.config import Config
 from neurona_server.errors import ConfigError, LoadError
@@ -36,16 +36,22 @@ from neurona_server.signals import StopSignals
 log = logging.getLogger(__name__)
 
 
+FLUSH = 2.0
+"""Seconds in which the last spans must get to their collector."""
+
+
 class App:
     """start: load, warm up, listen, SERVING. stop: NOT_SERVING, drain, close, metrics last."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, process: int | None = None) -> None:
+        """`process` is the number of one of several."""
         self._config = config
         self.registry = CollectorRegistry()
         self._metrics = Metrics(self.registry)
         self._registry = Registry()
         self._metrics.watch_versions(self._registry.known)
         self._health = Health()
+        self._tracing = assembly.tracing(config, self._metrics, process)
         self._reconciler = self._make_reconciler()
         limits = assembly.limits(config)
         control = self._reconciler if config.model_control == "explicit" else None
@@ -64,7 +70,8 @@ class App:
             **self._health.methods(),
         }
         methods |= Reflection(methods).methods()
-        self._listener = open_door(config.door, methods, assembly.listener_options(config))
+        listener_options = assembly.listener_options(config, self._tracing)
+        self._listener = open_door(config.door, methods, listener_options)
         self._close_metrics: Callable[[], None] = lambda: None
         self._serving = threading.Event()
 
@@ -106,13 +113,15 @@ class App:
         # The doors first, the models after them: what was accepted is still answered.
         self._listener.stop(max(0.0, end - time.monotonic()))
         drained = self._reconciler.stop(max(0.0, end - time.monotonic()))
+        if self._tracing is not None:
+            self._tracing.close(FLUSH)
         self._close_metrics()
         log.info("stopped")
         return drained
 
     def _make_reconciler(self) -> Reconciler:
         config = self._config
-        options = assembly.model_options(config)
+        options = assembly.model_options(config, self._tracing)
         # Two runs at a time keep a device busy; more only if each takes fewer CPUs than there are.
         share = DeviceShare(max(2, assembly.cpus_of_one(config) // options.runtime.threads))
 
@@ -160,15 +169,13 @@ def main() -> int:
         if config.processes > 1:
             check_processes(config)
             supervise(sys.argv[1:])
-        logging.basicConfig(
-            level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        logs.set_up(config.log_format, config.log_level)
         signals = StopSignals()
         app = App(config)
         app.start()
         signals.serving()
     except (ConfigError, LoadError) as error:
-        print(f"neurona-serve: {error}", file=sys.stderr)
+        logs.give_up(error)
         return 1
     log.info("%s", signals.wait().name)
     return leave(app.stop())

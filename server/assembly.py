@@ -7,6 +7,7 @@ from neurona_server.address import is_local
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.config import Config
 from neurona_server.errors import ConfigError
+from neurona_server.metrics import Metrics
 from neurona_server.models.cpus import THREADS_A_CPU, available_cpus
 from neurona_server.models.graph_cache import default_folder
 from neurona_server.models.options import INLINE, ModelOptions
@@ -17,6 +18,7 @@ from neurona_server.rpc.certificates import Certificates
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.listening import ListenerOptions
 from neurona_server.rpc.tokens import Access
+from neurona_server.tracing.opening import Tracing, open_tracing
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +28,18 @@ def cpus_of_one(config: Config) -> int:
     return max(1, available_cpus() // config.processes)
 
 
+def tracing(config: Config, metrics: Metrics, process: int | None) -> Tracing | None:
+    """None where it is off. Raises ConfigError."""
+    if not config.traces_endpoint:
+        return None
+    return open_tracing(config.traces_endpoint, config.traces_ratio, metrics, process)
+
+
 def limits(config: Config) -> Limits:
     return Limits(config.max_request_tensors, config.max_request_rows, config.max_message_bytes)
 
 
-def listener_options(config: Config) -> ListenerOptions:
+def listener_options(config: Config, tracing: Tracing | None = None) -> ListenerOptions:
     """Raises ConfigError when a file that an option names cannot be used."""
     certificates = None
     if config.tls_certificate and config.tls_key:
@@ -53,6 +62,7 @@ def listener_options(config: Config) -> ListenerOptions:
         max_metadata_bytes=config.max_metadata_bytes,
         compress_answers=config.compress_answers,
         reuse_port=config.reuse_port or config.processes > 1,
+        tracer=None if tracing is None else tracing.calls,
     )
 
 
@@ -65,7 +75,7 @@ def reconciler_options(config: Config) -> ReconcilerOptions:
     )
 
 
-def model_options(config: Config) -> ModelOptions:
+def model_options(config: Config, tracing: Tracing | None = None) -> ModelOptions:
     """Raises ConfigError when this machine cannot do what they say."""
     policy = BatchPolicy(
         max_rows=config.max_batch_rows,
@@ -90,7 +100,8 @@ def model_options(config: Config) -> ModelOptions:
         cache=_cache_folder(config.cache),
     )
     check_options(runtime)
-    return ModelOptions(policy, runtime, config.instances)
+    tracer = None if tracing is None else tracing.batches
+    return ModelOptions(policy, runtime, config.instances, tracer)
 
 
 def _cache_folder(option: str) -> Path | None:

@@ -10,10 +10,12 @@ from typing import Any
 
 from neurona_server.option_texts import (
     addresses,
+    collector,
     level,
     milliseconds,
     one_of,
     provider_names,
+    ratio,
     seconds,
     version_policy,
     web_address,
@@ -189,3 +191,18 @@ class Config:
         0, whole(0), "rows in one request at the most; 0: as many as may wait"
     )
     log_level: str = _option("INFO", level, "debug, info, warning or error")
+    log_format: str = _option(
+        "human", one_of("human", "json"), "human: lines for people; json: one JSON object a line"
+    )
+    traces_endpoint: str = _option(
+        "",
+        collector,
+        "where an OpenTelemetry collector takes OTLP over gRPC: http://HOST:PORT, or https://; "
+        "empty: nothing is traced",
+    )
+    traces_ratio: float = _option(
+        0.01,
+        ratio,
+        "share, 0 to 1, of the calls that are traced; for one that brings a traceparent its "
+        "caller has decided",
+    )

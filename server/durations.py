@@ -5,6 +5,7 @@ time. Here a value is only put aside; who reads the page sorts what has gathered
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
@@ -13,6 +14,7 @@ from prometheus_client import Counter
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 MOST_ASIDE = 10_000
@@ -29,6 +31,17 @@ class DurationSeries:
         self._aside: deque[float] = deque()
         self._sorting = threading.Lock()
         self._counted = counted
+        self._exemplars: dict[int, Exemplar] = {}  # the newest of each bucket
+
+    def exemplify(self, seconds: float, trace_id: str) -> None:
+        """A value that was observed has a trace to look at."""
+        place = int(np.searchsorted(self._bounds, seconds))
+        self._exemplars[place] = Exemplar({"trace_id": trace_id}, seconds, time.time())
+
+    @property
+    def exemplars(self) -> list[Exemplar | None]:
+        """Of each bucket, and of what is above all bounds."""
+        return [self._exemplars.get(place) for place in range(len(self._counts))]
 
     def observe(self, seconds: float) -> None:
         self._aside.append(seconds)
@@ -94,7 +107,9 @@ class Durations(Collector):
         family = HistogramMetricFamily(self._name, self._text, labels=("model", "version"))
         for labels, series in list(self._series.items()):
             counts, seconds = series.read()
-            family.add_metric(labels, list(zip(self._bounds, counts, strict=True)), seconds)
+            # Only the OpenMetrics form of the page shows exemplars.
+            buckets = list(zip(self._bounds, counts, series.exemplars, strict=True))
+            family.add_metric(labels, buckets, seconds)  # type: ignore[arg-type]  # may be None
         return [family]
 
 

@@ -113,6 +113,9 @@ def _merge(into: Family, family: Family, rule: Rule) -> None:
         own = into.series.setdefault(labels, {})
         for point, value in series.items():
             own[point] = rule(own[point], value) if point in own else value
+    for place, exemplar in family.exemplars.items():  # the newest is shown
+        other = into.exemplars.get(place, exemplar)
+        into.exemplars[place] = max(exemplar, other, key=lambda one: one[2])
 
 
 def _has_fallen(old: Series, new: Series) -> bool:

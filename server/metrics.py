@@ -120,6 +120,9 @@ class Metrics:
         self.degraded = gauge(
             "model_degraded", "1 for a model that does not run where it should, as on a GPU."
         )
+        self.spans = counter(
+            "trace_spans", "Spans of traced requests: sent to the collector, or lost.", ("outcome",)
+        )
         self.door = gauge("door_info", "1 for the door that serves gRPC.", ("door",))
         self.unresolved = _outcomes(self.requests, "", "")
 
@@ -240,6 +243,10 @@ class ModelMetrics:
         else:
             self.tally.failed(seconds)
             self.outcomes[outcome].inc()
+
+    def exemplify(self, seconds: float, trace_id: str) -> None:
+        """A request that was ok, and took so long, has a trace."""
+        self._request_seconds.exemplify(seconds, trace_id)
 
     def ran(
         self,

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, samples
 from prometheus_client.metrics_core import Metric
 
 Labels = tuple[tuple[str, str], ...]
@@ -12,6 +12,8 @@ Labels = tuple[tuple[str, str], ...]
 Point = tuple[str, str]
 """Of a series: the sample's name, and a bucket's bound ("" for what is no bucket)."""
 Series = dict[Point, float]
+Exemplar = tuple[str, float, float]
+"""The id of a trace, the value that it stands for, and when that was, seconds since 1970."""
 
 BOUND = "le"
 
@@ -24,6 +26,7 @@ class Family:
     kind: str
     """counter, gauge or histogram."""
     series: dict[Labels, Series] = field(default_factory=dict)
+    exemplars: dict[tuple[Labels, Point], Exemplar] = field(default_factory=dict)
 
 
 Page = dict[str, Family]
@@ -38,6 +41,9 @@ def read(registry: CollectorRegistry) -> Page:
             labels = tuple(sorted(item for item in sample.labels.items() if item[0] != BOUND))
             point = sample.name, sample.labels.get(BOUND, "")
             family.series.setdefault(labels, {})[point] = sample.value
+            if (one := sample.exemplar) is not None:
+                shown = one.labels["trace_id"], one.value, float(one.timestamp or 0.0)
+                family.exemplars[labels, point] = shown
     return page
 
 
@@ -49,6 +55,7 @@ def encode(page: Page) -> bytes:
             family.text,
             family.kind,
             [[labels, [[*p, v] for p, v in s.items()]] for labels, s in family.series.items()],
+            [[*place, exemplar] for place, exemplar in family.exemplars.items()],
         ]
         for name, family in page.items()
     ]
@@ -58,11 +65,13 @@ def encode(page: Page) -> bytes:
 def decode(content: bytes) -> Page:
     """The opposite of `encode`."""
     page: Page = {}
-    for name, text, kind, all_series in json.loads(content):
+    for name, text, kind, all_series, exemplars in json.loads(content):
         page[name] = family = Family(text, kind)
         for labels, points in all_series:
-            one = family.series[tuple((key, value) for key, value in labels)] = {}
+            one = family.series[_labels(labels)] = {}
             one |= {(sample, bound): float(value) for sample, bound, value in points}
+        for labels, (sample, bound), (trace_id, value, when) in exemplars:
+            family.exemplars[_labels(labels), (sample, bound)] = trace_id, value, when
     return page
 
 
@@ -73,5 +82,12 @@ def metrics(page: Page) -> Iterable[Metric]:
         for labels, series in family.series.items():
             for (sample, bound), value in series.items():
                 own = dict(labels)
-                metric.add_sample(sample, own | {BOUND: bound} if bound else own, value)
+                shown = family.exemplars.get((labels, (sample, bound)))
+                exemplar = shown and samples.Exemplar({"trace_id": shown[0]}, *shown[1:])
+                bounded = own | {BOUND: bound} if bound else own
+                metric.add_sample(sample, bounded, value, exemplar=exemplar)
         yield metric
+
+
+def _labels(pairs: Iterable[tuple[str, str]]) -> Labels:
+    return tuple((key, value) for key, value in pairs)

@@ -74,3 +74,18 @@ def provider_names(text: str) -> tuple[str, ...]:
     if not all(re.fullmatch("[a-z0-9_]+", name) for name in names):
         raise ValueError("expected names with commas between them, like cuda,cpu")
     return tuple(dict.fromkeys(names))
+
+
+def collector(text: str) -> str:
+    """A URL without a path: OTLP over gRPC has none."""
+    scheme, _, place = text.rstrip("/").partition("://")
+    if scheme not in ("http", "https"):
+        raise ValueError("expected http://HOST:PORT or https://HOST:PORT")
+    return f"{scheme}://{check(place, unix=False)}"
+
+
+def ratio(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError("expected 0 to 1")
+    return value

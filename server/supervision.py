@@ -8,7 +8,7 @@ import threading
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from neurona_server import sources
+from neurona_server import logs, sources
 from neurona_server.errors import ConfigError
 from neurona_server.gathered import GatheredPages
 from neurona_server.metrics_server import serve_metrics
@@ -30,9 +30,7 @@ def main() -> int:
     try:
         config = sources.load(options, os.environ)
         check_processes(config)
-        logging.basicConfig(
-            level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        logs.set_up(config.log_format, config.log_level, alone=False)
         ports = HeldPorts(config.address, shared=config.reuse_port)
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
@@ -40,7 +38,7 @@ def main() -> int:
         registry.register(pages)
         metrics_port, close_metrics = serve_metrics(config.metrics_address, registry)
     except ConfigError as error:
-        print(f"neurona-serve: {error}", file=sys.stderr)
+        logs.give_up(error)
         return 1
 
     def start(number: int, happened: Happened) -> WorkerProcess:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
-from neurona_server import metrics_page, sources
+from neurona_server import logs, metrics_page, sources
 from neurona_server.app import App, leave
 from neurona_server.channel import Channel
 from neurona_server.config import Config
@@ -29,17 +29,14 @@ def main() -> int:
     signals = StopSignals()
     try:
         config = _config(sys.argv[5:], int(processes), addresses)
-        logging.basicConfig(
-            level=config.log_level,
-            format=f"%(asctime)s %(levelname)s process {number}: %(name)s: %(message)s",
-        )
-        app = App(config)
+        logs.set_up(config.log_format, config.log_level, int(number))
+        app = App(config, int(number))
         arguments = channel, app, signals
         threading.Thread(target=_obey, args=arguments, name="channel", daemon=True).start()
         app.start()
         signals.serving()
     except (ConfigError, LoadError) as error:
-        print(f"neurona-serve: {error}", file=sys.stderr)
+        logs.give_up(error)
         return 1
     channel.send("ready")
     log.info("%s", signals.wait().name)

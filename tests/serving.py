@@ -26,6 +26,7 @@ from neurona_server.rpc.models import Control, Models
 from neurona_server.rpc.open_inference.service import OpenInference
 from neurona_server.rpc.prediction import Prediction
 from neurona_server.rpc.reflection import Reflection
+from neurona_server.tracing.opening import Tracing
 
 DOOR = "auto"
 """Tests of doors set it to each in turn."""
@@ -54,17 +55,22 @@ class Server:
         limits: Limits = LIMITS,
         options: ListenerOptions = OPTIONS,
         address: str = "127.0.0.1:0",
+        tracing: Tracing | None = None,
     ) -> None:
         policy = policy or BatchPolicy()
         if not start_models:
             policy = replace(policy, inline=False)
+        model_options = ModelOptions(policy)
+        if tracing is not None:
+            model_options = replace(model_options, tracer=tracing.batches)
+            options = replace(options, tracer=tracing.calls)
         self.metrics = Metrics(CollectorRegistry())
         self.registry = Registry()
         self.metrics.watch_versions(self.registry.known)
         self.health = Health()
 
         def load(found: Found) -> Model:
-            model = Model(found, ModelOptions(policy), self.metrics)
+            model = Model(found, model_options, self.metrics)
             if start_models:
                 model.start()
             else:

@@ -18,6 +18,7 @@ from neurona_server.batching.queue import Queue
 from neurona_server.batching.request import Outputs, Request
 from neurona_server.batching.running import Run, Running
 from neurona_server.batching.share import DeviceShare
+from neurona_server.batching.trace import BatchTracer, RunTimes
 from neurona_server.errors import ExpiredError, ModelFailedError, NeuronaError, QueueFullError
 from neurona_server.metrics import ModelMetrics
 
@@ -44,7 +45,8 @@ class Batcher:
     large as load allows; nothing waits while an instance is idle.
 
     `batched` is False for a model without a batch axis: its requests run one by one and
-    get its outputs whole. `share` is the device's, if other models run on it too.
+    get its outputs whole. `share` is the device's, if other models run on it too; `tracer` is
+    told of batches that have run, if requests are traced.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Batcher:
         *,
         batched: bool = True,
         share: DeviceShare | None = None,
+        tracer: BatchTracer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name  # of the model, for the log
@@ -69,6 +72,7 @@ class Batcher:
         self._metrics = metrics
         self._batched = batched
         self._clock = clock
+        self._tracer = tracer
         self._recent_seconds = 0.0
         self._full_batches = 0  # since a higher rung was tried
         self._cuts: set[Cut] = set()  # that are being processed
@@ -155,9 +159,9 @@ class Batcher:
             for request in cut.expired:
                 request.fail(ExpiredError("the deadline passed while the request waited"))
             if cut.batch:
-                self._metrics.waited(
-                    [one.taken - one.arrived for one in cut.batch for _ in range(one.count)]
-                )
+                self._metrics.waited(cut.waits)
+                if self._tracer is not None:
+                    self._tracer.cut(cut.batch)
                 under_way = self.admission.begin(self.curve.predict(cut.rows, cut.batch[0].group))
                 self._run_or_halve(cut, cut.batch, new_run)
                 self.admission.end(under_way)
@@ -207,10 +211,12 @@ class Batcher:
             running = Running(batch, run)
             parts = self._run(batch, run)
         except Exception as error:
+            if self._tracer is not None:
+                self._tracer.failed(batch, now, error)
             if running is not None and running.terminated:
                 self._metrics.terminated.inc()
             elif not (halves := cut.halves(batch)):
-                self.failures.tell("it failed on a request", error)
+                self.failures.tell("it failed on a request", error, batch[0].log_fields)
                 batch[0].fail(ModelFailedError())
         else:
             for request, part in zip(batch, parts, strict=True):
@@ -231,7 +237,10 @@ class Batcher:
         ended = self._clock()
         seconds = ended - started
         parts = split(outputs, batch, padded) if self._batched else [outputs]
-        taken = (joined - started, ended - joined, self._clock() - ended)
+        over = self._clock()
+        if self._tracer is not None:
+            self._tracer.ran(batch, rows, padded, RunTimes(started, joined, ended, over))
+        taken = (joined - started, ended - joined, over - ended)
         requests = sum([request.count for request in batch])
         self._metrics.ran(rows, requests, padded - rows, taken, predicted)
         self.curve.observe(padded, seconds, group, ended)

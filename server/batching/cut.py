@@ -17,6 +17,11 @@ class Cut:
     def rows(self) -> int:
         return sum([request.rows for request in self.batch])
 
+    @property
+    def waits(self) -> list[float]:
+        """Seconds from admission to the cut, of each caller's request."""
+        return [one.taken - one.arrived for one in self.batch for _ in range(one.count)]
+
     def halves(self, some: Sequence[Request]) -> list[Sequence[Request]]:
         """Of some of the batch, two halves; none of a single request of a single caller."""
         if len(some) > 1:

@@ -7,7 +7,7 @@ counted, and the count is one line.
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from neurona_server.errors import printable
 
@@ -41,9 +41,11 @@ class Failures:
         self._more: dict[str, int] = {}  # by kind, since the first was logged
         self._lock = threading.Lock()
 
-    def tell(self, what: str, error: Exception) -> None:
-        """`what` failed with `error`. Errors that differ in numbers only are of one kind: callers
-        choose those."""
+    def tell(
+        self, what: str, error: Exception, fields: Mapping[str, str | int] | None = None
+    ) -> None:
+        """`what` failed with `error`; `fields` say which request that was. Errors that differ in
+        numbers only are of one kind: callers choose those."""
         kind = _NUMBER.sub("#", f"{what}: {type(error).__name__}: {error}"[:MOST_TEXT])
         with self._lock:
             if kind not in self._more and len(self._more) >= MOST_KINDS:
@@ -51,7 +53,7 @@ class Failures:
             first = kind not in self._more
             self._more[kind] = 0 if first else self._more[kind] + 1
         if first:
-            log.error("%s: %s", self._name, what, exc_info=error)
+            log.error("%s: %s", self._name, what, exc_info=error, extra=fields)
             self._later(QUIET, lambda: self._count(kind))
 
     def _count(self, kind: str) -> None:

@@ -2,10 +2,13 @@
 
 import logging
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from neurona_server.batching.request import Array, Inputs, Outputs, Request
+from neurona_server.batching.trace import Trace
 from neurona_server.errors import CancelledError, ModelFailedError, NeuronaError
 
 log = logging.getLogger(__name__)
@@ -20,6 +23,24 @@ def split_request(request: Request, max_rows: int) -> list[Request]:
     if request.rows <= max_rows:
         return [request]
     return _Parts(request, max_rows).parts
+
+
+class _Part(Request):
+    """Known by the request that it is a part of."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, *request: Any, whole: Request) -> None:
+        super().__init__(*request)
+        self._whole = whole
+
+    @property
+    def trace(self) -> Trace | None:
+        return self._whole.trace
+
+    @property
+    def log_fields(self) -> Mapping[str, str | int]:
+        return self._whole.log_fields
 
 
 class _Parts:
@@ -41,8 +62,15 @@ class _Parts:
         inputs: Inputs = {name: array[start:stop] for name, array in whole.inputs.items()}
         rows = stop - start
         nbytes = whole.nbytes * rows // whole.rows
-        return Request(
-            inputs, rows, whole.group, self._done, whole.deadline, whole.priority, nbytes
+        return _Part(
+            inputs,
+            rows,
+            whole.group,
+            self._done,
+            whole.deadline,
+            whole.priority,
+            nbytes,
+            whole=whole,
         )
 
     def _done(self, part: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
@@ -58,7 +86,10 @@ class _Parts:
         try:
             joined: list[Array] = [np.concatenate(arrays) for arrays in zip(*ordered, strict=True)]
         except ValueError:  # outputs whose other axes depend on the data
-            log.exception("the parts of a request gave outputs that do not fit together")
+            log.exception(
+                "the parts of a request gave outputs that do not fit together",
+                extra=self._whole.log_fields,
+            )
             self._whole.fail(ModelFailedError())
         else:
             self._whole.succeed(joined)

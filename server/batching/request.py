@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from neurona_server.batching.policy import Priority
+from neurona_server.batching.trace import Trace
 from neurona_server.errors import NeuronaError
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,16 @@ class Request:
     def ended(self) -> bool:
         return not self._open
 
+    @property
+    def trace(self) -> Trace | None:
+        """None for one that is not traced."""
+        return None
+
+    @property
+    def log_fields(self) -> Mapping[str, str | int]:
+        """What a line of the log that concerns it says beside its message."""
+        return {}
+
     def succeed(self, outputs: Outputs) -> bool:
         """False if it had ended already: nobody is told again."""
         return self._end_here(outputs, None)
@@ -119,5 +130,5 @@ class Request:
         try:
             done(self, outputs, error)
         except Exception:  # whoever ends a request must live to end the next one
-            log.exception("a request could not be told how it ended")
+            log.exception("a request could not be told how it ended", extra=self.log_fields)
         return True

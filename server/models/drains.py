@@ -31,14 +31,18 @@ class Drains:
         if model.drain(self.timeout):
             self._close(model)
         else:
-            log.warning("%s: a run of it goes on; it is unloaded when that ends", model)
+            log.warning(
+                "%s: a run of it goes on; it is unloaded when that ends",
+                model,
+                extra=model.log_fields,
+            )
             self._start(f"late {model}", self._close, model)
 
     @staticmethod
     def _close(model: Model) -> None:
         model.wait()
         model.close()
-        log.info("%s is unloaded", model)
+        log.info("%s is unloaded", model, extra=model.log_fields)
 
     def _start(self, name: str, target: Callable[[Model], None], model: Model) -> threading.Thread:
         thread = threading.Thread(target=target, args=(model,), name=name, daemon=True)

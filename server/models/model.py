@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from neurona_protos.prediction_pb2 import State, Task
@@ -49,7 +49,12 @@ class Model:
         options = options_for(self.settings, options)
         if self.settings.ignored:
             ignored = ", ".join(self.settings.ignored)
-            log.info("%s: of its config.pbtxt, these have no effect here: %s", found, ignored)
+            log.info(
+                "%s: of its config.pbtxt, these have no effect here: %s",
+                found,
+                ignored,
+                extra=self.log_fields,
+            )
         self.notes: dict[Hashable, Any] = {}
         """What others have worked out for this model, and that goes with it."""
 
@@ -75,8 +80,14 @@ class Model:
         self.placement, self.degraded = session.placement, session.degraded
         self.signature = _signature(str(found), session, self.settings)
         batched = self.signature.batched
+        tracer = options.tracer
         self.batcher = Batcher(
-            str(found), options.policy, self.metrics, batched=batched, share=share
+            str(found),
+            options.policy,
+            self.metrics,
+            batched=batched,
+            share=share,
+            tracer=None if tracer is None else tracer.model(self.name, self.version, self.provider),
         )
         self.batcher.admission.instances = len(self._sessions)
         self.instances = [
@@ -84,7 +95,11 @@ class Model:
         ]
         inputs = self.signature.inputs
         if not all(warm_up(inputs, one.run, self.batcher) for one in self._sessions):
-            log.info("%s: made-up inputs do not suit it, so it is not warmed up", found)
+            log.info(
+                "%s: made-up inputs do not suit it, so it is not warmed up",
+                found,
+                extra=self.log_fields,
+            )
         for one in self._sessions:
             run_samples(str(found), self.settings.warm_up, self.signature, one.run)
         answer = find_task(
@@ -97,10 +112,15 @@ class Model:
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
         self.metrics.placed(session.placement, bool(session.degraded))
         if session.degraded:
-            log.warning("%s: degraded: %s", found, session.degraded)
+            log.warning("%s: degraded: %s", found, session.degraded, extra=self.log_fields)
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
+
+    @property
+    def log_fields(self) -> Mapping[str, str | int]:
+        """What a line of the log that concerns it says beside its message."""
+        return {"model": self.name, "version": self.version}
 
     def start(self) -> None:
         self.metrics.watch(self.batcher.queue, self.batcher.curve)
@@ -137,7 +157,9 @@ class Model:
             return True
         error = StoppingError("the server stopped before the request's turn came")
         if lost := self.batcher.cancel_all(error):
-            log.warning("%s: stopped with %d requests unanswered", self, lost)
+            log.warning(
+                "%s: stopped with %d requests unanswered", self, lost, extra=self.log_fields
+            )
         drained = self._join(time.monotonic() + TERMINATION)
         if drained:
             self.batcher.forget()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from neurona_server.batching.policy import BatchPolicy
+from neurona_server.batching.trace import Tracer
 from neurona_server.models.cpus import available_cpus
 from neurona_server.models.session import RuntimeOptions
 from neurona_server.models.settings import ModelSettings
@@ -15,6 +16,7 @@ class ModelOptions:
     policy: BatchPolicy = field(default_factory=BatchPolicy)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     instances: int = 1
+    tracer: Tracer | None = None
 
 
 def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
@@ -45,4 +47,4 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
         runtime = replace(runtime, threads=min(runtime.threads or most, most))
     if settings.providers is not None:
         runtime = replace(runtime, providers=settings.providers, gpu_expected=True)
-    return ModelOptions(policy, runtime, instances)
+    return ModelOptions(policy, runtime, instances, options.tracer)

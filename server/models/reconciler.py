@@ -126,7 +126,7 @@ class Reconciler:
                     try:
                         self._see(name, folder)
                     except Exception:  # whatever one model does, the others are followed
-                        log.exception("%s cannot be followed", name)
+                        log.exception("%s cannot be followed", name, extra={"model": name})
 
     def load(self, name: str) -> None:
         """Reads the model's folder and waits until all that it asks for is loaded.
@@ -192,7 +192,7 @@ class Reconciler:
         refused = self._models[name].refused()
         for problem in refused:
             if problem not in self._refused.get(name, ()):
-                log.error("%s: %s", name, problem)
+                log.error("%s: %s", name, problem, extra={"model": name})
         self._refused[name] = refused
         self._publish(name)
 
@@ -202,17 +202,17 @@ class Reconciler:
                 self._pool.submit(self._load_one, name, one)
 
     def _load_one(self, name: str, found: Found) -> None:
-        log.info("loading %s", found)
+        log.info("loading %s", found, extra=found.log_fields)
         started = time.monotonic()
         model, reason = None, ""
         try:
             model = self._load(found)
         except LoadError as error:
             reason = printable(str(error))
-            log.error("%s is not served: %s", found, reason)
+            log.error("%s is not served: %s", found, reason, extra=found.log_fields)
         except Exception:  # whatever one file does, the others are served
             reason = "an internal error; the server's log says why"
-            log.exception("%s is not served", found)
+            log.exception("%s is not served", found, extra=found.log_fields)
         seconds = time.monotonic() - started
         self._metrics.loaded(name, seconds, ok=model is not None)
         with self._changed:
@@ -220,7 +220,8 @@ class Reconciler:
             if model is None:
                 self._begin(name, versions.failed(found.version, reason))
             else:
-                log.info("%s is ready on %s after %.2f s", model, model.provider, seconds)
+                said = model, model.provider, seconds
+                log.info("%s is ready on %s after %.2f s", *said, extra=found.log_fields)
                 self._begin(name, versions.loaded(found.version, model))
             self._publish(name)
             self._changed.notify_all()

@@ -45,6 +45,11 @@ class Found:
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
 
+    @property
+    def log_fields(self) -> Mapping[str, str | int]:
+        """As those of a `Model`."""
+        return {"model": self.name, "version": self.version}
+
 
 @dataclass(frozen=True)
 class OnDisk:

@@ -32,7 +32,7 @@ class Shadow:
         self._share = percent / 100
         self._fits = _inputs(of) == _inputs(to)
         if not self._fits:
-            log.warning("%s cannot shadow %s: it takes other inputs", to, of)
+            log.warning("%s cannot shadow %s: it takes other inputs", to, of, extra=to.log_fields)
 
     def send(self, request: Request, outputs: Outputs) -> None:
         """Never waits, raises nothing."""

@@ -1,12 +1,13 @@
 """The `Call` and the `StreamCall` of the door on `grpc.aio`."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol
 
 import grpc.aio
 
 from neurona_server.rpc.call import Stream
+from neurona_server.rpc.caller import Caller, CallTrace
 from neurona_server.rpc.rights import Grant
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -22,8 +23,17 @@ class Door(Protocol):
         """As that of a `Call`."""
 
 
-class AioCall:
-    def __init__(self, door: Door, request: bytes, deadline: float, grant: Grant) -> None:
+class AioCall(Caller):
+    def __init__(
+        self,
+        door: Door,
+        request: bytes,
+        deadline: float,
+        grant: Grant,
+        context: Context,
+        trace: CallTrace | None,
+    ) -> None:
+        super().__init__(context.invocation_metadata, trace)
         self.request = request
         self.deadline = deadline
         self.grant = grant
@@ -56,7 +66,7 @@ class AioCall:
         self._door.post(resolve)
 
 
-class AioStreamCall:
+class AioStreamCall(Caller):
     stream: Stream
 
     def __init__(
@@ -64,11 +74,14 @@ class AioStreamCall:
         door: Door,
         deadline: float,
         grant: Grant,
-        metadata: Iterable[tuple[str, str | bytes]] = (),
+        context: Context,
+        trace: CallTrace | None,
     ) -> None:
+        metadata = context.invocation_metadata() or ()
+        super().__init__(metadata, trace)
         self.deadline = deadline
         self.grant = grant
-        self._metadata = {key: value for key, value in metadata if isinstance(value, str)}
+        self._headers = {key: value for key, value in metadata if isinstance(value, str)}
         self.woken = asyncio.Event()
         self.written = asyncio.Event()
         self.half_closed = False
@@ -77,7 +90,7 @@ class AioStreamCall:
         self._door = door
 
     def metadata(self, key: str) -> str:
-        return self._metadata.get(key, "")
+        return self._headers.get(key, "")
 
     def fail(self, error: Exception) -> None:
         self.error = error

@@ -19,6 +19,7 @@ from neurona_server.errors import StoppingError, too_large
 from neurona_server.rpc.aio_calls import AioCall, AioStreamCall, Context
 from neurona_server.rpc.aio_methods import AioMethods, abort, deadline_of
 from neurona_server.rpc.call import Methods, Streaming, Unary
+from neurona_server.rpc.caller import CallTrace, gone
 from neurona_server.rpc.listening import ListenerOptions, bind
 from neurona_server.rpc.rights import Grant
 
@@ -117,7 +118,8 @@ class AioListener:
     async def _start(self, address: str) -> int:
         options = self._options
         self._server = server = grpc.aio.server(options=options.arguments())
-        server.add_generic_rpc_handlers((AioMethods(self, self._methods, options.access),))
+        methods = AioMethods(self, self._methods, options.access, options.tracer)
+        server.add_generic_rpc_handlers((methods,))
         if options.certificates is None:
             port = bind(server.add_insecure_port, address)
         else:
@@ -137,11 +139,11 @@ class AioListener:
             await self._server.stop(max(0.0, timeout - ACCEPTED))
 
     async def serve_unary(
-        self, method: Unary, request: bytes, context: Context, grant: Grant
+        self, method: Unary, request: bytes, context: Context, grant: Grant, trace: CallTrace | None
     ) -> bytes:
+        call = AioCall(self, request, deadline_of(context), grant, context, trace)
         if self._stopping:
-            await abort(context, StoppingError(STOPPING))
-        call = AioCall(self, request, deadline_of(context), grant)
+            await abort(context, StoppingError(STOPPING), call)
         try:
             try:
                 method.start(call)
@@ -150,18 +152,23 @@ class AioListener:
             outcome = await call.outcome
         except asyncio.CancelledError:
             call.cancel()
+            if trace is not None:
+                trace.end(gone(call.deadline))
             raise
         if not isinstance(outcome, bytes):
-            await abort(context, outcome)
+            await abort(context, outcome, call)
         if len(outcome) > self._options.max_message_bytes:
-            await abort(context, too_large(len(outcome), self._options.max_message_bytes))
+            await abort(context, too_large(len(outcome), self._options.max_message_bytes), call)
+        if trace is not None:
+            trace.end()
         return outcome
 
-    async def serve_stream(self, method: Streaming, context: Context, grant: Grant) -> None:
+    async def serve_stream(
+        self, method: Streaming, context: Context, grant: Grant, trace: CallTrace | None
+    ) -> None:
+        call = AioStreamCall(self, deadline_of(context), grant, context, trace)
         if self._stopping:
-            await abort(context, StoppingError(STOPPING))
-        metadata = context.invocation_metadata() or ()
-        call = AioStreamCall(self, deadline_of(context), grant, metadata)
+            await abort(context, StoppingError(STOPPING), call)
         call.stream = stream = method.start(call)
         self._streams.add(call)
         age = self._options.max_stream_age
@@ -180,10 +187,14 @@ class AioListener:
             if call.error is None and not call.half_closed:
                 call.error = StoppingError(STOPPING if self._stopping else AGED)
             if call.error is not None:
-                await abort(context, call.error)
+                await abort(context, call.error, call)
+            if trace is not None:
+                trace.end()
         finally:
             reader.cancel()
             if aged is not None:
                 aged.cancel()
             self._streams.discard(call)
             stream.cancel()
+            if trace is not None:
+                trace.end(gone(call.deadline))

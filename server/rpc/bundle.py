@@ -4,7 +4,7 @@ Most of what a small request costs is Python that is run once for each: here, on
 """
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -14,10 +14,11 @@ from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.errors import ModelFailedError, NeuronaError
 from neurona_server.models.model import Model
 from neurona_server.rpc.answers import PredictAnswer
+from neurona_server.rpc.caller import Known, fields_of
 from neurona_server.rpc.submission import Defer, cancel
 
 
-class Receivers(Protocol):
+class Receivers(Known, Protocol):
     """Who asked, in order. Exactly one of `reply`, `fail` and `halves` is called, from any
     thread."""
 
@@ -66,6 +67,10 @@ class Bundle(Request):
         self.each = each
         receivers.on_cancel(partial(cancel, self))
 
+    @property
+    def log_fields(self) -> Mapping[str, str | int]:
+        return {**self.model.log_fields, **fields_of(self.receivers)}
+
     def divide(self) -> Sequence[Request]:
         if self.count == 1 or not self.withdraw():
             return ()
@@ -111,7 +116,9 @@ def _answer(request: Bundle, part: Part) -> bytes | NeuronaError:
     except NeuronaError as error:
         return error
     except Exception as fault:
-        request.model.batcher.failures.tell("an answer cannot be written", fault)
+        request.model.batcher.failures.tell(
+            "an answer cannot be written", fault, request.log_fields
+        )
         return ModelFailedError()
 
 

@@ -9,14 +9,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from neurona_server.rpc.caller import CallTrace, Known
 from neurona_server.rpc.rights import Grant, Right
 
 
-class Call(Protocol):
+class Call(Known, Protocol):
     """One unary call. Exactly one of `reply` and `fail` ends it; any thread may.
 
     After the caller has gone away both do nothing.
     """
+
+    @property
+    def trace(self) -> CallTrace | None:
+        """None if it is not traced."""
 
     @property
     def request(self) -> bytes: ...
@@ -43,8 +48,12 @@ class Call(Protocol):
         read, however many calls defer it until then. For use in the door's thread."""
 
 
-class StreamCall(Protocol):
+class StreamCall(Known, Protocol):
     """One streaming call, as its `Stream` sees it."""
+
+    @property
+    def trace(self) -> CallTrace | None:
+        """As that of a `Call`."""
 
     @property
     def deadline(self) -> float: ...

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from neurona_server.errors import ExpiredError, InvalidError, too_large
+from neurona_server.rpc.caller import REQUEST_ID, Caller, CallTrace, gone
 from neurona_server.rpc.rights import Grant
 from neurona_server.rpc.status import status_of
 
@@ -44,7 +45,7 @@ class Door(Protocol):
         """Has the caller's going noticed, if the call is open when all that is ready is read."""
 
 
-class CoreCall:
+class CoreCall(Caller):
     __slots__ = (
         "_close",
         "_deadline",
@@ -59,8 +60,15 @@ class CoreCall:
     )
 
     def __init__(
-        self, door: Door, event: Event, grant: Grant, start: Callable[["CoreCall"], None]
+        self,
+        door: Door,
+        event: Event,
+        grant: Grant,
+        start: Callable[["CoreCall"], None],
+        trace: CallTrace | None = None,
     ) -> None:
+        self._metadata = event.invocation_metadata
+        self.trace = trace
         self.request = b""
         self.grant = grant
         self.defer = door.defer
@@ -96,11 +104,16 @@ class CoreCall:
             cygrpc.SendMessageOperation(response, NO_FLAGS),
             cygrpc.SendStatusFromServerOperation((), OK, b"", NO_FLAGS),
         )
+        if self.trace is not None:
+            self.trace.end()
 
     def fail(self, error: Exception) -> None:
         if self._ends():
             self._on_cancel.clear()
-            self._send(cygrpc.SendInitialMetadataOperation(None, NO_FLAGS), status_operation(error))
+            status = status_operation(error, self)
+            self._send(cygrpc.SendInitialMetadataOperation(None, NO_FLAGS), status)
+            if self.trace is not None:
+                self.trace.end(error)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self._on_cancel.append(callback)
@@ -132,6 +145,8 @@ class CoreCall:
             for callback in self._on_cancel:
                 callback()
             self._on_cancel.clear()
+            if self.trace is not None:
+                self.trace.end(gone(self.deadline))
 
     def _send(self, *operations: Any) -> None:
         if self._claims_close():
@@ -151,22 +166,26 @@ class CoreCall:
             return False
 
 
-def refuse(event: Event, error: Exception) -> None:
+def refuse(event: Event, error: Exception, trace: CallTrace | None = None) -> None:
     """Ends a call before its request has been read."""
+    status = status_operation(error, Caller(event.invocation_metadata, trace))
     event.call.start_server_batch(
         (
             cygrpc.SendInitialMetadataOperation(None, NO_FLAGS),
-            status_operation(error),
+            status,
             cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),
         ),
         ignore,
     )
+    if trace is not None:
+        trace.end(error)
 
 
-def status_operation(error: Exception) -> Any:
-    status = status_of(error)
+def status_operation(error: Exception, caller: Caller) -> Any:
+    status = status_of(error, caller)
+    trailers = (*status.trailers, (REQUEST_ID, caller.request_id))
     return cygrpc.SendStatusFromServerOperation(
-        status.trailers, status.number, status.message.encode(), NO_FLAGS
+        trailers, status.number, status.message.encode(), NO_FLAGS
     )
 
 

@@ -62,6 +62,7 @@ class CoreListener:
         self.thread = 0
         self._methods = {path.encode(): method for path, method in methods.items()}
         self._options = options
+        self._tracer = options.tracer
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(tuple(options.arguments()), False)
         self._server.register_completion_queue(self._queue)
@@ -209,14 +210,19 @@ class CoreListener:
         except NeuronaError as error:
             refuse(event, error)
             return
+        trace = None
+        if self._tracer is not None and method.right is not None:
+            metadata = event.invocation_metadata
+            if self._tracer.samples(metadata):
+                trace = self._tracer.call(event.call_details.method.decode(), metadata)
         if isinstance(method, Unary):
-            CoreCall(self, event, grant, method.start)
+            CoreCall(self, event, grant, method.start, trace)
             self._calls += 1
             return
         try:
-            stream = CoreStreamCall(self, event, grant, method)
+            stream = CoreStreamCall(self, event, grant, method, trace)
         except Exception as error:  # a service's bug must end its call, not the door
-            refuse(event, error)
+            refuse(event, error, trace)
             return
         if not stream.ended:
             self._streams[stream] = time.monotonic() + self._options.max_stream_age

@@ -9,6 +9,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from neurona_server.errors import StoppingError
 from neurona_server.rpc.call import Stream, Streaming
+from neurona_server.rpc.caller import Caller, CallTrace, fields_of, gone
 from neurona_server.rpc.core_calls import (
     NO_FLAGS,
     OK,
@@ -35,14 +36,22 @@ class StreamDoor(Door, Protocol):
         """It has ended."""
 
 
-class CoreStreamCall:
+class CoreStreamCall(Caller):
     """All but `wake` is called in the door's thread."""
 
-    def __init__(self, door: StreamDoor, event: Event, grant: Grant, method: Streaming) -> None:
+    def __init__(
+        self,
+        door: StreamDoor,
+        event: Event,
+        grant: Grant,
+        method: Streaming,
+        trace: CallTrace | None = None,
+    ) -> None:
+        super().__init__(event.invocation_metadata, trace)
         self.grant = grant
         self.defer = door.defer
         self.deadline = deadline_of(event.call_details.deadline)
-        self._metadata = {k: v for k, v in event.invocation_metadata if isinstance(v, str)}
+        self._headers = {k: v for k, v in event.invocation_metadata if isinstance(v, str)}
         self._door = door
         self._raw: RawCall = event.call
         self._ended = self._reading = self._writing = False
@@ -68,7 +77,7 @@ class CoreStreamCall:
             self._raw.start_server_batch((), self._wake)
 
     def metadata(self, key: str) -> str:
-        return str(self._metadata.get(key, ""))
+        return str(self._headers.get(key, ""))
 
     def fail(self, error: Exception) -> None:
         self._error = error
@@ -104,12 +113,14 @@ class CoreStreamCall:
             self._writing = True
             self._send(cygrpc.SendMessageOperation(message, NO_FLAGS), tag=self._written)
         elif self._error is not None:
-            self._end(status_operation(self._error))
+            self._fail(self._error)
         elif finished:
             if self._half_closed:
-                self._end(cygrpc.SendStatusFromServerOperation((), OK, b"", NO_FLAGS))
+                status = cygrpc.SendStatusFromServerOperation((), OK, b"", NO_FLAGS)
+                self._send(status, tag=ignore)
+                self._leave(None)
             else:
-                self._end(status_operation(StoppingError(self._reason)))
+                self._fail(StoppingError(self._reason))
 
     def _read(self) -> None:
         if self._ended or self._reading or self._half_closed or self._error:
@@ -151,19 +162,21 @@ class CoreStreamCall:
 
     def _closed(self, event: Event) -> None:
         if not self._ended and event.batch_operations[0].cancelled():
-            self._leave()
+            self._leave(gone(self.deadline))
 
-    def _end(self, status: Any) -> None:
-        self._send(status, tag=ignore)
-        self._leave()
+    def _fail(self, error: Exception) -> None:
+        self._send(status_operation(error, self), tag=ignore)
+        self._leave(error)
 
-    def _leave(self) -> None:
+    def _leave(self, error: Exception | None) -> None:
         self._ended = True
         self._door.forget(self)
         try:
             self.stream.cancel()
         except Exception:
-            log.exception("a stream could not be cancelled")
+            log.exception("a stream could not be cancelled", extra=fields_of(self))
+        if self.trace is not None:
+            self.trace.end(error)
 
     def _send(self, operation: Any, tag: Callable[[Event], None]) -> None:
         operations: tuple[Any, ...] = (operation,)

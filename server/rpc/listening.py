@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from neurona_server.address import UNIX
 from neurona_server.errors import ConfigError
+from neurona_server.rpc.caller import CallTracer
 from neurona_server.rpc.certificates import Certificates
 from neurona_server.rpc.tokens import Access
 
@@ -51,6 +52,8 @@ class ListenerOptions:
     """With gzip, for callers who understand it. Requests may always be compressed."""
     reuse_port: bool = False
     """Several processes may listen on the same port and share its connections."""
+    tracer: CallTracer | None = None
+    """Of the calls that take a right; without it none is traced."""
 
     @property
     def max_stream_age(self) -> float:

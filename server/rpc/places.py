@@ -6,6 +6,7 @@ from typing import Protocol
 from neurona_protos.prediction_pb2 import Error, PredictStreamResponse, StreamedResponse
 from neurona_server.errors import NeuronaError, too_large
 from neurona_server.rpc.call import StreamCall
+from neurona_server.rpc.caller import Known
 from neurona_server.rpc.encoding import prefix, varint, within
 from neurona_server.rpc.status import status_of
 
@@ -39,8 +40,9 @@ class Framing:
             framed.append(whole)
         return framed
 
-    def error(self, number: int, error: Exception) -> bytes:
-        status = status_of(error)
+    def error(self, number: int, error: Exception, known: Known | None = None) -> bytes:
+        """`known` is the request that failed, for the log."""
+        status = status_of(error, known)
         failed = StreamedResponse(
             id=number,
             error=Error(
@@ -75,21 +77,36 @@ class _Asked:
 
         self._host = host
 
+    @property
+    def trace_id(self) -> str:
+        return self._host.call.trace_id
+
 
 class Place(_Asked):
     """The `Receiver` of one request."""
 
-    __slots__ = ("_number",)
+    __slots__ = ("_number", "trace")
 
     def __init__(self, host: Host, number: int) -> None:
         super().__init__(host, 0)
         self._number = number
+        trace = host.call.trace
+        self.trace = None if trace is None else trace.request(number)
+
+    @property
+    def request_id(self) -> str:
+        """The stream's, and behind it what the caller calls the request."""
+        return f"{self._host.call.request_id}#{self._number}"
 
     def reply(self, response: bytes) -> None:
         self._host.answered(self, self._host.framing.answers([self._number], [response]))
+        if self.trace is not None:
+            self.trace.end()
 
     def fail(self, error: Exception) -> None:
-        self._host.answered(self, [self._host.framing.error(self._number, error)])
+        self._host.answered(self, [self._host.framing.error(self._number, error, self)])
+        if self.trace is not None:
+            self.trace.end(error)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self._host.under_way(self, callback)
@@ -101,7 +118,7 @@ class Place(_Asked):
 
 
 class Places(_Asked):
-    """The `Receivers` of a bundle. What they expect is reserved already."""
+    """The `Receivers` of a bundle, which is not traced. What they expect is reserved already."""
 
     __slots__ = ("_numbers",)
 
@@ -114,10 +131,16 @@ class Places(_Asked):
 
     def fail(self, error: Exception) -> None:
         frame = self._host.framing.error
-        self._host.answered(self, [frame(number, error) for number in self._numbers])
+        self._host.answered(self, [frame(number, error, self) for number in self._numbers])
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self._host.under_way(self, callback)
+
+    @property
+    def request_id(self) -> str:
+        """The stream's, and behind it what the caller calls the request if it is a single one."""
+        number = f"#{self._numbers[0]}" if len(self._numbers) == 1 else ""
+        return self._host.call.request_id + number
 
     def halves(self, middle: int) -> "tuple[Places, Places]":
         self._host.over(self)

@@ -113,7 +113,8 @@ class Prediction:
 
     def _stream(self, call: StreamCall) -> PredictionStream:
         begin = partial(self.begin, grant=call.grant)
-        alike = self._repeats if call.grant.models is None else None
+        # Each request of a stream that is traced has a span of its own, and goes by itself.
+        alike = self._repeats if call.grant.models is None and call.trace is None else None
         return PredictionStream(partial(Gathering, alike, begin), call, self._limits)
 
     def _unary(self, call: Call, task: Task | None = None) -> None:

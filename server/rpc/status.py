@@ -23,6 +23,7 @@ from neurona_server.errors import (
     UnsupportedError,
     WrongTaskError,
 )
+from neurona_server.rpc.caller import Known, fields_of
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +74,21 @@ class Status:
         return ((RETRY_AFTER, str(self.retry_after_ms)),) if self.retry_after_ms else ()
 
 
-def status_of(error: Exception) -> Status:
-    """An error that is not in the table is a fault of ours: logged, and INTERNAL with a text
-    that says nothing about it."""
+def code_of(error: Exception) -> int:
+    """Its google.rpc.Code."""
+    number: int = CODES.get(type(error), grpc.StatusCode.INTERNAL).value[0]
+    return number
+
+
+def status_of(error: Exception, known: Known | None = None) -> Status:
+    """Of `known`'s call. An error that is not in the table is a fault of ours: logged, and
+    INTERNAL with a text that says nothing about it."""
     code = CODES.get(type(error))
     if code is None:
-        log.error("an internal error", exc_info=error)
+        log.error("an internal error", exc_info=error, extra=fields_of(known))
         return Status(grpc.StatusCode.INTERNAL, "internal error; the server's log says why")
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("ended with %s: %s", code.name, error, extra=fields_of(known))
     # A caller may come back to a full queue; what is too large stays so.
     wait = 0
     if isinstance(error, QueueFullError):

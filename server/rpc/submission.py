@@ -12,8 +12,6 @@ from neurona_protos.tensors import TensorError
 from neurona_server.batching.policy import Priority
 from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.errors import (
-    CancelledError,
-    ExpiredError,
     InvalidError,
     ModelFailedError,
     NeuronaError,
@@ -22,18 +20,19 @@ from neurona_server.errors import (
 from neurona_server.metrics import Metrics
 from neurona_server.models.model import Model
 from neurona_server.models.signature import Described
+from neurona_server.rpc.caller import CallTrace, Known, fields_of, gone
 from neurona_server.rpc.limits import Limits
-
-CLOCKS_APART = 0.05
-"""Seconds by which a caller may have seen a deadline pass before we do: ours began to count
-when the request had reached us."""
 
 Defer = Callable[[Callable[[], None]], None]
 
 
-class Receiver(Protocol):
+class Receiver(Known, Protocol):
     """Who asked: a call, or one place in a stream. Exactly one of `reply` and `fail` is called,
     from any thread."""
+
+    @property
+    def trace(self) -> CallTrace | None:
+        """As that of a `Call`."""
 
     @property
     def deadline(self) -> float: ...
@@ -96,6 +95,14 @@ class Submission(Request):
         self.receiver = receiver
         self.answer = answer
         self.started = started
+
+    @property
+    def trace(self) -> CallTrace | None:
+        return self.receiver.trace
+
+    @property
+    def log_fields(self) -> Mapping[str, str | int]:
+        return {**self.model.log_fields, **fields_of(self.receiver)}
 
 
 class Sent(NamedTuple):
@@ -195,11 +202,14 @@ def _finish(request: Request, outputs: Outputs | None, error: NeuronaError | Non
             error = raised
         except Exception as fault:
             # Whatever is wrong with one answer, its caller hears of it.
-            model.batcher.failures.tell("an answer cannot be written", fault)
+            model.batcher.failures.tell("an answer cannot be written", fault, request.log_fields)
             error = ModelFailedError()
-    model.metrics.ended(
-        "ok" if error is None else error.outcome, time.monotonic() - request.started
-    )
+    seconds = time.monotonic() - request.started
+    model.metrics.ended("ok" if error is None else error.outcome, seconds)
+    if (trace := request.receiver.trace) is not None:
+        trace.answered(request, error)
+        if error is None:
+            model.metrics.exemplify(seconds, trace.trace_id)
     if response is None:
         request.receiver.fail(error or ModelFailedError())
     else:
@@ -218,7 +228,4 @@ def _is_replaced(resolve: Callable[[], Model], model: Model) -> bool:
 
 def cancel(request: Request) -> None:
     """Ends a request whose caller is gone, or whose deadline made it go."""
-    if time.monotonic() >= request.deadline - CLOCKS_APART:
-        request.cancel(ExpiredError("the deadline passed before the answer was there"))
-    else:
-        request.cancel(CancelledError("the caller cancelled the request"))
+    request.cancel(gone(request.deadline))

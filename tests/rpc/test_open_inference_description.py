@@ -303,7 +303,7 @@ def test_a_server_without_tracing_says_so(server, refusal):
     assert list(told.settings["trace_level"].value) == ["OFF"]
     assert refusal(server.triton.TraceSetting, trace(trace_level=["TIMESTAMPS"])) == (
         "UNIMPLEMENTED",
-        "trace setting 'trace_level': this server does not trace; expected 'OFF'",
+        "trace setting 'trace_level': callers do not set it here; expected 'OFF'",
     )
     assert refusal(server.triton.TraceSetting, trace(other=["1"]))[0] == "INVALID_ARGUMENT"
     message = pb.TraceSettingRequest(model_name="nobody")

@@ -28,6 +28,9 @@ class Call:
     deadline = math.inf
     grant = EVERYTHING
 
+    trace = None
+    request_id = trace_id = ""
+
     def __init__(self, request):
         self.request = request
         self.told = []

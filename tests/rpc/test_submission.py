@@ -19,6 +19,8 @@ class Caller:
     """Asks the models that the test lists, one after the other; notes what it is told."""
 
     deadline = math.inf
+    trace = None
+    request_id = trace_id = ""
 
     def __init__(self, server, *models, answer=lambda outputs: outputs[0].tolist()):
         self.told = []

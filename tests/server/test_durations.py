@@ -2,7 +2,9 @@
 
 import threading
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from neurona_server.metrics import Metrics
 
@@ -63,3 +65,21 @@ def test_many_threads_write_while_others_read():
     waited = read(metrics.registry, "neurona_queue_duration_seconds", labels)
     assert waited["neurona_queue_duration_seconds_count"] == 2 * n
     assert waited["neurona_queue_duration_seconds_sum"] == n / 2
+
+
+def test_a_bucket_shows_its_newest_exemplar_and_only_openmetrics_does():
+    metrics = Metrics(CollectorRegistry())
+    model = metrics.model("m", 1)
+    for seconds, trace in ((0.2, "a"), (0.125, "b"), (99.0, "c"), (0.0001, "d")):
+        model.ended("ok", seconds)
+        model.exemplify(seconds, trace * 32)
+    found = {
+        sample.labels["le"]: (sample.exemplar.labels["trace_id"][0], sample.exemplar.value)
+        for family in text_string_to_metric_families(
+            generate_openmetrics(metrics.registry).decode()
+        )
+        for sample in family.samples
+        if sample.exemplar
+    }
+    assert found == {"0.0001": ("d", 0.0001), "0.25": ("b", 0.125), "+Inf": ("c", 99.0)}
+    assert "trace_id" not in generate_latest(metrics.registry).decode()

@@ -235,3 +235,24 @@ def test_what_is_printed_is_prometheus_text_and_openmetrics(hostile):
     text = generate_latest(registry).decode()
     assert "# TYPE neurona_rows_total counter\n" in text
     assert text.count("# TYPE neurona_batch_rows histogram\n") == 1
+
+
+def test_the_newest_exemplar_of_all_processes_is_shown():
+    first, second = Process(), Process()
+    merged = Merged()
+    for process, trace in ((second, "b"), (first, "a")):  # in this order, "a" is the newest
+        model = process.metrics.model("m", 1)
+        model.ended("ok", 0.125)
+        model.exemplify(0.125, trace * 32)
+    for process in (first, second):
+        merged.replace(process, "0", process.page())
+    registry = CollectorRegistry()
+    registry.register(Pages(merged.page()))
+    page = generate_openmetrics(registry).decode()
+    assert page.count("trace_id") == 1
+    assert f'le="0.25",model="m",version="1"}} 2.0 # {{trace_id="{"a" * 32}"}} 0.125' in page
+    assert "trace_id" not in generate_latest(registry).decode()
+    merged.remove(first)
+    merged.remove(second)
+    merged.forget_versions()
+    assert "trace_id" not in str(list(metrics_page.metrics(merged.page())))

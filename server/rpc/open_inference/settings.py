@@ -25,7 +25,7 @@ TRACE = {
     "trace_file": "",
     "trace_mode": "triton",
 }
-"""What holds in a server that does not trace."""
+"""What callers can have traced, which is nothing: the server's own options decide."""
 
 LEVELS = {"log_error": logging.ERROR, "log_warning": logging.WARNING, "log_info": logging.INFO}
 VERBOSE = "log_verbose_level"
@@ -61,7 +61,7 @@ class Settings:
             # Without a value, a setting goes back to its default, which it has.
             if setting.value and list(setting.value) != [TRACE[name]]:
                 raise UnsupportedError(
-                    f"trace setting {name!r}: this server does not trace; expected {TRACE[name]!r}"
+                    f"trace setting {name!r}: callers do not set it here; expected {TRACE[name]!r}"
                 )
         response = pb.TraceSettingResponse()
         for name, value in TRACE.items():

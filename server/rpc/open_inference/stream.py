@@ -1,5 +1,6 @@
 """ModelStreamInfer: an answer for each request, in the order of the requests."""
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 
@@ -30,7 +31,9 @@ class Turn:
 
     __slots__ = (
         "_answered",
+        "_call",
         "_cancel",
+        "_number",
         "deadline",
         "defer",
         "error",
@@ -38,11 +41,19 @@ class Turn:
         "message",
         "message_id",
         "response",
+        "trace",
     )
 
     def __init__(
-        self, call: StreamCall, message: bytes, answered: "Callable[[Turn], None]"
+        self,
+        call: StreamCall,
+        number: int,
+        message: bytes,
+        answered: "Callable[[Turn], None]",
     ) -> None:
+        self.trace = None if call.trace is None else call.trace.request(number)
+        self._call = call
+        self._number = number
         self.deadline = call.deadline
         self.defer = call.defer
         self.message = message
@@ -54,6 +65,15 @@ class Turn:
         self.error: Exception | None = None
         self._answered = answered
         self._cancel: Callable[[], None] | None = None
+
+    @property
+    def request_id(self) -> str:
+        """The stream's, and behind it which request of the stream it is, from 1 on."""
+        return f"{self._call.request_id}#{self._number}"
+
+    @property
+    def trace_id(self) -> str:
+        return self._call.trace_id
 
     @property
     def come(self) -> bool:
@@ -68,6 +88,8 @@ class Turn:
         self.message = b""
         self.response = response
         self._answered(self)
+        if self.trace is not None:
+            self.trace.end()
 
     def fail(self, error: Exception) -> None:
         self._cancel = None
@@ -75,6 +97,8 @@ class Turn:
             self.read(parse(ModelInferRequest, self.message).id)
         self.error = error
         self._answered(self)
+        if self.trace is not None:
+            self.trace.end(error)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         if not self.come:
@@ -98,12 +122,13 @@ class InferStream:
         self._call = call
         self._turns: deque[Turn] = deque()
         self._came: deque[Turn] = deque()
+        self._numbers = itertools.count(1)
         self._waiting = Waiting()
         self._half_closed = False
         self._real_status = call.metadata(REAL_STATUS).lower() in ("true", "1")
 
     def receive(self, message: bytes) -> None:
-        turn = Turn(self._call, message, self._answered)
+        turn = Turn(self._call, next(self._numbers), message, self._answered)
         self._turns.append(turn)
         turn.expected = self._begin(turn)
         self._waiting.begun(turn.expected)
@@ -125,7 +150,8 @@ class InferStream:
         response = ModelInferResponse(id=turn.message_id)
         response.parameters[FINAL].bool_param = True
         failed = ModelStreamInferResponse(
-            error_message=status_of(error or ModelFailedError()).message, infer_response=response
+            error_message=status_of(error or ModelFailedError(), turn).message,
+            infer_response=response,
         )
         return failed.SerializeToString()
 
