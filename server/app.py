@@ -45,7 +45,10 @@ class App:
         self._metrics = Metrics(self.registry)
         self._registry = Registry()
         self._metrics.watch_versions(self._registry.known)
+        self._metrics.watch_process()
+        self._metrics.build.labels(*assembly.versions()).set(1)
         self._health = Health()
+        self._metrics.serving.set_function(lambda: self._health.state("") == SERVING)
         self._reconciler = self._make_reconciler()
         limits = assembly.limits(config)
         control = self._reconciler if config.model_control == "explicit" else None
@@ -64,7 +67,9 @@ class App:
             **self._health.methods(),
         }
         methods |= Reflection(methods).methods()
-        self._listener = open_door(config.door, methods, assembly.listener_options(config))
+        self._listener = open_door(
+            config.door, methods, assembly.listener_options(config, self._metrics.refused)
+        )
         self._close_metrics: Callable[[], None] = lambda: None
         self._serving = threading.Event()
 

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterable
 
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -12,6 +13,9 @@ from neurona_server import metrics_page
 from neurona_server.merged_metrics import Merged
 from neurona_server.metrics_page import Page
 from neurona_server.worker_process import WorkerProcess
+
+SUPERVISOR = "supervisor"
+"""The label `process` of its own memory and CPU time: it is one of the processes."""
 
 PATIENCE = 3.0
 """Seconds for all processes to answer in; of one that does not, the last page counts."""
@@ -25,6 +29,8 @@ class GatheredPages(Collector):
         self._processes = processes
         self._workers: dict[WorkerProcess, None] = {}
         self._merged = Merged()
+        self._own = CollectorRegistry()
+        ProcessCollector(registry=self._own)
         self._changing = threading.Lock()
         self._reading = threading.Lock()
 
@@ -58,6 +64,7 @@ class GatheredPages(Collector):
                 # One that starts may be about to load what no other has any more.
                 if all(answered) and len(ready) == len(workers) >= self._processes:
                     self._merged.forget_versions()
+                self._merged.replace(self, SUPERVISOR, metrics_page.read(self._own))
                 page = self._merged.page()
         states = GaugeMetricFamily(
             "neurona_processes", "Processes that serve, or are starting.", labels=["state"]

@@ -220,6 +220,7 @@ class Reconciler:
     def _begin(self, name: str, found: Sequence[Found]) -> None:
         if not self._stopping.is_set():
             for one in found:
+                self._metrics.loading.begin(name, one.version)
                 self._pool.submit(self._load_one, name, one)
 
     def _load_one(self, name: str, found: Found) -> None:
@@ -237,6 +238,7 @@ class Reconciler:
         seconds = time.monotonic() - started
         self._metrics.loaded(name, seconds, ok=model is not None)
         with self._changed:
+            self._metrics.loading.end(name, found.version)
             versions = self._models[name]
             if model is None:
                 self._begin(name, versions.failed(found.version, reason))

@@ -117,7 +117,8 @@ class AioListener:
     async def _start(self, address: str) -> int:
         options = self._options
         self._server = server = grpc.aio.server(options=options.arguments())
-        server.add_generic_rpc_handlers((AioMethods(self, self._methods, options.access),))
+        methods = AioMethods(self, self._methods, options.access, options.refused)
+        server.add_generic_rpc_handlers((methods,))
         if options.certificates is None:
             port = bind(server.add_insecure_port, address)
         else:

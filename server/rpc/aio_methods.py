@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 import grpc
@@ -28,8 +29,15 @@ class ServingDoor(Protocol):
 class AioMethods(grpc.GenericRpcHandler):
     """What gRPC asks, at the start of a call, who serves it."""
 
-    def __init__(self, door: ServingDoor, methods: Methods, access: Access | None) -> None:
+    def __init__(
+        self,
+        door: ServingDoor,
+        methods: Methods,
+        access: Access | None,
+        refused: Callable[[Exception], None],
+    ) -> None:
         self._door = door
+        self._refused = refused
         self._methods = methods
         self._access = access
         self._handlers = {
@@ -46,6 +54,7 @@ class AioMethods(grpc.GenericRpcHandler):
         try:
             grant = self._access.grant(method.right, handler_call_details.invocation_metadata)
         except NeuronaError as error:
+            self._refused(error)
             return _refusal(error)
         return _handler(self._door, method, grant)
 

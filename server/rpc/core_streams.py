@@ -12,6 +12,7 @@ from neurona_server.rpc.call import Stream, Streaming
 from neurona_server.rpc.core_calls import (
     NO_FLAGS,
     OK,
+    REFUSED_BY_GRPC,
     STOPPING,
     Door,
     Event,
@@ -131,6 +132,8 @@ class CoreStreamCall:
         message = event.batch_operations[0].message()
         try:
             if message is None:
+                if not event.success:
+                    self._door.refused(REFUSED_BY_GRPC)
                 self._half_closed = True
                 self.stream.half_close()
             else:

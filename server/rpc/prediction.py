@@ -108,7 +108,8 @@ class Prediction:
         )
 
     def _stream(self, call: StreamCall) -> PredictionStream:
-        return PredictionStream(partial(self.begin, grant=call.grant), call, self._limits)
+        begin = partial(self.begin, grant=call.grant)
+        return PredictionStream(begin, call, self._limits, self._metrics.open_streams)
 
     def _unary(self, call: Call, task: Task | None = None) -> None:
         self.begin(call.request, call, call.grant, task)

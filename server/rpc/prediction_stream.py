@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
+from prometheus_client import Gauge
 
 from neurona_protos.frames_pb2 import PredictStreamRequest as Frames
 from neurona_protos.prediction_pb2 import (
@@ -74,7 +75,10 @@ class _Place:
 class PredictionStream:
     """A `Stream`. Answers come from any thread; the rest runs in the door's."""
 
-    def __init__(self, begin: Begin, call: StreamCall, limits: Limits) -> None:
+    def __init__(self, begin: Begin, call: StreamCall, limits: Limits, streams: Gauge) -> None:
+        """`streams` counts those that are open; the door calls `cancel` at each one's end."""
+        streams.inc()
+        self._streams = streams
         self._limits = limits
         self._begin = begin
         self.call = call
@@ -132,6 +136,7 @@ class PredictionStream:
         self._half_closed = True
 
     def cancel(self) -> None:
+        self._streams.dec()
         for place in list(self._unanswered.values()):
             place.cancel()
 

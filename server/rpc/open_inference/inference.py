@@ -96,7 +96,8 @@ class Inference:
 
     def _stream(self, call: StreamCall) -> InferStream:
         begin = partial(self.begin_parsed, streamed=True, grant=call.grant)
-        return InferStream(begin, call, partial(self._limits.check_wire, tensors=TENSORS))
+        check = partial(self._limits.check_wire, tensors=TENSORS)
+        return InferStream(begin, call, check, self._metrics.open_streams)
 
     def _infer(self, call: Call) -> None:
         self.begin(call.request, call, call.grant)

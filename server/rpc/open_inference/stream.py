@@ -3,6 +3,8 @@
 from collections import deque
 from collections.abc import Callable
 
+from prometheus_client import Gauge
+
 from neurona_protos.open_inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
@@ -80,7 +82,12 @@ class _Turn:
 class InferStream:
     """A `Stream`. Answers come from any thread; the rest runs in the door's."""
 
-    def __init__(self, begin: Begin, call: StreamCall, check: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, begin: Begin, call: StreamCall, check: Callable[[bytes], None], streams: Gauge
+    ) -> None:
+        """`streams` counts those that are open; the door calls `cancel` at each one's end."""
+        streams.inc()
+        self._streams = streams
         self._check = check
         self._begin = begin
         self._call = call
@@ -129,5 +136,6 @@ class InferStream:
         self._half_closed = True
 
     def cancel(self) -> None:
+        self._streams.dec()
         for turn in list(self._turns):
             turn.cancel()
