@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from neurona_server import metrics_page
 from neurona_server.merged_metrics import Merged
 from neurona_server.metrics_page import Page
+from neurona_server.web import paths
 from neurona_server.worker_process import WorkerProcess
 
 SUPERVISOR = "supervisor"
@@ -25,6 +26,8 @@ class GatheredPages(Collector):
     """Any thread may call."""
 
     def __init__(self, processes: int) -> None:
+        self.stopping = False
+        self._served = False
         self._restarts = 0
         self._processes = processes
         self._workers: dict[WorkerProcess, None] = {}
@@ -46,6 +49,16 @@ class GatheredPages(Collector):
         with self._changing:
             self._workers.pop(worker, None)
             self._merged.remove(worker)
+
+    def state(self) -> str:
+        """STARTING, SERVING or NOT_SERVING, of all together: SERVING as soon as one does."""
+        if self.stopping:
+            return paths.NOT_SERVING
+        serving = any(worker.ready_since for worker in list(self._workers))
+        self._served = self._served or serving
+        if serving:
+            return paths.SERVING
+        return paths.NOT_SERVING if self._served else paths.STARTING
 
     def restarted(self) -> None:
         """A worker was started since one had died."""
