@@ -5,13 +5,13 @@ VENV ?= .venv
 MODELS ?= models
 BIN := $(VENV)/bin
 
-sources := $(shell find protos server client training -name '*.py' -o -name '*.proto' -o -name '*.pyi')
+sources := $(shell find protos server client training -name '*.py' -o -name '*.proto' -o -name '*.pyi' -o -path '*/page/*')
 install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Two pips in one virtual environment get in each other's way.
 .NOTPARALLEL:
 
-.PHONY: help demo serve train train-all test bench check lint proto clean
+.PHONY: help demo serve train train-all test test-browser bench check lint proto clean
 
 help:
 	@echo 'make demo    train three models, serve them, predict, print what happened'
@@ -19,6 +19,7 @@ help:
 	@echo 'make train   train what is missing in $(MODELS)/'
 	@echo 'make train-all  train every recipe on all its data in $(MODELS)/ (hours), print the table'
 	@echo 'make test    run the tests'
+	@echo 'make test-browser  try the page for people in a real Chromium (needs it installed); minutes'
 	@echo 'make bench   compare servers in bench/, then what batching is worth; 20 minutes'
 	@echo '             (needs h2load, Debian: nghttp2-client; BENCH="--against mlserver,triton")'
 	@echo 'make check   lint, type-check, check the layers; writes nothing'
@@ -45,6 +46,10 @@ train-all: $(BIN)/.installed
 
 test: $(BIN)/.installed-dev $(VENV)/triton/.installed
 	TRITON_PYTHON=$(VENV)/triton/bin/python $(BIN)/pytest
+
+# NEURONA_SHOTS names a folder for pictures.
+test-browser: $(BIN)/.installed-dev
+	NEURONA_BROWSER=1 $(BIN)/pytest tests/e2e/browser
 
 bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)

@@ -18,7 +18,7 @@ const node = (id) => document.getElementById(id);
 const snapshots = new Snapshots();
 const lines = new Lines();
 const table = new Table(document.querySelector("table"), () => showTable());
-const page = { figures: [], lost: 0, back: 0 };
+const page = { figures: [], parts: [], lost: 0, back: -Infinity };
 
 async function look() {
   const signal = AbortSignal.timeout(PATIENCE * 1000);
@@ -32,11 +32,10 @@ async function look() {
 
 function heard({ state, snapshot }) {
   const restarted = snapshots.add(snapshot);
-  if (page.lost || restarted) page.back = performance.now() / 1000;
-  if (page.back && snapshot.at - page.back < BACK) {
+  if (page.lost || restarted) {
+    page.back = snapshot.at;
     tell(restarted ? "The server is back: it was restarted, and counts anew." : "The server is back.", "good");
-  } else {
-    page.back = 0;
+  } else if (snapshot.at - page.back >= BACK) {
     tell("");
   }
   page.lost = 0;
@@ -133,7 +132,7 @@ function showTiles() {
   tile("errors", showRate(per(sum.failed)), "/s", sum.failed ? showErrors(sum.errors, seconds) : "");
   tile("latency", showSeconds(quantile(0.99, sum)), "", p50 === undefined ? "" : `median ${showSeconds(p50)}`);
   tile("queue", showCount(waiting), waiting === 1 ? " row" : " rows", waiting ? `oldest ${showSeconds(oldest)}` : "");
-  tile("cpu", Number.isFinite(now.cpu) && seconds ? (per(now.cpu - then.cpu)).toFixed(1) : NOTHING, " CPUs", `${showBytes(now.memory)} of memory`, "process");
+  tile("cpu", Number.isFinite(now.cpu) && seconds ? (per(now.cpu - then.cpu)).toFixed(1) : NOTHING, " CPUs", now.memory ? `${showBytes(now.memory)} of memory` : "", "process");
   node("tile-errors").classList.toggle("alarm", sum.failed > 0);
   showGpus(now.gpus);
   const asked = [...now.versions.values()].some(({ outcomes }) => [...outcomes.values()].some((n) => n > 0));
