@@ -42,7 +42,8 @@ class App:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self.registry = CollectorRegistry()
+        # So it knows who has what, and a reader of a part does not cost the whole.
+        self.registry = CollectorRegistry(auto_describe=True)
         self._metrics = Metrics(self.registry)
         self._registry = Registry()
         self._metrics.watch_versions(self._registry.known)
@@ -79,7 +80,7 @@ class App:
         """Raises LoadError when there is nothing to serve, ConfigError when an address is taken."""
         if self._config.processes == 1:  # else a supervisor has the page of all
             address = self._config.metrics_address
-            port = Port(address, self.registry, self.state)
+            port = Port(address, self.registry, self.state, self.registry.restricted_registry)
             self._close_metrics = port.close
             log.info("metrics on http://%s:%d/", address.rpartition(":")[0], port.port)
         problems = self._reconciler.start(self._config.load_model)

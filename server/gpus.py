@@ -37,6 +37,9 @@ class Gpus(Collector):
                 log.debug("no figures of GPUs: %s", error)
                 self._nvml = None
 
+    def describe(self) -> Iterable[Metric]:
+        return list(_families())
+
     def collect(self) -> Iterable[Metric]:
         # A driver that hangs must not take all readers of the page with it.
         if self._reading.acquire(blocking=False):
@@ -54,10 +57,7 @@ class Gpus(Collector):
             count = nvml.nvmlDeviceGetCount()
         except nvml.NVMLError:
             return []
-        utilization = _gauge("utilization_ratio", "Share of the last second or less it was busy.")
-        used = _gauge("memory_used_bytes", "Memory of the GPU in use, by whichever process.")
-        total = _gauge("memory_total_bytes", "Memory of the GPU.")
-        power = _gauge("power_watts", "What the GPU and its memory draw.")
+        utilization, used, total, power = _families()
         # The library gives percent, bytes and milliwatts.
         asked: list[tuple[GaugeMetricFamily, Callable[[Any], float]]] = [
             (utilization, lambda device: nvml.nvmlDeviceGetUtilizationRates(device).gpu / 100),
@@ -76,6 +76,15 @@ class Gpus(Collector):
                 with contextlib.suppress(nvml.NVMLError):
                     family.add_metric([str(number)], ask(device))
         return [family for family in (utilization, used, total, power) if family.samples]
+
+
+def _families() -> tuple[GaugeMetricFamily, ...]:
+    return (
+        _gauge("utilization_ratio", "Share of the last second or less in which it was busy."),
+        _gauge("memory_used_bytes", "Memory of the GPU in use, by whichever process."),
+        _gauge("memory_total_bytes", "Memory of the GPU."),
+        _gauge("power_watts", "What the GPU and its memory draw."),
+    )
 
 
 def _gauge(name: str, text: str) -> GaugeMetricFamily:

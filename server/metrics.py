@@ -223,11 +223,11 @@ class Metrics:
         """Has the state of every version read when the page is."""
         self.registry.register(VersionStates(known))
 
-    def watch_process(self) -> None:
+    def watch_process(self, gpus: Gpus | None = None) -> None:
         """Has what the process and the GPUs of its machine use read when the page is."""
         ProcessCollector(registry=self.registry)
         GCCollector(self.registry)
-        self.registry.register(Gpus())
+        self.registry.register(gpus or Gpus())
 
     def _copy_tallies(self) -> dict[tuple[str, str], Tally]:
         with self._holding:

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from neurona_server.web import document, exposition
 from neurona_server.web.acceptance import takes_gzip, wants_openmetrics
+from neurona_server.web.exposition import Choose
 from neurona_server.web.messages import Request, Response, error
 from neurona_server.web.renders import Renders
 
@@ -24,9 +25,13 @@ Answer = Callable[[Request], Awaitable[Response]]
 class Paths:
     """Called in the loop of the port; what takes time is done beside it."""
 
-    def __init__(self, registry: CollectorRegistry, state: Callable[[], str]) -> None:
-        """`state` says SERVING, NOT_SERVING or STARTING at once."""
+    def __init__(
+        self, registry: CollectorRegistry, state: Callable[[], str], choose: Choose
+    ) -> None:
+        """`state` says SERVING, NOT_SERVING or STARTING at once; `choose` gives a part of what
+        is in the registry."""
         self._registry = registry
+        self._choose = choose
         self._state = state
         self._renders = Renders()
         self._document, self._policy = document.load()
@@ -63,7 +68,8 @@ class Paths:
         zipped = takes_gzip(request.headers.get("accept-encoding", ""))
 
         def write() -> tuple[bytes, str]:
-            return exposition.write(self._registry, names, open_metrics=open_metrics, zipped=zipped)
+            source = self._choose(names) if names else self._registry
+            return exposition.write(source, open_metrics=open_metrics, zipped=zipped)
 
         content, kind = await self._renders.get((names, open_metrics, zipped), write)
         headers = {"Vary": "Accept, Accept-Encoding"}

@@ -10,11 +10,13 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry
 
 from neurona_server.errors import ConfigError
+from neurona_server.web.exposition import Choose, Chosen
 from neurona_server.web.messages import Response, encode, error, parse
 from neurona_server.web.paths import Paths
 
@@ -40,8 +42,15 @@ LINGER_SECONDS, LINGER_BYTES = 1.0, 1 << 20
 
 
 class Port:
-    def __init__(self, address: str, registry: CollectorRegistry, state: Callable[[], str]) -> None:
-        """Listens at once. `state` as that of `Paths`. Raises ConfigError when it is taken."""
+    def __init__(
+        self,
+        address: str,
+        registry: CollectorRegistry,
+        state: Callable[[], str],
+        choose: Choose | None = None,
+    ) -> None:
+        """Listens at once. `state` and `choose` as those of `Paths`; without the latter all is
+        collected and most of it thrown away. Raises ConfigError when the address is taken."""
         host, _, port = address.rpartition(":")
         host = host.strip("[]")
         try:
@@ -51,7 +60,7 @@ class Port:
                 f"cannot serve metrics on {host}:{port}: {raised.strerror}"
             ) from raised
         self.port: int = self._socket.getsockname()[1]
-        self._paths = Paths(registry, state)
+        self._paths = Paths(registry, state, choose or partial(Chosen, registry))
         self._end = asyncio.Event()
         # Those that wait for a request, the oldest first, and all of them.
         self._silent: dict[asyncio.Task[None], None] = {}

@@ -40,7 +40,7 @@ def test_health_and_metrics_are_there_before_the_models_and_after_the_door(
     begin_serving, tmp_path, processes
 ):
     small_models.save_slow(tmp_path / "models" / "slow" / "1" / "model.onnx")
-    flags = ["--drain-delay-ms", "1500", "--processes", str(processes)]
+    flags = ["--drain-delay-ms", "700", "--processes", str(processes)]
     server = begin_serving(tmp_path / "models", *flags)
     seen = {}
     end = time.monotonic() + 120
@@ -86,6 +86,16 @@ def test_the_whole_page_is_valid_openmetrics(server):
     ours = [name for name in families if name.startswith("neurona_")]
     assert len(ours) > 35
     assert all(families[name].documentation.endswith(".") for name in ours)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_part_of_the_page_has_what_was_asked_for(serve, tmp_path, processes):
+    small_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
+    server = serve(tmp_path, "--processes", str(processes))
+    names = ["neurona_version_state", "neurona_requests_total", "neurona_batch_rows_count"]
+    text = get(server, "/metrics?" + "&".join(f"name[]={name}" for name in names))[1]
+    assert {line.split("{")[0] for line in text.splitlines() if line[0] != "#"} == set(names)
+    assert 'neurona_version_state{model="m",state="ready",version="1"} 1.0\n' in text
 
 
 def test_the_page_answers_while_the_door_is_full(server):

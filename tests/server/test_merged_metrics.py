@@ -214,8 +214,7 @@ def test_gauges_are_merged_by_the_rule_of_their_name():
 def test_every_gauge_has_a_rule():
     metrics = Metrics(CollectorRegistry())
     metrics.watch_versions(list)
-    metrics.watch_process()
-    metrics.registry.register(Gpus(SmallNvml()))
+    metrics.watch_process(Gpus(SmallNvml()))
     gauges = {metric.name for metric in metrics.registry.collect() if metric.type == "gauge"}
     assert gauges == {*RULES, *OF_EACH_PROCESS}
     assert not set(RULES) & set(OF_EACH_PROCESS)
