@@ -12,8 +12,7 @@ from neurona_server.config import Config
 from neurona_server.errors import ConfigError
 from neurona_server.models.cpus import THREADS_A_CPU, available_cpus
 from neurona_server.models.graph_cache import default_folder
-from neurona_server.models.options import INLINE, ModelOptions
-from neurona_server.models.reconciler import ReconcilerOptions
+from neurona_server.models.options import INLINE, ModelOptions, ReconcilerOptions
 from neurona_server.models.runtime import (
     DEFAULT_PROVIDERS,
     RuntimeOptions,
