@@ -28,6 +28,10 @@ function showBytes(value) {
   return `${short(value)} ${units[unit]}`;
 }
 
+function showCpus(value) {
+  return Number.isFinite(value) ? value.toFixed(value < 1 ? 2 : 1) : NOTHING;
+}
+
 function showCount(value) {
   return Number.isFinite(value) ? Math.round(value).toLocaleString("en") : NOTHING;
 }

@@ -132,11 +132,11 @@ function showTiles() {
   tile("errors", showRate(per(sum.failed)), "/s", sum.failed ? showErrors(sum.errors, seconds) : "");
   tile("latency", showSeconds(quantile(0.99, sum)), "", p50 === undefined ? "" : `median ${showSeconds(p50)}`);
   tile("queue", showCount(waiting), waiting === 1 ? " row" : " rows", waiting ? `oldest ${showSeconds(oldest)}` : "");
-  tile("cpu", Number.isFinite(now.cpu) && seconds ? (per(now.cpu - then.cpu)).toFixed(1) : NOTHING, " CPUs", now.memory ? `${showBytes(now.memory)} of memory` : "", "process");
+  tile("cpu", showCpus(per(now.cpu - then.cpu)), " CPUs", now.memory ? `${showBytes(now.memory)} of memory` : "", "process");
   node("tile-errors").classList.toggle("alarm", sum.failed > 0);
   showGpus(now.gpus);
   const asked = [...now.versions.values()].some(({ outcomes }) => [...outcomes.values()].some((n) => n > 0));
-  node("quiet").hidden = asked;
+  node("quiet").hidden = asked || page.figures.length === 0;
 }
 
 function tile(key, value, unit, note, id = key) {
@@ -171,7 +171,8 @@ function showTable() {
   table.show(fitting, lines);
   const all = page.figures.length;
   say(node("shown"), fitting.length === all ? `${all} ${all === 1 ? "version" : "versions"}` : `${fitting.length} of ${all} versions`);
-  node("none").hidden = fitting.length > 0 || all === 0;
+  node("none").hidden = fitting.length > 0;
+  say(node("none"), all ? "No model fits the filter." : "No model is known yet.");
 }
 
 node("filter").addEventListener("input", showTable);

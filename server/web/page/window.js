@@ -3,7 +3,7 @@
 const PERIOD = 2; // seconds between two looks
 const WINDOW = 10; // seconds that figures are of
 const LINE = 150; // points of a line at the most: 5 minutes
-const SHORT = 30; // and at least: 1 minute
+const SHORT = 15; // and at least: 30 seconds
 
 /** Snapshots of the last WINDOW seconds. */
 class Snapshots {
