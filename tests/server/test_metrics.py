@@ -148,8 +148,11 @@ def test_a_message_that_is_too_large_is_counted_where_the_quick_door_sees_it(rep
         for _ in range(2):
             with pytest.raises(grpc.RpcError, match="larger than max"):
                 server.prediction.Predict(request(rows=1000))
+        stream = server.channel.stream_stream("/neurona.v1.Prediction/PredictStream")
+        with pytest.raises(grpc.RpcError, match="larger than max"):
+            list(stream(iter([b"x" * 2000])))
         with pytest.raises(grpc.RpcError, match="no request"):
             server.channel.stream_unary("/neurona.v1.Prediction/Predict")(iter([]))
     finally:
         server.stop()
-    assert [type(error) for error in refused] == [TooLargeError] * 2
+    assert [type(error) for error in refused] == [TooLargeError] * 3
