@@ -48,7 +48,7 @@ def _now() -> Row:
                 width=4,
             ),
             number(
-                "Rows in a run",
+                "Mean rows in a run",
                 "The mean. 1 under load: nothing is gathered, and throughput is wasted; see the "
                 "batch limit below and whether shapes differ.",
                 Query(mean("neurona_batch_rows", VERSION)),

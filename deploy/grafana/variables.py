@@ -17,7 +17,6 @@ def datasource() -> Json:
         "multi": False,
         "includeAll": False,
         "options": [],
-        "current": {},
         "skipUrlSync": False,
     }
 
@@ -52,7 +51,6 @@ def _labels(name: str, label: str, values: str, how_many: str) -> Json:
         "label": label,
         "datasource": DATASOURCE,
         "query": values,
-        "definition": values,
         "regex": "",
         "hide": 0,
         "refresh": 2,  # whenever the time that is shown changes
@@ -61,9 +59,9 @@ def _labels(name: str, label: str, values: str, how_many: str) -> Json:
         "includeAll": several,
         "options": [],
         "skipUrlSync": False,
-        "current": {"selected": True, "text": ["All"], "value": ["$__all"]} if several else {},
     }
     if several:
+        variable["current"] = {"selected": True, "text": ["All"], "value": ["$__all"]}
         # Not the empty one: what asks for a model that is not there counts under it.
         variable["allValue"] = ".+"
     return variable
