@@ -1,7 +1,7 @@
 """Neurona / One model: where its time goes, version by version."""
 
 from board import VERSION, Row, dashboard
-from model_runs import batching, loading, memory, shadow
+from model_runs import batching, devices, loading, shadow
 from panels import Json, Query, number, over_time, spread, steps
 from promql import mean, quantile, rate
 from variables import datasource, instance, job, version
@@ -13,9 +13,9 @@ SECONDS = "neurona_request_duration_seconds"
 def model() -> Json:
     return dashboard(
         "One model",
-        "One model and its versions: rate, latency, batches, queue, shadow, loads, memory.",
+        "One model and its versions: rate, latency, batches, queue, shadow, loads, devices.",
         [datasource(), job(), instance(), model_variable("one"), version()],
-        [_now(), _traffic(), _latency(), batching(), _queue(), shadow(), loading(), memory()],
+        [_now(), _traffic(), _latency(), batching(), _queue(), shadow(), loading(), devices()],
     )
 
 

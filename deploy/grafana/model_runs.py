@@ -49,21 +49,6 @@ def batching() -> Row:
                 width=6,
             ),
             over_time(
-                "Runs by who runs them",
-                "Runs a second. inline is 1 while the runs are so short that the thread that "
-                "reads requests does them itself.",
-                Query(
-                    rate("neurona_run_duration_seconds_count", VERSION, "version"),
-                    "runs, version {{version}}",
-                ),
-                Query(
-                    f"max by (version) (neurona_inline{{{VERSION}}})",
-                    "inline, version {{version}}",
-                ),
-                unit="none",
-                width=6,
-            ),
-            over_time(
                 "Real by predicted run time",
                 "1 is a perfect foresight, which admission and batch sizes rest on. p90 above 2 "
                 "for long: something else takes the CPU or GPU, or run times hang on the data.",
@@ -85,12 +70,33 @@ def batching() -> Row:
                 width=6,
             ),
             over_time(
+                "Mean run by part",
+                "join: the rows of its requests into one array. run: ONNX Runtime. split: to each "
+                "request its rows and its answer. Much join and split: many small requests, or "
+                "large tensors.",
+                Query(mean("neurona_join_duration_seconds", VERSION), "join"),
+                Query(
+                    f"clamp_min({mean('neurona_run_duration_seconds', VERSION)} - "
+                    f"({mean('neurona_join_duration_seconds', VERSION)}), 0)",
+                    "run",
+                ),
+                Query(mean("neurona_split_duration_seconds", VERSION), "split"),
+                unit="s",
+                stacked=True,
+                width=6,
+            ),
+            over_time(
                 "Time in runs",
                 "Seconds of runs in each second. At the number of instances there is no idle "
-                "time left.",
+                "time left. inline: 1 while runs are so short that the thread that reads requests "
+                "does them itself.",
                 Query(
                     rate("neurona_run_duration_seconds_sum", VERSION, "version"),
                     "version {{version}}",
+                ),
+                Query(
+                    f"max by (version) (neurona_inline{{{VERSION}}})",
+                    "inline, version {{version}}",
                 ),
                 unit="none",
                 width=6,
@@ -209,22 +215,10 @@ def loading() -> Row:
     )
 
 
-def memory() -> Row:
+def devices() -> Row:
     return Row(
-        "Memory and devices",
+        "Devices",
         [
-            over_time(
-                "Arenas of ONNX Runtime",
-                "Memory that is kept for runs: in use, reserved, and the most that ever was. "
-                "Reserved far above in use: one large batch made it grow; shrink_seconds gives "
-                "it back.",
-                Query(
-                    f"sum by (device, kind) (neurona_arena_bytes{{{VERSION}}})",
-                    "{{device}}, {{kind}}",
-                ),
-                unit="bytes",
-                width=12,
-            ),
             over_time(
                 "Nodes of the graph by provider",
                 "Nodes on the CPU in a model that runs on a GPU: data goes to and fro, which "
@@ -234,7 +228,7 @@ def memory() -> Row:
                     "{{provider}}, version {{version}}",
                 ),
                 unit="none",
-                width=12,
+                width=24,
             ),
         ],
     )

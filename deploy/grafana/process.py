@@ -26,7 +26,7 @@ def _now() -> Row:
                 unit="none",
                 thresholds=steps((None, "red"), (1, "green")),
                 names={"0": {"text": "NOT_SERVING"}, "1": {"text": "SERVING"}},
-                width=4,
+                width=3,
             ),
             number(
                 "Runs for",
@@ -34,7 +34,7 @@ def _now() -> Row:
                 Query(f"time() - max(process_start_time_seconds{{{PROCESSES}}})"),
                 unit="s",
                 thresholds=steps((None, "orange"), (600, "blue")),
-                width=4,
+                width=3,
             ),
             number(
                 "Door",
@@ -44,7 +44,17 @@ def _now() -> Row:
                 unit="none",
                 thresholds=steps((None, "blue")),
                 names={"1": {"text": "in use"}},
-                width=4,
+                width=3,
+            ),
+            number(
+                "Workers started anew",
+                "With several processes: those that had died within the last hour. The log says "
+                "how. Empty with one process.",
+                Query(f"sum(increase(neurona_process_restarts_total{{{PROCESSES}}}[1h]))"),
+                unit="none",
+                decimals=0,
+                thresholds=steps((None, "green"), (1, "orange"), (3, "red")),
+                width=3,
             ),
             number(
                 "Version of Neurona",
@@ -103,15 +113,12 @@ def _cpu_and_memory() -> Row:
             over_time(
                 "Memory",
                 "resident is what counts against the container's limit: near it, the process is "
-                "killed. A line that climbs for days is a leak or an arena that only grows.",
+                "killed. It holds the models, what runs need (arenas, which grow with the largest "
+                "batch) and the requests. A line that climbs for days is a leak.",
                 Query(f"sum(process_resident_memory_bytes{{{PROCESSES}}})", "resident"),
                 Query(
                     f"sum by (process) (neurona_process_resident_memory_bytes{{{PROCESSES}}})",
                     "worker {{process}}",
-                ),
-                Query(
-                    f'sum by (device) (neurona_arena_bytes{{{PROCESSES}, kind="reserved"}})',
-                    "arenas, {{device}}",
                 ),
                 unit="bytes",
             ),
