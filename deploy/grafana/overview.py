@@ -1,6 +1,6 @@
 """Neurona / Overview: are all models well, and if not, which one."""
 
-from board import MODEL, PROCESSES, Row, dashboard
+from board import MODEL, PROCESSES, Row, dashboard, to_model
 from overview_state import objectives, saturation, served
 from panels import Json, Query, number, over_time, steps
 from promql import quantile, rate, share
@@ -107,6 +107,7 @@ def _traffic() -> Row:
                 Query(rate("neurona_requests_total", MODEL, "model"), "{{model}}"),
                 unit="reqps",
                 stacked=True,
+                links=[to_model()],
             ),
             over_time(
                 "Requests by how they ended",
@@ -134,6 +135,7 @@ def _traffic() -> Row:
                 Query(quantile(0.5, seconds, MODEL, "model"), "{{model}}", exemplars=True),
                 unit="s",
                 logarithmic=True,
+                links=[to_model()],
             ),
             over_time(
                 "p99 latency by model",
@@ -142,6 +144,7 @@ def _traffic() -> Row:
                 Query(quantile(0.99, seconds, MODEL, "model"), "{{model}}", exemplars=True),
                 unit="s",
                 logarithmic=True,
+                links=[to_model()],
             ),
             over_time(
                 "Calls refused at the door",

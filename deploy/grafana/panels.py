@@ -34,7 +34,6 @@ class Panel:
     overrides: Sequence[Json] = ()
     options: Json = field(default_factory=dict)
     transformations: Sequence[Json] = ()
-    links: Sequence[Json] = ()
 
     def json(self, number: int, x: int, y: int) -> Json:
         return {
@@ -48,7 +47,6 @@ class Panel:
             "fieldConfig": {"defaults": self.defaults, "overrides": list(self.overrides)},
             "options": self.options,
             "transformations": list(self.transformations),
-            "links": list(self.links),
         }
 
     def _target(self, index: int, query: Query) -> Json:
@@ -91,8 +89,10 @@ def over_time(
     high: float | None = None,
     limit: float | None = None,
     logarithmic: bool = False,
+    links: Sequence[Json] = (),
 ) -> Panel:
-    """Lines. `limit` draws a dashed one, above which it is time to worry."""
+    """Lines. `limit` draws a dashed one, above which it is time to worry; `links` are where a
+    click on a line can lead."""
     custom: Json = {
         "drawStyle": "line",
         "lineWidth": 1,
@@ -109,6 +109,8 @@ def over_time(
         "color": {"mode": "palette-classic"},
         "custom": custom,
     }
+    if links:
+        defaults["links"] = list(links)
     if low is not None:
         defaults["min"] = low
     if high is not None:
@@ -131,7 +133,6 @@ def number(
     width: int = 3,
     decimals: int | None = None,
     names: Json | None = None,
-    links: Sequence[Json] = (),
 ) -> Panel:
     """One value of now, in the colour of its threshold. `names` says words for values."""
     defaults: Json = {"unit": unit, "thresholds": thresholds, "color": {"mode": "thresholds"}}
@@ -147,7 +148,7 @@ def number(
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
         "textMode": "auto",
     }
-    return Panel(title, "stat", text, [query], width, 4, defaults, options=options, links=links)
+    return Panel(title, "stat", text, [query], width, 4, defaults, options=options)
 
 
 def spread(title: str, text: str, query: Query, *, unit: str, width: int = 8) -> Panel:
