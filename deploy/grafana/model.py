@@ -1,6 +1,6 @@
 """Neurona / One model: where its time goes, version by version."""
 
-from board import VERSION, Row, dashboard
+from board import EVERY, VERSION, Row, dashboard
 from model_runs import batching, devices, loading, shadow
 from panels import Json, Query, number, over_time, spread, steps
 from promql import mean, quantile, rate
@@ -107,7 +107,7 @@ def _traffic() -> Row:
                 "Share of requests that name no version",
                 "As the default and [traffic] in model.toml say. A canary at 0 gets nothing.",
                 Query(
-                    f"max by (version) (neurona_version_share_ratio{{{VERSION}}})",
+                    f"avg by (version) (neurona_version_share_ratio{{{VERSION}}})",
                     "version {{version}}",
                 ),
                 unit="percentunit",
@@ -127,15 +127,18 @@ def _traffic() -> Row:
     )
 
 
+def _of_requests(stage: str) -> str:
+    """Mean seconds of a stage, weighed by the answers of each version: what runs for nobody, like a
+    shadow, is left out."""
+    counts = f"(rate({stage}_count{{{VERSION}}}[{EVERY}]) > 0)"
+    means = f"rate({stage}_sum{{{VERSION}}}[{EVERY}]) / {counts}"
+    answers = f"rate({SECONDS}_count{{{VERSION}}}[{EVERY}])"
+    return f"sum({means} * {answers}) / sum({answers})"
+
+
 def _latency() -> Row:
     queue, run = "neurona_queue_duration_seconds", "neurona_run_duration_seconds"
-    answered = rate(f"{SECONDS}_count", VERSION)
-    of_runs = (
-        f"sum (rate({run}_sum{{{VERSION}}}[$__rate_interval]) "
-        f"/ (rate({run}_count{{{VERSION}}}[$__rate_interval]) > 0) "
-        f"* rate({SECONDS}_count{{{VERSION}}}[$__rate_interval])) / {answered}"
-    )
-    waited = f"{rate(f'{queue}_sum', VERSION)} / {answered}"
+    waited, of_runs = _of_requests(queue), _of_requests(run)
     rest = f"clamp_min({mean(SECONDS, VERSION)} - ({waited}) - ({of_runs}), 0)"
     return Row(
         "Latency",
@@ -168,7 +171,8 @@ def _latency() -> Row:
             ),
             over_time(
                 "p99 by stage",
-                "Of each stage by itself, so they do not add up.",
+                "Of each stage by itself, so they do not add up. A shadow's waits and runs are among "
+                "them: choose a version to leave it out.",
                 Query(quantile(0.99, queue, VERSION), "queue"),
                 Query(quantile(0.99, run, VERSION), "run"),
                 Query(quantile(0.99, SECONDS, VERSION), "whole request"),
