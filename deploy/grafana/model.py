@@ -171,8 +171,8 @@ def _latency() -> Row:
             ),
             over_time(
                 "p99 by stage",
-                "Of each stage by itself, so they do not add up. A shadow's waits and runs are among "
-                "them: choose a version to leave it out.",
+                "Of each stage by itself, so they do not add up. A shadow is in it, too: choose a "
+                "version to leave it out.",
                 Query(quantile(0.99, queue, VERSION), "queue"),
                 Query(quantile(0.99, run, VERSION), "run"),
                 Query(quantile(0.99, SECONDS, VERSION), "whole request"),

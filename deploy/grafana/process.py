@@ -169,8 +169,16 @@ def _door() -> Row:
 
 def _python() -> Row:
     return Row(
-        "Python",
+        "Python and its processes",
         [
+            over_time(
+                "Workers",
+                "With several processes: those that serve, and those that start. Empty with one. "
+                "starting for long: see its log, or the versions that load.",
+                Query(f"sum by (state) (neurona_processes{{{PROCESSES}}})", "{{state}}"),
+                unit="none",
+                stacked=True,
+            ),
             over_time(
                 "Garbage collections",
                 "By generation. What is there at the start is not looked at again; many of "
@@ -180,7 +188,6 @@ def _python() -> Row:
                     "generation {{generation}}",
                 ),
                 unit="ops",
-                width=12,
             ),
             over_time(
                 "Objects collected",
@@ -192,7 +199,6 @@ def _python() -> Row:
                     "uncollectable",
                 ),
                 unit="ops",
-                width=12,
             ),
         ],
     )

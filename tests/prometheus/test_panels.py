@@ -77,7 +77,7 @@ def until(over):
 
 def chosen(board, asked, single, several):
     """What a person has chosen at the top. Panels of workers are of a server that has some."""
-    workers = "neurona_process_" in asked.expr
+    workers = "neurona_process" in asked.expr
     instance = several if workers else single
     values = {"job": "neurona", "instance": ".+", "model": ".+", "version": ".+"}
     if board == "process":
