@@ -39,6 +39,7 @@ RULES: Mapping[str, Rule] = {
     "neurona_serving": _sum,
     "process_resident_memory_bytes": _sum,
     "process_virtual_memory_bytes": _sum,
+    "neurona_memory_limit_bytes": _largest,
     "process_open_fds": _largest,
     "process_max_fds": _smallest,
     "process_start_time_seconds": _smallest,

@@ -37,6 +37,7 @@ from neurona_server.errors import (
 )
 from neurona_server.gpus import Gpus
 from neurona_server.loads import LoadsUnderWay
+from neurona_server.memory_limit import MemoryLimit
 from neurona_server.model_metrics import OUTCOMES, ModelMetrics, outcomes_of
 from neurona_server.run_parts import RunParts
 from neurona_server.tally import Tally
@@ -228,6 +229,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         GCCollector(self.registry)
         self.registry.register(gpus or Gpus())
+        self.registry.register(MemoryLimit())
 
     def _copy_tallies(self) -> dict[tuple[str, str], Tally]:
         with self._holding:

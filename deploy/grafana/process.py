@@ -116,6 +116,7 @@ def _cpu_and_memory() -> Row:
                 "killed. It holds the models, what runs need (arenas, which grow with the largest "
                 "batch) and the requests. A line that climbs for days is a leak.",
                 Query(f"sum(process_resident_memory_bytes{{{PROCESSES}}})", "resident"),
+                Query(f"max(neurona_memory_limit_bytes{{{PROCESSES}}})", "limit"),
                 Query(
                     f"sum by (process) (neurona_process_resident_memory_bytes{{{PROCESSES}}})",
                     "worker {{process}}",
