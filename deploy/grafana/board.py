@@ -95,7 +95,8 @@ def _link(title: str) -> Json:
 
 def to_model(name: str = "${__field.labels.model}") -> Json:
     """From a panel to the dashboard of the model that was clicked on."""
-    url = f"/d/{UIDS['One model']}?var-model={name}&${{__url_time_range}}"
+    chosen = "${datasource:queryparam}&${job:queryparam}&${__url_time_range}"
+    url = f"/d/{UIDS['One model']}?var-model={name}&{chosen}"
     return {"title": "This model", "url": url}
 
 

@@ -13,7 +13,6 @@ import small_models
 from replica import Load
 
 from neurona_protos.prediction_pb2 import PredictRequest
-from neurona_protos.prediction_pb2_grpc import PredictionStub
 from neurona_protos.tensors import to_tensor
 
 SEEN = set()
@@ -33,15 +32,15 @@ ROWS = 33  # just above a size that the device knows
 
 @pytest.fixture
 def fires(scraper):
-    """Waits until these alerts fire, each with its page, and nothing but them for that model."""
+    """Waits until these alerts fire, in words that Prometheus could fill in."""
 
     def fires(*names, model=""):
         wanted = {(name, model) for name in names}
         scraper.until(lambda: wanted <= scraper.firing(), f"{wanted} fire")
         for alert in scraper.alerts():
             for text in alert["annotations"].values():
-                assert "error" not in text
-                assert "no value" not in text
+                assert "<error" not in text
+                assert "<no value>" not in text
         SEEN.update(names)
 
     return fires
@@ -57,7 +56,7 @@ def clears(scraper):
 
 @pytest.fixture
 def quiet(scraper):
-    """What other tests have provoked is over."""
+    """What other tests have provoked is over. Between tests there is no process at all."""
     gone = {"NeuronaTargetDown"}
     scraper.until(lambda: {name for name, _ in scraper.firing()} <= gone, "quiet")
 
@@ -110,13 +109,11 @@ def test_padding(tmp_path, start, fires, clears):
 
 
 @pytest.mark.usefixtures("quiet")
-def test_a_gpu_that_is_asked_for_and_not_there(tmp_path, start, fires, clears):
+def test_a_gpu_that_is_asked_for_and_not_there(tmp_path, start, fires, clears, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # on a machine with one
     small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     replica = start(tmp_path, "--providers", "cuda,cpu")
-    if PredictionStub(replica.channel).Predict(
-        request("classifier", x=np.ones((1, 4), np.float32))
-    ) and not shutil.which("nvidia-smi"):
-        fires("NeuronaDegradedProvider", model="classifier")
+    fires("NeuronaDegradedProvider", model="classifier")
     replica.kill()
     replica.flags = ("--providers", "cpu")
     replica.start()
@@ -178,5 +175,8 @@ def test_memory(tmp_path, start, fires, clears):
     clears("NeuronaMemoryNearLimit")
 
 
-def test_every_alert_has_been_seen():
+def test_every_alert_has_been_seen(request):
+    selected = {item.name for item in request.session.items if item.path == request.path}
+    if not selected >= {name for name in globals() if name.startswith("test_")}:
+        pytest.skip("needs all tests of this file")
     assert {*dashboards.alerts()} - SEEN == {"NeuronaGpuMemoryNearLimit"}
