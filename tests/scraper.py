@@ -2,7 +2,7 @@
 
 Its rules are a scaled copy: the same expressions, with every length of time divided by SPEED. That
 is ranges ([5m]), waits (for: 5m) and the objectives that are seconds. None gets shorter than what
-scrapes each half second can fill.
+scrapes each second can fill.
 """
 
 import json
@@ -24,7 +24,7 @@ from replica import free_address
 SPEED = 720
 """An hour takes five seconds."""
 
-SHORTEST_RANGE = 5.0
+SHORTEST_RANGE = 6.0
 SHORTEST_OBJECTIVE = 0.3
 RANGES: Mapping[str, float] = {"NeuronaProcessRestarts": 60.0}
 """Not shorter than these: a server needs seconds for a start."""
@@ -69,7 +69,7 @@ class Scraper:
         self._write_targets()
         self._write_rules(folder / "rules")
         config = yaml.safe_load((dashboards.DEPLOY / "prometheus" / "prometheus.yml").read_text())
-        config["global"] |= {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
+        config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "500ms"}
         (job,) = [one for one in config["scrape_configs"] if one["job_name"] == "neurona"]
         # In place of asking DNS.
         del job["dns_sd_configs"]
