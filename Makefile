@@ -55,7 +55,7 @@ test-browser: $(BIN)/.installed-dev
 	NEURONA_BROWSER=1 $(BIN)/pytest tests/e2e/browser
 
 test-prometheus: $(BIN)/.installed-dev
-	NEURONA_TEST_PROMETHEUS=1 $(BIN)/pytest -v tests/prometheus
+	NEURONA_PROMETHEUS=1 $(BIN)/pytest -v tests/prometheus
 
 bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)

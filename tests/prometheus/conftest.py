@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 def pytest_collection_modifyitems(items):
     reason = None
-    if not os.environ.get("NEURONA_TEST_PROMETHEUS"):
+    if not os.environ.get("NEURONA_PROMETHEUS"):
         reason = "takes minutes: make test-prometheus"
     elif not shutil.which("prometheus"):
         reason = "needs prometheus (Debian: prometheus)"
