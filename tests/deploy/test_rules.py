@@ -6,6 +6,7 @@ import subprocess
 
 import dashboards
 import pytest
+import scraper
 import yaml
 
 PROMETHEUS = dashboards.DEPLOY / "prometheus"
@@ -81,3 +82,20 @@ def test_queries_of_a_runbook_are_promql_and_read_metrics_that_alerts_or_panels_
     path.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
     status, printed = promtool("check", "rules", path)
     assert status == 0, printed
+
+
+def test_the_scaled_copy_has_the_same_expressions():
+    """Of the rules that `make test-prometheus` provokes."""
+
+    def without_ranges(rule):
+        return re.sub(r"\[\w+\]", "[]", rule["expr"])
+
+    for rule in dashboards.rules():
+        copy = scraper.scaled(rule)
+        assert copy.get("alert") == rule.get("alert")
+        if rule.get("record", "").startswith("neurona:objective:"):
+            assert re.fullmatch(r"vector\([\d.e-]+\)", copy["expr"])
+        else:
+            assert without_ranges(copy) == without_ranges(rule)
+    hour = scraper.scaled({"record": "x", "expr": "rate(y[3h]) + rate(z[1d])", "for": "12m"})
+    assert hour == {"record": "x", "expr": "rate(y[15000ms]) + rate(z[120000ms])", "for": "1000ms"}
