@@ -155,12 +155,17 @@ def test_a_process_that_is_gone_and_that_does_not_serve(tmp_path, start, fires, 
 
 
 @pytest.mark.usefixtures("quiet")
-def test_a_process_that_starts_again_and_again(tmp_path, start, fires, clears):
+def test_a_process_that_starts_again_and_again(tmp_path, start, scraper, fires, clears):
     small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     replica = start(tmp_path)
+    started = f'process_start_time_seconds{{instance="{replica.metrics_address}"}}'
     for _ in range(3):
+        scraper.until(lambda: scraper.query(started), "the start is seen")
+        ((_, before),) = scraper.query(started)
         replica.kill()
         replica.start()
+        # One that no scrape has met would not count.
+        scraper.until(lambda at=before: scraper.query(f"{started} > {at}"), "it is another one")
     fires("NeuronaProcessRestarts")
     clears("NeuronaProcessRestarts")
 
