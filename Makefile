@@ -5,13 +5,13 @@ VENV ?= .venv
 MODELS ?= models
 BIN := $(VENV)/bin
 
-sources := $(shell find protos server client training -name '*.py' -o -name '*.proto' -o -name '*.pyi')
+sources := $(shell find protos server client training -name '*.py' -o -name '*.proto' -o -name '*.pyi' -o -path '*/page/*')
 install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Two pips in one virtual environment get in each other's way.
 .NOTPARALLEL:
 
-.PHONY: help demo serve train train-all test bench check lint proto clean
+.PHONY: help demo serve train train-all test test-browser test-prometheus bench check lint proto dashboards clean
 
 help:
 	@echo 'make demo    train three models, serve them, predict, print what happened'
@@ -19,10 +19,14 @@ help:
 	@echo 'make train   train what is missing in $(MODELS)/'
 	@echo 'make train-all  train every recipe on all its data in $(MODELS)/ (hours), print the table'
 	@echo 'make test    run the tests'
+	@echo 'make test-browser  try the page for people in a real Chromium (needs it installed); minutes'
+	@echo 'make test-prometheus  a real Prometheus, real faults: panels have data, alerts fire and clear'
+	@echo '             (needs prometheus, Debian: prometheus; some minutes)'
 	@echo 'make bench   compare servers in bench/, then what batching is worth; 20 minutes'
 	@echo '             (needs h2load, Debian: nghttp2-client; BENCH="--against mlserver,triton")'
 	@echo 'make check   lint, type-check, check the layers; writes nothing'
 	@echo 'make lint    format and mend what can be mended'
+	@echo 'make dashboards  write the dashboards of Grafana'
 	@echo 'make proto   write the generated files of protos/'
 	@echo 'make clean   remove what was built and trained'
 
@@ -46,6 +50,13 @@ train-all: $(BIN)/.installed
 test: $(BIN)/.installed-dev $(VENV)/triton/.installed
 	TRITON_PYTHON=$(VENV)/triton/bin/python $(BIN)/pytest
 
+# NEURONA_SHOTS names a folder for pictures.
+test-browser: $(BIN)/.installed-dev
+	NEURONA_BROWSER=1 $(BIN)/pytest tests/e2e/browser
+
+test-prometheus: $(BIN)/.installed-dev
+	NEURONA_PROMETHEUS=1 $(BIN)/pytest -v tests/prometheus
+
 bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)
 	$(BIN)/python tests/benchmarks/batching.py
@@ -54,6 +65,7 @@ check: $(BIN)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy deploy/grafana
 	$(BIN)/lint-imports --no-cache
 
 lint: $(BIN)/.installed-dev
@@ -62,6 +74,9 @@ lint: $(BIN)/.installed-dev
 
 proto: $(BIN)/.installed-dev
 	PYTHON=$(BIN)/python sh protos/generate.sh
+
+dashboards:
+	$(PYTHON) deploy/grafana/write.py
 
 # Triton's client wants other versions of what it shares with us: a Python of its own.
 $(VENV)/triton/.installed: | $(BIN)/.dependencies-dev

@@ -5,6 +5,7 @@ The rooms, in the order in which they import each other:
     app         puts everything together, from start to stop; config says with which options
     supervision the process that keeps several others, if several serve on one port: `supervisor`
                 starts and stops each `worker`, which is an app, and merges their metrics
+    web         what is on the port of metrics: /metrics, /healthz and a page for people
     rpc         the doors: bytes come in, a Call goes to a service, bytes go out
     models      what is served: files, signatures, sessions, versions
     batching    how requests become batches

@@ -15,7 +15,6 @@ from neurona_server.batching.share import DeviceShare
 from neurona_server.config import Config
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.metrics import Metrics
-from neurona_server.metrics_server import serve_metrics
 from neurona_server.models.model import Model
 from neurona_server.models.reconciler import Reconciler
 from neurona_server.models.registry import Registry
@@ -32,6 +31,8 @@ from neurona_server.rpc.prediction import Prediction
 from neurona_server.rpc.reflection import Reflection
 from neurona_server.rpc.tokens import hash_token
 from neurona_server.signals import StopSignals
+from neurona_server.web import paths
+from neurona_server.web.port import Port
 
 log = logging.getLogger(__name__)
 
@@ -41,16 +42,20 @@ FLUSH = 2.0
 
 
 class App:
-    """start: load, warm up, listen, SERVING. stop: NOT_SERVING, drain, close, metrics last."""
+    """start: metrics, load, warm up, listen, SERVING. stop: NOT_SERVING, drain, close, metrics."""
 
     def __init__(self, config: Config, process: int | None = None) -> None:
         """`process` is the number of one of several."""
         self._config = config
-        self.registry = CollectorRegistry()
+        # So it knows who has what, and a reader of a part does not cost the whole.
+        self.registry = CollectorRegistry(auto_describe=True)
         self._metrics = Metrics(self.registry)
         self._registry = Registry()
         self._metrics.watch_versions(self._registry.known)
+        self._metrics.watch_process()
+        self._metrics.build.labels(*assembly.versions()).set(1)
         self._health = Health()
+        self._metrics.serving.set_function(lambda: self._health.state("") == SERVING)
         self._tracing = assembly.tracing(config, self._metrics, process)
         self._reconciler = self._make_reconciler()
         limits = assembly.limits(config)
@@ -70,13 +75,19 @@ class App:
             **self._health.methods(),
         }
         methods |= Reflection(methods).methods()
-        listener_options = assembly.listener_options(config, self._tracing)
+        listener_options = assembly.listener_options(config, self._metrics.refused, self._tracing)
         self._listener = open_door(config.door, methods, listener_options)
         self._close_metrics: Callable[[], None] = lambda: None
         self._serving = threading.Event()
+        self._stopping = False
 
     def start(self) -> None:
         """Raises LoadError when there is nothing to serve, ConfigError when an address is taken."""
+        if self._config.processes == 1:  # else a supervisor has the page of all
+            address = self._config.metrics_address
+            port = Port(address, self.registry, self.state, self.registry.restricted_registry)
+            self._close_metrics = port.close
+            log.info("metrics on http://%s:%d/", address.rpartition(":")[0], port.port)
         problems = self._reconciler.start(self._config.load_model)
         if self._config.strict and problems:
             raise LoadError(f"not all models can be served, and strict is true: {problems[0]}")
@@ -87,10 +98,6 @@ class App:
                 if problems
                 else f"no model in {places}: expected <name>/<version>/model.onnx there"
             )
-        if self._config.processes == 1:  # else a supervisor has the page of all
-            address = self._config.metrics_address
-            metrics_port, self._close_metrics = serve_metrics(address, self.registry)
-            log.info("metrics on http://%s:%d/metrics", address.rpartition(":")[0], metrics_port)
         self._metrics.door.labels(self._listener.name).set(1)
         # What is there by now stays: the collector need not go through it again and again.
         gc.collect()
@@ -104,6 +111,7 @@ class App:
 
     def stop(self) -> bool:
         """False when a run went on for longer than the drain may take."""
+        self._stopping = True
         self._serving.clear()
         self._health.stop()
         log.info("stopping: not serving any more for whoever asks for health")
@@ -118,6 +126,12 @@ class App:
         self._close_metrics()
         log.info("stopped")
         return drained
+
+    def state(self) -> str:
+        """STARTING, SERVING or NOT_SERVING."""
+        if self._health.state("") == SERVING:
+            return paths.SERVING
+        return paths.NOT_SERVING if self._stopping else paths.STARTING
 
     def _make_reconciler(self) -> Reconciler:
         config = self._config

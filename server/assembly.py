@@ -1,6 +1,9 @@
 """From options, as a person types them, to what the rooms of the server take."""
 
+import importlib.metadata
 import logging
+import platform
+from collections.abc import Callable
 from pathlib import Path
 
 from neurona_server.address import is_local
@@ -10,9 +13,13 @@ from neurona_server.errors import ConfigError
 from neurona_server.metrics import Metrics
 from neurona_server.models.cpus import THREADS_A_CPU, available_cpus
 from neurona_server.models.graph_cache import default_folder
-from neurona_server.models.options import INLINE, ModelOptions
-from neurona_server.models.reconciler import ReconcilerOptions
-from neurona_server.models.runtime import DEFAULT_PROVIDERS, RuntimeOptions, check_options
+from neurona_server.models.options import INLINE, ModelOptions, ReconcilerOptions
+from neurona_server.models.runtime import (
+    DEFAULT_PROVIDERS,
+    RuntimeOptions,
+    check_options,
+    runtime_version,
+)
 from neurona_server.models.settings import VersionPolicy
 from neurona_server.rpc.certificates import Certificates
 from neurona_server.rpc.limits import Limits
@@ -39,8 +46,21 @@ def limits(config: Config) -> Limits:
     return Limits(config.max_request_tensors, config.max_request_rows, config.max_message_bytes)
 
 
-def listener_options(config: Config, tracing: Tracing | None = None) -> ListenerOptions:
-    """Raises ConfigError when a file that an option names cannot be used."""
+def versions() -> tuple[str, str, str, str]:
+    """Of the server, of Python, of ONNX Runtime and of grpcio."""
+    try:
+        own = importlib.metadata.version("neurona")
+    except importlib.metadata.PackageNotFoundError:  # run from its sources
+        own = "unknown"
+    grpcio = importlib.metadata.version("grpcio")
+    return own, platform.python_version(), runtime_version(), grpcio
+
+
+def listener_options(
+    config: Config, refused: Callable[[Exception], None], tracing: Tracing | None = None
+) -> ListenerOptions:
+    """`refused` is told of calls that doors refuse. Raises ConfigError when a file that an
+    option names cannot be used."""
     certificates = None
     if config.tls_certificate and config.tls_key:
         client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
@@ -61,6 +81,7 @@ def listener_options(config: Config, tracing: Tracing | None = None) -> Listener
         max_streams=config.max_streams,
         max_metadata_bytes=config.max_metadata_bytes,
         compress_answers=config.compress_answers,
+        refused=refused,
         reuse_port=config.reuse_port or config.processes > 1,
         tracer=None if tracing is None else tracing.calls,
     )

@@ -10,13 +10,17 @@ from collections.abc import Callable, Iterable, Mapping
 
 from neurona_server.metrics_page import Family, Labels, Page, Series
 
-COUNTS = ("counter", "histogram")
+COUNTS = ("counter", "histogram", "summary")
 PROCESS = "process"
 """The label of series that are each process's own."""
 
 
 def _largest(one: float, other: float) -> float:
     return one if math.isnan(other) else other if math.isnan(one) else max(one, other)
+
+
+def _smallest(one: float, other: float) -> float:
+    return min(one, other)
 
 
 def _sum(one: float, other: float) -> float:
@@ -27,7 +31,18 @@ Rule = Callable[[float, float], float]
 
 RULES: Mapping[str, Rule] = {
     "neurona_queue_rows": _sum,
+    "neurona_queue_bytes": _sum,
+    "neurona_queue_limit_rows": _sum,
     "neurona_queue_oldest_seconds": _largest,
+    "neurona_version_loading_seconds": _largest,
+    "neurona_open_streams": _sum,
+    "neurona_serving": _sum,
+    "process_resident_memory_bytes": _sum,
+    "process_virtual_memory_bytes": _sum,
+    "neurona_memory_limit_bytes": _largest,
+    "process_open_fds": _largest,
+    "process_max_fds": _smallest,
+    "process_start_time_seconds": _smallest,
     # The same in each process, or true of the whole as soon as it is true of one.
     "neurona_model_info": _largest,
     "neurona_model_nodes": _largest,
@@ -36,12 +51,25 @@ RULES: Mapping[str, Rule] = {
     "neurona_version_state": _largest,
     "neurona_version_label": _largest,
     "neurona_version_problem": _largest,
+    "neurona_version_share_ratio": _largest,
+    "neurona_build_info": _largest,
+    # All look at the same GPUs, at slightly different times.
+    "neurona_gpu_utilization_ratio": _largest,
+    "neurona_gpu_memory_used_bytes": _largest,
+    "neurona_gpu_memory_total_bytes": _largest,
+    "neurona_gpu_power_watts": _largest,
 }
 """How gauges are merged. One that is not here has the number of its process as a label: what a
 process has measured itself, like the cost of runs, is no other's."""
 
 OF_EACH_PROCESS = ("neurona_run_predicted_seconds", "neurona_batch_limit_rows", "neurona_inline")
 """For whoever adds a gauge: it stands here or in RULES (a test looks)."""
+
+ALSO_OF_EACH: Mapping[str, str] = {
+    "process_resident_memory_bytes": "neurona_process_resident_memory_bytes",
+    "process_cpu_seconds": "neurona_process_cpu_seconds",
+}
+"""What is not only merged: by which name each process has it for itself, too."""
 
 
 class Merged:
@@ -80,14 +108,15 @@ class Merged:
         total: Page = {}
         for process, page in self._pages.values():
             for name, family in page.items():
+                if own := ALSO_OF_EACH.get(name):
+                    _add_own(total, name, own, family, process)
                 merged = total.setdefault(name, Family(family.text, family.kind))
                 if family.kind in COUNTS:
                     _merge(merged, family, _sum)
                 elif rule := RULES.get(name):
                     _merge(merged, family, rule)
                 else:
-                    for labels, series in family.series.items():
-                        merged.series[tuple(sorted((*labels, (PROCESS, process))))] = series
+                    _add_own(total, name, name, family, process)
         for name, family in self._past.items():
             _merge(total.setdefault(name, Family(family.text, family.kind)), family, _sum)
         return total
@@ -106,6 +135,17 @@ class Merged:
             if ended:
                 past = self._past.setdefault(name, Family(family.text, family.kind))
                 _merge(past, Family(family.text, family.kind, ended), _sum)
+
+
+def _add_own(total: Page, name: str, new_name: str, family: Family, process: str) -> None:
+    """A process's own series, with its number as a label."""
+    own = total.setdefault(new_name, Family(family.text, family.kind))
+    for labels, series in family.series.items():
+        renamed = {
+            (new_name + sample.removeprefix(name), bound): value
+            for (sample, bound), value in series.items()
+        }
+        own.series[tuple(sorted((*labels, (PROCESS, process))))] = renamed
 
 
 def _merge(into: Family, family: Family, rule: Rule) -> None:

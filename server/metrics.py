@@ -2,28 +2,49 @@
 
 Base units, labels bounded: `model` and `version` are those that are served (a request for
 another one counts under the empty model), `outcome` is one of errors.py's or "ok".
+
+Histograms are classic, with buckets. Native ones need no bounds to be chosen, but Prometheus takes
+them in its protobuf format alone (2.40 to 2.x; Debian 12 has 2.42), and prometheus_client writes
+text: there it knows them only for OpenMetrics 2.0, which no Prometheus asks for by itself.
+Classic ones are read by all, and exemplars hang on their buckets.
+
+ONNX Runtime's Python API tells nothing of what its arenas hold (looked through from 1.23 to
+1.31): the statistics are in the C API alone, for which it hands out no session. So there is no
+such series; process_resident_memory_bytes and neurona_gpu_memory_used_bytes are what can be seen.
 """
 
-import math
 import threading
 from collections import Counter as Counts
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
+    GCCollector,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
 )
 
 from neurona_server.durations import CountedAlong, Durations
+from neurona_server.errors import (
+    ForbiddenError,
+    QueueFullError,
+    TooLargeError,
+    UnauthenticatedError,
+)
+from neurona_server.gpus import Gpus
+from neurona_server.loads import LoadsUnderWay
+from neurona_server.memory_limit import MemoryLimit
+from neurona_server.model_metrics import OUTCOMES, ModelMetrics, outcomes_of
+from neurona_server.run_parts import RunParts
 from neurona_server.tally import Tally
-from neurona_server.watched import VERSION, KnownVersion, VersionStates, WatchedCurve, WatchedQueue
+from neurona_server.watched import VERSION, KnownVersion, VersionStates
 
-OUTCOMES = ("ok", "rejected", "expired", "cancelled", "invalid", "failed")
+__all__ = ["OUTCOMES", "Metrics", "ModelMetrics"]
+
 SECONDS = (  # 100 us to 10 s
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
@@ -31,6 +52,13 @@ SECONDS = (  # 100 us to 10 s
 ROWS = tuple(2.0**power for power in range(11))  # 1 to 1024
 LOADS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
+REFUSALS = {
+    UnauthenticatedError: "unauthenticated",
+    ForbiddenError: "permission",
+    TooLargeError: "too_large",
+    QueueFullError: "too_many",
+}
+"""What a call is refused for before it reaches a model, as the label `reason` has it."""
 
 
 class Removable(Protocol):
@@ -95,6 +123,8 @@ class Metrics:
         self.inline = gauge("inline", "1 while runs are so short that the door does them itself.")
         self.queue_rows = gauge("queue_rows", "Rows that wait for an instance.")
         self.queue_age = gauge("queue_oldest_seconds", "How long the oldest request has waited.")
+        self.queue_bytes = gauge("queue_bytes", "Bytes of input that wait for an instance.")
+        self.queue_limit = gauge("queue_limit_rows", "Rows that may wait; more are refused.")
         self.info = gauge(
             "model_info",
             "1 for a model that is ready, with the ONNX Runtime provider that runs it.",
@@ -103,6 +133,12 @@ class Metrics:
         self.load_seconds = histogram(
             "load_duration_seconds",
             "Load and warm-up of a version, failed ones too.",
+            LOADS,
+            ("model",),
+        )
+        self.warm_up_seconds = histogram(
+            "warm_up_duration_seconds",
+            "The first runs of a version, which are part of its load.",
             LOADS,
             ("model",),
         )
@@ -124,18 +160,35 @@ class Metrics:
             "trace_spans", "Spans of traced requests: sent to the collector, or lost.", ("outcome",)
         )
         self.door = gauge("door_info", "1 for the door that serves gRPC.", ("door",))
-        self.unresolved = _outcomes(self.requests, "", "")
+        self.build = gauge(
+            "build_info",
+            "1, with the versions of the server and of what it stands on.",
+            ("version", "python", "onnxruntime", "grpcio"),
+        )
+        self.serving = gauge("serving", "1 while the server is SERVING by its health, else 0.", ())
+        self.open_streams = gauge(
+            "open_streams", "PredictStream and ModelStreamInfer calls under way.", ()
+        )
+        self._refused = counter(
+            "refused_calls", "Calls that were refused before they reached a model.", ("reason",)
+        )
+        for reason in REFUSALS.values():
+            self._refused.labels(reason)
+        self.unresolved = outcomes_of(self.requests, "", "")
 
         self._of_version: list[Removable] = [
             *(self.requests, self.rows, self.padding_rows, self.terminated, self.batch_rows),
             *(self.batch_requests, self.request_seconds, self.queue_seconds, self.run_seconds),
             *(self.run_ratio, self.predicted_seconds, self.batch_limit, self.inline),
-            *(self.queue_rows, self.queue_age, self.info, self.shadows, self.nodes),
-            self.degraded,
+            *(self.queue_rows, self.queue_age, self.queue_bytes, self.queue_limit, self.info),
+            *(self.shadows, self.nodes, self.degraded),
         ]
         self._holders: Counts[tuple[str, str]] = Counts()
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._holding = threading.Lock()
+        self.loading = LoadsUnderWay()
+        registry.register(self.loading)
+        registry.register(RunParts(self._copy_tallies))
 
     def shadowed(self, name: str, version: str, outcome: str) -> None:
         """Nothing once the version is released: its series would be there again, for good."""
@@ -161,6 +214,11 @@ class Metrics:
             for series in self._of_version:
                 series.remove_by_labels({"model": name, "version": version})
 
+    def refused(self, error: Exception) -> None:
+        """A call that a door ended before its request came to a model, or to a wrong one."""
+        if (reason := REFUSALS.get(type(error))) is not None:
+            self._refused.labels(reason).inc()
+
     def loaded(self, name: str, seconds: float, *, ok: bool) -> None:
         self.loads.labels(name, "ok" if ok else "failed").inc()
         self.load_seconds.labels(name).observe(seconds)
@@ -169,110 +227,13 @@ class Metrics:
         """Has the state of every version read when the page is."""
         self.registry.register(VersionStates(known))
 
+    def watch_process(self, gpus: Gpus | None = None) -> None:
+        """Has what the process and the GPUs of its machine use read when the page is."""
+        ProcessCollector(registry=self.registry)
+        GCCollector(self.registry)
+        self.registry.register(gpus or Gpus())
+        self.registry.register(MemoryLimit())
 
-class ModelMetrics:
-    """The series of one version of one model, looked up once."""
-
-    def __init__(self, metrics: Metrics, name: str, version: str, tally: Tally) -> None:
-        self._metrics = metrics
-        self._labels = (name, version)
-        self.tally = tally
-        self.outcomes = _outcomes(metrics.requests, name, version)
-        self._request_seconds = metrics.request_seconds.series(
-            *self._labels, self.outcomes["ok"].inc
-        )
-        self.terminated = metrics.terminated.labels(*self._labels)
-        self.inline = metrics.inline.labels(*self._labels)
-        self._rows = metrics.rows.labels(*self._labels)
-        self._padding_rows = metrics.padding_rows.labels(*self._labels)
-        self._batch_rows = metrics.batch_rows.labels(*self._labels)
-        self._batch_requests = metrics.batch_requests.labels(*self._labels)
-        self._queue_seconds = metrics.queue_seconds.series(*self._labels)
-        self._run_seconds = metrics.run_seconds.labels(*self._labels)
-        self._run_ratio = metrics.run_ratio.labels(*self._labels)
-
-    def watch(self, queue: WatchedQueue, curve: WatchedCurve) -> None:
-        labels = self._labels
-        self._metrics.queue_rows.labels(*labels).set_function(lambda: queue.rows)
-        self._metrics.queue_age.labels(*labels).set_function(queue.oldest_age)
-        self._metrics.batch_limit.labels(*labels).set_function(lambda: queue.limit)
-        # What it replaces may have had other rungs.
-        self._forget(self._metrics.predicted_seconds)
-        for rung in curve.rungs:
-            gauge = self._metrics.predicted_seconds.labels(*labels, str(rung))
-            gauge.set_function(partial(_seconds_of, curve, rung))
-
-    def ready(self, task: str, provider: str) -> None:
-        self._forget(self._metrics.info)
-        self._metrics.info.labels(*self._labels, task, provider).set(1)
-
-    def shadowed(self, outcome: str) -> None:
-        self._metrics.shadowed(*self._labels, outcome)
-
-    def release(self) -> None:
-        self._metrics.release(*self._labels)
-
-    def placed(self, nodes: Mapping[str, int], degraded: bool) -> None:
-        """Which provider runs how many nodes."""
-        for provider, count in nodes.items():
-            self._metrics.nodes.labels(*self._labels, provider).set(count)
-        self._metrics.degraded.labels(*self._labels).set(degraded)
-
-    def _forget(self, series: Gauge) -> None:
-        name, version = self._labels
-        series.remove_by_labels({"model": name, "version": version})
-
-    def waited(self, waits: Sequence[float]) -> None:
-        """How long each request of a batch had waited when it was cut."""
-        self._queue_seconds.observe_all(waits)
-
-    @property
-    def answered(self) -> tuple[int, float]:
-        """Requests that were ok, and their seconds altogether."""
-        return self._request_seconds.total
-
-    @property
-    def queued(self) -> tuple[int, float]:
-        """Requests that have left the queue, and the seconds that they had spent in it."""
-        return self._queue_seconds.total
-
-    def ended(self, outcome: str, seconds: float) -> None:
-        """One request, from its bytes to its answer's or its error."""
-        if outcome == "ok":  # counted as it is sorted
-            self._request_seconds.observe(seconds)
-        else:
-            self.tally.failed(seconds)
-            self.outcomes[outcome].inc()
-
-    def exemplify(self, seconds: float, trace_id: str) -> None:
-        """A request that was ok, and took so long, has a trace."""
-        self._request_seconds.exemplify(seconds, trace_id)
-
-    def ran(
-        self,
-        rows: int,
-        requests: int,
-        padding: int,
-        seconds: tuple[float, float, float],
-        predicted: float,
-    ) -> None:
-        """One run of `rows` and `padding`, with its seconds for the join, the run itself and the
-        split; 0.0 if none were foretold."""
-        self.tally.ran(rows, requests, *seconds)
-        self._rows.inc(rows)
-        self._batch_rows.observe(rows)
-        self._batch_requests.observe(requests)
-        joined_and_run = seconds[0] + seconds[1]
-        self._run_seconds.observe(joined_and_run)
-        if padding:
-            self._padding_rows.inc(padding)
-        if predicted:
-            self._run_ratio.observe(joined_and_run / predicted)
-
-
-def _seconds_of(curve: WatchedCurve, rung: int) -> float:
-    return curve.seconds.get(rung, math.nan)
-
-
-def _outcomes(requests: Counter, name: str, version: str) -> dict[str, Counter]:
-    return {outcome: requests.labels(name, version, outcome) for outcome in OUTCOMES}
+    def _copy_tallies(self) -> dict[tuple[str, str], Tally]:
+        with self._holding:
+            return dict(self._tallies)

@@ -11,11 +11,11 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from neurona_server import logs, sources
 from neurona_server.errors import ConfigError
 from neurona_server.gathered import GatheredPages
-from neurona_server.metrics_server import serve_metrics
 from neurona_server.models.cpus import available_cpus
 from neurona_server.processes import HeldPorts, check_processes
 from neurona_server.signals import StopSignals
 from neurona_server.supervisor import Happened, Supervisor
+from neurona_server.web.port import Port
 from neurona_server.worker_process import WorkerProcess
 
 log = logging.getLogger("neurona_server.supervision")
@@ -36,7 +36,7 @@ def main() -> int:
         registry = CollectorRegistry()
         pages = GatheredPages(config.processes)
         registry.register(pages)
-        metrics_port, close_metrics = serve_metrics(config.metrics_address, registry)
+        metrics = Port(config.metrics_address, registry, pages.state)
     except ConfigError as error:
         logs.give_up(error)
         return 1
@@ -61,14 +61,15 @@ def main() -> int:
 
     def wait() -> None:
         log.info("%s", signals.wait().name)
+        pages.stopping = True
         supervisor.stop()
 
     threading.Thread(target=wait, name="stopping", daemon=True).start()
     log.info("serving gRPC on %s with %d processes", ports.addresses, config.processes)
     host = config.metrics_address.rpartition(":")[0]
-    log.info("metrics on http://%s:%d/metrics", host, metrics_port)
+    log.info("metrics on http://%s:%d/", host, metrics.port)
     status = supervisor.run()
-    close_metrics()
+    metrics.close()
     ports.close()
     log.info("stopped")
     return status

@@ -65,6 +65,16 @@ class Tally:
         own.failures += 1
         own.failure_seconds += seconds
 
+    def parts(self) -> tuple[int, float, float]:
+        """Runs, and the seconds that all their joins and all their splits took."""
+        own = list(self._threads.values())
+        sizes = [size for counts in own for size in list(counts.sizes.values())]
+        return (
+            sum([size.runs for size in sizes]),
+            sum([size.join for size in sizes]),
+            sum([size.split for size in sizes]),
+        )
+
     def read(self) -> Counts:
         total = Counts()
         for counts in list(self._threads.values()):

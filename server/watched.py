@@ -18,6 +18,10 @@ class WatchedQueue(Protocol):
 
     @property
     def rows(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def max_rows(self) -> int: ...
     def oldest_age(self) -> float: ...
 
 
@@ -39,6 +43,8 @@ class KnownVersion:
     state: str
     labels: Sequence[str] = ()
     problem: bool = False
+    share: float | None = None
+    """Of the requests that name neither version nor label, 0 to 1; None if it is not loaded."""
 
 
 class VersionStates(Collector):
@@ -63,10 +69,17 @@ class VersionStates(Collector):
             "1 while a version needs a person: it failed, or its files are not what serves.",
             labels=VERSION,
         )
+        shares = GaugeMetricFamily(
+            "neurona_version_share_ratio",
+            "Share of the requests that name neither version nor label which a version gets.",
+            labels=VERSION,
+        )
         for one in self._known():
             name = [one.model, str(one.version)]
             states.add_metric([*name, one.state], 1)
             problems.add_metric(name, one.problem)
             for label in one.labels:
                 labels.add_metric([*name, label], 1)
-        return [states, labels, problems]
+            if one.share is not None:
+                shares.add_metric(name, one.share)
+        return [states, labels, problems, shares]

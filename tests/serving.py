@@ -13,8 +13,8 @@ from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.metrics import Metrics
 from neurona_server.models.model import Model
-from neurona_server.models.options import ModelOptions
-from neurona_server.models.reconciler import Reconciler, ReconcilerOptions
+from neurona_server.models.options import ModelOptions, ReconcilerOptions
+from neurona_server.models.reconciler import Reconciler
 from neurona_server.models.registry import Registry
 from neurona_server.models.repository import Found, Repository
 from neurona_server.models.settings import VersionPolicy

@@ -150,17 +150,72 @@ def save_adjustable(path: Path) -> Path:
     )
 
 
-def save_slow(path: Path) -> Path:
+def save_slow(path: Path, products: int = 30) -> Path:
     """y = x's only number, after a good part of a second: many products of a large matrix."""
     nodes = [helper.make_node("Mul", ["table", "x"], ["product0"])]
     nodes += [
-        helper.make_node("MatMul", [f"product{i}", "table"], [f"product{i + 1}"]) for i in range(30)
+        helper.make_node("MatMul", [f"product{i}", "table"], [f"product{i + 1}"])
+        for i in range(products)
     ]
-    nodes.append(helper.make_node("ReduceMax", ["product30"], ["y"], keepdims=0))
+    nodes.append(helper.make_node("ReduceMax", [f"product{products}"], ["y"], keepdims=0))
     return save(
         path,
         nodes,
         {"x": (TensorProto.FLOAT, [1])},
         {"y": (TensorProto.FLOAT, [])},
         {"table": np.eye(800, dtype=np.float32)},
+    )
+
+
+def save_quick_at_32(path: Path) -> Path:
+    """y = x, and slow where the rows are no multiple of 32: a device that knows these sizes."""
+    slow = [helper.make_node("Mul", ["table", "first"], ["product0"])]
+    slow += [
+        helper.make_node("MatMul", [f"product{i}", "table"], [f"product{i + 1}"]) for i in range(3)
+    ]
+    slow += [
+        helper.make_node("ReduceMax", ["product3"], ["largest"], keepdims=0),
+        helper.make_node("Mul", ["largest", "nothing"], ["added"]),
+        helper.make_node("Add", ["x", "added"], ["slow_y"]),
+    ]
+    quick = [helper.make_node("Identity", ["x"], ["quick_y"])]
+    kind = TensorProto.FLOAT
+
+    def branch(nodes: Sequence[onnx.NodeProto], name: str) -> onnx.GraphProto:
+        output = helper.make_tensor_value_info(name, kind, ["batch", 2])
+        return helper.make_graph(list(nodes), name, [], [output])
+
+    return save(
+        path,
+        [
+            helper.make_node("Shape", ["x"], ["rows"], end=1),
+            helper.make_node("Mod", ["rows", "known"], ["beyond"]),
+            helper.make_node("Equal", ["beyond", "zero"], ["is_known"]),
+            helper.make_node("ReduceMax", ["x"], ["first"], keepdims=0),
+            helper.make_node(
+                *("If", ["is_known"], ["y"]),
+                then_branch=branch(quick, "quick_y"),
+                else_branch=branch(slow, "slow_y"),
+            ),
+        ],
+        {"x": (kind, ["batch", 2])},
+        {"y": (kind, ["batch", 2])},
+        {
+            "known": np.array([32]),
+            "zero": np.array([0]),
+            "nothing": np.zeros((), np.float32),
+            "table": np.eye(400, dtype=np.float32),
+        },
+    )
+
+
+def save_large(path: Path, megabytes: int) -> Path:
+    """y = x @ a matrix of so many megabytes."""
+    side = int((megabytes * 1e6 / 4) ** 0.5)
+    return save(
+        path,
+        [helper.make_node("MatMul", ["x", "weights"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["batch", side])},
+        {"y": (TensorProto.FLOAT, ["batch", side])},
+        {"weights": np.random.default_rng(0).random((side, side), np.float32)},
     )

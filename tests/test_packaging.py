@@ -37,7 +37,8 @@ def test_the_wheel_holds_every_file_of_the_packages(tmp_path):
         f"{FOLDERS[folder]}/{path.relative_to(ROOT / folder).as_posix()}"
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".pyi", ".proto", ".typed") or path.name == "py.typed"
+        if path.suffix in (".py", ".pyi", ".proto", ".typed", ".html", ".css", ".js")
+        or path.name == "py.typed"
     }
     assert inside == expected
 

@@ -51,6 +51,16 @@ class Queue:
         """Rows that wait."""
         return self._rows
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of input that wait."""
+        return self._bytes
+
+    @property
+    def max_rows(self) -> int:
+        """Rows that may wait."""
+        return self._policy.max_queue_rows
+
     def backlog_seconds(self, level: Priority = Priority.LOW) -> float:
         """What one instance runs before a request of this level that comes now: all that waits
         of its level and of more urgent ones, and of the others what their weight gives them."""

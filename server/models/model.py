@@ -94,6 +94,7 @@ class Model:
             Instance(number, session, self.batcher) for number, session in enumerate(self._sessions)
         ]
         inputs = self.signature.inputs
+        started = time.monotonic()
         if not all(warm_up(inputs, one.run, self.batcher) for one in self._sessions):
             log.info(
                 "%s: made-up inputs do not suit it, so it is not warmed up",
@@ -102,6 +103,7 @@ class Model:
             )
         for one in self._sessions:
             run_samples(str(found), self.settings.warm_up, self.signature, one.run)
+        self.metrics.warmed_up(time.monotonic() - started)
         answer = find_task(
             session.properties,
             session.class_labels,

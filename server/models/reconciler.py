@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 from neurona_server.errors import (
     LoadError,
@@ -25,29 +24,14 @@ from neurona_server.metrics import Metrics
 from neurona_server.models.drains import Drains
 from neurona_server.models.looks import Looks
 from neurona_server.models.model import Model
+from neurona_server.models.options import ReconcilerOptions
 from neurona_server.models.registry import Entry, Registry
 from neurona_server.models.repository import Folder, Found, Repository
-from neurona_server.models.settings import VersionPolicy
 from neurona_server.models.versions import Versions
 
 log = logging.getLogger(__name__)
 
 Load = Callable[[Found], Model]
-
-
-@dataclass(frozen=True)
-class ReconcilerOptions:
-    policy: VersionPolicy = field(default_factory=VersionPolicy)
-    """Of models whose settings name none."""
-
-    threads: int = 2
-    """Models that are loaded at the same time."""
-
-    drain_timeout: float = 30.0
-    """Seconds that a version which is replaced has for what it admitted."""
-
-    explicit: bool = False
-    """Only what `load` was called for is loaded."""
 
 
 class Reconciler:
@@ -199,6 +183,7 @@ class Reconciler:
     def _begin(self, name: str, found: Sequence[Found]) -> None:
         if not self._stopping.is_set():
             for one in found:
+                self._metrics.loading.begin(name, one.version)
                 self._pool.submit(self._load_one, name, one)
 
     def _load_one(self, name: str, found: Found) -> None:
@@ -216,6 +201,7 @@ class Reconciler:
         seconds = time.monotonic() - started
         self._metrics.loaded(name, seconds, ok=model is not None)
         with self._changed:
+            self._metrics.loading.end(name, found.version)
             versions = self._models[name]
             if model is None:
                 self._begin(name, versions.failed(found.version, reason))

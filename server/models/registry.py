@@ -96,6 +96,7 @@ class Registry:
                 State.Name(version.state).removeprefix("STATE_").lower(),
                 [label for label, target in entry.labels.items() if target == number],
                 bool(version.reason),
+                version.share / 100 if version.model else None,
             )
             for name, entry in sorted(self._entries.items())
             for number, version in entry.versions.items()

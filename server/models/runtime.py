@@ -56,6 +56,11 @@ class RuntimeOptions:
     """Folder of optimised graphs."""
 
 
+def runtime_version() -> str:
+    version: str = onnxruntime.__version__
+    return version
+
+
 def check_options(options: RuntimeOptions) -> None:
     """Raises ConfigError when this ONNX Runtime, or this machine, cannot do what they say."""
     providers.check_names(options.providers, onnxruntime.get_all_providers())

@@ -118,7 +118,7 @@ class AioListener:
     async def _start(self, address: str) -> int:
         options = self._options
         self._server = server = grpc.aio.server(options=options.arguments())
-        methods = AioMethods(self, self._methods, options.access, options.tracer)
+        methods = AioMethods(self, self._methods, options.access, options.refused, options.tracer)
         server.add_generic_rpc_handlers((methods,))
         if options.certificates is None:
             port = bind(server.add_insecure_port, address)

@@ -40,9 +40,11 @@ class AioMethods(grpc.GenericRpcHandler):
         door: ServingDoor,
         methods: Methods,
         access: Access | None,
+        refused: Callable[[Exception], None],
         tracer: CallTracer | None = None,
     ) -> None:
         self._door = door
+        self._refused = refused
         self._methods = methods
         self._access = access
         self._tracer = tracer
@@ -62,6 +64,7 @@ class AioMethods(grpc.GenericRpcHandler):
         try:
             grant = self._access.grant(method.right, handler_call_details.invocation_metadata)
         except NeuronaError as error:
+            self._refused(error)
             return _refusal(error)
         return self._handler(path, method, grant)
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from neurona_server.errors import ExpiredError, InvalidError, too_large
+from neurona_server.errors import ExpiredError, InvalidError, TooLargeError, too_large
 from neurona_server.rpc.caller import REQUEST_ID, Caller, CallTrace, gone
 from neurona_server.rpc.rights import Grant
 from neurona_server.rpc.status import status_of
@@ -21,6 +21,9 @@ from neurona_server.rpc.status import status_of
 log = logging.getLogger(__name__)
 
 STOPPING = "the server is stopping; call again"
+
+REFUSED_BY_GRPC = TooLargeError("a message that gRPC has refused")
+"""For the metrics alone: the caller has gRPC's own words."""
 
 NO_FLAGS = 0
 OK = cygrpc.StatusCode.ok
@@ -37,6 +40,9 @@ class Door(Protocol):
 
     def defer(self, callback: Callable[[], None]) -> None:
         """As that of a `Call`."""
+
+    def refused(self, error: Exception) -> None:
+        """Has it counted that gRPC or the door has refused a call."""
 
     def done(self, event: Event) -> None:
         """The tag of a call's last event. In the door's thread."""
@@ -127,6 +133,8 @@ class CoreCall(Caller):
     def _received(self, event: Event) -> None:
         message = event.batch_operations[0].message()
         if message is None:  # the caller is gone, or it was too late or too large for gRPC
+            if not event.success:  # too large, or not to be decompressed: gRPC has said so
+                self._door.refused(REFUSED_BY_GRPC)
             if self.deadline <= time.monotonic():
                 self.fail(ExpiredError("the deadline passed before the request was there"))
             else:

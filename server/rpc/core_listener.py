@@ -59,6 +59,7 @@ class CoreListener:
 
     def __init__(self, methods: Methods, options: ListenerOptions) -> None:
         self.max_message_bytes = options.max_message_bytes
+        self.refused = options.refused
         self.thread = 0
         self._methods = {path.encode(): method for path, method in methods.items()}
         self._options = options
@@ -208,6 +209,7 @@ class CoreListener:
             access = self._options.access
             grant = access.grant(method.right, event.invocation_metadata) if access else EVERYTHING
         except NeuronaError as error:
+            self.refused(error)
             refuse(event, error)
             return
         trace = None

@@ -13,6 +13,7 @@ from neurona_server.rpc.caller import Caller, CallTrace, fields_of, gone
 from neurona_server.rpc.core_calls import (
     NO_FLAGS,
     OK,
+    REFUSED_BY_GRPC,
     STOPPING,
     Door,
     Event,
@@ -142,6 +143,8 @@ class CoreStreamCall(Caller):
         message = event.batch_operations[0].message()
         try:
             if message is None:
+                if not event.success:
+                    self._door.refused(REFUSED_BY_GRPC)
                 self._half_closed = True
                 self.stream.half_close()
             else:

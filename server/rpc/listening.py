@@ -50,6 +50,8 @@ class ListenerOptions:
     """A call's metadata; more is refused, RESOURCE_EXHAUSTED."""
     compress_answers: bool = False
     """With gzip, for callers who understand it. Requests may always be compressed."""
+    refused: Callable[[Exception], None] = lambda _: None
+    """Told of each call that the door refuses itself."""
     reuse_port: bool = False
     """Several processes may listen on the same port and share its connections."""
     tracer: CallTracer | None = None

@@ -115,7 +115,8 @@ class Prediction:
         begin = partial(self.begin, grant=call.grant)
         # Each request of a stream that is traced has a span of its own, and goes by itself.
         alike = self._repeats if call.grant.models is None and call.trace is None else None
-        return PredictionStream(partial(Gathering, alike, begin), call, self._limits)
+        gather = partial(Gathering, alike, begin)
+        return PredictionStream(gather, call, self._limits, self._metrics.open_streams)
 
     def _unary(self, call: Call, task: Task | None = None) -> None:
         self.begin(call.request, call, call.grant, task)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from google.protobuf.message import DecodeError
+from prometheus_client import Gauge
 
 from neurona_protos.frames_pb2 import PredictStreamRequest as Frames
 from neurona_server.errors import InvalidError
@@ -39,8 +40,15 @@ class PredictionStream:
     """
 
     def __init__(
-        self, gather: Callable[["PredictionStream"], Gathering], call: StreamCall, limits: Limits
+        self,
+        gather: Callable[["PredictionStream"], Gathering],
+        call: StreamCall,
+        limits: Limits,
+        streams: Gauge,
     ) -> None:
+        """`streams` counts those that are open; the door calls `cancel` at each one's end."""
+        streams.inc()
+        self._streams = streams
         self.call = call
         self.framing = Framing(limits.max_message_bytes)
         self._limits = limits
@@ -99,6 +107,7 @@ class PredictionStream:
         self._half_closed = True
 
     def cancel(self) -> None:
+        self._streams.dec()
         self._received.clear()
         self._cancelled = True  # before the look, so that what comes after it cancels itself
         for cancel in list(self._cancels.values()):

@@ -145,6 +145,7 @@ def submit(
         error = InvalidError(str(raised)) if isinstance(raised, TensorError) else raised
         if model is None:
             metrics.unresolved[error.outcome].inc()
+            metrics.refused(error)
         else:
             model.metrics.ended(error.outcome, time.monotonic() - started)
         receiver.fail(error)

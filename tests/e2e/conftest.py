@@ -31,12 +31,18 @@ def serve_for_all():
     yield from _serving()
 
 
-def _serving():
+@pytest.fixture
+def begin_serving():
+    """As `serve`, for a test that sees the server start."""
+    yield from _serving(wait=False)
+
+
+def _serving(*, wait=True):
     started = []
 
     def serve(repository, *flags, **options):
         started.append(Served(repository, *flags, **options))
-        return started[-1].wait_until_serving()
+        return started[-1].wait_until_serving() if wait else started[-1]
 
     yield serve
     for one in started:

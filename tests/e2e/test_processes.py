@@ -163,6 +163,16 @@ def test_calls_reach_both_and_the_metrics_are_their_sums(models, serve, connect,
     metrics = server.metrics()
     assert {"0", "1"} == set(re.findall(r'neurona_inline\{model="m",process="(\d)"', metrics))
     assert metrics.count("# TYPE neurona_requests_total counter") == 1
+    assert sample(server, "neurona_serving") == 2
+    own = dict(
+        re.findall(r'neurona_process_resident_memory_bytes\{process="(\w+)"\} (\S+)', metrics)
+    )
+    assert set(own) == {"0", "1", "supervisor"}
+    (total,) = re.findall(r"(?m)^process_resident_memory_bytes (\S+)", metrics)
+    assert float(total) == sum(map(float, own.values()))
+    assert set(re.findall(r'neurona_process_cpu_seconds_total\{process="(\w+)"', metrics)) == set(
+        own
+    )
     frozen = min(workers(server))
     os.kill(frozen, signal.SIGSTOP)
     assert answered(server) == 24  # by what it has said before

@@ -17,7 +17,7 @@ from neurona_protos.prediction_pb2 import (
 )
 from neurona_protos.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 from neurona_protos.tensors import to_tensor
-from neurona_server.errors import ConfigError
+from neurona_server.errors import ConfigError, ForbiddenError, UnauthenticatedError
 from neurona_server.rpc import health_messages, tokens
 from neurona_server.rpc.call import Unary
 from neurona_server.rpc.listening import ListenerOptions
@@ -273,3 +273,18 @@ def test_the_other_protocol_shows_and_serves_only_what_the_token_holds_for(serve
         assert error_of(method, request, LIMITED)[0] == "PERMISSION_DENIED"
     statistics = server.triton.ModelStatistics(pb.ModelStatisticsRequest(), metadata=metadata)
     assert {one.name for one in statistics.model_stats} <= seen
+
+
+def test_doors_tell_of_whom_they_refuse_and_models_of_theirs(make_server, file):
+    refused = []
+    server = make_server(
+        options=ListenerOptions(1 << 20, access=Access(file), refused=refused.append)
+    )
+    assert error_of(server.prediction.Predict, total())[0] == "UNAUTHENTICATED"
+    blind = ListModelsRequest()
+    assert error_of(server.models.List, blind, BLIND)[0] == "PERMISSION_DENIED"
+    assert [type(error) for error in refused] == [UnauthenticatedError, ForbiddenError]
+    assert error_of(server.prediction.Predict, total("classifier"), LIMITED)[0] == (
+        "PERMISSION_DENIED"
+    )
+    assert server.count("refused_calls_total", reason="permission") == 1

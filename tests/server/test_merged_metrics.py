@@ -7,8 +7,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
+from small_nvml import SmallNvml
 
 from neurona_server import metrics_page
+from neurona_server.gpus import Gpus
 from neurona_server.merged_metrics import OF_EACH_PROCESS, RULES, Merged
 from neurona_server.metrics import Metrics
 from neurona_server.watched import KnownVersion
@@ -169,9 +171,11 @@ def versions(page):
 
 class Queue:
     limit = 7
+    max_rows = 100
 
     def __init__(self, rows, age):
         self.rows, self._age = rows, age
+        self.nbytes = 10 * rows
 
     def oldest_age(self):
         return self._age
@@ -196,6 +200,8 @@ def test_gauges_are_merged_by_the_rule_of_their_name():
     page = merged.page()
     labels = {"model": "a", "version": "1"}
     assert value(page, "neurona_queue_rows", **labels) == 7
+    assert value(page, "neurona_queue_bytes", **labels) == 70
+    assert value(page, "neurona_queue_limit_rows", **labels) == 200
     assert value(page, "neurona_queue_oldest_seconds", **labels) == 0.5
     assert value(page, "neurona_version_state", **labels, state="ready") == 1
     info = value(page, "neurona_model_info", **labels, task="classification", provider="cpu")
@@ -208,6 +214,7 @@ def test_gauges_are_merged_by_the_rule_of_their_name():
 def test_every_gauge_has_a_rule():
     metrics = Metrics(CollectorRegistry())
     metrics.watch_versions(list)
+    metrics.watch_process(Gpus(SmallNvml()))
     gauges = {metric.name for metric in metrics.registry.collect() if metric.type == "gauge"}
     assert gauges == {*RULES, *OF_EACH_PROCESS}
     assert not set(RULES) & set(OF_EACH_PROCESS)

@@ -112,7 +112,8 @@ class Inference:
         return submit(self._metrics, which, read, receiver)
 
     def _stream(self, call: StreamCall) -> InferStream:
-        return InferStream(partial(self.begin_streamed, grant=call.grant), call)
+        begin = partial(self.begin_streamed, grant=call.grant)
+        return InferStream(begin, call, self._metrics.open_streams)
 
     def _infer(self, call: Call) -> None:
         self.begin(call.request, call, call.grant)

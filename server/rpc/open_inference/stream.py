@@ -4,6 +4,8 @@ import itertools
 from collections import deque
 from collections.abc import Callable
 
+from prometheus_client import Gauge
+
 from neurona_protos.open_inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
@@ -117,7 +119,10 @@ is no request."""
 class InferStream:
     """A `Stream`. Answers come from any thread; the rest runs in the door's."""
 
-    def __init__(self, begin: Begin, call: StreamCall) -> None:
+    def __init__(self, begin: Begin, call: StreamCall, streams: Gauge) -> None:
+        """`streams` counts those that are open; the door calls `cancel` at each one's end."""
+        streams.inc()
+        self._streams = streams
         self._begin = begin
         self._call = call
         self._turns: deque[Turn] = deque()
@@ -168,6 +173,7 @@ class InferStream:
         self._half_closed = True
 
     def cancel(self) -> None:
+        self._streams.dec()
         for turn in list(self._turns):
             turn.cancel()
 

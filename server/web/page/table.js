@@ -1,0 +1,125 @@
+// The table of models: a row for each version.
+
+const STATES = { ready: "good", loading: "busy", draining: "busy", failed: "bad", unloaded: "idle" };
+
+/** name, what it shows of a figure, what it is sorted by, whether big comes first. */
+const COLUMNS = [
+  { id: "model", name: "Model", key: (f) => f.model },
+  { id: "state", name: "State", key: (f) => (f.problem || f.degraded ? 0 : 1) + f.state },
+  { id: "rate", name: "Requests/s", key: (f) => f.rate, number: true },
+  { id: "errors", name: "Errors/s", key: (f) => f.errorRate, number: true },
+  { id: "p50", name: "p50", key: (f) => f.p50 ?? -1, number: true, title: "Half are answered within" },
+  { id: "p99", name: "p99", key: (f) => f.p99 ?? -1, number: true, title: "99 % are answered within" },
+  { id: "batch", name: "Rows a run", key: (f) => f.batch ?? -1, number: true },
+  { id: "queue", name: "Waiting rows", key: (f) => f.queue, number: true },
+  { id: "oldest", name: "Oldest", key: (f) => f.oldest, number: true },
+  { id: "provider", name: "Runs on", key: (f) => f.provider },
+];
+
+const byName = new Intl.Collator("en", { numeric: true }).compare;
+
+class Table {
+  constructor(table, changed) {
+    this.body = table.querySelector("tbody");
+    this.rows = new Map();
+    this.order = { id: "model", down: false };
+    this.headers = COLUMNS.map((column) => {
+      const button = element("button", { type: "button" }, column.name);
+      if (column.title) button.title = column.title;
+      const cell = element("th", { scope: "col", role: "columnheader", class: column.id }, button);
+      button.addEventListener("click", () => {
+        const again = this.order.id === column.id;
+        this.order = { id: column.id, down: again ? !this.order.down : Boolean(column.number) };
+        changed();
+      });
+      return cell;
+    });
+    table.querySelector("thead tr").append(...this.headers);
+  }
+
+  /** Shows these figures, in order; `lines` has their lines. */
+  show(figures, lines) {
+    const column = COLUMNS.find(({ id }) => id === this.order.id);
+    this.headers.forEach((cell, i) => {
+      const direction = this.order.down ? "descending" : "ascending";
+      cell.setAttribute("aria-sort", COLUMNS[i] === column ? direction : "none");
+    });
+    const sign = this.order.down ? -1 : 1;
+    const sorted = [...figures].sort((a, b) => {
+      const [x, y] = [column.key(a), column.key(b)];
+      const ordered = typeof x === "number" ? x - y : byName(x, y);
+      return sign * ordered || byName(a.model, b.model) || byName(a.version, b.version);
+    });
+    const keys = new Set(sorted.map(({ key }) => key));
+    for (const [key, row] of this.rows) {
+      if (!keys.has(key)) {
+        row.node.remove();
+        this.rows.delete(key);
+      }
+    }
+    sorted.forEach((figure, i) => {
+      const row = this.rows.get(figure.key) ?? this.make(figure);
+      this.fill(row, figure);
+      drawLine(row.svg, figure.asked ? lines.of(figure.key) : [], lines.places);
+      if (this.body.children[i] !== row.node) this.body.insertBefore(row.node, this.body.children[i] ?? null);
+    });
+  }
+
+  make(figure) {
+    const cells = {};
+    const node = element("tr", { role: "row" });
+    for (const { id, name } of COLUMNS) {
+      const first = id === "model";
+      const attributes = { class: id, "data-name": name, role: first ? "rowheader" : "cell" };
+      cells[id] = element(first ? "th" : "td", first ? { ...attributes, scope: "row" } : attributes);
+      node.append(cells[id]);
+    }
+    const labels = element("span", { class: "labels" });
+    cells.model.append(
+      element("span", { class: "name" }, figure.model),
+      element("span", { class: "version" }, `/${figure.version}`),
+      labels,
+    );
+    const svg = document.createElementNS(SVG, "svg");
+    svg.setAttribute("aria-hidden", "true");
+    const rate = element("span");
+    cells.rate.append(svg, rate);
+    const [state, flags] = [element("span", { class: "pill" }), element("span", { class: "flags" })];
+    cells.state.append(state, flags);
+    const [errors, outcomes] = [element("span"), element("span", { class: "outcomes" })];
+    cells.errors.append(errors, outcomes);
+    const row = { node, cells, labels, svg, rate, state, flags, errors, outcomes, shown: "" };
+    this.rows.set(figure.key, row);
+    return row;
+  }
+
+  fill(row, figure) {
+    const { cells } = row;
+    const tags = [...figure.labels].sort(byName);
+    if (figure.share !== undefined && figure.share > 0 && figure.share < 1) {
+      tags.push(`${Number((figure.share * 100).toPrecision(3))} % of requests`);
+    }
+    if (row.shown !== tags.join("\n")) {
+      row.shown = tags.join("\n");
+      row.labels.replaceChildren(...tags.map((tag) => element("span", { class: "tag" }, tag)));
+    }
+    row.state.dataset.kind = STATES[figure.state] ?? "idle";
+    say(row.state, figure.state || "unknown");
+    const flags = [];
+    if (figure.problem) flags.push("problem: see the log");
+    if (figure.degraded) flags.push("degraded");
+    if (figure.loading !== undefined) flags.push(`loading for ${showSeconds(figure.loading)}`);
+    say(row.flags, flags.join(", "));
+    row.node.classList.toggle("failing", figure.problem || figure.failed > 0);
+    const served = figure.asked || figure.state === "ready";
+    say(row.rate, served ? showRate(figure.rate) : NOTHING);
+    say(row.errors, served ? showRate(figure.errorRate) : NOTHING);
+    say(row.outcomes, figure.failed ? showErrors(figure.errors, figure.seconds) : "");
+    say(cells.p50, showSeconds(figure.p50));
+    say(cells.p99, showSeconds(figure.p99));
+    say(cells.batch, Number.isFinite(figure.batch) ? figure.batch.toFixed(1) : NOTHING);
+    say(cells.queue, served ? showCount(figure.queue) : NOTHING);
+    say(cells.oldest, figure.queue ? showSeconds(figure.oldest) : NOTHING);
+    say(cells.provider, figure.provider.replace(/ExecutionProvider$/, "") || NOTHING);
+  }
+}

@@ -1,0 +1,101 @@
+"""Prometheus's rules: right by promtool, each alert tested, explained and of metrics that exist."""
+
+import re
+import shutil
+import subprocess
+
+import dashboards
+import pytest
+import scraper
+import yaml
+
+PROMETHEUS = dashboards.DEPLOY / "prometheus"
+RUNBOOKS = dashboards.DEPLOY / "runbooks"
+TESTS = sorted((PROMETHEUS / "tests").glob("*.yml"))
+ALERTS = dashboards.alerts()
+HEADINGS = ["What it means", "What users feel", "How to look", "What to do", "When to silence"]
+
+needs_promtool = pytest.mark.skipif(
+    not shutil.which("promtool"), reason="needs promtool (Debian: prometheus)"
+)
+
+
+def promtool(*arguments):
+    command = ["promtool", *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_the_configuration_and_the_rules_are_right():
+    status, printed = promtool("check", "config", PROMETHEUS / "prometheus.yml")
+    assert status == 0, printed
+    assert f"{len(dashboards.RULES)} rule files found" in printed
+
+
+@needs_promtool
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_alerts_fire_and_clear(path):
+    status, printed = promtool("test", "rules", path)
+    assert status == 0, printed
+
+
+def test_every_alert_is_tested_firing_and_clearing():
+    fired, cleared = set(), set()
+    for path in TESTS:
+        for test in yaml.safe_load(path.read_text())["tests"]:
+            asked = test.get("promql_expr_test", [])
+            samples = [sample for one in asked for sample in one.get("exp_samples", [])]
+            found = re.findall(r'alertname="(\w+)"', str(samples))
+            fired.update(found)
+            if asked and not asked[-1].get("exp_samples"):  # by then nothing is left
+                cleared.update(found)
+    assert fired == set(ALERTS)
+    assert cleared == set(ALERTS)
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_every_alert_has_what_a_person_needs(name):
+    (alert,) = [rule for rule in dashboards.rules() if rule.get("alert") == name]
+    assert alert["labels"]["severity"] in ("critical", "warning", "info")
+    notes = alert["annotations"]
+    assert set(notes) == {"summary", "description", "runbook_url"}
+    assert notes["runbook_url"].endswith(f"/{name}.md")
+    page = (RUNBOOKS / f"{name}.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {name}\n")
+    assert re.findall(r"(?m)^## (.*)$", page) == HEADINGS
+
+
+def test_no_runbook_is_of_an_alert_that_is_gone():
+    assert sorted(path.stem for path in RUNBOOKS.glob("*.md")) == sorted(ALERTS)
+
+
+@needs_promtool
+@pytest.mark.parametrize("name", ALERTS)
+def test_queries_of_a_runbook_are_promql_and_read_metrics_that_alerts_or_panels_do(name, tmp_path):
+    page = (RUNBOOKS / f"{name}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?ms)^```promql\n(.*?)^```", page)
+    found = [query for block in blocks for query in block.strip().split("\n")]
+    assert found
+    path = tmp_path / "queries.yml"
+    rules = [{"record": f"query:{index}", "expr": expr} for index, expr in enumerate(found)]
+    path.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    status, printed = promtool("check", "rules", path)
+    assert status == 0, printed
+
+
+def test_the_scaled_copy_has_the_same_expressions():
+    """Of the rules that `make test-prometheus` provokes."""
+
+    def without_ranges(rule):
+        return re.sub(r"\[\w+\]", "[]", rule["expr"])
+
+    for rule in dashboards.rules():
+        copy = scraper.scaled(rule)
+        assert copy.get("alert") == rule.get("alert")
+        if rule.get("record", "").startswith("neurona:objective:"):
+            assert re.fullmatch(r"vector\([\d.e-]+\)", copy["expr"])
+        else:
+            assert without_ranges(copy) == without_ranges(rule)
+    hour = scraper.scaled({"record": "x", "expr": "rate(y[3h]) + rate(z[1d])", "for": "12m"})
+    assert hour == {"record": "x", "expr": "rate(y[15000ms]) + rate(z[120000ms])", "for": "1000ms"}

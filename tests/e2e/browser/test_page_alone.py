@@ -1,0 +1,166 @@
+"""The page with metrics that a server would take long to have, or never lets in."""
+
+import time
+
+import pytest
+from prometheus_client import CollectorRegistry
+from small_nvml import SmallNvml
+
+from neurona_server.gpus import Gpus
+from neurona_server.metrics import Metrics
+from neurona_server.watched import KnownVersion
+from neurona_server.web.port import Port
+
+HOSTILE = (
+    '<img src=x onerror="window.broken=1">',
+    "</script><script>window.broken=1</script>",
+    '"\'} 7\nneurona_version_state{model="forged",state="ready",version="1"} 1',
+    "back\\slash\\n",
+    "javascript:window.broken=1",
+    "\u202eright to left",
+    "x" * 300,
+    "constructor",
+    "__proto__",
+)
+
+
+class Site:
+    def __init__(self):
+        self.metrics = Metrics(CollectorRegistry())
+        self.state = "SERVING"
+        self.known = []
+        self.metrics.watch_versions(lambda: self.known)
+        self.port = Port("127.0.0.1:0", self.metrics.registry, lambda: self.state)
+        self.url = f"http://127.0.0.1:{self.port.port}/"
+
+
+@pytest.fixture
+def site():
+    site = Site()
+    yield site
+    site.port.close()
+
+
+def test_whatever_a_model_is_called_it_is_text(browser, site, picture):
+    for name in HOSTILE:
+        site.known.append(KnownVersion(name, 1, "ready", [name], True, 0.5))
+        model = site.metrics.model(name, 1)
+        model.ready(name, name)
+        model.ended("ok", 0.001)
+    browser.open(site.url)
+    browser.wait(f"document.querySelectorAll('tbody tr').length === {len(HOSTILE)}")
+    names = browser.do("[...document.querySelectorAll('.name')].map(n => n.textContent)")
+    assert sorted(names) == sorted(HOSTILE)
+    assert browser.do("window.broken") is None
+    assert browser.do("document.images.length + document.scripts.length") == 1
+    assert not any(fault for fault in browser.faults), browser.faults
+    picture("hostile")
+    assert browser.do("document.documentElement.scrollWidth") <= 1400
+
+
+def test_what_is_injected_after_all_does_not_run(browser, site):
+    browser.open(site.url)
+    browser.do(
+        "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=window.broken=1>')"
+    )
+    browser.do(
+        "document.body.append(Object.assign(document.createElement('script'),"
+        "{text: 'window.broken=1'}))"
+    )
+    browser.do("fetch('http://127.0.0.2:1/').catch(() => null)")
+    end = time.monotonic() + 10
+    while not sum("Content Security Policy" in str(fault) for fault in browser.faults) >= 3:
+        assert time.monotonic() < end, browser.faults
+        time.sleep(0.05)
+    assert browser.do("window.broken") is None
+
+
+@pytest.mark.parametrize(
+    ("state", "word"), [("STARTING", "starting"), ("NOT_SERVING", "not serving")]
+)
+def test_a_server_that_does_not_serve_says_so(browser, site, state, word):
+    site.state = state
+    site.known.append(KnownVersion("m", 1, "loading"))
+    site.metrics.loading.begin("m", 1)
+    browser.open(site.url)
+    browser.wait(f"document.getElementById('state').innerText === {word!r}")
+    browser.wait("document.querySelectorAll('tbody tr').length === 1")
+    assert "loading for" in browser.text("tbody")
+
+
+def test_gpus_are_shown_where_there_are_some(browser, site, picture):
+    site.metrics.registry.register(Gpus(SmallNvml(2, missing=["power"])))
+    browser.open(site.url)
+    browser.wait("!document.getElementById('gpus').hidden")
+    assert "No model is known yet" in browser.text("#models")
+    assert browser.text("#gpus").split("\n")[0] == "GPU 0 37 % busy · 3.0 GiB of 16 GiB"
+    picture("gpus")
+
+
+def test_queues_shares_and_percentiles_are_computed_as_prometheus_would(browser, site):
+    site.known.append(KnownVersion("m", 3, "ready", ["latest"], False, 0.25))
+    model = site.metrics.model("m", 3)
+    browser.open(site.url)
+    browser.wait("document.querySelectorAll('tbody tr').length === 1")
+    for index in range(100):  # half of them in (2.5 ms, 5 ms], half in (50 ms, 100 ms]
+        model.ended("ok", 0.004 if index % 2 else 0.08)
+    model.ran(30, 10, 0, (0.0, 0.001, 0.0), 0.0)
+    model.ran(10, 10, 0, (0.0, 0.001, 0.0), 0.0)
+    browser.wait("document.querySelector('tbody .p50').innerText.endsWith('ms')")
+    assert browser.text("tbody .p50") == "5.0 ms"
+    assert browser.text("tbody .p99") == "99 ms"  # 50 + 50 * 49 / 50
+    assert browser.text("tbody .batch") == "20.0"
+    assert "25 % of requests" in browser.text("tbody .model")
+
+
+def test_it_is_worked_by_keyboard_and_read_by_a_screen_reader(browser, site):
+    for name in ("b", "a", "c"):
+        site.known.append(KnownVersion(name, 1, "ready", ["latest"]))
+        site.metrics.model(name, 1)
+    browser.open(site.url)
+    browser.wait("document.querySelectorAll('tbody tr').length === 3")
+    tree = browser.tree()
+    roles = [role for role, _, _ in tree]
+    assert roles.count("columnheader") == 10
+    assert roles.count("rowheader") == 3
+    named = {(role, name) for role, name, _ in tree}
+    assert ("searchbox", "Filter by model, label or state") in named
+    assert ("checkbox", "only with problems") in named
+    assert ("heading", "Models") in named
+    assert any(role == "table" and name.startswith("Rates, percentiles") for role, name in named)
+    focused = "document.activeElement.textContent"
+    for _ in range(12):
+        browser.press("Tab")
+        if browser.do(focused) == "Model":
+            break
+    assert browser.do(focused) == "Model"
+    browser.press("Enter", "\r")
+    names = "[...document.querySelectorAll('.name')].map(n => n.innerText).join('')"
+    browser.wait(f"{names} === 'cba'")
+    sort = "document.querySelector('th.model').getAttribute('aria-sort')"
+    assert browser.do(sort) == "descending"
+    browser.press("Enter", "\r")
+    browser.wait(f"{names} === 'abc'")
+
+
+def test_colours_are_told_apart_from_their_ground(browser, site):
+    """Web Content Accessibility Guidelines 2.2, 1.4.3: text at 4.5 to 1 and more."""
+    script = """(() => {
+      const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+      const ground = n => { for (; n; n = n.parentElement) {
+        const c = getComputedStyle(n).backgroundColor;
+        if (!c.endsWith(', 0)') && c !== 'transparent') return c; } };
+      return ['#facts', '.pill', 'h1', 'article h2', '.note', 'caption', 'thead button', '.tag',
+        '.version', 'td .pill', '.flags', 'footer p', 'footer a'].map(s => {
+        const n = document.querySelector(s), c = getComputedStyle(n).color;
+        const [a, b] = [light(c), light(ground(n))].sort((x, y) => y - x);
+        return [s, (a + 0.05) / (b + 0.05)]; });
+    })()"""
+    site.known.append(KnownVersion("m", 1, "loading", ["latest"], True))
+    for dark in (False, True):
+        browser.open(site.url, dark=dark)
+        browser.wait("document.querySelectorAll('tbody .tag').length === 1")
+        for selector, ratio in browser.do(script):
+            assert ratio >= 4.5, (selector, ratio, dark)

@@ -1,0 +1,48 @@
+"""A real Prometheus that scrapes real servers. `make test-prometheus` runs what is here."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from replica import Replica
+from scraper import Scraper
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    reason = None
+    if not os.environ.get("NEURONA_PROMETHEUS"):
+        reason = "takes minutes: make test-prometheus"
+    elif not shutil.which("prometheus"):
+        reason = "needs prometheus (Debian: prometheus)"
+    if reason:
+        for item in items:
+            if HERE in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def scraper(tmp_path_factory):
+    scraper = Scraper(tmp_path_factory.mktemp("prometheus"))
+    yield scraper
+    scraper.close()
+
+
+@pytest.fixture
+def start(scraper):
+    """Starts neurona-serve, which is then a target of the scraper until the test is over."""
+    replicas = []
+
+    def start(repository, *flags):
+        replica = Replica(repository, *flags)
+        replicas.append(replica)
+        replica.start()
+        scraper.watch(replica.metrics_address)
+        return replica
+
+    yield start
+    for replica in replicas:
+        scraper.forget(replica.metrics_address)
+        replica.close()

@@ -1,0 +1,187 @@
+"""Each alert fires when its fault is provoked in a real server, and clears after.
+
+The rules are those of deploy/prometheus/rules in a scaled copy; tests/scraper.py says how. Only
+NeuronaGpuMemoryNearLimit is missing: no GPU is filled up for it. promtool tests that one.
+"""
+
+import shutil
+
+import dashboards
+import numpy as np
+import pytest
+import small_models
+from replica import Load
+
+from neurona_protos.prediction_pb2 import PredictRequest
+from neurona_protos.tensors import to_tensor
+
+SEEN = set()
+
+
+def request(model, **inputs):
+    return PredictRequest(model=model, inputs=[to_tensor(n, a) for n, a in inputs.items()])
+
+
+def pick(index):
+    return request("picker", index=np.array([index]))
+
+
+SLOW = request("slow", x=np.ones(1, np.float32))
+ROWS = 33  # just above a size that the device knows
+
+
+@pytest.fixture
+def fires(scraper):
+    """Waits until these alerts fire, in words that Prometheus could fill in."""
+
+    def fires(*names, model=""):
+        wanted = {(name, model) for name in names}
+        scraper.until(lambda: wanted <= scraper.firing(), f"{wanted} fire")
+        for alert in scraper.alerts():
+            for text in alert["annotations"].values():
+                assert "<error" not in text
+                assert "<no value>" not in text
+        SEEN.update(names)
+
+    return fires
+
+
+@pytest.fixture
+def clears(scraper):
+    def clears(*names):
+        scraper.until(lambda: not {name for name, _ in scraper.firing()} & {*names}, "they clear")
+
+    return clears
+
+
+@pytest.fixture
+def quiet(scraper):
+    """What other tests have provoked is over. Between tests there is no process at all."""
+    gone = {"NeuronaTargetDown"}
+    scraper.until(lambda: {name for name, _ in scraper.firing()} <= gone, "quiet")
+
+
+@pytest.mark.usefixtures("quiet")
+def test_errors(tmp_path, start, scraper, fires, clears):
+    small_models.save_picker(tmp_path / "picker" / "1" / "model.onnx")
+    replica = start(tmp_path)
+    with Load(replica, pick(1), pause=0.02):
+        scraper.until(lambda: scraper.query("neurona:errors:ratio_rate6h == 0"), "a good beginning")
+        with Load(replica, pick(7), pause=0.02):
+            fires("NeuronaErrorBudgetBurnsFast", "NeuronaErrorBudgetBurnsSlowly", model="picker")
+        clears("NeuronaErrorBudgetBurnsFast", "NeuronaErrorBudgetBurnsSlowly")
+        assert scraper.query('neurona:errors:ratio_rate3d{model="picker"} > 0.001')
+
+
+@pytest.mark.usefixtures("quiet")
+def test_latency_and_a_queue(tmp_path, start, fires, clears):
+    small_models.save_slow(tmp_path / "slow" / "1" / "model.onnx", products=3)
+    names = [
+        *("NeuronaLatencyBudgetBurnsFast", "NeuronaLatencyBudgetBurnsSlowly"),
+        "NeuronaQueueGrows",
+    ]
+    with Load(start(tmp_path), SLOW, callers=24):
+        fires(*names, model="slow")
+    clears(*names)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_refusals(tmp_path, start, fires, clears):
+    small_models.save_slow(tmp_path / "slow" / "1" / "model.onnx", products=3)
+    replica = start(tmp_path, "--max-queue-rows", "4", "--max-message-bytes", "100000")
+    with Load(replica, SLOW, callers=12):
+        fires("NeuronaRefusesRequests", model="slow")
+    clears("NeuronaRefusesRequests", "NeuronaQueueGrows")
+    with Load(replica, request("slow", x=np.ones(100_000, np.float32))):
+        fires("NeuronaCallsRefusedAtDoor")
+    clears("NeuronaCallsRefusedAtDoor")
+
+
+@pytest.mark.usefixtures("quiet")
+def test_padding(tmp_path, start, fires, clears):
+    small_models.save_quick_at_32(tmp_path / "padded" / "1" / "model.onnx")
+    replica = start(tmp_path)
+    padded = request("padded", x=np.ones((ROWS, 2), np.float32))
+    with Load(replica, padded, pause=0.02):
+        fires("NeuronaPaddingWaste", model="padded")
+    with Load(replica, request("padded", x=np.ones((32, 2), np.float32)), pause=0.02):
+        clears("NeuronaPaddingWaste")
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_gpu_that_is_asked_for_and_not_there(tmp_path, start, fires, clears, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # on a machine with one
+    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    replica = start(tmp_path, "--providers", "cuda,cpu")
+    fires("NeuronaDegradedProvider", model="classifier")
+    replica.kill()
+    replica.flags = ("--providers", "cpu")
+    replica.start()
+    clears("NeuronaDegradedProvider")
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_version_that_takes_long_to_load(tmp_path, start, fires, clears):
+    small_models.save_slow(tmp_path / "slow" / "1" / "model.onnx", products=1)
+    start(tmp_path, "--threads", "1")
+    small_models.save_slow(tmp_path / "slow" / "2" / "model.onnx", products=200)
+    fires("NeuronaVersionStuckLoading", model="slow")
+    clears("NeuronaVersionStuckLoading")
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_corrupt_version(tmp_path, start, fires, clears):
+    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    start(tmp_path)
+    corrupt = tmp_path / "classifier" / "2" / "model.onnx"
+    corrupt.parent.mkdir()
+    corrupt.write_bytes(b"no model")
+    fires("NeuronaVersionProblem", model="classifier")
+    shutil.rmtree(corrupt.parent)
+    clears("NeuronaVersionProblem")
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_process_that_is_gone_and_that_does_not_serve(tmp_path, start, fires, clears):
+    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    replica = start(tmp_path, "--drain-delay-ms", "60000")
+    clears("NeuronaTargetDown")
+    replica.terminate()
+    fires("NeuronaNotServing")
+    replica.kill()
+    fires("NeuronaTargetDown")
+    replica.start()
+    clears("NeuronaTargetDown", "NeuronaNotServing")
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_process_that_starts_again_and_again(tmp_path, start, scraper, fires, clears):
+    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    replica = start(tmp_path)
+    started = f'process_start_time_seconds{{instance="{replica.metrics_address}"}}'
+    for _ in range(3):
+        scraper.until(lambda: scraper.query(started), "the start is seen")
+        ((_, before),) = scraper.query(started)
+        replica.kill()
+        replica.start()
+        # One that no scrape has met would not count.
+        scraper.until(lambda at=before: scraper.query(f"{started} > {at}"), "it is another one")
+    fires("NeuronaProcessRestarts")
+    clears("NeuronaProcessRestarts")
+
+
+@pytest.mark.usefixtures("quiet")
+def test_memory(tmp_path, start, fires, clears):
+    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    start(tmp_path)
+    small_models.save_large(tmp_path / "large" / "1" / "model.onnx", megabytes=900)
+    fires("NeuronaMemoryNearLimit")
+    shutil.rmtree(tmp_path / "large")
+    clears("NeuronaMemoryNearLimit")
+
+
+def test_every_alert_has_been_seen(request):
+    selected = {item.name for item in request.session.items if item.path == request.path}
+    if not selected >= {name for name in globals() if name.startswith("test_")}:
+        pytest.skip("needs all tests of this file")
+    assert {*dashboards.alerts()} - SEEN == {"NeuronaGpuMemoryNearLimit"}

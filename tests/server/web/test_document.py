@@ -1,0 +1,40 @@
+import base64
+import hashlib
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from neurona_server.web import document
+
+
+def test_a_browser_may_run_what_stands_in_the_page_and_nothing_else():
+    content, policy = document.load()
+    text = content.decode()
+    for tag in ("style", "script"):
+        (inside,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+
+
+def test_the_page_asks_nobody_but_its_server_and_stands_alone():
+    text = document.load()[0].decode()
+    assert not re.findall(r"(?:src|href)=\"(?!metrics|healthz|#models|data:,)", text)
+    # A name of SVG's is no address that is asked for.
+    assert set(re.findall(r"https?://[^\"\s]+", text)) == {"http://www.w3.org/2000/svg"}
+    assert "innerHTML" not in text
+    assert not re.search(r"\son[a-z]+=|\sstyle=", text)
+
+
+def test_the_script_is_one_that_node_can_read(tmp_path):
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    text = document.load()[0].decode()
+    (script,) = re.findall("<script>(.*?)</script>", text, re.DOTALL)
+    path = tmp_path / "page.js"
+    path.write_text(script)
+    subprocess.run([node, "--check", path], check=True)

@@ -1,0 +1,44 @@
+"""pynvml for a machine with as many GPUs as the test says: functions of its own that give what the
+documented ones do, in the real package's structures and errors."""
+
+import pynvml
+
+
+class SmallNvml:
+    NVMLError = pynvml.NVMLError
+
+    def __init__(self, gpus=2, missing=(), init_error=None):
+        """`missing`: functions that a GPU does not support. `init_error`: as without a driver."""
+        self.gpus, self.missing, self.init_error = gpus, set(missing), init_error
+        self.lost = False
+
+    def nvmlInit(self):  # noqa: N802
+        if self.init_error is not None:
+            raise pynvml.NVMLError(self.init_error)
+
+    def nvmlDeviceGetCount(self):  # noqa: N802
+        if self.lost:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
+        return self.gpus
+
+    def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
+        if not 0 <= index < self.gpus:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        return f"device {index}"
+
+    def nvmlDeviceGetUtilizationRates(self, device):  # noqa: N802
+        self._check("utilization")
+        return pynvml.c_nvmlUtilization_t(gpu=37, memory=12)
+
+    def nvmlDeviceGetMemoryInfo(self, device):  # noqa: N802
+        self._check("memory")
+        used = 3 << 30
+        return pynvml.c_nvmlMemory_t(total=16 << 30, free=(16 << 30) - used, used=used)
+
+    def nvmlDeviceGetPowerUsage(self, device):  # noqa: N802
+        self._check("power")
+        return 71_500
+
+    def _check(self, function):
+        if function in self.missing:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
