@@ -27,10 +27,33 @@ def test_hadolint_finds_nothing(file):
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_every_extra_it_installs_is_one_of_ours():
-    chosen = re.findall(r"(?:extras=|\]\[|\)\[)([a-z,-]+)[\];\s]", DOCKERFILE)
-    assert set(",".join(chosen).split(",")) == {"server-cpu", "server", "gpu", "training"}
-    assert set(",".join(chosen).split(",")) <= PROJECT["optional-dependencies"].keys()
+def test_what_it_installs_is_what_our_extras_need():
+    chosen = re.findall(r"\) extras=([a-z,-]+) ;;|requirements\.py ([a-z,-]+) >", DOCKERFILE)
+    extras = [runtime or target for runtime, target in chosen]
+    assert extras == ["server-cpu", "server,gpu", "training"]
+    cpu, gpu, training = map(_requirements, extras)
+    assert [line for line in cpu if line.startswith("onnxruntime")] == ["onnxruntime>=1.23"]
+    assert any("onnxruntime-gpu[cuda,cudnn]" in line for line in gpu)
+    assert any(line.startswith("torch") for line in training)
+    assert not any(line.startswith("torch") for line in cpu + gpu)
+    for lines in (cpu, gpu, training):
+        assert set(PROJECT["dependencies"]) < set(lines)
+        assert not any(line.startswith("neurona") for line in lines)
+
+
+def _requirements(extras):
+    return _run_requirements(extras, check=True).stdout.splitlines()
+
+
+def _run_requirements(extras, *, check):
+    command = [sys.executable, "deploy/requirements.py", extras]
+    return subprocess.run(command, check=check, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_an_extra_that_we_have_not_is_told():
+    done = _run_requirements("server-cpu,gpus", check=False)
+    assert done.returncode == 1
+    assert "pyproject.toml has no extra 'gpus'; it has [" in done.stderr
 
 
 def test_what_it_copies_is_sent_to_the_engine_and_nothing_else():
@@ -49,14 +72,11 @@ def test_its_version_is_that_of_the_package():
 
 def test_its_options_are_options_of_the_server():
     from neurona_server import sources
-    from neurona_server.config import Config
 
-    environment = dict(re.findall(r"(NEURONA_[A-Z_]+)=(\S+)", DOCKERFILE.split("AS runtime\n")[1]))
-    assert "NEURONA_REPOSITORY" in environment
-    config = sources.load([], environment)
-    assert config != Config()
-    for name in environment:
-        assert name.removeprefix("NEURONA_").lower() in Config.__dataclass_fields__
+    config = sources.load(["--config", str(ROOT / "deploy" / "neurona.toml")], {})
+    assert config.repository == (Path("/models"),)
+    assert config.address.endswith(":8001")
+    assert config.metrics_address.endswith(":8002")
 
 
 def test_every_package_of_a_gpu_has_its_version_fixed():

@@ -72,8 +72,8 @@ def test_strings_are_normalised_as_onnx_says_which_needs_a_locale(engine, start,
     with grpc.insecure_channel(address) as channel:
         text = to_tensor("text", np.array(["straße", "élan"], np.object_))
         request = PredictRequest(model="upper", inputs=[text])
-        (output,) = PredictionStub(channel).Predict(request, timeout=10).tensors.outputs
-    assert list(to_array(output)) == ["STRASSE", "ÉLAN"]
+        (output,) = PredictionStub(channel).Predict(request, timeout=10).outputs
+    assert list(to_array(output)) == ["STRAßE", "ÉLAN"]
 
 
 def test_docker_sees_that_a_server_does_not_serve(engine, start, model_folder):
@@ -97,8 +97,11 @@ def test_without_models_it_ends_and_says_so(engine, start, tmp_path):
 
 
 def test_a_cache_that_cannot_be_written_is_no_fault(engine, start, model_folder):
-    container, _ = start(model_folder, "--env", "NEURONA_CACHE=/cache-that-is-not-there")
+    # Nothing is mounted at /cache, and the image's own is read-only.
+    container, _ = start(model_folder)
     until(lambda: health(engine, container) == "healthy")
+    made = engine.docker("exec", container, "ls", "/cache/graphs", check=False)
+    assert "No such file" in made.stderr
 
 
 def test_built_twice_it_holds_the_same(engine, images, pip):
