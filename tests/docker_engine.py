@@ -1,0 +1,144 @@
+"""Docker for the tests of deployment: commands, images built here, free ports."""
+
+import contextlib
+import functools
+import http.server
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+DEBIAN = "neurona-test/debian:bookworm-slim"
+
+
+class Engine:
+    """Whatever engine DOCKER_HOST names."""
+
+    def __init__(self):
+        # The newer command builds with a plug-in that not every machine has; Debian's older one
+        # has BuildKit in it.
+        plugged = self.docker("buildx", "version", check=False).returncode == 0
+        old = "/usr/bin/docker"
+        self._build = "docker" if plugged or not Path(old).exists() else old
+
+    def docker(self, *arguments, check=True, timeout=300, command="docker", **environment):
+        """The finished command; AssertionError with what it said when it fails and `check`."""
+        done = subprocess.run(
+            [command, *arguments],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=os.environ | environment,
+        )
+        assert not check or done.returncode == 0, (arguments, (done.stdout + done.stderr)[-4000:])
+        return done
+
+    def build(self, name, dockerfile, target, *options):
+        self.docker(
+            *("build", "--network", "host", "--progress", "plain", "--file", ROOT / dockerfile),
+            *("--target", target, "--tag", name, *options, ROOT),
+            command=self._build,
+            timeout=1800,
+            DOCKER_BUILDKIT="1",
+        )
+        return name
+
+    def inspect(self, container, what):
+        return self.docker("inspect", "--format", "{{" + what + "}}", container).stdout.strip()
+
+    def has(self, image):
+        return self.docker("image", "inspect", image, check=False).returncode == 0
+
+
+def prepare_images(engine, pip):
+    """Builds what compose.yaml starts: its variables, and BASE_IMAGE."""
+    base = base_image(engine)
+    options = ("--build-arg", f"BASE_IMAGE={base}")
+
+    def own(name, target):
+        return engine.build(f"neurona-test/{name}", "deploy/Dockerfile", target, *options, *pip)
+
+    def stand_in(name):
+        return engine.build(
+            f"neurona-test/{name}", "tests/deploy/stand_ins.Dockerfile", name, *options
+        )
+
+    return {
+        "BASE_IMAGE": base,
+        "NEURONA_IMAGE": own("neurona", "server"),
+        "NEURONA_TRAINING_IMAGE": own("training", "training"),
+        "PROMETHEUS_IMAGE": stand_in("prometheus"),
+        "ENVOY_IMAGE": stand_in("envoy"),
+    }
+
+
+def base_image(engine):
+    """Debian's slim image, or one made of its packages where none can be pulled."""
+    if named := os.environ.get("NEURONA_BASE_IMAGE"):
+        return named
+    if engine.has(DEBIAN):
+        return DEBIAN
+    if engine.docker("pull", "debian:bookworm-slim", check=False).returncode == 0:
+        return "debian:bookworm-slim"
+    assert shutil.which("debootstrap"), "no image can be pulled, and debootstrap is not installed"
+    script = ROOT / "tests" / "deploy" / "debian_image.sh"
+    engine.docker(script, DEBIAN, command="sh", timeout=900)
+    return DEBIAN
+
+
+@contextlib.contextmanager
+def pip_options(folder):
+    """Build options that let pip find in a build what this machine's pip finds in a folder."""
+    command = [sys.executable, "-m", "pip", "config", "get", "global.find-links"]
+    found = subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+    if not Path(found or "/nowhere").is_dir():
+        yield ()
+        return
+    handler = functools.partial(_Quiet, directory=found)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    conf = folder / "pip.conf"
+    conf.write_text(f"[global]\nfind-links = http://127.0.0.1:{server.server_port}/\n")
+    own_torch = any(Path(found).glob("torch-*.whl"))
+    try:
+        yield (
+            *("--secret", f"id=pip_conf,src={conf}"),
+            *(("--build-arg", "TORCH_INDEX=") if own_torch else ()),
+        )
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def until(condition, seconds=90.0, every=0.25):
+    """What `condition` returns, once that is true; AssertionError after so many seconds.
+
+    For what another process tells to nobody who waits."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not so after {seconds:g} s: {condition}"
+        time.sleep(every)
+    return value
