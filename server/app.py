@@ -74,7 +74,8 @@ class App:
         if self._config.strict and problems:
             raise LoadError(f"not all models can be served, and strict is true: {problems[0]}")
         if not self._registry.models() and self._config.model_control != "explicit":
-            places = ", ".join(map(str, self._config.repository))
+            alone = [folder for _, folder in self._config.model]
+            places = ", ".join(map(str, [*self._config.repository, *alone]))
             raise LoadError(
                 "none of the models can be served"
                 if problems
@@ -126,7 +127,7 @@ class App:
             return model
 
         return Reconciler(
-            Repository(config.repository),
+            Repository(config.repository, config.model),
             self._registry,
             load,
             self._metrics,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from neurona_server.address import check
 from neurona_server.models.settings import VersionPolicy
@@ -74,3 +75,11 @@ def provider_names(text: str) -> tuple[str, ...]:
     if not all(re.fullmatch("[a-z0-9_]+", name) for name in names):
         raise ValueError("expected names with commas between them, like cuda,cpu")
     return tuple(dict.fromkeys(names))
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    """Whether the name may be a model's, the repository says."""
+    name, parted, folder = text.partition("=")
+    if not (name and parted and folder):
+        raise ValueError("expected NAME=DIR")
+    return name, Path(folder)
