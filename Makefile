@@ -11,7 +11,7 @@ install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 # Two pips in one virtual environment get in each other's way.
 .NOTPARALLEL:
 
-.PHONY: help demo serve train train-all test bench check lint proto clean
+.PHONY: help demo serve train train-all test bench check lint proto manifests clean
 
 help:
 	@echo 'make demo    train three models, serve them, predict, print what happened'
@@ -24,6 +24,7 @@ help:
 	@echo 'make check   lint, type-check, check the layers; writes nothing'
 	@echo 'make lint    format and mend what can be mended'
 	@echo 'make proto   write the generated files of protos/'
+	@echo 'make manifests  write the Kubernetes form of the Prometheus rules'
 	@echo 'make clean   remove what was built and trained'
 
 demo: $(BIN)/.installed
@@ -62,6 +63,9 @@ lint: $(BIN)/.installed-dev
 
 proto: $(BIN)/.installed-dev
 	PYTHON=$(BIN)/python sh protos/generate.sh
+
+manifests: $(BIN)/.installed-dev
+	$(BIN)/python deploy/kubernetes/prometheus_rule.py
 
 # Triton's client wants other versions of what it shares with us: a Python of its own.
 $(VENV)/triton/.installed: | $(BIN)/.dependencies-dev
