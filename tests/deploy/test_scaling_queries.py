@@ -30,7 +30,8 @@ def test_both_autoscalers_ask_the_same_and_for_the_same():
     metrics = [one["external"] for one in scaler["spec"]["metrics"]]
     assert [one["metric"]["name"] for one in metrics] == [r["name"]["as"] for r in adapter_rules()]
     thresholds = [float(one["metadata"]["threshold"]) for one in scaled["spec"]["triggers"]]
-    targets = [float(one["target"]["value"].removesuffix("m")) / 1000 for one in metrics]
+    quantities = [one["target"]["value"] for one in metrics]  # as Kubernetes writes them
+    targets = [float(q.removesuffix("m")) / (1000 if q.endswith("m") else 1) for q in quantities]
     assert targets == thresholds
     behavior = scaled["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     assert scaler["spec"]["behavior"] == behavior
@@ -42,24 +43,27 @@ def series(name, labels, steps):
     return {"series": f"{name}{{{LABELS},{labels}}}", "values": f"0+{steps}x10"}
 
 
+DURATIONS = [
+    f"{what}_duration_seconds_{kind}" for what in ("queue", "run") for kind in ("sum", "count")
+]
 SLOW, IDLE = 'model="slow",pod="a"', 'model="idle",pod="b"'
 CASES = {
-    # A second has 4 requests of 50 ms each in one model; in the other nobody calls.
+    # Requests of one model wait 50 ms each for runs of 10 ms; of the other, nobody asks anything.
     "the model that waits longest": (
         [
             series("neurona_queue_duration_seconds_sum", SLOW, 3),
             series("neurona_queue_duration_seconds_count", SLOW, 60),
-            series("neurona_queue_duration_seconds_sum", IDLE, 0),
-            series("neurona_queue_duration_seconds_count", IDLE, 0),
+            series("neurona_run_duration_seconds_sum", SLOW, 0.1),
+            series("neurona_run_duration_seconds_count", SLOW, 10),
+            *(series(f"neurona_{name}", IDLE, 0) for name in DURATIONS),
             series("neurona_requests_total", 'outcome="ok",pod="a"', 54),
             series("neurona_requests_total", 'outcome="rejected",pod="a"', 6),
         ],
-        (0.05, 0.1),
+        (5, 0.1),
     ),
     "nobody calls": (
         [
-            series("neurona_queue_duration_seconds_sum", IDLE, 0),
-            series("neurona_queue_duration_seconds_count", IDLE, 0),
+            *(series(f"neurona_{name}", IDLE, 0) for name in DURATIONS),
             series("neurona_requests_total", 'outcome="rejected",pod="b"', 0),
         ],
         (0, 0),
