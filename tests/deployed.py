@@ -4,7 +4,7 @@ import contextlib
 import gc
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import grpc
 
@@ -12,11 +12,28 @@ from neurona_server import sources
 from neurona_server.app import App
 
 
+@dataclass(frozen=True)
+class Deployed:
+    """Where gRPC and metrics are."""
+
+    channel: grpc.Channel
+    address: str
+    metrics_address: str
+    app: App
+
+    def count(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        return sum(
+            sample.value
+            for family in self.app.registry.collect()
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+
 @contextlib.contextmanager
-def served(
-    arguments: Sequence[str], environment: Mapping[str, str]
-) -> Iterator[tuple[grpc.Channel, str]]:
-    """With its options, but on free ports of loopback: a channel, and where its metrics are."""
+def served(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[Deployed]:
+    """With its options, but on free ports of loopback, and leaving without a delay."""
     with socket.socket() as one, socket.socket() as other:
         one.bind(("127.0.0.1", 0))
         other.bind(("127.0.0.1", 0))
@@ -26,7 +43,7 @@ def served(
     app.start()
     try:
         with grpc.insecure_channel(door) as channel:
-            yield channel, metrics
+            yield Deployed(channel, door, metrics, app)
     finally:
         app.stop()
         gc.unfreeze()

@@ -44,8 +44,8 @@ def test_one_model_is_served_under_the_name_of_its_service(layout, tmp_path):
     for place in LAYOUTS[layout]:
         small_models.save_classifier(tmp_path / "models" / place)
     (tmp_path / "models" / "model.toml").write_text('labels = ["a", "b", "c"]')
-    with served(arguments("neurona", tmp_path / "models"), {}) as (channel, _):
-        stub = GRPCInferenceServiceStub(channel)
+    with served(arguments("neurona", tmp_path / "models"), {}) as server:
+        stub = GRPCInferenceServiceStub(server.channel)
         assert stub.ModelReady(ModelReadyRequest(name="digits"), timeout=10).ready
         request = triton_requests.request("digits", x=("FP32", np.ones((2, 4))))
         answer = stub.ModelInfer(request, timeout=10)
@@ -56,8 +56,8 @@ def test_one_model_is_served_under_the_name_of_its_service(layout, tmp_path):
 def test_a_repository_is_served_whole(tmp_path):
     for name in ("a", "b"):
         small_models.save_classifier(tmp_path / "models" / name / "1" / "model.onnx")
-    with served(arguments("neurona-repository", tmp_path / "models"), {}) as (channel, _):
-        stub = GRPCInferenceServiceStub(channel)
+    with served(arguments("neurona-repository", tmp_path / "models"), {}) as server:
+        stub = GRPCInferenceServiceStub(server.channel)
         for name in ("a", "b"):
             assert stub.ModelReady(ModelReadyRequest(name=name), timeout=10).ready
         with pytest.raises(grpc.RpcError, match="digits"):

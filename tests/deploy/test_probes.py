@@ -43,13 +43,13 @@ def asked(name):
 
 
 def test_the_server_knows_every_service_that_a_probe_asks_for(start):
-    with start("cpu") as (channel, _):
-        health = HealthStub(channel)
+    with start("cpu") as server:
+        health = HealthStub(server.channel)
         for service in asked("cpu").values():
             state = health.Check(HealthCheckRequest(service=service), timeout=10)
             assert state.status == HealthCheckResponse.SERVING, service
         request = PredictRequest(model="m", inputs=[to_tensor("x", np.ones((1, 4), np.float32))])
-        assert PredictionStub(channel).Predict(request, timeout=10).model == "m"
+        assert PredictionStub(server.channel).Predict(request, timeout=10).model == "m"
 
 
 def test_on_gpus_it_has_started_when_every_model_runs_on_one(start, monkeypatch):
@@ -57,8 +57,8 @@ def test_on_gpus_it_has_started_when_every_model_runs_on_one(start, monkeypatch)
     assert asked("gpu")["startupProbe"] == "gpu"
     assert asked("gpu")["readinessProbe"] == asked("cpu")["readinessProbe"]
     monkeypatch.setattr(neurona_server.app, "CPU", f"not {CPU}")
-    with start("gpu") as (channel, _):
-        state = HealthStub(channel).Check(HealthCheckRequest(service="gpu"), timeout=10)
+    with start("gpu") as server:
+        state = HealthStub(server.channel).Check(HealthCheckRequest(service="gpu"), timeout=10)
         assert state.status == HealthCheckResponse.SERVING
 
 
@@ -66,8 +66,8 @@ def test_with_tls_the_probes_ask_the_metrics_port(start):
     """The kubelet's gRPC probes speak no TLS."""
     assert asked("secure") == {}
     paths = {probe["httpGet"]["path"] for _, probe in manifests.probes(container("secure"))}
-    with start("secure") as (_, metrics):
-        connection = http.client.HTTPConnection(metrics, timeout=10)
+    with start("secure") as server:
+        connection = http.client.HTTPConnection(server.metrics_address, timeout=10)
         for path in paths:
             connection.request("GET", path)
             answer = connection.getresponse()
