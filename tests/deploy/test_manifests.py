@@ -114,6 +114,20 @@ def test_every_option_is_one_of_the_server(name, tmp_path, monkeypatch, caplog):
     assert config.require_gpu == (name == "gpu")
 
 
+def test_what_the_image_sets_does_not_win_over_the_options(name):
+    """The environment does, and an empty variable is not set."""
+    dockerfile = ROOT / "deploy" / "Dockerfile"
+    if not dockerfile.exists():
+        pytest.skip("deploy/ has no Dockerfile")
+    image = set(re.findall(r"NEURONA_[A-Z_]+(?==)", dockerfile.read_text()))
+    assert "NEURONA_ADDRESS" in image
+    variables = environment(container(name))
+    written = tomllib.loads(options_file(name))
+    for variable in image:
+        assert variables[variable] == "", variable
+        assert variable.removeprefix("NEURONA_").lower() in written
+
+
 def test_what_the_options_name_is_mounted(name):
     """Each file and folder lies in a volume; and only what may change can be written to."""
     spec = deployment(name)["spec"]["template"]["spec"]
