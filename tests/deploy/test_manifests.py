@@ -12,6 +12,7 @@ from manifests import NAME, OVERLAYS, ROOT, container, deployment, environment, 
 
 from neurona_server import sources
 from neurona_server.config import Config
+from neurona_server.models.graph_cache import GraphCache
 
 # The oldest that has all that the manifests use, and the newest whose schemas are there.
 VERSIONS = ("1.31", "1.37")
@@ -135,6 +136,17 @@ def test_what_the_options_name_is_mounted(name):
         assert path in mounts or os.path.dirname(path) in mounts, path
     writable = {path for path, mount in mounts.items() if not mount.get("readOnly")}
     assert writable == {"/cache", "/tmp"}  # noqa: S108
+
+
+def test_the_cache_is_a_folder_that_is_taken(name, tmp_path):
+    """Its owner's alone, so not the volume itself: an emptyDir is open to the pod's group."""
+    folder = tomllib.loads(options_file(name))["cache"]
+    volume = tmp_path / "cache"
+    volume.mkdir()
+    volume.chmod(0o2777)
+    GraphCache(tmp_path / folder.lstrip("/"))
+    with pytest.raises(PermissionError, match="expected mode 0700"):
+        GraphCache(volume)
 
 
 def test_images_are_pinned_to_this_version(name):

@@ -28,8 +28,8 @@ def start(tmp_path_factory):
         (options,) = of_kind(overlay(name), "ConfigMap")
         text = options["data"]["neurona.toml"]
         for folder in ("models", "cache"):
-            assert f'"/{folder}"' in text
-            text = text.replace(f'"/{folder}"', f'"{root / folder}"')
+            assert f' = "/{folder}/' in text or f'["/{folder}"]' in text
+            text = text.replace(f'"/{folder}', f'"{root / folder}')
         (root / "neurona.toml").write_text(text)
         return served([], {"NEURONA_CONFIG": str(root / "neurona.toml")})
 
