@@ -1,11 +1,15 @@
 """What the autoscalers ask Prometheus: the same in both, parsed and answered by promtool."""
 
+import re
 import shutil
 import subprocess
 
 import pytest
 import yaml
 from manifests import KUBERNETES, of_kind, overlay
+from prometheus_client import CollectorRegistry
+
+from neurona_server.metrics import Metrics
 
 LABELS = 'job="neurona",namespace="neurona"'
 
@@ -37,6 +41,16 @@ def test_both_autoscalers_ask_the_same_and_for_the_same():
     assert scaler["spec"]["behavior"] == behavior
     assert scaler["spec"]["minReplicas"] == scaled["spec"]["minReplicaCount"]
     assert scaler["spec"]["maxReplicas"] == scaled["spec"]["maxReplicaCount"]
+
+
+def test_the_server_has_what_they_ask_for():
+    families = Metrics(CollectorRegistry()).registry.collect()
+    known = {family.name: family.type for family in families}
+    named = re.findall(r"neurona_[a-z_]+", " ".join(keda_queries()))
+    assert len(set(named)) == 5
+    for name in named:
+        family, kind = re.fullmatch(r"(\w+?)_(sum|count|total)", name).groups()
+        assert known[family] == ("counter" if kind == "total" else "histogram"), name
 
 
 def series(name, labels, steps):
