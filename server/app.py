@@ -74,12 +74,13 @@ class App:
         if self._config.strict and problems:
             raise LoadError(f"not all models can be served, and strict is true: {problems[0]}")
         if not self._registry.models() and self._config.model_control != "explicit":
-            alone = [folder for _, folder in self._config.model]
-            places = ", ".join(map(str, [*self._config.repository, *alone]))
+            alone = [f"{name}={folder}" for name, folder in self._config.model]
+            places = ", ".join([*map(str, self._config.repository), *alone])
+            expected = "<name>/<version>/model.onnx there" if not alone else "model.onnx there"
             raise LoadError(
                 "none of the models can be served"
                 if problems
-                else f"no model in {places}: expected <name>/<version>/model.onnx there"
+                else f"no model in {places}: expected {expected}"
             )
         if self._config.processes == 1:  # else a supervisor has the page of all
             address = self._config.metrics_address

@@ -16,6 +16,7 @@ from manifests import KUBERNETES, build, of_kind
 
 from neurona_protos.open_inference_pb2 import ModelReadyRequest
 from neurona_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from neurona_server.errors import LoadError
 
 LAYOUTS = {
     "a folder's model": ["model.onnx"],
@@ -51,6 +52,18 @@ def test_one_model_is_served_under_the_name_of_its_service(layout, tmp_path):
         answer = stub.ModelInfer(request, timeout=10)
     assert answer.model_name == "digits"
     assert triton_requests.arrays(answer)["probabilities"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [(True, "no model in digits=.*: expected model.onnx there"), (False, "none of the models can")],
+)
+def test_without_a_model_it_does_not_start(made, message, tmp_path):
+    if made:
+        (tmp_path / "models").mkdir()
+    server = served(arguments("neurona", tmp_path / "models"), {})
+    with pytest.raises(LoadError, match=message), server:
+        pass
 
 
 def test_a_repository_is_served_whole(tmp_path):
