@@ -32,3 +32,10 @@ The life of one Predict:
 A ModelInfer of the Open Inference Protocol (`rpc.open_inference`) goes the same way: what the
 two have in common is `rpc.submission`, and their requests share batches.
 """
+
+import os
+
+# ONNX Runtime (1.31, on Linux too) sends events about the process and its models to Microsoft, and
+# keeps a file for that in the home folder. Only this stops it, and only before it is loaded:
+# disable_telemetry_events() comes too late. Whoever sets the variable decides otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
