@@ -14,7 +14,7 @@ install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 .NOTPARALLEL:
 
 .PHONY: help demo serve train train-all test test-browser test-prometheus bench check lint proto dashboards clean
-.PHONY: image sbom test-compose
+.PHONY: image sbom test-compose manifests test-crds
 
 help:
 	@echo 'make demo    train three models, serve them, predict, print what happened'
@@ -34,6 +34,8 @@ help:
 	@echo 'make image   build the image $(IMAGE) (RUNTIME=gpu: for NVIDIA GPUs)'
 	@echo 'make sbom    print what the image $(IMAGE) holds, as CycloneDX'
 	@echo 'make test-compose  bring deploy/compose.yaml up and kill replicas under load; needs Docker'
+	@echo 'make manifests  write the Kubernetes form of the Prometheus rules'
+	@echo 'make test-crds  validate what Kubernetes calls custom resources by schemas of npm and PyPI'
 	@echo 'make clean   remove what was built and trained'
 
 demo: $(BIN)/.installed
@@ -83,6 +85,17 @@ proto: $(BIN)/.installed-dev
 
 dashboards:
 	$(PYTHON) deploy/grafana/write.py
+
+manifests: $(BIN)/.installed-dev
+	$(BIN)/python deploy/kubernetes/prometheus_rule.py
+
+# Too large for constraints.txt, and wanted as files only.
+test-crds: $(BIN)/.installed-dev
+	npm install --silent --ignore-scripts --prefix $(VENV)/crds typescript@5.9.3 \
+	    @kubernetes-models/prometheus-operator@6.0.0 @kubernetes-models/keda@2.0.0
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/crds \
+	    kserve==0.21.0
+	CRD_PACKAGES=$(abspath $(VENV)/crds) $(BIN)/pytest tests/deploy/test_custom_resources.py
 
 # Triton's client wants other versions of what it shares with us: a Python of its own.
 $(VENV)/triton/.installed: | $(BIN)/.dependencies-dev

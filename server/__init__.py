@@ -35,3 +35,10 @@ two have in common is `rpc.submission`, and their requests share batches. Of a m
 PredictStream (`rpc.prediction_stream`), requests that are alike go as one: `rpc.gathering` makes
 bundles of them, and each is answered, or fails, for itself (`rpc.bundle`).
 """
+
+import os
+
+# ONNX Runtime (1.31, on Linux too) sends events about the process and its models to Microsoft, and
+# keeps a file for that in the home folder. Only this stops it, and only before it is loaded:
+# disable_telemetry_events() comes too late. Whoever sets the variable decides otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

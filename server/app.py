@@ -92,11 +92,13 @@ class App:
         if self._config.strict and problems:
             raise LoadError(f"not all models can be served, and strict is true: {problems[0]}")
         if not self._registry.models() and self._config.model_control != "explicit":
-            places = ", ".join(map(str, self._config.repository))
+            alone = [f"{name}={folder}" for name, folder in self._config.model]
+            places = ", ".join([*map(str, self._config.repository), *alone])
+            expected = "<name>/<version>/model.onnx there" if not alone else "model.onnx there"
             raise LoadError(
                 "none of the models can be served"
                 if problems
-                else f"no model in {places}: expected <name>/<version>/model.onnx there"
+                else f"no model in {places}: expected {expected}"
             )
         self._metrics.door.labels(self._listener.name).set(1)
         # What is there by now stays: the collector need not go through it again and again.
@@ -149,7 +151,7 @@ class App:
             return model
 
         return Reconciler(
-            Repository(config.repository),
+            Repository(config.repository, config.model),
             self._registry,
             load,
             self._metrics,

@@ -13,6 +13,7 @@ from neurona_server.option_texts import (
     collector,
     level,
     milliseconds,
+    named_folder,
     one_of,
     provider_names,
     ratio,
@@ -34,6 +35,13 @@ class Config:
         (),
         Path,
         "folder with models as <name>/<version>/model.onnx; may be given more than once",
+        many=True,
+    )
+    model: tuple[tuple[str, Path], ...] = _option(
+        (),
+        named_folder,
+        "NAME=DIR, a folder that is one model: model.onnx or <version>/model.onnx stand in it; "
+        "may be given more than once",
         many=True,
     )
     address: str = _option(

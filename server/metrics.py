@@ -159,6 +159,8 @@ class Metrics:
         self.spans = counter(
             "trace_spans", "Spans of traced requests: sent to the collector, or lost.", ("outcome",)
         )
+        for outcome in ("sent", "lost"):
+            self.spans.labels(outcome)
         self.door = gauge("door_info", "1 for the door that serves gRPC.", ("door",))
         self.build = gauge(
             "build_info",

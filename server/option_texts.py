@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from neurona_server.address import check
 from neurona_server.models.settings import VersionPolicy
@@ -89,3 +90,11 @@ def ratio(text: str) -> float:
     if not 0 <= value <= 1:
         raise ValueError("expected 0 to 1")
     return value
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    """Whether the name may be a model's, the repository says."""
+    name, parted, folder = text.partition("=")
+    if not (name and parted and folder):
+        raise ValueError("expected NAME=DIR")
+    return name, Path(folder)

@@ -41,8 +41,10 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
     values |= {name: value for name, value in flags.items() if value is not None}
     parsed = {name: _parse(name, value) for name, value in values.items()}
     config = Config(**parsed)
-    if not config.repository:
-        raise ConfigError("no repository: say where the models are, with --repository DIR")
+    if not config.repository and not config.model:
+        raise ConfigError(
+            "no repository: say where the models are, with --repository DIR or --model NAME=DIR"
+        )
     return config
 
 

@@ -24,3 +24,10 @@ arguments.py        the command line of `neurona-train`,
 train.py            which goes through the above in that order
 long_memory.py      the adding problem in one picture, a command by itself
 """
+
+import os
+
+# ONNX Runtime (1.31, on Linux too) sends events about the process and its models to Microsoft, and
+# keeps a file for that in the home folder. Only this stops it, and only before it is loaded:
+# disable_telemetry_events() comes too late. Whoever sets the variable decides otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

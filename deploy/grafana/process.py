@@ -201,6 +201,13 @@ def _python() -> Row:
                 ),
                 unit="ops",
             ),
+            over_time(
+                "Spans of traced requests",
+                "sent to the collector, or lost since it was away or slow; nothing where traces "
+                "are off (traces_endpoint).",
+                Query(rate("neurona_trace_spans_total", PROCESSES, "outcome"), "{{outcome}}"),
+                unit="ops",
+            ),
         ],
     )
 

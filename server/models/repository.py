@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from neurona_server.errors import LoadError
+from neurona_server.errors import LoadError, quoted
 from neurona_server.models.folder_settings import read_settings
 from neurona_server.models.settings import CONFIG_PBTXT, MODEL_TOML, ModelSettings
 
@@ -77,8 +77,14 @@ class Folder:
 class Repository:
     """Several roots, read again and again; a model's settings only when they have changed."""
 
-    def __init__(self, roots: Sequence[Path]) -> None:
+    def __init__(self, roots: Sequence[Path], alone: Sequence[tuple[str, Path]] = ()) -> None:
+        """`alone`: folders that are one model, with its name. LoadError for one that is wrong."""
         self.roots = tuple(dict.fromkeys(roots))  # one that is named twice is read once
+        self._alone = dict(alone)
+        if wrong := [name for name in self._alone if not _NAME.fullmatch(name)]:
+            raise LoadError(f"a model cannot be called {quoted(wrong[0])}")
+        if len(self._alone) < len(set(alone)):
+            raise LoadError("two folders are given for a model of the same name")
         self._settings: dict[Path, tuple[Stamp, ModelSettings, str]] = {}
         self._homes: dict[Path, tuple[int, int]] = {}  # device and inode of each root, not empty
 
@@ -92,7 +98,7 @@ class Repository:
         home: dict[str, Path] = {}
         for number, root in enumerate(self.roots, 1):
             for name in self._names(root):
-                folder = self._folder(root, name)
+                folder = self._folder(root, name, root / name)
                 if name in found and found[name].versions and folder.versions:
                     # Callers hear of it, and no path is for them.
                     first = self.roots.index(home[name]) + 1
@@ -100,7 +106,11 @@ class Repository:
                     found[name] = replace(found[name], problem=f"it stands in {both}")
                 elif name not in found or folder.versions:
                     found[name], home[name] = folder, root
-        places = {root / name for name, root in home.items()}
+        for name, path in self._alone.items():
+            folder = self._folder(path, name, path)
+            twice = "it stands in a repository too" if name in home else folder.problem
+            found[name] = replace(folder, problem=twice)
+        places = {root / name for name, root in home.items()} | set(self._alone.values())
         self._settings = {path: kept for path, kept in self._settings.items() if path in places}
         return dict(sorted(found.items()))
 
@@ -118,10 +128,13 @@ class Repository:
             raise LoadError(f"the repository {root} is another folder now, and empty")
         return names
 
-    def _folder(self, root: Path, name: str) -> Folder:
-        path = root / name
+    def _folder(self, root: Path, name: str, path: Path) -> Folder:
         try:
-            if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+            if (
+                path != root
+                and path.is_symlink()
+                and not path.resolve().is_relative_to(root.resolve())
+            ):
                 return Folder(name, {}, problem="it is a link that leads out of the repository")
             settings, problem = self._read_settings(path)
             versions = _versions(root, path, settings.model_file or MODEL_FILE)

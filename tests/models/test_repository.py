@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from neurona_protos.prediction_pb2 import Task
 from neurona_server.errors import LoadError
 from neurona_server.models.repository import Repository, find
 
@@ -164,3 +165,31 @@ def test_nothing_is_read_of_a_folder_that_is_a_link_out_of_the_root(tmp_path):
     assert folders["m"].problem == "it is a link that leads out of the repository"
     assert not folders["m"].versions
     assert not folders["again"].problem
+
+
+def test_a_folder_that_is_one_model_has_the_name_that_it_is_given(tmp_path):
+    make(tmp_path, "models/1", "models/2")
+    (tmp_path / "models" / "model.toml").write_text('task = "tensors"')
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "model.onnx").touch()
+    (tmp_path / "link").symlink_to("models")
+    alone = [("a", tmp_path / "models"), ("b", tmp_path / "bare"), ("c", tmp_path / "link")]
+    folders = Repository([], alone).scan()
+    versions = {name: list(folder.versions) for name, folder in folders.items()}
+    assert versions == {"a": [1, 2], "b": [1], "c": [1, 2]}
+    assert folders["a"].settings.task == Task.TASK_TENSORS
+    assert not any(folder.problem for folder in folders.values())
+
+
+def test_one_that_is_not_there_or_has_the_name_of_another_is_a_problem(tmp_path):
+    make(tmp_path / "root", "m/1", "good/1")
+    make(tmp_path, "alone/1")
+    alone = [("m", tmp_path / "alone"), ("n", tmp_path / "nowhere")]
+    folders = Repository([tmp_path / "root"], alone).scan()
+    problems = {name: folder.problem for name, folder in folders.items()}
+    both = "it stands in a repository too"
+    assert problems == {"good": "", "m": both, "n": "it cannot be read: No such file or directory"}
+    with pytest.raises(LoadError, match="a model cannot be called '../x'"):
+        Repository([], [("../x", tmp_path)])
+    with pytest.raises(LoadError, match="two folders are given"):
+        Repository([], [("m", tmp_path), ("m", tmp_path / "alone")])

@@ -37,6 +37,14 @@ def test_several_repositories_by_flag_and_by_environment():
     assert load([], {"NEURONA_REPOSITORY": "a:b"}).repository == both
 
 
+def test_a_folder_that_is_one_model_needs_no_repository():
+    config = load(["--model", "a=/x", "--model", "b=/y=z"], {})
+    assert config.model == (("a", Path("/x")), ("b", Path("/y=z")))
+    assert load([], {"NEURONA_MODEL": "a=/x:b=/y=z"}) == config
+    with pytest.raises(ConfigError, match="model is '/x': expected NAME=DIR"):
+        load(["--model", "/x"], {})
+
+
 def test_every_option_can_be_given_everywhere():
     texts = {
         "repository": "r",
@@ -59,6 +67,7 @@ def test_every_option_can_be_given_everywhere():
         "compress_answers": "true",
         "reuse_port": "true",
         "max_metadata_bytes": "7000",
+        "model": "m=r",
     }
     texts |= {option.name: "7" for option in fields(Config) if option.name not in texts}
     flags = [x for name, text in texts.items() for x in ("--" + name.replace("_", "-"), text)]

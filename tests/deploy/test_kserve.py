@@ -1,0 +1,115 @@
+"""The manifests for KServe, and the server on what KServe's storage initializer lays down.
+
+The initializer (kserve-storage 0.21) copies the content of a folder, or a single file under its
+own name, straight into /mnt/models.
+"""
+
+import grpc
+import kubernetes_validate
+import numpy as np
+import pytest
+import small_models
+import triton_requests
+import yaml
+from deployed import served
+from manifests import KUBERNETES, build, of_kind
+
+from neurona_protos.open_inference_pb2 import ModelReadyRequest
+from neurona_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from neurona_server.errors import LoadError
+
+LAYOUTS = {
+    "a folder's model": ["model.onnx"],
+    "a single file": ["digits.onnx"],
+    "versions": ["1/model.onnx", "2/model.onnx"],
+}
+
+
+def runtime(name):
+    found = of_kind(build(KUBERNETES / "kserve"), "ServingRuntime")
+    return next(one for one in found if one["metadata"]["name"] == name)
+
+
+def arguments(name, models, service="digits"):
+    """As KServe fills them in for an InferenceService."""
+    (container,) = runtime(name)["spec"]["containers"]
+    places = {"=/tmp/": f"={models}-tmp/", "{{.Name}}": service, "=/mnt/models": f"={models}"}
+    filled = list(container["args"])
+    for written, meant in places.items():
+        filled = [one.replace(written, meant) for one in filled]
+    return filled
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_model_is_served_under_the_name_of_its_service(layout, tmp_path):
+    for place in LAYOUTS[layout]:
+        small_models.save_classifier(tmp_path / "models" / place)
+    (tmp_path / "models" / "model.toml").write_text('labels = ["a", "b", "c"]')
+    with served(arguments("neurona", tmp_path / "models"), {}) as server:
+        stub = GRPCInferenceServiceStub(server.channel)
+        assert stub.ModelReady(ModelReadyRequest(name="digits"), timeout=10).ready
+        request = triton_requests.request("digits", x=("FP32", np.ones((2, 4))))
+        answer = stub.ModelInfer(request, timeout=10)
+    assert answer.model_name == "digits"
+    assert triton_requests.arrays(answer)["probabilities"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [(True, "no model in digits=.*: expected model.onnx there"), (False, "none of the models can")],
+)
+def test_without_a_model_it_does_not_start(made, message, tmp_path):
+    if made:
+        (tmp_path / "models").mkdir()
+    server = served(arguments("neurona", tmp_path / "models"), {})
+    with pytest.raises(LoadError, match=message), server:
+        pass
+
+
+def test_a_repository_is_served_whole(tmp_path):
+    for name in ("a", "b"):
+        small_models.save_classifier(tmp_path / "models" / name / "1" / "model.onnx")
+    with served(arguments("neurona-repository", tmp_path / "models"), {}) as server:
+        stub = GRPCInferenceServiceStub(server.channel)
+        for name in ("a", "b"):
+            assert stub.ModelReady(ModelReadyRequest(name=name), timeout=10).ready
+        with pytest.raises(grpc.RpcError, match="digits"):
+            stub.ModelInfer(triton_requests.request("digits"), timeout=10)
+
+
+@pytest.mark.parametrize("name", ["neurona", "neurona-repository"])
+def test_the_pod_that_kserve_makes_of_it_is_one_that_kubernetes_takes(name):
+    """A runtime's spec is a pod's, with some fields of KServe's own."""
+    spec = dict(runtime(name)["spec"])
+    own = {"annotations", "supportedModelFormats", "protocolVersions", "multiModel"}
+    pod = {key: value for key, value in spec.items() if key not in own}
+    manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": pod}
+    kubernetes_validate.validate(manifest, "1.37", strict=True)
+    (container,) = spec["containers"]
+    assert container["name"] == "kserve-container"
+    assert len(container["ports"]) == 1  # Knative allows no more
+    assert container["ports"][0]["name"] == "h2c"
+    port = container["ports"][0]["containerPort"]
+    assert f"--address=0.0.0.0:{port}" in container["args"]
+    assert container["readinessProbe"]["grpc"]["port"] == port
+    metrics = spec["annotations"]["prometheus.kserve.io/port"]
+    assert f"--metrics-address=0.0.0.0:{metrics}" in container["args"]
+
+
+@pytest.mark.parametrize("name", ["neurona", "neurona-repository"])
+def test_it_has_drained_before_it_is_killed(name):
+    (container,) = runtime(name)["spec"]["containers"]
+    options = dict(one.removeprefix("--").split("=", 1) for one in container["args"])
+    drain = int(options["drain-delay-ms"]) + int(options["drain-timeout-ms"])
+    assert drain / 1000 + 5 <= 30  # Kubernetes' own grace, which a runtime cannot set
+
+
+def test_the_inference_service_asks_for_what_the_runtime_offers():
+    (service,) = of_kind(build(KUBERNETES / "kserve"), "InferenceService")
+    model = service["spec"]["predictor"]["model"]
+    offered = runtime(model["runtime"])["spec"]
+    assert model["modelFormat"]["name"] in {f["name"] for f in offered["supportedModelFormats"]}
+    assert model["protocolVersion"] in offered["protocolVersions"]
+    claim = model["storageUri"].removeprefix("pvc://").partition("/")[0]
+    models = yaml.safe_load((KUBERNETES / "base" / "models.yaml").read_text())
+    assert claim == models["metadata"]["name"]

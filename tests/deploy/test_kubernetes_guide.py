@@ -1,0 +1,104 @@
+"""What deploy/kubernetes/README.md says is what the manifests and the server do."""
+
+import json
+import os
+import re
+import tomllib
+
+import kubernetes_validate
+import manifests
+import yaml
+from manifests import KUBERNETES, OVERLAYS, ROOT, build, container, environment, of_kind
+
+from neurona_server.models.folder_settings import read_settings
+
+GUIDE = (KUBERNETES / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
+
+
+def test_every_overlay_and_component_is_told_of():
+    for name in OVERLAYS:
+        assert f"| `overlays/{name}` |" in GUIDE
+    (components,) = [line for line in GUIDE.splitlines() if line.startswith("| `components/`")]
+    folders = {path.name for path in (KUBERNETES / "components").iterdir()} - {"scaled"}
+    assert set(re.findall("`([a-z]+)`", components)) == folders
+
+
+def test_the_overlay_of_ones_own_is_built(tmp_path):
+    overlay, options = blocks("yaml")
+    folder = os.path.relpath(ROOT, tmp_path)
+    own = overlay.replace("../neurona/", f"{folder}/") + options
+    (tmp_path / "kustomization.yaml").write_text(own)
+    (tmp_path / "neurona.toml").write_text('repository = ["/models"]\n')
+    built = build(tmp_path)
+    (deployment,) = of_kind(built, "Deployment")
+    (one,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert one["image"] == "registry.example/neurona:0.1.0"
+    (config,) = of_kind(built, "ConfigMap")
+    assert config["data"] == {"neurona.toml": 'repository = ["/models"]\n'}
+    names = [
+        volume.get("configMap") for volume in deployment["spec"]["template"]["spec"]["volumes"]
+    ]
+    assert {"name": config["metadata"]["name"]} in names
+
+
+def test_its_model_toml_is_read_without_a_complaint(tmp_path):
+    (text,) = blocks("toml")
+    (tmp_path / "model.toml").write_text(text)
+    read_settings(tmp_path)
+    assert tomllib.loads(text)["traffic"] == {"canary": 5}
+
+
+def test_its_channel_has_a_service_config_that_grpc_takes():
+    (code,) = blocks("python")
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102  ours
+    with names["channel"]:
+        config = names["ROUND_ROBIN"]
+        assert json.loads(json.dumps(config)) == config
+    asked = container("cpu")["readinessProbe"]["grpc"]["service"]
+    assert config["healthCheckConfig"]["serviceName"] == asked
+    (service,) = [
+        one["metadata"]["name"]
+        for one in of_kind(manifests.overlay("cpu"), "Service")
+        if one["spec"].get("clusterIP") == "None"
+    ]
+    assert f"dns:///{service}.neurona.svc.cluster.local:8001" in code
+
+
+def test_its_times_are_those_of_the_manifests():
+    variables = environment(container("cpu"))
+    spec = manifests.deployment("cpu")["spec"]["template"]["spec"]
+    for name, seconds in {
+        "NEURONA_DRAIN_DELAY_MS": int(variables["NEURONA_DRAIN_DELAY_MS"]) // 1000,
+        "NEURONA_DRAIN_TIMEOUT_MS": int(variables["NEURONA_DRAIN_TIMEOUT_MS"]) // 1000,
+        "terminationGracePeriodSeconds": spec["terminationGracePeriodSeconds"],
+    }.items():
+        assert re.search(rf"\| `{name}` \| (then up to )?{seconds} s \|", GUIDE), name
+
+
+def test_paths_that_it_names_are_there():
+    linked = re.findall(r"\]\((?!https?:)([^)#]+)\)", GUIDE)
+    named = re.findall(r"`((?:overlays|components|base|kserve|tests)/[\w./-]*)`", GUIDE)
+    assert len(named) > 10
+    for path in [*linked, *named]:
+        assert (KUBERNETES / path).exists() or (ROOT / path).exists(), path
+    for path in re.findall(r"deploy/kubernetes/[\w./-]+[\w]", GUIDE):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_shell_for_models_is_one_that_the_namespace_admits():
+    pod = yaml.safe_load((KUBERNETES / "models-shell.yaml").read_text())
+    kubernetes_validate.validate(pod, "1.37", strict=True)
+    spec = pod["spec"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    (one,) = spec["containers"]
+    assert one["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert one["securityContext"]["allowPrivilegeEscalation"] is False
+    claim = spec["volumes"][0]["persistentVolumeClaim"]["claimName"]
+    (models,) = of_kind(manifests.overlay("cpu"), "PersistentVolumeClaim")
+    assert claim == models["metadata"]["name"]

@@ -1,0 +1,76 @@
+"""The probes of the manifests, asked of a real server with the options of the manifests."""
+
+import http.client
+
+import manifests
+import numpy as np
+import pytest
+import small_models
+from deployed import served
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from manifests import container, of_kind, overlay
+
+import neurona_server.app
+from neurona_protos.prediction_pb2 import PredictRequest
+from neurona_protos.prediction_pb2_grpc import PredictionStub
+from neurona_protos.tensors import to_tensor
+from neurona_server.models.runtime import CPU
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A server with the overlay's neurona.toml, its folders elsewhere."""
+    root = tmp_path_factory.mktemp("pod")
+    small_models.save_classifier(root / "models" / "m" / "1" / "model.onnx")
+
+    def start(name):
+        (options,) = of_kind(overlay(name), "ConfigMap")
+        text = options["data"]["neurona.toml"]
+        for folder in ("models", "cache"):
+            assert f' = "/{folder}/' in text or f'["/{folder}"]' in text
+            text = text.replace(f'"/{folder}', f'"{root / folder}')
+        (root / "neurona.toml").write_text(text)
+        return served([], {"NEURONA_CONFIG": str(root / "neurona.toml")})
+
+    return start
+
+
+def asked(name):
+    """The services that the overlay's gRPC probes ask for, by probe."""
+    found = manifests.probes(container(name))
+    return {kind: probe["grpc"]["service"] for kind, probe in found if "grpc" in probe}
+
+
+def test_the_server_knows_every_service_that_a_probe_asks_for(start):
+    with start("cpu") as server:
+        health = HealthStub(server.channel)
+        for service in asked("cpu").values():
+            state = health.Check(HealthCheckRequest(service=service), timeout=10)
+            assert state.status == HealthCheckResponse.SERVING, service
+        request = PredictRequest(model="m", inputs=[to_tensor("x", np.ones((1, 4), np.float32))])
+        assert PredictionStub(server.channel).Predict(request, timeout=10).model == "m"
+
+
+def test_on_gpus_it_has_started_when_every_model_runs_on_one(start, monkeypatch):
+    """The service is known where a GPU is in play: here the CPU passes for one."""
+    assert asked("gpu")["startupProbe"] == "gpu"
+    assert asked("gpu")["readinessProbe"] == asked("cpu")["readinessProbe"]
+    monkeypatch.setattr(neurona_server.app, "CPU", f"not {CPU}")
+    with start("gpu") as server:
+        state = HealthStub(server.channel).Check(HealthCheckRequest(service="gpu"), timeout=10)
+        assert state.status == HealthCheckResponse.SERVING
+
+
+def test_with_tls_the_probes_ask_the_metrics_port(start):
+    """The kubelet's gRPC probes speak no TLS."""
+    assert asked("secure") == {}
+    paths = {probe["httpGet"]["path"] for _, probe in manifests.probes(container("secure"))}
+    with start("secure") as server:
+        connection = http.client.HTTPConnection(server.metrics_address, timeout=10)
+        for path in paths:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            assert answer.status == 200, path
+            assert answer.read()
+        connection.close()
