@@ -37,6 +37,7 @@ _ELEMENT_TYPES = {
     "uint32": DataType.DATA_TYPE_UINT32,
     "uint64": DataType.DATA_TYPE_UINT64,
 }
+_FATAL = 4
 _SHRINK = "memory.enable_memory_arena_shrinkage"
 
 
@@ -152,6 +153,9 @@ class SessionRun:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._options = onnxruntime.RunOptions()
+        # What fails is raised, with the same words; a line for each would be a caller's to fill
+        # the log with.
+        self._options.log_severity_level = _FATAL
 
     def __call__(self, inputs: Inputs) -> Outputs:
         return self._session.run_with(inputs, self._options)

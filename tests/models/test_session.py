@@ -113,6 +113,13 @@ def test_the_probe_is_the_model_that_it_should_be():
     assert session.run(None, {"x": np.float32([3])})[0].tolist() == [-3]
 
 
+def test_a_run_that_fails_raises_and_prints_nothing(tmp_path, capfd):
+    session = Session(small_models.save_picker(tmp_path / "m.onnx"), RuntimeOptions())
+    with pytest.raises(Exception, match="indices element out of data bounds, idx=9"):
+        session.run({"index": np.array([9])})
+    assert capfd.readouterr() == ("", "")
+
+
 def test_after_close_it_runs_no_more(path):
     session = Session(path, RuntimeOptions())
     assert session.run(X)[0].shape == (2, 3)
