@@ -1,0 +1,100 @@
+"""All servers of a client: which one gets the next call, and waiting until there is one."""
+
+import atexit
+import os
+import threading
+import weakref
+from collections.abc import Callable
+
+from neurona_client.endpoints import Endpoint
+from neurona_client.errors import ClosedError
+from neurona_client.options import Options
+
+
+class Fleet:
+    def __init__(self, options: Options) -> None:
+        self.closed = ""
+        """Why no more calls are taken; empty while they are."""
+        self._lock = threading.Lock()
+        self._waiting: list[Callable[[], None]] = []
+        self._turn = 0
+        self.endpoints: list[Endpoint] = []
+        for target in options.targets:
+            self.endpoints.append(Endpoint(target, options, self._changed))
+        _all.add(self)
+
+    @property
+    def named(self) -> str:
+        return ", ".join(endpoint.target for endpoint in self.endpoints)
+
+    def pick(self, other_than: Endpoint | None = None) -> Endpoint | None:
+        """The one with the fewest calls under way of those that can be reached; `other_than`
+        only where there is no other. None: none can be reached. Raises ClosedError."""
+        if self.closed:
+            raise ClosedError(self.closed)
+        ready = [endpoint for endpoint in self.endpoints if endpoint.serving]
+        ready = ready or [endpoint for endpoint in self.endpoints if endpoint.reachable]
+        if len(ready) > 1:
+            if other_than is not None:
+                ready = [endpoint for endpoint in ready if endpoint is not other_than]
+            self._turn += 1  # of equals another one each time
+            turn = self._turn % len(ready)
+            ready = ready[turn:] + ready[:turn]
+            return min(ready, key=lambda endpoint: endpoint.pending)
+        return ready[0] if ready else None
+
+    def when_ready(self, done: Callable[[], None]) -> None:
+        """Has it called once, when one can be reached; perhaps at once."""
+        with self._lock:
+            if not self.closed and not self._any_ready():
+                self._waiting.append(done)
+                return
+        done()
+
+    def forget(self, done: Callable[[], None]) -> None:
+        with self._lock:
+            if done in self._waiting:
+                self._waiting.remove(done)
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = "the client is closed"
+        self._wake()
+        for endpoint in self.endpoints:
+            endpoint.close()
+
+    def _any_ready(self) -> bool:
+        return any(endpoint.reachable for endpoint in self.endpoints)
+
+    def _changed(self) -> None:
+        if self._any_ready():
+            self._wake()
+
+    def _wake(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for done in waiting:
+            done()
+
+
+_all: weakref.WeakSet[Fleet] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """gRPC's threads and connections are not there in a child process."""
+    for fleet in _all:
+        fleet.closed = (
+            f"the client was made in another process ({os.getppid()}) than this one "
+            f"({os.getpid()}): make one after the fork"
+        )
+
+
+def _exiting() -> None:
+    for fleet in list(_all):
+        fleet.close()
+
+
+atexit.register(_exiting)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
