@@ -1,16 +1,19 @@
 """The calls of a client as conversations: what is asked, in which order, and what is read."""
 
-from collections.abc import Generator, Iterable
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from neurona_client import descriptions
 from neurona_client.descriptions import Description, ServedModel
-from neurona_client.endpoints import Endpoint, Metadata, health_of, metadata
+from neurona_client.endpoints import Done, Endpoint, Metadata, Outcome, health_of, metadata
 from neurona_client.errors import (
     DeadlineError,
     InvalidInputError,
+    NeuronaError,
     NotFoundError,
     PermissionDeniedError,
     ServerError,
@@ -22,6 +25,7 @@ from neurona_client.options import Options
 from neurona_client.plans import Plan, Plans, Wish, Written
 from neurona_client.results import Answer
 from neurona_client.steps import Alone, Conversation, Deadline, Pause, Step, tried
+from neurona_client.streams import Deliver, Soon, Stream, Together
 from neurona_client.wire import within
 from neurona_protos.prediction_pb2 import (
     DescribeModelRequest,
@@ -44,6 +48,9 @@ _HEALTH = "/grpc.health.v1.Health/Check"
 
 HEALTH = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 _SERVING = "SERVING"
+MAX_SHARED_BYTES = 64 << 10
+"""Larger requests go alone: in a message they would hold up the others."""
+
 _POLL = 0.1  # seconds between two looks at a server that is reached and does not serve yet
 
 
@@ -54,9 +61,16 @@ class Conversations:
         self.options = options
         self.fleet = Fleet(options)
         self.plans = Plans()
+        self.deliver: Deliver = _deliver
+        self.soon: Soon = _soon
+        self._streams: dict[Endpoint, Stream] = {}
+        self._only: Stream | None = None
+        self._lock = threading.Lock()
         self._metadata: Metadata = metadata(options)
 
     def close(self) -> None:
+        for stream in list(self._streams.values()):
+            stream.close()
         self.fleet.close()
 
     def predict(
@@ -67,8 +81,12 @@ class Conversations:
         inputs: Inputs,
         timeout: float | None,
         request_id: str | None,
+        first: NeuronaError | None = None,
     ) -> Talk[A]:
-        """Described is a model once, and again when what the client knows of it seems outdated."""
+        """Described is a model once, and again when what the client knows of it seems outdated.
+
+        first: how it went when it was sent as `plans.known` has it.
+        """
         deadline = Deadline(self.options.timeout if timeout is None else timeout)
         fresh = False
         while True:
@@ -77,7 +95,9 @@ class Conversations:
                 plan, fresh = (yield from self._learned(wish, deadline)), True
             try:
                 written = plan.write(inputs)
-                answer = yield from self._sent(path, written, deadline, request_id)
+                sending = self._sent(path, written, deadline, request_id, first)
+                first = None
+                answer = yield from sending
             except (InvalidInputError, NotFoundError):
                 if fresh:
                     raise
@@ -137,16 +157,51 @@ class Conversations:
         return self.plans.learn(wish, described)
 
     def _sent(
-        self, path: str, written: Written, deadline: Deadline, request_id: str | None
+        self,
+        path: str,
+        written: Written,
+        deadline: Deadline,
+        request_id: str | None,
+        first: NeuronaError | None,
     ) -> Conversation:
         said = self._metadata
         if request_id is not None:
             said = (*said, ("x-request-id", request_id))
 
-        def send(endpoint: Endpoint, left: float | None) -> Step:
-            return Alone(endpoint, path, written.message, left, said)
+        message = written.message
+        together = (
+            self.options.coalesce
+            and request_id is None
+            and path == PREDICT
+            and len(message) <= MAX_SHARED_BYTES
+        )
 
-        return (yield from tried(self.fleet, self.options.retries, deadline, send))
+        def send(endpoint: Endpoint, left: float | None) -> Step:
+            if together:
+                return Together(self._stream(endpoint), message, left)
+            return Alone(endpoint, path, message, left, said)
+
+        return (yield from tried(self.fleet, self.options.retries, deadline, send, first))
+
+    def quick_stream(self) -> Stream | None:
+        """The open stream to whom a request goes next; None: it has to be seen."""
+        if len(self._streams) == 1:
+            stream = self._only
+        else:
+            endpoint = self.fleet.pick()
+            stream = self._streams.get(endpoint) if endpoint is not None else None
+        return stream if stream is not None and stream.lost is None else None
+
+    def _stream(self, endpoint: Endpoint) -> Stream:
+        stream = self._streams.get(endpoint)
+        if stream is None or stream.lost is not None:
+            with self._lock:
+                stream = self._streams.get(endpoint)
+                if stream is None or stream.lost is not None:
+                    stream = Stream(endpoint, self._metadata, self.deliver, self.soon)
+                    self._streams[endpoint] = stream
+                    self._only = stream if len(self.fleet.endpoints) == 1 else None
+        return stream
 
     def _asked(
         self, path: str, message: bytes, timeout: float | None, deadline: Deadline | None = None
@@ -157,6 +212,19 @@ class Conversations:
         if deadline is None:
             deadline = Deadline(self.options.timeout if timeout is None else timeout)
         return (yield from tried(self.fleet, self.options.retries, deadline, send))
+
+
+def _deliver(told: Sequence[tuple[Done, Outcome]]) -> None:
+    for done, outcome in told:
+        done(outcome)
+
+
+def _soon(begin: Callable[[], None]) -> None:
+    """In a thread: those that are runnable ask first, so that their requests go along."""
+    try:
+        time.sleep(0)
+    finally:
+        begin()
 
 
 def _which(wish: Wish) -> bytes:

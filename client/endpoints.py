@@ -13,6 +13,7 @@ import grpc
 from neurona_client.channels import open_channel
 from neurona_client.errors import (
     ClosedError,
+    DeadlineError,
     NeuronaError,
     ServerError,
     UnavailableError,
@@ -30,6 +31,9 @@ Metadata = tuple[tuple[str, str], ...]
 
 SERVING = 1  # of grpc.health.v1.HealthCheckResponse
 _WATCH = "/grpc.health.v1.Health/Watch"
+SAYS_NOTHING = ("no answer came in time", "Deadline Exceeded")
+"""What is said of a deadline by those who do not know how long it was."""
+
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _PAUSE = 0.1  # seconds between two tries of a server that ends them at once
 
@@ -40,8 +44,10 @@ class Endpoint:
         self.reachable = False
         self.serving = False
         """What its health says. A server that drains is reachable and does not serve."""
-        self.pending = 0
-        """Calls under way, for balancing: a little too many or too few does no harm."""
+        self._alone = 0
+        self._lock = threading.Lock()
+        self.stream_load: Callable[[], int] = int
+        """Requests under way in the stream to it."""
         self.channel = open_channel(target, options)
         self._methods: dict[str, Any] = {}
         self._changed = changed
@@ -61,14 +67,23 @@ class Endpoint:
         except ValueError:  # how gRPC refuses what comes after `close`
             done(ClosedError("the client is closed"))
             return _nothing
-        self.pending += 1
+        self._count(1)
 
         def ended(call: Any) -> None:
-            self.pending -= 1
+            self._count(-1)
             done(outcome(call))
 
         future.add_done_callback(ended)
         return lambda: _ignore(future.cancel())
+
+    @property
+    def load(self) -> int:
+        """Requests under way."""
+        return self._alone + self.stream_load()
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._alone += change
 
     def close(self) -> None:
         self._closed.set()
@@ -121,6 +136,10 @@ def outcome(call: Any) -> Outcome:
         answer: bytes = call.result()
         return answer
     return error_of(call)
+
+
+def late() -> NeuronaError:
+    return DeadlineError(SAYS_NOTHING[0])
 
 
 def error_of(call: Any) -> NeuronaError:

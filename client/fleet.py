@@ -32,6 +32,8 @@ class Fleet:
         only where there is no other. None: none can be reached. Raises ClosedError."""
         if self.closed:
             raise ClosedError(self.closed)
+        if len(self.endpoints) == 1:
+            return self.endpoints[0] if self.endpoints[0].reachable else None
         ready = [endpoint for endpoint in self.endpoints if endpoint.serving]
         ready = ready or [endpoint for endpoint in self.endpoints if endpoint.reachable]
         if len(ready) > 1:
@@ -40,7 +42,7 @@ class Fleet:
             self._turn += 1  # of equals another one each time
             turn = self._turn % len(ready)
             ready = ready[turn:] + ready[:turn]
-            return min(ready, key=lambda endpoint: endpoint.pending)
+            return min(ready, key=lambda endpoint: endpoint.load)
         return ready[0] if ready else None
 
     def when_ready(self, done: Callable[[], None]) -> None:

@@ -72,7 +72,6 @@ class Plan:
         wish.check()
         self.wish = wish
         self.described = described
-        self.outdated = False
         self.starts: set[bytes] = set()
         """How answers begin that came before."""
         head = PredictRequest(model=wish.model, label=wish.label)
@@ -94,16 +93,23 @@ class Plan:
 
     def write(self, inputs: Inputs) -> Written:
         """Raises InvalidInputError."""
-        if type(inputs) is np.ndarray and inputs.dtype == self._dtype:
-            known = self._shapes.get(inputs.shape)
-            if known is not None:
-                return Written(known[0] + inputs.tobytes() + self._tail, known[1])
+        quick = self.quick(inputs)
+        if quick is not None:
+            return quick
         if self.described is None:
             return Written(self._join(unchecked(inputs)), single=False)
         tensors, single = ready(self.described, inputs)
         if type(inputs) is np.ndarray and inputs.dtype == self._dtype:
             self._learn(inputs.shape, tensors, single)
         return Written(self._join(tensors), single)
+
+    def quick(self, inputs: object) -> Written | None:
+        """Of an array of a dtype and a shape that came before; else None."""
+        if type(inputs) is np.ndarray and inputs.dtype == self._dtype:
+            known = self._shapes.get(inputs.shape)
+            if known is not None:
+                return Written(known[0] + inputs.tobytes() + self._tail, known[1])
+        return None
 
     def _join(self, tensors: Ready) -> bytes:
         pieces: list[bytes | memoryview] = [self._head]
@@ -148,19 +154,18 @@ class Plans:
     MOST = 1024
 
     def __init__(self) -> None:
-        self._plans: dict[Wish, Plan] = {}
+        self.known: dict[tuple[object, ...], Plan] = {}
+        """By wish; to be read only, and by those in a hurry."""
         self._described: dict[_Which, Description | None] = {}
         self._versions: dict[_Which, set[int]] = {}  # that have answered
 
     def get(self, wish: Wish) -> Plan | None:
         """None: the model must be described first."""
-        plan = self._plans.get(wish)
-        if plan is not None and not plan.outdated:
-            return plan
+        plan = self.known.get(wish)
         key = wish[:3]
         if plan is None and key in self._described:
             return self._made(wish, self._described[key])
-        return None
+        return plan
 
     def learn(self, wish: Wish, described: Description | None) -> Plan:
         if len(self._described) >= self.MOST:
@@ -191,12 +196,12 @@ class Plans:
         """What is known of the model may be outdated."""
         key = wish[:3]
         self._described.pop(key, None)
-        for known, plan in list(self._plans.items()):
+        for known in list(self.known):
             if known[:3] == key:
-                plan.outdated = True
+                self.known.pop(known, None)
 
     def _made(self, wish: Wish, described: Description | None) -> Plan:
-        if len(self._plans) >= self.MOST:
-            self._plans = {}
-        self._plans[wish] = plan = Plan(wish, described)
+        if len(self.known) >= self.MOST:
+            self.known = {}
+        self.known[wish] = plan = Plan(wish, described)
         return plan

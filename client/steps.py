@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import Protocol
 
-from neurona_client.endpoints import Done, Endpoint, Metadata, Outcome
+from neurona_client.endpoints import SAYS_NOTHING, Done, Endpoint, Metadata, Outcome, late
 from neurona_client.errors import (
     ClosedError,
     DeadlineError,
@@ -25,9 +25,6 @@ _LAST_TRY = 1.0
 
 _GRACE = 0.05
 """Seconds that a driver gives gRPC to say that the time is up, as it knows more."""
-
-
-_SAYS_NOTHING = ("no answer came in time", "Deadline Exceeded")
 
 
 class Step(Protocol):
@@ -92,7 +89,7 @@ class Alone:
         return self._endpoint.call(*self._asked, done)
 
     def expired(self) -> Outcome:
-        return DeadlineError(_SAYS_NOTHING[0])
+        return late()
 
 
 class Deadline:
@@ -121,8 +118,16 @@ Send = Callable[[Endpoint, float | None], Step]
 """From a server and the seconds that are left to the step that asks it."""
 
 
-def tried(fleet: Fleet, retries: Retries, deadline: Deadline, send: Send) -> Conversation:
+def tried(
+    fleet: Fleet,
+    retries: Retries,
+    deadline: Deadline,
+    send: Send,
+    first: NeuronaError | None = None,
+) -> Conversation:
     """Sends until there is an answer, or an error that trying again does not mend.
+
+    first: what it ended with when it was sent before.
 
     Raises NeuronaError.
     """
@@ -134,9 +139,11 @@ def tried(fleet: Fleet, retries: Retries, deadline: Deadline, send: Send) -> Con
             endpoint = yield from _reachable(fleet, retries, deadline)
         last = endpoint
         try:
+            if attempt == 1 and first is not None:
+                raise first
             return (yield send(endpoint, deadline.left()))
         except DeadlineError as error:
-            if str(error) in _SAYS_NOTHING:
+            if str(error) in SAYS_NOTHING:
                 raise deadline.error() from None
             raise  # the server says more
         except (OverloadedError, UnavailableError) as error:
