@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         ServerError,
         UnauthenticatedError,
         UnavailableError,
+        UnreachableError,
         WrongTaskError,
     )
     from neurona_client.options import Retries, Tls
@@ -84,6 +85,7 @@ _WHERE = {
         "ServerError",
         "UnauthenticatedError",
         "UnavailableError",
+        "UnreachableError",
         "WrongTaskError",
     ),
     "neurona_client.options": ("Retries", "Tls"),
@@ -140,6 +142,7 @@ __all__ = [
     "Tls",
     "UnauthenticatedError",
     "UnavailableError",
+    "UnreachableError",
     "Value",
     "WrongTaskError",
     "to_array",

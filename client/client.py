@@ -1,15 +1,10 @@
 """Client: predictions for threads, and for programs without any."""
 
-import _thread
-import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
-from neurona_client.conversations import CLASSIFY, PREDICT, REGRESS, Conversations
 from neurona_client.descriptions import Description, ServedModel
-from neurona_client.endpoints import Outcome
-from neurona_client.errors import NeuronaError
 from neurona_client.inputs import Inputs
 from neurona_client.options import (
     DEFAULT_TARGET,
@@ -21,11 +16,9 @@ from neurona_client.options import (
     options,
 )
 from neurona_client.plans import Wish
+from neurona_client.predictions import CLASSIFY, PREDICT, REGRESS, Predictions
 from neurona_client.results import Classified, Prediction, Regressed
-from neurona_client.steps import Step
-from neurona_client.streams import Pending, Stream
-
-T = TypeVar("T")
+from neurona_client.threads import run, together
 
 
 class Client:
@@ -64,7 +57,7 @@ class Client:
         max_message_bytes: int = 64 << 20,
         token_in_plaintext: bool = False,
     ) -> None:
-        self._calls = Conversations(
+        self._calls = Predictions(
             options(
                 target,
                 coalesce=coalesce,
@@ -107,19 +100,16 @@ class Client:
         Raises a NeuronaError: see `neurona_client.errors`.
         """
         wish = (model, version, label, top_k, raw_outputs, priority)
-        first: NeuronaError | None = None
-        plan = self._calls.plans.known.get(wish) if request_id is None else None
-        if plan is not None:  # what is known and goes well takes the short way
-            written, stream = plan.quick(inputs), self._calls.quick_stream()
-            if written is not None and stream is not None and timeout is None:
-                outcome = self._together(stream, written.message)
-                if type(outcome) is bytes:
-                    if self._calls.plans.is_new(plan, outcome):
-                        self._calls.plans.forget(plan.wish)
-                    return Prediction(outcome, sample=written.single)
-                first = outcome
-        asked = (Prediction, PREDICT, Wish(*wish), inputs, timeout, request_id)
-        return self._run(self._calls.predict(*asked, first))
+        calls, deadline, first = self._calls, self._calls.deadline(timeout), None
+        quick = calls.quick(wish, inputs, request_id)
+        if quick is not None:  # what is known and goes well takes the short way
+            plan, written, stream = quick
+            outcome = together(calls.gate, stream, written.message, deadline)
+            if isinstance(outcome, bytes):
+                return calls.read(Prediction, plan, written, outcome)
+            first = outcome
+        asked = (Prediction, PREDICT, Wish(*wish), inputs, deadline, request_id, first)
+        return run(calls.predict(*asked))
 
     def classify(
         self,
@@ -136,8 +126,10 @@ class Client:
     ) -> Classified:
         """As `predict`; raises WrongTaskError for a model that does not classify."""
         wish = Wish(model, version, label, top_k, raw_outputs, priority)
-        return self._run(
-            self._calls.predict(Classified, CLASSIFY, wish, inputs, timeout, request_id)
+        return run(
+            self._calls.predict(
+                Classified, CLASSIFY, wish, inputs, self._calls.deadline(timeout), request_id
+            )
         )
 
     def regress(
@@ -154,11 +146,15 @@ class Client:
     ) -> Regressed:
         """As `predict`; raises WrongTaskError for a model that gives no values."""
         wish = Wish(model, version, label, 1, raw_outputs, priority)
-        return self._run(self._calls.predict(Regressed, REGRESS, wish, inputs, timeout, request_id))
+        return run(
+            self._calls.predict(
+                Regressed, REGRESS, wish, inputs, self._calls.deadline(timeout), request_id
+            )
+        )
 
     def models(self, *, timeout: float | None = None) -> list[ServedModel]:
         """What is served."""
-        return self._run(self._calls.models(timeout))
+        return run(self._calls.models(timeout))
 
     def describe(
         self,
@@ -169,15 +165,15 @@ class Client:
         timeout: float | None = None,
     ) -> Description:
         """What a model takes and gives, and what it says about itself."""
-        return self._run(self._calls.describe(model, version, label, timeout))
+        return run(self._calls.describe(model, version, label, timeout))
 
     def health(self, service: str = "", *, timeout: float | None = None) -> str:
         """SERVING, NOT_SERVING or SERVICE_UNKNOWN; of the server, a service or a model."""
-        return self._run(self._calls.health(service, timeout))
+        return run(self._calls.health(service, timeout))
 
     def wait_until_ready(self, timeout: float | None = None, *, models: Iterable[str] = ()) -> None:
         """Until the server serves, and each of `models`. Raises DeadlineError after `timeout`."""
-        self._run(self._calls.until_ready(models, timeout))
+        run(self._calls.until_ready(models, timeout))
 
     def close(self) -> None:
         """Calls that are under way end with ClosedError. May be called again."""
@@ -193,59 +189,3 @@ class Client:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _together(self, stream: Stream, message: bytes) -> Outcome:
-        reply = _Reply()
-        pending = Pending(message, reply)
-        stream.put(pending)
-        try:
-            reply.wait(None)
-        except BaseException:  # Ctrl-C
-            pending.abandoned = True
-            raise
-        return reply.outcome
-
-    def _run(self, conversation: Generator[Step, bytes, T]) -> T:
-        try:
-            step = next(conversation)
-            while True:
-                outcome = _done(step)
-                if isinstance(outcome, NeuronaError):
-                    step = conversation.throw(outcome)
-                else:
-                    step = conversation.send(outcome)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-
-
-class _Reply:
-    """What one thread waits for. A bare lock wakes it with the fewest steps."""
-
-    __slots__ = ("_lock", "outcome")
-
-    def __init__(self) -> None:
-        self._lock = _thread.allocate_lock()
-        self._lock.acquire()
-
-    def __call__(self, outcome: Outcome) -> None:
-        self.outcome: Outcome = outcome
-        self._lock.release()
-
-    def wait(self, timeout: float | None) -> bool:
-        if timeout is None:
-            return self._lock.acquire()
-        return self._lock.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
-
-
-def _done(step: Step) -> Outcome:
-    reply = _Reply()
-    give_up = step.start(reply)
-    try:
-        if reply.wait(step.timeout):
-            return reply.outcome
-    except BaseException:  # Ctrl-C
-        give_up()
-        raise
-    give_up()
-    return step.expired()

@@ -5,6 +5,7 @@ server serves, leaves or is gone. (gRPC's own word on a channel's state has to b
 """
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,7 @@ SAYS_NOTHING = ("no answer came in time", "Deadline Exceeded")
 """What is said of a deadline by those who do not know how long it was."""
 
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_DOUBT = 1.0  # seconds
 _PAUSE = 0.1  # seconds between two tries of a server that ends them at once
 
 
@@ -44,6 +46,8 @@ class Endpoint:
         self.reachable = False
         self.serving = False
         """What its health says. A server that drains is reachable and does not serve."""
+        self.doubtful_until = 0.0
+        """Of the monotonic clock: it failed a call, and its health may not have noticed yet."""
         self._alone = 0
         self._lock = threading.Lock()
         self.stream_load: Callable[[], int] = int
@@ -71,10 +75,16 @@ class Endpoint:
 
         def ended(call: Any) -> None:
             self._count(-1)
-            done(outcome(call))
+            ended_with = outcome(call)
+            if isinstance(ended_with, UnavailableError):
+                self.doubt()
+            done(ended_with)
 
         future.add_done_callback(ended)
         return lambda: _ignore(future.cancel())
+
+    def doubt(self) -> None:
+        self.doubtful_until = time.monotonic() + _DOUBT
 
     @property
     def load(self) -> int:

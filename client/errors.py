@@ -89,6 +89,10 @@ class UnavailableError(NeuronaError, ConnectionError):
     code = 14
 
 
+class UnreachableError(UnavailableError):
+    """No server could be reached, for as long as the client's `Retries` are patient."""
+
+
 class UnauthenticatedError(NeuronaError):
     """The server wants a token, and got none that it knows."""
 

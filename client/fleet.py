@@ -3,6 +3,7 @@
 import atexit
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
@@ -34,8 +35,10 @@ class Fleet:
             raise ClosedError(self.closed)
         if len(self.endpoints) == 1:
             return self.endpoints[0] if self.endpoints[0].reachable else None
-        ready = [endpoint for endpoint in self.endpoints if endpoint.serving]
-        ready = ready or [endpoint for endpoint in self.endpoints if endpoint.reachable]
+        now = time.monotonic()
+        ready = [one for one in self.endpoints if one.serving and one.doubtful_until < now]
+        ready = ready or [one for one in self.endpoints if one.serving]
+        ready = ready or [one for one in self.endpoints if one.reachable]
         if len(ready) > 1:
             if other_than is not None:
                 ready = [endpoint for endpoint in ready if endpoint is not other_than]
@@ -44,6 +47,11 @@ class Fleet:
             ready = ready[turn:] + ready[:turn]
             return min(ready, key=lambda endpoint: endpoint.load)
         return ready[0] if ready else None
+
+    def has_another(self) -> bool:
+        """Whether a call that has failed may go to another server at once."""
+        now = time.monotonic()
+        return any(one.serving and one.doubtful_until < now for one in self.endpoints)
 
     def when_ready(self, done: Callable[[], None]) -> None:
         """Has it called once, when one can be reached; perhaps at once."""

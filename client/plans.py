@@ -72,6 +72,7 @@ class Plan:
         wish.check()
         self.wish = wish
         self.described = described
+        self.task = "" if described is None else described.task
         self.starts: set[bytes] = set()
         """How answers begin that came before."""
         head = PredictRequest(model=wish.model, label=wish.label)

@@ -16,8 +16,10 @@ from neurona_client.errors import (
     NeuronaError,
     OverloadedError,
     UnavailableError,
+    UnreachableError,
 )
 from neurona_client.fleet import Fleet
+from neurona_client.gate import Gate
 from neurona_client.options import Retries
 
 _LAST_TRY = 1.0
@@ -69,6 +71,25 @@ class UntilReachable:
         return b""
 
 
+class UntilRoom:
+    """Ends when a request of so many bytes may be under way."""
+
+    def __init__(self, gate: Gate, size: int, timeout: float | None) -> None:
+        self.timeout = timeout
+        self._gate = gate
+        self._size = size
+
+    def start(self, done: Done) -> Callable[[], None]:
+        def granted() -> None:
+            done(b"")
+
+        self._gate.wait(self._size, granted)
+        return lambda: self._gate.withdraw(self._size, granted)
+
+    def expired(self) -> Outcome:
+        return late()
+
+
 class Alone:
     """A call of its own."""
 
@@ -82,7 +103,6 @@ class Alone:
     ) -> None:
         self.timeout = None if timeout is None else timeout + _GRACE
         self._endpoint = endpoint
-        self._timeout = timeout
         self._asked = (path, message, timeout, metadata)
 
     def start(self, done: Done) -> Callable[[], None]:
@@ -95,10 +115,10 @@ class Alone:
 class Deadline:
     """A point in time. `timeout` None: never."""
 
-    __slots__ = ("_end", "_timeout")
+    __slots__ = ("_end", "timeout")
 
     def __init__(self, timeout: float | None) -> None:
-        self._timeout = timeout
+        self.timeout = timeout
         self._end = None if timeout is None else time.monotonic() + timeout
 
     def left(self) -> float | None:
@@ -111,7 +131,7 @@ class Deadline:
         return left
 
     def error(self) -> DeadlineError:
-        return DeadlineError(f"no answer within {self._timeout:g} s")
+        return DeadlineError(f"no answer within {self.timeout:g} s")
 
 
 Send = Callable[[Endpoint, float | None], Step]
@@ -134,14 +154,13 @@ def tried(
     pauses = _pauses(retries)
     last: Endpoint | None = None
     for attempt in range(1, retries.attempts + 1):
-        endpoint = fleet.pick(last)
-        if endpoint is None:
-            endpoint = yield from _reachable(fleet, retries, deadline)
-        last = endpoint
         try:
             if attempt == 1 and first is not None:
                 raise first
-            return (yield send(endpoint, deadline.left()))
+            last = fleet.pick(last)
+            if last is None:
+                last = yield from _reachable(fleet, retries, deadline)
+            return (yield send(last, deadline.left()))
         except DeadlineError as error:
             if str(error) in SAYS_NOTHING:
                 raise deadline.error() from None
@@ -149,8 +168,8 @@ def tried(
         except (OverloadedError, UnavailableError) as error:
             if fleet.closed:
                 raise ClosedError(fleet.closed) from None
-            pause = _pause(error, next(pauses), endpoint, fleet)
-            if attempt == retries.attempts or pause is None:
+            pause = _pause(error, next(pauses), fleet)
+            if attempt == retries.attempts or pause is None or isinstance(error, UnreachableError):
                 raise
             left = deadline.left()
             if left is not None and pause >= left:
@@ -178,7 +197,7 @@ def _reachable(
 
 def _reason(
     fleet: Fleet, retries: Retries, deadline: Deadline
-) -> Generator[Step, bytes, UnavailableError]:
+) -> Generator[Step, bytes, UnreachableError]:
     """Asks a server that seems out of reach: gRPC then says what is wrong."""
     left = deadline.left()
     timeout = _LAST_TRY if left is None else min(left, _LAST_TRY)
@@ -188,19 +207,16 @@ def _reason(
     except NeuronaError as error:
         if isinstance(error, UnavailableError):
             text += f": {error}"
-    return UnavailableError(text)
+    return UnreachableError(text)
 
 
-def _pause(
-    error: OverloadedError | UnavailableError, pause: float, failed: Endpoint, fleet: Fleet
-) -> float | None:
+def _pause(error: OverloadedError | UnavailableError, pause: float, fleet: Fleet) -> float | None:
     """Seconds before the next attempt; None: trying again does not help."""
     if isinstance(error, OverloadedError):
         if error.retry_after is None:
             return None
         return error.retry_after * random.uniform(1.0, 1.5)  # noqa: S311
-    another = fleet.pick(failed)
-    return 0.0 if another is not None and another is not failed else pause
+    return 0.0 if fleet.has_another() else pause
 
 
 def _pauses(retries: Retries) -> Generator[float, None, None]:

@@ -68,6 +68,7 @@ class Stream:
         self, endpoint: Endpoint, metadata: Metadata, deliver: Deliver, soon: Soon
     ) -> None:
         self.lost: NeuronaError | None = None
+        self._endpoint = endpoint
         self._deliver = deliver
         self._soon = soon
         self._queue: deque[Pending] = deque()
@@ -121,6 +122,8 @@ class Stream:
             self._writing = False  # what is asked from here on finds out in `_begin`
             unanswered = [pending for pending in self._slots if pending is not None]
             self._slots.clear()
+        if isinstance(error, UnavailableError):
+            self._endpoint.doubt()
         self._fail(unanswered, error)
         self._fail_queued()
 
