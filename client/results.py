@@ -15,6 +15,7 @@ import numpy as np
 
 from neurona_client.arrays import Array, from_bfloat16
 from neurona_client.errors import ServerError, WrongTaskError
+from neurona_client.labels import labels, read
 from neurona_protos.prediction_pb2 import (
     DATA_TYPE_BFLOAT16,
     ClassificationRow,
@@ -49,7 +50,9 @@ class Answer(Sequence[Any]):
     def message(self) -> PredictResponse:
         """All of it, as the server said it. Raises ServerError if it is no PredictResponse."""
         if isinstance(self._message, bytes):
-            self._message = read(self._message)
+            message = read(self._message)
+            labels.learn(self._message, message)
+            self._message = message
         return self._message
 
     @property
@@ -163,7 +166,8 @@ class Classified(Answer):
     @property
     def label(self) -> str:
         """The best class."""
-        return self._class_row().labels[0]
+        known = labels.find(self._message)
+        return self._class_row().labels[0] if known is None else known
 
     @property
     def probability(self) -> float:
@@ -209,15 +213,6 @@ class Prediction(Classified, Regressed):
     """The answer of any model: what it does not have raises WrongTaskError."""
 
     __slots__ = ()
-
-
-def read(message: bytes) -> PredictResponse:
-    from google.protobuf.message import DecodeError
-
-    try:
-        return PredictResponse.FromString(message)
-    except DecodeError as error:
-        raise ServerError(f"the answer is no neurona.v1.PredictResponse: {error}") from error
 
 
 def _best(row: ClassificationRow) -> Class:
