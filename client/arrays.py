@@ -1,5 +1,6 @@
 """What callers give as an input, brought to the dtype that the model takes, or refused."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ def as_array(value: Any, spec: TensorSpec) -> Array:
         return array
     if array.size == 0 and isinstance(value, (list, tuple)):
         return array.astype(wanted)  # an empty list is of no dtype
+    if isinstance(value, (list, tuple)) and array.dtype.kind == "f" and wanted.kind in "iu":
+        array = _whole(value, array)
     if array.dtype.kind not in "biuf":
         raise InvalidInputError(
             f"input {spec.name!r} has values of {_kind(array)}; expected numbers ({spec.dtype})"
@@ -61,6 +64,17 @@ def as_array(value: Any, spec: TensorSpec) -> Array:
             f"hold: {shown}; convert them yourself if that is meant"
         )
     return converted
+
+
+def _whole(value: Any, array: Array) -> Array:
+    """Of a list of whole numbers that numpy has made floats, as of [2**64 - 1, 0], the exact
+    ones."""
+    exact = np.asarray(value, dtype=object)
+    if all(isinstance(one, int) for one in exact.ravel()):
+        for dtype in (np.int64, np.uint64):
+            with contextlib.suppress(OverflowError):
+                return exact.astype(dtype)
+    return array
 
 
 def _rounded_too_far(array: Array, converted: Array) -> NDArray[np.bool_]:

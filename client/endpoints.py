@@ -46,6 +46,8 @@ class Endpoint:
         self.reachable = False
         self.serving = False
         """What its health says. A server that drains is reachable and does not serve."""
+        self.shares = True
+        """False: it takes no streams, or no messages as large as several requests together."""
         self.doubtful_until = 0.0
         """Of the monotonic clock: it failed a call, and its health may not have noticed yet."""
         self._alone = 0

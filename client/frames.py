@@ -6,6 +6,8 @@ not depend on its id, and what stands around it can be written beforehand.
 
 from collections.abc import Iterator
 
+from google.protobuf.message import DecodeError
+
 from neurona_client.errors import NeuronaError, ServerError, from_status
 from neurona_client.wire import fields, prefix, read_varint, varint
 from neurona_protos.prediction_pb2 import (
@@ -111,7 +113,10 @@ def _answer(message: bytes, start: int, stop: int) -> tuple[int, bytes | Neurona
         elif field == StreamedResponse.RESPONSE_FIELD_NUMBER:
             outcome = message[at:end]
         elif field == StreamedResponse.ERROR_FIELD_NUMBER:
-            error = Error.FromString(message[at:end])
+            try:
+                error = Error.FromString(message[at:end])
+            except DecodeError as wrong:
+                raise ValueError(str(wrong)) from wrong
             wait = error.retry_after_ms / 1000 if error.retry_after_ms else None
             return number, from_status(error.code, error.message, wait)
     if outcome is None:

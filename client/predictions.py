@@ -49,6 +49,8 @@ class Predictions(Questions):
         self._lock = threading.Lock()
 
     def close(self) -> None:
+        if self.fleet.closed:  # perhaps a child's copy, whose streams are its parent's
+            return
         for stream in list(self._streams.values()):
             stream.close()
         super().close()
@@ -140,7 +142,7 @@ class Predictions(Questions):
         )
 
         def send(endpoint: Endpoint, left: float | None) -> Step:
-            if together:
+            if together and endpoint.shares:
                 return Together(self._stream(endpoint), message, left)
             return Alone(endpoint, path, message, left, self.metadata + said)
 
@@ -152,7 +154,9 @@ class Predictions(Questions):
         """What may be put into a stream at once, and has been let in by the gate; None: it takes
         a conversation."""
         plan = self.plans.known.get(wish)
-        if plan is None or request_id is not None or not self.options.coalesce or context():
+        if plan is None or request_id is not None or not self.options.coalesce:
+            return None
+        if self.fleet.closed or context():
             return None
         written = plan.quick(inputs)
         if written is None or len(written.message) > MAX_SHARED_BYTES:

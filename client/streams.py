@@ -10,7 +10,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from neurona_client.endpoints import Done, Endpoint, Metadata, Outcome, late
-from neurona_client.errors import ClosedError, NeuronaError, ServerError, UnavailableError
+from neurona_client.errors import (
+    ClosedError,
+    NeuronaError,
+    OverloadedError,
+    ServerError,
+    UnavailableError,
+)
 from neurona_client.frames import END_OF_IDS, FIRST_ID, IDS, answers, frame_for, free_ids
 from neurona_client.wires import Wire, open_wire
 
@@ -18,8 +24,10 @@ FEW = 32
 """Requests of a message, where no more than twice as many wait: so client and server work at the
 same time, each on another message."""
 
-MAX_MESSAGE_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = 256 << 10
 """A message takes no more requests once it has so many bytes."""
+
+_UNIMPLEMENTED = 12
 
 Deliver = Callable[[Sequence[tuple[Done, Outcome]]], None]
 """Has callers told, many at once. From any thread."""
@@ -115,6 +123,10 @@ class Stream:
         self._wire.write(message)
 
     def ended(self, error: NeuronaError) -> None:
+        if isinstance(error, OverloadedError) or error.code == _UNIMPLEMENTED:
+            # What it says of a stream does not hold for each of the requests.
+            self._endpoint.shares = False
+            error = UnavailableError(f"the server does not take the stream: {error}")
         with self._lock:
             if self.lost is not None:
                 return

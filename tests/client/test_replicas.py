@@ -56,7 +56,7 @@ class Killer(threading.Thread):
         self._seconds = seconds
 
     def run(self):
-        generator = random.Random(0)
+        generator = random.Random(0)  # noqa: S311
         end = time.monotonic() + self._seconds
         while time.monotonic() < end:
             replica = generator.choice(self._replicas)
