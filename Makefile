@@ -49,6 +49,7 @@ test: $(BIN)/.installed-dev $(VENV)/triton/.installed
 bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)
 	$(BIN)/python tests/benchmarks/batching.py
+	$(BIN)/python tests/benchmarks/client.py
 
 check: $(BIN)/.installed-dev
 	$(BIN)/ruff format --check .
