@@ -45,6 +45,7 @@ class AsyncClient:
         max_message_bytes: int = 64 << 20,
         token_in_plaintext: bool = False,
     ) -> None:
+        self._loop = Loop()
         self._calls = Predictions(
             options(
                 target,
@@ -58,9 +59,10 @@ class AsyncClient:
                 max_pending_requests=max_pending_requests,
                 max_message_bytes=max_message_bytes,
                 token_in_plaintext=token_in_plaintext,
-            )
+            ),
+            self._loop.deliver,
+            self._loop.soon,
         )
-        self._loop = Loop(self._calls)
 
     async def predict(
         self,

@@ -18,7 +18,7 @@ from neurona_client.options import (
 from neurona_client.plans import Wish
 from neurona_client.predictions import CLASSIFY, PREDICT, REGRESS, Predictions
 from neurona_client.results import Classified, Prediction, Regressed
-from neurona_client.threads import run, together
+from neurona_client.threads import Reply, run, soon, together
 
 
 class Client:
@@ -70,7 +70,9 @@ class Client:
                 max_pending_requests=max_pending_requests,
                 max_message_bytes=max_message_bytes,
                 token_in_plaintext=token_in_plaintext,
-            )
+            ),
+            Reply.deliver,
+            soon,
         )
 
     def predict(

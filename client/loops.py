@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 from neurona_client.endpoints import Outcome
 from neurona_client.errors import ClosedError, NeuronaError
 from neurona_client.gate import Gate
-from neurona_client.predictions import Predictions
 from neurona_client.steps import Deadline, Step
 from neurona_client.streams import Pending, Stream
 
@@ -33,9 +32,18 @@ class Reply:
 class Loop:
     """The event loop of a client's first call, which is that of all."""
 
-    def __init__(self, calls: Predictions) -> None:
-        self._calls = calls
+    def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def deliver(self, _: Stream, told: Any) -> None:
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+                self._loop.call_soon_threadsafe(_resolve, told)
+
+    def soon(self, begin: Callable[[], None]) -> None:
+        """When the coroutines that can run have run."""
+        if self._loop is not None:
+            self._loop.call_soon(begin)
 
     async def run(self, conversation: Generator[Step, bytes, T]) -> T:
         try:
@@ -86,16 +94,6 @@ class Loop:
                 "each loop"
             )
         self._loop = loop
-
-        def deliver(told: Sequence[tuple[Any, Outcome]]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-                loop.call_soon_threadsafe(_resolve, told)
-
-        def soon(begin: Callable[[], None]) -> None:
-            loop.call_soon(begin)
-
-        self._calls.deliver = deliver
-        self._calls.soon = soon
 
 
 def _resolve(told: Sequence[tuple[Reply, Outcome]]) -> None:

@@ -1,11 +1,9 @@
 """Predictions as conversations: who is asked, alone or together with others, and how often."""
 
 import threading
-import time
-from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from neurona_client.endpoints import Done, Endpoint, Outcome
+from neurona_client.endpoints import Endpoint
 from neurona_client.errors import (
     ClosedError,
     DeadlineError,
@@ -38,12 +36,12 @@ MAX_SHARED_BYTES = 64 << 10
 class Predictions(Questions):
     """All that one client asks."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, deliver: Deliver, soon: Soon) -> None:
         super().__init__(options)
         self.plans = Plans()
         self.gate = Gate(options.max_pending_bytes, options.max_pending_requests)
-        self.deliver: Deliver = _deliver
-        self.soon: Soon = _soon
+        self._deliver = deliver
+        self._soon = soon
         self._streams: dict[Endpoint, Stream] = {}
         self._only: Stream | None = None
         self._lock = threading.Lock()
@@ -176,7 +174,7 @@ class Predictions(Questions):
                 stream = self._streams.get(endpoint)
                 if stream is None or stream.lost is not None:
                     try:
-                        stream = Stream(endpoint, self.metadata, self.deliver, self.soon)
+                        stream = Stream(endpoint, self.metadata, self._deliver, self._soon)
                     except ValueError as error:  # how gRPC refuses what comes after `close`
                         raise ClosedError("the client is closed") from error
                     self._streams[endpoint] = stream
@@ -189,16 +187,3 @@ def _stepped(step: Step, deadline: Deadline) -> Conversation:
         return (yield step)
     except DeadlineError:
         raise deadline.error() from None
-
-
-def _deliver(told: Sequence[tuple[Done, Outcome]]) -> None:
-    for done, outcome in told:
-        done(outcome)
-
-
-def _soon(begin: Callable[[], None]) -> None:
-    """In a thread: those that are runnable ask first, so that their requests go along."""
-    try:
-        time.sleep(0)
-    finally:
-        begin()

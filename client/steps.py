@@ -32,8 +32,8 @@ _GRACE = 0.05
 class Step(Protocol):
     timeout: float | None
 
-    def start(self, done: Done) -> Callable[[], None]:
-        """Begins it; what is returned gives it up."""
+    def start(self, done: Done) -> Callable[[], bool | None]:
+        """Begins it; what is returned gives it up, and is true if `done` is or will be called."""
 
     def expired(self) -> Outcome:
         """What it ends with if nothing came within `timeout`."""

@@ -29,8 +29,12 @@ MAX_MESSAGE_BYTES = 256 << 10
 
 _UNIMPLEMENTED = 12
 
-Deliver = Callable[[Sequence[tuple[Done, Outcome]]], None]
-"""Has callers told, many at once. From any thread."""
+Told = Sequence[tuple[Done, Outcome]]
+"""Who waits, and for what came."""
+
+Deliver = Callable[["Stream", Told], None]
+"""Has callers told, many at once, of whom none has given up. From any thread, that holds the
+stream's lock."""
 
 Soon = Callable[[Callable[[], None]], None]
 """Has a message begun when those who are about to ask have asked."""
@@ -39,15 +43,14 @@ Soon = Callable[[Callable[[], None]], None]
 class Pending:
     """A request on its way."""
 
-    __slots__ = ("abandoned", "done", "message")
+    __slots__ = ("abandoned", "done", "message", "told")
 
     def __init__(self, message: bytes, done: Done) -> None:
         self.message = message
         self.done = done
         self.abandoned = False
-
-    def give_up(self) -> None:
-        self.abandoned = True
+        self.told = False
+        """Its outcome is there, and is or will be delivered."""
 
 
 class Together:
@@ -60,10 +63,10 @@ class Together:
         self._stream = stream
         self._message = message
 
-    def start(self, done: Done) -> Callable[[], None]:
+    def start(self, done: Done) -> Callable[[], bool]:
         pending = Pending(self._message, done)
         self._stream.put(pending)
-        return pending.give_up
+        return lambda: self._stream.give_up(pending)
 
     def expired(self) -> Outcome:
         return late()
@@ -81,6 +84,9 @@ class Stream:
         self._soon = soon
         self._queue: deque[Pending] = deque()
         self._writing = False
+        self.held = 0
+        """While it is not 0, nothing is written unless much waits: callers who have just been told
+        are about to ask again. For `Deliver` to count up."""
         self._lock = threading.Lock()  # one for a message and for the loss, none for a request
         self._slots: list[Pending | None] = [None] * END_OF_IDS
         self._free = deque(free_ids())
@@ -89,7 +95,21 @@ class Stream:
 
     def put(self, pending: Pending) -> None:
         self._queue.append(pending)
-        if not self._writing:
+        if not self._writing and (not self.held or len(self._queue) >= FEW):
+            self._begin()
+
+    def give_up(self, pending: Pending) -> bool:
+        """Whether its outcome came before, and is delivered all the same."""
+        with self._lock:
+            pending.abandoned = True
+            return pending.told
+
+    def let_go(self, *, entirely: bool = False) -> None:
+        """Of what `held` holds."""
+        with self._lock:
+            self.held = 0 if entirely else max(0, self.held - 1)
+        # In this order, so that what is asked meanwhile is seen here or there.
+        if self._queue and not self._writing and not self.held:
             self._begin()
 
     def close(self) -> None:
@@ -97,12 +117,9 @@ class Stream:
 
     def received(self, message: bytes) -> None:
         try:
-            told = self._matched(answers(message))
+            self._match(answers(message))
         except ServerError as error:
             self._give_up(error)
-            return
-        if told:
-            self._deliver(told)
 
     def written(self) -> None:
         try:
@@ -114,10 +131,10 @@ class Stream:
     def _write_on(self) -> None:
         message = b""
         while not message:
-            if not self._queue:
+            if not self._some():
                 self._writing = False
-                # What came after the look at the queue may have found us writing.
-                if not (self._queue and self._claim()):
+                # What came after that look may have found us writing.
+                if not (self._some() and self._claim()):
                     return
             message = self._next()
         self._wire.write(message)
@@ -148,6 +165,10 @@ class Stream:
             self._soon(self.written)
         elif self.lost is not None:
             self._fail_queued()
+
+    def _some(self) -> bool:
+        """Whether there is something to be written now."""
+        return bool(self._queue) and (not self.held or len(self._queue) >= FEW)
 
     def _claim(self) -> bool:
         """Whether it is for the caller to write."""
@@ -180,22 +201,22 @@ class Stream:
             self._give_up(UnavailableError("the server leaves too many requests unanswered"))
         return b"".join(pieces)
 
-    def _matched(
-        self, answered: list[tuple[int, bytes | NeuronaError]]
-    ) -> list[tuple[Done, Outcome]]:
+    def _match(self, answered: list[tuple[int, bytes | NeuronaError]]) -> None:
         slots, free = self._slots, self._free
         told: list[tuple[Done, Outcome]] = []
         with self._lock:
             if self.lost is not None:
-                return told
+                return
             for number, outcome in answered:
                 if not 0 <= number < END_OF_IDS or (pending := slots[number]) is None:
                     raise ServerError(f"the server answered a request {number} that was not sent")
                 slots[number] = None
                 free.append(number)
                 if not pending.abandoned:
+                    pending.told = True
                     told.append((pending.done, outcome))
-        return told
+            if told:
+                self._deliver(self, told)
 
     def _load(self) -> int:
         """Requests that have no answer yet."""
@@ -211,4 +232,11 @@ class Stream:
         self._fail(queued, self.lost or UnavailableError("the stream is lost"))
 
     def _fail(self, unanswered: Sequence[Pending], error: NeuronaError) -> None:
-        self._deliver([(one.done, error) for one in unanswered if not one.abandoned])
+        told: list[tuple[Done, Outcome]] = []
+        with self._lock:
+            for pending in unanswered:
+                if not pending.abandoned:
+                    pending.told = True
+                    told.append((pending.done, error))
+            if told:
+                self._deliver(self, told)
