@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 
+from neurona_client.names import PREFIX, Place
 from neurona_client.options import Options, Tls
 
 _KEEPALIVE_MS = 30_000
@@ -14,12 +15,12 @@ _FIRST_RECONNECT_MS = 100
 _LONGEST_RECONNECT_MS = 2_000
 
 
-def open_channel(target: str, options: Options) -> grpc.Channel:
+def open_channel(place: Place, options: Options) -> grpc.Channel:
     """Raises OSError for a file of `tls` that cannot be read."""
     arguments = [
         ("grpc.max_send_message_length", options.max_message_bytes),
         ("grpc.max_receive_message_length", options.max_message_bytes),
-        ("grpc.service_config", json.dumps(_service_config(target))),
+        ("grpc.service_config", json.dumps(_service_config(place.target))),
         # Notices servers that are gone without a word, while calls are under way.
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
@@ -29,18 +30,20 @@ def open_channel(target: str, options: Options) -> grpc.Channel:
         # Each client has connections of its own, so that closing one disturbs no other.
         ("grpc.use_local_subchannel_pool", 1),
     ]
+    if place.authority:
+        arguments.append(("grpc.default_authority", place.authority))
     compression = grpc.Compression.Gzip if options.compression else None
     if options.tls is None:
-        return grpc.insecure_channel(target, arguments, compression)
-    if options.tls.name is not None:
-        arguments.append(("grpc.ssl_target_name_override", options.tls.name))
-    return grpc.secure_channel(target, _credentials(options.tls), arguments, compression)
+        return grpc.insecure_channel(place.target, arguments, compression)
+    if name := options.tls.name or place.authority:
+        arguments.append(("grpc.ssl_target_name_override", name))
+    return grpc.secure_channel(place.target, _credentials(options.tls), arguments, compression)
 
 
 def _service_config(target: str) -> dict[str, Any]:
     # round_robin with one address as well: unlike pick_first, it connects again by itself.
     config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
-    if target.startswith("dns:"):  # of several servers, those that serve
+    if target.startswith(PREFIX):  # of several servers, those that serve
         config["healthCheckConfig"] = {"serviceName": ""}
     return config
 

@@ -20,6 +20,7 @@ from neurona_client.errors import (
     UnavailableError,
     from_trailers,
 )
+from neurona_client.names import Place
 from neurona_client.options import Options
 from neurona_client.wire import fields, read_varint
 
@@ -41,8 +42,10 @@ _PAUSE = 0.1  # seconds between two tries of a server that ends them at once
 
 
 class Endpoint:
-    def __init__(self, target: str, options: Options, changed: Callable[[], None]) -> None:
-        self.target = target
+    def __init__(self, place: Place, options: Options, changed: Callable[[], None]) -> None:
+        self.place = place
+        self.stream: Any = None
+        """The one that calls to it share; for `Predictions`."""
         self.reachable = False
         self.serving = False
         """What its health says. A server that drains is reachable and does not serve."""
@@ -54,7 +57,7 @@ class Endpoint:
         self._lock = threading.Lock()
         self.stream_load: Callable[[], int] = int
         """Requests under way in the stream to it."""
-        self.channel = open_channel(target, options)
+        self.channel = open_channel(place, options)
         self._methods: dict[str, Any] = {}
         self._changed = changed
         self._metadata = metadata(options)

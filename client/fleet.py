@@ -9,7 +9,11 @@ from collections.abc import Callable
 
 from neurona_client.endpoints import Endpoint
 from neurona_client.errors import ClosedError
+from neurona_client.names import PREFIX, places
 from neurona_client.options import Options
+
+_REFRESH = 10.0
+"""Seconds between two looks at what names stand for."""
 
 
 class Fleet:
@@ -20,13 +24,16 @@ class Fleet:
         self._waiting: list[Callable[[], None]] = []
         self._turn = 0
         self.endpoints: list[Endpoint] = []
-        for target in options.targets:
-            self.endpoints.append(Endpoint(target, options, self._changed))
+        self._options = options
+        self._over = threading.Event()
+        self.refresh()
         _all.add(self)
+        if any(target.startswith(PREFIX) for target in options.targets):
+            threading.Thread(target=self._refresh, name="neurona-names", daemon=True).start()
 
     @property
     def named(self) -> str:
-        return ", ".join(endpoint.target for endpoint in self.endpoints)
+        return ", ".join(self._options.targets)
 
     def pick(self, other_than: Endpoint | None = None) -> Endpoint | None:
         """The one with the fewest calls under way of those that can be reached; `other_than`
@@ -70,9 +77,27 @@ class Fleet:
         if self.closed:
             return
         self.closed = "the client is closed"
+        self._over.set()
         self._wake()
         for endpoint in self.endpoints:
             endpoint.close()
+
+    def refresh(self) -> None:
+        """Looks names up again: new addresses get connections, those that are gone lose theirs
+        when what is under way there has ended."""
+        wanted = dict.fromkeys(one for target in self._options.targets for one in places(target))
+        kept = [one for one in self.endpoints if one.place in wanted or one.load]
+        gone = [one for one in self.endpoints if one not in kept]
+        there = {one.place for one in kept}
+        new = [Endpoint(one, self._options, self._changed) for one in wanted if one not in there]
+        if new or gone:
+            self.endpoints = kept + new  # in one step, as others are reading it
+        for one in gone:
+            one.close()
+
+    def _refresh(self) -> None:
+        while not self._over.wait(_REFRESH):
+            self.refresh()
 
     def _any_ready(self) -> bool:
         return any(endpoint.reachable for endpoint in self.endpoints)

@@ -42,15 +42,14 @@ class Predictions(Questions):
         self.gate = Gate(options.max_pending_bytes, options.max_pending_requests)
         self._deliver = deliver
         self._soon = soon
-        self._streams: dict[Endpoint, Stream] = {}
-        self._only: Stream | None = None
         self._lock = threading.Lock()
 
     def close(self) -> None:
         if self.fleet.closed:  # perhaps a child's copy, whose streams are its parent's
             return
-        for stream in list(self._streams.values()):
-            stream.close()
+        for endpoint in self.fleet.endpoints:
+            if endpoint.stream is not None:
+                endpoint.stream.close()
         super().close()
 
     def predict(
@@ -159,26 +158,22 @@ class Predictions(Questions):
         written = plan.quick(inputs)
         if written is None or len(written.message) > MAX_SHARED_BYTES:
             return None
-        stream = self._only
-        if stream is None:
-            endpoint = self.fleet.pick()
-            stream = self._streams.get(endpoint) if endpoint is not None else None
-        if stream is None or stream.lost is not None or not self.gate.enter(len(written.message)):
+        endpoint = self.fleet.pick()
+        if endpoint is None or not endpoint.shares or not self.gate.enter(len(written.message)):
             return None
-        return plan, written, stream
+        return plan, written, self._stream(endpoint)
 
     def _stream(self, endpoint: Endpoint) -> Stream:
-        stream = self._streams.get(endpoint)
+        stream: Stream | None = endpoint.stream
         if stream is None or stream.lost is not None:
             with self._lock:
-                stream = self._streams.get(endpoint)
+                stream = endpoint.stream
                 if stream is None or stream.lost is not None:
                     try:
                         stream = Stream(endpoint, self.metadata, self._deliver, self._soon)
                     except ValueError as error:  # how gRPC refuses what comes after `close`
                         raise ClosedError("the client is closed") from error
-                    self._streams[endpoint] = stream
-                    self._only = stream if len(self.fleet.endpoints) == 1 else None
+                    endpoint.stream = stream
         return stream
 
 

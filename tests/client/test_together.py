@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import neurona_client
-from neurona_client import AsyncClient, Client, Retries
+from neurona_client import AsyncClient, Client, Retries, fleet, names
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.rpc.listening import ListenerOptions
 
@@ -153,7 +153,7 @@ def test_a_stream_grows_old_and_nobody_notices(make_server):
         streams = set()
         while time.monotonic() < end:
             assert client.predict("classifier", ROW).label == "cat"
-            streams.add(id(client._calls._only))
+            streams.add(id(client._calls.fleet.endpoints[0].stream))
     assert len(streams) > 1
 
 
@@ -246,3 +246,48 @@ def test_a_server_whose_messages_are_small_gets_calls_alone(make_server):
             assert not client._calls.fleet.endpoints[0].shares
 
     asyncio.run(main())
+
+
+def test_a_name_stands_for_all_its_addresses_and_is_looked_up_again(make_server, monkeypatch):
+    servers = [make_server(), make_server(), make_server()]
+    known = servers[:2]
+
+    def places(target):
+        assert target == "dns:///models:8001"
+        return [names.Place(f"ipv4:127.0.0.1:{server.port}", "models") for server in known]
+
+    monkeypatch.setattr(fleet, "places", places)
+
+    def asked():
+        return [
+            server.count("batch_rows_sum", model="classifier", version="2") for server in servers
+        ]
+
+    with Client("dns:///models:8001", timeout=20) as client:
+        all_reached(client)
+        for _ in range(20):
+            client.predict("classifier", ROW)
+        assert min(asked()[:2]) > 0
+        assert asked()[2] == 0
+        known[:] = servers[1:]
+        client._calls.fleet.refresh()
+        all_reached(client)
+        before = asked()
+        for _ in range(20):
+            client.predict("classifier", ROW)
+        assert asked()[0] == before[0]
+        assert asked()[2] > 0
+
+
+def all_reached(client):
+    end = time.monotonic() + 10
+    while not all(endpoint.reachable for endpoint in client._calls.fleet.endpoints):
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_names_are_looked_up():
+    found = names.places("dns:///localhost:8001")
+    assert names.Place("ipv4:127.0.0.1:8001", "localhost") in found
+    for target in ("dns:///nobody.invalid:8001", "dns://8.8.8.8/models:8001", "host:1", "dns:x"):
+        assert names.places(target) == [names.Place(target)]
