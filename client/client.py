@@ -39,6 +39,13 @@ class Client:
         it wait, so that memory stays bounded.
     max_message_bytes: a larger request or answer is refused.
 
+    Calls that share a stream are taken back only as far as the stream can: one that is given up
+    (its timeout, Ctrl-C) before it was sent is not sent; of one that was, the server goes on, and
+    its answer is dropped. Calls with a `request_id`, in a recorded OpenTelemetry span (which they
+    pass on), or with more than 64 KiB of inputs go alone.
+
+    A client does not survive a fork: make it in the child.
+
     Raises ValueError for options that cannot be meant, OSError for files that cannot be read.
     """
 
