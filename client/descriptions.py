@@ -65,7 +65,7 @@ class TensorSpec:
     optional: bool = False
     unit: str = ""
     description: str = ""
-    number: DataType = DATA_TYPE_UNDEFINED
+    number: DataType = field(default=DATA_TYPE_UNDEFINED, repr=False)
     """Of its dtype, as in `neurona_client.DataType`."""
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import neurona_client
-from neurona_client import AsyncClient, Client, Retries, fleet, names
+from neurona_client import AsyncClient, Client, Retries, fleet, names, wires
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.rpc.listening import ListenerOptions
 
@@ -291,3 +291,40 @@ def test_names_are_looked_up():
     assert names.Place("ipv4:127.0.0.1:8001", "localhost") in found
     for target in ("dns:///nobody.invalid:8001", "dns://8.8.8.8/models:8001", "host:1", "dns:x"):
         assert names.places(target) == [names.Place(target)]
+
+
+class Other:
+    """Where there is no completion queue, or one of another making."""
+
+    def __getattr__(self, name):
+        raise AttributeError(f"cygrpc has no {name}")
+
+
+@pytest.mark.parametrize("other", [None, Other()], ids=["none", "another"])
+def test_without_the_completion_queue_streams_go_by_the_public_api(make_server, monkeypatch, other):
+    monkeypatch.setattr(wires, "cygrpc", other)
+    first = make_server()
+    answers = []
+    with Client(address(first), retries=Retries(patience=30)) as client:
+
+        def ask():
+            for number in range(50):
+                series = np.array([number, 1.0], np.float32)
+                answers.append(client.predict("regressor", series).value == number + 1)
+
+        for thread in [in_thread(ask) for _ in range(8)]:
+            thread.join()
+        assert answers == [True] * 400
+        stream = client._calls.fleet.endpoints[0].stream
+        assert isinstance(stream._wire, wires.PublicWire)
+        first.listener.stop(0.0)
+        make_server(address=address(first))
+        assert client.predict("classifier", ROW).label == "cat"
+        with pytest.raises(neurona_client.DeadlineError):
+            client.predict("classifier", ROW, timeout=1e-6)
+
+
+def test_the_completion_queue_is_used_where_it_suits(server):
+    with Client(address(server), timeout=20) as client:
+        client.predict("classifier", ROW)
+        assert isinstance(client._calls.fleet.endpoints[0].stream._wire, wires.QuickWire)
