@@ -90,16 +90,20 @@ class QuickWire:
 
     def _run(self) -> None:
         next_event = self._call.next_event
-        while self._due:
-            event = next_event()
-            with self._lock:
-                self._due -= 1
-            try:
-                event.tag(event)
-            except Exception:  # a bug of ours must not leave callers without an answer
-                log.exception("the stream is given up")
-                self._call.cancel(cygrpc.StatusCode.cancelled, "given up")
-        self._ends.ended(self._error())
+        error: NeuronaError = UnavailableError("the stream is given up")
+        try:
+            while self._due:
+                event = next_event()
+                with self._lock:
+                    self._due -= 1
+                try:
+                    event.tag(event)
+                except Exception:  # a bug of ours must not leave callers without an answer
+                    log.exception("the stream is given up")
+                    self._call.cancel(cygrpc.StatusCode.cancelled, "given up")
+            error = self._error()
+        finally:
+            self._ends.ended(error)
 
     def _begun(self, _: Any) -> None:
         pass
@@ -122,8 +126,9 @@ class QuickWire:
         with self._lock:
             if self._over:  # `_run` ends as soon as nothing is due
                 return
-            self._call.operate((operation,), tag)
-            self._due += 1
+            # False once the call has ended, which `_ended` may have yet to hear.
+            if self._call.operate((operation,), tag):
+                self._due += 1
 
     def _error(self) -> NeuronaError:
         code, message = self._status.code(), self._status.details() or ""

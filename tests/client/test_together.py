@@ -146,7 +146,7 @@ def test_what_is_under_way_is_bounded_and_the_others_wait(make_server, wait_unti
 
 
 def test_a_stream_grows_old_and_nobody_notices(make_server):
-    options = ListenerOptions(max_connection_age=0.3, max_connection_age_grace=0.6)
+    options = ListenerOptions(max_connection_age=0.1, max_connection_age_grace=0.15)
     server = make_server(options=options)
     end = time.monotonic() + 2
     with Client(address(server), timeout=20) as client:
