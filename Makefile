@@ -68,6 +68,7 @@ test-prometheus: $(BIN)/.installed-dev
 bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)
 	$(BIN)/python tests/benchmarks/batching.py
+	$(BIN)/python tests/benchmarks/client.py
 
 check: $(BIN)/.installed-dev
 	$(BIN)/ruff format --check .

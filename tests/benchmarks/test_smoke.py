@@ -42,6 +42,12 @@ def test_the_servers_are_compared_and_the_table_and_plot_are_written(tmp_path):
         assert float(cells(printed, way)[1].replace(",", "")) > 0
 
 
+def test_the_ways_of_one_python_client_are_compared():
+    printed = run("client.py", "--seconds", "0.3", "--rounds", "1", "--callers", "8")
+    for way in ("stub of grpc", "Client", "stub of grpc.aio", "AsyncClient"):
+        assert float(cells(printed, way)[2].replace(",", "")) > 0
+
+
 def test_an_answer_that_is_an_error_is_not_counted(tmp_path):
     script = tmp_path / "refused.py"
     script.write_text(REFUSED)

@@ -1,0 +1,175 @@
+"""One target and the channel to it: whether it can be reached, and single calls over it.
+
+Whether it can be reached says a call of Health.Watch that is always open: it tells at once when a
+server serves, leaves or is gone. (gRPC's own word on a channel's state has to be polled for.)
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from neurona_client.channels import open_channel
+from neurona_client.errors import (
+    ClosedError,
+    DeadlineError,
+    NeuronaError,
+    ServerError,
+    UnavailableError,
+    from_trailers,
+)
+from neurona_client.names import Place
+from neurona_client.options import Options
+from neurona_client.wire import fields, read_varint
+
+Outcome = bytes | NeuronaError
+Done = Callable[[Outcome], None]
+"""Told how a step ended, once at the most, from any thread."""
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+SERVING = 1  # of grpc.health.v1.HealthCheckResponse
+_WATCH = "/grpc.health.v1.Health/Watch"
+SAYS_NOTHING = ("no answer came in time", "Deadline Exceeded")
+"""What is said of a deadline by those who do not know how long it was."""
+
+_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_DOUBT = 1.0  # seconds
+_PAUSE = 0.1  # seconds between two tries of a server that ends them at once
+
+
+class Endpoint:
+    def __init__(self, place: Place, options: Options, changed: Callable[[], None]) -> None:
+        self.place = place
+        self.stream: Any = None
+        """The one that calls to it share; for `Predictions`."""
+        self.reachable = False
+        self.serving = False
+        """What its health says. A server that drains is reachable and does not serve."""
+        self.shares = True
+        """False: it takes no streams, or no messages as large as several requests together."""
+        self.doubtful_until = 0.0
+        """Of the monotonic clock: it failed a call, and its health may not have noticed yet."""
+        self._alone = 0
+        self._lock = threading.Lock()
+        self.stream_load: Callable[[], int] = int
+        """Requests under way in the stream to it."""
+        self.channel = open_channel(place, options)
+        self._methods: dict[str, Any] = {}
+        self._changed = changed
+        self._metadata = metadata(options)
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="neurona-watch", daemon=True).start()
+
+    def call(
+        self, path: str, message: bytes, timeout: float | None, metadata: Metadata, done: Done
+    ) -> Callable[[], None]:
+        """A call of its own. What is returned cancels it."""
+        method = self._methods.get(path)
+        if method is None:
+            method = self._methods[path] = self.channel.unary_unary(path)
+        try:
+            future = method.future(message, timeout=timeout, metadata=metadata)
+        except ValueError:  # how gRPC refuses what comes after `close`
+            done(ClosedError("the client is closed"))
+            return _nothing
+        self._count(1)
+
+        def ended(call: Any) -> None:
+            self._count(-1)
+            ended_with = outcome(call)
+            if isinstance(ended_with, UnavailableError):
+                self.doubt()
+            done(ended_with)
+
+        future.add_done_callback(ended)
+        return lambda: _ignore(future.cancel())
+
+    def doubt(self) -> None:
+        self.doubtful_until = time.monotonic() + _DOUBT
+
+    @property
+    def load(self) -> int:
+        """Requests under way."""
+        return self._alone + self.stream_load()
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._alone += change
+
+    def close(self) -> None:
+        self._closed.set()
+        self.channel.close()
+
+    def _watch(self) -> None:
+        while not self._closed.is_set():
+            known = False
+            try:
+                method: Any = self.channel.unary_stream(_WATCH)
+                for answer in method(b"", metadata=self._metadata, wait_for_ready=True):
+                    known = True
+                    self._notice(reachable=True, serving=health_of(answer) == SERVING)
+            except ValueError:  # the channel is closed
+                return
+            except grpc.RpcError as error:
+                if error.code() not in _GONE:  # it has an answer, if not to this
+                    self._notice(reachable=True, serving=True)
+                    return
+            self._notice(reachable=False, serving=False)
+            if not known:
+                self._closed.wait(_PAUSE)
+
+    def _notice(self, *, reachable: bool, serving: bool) -> None:
+        self.reachable, self.serving = reachable, serving
+        self._changed()
+
+
+def metadata(options: Options) -> Metadata:
+    """Of every call."""
+    return () if options.token is None else (("authorization", f"Bearer {options.token}"),)
+
+
+def health_of(answer: bytes) -> int:
+    """The status in a HealthCheckResponse, whose only field it is. Raises ServerError."""
+    state = 0
+    try:
+        for field, start, _ in fields(answer, 0, len(answer)):
+            if field == 1:
+                state = read_varint(answer, start)[0]
+    except ValueError as error:
+        raise ServerError(f"the answer is no HealthCheckResponse: {error}") from error
+    return state
+
+
+def outcome(call: Any) -> Outcome:
+    """Of a call that has ended: its answer, or what it ended with."""
+    code = call.code()
+    if code is grpc.StatusCode.OK:
+        answer: bytes = call.result()
+        return answer
+    return error_of(call)
+
+
+def late() -> NeuronaError:
+    return DeadlineError(SAYS_NOTHING[0])
+
+
+def error_of(call: Any) -> NeuronaError:
+    number: int = call.code().value[0]
+    message = call.details() or ""
+    # How a server ends what it has not begun when it stops: another one will do it. A caller's
+    # own cancelling never gets here.
+    if number == grpc.StatusCode.CANCELLED.value[0] or message == "Stream removed":
+        return UnavailableError(f"the server ended the call: {message}")
+    return from_trailers(number, message, call.trailing_metadata() or ())
+
+
+def _nothing() -> None:
+    pass
+
+
+def _ignore(_: object) -> None:
+    pass

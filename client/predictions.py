@@ -1,0 +1,184 @@
+"""Predictions as conversations: who is asked, alone or together with others, and how often."""
+
+import threading
+from typing import TypeVar
+
+from neurona_client.endpoints import Endpoint
+from neurona_client.errors import (
+    ClosedError,
+    DeadlineError,
+    InvalidInputError,
+    NeuronaError,
+    NotFoundError,
+    PermissionDeniedError,
+)
+from neurona_client.gate import Gate
+from neurona_client.inputs import Inputs
+from neurona_client.options import Options
+from neurona_client.plans import Plan, Plans, Wish, Written
+from neurona_client.questions import Questions, Talk
+from neurona_client.results import Answer
+from neurona_client.steps import Alone, Conversation, Deadline, Step, UntilRoom, tried
+from neurona_client.streams import Deliver, Soon, Stream, Together
+from neurona_client.tracing import context
+
+A = TypeVar("A", bound=Answer)
+
+PREDICT = "/neurona.v1.Prediction/Predict"
+CLASSIFY = "/neurona.v1.Prediction/Classify"
+REGRESS = "/neurona.v1.Prediction/Regress"
+_TASKS = {CLASSIFY: "classification", REGRESS: "regression"}
+
+MAX_SHARED_BYTES = 64 << 10
+"""Larger requests go alone: in a message they would hold up the others."""
+
+
+class Predictions(Questions):
+    """All that one client asks."""
+
+    def __init__(self, options: Options, deliver: Deliver, soon: Soon) -> None:
+        super().__init__(options)
+        self.plans = Plans()
+        self.gate = Gate(options.max_pending_bytes, options.max_pending_requests)
+        self._deliver = deliver
+        self._soon = soon
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        if self.fleet.closed:  # perhaps a child's copy, whose streams are its parent's
+            return
+        for endpoint in self.fleet.endpoints:
+            if endpoint.stream is not None:
+                endpoint.stream.close()
+        super().close()
+
+    def predict(
+        self,
+        kind: type[A],
+        path: str,
+        wish: Wish,
+        inputs: Inputs,
+        deadline: Deadline,
+        request_id: str | None,
+        first: NeuronaError | None = None,
+    ) -> Talk[A]:
+        """Described is a model once, and again when what the client knows of it seems outdated.
+
+        first: how it went when it was sent as `plans.known` has it.
+        """
+        fresh = False
+        while True:
+            plan = self.plans.get(wish)
+            if plan is None:
+                plan, fresh = (yield from self._learned(wish, deadline)), True
+            try:
+                written, answer = yield from self._sent(
+                    path, plan, inputs, deadline, request_id, first
+                )
+            except (InvalidInputError, NotFoundError):
+                if fresh:
+                    raise
+                first = None
+                self.plans.forget(wish)
+                continue
+            return self.read(kind, plan, written, answer)
+
+    def read(self, kind: type[A], plan: Plan, written: Written, answer: bytes) -> A:
+        if self.plans.is_new(plan, answer):  # what it takes may be new as well
+            self.plans.forget(plan.wish)
+        return kind(answer, sample=written.single)
+
+    def _learned(self, wish: Wish, deadline: Deadline) -> Talk[Plan]:
+        wish.check()
+        try:
+            described = yield from self.described(wish, deadline)
+        except PermissionDeniedError:
+            return self.plans.learn(wish, None)
+        return self.plans.learn(wish, described)
+
+    def _sent(
+        self,
+        path: str,
+        plan: Plan,
+        inputs: Inputs,
+        deadline: Deadline,
+        request_id: str | None,
+        first: NeuronaError | None,
+    ) -> Talk[tuple[Written, bytes]]:
+        written = plan.write(inputs)
+        size = len(written.message)
+        if not self.gate.enter(size):
+            del written  # whoever waits keeps no copy of its inputs
+            yield from _stepped(UntilRoom(self.gate, size, deadline.left()), deadline)
+            written = plan.write(inputs)
+        try:
+            answer = yield from self._tried(
+                path, plan, written.message, deadline, request_id, first
+            )
+        finally:
+            self.gate.leave(size)
+        return written, answer
+
+    def _tried(
+        self,
+        path: str,
+        plan: Plan,
+        message: bytes,
+        deadline: Deadline,
+        request_id: str | None,
+        first: NeuronaError | None,
+    ) -> Conversation:
+        said = context()
+        if request_id is not None:
+            said = (*said, ("x-request-id", request_id))
+        together = (
+            self.options.coalesce
+            and not said  # a stream's metadata are those of all its calls
+            and len(message) <= MAX_SHARED_BYTES
+            and (path == PREDICT or plan.task == _TASKS[path])
+        )
+
+        def send(endpoint: Endpoint, left: float | None) -> Step:
+            if together and endpoint.shares:
+                return Together(self._stream(endpoint), message, left)
+            return Alone(endpoint, path, message, left, self.metadata + said)
+
+        return (yield from tried(self.fleet, self.options.retries, deadline, send, first))
+
+    def quick(
+        self, wish: tuple[object, ...], inputs: object, request_id: str | None
+    ) -> tuple[Plan, Written, Stream] | None:
+        """What may be put into a stream at once, and has been let in by the gate; None: it takes
+        a conversation."""
+        plan = self.plans.known.get(wish)
+        if plan is None or request_id is not None or not self.options.coalesce:
+            return None
+        if self.fleet.closed or context():
+            return None
+        written = plan.quick(inputs)
+        if written is None or len(written.message) > MAX_SHARED_BYTES:
+            return None
+        endpoint = self.fleet.pick()
+        if endpoint is None or not endpoint.shares or not self.gate.enter(len(written.message)):
+            return None
+        return plan, written, self._stream(endpoint)
+
+    def _stream(self, endpoint: Endpoint) -> Stream:
+        stream: Stream | None = endpoint.stream
+        if stream is None or stream.lost is not None:
+            with self._lock:
+                stream = endpoint.stream
+                if stream is None or stream.lost is not None:
+                    try:
+                        stream = Stream(endpoint, self.metadata, self._deliver, self._soon)
+                    except ValueError as error:  # how gRPC refuses what comes after `close`
+                        raise ClosedError("the client is closed") from error
+                    endpoint.stream = stream
+        return stream
+
+
+def _stepped(step: Step, deadline: Deadline) -> Conversation:
+    try:
+        return (yield step)
+    except DeadlineError:
+        raise deadline.error() from None

@@ -1,0 +1,112 @@
+"""Pictures as inputs: decoded, fitted and scaled as the model says."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+
+from neurona_client import InvalidInputError, TensorSpec
+from neurona_client.images import pixels
+from neurona_client.inputs import is_image
+from neurona_protos.prediction_pb2 import DATA_TYPE_FLOAT, DATA_TYPE_STRING, DATA_TYPE_UINT8
+
+Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
+
+
+def spec(*shape, unit="level 0..255", description="", dtype="FLOAT", number=DATA_TYPE_FLOAT):
+    return TensorSpec("image", dtype, (-1, *shape), (), False, unit, description, number)
+
+
+def png(array, kind="PNG", **options):
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(array, np.uint8)).save(file, kind, **options)
+    return file.getvalue()
+
+
+GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 3
+COLOUR = np.stack([GREY, GREY // 2, 255 - GREY], axis=2)
+
+
+def test_a_picture_of_the_right_size_keeps_its_levels(tmp_path):
+    assert np.array_equal(pixels(png(GREY), spec(8, 8)), GREY)
+    assert np.array_equal(pixels(png(GREY), spec(1, 8, 8))[0], GREY)
+    assert np.array_equal(pixels(png(COLOUR), spec(3, 8, 8)), COLOUR.transpose(2, 0, 1))
+    assert np.array_equal(pixels(png(COLOUR), spec(8, 8, 3)), COLOUR)
+    file = tmp_path / "a.png"
+    file.write_bytes(png(GREY))
+    assert np.array_equal(pixels(file, spec(8, 8)), GREY)
+
+
+def test_levels_are_those_of_the_models_unit():
+    scaled = pixels(png(GREY), spec(8, 8, unit="grey level 0..16"))
+    assert np.allclose(scaled, GREY * (16 / 255))
+    assert np.allclose(pixels(png(GREY), spec(8, 8, unit="-1..1")), GREY * (2 / 255) - 1)
+
+
+def test_ink_stands_out_of_paper_whichever_is_bright():
+    paper = spec(8, 8, unit="grey level 0..16", description="0 is paper, 16 is ink")
+    drawing = np.full((8, 8), 255, np.uint8)
+    drawing[2:6, 3:5] = 0
+    dark_on_bright = pixels(png(drawing), paper)
+    assert np.array_equal(dark_on_bright, pixels(png(255 - drawing), paper))
+    assert dark_on_bright[0, 0] == 0
+    assert dark_on_bright[3, 3] == 16
+
+
+def test_a_larger_picture_is_fitted_by_its_middle():
+    wide = np.zeros((16, 32), np.uint8)
+    wide[:, 8:24] = np.kron(GREY, np.ones((2, 2), np.uint8))
+    assert np.array_equal(pixels(png(wide), spec(8, 8)), GREY)
+    assert pixels(png(wide), spec(-1, -1)).shape == (16, 32)
+
+
+def test_grey_and_colour_become_each_other():
+    assert np.array_equal(pixels(png(GREY), spec(3, 8, 8)), np.stack([GREY] * 3))
+    assert pixels(png(COLOUR), spec(8, 8)).shape == (8, 8)
+
+
+def test_a_transparent_picture_lies_on_white():
+    clear = np.zeros((8, 8, 4), np.uint8)
+    assert np.all(pixels(png(clear), spec(8, 8)) == 255)
+
+
+def test_a_jpeg_and_a_deep_png_are_read():
+    flat = np.full((8, 8), 128, np.uint8)
+    assert np.allclose(pixels(png(flat, "JPEG", quality=95), spec(8, 8)), 128, atol=2)
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 65535, np.uint16)).save(file, "PNG")
+    assert np.all(pixels(file.getvalue(), spec(8, 8)) == 255)
+
+
+def test_whole_numbers_are_rounded():
+    eight = spec(8, 8, unit="", dtype="UINT8", number=DATA_TYPE_UINT8)
+    assert np.array_equal(pixels(png(GREY), eight), GREY)
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "text"),
+    [
+        (b"no picture", spec(8, 8), "of no format"),
+        (png(GREY)[:55], spec(8, 8), "cannot be read"),
+        (png(GREY), spec(8, 8, unit="cm"), "which levels its pixels have"),
+        (png(GREY), spec(5), "not that of images"),
+        (png(GREY), spec(4, 8, 8), "not that of images"),
+    ],
+    ids=["nothing", "half", "unit", "rank", "channels"],
+)
+def test_what_cannot_be_used_is_said(source, given, text):
+    with pytest.raises(InvalidInputError, match=text):
+        pixels(source, given)
+
+
+def test_without_pillow_it_is_said_how_to_get_it(monkeypatch):
+    picture = png(GREY)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(InvalidInputError, match=r"pip install neurona\[images\]"):
+        pixels(picture, spec(8, 8))
+
+
+def test_bytes_are_text_where_the_model_takes_text():
+    assert is_image(b"a", spec(8, 8))
+    assert not is_image(b"a", spec(8, 8, dtype="STRING", number=DATA_TYPE_STRING))
