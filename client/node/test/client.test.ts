@@ -175,7 +175,7 @@ test("the default timeout of a client holds for its calls", async () => {
 test("servers that are killed, one after the other, lose no call of the stream", async () => {
   const servers = await Promise.all([Served.small(), Served.small(), Served.small()]);
   const target = `ipv4:${servers.map((server) => server.address).join(",")}`;
-  const caller = new Client(target);
+  const caller = new Client(target, { timeoutMs: 30_000 });
   let asked = 0;
   const ask = async () => {
     const n = asked++;
