@@ -77,7 +77,7 @@ def plot(path: Path, title: str, measured: "Measured") -> None:
             seconds * 1e3, color=colour, linewidth=1.5, label=f"{name} {duration(seconds)}"
         )
     left.legend()
-    right.plot(measured.starts, milliseconds, ",", color="#4c78a8", alpha=0.6)
+    right.plot(measured.starts, milliseconds, ".", markersize=2, color="#4c78a8", alpha=0.4)
     right.set(yscale="log", xlabel="when the call was due (s)", ylabel="latency (ms)")
     for axes in (left, right):
         axes.grid(visible=True, which="major", alpha=0.3)
