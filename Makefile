@@ -11,7 +11,7 @@ install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 # Two pips in one virtual environment get in each other's way.
 .NOTPARALLEL:
 
-.PHONY: help demo serve train train-all test bench check lint proto clean
+.PHONY: help demo serve train train-all test test-node bench check lint proto clean
 
 help:
 	@echo 'make demo    train three models, serve them, predict, print what happened'
@@ -19,6 +19,7 @@ help:
 	@echo 'make train   train what is missing in $(MODELS)/'
 	@echo 'make train-all  train every recipe on all its data in $(MODELS)/ (hours), print the table'
 	@echo 'make test    run the tests'
+	@echo 'make test-node  run those of client/node alone (needs node and npm)'
 	@echo 'make bench   compare servers in bench/, then what batching is worth; 20 minutes'
 	@echo '             (needs h2load, Debian: nghttp2-client; BENCH="--against mlserver,triton")'
 	@echo 'make check   lint, type-check, check the layers; writes nothing'
@@ -43,8 +44,12 @@ train-all: $(BIN)/.installed
 	$(BIN)/python -m neurona_training.long_memory --out $(MODELS)/long_memory.png
 	$(BIN)/neurona-train --table $(MODELS)
 
-test: $(BIN)/.installed-dev $(VENV)/triton/.installed
-	TRITON_PYTHON=$(VENV)/triton/bin/python $(BIN)/pytest
+test: $(BIN)/.installed-dev $(VENV)/triton/.installed $(VENV)/node/.installed
+	TRITON_PYTHON=$(VENV)/triton/bin/python NEURONA_NODE_MODULES=$(VENV)/node/node_modules \
+	    $(BIN)/pytest
+
+test-node: $(BIN)/.installed-dev $(VENV)/node/.installed
+	NEURONA_NODE_MODULES=$(VENV)/node/node_modules $(BIN)/pytest tests/client/test_node.py
 
 bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)
@@ -68,6 +73,13 @@ proto: $(BIN)/.installed-dev
 $(VENV)/triton/.installed: | $(BIN)/.dependencies-dev
 	@test -x $(VENV)/triton/bin/python || $(PYTHON) -m venv $(VENV)/triton
 	@$(VENV)/triton/bin/pip install --quiet --disable-pip-version-check 'tritonclient[grpc]==2.73.0'
+	@touch $@
+
+# What client/node needs, outside its folder, so that no stray file gets into the wheel. Without
+# npm its tests are skipped.
+$(VENV)/node/.installed: client/node/package.json client/node/package-lock.json
+	@mkdir -p $(VENV)/node && cp $^ $(VENV)/node/
+	@if command -v npm >/dev/null; then cd $(VENV)/node && npm ci --ignore-scripts --silent; fi
 	@touch $@
 
 clean:

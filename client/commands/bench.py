@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from neurona_client.commands import asking
 from neurona_client.commands.connection import seconds
 from neurona_client.commands.failures import FAILED, WRONG_USAGE, CommandError
-from neurona_client.commands.latencies import duration, histogram, percentiles, plot
+from neurona_client.commands.latencies import duration, histogram, percentiles
 from neurona_client.commands.terminal import RED, coloured, plain, progress, width
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print(found, measured)
     if options.plot and measured.latencies:
+        from neurona_client.commands.picture import plot
+
         plot(options.plot, _title(plan, options.unary), measured)
         if not options.json:
             print(f"\nplot: {options.plot}")

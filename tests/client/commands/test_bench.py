@@ -12,11 +12,7 @@ QUICK = ("--warm-up", "0.1", "--duration", "0.5")
 
 @pytest.mark.parametrize("how", [(), ("--unary",), ("--rate", "100"), ("--rate", "100", "--unary")])
 def test_load_is_measured(neurona, how):
-    done = (
-        neurona("bench", "regressor", *QUICK, *how, "--concurrency", "4", "--json")
-        if "--rate" not in how
-        else neurona("bench", "regressor", *QUICK, *how, "--json")
-    )
+    done = neurona("bench", "regressor", *QUICK, *how, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["errors"] == {}

@@ -6,7 +6,9 @@ def test_what_is_served_is_listed_with_its_state(neurona):
     assert done.returncode == 0, done.stderr
     header, *lines = done.stdout.splitlines()
     assert header.split() == ["MODEL", "VERSION", "STATE", "TASK", "SHARE", "LABELS", "RUNS", "ON"]
-    assert "classifier 2 ready classification 100% latest CPU".split() in map(str.split, lines)
+    classifier = next(line for line in lines if line.split()[:2] == ["classifier", "2"])
+    expected = "classifier 2 ready classification 100% latest CPU"
+    assert classifier.split() == expected.split()
     assert "\x1b" not in done.stdout
 
 
