@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has seen enough. What is still buffered must not be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SIGPIPE
+    except OSError as error:
+        print(f"neurona: {plain(str(error))}", file=sys.stderr)
+        return FAILED
     return status
 
 

@@ -53,16 +53,19 @@ def run(options: argparse.Namespace) -> int:
     named = files(options.files)
     rows: list[Row] = []
     failed = 0
+    seen: set[str] = set()
     with asking.client(options) as client, progress("predict", len(named)) as bar:
         for name, answered in _answers(client, named, options):
-            bar.show(len({row["file"] for row in rows}), plain(name))
+            seen.add(name)
+            bar.show(len(seen), plain(name))
             failed += isinstance(answered, Exception)
             found = _failed(name, answered) if isinstance(answered, Exception) else answered
+            if not options.json:
+                rows += found
+                continue
+            bar.clear()
             for row in found:
-                if options.json:
-                    bar.clear()
-                    print(json.dumps(row, ensure_ascii=False), flush=True)
-            rows += found
+                print(json.dumps(row, ensure_ascii=False), flush=True)
     if not options.json:
         _print(rows)
     return FAILED if failed else 0
