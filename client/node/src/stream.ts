@@ -20,9 +20,12 @@ interface Waiting {
   reject(error: Error): void;
 }
 
-const MAX_ATTEMPTS = 4;
+const MAX_ATTEMPTS = 5;
 /** Milliseconds before the first attempt after a server that cannot be reached; then twice as long. */
 const BACKOFF = 50;
+/** Requests fail inside the stream: when it fails itself, its connection or its server is gone.
+ * A reset connection is INTERNAL here, or CANCELLED or UNKNOWN by the moment. */
+const LOST = new Set([status.UNAVAILABLE, status.INTERNAL, status.CANCELLED, status.UNKNOWN]);
 const MAX_BACKOFF = 1000;
 /** Bytes of tensors in one message: what is above waits for the next. */
 const MESSAGE_BYTES = 1 << 20;
@@ -156,7 +159,7 @@ export class Stream {
     if (call !== this.#call) return;
     this.#call = undefined;
     this.#open = 0;
-    const again = error === undefined || error.code === status.UNAVAILABLE;
+    const again = error === undefined || LOST.has(error.code);
     const queued = new Set(this.#queue);
     for (const [id, waiting] of [...this.#waiting]) {
       if (queued.has(id)) continue;
