@@ -45,11 +45,11 @@ train-all: $(BIN)/.installed
 	$(BIN)/neurona-train --table $(MODELS)
 
 test: $(BIN)/.installed-dev $(VENV)/triton/.installed $(VENV)/node/.installed
-	TRITON_PYTHON=$(VENV)/triton/bin/python NEURONA_NODE_MODULES=$(VENV)/node/node_modules \
+	TRITON_PYTHON=$(VENV)/triton/bin/python NODE_MODULES=$(VENV)/node/node_modules \
 	    $(BIN)/pytest
 
 test-node: $(BIN)/.installed-dev $(VENV)/node/.installed
-	NEURONA_NODE_MODULES=$(VENV)/node/node_modules $(BIN)/pytest tests/client/test_node.py
+	NODE_MODULES=$(VENV)/node/node_modules $(BIN)/pytest tests/client/test_node.py
 
 bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)

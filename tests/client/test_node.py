@@ -1,6 +1,6 @@
 """client/node: its own tests against a server of their own, and what is generated of it.
 
-What it needs of npm is in $NEURONA_NODE_MODULES (`make test` puts it into .venv), or beside the
+What it needs of npm is in $NODE_MODULES (`make test` puts it into .venv), or beside the
 sources after `npm ci` there. `make test` without npm skips these.
 """
 
@@ -16,7 +16,7 @@ import pytest
 import small_models
 
 NODE = Path(__file__).parents[2] / "client" / "node"
-MODULES = Path(os.environ.get("NEURONA_NODE_MODULES") or NODE / "node_modules").absolute()
+MODULES = Path(os.environ.get("NODE_MODULES") or NODE / "node_modules").absolute()
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("node") is None, reason="there is no node"),
