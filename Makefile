@@ -13,8 +13,8 @@ install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 # Two pips in one virtual environment get in each other's way.
 .NOTPARALLEL:
 
-.PHONY: help demo serve train train-all test test-browser test-prometheus bench check lint proto dashboards clean
-.PHONY: image sbom test-compose manifests test-crds
+.PHONY: help demo serve train train-all test test-node test-browser test-prometheus bench check lint
+.PHONY: proto dashboards image sbom test-compose manifests test-crds clean
 
 help:
 	@echo 'make demo    train three models, serve them, predict, print what happened'
@@ -22,6 +22,7 @@ help:
 	@echo 'make train   train what is missing in $(MODELS)/'
 	@echo 'make train-all  train every recipe on all its data in $(MODELS)/ (hours), print the table'
 	@echo 'make test    run the tests'
+	@echo 'make test-node  run those of client/node alone (needs node and npm)'
 	@echo 'make test-browser  try the page for people in a real Chromium (needs it installed); minutes'
 	@echo 'make test-prometheus  a real Prometheus, real faults: panels have data, alerts fire and clear'
 	@echo '             (needs prometheus, Debian: prometheus; some minutes)'
@@ -55,8 +56,12 @@ train-all: $(BIN)/.installed
 	$(BIN)/python -m neurona_training.long_memory --out $(MODELS)/long_memory.png
 	$(BIN)/neurona-train --table $(MODELS)
 
-test: $(BIN)/.installed-dev $(VENV)/triton/.installed
-	TRITON_PYTHON=$(VENV)/triton/bin/python $(BIN)/pytest
+test: $(BIN)/.installed-dev $(VENV)/triton/.installed $(VENV)/node/.installed
+	TRITON_PYTHON=$(VENV)/triton/bin/python NODE_MODULES=$(VENV)/node/node_modules \
+	    $(BIN)/pytest
+
+test-node: $(BIN)/.installed-dev $(VENV)/node/.installed
+	NODE_MODULES=$(VENV)/node/node_modules $(BIN)/pytest tests/client/test_node.py
 
 # NEURONA_SHOTS names a folder for pictures.
 test-browser: $(BIN)/.installed-dev
@@ -102,6 +107,13 @@ test-crds: $(BIN)/.installed-dev
 $(VENV)/triton/.installed: | $(BIN)/.dependencies-dev
 	@test -x $(VENV)/triton/bin/python || $(PYTHON) -m venv $(VENV)/triton
 	@$(VENV)/triton/bin/pip install --quiet --disable-pip-version-check 'tritonclient[grpc]==2.73.0'
+	@touch $@
+
+# What client/node needs, outside its folder, so that no stray file gets into the wheel. Without
+# npm its tests are skipped.
+$(VENV)/node/.installed: client/node/package.json client/node/package-lock.json
+	@mkdir -p $(VENV)/node && cp $^ $(VENV)/node/
+	@if command -v npm >/dev/null; then cd $(VENV)/node && npm ci --ignore-scripts --silent; fi
 	@touch $@
 
 # The same sources give the same files: their times are those of the last commit.

@@ -9,10 +9,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from neurona_client.commands import health
-from neurona_client.commands.failures import CommandError
+from neurona_client.commands import bench, describe, health, models, predict, watch
+from neurona_client.commands.failures import FAILED, CommandError
+from neurona_client.commands.terminal import plain
+from neurona_client.errors import NeuronaError
 
-COMMANDS = (health,)
+COMMANDS = (health, models, describe, predict, watch, bench)
 
 INTERRUPTED = 130  # 128 and the signal's number, as for commands that a signal ends
 SIGPIPE = 141
@@ -27,6 +29,7 @@ exit status:
 environment (a flag wins):
   NEURONA_ADDRESS       --address
   NEURONA_TOKEN         a bearer token; NEURONA_TOKEN_FILE is --token-file
+  NEURONA_METRICS_ADDRESS  --metrics-address of watch
   NEURONA_TLS=true      --tls
   NEURONA_CA            --ca
   NEURONA_CLIENT_CERTIFICATE, NEURONA_CLIENT_KEY, NEURONA_SERVER_NAME
@@ -46,12 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CommandError as error:
         print(f"neurona: {error}", file=sys.stderr)
         return error.status
+    except NeuronaError as error:
+        print(f"neurona: {plain(str(error))}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         # The reader has seen enough. What is still buffered must not be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SIGPIPE
+    except OSError as error:
+        print(f"neurona: {plain(str(error))}", file=sys.stderr)
+        return FAILED
     return status
 
 

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+NODE = ROOT / "client" / "node"  # a package of npm's
 FOLDERS = {folder: name for name, folder in PROJECT["tool"]["setuptools"]["package-dir"].items()}
 
 
@@ -18,6 +19,7 @@ def test_every_folder_with_code_is_a_package_that_is_installed():
         ".".join([FOLDERS[folder], *path.parent.relative_to(ROOT / folder).parts])
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*.py")
+        if NODE not in path.parents
     }
     assert sorted(with_code) == sorted(PROJECT["tool"]["setuptools"]["packages"])
 
@@ -28,7 +30,7 @@ def test_the_wheel_holds_every_file_of_the_packages(tmp_path):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, source / folder)
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("node"))
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", tmp_path, source]
     subprocess.run(command, check=True)
     (wheel,) = tmp_path.glob("neurona-*.whl")
@@ -38,7 +40,7 @@ def test_the_wheel_holds_every_file_of_the_packages(tmp_path):
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".pyi", ".proto", ".typed", ".html", ".css", ".js")
-        or path.name == "py.typed"
+        and NODE not in path.parents
     }
     assert inside == expected
 

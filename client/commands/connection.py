@@ -13,13 +13,13 @@ DEFAULT_ADDRESS = "127.0.0.1:8001"
 
 @dataclass(frozen=True)
 class Connection:
-    """What a channel is made of. Certificates and keys are PEM, as gRPC takes them."""
+    """What a channel is made of. Certificates and keys are names of PEM files."""
 
     addresses: tuple[str, ...]
     tls: bool
-    ca: bytes | None = None
-    certificate: bytes | None = None
-    key: bytes | None = field(default=None, repr=False)
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
     server_name: str | None = None
     token: str | None = field(default=None, repr=False)
 
@@ -42,23 +42,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--server-name", metavar="NAME", help="that the server's certificate has, if not the host's"
     )
     group.add_argument("--token-file", metavar="FILE", help="file that holds a bearer token")
+    group.add_argument(
+        "--token-in-plaintext",
+        action="store_true",
+        help="send it to other machines without TLS: the network is safe",
+    )
 
 
 def connection(options: argparse.Namespace) -> Connection:
     """Raises CommandError for a file that cannot be read and for what does not fit together."""
     addresses = _value(options.address, "NEURONA_ADDRESS") or DEFAULT_ADDRESS
-    ca = _content(_value(options.ca, "NEURONA_CA"))
-    certificate = _content(_value(options.certificate, "NEURONA_CLIENT_CERTIFICATE"))
-    key = _content(_value(options.key, "NEURONA_CLIENT_KEY"))
+    ca = _value(options.ca, "NEURONA_CA")
+    certificate = _value(options.certificate, "NEURONA_CLIENT_CERTIFICATE")
+    key = _value(options.key, "NEURONA_CLIENT_KEY")
+    for name in (ca, certificate, key):
+        content(name)  # found out here, where the message is plain
     if (certificate is None) != (key is None):
         raise CommandError("--certificate and --key go together", WRONG_USAGE)
-    name = _value(options.server_name, "NEURONA_SERVER_NAME")
-    tls = options.tls or _yes_or_no("NEURONA_TLS") or bool(ca or certificate or name)
+    server_name = _value(options.server_name, "NEURONA_SERVER_NAME")
+    tls = options.tls or _yes_or_no("NEURONA_TLS") or bool(ca or certificate or server_name)
     token = _token(options.token_file)
     found = tuple(one.strip() for one in addresses.split(",") if one.strip())
     if not found:
         raise CommandError(f"the address is {addresses!r}; expected HOST:PORT", WRONG_USAGE)
-    return Connection(found, tls, ca, certificate, key, name, token)
+    return Connection(found, tls, ca, certificate, key, server_name, token)
 
 
 def seconds(text: str) -> float:
@@ -85,11 +92,8 @@ def _yes_or_no(variable: str) -> bool:
 
 def _token(flag: str | None) -> str | None:
     """That of the environment is not looked at where a file is named."""
-    content = _content(_value(flag, "NEURONA_TOKEN_FILE"))
-    if content is None:
-        text = os.environ.get("NEURONA_TOKEN", "")
-    else:
-        text = content.decode("ascii", "replace")
+    read = content(_value(flag, "NEURONA_TOKEN_FILE"))
+    text = os.environ.get("NEURONA_TOKEN", "") if read is None else read.decode("ascii", "replace")
     text = text.strip()
     # The token itself is not shown: it is a secret.
     if not text.isascii() or any(character.isspace() for character in text):
@@ -97,7 +101,8 @@ def _token(flag: str | None) -> str | None:
     return text or None
 
 
-def _content(name: str | None) -> bytes | None:
+def content(name: str | None) -> bytes | None:
+    """Raises CommandError for a file that cannot be read."""
     if name is None:
         return None
     try:

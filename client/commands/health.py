@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from neurona_client.commands.connection import Connection, connection, seconds
+from neurona_client.commands.connection import Connection, connection, content, seconds
 from neurona_client.commands.connection import add_arguments as add_connection
 from neurona_client.commands.failures import FAILED
 
@@ -56,11 +56,10 @@ def _serves(to: Connection, address: str, service: str, timeout: float) -> bool:
     with _channel(to, address) as channel:
         # On the wire HealthCheckRequest is one text and HealthCheckResponse one enum, each of
         # number 1: just what these two are. A health.proto of our own would clash with
-        # grpcio-health-checking's in a process that has both.
+        # grpcio-health-checking's in a process that has both. No token is needed.
         check = channel.unary_unary(PATH, StringValue.SerializeToString, Int32Value.FromString)
-        metadata = (("authorization", f"Bearer {to.token}"),) if to.token else None
         try:
-            status = check(StringValue(value=service), timeout=timeout, metadata=metadata).value
+            status = check(StringValue(value=service), timeout=timeout).value
         except grpc.RpcError as error:
             reason = f"{error.code().name}: {error.details()}"
             print(f"neurona: {address}: {reason}", file=sys.stderr)
@@ -76,5 +75,5 @@ def _channel(to: Connection, address: str) -> "grpc.Channel":
     if not to.tls:
         return grpc.insecure_channel(address)
     options = [("grpc.ssl_target_name_override", to.server_name)] if to.server_name else []
-    credentials = grpc.ssl_channel_credentials(to.ca, to.key, to.certificate)
+    credentials = grpc.ssl_channel_credentials(*map(content, (to.ca, to.key, to.certificate)))
     return grpc.secure_channel(address, credentials, options)

@@ -1,21 +1,15 @@
 """The commands as people run them: a process of their own, against a server of its own."""
 
-import os
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import small_models
+from commanding import NEURONA, environment
+from onnx import TensorProto, helper
 from served import Served
 
-NEURONA = Path(sys.executable).with_name("neurona")
-
-
-def environment(**variables):
-    """Without what the machine has set for commands of ours."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("NEURONA_")}
-    return kept | variables
+from neurona_protos.prediction_pb2 import InputDescription, ModelMetadata, Task, ValueDescription
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +18,34 @@ def served(repository, tmp_path_factory):
     root = tmp_path_factory.mktemp("served")
     for name in ("classifier", "regressor", "fixed"):
         shutil.copytree(repository / name, root / name)
+    save_summing(root / "pixels", ["batch", 4, 4], "", "grey level 0..16")
+    save_summing(root / "sound", ["batch", "time"], "at 8,000 samples a second", "amplitude -1..1")
+    (root / "broken" / "1").mkdir(parents=True)
+    (root / "broken" / "1" / "model.onnx").write_bytes(b"no model")
     server = Served(root)
     yield server.wait_until_serving()
     server.close()
+
+
+def save_summing(folder, shape, description, unit):
+    """value = the sum of a row's numbers."""
+    axes = list(range(1, len(shape)))
+    small_models.save(
+        folder / "1" / "model.onnx",
+        [
+            helper.make_node("ReduceSum", ["x", "axes"], ["sum"], keepdims=0),
+            helper.make_node("Reshape", ["sum", "column"], ["value"]),
+        ],
+        {"x": (TensorProto.FLOAT, shape)},
+        {"value": (TensorProto.FLOAT, ["batch", 1])},
+        {"axes": small_models.np.array(axes), "column": small_models.np.array([-1, 1])},
+        ModelMetadata(
+            task=Task.TASK_REGRESSION,
+            answer="value",
+            inputs=[InputDescription(name="x", description=description, unit=unit)],
+            values=[ValueDescription(name="total")],
+        ),
+    )
 
 
 @pytest.fixture
