@@ -17,10 +17,10 @@ def test_its_python_runs_against_the_demos_models(demo, serve):
     code = code.replace("127.0.0.1:8001", server.address)
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    first, second, third = done.stdout.splitlines()
+    one, first, second, forecast = done.stdout.splitlines()
     assert first == second
-    assert first.startswith("['")
-    assert re.fullmatch(r"-?\d+ sunspots.*", third)
+    assert first.startswith(f"['{one}: ")
+    assert re.fullmatch(r"-?\d+ sunspots.*", forecast)
 
 
 def test_its_commands_exist():
