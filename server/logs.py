@@ -11,10 +11,10 @@ import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from neurona_server.errors import printable
-from neurona_server.foreign_lines import take_over
+from neurona_server.foreign_lines import hold_standard, take_over
 
 FIELDS = ("model", "version", "request_id", "trace_id")
 """What a line may say beside its message: pass them as `extra`."""
@@ -64,11 +64,21 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({key: _whole(v) if isinstance(v, str) else v for key, v in entry.items()})
 
 
+class _Lines(logging.StreamHandler[TextIO]):
+    """What cannot be written is not said anywhere: it would be said where it cannot be written,
+    and where foreign lines are taken over each line of that would be one more that cannot."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
 def set_up(log_format: str, level: str, process: int | None = None, *, alone: bool = True) -> None:
     """All that is logged goes to the standard error, `human` or `json`; `process` is the number
     of one of several. For machines, faults that nobody catches and warnings are lines of the log
     too, and so is what libraries write, unless the process is not `alone`: it starts others."""
-    handler = logging.StreamHandler(take_over() if log_format == "json" and alone else None)
+    hold_standard()
+    handler = _Lines(take_over() if log_format == "json" and alone else None)
     handler.setFormatter((JsonFormatter if log_format == "json" else HumanFormatter)(process))
     logging.basicConfig(level=level, handlers=[handler])
     if log_format == "json":
