@@ -18,12 +18,13 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 def hold_standard() -> None:
     """For a process that was started with its standard input, output or error closed: the next
-    socket would have its number, and get what is meant for it."""
+    socket would have its number, and get what is meant for it. So for those that it starts."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+            held = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.set_inheritable(held, True)
 
 
 def take_over() -> TextIO:

@@ -164,8 +164,8 @@ def test_a_process_whose_standard_error_is_closed(log_format):
         "import logging, os; from neurona_server import logs\n"
         f"logs.set_up({log_format!r}, 'INFO')\n"
         "logging.info('nobody reads this'); os.write(2, b'nor this')\n"
-        "print(min(os.pipe()) > 2)"
+        "print(min(os.pipe()) > 2, os.get_inheritable(2))"
     )
     command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", code]
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "True\n")
+    assert (done.returncode, done.stdout) == (0, "True True\n")
