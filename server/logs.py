@@ -6,6 +6,7 @@ another one, nor make JSON invalid. What a line concerns goes along as `extra`: 
 
 import json
 import logging
+import re
 import sys
 import threading
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from neurona_server.foreign_lines import hold_standard, take_over
 
 FIELDS = ("model", "version", "request_id", "trace_id")
 """What a line may say beside its message: pass them as `extra`."""
+
+_PLAIN = re.compile(r'[^\s"=\[\]]+')
 
 INDENT = "    "
 """Before each line of an exception, so that none of them looks like a line of the log."""
@@ -32,7 +35,7 @@ class HumanFormatter(logging.Formatter):
         time = datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M:%S,%f")[:-3]
         fields = _fields(record)
         # Model and version stand in the message already.
-        ids = " ".join(f"{name}={fields[name]}" for name in FIELDS[2:] if name in fields)
+        ids = " ".join(f"{name}={_word(fields[name])}" for name in FIELDS[2:] if name in fields)
         line = printable(
             f"{time} {record.levelname} {self._who}{record.name}: {_message(record)}"
             + (f" [{ids}]" if ids else "")
@@ -99,6 +102,12 @@ def give_up(error: Exception) -> None:
 def _fields(record: logging.LogRecord) -> Mapping[str, str | int]:
     found = {name: getattr(record, name, None) for name in FIELDS}
     return {name: value for name, value in found.items() if isinstance(value, str | int)}
+
+
+def _word(value: str | int) -> str:
+    """An id as it is, or quoted: callers choose theirs, and could write one that looks like two."""
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 
 
 def _message(record: logging.LogRecord) -> str:

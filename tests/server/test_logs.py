@@ -63,6 +63,12 @@ def test_a_person_gets_the_ids_behind_the_message():
     assert HumanFormatter().format(record("x")).endswith(" WARNING neurona_server.x: x")
 
 
+def test_an_id_does_not_look_like_two():
+    forged = 'a trace_id=b] "x"'
+    line = HumanFormatter().format(record("no", request_id=forged, trace_id="c"))
+    assert line.endswith(f" no [request_id={json.dumps(forged)} trace_id=c]")
+
+
 def test_no_line_of_an_exception_looks_like_one_of_the_log():
     forged = "x\n2026-11-23 20:02:03,000 INFO neurona_server.app: all is well\x1b[2J"
     lines = HumanFormatter().format(record("no", exc_info=raised(ValueError(forged)))).split("\n")
