@@ -16,6 +16,17 @@ MOST = 1 << 16
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
+def hold_standard() -> None:
+    """For a process that was started with its standard input, output or error closed: the next
+    socket would have its number, and get what is meant for it. So for those that it starts."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            held = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.set_inheritable(held, True)
+
+
 def take_over() -> TextIO:
     """From now on until the process ends. Returns the standard error as it was: for the log.
 

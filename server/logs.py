@@ -6,18 +6,21 @@ another one, nor make JSON invalid. What a line concerns goes along as `extra`: 
 
 import json
 import logging
+import re
 import sys
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from neurona_server.errors import printable
-from neurona_server.foreign_lines import take_over
+from neurona_server.foreign_lines import hold_standard, take_over
 
 FIELDS = ("model", "version", "request_id", "trace_id")
 """What a line may say beside its message: pass them as `extra`."""
+
+_PLAIN = re.compile(r'[^\s"=\[\]]+')
 
 INDENT = "    "
 """Before each line of an exception, so that none of them looks like a line of the log."""
@@ -32,7 +35,7 @@ class HumanFormatter(logging.Formatter):
         time = datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M:%S,%f")[:-3]
         fields = _fields(record)
         # Model and version stand in the message already.
-        ids = " ".join(f"{name}={fields[name]}" for name in FIELDS[2:] if name in fields)
+        ids = " ".join(f"{name}={_word(fields[name])}" for name in FIELDS[2:] if name in fields)
         line = printable(
             f"{time} {record.levelname} {self._who}{record.name}: {_message(record)}"
             + (f" [{ids}]" if ids else "")
@@ -64,11 +67,21 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({key: _whole(v) if isinstance(v, str) else v for key, v in entry.items()})
 
 
+class _Lines(logging.StreamHandler[TextIO]):
+    """What cannot be written is not said anywhere: it would be said where it cannot be written,
+    and where foreign lines are taken over each line of that would be one more that cannot."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
 def set_up(log_format: str, level: str, process: int | None = None, *, alone: bool = True) -> None:
     """All that is logged goes to the standard error, `human` or `json`; `process` is the number
     of one of several. For machines, faults that nobody catches and warnings are lines of the log
     too, and so is what libraries write, unless the process is not `alone`: it starts others."""
-    handler = logging.StreamHandler(take_over() if log_format == "json" and alone else None)
+    hold_standard()
+    handler = _Lines(take_over() if log_format == "json" and alone else None)
     handler.setFormatter((JsonFormatter if log_format == "json" else HumanFormatter)(process))
     logging.basicConfig(level=level, handlers=[handler])
     if log_format == "json":
@@ -89,6 +102,12 @@ def give_up(error: Exception) -> None:
 def _fields(record: logging.LogRecord) -> Mapping[str, str | int]:
     found = {name: getattr(record, name, None) for name in FIELDS}
     return {name: value for name, value in found.items() if isinstance(value, str | int)}
+
+
+def _word(value: str | int) -> str:
+    """An id as it is, or quoted: callers choose theirs, and could write one that looks like two."""
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 
 
 def _message(record: logging.LogRecord) -> str:

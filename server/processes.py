@@ -32,8 +32,9 @@ def check_processes(config: Config) -> None:
 def supervise(arguments: Sequence[str]) -> None:
     """Becomes the supervisor: does not return. What was imported until here is left behind, so
     that the process which outlives all others is small, and owns nothing that can fail."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # it was closed before the start
+            stream.flush()
     os.execv(sys.executable, [*python("supervision"), *arguments])  # noqa: S606
 
 

@@ -1,7 +1,9 @@
 """SIGTERM and SIGINT: the first one stops the server, the second one does not wait for it."""
 
+import contextlib
 import os
 import queue
+import select
 import signal
 import threading
 from collections.abc import Callable
@@ -51,7 +53,7 @@ class StopSignals:
         self._first.put(self._read())
         self._end_if_starting()
         self._read()
-        os.write(2, b"neurona-serve: second signal: stopping without waiting\n")
+        _say(b"neurona-serve: second signal: stopping without waiting\n")
         self._forced()
         os._exit(1)
 
@@ -64,5 +66,12 @@ class StopSignals:
 
     def _end_if_starting(self) -> None:
         if not self._serving.is_set():
-            os.write(2, b"neurona-serve: stopped while it was starting\n")
+            _say(b"neurona-serve: stopped while it was starting\n")
             os._exit(0)
+
+
+def _say(line: bytes) -> None:
+    """Unless it cannot be said now: that must not keep the process from ending."""
+    with contextlib.suppress(OSError, ValueError):
+        if select.select([], [2], [], 0.0)[1]:
+            os.write(2, line)

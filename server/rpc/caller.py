@@ -24,6 +24,9 @@ REQUEST_ID = "x-request-id"
 MOST = 128
 """Characters of an id."""
 
+MOST_PARENT = 512
+"""Characters of a traceparent: OpenTelemetry takes no more either."""
+
 CLOCKS_APART = 0.05
 """Seconds by which a caller may have seen a deadline pass before we do: ours began to count
 when the request had reached us."""
@@ -127,12 +130,12 @@ def gone(deadline: float = math.inf) -> NeuronaError:
 
 def parent_of(metadata: Metadata) -> tuple[str, bool] | None:
     """The id of the trace that a caller brings, and whether it is sampled (W3C Trace Context);
-    None if there is none."""
-    for key, value in metadata:
-        if key == "traceparent":
-            found = _TRACEPARENT.fullmatch(value) if isinstance(value, str) else None
-            return (found[1], bool(int(found[2], 16) & 1)) if found else None
-    return None
+    None if there is none, or more than one."""
+    given = [value for key, value in metadata if key == "traceparent"]
+    if len(given) != 1 or len(value := given[0]) > MOST_PARENT or not isinstance(value, str):
+        return None
+    found = _TRACEPARENT.fullmatch(value)
+    return (found[1], bool(int(found[2], 16) & 1)) if found else None
 
 
 def _trace_id_of(metadata: Metadata) -> str:

@@ -8,7 +8,7 @@ would be freed twice.
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
@@ -37,6 +37,9 @@ class Door(Protocol):
 
     thread: int
     max_message_bytes: int
+
+    def begin(self, call: RawCall, operations: Sequence[Any], tag: Callable[[Event], None]) -> None:
+        """Gives operations to gRPC; any thread may. Does nothing once the door is shut."""
 
     def defer(self, callback: Callable[[], None]) -> None:
         """As that of a `Call`."""
@@ -88,7 +91,7 @@ class CoreCall(Caller):
         self._open = [True]
         self._close = [True]
         operations = (cygrpc.ReceiveMessageOperation(NO_FLAGS),)
-        self._raw.start_server_batch(operations, self._received)
+        door.begin(self._raw, operations, self._received)
 
     @property
     def deadline(self) -> float:
@@ -128,7 +131,7 @@ class CoreCall(Caller):
         """Most calls have ended before there is a need to: then it is part of their last batch."""
         if self._open and self._claims_close():
             operations = (cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),)
-            self._raw.start_server_batch(operations, self._closed)
+            self._door.begin(self._raw, operations, self._closed)
 
     def _received(self, event: Event) -> None:
         message = event.batch_operations[0].message()
@@ -159,7 +162,7 @@ class CoreCall(Caller):
     def _send(self, *operations: Any) -> None:
         if self._claims_close():
             operations += (cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),)
-        self._raw.start_server_batch(operations, self._door.done)
+        self._door.begin(self._raw, operations, self._door.done)
 
     def _ends(self) -> bool:
         try:

@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from neurona_server.errors import (
     quoted,
 )
 from neurona_server.rpc.call import Methods, Unary
-from neurona_server.rpc.core_calls import STOPPING, CoreCall, Event, refuse
+from neurona_server.rpc.core_calls import STOPPING, CoreCall, Event, RawCall, refuse
 from neurona_server.rpc.core_streams import CoreStreamCall
 from neurona_server.rpc.listening import ListenerOptions, bind
 from neurona_server.rpc.rights import EVERYTHING
@@ -68,7 +68,8 @@ class CoreListener:
         self._server = cygrpc.Server(tuple(options.arguments()), False)
         self._server.register_completion_queue(self._queue)
         self._thread = threading.Thread(target=self._serve, name="door", daemon=True)
-        self._stopping = self._stopped = False
+        self._stopping = self._stopped = self._shut = False
+        self._beginning: list[None] = []  # an element for each thread that is in `begin`
         self._idle = threading.Event()
         self._calls = 0  # unary ones; the door's thread alone counts them
         # Each with the time at which it is to be drained: the oldest comes first.
@@ -112,6 +113,9 @@ class CoreListener:
             if not self._idle.wait(CANCELLATION):
                 log.warning("calls are left that do not end")
                 return
+        self._shut = True  # before the look, so that who comes after it begins nothing
+        while self._beginning:
+            time.sleep(0.001)
         self._server.destroy()
         self._queue.shutdown()
         self._thread.join()
@@ -119,6 +123,16 @@ class CoreListener:
     def _drain_streams(self) -> None:
         for stream in list(self._streams):
             stream.drain_for_stop()
+
+    def begin(self, call: RawCall, operations: Sequence[Any], tag: Callable[[Event], None]) -> None:
+        # gRPC ends the process of who begins something at a queue that is shut down, and an
+        # answer may come after its call was cancelled. A lock would have threads wait for others.
+        self._beginning.append(None)
+        try:
+            if not self._shut:
+                call.start_server_batch(operations, tag)
+        finally:
+            self._beginning.pop()
 
     def defer(self, callback: Callable[[], None]) -> None:
         self._deferred[callback] = None

@@ -60,9 +60,8 @@ class CoreStreamCall(Caller):
         self._error: Exception | None = None
         self._reason = AGED
         self.stream: Stream = method.start(self)
-        self._raw.start_server_batch(
-            (cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),), self._closed
-        )
+        operations = (cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),)
+        door.begin(self._raw, operations, self._closed)
         self._read()
         door.awaken(self)
 
@@ -75,7 +74,7 @@ class CoreStreamCall(Caller):
             self._door.awaken(self)
         elif not self._woken:
             self._woken = True  # one event is enough, however many answers there are
-            self._raw.start_server_batch((), self._wake)
+            self._door.begin(self._raw, (), self._wake)
 
     def metadata(self, key: str) -> str:
         return str(self._headers.get(key, ""))
@@ -96,7 +95,7 @@ class CoreStreamCall(Caller):
 
     def drain_for_stop(self) -> None:
         """From any thread."""
-        self._raw.start_server_batch((), lambda _: self.drain(stopping=True))
+        self._door.begin(self._raw, (), lambda _: self.drain(stopping=True))
 
     def write(self) -> None:
         """What it has to write, if nothing is being written."""
@@ -134,7 +133,7 @@ class CoreStreamCall(Caller):
             return
         self._reading = True
         operations = (cygrpc.ReceiveMessageOperation(NO_FLAGS),)
-        self._raw.start_server_batch(operations, self._received)
+        self._door.begin(self._raw, operations, self._received)
 
     def _received(self, event: Event) -> None:
         self._reading = False
@@ -186,4 +185,4 @@ class CoreStreamCall(Caller):
         if not self._begun:
             self._begun = True
             operations = (cygrpc.SendInitialMetadataOperation(None, NO_FLAGS), operation)
-        self._raw.start_server_batch(operations, tag)
+        self._door.begin(self._raw, operations, tag)

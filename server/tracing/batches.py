@@ -69,7 +69,7 @@ class BatchTracer:
             attributes={
                 **self._attributes,
                 "neurona.batch.rows": sum([request.rows for request in batch]),
-                "neurona.batch.requests": len(batch),
+                "neurona.batch.requests": sum([request.count for request in batch]),
             },
             links=[Link(trace.span.get_span_context()) for trace in traces],
             start_time=nanoseconds(started),

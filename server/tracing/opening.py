@@ -53,7 +53,8 @@ def open_tracing(
 
     try:
         exporter = OTLPSpanExporter(endpoint=endpoint)
-    except (OSError, ValueError) as error:
+        limits = SpanLimits(max_links=LINKS)
+    except Exception as error:  # it has kinds of its own beside OSError and ValueError
         raise ConfigError(f"the OTEL_ variables of the environment: {error}") from error
     shipping = Shipping(exporter, endpoint, metrics.spans)
     provider = TracerProvider(
@@ -61,7 +62,7 @@ def open_tracing(
         sampler=ALWAYS_ON,
         resource=_resource(process),
         shutdown_on_exit=False,
-        span_limits=SpanLimits(max_links=LINKS),
+        span_limits=limits,
     )
     provider.add_span_processor(shipping)
     tracer = provider.get_tracer("neurona")

@@ -31,12 +31,14 @@ QUIET = 60.0
 
 
 class _Reason(logging.Handler):
-    """What the exporter last said: it says it again and again, so it is not heard directly."""
+    """What the exporter last said: it says it again and again, so it is not heard directly. What
+    else OpenTelemetry says is about callers' headers, and quotes them."""
 
     text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.text = record.getMessage()
+        if record.name.startswith("opentelemetry.exporter"):
+            self.text = record.getMessage()
 
 
 class Shipping(SpanProcessor):

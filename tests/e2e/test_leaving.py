@@ -3,6 +3,8 @@
 import json
 import re
 import signal
+import socket
+import subprocess
 import threading
 
 import grpc
@@ -12,6 +14,7 @@ import pytest
 import small_models
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
+from served import BIN
 
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.prediction_pb2_grpc import PredictionStub
@@ -156,3 +159,26 @@ def test_a_rolling_restart_of_two_replicas_loses_no_call(models, serve, wait_unt
             load.stop()
     assert not load.errors, load.errors[0]
     assert load.answered > 100
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_started_without_standard_streams(tmp_path, processes):
+    small_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [
+        *("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"),
+        *(BIN / "neurona-serve", "--repository", tmp_path, "--processes", processes),
+        *("--address", address, "--metrics-address", "127.0.0.1:0", "--log-format", "json"),
+    ]
+    process = subprocess.Popen(command)
+    try:
+        with grpc.insecure_channel(address) as channel:
+            answer = PredictionStub(channel).Predict(REQUEST, timeout=60, wait_for_ready=True)
+        assert answer.model == "m"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()

@@ -1,6 +1,7 @@
 """Which door serves, and that the quick one is tried before it is trusted."""
 
 import contextlib
+import queue
 import threading
 import time
 from functools import partial
@@ -12,6 +13,7 @@ from neurona_server.errors import ConfigError, InvalidError
 from neurona_server.rpc import core_listener, doors
 from neurona_server.rpc.aio_listener import AioListener
 from neurona_server.rpc.call import Streaming, Unary
+from neurona_server.rpc.core_calls import CoreCall
 from neurona_server.rpc.core_listener import CoreListener
 from neurona_server.rpc.doors import open_door, why_not_core
 from neurona_server.rpc.health import Health
@@ -245,3 +247,46 @@ def test_calls_that_came_as_a_busy_door_closed_are_told_to_call_again(caplog):
         stopping.join(5)
         assert not stopping.is_alive()
     assert not caplog.records
+
+
+class Asked(Faulty):
+    """A stream that nothing is wrong with."""
+
+    def __init__(self, calls, call):
+        super().__init__(call, "nothing")
+        calls.append(call)
+
+
+def test_an_answer_that_comes_when_the_door_is_shut_is_lost(monkeypatch, wait_until):
+    """gRPC would end the process, and with it the tests."""
+    calls, streams, outgoing = [], [], queue.SimpleQueue()
+    methods = {
+        "/t/Wait": Unary(calls.append, None),
+        "/t/Stream": Streaming(partial(Asked, streams), None),
+    }
+    listener = CoreListener(methods, ListenerOptions())
+    port = listener.start("127.0.0.1:0")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        unary = channel.unary_unary("/t/Wait").future(b"", timeout=20)
+        answers = channel.stream_stream("/t/Stream")(iter(outgoing.get, None), timeout=20)
+        wait_until(lambda: calls and streams)
+        (call,), (stream,) = calls, streams
+        sending, go_on = threading.Event(), threading.Event()
+        send = call._send
+
+        def hold(self, *operations):
+            sending.set()
+            assert go_on.wait(20)
+            send(*operations)
+
+        monkeypatch.setattr(CoreCall, "_send", hold)
+        late = threading.Thread(target=call.reply, args=(b"",))
+        late.start()
+        assert sending.wait(20)
+        listener.stop(0.0)
+        go_on.set()
+        late.join()
+        stream.wake()
+        outgoing.put(None)
+        for one in (unary, answers):
+            assert one.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)

@@ -72,11 +72,18 @@ def test_what_is_no_id_is_replaced(given):
 
 @pytest.mark.parametrize(
     "parent",
-    ["", "00", PARENT.upper(), PARENT.replace(TRACE, "0" * 32), "ff" + PARENT[2:], PARENT[:-5]],
+    [
+        *("", "00", PARENT.upper(), PARENT.replace(TRACE, "0" * 32), "ff" + PARENT[2:]),
+        *(PARENT[:-5], "01" + PARENT[2:] + "-" + "x" * 512),
+    ],
 )
 def test_what_is_no_traceparent_is_not_taken_for_one(parent):
     assert request_id_of([("traceparent", parent)]) != TRACE
     assert MADE.fullmatch(request_id_of([("traceparent", parent)]))
+
+
+def test_two_traceparents_are_none():
+    assert request_id_of([("traceparent", PARENT), ("traceparent", PARENT)]) != TRACE
 
 
 def test_an_answered_call_has_none(server):

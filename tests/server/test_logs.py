@@ -5,7 +5,9 @@ import logging
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,6 +61,12 @@ def test_a_person_gets_the_ids_behind_the_message():
     line = HumanFormatter(2).format(record("m/1 failed", model="m", request_id="r-1"))
     assert line.endswith(" WARNING process 2: neurona_server.x: m/1 failed [request_id=r-1]")
     assert HumanFormatter().format(record("x")).endswith(" WARNING neurona_server.x: x")
+
+
+def test_an_id_does_not_look_like_two():
+    forged = 'a trace_id=b] "x"'
+    line = HumanFormatter().format(record("no", request_id=forged, trace_id="c"))
+    assert line.endswith(f" no [request_id={json.dumps(forged)} trace_id=c]")
 
 
 def test_no_line_of_an_exception_looks_like_one_of_the_log():
@@ -123,3 +131,47 @@ def test_faults_that_nobody_catches_are_lines_too():
 def test_a_person_is_told_plainly_why_it_does_not_start(capsys):
     logs.give_up(ValueError("no model"))
     assert capsys.readouterr().err == "neurona-serve: no model\n"
+
+
+UNWRITABLE = """
+import logging, os, threading
+from neurona_server import logs
+
+logs.set_up("json", "INFO")
+seen, ended = [], threading.Event()
+
+def see(record):
+    seen.append(record.getMessage())
+    if seen[-1] == "end":
+        ended.set()
+    return True
+
+logging.getLogger("stderr").addFilter(see)
+logging.info("this cannot be written")
+os.write(2, b"end\\n")
+ended.wait()
+print(seen)
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_where_lines_cannot_be_written_they_are_lost_and_make_no_others():
+    command = [sys.executable, "-c", UNWRITABLE]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, check=False, stdout=subprocess.PIPE, stderr=full, text=True, timeout=60
+        )
+    assert done.stdout == "['end']\n"
+
+
+@pytest.mark.parametrize("log_format", ["human", "json"])
+def test_a_process_whose_standard_error_is_closed(log_format):
+    code = (
+        "import logging, os; from neurona_server import logs\n"
+        f"logs.set_up({log_format!r}, 'INFO')\n"
+        "logging.info('nobody reads this'); os.write(2, b'nor this')\n"
+        "print(min(os.pipe()) > 2, os.get_inheritable(2))"
+    )
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "True True\n")

@@ -124,6 +124,31 @@ def test_the_environment_of_opentelemetry_counts(metrics, collector, monkeypatch
     assert len(span.resource["service.instance.id"]) == 36
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_COMPRESSION"),
+        "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+    ],
+)
+def test_a_word_of_the_environment_that_is_none(metrics, monkeypatch, name):
+    monkeypatch.setenv(name, "much")
+    with pytest.raises(ConfigError, match="the OTEL_ variables of the environment: .*much"):
+        open_tracing("http://127.0.0.1:1", 1.0, metrics)
+
+
+def test_what_callers_send_is_no_reason_of_a_loss(metrics, caplog):
+    with socket.socket() as held:  # nobody listens there
+        held.bind(("127.0.0.1", 0))
+        tracing = open_tracing(f"http://127.0.0.1:{held.getsockname()[1]}", 1.0, metrics)
+        parent = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
+        metadata = [("traceparent", parent), ("tracestate", "a caller's words")]
+        tracing.calls.call("/s/M", metadata).end()
+        tracing.close(0.0)
+    (lost,) = said(caplog)
+    assert "words" not in lost
+
+
 def test_opentelemetry_may_be_told_to_be_off(metrics, monkeypatch):
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     assert open_tracing("http://127.0.0.1:1", 1.0, metrics) is None

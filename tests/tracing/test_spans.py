@@ -268,3 +268,19 @@ def test_a_request_that_a_model_leaves_unanswered(traced):
     spans = one.spans()
     assert {span.name for span in spans} == {PREDICT, "queue"}
     assert named(spans, PREDICT)[0].failed
+
+
+def test_a_batch_counts_each_request_of_those_that_travel_as_one(traced, wait_until):
+    one = traced(THREADED, ratio=0.0, start_models=False)
+    many = PredictStreamRequest(
+        requests=[StreamedRequest(id=n, request=predict(n % 4)) for n in range(9)]
+    )
+    stream = one.server.prediction.PredictStream(iter([many]), timeout=20)
+    wait_for_rows(one.server, 9, wait_until)
+    call = one.server.prediction.Predict.future(predict(1), timeout=20, metadata=CONTEXT)
+    wait_for_rows(one.server, 10, wait_until)
+    one.server.registry.resolve("picker").start()
+    assert call.result()
+    assert sum(len(answer.responses) for answer in stream) == 9
+    (batch,) = named(one.spans(), "batch")
+    assert batch.attributes["neurona.batch.requests"] == 10
