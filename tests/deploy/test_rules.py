@@ -84,6 +84,21 @@ def test_queries_of_a_runbook_are_promql_and_read_metrics_that_alerts_or_panels_
     assert status == 0, printed
 
 
+@pytest.mark.parametrize("name", ALERTS)
+def test_shell_commands_of_a_runbook_reach_what_the_manifests_and_compose_start(name):
+    page = (RUNBOOKS / f"{name}.md").read_text(encoding="utf-8")
+    compose = yaml.safe_load((RUNBOOKS.parent / "compose.yaml").read_text())
+    for block in re.findall(r"(?ms)^```sh\n(.*?)^```", page):
+        assert subprocess.run(["sh", "-n"], input=block, text=True).returncode == 0
+        for words in map(str.split, block.strip().split("\n")):
+            if words[0] == "kubectl":
+                assert words[1:3] == ["-n", "neurona"]
+                # With a selector, it shows the last ten lines of each pod and no more by itself.
+                assert {"logs", "-l"} - {*words} or "--tail" in words
+            if words[:2] == ["docker", "compose"]:
+                assert {*words} & {*compose["services"]}
+
+
 def test_the_scaled_copy_has_the_same_expressions():
     """Of the rules that `make test-prometheus` provokes."""
 
