@@ -89,7 +89,8 @@ def test_shell_commands_of_a_runbook_reach_what_the_manifests_and_compose_start(
     page = (RUNBOOKS / f"{name}.md").read_text(encoding="utf-8")
     compose = yaml.safe_load((RUNBOOKS.parent / "compose.yaml").read_text())
     for block in re.findall(r"(?ms)^```sh\n(.*?)^```", page):
-        assert subprocess.run(["sh", "-n"], input=block, text=True).returncode == 0
+        command = ["sh", "-n"]
+        assert subprocess.run(command, check=False, input=block, text=True).returncode == 0
         for words in map(str.split, block.strip().split("\n")):
             if words[0] == "kubectl":
                 assert words[1:3] == ["-n", "neurona"]
