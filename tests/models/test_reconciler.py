@@ -251,12 +251,21 @@ def test_the_last_version_serves_on_when_its_files_are_gone(tmp_path, start):
     assert server.count("version_problem", model="m", version="1") == 1
 
 
-def test_a_model_whose_folder_is_gone_is_unloaded(tmp_path, start):
+def test_a_model_whose_folder_is_gone_is_unloaded(tmp_path, start, wait_until):
     save(tmp_path, 1)
     save(tmp_path, 1, name="other")
     server = start()
+
+    def models():
+        """That have a series of any kind."""
+        families = server.metrics.registry.collect()
+        samples = [sample for family in families for sample in family.samples]
+        return {sample.labels["model"] for sample in samples if sample.labels.get("model")}
+
+    assert models() == {"m", "other"}
     shutil.rmtree(tmp_path / "m")
     server.look(lambda: listed(server) is None)
+    wait_until(lambda: models() == {"other"})
     with pytest.raises(grpc.RpcError, match="there is no model 'm'; served: other"):
         ask(server)
 
