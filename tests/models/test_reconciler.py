@@ -531,14 +531,16 @@ def test_a_name_in_a_file_starts_no_line_of_the_log(tmp_path, start, caplog):
 
 def test_what_replaces_a_version_leaves_no_series_of_the_old_one(tmp_path, start):
     save(tmp_path, 1)
-    say(tmp_path, 'max_batch_rows = 64\ntask = "tensors"')
+    say(tmp_path, 'max_batch_rows = 64\ntask = "tensors"\ninline = "always"')
     server = start()
     of_m = {"model": "m", "version": "1"}
+    assert server.count("inline", **of_m) == 1
     assert server.count("model_info", task="TENSORS", provider="CPUExecutionProvider", **of_m)
-    say(tmp_path, "max_batch_rows = 4")
+    say(tmp_path, 'max_batch_rows = 4\ninline = "never"')
     now = {"task": "CLASSIFICATION", "provider": "CPUExecutionProvider", **of_m}
     server.look(lambda: server.count("model_info", **now) == 1)
     assert server.count("batch_limit_rows", **of_m) == 4
+    assert server.count("inline", **of_m) == 0
     samples = [one for metric in server.metrics.registry.collect() for one in metric.samples]
     rows = {one.labels["rows"] for one in samples if one.name == "neurona_run_predicted_seconds"}
     assert rows == {"1", "2", "4"}
