@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -34,6 +34,9 @@ class GatheredPages(Collector):
         self._merged = Merged()
         self._own = CollectorRegistry()
         ProcessCollector(registry=self._own)
+        # It serves nothing itself; but that nobody serves must be told while no worker is there.
+        text = "1 while the server is SERVING by its health, else 0."
+        Gauge("neurona_serving", text, registry=self._own)
         self._changing = threading.Lock()
         self._reading = threading.Lock()
 

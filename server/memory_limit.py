@@ -10,14 +10,19 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 CGROUP = Path("/sys/fs/cgroup")
-"""Where a container finds its own limits."""
+"""Where a container finds its own limits, and a machine those of all its groups."""
+
+OWN = Path("/proc/self/cgroup")
+"""Which group this process is in."""
 
 
-def memory_limit(cgroup: Path = CGROUP) -> int | None:
-    """Bytes: the container's limit, by cgroup v2's memory.max or v1's memory.limit_in_bytes (Linux
-    kernel documentation, "Control Group v2" and "Memory Resource Controller"), or the machine's
-    memory, if that is less or there is no limit. None if the system tells neither."""
-    least = min(_machine(), _limit(cgroup))
+def memory_limit(cgroup: Path = CGROUP, own: Path = OWN) -> int | None:
+    """Bytes: the least limit of the process's control group and of those that it is in (a
+    container's, or a systemd service's MemoryMax), by cgroup v2's memory.max or v1's
+    memory.limit_in_bytes (Linux kernel documentation, "Control Group v2" and "Memory Resource
+    Controller"), or the machine's memory, if that is less or there is no limit. None if the system
+    tells neither."""
+    least = min(_machine(), *(_limit(path) for path in _paths(cgroup, own)))
     return None if math.isinf(least) else int(least)
 
 
@@ -28,13 +33,30 @@ def _machine() -> float:
         return math.inf
 
 
-def _limit(cgroup: Path) -> float:
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            return int((cgroup / name).read_text())
-        except (OSError, ValueError):  # it is not there, or it says max
+def _paths(cgroup: Path, own: Path) -> Iterable[Path]:
+    """From the outermost group inwards. In a container that sees only its own, the path of the
+    process may be the machine's, which is not there: it counts as far as it is."""
+    yield cgroup / "memory.max"
+    yield cgroup / "memory" / "memory.limit_in_bytes"
+    try:
+        lines = own.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return
+    for line in lines:  # number:controllers:path, without controllers in v2 (man 7 cgroups)
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if controllers and "memory" not in controllers.split(","):
             continue
-    return math.inf
+        folder = cgroup / "memory" if controllers else cgroup
+        for name in filter(None, path.split("/")):
+            folder /= name
+            yield folder / ("memory.limit_in_bytes" if controllers else "memory.max")
+
+
+def _limit(path: Path) -> float:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # it is not there, or it says max
+        return math.inf
 
 
 class MemoryLimit(Collector):

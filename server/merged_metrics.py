@@ -89,8 +89,8 @@ class Merged:
         self._keep(self._pages.pop(key, ("", {}))[1], {})
 
     def forget_versions(self) -> None:
-        """What was counted for versions that no process knows any more. As in a single process,
-        the series of a version go with it."""
+        """What was counted for models and versions that no process knows any more. As in a single
+        process, their series go with them."""
         known = {
             version
             for _, page in self._pages.values()
@@ -165,6 +165,5 @@ def _has_fallen(old: Series, new: Series) -> bool:
 
 
 def _version(labels: Iterable[tuple[str, str]]) -> Labels:
-    """The labels that name a model's version; () if they do not, or name none."""
-    found = tuple(item for item in labels if item[0] in ("model", "version") and item[1])
-    return found if len(found) == 2 else ()
+    """The labels that name a model or one of its versions; () if they do not, or name none."""
+    return tuple(item for item in labels if item[0] in ("model", "version") and item[1])

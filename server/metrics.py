@@ -216,6 +216,12 @@ class Metrics:
             for series in self._of_version:
                 series.remove_by_labels({"model": name, "version": version})
 
+    def forget(self, name: str) -> None:
+        """The model is gone, all its versions with it: so are its loads, or names that come and
+        go would stay on the page for good."""
+        for series in (self.load_seconds, self.warm_up_seconds, self.loads):
+            series.remove_by_labels({"model": name})
+
     def refused(self, error: Exception) -> None:
         """A call that a door ended before its request came to a model, or to a wrong one."""
         if (reason := REFUSALS.get(type(error))) is not None:

@@ -67,6 +67,7 @@ class ModelMetrics:
 
     def placed(self, nodes: Mapping[str, int], degraded: bool) -> None:
         """Which provider runs how many nodes."""
+        self._forget(self._metrics.nodes)  # what it replaces may have run elsewhere
         for provider, count in nodes.items():
             self._metrics.nodes.labels(*self._labels, provider).set(count)
         self._metrics.degraded.labels(*self._labels).set(degraded)

@@ -86,12 +86,9 @@ class Batcher:
         if self.policy.latency_objective is not None:
             self.queue.limit = self._next_limit()
         # The door does not come back for a batch that is to fill first.
-        inline = not self.policy.max_delay and (
+        self.inline = not self.policy.max_delay and (
             self._is_short() if self.policy.inline is None else self.policy.inline
         )
-        if inline != self.inline:
-            self.inline = inline
-            self._metrics.inline.set(inline)
 
     def _next_limit(self) -> int:
         """The best rung; now and then, while batches are full, the one above it: what it cost

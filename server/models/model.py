@@ -125,7 +125,10 @@ class Model:
         return {"model": self.name, "version": self.version}
 
     def start(self) -> None:
-        self.metrics.watch(self.batcher.queue, self.batcher.curve)
+        batcher = self.batcher
+        self.metrics.watch(batcher.queue, batcher.curve)
+        # Read, not told: what it replaces has the same series, and changes its mind to the last.
+        self.metrics.inline.set_function(lambda: batcher.inline)
         for instance in self.instances:
             instance.start()
         self.state = State.STATE_READY

@@ -218,6 +218,7 @@ class Reconciler:
         if versions.gone:
             del self._models[name], self._published[name], self._refused[name]
             self._registry.publish(name, None)
+            self._metrics.forget(name)
         elif entry == self._published.get(name) and not surplus:
             return []
         else:

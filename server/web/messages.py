@@ -4,12 +4,19 @@ One request on each connection: who reads metrics comes every few seconds, and a
 is kept would be one more thing to bound.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 TEXT = "text/plain; charset=utf-8"
+
+CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+"""What no line may have in it: a proxy before us could see other lines than we do."""
+
+REQUEST_LINE = re.compile(r"([A-Za-z]+) (?:http://[^/?#]+)?(/[^ ]*) HTTP/1\.[0-9]")
+"""A target with a scheme and a host is for proxies, but must be understood (section 3.2.2)."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,12 @@ class Response:
 
 def parse(head: bytes) -> Request:
     """Raises ValueError when it is no head of a request."""
-    lines = head.decode("latin-1").split("\r\n")
-    method, target, version = lines[0].split(" ")
-    if not version.startswith("HTTP/1.") or not method.isalpha():
+    lines = head.decode("latin-1").removeprefix("\r\n").split("\r\n")
+    found = REQUEST_LINE.fullmatch(lines[0])
+    if found is None or any(map(CONTROLS.search, lines)):
         raise ValueError("not HTTP/1.1")
-    if not target.startswith("/"):
-        raise ValueError("not a path")
-    parts = urlsplit(target)
+    method, target = found.groups()
+    path, _, query = target.partition("#")[0].partition("?")
     headers: dict[str, str] = {}
     for line in lines[1:]:
         if not line:
@@ -51,7 +57,7 @@ def parse(head: bytes) -> Request:
             raise ValueError("not a header")
         name = name.lower()
         headers[name] = ",".join(filter(None, [headers.get(name), value.strip()]))
-    return Request(method, parts.path, parse_qs(parts.query, max_num_fields=100), headers)
+    return Request(method, path, parse_qs(query, max_num_fields=100), headers)
 
 
 def encode(response: Response, *, head_only: bool = False) -> bytes:

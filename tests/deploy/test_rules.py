@@ -84,6 +84,46 @@ def test_queries_of_a_runbook_are_promql_and_read_metrics_that_alerts_or_panels_
     assert status == 0, printed
 
 
+@needs_promtool
+@pytest.mark.parametrize("name", ["NeuronaErrorBudgetBurnsFast", "NeuronaErrorBudgetBurnsSlowly"])
+def test_a_runbook_finds_the_label_that_was_moved(name, tmp_path):
+    page = (RUNBOOKS / f"{name}.md").read_text(encoding="utf-8")
+    (query,) = re.findall(r"(?m)^.*neurona_version_label.*$", page)
+    series = 'neurona_version_label{{model="MODEL", version="{}", label="{}"}}'.format
+    points = {
+        series(1, "stable"): "1x70 stale",
+        series(2, "stable"): "_x70 1x20",
+        series(1, "old"): "1x90",
+    }
+    inputs = [{"series": name, "values": values} for name, values in points.items()]
+    asked = {
+        "expr": query,
+        "eval_time": "80m",
+        "exp_samples": [{"labels": series(2, "stable"), "value": 1}],
+    }
+    test = {"interval": "1m", "input_series": inputs, "promql_expr_test": [asked]}
+    path = tmp_path / "labels.yml"
+    path.write_text(yaml.safe_dump({"tests": [test]}))
+    status, printed = promtool("test", "rules", path)
+    assert status == 0, printed
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_shell_commands_of_a_runbook_reach_what_the_manifests_and_compose_start(name):
+    page = (RUNBOOKS / f"{name}.md").read_text(encoding="utf-8")
+    compose = yaml.safe_load((RUNBOOKS.parent / "compose.yaml").read_text())
+    for block in re.findall(r"(?ms)^```sh\n(.*?)^```", page):
+        command = ["sh", "-n"]
+        assert subprocess.run(command, check=False, input=block, text=True).returncode == 0
+        for words in map(str.split, block.strip().split("\n")):
+            if words[0] == "kubectl":
+                assert words[1:3] == ["-n", "neurona"]
+                # With a selector, it shows the last ten lines of each pod and no more by itself.
+                assert {"logs", "-l"} - {*words} or "--tail" in words
+            if words[:2] == ["docker", "compose"]:
+                assert {*words} & {*compose["services"]}
+
+
 def test_the_scaled_copy_has_the_same_expressions():
     """Of the rules that `make test-prometheus` provokes."""
 

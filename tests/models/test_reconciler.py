@@ -251,12 +251,21 @@ def test_the_last_version_serves_on_when_its_files_are_gone(tmp_path, start):
     assert server.count("version_problem", model="m", version="1") == 1
 
 
-def test_a_model_whose_folder_is_gone_is_unloaded(tmp_path, start):
+def test_a_model_whose_folder_is_gone_is_unloaded(tmp_path, start, wait_until):
     save(tmp_path, 1)
     save(tmp_path, 1, name="other")
     server = start()
+
+    def models():
+        """That have a series of any kind."""
+        families = server.metrics.registry.collect()
+        samples = [sample for family in families for sample in family.samples]
+        return {sample.labels["model"] for sample in samples if sample.labels.get("model")}
+
+    assert models() == {"m", "other"}
     shutil.rmtree(tmp_path / "m")
     server.look(lambda: listed(server) is None)
+    wait_until(lambda: models() == {"other"})
     with pytest.raises(grpc.RpcError, match="there is no model 'm'; served: other"):
         ask(server)
 
@@ -522,14 +531,16 @@ def test_a_name_in_a_file_starts_no_line_of_the_log(tmp_path, start, caplog):
 
 def test_what_replaces_a_version_leaves_no_series_of_the_old_one(tmp_path, start):
     save(tmp_path, 1)
-    say(tmp_path, 'max_batch_rows = 64\ntask = "tensors"')
+    say(tmp_path, 'max_batch_rows = 64\ntask = "tensors"\ninline = "always"')
     server = start()
     of_m = {"model": "m", "version": "1"}
+    assert server.count("inline", **of_m) == 1
     assert server.count("model_info", task="TENSORS", provider="CPUExecutionProvider", **of_m)
-    say(tmp_path, "max_batch_rows = 4")
+    say(tmp_path, 'max_batch_rows = 4\ninline = "never"')
     now = {"task": "CLASSIFICATION", "provider": "CPUExecutionProvider", **of_m}
     server.look(lambda: server.count("model_info", **now) == 1)
     assert server.count("batch_limit_rows", **of_m) == 4
+    assert server.count("inline", **of_m) == 0
     samples = [one for metric in server.metrics.registry.collect() for one in metric.samples]
     rows = {one.labels["rows"] for one in samples if one.name == "neurona_run_predicted_seconds"}
     assert rows == {"1", "2", "4"}

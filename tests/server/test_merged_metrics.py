@@ -157,9 +157,15 @@ def test_a_version_that_no_process_knows_any_more_is_forgotten_with_its_series()
     assert ("a", "1") in versions(merged.page())  # others may have it still
     merged.forget_versions()
     assert versions(merged.page()) == {("", ""), ("a", "2")}
-    assert value(
-        merged.page(), "neurona_loads", ("neurona_loads_total", ""), model="a", outcome="ok"
-    )
+    loads = {"name": "neurona_loads", "point": ("neurona_loads_total", ""), "model": "a"}
+    assert value(merged.page(), **loads, outcome="ok")
+    process.release("a", 2)
+    process.metrics.forget("a")
+    merged.replace(process, "0", process.page())
+    assert value(merged.page(), **loads, outcome="ok")
+    merged.forget_versions()
+    assert versions(merged.page()) == {("", "")}
+    assert not merged.page()["neurona_loads"].series
 
 
 def versions(page):

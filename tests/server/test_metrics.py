@@ -156,3 +156,14 @@ def test_a_message_that_is_too_large_is_counted_where_the_quick_door_sees_it(rep
     finally:
         server.stop()
     assert [type(error) for error in refused] == [TooLargeError] * 3
+
+
+def test_nodes_are_those_of_what_serves_now():
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    old, new = metrics.model("m", 1), metrics.model("m", 1)
+    old.placed({"CUDAExecutionProvider": 3, "CPUExecutionProvider": 1}, degraded=False)
+    new.placed({"CPUExecutionProvider": 4}, degraded=True)
+    (nodes,) = [family for family in registry.collect() if family.name == "neurona_model_nodes"]
+    found = {sample.labels["provider"]: sample.value for sample in nodes.samples}
+    assert found == {"CPUExecutionProvider": 4}
