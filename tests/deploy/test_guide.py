@@ -51,6 +51,7 @@ def test_every_option_that_it_names_is_one():
 def test_every_metric_that_it_names_is_on_the_page():
     metrics = Metrics(CollectorRegistry())
     metrics.watch_versions(list)
+    metrics.watch_process()
     known = {family.name for family in metrics.registry.collect()}
     named = set(re.findall(r"`(neurona_[a-z_]+)", BOTH))
     assert len(named) > 10
@@ -109,6 +110,24 @@ def test_every_alert_is_in_the_table_and_has_its_page():
     }
     row = r"(?m)^\| \[`(\w+)`\]\(runbooks/\1\.md\) \| (\w+) \|"
     assert dict(re.findall(row, section("What each alert means"))) == alerts
+
+
+def test_every_rule_that_it_names_is_recorded():
+    pages = [page.read_text() for page in (DEPLOY / "runbooks").glob("*.md")]
+    named = set(re.findall(r"\bneurona:\w+:\w+", "\n".join([BOTH, *pages])))
+    rules = "\n".join(path.read_text() for path in (DEPLOY / "prometheus/rules").glob("*"))
+    assert named
+    assert named <= set(re.findall(r"- record: (\S+)", rules))
+
+
+def test_its_build_arguments_are_those_of_the_dockerfile():
+    rows = re.findall(r"(?m)^\| `([A-Z_]+)` \| (?:`(.+?)`|\d) \|", section("Install"))
+    assert {"BASE_IMAGE", "RUNTIME", "EXTRAS"} <= {name for name, _ in rows}
+    text = (DEPLOY / "Dockerfile").read_text()
+    for name, default in rows:
+        found = re.findall(rf'(?m)^ARG {name}="?([^"\n]*)"?$', text)
+        assert found, name
+        assert not default or found[0] == default, name
 
 
 def test_the_table_of_contents_is_whole():
