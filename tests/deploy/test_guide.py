@@ -27,7 +27,7 @@ DEPLOY = ROOT / "deploy"
 GUIDE = (DEPLOY / "README.md").read_text(encoding="utf-8")
 BOTH = GUIDE + (KUBERNETES / "README.md").read_text(encoding="utf-8")
 OPTIONS = {option.name for option in dataclasses.fields(Config)}
-OF_OTHERS = {"round_robin", "stop_grace_period"}
+OF_OTHERS = {"round_robin", "stop_grace_period", "request_id", "trace_id"}
 """In code, with underscores, and no options of this server without its extras."""
 
 
@@ -93,7 +93,7 @@ def test_every_target_of_make_exists():
 
 def test_flags_that_it_shows_exist():
     words = section("Install").split("###")[0] + section("Upgrade")
-    flags = set(re.findall(r"(--[a-z-]+)", words)) - {"--now"}  # systemctl's
+    flags = set(re.findall(r"(--[a-z-]+)", words)) - {"--now", "--kill-whom", "--signal"}  # systemctl's
     assert len(flags) > 2
     known = {"--" + option.replace("_", "-") for option in OPTIONS}
     assert flags <= known | {"--help", "--config"}
