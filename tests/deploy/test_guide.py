@@ -93,7 +93,11 @@ def test_every_target_of_make_exists():
 
 def test_flags_that_it_shows_exist():
     words = section("Install").split("###")[0] + section("Upgrade")
-    flags = set(re.findall(r"(--[a-z-]+)", words)) - {"--now", "--kill-whom", "--signal"}  # systemctl's
+    flags = set(re.findall(r"(--[a-z-]+)", words)) - {
+        "--now",
+        "--kill-whom",
+        "--signal",
+    }  # systemctl's
     assert len(flags) > 2
     known = {"--" + option.replace("_", "-") for option in OPTIONS}
     assert flags <= known | {"--help", "--config"}
