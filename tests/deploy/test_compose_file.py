@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,27 @@ def test_what_it_mounts_is_there(name):
             assert source in COMPOSE["volumes"]
         else:
             assert (DEPLOY / source).exists()
+
+
+def test_what_is_trained_without_a_network_needs_none(tmp_path, monkeypatch):
+    from neurona_training.recipes import RECIPES
+
+    def refuse(*_):
+        raise OSError("there is no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # nothing downloaded before
+    monkeypatch.delenv("NEURONA_DATA", raising=False)
+    assert SERVICES["models"]["network_mode"] == "none"
+    samples = re.fullmatch(
+        r"\$\{NEURONA_SAMPLES-(.+)\}", SERVICES["models"]["environment"]["SAMPLES"]
+    )
+    guide = (DEPLOY / "README.md").read_text()
+    (shown,) = re.findall(r"compose run --rm --entrypoint neurona-train models (\w+) ", guide)
+    for name in [*samples[1].split(), shown]:
+        assert len(RECIPES[name].load().test.targets) > 0, name
+    with pytest.raises(Exception, match="cannot be downloaded"):
+        RECIPES["gru"].load()
 
 
 @pytest.mark.parametrize("name", SERVERS)
