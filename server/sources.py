@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
     """Raises ConfigError; exits as argparse does for --help and for an unknown flag."""
     flags = vars(_parser().parse_args(arguments))
-    config_file = flags.pop("config") or environment.get(PREFIX + "CONFIG")
+    # Empty is as good as not set, as for every other variable.
+    config_file = flags.pop("config") or environment.get(PREFIX + "CONFIG") or None
     values = _from_file(config_file) | _from_environment(environment)
     values |= {name: value for name, value in flags.items() if value is not None}
     parsed = {name: _parse(name, value) for name, value in values.items()}

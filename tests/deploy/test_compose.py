@@ -143,7 +143,7 @@ def test_replicas_restarted_one_after_the_other_lose_no_call(scaled, engine):
     with Load(scaled.address) as load:
         for container in scaled.servers():
             load.wait_for(100)
-            engine.docker("restart", "-t", "40", container)
+            engine.docker("restart", "-t", "45", container)
             until(lambda container=container: scaled.healthy(container))
         load.wait_for(100)
     print(f"{load.answers.total()} answers, {len(load.failures)} failures")

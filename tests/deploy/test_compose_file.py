@@ -1,8 +1,10 @@
 """What can be said of deploy/compose.yaml and Envoy's configuration without starting them."""
 
+import dataclasses
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -76,19 +78,66 @@ def test_what_it_mounts_is_there(name):
             assert (DEPLOY / source).exists()
 
 
+def test_what_is_trained_without_a_network_needs_none(tmp_path, monkeypatch):
+    from neurona_training.recipes import RECIPES
+
+    def refuse(*_):
+        raise OSError("there is no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # nothing downloaded before
+    monkeypatch.delenv("NEURONA_DATA", raising=False)
+    assert SERVICES["models"]["network_mode"] == "none"
+    samples = re.fullmatch(
+        r"\$\{NEURONA_SAMPLES-(.+)\}", SERVICES["models"]["environment"]["SAMPLES"]
+    )
+    guide = (DEPLOY / "README.md").read_text()
+    (shown,) = re.findall(r"compose run --rm --entrypoint neurona-train models (\w+) ", guide)
+    for name in [*samples[1].split(), shown]:
+        assert len(RECIPES[name].load().test.targets) > 0, name
+    with pytest.raises(Exception, match="cannot be downloaded"):
+        RECIPES["gru"].load()
+
+
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_server_has_the_time_to_drain(name):
     from neurona_server import sources
+    from neurona_server.supervision import LEAVING
 
     service = SERVICES[name]
     options = {**service["environment"], "NEURONA_REPOSITORY": "/models", "NEURONA_LOG_LEVEL": ""}
     config = sources.load([], options)
     grace = 1000 * int(re.fullmatch(r"(\d+)s", service["stop_grace_period"])[1])
-    assert config.drain_delay_ms + config.drain_timeout_ms < grace
+    assert config.drain_delay_ms + config.drain_timeout_ms + 1000 * LEAVING < grace
     # Envoy has heard of it by then.
     (check,) = ENVOY_CLUSTER["health_checks"]
     interval = 1000 * int(check["interval"].removesuffix("s"))
     assert config.drain_delay_ms >= 2 * interval
+
+
+def test_the_override_of_the_guide_gives_a_service_options_of_the_server(tmp_path):
+    guide = (DEPLOY / "README.md").read_text()
+    (text,) = re.findall(r"```yaml\n(services:.*?)```", guide, re.DOTALL)
+    from neurona_server.config import Config
+
+    (override,) = yaml.safe_load(text)["services"].values()
+    names = {name.removeprefix("NEURONA_").lower() for name in override["environment"]}
+    assert names - {option.name for option in dataclasses.fields(Config)} == {
+        "ca",
+        "server_name",
+    }  # of the health check
+    command = compose_command()
+    if command is None:
+        pytest.skip("there is neither docker compose nor docker-compose")
+    (tmp_path / "compose.override.yaml").write_text(text)
+    command += ["-f", str(DEPLOY / "compose.yaml"), "-f", str(tmp_path / "compose.override.yaml")]
+    done = subprocess.run(
+        [*command, "--profile", "cpu", "config"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    server = yaml.safe_load(done.stdout)["services"]["neurona"]
+    assert {"NEURONA_TLS_KEY", "NEURONA_DRAIN_DELAY_MS"} <= server["environment"].keys()
+    assert len(server["volumes"]) == 3
 
 
 def test_envoy_finds_the_servers_by_the_name_they_have():

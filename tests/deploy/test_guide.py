@@ -27,7 +27,7 @@ DEPLOY = ROOT / "deploy"
 GUIDE = (DEPLOY / "README.md").read_text(encoding="utf-8")
 BOTH = GUIDE + (KUBERNETES / "README.md").read_text(encoding="utf-8")
 OPTIONS = {option.name for option in dataclasses.fields(Config)}
-OF_OTHERS = {"round_robin", "stop_grace_period"}
+OF_OTHERS = {"round_robin", "stop_grace_period", "request_id", "trace_id"}
 """In code, with underscores, and no options of this server without its extras."""
 
 
@@ -51,6 +51,7 @@ def test_every_option_that_it_names_is_one():
 def test_every_metric_that_it_names_is_on_the_page():
     metrics = Metrics(CollectorRegistry())
     metrics.watch_versions(list)
+    metrics.watch_process()
     known = {family.name for family in metrics.registry.collect()}
     named = set(re.findall(r"`(neurona_[a-z_]+)", BOTH))
     assert len(named) > 10
@@ -92,7 +93,11 @@ def test_every_target_of_make_exists():
 
 def test_flags_that_it_shows_exist():
     words = section("Install").split("###")[0] + section("Upgrade")
-    flags = set(re.findall(r"(--[a-z-]+)", words)) - {"--now"}  # systemctl's
+    flags = set(re.findall(r"(--[a-z-]+)", words)) - {
+        "--now",
+        "--kill-whom",
+        "--signal",
+    }  # systemctl's
     assert len(flags) > 2
     known = {"--" + option.replace("_", "-") for option in OPTIONS}
     assert flags <= known | {"--help", "--config"}
@@ -109,6 +114,24 @@ def test_every_alert_is_in_the_table_and_has_its_page():
     }
     row = r"(?m)^\| \[`(\w+)`\]\(runbooks/\1\.md\) \| (\w+) \|"
     assert dict(re.findall(row, section("What each alert means"))) == alerts
+
+
+def test_every_rule_that_it_names_is_recorded():
+    pages = [page.read_text() for page in (DEPLOY / "runbooks").glob("*.md")]
+    named = set(re.findall(r"\bneurona:\w+:\w+", "\n".join([BOTH, *pages])))
+    rules = "\n".join(path.read_text() for path in (DEPLOY / "prometheus/rules").glob("*"))
+    assert named
+    assert named <= set(re.findall(r"- record: (\S+)", rules))
+
+
+def test_its_build_arguments_are_those_of_the_dockerfile():
+    rows = re.findall(r"(?m)^\| `([A-Z_]+)` \| (?:`(.+?)`|\d) \|", section("Install"))
+    assert {"BASE_IMAGE", "RUNTIME", "EXTRAS"} <= {name for name, _ in rows}
+    text = (DEPLOY / "Dockerfile").read_text()
+    for name, default in rows:
+        found = re.findall(rf'(?m)^ARG {name}="?([^"\n]*)"?$', text)
+        assert found, name
+        assert not default or found[0] == default, name
 
 
 def test_the_table_of_contents_is_whole():

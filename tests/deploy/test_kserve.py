@@ -12,7 +12,7 @@ import small_models
 import triton_requests
 import yaml
 from deployed import served
-from manifests import KUBERNETES, build, of_kind
+from manifests import KUBERNETES, build, environment, of_kind
 
 from neurona_protos.open_inference_pb2 import ModelReadyRequest
 from neurona_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -40,12 +40,22 @@ def arguments(name, models, service="digits"):
     return filled
 
 
+def variables(name):
+    (container,) = runtime(name)["spec"]["containers"]
+    return environment(container)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("tmp"))  # as the image's
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_one_model_is_served_under_the_name_of_its_service(layout, tmp_path):
     for place in LAYOUTS[layout]:
         small_models.save_classifier(tmp_path / "models" / place)
     (tmp_path / "models" / "model.toml").write_text('labels = ["a", "b", "c"]')
-    with served(arguments("neurona", tmp_path / "models"), {}) as server:
+    with served(arguments("neurona", tmp_path / "models"), variables("neurona")) as server:
         stub = GRPCInferenceServiceStub(server.channel)
         assert stub.ModelReady(ModelReadyRequest(name="digits"), timeout=10).ready
         request = triton_requests.request("digits", x=("FP32", np.ones((2, 4))))
@@ -61,7 +71,7 @@ def test_one_model_is_served_under_the_name_of_its_service(layout, tmp_path):
 def test_without_a_model_it_does_not_start(made, message, tmp_path):
     if made:
         (tmp_path / "models").mkdir()
-    server = served(arguments("neurona", tmp_path / "models"), {})
+    server = served(arguments("neurona", tmp_path / "models"), variables("neurona"))
     with pytest.raises(LoadError, match=message), server:
         pass
 
@@ -69,7 +79,8 @@ def test_without_a_model_it_does_not_start(made, message, tmp_path):
 def test_a_repository_is_served_whole(tmp_path):
     for name in ("a", "b"):
         small_models.save_classifier(tmp_path / "models" / name / "1" / "model.onnx")
-    with served(arguments("neurona-repository", tmp_path / "models"), {}) as server:
+    name = "neurona-repository"
+    with served(arguments(name, tmp_path / "models"), variables(name)) as server:
         stub = GRPCInferenceServiceStub(server.channel)
         for name in ("a", "b"):
             assert stub.ModelReady(ModelReadyRequest(name=name), timeout=10).ready

@@ -31,6 +31,13 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file():
     assert (config.max_batch_rows, config.max_queue_rows, config.instances) == (100, 20, 3)
 
 
+def test_a_variable_that_is_empty_is_as_good_as_not_set():
+    empty = {"NEURONA_CONFIG": "", "NEURONA_MAX_BATCH_ROWS": ""}
+    assert load(REPOSITORY, empty) == load(REPOSITORY, {})
+    Path("neurona.toml").write_text("max_batch_rows = 3\n")
+    assert load(REPOSITORY, empty).max_batch_rows == 3
+
+
 def test_several_repositories_by_flag_and_by_environment():
     both = (Path("a"), Path("b"))
     assert load(["--repository", "a", "--repository", "b"], {}).repository == both
