@@ -95,6 +95,8 @@ def options(
     for name, limit in (("bytes", max_pending_bytes), ("requests", max_pending_requests)):
         if limit < 1:
             raise ValueError(f"max_pending_{name} is {limit}; expected at least 1")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout is {timeout}; expected seconds, more than 0, or None")
     secure = (tls if isinstance(tls, Tls) else Tls()) if tls else None
     if token is not None:
         if not token.isascii() or not token.isprintable() or " " in token or not token:

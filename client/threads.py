@@ -96,9 +96,10 @@ def together(gate: Gate, stream: Stream, message: bytes, deadline: Deadline) -> 
     reply = Reply()
     pending = Pending(message, reply)
     try:
+        left = deadline.left()
         stream.put(pending)
         try:
-            if reply.wait(deadline.timeout):
+            if reply.wait(left):
                 return reply.outcome
         except BaseException:  # Ctrl-C, perhaps in the middle of waking others
             if stream.give_up(pending):

@@ -119,6 +119,8 @@ def test_options_that_cannot_be_meant_are_refused():
         {"token": ""},
         {"max_pending_bytes": 0},
         {"max_pending_requests": 0},
+        {"timeout": -1},
+        {"timeout": float("nan")},
     ):
         with pytest.raises(ValueError, match=r"expected|token"):
             Client(**options)
