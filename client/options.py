@@ -125,7 +125,8 @@ def _is_near(target: str) -> bool:
     """Whether what is sent there stays on this machine."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
-    host = target.rpartition("/")[2].rpartition(":")[0].strip("[]")
+    # With a scheme or a name server of its own, gRPC may go anywhere.
+    host = target.removeprefix("dns:///").rpartition(":")[0].strip("[]")
     if host == "localhost":
         return True
     try:

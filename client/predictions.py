@@ -130,6 +130,8 @@ class Predictions(Questions):
     ) -> Conversation:
         said = context()
         if request_id is not None:
+            if not (request_id.isascii() and request_id.isprintable()):
+                raise InvalidInputError("the request_id is no printable ASCII")
             said = (*said, ("x-request-id", request_id))
         together = (
             self.options.coalesce
