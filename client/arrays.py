@@ -23,12 +23,7 @@ def as_array(value: Any, spec: TensorSpec) -> Array:
     Raises InvalidInputError with the input's name.
     """
     number = spec.number
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise InvalidInputError(
-            f"input {spec.name!r} is no regular array: its lists differ in length ({error})"
-        ) from error
+    array = _given(value, spec)
     if number == DATA_TYPE_STRING:
         return _strings(array, spec)
     if number == DATA_TYPE_BFLOAT16:
@@ -64,6 +59,22 @@ def as_array(value: Any, spec: TensorSpec) -> Array:
             f"hold: {shown}; convert them yourself if that is meant"
         )
     return converted
+
+
+def _given(value: Any, spec: TensorSpec) -> Array:
+    """As numpy has it."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise InvalidInputError(
+            f"input {spec.name!r} has masked values, which a model cannot be given: fill them"
+        )
+    # numpy's own text drops zeros at its end, and makes text of numbers beside it.
+    text = spec.number == DATA_TYPE_STRING and not isinstance(value, np.ndarray)
+    try:
+        return np.asarray(value, dtype=object if text else None)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"input {spec.name!r} is no regular array: its lists differ in length ({error})"
+        ) from error
 
 
 def _whole(value: Any, array: Array) -> Array:

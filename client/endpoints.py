@@ -13,7 +13,6 @@ import grpc
 
 from neurona_client.channels import open_channel
 from neurona_client.errors import (
-    ClosedError,
     DeadlineError,
     NeuronaError,
     ServerError,
@@ -36,9 +35,13 @@ _WATCH = "/grpc.health.v1.Health/Watch"
 SAYS_NOTHING = ("no answer came in time", "Deadline Exceeded")
 """What is said of a deadline by those who do not know how long it was."""
 
+CLOSED = "the connection is closed"
+"""As the client is, or its name no longer has the address: then another one is asked."""
+
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _DOUBT = 1.0  # seconds
 _PAUSE = 0.1  # seconds between two tries of a server that ends them at once
+_LONG_PAUSE = 2.0  # of one that answers with another error: it has no such method, perhaps
 
 
 class Endpoint:
@@ -74,7 +77,7 @@ class Endpoint:
         try:
             future = method.future(message, timeout=timeout, metadata=metadata)
         except ValueError:  # how gRPC refuses what comes after `close`
-            done(ClosedError("the client is closed"))
+            done(UnavailableError(CLOSED))
             return _nothing
         self._count(1)
 
@@ -105,19 +108,23 @@ class Endpoint:
         self.channel.close()
 
     def _watch(self) -> None:
+        refused = False
         while not self._closed.is_set():
             known = False
             try:
                 method: Any = self.channel.unary_stream(_WATCH)
-                for answer in method(b"", metadata=self._metadata, wait_for_ready=True):
+                # Of a server that tells nothing, it must be found out when it is gone.
+                for answer in method(b"", metadata=self._metadata, wait_for_ready=not refused):
                     known = True
                     self._notice(reachable=True, serving=health_of(answer) == SERVING)
             except ValueError:  # the channel is closed
                 return
             except grpc.RpcError as error:
-                if error.code() not in _GONE:  # it has an answer, if not to this
+                refused = error.code() not in _GONE
+                if refused:  # it has an answer, if not to this
                     self._notice(reachable=True, serving=True)
-                    return
+                    self._closed.wait(_LONG_PAUSE)
+                    continue
             self._notice(reachable=False, serving=False)
             if not known:
                 self._closed.wait(_PAUSE)

@@ -1,6 +1,7 @@
 """All servers of a client: which one gets the next call, and waiting until there is one."""
 
 import atexit
+import logging
 import os
 import threading
 import time
@@ -9,8 +10,10 @@ from collections.abc import Callable
 
 from neurona_client.endpoints import Endpoint
 from neurona_client.errors import ClosedError
-from neurona_client.names import PREFIX, places
+from neurona_client.names import PREFIX, Place, places
 from neurona_client.options import Options
+
+log = logging.getLogger(__name__)
 
 _REFRESH = 10.0
 """Seconds between two looks at what names stand for."""
@@ -26,6 +29,7 @@ class Fleet:
         self.endpoints: list[Endpoint] = []
         self._options = options
         self._over = threading.Event()
+        self._places: dict[str, list[Place]] = {}
         self.refresh()
         _all.add(self)
         if any(target.startswith(PREFIX) for target in options.targets):
@@ -85,19 +89,28 @@ class Fleet:
     def refresh(self) -> None:
         """Looks names up again: new addresses get connections, those that are gone lose theirs
         when what is under way there has ended."""
-        wanted = dict.fromkeys(one for target in self._options.targets for one in places(target))
+        for target in self._options.targets:
+            found = places(target)
+            # A name that cannot be looked up for a while keeps its addresses.
+            if found != [Place(target)] or target not in self._places:
+                self._places[target] = found
+        wanted = dict.fromkeys(one for found in self._places.values() for one in found)
         kept = [one for one in self.endpoints if one.place in wanted or one.load]
         gone = [one for one in self.endpoints if one not in kept]
         there = {one.place for one in kept}
         new = [Endpoint(one, self._options, self._changed) for one in wanted if one not in there]
         if new or gone:
             self.endpoints = kept + new  # in one step, as others are reading it
-        for one in gone:
+        # Of a client that was closed meanwhile nobody else closes the new ones.
+        for one in gone + new if self.closed else gone:
             one.close()
 
     def _refresh(self) -> None:
         while not self._over.wait(_REFRESH):
-            self.refresh()
+            try:
+                self.refresh()
+            except Exception:  # such as a certificate's file that is being replaced
+                log.exception("the servers' names will be looked up again")
 
     def _any_ready(self) -> bool:
         return any(endpoint.reachable for endpoint in self.endpoints)

@@ -1,8 +1,8 @@
 """Pictures as the inputs of image models. Needs Pillow: pip install neurona[images]."""
 
 import io
+import math
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -84,16 +84,17 @@ def _opened(source: bytes | bytearray | Path, spec: TensorSpec, channels: int) -
         ) from error
     named = f"the picture {str(source)!r}" if isinstance(source, Path) else "the picture"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow only warns of pictures of absurd size
-            with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as file:
-                image = ImageOps.exif_transpose(file)
-                if image.mode in _DEEP:
-                    image = _shallow(image)
-                if "A" in image.mode or "transparency" in image.info:
-                    image = image.convert("RGBA")  # what is transparent lies on white
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-                return image.convert("RGB" if channels == 3 else "L")
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as file:
+            # Pillow only warns of them. Filters of warnings are those of all threads: let alone.
+            if file.width * file.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise ValueError(f"it has {file.width} x {file.height} pixels")
+            image = ImageOps.exif_transpose(file)
+            if image.mode in _DEEP:
+                image = _shallow(image)
+            if "A" in image.mode or "transparency" in image.info:
+                image = image.convert("RGBA")  # what is transparent lies on white
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return image.convert("RGB" if channels == 3 else "L")
     except UnidentifiedImageError as error:
         raise InvalidInputError(f"{named} is of no format that can be read") from error
     except (OSError, ValueError, SyntaxError, Warning, Image.DecompressionBombError) as error:

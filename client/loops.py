@@ -70,8 +70,9 @@ class Loop:
             loop = self._running()
             reply = Reply(loop)
             pending = Pending(message, reply)
-            if deadline.timeout is not None:
-                timer = loop.call_later(deadline.timeout, _expire, reply, deadline)
+            left = deadline.left()
+            if left is not None:
+                timer = loop.call_later(left, _expire, reply, deadline)
             stream.put(pending)
             return await reply.future
         finally:

@@ -19,7 +19,10 @@ class Place(NamedTuple):
 
 
 def places(target: str) -> list[Place]:
-    """Of a name that cannot be looked up now, the target itself: gRPC will say what is wrong."""
+    """Of a name that cannot be looked up now, the target itself: gRPC will say what is wrong.
+
+    Raises ValueError for what no name can be.
+    """
     if not target.startswith(PREFIX):
         return [Place(target)]
     authority, _, name = target.removeprefix(PREFIX).rpartition("/")

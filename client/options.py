@@ -95,6 +95,8 @@ def options(
     for name, limit in (("bytes", max_pending_bytes), ("requests", max_pending_requests)):
         if limit < 1:
             raise ValueError(f"max_pending_{name} is {limit}; expected at least 1")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout is {timeout}; expected seconds, more than 0, or None")
     secure = (tls if isinstance(tls, Tls) else Tls()) if tls else None
     if token is not None:
         if not token.isascii() or not token.isprintable() or " " in token or not token:
@@ -123,7 +125,8 @@ def _is_near(target: str) -> bool:
     """Whether what is sent there stays on this machine."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
-    host = target.rpartition("/")[2].rpartition(":")[0].strip("[]")
+    # With a scheme or a name server of its own, gRPC may go anywhere.
+    host = target.removeprefix("dns:///").rpartition(":")[0].strip("[]")
     if host == "localhost":
         return True
     try:

@@ -3,14 +3,14 @@
 import threading
 from typing import TypeVar
 
-from neurona_client.endpoints import Endpoint
+from neurona_client.endpoints import CLOSED, Endpoint
 from neurona_client.errors import (
-    ClosedError,
     DeadlineError,
     InvalidInputError,
     NeuronaError,
     NotFoundError,
     PermissionDeniedError,
+    UnavailableError,
 )
 from neurona_client.gate import Gate
 from neurona_client.inputs import Inputs
@@ -130,6 +130,8 @@ class Predictions(Questions):
     ) -> Conversation:
         said = context()
         if request_id is not None:
+            if not (request_id.isascii() and request_id.isprintable()):
+                raise InvalidInputError("the request_id is no printable ASCII")
             said = (*said, ("x-request-id", request_id))
         together = (
             self.options.coalesce
@@ -161,7 +163,13 @@ class Predictions(Questions):
         endpoint = self.fleet.pick()
         if endpoint is None or not endpoint.shares or not self.gate.enter(len(written.message)):
             return None
-        return plan, written, self._stream(endpoint)
+        try:
+            return plan, written, self._stream(endpoint)
+        except BaseException as error:
+            self.gate.leave(len(written.message))
+            if isinstance(error, UnavailableError):  # the long way asks another one
+                return None
+            raise
 
     def _stream(self, endpoint: Endpoint) -> Stream:
         stream: Stream | None = endpoint.stream
@@ -172,7 +180,7 @@ class Predictions(Questions):
                     try:
                         stream = Stream(endpoint, self.metadata, self._deliver, self._soon)
                     except ValueError as error:  # how gRPC refuses what comes after `close`
-                        raise ClosedError("the client is closed") from error
+                        raise UnavailableError(CLOSED) from error
                     endpoint.stream = stream
         return stream
 

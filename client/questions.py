@@ -65,9 +65,12 @@ class Questions:
         return descriptions.description(_parsed(DescribeModelResponse, answer))
 
     def health(self, service: str, timeout: float | None) -> Talk[str]:
+        return (yield from self._health(service, self.deadline(timeout)))
+
+    def _health(self, service: str, deadline: Deadline) -> Talk[str]:
         request = within(1, service.encode()) if service else b""
         try:
-            answer = yield from self._asked(_HEALTH, request, self.deadline(timeout))
+            answer = yield from self._asked(_HEALTH, request, deadline)
         except NotFoundError:
             return "SERVICE_UNKNOWN"
         return _STATES.get(health_of(answer), "UNKNOWN")
@@ -75,12 +78,13 @@ class Questions:
     def until_ready(self, models: Iterable[str], timeout: float | None) -> Talk[None]:
         """Until the server serves, and each of `models` does."""
         deadline = Deadline(timeout)  # not that of other calls: loading takes longer
+        models = (models,) if isinstance(models, str) else models
         for service in ("", *models):
             state = ""
             while state != _SERVING:
                 try:
-                    left = deadline.left()
-                    state = yield from self.health(service, left)
+                    deadline.left()  # raises when it has passed
+                    state = yield from self._health(service, deadline)
                 except UnavailableError:
                     state = "out of reach"
                 except DeadlineError:

@@ -4,6 +4,7 @@ A conversation is a generator that yields steps and returns its result. `Client`
 in the caller's thread, `AsyncClient` in its event loop; all else is here.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Generator
@@ -27,6 +28,9 @@ _LAST_TRY = 1.0
 
 _GRACE = 0.05
 """Seconds that a driver gives gRPC to say that the time is up, as it knows more."""
+
+_LONGEST = 1e8
+"""Seconds. What is longer is never: gRPC takes it for a time that has passed."""
 
 
 class Step(Protocol):
@@ -113,11 +117,15 @@ class Alone:
 
 
 class Deadline:
-    """A point in time. `timeout` None: never."""
+    """A point in time. `timeout` None: never. Raises ValueError if it is no number."""
 
     __slots__ = ("_end", "timeout")
 
     def __init__(self, timeout: float | None) -> None:
+        if timeout is not None and not timeout <= _LONGEST:
+            if math.isnan(timeout):
+                raise ValueError("the timeout is NaN; expected seconds, or None")
+            timeout = None
         self.timeout = timeout
         self._end = None if timeout is None else time.monotonic() + timeout
 

@@ -56,7 +56,7 @@ class Pending:
 class Together:
     """A step: a request that shares a stream."""
 
-    __slots__ = ("_message", "_stream", "timeout")
+    __slots__ = ("_message", "_pending", "_stream", "timeout")
 
     def __init__(self, stream: "Stream", message: bytes, timeout: float | None) -> None:
         self.timeout = timeout
@@ -64,9 +64,12 @@ class Together:
         self._message = message
 
     def start(self, done: Done) -> Callable[[], bool]:
-        pending = Pending(self._message, done)
-        self._stream.put(pending)
-        return lambda: self._stream.give_up(pending)
+        self._pending = Pending(self._message, done)
+        self._stream.put(self._pending)
+        return self.give_up
+
+    def give_up(self) -> bool:
+        return self._stream.give_up(self._pending)
 
     def expired(self) -> Outcome:
         return late()
@@ -94,9 +97,14 @@ class Stream:
         self._wire: Wire = open_wire(endpoint.channel, metadata, self)
 
     def put(self, pending: Pending) -> None:
-        self._queue.append(pending)
-        if not self._writing and (not self.held or len(self._queue) >= FEW):
-            self._begin()
+        try:
+            self._queue.append(pending)
+            if not self._writing and (not self.held or len(self._queue) >= FEW):
+                self._begin()
+        except BaseException:  # Ctrl-C: perhaps nobody writes what waits
+            self.give_up(pending)
+            self._give_up(UnavailableError("interrupted"))
+            raise
 
     def give_up(self, pending: Pending) -> bool:
         """Whether its outcome came before, and is delivered all the same."""

@@ -10,7 +10,7 @@ from neurona_client.endpoints import Outcome
 from neurona_client.errors import NeuronaError
 from neurona_client.gate import Gate
 from neurona_client.steps import Deadline, Step
-from neurona_client.streams import Pending, Stream
+from neurona_client.streams import Pending, Stream, Together
 
 T = TypeVar("T")
 
@@ -96,9 +96,10 @@ def together(gate: Gate, stream: Stream, message: bytes, deadline: Deadline) -> 
     reply = Reply()
     pending = Pending(message, reply)
     try:
-        stream.put(pending)
+        left = deadline.left()
         try:
-            if reply.wait(deadline.timeout):
+            stream.put(pending)
+            if reply.wait(left):
                 return reply.outcome
         except BaseException:  # Ctrl-C, perhaps in the middle of waking others
             if stream.give_up(pending):
@@ -115,7 +116,12 @@ def together(gate: Gate, stream: Stream, message: bytes, deadline: Deadline) -> 
 
 def _done(step: Step) -> Outcome:
     reply = Reply()
-    give_up = step.start(reply)
+    try:
+        give_up = step.start(reply)
+    except BaseException:  # Ctrl-C
+        if isinstance(step, Together) and step.give_up():
+            reply.pass_on()
+        raise
     try:
         if reply.wait(step.timeout):
             return reply.outcome

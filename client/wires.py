@@ -165,5 +165,9 @@ class PublicWire:
                 self._ends.received(message)
         except grpc.RpcError:
             error = error_of(self._call)
-        self._queue.put(None)
-        self._ends.ended(error)
+        except Exception:  # a bug of ours must not leave callers without an answer
+            log.exception("the stream is given up")
+            self._call.cancel()
+        finally:
+            self._queue.put(None)
+            self._ends.ended(error)

@@ -16,6 +16,8 @@ from neurona_client.plans import Plan, Wish
 from neurona_client.wire import fields, read_varint, varint
 from neurona_protos.frames_pb2 import PredictStreamRequest as Frames
 from neurona_protos.prediction_pb2 import (
+    DATA_TYPE_FLOAT,
+    DATA_TYPE_STRING,
     DescribeModelResponse,
     Error,
     PredictRequest,
@@ -226,3 +228,20 @@ def test_an_optional_input_may_be_left_out(echoes):
 
 def test_dtypes_are_those_of_the_protocol():
     assert data_type(np.dtype("f4")) == named("FLOAT")
+
+
+def test_text_stays_as_it_is():
+    text = TensorSpec("words", "STRING", (-1,), number=DATA_TYPE_STRING)
+    assert as_array([b"a\0", "b\0", b"\xff"], text).tolist() == [b"a\0", "b\0", b"\xff"]
+    assert as_array(b"a\0", text).tolist() == b"a\0"
+    for given_ in (["a", 1], [["a"], ["b", "c"]], [None]):
+        with pytest.raises(InvalidInputError, match="expected text"):
+            as_array(given_, text)
+
+
+def test_masked_values_are_refused():
+    floats = TensorSpec("x", "FLOAT", (-1,), number=DATA_TYPE_FLOAT)
+    values = np.ma.masked_array(np.ones(3, np.float32), mask=[0, 1, 0])
+    with pytest.raises(InvalidInputError, match="masked"):
+        as_array(values, floats)
+    assert as_array(values[:1], floats).tolist() == [1.0]

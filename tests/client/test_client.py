@@ -141,3 +141,9 @@ def test_nobody_is_there():
         pytest.raises(neurona_client.UnavailableError, match=r"127.0.0.1:1 within 0.2 s.*refused"),
     ):
         client.predict("classifier", ROW)
+
+
+def test_a_request_id_that_cannot_be_sent_is_refused(client):
+    for request_id in ("two\nlines", "ü"):
+        with pytest.raises(neurona_client.InvalidInputError, match="request_id"):
+            client.predict("classifier", ROW, request_id=request_id)

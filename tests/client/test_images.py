@@ -2,6 +2,8 @@
 
 import io
 import sys
+import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -110,3 +112,27 @@ def test_without_pillow_it_is_said_how_to_get_it(monkeypatch):
 def test_bytes_are_text_where_the_model_takes_text():
     assert is_image(b"a", spec(8, 8))
     assert not is_image(b"a", spec(8, 8, dtype="STRING", number=DATA_TYPE_STRING))
+
+
+def test_a_picture_of_absurd_size_is_refused_and_filters_of_warnings_stay(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    before = list(warnings.filters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(InvalidInputError, match="8 x 8 pixels"):
+            pixels(png(GREY), spec(8, 8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        pixels(png(GREY), spec(8, 8))
+    monkeypatch.undo()
+
+    def decode():
+        for _ in range(200):
+            pixels(png(GREY), spec(8, 8))
+
+    threads = [threading.Thread(target=decode) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(warnings.filters) == before

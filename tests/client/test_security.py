@@ -98,7 +98,10 @@ def test_who_may_not_describe_still_predicts_with_arrays_by_name(guarded, coales
             client.predict("classifier", {"x": np.ones((1, 5), np.float32)})
 
 
-@pytest.mark.parametrize("target", ["example.com:8001", "dns:///models:8001", "10.0.0.1:8001"])
+@pytest.mark.parametrize(
+    "target",
+    ["example.com:8001", "dns:///models:8001", "10.0.0.1:8001", "dns://10.0.0.1/localhost:8001"],
+)
 def test_a_token_is_not_sent_in_plaintext_to_other_machines(target):
     with pytest.raises(ValueError, match="in plaintext"):
         Client(["localhost:1", target], token=FULL)
@@ -106,7 +109,9 @@ def test_a_token_is_not_sent_in_plaintext_to_other_machines(target):
     Client(target, token=FULL, tls=True).close()
 
 
-@pytest.mark.parametrize("target", ["localhost:1", "127.0.0.9:1", "[::1]:1", "unix:/tmp/none"])
+@pytest.mark.parametrize(
+    "target", ["localhost:1", "dns:///localhost:1", "127.0.0.9:1", "[::1]:1", "unix:/tmp/none"]
+)
 def test_a_token_may_stay_on_this_machine(target):
     Client(target, token=FULL).close()
 
@@ -119,6 +124,8 @@ def test_options_that_cannot_be_meant_are_refused():
         {"token": ""},
         {"max_pending_bytes": 0},
         {"max_pending_requests": 0},
+        {"timeout": -1},
+        {"timeout": float("nan")},
     ):
         with pytest.raises(ValueError, match=r"expected|token"):
             Client(**options)

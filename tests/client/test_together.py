@@ -320,8 +320,12 @@ def test_without_the_completion_queue_streams_go_by_the_public_api(make_server, 
         first.listener.stop(0.0)
         make_server(address=address(first))
         assert client.predict("classifier", ROW).label == "cat"
+    silent = make_server(start_models=False)
+    with Client(address(silent)) as client:
         with pytest.raises(neurona_client.DeadlineError):
-            client.predict("classifier", ROW, timeout=1e-6)
+            client.predict("classifier", ROW, timeout=0.2)
+        silent.registry.resolve("classifier").start()
+        assert client.predict("classifier", ROW).label == "cat"
 
 
 def test_the_completion_queue_is_used_where_it_suits(server):
