@@ -1,5 +1,4 @@
-"""Calls that take long are sent to a second server: the first answer counts, and no more is sent
-than was allowed."""
+"""A call that takes long is sent to a second server, and the first answer counts."""
 
 import asyncio
 import signal
@@ -7,28 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hedged import BOTH, SOON, doubted, reached
 from replicas import Replica
 
 import neurona_client
 from neurona_client import AsyncClient, Client, Retries
-from neurona_client.hedges import Budget
-from neurona_server.batching.policy import BatchPolicy
-
-ROW = np.array([1, 2, 3, 4], np.float32)
-SOON = Retries(hedge_after=0.02)
-BOTH = pytest.mark.parametrize("coalesce", [True, False], ids=["coalescing", "unary"])
-
-
-def address(server):
-    return f"127.0.0.1:{server.port}"
-
-
-def queued(server):
-    return int(server.count("queue_rows", model="classifier", version="2"))
-
-
-def doubted(client):
-    return [one for one in client._calls.fleet.endpoints if one.doubtful_until]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +40,7 @@ def ask(client, number, **options):
 
 
 @BOTH
-def test_a_server_that_stands_still_holds_up_no_thread(replicas, stop, coalesce):
+def test_a_server_that_stands_still_holds_up_no_thread(replicas, stop, wait_until, coalesce):
     addresses = [replica.address for replica in replicas]
     callers, each = 8, 25
 
@@ -83,7 +65,7 @@ def test_a_server_that_stands_still_holds_up_no_thread(replicas, stop, coalesce)
         Client(addresses, coalesce=coalesce, retries=SOON) as hedging,
     ):
         for client in (plain, hedging):
-            client.wait_until_ready(30)
+            wait_until(lambda client=client: reached(client))
             assert all(ask(client, number, timeout=30) for number in range(4))
         stop()
         without, waited = count(plain)
@@ -100,7 +82,7 @@ def test_a_server_that_stands_still_holds_up_no_thread(replicas, stop, coalesce)
 
 
 @BOTH
-def test_a_server_that_stands_still_holds_up_no_coroutine(replicas, stop, coalesce):
+def test_a_server_that_stands_still_holds_up_no_coroutine(replicas, stop, wait_until, coalesce):
     addresses = [replica.address for replica in replicas]
     callers, each = 8, 25
 
@@ -113,7 +95,7 @@ def test_a_server_that_stands_still_holds_up_no_coroutine(replicas, stop, coales
                     answer = await client.predict("regressor", series, timeout=30)
                     assert answer.value == number + 1
 
-            await client.wait_until_ready(30)
+            wait_until(lambda: reached(client))
             await run(0)
             stop()
             await asyncio.gather(*(run(caller) for caller in range(callers)))
@@ -127,151 +109,34 @@ def test_a_server_that_stands_still_holds_up_no_coroutine(replicas, stop, coales
 
 
 @BOTH
-def test_servers_that_are_all_slow_get_no_more_than_the_budget(make_server, wait_until, coalesce):
-    servers = [make_server(start_models=False) for _ in range(2)]
-    calls = 60
-    with Client(
-        [address(server) for server in servers], coalesce=coalesce, retries=SOON, timeout=30
-    ) as client:
-        client.wait_until_ready(10)
-        with ThreadPoolExecutor(calls) as pool:
-            asked = [pool.submit(client.predict, "classifier", ROW) for _ in range(calls)]
-            budget = client._calls.budget
-            wait_until(lambda: budget.spent >= 10)
-            wait_until(lambda: sum(map(queued, servers)) == calls + budget.spent)
-            assert budget.spent <= 10 + 0.1 * (calls + 3)  # with those that describe it
-            for server in servers:
-                server.registry.resolve("classifier").start()
-            assert [one.result().label for one in asked] == ["cat"] * calls
-        assert client._calls.gate.inside == (0, 0)
-        assert not doubted(client)
+def test_answers_that_come_at_the_same_time_are_one(replicas, wait_until, coalesce):
+    """Each call is sent twice at once."""
+    callers, each = 16, 50
+    retries = Retries(hedge_after=1e-6, hedge_share=1.0)
+    addresses = [replica.address for replica in replicas]
 
+    async def coroutines():
+        async with AsyncClient(addresses, coalesce=coalesce, retries=retries) as client:
+            wait_until(lambda: reached(client))
 
-def test_a_budget_is_a_share_of_the_requests():
-    budget = Budget(Retries(hedge_after=1.0, hedge_share=0.25))
-    assert sum(budget.spend() for _ in range(100)) == 10  # what it begins with
-    sent = 0
-    for _ in range(400):
-        budget.earn()
-        sent += budget.spend()
-    assert sent == 100
-    for _ in range(400):
-        budget.earn()
-    assert sum(budget.spend() for _ in range(100)) == 10  # more cannot be saved up
-    assert budget.spent == 120
+            async def run(caller):
+                for number in range(1000 * caller, 1000 * caller + each):
+                    series = np.array([number, 1.0], np.float32)
+                    answer = await client.predict("regressor", series, timeout=30)
+                    assert answer.value == number + 1
 
-
-@pytest.mark.parametrize("retries", [Retries(), Retries(hedge_after=30)], ids=["off", "in time"])
-def test_nothing_is_sent_twice(make_server, wait_until, retries):
-    servers = [make_server(start_models=False) for _ in range(2)]
-    with Client([address(server) for server in servers], retries=retries) as client:
-        client.wait_until_ready(10)
-        with ThreadPoolExecutor(20) as pool:
-            asked = [pool.submit(client.predict, "classifier", ROW) for _ in range(20)]
-            wait_until(lambda: sum(map(queued, servers)) == 20)
-            with pytest.raises(neurona_client.DeadlineError):
-                client.predict("classifier", ROW, timeout=0.3)
-            assert sum(map(queued, servers)) == 21  # with what has been given up
-            for server in servers:
-                server.registry.resolve("classifier").start()
-            assert [one.result().label for one in asked] == ["cat"] * 20
-
-
-def test_a_single_server_is_asked_once(make_server):
-    server = make_server(start_models=False)
-    with Client(address(server), retries=SOON) as client:
-        with pytest.raises(neurona_client.DeadlineError, match=r"within 0.3 s"):
-            client.predict("classifier", ROW, timeout=0.3)
-        assert queued(server) == 1
-        assert client._calls.budget.spent == 0
-
-
-def test_a_server_that_has_too_much_to_do_ends_the_hedging_of_a_call(make_server, wait_until):
-    """Of two calls one begins at the full server, and one is hedged there: each is refused once,
-    and then waits for the other server alone."""
-    slow = make_server(start_models=False)
-    full = make_server(BatchPolicy(max_queue_rows=1), start_models=False)
-    with Client(address(full)) as first, ThreadPoolExecutor(3) as pool:
-        filling = pool.submit(first.predict, "classifier", ROW)
-        wait_until(lambda: queued(full) == 1)
-        retries = Retries(hedge_after=0.02, attempts=50)
-        with Client([address(slow), address(full)], retries=retries) as client:
-            client.wait_until_ready(10)
-            client.describe("classifier", version=2)
-            before = client._calls.budget.spent
-            asked = [pool.submit(client.predict, "classifier", ROW) for _ in range(2)]
-            wait_until(lambda: queued(slow) == 2)
-            with pytest.raises(neurona_client.DeadlineError):
-                client.predict("classifier", ROW, timeout=0.3)  # time for more hedges
-            assert client._calls.budget.spent - before <= 3
-            assert queued(full) == 1
-            slow.registry.resolve("classifier").start()
-            assert [one.result().label for one in asked] == ["cat"] * 2
-        full.registry.resolve("classifier").start()
-        assert filling.result().label == "cat"
-
-
-@BOTH
-def test_deadlines_and_cancelling_hold_for_both(make_server, coalesce):
-    servers = [make_server(start_models=False) for _ in range(2)]
-
-    async def until(reached):
-        while not reached():
-            await asyncio.sleep(0.005)
-
-    async def main():
-        addresses = [address(server) for server in servers]
-        async with AsyncClient(addresses, coalesce=coalesce, retries=SOON) as client:
-            await client.wait_until_ready(10)
-            with pytest.raises(neurona_client.DeadlineError, match=r"within 0.3 s"):
-                await client.predict("classifier", ROW, timeout=0.3)
-            if not coalesce:  # the server goes on with what a stream has sent
-                await until(lambda: [queued(server) for server in servers] == [0, 0])
-            before = [queued(server) for server in servers]
-            task = asyncio.create_task(client.predict("classifier", ROW))
-            await until(lambda: [queued(one) for one in servers] == [was + 1 for was in before])
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            if not coalesce:
-                await until(lambda: [queued(server) for server in servers] == [0, 0])
+            await asyncio.gather(*(run(caller) for caller in range(callers)))
+            assert client._calls.budget.spent > callers * each / 4
             assert client._calls.gate.inside == (0, 0)
-            assert not doubted(client)
-            for server in servers:
-                server.registry.resolve("classifier").start()
-            assert (await client.predict("classifier", ROW)).label == "cat"
 
-    asyncio.run(main())
+    with Client(addresses, coalesce=coalesce, retries=retries) as client:
+        wait_until(lambda: reached(client))
 
+        def run(caller):
+            return sum(ask(client, 1000 * caller + turn, timeout=30) for turn in range(each))
 
-@BOTH
-def test_errors_of_a_hedge_are_nobodys(make_server, repository, tmp_path, wait_until, coalesce):
-    """The other server does not have the model."""
-    slow = make_server(start_models=False)
-    other_root = tmp_path / "other"
-    (other_root / "regressor").mkdir(parents=True)
-    (other_root / "regressor" / "1").symlink_to(repository / "regressor" / "1")
-    other = make_server(root=other_root)
-    retries = Retries(hedge_after=0.02)
-    with Client([address(slow), address(other)], coalesce=coalesce, retries=retries) as client:
-        client.wait_until_ready(10)
-        fleet = client._calls.fleet
-        pick = fleet.pick
-        fleet.pick = lambda than=None: fleet.endpoints[0] if than is None else pick(than)
-        with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(client.predict, "classifier", ROW)
-            wait_until(lambda: client._calls.budget.spent == 1)
-            wait_until(lambda: queued(slow) == 1)
-            with pytest.raises(neurona_client.DeadlineError):
-                client.predict("classifier", ROW, timeout=0.3)
-            slow.registry.resolve("classifier").start()
-            assert asked.result().label == "cat"
-        assert not doubted(client)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"hedge_after": 0}, {"hedge_after": -1.0}, {"hedge_share": 0}, {"hedge_share": 1.5}]
-)
-def test_what_cannot_be_meant_is_refused(wrong):
-    with pytest.raises(ValueError, match="expected more than 0"):
-        Retries(**wrong)
+        with ThreadPoolExecutor(callers) as pool:
+            assert sum(pool.map(run, range(callers))) == callers * each
+        assert client._calls.budget.spent > callers * each / 4
+        assert client._calls.gate.inside == (0, 0)
+    asyncio.run(coroutines())
