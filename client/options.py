@@ -37,6 +37,7 @@ class Retries:
     """How often a call is tried. Predictions change nothing, so that they may be sent again.
 
     attempts: how often a request is sent at the most, to whichever server; 1: never again.
+        Hedges come on top.
     first_pause, longest_pause: seconds between two attempts, doubled from the one to the other
         and varied at random; where the server says how long, that.
     patience: seconds that a call waits for a server while none can be reached. The call's
