@@ -57,6 +57,7 @@ class Endpoint:
         self.doubtful_until = 0.0
         """Of the monotonic clock: it failed a call, and its health may not have noticed yet."""
         self._alone = 0
+        self._overtaken, self._overtaken_until = 0, 0.0
         self._lock = threading.Lock()
         self.stream_load: Callable[[], int] = int
         """Requests under way in the stream to it."""
@@ -84,7 +85,7 @@ class Endpoint:
         def ended(call: Any) -> None:
             self._count(-1)
             ended_with = outcome(call)
-            if isinstance(ended_with, UnavailableError):
+            if isinstance(ended_with, UnavailableError) and not call.cancelled():
                 self.doubt()
             done(ended_with)
 
@@ -94,10 +95,21 @@ class Endpoint:
     def doubt(self) -> None:
         self.doubtful_until = time.monotonic() + _DOUBT
 
+    def overtaken(self) -> None:
+        """Another one has answered a call that this one had first. Counted as load for a while,
+        it makes others go to faster servers; a failure it is not."""
+        with self._lock:
+            now = time.monotonic()
+            self._overtaken = 1 if now > self._overtaken_until else self._overtaken + 1
+            self._overtaken_until = now + _DOUBT
+
     @property
     def load(self) -> int:
         """Requests under way."""
-        return self._alone + self.stream_load()
+        load = self._alone + self.stream_load()
+        if self._overtaken and time.monotonic() < self._overtaken_until:
+            load += self._overtaken
+        return load
 
     def _count(self, change: int) -> None:
         with self._lock:

@@ -37,22 +37,35 @@ class Retries:
     """How often a call is tried. Predictions change nothing, so that they may be sent again.
 
     attempts: how often a request is sent at the most, to whichever server; 1: never again.
+        Hedges come on top.
     first_pause, longest_pause: seconds between two attempts, doubled from the one to the other
         and varied at random; where the server says how long, that.
     patience: seconds that a call waits for a server while none can be reached. The call's
         timeout bounds it too.
+    hedge_after: seconds without an answer after which a call is sent to another server as well;
+        the first answer counts, and the other call is dropped. None: never. About what 95 of 100
+        calls take is a good choice. Nothing is hedged with a single server, nor after a server
+        has said that it is overloaded.
+    hedge_share: hedges per request at the most, so that servers that are slow because they have
+        too much to do get little more; up to ten may be saved up.
     """
 
     attempts: int = 5
     first_pause: float = 0.05
     longest_pause: float = 1.0
     patience: float = 5.0
+    hedge_after: float | None = None
+    hedge_share: float = 0.1
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise ValueError(f"attempts is {self.attempts}; expected at least 1")
         if min(self.first_pause, self.longest_pause, self.patience) < 0:
             raise ValueError("pauses and patience must not be negative")
+        if self.hedge_after is not None and not self.hedge_after > 0:
+            raise ValueError(f"hedge_after is {self.hedge_after}; expected more than 0, or None")
+        if not 0 < self.hedge_share <= 1:
+            raise ValueError(f"hedge_share is {self.hedge_share}; expected more than 0, 1 at most")
 
 
 RETRIES = Retries()

@@ -13,6 +13,7 @@ from neurona_client.errors import (
     UnavailableError,
 )
 from neurona_client.gate import Gate
+from neurona_client.hedges import delivering
 from neurona_client.inputs import Inputs
 from neurona_client.options import Options
 from neurona_client.plans import Plan, Plans, Wish, Written
@@ -40,7 +41,7 @@ class Predictions(Questions):
         super().__init__(options)
         self.plans = Plans()
         self.gate = Gate(options.max_pending_bytes, options.max_pending_requests)
-        self._deliver = deliver
+        self._deliver = deliver if self.budget is None else delivering(deliver)
         self._soon = soon
         self._lock = threading.Lock()
 
@@ -145,7 +146,8 @@ class Predictions(Questions):
                 return Together(self._stream(endpoint), message, left)
             return Alone(endpoint, path, message, left, self.metadata + said)
 
-        return (yield from tried(self.fleet, self.options.retries, deadline, send, first))
+        retries = self.options.retries
+        return (yield from tried(self.fleet, retries, deadline, send, first, self.ask()))
 
     def quick(
         self, wish: tuple[object, ...], inputs: object, request_id: str | None
@@ -157,6 +159,8 @@ class Predictions(Questions):
             return None
         if self.fleet.closed or context():
             return None
+        if self.budget is not None and len(self.fleet.endpoints) > 1:
+            return None  # it may take a hedge
         written = plan.quick(inputs)
         if written is None or len(written.message) > MAX_SHARED_BYTES:
             return None

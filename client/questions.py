@@ -10,9 +10,10 @@ from neurona_client.descriptions import Description, ServedModel
 from neurona_client.endpoints import Endpoint, health_of, metadata
 from neurona_client.errors import DeadlineError, NotFoundError, ServerError, UnavailableError
 from neurona_client.fleet import Fleet
+from neurona_client.hedges import Budget, Hedging
 from neurona_client.options import Options
 from neurona_client.plans import Wish
-from neurona_client.steps import Alone, Conversation, Deadline, Pause, Step, tried
+from neurona_client.steps import Alone, Ask, Conversation, Deadline, Pause, Step, tried
 from neurona_client.wire import within
 from neurona_protos.prediction_pb2 import (
     DescribeModelRequest,
@@ -42,6 +43,8 @@ class Questions:
         self.options = options
         self.fleet = Fleet(options)
         self.metadata = metadata(options)
+        hedges = options.retries.hedge_after is not None
+        self.budget = Budget(options.retries) if hedges else None
 
     def close(self) -> None:
         self.fleet.close()
@@ -100,7 +103,14 @@ class Questions:
         def send(endpoint: Endpoint, left: float | None) -> Step:
             return Alone(endpoint, path, message, left, self.metadata)
 
-        return (yield from tried(self.fleet, self.options.retries, deadline, send))
+        retries = self.options.retries
+        return (yield from tried(self.fleet, retries, deadline, send, ask=self.ask()))
+
+    def ask(self) -> Ask | None:
+        """How the servers are asked in one call."""
+        if self.budget is None:
+            return None
+        return Hedging(self.options.retries, self.budget).ask
 
 
 def _which(wish: Wish) -> bytes:

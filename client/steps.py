@@ -145,6 +145,9 @@ class Deadline:
 Send = Callable[[Endpoint, float | None], Step]
 """From a server and the seconds that are left to the step that asks it."""
 
+Ask = Callable[[Fleet, Endpoint, Deadline, Send], Conversation]
+"""Asks a server, and perhaps another one."""
+
 
 def tried(
     fleet: Fleet,
@@ -152,10 +155,12 @@ def tried(
     deadline: Deadline,
     send: Send,
     first: NeuronaError | None = None,
+    ask: Ask | None = None,
 ) -> Conversation:
     """Sends until there is an answer, or an error that trying again does not mend.
 
     first: what it ended with when it was sent before.
+    ask: how each server is asked; None: once.
 
     Raises NeuronaError.
     """
@@ -168,6 +173,8 @@ def tried(
             last = fleet.pick(last)
             if last is None:
                 last = yield from _reachable(fleet, retries, deadline)
+            if ask is not None:
+                return (yield from ask(fleet, last, deadline, send))
             return (yield send(last, deadline.left()))
         except DeadlineError as error:
             if str(error) in SAYS_NOTHING:

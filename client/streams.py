@@ -110,6 +110,8 @@ class Stream:
         """Whether its outcome came before, and is delivered all the same."""
         with self._lock:
             pending.abandoned = True
+            if not pending.told:
+                pending.message = b""  # a server that never answers keeps no memory of ours
             return pending.told
 
     def let_go(self, *, entirely: bool = False) -> None:
