@@ -61,6 +61,10 @@ def _layout(spec: TensorSpec) -> tuple[int, int, int, bool]:
     )
 
 
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
+"""Pillow starts other programs for some others."""
+
+
 def _levels(spec: TensorSpec) -> tuple[float, float]:
     """What the model calls black and white."""
     found = _RANGE.search(spec.unit)
@@ -84,7 +88,8 @@ def _opened(source: bytes | bytearray | Path, spec: TensorSpec, channels: int) -
         ) from error
     named = f"the picture {str(source)!r}" if isinstance(source, Path) else "the picture"
     try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as file:
+        place = source if isinstance(source, Path) else io.BytesIO(source)
+        with Image.open(place, formats=FORMATS) as file:
             # Pillow only warns of them. Filters of warnings are those of all threads: let alone.
             if file.width * file.height > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise ValueError(f"it has {file.width} x {file.height} pixels")
@@ -96,7 +101,9 @@ def _opened(source: bytes | bytearray | Path, spec: TensorSpec, channels: int) -
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return image.convert("RGB" if channels == 3 else "L")
     except UnidentifiedImageError as error:
-        raise InvalidInputError(f"{named} is of no format that can be read") from error
+        raise InvalidInputError(
+            f"{named} is of no format that can be read; expected {', '.join(FORMATS)}"
+        ) from error
     except (OSError, ValueError, SyntaxError, Warning, Image.DecompressionBombError) as error:
         said = " ".join(str(error).split())
         raise InvalidInputError(f"{named} cannot be read: {said}") from error

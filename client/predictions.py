@@ -155,12 +155,11 @@ class Predictions(Questions):
         """What may be put into a stream at once, and has been let in by the gate; None: it takes
         a conversation."""
         plan = self.plans.known.get(wish)
-        if plan is None or request_id is not None or not self.options.coalesce:
+        hedged = self.budget is not None and len(self.fleet.endpoints) > 1
+        if plan is None or request_id is not None or hedged or not self.options.coalesce:
             return None
         if self.fleet.closed or context():
             return None
-        if self.budget is not None and len(self.fleet.endpoints) > 1:
-            return None  # it may take a hedge
         written = plan.quick(inputs)
         if written is None or len(written.message) > MAX_SHARED_BYTES:
             return None

@@ -29,12 +29,10 @@ MAX_MESSAGE_BYTES = 256 << 10
 
 _UNIMPLEMENTED = 12
 
-Told = Sequence[tuple[Done, Outcome]]
-"""Who waits, and for what came."""
+Told = Sequence[tuple[Done, Outcome]]  # who waits, and for what came
 
 Deliver = Callable[["Stream", Told], None]
-"""Has callers told, many at once, of whom none has given up. From any thread, that holds the
-stream's lock."""
+"""Has callers told, many at once, of whom none has given up; in a thread that holds the lock."""
 
 Soon = Callable[[Callable[[], None]], None]
 """Has a message begun when those who are about to ask have asked."""

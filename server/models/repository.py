@@ -8,27 +8,22 @@ beside it; and without a version it stands in <root>/<name>/ itself, as version 
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from neurona_server.errors import LoadError, quoted
 from neurona_server.models.folder_settings import read_settings
 from neurona_server.models.settings import CONFIG_PBTXT, MODEL_TOML, ModelSettings
+from neurona_server.models.stamps import Stamp, files_in, folders_in, stamp_of
 
 log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
-MOST_FILES = 10_000
-"""Of one version; a folder with more is somebody's home."""
 
 # Names and versions become metric labels, log lines and health services.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
-
-Stamp = tuple[tuple[str | int, ...], ...]
-"""Of every file: where it is, its size, its time, its inode, its mode and its owners. Another
-stamp is another content, or one that may be read now; nothing is read for it."""
 
 _NOT_READABLE: Stamp = ()
 
@@ -116,7 +111,7 @@ class Repository:
 
     def _names(self, root: Path) -> list[str]:
         try:
-            names = _folders(root, _NAME)
+            names = folders_in(root, _NAME)
             state = root.stat()
         except OSError as error:
             reason = f"cannot read the repository {root}: {error.strerror}"
@@ -146,7 +141,7 @@ class Repository:
 
     def _read_settings(self, path: Path) -> tuple[ModelSettings, str]:
         # Labels may stand in a folder of their own.
-        stamp = _stamp(_files(path, deep=True, but=_VERSION))
+        stamp = stamp_of(files_in(path, deep=True, but=_VERSION))
         known = self._settings.get(path)
         if known is None or known[0] != stamp:
             try:
@@ -170,18 +165,18 @@ def find(roots: Sequence[Path]) -> list[Found]:
 def _versions(root: Path, folder: Path, model_file: str) -> dict[int, OnDisk]:
     """By number; one that cannot be read does not hide the others."""
     versions = {}
-    for number in sorted(int(v) for v in _folders(folder, _VERSION)):
+    for number in sorted(int(v) for v in folders_in(folder, _VERSION)):
         place = folder / str(number)
         try:
             if (file := _model_file(place, model_file)) is not None:
-                versions[number] = _on_disk(root, file, list(_files(place, deep=True)))
+                versions[number] = _on_disk(root, file, list(files_in(place, deep=True)))
         except FileNotFoundError:  # it goes while it is read
             continue
         except OSError as error:
             problem = f"it cannot be read: {error.strerror}"
             versions[number] = OnDisk(place / model_file, _NOT_READABLE, problem)
     if not versions and (bare := _model_file(folder, model_file)) is not None:
-        beside = list(_files(bare.parent, deep=bare.parent != folder))
+        beside = list(files_in(bare.parent, deep=bare.parent != folder))
         own = [one for one in beside if one.name not in (MODEL_TOML, CONFIG_PBTXT)]
         versions[1] = _on_disk(root, bare, own)
     return versions
@@ -210,50 +205,4 @@ def _on_disk(root: Path, file: Path, beside: list[os.DirEntry[str]]) -> OnDisk:
         else:
             problem = f"{path.name!r} is a link that leads out of the repository"
         break
-    return OnDisk(file, _stamp(beside), problem)
-
-
-def _files(
-    folder: Path, *, deep: bool, but: re.Pattern[str] | None = None
-) -> Iterator[os.DirEntry[str]]:
-    """All in it, save what is in folders that are called like `but`.
-
-    Links to folders are not followed: what is behind them does not belong to a version.
-    """
-    left = [folder]
-    count = 0
-    while left:
-        with os.scandir(left.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    if deep and not (but and but.fullmatch(entry.name)):
-                        left.append(Path(entry.path))
-                    continue
-                count += 1
-                if count > MOST_FILES:
-                    return
-                yield entry
-
-
-def _stamp(files: Iterator[os.DirEntry[str]] | list[os.DirEntry[str]]) -> Stamp:
-    stamps = []
-    for one in files:
-        try:
-            state = one.stat()
-        except OSError:  # a link to nowhere or to itself; whoever needs it will say so
-            state = one.stat(follow_symlinks=False)
-        access = (state.st_mode, state.st_uid, state.st_gid)
-        stamps.append((one.path, state.st_size, state.st_mtime_ns, state.st_ino, *access))
-    return tuple(sorted(stamps))
-
-
-def _folders(parent: Path, pattern: re.Pattern[str]) -> list[str]:
-    with os.scandir(parent) as entries:
-        return sorted(e.name for e in entries if pattern.fullmatch(e.name) and _is_folder(e))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, or to where we may not look: reading it will tell
-        return True
+    return OnDisk(file, stamp_of(beside), problem)

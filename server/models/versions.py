@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from neurona_protos.prediction_pb2 import State
 from neurona_server.models.model import Model
 from neurona_server.models.registry import Entry, Version
-from neurona_server.models.repository import Folder, Found, OnDisk, Stamp
+from neurona_server.models.repository import Folder, Found, OnDisk
 from neurona_server.models.routing import Routing
 from neurona_server.models.settings import ModelSettings, Traffic, VersionPolicy
+from neurona_server.models.stamps import Stamp
 
 GONE = "its files are gone from the repository; it serves on from memory"
 

@@ -90,12 +90,13 @@ def test_whole_numbers_are_rounded():
     ("source", "given", "text"),
     [
         (b"no picture", spec(8, 8), "of no format"),
+        (b"P5 8 8 255\n" + bytes(64), spec(8, 8), "of no format"),  # one that Pillow would read
         (png(GREY)[:55], spec(8, 8), "cannot be read"),
         (png(GREY), spec(8, 8, unit="cm"), "which levels its pixels have"),
         (png(GREY), spec(5), "not that of images"),
         (png(GREY), spec(4, 8, 8), "not that of images"),
     ],
-    ids=["nothing", "half", "unit", "rank", "channels"],
+    ids=["nothing", "portable", "half", "unit", "rank", "channels"],
 )
 def test_what_cannot_be_used_is_said(source, given, text):
     with pytest.raises(InvalidInputError, match=text):
