@@ -7,11 +7,13 @@ and the gradients are averaged over the processes before each step.
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
+import torch.distributed.nn  # its defaults would hold a group that is there when it is imported
 from torch import Tensor, distributed, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
@@ -39,6 +41,9 @@ def joined() -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
+        # DistributedDataParallel holds the group in a cycle. Only when nothing holds it are its
+        # threads joined, and one that still frees a tensor while Python exits aborts the process.
+        gc.collect()
 
 
 def was_restarted() -> bool:

@@ -1,0 +1,47 @@
+"""What several processes leave behind when they have trained together."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+TOGETHER = """
+import os, sys
+from pathlib import Path
+import torch
+from neurona_training import distributed
+
+def threads():
+    names = (path.joinpath("comm").read_text() for path in Path("/proc/self/task").iterdir())
+    return sorted(name.strip() for name in names if "gloo" in name)
+
+def train():
+    network = torch.nn.Linear(4, 4)
+    learning = distributed.wrapped(network, torch.device("cpu"))
+    learning(torch.ones(3, 4)).sum().backward()
+    distributed.from_first(torch.ones(3))
+    return network
+
+with distributed.joined():
+    network, rank = train(), distributed.rank()
+    during = threads()
+Path(sys.argv[1], str(rank)).write_text(f"{bool(during)} {threads()}")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the threads in /proc")
+def test_no_thread_outlives_the_group(tmp_path):
+    # One that frees a tensor while Python exits would abort a process whose work is done.
+    script, said = tmp_path / "together.py", tmp_path / "said"
+    script.write_text(TOGETHER)
+    said.mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = (*TORCHRUN, str(script), str(said))
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [(said / rank).read_text() for rank in "01"] == ["True []"] * 2
