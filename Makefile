@@ -26,7 +26,7 @@ help:
 	@echo 'make test-browser  try the page for people in a real Chromium (needs it installed); minutes'
 	@echo 'make test-prometheus  a real Prometheus, real faults: panels have data, alerts fire and clear'
 	@echo '             (needs prometheus, Debian: prometheus; some minutes)'
-	@echo 'make bench   compare servers in bench/, then what batching is worth; 20 minutes'
+	@echo 'make bench   compare servers in bench/, what batching is worth, and the client; 25 minutes'
 	@echo '             (needs h2load, Debian: nghttp2-client; BENCH="--against mlserver,triton")'
 	@echo 'make check   lint, type-check, check the layers; writes nothing'
 	@echo 'make lint    format and mend what can be mended'
@@ -73,6 +73,7 @@ test-prometheus: $(BIN)/.installed-dev
 bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)
 	$(BIN)/python tests/benchmarks/batching.py
+	$(BIN)/python tests/benchmarks/client.py
 	$(BIN)/python tests/benchmarks/client.py
 
 check: $(BIN)/.installed-dev
