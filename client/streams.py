@@ -20,7 +20,7 @@ from neurona_client.errors import (
 from neurona_client.frames import END_OF_IDS, FIRST_ID, IDS, answers, frame_for, free_ids
 from neurona_client.wires import Wire, open_wire
 
-FEW = 64
+FEW = 32
 """Requests of a message, where no more than twice as many wait. A message costs gRPC about as much
 as a dozen requests cost us; but with smaller ones client and server work at the same time."""
 
