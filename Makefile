@@ -74,7 +74,6 @@ bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)
 	$(BIN)/python tests/benchmarks/batching.py
 	$(BIN)/python tests/benchmarks/client.py
-	$(BIN)/python tests/benchmarks/client.py
 
 check: $(BIN)/.installed-dev
 	$(BIN)/ruff format --check .

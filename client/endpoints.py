@@ -11,24 +11,12 @@ from typing import Any
 
 import grpc
 
+from neurona_client.calls import Done, Metadata, Method, Outcome
 from neurona_client.channels import open_channel
-from neurona_client.errors import (
-    DeadlineError,
-    NeuronaError,
-    ServerError,
-    UnavailableError,
-    from_trailers,
-)
+from neurona_client.errors import DeadlineError, NeuronaError, ServerError, UnavailableError
 from neurona_client.names import Place
 from neurona_client.options import Options
 from neurona_client.wire import fields, read_varint
-
-Outcome = bytes | NeuronaError
-Done = Callable[[Outcome], None]
-"""Told how a step ended, once at the most, from any thread."""
-
-Metadata = tuple[tuple[str, str], ...]
-
 
 SERVING = 1  # of grpc.health.v1.HealthCheckResponse
 _WATCH = "/grpc.health.v1.Health/Watch"
@@ -62,7 +50,7 @@ class Endpoint:
         self.stream_load: Callable[[], int] = int
         """Requests under way in the stream to it."""
         self.channel = open_channel(place, options)
-        self._methods: dict[str, Any] = {}
+        self._methods: dict[str, Method] = {}
         self._changed = changed
         self._metadata = metadata(options)
         self._closed = threading.Event()
@@ -74,23 +62,28 @@ class Endpoint:
         """A call of its own. What is returned cancels it."""
         method = self._methods.get(path)
         if method is None:
-            method = self._methods[path] = self.channel.unary_unary(path)
-        try:
-            future = method.future(message, timeout=timeout, metadata=metadata)
-        except ValueError:  # how gRPC refuses what comes after `close`
-            done(UnavailableError(CLOSED))
-            return _nothing
-        self._count(1)
+            method = self._methods[path] = Method(self.channel, path)
+        given_up = False
 
-        def ended(call: Any) -> None:
+        def ended(with_: Outcome) -> None:
             self._count(-1)
-            ended_with = outcome(call)
-            if isinstance(ended_with, UnavailableError) and not call.cancelled():
+            if isinstance(with_, UnavailableError) and not given_up:
                 self.doubt()
-            done(ended_with)
+            done(with_)
 
-        future.add_done_callback(ended)
-        return lambda: _ignore(future.cancel())
+        self._count(1)
+        try:
+            cancel = method.start(message, timeout, metadata, ended)
+        except ValueError:  # how gRPC refuses what comes after `close`
+            ended(UnavailableError(CLOSED))
+            return _nothing
+
+        def give_up() -> None:
+            nonlocal given_up
+            given_up = True
+            cancel()
+
+        return give_up
 
     def doubt(self) -> None:
         self.doubtful_until = time.monotonic() + _DOUBT
@@ -163,32 +156,9 @@ def health_of(answer: bytes) -> int:
     return state
 
 
-def outcome(call: Any) -> Outcome:
-    """Of a call that has ended: its answer, or what it ended with."""
-    code = call.code()
-    if code is grpc.StatusCode.OK:
-        answer: bytes = call.result()
-        return answer
-    return error_of(call)
-
-
 def late() -> NeuronaError:
     return DeadlineError(SAYS_NOTHING[0])
 
 
-def error_of(call: Any) -> NeuronaError:
-    number: int = call.code().value[0]
-    message = call.details() or ""
-    # How a server ends what it has not begun when it stops: another one will do it. A caller's
-    # own cancelling never gets here.
-    if number == grpc.StatusCode.CANCELLED.value[0] or message == "Stream removed":
-        return UnavailableError(f"the server ended the call: {message}")
-    return from_trailers(number, message, call.trailing_metadata() or ())
-
-
 def _nothing() -> None:
-    pass
-
-
-def _ignore(_: object) -> None:
     pass

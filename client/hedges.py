@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from neurona_client.endpoints import Done, Endpoint, Outcome, late
+from neurona_client.calls import Done, Outcome
+from neurona_client.endpoints import Endpoint, late
 from neurona_client.errors import NeuronaError, OverloadedError, UnavailableError
 from neurona_client.fleet import Fleet
 from neurona_client.options import Retries

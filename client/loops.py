@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
-from neurona_client.endpoints import Outcome
+from neurona_client.calls import Outcome
 from neurona_client.errors import ClosedError, NeuronaError
 from neurona_client.gate import Gate
 from neurona_client.steps import Deadline, Step
@@ -17,16 +18,18 @@ T = TypeVar("T")
 class Reply:
     """What one coroutine waits for."""
 
-    __slots__ = ("_loop", "future")
+    __slots__ = ("_resolve", "future")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self, loop: asyncio.AbstractEventLoop, resolve: "Resolve") -> None:
+        self._resolve = resolve
         self.future: asyncio.Future[Outcome] = loop.create_future()
 
     def __call__(self, outcome: Outcome) -> None:
         """From any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-            self._loop.call_soon_threadsafe(_resolve, [(self, outcome)])
+        self._resolve(self, outcome)
+
+
+Resolve = Callable[[Reply, Outcome], None]
 
 
 class Loop:
@@ -34,6 +37,9 @@ class Loop:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._came: deque[tuple[Reply, Outcome]] = deque()
+        self._is_told = False
+        """It will look at what came: each word to a loop from outside is a system call."""
 
     def deliver(self, _: Stream, told: Any) -> None:
         if self._loop is not None:
@@ -50,7 +56,7 @@ class Loop:
             loop = self._running()
             step = next(conversation)
             while True:
-                outcome = await _done(step, loop)
+                outcome = await self._done(step, loop)
                 if isinstance(outcome, NeuronaError):
                     step = conversation.throw(outcome)
                 else:
@@ -68,7 +74,7 @@ class Loop:
         pending = timer = None
         try:
             loop = self._running()
-            reply = Reply(loop)
+            reply = Reply(loop, self._resolve)
             pending = Pending(message, reply)
             left = deadline.left()
             if left is not None:
@@ -81,6 +87,35 @@ class Loop:
             if timer is not None:
                 timer.cancel()
             gate.leave(len(message))
+
+    async def _done(self, step: Step, loop: asyncio.AbstractEventLoop) -> Outcome:
+        reply = Reply(loop, self._resolve)
+        give_up = step.start(reply)
+        try:
+            if step.timeout is None:
+                return await reply.future
+            async with asyncio.timeout(step.timeout):
+                return await reply.future
+        except TimeoutError:
+            give_up()
+            return step.expired()
+        except BaseException:  # the coroutine is cancelled
+            give_up()
+            raise
+
+    def _resolve(self, reply: Reply, outcome: Outcome) -> None:
+        self._came.append((reply, outcome))
+        if not self._is_told and self._loop is not None:
+            self._is_told = True
+            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+                self._loop.call_soon_threadsafe(self._resolve_all)
+
+    def _resolve_all(self) -> None:
+        self._is_told = False  # before it looks, so that what comes meanwhile is seen now or then
+        while self._came:
+            reply, outcome = self._came.popleft()
+            if not reply.future.done():
+                reply.future.set_result(outcome)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
@@ -106,19 +141,3 @@ def _resolve(told: Sequence[tuple[Reply, Outcome]]) -> None:
 def _expire(reply: Reply, deadline: Deadline) -> None:
     if not reply.future.done():
         reply.future.set_exception(deadline.error())
-
-
-async def _done(step: Step, loop: asyncio.AbstractEventLoop) -> Outcome:
-    reply = Reply(loop)
-    give_up = step.start(reply)
-    try:
-        if step.timeout is None:
-            return await reply.future
-        async with asyncio.timeout(step.timeout):
-            return await reply.future
-    except TimeoutError:
-        give_up()
-        return step.expired()
-    except BaseException:  # the coroutine is cancelled
-        give_up()
-        raise

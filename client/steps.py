@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Generator
 from typing import Protocol
 
-from neurona_client.endpoints import SAYS_NOTHING, Done, Endpoint, Metadata, Outcome, late
+from neurona_client.calls import Done, Metadata, Outcome
+from neurona_client.endpoints import SAYS_NOTHING, Endpoint, late
 from neurona_client.errors import (
     ClosedError,
     DeadlineError,

@@ -9,7 +9,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from neurona_client.endpoints import Done, Endpoint, Metadata, Outcome, late
+from neurona_client.calls import Done, Metadata, Outcome
+from neurona_client.endpoints import Endpoint, late
 from neurona_client.errors import (
     ClosedError,
     NeuronaError,

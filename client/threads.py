@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-from neurona_client.endpoints import Outcome
+from neurona_client.calls import Outcome
 from neurona_client.errors import NeuronaError
 from neurona_client.gate import Gate
 from neurona_client.steps import Deadline, Step

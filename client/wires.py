@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from neurona_client.endpoints import Metadata, error_of
+from neurona_client.calls import Metadata, error_of
 from neurona_client.errors import NeuronaError, UnavailableError, from_trailers
 
 try:
