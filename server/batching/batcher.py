@@ -34,7 +34,7 @@ EXPLORE = 16
 """Full batches after which the next higher rung is tried."""
 
 LONGEST_INLINE = 0.005
-"""Seconds: the door reads nothing while it runs a batch."""
+"""Seconds: the door reads nothing while it runs batches."""
 
 
 class Batcher:
@@ -127,18 +127,30 @@ class Batcher:
                     self.process(cut, new_run)
                     del cut  # an instance may wait long for the next one
 
-    def serve_waiting(self, new_run: NewRun) -> None:
-        """Runs what waits now in the caller's thread; what takes long is left to instances."""
+    def serve_waiting(self, new_run: NewRun) -> bool:
+        """Runs what waits in the caller's thread, for no longer than a door may read nothing.
+
+        Whether something is left, for which it is to call again when it has read what there is.
+        Batches that take long are left to instances.
+        """
         thread = threading.get_ident()
         self._inline_runs.add(thread)  # before it takes anything, so that `wait_until_idle` sees it
         try:
-            while self.queue.backlog_seconds() < LONGEST_INLINE:
+            end = self._clock() + LONGEST_INLINE
+            while self._next_seconds() < LONGEST_INLINE:
                 if (cut := self.queue.poll()) is None:
-                    return
+                    return False
                 self.process(cut, new_run)
+                if self._clock() >= end:
+                    return bool(self.queue.rows)
         finally:
             self._inline_runs.discard(thread)
         self.queue.wake()
+        return False
+
+    def _next_seconds(self) -> float:
+        """What the next batch takes, at the most."""
+        return min(self.queue.backlog_seconds(), self.curve.predict(self.queue.limit))
 
     def wait_until_idle(self, end: float) -> bool:
         """For a batcher that is closed, and whose instances have ended: False when a thread

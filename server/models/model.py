@@ -26,6 +26,10 @@ from neurona_server.models.warm_up_samples import run_samples
 
 log = logging.getLogger(__name__)
 
+Deferred = Callable[[], bool | None]
+Defer = Callable[[Deferred], None]
+"""Has it called when a door has read what is there, and again while it returns True."""
+
 TERMINATION = 1.0  # seconds that a run has to heed that it is terminated
 
 
@@ -134,7 +138,7 @@ class Model:
         self.state = State.STATE_READY
         self.metrics.ready(Task.Name(self.metadata.task).removeprefix("TASK_"), self.provider)
 
-    def submit(self, request: Request, defer: Callable[[Callable[[], None]], None]) -> None:
+    def submit(self, request: Request, defer: Defer) -> None:
         """Never waits. Raises what `Batcher.submit` raises.
 
         A model with short runs is run in the caller's own thread, which `defer` has do it
@@ -187,8 +191,8 @@ class Model:
     def _join(self, end: float) -> bool:
         return all(one.join(max(0.0, end - time.monotonic())) for one in self.instances)
 
-    def _serve_waiting(self) -> None:
-        self.batcher.serve_waiting(self.instances[0].session.new_run)
+    def _serve_waiting(self) -> bool:
+        return self.batcher.serve_waiting(self.instances[0].session.new_run)
 
 
 def _signature(model: str, session: Session, settings: ModelSettings) -> Signature:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import grpc.aio
 
+from neurona_server.models.model import Deferred
 from neurona_server.rpc.call import Stream
 from neurona_server.rpc.caller import Caller, CallTrace
 from neurona_server.rpc.rights import Grant
@@ -19,7 +20,7 @@ class Door(Protocol):
     def post(self, action: Callable[[], None]) -> None:
         """Has `action` called in the door's thread; any thread may."""
 
-    def defer(self, callback: Callable[[], None]) -> None:
+    def defer(self, callback: Deferred) -> None:
         """As that of a `Call`."""
 
 

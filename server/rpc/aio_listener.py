@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 
 from neurona_server.errors import StoppingError, too_large
+from neurona_server.models.model import Deferred
 from neurona_server.rpc.aio_calls import AioCall, AioStreamCall, Context
 from neurona_server.rpc.aio_methods import AioMethods, abort, deadline_of
 from neurona_server.rpc.call import Methods, Streaming, Unary
@@ -55,7 +56,7 @@ class AioListener:
         self._posted: deque[Callable[[], None]] = deque()
         self._woken = False
         self._turns = self._quiet_turns = 0
-        self._deferred: dict[Callable[[], None], None] = {}  # a set that keeps its order
+        self._deferred: dict[Deferred, None] = {}  # a set that keeps its order
 
     def start(self, address: str) -> int:
         """Listens; the port, which the system chose if `address` ended in ":0".
@@ -90,7 +91,7 @@ class AioListener:
             except RuntimeError:  # the loop is closed: there is nobody left to answer
                 self._posted.clear()
 
-    def defer(self, callback: Callable[[], None]) -> None:
+    def defer(self, callback: Deferred) -> None:
         if not self._deferred:
             self._turns = 0
             self._loop.call_soon(self._run_deferred)
@@ -106,7 +107,8 @@ class AioListener:
         deferred, self._deferred = self._deferred, {}
         for callback in deferred:
             try:
-                callback()
+                if callback():
+                    self.defer(callback)
             except Exception:  # one model's fault is not the others'
                 log.exception("a deferred call failed")
 

@@ -12,10 +12,10 @@ from neurona_server.batching.batch import Part
 from neurona_server.batching.policy import Priority
 from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.errors import ModelFailedError, NeuronaError
-from neurona_server.models.model import Model
+from neurona_server.models.model import Defer, Model
 from neurona_server.rpc.answers import PredictAnswer
 from neurona_server.rpc.caller import Known, fields_of
-from neurona_server.rpc.submission import Defer, cancel
+from neurona_server.rpc.submission import cancel
 
 
 class Receivers(Known, Protocol):

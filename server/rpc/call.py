@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from neurona_server.models.model import Deferred
 from neurona_server.rpc.caller import CallTrace, Known
 from neurona_server.rpc.rights import Grant, Right
 
@@ -43,9 +44,10 @@ class Call(Known, Protocol):
         """Has `callback` called, in the door's thread, when the caller cancels, disconnects
         or reaches its deadline before the call has ended."""
 
-    def defer(self, callback: Callable[[], None]) -> None:
+    def defer(self, callback: Deferred) -> None:
         """Has `callback` called in the door's thread once it has read all that is there to
-        read, however many calls defer it until then. For use in the door's thread."""
+        read, however many calls defer it until then, and again while it returns True. For use
+        in the door's thread."""
 
 
 class StreamCall(Known, Protocol):
@@ -71,7 +73,7 @@ class StreamCall(Known, Protocol):
     def wake(self) -> None:
         """There is something to take from the stream now. Any thread may say so."""
 
-    def defer(self, callback: Callable[[], None]) -> None:
+    def defer(self, callback: Deferred) -> None:
         """As that of a `Call`."""
 
 

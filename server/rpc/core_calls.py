@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from neurona_server.errors import ExpiredError, InvalidError, TooLargeError, too_large
+from neurona_server.models.model import Deferred
 from neurona_server.rpc.caller import REQUEST_ID, Caller, CallTrace, gone
 from neurona_server.rpc.rights import Grant
 from neurona_server.rpc.status import status_of
@@ -41,7 +42,7 @@ class Door(Protocol):
     def begin(self, call: RawCall, operations: Sequence[Any], tag: Callable[[Event], None]) -> None:
         """Gives operations to gRPC; any thread may. Does nothing once the door is shut."""
 
-    def defer(self, callback: Callable[[], None]) -> None:
+    def defer(self, callback: Deferred) -> None:
         """As that of a `Call`."""
 
     def refused(self, error: Exception) -> None:

@@ -24,6 +24,7 @@ from neurona_server.errors import (
     UnsupportedError,
     quoted,
 )
+from neurona_server.models.model import Deferred
 from neurona_server.rpc.call import Methods, Unary
 from neurona_server.rpc.core_calls import STOPPING, CoreCall, Event, RawCall, refuse
 from neurona_server.rpc.core_streams import CoreStreamCall
@@ -75,7 +76,7 @@ class CoreListener:
         # Each with the time at which it is to be drained: the oldest comes first.
         self._streams: dict[CoreStreamCall, float] = {}
         # Sets that keep their order, of what is to be done when all that is ready is read.
-        self._deferred: dict[Callable[[], None], None] = {}
+        self._deferred: dict[Deferred, None] = {}
         self._fresh: list[CoreCall] = []
         self._awake: dict[CoreStreamCall, None] = {}
 
@@ -134,7 +135,7 @@ class CoreListener:
         finally:
             self._beginning.pop()
 
-    def defer(self, callback: Callable[[], None]) -> None:
+    def defer(self, callback: Deferred) -> None:
         self._deferred[callback] = None
 
     def done(self, _: Event) -> None:
@@ -179,13 +180,16 @@ class CoreListener:
 
     def _finish(self) -> None:
         """All is read that was ready: what has gathered is run, and what is answered is sent."""
+        unfinished: dict[Deferred, None] = {}
         while self._deferred:
             deferred, self._deferred = self._deferred, {}
             for callback in deferred:
                 try:
-                    callback()
+                    if callback():
+                        unfinished[callback] = None
                 except Exception:  # one model's fault is not the others'
                     log.exception("a deferred call failed")
+        self._deferred = unfinished
         fresh, self._fresh = self._fresh, []
         awake, self._awake = self._awake, {}
         for step in (*[call.watch for call in fresh], *[stream.write for stream in awake]):

@@ -18,12 +18,10 @@ from neurona_server.errors import (
     StoppingError,
 )
 from neurona_server.metrics import Metrics
-from neurona_server.models.model import Model
+from neurona_server.models.model import Defer, Model
 from neurona_server.models.signature import Described
 from neurona_server.rpc.caller import CallTrace, Known, fields_of, gone
 from neurona_server.rpc.limits import Limits
-
-Defer = Callable[[Callable[[], None]], None]
 
 
 class Receiver(Known, Protocol):

@@ -5,6 +5,7 @@ import pytest
 from puppets import Asked, Puppet, PuppetBatcher
 
 from neurona_server.batching.batch import join
+from neurona_server.batching.batcher import LONGEST_INLINE
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.request import Request
 from neurona_server.batching.share import DeviceShare
@@ -237,9 +238,22 @@ def test_a_stop_that_cannot_wait_ends_what_runs_too(batcher):
 def test_the_door_runs_what_waits_until_nothing_does(batcher):
     asked = [Asked(batcher, [value], columns=1 + value % 2) for value in range(4)]
     puppet = Puppet()
-    batcher.serve_waiting(puppet)
+    assert not batcher.serve_waiting(puppet)
     assert puppet.batches == [2, 2]
     assert [one.answer for one in asked] == [[2 * value] for value in range(4)]
+
+
+def test_the_door_reads_on_after_a_while_and_comes_back_for_the_rest(batcher):
+    def take_a_while(_):
+        batcher.clock.now += 0.6 * LONGEST_INLINE
+
+    asked = [Asked(batcher, [value], columns=1 + value) for value in range(3)]
+    puppet = Puppet(before=take_a_while)
+    assert batcher.serve_waiting(puppet)
+    assert [one.answer for one in asked[:2]] == [[0], [2]]
+    assert not asked[2].request.ended
+    assert not batcher.serve_waiting(puppet)
+    assert asked[2].answer == [4]
 
 
 @pytest.mark.parametrize(
@@ -344,7 +358,7 @@ def test_what_takes_long_is_left_to_the_instances_by_the_door(batcher):
     batcher.curve.measure(lambda rows: 1.0, (1,), budget=1e9)
     Asked(batcher, [1])
     puppet = Puppet()
-    batcher.serve_waiting(puppet)
+    assert not batcher.serve_waiting(puppet)
     assert puppet.batches == []
     batcher.close()
     batcher.serve(puppet)
