@@ -34,6 +34,8 @@ def draw(measured: Sequence[Measured], growths: Sequence[Growth], path: Path) ->
         _growth(places.pop(0), growth, colours)
     for place in places:
         place.set_axis_off()
+    lines = {line.get_label(): line for axis in axes.flat for line in axis.lines}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -49,11 +51,11 @@ def _rates(axis: Any, one: Measured, colours: dict[str, Any]) -> None:
     axis.set_title(one.model.name)
     axis.set_xscale("log", base=2)
     axis.set_xticks(one.loads, [f"{load:,}" for load in one.loads])
-    axis.set_yscale("log")
+    axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter("{x:,g}")
     axis.set_xlabel("requests in flight")
     axis.set_ylabel("requests a second")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
 
 
 def _growth(axis: Any, growth: Growth, colours: dict[str, Any]) -> None:
@@ -71,7 +73,9 @@ def _growth(axis: Any, growth: Growth, colours: dict[str, Any]) -> None:
     axis.set_title(growth.title)
     axis.set_xscale("log")
     axis.set_yscale("log")
+    axis.xaxis.set_major_formatter("{x:,g}")
+    for formatted in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        formatted("{x:,g}")
     axis.set_xlabel(growth.of)
     axis.set_ylabel(growth.columns[0])
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
