@@ -5,7 +5,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from neurona_server.batching.request import Array, Inputs, Outputs, Request
+from neurona_server.batching.request import Array, Inputs, Outputs, Request, not_by_rows
 
 
 class BatchError(Exception):
@@ -58,7 +58,11 @@ def join(requests: Sequence[Request], rows: int = 0) -> Inputs:
         # A view on a message starts where the message has it; a runtime may want better.
         return {name: one if one.flags.aligned else one.copy() for name, one in first.items()}
     joined: dict[str, Array] = {}
+    whole = not_by_rows(requests[0].group)
     for name in first:
+        if name in whole:
+            joined[name] = first[name]
+            continue
         parts = [request.inputs[name] for request in requests]
         if padding > 0:
             parts.append(np.repeat(parts[-1][-1:], padding, axis=0))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from neurona_server.batching.request import Array, Inputs, Outputs, Request
+from neurona_server.batching.request import Array, Inputs, Outputs, Request, not_by_rows
 from neurona_server.batching.trace import Trace
 from neurona_server.errors import CancelledError, ModelFailedError, NeuronaError
 
@@ -59,7 +59,11 @@ class _Parts:
 
     def _part(self, start: int, stop: int) -> Request:
         whole = self._whole
-        inputs: Inputs = {name: array[start:stop] for name, array in whole.inputs.items()}
+        uncut = not_by_rows(whole.group)
+        inputs: Inputs = {
+            name: array if name in uncut else array[start:stop]
+            for name, array in whole.inputs.items()
+        }
         rows = stop - start
         nbytes = whole.nbytes * rows // whole.rows
         return _Part(

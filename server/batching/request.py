@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -17,6 +17,21 @@ Array = NDArray[Any]
 Inputs = Mapping[str, Array]
 Outputs = Sequence[Array]
 Done = Callable[["Request", Outputs | None, NeuronaError | None], None]
+
+
+class OwnGroup:
+    """The group of one request alone. `whole` has the names of its inputs that are not by rows:
+    every run of its rows gets all of them."""
+
+    __slots__ = ("whole",)
+
+    def __init__(self, whole: Collection[str]) -> None:
+        self.whole = whole
+
+
+def not_by_rows(group: Hashable) -> Collection[str]:
+    """The names of such inputs in requests of this group."""
+    return group.whole if isinstance(group, OwnGroup) else ()
 
 
 class Place(Protocol):
