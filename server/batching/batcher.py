@@ -1,7 +1,6 @@
 """Takes batches from a queue, runs them and answers every request in them."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -10,7 +9,7 @@ from neurona_server.batching.batch import join, split
 from neurona_server.batching.curve import Curve
 from neurona_server.batching.cut import Cut
 from neurona_server.batching.failures import Failures
-from neurona_server.batching.hand_off import hand_off_seconds
+from neurona_server.batching.inline import Inline
 from neurona_server.batching.padding import Padding
 from neurona_server.batching.parts import split_request
 from neurona_server.batching.policy import BatchPolicy
@@ -26,15 +25,8 @@ log = logging.getLogger(__name__)
 
 NewRun = Callable[[], Run]
 
-HAND_OFFS = 10
-"""The way of a request to an instance's thread and of its answer back to the door, in plain
-hand-offs: two threads are woken, and each waits for the interpreter's lock."""
-
 EXPLORE = 16
 """Full batches after which the next higher rung is tried."""
-
-LONGEST_INLINE = 0.005
-"""Seconds: the door reads nothing while it runs batches."""
 
 
 class Batcher:
@@ -61,7 +53,6 @@ class Batcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name  # of the model, for the log
-        self.inline = False  # whether the door runs what it reads; `tune` decides
         self.policy = policy
         self.curve = Curve(policy.rungs if batched else (1,))
         self.queue = Queue(policy, clock, self.curve.predict)
@@ -69,26 +60,27 @@ class Batcher:
         self.padding = Padding(self.curve.rungs)
         self.failures = Failures(name)
         self.admission = Admission(policy, self.queue, self.curve, clock)
+        self._door = Inline(policy, self.queue, self.curve, clock)
         self._metrics = metrics
         self._batched = batched
         self._clock = clock
         self._tracer = tracer
-        self._recent_seconds = 0.0
         self._full_batches = 0  # since a higher rung was tried
         self._cuts: set[Cut] = set()  # that are being processed
         self._stop_error: NeuronaError | None = None
         self._share = share or DeviceShare(1 << 30)  # by itself, a model has every turn
-        self._inline_runs: set[int] = set()  # idents of threads in `serve_waiting`
         self.tune()
 
     def tune(self) -> None:
         """Sets the rows of a batch and where it runs by what runs cost now."""
         if self.policy.latency_objective is not None:
             self.queue.limit = self._next_limit()
-        # The door does not come back for a batch that is to fill first.
-        self.inline = not self.policy.max_delay and (
-            self._is_short() if self.policy.inline is None else self.policy.inline
-        )
+        self._door.tune()
+
+    @property
+    def inline(self) -> bool:
+        """Whether the door runs what it reads, by `serve_waiting`."""
+        return self._door.on
 
     def _next_limit(self) -> int:
         """The best rung; now and then, while batches are full, the one above it: what it cost
@@ -98,11 +90,6 @@ class Batcher:
             self._full_batches = 0
             return next((rung for rung in self.curve.rungs if rung > best), best)
         return best
-
-    def _is_short(self) -> bool:
-        """One row costs less than the way to a thread and back, and no batch holds the door up."""
-        way = HAND_OFFS * hand_off_seconds()
-        return 0.0 < self.curve.predict(1) < way and self._recent_seconds < LONGEST_INLINE
 
     def submit(self, request: Request, *, wake: bool = True) -> None:
         """Admits a request, or refuses it at once; never waits.
@@ -128,38 +115,13 @@ class Batcher:
                     del cut  # an instance may wait long for the next one
 
     def serve_waiting(self, new_run: NewRun) -> bool:
-        """Runs what waits in the caller's thread, for no longer than a door may read nothing.
-
-        Whether something is left, for which it is to call again when it has read what there is.
-        Batches that take long are left to instances.
-        """
-        thread = threading.get_ident()
-        self._inline_runs.add(thread)  # before it takes anything, so that `wait_until_idle` sees it
-        try:
-            end = self._clock() + LONGEST_INLINE
-            while self._next_seconds() < LONGEST_INLINE:
-                if (cut := self.queue.poll()) is None:
-                    return False
-                self.process(cut, new_run)
-                if self._clock() >= end:
-                    return bool(self.queue.rows)
-        finally:
-            self._inline_runs.discard(thread)
-        self.queue.wake()
-        return False
-
-    def _next_seconds(self) -> float:
-        """What the next batch takes, at the most."""
-        return min(self.queue.backlog_seconds(), self.curve.predict(self.queue.limit))
+        """Runs what waits in the caller's thread: see `Inline.serve`."""
+        return self._door.serve(lambda cut: self.process(cut, new_run))
 
     def wait_until_idle(self, end: float) -> bool:
         """For a batcher that is closed, and whose instances have ended: False when a thread
         that called `serve_waiting` is still inside at `end`, by the monotonic clock."""
-        while self._inline_runs:
-            if time.monotonic() >= end:
-                return False
-            time.sleep(0.001)
-        return True
+        return self._door.wait_until_idle(end)
 
     def process(self, cut: Cut, new_run: NewRun) -> None:
         """Ends every request of the cut; raises nothing, whatever the model does."""
@@ -254,6 +216,6 @@ class Batcher:
         self._metrics.ran(rows, requests, padded - rows, taken, predicted)
         self.curve.observe(padded, seconds, group, ended)
         self._full_batches += rows >= self.queue.limit
-        self._recent_seconds += 0.2 * (seconds - self._recent_seconds)
+        self._door.ran(seconds)
         self.tune()
         return parts

@@ -5,7 +5,7 @@ import pytest
 from puppets import Asked, Puppet, PuppetBatcher
 
 from neurona_server.batching.batch import join
-from neurona_server.batching.batcher import LONGEST_INLINE
+from neurona_server.batching.inline import LONGEST_INLINE
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.request import Request
 from neurona_server.batching.share import DeviceShare

@@ -5,24 +5,24 @@ import pytest
 
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.tensors import to_tensor
-from neurona_server.batching import batcher
-from neurona_server.batching.batcher import Batcher
+from neurona_server.batching import inline
+from neurona_server.batching.inline import Inline
 from neurona_server.batching.policy import BatchPolicy
 
 
 @pytest.fixture
 def hasty(monkeypatch):
     """Every batch takes all the time that there is, and the instances get none."""
-    monkeypatch.setattr(batcher, "LONGEST_INLINE", 1e-9)
-    monkeypatch.setattr(Batcher, "_next_seconds", lambda _: 0.0)
+    monkeypatch.setattr(inline, "LONGEST_INLINE", 1e-9)
+    monkeypatch.setattr(Inline, "_next_seconds", lambda _: 0.0)
     left = []
-    serve_waiting = Batcher.serve_waiting
+    serve = Inline.serve
 
-    def noted(self, new_run):
-        left.append(serve_waiting(self, new_run))
+    def noted(self, process):
+        left.append(serve(self, process))
         return left[-1]
 
-    monkeypatch.setattr(Batcher, "serve_waiting", noted)
+    monkeypatch.setattr(Inline, "serve", noted)
     return left
 
 
