@@ -50,7 +50,8 @@ class Call:
         pass
 
     def defer(self, callback):
-        callback()
+        while callback():
+            pass
 
     @property
     def outcome(self):
