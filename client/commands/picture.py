@@ -16,6 +16,7 @@ def plot(path: Path, title: str, measured: "Measured") -> None:
     mpl.use("Agg")
     import numpy as np
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     milliseconds = np.asarray(measured.latencies) * 1e3
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
@@ -33,6 +34,11 @@ def plot(path: Path, title: str, measured: "Measured") -> None:
     left.legend()
     right.plot(measured.starts, milliseconds, ".", markersize=2, color="#4c78a8", alpha=0.4)
     right.set(yscale="log", xlabel="when the call was due (s)", ylabel="latency (ms)")
+    for logarithmic in (left.xaxis, right.yaxis):
+        logarithmic.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        logarithmic.set_major_formatter("{x:,g}")
+        logarithmic.set_minor_formatter(NullFormatter())
+    left.yaxis.set_major_formatter("{x:,g}")
     for axes in (left, right):
         axes.grid(visible=True, which="major", alpha=0.3)
     figure.suptitle(title)
