@@ -4,28 +4,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small_models
-from serving import Server
+from support import onnx_models
+from support.in_process_server import Server
 
-from neurona_server.batching import failures
 from neurona_server.batching.policy import BatchPolicy
+from neurona_server.telemetry import failure_log
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_log() -> None:
     """What is told of failures a minute later would stand in the log of another test."""
-    failures.QUIET = 1e6
+    failure_log.QUIET = 1e6
 
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("repository")
-    small_models.save_classifier(root / "classifier" / "1" / "model.onnx")
-    small_models.save_classifier(root / "classifier" / "2" / "model.onnx", offset=1.0)
-    small_models.save_regressor(root / "regressor" / "1" / "model.onnx")
-    small_models.save_picker(root / "picker" / "1" / "model.onnx")
-    small_models.save_fixed(root / "fixed" / "1" / "model.onnx")
-    small_models.save_running_sum(root / "running_sum" / "1" / "model.onnx")
+    onnx_models.save_classifier(root / "classifier" / "1" / "model.onnx")
+    onnx_models.save_classifier(root / "classifier" / "2" / "model.onnx", offset=1.0)
+    onnx_models.save_regressor(root / "regressor" / "1" / "model.onnx")
+    onnx_models.save_picker(root / "picker" / "1" / "model.onnx")
+    onnx_models.save_fixed(root / "fixed" / "1" / "model.onnx")
+    onnx_models.save_running_sum(root / "running_sum" / "1" / "model.onnx")
     return root
 
 

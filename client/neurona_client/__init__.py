@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neurona_client.aio import AsyncClient
+    from neurona_client.async_client import AsyncClient
     from neurona_client.client import Client
     from neurona_client.descriptions import (
         Description,
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from neurona_protos.tensors import TensorError, to_array, to_tensor
 
 _WHERE = {
-    "neurona_client.aio": ("AsyncClient",),
+    "neurona_client.async_client": ("AsyncClient",),
     "neurona_client.client": ("Client",),
     "neurona_client.descriptions": (
         "Description",

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
+from neurona_client.base_client import CLASSIFY, PREDICT, REGRESS, Predictions
+from neurona_client.calls.sync_driver import Reply, run, soon, together
 from neurona_client.descriptions import Description, ServedModel
 from neurona_client.inputs import Inputs
 from neurona_client.options import (
@@ -15,10 +17,8 @@ from neurona_client.options import (
     Tls,
     options,
 )
-from neurona_client.plans import Wish
-from neurona_client.predictions import CLASSIFY, PREDICT, REGRESS, Predictions
+from neurona_client.request_templates import Wish
 from neurona_client.results import Classified, Prediction, Regressed
-from neurona_client.threads import Reply, run, soon, together
 
 
 class Client:

@@ -1,40 +1,160 @@
 """neurona-serve: puts the server together, starts it and stops it."""
 
 import gc
+import importlib.metadata
 import logging
 import os
+import platform
 import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from neurona_server import assembly, logs, sources
-from neurona_server.batching.share import DeviceShare
-from neurona_server.config import Config
+from neurona_server.address import is_local
+from neurona_server.batching.device_scheduler import DeviceShare
+from neurona_server.batching.policy import BatchPolicy
+from neurona_server.config import sources
+from neurona_server.config.options import Config
 from neurona_server.errors import ConfigError, LoadError
-from neurona_server.metrics import Metrics
+from neurona_server.models.lifecycle.reconciler import Reconciler
+from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
-from neurona_server.models.reconciler import Reconciler
-from neurona_server.models.registry import Registry
-from neurona_server.models.repository import Found, Repository
-from neurona_server.models.runtime import CPU
-from neurona_server.models.settings import VersionPolicy
-from neurona_server.processes import check_processes, supervise
-from neurona_server.rpc.doors import open_door
+from neurona_server.models.onnx.graph_cache import default_folder
+from neurona_server.models.onnx.runtime import (
+    CPU,
+    DEFAULT_PROVIDERS,
+    RuntimeOptions,
+    check_options,
+    runtime_version,
+)
+from neurona_server.models.options import INLINE, ModelOptions, ReconcilerOptions
+from neurona_server.models.repository.scanner import Found, Repository
+from neurona_server.models.repository.settings import VersionPolicy
+from neurona_server.processes.ports import check_processes, supervise
+from neurona_server.processes.signals import StopSignals
+from neurona_server.resources import THREADS_A_CPU, available_cpus
 from neurona_server.rpc.health import SERVING, Health
-from neurona_server.rpc.models import Models
+from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.service import SERVICE as OPEN_INFERENCE
 from neurona_server.rpc.open_inference.service import OpenInference
-from neurona_server.rpc.prediction import Prediction
 from neurona_server.rpc.reflection import Reflection
-from neurona_server.rpc.tokens import hash_token
-from neurona_server.signals import StopSignals
-from neurona_server.web import paths
-from neurona_server.web.port import Port
+from neurona_server.rpc.security.tls import Certificates
+from neurona_server.rpc.security.tokens import Access, hash_token
+from neurona_server.rpc.transports.auto import open_door
+from neurona_server.rpc.transports.listener import ListenerOptions
+from neurona_server.rpc.v1.models import Models
+from neurona_server.rpc.v1.prediction import Prediction
+from neurona_server.telemetry import logs
+from neurona_server.telemetry.metrics import Metrics
+from neurona_server.telemetry.span_exporter import Tracing, open_tracing
+from neurona_server.web import endpoints
+from neurona_server.web.server import Port
 
 log = logging.getLogger(__name__)
+
+
+def cpus_of_one(config: Config) -> int:
+    """Of several processes: CPUs are shared fairly among them."""
+    return max(1, available_cpus() // config.processes)
+
+
+def tracing(config: Config, metrics: Metrics, process: int | None) -> Tracing | None:
+    """None where it is off. Raises ConfigError."""
+    if not config.traces_endpoint:
+        return None
+    return open_tracing(config.traces_endpoint, config.traces_ratio, metrics, process)
+
+
+def limits(config: Config) -> Limits:
+    return Limits(config.max_request_tensors, config.max_request_rows, config.max_message_bytes)
+
+
+def versions() -> tuple[str, str, str, str]:
+    """Of the server, of Python, of ONNX Runtime and of grpcio."""
+    try:
+        own = importlib.metadata.version("neurona")
+    except importlib.metadata.PackageNotFoundError:  # run from its sources
+        own = "unknown"
+    grpcio = importlib.metadata.version("grpcio")
+    return own, platform.python_version(), runtime_version(), grpcio
+
+
+def listener_options(
+    config: Config, refused: Callable[[Exception], None], tracing: Tracing | None = None
+) -> ListenerOptions:
+    """`refused` is told of calls that doors refuse. Raises ConfigError when a file that an
+    option names cannot be used."""
+    certificates = None
+    if config.tls_certificate and config.tls_key:
+        client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
+        files = Path(config.tls_certificate), Path(config.tls_key)
+        certificates = Certificates(*files, client_ca)
+    elif config.tls_certificate or config.tls_key or config.tls_client_ca:
+        raise ConfigError("TLS takes both tls_certificate and tls_key")
+    elif not all(map(is_local, config.address.split(","))):
+        log.warning("%s is reached from other machines, in plain text: no TLS", config.address)
+    access = Access(Path(config.tokens_file)) if config.tokens_file else None
+    return ListenerOptions(
+        max_message_bytes=config.max_message_bytes,
+        certificates=certificates,
+        access=access,
+        max_connection_age=config.max_connection_age_s,
+        max_connection_age_grace=config.max_connection_age_grace_s,
+        keepalive=config.keepalive_s,
+        max_streams=config.max_streams,
+        max_metadata_bytes=config.max_metadata_bytes,
+        compress_answers=config.compress_answers,
+        refused=refused,
+        reuse_port=config.reuse_port or config.processes > 1,
+        tracer=None if tracing is None else tracing.calls,
+    )
+
+
+def reconciler_options(config: Config) -> ReconcilerOptions:
+    return ReconcilerOptions(
+        policy=VersionPolicy.parse(config.versions),
+        threads=config.load_threads or min(4, cpus_of_one(config)),
+        drain_timeout=config.drain_timeout_ms / 1000,
+        explicit=config.model_control == "explicit",
+    )
+
+
+def model_options(config: Config, tracing: Tracing | None = None) -> ModelOptions:
+    """Raises ConfigError when this machine cannot do what they say."""
+    policy = BatchPolicy(
+        max_rows=config.max_batch_rows,
+        max_queue_rows=config.max_queue_rows,
+        max_queue_bytes=config.max_queue_bytes,
+        max_delay=config.max_delay_ms / 1000,
+        latency_objective=config.latency_objective_ms / 1000 or None,
+        inline=INLINE[config.inline],
+    )
+    threads = config.threads or max(1, cpus_of_one(config) // config.instances)
+    runtime = RuntimeOptions(
+        threads,
+        pool_threads=0 if config.threads else THREADS_A_CPU * cpus_of_one(config),
+        spinning=config.spinning,
+        providers=config.providers or DEFAULT_PROVIDERS,
+        gpu_expected=bool(config.providers),
+        require_gpu=config.require_gpu,
+        gpu_memory_bytes=config.gpu_memory_bytes,
+        cpu_memory_bytes=-(-config.cpu_memory_bytes // config.processes),
+        arena=config.arena,
+        shrink_seconds=config.shrink_seconds,
+        cache=_cache_folder(config.cache),
+    )
+    check_options(runtime)
+    tracer = None if tracing is None else tracing.batches
+    return ModelOptions(policy, runtime, config.instances, tracer)
+
+
+def _cache_folder(option: str) -> Path | None:
+    if option == "auto":
+        return default_folder()
+    return None if option in ("", "off") else Path(option).expanduser()
 
 
 FLUSH = 2.0
@@ -53,15 +173,15 @@ class App:
         self._registry = Registry()
         self._metrics.watch_versions(self._registry.known)
         self._metrics.watch_process()
-        self._metrics.build.labels(*assembly.versions()).set(1)
+        self._metrics.build.labels(*versions()).set(1)
         self._health = Health()
         self._metrics.serving.set_function(lambda: self._health.state("") == SERVING)
-        self._tracing = assembly.tracing(config, self._metrics, process)
+        self._tracing = tracing(config, self._metrics, process)
         self._reconciler = self._make_reconciler()
-        limits = assembly.limits(config)
+        request_limits = limits(config)
         control = self._reconciler if config.model_control == "explicit" else None
         methods = {
-            **Prediction(self._registry, self._metrics, limits).methods(),
+            **Prediction(self._registry, self._metrics, request_limits).methods(),
             **Models(self._registry, control).methods(),
             **OpenInference(
                 self._registry,
@@ -70,13 +190,13 @@ class App:
                 control=control,
                 versions=VersionPolicy.parse(config.versions),
                 shared_memory=config.shared_memory,
-                limits=limits,
+                limits=request_limits,
             ).methods(),
             **self._health.methods(),
         }
         methods |= Reflection(methods).methods()
-        listener_options = assembly.listener_options(config, self._metrics.refused, self._tracing)
-        self._listener = open_door(config.door, methods, listener_options)
+        options = listener_options(config, self._metrics.refused, self._tracing)
+        self._listener = open_door(config.door, methods, options)
         self._close_metrics: Callable[[], None] = lambda: None
         self._serving = threading.Event()
         self._stopping = False
@@ -132,14 +252,14 @@ class App:
     def state(self) -> str:
         """STARTING, SERVING or NOT_SERVING."""
         if self._health.state("") == SERVING:
-            return paths.SERVING
-        return paths.NOT_SERVING if self._stopping else paths.STARTING
+            return endpoints.SERVING
+        return endpoints.NOT_SERVING if self._stopping else endpoints.STARTING
 
     def _make_reconciler(self) -> Reconciler:
         config = self._config
-        options = assembly.model_options(config, self._tracing)
+        options = model_options(config, self._tracing)
         # Two runs at a time keep a device busy; more only if each takes fewer CPUs than there are.
-        share = DeviceShare(max(2, assembly.cpus_of_one(config) // options.runtime.threads))
+        share = DeviceShare(max(2, cpus_of_one(config) // options.runtime.threads))
 
         def load(found: Found) -> Model:
             model = Model(found, options, self._metrics, share)
@@ -155,7 +275,7 @@ class App:
             self._registry,
             load,
             self._metrics,
-            assembly.reconciler_options(config),
+            reconciler_options(config),
             self._update_health,
         )
 

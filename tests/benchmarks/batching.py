@@ -22,7 +22,7 @@ from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.tensors import to_tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import small_models
+from support import onnx_models
 
 OBJECTIVE_MS = 100
 WIDTH = 1024
@@ -33,7 +33,7 @@ def save_dense(root: Path) -> None:
     """Eight layers of 1024 x 1024: one row reads 32 MiB of weights, 64 rows read them once."""
     layers = range(8)
     weights = np.random.default_rng(0).normal(0, WIDTH**-0.5, (WIDTH, WIDTH)).astype(np.float32)
-    small_models.save(
+    onnx_models.save(
         root / "dense" / "1" / "model.onnx",
         [helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"]) for i in layers],
         {"x0": (TensorProto.FLOAT, ["batch", WIDTH])},
@@ -48,7 +48,7 @@ def save_sequence(root: Path) -> None:
     weights = np.random.default_rng(0).normal(0, 1 / 16, (256, 256)).astype(np.float32)
     nodes = [helper.make_node("MatMul", [f"x{i}", "w"], [f"x{i + 1}"]) for i in layers]
     nodes.append(helper.make_node("ReduceMax", ["x30"], ["y"], axes=[1, 2], keepdims=0))
-    small_models.save(
+    onnx_models.save(
         root / "sequence" / "1" / "model.onnx",
         nodes,
         {"x0": (TensorProto.FLOAT, ["batch", "time", 256])},
@@ -67,7 +67,7 @@ def save_heavy(root: Path) -> None:
         *[helper.make_node("MatMul", [f"x{i}", "w"], [f"x{i + 1}"]) for i in layers],
         helper.make_node("ReduceMax", ["x30"], ["y"], axes=[1, 2], keepdims=0),
     ]
-    small_models.save(
+    onnx_models.save(
         root / "heavy" / "1" / "model.onnx",
         nodes,
         {"x": (TensorProto.FLOAT, ["batch", 256])},

@@ -6,12 +6,12 @@ from models import LENET5, LSTM, RESNET18, RESNET50
 from torch import nn
 
 from neurona_training.architectures.convolutional import LeNet5
+from neurona_training.architectures.input_layers import Normalise
 from neurona_training.architectures.recurrent import LastState
 from neurona_training.architectures.resnet import ResNet
-from neurona_training.architectures.scaling import Normalise
 from neurona_training.data import Dataset, Input, Split
-from neurona_training.export import export
-from neurona_training.metadata import describe
+from neurona_training.export.metadata import describe
+from neurona_training.export.onnx_export import export
 
 _AXES = {
     LENET5: ("batch", "height", "width"),

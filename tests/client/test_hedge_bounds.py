@@ -4,11 +4,11 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hedged import BOTH, ROW, SOON, doubted, reached
+from support.hedged import BOTH, ROW, SOON, doubted, reached
 
 import neurona_client
 from neurona_client import AsyncClient, Client, Retries
-from neurona_client.hedges import Budget
+from neurona_client.calls.hedging import Budget
 from neurona_server.batching.policy import BatchPolicy
 
 

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hedged import BOTH, SOON, doubted, reached
-from replicas import Replica
+from support.hedged import BOTH, SOON, doubted, reached
+from support.replicas import Replica
 
 import neurona_client
 from neurona_client import AsyncClient, Client, Retries

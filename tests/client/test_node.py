@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import small_models
+from support import onnx_models
 
 NODE = Path(__file__).parents[2] / "client" / "node"
 MODULES = Path(os.environ.get("NODE_MODULES") or NODE / "node_modules").absolute()
@@ -42,11 +42,11 @@ def built(tmp_path_factory):
 def environment(tmp_path):
     root, small = tmp_path / "repository", tmp_path / "small"
     for folder in (root, small):
-        small_models.save_classifier(folder / "classifier" / "1" / "model.onnx")
-    small_models.save_classifier(root / "classifier" / "2" / "model.onnx", offset=1.0)
-    small_models.save_regressor(root / "regressor" / "1" / "model.onnx")
-    small_models.save_slow(root / "slow" / "1" / "model.onnx")
-    small_models.save_echoes(root)
+        onnx_models.save_classifier(folder / "classifier" / "1" / "model.onnx")
+    onnx_models.save_classifier(root / "classifier" / "2" / "model.onnx", offset=1.0)
+    onnx_models.save_regressor(root / "regressor" / "1" / "model.onnx")
+    onnx_models.save_slow(root / "slow" / "1" / "model.onnx")
+    onnx_models.save_echoes(root)
     serve = Path(sys.executable).with_name("neurona-serve")
     variables = {
         "NODE_TEST_REPOSITORY": str(root),

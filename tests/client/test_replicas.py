@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 import pytest
-import small_models
-from replicas import Replica
+from support import onnx_models
+from support.replicas import Replica
 
 from neurona_client import AsyncClient, Client, Retries
 
@@ -40,7 +40,7 @@ def replicas(started):
 
 
 def expected(row):
-    logits = (row + 1.0) @ small_models.WEIGHTS  # of version 2, the latest
+    logits = (row + 1.0) @ onnx_models.WEIGHTS  # of version 2, the latest
     powers = np.exp(logits - logits.max())
     return powers / powers.sum()
 

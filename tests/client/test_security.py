@@ -4,13 +4,13 @@ import hashlib
 
 import numpy as np
 import pytest
-from authority import Authority
+from support.certificates import Authority
 
 import neurona_client
 from neurona_client import Client, Retries, Tls
-from neurona_server.rpc.certificates import Certificates
-from neurona_server.rpc.listening import ListenerOptions
-from neurona_server.rpc.tokens import Access
+from neurona_server.rpc.security.tls import Certificates
+from neurona_server.rpc.security.tokens import Access
+from neurona_server.rpc.transports.listener import ListenerOptions
 
 ROW = np.ones(4, np.float32)
 FULL, BLIND = "full-token-of-many-letters", "blind-token-of-many-letters"

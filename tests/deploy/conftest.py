@@ -4,7 +4,7 @@ import os
 import shutil
 
 import pytest
-from docker_engine import Engine, pip_options, prepare_images
+from support.docker_engine import Engine, pip_options, prepare_images
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import urllib.request
 
 import grpc
 import pytest
-from compose_project import Load, Project
-from docker_engine import until
+from support.compose_project import Load, Project
+from support.docker_engine import until
 
 from neurona_client import PredictionStub, PredictRequest, to_tensor
 from neurona_protos.prediction_pb2 import ListModelsRequest

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from compose_project import compose_command
+from support.compose_project import compose_command
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 
@@ -101,8 +101,8 @@ def test_what_is_trained_without_a_network_needs_none(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_server_has_the_time_to_drain(name):
-    from neurona_server import sources
-    from neurona_server.supervision import LEAVING
+    from neurona_server.config import sources
+    from neurona_server.processes.supervisor import LEAVING
 
     service = SERVICES[name]
     options = {**service["environment"], "NEURONA_REPOSITORY": "/models", "NEURONA_LOG_LEVEL": ""}
@@ -118,7 +118,7 @@ def test_a_server_has_the_time_to_drain(name):
 def test_the_override_of_the_guide_gives_a_service_options_of_the_server(tmp_path):
     guide = (DEPLOY / "README.md").read_text()
     (text,) = re.findall(r"```yaml\n(services:.*?)```", guide, re.DOTALL)
-    from neurona_server.config import Config
+    from neurona_server.config.options import Config
 
     (override,) = yaml.safe_load(text)["services"].values()
     names = {name.removeprefix("NEURONA_").lower() for name in override["environment"]}

@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from manifests import KUBERNETES, build, of_kind, overlay
+from support.manifests import KUBERNETES, build, of_kind, overlay
 
 PACKAGES = os.environ.get("CRD_PACKAGES", "")
 SCALARS = {"str": str, "int": int, "bool": bool}

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from collections import Counter
 
-import dashboards
 import pytest
 import yaml
 from grafana_foundation_sdk.cog import plugins
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
+from support import dashboards
 
 BOARDS = sorted(dashboards.BOARDS)
 GRAFANA = dashboards.DEPLOY / "grafana"

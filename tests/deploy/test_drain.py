@@ -1,9 +1,9 @@
 """How long a replica has to leave, added up from the manifests."""
 
 import pytest
-from manifests import OVERLAYS, container, deployment, environment, probes
+from support.manifests import OVERLAYS, container, deployment, environment, probes
 
-from neurona_server.supervision import LEAVING
+from neurona_server.processes.supervisor import LEAVING
 
 
 @pytest.fixture(params=OVERLAYS)

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_models
 import yaml
-from deployed import served
-from manifests import KUBERNETES, ROOT
 from prometheus_client import CollectorRegistry
+from support import onnx_models
+from support.deployed import served
+from support.manifests import KUBERNETES, ROOT
 
-from neurona_client.app import main as neurona
+from neurona_client.cli.main import main as neurona
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.tensors import to_tensor
-from neurona_server.config import Config
-from neurona_server.metrics import Metrics
-from neurona_server.supervision import LEAVING
+from neurona_server.config.options import Config
+from neurona_server.processes.supervisor import LEAVING
+from neurona_server.telemetry.metrics import Metrics
 
 DEPLOY = ROOT / "deploy"
 GUIDE = (DEPLOY / "README.md").read_text(encoding="utf-8")
@@ -154,7 +154,7 @@ def test_its_load_command_works(tmp_path):
     if shutil.which("h2load") is None:
         pytest.skip("h2load is not installed")
     (command,) = re.findall(r"(?m)^    (h2load (?:.*\\\n)*.*)$", GUIDE)
-    small_models.save_classifier(tmp_path / "models" / "m" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "models" / "m" / "1" / "model.onnx")
     inputs = [to_tensor("x", np.ones((1, 4), np.float32))]
     body = PredictRequest(model="m", inputs=inputs).SerializeToString()
     (tmp_path / "request.bin").write_bytes(b"\0" + len(body).to_bytes(4, "big") + body)
@@ -174,7 +174,7 @@ def test_its_load_command_works(tmp_path):
 
 
 def test_its_health_commands_end_as_it_says(tmp_path):
-    small_models.save_classifier(tmp_path / "lenet5" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "lenet5" / "1" / "model.onnx")
     (line,) = re.findall(r"(?m)^    (neurona health) +# exit status 0", GUIDE)
     (model,) = re.findall(r"`neurona health (\w+)` asks for a model", GUIDE)
     with served(["--repository", str(tmp_path), "--cache", "off"], {}) as server:

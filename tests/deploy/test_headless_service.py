@@ -9,13 +9,13 @@ import time
 import grpc
 import numpy as np
 import pytest
-import small_models
-from serving import Server
+from support import onnx_models
+from support.in_process_server import Server
 
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.prediction_pb2_grpc import PredictionStub
 from neurona_protos.tensors import to_tensor
-from neurona_server.rpc.listening import ListenerOptions
+from neurona_server.rpc.transports.listener import ListenerOptions
 
 REQUEST = PredictRequest(model="m", inputs=[to_tensor("x", np.ones((1, 4), np.float32))])
 ROUND_ROBIN = {"loadBalancingConfig": [{"round_robin": {}}]}
@@ -62,7 +62,7 @@ def name_server():
 @pytest.fixture
 def replicas(tmp_path):
     """Two, on one port of two addresses of loopback, which tell a connection to go after 1 s."""
-    small_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
     options = ListenerOptions(max_message_bytes=1 << 20, max_connection_age=1.0)
     first = Server(tmp_path, options=options)
     try:

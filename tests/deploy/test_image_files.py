@@ -71,7 +71,7 @@ def test_its_version_is_that_of_the_package():
 
 
 def test_its_options_are_options_of_the_server():
-    from neurona_server import sources
+    from neurona_server.config import sources
 
     config = sources.load(["--config", str(ROOT / "deploy" / "neurona.toml")], {})
     assert config.repository == (Path("/models"),)

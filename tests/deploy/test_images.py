@@ -5,9 +5,9 @@ import json
 import grpc
 import numpy as np
 import pytest
-from docker_engine import free_ports, until
 from onnx import TensorProto, helper
-from small_models import save, save_regressor
+from support.docker_engine import free_ports, until
+from support.onnx_models import save, save_regressor
 
 from neurona_client import PredictionStub, PredictRequest, to_array, to_tensor
 

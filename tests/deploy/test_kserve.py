@@ -8,11 +8,10 @@ import grpc
 import kubernetes_validate
 import numpy as np
 import pytest
-import small_models
-import triton_requests
 import yaml
-from deployed import served
-from manifests import KUBERNETES, build, environment, of_kind
+from support import onnx_models, triton_requests
+from support.deployed import served
+from support.manifests import KUBERNETES, build, environment, of_kind
 
 from neurona_protos.open_inference_pb2 import ModelReadyRequest
 from neurona_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -53,7 +52,7 @@ def _in_an_empty_folder(tmp_path_factory, monkeypatch):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_one_model_is_served_under_the_name_of_its_service(layout, tmp_path):
     for place in LAYOUTS[layout]:
-        small_models.save_classifier(tmp_path / "models" / place)
+        onnx_models.save_classifier(tmp_path / "models" / place)
     (tmp_path / "models" / "model.toml").write_text('labels = ["a", "b", "c"]')
     with served(arguments("neurona", tmp_path / "models"), variables("neurona")) as server:
         stub = GRPCInferenceServiceStub(server.channel)
@@ -78,7 +77,7 @@ def test_without_a_model_it_does_not_start(made, message, tmp_path):
 
 def test_a_repository_is_served_whole(tmp_path):
     for name in ("a", "b"):
-        small_models.save_classifier(tmp_path / "models" / name / "1" / "model.onnx")
+        onnx_models.save_classifier(tmp_path / "models" / name / "1" / "model.onnx")
     name = "neurona-repository"
     with served(arguments(name, tmp_path / "models"), variables(name)) as server:
         stub = GRPCInferenceServiceStub(server.channel)

@@ -6,11 +6,11 @@ import re
 import tomllib
 
 import kubernetes_validate
-import manifests
 import yaml
-from manifests import KUBERNETES, OVERLAYS, ROOT, build, container, environment, of_kind
+from support import manifests
+from support.manifests import KUBERNETES, OVERLAYS, ROOT, build, container, environment, of_kind
 
-from neurona_server.models.folder_settings import read_settings
+from neurona_server.models.repository.scanner import read_settings
 
 GUIDE = (KUBERNETES / "README.md").read_text(encoding="utf-8")
 

@@ -7,13 +7,22 @@ import re
 import tomllib
 
 import kubernetes_validate
-import manifests
 import pytest
-from manifests import NAME, OVERLAYS, ROOT, container, deployment, environment, of_kind, overlay
+from support import manifests
+from support.manifests import (
+    NAME,
+    OVERLAYS,
+    ROOT,
+    container,
+    deployment,
+    environment,
+    of_kind,
+    overlay,
+)
 
-from neurona_server import sources
-from neurona_server.config import Config
-from neurona_server.models.graph_cache import GraphCache
+from neurona_server.config import sources
+from neurona_server.config.options import Config
+from neurona_server.models.onnx.graph_cache import GraphCache
 
 # The oldest that has all that the manifests use, and the newest whose schemas are there.
 VERSIONS = ("1.31", "1.37")

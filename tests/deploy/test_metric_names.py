@@ -2,14 +2,14 @@
 
 import re
 
-import dashboards
 import pytest
 from prometheus_client import CollectorRegistry
-from small_nvml import SmallNvml
+from support import dashboards
+from support.fake_nvml import SmallNvml
 
-from neurona_server.gathered import GatheredPages
-from neurona_server.gpus import Gpus
-from neurona_server.metrics import Metrics
+from neurona_server.processes.collector import GatheredPages
+from neurona_server.telemetry.collectors import Gpus
+from neurona_server.telemetry.metrics import Metrics
 
 SUFFIXES = {
     "counter": ("_total",),

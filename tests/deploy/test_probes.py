@@ -2,27 +2,26 @@
 
 import http.client
 
-import manifests
 import numpy as np
 import pytest
-import small_models
-from deployed import served
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from manifests import container, of_kind, overlay
+from support import manifests, onnx_models
+from support.deployed import served
+from support.manifests import container, of_kind, overlay
 
 import neurona_server.app
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.prediction_pb2_grpc import PredictionStub
 from neurona_protos.tensors import to_tensor
-from neurona_server.models.runtime import CPU
+from neurona_server.models.onnx.runtime import CPU
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """A server with the overlay's neurona.toml, its folders elsewhere."""
     root = tmp_path_factory.mktemp("pod")
-    small_models.save_classifier(root / "models" / "m" / "1" / "model.onnx")
+    onnx_models.save_classifier(root / "models" / "m" / "1" / "model.onnx")
 
     def start(name):
         (options,) = of_kind(overlay(name), "ConfigMap")

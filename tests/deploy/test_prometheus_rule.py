@@ -3,7 +3,7 @@
 import runpy
 
 import yaml
-from manifests import KUBERNETES, of_kind, overlay
+from support.manifests import KUBERNETES, of_kind, overlay
 
 SCRIPT = runpy.run_path(str(KUBERNETES / "prometheus_rule.py"), run_name="script")
 

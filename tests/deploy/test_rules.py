@@ -4,10 +4,9 @@ import re
 import shutil
 import subprocess
 
-import dashboards
 import pytest
-import scraper
 import yaml
+from support import dashboards, prometheus_server
 
 PROMETHEUS = dashboards.DEPLOY / "prometheus"
 RUNBOOKS = dashboards.DEPLOY / "runbooks"
@@ -131,11 +130,13 @@ def test_the_scaled_copy_has_the_same_expressions():
         return re.sub(r"\[\w+\]", "[]", rule["expr"])
 
     for rule in dashboards.rules():
-        copy = scraper.scaled(rule)
+        copy = prometheus_server.scaled(rule)
         assert copy.get("alert") == rule.get("alert")
         if rule.get("record", "").startswith("neurona:objective:"):
             assert re.fullmatch(r"vector\([\d.e-]+\)", copy["expr"])
         else:
             assert without_ranges(copy) == without_ranges(rule)
-    hour = scraper.scaled({"record": "x", "expr": "rate(y[3h]) + rate(z[1d])", "for": "12m"})
+    hour = prometheus_server.scaled(
+        {"record": "x", "expr": "rate(y[3h]) + rate(z[1d])", "for": "12m"}
+    )
     assert hour == {"record": "x", "expr": "rate(y[15000ms]) + rate(z[120000ms])", "for": "1000ms"}

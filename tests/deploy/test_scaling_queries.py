@@ -6,10 +6,10 @@ import subprocess
 
 import pytest
 import yaml
-from manifests import KUBERNETES, of_kind, overlay
 from prometheus_client import CollectorRegistry
+from support.manifests import KUBERNETES, of_kind, overlay
 
-from neurona_server.metrics import Metrics
+from neurona_server.telemetry.metrics import Metrics
 
 LABELS = 'job="neurona",namespace="neurona"'
 

@@ -5,9 +5,9 @@ from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
-from manifests import KUBERNETES, build, environment, of_kind
+from support.manifests import KUBERNETES, build, environment, of_kind
 
-from neurona_server import sources
+from neurona_server.config import sources
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from served import Served
+from support.served import Served
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-import small_models
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from onnx import TensorProto, helper
+from support import onnx_models
 
 from neurona_protos.prediction_pb2 import (
     ListModelsRequest,
@@ -45,7 +45,7 @@ def health(server, name):
 def save_heavy(root):
     """Some megabytes of weights, so that what is kept of them would show."""
     weights = np.random.default_rng(1).standard_normal((WIDTH, WIDTH)).astype(np.float32)
-    return small_models.save(
+    return onnx_models.save(
         root / "heavy" / "1" / "model.onnx",
         [helper.make_node("MatMul", ["x", "weights"], ["y"])],
         {"x": (TensorProto.FLOAT, ["batch", WIDTH])},
@@ -60,10 +60,10 @@ def resident(pid):
 
 
 def test_new_files_are_noticed_and_health_follows(serve, tmp_path, wait_until):
-    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     server = serve(tmp_path, "--poll-ms", "50")
     assert health(server, "classifier/2") == grpc.StatusCode.NOT_FOUND
-    small_models.save_classifier(tmp_path / "classifier" / "2" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "classifier" / "2" / "model.onnx")
     wait_until(lambda: health(server, "classifier/2") == HealthCheckResponse.SERVING)
     assert ask(server) == 2
     shutil.rmtree(tmp_path / "classifier" / "2")
@@ -75,7 +75,7 @@ def test_new_files_are_noticed_and_health_follows(serve, tmp_path, wait_until):
 
 
 def test_a_model_that_misses_its_gpu_is_degraded_for_all_to_see(serve, tmp_path):
-    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     server = serve(tmp_path, "--providers", "cuda,cpu")
     (model,) = ModelsStub(server.channel).List(ListModelsRequest()).models
     (version,) = model.versions
@@ -89,15 +89,15 @@ def test_a_model_that_misses_its_gpu_is_degraded_for_all_to_see(serve, tmp_path)
 
 
 def test_without_control_nothing_changes_after_the_start(serve, tmp_path):
-    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     server = serve(tmp_path, "--model-control", "none", "--poll-ms", "10")
-    small_models.save_classifier(tmp_path / "classifier" / "2" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "classifier" / "2" / "model.onnx")
     time.sleep(0.5)  # it would have been noticed many times over
     assert ask(server) == 1
 
 
 def test_memory_comes_back_after_a_hundred_loads(serve, tmp_path):
-    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     save_heavy(tmp_path)
     server = serve(
         *(tmp_path, "--model-control", "explicit", "--load-model", "classifier"),
@@ -136,7 +136,7 @@ def start(*flags):
     ],
 )
 def test_what_must_not_start_says_why(tmp_path, flags, said):
-    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     (tmp_path / "broken" / "1").mkdir(parents=True)
     (tmp_path / "broken" / "1" / "model.onnx").write_text("not a model")
     process = start("--repository", tmp_path, *flags)
@@ -153,7 +153,7 @@ def test_a_signal_while_models_are_loaded_ends_it_at_once(tmp_path):
         for i in range(2000)
     ]
     nodes.append(helper.make_node("ReduceMax", ["product2000"], ["y"], keepdims=0))
-    small_models.save(
+    onnx_models.save(
         tmp_path / "slow" / "1" / "model.onnx",
         nodes,
         {"x": (TensorProto.FLOAT, [1])},

@@ -4,16 +4,16 @@ import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image
-from serving import Server
 from sklearn.datasets import load_digits
+from support.in_process_server import Server
 
 from neurona_protos.prediction_pb2 import PredictRequest, Task
 from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.batching.policy import BatchPolicy
-from neurona_server.models.samples import make_inputs
 from neurona_server.models.signature import Signature
+from neurona_server.models.synthetic_inputs import make_inputs
+from neurona_training.cli.pipeline import main
 from neurona_training.recipes import RECIPES
-from neurona_training.train import main
 
 DEEP = ["--data", "{images}", "--image-size", "32", "--epochs", "1"]
 COMMANDS = {

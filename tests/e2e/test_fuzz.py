@@ -12,12 +12,11 @@ import socket
 import struct
 
 import grpc
-import http2
 import numpy as np
 import pytest
-import small_models
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import http2, onnx_models
 
 from neurona_protos.prediction_pb2 import (
     PredictRequest,
@@ -47,8 +46,8 @@ def good():
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, serve_for_all):
     root = tmp_path_factory.mktemp("models")
-    small_models.save_regressor(root / "regressor" / "1" / "model.onnx")
-    small_models.save_classifier(root / "classifier" / "1" / "model.onnx")
+    onnx_models.save_regressor(root / "regressor" / "1" / "model.onnx")
+    onnx_models.save_classifier(root / "classifier" / "1" / "model.onnx")
     return serve_for_all(root, "--max-message-bytes", str(1 << 20))
 
 

@@ -8,13 +8,12 @@ import subprocess
 import threading
 
 import grpc
-import http2
 import numpy as np
 import pytest
-import small_models
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from served import BIN
+from support import http2, onnx_models
+from support.served import BIN
 
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.prediction_pb2_grpc import PredictionStub
@@ -44,7 +43,7 @@ ROUND_ROBIN = {
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    small_models.save_classifier(root / "m" / "1" / "model.onnx")
+    onnx_models.save_classifier(root / "m" / "1" / "model.onnx")
     return root
 
 
@@ -163,7 +162,7 @@ def test_a_rolling_restart_of_two_replicas_loses_no_call(models, serve, wait_unt
 
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_started_without_standard_streams(tmp_path, processes):
-    small_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -9,8 +9,8 @@ import urllib.request
 
 import numpy as np
 import pytest
-import small_models
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from support import onnx_models
 
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.prediction_pb2_grpc import PredictionStub
@@ -39,7 +39,7 @@ def health(server):
 def test_health_and_metrics_are_there_before_the_models_and_after_the_door(
     begin_serving, tmp_path, processes
 ):
-    small_models.save_slow(tmp_path / "models" / "slow" / "1" / "model.onnx")
+    onnx_models.save_slow(tmp_path / "models" / "slow" / "1" / "model.onnx")
     flags = ["--drain-delay-ms", "700", "--processes", str(processes)]
     server = begin_serving(tmp_path / "models", *flags)
     seen = {}
@@ -67,7 +67,7 @@ def test_health_and_metrics_are_there_before_the_models_and_after_the_door(
 @pytest.fixture(scope="module")
 def server(serve_for_all, tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    small_models.save_classifier(root / "m" / "1" / "model.onnx")
+    onnx_models.save_classifier(root / "m" / "1" / "model.onnx")
     return serve_for_all(root)
 
 
@@ -90,7 +90,7 @@ def test_the_whole_page_is_valid_openmetrics(server):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_part_of_the_page_has_what_was_asked_for(serve, tmp_path, processes):
-    small_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
     server = serve(tmp_path, "--processes", str(processes))
     names = ["neurona_version_state", "neurona_requests_total", "neurona_batch_rows_count"]
     text = get(server, "/metrics?" + "&".join(f"name[]={name}" for name in names))[1]

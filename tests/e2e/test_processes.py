@@ -13,9 +13,9 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-import small_models
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
+from support import onnx_models
 
 from neurona_protos.open_inference_pb2 import ModelStatisticsRequest
 from neurona_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -48,7 +48,7 @@ RETRY = {
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    small_models.save_classifier(root / "m" / "1" / "model.onnx")
+    onnx_models.save_classifier(root / "m" / "1" / "model.onnx")
     return root
 
 
@@ -233,7 +233,7 @@ def test_hanging_up_replaces_all_and_no_call_fails(models, serve, connect, wait_
 
 
 def test_sigterm_answers_what_is_under_way_in_both(tmp_path, serve, connect, wait_until):
-    small_models.save_slow(tmp_path / "slow" / "1" / "model.onnx")
+    onnx_models.save_slow(tmp_path / "slow" / "1" / "model.onnx")
     server = serve(tmp_path, *TWO, "--threads", "1")
     wait_until(lambda: both_serve(server))
     pids = workers(server)

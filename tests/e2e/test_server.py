@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import small_models
-from authority import Authority
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
+from support import onnx_models
+from support.certificates import Authority
 
 from neurona_protos import metadata as model_metadata
 from neurona_protos.prediction_pb2 import ListModelsRequest, PredictRequest, State
@@ -31,7 +31,7 @@ MODELS = ("lenet5", "lstm", "rnn")
 
 
 def slow_repository(root):
-    small_models.save_slow(root / "slow" / "1" / "model.onnx")
+    onnx_models.save_slow(root / "slow" / "1" / "model.onnx")
     return root
 
 
@@ -147,7 +147,7 @@ def test_a_second_signal_ends_at_once(tmp_path, serve):
 
 
 def save_with_property(path, key, value):
-    small_models.save_classifier(path)
+    onnx_models.save_classifier(path)
     model = onnx.load(path)
     del model.metadata_props[:]
     path.write_bytes(
@@ -162,7 +162,7 @@ def _field(content, number=None):
 
 
 def test_odd_models_do_not_stop_the_others(tmp_path, serve):
-    small_models.save_classifier(tmp_path / "good" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "good" / "1" / "model.onnx")
     (tmp_path / "bad" / "1").mkdir(parents=True)
     (tmp_path / "bad" / "1" / "model.onnx").write_bytes(b"not a model")
     for name, key, value in [
@@ -200,7 +200,7 @@ def test_odd_models_do_not_stop_the_others(tmp_path, serve):
     ],
 )
 def test_a_start_that_cannot_succeed_ends_with_one_clear_line(tmp_path, flags, message):
-    small_models.save_classifier(tmp_path / "good" / "m" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "good" / "m" / "1" / "model.onnx")
     (tmp_path / "broken" / "m" / "1").mkdir(parents=True)
     (tmp_path / "broken" / "m" / "1" / "model.onnx").touch()
     with socket.socket() as taken:
@@ -220,7 +220,7 @@ def test_a_start_that_cannot_succeed_ends_with_one_clear_line(tmp_path, flags, m
 
 
 def test_a_server_with_tls_and_tokens(tmp_path, serve):
-    small_models.save_classifier(tmp_path / "models" / "m" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "models" / "m" / "1" / "model.onnx")
     authority = Authority(tmp_path, "ca")
     certificate, key = authority.sign("server")
     token = "a token must be long".replace(" ", "-")
@@ -248,7 +248,7 @@ def test_a_server_with_tls_and_tokens(tmp_path, serve):
 
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])  # noqa: S104
 def test_whoever_can_be_reached_in_plain_text_is_warned(tmp_path, serve, host, warned):
-    small_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -257,7 +257,7 @@ def test_whoever_can_be_reached_in_plain_text_is_warned(tmp_path, serve, host, w
 
 
 def test_callers_at_the_moment_of_sigterm_are_answered_or_told_to_call_again(tmp_path, serve):
-    small_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
     server = serve(tmp_path)
     request = PredictRequest(model="m", inputs=[to_tensor("x", np.ones((1, 4), np.float32))])
     stopped = threading.Event()

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-import small_models
+from support import onnx_models
 
 from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest, StreamedRequest
 from neurona_protos.prediction_pb2_grpc import PredictionStub
@@ -22,7 +22,7 @@ KEPT = 3  # versions on disk
 
 def save(root, version):
     """As a careful hand puts it there: beside, then in its place in one step."""
-    made = small_models.save_classifier(root.parent / "made" / "model.onnx", offset=version / 50)
+    made = onnx_models.save_classifier(root.parent / "made" / "model.onnx", offset=version / 50)
     made.parent.rename(root / "m" / str(version))
 
 
@@ -57,7 +57,7 @@ class Caller(threading.Thread):
         self.check(x, self.stub.Predict(self.request(x), timeout=30))
 
     def check(self, x, response):
-        logits = (x + response.version / 50) @ small_models.WEIGHTS
+        logits = (x + response.version / 50) @ onnx_models.WEIGHTS
         expected = np.exp(logits) / np.exp(logits).sum()
         answer = to_array(response.outputs[0])
         if not np.allclose(answer, expected, atol=1e-5):

@@ -11,11 +11,11 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-import small_models
-from collector import Collector
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from support import onnx_models
+from support.otlp_collector import Collector
 
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.prediction_pb2_grpc import PredictionStub
@@ -31,7 +31,7 @@ PREDICT = "neurona.v1.Prediction/Predict"
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    small_models.save_picker(root / "picker" / "1" / "model.onnx")
+    onnx_models.save_picker(root / "picker" / "1" / "model.onnx")
     return root
 
 

@@ -5,9 +5,8 @@ import signal
 from pathlib import Path
 
 import pytest
-import small_models
-import triton_clients
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from support import onnx_models, triton_clients
 
 DRIVER = Path(__file__).with_name("triton_driver.py")
 SCENARIOS = re.findall(r"(?m)^    (\w+),$", DRIVER.read_text().partition("SYNC = (")[2])
@@ -15,13 +14,13 @@ SCENARIOS = re.findall(r"(?m)^    (\w+),$", DRIVER.read_text().partition("SYNC =
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, serve_for_all):
-    root = small_models.save_echoes(tmp_path_factory.mktemp("triton"))
-    small_models.save_classifier(root / "classifier" / "1" / "model.onnx")
-    small_models.save_classifier(root / "classifier" / "2" / "model.onnx", offset=1.0)
-    small_models.save_picker(root / "picker" / "1" / "model.onnx")
-    small_models.save_fixed(root / "fixed" / "1" / "model.onnx")
-    small_models.save_adjustable(root / "adjustable" / "1" / "model.onnx")
-    small_models.save_slow(root / "slow" / "1" / "model.onnx")
+    root = onnx_models.save_echoes(tmp_path_factory.mktemp("triton"))
+    onnx_models.save_classifier(root / "classifier" / "1" / "model.onnx")
+    onnx_models.save_classifier(root / "classifier" / "2" / "model.onnx", offset=1.0)
+    onnx_models.save_picker(root / "picker" / "1" / "model.onnx")
+    onnx_models.save_fixed(root / "fixed" / "1" / "model.onnx")
+    onnx_models.save_adjustable(root / "adjustable" / "1" / "model.onnx")
+    onnx_models.save_slow(root / "slow" / "1" / "model.onnx")
     return serve_for_all(root, "--versions", "all", "--shared-memory", "true", "--threads", "1")
 
 
@@ -44,7 +43,7 @@ def test_what_programs_for_triton_do(server, wait_until, scenario):
 
 
 def test_a_server_that_is_stopping_is_not_ready_and_answers(tmp_path, serve):
-    small_models.save_picker(tmp_path / "picker" / "1" / "model.onnx")
+    onnx_models.save_picker(tmp_path / "picker" / "1" / "model.onnx")
     server = serve(tmp_path, "--drain-delay-ms", "60000")
     watch = server.health.Watch(HealthCheckRequest(), timeout=60)
     assert next(watch).status == HealthCheckResponse.SERVING

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from replica import Replica
-from scraper import Scraper
+from support.prometheus_server import Scraper
+from support.replica import Replica
 
 HERE = Path(__file__).parent
 

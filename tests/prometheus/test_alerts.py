@@ -6,11 +6,10 @@ NeuronaGpuMemoryNearLimit is missing: no GPU is filled up for it. promtool tests
 
 import shutil
 
-import dashboards
 import numpy as np
 import pytest
-import small_models
-from replica import Load
+from support import dashboards, onnx_models
+from support.replica import Load
 
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.tensors import to_tensor
@@ -63,7 +62,7 @@ def quiet(scraper):
 
 @pytest.mark.usefixtures("quiet")
 def test_errors(tmp_path, start, scraper, fires, clears):
-    small_models.save_picker(tmp_path / "picker" / "1" / "model.onnx")
+    onnx_models.save_picker(tmp_path / "picker" / "1" / "model.onnx")
     replica = start(tmp_path)
     with Load(replica, pick(1), pause=0.02):
         scraper.until(lambda: scraper.query("neurona:errors:ratio_rate6h == 0"), "a good beginning")
@@ -75,7 +74,7 @@ def test_errors(tmp_path, start, scraper, fires, clears):
 
 @pytest.mark.usefixtures("quiet")
 def test_latency_and_a_queue(tmp_path, start, fires, clears):
-    small_models.save_slow(tmp_path / "slow" / "1" / "model.onnx", products=3)
+    onnx_models.save_slow(tmp_path / "slow" / "1" / "model.onnx", products=3)
     names = [
         *("NeuronaLatencyBudgetBurnsFast", "NeuronaLatencyBudgetBurnsSlowly"),
         "NeuronaQueueGrows",
@@ -87,7 +86,7 @@ def test_latency_and_a_queue(tmp_path, start, fires, clears):
 
 @pytest.mark.usefixtures("quiet")
 def test_refusals(tmp_path, start, fires, clears):
-    small_models.save_slow(tmp_path / "slow" / "1" / "model.onnx", products=3)
+    onnx_models.save_slow(tmp_path / "slow" / "1" / "model.onnx", products=3)
     replica = start(tmp_path, "--max-queue-rows", "4", "--max-message-bytes", "100000")
     with Load(replica, SLOW, callers=12):
         fires("NeuronaRefusesRequests", model="slow")
@@ -99,7 +98,7 @@ def test_refusals(tmp_path, start, fires, clears):
 
 @pytest.mark.usefixtures("quiet")
 def test_padding(tmp_path, start, fires, clears):
-    small_models.save_quick_at_32(tmp_path / "padded" / "1" / "model.onnx")
+    onnx_models.save_quick_at_32(tmp_path / "padded" / "1" / "model.onnx")
     replica = start(tmp_path)
     padded = request("padded", x=np.ones((ROWS, 2), np.float32))
     with Load(replica, padded, pause=0.02):
@@ -111,7 +110,7 @@ def test_padding(tmp_path, start, fires, clears):
 @pytest.mark.usefixtures("quiet")
 def test_a_gpu_that_is_asked_for_and_not_there(tmp_path, start, fires, clears, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # on a machine with one
-    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     replica = start(tmp_path, "--providers", "cuda,cpu")
     fires("NeuronaDegradedProvider", model="classifier")
     replica.kill()
@@ -122,16 +121,16 @@ def test_a_gpu_that_is_asked_for_and_not_there(tmp_path, start, fires, clears, m
 
 @pytest.mark.usefixtures("quiet")
 def test_a_version_that_takes_long_to_load(tmp_path, start, fires, clears):
-    small_models.save_slow(tmp_path / "slow" / "1" / "model.onnx", products=1)
+    onnx_models.save_slow(tmp_path / "slow" / "1" / "model.onnx", products=1)
     start(tmp_path, "--threads", "1")
-    small_models.save_slow(tmp_path / "slow" / "2" / "model.onnx", products=200)
+    onnx_models.save_slow(tmp_path / "slow" / "2" / "model.onnx", products=200)
     fires("NeuronaVersionStuckLoading", model="slow")
     clears("NeuronaVersionStuckLoading")
 
 
 @pytest.mark.usefixtures("quiet")
 def test_a_corrupt_version(tmp_path, start, fires, clears):
-    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     start(tmp_path)
     corrupt = tmp_path / "classifier" / "2" / "model.onnx"
     corrupt.parent.mkdir()
@@ -143,7 +142,7 @@ def test_a_corrupt_version(tmp_path, start, fires, clears):
 
 @pytest.mark.usefixtures("quiet")
 def test_a_process_that_is_gone_and_that_does_not_serve(tmp_path, start, fires, clears):
-    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     replica = start(tmp_path, "--drain-delay-ms", "60000")
     clears("NeuronaTargetDown")
     replica.terminate()
@@ -156,7 +155,7 @@ def test_a_process_that_is_gone_and_that_does_not_serve(tmp_path, start, fires, 
 
 @pytest.mark.usefixtures("quiet")
 def test_a_process_that_starts_again_and_again(tmp_path, start, scraper, fires, clears):
-    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     replica = start(tmp_path)
     started = f'process_start_time_seconds{{instance="{replica.metrics_address}"}}'
     for _ in range(3):
@@ -172,9 +171,9 @@ def test_a_process_that_starts_again_and_again(tmp_path, start, scraper, fires, 
 
 @pytest.mark.usefixtures("quiet")
 def test_memory(tmp_path, start, fires, clears):
-    small_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     start(tmp_path)
-    small_models.save_large(tmp_path / "large" / "1" / "model.onnx", megabytes=900)
+    onnx_models.save_large(tmp_path / "large" / "1" / "model.onnx", megabytes=900)
     fires("NeuronaMemoryNearLimit")
     shutil.rmtree(tmp_path / "large")
     clears("NeuronaMemoryNearLimit")

@@ -2,11 +2,10 @@
 
 import threading
 
-import dashboards
 import numpy as np
 import pytest
-import small_models
-from replica import Load, Replica
+from support import dashboards, onnx_models
+from support.replica import Load, Replica
 
 from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest
 from neurona_protos.prediction_pb2_grpc import PredictionStub
@@ -40,11 +39,11 @@ def under_load(scraper, tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     for version in (1, 2, 3):
         path = root / "classifier" / str(version) / "model.onnx"
-        small_models.save_classifier(path, offset=version / 10)
+        onnx_models.save_classifier(path, offset=version / 10)
     (root / "classifier" / "model.toml").write_text(SETTINGS)
-    small_models.save_quick_at_32(root / "padded" / "1" / "model.onnx")
+    onnx_models.save_quick_at_32(root / "padded" / "1" / "model.onnx")
     small = tmp_path_factory.mktemp("small")
-    small_models.save_classifier(small / "classifier" / "1" / "model.onnx")
+    onnx_models.save_classifier(small / "classifier" / "1" / "model.onnx")
     replicas = [Replica(root, "--max-message-bytes", "100000"), Replica(small, "--processes", "2")]
     try:
         for replica in replicas:

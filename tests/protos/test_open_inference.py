@@ -4,8 +4,8 @@ import base64
 import json
 
 import pytest
-import triton_clients
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from support import triton_clients
 
 from neurona_protos import model_config_pb2, open_inference_pb2
 

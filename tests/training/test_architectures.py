@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from neurona_training.architectures.convolutional import LeNet5, PartialConvolution, Subsampling
-from neurona_training.architectures.recurrent import LastState, Recurrent
-from neurona_training.architectures.recurrent_node import RecurrentNode
-from neurona_training.architectures.scaling import Denormalise, Normalise
+from neurona_training.architectures.input_layers import Denormalise, Normalise
+from neurona_training.architectures.recurrent import LastState, Recurrent, RecurrentNode
 
 
 def _parameters(module):

@@ -6,23 +6,23 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from serving import Server
+from support.in_process_server import Server
 
 from neurona_protos import metadata
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.tensors import to_tensor
 from neurona_server.batching.policy import BatchPolicy
 from neurona_training.architectures.classic import Threshold
-from neurona_training.architectures.rows import Columns
+from neurona_training.architectures.input_layers import Columns
+from neurona_training.cli.pipeline import main
 from neurona_training.data import Split
-from neurona_training.data.diabetes import least_squares
-from neurona_training.data.loading import load
+from neurona_training.data.catalogue import load
+from neurona_training.data.sources.tables import least_squares
 from neurona_training.errors import DataError
-from neurona_training.evaluate import figures
-from neurona_training.learning import Run
+from neurona_training.learning.evaluation import figures
+from neurona_training.learning.run import Run
 from neurona_training.recipes import RECIPES
 from neurona_training.recipes.classic import WEIGHTS
-from neurona_training.train import main
 
 
 def _learned(name, data=None, **changed):

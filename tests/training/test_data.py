@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from neurona_training.data import Dataset, Input, Split, Value, digits, sunspots
-from neurona_training.data.catalogue import SOURCES, Options
-from neurona_training.data.loading import load
+from neurona_training.data import Dataset, Input, Split, Value
+from neurona_training.data.catalogue import SOURCES, Options, load
+from neurona_training.data.sources import digits, sunspots
 from neurona_training.errors import DataError
 from neurona_training.recipes import RECIPES
 

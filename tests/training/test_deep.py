@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from neurona_training.architectures.images import Colours
 from neurona_training.architectures.inception import InceptionV3
+from neurona_training.architectures.input_layers import Colours
 from neurona_training.architectures.resnet import ResNet
 from neurona_training.architectures.vgg import VGG16
 from neurona_training.architectures.xception import Xception
 from neurona_training.data import Split
-from neurona_training.evaluate import figures
-from neurona_training.export import export
-from neurona_training.fit import loss
-from neurona_training.learning import Run
-from neurona_training.metadata import describe
+from neurona_training.export.metadata import describe
+from neurona_training.export.onnx_export import export
+from neurona_training.learning.evaluation import figures
+from neurona_training.learning.gradient_descent import loss
+from neurona_training.learning.run import Run
 from neurona_training.recipes import RECIPES
 
 NAMES = ("vgg16", "resnet18", "resnet50", "inception-v3", "xception")

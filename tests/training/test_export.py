@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from neurona_protos import metadata
-from neurona_training import parity
+from neurona_training.architectures.input_layers import Normalise
 from neurona_training.architectures.recurrent import LastState
-from neurona_training.architectures.scaling import Normalise
-from neurona_training.data import digits
+from neurona_training.data.sources import digits
 from neurona_training.errors import ExportError
-from neurona_training.export import OPSET, export
-from neurona_training.metadata import describe
-from neurona_training.parity import prove
+from neurona_training.export import parity
+from neurona_training.export.metadata import describe
+from neurona_training.export.onnx_export import OPSET, export
+from neurona_training.export.parity import prove
 
 
 @pytest.fixture(scope="module")

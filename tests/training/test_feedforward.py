@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from neurona_training.evaluate import figures
-from neurona_training.export import export
-from neurona_training.learning import Run
-from neurona_training.metadata import describe
+from neurona_training.export.metadata import describe
+from neurona_training.export.onnx_export import export
+from neurona_training.learning.evaluation import figures
+from neurona_training.learning.run import Run
 from neurona_training.recipes import RECIPES
 
 

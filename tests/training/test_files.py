@@ -9,8 +9,8 @@ from http.server import HTTPServer, SimpleHTTPRequestHandler
 import numpy as np
 import pytest
 
-from neurona_training.data.files import PublishedFile, fetch
-from neurona_training.data.mnist import read_idx
+from neurona_training.data.published_files import PublishedFile, fetch
+from neurona_training.data.sources.mnist import read_idx
 from neurona_training.errors import DataError
 
 CONTENT = b"1958,perceptron\n"

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from neurona_training.augment import moved
 from neurona_training.data import Split
-from neurona_training.device import Device, best
 from neurona_training.errors import FitError
-from neurona_training.evaluate import accuracy, answers, figures, rmse
-from neurona_training.fit import fit, loss, rate_factor
-from neurona_training.learning import Fitted, Run
+from neurona_training.learning.augmentation import moved
+from neurona_training.learning.devices import Device, best
+from neurona_training.learning.evaluation import accuracy, answers, figures, rmse
+from neurona_training.learning.gradient_descent import fit, loss, rate_factor
+from neurona_training.learning.run import Fitted, Run
 from neurona_training.recipes import RECIPES, Moves, Training
 
 

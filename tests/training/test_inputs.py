@@ -9,10 +9,10 @@ from torch import nn
 
 from neurona_training.data import LENGTHS, Dataset, Input, Split, Value
 from neurona_training.errors import DataError, ExportError
-from neurona_training.evaluate import answers
-from neurona_training.export import export
-from neurona_training.learning import Run
-from neurona_training.metadata import describe
+from neurona_training.export.metadata import describe
+from neurona_training.export.onnx_export import export
+from neurona_training.learning.evaluation import answers
+from neurona_training.learning.run import Run
 from neurona_training.recipes import Recipe, Training
 
 SEQUENCE = Input("sequence", ("batch", "time", "channel"), "two readings", "volt")
@@ -145,7 +145,7 @@ def test_strings_are_looked_up_inside_the_graph():
 
     broken = onnx.load_from_string(model)
     swap(broken)
-    from neurona_training.parity import prove
+    from neurona_training.export.parity import prove
 
     with pytest.raises(ExportError, match="differs from torch"):
         prove(broken.SerializeToString(), network, data)

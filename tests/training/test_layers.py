@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from neurona_training.architectures.convolutional import LeNet5, Subsampling
+from neurona_training.architectures.input_layers import Normalise
 from neurona_training.architectures.recurrent import Recurrent
-from neurona_training.architectures.scaling import Normalise
-from neurona_training.data import digits
+from neurona_training.data.sources import digits
 from neurona_training.errors import ExportError
-from neurona_training.export import export
-from neurona_training.metadata import describe
+from neurona_training.export.metadata import describe
+from neurona_training.export.onnx_export import export
 from neurona_training.recipes import RECIPES
 
 

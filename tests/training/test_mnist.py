@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neurona_training.data import mnist
+from neurona_training.data.sources import mnist
 
 SHARED = os.environ.get("NEURONA_SHARED")
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from neurona_training.architectures.neocognitron import CCells, Neocognitron, SCells
-from neurona_training.competition import compete
 from neurona_training.data import Split
 from neurona_training.errors import FitError
-from neurona_training.evaluate import answers, figures
-from neurona_training.export import export
-from neurona_training.learning import Run
-from neurona_training.metadata import describe
+from neurona_training.export.metadata import describe
+from neurona_training.export.onnx_export import export
+from neurona_training.learning.competitive import compete
+from neurona_training.learning.evaluation import answers, figures
+from neurona_training.learning.run import Run
 from neurona_training.recipes import RECIPES
 
 

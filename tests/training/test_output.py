@@ -3,7 +3,7 @@
 import pytest
 
 from neurona_training.errors import OutputError
-from neurona_training.output import write
+from neurona_training.export.files import write
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from neurona_training.arguments import parse
-from neurona_training.data.own import Own, load
+from neurona_training.cli.arguments import parse
+from neurona_training.cli.pipeline import main
+from neurona_training.data.user.load import Own, load
 from neurona_training.errors import DataError
-from neurona_training.train import main
 
 GOOD = ["size,colour,kind", *(f"{i},{'red' if i % 3 else 'blue'},{'ab'[i % 2]}" for i in range(20))]
 

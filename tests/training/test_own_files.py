@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neurona_training.data.own import Own, load
+from neurona_training.data.user.load import Own, load
 from neurona_training.errors import DataError
 
 

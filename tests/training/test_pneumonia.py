@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neurona_training.data import pneumonia
+from neurona_training.data.sources import pneumonia
 from neurona_training.errors import DataError
 
 SHARED = os.environ.get("NEURONA_SHARED")

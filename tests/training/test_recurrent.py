@@ -7,20 +7,19 @@ import pytest
 import torch
 
 from neurona_protos import metadata
-from neurona_training.architectures.recurrent import LastState
-from neurona_training.architectures.recurrent_counts import NextCount
-from neurona_training.architectures.scaling import Normalise
+from neurona_training.architectures.input_layers import Normalise
+from neurona_training.architectures.recurrent import LastState, NextCount
+from neurona_training.cli.pipeline import main
 from neurona_training.data import Dataset, Input, Split, Value
-from neurona_training.data.padding import padded
+from neurona_training.data.transforms import padded
 from neurona_training.errors import ExportError
-from neurona_training.evaluate import answers, rmse
-from neurona_training.export import export
-from neurona_training.fit import fit
-from neurona_training.learning import Run
-from neurona_training.metadata import describe
+from neurona_training.export.metadata import describe
+from neurona_training.export.onnx_export import export
+from neurona_training.export.stepwise import prove_pieces, stepwise
+from neurona_training.learning.evaluation import answers, rmse
+from neurona_training.learning.gradient_descent import fit
+from neurona_training.learning.run import Run
 from neurona_training.recipes import RECIPES, Training
-from neurona_training.stepwise import prove_pieces, stepwise
-from neurona_training.train import main
 
 CELLS = ("rnn", "gru", "lstm")
 

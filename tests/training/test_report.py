@@ -13,9 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from neurona_protos import metadata
-from neurona_server.models.repository import find
-from neurona_training.table import table
-from neurona_training.train import main
+from neurona_server.models.repository.scanner import find
+from neurona_training.cli.pipeline import main
+from neurona_training.cli.tables import table
 
 
 @pytest.fixture(scope="module")

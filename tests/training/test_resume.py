@@ -14,12 +14,12 @@ import onnx
 import pytest
 import torch
 
-from neurona_training import checkpoint
 from neurona_training.errors import FitError
-from neurona_training.learning import Run
+from neurona_training.learning import checkpoint
+from neurona_training.learning.run import Run
 from neurona_training.recipes import RECIPES
 
-TRAIN = (sys.executable, "-m", "neurona_training.train")
+TRAIN = (sys.executable, "-m", "neurona_training.cli.pipeline")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -93,7 +93,7 @@ def _workers(process):
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 def test_two_processes_train_as_one_does_and_a_killed_one_starts_again(tmp_path, uninterrupted):
     arguments = ("rnn", "--epochs", "30", "--out", str(tmp_path))
-    command = (*TORCHRUN, "--max-restarts", "1", "-m", "neurona_training.train", *arguments)
+    command = (*TORCHRUN, "--max-restarts", "1", "-m", "neurona_training.cli.pipeline", *arguments)
     process = _start(*command, stdout=subprocess.DEVNULL)
     _wait_for(tmp_path / "rnn" / "checkpoint.pt", process)
     os.kill(_workers(process)[1], signal.SIGKILL)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from neurona_training import long_memory
-from neurona_training.architectures.recurrent_sound import HOP, LogMel, frame_count
-from neurona_training.data import adding, names, spoken_digits, sunspots, vowels
+from neurona_training.architectures.audio import HOP, LogMel, frame_count
+from neurona_training.data.sources import adding, names, spoken_digits, sunspots, vowels
 from neurona_training.errors import DataError
-from neurona_training.evaluate import accuracy, balanced_accuracy, rmse
+from neurona_training.learning.evaluation import accuracy, balanced_accuracy, rmse
+from neurona_training.studies import long_memory
 
 SHARED = os.environ.get("NEURONA_SHARED")
 needs_files = pytest.mark.skipif(

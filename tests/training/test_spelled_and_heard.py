@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from neurona_training.data import Dataset, Input, Split
-from neurona_training.data.padding import padded
-from neurona_training.evaluate import accuracy, answers
-from neurona_training.export import export
-from neurona_training.learning import Run
-from neurona_training.metadata import describe
+from neurona_training.data.transforms import padded
+from neurona_training.export.metadata import describe
+from neurona_training.export.onnx_export import export
+from neurona_training.learning.evaluation import accuracy, answers
+from neurona_training.learning.run import Run
 from neurona_training.recipes import RECIPES, Training
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import onnx
 import pytest
 
-from neurona_training import train
+from neurona_training.cli import pipeline
+from neurona_training.cli.pipeline import main
 from neurona_training.data.catalogue import SOURCES, Source
 from neurona_training.errors import ExportError, FitError
 from neurona_training.recipes import RECIPES
-from neurona_training.train import main
 
 
 def _refused(capsys, *arguments):
@@ -84,7 +84,7 @@ def test_another_system_error_is_not_called_an_output_problem(tmp_path, capsys, 
     def fail(*_):
         raise PermissionError(13, "Permission denied", "/dev/somewhere")
 
-    monkeypatch.setattr(train, "run", fail)
+    monkeypatch.setattr(pipeline, "run", fail)
     line = _refused(capsys, "rnn", "--out", str(tmp_path))
     assert line == "neurona-train: error: /dev/somewhere: Permission denied"
 
@@ -114,7 +114,7 @@ def test_a_failed_proof_writes_nothing(tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise ExportError("output 'value' for input 'series' of shape [1, 1, 1] differs")
 
-    monkeypatch.setattr("neurona_training.export.prove", fail)
+    monkeypatch.setattr("neurona_training.export.onnx_export.prove", fail)
     assert main(["rnn", "--epochs", "1", "--no-report", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -128,7 +128,7 @@ def test_an_interrupted_run_ends_without_a_traceback(tmp_path, capsys, monkeypat
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "run", interrupt)
+    monkeypatch.setattr(pipeline, "run", interrupt)
     assert main(["rnn", "--out", str(tmp_path)]) == 130
     assert "interrupted; --resume goes on" in capsys.readouterr().err
 
@@ -152,7 +152,7 @@ def test_a_run_says_what_it_reached_and_where_the_file_is(tmp_path, capsys):
 
 def test_listing_needs_nothing_heavy():
     code = (
-        "import sys; from neurona_training.train import main; status = main(['--list']);"
+        "import sys; from neurona_training.cli.pipeline import main; status = main(['--list']);"
         "heavy = {'torch', 'numpy', 'pooch', 'sklearn', 'onnx', 'statsmodels'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else status)"
     )
@@ -168,7 +168,7 @@ def test_listing_needs_nothing_heavy():
 
 def test_the_exporter_is_quiet(tmp_path):
     """In a process of its own, where nothing has been silenced before."""
-    code = "import sys; from neurona_training.train import main; sys.exit(main())"
+    code = "import sys; from neurona_training.cli.pipeline import main; sys.exit(main())"
     arguments = ["rnn", "--epochs", "1", "--no-report", "--out", str(tmp_path)]
     ran = subprocess.run(
         [sys.executable, "-W", "always", "-c", code, *arguments],
@@ -195,8 +195,8 @@ def test_all_trains_what_is_not_there_and_goes_on_after_a_failure(tmp_path, caps
         ),
     }
     some["broken"] = replace(some["broken"], trainings={"sunspots": rnn.training})
-    monkeypatch.setattr("neurona_training.arguments.RECIPES", some)
-    monkeypatch.setattr("neurona_training.train.RECIPES", some)
+    monkeypatch.setattr("neurona_training.cli.arguments.RECIPES", some)
+    monkeypatch.setattr("neurona_training.cli.pipeline.RECIPES", some)
     asked = ["--all", "--no-report", "--out", str(tmp_path)]
     assert main(asked) == 1
     printed = capsys.readouterr()

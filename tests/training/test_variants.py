@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from neurona_protos import metadata
-from neurona_training import variants
-from neurona_training.data import Dataset, Input, Split, Value, digits
+from neurona_training.cli.pipeline import main
+from neurona_training.data import Dataset, Input, Split, Value
+from neurona_training.data.sources import digits
 from neurona_training.errors import ExportError
-from neurona_training.evaluate import accuracy, figures
-from neurona_training.export import export
-from neurona_training.metadata import describe
+from neurona_training.export import quantization
+from neurona_training.export.metadata import describe
+from neurona_training.export.onnx_export import export
+from neurona_training.learning.evaluation import accuracy, figures
 from neurona_training.recipes import RECIPES
-from neurona_training.train import main
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def model(data):
 
 @pytest.mark.parametrize(("variant", "part"), [("float16", 0.6), ("int8", 0.4)])
 def test_a_variant_is_smaller_and_says_what_it_costs(model, data, variant, part):
-    smaller, described = variants.made(variant, model, data)
+    smaller, described = quantization.made(variant, model, data)
     assert len(smaller) < part * len(model)
     onnx.checker.check_model(onnx.load_from_string(smaller))
     session = onnxruntime.InferenceSession(smaller)
@@ -46,9 +47,9 @@ def test_a_variant_is_smaller_and_says_what_it_costs(model, data, variant, part)
 
     props = {one.key: one.value for one in onnx.load_from_string(smaller).metadata_props}
     assert metadata.from_json(props[metadata.KEY]) == described
-    own = variants.asked(smaller, data)
+    own = quantization.asked(smaller, data)
     assert described.figures["test_accuracy"] == accuracy(own, data.test.targets)
-    whole = variants.asked(model, data)
+    whole = quantization.asked(model, data)
     assert described.figures["float32_test_accuracy"] == accuracy(whole, data.test.targets)
     assert "validation_accuracy" not in described.figures
     assert described.provenance["variant"] == variant
@@ -66,8 +67,8 @@ def test_what_has_no_products_to_make_smaller_is_refused(data):
     network = Sum()
     model = export(network, data, describe(data, "a test", figures(network, data), {}))
     with pytest.raises(ExportError, match="int8 is not possible: none of its steps"):
-        variants.made("int8", model, data)
-    variants.made("float16", model, data)
+        quantization.made("int8", model, data)
+    quantization.made("float16", model, data)
 
 
 def test_numbers_beyond_float16_are_refused(model, data):
@@ -79,7 +80,7 @@ def test_numbers_beyond_float16_are_refused(model, data):
     with pytest.raises(
         ExportError, match=r"float16 is not possible: .*output.weight' has a number"
     ):
-        variants.made("float16", huge.SerializeToString(), data)
+        quantization.made("float16", huge.SerializeToString(), data)
 
 
 def test_users_units_stay_whole_in_float16():
@@ -93,20 +94,20 @@ def test_users_units_stay_whole_in_float16():
     torch.manual_seed(0)
     network = RECIPES["mlp"].network(data).eval()
     model = export(network, data, describe(data, "a test", figures(network, data), {}))
-    smaller, _ = variants.made("float16", model, data)
-    answered, expected = variants.asked(smaller, data), variants.asked(model, data)
+    smaller, _ = quantization.made("float16", model, data)
+    answered, expected = quantization.asked(smaller, data), quantization.asked(model, data)
     np.testing.assert_allclose(answered, expected, rtol=0, atol=0.01 * targets.std())
 
 
 def test_a_refused_variant_leaves_the_rest(tmp_path, capsys, monkeypatch):
-    whole = variants.made
+    whole = quantization.made
 
     def made(variant, model, data):
         if variant == "int8":
             raise ExportError("the variant int8 is not possible: a reason")
         return whole(variant, model, data)
 
-    monkeypatch.setattr(variants, "made", made)
+    monkeypatch.setattr(quantization, "made", made)
     asked = ["--variant", "int8", "--variant", "float16", "--no-report", "--out", str(tmp_path)]
     assert main(["rnn", "--epochs", "1", *asked]) == 1
     printed = capsys.readouterr()

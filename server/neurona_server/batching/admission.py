@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from neurona_server.batching.curve import Curve
+from neurona_server.batching.cost_model import Curve
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.queue import Queue
 from neurona_server.batching.request import Request

@@ -1,11 +1,18 @@
-"""Many requests' arrays as one run's, and one run's as many requests'."""
+"""What was taken out of a queue, to be run together."""
 
-from collections.abc import Hashable, Sequence
-from typing import Any, overload
+import logging
+import threading
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, overload
 
 import numpy as np
 
 from neurona_server.batching.request import Array, Inputs, Outputs, Request, not_by_rows
+from neurona_server.errors import CancelledError, ModelFailedError, NeuronaError
+from neurona_server.telemetry.trace import Trace
+
+log = logging.getLogger(__name__)
 
 
 class BatchError(Exception):
@@ -91,3 +98,148 @@ def split(outputs: Outputs, requests: Sequence[Request], rows: int = 0) -> list[
         parts.append(Part(ran, start, request.rows))
         start += request.rows
     return parts
+
+
+def split_request(request: Request, max_rows: int) -> list[Request]:
+    """Requests of at most `max_rows` each, that end the given one when the last has ended.
+
+    The first part that fails fails the whole, and takes the other parts out of the queue;
+    so does a whole that is cancelled.
+    """
+    if request.rows <= max_rows:
+        return [request]
+    return _Parts(request, max_rows).parts
+
+
+class _Part(Request):
+    """Known by the request that it is a part of."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, *request: Any, whole: Request) -> None:
+        super().__init__(*request)
+        self._whole = whole
+
+    @property
+    def trace(self) -> Trace | None:
+        return self._whole.trace
+
+    @property
+    def log_fields(self) -> Mapping[str, str | int]:
+        return self._whole.log_fields
+
+
+class _Parts:
+    def __init__(self, whole: Request, max_rows: int) -> None:
+        self._whole = whole
+        self._outputs: dict[Request, Outputs] = {}
+        self._lock = threading.Lock()  # parts may end in several instances at once
+        self.parts = [
+            self._part(start, min(start + max_rows, whole.rows))
+            for start in range(0, whole.rows, max_rows)
+        ]
+        whole.place = self
+
+    def leave(self, _: Request) -> None:
+        self._cancel_parts()
+
+    def _part(self, start: int, stop: int) -> Request:
+        whole = self._whole
+        uncut = not_by_rows(whole.group)
+        inputs: Inputs = {
+            name: array if name in uncut else array[start:stop]
+            for name, array in whole.inputs.items()
+        }
+        rows = stop - start
+        nbytes = whole.nbytes * rows // whole.rows
+        return _Part(
+            inputs,
+            rows,
+            whole.group,
+            self._done,
+            whole.deadline,
+            whole.priority,
+            nbytes,
+            whole=whole,
+        )
+
+    def _done(self, part: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
+        if outputs is None:
+            if self._whole.fail(error or ModelFailedError()):
+                self._cancel_parts()
+            return
+        with self._lock:
+            self._outputs[part] = outputs
+            if len(self._outputs) < len(self.parts):
+                return
+        ordered = [self._outputs[part] for part in self.parts]
+        try:
+            joined: list[Array] = [np.concatenate(arrays) for arrays in zip(*ordered, strict=True)]
+        except ValueError:  # outputs whose other axes depend on the data
+            log.exception(
+                "the parts of a request gave outputs that do not fit together",
+                extra=self._whole.log_fields,
+            )
+            self._whole.fail(ModelFailedError())
+        else:
+            self._whole.succeed(joined)
+
+    def _cancel_parts(self) -> None:
+        for part in self.parts:
+            part.cancel(CancelledError("another part of the request ended it"))
+
+
+class Run(Protocol):
+    """One run of a model, to be used once."""
+
+    def __call__(self, inputs: Inputs) -> Outputs:
+        """Blocks until the outputs are there. Raises whatever the model raises."""
+
+    def terminate(self) -> None:
+        """Makes a run that is under way, or yet to come, raise as soon as it can."""
+
+
+class Running:
+    """The `Place` of the requests of a batch; while some of them want it, it runs on."""
+
+    def __init__(self, batch: Sequence[Request], run: Run) -> None:
+        self.batch = batch
+        self._run = run
+        self.terminated = False
+        for request in batch:
+            request.place = self
+        self._check()  # some may have ended before they knew this place
+
+    def leave(self, _: Request) -> None:
+        self._check()
+
+    def _check(self) -> None:
+        if not self.terminated and all(request.ended for request in self.batch):
+            self.terminated = True
+            self._run.terminate()
+
+
+@dataclass(eq=False)  # told apart by identity
+class Cut:
+    """A batch to run, and what must not run any more."""
+
+    batch: list[Request] = field(default_factory=list)
+    expired: list[Request] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return sum([request.rows for request in self.batch])
+
+    @property
+    def waits(self) -> list[float]:
+        """Seconds from admission to the cut, of each caller's request."""
+        return [one.taken - one.arrived for one in self.batch for _ in range(one.count)]
+
+    def halves(self, some: Sequence[Request]) -> list[Sequence[Request]]:
+        """Of some of the batch, two halves; none of a single request of a single caller."""
+        if len(some) > 1:
+            middle = len(some) // 2
+            return [some[:middle], some[middle:]]
+        parts = some[0].divide()
+        self.batch.extend(parts)  # so that whoever ends the batch ends them too
+        return [[part] for part in parts]

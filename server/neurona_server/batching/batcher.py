@@ -1,27 +1,148 @@
 """Takes batches from a queue, runs them and answers every request in them."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
+from statistics import median
 
 from neurona_server.batching.admission import Admission
-from neurona_server.batching.batch import join, split
-from neurona_server.batching.curve import Curve
-from neurona_server.batching.cut import Cut
-from neurona_server.batching.failures import Failures
-from neurona_server.batching.inline import Inline
-from neurona_server.batching.padding import Padding
-from neurona_server.batching.parts import split_request
+from neurona_server.batching.batch import Cut, Run, Running, join, split, split_request
+from neurona_server.batching.cost_model import Curve, Padding
+from neurona_server.batching.device_scheduler import DeviceShare
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.queue import Queue
 from neurona_server.batching.request import Outputs, Request
-from neurona_server.batching.running import Run, Running
-from neurona_server.batching.share import DeviceShare
-from neurona_server.batching.trace import BatchTracer, RunTimes
 from neurona_server.errors import ExpiredError, ModelFailedError, NeuronaError, QueueFullError
-from neurona_server.metrics import ModelMetrics
+from neurona_server.models.onnx.session import Session
+from neurona_server.telemetry.failure_log import Failures
+from neurona_server.telemetry.metrics import ModelMetrics
+from neurona_server.telemetry.trace import BatchTracer, RunTimes
 
 log = logging.getLogger(__name__)
+
+ROUNDS = 200
+
+
+@cache
+def hand_off_seconds() -> float:
+    """Seconds from waking a thread until it works, on this machine: measured once."""
+    go, gone = threading.Semaphore(0), threading.Semaphore(0)
+
+    def answer() -> None:
+        for _ in range(ROUNDS):
+            go.acquire()
+            gone.release()
+
+    thread = threading.Thread(target=answer, name="hand-off", daemon=True)
+    thread.start()
+    rounds = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        go.release()
+        gone.acquire()
+        rounds.append(time.perf_counter() - started)
+    thread.join()
+    return median(rounds) / 2
+
+
+HAND_OFFS = 10
+"""The way of a request to an instance's thread and of its answer back to the door, in plain
+hand-offs: two threads are woken, and each waits for the interpreter's lock."""
+
+LONGEST_INLINE = 0.005
+"""Seconds: the door reads nothing while it runs batches."""
+
+
+class Inline:
+    """Of one model."""
+
+    def __init__(
+        self, policy: BatchPolicy, queue: Queue, curve: Curve, clock: Callable[[], float]
+    ) -> None:
+        self.on = False
+        """Whether the door runs what it reads; `tune` decides."""
+        self._policy = policy
+        self._queue = queue
+        self._curve = curve
+        self._clock = clock
+        self._recent_seconds = 0.0
+        self._threads: set[int] = set()  # idents of those in `serve`
+
+    def ran(self, seconds: float) -> None:
+        """A batch took so long, wherever it ran."""
+        self._recent_seconds += 0.2 * (seconds - self._recent_seconds)
+
+    def tune(self) -> None:
+        # The door does not come back for a batch that is to fill first.
+        self.on = not self._policy.max_delay and (
+            self._is_short() if self._policy.inline is None else self._policy.inline
+        )
+
+    def serve(self, process: Callable[[Cut], None]) -> bool:
+        """Runs what waits in the caller's thread, for no longer than a door may read nothing.
+
+        Whether something is left, for which it is to call again when it has read what there is.
+        Batches that take long are left to instances.
+        """
+        thread = threading.get_ident()
+        self._threads.add(thread)  # before it takes anything, so that `wait_until_idle` sees it
+        try:
+            end = self._clock() + LONGEST_INLINE
+            while self._next_seconds() < LONGEST_INLINE:
+                if (cut := self._queue.poll()) is None:
+                    return False
+                process(cut)
+                if self._clock() >= end:
+                    return bool(self._queue.rows)
+        finally:
+            self._threads.discard(thread)
+        self._queue.wake()
+        return False
+
+    def wait_until_idle(self, end: float) -> bool:
+        """False when a thread is still in `serve` at `end`, by the monotonic clock."""
+        while self._threads:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.001)
+        return True
+
+    def _is_short(self) -> bool:
+        """One row costs less than the way to a thread and back, and no batch holds the door up."""
+        way = HAND_OFFS * hand_off_seconds()
+        return 0.0 < self._curve.predict(1) < way and self._recent_seconds < LONGEST_INLINE
+
+    def _next_seconds(self) -> float:
+        """What the next batch takes, at the most."""
+        return min(self._queue.backlog_seconds(), self._curve.predict(self._queue.limit))
+
+
+class Instance:
+    """Serves a batcher's queue from `start` until the batcher is closed and drained."""
+
+    def __init__(self, number: int, session: Session, batcher: "Batcher") -> None:
+        self.session = session
+        # A daemon: a run that never returns must not keep the process from ending.
+        self._thread = threading.Thread(
+            target=batcher.serve,
+            args=(session.new_run,),
+            name=f"{batcher.name}#{number}",
+            daemon=True,
+        )
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Waits until the queue is drained; False when it was not after `timeout` seconds, or
+        when the instance never started."""
+        if self._thread.ident is None:
+            return False
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
 
 NewRun = Callable[[], Run]
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from neurona_server.batching.policy import Priority
-from neurona_server.batching.trace import Trace
 from neurona_server.errors import NeuronaError
+from neurona_server.telemetry.trace import Trace
 
 log = logging.getLogger(__name__)
 

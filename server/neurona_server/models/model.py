@@ -6,23 +6,20 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from neurona_protos.prediction_pb2 import State, Task
-from neurona_server.batching.batcher import Batcher
+from neurona_server.batching.batcher import Batcher, Instance
+from neurona_server.batching.device_scheduler import DeviceShare
 from neurona_server.batching.request import Request
-from neurona_server.batching.share import DeviceShare
 from neurona_server.errors import StoppingError
-from neurona_server.metrics import Metrics
-from neurona_server.models.axes import check_names, decide_batching, name_axes
-from neurona_server.models.declared import hold_to
-from neurona_server.models.instance import Instance
+from neurona_server.models.batching_check import check_names, decide_batching, name_axes
+from neurona_server.models.lifecycle.traffic import Shadow
+from neurona_server.models.onnx.session import Session
 from neurona_server.models.options import ModelOptions, options_for
-from neurona_server.models.repository import Found
-from neurona_server.models.session import Session
-from neurona_server.models.settings import ModelSettings
-from neurona_server.models.shadow import Shadow
-from neurona_server.models.signature import Signature
+from neurona_server.models.repository.scanner import Found
+from neurona_server.models.repository.settings import ModelSettings
+from neurona_server.models.signature import Signature, hold_to
 from neurona_server.models.task import find_task
-from neurona_server.models.warm_up import warm_up
-from neurona_server.models.warm_up_samples import run_samples
+from neurona_server.models.warm_up import run_samples, warm_up
+from neurona_server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

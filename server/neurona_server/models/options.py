@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field, replace
 
 from neurona_server.batching.policy import BatchPolicy
-from neurona_server.batching.trace import Tracer
-from neurona_server.models.cpus import available_cpus
-from neurona_server.models.session import RuntimeOptions
-from neurona_server.models.settings import ModelSettings, VersionPolicy
+from neurona_server.models.onnx.session import RuntimeOptions
+from neurona_server.models.repository.settings import ModelSettings, VersionPolicy
+from neurona_server.resources import available_cpus
+from neurona_server.telemetry.trace import Tracer
 
 INLINE = {"auto": None, "always": True, "never": False}
 

@@ -17,9 +17,9 @@ from neurona_protos.prediction_pb2 import (
 )
 from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.errors import LoadError
-from neurona_server.models.settings import ModelSettings
+from neurona_server.models.repository.model_toml import close_match
+from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.models.signature import TensorSpec
-from neurona_server.models.toml_values import close_match
 
 log = logging.getLogger(__name__)
 

@@ -6,14 +6,64 @@ Names: "" is the server; "neurona.v1.Prediction" and so on its services; "lenet5
 
 import threading
 from collections.abc import Mapping
+from typing import Any
 
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from neurona_server.errors import InvalidError, NotFoundError, quoted
-from neurona_server.rpc import health_messages
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
-from neurona_server.rpc.rights import Right
+from neurona_server.rpc.security.access import Right
+
+_PACKAGE = ".grpc.health.v1."
+
+
+def _completed(package: FileDescriptor) -> FileDescriptor:
+    if "HealthListResponse" in package.message_types_by_name:
+        return package
+    file = FileDescriptorProto()
+    package.CopyToProto(file)
+    file.message_type.add(name="HealthListRequest")
+    response = file.message_type.add(name="HealthListResponse")
+    # map<string, HealthCheckResponse> statuses = 1, which is a list of pairs on the wire.
+    entry = response.nested_type.add(name="StatusesEntry")
+    entry.options.map_entry = True
+    one, many = FieldDescriptorProto.LABEL_OPTIONAL, FieldDescriptorProto.LABEL_REPEATED
+    text, message = FieldDescriptorProto.TYPE_STRING, FieldDescriptorProto.TYPE_MESSAGE
+    entry.field.add(name="key", number=1, label=one, type=text)
+    checked, pair = "HealthCheckResponse", "HealthListResponse.StatusesEntry"
+    entry.field.add(name="value", number=2, label=one, type=message, type_name=_PACKAGE + checked)
+    response.field.add(
+        name="statuses", number=1, label=many, type=message, type_name=_PACKAGE + pair
+    )
+    file.service[0].method.add(
+        name="List",
+        input_type=_PACKAGE + "HealthListRequest",
+        output_type=_PACKAGE + "HealthListResponse",
+    )
+    pool = DescriptorPool()
+    pool.Add(file)
+    return pool.FindFileByName(file.name)
+
+
+FILE = _completed(health_pb2.DESCRIPTOR)
+HealthListRequest: Any = GetMessageClass(FILE.message_types_by_name["HealthListRequest"])
+HealthListResponse: Any = GetMessageClass(FILE.message_types_by_name["HealthListResponse"])
+
+
+def listed(states: Mapping[str, int]) -> bytes:
+    """A HealthListResponse with the state of every name."""
+    response = HealthListResponse()
+    for name, state in states.items():
+        response.statuses[name].status = state
+    serialized: bytes = response.SerializeToString(deterministic=True)
+    return serialized
+
 
 SERVING: int = HealthCheckResponse.SERVING
 NOT_SERVING: int = HealthCheckResponse.NOT_SERVING
@@ -86,14 +136,14 @@ class Health:
     def _list(self, call: Call) -> None:
         """Of models, only those that the caller's token sees."""
         try:
-            health_messages.HealthListRequest.FromString(call.request)
+            HealthListRequest.FromString(call.request)
         except DecodeError:
             call.fail(InvalidError("the bytes are not a grpc.health.v1.HealthListRequest"))
             return
         with self._changing:
             states = dict(self._states)
         seen = {n: s for n, s in states.items() if not n or call.grant.sees(n.partition("/")[0])}
-        call.reply(health_messages.listed(seen))
+        call.reply(listed(seen))
 
 
 class _Watch:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest
 from neurona_protos.prediction_pb2 import PredictRequest
+from neurona_protos.wire_format import check_fields
 from neurona_server.errors import InvalidError, quoted
-from neurona_server.rpc.wire import check_fields
 
 MAX_AXES = 32
 """Of a tensor."""

@@ -23,9 +23,9 @@ from neurona_protos.reflection_pb2 import (
     ServiceResponse,
 )
 from neurona_server.errors import InvalidError, NeuronaError, NotFoundError, quoted
-from neurona_server.rpc import health_messages
+from neurona_server.rpc import health
 from neurona_server.rpc.call import Methods, StreamCall, Streaming
-from neurona_server.rpc.rights import Right
+from neurona_server.rpc.security.access import Right
 from neurona_server.rpc.status import status_of
 
 SERVICE = "ServerReflection"
@@ -152,8 +152,8 @@ class _ReflectionStream:
 
 def _file_of(service: str) -> FileDescriptorProto:
     package = service.rpartition(".")[0]
-    if package == health_messages.FILE.package:
-        return _proto(health_messages.FILE)
+    if package == health.FILE.package:
+        return _proto(health.FILE)
     if package == PACKAGES[0]:
         return _proto(reflection_pb2.DESCRIPTOR)
     if package == PACKAGES[1]:

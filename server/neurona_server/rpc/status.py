@@ -23,7 +23,7 @@ from neurona_server.errors import (
     UnsupportedError,
     WrongTaskError,
 )
-from neurona_server.rpc.caller import Known, fields_of
+from neurona_server.rpc.call import Known, fields_of
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from neurona_server.errors import (
     NeuronaError,
     StoppingError,
 )
-from neurona_server.metrics import Metrics
 from neurona_server.models.model import Defer, Model
 from neurona_server.models.signature import Described
-from neurona_server.rpc.caller import CallTrace, Known, fields_of, gone
+from neurona_server.rpc.call import CallTrace, Known, fields_of, gone
 from neurona_server.rpc.limits import Limits
+from neurona_server.telemetry.metrics import Metrics
 
 
 class Receiver(Known, Protocol):

@@ -8,7 +8,7 @@ import time
 import grpc
 import numpy as np
 import pytest
-import small_models
+from support import onnx_models
 
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.prediction_pb2_grpc import PredictionStub
@@ -20,8 +20,8 @@ ROWS = "document.querySelectorAll('tbody tr').length"
 @pytest.fixture
 def models(tmp_path):
     root = tmp_path / "models"
-    small_models.save_classifier(root / "good" / "1" / "model.onnx")
-    small_models.save_regressor(root / "other" / "1" / "model.onnx")
+    onnx_models.save_classifier(root / "good" / "1" / "model.onnx")
+    onnx_models.save_regressor(root / "other" / "1" / "model.onnx")
     return root
 
 
@@ -174,7 +174,7 @@ def test_several_processes_are_one_server(browser, serve, models):
 
 def test_three_hundred_models_can_be_searched(browser, serve, tmp_path, picture):
     for index in range(300):
-        small_models.save_classifier(tmp_path / f"model-{index:03}" / "1" / "model.onnx")
+        onnx_models.save_classifier(tmp_path / f"model-{index:03}" / "1" / "model.onnx")
     server = serve(tmp_path, "--cache", "off", "--log-level", "error")
     browser.open(f"http://{server.metrics_address}/")
     browser.wait(f"{ROWS} === 300", 60)

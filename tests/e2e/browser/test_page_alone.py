@@ -4,12 +4,11 @@ import time
 
 import pytest
 from prometheus_client import CollectorRegistry
-from small_nvml import SmallNvml
+from support.fake_nvml import SmallNvml
 
-from neurona_server.gpus import Gpus
-from neurona_server.metrics import Metrics
-from neurona_server.watched import KnownVersion
-from neurona_server.web.port import Port
+from neurona_server.telemetry.collectors import Gpus, KnownVersion
+from neurona_server.telemetry.metrics import Metrics
+from neurona_server.web.server import Port
 
 HOSTILE = (
     '<img src=x onerror="window.broken=1">',

@@ -6,11 +6,11 @@ import subprocess
 
 import pytest
 
-from neurona_server.web import document
+from neurona_server.web import endpoints
 
 
 def test_a_browser_may_run_what_stands_in_the_page_and_nothing_else():
-    content, policy = document.load()
+    content, policy = endpoints.load()
     text = content.decode()
     for tag in ("style", "script"):
         (inside,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
@@ -21,7 +21,7 @@ def test_a_browser_may_run_what_stands_in_the_page_and_nothing_else():
 
 
 def test_the_page_asks_nobody_but_its_server_and_stands_alone():
-    text = document.load()[0].decode()
+    text = endpoints.load()[0].decode()
     assert not re.findall(r"(?:src|href)=\"(?!metrics|healthz|#models|data:,)", text)
     # A name of SVG's is no address that is asked for.
     assert set(re.findall(r"https?://[^\"\s]+", text)) == {"http://www.w3.org/2000/svg"}
@@ -33,7 +33,7 @@ def test_the_script_is_one_that_node_can_read(tmp_path):
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
-    text = document.load()[0].decode()
+    text = endpoints.load()[0].decode()
     (script,) = re.findall("<script>(.*?)</script>", text, re.DOTALL)
     path = tmp_path / "page.js"
     path.write_text(script)

@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families as classic
 from prometheus_client.registry import Collector
 
 from neurona_server.errors import ConfigError
-from neurona_server.web import port as port_module
-from neurona_server.web.port import Port
+from neurona_server.web import server as port_module
+from neurona_server.web.server import Port
 
 # As Prometheus 2.42 asks.
 PROMETHEUS = (

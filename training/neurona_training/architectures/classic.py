@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from neurona_training.architectures.rows import Features
+from neurona_training.architectures.input_layers import Features
 
 _SURE = 20.0  # between two logits: the softmax of 1 that float32 has for it is exactly 1
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from neurona_training.architectures.rows import Features
+from neurona_training.architectures.input_layers import Features
 
 
 class FullyConnected(nn.Module):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from neurona_training.architectures.images import SMALL, Colours, Unit, pooled
+from neurona_training.architectures.input_layers import SMALL, Colours, Unit, pooled
 
 
 class ResNet(nn.Module):

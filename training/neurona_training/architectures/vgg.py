@@ -4,7 +4,7 @@ Recognition, ICLR (2015), configuration D.
 
 from torch import Tensor, nn
 
-from neurona_training.architectures.images import Colours
+from neurona_training.architectures.input_layers import Colours
 
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _WIDTH = 4096  # of the fully connected layers

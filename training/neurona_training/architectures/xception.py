@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from neurona_training.architectures.images import Colours, Unit, pooled
+from neurona_training.architectures.input_layers import Colours, Unit, pooled
 
 _SMALL = 64  # pixels; smaller images keep their size in the stem
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from neurona_training.data import Dataset
-    from neurona_training.learning import Fitted, Run
+    from neurona_training.learning.run import Fitted, Run
 
     Neurons = Sequence[tuple[Sequence[float], float]]
 
@@ -43,7 +43,7 @@ def _mcculloch_pitts(data: Dataset) -> nn.Module:
 
 def _perceptron(data: Dataset) -> nn.Module:
     from neurona_training.architectures.classic import Perceptron
-    from neurona_training.architectures.rows import Features
+    from neurona_training.architectures.input_layers import Features
 
     if len(data.labels) != 2:
         raise DataError(
@@ -55,26 +55,25 @@ def _perceptron(data: Dataset) -> nn.Module:
 
 def _adaline(data: Dataset) -> nn.Module:
     from neurona_training.architectures.classic import Adaline
-    from neurona_training.architectures.rows import Features
-    from neurona_training.architectures.scaling import Denormalise
+    from neurona_training.architectures.input_layers import Denormalise, Features
 
     return Adaline(Features(data), len(data.values), Denormalise(data.train.targets))
 
 
 def _by_hand(network: nn.Module, data: Dataset, training: Training, run: Run) -> Fitted:
-    from neurona_training.rules import by_hand
+    from neurona_training.learning.classic_rules import by_hand
 
     return by_hand(network, data, training, run)
 
 
 def _rosenblatt(network: nn.Module, data: Dataset, training: Training, run: Run) -> Fitted:
-    from neurona_training.rules import rosenblatt
+    from neurona_training.learning.classic_rules import rosenblatt
 
     return rosenblatt(network, data, training, run)
 
 
 def _widrow_hoff(network: nn.Module, data: Dataset, training: Training, run: Run) -> Fitted:
-    from neurona_training.rules import widrow_hoff
+    from neurona_training.learning.classic_rules import widrow_hoff
 
     return widrow_hoff(network, data, training, run)
 

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from neurona_training.data import Dataset
-    from neurona_training.learning import Fitted, Run
+    from neurona_training.learning.run import Fitted, Run
 
 
 def _lenet5(data: Dataset) -> nn.Module:
     from neurona_training.architectures.convolutional import LeNet5
-    from neurona_training.architectures.scaling import Normalise
+    from neurona_training.architectures.input_layers import Normalise
 
     inputs = data.train.inputs
     height, width = inputs.shape[-2:]
@@ -34,8 +34,8 @@ def _lenet5(data: Dataset) -> nn.Module:
 
 
 def _neocognitron(data: Dataset) -> nn.Module:
+    from neurona_training.architectures.input_layers import Normalise
     from neurona_training.architectures.neocognitron import Neocognitron
-    from neurona_training.architectures.scaling import Normalise
 
     inputs = data.train.inputs
     darkest, brightest = float(inputs.min()), float(inputs.max())
@@ -49,7 +49,7 @@ def _neocognitron(data: Dataset) -> nn.Module:
 
 
 def _compete(network: nn.Module, data: Dataset, training: Training, run: Run) -> Fitted:
-    from neurona_training.competition import compete
+    from neurona_training.learning.competitive import compete
 
     return compete(network, data, training, run)
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def _resnet(blocks: tuple[int, ...], bottleneck: bool, data: Dataset) -> nn.Module:
+    from neurona_training.architectures.input_layers import Normalise
     from neurona_training.architectures.resnet import ResNet
-    from neurona_training.architectures.scaling import Normalise
 
     inputs = data.train.inputs
     return ResNet(
@@ -28,7 +28,7 @@ def _resnet(blocks: tuple[int, ...], bottleneck: bool, data: Dataset) -> nn.Modu
 
 
 def _vgg16(data: Dataset) -> nn.Module:
-    from neurona_training.architectures.scaling import Normalise
+    from neurona_training.architectures.input_layers import Normalise
     from neurona_training.architectures.vgg import VGG16
 
     inputs = data.train.inputs
@@ -38,7 +38,7 @@ def _vgg16(data: Dataset) -> nn.Module:
 
 def _inception_v3(data: Dataset) -> nn.Module:
     from neurona_training.architectures.inception import InceptionV3
-    from neurona_training.architectures.scaling import Normalise
+    from neurona_training.architectures.input_layers import Normalise
 
     inputs = data.train.inputs
     normalise = Normalise.to_unit_variance(inputs)
@@ -46,7 +46,7 @@ def _inception_v3(data: Dataset) -> nn.Module:
 
 
 def _xception(data: Dataset) -> nn.Module:
-    from neurona_training.architectures.scaling import Normalise
+    from neurona_training.architectures.input_layers import Normalise
     from neurona_training.architectures.xception import Xception
 
     inputs = data.train.inputs

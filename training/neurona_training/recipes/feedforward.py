@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 def _mlp(data: Dataset) -> nn.Module:
     from neurona_training.architectures.feedforward import FullyConnected
-    from neurona_training.architectures.rows import Features
-    from neurona_training.architectures.scaling import Denormalise
+    from neurona_training.architectures.input_layers import Denormalise, Features
 
     return FullyConnected(
         Features(data),
@@ -29,8 +28,7 @@ def _feedforward(data: Dataset) -> nn.Module:
     from torch import nn
 
     from neurona_training.architectures.feedforward import FullyConnected
-    from neurona_training.architectures.rows import Features
-    from neurona_training.architectures.scaling import Denormalise
+    from neurona_training.architectures.input_layers import Denormalise, Features
 
     return FullyConnected(
         Features(data),

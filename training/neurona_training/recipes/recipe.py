@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from neurona_training.data.catalogue import Options
-from neurona_training.data.loading import load
+from neurona_training.data.catalogue import Options, load
 from neurona_training.errors import DataError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from neurona_training.data import Dataset, Kind, Task
-    from neurona_training.learning import Fitted, Learner, Run
+    from neurona_training.learning.run import Fitted, Learner, Run
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Training:
 
 def by_gradient(network: nn.Module, data: Dataset, training: Training, run: Run) -> Fitted:
     """The learner of most recipes: the loop in fit.py."""
-    from neurona_training.fit import fit
+    from neurona_training.learning.gradient_descent import fit
 
     return fit(network, data, training, run)
 

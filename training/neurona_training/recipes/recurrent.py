@@ -44,12 +44,10 @@ def _network(cell: Cell, data: Dataset) -> nn.Module:
     import numpy as np
     from torch import nn
 
-    from neurona_training.architectures.recurrent import LastState
-    from neurona_training.architectures.recurrent_counts import NextCount
-    from neurona_training.architectures.recurrent_sound import BANDS, Heard, LogMel
-    from neurona_training.architectures.rows import Columns
-    from neurona_training.architectures.scaling import Denormalise, Normalise
-    from neurona_training.data.spoken_digits import RATE
+    from neurona_training.architectures.audio import BANDS, Heard, LogMel
+    from neurona_training.architectures.input_layers import Columns, Denormalise, Normalise
+    from neurona_training.architectures.recurrent import LastState, NextCount
+    from neurona_training.data.sources.spoken_digits import RATE
 
     inputs, lengths = data.train.inputs, data.train.lengths
     size = _SIZES.get(data.name, _Size())

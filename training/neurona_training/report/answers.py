@@ -7,8 +7,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from neurona_training.report.story import Story
-from neurona_training.report.style import (
+from neurona_training.report.drawing import (
     BLUE,
     GREEN,
     GREY,
@@ -21,6 +20,7 @@ from neurona_training.report.style import (
     plain,
     short,
 )
+from neurona_training.report.story import Story
 
 MOST_CLASSES = 30  # in a confusion matrix that can be read
 _MOST_STEPS = 240  # of a series, the latest, so that its shape is seen

@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from neurona_training.parity import as_sent
-from neurona_training.report.story import Story
-from neurona_training.report.style import (
+from neurona_training.export.parity import as_sent
+from neurona_training.report.drawing import (
     BLUE,
     GREY,
     INK,
@@ -25,6 +24,7 @@ from neurona_training.report.style import (
     plain,
     short,
 )
+from neurona_training.report.story import Story
 
 SHOWN = 12
 _COLUMNS = 6

@@ -13,8 +13,8 @@ from torch import nn
 
 from neurona_protos.prediction_pb2 import ModelMetadata
 from neurona_training.data import Dataset
-from neurona_training.evaluate import answers, softmax
-from neurona_training.learning import Fitted
+from neurona_training.learning.evaluation import answers, softmax
+from neurona_training.learning.run import Fitted
 from neurona_training.recipes.recipe import Training
 
 

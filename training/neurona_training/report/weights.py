@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
-from neurona_training.report.story import Story
-from neurona_training.report.style import (
+from neurona_training.report.drawing import (
     BLUE,
     INK,
     RED,
@@ -21,6 +20,7 @@ from neurona_training.report.style import (
     plain,
     short,
 )
+from neurona_training.report.story import Story
 
 _MOST_KERNELS = 64
 _MOST_BARS = 40  # columns

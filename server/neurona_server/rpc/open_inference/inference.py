@@ -5,24 +5,51 @@ from functools import partial
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest
 from neurona_server.errors import InvalidError
-from neurona_server.metrics import Metrics
+from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
-from neurona_server.models.registry import Registry
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
+from neurona_server.rpc.fast_path import Repeats, Sample
 from neurona_server.rpc.limits import Limits
-from neurona_server.rpc.open_inference.datatypes import number_of
-from neurona_server.rpc.open_inference.ids import without_id
-from neurona_server.rpc.open_inference.immediate import parse
 from neurona_server.rpc.open_inference.inputs import describe, read_inputs, size_of
-from neurona_server.rpc.open_inference.memory import Memory
+from neurona_server.rpc.open_inference.messages import number_of, parse, read_terms, resolve
 from neurona_server.rpc.open_inference.outputs import InferAnswer, read_outputs
-from neurona_server.rpc.open_inference.stream import InferStream, Turn
-from neurona_server.rpc.open_inference.terms import read_terms
-from neurona_server.rpc.open_inference.which import resolve
-from neurona_server.rpc.repeats import Repeats, Sample
-from neurona_server.rpc.rights import Grant, Right
-from neurona_server.rpc.seen import seen
+from neurona_server.rpc.open_inference.shared_memory import Memory
+from neurona_server.rpc.open_inference.streaming import InferStream, Turn
+from neurona_server.rpc.security.access import Grant, Right, seen
 from neurona_server.rpc.submission import Answer, Asked, Receiver, Sent, submit
+from neurona_server.telemetry.metrics import Metrics
+
+_TEXT = 2  # the wire type
+_ID = ModelInferRequest.DESCRIPTOR.fields_by_name["id"].number << 3 | _TEXT
+_BEFORE = [
+    ModelInferRequest.DESCRIPTOR.fields_by_name[name].number << 3 | _TEXT
+    for name in ("model_name", "model_version")
+]
+
+
+def without_id(message: bytes) -> tuple[str, bytes]:
+    """The id of a ModelInferRequest and the message without it, where the id stands as everybody
+    writes it, behind what says the model; else "" and all of the message.
+
+    Whoever reads the rest sees by its own id whether another one stands elsewhere.
+    """
+    position, end = 0, len(message)
+    while position + 1 < end:
+        tag, length = message[position], message[position + 1]
+        stop = position + 2 + length
+        if length > 0x7F or stop > end:
+            break
+        if tag == _ID:
+            try:
+                name = message[position + 2 : stop].decode()
+            except UnicodeDecodeError:  # no request: its reader says so
+                break
+            return name, message[:position] + message[stop:]
+        if tag not in _BEFORE:
+            break
+        position = stop
+    return "", message
+
 
 TENSORS = ModelInferRequest.INPUTS_FIELD_NUMBER
 _RAW = (ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER,)

@@ -1,5 +1,6 @@
 """From a model's outputs to the bytes of a ModelInferResponse, or part of it in shared memory."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -8,21 +9,60 @@ import numpy as np
 from neurona_protos.open_inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
 from neurona_protos.prediction_pb2 import DataType, Task
 from neurona_protos.tensors import encode
-from neurona_server.batching.request import Outputs
+from neurona_protos.wire_format import prefix
+from neurona_server.batching.request import Array, Outputs
 from neurona_server.errors import InvalidError, quoted
 from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorSpec
-from neurona_server.rpc.encoding import prefix
-from neurona_server.rpc.open_inference import memory as shared
-from neurona_server.rpc.open_inference.classes import best_classes
-from neurona_server.rpc.open_inference.datatypes import NAMES
-from neurona_server.rpc.open_inference.memory import Memory
-from neurona_server.rpc.open_inference.regions import Place
-from neurona_server.rpc.open_inference.terms import whole
-from neurona_server.rpc.sizes import sizes_of
+from neurona_server.rpc.flow_control import sizes_of
+from neurona_server.rpc.open_inference import shared_memory as shared
+from neurona_server.rpc.open_inference.messages import NAMES, whole
+from neurona_server.rpc.open_inference.shared_memory import Memory, Place
+
+MAX_CLASS_RESULTS = 100_000
+"""Results of one output: each is a string that is written by itself, a microsecond or more, in
+the thread that answers others too."""
+
+
+def best_classes(
+    name: str,
+    array: Array,
+    dtype: DataType,
+    count: int,
+    labels: Sequence[str],
+    *,
+    batched: bool,
+) -> Array:
+    """`"<value>:<index>[:<label>]"` of the `count` greatest values of each row, the greatest
+    first; of equals, the first comes first, and NaN comes last.
+
+    Shape (rows, count), or (count) without a batch axis; all other axes are one. A value is
+    written with as many digits as tell it from every other one of its type.
+    Raises InvalidError when there would be too many.
+    """
+    if dtype == DataType.DATA_TYPE_BFLOAT16:
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    size = math.prod(array.shape[1:]) if batched else array.size
+    rows = array.reshape(array.shape[0] if batched else 1, size)
+    count = min(count, size)
+    if len(rows) * count > MAX_CLASS_RESULTS:
+        raise InvalidError(
+            f"output {name!r}: {len(rows)} times {count} classes; "
+            f"expected at most {MAX_CLASS_RESULTS} results"
+        )
+    # Turned round without an overflow: unsigned numbers have no negative, a minimum neither.
+    keys = -rows if rows.dtype.kind == "f" else ~rows
+    order = np.argsort(keys, axis=1, kind="stable")[:, :count]
+    texts = np.empty(order.shape, dtype=object)
+    for row, indices in enumerate(order.tolist()):
+        for column, index in enumerate(indices):
+            text = f"{rows[row, index]!s}:{index}"
+            texts[row, column] = text + f":{labels[index]}" if index < len(labels) else text
+    return texts if batched else texts[0]
+
 
 RAW = ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number
-MOST = 2**31 - 1
+MAX_MESSAGE_BYTES = 2**31 - 1
 """Bytes of a message, by protobuf's own rule."""
 
 FINAL = "triton_final_response"
@@ -103,8 +143,10 @@ def _answer(
         pieces += [prefix(RAW, len(data)), data]
     # By hand, so that what is large is copied once: a message would copy it twice more.
     size = head.ByteSize() + sum([len(piece) for piece in pieces])
-    if size > MOST:
-        raise InvalidError(f"the answer has {size} bytes, more than the {MOST} of a message")
+    if size > MAX_MESSAGE_BYTES:
+        raise InvalidError(
+            f"the answer has {size} bytes, more than the {MAX_MESSAGE_BYTES} of a message"
+        )
     sizes_of(model).learn(outputs, size)
     return b"".join([head.SerializeToString(), *pieces])
 

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable
 
-from neurona_server.metrics import Metrics
-from neurona_server.models.registry import Registry
-from neurona_server.models.settings import VersionPolicy
+from neurona_server.models.lifecycle.registry import Registry
+from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.rpc.call import Methods
 from neurona_server.rpc.limits import Limits
-from neurona_server.rpc.models import Control
-from neurona_server.rpc.open_inference.description import Description
 from neurona_server.rpc.open_inference.inference import Inference
-from neurona_server.rpc.open_inference.memory import Memory
+from neurona_server.rpc.open_inference.metadata import Description
 from neurona_server.rpc.open_inference.repository import Repository
 from neurona_server.rpc.open_inference.settings import Settings
+from neurona_server.rpc.open_inference.shared_memory import Memory
 from neurona_server.rpc.open_inference.statistics import Statistics
+from neurona_server.rpc.v1.models import Control
+from neurona_server.telemetry.metrics import Metrics
 
 SERVICE = "inference.GRPCInferenceService"
 

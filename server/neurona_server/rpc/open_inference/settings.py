@@ -10,12 +10,10 @@ from neurona_server.errors import (
     UnsupportedError,
     quoted,
 )
-from neurona_server.models.registry import Registry
+from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.rpc.call import Methods
-from neurona_server.rpc.open_inference.immediate import immediate
-from neurona_server.rpc.open_inference.which import unknown
-from neurona_server.rpc.rights import Grant, Right
-from neurona_server.rpc.seen import seen
+from neurona_server.rpc.open_inference.messages import immediate, unknown
+from neurona_server.rpc.security.access import Grant, Right, seen
 
 TRACE = {
     "trace_level": "OFF",

@@ -2,13 +2,11 @@
 
 from neurona_protos import open_inference_pb2 as pb
 from neurona_server.errors import NotFoundError
+from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
-from neurona_server.models.registry import Registry
 from neurona_server.rpc.call import Methods
-from neurona_server.rpc.open_inference.immediate import immediate
-from neurona_server.rpc.open_inference.which import resolve, unknown
-from neurona_server.rpc.rights import Grant, Right
-from neurona_server.rpc.seen import seen
+from neurona_server.rpc.open_inference.messages import immediate, resolve, unknown
+from neurona_server.rpc.security.access import Grant, Right, seen
 
 
 class Statistics:

@@ -1,0 +1,1 @@
+"""Connections to servers: endpoints, shared streams, single calls."""

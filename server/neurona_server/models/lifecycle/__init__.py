@@ -1,0 +1,1 @@
+"""Which versions serve: reconciliation with the repository, publication, traffic."""

@@ -1,0 +1,1 @@
+"""The only package that imports onnxruntime: model files, sessions, devices, caches."""

@@ -1,0 +1,1 @@
+"""Model repositories on disk: scanning, model.toml, Triton's config.pbtxt."""

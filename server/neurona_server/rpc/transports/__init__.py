@@ -1,0 +1,1 @@
+"""How bytes arrive and leave: the cygrpc transport, its grpc.aio fallback, and the choice."""

@@ -1,0 +1,1 @@
+"""The services of neurona.v1: Prediction and Models."""

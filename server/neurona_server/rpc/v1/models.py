@@ -1,0 +1,208 @@
+"""neurona.v1.Models: what is served, and what each model takes and gives."""
+
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from google.protobuf.message import DecodeError
+
+from neurona_protos.prediction_pb2 import (
+    Batching,
+    DescribeModelRequest,
+    DescribeModelResponse,
+    ListModelsRequest,
+    ListModelsResponse,
+    LoadModelRequest,
+    LoadModelResponse,
+    ModelSummary,
+    RunCost,
+    Task,
+    TensorDescription,
+    UnloadModelRequest,
+    UnloadModelResponse,
+    VersionState,
+)
+from neurona_server.errors import InvalidError, NeuronaError, NotAllowedError
+from neurona_server.models.lifecycle.registry import Entry, Registry, Version
+from neurona_server.models.model import Model
+from neurona_server.models.signature import TensorSpec
+from neurona_server.rpc.call import Call, Methods, Unary
+from neurona_server.rpc.security.access import Right
+
+NOT_EXPLICIT = (
+    'the server loads what its repository has; expected the option model_control = "explicit"'
+)
+
+
+class Control(Protocol):
+    """Loads and unloads models; both wait until it is done."""
+
+    def load(self, name: str) -> None:
+        """Raises NotFoundError, NotLoadedError, StoppingError."""
+
+    def unload(self, name: str) -> None:
+        """Raises NotFoundError."""
+
+
+class Models:
+    """Without `control` nobody may load or unload."""
+
+    def __init__(self, registry: Registry, control: Control | None = None) -> None:
+        self._registry = registry
+        self._control = control
+
+    def methods(self) -> Methods:
+        path = "/neurona.v1.Models/"
+        return {
+            path + "List": Unary(self._list, Right.DESCRIBE),
+            path + "Describe": Unary(self._describe, Right.DESCRIBE),
+            path + "Load": Unary(self._load, Right.CONTROL),
+            path + "Unload": Unary(self._unload, Right.CONTROL),
+        }
+
+    def _list(self, call: Call) -> None:
+        try:
+            ListModelsRequest.FromString(call.request)
+        except DecodeError:
+            call.fail(InvalidError("the bytes are not a neurona.v1.ListModelsRequest"))
+            return
+        models = [
+            _summary(name, entry)
+            for name, entry in self._registry.entries().items()
+            if call.grant.sees(name)
+        ]
+        call.reply(ListModelsResponse(models=models).SerializeToString())
+
+    def _load(self, call: Call) -> None:
+        try:
+            name = LoadModelRequest.FromString(call.request).model
+        except DecodeError:
+            call.fail(InvalidError("the bytes are not a neurona.v1.LoadModelRequest"))
+            return
+
+        def load(control: Control) -> bytes:
+            call.grant.check_model(name, (name,))
+            control.load(name)
+            summary = _summary(name, self._registry.entry(name))
+            return LoadModelResponse(model=summary).SerializeToString()
+
+        self._change(call, load)
+
+    def _unload(self, call: Call) -> None:
+        try:
+            name = UnloadModelRequest.FromString(call.request).model
+        except DecodeError:
+            call.fail(InvalidError("the bytes are not a neurona.v1.UnloadModelRequest"))
+            return
+
+        def unload(control: Control) -> bytes:
+            call.grant.check_model(name, (name,))
+            control.unload(name)
+            return UnloadModelResponse().SerializeToString()
+
+        self._change(call, unload)
+
+    def _change(self, call: Call, change: Callable[[Control], bytes]) -> None:
+        """In a thread of its own: the door does not wait for a load."""
+        if self._control is None:
+            call.fail(NotAllowedError(NOT_EXPLICIT))
+            return
+        control = self._control
+
+        def run() -> None:
+            try:
+                body = change(control)
+            except Exception as error:  # an odd one is logged and INTERNAL, like any other
+                call.fail(error)
+            else:
+                call.reply(body)
+
+        threading.Thread(target=run, name="control", daemon=True).start()
+
+    def _describe(self, call: Call) -> None:
+        try:
+            message = DescribeModelRequest.FromString(call.request)
+            call.grant.check_model(message.model, self._registry.names())
+            model = self._registry.resolve(message.model, message.version, message.label)
+            entry = self._registry.entry(message.model)
+        except DecodeError:
+            call.fail(InvalidError("the bytes are not a neurona.v1.DescribeModelRequest"))
+        except NeuronaError as error:
+            call.fail(error)
+        else:
+            call.reply(_model_description(model, entry).SerializeToString())
+
+
+# All that is said of a name is read from one entry: meanwhile the registry may have another.
+
+
+def _summary(name: str, entry: Entry) -> ModelSummary:
+    loaded = [version.model for version in entry.versions.values() if version.model]
+    return ModelSummary(
+        model=name,
+        task=loaded[-1].metadata.task if loaded else Task.TASK_TENSORS,
+        versions=[_version_state(entry, number) for number in entry.versions],
+    )
+
+
+def _version_state(entry: Entry, number: int) -> VersionState:
+    version = entry.versions.get(number, Version())
+    return VersionState(
+        version=number,
+        state=version.state,
+        reason=version.reason,
+        labels=[label for label, target in entry.labels.items() if target == number],
+        provider=version.model.provider if version.model else "",
+        nodes=version.model.placement if version.model else {},
+        degraded=version.model.degraded if version.model else "",
+        share=version.share,
+        shadow=version.shadow,
+    )
+
+
+def _model_description(model: Model, entry: Entry) -> DescribeModelResponse:
+    return DescribeModelResponse(
+        model=model.name,
+        version=_version_state(entry, model.version),
+        inputs=[
+            *[_description(spec) for spec in model.signature.inputs],
+            *[_description(spec, optional=True) for spec in model.signature.optional],
+        ],
+        outputs=[_description(spec) for spec in model.signature.outputs],
+        batched=model.signature.batched,
+        metadata=model.metadata,
+        batching=_batching(model),
+    )
+
+
+def _batching(model: Model) -> Batching:
+    batcher = model.batcher
+    padded = batcher.padding.padded
+    return Batching(
+        max_rows=batcher.curve.rungs[-1],
+        limit_rows=batcher.queue.limit,
+        latency_objective_seconds=batcher.policy.latency_objective or 0.0,
+        instances=len(model.instances),
+        inline=batcher.inline,
+        costs=[
+            RunCost(rows=rows, seconds=seconds, padded=rows in padded)
+            for rows, seconds in batcher.curve.seconds.items()
+        ],
+    )
+
+
+def _description(spec: TensorSpec, *, optional: bool = False) -> TensorDescription:
+    return TensorDescription(
+        name=spec.name,
+        dtype=spec.dtype,
+        shape=[size if isinstance(size, int) else -1 for size in spec.shape],
+        axes=_axes(spec),
+        optional=optional,
+    )
+
+
+def _axes(spec: TensorSpec) -> list[str]:
+    """By the model's settings, else by the graph."""
+    said = spec.axes or [""] * len(spec.shape)
+    own = [size if isinstance(size, str) else "" for size in spec.shape]
+    return [name or size for name, size in zip(said, own, strict=True)]

@@ -1,0 +1,248 @@
+"""From a model's output rows to the bytes of an answer.
+
+What all requests of a batch need is worked out once, for the whole batch, and written by row:
+a PredictResponse is put together from bytes that are known beforehand and those of its numbers.
+It is at the same time, field for field, a ClassifyResponse or a RegressResponse.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from neurona_protos.prediction_pb2 import (
+    Classification,
+    ClassificationRow,
+    DataType,
+    PredictResponse,
+    Regression,
+    RegressionRow,
+    Task,
+    Tensor,
+)
+from neurona_protos.tensors import Array, encode
+from neurona_protos.wire_format import prefix, within
+from neurona_server.batching.batch import Part
+from neurona_server.batching.request import Outputs
+from neurona_server.models.model import Model
+from neurona_server.rpc.flow_control import sizes_of
+
+_DATA = Tensor.DATA_FIELD_NUMBER
+
+
+def tensor_bytes(field: int, name: str, dtype: DataType, array: Array) -> list[bytes | memoryview]:
+    """The `field` that holds the tensor, in pieces to be joined."""
+    data = encode(name, array, dtype)
+    head = _head(name, dtype, array.shape)
+    if not len(data):
+        return [prefix(field, len(head)), head]
+    before = prefix(_DATA, len(data))
+    return [prefix(field, len(head) + len(before) + len(data)), head, before, data]
+
+
+@lru_cache(maxsize=1024)
+def _head(name: str, dtype: DataType, shape: tuple[int, ...]) -> bytes:
+    """All but its data, which stand last."""
+    return Tensor(name=name, dtype=dtype, shape=shape).SerializeToString()
+
+
+_CLASSIFICATION = PredictResponse.CLASSIFICATION_FIELD_NUMBER
+_REGRESSION = PredictResponse.REGRESSION_FIELD_NUMBER
+_OUTPUTS = PredictResponse.OUTPUTS_FIELD_NUMBER
+_CLASS_ROWS = Classification.ROWS_FIELD_NUMBER
+_VALUE_ROWS = Regression.ROWS_FIELD_NUMBER
+_PROBABILITIES = ClassificationRow.PROBABILITIES_FIELD_NUMBER
+_VALUES = RegressionRow.VALUES_FIELD_NUMBER
+
+_CLASS_BYTES, _VALUE_BYTES = 24, 16  # of a class besides its label, of a value: rather too many
+
+
+class Best(NamedTuple):
+    """The best class of each row of a batch."""
+
+    classes: list[int]
+    probabilities: bytes
+    """Little-endian float32, one after the other."""
+
+
+class PredictAnswer(NamedTuple):
+    """The `Answer` to a PredictRequest."""
+
+    writer: "Writer"
+    top_k: int
+    raw_outputs: bool
+
+    def __call__(self, outputs: Outputs) -> bytes:
+        return self.writer.write(outputs, self.top_k, raw_outputs=self.raw_outputs)
+
+    def each(self, part: Part, rows: int) -> list[bytes]:
+        """Those of several requests of so many rows each, whose rows `part` has."""
+        return self.writer.write_each(part, rows, self.top_k, raw_outputs=self.raw_outputs)
+
+    def expected(self, rows: int) -> int:
+        return self.writer.expected(rows, self.top_k, raw_outputs=self.raw_outputs)
+
+
+class Writer:
+    """Writes the answers of one model."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._classifies = model.metadata.task == Task.TASK_CLASSIFICATION
+        self._regresses = model.metadata.task == Task.TASK_REGRESSION
+        self._labels = list(model.metadata.labels)
+        self._specs = model.signature.outputs
+        self._head = PredictResponse(model=model.name, version=model.version).SerializeToString()
+        self._single: dict[int, bytes] = {}  # by class, all of an answer but its probability
+        described = Regression(values=model.metadata.values).SerializeToString()
+        self._described = described
+        longest = max([len(label) for label in self._labels], default=0)
+        self._class_bytes = 4 * longest + _CLASS_BYTES
+        self._sizes = sizes_of(model)
+
+    def write(self, outputs: Outputs, top_k: int, *, raw_outputs: bool) -> bytes:
+        """`top_k` classes of a classification, at least 1; more than there are is all of them."""
+        part = outputs if isinstance(outputs, Part) else None
+        pieces: list[bytes | memoryview] = [self._head]
+        if self._classifies:
+            if top_k == 1 and part is not None and part.rows == 1 and not raw_outputs:
+                best = self._best(part)
+                row = part.start
+                chosen = best.classes[row]
+                head = self._single.get(chosen) or self._learn_single(chosen)
+                return head + best.probabilities[4 * row : 4 * row + 4]
+            rows = self._rows(outputs, part, ("classes", top_k))
+            pieces += [within(_CLASSIFICATION, b"".join(rows))]
+        elif self._regresses:
+            rows = self._rows(outputs, part, ("values", 0))
+            pieces += [within(_REGRESSION, self._described + b"".join(rows))]
+        if raw_outputs or not (self._classifies or self._regresses):
+            for spec, array in zip(self._specs, outputs, strict=True):
+                pieces += tensor_bytes(_OUTPUTS, spec.name, spec.dtype, np.asarray(array))
+            answer = b"".join(pieces)
+            self._sizes.learn(outputs, len(answer))
+            return answer
+        return b"".join(pieces)
+
+    def write_each(self, part: Part, rows: int, top_k: int, *, raw_outputs: bool) -> list[bytes]:
+        """As `PredictAnswer.each`."""
+        if self._classifies and top_k == 1 and rows == 1 and not raw_outputs:
+            best, known = self._best(part), self._single
+            numbers = best.probabilities
+            return [
+                (known.get(chosen) or self._learn_single(chosen)) + numbers[4 * row : 4 * row + 4]
+                for row, chosen in enumerate(best.classes[part.start : part.stop], part.start)
+            ]
+        return [
+            self.write(Part(part.batch, start, rows), top_k, raw_outputs=raw_outputs)
+            for start in range(part.start, part.stop, rows)
+        ]
+
+    def expected(self, rows: int, top_k: int, *, raw_outputs: bool) -> int:
+        size = len(self._head)
+        if self._classifies:
+            size += rows * min(top_k, len(self._labels) or top_k) * self._class_bytes
+        elif self._regresses:
+            size += rows * _VALUE_BYTES * (len(self._model.metadata.values) or 1)
+        if raw_outputs or not (self._classifies or self._regresses):
+            size += int(rows * self._sizes.row)
+        return size
+
+    def _rows(self, outputs: Outputs, part: Part | None, key: tuple[str, int]) -> list[bytes]:
+        """The bytes of each row. What two requests of a batch want alike is written for all of
+        it; other wishes cost no more than their own rows."""
+        own = outputs[self._model.answer]
+        if part is None:
+            return self._write_rows(own, key)
+        memo = part.batch.memo
+        shared: tuple[object, list[bytes]] | None = memo.get("rows")
+        if shared is None and memo.setdefault(key, part.start) != part.start:
+            whole = part.batch.outputs[self._model.answer]
+            shared = memo["rows"] = (key, self._write_rows(whole, key))
+        if shared is None or shared[0] != key:
+            return self._write_rows(own, key)
+        return shared[1][part.start : part.stop]
+
+    def _write_rows(self, answer: Array, key: tuple[str, int]) -> list[bytes]:
+        if key[0] == "values":
+            return value_rows(answer)
+        return class_rows(self._probabilities(answer), self._labels, key[1])
+
+    def _probabilities(self, answer: Array) -> Array:
+        return softmax(answer) if self._model.softmax else answer
+
+    def _best(self, part: Part) -> Best:
+        memo = part.batch.memo
+        best: Best | None = memo.get("best")
+        if best is None:
+            probabilities = self._probabilities(part.batch.outputs[self._model.answer])
+            classes = _ranked(probabilities).argmax(axis=1)
+            chosen = probabilities[np.arange(len(classes)), classes]
+            best = Best(classes.tolist(), chosen.astype("<f4").tobytes())
+            memo["best"] = best
+        return best
+
+    def _learn_single(self, chosen: int) -> bytes:
+        row = _class_row([chosen], self._labels) + prefix(_PROBABILITIES, 4)
+        length = len(row) + 4
+        inner = prefix(_CLASS_ROWS, length)
+        outer = prefix(_CLASSIFICATION, len(inner) + length)
+        self._single[chosen] = known = self._head + outer + inner + row
+        return known
+
+
+def softmax(logits: Array) -> Array:
+    """The probabilities of each row of (rows, classes), in float32 or better.
+
+    A row that has infinity or what is not a number has probabilities that are not numbers.
+    """
+    logits = logits.astype(np.promote_types(logits.dtype, np.float32), copy=False)
+    with np.errstate(invalid="ignore"):
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))  # none above 1
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def class_rows(probabilities: Array, labels: Sequence[str], top_k: int) -> list[bytes]:
+    """The `top_k` best classes of each row of (rows, classes), as `Classification.rows`; of
+    equals, the first comes first, and what is not a number comes last.
+
+    A class without a label is called by its index.
+    """
+    ranked = _ranked(probabilities)
+    if top_k == 1:
+        classes = ranked.argmax(axis=1)[:, np.newaxis]
+    else:
+        classes = np.argsort(-ranked, axis=1, kind="stable")[:, :top_k]
+    chosen = np.take_along_axis(probabilities, classes, axis=1).astype("<f4")
+    size = 4 * classes.shape[1]
+    data = chosen.tobytes()
+    tail = prefix(_PROBABILITIES, size)
+    return [
+        within(_CLASS_ROWS, _class_row(row, labels) + tail + data[size * n : size * (n + 1)])
+        for n, row in enumerate(classes.tolist())
+    ]
+
+
+def value_rows(values: Array) -> list[bytes]:
+    """The values of each row of (rows, values) or (rows,), as `Regression.rows`."""
+    if values.ndim == 1:
+        values = values[:, np.newaxis]
+    count, width = values.shape
+    size = 8 * width
+    data = values.astype("<f8").tobytes()
+    inner = prefix(_VALUES, size) if width else b""
+    head = prefix(_VALUE_ROWS, len(inner) + size) + inner
+    return [head + data[size * n : size * (n + 1)] for n in range(count)]
+
+
+def _ranked(probabilities: Array) -> Array:
+    if np.isnan(probabilities).any():
+        return np.where(np.isnan(probabilities), -np.inf, probabilities)
+    return probabilities
+
+
+def _class_row(classes: Sequence[int], labels: Sequence[str]) -> bytes:
+    """A ClassificationRow without its probabilities."""
+    names = [labels[i] if i < len(labels) else str(i) for i in classes]
+    return ClassificationRow(labels=names, indices=classes).SerializeToString()

@@ -1,0 +1,62 @@
+"""The commands as people run them: a process of their own, against a server of its own."""
+
+import shutil
+import subprocess
+
+import pytest
+from onnx import TensorProto, helper
+from support import onnx_models
+from support.cli import NEURONA, environment
+from support.served import Served
+
+from neurona_protos.prediction_pb2 import InputDescription, ModelMetadata, Task, ValueDescription
+
+
+@pytest.fixture(scope="session")
+def served(repository, tmp_path_factory):
+    """Shared by the tests that leave no trace in it."""
+    root = tmp_path_factory.mktemp("served")
+    for name in ("classifier", "regressor", "fixed"):
+        shutil.copytree(repository / name, root / name)
+    save_summing(root / "pixels", ["batch", 4, 4], "", "grey level 0..16")
+    save_summing(root / "sound", ["batch", "time"], "at 8,000 samples a second", "amplitude -1..1")
+    (root / "broken" / "1").mkdir(parents=True)
+    (root / "broken" / "1" / "model.onnx").write_bytes(b"no model")
+    server = Served(root)
+    yield server.wait_until_serving()
+    server.close()
+
+
+def save_summing(folder, shape, description, unit):
+    """value = the sum of a row's numbers."""
+    axes = list(range(1, len(shape)))
+    onnx_models.save(
+        folder / "1" / "model.onnx",
+        [
+            helper.make_node("ReduceSum", ["x", "axes"], ["sum"], keepdims=0),
+            helper.make_node("Reshape", ["sum", "column"], ["value"]),
+        ],
+        {"x": (TensorProto.FLOAT, shape)},
+        {"value": (TensorProto.FLOAT, ["batch", 1])},
+        {"axes": onnx_models.np.array(axes), "column": onnx_models.np.array([-1, 1])},
+        ModelMetadata(
+            task=Task.TASK_REGRESSION,
+            answer="value",
+            inputs=[InputDescription(name="x", description=description, unit=unit)],
+            values=[ValueDescription(name="total")],
+        ),
+    )
+
+
+@pytest.fixture
+def neurona(served):
+    """Runs a command; it finds the server by the environment."""
+
+    def neurona(*arguments, variables=None, **options):
+        variables = {"NEURONA_ADDRESS": served.address} | (variables or {})
+        pipe = subprocess.PIPE
+        options = {"stdout": pipe, "stderr": pipe, "text": True, "timeout": 60} | options
+        command = [NEURONA, *map(str, arguments)]
+        return subprocess.run(command, env=environment(**variables), check=False, **options)
+
+    return neurona

@@ -1,0 +1,172 @@
+import numpy as np
+import pytest
+from support.fakes import Asked, Puppet, PuppetBatcher
+
+from neurona_server.batching.cost_model import TRUSTED_SECONDS
+from neurona_server.batching.policy import BatchPolicy, Priority
+from neurona_server.errors import ExpiredError, QueueFullError
+
+
+def make(objective=None, seconds=lambda rows: 1.0, **options):
+    """A batcher of which every run takes a second, and that has just run."""
+    policy = BatchPolicy(max_rows=8, max_queue_rows=640, latency_objective=objective)
+    batcher = PuppetBatcher(policy, **options)
+    batcher.curve.measure(seconds, (1,), budget=1e9)
+    batcher.tune()
+    run(batcher, seconds)
+    return batcher
+
+
+def run(batcher, seconds=lambda rows: 1.0, **options):
+    """One request, answered after so many seconds."""
+
+    def pass_time(inputs):
+        batcher.clock.now += seconds(len(inputs["x"]))
+
+    asked = ask(batcher, **options)
+    batcher.step(Puppet(before=pass_time))
+    return asked.answer
+
+
+def ask(batcher, rows=1, within=np.inf, **options):
+    return Asked(batcher, [1] * rows, deadline=batcher.clock.now + within, **options)
+
+
+def test_the_wait_is_what_runs_and_what_waits():
+    batcher = make()
+    assert batcher.admission.wait() == 0.0
+    batcher.admission.begin(1.0)
+    batcher.clock.now += 0.25
+    assert batcher.admission.wait() == 0.75
+    ask(batcher, rows=8)
+    ask(batcher, rows=8)
+    assert batcher.admission.wait() == 2.75
+    batcher.admission.instances = 2  # one of them idles
+    assert batcher.admission.wait() == 1.0
+
+
+def test_a_deadline_that_a_run_cannot_meet_is_refused_at_once():
+    batcher = make()
+    with pytest.raises(ExpiredError, match=r"would take 1000.0 ms, its deadline is in 500.0 ms"):
+        ask(batcher, within=0.5)
+    assert batcher.queue.rows == 0
+    ask(batcher, within=1.5)
+
+
+def test_a_deadline_that_the_wait_will_miss_is_refused_at_once_with_the_wait():
+    batcher = make()
+    ask(batcher, rows=80)
+    with pytest.raises(QueueFullError, match=r"would wait 10000.0 ms and take 1000") as caught:
+        ask(batcher, within=5.0)
+    assert caught.value.retry_after == pytest.approx(6.0)
+    ask(batcher, within=12.0)
+    ask(batcher)  # without a deadline it may wait
+
+
+def test_a_full_queue_says_how_long_it_will_take():
+    batcher = make()
+    ask(batcher, rows=640)
+    with pytest.raises(QueueFullError, match="640 of 640 rows") as caught:
+        ask(batcher)
+    assert caught.value.retry_after == 80.0
+
+
+def test_a_busy_instance_does_not_refuse_what_is_in_time():
+    """A run shared with few is short: only what waits counts, not what a batch could hold."""
+    batcher = make(seconds=lambda rows: 0.1 * rows)
+    batcher.admission.begin(0.1)
+    for _ in range(3):
+        ask(batcher, within=0.45)
+    with pytest.raises(QueueFullError):
+        ask(batcher, within=0.45)
+
+
+def test_a_deadline_in_the_past_is_refused():
+    with pytest.raises(ExpiredError, match="had passed when the request came"):
+        ask(make(), within=0.0)
+
+
+def test_what_is_less_urgent_keeps_nobody_waiting():
+    batcher = make()
+    ask(batcher, rows=320, priority=Priority.LOW)  # 40 runs
+    ask(batcher, within=1.5, priority=Priority.HIGH)
+    with pytest.raises(QueueFullError):
+        ask(batcher, within=1.5, priority=Priority.LOW)
+
+
+def test_estimates_nobody_has_confirmed_for_long_refuse_nobody():
+    """Else a wrong estimate that refuses everybody could never be put right."""
+    batcher = make()
+    batcher.clock.now += TRUSTED_SECONDS + 1
+    assert run(batcher, within=0.5) == [2]
+
+
+def test_a_shape_that_is_not_known_is_let_in_though_others_run():
+    batcher = make()
+    for _ in range(3):
+        assert run(batcher, lambda rows: 0.01, columns=1000, within=0.5) == [2]
+        run(batcher)
+
+
+def test_a_shape_that_was_slow_at_first_is_let_in():
+    batcher = make()
+    run(batcher, lambda rows: 100.0, columns=3)  # prepares the device
+    for _ in range(20):
+        assert run(batcher, lambda rows: 0.01, columns=3, within=0.5) == [2]
+        run(batcher)
+
+
+def test_a_shape_that_is_known_to_be_slow_is_refused():
+    batcher = make()
+    for _ in range(4):
+        run(batcher, lambda rows: 10.0, columns=3)
+    with pytest.raises(ExpiredError, match=r"would take 10000.0 ms"):
+        ask(batcher, columns=3, within=5.0)
+    ask(batcher, within=5.0)
+
+
+def test_a_batch_takes_longer_than_its_run_and_that_is_learned():
+    batcher = make()
+
+    def answer_slowly(inputs):
+        batcher.clock.now += 1.0
+        return [inputs["x"] * 2]
+
+    for _ in range(30):
+        under_way = batcher.admission.begin(1.0)
+        batcher.clock.now += 2.0
+        batcher.admission.end(under_way)
+    ask(batcher, rows=8)
+    assert batcher.admission.wait() == pytest.approx(2.0, rel=0.1)
+
+
+def test_an_objective_bounds_the_queue_and_the_batch():
+    batcher = make(objective=4.0, seconds=lambda rows: rows * 1.0)
+    assert batcher.queue.limit in (1, 2)  # two runs of it fit, and no rung is quicker by row
+    batcher.queue.limit = 1
+    batcher.admission.begin(1.0)
+    for _ in range(3):
+        ask(batcher)
+    with pytest.raises(QueueFullError, match=r"expected an answer within 4000.0 ms"):
+        ask(batcher)
+
+
+def test_an_objective_that_no_run_meets_does_not_close_the_door():
+    batcher = make(objective=0.001)
+    for _ in range(5):
+        assert run(batcher) == [2]
+    batcher.admission.begin(1.0)
+    ask(batcher)
+
+
+def test_only_a_batch_under_way_of_every_instance_makes_wait():
+    batcher = make()
+    batcher.admission.instances = 2
+    first = batcher.admission.begin(1.0)
+    assert batcher.admission.wait() == 0.0
+    second = batcher.admission.begin(3.0)
+    assert batcher.admission.wait() == 1.0
+    batcher.admission.end(first)
+    batcher.admission.end(second)
+    batcher.admission.end(second)  # in any order, by any thread, and never an error
+    assert batcher.admission.wait() == 0.0

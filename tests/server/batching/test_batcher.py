@@ -1,0 +1,392 @@
+"""What dynamic batchers get wrong, each as a test: no thread, no sleep."""
+
+import numpy as np
+import pytest
+from support.fakes import Asked, Puppet, PuppetBatcher
+
+from neurona_server.batching.batch import join
+from neurona_server.batching.batcher import LONGEST_INLINE
+from neurona_server.batching.device_scheduler import DeviceShare
+from neurona_server.batching.policy import BatchPolicy, Priority
+from neurona_server.batching.request import Request
+from neurona_server.errors import (
+    CancelledError,
+    ExpiredError,
+    InvalidError,
+    ModelFailedError,
+    NeuronaError,
+    QueueFullError,
+    StoppingError,
+)
+from neurona_server.telemetry.metrics import OUTCOMES
+
+
+def refuse_nan(inputs):
+    if np.isnan(inputs["x"]).any():
+        raise RuntimeError("poisoned at 0xdeadbeef")
+
+
+@pytest.fixture
+def batcher():
+    return PuppetBatcher()
+
+
+def test_answers_go_to_their_callers_with_mixed_row_counts(batcher):
+    asked = [Asked(batcher, [1]), Asked(batcher, [2, 3, 4]), Asked(batcher, [5, 6])]
+    puppet = Puppet()
+    batcher.step(puppet)
+    assert puppet.batches == [6]
+    assert [one.answer for one in asked] == [[2], [4, 6, 8], [10, 12]]
+
+
+def test_cancelling_one_of_three_does_not_disturb_the_others(batcher):
+    asked = [Asked(batcher, [value]) for value in (1, 2, 3)]
+    asked[1].request.cancel(CancelledError())
+    assert batcher.queue.rows == 2  # it left at once
+    puppet = Puppet()
+    batcher.step(puppet)
+    assert puppet.batches == [2]
+    assert [one.answer for one in asked] == [[2], CancelledError, [6]]
+
+
+def test_cancelling_one_of_three_while_they_run_does_not_disturb_the_others(batcher):
+    asked = [Asked(batcher, [value]) for value in (1, 2, 3)]
+    batcher.step(Puppet(before=lambda _: asked[1].request.cancel(CancelledError())))
+    assert [one.answer for one in asked] == [[2], CancelledError, [6]]
+    assert batcher.value("terminated_runs_total") == 0
+
+
+def test_a_run_that_nobody_waits_for_any_more_is_terminated(batcher):
+    def all_leave(_):
+        for one in asked:
+            one.request.cancel(CancelledError())
+
+    asked = [Asked(batcher, [value]) for value in (1, 2, 3)]
+    puppet = Puppet(before=all_leave)
+    batcher.step(puppet)
+    assert [one.answer for one in asked] == [CancelledError] * 3
+    assert puppet.batches == [3]  # and not tried again by halves
+    assert batcher.value("terminated_runs_total") == 1
+
+
+def test_what_is_cancelled_between_cut_and_run_does_not_run(batcher):
+    asked = [Asked(batcher, [value]) for value in (1, 2)]
+    cut = batcher.queue.poll()
+    for one in asked:
+        one.request.cancel(CancelledError())
+    puppet = Puppet()
+    batcher.process(cut, puppet)
+    assert puppet.batches == []
+
+
+def test_a_batch_that_fails_is_tried_by_halves_until_only_the_guilty_fail(batcher):
+    values = [1, 2, np.nan, 4, 5, np.nan, 7, 8]
+    asked = [Asked(batcher, [value]) for value in values]
+    puppet = Puppet(before=refuse_nan)
+    batcher.step(puppet)
+    assert [one.answer for one in asked] == [
+        ModelFailedError if np.isnan(value) else [2 * value] for value in values
+    ]
+    assert "deadbeef" not in str(asked[2].told[0][2])
+    assert puppet.batches == [8, 4, 2, 2, 1, 1, 4, 2, 1, 1, 2]
+    alive = Asked(batcher, [3])
+    batcher.step(puppet)
+    assert alive.answer == [6]
+
+
+def test_what_is_cancelled_meanwhile_is_not_tried_again(batcher):
+    def fail_and_cancel(inputs):
+        asked[1].request.cancel(CancelledError())
+        refuse_nan(inputs)
+
+    asked = [Asked(batcher, [np.nan]), Asked(batcher, [2])]
+    puppet = Puppet(before=fail_and_cancel)
+    batcher.step(puppet)
+    assert puppet.batches == [2, 1]
+    assert [one.answer for one in asked] == [ModelFailedError, CancelledError]
+
+
+def test_nan_in_ones_rows_stays_in_its_rows(batcher):
+    asked = [Asked(batcher, [1]), Asked(batcher, [np.nan, np.inf]), Asked(batcher, [3])]
+    batcher.step(Puppet())
+    assert [asked[0].answer, asked[2].answer] == [[2], [6]]
+    np.testing.assert_array_equal(asked[1].answer, [np.nan, np.inf])
+
+
+def test_an_expired_request_never_reaches_the_model(batcher):
+    expired = Asked(batcher, [1], deadline=batcher.clock.now + 1)
+    alive = Asked(batcher, [2])
+    batcher.clock.now += 1
+    puppet = Puppet()
+    batcher.step(puppet)
+    assert (expired.answer, alive.answer) == (ExpiredError, [4])
+    assert puppet.batches == [1]
+
+
+@pytest.mark.parametrize("requests", [1, 2])
+@pytest.mark.parametrize(
+    "wrong", [lambda inputs: [np.zeros((len(inputs["x"]) + 1, 1))], lambda inputs: [np.float32(1)]]
+)
+def test_wrong_output_rows_are_a_failure_not_a_mix_up(batcher, requests, wrong):
+    asked = [Asked(batcher, [value]) for value in range(requests)]
+    batcher.step(Puppet(answer=wrong))
+    assert [one.answer for one in asked] == [ModelFailedError] * requests
+
+
+def test_one_answer_that_cannot_be_delivered_does_not_lose_the_others(batcher):
+    def refuse(*_):
+        raise OSError("the door is gone")
+
+    array = np.ones((1, 1), np.float32)
+    batcher.submit(Request({"x": array}, 1, array.shape[1:], refuse))
+    asked = Asked(batcher, [3])
+    batcher.step(Puppet())
+    assert asked.answer == [6]
+
+
+def test_a_model_without_a_batch_axis_runs_one_by_one_and_gives_its_outputs_whole():
+    batcher = PuppetBatcher(batched=False)
+    asked = [Asked(batcher, [1, 2]), Asked(batcher, [3])]
+    puppet = Puppet(answer=lambda inputs: [inputs["x"].sum() * 2])
+    batcher.step(puppet)
+    batcher.step(puppet)
+    assert puppet.batches == [2, 1]
+    assert [one.answer for one in asked] == [[6], [6]]
+
+
+class TestARequestWithMoreThanMaxRows:
+    def test_is_run_in_parts_and_answered_as_one(self, batcher):
+        asked = Asked(batcher, range(20))
+        puppet = Puppet()
+        while batcher.step(puppet):
+            pass
+        assert puppet.batches == [8, 8, 4]
+        assert asked.answer == [2.0 * value for value in range(20)]
+
+    def test_is_admitted_whole_or_not_at_all(self, batcher):
+        Asked(batcher, range(60))
+        with pytest.raises(QueueFullError):
+            Asked(batcher, range(10))
+        assert batcher.queue.rows == 60
+        with pytest.raises(InvalidError, match="65 rows; expected at most 64"):
+            Asked(batcher, range(65))
+
+    def test_fails_once_when_a_part_fails_and_the_other_parts_leave(self, batcher):
+        asked = Asked(batcher, [np.nan] + [1] * 19)
+        neighbour = Asked(batcher, [5])
+        puppet = Puppet(before=refuse_nan)
+        batcher.step(puppet)
+        assert asked.answer is ModelFailedError
+        assert batcher.queue.rows == 1
+        batcher.step(puppet)
+        assert neighbour.answer == [10]
+
+    def test_passes_its_deadline_and_its_level_on(self, batcher):
+        asked = Asked(batcher, range(20), deadline=batcher.clock.now + 5, priority=Priority.LOW)
+        parts = batcher.queue.poll().batch
+        assert [(part.deadline, part.priority) for part in parts] == [
+            (asked.request.deadline, Priority.LOW)
+        ]
+
+    def test_fails_when_its_parts_do_not_fit_together(self, batcher):
+        asked = Asked(batcher, range(10))
+        widths = iter([1, 2])
+        puppet = Puppet(answer=lambda inputs: [np.zeros((len(inputs["x"]), next(widths)))])
+        while batcher.step(puppet):
+            pass
+        assert asked.answer is ModelFailedError
+
+    def test_that_ended_before_it_came_leaves_nothing_behind(self, batcher):
+        array = np.zeros((20, 1), np.float32)
+        request = Request({"x": array}, 20, (1,), lambda *_: None)
+        request.fail(CancelledError())
+        batcher.submit(request)
+        assert batcher.queue.rows == 0
+
+    def test_leaves_with_all_its_parts_when_it_is_cancelled(self, batcher):
+        asked = Asked(batcher, range(20))
+        asked.request.cancel(CancelledError())
+        assert asked.answer is CancelledError
+        assert batcher.queue.rows == 0
+
+
+def test_drain_answers_all_that_was_admitted(batcher):
+    asked = [Asked(batcher, [value]) for value in range(20)]
+    batcher.close()
+    with pytest.raises(StoppingError):
+        Asked(batcher, [1])
+    batcher.serve(Puppet())
+    assert [one.answer for one in asked] == [[2 * value] for value in range(20)]
+
+
+def test_a_stop_that_cannot_wait_tells_all_that_wait(batcher):
+    asked = [Asked(batcher, [value]) for value in range(3)]
+    assert batcher.cancel_all(StoppingError("stopped")) == 3
+    assert [one.answer for one in asked] == [StoppingError] * 3
+
+
+def test_a_stop_that_cannot_wait_ends_what_runs_too(batcher):
+    asked = [Asked(batcher, [1]), Asked(batcher, [2], columns=2)]
+    puppet = Puppet(before=lambda _: batcher.cancel_all(StoppingError("stopped")))
+    batcher.step(puppet)
+    assert [one.answer for one in asked] == [StoppingError] * 2
+    assert puppet.batches == [1]
+    assert batcher.value("terminated_runs_total") == 1
+    assert batcher.queue.rows == 0
+
+
+def test_the_door_runs_what_waits_until_nothing_does(batcher):
+    asked = [Asked(batcher, [value], columns=1 + value % 2) for value in range(4)]
+    puppet = Puppet()
+    assert not batcher.serve_waiting(puppet)
+    assert puppet.batches == [2, 2]
+    assert [one.answer for one in asked] == [[2 * value] for value in range(4)]
+
+
+def test_the_door_reads_on_after_a_while_and_comes_back_for_the_rest(batcher):
+    def take_a_while(_):
+        batcher.clock.now += 0.6 * LONGEST_INLINE
+
+    asked = [Asked(batcher, [value], columns=1 + value) for value in range(3)]
+    puppet = Puppet(before=take_a_while)
+    assert batcher.serve_waiting(puppet)
+    assert [one.answer for one in asked[:2]] == [[0], [2]]
+    assert not asked[2].request.ended
+    assert not batcher.serve_waiting(puppet)
+    assert asked[2].answer == [4]
+
+
+@pytest.mark.parametrize(
+    ("policy", "seconds", "inline"),
+    [
+        (BatchPolicy(), 1e-7, True),
+        (BatchPolicy(), 0.01, False),
+        (BatchPolicy(inline=False), 1e-7, False),
+        (BatchPolicy(inline=True), 0.01, True),
+        (BatchPolicy(max_delay=0.1), 1e-7, False),  # the door does not wait
+    ],
+)
+def test_short_runs_are_the_doors_unless_told_otherwise(policy, seconds, inline):
+    batcher = PuppetBatcher(policy)
+    batcher.curve.measure(lambda rows: seconds, (1,))
+    batcher.tune()
+    assert batcher.inline is inline
+
+
+def test_runs_that_became_long_leave_the_door():
+    batcher = PuppetBatcher(BatchPolicy())
+    batcher.curve.measure(lambda rows: 1e-7, (1,))
+    batcher.tune()
+
+    def take_long(_):
+        batcher.clock.now += 1
+
+    for value in range(3):
+        Asked(batcher, [value], columns=500)  # another group: the curve's own stays short
+        batcher.step(Puppet(before=take_long))
+    assert batcher.inline is False
+
+
+def test_padding_fills_up_to_the_rung_and_changes_no_answer(batcher):
+    # Sizes between rungs cost ten times a rung, as on a device that prepares for each shape.
+    batcher.curve.measure(lambda rows: 0.001, (1,))
+    batcher.padding.measure(
+        lambda rows: 0.001 if rows in (1, 2, 4, 8) else 0.01, {4: 0.001, 8: 0.001}
+    )
+    asked = [Asked(batcher, [1]), Asked(batcher, [2, 3, 4]), Asked(batcher, [np.nan])]
+    puppet = Puppet()
+    batcher.step(puppet)
+    assert puppet.batches == [8]
+    assert [one.answer for one in asked[:2]] == [[2], [4, 6, 8]]
+    assert batcher.value("padding_rows_total") == 3
+    assert batcher.value("rows_total") == 5
+    assert batcher.value("batch_rows_sum") == 5
+
+
+def test_runs_and_waits_are_counted(batcher):
+    def take_a_second(_):
+        batcher.clock.now += 1
+
+    batcher.curve.measure(lambda rows: 2.0, (1,), budget=1e9)
+    for values in ([1], [2, 3], [4]):
+        Asked(batcher, values)
+        batcher.clock.now += 1
+    batcher.step(Puppet(before=take_a_second))
+    assert batcher.value("batch_rows_count") == 1
+    assert batcher.value("batch_rows_sum") == 4
+    assert batcher.value("batch_requests_sum") == 3
+    assert batcher.value("queue_duration_seconds_sum") == 3 + 2 + 1
+    assert batcher.value("run_duration_seconds_sum") == 1
+    assert batcher.value("run_predicted_ratio_sum") == 0.5
+    assert batcher.value("queue_rows") == 0
+    assert batcher.value("batch_limit_rows") == 8
+    assert batcher.value("run_predicted_seconds", rows="1") == 2.0
+
+
+def test_every_run_teaches_what_runs_cost(batcher):
+    def take_two_seconds(_):
+        batcher.clock.now += 2
+
+    Asked(batcher, [1])
+    batcher.step(Puppet(before=take_two_seconds))
+    assert batcher.curve.predict(1, (1,)) == 2.0
+
+
+def test_a_fault_of_ours_ends_the_requests_and_not_the_thread(batcher, monkeypatch):
+    def fail(_):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(batcher.admission, "begin", fail)
+    asked = Asked(batcher, [1])
+    batcher.close()
+    batcher.serve(Puppet())
+    assert asked.answer is ModelFailedError
+
+
+def test_instances_take_their_turn_on_the_device():
+    share = DeviceShare(1)
+    batcher = PuppetBatcher(share=share)
+    asked = Asked(batcher, [1])
+    batcher.close()
+    seen = []
+    batcher.serve(Puppet(before=lambda _: seen.append(list(share._running))))
+    assert asked.answer == [2]
+    assert seen == [["puppet/1"]]
+
+
+def test_what_takes_long_is_left_to_the_instances_by_the_door(batcher):
+    batcher.curve.measure(lambda rows: 1.0, (1,), budget=1e9)
+    Asked(batcher, [1])
+    puppet = Puppet()
+    assert not batcher.serve_waiting(puppet)
+    assert puppet.batches == []
+    batcher.close()
+    batcher.serve(puppet)
+    assert puppet.batches == [1]
+
+
+def test_an_expired_request_does_not_run_again_in_a_half(batcher):
+    def fail_late(inputs):
+        batcher.clock.now += 10
+        refuse_nan(inputs)
+
+    expiring = Asked(batcher, [1], deadline=batcher.clock.now + 5)
+    poisoned, alive = Asked(batcher, [np.nan]), Asked(batcher, [3])
+    puppet = Puppet(before=fail_late)
+    batcher.step(puppet)
+    assert (expiring.answer, poisoned.answer) == (ExpiredError, ModelFailedError)
+    assert alive.answer == [6]
+
+
+def test_every_error_has_an_outcome_that_metrics_know():
+    for error in NeuronaError.__subclasses__():
+        assert error.outcome in OUTCOMES
+
+
+def test_a_request_that_runs_alone_lies_in_memory_as_its_dtype_wants():
+    message = b"x" + np.arange(4, dtype=np.float32).tobytes()
+    view = np.frombuffer(message, np.float32, 4, 1)
+    assert not view.flags.aligned
+    (array,) = join([Request({"x": view}, 4, (), print)]).values()
+    assert array.flags.aligned
+    assert array.tolist() == [0, 1, 2, 3]

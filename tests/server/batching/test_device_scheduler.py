@@ -1,0 +1,53 @@
+import threading
+
+import pytest
+from support.fakes import Clock
+
+from neurona_server.batching.device_scheduler import DeviceShare
+
+
+def test_the_model_that_had_least_of_the_device_goes_next():
+    share, clock, order = DeviceShare(1), Clock(), []
+    waiting = threading.Semaphore(0)
+
+    def run(model, seconds):
+        with share.turn(model, clock):
+            order.append(model)
+            clock.now += seconds
+
+    def enter(model, seconds):
+        thread = threading.Thread(target=run, args=(model, seconds))
+        thread.start()
+        while share._waiting.count(model) == before:  # until it stands in line
+            waiting.acquire(timeout=0.001)
+        return thread
+
+    threads = []
+    with share.turn("blocker", clock):
+        for model, seconds in [("greedy", 3.0)] * 3 + [("modest", 1.0)] * 3:
+            before = share._waiting.count(model)
+            threads.append(enter(model, seconds))
+    for thread in threads:
+        thread.join(10)
+    assert order == ["greedy", "modest", "modest", "modest", "greedy", "greedy"]
+
+
+def test_with_slots_enough_nobody_waits():
+    share = DeviceShare(2)
+    with share.turn("a", Clock()), share.turn("b", Clock()):
+        pass
+
+
+def test_a_failing_run_gives_its_slot_back():
+    share = DeviceShare(1)
+    for _ in range(3):
+        with pytest.raises(RuntimeError), share.turn("a", Clock()):
+            raise RuntimeError("run failed")
+    share.forget("a")
+    with share.turn("a", Clock()):
+        pass
+
+
+def test_a_device_without_slots_is_refused():
+    with pytest.raises(ValueError, match="slots is 0"):
+        DeviceShare(0)

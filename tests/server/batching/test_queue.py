@@ -1,0 +1,256 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+from support.fakes import Clock
+
+from neurona_server.batching.policy import BatchPolicy, Priority
+from neurona_server.batching.queue import Queue
+from neurona_server.batching.request import Request
+from neurona_server.errors import CancelledError, InvalidError, QueueFullError, StoppingError
+
+
+def request(rows=1, group="a", **options):
+    return Request({"x": np.zeros((rows, 2))}, rows, group, lambda *_: None, **options)
+
+
+def put(queue, *requests):
+    for one in requests:
+        queue.put([one])
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def queue(clock):
+    return Queue(BatchPolicy(max_rows=4, max_queue_rows=10), clock)
+
+
+def test_what_waits_is_taken_together_in_order(queue):
+    first, second = request(), request(2)
+    put(queue, first, second)
+    assert repr(queue) == "<Queue open: 2 requests, 3 rows, 48 bytes>"
+    assert queue.poll().batch == [first, second]
+    assert repr(queue) == "<Queue open: 0 requests, 0 rows, 0 bytes>"
+
+
+def test_a_batch_has_max_rows_at_the_most(queue):
+    requests = [request(2), request(1), request(2)]
+    put(queue, *requests)
+    assert queue.poll().batch == requests[:2]
+    assert queue.poll().batch == requests[2:]
+
+
+def test_a_request_with_more_than_max_rows_goes_alone(queue):
+    small, large, other = request(1), request(7), request(1)
+    put(queue, small, large, other)
+    assert [queue.poll().batch for _ in range(3)] == [[small], [large], [other]]
+
+
+def test_another_shape_does_not_close_a_batch_and_the_oldest_leads(queue, clock):
+    requests = []
+    for group in "abab":
+        clock.now += 1
+        requests.append(request(group=group))
+        put(queue, requests[-1])
+    assert queue.poll().batch == [requests[0], requests[2]]
+    assert queue.poll().batch == [requests[1], requests[3]]
+
+
+def test_a_full_queue_refuses_at_once(queue):
+    put(queue, request(8))
+    with pytest.raises(QueueFullError, match="8 of 10 rows .* wait, no room for 3 rows"):
+        queue.put([request(3)])
+    put(queue, request(2))
+
+
+def test_a_request_that_never_fits_is_invalid(queue):
+    with pytest.raises(InvalidError, match="11 rows; expected at most 10"):
+        put(queue, request(11))
+
+
+def test_cancelled_requests_leave_at_once_and_expired_ones_when_the_batch_is_cut(queue, clock):
+    expired, cancelled, alive = request(deadline=clock.now + 1), request(), request()
+    put(queue, expired, cancelled, alive)
+    cancelled.cancel(CancelledError())
+    assert queue.rows == 2
+    clock.now += 1
+    cut = queue.poll()
+    assert (cut.batch, cut.expired) == ([alive], [expired])
+    assert queue.rows == 0
+
+
+def test_age_is_that_of_the_oldest(queue, clock):
+    assert queue.oldest_age() == 0.0
+    put(queue, request(group="a"))
+    clock.now += 2
+    put(queue, request(group="b"))
+    clock.now += 3
+    assert queue.oldest_age() == 5.0
+
+
+def test_a_closed_queue_refuses_but_gives_what_it_has(queue):
+    waiting = request()
+    put(queue, waiting)
+    queue.close()
+    with pytest.raises(StoppingError):
+        put(queue, request())
+    assert queue.poll().batch == [waiting]
+    assert queue.poll() is None
+
+
+def test_wait_waits_for_work_and_close_ends_the_wait(queue):
+    taken = []
+
+    def wait():
+        while queue.wait():
+            taken.append(len(queue.poll().batch))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    put(queue, request())
+    queue.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert taken == [1]
+
+
+def test_clear_takes_all_out(queue):
+    requests = [request(group="a"), request(group="b")]
+    put(queue, *requests)
+    assert queue.clear() == requests
+    assert queue.rows == 0
+
+
+@pytest.mark.parametrize("wrong", [{"max_rows": 0}, {"max_queue_rows": 0}])
+def test_a_policy_without_room_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"max_\w+ is 0; expected at least 1"):
+        BatchPolicy(**wrong)
+
+
+def test_bytes_are_bounded_too(clock):
+    queue = Queue(BatchPolicy(max_queue_bytes=100), clock)
+    put(queue, request(2), request(2))  # 32 bytes each
+    with pytest.raises(QueueFullError, match="64 of 100 bytes wait, no room for 3 rows of 48"):
+        put(queue, request(3))
+    with pytest.raises(InvalidError, match="112 bytes; expected at most 100"):
+        put(queue, request(7))
+
+
+def test_several_are_admitted_together_or_not_at_all(queue):
+    put(queue, request(8))
+    with pytest.raises(QueueFullError):
+        queue.put([request(1), request(2)])
+    assert queue.rows == 8
+
+
+def test_each_level_gets_its_share_and_the_lowest_moves(clock):
+    queue = Queue(BatchPolicy(max_rows=1), clock)
+    for level in Priority:
+        put(queue, *[request(group=level, priority=level) for _ in range(100)])
+    taken = [queue.poll().batch[0].priority for _ in range(84)]
+    counts = [taken.count(level) for level in Priority]
+    assert counts == [64, 16, 4]
+
+
+def test_a_level_that_was_empty_has_no_claim_on_what_it_did_not_use(clock):
+    queue = Queue(BatchPolicy(max_rows=1), clock)
+    put(queue, *[request(group=1, priority=Priority.HIGH) for _ in range(200)])
+    for _ in range(160):
+        queue.poll()
+    put(queue, *[request(group=2, priority=Priority.LOW) for _ in range(40)])
+    taken = [queue.poll().batch[0].priority for _ in range(34)]
+    assert taken.count(Priority.LOW) == 2
+
+
+@pytest.mark.parametrize("alone", list(Priority))
+def test_a_level_that_was_alone_for_long_owes_nothing(clock, alone):
+    queue = Queue(BatchPolicy(max_rows=1), clock)
+    for _ in range(10_000):
+        put(queue, request(priority=alone))
+        queue.poll()
+    for level in Priority:
+        put(queue, *[request(group=level, priority=level) for _ in range(100)])
+    taken = [queue.poll().batch[0].priority for _ in range(84)]
+    counts = [taken.count(level) for level in Priority]
+    assert abs(counts[0] - 64) <= 2
+    assert abs(counts[1] - 16) <= 2
+    assert abs(counts[2] - 4) <= 2
+
+
+def test_room_in_a_batch_is_filled_from_other_levels(queue):
+    low, high = request(priority=Priority.LOW), request(priority=Priority.HIGH)
+    other = request(group="b", priority=Priority.HIGH)
+    put(queue, low, high, other)
+    assert queue.poll().batch == [high, low]
+    assert queue.poll().batch == [other]
+
+
+def test_a_batch_may_wait_to_fill_counted_from_the_oldest(clock):
+    queue = Queue(BatchPolicy(max_rows=4, max_delay=1.0), clock)
+    put(queue, request())
+    clock.now += 0.6
+    put(queue, request())
+    assert queue.poll() is None
+    clock.now += 0.4
+    assert len(queue.poll().batch) == 2
+    put(queue, request())
+    queue.close()
+    assert len(queue.poll().batch) == 1  # nothing more can come
+
+
+def test_a_full_batch_does_not_wait_and_other_shapes_do_not_fill_it(clock):
+    queue = Queue(BatchPolicy(max_rows=4, max_delay=1.0), clock)
+    lone, full = request(group="a"), [request(group="b") for _ in range(4)]
+    put(queue, lone, *full[:3])
+    assert queue.poll() is None  # four rows wait, but not of one shape
+    put(queue, full[3])
+    assert queue.poll().batch == full
+    assert queue.poll() is None
+    clock.now += 1
+    assert queue.poll().batch == [lone]
+
+
+def test_a_batch_does_not_wait_past_what_its_deadline_allows(clock):
+    queue = Queue(BatchPolicy(max_rows=4, max_delay=1.0), clock, lambda rows, group: 0.2)
+    put(queue, request(deadline=clock.now + 0.5))
+    assert queue.poll() is None
+    clock.now += 0.3
+    assert len(queue.poll().batch) == 1
+
+
+def test_what_waits_before_a_level_is_more_urgent_or_has_its_share(clock):
+    queue = Queue(BatchPolicy(max_rows=1), clock, lambda rows, group: 1.0)
+    put(queue, *[request(priority=Priority.LOW) for _ in range(100)])
+    waits = [queue.backlog_seconds(level) for level in Priority]
+    assert waits == [0.0, 0.0, 100.0]
+    put(queue, *[request(priority=Priority.NORMAL) for _ in range(8)])
+    waits = [queue.backlog_seconds(level) for level in Priority]
+    assert waits == [0.0, 8.0 + 2.0, 108.0]
+
+
+def test_what_is_put_without_waking_waits_for_who_comes_for_it(queue):
+    woken = threading.Event()
+    thread = threading.Thread(target=lambda: queue.wait() and woken.set())
+    thread.start()
+    time.sleep(0.05)  # it waits
+    queue.put([request()], wake=False)
+    assert not woken.wait(0.2)
+    queue.wake()
+    assert woken.wait(10)
+    thread.join()
+
+
+def test_leaving_twice_or_after_the_cut_changes_nothing(queue):
+    first, second = request(), request()
+    put(queue, first, second)
+    queue.leave(first)
+    queue.leave(first)
+    assert queue.rows == 1
+    queue.poll()
+    queue.leave(second)
+    assert queue.rows == 0

@@ -1,0 +1,83 @@
+"""Names, versions and labels to models."""
+
+import collections
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from neurona_protos.prediction_pb2 import State
+from neurona_server.errors import NotFoundError
+from neurona_server.models.lifecycle.registry import Entry, Registry, Version
+from neurona_server.models.model import Model
+from neurona_server.models.options import ModelOptions
+from neurona_server.models.repository.scanner import Found
+from neurona_server.telemetry.metrics import Metrics
+
+
+@pytest.fixture
+def models(repository):
+    metrics = Metrics(CollectorRegistry())
+    folder = repository / "classifier"
+    return {
+        n: Model(Found("c", n, folder / str(n) / "model.onnx"), ModelOptions(), metrics)
+        for n in (1, 2)
+    }
+
+
+@pytest.fixture
+def registry(models):
+    registry = Registry()
+    versions = {
+        1: Version(models[1]),
+        2: Version(models[2]),
+        3: Version(None, "corrupt", State.STATE_FAILED),
+        4: Version(None, "", State.STATE_LOADING),
+        5: Version(None, "", State.STATE_UNLOADED),
+    }
+    registry.publish("c", Entry(versions, {"latest": 2, "stable": 1}, models[2]))
+    registry.publish("broken", Entry({1: Version(None, "corrupt")}))
+    return registry
+
+
+def test_a_name_a_version_or_a_label_finds_its_model(registry, models):
+    assert registry.resolve("c") is models[2]
+    assert registry.resolve("c", version=1) is models[1]
+    assert registry.resolve("c", label="latest") is models[2]
+    assert registry.resolve("c", label="stable") is models[1]
+    assert registry.models() == [models[1], models[2]]
+
+
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [
+        ({"name": "d"}, "no model 'd'; served: c"),
+        ({"name": "c", "version": 9}, "'c': no version 9; served: 1, 2"),
+        ({"name": "c", "version": 3}, "'c': failed to load version 3; served: 1, 2"),
+        ({"name": "c", "version": 4}, "'c': still loading version 4; served: 1, 2"),
+        ({"name": "c", "version": 5}, "'c': not loaded is version 5; served: 1, 2"),
+        ({"name": "c", "label": "best"}, "no label 'best'; its labels: latest, stable"),
+        ({"name": "broken"}, "'broken' has no version that is ready"),
+        ({"name": "x\ny\x1b" * 100}, r"no model 'x\\ny\\x1bx"),
+    ],
+)
+def test_what_is_not_there_is_said_with_what_is(registry, which, message):
+    with pytest.raises(NotFoundError, match=message) as caught:
+        registry.resolve(**which)
+    assert len(str(caught.value)) < 250
+    assert "\n" not in str(caught.value)
+
+
+def test_a_share_of_the_requests_that_name_no_version_goes_to_another(registry, models):
+    entry = Entry(registry.entry("c").versions, {}, models[1], ((0.25, models[2]),))
+    registry.publish("c", entry)
+    counts = collections.Counter(registry.resolve("c").version for _ in range(4000))
+    assert 0.2 < counts[2] / 4000 < 0.3  # 0.25 and seven standard deviations
+    assert {registry.resolve("c", version=1).version for _ in range(50)} == {1}
+
+
+def test_a_name_that_is_taken_out_is_not_there_any_more(registry):
+    registry.publish("c", None)
+    registry.publish("never was", None)
+    assert registry.names() == ["broken"]
+    with pytest.raises(NotFoundError):
+        registry.resolve("c")

@@ -1,0 +1,229 @@
+"""Weights beside the model: what is read, what is refused, and that nobody can change them."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from neurona_server.errors import LoadError
+from neurona_server.models.onnx.external_data import copied, find_external
+from neurona_server.models.onnx.session import RuntimeOptions, Session
+
+WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3)
+ONES = {"x": np.ones((1, 4), np.float32)}
+
+
+def external(name, location, shape):
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    entries = {"location": location, "offset": 0, "length": 4 * int(np.prod(shape))}
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def save(folder, location):
+    """y = x @ w, with w elsewhere."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 3])],
+        [external("w", location, [4, 3])],
+    )
+    return save_graph(folder, graph)
+
+
+def save_nested(folder, location):
+    """y = w if x's sum is not 0 else x, with w elsewhere, in a graph inside a node."""
+
+    def value(name):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+
+    then = helper.make_graph(
+        [helper.make_node("Identity", ["w"], ["o"])],
+        "then",
+        [],
+        [value("o")],
+        [external("w", location, [12])],
+    )
+    other = helper.make_graph([helper.make_node("Identity", ["x"], ["p"])], "e", [], [value("p")])
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+            helper.make_node("Cast", ["sum"], ["yes"], to=TensorProto.BOOL),
+            helper.make_node("If", ["yes"], ["y"], then_branch=then, else_branch=other),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 4])],
+        [value("y")],
+    )
+    return save_graph(folder, graph)
+
+
+def save_graph(folder, graph):
+    folder.mkdir(parents=True, exist_ok=True)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return folder / "model.onnx"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "root" / "m" / "1"
+    folder.mkdir(parents=True)
+    (folder / "w.bin").write_bytes(WEIGHTS.tobytes())
+    (folder / "sub").mkdir()
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "w.bin").write_bytes(WEIGHTS.tobytes())
+    return folder
+
+
+@pytest.mark.parametrize("location", ["w.bin", "./w.bin", "sub/../w.bin"])
+def test_data_beside_the_model_are_read(folder, location):
+    session = Session(save(folder, location), RuntimeOptions())
+    assert session.run(ONES)[0].tolist() == [[18, 22, 26]]
+
+
+def test_so_are_those_of_a_graph_inside_a_node(folder):
+    session = Session(save_nested(folder, "w.bin"), RuntimeOptions())
+    assert session.run(ONES)[0].tolist() == list(range(12))
+
+
+def test_links_that_stay_in_the_folder_are_followed(tmp_path):
+    """As Kubernetes mounts a ConfigMap: every file is a link through a link to a folder."""
+    data = tmp_path / "..2026"
+    save(data, "w.bin")
+    (data / "w.bin").write_bytes(WEIGHTS.tobytes())
+    (tmp_path / "..data").symlink_to("..2026")
+    for name in ("model.onnx", "w.bin"):
+        (tmp_path / name).symlink_to(f"..data/{name}")
+    session = Session(tmp_path / "model.onnx", RuntimeOptions())
+    assert session.run(ONES)[0].tolist() == [[18, 22, 26]]
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("../../../secret/w.bin", "'w.bin' leads out of the model's folder"),
+        ("sub/../../../../secret/w.bin", "'w.bin' leads out of the model's folder"),
+        ("{root}/secret/w.bin", "'w.bin' leads out of the model's folder"),
+        ("link.bin", "'link.bin' leads out of the model's folder"),
+        ("linked/w.bin", "'w.bin' leads out of the model's folder"),
+        ("", "leads out of the model's folder"),
+        ("nothing.bin", "'nothing.bin' leads to no file"),
+        ("round.bin", "'round.bin' leads to no file"),
+        ("zero\0.bin", "leads to no file"),
+        ("sub", "'sub' leads to what is no file"),
+        ("pipe", "'pipe' leads to what is no file"),
+    ],
+)
+@pytest.mark.parametrize("make", [save, save_nested])
+def test_all_others_are_refused(tmp_path, folder, location, reason, make):
+    (folder / "link.bin").symlink_to(tmp_path / "secret" / "w.bin")
+    (folder / "linked").symlink_to("../../../secret")
+    (folder / "round.bin").symlink_to("round.bin")
+    os.mkfifo(folder / "pipe")
+    path = make(folder, location.format(root=tmp_path))
+    with pytest.raises(LoadError, match=reason) as caught:
+        Session(path, RuntimeOptions())
+    assert "/" not in str(caught.value)
+
+
+def test_data_that_are_too_short_are_refused(folder):
+    (folder / "w.bin").write_bytes(b"short")
+    with pytest.raises(LoadError, match="out of bounds") as caught:
+        Session(save(folder, "w.bin"), RuntimeOptions())
+    assert str(folder) not in str(caught.value)
+
+
+def test_a_copy_is_whole_and_private_and_goes(folder):
+    path = save(folder, "./w.bin")
+    with copied(path, find_external(path, {"./w.bin"})) as copy:
+        assert copy.parent.stat().st_mode & 0o077 == 0
+        assert copy.read_bytes() == path.read_bytes()
+        assert (copy.parent / "w.bin").read_bytes() == WEIGHTS.tobytes()
+    assert not copy.parent.exists()
+
+
+VICTIM = """
+import os, sys
+from pathlib import Path
+import numpy as np
+{load}
+x = {{"x": np.ones((2, 256), np.float32)}}
+before = run(x)
+for name in ("w.bin", "model.onnx"):
+    path = Path(sys.argv[1], name)
+    with open(path, "r+b") as file:  # in place: a file that is replaced would stay as it is
+        file.write(bytes(path.stat().st_size))
+    assert np.array_equal(run(x), before), "the answers have changed"
+    os.truncate(path, 0)
+    assert np.array_equal(run(x), before), "the answers have changed"
+print("unharmed")
+"""
+OURS = """
+from neurona_server.models.session import RuntimeOptions, Session
+session = Session(Path(sys.argv[1], "model.onnx"), RuntimeOptions(threads=1))
+run = lambda x: session.run(x)[0]
+"""
+BY_COPY = """
+import onnxruntime
+vars(onnxruntime)["SessionOptions"] = type("Older", (onnxruntime.SessionOptions,), {
+    "add_external_initializers_from_files_in_memory": None
+})
+"""
+UNPROTECTED = """
+import onnxruntime
+path = sys.argv[1] + "/model.onnx"
+session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+run = lambda x: session.run(None, x)[0]
+"""
+
+
+def overwrite_while_it_serves(folder, load):
+    """y = gather(w, 0) + x: weights of 256 KiB that ONNX Runtime uses where they lie."""
+    weights = np.ones((256, 256), np.float32)
+    (folder / "w.bin").write_bytes(weights.tobytes())
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["m"]),
+            helper.make_node("ReduceSum", ["w"], ["s"], keepdims=0),
+            helper.make_node("Mul", ["x", "scale"], ["scaled"]),
+            helper.make_node("Cast", ["scaled"], ["i"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["w", "i"], ["g"]),
+            helper.make_node("ReduceSum", ["g"], ["r"], keepdims=0),
+            helper.make_node("Add", ["m", "r"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 256])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 256])],
+        [external("w", "w.bin", [256, 256])],
+    )
+    graph.initializer.append(onnx.numpy_helper.from_array(np.float32([255]), "scale"))
+    save_graph(folder, graph)
+    return subprocess.run(
+        [sys.executable, "-c", VICTIM.format(load=load), folder],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("load", [OURS, BY_COPY + OURS], ids=["in memory", "by a copy"])
+def test_a_file_that_is_overwritten_changes_no_answer(folder, load):
+    done = overwrite_while_it_serves(folder, load)
+    assert (done.returncode, done.stdout) == (0, "unharmed\n"), done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how ONNX Runtime reads files elsewhere")
+def test_onnxruntime_by_itself_does_not_survive_it(folder):
+    """If this fails one day, the precautions have become needless."""
+    done = overwrite_while_it_serves(folder, UNPROTECTED)
+    assert done.returncode == -signal.SIGBUS or "answers have changed" in done.stderr

@@ -1,0 +1,239 @@
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+from support import onnx_models
+
+from neurona_server.errors import ConfigError, LoadError, StoppingError
+from neurona_server.models.onnx import runtime
+from neurona_server.models.onnx.runtime import check_options
+from neurona_server.models.onnx.session import CPU, CUDA, RuntimeOptions, Session, Shrinking
+from neurona_server.resources import ThreadBudget
+
+X = {"x": np.ones((2, 4), np.float32)}
+no_gpu = pytest.mark.skipif(not runtime.missing_gpu(), reason="there is a GPU")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return onnx_models.save_classifier(tmp_path / "model.onnx")
+
+
+def test_the_placement_is_onnxruntimes_own(path):
+    session = Session(path, RuntimeOptions(providers=("cpu",)))
+    told = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
+    assert session.placement == ({CPU: 3} if told else {})
+    assert session.degraded == ""
+
+
+@no_gpu
+def test_a_model_that_misses_its_gpu_says_so_if_one_was_asked_for(path):
+    assert Session(path, RuntimeOptions()).degraded == ""
+    session = Session(path, RuntimeOptions(gpu_expected=True))
+    assert session.provider == CPU
+    assert session.degraded.startswith("runs on the CPU: this ")
+
+
+@no_gpu
+def test_no_model_is_loaded_on_a_cpu_where_a_gpu_is_required(path):
+    with pytest.raises(LoadError, match=r"runs on the CPU: .*, and require_gpu is set"):
+        Session(path, RuntimeOptions(require_gpu=True))
+    with pytest.raises(LoadError, match=r"none of its providers \(cuda\) can be used here"):
+        Session(path, RuntimeOptions(providers=("cuda",)))
+    assert Session(path, RuntimeOptions(require_gpu=True, providers=("cpu",))).provider == CPU
+
+
+@no_gpu
+def test_the_server_does_not_start_without_a_gpu_that_it_requires(repository):
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("neurona-serve"),
+            *("--repository", repository, "--require-gpu", "true", "--address", "127.0.0.1:0"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("neurona-serve: option require_gpu is set, but this ")
+
+
+@no_gpu
+@pytest.mark.skipif(
+    CUDA not in onnxruntime.get_available_providers(), reason="onnxruntime is built without CUDA"
+)
+def test_a_gpu_that_does_not_start_is_no_silent_matter(path, monkeypatch):
+    """As if there were a driver: ONNX Runtime then tries CUDA, and fails for want of it."""
+    monkeypatch.setattr(runtime, "has_driver", lambda: True)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)  # would print what is missing
+    with pytest.raises(ConfigError, match="require_gpu is set, but CUDA could not be started"):
+        check_options(RuntimeOptions(require_gpu=True))
+    session = Session(path, RuntimeOptions())
+    assert (session.provider, session.run(X)[0].shape) == (CPU, (2, 3))
+    assert session.degraded.startswith("runs on the CPU: cuda could not be started")
+    with pytest.raises(LoadError, match="cuda could not be started.* and require_gpu is set"):
+        Session(path, RuntimeOptions(require_gpu=True))
+
+
+def test_a_provider_that_nobody_knows_is_a_wrong_option():
+    with pytest.raises(ConfigError, match="has 'gpu': expected some of .*cpu, cuda"):
+        check_options(RuntimeOptions(providers=("gpu",)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(bool(runtime.missing_gpu()), reason=runtime.missing_gpu())
+def test_on_a_gpu_it_is_the_gpu_that_runs_it(path):
+    assert runtime.why_no_gpu() == ""
+    check_options(RuntimeOptions(require_gpu=True))
+    session = Session(path, RuntimeOptions(require_gpu=True, gpu_memory_bytes=1 << 30))
+    assert session.provider == CUDA
+    assert session.placement == {CUDA: 3}
+    assert session.degraded == ""
+    on_cpu = Session(path, RuntimeOptions(providers=("cpu",)))
+    np.testing.assert_allclose(session.run(X)[0], on_cpu.run(X)[0], rtol=1e-3)
+    shrinking = Session(path, RuntimeOptions(shrink_seconds=1e-9))
+    np.testing.assert_allclose(shrinking.run(X)[0], on_cpu.run(X)[0], rtol=1e-3)
+
+
+def test_the_probe_is_the_model_that_it_should_be():
+    model = onnx.ModelProto.FromString(runtime._PROBE)
+    onnx.checker.check_model(model)
+    session = onnxruntime.InferenceSession(runtime._PROBE, providers=[CPU])
+    assert session.run(None, {"x": np.float32([3])})[0].tolist() == [-3]
+
+
+def test_a_run_that_fails_raises_and_prints_nothing(tmp_path, capfd):
+    session = Session(onnx_models.save_picker(tmp_path / "m.onnx"), RuntimeOptions())
+    with pytest.raises(Exception, match="indices element out of data bounds, idx=9"):
+        session.run({"index": np.array([9])})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_after_close_it_runs_no_more(path):
+    session = Session(path, RuntimeOptions())
+    assert session.run(X)[0].shape == (2, 3)
+    session.close()
+    session.close()
+    with pytest.raises(StoppingError, match="unloaded"):
+        session.run(X)
+
+
+def test_a_run_that_is_under_way_ends_well_when_it_is_closed(path):
+    begun, closed = threading.Event(), threading.Event()
+
+    class Inputs(dict[str, np.ndarray[Any, Any]]):
+        def keys(self):  # ONNX Runtime's session asks for them when it has been called
+            begun.set()
+            assert closed.wait(10)
+            return super().keys()
+
+    session, answers = Session(path, RuntimeOptions()), []
+    expected = session.run(X)[0]
+    thread = threading.Thread(target=lambda: answers.append(session.run(Inputs(X))[0]))
+    thread.start()
+    assert begun.wait(10)
+    session.close()
+    closed.set()
+    thread.join(10)
+    assert np.array_equal(answers[0], expected)
+
+
+def test_threads_are_shared_out_and_given_back(path):
+    budget = ThreadBudget(5)
+    assert [budget.take(4) for _ in range(4)] == [4, 3, 1, 1]
+    budget.give_back(3)
+    assert budget.take(2) == 2
+    options = RuntimeOptions(threads=3, pool_threads=4)
+    assert runtime.thread_budget(4).take(1) == 1
+    before = len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 0
+    sessions = [Session(path, options) for _ in range(5)]
+    if sys.platform == "linux":
+        assert len(os.listdir("/proc/self/task")) == before + 4
+    for session in sessions[:4]:
+        session.close()
+        session.close()
+    with pytest.raises(LoadError):
+        Session(path.parent / "nothing.onnx", options)
+    del sessions, session
+    assert runtime.thread_budget(4).take(99) == 5
+    runtime.thread_budget(4).give_back(5)
+
+
+IDLE = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from neurona_server.models.session import RuntimeOptions, Session
+session = Session(Path(sys.argv[1]), RuntimeOptions(threads=4, spinning=sys.argv[2] == "spinning"))
+x = {"x": np.ones((4096, 4), np.float32)}
+used = 0.0
+for _ in range(10):
+    session.run(x)
+    before = time.process_time()
+    time.sleep(0.03)
+    used += time.process_time() - before
+print(used)
+"""
+
+
+@pytest.mark.parametrize("way", ["asleep", "spinning"])
+def test_between_runs_threads_sleep_unless_they_may_spin(path, way):
+    """Seconds of CPU, not of the clock: 0.3 s of rest with 3 threads that could use them."""
+    done = subprocess.run(
+        [sys.executable, "-c", IDLE, path, way],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert (float(done.stdout) > 0.02) is (way == "spinning"), done.stdout
+
+
+def test_a_folder_with_spaces_is_told_to_nobody(tmp_path):
+    folder = tmp_path / "my secret models"
+    onnx_models.save(
+        folder / "model.onnx",
+        [helper.make_node("Nonsense", ["x"], ["y"])],
+        {"x": (TensorProto.FLOAT, [1])},
+        {"y": (TensorProto.FLOAT, [1])},
+    )
+    with pytest.raises(LoadError, match="Nonsense") as caught:
+        Session(folder / "model.onnx", RuntimeOptions())
+    assert "secret" not in str(caught.value)
+    assert tmp_path.name not in str(caught.value)
+
+
+def test_an_arena_is_shrunk_at_most_so_often():
+    now = [0.0]
+    shrinking = Shrinking(60, lambda: now[0])
+    told = []
+    for now[0] in (0, 59, 60, 61, 119, 120, 1000, 1001):
+        told.append(shrinking.due())
+    assert told == [False, False, True, False, False, True, True, False]
+    shrinking.stop()
+    now[0] = 1e6
+    assert not shrinking.due()
+    assert not Shrinking(0, lambda: now[0]).due()
+
+
+def test_a_shrinking_run_answers_as_any_other_and_without_an_arena_too(path):
+    expected = Session(path, RuntimeOptions(shrink_seconds=0)).run(X)[0]
+    session = Session(path, RuntimeOptions(shrink_seconds=1e-9))
+    for _ in range(3):
+        assert np.array_equal(session.run(X)[0], expected)
+    without = Session(path, RuntimeOptions(shrink_seconds=1e-9, arena=False))
+    assert np.array_equal(without.run(X)[0], expected)
+    # As for a provider that has none though the options do not say so.
+    without._shrinking = Shrinking(1e-9)
+    assert np.array_equal(without.run(X)[0], expected)
+    assert not without._shrinking.due()

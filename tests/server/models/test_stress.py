@@ -1,0 +1,111 @@
+"""Real threads, a real model, a hundred thousand requests: every one is accounted for."""
+
+import logging
+import math
+import threading
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from neurona_server.batching.policy import BatchPolicy, Priority
+from neurona_server.batching.request import Request
+from neurona_server.errors import CancelledError, NeuronaError, QueueFullError
+from neurona_server.models.model import Model
+from neurona_server.models.options import ModelOptions
+from neurona_server.models.repository.scanner import Found
+from neurona_server.telemetry.metrics import Metrics
+
+CALLERS = 4
+EACH = 25_000
+
+
+def run_all(run):
+    while run():
+        pass
+
+
+class Caller(threading.Thread):
+    """Asks for `table[index]`; the model's whole run fails on an index that is not there."""
+
+    def __init__(self, model, seed):
+        super().__init__()
+        self.model = model
+        self.random = np.random.default_rng(seed)
+        self.told = Counter()  # how often each request was told something
+        self.outcomes = Counter()
+        self.wrong = []
+        self.refused = 0
+
+    def run(self):
+        fates = self.random.choice(
+            ["ok", "cancel", "poison", "expire"], EACH, p=[0.8, 0.1, 0.05, 0.05]
+        )
+        for number, fate in enumerate(fates):
+            index = self.random.integers(0, 4, self.random.integers(1, 4))
+            if fate == "poison":
+                index[-1] = 9
+            request = self.request(number, fate, index)
+            while not self.admitted(request):
+                time.sleep(0.001)
+            if fate == "cancel":
+                request.cancel(CancelledError())
+
+    def request(self, number, fate, index):
+        def done(request, outputs, error):
+            self.told[number] += 1
+            self.outcomes[fate, "ok" if error is None else error.outcome] += 1
+            if error is None and outputs[0].tolist() != (10.0 * index).tolist():
+                self.wrong.append((index, outputs[0]))
+
+        deadline = time.monotonic() + 0.002 if fate == "expire" else math.inf
+        level = Priority(number % 3)
+        return Request({"index": index}, len(index), (), done, deadline, level)
+
+    def admitted(self, request):
+        try:
+            self.model.submit(request, run_all)
+        except QueueFullError:
+            self.refused += 1
+            if request.deadline == math.inf:
+                return False
+            request.fail(QueueFullError("", 0.0))
+        except NeuronaError as error:
+            request.fail(error)
+        return True
+
+
+@pytest.mark.parametrize(
+    ("instances", "inline"), [(2, False), (1, None)], ids=["two instances", "inline and not"]
+)
+def test_every_request_is_answered_exactly_once(repository, caplog, instances, inline):
+    caplog.set_level(logging.CRITICAL, "neurona_server")  # thousands fail on purpose
+    registry = CollectorRegistry()
+    found = Found("picker", 1, repository / "picker" / "1" / "model.onnx")
+    options = ModelOptions(BatchPolicy(max_queue_rows=1000, inline=inline), instances=instances)
+    model = Model(found, options, Metrics(registry))
+    model.start()
+    callers = [Caller(model, seed) for seed in range(CALLERS)]
+    for caller in callers:
+        caller.start()
+    while inline is None and any(caller.is_alive() for caller in callers):
+        model.batcher._door.on = not model.batcher.inline  # callers and the instance both run it
+        time.sleep(0.001)
+    for caller in callers:
+        caller.join()
+    assert model.drain(60.0)
+    told = Counter()
+    for caller in callers:
+        told.update(caller.outcomes)
+        assert caller.wrong == []
+        assert caller.told == Counter(dict.fromkeys(range(EACH), 1))
+    assert sum(told.values()) == CALLERS * EACH
+    by_fate = {fate: {o for f, o in told if f == fate} for fate, _ in told}
+    assert by_fate["ok"] == {"ok"}
+    assert by_fate["poison"] == {"failed"}
+    assert by_fate["cancel"] <= {"ok", "cancelled"}
+    assert by_fate["expire"] <= {"ok", "expired", "rejected"}
+    assert told["cancel", "cancelled"] > 0
+    assert repr(model.batcher.queue) == "<Queue closed: 0 requests, 0 rows, 0 bytes>"

@@ -1,0 +1,41 @@
+import grpc
+import pytest
+from support import in_process_server, onnx_models
+from support.in_process_server import Server
+
+from neurona_server.batching.policy import BatchPolicy
+
+
+@pytest.fixture(scope="session", params=["core", "aio"], autouse=True)
+def door(request):
+    """Every test of this folder runs behind both doors."""
+    in_process_server.DOOR = request.param
+    yield request.param
+    in_process_server.DOOR = "auto"
+
+
+@pytest.fixture(scope="session")
+def echoes(tmp_path_factory):
+    """Models that the tests of the Open Inference Protocol have besides the others."""
+    root = onnx_models.save_echoes(tmp_path_factory.mktemp("echoes"))
+    onnx_models.save_adjustable(root / "adjustable" / "1" / "model.onnx")
+    return root
+
+
+@pytest.fixture(scope="session")
+def echo_server(echoes, door):
+    server = Server(echoes, BatchPolicy(inline=False), shared_memory=True)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def refusal():
+    """What a call is refused with: the name of the code and the text."""
+
+    def refusal(method, request, timeout=10, **options):
+        with pytest.raises(grpc.RpcError) as caught:
+            method(request, timeout=timeout, **options)
+        return caught.value.code().name, caught.value.details()
+
+    return refusal

@@ -1,0 +1,350 @@
+import contextlib
+import os
+import uuid
+
+import numpy as np
+import pytest
+from support.in_process_server import Server
+from support.triton_requests import DTYPES, arrays, raw, request
+
+from neurona_protos import open_inference_pb2 as pb
+from neurona_server.batching.policy import BatchPolicy
+from neurona_server.rpc.open_inference.shared_memory import FOLDER, MAX_REGIONS
+
+pytestmark = pytest.mark.skipif(not os.path.isdir(FOLDER), reason=f"no {FOLDER} here")
+ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
+
+
+@pytest.fixture
+def key():
+    """The name of a memory object of 4096 bytes."""
+    name = f"neurona-test-{uuid.uuid4().hex}"
+    path = os.path.join(FOLDER, name)
+    with open(path, "wb") as file:
+        file.truncate(4096)
+    yield name
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+@pytest.fixture
+def shared(echo_server):
+    """With nothing registered, before and after."""
+    yield echo_server
+    echo_server.triton.SystemSharedMemoryUnregister(unregister(""), timeout=10)
+
+
+def register(name, key, byte_size=4096, offset=0):
+    return pb.SystemSharedMemoryRegisterRequest(
+        name=name, key=key, offset=offset, byte_size=byte_size
+    )
+
+
+def unregister(name):
+    return pb.SystemSharedMemoryUnregisterRequest(name=name)
+
+
+def status(server, name=""):
+    message = pb.SystemSharedMemoryStatusRequest(name=name)
+    return server.triton.SystemSharedMemoryStatus(message, timeout=10).regions
+
+
+def put(key, offset, data):
+    with open(os.path.join(FOLDER, key), "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def get(key, offset, size):
+    with open(os.path.join(FOLDER, key), "rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def place(tensor, region, byte_size, offset=0):
+    tensor.parameters["shared_memory_region"].string_param = region
+    tensor.parameters["shared_memory_byte_size"].int64_param = byte_size
+    if offset:
+        tensor.parameters["shared_memory_offset"].int64_param = offset
+    return tensor
+
+
+def from_memory(kind, shape, region, byte_size, offset=0):
+    message = pb.ModelInferRequest(model_name=f"echo_{kind}")
+    place(message.inputs.add(name="x", datatype=kind, shape=shape), region, byte_size, offset)
+    return message
+
+
+def test_a_region_is_registered_listed_and_forgotten(shared, key):
+    shared.triton.SystemSharedMemoryRegister(register("a", key, 100, 20), timeout=10)
+    shared.triton.SystemSharedMemoryRegister(register("b", "/" + key), timeout=10)
+    assert sorted(status(shared)) == ["a", "b"]
+    (region,) = status(shared, "a").values()
+    assert (region.name, region.key, region.offset, region.byte_size) == ("a", key, 20, 100)
+    shared.triton.SystemSharedMemoryUnregister(unregister("a"), timeout=10)
+    assert list(status(shared)) == ["b"]
+    shared.triton.SystemSharedMemoryUnregister(unregister(""), timeout=10)
+    assert not status(shared)
+    shared.triton.SystemSharedMemoryUnregister(unregister("never there"), timeout=10)
+
+
+@pytest.mark.parametrize("kind", [*DTYPES, "BYTES"])
+def test_every_datatype_from_and_to_shared_memory(shared, key, kind):
+    if kind == "BYTES":
+        array = np.array([[b"one", b"two!"]], object)
+    else:
+        array = np.arange(4).reshape(1, 4).astype(DTYPES[kind])
+    data = raw(array)
+    put(key, 100, data)
+    shared.triton.SystemSharedMemoryRegister(register("in", key, 1000, 96), timeout=10)
+    shared.triton.SystemSharedMemoryRegister(register("out", key, 1000, 2000), timeout=10)
+    message = from_memory(kind, array.shape, "in", len(data), offset=4)
+    place(message.outputs.add(name="echo"), "out", 500, 8)
+    response = shared.triton.ModelInfer(message, timeout=10)
+    assert get(key, 2008, len(data)) == data
+    (tensor,) = response.outputs
+    assert (tensor.datatype, tuple(tensor.shape)) == (kind, array.shape)
+    assert tensor.parameters["shared_memory_region"].string_param == "out"
+    assert tensor.parameters["shared_memory_offset"].int64_param == 8
+    assert tensor.parameters["shared_memory_byte_size"].int64_param == len(data)
+    assert list(response.raw_output_contents) == [b""]
+
+
+def test_raw_contents_are_those_of_the_inputs_that_are_not_shared(shared, key):
+    shared.triton.SystemSharedMemoryRegister(register("in", key), timeout=10)
+    put(key, 0, np.array([1, 2], np.float32).tobytes())
+    message = pb.ModelInferRequest(model_name="adjustable")
+    place(message.inputs.add(name="x", datatype="FP32", shape=[1, 2]), "in", 8)
+    message.inputs.add(name="scale", datatype="FP32", shape=[1])
+    message.raw_input_contents.append(np.array([10], np.float32).tobytes())
+    assert arrays(shared.triton.ModelInfer(message, timeout=10))["y"].tolist() == [[10, 20]]
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (register("", "{key}"), "the region's name is ''"),
+        (register("a\n", "{key}"), "the region's name is 'a\\\\n'"),
+        (register("a", ""), "the region's key is ''"),
+        (register("a", "/"), "the region's key is '/'"),
+        (register("a", ".."), "the region's key is '..'"),
+        (register("a", "."), "the region's key is '.'"),
+        (register("a", "../shm/{key}"), "expected the name of a memory object"),
+        (register("a", "//{key}"), "expected the name of a memory object"),
+        (register("a", "sub/{key}"), "expected the name of a memory object"),
+        (register("a", "{key}\0"), "expected the name of a memory object"),
+        (register("a", "x" * 300), "expected the name of a memory object"),
+        (register("a", "not-there-at-all"), "Unable to open shared memory region: 'not-there-at-a"),
+        (register("a", "{key}", 0), "the region has 0 bytes"),
+        (register("a", "{key}", 4097), "but the memory object '{key}' has 4096 bytes"),
+        (register("a", "{key}", 1, 4096), "1 bytes from 4096 on"),
+        (register("a", "{key}", 2**64 - 1, 2**64 - 1), "has 4096 bytes"),
+        (register("a", "{key}", 2, 2**64 - 1), "has 4096 bytes"),
+    ],
+)
+def test_what_cannot_be_registered(shared, refusal, key, message, text):
+    named = pb.SystemSharedMemoryRegisterRequest()
+    named.CopyFrom(message)
+    named.key = message.key.replace("{key}", key)
+    code, told = refusal(shared.triton.SystemSharedMemoryRegister, named)
+    assert code == "INVALID_ARGUMENT"
+    assert text.replace("{key}", key).replace("\\\\", "\\") in told
+    assert FOLDER not in told
+    assert not status(shared)
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+def test_only_memory_objects_are_opened(shared, refusal, kind):
+    name = f"neurona-test-{uuid.uuid4().hex}"
+    path = os.path.join(FOLDER, name)
+    {
+        "link": lambda: os.symlink(os.path.abspath(__file__), path),
+        "folder": lambda: os.mkdir(path),
+        "pipe": lambda: os.mkfifo(path),
+    }[kind]()
+    try:
+        code, told = refusal(shared.triton.SystemSharedMemoryRegister, register("a", name, 1))
+    finally:
+        os.rmdir(path) if kind == "folder" else os.unlink(path)
+    assert code == "INVALID_ARGUMENT"
+    assert told.startswith("Unable to open shared memory region")
+
+
+def test_a_name_is_taken_once(shared, refusal, key):
+    shared.triton.SystemSharedMemoryRegister(register("a", key), timeout=10)
+    told = refusal(shared.triton.SystemSharedMemoryRegister, register("a", key))
+    assert told == ("ALREADY_EXISTS", "shared memory region 'a' already in manager")
+    message = pb.SystemSharedMemoryStatusRequest(name="b")
+    code, text = refusal(shared.triton.SystemSharedMemoryStatus, message)
+    assert (code, text) == ("NOT_FOUND", "Unable to find shared memory region: 'b'")
+
+
+def test_there_are_not_endlessly_many(shared, refusal, key):
+    for number in range(MAX_REGIONS):
+        shared.triton.SystemSharedMemoryRegister(register(str(number), key), timeout=10)
+    code, _ = refusal(shared.triton.SystemSharedMemoryRegister, register("more", key))
+    assert code == "FAILED_PRECONDITION"
+    shared.triton.SystemSharedMemoryUnregister(unregister("7"), timeout=10)
+    shared.triton.SystemSharedMemoryRegister(register("more", key), timeout=10)
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "text"),
+    [
+        (from_memory("FP32", (1, 2), "b", 8), "NOT_FOUND", "Unable to find shared memory region"),
+        (
+            from_memory("FP32", (1, 2), "a", 8, 93),
+            "INVALID_ARGUMENT",
+            "Invalid offset + byte size for shared memory region: 'a': 93 + 8 came, it has 100",
+        ),
+        (from_memory("FP32", (1, 2), "a", 2**63 - 1, 2**63 - 1), "INVALID_ARGUMENT", "Invalid off"),
+        (from_memory("FP32", (1, 2), "a", 8, -1), "INVALID_ARGUMENT", "'shared_memory_offset' is"),
+        (from_memory("FP32", (1, 2), "a", -8), "INVALID_ARGUMENT", "'shared_memory_byte_size' is"),
+        (
+            from_memory("FP32", (1, 2), "a", 12),
+            "INVALID_ARGUMENT",
+            "'x' has 12 bytes in shared memory; its shape [1, 2] takes 8",
+        ),
+        (from_memory("BYTES", (1, 2), "a", 5), "INVALID_ARGUMENT", "too few for 2 strings"),
+    ],
+)
+def test_a_tensor_must_be_within_its_region(shared, refusal, key, message, code, text):
+    shared.triton.SystemSharedMemoryRegister(register("a", key, 100), timeout=10)
+    told = refusal(shared.triton.ModelInfer, message)
+    assert told[0] == code
+    assert text in told[1]
+
+
+def test_parameters_that_say_half_of_it_are_refused(shared, refusal, key):
+    shared.triton.SystemSharedMemoryRegister(register("a", key, 100), timeout=10)
+    message = from_memory("FP32", (1, 2), "a", 8)
+    del message.inputs[0].parameters["shared_memory_byte_size"]
+    assert "but no 'shared_memory_byte_size'" in refusal(shared.triton.ModelInfer, message)[1]
+    message = from_memory("FP32", (1, 2), "a", 8)
+    message.inputs[0].parameters["shared_memory_region"].int64_param = 1
+    assert "expected string_param" in refusal(shared.triton.ModelInfer, message)[1]
+    message = from_memory("FP32", (1, 2), "a", 8)
+    message.inputs[0].contents.fp32_contents.append(1)
+    told = refusal(shared.triton.ModelInfer, message)[1]
+    assert told == "input 'x' has contents and is in shared memory"
+
+
+def test_an_output_that_does_not_fit_is_not_written(shared, refusal, key):
+    shared.triton.SystemSharedMemoryRegister(register("a", key, 100), timeout=10)
+    put(key, 0, b"\xff" * 100)
+    message = request("echo_FP32", x=("FP32", ROWS))
+    place(message.outputs.add(name="echo"), "a", 31)
+    code, text = refusal(shared.triton.ModelInfer, message)
+    assert code == "INVALID_ARGUMENT"
+    assert "output 'echo' (31 bytes) should be at least 32 bytes to hold the results" in text
+    assert get(key, 0, 100) == b"\xff" * 100
+
+
+def test_memory_that_is_shortened_harms_nobody(shared, refusal, key):
+    """With a mapping, the server would be killed by the kernel here."""
+    shared.triton.SystemSharedMemoryRegister(register("a", key), timeout=10)
+    os.truncate(os.path.join(FOLDER, key), 10)
+    told = refusal(shared.triton.ModelInfer, from_memory("FP32", (1, 4), "a", 16))
+    assert told == ("INVALID_ARGUMENT", "shared memory region 'a' was shortened")
+    message = request("echo_FP32", x=("FP32", ROWS))
+    place(message.outputs.add(name="echo"), "a", 32)
+    assert refusal(shared.triton.ModelInfer, message)[1] == "shared memory region 'a' was shortened"
+
+
+def test_unregistering_during_a_run_is_safe(echoes, key, wait_until):
+    server = Server(echoes, BatchPolicy(), start_models=False, shared_memory=True)
+    try:
+        server.triton.SystemSharedMemoryRegister(register("a", key), timeout=10)
+        put(key, 0, ROWS.tobytes())
+        message = from_memory("FP32", (2, 4), "a", 32)
+        message.model_version = "1"
+        place(message.outputs.add(name="echo"), "a", 32, 100)
+        call = server.triton.ModelInfer.future(message, timeout=30)
+        wait_until(lambda: server.count("queue_rows", model="echo_FP32", version="1") == 2)
+        server.triton.SystemSharedMemoryUnregister(unregister(""), timeout=10)
+        assert not status(server)
+        put(key, 0, b"\0" * 32)  # the caller uses its memory anew
+        server.registry.resolve("echo_FP32", 1).start()
+        call.result()
+        assert get(key, 100, 32) == ROWS.tobytes()
+    finally:
+        server.stop()
+
+
+def test_no_more_is_read_than_may_wait(echoes, key, refusal):
+    server = Server(echoes, BatchPolicy(max_queue_bytes=1000), shared_memory=True)
+    try:
+        server.triton.SystemSharedMemoryRegister(register("a", key), timeout=10)
+        message = from_memory("BYTES", (1, 1), "a", 1001)
+        code, text = refusal(server.triton.ModelInfer, message)
+        assert code == "INVALID_ARGUMENT"
+        assert "1001 bytes or more; expected at most 1000" in text
+    finally:
+        server.stop()
+
+
+def test_strings_in_shared_memory_count_by_their_bytes(echoes, key, wait_until):
+    """To numpy each is an object of 8 bytes, however long it is."""
+    server = Server(echoes, BatchPolicy(), start_models=False, shared_memory=True)
+    try:
+        server.triton.SystemSharedMemoryRegister(register("a", key), timeout=10)
+        put(key, 0, raw(np.array([b"x" * 3996], object)))
+        message = from_memory("BYTES", (1, 1), "a", 4000)
+        message.model_version = "1"
+        call = server.triton.ModelInfer.future(message, timeout=30)
+        queue = server.registry.resolve("echo_BYTES", 1).batcher.queue
+        wait_until(lambda: queue.rows == 1)
+        assert f"1 rows, {message.ByteSize() + 4000} bytes" in repr(queue)
+        call.cancel()
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("rpc", ["Status", "Register", "Unregister"])
+def test_it_is_off_unless_the_owner_allows_it(server, refusal, rpc):
+    message = getattr(pb, f"SystemSharedMemory{rpc}Request")()
+    code, text = refusal(getattr(server.triton, f"SystemSharedMemory{rpc}"), message)
+    assert code == "FAILED_PRECONDITION"
+    assert "the server's option shared_memory allows it" in text
+
+
+def test_off_means_off_for_tensors_too(server, refusal):
+    message = pb.ModelInferRequest(model_name="classifier")
+    place(message.inputs.add(name="x", datatype="FP32", shape=[1, 4]), "a", 16)
+    assert refusal(server.triton.ModelInfer, message)[0] == "FAILED_PRECONDITION"
+    message = request("classifier", x=("FP32", ROWS))
+    place(message.outputs.add(name="probabilities"), "a", 16)
+    assert refusal(server.triton.ModelInfer, message)[0] == "FAILED_PRECONDITION"
+
+
+@pytest.mark.parametrize(
+    ("rpc", "message"),
+    [
+        ("Status", pb.CudaSharedMemoryStatusRequest()),
+        ("Register", pb.CudaSharedMemoryRegisterRequest(name="a")),
+        ("Unregister", pb.CudaSharedMemoryUnregisterRequest(name="a")),
+    ],
+)
+def test_cuda_memory_is_not_supported(echo_server, refusal, rpc, message):
+    code, text = refusal(getattr(echo_server.triton, f"CudaSharedMemory{rpc}"), message)
+    assert code == "UNIMPLEMENTED"
+    assert "CUDA shared memory is not supported" in text
+
+
+def test_there_is_no_cuda_memory_to_unregister(echo_server):
+    message = pb.CudaSharedMemoryUnregisterRequest()
+    assert echo_server.triton.CudaSharedMemoryUnregister(message, timeout=10) is not None
+
+
+def test_files_are_closed_when_nobody_uses_them(shared, key):
+    def held():
+        target = os.path.join(FOLDER, key)
+        links = (os.path.join("/proc/self/fd", one) for one in os.listdir("/proc/self/fd"))
+        return sum(os.path.exists(link) and os.readlink(link) == target for link in links)
+
+    shared.triton.SystemSharedMemoryRegister(register("a", key), timeout=10)
+    assert held() == 1
+    put(key, 0, ROWS.tobytes())
+    shared.triton.ModelInfer(from_memory("FP32", (2, 4), "a", 32), timeout=10)
+    shared.triton.SystemSharedMemoryUnregister(unregister("a"), timeout=10)
+    assert held() == 0

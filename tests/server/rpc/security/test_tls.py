@@ -1,0 +1,209 @@
+import shutil
+import socket
+import ssl
+import subprocess
+
+import grpc
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from support import in_process_server
+from support.certificates import Authority
+
+from neurona_server.errors import ConfigError
+from neurona_server.rpc.health import Health
+from neurona_server.rpc.security.tls import Certificates
+from neurona_server.rpc.transports.auto import open_door
+from neurona_server.rpc.transports.listener import ListenerOptions
+
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Every certificate of the tests: a certificate and its key, or the CA's certificate alone."""
+    folder = tmp_path_factory.mktemp("tls")
+    ours, others = Authority(folder, "ours"), Authority(folder, "others")
+    return {
+        "ca": ours.certificate,
+        "other ca": others.certificate,
+        "right": ours.sign("right"),
+        "renewed": ours.sign("renewed"),
+        "expired": ours.sign("expired", days=-1),
+        "wrong CA": others.sign("wrong"),
+    }
+
+
+class Door:
+    """A door with TLS and nothing but health behind it; its files may be exchanged."""
+
+    def __init__(self, folder, made, server="right", client_ca=None):
+        self.certificate, self.key = folder / "tls.crt", folder / "tls.key"
+        self.client_ca = folder / "client-ca.crt" if client_ca else None
+        self.install(*made[server])
+        if client_ca:
+            shutil.copy(made[client_ca], self.client_ca)
+        self.health = Health()
+        self.health.set({"": True})
+        certificates = Certificates(self.certificate, self.key, self.client_ca)
+        options = ListenerOptions(certificates=certificates)
+        self.listener = open_door(in_process_server.DOOR, self.health.methods(), options)
+        self.port = self.listener.start("127.0.0.1:0")
+        self.made = made
+        self.channels = []
+
+    def install(self, certificate, key):
+        shutil.copy(certificate, self.certificate)
+        shutil.copy(key, self.key)
+
+    def connect(self, ca="ca", client=None):
+        chain, key = (file.read_bytes() for file in self.made[client]) if client else (None, None)
+        credentials = grpc.ssl_channel_credentials(
+            self.made[ca].read_bytes(), private_key=key, certificate_chain=chain
+        )
+        # Else a channel takes over the connection of one that was configured alike.
+        alone = [("grpc.use_local_subchannel_pool", 1)]
+        channel = grpc.secure_channel(f"127.0.0.1:{self.port}", credentials, alone)
+        self.channels.append(channel)
+        return channel
+
+    def shown(self):
+        """The certificate that a new connection is shown."""
+        context = ssl.create_default_context(cafile=self.made["ca"])
+        context.set_alpn_protocols(["h2"])
+        with (
+            socket.create_connection(("127.0.0.1", self.port), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1") as tls,
+        ):
+            return tls.getpeercert(binary_form=True)
+
+    def close(self):
+        for channel in self.channels:
+            channel.close()
+        self.listener.stop(5.0)
+
+
+@pytest.fixture
+def make_door(tmp_path, made):
+    doors = []
+
+    def make(**options):
+        doors.append(Door(tmp_path, made, **options))
+        return doors[-1]
+
+    yield make
+    for door in doors:
+        door.close()
+
+
+def check(channel):
+    return HealthStub(channel).Check(HealthCheckRequest(), timeout=10).status
+
+
+def der(pem):
+    return ssl.PEM_cert_to_DER_cert(pem.read_text())
+
+
+def assert_refused(channel):
+    with pytest.raises(grpc.RpcError) as caught:
+        check(channel)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_caller_who_trusts_the_authority_is_served(make_door):
+    assert check(make_door().connect()) == SERVING
+
+
+def test_a_caller_who_trusts_another_authority_does_not_connect(make_door):
+    assert_refused(make_door().connect(ca="other ca"))
+
+
+def test_an_expired_server_certificate_is_not_believed(make_door):
+    assert_refused(make_door(server="expired").connect())
+
+
+def test_a_caller_in_plain_text_does_not_connect(make_door):
+    with grpc.insecure_channel(f"127.0.0.1:{make_door().port}") as channel:
+        assert_refused(channel)
+
+
+def test_a_caller_with_the_right_certificate_is_served(make_door):
+    assert check(make_door(client_ca="ca").connect(client="right")) == SERVING
+
+
+@pytest.mark.parametrize("client", [None, "expired", "wrong CA"])
+def test_a_caller_without_the_right_certificate_is_refused(make_door, client):
+    assert_refused(make_door(client_ca="ca").connect(client=client))
+
+
+def test_a_renewed_certificate_is_shown_to_new_connections_and_the_old_ones_stay(make_door, made):
+    door = make_door()
+    channel = door.connect()
+    watch = HealthStub(channel).Watch(HealthCheckRequest(), timeout=30)
+    assert next(watch).status == SERVING
+    assert door.shown() == der(made["right"][0])
+    door.install(*made["renewed"])
+    assert door.shown() == der(made["renewed"][0])
+    assert check(door.connect()) == SERVING
+    door.health.set({"": False})
+    assert next(watch).status == NOT_SERVING  # over the connection of before
+    assert check(channel) == NOT_SERVING
+
+
+def test_another_client_authority_holds_for_new_connections(make_door, made):
+    door = make_door(client_ca="ca")
+    shutil.copy(made["other ca"], door.client_ca)
+    assert_refused(door.connect(client="right"))
+    assert check(door.connect(client="wrong CA")) == SERVING
+
+
+@pytest.mark.parametrize("broken", ["certificate", "key", "gone", "another key"])
+def test_broken_new_files_leave_the_old_certificate_and_are_logged_once(
+    make_door, made, broken, caplog
+):
+    door = make_door()
+    if broken == "gone":
+        door.key.unlink()
+    elif broken == "another key":
+        shutil.copy(made["renewed"][1], door.key)
+    else:
+        (door.certificate if broken == "certificate" else door.key).write_text("nothing of it")
+    for _ in range(3):
+        assert door.shown() == der(made["right"][0])
+    (record,) = [r for r in caplog.records if r.name.startswith("neurona") and r.levelno >= 40]
+    assert "what was read before stays" in record.getMessage()
+    assert str(door.certificate if broken == "certificate" else door.key) in record.getMessage()
+    door.install(*made["renewed"])
+    assert door.shown() == der(made["renewed"][0])
+
+
+@pytest.mark.parametrize(
+    ("broken", "content", "message"),
+    [
+        ("certificate", b"nothing of it", r"tls.crt is no PEM file of certificates"),
+        ("certificate", b"\xff\x00", r"tls.crt is no PEM file of certificates"),
+        ("certificate", None, r"cannot read .*tls.crt: No such file"),
+        ("key", b"nothing of it", r"tls.key is no PEM file of the key of .*tls.crt"),
+        ("key", None, r"cannot read .*tls.key: No such file"),
+        ("ca", b"", r"ca.crt is no PEM file of certificates"),
+    ],
+)
+def test_a_broken_file_at_the_start_is_named(tmp_path, made, broken, content, message):
+    files = {"certificate": "tls.crt", "key": "tls.key", "ca": "ca.crt"}
+    paths = {name: tmp_path / file for name, file in files.items()}
+    for name, source in zip(paths, (*made["right"], made["ca"]), strict=True):
+        shutil.copy(source, paths[name])
+    if content is None:
+        paths[broken].unlink()
+    else:
+        paths[broken].write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        Certificates(paths["certificate"], paths["key"], paths["ca"])
+
+
+def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(tmp_path, made):
+    locked = tmp_path / "locked.key"
+    command = ["openssl", "ec", "-in", made["right"][1], "-out", locked, "-aes256"]
+    subprocess.run([*command, "-passout", "pass:secret"], check=True, capture_output=True)
+    with pytest.raises(ConfigError, match="locked.key is no PEM file of the key of"):
+        Certificates(made["right"][0], locked)

@@ -1,0 +1,291 @@
+import hashlib
+import io
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from neurona_protos import open_inference_pb2 as pb
+from neurona_protos.prediction_pb2 import (
+    DescribeModelRequest,
+    ListModelsRequest,
+    PredictRequest,
+    PredictStreamRequest,
+    StreamedRequest,
+)
+from neurona_protos.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
+from neurona_protos.tensors import to_tensor
+from neurona_server.errors import ConfigError, ForbiddenError, UnauthenticatedError
+from neurona_server.rpc import health
+from neurona_server.rpc.call import Unary
+from neurona_server.rpc.security import tokens
+from neurona_server.rpc.security.access import Right
+from neurona_server.rpc.security.tokens import Access, hash_token
+from neurona_server.rpc.transports.listener import ListenerOptions
+
+FULL, LIMITED, BLIND, NEW = (f"{name}-token-of-many-letters" for name in "abcd")
+
+
+def entry(name, token, rights, *models):
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    text = f'[[tokens]]\nname = "{name}"\nsha256 = "{digest}"\nrights = {list(rights)}\n'
+    return text + (f"models = {list(models)}\n" if models else "")
+
+
+TOKENS = (
+    entry("all", FULL, ["predict", "describe", "control"])
+    + entry("some", LIMITED, ["predict", "describe"], "regressor", "pick*")
+    + entry("blind", BLIND, ["predict"])
+)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "tokens.toml"
+    path.write_text(TOKENS)
+    return path
+
+
+@pytest.fixture
+def server(make_server, file, monkeypatch):
+    monkeypatch.setattr(tokens, "PAUSE", 0.0)
+    access = Access(file)
+    server = make_server(options=ListenerOptions(1 << 20, access=access))
+    server.health.set({"": True, "regressor": True, "regressor/1": True, "classifier": True})
+    return server
+
+
+def with_token(token):
+    return [("authorization", f"Bearer {token}")]
+
+
+def total(model="regressor", steps=3):
+    series = np.ones((1, steps), np.float32)
+    return PredictRequest(model=model, inputs=[to_tensor("series", series)])
+
+
+def error_of(method, request, token=None):
+    metadata = None if token is None else with_token(token)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(method(request, timeout=10, metadata=metadata))  # a unary call raises before
+    return caught.value.code().name, caught.value.details()
+
+
+@pytest.mark.parametrize("token", [FULL, LIMITED, BLIND])
+def test_a_known_token_is_answered(server, token):
+    response = server.prediction.Predict(total(), timeout=10, metadata=with_token(token))
+    assert response.regression.rows[0].values[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (None, "a token is needed"),
+        ([("authorization", "Basic abc")], "not of the form Bearer TOKEN"),
+        ([("authorization", "Bearer ")], "not of the form Bearer TOKEN"),
+        (with_token(NEW), "the token is not known"),
+        (with_token(FULL[:-1]), "the token is not known"),
+        (with_token(hashlib.sha256(FULL.encode()).hexdigest()), "the token is not known"),
+        (with_token(FULL) * 2, "once"),
+        ([("authorization-bin", FULL.encode())], "a token is needed"),
+    ],
+)
+def test_every_method_refuses_callers_without_a_token(server, metadata, message):
+    checked = 0
+    for path in server.methods:
+        if path.startswith("/grpc.health.v1.Health/") and not path.endswith("/List"):
+            continue
+        if path.endswith(("/ServerLive", "/ServerReady")):  # health too, by another name
+            continue
+        method = server.channel.stream_stream(path)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(method(iter([b""]), timeout=10, metadata=metadata))
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        assert message in caught.value.details()
+        checked += 1
+    assert checked >= 9
+
+
+def test_the_scheme_may_be_in_any_case(server):
+    metadata = [("authorization", f"bEARER  {FULL}")]
+    assert server.prediction.Predict(total(), timeout=10, metadata=metadata)
+
+
+def test_a_call_is_refused_before_its_request_is_read(server):
+    method = server.channel.unary_unary("/neurona.v1.Prediction/Predict")
+    assert error_of(method, b"\xff" * 900_000)[0] == "UNAUTHENTICATED"
+    assert error_of(method, b"\xff" * 900_000, BLIND)[0] == "INVALID_ARGUMENT"
+
+
+def test_health_is_open_but_does_not_list_to_everybody(server):
+    stub = HealthStub(server.channel)
+    assert stub.Check(HealthCheckRequest(), timeout=10).status == HealthCheckResponse.SERVING
+    assert next(stub.Watch(HealthCheckRequest(), timeout=10))
+    method = server.channel.unary_unary("/grpc.health.v1.Health/List")
+    assert error_of(method, b"")[0] == "UNAUTHENTICATED"
+    assert error_of(method, b"", BLIND)[0] == "PERMISSION_DENIED"
+    for token, names in [
+        (LIMITED, ["", "regressor", "regressor/1"]),
+        (FULL, ["", "classifier", "regressor", "regressor/1"]),
+    ]:
+        answer = method(b"", timeout=10, metadata=with_token(token))
+        assert sorted(health.HealthListResponse.FromString(answer).statuses) == names
+
+
+def test_a_right_that_is_missing_is_named(server):
+    code, message = error_of(server.models.List, ListModelsRequest(), BLIND)
+    assert code == "PERMISSION_DENIED"
+    assert message == "the token 'blind' has no right to describe; it may predict"
+
+
+def test_a_method_that_says_nothing_needs_control(file):
+    method = Unary(lambda call: None)
+    assert Access(file).grant(method.right, with_token(FULL)).name == "all"
+    with pytest.raises(Exception, match="'some' has no right to control; it may predict, descr"):
+        Access(file).grant(method.right, with_token(LIMITED))
+
+
+@pytest.mark.parametrize("method", ["Predict", "Classify", "Regress"])
+def test_a_model_that_a_token_does_not_see_is_refused_whether_it_exists_or_not(server, method):
+    for model in ("classifier", "nobody"):
+        code, message = error_of(getattr(server.prediction, method), total(model), LIMITED)
+        assert code == "PERMISSION_DENIED"
+        assert message == f"the token 'some' has no right to model '{model}'"
+    code, message = error_of(server.prediction.Predict, total("picky"), LIMITED)
+    assert (code, message) == ("NOT_FOUND", "there is no model 'picky'")  # and no list of others
+
+
+def test_in_a_stream_each_request_is_refused_by_itself(server):
+    requests = [
+        StreamedRequest(id=i, request=total(model))
+        for i, model in enumerate(["classifier", "regressor"])
+    ]
+    stream = server.prediction.PredictStream(
+        iter([PredictStreamRequest(requests=requests)]), timeout=10, metadata=with_token(LIMITED)
+    )
+    answered = {one.id: one for response in stream for one in response.responses}
+    assert answered[0].error.code == grpc.StatusCode.PERMISSION_DENIED.value[0]
+    assert answered[1].response.regression.rows[0].values[0] == 3
+
+
+def test_lists_and_descriptions_show_only_models_that_the_token_sees(server):
+    for token, names in [
+        (LIMITED, ["picker", "regressor"]),
+        (FULL, ["classifier", "fixed", "picker", "regressor", "running_sum"]),
+    ]:
+        answer = server.models.List(ListModelsRequest(), timeout=10, metadata=with_token(token))
+        assert [model.model for model in answer.models] == names
+    request = DescribeModelRequest(model="classifier")
+    assert error_of(server.models.Describe, request, LIMITED)[0] == "PERMISSION_DENIED"
+    assert server.models.Describe(request, timeout=10, metadata=with_token(FULL)).batched
+
+
+def test_reflection_needs_the_right_to_describe(server):
+    method = server.channel.stream_stream(
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        ServerReflectionRequest.SerializeToString,
+        ServerReflectionResponse.FromString,
+    )
+    request = ServerReflectionRequest(list_services="*")
+    assert error_of(method, iter([request]), BLIND)[0] == "PERMISSION_DENIED"
+    (answer,) = method(iter([request]), timeout=10, metadata=with_token(LIMITED))
+    assert answer.list_services_response.service
+
+
+def test_the_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothing(
+    server, file, caplog
+):
+    file.write_text(TOKENS + entry("new", NEW, ["predict"]))
+    assert server.prediction.Predict(total(), timeout=10, metadata=with_token(NEW))
+    file.write_text(entry("new", NEW, ["predict"]) + "[[tokens]]\n")
+    for _ in range(3):
+        assert server.prediction.Predict(total(), timeout=10, metadata=with_token(BLIND))
+    (record,) = [r for r in caplog.records if r.name.startswith("neurona") and r.levelno >= 40]
+    assert "tokens.toml: token 2: expected name, sha256 and rights" in record.getMessage()
+    file.write_text(entry("new", NEW, ["predict"]))
+    assert error_of(server.prediction.Predict, total(), BLIND)[0] == "UNAUTHENTICATED"
+    assert server.prediction.Predict(total(), timeout=10, metadata=with_token(NEW))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected one or more"),
+        ("tokens = []", "expected one or more"),
+        (TOKENS + "[other]", "and nothing else"),
+        ("= 1", "is not TOML"),
+        (f'[[tokens]]\nname = "a"\nrights = ["predict"]\ntoken = "{FULL}"', "plain text does not"),
+        (f'[[tokens]]\nname = "a"\nrights = ["predict"]\nsha256 = "{FULL}"', "64 hex digits"),
+        (entry("a", FULL, ["fly"]), "rights out of predict, describe, control"),
+        (entry("a", FULL, []), "expected rights as a list"),
+        (entry("", FULL, ["predict"]), "expected a name"),
+        (entry("a", FULL, ["predict"]) + "models = []", "expected models as a list of at least"),
+        (entry("a", FULL, ["predict"]) + "models = [1]", "expected models as a list of at least"),
+        (entry("a", FULL, ["predict"]) + entry("b", FULL, ["control"]), "two tokens are the same"),
+    ],
+)
+def test_a_wrong_file_is_named_and_no_token_is_printed(tmp_path, text, message):
+    path = tmp_path / "tokens.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        Access(path)
+    assert str(path) in str(caught.value)
+    assert FULL not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"cannot read .*nowhere.toml: No such file"):
+        Access(tmp_path / "nowhere.toml")
+
+
+def test_a_token_is_hashed_for_the_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(NEW + "\n"))
+    assert hash_token() == 0
+    digest = capsys.readouterr().out.strip()
+    path = tmp_path / "tokens.toml"
+    path.write_text(f'[[tokens]]\nname = "n"\nsha256 = "{digest}"\nrights = ["control"]')
+    assert Access(path).grant(Right.CONTROL, with_token(NEW)).name == "n"
+
+
+@pytest.mark.parametrize("text", ["", "short\n", "with a space in the midst of it\n"])
+def test_a_token_that_can_be_guessed_is_not_hashed(text, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert hash_token() == 1
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert "at least 20 characters" in printed.err
+
+
+def test_the_other_protocol_shows_and_serves_only_what_the_token_holds_for(server):
+    every = server.triton.RepositoryIndex(pb.RepositoryIndexRequest(), metadata=with_token(FULL))
+    names = {model.name for model in every.models}
+    assert len(names) > 1
+    metadata = with_token(LIMITED)
+    narrow = server.triton.RepositoryIndex(pb.RepositoryIndexRequest(), metadata=metadata)
+    seen = {model.name for model in narrow.models}
+    assert seen < names
+    (hidden, *_) = sorted(names - seen)
+    for method, request in (
+        (server.triton.ModelMetadata, pb.ModelMetadataRequest(name=hidden)),
+        (server.triton.ModelConfig, pb.ModelConfigRequest(name=hidden)),
+        (server.triton.ModelReady, pb.ModelReadyRequest(name=hidden)),
+        (server.triton.ModelStatistics, pb.ModelStatisticsRequest(name=hidden)),
+        (server.triton.ModelInfer, pb.ModelInferRequest(model_name=hidden)),
+    ):
+        assert error_of(method, request, LIMITED)[0] == "PERMISSION_DENIED"
+    statistics = server.triton.ModelStatistics(pb.ModelStatisticsRequest(), metadata=metadata)
+    assert {one.name for one in statistics.model_stats} <= seen
+
+
+def test_doors_tell_of_whom_they_refuse_and_models_of_theirs(make_server, file):
+    refused = []
+    server = make_server(
+        options=ListenerOptions(1 << 20, access=Access(file), refused=refused.append)
+    )
+    assert error_of(server.prediction.Predict, total())[0] == "UNAUTHENTICATED"
+    blind = ListModelsRequest()
+    assert error_of(server.models.List, blind, BLIND)[0] == "PERMISSION_DENIED"
+    assert [type(error) for error in refused] == [UnauthenticatedError, ForbiddenError]
+    assert error_of(server.prediction.Predict, total("classifier"), LIMITED)[0] == (
+        "PERMISSION_DENIED"
+    )
+    assert server.count("refused_calls_total", reason="permission") == 1

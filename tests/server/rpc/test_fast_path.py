@@ -1,0 +1,75 @@
+"""Requests like one that was found good before are answered like it, each with its own data."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+from support import onnx_models
+
+from neurona_protos.open_inference_pb2 import ModelInferRequest
+from neurona_protos.prediction_pb2 import PredictRequest
+from neurona_protos.tensors import to_array, to_tensor
+from neurona_server.rpc import fast_path
+
+ONES = np.ones((1, 2), np.float32)
+
+
+@pytest.fixture
+def adjustable(tmp_path, make_server):
+    """A model whose optional input, of any size, would be taken for rows of several callers."""
+    onnx_models.save(
+        tmp_path / "adjustable" / "1" / "model.onnx",
+        [helper.make_node("Mul", ["x", "scale"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["batch", 2]), "scale": (TensorProto.FLOAT, ["n"])},
+        {"y": (TensorProto.FLOAT, ["batch", 2])},
+        {"scale": np.full(1, 2, np.float32)},
+    )
+    return make_server(root=tmp_path, start_models=False)
+
+
+def predict(server, scale):
+    scales = np.array([scale], np.float32)
+    request = PredictRequest(
+        model="adjustable", inputs=[to_tensor("x", ONES), to_tensor("scale", scales)]
+    )
+    return server.prediction.Predict.future(request, timeout=10)
+
+
+def infer(server, scale):
+    request = ModelInferRequest(model_name="adjustable")
+    request.inputs.add(name="x", datatype="FP32", shape=(1, 2))
+    request.inputs.add(name="scale", datatype="FP32", shape=(1,))
+    request.raw_input_contents.extend([ONES.tobytes(), np.float32(scale).tobytes()])
+    return server.triton.ModelInfer.future(request, timeout=10)
+
+
+@pytest.mark.parametrize("send", [predict, infer])
+def test_each_has_its_own_optional_input(adjustable, wait_until, send):
+    model = adjustable.registry.resolve("adjustable")
+    calls = []
+    for scale in (1, 2, 3, 4):
+        calls.append(send(adjustable, scale))
+        wait_until(lambda: model.batcher.queue.rows == len(calls))
+    model.start()
+    for scale, call in enumerate(calls, 1):
+        answer = call.result()
+        if send is infer:
+            values = np.frombuffer(answer.raw_output_contents[0], np.float32)
+        else:
+            values = to_array(answer.outputs[0])
+        assert (values == scale).all()
+
+
+def test_what_a_model_is_told_of_its_requests_has_an_end(make_server, monkeypatch):
+    monkeypatch.setattr(fast_path, "MOST_SHAPES", 4)
+    monkeypatch.setattr(fast_path, "MOST_SHAPES", 4)
+    server = make_server()
+    model = server.registry.resolve("regressor")
+    for length in range(1, 20):
+        series = to_tensor("series", np.ones((1, length), np.float32))
+        for _ in range(2):
+            answer = server.prediction.Predict(
+                PredictRequest(model="regressor", inputs=[series]), timeout=10
+            )
+            assert answer.regression.rows[0].values == [length]
+    kept = [facts for facts in model.notes.values() if isinstance(facts, dict)]
+    assert [0 < len(facts) <= 4 for facts in kept] == [True]

@@ -1,0 +1,177 @@
+"""Lines of the log: one record, one line, whatever callers sent."""
+
+import json
+import logging
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neurona_server.errors import printable
+from neurona_server.telemetry import logs
+from neurona_server.telemetry.logs import HumanFormatter, JsonFormatter
+
+
+def record(message, *args, exc_info=None, **extra):
+    made = logging.getLogger("neurona_server.x").makeRecord(
+        "neurona_server.x", logging.WARNING, __file__, 1, message, args, exc_info, extra=extra
+    )
+    made.created = datetime(2026, 11, 23, 20, 2, 3, 250000, UTC).timestamp()
+    return made
+
+
+def raised(error):
+    try:
+        raise error
+    except type(error):
+        return sys.exc_info()
+
+
+def test_an_object_says_when_who_what_and_what_it_is_about():
+    line = JsonFormatter(3).format(
+        record("%s failed", "m/1", model="m", version=1, request_id="r-1", trace_id="0" * 31 + "1")
+    )
+    assert json.loads(line) == {
+        "time": "2026-11-23T20:02:03.250000Z",
+        "level": "WARNING",
+        "logger": "neurona_server.x",
+        "message": "m/1 failed",
+        "process": 3,
+        "model": "m",
+        "version": 1,
+        "request_id": "r-1",
+        "trace_id": "0" * 31 + "1",
+    }
+
+
+def test_an_exception_is_a_field_of_its_object():
+    line = JsonFormatter().format(record("no", exc_info=raised(ValueError("a\nb"))))
+    entry = json.loads(line)
+    assert "\n" not in line
+    assert entry["exception"].startswith("Traceback")
+    assert entry["exception"].endswith("ValueError: a\nb")
+    assert "process" not in entry
+
+
+def test_a_person_gets_the_ids_behind_the_message():
+    line = HumanFormatter(2).format(record("m/1 failed", model="m", request_id="r-1"))
+    assert line.endswith(" WARNING process 2: neurona_server.x: m/1 failed [request_id=r-1]")
+    assert HumanFormatter().format(record("x")).endswith(" WARNING neurona_server.x: x")
+
+
+def test_an_id_does_not_look_like_two():
+    forged = 'a trace_id=b] "x"'
+    line = HumanFormatter().format(record("no", request_id=forged, trace_id="c"))
+    assert line.endswith(f" no [request_id={json.dumps(forged)} trace_id=c]")
+
+
+def test_no_line_of_an_exception_looks_like_one_of_the_log():
+    forged = "x\n2026-11-23 20:02:03,000 INFO neurona_server.app: all is well\x1b[2J"
+    lines = HumanFormatter().format(record("no", exc_info=raised(ValueError(forged)))).split("\n")
+    assert len(lines) > 3
+    assert all(line.startswith("    ") for line in lines[1:])
+    assert "\\x1b[2J" in lines[-1]
+
+
+@given(st.text(st.characters(exclude_categories=[])), st.text(st.characters(exclude_categories=[])))
+def test_whatever_stands_in_a_line_it_is_one_line_of_json_or_of_text(text, name):
+    made = record("model %s: %s", name, text, model=name, request_id=text, trace_id=name)
+    line = JsonFormatter().format(made)
+    assert line.isascii()
+    assert line.isprintable()
+    entry = json.loads(line)
+    json.dumps(entry, ensure_ascii=False).encode()  # no half of a surrogate pair
+    whole = {name: name.encode(errors="backslashreplace").decode() for name in (text, name)}
+    assert entry["message"] == f"model {whole[name]}: {whole[text]}"
+    assert (entry["model"], entry["request_id"]) == (whole[name], whole[text])
+    human = HumanFormatter().format(made)
+    assert human.isprintable()
+    assert printable(text) in human
+
+
+def test_a_line_whose_parts_do_not_fit_is_written_all_the_same():
+    assert json.loads(JsonFormatter().format(record("%d of %d", "x")))["message"] == "%d of %d"
+
+
+FAULTS = """
+import os, threading, warnings
+from neurona_server import logs
+
+logs.set_up("json", "INFO")
+thread = threading.Thread(target=int, args=["in a thread"])
+thread.start()
+thread.join()
+warnings.warn("mind the gap")
+logs.give_up(ValueError("no model"))
+os.write(2, b"\\x1b[31mfrom a library\\x1b[m\\n\\xff")
+raise KeyError("here")
+"""
+
+
+def test_faults_that_nobody_catches_are_lines_too():
+    command = [sys.executable, "-c", FAULTS]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    own, foreign = [], []
+    for entry in map(json.loads, done.stderr.splitlines()):
+        (foreign if entry["logger"] == "stderr" else own).append(entry)
+    assert [entry["message"] for entry in foreign] == ["from a library", "\ufffd"]
+    first, second, third, fourth = own
+    assert first["exception"].endswith("'in a thread'")
+    assert "mind the gap" in second["message"]
+    assert third["message"] == "no model"
+    assert fourth["exception"].endswith("KeyError: 'here'")
+    assert first["level"] == third["level"] == fourth["level"] == "CRITICAL"
+
+
+def test_a_person_is_told_plainly_why_it_does_not_start(capsys):
+    logs.give_up(ValueError("no model"))
+    assert capsys.readouterr().err == "neurona-serve: no model\n"
+
+
+UNWRITABLE = """
+import logging, os, threading
+from neurona_server import logs
+
+logs.set_up("json", "INFO")
+seen, ended = [], threading.Event()
+
+def see(record):
+    seen.append(record.getMessage())
+    if seen[-1] == "end":
+        ended.set()
+    return True
+
+logging.getLogger("stderr").addFilter(see)
+logging.info("this cannot be written")
+os.write(2, b"end\\n")
+ended.wait()
+print(seen)
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_where_lines_cannot_be_written_they_are_lost_and_make_no_others():
+    command = [sys.executable, "-c", UNWRITABLE]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, check=False, stdout=subprocess.PIPE, stderr=full, text=True, timeout=60
+        )
+    assert done.stdout == "['end']\n"
+
+
+@pytest.mark.parametrize("log_format", ["human", "json"])
+def test_a_process_whose_standard_error_is_closed(log_format):
+    code = (
+        "import logging, os; from neurona_server import logs\n"
+        f"logs.set_up({log_format!r}, 'INFO')\n"
+        "logging.info('nobody reads this'); os.write(2, b'nor this')\n"
+        "print(min(os.pipe()) > 2, os.get_inheritable(2))"
+    )
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "True True\n")

@@ -1,0 +1,169 @@
+"""What the page has to say, series by series, of a server that is asked."""
+
+import threading
+
+import grpc
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+from support import onnx_models
+from support.in_process_server import OPTIONS, Server
+
+from neurona_protos.open_inference_pb2 import ModelInferRequest
+from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest, StreamedRequest
+from neurona_protos.tensors import to_tensor
+from neurona_server.errors import (
+    ForbiddenError,
+    InvalidError,
+    QueueFullError,
+    TooLargeError,
+    UnauthenticatedError,
+)
+from neurona_server.telemetry.collectors import LoadsUnderWay
+from neurona_server.telemetry.metrics import Metrics
+
+LABELS = {"model": "classifier", "version": "1"}
+
+
+def request(model="classifier", rows=1):
+    pixels = np.ones((rows, 4), np.float32)
+    return PredictRequest(model=model, inputs=[to_tensor("x", pixels)], version=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (UnauthenticatedError("no"), "unauthenticated"),
+        (ForbiddenError("no"), "permission"),
+        (TooLargeError("no"), "too_large"),
+        (QueueFullError("no", 1.0), "too_many"),
+        (InvalidError("no"), None),
+    ],
+)
+def test_calls_that_are_refused_are_counted_by_reason(error, reason):
+    metrics = Metrics(CollectorRegistry())
+    metrics.refused(error)
+    (family,) = [f for f in metrics.registry.collect() if f.name == "neurona_refused_calls"]
+    counts = {sample.labels["reason"]: sample.value for sample in family.samples}
+    assert counts == {
+        each: float(each == reason)
+        for each in ("unauthenticated", "permission", "too_large", "too_many")
+    }
+
+
+def test_a_load_is_seen_from_its_beginning_to_its_end():
+    now = [10.0]
+    registry = CollectorRegistry()
+    loading = LoadsUnderWay(lambda: now[0])
+    registry.register(loading)
+    name = "neurona_version_loading_seconds"
+    loading.begin("a", 1)
+    now[0] = 12.5
+    assert registry.get_sample_value(name, {"model": "a", "version": "1"}) == 2.5
+    loading.end("a", 1)
+    assert registry.get_sample_value(name, {"model": "a", "version": "1"}) is None
+    loading.end("a", 1)  # told twice
+
+
+@pytest.fixture(scope="module")
+def server(repository):
+    server = Server(repository)
+    yield server
+    server.stop()
+
+
+def test_join_and_split_are_added_up_for_the_runs_that_were(server):
+    runs = server.count("batch_rows_count", **LABELS)
+    server.prediction.Predict(request(rows=3))
+    assert server.count("join_duration_seconds_count", **LABELS) == runs + 1
+    assert server.count("split_duration_seconds_count", **LABELS) == runs + 1
+    assert server.count("join_duration_seconds_sum", **LABELS) > 0
+    assert server.count("split_duration_seconds_sum", **LABELS) > 0
+
+
+def test_warm_up_is_part_of_the_load(server):
+    loads = server.count("load_duration_seconds_count", model="classifier")
+    assert server.count("warm_up_duration_seconds_count", model="classifier") == loads == 2
+    warm_up = server.count("warm_up_duration_seconds_sum", model="classifier")
+    assert 0 < warm_up < server.count("load_duration_seconds_sum", model="classifier")
+
+
+def test_a_share_is_of_those_that_name_no_version(server):
+    share = {n: server.count("version_share_ratio", model="classifier", version=n) for n in "12"}
+    assert share == {"1": 0, "2": 1}
+    assert server.count("version_label", model="classifier", version="2", label="latest") == 1
+
+
+def test_no_load_is_under_way_once_all_have_come(server):
+    names = {s.name for f in server.metrics.registry.collect() for s in f.samples}
+    assert "neurona_version_loading_seconds" not in names
+    assert "neurona_version_share_ratio" in names
+
+
+def test_what_waits_is_told_in_rows_and_bytes(repository, wait_until):
+    server = Server(repository, start_models=False)
+    try:
+        call = server.prediction.Predict.future(request(rows=5))
+        wait_until(lambda: server.count("queue_rows", **LABELS) == 5)
+        assert server.count("queue_bytes", **LABELS) >= 5 * 4 * 4
+        assert server.count("queue_limit_rows", **LABELS) == 4096
+        call.cancel()
+        wait_until(lambda: server.count("queue_bytes", **LABELS) == 0)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("protocol", ["neurona", "open inference"])
+def test_streams_count_while_they_are_open(server, wait_until, protocol):
+    end = threading.Event()
+    name = "classifier"
+
+    def messages(first):
+        yield first
+        end.wait(10)
+
+    if protocol == "neurona":
+        first = PredictStreamRequest(requests=[StreamedRequest(id=1, request=request())])
+        calls = [server.prediction.PredictStream(messages(first)) for _ in range(3)]
+    else:
+        first = ModelInferRequest(model_name=name)
+        calls = [server.triton.ModelStreamInfer(messages(first)) for _ in range(3)]
+    for call in calls:
+        next(call)
+    assert server.count("open_streams") == 3
+    calls[0].cancel()
+    wait_until(lambda: server.count("open_streams") == 2)
+    end.set()
+    for call in calls[1:]:
+        assert list(call) == []
+    wait_until(lambda: server.count("open_streams") == 0)
+
+
+def test_a_message_that_is_too_large_is_counted_where_the_quick_door_sees_it(repository, tmp_path):
+    refused = []
+    onnx_models.save_regressor(tmp_path / "m" / "1" / "model.onnx")
+    options = OPTIONS.__class__(max_message_bytes=1000, refused=refused.append)
+    server = Server(tmp_path, options=options)
+    try:
+        for _ in range(2):
+            with pytest.raises(grpc.RpcError, match="larger than max"):
+                server.prediction.Predict(request(rows=1000))
+        stream = server.channel.stream_stream("/neurona.v1.Prediction/PredictStream")
+        with pytest.raises(grpc.RpcError, match="larger than max"):
+            list(stream(iter([b"x" * 2000])))
+        with pytest.raises(grpc.RpcError, match="no request"):
+            server.channel.stream_unary("/neurona.v1.Prediction/Predict")(iter([]))
+    finally:
+        server.stop()
+    assert [type(error) for error in refused] == [TooLargeError] * 3
+
+
+def test_nodes_are_those_of_what_serves_now():
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    old, new = metrics.model("m", 1), metrics.model("m", 1)
+    old.placed({"CUDAExecutionProvider": 3, "CPUExecutionProvider": 1}, degraded=False)
+    new.placed({"CPUExecutionProvider": 4}, degraded=True)
+    (nodes,) = [family for family in registry.collect() if family.name == "neurona_model_nodes"]
+    found = {sample.labels["provider"]: sample.value for sample in nodes.samples}
+    assert found == {"CPUExecutionProvider": 4}

@@ -1,0 +1,286 @@
+"""What a collector gets of calls: parents, links, attributes, and how they ended."""
+
+import itertools
+
+import grpc
+import numpy as np
+import pytest
+from support import in_process_server
+
+from neurona_protos.open_inference_pb2 import ModelInferRequest
+from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest, StreamedRequest
+from neurona_protos.tensors import to_tensor
+from neurona_server.batching.policy import BatchPolicy
+from neurona_server.errors import StoppingError
+
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+CONTEXT = [("traceparent", f"00-{TRACE}-{PARENT}-01"), ("tracestate", "vendor=a,other=b")]
+PREDICT = "neurona.v1.Prediction/Predict"
+THREADED = BatchPolicy(inline=False)
+
+
+@pytest.fixture(scope="module", params=["core", "aio"], autouse=True)
+def door(request):
+    """Each test runs behind both doors."""
+    in_process_server.DOOR = request.param
+    yield request.param
+    in_process_server.DOOR = "auto"
+
+
+def predict(*indices):
+    index = to_tensor("index", np.array(indices, np.int64))
+    return PredictRequest(model="picker", inputs=[index])
+
+
+def infer(*indices):
+    request = ModelInferRequest(model_name="picker")
+    request.inputs.add(name="index", datatype="INT64", shape=[len(indices)])
+    request.raw_input_contents.append(np.array(indices, np.int64).tobytes())
+    return request
+
+
+def named(spans, name):
+    return [span for span in spans if span.name == name]
+
+
+def inside(spans, parent):
+    return {span.name: span for span in spans if span.parent == parent.id}
+
+
+def code_of(call):
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value.code().name
+
+
+def wait_for_rows(server, rows, wait_until):
+    wait_until(lambda: server.count("queue_rows", model="picker", version="1") == rows)
+
+
+@pytest.mark.parametrize("inline", [True, False], ids=["inline", "threaded"])
+@pytest.mark.parametrize("protocol", ["prediction", "triton"])
+def test_a_call_has_a_span_its_queue_its_batch_and_its_run_in_it(traced, protocol, inline):
+    one = traced(BatchPolicy(inline=inline))
+    if protocol == "prediction":
+        one.server.prediction.Predict(predict(1, 2), timeout=10, metadata=CONTEXT)
+        service, method = "neurona.v1.Prediction", "Predict"
+    else:
+        one.server.triton.ModelInfer(infer(1, 2), timeout=10, metadata=CONTEXT)
+        service, method = "inference.GRPCInferenceService", "ModelInfer"
+    spans = one.spans()
+    assert len(spans) == 4
+    assert {span.trace_id for span in spans} == {TRACE}
+    (call,) = named(spans, f"{service}/{method}")
+    assert (call.parent, call.kind) == (PARENT, "SPAN_KIND_SERVER")
+    assert call.raw.trace_state == "vendor=a,other=b"
+    assert call.attributes == {
+        "rpc.system": "grpc",
+        "rpc.service": service,
+        "rpc.method": method,
+        "rpc.grpc.status_code": 0,
+        "neurona.model": "picker",
+        "neurona.version": 1,
+        "neurona.rows": 2,
+    }
+    queue, batch = (inside(spans, call)[name] for name in ("queue", "batch"))
+    assert batch.attributes == {
+        "neurona.model": "picker",
+        "neurona.version": 1,
+        "neurona.provider": "CPUExecutionProvider",
+        "neurona.batch.rows": 2,
+        "neurona.batch.requests": 1,
+        "neurona.batch.padding": 0,
+    }
+    assert (batch.links, call.links) == ({call.id}, {batch.id})
+    run = inside(spans, batch)["run"]
+    assert not any(span.failed or span.exceptions for span in spans)
+    moments = [call.start, queue.start, queue.end, batch.start, run.start, run.end, batch.end]
+    slack = 2_000_000  # two clocks are compared
+    assert all(later - earlier > -slack for earlier, later in itertools.pairwise(moments))
+    assert one.count("sent") == 4
+    assert one.count("lost") == 0
+
+
+def test_requests_of_a_batch_are_linked_to_it_and_it_to_them(traced, wait_until):
+    one = traced(THREADED, start_models=False)
+    calls = [one.server.prediction.Predict.future(predict(n), timeout=20) for n in range(3)]
+    wait_for_rows(one.server, 3, wait_until)
+    one.server.registry.resolve("picker").start()
+    assert all(call.result() for call in calls)
+    spans = one.spans()
+    calls, (batch,) = named(spans, PREDICT), named(spans, "batch")
+    assert len({call.trace_id for call in calls}) == 3
+    assert batch.links == {call.id for call in calls}
+    assert all(call.links == {batch.id} for call in calls)
+    assert batch.attributes["neurona.batch.rows"] == 3
+    assert batch.parent in {call.id for call in calls}
+    assert len(named(spans, "queue")) == 3
+    assert len(named(spans, "run")) == 1
+
+
+def test_neighbours_of_a_poisoned_request_are_well(traced, wait_until):
+    one = traced(THREADED, start_models=False)
+    futures = [one.server.prediction.Predict.future(predict(n), timeout=20) for n in (1, 99)]
+    wait_for_rows(one.server, 2, wait_until)
+    one.server.registry.resolve("picker").start()
+    assert sorted(future.code().name for future in futures) == ["INTERNAL", "OK"]
+    spans = one.spans()
+    well, ill = sorted(named(spans, PREDICT), key=lambda call: call.failed)
+    assert (well.attributes["rpc.grpc.status_code"], well.exceptions) == (0, [])
+    assert ill.attributes["rpc.grpc.status_code"] == 13
+    assert ill.attributes["error.type"] == "ModelFailedError"
+    assert ill.said == ill.exceptions[0]["exception.message"]
+    together, *halves = sorted(named(spans, "batch"), key=lambda one: -len(one.links))
+    assert together.failed
+    assert together.links == {well.id, ill.id}
+    outcomes = {half.failed: half.links for half in halves}
+    assert len(halves) == 2
+    assert outcomes == {False: {well.id}, True: {ill.id}}
+    assert sum(run.failed for run in named(spans, "run")) == 2
+
+
+def test_cancelled_in_the_queue(traced, wait_until):
+    one = traced(THREADED, start_models=False)
+    call = one.server.prediction.Predict.future(predict(1), timeout=20, metadata=CONTEXT)
+    wait_for_rows(one.server, 1, wait_until)
+    call.cancel()
+    wait_for_rows(one.server, 0, wait_until)
+    queue, call = sorted(one.spans(), key=lambda span: span.name != "queue")
+    assert call.attributes["rpc.grpc.status_code"] == 1
+    assert not call.failed  # the server has done no wrong
+    assert call.exceptions[0]["exception.type"] == "CancelledError"
+    assert (queue.parent, queue.failed) == (call.id, True)
+
+
+def test_expired_in_the_queue(traced, wait_until):
+    one = traced(THREADED, start_models=False)
+    expired = one.server.prediction.Predict.future(predict(1), timeout=0.5, metadata=CONTEXT)
+    wait_for_rows(one.server, 1, wait_until)
+    assert expired.code().name == "DEADLINE_EXCEEDED"
+    wait_for_rows(one.server, 0, wait_until)
+    queue, call = sorted(one.spans(), key=lambda span: span.name != "queue")
+    assert call.attributes["rpc.grpc.status_code"] == 4
+    assert call.failed
+    assert call.attributes["error.type"] == "ExpiredError"
+    assert (queue.parent, queue.failed) == (call.id, True)
+
+
+def test_refused_calls_have_a_span_of_their_own(traced):
+    one = traced()
+    unknown = PredictRequest(model="none")
+    code = code_of(lambda: one.server.prediction.Predict(unknown, timeout=9, metadata=CONTEXT))
+    assert code == "NOT_FOUND"
+    (call,) = one.spans()
+    assert call.attributes["rpc.grpc.status_code"] == 5
+    assert not call.failed  # the caller has: so the conventions have it
+    assert call.exceptions[0]["exception.type"] == "NotFoundError"
+
+
+def test_a_stream_has_a_span_for_each_request(traced):
+    one = traced()
+    requests = [StreamedRequest(id=n, request=predict(n)) for n in (1, 2, 99)]
+    stream = one.server.prediction.PredictStream(
+        iter([PredictStreamRequest(requests=requests)]), timeout=20, metadata=CONTEXT
+    )
+    assert sum(len(message.responses) for message in stream) == 3
+    assert stream.code().name == "OK"
+    spans = one.spans()
+    (call,) = named(spans, "neurona.v1.Prediction/PredictStream")
+    assert (call.parent, call.attributes["rpc.grpc.status_code"]) == (PARENT, 0)
+    asked = {span.attributes["neurona.request.number"]: span for span in named(spans, "request")}
+    assert asked.keys() == {1, 2, 99}
+    assert all(span.parent == call.id for span in asked.values())
+    assert [asked[n].attributes["rpc.grpc.status_code"] for n in (1, 2, 99)] == [0, 0, 13]
+    assert [asked[n].failed for n in (1, 2, 99)] == [False, False, True]
+    linked = {link for batch in named(spans, "batch") for link in batch.links}
+    assert linked == {span.id for span in asked.values()}
+    assert {span.parent for span in named(spans, "queue")} == linked
+
+
+def test_a_stream_of_the_other_protocol_too(traced):
+    one = traced()
+    stream = one.server.triton.ModelStreamInfer(
+        iter([infer(1), infer(99)]), timeout=20, metadata=CONTEXT
+    )
+    assert [bool(answer.error_message) for answer in stream] == [False, True]
+    spans = one.spans()
+    (call,) = named(spans, "inference.GRPCInferenceService/ModelStreamInfer")
+    asked = sorted(
+        named(spans, "request"), key=lambda one: one.attributes["neurona.request.number"]
+    )
+    assert [span.failed for span in asked] == [False, True]
+    assert {span.parent for span in asked} == {call.id}
+
+
+def test_a_stream_that_is_cancelled_ends_its_requests(traced, wait_until):
+    one = traced(THREADED, start_models=False)
+    message = PredictStreamRequest(requests=[StreamedRequest(id=1, request=predict(1))])
+    stream = one.server.prediction.PredictStream(iter([message]), timeout=20, metadata=CONTEXT)
+    wait_for_rows(one.server, 1, wait_until)
+    stream.cancel()
+    wait_for_rows(one.server, 0, wait_until)
+    spans = one.spans()
+    (call,), (asked,) = named(spans, "neurona.v1.Prediction/PredictStream"), named(spans, "request")
+    assert call.attributes["rpc.grpc.status_code"] == 1
+    assert asked.attributes["rpc.grpc.status_code"] == 1
+
+
+def test_a_request_in_parts_is_in_several_batches(traced):
+    one = traced(BatchPolicy(max_rows=2, inline=False))
+    one.server.prediction.Predict(predict(0, 1, 2, 3, 0), timeout=10, metadata=CONTEXT)
+    spans = one.spans()
+    (call,) = named(spans, PREDICT)
+    batches = named(spans, "batch")
+    assert sum(batch.attributes["neurona.batch.rows"] for batch in batches) == 5
+    assert all(batch.links == {call.id} for batch in batches)
+    assert call.links == {batch.id for batch in batches}
+
+
+def test_what_a_caller_decided_holds_and_a_ratio_for_the_rest(traced):
+    for ratio, count in ((0.0, 1), (1.0, 3)):
+        one = traced(ratio=ratio)
+        ask = one.server.prediction.Predict
+        ask(predict(1), timeout=10, metadata=CONTEXT)
+        ask(predict(1), timeout=10, metadata=[("traceparent", f"00-{TRACE}-{PARENT}-00")])
+        ask(predict(1), timeout=10)
+        ask(predict(1), timeout=10, metadata=[("traceparent", f"00-{TRACE}-{PARENT}-01-x")])
+        traces = [span.trace_id for span in named(one.spans(), PREDICT)]
+        assert len(traces) == count
+        assert traces.count(TRACE) == 1
+        one.collector.spans.clear()
+
+
+def test_health_is_not_traced(traced):
+    one = traced()
+    one.server.health.set({"": True})
+    one.server.channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=10)
+    assert one.spans() == []
+
+
+def test_a_request_that_a_model_leaves_unanswered(traced):
+    """The server stops: whoever waits is told, and the trace says so."""
+    one = traced(THREADED, start_models=False)
+    call = one.server.prediction.Predict.future(predict(1), timeout=20, metadata=CONTEXT)
+    while not one.server.count("queue_rows", model="picker", version="1"):
+        assert not call.done()
+    one.server.registry.resolve("picker").batcher.cancel_all(StoppingError("stop"))
+    assert call.code().name == "UNAVAILABLE"
+    spans = one.spans()
+    assert {span.name for span in spans} == {PREDICT, "queue"}
+    assert named(spans, PREDICT)[0].failed
+
+
+def test_a_batch_counts_each_request_of_those_that_travel_as_one(traced, wait_until):
+    one = traced(THREADED, ratio=0.0, start_models=False)
+    many = PredictStreamRequest(
+        requests=[StreamedRequest(id=n, request=predict(n % 4)) for n in range(9)]
+    )
+    stream = one.server.prediction.PredictStream(iter([many]), timeout=20)
+    wait_for_rows(one.server, 9, wait_until)
+    call = one.server.prediction.Predict.future(predict(1), timeout=20, metadata=CONTEXT)
+    wait_for_rows(one.server, 10, wait_until)
+    one.server.registry.resolve("picker").start()
+    assert call.result()
+    assert sum(len(answer.responses) for answer in stream) == 9
+    (batch,) = named(one.spans(), "batch")
+    assert batch.attributes["neurona.batch.requests"] == 10

@@ -1,0 +1,37 @@
+import threading
+
+from neurona_server.telemetry.statistics import Counts, Runs, Tally
+
+
+def test_every_thread_counts_and_a_reader_adds_up():
+    tally = Tally()
+    barrier = threading.Barrier(8)
+
+    def count():
+        barrier.wait()
+        for _ in range(1000):
+            tally.ran(4, 2, 1.0, 2.0, 3.0)
+            tally.failed(0.125)
+
+    threads = [threading.Thread(target=count) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    tally.ran(1, 1, 1.0, 2.0, 3.0)
+    read = tally.read()
+    assert read.last_run > 0
+    n = 8000
+    assert read == Counts(
+        sizes={
+            4: Runs(n, 2 * n, n, 2 * n, 3 * n, 2 * n, 4 * n, 6 * n),
+            1: Runs(1, 1, 1, 2, 3, 1, 2, 3),
+        },
+        failures=n,
+        failure_seconds=n / 8,
+        last_run=read.last_run,
+    )
+
+
+def test_nothing_has_happened_yet():
+    assert Tally().read() == Counts()

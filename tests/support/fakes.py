@@ -1,0 +1,87 @@
+"""Stand-ins that make batching deterministic: a clock and a model that do what the test says."""
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from neurona_server.batching.batcher import Batcher
+from neurona_server.batching.policy import BatchPolicy
+from neurona_server.batching.request import Request
+from neurona_server.telemetry.metrics import Metrics
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+class Asked:
+    """A request and what its caller was told, each time it was told something."""
+
+    def __init__(self, batcher, values, *, columns=1, **options):
+        self.told = []
+        array = np.repeat(np.array(values, np.float32)[:, None], columns, axis=1)
+        self.request = Request({"x": array}, len(array), array.shape[1:], self._tell, **options)
+        batcher.submit(self.request)
+
+    def _tell(self, *told):
+        self.told.append(told)
+
+    @property
+    def answer(self):
+        """The first column of the output, or the class of the error."""
+        ((_, outputs, error),) = self.told  # exactly once
+        return type(error) if error else np.atleast_2d(outputs[0])[:, 0].tolist()
+
+
+class Puppet:
+    """A model that doubles. Before it does, the test says what happens."""
+
+    def __init__(self, before=lambda inputs: None, answer=lambda inputs: [inputs["x"] * 2]):
+        self.batches = []  # the rows of each run
+        self.before = before
+        self.answer = answer
+
+    def __call__(self):
+        return PuppetRun(self)
+
+
+class PuppetRun:
+    def __init__(self, puppet):
+        self.puppet = puppet
+        self.terminated = False
+
+    def __call__(self, inputs):
+        self.puppet.batches.append(len(inputs["x"]))
+        self.puppet.before(inputs)
+        if self.terminated:
+            raise RuntimeError("terminated")
+        return self.puppet.answer(inputs)
+
+    def terminate(self):
+        self.terminated = True
+
+
+class PuppetBatcher(Batcher):
+    """With a clock and metrics that the test can read, and steps instead of a thread."""
+
+    def __init__(self, policy=None, **options):
+        self.clock = Clock()
+        self.registry = CollectorRegistry()
+        metrics = Metrics(self.registry).model("puppet", 1)
+        policy = policy or BatchPolicy(max_rows=8, max_queue_rows=64)
+        super().__init__("puppet/1", policy, metrics, clock=self.clock, **options)
+        metrics.watch(self.queue, self.curve)
+
+    def step(self, puppet):
+        """One batch, as an idle instance would take it."""
+        cut = self.queue.poll()
+        if cut is not None:
+            self.process(cut, puppet)
+        return cut
+
+    def value(self, name, **labels):
+        labels = {"model": "puppet", "version": "1", **labels}
+        return self.registry.get_sample_value(f"neurona_{name}", labels)

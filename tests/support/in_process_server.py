@@ -1,0 +1,118 @@
+"""All of neurona-serve but its command line, in the test's own process."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+from prometheus_client import CollectorRegistry
+
+from neurona_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from neurona_protos.prediction_pb2 import State
+from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
+from neurona_server.batching.policy import BatchPolicy
+from neurona_server.models.lifecycle.reconciler import Reconciler
+from neurona_server.models.lifecycle.registry import Registry
+from neurona_server.models.model import Model
+from neurona_server.models.options import ModelOptions, ReconcilerOptions
+from neurona_server.models.repository.scanner import Found, Repository
+from neurona_server.models.repository.settings import VersionPolicy
+from neurona_server.rpc.health import Health
+from neurona_server.rpc.limits import Limits
+from neurona_server.rpc.open_inference.service import OpenInference
+from neurona_server.rpc.reflection import Reflection
+from neurona_server.rpc.transports.auto import open_door
+from neurona_server.rpc.transports.listener import ListenerOptions
+from neurona_server.rpc.v1.models import Control, Models
+from neurona_server.rpc.v1.prediction import Prediction
+from neurona_server.telemetry.metrics import Metrics
+from neurona_server.telemetry.span_exporter import Tracing
+
+DOOR = "auto"
+"""Tests of doors set it to each in turn."""
+
+LIMITS = Limits(max_message_bytes=1 << 20)
+OPTIONS = ListenerOptions(max_message_bytes=1 << 20)
+
+
+class Server:
+    """Without `start_models` nothing is run before the test starts a model itself.
+
+    With `every`, all versions are served. The repository is looked at when the test says `look`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        policy: BatchPolicy | None = None,
+        *,
+        start_models: bool = True,
+        every: bool = True,
+        explicit: bool = False,
+        load_model: Sequence[str] = (),
+        control: Control | None = None,
+        shared_memory: bool = False,
+        limits: Limits = LIMITS,
+        options: ListenerOptions = OPTIONS,
+        address: str = "127.0.0.1:0",
+        tracing: Tracing | None = None,
+    ) -> None:
+        policy = policy or BatchPolicy()
+        if not start_models:
+            policy = replace(policy, inline=False)
+        model_options = ModelOptions(policy)
+        if tracing is not None:
+            model_options = replace(model_options, tracer=tracing.batches)
+            options = replace(options, tracer=tracing.calls)
+        self.metrics = Metrics(CollectorRegistry())
+        self.registry = Registry()
+        self.metrics.watch_versions(self.registry.known)
+        self.health = Health()
+
+        def load(found: Found) -> Model:
+            model = Model(found, model_options, self.metrics)
+            if start_models:
+                model.start()
+            else:
+                model.metrics.watch(model.batcher.queue, model.batcher.curve)
+            return model
+
+        self.reconciler = Reconciler(
+            Repository([root]),
+            self.registry,
+            load,
+            self.metrics,
+            ReconcilerOptions(VersionPolicy(every=every), explicit=explicit),
+        )
+        self.reconciler.start(load_model)
+        self.open_inference = OpenInference(
+            self.registry,
+            self.metrics,
+            lambda: all(m.state == State.STATE_READY for m in self.registry.models()),
+            control=control or (self.reconciler if explicit else None),
+            versions=VersionPolicy(every=every),
+            shared_memory=shared_memory,
+            limits=limits,
+        )
+        methods = {
+            **Prediction(self.registry, self.metrics, limits).methods(),
+            **Models(self.registry, self.reconciler if explicit else None).methods(),
+            **self.open_inference.methods(),
+            **self.health.methods(),
+        }
+        methods |= Reflection(methods).methods()
+        self.methods = methods
+        self.listener = open_door(DOOR, methods, options)
+        self.port = self.listener.start(address)
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
+        self.prediction = PredictionStub(self.channel)
+        self.models = ModelsStub(self.channel)
+        self.triton = GRPCInferenceServiceStub(self.channel)
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"neurona_{name}", labels) or 0.0
+
+    def stop(self) -> None:
+        self.channel.close()
+        self.listener.stop(5.0)
+        self.reconciler.stop(5.0)

@@ -1,0 +1,103 @@
+"""Free Spoken Digit Dataset: six people say the digits from 0 to 9 in English, 50 times each.
+
+Z. Jackson and others, github.com/Jakobovski/free-spoken-digit-dataset, CC BY-SA 4.0: 3,000
+recordings of one channel, 16 bits and 8 kHz, trimmed to the word, 0.14 to 2.3 s.
+"""
+
+import hashlib
+import wave
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurona_training.data import Dataset, Input, Split
+from neurona_training.data.published_files import PublishedFile, fetch
+from neurona_training.data.transforms import padded
+from neurona_training.errors import DataError
+
+RATE = 8000  # samples a second
+
+_COPY = (
+    "https://raw.githubusercontent.com/Jakobovski/free-spoken-digit-dataset/"
+    "26eb9aaf76e81b692f806f9140c2d2777410d7a1/recordings/"
+)
+_SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+_TAKES = 50
+_TEST = range(5)  # the takes that the authors keep for the test
+_VALIDATION = range(5, 12)  # ours: 14 % of all
+# Of all files' bytes, one after the other in the order of their names: there are too many
+# files to name the checksum of each.
+_SHA256 = "ddb17656a0bca4c5ddace082be188ca630516dc2ef1110afe3c4e9cc71173de4"
+
+_FULL_SCALE = 2.0**15  # of 16 bits
+
+
+def waveforms(data_dir: Path | None = None) -> Dataset:
+    """Each recording as samples from -1 to 1, (time,), padded by silence. Raises DataError.
+
+    Takes 0-4 of every speaker and digit are the test, 5-11 validation. Without a folder that
+    has them the files are downloaded one by one, which takes minutes.
+    """
+    named = [
+        (digit, take, f"{digit}_{speaker}_{take}.wav")
+        for digit in range(10)
+        for speaker in _SPEAKERS
+        for take in range(_TAKES)
+    ]
+    paths = {
+        name: fetch(PublishedFile(f"fsdd/{name}", f"{_COPY}{name}", None), data_dir)
+        for _, _, name in named
+    }
+    check(list(paths.values()))
+    waves = {name: read_wave(path) for name, path in paths.items()}
+
+    def split(takes: range) -> Split:
+        chosen = [(digit, name) for digit, take, name in named if take in takes]
+        inputs, lengths = padded([waves[name] for _, name in chosen])
+        return Split(inputs, np.array([digit for digit, _ in chosen], np.int64), lengths)
+
+    return Dataset(
+        name="spoken-digits",
+        source="Free Spoken Digit Dataset (Z. Jackson and others), commit 26eb9aa, "
+        "recordings 0-4 for the test",
+        train=split(range(_VALIDATION.stop, _TAKES)),
+        validation=split(_VALIDATION),
+        test=split(_TEST),
+        input=Input(
+            name="waveform",
+            axes=("batch", "time"),
+            description="a digit spoken in English, one channel of sound at 8,000 samples a "
+            "second, each sample from -1 to 1 (16-bit samples divided by 32768)",
+            unit="amplitude -1..1",
+        ),
+        labels=tuple(str(digit) for digit in range(10)),
+    )
+
+
+def check(paths: Sequence[Path]) -> None:
+    """Raises DataError unless these are the published files, all of them."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.name):
+        digest.update(path.read_bytes())
+    if digest.hexdigest() != _SHA256:
+        raise DataError(
+            f"the {len(paths)} files in {paths[0].parent} are not the published ones: their "
+            f"SHA-256 is {digest.hexdigest()}, not {_SHA256}; they come from {_COPY}"
+        )
+
+
+def read_wave(path: Path) -> NDArray[np.float32]:
+    """The samples of a WAV file of one channel, 16 bits and 8 kHz, -1..1. Raises DataError."""
+    try:
+        with wave.open(str(path)) as file:
+            form = (file.getnchannels(), file.getsampwidth(), file.getframerate())
+            content = file.readframes(file.getnframes())
+    except (EOFError, wave.Error) as error:
+        raise DataError(f"{path} is no WAV file: {error}") from error
+    if form != (1, 2, RATE):
+        raise DataError(f"{path} has {form[0]} channels, {8 * form[1]} bits, {form[2]} Hz")
+    if not content:
+        raise DataError(f"{path} has no samples")
+    return (np.frombuffer(content, "<i2") / _FULL_SCALE).astype(np.float32)

@@ -1,0 +1,1 @@
+"""From torch to ONNX, with a proof that both give the same outputs."""

@@ -1,0 +1,1 @@
+"""Experiments on their own, outside the recipes."""
