@@ -25,8 +25,9 @@ def test_imports_go_one_way():
 def test_a_wrong_import_would_be_seen(tmp_path):
     """The contracts are worth something only if they can be broken."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for name, folder in (("neurona_" + f, f) for f in ("protos", "training", "server", "client")):
-        shutil.copytree(ROOT / folder, tmp_path / name)
+    for folder in ("protos", "training", "server", "client"):
+        name = f"neurona_{folder}"
+        shutil.copytree(ROOT / folder / name, tmp_path / name)
     with (tmp_path / "neurona_server" / "batching" / "queue.py").open("a") as file:
         file.write("\nimport neurona_server.rpc.call\nimport grpc\n")
     code = "from importlinter.cli import lint_imports_command as c; c(['--no-cache'])"

@@ -1,5 +1,4 @@
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -10,38 +9,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-NODE = ROOT / "client" / "node"  # a package of npm's
-FOLDERS = {folder: name for name, folder in PROJECT["tool"]["setuptools"]["package-dir"].items()}
-
-
-def test_every_folder_with_code_is_a_package_that_is_installed():
-    with_code = {
-        ".".join([FOLDERS[folder], *path.parent.relative_to(ROOT / folder).parts])
-        for folder in FOLDERS
-        for path in (ROOT / folder).rglob("*.py")
-        if NODE not in path.parents
-    }
-    assert sorted(with_code) == sorted(PROJECT["tool"]["setuptools"]["packages"])
+PACKAGES = [ROOT / folder / f"neurona_{folder}" for folder in ("protos", "server", "client", "training")]
 
 
 def test_the_wheel_holds_every_file_of_the_packages(tmp_path):
-    source = tmp_path / "source"  # building leaves files behind, and they get into the next wheel
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("node"))
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", tmp_path, source]
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", tmp_path, ROOT]
     subprocess.run(command, check=True)
     (wheel,) = tmp_path.glob("neurona-*.whl")
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if "dist-info" not in name}
     expected = {
-        f"{FOLDERS[folder]}/{path.relative_to(ROOT / folder).as_posix()}"
-        for folder in FOLDERS
-        for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".pyi", ".proto", ".typed", ".html", ".css", ".js")
-        and NODE not in path.parents
-    }
+        path.relative_to(package.parent).as_posix()
+        for package in PACKAGES
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    } | {f"neurona_protos/{path.name}" for path in (ROOT / "protos").glob("*.proto")}
     assert inside == expected
 
 

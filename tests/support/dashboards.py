@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-DEPLOY = Path(__file__).parents[1] / "deploy"
+DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = sorted((DEPLOY / "prometheus" / "rules").glob("*.yml"))
 BOARDS = {
     path.stem: json.loads(path.read_text(encoding="utf-8"))

@@ -8,10 +8,9 @@ from typing import Any
 from neurona_protos.prediction_pb2 import State, Task
 from neurona_server.batching.batcher import Batcher, Instance
 from neurona_server.batching.device_scheduler import DeviceShare
-from neurona_server.batching.request import Request
+from neurona_server.batching.request import Outputs, Request
 from neurona_server.errors import StoppingError
 from neurona_server.models.batching_check import check_names, decide_batching, name_axes
-from neurona_server.models.lifecycle.traffic import Shadow
 from neurona_server.models.onnx.session import Session
 from neurona_server.models.options import ModelOptions, options_for
 from neurona_server.models.repository.scanner import Found
@@ -59,8 +58,9 @@ class Model:
         self.notes: dict[Hashable, Any] = {}
         """What others have worked out for this model, and that goes with it."""
 
-        self.shadow: Shadow | None = None
-        """Gets a copy of what this one answers."""
+        self.on_answer: Callable[[Request, Outputs], None] | None = None
+        """Called after each answer with the request and its outputs: a shadow gets its copies
+        so. It must not raise."""
 
         self.copies: set[Request] = set()
         """What this one has as a shadow and has not answered: nobody waits for it."""

@@ -18,15 +18,71 @@ from neurona_server.models.model import Deferred
 from neurona_server.rpc.security.access import Grant, Right
 from neurona_server.telemetry.trace import Trace
 
+REQUEST_ID = "x-request-id"
+"""The metadata, from the caller and, trailing, to one whose call failed."""
 
-class Call("Known", Protocol):
+MOST = 128
+"""Characters of an id."""
+
+MOST_PARENT = 512
+"""Characters of a traceparent: OpenTelemetry takes no more either."""
+
+CLOCKS_APART = 0.05
+"""Seconds by which a caller may have seen a deadline pass before we do: ours began to count
+when the request had reached us."""
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+_PRINTABLE = re.compile(rf"[\x21-\x7e](?:[\x20-\x7e]{{0,{MOST - 2}}}[\x21-\x7e])?")
+_TRACEPARENT = re.compile(
+    r"(?:00(?=.{53}\Z)|(?!00|ff)[0-9a-f]{2})-"  # version 0 has nothing behind its flags
+    r"(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(?:-.*)?"
+)
+_making = threading.Lock()
+
+
+class CallTrace(Trace, Protocol):
+    """Of one call, or of one request in a stream. Any thread may use it; it raises nothing."""
+
+    def request(self, number: int) -> "CallTrace":
+        """Of a request in the stream that this one is of; `number` tells it from others."""
+
+    def answered(self, request: "Submission", error: Exception | None) -> None:
+        """What its request to a model came to, before the caller has it."""
+
+    def end(self, error: Exception | None = None) -> None:
+        """The caller is told, or is gone. The first one counts."""
+
+
+class CallTracer(Protocol):
+    """Raises nothing."""
+
+    def samples(self, metadata: Metadata) -> bool:
+        """Whether a call with them is to be traced."""
+
+    def call(self, path: str, metadata: Metadata) -> CallTrace:
+        """Of one that is, and begins now."""
+
+
+class Known(Protocol):
+    """What has an id."""
+
+    @property
+    def request_id(self) -> str: ...
+
+    @property
+    def trace_id(self) -> str:
+        """Ours, else the caller's; "" if there is none."""
+
+
+class Call(Known, Protocol):
     """One unary call. Exactly one of `reply` and `fail` ends it; any thread may.
 
     After the caller has gone away both do nothing.
     """
 
     @property
-    def trace(self) -> "CallTrace | None":
+    def trace(self) -> CallTrace | None:
         """None if it is not traced."""
 
     @property
@@ -55,11 +111,11 @@ class Call("Known", Protocol):
         in the door's thread."""
 
 
-class StreamCall("Known", Protocol):
+class StreamCall(Known, Protocol):
     """One streaming call, as its `Stream` sees it."""
 
     @property
-    def trace(self) -> "CallTrace | None":
+    def trace(self) -> CallTrace | None:
         """As that of a `Call`."""
 
     @property
@@ -135,62 +191,6 @@ Methods = Mapping[str, Unary | Streaming]
 
 if TYPE_CHECKING:
     from neurona_server.rpc.submission import Submission
-
-REQUEST_ID = "x-request-id"
-"""The metadata, from the caller and, trailing, to one whose call failed."""
-
-MOST = 128
-"""Characters of an id."""
-
-MOST_PARENT = 512
-"""Characters of a traceparent: OpenTelemetry takes no more either."""
-
-CLOCKS_APART = 0.05
-"""Seconds by which a caller may have seen a deadline pass before we do: ours began to count
-when the request had reached us."""
-
-Metadata = Iterable[tuple[str, str | bytes]]
-
-_PRINTABLE = re.compile(rf"[\x21-\x7e](?:[\x20-\x7e]{{0,{MOST - 2}}}[\x21-\x7e])?")
-_TRACEPARENT = re.compile(
-    r"(?:00(?=.{53}\Z)|(?!00|ff)[0-9a-f]{2})-"  # version 0 has nothing behind its flags
-    r"(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(?:-.*)?"
-)
-_making = threading.Lock()
-
-
-class CallTrace(Trace, Protocol):
-    """Of one call, or of one request in a stream. Any thread may use it; it raises nothing."""
-
-    def request(self, number: int) -> "CallTrace":
-        """Of a request in the stream that this one is of; `number` tells it from others."""
-
-    def answered(self, request: "Submission", error: Exception | None) -> None:
-        """What its request to a model came to, before the caller has it."""
-
-    def end(self, error: Exception | None = None) -> None:
-        """The caller is told, or is gone. The first one counts."""
-
-
-class CallTracer(Protocol):
-    """Raises nothing."""
-
-    def samples(self, metadata: Metadata) -> bool:
-        """Whether a call with them is to be traced."""
-
-    def call(self, path: str, metadata: Metadata) -> CallTrace:
-        """Of one that is, and begins now."""
-
-
-class Known(Protocol):
-    """What has an id."""
-
-    @property
-    def request_id(self) -> str: ...
-
-    @property
-    def trace_id(self) -> str:
-        """Ours, else the caller's; "" if there is none."""
 
 
 class Caller:

@@ -213,8 +213,8 @@ def _finish(request: Request, outputs: Outputs | None, error: NeuronaError | Non
         request.receiver.fail(error or ModelFailedError())
     else:
         request.receiver.reply(response)
-    if outputs is not None and (shadow := model.shadow) is not None:
-        shadow.send(request, outputs)
+    if outputs is not None and (on_answer := model.on_answer) is not None:
+        on_answer(request, outputs)
 
 
 def _is_replaced(resolve: Callable[[], Model], model: Model) -> bool:

@@ -4,7 +4,6 @@ import logging
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -83,12 +82,12 @@ class Routing:
         percent = self.traffic.shadow_share
         for model in models.values():
             if target is None or model is target:
-                model.shadow = None
-            elif model.shadow is None or (model.shadow.to, model.shadow.percent) != (
-                target,
-                percent,
-            ):
-                model.shadow = Shadow(model, target, percent)
+                model.on_answer = None
+                continue
+            shadow = model.on_answer
+            if isinstance(shadow, Shadow) and (shadow.to, shadow.percent) == (target, percent):
+                continue
+            model.on_answer = Shadow(model, target, percent)
 
     def _shares(self, models: Mapping[int, Model]) -> dict[int, float]:
         """By version; the share of one that is not loaded stays with the default."""
@@ -116,10 +115,6 @@ class Routing:
         return self.labels.get(which)
 
 
-if TYPE_CHECKING:
-    from neurona_server.models.model import Model
-
-
 TOLERANCE = 1e-3
 """Of the largest value: so much apart, numbers still count as equal."""
 
@@ -128,7 +123,7 @@ class Shadow:
     """Copies of what `of` answers go to `to`: after the answer, with the lowest priority, and
     never more than fit into its queue. So a caller neither sees it nor waits for it."""
 
-    def __init__(self, of: "Model", to: "Model", percent: float) -> None:
+    def __init__(self, of: Model, to: Model, percent: float) -> None:
         self.to = to
         self.percent = percent
         self._of = of
@@ -137,7 +132,7 @@ class Shadow:
         if not self._fits:
             log.warning("%s cannot shadow %s: it takes other inputs", to, of, extra=to.log_fields)
 
-    def send(self, request: Request, outputs: Outputs) -> None:
+    def __call__(self, request: Request, outputs: Outputs) -> None:
         """Never waits, raises nothing."""
         if random.random() >= self._share:  # noqa: S311  nobody gains by foreseeing it
             return
@@ -190,7 +185,7 @@ def _own(outputs: Outputs) -> Outputs:
     ]
 
 
-def _inputs(model: "Model") -> set[tuple[object, ...]]:
+def _inputs(model: Model) -> set[tuple[object, ...]]:
     """Without what free sizes are called: another export may have other names for them."""
     return {
         (
@@ -202,7 +197,7 @@ def _inputs(model: "Model") -> set[tuple[object, ...]]:
     }
 
 
-def _best(model: "Model", outputs: Outputs) -> list[str]:
+def _best(model: Model, outputs: Outputs) -> list[str]:
     """Of a classification, the best class of each row."""
     if model.metadata.task != Task.TASK_CLASSIFICATION:
         return []
@@ -211,7 +206,7 @@ def _best(model: "Model", outputs: Outputs) -> list[str]:
     return [labels[index] if index < len(labels) else str(index) for index in best]
 
 
-def _by_name(model: "Model", outputs: Outputs) -> dict[str, Array]:
+def _by_name(model: Model, outputs: Outputs) -> dict[str, Array]:
     return dict(zip([spec.name for spec in model.signature.outputs], outputs, strict=True))
 
 

@@ -252,7 +252,7 @@ def _open(alike: Repeats, shape: Shape) -> _Group | None:
     answer = facts.answer
     if not isinstance(answer, PredictAnswer) or not model.signature.batched or not facts.rows:
         return None
-    if model.shadow is not None:  # its copies are counted one by one
+    if model.on_answer is not None:  # its copies are counted one by one
         return None
     group = _Group(shape, model, facts, answer)
     return group if group.most > 1 else None

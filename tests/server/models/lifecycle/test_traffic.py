@@ -56,10 +56,10 @@ def test_a_shadow_that_stops_does_not_run_what_it_still_has(models, metrics, wai
     session.run_with = wait_and_run
     to.start()
     shadow = Shadow(of, to, 100)
-    shadow.send(*answered())
+    shadow(*answered())
     assert running.wait(20)
     for _ in range(500):
-        shadow.send(*answered())
+        shadow(*answered())
     drained = []
     drain = threading.Thread(target=lambda: drained.append(to.drain(20)))
     drain.start()
@@ -73,7 +73,7 @@ def test_the_answer_that_is_kept_for_comparison_counts_as_bytes_that_wait(models
     of, to = models
     shadow = Shadow(of, to, 100)
     request, _ = answered()
-    shadow.send(request, [np.zeros(1000)])
+    shadow(request, [np.zeros(1000)])
     (copy,) = to.copies
     assert copy.nbytes >= request.nbytes + 8000
 
@@ -83,7 +83,7 @@ def test_only_the_answer_itself_is_kept_not_its_batch(models):
     request, _ = answered()
     whole = np.arange(3000, dtype=np.float32).reshape(1000, 3)
     batch = weakref.ref(whole)
-    Shadow(of, to, 100).send(request, Part(Ran([whole]), 5, 1))
+    Shadow(of, to, 100)(request, Part(Ran([whole]), 5, 1))
     del whole
     assert batch() is None
     assert len(to.copies) == 1
@@ -93,8 +93,8 @@ def test_a_version_that_is_gone_is_not_counted_again(models, metrics):
     of, to = models
     shadow = Shadow(of, to, 100)
     to.batcher.close()
-    shadow.send(*answered())
+    shadow(*answered())
     assert counted(metrics, "refused") == 1
     to.close()
-    shadow.send(*answered())
+    shadow(*answered())
     assert counted(metrics, "refused") is None
