@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PACKAGES = [ROOT / folder / f"neurona_{folder}" for folder in ("protos", "server", "client", "training")]
+PACKAGES = [
+    ROOT / folder / f"neurona_{folder}" for folder in ("protos", "server", "client", "training")
+]
 
 
 def test_the_wheel_holds_every_file_of_the_packages(tmp_path):

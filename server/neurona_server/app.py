@@ -5,7 +5,6 @@ import importlib.metadata
 import logging
 import os
 import platform
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,38 +15,35 @@ from prometheus_client import CollectorRegistry
 from neurona_server.address import is_local
 from neurona_server.batching.device_scheduler import DeviceShare
 from neurona_server.batching.policy import BatchPolicy
-from neurona_server.config import sources
 from neurona_server.config.options import Config
 from neurona_server.errors import ConfigError, LoadError
-from neurona_server.models.lifecycle.reconciler import Reconciler
+from neurona_server.models.lifecycle.reconciler import Reconciler, ReconcilerOptions
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
 from neurona_server.models.onnx.graph_cache import default_folder
 from neurona_server.models.onnx.runtime import (
     CPU,
     DEFAULT_PROVIDERS,
+    THREADS_A_CPU,
     RuntimeOptions,
     check_options,
     runtime_version,
 )
-from neurona_server.models.options import INLINE, ModelOptions, ReconcilerOptions
+from neurona_server.models.options import INLINE, ModelOptions
 from neurona_server.models.repository.scanner import Found, Repository
 from neurona_server.models.repository.settings import VersionPolicy
-from neurona_server.processes.ports import check_processes, supervise
-from neurona_server.processes.signals import StopSignals
-from neurona_server.resources import THREADS_A_CPU, available_cpus
+from neurona_server.resources import available_cpus
 from neurona_server.rpc.health import SERVING, Health
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.service import SERVICE as OPEN_INFERENCE
 from neurona_server.rpc.open_inference.service import OpenInference
 from neurona_server.rpc.reflection import Reflection
 from neurona_server.rpc.security.tls import Certificates
-from neurona_server.rpc.security.tokens import Access, hash_token
+from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.transports.auto import open_door
 from neurona_server.rpc.transports.listener import ListenerOptions
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
-from neurona_server.telemetry import logs
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.span_exporter import Tracing, open_tracing
 from neurona_server.web import endpoints
@@ -295,26 +291,6 @@ class App:
         self._health.replace(names)
         if not self._serving.is_set():  # the server was told to stop meanwhile
             self._health.stop()
-
-
-def main() -> int:
-    if sys.argv[1:] == ["--hash-token"]:
-        return hash_token()
-    try:
-        config = sources.load(sys.argv[1:], os.environ)
-        if config.processes > 1:
-            check_processes(config)
-            supervise(sys.argv[1:])
-        logs.set_up(config.log_format, config.log_level)
-        signals = StopSignals()
-        app = App(config)
-        app.start()
-        signals.serving()
-    except (ConfigError, LoadError) as error:
-        logs.give_up(error)
-        return 1
-    log.info("%s", signals.wait().name)
-    return leave(app.stop())
 
 
 def leave(drained: bool) -> int:

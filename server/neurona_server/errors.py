@@ -5,6 +5,9 @@ messages go to the caller, so they name what came and what was expected and noth
 that only the server's owner should see.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class NeuronaError(Exception):
     """Every error that a caller may be told about."""
@@ -129,3 +132,8 @@ class LoadError(Exception):
 
 class ConfigError(Exception):
     """An option is wrong. The message is one line that says which and what was expected."""
+
+
+def close_match(key: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, [*known], n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -2,15 +2,9 @@
 
 import math
 import os
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
-
-THREADS_A_CPU = 16  # in the pools of all models: they do not spin, so all but a few sleep
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -37,33 +31,6 @@ def _quota(cgroup: Path) -> float:
     except (ValueError, ZeroDivisionError):  # "max": no limit
         return math.inf
     return quota if quota > 0 else math.inf
-
-
-class ThreadBudget:
-    """How many threads the pools of all sessions may have together.
-
-    Each session has a pool of its own. ONNX Runtime can share one between all, but Python cannot
-    keep that one from spinning: its threads burn 45 ms of CPU after each run (measured with 1.31
-    on two CPUs: 5.4 ms of CPU for a run of 10 us, 100 times a second, where a pool of its own
-    that does not spin takes 0.1 ms), which the doors' threads then lack. So pools are bounded in
-    number of threads: the models that are loaded last run on their caller's thread alone.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._left = limit
-        self._lock = threading.Lock()
-
-    def take(self, wanted: int) -> int:
-        """Threads for one more session, 1 to `wanted`. The first of them is its caller's own, and
-        costs nothing."""
-        with self._lock:
-            granted = max(1, min(wanted, 1 + self._left))
-            self._left -= granted - 1
-        return granted
-
-    def give_back(self, granted: int) -> None:
-        with self._lock:
-            self._left += granted - 1
 
 
 """Where a container finds its own limits, and a machine those of all its groups."""
@@ -113,17 +80,3 @@ def _limit(path: Path) -> float:
         return int(path.read_text())
     except (OSError, ValueError):  # it is not there, or it says max
         return math.inf
-
-
-class MemoryLimit(Collector):
-    """Asked for when the page is read: the limit of a running container can be changed."""
-
-    def __init__(self, limit: Callable[[], int | None] = memory_limit) -> None:
-        self._limit = limit
-
-    def collect(self) -> Iterable[Metric]:
-        limit = self._limit()
-        if limit is None:
-            return []
-        text = "Memory that the process may take: its container's, or else the machine's."
-        return [GaugeMetricFamily("neurona_memory_limit_bytes", text, value=limit)]

@@ -17,5 +17,5 @@ def test_the_generated_files_are_those_of_the_proto_files(tmp_path):
     assert fresh.keys() == {stem + suffix for stem in protos for suffix in suffixes}
     assert len(protos) == 5
     for name, text in fresh.items():
-        if (PROTOS / name).read_text() != text:
-            pytest.fail(f"protos/{name} is stale: run `make proto`")
+        if (PROTOS / "neurona_protos" / name).read_text() != text:
+            pytest.fail(f"protos/neurona_protos/{name} is stale: run `make proto`")

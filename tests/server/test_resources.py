@@ -3,7 +3,8 @@ import os
 import pytest
 from prometheus_client import CollectorRegistry
 
-from neurona_server.resources import MemoryLimit, memory_limit
+from neurona_server.resources import memory_limit
+from neurona_server.telemetry.collectors import MemoryLimit
 
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 OF_CGROUPS = ("memory.max", "memory/memory.limit_in_bytes")

@@ -11,10 +11,10 @@ from neurona_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from neurona_protos.prediction_pb2 import State
 from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
 from neurona_server.batching.policy import BatchPolicy
-from neurona_server.models.lifecycle.reconciler import Reconciler
+from neurona_server.models.lifecycle.reconciler import Control, Reconciler, ReconcilerOptions
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
-from neurona_server.models.options import ModelOptions, ReconcilerOptions
+from neurona_server.models.options import ModelOptions
 from neurona_server.models.repository.scanner import Found, Repository
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.rpc.health import Health
@@ -23,7 +23,7 @@ from neurona_server.rpc.open_inference.service import OpenInference
 from neurona_server.rpc.reflection import Reflection
 from neurona_server.rpc.transports.auto import open_door
 from neurona_server.rpc.transports.listener import ListenerOptions
-from neurona_server.rpc.v1.models import Control, Models
+from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.span_exporter import Tracing

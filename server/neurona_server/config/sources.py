@@ -9,12 +9,14 @@ import difflib
 import logging
 import os
 import re
+import socket
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from neurona_server.address import UNIX
 from neurona_server.config.options import Config
 from neurona_server.errors import ConfigError
 
@@ -129,3 +131,20 @@ def _names() -> list[str]:
 def _suggestion(name: str) -> str:
     close = difflib.get_close_matches(name, _names(), n=1, cutoff=0.8)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_processes(config: Config) -> None:
+    """Raises ConfigError for what several processes cannot do."""
+    several = f"processes is {config.processes}"
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise ConfigError(f"{several}: this system does not let them share a port; expected 1")
+    if UNIX in config.address:
+        raise ConfigError(f"{several}: expected HOST:PORT as address: a unix socket has one owner")
+    if config.model_control == "explicit":
+        raise ConfigError(
+            f"{several}: expected model_control poll or none: a call to load reaches one of them"
+        )
+    if config.shared_memory:
+        raise ConfigError(
+            f"{several}: expected shared_memory false: a call to register reaches one of them"
+        )

@@ -2,15 +2,13 @@
 batch axis."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import LoadError
-from neurona_server.models.repository.model_toml import close_match
-from neurona_server.models.repository.settings import ModelSettings, TensorSettings
+from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.models.signature import TensorSpec
 from neurona_server.models.synthetic_inputs import FREE_SIZES, has_free_rows, make_inputs
 
@@ -70,45 +68,6 @@ def _equal(together: Array, apart: Array) -> bool:
 
 BATCH = "batch"
 """What axis 0 is called if requests may be joined along it."""
-
-
-def name_axes(
-    role: str, specs: Sequence[TensorSpec], said: Mapping[str, TensorSettings]
-) -> list[TensorSpec]:
-    """The specs with the names that their axes are given; of what is passed over in `said`,
-    `check_names` speaks.
-
-    A free size takes the name, and as in the graph equal names of inputs are equal sizes.
-    Raises LoadError when the number of axes is wrong.
-    """
-    named = []
-    for spec in specs:
-        axes = said[spec.name].axes if spec.name in said else ()
-        if axes and len(axes) != len(spec.shape):
-            raise LoadError(
-                f"its settings name {len(axes)} axes of {role} {spec.name!r}, "
-                f"which is {spec}; expected {len(spec.shape)}"
-            )
-        if axes:
-            sizes = [
-                size if isinstance(size, int) or not name else name
-                for size, name in zip(spec.shape, axes, strict=True)
-            ]
-            named.append(replace(spec, shape=tuple(sizes), axes=axes))
-        else:
-            named.append(spec)
-    return named
-
-
-def check_names(role: str, specs: Sequence[TensorSpec], said: Mapping[str, object]) -> None:
-    """Raises LoadError when settings are about a tensor that the model does not have."""
-    names = [spec.name for spec in specs]
-    for name in said:
-        if name not in names:
-            raise LoadError(
-                f"its settings have an {role} {name!r}; its {role}s are {names}"
-                f"{close_match(name, names)}"
-            )
 
 
 def decide_batching(

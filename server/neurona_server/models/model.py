@@ -10,12 +10,12 @@ from neurona_server.batching.batcher import Batcher, Instance
 from neurona_server.batching.device_scheduler import DeviceShare
 from neurona_server.batching.request import Outputs, Request
 from neurona_server.errors import StoppingError
-from neurona_server.models.batching_check import check_names, decide_batching, name_axes
+from neurona_server.models.batching_check import decide_batching
 from neurona_server.models.onnx.session import Session
 from neurona_server.models.options import ModelOptions, options_for
 from neurona_server.models.repository.scanner import Found
 from neurona_server.models.repository.settings import ModelSettings
-from neurona_server.models.signature import Signature, hold_to
+from neurona_server.models.signature import Signature, check_names, hold_to, name_axes
 from neurona_server.models.task import find_task
 from neurona_server.models.warm_up import run_samples, warm_up
 from neurona_server.telemetry.metrics import Metrics

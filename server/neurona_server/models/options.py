@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.models.onnx.session import RuntimeOptions
-from neurona_server.models.repository.settings import ModelSettings, VersionPolicy
+from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.resources import available_cpus
 from neurona_server.telemetry.trace import Tracer
 
@@ -48,18 +48,3 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
     if settings.providers is not None:
         runtime = replace(runtime, providers=settings.providers, gpu_expected=True)
     return ModelOptions(policy, runtime, instances, options.tracer)
-
-
-@dataclass(frozen=True)
-class ReconcilerOptions:
-    policy: VersionPolicy = field(default_factory=VersionPolicy)
-    """Of models whose settings name none."""
-
-    threads: int = 2
-    """Models that are loaded at the same time."""
-
-    drain_timeout: float = 30.0
-    """Seconds that a version which is replaced has for what it admitted."""
-
-    explicit: bool = False
-    """Only what `load` was called for is loaded."""

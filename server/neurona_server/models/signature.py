@@ -1,4 +1,4 @@
-"""The inputs and outputs that config.pbtxt declares, held against those of the graph."""
+"""What a model takes and returns: names, dtypes and shapes, and the check of a request."""
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import dtype_name
 from neurona_server.batching.request import OwnGroup
-from neurona_server.errors import InvalidError, LoadError, quoted
-from neurona_server.models.repository.model_toml import close_match
-from neurona_server.models.repository.settings import DeclaredTensor
+from neurona_server.errors import InvalidError, LoadError, close_match, quoted
+from neurona_server.models.repository.settings import DeclaredTensor, TensorSettings
 
 Size = int | str | None  # fixed, free with a name, free without one
 Described = tuple[DataType, tuple[int, ...]]  # of an array: dtype and shape
@@ -165,3 +164,42 @@ def _held(one: DeclaredTensor, spec: TensorSpec) -> TensorSpec:
         raise LoadError(f"config.pbtxt has the {one.role} {one.name!r} as {said}; it is {spec}")
     narrowed = [own if size is None else size for size, own in zip(sizes, spec.shape, strict=True)]
     return replace(spec, shape=tuple(narrowed))
+
+
+def name_axes(
+    role: str, specs: Sequence[TensorSpec], said: Mapping[str, TensorSettings]
+) -> list[TensorSpec]:
+    """The specs with the names that their axes are given; of what is passed over in `said`,
+    `check_names` speaks.
+
+    A free size takes the name, and as in the graph equal names of inputs are equal sizes.
+    Raises LoadError when the number of axes is wrong.
+    """
+    named = []
+    for spec in specs:
+        axes = said[spec.name].axes if spec.name in said else ()
+        if axes and len(axes) != len(spec.shape):
+            raise LoadError(
+                f"its settings name {len(axes)} axes of {role} {spec.name!r}, "
+                f"which is {spec}; expected {len(spec.shape)}"
+            )
+        if axes:
+            sizes = [
+                size if isinstance(size, int) or not name else name
+                for size, name in zip(spec.shape, axes, strict=True)
+            ]
+            named.append(replace(spec, shape=tuple(sizes), axes=axes))
+        else:
+            named.append(spec)
+    return named
+
+
+def check_names(role: str, specs: Sequence[TensorSpec], said: Mapping[str, object]) -> None:
+    """Raises LoadError when settings are about a tensor that the model does not have."""
+    names = [spec.name for spec in specs]
+    for name in said:
+        if name not in names:
+            raise LoadError(
+                f"its settings have an {role} {name!r}; its {role}s are {names}"
+                f"{close_match(name, names)}"
+            )

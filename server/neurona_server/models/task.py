@@ -16,8 +16,7 @@ from neurona_protos.prediction_pb2 import (
     ValueDescription,
 )
 from neurona_protos.tensors import NUMPY_DTYPES
-from neurona_server.errors import LoadError
-from neurona_server.models.repository.model_toml import close_match
+from neurona_server.errors import LoadError, close_match
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.models.signature import TensorSpec
 

@@ -2,45 +2,10 @@
 
 import contextlib
 import errno
-import os
 import socket
-import sys
 from collections.abc import Sequence
 
-from neurona_server.address import UNIX
-from neurona_server.config.options import Config
 from neurona_server.errors import ConfigError
-
-
-def check_processes(config: Config) -> None:
-    """Raises ConfigError for what several processes cannot do."""
-    several = f"processes is {config.processes}"
-    if not hasattr(socket, "SO_REUSEPORT"):
-        raise ConfigError(f"{several}: this system does not let them share a port; expected 1")
-    if UNIX in config.address:
-        raise ConfigError(f"{several}: expected HOST:PORT as address: a unix socket has one owner")
-    if config.model_control == "explicit":
-        raise ConfigError(
-            f"{several}: expected model_control poll or none: a call to load reaches one of them"
-        )
-    if config.shared_memory:
-        raise ConfigError(
-            f"{several}: expected shared_memory false: a call to register reaches one of them"
-        )
-
-
-def supervise(arguments: Sequence[str]) -> None:
-    """Becomes the supervisor: does not return. What was imported until here is left behind, so
-    that the process which outlives all others is small, and owns nothing that can fail."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # it was closed before the start
-            stream.flush()
-    os.execv(sys.executable, [*python("processes.supervisor"), *arguments])  # noqa: S606
-
-
-def python(module: str) -> list[str]:
-    """-P: not from the folder that happens to be the current one."""
-    return [sys.executable, "-P", "-m", f"neurona_server.{module}"]
 
 
 class HeldPorts:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from neurona_server.config import sources
+from neurona_server.config.sources import check_processes
 from neurona_server.errors import ConfigError
 from neurona_server.processes.collector import GatheredPages
-from neurona_server.processes.ports import HeldPorts, check_processes
+from neurona_server.processes.ports import HeldPorts
 from neurona_server.processes.signals import StopSignals
 from neurona_server.processes.worker_handle import WorkerProcess
 from neurona_server.resources import available_cpus

@@ -15,10 +15,10 @@ from dataclasses import replace
 from neurona_server.app import App, leave
 from neurona_server.config import sources
 from neurona_server.config.options import Config
+from neurona_server.config.sources import check_processes
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.processes import snapshot
 from neurona_server.processes.channel import Channel
-from neurona_server.processes.ports import check_processes
 from neurona_server.processes.signals import StopSignals
 from neurona_server.telemetry import logs
 

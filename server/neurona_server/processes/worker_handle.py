@@ -3,13 +3,13 @@
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 
 from neurona_server.processes import snapshot
 from neurona_server.processes.channel import Channel
-from neurona_server.processes.ports import python
 from neurona_server.processes.snapshot import Page
 
 GOING = 10.0
@@ -110,3 +110,8 @@ class WorkerProcess:
             self._gone = True
             self._answer.notify_all()
         self._happened("gone", self)
+
+
+def python(module: str) -> list[str]:
+    """-P: not from the folder that happens to be the current one."""
+    return [sys.executable, "-P", "-m", f"neurona_server.{module}"]

@@ -19,6 +19,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from neurona_server.resources import memory_limit
+
 log = logging.getLogger(__name__)
 
 VERSION = ("model", "version")
@@ -206,3 +208,17 @@ def _find_library() -> ModuleType | None:
         return importlib.import_module("pynvml")
     except ImportError:
         return None
+
+
+class MemoryLimit(Collector):
+    """Asked for when the page is read: the limit of a running container can be changed."""
+
+    def __init__(self, limit: Callable[[], int | None] = memory_limit) -> None:
+        self._limit = limit
+
+    def collect(self) -> Iterable[Metric]:
+        limit = self._limit()
+        if limit is None:
+            return []
+        text = "Memory that the process may take: its container's, or else the machine's."
+        return [GaugeMetricFamily("neurona_memory_limit_bytes", text, value=limit)]

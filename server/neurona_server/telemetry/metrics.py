@@ -36,12 +36,12 @@ from neurona_server.errors import (
     TooLargeError,
     UnauthenticatedError,
 )
-from neurona_server.resources import MemoryLimit
 from neurona_server.telemetry.collectors import (
     VERSION,
     Gpus,
     KnownVersion,
     LoadsUnderWay,
+    MemoryLimit,
     VersionStates,
     WatchedCurve,
     WatchedQueue,

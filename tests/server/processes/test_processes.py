@@ -7,10 +7,11 @@ import threading
 import pytest
 
 from neurona_server.config.options import Config
+from neurona_server.config.sources import check_processes
 from neurona_server.errors import ConfigError
 from neurona_server.processes import supervisor
 from neurona_server.processes.channel import Channel
-from neurona_server.processes.ports import HeldPorts, check_processes
+from neurona_server.processes.ports import HeldPorts
 from neurona_server.processes.supervisor import Supervisor
 
 

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from neurona_server.errors import (
     LoadError,
@@ -23,11 +25,41 @@ from neurona_server.errors import (
 from neurona_server.models.lifecycle.registry import Entry, Registry
 from neurona_server.models.lifecycle.versions import Versions
 from neurona_server.models.model import Model
-from neurona_server.models.options import ReconcilerOptions
 from neurona_server.models.repository.scanner import Folder, Found, Looks, Repository
+from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.telemetry.metrics import Metrics
 
+NOT_EXPLICIT = (
+    'the server loads what its repository has; expected the option model_control = "explicit"'
+)
+
+
 log = logging.getLogger(__name__)
+
+
+class Control(Protocol):
+    """Loads and unloads models; both wait until it is done."""
+
+    def load(self, name: str) -> None:
+        """Raises NotFoundError, NotLoadedError, StoppingError."""
+
+    def unload(self, name: str) -> None:
+        """Raises NotFoundError."""
+
+
+@dataclass(frozen=True)
+class ReconcilerOptions:
+    policy: VersionPolicy = field(default_factory=VersionPolicy)
+    """Of models whose settings name none."""
+
+    threads: int = 2
+    """Models that are loaded at the same time."""
+
+    drain_timeout: float = 30.0
+    """Seconds that a version which is replaced has for what it admitted."""
+
+    explicit: bool = False
+    """Only what `load` was called for is loaded."""
 
 
 class Drains:

@@ -1,14 +1,13 @@
 """model.toml: every key is optional, a misspelt one is an error."""
 
-import difflib
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from neurona_protos.prediction_pb2 import Task
-from neurona_server.errors import LoadError, quoted
+from neurona_server.errors import LoadError, close_match, quoted
 from neurona_server.models.repository.model_files import read_labels, read_text
 from neurona_server.models.repository.settings import (
     LATEST,
@@ -37,11 +36,6 @@ def wrong(where: str, value: object, expected: str) -> LoadError:
     except ValueError:  # Python writes no number of thousands of digits
         shown = "a number with too many digits"
     return LoadError(f"{where} is {shown[:110]}; {expected}")
-
-
-def close_match(key: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, [*known], n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def table(keys: Mapping[str, Read]) -> Read:

@@ -17,9 +17,9 @@ from google.protobuf.message import Message
 
 from neurona_protos import model_config_pb2 as triton
 from neurona_protos.prediction_pb2 import DataType
-from neurona_server.errors import LoadError, printable, quoted
+from neurona_server.errors import LoadError, close_match, printable, quoted
 from neurona_server.models.repository.model_files import find_beside, read_labels, read_text
-from neurona_server.models.repository.model_toml import MOST_VERSION, close_match, whole
+from neurona_server.models.repository.model_toml import MOST_VERSION, whole
 from neurona_server.models.repository.settings import (
     CONFIG_PBTXT,
     DeclaredTensor,

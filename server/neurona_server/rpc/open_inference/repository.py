@@ -14,11 +14,11 @@ from neurona_server.errors import (
     UnsupportedError,
     quoted,
 )
+from neurona_server.models.lifecycle.reconciler import NOT_EXPLICIT, Control
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.rpc.call import Call, Methods, Unary
 from neurona_server.rpc.open_inference.messages import immediate, parse
 from neurona_server.rpc.security.access import Grant, Right, seen
-from neurona_server.rpc.v1.models import NOT_EXPLICIT, Control
 
 STATES: Mapping[State, str] = {
     State.STATE_LOADING: "LOADING",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from neurona_server.models.lifecycle.reconciler import Control
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.rpc.call import Methods
@@ -12,7 +13,6 @@ from neurona_server.rpc.open_inference.repository import Repository
 from neurona_server.rpc.open_inference.settings import Settings
 from neurona_server.rpc.open_inference.shared_memory import Memory
 from neurona_server.rpc.open_inference.statistics import Statistics
-from neurona_server.rpc.v1.models import Control
 from neurona_server.telemetry.metrics import Metrics
 
 SERVICE = "inference.GRPCInferenceService"

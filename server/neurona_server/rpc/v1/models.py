@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -23,25 +22,12 @@ from neurona_protos.prediction_pb2 import (
     VersionState,
 )
 from neurona_server.errors import InvalidError, NeuronaError, NotAllowedError
+from neurona_server.models.lifecycle.reconciler import NOT_EXPLICIT, Control
 from neurona_server.models.lifecycle.registry import Entry, Registry, Version
 from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorSpec
 from neurona_server.rpc.call import Call, Methods, Unary
 from neurona_server.rpc.security.access import Right
-
-NOT_EXPLICIT = (
-    'the server loads what its repository has; expected the option model_control = "explicit"'
-)
-
-
-class Control(Protocol):
-    """Loads and unloads models; both wait until it is done."""
-
-    def load(self, name: str) -> None:
-        """Raises NotFoundError, NotLoadedError, StoppingError."""
-
-    def unload(self, name: str) -> None:
-        """Raises NotFoundError."""
 
 
 class Models:

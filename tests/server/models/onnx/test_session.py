@@ -14,9 +14,8 @@ from support import onnx_models
 
 from neurona_server.errors import ConfigError, LoadError, StoppingError
 from neurona_server.models.onnx import runtime
-from neurona_server.models.onnx.runtime import check_options
+from neurona_server.models.onnx.runtime import ThreadBudget, check_options
 from neurona_server.models.onnx.session import CPU, CUDA, RuntimeOptions, Session, Shrinking
-from neurona_server.resources import ThreadBudget
 
 X = {"x": np.ones((2, 4), np.float32)}
 no_gpu = pytest.mark.skipif(not runtime.missing_gpu(), reason="there is a GPU")

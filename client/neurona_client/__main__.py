@@ -1,0 +1,7 @@
+"""python -m neurona_client: see cli.main."""
+
+import sys
+
+from neurona_client.cli.main import main
+
+sys.exit(main())
