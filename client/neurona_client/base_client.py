@@ -37,12 +37,12 @@ from neurona_client.transport.endpoint import CLOSED, Endpoint, health_of, metad
 from neurona_client.transport.endpoint_pool import Fleet
 from neurona_client.transport.stream import Deliver, Soon, Stream, Together
 from neurona_client.transport.trace_context import context
-from neurona_client.wire import within
 from neurona_protos.prediction_pb2 import (
     DescribeModelRequest,
     DescribeModelResponse,
     ListModelsResponse,
 )
+from neurona_protos.wire_format import length_delimited
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -94,7 +94,7 @@ class Questions:
         return (yield from self._health(service, self.deadline(timeout)))
 
     def _health(self, service: str, deadline: Deadline) -> Talk[str]:
-        request = within(1, service.encode()) if service else b""
+        request = length_delimited(1, service.encode()) if service else b""
         try:
             answer = yield from self._asked(_HEALTH, request, deadline)
         except NotFoundError:

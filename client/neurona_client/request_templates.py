@@ -11,7 +11,6 @@ import numpy as np
 from neurona_client.descriptions import Description
 from neurona_client.errors import InvalidInputError
 from neurona_client.inputs import Inputs, Ready, ready, unchecked
-from neurona_client.wire import fields, prefix, read_varint, signed, varint, within
 from neurona_protos.prediction_pb2 import (
     DataType,
     PredictRequest,
@@ -20,6 +19,14 @@ from neurona_protos.prediction_pb2 import (
     Tensor,
 )
 from neurona_protos.tensors import NUMPY_DTYPES, TensorError, encode
+from neurona_protos.wire_format import (
+    fields,
+    header,
+    length_delimited,
+    read_varint,
+    signed_varint,
+    varint,
+)
 
 PRIORITIES = {
     "normal": Priority.PRIORITY_NORMAL,
@@ -133,13 +140,13 @@ class Plan:
 
 def _tensor_head(name: str, number: DataType, shape: tuple[int, ...], nbytes: int) -> bytes:
     """All of a tensor in a request that stands before its data."""
-    own = within(Tensor.NAME_FIELD_NUMBER, name.encode())
+    own = length_delimited(Tensor.NAME_FIELD_NUMBER, name.encode())
     own += varint(Tensor.DTYPE_FIELD_NUMBER << 3) + varint(number)
     if shape:
-        own += within(Tensor.SHAPE_FIELD_NUMBER, b"".join(map(signed, shape)))
+        own += length_delimited(Tensor.SHAPE_FIELD_NUMBER, b"".join(map(signed_varint, shape)))
     if nbytes:
-        own += prefix(Tensor.DATA_FIELD_NUMBER, nbytes)
-    return prefix(_INPUTS, len(own) + nbytes) + own
+        own += header(Tensor.DATA_FIELD_NUMBER, nbytes)
+    return header(_INPUTS, len(own) + nbytes) + own
 
 
 def _version(answer: bytes) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from neurona_server.address import is_local
-from neurona_server.batching.device_scheduler import DeviceShare
+from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.config.options import Config
 from neurona_server.errors import ConfigError, LoadError
@@ -30,7 +30,7 @@ from neurona_server.models.onnx.runtime import (
     runtime_version,
 )
 from neurona_server.models.options import INLINE, ModelOptions
-from neurona_server.models.repository.scanner import Found, Repository
+from neurona_server.models.repository.scanner import ModelSource, Repository
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.resources import available_cpus
 from neurona_server.rpc.health import SERVING, Health
@@ -40,14 +40,14 @@ from neurona_server.rpc.open_inference.service import OpenInference
 from neurona_server.rpc.reflection import Reflection
 from neurona_server.rpc.security.tls import Certificates
 from neurona_server.rpc.security.tokens import Access
-from neurona_server.rpc.transports.auto import open_door
+from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.listener import ListenerOptions
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
 from neurona_server.telemetry.metrics import Metrics
-from neurona_server.telemetry.span_exporter import Tracing, open_tracing
+from neurona_server.telemetry.span_exporter import Tracing, set_up_tracing
 from neurona_server.web import endpoints
-from neurona_server.web.server import Port
+from neurona_server.web.server import MetricsServer
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def tracing(config: Config, metrics: Metrics, process: int | None) -> Tracing | 
     """None where it is off. Raises ConfigError."""
     if not config.traces_endpoint:
         return None
-    return open_tracing(config.traces_endpoint, config.traces_ratio, metrics, process)
+    return set_up_tracing(config.traces_endpoint, config.traces_ratio, metrics, process)
 
 
 def limits(config: Config) -> Limits:
@@ -192,7 +192,7 @@ class App:
         }
         methods |= Reflection(methods).methods()
         options = listener_options(config, self._metrics.refused, self._tracing)
-        self._listener = open_door(config.door, methods, options)
+        self._listener = open_transport(config.door, methods, options)
         self._close_metrics: Callable[[], None] = lambda: None
         self._serving = threading.Event()
         self._stopping = False
@@ -201,7 +201,9 @@ class App:
         """Raises LoadError when there is nothing to serve, ConfigError when an address is taken."""
         if self._config.processes == 1:  # else a supervisor has the page of all
             address = self._config.metrics_address
-            port = Port(address, self.registry, self.state, self.registry.restricted_registry)
+            port = MetricsServer(
+                address, self.registry, self.state, self.registry.restricted_registry
+            )
             self._close_metrics = port.close
             log.info("metrics on http://%s:%d/", address.rpartition(":")[0], port.port)
         problems = self._reconciler.start(self._config.load_model)
@@ -255,9 +257,9 @@ class App:
         config = self._config
         options = model_options(config, self._tracing)
         # Two runs at a time keep a device busy; more only if each takes fewer CPUs than there are.
-        share = DeviceShare(max(2, cpus_of_one(config) // options.runtime.threads))
+        share = DeviceScheduler(max(2, cpus_of_one(config) // options.runtime.threads))
 
-        def load(found: Found) -> Model:
+        def load(found: ModelSource) -> Model:
             model = Model(found, options, self._metrics, share)
             try:
                 model.start()

@@ -21,7 +21,7 @@ class NotFoundError(NeuronaError):
     outcome = "invalid"
 
 
-class InvalidError(NeuronaError):
+class InvalidArgumentError(NeuronaError):
     """The request cannot be understood, or does not fit the model's signature."""
 
     outcome = "invalid"
@@ -55,13 +55,13 @@ class UnauthenticatedError(NeuronaError):
     outcome = "invalid"
 
 
-class AlreadyThereError(NeuronaError):
+class AlreadyExistsError(NeuronaError):
     """The name is taken."""
 
     outcome = "invalid"
 
 
-class ForbiddenError(NeuronaError):
+class PermissionDeniedError(NeuronaError):
     """The caller's token does not allow it."""
 
     outcome = "invalid"
@@ -83,13 +83,13 @@ class QueueFullError(NeuronaError):
         self.retry_after = retry_after
 
 
-class StoppingError(NeuronaError):
+class UnavailableError(NeuronaError):
     """The model, or the whole server, takes no more requests."""
 
     outcome = "rejected"
 
 
-class ExpiredError(NeuronaError):
+class DeadlineExceededError(NeuronaError):
     """The deadline passed before the request ran."""
 
     outcome = "expired"

@@ -7,7 +7,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 
-from processes import Running
+from processes import RunningBatch
 
 CONNECTIONS = {1: 1, 8: 1, 64: 4, 256: 8, 1000: 10, 10_000: 100}
 """For so many in flight, shared evenly; others go over one."""
@@ -34,7 +34,12 @@ class Sample:
 
 
 def measure(
-    running: Running, method: str, body: bytes, in_flight: int, seconds: float, warm_up: float = 0.3
+    running: RunningBatch,
+    method: str,
+    body: bytes,
+    in_flight: int,
+    seconds: float,
+    warm_up: float = 0.3,
 ) -> Sample:
     """For as long as `seconds`, or longer where so few are answered that it would be chance.
 
@@ -58,7 +63,7 @@ def measure(
 
 
 def _measure(
-    running: Running,
+    running: RunningBatch,
     command: list[str],
     right: int,
     in_flight: int,

@@ -40,7 +40,7 @@ class Server:
     command: Callable[[Model, Path, str], Command]
 
 
-class Running:
+class RunningBatch:
     """One that has answered.  seconds_to_answer: from its start to its first answer."""
 
     def __init__(self, process: subprocess.Popen[bytes], address: str) -> None:
@@ -75,7 +75,7 @@ class Running:
 
 
 @contextlib.contextmanager
-def alone(server: Server, model: Model, patience: float = 180) -> Iterator[Running]:
+def alone(server: Server, model: Model, patience: float = 180) -> Iterator[RunningBatch]:
     """As `started`, in a folder that is gone afterwards."""
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -84,7 +84,7 @@ def alone(server: Server, model: Model, patience: float = 180) -> Iterator[Runni
         yield running
 
 
-def _answers(running: Running, method: str, body: bytes) -> bool:
+def _answers(running: RunningBatch, method: str, body: bytes) -> bool:
     """False too while it listens and has yet to load the model."""
     host, _, port = running.address.rpartition(":")
     try:
@@ -104,7 +104,9 @@ def _stat(process: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def started(server: Server, model: Model, folder: Path, patience: float = 180) -> Iterator[Running]:
+def started(
+    server: Server, model: Model, folder: Path, patience: float = 180
+) -> Iterator[RunningBatch]:
     """A server of `model` that has answered once; ended, with all its children, afterwards.
 
     folder: a new one, for its files and its log. Raises RuntimeError, with the end of that
@@ -125,7 +127,7 @@ def started(server: Server, model: Model, folder: Path, patience: float = 180) -
             stderr=subprocess.STDOUT,
         )
     try:
-        running = Running(process, address)
+        running = RunningBatch(process, address)
         method = server.methods[0]
         body = request_bytes(model, method)
         while not _answers(running, method, body):

@@ -48,7 +48,7 @@ class Streamed:
         return self.rates[WAYS[UNARY]]
 
 
-class Gathering:
+class Coalescer:
     """What callers ask while a message is on its way goes into the next one."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
@@ -142,7 +142,7 @@ async def count(way: str, address: str, request: PredictRequest, callers: int, s
     async with grpc.aio.insecure_channel(address) as channel:
         await channel.channel_ready()
         stub = PredictionStub(channel)
-        gathering = Gathering(channel) if way == STREAM else None
+        gathering = Coalescer(channel) if way == STREAM else None
         ask = gathering.ask if gathering else stub.Predict
         tasks = [asyncio.create_task(call(ask)) for _ in range(callers)]
         await asyncio.sleep(seconds / 10)

@@ -13,7 +13,6 @@ from neurona_client.descriptions import Description
 from neurona_client.inputs import as_array, from_bfloat16
 from neurona_client.request_templates import Plan, Wish
 from neurona_client.transport.framing import END_OF_IDS, FIRST_ID, IDS, answers, frame_for
-from neurona_client.wire import fields, read_varint, varint
 from neurona_protos.frames_pb2 import PredictStreamRequest as Frames
 from neurona_protos.prediction_pb2 import (
     DATA_TYPE_FLOAT,
@@ -27,6 +26,7 @@ from neurona_protos.prediction_pb2 import (
     StreamedResponse,
 )
 from neurona_protos.tensors import NUMPY_DTYPES, data_type, dtype_name, to_array, to_tensor
+from neurona_protos.wire_format import fields, read_varint, varint
 
 NUMBERS = [number for number, dtype in NUMPY_DTYPES.items() if dtype.kind in "biuf"]
 PLAIN = [number for number in NUMBERS if dtype_name(number) != "BFLOAT16"]

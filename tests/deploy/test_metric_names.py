@@ -7,8 +7,8 @@ from prometheus_client import CollectorRegistry
 from support import dashboards
 from support.fake_nvml import SmallNvml
 
-from neurona_server.processes.collector import GatheredPages
-from neurona_server.telemetry.collectors import Gpus
+from neurona_server.processes.collector import MultiprocessCollector
+from neurona_server.telemetry.collectors import GpuCollector
 from neurona_server.telemetry.metrics import Metrics
 
 SUFFIXES = {
@@ -28,7 +28,11 @@ def there():
     metrics = Metrics(registry)
     metrics.watch_process()
     metrics.watch_versions(lambda: ())
-    families = [*registry.collect(), *GatheredPages(2).collect(), *Gpus(SmallNvml()).collect()]
+    families = [
+        *registry.collect(),
+        *MultiprocessCollector(2).collect(),
+        *GpuCollector(SmallNvml()).collect(),
+    ]
     names = {
         family.name + suffix for family in families for suffix in SUFFIXES.get(family.type, ("",))
     }

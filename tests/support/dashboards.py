@@ -23,7 +23,7 @@ OF_PROMETHEUS = {"up", "scrape_duration_seconds"}
 """Series that it has of each target by itself."""
 
 
-class Asked(NamedTuple):
+class ParsedRequest(NamedTuple):
     board: str
     panel: str
     expr: str
@@ -33,17 +33,17 @@ def panels(board: str) -> list[dict[str, Any]]:
     return [panel for panel in BOARDS[board]["panels"] if panel["type"] != "row"]
 
 
-def queries() -> Iterator[Asked]:
+def queries() -> Iterator[ParsedRequest]:
     for board in BOARDS:
         for panel in panels(board):
             for target in panel["targets"]:
-                yield Asked(board, panel["title"], target["expr"])
+                yield ParsedRequest(board, panel["title"], target["expr"])
 
 
-def annotations() -> Iterator[Asked]:
+def annotations() -> Iterator[ParsedRequest]:
     for board, content in BOARDS.items():
         for one in content["annotations"]["list"]:
-            yield Asked(board, one["name"], one["expr"])
+            yield ParsedRequest(board, one["name"], one["expr"])
 
 
 def filled(expr: str, values: Mapping[str, str], interval: str = "1m") -> str:

@@ -17,7 +17,7 @@ class Clock:
         return self.now
 
 
-class Asked:
+class ParsedRequest:
     """A request and what its caller was told, each time it was told something."""
 
     def __init__(self, batcher, values, *, columns=1, **options):

@@ -15,13 +15,13 @@ from neurona_server.models.lifecycle.reconciler import Control, Reconciler, Reco
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
 from neurona_server.models.options import ModelOptions
-from neurona_server.models.repository.scanner import Found, Repository
+from neurona_server.models.repository.scanner import ModelSource, Repository
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.rpc.health import Health
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.service import OpenInference
 from neurona_server.rpc.reflection import Reflection
-from neurona_server.rpc.transports.auto import open_door
+from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.listener import ListenerOptions
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
@@ -69,7 +69,7 @@ class Server:
         self.metrics.watch_versions(self.registry.known)
         self.health = Health()
 
-        def load(found: Found) -> Model:
+        def load(found: ModelSource) -> Model:
             model = Model(found, model_options, self.metrics)
             if start_models:
                 model.start()
@@ -102,7 +102,7 @@ class Server:
         }
         methods |= Reflection(methods).methods()
         self.methods = methods
-        self.listener = open_door(DOOR, methods, options)
+        self.listener = open_transport(DOOR, methods, options)
         self.port = self.listener.start(address)
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
         self.prediction = PredictionStub(self.channel)

@@ -17,7 +17,7 @@ import grpc
 from neurona_client.errors import DeadlineError, NeuronaError, ServerError, UnavailableError
 from neurona_client.options import Options, Tls
 from neurona_client.transport.grpc_calls import Done, Metadata, Method, Outcome
-from neurona_client.wire import fields, read_varint
+from neurona_protos.wire_format import fields, read_varint
 
 PREFIX = "dns:"
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from google.protobuf.message import DecodeError
 
 from neurona_client.errors import NeuronaError, ServerError, from_status
-from neurona_client.wire import fields, prefix, read_varint, varint
 from neurona_protos.prediction_pb2 import (
     Error,
     PredictStreamRequest,
@@ -17,6 +16,7 @@ from neurona_protos.prediction_pb2 import (
     StreamedRequest,
     StreamedResponse,
 )
+from neurona_protos.wire_format import fields, header, read_varint, varint
 
 FIRST_ID, END_OF_IDS = 1 << 7, 1 << 14
 IDS = [varint(number) for number in range(END_OF_IDS)]
@@ -35,9 +35,9 @@ class Frame:
     __slots__ = ("after", "before")
 
     def __init__(self, length: int) -> None:
-        self.after = prefix(_REQUEST, length)
+        self.after = header(_REQUEST, length)
         inside = len(_ID) + 2 + len(self.after) + length
-        self.before = prefix(_REQUESTS, inside) + _ID
+        self.before = header(_REQUESTS, inside) + _ID
 
 
 _FRAMES: dict[int, Frame] = {}

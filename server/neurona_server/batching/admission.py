@@ -3,17 +3,17 @@
 import math
 from collections.abc import Callable
 
-from neurona_server.batching.cost_model import Curve
+from neurona_server.batching.cost_model import CostModel
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.queue import Queue
 from neurona_server.batching.request import Request
-from neurona_server.errors import ExpiredError, QueueFullError
+from neurona_server.errors import DeadlineExceededError, QueueFullError
 
 MOST_STRETCH = 4.0
 """What one batch that the machine held up may at most say about the next."""
 
 
-class UnderWay:
+class RunningEstimate:
     """A batch that has begun: when, and how long its run was foretold to take."""
 
     __slots__ = ("began", "foretold")
@@ -27,24 +27,24 @@ class Admission:
     """Foretells a request's wait from what waits, what runs and what runs cost."""
 
     def __init__(
-        self, policy: BatchPolicy, queue: Queue, curve: Curve, clock: Callable[[], float]
+        self, policy: BatchPolicy, queue: Queue, curve: CostModel, clock: Callable[[], float]
     ) -> None:
         self._policy = policy
         self._queue = queue
         self._curve = curve
         self._clock = clock
         self.instances = 1
-        self._under_way: set[UnderWay] = set()
+        self._under_way: set[RunningEstimate] = set()
         # A batch takes longer than its run: it is joined, answered, and others want the CPU too.
         self._stretch = 1.0
 
-    def begin(self, foretold: float) -> UnderWay:
+    def begin(self, foretold: float) -> RunningEstimate:
         """A batch begins of which the run was foretold to take so many seconds."""
-        batch = UnderWay(self._clock(), foretold)
+        batch = RunningEstimate(self._clock(), foretold)
         self._under_way.add(batch)
         return batch
 
-    def end(self, batch: UnderWay) -> None:
+    def end(self, batch: RunningEstimate) -> None:
         """It is answered."""
         self._under_way.discard(batch)
         if batch.foretold:
@@ -61,21 +61,21 @@ class Admission:
         return waiting
 
     def check(self, request: Request) -> None:
-        """Refuses what would come too late: raises ExpiredError or QueueFullError, which say
+        """Refuses what would come too late: raises DeadlineExceededError or QueueFullError, which say
         what was foretold."""
         objective = self._policy.latency_objective
         if request.deadline == math.inf and objective is None:
             return
         now = self._clock()
         if request.deadline <= now:
-            raise ExpiredError("the deadline had passed when the request came")
+            raise DeadlineExceededError("the deadline had passed when the request came")
         if not self._curve.trusted(request.group, now):
             return
         limit = self._queue.limit
         alone = self._curve.predict(request.rows, request.group)
         left = request.deadline - now
         if alone > left:
-            raise ExpiredError(
+            raise DeadlineExceededError(
                 f"the request would take {_ms(alone)}, its deadline is in {_ms(left)}"
             )
         wait = self.wait(request.priority)

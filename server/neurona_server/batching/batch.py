@@ -19,7 +19,7 @@ class BatchError(Exception):
     """A model returned other rows than it was given."""
 
 
-class Ran:
+class BatchOutputs:
     """The outputs of one run. Whoever writes answers keeps in `memo` what all of them need."""
 
     __slots__ = ("memo", "outputs")
@@ -29,12 +29,12 @@ class Ran:
         self.memo: dict[Hashable, Any] = {}
 
 
-class Part(Sequence[Array]):
+class RowSlice(Sequence[Array]):
     """One request's rows of a run's outputs, cut out when they are asked for."""
 
     __slots__ = ("batch", "rows", "start", "stop")
 
-    def __init__(self, batch: Ran, start: int, rows: int) -> None:
+    def __init__(self, batch: BatchOutputs, start: int, rows: int) -> None:
         self.batch = batch
         self.start = start
         self.rows = rows
@@ -91,11 +91,11 @@ def split(outputs: Outputs, requests: Sequence[Request], rows: int = 0) -> list[
             raise BatchError(
                 f"output {index} has shape {list(output.shape)} for a batch of {expected} rows"
             )
-    ran = Ran(outputs)
+    ran = BatchOutputs(outputs)
     parts: list[Outputs] = []
     start = 0
     for request in requests:
-        parts.append(Part(ran, start, request.rows))
+        parts.append(RowSlice(ran, start, request.rows))
         start += request.rows
     return parts
 
@@ -199,8 +199,8 @@ class Run(Protocol):
         """Makes a run that is under way, or yet to come, raise as soon as it can."""
 
 
-class Running:
-    """The `Place` of the requests of a batch; while some of them want it, it runs on."""
+class RunningBatch:
+    """The `RequestHolder` of the requests of a batch; while some of them want it, it runs on."""
 
     def __init__(self, batch: Sequence[Request], run: Run) -> None:
         self.batch = batch
@@ -220,7 +220,7 @@ class Running:
 
 
 @dataclass(eq=False)  # told apart by identity
-class Cut:
+class Batch:
     """A batch to run, and what must not run any more."""
 
     batch: list[Request] = field(default_factory=list)

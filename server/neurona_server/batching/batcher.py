@@ -8,15 +8,20 @@ from functools import cache
 from statistics import median
 
 from neurona_server.batching.admission import Admission
-from neurona_server.batching.batch import Cut, Run, Running, join, split, split_request
-from neurona_server.batching.cost_model import Curve, Padding
-from neurona_server.batching.device_scheduler import DeviceShare
+from neurona_server.batching.batch import Batch, Run, RunningBatch, join, split, split_request
+from neurona_server.batching.cost_model import CostModel, Padding
+from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.queue import Queue
 from neurona_server.batching.request import Outputs, Request
-from neurona_server.errors import ExpiredError, ModelFailedError, NeuronaError, QueueFullError
+from neurona_server.errors import (
+    DeadlineExceededError,
+    ModelFailedError,
+    NeuronaError,
+    QueueFullError,
+)
 from neurona_server.models.onnx.session import Session
-from neurona_server.telemetry.failure_log import Failures
+from neurona_server.telemetry.failure_log import RateLimitedFailureLog
 from neurona_server.telemetry.metrics import ModelMetrics
 from neurona_server.telemetry.trace import BatchTracer, RunTimes
 
@@ -59,7 +64,7 @@ class Inline:
     """Of one model."""
 
     def __init__(
-        self, policy: BatchPolicy, queue: Queue, curve: Curve, clock: Callable[[], float]
+        self, policy: BatchPolicy, queue: Queue, curve: CostModel, clock: Callable[[], float]
     ) -> None:
         self.on = False
         """Whether the door runs what it reads; `tune` decides."""
@@ -80,7 +85,7 @@ class Inline:
             self._is_short() if self._policy.inline is None else self._policy.inline
         )
 
-    def serve(self, process: Callable[[Cut], None]) -> bool:
+    def serve(self, process: Callable[[Batch], None]) -> bool:
         """Runs what waits in the caller's thread, for no longer than a door may read nothing.
 
         Whether something is left, for which it is to call again when it has read what there is.
@@ -169,17 +174,17 @@ class Batcher:
         metrics: ModelMetrics,
         *,
         batched: bool = True,
-        share: DeviceShare | None = None,
+        share: DeviceScheduler | None = None,
         tracer: BatchTracer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name  # of the model, for the log
         self.policy = policy
-        self.curve = Curve(policy.rungs if batched else (1,))
+        self.curve = CostModel(policy.rungs if batched else (1,))
         self.queue = Queue(policy, clock, self.curve.predict)
         self.queue.limit = self.curve.rungs[-1]
         self.padding = Padding(self.curve.rungs)
-        self.failures = Failures(name)
+        self.failures = RateLimitedFailureLog(name)
         self.admission = Admission(policy, self.queue, self.curve, clock)
         self._door = Inline(policy, self.queue, self.curve, clock)
         self._metrics = metrics
@@ -187,9 +192,9 @@ class Batcher:
         self._clock = clock
         self._tracer = tracer
         self._full_batches = 0  # since a higher rung was tried
-        self._cuts: set[Cut] = set()  # that are being processed
+        self._cuts: set[Batch] = set()  # that are being processed
         self._stop_error: NeuronaError | None = None
-        self._share = share or DeviceShare(1 << 30)  # by itself, a model has every turn
+        self._share = share or DeviceScheduler(1 << 30)  # by itself, a model has every turn
         self.tune()
 
     def tune(self) -> None:
@@ -244,12 +249,12 @@ class Batcher:
         that called `serve_waiting` is still inside at `end`, by the monotonic clock."""
         return self._door.wait_until_idle(end)
 
-    def process(self, cut: Cut, new_run: NewRun) -> None:
+    def process(self, cut: Batch, new_run: NewRun) -> None:
         """Ends every request of the cut; raises nothing, whatever the model does."""
         self._cuts.add(cut)
         try:
             for request in cut.expired:
-                request.fail(ExpiredError("the deadline passed while the request waited"))
+                request.fail(DeadlineExceededError("the deadline passed while the request waited"))
             if cut.batch:
                 self._metrics.waited(cut.waits)
                 if self._tracer is not None:
@@ -281,18 +286,18 @@ class Batcher:
             request.cancel(error)
         return sum([request.count for request in open_ones])
 
-    def _fail(self, cut: Cut, error: NeuronaError) -> None:
+    def _fail(self, cut: Batch, error: NeuronaError) -> None:
         for request in [*cut.expired, *cut.batch]:
             request.fail(error)
 
-    def _run_or_halve(self, cut: Cut, batch: Sequence[Request], new_run: NewRun) -> None:
+    def _run_or_halve(self, cut: Batch, batch: Sequence[Request], new_run: NewRun) -> None:
         """A batch that fails is run again by halves, so that only the guilty fail."""
         now = self._clock()
         for request in batch:
             if self._stop_error is not None:
                 request.fail(self._stop_error)
             elif request.deadline <= now:
-                request.fail(ExpiredError("the deadline passed while the request waited"))
+                request.fail(DeadlineExceededError("the deadline passed while the request waited"))
         batch = [request for request in batch if not request.ended]
         if not batch:
             return
@@ -300,7 +305,7 @@ class Batcher:
         halves: list[Sequence[Request]] = []
         try:
             run = new_run()
-            running = Running(batch, run)
+            running = RunningBatch(batch, run)
             parts = self._run(batch, run)
         except Exception as error:
             if self._tracer is not None:

@@ -101,7 +101,7 @@ class _Group:
     last: float = -math.inf
 
 
-class Curve:
+class CostModel:
     """Seconds of a run by its rows, on the rungs of a ladder of batch sizes.
 
     Between the rungs it is a straight line. Groups (the other axes of the inputs: a longer

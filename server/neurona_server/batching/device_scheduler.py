@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class DeviceShare:
+class DeviceScheduler:
     """Lets `slots` runs on a device at once; a free slot goes to the model that has had the
     least of the device so far among those that wait for one.
 

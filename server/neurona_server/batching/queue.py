@@ -5,10 +5,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 
-from neurona_server.batching.batch import Cut
+from neurona_server.batching.batch import Batch
 from neurona_server.batching.policy import WEIGHTS, BatchPolicy, Priority
 from neurona_server.batching.request import Request
-from neurona_server.errors import InvalidError, QueueFullError, StoppingError
+from neurona_server.errors import InvalidArgumentError, QueueFullError, UnavailableError
 
 Cost = Callable[[int, Hashable], float]
 """Seconds of a run, by its rows and group: `Curve.predict`."""
@@ -59,7 +59,7 @@ class Backlog:
         return seconds + (self._cost(rest, group) if rest else 0.0)
 
 
-Line = OrderedDict[Request, None]  # first come first; a member leaves from anywhere at once
+_Lane = OrderedDict[Request, None]  # first come first; a member leaves from anywhere at once
 
 
 class Queue:
@@ -81,7 +81,7 @@ class Queue:
         self._clock = clock
         self.limit = policy.max_rows  # rows in a batch; self-tuning moves it
         # All other mutable state, guarded by the condition's lock:
-        self._levels: tuple[dict[Hashable, Line], ...] = tuple({} for _ in Priority)
+        self._levels: tuple[dict[Hashable, _Lane], ...] = tuple({} for _ in Priority)
         # Start-time fair queueing (Goyal et al. 1996): each level's rows taken, by its weight,
         # and that of the level which was served last, where one that was empty begins.
         self._passes = [0.0] * len(Priority)
@@ -144,19 +144,21 @@ class Queue:
         """Admits all of them or none; never waits.
 
         Without `wake`, no thread in `wait` is told: somebody else will come for them.
-        Raises QueueFullError when there is no room now, InvalidError when there never will be,
-        StoppingError after `close`.
+        Raises QueueFullError when there is no room now, InvalidArgumentError when there never will be,
+        UnavailableError after `close`.
         """
         rows = sum([request.rows for request in requests])
         size = sum([request.nbytes for request in requests])
         most_rows, most_bytes = self._policy.max_queue_rows, self._policy.max_queue_bytes
         if rows > most_rows:
-            raise InvalidError(f"the request has {rows} rows; expected at most {most_rows}")
+            raise InvalidArgumentError(f"the request has {rows} rows; expected at most {most_rows}")
         if size > most_bytes:
-            raise InvalidError(f"the request has {size} bytes; expected at most {most_bytes}")
+            raise InvalidArgumentError(
+                f"the request has {size} bytes; expected at most {most_bytes}"
+            )
         with self._lock:
             if self._closed:
-                raise StoppingError("the model is stopping and takes no more requests")
+                raise UnavailableError("the model is stopping and takes no more requests")
             if self._rows + rows > most_rows or self._bytes + size > most_bytes:
                 raise QueueFullError(
                     f"the queue is full: {self._rows} of {most_rows} rows and {self._bytes} of "
@@ -177,7 +179,7 @@ class Queue:
                 self._changed.wait(seconds)
             return True
 
-    def poll(self) -> Cut | None:
+    def poll(self) -> Batch | None:
         """Cuts a batch if there is one to cut now; never waits.
 
         The batch may be empty, when all that waited had expired.
@@ -218,7 +220,7 @@ class Queue:
         self._bytes += request.nbytes
         self._backlogs[request.priority].add(request.group, request.rows)
 
-    def _remove(self, line: Line, request: Request) -> None:
+    def _remove(self, line: _Lane, request: Request) -> None:
         del line[request]
         if not line:
             del self._levels[request.priority][request.group]
@@ -249,7 +251,7 @@ class Queue:
                     return group
         return None
 
-    def _cut(self) -> Cut:
+    def _cut(self) -> Batch:
         level = min(
             [priority for priority in Priority if self._levels[priority]],
             key=lambda priority: self._passes[priority],
@@ -258,7 +260,7 @@ class Queue:
         group = min(lines, key=lambda group: next(iter(lines[group])).arrived)
         if self._policy.max_delay and (full := self._full_group()) is not None and full in lines:
             group = full
-        cut = Cut()
+        cut = Batch()
         rows = self._fill(cut, level, group, 0)
         self._virtual = self._passes[level]
         self._passes[level] += rows / WEIGHTS[level]
@@ -267,7 +269,7 @@ class Queue:
                 rows = self._fill(cut, other, group, rows)
         return cut
 
-    def _fill(self, cut: Cut, level: Priority, group: Hashable, rows: int) -> int:
+    def _fill(self, cut: Batch, level: Priority, group: Hashable, rows: int) -> int:
         """Moves requests from one line into the cut; the rows that the batch has then."""
         now = self._clock()
         line = self._levels[level][group]

@@ -34,7 +34,7 @@ def not_by_rows(group: Hashable) -> Collection[str]:
     return group.whole if isinstance(group, OwnGroup) else ()
 
 
-class Place(Protocol):
+class RequestHolder(Protocol):
     """Where a request is: in a queue, in a run."""
 
     def leave(self, request: "Request") -> None:
@@ -83,7 +83,7 @@ class Request:
         self.group = group
         self.deadline = deadline
         self.priority = priority
-        self.place: Place | None = None
+        self.place: RequestHolder | None = None
         self.arrived = 0.0  # when the queue admitted it
         self.taken = 0.0  # when an instance took it
         # Whoever pops the callback ends the request. list.pop is atomic, so of two threads

@@ -23,7 +23,9 @@ TOLERANCE = 1e-3
 """Of the largest value: a GPU rounds differently at another batch size."""
 
 
-def can_batch(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], run: Run) -> bool:
+def rows_are_independent(
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], run: Run
+) -> bool:
     if not inputs or not all(has_free_rows(spec) for spec in [*inputs, *outputs]):
         return False
     for size in FREE_SIZES:
@@ -92,7 +94,7 @@ def decide_batching(
                     f"its settings say that it is batched, but {spec.name!r} is {spec}; "
                     "expected an axis 0 of free size"
                 )
-    proved = can_batch(inputs, outputs, run)
+    proved = rows_are_independent(inputs, outputs, run)
     if said and not proved:
         log.warning(
             "%s: its settings say that it is batched, which is believed; made-up rows that were "

@@ -7,15 +7,20 @@ from typing import Any
 
 from neurona_protos.prediction_pb2 import State, Task
 from neurona_server.batching.batcher import Batcher, Instance
-from neurona_server.batching.device_scheduler import DeviceShare
+from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.request import Outputs, Request
-from neurona_server.errors import StoppingError
+from neurona_server.errors import UnavailableError
 from neurona_server.models.batching_check import decide_batching
 from neurona_server.models.onnx.session import Session
 from neurona_server.models.options import ModelOptions, options_for
-from neurona_server.models.repository.scanner import Found
+from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import ModelSettings
-from neurona_server.models.signature import Signature, check_names, hold_to, name_axes
+from neurona_server.models.signature import (
+    Signature,
+    apply_declared_tensors,
+    check_names,
+    name_axes,
+)
 from neurona_server.models.task import find_task
 from neurona_server.models.warm_up import run_samples, warm_up
 from neurona_server.telemetry.metrics import Metrics
@@ -37,10 +42,10 @@ class Model:
 
     def __init__(
         self,
-        found: Found,
+        found: ModelSource,
         options: ModelOptions,
         metrics: Metrics,
-        share: DeviceShare | None = None,
+        share: DeviceScheduler | None = None,
     ) -> None:
         self.name = found.name
         self.version = found.version
@@ -73,7 +78,9 @@ class Model:
             self.close()
             raise
 
-    def _load(self, found: Found, options: ModelOptions, share: DeviceShare | None) -> None:
+    def _load(
+        self, found: ModelSource, options: ModelOptions, share: DeviceScheduler | None
+    ) -> None:
         for _ in range(options.instances):
             self._sessions.append(Session(found.path, options.runtime))
         session = self._sessions[0]
@@ -151,17 +158,17 @@ class Model:
         """Takes no more and waits until all that was admitted is answered.
 
         False when `timeout` (seconds) was too short: what still waits or runs then ends with
-        StoppingError, and runs are terminated; one that does not heed it is left behind.
+        UnavailableError, and runs are terminated; one that does not heed it is left behind.
         """
         self.state = State.STATE_DRAINING
         self.batcher.close()
         for request in self.copies.copy():
-            request.cancel(StoppingError("a shadow that stops answers no copies"))
+            request.cancel(UnavailableError("a shadow that stops answers no copies"))
         end = time.monotonic() + timeout
         if self._join(end) and self.batcher.wait_until_idle(end):
             self.batcher.forget()
             return True
-        error = StoppingError("the server stopped before the request's turn came")
+        error = UnavailableError("the server stopped before the request's turn came")
         if lost := self.batcher.cancel_all(error):
             log.warning(
                 "%s: stopped with %d requests unanswered", self, lost, extra=self.log_fields
@@ -196,10 +203,10 @@ def _signature(model: str, session: Session, settings: ModelSettings) -> Signatu
     """The graph's, held to what the model's settings say of it. Raises LoadError."""
     check_names("input", [*session.inputs, *session.optional], settings.inputs)
     check_names("output", session.outputs, settings.outputs)
-    taken = hold_to(settings.declared, "input", [*session.inputs, *session.optional])
+    taken = apply_declared_tensors(settings.declared, "input", [*session.inputs, *session.optional])
     taken = name_axes("input", taken, settings.inputs)
     inputs, optional = taken[: len(session.inputs)], taken[len(session.inputs) :]
-    outputs = hold_to(settings.declared, "output", session.outputs)
+    outputs = apply_declared_tensors(settings.declared, "output", session.outputs)
     outputs = name_axes("output", outputs, settings.outputs)
     batched = decide_batching(model, inputs, outputs, settings, session.run)
     return Signature(inputs, outputs, optional, batched=batched)

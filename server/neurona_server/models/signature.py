@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import dtype_name
 from neurona_server.batching.request import OwnGroup
-from neurona_server.errors import InvalidError, LoadError, close_match, quoted
+from neurona_server.errors import InvalidArgumentError, LoadError, close_match, quoted
 from neurona_server.models.repository.settings import DeclaredTensor, TensorSettings
 
 Size = int | str | None  # fixed, free with a name, free without one
@@ -58,7 +58,7 @@ class Signature:
         """The number of rows of `inputs`: their size along axis 0, or 1 without a batch axis.
 
         It looks at dtypes and shapes alone, so that nothing has to be decoded before.
-        Raises InvalidError that names the input, what came and what was expected.
+        Raises InvalidArgumentError that names the input, what came and what was expected.
         """
         if inputs.keys() != self._specs.keys():
             self._check_optional(inputs)
@@ -69,11 +69,11 @@ class Signature:
             dtype, shape = inputs[name]
             if dtype != spec.dtype or not _fits(shape, spec.shape):
                 came = TensorSpec(name, dtype, shape)
-                raise InvalidError(f"input {name!r} is {came}; expected {spec}")
+                raise InvalidArgumentError(f"input {name!r} is {came}; expected {spec}")
             for size, expected in zip(shape, spec.shape, strict=True):
                 if expected in self._shared and sizes.setdefault(str(expected), size) != size:
                     came = TensorSpec(name, dtype, shape)
-                    raise InvalidError(
+                    raise InvalidArgumentError(
                         f"input {name!r} is {came}: its {expected!r} is {size}, "
                         f"that of another input {sizes[str(expected)]}; expected equal sizes"
                     )
@@ -81,7 +81,7 @@ class Signature:
                 if leader is None:
                     leader, rows = name, shape[0]
                 elif shape[0] != rows:
-                    raise InvalidError(
+                    raise InvalidArgumentError(
                         f"input {name!r} has {shape[0]} rows, input {leader!r} has {rows}; "
                         "expected equally many"
                     )
@@ -108,14 +108,14 @@ class Signature:
             spec = self._optional[name]
             if dtype != spec.dtype or not _fits(shape, spec.shape):
                 came = TensorSpec(name, dtype, shape)
-                raise InvalidError(f"input {name!r} is {came}; expected {spec}")
+                raise InvalidArgumentError(f"input {name!r} is {came}; expected {spec}")
 
-    def _wrong_names(self, inputs: Mapping[str, Described]) -> InvalidError:
+    def _wrong_names(self, inputs: Mapping[str, Described]) -> InvalidArgumentError:
         expected = ", ".join(f"{spec.name!r} ({spec})" for spec in self.inputs)
         if self.optional:
             expected += ", and may have " + ", ".join(repr(spec.name) for spec in self.optional)
         came = ", ".join(quoted(name) for name in inputs) or "none"
-        return InvalidError(f"the request has inputs {came}; expected {expected}")
+        return InvalidArgumentError(f"the request has inputs {came}; expected {expected}")
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[Size, ...]) -> bool:
@@ -130,7 +130,7 @@ def _fits(shape: tuple[int, ...], expected: tuple[Size, ...]) -> bool:
     return True
 
 
-def hold_to(
+def apply_declared_tensors(
     declared: Sequence[DeclaredTensor], role: str, specs: Sequence[TensorSpec]
 ) -> list[TensorSpec]:
     """The specs, with the sizes that are free in the graph and fixed by what is declared.

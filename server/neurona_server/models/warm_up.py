@@ -10,7 +10,7 @@ from neurona_protos.prediction_pb2 import DataType, Tensor
 from neurona_protos.tensors import NUMPY_DTYPES, TensorError, to_array
 from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.request import Array, Inputs, Outputs
-from neurona_server.errors import InvalidError, LoadError
+from neurona_server.errors import InvalidArgumentError, LoadError
 from neurona_server.models.batching_check import Run
 from neurona_server.models.repository.settings import WarmUpInput, WarmUpSample
 from neurona_server.models.signature import Signature, TensorSpec
@@ -32,7 +32,7 @@ def run_samples(
             inputs = {name: _make(name, one) for name, one in sample.inputs.items()}
             described = {name: (one.dtype, one.shape) for name, one in sample.inputs.items()}
             signature.check(described)
-        except (InvalidError, TensorError) as error:
+        except (InvalidArgumentError, TensorError) as error:
             raise LoadError(f"{where} cannot be run: {error}") from error
         try:
             for _ in range(sample.count):

@@ -11,8 +11,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from neurona_server.processes import snapshot
-from neurona_server.processes.snapshot import Family, Labels, Page, Series
-from neurona_server.processes.worker_handle import WorkerProcess
+from neurona_server.processes.snapshot import FamilySnapshot, Labels, MetricsSnapshot, Series
+from neurona_server.processes.worker_handle import WorkerHandle
 from neurona_server.web import endpoints
 
 COUNTS = ("counter", "histogram", "summary")
@@ -77,14 +77,14 @@ ALSO_OF_EACH: Mapping[str, str] = {
 """What is not only merged: by which name each process has it for itself, too."""
 
 
-class Merged:
+class SnapshotMerger:
     """Sums over pages that are replaced, again and again. Not safe for threads."""
 
     def __init__(self) -> None:
-        self._pages: dict[object, tuple[str, Page]] = {}
-        self._past: Page = {}
+        self._pages: dict[object, tuple[str, MetricsSnapshot]] = {}
+        self._past: MetricsSnapshot = {}
 
-    def replace(self, key: object, process: str, page: Page) -> None:
+    def replace(self, key: object, process: str, page: MetricsSnapshot) -> None:
         """The newest page of who has that key; `process` is the label of its own gauges."""
         self._keep(self._pages.get(key, ("", {}))[1], page)
         self._pages[key] = process, page
@@ -109,13 +109,13 @@ class Merged:
                 if version and version not in known:
                     del family.series[labels]
 
-    def page(self) -> Page:
-        total: Page = {}
+    def page(self) -> MetricsSnapshot:
+        total: MetricsSnapshot = {}
         for process, page in self._pages.values():
             for name, family in page.items():
                 if own := ALSO_OF_EACH.get(name):
                     _add_own(total, name, own, family, process)
-                merged = total.setdefault(name, Family(family.text, family.kind))
+                merged = total.setdefault(name, FamilySnapshot(family.text, family.kind))
                 if family.kind in COUNTS:
                     _merge(merged, family, _sum)
                 elif rule := RULES.get(name):
@@ -123,10 +123,10 @@ class Merged:
                 else:
                     _add_own(total, name, name, family, process)
         for name, family in self._past.items():
-            _merge(total.setdefault(name, Family(family.text, family.kind)), family, _sum)
+            _merge(total.setdefault(name, FamilySnapshot(family.text, family.kind)), family, _sum)
         return total
 
-    def _keep(self, old: Page, new: Page) -> None:
+    def _keep(self, old: MetricsSnapshot, new: MetricsSnapshot) -> None:
         """What was counted in series that have ended, or begun again, since."""
         for name, family in old.items():
             if family.kind not in COUNTS:
@@ -138,13 +138,15 @@ class Merged:
                 if _has_fallen(series, now.get(labels, {}))
             }
             if ended:
-                past = self._past.setdefault(name, Family(family.text, family.kind))
-                _merge(past, Family(family.text, family.kind, ended), _sum)
+                past = self._past.setdefault(name, FamilySnapshot(family.text, family.kind))
+                _merge(past, FamilySnapshot(family.text, family.kind, ended), _sum)
 
 
-def _add_own(total: Page, name: str, new_name: str, family: Family, process: str) -> None:
+def _add_own(
+    total: MetricsSnapshot, name: str, new_name: str, family: FamilySnapshot, process: str
+) -> None:
     """A process's own series, with its number as a label."""
-    own = total.setdefault(new_name, Family(family.text, family.kind))
+    own = total.setdefault(new_name, FamilySnapshot(family.text, family.kind))
     for labels, series in family.series.items():
         renamed = {
             (new_name + sample.removeprefix(name), bound): value
@@ -153,7 +155,7 @@ def _add_own(total: Page, name: str, new_name: str, family: Family, process: str
         own.series[tuple(sorted((*labels, (PROCESS, process))))] = renamed
 
 
-def _merge(into: Family, family: Family, rule: Rule) -> None:
+def _merge(into: FamilySnapshot, family: FamilySnapshot, rule: Rule) -> None:
     for labels, series in family.series.items():
         own = into.series.setdefault(labels, {})
         for point, value in series.items():
@@ -181,7 +183,7 @@ PATIENCE = 3.0
 """Seconds for all processes to answer in; of one that does not, the last page counts."""
 
 
-class GatheredPages(Collector):
+class MultiprocessCollector(Collector):
     """Any thread may call."""
 
     def __init__(self, processes: int) -> None:
@@ -189,8 +191,8 @@ class GatheredPages(Collector):
         self._served = False
         self._restarts = 0
         self._processes = processes
-        self._workers: dict[WorkerProcess, None] = {}
-        self._merged = Merged()
+        self._workers: dict[WorkerHandle, None] = {}
+        self._merged = SnapshotMerger()
         self._own = CollectorRegistry()
         ProcessCollector(registry=self._own)
         # It serves nothing itself; but that nobody serves must be told while no worker is there.
@@ -199,15 +201,15 @@ class GatheredPages(Collector):
         self._changing = threading.Lock()
         self._reading = threading.Lock()
 
-    def add(self, worker: WorkerProcess) -> None:
+    def add(self, worker: WorkerHandle) -> None:
         with self._changing:
             self._workers[worker] = None
 
-    def replace(self, worker: WorkerProcess, page: Page) -> None:
+    def replace(self, worker: WorkerHandle, page: MetricsSnapshot) -> None:
         with self._changing:
             self._merged.replace(worker, str(worker.number), page)
 
-    def remove(self, worker: WorkerProcess) -> None:
+    def remove(self, worker: WorkerHandle) -> None:
         with self._changing:
             self._workers.pop(worker, None)
             self._merged.remove(worker)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from neurona_server.errors import ConfigError
 
 
-class HeldPorts:
+class ReservedPorts:
     """Ports that are bound, but not listened on, until `close`: whoever shares them comes and
     goes, and they remain the same."""
 

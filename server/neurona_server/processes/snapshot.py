@@ -19,7 +19,7 @@ BOUND = "le"
 
 
 @dataclass
-class Family:
+class FamilySnapshot:
     """All series of one name."""
 
     text: str
@@ -29,14 +29,14 @@ class Family:
     exemplars: dict[tuple[Labels, Point], Exemplar] = field(default_factory=dict)
 
 
-Page = dict[str, Family]
+MetricsSnapshot = dict[str, FamilySnapshot]
 
 
-def read(registry: CollectorRegistry) -> Page:
+def read(registry: CollectorRegistry) -> MetricsSnapshot:
     """What the registry has at this moment."""
-    page: Page = {}
+    page: MetricsSnapshot = {}
     for metric in registry.collect():
-        family = page.setdefault(metric.name, Family(metric.documentation, metric.type))
+        family = page.setdefault(metric.name, FamilySnapshot(metric.documentation, metric.type))
         for sample in metric.samples:
             labels = tuple(sorted(item for item in sample.labels.items() if item[0] != BOUND))
             point = sample.name, sample.labels.get(BOUND, "")
@@ -47,7 +47,7 @@ def read(registry: CollectorRegistry) -> Page:
     return page
 
 
-def encode(page: Page) -> bytes:
+def encode(page: MetricsSnapshot) -> bytes:
     """As JSON: what is not finite is written as Python's json does, and read by it."""
     families = [
         [
@@ -62,11 +62,11 @@ def encode(page: Page) -> bytes:
     return json.dumps(families).encode()
 
 
-def decode(content: bytes) -> Page:
+def decode(content: bytes) -> MetricsSnapshot:
     """The opposite of `encode`."""
-    page: Page = {}
+    page: MetricsSnapshot = {}
     for name, text, kind, all_series, exemplars in json.loads(content):
-        page[name] = family = Family(text, kind)
+        page[name] = family = FamilySnapshot(text, kind)
         for labels, points in all_series:
             one = family.series[_labels(labels)] = {}
             one |= {(sample, bound): float(value) for sample, bound, value in points}
@@ -75,7 +75,7 @@ def decode(content: bytes) -> Page:
     return page
 
 
-def metrics(page: Page) -> Iterable[Metric]:
+def metrics(page: MetricsSnapshot) -> Iterable[Metric]:
     """As prometheus_client prints them."""
     for name, family in page.items():
         metric = Metric(name, family.text, family.kind)

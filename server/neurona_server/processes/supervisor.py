@@ -16,13 +16,13 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from neurona_server.config import sources
 from neurona_server.config.sources import check_processes
 from neurona_server.errors import ConfigError
-from neurona_server.processes.collector import GatheredPages
-from neurona_server.processes.ports import HeldPorts
+from neurona_server.processes.collector import MultiprocessCollector
+from neurona_server.processes.ports import ReservedPorts
 from neurona_server.processes.signals import StopSignals
-from neurona_server.processes.worker_handle import WorkerProcess
+from neurona_server.processes.worker_handle import WorkerHandle
 from neurona_server.resources import available_cpus
 from neurona_server.telemetry import logs
-from neurona_server.web.server import Port
+from neurona_server.web.server import MetricsServer
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Slot:
     """The place of one worker."""
 
     number: int
-    worker: WorkerProcess | None = None
+    worker: WorkerHandle | None = None
     deaths: int = 0
     """In a row, of workers that did not serve for long."""
     failures: int = 0
@@ -53,7 +53,7 @@ class Slot:
     """When the next one is started, monotonic; 0.0: not by itself."""
 
 
-Happened = Callable[[str, WorkerProcess | None], None]
+WorkerEvent = Callable[[str, WorkerHandle | None], None]
 
 
 class Supervisor:
@@ -62,7 +62,7 @@ class Supervisor:
     def __init__(
         self,
         processes: int,
-        start: Callable[[int, Happened], WorkerProcess],
+        start: Callable[[int, WorkerEvent], WorkerHandle],
         restarted: Callable[[], None],
         drain: float,
     ) -> None:
@@ -71,20 +71,20 @@ class Supervisor:
         seconds they have to stop in."""
         self._start, self._restarted, self._drain = start, restarted, drain
         self._slots = [Slot(number) for number in range(processes)]
-        self._events: queue.SimpleQueue[tuple[str, WorkerProcess | None]] = queue.SimpleQueue()
-        self._live: dict[WorkerProcess, Slot] = {}
-        self._leaving: set[WorkerProcess] = set()
+        self._events: queue.SimpleQueue[tuple[str, WorkerHandle | None]] = queue.SimpleQueue()
+        self._live: dict[WorkerHandle, Slot] = {}
+        self._leaving: set[WorkerHandle] = set()
         # Of a reload: slots that are left to do, the worker that starts, the one that it replaces.
         self._to_reload: deque[Slot] = deque()
-        self._fresh: WorkerProcess | None = None
-        self._replaced: WorkerProcess | None = None
+        self._fresh: WorkerHandle | None = None
+        self._replaced: WorkerHandle | None = None
         self._complete = False  # all have served at a time
         self._kill_at = 0.0  # 0.0: it is not stopping
         self._status = 0
 
     def run(self) -> int:
         """The status to exit with: 0 if all have stopped when they were told to."""
-        handlers: dict[str, Callable[[WorkerProcess], None]] = {
+        handlers: dict[str, Callable[[WorkerHandle], None]] = {
             "ready": self._ready,
             "gone": self._gone,
         }
@@ -114,7 +114,7 @@ class Supervisor:
         for worker in list(self._live):
             worker.kill()
 
-    def _happened(self, kind: str, worker: WorkerProcess | None) -> None:
+    def _happened(self, kind: str, worker: WorkerHandle | None) -> None:
         self._events.put((kind, worker))
 
     def _fill(self, slot: Slot) -> None:
@@ -123,7 +123,7 @@ class Supervisor:
             slot.deaths += 1
             self._plan(slot)
 
-    def _begin(self, slot: Slot) -> WorkerProcess | None:
+    def _begin(self, slot: Slot) -> WorkerHandle | None:
         slot.due = 0.0
         try:
             worker = self._start(slot.number, self._happened)
@@ -133,7 +133,7 @@ class Supervisor:
         self._live[worker] = slot
         return worker
 
-    def _ready(self, worker: WorkerProcess) -> None:
+    def _ready(self, worker: WorkerHandle) -> None:
         slot = self._live[worker]
         slot.failures = 0
         log.info("process %d serves (pid %d)", slot.number, worker.pid)
@@ -156,7 +156,7 @@ class Supervisor:
             self._complete = True
             log.info("all %d processes serve", len(self._slots))
 
-    def _gone(self, worker: WorkerProcess) -> None:
+    def _gone(self, worker: WorkerHandle) -> None:
         slot = self._live.pop(worker)
         if worker in self._leaving:
             self._leaving.discard(worker)
@@ -179,7 +179,7 @@ class Supervisor:
             slot.worker = None
             self._died(slot, worker)
 
-    def _died(self, slot: Slot, worker: WorkerProcess) -> None:
+    def _died(self, slot: Slot, worker: WorkerHandle) -> None:
         lived = time.monotonic() - worker.ready_since if worker.ready_since else 0.0
         slot.deaths = 0 if lived >= STEADY else slot.deaths + 1
         slot.failures += not worker.ready_since
@@ -210,7 +210,7 @@ class Supervisor:
         for worker in self._live:
             self._leave(worker)
 
-    def _leave(self, worker: WorkerProcess) -> None:
+    def _leave(self, worker: WorkerHandle) -> None:
         if worker not in self._leaving:
             self._leaving.add(worker)
             worker.stop()
@@ -263,24 +263,24 @@ def main() -> int:
         config = sources.load(options, os.environ)
         check_processes(config)
         logs.set_up(config.log_format, config.log_level, alone=False)
-        ports = HeldPorts(config.address, shared=config.reuse_port)
+        ports = ReservedPorts(config.address, shared=config.reuse_port)
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
-        pages = GatheredPages(config.processes)
+        pages = MultiprocessCollector(config.processes)
         registry.register(pages)
-        metrics = Port(config.metrics_address, registry, pages.state)
+        metrics = MetricsServer(config.metrics_address, registry, pages.state)
     except ConfigError as error:
         logs.give_up(error)
         return 1
 
-    def start(number: int, happened: Happened) -> WorkerProcess:
-        def tell(kind: str, worker: WorkerProcess) -> None:
+    def start(number: int, happened: WorkerEvent) -> WorkerHandle:
+        def tell(kind: str, worker: WorkerHandle) -> None:
             if kind == "gone":
                 pages.remove(worker)
             happened(kind, worker)
 
         arguments = [str(config.processes), ports.addresses, *options]
-        worker = WorkerProcess(number, arguments, tell, pages.replace)
+        worker = WorkerHandle(number, arguments, tell, pages.replace)
         pages.add(worker)
         return worker
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 
 from neurona_server.processes import snapshot
 from neurona_server.processes.channel import Channel
-from neurona_server.processes.snapshot import Page
+from neurona_server.processes.snapshot import MetricsSnapshot
 
 GOING = 10.0
 """Seconds in which a process that has closed its channel must have ended."""
 
 
-class WorkerProcess:
+class WorkerHandle:
     """`happened` is called with "ready", once it listens, and with "gone", once it has ended;
     `printed` with each page of metrics. Both in a thread of the worker's own."""
 
@@ -24,8 +24,8 @@ class WorkerProcess:
         self,
         number: int,
         arguments: Sequence[str],
-        happened: Callable[[str, "WorkerProcess"], None],
-        printed: Callable[["WorkerProcess", Page], None],
+        happened: Callable[[str, "WorkerHandle"], None],
+        printed: Callable[["WorkerHandle", MetricsSnapshot], None],
     ) -> None:
         """`arguments` are those of `worker`, after its channel. The number is bounded, and one
         that takes another's place has the same."""

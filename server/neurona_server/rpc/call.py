@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from neurona_server.errors import CancelledError, ExpiredError, NeuronaError
+from neurona_server.errors import CancelledError, DeadlineExceededError, NeuronaError
 from neurona_server.models.model import Deferred
 from neurona_server.rpc.security.access import Grant, Right
 from neurona_server.telemetry.trace import Trace
@@ -64,7 +64,7 @@ class CallTracer(Protocol):
         """Of one that is, and begins now."""
 
 
-class Known(Protocol):
+class RequestIdentity(Protocol):
     """What has an id."""
 
     @property
@@ -75,7 +75,7 @@ class Known(Protocol):
         """Ours, else the caller's; "" if there is none."""
 
 
-class Call(Known, Protocol):
+class Call(RequestIdentity, Protocol):
     """One unary call. Exactly one of `reply` and `fail` ends it; any thread may.
 
     After the caller has gone away both do nothing.
@@ -111,7 +111,7 @@ class Call(Known, Protocol):
         in the door's thread."""
 
 
-class StreamCall(Known, Protocol):
+class StreamCall(RequestIdentity, Protocol):
     """One streaming call, as its `Stream` sees it."""
 
     @property
@@ -193,7 +193,7 @@ if TYPE_CHECKING:
     from neurona_server.rpc.submission import Submission
 
 
-class Caller:
+class BaseCall:
     """A call that knows its metadata, or can ask for them."""
 
     __slots__ = ("_made", "_metadata", "trace")
@@ -231,7 +231,7 @@ def request_id_of(metadata: Metadata, trace: Trace | None = None) -> str:
     return found or secrets.token_hex(16)
 
 
-def fields_of(known: Known | None) -> Mapping[str, str]:
+def log_fields_of(known: RequestIdentity | None) -> Mapping[str, str]:
     """For the log."""
     if known is None:
         return {}
@@ -242,7 +242,7 @@ def fields_of(known: Known | None) -> Mapping[str, str]:
 def gone(deadline: float = math.inf) -> NeuronaError:
     """What ends the request of a caller that is gone, or whose deadline made it go."""
     if time.monotonic() >= deadline - CLOCKS_APART:
-        return ExpiredError("the deadline passed before the answer was there")
+        return DeadlineExceededError("the deadline passed before the answer was there")
     return CancelledError("the caller cancelled the request")
 
 

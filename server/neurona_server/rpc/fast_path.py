@@ -14,7 +14,13 @@ from neurona_protos.wire_format import find_fields
 from neurona_server.batching.policy import Priority
 from neurona_server.errors import NeuronaError
 from neurona_server.models.model import Model
-from neurona_server.rpc.submission import Answer, Receiver, Sent, Submission, send
+from neurona_server.rpc.submission import (
+    AcceptedRequest,
+    Responder,
+    ResponseWriter,
+    Submission,
+    send,
+)
 
 MOST_SHAPES = 1024
 MOST_ALIKE = 16
@@ -28,7 +34,7 @@ MOST_CREDIT = 256
 all differ cost no more than these."""
 
 
-class Shape:
+class MessageTemplate:
     """All of a message but its data. Equal only to itself."""
 
     __slots__ = ("_head", "_middles", "_tail", "size", "spans", "which")
@@ -55,7 +61,7 @@ class Shape:
         return all(message[start:stop] == same for start, stop, same in self._middles)
 
 
-class Known:
+class TemplateCache:
     """Of one kind of message, whose tensors' data stand in the fields that `path` leads to.
 
     Used by the door's thread alone.
@@ -64,11 +70,11 @@ class Known:
     def __init__(self, parse: Callable[[bytes], Message], path: tuple[int, ...]) -> None:
         self._parse = parse
         self._path = path
-        self._shapes: dict[int, list[Shape]] = {}  # by the length of their messages
+        self._shapes: dict[int, list[MessageTemplate]] = {}  # by the length of their messages
         self._count = 0
         self._credit = MOST_CREDIT
 
-    def find(self, message: bytes) -> Shape | None:
+    def find(self, message: bytes) -> MessageTemplate | None:
         for shape in self._shapes.get(len(message), ()):
             if shape.fits(message):
                 if self._credit < MOST_CREDIT:
@@ -76,7 +82,9 @@ class Known:
                 return shape
         return None
 
-    def learn(self, message: bytes, parsed: Message, data: Sequence[bytes]) -> Shape | None:
+    def learn(
+        self, message: bytes, parsed: Message, data: Sequence[bytes]
+    ) -> MessageTemplate | None:
         """Of a message that was found good: `data` of its tensors, in order, none of them empty.
 
         None if that is not worth it, or if more than the data depends on the bytes where they
@@ -95,7 +103,7 @@ class Known:
         if self._count >= MOST_SHAPES:
             self._shapes.clear()
             self._count = 0
-        shape = Shape(message, spans)
+        shape = MessageTemplate(message, spans)
         alike = self._shapes.setdefault(len(message), [])
         if len(alike) < MOST_ALIKE:
             self._count += 1
@@ -121,7 +129,7 @@ class Known:
         return bytes(written) == original
 
 
-class Sample(NamedTuple):
+class InputSample(NamedTuple):
     """One input of a request that was read: its data as they came."""
 
     name: str
@@ -130,17 +138,17 @@ class Sample(NamedTuple):
     data: bytes
 
 
-class Facts(NamedTuple):
+class PreparedRequest(NamedTuple):
     """What holds for all requests of a shape at one model."""
 
     inputs: Sequence[tuple[str, np.dtype[Any], tuple[int, ...]]]
     rows: int
     group: Hashable
-    answer: Answer
+    answer: ResponseWriter
     priority: Priority
 
 
-class Repeats:
+class FastPath:
     """Of one kind of message. `resolve` finds the model by what `learn` was told of it."""
 
     def __init__(
@@ -149,16 +157,16 @@ class Repeats:
         path: tuple[int, ...],
         resolve: Callable[..., Model],
     ) -> None:
-        self._known = Known(parse, path)
+        self._known = TemplateCache(parse, path)
         self._resolve = resolve
 
     def send(
         self,
         message: bytes,
-        receiver: Receiver,
+        receiver: Responder,
         again: Callable[[], object],
         suits: Callable[[Model], bool] | None = None,
-        adapt: Callable[[Answer], Answer] | None = None,
+        adapt: Callable[[ResponseWriter], ResponseWriter] | None = None,
     ) -> int | None:
         """How many bytes its answer will have, as far as one can tell; None if it has to be read:
         nothing like it is known, its model is not there, is another version now, or does not
@@ -192,11 +200,11 @@ class Repeats:
         send(submission, partial(self._resolve, *shape.which), again)
         return facts.answer.expected(facts.rows)
 
-    def find(self, message: bytes) -> Shape | None:
+    def find(self, message: bytes) -> MessageTemplate | None:
         """What is known of messages like this one."""
         return self._known.find(message)
 
-    def facts(self, shape: Shape) -> tuple[Model, Facts] | None:
+    def facts(self, shape: MessageTemplate) -> tuple[Model, PreparedRequest] | None:
         """Who answers such a message, and how; None if that is not known."""
         try:
             model = self._resolve(*shape.which)
@@ -210,8 +218,8 @@ class Repeats:
         message: bytes,
         parsed: Message,
         which: tuple[Any, ...],
-        inputs: Sequence[Sample],
-        sent: Sent,
+        inputs: Sequence[InputSample],
+        sent: AcceptedRequest,
     ) -> None:
         """What the next message of this shape need not be asked. Does nothing for one whose
         arrays do not lie in it as they are in memory, and for one with an optional input: it
@@ -233,10 +241,10 @@ class Repeats:
         every = self._facts(sent.model)
         if len(every) >= MOST_SHAPES:  # most of them of shapes that are known no more
             every.clear()
-        every[shape] = Facts(described, sent.rows, sent.group, sent.answer, sent.priority)
+        every[shape] = PreparedRequest(described, sent.rows, sent.group, sent.answer, sent.priority)
 
-    def _facts(self, model: Model) -> dict[Shape, Facts]:
-        facts: dict[Shape, Facts] | None = model.notes.get(self)
+    def _facts(self, model: Model) -> dict[MessageTemplate, PreparedRequest]:
+        facts: dict[MessageTemplate, PreparedRequest] | None = model.notes.get(self)
         if facts is None:
             facts = model.notes[self] = {}
         return facts

@@ -3,7 +3,7 @@
 import math
 
 from neurona_protos.tensors import NUMPY_DTYPES
-from neurona_server.batching.batch import Part
+from neurona_server.batching.batch import RowSlice
 from neurona_server.batching.request import Outputs
 from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorSpec
@@ -12,7 +12,7 @@ FREE = 1024
 """Elements along an axis of free size, for all that is known before the first answer."""
 
 
-class Sizes:
+class ResponseSizeEstimate:
     """Bytes of a row of a model's outputs: what they had lately; at first, what its signature
     says."""
 
@@ -22,14 +22,14 @@ class Sizes:
     def learn(self, outputs: Outputs, size: int) -> None:
         """An answer with all of them has so many bytes. Large ones count at once, and are
         forgotten slowly."""
-        row = size / outputs.rows if isinstance(outputs, Part) else float(size)
+        row = size / outputs.rows if isinstance(outputs, RowSlice) else float(size)
         self.row = max(row, 0.9 * self.row + 0.1 * row)
 
 
-def sizes_of(model: Model) -> Sizes:
-    sizes: Sizes | None = model.notes.get(Sizes)
+def sizes_of(model: Model) -> ResponseSizeEstimate:
+    sizes: ResponseSizeEstimate | None = model.notes.get(ResponseSizeEstimate)
     if sizes is None:
-        sizes = model.notes[Sizes] = Sizes(model)
+        sizes = model.notes[ResponseSizeEstimate] = ResponseSizeEstimate(model)
     return sizes
 
 
@@ -43,7 +43,7 @@ MAX_BYTES = 32 << 20
 more of it is begun or read."""
 
 
-class Waiting:
+class StreamWindow:
     """For the door's thread alone."""
 
     __slots__ = ("_bytes",)

@@ -16,7 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from neurona_server.errors import InvalidError, NotFoundError, quoted
+from neurona_server.errors import InvalidArgumentError, NotFoundError, quoted
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.security.access import Right
 
@@ -124,7 +124,7 @@ class Health:
     def _check(self, call: Call) -> None:
         try:
             name = _request(call.request).service
-        except InvalidError as error:
+        except InvalidArgumentError as error:
             call.fail(error)
             return
         state = self.state(name)
@@ -138,7 +138,7 @@ class Health:
         try:
             HealthListRequest.FromString(call.request)
         except DecodeError:
-            call.fail(InvalidError("the bytes are not a grpc.health.v1.HealthListRequest"))
+            call.fail(InvalidArgumentError("the bytes are not a grpc.health.v1.HealthListRequest"))
             return
         with self._changing:
             states = dict(self._states)
@@ -196,4 +196,6 @@ def _request(message: bytes) -> HealthCheckRequest:
     try:
         return HealthCheckRequest.FromString(message)
     except DecodeError:
-        raise InvalidError("the bytes are not a grpc.health.v1.HealthCheckRequest") from None
+        raise InvalidArgumentError(
+            "the bytes are not a grpc.health.v1.HealthCheckRequest"
+        ) from None

@@ -22,7 +22,7 @@ from neurona_protos.reflection_pb2 import (
     ServerReflectionResponse,
     ServiceResponse,
 )
-from neurona_server.errors import InvalidError, NeuronaError, NotFoundError, quoted
+from neurona_server.errors import InvalidArgumentError, NeuronaError, NotFoundError, quoted
 from neurona_server.rpc import health
 from neurona_server.rpc.call import Methods, StreamCall, Streaming
 from neurona_server.rpc.security.access import Right
@@ -86,7 +86,9 @@ class Reflection:
                 numbers = ExtensionNumberResponse(base_type_name=name)
                 response.all_extension_numbers_response.CopyFrom(numbers)
             case _:
-                raise InvalidError("the request asks for nothing; expected one of its five fields")
+                raise InvalidArgumentError(
+                    "the request asks for nothing; expected one of its five fields"
+                )
 
     def _declaring(self, symbol: str) -> str:
         """The name of the file that declares it."""
@@ -125,7 +127,7 @@ class _ReflectionStream:
         try:
             request = ServerReflectionRequest.FromString(message)
         except DecodeError:
-            raise InvalidError("the bytes are not a ServerReflectionRequest") from None
+            raise InvalidArgumentError("the bytes are not a ServerReflectionRequest") from None
         self._answers.append(self._reflection.answer(request).SerializeToString())
         self._call.wake()
 

@@ -7,23 +7,23 @@ from dataclasses import dataclass
 import grpc
 
 from neurona_server.errors import (
-    AlreadyThereError,
+    AlreadyExistsError,
     CancelledError,
-    ExpiredError,
-    ForbiddenError,
-    InvalidError,
+    DeadlineExceededError,
+    InvalidArgumentError,
     ModelFailedError,
     NotAllowedError,
     NotFoundError,
     NotLoadedError,
+    PermissionDeniedError,
     QueueFullError,
-    StoppingError,
     TooLargeError,
     UnauthenticatedError,
+    UnavailableError,
     UnsupportedError,
     WrongTaskError,
 )
-from neurona_server.rpc.call import Known, fields_of
+from neurona_server.rpc.call import RequestIdentity, log_fields_of
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +31,16 @@ CODES = {
     NotAllowedError: grpc.StatusCode.FAILED_PRECONDITION,
     NotLoadedError: grpc.StatusCode.FAILED_PRECONDITION,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
-    InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
+    InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
     WrongTaskError: grpc.StatusCode.FAILED_PRECONDITION,
     UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
-    AlreadyThereError: grpc.StatusCode.ALREADY_EXISTS,
+    AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
     UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
-    ForbiddenError: grpc.StatusCode.PERMISSION_DENIED,
+    PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    StoppingError: grpc.StatusCode.UNAVAILABLE,
-    ExpiredError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
     CancelledError: grpc.StatusCode.CANCELLED,
     ModelFailedError: grpc.StatusCode.INTERNAL,
 }
@@ -80,15 +80,15 @@ def code_of(error: Exception) -> int:
     return number
 
 
-def status_of(error: Exception, known: Known | None = None) -> Status:
+def status_of(error: Exception, known: RequestIdentity | None = None) -> Status:
     """Of `known`'s call. An error that is not in the table is a fault of ours: logged, and
     INTERNAL with a text that says nothing about it."""
     code = CODES.get(type(error))
     if code is None:
-        log.error("an internal error", exc_info=error, extra=fields_of(known))
+        log.error("an internal error", exc_info=error, extra=log_fields_of(known))
         return Status(grpc.StatusCode.INTERNAL, "internal error; the server's log says why")
     if log.isEnabledFor(logging.DEBUG):
-        log.debug("ended with %s: %s", code.name, error, extra=fields_of(known))
+        log.debug("ended with %s: %s", code.name, error, extra=log_fields_of(known))
     # A caller may come back to a full queue; what is too large stays so.
     wait = 0
     if isinstance(error, QueueFullError):
@@ -96,5 +96,5 @@ def status_of(error: Exception, known: Known | None = None) -> Status:
     message = str(error).encode(errors="replace")
     if len(message) > MAX_MESSAGE:
         message = message[: MAX_MESSAGE - 3] + b"..."
-    leaving = isinstance(error, StoppingError)
+    leaving = isinstance(error, UnavailableError)
     return Status(code, message.decode(errors="ignore"), wait, leaving)

@@ -12,19 +12,19 @@ from neurona_protos.tensors import TensorError
 from neurona_server.batching.policy import Priority
 from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.errors import (
-    InvalidError,
+    InvalidArgumentError,
     ModelFailedError,
     NeuronaError,
-    StoppingError,
+    UnavailableError,
 )
 from neurona_server.models.model import Defer, Model
 from neurona_server.models.signature import Described
-from neurona_server.rpc.call import CallTrace, Known, fields_of, gone
+from neurona_server.rpc.call import CallTrace, RequestIdentity, gone, log_fields_of
 from neurona_server.rpc.limits import Limits
 from neurona_server.telemetry.metrics import Metrics
 
 
-class Receiver(Known, Protocol):
+class Responder(RequestIdentity, Protocol):
     """Who asked: a call, or one place in a stream. Exactly one of `reply` and `fail` is called,
     from any thread."""
 
@@ -47,7 +47,7 @@ class Receiver(Known, Protocol):
         """Has `callback` called when nobody waits for the answer any more."""
 
 
-class Answer(Protocol):
+class ResponseWriter(Protocol):
     """How the answers to requests of a kind are written."""
 
     def __call__(self, outputs: Outputs) -> bytes: ...
@@ -56,13 +56,13 @@ class Answer(Protocol):
         """Bytes of an answer of so many rows, as far as one can tell."""
 
 
-class Asked(NamedTuple):
+class ParsedRequest(NamedTuple):
     """What a message asks of a model. `decode` is called once the described inputs are found
     to fit; `answer` writes what the caller gets. Neither may hold the message for longer."""
 
     described: Mapping[str, Described]
     decode: Callable[[], Inputs]
-    answer: Answer
+    answer: ResponseWriter
     deadline: float
     priority: Priority
     nbytes: int
@@ -78,8 +78,8 @@ class Submission(Request):
     def __init__(
         self,
         model: Model,
-        receiver: Receiver,
-        answer: Answer,
+        receiver: Responder,
+        answer: ResponseWriter,
         started: float,
         inputs: Inputs,
         rows: int,
@@ -100,16 +100,16 @@ class Submission(Request):
 
     @property
     def log_fields(self) -> Mapping[str, str | int]:
-        return {**self.model.log_fields, **fields_of(self.receiver)}
+        return {**self.model.log_fields, **log_fields_of(self.receiver)}
 
 
-class Sent(NamedTuple):
+class AcceptedRequest(NamedTuple):
     """What was found out about a request that is good."""
 
     model: Model
     rows: int
     group: Hashable
-    answer: Answer
+    answer: ResponseWriter
     priority: Priority
 
     @property
@@ -121,10 +121,10 @@ class Sent(NamedTuple):
 def submit(
     metrics: Metrics,
     resolve: Callable[[], Model],
-    read: Callable[[Model], Asked],
-    receiver: Receiver,
+    read: Callable[[Model], ParsedRequest],
+    receiver: Responder,
     swaps: int = 3,
-) -> Sent | None:
+) -> AcceptedRequest | None:
     """Sends a request on its way; the receiver gets its answer or its error, exactly once.
 
     A model that another version replaces between its resolving and the submission is resolved
@@ -140,7 +140,7 @@ def submit(
         asked.limits.check_rows(rows)
         inputs = asked.decode()
     except (TensorError, NeuronaError) as raised:
-        error = InvalidError(str(raised)) if isinstance(raised, TensorError) else raised
+        error = InvalidArgumentError(str(raised)) if isinstance(raised, TensorError) else raised
         if model is None:
             metrics.unresolved[error.outcome].inc()
             metrics.refused(error)
@@ -166,7 +166,7 @@ def submit(
         submit(metrics, resolve, read, receiver, swaps - 1)
 
     send(submission, resolve if swaps else None, again)
-    return Sent(model, rows, group, asked.answer, asked.priority)
+    return AcceptedRequest(model, rows, group, asked.answer, asked.priority)
 
 
 def send(
@@ -180,7 +180,7 @@ def send(
         model.submit(submission, receiver.defer)
     except NeuronaError as error:
         replaced = (
-            isinstance(error, StoppingError)
+            isinstance(error, UnavailableError)
             and resolve is not None
             and _is_replaced(resolve, model)
         )

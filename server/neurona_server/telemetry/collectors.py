@@ -50,7 +50,7 @@ class WatchedCurve(Protocol):
 
 
 @dataclass(frozen=True)
-class KnownVersion:
+class VersionInfo:
     """One version of one model, as the page has it at the moment when it is read."""
 
     model: str
@@ -62,10 +62,10 @@ class KnownVersion:
     """Of the requests that name neither version nor label, 0 to 1; None if it is not loaded."""
 
 
-class VersionStates(Collector):
+class VersionStateCollector(Collector):
     """Series that are read from what is known when the page is, and never outlive it."""
 
-    def __init__(self, known: Callable[[], Iterable[KnownVersion]]) -> None:
+    def __init__(self, known: Callable[[], Iterable[VersionInfo]]) -> None:
         self._known = known
 
     def collect(self) -> Iterable[Metric]:
@@ -100,7 +100,7 @@ class VersionStates(Collector):
         return [states, labels, problems, shares]
 
 
-class LoadsUnderWay(Collector):
+class LoadingCollector(Collector):
     """Any thread may begin and end a load. A version whose files change while it is loaded is
     loaded again after that, never twice at a time."""
 
@@ -136,7 +136,7 @@ GPU = "gpu"
 CUDA_VISIBLE_DEVICES hides too."""
 
 
-class Gpus(Collector):
+class GpuCollector(Collector):
     def __init__(self, library: ModuleType | None = None) -> None:
         """`library` is pynvml; by itself it is looked for, and has its driver looked for once."""
         self._nvml = library or _find_library()

@@ -32,7 +32,7 @@ def _later(seconds: float, callback: Callable[[], None]) -> None:
     timer.start()
 
 
-class Failures:
+class RateLimitedFailureLog:
     """Of the model `name`; any thread may tell."""
 
     def __init__(self, name: str, later: Later = _later) -> None:

@@ -21,7 +21,7 @@ MOST_ASIDE = 10_000
 """Values that wait to be sorted: then their writer does it."""
 
 
-class DurationSeries:
+class BufferedHistogram:
     """Of one set of labels. Any thread may write, any may read."""
 
     def __init__(self, buckets: Sequence[float], counted: Callable[[int], None]) -> None:
@@ -76,7 +76,7 @@ class DurationSeries:
         return counts[-1], seconds
 
 
-class Durations(Collector):
+class BufferedHistograms(Collector):
     """Seconds, by the labels `model` and `version`."""
 
     def __init__(self, name: str, text: str, buckets: Sequence[float]) -> None:
@@ -84,15 +84,15 @@ class Durations(Collector):
         self._text = text
         self._buckets = buckets
         self._bounds = [*map(floatToGoString, buckets), "+Inf"]
-        self._series: dict[tuple[str, str], DurationSeries] = {}
+        self._series: dict[tuple[str, str], BufferedHistogram] = {}
 
     def series(
         self, model: str, version: str, counted: Callable[[int], None] = lambda _: None
-    ) -> DurationSeries:
+    ) -> BufferedHistogram:
         """`counted` is told how many have been sorted, for what counts along."""
         found = self._series.get((model, version))
         if found is None:
-            found = DurationSeries(self._buckets, counted)
+            found = BufferedHistogram(self._buckets, counted)
             found = self._series.setdefault((model, version), found)
         return found
 
@@ -113,7 +113,7 @@ class Durations(Collector):
         return [family]
 
 
-class CountedAlong(Counter):
+class DerivedCounter(Counter):
     """A counter that goes on as durations are sorted: they are, before it is read."""
 
     sort: Callable[[], None] | None = None

@@ -26,7 +26,7 @@ MOST = 1 << 16
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def hold_standard() -> None:
+def ensure_standard_streams() -> None:
     """For a process that was started with its standard input, output or error closed: the next
     socket would have its number, and get what is meant for it. So for those that it starts."""
     for number in range(3):
@@ -37,7 +37,7 @@ def hold_standard() -> None:
             os.set_inheritable(held, True)
 
 
-def take_over() -> TextIO:
+def capture_stderr() -> TextIO:
     """From now on until the process ends. Returns the standard error as it was: for the log.
 
     Not for a process that starts others: they would inherit what is taken over.
@@ -131,8 +131,8 @@ def set_up(log_format: str, level: str, process: int | None = None, *, alone: bo
     """All that is logged goes to the standard error, `human` or `json`; `process` is the number
     of one of several. For machines, faults that nobody catches and warnings are lines of the log
     too, and so is what libraries write, unless the process is not `alone`: it starts others."""
-    hold_standard()
-    handler = _Lines(take_over() if log_format == "json" and alone else None)
+    ensure_standard_streams()
+    handler = _Lines(capture_stderr() if log_format == "json" and alone else None)
     handler.setFormatter((JsonFormatter if log_format == "json" else HumanFormatter)(process))
     logging.basicConfig(level=level, handlers=[handler])
     if log_format == "json":

@@ -31,23 +31,23 @@ from prometheus_client import (
 )
 
 from neurona_server.errors import (
-    ForbiddenError,
+    PermissionDeniedError,
     QueueFullError,
     TooLargeError,
     UnauthenticatedError,
 )
 from neurona_server.telemetry.collectors import (
     VERSION,
-    Gpus,
-    KnownVersion,
-    LoadsUnderWay,
+    GpuCollector,
+    LoadingCollector,
     MemoryLimit,
-    VersionStates,
+    VersionInfo,
+    VersionStateCollector,
     WatchedCurve,
     WatchedQueue,
 )
-from neurona_server.telemetry.histogram import CountedAlong, Durations
-from neurona_server.telemetry.statistics import RunParts, Tally
+from neurona_server.telemetry.histogram import BufferedHistograms, DerivedCounter
+from neurona_server.telemetry.statistics import RunPhaseCollector, RunStatistics
 
 if TYPE_CHECKING:
     pass
@@ -58,7 +58,7 @@ OUTCOMES = ("ok", "rejected", "expired", "cancelled", "invalid", "failed")
 class ModelMetrics:
     """The series of one version of one model, looked up once."""
 
-    def __init__(self, metrics: "Metrics", name: str, version: str, tally: Tally) -> None:
+    def __init__(self, metrics: "Metrics", name: str, version: str, tally: RunStatistics) -> None:
         self._metrics = metrics
         self._labels = (name, version)
         self.tally = tally
@@ -182,7 +182,7 @@ LOADS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 REFUSALS = {
     UnauthenticatedError: "unauthenticated",
-    ForbiddenError: "permission",
+    PermissionDeniedError: "permission",
     TooLargeError: "too_large",
     QueueFullError: "too_many",
 }
@@ -201,12 +201,12 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry
 
-        self.request_seconds = Durations(
+        self.request_seconds = BufferedHistograms(
             "neurona_request_duration_seconds",
             "From the request's bytes to its answer's, if it was ok.",
             SECONDS,
         )
-        self.queue_seconds = Durations(
+        self.queue_seconds = BufferedHistograms(
             "neurona_queue_duration_seconds", "From admission to the cut of the batch.", SECONDS
         )
         for collector in (self.request_seconds, self.queue_seconds):
@@ -226,7 +226,7 @@ class Metrics:
         ) -> Histogram:
             return Histogram(f"neurona_{name}", text, labels, buckets=buckets, registry=registry)
 
-        self.requests = CountedAlong(
+        self.requests = DerivedCounter(
             "neurona_requests",
             "Requests by how they ended.",
             ("model", "version", "outcome"),
@@ -314,11 +314,11 @@ class Metrics:
             *(self.shadows, self.nodes, self.degraded),
         ]
         self._holders: Counts[tuple[str, str]] = Counts()
-        self._tallies: dict[tuple[str, str], Tally] = {}
+        self._tallies: dict[tuple[str, str], RunStatistics] = {}
         self._holding = threading.Lock()
-        self.loading = LoadsUnderWay()
+        self.loading = LoadingCollector()
         registry.register(self.loading)
-        registry.register(RunParts(self._copy_tallies))
+        registry.register(RunPhaseCollector(self._copy_tallies))
 
     def shadowed(self, name: str, version: str, outcome: str) -> None:
         """Nothing once the version is released: its series would be there again, for good."""
@@ -331,7 +331,7 @@ class Metrics:
         version that is loaded anew has them together with the one that it replaces."""
         with self._holding:
             self._holders[name, str(version)] += 1
-            tally = self._tallies.setdefault((name, str(version)), Tally())
+            tally = self._tallies.setdefault((name, str(version)), RunStatistics())
         return ModelMetrics(self, name, str(version), tally)
 
     def release(self, name: str, version: str) -> None:
@@ -359,17 +359,17 @@ class Metrics:
         self.loads.labels(name, "ok" if ok else "failed").inc()
         self.load_seconds.labels(name).observe(seconds)
 
-    def watch_versions(self, known: Callable[[], Iterable[KnownVersion]]) -> None:
+    def watch_versions(self, known: Callable[[], Iterable[VersionInfo]]) -> None:
         """Has the state of every version read when the page is."""
-        self.registry.register(VersionStates(known))
+        self.registry.register(VersionStateCollector(known))
 
-    def watch_process(self, gpus: Gpus | None = None) -> None:
+    def watch_process(self, gpus: GpuCollector | None = None) -> None:
         """Has what the process and the GPUs of its machine use read when the page is."""
         ProcessCollector(registry=self.registry)
         GCCollector(self.registry)
-        self.registry.register(gpus or Gpus())
+        self.registry.register(gpus or GpuCollector())
         self.registry.register(MemoryLimit())
 
-    def _copy_tallies(self) -> dict[tuple[str, str], Tally]:
+    def _copy_tallies(self) -> dict[tuple[str, str], RunStatistics]:
         with self._holding:
             return dict(self._tallies)

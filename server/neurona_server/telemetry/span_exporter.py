@@ -44,7 +44,7 @@ class _Reason(logging.Handler):
             self.text = record.getMessage()
 
 
-class Shipping(SpanProcessor):
+class NonBlockingSpanProcessor(SpanProcessor):
     def __init__(self, exporter: SpanExporter, endpoint: str, spans: Counter) -> None:
         self._exporter = exporter
         self._endpoint = endpoint
@@ -161,7 +161,7 @@ class Tracing:
         self.close = shipping.close
 
 
-def open_tracing(
+def set_up_tracing(
     endpoint: str, ratio: float, metrics: Metrics, process: int | None = None
 ) -> Tracing | None:
     """`ratio` of the calls that bring no trace of their own are traced, from 0 to 1; `process` is
@@ -185,7 +185,7 @@ def open_tracing(
         limits = SpanLimits(max_links=LINKS)
     except Exception as error:  # it has kinds of its own beside OSError and ValueError
         raise ConfigError(f"the OTEL_ variables of the environment: {error}") from error
-    shipping = Shipping(exporter, endpoint, metrics.spans)
+    shipping = NonBlockingSpanProcessor(exporter, endpoint, metrics.spans)
     provider = TracerProvider(
         # Who is traced is decided before a span is made: what is made is kept.
         sampler=ALWAYS_ON,

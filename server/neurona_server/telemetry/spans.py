@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 Parameters = ParamSpec("Parameters")
 
 
-def unfailing(step: Callable[Parameters, None]) -> Callable[Parameters, None]:
+def never_raises(step: Callable[Parameters, None]) -> Callable[Parameters, None]:
     """`step`, but what it raises is said in the log, once."""
     said: list[bool] = []
 
@@ -64,13 +64,13 @@ class BatchTracer:
             "neurona.provider": provider,
         }
 
-    @unfailing
+    @never_raises
     def cut(self, batch: Sequence[Request]) -> None:
         for request in batch:
             if isinstance(trace := request.trace, CallTrace):
                 trace.queued(request.arrived, request.taken)
 
-    @unfailing
+    @never_raises
     def ran(self, batch: Sequence[Request], rows: int, padded: int, times: RunTimes) -> None:
         if traces := _traces(batch):
             span = self._batch(traces, batch, times.started)
@@ -79,7 +79,7 @@ class BatchTracer:
             run.end(nanoseconds(times.ran))
             span.end(nanoseconds(times.split))
 
-    @unfailing
+    @never_raises
     def failed(self, batch: Sequence[Request], started: float, error: Exception) -> None:
         if traces := _traces(batch):
             span = self._batch(traces, batch, started)
@@ -169,7 +169,7 @@ class CallTrace:
             self._tracer, self._tracer.start_span("request", self.context, attributes=attributes)
         )
 
-    @unfailing
+    @never_raises
     def answered(self, request: Submission, error: Exception | None) -> None:
         self._error = error
         self.span.set_attributes(
@@ -189,7 +189,7 @@ class CallTrace:
             fail(queue, error)
         queue.end(nanoseconds(left))
 
-    @unfailing
+    @never_raises
     def end(self, error: Exception | None = None) -> None:
         try:
             self._open.pop()

@@ -16,8 +16,8 @@ from prometheus_client.registry import Collector
 from neurona_server.telemetry.collectors import VERSION
 
 
-class RunParts(Collector):
-    def __init__(self, tallies: Callable[[], Mapping[tuple[str, str], "Tally"]]) -> None:
+class RunPhaseCollector(Collector):
+    def __init__(self, tallies: Callable[[], Mapping[tuple[str, str], "RunStatistics"]]) -> None:
         """`tallies`: of each version, by name and version; a copy."""
         self._tallies = tallies
 
@@ -40,7 +40,7 @@ class RunParts(Collector):
 
 
 @dataclass(slots=True)
-class Runs:
+class SizeStatistics:
     """Runs of one size. Seconds are sums over runs."""
 
     runs: int = 0
@@ -58,7 +58,7 @@ class Runs:
 class Counts:
     """What one thread has seen, or all of them together."""
 
-    sizes: dict[int, Runs] = field(default_factory=dict)
+    sizes: dict[int, SizeStatistics] = field(default_factory=dict)
     """By rows, padding not counted."""
 
     failures: int = 0
@@ -67,7 +67,7 @@ class Counts:
     """Seconds since 1970; 0.0 if there was none."""
 
 
-class Tally:
+class RunStatistics:
     """Any thread may write, any may read; a reader may miss what is being written."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Tally:
         own = self._own()
         size = own.sizes.get(rows)
         if size is None:
-            size = own.sizes[rows] = Runs()
+            size = own.sizes[rows] = SizeStatistics()
         size.runs += 1
         size.requests += requests
         size.join += join
@@ -108,7 +108,7 @@ class Tally:
         total = Counts()
         for counts in list(self._threads.values()):
             for rows, size in list(counts.sizes.items()):
-                _add(total.sizes.setdefault(rows, Runs()), size, _RUNS)
+                _add(total.sizes.setdefault(rows, SizeStatistics()), size, _RUNS)
             _add(total, counts, _SUMS)
             total.last_run = max(total.last_run, counts.last_run)
         return total
@@ -126,5 +126,5 @@ def _add(total: object, part: object, names: Iterable[str]) -> None:
         setattr(total, name, getattr(total, name) + getattr(part, name))
 
 
-_RUNS = [one.name for one in fields(Runs)]
+_RUNS = [one.name for one in fields(SizeStatistics)]
 _SUMS = [one.name for one in fields(Counts) if one.name not in ("sizes", "last_run")]

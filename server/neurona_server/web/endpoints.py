@@ -28,7 +28,7 @@ Choose = Callable[[frozenset[str]], Collector]
 """Of all that there is, the samples that have one of these names."""
 
 
-class Chosen(Collector):
+class FilteredCollector(Collector):
     """For a registry that does not know beforehand what its collectors will have."""
 
     def __init__(self, registry: CollectorRegistry, names: frozenset[str]) -> None:
@@ -63,7 +63,7 @@ AT_A_TIME = 2
 Rendered = tuple[bytes, str]
 
 
-class Renders:
+class SharedRenders:
     """For one loop. However many ask, what waits is one render for each key."""
 
     def __init__(self) -> None:
@@ -153,7 +153,7 @@ MOST_NAMES = 100
 Answer = Callable[[Request], Awaitable[Response]]
 
 
-class Paths:
+class Endpoints:
     """Called in the loop of the port; what takes time is done beside it."""
 
     def __init__(
@@ -164,7 +164,7 @@ class Paths:
         self._registry = registry
         self._choose = choose
         self._state = state
-        self._renders = Renders()
+        self._renders = SharedRenders()
         self._document, self._policy = load()
         self._answers: dict[str, Answer] = {
             "/": self._page,

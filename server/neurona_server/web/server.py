@@ -16,7 +16,7 @@ from http import HTTPStatus
 from prometheus_client import CollectorRegistry
 
 from neurona_server.errors import ConfigError
-from neurona_server.web.endpoints import Choose, Chosen, Paths
+from neurona_server.web.endpoints import Choose, Endpoints, FilteredCollector
 from neurona_server.web.http import Response, encode, error, parse
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ LINGER_SECONDS, LINGER_BYTES = 1.0, 1 << 20
 """For a body that nobody wants: a connection that is closed on one takes the answer with it."""
 
 
-class Port:
+class MetricsServer:
     def __init__(
         self,
         address: str,
@@ -48,7 +48,7 @@ class Port:
         state: Callable[[], str],
         choose: Choose | None = None,
     ) -> None:
-        """Listens at once. `state` and `choose` as those of `Paths`; without the latter all is
+        """Listens at once. `state` and `choose` as those of `Endpoints`; without the latter all is
         collected and most of it thrown away. Raises ConfigError when the address is taken."""
         host, _, port = address.rpartition(":")
         host = host.strip("[]")
@@ -59,7 +59,7 @@ class Port:
                 f"cannot serve metrics on {host}:{port}: {raised.strerror}"
             ) from raised
         self.port: int = self._socket.getsockname()[1]
-        self._paths = Paths(registry, state, choose or partial(Chosen, registry))
+        self._paths = Endpoints(registry, state, choose or partial(FilteredCollector, registry))
         self._end = asyncio.Event()
         # Those that wait for a request, the oldest first, and all of them.
         self._silent: dict[asyncio.Task[None], None] = {}

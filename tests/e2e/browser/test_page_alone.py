@@ -6,9 +6,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 from support.fake_nvml import SmallNvml
 
-from neurona_server.telemetry.collectors import Gpus, KnownVersion
+from neurona_server.telemetry.collectors import GpuCollector, VersionInfo
 from neurona_server.telemetry.metrics import Metrics
-from neurona_server.web.server import Port
+from neurona_server.web.server import MetricsServer
 
 HOSTILE = (
     '<img src=x onerror="window.broken=1">',
@@ -29,7 +29,7 @@ class Site:
         self.state = "SERVING"
         self.known = []
         self.metrics.watch_versions(lambda: self.known)
-        self.port = Port("127.0.0.1:0", self.metrics.registry, lambda: self.state)
+        self.port = MetricsServer("127.0.0.1:0", self.metrics.registry, lambda: self.state)
         self.url = f"http://127.0.0.1:{self.port.port}/"
 
 
@@ -42,7 +42,7 @@ def site():
 
 def test_whatever_a_model_is_called_it_is_text(browser, site, picture):
     for name in HOSTILE:
-        site.known.append(KnownVersion(name, 1, "ready", [name], True, 0.5))
+        site.known.append(VersionInfo(name, 1, "ready", [name], True, 0.5))
         model = site.metrics.model(name, 1)
         model.ready(name, name)
         model.ended("ok", 0.001)
@@ -79,7 +79,7 @@ def test_what_is_injected_after_all_does_not_run(browser, site):
 )
 def test_a_server_that_does_not_serve_says_so(browser, site, state, word):
     site.state = state
-    site.known.append(KnownVersion("m", 1, "loading"))
+    site.known.append(VersionInfo("m", 1, "loading"))
     site.metrics.loading.begin("m", 1)
     browser.open(site.url)
     browser.wait(f"document.getElementById('state').innerText === {word!r}")
@@ -88,7 +88,7 @@ def test_a_server_that_does_not_serve_says_so(browser, site, state, word):
 
 
 def test_gpus_are_shown_where_there_are_some(browser, site, picture):
-    site.metrics.registry.register(Gpus(SmallNvml(2, missing=["power"])))
+    site.metrics.registry.register(GpuCollector(SmallNvml(2, missing=["power"])))
     browser.open(site.url)
     browser.wait("!document.getElementById('gpus').hidden")
     assert "No model is known yet" in browser.text("#models")
@@ -97,7 +97,7 @@ def test_gpus_are_shown_where_there_are_some(browser, site, picture):
 
 
 def test_queues_shares_and_percentiles_are_computed_as_prometheus_would(browser, site):
-    site.known.append(KnownVersion("m", 3, "ready", ["latest"], False, 0.25))
+    site.known.append(VersionInfo("m", 3, "ready", ["latest"], False, 0.25))
     model = site.metrics.model("m", 3)
     browser.open(site.url)
     browser.wait("document.querySelectorAll('tbody tr').length === 1")
@@ -114,7 +114,7 @@ def test_queues_shares_and_percentiles_are_computed_as_prometheus_would(browser,
 
 def test_it_is_worked_by_keyboard_and_read_by_a_screen_reader(browser, site):
     for name in ("b", "a", "c"):
-        site.known.append(KnownVersion(name, 1, "ready", ["latest"]))
+        site.known.append(VersionInfo(name, 1, "ready", ["latest"]))
         site.metrics.model(name, 1)
     browser.open(site.url)
     browser.wait("document.querySelectorAll('tbody tr').length === 3")
@@ -157,7 +157,7 @@ def test_colours_are_told_apart_from_their_ground(browser, site):
         const [a, b] = [light(c), light(ground(n))].sort((x, y) => y - x);
         return [s, (a + 0.05) / (b + 0.05)]; });
     })()"""
-    site.known.append(KnownVersion("m", 1, "loading", ["latest"], True))
+    site.known.append(VersionInfo("m", 1, "loading", ["latest"], True))
     for dark in (False, True):
         browser.open(site.url, dark=dark)
         browser.wait("document.querySelectorAll('tbody .tag').length === 1")

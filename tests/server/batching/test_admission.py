@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from support.fakes import Asked, Puppet, PuppetBatcher
+from support.fakes import ParsedRequest, Puppet, PuppetBatcher
 
 from neurona_server.batching.cost_model import TRUSTED_SECONDS
 from neurona_server.batching.policy import BatchPolicy, Priority
-from neurona_server.errors import ExpiredError, QueueFullError
+from neurona_server.errors import DeadlineExceededError, QueueFullError
 
 
 def make(objective=None, seconds=lambda rows: 1.0, **options):
@@ -29,7 +29,7 @@ def run(batcher, seconds=lambda rows: 1.0, **options):
 
 
 def ask(batcher, rows=1, within=np.inf, **options):
-    return Asked(batcher, [1] * rows, deadline=batcher.clock.now + within, **options)
+    return ParsedRequest(batcher, [1] * rows, deadline=batcher.clock.now + within, **options)
 
 
 def test_the_wait_is_what_runs_and_what_waits():
@@ -47,7 +47,9 @@ def test_the_wait_is_what_runs_and_what_waits():
 
 def test_a_deadline_that_a_run_cannot_meet_is_refused_at_once():
     batcher = make()
-    with pytest.raises(ExpiredError, match=r"would take 1000.0 ms, its deadline is in 500.0 ms"):
+    with pytest.raises(
+        DeadlineExceededError, match=r"would take 1000.0 ms, its deadline is in 500.0 ms"
+    ):
         ask(batcher, within=0.5)
     assert batcher.queue.rows == 0
     ask(batcher, within=1.5)
@@ -82,7 +84,7 @@ def test_a_busy_instance_does_not_refuse_what_is_in_time():
 
 
 def test_a_deadline_in_the_past_is_refused():
-    with pytest.raises(ExpiredError, match="had passed when the request came"):
+    with pytest.raises(DeadlineExceededError, match="had passed when the request came"):
         ask(make(), within=0.0)
 
 
@@ -120,7 +122,7 @@ def test_a_shape_that_is_known_to_be_slow_is_refused():
     batcher = make()
     for _ in range(4):
         run(batcher, lambda rows: 10.0, columns=3)
-    with pytest.raises(ExpiredError, match=r"would take 10000.0 ms"):
+    with pytest.raises(DeadlineExceededError, match=r"would take 10000.0 ms"):
         ask(batcher, columns=3, within=5.0)
     ask(batcher, within=5.0)
 

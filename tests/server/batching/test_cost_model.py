@@ -1,6 +1,6 @@
 import pytest
 
-from neurona_server.batching.cost_model import MOST_GROUPS, Curve, Padding
+from neurona_server.batching.cost_model import MOST_GROUPS, CostModel, Padding
 from neurona_server.batching.policy import BatchPolicy
 
 RUNGS = BatchPolicy(max_rows=8).rungs
@@ -8,7 +8,7 @@ RUNGS = BatchPolicy(max_rows=8).rungs
 
 @pytest.fixture
 def curve():
-    curve = Curve(RUNGS)
+    curve = CostModel(RUNGS)
     curve.measure(lambda rows: rows + 1.0, ("a",), budget=1e9)
     return curve
 
@@ -20,8 +20,8 @@ def test_the_ladder_is_powers_of_two_and_the_top():
 
 
 def test_nothing_is_foretold_before_anything_is_known():
-    assert Curve(RUNGS).predict(4) == 0.0
-    assert Curve(RUNGS).best_rung(0.1) == 8
+    assert CostModel(RUNGS).predict(4) == 0.0
+    assert CostModel(RUNGS).best_rung(0.1) == 8
 
 
 def test_between_rungs_it_is_a_straight_line_and_in_proportion_above(curve):
@@ -30,7 +30,7 @@ def test_between_rungs_it_is_a_straight_line_and_in_proportion_above(curve):
 
 
 def test_measuring_stops_when_its_time_is_up():
-    curve = Curve(RUNGS)
+    curve = CostModel(RUNGS)
     curve.measure(lambda rows: rows * 1.0, ("a",), budget=8)
     assert sorted(curve.seconds) == [1, 2]
 
@@ -82,7 +82,7 @@ def test_groups_are_remembered_up_to_a_bound(curve):
 
 
 def test_without_warm_up_the_first_runs_teach():
-    curve = Curve(RUNGS)
+    curve = CostModel(RUNGS)
     observe(curve, 3, 6.0)
     assert curve.predict(4, ("a",)) == 6.0
     observe(curve, 3, 12.0, ("b",), times=2)
@@ -97,7 +97,7 @@ def test_an_objective_allows_the_rung_of_which_two_runs_fit(curve, objective, ru
 
 
 def test_of_the_rungs_that_fit_the_one_with_most_rows_a_second_is_taken():
-    curve = Curve(RUNGS)
+    curve = CostModel(RUNGS)
     curve.measure({1: 1.0, 2: 1.1, 4: 1.2, 8: 9.0}.get, ("a",), budget=1e9)
     assert curve.best_rung(20.0) == 4
 
@@ -162,7 +162,7 @@ def test_long_runs_are_measured_less_often_than_short_ones():
         ran.append(rows)
         return costs[rows]
 
-    curve = Curve(RUNGS)
+    curve = CostModel(RUNGS)
     curve.measure(time_run, ("a",))
     assert [ran.count(rung) for rung in RUNGS] == [6, 5, 3, 3]
     assert curve.seconds == costs
@@ -179,13 +179,13 @@ def test_the_rung_follows_the_groups_that_really_run(curve):
 
 
 def test_an_objective_that_no_rung_meets_takes_the_most_rows_a_second_at_little_more():
-    curve = Curve(RUNGS)
+    curve = CostModel(RUNGS)
     curve.measure({1: 1.0, 2: 1.1, 4: 1.4, 8: 9.0}.get, ("a",), budget=1e9)
     assert curve.best_rung(0.5) == 4
 
 
 def test_the_next_rung_that_is_not_known_is_tried():
-    curve = Curve(RUNGS)
+    curve = CostModel(RUNGS)
     curve.measure(lambda rows: 1.0, ("a",), budget=0.5)
     assert sorted(curve.seconds) == [1]
     assert curve.best_rung(10.0) == 2

@@ -3,11 +3,11 @@ import threading
 import pytest
 from support.fakes import Clock
 
-from neurona_server.batching.device_scheduler import DeviceShare
+from neurona_server.batching.device_scheduler import DeviceScheduler
 
 
 def test_the_model_that_had_least_of_the_device_goes_next():
-    share, clock, order = DeviceShare(1), Clock(), []
+    share, clock, order = DeviceScheduler(1), Clock(), []
     waiting = threading.Semaphore(0)
 
     def run(model, seconds):
@@ -33,13 +33,13 @@ def test_the_model_that_had_least_of_the_device_goes_next():
 
 
 def test_with_slots_enough_nobody_waits():
-    share = DeviceShare(2)
+    share = DeviceScheduler(2)
     with share.turn("a", Clock()), share.turn("b", Clock()):
         pass
 
 
 def test_a_failing_run_gives_its_slot_back():
-    share = DeviceShare(1)
+    share = DeviceScheduler(1)
     for _ in range(3):
         with pytest.raises(RuntimeError), share.turn("a", Clock()):
             raise RuntimeError("run failed")
@@ -50,4 +50,4 @@ def test_a_failing_run_gives_its_slot_back():
 
 def test_a_device_without_slots_is_refused():
     with pytest.raises(ValueError, match="slots is 0"):
-        DeviceShare(0)
+        DeviceScheduler(0)

@@ -3,10 +3,15 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.fakes import Asked, Puppet, PuppetBatcher
+from support.fakes import ParsedRequest, Puppet, PuppetBatcher
 
 from neurona_server.batching.policy import BatchPolicy, Priority
-from neurona_server.errors import CancelledError, ExpiredError, ModelFailedError, QueueFullError
+from neurona_server.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    ModelFailedError,
+    QueueFullError,
+)
 
 requests = st.fixed_dictionaries(
     {
@@ -59,7 +64,7 @@ def test_every_request_is_answered_once_with_its_own_rows(plan, padded):
                 options = {"columns": step["columns"], "priority": step["priority"]}
                 try:
                     asked.append(
-                        (step, Asked(batcher, values, deadline=deadline, **options), values)
+                        (step, ParsedRequest(batcher, values, deadline=deadline, **options), values)
                     )
                 except QueueFullError:
                     assert batcher.queue.rows + step["rows"] > 64
@@ -77,7 +82,7 @@ def test_every_request_is_answered_once_with_its_own_rows(plan, padded):
     for index, (step, one, values) in enumerate(asked):
         if index in cancelled:
             assert one.answer is CancelledError
-        elif one.answer is ExpiredError:
+        elif one.answer is DeadlineExceededError:
             assert step["expires_in"] < np.inf
         elif step["poisoned"]:
             assert one.answer is ModelFailedError

@@ -8,7 +8,12 @@ from support.fakes import Clock
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.queue import Queue
 from neurona_server.batching.request import Request
-from neurona_server.errors import CancelledError, InvalidError, QueueFullError, StoppingError
+from neurona_server.errors import (
+    CancelledError,
+    InvalidArgumentError,
+    QueueFullError,
+    UnavailableError,
+)
 
 
 def request(rows=1, group="a", **options):
@@ -69,7 +74,7 @@ def test_a_full_queue_refuses_at_once(queue):
 
 
 def test_a_request_that_never_fits_is_invalid(queue):
-    with pytest.raises(InvalidError, match="11 rows; expected at most 10"):
+    with pytest.raises(InvalidArgumentError, match="11 rows; expected at most 10"):
         put(queue, request(11))
 
 
@@ -97,7 +102,7 @@ def test_a_closed_queue_refuses_but_gives_what_it_has(queue):
     waiting = request()
     put(queue, waiting)
     queue.close()
-    with pytest.raises(StoppingError):
+    with pytest.raises(UnavailableError):
         put(queue, request())
     assert queue.poll().batch == [waiting]
     assert queue.poll() is None
@@ -137,7 +142,7 @@ def test_bytes_are_bounded_too(clock):
     put(queue, request(2), request(2))  # 32 bytes each
     with pytest.raises(QueueFullError, match="64 of 100 bytes wait, no room for 3 rows of 48"):
         put(queue, request(3))
-    with pytest.raises(InvalidError, match="112 bytes; expected at most 100"):
+    with pytest.raises(InvalidArgumentError, match="112 bytes; expected at most 100"):
         put(queue, request(7))
 
 

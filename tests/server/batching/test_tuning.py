@@ -4,7 +4,7 @@ import heapq
 
 import numpy as np
 import pytest
-from support.fakes import Asked, Puppet, PuppetBatcher
+from support.fakes import ParsedRequest, Puppet, PuppetBatcher
 
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import NeuronaError
@@ -37,7 +37,9 @@ class Day:
             while coming and coming[0] <= now:
                 clock.now = heapq.heappop(coming)
                 try:
-                    asked.append((clock.now, Asked(self.batcher, [1], deadline=clock.now + within)))
+                    asked.append(
+                        (clock.now, ParsedRequest(self.batcher, [1], deadline=clock.now + within))
+                    )
                 except NeuronaError:
                     lost += 1
             clock.now = now

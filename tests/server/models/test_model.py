@@ -13,7 +13,7 @@ from neurona_server.errors import LoadError
 from neurona_server.models.model import Model
 from neurona_server.models.onnx.session import CPU, RuntimeOptions, Session
 from neurona_server.models.options import ModelOptions
-from neurona_server.models.repository.scanner import Found
+from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.telemetry.metrics import Metrics
 
 
@@ -25,7 +25,7 @@ def metrics():
 @pytest.fixture
 def load(metrics, tmp_path):
     def load(path=tmp_path / "model.onnx", name="m", version=1):
-        return Model(Found(name, version, path), ModelOptions(), metrics)
+        return Model(ModelSource(name, version, path), ModelOptions(), metrics)
 
     return load
 
@@ -229,7 +229,7 @@ def test_a_run_of_onnx_runtime_heeds_that_it_is_terminated(tmp_path):
 
 
 def test_every_instance_is_known_to_admission(repository, metrics):
-    found = Found("c", 1, repository / "classifier" / "1" / "model.onnx")
+    found = ModelSource("c", 1, repository / "classifier" / "1" / "model.onnx")
     model = Model(found, ModelOptions(instances=3), metrics)
     assert model.batcher.admission.instances == len(model.instances) == 3
 

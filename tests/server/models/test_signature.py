@@ -1,7 +1,7 @@
 import pytest
 
 from neurona_protos.prediction_pb2 import DataType
-from neurona_server.errors import InvalidError
+from neurona_server.errors import InvalidArgumentError
 from neurona_server.models.signature import Signature, TensorSpec
 
 FLOAT, DOUBLE = DataType.DATA_TYPE_FLOAT, DataType.DATA_TYPE_DOUBLE
@@ -49,34 +49,34 @@ def test_requests_share_a_group_when_only_their_rows_differ(signature):
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(signature, other, message):
-    with pytest.raises(InvalidError, match=message):
+    with pytest.raises(InvalidArgumentError, match=message):
         signature.check(inputs(**other))
 
 
 def test_a_missing_input_is_named(signature):
-    with pytest.raises(InvalidError, match="inputs none; expected 'tokens'"):
+    with pytest.raises(InvalidArgumentError, match="inputs none; expected 'tokens'"):
         signature.check({})
 
 
 def test_an_empty_batch_is_refused(signature):
-    with pytest.raises(InvalidError, match=r"'tokens' is INT64 of shape \[0, 5\]"):
+    with pytest.raises(InvalidArgumentError, match=r"'tokens' is INT64 of shape \[0, 5\]"):
         signature.check(inputs(rows=0))
 
 
 def test_a_negative_size_is_refused(signature):
-    with pytest.raises(InvalidError, match=r"'tokens' is INT64 of shape \[-1, 5\]"):
+    with pytest.raises(InvalidArgumentError, match=r"'tokens' is INT64 of shape \[-1, 5\]"):
         signature.check(inputs(rows=-1))
 
 
 def test_a_name_of_any_length_and_sort_is_quoted_shortly(signature):
-    with pytest.raises(InvalidError) as caught:
+    with pytest.raises(InvalidArgumentError) as caught:
         signature.check({"\n" * 100_000: (FLOAT, (1,))})
     assert len(str(caught.value)) < 300
     assert "\n" not in str(caught.value)
 
 
 def test_a_sequence_without_steps_is_refused(signature):
-    with pytest.raises(InvalidError, match=r"shape \[2, 0\]"):
+    with pytest.raises(InvalidArgumentError, match=r"shape \[2, 0\]"):
         signature.check(inputs(time=0))
 
 

@@ -15,7 +15,7 @@ from neurona_server.batching.request import Request
 from neurona_server.errors import CancelledError, NeuronaError, QueueFullError
 from neurona_server.models.model import Model
 from neurona_server.models.options import ModelOptions
-from neurona_server.models.repository.scanner import Found
+from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.telemetry.metrics import Metrics
 
 CALLERS = 4
@@ -83,7 +83,7 @@ class Caller(threading.Thread):
 def test_every_request_is_answered_exactly_once(repository, caplog, instances, inline):
     caplog.set_level(logging.CRITICAL, "neurona_server")  # thousands fail on purpose
     registry = CollectorRegistry()
-    found = Found("picker", 1, repository / "picker" / "1" / "model.onnx")
+    found = ModelSource("picker", 1, repository / "picker" / "1" / "model.onnx")
     options = ModelOptions(BatchPolicy(max_queue_rows=1000, inline=inline), instances=instances)
     model = Model(found, options, Metrics(registry))
     model.start()

@@ -25,7 +25,7 @@ from neurona_server.errors import LoadError
 from neurona_server.models.model import Model
 from neurona_server.models.onnx.session import CPU, RuntimeOptions
 from neurona_server.models.options import ModelOptions, options_for
-from neurona_server.models.repository.scanner import Found, read_settings
+from neurona_server.models.repository.scanner import ModelSource, read_settings
 from neurona_server.models.repository.settings import ModelSettings, TensorSettings, Value
 from neurona_server.models.signature import TensorSpec
 from neurona_server.models.task import find_task
@@ -76,7 +76,7 @@ def load(tmp_path):
     def load(toml, save=save_logits, **others):
         path = save(tmp_path / "m" / "1" / "model.onnx", **others)
         (tmp_path / "m" / "model.toml").write_text(toml)
-        found = Found("m", 1, path, read_settings(tmp_path / "m"))
+        found = ModelSource("m", 1, path, read_settings(tmp_path / "m"))
         return Model(found, ModelOptions(), Metrics(CollectorRegistry()))
 
     return load

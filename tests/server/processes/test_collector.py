@@ -3,14 +3,14 @@
 from prometheus_client import CollectorRegistry
 
 from neurona_server.processes import snapshot
-from neurona_server.processes.collector import GatheredPages
+from neurona_server.processes.collector import MultiprocessCollector
 from neurona_server.telemetry.metrics import Metrics
 
 
 def test_that_nobody_serves_is_told_while_there_is_no_worker():
     # An alert on a series that is not there does not fire.
     registry = CollectorRegistry()
-    pages = GatheredPages(2)
+    pages = MultiprocessCollector(2)
     registry.register(pages)
     assert registry.get_sample_value("neurona_serving") == 0
     texts = []

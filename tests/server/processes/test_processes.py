@@ -11,7 +11,7 @@ from neurona_server.config.sources import check_processes
 from neurona_server.errors import ConfigError
 from neurona_server.processes import supervisor
 from neurona_server.processes.channel import Channel
-from neurona_server.processes.ports import HeldPorts
+from neurona_server.processes.ports import ReservedPorts
 from neurona_server.processes.supervisor import Supervisor
 
 
@@ -30,7 +30,7 @@ def test_what_several_processes_cannot_do_is_refused(options, message):
 
 
 def test_a_port_is_chosen_once_and_shared():
-    held = HeldPorts("127.0.0.1:0,127.0.0.1:0")
+    held = ReservedPorts("127.0.0.1:0,127.0.0.1:0")
     first, second = held.addresses.split(",")
     assert first != second
     port = int(first.rpartition(":")[2])
@@ -40,7 +40,7 @@ def test_a_port_is_chosen_once_and_shared():
 
 
 def test_a_port_is_held_while_nobody_listens():
-    held = HeldPorts("127.0.0.1:0")
+    held = ReservedPorts("127.0.0.1:0")
     port = int(held.addresses.rpartition(":")[2])
     with pytest.raises(OSError, match="in use"):
         listening(port)
@@ -53,19 +53,19 @@ def test_another_server_s_port_is_not_taken(shared):
     with listening(0, shared=shared) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         with pytest.raises(ConfigError, match=f"cannot listen on {address}: .*in use"):
-            HeldPorts(address)
+            ReservedPorts(address)
         if shared:  # wanted, if an option says so
-            HeldPorts(address, shared=True).close()
+            ReservedPorts(address, shared=True).close()
 
 
 def test_an_address_of_another_machine_is_an_error():
     address = "192.0.2.1:0"
     with pytest.raises(ConfigError, match=f"cannot listen on {address}"):
-        HeldPorts(address)
+        ReservedPorts(address)
 
 
 def test_a_name_with_addresses_of_both_kinds_has_one_port():
-    held = HeldPorts("localhost:0")
+    held = ReservedPorts("localhost:0")
     assert int(held.addresses.removeprefix("localhost:")) > 0
     held.close()
 

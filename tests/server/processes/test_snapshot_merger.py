@@ -10,8 +10,8 @@ from prometheus_client.registry import Collector
 from support.fake_nvml import SmallNvml
 
 from neurona_server.processes import snapshot
-from neurona_server.processes.collector import OF_EACH_PROCESS, RULES, Merged
-from neurona_server.telemetry.collectors import Gpus, KnownVersion
+from neurona_server.processes.collector import OF_EACH_PROCESS, RULES, SnapshotMerger
+from neurona_server.telemetry.collectors import GpuCollector, VersionInfo
 from neurona_server.telemetry.metrics import Metrics
 
 VERSIONS = [("a", 1), ("a", 2), ("b", 1)]
@@ -81,7 +81,7 @@ def counts(page):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), EVENTS), max_size=30))
 def test_the_merge_of_pages_is_the_page_of_all_that_happened(history):
-    processes, alone, merged = [Process() for _ in range(3)], Process(), Merged()
+    processes, alone, merged = [Process() for _ in range(3)], Process(), SnapshotMerger()
     for number, event in history:
         processes[number].tell(event)
         alone.tell(event)
@@ -98,7 +98,7 @@ def test_the_merge_of_pages_is_the_page_of_all_that_happened(history):
     )
 )
 def test_no_sum_ever_falls_and_no_bucket_is_above_the_next(history):
-    processes, merged, before = [Process(), Process()], Merged(), {}
+    processes, merged, before = [Process(), Process()], SnapshotMerger(), {}
     for number, event in history:
         process = processes[number]
         if event == "read":
@@ -129,7 +129,7 @@ def test_no_sum_ever_falls_and_no_bucket_is_above_the_next(history):
 
 
 def test_a_process_that_dies_leaves_what_it_has_counted():
-    merged, first, second = Merged(), Process(), Process()
+    merged, first, second = SnapshotMerger(), Process(), Process()
     for process in (first, second):
         process.tell(("ended", ("a", 1), "ok", 0.5))
         merged.replace(process, "0", process.page())
@@ -146,7 +146,7 @@ def test_a_process_that_dies_leaves_what_it_has_counted():
 
 
 def test_a_version_that_no_process_knows_any_more_is_forgotten_with_its_series():
-    merged, process = Merged(), Process()
+    merged, process = SnapshotMerger(), Process()
     for version in (1, 2):
         process.tell(("ended", ("a", version), "ok", 0.5))
     process.tell(("loaded", ("a", 1), True, 1))
@@ -186,7 +186,7 @@ class Queue:
         return self._age
 
 
-class Curve:
+class CostModel:
     rungs = (1, 8)
 
     def __init__(self, seconds):
@@ -194,13 +194,13 @@ class Curve:
 
 
 def test_gauges_are_merged_by_the_rule_of_their_name():
-    merged = Merged()
+    merged = SnapshotMerger()
     for number, (rows, age, seconds) in enumerate([(3, 0.5, {1: 0.25}), (4, 0.125, {})]):
         process = Process()
         model = process._model("a", 1)
-        model.watch(Queue(rows, age), Curve(seconds))
+        model.watch(Queue(rows, age), CostModel(seconds))
         model.ready("classification", "cpu")
-        process.metrics.watch_versions(lambda: [KnownVersion("a", 1, "ready")])
+        process.metrics.watch_versions(lambda: [VersionInfo("a", 1, "ready")])
         merged.replace(process, str(number), process.page())
     page = merged.page()
     labels = {"model": "a", "version": "1"}
@@ -219,7 +219,7 @@ def test_gauges_are_merged_by_the_rule_of_their_name():
 def test_every_gauge_has_a_rule():
     metrics = Metrics(CollectorRegistry())
     metrics.watch_versions(list)
-    metrics.watch_process(Gpus(SmallNvml()))
+    metrics.watch_process(GpuCollector(SmallNvml()))
     gauges = {metric.name for metric in metrics.registry.collect() if metric.type == "gauge"}
     assert gauges == {*RULES, *OF_EACH_PROCESS}
     assert not set(RULES) & set(OF_EACH_PROCESS)
@@ -227,12 +227,12 @@ def test_every_gauge_has_a_rule():
 
 @pytest.mark.parametrize("hostile", ['"} 7\nneurona_x{a="', "\\", "é\n"])
 def test_what_is_printed_is_prometheus_text_and_openmetrics(hostile):
-    merged = Merged()
+    merged = SnapshotMerger()
     for number in range(2):
         process = Process()
         process.tell(("ended", (hostile, 1), "ok", 0.5))
         process.tell(("ran", (hostile, 1), 4, 2))
-        process._model(hostile, 1).watch(Queue(1, 0.5), Curve({}))
+        process._model(hostile, 1).watch(Queue(1, 0.5), CostModel({}))
         merged.replace(number, str(number), process.page())
     registry = CollectorRegistry()
     registry.register(Pages(merged.page()))
@@ -251,7 +251,7 @@ def test_what_is_printed_is_prometheus_text_and_openmetrics(hostile):
 
 def test_the_newest_exemplar_of_all_processes_is_shown():
     first, second = Process(), Process()
-    merged = Merged()
+    merged = SnapshotMerger()
     for process, trace in ((second, "b"), (first, "a")):  # in this order, "a" is the newest
         model = process.metrics.model("m", 1)
         model.ended("ok", 0.125)

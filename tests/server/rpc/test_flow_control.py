@@ -7,13 +7,13 @@ from support.triton_requests import request as triton_request
 from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest, StreamedRequest
 from neurona_protos.tensors import to_tensor
 from neurona_server.rpc import flow_control
-from neurona_server.rpc.flow_control import Waiting
+from neurona_server.rpc.flow_control import StreamWindow
 
 
 @pytest.fixture
 def ten_bytes(monkeypatch):
     monkeypatch.setattr(flow_control, "MAX_BYTES", 10)
-    return Waiting()
+    return StreamWindow()
 
 
 def test_what_waits_is_counted_until_it_went(ten_bytes):

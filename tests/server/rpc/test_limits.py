@@ -9,7 +9,6 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from support import http2
 
-from neurona_protos import wire_format
 from neurona_protos.prediction_pb2 import (
     PredictRequest,
     PredictStreamRequest,
@@ -17,7 +16,8 @@ from neurona_protos.prediction_pb2 import (
     Tensor,
 )
 from neurona_protos.tensors import to_array, to_tensor
-from neurona_server.errors import InvalidError
+from neurona_server.errors import InvalidArgumentError
+from neurona_server.rpc import limits
 from neurona_server.rpc.limits import MAX_AXES, Limits
 from neurona_server.rpc.transports.listener import ListenerOptions
 
@@ -117,11 +117,11 @@ def test_a_large_message_of_small_parts_is_refused_before_it_is_parsed(make_serv
 def test_a_large_message_of_large_parts_is_answered(make_server):
     server = make_server(options=ListenerOptions(max_message_bytes=16 << 20))
     request = total(steps=2_000_000)
-    assert request.ByteSize() > wire_format.LARGE
+    assert request.ByteSize() > limits.LARGE
     assert server.prediction.Predict(request, timeout=20).regression.rows[0].values[0] == 2e6
     many = [StreamedRequest(id=i, request=total(steps=1000)) for i in range(1500)]
     message = PredictStreamRequest(requests=many)
-    assert message.ByteSize() > wire_format.LARGE
+    assert message.ByteSize() > limits.LARGE
     stream = server.prediction.PredictStream(iter([message]), timeout=60)
     answers = [one for response in stream for one in response.responses]
     assert {one.response.regression.rows[0].values[0] for one in answers} == {1000}
@@ -131,11 +131,11 @@ def test_a_large_message_of_large_parts_is_answered(make_server):
 @pytest.mark.parametrize("seed", range(3))
 def test_counting_through_bytes_that_are_no_message_ends(seed):
     rng = np.random.default_rng(seed)
-    body = rng.integers(0, 256, wire_format.LARGE + 7, np.uint8).tobytes()
+    body = rng.integers(0, 256, limits.LARGE + 7, np.uint8).tobytes()
     lying = b"\x22\xff\xff\xff\xff\x7f" + body  # a tensor of more bytes than there are
-    for text in (body, lying, b"\xff" * wire_format.LARGE, b"\x22" * (5 << 20)):
+    for text in (body, lying, b"\xff" * limits.LARGE, b"\x22" * (5 << 20)):
         for path in ((), (1, 2)):
-            with contextlib.suppress(InvalidError):
+            with contextlib.suppress(InvalidArgumentError):
                 Limits().check_wire(text, *path)
 
 

@@ -9,13 +9,13 @@ from neurona_protos.frames_pb2 import PredictStreamRequest
 from neurona_protos.prediction_pb2 import DataType, PredictRequest
 from neurona_protos.tensors import to_tensor
 from neurona_server.batching.policy import Priority
-from neurona_server.errors import CancelledError, InvalidError, StoppingError
-from neurona_server.rpc.submission import Asked, Submission, cancel, submit
+from neurona_server.errors import CancelledError, InvalidArgumentError, UnavailableError
+from neurona_server.rpc.submission import ParsedRequest, Submission, cancel, submit
 
 ROWS = np.ones((1, 4), np.float32)
 
 
-class Caller:
+class BaseCall:
     """Asks the models that the test lists, one after the other; notes what it is told."""
 
     deadline = math.inf
@@ -44,7 +44,9 @@ class Caller:
     def _read(self, model):
         self.read = model
         described = {"x": (DataType.DATA_TYPE_FLOAT, ROWS.shape)}
-        return Asked(described, lambda: {"x": ROWS}, self._answer, math.inf, Priority.NORMAL, 0)
+        return ParsedRequest(
+            described, lambda: {"x": ROWS}, self._answer, math.inf, Priority.NORMAL, 0
+        )
 
     def reply(self, response):
         self._end((response, None))
@@ -68,7 +70,7 @@ def versions(make_server):
 
 def test_a_model_that_was_replaced_meanwhile_is_resolved_anew(versions):
     server, first, second = versions
-    caller = Caller(server, first, second)
+    caller = BaseCall(server, first, second)
     assert caller.ended.wait(10)
     ((response, error),) = caller.told
     assert error is None
@@ -85,27 +87,27 @@ def test_a_model_that_was_replaced_meanwhile_is_resolved_anew(versions):
 
 def test_one_that_was_not_replaced_is_stopping(versions):
     server, first, _ = versions
-    caller = Caller(server, first)
+    caller = BaseCall(server, first)
     ((_, error),) = caller.told
-    assert isinstance(error, StoppingError)
+    assert isinstance(error, UnavailableError)
     assert len(caller.requests) == 1
 
 
 def test_it_is_not_tried_for_ever(versions):
     server, first, second = versions
     assert second.drain(5.0)
-    caller = Caller(server, *[first, second] * 10)
+    caller = BaseCall(server, *[first, second] * 10)
     ((_, error),) = caller.told
-    assert isinstance(error, StoppingError)
+    assert isinstance(error, UnavailableError)
     assert len(caller.requests) == 4
 
 
 def test_an_error_of_the_answer_reaches_the_caller_and_is_counted(make_server):
     def refuse(_):
-        raise InvalidError("too much")
+        raise InvalidArgumentError("too much")
 
     server = make_server()
-    caller = Caller(server, server.registry.resolve("classifier", 2), answer=refuse)
+    caller = BaseCall(server, server.registry.resolve("classifier", 2), answer=refuse)
     assert caller.ended.wait(10)
     ((response, error),) = caller.told
     assert response is None
@@ -116,7 +118,7 @@ def test_an_error_of_the_answer_reaches_the_caller_and_is_counted(make_server):
 
 def test_a_request_that_was_withdrawn_tells_nobody(make_server):
     server = make_server(start_models=False)
-    caller = Caller(server, server.registry.resolve("classifier", 2))
+    caller = BaseCall(server, server.registry.resolve("classifier", 2))
     (request,) = caller.requests
     assert request.withdraw()
     assert not request.withdraw()

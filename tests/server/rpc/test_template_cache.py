@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from neurona_protos.prediction_pb2 import PredictRequest, Tensor
 from neurona_protos.tensors import to_tensor
-from neurona_protos.wire_format import within
+from neurona_protos.wire_format import length_delimited
 from neurona_server.rpc import fast_path
-from neurona_server.rpc.fast_path import Known
+from neurona_server.rpc.fast_path import TemplateCache
 
 PATH = (PredictRequest.INPUTS_FIELD_NUMBER, Tensor.DATA_FIELD_NUMBER)
 DATA = st.binary(min_size=1, max_size=12)
@@ -36,7 +36,7 @@ def learn(one, message):
 
 
 def make():
-    return Known(PredictRequest.FromString, PATH)
+    return TemplateCache(PredictRequest.FromString, PATH)
 
 
 @settings(max_examples=300, deadline=None)
@@ -85,7 +85,7 @@ def test_a_byte_that_differs_outside_the_data_is_noticed(request, place, change)
 
 
 def tensor_field(*pieces):
-    return within(PATH[0], b"".join(pieces))
+    return length_delimited(PATH[0], b"".join(pieces))
 
 
 X = to_tensor("x", np.ones(3, np.float32)).SerializeToString()
@@ -96,11 +96,11 @@ MODEL = PredictRequest(model="m").SerializeToString()
     "message",
     [
         # The last of two datas counts, and an empty one is none.
-        MODEL + tensor_field(within(4, b"first"), X),
-        MODEL + tensor_field(X, within(4, b"last one of 12")),
-        MODEL + tensor_field(X) + tensor_field(X, within(4, b"")),
+        MODEL + tensor_field(length_delimited(4, b"first"), X),
+        MODEL + tensor_field(X, length_delimited(4, b"last one of 12")),
+        MODEL + tensor_field(X) + tensor_field(X, length_delimited(4, b"")),
         # Data in a field that is none of the message's.
-        MODEL + within(99, tensor_field(X)),
+        MODEL + length_delimited(99, tensor_field(X)),
         MODEL,
     ],
 )
@@ -112,8 +112,8 @@ def test_an_odd_message_is_not_learned(message):
     "message",
     [
         tensor_field(X) + MODEL,  # in another order
-        MODEL + tensor_field(X) + within(99, b"of a newer version"),
-        MODEL + tensor_field(X, within(77, b"likewise")),
+        MODEL + tensor_field(X) + length_delimited(99, b"of a newer version"),
+        MODEL + tensor_field(X, length_delimited(77, b"likewise")),
         MODEL + MODEL + tensor_field(X),
     ],
 )
@@ -148,7 +148,7 @@ def test_the_number_of_shapes_is_bounded(monkeypatch):
 
 
 def test_a_message_with_much_besides_its_data_is_not_learned():
-    padding = within(99, bytes(fast_path.MOST_BYTES))
+    padding = length_delimited(99, bytes(fast_path.MOST_BYTES))
     assert learn(make(), MODEL + tensor_field(X) + padding) is None
 
 

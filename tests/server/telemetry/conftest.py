@@ -3,7 +3,7 @@ from prometheus_client import CollectorRegistry
 from support.otlp_collector import Collector
 
 from neurona_server.telemetry.metrics import Metrics
-from neurona_server.telemetry.span_exporter import open_tracing
+from neurona_server.telemetry.span_exporter import set_up_tracing
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ class Traced:
     def __init__(self, collector, make_server, *arguments, ratio=1.0, **options):
         self.collector = collector
         self.metrics = Metrics(CollectorRegistry())
-        self._tracing = open_tracing(collector.url, ratio, self.metrics)
+        self._tracing = set_up_tracing(collector.url, ratio, self.metrics)
         self.server = make_server(*arguments, tracing=self._tracing, **options)
 
     def spans(self):

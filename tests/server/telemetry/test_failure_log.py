@@ -3,11 +3,11 @@
 import logging
 
 import pytest
-from support.fakes import Asked, Puppet, PuppetBatcher
+from support.fakes import ParsedRequest, Puppet, PuppetBatcher
 
 from neurona_server.errors import ModelFailedError
 from neurona_server.telemetry import failure_log
-from neurona_server.telemetry.failure_log import Failures
+from neurona_server.telemetry.failure_log import RateLimitedFailureLog
 
 
 class Minute:
@@ -39,7 +39,7 @@ def told(caplog):
 
 
 def test_the_first_is_told_in_full_and_the_others_in_a_line(minute, told):
-    one = Failures("m/1", minute)
+    one = RateLimitedFailureLog("m/1", minute)
     for index in range(41):
         try:
             raise RuntimeError(f"index {index} is\nbeyond 3")
@@ -59,7 +59,7 @@ def test_the_first_is_told_in_full_and_the_others_in_a_line(minute, told):
 
 
 def test_another_kind_is_told_too_until_there_are_many(minute, told):
-    one = Failures("m/1", minute)
+    one = RateLimitedFailureLog("m/1", minute)
     for kind in range(100):
         one.tell("it failed", RuntimeError("x" * kind))
     assert len(told.records) == failure_log.MOST_KINDS + 1
@@ -73,7 +73,7 @@ def test_poisoned_requests_are_logged_once(told):
         raise RuntimeError("poisoned")
 
     batcher = PuppetBatcher()
-    asked = [Asked(batcher, [n]) for n in range(8)]
+    asked = [ParsedRequest(batcher, [n]) for n in range(8)]
     batcher.step(Puppet(before=fail))
     assert [one.answer for one in asked] == [ModelFailedError] * 8
     assert len([record for record in told.records if record.exc_info]) == 1

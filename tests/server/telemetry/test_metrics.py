@@ -13,13 +13,13 @@ from neurona_protos.open_inference_pb2 import ModelInferRequest
 from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest, StreamedRequest
 from neurona_protos.tensors import to_tensor
 from neurona_server.errors import (
-    ForbiddenError,
-    InvalidError,
+    InvalidArgumentError,
+    PermissionDeniedError,
     QueueFullError,
     TooLargeError,
     UnauthenticatedError,
 )
-from neurona_server.telemetry.collectors import LoadsUnderWay
+from neurona_server.telemetry.collectors import LoadingCollector
 from neurona_server.telemetry.metrics import Metrics
 
 LABELS = {"model": "classifier", "version": "1"}
@@ -34,10 +34,10 @@ def request(model="classifier", rows=1):
     ("error", "reason"),
     [
         (UnauthenticatedError("no"), "unauthenticated"),
-        (ForbiddenError("no"), "permission"),
+        (PermissionDeniedError("no"), "permission"),
         (TooLargeError("no"), "too_large"),
         (QueueFullError("no", 1.0), "too_many"),
-        (InvalidError("no"), None),
+        (InvalidArgumentError("no"), None),
     ],
 )
 def test_calls_that_are_refused_are_counted_by_reason(error, reason):
@@ -54,7 +54,7 @@ def test_calls_that_are_refused_are_counted_by_reason(error, reason):
 def test_a_load_is_seen_from_its_beginning_to_its_end():
     now = [10.0]
     registry = CollectorRegistry()
-    loading = LoadsUnderWay(lambda: now[0])
+    loading = LoadingCollector(lambda: now[0])
     registry.register(loading)
     name = "neurona_version_loading_seconds"
     loading.begin("a", 1)

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from neurona_server.errors import ConfigError
 from neurona_server.telemetry import span_exporter
 from neurona_server.telemetry.metrics import Metrics
-from neurona_server.telemetry.span_exporter import Shipping, open_tracing
+from neurona_server.telemetry.span_exporter import NonBlockingSpanProcessor, set_up_tracing
 from neurona_server.telemetry.spans import CallTracer
 
 
@@ -64,7 +64,7 @@ def test_a_loss_is_said_once_and_so_is_its_end(
 ):
     monkeypatch.setattr(span_exporter, "QUIET", quiet)
     caplog.set_level(logging.INFO)
-    ship = Shipping(puppet, "http://away:1", metrics.spans)
+    ship = NonBlockingSpanProcessor(puppet, "http://away:1", metrics.spans)
     results = [SpanExportResult.FAILURE] * 3 + [SpanExportResult.SUCCESS] * 2
     for count, result in enumerate(results, 1):
         puppet.result = result
@@ -83,7 +83,7 @@ def test_a_loss_is_said_once_and_so_is_its_end(
 
 def test_a_collector_that_hangs_holds_nobody_up(metrics, puppet, caplog, monkeypatch):
     monkeypatch.setattr(span_exporter, "MOST_WAITING", 5)
-    ship = Shipping(puppet, "http://slow:1", metrics.spans)
+    ship = NonBlockingSpanProcessor(puppet, "http://slow:1", metrics.spans)
     ship.on_end(object())
     assert puppet.asked.acquire(timeout=10)
     for _ in range(8):
@@ -99,7 +99,7 @@ def test_a_collector_that_hangs_holds_nobody_up(metrics, puppet, caplog, monkeyp
 def test_a_collector_that_is_away(metrics, caplog):
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
-        tracing = open_tracing(f"http://127.0.0.1:{held.getsockname()[1]}", 1.0, metrics)
+        tracing = set_up_tracing(f"http://127.0.0.1:{held.getsockname()[1]}", 1.0, metrics)
         trace = tracing.calls.call("/s/M", [])
         trace.end()
         tracing.close(0.5)
@@ -112,7 +112,7 @@ def test_the_environment_of_opentelemetry_counts(metrics, collector, monkeypatch
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=secret")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test,service.name=x")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
-    tracing = open_tracing(collector.url, 1.0, metrics, process=3)
+    tracing = set_up_tracing(collector.url, 1.0, metrics, process=3)
     tracing.calls.call("/s/M", []).end()
     tracing.close(10)
     ((span),) = collector.spans
@@ -133,13 +133,13 @@ def test_the_environment_of_opentelemetry_counts(metrics, collector, monkeypatch
 def test_a_word_of_the_environment_that_is_none(metrics, monkeypatch, name):
     monkeypatch.setenv(name, "much")
     with pytest.raises(ConfigError, match="the OTEL_ variables of the environment: .*much"):
-        open_tracing("http://127.0.0.1:1", 1.0, metrics)
+        set_up_tracing("http://127.0.0.1:1", 1.0, metrics)
 
 
 def test_what_callers_send_is_no_reason_of_a_loss(metrics, caplog):
     with socket.socket() as held:  # nobody listens there
         held.bind(("127.0.0.1", 0))
-        tracing = open_tracing(f"http://127.0.0.1:{held.getsockname()[1]}", 1.0, metrics)
+        tracing = set_up_tracing(f"http://127.0.0.1:{held.getsockname()[1]}", 1.0, metrics)
         parent = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
         metadata = [("traceparent", parent), ("tracestate", "a caller's words")]
         tracing.calls.call("/s/M", metadata).end()
@@ -150,10 +150,10 @@ def test_what_callers_send_is_no_reason_of_a_loss(metrics, caplog):
 
 def test_opentelemetry_may_be_told_to_be_off(metrics, monkeypatch):
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
-    assert open_tracing("http://127.0.0.1:1", 1.0, metrics) is None
+    assert set_up_tracing("http://127.0.0.1:1", 1.0, metrics) is None
 
 
 def test_without_the_packages_it_is_said_what_to_install(metrics, monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(ConfigError, match=r"pip install 'neurona\[tracing\]'"):
-        open_tracing("http://127.0.0.1:1", 1.0, metrics)
+        set_up_tracing("http://127.0.0.1:1", 1.0, metrics)

@@ -11,7 +11,7 @@ from neurona_protos.open_inference_pb2 import ModelInferRequest
 from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest, StreamedRequest
 from neurona_protos.tensors import to_tensor
 from neurona_server.batching.policy import BatchPolicy
-from neurona_server.errors import StoppingError
+from neurona_server.errors import UnavailableError
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CONTEXT = [("traceparent", f"00-{TRACE}-{PARENT}-01"), ("tracestate", "vendor=a,other=b")]
@@ -161,7 +161,7 @@ def test_expired_in_the_queue(traced, wait_until):
     queue, call = sorted(one.spans(), key=lambda span: span.name != "queue")
     assert call.attributes["rpc.grpc.status_code"] == 4
     assert call.failed
-    assert call.attributes["error.type"] == "ExpiredError"
+    assert call.attributes["error.type"] == "DeadlineExceededError"
     assert (queue.parent, queue.failed) == (call.id, True)
 
 
@@ -263,7 +263,7 @@ def test_a_request_that_a_model_leaves_unanswered(traced):
     call = one.server.prediction.Predict.future(predict(1), timeout=20, metadata=CONTEXT)
     while not one.server.count("queue_rows", model="picker", version="1"):
         assert not call.done()
-    one.server.registry.resolve("picker").batcher.cancel_all(StoppingError("stop"))
+    one.server.registry.resolve("picker").batcher.cancel_all(UnavailableError("stop"))
     assert call.code().name == "UNAVAILABLE"
     spans = one.spans()
     assert {span.name for span in spans} == {PREDICT, "queue"}

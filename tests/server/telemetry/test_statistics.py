@@ -1,10 +1,10 @@
 import threading
 
-from neurona_server.telemetry.statistics import Counts, Runs, Tally
+from neurona_server.telemetry.statistics import Counts, RunStatistics, SizeStatistics
 
 
 def test_every_thread_counts_and_a_reader_adds_up():
-    tally = Tally()
+    tally = RunStatistics()
     barrier = threading.Barrier(8)
 
     def count():
@@ -24,8 +24,8 @@ def test_every_thread_counts_and_a_reader_adds_up():
     n = 8000
     assert read == Counts(
         sizes={
-            4: Runs(n, 2 * n, n, 2 * n, 3 * n, 2 * n, 4 * n, 6 * n),
-            1: Runs(1, 1, 1, 2, 3, 1, 2, 3),
+            4: SizeStatistics(n, 2 * n, n, 2 * n, 3 * n, 2 * n, 4 * n, 6 * n),
+            1: SizeStatistics(1, 1, 1, 2, 3, 1, 2, 3),
         },
         failures=n,
         failure_seconds=n / 8,
@@ -34,4 +34,4 @@ def test_every_thread_counts_and_a_reader_adds_up():
 
 
 def test_nothing_has_happened_yet():
-    assert Tally().read() == Counts()
+    assert RunStatistics().read() == Counts()

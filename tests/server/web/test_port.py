@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from neurona_server.errors import ConfigError
 from neurona_server.web import server as port_module
-from neurona_server.web.server import Port
+from neurona_server.web.server import MetricsServer
 
 # As Prometheus 2.42 asks.
 PROMETHEUS = (
@@ -29,7 +29,7 @@ class Site:
         disable_created_metrics()
         self.registry = CollectorRegistry()
         self.state = "SERVING"
-        self.port = Port("127.0.0.1:0", self.registry, lambda: self.state)
+        self.port = MetricsServer("127.0.0.1:0", self.registry, lambda: self.state)
         self.place = ("127.0.0.1", self.port.port)
 
     def get(self, path, method="GET", data=None, **headers):
@@ -243,7 +243,7 @@ def test_a_page_that_cannot_be_written_says_nothing_of_why(site, caplog):
 def test_a_port_that_is_taken_is_an_error_of_configuration(site):
     address = f"127.0.0.1:{site.port.port}"
     with pytest.raises(ConfigError, match=f"cannot serve metrics on {address}: .*in use"):
-        Port(address, site.registry, lambda: "SERVING")
+        MetricsServer(address, site.registry, lambda: "SERVING")
 
 
 def test_a_port_that_is_closed_can_be_had_again(site):
@@ -253,14 +253,14 @@ def test_a_port_that_is_closed_can_be_had_again(site):
         site.port.close()
         with contextlib.suppress(ConnectionResetError):  # it had not even been looked at
             assert half.recv(1) == b""
-    Port(address, site.registry, lambda: "SERVING").close()
+    MetricsServer(address, site.registry, lambda: "SERVING").close()
 
 
 def test_ipv6_has_a_port_too():
     if not socket.has_ipv6:
         pytest.skip("no IPv6 here")
     try:
-        one = Port("[::1]:0", CollectorRegistry(), lambda: "SERVING")
+        one = MetricsServer("[::1]:0", CollectorRegistry(), lambda: "SERVING")
     except ConfigError:
         pytest.skip("no IPv6 address here")
     with urllib.request.urlopen(f"http://[::1]:{one.port}/healthz") as answer:

@@ -18,14 +18,14 @@ from neurona_server.errors import (
     LoadError,
     NotFoundError,
     NotLoadedError,
-    StoppingError,
+    UnavailableError,
     printable,
     quoted,
 )
 from neurona_server.models.lifecycle.registry import Entry, Registry
-from neurona_server.models.lifecycle.versions import Versions
+from neurona_server.models.lifecycle.versions import VersionSet
 from neurona_server.models.model import Model
-from neurona_server.models.repository.scanner import Folder, Found, Looks, Repository
+from neurona_server.models.repository.scanner import Looks, ModelFolder, ModelSource, Repository
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.telemetry.metrics import Metrics
 
@@ -41,7 +41,7 @@ class Control(Protocol):
     """Loads and unloads models; both wait until it is done."""
 
     def load(self, name: str) -> None:
-        """Raises NotFoundError, NotLoadedError, StoppingError."""
+        """Raises NotFoundError, NotLoadedError, UnavailableError."""
 
     def unload(self, name: str) -> None:
         """Raises NotFoundError."""
@@ -62,7 +62,7 @@ class ReconcilerOptions:
     """Only what `load` was called for is loaded."""
 
 
-class Drains:
+class DrainPool:
     """Each in a thread of its own; any thread may begin one."""
 
     def __init__(self, timeout: float) -> None:
@@ -105,7 +105,7 @@ class Drains:
         return thread
 
 
-Load = Callable[[Found], Model]
+Load = Callable[[ModelSource], Model]
 
 
 class Reconciler:
@@ -126,12 +126,12 @@ class Reconciler:
         self._metrics = metrics
         self._options = options or ReconcilerOptions()
         self._tell = changed
-        self._models: dict[str, Versions] = {}
+        self._models: dict[str, VersionSet] = {}
         self._published: dict[str, Entry] = {}
         self._asked: set[str] = set()  # when explicit
         self._missing: set[str] = set()  # by the last look
         self._refused: dict[str, list[str]] = {}  # what the log has been told
-        self._drains = Drains(self._options.drain_timeout)
+        self._drains = DrainPool(self._options.drain_timeout)
         self._looks = Looks(repository)
         self._changed = threading.Condition()
         self._scanning = threading.Lock()
@@ -201,7 +201,7 @@ class Reconciler:
             problems = versions.problems()
             unloaded = name not in self._asked
         if self._stopping.is_set():
-            raise StoppingError("the server is stopping")
+            raise UnavailableError("the server is stopping")
         if unloaded:
             raise NotLoadedError(f"model {quoted(name)} was unloaded while it was loaded")
         if problems:
@@ -240,11 +240,11 @@ class Reconciler:
             drain.join(max(0.0, end - time.monotonic()))
         return drained and not self._drains.running()
 
-    def _see(self, name: str, folder: Folder | None, *, eager: bool = False) -> None:
+    def _see(self, name: str, folder: ModelFolder | None, *, eager: bool = False) -> None:
         if name not in self._models:
             if folder is None or not (folder.versions or folder.problem):
                 return
-            self._models[name] = Versions(name, self._options.policy)
+            self._models[name] = VersionSet(name, self._options.policy)
         serve = not self._options.explicit or name in self._asked
         self._begin(name, self._models[name].see(folder, serve=serve, eager=eager))
         refused = self._models[name].refused()
@@ -254,13 +254,13 @@ class Reconciler:
         self._refused[name] = refused
         self._publish(name)
 
-    def _begin(self, name: str, found: Sequence[Found]) -> None:
+    def _begin(self, name: str, found: Sequence[ModelSource]) -> None:
         if not self._stopping.is_set():
             for one in found:
                 self._metrics.loading.begin(name, one.version)
                 self._pool.submit(self._load_one, name, one)
 
-    def _load_one(self, name: str, found: Found) -> None:
+    def _load_one(self, name: str, found: ModelSource) -> None:
         log.info("loading %s", found, extra=found.log_fields)
         started = time.monotonic()
         model, reason = None, ""

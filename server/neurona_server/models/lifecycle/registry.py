@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from neurona_protos.prediction_pb2 import State
 from neurona_server.errors import NotFoundError, quoted
 from neurona_server.models.model import Model
-from neurona_server.telemetry.collectors import KnownVersion
+from neurona_server.telemetry.collectors import VersionInfo
 
 _NAMES_SHOWN = 20
 
@@ -87,10 +87,10 @@ class Registry:
         except KeyError:
             raise NotFoundError(f"there is no model {quoted(name)}; {self._names()}") from None
 
-    def known(self) -> list[KnownVersion]:
+    def known(self) -> list[VersionInfo]:
         """Every version, for the metrics."""
         return [
-            KnownVersion(
+            VersionInfo(
                 name,
                 number,
                 State.Name(version.state).removeprefix("STATE_").lower(),

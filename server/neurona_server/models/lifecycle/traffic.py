@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from neurona_protos.prediction_pb2 import Task
-from neurona_server.batching.batch import Part
+from neurona_server.batching.batch import RowSlice
 from neurona_server.batching.policy import Priority
 from neurona_server.batching.request import Array, Outputs, Request
 from neurona_server.errors import NeuronaError
@@ -177,7 +177,7 @@ class Shadow:
 
 def _own(outputs: Outputs) -> Outputs:
     """Copied, if they are part of a batch's: those would all be kept as long as they wait."""
-    if not isinstance(outputs, Part):
+    if not isinstance(outputs, RowSlice):
         return outputs
     return [
         own if len(own) == len(whole) else own.copy()

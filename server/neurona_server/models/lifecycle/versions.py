@@ -15,17 +15,22 @@ from neurona_protos.prediction_pb2 import State
 from neurona_server.models.lifecycle.registry import Entry, Version
 from neurona_server.models.lifecycle.traffic import Routing
 from neurona_server.models.model import Model
-from neurona_server.models.repository.scanner import Folder, Found, OnDisk, Stamp
+from neurona_server.models.repository.scanner import (
+    Fingerprint,
+    ModelFolder,
+    ModelSource,
+    VersionFiles,
+)
 from neurona_server.models.repository.settings import ModelSettings, Traffic, VersionPolicy
 
 GONE = "its files are gone from the repository; it serves on from memory"
 
-Identity = tuple[Stamp, ModelSettings]
+Identity = tuple[Fingerprint, ModelSettings]
 """What a model was loaded from: the files and what was said of them, routing left out."""
 
 
 @dataclass
-class _Held:
+class _VersionRecord:
     """What is known of one version."""
 
     model: Model | None = None
@@ -43,22 +48,24 @@ class _Held:
 
 
 @dataclass
-class Versions:
+class VersionSet:
     """Of one model. Not thread-safe: the reconciler's lock guards it."""
 
     name: str
     policy: VersionPolicy
     """Unless the model's settings name one."""
 
-    _held: dict[int, _Held] = field(default_factory=dict)
-    _folder: Folder | None = None
+    _held: dict[int, _VersionRecord] = field(default_factory=dict)
+    _folder: ModelFolder | None = None
     _settings: ModelSettings = field(default_factory=ModelSettings)
     _serve: bool = False
     _wanted: set[int] = field(default_factory=set)
     _replaced: list[Model] = field(default_factory=list)
     _routing: Routing = field(default_factory=Routing)
 
-    def see(self, folder: Folder | None, *, serve: bool = True, eager: bool = False) -> list[Found]:
+    def see(
+        self, folder: ModelFolder | None, *, serve: bool = True, eager: bool = False
+    ) -> list[ModelSource]:
         """Takes in what the disk has now, and says what is to be loaded.
 
         `folder` is None when it is gone. `serve` is False when nobody asked for the model. When
@@ -68,8 +75,8 @@ class Versions:
         return self._see(folder, serve=serve, eager=eager)
 
     def _see(
-        self, folder: Folder | None, *, serve: bool, eager: bool = False, look: bool = True
-    ) -> list[Found]:
+        self, folder: ModelFolder | None, *, serve: bool, eager: bool = False, look: bool = True
+    ) -> list[ModelSource]:
         """Without a `look`, what the last one found is gone through once more."""
         self._folder = folder
         self._serve = serve and folder is not None
@@ -87,7 +94,7 @@ class Versions:
             n: _identity(on_disk, folder.settings) for n, on_disk in folder.versions.items()
         }
         for number, identity in identities.items():
-            held = self._held.setdefault(number, _Held())
+            held = self._held.setdefault(number, _VersionRecord())
             if identity == held.identity:  # what failed in its place is gone again
                 held.failed, held.reason = None, ""
             if (problem := folder.versions[number].problem) and held.failed != identity:
@@ -103,7 +110,7 @@ class Versions:
             self._held[number].loading = identities[number]
         return [folder.found(number) for number in chosen]
 
-    def loaded(self, number: int, model: Model) -> list[Found]:
+    def loaded(self, number: int, model: Model) -> list[ModelSource]:
         """What is to be loaded next: its files may have changed while they were loaded."""
         held = self._held[number]
         if held.model is not None:
@@ -112,14 +119,14 @@ class Versions:
         held.failed, held.reason = None, ""
         return self._see(self._folder, serve=self._serve, look=False)
 
-    def failed(self, number: int, reason: str) -> list[Found]:
+    def failed(self, number: int, reason: str) -> list[ModelSource]:
         """What is to be loaded in its place: the next one that the policy chooses."""
         held = self._held[number]
         held.failed, held.loading, held.reason = held.loading, None, reason
         return self._see(self._folder, serve=self._serve, look=False)
 
     @property
-    def folder(self) -> Folder | None:
+    def folder(self) -> ModelFolder | None:
         return self._folder
 
     @property
@@ -195,7 +202,7 @@ class Versions:
         return surplus - {max(loaded)} if surplus == loaded and loaded else surplus
 
     def _version(self, number: int) -> Version:
-        held = self._held.get(number, _Held())
+        held = self._held.get(number, _VersionRecord())
         on_disk = self._folder is not None and number in self._folder.versions
         problem = self._folder.problem if self._folder else ""
         if held.model:
@@ -208,6 +215,6 @@ class Versions:
         return Version(None, "", State.STATE_UNLOADED)
 
 
-def _identity(on_disk: OnDisk, settings: ModelSettings) -> Identity:
+def _identity(on_disk: VersionFiles, settings: ModelSettings) -> Identity:
     unrouted = replace(settings, versions=None, version_labels={}, traffic=Traffic(), ignored=())
     return on_disk.stamp, unrouted

@@ -16,7 +16,7 @@ import onnxruntime
 from neurona_server.errors import LoadError
 from neurona_server.models.onnx import graph_cache, runtime
 from neurona_server.models.onnx.external_data import copied, find_external, read_external
-from neurona_server.models.onnx.model_file import Outline, outline
+from neurona_server.models.onnx.model_file import GraphOutline, outline
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,9 @@ def load(path: Path, options: RuntimeOptions, threads: int) -> onnxruntime.Infer
 
 
 class _Loader:
-    def __init__(self, path: Path, found: Outline, options: RuntimeOptions, threads: int) -> None:
+    def __init__(
+        self, path: Path, found: GraphOutline, options: RuntimeOptions, threads: int
+    ) -> None:
         self._path = path
         self._found = found
         self._options = options

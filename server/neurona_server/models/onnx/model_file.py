@@ -114,7 +114,7 @@ _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 @dataclass
-class Outline:
+class GraphOutline:
     """What a graph holds, without what its tensors hold."""
 
     size: int = 0
@@ -134,11 +134,11 @@ def check_onnx(path: Path) -> int:
     return size
 
 
-def outline(path: Path) -> Outline:
+def outline(path: Path) -> GraphOutline:
     """Raises LoadError like `check_onnx`."""
     with _opened(path) as (file, size):
         graph, functions = _find_graph(file, size)
-        found = Outline(size)
+        found = GraphOutline(size)
         try:
             _walk_graph(file, graph, found, nested=False)
             for function in functions:
@@ -229,7 +229,7 @@ def _head(file: BinaryIO) -> bytes:
     return file.read(256)
 
 
-def _walk_graph(file: BinaryIO, graph: Field, found: Outline, *, nested: bool) -> None:
+def _walk_graph(file: BinaryIO, graph: Field, found: GraphOutline, *, nested: bool) -> None:
     for one in fields(file, graph.start, graph.end):
         if one.number == 1:
             found.nodes += not nested
@@ -242,7 +242,7 @@ def _walk_graph(file: BinaryIO, graph: Field, found: Outline, *, nested: bool) -
                     _walk_tensor(file, tensor, found, nested=nested)
 
 
-def _walk_node(file: BinaryIO, node: Field, found: Outline, *, nested: bool) -> None:
+def _walk_node(file: BinaryIO, node: Field, found: GraphOutline, *, nested: bool) -> None:
     # Quicker than a look at each attribute: every external tensor must say this of itself.
     if nested or _contains(file, node, b"location"):
         for attribute in fields(file, node.start, node.end):
@@ -261,7 +261,7 @@ def _contains(file: BinaryIO, within: Field, text: bytes) -> bool:
     return False
 
 
-def _walk_attribute(file: BinaryIO, attribute: Field, found: Outline) -> None:
+def _walk_attribute(file: BinaryIO, attribute: Field, found: GraphOutline) -> None:
     for one in fields(file, attribute.start, attribute.end):
         if one.wire_type != LENGTH:
             continue
@@ -271,7 +271,7 @@ def _walk_attribute(file: BinaryIO, attribute: Field, found: Outline) -> None:
             _walk_graph(file, one, found, nested=True)
 
 
-def _walk_tensor(file: BinaryIO, tensor: Field, found: Outline, *, nested: bool) -> None:
+def _walk_tensor(file: BinaryIO, tensor: Field, found: GraphOutline, *, nested: bool) -> None:
     for entry in fields(file, tensor.start, tensor.end):
         if entry.number != 13:  # external_data: pairs of key and value
             continue

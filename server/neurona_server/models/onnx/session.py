@@ -14,7 +14,7 @@ import onnxruntime
 
 from neurona_protos.prediction_pb2 import DataType
 from neurona_server.batching.request import Array, Inputs, Outputs
-from neurona_server.errors import LoadError, StoppingError
+from neurona_server.errors import LoadError, UnavailableError
 from neurona_server.models.onnx import loading, runtime
 from neurona_server.models.onnx.runtime import CPU, CUDA, RuntimeOptions
 from neurona_server.models.signature import TensorSpec
@@ -70,7 +70,7 @@ def unzip(rows: Sequence[Mapping[int | str, float]]) -> tuple[tuple[str, ...], A
     return tuple(map(str, labels)), values.reshape(len(rows), len(labels))
 
 
-class Shrinking:
+class ArenaShrinker:
     """When a run should give back what its arena has too much of: at most once in `seconds`.
 
     An arena keeps the memory of the largest batch it ever ran: 200 MB more for a ResNet-50 after
@@ -178,7 +178,7 @@ class Session:
         }
         self.class_labels: dict[str, tuple[str, ...]] = {}
         """By output of class probabilities that were a map: its keys, known once it has run."""
-        self._shrinking = Shrinking(options.shrink_seconds if options.arena else 0.0)
+        self._shrinking = ArenaShrinker(options.shrink_seconds if options.arena else 0.0)
         self._arenas = "cpu:0" if self.provider == CPU else "cpu:0;gpu:0"
 
     def run(self, inputs: Inputs) -> Outputs:
@@ -189,10 +189,10 @@ class Session:
         return SessionRun(self)
 
     def run_with(self, inputs: Inputs, options: onnxruntime.RunOptions) -> Outputs:
-        """Raises StoppingError after `close`."""
+        """Raises UnavailableError after `close`."""
         session = self._session
         if session is None:
-            raise StoppingError("the model has been unloaded")
+            raise UnavailableError("the model has been unloaded")
         if self._shrinking.due():
             options.add_run_config_entry(_SHRINK, self._arenas)
         try:
@@ -235,7 +235,7 @@ class Session:
 
     def close(self) -> None:
         """Frees the model; may be called again. A run that is under way ends well, and its memory
-        is freed after it; later ones raise StoppingError."""
+        is freed after it; later ones raise UnavailableError."""
         self._session = None
         if self._give_back is not None:
             self._give_back()

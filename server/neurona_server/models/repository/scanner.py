@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 MOST_FILES = 10_000
 """Of one version; a folder with more is somebody's home."""
 
-Stamp = tuple[tuple[str | int, ...], ...]
+Fingerprint = tuple[tuple[str | int, ...], ...]
 """Of every file: where it is, its size, its time, its inode, its mode and its owners. Another
 stamp is another content, or one that may be read now; nothing is read for it."""
 
@@ -50,7 +50,7 @@ def files_in(
                 yield entry
 
 
-def stamp_of(files: Iterator[os.DirEntry[str]] | list[os.DirEntry[str]]) -> Stamp:
+def stamp_of(files: Iterator[os.DirEntry[str]] | list[os.DirEntry[str]]) -> Fingerprint:
     stamps = []
     for one in files:
         try:
@@ -102,7 +102,7 @@ class Looks:
         self._problem = ""
         self._looking = threading.Lock()
 
-    def at_all(self) -> dict[str, "Folder"] | None:
+    def at_all(self) -> dict[str, "ModelFolder"] | None:
         """Every folder by name; None when it cannot be read, which the log hears once."""
         try:
             with self._looking:
@@ -118,7 +118,7 @@ class Looks:
         self._problem = problem
         return None if problem else folders
 
-    def at(self, name: str) -> "Folder":
+    def at(self, name: str) -> "ModelFolder":
         """Raises NotFoundError when there is no such model, NotLoadedError when the repository
         cannot be read: both are for callers, and no path is."""
         try:
@@ -138,11 +138,11 @@ MODEL_FILE = "model.onnx"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
-_NOT_READABLE: Stamp = ()
+_NOT_READABLE: Fingerprint = ()
 
 
 @dataclass(frozen=True)
-class Found:
+class ModelSource:
     """A model file, what it is called, and what its folder says of it."""
 
     name: str
@@ -160,26 +160,26 @@ class Found:
 
 
 @dataclass(frozen=True)
-class OnDisk:
+class VersionFiles:
     """One version's file, what tells it from another one in the same place, and why it must
     not be loaded, if so."""
 
     path: Path
-    stamp: Stamp
+    stamp: Fingerprint
     problem: str = ""
 
 
 @dataclass(frozen=True)
-class Folder:
+class ModelFolder:
     """One model's folder as it is now; `problem` says why its settings cannot be read."""
 
     name: str
-    versions: Mapping[int, OnDisk]
+    versions: Mapping[int, VersionFiles]
     settings: ModelSettings = field(default_factory=ModelSettings)
     problem: str = ""
 
-    def found(self, version: int) -> Found:
-        return Found(self.name, version, self.versions[version].path, self.settings)
+    def found(self, version: int) -> ModelSource:
+        return ModelSource(self.name, version, self.versions[version].path, self.settings)
 
 
 class Repository:
@@ -193,16 +193,16 @@ class Repository:
             raise LoadError(f"a model cannot be called {quoted(wrong[0])}")
         if len(self._alone) < len(set(alone)):
             raise LoadError("two folders are given for a model of the same name")
-        self._settings: dict[Path, tuple[Stamp, ModelSettings, str]] = {}
+        self._settings: dict[Path, tuple[Fingerprint, ModelSettings, str]] = {}
         self._homes: dict[Path, tuple[int, int]] = {}  # device and inode of each root, not empty
 
-    def scan(self) -> dict[str, Folder]:
+    def scan(self) -> dict[str, ModelFolder]:
         """Every folder by name, also one without a version: its files may be on their way.
 
         What is not called like a model or a version is passed over; a name that stands in
         two roots has a problem. Raises LoadError when a root cannot be read.
         """
-        found: dict[str, Folder] = {}
+        found: dict[str, ModelFolder] = {}
         home: dict[str, Path] = {}
         for number, root in enumerate(self.roots, 1):
             for name in self._names(root):
@@ -236,21 +236,23 @@ class Repository:
             raise LoadError(f"the repository {root} is another folder now, and empty")
         return names
 
-    def _folder(self, root: Path, name: str, path: Path) -> Folder:
+    def _folder(self, root: Path, name: str, path: Path) -> ModelFolder:
         try:
             if (
                 path != root
                 and path.is_symlink()
                 and not path.resolve().is_relative_to(root.resolve())
             ):
-                return Folder(name, {}, problem="it is a link that leads out of the repository")
+                return ModelFolder(
+                    name, {}, problem="it is a link that leads out of the repository"
+                )
             settings, problem = self._read_settings(path)
             versions = _versions(root, path, settings.model_file or MODEL_FILE)
         except OSError as error:  # it goes while it is read, or it is not ours to read
-            return Folder(name, {}, problem=f"it cannot be read: {error.strerror}")
+            return ModelFolder(name, {}, problem=f"it cannot be read: {error.strerror}")
         except RuntimeError:
-            return Folder(name, {}, problem="it is a link that leads back to itself")
-        return Folder(name, versions, settings, problem)
+            return ModelFolder(name, {}, problem="it is a link that leads back to itself")
+        return ModelFolder(name, versions, settings, problem)
 
     def _read_settings(self, path: Path) -> tuple[ModelSettings, str]:
         # Labels may stand in a folder of their own.
@@ -269,13 +271,13 @@ class Repository:
         return known[1], known[2]
 
 
-def find(roots: Sequence[Path]) -> list[Found]:
+def find(roots: Sequence[Path]) -> list[ModelSource]:
     """Every version of every model in the roots, by name and version."""
     folders = Repository(roots).scan().values()
     return [folder.found(number) for folder in folders for number in folder.versions]
 
 
-def _versions(root: Path, folder: Path, model_file: str) -> dict[int, OnDisk]:
+def _versions(root: Path, folder: Path, model_file: str) -> dict[int, VersionFiles]:
     """By number; one that cannot be read does not hide the others."""
     versions = {}
     for number in sorted(int(v) for v in folders_in(folder, _VERSION)):
@@ -287,7 +289,7 @@ def _versions(root: Path, folder: Path, model_file: str) -> dict[int, OnDisk]:
             continue
         except OSError as error:
             problem = f"it cannot be read: {error.strerror}"
-            versions[number] = OnDisk(place / model_file, _NOT_READABLE, problem)
+            versions[number] = VersionFiles(place / model_file, _NOT_READABLE, problem)
     if not versions and (bare := _model_file(folder, model_file)) is not None:
         beside = list(files_in(bare.parent, deep=bare.parent != folder))
         own = [one for one in beside if one.name not in (MODEL_TOML, CONFIG_PBTXT)]
@@ -306,7 +308,7 @@ def _model_file(folder: Path, name: str) -> Path | None:
     return files[0] if len(files) == 1 else None
 
 
-def _on_disk(root: Path, file: Path, beside: list[os.DirEntry[str]]) -> OnDisk:
+def _on_disk(root: Path, file: Path, beside: list[os.DirEntry[str]]) -> VersionFiles:
     problem, real_root = "", root.resolve()
     linked = [Path(one.path) for one in beside if one.is_symlink()]
     for path in [file, *linked]:
@@ -318,4 +320,4 @@ def _on_disk(root: Path, file: Path, beside: list[os.DirEntry[str]]) -> OnDisk:
         else:
             problem = f"{path.name!r} is a link that leads out of the repository"
         break
-    return OnDisk(file, stamp_of(beside), problem)
+    return VersionFiles(file, stamp_of(beside), problem)

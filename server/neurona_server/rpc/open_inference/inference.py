@@ -4,19 +4,25 @@ from collections.abc import Callable
 from functools import partial
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest
-from neurona_server.errors import InvalidError
+from neurona_server.errors import InvalidArgumentError
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
-from neurona_server.rpc.fast_path import Repeats, Sample
+from neurona_server.rpc.fast_path import FastPath, InputSample
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.inputs import describe, read_inputs, size_of
 from neurona_server.rpc.open_inference.messages import number_of, parse, read_terms, resolve
 from neurona_server.rpc.open_inference.outputs import InferAnswer, read_outputs
-from neurona_server.rpc.open_inference.shared_memory import Memory
-from neurona_server.rpc.open_inference.streaming import InferStream, Turn
+from neurona_server.rpc.open_inference.shared_memory import SharedMemoryService
+from neurona_server.rpc.open_inference.streaming import InferStream, PendingResponse
 from neurona_server.rpc.security.access import Grant, Right, seen
-from neurona_server.rpc.submission import Answer, Asked, Receiver, Sent, submit
+from neurona_server.rpc.submission import (
+    AcceptedRequest,
+    ParsedRequest,
+    Responder,
+    ResponseWriter,
+    submit,
+)
 from neurona_server.telemetry.metrics import Metrics
 
 _TEXT = 2  # the wire type
@@ -57,12 +63,12 @@ _RAW = (ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER,)
 
 class Inference:
     def __init__(
-        self, registry: Registry, metrics: Metrics, memory: Memory, limits: Limits
+        self, registry: Registry, metrics: Metrics, memory: SharedMemoryService, limits: Limits
     ) -> None:
         self._limits = limits
         # Answers in a stream are other ones.
         self._repeats, self._streamed = [
-            Repeats(ModelInferRequest.FromString, _RAW, partial(resolve, registry))
+            FastPath(ModelInferRequest.FromString, _RAW, partial(resolve, registry))
             for _ in range(2)
         ]
         self._registry = registry
@@ -75,7 +81,7 @@ class Inference:
             path + "ModelStreamInfer": Streaming(self._stream, Right.PREDICT),
         }
 
-    def begin(self, message: bytes, receiver: Receiver, grant: Grant) -> None:
+    def begin(self, message: bytes, receiver: Responder, grant: Grant) -> None:
         """Sends a request on its way; the receiver gets the bytes of its ModelInferResponse or
         its error, exactly once."""
         again = partial(self.begin, message, receiver, grant)
@@ -84,17 +90,17 @@ class Inference:
         try:
             self._limits.check_wire(message, tensors=TENSORS)
             parsed = parse(ModelInferRequest, message)
-        except InvalidError as error:
+        except InvalidArgumentError as error:
             self._metrics.unresolved["invalid"].inc()
             receiver.fail(error)
             return
         sent = self.begin_parsed(parsed, receiver, grant)
         _learn(self._repeats, message, parsed, sent)
 
-    def begin_streamed(self, turn: Turn, grant: Grant) -> int:
+    def begin_streamed(self, turn: PendingResponse, grant: Grant) -> int:
         """The same for a stream; how many bytes the answer will have, as far as one can tell.
 
-        Raises InvalidError for what is no request.
+        Raises InvalidArgumentError for what is no request.
         """
         message = turn.message
         if grant.models is None:
@@ -112,21 +118,21 @@ class Inference:
     def begin_parsed(
         self,
         message: ModelInferRequest,
-        receiver: Receiver,
+        receiver: Responder,
         grant: Grant,
         *,
         streamed: bool = False,
-    ) -> Sent | None:
+    ) -> AcceptedRequest | None:
         registry = seen(self._registry, grant)
         which = partial(resolve, registry, message.model_name, message.model_version)
 
-        def read(model: Model) -> Asked:
+        def read(model: Model) -> ParsedRequest:
             self._limits.check(message)
             terms = read_terms(message, receiver.deadline)
             wanted = read_outputs(message, model, self._memory)
             described = describe(message, model.signature)
             most_bytes = model.batcher.policy.max_queue_bytes
-            return Asked(
+            return ParsedRequest(
                 described,
                 partial(read_inputs, message, described, self._memory, most_bytes),
                 InferAnswer(model, wanted, message.id, streamed),
@@ -147,20 +153,22 @@ class Inference:
 
 
 def _send(
-    repeats: Repeats, message: bytes, receiver: Receiver, again: Callable[[], object]
+    repeats: FastPath, message: bytes, receiver: Responder, again: Callable[[], object]
 ) -> int | None:
     """As `Repeats.send`, for any id."""
     name, rest = without_id(message)
     return repeats.send(rest, receiver, again, adapt=partial(_named, name) if name else None)
 
 
-def _named(name: str, answer: Answer) -> Answer:
+def _named(name: str, answer: ResponseWriter) -> ResponseWriter:
     assert isinstance(answer, InferAnswer)  # noqa: S101  for the type checker
     # One that has an id has it from elsewhere in the message, where the last one counts.
     return answer if answer.request_id else answer._replace(request_id=name)
 
 
-def _learn(repeats: Repeats, message: bytes, parsed: ModelInferRequest, sent: Sent | None) -> None:
+def _learn(
+    repeats: FastPath, message: bytes, parsed: ModelInferRequest, sent: AcceptedRequest | None
+) -> None:
     if sent is None or _is_special(parsed):
         return
     name, rest = without_id(message)
@@ -183,8 +191,8 @@ def _is_special(message: ModelInferRequest) -> bool:
     )
 
 
-def _samples(message: ModelInferRequest) -> list[Sample]:
+def _samples(message: ModelInferRequest) -> list[InputSample]:
     return [
-        Sample(tensor.name, number_of(tensor.datatype, tensor.name), tuple(tensor.shape), data)
+        InputSample(tensor.name, number_of(tensor.datatype, tensor.name), tuple(tensor.shape), data)
         for tensor, data in zip(message.inputs, message.raw_input_contents, strict=True)
     ]

@@ -10,10 +10,14 @@ from neurona_protos.open_inference_pb2 import InferTensorContents, ModelInferReq
 from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import NUMPY_DTYPES, decode
 from neurona_server.batching.request import Array, Inputs
-from neurona_server.errors import InvalidError, quoted
+from neurona_server.errors import InvalidArgumentError, quoted
 from neurona_server.models.signature import Described, Signature
 from neurona_server.rpc.open_inference.messages import NAMES, number_of
-from neurona_server.rpc.open_inference.shared_memory import BYTE_SIZE, Memory, Place
+from neurona_server.rpc.open_inference.shared_memory import (
+    BYTE_SIZE,
+    RegionSlice,
+    SharedMemoryService,
+)
 
 _LISTS: dict[DataType, tuple[str, Any]] = {
     DataType.DATA_TYPE_BOOL: ("bool_contents", np.bool_),
@@ -34,22 +38,22 @@ _LISTS: dict[DataType, tuple[str, Any]] = {
 def from_contents(
     name: str, number: DataType, shape: tuple[int, ...], contents: InferTensorContents
 ) -> Array:
-    """Raises InvalidError when they are in another list, too few or many, or do not fit."""
+    """Raises InvalidArgumentError when they are in another list, too few or many, or do not fit."""
     if number not in _LISTS:
-        raise InvalidError(
+        raise InvalidArgumentError(
             f"input {name!r} is {NAMES[number]}, which travels in raw_input_contents only"
         )
     field, wide = _LISTS[number]
     for other, _ in contents.ListFields():
         if other.name != field:
-            raise InvalidError(
+            raise InvalidArgumentError(
                 f"input {name!r} has {other.name}; {NAMES[number]} goes in {field} or in "
                 "raw_input_contents"
             )
     values = getattr(contents, field)
     count = math.prod(shape)
     if len(values) != count:
-        raise InvalidError(
+        raise InvalidArgumentError(
             f"input {name!r} has {len(values)} elements in {field}; "
             f"{NAMES[number]} of shape {list(shape)} takes {count}"
         )
@@ -60,7 +64,7 @@ def from_contents(
     if narrow.itemsize < array.itemsize:
         limits = np.iinfo(narrow)
         if array.min() < limits.min or array.max() > limits.max:
-            raise InvalidError(
+            raise InvalidArgumentError(
                 f"input {name!r} has elements from {array.min()} to {array.max()}; "
                 f"{NAMES[number]} holds {limits.min} to {limits.max}"
             )
@@ -73,22 +77,24 @@ def _strings(name: str, values: list[bytes]) -> Array:
         try:
             array[index] = value.decode()
         except UnicodeDecodeError as error:
-            raise InvalidError(f"input {name!r} has no UTF-8 in string {index}: {error}") from None
+            raise InvalidArgumentError(
+                f"input {name!r} has no UTF-8 in string {index}: {error}"
+            ) from None
     return array
 
 
 def describe(message: ModelInferRequest, signature: Signature) -> dict[str, Described]:
-    """Raises InvalidError when an input stands twice, or has a datatype that is not known or not
+    """Raises InvalidArgumentError when an input stands twice, or has a datatype that is not known or not
     the model's: the signature would say so too, but by the names of neurona.v1."""
     expected = {spec.name: spec.dtype for spec in (*signature.inputs, *signature.optional)}
     described: dict[str, Described] = {}
     for tensor in message.inputs:
         name = tensor.name
         if name in described:
-            raise InvalidError(f"input {quoted(name)} stands twice; expected it once")
+            raise InvalidArgumentError(f"input {quoted(name)} stands twice; expected it once")
         number = number_of(tensor.datatype, name)
         if number != expected.get(name, number):
-            raise InvalidError(
+            raise InvalidArgumentError(
                 f"inference input {name!r} data-type is {tensor.datatype!r}, but model "
                 f"{message.model_name!r} expects {NAMES[expected[name]]!r}"
             )
@@ -106,11 +112,14 @@ def size_of(message: ModelInferRequest) -> int:
 
 
 def read_inputs(
-    message: ModelInferRequest, described: Mapping[str, Described], memory: Memory, most_bytes: int
+    message: ModelInferRequest,
+    described: Mapping[str, Described],
+    memory: SharedMemoryService,
+    most_bytes: int,
 ) -> Inputs:
     """The arrays of inputs that fit the model's signature: read-only views on raw contents.
 
-    Raises InvalidError, TensorError, and what `Memory.place` raises.
+    Raises InvalidArgumentError, TensorError, and what `Memory.place` raises.
     """
     arrays: dict[str, Array] = {}
     raw = message.raw_input_contents
@@ -123,16 +132,16 @@ def read_inputs(
         place = memory.place(tensor.parameters, f"input {name!r}") if tensor.parameters else None
         if tensor.HasField("contents"):
             if raws:
-                raise InvalidError(
+                raise InvalidArgumentError(
                     "contents field must not be specified when using raw_input_contents for "
                     f"{name!r} for model {message.model_name!r}"
                 )
             if place:
-                raise InvalidError(f"input {name!r} has contents and is in shared memory")
+                raise InvalidArgumentError(f"input {name!r} has contents and is in shared memory")
         if place:
             shared += place.byte_size
             if shared > most_bytes:
-                raise InvalidError(
+                raise InvalidArgumentError(
                     f"the inputs in shared memory have {shared} bytes or more; "
                     f"expected at most {most_bytes}"
                 )
@@ -146,20 +155,20 @@ def read_inputs(
         else:
             arrays[name] = from_contents(name, number, shape, tensor.contents)
     if raws and used != raws:
-        raise InvalidError(
+        raise InvalidArgumentError(
             f"the request has {raws} raw_input_contents; expected {used}, one for each input that "
             "is not in shared memory"
         )
     return arrays
 
 
-def _check_size(name: str, described: Described, place: Place) -> None:
+def _check_size(name: str, described: Described, place: RegionSlice) -> None:
     """Before it is read: a region may be large."""
     number, shape = described
     dtype = NUMPY_DTYPES[number]
     wanted = math.prod(shape) * dtype.itemsize
     if dtype.kind != "O" and place.byte_size != wanted:
-        raise InvalidError(
+        raise InvalidArgumentError(
             f"input {name!r} has {place.byte_size} bytes in shared memory; "
             f"its shape {list(shape)} takes {wanted}"
         )

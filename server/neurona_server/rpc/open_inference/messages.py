@@ -11,7 +11,7 @@ from neurona_protos.open_inference_pb2 import InferParameter, ModelInferRequest
 from neurona_protos.prediction_pb2 import DataType
 from neurona_server.batching.policy import Priority
 from neurona_server.errors import (
-    InvalidError,
+    InvalidArgumentError,
     NeuronaError,
     NotFoundError,
     UnsupportedError,
@@ -42,10 +42,10 @@ _NUMBERS = {name: number for number, name in NAMES.items()}
 
 
 def number_of(name: str, of: str) -> DataType:
-    """Raises InvalidError that names the input `of`."""
+    """Raises InvalidArgumentError that names the input `of`."""
     number = _NUMBERS.get(name)
     if number is None:
-        raise InvalidError(
+        raise InvalidArgumentError(
             f"input {quoted(of)} has datatype {quoted(name)}; expected one of "
             + ", ".join(_NUMBERS)
         )
@@ -62,15 +62,15 @@ Request = TypeVar("Request", bound=Message)
 
 
 def parse(kind: type[Request], data: bytes) -> Request:
-    """Raises InvalidError."""
+    """Raises InvalidArgumentError."""
     try:
         return kind.FromString(data)
     except DecodeError:
         name = kind.DESCRIPTOR.full_name
-        raise InvalidError(f"the bytes are not an {name}") from None
+        raise InvalidArgumentError(f"the bytes are not an {name}") from None
 
 
-def immediate(
+def unary_method(
     right: Right | None, kind: type[Request], respond: Callable[[Request, Grant], Message]
 ) -> Unary:
     """For callers with the `right`; None: for everybody."""
@@ -116,15 +116,15 @@ LEVELS = (Priority.NORMAL, Priority.HIGH, Priority.NORMAL)
 """By number, 1 the most urgent as in Triton, 0 the default; every greater one is LOW."""
 
 
-class Terms(NamedTuple):
+class RequestParameters(NamedTuple):
     priority: Priority
     deadline: float
 
 
-def read_terms(message: ModelInferRequest, deadline: float) -> Terms:
+def read_terms(message: ModelInferRequest, deadline: float) -> RequestParameters:
     """`deadline` is the call's: the nearer of it and of the parameter `timeout` holds.
 
-    Parameters that are nobody's are the caller's own and passed over. Raises InvalidError, and
+    Parameters that are nobody's are the caller's own and passed over. Raises InvalidArgumentError, and
     UnsupportedError for a sequence.
     """
     priority = Priority.NORMAL
@@ -143,15 +143,15 @@ def read_terms(message: ModelInferRequest, deadline: float) -> Terms:
                         "requests; send it without sequence_id, or with 0"
                     )
             elif name.startswith(RESERVED) and name != EMPTY_FINAL:
-                raise InvalidError(
+                raise InvalidArgumentError(
                     f"parameter keys starting with {RESERVED!r} are reserved for Triton usage and "
                     f"should not be specified; {quoted(name)} came"
                 )
-    return Terms(priority, deadline)
+    return RequestParameters(priority, deadline)
 
 
 def whole(name: str, value: InferParameter) -> int:
-    """A number that is not negative. Raises InvalidError."""
+    """A number that is not negative. Raises InvalidArgumentError."""
     kind = value.WhichOneof("parameter_choice")
     number = 0
     if kind == "int64_param":
@@ -159,9 +159,9 @@ def whole(name: str, value: InferParameter) -> int:
     elif kind == "uint64_param":
         number = value.uint64_param
     else:
-        raise InvalidError(
+        raise InvalidArgumentError(
             f"parameter {name!r} is a {kind or 'nothing'}; expected int64_param or uint64_param"
         )
     if number < 0:
-        raise InvalidError(f"parameter {name!r} is {number}; expected 0 or more")
+        raise InvalidArgumentError(f"parameter {name!r} is {number}; expected 0 or more")
     return number

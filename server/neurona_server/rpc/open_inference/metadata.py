@@ -22,7 +22,7 @@ from neurona_server.models.repository.scanner import MODEL_FILE
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.models.signature import TensorSpec
 from neurona_server.rpc.call import Methods
-from neurona_server.rpc.open_inference.messages import NAMES, config_type, immediate, resolve
+from neurona_server.rpc.open_inference.messages import NAMES, config_type, resolve, unary_method
 from neurona_server.rpc.security.access import Grant, Right, seen
 
 PLATFORM = "onnxruntime_onnx"
@@ -148,22 +148,24 @@ class Description:
 
     def methods(self, path: str) -> Methods:
         return {
-            path + "ServerLive": immediate(
+            path + "ServerLive": unary_method(
                 None, pb.ServerLiveRequest, lambda _, __: pb.ServerLiveResponse(live=True)
             ),
-            path + "ServerReady": immediate(
+            path + "ServerReady": unary_method(
                 None,
                 pb.ServerReadyRequest,
                 lambda _, __: pb.ServerReadyResponse(ready=self._ready()),
             ),
-            path + "ServerMetadata": immediate(
+            path + "ServerMetadata": unary_method(
                 Right.DESCRIBE, pb.ServerMetadataRequest, self._server
             ),
-            path + "ModelReady": immediate(Right.DESCRIBE, pb.ModelReadyRequest, self._model_ready),
-            path + "ModelMetadata": immediate(
+            path + "ModelReady": unary_method(
+                Right.DESCRIBE, pb.ModelReadyRequest, self._model_ready
+            ),
+            path + "ModelMetadata": unary_method(
                 Right.DESCRIBE, pb.ModelMetadataRequest, self._metadata
             ),
-            path + "ModelConfig": immediate(Right.DESCRIBE, pb.ModelConfigRequest, self._config),
+            path + "ModelConfig": unary_method(Right.DESCRIBE, pb.ModelConfigRequest, self._config),
         }
 
     def _server(self, _: pb.ServerMetadataRequest, __: Grant) -> pb.ServerMetadataResponse:

@@ -9,15 +9,15 @@ import numpy as np
 from neurona_protos.open_inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
 from neurona_protos.prediction_pb2 import DataType, Task
 from neurona_protos.tensors import encode
-from neurona_protos.wire_format import prefix
+from neurona_protos.wire_format import header
 from neurona_server.batching.request import Array, Outputs
-from neurona_server.errors import InvalidError, quoted
+from neurona_server.errors import InvalidArgumentError, quoted
 from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorSpec
 from neurona_server.rpc.flow_control import sizes_of
 from neurona_server.rpc.open_inference import shared_memory as shared
 from neurona_server.rpc.open_inference.messages import NAMES, whole
-from neurona_server.rpc.open_inference.shared_memory import Memory, Place
+from neurona_server.rpc.open_inference.shared_memory import RegionSlice, SharedMemoryService
 
 MAX_CLASS_RESULTS = 100_000
 """Results of one output: each is a string that is written by itself, a microsecond or more, in
@@ -38,7 +38,7 @@ def best_classes(
 
     Shape (rows, count), or (count) without a batch axis; all other axes are one. A value is
     written with as many digits as tell it from every other one of its type.
-    Raises InvalidError when there would be too many.
+    Raises InvalidArgumentError when there would be too many.
     """
     if dtype == DataType.DATA_TYPE_BFLOAT16:
         array = (array.astype(np.uint32) << 16).view(np.float32)
@@ -46,7 +46,7 @@ def best_classes(
     rows = array.reshape(array.shape[0] if batched else 1, size)
     count = min(count, size)
     if len(rows) * count > MAX_CLASS_RESULTS:
-        raise InvalidError(
+        raise InvalidArgumentError(
             f"output {name!r}: {len(rows)} times {count} classes; "
             f"expected at most {MAX_CLASS_RESULTS} results"
         )
@@ -74,11 +74,13 @@ class Wanted(NamedTuple):
     position: int
     spec: TensorSpec
     classes: int = 0
-    place: Place | None = None
+    place: RegionSlice | None = None
 
 
-def read_outputs(message: ModelInferRequest, model: Model, memory: Memory) -> Sequence[Wanted]:
-    """All, if none is named. Raises InvalidError, and what `Memory.place` raises."""
+def read_outputs(
+    message: ModelInferRequest, model: Model, memory: SharedMemoryService
+) -> Sequence[Wanted]:
+    """All, if none is named. Raises InvalidArgumentError, and what `Memory.place` raises."""
     specs = model.signature.outputs
     if not message.outputs:
         return [Wanted(index, spec) for index, spec in enumerate(specs)]
@@ -88,12 +90,14 @@ def read_outputs(message: ModelInferRequest, model: Model, memory: Memory) -> Se
         name = output.name
         if name not in known:
             names = ", ".join(repr(one) for one in known)
-            raise InvalidError(
+            raise InvalidArgumentError(
                 f"unexpected inference output {quoted(name)} for model {model.name!r}; "
                 f"it has {names}"
             )
         if name in wanted:
-            raise InvalidError(f"output {name!r} is requested more than once; expected it once")
+            raise InvalidArgumentError(
+                f"output {name!r} is requested more than once; expected it once"
+            )
         index = known[name]
         wanted[name] = Wanted(
             index,
@@ -105,7 +109,7 @@ def read_outputs(message: ModelInferRequest, model: Model, memory: Memory) -> Se
 
 
 class InferAnswer(NamedTuple):
-    """The `Answer` to a ModelInferRequest. In a stream it says that it is a request's last."""
+    """The `ResponseWriter` of a ModelInferRequest; in a stream, it marks a request's last response."""
 
     model: Model
     wanted: Sequence[Wanted]
@@ -140,11 +144,11 @@ def _answer(
         if one.place:
             _share(one.place, data, spec.name, tensor.parameters)
             data = b""
-        pieces += [prefix(RAW, len(data)), data]
+        pieces += [header(RAW, len(data)), data]
     # By hand, so that what is large is copied once: a message would copy it twice more.
     size = head.ByteSize() + sum([len(piece) for piece in pieces])
     if size > MAX_MESSAGE_BYTES:
-        raise InvalidError(
+        raise InvalidArgumentError(
             f"the answer has {size} bytes, more than the {MAX_MESSAGE_BYTES} of a message"
         )
     sizes_of(model).learn(outputs, size)
@@ -152,13 +156,13 @@ def _answer(
 
 
 def _share(
-    place: Place,
+    place: RegionSlice,
     data: bytes | memoryview,
     name: str,
     parameters: Mapping[str, InferParameter],
 ) -> None:
     if len(data) > place.byte_size:
-        raise InvalidError(
+        raise InvalidArgumentError(
             f"shared memory size specified with the request for output {name!r} "
             f"({place.byte_size} bytes) should be at least {len(data)} bytes to hold the results"
         )
@@ -173,9 +177,9 @@ def _classes(parameters: Mapping[str, InferParameter], spec: TensorSpec) -> int:
         return 0
     count = whole("classification", parameters["classification"])
     if not count:
-        raise InvalidError("parameter 'classification' is 0; expected 1 or more")
+        raise InvalidArgumentError("parameter 'classification' is 0; expected 1 or more")
     if spec.dtype in (DataType.DATA_TYPE_STRING, DataType.DATA_TYPE_BOOL):
-        raise InvalidError(
+        raise InvalidArgumentError(
             f"output {spec.name!r} is {NAMES[spec.dtype]}: its classes cannot be ranked"
         )
     return count

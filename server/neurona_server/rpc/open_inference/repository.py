@@ -17,7 +17,7 @@ from neurona_server.errors import (
 from neurona_server.models.lifecycle.reconciler import NOT_EXPLICIT, Control
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.rpc.call import Call, Methods, Unary
-from neurona_server.rpc.open_inference.messages import immediate, parse
+from neurona_server.rpc.open_inference.messages import parse, unary_method
 from neurona_server.rpc.security.access import Grant, Right, seen
 
 STATES: Mapping[State, str] = {
@@ -52,7 +52,7 @@ class Repository:
 
     def methods(self, path: str) -> Methods:
         return {
-            path + "RepositoryIndex": immediate(
+            path + "RepositoryIndex": unary_method(
                 Right.DESCRIBE, pb.RepositoryIndexRequest, self._index
             ),
             path + "RepositoryModelLoad": Unary(self._load, Right.CONTROL),

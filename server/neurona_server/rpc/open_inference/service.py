@@ -11,7 +11,7 @@ from neurona_server.rpc.open_inference.inference import Inference
 from neurona_server.rpc.open_inference.metadata import Description
 from neurona_server.rpc.open_inference.repository import Repository
 from neurona_server.rpc.open_inference.settings import Settings
-from neurona_server.rpc.open_inference.shared_memory import Memory
+from neurona_server.rpc.open_inference.shared_memory import SharedMemoryService
 from neurona_server.rpc.open_inference.statistics import Statistics
 from neurona_server.telemetry.metrics import Metrics
 
@@ -37,7 +37,7 @@ class OpenInference:
         shared_memory: bool = False,
         limits: Limits | None = None,
     ) -> None:
-        self.memory = Memory(enabled=shared_memory)
+        self.memory = SharedMemoryService(enabled=shared_memory)
         self.repository = Repository(registry, control)
         self._rooms = (
             Description(registry, ready, versions or VersionPolicy(), shared_memory=shared_memory),

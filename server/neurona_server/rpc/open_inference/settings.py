@@ -4,7 +4,7 @@ import logging
 
 from neurona_protos import open_inference_pb2 as pb
 from neurona_server.errors import (
-    InvalidError,
+    InvalidArgumentError,
     NotAllowedError,
     NotFoundError,
     UnsupportedError,
@@ -12,7 +12,7 @@ from neurona_server.errors import (
 )
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.rpc.call import Methods
-from neurona_server.rpc.open_inference.messages import immediate, unknown
+from neurona_server.rpc.open_inference.messages import unary_method, unknown
 from neurona_server.rpc.security.access import Grant, Right, seen
 
 TRACE = {
@@ -41,8 +41,8 @@ class Settings:
 
     def methods(self, path: str) -> Methods:
         return {
-            path + "TraceSetting": immediate(Right.CONTROL, pb.TraceSettingRequest, self._trace),
-            path + "LogSettings": immediate(Right.CONTROL, pb.LogSettingsRequest, self._log),
+            path + "TraceSetting": unary_method(Right.CONTROL, pb.TraceSettingRequest, self._trace),
+            path + "LogSettings": unary_method(Right.CONTROL, pb.LogSettingsRequest, self._log),
         }
 
     def _trace(self, message: pb.TraceSettingRequest, grant: Grant) -> pb.TraceSettingResponse:
@@ -53,7 +53,7 @@ class Settings:
                 raise unknown(message.model_name, "", error) from None
         for name, setting in message.settings.items():
             if name not in TRACE:
-                raise InvalidError(
+                raise InvalidArgumentError(
                     f"trace setting {quoted(name)} is not known; expected one of {', '.join(TRACE)}"
                 )
             # Without a value, a setting goes back to its default, which it has.
@@ -91,7 +91,7 @@ def _asked_level(message: pb.LogSettingsRequest) -> int:
     """The level that the settings come to, with what holds now for those that are not said.
 
     Each level has all more severe ones in it, so that settings that leave one out are refused.
-    Raises InvalidError, and UnsupportedError for what a caller cannot set here.
+    Raises InvalidArgumentError, and UnsupportedError for what a caller cannot set here.
     """
     now = log.getEffectiveLevel()
     on = {name: now <= least for name, least in LEVELS.items()}
@@ -100,24 +100,26 @@ def _asked_level(message: pb.LogSettingsRequest) -> int:
         kind = setting.WhichOneof("parameter_choice")
         if name in LEVELS:
             if kind != "bool_param":
-                raise InvalidError(f"log setting {name!r} is a {kind}; expected bool_param")
+                raise InvalidArgumentError(f"log setting {name!r} is a {kind}; expected bool_param")
             on[name] = setting.bool_param
         elif name == VERBOSE:
             if kind != "uint32_param":
-                raise InvalidError(f"log setting {name!r} is a {kind}; expected uint32_param")
+                raise InvalidArgumentError(
+                    f"log setting {name!r} is a {kind}; expected uint32_param"
+                )
             verbose = setting.uint32_param
         elif name in ("log_file", "log_format"):
             held = "" if name == "log_file" else "default"
             if setting.string_param != held:
                 raise UnsupportedError(f"log setting {name!r} cannot be set; it is {held!r}")
         else:
-            raise InvalidError(
+            raise InvalidArgumentError(
                 f"log setting {quoted(name)} is not known; expected one of "
                 f"{', '.join([*LEVELS, VERBOSE])}"
             )
     error, warning, info = on.values()
     if (info and not warning) or (warning and not error) or (verbose and not info):
-        raise InvalidError(
+        raise InvalidArgumentError(
             "each level has all more severe ones in it: log_verbose_level needs log_info, that "
             "log_warning, and that log_error"
         )

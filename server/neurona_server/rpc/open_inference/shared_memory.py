@@ -11,15 +11,15 @@ from google.protobuf.message import Message
 
 from neurona_protos import open_inference_pb2 as pb
 from neurona_server.errors import (
-    AlreadyThereError,
-    InvalidError,
+    AlreadyExistsError,
+    InvalidArgumentError,
     NotAllowedError,
     NotFoundError,
     UnsupportedError,
     quoted,
 )
 from neurona_server.rpc.call import Methods
-from neurona_server.rpc.open_inference.messages import immediate, whole
+from neurona_server.rpc.open_inference.messages import unary_method, whole
 from neurona_server.rpc.security.access import Grant, Right
 
 FOLDER = "/dev/shm"  # noqa: S108  where Linux keeps what shm_open opens
@@ -45,29 +45,31 @@ class Region:
         os.close(self.file)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Raises InvalidError when the memory has become too short."""
+        """Raises InvalidArgumentError when the memory has become too short."""
         parts = []
         position = self.offset + offset
         while size:
             part = os.pread(self.file, size, position)
             if not part:
-                raise InvalidError(f"shared memory region {quoted(self.name)} was shortened")
+                raise InvalidArgumentError(
+                    f"shared memory region {quoted(self.name)} was shortened"
+                )
             parts.append(part)
             position += len(part)
             size -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Raises InvalidError when the memory has become too short, or there is no more of it."""
+        """Raises InvalidArgumentError when the memory has become too short, or there is no more of it."""
         position = self.offset + offset
         rest = memoryview(data)
         if os.fstat(self.file).st_size < position + len(rest):
-            raise InvalidError(f"shared memory region {quoted(self.name)} was shortened")
+            raise InvalidArgumentError(f"shared memory region {quoted(self.name)} was shortened")
         while rest:
             try:
                 written = os.pwrite(self.file, rest, position)
             except OSError as error:
-                raise InvalidError(
+                raise InvalidArgumentError(
                     f"shared memory region {quoted(self.name)} cannot be written: {error.strerror}"
                 ) from error
             rest = rest[written:]
@@ -75,7 +77,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Place:
+class RegionSlice:
     """Part of a region, for one tensor."""
 
     region: Region
@@ -93,26 +95,28 @@ class Regions:
         return len(self._regions)
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
-        """Raises InvalidError, AlreadyThereError when the name is taken, NotAllowedError when there
+        """Raises InvalidArgumentError, AlreadyExistsError when the name is taken, NotAllowedError when there
         are too many."""
         if not _NAME.fullmatch(name):
-            raise InvalidError(f"the region's name is {quoted(name)}; expected 1 to 255 characters")
+            raise InvalidArgumentError(
+                f"the region's name is {quoted(name)}; expected 1 to 255 characters"
+            )
         if name in self._regions:
-            raise AlreadyThereError(f"shared memory region {quoted(name)} already in manager")
+            raise AlreadyExistsError(f"shared memory region {quoted(name)} already in manager")
         if len(self._regions) >= MAX_REGIONS:
             raise NotAllowedError(f"{MAX_REGIONS} shared memory regions are registered already")
         if not _KEY.fullmatch(key):
-            raise InvalidError(
+            raise InvalidArgumentError(
                 f"the region's key is {quoted(key)}; expected the name of a memory object: "
                 "letters, digits, '.', '_' and '-', with one '/' before them or none"
             )
         if not byte_size:
-            raise InvalidError("the region has 0 bytes; expected at least 1")
+            raise InvalidArgumentError("the region has 0 bytes; expected at least 1")
         file = _open(key)
         try:
             size = os.fstat(file).st_size
             if offset + byte_size > size:
-                raise InvalidError(
+                raise InvalidArgumentError(
                     f"the region is {byte_size} bytes from {offset} on, but the memory object "
                     f"{quoted(key)} has {size} bytes"
                 )
@@ -132,15 +136,15 @@ class Regions:
         """One, or all if `name` is empty. Raises NotFoundError."""
         return {name: self._find(name)} if name else dict(self._regions)
 
-    def place(self, name: str, offset: int, byte_size: int) -> Place:
-        """Raises NotFoundError, and InvalidError when it is not within the region."""
+    def place(self, name: str, offset: int, byte_size: int) -> RegionSlice:
+        """Raises NotFoundError, and InvalidArgumentError when it is not within the region."""
         region = self._find(name)
         if offset + byte_size > region.byte_size:
-            raise InvalidError(
+            raise InvalidArgumentError(
                 f"Invalid offset + byte size for shared memory region: {quoted(name)}: "
                 f"{offset} + {byte_size} came, it has {region.byte_size} bytes"
             )
-        return Place(region, offset, byte_size)
+        return RegionSlice(region, offset, byte_size)
 
     def _find(self, name: str) -> Region:
         region = self._regions.get(name)
@@ -150,17 +154,17 @@ class Regions:
 
 
 def _open(key: str) -> int:
-    """Raises InvalidError."""
+    """Raises InvalidArgumentError."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         file = os.open(os.path.join(FOLDER, key.removeprefix("/")), flags)
     except OSError as error:
-        raise InvalidError(
+        raise InvalidArgumentError(
             f"Unable to open shared memory region: {quoted(key)}: {error.strerror}"
         ) from None
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise InvalidError(
+        raise InvalidArgumentError(
             f"Unable to open shared memory region: {quoted(key)}: it is no memory object"
         )
     return file
@@ -171,7 +175,7 @@ OFFSET = "shared_memory_offset"
 BYTE_SIZE = "shared_memory_byte_size"
 
 
-class Memory:
+class SharedMemoryService:
     """`enabled` is the server's option `shared_memory`."""
 
     def __init__(self, *, enabled: bool) -> None:
@@ -180,38 +184,40 @@ class Memory:
 
     def methods(self, path: str) -> Methods:
         return {
-            path + "SystemSharedMemoryStatus": immediate(
+            path + "SystemSharedMemoryStatus": unary_method(
                 Right.CONTROL, pb.SystemSharedMemoryStatusRequest, self._status
             ),
-            path + "SystemSharedMemoryRegister": immediate(
+            path + "SystemSharedMemoryRegister": unary_method(
                 Right.CONTROL, pb.SystemSharedMemoryRegisterRequest, self._register
             ),
-            path + "SystemSharedMemoryUnregister": immediate(
+            path + "SystemSharedMemoryUnregister": unary_method(
                 Right.CONTROL, pb.SystemSharedMemoryUnregisterRequest, self._unregister
             ),
-            path + "CudaSharedMemoryStatus": immediate(
+            path + "CudaSharedMemoryStatus": unary_method(
                 Right.CONTROL, pb.CudaSharedMemoryStatusRequest, _no_cuda
             ),
-            path + "CudaSharedMemoryRegister": immediate(
+            path + "CudaSharedMemoryRegister": unary_method(
                 Right.CONTROL, pb.CudaSharedMemoryRegisterRequest, _no_cuda
             ),
-            path + "CudaSharedMemoryUnregister": immediate(
+            path + "CudaSharedMemoryUnregister": unary_method(
                 Right.CONTROL, pb.CudaSharedMemoryUnregisterRequest, _unregister_cuda
             ),
         }
 
-    def place(self, parameters: Mapping[str, pb.InferParameter], tensor: str) -> Place | None:
+    def place(self, parameters: Mapping[str, pb.InferParameter], tensor: str) -> RegionSlice | None:
         """Where a tensor is; None if not in shared memory.
 
-        Raises NotAllowedError if that is off, NotFoundError and InvalidError as Regions does.
+        Raises NotAllowedError if that is off, NotFoundError and InvalidArgumentError as Regions does.
         """
         if not parameters or REGION not in parameters:
             return None
         self._check_enabled()
         if parameters[REGION].WhichOneof("parameter_choice") != "string_param":
-            raise InvalidError(f"parameter {REGION!r} of {tensor}: expected string_param")
+            raise InvalidArgumentError(f"parameter {REGION!r} of {tensor}: expected string_param")
         if BYTE_SIZE not in parameters:
-            raise InvalidError(f"{tensor} has the parameter {REGION!r}, but no {BYTE_SIZE!r}")
+            raise InvalidArgumentError(
+                f"{tensor} has the parameter {REGION!r}, but no {BYTE_SIZE!r}"
+            )
         byte_size = whole(BYTE_SIZE, parameters[BYTE_SIZE])
         offset = whole(OFFSET, parameters[OFFSET]) if OFFSET in parameters else 0
         return self.regions.place(parameters[REGION].string_param, offset, byte_size)

@@ -5,7 +5,7 @@ from neurona_server.errors import NotFoundError
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
 from neurona_server.rpc.call import Methods
-from neurona_server.rpc.open_inference.messages import immediate, resolve, unknown
+from neurona_server.rpc.open_inference.messages import resolve, unary_method, unknown
 from neurona_server.rpc.security.access import Grant, Right, seen
 
 
@@ -15,7 +15,7 @@ class Statistics:
 
     def methods(self, path: str) -> Methods:
         return {
-            path + "ModelStatistics": immediate(
+            path + "ModelStatistics": unary_method(
                 Right.DESCRIBE, pb.ModelStatisticsRequest, self._statistics
             )
         }

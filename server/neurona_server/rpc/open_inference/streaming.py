@@ -11,10 +11,10 @@ from neurona_protos.open_inference_pb2 import (
     ModelInferResponse,
     ModelStreamInferResponse,
 )
-from neurona_protos.wire_format import prefix
+from neurona_protos.wire_format import header
 from neurona_server.errors import ModelFailedError
 from neurona_server.rpc.call import StreamCall
-from neurona_server.rpc.flow_control import Waiting
+from neurona_server.rpc.flow_control import StreamWindow
 from neurona_server.rpc.open_inference.messages import parse
 from neurona_server.rpc.open_inference.outputs import FINAL
 from neurona_server.rpc.status import status_of
@@ -28,8 +28,8 @@ REAL_STATUS = "triton_grpc_error"
 RESPONSE = ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"].number
 
 
-class Turn:
-    """One request's place in the order of answers: the `Receiver` of its answer."""
+class PendingResponse:
+    """One request's place in the order of answers: the `Responder` of its answer."""
 
     __slots__ = (
         "_answered",
@@ -51,7 +51,7 @@ class Turn:
         call: StreamCall,
         number: int,
         message: bytes,
-        answered: "Callable[[Turn], None]",
+        answered: "Callable[[PendingResponse], None]",
     ) -> None:
         self.trace = None if call.trace is None else call.trace.request(number)
         self._call = call
@@ -111,8 +111,8 @@ class Turn:
             cancel()
 
 
-Begin = Callable[[Turn], int]
-"""Sends a request on its way; how many bytes its answer will have. Raises InvalidError for what
+Begin = Callable[[PendingResponse], int]
+"""Sends a request on its way; how many bytes its answer will have. Raises InvalidArgumentError for what
 is no request."""
 
 
@@ -125,15 +125,15 @@ class InferStream:
         self._streams = streams
         self._begin = begin
         self._call = call
-        self._turns: deque[Turn] = deque()
-        self._came: deque[Turn] = deque()
+        self._turns: deque[PendingResponse] = deque()
+        self._came: deque[PendingResponse] = deque()
         self._numbers = itertools.count(1)
-        self._waiting = Waiting()
+        self._waiting = StreamWindow()
         self._half_closed = False
         self._real_status = call.metadata(REAL_STATUS).lower() in ("true", "1")
 
     def receive(self, message: bytes) -> None:
-        turn = Turn(self._call, next(self._numbers), message, self._answered)
+        turn = PendingResponse(self._call, next(self._numbers), message, self._answered)
         self._turns.append(turn)
         turn.expected = self._begin(turn)
         self._waiting.begun(turn.expected)
@@ -151,7 +151,7 @@ class InferStream:
         turn = self._turns.popleft()
         self._waiting.went(len(turn.response or b""))
         if turn.response is not None:
-            return prefix(RESPONSE, len(turn.response)) + turn.response
+            return header(RESPONSE, len(turn.response)) + turn.response
         response = ModelInferResponse(id=turn.message_id)
         response.parameters[FINAL].bool_param = True
         failed = ModelStreamInferResponse(
@@ -177,7 +177,7 @@ class InferStream:
         for turn in list(self._turns):
             turn.cancel()
 
-    def _answered(self, turn: Turn) -> None:
+    def _answered(self, turn: PendingResponse) -> None:
         self._came.append(turn)
         self._call.wake()
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
 
-from neurona_server.errors import ForbiddenError, NotFoundError, quoted
+from neurona_server.errors import NotFoundError, PermissionDeniedError, quoted
 from neurona_server.models.lifecycle.registry import Entry, Registry
 from neurona_server.models.model import Model
 
@@ -26,10 +26,10 @@ class Grant:
     """Names, or patterns as in "team-*", of the models they hold for; None: all."""
 
     def check_right(self, right: Right) -> None:
-        """Raises ForbiddenError."""
+        """Raises PermissionDeniedError."""
         if right not in self.rights:
             may = ", ".join(each.value for each in Right if each in self.rights)
-            raise ForbiddenError(
+            raise PermissionDeniedError(
                 f"the token {self.name!r} has no right to {right.value}; it may {may}"
             )
 
@@ -37,25 +37,27 @@ class Grant:
         return self.models is None or any(fnmatchcase(model, each) for each in self.models)
 
     def check_model(self, model: str, known: Container[str]) -> None:
-        """Raises ForbiddenError, and NotFoundError for a name that is not `known`, since the
+        """Raises PermissionDeniedError, and NotFoundError for a name that is not `known`, since the
         registry's own error would list models that the token does not see."""
         if self.models is None:
             return
         if not self.sees(model):
-            raise ForbiddenError(f"the token {self.name!r} has no right to model {quoted(model)}")
+            raise PermissionDeniedError(
+                f"the token {self.name!r} has no right to model {quoted(model)}"
+            )
         if model not in known:
             raise NotFoundError(f"there is no model {quoted(model)}")
 
 
-EVERYTHING = Grant("", frozenset(Right))
+UNRESTRICTED = Grant("", frozenset(Right))
 
 
 def seen(registry: Registry, grant: Grant) -> Registry:
-    return registry if grant.models is None else _Seen(registry, grant)
+    return registry if grant.models is None else FilteredRegistry(registry, grant)
 
 
-class _Seen(Registry):
-    """`entry` and `resolve` raise ForbiddenError for a model that is not seen."""
+class FilteredRegistry(Registry):
+    """`entry` and `resolve` raise PermissionDeniedError for a model that is not seen."""
 
     def __init__(self, registry: Registry, grant: Grant) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ Content = TypeVar("Content")
 _Fingerprint = tuple[tuple[int, int, int], ...]
 
 
-class Renewed(Generic[Content]):
+class ReloadedFiles(Generic[Content]):
     """`read` raises ConfigError for files that cannot be used: the first time it reaches the
     caller, later it is logged, and what was read before stays.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 
 from neurona_server.errors import ConfigError
-from neurona_server.rpc.security.reloading import Renewed, content
+from neurona_server.rpc.security.reloading import ReloadedFiles, content
 
 
 class Certificates:
@@ -27,7 +27,7 @@ class Certificates:
         self._key = key
         self._client_ca = client_ca
         self._files = [certificate, key, *([client_ca] if client_ca else [])]
-        self._renewed = Renewed("TLS certificate", self._files, self._read)
+        self._renewed = ReloadedFiles("TLS certificate", self._files, self._read)
 
     def credentials(self) -> grpc.ServerCredentials:
         """They ask for the certificate at every handshake, in threads of gRPC."""

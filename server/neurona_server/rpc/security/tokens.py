@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from neurona_server.errors import ConfigError, UnauthenticatedError
-from neurona_server.rpc.security.access import EVERYTHING, Grant, Right
-from neurona_server.rpc.security.reloading import Renewed, content
+from neurona_server.rpc.security.access import UNRESTRICTED, Grant, Right
+from neurona_server.rpc.security.reloading import ReloadedFiles, content
 
 PAUSE = 1.0
 """Seconds in which the file is looked at once at the most."""
@@ -48,15 +48,15 @@ class Access:
     """
 
     def __init__(self, file: Path) -> None:
-        self._tokens = Renewed("tokens", [file], lambda: _read(file), PAUSE)
+        self._tokens = ReloadedFiles("tokens", [file], lambda: _read(file), PAUSE)
 
     def grant(self, right: Right | None, metadata: Iterable[tuple[str, str | bytes]]) -> Grant:
         """Without a `right` the method is open to everybody.
 
-        Raises UnauthenticatedError and ForbiddenError.
+        Raises UnauthenticatedError and PermissionDeniedError.
         """
         if right is None:
-            return EVERYTHING
+            return UNRESTRICTED
         values = [value for key, value in metadata if key == "authorization"]
         if len(values) != 1 or isinstance(values[0], bytes):
             raise UnauthenticatedError(

@@ -17,11 +17,17 @@ from typing import Any, NoReturn, Protocol
 import grpc
 import grpc.aio
 
-from neurona_server.errors import NeuronaError, StoppingError, UnsupportedError, quoted, too_large
+from neurona_server.errors import (
+    NeuronaError,
+    UnavailableError,
+    UnsupportedError,
+    quoted,
+    too_large,
+)
 from neurona_server.models.model import Deferred
 from neurona_server.rpc.call import (
     REQUEST_ID,
-    Caller,
+    BaseCall,
     CallTrace,
     CallTracer,
     Methods,
@@ -30,7 +36,7 @@ from neurona_server.rpc.call import (
     Unary,
     gone,
 )
-from neurona_server.rpc.security.access import EVERYTHING, Grant
+from neurona_server.rpc.security.access import UNRESTRICTED, Grant
 from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.status import status_of
 from neurona_server.rpc.transports.listener import ListenerOptions, bind
@@ -50,7 +56,7 @@ class Door(Protocol):
         """As that of a `Call`."""
 
 
-class AioCall(Caller):
+class AioCall(BaseCall):
     def __init__(
         self,
         door: Door,
@@ -93,7 +99,7 @@ class AioCall(Caller):
         self._door.post(resolve)
 
 
-class AioStreamCall(Caller):
+class AioStreamCall(BaseCall):
     stream: Stream
 
     def __init__(
@@ -180,7 +186,7 @@ class AioMethods(grpc.GenericRpcHandler):
         self._access = access
         self._tracer = tracer
         self._handlers = {
-            path: self._handler(path, method, EVERYTHING) for path, method in methods.items()
+            path: self._handler(path, method, UNRESTRICTED) for path, method in methods.items()
         }
 
     def service(
@@ -217,7 +223,7 @@ def _refusal(error: NeuronaError) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """Ends a call before its request has been read, unary or not."""
 
     async def refuse(_: Any, context: Context) -> None:
-        await abort(context, error, Caller(context.invocation_metadata, None))
+        await abort(context, error, BaseCall(context.invocation_metadata, None))
 
     return grpc.stream_stream_rpc_method_handler(refuse)
 
@@ -245,7 +251,7 @@ def deadline_of(context: Context) -> float:
     return math.inf if remaining is None else time.monotonic() + remaining
 
 
-async def abort(context: Context, error: Exception, caller: Caller) -> NoReturn:
+async def abort(context: Context, error: Exception, caller: BaseCall) -> NoReturn:
     """Ends a call with the status of `error`."""
     status = status_of(error, caller)
     if caller.trace is not None:
@@ -373,7 +379,7 @@ class AioListener:
     ) -> bytes:
         call = AioCall(self, request, deadline_of(context), grant, context, trace)
         if self._stopping:
-            await abort(context, StoppingError(STOPPING), call)
+            await abort(context, UnavailableError(STOPPING), call)
         try:
             try:
                 method.start(call)
@@ -398,7 +404,7 @@ class AioListener:
     ) -> None:
         call = AioStreamCall(self, deadline_of(context), grant, context, trace)
         if self._stopping:
-            await abort(context, StoppingError(STOPPING), call)
+            await abort(context, UnavailableError(STOPPING), call)
         call.stream = stream = method.start(call)
         self._streams.add(call)
         age = self._options.max_stream_age
@@ -415,7 +421,7 @@ class AioListener:
                 else:
                     await call.woken.wait()
             if call.error is None and not call.half_closed:
-                call.error = StoppingError(STOPPING if self._stopping else AGED)
+                call.error = UnavailableError(STOPPING if self._stopping else AGED)
             if call.error is not None:
                 await abort(context, call.error, call)
             if trace is not None:

@@ -12,10 +12,10 @@ from typing import Protocol
 
 import grpc
 
-from neurona_server.errors import InvalidError
+from neurona_server.errors import InvalidArgumentError
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.transports.aio import AioListener
-from neurona_server.rpc.transports.cygrpc import CoreListener
+from neurona_server.rpc.transports.cygrpc import CygrpcServer
 from neurona_server.rpc.transports.listener import ListenerOptions
 
 log = logging.getLogger(__name__)
@@ -41,26 +41,26 @@ class Listener(Protocol):
         """
 
 
-def open_door(which: str, methods: Methods, options: ListenerOptions) -> Listener:
+def open_transport(which: str, methods: Methods, options: ListenerOptions) -> Listener:
     """`which` is core, aio or auto: core if it passes its trial."""
     if which == "aio":
         return AioListener(methods, options)
-    if which == "auto" and (reason := why_not_core()):
+    if which == "auto" and (reason := self_test()):
         log.warning(
             "the quick door does not work with grpcio %s (%s); the one on grpc.aio serves, slower",
             grpc.__version__,
             reason,
         )
         return AioListener(methods, options)
-    return CoreListener(methods, options)
+    return CygrpcServer(methods, options)
 
 
-def why_not_core() -> str:
+def self_test() -> str:
     """What the core door failed at in its trial; "" if it passed."""
     step = "starting"
     try:
-        trial = _Trial()
-        listener = CoreListener(trial.methods(), ListenerOptions())
+        trial = _SelfTest()
+        listener = CygrpcServer(trial.methods(), ListenerOptions())
         port = listener.start("127.0.0.1:0")
         try:
             with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -74,7 +74,7 @@ def why_not_core() -> str:
     return ""
 
 
-class _Trial:
+class _SelfTest:
     """Calls of every kind, and what they must come to."""
 
     def __init__(self) -> None:
@@ -84,7 +84,9 @@ class _Trial:
     def methods(self) -> Methods:
         return {
             "/trial/Echo": Unary(lambda call: call.reply(call.request), None),
-            "/trial/Fail": Unary(lambda call: call.fail(InvalidError("as it should")), None),
+            "/trial/Fail": Unary(
+                lambda call: call.fail(InvalidArgumentError("as it should")), None
+            ),
             "/trial/Wait": Unary(self._wait, None),
             "/trial/Stream": Streaming(_Echoes, None),
         }

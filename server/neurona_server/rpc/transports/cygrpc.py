@@ -18,12 +18,12 @@ from typing import Any, Protocol
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from neurona_server.errors import (
-    ExpiredError,
-    InvalidError,
+    DeadlineExceededError,
+    InvalidArgumentError,
     NeuronaError,
     QueueFullError,
-    StoppingError,
     TooLargeError,
+    UnavailableError,
     UnsupportedError,
     quoted,
     too_large,
@@ -31,16 +31,16 @@ from neurona_server.errors import (
 from neurona_server.models.model import Deferred
 from neurona_server.rpc.call import (
     REQUEST_ID,
-    Caller,
+    BaseCall,
     CallTrace,
     Methods,
     Stream,
     Streaming,
     Unary,
-    fields_of,
     gone,
+    log_fields_of,
 )
-from neurona_server.rpc.security.access import EVERYTHING, Grant
+from neurona_server.rpc.security.access import UNRESTRICTED, Grant
 from neurona_server.rpc.status import status_of
 from neurona_server.rpc.transports.listener import ListenerOptions, bind
 
@@ -76,11 +76,11 @@ class Door(Protocol):
     def done(self, event: Event) -> None:
         """The tag of a call's last event. In the door's thread."""
 
-    def watch(self, call: "CoreCall") -> None:
+    def watch(self, call: "CygrpcCall") -> None:
         """Has the caller's going noticed, if the call is open when all that is ready is read."""
 
 
-class CoreCall(Caller):
+class CygrpcCall(BaseCall):
     __slots__ = (
         "_close",
         "_deadline",
@@ -99,7 +99,7 @@ class CoreCall(Caller):
         door: Door,
         event: Event,
         grant: Grant,
-        start: Callable[["CoreCall"], None],
+        start: Callable[["CygrpcCall"], None],
         trace: CallTrace | None = None,
     ) -> None:
         self._metadata = event.invocation_metadata
@@ -165,9 +165,9 @@ class CoreCall(Caller):
             if not event.success:  # too large, or not to be decompressed: gRPC has said so
                 self._door.refused(REFUSED_BY_GRPC)
             if self.deadline <= time.monotonic():
-                self.fail(ExpiredError("the deadline passed before the request was there"))
+                self.fail(DeadlineExceededError("the deadline passed before the request was there"))
             else:
-                self.fail(InvalidError("the call has no request"))
+                self.fail(InvalidArgumentError("the call has no request"))
             return
         self.request = message
         self._door.watch(self)
@@ -205,7 +205,7 @@ class CoreCall(Caller):
 
 def refuse(event: Event, error: Exception, trace: CallTrace | None = None) -> None:
     """Ends a call before its request has been read."""
-    status = status_operation(error, Caller(event.invocation_metadata, trace))
+    status = status_operation(error, BaseCall(event.invocation_metadata, trace))
     event.call.start_server_batch(
         (
             cygrpc.SendInitialMetadataOperation(None, NO_FLAGS),
@@ -218,7 +218,7 @@ def refuse(event: Event, error: Exception, trace: CallTrace | None = None) -> No
         trace.end(error)
 
 
-def status_operation(error: Exception, caller: Caller) -> Any:
+def status_operation(error: Exception, caller: BaseCall) -> Any:
     status = status_of(error, caller)
     trailers = (*status.trailers, (REQUEST_ID, caller.request_id))
     return cygrpc.SendStatusFromServerOperation(
@@ -240,14 +240,14 @@ AGED = "the connection is as old as connections get; call again"
 
 
 class StreamDoor(Door, Protocol):
-    def awaken(self, call: "CoreStreamCall") -> None:
+    def awaken(self, call: "CygrpcStreamCall") -> None:
         """Has it written what it has, when all that is ready is read. In the door's thread."""
 
-    def forget(self, call: "CoreStreamCall") -> None:
+    def forget(self, call: "CygrpcStreamCall") -> None:
         """It has ended."""
 
 
-class CoreStreamCall(Caller):
+class CygrpcStreamCall(BaseCall):
     """All but `wake` is called in the door's thread."""
 
     def __init__(
@@ -330,7 +330,7 @@ class CoreStreamCall(Caller):
                 self._send(status, tag=ignore)
                 self._leave(None)
             else:
-                self._fail(StoppingError(self._reason))
+                self._fail(UnavailableError(self._reason))
 
     def _read(self) -> None:
         if self._ended or self._reading or self._half_closed or self._error:
@@ -386,7 +386,7 @@ class CoreStreamCall(Caller):
         try:
             self.stream.cancel()
         except Exception:
-            log.exception("a stream could not be cancelled", extra=fields_of(self))
+            log.exception("a stream could not be cancelled", extra=log_fields_of(self))
         if self.trace is not None:
             self.trace.end(error)
 
@@ -420,7 +420,7 @@ _TIMEOUT = cygrpc.CompletionType.queue_timeout
 _SHUTDOWN = cygrpc.CompletionType.queue_shutdown
 
 
-class CoreListener:
+class CygrpcServer:
     name = "core"
 
     def __init__(self, methods: Methods, options: ListenerOptions) -> None:
@@ -439,11 +439,11 @@ class CoreListener:
         self._idle = threading.Event()
         self._calls = 0  # unary ones; the door's thread alone counts them
         # Each with the time at which it is to be drained: the oldest comes first.
-        self._streams: dict[CoreStreamCall, float] = {}
+        self._streams: dict[CygrpcStreamCall, float] = {}
         # Sets that keep their order, of what is to be done when all that is ready is read.
         self._deferred: dict[Deferred, None] = {}
-        self._fresh: list[CoreCall] = []
-        self._awake: dict[CoreStreamCall, None] = {}
+        self._fresh: list[CygrpcCall] = []
+        self._awake: dict[CygrpcStreamCall, None] = {}
 
     def start(self, address: str) -> int:
         """Listens; the port, which the system chose if `address` ended in ":0".
@@ -506,13 +506,13 @@ class CoreListener:
     def done(self, _: Event) -> None:
         self._calls -= 1
 
-    def watch(self, call: CoreCall) -> None:
+    def watch(self, call: CygrpcCall) -> None:
         self._fresh.append(call)
 
-    def awaken(self, call: CoreStreamCall) -> None:
+    def awaken(self, call: CygrpcStreamCall) -> None:
         self._awake[call] = None
 
-    def forget(self, call: CoreStreamCall) -> None:
+    def forget(self, call: CygrpcStreamCall) -> None:
         self._streams.pop(call, None)
 
     def _add_port(self, secret: Any, address: str) -> int:
@@ -584,13 +584,15 @@ class CoreListener:
         method = self._methods.get(event.call_details.method)
         try:
             if self._stopping:
-                raise StoppingError(STOPPING)
+                raise UnavailableError(STOPPING)
             if self._calls >= MOST_CALLS:
                 raise QueueFullError(f"{MOST_CALLS} calls are under way", RETRY_AFTER)
             if method is None:
                 raise UnsupportedError(f"there is no method {_name(event.call_details.method)}")
             access = self._options.access
-            grant = access.grant(method.right, event.invocation_metadata) if access else EVERYTHING
+            grant = (
+                access.grant(method.right, event.invocation_metadata) if access else UNRESTRICTED
+            )
         except NeuronaError as error:
             self.refused(error)
             refuse(event, error)
@@ -601,11 +603,11 @@ class CoreListener:
             if self._tracer.samples(metadata):
                 trace = self._tracer.call(event.call_details.method.decode(), metadata)
         if isinstance(method, Unary):
-            CoreCall(self, event, grant, method.start, trace)
+            CygrpcCall(self, event, grant, method.start, trace)
             self._calls += 1
             return
         try:
-            stream = CoreStreamCall(self, event, grant, method, trace)
+            stream = CygrpcStreamCall(self, event, grant, method, trace)
         except Exception as error:  # a service's bug must end its call, not the door
             refuse(event, error, trace)
             return

@@ -7,19 +7,19 @@ from typing import Protocol
 
 import numpy as np
 
-from neurona_server.batching.batch import Part
+from neurona_server.batching.batch import RowSlice
 from neurona_server.batching.policy import Priority
 from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.errors import ModelFailedError, NeuronaError
 from neurona_server.models.model import Defer, Model
-from neurona_server.rpc.call import Known, fields_of
-from neurona_server.rpc.fast_path import Facts, Repeats, Shape
-from neurona_server.rpc.submission import Receiver, cancel
-from neurona_server.rpc.v1.responses import PredictAnswer
-from neurona_server.rpc.v1.streaming import Place, Places
+from neurona_server.rpc.call import RequestIdentity, log_fields_of
+from neurona_server.rpc.fast_path import FastPath, MessageTemplate, PreparedRequest
+from neurona_server.rpc.submission import Responder, cancel
+from neurona_server.rpc.v1.responses import PredictResponseWriter
+from neurona_server.rpc.v1.streaming import Places, StreamResponder
 
 
-class Receivers(Known, Protocol):
+class CoalescedResponder(RequestIdentity, Protocol):
     """Who asked, in order. Exactly one of `reply`, `fail` and `halves` is called, from any
     thread."""
 
@@ -34,14 +34,14 @@ class Receivers(Known, Protocol):
 
     def fail(self, error: Exception) -> None: ...
 
-    def halves(self, middle: int) -> tuple["Receivers", "Receivers"]:
+    def halves(self, middle: int) -> tuple["CoalescedResponder", "CoalescedResponder"]:
         """Two that take its place: the first so many, and the others."""
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         """Has `callback` called when nobody waits for the answers any more."""
 
 
-class Bundle(Request):
+class CoalescedRequest(Request):
     """`count` requests that have `each` rows, asked by `receivers`."""
 
     __slots__ = ("answer", "count", "each", "model", "receivers", "started")
@@ -49,8 +49,8 @@ class Bundle(Request):
     def __init__(
         self,
         model: Model,
-        receivers: Receivers,
-        answer: PredictAnswer,
+        receivers: CoalescedResponder,
+        answer: PredictResponseWriter,
         started: float,
         inputs: Inputs,
         count: int,
@@ -70,7 +70,7 @@ class Bundle(Request):
 
     @property
     def log_fields(self) -> Mapping[str, str | int]:
-        return {**self.model.log_fields, **fields_of(self.receivers)}
+        return {**self.model.log_fields, **log_fields_of(self.receivers)}
 
     def divide(self) -> Sequence[Request]:
         if self.count == 1 or not self.withdraw():
@@ -79,25 +79,25 @@ class Bundle(Request):
         first, second = self.receivers.halves(middle)
         return [self._part(first, 0, middle), self._part(second, middle, self.count)]
 
-    def _part(self, receivers: Receivers, start: int, stop: int) -> "Bundle":
+    def _part(self, receivers: CoalescedResponder, start: int, stop: int) -> "CoalescedRequest":
         rows = slice(start * self.each, stop * self.each)
         inputs = {name: array[rows] for name, array in self.inputs.items()}
         count = stop - start
         nbytes = self.nbytes * count // self.count
-        return Bundle(
+        return CoalescedRequest(
             *(self.model, receivers, self.answer, self.started, inputs, count, self.each),
             *(self.group, self.priority, nbytes),
         )
 
 
 def _finish(request: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
-    assert isinstance(request, Bundle)  # noqa: S101  for the type checker
+    assert isinstance(request, CoalescedRequest)  # noqa: S101  for the type checker
     if outputs is None:
         error = error or ModelFailedError()
         _count(request, [error] * request.count)
         request.receivers.fail(error)
         return
-    assert isinstance(outputs, Part)  # noqa: S101  for the type checker: the model is batched
+    assert isinstance(outputs, RowSlice)  # noqa: S101  for the type checker: the model is batched
     answers: Sequence[bytes | NeuronaError]
     try:
         answers = request.answer.each(outputs, request.each)
@@ -107,11 +107,11 @@ def _finish(request: Request, outputs: Outputs | None, error: NeuronaError | Non
     request.receivers.reply(answers)
 
 
-def _parts(part: Part, rows: int) -> list[Part]:
-    return [Part(part.batch, start, rows) for start in range(part.start, part.stop, rows)]
+def _parts(part: RowSlice, rows: int) -> list[RowSlice]:
+    return [RowSlice(part.batch, start, rows) for start in range(part.start, part.stop, rows)]
 
 
-def _answer(request: Bundle, part: Part) -> bytes | NeuronaError:
+def _answer(request: CoalescedRequest, part: RowSlice) -> bytes | NeuronaError:
     try:
         return request.answer(part)
     except NeuronaError as error:
@@ -123,7 +123,7 @@ def _answer(request: Bundle, part: Part) -> bytes | NeuronaError:
         return ModelFailedError()
 
 
-def _count(request: Bundle, answers: Sequence[bytes | NeuronaError]) -> None:
+def _count(request: CoalescedRequest, answers: Sequence[bytes | NeuronaError]) -> None:
     ended, seconds = request.model.metrics.ended, time.monotonic() - request.started
     for answer in answers:
         ended("ok" if isinstance(answer, bytes) else answer.outcome, seconds)
@@ -135,14 +135,14 @@ SMALL = 16 << 10
 PARTS = 2
 """Bundles that fill a batch: larger ones would leave more of it empty."""
 
-Begin = Callable[[bytes, Receiver], int]
+Begin = Callable[[bytes, Responder], int]
 """Sends one request on its way; how many bytes its answer will have."""
 
 
 class Host(Protocol):
     """The stream."""
 
-    def place(self, number: int) -> Place:
+    def place(self, number: int) -> StreamResponder:
         """For the answer to the request that the caller gave this number."""
 
     def places(self, numbers: Sequence[int], expected: int) -> Places:
@@ -155,7 +155,13 @@ class Host(Protocol):
 class _Group:
     """Requests of one shape that gather to become a bundle."""
 
-    def __init__(self, shape: Shape, model: Model, facts: Facts, answer: PredictAnswer) -> None:
+    def __init__(
+        self,
+        shape: MessageTemplate,
+        model: Model,
+        facts: PreparedRequest,
+        answer: PredictResponseWriter,
+    ) -> None:
         self.shape = shape
         self.model = model
         self.facts = facts
@@ -165,31 +171,31 @@ class _Group:
         self.numbers: list[int] = []
         self.messages: list[bytes] = []
 
-    def bundle(self, places: Receivers) -> Bundle:
+    def bundle(self, places: CoalescedResponder) -> CoalescedRequest:
         facts, messages = self.facts, self.messages
         count = len(messages)
         inputs = {}
         for (name, dtype, sizes), (start, stop) in zip(facts.inputs, self.shape.spans, strict=True):
             data = b"".join([message[start:stop] for message in messages])
             inputs[name] = np.frombuffer(data, dtype).reshape(count * sizes[0], *sizes[1:])
-        return Bundle(
+        return CoalescedRequest(
             *(self.model, places, self.answer, time.monotonic(), inputs, count, facts.rows),
             *(facts.group, facts.priority, count * len(messages[0])),
         )
 
 
-class Gathering:
+class Coalescer:
     """Of one message. Without `alike`, each request goes by itself.
 
     All that is in a bundle is for one model: where shares of a model's requests go to several
     versions, they are drawn by bundle.
     """
 
-    def __init__(self, alike: Repeats | None, begin: Begin, host: Host) -> None:
+    def __init__(self, alike: FastPath | None, begin: Begin, host: Host) -> None:
         self._alike = alike
         self._begin = begin
         self._host = host
-        self._groups: dict[Shape, _Group | None] = {}
+        self._groups: dict[MessageTemplate, _Group | None] = {}
         self._last: _Group | None = None  # the next one is mostly like it
 
     def add(self, number: int, message: bytes) -> None:
@@ -225,7 +231,7 @@ class Gathering:
             self._groups[shape] = _open(self._alike, shape)
         return self._groups[shape]
 
-    def _alone(self, place: Place, message: bytes) -> None:
+    def _alone(self, place: StreamResponder, message: bytes) -> None:
         place.expect(self._begin(message, place))
 
     def _send(self, group: _Group) -> None:
@@ -243,14 +249,18 @@ class Gathering:
             self._alone(place, message)
 
 
-def _open(alike: Repeats, shape: Shape) -> _Group | None:
+def _open(alike: FastPath, shape: MessageTemplate) -> _Group | None:
     """None where requests do not share runs, or are to be looked at one by one."""
     found = alike.facts(shape)
     if found is None:
         return None
     model, facts = found
     answer = facts.answer
-    if not isinstance(answer, PredictAnswer) or not model.signature.batched or not facts.rows:
+    if (
+        not isinstance(answer, PredictResponseWriter)
+        or not model.signature.batched
+        or not facts.rows
+    ):
         return None
     if model.on_answer is not None:  # its copies are counted one by one
         return None

@@ -21,7 +21,7 @@ from neurona_protos.prediction_pb2 import (
     UnloadModelResponse,
     VersionState,
 )
-from neurona_server.errors import InvalidError, NeuronaError, NotAllowedError
+from neurona_server.errors import InvalidArgumentError, NeuronaError, NotAllowedError
 from neurona_server.models.lifecycle.reconciler import NOT_EXPLICIT, Control
 from neurona_server.models.lifecycle.registry import Entry, Registry, Version
 from neurona_server.models.model import Model
@@ -50,7 +50,7 @@ class Models:
         try:
             ListModelsRequest.FromString(call.request)
         except DecodeError:
-            call.fail(InvalidError("the bytes are not a neurona.v1.ListModelsRequest"))
+            call.fail(InvalidArgumentError("the bytes are not a neurona.v1.ListModelsRequest"))
             return
         models = [
             _summary(name, entry)
@@ -63,7 +63,7 @@ class Models:
         try:
             name = LoadModelRequest.FromString(call.request).model
         except DecodeError:
-            call.fail(InvalidError("the bytes are not a neurona.v1.LoadModelRequest"))
+            call.fail(InvalidArgumentError("the bytes are not a neurona.v1.LoadModelRequest"))
             return
 
         def load(control: Control) -> bytes:
@@ -78,7 +78,7 @@ class Models:
         try:
             name = UnloadModelRequest.FromString(call.request).model
         except DecodeError:
-            call.fail(InvalidError("the bytes are not a neurona.v1.UnloadModelRequest"))
+            call.fail(InvalidArgumentError("the bytes are not a neurona.v1.UnloadModelRequest"))
             return
 
         def unload(control: Control) -> bytes:
@@ -112,7 +112,7 @@ class Models:
             model = self._registry.resolve(message.model, message.version, message.label)
             entry = self._registry.entry(message.model)
         except DecodeError:
-            call.fail(InvalidError("the bytes are not a neurona.v1.DescribeModelRequest"))
+            call.fail(InvalidArgumentError("the bytes are not a neurona.v1.DescribeModelRequest"))
         except NeuronaError as error:
             call.fail(error)
         else:

@@ -7,17 +7,17 @@ from google.protobuf.message import DecodeError
 from neurona_protos.prediction_pb2 import PredictRequest, Priority, Task, Tensor
 from neurona_protos.tensors import to_array
 from neurona_server.batching.policy import Priority as Level
-from neurona_server.errors import InvalidError, WrongTaskError, quoted
+from neurona_server.errors import InvalidArgumentError, WrongTaskError, quoted
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
 from neurona_server.models.signature import Described
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
-from neurona_server.rpc.fast_path import Repeats, Sample
+from neurona_server.rpc.fast_path import FastPath, InputSample
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.security.access import Grant, Right, seen
-from neurona_server.rpc.submission import Asked, Receiver, submit
-from neurona_server.rpc.v1.coalescing import Gathering
-from neurona_server.rpc.v1.responses import PredictAnswer, Writer
+from neurona_server.rpc.submission import ParsedRequest, Responder, submit
+from neurona_server.rpc.v1.coalescing import Coalescer
+from neurona_server.rpc.v1.responses import PredictResponseWriter, ResponseEncoder
 from neurona_server.rpc.v1.streaming import PredictionStream
 from neurona_server.telemetry.metrics import Metrics
 
@@ -35,7 +35,7 @@ class Prediction:
         self._registry = registry
         self._metrics = metrics
         self._limits = limits or Limits()
-        self._repeats = Repeats(PredictRequest.FromString, _DATA, registry.resolve)
+        self._repeats = FastPath(PredictRequest.FromString, _DATA, registry.resolve)
 
     def methods(self) -> Methods:
         path = "/neurona.v1.Prediction/"
@@ -49,7 +49,7 @@ class Prediction:
         }
 
     def begin(
-        self, message: bytes, receiver: Receiver, grant: Grant, task: Task | None = None
+        self, message: bytes, receiver: Responder, grant: Grant, task: Task | None = None
     ) -> int:
         """Sends a request on its way; the receiver gets its answer or its error, exactly once.
 
@@ -68,13 +68,13 @@ class Prediction:
         try:
             self._limits.check_wire(message)
             parsed = PredictRequest.FromString(message)
-        except InvalidError as error:
+        except InvalidArgumentError as error:
             self._metrics.unresolved["invalid"].inc()
             receiver.fail(error)
             return 0
         except DecodeError:
             self._metrics.unresolved["invalid"].inc()
-            receiver.fail(InvalidError("the bytes are not a neurona.v1.PredictRequest"))
+            receiver.fail(InvalidArgumentError("the bytes are not a neurona.v1.PredictRequest"))
             return 0
         registry = seen(self._registry, grant)
         resolve = partial(registry.resolve, parsed.model, parsed.version, parsed.label)
@@ -83,7 +83,7 @@ class Prediction:
         if sent is None:
             return 0
         which = (parsed.model, parsed.version, parsed.label)
-        inputs = [Sample(t.name, t.dtype, tuple(t.shape), t.data) for t in parsed.inputs]
+        inputs = [InputSample(t.name, t.dtype, tuple(t.shape), t.data) for t in parsed.inputs]
         self._repeats.learn(message, parsed, which, inputs, sent)
         return sent.expected
 
@@ -94,13 +94,13 @@ class Prediction:
         deadline: float,
         task: Task | None,
         model: Model,
-    ) -> Asked:
+    ) -> ParsedRequest:
         if task is not None and task != model.metadata.task:
             raise _wrong_task(model, task)
         if (priority := PRIORITIES.get(message.priority)) is None:
-            raise InvalidError(f"the priority is {message.priority}; expected 0, 1 or 2")
+            raise InvalidArgumentError(f"the priority is {message.priority}; expected 0, 1 or 2")
         self._limits.check(message)
-        return Asked(
+        return ParsedRequest(
             _described(message),
             lambda: {tensor.name: to_array(tensor) for tensor in message.inputs},
             _answer(message, model),
@@ -114,7 +114,7 @@ class Prediction:
         begin = partial(self.begin, grant=call.grant)
         # Each request of a stream that is traced has a span of its own, and goes by itself.
         alike = self._repeats if call.grant.models is None and call.trace is None else None
-        gather = partial(Gathering, alike, begin)
+        gather = partial(Coalescer, alike, begin)
         return PredictionStream(gather, call, self._limits, self._metrics.open_streams)
 
     def _unary(self, call: Call, task: Task | None = None) -> None:
@@ -125,18 +125,20 @@ def _has_task(task: Task, model: Model) -> bool:
     return task == model.metadata.task
 
 
-def _answer(message: PredictRequest, model: Model) -> PredictAnswer:
-    writer = model.notes.get(Writer)
+def _answer(message: PredictRequest, model: Model) -> PredictResponseWriter:
+    writer = model.notes.get(ResponseEncoder)
     if writer is None:
-        writer = model.notes[Writer] = Writer(model)
-    return PredictAnswer(writer, message.top_k or 1, message.raw_outputs)
+        writer = model.notes[ResponseEncoder] = ResponseEncoder(model)
+    return PredictResponseWriter(writer, message.top_k or 1, message.raw_outputs)
 
 
 def _described(message: PredictRequest) -> dict[str, Described]:
     described: dict[str, Described] = {}
     for tensor in message.inputs:
         if tensor.name in described:
-            raise InvalidError(f"input {quoted(tensor.name)} stands twice; expected it once")
+            raise InvalidArgumentError(
+                f"input {quoted(tensor.name)} stands twice; expected it once"
+            )
         described[tensor.name] = (tensor.dtype, tuple(tensor.shape))
     return described
 

@@ -22,8 +22,8 @@ from neurona_protos.prediction_pb2 import (
     Tensor,
 )
 from neurona_protos.tensors import Array, encode
-from neurona_protos.wire_format import prefix, within
-from neurona_server.batching.batch import Part
+from neurona_protos.wire_format import header, length_delimited
+from neurona_server.batching.batch import RowSlice
 from neurona_server.batching.request import Outputs
 from neurona_server.models.model import Model
 from neurona_server.rpc.flow_control import sizes_of
@@ -36,9 +36,9 @@ def tensor_bytes(field: int, name: str, dtype: DataType, array: Array) -> list[b
     data = encode(name, array, dtype)
     head = _head(name, dtype, array.shape)
     if not len(data):
-        return [prefix(field, len(head)), head]
-    before = prefix(_DATA, len(data))
-    return [prefix(field, len(head) + len(before) + len(data)), head, before, data]
+        return [header(field, len(head)), head]
+    before = header(_DATA, len(data))
+    return [header(field, len(head) + len(before) + len(data)), head, before, data]
 
 
 @lru_cache(maxsize=1024)
@@ -66,17 +66,17 @@ class Best(NamedTuple):
     """Little-endian float32, one after the other."""
 
 
-class PredictAnswer(NamedTuple):
-    """The `Answer` to a PredictRequest."""
+class PredictResponseWriter(NamedTuple):
+    """The `ResponseWriter` to a PredictRequest."""
 
-    writer: "Writer"
+    writer: "ResponseEncoder"
     top_k: int
     raw_outputs: bool
 
     def __call__(self, outputs: Outputs) -> bytes:
         return self.writer.write(outputs, self.top_k, raw_outputs=self.raw_outputs)
 
-    def each(self, part: Part, rows: int) -> list[bytes]:
+    def each(self, part: RowSlice, rows: int) -> list[bytes]:
         """Those of several requests of so many rows each, whose rows `part` has."""
         return self.writer.write_each(part, rows, self.top_k, raw_outputs=self.raw_outputs)
 
@@ -84,7 +84,7 @@ class PredictAnswer(NamedTuple):
         return self.writer.expected(rows, self.top_k, raw_outputs=self.raw_outputs)
 
 
-class Writer:
+class ResponseEncoder:
     """Writes the answers of one model."""
 
     def __init__(self, model: Model) -> None:
@@ -103,7 +103,7 @@ class Writer:
 
     def write(self, outputs: Outputs, top_k: int, *, raw_outputs: bool) -> bytes:
         """`top_k` classes of a classification, at least 1; more than there are is all of them."""
-        part = outputs if isinstance(outputs, Part) else None
+        part = outputs if isinstance(outputs, RowSlice) else None
         pieces: list[bytes | memoryview] = [self._head]
         if self._classifies:
             if top_k == 1 and part is not None and part.rows == 1 and not raw_outputs:
@@ -113,10 +113,10 @@ class Writer:
                 head = self._single.get(chosen) or self._learn_single(chosen)
                 return head + best.probabilities[4 * row : 4 * row + 4]
             rows = self._rows(outputs, part, ("classes", top_k))
-            pieces += [within(_CLASSIFICATION, b"".join(rows))]
+            pieces += [length_delimited(_CLASSIFICATION, b"".join(rows))]
         elif self._regresses:
             rows = self._rows(outputs, part, ("values", 0))
-            pieces += [within(_REGRESSION, self._described + b"".join(rows))]
+            pieces += [length_delimited(_REGRESSION, self._described + b"".join(rows))]
         if raw_outputs or not (self._classifies or self._regresses):
             for spec, array in zip(self._specs, outputs, strict=True):
                 pieces += tensor_bytes(_OUTPUTS, spec.name, spec.dtype, np.asarray(array))
@@ -125,7 +125,9 @@ class Writer:
             return answer
         return b"".join(pieces)
 
-    def write_each(self, part: Part, rows: int, top_k: int, *, raw_outputs: bool) -> list[bytes]:
+    def write_each(
+        self, part: RowSlice, rows: int, top_k: int, *, raw_outputs: bool
+    ) -> list[bytes]:
         """As `PredictAnswer.each`."""
         if self._classifies and top_k == 1 and rows == 1 and not raw_outputs:
             best, known = self._best(part), self._single
@@ -135,7 +137,7 @@ class Writer:
                 for row, chosen in enumerate(best.classes[part.start : part.stop], part.start)
             ]
         return [
-            self.write(Part(part.batch, start, rows), top_k, raw_outputs=raw_outputs)
+            self.write(RowSlice(part.batch, start, rows), top_k, raw_outputs=raw_outputs)
             for start in range(part.start, part.stop, rows)
         ]
 
@@ -149,7 +151,7 @@ class Writer:
             size += int(rows * self._sizes.row)
         return size
 
-    def _rows(self, outputs: Outputs, part: Part | None, key: tuple[str, int]) -> list[bytes]:
+    def _rows(self, outputs: Outputs, part: RowSlice | None, key: tuple[str, int]) -> list[bytes]:
         """The bytes of each row. What two requests of a batch want alike is written for all of
         it; other wishes cost no more than their own rows."""
         own = outputs[self._model.answer]
@@ -172,7 +174,7 @@ class Writer:
     def _probabilities(self, answer: Array) -> Array:
         return softmax(answer) if self._model.softmax else answer
 
-    def _best(self, part: Part) -> Best:
+    def _best(self, part: RowSlice) -> Best:
         memo = part.batch.memo
         best: Best | None = memo.get("best")
         if best is None:
@@ -184,10 +186,10 @@ class Writer:
         return best
 
     def _learn_single(self, chosen: int) -> bytes:
-        row = _class_row([chosen], self._labels) + prefix(_PROBABILITIES, 4)
+        row = _class_row([chosen], self._labels) + header(_PROBABILITIES, 4)
         length = len(row) + 4
-        inner = prefix(_CLASS_ROWS, length)
-        outer = prefix(_CLASSIFICATION, len(inner) + length)
+        inner = header(_CLASS_ROWS, length)
+        outer = header(_CLASSIFICATION, len(inner) + length)
         self._single[chosen] = known = self._head + outer + inner + row
         return known
 
@@ -217,9 +219,11 @@ def class_rows(probabilities: Array, labels: Sequence[str], top_k: int) -> list[
     chosen = np.take_along_axis(probabilities, classes, axis=1).astype("<f4")
     size = 4 * classes.shape[1]
     data = chosen.tobytes()
-    tail = prefix(_PROBABILITIES, size)
+    tail = header(_PROBABILITIES, size)
     return [
-        within(_CLASS_ROWS, _class_row(row, labels) + tail + data[size * n : size * (n + 1)])
+        length_delimited(
+            _CLASS_ROWS, _class_row(row, labels) + tail + data[size * n : size * (n + 1)]
+        )
         for n, row in enumerate(classes.tolist())
     ]
 
@@ -231,8 +235,8 @@ def value_rows(values: Array) -> list[bytes]:
     count, width = values.shape
     size = 8 * width
     data = values.astype("<f8").tobytes()
-    inner = prefix(_VALUES, size) if width else b""
-    head = prefix(_VALUE_ROWS, len(inner) + size) + inner
+    inner = header(_VALUES, size) if width else b""
+    head = header(_VALUE_ROWS, len(inner) + size) + inner
     return [head + data[size * n : size * (n + 1)] for n in range(count)]
 
 

@@ -9,10 +9,10 @@ from prometheus_client import Gauge
 
 from neurona_protos.frames_pb2 import PredictStreamRequest as Frames
 from neurona_protos.prediction_pb2 import Error, PredictStreamResponse, StreamedResponse
-from neurona_protos.wire_format import prefix, varint, within
-from neurona_server.errors import InvalidError, NeuronaError, too_large
-from neurona_server.rpc.call import Known, StreamCall
-from neurona_server.rpc.flow_control import Waiting
+from neurona_protos.wire_format import header, length_delimited, varint
+from neurona_server.errors import InvalidArgumentError, NeuronaError, too_large
+from neurona_server.rpc.call import RequestIdentity, StreamCall
+from neurona_server.rpc.flow_control import StreamWindow
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.status import status_of
 
@@ -21,7 +21,7 @@ _RESPONSE = StreamedResponse.RESPONSE_FIELD_NUMBER
 _ID = varint(StreamedResponse.ID_FIELD_NUMBER << 3)
 
 
-class Framing:
+class ResponseFraming:
     """Answers with the caller's numbers, as fields of a PredictStreamResponse; one that is larger
     than `most` bytes by itself becomes an error."""
 
@@ -35,10 +35,10 @@ class Framing:
         for number, answer in zip(numbers, answers, strict=True):
             if isinstance(answer, bytes):
                 size = len(answer)
-                head = prefix(_RESPONSE, size)
+                head = header(_RESPONSE, size)
                 if number:
                     head = _ID + varint(number) + head
-                whole = prefix(_RESPONSES, len(head) + size) + head + answer
+                whole = header(_RESPONSES, len(head) + size) + head + answer
                 if len(whole) > self._most:
                     whole = self.error(number, too_large(len(whole), self._most))
             else:
@@ -46,7 +46,7 @@ class Framing:
             framed.append(whole)
         return framed
 
-    def error(self, number: int, error: Exception, known: Known | None = None) -> bytes:
+    def error(self, number: int, error: Exception, known: RequestIdentity | None = None) -> bytes:
         """`known` is the request that failed, for the log."""
         status = status_of(error, known)
         failed = StreamedResponse(
@@ -57,19 +57,19 @@ class Framing:
                 retry_after_ms=status.retry_after_ms,
             ),
         )
-        return within(_RESPONSES, failed.SerializeToString())
+        return length_delimited(_RESPONSES, failed.SerializeToString())
 
 
 class Host(Protocol):
     """The stream."""
 
     call: StreamCall
-    framing: Framing
+    framing: ResponseFraming
 
     def reserve(self, expected: int) -> None: ...
-    def under_way(self, places: "Place | Places", cancel: Callable[[], None]) -> None: ...
-    def over(self, places: "Place | Places") -> None: ...
-    def answered(self, places: "Place | Places", framed: Sequence[bytes]) -> None: ...
+    def under_way(self, places: "StreamResponder | Places", cancel: Callable[[], None]) -> None: ...
+    def over(self, places: "StreamResponder | Places") -> None: ...
+    def answered(self, places: "StreamResponder | Places", framed: Sequence[bytes]) -> None: ...
 
 
 class _Asked:
@@ -88,8 +88,8 @@ class _Asked:
         return self._host.call.trace_id
 
 
-class Place(_Asked):
-    """The `Receiver` of one request."""
+class StreamResponder(_Asked):
+    """The `Responder` of one request."""
 
     __slots__ = ("_number", "trace")
 
@@ -124,7 +124,7 @@ class Place(_Asked):
 
 
 class Places(_Asked):
-    """The `Receivers` of a bundle, which is not traced. What they expect is reserved already."""
+    """The `CoalescedResponder` of a coalesced request, which is not traced; their room is reserved."""
 
     __slots__ = ("_numbers",)
 
@@ -156,11 +156,11 @@ class Places(_Asked):
             Places(self._host, second, self.expected),
         )
 
-    def single(self) -> list[Place]:
+    def single(self) -> list[StreamResponder]:
         """In the door's thread: one for each, that take its place and expect nothing yet."""
         self._host.over(self)
         self._host.reserve(-self.expected * len(self._numbers))
-        return [Place(self._host, number) for number in self._numbers]
+        return [StreamResponder(self._host, number) for number in self._numbers]
 
 
 MAX_OUTSTANDING = 4096
@@ -172,7 +172,7 @@ MAX_MESSAGE_BYTES = 1 << 20
 _REQUESTS, _REQUEST = 1, 2  # fields of PredictStreamRequest and StreamedRequest
 
 
-class Gathering(Protocol):
+class Coalescer(Protocol):
     """Sends requests on their way; `places` tell it who gets the answers."""
 
     def add(self, number: int, message: bytes) -> None:
@@ -190,7 +190,7 @@ class PredictionStream:
 
     def __init__(
         self,
-        gather: Callable[["PredictionStream"], Gathering],
+        gather: Callable[["PredictionStream"], Coalescer],
         call: StreamCall,
         limits: Limits,
         streams: Gauge,
@@ -199,16 +199,16 @@ class PredictionStream:
         streams.inc()
         self._streams = streams
         self.call = call
-        self.framing = Framing(limits.max_message_bytes)
+        self.framing = ResponseFraming(limits.max_message_bytes)
         self._limits = limits
         self._gather = gather
-        self._waiting = Waiting()
+        self._waiting = StreamWindow()
         self._received: deque[tuple[int, bytes]] = deque()  # and not begun
         self._outstanding = 0  # begun, and the answer not taken
-        self._came: deque[tuple[Place | Places, Sequence[bytes]]] = deque()
+        self._came: deque[tuple[StreamResponder | Places, Sequence[bytes]]] = deque()
         self._ready: deque[bytes] = deque()
         # What has those cancelled that are under way. Any thread may add and take out.
-        self._cancels: dict[Place | Places, Callable[[], None]] = {}
+        self._cancels: dict[StreamResponder | Places, Callable[[], None]] = {}
         self._cancelled = False
         self._half_closed = False
 
@@ -217,9 +217,11 @@ class PredictionStream:
         try:
             requests = Frames.FromString(message).requests
         except DecodeError:
-            raise InvalidError("the bytes are not a neurona.v1.PredictStreamRequest") from None
+            raise InvalidArgumentError(
+                "the bytes are not a neurona.v1.PredictStreamRequest"
+            ) from None
         if len(requests) > MAX_OUTSTANDING:
-            raise InvalidError(
+            raise InvalidArgumentError(
                 f"the message has {len(requests)} requests; expected at most {MAX_OUTSTANDING}"
             )
         self._received.extend([(streamed.id, streamed.request) for streamed in requests])
@@ -265,25 +267,25 @@ class PredictionStream:
     def reserve(self, expected: int) -> None:
         self._waiting.begun(expected)
 
-    def place(self, number: int) -> Place:
+    def place(self, number: int) -> StreamResponder:
         self._outstanding += 1
-        return Place(self, number)
+        return StreamResponder(self, number)
 
     def places(self, numbers: Sequence[int], expected: int) -> Places:
         self._outstanding += len(numbers)
         return Places(self, numbers, expected)
 
-    def under_way(self, places: Place | Places, cancel: Callable[[], None]) -> None:
+    def under_way(self, places: StreamResponder | Places, cancel: Callable[[], None]) -> None:
         """From any thread: they can be cancelled so."""
         self._cancels[places] = cancel
         if self._cancelled:
             cancel()
 
-    def over(self, places: Place | Places) -> None:
+    def over(self, places: StreamResponder | Places) -> None:
         """From any thread: others take their place."""
         self._cancels.pop(places, None)
 
-    def answered(self, places: Place | Places, framed: Sequence[bytes]) -> None:
+    def answered(self, places: StreamResponder | Places, framed: Sequence[bytes]) -> None:
         """From any thread: the answers as fields of a PredictStreamResponse."""
         self._cancels.pop(places, None)
         self._came.append((places, framed))

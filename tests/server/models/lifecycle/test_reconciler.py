@@ -20,7 +20,7 @@ from neurona_protos.prediction_pb2 import (
     UnloadModelRequest,
 )
 from neurona_protos.tensors import to_array, to_tensor
-from neurona_server.errors import LoadError, StoppingError
+from neurona_server.errors import LoadError, UnavailableError
 
 X = np.ones((1, 4), np.float32)
 
@@ -117,7 +117,7 @@ def test_a_new_version_takes_over_and_the_old_one_is_freed(tmp_path, start, wait
     server.look(lambda: ask(server) == 2)
     wait_until(lambda: server.count("requests_total", model="m", version="1", outcome="ok") == 0)
     assert old.state == State.STATE_DRAINING
-    with pytest.raises(StoppingError, match="the model has been unloaded"):
+    with pytest.raises(UnavailableError, match="the model has been unloaded"):
         old.instances[0].session.run({"x": X})
     assert states(server) == {1: "unloaded", 2: "ready"}
     assert server.count("version_state", model="m", version="2", state="ready") == 1

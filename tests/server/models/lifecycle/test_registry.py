@@ -10,7 +10,7 @@ from neurona_server.errors import NotFoundError
 from neurona_server.models.lifecycle.registry import Entry, Registry, Version
 from neurona_server.models.model import Model
 from neurona_server.models.options import ModelOptions
-from neurona_server.models.repository.scanner import Found
+from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.telemetry.metrics import Metrics
 
 
@@ -19,7 +19,7 @@ def models(repository):
     metrics = Metrics(CollectorRegistry())
     folder = repository / "classifier"
     return {
-        n: Model(Found("c", n, folder / str(n) / "model.onnx"), ModelOptions(), metrics)
+        n: Model(ModelSource("c", n, folder / str(n) / "model.onnx"), ModelOptions(), metrics)
         for n in (1, 2)
     }
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from neurona_server.batching.batch import Part, Ran
+from neurona_server.batching.batch import BatchOutputs, RowSlice
 from neurona_server.batching.request import Request
 from neurona_server.models.lifecycle.traffic import Shadow
 from neurona_server.models.model import Model
 from neurona_server.models.options import ModelOptions
-from neurona_server.models.repository.scanner import Found
+from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.telemetry.metrics import Metrics
 
 X = np.ones((1, 4), np.float32)
@@ -27,7 +27,7 @@ def metrics():
 def models(repository, metrics):
     folder = repository / "classifier"
     return [
-        Model(Found("c", n, folder / str(n) / "model.onnx"), ModelOptions(), metrics)
+        Model(ModelSource("c", n, folder / str(n) / "model.onnx"), ModelOptions(), metrics)
         for n in (1, 2)
     ]
 
@@ -83,7 +83,7 @@ def test_only_the_answer_itself_is_kept_not_its_batch(models):
     request, _ = answered()
     whole = np.arange(3000, dtype=np.float32).reshape(1000, 3)
     batch = weakref.ref(whole)
-    Shadow(of, to, 100)(request, Part(Ran([whole]), 5, 1))
+    Shadow(of, to, 100)(request, RowSlice(BatchOutputs([whole]), 5, 1))
     del whole
     assert batch() is None
     assert len(to.copies) == 1

@@ -1,4 +1,4 @@
-"""Whatever happens to the files, in whatever order loads end: the rules of `Versions` hold."""
+"""Whatever happens to the files, in whatever order loads end: the rules of `VersionSet` hold."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurona_protos.prediction_pb2 import State
-from neurona_server.models.lifecycle.versions import GONE, Versions
-from neurona_server.models.repository.scanner import Folder, OnDisk
+from neurona_server.models.lifecycle.versions import GONE, VersionSet
+from neurona_server.models.repository.scanner import ModelFolder, VersionFiles
 from neurona_server.models.repository.settings import ModelSettings, Traffic, VersionPolicy
 
 NUMBERS = st.integers(1, 4)
@@ -26,12 +26,12 @@ SETTINGS = st.builds(
     ),
 )
 FOLDERS = st.builds(
-    Folder,
+    ModelFolder,
     name=st.just("m"),
     versions=st.dictionaries(
         NUMBERS,
         st.builds(
-            OnDisk,
+            VersionFiles,
             path=st.just(Path("model.onnx")),
             stamp=st.integers(0, 2).map(lambda size: (("model.onnx", size, 0, 0),)),
             problem=st.sampled_from(["", "", "", "a link"]),
@@ -61,7 +61,7 @@ def fake(version):
 @settings(max_examples=300, deadline=None)
 @given(EVENTS)
 def test_the_rules_hold_whatever_happens(events):
-    versions = Versions("m", VersionPolicy())
+    versions = VersionSet("m", VersionPolicy())
     loading, alive, on_disk = [], [], False
     for event in events:
         served = bool(alive)
@@ -98,38 +98,38 @@ def test_the_rules_hold_whatever_happens(events):
 
 def on_disk(**sizes):
     return {
-        int(number[1:]): OnDisk(Path("model.onnx"), (("model.onnx", size, 0, 0),))
+        int(number[1:]): VersionFiles(Path("model.onnx"), (("model.onnx", size, 0, 0),))
         for number, size in sizes.items()
     }
 
 
 def test_a_version_is_loaded_at_the_second_look_that_finds_it_equal():
-    versions = Versions("m", VersionPolicy())
-    assert not versions.see(Folder("m", on_disk(v1=1)))
-    assert not versions.see(Folder("m", on_disk(v1=2)))
-    (found,) = versions.see(Folder("m", on_disk(v1=2)))
+    versions = VersionSet("m", VersionPolicy())
+    assert not versions.see(ModelFolder("m", on_disk(v1=1)))
+    assert not versions.see(ModelFolder("m", on_disk(v1=2)))
+    (found,) = versions.see(ModelFolder("m", on_disk(v1=2)))
     assert found.version == 1
-    assert not versions.see(Folder("m", on_disk(v1=2)))  # it is being loaded
+    assert not versions.see(ModelFolder("m", on_disk(v1=2)))  # it is being loaded
     versions.loaded(1, fake(1))
-    assert not versions.see(Folder("m", on_disk(v1=2)))
+    assert not versions.see(ModelFolder("m", on_disk(v1=2)))
 
 
 def test_a_version_that_failed_is_tried_again_when_its_files_change_or_somebody_asks():
-    versions = Versions("m", VersionPolicy())
-    folder = Folder("m", on_disk(v1=1))
+    versions = VersionSet("m", VersionPolicy())
+    folder = ModelFolder("m", on_disk(v1=1))
     versions.see(folder, eager=True)
     assert not versions.failed(1, "broken")
     assert versions.problems() == ["version 1: broken"]
     assert not versions.see(folder)
     assert versions.see(folder, eager=True)
     assert not versions.failed(1, "broken")
-    assert not versions.see(Folder("m", on_disk(v1=2)))
-    assert versions.see(Folder("m", on_disk(v1=2)))
+    assert not versions.see(ModelFolder("m", on_disk(v1=2)))
+    assert versions.see(ModelFolder("m", on_disk(v1=2)))
 
 
 def test_what_fails_gives_way_to_the_next_lower_one():
-    versions = Versions("m", VersionPolicy())
-    (found,) = versions.see(Folder("m", on_disk(v1=1, v2=1, v3=1)), eager=True)
+    versions = VersionSet("m", VersionPolicy())
+    (found,) = versions.see(ModelFolder("m", on_disk(v1=1, v2=1, v3=1)), eager=True)
     assert found.version == 3
     (found,) = versions.failed(3, "broken")
     assert found.version == 2
@@ -141,10 +141,10 @@ def test_what_fails_gives_way_to_the_next_lower_one():
 
 
 def test_the_last_version_stays_when_its_files_are_gone_and_goes_with_its_folder():
-    versions = Versions("m", VersionPolicy())
-    versions.see(Folder("m", on_disk(v1=1)), eager=True)
+    versions = VersionSet("m", VersionPolicy())
+    versions.see(ModelFolder("m", on_disk(v1=1)), eager=True)
     versions.loaded(1, fake(1))
-    versions.see(Folder("m", {}))
+    versions.see(ModelFolder("m", {}))
     entry, surplus = versions.settle()
     assert (entry.versions[1].reason, surplus) == (GONE, [])
     versions.see(None)
@@ -154,19 +154,19 @@ def test_the_last_version_stays_when_its_files_are_gone_and_goes_with_its_folder
 
 
 def test_files_that_change_while_they_are_loaded_are_loaded_again_for_whoever_asked():
-    versions = Versions("m", VersionPolicy())
-    assert versions.see(Folder("m", on_disk(v1=1)), eager=True)
-    assert not versions.see(Folder("m", on_disk(v1=2)), eager=True)  # one load at a time
+    versions = VersionSet("m", VersionPolicy())
+    assert versions.see(ModelFolder("m", on_disk(v1=1)), eager=True)
+    assert not versions.see(ModelFolder("m", on_disk(v1=2)), eager=True)  # one load at a time
     (found,) = versions.loaded(1, fake(1))
     assert (found.version, versions.loading) == (1, True)
     assert not versions.loaded(1, fake(1))
 
 
 def test_a_load_that_ends_is_no_look_at_files_that_may_be_on_their_way():
-    versions = Versions("m", VersionPolicy(every=True))
-    versions.see(Folder("m", on_disk(v1=1, v2=1)), eager=True)
-    assert not versions.see(Folder("m", on_disk(v1=1, v2=1, v3=1)))  # half of it
+    versions = VersionSet("m", VersionPolicy(every=True))
+    versions.see(ModelFolder("m", on_disk(v1=1, v2=1)), eager=True)
+    assert not versions.see(ModelFolder("m", on_disk(v1=1, v2=1, v3=1)))  # half of it
     assert not versions.failed(1, "broken")
     assert not versions.loaded(2, fake(2))
-    (found,) = versions.see(Folder("m", on_disk(v1=1, v2=1, v3=1)))
+    (found,) = versions.see(ModelFolder("m", on_disk(v1=1, v2=1, v3=1)))
     assert found.version == 3

@@ -12,10 +12,10 @@ import pytest
 from onnx import TensorProto, helper
 from support import onnx_models
 
-from neurona_server.errors import ConfigError, LoadError, StoppingError
+from neurona_server.errors import ConfigError, LoadError, UnavailableError
 from neurona_server.models.onnx import runtime
 from neurona_server.models.onnx.runtime import ThreadBudget, check_options
-from neurona_server.models.onnx.session import CPU, CUDA, RuntimeOptions, Session, Shrinking
+from neurona_server.models.onnx.session import CPU, CUDA, ArenaShrinker, RuntimeOptions, Session
 
 X = {"x": np.ones((2, 4), np.float32)}
 no_gpu = pytest.mark.skipif(not runtime.missing_gpu(), reason="there is a GPU")
@@ -123,7 +123,7 @@ def test_after_close_it_runs_no_more(path):
     assert session.run(X)[0].shape == (2, 3)
     session.close()
     session.close()
-    with pytest.raises(StoppingError, match="unloaded"):
+    with pytest.raises(UnavailableError, match="unloaded"):
         session.run(X)
 
 
@@ -214,7 +214,7 @@ def test_a_folder_with_spaces_is_told_to_nobody(tmp_path):
 
 def test_an_arena_is_shrunk_at_most_so_often():
     now = [0.0]
-    shrinking = Shrinking(60, lambda: now[0])
+    shrinking = ArenaShrinker(60, lambda: now[0])
     told = []
     for now[0] in (0, 59, 60, 61, 119, 120, 1000, 1001):
         told.append(shrinking.due())
@@ -222,7 +222,7 @@ def test_an_arena_is_shrunk_at_most_so_often():
     shrinking.stop()
     now[0] = 1e6
     assert not shrinking.due()
-    assert not Shrinking(0, lambda: now[0]).due()
+    assert not ArenaShrinker(0, lambda: now[0]).due()
 
 
 def test_a_shrinking_run_answers_as_any_other_and_without_an_arena_too(path):
@@ -233,6 +233,6 @@ def test_a_shrinking_run_answers_as_any_other_and_without_an_arena_too(path):
     without = Session(path, RuntimeOptions(shrink_seconds=1e-9, arena=False))
     assert np.array_equal(without.run(X)[0], expected)
     # As for a provider that has none though the options do not say so.
-    without._shrinking = Shrinking(1e-9)
+    without._shrinking = ArenaShrinker(1e-9)
     assert np.array_equal(without.run(X)[0], expected)
     assert not without._shrinking.due()

@@ -17,7 +17,7 @@ from neurona_server.models.repository.settings import (
     VersionPolicy,
 )
 
-EVERYTHING = """
+UNRESTRICTED = """
 task = "classification"
 answer = "logits"
 labels = ["cat", "dog"]
@@ -68,7 +68,7 @@ def read(tmp_path):
 
 
 def test_every_key(read):
-    assert read(EVERYTHING) == ModelSettings(
+    assert read(UNRESTRICTED) == ModelSettings(
         task=Task.TASK_CLASSIFICATION,
         answer="logits",
         labels=("cat", "dog"),
@@ -93,7 +93,7 @@ def test_every_key(read):
     values = 'values = [{ name = "price", unit = "EUR" }, { name = "age" }]'
     assert read(values).values == (Value("price", "EUR"), Value("age"))
     assert read('unit = "EUR"').values == (Value(unit="EUR"),)
-    seen = set(tomllib.loads(EVERYTHING)) | {"values", "unit", "labels_file"}
+    seen = set(tomllib.loads(UNRESTRICTED)) | {"values", "unit", "labels_file"}
     assert seen == set(KEYS), "a key that no test reads"
 
 
@@ -113,7 +113,7 @@ def test_a_folder_without_settings_says_nothing(tmp_path):
 
 
 def test_one_reading_equals_the_next(read):
-    assert read(EVERYTHING) == read(EVERYTHING)
+    assert read(UNRESTRICTED) == read(UNRESTRICTED)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import LoadError
 from neurona_server.models.model import Model
 from neurona_server.models.options import ModelOptions
-from neurona_server.models.repository.scanner import Found, read_settings
+from neurona_server.models.repository.scanner import ModelSource, read_settings
 from neurona_server.models.repository.settings import (
     DeclaredTensor,
     ModelSettings,
@@ -26,7 +26,7 @@ from neurona_server.models.repository.settings import (
 from neurona_server.telemetry.metrics import Metrics
 
 FLOAT = DataType.DATA_TYPE_FLOAT
-EVERYTHING = """
+UNRESTRICTED = """
 name: "m"
 platform: "onnxruntime_onnx"
 backend: "onnxruntime"
@@ -84,13 +84,15 @@ def load(folder, read):
     def load(text, save=save_triple):
         settings = read(text)
         path = save(folder / "1" / (settings.model_file or "model.onnx"))
-        return Model(Found("m", 1, path, settings), ModelOptions(), Metrics(CollectorRegistry()))
+        return Model(
+            ModelSource("m", 1, path, settings), ModelOptions(), Metrics(CollectorRegistry())
+        )
 
     return load
 
 
 def test_every_field(read):
-    assert read(EVERYTHING) == ModelSettings(
+    assert read(UNRESTRICTED) == ModelSettings(
         batched=True,
         versions=VersionPolicy(listed=(1, 3)),
         max_batch_rows=8,
@@ -120,7 +122,7 @@ def test_every_field(read):
 def test_a_repository_of_triton_serves_unchanged(tmp_path, folder, caplog):
     save_triple(folder / "1" / "graph.onnx")
     save_triple(folder / "3" / "graph.onnx")
-    (folder / "config.pbtxt").write_text(EVERYTHING)
+    (folder / "config.pbtxt").write_text(UNRESTRICTED)
     bare = tmp_path / "bare"
     onnx_models.save_running_sum(bare / "1" / "model.onnx")
     (bare / "config.pbtxt").write_text('backend: "onnxruntime"\nmax_batch_size: 0\n')
@@ -416,7 +418,7 @@ class TestWarmUp:
         text = self.INDEX + 'input_data_file: "data"'
         model = load(text, content=np.array([0], "<i8").tobytes())
         (folder / "warmup" / "data").unlink()
-        found = Found("m", 1, folder / "1" / "model.onnx", model.settings)
+        found = ModelSource("m", 1, folder / "1" / "model.onnx", model.settings)
         with pytest.raises(LoadError, match="the warm-up file 'data' cannot be read"):
             Model(found, ModelOptions(), Metrics(CollectorRegistry()))
 

@@ -3,7 +3,7 @@ import pytest
 from support.triton_requests import arrays, request
 
 from neurona_protos.prediction_pb2 import DataType
-from neurona_server.errors import InvalidError
+from neurona_server.errors import InvalidArgumentError
 from neurona_server.rpc.open_inference.outputs import best_classes
 
 FLOAT = DataType.DATA_TYPE_FLOAT
@@ -72,5 +72,7 @@ def test_every_kind_of_number_is_ranked(array, dtype, expected):
 
 
 def test_too_many_results_are_refused():
-    with pytest.raises(InvalidError, match="1001 times 100 classes; expected at most 100000"):
+    with pytest.raises(
+        InvalidArgumentError, match="1001 times 100 classes; expected at most 100000"
+    ):
         best_classes("y", np.zeros((1001, 2000), "f4"), FLOAT, 100, (), batched=True)

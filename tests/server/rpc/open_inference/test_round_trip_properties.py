@@ -12,10 +12,10 @@ from support.triton_requests import DTYPES, arrays, raw
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
 from neurona_protos.prediction_pb2 import DataType
-from neurona_protos.wire_format import prefix
+from neurona_protos.wire_format import header
 from neurona_server.errors import NeuronaError
 from neurona_server.rpc.open_inference.outputs import best_classes
-from neurona_server.rpc.security.access import EVERYTHING
+from neurona_server.rpc.security.access import UNRESTRICTED
 
 PATH = "/inference.GRPCInferenceService/ModelInfer"
 KINDS = sorted(ECHOED)
@@ -26,7 +26,7 @@ class Call:
     """A call without a door."""
 
     deadline = math.inf
-    grant = EVERYTHING
+    grant = UNRESTRICTED
 
     trace = None
     request_id = trace_id = ""
@@ -202,7 +202,7 @@ def test_classes_are_the_greatest_values_to_the_last_bit(array, count):
 
 @given(field=st.integers(1, 15), length=st.integers(0, 2**31 - 1))
 def test_a_prefix_is_a_tag_and_a_varint(field, length):
-    tag, *octets = prefix(field, length)
+    tag, *octets = header(field, length)
     assert tag == field << 3 | 2
     assert all(octet & 0x80 for octet in octets[:-1])
     assert sum((octet & 0x7F) << 7 * i for i, octet in enumerate(octets)) == length

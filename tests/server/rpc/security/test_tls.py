@@ -13,7 +13,7 @@ from support.certificates import Authority
 from neurona_server.errors import ConfigError
 from neurona_server.rpc.health import Health
 from neurona_server.rpc.security.tls import Certificates
-from neurona_server.rpc.transports.auto import open_door
+from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.listener import ListenerOptions
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
@@ -47,7 +47,7 @@ class Door:
         self.health.set({"": True})
         certificates = Certificates(self.certificate, self.key, self.client_ca)
         options = ListenerOptions(certificates=certificates)
-        self.listener = open_door(in_process_server.DOOR, self.health.methods(), options)
+        self.listener = open_transport(in_process_server.DOOR, self.health.methods(), options)
         self.port = self.listener.start("127.0.0.1:0")
         self.made = made
         self.channels = []

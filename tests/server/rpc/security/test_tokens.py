@@ -17,7 +17,7 @@ from neurona_protos.prediction_pb2 import (
 )
 from neurona_protos.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 from neurona_protos.tensors import to_tensor
-from neurona_server.errors import ConfigError, ForbiddenError, UnauthenticatedError
+from neurona_server.errors import ConfigError, PermissionDeniedError, UnauthenticatedError
 from neurona_server.rpc import health
 from neurona_server.rpc.call import Unary
 from neurona_server.rpc.security import tokens
@@ -284,7 +284,7 @@ def test_doors_tell_of_whom_they_refuse_and_models_of_theirs(make_server, file):
     assert error_of(server.prediction.Predict, total())[0] == "UNAUTHENTICATED"
     blind = ListModelsRequest()
     assert error_of(server.models.List, blind, BLIND)[0] == "PERMISSION_DENIED"
-    assert [type(error) for error in refused] == [UnauthenticatedError, ForbiddenError]
+    assert [type(error) for error in refused] == [UnauthenticatedError, PermissionDeniedError]
     assert error_of(server.prediction.Predict, total("classifier"), LIMITED)[0] == (
         "PERMISSION_DENIED"
     )

@@ -9,24 +9,24 @@ from functools import partial
 import grpc
 import pytest
 
-from neurona_server.errors import ConfigError, InvalidError
+from neurona_server.errors import ConfigError, InvalidArgumentError
 from neurona_server.rpc.call import Streaming, Unary
 from neurona_server.rpc.health import Health
 from neurona_server.rpc.transports import auto, cygrpc
 from neurona_server.rpc.transports.aio import AioListener
-from neurona_server.rpc.transports.auto import open_door, why_not_core
-from neurona_server.rpc.transports.cygrpc import CoreCall, CoreListener
+from neurona_server.rpc.transports.auto import open_transport, self_test
+from neurona_server.rpc.transports.cygrpc import CygrpcCall, CygrpcServer
 from neurona_server.rpc.transports.listener import ListenerOptions
 
 
-class Deaf(CoreListener):
+class Deaf(CygrpcServer):
     """Does not notice that a caller has gone."""
 
     def watch(self, call):
         """It should."""
 
 
-class Broken(CoreListener):
+class Broken(CygrpcServer):
     """As with a grpcio that calls things otherwise."""
 
     def __init__(self, methods, listener_options):
@@ -70,7 +70,7 @@ class Faulty:
 
 
 def test_the_quick_door_passes_its_trial_here():
-    assert why_not_core() == ""
+    assert self_test() == ""
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_the_quick_door_passes_its_trial_here():
 )
 def test_a_door_that_does_not_do_what_it_should_is_not_used(monkeypatch, caplog, kind, reason):
     monkeypatch.setattr(auto, "PATIENCE", 0.5)
-    monkeypatch.setattr(auto, "CoreListener", kind)
-    listener = open_door("auto", Health().methods(), ListenerOptions())
+    monkeypatch.setattr(auto, "CygrpcServer", kind)
+    listener = open_transport("auto", Health().methods(), ListenerOptions())
     listener.start("127.0.0.1:0")
     listener.stop(1.0)
     assert listener.name == "aio"
@@ -89,19 +89,19 @@ def test_a_door_that_does_not_do_what_it_should_is_not_used(monkeypatch, caplog,
 
 
 def test_a_door_can_be_chosen():
-    for which, kind in (("core", CoreListener), ("aio", AioListener), ("auto", CoreListener)):
-        listener = open_door(which, Health().methods(), ListenerOptions())
+    for which, kind in (("core", CygrpcServer), ("aio", AioListener), ("auto", CygrpcServer)):
+        listener = open_transport(which, Health().methods(), ListenerOptions())
         listener.start("127.0.0.1:0")
         listener.stop(1.0)
         assert type(listener) is kind
 
 
 def test_an_address_that_is_taken_is_named(door):
-    first = open_door(door, Health().methods(), ListenerOptions())
+    first = open_transport(door, Health().methods(), ListenerOptions())
     port = first.start("127.0.0.1:0")
     try:
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
-            open_door(door, Health().methods(), ListenerOptions()).start(f"127.0.0.1:{port}")
+            open_transport(door, Health().methods(), ListenerOptions()).start(f"127.0.0.1:{port}")
     finally:
         first.stop(1.0)
         first.stop(1.0)  # a second time does nothing
@@ -111,7 +111,7 @@ def test_calls_under_way_are_bounded_and_counted(monkeypatch, wait_until):
     monkeypatch.setattr(cygrpc, "MOST_CALLS", 3)
     waiting = []
     methods = {"/t/Wait": Unary(waiting.append, None)}
-    listener = CoreListener(methods, ListenerOptions())
+    listener = CygrpcServer(methods, ListenerOptions())
     port = listener.start("127.0.0.1:0")
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         method = channel.unary_unary("/t/Wait")
@@ -127,7 +127,7 @@ def test_calls_under_way_are_bounded_and_counted(monkeypatch, wait_until):
             if number:
                 one.reply(b"answer")
             else:
-                one.fail(InvalidError("it is wrong"))
+                one.fail(InvalidArgumentError("it is wrong"))
         wait_until(lambda: listener._calls == 0)
         again = method.future(b"", timeout=20)
         wait_until(lambda: len(waiting) == 4)
@@ -149,7 +149,7 @@ def test_a_method_that_does_not_reply_with_bytes_leaves_no_call(answer, code, la
             reply = partial(call.reply, answer)
             call.defer(reply) if later else reply()
 
-    listener = CoreListener({"/t/Odd": Unary(start, None)}, ListenerOptions())
+    listener = CygrpcServer({"/t/Odd": Unary(start, None)}, ListenerOptions())
     port = listener.start("127.0.0.1:0")
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         with pytest.raises(grpc.RpcError) as caught:
@@ -175,7 +175,7 @@ def test_a_stream_with_a_fault_ends_alone(door, fault, ends):
     methods = {
         f"/t/{name}": Streaming(partial(Faulty, fault=name), None) for name in (fault, "none")
     }
-    listener = open_door(door, methods, ListenerOptions())
+    listener = open_transport(door, methods, ListenerOptions())
     port = listener.start("127.0.0.1:0")
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         sent = [b"1", b"2"]
@@ -203,7 +203,7 @@ def test_calls_that_gather_while_a_door_is_busy_are_all_answered(door):
         "/t/Hold": Unary(hold, None),
         "/t/Echo": Unary(lambda call: call.reply(call.request), None),
     }
-    listener = open_door(door, methods, ListenerOptions(max_streams=5000))
+    listener = open_transport(door, methods, ListenerOptions(max_streams=5000))
     port = listener.start("127.0.0.1:0")
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         holding = channel.unary_unary("/t/Hold").future(b"", timeout=30)
@@ -229,7 +229,7 @@ def test_calls_that_came_as_a_busy_door_closed_are_told_to_call_again(caplog):
         "/t/Hold": Unary(hold, None),
         "/t/Echo": Unary(lambda call: call.reply(call.request), None),
     }
-    listener = CoreListener(methods, ListenerOptions())
+    listener = CygrpcServer(methods, ListenerOptions())
     port = listener.start("127.0.0.1:0")
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         holding = channel.unary_unary("/t/Hold").future(b"", timeout=30)
@@ -248,7 +248,7 @@ def test_calls_that_came_as_a_busy_door_closed_are_told_to_call_again(caplog):
     assert not caplog.records
 
 
-class Asked(Faulty):
+class ParsedRequest(Faulty):
     """A stream that nothing is wrong with."""
 
     def __init__(self, calls, call):
@@ -261,9 +261,9 @@ def test_an_answer_that_comes_when_the_door_is_shut_is_lost(monkeypatch, wait_un
     calls, streams, outgoing = [], [], queue.SimpleQueue()
     methods = {
         "/t/Wait": Unary(calls.append, None),
-        "/t/Stream": Streaming(partial(Asked, streams), None),
+        "/t/Stream": Streaming(partial(ParsedRequest, streams), None),
     }
-    listener = CoreListener(methods, ListenerOptions())
+    listener = CygrpcServer(methods, ListenerOptions())
     port = listener.start("127.0.0.1:0")
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         unary = channel.unary_unary("/t/Wait").future(b"", timeout=20)
@@ -278,7 +278,7 @@ def test_an_answer_that_comes_when_the_door_is_shut_is_lost(monkeypatch, wait_un
             assert go_on.wait(20)
             send(*operations)
 
-        monkeypatch.setattr(CoreCall, "_send", hold)
+        monkeypatch.setattr(CygrpcCall, "_send", hold)
         late = threading.Thread(target=call.reply, args=(b"",))
         late.start()
         assert sending.wait(20)

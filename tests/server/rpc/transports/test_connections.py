@@ -18,8 +18,8 @@ from neurona_protos.tensors import to_tensor
 from neurona_server.errors import ConfigError
 from neurona_server.rpc.health import Health
 from neurona_server.rpc.transports.aio import AioListener
-from neurona_server.rpc.transports.auto import open_door
-from neurona_server.rpc.transports.cygrpc import CoreCall, CoreStreamCall
+from neurona_server.rpc.transports.auto import open_transport
+from neurona_server.rpc.transports.cygrpc import CygrpcCall, CygrpcStreamCall
 from neurona_server.rpc.transports.listener import ListenerOptions
 
 DESCRIBE = "/neurona.v1.Models/Describe"
@@ -93,7 +93,7 @@ def test_several_addresses(make_server, tmp_path):
 
 def test_a_port_is_shared_only_if_both_say_so():
     first, second, third = (
-        open_door(in_process_server.DOOR, Health().methods(), options(reuse_port=shared))
+        open_transport(in_process_server.DOOR, Health().methods(), options(reuse_port=shared))
         for shared in (True, True, False)
     )
     port = first.start("127.0.0.1:0")
@@ -199,7 +199,7 @@ def open_calls(listener):
         return len(asyncio.all_tasks(listener._loop))
     gc.collect()
     # Not isinstance: some objects of other libraries warn when they are asked for their class.
-    return sum(type(one) in (CoreCall, CoreStreamCall) for one in gc.get_objects())
+    return sum(type(one) in (CygrpcCall, CygrpcStreamCall) for one in gc.get_objects())
 
 
 @pytest.mark.parametrize("how", ["cancelled", "timed out", "disconnected"])

@@ -20,11 +20,11 @@ from neurona_protos.prediction_pb2 import (
     ValueDescription,
 )
 from neurona_protos.tensors import to_array, to_tensor
-from neurona_protos.wire_format import prefix, varint
-from neurona_server.batching.batch import Part, Ran
+from neurona_protos.wire_format import header, varint
+from neurona_server.batching.batch import BatchOutputs, RowSlice
 from neurona_server.models.signature import TensorSpec
 from neurona_server.rpc.v1 import responses
-from neurona_server.rpc.v1.responses import Writer, softmax
+from neurona_server.rpc.v1.responses import ResponseEncoder, softmax
 
 LABELS = ["ant", "bee", "", "Zürich", "x" * 200]
 FLOATS = [np.float16, np.float32, np.float64]
@@ -44,9 +44,9 @@ def model_of(task, *outputs, softmax=False, labels=LABELS, units=()):
 
 
 def parts(outputs, sizes):
-    ran, start = Ran(outputs), 0
+    ran, start = BatchOutputs(outputs), 0
     for size in sizes:
-        yield slice(start, start + size), Part(ran, start, size)
+        yield slice(start, start + size), RowSlice(ran, start, size)
         start += size
 
 
@@ -74,7 +74,7 @@ SIZES = st.lists(st.integers(1, 3), min_size=9, max_size=9)
 @settings(max_examples=200, deadline=None)
 @given(arrays(st.integers(1, 7)), SIZES, st.integers(1, 9))
 def test_a_classification_of_a_batch_is_written_by_row(probabilities, sizes, top_k):
-    writer = Writer(model_of(Task.TASK_CLASSIFICATION, ("p", DataType.DATA_TYPE_FLOAT)))
+    writer = ResponseEncoder(model_of(Task.TASK_CLASSIFICATION, ("p", DataType.DATA_TYPE_FLOAT)))
     with np.errstate(over="ignore"):
         for rows, part in parts([probabilities], sizes):
             if rows.stop > len(probabilities):
@@ -99,7 +99,7 @@ def test_wishes_that_differ_do_not_each_cost_a_whole_batch(monkeypatch, wishes, 
         return write(probabilities, labels, top_k)
 
     monkeypatch.setattr(responses, "class_rows", counted)
-    writer = Writer(model_of(Task.TASK_CLASSIFICATION, ("p", DataType.DATA_TYPE_FLOAT)))
+    writer = ResponseEncoder(model_of(Task.TASK_CLASSIFICATION, ("p", DataType.DATA_TYPE_FLOAT)))
     probabilities = np.arange(20 * 5, dtype=np.float32).reshape(20, 5) % 7
     for (rows, part), top_k in zip(parts([probabilities], [1] * 20), wishes, strict=True):
         answer = writer.write(part, top_k, raw_outputs=False)
@@ -111,7 +111,9 @@ def test_wishes_that_differ_do_not_each_cost_a_whole_batch(monkeypatch, wishes, 
 @given(arrays(st.integers(1, 3)), SIZES)
 def test_a_regression_of_a_batch_is_written_by_row(values, sizes):
     units = ["kg", "m"]
-    writer = Writer(model_of(Task.TASK_REGRESSION, ("v", DataType.DATA_TYPE_FLOAT), units=units))
+    writer = ResponseEncoder(
+        model_of(Task.TASK_REGRESSION, ("v", DataType.DATA_TYPE_FLOAT), units=units)
+    )
     described = [ValueDescription(name=unit, unit=unit) for unit in units]
     for rows, part in parts([values], sizes):
         if rows.stop > len(values):
@@ -145,7 +147,7 @@ def test_raw_outputs_come_behind_the_answer_and_by_themselves_without_a_task():
         (Task.TASK_TENSORS, PredictResponse(outputs=tensors)),
     ):
         expected.model, expected.version = "m", 7
-        written = Writer(model_of(task, *specs)).write(outputs, 1, raw_outputs=True)
+        written = ResponseEncoder(model_of(task, *specs)).write(outputs, 1, raw_outputs=True)
         assert written == expected.SerializeToString()
     assert to_array(PredictResponse.FromString(written).outputs[1]).tolist() == [["a", "é"]]
 
@@ -153,7 +155,7 @@ def test_raw_outputs_come_behind_the_answer_and_by_themselves_without_a_task():
 def test_logits_become_probabilities_whoever_is_alone_or_in_a_batch():
     logits = np.array([[1.0, 2.0], [3.0, -1.0]], np.float32)
     specs = ("p", DataType.DATA_TYPE_FLOAT)
-    writer = Writer(model_of(Task.TASK_CLASSIFICATION, specs, softmax=True))
+    writer = ResponseEncoder(model_of(Task.TASK_CLASSIFICATION, specs, softmax=True))
     expected = classified(softmax(logits), 1)
     ((_, first), (_, second)) = parts([logits], [1, 1])
     rows = [writer.write(part, 1, raw_outputs=False) for part in (first, second)]
@@ -170,6 +172,6 @@ def test_varints_are_those_of_protobuf(number):
 
 
 def test_a_prefix_is_tag_and_length():
-    assert prefix(1, 5) == b"\x0a\x05"
-    assert prefix(16, 5) == b"\x82\x01\x05"
-    assert prefix(1, 300) == b"\x0a\xac\x02"
+    assert header(1, 5) == b"\x0a\x05"
+    assert header(16, 5) == b"\x82\x01\x05"
+    assert header(1, 300) == b"\x0a\xac\x02"
