@@ -30,7 +30,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_server(repository: Path, door: str) -> Iterator[Callable[..., Server]]:
+def make_server(repository: Path, transport: str) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
     def make(policy: BatchPolicy | None = None, root: Path = repository, **options: Any) -> Server:
@@ -43,13 +43,13 @@ def make_server(repository: Path, door: str) -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture(scope="session")
-def door() -> str:
-    """Tests of doors have one of their own, that is each door in turn."""
+def transport() -> str:
+    """Tests of transports have one of their own, that is each transport in turn."""
     return "auto"
 
 
 @pytest.fixture(scope="session", params=[True, False], ids=["inline", "threaded"])
-def server(repository: Path, door: str, request: pytest.FixtureRequest) -> Iterator[Server]:
+def server(repository: Path, transport: str, request: pytest.FixtureRequest) -> Iterator[Server]:
     """Shared by the tests that leave no trace in it."""
     server = Server(repository, BatchPolicy(inline=request.param))
     yield server

@@ -147,11 +147,11 @@ def _traffic() -> Row:
                 links=[to_model()],
             ),
             over_time(
-                "Calls refused at the door",
+                "Calls refused at the transport",
                 "Before they reached a model, by reason: without a token, without the right, too "
                 "large, too many. A jump of unauthenticated: a token that ran out, or a stranger.",
                 Query(
-                    rate("neurona_refused_calls_total", PROCESSES, "reason"),
+                    rate("neurona_rejected_calls_total", PROCESSES, "reason"),
                     "{{reason}}",
                 ),
                 unit="reqps",

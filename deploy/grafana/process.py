@@ -9,9 +9,9 @@ from variables import datasource, instance, job
 def process() -> Json:
     return dashboard(
         "One process",
-        "One replica: CPU, memory, garbage collection, descriptors, streams, the door, GPUs.",
+        "One replica: CPU, memory, garbage collection, descriptors, streams, the transport, GPUs.",
         [datasource(), job(), instance("one")],
-        [_now(), _cpu_and_memory(), _door(), _python(), _gpu()],
+        [_now(), _cpu_and_memory(), _transport(), _python(), _gpu()],
     )
 
 
@@ -37,10 +37,12 @@ def _now() -> Row:
                 width=3,
             ),
             number(
-                "Door",
-                "core: the quick one. aio: grpcio's public one, several times slower, taken since "
+                "Transport",
+                "cygrpc: the fast one. aio: grpcio's public one, several times slower, taken since "
                 "the other did not pass its test at the start; the log says why.",
-                Query(f"max by (door) (neurona_door_info{{{PROCESSES}}})", "{{door}}"),
+                Query(
+                    f"max by (transport) (neurona_transport_info{{{PROCESSES}}})", "{{transport}}"
+                ),
                 unit="none",
                 thresholds=steps((None, "blue")),
                 names={"1": {"text": "in use"}},
@@ -137,9 +139,9 @@ def _cpu_and_memory() -> Row:
     )
 
 
-def _door() -> Row:
+def _transport() -> Row:
     return Row(
-        "Door",
+        "Transport",
         [
             over_time(
                 "Requests by how they ended",
@@ -150,9 +152,9 @@ def _door() -> Row:
                 stacked=True,
             ),
             over_time(
-                "Calls refused at the door",
+                "Calls refused at the transport",
                 "Before they reached a model, by reason.",
-                Query(rate("neurona_refused_calls_total", PROCESSES, "reason"), "{{reason}}"),
+                Query(rate("neurona_rejected_calls_total", PROCESSES, "reason"), "{{reason}}"),
                 unit="reqps",
             ),
             over_time(

@@ -22,11 +22,11 @@ def datasource() -> Json:
 
 
 def job() -> Json:
-    return _labels("job", "Job", "label_values(neurona_door_info, job)", "several")
+    return _labels("job", "Job", "label_values(neurona_transport_info, job)", "several")
 
 
 def instance(how_many: str = "several") -> Json:
-    values = f"label_values(neurona_door_info{{{PROCESSES}}}, instance)"
+    values = f"label_values(neurona_transport_info{{{PROCESSES}}}, instance)"
     return _labels("instance", "Process", values, how_many)
 
 

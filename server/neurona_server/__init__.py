@@ -6,7 +6,7 @@ The rooms, in the order in which they import each other:
     supervision the process that keeps several others, if several serve on one port: `supervisor`
                 starts and stops each `worker`, which is an app, and merges their metrics
     web         what is on the port of metrics: /metrics, /healthz and a page for people
-    rpc         the doors: bytes come in, a Call goes to a service, bytes go out
+    rpc         the transports: bytes come in, a Call goes to a service, bytes go out
     models      what is served: files, signatures, sessions, versions
     batching    how requests become batches
     metrics     every Prometheus series; tally counts what they do not tell
@@ -22,13 +22,13 @@ The life of one Predict:
     `batching.queue`, or refused at once if there is no room or, says `batching.admission`, no
     time.
  4. An instance that is idle (`models.instance`) takes a batch from the queue; a model with
-    short runs is run by the door's own thread, once it has read all there is to read. Expired
+    short runs is run by the transport's own thread, once it has read all there is to read. Expired
     requests fall out here, cancelled ones have left before; equal shapes go together, oldest
     first; their rows are joined once (`batching.batch`).
  5. `models.session` runs it on ONNX Runtime, outside the GIL. A batch that fails is run again
     by halves; one that nobody waits for any more is terminated (`batching.running`).
  6. The rows go back to their requests; each one's callback encodes its answer
-    (`rpc.answers`) and the door sends it. `batching.curve` learns what the run has cost.
+    (`rpc.answers`) and the transport sends it. `batching.curve` learns what the run has cost.
 
 A ModelInfer of the Open Inference Protocol (`rpc.open_inference`) goes the same way: what the
 two have in common is `rpc.submission`, and their requests share batches. Of a message of

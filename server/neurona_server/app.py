@@ -81,7 +81,7 @@ def versions() -> tuple[str, str, str, str]:
 def listener_options(
     config: Config, refused: Callable[[Exception], None], tracing: Tracing | None = None
 ) -> ListenerOptions:
-    """`refused` is told of calls that doors refuse. Raises ConfigError when a file that an
+    """`refused` is told of calls that transports refuse. Raises ConfigError when a file that an
     option names cannot be used."""
     certificates = None
     if config.tls_certificate and config.tls_key:
@@ -102,7 +102,7 @@ def listener_options(
         keepalive=config.keepalive_s,
         max_streams=config.max_streams,
         max_metadata_bytes=config.max_metadata_bytes,
-        compress_answers=config.compress_answers,
+        compress_responses=config.compress_responses,
         refused=refused,
         reuse_port=config.reuse_port or config.processes > 1,
         tracer=None if tracing is None else tracing.calls,
@@ -192,7 +192,7 @@ class App:
         }
         methods |= Reflection(methods).methods()
         options = listener_options(config, self._metrics.refused, self._tracing)
-        self._listener = open_transport(config.door, methods, options)
+        self._listener = open_transport(config.transport, methods, options)
         self._close_metrics: Callable[[], None] = lambda: None
         self._serving = threading.Event()
         self._stopping = False
@@ -218,16 +218,16 @@ class App:
                 if problems
                 else f"no model in {places}: expected {expected}"
             )
-        self._metrics.door.labels(self._listener.name).set(1)
+        self._metrics.transport.labels(self._listener.name).set(1)
         # What is there by now stays: the collector need not go through it again and again.
         gc.collect()
         gc.freeze()
-        door_port = self._listener.start(self._config.address)
+        grpc_port = self._listener.start(self._config.address)
         self._serving.set()
         self._update_health()
         if self._config.model_control == "poll":
             self._reconciler.poll(self._config.poll_ms / 1000)
-        log.info("serving gRPC on %s (port %d)", self._config.address, door_port)
+        log.info("serving gRPC on %s (port %d)", self._config.address, grpc_port)
 
     def stop(self) -> bool:
         """False when a run went on for longer than the drain may take."""
@@ -237,8 +237,8 @@ class App:
         log.info("stopping: not serving any more for whoever asks for health")
         time.sleep(self._config.drain_delay_ms / 1000)
         end = time.monotonic() + self._config.drain_timeout_ms / 1000
-        self._reconciler.stop_loading()  # a call that waits for a load would hold the door up
-        # The doors first, the models after them: what was accepted is still answered.
+        self._reconciler.stop_loading()  # a call that waits for a load would hold the transport up
+        # The transports first, the models after them: what was accepted is still answered.
         self._listener.stop(max(0.0, end - time.monotonic()))
         drained = self._reconciler.stop(max(0.0, end - time.monotonic()))
         if self._tracing is not None:

@@ -29,17 +29,17 @@ def neurona_command(repository: Path, address: str, *flags: str) -> Command:
     return Command([*words, "--metrics-address", "127.0.0.1:0", "--log-level", "error", *flags])
 
 
-def _neurona(door: str, model: Model, folder: Path, address: str) -> Command:
+def _neurona(transport: str, model: Model, folder: Path, address: str) -> Command:
     put(model, folder / "models")
-    return neurona_command(folder / "models", address, "--door", door)
+    return neurona_command(folder / "models", address, "--transport", transport)
 
 
 def _aio(model: Model, _: Path, address: str) -> Command:
     return Command([sys.executable, HERE / "aio_server.py", model.file, address])
 
 
-NEURONA = Server("neurona", (PREDICT, INFER), partial(_neurona, "core"))
-NEURONA_AIO = Server("neurona, aio door", (PREDICT, INFER), partial(_neurona, "aio"))
+NEURONA = Server("neurona", (PREDICT, INFER), partial(_neurona, "cygrpc"))
+NEURONA_AIO = Server("neurona, aio transport", (PREDICT, INFER), partial(_neurona, "aio"))
 AIO = Server(YARDSTICK, (PREDICT,), _aio)
 
 OWN = {"neurona": NEURONA, "neurona-aio": NEURONA_AIO, "aio": AIO}

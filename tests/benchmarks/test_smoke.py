@@ -31,7 +31,7 @@ def test_the_servers_are_compared_and_the_table_and_plot_are_written(tmp_path):
     printed = run("run.py", "--quick", "--folder", tmp_path)
     assert (tmp_path / "measured.md").read_text() in printed
     assert (tmp_path / "measured.png").read_bytes().startswith(b"\x89PNG")
-    for server in ("neurona, Predict", "neurona, ModelInfer", "neurona, aio door, Predict"):
+    for server in ("neurona, Predict", "neurona, ModelInfer", "neurona, aio transport, Predict"):
         rate, ratio = cells(printed, server)[1].split(" ", 1)
         assert float(rate.replace(",", "")) > 0
         assert ratio.startswith("(")

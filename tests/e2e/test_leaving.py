@@ -93,7 +93,7 @@ def test_the_first_signal_before_it_serves_ends_it_too(models, serve):
 
 
 def test_a_unix_socket_is_gone_with_its_server(models, serve, tmp_path):
-    path = tmp_path / "door"
+    path = tmp_path / "transport"
     server = serve(models, "--address", f"unix:{path}")
     with grpc.insecure_channel(f"unix:{path}") as channel:
         assert PredictionStub(channel).Predict(REQUEST, timeout=10).model == "m"

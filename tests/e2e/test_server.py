@@ -100,7 +100,7 @@ def test_what_is_served_is_listed_and_healthy_and_measured(demo, serve):
         assert state.status == HealthCheckResponse.SERVING
     metrics = server.metrics()
     assert 'neurona_model_info{model="rnn",provider="' in metrics
-    assert 'neurona_door_info{door="core"} 1.0' in metrics
+    assert 'neurona_transport_info{transport="cygrpc"} 1.0' in metrics
 
 
 def test_sigterm_answers_what_is_under_way_and_refuses_what_comes(tmp_path, serve, wait_until):

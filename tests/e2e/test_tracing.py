@@ -52,10 +52,10 @@ def entries(log):
     return [json.loads(line) for line in log.splitlines()]
 
 
-@pytest.mark.parametrize("door", ["core", "aio"])
-def test_a_call_is_found_by_its_ids_in_traces_and_in_the_log(serve, models, collector, door):
+@pytest.mark.parametrize("transport", ["cygrpc", "aio"])
+def test_a_call_is_found_by_its_ids_in_traces_and_in_the_log(serve, models, collector, transport):
     server = serve(
-        *(models, "--door", door, "--log-format", "json"),
+        *(models, "--transport", transport, "--log-format", "json"),
         *("--traces-endpoint", collector.url, "--traces-ratio", "0"),
     )
     predict(server, 1)

@@ -89,11 +89,11 @@ def test_refusals(tmp_path, start, fires, clears):
     onnx_models.save_slow(tmp_path / "slow" / "1" / "model.onnx", products=3)
     replica = start(tmp_path, "--max-queue-rows", "4", "--max-message-bytes", "100000")
     with Load(replica, SLOW, callers=12):
-        fires("NeuronaRefusesRequests", model="slow")
-    clears("NeuronaRefusesRequests", "NeuronaQueueGrows")
+        fires("NeuronaRequestsRejected", model="slow")
+    clears("NeuronaRequestsRejected", "NeuronaQueueGrows")
     with Load(replica, request("slow", x=np.ones(100_000, np.float32))):
-        fires("NeuronaCallsRefusedAtDoor")
-    clears("NeuronaCallsRefusedAtDoor")
+        fires("NeuronaCallsRejected")
+    clears("NeuronaCallsRejected")
 
 
 @pytest.mark.usefixtures("quiet")

@@ -37,13 +37,13 @@ def served(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator
     with socket.socket() as one, socket.socket() as other:
         one.bind(("127.0.0.1", 0))
         other.bind(("127.0.0.1", 0))
-        door, metrics = (f"127.0.0.1:{s.getsockname()[1]}" for s in (one, other))
+        transport, metrics = (f"127.0.0.1:{s.getsockname()[1]}" for s in (one, other))
     config = sources.load(arguments, environment)
-    app = App(replace(config, address=door, metrics_address=metrics, drain_delay_ms=0))
+    app = App(replace(config, address=transport, metrics_address=metrics, drain_delay_ms=0))
     app.start()
     try:
-        with grpc.insecure_channel(door) as channel:
-            yield Deployed(channel, door, metrics, app)
+        with grpc.insecure_channel(transport) as channel:
+            yield Deployed(channel, transport, metrics, app)
     finally:
         app.stop()
         gc.unfreeze()

@@ -28,8 +28,8 @@ from neurona_server.rpc.v1.prediction import Prediction
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.span_exporter import Tracing
 
-DOOR = "auto"
-"""Tests of doors set it to each in turn."""
+TRANSPORT = "auto"
+"""Tests of transports set it to each in turn."""
 
 LIMITS = Limits(max_message_bytes=1 << 20)
 OPTIONS = ListenerOptions(max_message_bytes=1 << 20)
@@ -102,7 +102,7 @@ class Server:
         }
         methods |= Reflection(methods).methods()
         self.methods = methods
-        self.listener = open_transport(DOOR, methods, options)
+        self.listener = open_transport(TRANSPORT, methods, options)
         self.port = self.listener.start(address)
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
         self.prediction = PredictionStub(self.channel)

@@ -91,7 +91,7 @@ class Admission:
         if wait + run > left:
             raise _too_much_waits(wait, run, left)
         full = self._curve.predict(max(request.rows, limit), request.group)
-        # An objective that cannot be met must not close the door for good.
+        # An objective that cannot be met must not close the transport for good.
         if objective is not None and wait + full > max(objective, 2 * full):
             raise _too_much_waits(wait, full, max(objective, 2 * full))
 

@@ -53,11 +53,11 @@ def hand_off_seconds() -> float:
 
 
 HAND_OFFS = 10
-"""The way of a request to an instance's thread and of its answer back to the door, in plain
+"""The way of a request to an instance's thread and of its answer back to the transport, in plain
 hand-offs: two threads are woken, and each waits for the interpreter's lock."""
 
 LONGEST_INLINE = 0.005
-"""Seconds: the door reads nothing while it runs batches."""
+"""Seconds: the transport reads nothing while it runs batches."""
 
 
 class Inline:
@@ -67,7 +67,7 @@ class Inline:
         self, policy: BatchPolicy, queue: Queue, curve: CostModel, clock: Callable[[], float]
     ) -> None:
         self.on = False
-        """Whether the door runs what it reads; `tune` decides."""
+        """Whether the transport runs what it reads; `tune` decides."""
         self._policy = policy
         self._queue = queue
         self._curve = curve
@@ -80,13 +80,13 @@ class Inline:
         self._recent_seconds += 0.2 * (seconds - self._recent_seconds)
 
     def tune(self) -> None:
-        # The door does not come back for a batch that is to fill first.
+        # The transport does not come back for a batch that is to fill first.
         self.on = not self._policy.max_delay and (
             self._is_short() if self._policy.inline is None else self._policy.inline
         )
 
     def serve(self, process: Callable[[Batch], None]) -> bool:
-        """Runs what waits in the caller's thread, for no longer than a door may read nothing.
+        """Runs what waits in the caller's thread, for no longer than a transport may read nothing.
 
         Whether something is left, for which it is to call again when it has read what there is.
         Batches that take long are left to instances.
@@ -115,7 +115,7 @@ class Inline:
         return True
 
     def _is_short(self) -> bool:
-        """One row costs less than the way to a thread and back, and no batch holds the door up."""
+        """One row costs less than the way to a thread and back, and no batch holds the transport up."""
         way = HAND_OFFS * hand_off_seconds()
         return 0.0 < self._curve.predict(1) < way and self._recent_seconds < LONGEST_INLINE
 
@@ -186,7 +186,7 @@ class Batcher:
         self.padding = Padding(self.curve.rungs)
         self.failures = RateLimitedFailureLog(name)
         self.admission = Admission(policy, self.queue, self.curve, clock)
-        self._door = Inline(policy, self.queue, self.curve, clock)
+        self._transport = Inline(policy, self.queue, self.curve, clock)
         self._metrics = metrics
         self._batched = batched
         self._clock = clock
@@ -201,12 +201,12 @@ class Batcher:
         """Sets the rows of a batch and where it runs by what runs cost now."""
         if self.policy.latency_objective is not None:
             self.queue.limit = self._next_limit()
-        self._door.tune()
+        self._transport.tune()
 
     @property
     def inline(self) -> bool:
-        """Whether the door runs what it reads, by `serve_waiting`."""
-        return self._door.on
+        """Whether the transport runs what it reads, by `serve_waiting`."""
+        return self._transport.on
 
     def _next_limit(self) -> int:
         """The best rung; now and then, while batches are full, the one above it: what it cost
@@ -242,12 +242,12 @@ class Batcher:
 
     def serve_waiting(self, new_run: NewRun) -> bool:
         """Runs what waits in the caller's thread: see `Inline.serve`."""
-        return self._door.serve(lambda cut: self.process(cut, new_run))
+        return self._transport.serve(lambda cut: self.process(cut, new_run))
 
     def wait_until_idle(self, end: float) -> bool:
         """For a batcher that is closed, and whose instances have ended: False when a thread
         that called `serve_waiting` is still inside at `end`, by the monotonic clock."""
-        return self._door.wait_until_idle(end)
+        return self._transport.wait_until_idle(end)
 
     def process(self, cut: Batch, new_run: NewRun) -> None:
         """Ends every request of the cut; raises nothing, whatever the model does."""
@@ -342,6 +342,6 @@ class Batcher:
         self._metrics.ran(rows, requests, padded - rows, taken, predicted)
         self.curve.observe(padded, seconds, group, ended)
         self._full_batches += rows >= self.queue.limit
-        self._door.ran(seconds)
+        self._transport.ran(seconds)
         self.tune()
         return parts

@@ -160,11 +160,11 @@ class Config:
         "TOML file of hashed bearer tokens and their rights: calls without one are refused. "
         "neurona-serve --hash-token reads a token and prints its hash",
     )
-    door: str = _option(
+    transport: str = _option(
         "auto",
-        one_of("auto", "core", "aio"),
-        "core: gRPC by its completion queue, several times quicker; aio: by its public API; auto: "
-        "core if it works with the grpcio that is installed",
+        one_of("auto", "cygrpc", "aio"),
+        "how gRPC is served; cygrpc: on grpcio's completion queue, several times faster; aio: on "
+        "the public grpc.aio; auto: cygrpc where it passes its self-test with the installed grpcio",
     )
     max_connection_age_s: float = _option(
         300.0,
@@ -180,7 +180,7 @@ class Config:
         seconds(0),
         "silence after which a connection is pinged, for load balancers; 0: never",
     )
-    compress_answers: bool = _option(
+    compress_responses: bool = _option(
         False, yes_or_no, "with gzip, for callers who understand it; costs CPU time"
     )
     processes: int = _option(

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 Deferred = Callable[[], bool | None]
 Defer = Callable[[Deferred], None]
-"""Has it called when a door has read what is there, and again while it returns True."""
+"""Has it called when a transport has read what is there, and again while it returns True."""
 
 TERMINATION = 1.0  # seconds that a run has to heed that it is terminated
 

@@ -52,7 +52,7 @@ RULES: Mapping[str, Rule] = {
     "neurona_model_info": _largest,
     "neurona_model_nodes": _largest,
     "neurona_model_degraded": _largest,
-    "neurona_door_info": _largest,
+    "neurona_transport_info": _largest,
     "neurona_version_state": _largest,
     "neurona_version_label": _largest,
     "neurona_version_problem": _largest,

@@ -1,4 +1,4 @@
-"""The doors: bytes in, bytes out. The only rooms that import grpc."""
+"""The transports: bytes in, bytes out. The only rooms that import grpc."""
 
 import os
 

@@ -94,7 +94,7 @@ class Call(RequestIdentity, Protocol):
 
     @property
     def grant(self) -> Grant:
-        """What the caller may do; that it may call this method, the door has seen to."""
+        """What the caller may do; that it may call this method, the transport has seen to."""
 
     def reply(self, response: bytes) -> None: ...
 
@@ -102,13 +102,13 @@ class Call(RequestIdentity, Protocol):
         """Ends with the status of `error` (`rpc.status`)."""
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Has `callback` called, in the door's thread, when the caller cancels, disconnects
+        """Has `callback` called, in the transport's thread, when the caller cancels, disconnects
         or reaches its deadline before the call has ended."""
 
     def defer(self, callback: Deferred) -> None:
-        """Has `callback` called in the door's thread once it has read all that is there to
+        """Has `callback` called in the transport's thread once it has read all that is there to
         read, however many calls defer it until then, and again while it returns True. For use
-        in the door's thread."""
+        in the transport's thread."""
 
 
 class StreamCall(RequestIdentity, Protocol):
@@ -129,7 +129,7 @@ class StreamCall(RequestIdentity, Protocol):
         """What the caller said in a header, "" if nothing; `key` is in lower case."""
 
     def fail(self, error: Exception) -> None:
-        """Ends with the status of `error`, once what was taken is sent. In the door's thread."""
+        """Ends with the status of `error`, once what was taken is sent. In the transport's thread."""
 
     def wake(self) -> None:
         """There is something to take from the stream now. Any thread may say so."""
@@ -139,11 +139,11 @@ class StreamCall(RequestIdentity, Protocol):
 
 
 class Stream(Protocol):
-    """One streaming call, as its door sees it. The door calls all of it in its own thread.
+    """One streaming call, as its transport sees it. The transport calls all of it in its own thread.
 
-    Messages are pulled: the door takes the next one when the last one has been written.
+    Messages are pulled: the transport takes the next one when the last one has been written.
     So a message holds whatever has gathered meanwhile, and a slow reader slows its own
-    stream down: while `congested`, the door reads no more of it.
+    stream down: while `congested`, the transport reads no more of it.
     """
 
     def receive(self, message: bytes) -> None:
@@ -174,7 +174,7 @@ class Unary:
     start: Callable[[Call], None]
     right: Right | None = Right.CONTROL
     """What a caller must have the right to, where there are tokens; None: open to everybody.
-    Whoever forgets to say it has the door as good as closed."""
+    Whoever forgets to say it has the transport as good as closed."""
 
 
 @dataclass(frozen=True)

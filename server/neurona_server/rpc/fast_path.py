@@ -64,7 +64,7 @@ class MessageTemplate:
 class TemplateCache:
     """Of one kind of message, whose tensors' data stand in the fields that `path` leads to.
 
-    Used by the door's thread alone.
+    Used by the transport's thread alone.
     """
 
     def __init__(self, parse: Callable[[bytes], Message], path: tuple[int, ...]) -> None:

@@ -44,7 +44,7 @@ more of it is begun or read."""
 
 
 class StreamWindow:
-    """For the door's thread alone."""
+    """For the transport's thread alone."""
 
     __slots__ = ("_bytes",)
 

@@ -1,6 +1,6 @@
 """grpc.reflection.v1 and v1alpha: what services there are and what their messages look like.
 
-Only files of the services that the door has are shown, and what these import.
+Only files of the services that the transport has are shown, and what these import.
 """
 
 from collections import deque

@@ -248,7 +248,9 @@ class Metrics:
             ("model", "version", "rows"),
         )
         self.batch_limit = gauge("batch_limit_rows", "Rows that a batch is cut with at the most.")
-        self.inline = gauge("inline", "1 while runs are so short that the door does them itself.")
+        self.inline = gauge(
+            "inline", "1 while runs are so short that the transport does them itself."
+        )
         self.queue_rows = gauge("queue_rows", "Rows that wait for an instance.")
         self.queue_age = gauge("queue_oldest_seconds", "How long the oldest request has waited.")
         self.queue_bytes = gauge("queue_bytes", "Bytes of input that wait for an instance.")
@@ -289,7 +291,9 @@ class Metrics:
         )
         for outcome in ("sent", "lost"):
             self.spans.labels(outcome)
-        self.door = gauge("door_info", "1 for the door that serves gRPC.", ("door",))
+        self.transport = gauge(
+            "transport_info", "1 for the transport that serves gRPC.", ("transport",)
+        )
         self.build = gauge(
             "build_info",
             "1, with the versions of the server and of what it stands on.",
@@ -300,7 +304,7 @@ class Metrics:
             "open_streams", "PredictStream and ModelStreamInfer calls under way.", ()
         )
         self._refused = counter(
-            "refused_calls", "Calls that were refused before they reached a model.", ("reason",)
+            "rejected_calls", "Calls that were refused before they reached a model.", ("reason",)
         )
         for reason in REFUSALS.values():
             self._refused.labels(reason)
@@ -351,7 +355,7 @@ class Metrics:
             series.remove_by_labels({"model": name})
 
     def refused(self, error: Exception) -> None:
-        """A call that a door ended before its request came to a model, or to a wrong one."""
+        """A call that a transport ended before its request came to a model, or to a wrong one."""
         if (reason := REFUSALS.get(type(error))) is not None:
             self._refused.labels(reason).inc()
 

@@ -1,6 +1,6 @@
 """The port itself: connections, and what bounds them.
 
-A loop of asyncio in a thread of its own. It is not the door's, whose callers it must neither
+A loop of asyncio in a thread of its own. It is not the transport's, whose callers it must neither
 wait for nor disturb: when all is busy, operators need this port most.
 """
 

@@ -143,7 +143,7 @@ def test_wrong_output_rows_are_a_failure_not_a_mix_up(batcher, requests, wrong):
 
 def test_one_answer_that_cannot_be_delivered_does_not_lose_the_others(batcher):
     def refuse(*_):
-        raise OSError("the door is gone")
+        raise OSError("the transport is gone")
 
     array = np.ones((1, 1), np.float32)
     batcher.submit(Request({"x": array}, 1, array.shape[1:], refuse))
@@ -273,7 +273,7 @@ def test_the_door_reads_on_after_a_while_and_comes_back_for_the_rest(batcher):
         (BatchPolicy(), 0.01, False),
         (BatchPolicy(inline=False), 1e-7, False),
         (BatchPolicy(inline=True), 0.01, True),
-        (BatchPolicy(max_delay=0.1), 1e-7, False),  # the door does not wait
+        (BatchPolicy(max_delay=0.1), 1e-7, False),  # the transport does not wait
     ],
 )
 def test_short_runs_are_the_doors_unless_told_otherwise(policy, seconds, inline):

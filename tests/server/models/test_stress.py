@@ -91,7 +91,9 @@ def test_every_request_is_answered_exactly_once(repository, caplog, instances, i
     for caller in callers:
         caller.start()
     while inline is None and any(caller.is_alive() for caller in callers):
-        model.batcher._door.on = not model.batcher.inline  # callers and the instance both run it
+        model.batcher._transport.on = (
+            not model.batcher.inline
+        )  # callers and the instance both run it
         time.sleep(0.001)
     for caller in callers:
         caller.join()

@@ -6,12 +6,12 @@ from support.in_process_server import Server
 from neurona_server.batching.policy import BatchPolicy
 
 
-@pytest.fixture(scope="session", params=["core", "aio"], autouse=True)
-def door(request):
-    """Every test of this folder runs behind both doors."""
-    in_process_server.DOOR = request.param
+@pytest.fixture(scope="session", params=["cygrpc", "aio"], autouse=True)
+def transport(request):
+    """Every test of this folder runs behind both transports."""
+    in_process_server.TRANSPORT = request.param
     yield request.param
-    in_process_server.DOOR = "auto"
+    in_process_server.TRANSPORT = "auto"
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def echoes(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def echo_server(echoes, door):
+def echo_server(echoes, transport):
     server = Server(echoes, BatchPolicy(inline=False), shared_memory=True)
     yield server
     server.stop()

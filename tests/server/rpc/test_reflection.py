@@ -96,7 +96,7 @@ def test_a_file_is_found_by_name_and_by_whatever_it_declares(server):
     [
         (ServerReflectionRequest(file_by_filename="/etc/passwd"), "NOT_FOUND", "'/etc/passwd'"),
         (ServerReflectionRequest(file_containing_symbol="a\nb"), "NOT_FOUND", r"'a\nb'"),
-        # Known to the process, and none of the door's business.
+        # Known to the process, and none of the transport's business.
         (
             ServerReflectionRequest(file_by_filename="google/protobuf/descriptor.proto"),
             "NOT_FOUND",

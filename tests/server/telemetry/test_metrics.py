@@ -43,7 +43,7 @@ def request(model="classifier", rows=1):
 def test_calls_that_are_refused_are_counted_by_reason(error, reason):
     metrics = Metrics(CollectorRegistry())
     metrics.refused(error)
-    (family,) = [f for f in metrics.registry.collect() if f.name == "neurona_refused_calls"]
+    (family,) = [f for f in metrics.registry.collect() if f.name == "neurona_rejected_calls"]
     counts = {sample.labels["reason"]: sample.value for sample in family.samples}
     assert counts == {
         each: float(each == reason)

@@ -19,12 +19,12 @@ PREDICT = "neurona.v1.Prediction/Predict"
 THREADED = BatchPolicy(inline=False)
 
 
-@pytest.fixture(scope="module", params=["core", "aio"], autouse=True)
-def door(request):
-    """Each test runs behind both doors."""
-    in_process_server.DOOR = request.param
+@pytest.fixture(scope="module", params=["cygrpc", "aio"], autouse=True)
+def transport(request):
+    """Each test runs behind both transports."""
+    in_process_server.TRANSPORT = request.param
     yield request.param
-    in_process_server.DOOR = "auto"
+    in_process_server.TRANSPORT = "auto"
 
 
 def predict(*indices):

@@ -166,7 +166,7 @@ class _Loader:
         settings.enable_cpu_mem_arena = options.arena
         entries = {"session.record_ep_graph_assignment_info": "1"}
         if not options.spinning:
-            # A thread that spins for work after a run takes the CPU from the door's thread.
+            # A thread that spins for work after a run takes the CPU from the transport's thread.
             entries["session.intra_op.allow_spinning"] = "0"
         if options.cpu_memory_bytes:
             runtime.limit_cpu_memory(options.cpu_memory_bytes)

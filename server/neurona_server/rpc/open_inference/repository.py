@@ -135,7 +135,7 @@ class Repository:
             self._errands[call] = errand
             self._changed.notify()
         call.on_cancel(forget)
-        if self._worker is None:  # calls start in the door's thread, so there is but one
+        if self._worker is None:  # calls start in the transport's thread, so there is but one
             self._worker = threading.Thread(target=self._work, name="control", daemon=True)
             self._worker.start()
 

@@ -86,7 +86,7 @@ class RegionSlice:
 
 
 class Regions:
-    """Regions by name. Changed in the door's thread alone."""
+    """Regions by name. Changed in the transport's thread alone."""
 
     def __init__(self) -> None:
         self._regions: dict[str, Region] = {}

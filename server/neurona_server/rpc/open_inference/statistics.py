@@ -42,7 +42,7 @@ def model_statistics(model: Model) -> pb.ModelStatistics:
     while it was loaded is not in it.
 
     compute_input is the joining of a batch, compute_output its splitting; a request's way in
-    and out of the door is in `success` alone.
+    and out of the transport is in `success` alone.
     """
     counts = model.metrics.tally.read()
     sizes = counts.sizes

@@ -117,10 +117,10 @@ is no request."""
 
 
 class InferStream:
-    """A `Stream`. Answers come from any thread; the rest runs in the door's."""
+    """A `Stream`. Answers come from any thread; the rest runs in the transport's."""
 
     def __init__(self, begin: Begin, call: StreamCall, streams: Gauge) -> None:
-        """`streams` counts those that are open; the door calls `cancel` at each one's end."""
+        """`streams` counts those that are open; the transport calls `cancel` at each one's end."""
         streams.inc()
         self._streams = streams
         self._begin = begin

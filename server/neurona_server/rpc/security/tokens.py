@@ -41,7 +41,7 @@ class _Token:
 
 
 class Access:
-    """Whose call is it, and may they? A door asks before it reads the request.
+    """Whose call is it, and may they? A transport asks before it reads the request.
 
     Raises ConfigError when the file cannot be used. A file that is broken later leaves the
     tokens as they were.

@@ -1,4 +1,4 @@
-"""The door on grpcio's public API, `grpc.aio`.
+"""The transport on grpcio's public API, `grpc.aio`.
 
 It runs an event loop in a thread of its own. The services know nothing of that: they are
 called in that thread, return at once and answer from any other.
@@ -46,11 +46,11 @@ log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
-class Door(Protocol):
-    """What calls need of their door."""
+class Transport(Protocol):
+    """What calls need of their transport."""
 
     def post(self, action: Callable[[], None]) -> None:
-        """Has `action` called in the door's thread; any thread may."""
+        """Has `action` called in the transport's thread; any thread may."""
 
     def defer(self, callback: Deferred) -> None:
         """As that of a `Call`."""
@@ -59,7 +59,7 @@ class Door(Protocol):
 class AioCall(BaseCall):
     def __init__(
         self,
-        door: Door,
+        transport: Transport,
         request: bytes,
         deadline: float,
         grant: Grant,
@@ -71,9 +71,9 @@ class AioCall(BaseCall):
         self.deadline = deadline
         self.grant = grant
         self.outcome: asyncio.Future[bytes | Exception] = asyncio.get_running_loop().create_future()
-        self._door = door
+        self._transport = transport
         self._on_cancel: list[Callable[[], None]] = []
-        self.defer = door.defer
+        self.defer = transport.defer
 
     def reply(self, response: bytes) -> None:
         self._end(response)
@@ -96,7 +96,7 @@ class AioCall(BaseCall):
             if not self.outcome.done():
                 self.outcome.set_result(outcome)
 
-        self._door.post(resolve)
+        self._transport.post(resolve)
 
 
 class AioStreamCall(BaseCall):
@@ -104,7 +104,7 @@ class AioStreamCall(BaseCall):
 
     def __init__(
         self,
-        door: Door,
+        transport: Transport,
         deadline: float,
         grant: Grant,
         context: Context,
@@ -119,8 +119,8 @@ class AioStreamCall(BaseCall):
         self.written = asyncio.Event()
         self.half_closed = False
         self.error: Exception | None = None
-        self.defer = door.defer
-        self._door = door
+        self.defer = transport.defer
+        self._transport = transport
 
     def metadata(self, key: str) -> str:
         return self._headers.get(key, "")
@@ -130,7 +130,7 @@ class AioStreamCall(BaseCall):
         self.woken.set()
 
     def wake(self) -> None:
-        self._door.post(self.woken.set)
+        self._transport.post(self.woken.set)
 
     def drain(self) -> None:
         self.stream.drain()
@@ -154,8 +154,8 @@ class AioStreamCall(BaseCall):
         self.woken.set()
 
 
-class ServingDoor(Protocol):
-    """What methods need of their door."""
+class ServingTransport(Protocol):
+    """What methods need of their transport."""
 
     async def serve_unary(
         self, method: Unary, request: bytes, context: Context, grant: Grant, trace: CallTrace | None
@@ -174,13 +174,13 @@ class AioMethods(grpc.GenericRpcHandler):
 
     def __init__(
         self,
-        door: ServingDoor,
+        transport: ServingTransport,
         methods: Methods,
         access: Access | None,
         refused: Callable[[Exception], None],
         tracer: CallTracer | None = None,
     ) -> None:
-        self._door = door
+        self._transport = transport
         self._refused = refused
         self._methods = methods
         self._access = access
@@ -216,7 +216,7 @@ class AioMethods(grpc.GenericRpcHandler):
             metadata = context.invocation_metadata() or ()
             return tracer.call(path, metadata) if tracer.samples(metadata) else None
 
-        return _handler(self._door, method, grant, begin)
+        return _handler(self._transport, method, grant, begin)
 
 
 def _refusal(error: NeuronaError) -> "grpc.RpcMethodHandler[bytes, bytes]":
@@ -229,18 +229,18 @@ def _refusal(error: NeuronaError) -> "grpc.RpcMethodHandler[bytes, bytes]":
 
 
 def _handler(
-    door: ServingDoor, method: Unary | Streaming, grant: Grant, begin: Begin
+    transport: ServingTransport, method: Unary | Streaming, grant: Grant, begin: Begin
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
     # Without serializers, grpc hands the bytes through as they are.
     if isinstance(method, Unary):
 
         async def unary(request: bytes, context: Context) -> bytes:
-            return await door.serve_unary(method, request, context, grant, begin(context))
+            return await transport.serve_unary(method, request, context, grant, begin(context))
 
         return grpc.unary_unary_rpc_method_handler(unary)
 
     async def stream(_: Any, context: Context) -> None:
-        await door.serve_stream(method, context, grant, begin(context))
+        await transport.serve_stream(method, context, grant, begin(context))
 
     return grpc.stream_stream_rpc_method_handler(stream)
 
@@ -261,7 +261,7 @@ async def abort(context: Context, error: Exception, caller: BaseCall) -> NoRetur
 
 
 ACCEPTED = 0.05
-"""Seconds in which a stopping door still takes calls, to refuse them."""
+"""Seconds in which a stopping transport still takes calls, to refuse them."""
 
 QUIET_TURNS = 8
 """Turns of the loop without a new request after which all is read that was there to read:
@@ -281,7 +281,9 @@ class AioListener:
         self._methods = methods
         self._options = options
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="door", daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="transport", daemon=True
+        )
         self._server: grpc.aio.Server | None = None
         self._stopping = False
         self._streams: set[AioStreamCall] = set()
@@ -313,7 +315,7 @@ class AioListener:
         self._loop.close()
 
     def post(self, action: Callable[[], None]) -> None:
-        """Has `action` called in the loop. Any thread; does nothing once the door is closed."""
+        """Has `action` called in the loop. Any thread; does nothing once the transport is closed."""
         if threading.get_ident() == self._thread.ident:
             action()
             return
@@ -383,7 +385,7 @@ class AioListener:
         try:
             try:
                 method.start(call)
-            except Exception as error:  # a service's bug must end its call, not the door
+            except Exception as error:  # a service's bug must end its call, not the transport
                 call.fail(error)
             outcome = await call.outcome
         except asyncio.CancelledError:

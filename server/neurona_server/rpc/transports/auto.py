@@ -1,4 +1,4 @@
-"""Which door serves: the one on grpcio's completion queue, or the one on its public API.
+"""Which transport serves: the one on grpcio's completion queue, or the one on its public API.
 
 The first is several times quicker and rests on what grpcio does not promise. So it is tried,
 with calls of every kind, before it is used; where it does not do what it should, the other one
@@ -26,7 +26,7 @@ PATIENCE = 10.0
 
 class Listener(Protocol):
     name: str
-    """Of the door, for metrics: core or aio."""
+    """Of the transport, for metrics: core or aio."""
 
     def start(self, address: str) -> int:
         """Listens; the port, which the system chose if `address` ended in ":0".
@@ -47,7 +47,7 @@ def open_transport(which: str, methods: Methods, options: ListenerOptions) -> Li
         return AioListener(methods, options)
     if which == "auto" and (reason := self_test()):
         log.warning(
-            "the quick door does not work with grpcio %s (%s); the one on grpc.aio serves, slower",
+            "the quick transport does not work with grpcio %s (%s); the one on grpc.aio serves, slower",
             grpc.__version__,
             reason,
         )
@@ -56,7 +56,7 @@ def open_transport(which: str, methods: Methods, options: ListenerOptions) -> Li
 
 
 def self_test() -> str:
-    """What the core door failed at in its trial; "" if it passed."""
+    """What the core transport failed at in its trial; "" if it passed."""
     step = "starting"
     try:
         trial = _SelfTest()
@@ -69,7 +69,7 @@ def self_test() -> str:
         finally:
             listener.stop(1.0)
     except Exception as error:
-        log.debug("the trial of the core door failed", exc_info=True)
+        log.debug("the trial of the core transport failed", exc_info=True)
         return f"{step}: {type(error).__name__}"
     return ""
 

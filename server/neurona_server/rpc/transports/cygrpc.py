@@ -1,9 +1,9 @@
-"""The door on grpcio's own completion queue, which `grpc.server` itself is built on.
+"""The transport on grpcio's own completion queue, which `grpc.server` itself is built on.
 
 One thread takes events from the queue and calls the services; when nothing more is ready it
 runs what was deferred, so that a batch is all that has arrived meanwhile. There is no hand-over
 between threads and no event loop in between, which is what `grpc.aio` spends its time on. The
-queue is no public API: `doors` tries this door before it is used.
+queue is no public API: `transports` tries this transport before it is used.
 """
 
 import logging
@@ -58,23 +58,23 @@ Event = Any  # of cygrpc, which has no types
 RawCall = Any
 
 
-class Door(Protocol):
-    """What calls need of their door."""
+class Transport(Protocol):
+    """What calls need of their transport."""
 
     thread: int
     max_message_bytes: int
 
     def begin(self, call: RawCall, operations: Sequence[Any], tag: Callable[[Event], None]) -> None:
-        """Gives operations to gRPC; any thread may. Does nothing once the door is shut."""
+        """Gives operations to gRPC; any thread may. Does nothing once the transport is shut."""
 
     def defer(self, callback: Deferred) -> None:
         """As that of a `Call`."""
 
     def refused(self, error: Exception) -> None:
-        """Has it counted that gRPC or the door has refused a call."""
+        """Has it counted that gRPC or the transport has refused a call."""
 
     def done(self, event: Event) -> None:
-        """The tag of a call's last event. In the door's thread."""
+        """The tag of a call's last event. In the transport's thread."""
 
     def watch(self, call: "CygrpcCall") -> None:
         """Has the caller's going noticed, if the call is open when all that is ready is read."""
@@ -84,11 +84,11 @@ class CygrpcCall(BaseCall):
     __slots__ = (
         "_close",
         "_deadline",
-        "_door",
         "_on_cancel",
         "_open",
         "_raw",
         "_start",
+        "_transport",
         "defer",
         "grant",
         "request",
@@ -96,7 +96,7 @@ class CygrpcCall(BaseCall):
 
     def __init__(
         self,
-        door: Door,
+        transport: Transport,
         event: Event,
         grant: Grant,
         start: Callable[["CygrpcCall"], None],
@@ -106,8 +106,8 @@ class CygrpcCall(BaseCall):
         self.trace = trace
         self.request = b""
         self.grant = grant
-        self.defer = door.defer
-        self._door = door
+        self.defer = transport.defer
+        self._transport = transport
         self._raw = event.call
         self._deadline = event.call_details.deadline
         self._start = start
@@ -117,7 +117,7 @@ class CygrpcCall(BaseCall):
         self._open = [True]
         self._close = [True]
         operations = (cygrpc.ReceiveMessageOperation(NO_FLAGS),)
-        door.begin(self._raw, operations, self._received)
+        transport.begin(self._raw, operations, self._received)
 
     @property
     def deadline(self) -> float:
@@ -127,8 +127,8 @@ class CygrpcCall(BaseCall):
         if type(response) is not bytes:  # gRPC would refuse it once the call counts as ended
             self.fail(TypeError(f"a service replied with {type(response)}; expected bytes"))
             return
-        if len(response) > self._door.max_message_bytes:
-            self.fail(too_large(len(response), self._door.max_message_bytes))
+        if len(response) > self._transport.max_message_bytes:
+            self.fail(too_large(len(response), self._transport.max_message_bytes))
             return
         if not self._ends():
             return
@@ -157,28 +157,28 @@ class CygrpcCall(BaseCall):
         """Most calls have ended before there is a need to: then it is part of their last batch."""
         if self._open and self._claims_close():
             operations = (cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),)
-            self._door.begin(self._raw, operations, self._closed)
+            self._transport.begin(self._raw, operations, self._closed)
 
     def _received(self, event: Event) -> None:
         message = event.batch_operations[0].message()
         if message is None:  # the caller is gone, or it was too late or too large for gRPC
             if not event.success:  # too large, or not to be decompressed: gRPC has said so
-                self._door.refused(REFUSED_BY_GRPC)
+                self._transport.refused(REFUSED_BY_GRPC)
             if self.deadline <= time.monotonic():
                 self.fail(DeadlineExceededError("the deadline passed before the request was there"))
             else:
                 self.fail(InvalidArgumentError("the call has no request"))
             return
         self.request = message
-        self._door.watch(self)
+        self._transport.watch(self)
         try:
             self._start(self)
-        except Exception as error:  # a service's bug must end its call, not the door
+        except Exception as error:  # a service's bug must end its call, not the transport
             self.fail(error)
 
     def _closed(self, event: Event) -> None:
         if event.batch_operations[0].cancelled() and self._ends():
-            self._door.done(event)
+            self._transport.done(event)
             for callback in self._on_cancel:
                 callback()
             self._on_cancel.clear()
@@ -188,7 +188,7 @@ class CygrpcCall(BaseCall):
     def _send(self, *operations: Any) -> None:
         if self._claims_close():
             operations += (cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),)
-        self._door.begin(self._raw, operations, self._door.done)
+        self._transport.begin(self._raw, operations, self._transport.done)
 
     def _ends(self) -> bool:
         try:
@@ -239,20 +239,20 @@ def deadline_of(wall: float) -> float:
 AGED = "the connection is as old as connections get; call again"
 
 
-class StreamDoor(Door, Protocol):
+class StreamTransport(Transport, Protocol):
     def awaken(self, call: "CygrpcStreamCall") -> None:
-        """Has it written what it has, when all that is ready is read. In the door's thread."""
+        """Has it written what it has, when all that is ready is read. In the transport's thread."""
 
     def forget(self, call: "CygrpcStreamCall") -> None:
         """It has ended."""
 
 
 class CygrpcStreamCall(BaseCall):
-    """All but `wake` is called in the door's thread."""
+    """All but `wake` is called in the transport's thread."""
 
     def __init__(
         self,
-        door: StreamDoor,
+        transport: StreamTransport,
         event: Event,
         grant: Grant,
         method: Streaming,
@@ -260,10 +260,10 @@ class CygrpcStreamCall(BaseCall):
     ) -> None:
         super().__init__(event.invocation_metadata, trace)
         self.grant = grant
-        self.defer = door.defer
+        self.defer = transport.defer
         self.deadline = deadline_of(event.call_details.deadline)
         self._headers = {k: v for k, v in event.invocation_metadata if isinstance(v, str)}
-        self._door = door
+        self._transport = transport
         self._raw: RawCall = event.call
         self._ended = self._reading = self._writing = False
         self._half_closed = self._begun = self._woken = False
@@ -271,27 +271,27 @@ class CygrpcStreamCall(BaseCall):
         self._reason = AGED
         self.stream: Stream = method.start(self)
         operations = (cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),)
-        door.begin(self._raw, operations, self._closed)
+        transport.begin(self._raw, operations, self._closed)
         self._read()
-        door.awaken(self)
+        transport.awaken(self)
 
     @property
     def ended(self) -> bool:
         return self._ended
 
     def wake(self) -> None:
-        if threading.get_ident() == self._door.thread:
-            self._door.awaken(self)
+        if threading.get_ident() == self._transport.thread:
+            self._transport.awaken(self)
         elif not self._woken:
             self._woken = True  # one event is enough, however many answers there are
-            self._door.begin(self._raw, (), self._wake)
+            self._transport.begin(self._raw, (), self._wake)
 
     def metadata(self, key: str) -> str:
         return str(self._headers.get(key, ""))
 
     def fail(self, error: Exception) -> None:
         self._error = error
-        self._door.awaken(self)
+        self._transport.awaken(self)
 
     def drain(self, *, stopping: bool = False) -> None:
         if not self._ended:
@@ -301,11 +301,11 @@ class CygrpcStreamCall(BaseCall):
                 self.stream.drain()
             except Exception as error:
                 self._error = error
-            self._door.awaken(self)
+            self._transport.awaken(self)
 
     def drain_for_stop(self) -> None:
         """From any thread."""
-        self._door.begin(self._raw, (), lambda _: self.drain(stopping=True))
+        self._transport.begin(self._raw, (), lambda _: self.drain(stopping=True))
 
     def write(self) -> None:
         """What it has to write, if nothing is being written."""
@@ -316,7 +316,7 @@ class CygrpcStreamCall(BaseCall):
             if self._error is None:
                 message = self.stream.take()
                 finished = message is None and self.stream.finished
-        except Exception as error:  # a service's bug must end its call, not the door
+        except Exception as error:  # a service's bug must end its call, not the transport
             self._error = error
             message = None
         if message is not None:
@@ -343,7 +343,7 @@ class CygrpcStreamCall(BaseCall):
             return
         self._reading = True
         operations = (cygrpc.ReceiveMessageOperation(NO_FLAGS),)
-        self._door.begin(self._raw, operations, self._received)
+        self._transport.begin(self._raw, operations, self._received)
 
     def _received(self, event: Event) -> None:
         self._reading = False
@@ -353,7 +353,7 @@ class CygrpcStreamCall(BaseCall):
         try:
             if message is None:
                 if not event.success:
-                    self._door.refused(REFUSED_BY_GRPC)
+                    self._transport.refused(REFUSED_BY_GRPC)
                 self._half_closed = True
                 self.stream.half_close()
             else:
@@ -361,16 +361,16 @@ class CygrpcStreamCall(BaseCall):
         except Exception as error:  # what a service raises ends its own call only
             self._error = error
         self._read()
-        self._door.awaken(self)
+        self._transport.awaken(self)
 
     def _written(self, _: Event) -> None:
         self._writing = False
         self._read()
-        self._door.awaken(self)
+        self._transport.awaken(self)
 
     def _wake(self, _: Event) -> None:
         self._woken = False  # before the last look, so that what comes after it wakes us again
-        self._door.awaken(self)
+        self._transport.awaken(self)
 
     def _closed(self, event: Event) -> None:
         if not self._ended and event.batch_operations[0].cancelled():
@@ -382,7 +382,7 @@ class CygrpcStreamCall(BaseCall):
 
     def _leave(self, error: Exception | None) -> None:
         self._ended = True
-        self._door.forget(self)
+        self._transport.forget(self)
         try:
             self.stream.cancel()
         except Exception:
@@ -395,11 +395,11 @@ class CygrpcStreamCall(BaseCall):
         if not self._begun:
             self._begun = True
             operations = (cygrpc.SendInitialMetadataOperation(None, NO_FLAGS), operation)
-        self._door.begin(self._raw, operations, tag)
+        self._transport.begin(self._raw, operations, tag)
 
 
 ACCEPTED = 0.05
-"""Seconds in which a stopping door still takes calls, to refuse them."""
+"""Seconds in which a stopping transport still takes calls, to refuse them."""
 
 ASKED = 256
 """Calls that gRPC may hand over at a time: what exceeds it waits inside gRPC for the next."""
@@ -421,7 +421,7 @@ _SHUTDOWN = cygrpc.CompletionType.queue_shutdown
 
 
 class CygrpcServer:
-    name = "core"
+    name = "cygrpc"
 
     def __init__(self, methods: Methods, options: ListenerOptions) -> None:
         self.max_message_bytes = options.max_message_bytes
@@ -433,11 +433,11 @@ class CygrpcServer:
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(tuple(options.arguments()), False)
         self._server.register_completion_queue(self._queue)
-        self._thread = threading.Thread(target=self._serve, name="door", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="transport", daemon=True)
         self._stopping = self._stopped = self._shut = False
         self._beginning: list[None] = []  # an element for each thread that is in `begin`
         self._idle = threading.Event()
-        self._calls = 0  # unary ones; the door's thread alone counts them
+        self._calls = 0  # unary ones; the transport's thread alone counts them
         # Each with the time at which it is to be drained: the oldest comes first.
         self._streams: dict[CygrpcStreamCall, float] = {}
         # Sets that keep their order, of what is to be done when all that is ready is read.
@@ -608,7 +608,7 @@ class CygrpcServer:
             return
         try:
             stream = CygrpcStreamCall(self, event, grant, method, trace)
-        except Exception as error:  # a service's bug must end its call, not the door
+        except Exception as error:  # a service's bug must end its call, not the transport
             refuse(event, error, trace)
             return
         if not stream.ended:

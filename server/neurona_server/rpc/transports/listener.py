@@ -1,4 +1,4 @@
-"""How a door listens: who may connect, how long connections live, how much they may send."""
+"""How a transport listens: who may connect, how long connections live, how much they may send."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ NEVER = 2e6
 """Seconds: three weeks, and about what fits into gRPC's milliseconds."""
 
 MAX_PENDING = 1 << 16
-"""Calls that have arrived and that the door has not yet taken. What exceeds it gRPC ends with
+"""Calls that have arrived and that the transport has not yet taken. What exceeds it gRPC ends with
 CANCELLED, which callers do not try again; by itself it would do so with some from 1000 on."""
 
 JITTER = 0.1
@@ -48,10 +48,10 @@ class ListenerOptions:
     """Calls of one connection at a time; gRPC's clients hold back what exceeds it."""
     max_metadata_bytes: int = 16 << 10
     """A call's metadata; more is refused, RESOURCE_EXHAUSTED."""
-    compress_answers: bool = False
+    compress_responses: bool = False
     """With gzip, for callers who understand it. Requests may always be compressed."""
     refused: Callable[[Exception], None] = lambda _: None
-    """Told of each call that the door refuses itself."""
+    """Told of each call that the transport refuses itself."""
     reuse_port: bool = False
     """Several processes may listen on the same port and share its connections."""
     tracer: CallTracer | None = None
@@ -69,7 +69,7 @@ class ListenerOptions:
         """gRPC's names for all that, in its units."""
         arguments = {
             "grpc.max_receive_message_length": self.max_message_bytes,
-            # The door looks itself, and says it better.
+            # The transport looks itself, and says it better.
             "grpc.max_send_message_length": -1,
             "grpc.max_concurrent_streams": self.max_streams,
             "grpc.server.max_pending_requests": MAX_PENDING,
@@ -90,7 +90,7 @@ class ListenerOptions:
             arguments["grpc.max_connection_age_ms"] = _milliseconds(self.max_connection_age)
             grace = _milliseconds(self.max_connection_age_grace)
             arguments["grpc.max_connection_age_grace_ms"] = grace
-        if self.compress_answers:
+        if self.compress_responses:
             # A level, not an algorithm: that would be used for callers who do not understand it.
             arguments["grpc.default_compression_level"] = _LOW
         return list(arguments.items())

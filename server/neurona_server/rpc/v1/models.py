@@ -89,7 +89,7 @@ class Models:
         self._change(call, unload)
 
     def _change(self, call: Call, change: Callable[[Control], bytes]) -> None:
-        """In a thread of its own: the door does not wait for a load."""
+        """In a thread of its own: the transport does not wait for a load."""
         if self._control is None:
             call.fail(NotAllowedError(NOT_EXPLICIT))
             return

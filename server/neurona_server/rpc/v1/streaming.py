@@ -79,7 +79,7 @@ class _Asked:
         self.deadline = host.call.deadline
         self.defer = host.call.defer
         self.expected = expected
-        """Bytes of each answer. Once they are begun, the door's thread alone reads it."""
+        """Bytes of each answer. Once they are begun, the transport's thread alone reads it."""
 
         self._host = host
 
@@ -118,7 +118,7 @@ class StreamResponder(_Asked):
         self._host.under_way(self, callback)
 
     def expect(self, size: int) -> None:
-        """In the door's thread: its answer will have so many bytes."""
+        """In the transport's thread: its answer will have so many bytes."""
         self.expected = size
         self._host.reserve(size)
 
@@ -157,7 +157,7 @@ class Places(_Asked):
         )
 
     def single(self) -> list[StreamResponder]:
-        """In the door's thread: one for each, that take its place and expect nothing yet."""
+        """In the transport's thread: one for each, that take its place and expect nothing yet."""
         self._host.over(self)
         self._host.reserve(-self.expected * len(self._numbers))
         return [StreamResponder(self._host, number) for number in self._numbers]
@@ -182,7 +182,7 @@ class Coalescer(Protocol):
 
 
 class PredictionStream:
-    """A `Stream`. Answers come from any thread; the rest runs in the door's.
+    """A `Stream`. Answers come from any thread; the rest runs in the transport's.
 
     What is received is begun only as far as the answers, those that are expected too, are no more
     than may wait for the reader; the rest is begun as he takes some.
@@ -195,7 +195,7 @@ class PredictionStream:
         limits: Limits,
         streams: Gauge,
     ) -> None:
-        """`streams` counts those that are open; the door calls `cancel` at each one's end."""
+        """`streams` counts those that are open; the transport calls `cancel` at each one's end."""
         streams.inc()
         self._streams = streams
         self.call = call

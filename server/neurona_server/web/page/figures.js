@@ -43,7 +43,7 @@ function takeSnapshot(samples, at) {
     cpu: one("process_cpu_seconds_total"),
     memory: one("process_resident_memory_bytes"),
     streams: one("neurona_open_streams") ?? 0,
-    refused: sum("neurona_refused_calls_total"),
+    refused: sum("neurona_rejected_calls_total"),
     build: all("neurona_build_info")[0]?.labels,
     processes,
     gpus: takeGpus(all),

@@ -23,7 +23,7 @@ NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 9)
 
 
 class Call:
-    """A call without a door."""
+    """A call without a transport."""
 
     deadline = math.inf
     grant = UNRESTRICTED

@@ -34,8 +34,8 @@ def made(tmp_path_factory):
     }
 
 
-class Door:
-    """A door with TLS and nothing but health behind it; its files may be exchanged."""
+class Transport:
+    """A transport with TLS and nothing but health behind it; its files may be exchanged."""
 
     def __init__(self, folder, made, server="right", client_ca=None):
         self.certificate, self.key = folder / "tls.crt", folder / "tls.key"
@@ -47,7 +47,7 @@ class Door:
         self.health.set({"": True})
         certificates = Certificates(self.certificate, self.key, self.client_ca)
         options = ListenerOptions(certificates=certificates)
-        self.listener = open_transport(in_process_server.DOOR, self.health.methods(), options)
+        self.listener = open_transport(in_process_server.TRANSPORT, self.health.methods(), options)
         self.port = self.listener.start("127.0.0.1:0")
         self.made = made
         self.channels = []
@@ -84,16 +84,16 @@ class Door:
 
 
 @pytest.fixture
-def make_door(tmp_path, made):
-    doors = []
+def make_transport(tmp_path, made):
+    transports = []
 
     def make(**options):
-        doors.append(Door(tmp_path, made, **options))
-        return doors[-1]
+        transports.append(Transport(tmp_path, made, **options))
+        return transports[-1]
 
     yield make
-    for door in doors:
-        door.close()
+    for transport in transports:
+        transport.close()
 
 
 def check(channel):
@@ -110,71 +110,78 @@ def assert_refused(channel):
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
-def test_a_caller_who_trusts_the_authority_is_served(make_door):
-    assert check(make_door().connect()) == SERVING
+def test_a_caller_who_trusts_the_authority_is_served(make_transport):
+    assert check(make_transport().connect()) == SERVING
 
 
-def test_a_caller_who_trusts_another_authority_does_not_connect(make_door):
-    assert_refused(make_door().connect(ca="other ca"))
+def test_a_caller_who_trusts_another_authority_does_not_connect(make_transport):
+    assert_refused(make_transport().connect(ca="other ca"))
 
 
-def test_an_expired_server_certificate_is_not_believed(make_door):
-    assert_refused(make_door(server="expired").connect())
+def test_an_expired_server_certificate_is_not_believed(make_transport):
+    assert_refused(make_transport(server="expired").connect())
 
 
-def test_a_caller_in_plain_text_does_not_connect(make_door):
-    with grpc.insecure_channel(f"127.0.0.1:{make_door().port}") as channel:
+def test_a_caller_in_plain_text_does_not_connect(make_transport):
+    with grpc.insecure_channel(f"127.0.0.1:{make_transport().port}") as channel:
         assert_refused(channel)
 
 
-def test_a_caller_with_the_right_certificate_is_served(make_door):
-    assert check(make_door(client_ca="ca").connect(client="right")) == SERVING
+def test_a_caller_with_the_right_certificate_is_served(make_transport):
+    assert check(make_transport(client_ca="ca").connect(client="right")) == SERVING
 
 
 @pytest.mark.parametrize("client", [None, "expired", "wrong CA"])
-def test_a_caller_without_the_right_certificate_is_refused(make_door, client):
-    assert_refused(make_door(client_ca="ca").connect(client=client))
+def test_a_caller_without_the_right_certificate_is_refused(make_transport, client):
+    assert_refused(make_transport(client_ca="ca").connect(client=client))
 
 
-def test_a_renewed_certificate_is_shown_to_new_connections_and_the_old_ones_stay(make_door, made):
-    door = make_door()
-    channel = door.connect()
+def test_a_renewed_certificate_is_shown_to_new_connections_and_the_old_ones_stay(
+    make_transport, made
+):
+    transport = make_transport()
+    channel = transport.connect()
     watch = HealthStub(channel).Watch(HealthCheckRequest(), timeout=30)
     assert next(watch).status == SERVING
-    assert door.shown() == der(made["right"][0])
-    door.install(*made["renewed"])
-    assert door.shown() == der(made["renewed"][0])
-    assert check(door.connect()) == SERVING
-    door.health.set({"": False})
+    assert transport.shown() == der(made["right"][0])
+    transport.install(*made["renewed"])
+    assert transport.shown() == der(made["renewed"][0])
+    assert check(transport.connect()) == SERVING
+    transport.health.set({"": False})
     assert next(watch).status == NOT_SERVING  # over the connection of before
     assert check(channel) == NOT_SERVING
 
 
-def test_another_client_authority_holds_for_new_connections(make_door, made):
-    door = make_door(client_ca="ca")
-    shutil.copy(made["other ca"], door.client_ca)
-    assert_refused(door.connect(client="right"))
-    assert check(door.connect(client="wrong CA")) == SERVING
+def test_another_client_authority_holds_for_new_connections(make_transport, made):
+    transport = make_transport(client_ca="ca")
+    shutil.copy(made["other ca"], transport.client_ca)
+    assert_refused(transport.connect(client="right"))
+    assert check(transport.connect(client="wrong CA")) == SERVING
 
 
 @pytest.mark.parametrize("broken", ["certificate", "key", "gone", "another key"])
 def test_broken_new_files_leave_the_old_certificate_and_are_logged_once(
-    make_door, made, broken, caplog
+    make_transport, made, broken, caplog
 ):
-    door = make_door()
+    transport = make_transport()
     if broken == "gone":
-        door.key.unlink()
+        transport.key.unlink()
     elif broken == "another key":
-        shutil.copy(made["renewed"][1], door.key)
+        shutil.copy(made["renewed"][1], transport.key)
     else:
-        (door.certificate if broken == "certificate" else door.key).write_text("nothing of it")
+        (transport.certificate if broken == "certificate" else transport.key).write_text(
+            "nothing of it"
+        )
     for _ in range(3):
-        assert door.shown() == der(made["right"][0])
+        assert transport.shown() == der(made["right"][0])
     (record,) = [r for r in caplog.records if r.name.startswith("neurona") and r.levelno >= 40]
     assert "what was read before stays" in record.getMessage()
-    assert str(door.certificate if broken == "certificate" else door.key) in record.getMessage()
-    door.install(*made["renewed"])
-    assert door.shown() == der(made["renewed"][0])
+    assert (
+        str(transport.certificate if broken == "certificate" else transport.key)
+        in record.getMessage()
+    )
+    transport.install(*made["renewed"])
+    assert transport.shown() == der(made["renewed"][0])
 
 
 @pytest.mark.parametrize(

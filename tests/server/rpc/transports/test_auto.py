@@ -1,4 +1,4 @@
-"""Which door serves, and that the quick one is tried before it is trusted."""
+"""Which transport serves, and that the quick one is tried before it is trusted."""
 
 import contextlib
 import queue
@@ -89,19 +89,21 @@ def test_a_door_that_does_not_do_what_it_should_is_not_used(monkeypatch, caplog,
 
 
 def test_a_door_can_be_chosen():
-    for which, kind in (("core", CygrpcServer), ("aio", AioListener), ("auto", CygrpcServer)):
+    for which, kind in (("cygrpc", CygrpcServer), ("aio", AioListener), ("auto", CygrpcServer)):
         listener = open_transport(which, Health().methods(), ListenerOptions())
         listener.start("127.0.0.1:0")
         listener.stop(1.0)
         assert type(listener) is kind
 
 
-def test_an_address_that_is_taken_is_named(door):
-    first = open_transport(door, Health().methods(), ListenerOptions())
+def test_an_address_that_is_taken_is_named(transport):
+    first = open_transport(transport, Health().methods(), ListenerOptions())
     port = first.start("127.0.0.1:0")
     try:
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
-            open_transport(door, Health().methods(), ListenerOptions()).start(f"127.0.0.1:{port}")
+            open_transport(transport, Health().methods(), ListenerOptions()).start(
+                f"127.0.0.1:{port}"
+            )
     finally:
         first.stop(1.0)
         first.stop(1.0)  # a second time does nothing
@@ -171,16 +173,16 @@ def test_a_method_that_does_not_reply_with_bytes_leaves_no_call(answer, code, la
         ("drain", False),
     ],
 )
-def test_a_stream_with_a_fault_ends_alone(door, fault, ends):
+def test_a_stream_with_a_fault_ends_alone(transport, fault, ends):
     methods = {
         f"/t/{name}": Streaming(partial(Faulty, fault=name), None) for name in (fault, "none")
     }
-    listener = open_transport(door, methods, ListenerOptions())
+    listener = open_transport(transport, methods, ListenerOptions())
     port = listener.start("127.0.0.1:0")
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         sent = [b"1", b"2"]
         call = channel.stream_stream(f"/t/{fault}")(iter(sent), timeout=10)
-        if ends or door == "aio":  # where the handler raises whatever the service raised
+        if ends or transport == "aio":  # where the handler raises whatever the service raised
             with contextlib.suppress(grpc.RpcError):
                 assert list(call) == sent
             assert call.code() != grpc.StatusCode.DEADLINE_EXCEEDED
@@ -191,7 +193,7 @@ def test_a_stream_with_a_fault_ends_alone(door, fault, ends):
     listener.stop(1.0)
 
 
-def test_calls_that_gather_while_a_door_is_busy_are_all_answered(door):
+def test_calls_that_gather_while_a_door_is_busy_are_all_answered(transport):
     held, go_on = threading.Event(), threading.Event()
 
     def hold(call):
@@ -203,7 +205,7 @@ def test_calls_that_gather_while_a_door_is_busy_are_all_answered(door):
         "/t/Hold": Unary(hold, None),
         "/t/Echo": Unary(lambda call: call.reply(call.request), None),
     }
-    listener = open_transport(door, methods, ListenerOptions(max_streams=5000))
+    listener = open_transport(transport, methods, ListenerOptions(max_streams=5000))
     port = listener.start("127.0.0.1:0")
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         holding = channel.unary_unary("/t/Hold").future(b"", timeout=30)

@@ -49,11 +49,11 @@ def has_ipv6():
 
 
 def test_a_unix_socket(make_server, tmp_path):
-    address = f"unix:{tmp_path}/door"
+    address = f"unix:{tmp_path}/transport"
     server = make_server(address=address)
     with grpc.insecure_channel(address) as channel:
         assert predict(channel) == 3
-    with pytest.raises(ConfigError, match="cannot listen on unix:.*door: another server does"):
+    with pytest.raises(ConfigError, match="cannot listen on unix:.*transport: another server does"):
         make_server(address=address)
     with grpc.insecure_channel(address) as channel:
         assert predict(channel) == 3  # it still has its socket
@@ -61,7 +61,7 @@ def test_a_unix_socket(make_server, tmp_path):
 
 
 def test_a_unix_socket_that_was_left_behind_is_taken_over(make_server, tmp_path):
-    path = tmp_path / "door"
+    path = tmp_path / "transport"
     with socket.socket(socket.AF_UNIX) as gone:
         gone.bind(str(path))
     make_server(address=f"unix:{path}")
@@ -70,7 +70,7 @@ def test_a_unix_socket_that_was_left_behind_is_taken_over(make_server, tmp_path)
 
 
 def test_a_file_that_is_no_socket_is_left_alone(make_server, tmp_path):
-    path = tmp_path / "door"
+    path = tmp_path / "transport"
     path.write_text("mine")
     with pytest.raises(ConfigError, match="cannot listen on unix:"):
         make_server(address=f"unix:{path}")
@@ -85,15 +85,15 @@ def test_ipv6(make_server):
 
 
 def test_several_addresses(make_server, tmp_path):
-    server = make_server(address=f"127.0.0.1:0,unix:{tmp_path}/door")
+    server = make_server(address=f"127.0.0.1:0,unix:{tmp_path}/transport")
     assert predict(server.channel) == 3
-    with grpc.insecure_channel(f"unix:{tmp_path}/door") as channel:
+    with grpc.insecure_channel(f"unix:{tmp_path}/transport") as channel:
         assert predict(channel) == 3
 
 
 def test_a_port_is_shared_only_if_both_say_so():
     first, second, third = (
-        open_transport(in_process_server.DOOR, Health().methods(), options(reuse_port=shared))
+        open_transport(in_process_server.TRANSPORT, Health().methods(), options(reuse_port=shared))
         for shared in (True, True, False)
     )
     port = first.start("127.0.0.1:0")
@@ -108,7 +108,7 @@ def test_a_port_is_shared_only_if_both_say_so():
     ("accepted", "compressed"), [("identity", 0), ("identity,gzip", 1), (None, 0)]
 )
 def test_answers_are_compressed_for_callers_who_understand_it(make_server, accepted, compressed):
-    server = make_server(options=options(compress_answers=True))
+    server = make_server(options=options(compress_responses=True))
     headers = {} if accepted is None else {"grpc_accept_encoding": accepted}
     connection = http2.Connection(server.port)
     stream = connection.call(DESCRIBE, http2.message(b"\x0a\x0aclassifier"), **headers)
@@ -194,7 +194,7 @@ def test_watching_ends_before_its_connection_is_cut(make_server):
 
 
 def open_calls(listener):
-    """What a door holds for its calls: tasks of its loop, or objects."""
+    """What a transport holds for its calls: tasks of its loop, or objects."""
     if isinstance(listener, AioListener):
         return len(asyncio.all_tasks(listener._loop))
     gc.collect()
