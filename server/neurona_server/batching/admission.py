@@ -61,7 +61,8 @@ class Admission:
         return waiting
 
     def check(self, request: Request) -> None:
-        """Refuses what would come too late: raises DeadlineExceededError or QueueFullError, which say
+        """Refuses what would come too late: raises DeadlineExceededError or QueueFullError, which
+        say
         what was foretold."""
         objective = self._policy.latency_objective
         if request.deadline == math.inf and objective is None:

@@ -115,7 +115,8 @@ class Inline:
         return True
 
     def _is_short(self) -> bool:
-        """One row costs less than the way to a thread and back, and no batch holds the transport up."""
+        """One row costs less than the way to a thread and back, and no batch holds the transport
+        up."""
         way = HAND_OFFS * hand_off_seconds()
         return 0.0 < self._curve.predict(1) < way and self._recent_seconds < LONGEST_INLINE
 

@@ -144,7 +144,8 @@ class Queue:
         """Admits all of them or none; never waits.
 
         Without `wake`, no thread in `wait` is told: somebody else will come for them.
-        Raises QueueFullError when there is no room now, InvalidArgumentError when there never will be,
+        Raises QueueFullError when there is no room now, InvalidArgumentError when there never will
+        be,
         UnavailableError after `close`.
         """
         rows = sum([request.rows for request in requests])

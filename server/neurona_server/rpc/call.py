@@ -129,7 +129,8 @@ class StreamCall(RequestIdentity, Protocol):
         """What the caller said in a header, "" if nothing; `key` is in lower case."""
 
     def fail(self, error: Exception) -> None:
-        """Ends with the status of `error`, once what was taken is sent. In the transport's thread."""
+        """Ends with the status of `error`, once what was taken is sent. In the transport's
+        thread."""
 
     def wake(self) -> None:
         """There is something to take from the stream now. Any thread may say so."""
@@ -139,7 +140,8 @@ class StreamCall(RequestIdentity, Protocol):
 
 
 class Stream(Protocol):
-    """One streaming call, as its transport sees it. The transport calls all of it in its own thread.
+    """One streaming call, as its transport sees it. The transport calls all of it in its own
+    thread.
 
     Messages are pulled: the transport takes the next one when the last one has been written.
     So a message holds whatever has gathered meanwhile, and a slow reader slows its own

@@ -195,7 +195,8 @@ class ThreadBudget:
     Each session has a pool of its own. ONNX Runtime can share one between all, but Python cannot
     keep that one from spinning: its threads burn 45 ms of CPU after each run (measured with 1.31
     on two CPUs: 5.4 ms of CPU for a run of 10 us, 100 times a second, where a pool of its own
-    that does not spin takes 0.1 ms), which the transports' threads then lack. So pools are bounded in
+    that does not spin takes 0.1 ms), which the transports' threads then lack. So pools are bounded
+    in
     number of threads: the models that are loaded last run on their caller's thread alone.
     """
 

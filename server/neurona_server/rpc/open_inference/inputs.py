@@ -84,7 +84,8 @@ def _strings(name: str, values: list[bytes]) -> Array:
 
 
 def describe(message: ModelInferRequest, signature: Signature) -> dict[str, Described]:
-    """Raises InvalidArgumentError when an input stands twice, or has a datatype that is not known or not
+    """Raises InvalidArgumentError when an input stands twice, or has a datatype that is not known
+    or not
     the model's: the signature would say so too, but by the names of neurona.v1."""
     expected = {spec.name: spec.dtype for spec in (*signature.inputs, *signature.optional)}
     described: dict[str, Described] = {}

@@ -124,7 +124,8 @@ class RequestParameters(NamedTuple):
 def read_terms(message: ModelInferRequest, deadline: float) -> RequestParameters:
     """`deadline` is the call's: the nearer of it and of the parameter `timeout` holds.
 
-    Parameters that are nobody's are the caller's own and passed over. Raises InvalidArgumentError, and
+    Parameters that are nobody's are the caller's own and passed over. Raises InvalidArgumentError,
+    and
     UnsupportedError for a sequence.
     """
     priority = Priority.NORMAL

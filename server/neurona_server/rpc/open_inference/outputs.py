@@ -109,7 +109,8 @@ def read_outputs(
 
 
 class InferAnswer(NamedTuple):
-    """The `ResponseWriter` of a ModelInferRequest; in a stream, it marks a request's last response."""
+    """The `ResponseWriter` of a ModelInferRequest; in a stream, it marks a request's last
+    response."""
 
     model: Model
     wanted: Sequence[Wanted]

@@ -60,7 +60,8 @@ class Region:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Raises InvalidArgumentError when the memory has become too short, or there is no more of it."""
+        """Raises InvalidArgumentError when the memory has become too short, or there is no more of
+        it."""
         position = self.offset + offset
         rest = memoryview(data)
         if os.fstat(self.file).st_size < position + len(rest):
@@ -95,7 +96,8 @@ class Regions:
         return len(self._regions)
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
-        """Raises InvalidArgumentError, AlreadyExistsError when the name is taken, NotAllowedError when there
+        """Raises InvalidArgumentError, AlreadyExistsError when the name is taken, NotAllowedError
+        when there
         are too many."""
         if not _NAME.fullmatch(name):
             raise InvalidArgumentError(
@@ -207,7 +209,8 @@ class SharedMemoryService:
     def place(self, parameters: Mapping[str, pb.InferParameter], tensor: str) -> RegionSlice | None:
         """Where a tensor is; None if not in shared memory.
 
-        Raises NotAllowedError if that is off, NotFoundError and InvalidArgumentError as Regions does.
+        Raises NotAllowedError if that is off, NotFoundError and InvalidArgumentError as Regions
+        does.
         """
         if not parameters or REGION not in parameters:
             return None

@@ -112,7 +112,8 @@ class PendingResponse:
 
 
 Begin = Callable[[PendingResponse], int]
-"""Sends a request on its way; how many bytes its answer will have. Raises InvalidArgumentError for what
+"""Sends a request on its way; how many bytes its answer will have. Raises InvalidArgumentError for
+what
 is no request."""
 
 

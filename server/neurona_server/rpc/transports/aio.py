@@ -315,7 +315,8 @@ class AioListener:
         self._loop.close()
 
     def post(self, action: Callable[[], None]) -> None:
-        """Has `action` called in the loop. Any thread; does nothing once the transport is closed."""
+        """Has `action` called in the loop. Any thread; does nothing once the transport is
+        closed."""
         if threading.get_ident() == self._thread.ident:
             action()
             return

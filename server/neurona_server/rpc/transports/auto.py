@@ -47,7 +47,8 @@ def open_transport(which: str, methods: Methods, options: ListenerOptions) -> Li
         return AioListener(methods, options)
     if which == "auto" and (reason := self_test()):
         log.warning(
-            "the quick transport does not work with grpcio %s (%s); the one on grpc.aio serves, slower",
+            "the quick transport does not work with grpcio %s (%s); the one on grpc.aio serves, "
+            "slower",
             grpc.__version__,
             reason,
         )

@@ -124,7 +124,8 @@ class StreamResponder(_Asked):
 
 
 class Places(_Asked):
-    """The `CoalescedResponder` of a coalesced request, which is not traced; their room is reserved."""
+    """The `CoalescedResponder` of a coalesced request, which is not traced; their room is
+    reserved."""
 
     __slots__ = ("_numbers",)
 

@@ -1,4 +1,5 @@
-"""A transport that runs models itself reads between two batches, and comes back for what is left."""
+"""A transport that runs models itself reads between two batches, and comes back for what is
+left."""
 
 import numpy as np
 import pytest
