@@ -159,6 +159,7 @@ class FastPath:
     ) -> None:
         self._known = TemplateCache(parse, path)
         self._resolve = resolve
+        self._prepared: dict[Model, dict[MessageTemplate, PreparedRequest]] = {}
 
     def send(
         self,
@@ -244,7 +245,8 @@ class FastPath:
         every[shape] = PreparedRequest(described, sent.rows, sent.group, sent.answer, sent.priority)
 
     def _facts(self, model: Model) -> dict[MessageTemplate, PreparedRequest]:
-        facts: dict[MessageTemplate, PreparedRequest] | None = model.notes.get(self)
+        facts = self._prepared.get(model)
         if facts is None:
-            facts = model.notes[self] = {}
+            facts = self._prepared[model] = {}
+            model.on_close(partial(self._prepared.pop, model, None))
         return facts

@@ -62,6 +62,14 @@ def test_each_has_its_own_optional_input(adjustable, wait_until, send):
 def test_what_a_model_is_told_of_its_requests_has_an_end(make_server, monkeypatch):
     monkeypatch.setattr(fast_path, "MOST_SHAPES", 4)
     monkeypatch.setattr(fast_path, "MOST_SHAPES", 4)
+    caches = []
+    make = fast_path.FastPath.__init__
+
+    def make_and_keep(self, *arguments):
+        make(self, *arguments)
+        caches.append(self._prepared)
+
+    monkeypatch.setattr(fast_path.FastPath, "__init__", make_and_keep)
     server = make_server()
     model = server.registry.resolve("regressor")
     for length in range(1, 20):
@@ -71,5 +79,8 @@ def test_what_a_model_is_told_of_its_requests_has_an_end(make_server, monkeypatc
                 PredictRequest(model="regressor", inputs=[series]), timeout=10
             )
             assert answer.regression.rows[0].values == [length]
-    kept = [facts for facts in model.notes.values() if isinstance(facts, dict)]
-    assert [0 < len(facts) <= 4 for facts in kept] == [True]
+    (prepared,) = [cache[model] for cache in caches if model in cache]
+    assert 0 < len(prepared) <= 4
+    model.drain(5.0)
+    model.close()
+    assert not any(model in cache for cache in caches)

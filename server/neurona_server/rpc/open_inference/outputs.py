@@ -14,7 +14,7 @@ from neurona_server.batching.request import Array, Outputs
 from neurona_server.errors import InvalidArgumentError, quoted
 from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorSpec
-from neurona_server.rpc.flow_control import sizes_of
+from neurona_server.rpc.flow_control import ResponseSizeEstimate
 from neurona_server.rpc.open_inference import shared_memory as shared
 from neurona_server.rpc.open_inference.messages import NAMES, whole
 from neurona_server.rpc.open_inference.shared_memory import RegionSlice, SharedMemoryService
@@ -116,12 +116,15 @@ class InferAnswer(NamedTuple):
     wanted: Sequence[Wanted]
     request_id: str
     streamed: bool
+    sizes: ResponseSizeEstimate
 
     def __call__(self, outputs: Outputs) -> bytes:
-        return _answer(self.model, self.wanted, self.request_id, outputs, self.streamed)
+        response = _answer(self.model, self.wanted, self.request_id, outputs, self.streamed)
+        self.sizes.learn(outputs, len(response))
+        return response
 
     def expected(self, rows: int) -> int:
-        return int(rows * sizes_of(self.model).row)
+        return int(rows * self.sizes.row)
 
 
 def _answer(
@@ -152,7 +155,6 @@ def _answer(
         raise InvalidArgumentError(
             f"the answer has {size} bytes, more than the {MAX_MESSAGE_BYTES} of a message"
         )
-    sizes_of(model).learn(outputs, size)
     return b"".join([head.SerializeToString(), *pieces])
 
 

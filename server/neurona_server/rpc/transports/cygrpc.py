@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
+from neurona_server.batching.batcher import Deferred
 from neurona_server.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
@@ -28,7 +29,6 @@ from neurona_server.errors import (
     quoted,
     too_large,
 )
-from neurona_server.models.model import Deferred
 from neurona_server.rpc.call import (
     REQUEST_ID,
     BaseCall,
