@@ -140,9 +140,9 @@ def test_streams_count_while_they_are_open(server, wait_until, protocol):
 
 
 def test_a_message_that_is_too_large_is_counted_where_the_quick_door_sees_it(repository, tmp_path):
-    refused = []
+    rejected = []
     onnx_models.save_regressor(tmp_path / "m" / "1" / "model.onnx")
-    options = OPTIONS.__class__(max_message_bytes=1000, refused=refused.append)
+    options = OPTIONS.__class__(max_message_bytes=1000, on_reject=rejected.append)
     server = Server(tmp_path, options=options)
     try:
         for _ in range(2):
@@ -155,7 +155,7 @@ def test_a_message_that_is_too_large_is_counted_where_the_quick_door_sees_it(rep
             server.channel.stream_unary("/neurona.v1.Prediction/Predict")(iter([]))
     finally:
         server.stop()
-    assert [type(error) for error in refused] == [TooLargeError] * 3
+    assert [type(error) for error in rejected] == [TooLargeError] * 3
 
 
 def test_nodes_are_those_of_what_serves_now():
