@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-TORCHRUN = (sys.executable, "-m", "torch.devices.run", "--standalone", "--nproc-per-node", "2")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 TOGETHER = """
 import os, sys
