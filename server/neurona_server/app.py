@@ -191,7 +191,7 @@ class App:
             **self._health.methods(),
         }
         methods |= Reflection(methods).methods()
-        options = listener_options(config, self._metrics.refused, self._tracing)
+        options = listener_options(config, self._metrics.record_rejection, self._tracing)
         self._listener = open_transport(config.transport, methods, options)
         self._close_metrics: Callable[[], None] = lambda: None
         self._serving = threading.Event()

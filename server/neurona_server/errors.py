@@ -124,7 +124,7 @@ class ModelFailedError(NeuronaError):
         super().__init__("the model failed on this request; the server's log says why")
 
 
-def too_large(size: int, expected: int) -> TooLargeError:
+def response_too_large(size: int, expected: int) -> TooLargeError:
     return TooLargeError(
         f"the answer has {size} bytes; expected at most {expected} (max_message_bytes): "
         "ask for fewer rows at a time"

@@ -257,7 +257,7 @@ class Batcher:
             for request in cut.expired:
                 request.fail(DeadlineExceededError("the deadline passed while the request waited"))
             if cut.batch:
-                self._metrics.waited(cut.waits)
+                self._metrics.record_queue_waits(cut.waits)
                 if self._tracer is not None:
                     self._tracer.record_queue_times(cut.batch)
                 under_way = self.admission.begin(self.curve.predict(cut.rows, cut.batch[0].group))
@@ -312,7 +312,7 @@ class Batcher:
             if self._tracer is not None:
                 self._tracer.record_failed_run(batch, now, error)
             if running is not None and running.terminated:
-                self._metrics.terminated.inc()
+                self._metrics.terminated_runs.inc()
             elif not (halves := cut.halves(batch)):
                 self.failures.tell("it failed on a request", error, batch[0].log_fields)
                 batch[0].fail(ModelFailedError())
@@ -340,7 +340,7 @@ class Batcher:
             self._tracer.record_run(batch, rows, padded, RunTimes(started, joined, ended, over))
         taken = (joined - started, ended - joined, over - ended)
         requests = sum([request.count for request in batch])
-        self._metrics.ran(rows, requests, padded - rows, taken, predicted)
+        self._metrics.record_run(rows, requests, padded - rows, taken, predicted)
         self.curve.observe(padded, seconds, group, ended)
         self._full_batches += rows >= self.queue.limit
         self._transport.ran(seconds)

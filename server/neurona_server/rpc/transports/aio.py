@@ -22,7 +22,7 @@ from neurona_server.errors import (
     UnavailableError,
     UnsupportedError,
     quoted,
-    too_large,
+    response_too_large,
 )
 from neurona_server.models.model import Deferred
 from neurona_server.rpc.call import (
@@ -396,7 +396,9 @@ class AioListener:
         if not isinstance(outcome, bytes):
             await abort(context, outcome, call)
         if len(outcome) > self._options.max_message_bytes:
-            await abort(context, too_large(len(outcome), self._options.max_message_bytes), call)
+            await abort(
+                context, response_too_large(len(outcome), self._options.max_message_bytes), call
+            )
         if trace is not None:
             trace.end()
         return outcome

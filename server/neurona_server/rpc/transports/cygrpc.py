@@ -26,7 +26,7 @@ from neurona_server.errors import (
     UnavailableError,
     UnsupportedError,
     quoted,
-    too_large,
+    response_too_large,
 )
 from neurona_server.models.model import Deferred
 from neurona_server.rpc.call import (
@@ -128,7 +128,7 @@ class CygrpcCall(BaseCall):
             self.fail(TypeError(f"a service replied with {type(response)}; expected bytes"))
             return
         if len(response) > self._transport.max_message_bytes:
-            self.fail(too_large(len(response), self._transport.max_message_bytes))
+            self.fail(response_too_large(len(response), self._transport.max_message_bytes))
             return
         if not self._ends():
             return

@@ -10,7 +10,7 @@ from prometheus_client import Gauge
 from neurona_protos.frames_pb2 import PredictStreamRequest as Frames
 from neurona_protos.prediction_pb2 import Error, PredictStreamResponse, StreamedResponse
 from neurona_protos.wire_format import header, length_delimited, varint
-from neurona_server.errors import InvalidArgumentError, NeuronaError, too_large
+from neurona_server.errors import InvalidArgumentError, NeuronaError, response_too_large
 from neurona_server.rpc.call import RequestIdentity, StreamCall
 from neurona_server.rpc.flow_control import StreamWindow
 from neurona_server.rpc.limits import Limits
@@ -40,7 +40,7 @@ class ResponseFraming:
                     head = _ID + varint(number) + head
                 whole = header(_RESPONSES, len(head) + size) + head + answer
                 if len(whole) > self._most:
-                    whole = self.error(number, too_large(len(whole), self._most))
+                    whole = self.error(number, response_too_large(len(whole), self._most))
             else:
                 whole = self.error(number, answer)
             framed.append(whole)
