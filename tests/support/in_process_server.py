@@ -66,7 +66,7 @@ class Server:
             options = replace(options, tracer=tracing.calls)
         self.metrics = Metrics(CollectorRegistry())
         self.registry = Registry()
-        self.metrics.watch_versions(self.registry.known)
+        self.metrics.watch_versions(self.registry.version_infos)
         self.health = Health()
 
         def load(found: ModelSource) -> Model:
