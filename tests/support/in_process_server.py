@@ -74,7 +74,7 @@ class Server:
             if start_models:
                 model.start()
             else:
-                model.metrics.watch(model.batcher.queue, model.batcher.curve)
+                model.metrics.watch_batching(model.batcher.queue, model.batcher.curve)
             return model
 
         self.reconciler = Reconciler(
