@@ -79,10 +79,10 @@ def versions() -> tuple[str, str, str, str]:
 
 
 def listener_options(
-    config: Config, refused: Callable[[Exception], None], tracing: Tracing | None = None
+    config: Config, on_reject: Callable[[Exception], None], tracing: Tracing | None = None
 ) -> ListenerOptions:
-    """`refused` is told of calls that transports refuse. Raises ConfigError when a file that an
-    option names cannot be used."""
+    """`on_reject` is called for calls that transports reject. Raises ConfigError if a file of an
+    option cannot be used."""
     certificates = None
     if config.tls_certificate and config.tls_key:
         client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
@@ -103,7 +103,7 @@ def listener_options(
         max_streams=config.max_streams,
         max_metadata_bytes=config.max_metadata_bytes,
         compress_responses=config.compress_responses,
-        refused=refused,
+        on_reject=on_reject,
         reuse_port=config.reuse_port or config.processes > 1,
         tracer=None if tracing is None else tracing.calls,
     )
@@ -191,7 +191,7 @@ class App:
             **self._health.methods(),
         }
         methods |= Reflection(methods).methods()
-        options = listener_options(config, self._metrics.refused, self._tracing)
+        options = listener_options(config, self._metrics.record_rejection, self._tracing)
         self._listener = open_transport(config.transport, methods, options)
         self._close_metrics: Callable[[], None] = lambda: None
         self._serving = threading.Event()

@@ -100,7 +100,7 @@ def test_a_collector_that_is_away_is_said_once_and_counted(serve, models):
             predict(server, 1)
         status, log = server.stop(), server.log
     assert status == 0
-    assert log.count("traces are lost") == 1
+    assert log.count("trace export failed") == 1
     assert "opentelemetry" not in log
 
 

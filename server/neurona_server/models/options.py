@@ -6,7 +6,7 @@ from neurona_server.batching.policy import BatchPolicy
 from neurona_server.models.onnx.session import RuntimeOptions
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.resources import available_cpus
-from neurona_server.telemetry.trace import Tracer
+from neurona_server.telemetry.trace import BatchTracerFactory
 
 INLINE = {"auto": None, "always": True, "never": False}
 
@@ -16,7 +16,7 @@ class ModelOptions:
     policy: BatchPolicy = field(default_factory=BatchPolicy)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     instances: int = 1
-    tracer: Tracer | None = None
+    tracer: BatchTracerFactory | None = None
 
 
 def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:

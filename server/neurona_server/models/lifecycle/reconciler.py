@@ -257,7 +257,7 @@ class Reconciler:
     def _begin(self, name: str, found: Sequence[ModelSource]) -> None:
         if not self._stopping.is_set():
             for one in found:
-                self._metrics.loading.begin(name, one.version)
+                self._metrics.loading.start_load(name, one.version)
                 self._pool.submit(self._load_one, name, one)
 
     def _load_one(self, name: str, found: ModelSource) -> None:
@@ -273,9 +273,9 @@ class Reconciler:
             reason = "an internal error; the server's log says why"
             log.exception("%s is not served", found, extra=found.log_fields)
         seconds = time.monotonic() - started
-        self._metrics.loaded(name, seconds, ok=model is not None)
+        self._metrics.record_load(name, seconds, ok=model is not None)
         with self._changed:
-            self._metrics.loading.end(name, found.version)
+            self._metrics.loading.finish_load(name, found.version)
             versions = self._models[name]
             if model is None:
                 self._begin(name, versions.failed(found.version, reason))
@@ -292,7 +292,7 @@ class Reconciler:
         if versions.gone:
             del self._models[name], self._published[name], self._refused[name]
             self._registry.publish(name, None)
-            self._metrics.forget(name)
+            self._metrics.forget_model(name)
         elif entry == self._published.get(name) and not surplus:
             return []
         else:

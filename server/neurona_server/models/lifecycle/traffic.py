@@ -172,7 +172,7 @@ class Shadow:
         return "same_class" if mine_best and mine_best == other_best else "different"
 
     def _count(self, outcome: str) -> None:
-        self.to.metrics.shadowed(outcome)
+        self.to.metrics.record_shadow(outcome)
 
 
 def _own(outputs: Outputs) -> Outputs:

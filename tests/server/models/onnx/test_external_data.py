@@ -168,7 +168,7 @@ for name in ("w.bin", "model.onnx"):
 print("unharmed")
 """
 OURS = """
-from neurona_server.models.session import RuntimeOptions, Session
+from neurona_server.models.onnx.session import RuntimeOptions, Session
 session = Session(Path(sys.argv[1], "model.onnx"), RuntimeOptions(threads=1))
 run = lambda x: session.run(x)[0]
 """

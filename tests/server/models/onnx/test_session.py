@@ -172,7 +172,7 @@ IDLE = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from neurona_server.models.session import RuntimeOptions, Session
+from neurona_server.models.onnx.session import RuntimeOptions, Session
 session = Session(Path(sys.argv[1]), RuntimeOptions(threads=4, spinning=sys.argv[2] == "spinning"))
 x = {"x": np.ones((4096, 4), np.float32)}
 used = 0.0

@@ -279,7 +279,7 @@ def test_the_other_protocol_shows_and_serves_only_what_the_token_holds_for(serve
 def test_doors_tell_of_whom_they_refuse_and_models_of_theirs(make_server, file):
     refused = []
     server = make_server(
-        options=ListenerOptions(1 << 20, access=Access(file), refused=refused.append)
+        options=ListenerOptions(1 << 20, access=Access(file), on_reject=refused.append)
     )
     assert error_of(server.prediction.Predict, total())[0] == "UNAUTHENTICATED"
     blind = ListModelsRequest()
