@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 from prometheus_client import CollectorRegistry
 from support import onnx_models
-from support.in_process_server import Server
+from support.in_process_server import InProcessServer
 
 from neurona_protos.prediction_pb2 import (
     DataType,
@@ -63,7 +63,7 @@ def serve(tmp_path):
     def serve(toml, save=save_logits, **others):
         save(tmp_path / "m" / "1" / "model.onnx", **others)
         (tmp_path / "m" / "model.toml").write_text(toml)
-        servers.append(Server(tmp_path, BatchPolicy()))
+        servers.append(InProcessServer(tmp_path, BatchPolicy()))
         return servers[-1]
 
     yield serve

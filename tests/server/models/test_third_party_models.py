@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import onnxruntime
 import pytest
-from support.in_process_server import Server
+from support.in_process_server import InProcessServer
 
 from neurona_protos.prediction_pb2 import DataType, DescribeModelRequest, PredictRequest, Task
 from neurona_protos.tensors import to_array, to_tensor
@@ -36,7 +36,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(root):
-    server = Server(root, BatchPolicy(max_rows=4))
+    server = InProcessServer(root, BatchPolicy(max_rows=4))
     yield server
     server.stop()
 

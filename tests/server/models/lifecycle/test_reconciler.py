@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from support import onnx_models
-from support.in_process_server import Server
+from support.in_process_server import InProcessServer
 
 from neurona_protos.prediction_pb2 import (
     DescribeModelRequest,
@@ -67,7 +67,7 @@ def start(tmp_path, wait_until):
     servers = []
 
     def start(**options):
-        server = Server(tmp_path, **{"every": False, **options})
+        server = InProcessServer(tmp_path, **{"every": False, **options})
         servers.append(server)
 
         def look(condition):
@@ -488,7 +488,7 @@ class TestExplicit:
 def test_a_model_that_is_asked_for_at_start_must_be_there(tmp_path):
     save(tmp_path, 1)
     with pytest.raises(LoadError, match="no model 'other'"):
-        Server(tmp_path, explicit=True, load_model=["other"])
+        InProcessServer(tmp_path, explicit=True, load_model=["other"])
 
 
 def test_what_keeps_a_model_from_being_tried_is_in_the_log_once(tmp_path, start, caplog):
