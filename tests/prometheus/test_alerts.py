@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 from support import dashboards, onnx_models
-from support.replica import Load
+from support.server_process import LoadGenerator
 
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.tensors import to_tensor
@@ -64,9 +64,9 @@ def quiet(scraper):
 def test_errors(tmp_path, start, scraper, fires, clears):
     onnx_models.save_picker(tmp_path / "picker" / "1" / "model.onnx")
     replica = start(tmp_path)
-    with Load(replica, pick(1), pause=0.02):
+    with LoadGenerator([replica.channel], pick(1), pause=0.02):
         scraper.until(lambda: scraper.query("neurona:errors:ratio_rate6h == 0"), "a good beginning")
-        with Load(replica, pick(7), pause=0.02):
+        with LoadGenerator([replica.channel], pick(7), pause=0.02):
             fires("NeuronaErrorBudgetBurnsFast", "NeuronaErrorBudgetBurnsSlowly", model="picker")
         clears("NeuronaErrorBudgetBurnsFast", "NeuronaErrorBudgetBurnsSlowly")
         assert scraper.query('neurona:errors:ratio_rate3d{model="picker"} > 0.001')
@@ -79,7 +79,7 @@ def test_latency_and_a_queue(tmp_path, start, fires, clears):
         *("NeuronaLatencyBudgetBurnsFast", "NeuronaLatencyBudgetBurnsSlowly"),
         "NeuronaQueueGrows",
     ]
-    with Load(start(tmp_path), SLOW, callers=24):
+    with LoadGenerator([start(tmp_path).channel], SLOW, callers=24):
         fires(*names, model="slow")
     clears(*names)
 
@@ -88,10 +88,10 @@ def test_latency_and_a_queue(tmp_path, start, fires, clears):
 def test_refusals(tmp_path, start, fires, clears):
     onnx_models.save_slow(tmp_path / "slow" / "1" / "model.onnx", products=3)
     replica = start(tmp_path, "--max-queue-rows", "4", "--max-message-bytes", "100000")
-    with Load(replica, SLOW, callers=12):
+    with LoadGenerator([replica.channel], SLOW, callers=12):
         fires("NeuronaRequestsRejected", model="slow")
     clears("NeuronaRequestsRejected", "NeuronaQueueGrows")
-    with Load(replica, request("slow", x=np.ones(100_000, np.float32))):
+    with LoadGenerator([replica.channel], request("slow", x=np.ones(100_000, np.float32))):
         fires("NeuronaCallsRejected")
     clears("NeuronaCallsRejected")
 
@@ -101,9 +101,11 @@ def test_padding(tmp_path, start, fires, clears):
     onnx_models.save_quick_at_32(tmp_path / "padded" / "1" / "model.onnx")
     replica = start(tmp_path)
     padded = request("padded", x=np.ones((ROWS, 2), np.float32))
-    with Load(replica, padded, pause=0.02):
+    with LoadGenerator([replica.channel], padded, pause=0.02):
         fires("NeuronaPaddingWaste", model="padded")
-    with Load(replica, request("padded", x=np.ones((32, 2), np.float32)), pause=0.02):
+    with LoadGenerator(
+        [replica.channel], request("padded", x=np.ones((32, 2), np.float32)), pause=0.02
+    ):
         clears("NeuronaPaddingWaste")
 
 
@@ -115,7 +117,7 @@ def test_a_gpu_that_is_asked_for_and_not_there(tmp_path, start, fires, clears, m
     fires("NeuronaDegradedProvider", model="classifier")
     replica.kill()
     replica.flags = ("--providers", "cpu")
-    replica.start()
+    replica.start().wait_until_serving()
     clears("NeuronaDegradedProvider")
 
 
@@ -149,7 +151,7 @@ def test_a_process_that_is_gone_and_that_does_not_serve(tmp_path, start, fires, 
     fires("NeuronaNotServing")
     replica.kill()
     fires("NeuronaTargetDown")
-    replica.start()
+    replica.start().wait_until_serving()
     clears("NeuronaTargetDown", "NeuronaNotServing")
 
 
@@ -162,7 +164,7 @@ def test_a_process_that_starts_again_and_again(tmp_path, start, scraper, fires, 
         scraper.until(lambda: scraper.query(started), "the start is seen")
         ((_, before),) = scraper.query(started)
         replica.kill()
-        replica.start()
+        replica.start().wait_until_serving()
         # One that no scrape has met would not count.
         scraper.until(lambda at=before: scraper.query(f"{started} > {at}"), "it is another one")
     fires("NeuronaProcessRestarts")

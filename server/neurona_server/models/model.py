@@ -62,12 +62,9 @@ class Model:
         self.copies: set[Request] = set()
         """What this one has as a shadow and has not answered: nobody waits for it."""
 
-        self.metrics = metrics.model(found.name, found.version)
+        self.metrics = metrics.for_version(found.name, found.version)
         self.sessions: list[Session] = []
         """One for each instance."""
-
-        self._closed = False
-        self._on_close: list[Callable[[], object]] = []
         try:
             self._load(found, options, share)
         except BaseException:
@@ -92,7 +89,7 @@ class Model:
             [one.new_run for one in self.sessions],
             batched=batched,
             share=share,
-            tracer=None if tracer is None else tracer.model(self.name, self.version, self.provider),
+            tracer=None if tracer is None else tracer(self.name, self.version, self.provider),
         )
         inputs = self.signature.inputs
         started = time.monotonic()
@@ -104,7 +101,7 @@ class Model:
             )
         for one in self.sessions:
             run_samples(str(found), self.settings.warm_up, self.signature, one.run)
-        self.metrics.warmed_up(time.monotonic() - started)
+        self.metrics.record_warm_up(time.monotonic() - started)
         answer = find_task(
             session.properties,
             session.class_labels,
@@ -113,7 +110,7 @@ class Model:
             self.settings,
         )
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
-        self.metrics.placed(session.placement, bool(session.degraded))
+        self.metrics.record_placement(session.placement, bool(session.degraded))
         if session.degraded:
             log.warning("%s: degraded: %s", found, session.degraded, extra=self.log_fields)
 
@@ -127,12 +124,14 @@ class Model:
 
     def start(self) -> None:
         batcher = self.batcher
-        self.metrics.watch(batcher.queue, batcher.curve)
+        self.metrics.watch_batching(batcher.queue, batcher.curve)
         # Read, not told: what it replaces has the same series, and changes its mind to the last.
         self.metrics.inline.set_function(lambda: batcher.inline)
         batcher.start()
         self.state = State.STATE_READY
-        self.metrics.ready(Task.Name(self.metadata.task).removeprefix("TASK_"), self.provider)
+        self.metrics.set_model_info(
+            Task.Name(self.metadata.task).removeprefix("TASK_"), self.provider
+        )
 
     def drain(self, timeout: float) -> bool:
         """Takes no more and waits until all that was admitted is answered.
@@ -166,19 +165,9 @@ class Model:
     def close(self) -> None:
         """Gives its memory back, and takes its series out of the metrics. For one that is
         drained."""
-        self._closed = True
-        while self._on_close:
-            self._on_close.pop()()
         for session in self.sessions:
             session.close()
         self.metrics.release()
-
-    def on_close(self, callback: Callable[[], object]) -> None:
-        """Has `callback` called when the model closes, or now if it has: caches drop what they
-        have for it. From any thread; it may be called twice."""
-        self._on_close.append(callback)
-        if self._closed:
-            callback()
 
 
 def _signature(model: str, session: Session, settings: ModelSettings) -> Signature:

@@ -1,5 +1,8 @@
 """Requests like one that was found good before are answered like it, each with its own data."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
@@ -11,6 +14,7 @@ from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.rpc import fast_path
 
 ONES = np.ones((1, 2), np.float32)
+ROW = np.ones((1, 4), np.float32)
 
 
 @pytest.fixture
@@ -79,8 +83,31 @@ def test_what_a_model_is_told_of_its_requests_has_an_end(make_server, monkeypatc
                 PredictRequest(model="regressor", inputs=[series]), timeout=10
             )
             assert answer.regression.rows[0].values == [length]
-    (prepared,) = [cache[model] for cache in caches if model in cache]
+    (prepared,) = [cache[id(model)] for cache in caches if id(model) in cache]
     assert 0 < len(prepared) <= 4
-    model.drain(5.0)
-    model.close()
-    assert not any(model in cache for cache in caches)
+
+
+def classify(server):
+    request = PredictRequest(model="classifier", inputs=[to_tensor("x", ROW)])
+    server.prediction.Predict(request, timeout=10)
+
+
+def infer_classes(server):
+    request = ModelInferRequest(model_name="classifier", raw_input_contents=[ROW.tobytes()])
+    request.inputs.add(name="x", datatype="FP32", shape=ROW.shape)
+    server.triton.ModelInfer(request, timeout=10)
+
+
+@pytest.mark.parametrize("send", [classify, infer_classes])
+def test_what_is_prepared_for_a_model_is_freed_with_it(make_server, wait_until, send):
+    server = make_server(explicit=True, load_model=["classifier"])
+    for _ in range(3):
+        send(server)
+    model = weakref.ref(server.registry.resolve("classifier"))
+    gc.collect()
+    gc.disable()
+    try:
+        server.reconciler.unload("classifier")
+        wait_until(lambda: model() is None)
+    finally:
+        gc.enable()

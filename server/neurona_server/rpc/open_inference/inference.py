@@ -136,7 +136,15 @@ class Inference:
             return ParsedRequest(
                 described,
                 partial(read_inputs, message, described, self._memory, most_bytes),
-                InferAnswer(model, wanted, message.id, streamed, sizes_of(model)),
+                InferAnswer(
+                    model.name,
+                    str(model.version),
+                    model.signature.batched,
+                    wanted,
+                    message.id,
+                    streamed,
+                    sizes_of(model),
+                ),
                 terms.deadline,
                 terms.priority,
                 size_of(message),

@@ -101,7 +101,7 @@ class CoalescedRequest(Request):
             return ModelFailedError()
 
     def _count_outcomes(self, answers: Sequence[bytes | NeuronaError]) -> None:
-        ended, seconds = self.model.metrics.ended, time.monotonic() - self.started
+        ended, seconds = self.model.metrics.record_request, time.monotonic() - self.started
         for answer in answers:
             ended("ok" if isinstance(answer, bytes) else answer.outcome, seconds)
 

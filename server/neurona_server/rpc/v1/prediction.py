@@ -11,7 +11,7 @@ from neurona_server.batching.policy import Priority as Level
 from neurona_server.errors import InvalidArgumentError, WrongTaskError, quoted
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
-from neurona_server.models.signature import Described
+from neurona_server.models.signature import TensorType
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.fast_path import FastPath, InputSample
 from neurona_server.rpc.limits import Limits
@@ -133,8 +133,8 @@ def _has_task(task: Task, model: Model) -> bool:
     return task == model.metadata.task
 
 
-def _described(message: PredictRequest) -> dict[str, Described]:
-    described: dict[str, Described] = {}
+def _described(message: PredictRequest) -> dict[str, TensorType]:
+    described: dict[str, TensorType] = {}
     for tensor in message.inputs:
         if tensor.name in described:
             raise InvalidArgumentError(
