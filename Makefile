@@ -30,7 +30,7 @@ help:
 	@echo '             (needs h2load, Debian: nghttp2-client; BENCH="--against mlserver,triton")'
 	@echo 'make check   lint, type-check, check the layers; writes nothing'
 	@echo 'make lint    format and mend what can be mended'
-	@echo 'make dashboards  write the dashboards of Grafana'
+	@echo 'make dashboards  write the Grafana dashboards'
 	@echo 'make proto   write the generated files of protos/'
 	@echo 'make image   build the image $(IMAGE) (RUNTIME=gpu: for NVIDIA GPUs)'
 	@echo 'make sbom    print what the image $(IMAGE) holds, as CycloneDX'
@@ -89,8 +89,8 @@ lint: $(BIN)/.installed-dev
 proto: $(BIN)/.installed-dev
 	PYTHON=$(BIN)/python sh protos/generate.sh
 
-dashboards:
-	$(PYTHON) deploy/grafana/write.py
+dashboards: $(BIN)/.installed-dev
+	$(BIN)/python deploy/grafana
 
 manifests: $(BIN)/.installed-dev
 	$(BIN)/python deploy/kubernetes/prometheus_rule.py
