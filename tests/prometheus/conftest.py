@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.prometheus_server import Scraper
-from support.replica import Replica
+from support.server_process import ServerProcess
 
 HERE = Path(__file__).parent
 
@@ -36,9 +36,9 @@ def start(scraper):
     replicas = []
 
     def start(repository, *flags):
-        replica = Replica(repository, *flags)
+        replica = ServerProcess(repository, *flags)
         replicas.append(replica)
-        replica.start()
+        replica.start().wait_until_serving()
         scraper.add_target(replica.metrics_address)
         return replica
 

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 from support import dashboards, onnx_models
-from support.replica import Load
+from support.server_process import LoadGenerator
 
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.tensors import to_tensor
@@ -66,9 +66,9 @@ def quiet(scraper):
 def test_error_budgets(tmp_path, start, scraper, fires, clears):
     onnx_models.save_picker(tmp_path / "picker" / "1" / "model.onnx")
     replica = start(tmp_path)
-    with Load(replica, pick(1), pause=0.02):
+    with LoadGenerator([replica.channel], pick(1), pause=0.02):
         scraper.until(lambda: scraper.query("neurona:errors:ratio_rate6h == 0"), "no errors")
-        with Load(replica, pick(7), pause=0.02):
+        with LoadGenerator([replica.channel], pick(7), pause=0.02):
             fires("NeuronaErrorBudgetBurnsFast", "NeuronaErrorBudgetBurnsSlowly", model="picker")
         clears("NeuronaErrorBudgetBurnsFast", "NeuronaErrorBudgetBurnsSlowly")
         assert scraper.query('neurona:errors:ratio_rate3d{model="picker"} > 0.001')
@@ -81,7 +81,7 @@ def test_latency_budgets_and_a_growing_queue(tmp_path, start, fires, clears):
         *("NeuronaLatencyBudgetBurnsFast", "NeuronaLatencyBudgetBurnsSlowly"),
         "NeuronaQueueGrows",
     ]
-    with Load(start(tmp_path), SLOW, callers=24):
+    with LoadGenerator([start(tmp_path).channel], SLOW, callers=24):
         fires(*names, model="slow")
     clears(*names)
 
@@ -90,10 +90,10 @@ def test_latency_budgets_and_a_growing_queue(tmp_path, start, fires, clears):
 def test_rejected_requests_and_calls(tmp_path, start, fires, clears):
     onnx_models.save_slow(tmp_path / "slow" / "1" / "model.onnx", products=3)
     replica = start(tmp_path, "--max-queue-rows", "4", "--max-message-bytes", "100000")
-    with Load(replica, SLOW, callers=12):
+    with LoadGenerator([replica.channel], SLOW, callers=12):
         fires("NeuronaRequestsRejected", model="slow")
     clears("NeuronaRequestsRejected", "NeuronaQueueGrows")
-    with Load(replica, request("slow", x=np.ones(100_000, np.float32))):
+    with LoadGenerator([replica.channel], request("slow", x=np.ones(100_000, np.float32))):
         fires("NeuronaCallsRejected")
     clears("NeuronaCallsRejected")
 
@@ -103,9 +103,11 @@ def test_padding(tmp_path, start, fires, clears):
     onnx_models.save_quick_at_32(tmp_path / "padded" / "1" / "model.onnx")
     replica = start(tmp_path)
     padded = request("padded", x=np.ones((ROWS, 2), np.float32))
-    with Load(replica, padded, pause=0.02):
+    with LoadGenerator([replica.channel], padded, pause=0.02):
         fires("NeuronaPaddingWaste", model="padded")
-    with Load(replica, request("padded", x=np.ones((32, 2), np.float32)), pause=0.02):
+    with LoadGenerator(
+        [replica.channel], request("padded", x=np.ones((32, 2), np.float32)), pause=0.02
+    ):
         clears("NeuronaPaddingWaste")
 
 
@@ -117,7 +119,7 @@ def test_a_missing_gpu(tmp_path, start, fires, clears, monkeypatch):
     fires("NeuronaDegradedProvider", model="classifier")
     replica.kill()
     replica.flags = ("--providers", "cpu")
-    replica.start()
+    replica.start().wait_until_serving()
     clears("NeuronaDegradedProvider")
 
 
@@ -151,7 +153,7 @@ def test_a_process_that_drains_and_exits(tmp_path, start, fires, clears):
     fires("NeuronaNotServing")
     replica.kill()
     fires("NeuronaTargetDown")
-    replica.start()
+    replica.start().wait_until_serving()
     clears("NeuronaTargetDown", "NeuronaNotServing")
 
 
@@ -164,7 +166,7 @@ def test_repeated_restarts(tmp_path, start, scraper, fires, clears):
         scraper.until(lambda: scraper.query(started), "the start is scraped")
         ((_, before),) = scraper.query(started)
         replica.kill()
-        replica.start()
+        replica.start().wait_until_serving()
         # A start between two scrapes would not count.
         scraper.until(
             lambda at=before: scraper.query(f"{started} > {at}"), "the restart is scraped"

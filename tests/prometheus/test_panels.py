@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 from support import dashboards, onnx_models
-from support.replica import Load, Replica
+from support.server_process import LoadGenerator, ServerProcess
 
 from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest
 from neurona_protos.prediction_pb2_grpc import PredictionStub
@@ -44,10 +44,13 @@ def under_load(scraper, tmp_path_factory):
     onnx_models.save_quick_at_32(root / "padded" / "1" / "model.onnx")
     small = tmp_path_factory.mktemp("small")
     onnx_models.save_classifier(small / "classifier" / "1" / "model.onnx")
-    replicas = [Replica(root, "--max-message-bytes", "100000"), Replica(small, "--processes", "2")]
+    replicas = [
+        ServerProcess(root, "--max-message-bytes", "100000"),
+        ServerProcess(small, "--processes", "2"),
+    ]
     try:
         for replica in replicas:
-            replica.start()
+            replica.start().wait_until_serving()
             scraper.add_target(replica.metrics_address)
         first, second = replicas
         too_large = request("padded", np.ones((100_000, 2), np.float32))
@@ -55,9 +58,9 @@ def under_load(scraper, tmp_path_factory):
         end = threading.Event()
         stream = PredictionStub(first.channel).PredictStream(open_stream(end))
         with (
-            Load(first, request("classifier"), callers=3, pause=0.005),
-            Load(first, request("padded"), too_large, unknown, pause=0.05),
-            Load(second, request("classifier"), pause=0.02),
+            LoadGenerator([first.channel], request("classifier"), callers=3, pause=0.005),
+            LoadGenerator([first.channel], request("padded"), too_large, unknown, pause=0.05),
+            LoadGenerator([second.channel], request("classifier"), pause=0.02),
         ):
             yield first.metrics_address, second.metrics_address
         end.set()

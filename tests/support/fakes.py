@@ -70,10 +70,10 @@ class PuppetBatcher(Batcher):
     def __init__(self, policy=None, **options):
         self.clock = Clock()
         self.registry = CollectorRegistry()
-        metrics = Metrics(self.registry).model("puppet", 1)
+        metrics = Metrics(self.registry).for_version("puppet", 1)
         policy = policy or BatchPolicy(max_rows=8, max_queue_rows=64)
         super().__init__("puppet/1", policy, metrics, clock=self.clock, **options)
-        metrics.watch(self.queue, self.curve)
+        metrics.watch_batching(self.queue, self.curve)
 
     def step(self, puppet):
         """One batch, as an idle instance would take it."""

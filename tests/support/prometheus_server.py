@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from support import dashboards
-from support.replica import free_address
+from support.server_process import free_addresses
 
 SPEED = 720
 """An hour takes five seconds."""
@@ -66,7 +66,7 @@ class Scraper:
     """The Prometheus process, its targets and its query API."""
 
     def __init__(self, folder: Path) -> None:
-        self.address = free_address()
+        (self.address,) = free_addresses(1)
         self._targets: set[str] = set()
         self._targets_file = folder / "targets.json"
         self._write_targets()

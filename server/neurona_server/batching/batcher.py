@@ -257,9 +257,9 @@ class Batcher:
             for request in cut.expired:
                 request.fail(DeadlineExceededError("the deadline passed while the request waited"))
             if cut.batch:
-                self._metrics.waited(cut.waits)
+                self._metrics.record_queue_waits(cut.waits)
                 if self._tracer is not None:
-                    self._tracer.cut(cut.batch)
+                    self._tracer.record_queue_times(cut.batch)
                 under_way = self.admission.begin(self.curve.predict(cut.rows, cut.batch[0].group))
                 self._run_or_halve(cut, cut.batch, new_run)
                 self.admission.end(under_way)
@@ -310,9 +310,9 @@ class Batcher:
             parts = self._run(batch, run)
         except Exception as error:
             if self._tracer is not None:
-                self._tracer.failed(batch, now, error)
+                self._tracer.record_failed_run(batch, now, error)
             if running is not None and running.terminated:
-                self._metrics.terminated.inc()
+                self._metrics.terminated_runs.inc()
             elif not (halves := cut.halves(batch)):
                 self.failures.tell("it failed on a request", error, batch[0].log_fields)
                 batch[0].fail(ModelFailedError())
@@ -337,10 +337,10 @@ class Batcher:
         parts = split(outputs, batch, padded) if self._batched else [outputs]
         over = self._clock()
         if self._tracer is not None:
-            self._tracer.ran(batch, rows, padded, RunTimes(started, joined, ended, over))
+            self._tracer.record_run(batch, rows, padded, RunTimes(started, joined, ended, over))
         taken = (joined - started, ended - joined, over - ended)
         requests = sum([request.count for request in batch])
-        self._metrics.ran(rows, requests, padded - rows, taken, predicted)
+        self._metrics.record_run(rows, requests, padded - rows, taken, predicted)
         self.curve.observe(padded, seconds, group, ended)
         self._full_batches += rows >= self.queue.limit
         self._transport.ran(seconds)

@@ -70,7 +70,7 @@ class Model:
         self.copies: set[Request] = set()
         """What this one has as a shadow and has not answered: nobody waits for it."""
 
-        self.metrics = metrics.model(found.name, found.version)
+        self.metrics = metrics.for_version(found.name, found.version)
         self._sessions: list[Session] = []
         try:
             self._load(found, options, share)
@@ -95,7 +95,7 @@ class Model:
             self.metrics,
             batched=batched,
             share=share,
-            tracer=None if tracer is None else tracer.model(self.name, self.version, self.provider),
+            tracer=None if tracer is None else tracer(self.name, self.version, self.provider),
         )
         self.batcher.admission.instances = len(self._sessions)
         self.instances = [
@@ -111,7 +111,7 @@ class Model:
             )
         for one in self._sessions:
             run_samples(str(found), self.settings.warm_up, self.signature, one.run)
-        self.metrics.warmed_up(time.monotonic() - started)
+        self.metrics.record_warm_up(time.monotonic() - started)
         answer = find_task(
             session.properties,
             session.class_labels,
@@ -120,7 +120,7 @@ class Model:
             self.settings,
         )
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
-        self.metrics.placed(session.placement, bool(session.degraded))
+        self.metrics.record_placement(session.placement, bool(session.degraded))
         if session.degraded:
             log.warning("%s: degraded: %s", found, session.degraded, extra=self.log_fields)
 
@@ -134,13 +134,15 @@ class Model:
 
     def start(self) -> None:
         batcher = self.batcher
-        self.metrics.watch(batcher.queue, batcher.curve)
+        self.metrics.watch_batching(batcher.queue, batcher.curve)
         # Read, not told: what it replaces has the same series, and changes its mind to the last.
         self.metrics.inline.set_function(lambda: batcher.inline)
         for instance in self.instances:
             instance.start()
         self.state = State.STATE_READY
-        self.metrics.ready(Task.Name(self.metadata.task).removeprefix("TASK_"), self.provider)
+        self.metrics.set_model_info(
+            Task.Name(self.metadata.task).removeprefix("TASK_"), self.provider
+        )
 
     def submit(self, request: Request, defer: Defer) -> None:
         """Never waits. Raises what `Batcher.submit` raises.

@@ -124,7 +124,7 @@ def _answer(request: CoalescedRequest, part: RowSlice) -> bytes | NeuronaError:
 
 
 def _count(request: CoalescedRequest, answers: Sequence[bytes | NeuronaError]) -> None:
-    ended, seconds = request.model.metrics.ended, time.monotonic() - request.started
+    ended, seconds = request.model.metrics.record_request, time.monotonic() - request.started
     for answer in answers:
         ended("ok" if isinstance(answer, bytes) else answer.outcome, seconds)
 
