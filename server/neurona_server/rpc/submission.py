@@ -18,7 +18,7 @@ from neurona_server.errors import (
     UnavailableError,
 )
 from neurona_server.models.model import Defer, Model
-from neurona_server.models.signature import Described
+from neurona_server.models.signature import TensorType
 from neurona_server.rpc.call import RequestIdentity, cancellation_error, log_fields_of
 from neurona_server.rpc.limits import Limits
 from neurona_server.telemetry.metrics import Metrics
@@ -61,7 +61,7 @@ class ParsedRequest(NamedTuple):
     """What a message asks of a model. `decode` is called once the described inputs are found
     to fit; `answer` writes what the caller gets. Neither may hold the message for longer."""
 
-    described: Mapping[str, Described]
+    described: Mapping[str, TensorType]
     decode: Callable[[], Inputs]
     answer: ResponseWriter
     deadline: float

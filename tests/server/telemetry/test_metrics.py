@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from support import onnx_models
-from support.in_process_server import OPTIONS, Server
+from support.in_process_server import OPTIONS, InProcessServer
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest
 from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest, StreamedRequest
@@ -67,7 +67,7 @@ def test_a_load_is_seen_from_its_beginning_to_its_end():
 
 @pytest.fixture(scope="module")
 def server(repository):
-    server = Server(repository)
+    server = InProcessServer(repository)
     yield server
     server.stop()
 
@@ -101,7 +101,7 @@ def test_no_load_is_under_way_once_all_have_come(server):
 
 
 def test_what_waits_is_told_in_rows_and_bytes(repository, wait_until):
-    server = Server(repository, start_models=False)
+    server = InProcessServer(repository, start_models=False)
     try:
         call = server.prediction.Predict.future(request(rows=5))
         wait_until(lambda: server.count("queue_rows", **LABELS) == 5)
@@ -143,7 +143,7 @@ def test_a_message_that_is_too_large_is_counted_where_the_quick_door_sees_it(rep
     rejected = []
     onnx_models.save_regressor(tmp_path / "m" / "1" / "model.onnx")
     options = OPTIONS.__class__(max_message_bytes=1000, on_reject=rejected.append)
-    server = Server(tmp_path, options=options)
+    server = InProcessServer(tmp_path, options=options)
     try:
         for _ in range(2):
             with pytest.raises(grpc.RpcError, match="larger than max"):

@@ -288,4 +288,4 @@ def test_doors_tell_of_whom_they_refuse_and_models_of_theirs(make_server, file):
     assert error_of(server.prediction.Predict, total("classifier"), LIMITED)[0] == (
         "PERMISSION_DENIED"
     )
-    assert server.count("refused_calls_total", reason="permission") == 1
+    assert server.count("rejected_calls_total", reason="permission") == 1
