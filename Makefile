@@ -35,7 +35,7 @@ help:
 	@echo 'make check   lint, type-check, check the layers; writes nothing'
 	@echo 'make lint    format, and fix what can be fixed'
 	@echo 'make docs    write the reference pages: options, metrics, errors, the API'
-	@echo 'make dashboards  write the dashboards of Grafana'
+	@echo 'make dashboards  write the Grafana dashboards'
 	@echo 'make proto   write the generated files of protos/'
 	@echo 'make image   build the image $(IMAGE) (RUNTIME=gpu: for NVIDIA GPUs)'
 	@echo 'make sbom    print what the image $(IMAGE) holds, as CycloneDX'
@@ -113,8 +113,8 @@ docs: $(BIN)/.installed-dev
 	$(BIN)/python server/docs/generate.py
 	$(BIN)/python protos/docs/generate.py
 
-dashboards:
-	$(PYTHON) deploy/grafana/write.py
+dashboards: $(BIN)/.installed-dev
+	$(BIN)/python deploy/grafana
 
 manifests: $(BIN)/.installed-dev
 	$(BIN)/python deploy/kubernetes/prometheus_rule.py
