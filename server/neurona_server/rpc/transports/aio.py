@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
+from neurona_server.batching.batcher import Deferred
 from neurona_server.errors import (
     NeuronaError,
     UnavailableError,
@@ -24,7 +25,6 @@ from neurona_server.errors import (
     quoted,
     response_too_large,
 )
-from neurona_server.models.model import Deferred
 from neurona_server.rpc.call import (
     REQUEST_ID,
     BaseCall,

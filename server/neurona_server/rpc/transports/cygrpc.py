@@ -20,6 +20,7 @@ from typing import Any
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
+from neurona_server.batching.batcher import Deferred
 from neurona_server.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
@@ -31,7 +32,6 @@ from neurona_server.errors import (
     quoted,
     response_too_large,
 )
-from neurona_server.models.model import Deferred
 from neurona_server.rpc.call import (
     REQUEST_ID,
     BaseCall,
