@@ -15,7 +15,7 @@ NUMBERS = st.integers(1, 4)
 SETTINGS = st.builds(
     ModelSettings,
     versions=st.sampled_from(
-        [None, VersionPolicy(every=True), VersionPolicy(2), VersionPolicy(listed=(1, 3))]
+        [None, VersionPolicy(all_versions=True), VersionPolicy(2), VersionPolicy(listed=(1, 3))]
     ),
     version_labels=st.dictionaries(st.sampled_from(["stable", "canary"]), NUMBERS),
     traffic=st.builds(
@@ -163,7 +163,7 @@ def test_files_that_change_while_they_are_loaded_are_loaded_again_for_whoever_as
 
 
 def test_a_load_that_ends_is_no_look_at_files_that_may_be_on_their_way():
-    versions = VersionSet("m", VersionPolicy(every=True))
+    versions = VersionSet("m", VersionPolicy(all_versions=True))
     versions.see(ModelFolder("m", on_disk(v1=1, v2=1)), eager=True)
     assert not versions.see(ModelFolder("m", on_disk(v1=1, v2=1, v3=1)))  # half of it
     assert not versions.failed(1, "broken")

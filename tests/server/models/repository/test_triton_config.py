@@ -163,7 +163,7 @@ def test_a_repository_of_triton_serves_unchanged(tmp_path, folder, caplog):
             "dynamic_batching { preserve_ordering: true }",
             {"ignored": ("dynamic_batching.preserve_ordering",)},
         ),
-        ("version_policy { all {} }", {"versions": VersionPolicy(every=True)}),
+        ("version_policy { all {} }", {"versions": VersionPolicy(all_versions=True)}),
         ("version_policy { latest { num_versions: 2 } }", {"versions": VersionPolicy(2)}),
         ("version_policy { latest {} }", {"versions": VersionPolicy(1)}),
         ("version_policy {}", {}),

@@ -258,7 +258,7 @@ def test_models_are_loaded_and_unloaded_for_real(make_server, refusal, wait_unti
 @pytest.mark.parametrize(
     ("policy", "told"),
     [
-        (VersionPolicy(every=True), "all {\n}\n"),
+        (VersionPolicy(all_versions=True), "all {\n}\n"),
         (VersionPolicy(latest=3), "latest {\n  num_versions: 3\n}\n"),
         (VersionPolicy(listed=(1, 4)), "specific {\n  versions: 1\n  versions: 4\n}\n"),
     ],
