@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from neurona_protos.tensors import TensorError
+from neurona_server.batching.batcher import Defer
 from neurona_server.batching.policy import Priority
 from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.errors import (
@@ -17,7 +18,7 @@ from neurona_server.errors import (
     NeuronaError,
     UnavailableError,
 )
-from neurona_server.models.model import Defer, Model
+from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorType
 from neurona_server.rpc.call import RequestIdentity, cancellation_error, log_fields_of
 from neurona_server.rpc.limits import Limits
@@ -89,7 +90,7 @@ class Submission(Request):
         priority: Priority,
         nbytes: int,
     ) -> None:
-        super().__init__(inputs, rows, group, _finish, deadline, priority, nbytes)
+        super().__init__(inputs, rows, group, deadline, priority, nbytes)
         self.model = model
         self.receiver = receiver
         self.answer = answer
@@ -102,6 +103,31 @@ class Submission(Request):
     @property
     def log_fields(self) -> Mapping[str, str | int]:
         return {**self.model.log_fields, **log_fields_of(self.receiver)}
+
+    def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
+        model = self.model
+        response = None
+        if outputs is not None:
+            try:
+                response = self.answer(outputs)
+            except NeuronaError as raised:
+                error = raised
+            except Exception as fault:
+                # Whatever is wrong with one answer, its caller hears of it.
+                model.batcher.failures.tell("an answer cannot be written", fault, self.log_fields)
+                error = ModelFailedError()
+        seconds = time.monotonic() - self.started
+        model.metrics.record_request("ok" if error is None else error.outcome, seconds)
+        if (trace := self.receiver.trace) is not None:
+            trace.record_outcome(self, model.name, model.version, error)
+            if error is None:
+                model.metrics.record_exemplar(seconds, trace.trace_id)
+        if response is None:
+            self.receiver.fail(error or ModelFailedError())
+        else:
+            self.receiver.reply(response)
+        if outputs is not None and (on_answer := model.on_answer) is not None:
+            on_answer(self, outputs)
 
 
 class AcceptedRequest(NamedTuple):
@@ -178,7 +204,7 @@ def send(
     receiver, model = submission.receiver, submission.model
     receiver.on_cancel(partial(cancel, submission))
     try:
-        model.submit(submission, receiver.defer)
+        model.batcher.submit(submission, receiver.defer)
     except NeuronaError as error:
         replaced = (
             isinstance(error, UnavailableError)
@@ -189,33 +215,6 @@ def send(
             submission.fail(error)
         elif submission.withdraw():
             again()
-
-
-def _finish(request: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
-    assert isinstance(request, Submission)  # noqa: S101  for the type checker
-    model = request.model
-    response = None
-    if outputs is not None:
-        try:
-            response = request.answer(outputs)
-        except NeuronaError as raised:
-            error = raised
-        except Exception as fault:
-            # Whatever is wrong with one answer, its caller hears of it.
-            model.batcher.failures.tell("an answer cannot be written", fault, request.log_fields)
-            error = ModelFailedError()
-    seconds = time.monotonic() - request.started
-    model.metrics.record_request("ok" if error is None else error.outcome, seconds)
-    if (trace := request.receiver.trace) is not None:
-        trace.record_outcome(request, model.name, model.version, error)
-        if error is None:
-            model.metrics.record_exemplar(seconds, trace.trace_id)
-    if response is None:
-        request.receiver.fail(error or ModelFailedError())
-    else:
-        request.receiver.reply(response)
-    if outputs is not None and (on_answer := model.on_answer) is not None:
-        on_answer(request, outputs)
 
 
 def _is_replaced(resolve: Callable[[], Model], model: Model) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from neurona_protos.prediction_pb2 import Task
 from neurona_server.batching.batch import RowSlice
 from neurona_server.batching.policy import Priority
-from neurona_server.batching.request import Array, Outputs, Request
+from neurona_server.batching.request import Array, Inputs, Outputs, Request
 from neurona_server.errors import NeuronaError
 from neurona_server.models.lifecycle.registry import ModelEntry, ModelVersion
 from neurona_server.models.model import Model
@@ -140,14 +140,6 @@ class Shadow:
             self._count("incompatible")
             return
         kept = _own(outputs)
-
-        def done(copy: Request, shadowed: Outputs | None, error: NeuronaError | None) -> None:
-            self.to.copies.discard(copy)
-            if shadowed is None:
-                self._count("refused" if error and error.outcome == "rejected" else "failed")
-            else:
-                self._count(self._compare(kept, shadowed))
-
         described = {
             spec.name: (spec.dtype, request.inputs[spec.name].shape)
             for spec in self.to.signature.inputs
@@ -156,12 +148,22 @@ class Shadow:
         group = self.to.signature.group(described)
         # The answer waits with it, and may be much larger than what was asked.
         size = request.nbytes + sum([array.nbytes for array in kept])
-        copy = Request(inputs, request.rows, group, done, priority=Priority.LOW, nbytes=size)
+        copy = _Copy(self, kept, inputs, request.rows, group, size)
         self.to.copies.add(copy)
         try:
             self.to.batcher.submit(copy)
         except NeuronaError as error:
             copy.fail(error)
+
+    def finish_copy(
+        self, copy: Request, expected: Outputs, outputs: Outputs | None, error: NeuronaError | None
+    ) -> None:
+        """Compares the copy's outputs with those that were `expected`, and counts the outcome."""
+        self.to.copies.discard(copy)
+        if outputs is None:
+            self._count("refused" if error and error.outcome == "rejected" else "failed")
+        else:
+            self._count(self._compare(expected, outputs))
 
     def _compare(self, outputs: Outputs, shadowed: Outputs) -> str:
         mine = _by_name(self._of, outputs)
@@ -173,6 +175,28 @@ class Shadow:
 
     def _count(self, outcome: str) -> None:
         self.to.metrics.record_shadow(outcome)
+
+
+class _Copy(Request):
+    """A request that a shadow runs; `expected` are the outputs that its caller got."""
+
+    __slots__ = ("_expected", "_shadow")
+
+    def __init__(
+        self,
+        shadow: Shadow,
+        expected: Outputs,
+        inputs: Inputs,
+        rows: int,
+        group: Hashable,
+        nbytes: int,
+    ) -> None:
+        super().__init__(inputs, rows, group, priority=Priority.LOW, nbytes=nbytes)
+        self._shadow = shadow
+        self._expected = expected
+
+    def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
+        self._shadow.finish_copy(self, self._expected, outputs, error)
 
 
 def _own(outputs: Outputs) -> Outputs:

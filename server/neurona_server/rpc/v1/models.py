@@ -168,7 +168,7 @@ def _batching(model: Model) -> Batching:
         max_rows=batcher.curve.rungs[-1],
         limit_rows=batcher.queue.limit,
         latency_objective_seconds=batcher.policy.latency_objective or 0.0,
-        instances=len(model.instances),
+        instances=batcher.instances,
         inline=batcher.inline,
         costs=[
             RunCost(rows=rows, seconds=seconds, padded=rows in padded)

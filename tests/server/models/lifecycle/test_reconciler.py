@@ -118,7 +118,7 @@ def test_a_new_version_takes_over_and_the_old_one_is_freed(tmp_path, start, wait
     wait_until(lambda: server.count("requests_total", model="m", version="1", outcome="ok") == 0)
     assert old.state == State.STATE_DRAINING
     with pytest.raises(UnavailableError, match="the model has been unloaded"):
-        old.instances[0].session.run({"x": X})
+        old.sessions[0].run({"x": X})
     assert states(server) == {1: "unloaded", 2: "ready"}
     assert server.count("version_state", model="m", version="2", state="ready") == 1
     assert server.count("version_label", model="m", version="2", label="latest") == 1
@@ -134,7 +134,7 @@ def test_a_run_that_outlasts_its_drain_gives_everything_back_when_it_ends(
     server = start()
     server.reconciler._drains.timeout = 0.0
     (old,) = server.registry.models()
-    session, goes_on, running = old.instances[0].session, threading.Event(), threading.Event()
+    session, goes_on, running = old.sessions[0], threading.Event(), threading.Event()
 
     def run(*_):
         running.set()
