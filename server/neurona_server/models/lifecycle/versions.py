@@ -206,9 +206,7 @@ class VersionSet:
     def _is_due(self, number: int, identity: Identity) -> bool:
         record = self._records[number]
         tried = identity in (record.loaded_identity, record.failed_identity)
-        return (
-            not tried and record.loading_identity is None and record.stable_identity == identity
-        )
+        return not tried and record.loading_identity is None and record.stable_identity == identity
 
     def _surplus(self, loaded: set[int]) -> set[int]:
         """Return the loaded versions that can be unloaded."""
