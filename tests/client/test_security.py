@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from support.certificates import Authority
+from support.certificates import CertificateAuthority
 
 import neurona_client
 from neurona_client import Client, Retries, Tls
@@ -20,8 +20,9 @@ SHORT_RETRIES = Retries(unreachable_timeout=0.3)
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls")
-    authority, stranger = Authority(folder, "authority"), Authority(folder, "stranger")
-    return authority, stranger, authority.sign("server"), authority.sign("client")
+    authority = CertificateAuthority(folder, "authority")
+    stranger = CertificateAuthority(folder, "stranger")
+    return authority, stranger, authority.issue("server"), authority.issue("client")
 
 
 @pytest.fixture(params=[True, False], ids=["coalescing", "unary"])

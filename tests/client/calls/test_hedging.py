@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from support.replicas import Replica
+from support.server_process import ServerProcess
 
 import neurona_client
 from neurona_client import AsyncClient, Client, Retries
@@ -27,23 +27,21 @@ def any_suspect(client):
 
 
 @pytest.fixture(scope="module")
-def replicas(repository, tmp_path_factory):
-    started = [Replica(repository, tmp_path_factory.mktemp("hedged")) for _ in range(2)]
+def replicas(repository):
+    started = [ServerProcess(repository, "--log-level", "warning").start() for _ in range(2)]
     for replica in started:
         with Client(replica.address) as client:
             client.wait_until_ready(60, models=["regressor"])
     yield started
     for replica in started:
-        replica.kill()
+        replica.close()
 
 
 @pytest.fixture
 def freeze_one(replicas):
     """Gives what freezes one of the two servers; its connections stay open."""
-    process = replicas[0]._process
-
-    yield lambda: process.send_signal(signal.SIGSTOP)
-    process.send_signal(signal.SIGCONT)
+    yield lambda: replicas[0].send_signal(signal.SIGSTOP)
+    replicas[0].send_signal(signal.SIGCONT)
 
 
 def predicts_correctly(client, number, **options):
@@ -91,7 +89,7 @@ def test_a_frozen_server_delays_no_thread(replicas, freeze_one, wait_until, coal
         assert 0 < hedging._base.hedge_budget.hedges_sent - before <= 10 + 0.1 * callers * each
         assert not any_suspect(hedging)
         assert hedging._base.capacity.in_flight == (0, 0)
-        replicas[0]._process.send_signal(signal.SIGCONT)
+        replicas[0].send_signal(signal.SIGCONT)
         # Late responses are not taken for those of other calls.
         assert all(predicts_correctly(hedging, number, timeout=30) for number in range(100))
 
@@ -116,7 +114,7 @@ def test_a_frozen_server_delays_no_coroutine(replicas, freeze_one, wait_until, c
             await asyncio.gather(*(run(caller) for caller in range(callers)))
             assert 0 < client._base.hedge_budget.hedges_sent <= 10 + 0.1 * each * (callers + 1) + 1
             assert not any_suspect(client)
-            replicas[0]._process.send_signal(signal.SIGCONT)
+            replicas[0].send_signal(signal.SIGCONT)
             await asyncio.gather(*(run(caller) for caller in range(callers)))
             assert client._base.capacity.in_flight == (0, 0)
 

@@ -5,8 +5,8 @@ import os
 import signal
 
 import pytest
-from support.certificates import Authority
-from support.served import Served
+from support.certificates import CertificateAuthority
+from support.server_process import ServerProcess
 
 BEARER = "a-secret-that-nobody-can-guess"
 
@@ -79,19 +79,20 @@ def test_an_invalid_environment_exits_with_2_and_does_not_print_the_token(
 
 
 def test_tls_and_tokens_by_flag_and_by_environment(neurona, repository, tmp_path):
-    authority = Authority(tmp_path, "authority")
-    certificate, key = authority.sign("server")
-    client_certificate, client_key = authority.sign("client")
+    authority = CertificateAuthority(tmp_path, "authority")
+    certificate, key = authority.issue("server")
+    client_certificate, client_key = authority.issue("client")
     tokens = tmp_path / "tokens.toml"
     digest = hashlib.sha256(BEARER.encode()).hexdigest()
     tokens.write_text(f'[[tokens]]\nname = "a"\nsha256 = "{digest}"\nrights = ["describe"]\n')
     flags = ["--tls-certificate", certificate, "--tls-key", key]
     flags += ["--tls-client-ca", authority.certificate, "--tokens-file", tokens]
-    server = Served(
-        repository, *flags, own=(client_key, client_certificate), trusting=authority.certificate
-    )
-    try:
-        server.wait_until_serving()
+    with ServerProcess(
+        repository,
+        *flags,
+        trusted_ca=authority.certificate,
+        client_certificate=(client_certificate, client_key),
+    ) as server:
         to = ["health", "--address", server.address]
         files = [
             "--ca",
@@ -116,8 +117,6 @@ def test_tls_and_tokens_by_flag_and_by_environment(neurona, repository, tmp_path
         done = neurona(*to, variables=variables)
         assert done.returncode == 1
         assert done.stderr.startswith(f"neurona: {server.address}: UNAVAILABLE: ")
-    finally:
-        server.close()
 
 
 def test_a_closed_standard_output_exits_with_141_and_prints_nothing(neurona):

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from support.cli import NEURONA, environment
-from support.served import Served
+from support.server_process import ServerProcess
 
 from neurona_client.cli.metrics_page import MetricsPage, compute_rates, parse_metrics, quantile
 
@@ -79,18 +79,13 @@ def test_ctrl_c_ends_the_live_table_and_no_color_is_respected(start_watch, serve
 
 
 def test_the_live_table_continues_after_a_restart_of_the_server(start_watch, repository):
-    server = Served(repository)
-    try:
-        server.wait_until_serving()
+    with ServerProcess(repository) as server:
         _, terminal = start_watch(server.metrics_address)
         read_until(terminal, "classifier")
         server.stop()
         read_until(terminal, "/metrics: Connection refused; retrying")
-        server.process.stderr.close()
         server.start()
         read_until(terminal, "classifier")
-    finally:
-        server.close()
 
 
 def test_once_prints_plain_text_or_json(neurona, served):
