@@ -21,7 +21,7 @@ def test_an_unknown_model_fails(neurona, served):
     done = neurona("health", "nothing")
     assert done.returncode == 1
     assert done.stdout == ""
-    reason = "NOT_FOUND: nothing called 'nothing' is served"
+    reason = "NOT_FOUND: unknown service or model 'nothing'"
     assert done.stderr == f"neurona: {served.address}: {reason}\n"
 
 
