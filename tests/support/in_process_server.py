@@ -84,7 +84,7 @@ class InProcessServer:
             if start_models:
                 model.start()
             else:
-                model.metrics.watch_batching(model.batcher.queue, model.batcher.curve)
+                model.metrics.watch_batching(model.batcher.queue, model.batcher.cost_model)
             return model
 
         self.reconciler = Reconciler(

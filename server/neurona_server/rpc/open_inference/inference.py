@@ -9,7 +9,7 @@ from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.fast_path import FastPath, InputSample
-from neurona_server.rpc.flow_control import sizes_of
+from neurona_server.rpc.flow_control import size_estimate_of
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.inputs import describe, read_inputs, size_of
 from neurona_server.rpc.open_inference.messages import number_of, parse, read_terms, resolve
@@ -82,20 +82,20 @@ class Inference:
             path + "ModelStreamInfer": Streaming(self._stream, Right.PREDICT),
         }
 
-    def begin(self, message: bytes, receiver: Responder, grant: Grant) -> None:
+    def begin(self, message: bytes, responder: Responder, grant: Grant) -> None:
         """Sends a request on its way; the receiver gets the bytes of its ModelInferResponse or
         its error, exactly once."""
-        again = partial(self.begin, message, receiver, grant)
-        if grant.models is None and _send(self._repeats, message, receiver, again) is not None:
+        again = partial(self.begin, message, responder, grant)
+        if grant.models is None and _send(self._repeats, message, responder, again) is not None:
             return
         try:
             self._limits.check_wire(message, tensors=TENSORS)
             parsed = parse(ModelInferRequest, message)
         except InvalidArgumentError as error:
             self._metrics.unresolved["invalid"].inc()
-            receiver.fail(error)
+            responder.fail(error)
             return
-        sent = self.begin_parsed(parsed, receiver, grant)
+        sent = self.begin_parsed(parsed, responder, grant)
         _learn(self._repeats, message, parsed, sent)
 
     def begin_streamed(self, turn: PendingResponse, grant: Grant) -> int:
@@ -114,12 +114,12 @@ class Inference:
         turn.read(parsed.id)
         sent = self.begin_parsed(parsed, turn, grant, streamed=True)
         _learn(self._streamed, message, parsed, sent)
-        return sent.expected if sent is not None else 0
+        return sent.expected_bytes if sent is not None else 0
 
     def begin_parsed(
         self,
         message: ModelInferRequest,
-        receiver: Responder,
+        responder: Responder,
         grant: Grant,
         *,
         streamed: bool = False,
@@ -129,7 +129,7 @@ class Inference:
 
         def read(model: Model) -> ParsedRequest:
             self._limits.check(message)
-            terms = read_terms(message, receiver.deadline)
+            terms = read_terms(message, responder.deadline)
             wanted = read_outputs(message, model, self._memory)
             described = describe(message, model.signature)
             most_bytes = model.batcher.policy.max_queue_bytes
@@ -143,7 +143,7 @@ class Inference:
                     wanted,
                     message.id,
                     streamed,
-                    sizes_of(model),
+                    size_estimate_of(model),
                 ),
                 terms.deadline,
                 terms.priority,
@@ -151,7 +151,7 @@ class Inference:
                 self._limits,
             )
 
-        return submit(self._metrics, which, read, receiver)
+        return submit(self._metrics, which, read, responder)
 
     def _stream(self, call: StreamCall) -> InferStream:
         begin = partial(self.begin_streamed, grant=call.grant)
@@ -162,11 +162,11 @@ class Inference:
 
 
 def _send(
-    repeats: FastPath, message: bytes, receiver: Responder, again: Callable[[], object]
+    repeats: FastPath, message: bytes, responder: Responder, again: Callable[[], object]
 ) -> int | None:
     """As `Repeats.send`, for any id."""
     name, rest = without_id(message)
-    return repeats.send(rest, receiver, again, adapt=partial(_named, name) if name else None)
+    return repeats.send(rest, responder, again, adapt=partial(_named, name) if name else None)
 
 
 def _named(name: str, answer: ResponseWriter) -> ResponseWriter:
@@ -186,7 +186,7 @@ def _learn(
         assert isinstance(sent.answer, InferAnswer)  # noqa: S101  for the type checker
         sent = sent._replace(answer=sent.answer._replace(request_id=parsed.id))
     which = (parsed.model_name, parsed.model_version)
-    repeats.learn(rest, parsed, which, _samples(parsed), sent)
+    repeats.remember(rest, parsed, which, _samples(parsed), sent)
 
 
 def _is_special(message: ModelInferRequest) -> bool:

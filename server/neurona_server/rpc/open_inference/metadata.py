@@ -38,7 +38,7 @@ def model_config(model: Model, versions: VersionPolicy) -> ModelConfig:
     never more requests wait than it says.
     """
     signature, policy = model.signature, model.batcher.policy
-    rows = model.batcher.curve.rungs[-1] if signature.batched else 0
+    rows = model.batcher.cost_model.batch_sizes[-1] if signature.batched else 0
     on_gpu = not model.provider.startswith("CPU")
     config = ModelConfig(
         name=model.name,

@@ -126,10 +126,10 @@ class InferAnswer(NamedTuple):
 
     def __call__(self, outputs: Outputs) -> bytes:
         response = _answer(self, outputs)
-        self.sizes.learn(outputs, len(response))
+        self.sizes.observe(outputs, len(response))
         return response
 
-    def expected(self, rows: int) -> int:
+    def expected_bytes(self, rows: int) -> int:
         return int(rows * self.sizes.row)
 
 

@@ -39,7 +39,7 @@ class PendingResponse:
         "deadline",
         "defer",
         "error",
-        "expected",
+        "expected_bytes",
         "message",
         "message_id",
         "response",
@@ -62,7 +62,7 @@ class PendingResponse:
         self.message_id = ""
         """Unless it stands in `message`, which was not read."""
 
-        self.expected = 0
+        self.expected_bytes = 0
         self.response: bytes | None = None
         self.error: Exception | None = None
         self._answered = answered
@@ -136,8 +136,8 @@ class InferStream:
     def receive(self, message: bytes) -> None:
         turn = PendingResponse(self._call, next(self._numbers), message, self._answered)
         self._turns.append(turn)
-        turn.expected = self._begin(turn)
-        self._waiting.begun(turn.expected)
+        turn.expected_bytes = self._begin(turn)
+        self._waiting.reserve(turn.expected_bytes)
 
     def half_close(self) -> None:
         self._half_closed = True
@@ -150,7 +150,7 @@ class InferStream:
             return None
         self._collect()
         turn = self._turns.popleft()
-        self._waiting.went(len(turn.response or b""))
+        self._waiting.release(len(turn.response or b""))
         if turn.response is not None:
             return header(RESPONSE, len(turn.response)) + turn.response
         response = ModelInferResponse(id=turn.message_id)
@@ -185,4 +185,4 @@ class InferStream:
     def _collect(self) -> None:
         while self._came:
             turn = self._came.popleft()
-            self._waiting.came(turn.expected, len(turn.response or b""))
+            self._waiting.settle(turn.expected_bytes, len(turn.response or b""))
