@@ -21,7 +21,7 @@ def message_of(rpc):
     kind = SERVICE.methods_by_name[rpc].input_type._concrete_class
     message = kind()
     for field in ("name", "model_name"):
-        if field in kind.DESCRIPTOR.fields_by_name and "SharedMemoryService" not in rpc:
+        if field in kind.DESCRIPTOR.fields_by_name and "Memory" not in rpc:
             setattr(message, field, "classifier")
     if "version" in kind.DESCRIPTOR.fields_by_name:
         message.version = "1"
