@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from neurona_server.batching.policy import BatchPolicy
-from neurona_server.models.onnx.session import RuntimeOptions
+from neurona_server.models.onnx.runtime import RuntimeOptions
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.resources import available_cpus
 from neurona_server.telemetry.trace import BatchTracerFactory

@@ -23,7 +23,7 @@ from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import LoadError
 from neurona_server.models.model import Model
-from neurona_server.models.onnx.session import CPU, RuntimeOptions
+from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 from neurona_server.models.options import ModelOptions, options_for
 from neurona_server.models.repository.scanner import ModelSource, read_settings
 from neurona_server.models.repository.settings import ModelSettings, TensorSettings, ValueSettings
@@ -381,7 +381,7 @@ def test_more_instances_share_the_cpus(monkeypatch):
 def test_a_model_runs_where_its_settings_say(load):
     assert load('providers = ["cpu"]').provider == CPU
     if load("").provider == CPU:  # no GPU here
-        with pytest.raises(LoadError, match=r"none of its providers \(cuda\) can be used here"):
+        with pytest.raises(LoadError, match=r"none of its providers \(cuda\) is available"):
             load('providers = ["cuda"]')
 
 

@@ -14,7 +14,8 @@ from neurona_protos.prediction_pb2 import DataType, DescribeModelRequest, Predic
 from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import LoadError
-from neurona_server.models.onnx.session import RuntimeOptions, Session
+from neurona_server.models.onnx.runtime import RuntimeOptions
+from neurona_server.models.onnx.session import Session
 from neurona_server.models.repository.scanner import find_models
 from neurona_server.models.synthetic_inputs import FREE_SIZES, make_inputs
 
