@@ -142,7 +142,9 @@ class Health:
             return
         with self._changing:
             states = dict(self._states)
-        seen = {n: s for n, s in states.items() if not n or call.grant.sees(n.partition("/")[0])}
+        seen = {
+            n: s for n, s in states.items() if not n or call.grant.allows_model(n.partition("/")[0])
+        }
         call.reply(listed(seen))
 
 
