@@ -76,7 +76,7 @@ class InProcessServer:
             options = replace(options, tracer=tracing.calls)
         self.metrics = Metrics(CollectorRegistry())
         self.registry = Registry()
-        self.metrics.watch_versions(self.registry.known)
+        self.metrics.watch_versions(self.registry.version_infos)
         self.health = Health()
 
         def load(source: ModelSource) -> Model:
@@ -84,7 +84,7 @@ class InProcessServer:
             if start_models:
                 model.start()
             else:
-                model.metrics.watch_batching(model.batcher.queue, model.batcher.curve)
+                model.metrics.watch_batching(model.batcher.queue, model.batcher.cost_model)
             return model
 
         self.reconciler = Reconciler(

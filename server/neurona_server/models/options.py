@@ -8,7 +8,7 @@ from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.resources import available_cpus
 from neurona_server.telemetry.trace import BatchTracerFactory
 
-INLINE = {"auto": None, "always": True, "never": False}
+INLINE_MODES = {"auto": None, "always": True, "never": False}
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
         objective = settings.latency_objective_ms / 1000 or None
         policy = replace(policy, latency_objective=objective)
     if settings.inline is not None:
-        policy = replace(policy, inline=INLINE[settings.inline])
+        policy = replace(policy, inline=INLINE_MODES[settings.inline])
     instances = settings.instances or options.instances
     if settings.threads is not None:
         runtime = replace(runtime, threads=settings.threads)

@@ -19,7 +19,7 @@ def test_a_model_that_there_is_none_of_does_not_serve(neurona, served):
     done = neurona("health", "nothing")
     assert done.returncode == 1
     assert done.stdout == ""
-    reason = "NOT_FOUND: nothing called 'nothing' is served"
+    reason = "NOT_FOUND: unknown service or model 'nothing'"
     assert done.stderr == f"neurona: {served.address}: {reason}\n"
 
 

@@ -13,6 +13,7 @@ from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.fast_path import FastPath, InputSample
+from neurona_server.rpc.flow_control import size_estimate_of
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.inputs import describe_inputs, read_inputs, request_size
 from neurona_server.rpc.open_inference.messages import (
@@ -68,21 +69,21 @@ class InferenceService:
             prefix + "ModelStreamInfer": Streaming(self._stream_infer, Right.PREDICT),
         }
 
-    def submit_message(self, message: bytes, receiver: Responder, grant: Grant) -> None:
-        """Submit a serialized ModelInferRequest; the receiver gets the bytes of its
+    def submit_message(self, message: bytes, responder: Responder, grant: Grant) -> None:
+        """Submit a serialized ModelInferRequest; the responder gets the bytes of its
         ModelInferResponse or its error, exactly once."""
         fast_path = self._unary_fast_path
-        again = partial(self.submit_message, message, receiver, grant)
-        if grant.models is None and _submit_fast(fast_path, message, receiver, again) is not None:
+        again = partial(self.submit_message, message, responder, grant)
+        if grant.models is None and _submit_fast(fast_path, message, responder, again) is not None:
             return
         try:
             self._limits.check_wire(message, tensors=_INPUTS)
             request = parse_message(ModelInferRequest, message)
         except InvalidArgumentError as error:
             self._metrics.unresolved["invalid"].inc()
-            receiver.fail(error)
+            responder.fail(error)
             return
-        accepted = self._submit_request(request, receiver, grant)
+        accepted = self._submit_request(request, responder, grant)
         _remember(fast_path, message, request, accepted)
 
     def submit_streamed(self, pending: PendingResponse, grant: Grant) -> int:
@@ -102,12 +103,12 @@ class InferenceService:
         pending.release_message(request.id)
         accepted = self._submit_request(request, pending, grant, streamed=True)
         _remember(self._stream_fast_path, message, request, accepted)
-        return accepted.expected if accepted is not None else 0
+        return accepted.expected_bytes if accepted is not None else 0
 
     def _submit_request(
         self,
         message: ModelInferRequest,
-        receiver: Responder,
+        responder: Responder,
         grant: Grant,
         *,
         streamed: bool = False,
@@ -117,21 +118,29 @@ class InferenceService:
 
         def read(model: Model) -> ParsedRequest:
             self._limits.check(message)
-            parameters = read_request_parameters(message, receiver.deadline)
+            parameters = read_request_parameters(message, responder.deadline)
             outputs = read_requested_outputs(message, model, self._memory)
             described = describe_inputs(message, model.signature)
             max_bytes = model.batcher.policy.max_queue_bytes
             return ParsedRequest(
                 described,
                 partial(read_inputs, message, described, self._memory, max_bytes),
-                InferResponseWriter(model, outputs, message.id, streamed),
+                InferResponseWriter(
+                    model.name,
+                    str(model.version),
+                    model.signature.batched,
+                    outputs,
+                    message.id,
+                    streamed,
+                    size_estimate_of(model),
+                ),
                 parameters.deadline,
                 parameters.priority,
                 request_size(message),
                 self._limits,
             )
 
-        return submit(self._metrics, resolve, read, receiver)
+        return submit(self._metrics, resolve, read, responder)
 
     def _infer(self, call: Call) -> None:
         self.submit_message(call.request, call, call.grant)
@@ -166,12 +175,12 @@ def split_request_id(message: bytes) -> tuple[str, bytes]:
 
 
 def _submit_fast(
-    fast_path: FastPath, message: bytes, receiver: Responder, again: Callable[[], object]
+    fast_path: FastPath, message: bytes, responder: Responder, again: Callable[[], object]
 ) -> int | None:
     """Submit a message as `FastPath.send` does, whatever its id."""
     request_id, rest = split_request_id(message)
     adapt = partial(_with_request_id, request_id) if request_id else None
-    return fast_path.send(rest, receiver, again, adapt=adapt)
+    return fast_path.send(rest, responder, again, adapt=adapt)
 
 
 def _with_request_id(request_id: str, answer: ResponseWriter) -> ResponseWriter:
@@ -195,7 +204,7 @@ def _remember(
         assert isinstance(accepted.answer, InferResponseWriter)  # noqa: S101  for the type checker
         accepted = accepted._replace(answer=accepted.answer._replace(request_id=request.id))
     model = (request.model_name, request.model_version)
-    fast_path.learn(rest, request, model, _input_samples(request), accepted)
+    fast_path.remember(rest, request, model, _input_samples(request), accepted)
 
 
 def _needs_parsing(message: ModelInferRequest) -> bool:

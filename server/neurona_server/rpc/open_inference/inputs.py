@@ -11,7 +11,7 @@ from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import NUMPY_DTYPES, decode
 from neurona_server.batching.request import Array, Inputs
 from neurona_server.errors import InvalidArgumentError, quoted
-from neurona_server.models.signature import Described, Signature
+from neurona_server.models.signature import Signature, TensorType
 from neurona_server.rpc.open_inference.messages import DATATYPE_NAMES, parse_datatype
 from neurona_server.rpc.open_inference.shared_memory import (
     BYTE_SIZE,
@@ -36,7 +36,7 @@ _CONTENTS_FIELDS: dict[DataType, tuple[str, Any]] = {
 """The field of InferTensorContents for each datatype, and the dtype of the field's elements."""
 
 
-def describe_inputs(message: ModelInferRequest, signature: Signature) -> dict[str, Described]:
+def describe_inputs(message: ModelInferRequest, signature: Signature) -> dict[str, TensorType]:
     """Return the datatype and shape of each input.
 
     Raises:
@@ -45,7 +45,7 @@ def describe_inputs(message: ModelInferRequest, signature: Signature) -> dict[st
             neurona.v1 does.
     """
     expected = {spec.name: spec.dtype for spec in (*signature.inputs, *signature.optional)}
-    described: dict[str, Described] = {}
+    described: dict[str, TensorType] = {}
     for tensor in message.inputs:
         name = tensor.name
         if name in described:
@@ -71,7 +71,7 @@ def request_size(message: ModelInferRequest) -> int:
 
 def read_inputs(
     message: ModelInferRequest,
-    described: Mapping[str, Described],
+    described: Mapping[str, TensorType],
     memory: SharedMemoryService,
     max_bytes: int,
 ) -> Inputs:
@@ -129,7 +129,7 @@ def read_inputs(
     return arrays
 
 
-def _check_slice_size(name: str, described: Described, region_slice: RegionSlice) -> None:
+def _check_slice_size(name: str, described: TensorType, region_slice: RegionSlice) -> None:
     """Check the size before the slice is read, since a region may be large."""
     datatype, shape = described
     dtype = NUMPY_DTYPES[datatype]

@@ -144,7 +144,7 @@ def model_config(model: Model, versions: VersionPolicy) -> ModelConfig:
     the queue never holds more requests than it says.
     """
     signature, policy = model.signature, model.batcher.policy
-    rows = model.batcher.curve.rungs[-1] if signature.batched else 0
+    rows = model.batcher.cost_model.batch_sizes[-1] if signature.batched else 0
     on_gpu = not model.provider.startswith("CPU")
     config = ModelConfig(
         name=model.name,
@@ -166,7 +166,7 @@ def model_config(model: Model, versions: VersionPolicy) -> ModelConfig:
             ModelInstanceGroup(
                 name=model.name,
                 kind=ModelInstanceGroup.KIND_GPU if on_gpu else ModelInstanceGroup.KIND_CPU,
-                count=len(model.instances),
+                count=model.batcher.instances,
             )
         ],
         default_model_filename=model.settings.model_file or MODEL_FILE,

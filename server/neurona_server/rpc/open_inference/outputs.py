@@ -14,7 +14,7 @@ from neurona_server.batching.request import Array, Outputs
 from neurona_server.errors import InvalidArgumentError, quoted
 from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorSpec
-from neurona_server.rpc.flow_control import sizes_of
+from neurona_server.rpc.flow_control import ResponseSizeEstimate
 from neurona_server.rpc.open_inference import shared_memory
 from neurona_server.rpc.open_inference.messages import (
     DATATYPE_NAMES,
@@ -46,6 +46,9 @@ class RequestedOutput(NamedTuple):
     region_slice: RegionSlice | None = None
     """The shared memory to write the output to."""
 
+    labels: Sequence[str] = ()
+    """Names of the classes, if the model has them."""
+
 
 def read_requested_outputs(
     message: ModelInferRequest, model: Model, memory: SharedMemoryService
@@ -60,6 +63,7 @@ def read_requested_outputs(
     if not message.outputs:
         return [RequestedOutput(index, spec) for index, spec in enumerate(specs)]
     indices = {spec.name: index for index, spec in enumerate(specs)}
+    labelled = model.answer if model.metadata.task == Task.TASK_CLASSIFICATION else -1
     requested: dict[str, RequestedOutput] = {}
     for output in message.outputs:
         name = output.name
@@ -77,6 +81,7 @@ def read_requested_outputs(
             specs[index],
             _read_class_count(output.parameters, specs[index]),
             memory.find_slice(output.parameters, f"output {name!r}"),
+            model.metadata.labels if index == labelled else (),
         )
     return list(requested.values())
 
@@ -84,42 +89,40 @@ def read_requested_outputs(
 class InferResponseWriter(NamedTuple):
     """The `ResponseWriter` of a ModelInferRequest; in a stream it marks the response as final."""
 
-    model: Model
-    outputs: Sequence[RequestedOutput]
+    model_name: str
+    model_version: str
+    batched: bool
+    requested: Sequence[RequestedOutput]
     request_id: str
     streamed: bool
+    size_estimate: ResponseSizeEstimate
 
     def __call__(self, outputs: Outputs) -> bytes:
-        return _write_response(self.model, self.outputs, self.request_id, outputs, self.streamed)
+        response = _write_response(self, outputs)
+        self.size_estimate.observe(outputs, len(response))
+        return response
 
-    def expected(self, rows: int) -> int:
-        return int(rows * sizes_of(self.model).row)
+    def expected_bytes(self, rows: int) -> int:
+        return int(rows * self.size_estimate.row)
 
 
-def _write_response(
-    model: Model,
-    requested: Sequence[RequestedOutput],
-    request_id: str,
-    outputs: Outputs,
-    streamed: bool,
-) -> bytes:
+def _write_response(writer: InferResponseWriter, outputs: Outputs) -> bytes:
     head = ModelInferResponse(
-        model_name=model.name, model_version=str(model.version), id=request_id
+        model_name=writer.model_name, model_version=writer.model_version, id=writer.request_id
     )
-    if streamed:
+    if writer.streamed:
         head.parameters[FINAL_RESPONSE].bool_param = True
     pieces: list[bytes | memoryview] = []
-    for output in requested:
+    for output in writer.requested:
         spec, array, dtype = output.spec, np.asarray(outputs[output.position]), output.spec.dtype
         if output.class_count:
-            labels = model.metadata.labels if output.position == _labelled_output(model) else ()
             array = rank_classes(
                 spec.name,
                 array,
                 dtype,
                 output.class_count,
-                labels,
-                batched=model.signature.batched,
+                output.labels,
+                batched=writer.batched,
             )
             dtype = DataType.DATA_TYPE_STRING
         data = encode(spec.name, array, dtype)
@@ -134,7 +137,6 @@ def _write_response(
         raise InvalidArgumentError(
             f"the response has {size} bytes; expected at most {MAX_MESSAGE_BYTES} in a message"
         )
-    sizes_of(model).learn(outputs, size)
     return b"".join([head.SerializeToString(), *pieces])
 
 
@@ -168,11 +170,6 @@ def _read_class_count(parameters: Mapping[str, InferParameter], spec: TensorSpec
             "'classification'"
         )
     return count
-
-
-def _labelled_output(model: Model) -> int:
-    """Return the index of the output that the model's labels name, or -1."""
-    return model.answer if model.metadata.task == Task.TASK_CLASSIFICATION else -1
 
 
 def rank_classes(

@@ -38,7 +38,7 @@ class PendingResponse:
         "deadline",
         "defer",
         "error",
-        "expected",
+        "expected_bytes",
         "message",
         "message_id",
         "response",
@@ -63,8 +63,8 @@ class PendingResponse:
         self.message_id = ""
         """The request's id, once the message is released."""
 
-        self.expected = 0
-        """Expected size of the response in bytes."""
+        self.expected_bytes = 0
+        """Expected size of the response."""
 
         self.response: bytes | None = None
         self.error: Exception | None = None
@@ -140,8 +140,8 @@ class InferStream:
     def receive(self, message: bytes) -> None:
         pending = PendingResponse(self._call, next(self._numbers), message, self._on_completed)
         self._pending.append(pending)
-        pending.expected = self._submit(pending)
-        self._window.begun(pending.expected)
+        pending.expected_bytes = self._submit(pending)
+        self._window.reserve(pending.expected_bytes)
 
     def half_close(self) -> None:
         self._half_closed = True
@@ -154,7 +154,7 @@ class InferStream:
             return None
         self._settle_completed()
         pending = self._pending.popleft()
-        self._window.went(len(pending.response or b""))
+        self._window.release(len(pending.response or b""))
         if pending.response is not None:
             return header(_INFER_RESPONSE, len(pending.response)) + pending.response
         response = ModelInferResponse(id=pending.message_id)
@@ -190,4 +190,4 @@ class InferStream:
         """Replace expected sizes by those of the responses that came since the last time."""
         while self._completed:
             pending = self._completed.popleft()
-            self._window.came(pending.expected, len(pending.response or b""))
+            self._window.settle(pending.expected_bytes, len(pending.response or b""))
