@@ -189,7 +189,7 @@ def model_config(model: Model, versions: VersionPolicy) -> ModelConfig:
 
 
 def _version_policy(policy: VersionPolicy) -> ModelVersionPolicy:
-    if policy.every:
+    if policy.all_versions:
         return ModelVersionPolicy(all=ModelVersionPolicy.All())
     if policy.listed:
         return ModelVersionPolicy(specific=ModelVersionPolicy.Specific(versions=policy.listed))

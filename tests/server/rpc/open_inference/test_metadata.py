@@ -265,7 +265,7 @@ def test_models_are_loaded_and_unloaded(make_server, rejection, wait_until):
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [
-        (VersionPolicy(every=True), "all {\n}\n"),
+        (VersionPolicy(all_versions=True), "all {\n}\n"),
         (VersionPolicy(latest=3), "latest {\n  num_versions: 3\n}\n"),
         (VersionPolicy(listed=(1, 4)), "specific {\n  versions: 1\n  versions: 4\n}\n"),
     ],
