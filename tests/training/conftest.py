@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from neurona_training.cli.pipeline import main
+from neurona_training.cli.main import main
 
 Runner = Callable[[bytes, NDArray[np.float32]], NDArray[np.float32]]
 

@@ -13,13 +13,13 @@ from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.tensors import to_tensor
 from neurona_server.batching.policy import BatchPolicy
 from neurona_training.architectures.classic import Threshold
-from neurona_training.architectures.input_layers import Columns
-from neurona_training.cli.pipeline import main
+from neurona_training.architectures.input_layers import StandardiseColumns
+from neurona_training.cli.main import main
 from neurona_training.data import Split
 from neurona_training.data.catalogue import load
-from neurona_training.data.sources.tables import least_squares
+from neurona_training.data.sources.tables import least_squares_baseline
 from neurona_training.errors import DataError
-from neurona_training.learning.evaluation import figures
+from neurona_training.learning.evaluation import evaluate
 from neurona_training.learning.run import Run
 from neurona_training.recipes import RECIPES
 from neurona_training.recipes.classic import WEIGHTS
@@ -28,8 +28,10 @@ from neurona_training.recipes.classic import WEIGHTS
 def _learned(name, data=None, **changed):
     recipe = RECIPES[name]
     loaded = recipe.load(data)
-    training = replace(recipe.trainings.get(loaded.name, recipe.training), **changed)
-    return recipe.fit(loaded, training, Run(name, 0)), loaded
+    hyperparameters = replace(
+        recipe.hyperparameters.get(loaded.name, recipe.default_hyperparameters), **changed
+    )
+    return recipe.fit(loaded, hyperparameters, Run(name, 0)), loaded
 
 
 TRUE_FOR = {
@@ -106,8 +108,8 @@ def test_a_unit_fires_from_its_threshold_on():
 def test_the_perceptron_converges_where_a_plane_separates():
     fitted, data = _learned("perceptron")
     assert fitted.history[-1].loss == 0  # a whole epoch without a mistake
-    assert len(fitted.history) < RECIPES["perceptron"].training.epochs
-    assert figures(fitted.network, data)["test_accuracy"] == 1
+    assert len(fitted.history) < RECIPES["perceptron"].default_hyperparameters.epochs
+    assert evaluate(fitted.network, data)["test_accuracy"] == 1
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -116,8 +118,8 @@ def test_the_perceptron_cannot_solve_xor_and_the_mlp_can(seed):
     for name in ("perceptron", "mlp"):
         recipe = RECIPES[name]
         data = recipe.load("xor")
-        fitted = recipe.fit(data, recipe.trainings["xor"], Run(name, seed))
-        solved[name] = figures(fitted.network, data)["test_accuracy"]
+        fitted = recipe.fit(data, recipe.hyperparameters["xor"], Run(name, seed))
+        solved[name] = evaluate(fitted.network, data)["test_accuracy"]
     assert solved["mlp"] == 1
     assert 0.5 <= solved["perceptron"] <= 0.75
 
@@ -131,7 +133,7 @@ def test_adaline_finds_the_plane_of_least_squares_step_by_step():
     fitted, data = _learned("adaline")
     again = [_learned("adaline", epochs=2)[0].network.weight for _ in range(2)]
     assert torch.equal(*again)
-    measured = figures(fitted.network, data)
+    measured = evaluate(fitted.network, data)
     assert measured["test_rmse"] == pytest.approx(measured["least_squares_rmse"], rel=0.01)
     assert measured["test_rmse"] < 0.85 * measured["mean_rmse"]
     assert fitted.history[-1].loss < fitted.history[0].loss
@@ -140,15 +142,17 @@ def test_adaline_finds_the_plane_of_least_squares_step_by_step():
 def test_least_squares_finds_a_plane_that_there_is():
     rows = np.random.default_rng(0).normal(3, 2, (20, 2)).astype(np.float32)
     targets = rows @ np.array([[2.0], [-1.0]], np.float32) + 5
-    np.testing.assert_allclose(least_squares(Split(rows, targets), rows), targets, rtol=1e-5)
+    np.testing.assert_allclose(
+        least_squares_baseline(Split(rows, targets), rows), targets, rtol=1e-5
+    )
 
 
 def test_the_mlp_reads_tumours_and_is_no_worse_than_adaline_on_diabetes():
     fitted, data = _learned("mlp", "breast-cancer")
-    assert figures(fitted.network, data)["test_accuracy"] >= 0.96
+    assert evaluate(fitted.network, data)["test_accuracy"] >= 0.96
     fitted, data = _learned("mlp", "diabetes")
     linear, _ = _learned("adaline", epochs=50)
-    best, worse = (figures(one.network, data)["test_rmse"] for one in (fitted, linear))
+    best, worse = (evaluate(one.network, data)["test_rmse"] for one in (fitted, linear))
     assert best <= worse
 
 
@@ -172,4 +176,4 @@ def test_each_column_gets_a_scale_of_its_own():
     numbers = torch.tensor([[1.0, 500.0, 5.0], [3.0, 700.0, 5.0], [5.0, 900.0, 5.0]])
     root = 1.5**0.5
     expected = torch.tensor([[-root, -root, 0], [0, 0, 0], [root, root, 0]])
-    torch.testing.assert_close(Columns(numbers.numpy())(numbers), expected)
+    torch.testing.assert_close(StandardiseColumns(numbers.numpy())(numbers), expected)

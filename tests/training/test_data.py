@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from neurona_training.data import Dataset, Input, Split, Value
-from neurona_training.data.catalogue import SOURCES, Options, load
+from neurona_training.data.catalogue import SOURCES, DataOptions, load
 from neurona_training.data.sources import digits, sunspots
 from neurona_training.errors import DataError
 from neurona_training.recipes import RECIPES
 
 
-@pytest.mark.parametrize("load", [digits.images, digits.rows_of_pixels])
+@pytest.mark.parametrize("load", [digits.digit_images, digits.digit_rows])
 def test_digits_are_split_once_and_for_all(load):
     data, again = load(), load()
     parts = (data.train, data.validation, data.test)
@@ -35,7 +35,7 @@ def test_sunspots_are_split_in_time_and_targets_follow_their_window():
     from statsmodels.datasets import sunspots as source
 
     series = source.load().endog.to_numpy(np.float32)
-    data = sunspots.yearly()
+    data = sunspots.yearly_sunspots()
     parts = (data.train, data.validation, data.test)
     targets = np.concatenate([part.targets[:, 0] for part in parts])
     inputs = np.concatenate([part.inputs[:, :, 0] for part in parts])
@@ -62,7 +62,7 @@ def test_data_that_no_network_can_learn_from_are_refused():
 
 
 def test_images_of_another_size_show_the_same():
-    data = load("digits", Options(image_size=16))
+    data = load("digits", DataOptions(image_size=16))
     small = load("digits")
     assert data.train.inputs.shape == (len(small.train), 16, 16)
     assert data.input.description.endswith("; brought to 16 x 16 from 8 x 8")
@@ -71,12 +71,12 @@ def test_images_of_another_size_show_the_same():
     distances = np.abs(blocks[:, None] - small.test.inputs[None]).mean(axis=(2, 3))
     assert np.array_equal(distances.argmin(axis=1), np.arange(len(blocks)))  # its own original
     with pytest.raises(DataError, match="'sunspots' has no images to resize"):
-        load("sunspots", Options(image_size=16))
+        load("sunspots", DataOptions(image_size=16))
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
 def test_every_recipe_names_data_sets_that_there_are(recipe):
-    assert set(recipe.trainings) <= set(SOURCES)
+    assert set(recipe.hyperparameters) <= set(SOURCES)
 
 
 def test_the_kind_of_data_says_who_can_read_them():

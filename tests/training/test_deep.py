@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from neurona_training.architectures.inception import InceptionV3
-from neurona_training.architectures.input_layers import Colours
+from neurona_training.architectures.input_layers import RgbInput
 from neurona_training.architectures.resnet import ResNet
 from neurona_training.architectures.vgg import VGG16
 from neurona_training.architectures.xception import Xception
 from neurona_training.data import Split
-from neurona_training.export.metadata import describe
+from neurona_training.export.metadata import model_metadata
 from neurona_training.export.onnx_export import export
-from neurona_training.learning.evaluation import figures
+from neurona_training.learning.evaluation import evaluate
 from neurona_training.learning.gradient_descent import loss
 from neurona_training.learning.run import Run
 from neurona_training.recipes import RECIPES
@@ -107,7 +107,7 @@ def test_the_auxiliary_classifier_learns_with_the_other():
 
 
 def test_grey_is_shown_to_all_colours():
-    step = Colours(nn.Identity())
+    step = RgbInput(nn.Identity())
     grey, colour = torch.rand(2, 4, 4), torch.rand(2, 3, 4, 4)
     assert torch.equal(step(grey), grey[:, None].expand(-1, 3, -1, -1))
     assert torch.equal(step(grey[:, None]), step(grey))
@@ -152,14 +152,14 @@ def test_a_step_makes_the_loss_smaller(name):
 def test_it_learns_on_a_few_hundred_digits_and_is_exported(name):
     recipe = RECIPES[name]
     data = _few_digits(name, 320)
-    epochs = 3 if name == "resnet18" else recipe.training.epochs
-    training = replace(recipe.training, epochs=epochs)
-    fitted = recipe.fit(data, training, Run(name, 0))
+    epochs = 3 if name == "resnet18" else recipe.default_hyperparameters.epochs
+    hyperparameters = replace(recipe.default_hyperparameters, epochs=epochs)
+    fitted = recipe.fit(data, hyperparameters, Run(name, 0))
     losses = [epoch.loss for epoch in fitted.history]
     assert losses[-1] < 0.75 * losses[0]
-    accuracy = figures(fitted.network, data)["test_accuracy"]
+    accuracy = evaluate(fitted.network, data)["test_accuracy"]
     assert accuracy > 0.4  # chance: a tenth
-    model = export(fitted.network, data, describe(data, "", {}, {}))
+    model = export(fitted.network, data, model_metadata(data, "", {}, {}))
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (answered,) = session.run(None, {"image": data.test.inputs})
     assert np.mean(answered.argmax(axis=1) == data.test.targets) == pytest.approx(accuracy)

@@ -12,7 +12,7 @@ TOGETHER = """
 import os, sys
 from pathlib import Path
 import torch
-from neurona_training import distributed
+from neurona_training.learning import devices
 
 def threads():
     names = (path.joinpath("comm").read_text() for path in Path("/proc/self/task").iterdir())
@@ -20,13 +20,13 @@ def threads():
 
 def train():
     network = torch.nn.Linear(4, 4)
-    learning = distributed.wrapped(network, torch.device("cpu"))
+    learning = devices.data_parallel(network, torch.device("cpu"))
     learning(torch.ones(3, 4)).sum().backward()
-    distributed.from_first(torch.ones(3))
+    devices.broadcast_in_place(torch.ones(3))
     return network
 
-with distributed.joined():
-    network, rank = train(), distributed.rank()
+with devices.process_group():
+    network, rank = train(), devices.process_rank()
     during = threads()
 Path(sys.argv[1], str(rank)).write_text(f"{bool(during)} {threads()}")
 """

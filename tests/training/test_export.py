@@ -12,14 +12,14 @@ from neurona_training.architectures.recurrent import LastState
 from neurona_training.data.sources import digits
 from neurona_training.errors import ExportError
 from neurona_training.export import parity
-from neurona_training.export.metadata import describe
+from neurona_training.export.metadata import model_metadata
 from neurona_training.export.onnx_export import OPSET, export
-from neurona_training.export.parity import prove
+from neurona_training.export.parity import verify_parity
 
 
 @pytest.fixture(scope="module")
 def sequences():
-    return digits.rows_of_pixels()
+    return digits.digit_rows()
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,9 @@ def good(untrained, sequences):
 
 
 def _export(network, data):
-    return export(network, data, describe(data, "a test", {"test_rows": 1}, {"recipe": "none"}))
+    return export(
+        network, data, model_metadata(data, "a test", {"test_rows": 1}, {"recipe": "none"})
+    )
 
 
 def _probabilities(network):
@@ -67,7 +69,7 @@ def test_metadata_come_back_as_they_went_in(good, sequences):
     model = onnx.load_from_string(good)
     (text,) = [item.value for item in model.metadata_props if item.key == metadata.KEY]
     said = metadata.from_json(text)
-    expected = describe(sequences, "a test", {"test_rows": 1}, {"recipe": "none"})
+    expected = model_metadata(sequences, "a test", {"test_rows": 1}, {"recipe": "none"})
     assert said == expected
     assert said.provenance["torch"] == torch.__version__
     assert model.opset_import[0].version == OPSET
@@ -127,7 +129,7 @@ def test_a_baked_in_batch_is_found(good, untrained, sequences):
         model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
 
     with pytest.raises(ExportError, match=r"no output 'probabilities'.* shape \[2, 1, 8\]"):
-        prove(
+        verify_parity(
             _edited(good, fix_rows),
             _probabilities(untrained),
             sequences,
@@ -142,7 +144,7 @@ def test_a_wrong_weight_is_found(good, untrained, sequences):
         weights.CopyFrom(onnx.numpy_helper.from_array(array, weights.name))
 
     with pytest.raises(ExportError, match=r"'probabilities' for input 'sequence'.*differs"):
-        prove(
+        verify_parity(
             _edited(good, swap_gates),
             _probabilities(untrained),
             sequences,
@@ -150,12 +152,12 @@ def test_a_wrong_weight_is_found(good, untrained, sequences):
 
 
 def test_the_sound_graph_passes(good, untrained, sequences):
-    prove(good, _probabilities(untrained), sequences)
+    verify_parity(good, _probabilities(untrained), sequences)
 
 
 def test_another_output_shape_is_found(good, untrained, sequences):
     with pytest.raises(ExportError, match=r"has shape \[1, 10\]; torch gives \[1, 9\]"):
-        prove(
+        verify_parity(
             good,
             nn.Sequential(_probabilities(untrained), _DropColumn()),
             sequences,
@@ -174,4 +176,4 @@ def test_nan_is_no_agreement():
 
 def test_bytes_that_are_no_model_are_refused(untrained, sequences):
     with pytest.raises(ExportError, match="cannot load the graph"):
-        prove(b"no model", untrained, sequences)
+        verify_parity(b"no model", untrained, sequences)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from neurona_training.export.metadata import describe
+from neurona_training.export.metadata import model_metadata
 from neurona_training.export.onnx_export import export
-from neurona_training.learning.evaluation import figures
+from neurona_training.learning.evaluation import evaluate
 from neurona_training.learning.run import Run
 from neurona_training.recipes import RECIPES
 
@@ -24,11 +24,11 @@ def one_thread():
 def test_a_deep_network_reads_digits_and_is_exported(ask):
     recipe = RECIPES["feedforward"]
     data = recipe.load("digits")
-    training = replace(recipe.trainings["digits"], epochs=10)
-    fitted = recipe.fit(data, training, Run("feedforward", 0))
-    accuracy = figures(fitted.network, data)["test_accuracy"]
+    hyperparameters = replace(recipe.hyperparameters["digits"], epochs=10)
+    fitted = recipe.fit(data, hyperparameters, Run("feedforward", 0))
+    accuracy = evaluate(fitted.network, data)["test_accuracy"]
     assert accuracy > 0.9
-    model = export(fitted.network, data, describe(data, "", {}, {}))
+    model = export(fitted.network, data, model_metadata(data, "", {}, {}))
     answered = ask(model, data.test.inputs).argmax(axis=1)
     assert np.mean(answered == data.test.targets) == accuracy
 

@@ -9,11 +9,11 @@ from torch import nn
 
 from neurona_training.data import LENGTHS, Dataset, Input, Split, Value
 from neurona_training.errors import DataError, ExportError
-from neurona_training.export.metadata import describe
+from neurona_training.export.metadata import model_metadata
 from neurona_training.export.onnx_export import export
-from neurona_training.learning.evaluation import answers
-from neurona_training.learning.run import Run
-from neurona_training.recipes import Recipe, Training
+from neurona_training.learning.evaluation import predict
+from neurona_training.learning.run import Hyperparameters, Run
+from neurona_training.recipes.recipe import Recipe
 
 SEQUENCE = Input("sequence", ("batch", "time", "channel"), "two readings", "volt")
 MEAN = (Value("mean", "volt"),)
@@ -55,7 +55,7 @@ def ragged():
 
 
 def _export(network, data):
-    return export(network.eval(), data, describe(data, "a test", {}, {}))
+    return export(network.eval(), data, model_metadata(data, "a test", {}, {}))
 
 
 def test_lengths_are_learned_from_exported_and_described(ragged):
@@ -63,14 +63,14 @@ def test_lengths_are_learned_from_exported_and_described(ragged):
         name="mean",
         description="",
         network=lambda data: MaskedMean(),
-        trainings={"ragged": Training(epochs=40, batch_rows=10, learning_rate=3e-2)},
+        hyperparameters={"ragged": Hyperparameters(epochs=40, batch_rows=10, learning_rate=3e-2)},
         takes=("sequences",),
     )
-    fitted = recipe.fit(ragged, recipe.training, Run("mean", 0))
+    fitted = recipe.fit(ragged, recipe.default_hyperparameters, Run("mean", 0))
     assert fitted.validation_loss < 1e-3  # in units of the variance
 
     model = _export(fitted.network, ragged)
-    assert [given.name for given in describe(ragged, "", {}, {}).inputs] == [
+    assert [given.name for given in model_metadata(ragged, "", {}, {}).inputs] == [
         "sequence",
         "sequence_lens",
     ]
@@ -81,7 +81,7 @@ def test_lengths_are_learned_from_exported_and_described(ragged):
     ]
     sent = {"sequence": ragged.test.inputs, "sequence_lens": ragged.test.lengths}
     (values,) = session.run(None, sent)
-    np.testing.assert_allclose(values, answers(fitted.network, ragged.test), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(values, predict(fitted.network, ragged.test), rtol=1e-4, atol=1e-6)
     sent["sequence"] = np.where(
         np.arange(9)[None, :, None] < ragged.test.lengths[:, None, None], sent["sequence"], -50
     ).astype(np.float32)
@@ -113,7 +113,7 @@ def test_strings_are_looked_up_inside_the_graph():
 
     def split(rows):
         numbers = random.normal(size=(rows, 2)).astype(np.float32)
-        return Split(numbers, numbers[:, :1], others=(random.integers(0, 3, rows),))
+        return Split(numbers, numbers[:, :1], extra_inputs=(random.integers(0, 3, rows),))
 
     data = Dataset(
         "boards",
@@ -123,7 +123,9 @@ def test_strings_are_looked_up_inside_the_graph():
         split(9),
         Input("numbers", ("batch", "column"), "length and width", "m"),
         values=(Value("price", "EUR"),),
-        others=(Input("wood", ("batch",), "of the board", "", categories=("oak", "ash", "fir")),),
+        extra_inputs=(
+            Input("wood", ("batch",), "of the board", "", categories=("oak", "ash", "fir")),
+        ),
     )
     network = Priced().eval()
     model = _export(network, data)
@@ -145,10 +147,10 @@ def test_strings_are_looked_up_inside_the_graph():
 
     broken = onnx.load_from_string(model)
     swap(broken)
-    from neurona_training.export.parity import prove
+    from neurona_training.export.parity import verify_parity
 
     with pytest.raises(ExportError, match="differs from torch"):
-        prove(broken.SerializeToString(), network, data)
+        verify_parity(broken.SerializeToString(), network, data)
 
 
 def test_inputs_that_do_not_belong_together_are_refused(ragged):

@@ -11,21 +11,21 @@ from neurona_training.architectures.input_layers import Normalise
 from neurona_training.architectures.recurrent import Recurrent
 from neurona_training.data.sources import digits
 from neurona_training.errors import ExportError
-from neurona_training.export.metadata import describe
+from neurona_training.export.metadata import model_metadata
 from neurona_training.export.onnx_export import export
 from neurona_training.recipes import RECIPES
 
 
 def _failure(network, data):
     with pytest.raises(ExportError) as caught:
-        export(network, data, describe(data, "a test", {}, {}))
+        export(network, data, model_metadata(data, "a test", {}, {}))
     return str(caught.value)
 
 
 @pytest.mark.parametrize("layer", ["s2", "s4"])
 def test_the_sabotaged_layer_is_named(monkeypatch, layer):
     torch.manual_seed(0)
-    data = digits.images()
+    data = digits.digit_images()
     network = LeNet5(Normalise.to_unit_variance(data.train.inputs), size=8, classes=10).eval()
     whole, place = Subsampling.for_export, getattr(network, layer)
 
@@ -69,5 +69,5 @@ def test_what_is_lost_between_layers_is_told_of_the_network():
             return answer * 0.5 if torch.compiler.is_exporting() else answer
 
     torch.manual_seed(0)
-    said = _failure(Scaled(), digits.images())
+    said = _failure(Scaled(), digits.digit_images())
     assert "the first layer that differs is 'network' (Scaled; " in said

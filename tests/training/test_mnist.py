@@ -13,7 +13,7 @@ SHARED = os.environ.get("NEURONA_SHARED")
 
 @pytest.mark.skipif(SHARED is None, reason="NEURONA_SHARED names no folder with the files")
 def test_mnist_is_split_once_and_for_all():
-    data = mnist.images(Path(SHARED) / "data")
+    data = mnist.mnist_images(Path(SHARED) / "data")
     assert [len(part) for part in (data.train, data.validation, data.test)] == [49000, 11000, 10000]
     assert data.train.inputs.shape[1:] == (28, 28)
     assert (data.train.inputs.min(), data.train.inputs.max()) == (0, mnist.INK)

@@ -9,10 +9,10 @@ import torch
 from neurona_training.architectures.neocognitron import CCells, Neocognitron, SCells
 from neurona_training.data import Split
 from neurona_training.errors import FitError
-from neurona_training.export.metadata import describe
+from neurona_training.export.metadata import model_metadata
 from neurona_training.export.onnx_export import export
-from neurona_training.learning.competitive import compete
-from neurona_training.learning.evaluation import answers, figures
+from neurona_training.learning.competitive import learn_competitively
+from neurona_training.learning.evaluation import evaluate, predict
 from neurona_training.learning.run import Run
 from neurona_training.recipes import RECIPES
 
@@ -34,14 +34,14 @@ def digits():
 @pytest.fixture(scope="module")
 def learned(digits):
     recipe = RECIPES["neocognitron"]
-    return recipe.fit(digits, recipe.training, Run("neocognitron", 0))
+    return recipe.fit(digits, recipe.default_hyperparameters, Run("neocognitron", 0))
 
 
 def test_an_s_cell_answers_to_what_its_plane_has_learned_faint_or_strong():
-    cells = SCells(seen=2, planes=2, size=3, selectivity=4)
+    cells = SCells(in_maps=2, planes=2, size=3, selectivity=4)
     image = torch.zeros(1, 2, 5, 5)
     image[0, 0, 1:4, 2], image[0, 1, 2, 1:4] = 1, 1
-    cells.reinforce(0, image[0, :, 1:4, 1:4], speed=1e4)
+    cells.reinforce(0, image[0, :, 1:4, 1:4], learning_rate=1e4)
     answer = cells(image)[0]
     assert answer[0].argmax() == 2 * 5 + 2  # in the middle, where it was seen
     assert answer[0, 2, 2].item() == pytest.approx(1, abs=0.01)
@@ -64,7 +64,7 @@ def test_a_c_cell_forgives_a_shift_of_one():
 
 
 def test_digits_are_read(learned, digits):
-    assert figures(learned.network, digits)["test_accuracy"] >= 0.90
+    assert evaluate(learned.network, digits)["test_accuracy"] >= 0.90
 
 
 def test_no_weight_has_ever_had_a_gradient(learned):
@@ -74,21 +74,21 @@ def test_no_weight_has_ever_had_a_gradient(learned):
 
 def test_small_shifts_change_its_answers_less_than_the_mlps(learned, digits):
     mlp = RECIPES["mlp"]
-    dense = mlp.fit(digits, mlp.trainings["digits"], Run("mlp", 0))
+    dense = mlp.fit(digits, mlp.hyperparameters["digits"], Run("mlp", 0))
     kept = [_kept(network, digits.test) for network in (learned.network, dense.network)]
     assert kept[0] > kept[1] + 0.2
 
 
 def _kept(network, test):
     """The part of the answers that stay when the image moves by a pixel of eight."""
-    before = answers(network, test).argmax(dim=1)
+    before = predict(network, test).argmax(dim=1)
     stayed = []
     for axis, step in ((1, 1), (1, -1), (2, 1), (2, -1)):
         moved = np.roll(test.inputs, step, axis)
         edge = [slice(None)] * 3
         edge[axis] = 0 if step == 1 else -1
         moved[tuple(edge)] = 0  # paper, not what has left at the other side
-        after = answers(network, Split(moved, test.targets)).argmax(dim=1)
+        after = predict(network, Split(moved, test.targets)).argmax(dim=1)
         stayed.append((after == before).float().mean().item())
     return np.mean(stayed)
 
@@ -97,7 +97,7 @@ def test_the_same_seed_learns_the_same(digits):
     few = replace(digits, train=Split(digits.train.inputs[:60], digits.train.targets[:60]))
     recipe = RECIPES["neocognitron"]
     first, again, other = (
-        recipe.fit(few, recipe.training, Run("few", seed)).network.state_dict()
+        recipe.fit(few, recipe.default_hyperparameters, Run("few", seed)).network.state_dict()
         for seed in (1, 1, 2)
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -105,10 +105,10 @@ def test_the_same_seed_learns_the_same(digits):
 
 
 def test_what_it_has_learned_is_exported_and_proved(learned, digits, ask):
-    model = export(learned.network, digits, describe(digits, "", {}, {}))
+    model = export(learned.network, digits, model_metadata(digits, "", {}, {}))
     probabilities = ask(model, digits.test.inputs)
     accuracy = np.mean(probabilities.argmax(axis=1) == digits.test.targets)
-    assert accuracy == figures(learned.network, digits)["test_accuracy"]
+    assert accuracy == evaluate(learned.network, digits)["test_accuracy"]
 
 
 def test_blank_images_are_refused(digits):
@@ -117,4 +117,6 @@ def test_blank_images_are_refused(digits):
         torch.nn.Identity(), size=8, classes=10, planes=(2, 2), selectivity=(4, 4)
     )
     with pytest.raises(FitError, match="have nothing to see"):
-        compete(network, blank, RECIPES["neocognitron"].training, Run("blank", 0))
+        learn_competitively(
+            network, blank, RECIPES["neocognitron"].default_hyperparameters, Run("blank", 0)
+        )

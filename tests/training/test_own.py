@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from neurona_training.cli.arguments import parse
-from neurona_training.cli.pipeline import main
-from neurona_training.data.user.load import Own, load
+from neurona_training.cli.main import main
+from neurona_training.data.user.load import load_user_data
+from neurona_training.data.user.spec import UserData
 from neurona_training.errors import DataError
 
 GOOD = ["size,colour,kind", *(f"{i},{'red' if i % 3 else 'blue'},{'ab'[i % 2]}" for i in range(20))]
@@ -19,7 +20,7 @@ def _csv(folder, lines, name="data.csv"):
 
 def _refused(own):
     with pytest.raises(DataError) as caught:
-        load(own)
+        load_user_data(own)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -29,8 +30,8 @@ def _parts(data):
 
 
 def test_numbers_are_one_input_and_each_column_of_texts_another(tmp_path):
-    brought = load(Own(_csv(tmp_path, GOOD), target="kind"))
-    asked, learned = brought.asked, brought.learned
+    loaded = load_user_data(UserData(_csv(tmp_path, GOOD), target="kind"))
+    asked, learned = loaded.caller_view, loaded.training_view
     assert [(given.name, given.categories) for given in asked.inputs] == [
         ("features", ()),
         ("colour", ("blue", "red")),
@@ -40,13 +41,15 @@ def test_numbers_are_one_input_and_each_column_of_texts_another(tmp_path):
     assert _parts(asked) == _parts(learned) == [12, 4, 4]
     sizes = np.concatenate([part.inputs[:, 0] for part in (asked.train, asked.test)])
     np.testing.assert_array_equal(learned.test.inputs[:, 0], asked.test.inputs[:, 0])
-    np.testing.assert_array_equal(learned.test.inputs[:, 2], asked.test.others[0])
+    np.testing.assert_array_equal(learned.test.inputs[:, 2], asked.test.extra_inputs[0])
     assert len(set(sizes)) == len(sizes)  # no row in two parts
 
 
 def test_the_parts_are_stratified_and_always_the_same(tmp_path):
     lines = ["x,y", *(f"{i},{'rare' if i % 10 == 0 else 'often'}" for i in range(100))]
-    first, second = (load(Own(_csv(tmp_path, lines), target="y")).learned for _ in range(2))
+    first, second = (
+        load_user_data(UserData(_csv(tmp_path, lines), target="y")).training_view for _ in range(2)
+    )
     for part, again in ((first.train, second.train), (first.test, second.test)):
         np.testing.assert_array_equal(part.inputs, again.inputs)
     counts = [np.bincount(p.targets).tolist() for p in (first.train, first.validation, first.test)]
@@ -57,19 +60,24 @@ def test_the_parts_are_stratified_and_always_the_same(tmp_path):
 def test_the_task_is_found_in_the_column_or_said(tmp_path):
     lines = ["x,whole,value", *(f"{i},{i % 3},{i * 0.7}" for i in range(30))]
     path = _csv(tmp_path, lines)
-    whole = load(Own(path, target="whole")).learned
+    whole = load_user_data(UserData(path, target="whole")).training_view
     assert whole.labels == ("0", "1", "2")
-    value = load(Own(path, target="value", unit="kg")).learned
+    value = load_user_data(UserData(path, target="value", unit="kg")).training_view
     assert [(one.name, one.unit) for one in value.values] == [("value", "kg")]
     assert set(value.baselines) == {"mean", "linear"}
     # value is linear in x
     np.testing.assert_allclose(value.baselines["linear"], value.test.targets, atol=1e-3)
-    assert load(Own(path, target="whole", task="regression")).learned.values[0].name == "whole"
+    assert (
+        load_user_data(UserData(path, target="whole", task="regression"))
+        .training_view.values[0]
+        .name
+        == "whole"
+    )
 
 
 def test_classes_that_are_numbers_stand_in_the_order_of_numbers(tmp_path):
     lines = ["x,y", *(f"{i},{(2, 10, 1)[i % 3]}" for i in range(30))]
-    data = load(Own(_csv(tmp_path, lines), target="y")).learned
+    data = load_user_data(UserData(_csv(tmp_path, lines), target="y")).training_view
     assert data.labels == ("1", "2", "10")
     expected = np.array([1, 2, 0])[data.test.inputs[:, 0].astype(int) % 3]
     np.testing.assert_array_equal(data.test.targets, expected)
@@ -79,7 +87,7 @@ def test_semicolons_quotes_and_excels_mark(tmp_path):
     path = tmp_path / "data.csv"
     lines = ['"a;b";y', *(f'"{i}";{"no" if i % 2 else "yes"}' for i in range(20))]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    assert load(Own(path, target="y")).learned.input.columns == ("a;b",)
+    assert load_user_data(UserData(path, target="y")).training_view.input.columns == ("a;b",)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +126,7 @@ def test_semicolons_quotes_and_excels_mark(tmp_path):
 )
 def test_a_table_that_is_wrong_says_where(tmp_path, lines, own, said):
     path = _csv(tmp_path, lines)
-    line = _refused(Own(path, **own))
+    line = _refused(UserData(path, **own))
     assert line.startswith(str(path))
     assert said in line
 
@@ -126,12 +134,14 @@ def test_a_table_that_is_wrong_says_where(tmp_path, lines, own, said):
 def test_a_table_that_is_no_text_says_so(tmp_path):
     path = tmp_path / "data.csv"
     path.write_bytes(b"x,y\n\xff\xfe\x00")
-    assert "no CSV in UTF-8" in _refused(Own(path, target="y"))
+    assert "no CSV in UTF-8" in _refused(UserData(path, target="y"))
 
 
 def test_a_series_is_cut_in_time_and_shares_no_target(tmp_path):
     path = _csv(tmp_path, ["t,level", *(f"{i},{i * 2}" for i in range(60))])
-    data = load(Own(path, series="level", window=4, horizon=3, unit="m")).learned
+    data = load_user_data(
+        UserData(path, series="level", window=4, horizon=3, unit="m")
+    ).training_view
     assert data.kind == "sequences"
     assert [value.unit for value in data.values] == ["m"] * 3
     np.testing.assert_array_equal(data.train.inputs[0, :, 0], [0, 2, 4, 6])

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neurona_training.data.user.load import Own, load
+from neurona_training.data.user.load import load_user_data
+from neurona_training.data.user.spec import UserData
 from neurona_training.errors import DataError
 
 
 def _refused(own):
     with pytest.raises(DataError) as caught:
-        load(own)
+        load_user_data(own)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -28,7 +29,7 @@ def _images(folder, *, size=(6, 6), mode="L", classes=("cat", "dog"), count=6):
 def test_a_folder_of_images_has_its_classes_from_its_folders(tmp_path):
     folder = _images(tmp_path / "pets")
     (folder / "cat" / ".hidden").write_text("no image")
-    data = load(Own(folder)).learned
+    data = load_user_data(UserData(folder)).training_view
     assert (data.labels, data.kind, data.train.inputs.shape[1:]) == (
         ("cat", "dog"),
         "images",
@@ -41,28 +42,28 @@ def test_a_folder_of_images_has_its_classes_from_its_folders(tmp_path):
 
 def test_colours_and_sizes(tmp_path):
     folder = _images(tmp_path / "pets", size=(6, 9), mode="RGB")
-    assert load(Own(folder)).learned.train.inputs.shape[1:] == (3, 6, 9)
-    data = load(Own(folder, image_size=4)).learned
+    assert load_user_data(UserData(folder)).training_view.train.inputs.shape[1:] == (3, 6, 9)
+    data = load_user_data(UserData(folder, image_size=4)).training_view
     assert data.train.inputs.shape[1:] == (3, 4, 4)
     assert "central square brought to 4 x 4" in data.input.description
     Image.new("L", (3, 3)).save(folder / "cat" / "z.png")
-    line = _refused(Own(folder))
+    line = _refused(UserData(folder))
     assert f"{folder / 'cat' / 'z.png'}: 3 x 3 pixels; 0.png has 9 x 6: --image-size" in line
 
 
 def test_images_that_are_wrong_name_the_file_or_folder(tmp_path):
     folder = _images(tmp_path / "pets")
     (folder / "emu").mkdir()
-    assert f"{folder / 'emu'}: no image for class 'emu'" in _refused(Own(folder))
+    assert f"{folder / 'emu'}: no image for class 'emu'" in _refused(UserData(folder))
     broken = folder / "emu" / "1.png"
     broken.write_text("not an image")
-    assert f"{broken} is no image" in _refused(Own(folder))
+    assert f"{broken} is no image" in _refused(UserData(folder))
     broken.write_bytes((folder / "cat" / "0.png").read_bytes()[:60])
-    assert f"{broken} " in _refused(Own(folder))
+    assert f"{broken} " in _refused(UserData(folder))
     alone = _images(tmp_path / "alone", classes=("cat",))
-    assert "one class only, 'cat'" in _refused(Own(alone))
+    assert "one class only, 'cat'" in _refused(UserData(alone))
     (tmp_path / "empty").mkdir()
-    assert "no folders in it" in _refused(Own(tmp_path / "empty"))
+    assert "no folders in it" in _refused(UserData(tmp_path / "empty"))
 
 
 def _sequences(path, **changed):
@@ -78,12 +79,12 @@ def _sequences(path, **changed):
 
 
 def test_sequences_joined_or_padded_are_the_same(tmp_path):
-    joined = load(Own(_sequences(tmp_path / "a.npz"))).learned
+    joined = load_user_data(UserData(_sequences(tmp_path / "a.npz"))).training_view
     assert joined.train.inputs.shape[1:] == (5, 2)
     assert joined.labels == ("down", "up")
     lengths, padded = np.array([3, 5, 2, 4] * 5), np.full((20, 7, 2), np.nan)
     padded[np.arange(7) < lengths[:, None]] = np.arange(2.0 * lengths.sum()).reshape(-1, 2)
-    again = load(Own(_sequences(tmp_path / "b.npz", inputs=padded))).learned
+    again = load_user_data(UserData(_sequences(tmp_path / "b.npz", inputs=padded))).training_view
     np.testing.assert_array_equal(again.test.inputs, joined.test.inputs)
     np.testing.assert_array_equal(again.test.lengths, joined.test.lengths)
 
@@ -108,7 +109,7 @@ def test_sequences_joined_or_padded_are_the_same(tmp_path):
 )
 def test_sequences_that_are_wrong_name_the_array(tmp_path, changed, said):
     path = _sequences(tmp_path / "data.npz", **changed)
-    line = _refused(Own(path))
+    line = _refused(UserData(path))
     assert line.startswith(str(path))
     assert said in line
 
@@ -116,4 +117,4 @@ def test_sequences_that_are_wrong_name_the_array(tmp_path, changed, said):
 def test_a_file_that_only_ends_in_npz_is_told(tmp_path):
     path = tmp_path / "data.npz"
     path.write_text("x,y")
-    assert _refused(Own(path)) == f"{path} is no .npz file, as numpy.savez writes it"
+    assert _refused(UserData(path)) == f"{path} is no .npz file, as numpy.savez writes it"

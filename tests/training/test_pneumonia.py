@@ -16,7 +16,7 @@ SHARED = os.environ.get("NEURONA_SHARED")
 
 @pytest.mark.skipif(SHARED is None, reason="NEURONA_SHARED names no folder with the files")
 def test_the_parts_are_the_published_ones():
-    data = pneumonia.xrays(Path(SHARED) / "data")
+    data = pneumonia.chest_xrays(Path(SHARED) / "data")
     assert [len(part) for part in (data.train, data.validation, data.test)] == [4708, 524, 624]
     counted = [np.bincount(part.targets).tolist() for part in (data.train, data.test)]
     assert counted == [[1214, 3494], [234, 390]]  # healthy, pneumonia
@@ -41,7 +41,7 @@ def published(tmp_path, monkeypatch):
 
 
 def test_the_published_file_is_read(published):
-    data = pneumonia.xrays(published.parents[1])
+    data = pneumonia.chest_xrays(published.parents[1])
     assert data.train.targets.tolist() == [0, 1, 1]
     assert (data.test.inputs == 7).all()
 
@@ -49,13 +49,13 @@ def test_the_published_file_is_read(published):
 def test_another_file_in_its_place_is_refused(published):
     published.write_bytes(published.read_bytes() + b"x")
     with pytest.raises(DataError, match="its MD5 is .* not .*zenodo"):
-        pneumonia.xrays(published.parents[1])
+        pneumonia.chest_xrays(published.parents[1])
 
 
 def test_a_file_without_its_parts_is_named(tmp_path):
     np.savez(tmp_path / "some.npz", train_images=np.zeros((1, 28, 28), np.uint8))
     with pytest.raises(DataError, match=r"some.npz is no file of MedMNIST: .*val_images"):
-        pneumonia.read(tmp_path / "some.npz", "val")
+        pneumonia.read_part(tmp_path / "some.npz", "val")
     (tmp_path / "some.npz").write_bytes(b"nothing of the kind")
     with pytest.raises(DataError, match=r"some.npz is no file of MedMNIST"):
-        pneumonia.read(tmp_path / "some.npz", "train")
+        pneumonia.read_part(tmp_path / "some.npz", "train")

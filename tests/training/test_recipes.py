@@ -84,10 +84,15 @@ def test_the_file_says_what_it_takes_and_how_it_was_made(trained, name, given, s
     assert made["recipe"] == name
     assert made["seed"] == "0"
     assert made["data"] == data.source
-    assert made["data_set"] == data.name == RECIPES[name].data
+    assert made["data_set"] == data.name == RECIPES[name].default_data
     assert made["opset"] == str(model.opset_import[0].version)
     assert made["test_rows"] == str(len(data.test))
-    assert 1 <= int(made["best_epoch"]) <= int(made["epochs"]) == RECIPES[name].training.epochs
+    assert (
+        1
+        <= int(made["best_epoch"])
+        <= int(made["epochs"])
+        == RECIPES[name].default_hyperparameters.epochs
+    )
     assert {"torch", "exporter", "onnx", "onnxruntime", "parameters"} <= set(made)
 
 

@@ -9,17 +9,17 @@ import torch
 from neurona_protos import metadata
 from neurona_training.architectures.input_layers import Normalise
 from neurona_training.architectures.recurrent import LastState, NextCount
-from neurona_training.cli.pipeline import main
+from neurona_training.cli.main import main
 from neurona_training.data import Dataset, Input, Split, Value
-from neurona_training.data.transforms import padded
+from neurona_training.data.transforms import pad_sequences
 from neurona_training.errors import ExportError
-from neurona_training.export.metadata import describe
+from neurona_training.export.metadata import model_metadata
 from neurona_training.export.onnx_export import export
-from neurona_training.export.stepwise import prove_pieces, stepwise
-from neurona_training.learning.evaluation import answers, rmse
+from neurona_training.export.stepwise import export_stepwise, verify_pieces
+from neurona_training.learning.evaluation import predict, rmse
 from neurona_training.learning.gradient_descent import fit
-from neurona_training.learning.run import Run
-from neurona_training.recipes import RECIPES, Training
+from neurona_training.learning.run import Hyperparameters, Run
+from neurona_training.recipes import RECIPES
 
 CELLS = ("rnn", "gru", "lstm")
 
@@ -36,7 +36,7 @@ def _data(*, ragged):
         lengths = random.integers(1, 10, rows) if ragged else [9] * rows
         sequences = [random.normal(size=(size, 2)).astype(np.float32) for size in lengths]
         targets = np.array([int(one[-1, 0] > one[-1, 1]) for one in sequences])
-        inputs, lengths = padded(sequences, filler=9)  # padding that must not matter
+        inputs, lengths = pad_sequences(sequences, filler=9)  # padding that must not matter
         return Split(inputs, targets, lengths if ragged else None)
 
     sequence = Input("sequence", ("batch", "time", "channel"), "two readings", "volt")
@@ -49,7 +49,7 @@ def ragged():
 
 
 def _exported(network, data):
-    return export(network.eval(), data, describe(data, "a test", {}, {}))
+    return export(network.eval(), data, model_metadata(data, "a test", {}, {}))
 
 
 def _untrained(cell, data):
@@ -77,8 +77,8 @@ def test_a_padded_batch_gives_the_answers_of_its_rows(ragged, operators, cell):
 @pytest.mark.parametrize("cell", CELLS)
 def test_ragged_sequences_are_learned(ragged, cell):
     """What counts is the last step of a row's own, which padding would bury."""
-    training = Training(epochs=5, batch_rows=16, learning_rate=1e-2)
-    fitted = RECIPES[cell].fit(ragged, training, Run(cell, 0))
+    hyperparameters = Hyperparameters(epochs=5, batch_rows=16, learning_rate=1e-2)
+    fitted = RECIPES[cell].fit(ragged, hyperparameters, Run(cell, 0))
     assert max(epoch.metric for epoch in fitted.history) >= 0.9
 
 
@@ -92,7 +92,7 @@ def test_statistics_are_of_the_steps_and_not_of_the_padding(ragged):
 def test_steps_with_a_kept_state_lead_to_the_answer_of_the_whole(cell, with_lengths):
     data = _data(ragged=with_lengths)
     model = _exported(_untrained(cell, data), data)
-    steps = stepwise(model, data)  # which proves pieces of 1, 3 and 8 steps
+    steps = export_stepwise(model, data)  # which proves pieces of 1, 3 and 8 steps
     session = _session(steps)
     states = ["initial_h", "initial_c"][: 2 if cell == "lstm" else 1]
     hidden = _untrained(cell, data).output.in_features
@@ -123,11 +123,11 @@ def test_steps_with_a_kept_state_lead_to_the_answer_of_the_whole(cell, with_leng
 
 def test_a_state_that_is_not_carried_is_found(ragged):
     model = _exported(_untrained("gru", ragged), ragged)
-    graph = onnx.load_from_string(stepwise(model, ragged))
+    graph = onnx.load_from_string(export_stepwise(model, ragged))
     (node,) = [node for node in graph.graph.node if node.op_type == "GRU"]
     del node.input[5]  # begins anew with each piece
     with pytest.raises(ExportError, match=r"step.onnx in pieces of 1 steps differs .* by up to 0"):
-        prove_pieces(graph.SerializeToString(), model, ragged)
+        verify_pieces(graph.SerializeToString(), model, ragged)
 
 
 def test_only_one_recurrent_layer_has_a_stepwise_form(ragged):
@@ -142,7 +142,7 @@ def test_only_one_recurrent_layer_has_a_stepwise_form(ragged):
             return self.a(sequence, lengths) + self.b(sequence, lengths)
 
     with pytest.raises(ExportError, match="2 recurrent operators, not one"):
-        stepwise(_exported(Two(), ragged), ragged)
+        export_stepwise(_exported(Two(), ragged), ragged)
 
 
 def _counts(rows=300):
@@ -165,10 +165,10 @@ def test_a_forecast_of_counts_begins_with_persistence_and_gets_better():
         network.output.weight.zero_()
         network.output.bias.zero_()
     last = data.test.inputs[:, -1]
-    np.testing.assert_allclose(answers(network, data.test).numpy(), last, rtol=1e-4, atol=1e-3)
-    training = Training(epochs=40, batch_rows=32, learning_rate=2e-2)
-    fit(network, data, training, Run("wave", 0))
-    assert rmse(answers(network, data.test).numpy(), data.test.targets) < 0.9 * rmse(
+    np.testing.assert_allclose(predict(network, data.test).numpy(), last, rtol=1e-4, atol=1e-3)
+    hyperparameters = Hyperparameters(epochs=40, batch_rows=32, learning_rate=2e-2)
+    fit(network, data, hyperparameters, Run("wave", 0))
+    assert rmse(predict(network, data.test).numpy(), data.test.targets) < 0.9 * rmse(
         last, data.test.targets
     )
 

@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 
 from neurona_protos import metadata
 from neurona_server.models.repository.scanner import find
-from neurona_training.cli.pipeline import main
-from neurona_training.cli.tables import table
+from neurona_training.cli.main import main
+from neurona_training.cli.tables import results_table
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def models(tmp_path_factory):
     for number in range(60):
         place = folder / "digits" / str(digits.target[number] % 2)
         place.mkdir(parents=True, exist_ok=True)
-        grey = Image.fromarray((digits.images[number] * 15).astype(np.uint8))
+        grey = Image.fromarray((digits.digit_images[number] * 15).astype(np.uint8))
         grey.convert("RGB").save(place / f"{number}.png")
 
     lengths = random.integers(2, 6, 40)
@@ -147,7 +147,7 @@ def test_a_server_passes_the_report_over(models):
 
 
 def test_the_table_has_a_line_for_each_model(models):
-    head, rule, *lines = table(models)
+    head, rule, *lines = results_table(models)
     assert head.startswith("| model | recipe | data | test |")
     assert set(rule) <= set("| -")
     assert [line.split(" | ")[0] for line in lines] == [

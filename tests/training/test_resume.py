@@ -19,7 +19,7 @@ from neurona_training.learning import checkpoint
 from neurona_training.learning.run import Run
 from neurona_training.recipes import RECIPES
 
-TRAIN = (sys.executable, "-m", "neurona_training.cli.pipeline")
+TRAIN = (sys.executable, "-m", "neurona_training.cli.main")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -93,7 +93,7 @@ def _workers(process):
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 def test_two_processes_train_as_one_does_and_a_killed_one_starts_again(tmp_path, uninterrupted):
     arguments = ("rnn", "--epochs", "30", "--out", str(tmp_path))
-    command = (*TORCHRUN, "--max-restarts", "1", "-m", "neurona_training.cli.pipeline", *arguments)
+    command = (*TORCHRUN, "--max-restarts", "1", "-m", "neurona_training.cli.main", *arguments)
     process = _start(*command, stdout=subprocess.DEVNULL)
     _wait_for(tmp_path / "rnn" / "checkpoint.pt", process)
     os.kill(_workers(process)[1], signal.SIGKILL)
@@ -112,18 +112,20 @@ def test_two_processes_train_as_one_does_and_a_killed_one_starts_again(tmp_path,
 
 def test_only_the_same_training_is_resumed(tmp_path):
     recipe = RECIPES["rnn"]
-    data, training = recipe.load(), replace(recipe.training, epochs=2)
+    data, hyperparameters = recipe.load(), replace(recipe.default_hyperparameters, epochs=2)
     path = tmp_path / "checkpoint.pt"
-    whole = recipe.fit(data, training, Run("rnn", 0, path))
-    done = recipe.fit(data, training, Run("rnn", 0, path, resume=True))  # nothing is left to do
+    whole = recipe.fit(data, hyperparameters, Run("rnn", 0, path))
+    done = recipe.fit(
+        data, hyperparameters, Run("rnn", 0, path, resume=True)
+    )  # nothing is left to do
     assert done.history == whole.history
     for changed, run in (
-        (replace(training, batch_rows=8), Run("rnn", 0, path, resume=True)),
-        (training, Run("rnn", 1, path, resume=True)),
+        (replace(hyperparameters, batch_rows=8), Run("rnn", 0, path, resume=True)),
+        (hyperparameters, Run("rnn", 1, path, resume=True)),
     ):
         with pytest.raises(FitError, match="is of another training"):
             recipe.fit(data, changed, run)
-    faster = recipe.fit(data, replace(training, threads=2), Run("rnn", 0, path, resume=True))
+    faster = recipe.fit(data, replace(hyperparameters, threads=2), Run("rnn", 0, path, resume=True))
     assert faster.history == whole.history
 
 
@@ -132,6 +134,6 @@ def test_a_file_that_is_no_checkpoint_is_told_in_one_line(tmp_path, content):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(content)
     with pytest.raises(FitError, match="cannot be read") as caught:
-        checkpoint.load(path, "")
+        checkpoint.load_checkpoint(path, "")
     assert "\n" not in str(caught.value)
-    assert checkpoint.load(tmp_path / "none", "") is None
+    assert checkpoint.load_checkpoint(tmp_path / "none", "") is None

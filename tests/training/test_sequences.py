@@ -31,7 +31,7 @@ def _sizes(data):
 
 @needs_files
 def test_vowels_are_the_published_recordings(folder):
-    data = vowels.recordings(folder)
+    data = vowels.vowel_recordings(folder)
     assert _sizes(data) == [216, 54, 370]
     lengths = np.concatenate([s.lengths for s in (data.train, data.validation, data.test)])
     assert (lengths.min(), lengths.max()) == (7, 29)
@@ -44,7 +44,7 @@ def test_vowels_are_the_published_recordings(folder):
 
 @needs_files
 def test_no_test_name_was_learned(folder):
-    data = names.by_characters(folder)
+    data = names.names_by_character(folder)
     assert _sizes(data) == [11707, 2702, 3603]
     assert len(data.labels) == 18
 
@@ -70,19 +70,19 @@ def test_no_test_name_was_learned(folder):
 
 @needs_files
 def test_spoken_digits_are_split_by_take(folder):
-    data = spoken_digits.waveforms(folder)
+    data = spoken_digits.spoken_waveforms(folder)
     assert _sizes(data) == [2280, 420, 300]
     assert np.bincount(data.test.targets).tolist() == [30] * 10
     published = spoken_digits.read_wave(folder / "fsdd" / "0_george_0.wav")
     np.testing.assert_array_equal(data.test.inputs[0, : data.test.lengths[0]], published)
     assert 0.1 < np.abs(data.train.inputs).max() <= 1
     with pytest.raises(DataError, match="the 1 files in .* are not the published ones"):
-        spoken_digits.check([folder / "fsdd" / "0_george_0.wav"])
+        spoken_digits.verify_recordings([folder / "fsdd" / "0_george_0.wav"])
 
 
 @needs_files
 def test_months_have_baselines_that_are_hard_to_beat(folder):
-    data = sunspots.monthly(folder)
+    data = sunspots.monthly_sunspots(folder)
     assert data.values[0].name == "next month"
     errors = {name: rmse(said, data.test.targets) for name, said in data.baselines.items()}
     assert errors["autoregression"] < 0.95 * errors["persistence"] < errors["mean"] / 3
@@ -96,7 +96,7 @@ def test_the_autoregression_finds_one():
     series = np.zeros(3000)
     for t in range(2, 3000):
         series[t] = 0.5 * series[t - 1] + 0.3 * series[t - 2] + 1 + noise[t]
-    data = sunspots._next_one(series.astype(np.float32), 8, "step", "")
+    data = sunspots.forecast_next(series.astype(np.float32), 8, "step", "")
     assert rmse(data.baselines["autoregression"], data.test.targets) == pytest.approx(1, rel=0.05)
 
 
@@ -134,14 +134,14 @@ def test_blocks_end_with_ones_or_an_empty_line(tmp_path):
 
 
 def test_the_sum_of_the_marked_numbers_is_asked():
-    data = adding.generated(steps=20, rows=500)
+    data = adding.adding_problem(steps=20, rows=500)
     numbers, marks = data.train.inputs[:, :, 0], data.train.inputs[:, :, 1]
     assert (marks[:, :10].sum(axis=1) == 1).all()
     assert (marks[:, 10:].sum(axis=1) == 1).all()
     np.testing.assert_allclose((numbers * marks).sum(axis=1), data.train.targets[:, 0], rtol=1e-6)
     assert data.train.targets.var() == pytest.approx(adding.VARIANCE, rel=0.2)
     assert not np.array_equal(data.train.targets, data.test.targets)
-    again = adding.generated(steps=20, rows=500)
+    again = adding.adding_problem(steps=20, rows=500)
     np.testing.assert_array_equal(again.test.inputs, data.test.inputs)
 
 
@@ -162,8 +162,8 @@ def test_a_tone_is_heard_in_its_band_whatever_follows_it():
 
 
 def test_one_picture_for_both(monkeypatch, tmp_path, capsys):
-    small = adding.generated(steps=6, rows=100)
-    monkeypatch.setattr(adding, "generated", lambda: small)
+    small = adding.adding_problem(steps=6, rows=100)
+    monkeypatch.setattr(adding, "adding_problem", lambda: small)
     out = tmp_path / "memory.png"
     assert long_memory.main(["--epochs", "1", "--out", str(out)]) == 0
     assert out.read_bytes().startswith(b"\x89PNG")

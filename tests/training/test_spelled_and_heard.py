@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from neurona_training.data import Dataset, Input, Split
-from neurona_training.data.transforms import padded
-from neurona_training.export.metadata import describe
+from neurona_training.data.transforms import pad_sequences
+from neurona_training.export.metadata import model_metadata
 from neurona_training.export.onnx_export import export
-from neurona_training.learning.evaluation import accuracy, answers
-from neurona_training.learning.run import Run
-from neurona_training.recipes import RECIPES, Training
+from neurona_training.learning.evaluation import accuracy, predict
+from neurona_training.learning.run import Hyperparameters, Run
+from neurona_training.recipes import RECIPES
 
 
 def _learned(data, epochs):
-    training = Training(epochs=epochs, batch_rows=16, learning_rate=1e-2)
-    fitted = RECIPES["gru"].fit(data, training, Run(data.name, 0))
-    model = export(fitted.network, data, describe(data, "a test", {}, {}))
+    hyperparameters = Hyperparameters(epochs=epochs, batch_rows=16, learning_rate=1e-2)
+    fitted = RECIPES["gru"].fit(data, hyperparameters, Run(data.name, 0))
+    model = export(fitted.network, data, model_metadata(data, "a test", {}, {}))
     return fitted.network, onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 
 
@@ -29,7 +29,7 @@ def words():
 
     def split(rows):
         spelled = [random.integers(0, 8, random.integers(1, 6)) for _ in range(rows)]
-        inputs, lengths = padded(spelled, len(letters))
+        inputs, lengths = pad_sequences(spelled, len(letters))
         ends = np.array([int(letters[word[-1]] in "aeiou") for word in spelled])
         return Split(inputs, ends, lengths)
 
@@ -39,7 +39,7 @@ def words():
 
 def test_words_are_sent_as_their_characters(words):
     network, session = _learned(words, epochs=6)
-    assert accuracy(answers(network, words.test).numpy(), words.test.targets) >= 0.9
+    assert accuracy(predict(network, words.test).numpy(), words.test.targets) >= 0.9
     assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
         ("characters", "tensor(string)", ["batch", "time"]),
         ("sequence_lens", "tensor(int32)", ["batch"]),
@@ -77,7 +77,7 @@ def tones():
             time = np.arange(random.integers(100, 900)) / 8000
             wave = np.sin(2 * np.pi * (2000 if high else 400) * time) * random.uniform(0.05, 0.5)
             sounds.append((wave + random.normal(size=len(time)) * 1e-3).astype(np.float32))
-        inputs, lengths = padded(sounds)
+        inputs, lengths = pad_sequences(sounds)
         return Split(inputs, targets, lengths)
 
     given = Input("waveform", ("batch", "time"), "a tone, 8 kHz", "amplitude -1..1")
@@ -86,11 +86,11 @@ def tones():
 
 def test_sound_is_sent_as_its_samples(tones):
     network, session = _learned(tones, epochs=4)
-    assert accuracy(answers(network, tones.test).numpy(), tones.test.targets) == 1
+    assert accuracy(predict(network, tones.test).numpy(), tones.test.targets) == 1
     test = tones.test
     sent = {"waveform": test.inputs.copy(), "sequence_lens": test.lengths}
     (together,) = session.run(None, sent)
-    expected = torch.softmax(answers(network, test), dim=1)
+    expected = torch.softmax(predict(network, test), dim=1)
     np.testing.assert_allclose(together, expected, rtol=1e-4, atol=1e-6)
     for row, length, answer in zip(test.inputs, test.lengths, together, strict=True):
         alone = {"waveform": row[None, :length], "sequence_lens": np.array([length], np.int32)}

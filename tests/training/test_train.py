@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from neurona_training.cli import pipeline
-from neurona_training.cli.pipeline import main
+from neurona_training.cli.main import main
 from neurona_training.data.catalogue import SOURCES, Source
 from neurona_training.errors import ExportError, FitError
 from neurona_training.recipes import RECIPES
@@ -114,7 +114,7 @@ def test_a_failed_proof_writes_nothing(tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise ExportError("output 'value' for input 'series' of shape [1, 1, 1] differs")
 
-    monkeypatch.setattr("neurona_training.export.onnx_export.prove", fail)
+    monkeypatch.setattr("neurona_training.export.onnx_export.verify_parity", fail)
     assert main(["rnn", "--epochs", "1", "--no-report", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -152,7 +152,7 @@ def test_a_run_says_what_it_reached_and_where_the_file_is(tmp_path, capsys):
 
 def test_listing_needs_nothing_heavy():
     code = (
-        "import sys; from neurona_training.cli.pipeline import main; status = main(['--list']);"
+        "import sys; from neurona_training.cli.main import main; status = main(['--list']);"
         "heavy = {'torch', 'numpy', 'pooch', 'sklearn', 'onnx', 'statsmodels'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else status)"
     )
@@ -162,13 +162,13 @@ def test_listing_needs_nothing_heavy():
     assert [line.split()[0] for line in recipes if line[0] != " "] == ["RECIPE", *RECIPES]
     assert [line.split()[0] for line in sources] == ["DATA", *SOURCES]
     for line, recipe in zip(recipes[2::2], RECIPES.values(), strict=True):
-        assert line.strip() == ", ".join(recipe.trainings)
+        assert line.strip() == ", ".join(recipe.hyperparameters)
     assert max(len(line) for line in (*recipes, *sources)) <= 100
 
 
 def test_the_exporter_is_quiet(tmp_path):
     """In a process of its own, where nothing has been silenced before."""
-    code = "import sys; from neurona_training.cli.pipeline import main; sys.exit(main())"
+    code = "import sys; from neurona_training.cli.main import main; sys.exit(main())"
     arguments = ["rnn", "--epochs", "1", "--no-report", "--out", str(tmp_path)]
     ran = subprocess.run(
         [sys.executable, "-W", "always", "-c", code, *arguments],
@@ -191,12 +191,15 @@ def test_all_trains_what_is_not_there_and_goes_on_after_a_failure(tmp_path, caps
     some = {
         "broken": replace(rnn, name="broken", learner=fail),
         "mcculloch-pitts": replace(
-            by_hand, trainings={name: by_hand.trainings[name] for name in ("and", "not")}
+            by_hand,
+            hyperparameters={name: by_hand.hyperparameters[name] for name in ("and", "not")},
         ),
     }
-    some["broken"] = replace(some["broken"], trainings={"sunspots": rnn.training})
+    some["broken"] = replace(
+        some["broken"], hyperparameters={"sunspots": rnn.default_hyperparameters}
+    )
     monkeypatch.setattr("neurona_training.cli.arguments.RECIPES", some)
-    monkeypatch.setattr("neurona_training.cli.pipeline.RECIPES", some)
+    monkeypatch.setattr("neurona_training.cli.main.RECIPES", some)
     asked = ["--all", "--no-report", "--out", str(tmp_path)]
     assert main(asked) == 1
     printed = capsys.readouterr()

@@ -8,32 +8,32 @@ import torch
 from torch import nn
 
 from neurona_protos import metadata
-from neurona_training.cli.pipeline import main
+from neurona_training.cli.main import main
 from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.sources import digits
 from neurona_training.errors import ExportError
 from neurona_training.export import quantization
-from neurona_training.export.metadata import describe
+from neurona_training.export.metadata import model_metadata
 from neurona_training.export.onnx_export import export
-from neurona_training.learning.evaluation import accuracy, figures
+from neurona_training.learning.evaluation import accuracy, evaluate
 from neurona_training.recipes import RECIPES
 
 
 @pytest.fixture(scope="module")
 def data():
-    return digits.images()
+    return digits.digit_images()
 
 
 @pytest.fixture(scope="module")
 def model(data):
     torch.manual_seed(0)
     network = RECIPES["lenet5"].network(data).eval()
-    return export(network, data, describe(data, "a test", figures(network, data), {}))
+    return export(network, data, model_metadata(data, "a test", evaluate(network, data), {}))
 
 
 @pytest.mark.parametrize(("variant", "part"), [("float16", 0.6), ("int8", 0.4)])
 def test_a_variant_is_smaller_and_says_what_it_costs(model, data, variant, part):
-    smaller, described = quantization.made(variant, model, data)
+    smaller, described = quantization.make_variant(variant, model, data)
     assert len(smaller) < part * len(model)
     onnx.checker.check_model(onnx.load_from_string(smaller))
     session = onnxruntime.InferenceSession(smaller)
@@ -47,9 +47,9 @@ def test_a_variant_is_smaller_and_says_what_it_costs(model, data, variant, part)
 
     props = {one.key: one.value for one in onnx.load_from_string(smaller).metadata_props}
     assert metadata.from_json(props[metadata.KEY]) == described
-    own = quantization.asked(smaller, data)
+    own = quantization.run_model(smaller, data)
     assert described.figures["test_accuracy"] == accuracy(own, data.test.targets)
-    whole = quantization.asked(model, data)
+    whole = quantization.run_model(model, data)
     assert described.figures["float32_test_accuracy"] == accuracy(whole, data.test.targets)
     assert "validation_accuracy" not in described.figures
     assert described.provenance["variant"] == variant
@@ -65,10 +65,10 @@ def test_what_has_no_products_to_make_smaller_is_refused(data):
             return image.mean(dim=(1, 2))[:, None] * self.weight
 
     network = Sum()
-    model = export(network, data, describe(data, "a test", figures(network, data), {}))
+    model = export(network, data, model_metadata(data, "a test", evaluate(network, data), {}))
     with pytest.raises(ExportError, match="int8 is not possible: none of its steps"):
-        quantization.made("int8", model, data)
-    quantization.made("float16", model, data)
+        quantization.make_variant("int8", model, data)
+    quantization.make_variant("float16", model, data)
 
 
 def test_numbers_beyond_float16_are_refused(model, data):
@@ -80,7 +80,7 @@ def test_numbers_beyond_float16_are_refused(model, data):
     with pytest.raises(
         ExportError, match=r"float16 is not possible: .*output.weight' has a number"
     ):
-        quantization.made("float16", huge.SerializeToString(), data)
+        quantization.make_variant("float16", huge.SerializeToString(), data)
 
 
 def test_users_units_stay_whole_in_float16():
@@ -93,21 +93,21 @@ def test_users_units_stay_whole_in_float16():
     data = Dataset("sums", "made here", *parts, input=features, values=(Value("sum", "EUR"),))
     torch.manual_seed(0)
     network = RECIPES["mlp"].network(data).eval()
-    model = export(network, data, describe(data, "a test", figures(network, data), {}))
-    smaller, _ = quantization.made("float16", model, data)
-    answered, expected = quantization.asked(smaller, data), quantization.asked(model, data)
+    model = export(network, data, model_metadata(data, "a test", evaluate(network, data), {}))
+    smaller, _ = quantization.make_variant("float16", model, data)
+    answered, expected = quantization.run_model(smaller, data), quantization.run_model(model, data)
     np.testing.assert_allclose(answered, expected, rtol=0, atol=0.01 * targets.std())
 
 
 def test_a_refused_variant_leaves_the_rest(tmp_path, capsys, monkeypatch):
-    whole = quantization.made
+    whole = quantization.make_variant
 
     def made(variant, model, data):
         if variant == "int8":
             raise ExportError("the variant int8 is not possible: a reason")
         return whole(variant, model, data)
 
-    monkeypatch.setattr(quantization, "made", made)
+    monkeypatch.setattr(quantization, "make_variant", made)
     asked = ["--variant", "int8", "--variant", "float16", "--no-report", "--out", str(tmp_path)]
     assert main(["rnn", "--epochs", "1", *asked]) == 1
     printed = capsys.readouterr()
