@@ -111,24 +111,6 @@ def split_request(request: Request, max_rows: int) -> list[Request]:
     return _Parts(request, max_rows).parts
 
 
-class _Part(Request):
-    """Known by the request that it is a part of."""
-
-    __slots__ = ("_whole",)
-
-    def __init__(self, *request: Any, whole: Request) -> None:
-        super().__init__(*request)
-        self._whole = whole
-
-    @property
-    def trace(self) -> Trace | None:
-        return self._whole.trace
-
-    @property
-    def log_fields(self) -> Mapping[str, str | int]:
-        return self._whole.log_fields
-
-
 class _Parts:
     def __init__(self, whole: Request, max_rows: int) -> None:
         self._whole = whole
@@ -152,18 +134,11 @@ class _Parts:
         }
         rows = stop - start
         nbytes = whole.nbytes * rows // whole.rows
-        return _Part(
-            inputs,
-            rows,
-            whole.group,
-            self._done,
-            whole.deadline,
-            whole.priority,
-            nbytes,
-            whole=whole,
-        )
+        return _Part(self, whole, inputs, rows, nbytes)
 
-    def _done(self, part: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
+    def finish_part(
+        self, part: Request, outputs: Outputs | None, error: NeuronaError | None
+    ) -> None:
         if outputs is None:
             if self._whole.fail(error or ModelFailedError()):
                 self._cancel_parts()
@@ -187,6 +162,32 @@ class _Parts:
     def _cancel_parts(self) -> None:
         for part in self.parts:
             part.cancel(CancelledError("another part of the request ended it"))
+
+
+class _Part(Request):
+    """Some rows of a request that was split."""
+
+    __slots__ = ("_split", "_whole")
+
+    def __init__(
+        self, split: _Parts, whole: Request, inputs: Inputs, rows: int, nbytes: int
+    ) -> None:
+        super().__init__(inputs, rows, whole.group, whole.deadline, whole.priority, nbytes)
+        self._whole = whole
+        self._split: _Parts | None = split
+
+    def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
+        split, self._split = self._split, None  # each knows the other: what has ended is freed
+        if split is not None:
+            split.finish_part(self, outputs, error)
+
+    @property
+    def trace(self) -> Trace | None:
+        return self._whole.trace
+
+    @property
+    def log_fields(self) -> Mapping[str, str | int]:
+        return self._whole.log_fields
 
 
 class Run(Protocol):

@@ -1,6 +1,7 @@
 """Requests like ones that were found good before: sent on their way without being read again."""
 
 import time
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -159,6 +160,9 @@ class FastPath:
     ) -> None:
         self._known = TemplateCache(parse, path)
         self._resolve = resolve
+        # By the id of the model: cheaper than a WeakKeyDictionary, and freed with the model too,
+        # as nothing in a PreparedRequest refers to that.
+        self._prepared: dict[int, dict[MessageTemplate, PreparedRequest]] = {}
 
     def send(
         self,
@@ -244,7 +248,8 @@ class FastPath:
         every[shape] = PreparedRequest(described, sent.rows, sent.group, sent.answer, sent.priority)
 
     def _facts(self, model: Model) -> dict[MessageTemplate, PreparedRequest]:
-        facts: dict[MessageTemplate, PreparedRequest] | None = model.notes.get(self)
+        facts = self._prepared.get(id(model))
         if facts is None:
-            facts = model.notes[self] = {}
+            facts = self._prepared[id(model)] = {}
+            weakref.finalize(model, self._prepared.pop, id(model)).atexit = False
         return facts

@@ -1,6 +1,7 @@
 """Answers that a stream's reader has not taken: how many bytes they are, and will be."""
 
 import math
+from weakref import WeakKeyDictionary
 
 from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.batch import RowSlice
@@ -27,10 +28,14 @@ class ResponseSizeEstimate:
 
 
 def sizes_of(model: Model) -> ResponseSizeEstimate:
-    sizes: ResponseSizeEstimate | None = model.notes.get(ResponseSizeEstimate)
+    """The one of a model, which all protocols share."""
+    sizes = _sizes.get(model)
     if sizes is None:
-        sizes = model.notes[ResponseSizeEstimate] = ResponseSizeEstimate(model)
+        sizes = _sizes[model] = ResponseSizeEstimate(model)
     return sizes
+
+
+_sizes: WeakKeyDictionary[Model, ResponseSizeEstimate] = WeakKeyDictionary()
 
 
 def _row_bytes(spec: TensorSpec) -> int:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from neurona_protos.tensors import TensorError
+from neurona_server.batching.batcher import Defer
 from neurona_server.batching.policy import Priority
 from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.errors import (
@@ -17,11 +18,12 @@ from neurona_server.errors import (
     NeuronaError,
     UnavailableError,
 )
-from neurona_server.models.model import Defer, Model
-from neurona_server.models.signature import Described
-from neurona_server.rpc.call import CallTrace, RequestIdentity, gone, log_fields_of
+from neurona_server.models.model import Model
+from neurona_server.models.signature import TensorType
+from neurona_server.rpc.call import RequestIdentity, cancellation_error, log_fields_of
 from neurona_server.rpc.limits import Limits
 from neurona_server.telemetry.metrics import Metrics
+from neurona_server.telemetry.trace import CallTrace
 
 
 class Responder(RequestIdentity, Protocol):
@@ -60,7 +62,7 @@ class ParsedRequest(NamedTuple):
     """What a message asks of a model. `decode` is called once the described inputs are found
     to fit; `answer` writes what the caller gets. Neither may hold the message for longer."""
 
-    described: Mapping[str, Described]
+    described: Mapping[str, TensorType]
     decode: Callable[[], Inputs]
     answer: ResponseWriter
     deadline: float
@@ -88,7 +90,7 @@ class Submission(Request):
         priority: Priority,
         nbytes: int,
     ) -> None:
-        super().__init__(inputs, rows, group, _finish, deadline, priority, nbytes)
+        super().__init__(inputs, rows, group, deadline, priority, nbytes)
         self.model = model
         self.receiver = receiver
         self.answer = answer
@@ -101,6 +103,31 @@ class Submission(Request):
     @property
     def log_fields(self) -> Mapping[str, str | int]:
         return {**self.model.log_fields, **log_fields_of(self.receiver)}
+
+    def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
+        model = self.model
+        response = None
+        if outputs is not None:
+            try:
+                response = self.answer(outputs)
+            except NeuronaError as raised:
+                error = raised
+            except Exception as fault:
+                # Whatever is wrong with one answer, its caller hears of it.
+                model.batcher.failures.tell("an answer cannot be written", fault, self.log_fields)
+                error = ModelFailedError()
+        seconds = time.monotonic() - self.started
+        model.metrics.record_request("ok" if error is None else error.outcome, seconds)
+        if (trace := self.receiver.trace) is not None:
+            trace.record_outcome(self, model.name, model.version, error)
+            if error is None:
+                model.metrics.record_exemplar(seconds, trace.trace_id)
+        if response is None:
+            self.receiver.fail(error or ModelFailedError())
+        else:
+            self.receiver.reply(response)
+        if outputs is not None and (on_answer := model.on_answer) is not None:
+            on_answer(self, outputs)
 
 
 class AcceptedRequest(NamedTuple):
@@ -143,9 +170,9 @@ def submit(
         error = InvalidArgumentError(str(raised)) if isinstance(raised, TensorError) else raised
         if model is None:
             metrics.unresolved[error.outcome].inc()
-            metrics.refused(error)
+            metrics.record_rejection(error)
         else:
-            model.metrics.ended(error.outcome, time.monotonic() - started)
+            model.metrics.record_request(error.outcome, time.monotonic() - started)
         receiver.fail(error)
         return None
     group = model.signature.group(asked.described)
@@ -177,7 +204,7 @@ def send(
     receiver, model = submission.receiver, submission.model
     receiver.on_cancel(partial(cancel, submission))
     try:
-        model.submit(submission, receiver.defer)
+        model.batcher.submit(submission, receiver.defer)
     except NeuronaError as error:
         replaced = (
             isinstance(error, UnavailableError)
@@ -190,33 +217,6 @@ def send(
             again()
 
 
-def _finish(request: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
-    assert isinstance(request, Submission)  # noqa: S101  for the type checker
-    model = request.model
-    response = None
-    if outputs is not None:
-        try:
-            response = request.answer(outputs)
-        except NeuronaError as raised:
-            error = raised
-        except Exception as fault:
-            # Whatever is wrong with one answer, its caller hears of it.
-            model.batcher.failures.tell("an answer cannot be written", fault, request.log_fields)
-            error = ModelFailedError()
-    seconds = time.monotonic() - request.started
-    model.metrics.ended("ok" if error is None else error.outcome, seconds)
-    if (trace := request.receiver.trace) is not None:
-        trace.answered(request, error)
-        if error is None:
-            model.metrics.exemplify(seconds, trace.trace_id)
-    if response is None:
-        request.receiver.fail(error or ModelFailedError())
-    else:
-        request.receiver.reply(response)
-    if outputs is not None and (on_answer := model.on_answer) is not None:
-        on_answer(request, outputs)
-
-
 def _is_replaced(resolve: Callable[[], Model], model: Model) -> bool:
     """Whether another version has taken its place since it was resolved."""
     try:
@@ -227,4 +227,4 @@ def _is_replaced(resolve: Callable[[], Model], model: Model) -> bool:
 
 def cancel(request: Request) -> None:
     """Ends a request whose caller is gone, or whose deadline made it go."""
-    request.cancel(gone(request.deadline))
+    request.cancel(cancellation_error(request.deadline))

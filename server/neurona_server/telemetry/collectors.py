@@ -109,12 +109,12 @@ class LoadingCollector(Collector):
         self._since: dict[tuple[str, int], float] = {}
         self._changing = threading.Lock()
 
-    def begin(self, model: str, version: int) -> None:
+    def start_load(self, model: str, version: int) -> None:
         """It is to be loaded now: what it waits for other loads counts."""
         with self._changing:
             self._since[model, version] = self._clock()
 
-    def end(self, model: str, version: int) -> None:
+    def finish_load(self, model: str, version: int) -> None:
         with self._changing:
             self._since.pop((model, version), None)
 

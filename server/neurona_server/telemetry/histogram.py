@@ -33,7 +33,7 @@ class BufferedHistogram:
         self._counted = counted
         self._exemplars: dict[int, Exemplar] = {}  # the newest of each bucket
 
-    def exemplify(self, seconds: float, trace_id: str) -> None:
+    def record_exemplar(self, seconds: float, trace_id: str) -> None:
         """A value that was observed has a trace to look at."""
         place = int(np.searchsorted(self._bounds, seconds))
         self._exemplars[place] = Exemplar({"trace_id": trace_id}, seconds, time.time())

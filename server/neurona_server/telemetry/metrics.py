@@ -58,15 +58,17 @@ OUTCOMES = ("ok", "rejected", "expired", "cancelled", "invalid", "failed")
 class ModelMetrics:
     """The series of one version of one model, looked up once."""
 
-    def __init__(self, metrics: "Metrics", name: str, version: str, tally: RunStatistics) -> None:
+    def __init__(
+        self, metrics: "Metrics", name: str, version: str, run_statistics: RunStatistics
+    ) -> None:
         self._metrics = metrics
         self._labels = (name, version)
-        self.tally = tally
+        self.run_statistics = run_statistics
         self.outcomes = outcomes_of(metrics.requests, name, version)
         self._request_seconds = metrics.request_seconds.series(
             *self._labels, self.outcomes["ok"].inc
         )
-        self.terminated = metrics.terminated.labels(*self._labels)
+        self.terminated_runs = metrics.terminated_runs.labels(*self._labels)
         self.inline = metrics.inline.labels(*self._labels)
         self._rows = metrics.rows.labels(*self._labels)
         self._padding_rows = metrics.padding_rows.labels(*self._labels)
@@ -77,7 +79,7 @@ class ModelMetrics:
         self._run_ratio = metrics.run_ratio.labels(*self._labels)
         self._warm_up_seconds = metrics.warm_up_seconds.labels(name)
 
-    def watch(self, queue: WatchedQueue, curve: WatchedCurve) -> None:
+    def watch_batching(self, queue: WatchedQueue, curve: WatchedCurve) -> None:
         labels = self._labels
         self._metrics.queue_rows.labels(*labels).set_function(lambda: queue.rows)
         self._metrics.queue_age.labels(*labels).set_function(queue.oldest_age)
@@ -90,21 +92,21 @@ class ModelMetrics:
             gauge = self._metrics.predicted_seconds.labels(*labels, str(rung))
             gauge.set_function(partial(_seconds_of, curve, rung))
 
-    def warmed_up(self, seconds: float) -> None:
+    def record_warm_up(self, seconds: float) -> None:
         """Its first runs, before it served."""
         self._warm_up_seconds.observe(seconds)
 
-    def ready(self, task: str, provider: str) -> None:
+    def set_model_info(self, task: str, provider: str) -> None:
         self._forget(self._metrics.info)
         self._metrics.info.labels(*self._labels, task, provider).set(1)
 
-    def shadowed(self, outcome: str) -> None:
-        self._metrics.shadowed(*self._labels, outcome)
+    def record_shadow(self, outcome: str) -> None:
+        self._metrics.record_shadow(*self._labels, outcome)
 
     def release(self) -> None:
-        self._metrics.release(*self._labels)
+        self._metrics.release_version(*self._labels)
 
-    def placed(self, nodes: Mapping[str, int], degraded: bool) -> None:
+    def record_placement(self, nodes: Mapping[str, int], degraded: bool) -> None:
         """Which provider runs how many nodes."""
         self._forget(self._metrics.nodes)  # what it replaces may have run elsewhere
         for provider, count in nodes.items():
@@ -115,33 +117,33 @@ class ModelMetrics:
         name, version = self._labels
         series.remove_by_labels({"model": name, "version": version})
 
-    def waited(self, waits: Sequence[float]) -> None:
+    def record_queue_waits(self, waits: Sequence[float]) -> None:
         """How long each request of a batch had waited when it was cut."""
         self._queue_seconds.observe_all(waits)
 
     @property
-    def answered(self) -> tuple[int, float]:
+    def request_totals(self) -> tuple[int, float]:
         """Requests that were ok, and their seconds altogether."""
         return self._request_seconds.total
 
     @property
-    def queued(self) -> tuple[int, float]:
+    def queue_totals(self) -> tuple[int, float]:
         """Requests that have left the queue, and the seconds that they had spent in it."""
         return self._queue_seconds.total
 
-    def ended(self, outcome: str, seconds: float) -> None:
+    def record_request(self, outcome: str, seconds: float) -> None:
         """One request, from its bytes to its answer's or its error."""
         if outcome == "ok":  # counted as it is sorted
             self._request_seconds.observe(seconds)
         else:
-            self.tally.failed(seconds)
+            self.run_statistics.record_failure(seconds)
             self.outcomes[outcome].inc()
 
-    def exemplify(self, seconds: float, trace_id: str) -> None:
+    def record_exemplar(self, seconds: float, trace_id: str) -> None:
         """A request that was ok, and took so long, has a trace."""
-        self._request_seconds.exemplify(seconds, trace_id)
+        self._request_seconds.record_exemplar(seconds, trace_id)
 
-    def ran(
+    def record_run(
         self,
         rows: int,
         requests: int,
@@ -151,7 +153,7 @@ class ModelMetrics:
     ) -> None:
         """One run of `rows` and `padding`, with its seconds for the join, the run itself and the
         split; 0.0 if none were foretold."""
-        self.tally.ran(rows, requests, *seconds)
+        self.run_statistics.record_run(rows, requests, *seconds)
         self._rows.inc(rows)
         self._batch_rows.observe(rows)
         self._batch_requests.observe(requests)
@@ -235,7 +237,9 @@ class Metrics:
         self.requests.sort = self.request_seconds.sort
         self.rows = counter("rows", "Rows that ran, padding not counted.")
         self.padding_rows = counter("padding_rows", "Rows that ran for nobody, to fill a rung.")
-        self.terminated = counter("terminated_runs", "Runs stopped since nobody waited any more.")
+        self.terminated_runs = counter(
+            "terminated_runs", "Runs stopped since nobody waited any more."
+        )
         self.batch_rows = histogram("batch_rows", "Rows in one run, padding not counted.", ROWS)
         self.batch_requests = histogram("batch_requests", "Requests in one run.", ROWS)
         self.run_seconds = histogram("run_duration_seconds", "One run of the model, join included.")
@@ -311,7 +315,7 @@ class Metrics:
         self.unresolved = outcomes_of(self.requests, "", "")
 
         self._of_version: list[Removable] = [
-            *(self.requests, self.rows, self.padding_rows, self.terminated, self.batch_rows),
+            *(self.requests, self.rows, self.padding_rows, self.terminated_runs, self.batch_rows),
             *(self.batch_requests, self.request_seconds, self.queue_seconds, self.run_seconds),
             *(self.run_ratio, self.predicted_seconds, self.batch_limit, self.inline),
             *(self.queue_rows, self.queue_age, self.queue_bytes, self.queue_limit, self.info),
@@ -324,13 +328,13 @@ class Metrics:
         registry.register(self.loading)
         registry.register(RunPhaseCollector(self._copy_tallies))
 
-    def shadowed(self, name: str, version: str, outcome: str) -> None:
+    def record_shadow(self, name: str, version: str, outcome: str) -> None:
         """Nothing once the version is released: its series would be there again, for good."""
         with self._holding:
             if self._holders[name, version] > 0:
                 self.shadows.labels(name, version, outcome).inc()
 
-    def model(self, name: str, version: int) -> "ModelMetrics":
+    def for_version(self, name: str, version: int) -> "ModelMetrics":
         """The series of a version, which are there until each that asked has released them: a
         version that is loaded anew has them together with the one that it replaces."""
         with self._holding:
@@ -338,7 +342,7 @@ class Metrics:
             tally = self._tallies.setdefault((name, str(version)), RunStatistics())
         return ModelMetrics(self, name, str(version), tally)
 
-    def release(self, name: str, version: str) -> None:
+    def release_version(self, name: str, version: str) -> None:
         with self._holding:
             self._holders[name, version] -= 1
             if self._holders[name, version] > 0:
@@ -348,18 +352,18 @@ class Metrics:
             for series in self._of_version:
                 series.remove_by_labels({"model": name, "version": version})
 
-    def forget(self, name: str) -> None:
+    def forget_model(self, name: str) -> None:
         """The model is gone, all its versions with it: so are its loads, or names that come and
         go would stay on the page for good."""
         for series in (self.load_seconds, self.warm_up_seconds, self.loads):
             series.remove_by_labels({"model": name})
 
-    def refused(self, error: Exception) -> None:
+    def record_rejection(self, error: Exception) -> None:
         """A call that a transport ended before its request came to a model, or to a wrong one."""
         if (reason := REFUSALS.get(type(error))) is not None:
             self._refused.labels(reason).inc()
 
-    def loaded(self, name: str, seconds: float, *, ok: bool) -> None:
+    def record_load(self, name: str, seconds: float, *, ok: bool) -> None:
         self.loads.labels(name, "ok" if ok else "failed").inc()
         self.load_seconds.labels(name).observe(seconds)
 

@@ -33,7 +33,7 @@ class RunPhaseCollector(Collector):
             labels=VERSION,
         )
         for labels, tally in self._tallies().items():
-            runs, joining, splitting = tally.parts()
+            runs, joining, splitting = tally.phase_totals()
             join.add_metric(labels, runs, joining)
             split.add_metric(labels, runs, splitting)
         return [join, split]
@@ -55,7 +55,7 @@ class SizeStatistics:
 
 
 @dataclass(slots=True)
-class Counts:
+class RunCounts:
     """What one thread has seen, or all of them together."""
 
     sizes: dict[int, SizeStatistics] = field(default_factory=dict)
@@ -72,9 +72,9 @@ class RunStatistics:
 
     def __init__(self) -> None:
         # A thread that ends leaves its counts; one that gets its number goes on with them.
-        self._threads: dict[int, Counts] = {}
+        self._threads: dict[int, RunCounts] = {}
 
-    def ran(self, rows: int, requests: int, join: float, run: float, split: float) -> None:
+    def record_run(self, rows: int, requests: int, join: float, run: float, split: float) -> None:
         own = self._own()
         size = own.sizes.get(rows)
         if size is None:
@@ -89,12 +89,12 @@ class RunStatistics:
         size.request_split += split * requests
         own.last_run = time.time()
 
-    def failed(self, seconds: float) -> None:
+    def record_failure(self, seconds: float) -> None:
         own = self._own()
         own.failures += 1
         own.failure_seconds += seconds
 
-    def parts(self) -> tuple[int, float, float]:
+    def phase_totals(self) -> tuple[int, float, float]:
         """Runs, and the seconds that all their joins and all their splits took."""
         own = list(self._threads.values())
         sizes = [size for counts in own for size in list(counts.sizes.values())]
@@ -104,8 +104,8 @@ class RunStatistics:
             sum([size.split for size in sizes]),
         )
 
-    def read(self) -> Counts:
-        total = Counts()
+    def total(self) -> RunCounts:
+        total = RunCounts()
         for counts in list(self._threads.values()):
             for rows, size in list(counts.sizes.items()):
                 _add(total.sizes.setdefault(rows, SizeStatistics()), size, _RUNS)
@@ -113,11 +113,11 @@ class RunStatistics:
             total.last_run = max(total.last_run, counts.last_run)
         return total
 
-    def _own(self) -> Counts:
+    def _own(self) -> RunCounts:
         number = threading.get_ident()
         own = self._threads.get(number)
         if own is None:
-            own = self._threads[number] = Counts()
+            own = self._threads[number] = RunCounts()
         return own
 
 
@@ -127,4 +127,4 @@ def _add(total: object, part: object, names: Iterable[str]) -> None:
 
 
 _RUNS = [one.name for one in fields(SizeStatistics)]
-_SUMS = [one.name for one in fields(Counts) if one.name not in ("sizes", "last_run")]
+_SUMS = [one.name for one in fields(RunCounts) if one.name not in ("sizes", "last_run")]

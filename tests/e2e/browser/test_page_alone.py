@@ -43,9 +43,9 @@ def site():
 def test_whatever_a_model_is_called_it_is_text(browser, site, picture):
     for name in HOSTILE:
         site.known.append(VersionInfo(name, 1, "ready", [name], True, 0.5))
-        model = site.metrics.model(name, 1)
-        model.ready(name, name)
-        model.ended("ok", 0.001)
+        model = site.metrics.for_version(name, 1)
+        model.set_model_info(name, name)
+        model.record_request("ok", 0.001)
     browser.open(site.url)
     browser.wait(f"document.querySelectorAll('tbody tr').length === {len(HOSTILE)}")
     names = browser.do("[...document.querySelectorAll('.name')].map(n => n.textContent)")
@@ -80,7 +80,7 @@ def test_what_is_injected_after_all_does_not_run(browser, site):
 def test_a_server_that_does_not_serve_says_so(browser, site, state, word):
     site.state = state
     site.known.append(VersionInfo("m", 1, "loading"))
-    site.metrics.loading.begin("m", 1)
+    site.metrics.loading.start_load("m", 1)
     browser.open(site.url)
     browser.wait(f"document.getElementById('state').innerText === {word!r}")
     browser.wait("document.querySelectorAll('tbody tr').length === 1")
@@ -98,13 +98,13 @@ def test_gpus_are_shown_where_there_are_some(browser, site, picture):
 
 def test_queues_shares_and_percentiles_are_computed_as_prometheus_would(browser, site):
     site.known.append(VersionInfo("m", 3, "ready", ["latest"], False, 0.25))
-    model = site.metrics.model("m", 3)
+    model = site.metrics.for_version("m", 3)
     browser.open(site.url)
     browser.wait("document.querySelectorAll('tbody tr').length === 1")
     for index in range(100):  # half of them in (2.5 ms, 5 ms], half in (50 ms, 100 ms]
-        model.ended("ok", 0.004 if index % 2 else 0.08)
-    model.ran(30, 10, 0, (0.0, 0.001, 0.0), 0.0)
-    model.ran(10, 10, 0, (0.0, 0.001, 0.0), 0.0)
+        model.record_request("ok", 0.004 if index % 2 else 0.08)
+    model.record_run(30, 10, 0, (0.0, 0.001, 0.0), 0.0)
+    model.record_run(10, 10, 0, (0.0, 0.001, 0.0), 0.0)
     browser.wait("document.querySelector('tbody .p50').innerText.endsWith('ms')")
     assert browser.text("tbody .p50") == "5.0 ms"
     assert browser.text("tbody .p99") == "99 ms"  # 50 + 50 * 49 / 50
@@ -115,7 +115,7 @@ def test_queues_shares_and_percentiles_are_computed_as_prometheus_would(browser,
 def test_it_is_worked_by_keyboard_and_read_by_a_screen_reader(browser, site):
     for name in ("b", "a", "c"):
         site.known.append(VersionInfo(name, 1, "ready", ["latest"]))
-        site.metrics.model(name, 1)
+        site.metrics.for_version(name, 1)
     browser.open(site.url)
     browser.wait("document.querySelectorAll('tbody tr').length === 3")
     tree = browser.tree()

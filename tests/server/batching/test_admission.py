@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from support.fakes import ParsedRequest, Puppet, PuppetBatcher
+from support.fakes import Puppet, PuppetBatcher, SubmittedRequest
 
 from neurona_server.batching.cost_model import TRUSTED_SECONDS
 from neurona_server.batching.policy import BatchPolicy, Priority
@@ -29,7 +29,7 @@ def run(batcher, seconds=lambda rows: 1.0, **options):
 
 
 def ask(batcher, rows=1, within=np.inf, **options):
-    return ParsedRequest(batcher, [1] * rows, deadline=batcher.clock.now + within, **options)
+    return SubmittedRequest(batcher, [1] * rows, deadline=batcher.clock.now + within, **options)
 
 
 def test_the_wait_is_what_runs_and_what_waits():

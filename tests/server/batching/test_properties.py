@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.fakes import ParsedRequest, Puppet, PuppetBatcher
+from support.fakes import Puppet, PuppetBatcher, SubmittedRequest
 
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.errors import (
@@ -48,7 +48,7 @@ def test_every_request_is_answered_once_with_its_own_rows(plan, padded):
             raise RuntimeError("poisoned")
 
     def cancel(index):
-        request = asked[index % len(asked)][1].request
+        request = asked[index % len(asked)][1]
         if not request.ended:
             cancelled.add(index % len(asked))
             request.cancel(CancelledError())
@@ -64,7 +64,11 @@ def test_every_request_is_answered_once_with_its_own_rows(plan, padded):
                 options = {"columns": step["columns"], "priority": step["priority"]}
                 try:
                     asked.append(
-                        (step, ParsedRequest(batcher, values, deadline=deadline, **options), values)
+                        (
+                            step,
+                            SubmittedRequest(batcher, values, deadline=deadline, **options),
+                            values,
+                        )
                     )
                 except QueueFullError:
                     assert batcher.queue.rows + step["rows"] > 64

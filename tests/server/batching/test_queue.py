@@ -3,11 +3,10 @@ import time
 
 import numpy as np
 import pytest
-from support.fakes import Clock
+from support.fakes import Clock, FakeRequest
 
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.queue import Queue
-from neurona_server.batching.request import Request
 from neurona_server.errors import (
     CancelledError,
     InvalidArgumentError,
@@ -17,7 +16,7 @@ from neurona_server.errors import (
 
 
 def request(rows=1, group="a", **options):
-    return Request({"x": np.zeros((rows, 2))}, rows, group, lambda *_: None, **options)
+    return FakeRequest({"x": np.zeros((rows, 2))}, rows, group, **options)
 
 
 def put(queue, *requests):

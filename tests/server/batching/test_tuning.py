@@ -4,7 +4,7 @@ import heapq
 
 import numpy as np
 import pytest
-from support.fakes import ParsedRequest, Puppet, PuppetBatcher
+from support.fakes import Puppet, PuppetBatcher, SubmittedRequest
 
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import NeuronaError
@@ -38,7 +38,10 @@ class Day:
                 clock.now = heapq.heappop(coming)
                 try:
                     asked.append(
-                        (clock.now, ParsedRequest(self.batcher, [1], deadline=clock.now + within))
+                        (
+                            clock.now,
+                            SubmittedRequest(self.batcher, [1], deadline=clock.now + within),
+                        )
                     )
                 except NeuronaError:
                     lost += 1
@@ -54,9 +57,9 @@ class Day:
             self.batcher.step(puppet)
             open_ones = []
             for came, one in asked:
-                if not one.told:
+                if not one.results:
                     open_ones.append((came, one))
-                elif one.told[0][2] is None:
+                elif one.results[0][1] is None:
                     latencies.append(clock.now - came)
                 else:
                     lost += 1

@@ -8,7 +8,7 @@ import pytest
 
 STARTING = """
 import os, signal, time
-from neurona_server.signals import StopSignals
+from neurona_server.processes.signals import StopSignals
 
 signals = StopSignals()
 os.kill(os.getpid(), signal.SIGTERM)
@@ -17,7 +17,7 @@ time.sleep(20)
 
 SERVING = """
 import os, signal, time
-from neurona_server.signals import StopSignals
+from neurona_server.processes.signals import StopSignals
 
 signals = StopSignals()
 signals.serving()

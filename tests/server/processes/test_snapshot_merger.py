@@ -37,11 +37,11 @@ class Process:
         kind, (name, version), first, second = event
         model = self._model(name, version)
         if kind == "ended":
-            model.ended(first, second)
+            model.record_request(first, second)
         elif kind == "ran":
-            model.ran(first, second, 0, (0.25, 0.5, 0.0), 0.5)
+            model.record_run(first, second, 0, (0.25, 0.5, 0.0), 0.5)
         else:
-            self.metrics.loaded(name, second, ok=first)
+            self.metrics.record_load(name, second, ok=first)
 
     def release(self, name, version):
         self._models.pop((name, version)).release()
@@ -51,7 +51,7 @@ class Process:
 
     def _model(self, name, version):
         if (name, version) not in self._models:
-            self._models[name, version] = self.metrics.model(name, version)
+            self._models[name, version] = self.metrics.for_version(name, version)
         return self._models[name, version]
 
 
@@ -159,7 +159,7 @@ def test_a_version_that_no_process_knows_any_more_is_forgotten_with_its_series()
     loads = {"name": "neurona_loads", "point": ("neurona_loads_total", ""), "model": "a"}
     assert value(merged.page(), **loads, outcome="ok")
     process.release("a", 2)
-    process.metrics.forget("a")
+    process.metrics.forget_model("a")
     merged.replace(process, "0", process.page())
     assert value(merged.page(), **loads, outcome="ok")
     merged.forget_versions()
@@ -198,8 +198,8 @@ def test_gauges_are_merged_by_the_rule_of_their_name():
     for number, (rows, age, seconds) in enumerate([(3, 0.5, {1: 0.25}), (4, 0.125, {})]):
         process = Process()
         model = process._model("a", 1)
-        model.watch(Queue(rows, age), CostModel(seconds))
-        model.ready("classification", "cpu")
+        model.watch_batching(Queue(rows, age), CostModel(seconds))
+        model.set_model_info("classification", "cpu")
         process.metrics.watch_versions(lambda: [VersionInfo("a", 1, "ready")])
         merged.replace(process, str(number), process.page())
     page = merged.page()
@@ -232,7 +232,7 @@ def test_what_is_printed_is_prometheus_text_and_openmetrics(hostile):
         process = Process()
         process.tell(("ended", (hostile, 1), "ok", 0.5))
         process.tell(("ran", (hostile, 1), 4, 2))
-        process._model(hostile, 1).watch(Queue(1, 0.5), CostModel({}))
+        process._model(hostile, 1).watch_batching(Queue(1, 0.5), CostModel({}))
         merged.replace(number, str(number), process.page())
     registry = CollectorRegistry()
     registry.register(Pages(merged.page()))
@@ -253,9 +253,9 @@ def test_the_newest_exemplar_of_all_processes_is_shown():
     first, second = Process(), Process()
     merged = SnapshotMerger()
     for process, trace in ((second, "b"), (first, "a")):  # in this order, "a" is the newest
-        model = process.metrics.model("m", 1)
-        model.ended("ok", 0.125)
-        model.exemplify(0.125, trace * 32)
+        model = process.metrics.for_version("m", 1)
+        model.record_request("ok", 0.125)
+        model.record_exemplar(0.125, trace * 32)
     for process in (first, second):
         merged.replace(process, "0", process.page())
     registry = CollectorRegistry()

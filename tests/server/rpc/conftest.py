@@ -1,14 +1,14 @@
 import grpc
 import pytest
 from support import in_process_server, onnx_models
-from support.in_process_server import Server
+from support.in_process_server import InProcessServer
 
 from neurona_server.batching.policy import BatchPolicy
 
 
 @pytest.fixture(scope="session", params=["cygrpc", "aio"], autouse=True)
 def transport(request):
-    """Every test of this folder runs behind both transports."""
+    """Every test of this folder runs on both transports."""
     in_process_server.TRANSPORT = request.param
     yield request.param
     in_process_server.TRANSPORT = "auto"
@@ -16,7 +16,7 @@ def transport(request):
 
 @pytest.fixture(scope="session")
 def echoes(tmp_path_factory):
-    """Models that the tests of the Open Inference Protocol have besides the others."""
+    """Further models for the tests of the Open Inference Protocol."""
     root = onnx_models.save_echoes(tmp_path_factory.mktemp("echoes"))
     onnx_models.save_adjustable(root / "adjustable" / "1" / "model.onnx")
     return root
@@ -24,7 +24,7 @@ def echoes(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def echo_server(echoes, transport):
-    server = Server(echoes, BatchPolicy(inline=False), shared_memory=True)
+    server = InProcessServer(echoes, BatchPolicy(inline=False), shared_memory=True)
     yield server
     server.stop()
 

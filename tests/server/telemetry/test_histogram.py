@@ -20,9 +20,9 @@ def read(registry, name, labels):
 
 def test_whoever_asks_for_one_series_gets_what_was_counted_until_now():
     metrics = Metrics(CollectorRegistry())
-    model = metrics.model("m", 1)
+    model = metrics.for_version("m", 1)
     for _ in range(3):
-        model.ended("ok", 0.5)
+        model.record_request("ok", 0.5)
     page = metrics.registry.restricted_registry(["neurona_requests_total"])
     labels = {"model": "m", "version": "1", "outcome": "ok"}
     assert read(page, "neurona_requests", labels) == {"neurona_requests_total": 3}
@@ -35,11 +35,11 @@ def test_many_threads_write_while_others_read():
     over = threading.Event()
 
     def write():
-        model = metrics.model("m", 1)  # as a version that is loaded anew has it again
+        model = metrics.for_version("m", 1)  # as a version that is loaded anew has it again
         start.wait()
         for _ in range(each):
-            model.ended("ok", 0.125)
-            model.waited([0.25, 0.25])
+            model.record_request("ok", 0.125)
+            model.record_queue_waits([0.25, 0.25])
 
     def scrape():
         start.wait()
@@ -69,10 +69,10 @@ def test_many_threads_write_while_others_read():
 
 def test_a_bucket_shows_its_newest_exemplar_and_only_openmetrics_does():
     metrics = Metrics(CollectorRegistry())
-    model = metrics.model("m", 1)
+    model = metrics.for_version("m", 1)
     for seconds, trace in ((0.2, "a"), (0.125, "b"), (99.0, "c"), (0.0001, "d")):
-        model.ended("ok", seconds)
-        model.exemplify(seconds, trace * 32)
+        model.record_request("ok", seconds)
+        model.record_exemplar(seconds, trace * 32)
     found = {
         sample.labels["le"]: (sample.exemplar.labels["trace_id"][0], sample.exemplar.value)
         for family in text_string_to_metric_families(

@@ -99,7 +99,7 @@ def test_a_line_whose_parts_do_not_fit_is_written_all_the_same():
 
 FAULTS = """
 import os, threading, warnings
-from neurona_server import logs
+from neurona_server.telemetry import logs
 
 logs.set_up("json", "INFO")
 thread = threading.Thread(target=int, args=["in a thread"])
@@ -135,7 +135,7 @@ def test_a_person_is_told_plainly_why_it_does_not_start(capsys):
 
 UNWRITABLE = """
 import logging, os, threading
-from neurona_server import logs
+from neurona_server.telemetry import logs
 
 logs.set_up("json", "INFO")
 seen, ended = [], threading.Event()
@@ -167,7 +167,7 @@ def test_where_lines_cannot_be_written_they_are_lost_and_make_no_others():
 @pytest.mark.parametrize("log_format", ["human", "json"])
 def test_a_process_whose_standard_error_is_closed(log_format):
     code = (
-        "import logging, os; from neurona_server import logs\n"
+        "import logging, os; from neurona_server.telemetry import logs\n"
         f"logs.set_up({log_format!r}, 'INFO')\n"
         "logging.info('nobody reads this'); os.write(2, b'nor this')\n"
         "print(min(os.pipe()) > 2, os.get_inheritable(2))"

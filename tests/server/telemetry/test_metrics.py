@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from support import onnx_models
-from support.in_process_server import OPTIONS, Server
+from support.in_process_server import OPTIONS, InProcessServer
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest
 from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest, StreamedRequest
@@ -42,7 +42,7 @@ def request(model="classifier", rows=1):
 )
 def test_calls_that_are_refused_are_counted_by_reason(error, reason):
     metrics = Metrics(CollectorRegistry())
-    metrics.refused(error)
+    metrics.record_rejection(error)
     (family,) = [f for f in metrics.registry.collect() if f.name == "neurona_rejected_calls"]
     counts = {sample.labels["reason"]: sample.value for sample in family.samples}
     assert counts == {
@@ -57,17 +57,17 @@ def test_a_load_is_seen_from_its_beginning_to_its_end():
     loading = LoadingCollector(lambda: now[0])
     registry.register(loading)
     name = "neurona_version_loading_seconds"
-    loading.begin("a", 1)
+    loading.start_load("a", 1)
     now[0] = 12.5
     assert registry.get_sample_value(name, {"model": "a", "version": "1"}) == 2.5
-    loading.end("a", 1)
+    loading.finish_load("a", 1)
     assert registry.get_sample_value(name, {"model": "a", "version": "1"}) is None
-    loading.end("a", 1)  # told twice
+    loading.finish_load("a", 1)  # told twice
 
 
 @pytest.fixture(scope="module")
 def server(repository):
-    server = Server(repository)
+    server = InProcessServer(repository)
     yield server
     server.stop()
 
@@ -101,7 +101,7 @@ def test_no_load_is_under_way_once_all_have_come(server):
 
 
 def test_what_waits_is_told_in_rows_and_bytes(repository, wait_until):
-    server = Server(repository, start_models=False)
+    server = InProcessServer(repository, start_models=False)
     try:
         call = server.prediction.Predict.future(request(rows=5))
         wait_until(lambda: server.count("queue_rows", **LABELS) == 5)
@@ -140,10 +140,10 @@ def test_streams_count_while_they_are_open(server, wait_until, protocol):
 
 
 def test_a_message_that_is_too_large_is_counted_where_the_quick_door_sees_it(repository, tmp_path):
-    refused = []
+    rejected = []
     onnx_models.save_regressor(tmp_path / "m" / "1" / "model.onnx")
-    options = OPTIONS.__class__(max_message_bytes=1000, refused=refused.append)
-    server = Server(tmp_path, options=options)
+    options = OPTIONS.__class__(max_message_bytes=1000, on_reject=rejected.append)
+    server = InProcessServer(tmp_path, options=options)
     try:
         for _ in range(2):
             with pytest.raises(grpc.RpcError, match="larger than max"):
@@ -155,15 +155,15 @@ def test_a_message_that_is_too_large_is_counted_where_the_quick_door_sees_it(rep
             server.channel.stream_unary("/neurona.v1.Prediction/Predict")(iter([]))
     finally:
         server.stop()
-    assert [type(error) for error in refused] == [TooLargeError] * 3
+    assert [type(error) for error in rejected] == [TooLargeError] * 3
 
 
 def test_nodes_are_those_of_what_serves_now():
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    old, new = metrics.model("m", 1), metrics.model("m", 1)
-    old.placed({"CUDAExecutionProvider": 3, "CPUExecutionProvider": 1}, degraded=False)
-    new.placed({"CPUExecutionProvider": 4}, degraded=True)
+    old, new = metrics.for_version("m", 1), metrics.for_version("m", 1)
+    old.record_placement({"CUDAExecutionProvider": 3, "CPUExecutionProvider": 1}, degraded=False)
+    new.record_placement({"CPUExecutionProvider": 4}, degraded=True)
     (nodes,) = [family for family in registry.collect() if family.name == "neurona_model_nodes"]
     found = {sample.labels["provider"]: sample.value for sample in nodes.samples}
     assert found == {"CPUExecutionProvider": 4}

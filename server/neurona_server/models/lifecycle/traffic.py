@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,11 +10,11 @@ import numpy as np
 from neurona_protos.prediction_pb2 import Task
 from neurona_server.batching.batch import RowSlice
 from neurona_server.batching.policy import Priority
-from neurona_server.batching.request import Array, Outputs, Request
+from neurona_server.batching.request import Array, Inputs, Outputs, Request
 from neurona_server.errors import NeuronaError
-from neurona_server.models.lifecycle.registry import Entry, Version
+from neurona_server.models.lifecycle.registry import ModelEntry, ModelVersion
 from neurona_server.models.model import Model
-from neurona_server.models.repository.settings import LATEST, ModelSettings, Traffic, Which
+from neurona_server.models.repository.settings import LATEST, ModelSettings, Traffic, VersionOrLabel
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Routing:
         numbers = {self._number(which) for which in named}
         return {n for n in {*numbers, *self.labels.values()} if n is not None}
 
-    def entry(self, known: Mapping[int, Version]) -> Entry:
+    def entry(self, known: Mapping[int, ModelVersion]) -> ModelEntry:
         """Of the versions that are known, each with its part in the traffic."""
         models = {n: version.model for n, version in known.items() if version.model}
         shares = self._shares(models)
@@ -70,11 +70,11 @@ class Routing:
         for number, share in shares.items():
             total += share / 100
             bounds.append((total, models[number]))
-        return Entry(
+        return ModelEntry(
             versions, labels, models[default] if default is not None else None, tuple(bounds)
         )
 
-    def cast_shadow(self, known: Mapping[int, Version]) -> None:
+    def cast_shadow(self, known: Mapping[int, ModelVersion]) -> None:
         """Has each model send its copies to where they go now."""
         models = {n: version.model for n, version in known.items() if version.model}
         number = self._loaded(self.traffic.shadow, models)
@@ -105,11 +105,11 @@ class Routing:
             chosen = max(models.keys() - special, default=max(models))
         return chosen
 
-    def _loaded(self, which: Which, models: Mapping[int, Model]) -> int | None:
+    def _loaded(self, which: VersionOrLabel, models: Mapping[int, Model]) -> int | None:
         number = max(models, default=None) if which == LATEST else self._number(which)
         return number if number in models else None
 
-    def _number(self, which: Which) -> int | None:
+    def _number(self, which: VersionOrLabel) -> int | None:
         if isinstance(which, int):
             return which
         return self.labels.get(which)
@@ -140,14 +140,6 @@ class Shadow:
             self._count("incompatible")
             return
         kept = _own(outputs)
-
-        def done(copy: Request, shadowed: Outputs | None, error: NeuronaError | None) -> None:
-            self.to.copies.discard(copy)
-            if shadowed is None:
-                self._count("refused" if error and error.outcome == "rejected" else "failed")
-            else:
-                self._count(self._compare(kept, shadowed))
-
         described = {
             spec.name: (spec.dtype, request.inputs[spec.name].shape)
             for spec in self.to.signature.inputs
@@ -156,12 +148,22 @@ class Shadow:
         group = self.to.signature.group(described)
         # The answer waits with it, and may be much larger than what was asked.
         size = request.nbytes + sum([array.nbytes for array in kept])
-        copy = Request(inputs, request.rows, group, done, priority=Priority.LOW, nbytes=size)
+        copy = _Copy(self, kept, inputs, request.rows, group, size)
         self.to.copies.add(copy)
         try:
             self.to.batcher.submit(copy)
         except NeuronaError as error:
             copy.fail(error)
+
+    def finish_copy(
+        self, copy: Request, expected: Outputs, outputs: Outputs | None, error: NeuronaError | None
+    ) -> None:
+        """Compares the copy's outputs with those that were `expected`, and counts the outcome."""
+        self.to.copies.discard(copy)
+        if outputs is None:
+            self._count("refused" if error and error.outcome == "rejected" else "failed")
+        else:
+            self._count(self._compare(expected, outputs))
 
     def _compare(self, outputs: Outputs, shadowed: Outputs) -> str:
         mine = _by_name(self._of, outputs)
@@ -172,7 +174,29 @@ class Shadow:
         return "same_class" if mine_best and mine_best == other_best else "different"
 
     def _count(self, outcome: str) -> None:
-        self.to.metrics.shadowed(outcome)
+        self.to.metrics.record_shadow(outcome)
+
+
+class _Copy(Request):
+    """A request that a shadow runs; `expected` are the outputs that its caller got."""
+
+    __slots__ = ("_expected", "_shadow")
+
+    def __init__(
+        self,
+        shadow: Shadow,
+        expected: Outputs,
+        inputs: Inputs,
+        rows: int,
+        group: Hashable,
+        nbytes: int,
+    ) -> None:
+        super().__init__(inputs, rows, group, priority=Priority.LOW, nbytes=nbytes)
+        self._shadow = shadow
+        self._expected = expected
+
+    def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
+        self._shadow.finish_copy(self, self._expected, outputs, error)
 
 
 def _own(outputs: Outputs) -> Outputs:

@@ -9,6 +9,7 @@ from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.fast_path import FastPath, InputSample
+from neurona_server.rpc.flow_control import sizes_of
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.inputs import describe, read_inputs, size_of
 from neurona_server.rpc.open_inference.messages import number_of, parse, read_terms, resolve
@@ -135,7 +136,15 @@ class Inference:
             return ParsedRequest(
                 described,
                 partial(read_inputs, message, described, self._memory, most_bytes),
-                InferAnswer(model, wanted, message.id, streamed),
+                InferAnswer(
+                    model.name,
+                    str(model.version),
+                    model.signature.batched,
+                    wanted,
+                    message.id,
+                    streamed,
+                    sizes_of(model),
+                ),
                 terms.deadline,
                 terms.priority,
                 size_of(message),

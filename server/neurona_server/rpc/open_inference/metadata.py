@@ -60,7 +60,7 @@ def model_config(model: Model, versions: VersionPolicy) -> ModelConfig:
             ModelInstanceGroup(
                 name=model.name,
                 kind=ModelInstanceGroup.KIND_GPU if on_gpu else ModelInstanceGroup.KIND_CPU,
-                count=len(model.instances),
+                count=model.batcher.instances,
             )
         ],
         default_model_filename=model.settings.model_file or MODEL_FILE,

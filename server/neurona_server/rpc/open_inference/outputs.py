@@ -14,7 +14,7 @@ from neurona_server.batching.request import Array, Outputs
 from neurona_server.errors import InvalidArgumentError, quoted
 from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorSpec
-from neurona_server.rpc.flow_control import sizes_of
+from neurona_server.rpc.flow_control import ResponseSizeEstimate
 from neurona_server.rpc.open_inference import shared_memory as shared
 from neurona_server.rpc.open_inference.messages import NAMES, whole
 from neurona_server.rpc.open_inference.shared_memory import RegionSlice, SharedMemoryService
@@ -75,6 +75,8 @@ class Wanted(NamedTuple):
     spec: TensorSpec
     classes: int = 0
     place: RegionSlice | None = None
+    labels: Sequence[str] = ()
+    """Of the classes, where the model gives some."""
 
 
 def read_outputs(
@@ -85,6 +87,7 @@ def read_outputs(
     if not message.outputs:
         return [Wanted(index, spec) for index, spec in enumerate(specs)]
     known = {spec.name: index for index, spec in enumerate(specs)}
+    labelled = model.answer if model.metadata.task == Task.TASK_CLASSIFICATION else -1
     wanted: dict[str, Wanted] = {}
     for output in message.outputs:
         name = output.name
@@ -104,6 +107,7 @@ def read_outputs(
             specs[index],
             _classes(output.parameters, specs[index]),
             memory.place(output.parameters, f"output {name!r}"),
+            model.metadata.labels if index == labelled else (),
         )
     return list(wanted.values())
 
@@ -112,33 +116,36 @@ class InferAnswer(NamedTuple):
     """The `ResponseWriter` of a ModelInferRequest; in a stream, it marks a request's last
     response."""
 
-    model: Model
+    model_name: str
+    model_version: str
+    batched: bool
     wanted: Sequence[Wanted]
     request_id: str
     streamed: bool
+    sizes: ResponseSizeEstimate
 
     def __call__(self, outputs: Outputs) -> bytes:
-        return _answer(self.model, self.wanted, self.request_id, outputs, self.streamed)
+        response = _answer(self, outputs)
+        self.sizes.learn(outputs, len(response))
+        return response
 
     def expected(self, rows: int) -> int:
-        return int(rows * sizes_of(self.model).row)
+        return int(rows * self.sizes.row)
 
 
-def _answer(
-    model: Model, wanted: Sequence[Wanted], request_id: str, outputs: Outputs, streamed: bool
-) -> bytes:
+def _answer(answer: InferAnswer, outputs: Outputs) -> bytes:
     head = ModelInferResponse(
-        model_name=model.name, model_version=str(model.version), id=request_id
+        model_name=answer.model_name, model_version=answer.model_version, id=answer.request_id
     )
-    if streamed:
+    if answer.streamed:
         head.parameters[FINAL].bool_param = True
     pieces: list[bytes | memoryview] = []
-    for one in wanted:
+    for one in answer.wanted:
         spec, array, dtype = one.spec, np.asarray(outputs[one.position]), one.spec.dtype
         if one.classes:
-            labels = model.metadata.labels if one.position == _labelled(model) else ()
-            batched = model.signature.batched
-            array = best_classes(spec.name, array, dtype, one.classes, labels, batched=batched)
+            array = best_classes(
+                spec.name, array, dtype, one.classes, one.labels, batched=answer.batched
+            )
             dtype = DataType.DATA_TYPE_STRING
         data = encode(spec.name, array, dtype)
         tensor = head.outputs.add(name=spec.name, datatype=NAMES[dtype], shape=array.shape)
@@ -152,7 +159,6 @@ def _answer(
         raise InvalidArgumentError(
             f"the answer has {size} bytes, more than the {MAX_MESSAGE_BYTES} of a message"
         )
-    sizes_of(model).learn(outputs, size)
     return b"".join([head.SerializeToString(), *pieces])
 
 
@@ -184,7 +190,3 @@ def _classes(parameters: Mapping[str, InferParameter], spec: TensorSpec) -> int:
             f"output {spec.name!r} is {NAMES[spec.dtype]}: its classes cannot be ranked"
         )
     return count
-
-
-def _labelled(model: Model) -> int:
-    return model.answer if model.metadata.task == Task.TASK_CLASSIFICATION else -1

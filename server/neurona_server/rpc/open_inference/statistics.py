@@ -44,7 +44,7 @@ def model_statistics(model: Model) -> pb.ModelStatistics:
     compute_input is the joining of a batch, compute_output its splitting; a request's way in
     and out of the transport is in `success` alone.
     """
-    counts = model.metrics.tally.read()
+    counts = model.metrics.run_statistics.total()
     sizes = counts.sizes
     requests = sum([size.requests for size in sizes.values()])
     return pb.ModelStatistics(
@@ -54,9 +54,9 @@ def model_statistics(model: Model) -> pb.ModelStatistics:
         inference_count=sum([rows * size.runs for rows, size in sizes.items()]),
         execution_count=sum([size.runs for size in sizes.values()]),
         inference_stats=pb.InferStatistics(
-            success=_duration(*model.metrics.answered),
+            success=_duration(*model.metrics.request_totals),
             fail=_duration(counts.failures, counts.failure_seconds),
-            queue=_duration(*model.metrics.queued),
+            queue=_duration(*model.metrics.queue_totals),
             compute_input=_duration(requests, sum([s.request_join for s in sizes.values()])),
             compute_infer=_duration(requests, sum([s.request_run for s in sizes.values()])),
             compute_output=_duration(requests, sum([s.request_split for s in sizes.values()])),

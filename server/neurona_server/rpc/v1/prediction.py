@@ -1,6 +1,7 @@
 """neurona.v1.Prediction: bytes to a request of a model, its outputs to bytes."""
 
 from functools import partial
+from weakref import WeakKeyDictionary
 
 from google.protobuf.message import DecodeError
 
@@ -10,7 +11,7 @@ from neurona_server.batching.policy import Priority as Level
 from neurona_server.errors import InvalidArgumentError, WrongTaskError, quoted
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
-from neurona_server.models.signature import Described
+from neurona_server.models.signature import TensorType
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.fast_path import FastPath, InputSample
 from neurona_server.rpc.limits import Limits
@@ -36,6 +37,7 @@ class Prediction:
         self._metrics = metrics
         self._limits = limits or Limits()
         self._repeats = FastPath(PredictRequest.FromString, _DATA, registry.resolve)
+        self._encoders: WeakKeyDictionary[Model, ResponseEncoder] = WeakKeyDictionary()
 
     def methods(self) -> Methods:
         path = "/neurona.v1.Prediction/"
@@ -103,12 +105,18 @@ class Prediction:
         return ParsedRequest(
             _described(message),
             lambda: {tensor.name: to_array(tensor) for tensor in message.inputs},
-            _answer(message, model),
+            self._answer(message, model),
             deadline,
             priority,
             nbytes,
             self._limits,
         )
+
+    def _answer(self, message: PredictRequest, model: Model) -> PredictResponseWriter:
+        encoder = self._encoders.get(model)
+        if encoder is None:
+            encoder = self._encoders[model] = ResponseEncoder(model)
+        return PredictResponseWriter(encoder, message.top_k or 1, message.raw_outputs)
 
     def _stream(self, call: StreamCall) -> PredictionStream:
         begin = partial(self.begin, grant=call.grant)
@@ -125,15 +133,8 @@ def _has_task(task: Task, model: Model) -> bool:
     return task == model.metadata.task
 
 
-def _answer(message: PredictRequest, model: Model) -> PredictResponseWriter:
-    writer = model.notes.get(ResponseEncoder)
-    if writer is None:
-        writer = model.notes[ResponseEncoder] = ResponseEncoder(model)
-    return PredictResponseWriter(writer, message.top_k or 1, message.raw_outputs)
-
-
-def _described(message: PredictRequest) -> dict[str, Described]:
-    described: dict[str, Described] = {}
+def _described(message: PredictRequest) -> dict[str, TensorType]:
+    described: dict[str, TensorType] = {}
     for tensor in message.inputs:
         if tensor.name in described:
             raise InvalidArgumentError(

@@ -85,10 +85,12 @@ class PredictResponseWriter(NamedTuple):
 
 
 class ResponseEncoder:
-    """Writes the answers of one model."""
+    """Writes the answers of one model, which it does not hold: it is kept while that lives."""
 
     def __init__(self, model: Model) -> None:
-        self._model = model
+        self._position = model.answer
+        self._softmax = model.softmax
+        self._width = len(model.metadata.values) or 1
         self._classifies = model.metadata.task == Task.TASK_CLASSIFICATION
         self._regresses = model.metadata.task == Task.TASK_REGRESSION
         self._labels = list(model.metadata.labels)
@@ -146,7 +148,7 @@ class ResponseEncoder:
         if self._classifies:
             size += rows * min(top_k, len(self._labels) or top_k) * self._class_bytes
         elif self._regresses:
-            size += rows * _VALUE_BYTES * (len(self._model.metadata.values) or 1)
+            size += rows * _VALUE_BYTES * self._width
         if raw_outputs or not (self._classifies or self._regresses):
             size += int(rows * self._sizes.row)
         return size
@@ -154,13 +156,13 @@ class ResponseEncoder:
     def _rows(self, outputs: Outputs, part: RowSlice | None, key: tuple[str, int]) -> list[bytes]:
         """The bytes of each row. What two requests of a batch want alike is written for all of
         it; other wishes cost no more than their own rows."""
-        own = outputs[self._model.answer]
+        own = outputs[self._position]
         if part is None:
             return self._write_rows(own, key)
         memo = part.batch.memo
         shared: tuple[object, list[bytes]] | None = memo.get("rows")
         if shared is None and memo.setdefault(key, part.start) != part.start:
-            whole = part.batch.outputs[self._model.answer]
+            whole = part.batch.outputs[self._position]
             shared = memo["rows"] = (key, self._write_rows(whole, key))
         if shared is None or shared[0] != key:
             return self._write_rows(own, key)
@@ -172,13 +174,13 @@ class ResponseEncoder:
         return class_rows(self._probabilities(answer), self._labels, key[1])
 
     def _probabilities(self, answer: Array) -> Array:
-        return softmax(answer) if self._model.softmax else answer
+        return softmax(answer) if self._softmax else answer
 
     def _best(self, part: RowSlice) -> Best:
         memo = part.batch.memo
         best: Best | None = memo.get("best")
         if best is None:
-            probabilities = self._probabilities(part.batch.outputs[self._model.answer])
+            probabilities = self._probabilities(part.batch.outputs[self._position])
             classes = _ranked(probabilities).argmax(axis=1)
             chosen = probabilities[np.arange(len(classes)), classes]
             best = Best(classes.tolist(), chosen.astype("<f4").tobytes())

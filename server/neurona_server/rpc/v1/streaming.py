@@ -10,7 +10,7 @@ from prometheus_client import Gauge
 from neurona_protos.frames_pb2 import PredictStreamRequest as Frames
 from neurona_protos.prediction_pb2 import Error, PredictStreamResponse, StreamedResponse
 from neurona_protos.wire_format import header, length_delimited, varint
-from neurona_server.errors import InvalidArgumentError, NeuronaError, too_large
+from neurona_server.errors import InvalidArgumentError, NeuronaError, response_too_large
 from neurona_server.rpc.call import RequestIdentity, StreamCall
 from neurona_server.rpc.flow_control import StreamWindow
 from neurona_server.rpc.limits import Limits
@@ -40,7 +40,7 @@ class ResponseFraming:
                     head = _ID + varint(number) + head
                 whole = header(_RESPONSES, len(head) + size) + head + answer
                 if len(whole) > self._most:
-                    whole = self.error(number, too_large(len(whole), self._most))
+                    whole = self.error(number, response_too_large(len(whole), self._most))
             else:
                 whole = self.error(number, answer)
             framed.append(whole)
@@ -97,7 +97,7 @@ class StreamResponder(_Asked):
         super().__init__(host, 0)
         self._number = number
         trace = host.call.trace
-        self.trace = None if trace is None else trace.request(number)
+        self.trace = None if trace is None else trace.start_request(number)
 
     @property
     def request_id(self) -> str:
@@ -231,7 +231,7 @@ class PredictionStream:
     def half_close(self) -> None:
         self._half_closed = True
 
-    def take(self) -> bytes | None:
+    def take_message(self) -> bytes | None:
         self._collect()
         pieces: list[bytes] = []
         size, most = 0, self._limits.max_message_bytes

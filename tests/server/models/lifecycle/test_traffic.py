@@ -6,9 +6,9 @@ import weakref
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from support.fakes import FakeRequest
 
 from neurona_server.batching.batch import BatchOutputs, RowSlice
-from neurona_server.batching.request import Request
 from neurona_server.models.lifecycle.traffic import Shadow
 from neurona_server.models.model import Model
 from neurona_server.models.options import ModelOptions
@@ -33,7 +33,7 @@ def models(repository, metrics):
 
 
 def answered():
-    return Request({"x": X}, 1, (), lambda *_: None), [np.zeros((1, 3), np.float32)]
+    return FakeRequest({"x": X}, 1, ()), [np.zeros((1, 3), np.float32)]
 
 
 def counted(metrics, outcome):
@@ -44,7 +44,7 @@ def counted(metrics, outcome):
 def test_a_shadow_that_stops_does_not_run_what_it_still_has(models, metrics, wait_until):
     of, to = models
     runs, running, goes_on = [], threading.Event(), threading.Event()
-    session = to.instances[0].session
+    session = to.sessions[0]
     run_with = session.run_with
 
     def wait_and_run(*arguments):

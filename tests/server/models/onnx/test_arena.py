@@ -15,7 +15,7 @@ PRELUDE = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from neurona_server.models.session import RuntimeOptions, Session
+from neurona_server.models.onnx.session import RuntimeOptions, Session
 
 def resident():  # bytes
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -97,7 +97,7 @@ result["kept"], result["given_back"] = after(0), after(3600)
 def test_runs_of_all_models_share_one_limit(path):
     script = """
 from neurona_server.errors import ConfigError
-from neurona_server.models.runtime import check_options
+from neurona_server.models.onnx.runtime import check_options
 options = RuntimeOptions(threads=1, cpu_memory_bytes=50 << 20)
 check_options(options)
 sessions = [Session(path, options) for _ in range(2)]
