@@ -34,7 +34,7 @@ def _table(heading):
     return [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines[2:]]
 
 
-@pytest.mark.parametrize("words", _shell_commands(), ids=" ".join)
+@pytest.mark.parametrize("words", list(_shell_commands()), ids=" ".join)
 def test_a_command_of_the_manual_parses(words):
     match words:
         case ["neurona-train", *arguments]:

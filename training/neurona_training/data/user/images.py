@@ -117,7 +117,7 @@ def _open_image(path: Path, size: int | None) -> Image.Image:
                     image = Image.fromarray((levels * (255 / brightest)).astype(np.uint8))
                 image = image.convert("L" if is_grey else "RGB")
     except UnidentifiedImageError as error:
-        raise DataError(f"{path} is not an image") from error
+        raise DataError(f"{path}: not an image") from error
     except (OSError, ValueError, SyntaxError, Warning, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+        raise DataError(f"{path}: unreadable image: {' '.join(str(error).split())}") from error
     return image if size is None else ImageOps.fit(image, (size, size), Image.Resampling.BOX)

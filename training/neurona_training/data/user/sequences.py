@@ -79,7 +79,7 @@ def _read_arrays(user_data: UserData) -> dict[str, NDArray[Any]]:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"cannot read {path} as .npz: {reason}") from error
+        raise DataError(f"{path}: unreadable as .npz: {reason}") from error
     for name in _REQUIRED:
         if name not in arrays:
             raise DataError(

@@ -103,7 +103,7 @@ def read_table(path: Path) -> Table:
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} line {len(lines) + 1}: not CSV in UTF-8: {error}") from error
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+        raise DataError(f"{path}: unreadable: {error.strerror}") from error
     if len(rows) < 2:
         raise DataError(f"{path}: no data (expected a line of column names and rows below it)")
     names, body = rows[0], rows[1:]

@@ -1,4 +1,4 @@
-"""The deep convolutional networks: as published, and learning on small images."""
+"""Deep convolutional networks: as published, and trained on small images."""
 
 import os
 from dataclasses import replace
@@ -24,7 +24,7 @@ from neurona_training.recipes import RECIPES
 
 NAMES = ("vgg16", "resnet18", "resnet50", "inception-v3", "xception")
 
-ON_CALL = pytest.mark.skipif(
+SLOW = pytest.mark.skipif(
     "NEURONA_SLOW" not in os.environ, reason="half a minute; NEURONA_SLOW=1 runs it"
 )
 
@@ -60,7 +60,7 @@ def _published(name, size, classes=1000):
         ("xception", 299, 22_855_952),
     ],
 )
-def test_it_is_as_published(name, size, parameters):
+def test_the_number_of_parameters_is_as_published(name, size, parameters):
     with torch.device("meta"):  # shapes alone: neither memory nor time
         network = _published(name, size).eval()
         assert sum(weight.numel() for weight in network.parameters()) == parameters
@@ -89,14 +89,14 @@ def test_the_grids_are_those_of_the_papers():
 
 @pytest.mark.parametrize("size", [8, 16, 33, 80])
 @pytest.mark.parametrize("name", NAMES)
-def test_it_takes_small_images(name, size):
+def test_small_images_are_accepted(name, size):
     with torch.device("meta"):
         network = _published(name, size, classes=3).eval()
         assert network(torch.empty(2, size, size)).shape == (2, 3)
         assert network(torch.empty(2, 1, size, size)).shape == (2, 3)
 
 
-def test_the_auxiliary_classifier_learns_with_the_other():
+def test_the_auxiliary_classifier_is_trained_with_the_other():
     network = _published("inception-v3, auxiliary", 8, classes=3)
     both = network.train_logits(torch.rand(2, 8, 8))
     assert [logits.shape for logits in both] == [(2, 3), (2, 3)]
@@ -106,7 +106,7 @@ def test_the_auxiliary_classifier_learns_with_the_other():
         _published("inception-v3", 8).train_logits(torch.rand(2, 8, 8))
 
 
-def test_grey_is_shown_to_all_colours():
+def test_grey_is_repeated_for_all_colours():
     step = RgbInput(nn.Identity())
     grey, colour = torch.rand(2, 4, 4), torch.rand(2, 3, 4, 4)
     assert torch.equal(step(grey), grey[:, None].expand(-1, 3, -1, -1))
@@ -125,19 +125,19 @@ def _few_digits(name, rows):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_step_makes_the_loss_smaller(name):
+def test_a_gradient_step_reduces_the_loss(name):
     data = _few_digits(name, 8)
     torch.manual_seed(0)
     network = RECIPES[name].network(data).train()
     for module in network.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0  # whose chance would hide what a step does
+            module.p = 0.0  # its random numbers would hide the effect of a step
     images, targets = torch.from_numpy(data.train.inputs), torch.from_numpy(data.train.targets)
     weights = list(network.parameters())
     before = loss(network(images), targets)
     slopes = torch.autograd.grad(before, weights)
     assert all(slope.abs().max() > 0 for slope in slopes[::2])
-    # Along the slope by as much as should take a hundredth off the loss.
+    # A step along the gradient that should reduce the loss by a hundredth.
     length = sum(slope.square().sum() for slope in slopes)
     with torch.no_grad():
         for weight, slope in zip(weights, slopes, strict=True):
@@ -147,9 +147,9 @@ def test_a_step_makes_the_loss_smaller(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "resnet18" else pytest.param(name, marks=ON_CALL) for name in NAMES]
+    "name", [name if name == "resnet18" else pytest.param(name, marks=SLOW) for name in NAMES]
 )
-def test_it_learns_on_a_few_hundred_digits_and_is_exported(name):
+def test_a_few_hundred_digits_are_learned_and_exported(name):
     recipe = RECIPES[name]
     data = _few_digits(name, 320)
     epochs = 3 if name == "resnet18" else recipe.default_hyperparameters.epochs

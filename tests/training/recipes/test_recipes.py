@@ -1,4 +1,4 @@
-"""The recipes in full: what they must reach, measured on the file that was written."""
+"""Recipes trained in full: the metrics they must reach, measured on the exported file."""
 
 import numpy as np
 import onnx
@@ -15,7 +15,7 @@ def _read(path):
 
 
 @pytest.mark.parametrize(("name", "least"), [("lenet5", 0.97), ("lstm", 0.94)])
-def test_digits_are_read(trained, ask, name, least):
+def test_digits_are_recognised(trained, ask, name, least):
     path = trained(name)
     test = RECIPES[name].load().test
     probabilities = ask(path.read_bytes(), test.inputs)
@@ -25,15 +25,15 @@ def test_digits_are_read(trained, ask, name, least):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     assert probabilities.min() >= 0
 
-    said = _read(path)
-    assert said.task == TASK_CLASSIFICATION
-    assert said.answer == "probabilities"
-    assert list(said.labels) == [str(digit) for digit in range(10)]
-    assert said.figures["test_accuracy"] == pytest.approx(accuracy, abs=1e-9)
-    assert said.figures["test_rows"] == len(test) == 360
+    described = _read(path)
+    assert described.task == TASK_CLASSIFICATION
+    assert described.answer == "probabilities"
+    assert list(described.labels) == [str(digit) for digit in range(10)]
+    assert described.figures["test_accuracy"] == pytest.approx(accuracy, abs=1e-9)
+    assert described.figures["test_rows"] == len(test) == 360
 
 
-def test_sunspots_are_foretold_better_than_by_mean_and_persistence(trained, ask):
+def test_sunspots_are_forecast_better_than_by_mean_and_persistence(trained, ask):
     path = trained("rnn")
     data = RECIPES["rnn"].load()
     test = data.test
@@ -53,10 +53,10 @@ def test_sunspots_are_foretold_better_than_by_mean_and_persistence(trained, ask)
     assert expected["test_rmse"] < 0.75 * expected["persistence_rmse"]
     assert expected["test_rmse"] < 0.5 * expected["mean_rmse"]
 
-    said = _read(path)
-    assert said.task == TASK_REGRESSION
-    assert said.answer == "value"
-    assert [(value.name, value.unit) for value in said.values] == [("next year", "sunspots")]
+    described = _read(path)
+    assert described.task == TASK_REGRESSION
+    assert described.answer == "value"
+    assert [(value.name, value.unit) for value in described.values] == [("next year", "sunspots")]
 
 
 @pytest.mark.parametrize(
@@ -67,42 +67,42 @@ def test_sunspots_are_foretold_better_than_by_mean_and_persistence(trained, ask)
         ("rnn", "series", ["batch", "time", 1]),
     ],
 )
-def test_the_file_says_what_it_takes_and_how_it_was_made(trained, name, given, shape):
+def test_the_metadata_describes_inputs_and_provenance(trained, name, given, shape):
     model = onnx.load(trained(name))
-    (taken,) = model.graph.input
-    sizes = [size.dim_param or size.dim_value for size in taken.type.tensor_type.shape.dim]
-    assert (taken.name, sizes) == (given, shape)
-    assert taken.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    (model_input,) = model.graph.input
+    sizes = [size.dim_param or size.dim_value for size in model_input.type.tensor_type.shape.dim]
+    assert (model_input.name, sizes) == (given, shape)
+    assert model_input.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     (answer,) = model.graph.output
     assert answer.type.tensor_type.shape.dim[0].dim_param == "batch"
 
-    said = _read(trained(name))
-    assert [described.name for described in said.inputs] == [given]
-    assert all(described.description and described.unit for described in said.inputs)
-    data, made = RECIPES[name].load(), said.provenance
-    assert said.description == f"{RECIPES[name].description}, trained on: {data.source}"
-    assert made["recipe"] == name
-    assert made["seed"] == "0"
-    assert made["data"] == data.source
-    assert made["data_set"] == data.name == RECIPES[name].default_data
-    assert made["opset"] == str(model.opset_import[0].version)
-    assert made["test_rows"] == str(len(data.test))
+    described = _read(trained(name))
+    assert [one.name for one in described.inputs] == [given]
+    assert all(one.description and one.unit for one in described.inputs)
+    data, provenance = RECIPES[name].load(), described.provenance
+    assert described.description == f"{RECIPES[name].description}, trained on: {data.source}"
+    assert provenance["recipe"] == name
+    assert provenance["seed"] == "0"
+    assert provenance["data"] == data.source
+    assert provenance["data_set"] == data.name == RECIPES[name].default_data
+    assert provenance["opset"] == str(model.opset_import[0].version)
+    assert provenance["test_rows"] == str(len(data.test))
     assert (
         1
-        <= int(made["best_epoch"])
-        <= int(made["epochs"])
+        <= int(provenance["best_epoch"])
+        <= int(provenance["epochs"])
         == RECIPES[name].default_hyperparameters.epochs
     )
-    assert {"torch", "exporter", "onnx", "onnxruntime", "parameters"} <= set(made)
+    assert {"torch", "exporter", "onnx", "onnxruntime", "parameters"} <= set(provenance)
 
 
-def test_no_path_of_the_machine_that_trained_is_in_the_file(trained):
+def test_the_file_contains_no_path_of_the_training_machine(trained):
     for name in ("lenet5", "lstm", "rnn"):
         assert b".py" not in trained(name).read_bytes()
 
 
 def test_graphs_are_small(trained, operators):
-    """Their speed is what the server is measured by."""
+    """The speed of the server depends on it."""
     assert operators(trained("lstm").read_bytes()) == [
         *("Sub", "Mul", "Transpose", "LSTM", "Squeeze", "Gemm", "Softmax")
     ]

@@ -1,4 +1,4 @@
-"""Characters and sound: what a caller sends is plain, and the graph does the rest."""
+"""Characters and sound: callers send them unprocessed, and the graph does the rest."""
 
 import numpy as np
 import onnxruntime
@@ -14,7 +14,7 @@ from neurona_training.learning.run import Hyperparameters, Run
 from neurona_training.recipes import RECIPES
 
 
-def _learned(data, epochs):
+def _fit_and_export(data, epochs):
     hyperparameters = Hyperparameters(epochs=epochs, batch_rows=16, learning_rate=1e-2)
     fitted = RECIPES["gru"].fit(data, hyperparameters, Run(data.name, 0))
     model = export(fitted.network, data, model_metadata(data, "a test", {}, {}))
@@ -38,7 +38,7 @@ def words():
 
 
 def test_words_are_sent_as_their_characters(words):
-    network, session = _learned(words, epochs=6)
+    network, session = _fit_and_export(words, epochs=6)
     assert accuracy(predict(network, words.test).numpy(), words.test.targets) >= 0.9
     assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
         ("characters", "tensor(string)", ["batch", "time"]),
@@ -55,11 +55,11 @@ def test_words_are_sent_as_their_characters(words):
     assert together.argmax(axis=1).tolist() == [0, 1, 1]
     for word, answer in zip(("ab", "beada", "o"), together, strict=True):
         np.testing.assert_allclose(ask(word)[0], answer, rtol=1e-4)
-    np.testing.assert_array_equal(ask("aЖ"), ask("a?"))  # what was never seen is all the same
+    np.testing.assert_array_equal(ask("aЖ"), ask("a?"))  # all unknown characters are equal
 
 
-def test_what_was_never_seen_stays_without_meaning(words):
-    network, _ = _learned(words, epochs=1)
+def test_unknown_characters_have_a_zero_embedding(words):
+    network, _ = _fit_and_export(words, epochs=1)
     letters = network.reading.weight
     assert not letters[-1].any()
     assert letters[:-1].any(dim=1).all()
@@ -85,7 +85,7 @@ def tones():
 
 
 def test_sound_is_sent_as_its_samples(tones):
-    network, session = _learned(tones, epochs=4)
+    network, session = _fit_and_export(tones, epochs=4)
     assert accuracy(predict(network, tones.test).numpy(), tones.test.targets) == 1
     test = tones.test
     sent = {"waveform": test.inputs.copy(), "sequence_lens": test.lengths}
@@ -96,17 +96,19 @@ def test_sound_is_sent_as_its_samples(tones):
         alone = {"waveform": row[None, :length], "sequence_lens": np.array([length], np.int32)}
         np.testing.assert_allclose(session.run(None, alone)[0][0], answer, rtol=1e-4, atol=1e-6)
     padding = np.arange(test.inputs.shape[1]) >= test.lengths[:, None]
-    sent["waveform"][padding] = 0.9  # a noise that is nobody's
+    sent["waveform"][padding] = 0.9  # noise in the padding
     np.testing.assert_allclose(session.run(None, sent)[0], together, rtol=1e-5, atol=1e-6)
 
 
-def test_a_batch_is_learned_from_no_further_than_its_longest_row(tones):
+def test_training_cuts_a_batch_to_its_longest_row(tones):
     torch.manual_seed(0)
     network = RECIPES["gru"].network(tones)
     waves, lengths = torch.from_numpy(tones.test.inputs), torch.from_numpy(tones.test.lengths)
     some = lengths < lengths.max()
-    heard = []
-    network.log_mel.register_forward_pre_hook(lambda _, given: heard.append(given[0].shape[1]))
+    lengths_read = []
+    network.log_mel.register_forward_pre_hook(
+        lambda _, given: lengths_read.append(given[0].shape[1])
+    )
     learning = network.train()(waves[some], lengths[some])
-    assert heard == [lengths[some].max()]
+    assert lengths_read == [lengths[some].max()]
     torch.testing.assert_close(network.eval()(waves[some], lengths[some]), learning)

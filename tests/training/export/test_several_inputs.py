@@ -1,4 +1,4 @@
-"""Several inputs on one path: lengths of padded sequences, and strings."""
+"""Networks of several inputs: lengths of padded sequences, and strings."""
 
 import numpy as np
 import onnx
@@ -20,7 +20,7 @@ MEAN = (Value("mean", "volt"),)
 
 
 class MaskedMean(nn.Module):
-    """The mean over each row's own steps, through a layer."""
+    """The mean over the steps of each row without padding, through a layer."""
 
     def __init__(self):
         super().__init__()
@@ -33,7 +33,7 @@ class MaskedMean(nn.Module):
 
 
 class PlainMean(MaskedMean):
-    """Takes the padding for readings."""
+    """Averages the padding too."""
 
     def forward(self, sequence, lengths):
         return self.layer(sequence.mean(dim=1) + 0 * lengths[:, None])
@@ -88,10 +88,10 @@ def test_lengths_are_learned_from_exported_and_described(ragged):
     np.testing.assert_array_equal(session.run(None, sent)[0], values)
 
 
-def test_lengths_that_the_graph_does_not_heed_are_found(ragged, monkeypatch):
-    def as_plain(whole):
+def test_a_graph_that_ignores_lengths_is_found(ragged, monkeypatch):
+    def as_plain(masked):
         plain = PlainMean()
-        plain.load_state_dict(whole.state_dict())
+        plain.load_state_dict(masked.state_dict())
         return plain
 
     network = MaskedMean()
@@ -104,7 +104,7 @@ def test_strings_are_looked_up_inside_the_graph():
     class Priced(nn.Module):
         def __init__(self):
             super().__init__()
-            self.price = nn.Embedding(3 + 1, 1)  # one more, for what was never seen
+            self.price = nn.Embedding(3 + 1, 1)  # one more, for unknown strings
 
         def forward(self, numbers, wood):
             return numbers.sum(dim=1, keepdim=True) * self.price(wood)
@@ -153,15 +153,15 @@ def test_strings_are_looked_up_inside_the_graph():
         verify_parity(broken.SerializeToString(), network, data)
 
 
-def test_inputs_that_do_not_belong_together_are_refused(ragged):
+def test_inconsistent_inputs_are_rejected(ragged):
     inputs, targets = ragged.train.inputs, ragged.train.targets
-    with pytest.raises(DataError, match="90 rows of input have 89 others"):
+    with pytest.raises(DataError, match="89 rows of other inputs for 90 rows of input"):
         Split(inputs, targets, ragged.train.lengths[1:])
-    with pytest.raises(DataError, match="a length is not between 1 and 9 steps"):
+    with pytest.raises(DataError, match=r"lengths are 2 to 10 \(expected 1 to 9 steps\)"):
         Split(inputs, targets, ragged.train.lengths + np.int32(1))
-    with pytest.raises(DataError, match="lengths are int64"):
+    with pytest.raises(DataError, match="lengths have dtype int64"):
         Split(inputs, targets, ragged.train.lengths.astype(np.int64))
     whole = Split(inputs, targets)
-    with pytest.raises(DataError, match="do not have the axes described"):
+    with pytest.raises(DataError, match=r"have \[3\] axes \(expected \[3, 1\]\)"):
         Dataset("mixed", "", ragged.train, whole, whole, SEQUENCE, values=MEAN)
     assert ragged.inputs == (SEQUENCE, LENGTHS)

@@ -1,4 +1,4 @@
-"""The command: one clear line and a non-zero status for what goes wrong."""
+"""The command neurona-train: its files, and one line with a non-zero status for an error."""
 
 import subprocess
 import sys
@@ -9,13 +9,13 @@ import pytest
 
 from neurona_training.cli import pipeline
 from neurona_training.cli.main import main
-from neurona_training.data.catalogue import SOURCES, Source
+from neurona_training.data.catalogue import SOURCES
 from neurona_training.errors import ExportError, FitError
 from neurona_training.recipes import RECIPES
 
 
-def _refused(capsys, *arguments):
-    """The one line on stderr, for arguments that end with a non-zero status."""
+def _error_line(capsys, *arguments):
+    """Runs the command, which must fail; returns the one line on stderr."""
     try:
         status = main(arguments)
     except SystemExit as stop:
@@ -28,68 +28,69 @@ def _refused(capsys, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
-        (["lenet6"], f"no recipe 'lenet6'; there are {', '.join(RECIPES)}"),
+        (["lenet6"], f"unknown recipe 'lenet6' (available: {', '.join(RECIPES)})"),
         ([], "RECIPE"),
-        (["rnn", "--epochs", "0"], "--epochs: '0' is not a whole number from 1"),
-        (["rnn", "--epochs", "many"], "--epochs: 'many' is not a whole number from 1"),
+        (["rnn", "--epochs", "0"], "--epochs: '0' is not an integer from 1"),
+        (["rnn", "--epochs", "many"], "--epochs: 'many' is not an integer from 1"),
         (["rnn", "--seed", "-1"], "--seed"),
         (["rnn", "--seed", str(2**63)], "--seed"),
         (["rnn", "--lr", "1"], "--lr"),
-        (["rnn", "--data", "moons"], f"no data set 'moons'; there are {', '.join(SOURCES)}"),
-        (["rnn", "--name", "../up"], "--name: '../up' is not letters"),
+        (["rnn", "--data", "moons"], f"unknown data set 'moons' (available: {', '.join(SOURCES)})"),
+        (["rnn", "--name", "../up"], "--name: '../up' is not a model name"),
         (["lenet5", "--image-size", "0"], "--image-size"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(capsys, arguments, said):
-    line = _refused(capsys, *arguments)
+def test_a_wrong_command_line_is_one_line(capsys, arguments, expected):
+    line = _error_line(capsys, *arguments)
     assert line.startswith("neurona-train: error: ")
-    assert said in line
+    assert expected in line
 
 
-def test_a_place_that_cannot_be_written_is_told_before_the_training(tmp_path, capsys):
+def test_an_unwritable_folder_is_an_error_before_training(tmp_path, capsys):
     (tmp_path / "file").write_text("no folder")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert "cannot be written: Not a directory" in _refused(capsys, "rnn", "--out", str(out))
+        line = _error_line(capsys, "rnn", "--out", str(out))
+        assert f"cannot write {out}/rnn/1/model.onnx: Not a directory" in line
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_data_that_cannot_be_read_are_one_line(tmp_path, capsys, monkeypatch):
-    def missing(_):
+def test_unreadable_data_is_one_line(tmp_path, capsys, monkeypatch):
+    def missing():
         raise FileNotFoundError(2, "No such file\nor directory", "digits.csv.gz")
 
-    monkeypatch.setitem(SOURCES, "sunspots", Source("sunspots", "", missing))
-    line = _refused(capsys, "rnn", "--out", str(tmp_path))
-    assert "the data set 'sunspots' cannot be read" in line
+    monkeypatch.setattr("neurona_training.data.sources.sunspots.yearly_sunspots", missing)
+    line = _error_line(capsys, "rnn", "--out", str(tmp_path))
+    assert "cannot read data set 'sunspots'" in line
     assert "digits.csv.gz" in line
 
 
-def test_data_that_do_not_fit_are_one_line(tmp_path, capsys):
-    line = _refused(capsys, "lenet5", "--data", "sunspots", "--out", str(tmp_path))
-    assert "recipe 'lenet5' takes images; the data set 'sunspots' has sequences" in line
+def test_data_of_the_wrong_kind_is_one_line(tmp_path, capsys):
+    line = _error_line(capsys, "lenet5", "--data", "sunspots", "--out", str(tmp_path))
+    assert "data set 'sunspots' has sequences (recipe 'lenet5' expects images)" in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_file_names_itself_and_not_the_output(tmp_path, capsys, monkeypatch):
+def test_a_missing_data_file_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("NEURONA_DATA", raising=False)
     where = ["--data", "mnist", "--data-dir", str(tmp_path / "none"), "--out", str(tmp_path)]
-    line = _refused(capsys, "lenet5", *where)
-    assert f"mnist/train-images-idx3-ubyte.gz is not in {tmp_path / 'none'}" in line
+    line = _error_line(capsys, "lenet5", *where)
+    assert f"mnist/train-images-idx3-ubyte.gz is missing in {tmp_path / 'none'}" in line
     assert "https://" in line
     assert "written" not in line
 
 
-def test_another_system_error_is_not_called_an_output_problem(tmp_path, capsys, monkeypatch):
+def test_another_system_error_names_its_path(tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise PermissionError(13, "Permission denied", "/dev/somewhere")
 
     monkeypatch.setattr(pipeline, "run", fail)
-    line = _refused(capsys, "rnn", "--out", str(tmp_path))
+    line = _error_line(capsys, "rnn", "--out", str(tmp_path))
     assert line == "neurona-train: error: /dev/somewhere: Permission denied"
 
 
-def test_another_data_set_or_a_name_makes_another_model(tmp_path, capsys):
+def test_a_data_set_or_name_gives_the_model_its_name(tmp_path, capsys):
     for arguments, name in (
         (["lstm", "--data", "sunspots"], "lstm-sunspots"),
         (["rnn", "--name", "wolf"], "wolf"),
@@ -99,18 +100,18 @@ def test_another_data_set_or_a_name_makes_another_model(tmp_path, capsys):
         assert capsys.readouterr().out.startswith(f"{name}: test RMSE ")
 
 
-def test_images_are_brought_to_the_size_asked_for(tmp_path):
+def test_images_are_resized_to_the_given_size(tmp_path):
     assert (
         main(
             ["lenet5", "--epochs", "1", "--image-size", "12", "--no-report", "--out", str(tmp_path)]
         )
         == 0
     )
-    (taken,) = onnx.load(tmp_path / "lenet5" / "1" / "model.onnx").graph.input
-    assert [size.dim_value for size in taken.type.tensor_type.shape.dim[1:]] == [12, 12]
+    (model_input,) = onnx.load(tmp_path / "lenet5" / "1" / "model.onnx").graph.input
+    assert [size.dim_value for size in model_input.type.tensor_type.shape.dim[1:]] == [12, 12]
 
 
-def test_a_failed_proof_writes_nothing(tmp_path, capsys, monkeypatch):
+def test_a_failed_verification_writes_nothing(tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise ExportError("output 'value' for input 'series' of shape [1, 1, 1] differs")
 
@@ -124,21 +125,21 @@ def test_a_failed_proof_writes_nothing(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.rglob("*.onnx*"))
 
 
-def test_an_interrupted_run_ends_without_a_traceback(tmp_path, capsys, monkeypatch):
+def test_ctrl_c_ends_without_a_traceback(tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "run", interrupt)
     assert main(["rnn", "--out", str(tmp_path)]) == 130
-    assert "interrupted; --resume goes on" in capsys.readouterr().err
+    assert "interrupted; --resume continues" in capsys.readouterr().err
 
 
-def test_a_run_says_what_it_reached_and_where_the_file_is(tmp_path, capsys):
+def test_a_run_prints_its_metrics_and_the_path_of_the_file(tmp_path, capsys):
     assert main(["rnn", "--epochs", "2", "--seed", "5", "--no-report", "--out", str(tmp_path)]) == 0
     path = tmp_path / "rnn" / "1" / "model.onnx"
     printed = capsys.readouterr()
-    for figure in ("test RMSE", "mean RMSE", "persistence RMSE"):
-        assert figure in printed.out
+    for metric in ("test RMSE", "mean RMSE", "persistence RMSE"):
+        assert metric in printed.out
     assert str(path) in printed.out
     assert "epoch 2/2, loss " in printed.err  # the progress bar
     assert "validation RMSE" in printed.err
@@ -150,7 +151,7 @@ def test_a_run_says_what_it_reached_and_where_the_file_is(tmp_path, capsys):
     assert path.read_bytes() == first
 
 
-def test_listing_needs_nothing_heavy():
+def test_listing_imports_nothing_heavy():
     code = (
         "import sys; from neurona_training.cli.main import main; status = main(['--list']);"
         "heavy = {'torch', 'numpy', 'pooch', 'sklearn', 'onnx', 'statsmodels'} & set(sys.modules);"
@@ -167,7 +168,7 @@ def test_listing_needs_nothing_heavy():
 
 
 def test_the_exporter_is_quiet(tmp_path):
-    """In a process of its own, where nothing has been silenced before."""
+    """Runs in a process of its own, where no warning has been suppressed before."""
     code = "import sys; from neurona_training.cli.main import main; sys.exit(main())"
     arguments = ["rnn", "--epochs", "1", "--no-report", "--out", str(tmp_path)]
     ran = subprocess.run(
@@ -183,16 +184,16 @@ def test_the_exporter_is_quiet(tmp_path):
     assert "Skipping" not in ran.stderr
 
 
-def test_all_trains_what_is_not_there_and_goes_on_after_a_failure(tmp_path, capsys, monkeypatch):
+def test_all_skips_existing_models_and_continues_after_a_failure(tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise FitError("the loss is no number")
 
-    by_hand, rnn = RECIPES["mcculloch-pitts"], RECIPES["rnn"]
+    logic, rnn = RECIPES["mcculloch-pitts"], RECIPES["rnn"]
     some = {
         "broken": replace(rnn, name="broken", learner=fail),
         "mcculloch-pitts": replace(
-            by_hand,
-            hyperparameters={name: by_hand.hyperparameters[name] for name in ("and", "not")},
+            logic,
+            hyperparameters={name: logic.hyperparameters[name] for name in ("and", "not")},
         ),
     }
     some["broken"] = replace(
@@ -200,8 +201,8 @@ def test_all_trains_what_is_not_there_and_goes_on_after_a_failure(tmp_path, caps
     )
     monkeypatch.setattr("neurona_training.cli.arguments.RECIPES", some)
     monkeypatch.setattr("neurona_training.cli.main.RECIPES", some)
-    asked = ["--all", "--no-report", "--out", str(tmp_path)]
-    assert main(asked) == 1
+    arguments = ["--all", "--no-report", "--out", str(tmp_path)]
+    assert main(arguments) == 1
     printed = capsys.readouterr()
     assert "3/3 mcculloch-pitts-not: mcculloch-pitts on not" in printed.out
     errors = [line for line in printed.err.splitlines() if "error" in line]
@@ -213,7 +214,7 @@ def test_all_trains_what_is_not_there_and_goes_on_after_a_failure(tmp_path, caps
         tmp_path / name / "1" / "model.onnx" for name in ("mcculloch-pitts", "mcculloch-pitts-not")
     ]
     before = [path.stat().st_mtime_ns for path in models]
-    assert main(asked) == 1
-    assert capsys.readouterr().out.count("is there already") == 2
+    assert main(arguments) == 1
+    assert capsys.readouterr().out.count("exists, skipped") == 2
     assert [path.stat().st_mtime_ns for path in models] == before
-    assert "own data and names" in _refused(capsys, "--all", "--data", "and")
+    assert "on its own data sets, without" in _error_line(capsys, "--all", "--data", "and")

@@ -1,4 +1,4 @@
-"""A user's own tables: what they become, and one line that says where they are wrong."""
+"""A user's own tables: what they become, and one line that says where an error is."""
 
 import numpy as np
 import pytest
@@ -18,9 +18,9 @@ def _csv(folder, lines, name="data.csv"):
     return path
 
 
-def _refused(own):
+def _error_line(user_data):
     with pytest.raises(DataError) as caught:
-        load_user_data(own)
+        load_user_data(user_data)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -29,23 +29,23 @@ def _parts(data):
     return [len(part) for part in (data.train, data.validation, data.test)]
 
 
-def test_numbers_are_one_input_and_each_column_of_texts_another(tmp_path):
+def test_numbers_are_one_input_and_each_text_column_is_another(tmp_path):
     loaded = load_user_data(UserData(_csv(tmp_path, GOOD), target="kind"))
-    asked, learned = loaded.caller_view, loaded.training_view
-    assert [(given.name, given.categories) for given in asked.inputs] == [
+    caller_view, training_view = loaded.caller_view, loaded.training_view
+    assert [(given.name, given.categories) for given in caller_view.inputs] == [
         ("features", ()),
         ("colour", ("blue", "red")),
     ]
-    assert asked.labels == ("a", "b")
-    assert learned.input.columns == ("size", "colour is blue", "colour is red")
-    assert _parts(asked) == _parts(learned) == [12, 4, 4]
-    sizes = np.concatenate([part.inputs[:, 0] for part in (asked.train, asked.test)])
-    np.testing.assert_array_equal(learned.test.inputs[:, 0], asked.test.inputs[:, 0])
-    np.testing.assert_array_equal(learned.test.inputs[:, 2], asked.test.extra_inputs[0])
+    assert caller_view.labels == ("a", "b")
+    assert training_view.input.columns == ("size", "colour is blue", "colour is red")
+    assert _parts(caller_view) == _parts(training_view) == [12, 4, 4]
+    sizes = np.concatenate([part.inputs[:, 0] for part in (caller_view.train, caller_view.test)])
+    np.testing.assert_array_equal(training_view.test.inputs[:, 0], caller_view.test.inputs[:, 0])
+    np.testing.assert_array_equal(training_view.test.inputs[:, 2], caller_view.test.extra_inputs[0])
     assert len(set(sizes)) == len(sizes)  # no row in two parts
 
 
-def test_the_parts_are_stratified_and_always_the_same(tmp_path):
+def test_the_parts_are_stratified_and_reproducible(tmp_path):
     lines = ["x,y", *(f"{i},{'rare' if i % 10 == 0 else 'often'}" for i in range(100))]
     first, second = (
         load_user_data(UserData(_csv(tmp_path, lines), target="y")).training_view for _ in range(2)
@@ -57,7 +57,7 @@ def test_the_parts_are_stratified_and_always_the_same(tmp_path):
     assert 0.6 <= len(first.train) / 100 <= 0.7
 
 
-def test_the_task_is_found_in_the_column_or_said(tmp_path):
+def test_the_task_is_inferred_or_given(tmp_path):
     lines = ["x,whole,value", *(f"{i},{i % 3},{i * 0.7}" for i in range(30))]
     path = _csv(tmp_path, lines)
     whole = load_user_data(UserData(path, target="whole")).training_view
@@ -75,7 +75,7 @@ def test_the_task_is_found_in_the_column_or_said(tmp_path):
     )
 
 
-def test_classes_that_are_numbers_stand_in_the_order_of_numbers(tmp_path):
+def test_integer_classes_are_sorted_by_value(tmp_path):
     lines = ["x,y", *(f"{i},{(2, 10, 1)[i % 3]}" for i in range(30))]
     data = load_user_data(UserData(_csv(tmp_path, lines), target="y")).training_view
     assert data.labels == ("1", "2", "10")
@@ -83,7 +83,7 @@ def test_classes_that_are_numbers_stand_in_the_order_of_numbers(tmp_path):
     np.testing.assert_array_equal(data.test.targets, expected)
 
 
-def test_semicolons_quotes_and_excels_mark(tmp_path):
+def test_semicolons_quotes_and_a_byte_order_mark(tmp_path):
     path = tmp_path / "data.csv"
     lines = ['"a;b";y', *(f'"{i}";{"no" if i % 2 else "yes"}' for i in range(20))]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
@@ -91,53 +91,65 @@ def test_semicolons_quotes_and_excels_mark(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lines", "own", "said"),
+    ("lines", "options", "expected"),
     [
-        (GOOD, {}, "--target or --series must name a column; there are size, colour, kind"),
-        (GOOD, {"target": "sort"}, "no column 'sort' (--target); there are size, colour, kind"),
+        (GOOD, {}, "--target or --series must name a column (available: size, colour, kind)"),
+        (GOOD, {"target": "sort"}, "no column 'sort' (--target); available: size, colour, kind"),
         (GOOD, {"target": "kind", "ignored": ("x",)}, "no column 'x' (--ignore)"),
         (GOOD, {"series": "x"}, "no column 'x' (--series)"),
         (GOOD, {"series": "size", "window": 15}, "20 values are too few for a window of 15"),
-        (GOOD, {"target": "kind", "task": "regression"}, "column 'kind' has texts"),
-        ([*GOOD, "1,red"], {"target": "kind"}, "line 22: 2 cells; the first line has 3"),
-        ([*GOOD, ",red,a"], {"target": "kind"}, "line 22, column 'size': the value is missing"),
-        ([*GOOD, "NaN,red,a"], {"target": "kind"}, "line 22, column 'size': the value is missing"),
-        ([*GOOD, "1,,a"], {"target": "kind"}, "line 22, column 'colour': the value is missing"),
-        ([*GOOD, "1,red,"], {"target": "kind"}, "line 22, column 'kind': the value is missing"),
+        (GOOD, {"target": "kind", "task": "regression"}, "column 'kind': text (expected numbers"),
+        ([*GOOD, "1,red"], {"target": "kind"}, "line 22: 2 cells (expected 3)"),
+        ([*GOOD, ",red,a"], {"target": "kind"}, "line 22, column 'size': missing value"),
+        ([*GOOD, "NaN,red,a"], {"target": "kind"}, "line 22, column 'size': missing value"),
+        ([*GOOD, "1,,a"], {"target": "kind"}, "line 22, column 'colour': missing value"),
+        ([*GOOD, "1,red,"], {"target": "kind"}, "line 22, column 'kind': missing value"),
         ([*GOOD, "1o,red,a"], {"target": "kind"}, "line 22, column 'size': '1o' is not a number"),
         ([*GOOD, "inf,red,a"], {"target": "kind"}, "line 22, column 'size': 'inf' is not finite"),
-        ([*GOOD, "1,red,c"], {"target": "kind"}, "class 'c' has 1 of the 21 rows; 5 are the least"),
-        (GOOD[:1], {"target": "kind"}, "needs a line with the names of the columns, and rows"),
-        (["x,x", "1,2"], {"target": "x"}, "line 1: 2 columns are called 'x'"),
+        (
+            [*GOOD, "1,red,c"],
+            {"target": "kind"},
+            "class 'c' has 1 of the 21 rows (expected at least 5)",
+        ),
+        (GOOD[:1], {"target": "kind"}, "expected a line of column names and rows"),
+        (["x,x", "1,2"], {"target": "x"}, "line 1: duplicate column 'x'"),
         (["x,", "1,2"], {"target": "x"}, "line 1: column 2 has no name"),
-        (["1,2", "3,4"], {"target": "1"}, "line 1: numbers; it must have the names"),
+        (["1,2", "3,4"], {"target": "1"}, "line 1: numbers only (expected the names"),
         (["x,y", *["1,a"] * 20], {"target": "y"}, "column 'y': one class only, 'a'"),
-        (["x,y", *(f"{i}.5,{i}.1" for i in range(5))], {"target": "y"}, "5 rows; 10 are the least"),
+        (
+            ["x,y", *(f"{i}.5,{i}.1" for i in range(5))],
+            {"target": "y"},
+            "5 rows (expected at least 10)",
+        ),
         ([*GOOD, "1e39,red,a"], {"target": "kind"}, "line 22, column 'size': '1e39' is not finite"),
-        (["x,y", *(f"{i},1.5" for i in range(20))], {"target": "y"}, "column 'y': the same in all"),
-        (["x", *["1.5"] * 40], {"series": "x"}, "column 'x': the same in all rows"),
+        (
+            ["x,y", *(f"{i},1.5" for i in range(20))],
+            {"target": "y"},
+            "column 'y': the same value in all",
+        ),
+        (["x", *["1.5"] * 40], {"series": "x"}, "column 'x': the same value in all rows"),
         (["y", *(f"{i}.5" for i in range(20))], {"target": "y"}, "no column is left"),
         (
             ["name,y", *(f"n{i},{i}.5" for i in range(20))],
             {"target": "y"},
-            "column 'name' has 20 different texts in 20 rows, too many to learn from; --ignore",
+            "column 'name': 20 different texts in 20 rows (expected at most 10); --ignore",
         ),
     ],
 )
-def test_a_table_that_is_wrong_says_where(tmp_path, lines, own, said):
+def test_an_error_in_a_table_says_where(tmp_path, lines, options, expected):
     path = _csv(tmp_path, lines)
-    line = _refused(UserData(path, **own))
+    line = _error_line(UserData(path, **options))
     assert line.startswith(str(path))
-    assert said in line
+    assert expected in line
 
 
-def test_a_table_that_is_no_text_says_so(tmp_path):
+def test_a_file_that_is_not_text_is_rejected(tmp_path):
     path = tmp_path / "data.csv"
     path.write_bytes(b"x,y\n\xff\xfe\x00")
-    assert "no CSV in UTF-8" in _refused(UserData(path, target="y"))
+    assert "not CSV in UTF-8" in _error_line(UserData(path, target="y"))
 
 
-def test_a_series_is_cut_in_time_and_shares_no_target(tmp_path):
+def test_a_series_is_split_in_time_and_shares_no_target(tmp_path):
     path = _csv(tmp_path, ["t,level", *(f"{i},{i * 2}" for i in range(60))])
     data = load_user_data(
         UserData(path, series="level", window=4, horizon=3, unit="m")
@@ -157,24 +169,28 @@ def test_a_series_is_cut_in_time_and_shares_no_target(tmp_path):
     )
 
 
-def test_the_command_tells_it_in_one_line(tmp_path, capsys):
+def test_an_error_of_the_command_is_one_line(tmp_path, capsys):
     path = _csv(tmp_path, GOOD)
-    for arguments, status, said in (
+    for arguments, status, expected in (
         (["mlp", "--data", str(tmp_path / "none.csv")], 1, "none.csv: no such file or folder"),
         (["mlp", "--data", str(path), "--target", "sort"], 1, "no column 'sort'"),
-        (["lenet5", "--data", str(path), "--target", "kind"], 1, "takes images; the data set"),
+        (
+            ["lenet5", "--data", str(path), "--target", "kind"],
+            1,
+            "(recipe 'lenet5' expects images)",
+        ),
         (["mlp", "--target", "kind"], 2, "--target is for own data"),
-        (["mlp", "--data", str(path), "--target", "a", "--series", "b"], 2, "one of them"),
-        (["mlp", "--data", str(path), "--target", "a", "--window", "3"], 2, "are for --series"),
+        (["mlp", "--data", str(path), "--target", "a", "--series", "b"], 2, "exclude each other"),
+        (["mlp", "--data", str(path), "--target", "a", "--window", "3"], 2, "need --series"),
         (["mlp", "--learning-rate", "0"], 2, "--learning-rate: '0' is not a number above 0"),
     ):
         try:
-            found = main([*arguments, "--out", str(tmp_path / "out")])
+            exit_status = main([*arguments, "--out", str(tmp_path / "out")])
         except SystemExit as stop:
-            found = stop.code
+            exit_status = stop.code
         (line,) = capsys.readouterr().err.splitlines()
-        assert found == status
-        assert said in line
+        assert exit_status == status
+        assert expected in line
     assert not (tmp_path / "out").exists()
 
 
@@ -188,5 +204,5 @@ def test_the_command_tells_it_in_one_line(tmp_path, capsys):
         (f"{'x' * 200}.csv", f"mlp-{'x' * 64}"),
     ],
 )
-def test_the_model_is_called_after_the_file(file, name):
+def test_the_model_is_named_after_the_file(file, name):
     assert parse(["mlp", "--data", f"somewhere/{file}", "--target", "y"]).name == name

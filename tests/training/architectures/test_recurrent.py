@@ -1,4 +1,4 @@
-"""Recurrent networks over sequences of different lengths, whole and step by step."""
+"""Recurrent networks on sequences of different lengths, complete and step by step."""
 
 import numpy as np
 import onnx
@@ -29,7 +29,7 @@ def _session(model):
 
 
 def _data(*, ragged):
-    """Which of two channels is larger in a row's last own step?"""
+    """Which of two channels is larger in a row's last step?"""
     random = np.random.default_rng(0)
 
     def split(rows):
@@ -58,7 +58,7 @@ def _untrained(cell, data):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_padded_batch_gives_the_answers_of_its_rows(ragged, operators, cell):
+def test_a_padded_batch_gives_the_outputs_of_its_rows(ragged, operators, cell):
     model = _exported(_untrained(cell, ragged), ragged)
     assert operators(model) == [
         *("Sub", "Mul", "Transpose", cell.upper(), "Squeeze", "Gemm", "Softmax")
@@ -76,23 +76,23 @@ def test_a_padded_batch_gives_the_answers_of_its_rows(ragged, operators, cell):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_ragged_sequences_are_learned(ragged, cell):
-    """What counts is the last step of a row's own, which padding would bury."""
+    """The last step of a row decides, which padding would hide."""
     hyperparameters = Hyperparameters(epochs=5, batch_rows=16, learning_rate=1e-2)
     fitted = RECIPES[cell].fit(ragged, hyperparameters, Run(cell, 0))
     assert max(epoch.metric for epoch in fitted.history) >= 0.9
 
 
-def test_statistics_are_of_the_steps_and_not_of_the_padding(ragged):
+def test_scaling_ignores_the_padding(ragged):
     columns = _untrained("gru", ragged).reading
     assert columns.mean.abs().max() < 0.2  # with the padding of 9 it would be above 4
 
 
 @pytest.mark.parametrize("with_lengths", [True, False])
 @pytest.mark.parametrize("cell", CELLS)
-def test_steps_with_a_kept_state_lead_to_the_answer_of_the_whole(cell, with_lengths):
+def test_steps_with_their_state_give_the_output_of_the_sequence(cell, with_lengths):
     data = _data(ragged=with_lengths)
     model = _exported(_untrained(cell, data), data)
-    steps = export_stepwise(model, data)  # which proves pieces of 1, 3 and 8 steps
+    steps = export_stepwise(model, data)  # which verifies pieces of 1, 3 and 8 steps
     session = _session(steps)
     states = ["initial_h", "initial_c"][: 2 if cell == "lstm" else 1]
     hidden = _untrained(cell, data).output.in_features
@@ -116,21 +116,21 @@ def test_steps_with_a_kept_state_lead_to_the_answer_of_the_whole(cell, with_leng
     np.testing.assert_allclose(answer, _session(model).run(None, whole)[0], rtol=1e-4)
 
     (item,) = [i for i in onnx.load_from_string(steps).metadata_props if i.key == metadata.KEY]
-    said = metadata.from_json(item.value)
-    assert [given.name for given in said.inputs] == [*plain, *states]
-    assert "zeros begin a sequence" in said.inputs[-1].description
+    described = metadata.from_json(item.value)
+    assert [given.name for given in described.inputs] == [*plain, *states]
+    assert "zeros begin a sequence" in described.inputs[-1].description
 
 
-def test_a_state_that_is_not_carried_is_found(ragged):
+def test_a_lost_state_is_found(ragged):
     model = _exported(_untrained("gru", ragged), ragged)
     graph = onnx.load_from_string(export_stepwise(model, ragged))
     (node,) = [node for node in graph.graph.node if node.op_type == "GRU"]
-    del node.input[5]  # begins anew with each piece
-    with pytest.raises(ExportError, match=r"step.onnx in pieces of 1 steps differs .* by up to 0"):
+    del node.input[5]  # starts again with each piece
+    with pytest.raises(ExportError, match=r"step.onnx in pieces of 1 steps differs .*by up to 0"):
         verify_pieces(graph.SerializeToString(), model, ragged)
 
 
-def test_only_one_recurrent_layer_has_a_stepwise_form(ragged):
+def test_two_recurrent_layers_have_no_stepwise_form(ragged):
     class Two(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -141,12 +141,12 @@ def test_only_one_recurrent_layer_has_a_stepwise_form(ragged):
         def forward(self, sequence, lengths):
             return self.a(sequence, lengths) + self.b(sequence, lengths)
 
-    with pytest.raises(ExportError, match="2 recurrent operators, not one"):
+    with pytest.raises(ExportError, match=r"2 recurrent operators \(expected 1\)"):
         export_stepwise(_exported(Two(), ragged), ragged)
 
 
 def _counts(rows=300):
-    """A wave of counts whose noise grows with them, foretold one step ahead."""
+    """A wave of counts whose noise grows with them, forecast one step ahead."""
     random = np.random.default_rng(1)
     time = np.arange(rows + 12)
     series = random.poisson(40 + 35 * np.sin(time / 4)).astype(np.float32)
@@ -157,7 +157,7 @@ def _counts(rows=300):
     return Dataset("wave", "", *parts, series_input, values=(Value("next", "counts"),))
 
 
-def test_a_forecast_of_counts_begins_with_persistence_and_gets_better():
+def test_a_forecast_of_counts_starts_as_persistence_and_improves():
     data = _counts()
     torch.manual_seed(0)
     network = NextCount("gru", data.train, hidden=8, dropout=0.0)
@@ -173,7 +173,7 @@ def test_a_forecast_of_counts_begins_with_persistence_and_gets_better():
     )
 
 
-def test_a_forecast_of_counts_reads_each_row_to_its_own_end_and_is_never_negative(operators):
+def test_a_forecast_of_counts_ignores_padding_and_is_never_negative(operators):
     data = _counts()
     network = NextCount("gru", data.train, hidden=8, dropout=0.0).eval()
     sequence = torch.from_numpy(data.test.inputs[:2]).clone()
@@ -181,13 +181,13 @@ def test_a_forecast_of_counts_reads_each_row_to_its_own_end_and_is_never_negativ
     sequence[:, 5:] = 99
     lengths = torch.tensor([5, 5], dtype=torch.int32)
     torch.testing.assert_close(network(sequence, lengths), whole)
-    assert operators(_exported(network, data)).count("GRU") == 1  # and it is proved
+    assert operators(_exported(network, data)).count("GRU") == 1  # and it is verified
     with torch.no_grad():
         network.output.bias.fill_(-1000)
     assert network(sequence).tolist() == [[pytest.approx(0, abs=1e-4)]] * 2
 
 
-def test_the_stepwise_form_lies_beside_the_model(tmp_path):
+def test_the_stepwise_form_is_written_beside_the_model(tmp_path):
     out = ["--out", str(tmp_path), "--epochs", "1", "--no-report", "--name", "it"]
     assert main(["rnn", *out]) == 0
     folder = tmp_path / "it" / "1"

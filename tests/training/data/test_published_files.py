@@ -1,4 +1,4 @@
-"""Published files: from the user's folder or over HTTP, and never a wrong one."""
+"""Published files: from the user's folder or over HTTP, verified by their checksums."""
 
 import gzip
 import hashlib
@@ -64,30 +64,30 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again(published, cache):
 
 
 @pytest.mark.parametrize(
-    ("name", "sha256", "said"),
+    ("name", "sha256", "expected"),
     [
-        ("years.csv", "0" * 64, f"does not have the SHA-256 {'0' * 64}"),
+        ("years.csv", "0" * 64, f"the download does not have the SHA-256 {'0' * 64}"),
         ("none.csv", SHA256, "404 Client Error"),
     ],
 )
-def test_what_the_server_does_not_have_is_told_in_one_line(published, cache, name, sha256, said):
+def test_a_failed_download_is_one_line(published, cache, name, sha256, expected):
     url = f"{published[1]}/{name}"
-    with pytest.raises(DataError, match="cannot be downloaded") as caught:
+    with pytest.raises(DataError, match="cannot download") as caught:
         fetch(PublishedFile("years.csv", url, sha256))
-    for part in (said, url, "years.csv", "--data-dir"):
+    for part in (expected, url, "years.csv", "--data-dir"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not [path for path in cache.rglob("*") if path.is_file()]
 
 
-def test_without_a_network_the_line_says_so(published):
+def test_a_missing_network_is_named(published):
     address = published[1].replace("127.0.0.1", "no-such-host.invalid")
-    with pytest.raises(DataError, match=r"years\.csv cannot be downloaded .*: no connection"):
+    with pytest.raises(DataError, match=r"cannot download years\.csv .*: no connection"):
         fetch(PublishedFile("years.csv", f"{address}/years.csv", SHA256))
 
 
 @pytest.mark.parametrize("by", ["argument", "environment"])
-def test_a_folder_that_is_given_is_the_only_place(tmp_path, monkeypatch, cache, by):
+def test_only_the_given_folder_is_searched(tmp_path, monkeypatch, cache, by):
     file = PublishedFile("history/years.csv", "http://no-such-host.invalid/years.csv", SHA256)
     folder = tmp_path / "mine"
     (folder / "history").mkdir(parents=True)
@@ -95,12 +95,16 @@ def test_a_folder_that_is_given_is_the_only_place(tmp_path, monkeypatch, cache, 
     if by == "environment":
         monkeypatch.setenv("NEURONA_DATA", str(folder))
 
-    with pytest.raises(DataError, match=rf"years\.csv is not in {folder}; it comes from http:"):
+    with pytest.raises(
+        DataError, match=rf"years\.csv is missing in {folder}; it is published at http:"
+    ):
         fetch(file, given)
     (folder / "history" / "years.csv").write_bytes(CONTENT)
     assert fetch(file, given) == folder / "history" / "years.csv"
     (folder / "history" / "years.csv").write_bytes(b"1959")
-    with pytest.raises(DataError, match=r"is not the published file: its SHA-256 is \w{64}, not"):
+    with pytest.raises(
+        DataError, match=r"is not the published file: its SHA-256 is \w{64} \(expected"
+    ):
         fetch(file, given)
     assert not cache.exists()
 
@@ -110,7 +114,7 @@ def _idx(path, header, values):
     return path
 
 
-def test_idx_is_read_as_it_is_published(tmp_path):
+def test_an_idx_file_is_read(tmp_path):
     header = [0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 3]
     read = read_idx(_idx(tmp_path / "a.gz", header, range(6)))
     assert np.array_equal(read, np.arange(6).reshape(2, 1, 3))
@@ -119,20 +123,20 @@ def test_idx_is_read_as_it_is_published(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
-        (b"plain", "is no gzip file"),
-        (gzip.compress(CONTENT)[:-9], "is no gzip file"),
-        (gzip.compress(b"PNG..."), "is no IDX file of bytes: it begins with 50 4e 47 2e"),
-        (gzip.compress(bytes([0, 0, 13, 1, 0, 0, 0, 0])), "is no IDX file of bytes"),
+        (b"plain", "is not a gzip file"),
+        (gzip.compress(CONTENT)[:-9], "is not a gzip file"),
+        (gzip.compress(b"PNG..."), "is not an IDX file of bytes: it begins with 50 4e 47 2e"),
+        (gzip.compress(bytes([0, 0, 13, 1, 0, 0, 0, 0])), "is not an IDX file of bytes"),
         (gzip.compress(bytes([0, 0, 8, 3, 0, 0])), "ends within its header"),
         (gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 3, 1, 2])), "has 2 values for the shape [3]"),
     ],
 )
-def test_a_file_that_is_no_idx_is_refused(tmp_path, content, said):
+def test_a_file_of_another_format_is_rejected(tmp_path, content, expected):
     path = tmp_path / "digits.gz"
     path.write_bytes(content)
     with pytest.raises(DataError) as caught:
         read_idx(path)
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
     assert str(path) in str(caught.value)

@@ -1,4 +1,4 @@
-"""An export that is wrong names the layer that is."""
+"""A wrong export names the layer that differs."""
 
 import re
 
@@ -23,42 +23,44 @@ def _failure(network, data):
 
 
 @pytest.mark.parametrize("layer", ["s2", "s4"])
-def test_the_sabotaged_layer_is_named(monkeypatch, layer):
+def test_a_wrong_layer_is_named(monkeypatch, layer):
     torch.manual_seed(0)
     data = digits.digit_images()
     network = LeNet5(Normalise.to_unit_variance(data.train.inputs), size=8, classes=10).eval()
-    whole, place = Subsampling.for_export, getattr(network, layer)
+    original, wrong_layer = Subsampling.for_export, getattr(network, layer)
 
-    def sabotaged(self):
-        convolution = whole(self)
-        if len(self.weight) == len(place.weight):
+    def wrong_export(self):
+        convolution = original(self)
+        if len(self.weight) == len(wrong_layer.weight):
             convolution.bias.data[0] += 0.5
         return convolution
 
-    monkeypatch.setattr(Subsampling, "for_export", sabotaged)
-    said = _failure(network, data)
-    assert f"the first layer that differs is '{layer}' (Subsampling; ONNX node " in said
-    assert re.search(r", Conv\), by up to 0\.5", said)
-    assert "output 'probabilities' for input 'image' of shape [1, 8, 8] differs from torch" in said
+    monkeypatch.setattr(Subsampling, "for_export", wrong_export)
+    message = _failure(network, data)
+    assert f"the first layer that differs is '{layer}' (Subsampling; ONNX node " in message
+    assert re.search(r", Conv\), by up to 0\.5", message)
+    assert (
+        "output 'probabilities' for input 'image' of shape [1, 8, 8] differs from torch" in message
+    )
 
 
 def test_a_recurrent_layer_is_named(monkeypatch):
     torch.manual_seed(0)
     recipe = RECIPES["rnn"]
     data = recipe.load("sunspots")
-    whole = Recurrent.for_export
+    original = Recurrent.for_export
 
-    def sabotaged(self):
-        node = whole(self)
+    def wrong_export(self):
+        node = original(self)
         node.w *= 1.5
         return node
 
-    monkeypatch.setattr(Recurrent, "for_export", sabotaged)
-    said = _failure(recipe.network(data), data)
-    assert "the first layer that differs is 'recurrent' (Recurrent; " in said
+    monkeypatch.setattr(Recurrent, "for_export", wrong_export)
+    message = _failure(recipe.network(data), data)
+    assert "the first layer that differs is 'recurrent' (Recurrent; " in message
 
 
-def test_what_is_lost_between_layers_is_told_of_the_network():
+def test_a_difference_between_layers_names_the_network():
     class Scaled(nn.Module):
         def __init__(self):
             super().__init__()
@@ -69,5 +71,5 @@ def test_what_is_lost_between_layers_is_told_of_the_network():
             return answer * 0.5 if torch.compiler.is_exporting() else answer
 
     torch.manual_seed(0)
-    said = _failure(Scaled(), digits.digit_images())
-    assert "the first layer that differs is 'network' (Scaled; " in said
+    message = _failure(Scaled(), digits.digit_images())
+    assert "the first layer that differs is 'network' (Scaled; " in message

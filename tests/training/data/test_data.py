@@ -1,4 +1,4 @@
-"""The data sets: parts that share nothing, in a caller's units."""
+"""Data sets: disjoint parts, in a caller's units."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from neurona_training.recipes import RECIPES
 
 
 @pytest.mark.parametrize("load", [digits.digit_images, digits.digit_rows])
-def test_digits_are_split_once_and_for_all(load):
+def test_digits_are_split_the_same_on_each_call(load):
     data, again = load(), load()
     parts = (data.train, data.validation, data.test)
     total = sum(len(part) for part in parts)
@@ -47,21 +47,21 @@ def test_sunspots_are_split_in_time_and_targets_follow_their_window():
     assert (data.baselines["mean"] == data.train.targets.mean()).all()
 
 
-def test_data_that_no_network_can_learn_from_are_refused():
+def test_invalid_data_is_rejected():
     row, target = np.zeros((1, 2), np.float32), np.zeros(1, np.int64)
     with pytest.raises(DataError, match="no rows"):
         Split(row[:0], target[:0])
-    with pytest.raises(DataError, match="1 rows of input have 0 targets"):
+    with pytest.raises(DataError, match="0 targets for 1 rows of input"):
         Split(row, target[:0])
     with pytest.raises(DataError, match="missing or not finite"):
         Split(row * np.float32("nan"), target)
     split = Split(row, target)
-    taken = Input("x", ("batch", "feature"), "", "")
+    described = Input("x", ("batch", "feature"), "", "")
     with pytest.raises(DataError, match="either labels or values"):
-        Dataset("nothing", "", split, split, split, taken)
+        Dataset("nothing", "", split, split, split, described)
 
 
-def test_images_of_another_size_show_the_same():
+def test_resized_images_resemble_their_originals():
     data = load("digits", DataOptions(image_size=16))
     small = load("digits")
     assert data.train.inputs.shape == (len(small.train), 16, 16)
@@ -75,14 +75,14 @@ def test_images_of_another_size_show_the_same():
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
-def test_every_recipe_names_data_sets_that_there_are(recipe):
+def test_every_recipe_names_existing_data_sets(recipe):
     assert set(recipe.hyperparameters) <= set(SOURCES)
 
 
-def test_the_kind_of_data_says_who_can_read_them():
+def test_kind_and_task_decide_which_recipes_fit():
     kinds = {name: load(name).kind for name in ("digits", "digit-rows", "sunspots")}
     assert kinds == {"digits": "images", "digit-rows": "sequences", "sunspots": "sequences"}
     assert load("sunspots").task == "regression"
     regression = replace(load("digits"), labels=(), values=(Value("ink", ""),))
-    with pytest.raises(DataError, match="learns classification; .* is for regression"):
+    with pytest.raises(DataError, match="is for regression .*expects classification"):
         RECIPES["lenet5"].check(regression)

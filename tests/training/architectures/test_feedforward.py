@@ -29,11 +29,11 @@ def test_a_deep_network_reads_digits_and_is_exported(ask):
     accuracy = evaluate(fitted.network, data)["test_accuracy"]
     assert accuracy > 0.9
     model = export(fitted.network, data, model_metadata(data, "", {}, {}))
-    answered = ask(model, data.test.inputs).argmax(axis=1)
-    assert np.mean(answered == data.test.targets) == accuracy
+    classes = ask(model, data.test.inputs).argmax(axis=1)
+    assert np.mean(classes == data.test.targets) == accuracy
 
 
-def test_layers_are_those_asked_for_and_dropout_is_for_training_alone():
+def test_layers_have_the_given_sizes_and_dropout_is_for_training_alone():
     recipe = RECIPES["feedforward"]
     data = recipe.load("digits")
     network = recipe.network(data)
@@ -45,13 +45,13 @@ def test_layers_are_those_asked_for_and_dropout_is_for_training_alone():
 
 
 @pytest.mark.parametrize("name", ["mlp", "feedforward"])
-def test_a_regression_answers_in_the_units_of_its_targets(name):
+def test_a_regression_predicts_in_the_unit_of_its_targets(name):
     recipe = RECIPES[name]
     data = recipe.load("diabetes")
     network = recipe.network(data).eval()
     with torch.no_grad():
         network.output.weight.zero_()
         network.output.bias.zero_()
-        said = network(torch.from_numpy(data.test.inputs[:3]))
-    assert said.shape == (3, 1)
-    assert said[:, 0].tolist() == pytest.approx([data.train.targets.mean()] * 3)
+        predicted = network(torch.from_numpy(data.test.inputs[:3]))
+    assert predicted.shape == (3, 1)
+    assert predicted[:, 0].tolist() == pytest.approx([data.train.targets.mean()] * 3)

@@ -1,4 +1,4 @@
-"""What several processes leave behind when they have trained together."""
+"""Several processes that train together."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
-TOGETHER = """
+SCRIPT = """
 import os, sys
 from pathlib import Path
 import torch
@@ -33,15 +33,15 @@ Path(sys.argv[1], str(rank)).write_text(f"{bool(during)} {threads()}")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the threads in /proc")
-def test_no_thread_outlives_the_group(tmp_path):
-    # One that frees a tensor while Python exits would abort a process whose work is done.
-    script, said = tmp_path / "together.py", tmp_path / "said"
-    script.write_text(TOGETHER)
-    said.mkdir()
+def test_no_thread_outlives_the_process_group(tmp_path):
+    # A thread that frees a tensor while Python exits would abort a process that has succeeded.
+    script, results = tmp_path / "script.py", tmp_path / "results"
+    script.write_text(SCRIPT)
+    results.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = (*TORCHRUN, str(script), str(said))
+    command = (*TORCHRUN, str(script), str(results))
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert [(said / rank).read_text() for rank in "01"] == ["True []"] * 2
+    assert [(results / rank).read_text() for rank in "01"] == ["True []"] * 2

@@ -1,4 +1,4 @@
-"""A training whose process is killed goes on to the same weights, alone and under torchrun."""
+"""A killed training resumes to the same weights, alone and under torchrun."""
 
 import os
 import re
@@ -79,27 +79,27 @@ def test_a_killed_training_resumes_to_the_same_file(tmp_path, uninterrupted):
 
 
 def _workers(process):
-    """The processes that torchrun has started: its children's ids, by rank."""
+    """Process ids of torchrun's workers, by rank."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     ranks = {}
     for child in children:
         words = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        said = dict(word.split(b"=", 1) for word in words if b"=" in word)
-        if b"RANK" in said:
-            ranks[int(said[b"RANK"])] = int(child)
+        expected = dict(word.split(b"=", 1) for word in words if b"=" in word)
+        if b"RANK" in expected:
+            ranks[int(expected[b"RANK"])] = int(child)
     return ranks
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
-def test_two_processes_train_as_one_does_and_a_killed_one_starts_again(tmp_path, uninterrupted):
+def test_two_processes_train_as_one_does_and_a_killed_one_restarts(tmp_path, uninterrupted):
     arguments = ("rnn", "--epochs", "30", "--out", str(tmp_path))
     command = (*TORCHRUN, "--max-restarts", "1", "-m", "neurona_training.cli.main", *arguments)
     process = _start(*command, stdout=subprocess.DEVNULL)
     _wait_for(tmp_path / "rnn" / "checkpoint.pt", process)
     os.kill(_workers(process)[1], signal.SIGKILL)
-    said = _finish(process)
-    assert "exitcode: -9" in said  # torchrun saw it die
-    assert re.search(r" [1-9][0-9]*%\|[^|]*\| 00:00<\?", said)  # the second start is not at 0
+    expected = _finish(process)
+    assert "exitcode: -9" in expected  # torchrun saw it die
+    assert re.search(r" [1-9][0-9]*%\|[^|]*\| 00:00<\?", expected)  # the second start is not at 0
 
     written = tmp_path / "rnn" / "1" / "model.onnx"
     alone = tmp_path / "alone.onnx"
@@ -123,17 +123,17 @@ def test_only_the_same_training_is_resumed(tmp_path):
         (replace(hyperparameters, batch_rows=8), Run("rnn", 0, path, resume=True)),
         (hyperparameters, Run("rnn", 1, path, resume=True)),
     ):
-        with pytest.raises(FitError, match="is of another training"):
+        with pytest.raises(FitError, match="belongs to another training"):
             recipe.fit(data, changed, run)
     faster = recipe.fit(data, replace(hyperparameters, threads=2), Run("rnn", 0, path, resume=True))
     assert faster.history == whole.history
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off"])
-def test_a_file_that_is_no_checkpoint_is_told_in_one_line(tmp_path, content):
+def test_a_damaged_checkpoint_is_one_line(tmp_path, content):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(content)
-    with pytest.raises(FitError, match="cannot be read") as caught:
+    with pytest.raises(FitError, match="cannot read checkpoint") as caught:
         checkpoint.load_checkpoint(path, "")
     assert "\n" not in str(caught.value)
     assert checkpoint.load_checkpoint(tmp_path / "none", "") is None

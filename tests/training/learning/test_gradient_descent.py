@@ -1,4 +1,4 @@
-"""The loop: it learns, it can be repeated, and it keeps its best weights."""
+"""The training loop: it learns, is reproducible, and keeps its best weights."""
 
 from dataclasses import replace
 
@@ -31,10 +31,10 @@ def test_the_same_seed_gives_the_same_weights(name):
     assert not torch.equal(first, other)
 
 
-def test_the_weights_that_did_best_on_validation_stay():
+def test_the_best_weights_on_validation_are_kept():
     recipe = RECIPES["lstm"]
     data = recipe.load()
-    # Validation with wrong targets: the more sure the network gets, the worse it does there.
+    # Validation with wrong targets: the more certain the network gets, the larger its loss.
     wrong = Split(data.validation.inputs, (data.validation.targets + 1) % 10)
     data, hyperparameters = (
         replace(data, validation=wrong),
@@ -49,7 +49,7 @@ def test_the_weights_that_did_best_on_validation_stay():
     assert kept.item() == pytest.approx(fitted.validation_loss, rel=1e-5)
 
 
-def test_figures_on_known_answers():
+def test_metrics_of_given_predictions():
     logits = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]], np.float32)
     assert accuracy(logits, np.array([1, 0, 0, 0])) == 0.75
     assert rmse(np.array([[1.0], [5.0]], np.float32), np.array([[4.0], [1.0]])) == pytest.approx(
@@ -57,7 +57,7 @@ def test_figures_on_known_answers():
     )
 
 
-def test_moves_stay_within_their_bounds():
+def test_augmentation_stays_within_its_range():
     image = torch.zeros(1, 8, 8)
     image[0, 4, 4] = 16
     generator = torch.Generator().manual_seed(0)
@@ -87,7 +87,7 @@ def test_the_learning_rate_rises_and_falls():
     assert {rate_factor(step, 100, constant) for step in range(100)} == {1}
 
 
-def test_a_training_stops_when_it_no_longer_gets_better():
+def test_training_stops_when_patience_is_exhausted():
     recipe = RECIPES["lstm"]
     data = recipe.load()
     wrong = Split(data.validation.inputs, (data.validation.targets + 1) % 10)
@@ -99,7 +99,7 @@ def test_a_training_stops_when_it_no_longer_gets_better():
     assert len(fitted.history) == fitted.best_epoch + 2 < hyperparameters.epochs
 
 
-def test_a_loss_that_is_no_number_ends_the_training():
+def test_a_loss_that_is_not_finite_ends_the_training():
     recipe = RECIPES["rnn"]
     hyperparameters = replace(
         recipe.default_hyperparameters,
@@ -131,7 +131,7 @@ def test_mixed_precision_learns_in_float32_weights(half):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_is_taken_and_the_network_comes_back_from_it():
+def test_a_gpu_is_used_and_the_network_returns_to_the_cpu():
     recipe = RECIPES["lenet5"]
     assert best_device().torch_device.type == "cuda"
     assert best_device().half_type is not None
@@ -151,8 +151,8 @@ def test_sgd_learns_too():
     assert fitted.validation_loss < 0.5 * fitted.history[0].validation_loss
 
 
-def test_a_learner_of_its_own_takes_the_place_of_the_loop():
-    """Widrow and Hoff's rule by hand, on the windows of the sunspots."""
+def test_a_recipe_can_have_another_learner():
+    """Widrow and Hoff's rule, written here, on the windows of the sunspots."""
 
     class Adaline(torch.nn.Module):
         def __init__(self, window):

@@ -30,7 +30,7 @@ def test_lenet5_takes_images_of_any_size(size):
     "module",
     [Subsampling(3), PartialConvolution(3, ((0, 1), (2,), (0, 1, 2), (1, 2)), size=3)],
 )
-def test_the_form_for_export_gives_the_same(module):
+def test_the_form_for_export_gives_equal_outputs(module):
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.uniform_(-1, 1)
@@ -38,7 +38,7 @@ def test_the_form_for_export_gives_the_same(module):
     torch.testing.assert_close(module.for_export()(x), module(x), rtol=1e-5, atol=1e-6)
 
 
-def test_a_map_does_not_see_what_it_is_not_connected_to():
+def test_a_map_ignores_input_maps_without_a_connection():
     layer = PartialConvolution(3, ((0, 1), (2,)), size=3)
     x = torch.randn(1, 3, 8, 8)
     changed = x.clone()
@@ -48,7 +48,7 @@ def test_a_map_does_not_see_what_it_is_not_connected_to():
     assert other > 0
 
 
-def test_only_what_is_one_onnx_operator_becomes_one():
+def test_a_layer_that_is_not_one_onnx_operator_is_rejected():
     for layer in (
         torch.nn.LSTM(2, 3, num_layers=2),
         torch.nn.GRU(2, 3, bidirectional=True),
@@ -69,7 +69,7 @@ def test_the_last_state_depends_on_the_first_step(cell):
     assert (layer(changed) - layer(x)).abs().max() > 1e-6
 
 
-def test_units_go_in_and_come_out():
+def test_normalisation_and_its_inverse():
     values = np.array([10.0, 20.0, 60.0], np.float32)
     x = torch.from_numpy(values)
     normal = Normalise.to_unit_variance(values)(x)
@@ -80,7 +80,7 @@ def test_units_go_in_and_come_out():
     assert torch.equal(Normalise.to_unit_variance(constant)(torch.tensor([7.0])), torch.zeros(1))
 
 
-def test_a_regression_answers_in_the_units_of_its_targets():
+def test_a_regression_predicts_in_the_unit_of_its_targets():
     targets = np.array([[1000.0], [3000.0]], np.float32)
     network = LastState(
         Normalise(0, 1), "rnn", features=1, hidden=4, outputs=1, denormalise=Denormalise(targets)

@@ -1,4 +1,4 @@
-"""The networks from before backpropagation, and what the one after them solves."""
+"""Networks from before backpropagation, and what the multilayer perceptron adds."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ from neurona_training.recipes import RECIPES
 from neurona_training.recipes.classic import WEIGHTS
 
 
-def _learned(name, data=None, **changed):
+def _fit(name, data=None, **changed):
     recipe = RECIPES[name]
     loaded = recipe.load(data)
     hyperparameters = replace(
@@ -55,24 +55,24 @@ def logic(tmp_path_factory):
 
 
 def _table(name):
-    """All inputs, and for which of them it is true."""
+    """All inputs, and whether the output is true for each."""
     true_for = TRUE_FOR[name]
     inputs = np.array(list(np.ndindex((2,) * len(min(true_for)))), np.float32)
     return inputs, np.array([tuple(map(int, row)) in true_for for row in inputs])
 
 
 @pytest.mark.parametrize("name", TRUE_FOR)
-def test_neurons_with_weights_set_by_hand_give_the_whole_truth_table(logic, ask, name):
+def test_neurons_with_weights_set_by_hand_give_the_complete_truth_table(logic, ask, name):
     model = (logic / name / "1" / "model.onnx").read_bytes()
     inputs, wanted = _table(name)
     probabilities = ask(model, inputs)
     assert np.array_equal(probabilities[:, 1] == 1, wanted)
     assert np.array_equal(probabilities[:, 0] == 1, ~wanted)
     properties = onnx.load_from_string(model).metadata_props
-    said = metadata.from_json({item.key: item.value for item in properties}[metadata.KEY])
-    assert list(said.labels) == ["false", "true"]
-    assert said.figures["test_accuracy"] == 1
-    assert said.provenance["best_epoch"] == "0"
+    described = metadata.from_json({item.key: item.value for item in properties}[metadata.KEY])
+    assert list(described.labels) == ["false", "true"]
+    assert described.figures["test_accuracy"] == 1
+    assert described.provenance["best_epoch"] == "0"
 
 
 def test_truth_tables_are_served(logic):
@@ -88,16 +88,18 @@ def test_truth_tables_are_served(logic):
         server.stop()
 
 
-def test_a_neuron_cannot_learn_what_it_has_no_weights_for():
-    with pytest.raises(DataError, match="set by hand for not, and, .* the data set 'iris'"):
-        _learned("mcculloch-pitts", "iris")
+def test_a_data_set_without_weights_set_by_hand_is_rejected():
+    with pytest.raises(
+        DataError, match="cannot learn data set 'iris' .*set by hand for not, and, "
+    ):
+        _fit("mcculloch-pitts", "iris")
 
 
-def test_one_layer_of_hand_set_weights_is_enough_for_all_but_xor():
+def test_only_xor_needs_a_second_layer():
     assert {name: len(layers) for name, layers in WEIGHTS.items() if len(layers) > 1} == {"xor": 2}
 
 
-def test_a_unit_fires_from_its_threshold_on():
+def test_a_unit_fires_at_and_above_its_threshold():
     unit = Threshold(2, 1)
     unit.weight.copy_(torch.tensor([[1.0, -2.0]]))
     unit.threshold.fill_(1)
@@ -105,8 +107,8 @@ def test_a_unit_fires_from_its_threshold_on():
     assert unit(rows).flatten().tolist() == [1, 0, 1, 0]
 
 
-def test_the_perceptron_converges_where_a_plane_separates():
-    fitted, data = _learned("perceptron")
+def test_the_perceptron_converges_if_a_plane_separates_the_classes():
+    fitted, data = _fit("perceptron")
     assert fitted.history[-1].loss == 0  # a whole epoch without a mistake
     assert len(fitted.history) < RECIPES["perceptron"].default_hyperparameters.epochs
     assert evaluate(fitted.network, data)["test_accuracy"] == 1
@@ -124,14 +126,14 @@ def test_the_perceptron_cannot_solve_xor_and_the_mlp_can(seed):
     assert 0.5 <= solved["perceptron"] <= 0.75
 
 
-def test_the_perceptron_tells_two_classes_apart_and_no_more():
-    with pytest.raises(DataError, match="two classes apart; the data set 'iris' has 3"):
-        _learned("perceptron", "iris")
+def test_the_perceptron_rejects_more_than_two_classes():
+    with pytest.raises(DataError, match="data set 'iris' has 3 classes"):
+        _fit("perceptron", "iris")
 
 
-def test_adaline_finds_the_plane_of_least_squares_step_by_step():
-    fitted, data = _learned("adaline")
-    again = [_learned("adaline", epochs=2)[0].network.weight for _ in range(2)]
+def test_adaline_converges_to_least_squares():
+    fitted, data = _fit("adaline")
+    again = [_fit("adaline", epochs=2)[0].network.weight for _ in range(2)]
     assert torch.equal(*again)
     measured = evaluate(fitted.network, data)
     assert measured["test_rmse"] == pytest.approx(measured["least_squares_rmse"], rel=0.01)
@@ -139,7 +141,7 @@ def test_adaline_finds_the_plane_of_least_squares_step_by_step():
     assert fitted.history[-1].loss < fitted.history[0].loss
 
 
-def test_least_squares_finds_a_plane_that_there_is():
+def test_the_least_squares_baseline_finds_a_linear_function():
     rows = np.random.default_rng(0).normal(3, 2, (20, 2)).astype(np.float32)
     targets = rows @ np.array([[2.0], [-1.0]], np.float32) + 5
     np.testing.assert_allclose(
@@ -147,11 +149,11 @@ def test_least_squares_finds_a_plane_that_there_is():
     )
 
 
-def test_the_mlp_reads_tumours_and_is_no_worse_than_adaline_on_diabetes():
-    fitted, data = _learned("mlp", "breast-cancer")
+def test_the_mlp_classifies_tumours_and_is_no_worse_than_adaline_on_diabetes():
+    fitted, data = _fit("mlp", "breast-cancer")
     assert evaluate(fitted.network, data)["test_accuracy"] >= 0.96
-    fitted, data = _learned("mlp", "diabetes")
-    linear, _ = _learned("adaline", epochs=50)
+    fitted, data = _fit("mlp", "diabetes")
+    linear, _ = _fit("adaline", epochs=50)
     best, worse = (evaluate(one.network, data)["test_rmse"] for one in (fitted, linear))
     assert best <= worse
 
@@ -160,7 +162,7 @@ def test_the_mlp_reads_tumours_and_is_no_worse_than_adaline_on_diabetes():
     ("name", "rows"),
     [("iris", 150), ("iris-setosa", 150), ("breast-cancer", 569), ("diabetes", 442)],
 )
-def test_rows_are_split_once_and_for_all(name, rows):
+def test_rows_are_split_the_same_on_each_call(name, rows):
     data, again = load(name), load(name)
     parts = (data.train, data.validation, data.test)
     assert sum(len(part) for part in parts) == rows
@@ -172,7 +174,7 @@ def test_rows_are_split_once_and_for_all(name, rows):
         assert np.abs(shares[0] - shares[2]).max() < 0.02
 
 
-def test_each_column_gets_a_scale_of_its_own():
+def test_each_column_is_standardised():
     numbers = torch.tensor([[1.0, 500.0, 5.0], [3.0, 700.0, 5.0], [5.0, 900.0, 5.0]])
     root = 1.5**0.5
     expected = torch.tensor([[-root, -root, 0], [0, 0, 0], [root, root, 0]])

@@ -1,4 +1,4 @@
-"""The data sets of sequences, from published files and generated."""
+"""Data sets of sequences, from published files and generated."""
 
 import os
 import wave
@@ -43,7 +43,7 @@ def test_vowels_are_the_published_recordings(folder):
 
 
 @needs_files
-def test_no_test_name_was_learned(folder):
+def test_no_test_name_is_a_training_name(folder):
     data = names.names_by_character(folder)
     assert _sizes(data) == [11707, 2702, 3603]
     assert len(data.labels) == 18
@@ -84,13 +84,13 @@ def test_spoken_digits_are_split_by_take(folder):
 def test_months_have_baselines_that_are_hard_to_beat(folder):
     data = sunspots.monthly_sunspots(folder)
     assert data.values[0].name == "next month"
-    errors = {name: rmse(said, data.test.targets) for name, said in data.baselines.items()}
+    errors = {name: rmse(expected, data.test.targets) for name, expected in data.baselines.items()}
     assert errors["autoregression"] < 0.95 * errors["persistence"] < errors["mean"] / 3
     np.testing.assert_array_equal(data.test.inputs[1:, -1], data.test.targets[:-1])
 
 
-def test_the_autoregression_finds_one():
-    """x[t] = 0.5 x[t-1] + 0.3 x[t-2] + 1, and what nobody can foretell."""
+def test_the_autoregression_baseline_finds_an_autoregression():
+    """x[t] = 0.5 x[t-1] + 0.3 x[t-2] + 1, and noise of variance 1."""
     random = np.random.default_rng(0)
     noise = random.normal(size=3000)
     series = np.zeros(3000)
@@ -100,15 +100,15 @@ def test_the_autoregression_finds_one():
     assert rmse(data.baselines["autoregression"], data.test.targets) == pytest.approx(1, rel=0.05)
 
 
-def test_files_that_are_something_else_are_told(tmp_path):
+def test_files_of_another_format_are_rejected(tmp_path):
     path = tmp_path / "file"
     path.write_text("1 2 3\n")
-    with pytest.raises(DataError, match="line 1 has 3 values, not 12"):
+    with pytest.raises(DataError, match="line 1: 3 values"):
         vowels.read_blocks(path)
     path.write_text("a b\n")
     with pytest.raises(DataError, match="line 1: could not convert"):
         vowels.read_blocks(path)
-    with pytest.raises(DataError, match="is no WAV file"):
+    with pytest.raises(DataError, match="is not a WAV file"):
         spoken_digits.read_wave(path)
     with wave.open(str(path), "wb") as file:
         file.setparams((2, 2, 16000, 0, "NONE", "not compressed"))
@@ -116,7 +116,7 @@ def test_files_that_are_something_else_are_told(tmp_path):
     with pytest.raises(DataError, match="has 2 channels, 16 bits, 16000 Hz"):
         spoken_digits.read_wave(path)
     path.write_bytes(b"\xff\n")
-    with pytest.raises(DataError, match="no text in UTF-8"):
+    with pytest.raises(DataError, match="not text in UTF-8"):
         names.read_names(path)
     path.write_text(" \n")
     with pytest.raises(DataError, match="has no names"):
@@ -133,7 +133,7 @@ def test_blocks_end_with_ones_or_an_empty_line(tmp_path):
     assert [block.shape for block in vowels.read_blocks(path)] == [(2, 12), (1, 12)]
 
 
-def test_the_sum_of_the_marked_numbers_is_asked():
+def test_the_target_is_the_sum_of_the_marked_numbers():
     data = adding.adding_problem(steps=20, rows=500)
     numbers, marks = data.train.inputs[:, :, 0], data.train.inputs[:, :, 1]
     assert (marks[:, :10].sum(axis=1) == 1).all()
@@ -145,7 +145,7 @@ def test_the_sum_of_the_marked_numbers_is_asked():
     np.testing.assert_array_equal(again.test.inputs, data.test.inputs)
 
 
-def test_a_tone_is_heard_in_its_band_whatever_follows_it():
+def test_a_tone_is_in_its_band_and_padding_is_ignored():
     log_mel = LogMel(8000)
     time = torch.arange(4000) / 8000
     tones = torch.stack([torch.sin(2 * torch.pi * hertz * time) for hertz in (300, 1000, 3000)])
@@ -161,17 +161,17 @@ def test_a_tone_is_heard_in_its_band_whatever_follows_it():
     torch.testing.assert_close(frames[2:, :own], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_one_picture_for_both(monkeypatch, tmp_path, capsys):
+def test_the_study_draws_one_chart(monkeypatch, tmp_path, capsys):
     small = adding.adding_problem(steps=6, rows=100)
     monkeypatch.setattr(adding, "adding_problem", lambda: small)
     out = tmp_path / "memory.png"
     assert long_memory.main(["--epochs", "1", "--out", str(out)]) == 0
     assert out.read_bytes().startswith(b"\x89PNG")
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in said[:2]] == ["rnn", "lstm"]
+    expected = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in expected[:2]] == ["rnn", "lstm"]
 
 
-def test_a_class_of_few_rows_counts_as_much_as_one_of_many():
+def test_balanced_accuracy_weights_classes_equally():
     targets = np.array([0] * 8 + [1] * 2)
     always_first = np.eye(3)[np.zeros(10, int)]  # of a third class there are no rows
     assert accuracy(always_first, targets) == 0.8

@@ -1,4 +1,4 @@
-"""float16 and int8: smaller files with the same face, and what they cost measured."""
+"""float16 and int8: smaller files with the same inputs and outputs, and measured metrics."""
 
 import numpy as np
 import onnx
@@ -32,7 +32,7 @@ def model(data):
 
 
 @pytest.mark.parametrize(("variant", "part"), [("float16", 0.6), ("int8", 0.4)])
-def test_a_variant_is_smaller_and_says_what_it_costs(model, data, variant, part):
+def test_a_variant_is_smaller_and_has_its_own_metrics(model, data, variant, part):
     smaller, described = quantization.make_variant(variant, model, data)
     assert len(smaller) < part * len(model)
     onnx.checker.check_model(onnx.load_from_string(smaller))
@@ -55,7 +55,7 @@ def test_a_variant_is_smaller_and_says_what_it_costs(model, data, variant, part)
     assert described.provenance["variant"] == variant
 
 
-def test_what_has_no_products_to_make_smaller_is_refused(data):
+def test_a_network_without_large_products_is_rejected(data):
     class Sum(nn.Module):
         def __init__(self):
             super().__init__()
@@ -66,12 +66,12 @@ def test_what_has_no_products_to_make_smaller_is_refused(data):
 
     network = Sum()
     model = export(network, data, model_metadata(data, "a test", evaluate(network, data), {}))
-    with pytest.raises(ExportError, match="int8 is not possible: none of its steps"):
+    with pytest.raises(ExportError, match="int8 is not possible: no weights of large products"):
         quantization.make_variant("int8", model, data)
     quantization.make_variant("float16", model, data)
 
 
-def test_numbers_beyond_float16_are_refused(model, data):
+def test_numbers_too_large_for_float16_are_rejected(model, data):
     huge = onnx.load_from_string(model)
     (weight,) = [one for one in huge.graph.initializer if one.name.endswith("output.weight")]
     weight.CopyFrom(
@@ -83,8 +83,8 @@ def test_numbers_beyond_float16_are_refused(model, data):
         quantization.make_variant("float16", huge.SerializeToString(), data)
 
 
-def test_users_units_stay_whole_in_float16():
-    """Values of a million, of which float16 knows nothing, come in and go out."""
+def test_scaling_stays_in_float32():
+    """Inputs and outputs of a million are too large for float16."""
     random = np.random.default_rng(0)
     inputs = (5e6 + 1e6 * random.normal(size=(60, 3))).astype(np.float32)
     targets = inputs.sum(axis=1, keepdims=True)
@@ -99,18 +99,18 @@ def test_users_units_stay_whole_in_float16():
     np.testing.assert_allclose(answered, expected, rtol=0, atol=0.01 * targets.std())
 
 
-def test_a_refused_variant_leaves_the_rest(tmp_path, capsys, monkeypatch):
+def test_an_impossible_variant_leaves_the_other_files(tmp_path, capsys, monkeypatch):
     whole = quantization.make_variant
 
     def made(variant, model, data):
         if variant == "int8":
-            raise ExportError("the variant int8 is not possible: a reason")
+            raise ExportError("variant int8 is not possible: a reason")
         return whole(variant, model, data)
 
     monkeypatch.setattr(quantization, "make_variant", made)
     asked = ["--variant", "int8", "--variant", "float16", "--no-report", "--out", str(tmp_path)]
     assert main(["rnn", "--epochs", "1", *asked]) == 1
     printed = capsys.readouterr()
-    assert printed.err.splitlines()[-1].endswith("the variant int8 is not possible: a reason")
+    assert printed.err.splitlines()[-1].endswith("variant int8 is not possible: a reason")
     assert "rnn-float16/1/model.onnx: float16" in printed.out
     assert sorted(path.parts[-3] for path in tmp_path.rglob("model.onnx")) == ["rnn", "rnn-float16"]

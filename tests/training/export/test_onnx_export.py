@@ -1,4 +1,4 @@
-"""An export is never trusted: what is broken is found before a file is written."""
+"""The export is verified: a wrong graph is found before a file is written."""
 
 import numpy as np
 import onnx
@@ -46,7 +46,7 @@ def _probabilities(network):
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_rows_and_time_are_free_and_plain_units_go_in(sequences, ask, operators, cell):
+def test_rows_and_time_are_of_any_size_and_inputs_are_unscaled(sequences, ask, operators, cell):
     torch.manual_seed(1)
     network = LastState(
         Normalise.to_unit_variance(sequences.train.inputs),
@@ -58,43 +58,43 @@ def test_rows_and_time_are_free_and_plain_units_go_in(sequences, ask, operators,
     model = _export(network, sequences)
     assert operators(model).count(cell.upper()) == 1
     random = np.random.default_rng(0)
-    for rows, time in ((1, 1), (3, 2), (5, 61), (64, 8)):  # none of what the export looked at
+    for rows, time in ((1, 1), (3, 2), (5, 61), (64, 8)):  # none of the sizes of the export
         inputs = random.integers(0, 17, (rows, time, 8)).astype(np.float32)
         with torch.no_grad():
             expected = torch.softmax(network(torch.from_numpy(inputs)), dim=1)
         np.testing.assert_allclose(ask(model, inputs), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_metadata_come_back_as_they_went_in(good, sequences):
+def test_metadata_is_in_the_file(good, sequences):
     model = onnx.load_from_string(good)
     (text,) = [item.value for item in model.metadata_props if item.key == metadata.KEY]
-    said = metadata.from_json(text)
+    described = metadata.from_json(text)
     expected = model_metadata(sequences, "a test", {"test_rows": 1}, {"recipe": "none"})
-    assert said == expected
-    assert said.provenance["torch"] == torch.__version__
+    assert described == expected
+    assert described.provenance["torch"] == torch.__version__
     assert model.opset_import[0].version == OPSET
 
 
-def test_a_baked_in_time_is_found(untrained, sequences, monkeypatch):
+def test_a_fixed_time_axis_is_found(untrained, sequences, monkeypatch):
     recurrent = type(untrained.recurrent)
-    whole = recurrent.for_export
-    monkeypatch.setattr(recurrent, "for_export", lambda self: _Cut(whole(self)))
-    # 8 steps and fewer are answered rightly; the first length beyond them is 13.
+    original = recurrent.for_export
+    monkeypatch.setattr(recurrent, "for_export", lambda self: _Truncated(original(self)))
+    # Up to 8 steps the outputs are right; the first length beyond is 13.
     with pytest.raises(ExportError, match=r"shape \[1, 13, 8\] differs from torch by up to 0\.0"):
         _export(untrained, sequences)
 
 
-class _Cut(nn.Module):
-    def __init__(self, whole):
+class _Truncated(nn.Module):
+    def __init__(self, recurrent):
         super().__init__()
-        self.whole = whole
+        self.recurrent = recurrent
 
     def forward(self, sequence, lengths):
-        return self.whole(sequence[:, :8], lengths)
+        return self.recurrent(sequence[:, :8], lengths)
 
 
 def test_an_unrolled_layer_is_found(sequences):
-    """torch's exporter writes nn.RNN as a loop over the example's 8 steps, without a word."""
+    """torch's exporter writes nn.RNN as a loop over the example's 8 steps, without a warning."""
 
     class Unrolled(nn.Module):
         def __init__(self):
@@ -108,7 +108,7 @@ def test_an_unrolled_layer_is_found(sequences):
         _export(Unrolled(), sequences)
 
 
-def test_what_torch_cannot_export_is_told_in_one_line(sequences):
+def test_an_error_of_the_exporter_is_one_line(sequences):
     class Undecided(nn.Module):
         def forward(self, sequence):
             return sequence[:, 0] if sequence.sum() > 0 else sequence[:, -1]
@@ -124,7 +124,7 @@ def _edited(model, edit):
     return graph.SerializeToString()
 
 
-def test_a_baked_in_batch_is_found(good, untrained, sequences):
+def test_a_fixed_batch_axis_is_found(good, untrained, sequences):
     def fix_rows(model):
         model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
 
@@ -151,12 +151,12 @@ def test_a_wrong_weight_is_found(good, untrained, sequences):
         )
 
 
-def test_the_sound_graph_passes(good, untrained, sequences):
+def test_a_correct_graph_passes(good, untrained, sequences):
     verify_parity(good, _probabilities(untrained), sequences)
 
 
 def test_another_output_shape_is_found(good, untrained, sequences):
-    with pytest.raises(ExportError, match=r"has shape \[1, 10\]; torch gives \[1, 9\]"):
+    with pytest.raises(ExportError, match=r"has shape \[1, 10\] \(expected \[1, 9\]"):
         verify_parity(
             good,
             nn.Sequential(_probabilities(untrained), _DropColumn()),
@@ -169,11 +169,11 @@ class _DropColumn(nn.Module):
         return probabilities[:, 1:]
 
 
-def test_nan_is_no_agreement():
+def test_nan_differs_from_everything():
     nan = np.full((1, 1), np.nan, np.float32)
     assert parity.differs(nan, np.ones((1, 1), np.float32))
 
 
-def test_bytes_that_are_no_model_are_refused(untrained, sequences):
+def test_bytes_that_are_no_model_are_rejected(untrained, sequences):
     with pytest.raises(ExportError, match="cannot load the graph"):
         verify_parity(b"no model", untrained, sequences)

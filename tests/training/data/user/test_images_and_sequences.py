@@ -1,4 +1,4 @@
-"""A user's images and sequences: what they become, and which file or array is wrong."""
+"""A user's images and sequences: what they become, and which file or array has an error."""
 
 import numpy as np
 import pytest
@@ -9,9 +9,9 @@ from neurona_training.data.user.spec import UserData
 from neurona_training.errors import DataError
 
 
-def _refused(own):
+def _error_line(user_data):
     with pytest.raises(DataError) as caught:
-        load_user_data(own)
+        load_user_data(user_data)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -26,7 +26,7 @@ def _images(folder, *, size=(6, 6), mode="L", classes=("cat", "dog"), count=6):
     return folder
 
 
-def test_a_folder_of_images_has_its_classes_from_its_folders(tmp_path):
+def test_the_folders_of_images_are_the_classes(tmp_path):
     folder = _images(tmp_path / "pets")
     (folder / "cat" / ".hidden").write_text("no image")
     data = load_user_data(UserData(folder)).training_view
@@ -36,8 +36,8 @@ def test_a_folder_of_images_has_its_classes_from_its_folders(tmp_path):
         (6, 6),
     )
     read = np.asarray(Image.open(folder / "cat" / "0.png"), np.float32)
-    whole = np.concatenate([part.inputs for part in (data.train, data.validation, data.test)])
-    assert (whole == read).all(axis=(1, 2)).sum() == 1
+    all_images = np.concatenate([part.inputs for part in (data.train, data.validation, data.test)])
+    assert (all_images == read).all(axis=(1, 2)).sum() == 1
 
 
 def test_colours_and_sizes(tmp_path):
@@ -47,23 +47,26 @@ def test_colours_and_sizes(tmp_path):
     assert data.train.inputs.shape[1:] == (3, 4, 4)
     assert "central square brought to 4 x 4" in data.input.description
     Image.new("L", (3, 3)).save(folder / "cat" / "z.png")
-    line = _refused(UserData(folder))
-    assert f"{folder / 'cat' / 'z.png'}: 3 x 3 pixels; 0.png has 9 x 6: --image-size" in line
+    line = _error_line(UserData(folder))
+    assert (
+        f"{folder / 'cat' / 'z.png'}: 3 x 3 pixels (expected 9 x 6 as in 0.png); --image-size"
+        in line
+    )
 
 
-def test_images_that_are_wrong_name_the_file_or_folder(tmp_path):
+def test_an_error_in_images_names_the_file_or_folder(tmp_path):
     folder = _images(tmp_path / "pets")
     (folder / "emu").mkdir()
-    assert f"{folder / 'emu'}: no image for class 'emu'" in _refused(UserData(folder))
+    assert f"{folder / 'emu'}: no image for class 'emu'" in _error_line(UserData(folder))
     broken = folder / "emu" / "1.png"
     broken.write_text("not an image")
-    assert f"{broken} is no image" in _refused(UserData(folder))
+    assert f"{broken}: not an image" in _error_line(UserData(folder))
     broken.write_bytes((folder / "cat" / "0.png").read_bytes()[:60])
-    assert f"{broken} " in _refused(UserData(folder))
+    assert f"{broken}: unreadable image" in _error_line(UserData(folder))
     alone = _images(tmp_path / "alone", classes=("cat",))
-    assert "one class only, 'cat'" in _refused(UserData(alone))
+    assert "one class only, 'cat'" in _error_line(UserData(alone))
     (tmp_path / "empty").mkdir()
-    assert "no folders in it" in _refused(UserData(tmp_path / "empty"))
+    assert "no folders (expected one" in _error_line(UserData(tmp_path / "empty"))
 
 
 def _sequences(path, **changed):
@@ -78,7 +81,7 @@ def _sequences(path, **changed):
     return path
 
 
-def test_sequences_joined_or_padded_are_the_same(tmp_path):
+def test_concatenated_and_padded_sequences_are_equal(tmp_path):
     joined = load_user_data(UserData(_sequences(tmp_path / "a.npz"))).training_view
     assert joined.train.inputs.shape[1:] == (5, 2)
     assert joined.labels == ("down", "up")
@@ -90,31 +93,36 @@ def test_sequences_joined_or_padded_are_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "expected"),
     [
-        ({"lengths": None}, "no array 'lengths'; it has inputs, targets"),
-        ({"lengths": np.array([1.5] * 20)}, "lengths: float64 of shape [20]; must be whole"),
+        ({"lengths": None}, "no array 'lengths'; available: inputs, targets"),
+        ({"lengths": np.array([1.5] * 20)}, "lengths: float64 of shape [20] (expected integers"),
         ({"lengths": np.array([3, 0, 2, 4] * 5)}, "lengths: row 1 has 0 steps"),
-        ({"inputs": np.zeros((69, 2))}, "inputs have 69 steps; the lengths add up to 70"),
-        ({"inputs": np.zeros((20, 4, 2))}, "20 lengths of up to 5 steps"),
-        ({"inputs": np.zeros(70)}, "must be numbers, (rows, time, channels) or (steps, channels)"),
-        ({"inputs": np.full((70, 2), np.nan)}, "inputs: row 0, step 0, channel 0 is no finite"),
-        ({"inputs": np.full((70, 2), 1e300)}, "inputs: row 0, step 0, channel 0 is no finite"),
+        ({"inputs": np.zeros((69, 2))}, "inputs: 69 steps (expected 70"),
+        ({"inputs": np.zeros((20, 4, 2))}, "for 20 lengths of up to 5 steps"),
+        (
+            {"inputs": np.zeros(70)},
+            "expected numbers of shape (rows, time, channels) or (steps, channels)",
+        ),
+        ({"inputs": np.full((70, 2), np.nan)}, "inputs: row 0, step 0, channel 0 is not finite"),
+        ({"inputs": np.full((70, 2), 1e300)}, "inputs: row 0, step 0, channel 0 is not finite"),
         ({"targets": np.zeros(3)}, "targets: float64 of shape [3]"),
-        ({"targets": np.array([0.5] * 19 + [np.nan])}, "targets: row 19 is no finite number"),
+        ({"targets": np.array([0.5] * 19 + [np.nan])}, "targets: row 19 is not finite"),
         ({"targets": np.array(["up"] * 20)}, "one class only, 'up'"),
-        ({"targets": np.array([None] * 20)}, "cannot be read as .npz"),
+        ({"targets": np.array([None] * 20)}, "unreadable as .npz: "),
         ({"channels": np.array(["x"])}, "channels: 1 names for 2 channels"),
     ],
 )
-def test_sequences_that_are_wrong_name_the_array(tmp_path, changed, said):
+def test_an_error_in_sequences_names_the_array(tmp_path, changed, expected):
     path = _sequences(tmp_path / "data.npz", **changed)
-    line = _refused(UserData(path))
+    line = _error_line(UserData(path))
     assert line.startswith(str(path))
-    assert said in line
+    assert expected in line
 
 
-def test_a_file_that_only_ends_in_npz_is_told(tmp_path):
+def test_a_file_that_is_not_npz_is_rejected(tmp_path):
     path = tmp_path / "data.npz"
     path.write_text("x,y")
-    assert _refused(UserData(path)) == f"{path} is no .npz file, as numpy.savez writes it"
+    assert (
+        _error_line(UserData(path)) == f"{path} is not an .npz file (expected one of numpy.savez)"
+    )
