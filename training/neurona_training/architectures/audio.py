@@ -44,6 +44,7 @@ class LogMel(nn.Module):
         self.register_buffer("factor", torch.ones(BANDS))
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """Takes samples and lengths; returns normalised frames."""
         return (self._log_power(waveform, lengths) - self.offset) * self.factor
 
     def _log_power(self, waveform: Tensor, lengths: Tensor) -> Tensor:
@@ -85,6 +86,7 @@ class AudioNetwork(nn.Module):
         self.network = network
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """Takes samples and lengths; returns the outputs of the network."""
         if self.training:  # cut to the longest row of the batch
             waveform = waveform[:, : int(lengths.max())]
         output: Tensor = self.network(self.log_mel(waveform, lengths), frame_count(lengths))

@@ -27,6 +27,7 @@ class Threshold(nn.Module):
         self.threshold = nn.Parameter(torch.zeros(units), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns 1 for each unit that fires, else 0."""
         return (x @ self.weight.T >= self.threshold).to(x.dtype)
 
 
@@ -51,6 +52,7 @@ class Logic(nn.Module):
             self.layers.append(layer)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns the logits of false and true."""
         return _to_logits(self.layers(x))
 
 
@@ -63,6 +65,7 @@ class Perceptron(nn.Module):
         self.unit = Threshold(features.width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns the logits of both classes."""
         return _to_logits(self.unit(self.features(x)))
 
 
@@ -77,6 +80,7 @@ class Adaline(nn.Module):
         self.denormalise = denormalise
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns the values."""
         output = nn.functional.linear(self.features(x), self.weight, self.bias)
         values: Tensor = self.denormalise(output)
         return values

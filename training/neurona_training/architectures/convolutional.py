@@ -46,6 +46,7 @@ class LeNet5(nn.Module):
         self.output = nn.Linear(84, classes)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Returns the logits."""
         x = self.normalise(image)
         x = self.enlarge(x if x.ndim == 4 else x.unsqueeze(1))
         x = torch.tanh(self.c1(x))
@@ -67,6 +68,7 @@ class Subsampling(nn.Module):
         self.bias = nn.Parameter(torch.zeros(maps))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Halves height and width of (rows, maps, height, width)."""
         means = functional.avg_pool2d(x, 2)
         return means * (4 * self.weight)[:, None, None] + self.bias[:, None, None]
 
@@ -99,6 +101,7 @@ class PartialConvolution(nn.Module):
         nn.init.uniform_(self.bias, -width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolves (rows, maps, height, width), without padding."""
         return functional.conv2d(x, self._kernel(), self.bias)
 
     def for_export(self) -> nn.Module:

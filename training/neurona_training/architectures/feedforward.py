@@ -47,5 +47,6 @@ class FullyConnected(nn.Module):
         self.denormalise = denormalise or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns logits or values."""
         output: Tensor = self.denormalise(self.output(self.hidden(self.features(x))))
         return output

@@ -1,5 +1,7 @@
-"""Inception v3: C. Szegedy and others, Rethinking the Inception Architecture for Computer
-Vision, CVPR (2016), as its authors published it in code.
+"""Inception v3.
+
+C. Szegedy and others, Rethinking the Inception Architecture for Computer Vision, CVPR (2016),
+as its authors published it in code.
 """
 
 from collections.abc import Sequence
@@ -45,6 +47,7 @@ class InceptionV3(nn.Module):
         self.auxiliary = _Auxiliary(768, classes, small=small) if auxiliary else None
 
     def forward(self, images: Tensor) -> Tensor:
+        """Returns the logits of the main classifier."""
         x = self.grid8(self.grid17(self.grid35(self.stem(self.colours(images)))))
         logits: Tensor = self.output(self.dropout(global_average_pool(x)))
         return logits
@@ -107,6 +110,7 @@ class Branches(nn.Module):
         self.ways = nn.ModuleList(branches)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Concatenates the maps of all branches."""
         return torch.cat([branch(x) for branch in self.ways], dim=1)
 
 

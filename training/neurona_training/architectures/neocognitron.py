@@ -1,6 +1,7 @@
-"""The neocognitron: K. Fukushima, Neocognitron: A Self-organizing Neural Network Model for a
-Mechanism of Pattern Recognition Unaffected by Shift in Position, Biological Cybernetics 36
-(1980).
+"""The neocognitron.
+
+K. Fukushima, Neocognitron: A Self-organizing Neural Network Model for a Mechanism of Pattern
+Recognition Unaffected by Shift in Position, Biological Cybernetics 36 (1980).
 
 Its cells respond with 0 or more. They learn without a gradient: learning/competitive.py.
 """
@@ -66,6 +67,7 @@ class Neocognitron(nn.Module):
         return x.flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Returns the logits."""
         logits: Tensor = self.output(self.features(images))
         return logits
 
@@ -101,6 +103,7 @@ class SCells(nn.Module):
         return functional.conv2d(x.square(), kernel, padding="same").sqrt()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns the responses of all planes, 0 or more."""
         excitation = functional.conv2d(x, self.excitatory, padding="same")
         factor = self.selectivity / (1 + self.selectivity)
         inhibition = factor * self.inhibitory[:, None, None] * self.strength(x)
@@ -125,6 +128,7 @@ class CCells(nn.Module):
         self.register_buffer("reach", _falling_weights(size))  # d
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns the responses of all planes, 0 to 1."""
         planes, size = x.shape[1], self.reach.shape[-1]
         kernel = self.reach.expand(planes, 1, size, size)
         near = functional.conv2d(x, kernel, stride=2, padding=size // 2, groups=planes)

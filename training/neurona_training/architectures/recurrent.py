@@ -62,6 +62,7 @@ class LastState(nn.Module):
         self.denormalise = denormalise or nn.Identity()
 
     def forward(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Returns logits or values; lengths are those without padding."""
         state = self.recurrent(self.reading(sequence), lengths)
         output: Tensor = self.denormalise(self.output(self.dropout(state)))
         return output
@@ -81,6 +82,7 @@ class Recurrent(nn.Module):
         self.layer: nn.RNNBase = layers[cell](features, hidden, batch_first=True)
 
     def forward(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Returns the last state of each row."""
         steps: Tensor | PackedSequence = sequence
         if lengths is not None:
             # Sorts the rows itself, and needs the lengths on the CPU wherever the rows are.
@@ -128,6 +130,7 @@ class NextCount(LastState):
         )
 
     def forward(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Returns the next count of each row; random factors are used in training mode."""
         if not self.training:
             return self._predict(sequence, lengths)
         power = torch.rand(sequence.shape[0], 1, device=sequence.device) * 2 - 1
@@ -182,6 +185,7 @@ class RecurrentNode(nn.Module):
         return torch.cat([gates[index] for index in _GATES[self.operator]])
 
     def forward(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Emits the ONNX operator; only shapes are computed."""
         rows, time = sequence.shape[:2]
         all_states_shape = (time, 1, rows, self.hidden)
         last_state_shape = (1, rows, self.hidden)

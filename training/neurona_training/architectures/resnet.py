@@ -1,5 +1,6 @@
-"""Residual networks: K. He, X. Zhang, S. Ren and J. Sun, Deep Residual Learning for Image
-Recognition, CVPR (2016).
+"""Residual networks.
+
+K. He, X. Zhang, S. Ren and J. Sun, Deep Residual Learning for Image Recognition, CVPR (2016).
 
 The stride of a bottleneck is in its 3 x 3 convolution, as in most implementations; the paper
 has it in the first 1 x 1.
@@ -61,6 +62,7 @@ class ResNet(nn.Module):
         self.output = nn.Linear(in_maps, classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Returns the logits."""
         x = self.stages(self.stem(self.colours(images)))
         logits: Tensor = self.output(global_average_pool(x))
         return logits
@@ -85,6 +87,7 @@ class Residual(nn.Module, ABC):
         """Makes the convolutions of the block, (rows, in_maps, height, width) -> maps."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Adds input and convolutions, then ReLU."""
         return functional.relu(self.shortcut(x) + self.change(x))
 
 
@@ -93,6 +96,7 @@ class Block(Residual):
 
     @staticmethod
     def convolutions(in_maps: int, width: int, stride: int) -> nn.Sequential:
+        """Makes two convolutions of 3 x 3."""
         return nn.Sequential(
             ConvolutionUnit(in_maps, width, 3, stride), ConvolutionUnit(width, width, 3, relu=False)
         )
@@ -105,6 +109,7 @@ class Bottleneck(Residual):
 
     @staticmethod
     def convolutions(in_maps: int, width: int, stride: int) -> nn.Sequential:
+        """Makes three convolutions: 1 x 1, 3 x 3, 1 x 1."""
         return nn.Sequential(
             ConvolutionUnit(in_maps, width, 1),
             ConvolutionUnit(width, width, 3, stride),

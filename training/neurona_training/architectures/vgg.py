@@ -1,4 +1,6 @@
-"""VGG16: K. Simonyan and A. Zisserman, Very Deep Convolutional Networks for Large-Scale Image
+"""VGG16.
+
+K. Simonyan and A. Zisserman, Very Deep Convolutional Networks for Large-Scale Image
 Recognition, ICLR (2015), configuration D.
 """
 
@@ -45,6 +47,7 @@ class VGG16(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
+        """Returns the logits."""
         x = self.stages(self.colours(images))
         logits: Tensor = self.classifier(x.flatten(1))
         return logits

@@ -1,5 +1,7 @@
-"""Xception: F. Chollet, Xception: Deep Learning with Depthwise Separable Convolutions, CVPR
-(2017)."""
+"""Xception.
+
+F. Chollet, Xception: Deep Learning with Depthwise Separable Convolutions, CVPR (2017).
+"""
 
 from itertools import pairwise
 
@@ -48,6 +50,7 @@ class Xception(nn.Module):
         self.output = nn.Linear(2048, classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Returns the logits."""
         x = self.exit(self.middle(self.entry(self.stem(self.colours(images)))))
         logits: Tensor = self.output(global_average_pool(x))
         return logits

@@ -116,7 +116,7 @@ def learning_curves(results: RunResults) -> Figure:
     losses = [loss for epoch in history for loss in (epoch.loss, epoch.validation_loss)]
     if min(losses) > 0 and max(losses) > 20 * min(losses):
         left.set_yscale("log")
-    unit = "" if data.is_classification else ", 1 = answering the mean"
+    unit = "" if data.is_classification else ", 1 = predicting the mean"
     left.set_title(f"Loss{unit}", fontsize=11, color=INK, loc="left")
     metrics = [epoch.metric for epoch in history]
     right.plot(numbers, metrics, color=BLUE, label="validation", **style)

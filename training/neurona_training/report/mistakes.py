@@ -55,7 +55,7 @@ def draw_gallery(results: RunResults) -> Figure | None:
 
 
 def worst_rows_table(results: RunResults) -> list[list[str]]:
-    """The same for rows and text, as a table whose first line is its head."""
+    """The worst predictions for rows and text, as a table whose first line is its head."""
     data = results.data
     if data.kind == "rows":
         head = [
@@ -85,9 +85,9 @@ def _input_cells(results: RunResults, row: int) -> list[str]:
         ]
     cells: list[str] = []
     for described, array in zip(results.data.inputs, results.data.test.arrays, strict=True):
-        sent = caller_array(array[[row]], described)[0]
+        cell = caller_array(array[[row]], described)[0]
         cells += [
-            one if isinstance(one, str) else f"{one:.4g}" for one in np.atleast_1d(sent).tolist()
+            one if isinstance(one, str) else f"{one:.4g}" for one in np.atleast_1d(cell).tolist()
         ]
     return cells
 
@@ -156,11 +156,11 @@ def _draw_probabilities(axes: Axes, results: RunResults, row: int) -> None:
     """Draws the largest probabilities; the true class in blue."""
     probabilities, target = results.predictions[row], results.data.test.targets[row]
     order = np.argsort(-probabilities)[:_MAX_PROBABILITIES]
-    colours = [BLUE if place == target else ORANGE for place in order]
+    colours = [BLUE if label == target else ORANGE for label in order]
     axes.barh(range(len(order)), probabilities[order], color=colours, height=0.7)
     axes.set_xlim(0, 1)
     axes.set_ylim(_MAX_PROBABILITIES - 0.5, -0.5)
-    labels = [escape_math(shorten(results.data.labels[place], 10)) for place in order]
+    labels = [escape_math(shorten(results.data.labels[label], 10)) for label in order]
     axes.set_yticks(range(len(order)), labels, fontsize=7.5)
     axes.set_xticks([])
     axes.tick_params(length=0)

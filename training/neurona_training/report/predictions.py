@@ -42,26 +42,26 @@ def confusion_matrix(results: RunResults) -> Figure:
     figure = new_figure(side + 0.4, side)
     axes = figure.subplots()
     axes.imshow(1 - strength * (1 - colour))
-    small = 9 if size <= 12 else 7
+    font_size = 9 if size <= 12 else 7
     for true, predicted in np.argwhere(counts > 0):
-        dark = true == predicted and shares[true, predicted] > 0.55
+        is_dark = true == predicted and shares[true, predicted] > 0.55
         axes.text(
             predicted,
             true,
             f"{counts[true, predicted]:,}",
             ha="center",
             va="center",
-            fontsize=small,
-            color="white" if dark else INK,
+            fontsize=font_size,
+            color="white" if is_dark else INK,
         )
     is_long = max(len(label) for label in labels) * size > 45  # they would overlap
-    axes.set_xticks(range(size), [escape_math(one) for one in labels], fontsize=small)
+    axes.set_xticks(range(size), [escape_math(one) for one in labels], fontsize=font_size)
     axes.tick_params(axis="x", rotation=45 if is_long else 0)
     if is_long:
         for tick in axes.get_xticklabels():
             tick.set_horizontalalignment("right")
             tick.set_rotation_mode("anchor")
-    axes.set_yticks(range(size), [escape_math(one) for one in labels], fontsize=small)
+    axes.set_yticks(range(size), [escape_math(one) for one in labels], fontsize=font_size)
     axes.hlines(np.arange(size - 1) + 0.5, -0.5, size - 0.5, color=PALE, linewidth=0.7)
     axes.vlines(np.arange(size - 1) + 0.5, -0.5, size - 0.5, color=PALE, linewidth=0.7)
     axes.set_xlabel("predicted", fontsize=10)
@@ -88,15 +88,15 @@ def recall_bars(results: RunResults) -> Figure:
     axes = figure.subplots()
     style_plot(axes)
     axes.barh(range(len(order)), shares[order], color=BLUE, height=0.66)
-    labels = [escape_math(shorten(results.data.labels[place], 16)) for place in order]
+    labels = [escape_math(shorten(results.data.labels[index], 16)) for index in order]
     axes.set_yticks(range(len(order)), labels)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_xlim(0, 1.38)
     axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
-    for place, one in enumerate(order):
-        text = f"{shares[one]:.1%} of {rows[one]:,}" if rows[one] else "no rows"
-        axes.text(shares[one] + 0.02, place, text, va="center", fontsize=8.5, color=INK)
+    for position, label in enumerate(order):
+        text = f"{shares[label]:.1%} of {rows[label]:,}" if rows[label] else "no rows"
+        axes.text(shares[label] + 0.02, position, text, va="center", fontsize=8.5, color=INK)
     axes.set_title("Recall: found, of each class' rows", fontsize=10, color=INK, loc="left")
     return figure
 

@@ -1,5 +1,7 @@
-"""Truth tables of logic: the subject of W. McCulloch and W. Pitts's neurons (1943), and XOR,
-which one neuron cannot learn (M. Minsky and S. Papert, Perceptrons, 1969).
+"""Truth tables of logic.
+
+They were the subject of W. McCulloch and W. Pitts's neurons (1943); XOR cannot be learned by one
+neuron (M. Minsky and S. Papert, Perceptrons, 1969).
 
 A truth table has no other rows, so that the same ones are training, validation and test.
 Alone below 60 lines because each origin of data has a module of its own.

@@ -1,5 +1,6 @@
-"""PneumoniaMNIST: 5,856 X-ray images of children's chests, 28 x 28 pixels, healthy or with
-pneumonia.
+"""PneumoniaMNIST: X-ray images of children's chests, healthy or with pneumonia.
+
+5,856 images of 28 x 28 pixels.
 
 J. Yang and others, MedMNIST v2, Scientific Data 10 (2023), after D. Kermany and others, Cell
 172 (2018). The published parts: 4,708 for training, 524 for validation, 624 for the test,
