@@ -165,7 +165,7 @@ class AioListener:
                 call.woken.clear()
                 if (message := stream.take_message()) is not None:
                     await context.write(message)
-                    call.written.set()
+                    call.message_written.set()
                 elif stream.finished:
                     break
                 else:
@@ -292,7 +292,7 @@ class AioStreamCall(BaseCall):
         self.grant = grant
         self._headers = {key: value for key, value in metadata if isinstance(value, str)}
         self.woken = asyncio.Event()
-        self.written = asyncio.Event()
+        self.message_written = asyncio.Event()
         self.half_closed = False
         self.error: Exception | None = None
         self.defer = transport.defer
@@ -317,9 +317,9 @@ class AioStreamCall(BaseCall):
         """Hand the caller's messages to the stream until the caller half-closes."""
         try:
             while True:
-                self.written.clear()
+                self.message_written.clear()
                 if self.stream.congested:
-                    await self.written.wait()
+                    await self.message_written.wait()
                     continue
                 message: object = await context.read()
                 if not isinstance(message, bytes):  # grpc.aio.EOF

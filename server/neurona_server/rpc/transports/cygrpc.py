@@ -5,8 +5,8 @@ runs what services have deferred, so that a batch holds all requests that have a
 There are no hand-overs between threads and no event loop, which is what `grpc.aio` spends its
 time on. The completion queue is not a public API: `auto` tests this transport before it is used.
 
-The file has more than 500 lines because it is one protocol with one library: server and calls
-share its operations, events and rules of ownership, and are read together.
+It is one file, of more than 500 lines, because server and calls share the library's operations,
+events and rules of ownership, and are read together.
 """
 
 import logging
