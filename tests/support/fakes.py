@@ -80,11 +80,11 @@ class PuppetBatcher(Batcher):
         metrics = Metrics(self.registry).for_version("puppet", 1)
         policy = policy or BatchPolicy(max_rows=8, max_queue_rows=64)
         super().__init__("puppet/1", policy, metrics, [Puppet()], clock=self.clock, **options)
-        metrics.watch_batching(self.queue, self.curve)
+        metrics.watch_batching(self.queue, self.cost_model)
 
     def step(self, puppet):
         """One batch, as an idle instance would take it."""
-        cut = self.queue.poll()
+        cut = self.queue.take_batch()
         if cut is not None:
             self.process(cut, puppet)
         return cut

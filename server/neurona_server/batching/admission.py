@@ -30,13 +30,13 @@ class Admission:
         self,
         policy: BatchPolicy,
         queue: Queue,
-        curve: CostModel,
+        cost_model: CostModel,
         clock: Callable[[], float],
         instances: int = 1,
     ) -> None:
         self._policy = policy
         self._queue = queue
-        self._curve = curve
+        self._curve = cost_model
         self._clock = clock
         self.instances = instances
         self._under_way: set[RunningEstimate] = set()
@@ -77,7 +77,7 @@ class Admission:
             raise DeadlineExceededError("the deadline had passed when the request came")
         if not self._curve.trusted(request.group, now):
             return
-        limit = self._queue.limit
+        limit = self._queue.max_batch_rows
         alone = self._curve.predict(request.rows, request.group)
         left = request.deadline - now
         if alone > left:

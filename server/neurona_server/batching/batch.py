@@ -8,7 +8,7 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 
-from neurona_server.batching.request import Array, Inputs, Outputs, Request, not_by_rows
+from neurona_server.batching.request import Array, Inputs, Outputs, Request, unbatched_inputs
 from neurona_server.errors import CancelledError, ModelFailedError, NeuronaError
 from neurona_server.telemetry.trace import Trace
 
@@ -65,7 +65,7 @@ def join(requests: Sequence[Request], rows: int = 0) -> Inputs:
         # A view on a message starts where the message has it; a runtime may want better.
         return {name: one if one.flags.aligned else one.copy() for name, one in first.items()}
     joined: dict[str, Array] = {}
-    whole = not_by_rows(requests[0].group)
+    whole = unbatched_inputs(requests[0].group)
     for name in first:
         if name in whole:
             joined[name] = first[name]
@@ -127,7 +127,7 @@ class _Parts:
 
     def _part(self, start: int, stop: int) -> Request:
         whole = self._whole
-        uncut = not_by_rows(whole.group)
+        uncut = unbatched_inputs(whole.group)
         inputs: Inputs = {
             name: array if name in uncut else array[start:stop]
             for name, array in whole.inputs.items()
@@ -234,7 +234,7 @@ class Batch:
     @property
     def waits(self) -> list[float]:
         """Seconds from admission to the cut, of each caller's request."""
-        return [one.taken - one.arrived for one in self.batch for _ in range(one.count)]
+        return [one.dequeued_at - one.queued_at for one in self.batch for _ in range(one.count)]
 
     def halves(self, some: Sequence[Request]) -> list[Sequence[Request]]:
         """Of some of the batch, two halves; none of a single request of a single caller."""

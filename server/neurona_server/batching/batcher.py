@@ -63,13 +63,13 @@ class Inline:
     """Of one model."""
 
     def __init__(
-        self, policy: BatchPolicy, queue: Queue, curve: CostModel, clock: Callable[[], float]
+        self, policy: BatchPolicy, queue: Queue, cost_model: CostModel, clock: Callable[[], float]
     ) -> None:
         self.on = False
         """Whether the transport runs what it reads; `tune` decides."""
         self._policy = policy
         self._queue = queue
-        self._curve = curve
+        self._curve = cost_model
         self._clock = clock
         self._recent_seconds = 0.0
         self._threads: set[int] = set()  # idents of those in `serve`
@@ -95,7 +95,7 @@ class Inline:
         try:
             end = self._clock() + LONGEST_INLINE
             while self._next_seconds() < LONGEST_INLINE:
-                if (cut := self._queue.poll()) is None:
+                if (cut := self._queue.take_batch()) is None:
                     return False
                 process(cut)
                 if self._clock() >= end:
@@ -121,7 +121,7 @@ class Inline:
 
     def _next_seconds(self) -> float:
         """What the next batch takes, at the most."""
-        return min(self._queue.backlog_seconds(), self._curve.predict(self._queue.limit))
+        return min(self._queue.backlog_seconds(), self._curve.predict(self._queue.max_batch_rows))
 
 
 NewRun = Callable[[], Run]
@@ -161,13 +161,13 @@ class Batcher:
     ) -> None:
         self.name = name  # of the model, for the log
         self.policy = policy
-        self.curve = CostModel(policy.rungs if batched else (1,))
-        self.queue = Queue(policy, clock, self.curve.predict)
-        self.queue.limit = self.curve.rungs[-1]
-        self.padding = Padding(self.curve.rungs)
-        self.failures = RateLimitedFailureLog(name)
-        self.admission = Admission(policy, self.queue, self.curve, clock, len(new_runs))
-        self._inline = Inline(policy, self.queue, self.curve, clock)
+        self.cost_model = CostModel(policy.batch_sizes if batched else (1,))
+        self.queue = Queue(policy, clock, self.cost_model.predict)
+        self.queue.max_batch_rows = self.cost_model.batch_sizes[-1]
+        self.padding = Padding(self.cost_model.batch_sizes)
+        self.failure_log = RateLimitedFailureLog(name)
+        self.admission = Admission(policy, self.queue, self.cost_model, clock, len(new_runs))
+        self._inline = Inline(policy, self.queue, self.cost_model, clock)
         self._metrics = metrics
         self._new_runs = new_runs
         self._instances: list[threading.Thread] = []
@@ -183,7 +183,7 @@ class Batcher:
     def tune(self) -> None:
         """Sets the rows of a batch and where it runs by what runs cost now."""
         if self.policy.latency_objective is not None:
-            self.queue.limit = self._next_limit()
+            self.queue.max_batch_rows = self._next_limit()
         self._inline.tune()
 
     @property
@@ -194,10 +194,13 @@ class Batcher:
     def _next_limit(self) -> int:
         """The best rung; now and then, while batches are full, the one above it: what it cost
         when the machine was slow, it may not cost any more."""
-        best = self.curve.best_rung(self.policy.latency_objective)
+        best = self.cost_model.best_batch_size(self.policy.latency_objective)
         if self._full_batches >= EXPLORE:
             self._full_batches = 0
-            return next((rung for rung in self.curve.rungs if rung > best), best)
+            return next(
+                (batch_size for batch_size in self.cost_model.batch_sizes if batch_size > best),
+                best,
+            )
         return best
 
     @property
@@ -250,7 +253,7 @@ class Batcher:
         """Runs batch after batch until the queue is closed and empty."""
         while self.queue.wait():
             with self._share.turn(self.name, self._clock):
-                if (cut := self.queue.poll()) is not None:
+                if (cut := self.queue.take_batch()) is not None:
                     self.process(cut, new_run)
                     del cut  # an instance may wait long for the next one
 
@@ -273,7 +276,9 @@ class Batcher:
                 self._metrics.record_queue_waits(cut.waits)
                 if self._tracer is not None:
                     self._tracer.record_queue_times(cut.batch)
-                under_way = self.admission.begin(self.curve.predict(cut.rows, cut.batch[0].group))
+                under_way = self.admission.begin(
+                    self.cost_model.predict(cut.rows, cut.batch[0].group)
+                )
                 self._run_or_halve(cut, cut.batch, new_run)
                 self.admission.end(under_way)
         except Exception:  # a fault of ours: it must end neither the thread nor the callers' hope
@@ -282,7 +287,7 @@ class Batcher:
         finally:
             self._cuts.discard(cut)
 
-    def forget(self) -> None:
+    def release_device(self) -> None:
         """It has run for the last time."""
         self._share.forget(self.name)
 
@@ -327,7 +332,7 @@ class Batcher:
             if running is not None and running.terminated:
                 self._metrics.terminated_runs.inc()
             elif not (halves := cut.halves(batch)):
-                self.failures.tell("it failed on a request", error, batch[0].log_fields)
+                self.failure_log.record("it failed on a request", error, batch[0].log_fields)
                 batch[0].fail(ModelFailedError())
         else:
             for request, part in zip(batch, parts, strict=True):
@@ -340,7 +345,7 @@ class Batcher:
         rows = sum([request.rows for request in batch])
         padded = self.padding.rows(rows) if self._batched else rows
         group = batch[0].group
-        predicted = self.curve.predict(padded, group)
+        predicted = self.cost_model.predict(padded, group)
         started = self._clock()
         inputs = join(batch, padded)
         joined = self._clock()
@@ -354,8 +359,8 @@ class Batcher:
         taken = (joined - started, ended - joined, over - ended)
         requests = sum([request.count for request in batch])
         self._metrics.record_run(rows, requests, padded - rows, taken, predicted)
-        self.curve.observe(padded, seconds, group, ended)
-        self._full_batches += rows >= self.queue.limit
+        self.cost_model.observe(padded, seconds, group, ended)
+        self._full_batches += rows >= self.queue.max_batch_rows
         self._inline.ran(seconds)
         self.tune()
         return parts

@@ -19,19 +19,19 @@ Inputs = Mapping[str, Array]
 Outputs = Sequence[Array]
 
 
-class OwnGroup:
-    """The group of one request alone. `whole` has the names of its inputs that are not by rows:
+class ExclusiveGroup:
+    """The group of one request alone. `unbatched_inputs` names its inputs that have no rows:
     every run of its rows gets all of them."""
 
-    __slots__ = ("whole",)
+    __slots__ = ("unbatched_inputs",)
 
-    def __init__(self, whole: Collection[str]) -> None:
-        self.whole = whole
+    def __init__(self, unbatched_inputs: Collection[str]) -> None:
+        self.unbatched_inputs = unbatched_inputs
 
 
-def not_by_rows(group: Hashable) -> Collection[str]:
+def unbatched_inputs(group: Hashable) -> Collection[str]:
     """The names of such inputs in requests of this group."""
-    return group.whole if isinstance(group, OwnGroup) else ()
+    return group.unbatched_inputs if isinstance(group, ExclusiveGroup) else ()
 
 
 class RequestHolder(Protocol):
@@ -54,15 +54,15 @@ class Request(ABC):
 
     __slots__ = (
         "_open",
-        "arrived",
         "deadline",
+        "dequeued_at",
         "group",
         "inputs",
         "nbytes",
         "place",
         "priority",
+        "queued_at",
         "rows",
-        "taken",
     )
 
     def __init__(
@@ -82,8 +82,8 @@ class Request(ABC):
         self.deadline = deadline
         self.priority = priority
         self.place: RequestHolder | None = None
-        self.arrived = 0.0  # when the queue admitted it
-        self.taken = 0.0  # when an instance took it
+        self.queued_at = 0.0  # when the queue admitted it
+        self.dequeued_at = 0.0  # when an instance took it
         # The thread that pops the only element finishes the request. list.pop is atomic, so of
         # two threads (the batch's and the caller's cancellation) exactly one does, without a lock.
         self._open = [True]

@@ -124,7 +124,7 @@ class Model:
 
     def start(self) -> None:
         batcher = self.batcher
-        self.metrics.watch_batching(batcher.queue, batcher.curve)
+        self.metrics.watch_batching(batcher.queue, batcher.cost_model)
         # Read, not told: what it replaces has the same series, and changes its mind to the last.
         self.metrics.inline.set_function(lambda: batcher.inline)
         batcher.start()
@@ -145,7 +145,7 @@ class Model:
             request.cancel(UnavailableError("a shadow that stops answers no copies"))
         end = time.monotonic() + timeout
         if self.batcher.join(end) and self.batcher.wait_until_idle(end):
-            self.batcher.forget()
+            self.batcher.release_device()
             return True
         error = UnavailableError("the server stopped before the request's turn came")
         if lost := self.batcher.cancel_all(error):
@@ -154,13 +154,13 @@ class Model:
             )
         drained = self.batcher.join(time.monotonic() + TERMINATION)
         if drained:
-            self.batcher.forget()
+            self.batcher.release_device()
         return drained
 
     def wait(self) -> None:
         """Until its last run has ended, however long that takes; for one that was drained."""
         self.batcher.join()
-        self.batcher.forget()
+        self.batcher.release_device()
 
     def close(self) -> None:
         """Gives its memory back, and takes its series out of the metrics. For one that is

@@ -29,7 +29,7 @@ VERSION = ("model", "version")
 class WatchedQueue(Protocol):
     """What gauges read when they are scraped."""
 
-    limit: int
+    max_batch_rows: int
 
     @property
     def rows(self) -> int: ...
@@ -44,7 +44,7 @@ class WatchedCurve(Protocol):
     """Likewise."""
 
     @property
-    def rungs(self) -> Sequence[int]: ...
+    def batch_sizes(self) -> Sequence[int]: ...
     @property
     def seconds(self) -> dict[int, float]: ...
 

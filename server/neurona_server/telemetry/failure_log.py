@@ -41,7 +41,7 @@ class RateLimitedFailureLog:
         self._more: dict[str, int] = {}  # by kind, since the first was logged
         self._lock = threading.Lock()
 
-    def tell(
+    def record(
         self, what: str, error: Exception, fields: Mapping[str, str | int] | None = None
     ) -> None:
         """`what` failed with `error`; `fields` say which request that was. Errors that differ in

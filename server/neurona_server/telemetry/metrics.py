@@ -79,18 +79,18 @@ class ModelMetrics:
         self._run_ratio = metrics.run_ratio.labels(*self._labels)
         self._warm_up_seconds = metrics.warm_up_seconds.labels(name)
 
-    def watch_batching(self, queue: WatchedQueue, curve: WatchedCurve) -> None:
+    def watch_batching(self, queue: WatchedQueue, cost_model: WatchedCurve) -> None:
         labels = self._labels
         self._metrics.queue_rows.labels(*labels).set_function(lambda: queue.rows)
         self._metrics.queue_age.labels(*labels).set_function(queue.oldest_age)
         self._metrics.queue_bytes.labels(*labels).set_function(lambda: queue.nbytes)
         self._metrics.queue_limit.labels(*labels).set_function(lambda: queue.max_rows)
-        self._metrics.batch_limit.labels(*labels).set_function(lambda: queue.limit)
+        self._metrics.batch_limit.labels(*labels).set_function(lambda: queue.max_batch_rows)
         # What it replaces may have had other rungs.
         self._forget(self._metrics.predicted_seconds)
-        for rung in curve.rungs:
-            gauge = self._metrics.predicted_seconds.labels(*labels, str(rung))
-            gauge.set_function(partial(_seconds_of, curve, rung))
+        for batch_size in cost_model.batch_sizes:
+            gauge = self._metrics.predicted_seconds.labels(*labels, str(batch_size))
+            gauge.set_function(partial(_seconds_of, cost_model, batch_size))
 
     def record_warm_up(self, seconds: float) -> None:
         """Its first runs, before it served."""
@@ -165,8 +165,8 @@ class ModelMetrics:
             self._run_ratio.observe(joined_and_run / predicted)
 
 
-def _seconds_of(curve: WatchedCurve, rung: int) -> float:
-    return curve.seconds.get(rung, math.nan)
+def _seconds_of(cost_model: WatchedCurve, batch_size: int) -> float:
+    return cost_model.seconds.get(batch_size, math.nan)
 
 
 def outcomes_of(requests: Counter, name: str, version: str) -> dict[str, Counter]:

@@ -74,7 +74,7 @@ def test_a_run_that_nobody_waits_for_any_more_is_terminated(batcher):
 
 def test_what_is_cancelled_between_cut_and_run_does_not_run(batcher):
     asked = [SubmittedRequest(batcher, [value]) for value in (1, 2)]
-    cut = batcher.queue.poll()
+    cut = batcher.queue.take_batch()
     for one in asked:
         one.cancel(CancelledError())
     puppet = Puppet()
@@ -193,7 +193,7 @@ class TestARequestWithMoreThanMaxRows:
         asked = SubmittedRequest(
             batcher, range(20), deadline=batcher.clock.now + 5, priority=Priority.LOW
         )
-        parts = batcher.queue.poll().batch
+        parts = batcher.queue.take_batch().batch
         assert [(part.deadline, part.priority) for part in parts] == [
             (asked.deadline, Priority.LOW)
         ]
@@ -278,14 +278,14 @@ def test_the_door_reads_on_after_a_while_and_comes_back_for_the_rest(batcher):
 )
 def test_short_runs_are_the_doors_unless_told_otherwise(policy, seconds, inline):
     batcher = PuppetBatcher(policy)
-    batcher.curve.measure(lambda rows: seconds, (1,))
+    batcher.cost_model.measure(lambda rows: seconds, (1,))
     batcher.tune()
     assert batcher.inline is inline
 
 
 def test_runs_that_became_long_leave_the_door():
     batcher = PuppetBatcher(BatchPolicy())
-    batcher.curve.measure(lambda rows: 1e-7, (1,))
+    batcher.cost_model.measure(lambda rows: 1e-7, (1,))
     batcher.tune()
 
     def take_long(_):
@@ -301,7 +301,7 @@ def test_runs_that_became_long_leave_the_door():
 
 def test_padding_fills_up_to_the_rung_and_changes_no_answer(batcher):
     # Sizes between rungs cost ten times a rung, as on a device that prepares for each shape.
-    batcher.curve.measure(lambda rows: 0.001, (1,))
+    batcher.cost_model.measure(lambda rows: 0.001, (1,))
     batcher.padding.measure(
         lambda rows: 0.001 if rows in (1, 2, 4, 8) else 0.01, {4: 0.001, 8: 0.001}
     )
@@ -323,7 +323,7 @@ def test_runs_and_waits_are_counted(batcher):
     def take_a_second(_):
         batcher.clock.now += 1
 
-    batcher.curve.measure(lambda rows: 2.0, (1,), budget=1e9)
+    batcher.cost_model.measure(lambda rows: 2.0, (1,), budget=1e9)
     for values in ([1], [2, 3], [4]):
         SubmittedRequest(batcher, values)
         batcher.clock.now += 1
@@ -345,7 +345,7 @@ def test_every_run_teaches_what_runs_cost(batcher):
 
     SubmittedRequest(batcher, [1])
     batcher.step(Puppet(before=take_two_seconds))
-    assert batcher.curve.predict(1, (1,)) == 2.0
+    assert batcher.cost_model.predict(1, (1,)) == 2.0
 
 
 def test_a_fault_of_ours_ends_the_requests_and_not_the_thread(batcher, monkeypatch):
@@ -371,7 +371,7 @@ def test_instances_take_their_turn_on_the_device():
 
 
 def test_what_takes_long_is_left_to_the_instances_by_the_door(batcher):
-    batcher.curve.measure(lambda rows: 1.0, (1,), budget=1e9)
+    batcher.cost_model.measure(lambda rows: 1.0, (1,), budget=1e9)
     SubmittedRequest(batcher, [1])
     puppet = Puppet()
     assert not batcher.run_inline(puppet)

@@ -37,7 +37,7 @@ steps = st.one_of(
 def test_every_request_is_answered_once_with_its_own_rows(plan, padded):
     batcher = PuppetBatcher(BatchPolicy(max_rows=8, max_queue_rows=64))
     if padded:
-        batcher.curve.measure(lambda rows: 1e-6, (1,))
+        batcher.cost_model.measure(lambda rows: 1e-6, (1,))
         batcher.padding.measure(lambda rows: 1.0 if rows in (4, 8) else 9.0, {4: 0.0, 8: 0.0})
     asked, cancelled, to_cancel = [], set(), []
 

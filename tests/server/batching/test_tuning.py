@@ -19,7 +19,7 @@ class Day:
         self.cost = cost
         self.random = np.random.default_rng(seed)
         if warm_up:
-            self.batcher.curve.measure(warm_up, (1,), budget=budget)
+            self.batcher.cost_model.measure(warm_up, (1,), budget=budget)
         self.batcher.tune()
 
     def pass_(self, seconds, rate, within=np.inf):
@@ -102,7 +102,7 @@ def test_the_best_rung_is_found_whatever_the_warm_up_said(name, warm_up, budget)
     day = Day(flat, objective=0.1, warm_up=warm_up, budget=budget)
     day.pass_(20, rate=3000)  # time to learn
     latencies, _ = day.pass_(5, rate=3000)
-    assert len(latencies) > 0.9 * 15_000, f"{name}: limit {day.batcher.queue.limit}"
+    assert len(latencies) > 0.9 * 15_000, f"{name}: limit {day.batcher.queue.max_batch_rows}"
 
 
 def test_after_a_slow_time_the_limit_returns():
@@ -110,12 +110,12 @@ def test_after_a_slow_time_the_limit_returns():
     day.pass_(5, rate=3000)
     day.cost = lambda rows: 4 * flat(rows)
     day.pass_(5, rate=3000)
-    assert day.batcher.queue.limit <= 32
+    assert day.batcher.queue.max_batch_rows <= 32
     day.cost = flat
     day.pass_(20, rate=3000)
     latencies, _ = day.pass_(5, rate=3000)
     assert len(latencies) > 0.9 * 15_000
-    assert day.batcher.queue.limit >= 32
+    assert day.batcher.queue.max_batch_rows >= 32
 
 
 def test_an_objective_out_of_reach_costs_no_throughput():

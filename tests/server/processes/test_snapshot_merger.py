@@ -187,7 +187,7 @@ class Queue:
 
 
 class CostModel:
-    rungs = (1, 8)
+    batch_sizes = (1, 8)
 
     def __init__(self, seconds):
         self.seconds = seconds

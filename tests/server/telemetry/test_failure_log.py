@@ -44,7 +44,7 @@ def test_the_first_is_told_in_full_and_the_others_in_a_line(minute, told):
         try:
             raise RuntimeError(f"index {index} is\nbeyond 3")
         except RuntimeError as error:
-            one.tell("it failed", error)
+            one.record("it failed", error)
     assert [record.getMessage() for record in told.records] == ["m/1: it failed"]
     assert "index 0" in str(told.records[0].exc_info[1])
     minute.pass_()
@@ -52,7 +52,7 @@ def test_the_first_is_told_in_full_and_the_others_in_a_line(minute, told):
     assert "m/1: 40 more like it within 60 s" in told.records[1].getMessage()
     assert "index # is\\nbeyond #" in told.records[1].getMessage()  # one line
     assert told.records[1].exc_info is None
-    one.tell("it failed", RuntimeError("index 1 is\nbeyond 3"))  # and from the start
+    one.record("it failed", RuntimeError("index 1 is\nbeyond 3"))  # and from the start
     assert told.records[2].exc_info
     minute.pass_()
     assert len(told.records) == 3  # there were no more
@@ -61,7 +61,7 @@ def test_the_first_is_told_in_full_and_the_others_in_a_line(minute, told):
 def test_another_kind_is_told_too_until_there_are_many(minute, told):
     one = RateLimitedFailureLog("m/1", minute)
     for kind in range(100):
-        one.tell("it failed", RuntimeError("x" * kind))
+        one.record("it failed", RuntimeError("x" * kind))
     assert len(told.records) == failure_log.MOST_KINDS + 1
     minute.pass_()
     (line,) = told.records[failure_log.MOST_KINDS + 1 :]

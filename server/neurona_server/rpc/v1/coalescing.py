@@ -97,7 +97,9 @@ class CoalescedRequest(Request):
         except NeuronaError as error:
             return error
         except Exception as fault:
-            self.model.batcher.failures.tell("an answer cannot be written", fault, self.log_fields)
+            self.model.batcher.failure_log.record(
+                "an answer cannot be written", fault, self.log_fields
+            )
             return ModelFailedError()
 
     def _count_outcomes(self, answers: Sequence[bytes | NeuronaError]) -> None:
@@ -160,8 +162,8 @@ class _Group:
         self.model = model
         self.facts = facts
         self.answer = answer
-        self.expected = answer.expected(facts.rows)
-        self.most = model.batcher.queue.limit // PARTS // facts.rows
+        self.expected_bytes = answer.expected_bytes(facts.rows)
+        self.most = model.batcher.queue.max_batch_rows // PARTS // facts.rows
         self.numbers: list[int] = []
         self.messages: list[bytes] = []
 
@@ -199,7 +201,7 @@ class Coalescer:
         if group is None:
             self._alone(self._host.place(number), message)
             return
-        self._host.reserve(group.expected)
+        self._host.reserve(group.expected_bytes)
         group.numbers.append(number)
         group.messages.append(message)
         if len(group.numbers) >= group.most:
@@ -218,7 +220,7 @@ class Coalescer:
     def _group(self, message: bytes) -> _Group | None:
         if self._alike is None or len(message) > SMALL:
             return None
-        shape = self._alike.find(message)
+        shape = self._alike.lookup(message)
         if shape is None:
             return None
         if shape not in self._groups:
@@ -229,7 +231,7 @@ class Coalescer:
         place.expect(self._begin(message, place))
 
     def _send(self, group: _Group) -> None:
-        places = self._host.places(group.numbers, group.expected)
+        places = self._host.places(group.numbers, group.expected_bytes)
         if len(group.numbers) > 1:
             bundle = group.bundle(places)
             try:

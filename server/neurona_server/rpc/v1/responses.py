@@ -26,7 +26,7 @@ from neurona_protos.wire_format import header, length_delimited
 from neurona_server.batching.batch import RowSlice
 from neurona_server.batching.request import Outputs
 from neurona_server.models.model import Model
-from neurona_server.rpc.flow_control import sizes_of
+from neurona_server.rpc.flow_control import size_estimate_of
 
 _DATA = Tensor.DATA_FIELD_NUMBER
 
@@ -80,8 +80,8 @@ class PredictResponseWriter(NamedTuple):
         """Those of several requests of so many rows each, whose rows `part` has."""
         return self.writer.write_each(part, rows, self.top_k, raw_outputs=self.raw_outputs)
 
-    def expected(self, rows: int) -> int:
-        return self.writer.expected(rows, self.top_k, raw_outputs=self.raw_outputs)
+    def expected_bytes(self, rows: int) -> int:
+        return self.writer.expected_bytes(rows, self.top_k, raw_outputs=self.raw_outputs)
 
 
 class ResponseEncoder:
@@ -101,7 +101,7 @@ class ResponseEncoder:
         self._described = described
         longest = max([len(label) for label in self._labels], default=0)
         self._class_bytes = 4 * longest + _CLASS_BYTES
-        self._sizes = sizes_of(model)
+        self._sizes = size_estimate_of(model)
 
     def write(self, outputs: Outputs, top_k: int, *, raw_outputs: bool) -> bytes:
         """`top_k` classes of a classification, at least 1; more than there are is all of them."""
@@ -123,7 +123,7 @@ class ResponseEncoder:
             for spec, array in zip(self._specs, outputs, strict=True):
                 pieces += tensor_bytes(_OUTPUTS, spec.name, spec.dtype, np.asarray(array))
             answer = b"".join(pieces)
-            self._sizes.learn(outputs, len(answer))
+            self._sizes.observe(outputs, len(answer))
             return answer
         return b"".join(pieces)
 
@@ -143,7 +143,7 @@ class ResponseEncoder:
             for start in range(part.start, part.stop, rows)
         ]
 
-    def expected(self, rows: int, top_k: int, *, raw_outputs: bool) -> int:
+    def expected_bytes(self, rows: int, top_k: int, *, raw_outputs: bool) -> int:
         size = len(self._head)
         if self._classifies:
             size += rows * min(top_k, len(self._labels) or top_k) * self._class_bytes
