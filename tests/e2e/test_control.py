@@ -93,6 +93,7 @@ def test_without_control_nothing_changes_after_the_start(serve, tmp_path):
     assert ask(server) == 1
 
 
+@pytest.mark.slow
 def test_memory_comes_back_after_a_hundred_loads(serve, tmp_path):
     onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     save_heavy(tmp_path)
