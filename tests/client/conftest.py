@@ -53,7 +53,7 @@ def secure_demo_server(demo_repository, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def node_modules():
-    """The npm packages: in $NODE_MODULES (`make test` sets it), or in client/node after `npm ci`."""
+    """The npm packages, in $NODE_MODULES (as in `make test`) or, after `npm ci`, in client/node."""
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     modules = Path(os.environ.get("NODE_MODULES") or NODE_CLIENT / "node_modules").absolute()
