@@ -13,7 +13,7 @@ from neurona_training.architectures.input_layers import Normalise
 from neurona_training.architectures.recurrent import LastState
 from neurona_training.architectures.resnet import ResNet
 from neurona_training.data import Dataset, Input, Split
-from neurona_training.export.metadata import describe
+from neurona_training.export.metadata import model_metadata
 from neurona_training.export.onnx_export import export
 
 _AXES = {
@@ -45,7 +45,8 @@ def export_network(name: str) -> bytes:
             raise ValueError(f"unknown network {name!r}")
     _raise_variances(network)
     data = _data(row, classes)
-    return export(network, data, describe(data, f"{name} with random weights", {}, {"seed": 0}))
+    description = model_metadata(data, f"{name} with random weights", {}, {"seed": 0})
+    return export(network, data, description)
 
 
 def _raise_variances(network: nn.Module) -> None:
