@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
-from support.fake_nvml import SmallNvml
+from support.fake_nvml import FakeNvml
 
 from neurona_server.processes import snapshot
 from neurona_server.processes.collector import OF_EACH_PROCESS, RULES, SnapshotMerger
@@ -219,7 +219,7 @@ def test_gauges_are_merged_by_the_rule_of_their_name():
 def test_every_gauge_has_a_rule():
     metrics = Metrics(CollectorRegistry())
     metrics.watch_versions(list)
-    metrics.watch_process(GpuCollector(SmallNvml()))
+    metrics.watch_process(GpuCollector(FakeNvml()))
     gauges = {metric.name for metric in metrics.registry.collect() if metric.type == "gauge"}
     assert gauges == {*RULES, *OF_EACH_PROCESS}
     assert not set(RULES) & set(OF_EACH_PROCESS)

@@ -6,7 +6,7 @@ import pytest
 pynvml = pytest.importorskip("pynvml", reason="needs nvidia-ml-py, which server-cpu has not")
 
 from prometheus_client import CollectorRegistry, generate_latest  # noqa: E402
-from support.fake_nvml import SmallNvml  # noqa: E402
+from support.fake_nvml import FakeNvml  # noqa: E402
 
 from neurona_server.telemetry.collectors import GpuCollector  # noqa: E402
 
@@ -26,13 +26,13 @@ def test_each_gpu_says_what_it_does_in_base_units():
         "memory_total_bytes": 16 * 2**30,
         "power_watts": 71.5,
     }
-    assert values(GpuCollector(SmallNvml(2))) == {
+    assert values(GpuCollector(FakeNvml(2))) == {
         (name, gpu): value for name, value in expected.items() for gpu in ("0", "1")
     }
 
 
 def test_what_a_gpu_does_not_tell_is_left_out_and_the_rest_is_there():
-    found = values(GpuCollector(SmallNvml(1, missing=["utilization", "power"])))
+    found = values(GpuCollector(FakeNvml(1, missing=["utilization", "power"])))
     assert set(found) == {("memory_used_bytes", "0"), ("memory_total_bytes", "0")}
 
 
@@ -40,11 +40,11 @@ def test_what_a_gpu_does_not_tell_is_left_out_and_the_rest_is_there():
     "error", [pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_LIBRARY_NOT_FOUND]
 )
 def test_without_a_driver_there_are_no_series(error):
-    assert GpuCollector(SmallNvml(2, init_error=error)).collect() == []
+    assert GpuCollector(FakeNvml(2, init_error=error)).collect() == []
 
 
 def test_a_driver_that_fails_later_has_no_series_until_it_is_back():
-    nvml = SmallNvml(1)
+    nvml = FakeNvml(1)
     one = GpuCollector(nvml)
     nvml.lost = True
     assert values(one) == {}
@@ -65,7 +65,7 @@ def test_the_real_package_on_this_machine_gives_figures_or_nothing():
 
 def test_a_driver_that_hangs_keeps_one_reader_and_no_other():
     entered, leave = threading.Event(), threading.Event()
-    nvml = SmallNvml(1)
+    nvml = FakeNvml(1)
     one = GpuCollector(nvml)
     before = values(one)
     count = nvml.nvmlDeviceGetCount
