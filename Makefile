@@ -1,36 +1,41 @@
 # What a person types. Each target installs what it needs into .venv, from constraints.txt.
+# The install is editable: what is edited is what runs. `make test-wheel` tests the built wheel.
 
 PYTHON ?= python3
 VENV ?= .venv
 MODELS ?= models
 IMAGE ?= neurona
 RUNTIME ?= cpu
+WHEEL_TESTS ?= tests/e2e/test_server.py tests/e2e/test_readme.py tests/server/web tests/training/test_report.py
 BIN := $(VENV)/bin
 
-sources := $(shell find protos server client training -name '*.py' -o -name '*.proto' -o -name '*.pyi' -o -path '*/page/*')
 install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Two pips in one virtual environment get in each other's way.
 .NOTPARALLEL:
 
-.PHONY: help demo serve train train-all test test-node test-browser test-prometheus bench check lint
-.PHONY: proto dashboards image sbom test-compose manifests test-crds clean
+.PHONY: help demo serve train train-all test test-wheel test-slow test-node test-browser
+.PHONY: test-prometheus test-compose test-crds bench check lint proto docs dashboards manifests
+.PHONY: image sbom clean
 
 help:
 	@echo 'make demo    train three models, serve them, predict, print what happened'
 	@echo 'make serve   train what is missing in $(MODELS)/ and serve it until Ctrl-C'
 	@echo 'make train   train what is missing in $(MODELS)/'
 	@echo 'make train-all  train every recipe on all its data in $(MODELS)/ (hours), print the table'
-	@echo 'make test    run the tests'
+	@echo 'make test    run the tests, on all cores'
+	@echo 'make test-slow  run the tests that take minutes: soak, fuzzing, every recipe'
+	@echo 'make test-wheel  build the wheel, install it elsewhere, test that'
 	@echo 'make test-node  run those of client/node alone (needs node and npm)'
-	@echo 'make test-browser  try the page for people in a real Chromium (needs it installed); minutes'
+	@echo 'make test-browser  try the status page in a real Chromium (needs it installed); minutes'
 	@echo 'make test-prometheus  a real Prometheus, real faults: panels have data, alerts fire and clear'
 	@echo '             (needs prometheus, Debian: prometheus; some minutes)'
 	@echo 'make bench   compare servers in bench/, what batching is worth, and the client; 25 minutes'
 	@echo '             (needs h2load, Debian: nghttp2-client; BENCH="--against mlserver,triton")'
 	@echo 'make check   lint, type-check, check the layers; writes nothing'
-	@echo 'make lint    format and mend what can be mended'
-	@echo 'make dashboards  write the dashboards of Grafana'
+	@echo 'make lint    format, and fix what can be fixed'
+	@echo 'make docs    write the reference pages: options, metrics, errors, the API'
+	@echo 'make dashboards  write the Grafana dashboards'
 	@echo 'make proto   write the generated files of protos/'
 	@echo 'make image   build the image $(IMAGE) (RUNTIME=gpu: for NVIDIA GPUs)'
 	@echo 'make sbom    print what the image $(IMAGE) holds, as CycloneDX'
@@ -58,12 +63,27 @@ train-all: $(BIN)/.installed
 
 test: $(BIN)/.installed-dev $(VENV)/triton/.installed $(VENV)/node/.installed
 	TRITON_PYTHON=$(VENV)/triton/bin/python NODE_MODULES=$(VENV)/node/node_modules \
-	    $(BIN)/pytest
+	    $(BIN)/pytest --numprocesses auto --dist worksteal
+
+test-slow: $(BIN)/.installed-dev $(VENV)/triton/.installed
+	TRITON_PYTHON=$(VENV)/triton/bin/python NEURONA_SLOW=1 \
+	    $(BIN)/pytest -m slow --numprocesses auto --dist worksteal
+
+# In an environment of its own, which borrows what Neurona depends on but not Neurona itself: a
+# line in a .pth file adds that folder without the .pth files in it.
+test-wheel: $(BIN)/.installed-dev
+	rm -rf $(VENV)/wheel && $(PYTHON) -m venv $(VENV)/wheel
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps -w $(VENV)/wheel .
+	$(VENV)/wheel/bin/pip install --quiet --disable-pip-version-check --no-deps \
+	    $(VENV)/wheel/neurona-*.whl
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    >$$($(VENV)/wheel/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/neurona-needs.pth
+	$(VENV)/wheel/bin/python -m pytest --numprocesses auto tests/test_packaging.py $(WHEEL_TESTS)
 
 test-node: $(BIN)/.installed-dev $(VENV)/node/.installed
 	NODE_MODULES=$(VENV)/node/node_modules $(BIN)/pytest tests/client/test_node.py
 
-# NEURONA_SHOTS names a folder for pictures.
+# NEURONA_SHOTS names a folder for screenshots.
 test-browser: $(BIN)/.installed-dev
 	NEURONA_BROWSER=1 $(BIN)/pytest tests/e2e/browser
 
@@ -89,8 +109,12 @@ lint: $(BIN)/.installed-dev
 proto: $(BIN)/.installed-dev
 	PYTHON=$(BIN)/python sh protos/generate.sh
 
-dashboards:
-	$(PYTHON) deploy/grafana/write.py
+docs: $(BIN)/.installed-dev
+	$(BIN)/python server/docs/generate.py
+	$(BIN)/python protos/docs/generate.py
+
+dashboards: $(BIN)/.installed-dev
+	$(BIN)/python deploy/grafana
 
 manifests: $(BIN)/.installed-dev
 	$(BIN)/python deploy/kubernetes/prometheus_rule.py
@@ -104,7 +128,7 @@ test-crds: $(BIN)/.installed-dev
 	CRD_PACKAGES=$(abspath $(VENV)/crds) $(BIN)/pytest tests/deploy/test_custom_resources.py
 
 # Triton's client wants other versions of what it shares with us: a Python of its own.
-$(VENV)/triton/.installed: | $(BIN)/.dependencies-dev
+$(VENV)/triton/.installed: | $(BIN)/.installed-dev
 	@test -x $(VENV)/triton/bin/python || $(PYTHON) -m venv $(VENV)/triton
 	@$(VENV)/triton/bin/pip install --quiet --disable-pip-version-check 'tritonclient[grpc]==2.73.0'
 	@touch $@
@@ -134,26 +158,16 @@ test-compose: $(BIN)/.installed-dev
 	    tests/deploy/test_image_files.py tests/deploy/test_compose_file.py
 
 clean:
-	rm -rf $(VENV) $(MODELS) bench build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MODELS) bench .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-# Two steps, so that a change of source re-installs the project (seconds) but not what it
-# depends on. A normal install, not an editable one: what is tested is what the wheel holds.
+# Editable installs: a change of source needs no new one.
 
-$(BIN)/.installed: $(BIN)/.dependencies $(sources)
-	@echo 'installing neurona into $(VENV)'
-	@rm -rf build *.egg-info  # what is left there would get into the wheel
-	@$(install) --no-deps --force-reinstall .
-	@touch $@
-
-$(BIN)/.installed-dev: $(BIN)/.dependencies-dev $(BIN)/.installed
-	@touch $@
-
-$(BIN)/.dependencies: pyproject.toml constraints.txt
-	@echo 'installing what neurona needs into $(VENV): a few minutes the first time'
+$(BIN)/.installed: pyproject.toml constraints.txt
+	@echo 'installing neurona and what it needs into $(VENV): a few minutes the first time'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(install) '.[training,server]'
+	@$(install) -e '.[training,server]'
 	@touch $@
 
-$(BIN)/.dependencies-dev: $(BIN)/.dependencies
-	@$(install) '.[training,server,dev]'
+$(BIN)/.installed-dev: $(BIN)/.installed
+	@$(install) -e '.[training,server,dev]'
 	@touch $@

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from support import onnx_models
-from support.in_process_server import Server
+from support.in_process_server import InProcessServer
 
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.telemetry import failure_log
@@ -30,11 +30,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_server(repository: Path, transport: str) -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
+def make_server(repository: Path, transport: str) -> Iterator[Callable[..., InProcessServer]]:
+    servers: list[InProcessServer] = []
 
-    def make(policy: BatchPolicy | None = None, root: Path = repository, **options: Any) -> Server:
-        servers.append(Server(root, policy, **options))
+    def make(
+        policy: BatchPolicy | None = None, root: Path = repository, **options: Any
+    ) -> InProcessServer:
+        servers.append(InProcessServer(root, policy, **options))
         return servers[-1]
 
     yield make
@@ -49,9 +51,11 @@ def transport() -> str:
 
 
 @pytest.fixture(scope="session", params=[True, False], ids=["inline", "threaded"])
-def server(repository: Path, transport: str, request: pytest.FixtureRequest) -> Iterator[Server]:
+def server(
+    repository: Path, transport: str, request: pytest.FixtureRequest
+) -> Iterator[InProcessServer]:
     """Shared by the tests that leave no trace in it."""
-    server = Server(repository, BatchPolicy(inline=request.param))
+    server = InProcessServer(repository, BatchPolicy(inline=request.param))
     yield server
     server.stop()
 
@@ -59,9 +63,9 @@ def server(repository: Path, transport: str, request: pytest.FixtureRequest) -> 
 @pytest.fixture
 def wait_until() -> Callable[[Callable[[], bool]], None]:
     def wait_until(condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60  # a busy machine is slow
         while not condition():
-            assert time.monotonic() < end, "waited in vain"
+            assert time.monotonic() < end, "the condition did not come true within 60 s"
             time.sleep(0.005)
 
     return wait_until

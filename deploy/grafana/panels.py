@@ -1,221 +1,216 @@
-"""Kinds of panels, as Grafana's JSON has them. Where they stand, `board` decides."""
+"""The kinds of panels that the dashboards use, as builders of Grafana's SDK with common settings.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+`layout` numbers the panels and puts them on the grid. Grafana shows a panel's description behind
+its (i): it says what is shown and when to worry.
+"""
 
-Json = dict[str, Any]
+from collections.abc import Mapping, Sequence
 
-DATASOURCE: Json = {"type": "prometheus", "uid": "${datasource}"}
-HOVER: Json = {"mode": "multi", "sort": "desc"}
+from grafana_foundation_sdk.builders import common as common_builder
+from grafana_foundation_sdk.builders import dashboard as dashboard_builder
+from grafana_foundation_sdk.builders import heatmap as heatmap_builder
+from grafana_foundation_sdk.builders import prometheus as prometheus_builder
+from grafana_foundation_sdk.builders import stat as stat_builder
+from grafana_foundation_sdk.builders import statetimeline as state_timeline_builder
+from grafana_foundation_sdk.builders import table as table_builder
+from grafana_foundation_sdk.builders import timeseries as time_series_builder
+from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.cog.variants import Dataquery
+from grafana_foundation_sdk.models import common
+from grafana_foundation_sdk.models.dashboard import (
+    DataSourceRef,
+    DataTransformerConfig,
+    DynamicConfigValue,
+    FieldColorModeId,
+    Threshold,
+    ThresholdsMode,
+    ValueMap,
+    ValueMapping,
+    ValueMappingResult,
+)
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode, HeatmapColorScale
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat, QueryEditorMode
 
+DATASOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 
-@dataclass(frozen=True)
-class Query:
-    """One PromQL expression, and how its series are called. `name` may have {{labels}}."""
-
-    expr: str
-    name: str = ""
-    exemplars: bool = False
-    """Dots with the trace ids of single requests: for histograms that carry them."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """`text` says what is shown and when to worry: Grafana shows it behind the (i)."""
-
-    title: str
-    kind: str
-    text: str
-    queries: Sequence[Query]
-    width: int = 8
-    height: int = 8
-    defaults: Json = field(default_factory=dict)
-    overrides: Sequence[Json] = ()
-    options: Json = field(default_factory=dict)
-    transformations: Sequence[Json] = ()
-
-    def json(self, number: int, x: int, y: int) -> Json:
-        return {
-            "id": number,
-            "type": self.kind,
-            "title": self.title,
-            "description": self.text,
-            "datasource": DATASOURCE,
-            "gridPos": {"x": x, "y": y, "w": self.width, "h": self.height},
-            "targets": [self._target(i, query) for i, query in enumerate(self.queries)],
-            "fieldConfig": {"defaults": self.defaults, "overrides": list(self.overrides)},
-            "options": self.options,
-            "transformations": list(self.transformations),
-        }
-
-    def _target(self, index: int, query: Query) -> Json:
-        # A table and a single value are of now, the others of all the time that is shown.
-        now = self.kind == "table"
-        target = {
-            "refId": "ABCDEFGH"[index],
-            "datasource": DATASOURCE,
-            "editorMode": "code",
-            "expr": query.expr,
-            "legendFormat": query.name or "__auto",
-            "range": not now,
-            "instant": now,
-        }
-        if now:
-            target["format"] = "table"
-        if self.kind == "heatmap":
-            target["format"] = "heatmap"
-        if query.exemplars:
-            target["exemplar"] = True
-        return target
+Query = prometheus_builder.Dataquery
+Thresholds = dashboard_builder.ThresholdsConfig
+Link = dashboard_builder.DashboardLink
+PanelBuilder = (
+    heatmap_builder.Panel
+    | stat_builder.Panel
+    | state_timeline_builder.Panel
+    | table_builder.Panel
+    | time_series_builder.Panel
+)
 
 
-def steps(*limits: tuple[float | None, str]) -> Json:
-    """Colours from these values up; the first one's is None."""
-    return {
-        "mode": "absolute",
-        "steps": [{"value": value, "color": color} for value, color in limits],
-    }
+def query(expr: str, legend: str = "__auto", *, exemplars: bool = False) -> Query:
+    """A PromQL query; `legend` names its series and may contain {{labels}}.
+
+    `exemplars` shows the trace ids of single requests as dots, for histograms that carry them.
+    """
+    built = Query().expr(expr).legend_format(legend).range()
+    built.datasource(DATASOURCE).editor_mode(QueryEditorMode.CODE)
+    return built.exemplar(True) if exemplars else built
 
 
-def over_time(
+def thresholds(*steps: tuple[float | None, str]) -> Thresholds:
+    """Colours from these values upwards; the value of the first is None."""
+    return Thresholds().mode(ThresholdsMode.ABSOLUTE).steps([Threshold(*step) for step in steps])
+
+
+def time_series(
     title: str,
-    text: str,
+    description: str,
     *queries: Query,
     unit: str,
     width: int = 8,
     stacked: bool = False,
-    low: float | None = 0,
-    high: float | None = None,
+    minimum: float | None = 0,
+    maximum: float | None = None,
     limit: float | None = None,
     logarithmic: bool = False,
-    links: Sequence[Json] = (),
-) -> Panel:
-    """Lines. `limit` draws a dashed one, above which it is time to worry; `links` are where a
-    click on a line can lead."""
-    custom: Json = {
-        "drawStyle": "line",
-        "lineWidth": 1,
-        "fillOpacity": 25 if stacked else 8,
-        "showPoints": "never",
-        "spanNulls": False,
-        "stacking": {"mode": "normal" if stacked else "none", "group": "A"},
-    }
+    links: Sequence[Link] = (),
+) -> time_series_builder.Panel:
+    """Lines over time.
+
+    `limit` draws a dashed line at the value above which it is time to worry; `links` are offered
+    when a line is clicked.
+    """
+    panel = time_series_builder.Panel().title(title).description(description).datasource(DATASOURCE)
+    panel.span(width).height(8).targets(_numbered(queries)).unit(unit)
+    panel.color_scheme(_color(FieldColorModeId.PALETTE_CLASSIC))
+    panel.draw_style(common.GraphDrawStyle.LINE).line_width(1).fill_opacity(25 if stacked else 8)
+    panel.show_points(common.VisibilityMode.NEVER).span_nulls(False)
+    stacking = common.StackingMode.NORMAL if stacked else common.StackingMode.NONE
+    panel.stacking(common_builder.StackingConfig().mode(stacking).group("A"))
+    panel.legend(_legend(shown=True))
+    panel.tooltip(_tooltip(common.TooltipDisplayMode.MULTI, common.SortOrder.DESCENDING))
     if logarithmic:
-        custom["scaleDistribution"] = {"type": "log", "log": 10}
-        low = None  # a logarithm has no zero
-    defaults: Json = {
-        "unit": unit,
-        "color": {"mode": "palette-classic"},
-        "custom": custom,
-    }
+        scale = common_builder.ScaleDistributionConfig().type(common.ScaleDistribution.LOG).log(10)
+        panel.scale_distribution(scale)
+    elif minimum is not None:  # a logarithmic scale has no zero
+        panel.min(minimum)
+    if maximum is not None:
+        panel.max(maximum)
     if links:
-        defaults["links"] = list(links)
-    if low is not None:
-        defaults["min"] = low
-    if high is not None:
-        defaults["max"] = high
+        panel.data_links(list(links))
     if limit is not None:
-        custom["thresholdsStyle"] = {"mode": "dashed"}
-        defaults["thresholds"] = steps((None, "transparent"), (limit, "red"))
-    legend = {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []}
-    options = {"legend": legend, "tooltip": HOVER}
-    return Panel(title, "timeseries", text, queries, width, 8, defaults, options=options)
+        style = common_builder.GraphThresholdsStyleConfig()
+        panel.thresholds_style(style.mode(common.GraphTresholdsStyleMode.DASHED))
+        panel.thresholds(thresholds((None, "transparent"), (limit, "red")))
+    return panel
 
 
-def number(
+def stat(
     title: str,
-    text: str,
-    query: Query,
+    description: str,
+    value: Query,
     *,
     unit: str,
-    thresholds: Json,
+    colors: Thresholds,
     width: int = 3,
     decimals: int | None = None,
-    names: Json | None = None,
-) -> Panel:
-    """One value of now, in the colour of its threshold. `names` says words for values."""
-    defaults: Json = {"unit": unit, "thresholds": thresholds, "color": {"mode": "thresholds"}}
+    words: Mapping[str, str] | None = None,
+) -> stat_builder.Panel:
+    """The current value, in the colour of its threshold. `words` are shown instead of values."""
+    panel = stat_builder.Panel().title(title).description(description).datasource(DATASOURCE)
+    panel.span(width).height(4).targets(_numbered([value])).unit(unit)
+    panel.thresholds(colors).color_scheme(_color(FieldColorModeId.THRESHOLDS))
+    panel.color_mode(common.BigValueColorMode.VALUE)
+    graph = common.BigValueGraphMode.NONE if words else common.BigValueGraphMode.AREA
+    panel.graph_mode(graph).justify_mode(common.BigValueJustifyMode.AUTO)
+    panel.orientation(common.VizOrientation.AUTO).text_mode(common.BigValueTextMode.AUTO)
+    reduce = common_builder.ReduceDataOptions().calcs(["lastNotNull"]).fields("").values(False)
+    panel.reduce_options(reduce)
     if decimals is not None:
-        defaults["decimals"] = decimals
-    if names:
-        defaults["mappings"] = [{"type": "value", "options": names}]
-    options = {
-        "colorMode": "value",
-        "graphMode": "none" if names else "area",
-        "justifyMode": "auto",
-        "orientation": "auto",
-        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
-        "textMode": "auto",
-    }
-    return Panel(title, "stat", text, [query], width, 4, defaults, options=options)
+        panel.decimals(decimals)
+    if words:
+        panel.mappings(_value_map({value: (word, None) for value, word in words.items()}))
+    return panel
 
 
-def spread(title: str, text: str, query: Query, *, unit: str, width: int = 8) -> Panel:
-    """The buckets of a histogram over time: darker where more fell."""
-    options = {
-        "calculate": False,
-        "color": {
-            "mode": "scheme",
-            "scheme": "Oranges",
-            "steps": 64,
-            "scale": "exponential",
-            "exponent": 0.5,
-            "reverse": False,
-            "fill": "dark-orange",
-        },
-        "cellGap": 1,
-        "rowsFrame": {"layout": "auto"},
-        "showValue": "never",
-        "filterValues": {"le": 1e-9},
-        "yAxis": {"unit": unit, "axisPlacement": "left", "reverse": False},
-        "legend": {"show": True},
-        "tooltip": {"show": True, "yHistogram": True},
-        "exemplars": {"color": "rgba(31, 96, 196, 0.8)"},
-    }
-    return Panel(title, "heatmap", text, [query], width, 8, {}, options=options)
+def heatmap(
+    title: str, description: str, buckets: Query, *, unit: str, width: int = 8
+) -> heatmap_builder.Panel:
+    """The buckets of a histogram over time, darker where the counts are higher."""
+    panel = heatmap_builder.Panel().title(title).description(description).datasource(DATASOURCE)
+    panel.span(width).height(8)
+    panel.targets(_numbered([buckets.format(PromQueryFormat.HEATMAP)]))
+    colors = heatmap_builder.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges")
+    colors.scale(HeatmapColorScale.EXPONENTIAL).exponent(0.5).steps(64).fill("dark-orange")
+    panel.calculate(False).color(colors).cell_gap(1).exemplars_color("rgba(31, 96, 196, 0.8)")
+    panel.rows_frame(heatmap_builder.RowsHeatmapOptions().layout(common.HeatmapCellLayout.AUTO))
+    panel.show_value(common.VisibilityMode.NEVER)
+    panel.filter_values(heatmap_builder.FilterValueRange().le(1e-9))
+    axis = heatmap_builder.YAxisConfig().unit(unit).axis_placement(common.AxisPlacement.LEFT)
+    panel.y_axis(axis.reverse(False))
+    return panel.show_legend().show_tooltip().show_y_histogram()
 
 
-def states(title: str, text: str, *queries: Query, names: Json, width: int = 12) -> Panel:
-    """A bar for each series, coloured by its value over time."""
-    defaults = {
-        "custom": {"lineWidth": 0, "fillOpacity": 80},
-        "color": {"mode": "thresholds"},
-        "thresholds": steps((None, "text")),
-        "mappings": [{"type": "value", "options": names}],
-    }
-    options = {
-        "mergeValues": True,
-        "showValue": "auto",
-        "alignValue": "left",
-        "rowHeight": 0.8,
-        "legend": {"showLegend": False, "displayMode": "list", "placement": "bottom", "calcs": []},
-        "tooltip": {"mode": "single", "sort": "none"},
-    }
-    return Panel(title, "state-timeline", text, queries, width, 8, defaults, options=options)
+def state_timeline(
+    title: str, description: str, value: Query, *, states: Mapping[str, tuple[str, str]]
+) -> state_timeline_builder.Panel:
+    """A bar for each series over time; `states` maps values to words and colours."""
+    panel = state_timeline_builder.Panel().title(title).description(description)
+    panel.datasource(DATASOURCE).span(12).height(8).targets(_numbered([value]))
+    panel.line_width(0).fill_opacity(80).thresholds(thresholds((None, "text")))
+    panel.color_scheme(_color(FieldColorModeId.THRESHOLDS)).mappings(_value_map(states))
+    panel.merge_values(True).show_value(common.VisibilityMode.AUTO).row_height(0.8)
+    panel.align_value(common.TimelineValueAlignment.LEFT).legend(_legend(shown=False))
+    return panel.tooltip(_tooltip(common.TooltipDisplayMode.SINGLE, common.SortOrder.NONE))
 
 
 def table(
     title: str,
-    text: str,
+    description: str,
     *queries: Query,
-    columns: dict[str, str],
-    overrides: Sequence[Json] = (),
-    width: int = 12,
-) -> Panel:
-    """Queries joined by their labels, one row each. `columns` are those that are shown, in order,
-    and what they are called: labels, or "Value #A" for the first query's value."""
+    columns: Mapping[str, str],
+    model_link: Link,
+) -> table_builder.Panel:
+    """The current values of queries, joined by their labels, one row for each set of labels.
+
+    `columns` maps the labels that are shown, in this order, to their headings; "Value #A" is the
+    value of the first query. `model_link` is the link of the column Model.
+    """
+    panel = table_builder.Panel().title(title).description(description).datasource(DATASOURCE)
+    current = [one.instant().format(PromQueryFormat.TABLE) for one in queries]
+    panel.span(12).height(8).targets(_numbered(current))
+    panel.show_header(True).cell_height(common.TableCellHeight.SM)
+    panel.override_by_name("Model", [DynamicConfigValue("links", [model_link.build()])])
+    shown = {"include": {"names": list(columns)}}
     order = {name: index for index, name in enumerate(columns)}
-    only = {"id": "filterFieldsByName", "options": {"include": {"names": list(columns)}}}
-    called = {"renameByName": columns, "indexByName": order, "excludeByName": {}}
-    return Panel(
-        *(title, "table", text, queries, width, 8),
-        defaults={"custom": {"align": "auto", "inspect": False}},
-        overrides=overrides,
-        options={"showHeader": True, "cellHeight": "sm"},
-        transformations=[
-            {"id": "merge", "options": {}},
-            only,
-            {"id": "organize", "options": called},
-        ],
+    headings = {"renameByName": dict(columns), "indexByName": order, "excludeByName": {}}
+    return panel.transformations(
+        [
+            DataTransformerConfig("merge", options={}),
+            DataTransformerConfig("filterFieldsByName", options=shown),
+            DataTransformerConfig("organize", options=headings),
+        ]
     )
+
+
+def _numbered(queries: Sequence[Query]) -> list[Builder[Dataquery]]:
+    return [one.ref_id("ABCDEFGH"[index]) for index, one in enumerate(queries)]
+
+
+def _color(mode: FieldColorModeId) -> dashboard_builder.FieldColor:
+    return dashboard_builder.FieldColor().mode(mode)
+
+
+def _value_map(words: Mapping[str, tuple[str, str | None]]) -> list[ValueMapping]:
+    results = {value: ValueMappingResult(word, color) for value, (word, color) in words.items()}
+    return [ValueMap(results)]
+
+
+def _legend(*, shown: bool) -> common_builder.VizLegendOptions:
+    legend = common_builder.VizLegendOptions().show_legend(shown)
+    legend.display_mode(common.LegendDisplayMode.LIST).placement(common.LegendPlacement.BOTTOM)
+    return legend.calcs([])
+
+
+def _tooltip(
+    mode: common.TooltipDisplayMode, sort: common.SortOrder
+) -> common_builder.VizTooltipOptions:
+    return common_builder.VizTooltipOptions().mode(mode).sort(sort)

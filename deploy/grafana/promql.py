@@ -1,24 +1,36 @@
-"""PromQL that several panels have in common. A selector is what stands between the braces."""
+"""PromQL that several panels share: selectors, rates, quantiles, means and ratios.
 
-from board import EVERY
+A selector is the list of label matchers between the braces.
+"""
+
+PROCESSES = 'job=~"$job", instance=~"$instance"'
+"""The selected processes."""
+
+MODEL = f'{PROCESSES}, model=~"$model"'
+"""The selected models in these processes."""
+
+VERSION = f'{MODEL}, version=~"$version"'
+"""The selected versions of these models."""
+
+RATE_INTERVAL = "$__rate_interval"
 
 
 def rate(name: str, selector: str, by: str = "") -> str:
-    """Of a counter, per second, summed over whatever is not named in `by`."""
-    return f"sum by ({by}) (rate({name}{{{selector}}}[{EVERY}]))"
+    """Rate of a counter per second, summed over all labels but those in `by`."""
+    return f"sum by ({by}) (rate({name}{{{selector}}}[{RATE_INTERVAL}]))"
 
 
 def quantile(q: float, name: str, selector: str, by: str = "") -> str:
-    """Of a histogram, from its buckets; `name` is without _bucket."""
+    """Quantile of a histogram, from its buckets; `name` is without the suffix _bucket."""
     buckets = rate(f"{name}_bucket", selector, f"le, {by}" if by else "le")
     return f"histogram_quantile({q}, {buckets})"
 
 
 def mean(name: str, selector: str, by: str = "") -> str:
-    """Of a histogram: sum by count."""
+    """Mean of a histogram: its sum divided by its count."""
     return f"{rate(f'{name}_sum', selector, by)} / {rate(f'{name}_count', selector, by)}"
 
 
-def share(part: str, whole: str) -> str:
-    """Of 1. Nothing is 0 of something, and nothing at all where nothing happens."""
-    return f"({part} or {whole} * 0) / ({whole} > 0)"
+def ratio(part: str, total: str) -> str:
+    """`part` divided by `total`: 0 where `part` has no series, no value where `total` is 0."""
+    return f"({part} or {total} * 0) / ({total} > 0)"

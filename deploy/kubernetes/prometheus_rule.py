@@ -2,8 +2,8 @@
 
     python deploy/kubernetes/prometheus_rule.py
 
-Kustomize cannot put a file into a resource, so what it makes of the rules is committed;
-tests/deploy/test_prometheus_rule.py fails when one of them has changed alone.
+Kustomize cannot include a file in a resource, so the generated resource is committed;
+tests/deploy/test_prometheus_rule.py fails if it is out of date.
 """
 
 from pathlib import Path
@@ -11,12 +11,12 @@ from pathlib import Path
 import yaml
 
 RULES = Path(__file__).parents[1] / "prometheus" / "rules"
-WRITTEN = Path(__file__).parent / "components" / "monitoring" / "prometheus-rule.yaml"
-HEADER = "# Made of deploy/prometheus/rules by `make manifests`; not to be edited.\n"
+OUTPUT = Path(__file__).parent / "components" / "monitoring" / "prometheus-rule.yaml"
+HEADER = "# Generated from deploy/prometheus/rules by `make manifests`. Do not edit.\n"
 
 
 class _Dumper(yaml.SafeDumper):
-    """Expressions of several lines stay so."""
+    """Keeps expressions of several lines on several lines."""
 
 
 _Dumper.add_representer(
@@ -28,9 +28,9 @@ _Dumper.add_representer(
 
 
 def prometheus_rule(rules: Path = RULES) -> str:
-    """The resource as YAML, with the groups of all files in the order of their names."""
-    files = sorted(path for path in rules.glob("*.y*ml") if path.is_file())
-    documents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in files]
+    """Returns the resource as YAML, with the groups of all files in the order of their names."""
+    paths = sorted(path for path in rules.glob("*.y*ml") if path.is_file())
+    documents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths]
     resource = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
@@ -41,4 +41,4 @@ def prometheus_rule(rules: Path = RULES) -> str:
 
 
 if __name__ == "__main__":
-    WRITTEN.write_text(prometheus_rule(), encoding="utf-8")
+    OUTPUT.write_text(prometheus_rule(), encoding="utf-8")

@@ -20,16 +20,16 @@ from neurona_server.errors import ConfigError, LoadError
 from neurona_server.models.lifecycle.reconciler import Reconciler, ReconcilerOptions
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
-from neurona_server.models.onnx.graph_cache import default_folder
+from neurona_server.models.onnx.graph_cache import default_cache_folder
 from neurona_server.models.onnx.runtime import (
     CPU,
     DEFAULT_PROVIDERS,
-    THREADS_A_CPU,
+    THREADS_PER_CPU,
     RuntimeOptions,
     check_options,
     runtime_version,
 )
-from neurona_server.models.options import INLINE, ModelOptions
+from neurona_server.models.options import INLINE_MODES, ModelOptions
 from neurona_server.models.repository.scanner import ModelSource, Repository
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.resources import available_cpus
@@ -79,10 +79,10 @@ def versions() -> tuple[str, str, str, str]:
 
 
 def listener_options(
-    config: Config, refused: Callable[[Exception], None], tracing: Tracing | None = None
+    config: Config, on_reject: Callable[[Exception], None], tracing: Tracing | None = None
 ) -> ListenerOptions:
-    """`refused` is told of calls that transports refuse. Raises ConfigError when a file that an
-    option names cannot be used."""
+    """`on_reject` is called for calls that transports reject. Raises ConfigError if a file of an
+    option cannot be used."""
     certificates = None
     if config.tls_certificate and config.tls_key:
         client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
@@ -103,7 +103,7 @@ def listener_options(
         max_streams=config.max_streams,
         max_metadata_bytes=config.max_metadata_bytes,
         compress_responses=config.compress_responses,
-        refused=refused,
+        on_reject=on_reject,
         reuse_port=config.reuse_port or config.processes > 1,
         tracer=None if tracing is None else tracing.calls,
     )
@@ -126,12 +126,12 @@ def model_options(config: Config, tracing: Tracing | None = None) -> ModelOption
         max_queue_bytes=config.max_queue_bytes,
         max_delay=config.max_delay_ms / 1000,
         latency_objective=config.latency_objective_ms / 1000 or None,
-        inline=INLINE[config.inline],
+        inline=INLINE_MODES[config.inline],
     )
     threads = config.threads or max(1, cpus_of_one(config) // config.instances)
     runtime = RuntimeOptions(
         threads,
-        pool_threads=0 if config.threads else THREADS_A_CPU * cpus_of_one(config),
+        pool_threads=0 if config.threads else THREADS_PER_CPU * cpus_of_one(config),
         spinning=config.spinning,
         providers=config.providers or DEFAULT_PROVIDERS,
         gpu_expected=bool(config.providers),
@@ -149,7 +149,7 @@ def model_options(config: Config, tracing: Tracing | None = None) -> ModelOption
 
 def _cache_folder(option: str) -> Path | None:
     if option == "auto":
-        return default_folder()
+        return default_cache_folder()
     return None if option in ("", "off") else Path(option).expanduser()
 
 
@@ -167,7 +167,7 @@ class App:
         self.registry = CollectorRegistry(auto_describe=True)
         self._metrics = Metrics(self.registry)
         self._registry = Registry()
-        self._metrics.watch_versions(self._registry.known)
+        self._metrics.watch_versions(self._registry.version_infos)
         self._metrics.watch_process()
         self._metrics.build.labels(*versions()).set(1)
         self._health = Health()
@@ -226,7 +226,7 @@ class App:
         self._serving.set()
         self._update_health()
         if self._config.model_control == "poll":
-            self._reconciler.poll(self._config.poll_ms / 1000)
+            self._reconciler.start_polling(self._config.poll_ms / 1000)
         log.info("serving gRPC on %s (port %d)", self._config.address, grpc_port)
 
     def stop(self) -> bool:

@@ -1,8 +1,8 @@
 """What can go wrong, in the server's own words.
 
-These know no transport: `rpc.status` has the one table from error to gRPC status. Their
-messages go to the caller, so they name what came and what was expected and nothing
-that only the server's owner should see.
+The errors of a request carry the number of their gRPC status (`code`), of which `rpc.status`
+makes the status. Their messages go to the caller, so they name what came and what was expected
+and nothing that only the server's owner should see.
 """
 
 import difflib
@@ -12,70 +12,83 @@ from collections.abc import Iterable
 class NeuronaError(Exception):
     """Every error that a caller may be told about."""
 
+    code = 13  # the number of the gRPC status that it becomes: INTERNAL
     outcome = "failed"  # how metrics count a request that ended with it
 
 
 class NotFoundError(NeuronaError):
     """There is no such model, version or label."""
 
+    code = 5  # NOT_FOUND
     outcome = "invalid"
 
 
 class InvalidArgumentError(NeuronaError):
     """The request cannot be understood, or does not fit the model's signature."""
 
+    code = 3  # INVALID_ARGUMENT
     outcome = "invalid"
 
 
 class NotLoadedError(NeuronaError):
     """A model that somebody asked to be loaded cannot be."""
 
+    code = 9  # FAILED_PRECONDITION
+
 
 class NotAllowedError(NeuronaError):
     """The server's options do not allow what was asked."""
 
+    code = 9  # FAILED_PRECONDITION
     outcome = "invalid"
 
 
 class WrongTaskError(NeuronaError):
     """Classify on a regression model, or Regress on a classification model."""
 
+    code = 9  # FAILED_PRECONDITION
     outcome = "invalid"
 
 
 class UnsupportedError(NeuronaError):
     """The protocol knows it, this server does not do it."""
 
+    code = 12  # UNIMPLEMENTED
     outcome = "invalid"
 
 
 class UnauthenticatedError(NeuronaError):
     """The caller has no token, or one that is not known."""
 
+    code = 16  # UNAUTHENTICATED
     outcome = "invalid"
 
 
 class AlreadyExistsError(NeuronaError):
     """The name is taken."""
 
+    code = 6  # ALREADY_EXISTS
     outcome = "invalid"
 
 
 class PermissionDeniedError(NeuronaError):
     """The caller's token does not allow it."""
 
+    code = 7  # PERMISSION_DENIED
     outcome = "invalid"
 
 
 class TooLargeError(NeuronaError):
     """An answer is larger than a message may be."""
 
+    code = 8  # RESOURCE_EXHAUSTED
     outcome = "invalid"
 
 
 class QueueFullError(NeuronaError):
     """The model's queue has no room. `retry_after` (seconds) is when it may have."""
 
+    code = 8  # RESOURCE_EXHAUSTED
     outcome = "rejected"
 
     def __init__(self, message: str, retry_after: float = 0.0) -> None:
@@ -86,18 +99,21 @@ class QueueFullError(NeuronaError):
 class UnavailableError(NeuronaError):
     """The model, or the whole server, takes no more requests."""
 
+    code = 14  # UNAVAILABLE
     outcome = "rejected"
 
 
 class DeadlineExceededError(NeuronaError):
     """The deadline passed before the request ran."""
 
+    code = 4  # DEADLINE_EXCEEDED
     outcome = "expired"
 
 
 class CancelledError(NeuronaError):
     """The caller does not want the answer any more."""
 
+    code = 1  # CANCELLED
     outcome = "cancelled"
 
 

@@ -3,13 +3,27 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
-from support.hedged import BOTH, ROW, SOON, doubted, reached
 
 import neurona_client
 from neurona_client import AsyncClient, Client, Retries
 from neurona_client.calls.hedging import Budget
 from neurona_server.batching.policy import BatchPolicy
+
+ROW = np.array([1, 2, 3, 4], np.float32)
+QUICK_HEDGE = Retries(hedge_after=0.02)
+BOTH = pytest.mark.parametrize("coalesce", [True, False], ids=["coalescing", "unary"])
+
+
+def all_serving(client):
+    """Whether every server is known to serve."""
+    return all(endpoint.serving for endpoint in client._calls.fleet.endpoints)
+
+
+def any_doubtful(client):
+    """Whether a server is held to be failing."""
+    return any(endpoint.doubtful_until for endpoint in client._calls.fleet.endpoints)
 
 
 def address(server):
@@ -37,9 +51,9 @@ def test_servers_that_are_all_slow_get_no_more_than_the_budget(make_slow, wait_u
     servers = [make_slow() for _ in range(2)]
     calls = 60
     with Client(
-        [address(server) for server in servers], coalesce=coalesce, retries=SOON, timeout=30
+        [address(server) for server in servers], coalesce=coalesce, retries=QUICK_HEDGE, timeout=30
     ) as client:
-        wait_until(lambda: reached(client))
+        wait_until(lambda: all_serving(client))
         with ThreadPoolExecutor(calls) as pool:
             asked = [pool.submit(client.predict, "classifier", ROW) for _ in range(calls)]
             budget = client._calls.budget
@@ -50,7 +64,7 @@ def test_servers_that_are_all_slow_get_no_more_than_the_budget(make_slow, wait_u
                 server.registry.resolve("classifier").start()
             assert [one.result().label for one in asked] == ["cat"] * calls
         assert client._calls.gate.inside == (0, 0)
-        assert not doubted(client)
+        assert not any_doubtful(client)
 
 
 def test_a_budget_is_a_share_of_the_requests():
@@ -71,7 +85,7 @@ def test_a_budget_is_a_share_of_the_requests():
 def test_nothing_is_sent_twice(make_slow, wait_until, retries):
     servers = [make_slow() for _ in range(2)]
     with Client([address(server) for server in servers], retries=retries) as client:
-        wait_until(lambda: reached(client))
+        wait_until(lambda: all_serving(client))
         with ThreadPoolExecutor(20) as pool:
             asked = [pool.submit(client.predict, "classifier", ROW) for _ in range(20)]
             wait_until(lambda: sum(map(queued, servers)) == 20)
@@ -85,7 +99,7 @@ def test_nothing_is_sent_twice(make_slow, wait_until, retries):
 
 def test_a_single_server_is_asked_once(make_slow):
     server = make_slow()
-    with Client(address(server), retries=SOON) as client:
+    with Client(address(server), retries=QUICK_HEDGE) as client:
         with pytest.raises(neurona_client.DeadlineError, match=r"within 0.3 s"):
             client.predict("classifier", ROW, timeout=0.3)
         assert queued(server) == 1
@@ -102,7 +116,7 @@ def test_a_server_that_has_too_much_to_do_ends_the_hedging_of_a_call(make_slow, 
         wait_until(lambda: queued(full) == 1)
         retries = Retries(hedge_after=0.02, attempts=50)
         with Client([address(slow), address(full)], retries=retries) as client:
-            wait_until(lambda: reached(client))
+            wait_until(lambda: all_serving(client))
             client.describe("classifier", version=2)
             before = client._calls.budget.spent
             asked = [pool.submit(client.predict, "classifier", ROW) for _ in range(2)]
@@ -121,14 +135,14 @@ def test_a_server_that_has_too_much_to_do_ends_the_hedging_of_a_call(make_slow, 
 def test_deadlines_and_cancelling_hold_for_both(make_slow, wait_until, coalesce):
     servers = [make_slow() for _ in range(2)]
 
-    async def until(reached):
-        while not reached():
+    async def until(condition):
+        while not condition():
             await asyncio.sleep(0.005)
 
     async def main():
         addresses = [address(server) for server in servers]
-        async with AsyncClient(addresses, coalesce=coalesce, retries=SOON) as client:
-            wait_until(lambda: reached(client))
+        async with AsyncClient(addresses, coalesce=coalesce, retries=QUICK_HEDGE) as client:
+            wait_until(lambda: all_serving(client))
             with pytest.raises(neurona_client.DeadlineError, match=r"within 0.3 s"):
                 await client.predict("classifier", ROW, timeout=0.3)
             if not coalesce:  # the server goes on with what a stream has sent
@@ -142,7 +156,7 @@ def test_deadlines_and_cancelling_hold_for_both(make_slow, wait_until, coalesce)
             if not coalesce:
                 await until(lambda: [queued(server) for server in servers] == [0, 0])
             assert client._calls.gate.inside == (0, 0)
-            assert not doubted(client)
+            assert not any_doubtful(client)
             for server in servers:
                 server.registry.resolve("classifier").start()
             assert (await client.predict("classifier", ROW)).label == "cat"
@@ -163,7 +177,7 @@ def test_errors_of_a_hedge_are_nobodys(
     other.health.set({"": True})
     retries = Retries(hedge_after=0.02)
     with Client([address(slow), address(other)], coalesce=coalesce, retries=retries) as client:
-        wait_until(lambda: reached(client))
+        wait_until(lambda: all_serving(client))
         fleet = client._calls.fleet
         pick = fleet.pick
         fleet.pick = lambda than=None: fleet.endpoints[0] if than is None else pick(than)
@@ -175,7 +189,7 @@ def test_errors_of_a_hedge_are_nobodys(
                 client.predict("classifier", ROW, timeout=0.3)
             slow.registry.resolve("classifier").start()
             assert asked.result().label == "cat"
-        assert not doubted(client)
+        assert not any_doubtful(client)
 
 
 @pytest.mark.parametrize(

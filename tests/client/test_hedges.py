@@ -6,31 +6,41 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from support.hedged import BOTH, SOON, doubted, reached
-from support.replicas import Replica
+from support.server_process import ServerProcess
 
 import neurona_client
 from neurona_client import AsyncClient, Client, Retries
 
+QUICK_HEDGE = Retries(hedge_after=0.02)
+BOTH = pytest.mark.parametrize("coalesce", [True, False], ids=["coalescing", "unary"])
+
+
+def all_serving(client):
+    """Whether every server is known to serve."""
+    return all(endpoint.serving for endpoint in client._calls.fleet.endpoints)
+
+
+def any_doubtful(client):
+    """Whether a server is held to be failing."""
+    return any(endpoint.doubtful_until for endpoint in client._calls.fleet.endpoints)
+
 
 @pytest.fixture(scope="module")
-def replicas(repository, tmp_path_factory):
-    started = [Replica(repository, tmp_path_factory.mktemp("hedged")) for _ in range(2)]
+def replicas(repository):
+    started = [ServerProcess(repository, "--log-level", "warning").start() for _ in range(2)]
     for replica in started:
         with Client(replica.address) as client:
             client.wait_until_ready(60, models=["regressor"])
     yield started
     for replica in started:
-        replica.kill()
+        replica.close()
 
 
 @pytest.fixture
 def stop(replicas):
-    """Has one of the two stand still, connections and all."""
-    process = replicas[0]._process
-
-    yield lambda: process.send_signal(signal.SIGSTOP)
-    process.send_signal(signal.SIGCONT)
+    """Freezes the process of one of the two servers, with its connections."""
+    yield lambda: replicas[0].send_signal(signal.SIGSTOP)
+    replicas[0].send_signal(signal.SIGCONT)
 
 
 def ask(client, number, **options):
@@ -62,10 +72,10 @@ def test_a_server_that_stands_still_holds_up_no_thread(replicas, stop, wait_unti
 
     with (
         Client(addresses, coalesce=coalesce) as plain,
-        Client(addresses, coalesce=coalesce, retries=SOON) as hedging,
+        Client(addresses, coalesce=coalesce, retries=QUICK_HEDGE) as hedging,
     ):
         for client in (plain, hedging):
-            wait_until(lambda client=client: reached(client))
+            wait_until(lambda client=client: all_serving(client))
             assert all(ask(client, number, timeout=30) for number in range(4))
         stop()
         without, waited = count(plain)
@@ -74,9 +84,9 @@ def test_a_server_that_stands_still_holds_up_no_thread(replicas, stop, wait_unti
         before = hedging._calls.budget.spent
         assert count(hedging) == (callers * each, 0)
         assert 0 < hedging._calls.budget.spent - before <= 10 + 0.1 * callers * each
-        assert not doubted(hedging)
+        assert not any_doubtful(hedging)
         assert hedging._calls.gate.inside == (0, 0)
-        replicas[0]._process.send_signal(signal.SIGCONT)
+        replicas[0].send_signal(signal.SIGCONT)
         # What comes late now is nobody's answer.
         assert all(ask(hedging, number, timeout=30) for number in range(100))
 
@@ -87,7 +97,7 @@ def test_a_server_that_stands_still_holds_up_no_coroutine(replicas, stop, wait_u
     callers, each = 8, 25
 
     async def main():
-        async with AsyncClient(addresses, coalesce=coalesce, retries=SOON) as client:
+        async with AsyncClient(addresses, coalesce=coalesce, retries=QUICK_HEDGE) as client:
 
             async def run(caller):
                 for number in range(1000 * caller, 1000 * caller + each):
@@ -95,13 +105,13 @@ def test_a_server_that_stands_still_holds_up_no_coroutine(replicas, stop, wait_u
                     answer = await client.predict("regressor", series, timeout=30)
                     assert answer.value == number + 1
 
-            wait_until(lambda: reached(client))
+            wait_until(lambda: all_serving(client))
             await run(0)
             stop()
             await asyncio.gather(*(run(caller) for caller in range(callers)))
             assert 0 < client._calls.budget.spent <= 10 + 0.1 * each * (callers + 1) + 1
-            assert not doubted(client)
-            replicas[0]._process.send_signal(signal.SIGCONT)
+            assert not any_doubtful(client)
+            replicas[0].send_signal(signal.SIGCONT)
             await asyncio.gather(*(run(caller) for caller in range(callers)))
             assert client._calls.gate.inside == (0, 0)
 
@@ -117,7 +127,7 @@ def test_answers_that_come_at_the_same_time_are_one(replicas, wait_until, coales
 
     async def coroutines():
         async with AsyncClient(addresses, coalesce=coalesce, retries=retries) as client:
-            wait_until(lambda: reached(client))
+            wait_until(lambda: all_serving(client))
 
             async def run(caller):
                 for number in range(1000 * caller, 1000 * caller + each):
@@ -130,7 +140,7 @@ def test_answers_that_come_at_the_same_time_are_one(replicas, wait_until, coales
             assert client._calls.gate.inside == (0, 0)
 
     with Client(addresses, coalesce=coalesce, retries=retries) as client:
-        wait_until(lambda: reached(client))
+        wait_until(lambda: all_serving(client))
 
         def run(caller):
             return sum(ask(client, 1000 * caller + turn, timeout=30) for turn in range(each))

@@ -191,11 +191,11 @@ VALUES = {
 @pytest.fixture(scope="module")
 def echoes(tmp_path_factory):
     from support import onnx_models
-    from support.in_process_server import Server
+    from support.in_process_server import InProcessServer
 
     root = onnx_models.save_echoes(tmp_path_factory.mktemp("echoes"))
     onnx_models.save_adjustable(root / "adjustable" / "1" / "model.onnx")
-    server = Server(root)
+    server = InProcessServer(root)
     yield f"127.0.0.1:{server.port}"
     server.stop()
 

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 from support import onnx_models
-from support.replicas import Replica
+from support.server_process import ServerProcess
 
 from neurona_client import AsyncClient, Client, Retries
 
@@ -19,19 +19,18 @@ PATIENT = Retries(patience=60)
 
 
 @pytest.fixture(scope="module")
-def started(repository, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("replicas")
-    started = [Replica(repository, folder) for _ in range(3)]
+def started(repository):
+    started = [ServerProcess(repository, "--log-level", "warning").start() for _ in range(3)]
     yield started
     for replica in started:
-        replica.kill()
+        replica.close()
 
 
 @pytest.fixture
 def replicas(started):
     """All of them up."""
     for replica in started:
-        if not replica.up:
+        if not replica.is_running:
             replica.start()
     for replica in started:
         with Client(replica.address) as client:

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from support.certificates import Authority
+from support.certificates import CertificateAuthority
 
 import neurona_client
 from neurona_client import Client, Retries, Tls
@@ -20,8 +20,8 @@ IMPATIENT = Retries(patience=0.3)
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls")
-    ours, others = Authority(folder, "ours"), Authority(folder, "others")
-    return ours, others, ours.sign("server"), ours.sign("client")
+    ours, others = CertificateAuthority(folder, "ours"), CertificateAuthority(folder, "others")
+    return ours, others, ours.issue("server"), ours.issue("client")
 
 
 @pytest.fixture(params=[True, False], ids=["coalescing", "unary"])

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 from support import onnx_models
-from support.deployed import served
+from support.in_process_server import run_app
 from support.manifests import KUBERNETES, ROOT
 
 from neurona_client.cli.main import main as neurona
@@ -159,7 +159,7 @@ def test_its_load_command_works(tmp_path):
     body = PredictRequest(model="m", inputs=inputs).SerializeToString()
     (tmp_path / "request.bin").write_bytes(b"\0" + len(body).to_bytes(4, "big") + body)
     arguments = ["--repository", str(tmp_path / "models"), "--cache", "off"]
-    with served(arguments, {}) as server:
+    with run_app(arguments, {}) as server:
         command = command.replace("127.0.0.1:8001", server.address).replace("-D 3", "-n 200")
         done = subprocess.run(
             ["bash", "-c", command],  # noqa: S607
@@ -177,7 +177,7 @@ def test_its_health_commands_end_as_it_says(tmp_path):
     onnx_models.save_classifier(tmp_path / "lenet5" / "1" / "model.onnx")
     (line,) = re.findall(r"(?m)^    (neurona health) +# exit status 0", GUIDE)
     (model,) = re.findall(r"`neurona health (\w+)` asks for a model", GUIDE)
-    with served(["--repository", str(tmp_path), "--cache", "off"], {}) as server:
+    with run_app(["--repository", str(tmp_path), "--cache", "off"], {}) as server:
         for services, status in (([], 0), ([model], 0), (["other"], 1)):
             command = [*line.split()[1:], *services, "--address", server.address]
             assert neurona(command) == status, services

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from support import onnx_models
-from support.in_process_server import Server
+from support.in_process_server import InProcessServer
 
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.prediction_pb2_grpc import PredictionStub
@@ -64,9 +64,9 @@ def replicas(tmp_path):
     """Two, on one port of two addresses of loopback, which tell a connection to go after 1 s."""
     onnx_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
     options = ListenerOptions(max_message_bytes=1 << 20, max_connection_age=1.0)
-    first = Server(tmp_path, options=options)
+    first = InProcessServer(tmp_path, options=options)
     try:
-        second = Server(tmp_path, options=options, address=f"127.0.0.2:{first.port}")
+        second = InProcessServer(tmp_path, options=options, address=f"127.0.0.2:{first.port}")
     except BaseException:
         first.stop()
         raise

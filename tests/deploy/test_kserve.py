@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from support import onnx_models, triton_requests
-from support.deployed import served
+from support.in_process_server import run_app
 from support.manifests import KUBERNETES, build, environment, of_kind
 
 from neurona_protos.open_inference_pb2 import ModelReadyRequest
@@ -54,7 +54,7 @@ def test_one_model_is_served_under_the_name_of_its_service(layout, tmp_path):
     for place in LAYOUTS[layout]:
         onnx_models.save_classifier(tmp_path / "models" / place)
     (tmp_path / "models" / "model.toml").write_text('labels = ["a", "b", "c"]')
-    with served(arguments("neurona", tmp_path / "models"), variables("neurona")) as server:
+    with run_app(arguments("neurona", tmp_path / "models"), variables("neurona")) as server:
         stub = GRPCInferenceServiceStub(server.channel)
         assert stub.ModelReady(ModelReadyRequest(name="digits"), timeout=10).ready
         request = triton_requests.request("digits", x=("FP32", np.ones((2, 4))))
@@ -70,7 +70,7 @@ def test_one_model_is_served_under_the_name_of_its_service(layout, tmp_path):
 def test_without_a_model_it_does_not_start(made, message, tmp_path):
     if made:
         (tmp_path / "models").mkdir()
-    server = served(arguments("neurona", tmp_path / "models"), variables("neurona"))
+    server = run_app(arguments("neurona", tmp_path / "models"), variables("neurona"))
     with pytest.raises(LoadError, match=message), server:
         pass
 
@@ -79,7 +79,7 @@ def test_a_repository_is_served_whole(tmp_path):
     for name in ("a", "b"):
         onnx_models.save_classifier(tmp_path / "models" / name / "1" / "model.onnx")
     name = "neurona-repository"
-    with served(arguments(name, tmp_path / "models"), variables(name)) as server:
+    with run_app(arguments(name, tmp_path / "models"), variables(name)) as server:
         stub = GRPCInferenceServiceStub(server.channel)
         for name in ("a", "b"):
             assert stub.ModelReady(ModelReadyRequest(name=name), timeout=10).ready

@@ -1,4 +1,4 @@
-"""Panels, alerts and runbooks name metrics that the server really has."""
+"""Panels, alerts and runbooks name only metrics that the server exposes."""
 
 import re
 
@@ -17,13 +17,13 @@ SUFFIXES = {
     "summary": ("_sum", "_count"),
 }
 
-# What each of several processes has of these for itself: see merged_metrics.
-OF_WORKERS = {"neurona_process_resident_memory_bytes", "neurona_process_cpu_seconds_total"}
+# Exposed for each worker process: see neurona_server.processes.collector.
+WORKER_METRICS = {"neurona_process_resident_memory_bytes", "neurona_process_cpu_seconds_total"}
 
 
 @pytest.fixture(scope="module")
-def there():
-    """Every name of a series that a server can have, by its own registry."""
+def exposed():
+    """Every name of a series that a server can expose, from its registry."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     metrics.watch_process()
@@ -36,53 +36,52 @@ def there():
     names = {
         family.name + suffix for family in families for suffix in SUFFIXES.get(family.type, ("",))
     }
-    return names | OF_WORKERS | dashboards.OF_PROMETHEUS | dashboards.recorded()
+    return names | WORKER_METRICS | dashboards.PROMETHEUS_SERIES | dashboards.recorded_names()
 
 
-def test_names_are_found():
+def test_metric_names_are_extracted():
     expr = 'sum(rate(neurona_a_total{job="neurona_b"}[5m])) / neurona:c:d > scalar(up)'
-    assert dashboards.names(expr) == {"neurona_a_total", "neurona:c:d", "up"}
+    assert dashboards.metric_names(expr) == {"neurona_a_total", "neurona:c:d", "up"}
 
 
-@pytest.mark.parametrize("board", dashboards.BOARDS)
-def test_of_panels_and_annotations(there, board):
-    asked = [*dashboards.queries(), *dashboards.annotations()]
+@pytest.mark.parametrize("dashboard", dashboards.DASHBOARDS)
+def test_metrics_of_panels_and_annotations_exist(exposed, dashboard):
+    every = [*dashboards.panel_queries(), *dashboards.annotation_queries()]
+    queries = [query for query in every if query.dashboard == dashboard]
     unknown = {
-        (one.panel, name)
-        for one in asked
-        if one.board == board
-        for name in dashboards.names(one.expr) - there
+        (query.panel, name)
+        for query in queries
+        for name in dashboards.metric_names(query.expr) - exposed
     }
     assert unknown == set()
-    assert any(dashboards.names(one.expr) for one in asked if one.board == board)
+    assert any(dashboards.metric_names(query.expr) for query in queries)
 
 
-def test_of_choices_at_the_top(there):
-    for board in dashboards.BOARDS.values():
-        for variable in board["templating"]["list"]:
-            assert dashboards.names(variable["query"]) <= there
+def test_metrics_of_variables_exist(exposed):
+    for dashboard in dashboards.DASHBOARDS.values():
+        for variable in dashboard["templating"]["list"]:
+            assert dashboards.metric_names(variable["query"]) <= exposed
 
 
-def test_of_rules(there):
+def test_metrics_of_rules_exist(exposed):
     for rule in dashboards.rules():
-        assert dashboards.names(rule["expr"]) <= there, rule
+        assert dashboards.metric_names(rule["expr"]) <= exposed, rule
 
 
-def test_of_runbooks_and_tests_of_rules(there):
+def test_metrics_of_runbooks_and_tests_of_rules_exist(exposed):
     pages = [*(dashboards.DEPLOY / "runbooks").glob("*.md")]
     pages += (dashboards.DEPLOY / "prometheus" / "tests").glob("*.yml")
     for page in pages:
         text = page.read_text(encoding="utf-8")
-        named = set(re.findall(r"\b(?:neurona|process)_[a-z0-9_]+\b", text))
-        assert named <= there, page.name
+        names = set(re.findall(r"\b(?:neurona|process)_[a-z0-9_]+\b", text))
+        assert names <= exposed, page.name
 
 
-def test_every_metric_of_ours_is_shown_somewhere(there):
-    """In a panel, or in an alert: one that nobody looks at need not be there."""
-    exprs = [one.expr for one in dashboards.queries()]
+def test_every_metric_is_used_by_a_panel_or_an_alert(exposed):
+    exprs = [one.expr for one in dashboards.panel_queries()]
     exprs += [rule["expr"] for rule in dashboards.rules()]
-    shown = {name for expr in exprs for name in dashboards.names(expr)}
-    families = {re.sub("_(total|bucket|sum|count)$", "", name) for name in there}
+    shown = {name for expr in exprs for name in dashboards.metric_names(expr)}
+    families = {re.sub("_(total|bucket|sum|count)$", "", name) for name in exposed}
     shown = {re.sub("_(total|bucket|sum|count)$", "", name) for name in shown}
     ours = {name for name in families if name.startswith("neurona_")}
     assert ours - shown == set()

@@ -7,7 +7,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from support import manifests, onnx_models
-from support.deployed import served
+from support.in_process_server import run_app
 from support.manifests import container, of_kind, overlay
 
 import neurona_server.app
@@ -30,7 +30,7 @@ def start(tmp_path_factory):
             assert f' = "/{folder}/' in text or f'["/{folder}"]' in text
             text = text.replace(f'"/{folder}', f'"{root / folder}')
         (root / "neurona.toml").write_text(text)
-        return served([], {"NEURONA_CONFIG": str(root / "neurona.toml")})
+        return run_app([], {"NEURONA_CONFIG": str(root / "neurona.toml")})
 
     return start
 

@@ -1,4 +1,4 @@
-"""The rules of deploy/prometheus/rules, as Kubernetes gets them."""
+"""The PrometheusRule of the manifests has the rules of deploy/prometheus/rules."""
 
 import runpy
 
@@ -8,23 +8,23 @@ from support.manifests import KUBERNETES, of_kind, overlay
 SCRIPT = runpy.run_path(str(KUBERNETES / "prometheus_rule.py"), run_name="script")
 
 
-def test_it_is_made_of_the_rules_as_they_are():
-    assert SCRIPT["WRITTEN"].read_text(encoding="utf-8") == SCRIPT["prometheus_rule"](), (
+def test_the_prometheus_rule_is_up_to_date():
+    assert SCRIPT["OUTPUT"].read_text(encoding="utf-8") == SCRIPT["prometheus_rule"](), (
         "run make manifests"
     )
 
 
-def test_every_group_of_every_file_is_in_it_unchanged(tmp_path):
+def test_it_contains_every_group_of_every_file_unchanged(tmp_path):
     expression = "rate(x[5m])\n/\nrate(y[5m])\n"
     alert = {"alert": "A", "expr": expression, "annotations": {"summary": "{{ $value }} of y"}}
     groups = [{"name": "a", "rules": [alert]}, {"name": "b", "interval": "30s", "rules": []}]
     for name, group in zip(("1.yml", "2.yaml"), groups, strict=True):
         (tmp_path / name).write_text(yaml.safe_dump({"groups": [group]}))
-    made = yaml.safe_load(SCRIPT["prometheus_rule"](tmp_path))
-    assert made["spec"]["groups"] == groups
+    resource = yaml.safe_load(SCRIPT["prometheus_rule"](tmp_path))
+    assert resource["spec"]["groups"] == groups
 
 
-def test_overlays_with_monitoring_have_it():
-    written = yaml.safe_load(SCRIPT["WRITTEN"].read_text(encoding="utf-8"))
+def test_overlays_with_monitoring_contain_it():
+    generated = yaml.safe_load(SCRIPT["OUTPUT"].read_text(encoding="utf-8"))
     (built,) = of_kind(overlay("autoscale"), "PrometheusRule")
-    assert built["spec"] == written["spec"]
+    assert built["spec"] == generated["spec"]

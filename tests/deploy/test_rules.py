@@ -1,4 +1,4 @@
-"""Prometheus's rules: right by promtool, each alert tested, explained and of metrics that exist."""
+"""The rules of Prometheus are valid, and each alert has tests and a runbook."""
 
 import re
 import shutil
@@ -11,8 +11,8 @@ from support import dashboards, prometheus_server
 PROMETHEUS = dashboards.DEPLOY / "prometheus"
 RUNBOOKS = dashboards.DEPLOY / "runbooks"
 TESTS = sorted((PROMETHEUS / "tests").glob("*.yml"))
-ALERTS = dashboards.alerts()
-HEADINGS = ["What it means", "What users feel", "How to look", "What to do", "When to silence"]
+ALERTS = dashboards.alert_names()
+HEADINGS = ["Meaning", "Impact", "Diagnosis", "Fix", "When to silence"]
 
 needs_promtool = pytest.mark.skipif(
     not shutil.which("promtool"), reason="needs promtool (Debian: prometheus)"
@@ -26,7 +26,7 @@ def promtool(*arguments):
 
 
 @needs_promtool
-def test_the_configuration_and_the_rules_are_right():
+def test_the_configuration_and_the_rules_are_valid():
     status, printed = promtool("check", "config", PROMETHEUS / "prometheus.yml")
     assert status == 0, printed
     assert f"{len(dashboards.RULES)} rule files found" in printed
@@ -43,41 +43,41 @@ def test_every_alert_is_tested_firing_and_clearing():
     fired, cleared = set(), set()
     for path in TESTS:
         for test in yaml.safe_load(path.read_text())["tests"]:
-            asked = test.get("promql_expr_test", [])
-            samples = [sample for one in asked for sample in one.get("exp_samples", [])]
-            found = re.findall(r'alertname="(\w+)"', str(samples))
-            fired.update(found)
-            if asked and not asked[-1].get("exp_samples"):  # by then nothing is left
-                cleared.update(found)
+            steps = test.get("promql_expr_test", [])
+            samples = [sample for step in steps for sample in step.get("exp_samples", [])]
+            names = re.findall(r'alertname="(\w+)"', str(samples))
+            fired.update(names)
+            if steps and not steps[-1].get("exp_samples"):  # no alert fires at the end
+                cleared.update(names)
     assert fired == set(ALERTS)
     assert cleared == set(ALERTS)
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_every_alert_has_what_a_person_needs(name):
+def test_every_alert_has_a_severity_texts_and_a_runbook(name):
     (alert,) = [rule for rule in dashboards.rules() if rule.get("alert") == name]
     assert alert["labels"]["severity"] in ("critical", "warning", "info")
-    notes = alert["annotations"]
-    assert set(notes) == {"summary", "description", "runbook_url"}
-    assert notes["runbook_url"].endswith(f"/{name}.md")
+    annotations = alert["annotations"]
+    assert set(annotations) == {"summary", "description", "runbook_url"}
+    assert annotations["runbook_url"].endswith(f"/{name}.md")
     page = (RUNBOOKS / f"{name}.md").read_text(encoding="utf-8")
     assert page.startswith(f"# {name}\n")
     assert re.findall(r"(?m)^## (.*)$", page) == HEADINGS
 
 
-def test_no_runbook_is_of_an_alert_that_is_gone():
+def test_every_runbook_belongs_to_an_alert():
     assert sorted(path.stem for path in RUNBOOKS.glob("*.md")) == sorted(ALERTS)
 
 
 @needs_promtool
 @pytest.mark.parametrize("name", ALERTS)
-def test_queries_of_a_runbook_are_promql_and_read_metrics_that_alerts_or_panels_do(name, tmp_path):
+def test_queries_of_a_runbook_are_valid_promql(name, tmp_path):
     page = (RUNBOOKS / f"{name}.md").read_text(encoding="utf-8")
     blocks = re.findall(r"(?ms)^```promql\n(.*?)^```", page)
-    found = [query for block in blocks for query in block.strip().split("\n")]
-    assert found
+    queries = [query for block in blocks for query in block.strip().split("\n")]
+    assert queries
     path = tmp_path / "queries.yml"
-    rules = [{"record": f"query:{index}", "expr": expr} for index, expr in enumerate(found)]
+    rules = [{"record": f"query:{index}", "expr": expr} for index, expr in enumerate(queries)]
     path.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
     status, printed = promtool("check", "rules", path)
     assert status == 0, printed
@@ -85,7 +85,7 @@ def test_queries_of_a_runbook_are_promql_and_read_metrics_that_alerts_or_panels_
 
 @needs_promtool
 @pytest.mark.parametrize("name", ["NeuronaErrorBudgetBurnsFast", "NeuronaErrorBudgetBurnsSlowly"])
-def test_a_runbook_finds_the_label_that_was_moved(name, tmp_path):
+def test_a_runbook_query_finds_a_moved_label(name, tmp_path):
     page = (RUNBOOKS / f"{name}.md").read_text(encoding="utf-8")
     (query,) = re.findall(r"(?m)^.*neurona_version_label.*$", page)
     series = 'neurona_version_label{{model="MODEL", version="{}", label="{}"}}'.format
@@ -95,12 +95,12 @@ def test_a_runbook_finds_the_label_that_was_moved(name, tmp_path):
         series(1, "old"): "1x90",
     }
     inputs = [{"series": name, "values": values} for name, values in points.items()]
-    asked = {
+    step = {
         "expr": query,
         "eval_time": "80m",
         "exp_samples": [{"labels": series(2, "stable"), "value": 1}],
     }
-    test = {"interval": "1m", "input_series": inputs, "promql_expr_test": [asked]}
+    test = {"interval": "1m", "input_series": inputs, "promql_expr_test": [step]}
     path = tmp_path / "labels.yml"
     path.write_text(yaml.safe_dump({"tests": [test]}))
     status, printed = promtool("test", "rules", path)
@@ -108,7 +108,7 @@ def test_a_runbook_finds_the_label_that_was_moved(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_shell_commands_of_a_runbook_reach_what_the_manifests_and_compose_start(name):
+def test_shell_commands_of_a_runbook_fit_the_manifests_and_compose(name):
     page = (RUNBOOKS / f"{name}.md").read_text(encoding="utf-8")
     compose = yaml.safe_load((RUNBOOKS.parent / "compose.yaml").read_text())
     for block in re.findall(r"(?ms)^```sh\n(.*?)^```", page):
@@ -117,14 +117,14 @@ def test_shell_commands_of_a_runbook_reach_what_the_manifests_and_compose_start(
         for words in map(str.split, block.strip().split("\n")):
             if words[0] == "kubectl":
                 assert words[1:3] == ["-n", "neurona"]
-                # With a selector, it shows the last ten lines of each pod and no more by itself.
+                # With a selector, kubectl shows only the last ten lines of each pod by default.
                 assert {"logs", "-l"} - {*words} or "--tail" in words
             if words[:2] == ["docker", "compose"]:
                 assert {*words} & {*compose["services"]}
 
 
-def test_the_scaled_copy_has_the_same_expressions():
-    """Of the rules that `make test-prometheus` provokes."""
+def test_scaled_rules_have_the_same_expressions():
+    """The alerts that `make test-prometheus` provokes have the expressions of deploy/."""
 
     def without_ranges(rule):
         return re.sub(r"\[\w+\]", "[]", rule["expr"])

@@ -1,11 +1,11 @@
-"""The demo, run once, and neurona-serve as a process of its own."""
+"""The demo, run once, and servers as processes of their own."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.served import Served
+from support.server_process import ServerProcess
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,28 +22,30 @@ def demo(tmp_path_factory):
 
 @pytest.fixture
 def serve():
-    yield from _serving()
+    """Starts a server with a repository and flags, and waits until it serves."""
+    yield from _start_servers()
 
 
 @pytest.fixture(scope="module")
-def serve_for_all():
-    """As `serve`, for a server that the tests of a file share."""
-    yield from _serving()
+def serve_for_module():
+    """Like `serve`, for a server that the tests of a file share."""
+    yield from _start_servers()
 
 
 @pytest.fixture
-def begin_serving():
-    """As `serve`, for a test that sees the server start."""
-    yield from _serving(wait=False)
+def start_server():
+    """Like `serve`, but returns before the server serves."""
+    yield from _start_servers(wait=False)
 
 
-def _serving(*, wait=True):
+def _start_servers(*, wait=True):
     started = []
 
     def serve(repository, *flags, **options):
-        started.append(Served(repository, *flags, **options))
-        return started[-1].wait_until_serving() if wait else started[-1]
+        server = ServerProcess(repository, *flags, **options).start()
+        started.append(server)
+        return server.wait_until_serving() if wait else server
 
     yield serve
-    for one in started:
-        one.close()
+    for server in started:
+        server.close()

@@ -2,9 +2,6 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from onnx import TensorProto, helper
 from support import onnx_models
+from support.server_process import run_neurona_serve
 
 from neurona_protos.prediction_pb2 import (
     ListModelsRequest,
@@ -25,7 +23,6 @@ from neurona_protos.prediction_pb2 import (
 from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
 from neurona_protos.tensors import to_tensor
 
-BIN = Path(sys.executable).parent
 TIMES = 100
 WIDTH = 1000
 
@@ -110,7 +107,7 @@ def test_memory_comes_back_after_a_hundred_loads(serve, tmp_path):
         models.Load(LoadModelRequest(model="heavy"), timeout=30)
         assert ask(server, "heavy", WIDTH) == 1
         models.Unload(UnloadModelRequest(model="heavy"), timeout=30)
-        sizes.append(resident(server.process.pid))
+        sizes.append(resident(server.pid))
     # The C library keeps a model's worth of what it was given back, now and then.
     early, late = min(sizes[10:30]), min(sizes[-20:])
     print(f"{early / 2**20:.1f} MiB, then {late / 2**20:.1f} MiB")
@@ -118,35 +115,27 @@ def test_memory_comes_back_after_a_hundred_loads(serve, tmp_path):
     (heavy,) = [m for m in models.List(ListModelsRequest()).models if m.model == "heavy"]
     assert [version.state for version in heavy.versions] == [State.STATE_UNLOADED]
     assert 'model="heavy",version="1",outcome' not in server.metrics()
-    assert server.stop()[0] == 0
-
-
-def start(*flags):
-    command = [BIN / "neurona-serve", *flags, "--address", "127.0.0.1:0"]
-    return subprocess.Popen(
-        [*command, "--metrics-address", "127.0.0.1:0"], stderr=subprocess.PIPE, text=True
-    )
+    assert server.stop() == 0
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--strict", "true"], "strict is true: broken: version 1: "),
         (["--model-control", "explicit", "--load-model", "nobody"], "no model 'nobody' in the"),
     ],
 )
-def test_what_must_not_start_says_why(tmp_path, flags, said):
+def test_a_failed_start_logs_its_reason(tmp_path, flags, message):
     onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     (tmp_path / "broken" / "1").mkdir(parents=True)
     (tmp_path / "broken" / "1" / "model.onnx").write_text("not a model")
-    process = start("--repository", tmp_path, *flags)
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode == 1
-    assert said in error.splitlines()[-1]
-    assert "Traceback" not in error
+    done = run_neurona_serve("--repository", tmp_path, *flags)
+    assert done.returncode == 1
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
-def test_a_signal_while_models_are_loaded_ends_it_at_once(tmp_path):
+def test_a_signal_while_models_load_ends_the_server_at_once(tmp_path, start_server, wait_until):
     nodes = [helper.make_node("Mul", ["table", "x"], ["product0"])]
     nodes += [
         helper.make_node("MatMul", [f"product{i}", "table"], [f"product{i + 1}"])
@@ -160,11 +149,7 @@ def test_a_signal_while_models_are_loaded_ends_it_at_once(tmp_path):
         {"y": (TensorProto.FLOAT, [])},
         {"table": np.eye(800, dtype=np.float32)},
     )
-    process = start("--repository", tmp_path)
-    for line in process.stderr:
-        if "loading slow/1" in line:
-            break
-    process.send_signal(signal.SIGTERM)
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode == 0
-    assert "stopped while it was starting" in error
+    server = start_server(tmp_path)
+    wait_until(lambda: "loading slow/1" in server.log)
+    assert server.stop() == 0
+    assert "stopped while it was starting" in server.log

@@ -5,7 +5,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
-from support.in_process_server import Server
+from support.in_process_server import InProcessServer
 
 from neurona_protos.prediction_pb2 import PredictRequest, Task
 from neurona_protos.tensors import to_array, to_tensor
@@ -60,7 +60,7 @@ def repository(tmp_path_factory, images):
 
 @pytest.fixture(scope="module")
 def server(repository):
-    server = Server(repository, BatchPolicy(max_rows=4))
+    server = InProcessServer(repository, BatchPolicy(max_rows=4))
     yield server
     server.stop()
 

@@ -44,25 +44,25 @@ def good():
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, serve_for_all):
+def server(tmp_path_factory, serve_for_module):
     root = tmp_path_factory.mktemp("models")
     onnx_models.save_regressor(root / "regressor" / "1" / "model.onnx")
     onnx_models.save_classifier(root / "classifier" / "1" / "model.onnx")
-    return serve_for_all(root, "--max-message-bytes", str(1 << 20))
+    return serve_for_module(root, "--max-message-bytes", str(1 << 20))
 
 
 def port_of(server):
-    return int(server.address.rpartition(":")[2])
+    return server.port
 
 
 def memory(server, line="VmRSS"):
     """Bytes of the server's process that are in memory, or were at the most (VmHWM)."""
-    with open(f"/proc/{server.process.pid}/status") as status:
+    with open(f"/proc/{server.pid}/status") as status:
         return int(re.search(rf"{line}:\s+(\d+) kB", status.read())[1]) << 10
 
 
 def assert_well(server):
-    assert server.process.poll() is None, "the server is gone"
+    assert server.is_running, "the server is gone"
     answer = PredictionStub(server.channel).Predict(good(), timeout=20)
     assert answer.regression.rows[0].values[0] == 6
 
@@ -259,7 +259,7 @@ def test_nothing_of_it_is_a_line_in_the_log(server):
     connection.until(http2.PING, flags=http2.ACK)
     connection.close()
     assert_well(server)
-    status, log = server.stop()
+    status, log = server.stop(), server.log
     assert status == 0
     assert "Traceback" not in log
     assert "forged" not in log

@@ -3,9 +3,7 @@
 import json
 import re
 import signal
-import socket
 import subprocess
-import threading
 
 import grpc
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from support import http2, onnx_models
-from support.served import BIN
+from support.server_process import NEURONA_SERVE, LoadGenerator, free_addresses
 
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.prediction_pb2_grpc import PredictionStub
@@ -52,7 +50,7 @@ def test_while_balancers_take_notice_it_serves_on_to_everybody(models, serve):
     watch = server.health.Watch(HealthCheckRequest(), timeout=60)
     watch_model = server.health.Watch(HealthCheckRequest(service="m/1"), timeout=60)
     assert (next(watch).status, next(watch_model).status) == (SERVING, SERVING)
-    server.process.send_signal(signal.SIGTERM)
+    server.terminate()
     assert (next(watch).status, next(watch_model).status) == (NOT_SERVING, NOT_SERVING)
     with grpc.insecure_channel(server.address) as newcomer:
         for channel in (server.channel, newcomer):
@@ -61,19 +59,19 @@ def test_while_balancers_take_notice_it_serves_on_to_everybody(models, serve):
             assert state.status == NOT_SERVING
     assert "neurona_requests_total" in server.metrics()
     assert list(watch) == []
-    status, log = server.end()
+    status, log = server.wait(), server.log
     assert status == 0, log
     assert log.rstrip().endswith("stopped")
 
 
 def test_an_idle_connection_is_told_to_go(models, serve):
     server = serve(models)
-    connection = http2.Connection(int(server.address.rpartition(":")[2]))
+    connection = http2.Connection(server.port)
     connection.until(http2.SETTINGS, flags=http2.ACK)
-    server.process.send_signal(signal.SIGTERM)
+    server.terminate()
     connection.until(http2.GO_AWAY)
     connection.until(http2.PING)  # has it arrived? It has
-    assert server.end()[0] == 0
+    assert server.wait() == 0
     connection.close()
 
 
@@ -82,12 +80,12 @@ def test_the_first_signal_before_it_serves_ends_it_too(models, serve):
     server.stop()
     server.start()
     while True:  # a process that has not come to its own handlers yet dies of the signal
-        with open(f"/proc/{server.process.pid}/status") as state:
+        with open(f"/proc/{server.pid}/status") as state:
             caught = next(line for line in state if line.startswith("SigCgt:"))
         if int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1:
             break
-    server.process.send_signal(signal.SIGTERM)
-    status, log = server.end()
+    server.terminate()
+    status, log = server.wait(), server.log
     assert status == 0, log
     assert "stopped while it was starting" in log
 
@@ -97,35 +95,8 @@ def test_a_unix_socket_is_gone_with_its_server(models, serve, tmp_path):
     server = serve(models, "--address", f"unix:{path}")
     with grpc.insecure_channel(f"unix:{path}") as channel:
         assert PredictionStub(channel).Predict(REQUEST, timeout=10).model == "m"
-    assert server.stop()[0] == 0
+    assert server.stop() == 0
     assert not path.exists()
-
-
-class Load:
-    """Callers on one channel, one call after the other each, until they are told to stop."""
-
-    def __init__(self, channel, callers=4):
-        self.answered, self.errors = 0, []
-        self._stub = PredictionStub(channel)
-        self._stopped = threading.Event()
-        self._counting = threading.Lock()
-        self._threads = [threading.Thread(target=self._call) for _ in range(callers)]
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self):
-        self._stopped.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _call(self):
-        while not self._stopped.is_set():
-            try:
-                self._stub.Predict(REQUEST, timeout=20)
-            except grpc.RpcError as error:
-                self.errors.append(error)
-            with self._counting:
-                self.answered += 1
 
 
 def test_a_rolling_restart_of_two_replicas_loses_no_call(models, serve, wait_until):
@@ -142,33 +113,28 @@ def test_a_rolling_restart_of_two_replicas_loses_no_call(models, serve, wait_unt
         answered = re.search(r'requests_total{model="m",outcome="ok".*} (.*)', replica.metrics())
         return answered is not None and float(answered[1]) > 10
 
-    with grpc.insecure_channel(target, options) as channel:
-        load = Load(channel)
-        try:
-            for replica in replicas:
-                wait_until(lambda: all(map(serves, replicas)))
-                before = load.answered
-                status, log = replica.stop()
-                assert status == 0, log
-                replica.start()
-                replica.wait_until_serving()
-                assert load.answered > before
+    with (
+        grpc.insecure_channel(target, options) as channel,
+        LoadGenerator([channel], REQUEST, callers=4) as load,
+    ):
+        for replica in replicas:
             wait_until(lambda: all(map(serves, replicas)))
-        finally:
-            load.stop()
-    assert not load.errors, load.errors[0]
+            before = load.answered
+            assert replica.stop() == 0, replica.log
+            replica.start().wait_until_serving()
+            assert load.answered > before
+        wait_until(lambda: all(map(serves, replicas)))
+    assert load.error is None
     assert load.answered > 100
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_started_without_standard_streams(tmp_path, processes):
     onnx_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    (address,) = free_addresses(1)
     command = [
         *("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"),
-        *(BIN / "neurona-serve", "--repository", tmp_path, "--processes", processes),
+        *(NEURONA_SERVE, "--repository", tmp_path, "--processes", processes),
         *("--address", address, "--metrics-address", "127.0.0.1:0", "--log-format", "json"),
     ]
     process = subprocess.Popen(command)

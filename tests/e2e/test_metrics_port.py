@@ -1,6 +1,5 @@
 """The port of metrics of the real server, from its first moment to its last."""
 
-import signal
 import socket
 import threading
 import time
@@ -37,11 +36,11 @@ def health(server):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_health_and_metrics_are_there_before_the_models_and_after_the_door(
-    begin_serving, tmp_path, processes
+    start_server, tmp_path, processes
 ):
     onnx_models.save_slow(tmp_path / "models" / "slow" / "1" / "model.onnx")
     flags = ["--drain-delay-ms", "700", "--processes", str(processes)]
-    server = begin_serving(tmp_path / "models", *flags)
+    server = start_server(tmp_path / "models", *flags)
     seen = {}
     end = time.monotonic() + 120
     while health(server)[1] != "SERVING\n":
@@ -54,21 +53,21 @@ def test_health_and_metrics_are_there_before_the_models_and_after_the_door(
     assert seen.keys() <= {"", "STARTING\n", "SERVING\n"}
     server.wait_until_serving()
     assert health(server) == (200, "SERVING\n")
-    server.process.send_signal(signal.SIGTERM)
+    server.terminate()
     end = time.monotonic() + 30
     while health(server)[1] == "SERVING\n":
         assert time.monotonic() < end
     assert health(server) == (503, "NOT_SERVING\n")
     assert get(server, "/metrics")[0] == 200
-    status, log = server.end()
+    status, log = server.wait(), server.log
     assert status == 0, log
 
 
 @pytest.fixture(scope="module")
-def server(serve_for_all, tmp_path_factory):
+def server(serve_for_module, tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     onnx_models.save_classifier(root / "m" / "1" / "model.onnx")
-    return serve_for_all(root)
+    return serve_for_module(root)
 
 
 def test_the_whole_page_is_valid_openmetrics(server):

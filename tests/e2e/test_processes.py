@@ -4,9 +4,7 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from support import onnx_models
+from support.server_process import LoadGenerator, run_neurona_serve
 
 from neurona_protos.open_inference_pb2 import ModelStatisticsRequest
 from neurona_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -25,7 +24,6 @@ from neurona_protos.tensors import to_array, to_tensor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ports are shared on Linux")
 
-BIN = Path(sys.executable).parent
 REQUEST = PredictRequest(model="m", inputs=[to_tensor("x", np.ones((1, 4), np.float32))])
 SLOW = PredictRequest(model="slow", inputs=[to_tensor("x", np.ones(1, np.float32))])
 TWO = ("--processes", "2")
@@ -80,34 +78,17 @@ def connect():
         channel.close()
 
 
-class Load:
-    """Calls over several connections, one after the other on each, by clients that try again."""
+@pytest.fixture
+def load_on(connect):
+    """Load over several connections, by clients that try again."""
 
-    def __init__(self, address, connect):
-        self.answers, self.failures = 0, []
-        self._stopping, self._counting = threading.Event(), threading.Lock()
+    def load_on(server):
         config = {"grpc.service_config": json.dumps(RETRY)}
-        stubs = [PredictionStub(connect(address, **config)) for _ in range(4)]
-        self._threads = [threading.Thread(target=self._call, args=[stub]) for stub in stubs]
+        channels = [connect(server.address, **config) for _ in range(4)]
+        # The pause leaves the processes that start CPU time.
+        return LoadGenerator(channels, REQUEST, pause=0.002, wait_for_ready=True)
 
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _call(self, stub):
-        while not self._stopping.wait(0.002):  # the processes that start need CPU time too
-            try:
-                stub.Predict(REQUEST, timeout=20, wait_for_ready=True)
-            except grpc.RpcError as error:
-                self.failures.append(error)
-            with self._counting:
-                self.answers += 1
+    return load_on
 
 
 def workers(server):
@@ -118,7 +99,7 @@ def workers(server):
             state, parent = stat.read_text().rpartition(")")[2].split()[:2]
         except OSError:  # it has just ended
             continue
-        if int(parent) == server.process.pid and state != "Z":
+        if int(parent) == server.pid and state != "Z":
             found.add(int(stat.parent.name))
     return found
 
@@ -177,58 +158,59 @@ def test_calls_reach_both_and_the_metrics_are_their_sums(models, serve, connect,
     os.kill(frozen, signal.SIGSTOP)
     assert answered(server) == 24  # by what it has said before
     os.kill(frozen, signal.SIGCONT)
-    status, log = server.stop()
+    status, log = server.stop(), server.log
     assert status == 0, log
 
 
-def test_one_that_is_killed_is_replaced_and_no_call_fails(models, serve, connect, wait_until):
+def test_a_killed_worker_is_replaced_and_no_call_fails(models, serve, load_on, wait_until):
     server = serve(models, *TWO)
     wait_until(lambda: both_serve(server))
-    with Load(server.address, connect) as load:
-        wait_until(lambda: load.answers > 100)
+    with load_on(server) as load:
+        wait_until(lambda: load.answered > 100)
         before, scraped = workers(server), answered(server)
         os.kill(min(before), signal.SIGKILL)
         wait_until(lambda: sample(server, "neurona_process_restarts_total") == 1)
         assert answered(server) >= scraped
         wait_until(lambda: both_serve(server))
-        since = load.answers
-        wait_until(lambda: load.answers > since + 100)
-    assert not load.failures, load.failures[0]
+        since = load.answered
+        wait_until(lambda: load.answered > since + 100)
+    assert load.error is None
     assert len(workers(server) & before) == 1
-    status, log = server.stop()
+    status, log = server.stop(), server.log
     assert status == 0, log
     assert "was ended by SIGKILL; it is started again" in log
 
 
-def test_hanging_up_replaces_all_and_no_call_fails(models, serve, connect, wait_until, tmp_path):
+def test_sighup_replaces_all_workers_and_no_call_fails(
+    models, serve, load_on, wait_until, tmp_path
+):
     options = tmp_path / "neurona.toml"
     options.write_text("max_batch_rows = 16\n")
     server = serve(models, *TWO, "--config", str(options))
     wait_until(lambda: both_serve(server))
     limit = 'neurona_batch_limit_rows{model="m",process="%d",version="1"}'
-    with Load(server.address, connect) as load:
-        wait_until(lambda: load.answers > 100)
+    with load_on(server) as load:
+        wait_until(lambda: load.answered > 100)
         before, scraped = workers(server), answered(server)
         options.write_text("max_batch_rows = 8\n")
-        server.process.send_signal(signal.SIGHUP)
+        server.send_signal(signal.SIGHUP)
         wait_until(lambda: len(workers(server) - before) == 2 == len(workers(server)))
         wait_until(lambda: both_serve(server))
         assert answered(server) >= scraped
-        since = load.answers
-        wait_until(lambda: load.answers > since + 100)
+        since = load.answered
+        wait_until(lambda: load.answered > since + 100)
         assert [sample(server, limit % n) for n in range(2)] == [8, 8]  # read anew
-    assert not load.failures, load.failures[0]
-    assert answered(server) == load.answers  # those who left have told all
+    assert load.error is None
+    assert answered(server) == load.answered  # those who left have told all
 
     replaced = workers(server)
     options.write_text("max_batch_rows = 0\n")
-    server.process.send_signal(signal.SIGHUP)
-    log = iter(server.process.stderr.readline, "")
-    assert any("option max_batch_rows is 0: expected" in line for line in log)
-    assert any("before it served: no reload; what serves goes on" in line for line in log)
+    server.send_signal(signal.SIGHUP)
+    wait_until(lambda: "before it served: no reload; what serves goes on" in server.log)
+    assert "option max_batch_rows is 0: expected" in server.log
     server.health.Check(HealthCheckRequest(), timeout=20)
     assert replaced <= workers(server)
-    status, log = server.stop()
+    status, log = server.stop(), server.log
     assert status == 0, log
 
 
@@ -242,13 +224,13 @@ def test_sigterm_answers_what_is_under_way_in_both(tmp_path, serve, connect, wai
     assert {next(watch).status for watch in watches} == {HealthCheckResponse.SERVING}
     calls = [PredictionStub(one).Predict.future(SLOW, timeout=60) for one in channels[:2]]
     wait_until(lambda: waiting_or_running(server) >= 2)
-    server.process.send_signal(signal.SIGTERM)
+    server.terminate()
     for pid in pids:  # as systemd does: it tells all that belong together
         os.kill(pid, signal.SIGTERM)
     assert {next(watch).status for watch in watches} == {HealthCheckResponse.NOT_SERVING}
     for call in calls:
         assert to_array(call.result().outputs[0]) == 1
-    status, log = server.end()
+    status, log = server.wait(), server.log
     assert status == 0, log
     assert log.rstrip().endswith("stopped")
     assert not any(map(is_alive, pids))
@@ -266,9 +248,9 @@ def test_a_second_signal_ends_all_at_once(models, serve, wait_until):
     pids = workers(server)
     watch = server.health.Watch(HealthCheckRequest(), timeout=60)
     assert next(watch).status == HealthCheckResponse.SERVING
-    server.process.send_signal(signal.SIGTERM)
+    server.terminate()
     assert next(watch).status == HealthCheckResponse.NOT_SERVING
-    status, log = server.stop(signal.SIGTERM)
+    status, log = server.stop(signal.SIGTERM), server.log
     assert status == 1
     assert "second signal" in log
     wait_until(lambda: not any(map(is_alive, pids)))
@@ -279,7 +261,7 @@ def test_nobody_outlives_the_supervisor(models, serve, wait_until):
     wait_until(lambda: both_serve(server))
     pids = workers(server)
     assert len(pids) == 2
-    server.process.kill()
+    server.kill()
     wait_until(lambda: not any(map(is_alive, pids)))
 
 
@@ -294,15 +276,7 @@ def test_nobody_outlives_the_supervisor(models, serve, wait_until):
 def test_what_cannot_be_is_said_once(tmp_path, flags, message):
     (tmp_path / "m" / "1").mkdir(parents=True)
     (tmp_path / "m" / "1" / "model.onnx").write_bytes(b"not a model")
-    command = [BIN / "neurona-serve", "--repository", ".", *TWO, "--address", "127.0.0.1:0"]
-    done = subprocess.run(
-        [*command, "--metrics-address", "127.0.0.1:0", *flags],
-        check=False,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_neurona_serve("--repository", ".", *TWO, *flags, cwd=tmp_path)
     assert done.returncode == 1
     said = [line for line in done.stderr.splitlines() if line.startswith("neurona-serve: ")]
     assert len(said) == 1

@@ -4,11 +4,8 @@ import collections
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -18,7 +15,8 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from support import onnx_models
-from support.certificates import Authority
+from support.certificates import CertificateAuthority
+from support.server_process import free_addresses, run_neurona_serve
 
 from neurona_protos import metadata as model_metadata
 from neurona_protos.prediction_pb2 import ListModelsRequest, PredictRequest, State
@@ -26,7 +24,6 @@ from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
 from neurona_protos.tensors import to_array, to_tensor
 from neurona_training.recipes import RECIPES
 
-BIN = Path(sys.executable).parent
 MODELS = ("lenet5", "lstm", "rnn")
 
 
@@ -87,7 +84,7 @@ def test_answers_equal_onnxruntime_called_directly(demo, serve, name):
             (row,) = single.regression.rows
             np.testing.assert_allclose(row.values, expected[index], rtol=1e-5, atol=1e-5)
             assert single.regression.values[0].unit
-    assert server.stop()[0] == 0
+    assert server.stop() == 0
 
 
 def test_what_is_served_is_listed_and_healthy_and_measured(demo, serve):
@@ -110,11 +107,11 @@ def test_sigterm_answers_what_is_under_way_and_refuses_what_comes(tmp_path, serv
     assert next(watch).status == HealthCheckResponse.SERVING
     calls = [stub.Predict.future(slow_request(), timeout=60) for _ in range(3)]
     wait_until(lambda: 'queue_rows{model="slow",version="1"} 2.0' in server.metrics())  # one runs
-    server.process.send_signal(signal.SIGTERM)
+    server.terminate()
     assert next(watch).status == HealthCheckResponse.NOT_SERVING
     for call in calls:
         assert to_array(call.result().outputs[0]) == 1
-    status, log = server.end()
+    status, log = server.wait(), server.log
     assert status == 0, log
     with pytest.raises(grpc.RpcError) as caught:
         stub.Predict(slow_request(), timeout=10)
@@ -128,7 +125,7 @@ def test_a_drain_that_takes_too_long_is_cut(tmp_path, serve, wait_until, attempt
     stub = PredictionStub(server.channel)
     calls = [stub.Predict.future(slow_request(), timeout=60) for _ in range(50)]
     wait_until(lambda: 'queue_rows{model="slow",version="1"} 49.0' in server.metrics())
-    status, log = server.stop()
+    status, log = server.stop(), server.log
     assert status == 0, log
     codes = [call.code() for call in calls]
     assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
@@ -137,11 +134,11 @@ def test_a_drain_that_takes_too_long_is_cut(tmp_path, serve, wait_until, attempt
 
 def test_a_second_signal_ends_at_once(tmp_path, serve):
     server = serve(slow_repository(tmp_path), "--drain-delay-ms", "60000")
-    server.process.send_signal(signal.SIGINT)
+    server.send_signal(signal.SIGINT)
     watch = server.health.Watch(HealthCheckRequest(), timeout=60)
     while next(watch).status == HealthCheckResponse.SERVING:
         pass
-    status, log = server.stop(signal.SIGINT)
+    status, log = server.stop(signal.SIGINT), server.log
     assert status == 1
     assert "second signal" in log
 
@@ -206,12 +203,8 @@ def test_a_start_that_cannot_succeed_ends_with_one_clear_line(tmp_path, flags, m
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = str(taken.getsockname()[1])
-        free = [] if "--metrics-address" in flags else ["--metrics-address", "127.0.0.1:0"]
-        command = [BIN / "neurona-serve", *free, *(flag.format(taken=port) for flag in flags)]
-        done = subprocess.run(
-            command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60
-        )
+        port = taken.getsockname()[1]
+        done = run_neurona_serve(*(flag.format(taken=port) for flag in flags), cwd=tmp_path)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("neurona-serve: ")
@@ -221,17 +214,16 @@ def test_a_start_that_cannot_succeed_ends_with_one_clear_line(tmp_path, flags, m
 
 def test_a_server_with_tls_and_tokens(tmp_path, serve):
     onnx_models.save_classifier(tmp_path / "models" / "m" / "1" / "model.onnx")
-    authority = Authority(tmp_path, "ca")
-    certificate, key = authority.sign("server")
+    authority = CertificateAuthority(tmp_path, "ca")
+    certificate, key = authority.issue("server")
     token = "a token must be long".replace(" ", "-")
-    command = [BIN / "neurona-serve", "--hash-token"]
-    digest = subprocess.run(command, input=token, capture_output=True, text=True, check=True)
+    digest = run_neurona_serve("--hash-token", input=token)
     entry = f'name = "n"\nsha256 = "{digest.stdout.strip()}"\nrights = ["predict"]\n'
     (tmp_path / "tokens.toml").write_text("[[tokens]]\n" + entry)
     server = serve(
         *(tmp_path / "models", "--tls-certificate", certificate, "--tls-key", key),
         *("--tokens-file", tmp_path / "tokens.toml"),
-        trusting=authority.certificate,
+        trusted_ca=authority.certificate,
     )
     stub = PredictionStub(server.channel)
     request = PredictRequest(model="m", inputs=[to_tensor("x", np.ones((1, 4), np.float32))])
@@ -240,7 +232,7 @@ def test_a_server_with_tls_and_tokens(tmp_path, serve):
     assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
     metadata = [("authorization", f"Bearer {token}")]
     assert stub.Predict(request, timeout=10, metadata=metadata).model == "m"
-    status, log = server.stop()
+    status, log = server.stop(), server.log
     assert status == 0
     assert token not in log
     assert "plain text" not in log
@@ -249,11 +241,10 @@ def test_a_server_with_tls_and_tokens(tmp_path, serve):
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])  # noqa: S104
 def test_whoever_can_be_reached_in_plain_text_is_warned(tmp_path, serve, host, warned):
     onnx_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    _, log = serve(tmp_path, "--address", f"{host}:{port}").stop()
-    assert ("is reached from other machines, in plain text" in log) is warned
+    port = free_addresses(1)[0].rpartition(":")[2]
+    server = serve(tmp_path, "--address", f"{host}:{port}")
+    assert server.stop() == 0
+    assert ("is reached from other machines, in plain text" in server.log) is warned
 
 
 def test_callers_at_the_moment_of_sigterm_are_answered_or_told_to_call_again(tmp_path, serve):
@@ -280,7 +271,7 @@ def test_callers_at_the_moment_of_sigterm_are_answered_or_told_to_call_again(tmp
         caller.start()
     time.sleep(1)
     started = time.monotonic()
-    status, log = server.stop()
+    status, log = server.stop(), server.log
     seconds = time.monotonic() - started
     stopped.set()
     for caller in callers:

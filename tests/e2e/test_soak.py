@@ -107,7 +107,7 @@ def test_versions_are_swapped_every_second_under_load(serve, tmp_path):
             if version > KEPT:
                 shutil.rmtree(root / "m" / str(version - KEPT))
             time.sleep(1)
-            sizes[version] = resident(server.process.pid)
+            sizes[version] = resident(server.pid)
     finally:
         stop.set()
         for caller in callers:
@@ -115,7 +115,7 @@ def test_versions_are_swapped_every_second_under_load(serve, tmp_path):
     assert not [problem for caller in callers for problem in caller.problems]
     for caller in callers:
         assert len(set(caller.versions)) > 0.8 * SECONDS
-    status, log = server.stop()
+    status, log = server.stop(), server.log
     assert status == 0
     assert "Traceback" not in log
     grown = sizes[max(sizes)] / sizes[max(sizes) // 2]

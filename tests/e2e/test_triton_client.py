@@ -1,7 +1,6 @@
 """Triton's own client, as PyPI has it, against a real neurona-serve."""
 
 import re
-import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ SCENARIOS = re.findall(r"(?m)^    (\w+),$", DRIVER.read_text().partition("SYNC =
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, serve_for_all):
+def server(tmp_path_factory, serve_for_module):
     root = onnx_models.save_echoes(tmp_path_factory.mktemp("triton"))
     onnx_models.save_classifier(root / "classifier" / "1" / "model.onnx")
     onnx_models.save_classifier(root / "classifier" / "2" / "model.onnx", offset=1.0)
@@ -21,7 +20,7 @@ def server(tmp_path_factory, serve_for_all):
     onnx_models.save_fixed(root / "fixed" / "1" / "model.onnx")
     onnx_models.save_adjustable(root / "adjustable" / "1" / "model.onnx")
     onnx_models.save_slow(root / "slow" / "1" / "model.onnx")
-    return serve_for_all(root, "--versions", "all", "--shared-memory", "true", "--threads", "1")
+    return serve_for_module(root, "--versions", "all", "--shared-memory", "true", "--threads", "1")
 
 
 def test_health_knows_the_service(server):
@@ -39,7 +38,7 @@ def test_what_programs_for_triton_do(server, wait_until, scenario):
     # Whatever it cancelled or gave up is gone, and nothing else is left either.
     waiting = re.compile(r"(?m)^neurona_queue_rows\{.*\} (?!0\.0$)")
     wait_until(lambda: not waiting.search(server.metrics()))
-    assert server.process.poll() is None
+    assert server.is_running
 
 
 def test_a_server_that_is_stopping_is_not_ready_and_answers(tmp_path, serve):
@@ -47,7 +46,7 @@ def test_a_server_that_is_stopping_is_not_ready_and_answers(tmp_path, serve):
     server = serve(tmp_path, "--drain-delay-ms", "60000")
     watch = server.health.Watch(HealthCheckRequest(), timeout=60)
     assert next(watch).status == HealthCheckResponse.SERVING
-    server.process.send_signal(signal.SIGTERM)
+    server.terminate()
     assert next(watch).status == HealthCheckResponse.NOT_SERVING
     triton_clients.run(DRIVER, server.address, "draining")
-    assert server.stop()[0] == 1  # a second signal
+    assert server.stop() == 1  # a second signal

@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes real servers. `make test-prometheus` runs what is here."""
+"""A real Prometheus that scrapes real servers. `make test-prometheus` runs these tests."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.prometheus_server import Scraper
-from support.replica import Replica
+from support.server_process import ServerProcess
 
 HERE = Path(__file__).parent
 
@@ -32,17 +32,17 @@ def scraper(tmp_path_factory):
 
 @pytest.fixture
 def start(scraper):
-    """Starts neurona-serve, which is then a target of the scraper until the test is over."""
+    """Starts servers that are targets of the scraper until the end of the test."""
     replicas = []
 
     def start(repository, *flags):
-        replica = Replica(repository, *flags)
+        replica = ServerProcess(repository, *flags)
         replicas.append(replica)
-        replica.start()
-        scraper.watch(replica.metrics_address)
+        replica.start().wait_until_serving()
+        scraper.add_target(replica.metrics_address)
         return replica
 
     yield start
     for replica in replicas:
-        scraper.forget(replica.metrics_address)
+        scraper.remove_target(replica.metrics_address)
         replica.close()

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 from support import dashboards, onnx_models
-from support.replica import Load, Replica
+from support.server_process import LoadGenerator, ServerProcess
 
 from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest
 from neurona_protos.prediction_pb2_grpc import PredictionStub
@@ -35,7 +35,7 @@ def request(model, rows=None):
 
 @pytest.fixture(scope="module")
 def under_load(scraper, tmp_path_factory):
-    """One server of everything, and one of two processes."""
+    """A server with every feature, and one with two worker processes; yields their addresses."""
     root = tmp_path_factory.mktemp("models")
     for version in (1, 2, 3):
         path = root / "classifier" / str(version) / "model.onnx"
@@ -44,56 +44,59 @@ def under_load(scraper, tmp_path_factory):
     onnx_models.save_quick_at_32(root / "padded" / "1" / "model.onnx")
     small = tmp_path_factory.mktemp("small")
     onnx_models.save_classifier(small / "classifier" / "1" / "model.onnx")
-    replicas = [Replica(root, "--max-message-bytes", "100000"), Replica(small, "--processes", "2")]
+    replicas = [
+        ServerProcess(root, "--max-message-bytes", "100000"),
+        ServerProcess(small, "--processes", "2"),
+    ]
     try:
         for replica in replicas:
-            replica.start()
-            scraper.watch(replica.metrics_address)
+            replica.start().wait_until_serving()
+            scraper.add_target(replica.metrics_address)
         first, second = replicas
         too_large = request("padded", np.ones((100_000, 2), np.float32))
         unknown = PredictRequest(model="unknown")
-        over = threading.Event()
-        stream = PredictionStub(first.channel).PredictStream(until(over))
+        end = threading.Event()
+        stream = PredictionStub(first.channel).PredictStream(open_stream(end))
         with (
-            Load(first, request("classifier"), callers=3, pause=0.005),
-            Load(first, request("padded"), too_large, unknown, pause=0.05),
-            Load(second, request("classifier"), pause=0.02),
+            LoadGenerator([first.channel], request("classifier"), callers=3, pause=0.005),
+            LoadGenerator([first.channel], request("padded"), too_large, unknown, pause=0.05),
+            LoadGenerator([second.channel], request("classifier"), pause=0.02),
         ):
             yield first.metrics_address, second.metrics_address
-        over.set()
+        end.set()
         stream.cancel()
     finally:
         for replica in replicas:
-            scraper.forget(replica.metrics_address)
+            scraper.remove_target(replica.metrics_address)
             replica.close()
 
 
-def until(over):
-    """A stream of one message, which stays open."""
+def open_stream(end):
+    """Yields one message and keeps the stream open until the event `end`."""
     yield PredictStreamRequest()
-    over.wait()
+    end.wait()
 
 
-def chosen(board, asked, single, several):
-    """What a person has chosen at the top. Panels of workers are of a server that has some."""
-    workers = "neurona_process" in asked.expr
-    instance = several if workers else single
+def variables(query, single, with_workers):
+    """Values of the dashboard's variables. Panels of workers need the server with workers."""
     values = {"job": "neurona", "instance": ".+", "model": ".+", "version": ".+"}
-    if board == "process":
-        values["instance"] = instance
-    if board == "model":
+    if query.dashboard == "process":
+        values["instance"] = with_workers if "neurona_process" in query.expr else single
+    if query.dashboard == "model":
         values["model"] = "classifier"
     return values
 
 
-@pytest.mark.parametrize("board", dashboards.BOARDS)
-def test_every_query_of_every_panel_has_data(under_load, scraper, board):
-    asked = [one for one in dashboards.queries() if one.board == board]
-    asked += [one for one in dashboards.annotations() if one.board == board]
+@pytest.mark.parametrize("dashboard", dashboards.DASHBOARDS)
+def test_every_query_of_every_panel_has_data(under_load, scraper, dashboard):
+    queries = [*dashboards.panel_queries(), *dashboards.annotation_queries()]
     missing = {
-        (one.panel, dashboards.filled(one.expr, chosen(board, one, *under_load), "10s"))
-        for one in asked
-        if one.panel not in dashboards.NEED_A_GPU
+        (
+            query.panel,
+            dashboards.substitute_variables(query.expr, variables(query, *under_load), "10s"),
+        )
+        for query in queries
+        if query.dashboard == dashboard and query.panel not in dashboards.GPU_PANELS
     }
 
     def all_have_data():
@@ -101,37 +104,36 @@ def test_every_query_of_every_panel_has_data(under_load, scraper, board):
         return not missing
 
     try:
-        scraper.until(all_have_data, "data for every panel", patience=60)
+        scraper.until(all_have_data, "data for every panel", timeout=60)
     except AssertionError:
         assert missing == set()
         raise
 
 
-def test_choices_at_the_top_have_values(under_load, scraper):
+def test_variables_of_dashboards_have_values(under_load, scraper):
     values = {"job": "neurona", "instance": ".+", "model": "classifier"}
 
     def all_have_values():
-        for board in dashboards.BOARDS.values():
-            for variable in board["templating"]["list"]:
+        for dashboard in dashboards.DASHBOARDS.values():
+            for variable in dashboard["templating"]["list"]:
                 if variable["type"] == "query":
                     metric, label = variable["query"][len("label_values(") : -1].rsplit(", ", 1)
-                    series = scraper.query(dashboards.filled(metric, values))
+                    series = scraper.query(dashboards.substitute_variables(metric, values))
                     if not {labels[label] for labels, _ in series} - {""}:
                         return False
         return True
 
-    scraper.until(all_have_values, "values for every choice")
+    scraper.until(all_have_values, "values for every variable")
 
 
-def test_metrics_that_panels_name_are_there(under_load, scraper):
-    """By what the servers really expose: the names of all series that Prometheus has."""
-    asked = [one for one in dashboards.queries() if one.panel not in dashboards.NEED_A_GPU]
-    named = {name for one in asked for name in dashboards.names(one.expr)}
+def test_metrics_of_panels_are_scraped(under_load, scraper):
+    queries = [one for one in dashboards.panel_queries() if one.panel not in dashboards.GPU_PANELS]
+    names = {name for query in queries for name in dashboards.metric_names(query.expr)}
 
     def missing():
-        there = {labels["__name__"] for labels, _ in scraper.query('{job="neurona"}')}
-        # Nothing loads while there is load.
-        return named - dashboards.recorded() - there - {"neurona_version_loading_seconds"}
+        scraped = {labels["__name__"] for labels, _ in scraper.query('{job="neurona"}')}
+        # No version is loading while the servers are under load.
+        return names - dashboards.recorded_names() - scraped - {"neurona_version_loading_seconds"}
 
     try:
         scraper.until(lambda: not missing(), "every metric")

@@ -1,4 +1,4 @@
-"""What the dashboards and the rules in deploy/ ask of Prometheus."""
+"""The PromQL queries of the dashboards and the rules in deploy/, for the tests that check them."""
 
 import json
 import re
@@ -10,44 +10,46 @@ import yaml
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = sorted((DEPLOY / "prometheus" / "rules").glob("*.yml"))
-BOARDS = {
+DASHBOARDS = {
     path.stem: json.loads(path.read_text(encoding="utf-8"))
     for path in sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 }
 
-NEED_A_GPU = {"GPU in use", "GPU memory", "GPU power"}
-"""Panels that are empty where there is none."""
+GPU_PANELS = {"GPU utilization", "GPU memory", "GPU power"}
+"""Panels that are empty on a machine without a GPU."""
 
 METRIC = re.compile(r"\b(?:(?:neurona|process|python|scrape)_|neurona:)[a-z0-9_:]+\b|\bup\b")
-OF_PROMETHEUS = {"up", "scrape_duration_seconds"}
-"""Series that it has of each target by itself."""
+PROMETHEUS_SERIES = {"up", "scrape_duration_seconds"}
+"""Series that Prometheus adds for each target."""
 
 
-class ParsedRequest(NamedTuple):
-    board: str
+class PanelQuery(NamedTuple):
+    """A query of a panel or an annotation; `panel` is its title or name."""
+
+    dashboard: str
     panel: str
     expr: str
 
 
-def panels(board: str) -> list[dict[str, Any]]:
-    return [panel for panel in BOARDS[board]["panels"] if panel["type"] != "row"]
+def panels(dashboard: str) -> list[dict[str, Any]]:
+    return [panel for panel in DASHBOARDS[dashboard]["panels"] if panel["type"] != "row"]
 
 
-def queries() -> Iterator[ParsedRequest]:
-    for board in BOARDS:
-        for panel in panels(board):
+def panel_queries() -> Iterator[PanelQuery]:
+    for dashboard in DASHBOARDS:
+        for panel in panels(dashboard):
             for target in panel["targets"]:
-                yield ParsedRequest(board, panel["title"], target["expr"])
+                yield PanelQuery(dashboard, panel["title"], target["expr"])
 
 
-def annotations() -> Iterator[ParsedRequest]:
-    for board, content in BOARDS.items():
-        for one in content["annotations"]["list"]:
-            yield ParsedRequest(board, one["name"], one["expr"])
+def annotation_queries() -> Iterator[PanelQuery]:
+    for dashboard, content in DASHBOARDS.items():
+        for annotation in content["annotations"]["list"]:
+            yield PanelQuery(dashboard, annotation["name"], annotation["expr"])
 
 
-def filled(expr: str, values: Mapping[str, str], interval: str = "1m") -> str:
-    """As Grafana sends it, with the values of variables in the place of their names."""
+def substitute_variables(expr: str, values: Mapping[str, str], interval: str = "1m") -> str:
+    """Replaces the dashboard variables in a query by their values, as Grafana does."""
     expr = expr.replace("$__rate_interval", interval)
     for name, value in values.items():
         expr = expr.replace(f"${name}", value)
@@ -55,8 +57,8 @@ def filled(expr: str, values: Mapping[str, str], interval: str = "1m") -> str:
     return expr
 
 
-def names(expr: str) -> set[str]:
-    """The metrics that an expression reads. Words in quotes are none, nor are labels."""
+def metric_names(expr: str) -> set[str]:
+    """Names of the metrics that an expression reads, without its labels and their values."""
     return set(METRIC.findall(re.sub(r'"[^"]*"', "", expr)))
 
 
@@ -66,9 +68,9 @@ def rules() -> Iterator[dict[str, Any]]:
             yield from group["rules"]
 
 
-def alerts() -> list[str]:
+def alert_names() -> list[str]:
     return [rule["alert"] for rule in rules() if "alert" in rule]
 
 
-def recorded() -> set[str]:
+def recorded_names() -> set[str]:
     return {rule["record"] for rule in rules() if "record" in rule}

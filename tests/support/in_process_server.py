@@ -1,7 +1,13 @@
-"""All of neurona-serve but its command line, in the test's own process."""
+"""Servers in the test's own process.
 
-from collections.abc import Sequence
-from dataclasses import replace
+`InProcessServer` is put together from its parts, for tests that look inside; `run_app` runs the
+App that a command line and an environment configure.
+"""
+
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -10,7 +16,9 @@ from prometheus_client import CollectorRegistry
 from neurona_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from neurona_protos.prediction_pb2 import State
 from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
+from neurona_server.app import App
 from neurona_server.batching.policy import BatchPolicy
+from neurona_server.config import sources
 from neurona_server.models.lifecycle.reconciler import Control, Reconciler, ReconcilerOptions
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
@@ -27,18 +35,20 @@ from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.span_exporter import Tracing
+from support.server_process import free_addresses
 
 TRANSPORT = "auto"
-"""Tests of transports set it to each in turn."""
+"""The transport of every server; tests of transports set it to each in turn."""
 
 LIMITS = Limits(max_message_bytes=1 << 20)
 OPTIONS = ListenerOptions(max_message_bytes=1 << 20)
 
 
-class Server:
-    """Without `start_models` nothing is run before the test starts a model itself.
+class InProcessServer:
+    """A server at a free port, whose repository is polled when the test polls it.
 
-    With `every`, all versions are served. The repository is looked at when the test says `look`.
+    Without `start_models`, a model runs nothing until the test starts it. With `every`, all
+    versions are served.
     """
 
     def __init__(
@@ -66,11 +76,11 @@ class Server:
             options = replace(options, tracer=tracing.calls)
         self.metrics = Metrics(CollectorRegistry())
         self.registry = Registry()
-        self.metrics.watch_versions(self.registry.known)
+        self.metrics.watch_versions(self.registry.version_infos)
         self.health = Health()
 
-        def load(found: ModelSource) -> Model:
-            model = Model(found, model_options, self.metrics)
+        def load(source: ModelSource) -> Model:
+            model = Model(source, model_options, self.metrics)
             if start_models:
                 model.start()
             else:
@@ -110,9 +120,48 @@ class Server:
         self.triton = GRPCInferenceServiceStub(self.channel)
 
     def count(self, name: str, **labels: str) -> float:
+        """Return the value of the metric `neurona_<name>` with exactly these labels, or 0."""
         return self.metrics.registry.get_sample_value(f"neurona_{name}", labels) or 0.0
 
     def stop(self) -> None:
         self.channel.close()
         self.listener.stop(5.0)
         self.reconciler.stop(5.0)
+
+
+@dataclass(frozen=True)
+class RunningApp:
+    """An App that serves, and the tests' channel to it."""
+
+    channel: grpc.Channel
+    address: str
+    metrics_address: str
+    app: App
+
+    def count(self, name: str, **labels: str) -> float:
+        """Return the sum of a metric's samples that have these labels, and maybe others."""
+        return sum(
+            sample.value
+            for family in self.app.registry.collect()
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+
+@contextlib.contextmanager
+def run_app(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[RunningApp]:
+    """Run a server with these options, but at free ports of loopback and without a drain delay.
+
+    All is as in a process of its own but the signals.
+    """
+    address, metrics_address = free_addresses(2)
+    config = sources.load(arguments, environment)
+    config = replace(config, address=address, metrics_address=metrics_address, drain_delay_ms=0)
+    app = App(config)
+    app.start()
+    try:
+        with grpc.insecure_channel(address) as channel:
+            yield RunningApp(channel, address, metrics_address, app)
+    finally:
+        app.stop()
+        gc.unfreeze()

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from support.in_process_server import Server
+from support.in_process_server import InProcessServer
 
 from neurona_protos import metadata
 from neurona_protos.prediction_pb2 import PredictRequest
@@ -74,7 +74,7 @@ def test_neurons_with_weights_set_by_hand_give_the_whole_truth_table(logic, ask,
 
 
 def test_truth_tables_are_served(logic):
-    server = Server(logic, BatchPolicy())
+    server = InProcessServer(logic, BatchPolicy())
     try:
         for name in TRUE_FOR:
             inputs, wanted = _table(name)

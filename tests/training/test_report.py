@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from neurona_protos import metadata
-from neurona_server.models.repository.scanner import find
+from neurona_server.models.repository.scanner import find_models
 from neurona_training.cli.pipeline import main
 from neurona_training.cli.tables import table
 
@@ -143,7 +143,7 @@ def test_the_page_is_whole_and_has_its_pictures(models, name, pictures, words):
 def test_a_server_passes_the_report_over(models):
     assert (models / "gru-level" / "report" / "report.html").is_file()
     names = ["gru-level", "lenet5-digits", "lstm-walks", "mlp-patients"]
-    assert [str(found) for found in find([models])] == [f"{name}/1" for name in names]
+    assert [str(found) for found in find_models([models])] == [f"{name}/1" for name in names]
 
 
 def test_the_table_has_a_line_for_each_model(models):

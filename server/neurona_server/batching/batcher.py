@@ -259,7 +259,7 @@ class Batcher:
             if cut.batch:
                 self._metrics.record_queue_waits(cut.waits)
                 if self._tracer is not None:
-                    self._tracer.cut(cut.batch)
+                    self._tracer.record_queue_times(cut.batch)
                 under_way = self.admission.begin(self.curve.predict(cut.rows, cut.batch[0].group))
                 self._run_or_halve(cut, cut.batch, new_run)
                 self.admission.end(under_way)
@@ -310,7 +310,7 @@ class Batcher:
             parts = self._run(batch, run)
         except Exception as error:
             if self._tracer is not None:
-                self._tracer.failed(batch, now, error)
+                self._tracer.record_failed_run(batch, now, error)
             if running is not None and running.terminated:
                 self._metrics.terminated_runs.inc()
             elif not (halves := cut.halves(batch)):
@@ -337,7 +337,7 @@ class Batcher:
         parts = split(outputs, batch, padded) if self._batched else [outputs]
         over = self._clock()
         if self._tracer is not None:
-            self._tracer.ran(batch, rows, padded, RunTimes(started, joined, ended, over))
+            self._tracer.record_run(batch, rows, padded, RunTimes(started, joined, ended, over))
         taken = (joined - started, ended - joined, over - ended)
         requests = sum([request.count for request in batch])
         self._metrics.record_run(rows, requests, padded - rows, taken, predicted)

@@ -95,7 +95,7 @@ class Model:
             self.metrics,
             batched=batched,
             share=share,
-            tracer=None if tracer is None else tracer.model(self.name, self.version, self.provider),
+            tracer=None if tracer is None else tracer(self.name, self.version, self.provider),
         )
         self.batcher.admission.instances = len(self._sessions)
         self.instances = [

@@ -6,9 +6,9 @@ from neurona_server.batching.policy import BatchPolicy
 from neurona_server.models.onnx.session import RuntimeOptions
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.resources import available_cpus
-from neurona_server.telemetry.trace import Tracer
+from neurona_server.telemetry.trace import BatchTracerFactory
 
-INLINE = {"auto": None, "always": True, "never": False}
+INLINE_MODES = {"auto": None, "always": True, "never": False}
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class ModelOptions:
     policy: BatchPolicy = field(default_factory=BatchPolicy)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     instances: int = 1
-    tracer: Tracer | None = None
+    tracer: BatchTracerFactory | None = None
 
 
 def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
@@ -38,7 +38,7 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
         objective = settings.latency_objective_ms / 1000 or None
         policy = replace(policy, latency_objective=objective)
     if settings.inline is not None:
-        policy = replace(policy, inline=INLINE[settings.inline])
+        policy = replace(policy, inline=INLINE_MODES[settings.inline])
     instances = settings.instances or options.instances
     if settings.threads is not None:
         runtime = replace(runtime, threads=settings.threads)

@@ -11,7 +11,7 @@ from neurona_server.errors import InvalidArgumentError, LoadError, close_match, 
 from neurona_server.models.repository.settings import DeclaredTensor, TensorSettings
 
 Size = int | str | None  # fixed, free with a name, free without one
-Described = tuple[DataType, tuple[int, ...]]  # of an array: dtype and shape
+TensorType = tuple[DataType, tuple[int, ...]]  # of an array: dtype and shape
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Signature:
         names = Counter(s for spec in self.inputs for s in spec.shape if isinstance(s, str))
         self._shared = {name for name, count in names.items() if count > 1}
 
-    def check(self, inputs: Mapping[str, Described]) -> int:
+    def check(self, inputs: Mapping[str, TensorType]) -> int:
         """The number of rows of `inputs`: their size along axis 0, or 1 without a batch axis.
 
         It looks at dtypes and shapes alone, so that nothing has to be decoded before.
@@ -87,7 +87,7 @@ class Signature:
                     )
         return rows
 
-    def group(self, inputs: Mapping[str, Described]) -> Hashable:
+    def group(self, inputs: Mapping[str, TensorType]) -> Hashable:
         """Requests of equal group can share a run: all their sizes but the rows are equal.
 
         A request with an optional input is a group by itself: what it brings is not by rows.
@@ -98,7 +98,7 @@ class Signature:
         first = 1 if self.batched else 0
         return tuple([inputs[spec.name][1][first:] for spec in self.inputs])
 
-    def _check_optional(self, inputs: Mapping[str, Described]) -> None:
+    def _check_optional(self, inputs: Mapping[str, TensorType]) -> None:
         if self._specs.keys() - inputs.keys() or (
             inputs.keys() - self._specs.keys() - self._optional.keys()
         ):
@@ -110,7 +110,7 @@ class Signature:
                 came = TensorSpec(name, dtype, shape)
                 raise InvalidArgumentError(f"input {name!r} is {came}; expected {spec}")
 
-    def _wrong_names(self, inputs: Mapping[str, Described]) -> InvalidArgumentError:
+    def _wrong_names(self, inputs: Mapping[str, TensorType]) -> InvalidArgumentError:
         expected = ", ".join(f"{spec.name!r} ({spec})" for spec in self.inputs)
         if self.optional:
             expected += ", and may have " + ", ".join(repr(spec.name) for spec in self.optional)

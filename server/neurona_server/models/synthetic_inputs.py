@@ -14,7 +14,7 @@ from neurona_server.models.signature import TensorSpec
 FREE_SIZES = (8, 64, 224)
 """Tried in turn for free axes other than axis 0: steps, tokens, pixels."""
 
-MOST_ELEMENTS = 1 << 26
+MAX_ELEMENTS = 1 << 26
 """Of one made-up array; five free axes of 224 would be more than a machine has."""
 
 
@@ -37,7 +37,7 @@ def make_inputs(inputs: Sequence[TensorSpec], rows: int, free: int) -> dict[str,
         shape = [size if isinstance(size, int) else free for size in spec.shape]
         if has_free_rows(spec):
             shape[0] = rows
-        if math.prod(shape) > MOST_ELEMENTS:
+        if math.prod(shape) > MAX_ELEMENTS:
             raise UnsuitableError(f"input {spec.name!r} would have shape {shape}")
         if spec.dtype == DataType.DATA_TYPE_BFLOAT16:
             floats = random.standard_normal(shape).astype(np.float32)

@@ -28,7 +28,7 @@ _KINDS = {Task.TASK_CLASSIFICATION: "f", Task.TASK_REGRESSION: "fiu"}
 
 
 @dataclass(frozen=True)
-class TaskAnswer:
+class TaskOutput:
     """`index` is that of the output that holds the answer, -1 for a model without a task;
     with `softmax` it holds logits."""
 
@@ -43,7 +43,7 @@ def find_task(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     settings: ModelSettings,
-) -> TaskAnswer:
+) -> TaskOutput:
     """`properties` are those of the file; `class_labels` the classes of each output that is a
     map by class, as far as they are known.
 
@@ -62,7 +62,7 @@ def find_task(
     _describe(metadata, inputs, settings)
     _check_keys(metadata.task, settings)
     if metadata.task == Task.TASK_TENSORS:
-        return TaskAnswer(metadata, -1)
+        return TaskOutput(metadata, -1)
     metadata.answer = settings.answer or metadata.answer
     if not metadata.answer:
         metadata.answer = _find_answer(metadata.task, outputs, asked=settings.task is not None)
@@ -76,7 +76,7 @@ def find_task(
             for value in settings.values
         )
     _check_columns(metadata, outputs[index])
-    return TaskAnswer(metadata, index, settings.softmax)
+    return TaskOutput(metadata, index, settings.softmax)
 
 
 def is_answer(task: Task, spec: TensorSpec) -> bool:

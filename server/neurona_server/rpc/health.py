@@ -167,7 +167,7 @@ class _Watch:
     def half_close(self) -> None:
         """Watching goes on until the caller cancels."""
 
-    def take(self) -> bytes | None:
+    def take_message(self) -> bytes | None:
         if self._name is None:
             return None
         state = self._health.state(self._name)

@@ -134,7 +134,7 @@ class _ReflectionStream:
     def half_close(self) -> None:
         self._half_closed = True
 
-    def take(self) -> bytes | None:
+    def take_message(self) -> bytes | None:
         return self._answers.popleft() if self._answers else None
 
     @property

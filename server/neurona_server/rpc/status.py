@@ -1,4 +1,4 @@
-"""From error to gRPC status: the one table."""
+"""From an error to the gRPC status that ends its call."""
 
 import logging
 import math
@@ -6,95 +6,65 @@ from dataclasses import dataclass
 
 import grpc
 
-from neurona_server.errors import (
-    AlreadyExistsError,
-    CancelledError,
-    DeadlineExceededError,
-    InvalidArgumentError,
-    ModelFailedError,
-    NotAllowedError,
-    NotFoundError,
-    NotLoadedError,
-    PermissionDeniedError,
-    QueueFullError,
-    TooLargeError,
-    UnauthenticatedError,
-    UnavailableError,
-    UnsupportedError,
-    WrongTaskError,
-)
+from neurona_server.errors import NeuronaError, QueueFullError, UnavailableError
 from neurona_server.rpc.call import RequestIdentity, log_fields_of
 
 log = logging.getLogger(__name__)
 
-CODES = {
-    NotAllowedError: grpc.StatusCode.FAILED_PRECONDITION,
-    NotLoadedError: grpc.StatusCode.FAILED_PRECONDITION,
-    NotFoundError: grpc.StatusCode.NOT_FOUND,
-    InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
-    WrongTaskError: grpc.StatusCode.FAILED_PRECONDITION,
-    UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
-    AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
-    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
-    PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
-    QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    UnavailableError: grpc.StatusCode.UNAVAILABLE,
-    DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
-    CancelledError: grpc.StatusCode.CANCELLED,
-    ModelFailedError: grpc.StatusCode.INTERNAL,
-}
 RETRY_AFTER = "retry-after-ms"
-PUSHBACK = ("grpc-retry-pushback-ms", "100")
-"""For clients that try again by themselves (gRFC A6): a server that stops is better left alone
-for a moment. gRPC cancels what comes while it shuts down, and that is not tried again."""
+"""The trailer that says in how many milliseconds a full queue may have room."""
 
-MAX_MESSAGE = 2000
-"""Bytes of a message. It travels in a header of 8 KiB at the most, in which each byte beyond
-ASCII takes three, and it may quote what the caller sent."""
+PUSHBACK = ("grpc-retry-pushback-ms", "100")
+"""A trailer for clients that retry by themselves (gRFC A6): they wait before they call a server
+that stops. gRPC cancels what arrives while it shuts down, and a cancelled call is not retried."""
+
+MAX_MESSAGE_BYTES = 2000
+"""Longer status messages are shortened. They travel in a header of at most 8 KiB, in which each
+byte beyond ASCII takes three, and may quote what the caller sent."""
+
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
 @dataclass(frozen=True)
 class Status:
+    """How a call ends: a code, a message for the caller, and trailers."""
+
     code: grpc.StatusCode
     message: str
     retry_after_ms: int = 0
-    leaving: bool = False
+    push_back: bool = False
 
     @property
     def number(self) -> int:
-        """The google.rpc.Code."""
+        """The number of the code, as in google.rpc.Code."""
         number: int = self.code.value[0]
         return number
 
     @property
     def trailers(self) -> tuple[tuple[str, str], ...]:
-        if self.leaving:
+        if self.push_back:
             return (PUSHBACK,)
         return ((RETRY_AFTER, str(self.retry_after_ms)),) if self.retry_after_ms else ()
 
 
-def code_of(error: Exception) -> int:
-    """Its google.rpc.Code."""
-    number: int = CODES.get(type(error), grpc.StatusCode.INTERNAL).value[0]
-    return number
+def status_of(error: Exception, identity: RequestIdentity | None = None) -> Status:
+    """Return the status of a call that ends with `error`; `identity` is the call's, for the log.
 
-
-def status_of(error: Exception, known: RequestIdentity | None = None) -> Status:
-    """Of `known`'s call. An error that is not in the table is a fault of ours: logged, and
-    INTERNAL with a text that says nothing about it."""
-    code = CODES.get(type(error))
-    if code is None:
-        log.error("an internal error", exc_info=error, extra=log_fields_of(known))
-        return Status(grpc.StatusCode.INTERNAL, "internal error; the server's log says why")
+    An exception that is no NeuronaError is a bug of the server: it is logged, and the caller
+    gets INTERNAL without its text.
+    """
+    if not isinstance(error, NeuronaError):
+        log.error("uncaught exception in a call", exc_info=error, extra=log_fields_of(identity))
+        return Status(grpc.StatusCode.INTERNAL, "internal error; the server's log has the cause")
+    code = _CODES[error.code]
     if log.isEnabledFor(logging.DEBUG):
-        log.debug("ended with %s: %s", code.name, error, extra=log_fields_of(known))
-    # A caller may come back to a full queue; what is too large stays so.
-    wait = 0
+        log.debug("ended with %s: %s", code.name, error, extra=log_fields_of(identity))
+    # Retrying helps with a full queue, not with a message that is too large.
+    retry_after_ms = 0
     if isinstance(error, QueueFullError):
-        wait = max(1, math.ceil(error.retry_after * 1000))
+        retry_after_ms = max(1, math.ceil(error.retry_after * 1000))
     message = str(error).encode(errors="replace")
-    if len(message) > MAX_MESSAGE:
-        message = message[: MAX_MESSAGE - 3] + b"..."
-    leaving = isinstance(error, UnavailableError)
-    return Status(code, message.decode(errors="ignore"), wait, leaving)
+    if len(message) > MAX_MESSAGE_BYTES:
+        message = message[: MAX_MESSAGE_BYTES - 3] + b"..."
+    push_back = isinstance(error, UnavailableError)
+    return Status(code, message.decode(errors="ignore"), retry_after_ms, push_back)

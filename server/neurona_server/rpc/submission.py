@@ -18,10 +18,11 @@ from neurona_server.errors import (
     UnavailableError,
 )
 from neurona_server.models.model import Defer, Model
-from neurona_server.models.signature import Described
-from neurona_server.rpc.call import CallTrace, RequestIdentity, gone, log_fields_of
+from neurona_server.models.signature import TensorType
+from neurona_server.rpc.call import RequestIdentity, cancellation_error, log_fields_of
 from neurona_server.rpc.limits import Limits
 from neurona_server.telemetry.metrics import Metrics
+from neurona_server.telemetry.trace import CallTrace
 
 
 class Responder(RequestIdentity, Protocol):
@@ -60,7 +61,7 @@ class ParsedRequest(NamedTuple):
     """What a message asks of a model. `decode` is called once the described inputs are found
     to fit; `answer` writes what the caller gets. Neither may hold the message for longer."""
 
-    described: Mapping[str, Described]
+    described: Mapping[str, TensorType]
     decode: Callable[[], Inputs]
     answer: ResponseWriter
     deadline: float
@@ -206,7 +207,7 @@ def _finish(request: Request, outputs: Outputs | None, error: NeuronaError | Non
     seconds = time.monotonic() - request.started
     model.metrics.record_request("ok" if error is None else error.outcome, seconds)
     if (trace := request.receiver.trace) is not None:
-        trace.answered(request, error)
+        trace.record_outcome(request, model.name, model.version, error)
         if error is None:
             model.metrics.record_exemplar(seconds, trace.trace_id)
     if response is None:
@@ -227,4 +228,4 @@ def _is_replaced(resolve: Callable[[], Model], model: Model) -> bool:
 
 def cancel(request: Request) -> None:
     """Ends a request whose caller is gone, or whose deadline made it go."""
-    request.cancel(gone(request.deadline))
+    request.cancel(cancellation_error(request.deadline))

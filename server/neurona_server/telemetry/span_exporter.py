@@ -1,172 +1,52 @@
-"""Puts tracing together, from options and from OpenTelemetry's own environment variables."""
+"""Sets up tracing, from options and from OpenTelemetry's own environment variables.
 
-import atexit
-import logging
+OpenTelemetry is imported once an endpoint is configured: without one it need not be installed.
+"""
+
 import os
-import threading
-import time
 import uuid
-from collections import deque
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
-
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from prometheus_client import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from neurona_server.errors import ConfigError
 from neurona_server.telemetry.metrics import Metrics
+from neurona_server.telemetry.trace import BatchTracerFactory, CallTracer
 
-log = logging.getLogger(__name__)
-
-MOST_WAITING = 8192
-"""Spans; what comes while so many wait is lost."""
-
-MOST_AT_ONCE = 512
-"""Spans of one message."""
-
-PAUSE = 1.0
-"""Seconds in which spans gather, unless there are enough before."""
-
-
-QUIET = 60.0
-"""Seconds without a loss after which the next one is said anew."""
-
-
-class _Reason(logging.Handler):
-    """What the exporter last said: it says it again and again, so it is not heard directly. What
-    else OpenTelemetry says is about callers' headers, and quotes them."""
-
-    text = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.name.startswith("opentelemetry.exporter"):
-            self.text = record.getMessage()
-
-
-class NonBlockingSpanProcessor(SpanProcessor):
-    def __init__(self, exporter: SpanExporter, endpoint: str, spans: Counter) -> None:
-        self._exporter = exporter
-        self._endpoint = endpoint
-        self._sent, self._lost = spans.labels("sent"), spans.labels("lost")
-        self._waiting: deque[ReadableSpan] = deque()
-        self._some, self._enough = threading.Event(), threading.Event()
-        self._closing = self._given_up = False
-        self._under_way = 0  # spans that are being sent
-        self._counting = threading.Lock()
-        self._losing = False
-        self._last_loss = 0.0  # monotonic
-        self._reason = _Reason()
-        theirs = logging.getLogger("opentelemetry")
-        theirs.handlers[:] = [self._reason]
-        theirs.propagate = False
-        self._thread = threading.Thread(target=self._ship, name="traces", daemon=True)
-        self._thread.start()
-        atexit.register(self.close, 0.0)  # a process that gives up while it starts
-
-    def room(self) -> bool:
-        """Whether one more can wait: where a collector is away, spans are not even made. Without
-        room it counts as lost."""
-        if len(self._waiting) < MOST_WAITING:
-            return True
-        self._lost.inc()
-        self._say_lost("more spans come than it takes")
-        return False
-
-    def on_end(self, span: ReadableSpan) -> None:
-        if not self.room():
-            return
-        self._waiting.append(span)
-        if not self._some.is_set():
-            self._some.set()
-        if len(self._waiting) >= MOST_AT_ONCE and not self._enough.is_set():
-            self._enough.set()
-
-    def close(self, timeout: float) -> None:
-        """Sends what is left, for so many seconds at the most. A second call does nothing."""
-        if self._closing:
-            return
-        atexit.unregister(self.close)
-        self._closing = True
-        self._enough.set()
-        self._some.set()
-        self._thread.join(timeout)
-        self._exporter.shutdown()
-        with self._counting:
-            self._given_up = True
-            left = len(self._waiting) + self._under_way
-        if left:
-            self._lost.inc(left)
-            self._say_lost(self._reason.text or "it did not take them before the end")
-
-    def _ship(self) -> None:
-        while True:
-            self._some.wait()
-            self._enough.wait(PAUSE)
-            # Before the look at what waits, so that what comes after it wakes us again.
-            self._some.clear()
-            self._enough.clear()
-            while self._waiting:
-                count = min(len(self._waiting), MOST_AT_ONCE)
-                self._send([self._waiting.popleft() for _ in range(count)])
-            if self._closing:
-                return
-
-    def _send(self, spans: list[ReadableSpan]) -> None:
-        self._under_way = len(spans)
-        try:
-            sent = self._exporter.export(spans) is SpanExportResult.SUCCESS
-        except Exception as error:  # whatever it is, the next ones are tried
-            self._reason.text = str(error)
-            sent = False
-        with self._counting:
-            self._under_way = 0
-            if self._given_up:  # and counted
-                return
-            (self._sent if sent else self._lost).inc(len(spans))
-        if not sent:
-            self._say_lost(self._reason.text)
-        elif self._losing and time.monotonic() - self._last_loss >= QUIET:
-            self._losing = False
-            log.info("traces get to %s again", self._endpoint)
-
-    def _say_lost(self, reason: str) -> None:
-        self._last_loss = time.monotonic()
-        if not self._losing:
-            self._losing = True
-            log.warning(
-                "traces are lost: %s does not take them (%s); neurona_trace_spans_total counts",
-                *(self._endpoint, reason),
-            )
-
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # an optional dependency
     from opentelemetry.sdk.resources import Resource
 
-    from neurona_server.telemetry.spans import CallTracer, Tracer
-
-LINKS = 1024
-"""Requests that a batch's span is linked to at the most. OpenTelemetry's own limit is 128."""
+MAX_LINKS = 1024
+"""Requests that the span of a batch is linked to. OpenTelemetry's default is 128."""
 
 
-class Closable(Protocol):
-    def close(self, timeout: float) -> None:
-        """Sends what is left, for so many seconds at the most."""
+class Tracing(NamedTuple):
+    """The tracers of a server."""
 
-
-class Tracing:
-    def __init__(self, calls: "CallTracer", batches: "Tracer", shipping: Closable) -> None:
-        self.calls = calls
-        self.batches = batches
-        self.close = shipping.close
+    calls: CallTracer
+    batches: BatchTracerFactory
+    close: Callable[[float], None]
+    """Sends the queued spans, for at most the given number of seconds."""
 
 
 def set_up_tracing(
     endpoint: str, ratio: float, metrics: Metrics, process: int | None = None
 ) -> Tracing | None:
-    """`ratio` of the calls that bring no trace of their own are traced, from 0 to 1; `process` is
-    the number of one of several. None if OTEL_SDK_DISABLED says so. Raises ConfigError when a
-    package or a file is missing."""
+    """Start exporting spans to an OTLP collector.
+
+    Args:
+        endpoint: The collector's URL (OTLP over gRPC).
+        ratio: The share, from 0 to 1, of the calls without a trace of their own to be traced.
+        metrics: Counts the spans that are sent and lost.
+        process: The number of this process if there are several.
+
+    Returns:
+        The tracers; None if the environment variable OTEL_SDK_DISABLED is "true".
+
+    Raises:
+        ConfigError: OpenTelemetry is not installed, or one of its environment variables is
+            invalid.
+    """
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
     try:
@@ -175,36 +55,42 @@ def set_up_tracing(
         from opentelemetry.sdk.trace.sampling import ALWAYS_ON
     except ImportError as error:
         raise ConfigError(
-            f"traces_endpoint is {endpoint!r}, and OpenTelemetry is not installed ({error.name}): "
-            "pip install 'neurona[tracing]'"
+            f"traces_endpoint is {endpoint!r}, but OpenTelemetry is not installed "
+            f"({error.name}): pip install 'neurona[tracing]'"
         ) from error
-    from neurona_server.telemetry.spans import CallTracer, Tracer
+    from neurona_server.telemetry.span_processor import NonBlockingSpanProcessor
+    from neurona_server.telemetry.spans import SpanBatchTracer, SpanCallTracer
 
     try:
         exporter = OTLPSpanExporter(endpoint=endpoint)
-        limits = SpanLimits(max_links=LINKS)
-    except Exception as error:  # it has kinds of its own beside OSError and ValueError
-        raise ConfigError(f"the OTEL_ variables of the environment: {error}") from error
-    shipping = NonBlockingSpanProcessor(exporter, endpoint, metrics.spans)
+        limits = SpanLimits(max_links=MAX_LINKS)
+    except Exception as error:  # its exceptions are not only OSError and ValueError
+        raise ConfigError(f"invalid OTEL_ environment variables: {error}") from error
+    processor = NonBlockingSpanProcessor(exporter, endpoint, metrics.spans)
     provider = TracerProvider(
-        # Who is traced is decided before a span is made: what is made is kept.
+        # Sampling is decided before a span is made (`SpanCallTracer.should_sample`).
         sampler=ALWAYS_ON,
         resource=_resource(process),
         shutdown_on_exit=False,
         span_limits=limits,
     )
-    provider.add_span_processor(shipping)
+    provider.add_span_processor(processor)
     tracer = provider.get_tracer("neurona")
-    return Tracing(CallTracer(tracer, ratio, shipping.room), Tracer(tracer), shipping)
+    return Tracing(
+        SpanCallTracer(tracer, ratio, processor.has_room),
+        partial(SpanBatchTracer, tracer),
+        processor.close,
+    )
 
 
 def _resource(process: int | None) -> "Resource":
-    """Whose spans they are. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win."""
+    """The attributes of this process; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override
+    them."""
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
-    own: Mapping[str, str | int] = {
+    defaults: Mapping[str, str | int] = {
         "service.name": "neurona",
         "service.instance.id": str(uuid.uuid4()),
         **({} if process is None else {"neurona.process": process}),
     }
-    return Resource.create({**own, **OTELResourceDetector().detect().attributes})
+    return Resource.create({**defaults, **OTELResourceDetector().detect().attributes})

@@ -1,4 +1,4 @@
-"""Spans of calls, and of the requests in a stream.
+"""OpenTelemetry spans of calls, of requests in a stream, and of batches.
 
 Names and attributes follow OpenTelemetry's semantic conventions for RPC, those of gRPC servers.
 """
@@ -6,7 +6,7 @@ Names and attributes follow OpenTelemetry's semantic conventions for RPC, those 
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import ParamSpec
 
@@ -15,82 +15,163 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from neurona_server.batching.request import Request
 from neurona_server.errors import NeuronaError
-from neurona_server.rpc.call import Metadata, parent_of
-from neurona_server.rpc.status import code_of
-from neurona_server.rpc.submission import Submission
-from neurona_server.telemetry.trace import RunTimes
+from neurona_server.telemetry.trace import Metadata, RunTimes, TracedRequest, parent_of
 
 log = logging.getLogger(__name__)
+
+SERVER_FAULTS = {2, 4, 12, 13, 14, 15}
+"""gRPC status codes that make the server's span an error, by the semantic conventions: UNKNOWN,
+DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE and DATA_LOSS."""
+
+_W3C = TraceContextTextMapPropagator()
 
 Parameters = ParamSpec("Parameters")
 
 
-def never_raises(step: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """`step`, but what it raises is said in the log, once."""
-    said: list[bool] = []
+def never_raises(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Wrap `function` so that its exceptions are logged, only the first one, and not raised."""
+    logged: list[bool] = []
 
-    @wraps(step)
-    def tried(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+    @wraps(function)
+    def wrapper(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         try:
-            step(*args, **kwargs)
+            function(*args, **kwargs)
         except Exception:
-            if not said:
-                said.append(True)
-                log.exception("traces are not complete: this is said once")
+            if not logged:
+                logged.append(True)
+                log.exception("traces are incomplete; further errors of this kind are not logged")
 
-    return tried
+    return wrapper
 
 
-class Tracer:
-    """As `batching.trace` has it."""
+class SpanCallTrace:
+    """The span of a call or of one request in a stream (`telemetry.trace.CallTrace`)."""
 
-    def __init__(self, tracer: api.Tracer) -> None:
+    def __init__(self, tracer: api.Tracer, span: Span) -> None:
         self._tracer = tracer
+        self.span = span
+        self.context = api.set_span_in_context(span, Context())
+        self.trace_id = f"{span.get_span_context().trace_id:032x}"
+        self._open = [True]
+        self._error: Exception | None = None
 
-    def model(self, name: str, version: int, provider: str) -> "BatchTracer":
-        return BatchTracer(self._tracer, name, version, provider)
+    def start_request(self, number: int) -> "SpanCallTrace":
+        attributes = {"neurona.request.number": number if number < 1 << 63 else str(number)}
+        return SpanCallTrace(
+            self._tracer, self._tracer.start_span("request", self.context, attributes=attributes)
+        )
+
+    @never_raises
+    def record_outcome(
+        self, request: TracedRequest, model: str, version: int, error: Exception | None
+    ) -> None:
+        self._error = error
+        self.span.set_attributes(
+            {"neurona.model": model, "neurona.version": version, "neurona.rows": request.rows}
+        )
+        if error is not None and request.arrived and not request.taken:
+            self.record_queue_time(request.arrived, time.monotonic(), error)
+
+    def record_queue_time(
+        self, arrived: float, taken: float, error: Exception | None = None
+    ) -> None:
+        """Add a span of the time in the queue, in seconds of the monotonic clock."""
+        span = self._tracer.start_span("queue", self.context, start_time=nanoseconds(arrived))
+        if error is not None:
+            record_error(span, error)
+        span.end(nanoseconds(taken))
+
+    @never_raises
+    def end(self, error: Exception | None = None) -> None:
+        try:
+            self._open.pop()
+        except IndexError:
+            return
+        error = self._error or error
+        code = 0
+        if error is not None:
+            code = error.code if isinstance(error, NeuronaError) else NeuronaError.code
+        self.span.set_attribute("rpc.grpc.status_code", code)
+        if error is not None:
+            record_error(self.span, error, is_fault=code in SERVER_FAULTS)
+        self.span.end()
 
 
-class BatchTracer:
-    """Likewise. Whatever goes wrong here, the batch goes on."""
+class SpanCallTracer:
+    """Starts the spans of calls (`telemetry.trace.CallTracer`).
 
-    def __init__(self, tracer: api.Tracer, name: str, version: int, provider: str) -> None:
+    `ratio` of the calls without a trace of their own are sampled, from 0 to 1. `has_room` says
+    whether one more span can be exported, and counts it as lost if not.
+    """
+
+    def __init__(self, tracer: api.Tracer, ratio: float, has_room: Callable[[], bool]) -> None:
+        self._tracer = tracer
+        self._ratio = ratio
+        self._has_room = has_room
+
+    def should_sample(self, metadata: Metadata) -> bool:
+        """Follow the caller's decision if the call has a trace, else sample by the ratio."""
+        parent = parent_of(metadata)
+        chance = random.random()  # noqa: S311  predicting it gains an attacker nothing
+        return (chance < self._ratio if parent is None else parent[1]) and self._has_room()
+
+    def start_call(self, path: str, metadata: Metadata) -> SpanCallTrace:
+        context = _context_of(metadata)
+        service, _, method = path.removeprefix("/").partition("/")
+        span = self._tracer.start_span(
+            f"{service}/{method}",
+            context,
+            SpanKind.SERVER,
+            {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
+        )
+        return SpanCallTrace(self._tracer, span)
+
+
+class SpanBatchTracer:
+    """Adds spans of queue, batch and run to the traces of requests
+    (`telemetry.trace.BatchTracer`)."""
+
+    def __init__(self, tracer: api.Tracer, model: str, version: int, provider: str) -> None:
         self._tracer = tracer
         self._attributes: dict[str, str | int] = {
-            "neurona.model": name,
+            "neurona.model": model,
             "neurona.version": version,
             "neurona.provider": provider,
         }
 
     @never_raises
-    def cut(self, batch: Sequence[Request]) -> None:
+    def record_queue_times(self, batch: Sequence[TracedRequest]) -> None:
         for request in batch:
-            if isinstance(trace := request.trace, CallTrace):
-                trace.queued(request.arrived, request.taken)
+            if isinstance(trace := request.trace, SpanCallTrace):
+                trace.record_queue_time(request.arrived, request.taken)
 
     @never_raises
-    def ran(self, batch: Sequence[Request], rows: int, padded: int, times: RunTimes) -> None:
-        if traces := _traces(batch):
-            span = self._batch(traces, batch, times.started)
+    def record_run(
+        self, batch: Sequence[TracedRequest], rows: int, padded: int, times: RunTimes
+    ) -> None:
+        if traces := _traces_of(batch):
+            span = self._start_batch(traces, batch, times.batch_started)
             span.set_attribute("neurona.batch.padding", padded - rows)
-            run = self._run(span, times.joined)
-            run.end(nanoseconds(times.ran))
-            span.end(nanoseconds(times.split))
+            run = self._start_run(span, times.run_started)
+            run.end(nanoseconds(times.run_finished))
+            span.end(nanoseconds(times.batch_finished))
 
     @never_raises
-    def failed(self, batch: Sequence[Request], started: float, error: Exception) -> None:
-        if traces := _traces(batch):
-            span = self._batch(traces, batch, started)
-            run = self._run(span, started)
-            for one in (run, span):
-                fail(one, error)
-                one.end()
+    def record_failed_run(
+        self, batch: Sequence[TracedRequest], started: float, error: Exception
+    ) -> None:
+        if traces := _traces_of(batch):
+            span = self._start_batch(traces, batch, started)
+            run = self._start_run(span, started)
+            for each in (run, span):
+                record_error(each, error)
+                each.end()
 
-    def _batch(
-        self, traces: Sequence["CallTrace"], batch: Sequence[Request], started: float
+    def _start_batch(
+        self, traces: Sequence[SpanCallTrace], batch: Sequence[TracedRequest], started: float
     ) -> Span:
+        """Start a batch's span in the first trace, linked with the requests of all traces."""
         span = self._tracer.start_span(
             "batch",
             traces[0].context,
@@ -107,7 +188,7 @@ class BatchTracer:
                 trace.span.add_link(span.get_span_context())
         return span
 
-    def _run(self, batch: Span, started: float) -> Span:
+    def _start_run(self, batch: Span, started: float) -> Span:
         context = api.set_span_in_context(batch, Context())
         attributes = {"neurona.provider": self._attributes["neurona.provider"]}
         return self._tracer.start_span(
@@ -115,97 +196,12 @@ class BatchTracer:
         )
 
 
-def _traces(batch: Sequence[Request]) -> list["CallTrace"]:
-    return [trace for request in batch if isinstance(trace := request.trace, CallTrace)]
+def record_error(span: Span, error: Exception, *, is_fault: bool = True) -> None:
+    """Add `error` to the span as an event and, if it is the server's fault, as its status.
 
-
-FAULTS = {2, 4, 12, 13, 14, 15}
-"""Codes that are the server's fault: UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL,
-UNAVAILABLE and DATA_LOSS. The conventions call only those an error of the server's span."""
-
-_W3C = TraceContextTextMapPropagator()
-
-
-class CallTracer:
-    def __init__(self, tracer: api.Tracer, ratio: float, room: Callable[[], bool]) -> None:
-        """`room` says whether a span that is made now can be kept, and counts it if not."""
-        self._tracer = tracer
-        self._ratio = ratio
-        self._room = room
-
-    def samples(self, metadata: Metadata) -> bool:
-        """What the caller decided for its trace holds; a call without one has its chance."""
-        parent = parent_of(metadata)
-        chance = random.random()  # noqa: S311  nobody gains by foreseeing it
-        return (chance < self._ratio if parent is None else parent[1]) and self._room()
-
-    def call(self, path: str, metadata: Metadata) -> "CallTrace":
-        """Of one that is sampled, and begins now."""
-        context = _context_of(metadata)
-        service, _, method = path.removeprefix("/").partition("/")
-        span = self._tracer.start_span(
-            f"{service}/{method}",
-            context,
-            SpanKind.SERVER,
-            {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
-        )
-        return CallTrace(self._tracer, span)
-
-
-class CallTrace:
-    """As `rpc.caller` has it."""
-
-    def __init__(self, tracer: api.Tracer, span: Span) -> None:
-        self._tracer = tracer
-        self.span = span
-        self.context = api.set_span_in_context(span, Context())
-        self.trace_id = f"{span.get_span_context().trace_id:032x}"
-        self._open = [True]
-        self._error: Exception | None = None
-
-    def request(self, number: int) -> "CallTrace":
-        attributes = {"neurona.request.number": number if number < 1 << 63 else str(number)}
-        return CallTrace(
-            self._tracer, self._tracer.start_span("request", self.context, attributes=attributes)
-        )
-
-    @never_raises
-    def answered(self, request: Submission, error: Exception | None) -> None:
-        self._error = error
-        self.span.set_attributes(
-            {
-                "neurona.model": request.model.name,
-                "neurona.version": request.model.version,
-                "neurona.rows": request.rows,
-            }
-        )
-        if error is not None and request.arrived and not request.taken:
-            self.queued(request.arrived, time.monotonic(), error)
-
-    def queued(self, arrived: float, left: float, error: Exception | None = None) -> None:
-        """Its request has waited, by the monotonic clock."""
-        queue = self._tracer.start_span("queue", self.context, start_time=nanoseconds(arrived))
-        if error is not None:
-            fail(queue, error)
-        queue.end(nanoseconds(left))
-
-    @never_raises
-    def end(self, error: Exception | None = None) -> None:
-        try:
-            self._open.pop()
-        except IndexError:
-            return
-        error = self._error or error
-        code = 0 if error is None else code_of(error)
-        self.span.set_attribute("rpc.grpc.status_code", code)
-        if error is not None:
-            fail(self.span, error, is_fault=code in FAULTS)
-        self.span.end()
-
-
-def fail(span: Span, error: Exception, *, is_fault: bool = True) -> None:
-    """The span has failed with it. What is no word of ours to a caller, like ONNX Runtime's, is in
-    the log: here is only its kind."""
+    Of errors that are not written for callers, such as ONNX Runtime's, only the class is
+    recorded: their texts stand in the log.
+    """
     kind = type(error).__qualname__
     attributes = {"exception.type": kind}
     if isinstance(error, NeuronaError):
@@ -216,15 +212,20 @@ def fail(span: Span, error: Exception, *, is_fault: bool = True) -> None:
         span.set_status(Status(StatusCode.ERROR, attributes.get("exception.message", kind)))
 
 
-def nanoseconds(moment: float) -> int:
-    """Since 1970, of a moment of the monotonic clock."""
-    return time.time_ns() - round((time.monotonic() - moment) * 1e9)
+def nanoseconds(monotonic: float) -> int:
+    """The Unix time in nanoseconds of a time of the monotonic clock in seconds."""
+    return time.time_ns() - round((time.monotonic() - monotonic) * 1e9)
 
 
-def _context_of(metadata: Iterable[tuple[str, str | bytes]]) -> Context:
+def _traces_of(batch: Sequence[TracedRequest]) -> list[SpanCallTrace]:
+    return [trace for request in batch if isinstance(trace := request.trace, SpanCallTrace)]
+
+
+def _context_of(metadata: Metadata) -> Context:
+    """The parent context in `traceparent` and `tracestate`; an empty one without them."""
     carrier: dict[str, str] = {}
     for key, value in metadata:
         if key in ("traceparent", "tracestate") and isinstance(value, str):
-            # Of several, tracestate counts as one list; of traceparent there must be one.
+            # Several tracestate headers count as one list; traceparent must be unique.
             carrier[key] = f"{carrier[key]},{value}" if key in carrier else value
     return _W3C.extract(carrier, Context()) if "traceparent" in carrier else Context()

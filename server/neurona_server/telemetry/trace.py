@@ -1,41 +1,121 @@
-"""What batching needs of whoever traces requests: opaque, and absent where nobody does."""
+"""Tracing as the rest of the server sees it: protocols, and the caller's W3C Trace Context.
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+`telemetry.spans` implements the protocols with OpenTelemetry, which nothing here imports. Where
+tracing is off there is no tracer, and the `trace` of a request is None.
+"""
 
-if TYPE_CHECKING:
-    from neurona_server.batching.request import Request
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+MAX_TRACEPARENT = 512
+"""Characters of a traceparent: OpenTelemetry accepts no more either."""
+
+Metadata = Iterable[tuple[str, str | bytes]]
+"""The metadata of a call: pairs of a lower-case key and a value."""
+
+_TRACEPARENT = re.compile(
+    r"(?:00(?=.{53}\Z)|(?!00|ff)[0-9a-f]{2})-"  # version 0 has nothing after its flags
+    r"(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(?:-.*)?"
+)
 
 
 class Trace(Protocol):
-    """Of one request that is traced."""
+    """The trace that a request belongs to."""
 
     @property
     def trace_id(self) -> str:
-        """32 hex digits, as W3C Trace Context has them."""
+        """32 hexadecimal digits, as in W3C Trace Context."""
+
+
+class TracedRequest(Protocol):
+    """What tracing reads of a request to a model. Times are seconds of the monotonic clock."""
+
+    @property
+    def trace(self) -> Trace | None:
+        """None if the request is not traced."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def count(self) -> int:
+        """The number of callers' requests that it combines."""
+
+    @property
+    def arrived(self) -> float:
+        """When the queue admitted it; 0 if it has not."""
+
+    @property
+    def taken(self) -> float:
+        """When it left the queue to run; 0 if it has not."""
+
+
+class CallTrace(Trace, Protocol):
+    """The trace of a call, or of one request in a stream. Thread-safe; raises nothing."""
+
+    def start_request(self, number: int) -> "CallTrace":
+        """Start the trace of a request in this stream; `number` distinguishes it from others."""
+
+    def record_outcome(
+        self, request: TracedRequest, model: str, version: int, error: Exception | None
+    ) -> None:
+        """Record how the request to a model ended, before the caller has its response."""
+
+    def end(self, error: Exception | None = None) -> None:
+        """End the trace: the response was sent, or the caller has gone. Only the first call
+        counts."""
+
+
+class CallTracer(Protocol):
+    """Decides which calls are traced and starts their traces. Raises nothing."""
+
+    def should_sample(self, metadata: Metadata) -> bool:
+        """Whether a call with this metadata is to be traced."""
+
+    def start_call(self, path: str, metadata: Metadata) -> CallTrace:
+        """Start the trace of a sampled call."""
 
 
 class RunTimes(NamedTuple):
-    """Of one run, by the batcher's clock."""
+    """The times of one run, in seconds of the batcher's (monotonic) clock."""
 
-    started: float
-    joined: float
-    ran: float
-    split: float
+    batch_started: float
+    run_started: float
+    run_finished: float
+    batch_finished: float
 
 
 class BatchTracer(Protocol):
-    """Of one model. Raises nothing; requests that are not traced it passes over."""
+    """Traces the batches of one model. Raises nothing; ignores requests without a trace."""
 
-    def cut(self, batch: Sequence["Request"]) -> None:
-        """They have left the queue together."""
+    def record_queue_times(self, batch: Sequence[TracedRequest]) -> None:
+        """Record the time in the queue of requests that have left it as one batch."""
 
-    def ran(self, batch: Sequence["Request"], rows: int, padded: int, times: RunTimes) -> None:
-        """A run of `rows`, padded to `padded`, went well; nobody is answered yet."""
+    def record_run(
+        self, batch: Sequence[TracedRequest], rows: int, padded: int, times: RunTimes
+    ) -> None:
+        """Record a successful run of `rows`, padded to `padded`, before responses are written."""
 
-    def failed(self, batch: Sequence["Request"], started: float, error: Exception) -> None:
-        """A run that began at `started` did not; some of them may be run again."""
+    def record_failed_run(
+        self, batch: Sequence[TracedRequest], started: float, error: Exception
+    ) -> None:
+        """Record a run that began at `started` and failed; its requests may run again."""
 
 
-class Tracer(Protocol):
-    def model(self, name: str, version: int, provider: str) -> BatchTracer: ...
+class BatchTracerFactory(Protocol):
+    """Makes the tracer of a model version."""
+
+    def __call__(self, model: str, version: int, provider: str) -> BatchTracer: ...
+
+
+def parent_of(metadata: Metadata) -> tuple[str, bool] | None:
+    """The caller's trace id and whether that trace is sampled, from a `traceparent` header.
+
+    None if the header is absent, invalid or repeated (W3C Trace Context, section 3.2).
+    """
+    values = [value for key, value in metadata if key == "traceparent"]
+    if len(values) != 1 or len(value := values[0]) > MAX_TRACEPARENT or not isinstance(value, str):
+        return None
+    match = _TRACEPARENT.fullmatch(value)
+    return (match[1], bool(int(match[2], 16) & 1)) if match else None

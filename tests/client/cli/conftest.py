@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 from support import onnx_models
 from support.cli import NEURONA, environment
-from support.served import Served
+from support.server_process import ServerProcess
 
 from neurona_protos.prediction_pb2 import InputDescription, ModelMetadata, Task, ValueDescription
 
@@ -22,9 +22,8 @@ def served(repository, tmp_path_factory):
     save_summing(root / "sound", ["batch", "time"], "at 8,000 samples a second", "amplitude -1..1")
     (root / "broken" / "1").mkdir(parents=True)
     (root / "broken" / "1" / "model.onnx").write_bytes(b"no model")
-    server = Served(root)
-    yield server.wait_until_serving()
-    server.close()
+    with ServerProcess(root) as server:
+        yield server
 
 
 def save_summing(folder, shape, description, unit):

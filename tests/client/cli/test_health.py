@@ -3,8 +3,8 @@ import os
 import signal
 
 import pytest
-from support.certificates import Authority
-from support.served import Served
+from support.certificates import CertificateAuthority
+from support.server_process import ServerProcess
 
 BEARER = "a-secret-that-nobody-can-guess"
 
@@ -75,17 +75,17 @@ def test_a_wrong_environment_is_status_2_and_shows_no_token(neurona, variables, 
 
 
 def test_tls_and_tokens_by_flag_and_by_environment(neurona, repository, tmp_path):
-    authority = Authority(tmp_path, "authority")
-    certificate, key = authority.sign("server")
-    mine, my_key = authority.sign("client")
+    authority = CertificateAuthority(tmp_path, "authority")
+    certificate, key = authority.issue("server")
+    mine, my_key = authority.issue("client")
     tokens = tmp_path / "tokens.toml"
     digest = hashlib.sha256(BEARER.encode()).hexdigest()
     tokens.write_text(f'[[tokens]]\nname = "a"\nsha256 = "{digest}"\nrights = ["describe"]\n')
     flags = ["--tls-certificate", certificate, "--tls-key", key]
     flags += ["--tls-client-ca", authority.certificate, "--tokens-file", tokens]
-    server = Served(repository, *flags, own=(my_key, mine), trusting=authority.certificate)
-    try:
-        server.wait_until_serving()
+    with ServerProcess(
+        repository, *flags, trusted_ca=authority.certificate, client_certificate=(mine, my_key)
+    ) as server:
         to = ["health", "--address", server.address]
         shown = ["--ca", authority.certificate, "--certificate", mine, "--key", my_key]
         done = neurona(*to, *shown)
@@ -103,8 +103,6 @@ def test_tls_and_tokens_by_flag_and_by_environment(neurona, repository, tmp_path
         done = neurona(*to, variables=variables)
         assert done.returncode == 1
         assert done.stderr.startswith(f"neurona: {server.address}: UNAVAILABLE: ")
-    finally:
-        server.close()
 
 
 def test_a_reader_that_has_seen_enough_hears_no_complaint(neurona):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from support.cli import NEURONA, environment
-from support.served import Served
+from support.server_process import ServerProcess
 
 from neurona_client.cli.metrics_page import Page, parse, quantile, rates
 
@@ -77,18 +77,13 @@ def test_ctrl_c_ends_it_and_no_color_is_respected(watching, served):
 
 
 def test_it_goes_on_when_the_server_is_restarted(watching, repository):
-    server = Served(repository)
-    try:
-        server.wait_until_serving()
+    with ServerProcess(repository) as server:
         _, ours = watching(server.metrics_address)
         read_until(ours, "classifier")
         server.stop()
         read_until(ours, "cannot be read: Connection refused; trying again")
-        server.process.stderr.close()
         server.start()
         read_until(ours, "classifier")
-    finally:
-        server.close()
 
 
 def test_once_is_plain(neurona, served):

@@ -1,7 +1,6 @@
 """The page for people, in a real browser, of a real server."""
 
 import shutil
-import signal
 import threading
 import time
 
@@ -142,16 +141,13 @@ def test_it_survives_the_server(browser, serve, models, picture):
     browser.open(f"http://{server.metrics_address}/")
     with Load(server, (good(), 20)):
         browser.wait("parseFloat(document.querySelector('#tile-requests .value').innerText) > 5")
-    server.process.kill()
-    server.process.wait()
+    server.kill()
     browser.wait("document.body.classList.contains('lost')")
     assert browser.text("#state") == "lost"
     assert "No answer since" in browser.text("#notice")
     assert browser.do(ROWS) == 2  # what was last heard
     picture("lost")
-    server.process.stderr.close()
-    server.start()
-    server.wait_until_serving()
+    server.start().wait_until_serving()
     browser.wait("document.getElementById('state').innerText === 'serving'")
     assert "it was restarted" in browser.text("#notice")
     assert "Nothing has been asked yet" in browser.text()
@@ -159,7 +155,7 @@ def test_it_survives_the_server(browser, serve, models, picture):
         browser.wait("parseFloat(document.querySelector('#tile-requests .value').innerText) > 5")
         assert not any(c in browser.text() for c in ("NaN", "Infinity", "undefined", "null"))
         browser.wait("document.getElementById('notice').hidden", 40)
-    server.process.send_signal(signal.SIGTERM)
+    server.terminate()
     browser.wait("document.body.classList.contains('lost')")
 
 

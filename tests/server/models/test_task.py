@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 from prometheus_client import CollectorRegistry
 from support import onnx_models
-from support.in_process_server import Server
+from support.in_process_server import InProcessServer
 
 from neurona_protos.prediction_pb2 import (
     DataType,
@@ -26,7 +26,7 @@ from neurona_server.models.model import Model
 from neurona_server.models.onnx.session import CPU, RuntimeOptions
 from neurona_server.models.options import ModelOptions, options_for
 from neurona_server.models.repository.scanner import ModelSource, read_settings
-from neurona_server.models.repository.settings import ModelSettings, TensorSettings, Value
+from neurona_server.models.repository.settings import ModelSettings, TensorSettings, ValueSettings
 from neurona_server.models.signature import TensorSpec
 from neurona_server.models.task import find_task
 from neurona_server.rpc.v1.responses import softmax
@@ -63,7 +63,7 @@ def serve(tmp_path):
     def serve(toml, save=save_logits, **others):
         save(tmp_path / "m" / "1" / "model.onnx", **others)
         (tmp_path / "m" / "model.toml").write_text(toml)
-        servers.append(Server(tmp_path, BatchPolicy()))
+        servers.append(InProcessServer(tmp_path, BatchPolicy()))
         return servers[-1]
 
     yield serve
@@ -391,7 +391,7 @@ def test_a_model_is_served_by_its_own_options(load):
 
 
 def test_settings_without_a_name_for_a_value():
-    settings = ModelSettings(task=Task.TASK_REGRESSION, values=(Value(unit="m"),))
+    settings = ModelSettings(task=Task.TASK_REGRESSION, values=(ValueSettings(unit="m"),))
     outputs = [TensorSpec("value", FLOAT, (None, 1))]
     (value,) = find_task({}, {}, [], outputs, settings).metadata.values
     assert (value.name, value.unit) == ("value", "m")

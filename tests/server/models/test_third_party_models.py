@@ -8,14 +8,14 @@ import grpc
 import numpy as np
 import onnxruntime
 import pytest
-from support.in_process_server import Server
+from support.in_process_server import InProcessServer
 
 from neurona_protos.prediction_pb2 import DataType, DescribeModelRequest, PredictRequest, Task
 from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import LoadError
 from neurona_server.models.onnx.session import RuntimeOptions, Session
-from neurona_server.models.repository.scanner import find
+from neurona_server.models.repository.scanner import find_models
 from neurona_server.models.synthetic_inputs import FREE_SIZES, make_inputs
 
 SHARED = os.environ.get("NEURONA_SHARED")
@@ -36,7 +36,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(root):
-    server = Server(root, BatchPolicy(max_rows=4))
+    server = InProcessServer(root, BatchPolicy(max_rows=4))
     yield server
     server.stop()
 
@@ -55,7 +55,7 @@ def directly(path, inputs):
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - UNSERVABLE))
 def test_it_is_served_and_equals_onnxruntime(server, root, name):
-    (found,) = [one for one in find([root]) if one.name == name]
+    (found,) = [one for one in find_models([root]) if one.name == name]
     session = Session(found.path, RuntimeOptions())
     for size in FREE_SIZES:
         inputs = make_inputs(session.inputs, 1, size)

@@ -1,7 +1,7 @@
 import grpc
 import pytest
 from support import in_process_server, onnx_models
-from support.in_process_server import Server
+from support.in_process_server import InProcessServer
 
 from neurona_server.batching.policy import BatchPolicy
 
@@ -24,7 +24,7 @@ def echoes(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def echo_server(echoes, transport):
-    server = Server(echoes, BatchPolicy(inline=False), shared_memory=True)
+    server = InProcessServer(echoes, BatchPolicy(inline=False), shared_memory=True)
     yield server
     server.stop()
 

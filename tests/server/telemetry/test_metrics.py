@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from support import onnx_models
-from support.in_process_server import OPTIONS, Server
+from support.in_process_server import OPTIONS, InProcessServer
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest
 from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest, StreamedRequest
@@ -67,7 +67,7 @@ def test_a_load_has_a_series_while_it_is_in_progress():
 
 @pytest.fixture(scope="module")
 def server(repository):
-    server = Server(repository)
+    server = InProcessServer(repository)
     yield server
     server.stop()
 
@@ -101,7 +101,7 @@ def test_no_loading_series_is_left_after_the_loads(server):
 
 
 def test_queue_gauges_show_rows_and_bytes(repository, wait_until):
-    server = Server(repository, start_models=False)
+    server = InProcessServer(repository, start_models=False)
     try:
         call = server.prediction.Predict.future(request(rows=5))
         wait_until(lambda: server.count("queue_rows", **LABELS) == 5)
@@ -140,10 +140,10 @@ def test_open_streams_are_counted(server, wait_until, protocol):
 
 
 def test_a_message_too_large_is_counted_by_the_cygrpc_transport(repository, tmp_path):
-    refused = []
+    rejected = []
     onnx_models.save_regressor(tmp_path / "m" / "1" / "model.onnx")
-    options = OPTIONS.__class__(max_message_bytes=1000, refused=refused.append)
-    server = Server(tmp_path, options=options)
+    options = OPTIONS.__class__(max_message_bytes=1000, on_reject=rejected.append)
+    server = InProcessServer(tmp_path, options=options)
     try:
         for _ in range(2):
             with pytest.raises(grpc.RpcError, match="larger than max"):
@@ -155,7 +155,7 @@ def test_a_message_too_large_is_counted_by_the_cygrpc_transport(repository, tmp_
             server.channel.stream_unary("/neurona.v1.Prediction/Predict")(iter([]))
     finally:
         server.stop()
-    assert [type(error) for error in refused] == [TooLargeError] * 3
+    assert [type(error) for error in rejected] == [TooLargeError] * 3
 
 
 def test_node_counts_are_those_of_the_current_placement():

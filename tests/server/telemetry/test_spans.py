@@ -1,4 +1,4 @@
-"""What a collector gets of calls: parents, links, attributes, and how they ended."""
+"""The spans that a collector receives: parents, links, attributes, and status."""
 
 import itertools
 
@@ -21,7 +21,7 @@ THREADED = BatchPolicy(inline=False)
 
 @pytest.fixture(scope="module", params=["cygrpc", "aio"], autouse=True)
 def transport(request):
-    """Each test runs behind both transports."""
+    """Every test of this file runs on both transports."""
     in_process_server.TRANSPORT = request.param
     yield request.param
     in_process_server.TRANSPORT = "auto"
@@ -43,11 +43,11 @@ def named(spans, name):
     return [span for span in spans if span.name == name]
 
 
-def inside(spans, parent):
+def children(spans, parent):
     return {span.name: span for span in spans if span.parent == parent.id}
 
 
-def code_of(call):
+def failing_code(call):
     with pytest.raises(grpc.RpcError) as caught:
         call()
     return caught.value.code().name
@@ -59,15 +59,15 @@ def wait_for_rows(server, rows, wait_until):
 
 @pytest.mark.parametrize("inline", [True, False], ids=["inline", "threaded"])
 @pytest.mark.parametrize("protocol", ["prediction", "triton"])
-def test_a_call_has_a_span_its_queue_its_batch_and_its_run_in_it(traced, protocol, inline):
-    one = traced(BatchPolicy(inline=inline))
+def test_the_span_of_a_call_contains_queue_batch_and_run(make_traced, protocol, inline):
+    traced = make_traced(BatchPolicy(inline=inline))
     if protocol == "prediction":
-        one.server.prediction.Predict(predict(1, 2), timeout=10, metadata=CONTEXT)
+        traced.server.prediction.Predict(predict(1, 2), timeout=10, metadata=CONTEXT)
         service, method = "neurona.v1.Prediction", "Predict"
     else:
-        one.server.triton.ModelInfer(infer(1, 2), timeout=10, metadata=CONTEXT)
+        traced.server.triton.ModelInfer(infer(1, 2), timeout=10, metadata=CONTEXT)
         service, method = "inference.GRPCInferenceService", "ModelInfer"
-    spans = one.spans()
+    spans = traced.stop_and_get_spans()
     assert len(spans) == 4
     assert {span.trace_id for span in spans} == {TRACE}
     (call,) = named(spans, f"{service}/{method}")
@@ -82,7 +82,7 @@ def test_a_call_has_a_span_its_queue_its_batch_and_its_run_in_it(traced, protoco
         "neurona.version": 1,
         "neurona.rows": 2,
     }
-    queue, batch = (inside(spans, call)[name] for name in ("queue", "batch"))
+    queue, batch = (children(spans, call)[name] for name in ("queue", "batch"))
     assert batch.attributes == {
         "neurona.model": "picker",
         "neurona.version": 1,
@@ -92,22 +92,22 @@ def test_a_call_has_a_span_its_queue_its_batch_and_its_run_in_it(traced, protoco
         "neurona.batch.padding": 0,
     }
     assert (batch.links, call.links) == ({call.id}, {batch.id})
-    run = inside(spans, batch)["run"]
+    run = children(spans, batch)["run"]
     assert not any(span.failed or span.exceptions for span in spans)
     moments = [call.start, queue.start, queue.end, batch.start, run.start, run.end, batch.end]
     slack = 2_000_000  # two clocks are compared
     assert all(later - earlier > -slack for earlier, later in itertools.pairwise(moments))
-    assert one.count("sent") == 4
-    assert one.count("lost") == 0
+    assert traced.count("sent") == 4
+    assert traced.count("lost") == 0
 
 
-def test_requests_of_a_batch_are_linked_to_it_and_it_to_them(traced, wait_until):
-    one = traced(THREADED, start_models=False)
-    calls = [one.server.prediction.Predict.future(predict(n), timeout=20) for n in range(3)]
-    wait_for_rows(one.server, 3, wait_until)
-    one.server.registry.resolve("picker").start()
+def test_a_batch_and_its_requests_link_to_each_other(make_traced, wait_until):
+    traced = make_traced(THREADED, start_models=False)
+    calls = [traced.server.prediction.Predict.future(predict(n), timeout=20) for n in range(3)]
+    wait_for_rows(traced.server, 3, wait_until)
+    traced.server.registry.resolve("picker").start()
     assert all(call.result() for call in calls)
-    spans = one.spans()
+    spans = traced.stop_and_get_spans()
     calls, (batch,) = named(spans, PREDICT), named(spans, "batch")
     assert len({call.trace_id for call in calls}) == 3
     assert batch.links == {call.id for call in calls}
@@ -118,117 +118,124 @@ def test_requests_of_a_batch_are_linked_to_it_and_it_to_them(traced, wait_until)
     assert len(named(spans, "run")) == 1
 
 
-def test_neighbours_of_a_poisoned_request_are_well(traced, wait_until):
-    one = traced(THREADED, start_models=False)
-    futures = [one.server.prediction.Predict.future(predict(n), timeout=20) for n in (1, 99)]
-    wait_for_rows(one.server, 2, wait_until)
-    one.server.registry.resolve("picker").start()
+def test_other_requests_of_a_failed_batch_succeed_in_their_own(make_traced, wait_until):
+    traced = make_traced(THREADED, start_models=False)
+    futures = [traced.server.prediction.Predict.future(predict(n), timeout=20) for n in (1, 99)]
+    wait_for_rows(traced.server, 2, wait_until)
+    traced.server.registry.resolve("picker").start()
     assert sorted(future.code().name for future in futures) == ["INTERNAL", "OK"]
-    spans = one.spans()
-    well, ill = sorted(named(spans, PREDICT), key=lambda call: call.failed)
-    assert (well.attributes["rpc.grpc.status_code"], well.exceptions) == (0, [])
-    assert ill.attributes["rpc.grpc.status_code"] == 13
-    assert ill.attributes["error.type"] == "ModelFailedError"
-    assert ill.said == ill.exceptions[0]["exception.message"]
-    together, *halves = sorted(named(spans, "batch"), key=lambda one: -len(one.links))
+    spans = traced.stop_and_get_spans()
+    answered, failed = sorted(named(spans, PREDICT), key=lambda call: call.failed)
+    assert (answered.attributes["rpc.grpc.status_code"], answered.exceptions) == (0, [])
+    assert failed.attributes["rpc.grpc.status_code"] == 13
+    assert failed.attributes["error.type"] == "ModelFailedError"
+    assert failed.status_message == failed.exceptions[0]["exception.message"]
+    together, *halves = sorted(named(spans, "batch"), key=lambda batch: -len(batch.links))
     assert together.failed
-    assert together.links == {well.id, ill.id}
+    assert together.links == {answered.id, failed.id}
     outcomes = {half.failed: half.links for half in halves}
     assert len(halves) == 2
-    assert outcomes == {False: {well.id}, True: {ill.id}}
+    assert outcomes == {False: {answered.id}, True: {failed.id}}
     assert sum(run.failed for run in named(spans, "run")) == 2
 
 
-def test_cancelled_in_the_queue(traced, wait_until):
-    one = traced(THREADED, start_models=False)
-    call = one.server.prediction.Predict.future(predict(1), timeout=20, metadata=CONTEXT)
-    wait_for_rows(one.server, 1, wait_until)
+def test_a_call_cancelled_in_the_queue(make_traced, wait_until):
+    traced = make_traced(THREADED, start_models=False)
+    call = traced.server.prediction.Predict.future(predict(1), timeout=20, metadata=CONTEXT)
+    wait_for_rows(traced.server, 1, wait_until)
     call.cancel()
-    wait_for_rows(one.server, 0, wait_until)
-    queue, call = sorted(one.spans(), key=lambda span: span.name != "queue")
+    wait_for_rows(traced.server, 0, wait_until)
+    queue, call = sorted(traced.stop_and_get_spans(), key=lambda span: span.name != "queue")
     assert call.attributes["rpc.grpc.status_code"] == 1
-    assert not call.failed  # the server has done no wrong
+    assert not call.failed  # it is no fault of the server
     assert call.exceptions[0]["exception.type"] == "CancelledError"
     assert (queue.parent, queue.failed) == (call.id, True)
 
 
-def test_expired_in_the_queue(traced, wait_until):
-    one = traced(THREADED, start_models=False)
-    expired = one.server.prediction.Predict.future(predict(1), timeout=0.5, metadata=CONTEXT)
-    wait_for_rows(one.server, 1, wait_until)
+def test_a_call_whose_deadline_passes_in_the_queue(make_traced, wait_until):
+    traced = make_traced(THREADED, start_models=False)
+    expired = traced.server.prediction.Predict.future(predict(1), timeout=0.5, metadata=CONTEXT)
+    wait_for_rows(traced.server, 1, wait_until)
     assert expired.code().name == "DEADLINE_EXCEEDED"
-    wait_for_rows(one.server, 0, wait_until)
-    queue, call = sorted(one.spans(), key=lambda span: span.name != "queue")
+    wait_for_rows(traced.server, 0, wait_until)
+    queue, call = sorted(traced.stop_and_get_spans(), key=lambda span: span.name != "queue")
     assert call.attributes["rpc.grpc.status_code"] == 4
     assert call.failed
     assert call.attributes["error.type"] == "DeadlineExceededError"
     assert (queue.parent, queue.failed) == (call.id, True)
 
 
-def test_refused_calls_have_a_span_of_their_own(traced):
-    one = traced()
+def test_a_rejected_call_has_a_single_span(make_traced):
+    traced = make_traced()
     unknown = PredictRequest(model="none")
-    code = code_of(lambda: one.server.prediction.Predict(unknown, timeout=9, metadata=CONTEXT))
+    code = failing_code(
+        lambda: traced.server.prediction.Predict(unknown, timeout=9, metadata=CONTEXT)
+    )
     assert code == "NOT_FOUND"
-    (call,) = one.spans()
+    (call,) = traced.stop_and_get_spans()
     assert call.attributes["rpc.grpc.status_code"] == 5
-    assert not call.failed  # the caller has: so the conventions have it
+    assert not call.failed  # a fault of the caller, by the semantic conventions
     assert call.exceptions[0]["exception.type"] == "NotFoundError"
 
 
-def test_a_stream_has_a_span_for_each_request(traced):
-    one = traced()
+def test_a_stream_has_a_span_for_each_request(make_traced):
+    traced = make_traced()
     requests = [StreamedRequest(id=n, request=predict(n)) for n in (1, 2, 99)]
-    stream = one.server.prediction.PredictStream(
+    stream = traced.server.prediction.PredictStream(
         iter([PredictStreamRequest(requests=requests)]), timeout=20, metadata=CONTEXT
     )
     assert sum(len(message.responses) for message in stream) == 3
     assert stream.code().name == "OK"
-    spans = one.spans()
+    spans = traced.stop_and_get_spans()
     (call,) = named(spans, "neurona.v1.Prediction/PredictStream")
     assert (call.parent, call.attributes["rpc.grpc.status_code"]) == (PARENT, 0)
-    asked = {span.attributes["neurona.request.number"]: span for span in named(spans, "request")}
-    assert asked.keys() == {1, 2, 99}
-    assert all(span.parent == call.id for span in asked.values())
-    assert [asked[n].attributes["rpc.grpc.status_code"] for n in (1, 2, 99)] == [0, 0, 13]
-    assert [asked[n].failed for n in (1, 2, 99)] == [False, False, True]
+    requested = {
+        span.attributes["neurona.request.number"]: span for span in named(spans, "request")
+    }
+    assert requested.keys() == {1, 2, 99}
+    assert all(span.parent == call.id for span in requested.values())
+    assert [requested[n].attributes["rpc.grpc.status_code"] for n in (1, 2, 99)] == [0, 0, 13]
+    assert [requested[n].failed for n in (1, 2, 99)] == [False, False, True]
     linked = {link for batch in named(spans, "batch") for link in batch.links}
-    assert linked == {span.id for span in asked.values()}
+    assert linked == {span.id for span in requested.values()}
     assert {span.parent for span in named(spans, "queue")} == linked
 
 
-def test_a_stream_of_the_other_protocol_too(traced):
-    one = traced()
-    stream = one.server.triton.ModelStreamInfer(
+def test_a_triton_stream_has_a_span_for_each_request(make_traced):
+    traced = make_traced()
+    stream = traced.server.triton.ModelStreamInfer(
         iter([infer(1), infer(99)]), timeout=20, metadata=CONTEXT
     )
     assert [bool(answer.error_message) for answer in stream] == [False, True]
-    spans = one.spans()
+    spans = traced.stop_and_get_spans()
     (call,) = named(spans, "inference.GRPCInferenceService/ModelStreamInfer")
-    asked = sorted(
-        named(spans, "request"), key=lambda one: one.attributes["neurona.request.number"]
+    requested = sorted(
+        named(spans, "request"), key=lambda span: span.attributes["neurona.request.number"]
     )
-    assert [span.failed for span in asked] == [False, True]
-    assert {span.parent for span in asked} == {call.id}
+    assert [span.failed for span in requested] == [False, True]
+    assert {span.parent for span in requested} == {call.id}
 
 
-def test_a_stream_that_is_cancelled_ends_its_requests(traced, wait_until):
-    one = traced(THREADED, start_models=False)
+def test_a_stream_that_is_cancelled_ends_its_requests(make_traced, wait_until):
+    traced = make_traced(THREADED, start_models=False)
     message = PredictStreamRequest(requests=[StreamedRequest(id=1, request=predict(1))])
-    stream = one.server.prediction.PredictStream(iter([message]), timeout=20, metadata=CONTEXT)
-    wait_for_rows(one.server, 1, wait_until)
+    stream = traced.server.prediction.PredictStream(iter([message]), timeout=20, metadata=CONTEXT)
+    wait_for_rows(traced.server, 1, wait_until)
     stream.cancel()
-    wait_for_rows(one.server, 0, wait_until)
-    spans = one.spans()
-    (call,), (asked,) = named(spans, "neurona.v1.Prediction/PredictStream"), named(spans, "request")
+    wait_for_rows(traced.server, 0, wait_until)
+    spans = traced.stop_and_get_spans()
+    (call,), (request,) = (
+        named(spans, "neurona.v1.Prediction/PredictStream"),
+        named(spans, "request"),
+    )
     assert call.attributes["rpc.grpc.status_code"] == 1
-    assert asked.attributes["rpc.grpc.status_code"] == 1
+    assert request.attributes["rpc.grpc.status_code"] == 1
 
 
-def test_a_request_in_parts_is_in_several_batches(traced):
-    one = traced(BatchPolicy(max_rows=2, inline=False))
-    one.server.prediction.Predict(predict(0, 1, 2, 3, 0), timeout=10, metadata=CONTEXT)
-    spans = one.spans()
+def test_a_split_request_links_to_several_batches(make_traced):
+    traced = make_traced(BatchPolicy(max_rows=2, inline=False))
+    traced.server.prediction.Predict(predict(0, 1, 2, 3, 0), timeout=10, metadata=CONTEXT)
+    spans = traced.stop_and_get_spans()
     (call,) = named(spans, PREDICT)
     batches = named(spans, "batch")
     assert sum(batch.attributes["neurona.batch.rows"] for batch in batches) == 5
@@ -236,51 +243,50 @@ def test_a_request_in_parts_is_in_several_batches(traced):
     assert call.links == {batch.id for batch in batches}
 
 
-def test_what_a_caller_decided_holds_and_a_ratio_for_the_rest(traced):
+def test_the_callers_decision_to_sample_wins_over_the_ratio(make_traced):
     for ratio, count in ((0.0, 1), (1.0, 3)):
-        one = traced(ratio=ratio)
-        ask = one.server.prediction.Predict
-        ask(predict(1), timeout=10, metadata=CONTEXT)
-        ask(predict(1), timeout=10, metadata=[("traceparent", f"00-{TRACE}-{PARENT}-00")])
-        ask(predict(1), timeout=10)
-        ask(predict(1), timeout=10, metadata=[("traceparent", f"00-{TRACE}-{PARENT}-01-x")])
-        traces = [span.trace_id for span in named(one.spans(), PREDICT)]
+        traced = make_traced(ratio=ratio)
+        predict_ = traced.server.prediction.Predict
+        predict_(predict(1), timeout=10, metadata=CONTEXT)
+        predict_(predict(1), timeout=10, metadata=[("traceparent", f"00-{TRACE}-{PARENT}-00")])
+        predict_(predict(1), timeout=10)
+        predict_(predict(1), timeout=10, metadata=[("traceparent", f"00-{TRACE}-{PARENT}-01-x")])
+        traces = [span.trace_id for span in named(traced.stop_and_get_spans(), PREDICT)]
         assert len(traces) == count
         assert traces.count(TRACE) == 1
-        one.collector.spans.clear()
+        traced.collector.spans.clear()
 
 
-def test_health_is_not_traced(traced):
-    one = traced()
-    one.server.health.set({"": True})
-    one.server.channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=10)
-    assert one.spans() == []
+def test_health_is_not_traced(make_traced):
+    traced = make_traced()
+    traced.server.health.set({"": True})
+    traced.server.channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=10)
+    assert traced.stop_and_get_spans() == []
 
 
-def test_a_request_that_a_model_leaves_unanswered(traced):
-    """The server stops: whoever waits is told, and the trace says so."""
-    one = traced(THREADED, start_models=False)
-    call = one.server.prediction.Predict.future(predict(1), timeout=20, metadata=CONTEXT)
-    while not one.server.count("queue_rows", model="picker", version="1"):
+def test_requests_that_wait_when_the_model_stops_end_unavailable(make_traced):
+    traced = make_traced(THREADED, start_models=False)
+    call = traced.server.prediction.Predict.future(predict(1), timeout=20, metadata=CONTEXT)
+    while not traced.server.count("queue_rows", model="picker", version="1"):
         assert not call.done()
-    one.server.registry.resolve("picker").batcher.cancel_all(UnavailableError("stop"))
+    traced.server.registry.resolve("picker").batcher.cancel_all(UnavailableError("stop"))
     assert call.code().name == "UNAVAILABLE"
-    spans = one.spans()
+    spans = traced.stop_and_get_spans()
     assert {span.name for span in spans} == {PREDICT, "queue"}
     assert named(spans, PREDICT)[0].failed
 
 
-def test_a_batch_counts_each_request_of_those_that_travel_as_one(traced, wait_until):
-    one = traced(THREADED, ratio=0.0, start_models=False)
+def test_a_batch_counts_each_request_of_a_coalesced_one(make_traced, wait_until):
+    traced = make_traced(THREADED, ratio=0.0, start_models=False)
     many = PredictStreamRequest(
         requests=[StreamedRequest(id=n, request=predict(n % 4)) for n in range(9)]
     )
-    stream = one.server.prediction.PredictStream(iter([many]), timeout=20)
-    wait_for_rows(one.server, 9, wait_until)
-    call = one.server.prediction.Predict.future(predict(1), timeout=20, metadata=CONTEXT)
-    wait_for_rows(one.server, 10, wait_until)
-    one.server.registry.resolve("picker").start()
+    stream = traced.server.prediction.PredictStream(iter([many]), timeout=20)
+    wait_for_rows(traced.server, 9, wait_until)
+    call = traced.server.prediction.Predict.future(predict(1), timeout=20, metadata=CONTEXT)
+    wait_for_rows(traced.server, 10, wait_until)
+    traced.server.registry.resolve("picker").start()
     assert call.result()
     assert sum(len(answer.responses) for answer in stream) == 9
-    (batch,) = named(one.spans(), "batch")
+    (batch,) = named(traced.stop_and_get_spans(), "batch")
     assert batch.attributes["neurona.batch.requests"] == 10

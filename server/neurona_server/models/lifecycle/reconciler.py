@@ -22,7 +22,7 @@ from neurona_server.errors import (
     printable,
     quoted,
 )
-from neurona_server.models.lifecycle.registry import Entry, Registry
+from neurona_server.models.lifecycle.registry import ModelEntry, Registry
 from neurona_server.models.lifecycle.versions import VersionSet
 from neurona_server.models.model import Model
 from neurona_server.models.repository.scanner import Looks, ModelFolder, ModelSource, Repository
@@ -127,7 +127,7 @@ class Reconciler:
         self._options = options or ReconcilerOptions()
         self._tell = changed
         self._models: dict[str, VersionSet] = {}
-        self._published: dict[str, Entry] = {}
+        self._published: dict[str, ModelEntry] = {}
         self._asked: set[str] = set()  # when explicit
         self._missing: set[str] = set()  # by the last look
         self._refused: dict[str, list[str]] = {}  # what the log has been told
@@ -159,17 +159,17 @@ class Reconciler:
                 for problem in versions.problems()
             ]
 
-    def poll(self, seconds: float) -> None:
+    def start_polling(self, seconds: float) -> None:
         """Looks at the repository so often from now on, in a thread of its own."""
 
         def look() -> None:
             while not self._stopping.wait(seconds):
-                self.look()
+                self.poll_once()
 
         self._poller = threading.Thread(target=look, name="poll", daemon=True)
         self._poller.start()
 
-    def look(self) -> None:
+    def poll_once(self) -> None:
         """One look at the repository; loads begin, and are not waited for."""
         with self._scanning:
             folders = self._looks.at_all()

@@ -14,7 +14,7 @@ _NAMES_SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Version:
+class ModelVersion:
     """A version that is known: loaded, or not and why."""
 
     model: Model | None = None
@@ -33,10 +33,10 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ModelEntry:
     """All that a name stands for, at one moment."""
 
-    versions: Mapping[int, Version] = field(default_factory=dict)
+    versions: Mapping[int, ModelVersion] = field(default_factory=dict)
     """By number, in order."""
 
     labels: Mapping[str, int] = field(default_factory=dict)
@@ -53,11 +53,11 @@ class Registry:
     """Readers need no lock: a change puts a new mapping in the place of the old one."""
 
     def __init__(self) -> None:
-        self._entries: Mapping[str, Entry] = {}
+        self._entries: Mapping[str, ModelEntry] = {}
         self._changing = threading.Lock()
         self._random = random.Random()  # noqa: S311  nobody gains by foreseeing it
 
-    def publish(self, name: str, entry: Entry | None) -> None:
+    def publish(self, name: str, entry: ModelEntry | None) -> None:
         """In one step; None takes the name out."""
         with self._changing:
             entries = {**self._entries}
@@ -76,18 +76,18 @@ class Registry:
     def names(self) -> list[str]:
         return sorted(self._entries)
 
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, ModelEntry]:
         """By name, all of one moment."""
         return dict(sorted(self._entries.items()))
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> ModelEntry:
         """Raises NotFoundError."""
         try:
             return self._entries[name]
         except KeyError:
             raise NotFoundError(f"there is no model {quoted(name)}; {self._names()}") from None
 
-    def known(self) -> list[VersionInfo]:
+    def version_infos(self) -> list[VersionInfo]:
         """Every version, for the metrics."""
         return [
             VersionInfo(
@@ -124,7 +124,7 @@ class Registry:
             raise NotFoundError(f"model {quoted(name)}: {what} {version}; served: {ready}")
         return known_version.model
 
-    def _default(self, name: str, entry: Entry) -> Model:
+    def _default(self, name: str, entry: ModelEntry) -> Model:
         if entry.shares:
             drawn = self._random.random()
             for bound, model in entry.shares:
@@ -144,7 +144,7 @@ class Registry:
         return f"served: {', '.join(names[:_NAMES_SHOWN]) or 'none'}{more}"
 
 
-def _missing(version: Version | None) -> str:
+def _missing(version: ModelVersion | None) -> str:
     if version is None:
         return "no version"
     return {

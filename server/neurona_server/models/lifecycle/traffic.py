@@ -12,9 +12,9 @@ from neurona_server.batching.batch import RowSlice
 from neurona_server.batching.policy import Priority
 from neurona_server.batching.request import Array, Outputs, Request
 from neurona_server.errors import NeuronaError
-from neurona_server.models.lifecycle.registry import Entry, Version
+from neurona_server.models.lifecycle.registry import ModelEntry, ModelVersion
 from neurona_server.models.model import Model
-from neurona_server.models.repository.settings import LATEST, ModelSettings, Traffic, Which
+from neurona_server.models.repository.settings import LATEST, ModelSettings, Traffic, VersionOrLabel
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Routing:
         numbers = {self._number(which) for which in named}
         return {n for n in {*numbers, *self.labels.values()} if n is not None}
 
-    def entry(self, known: Mapping[int, Version]) -> Entry:
+    def entry(self, known: Mapping[int, ModelVersion]) -> ModelEntry:
         """Of the versions that are known, each with its part in the traffic."""
         models = {n: version.model for n, version in known.items() if version.model}
         shares = self._shares(models)
@@ -70,11 +70,11 @@ class Routing:
         for number, share in shares.items():
             total += share / 100
             bounds.append((total, models[number]))
-        return Entry(
+        return ModelEntry(
             versions, labels, models[default] if default is not None else None, tuple(bounds)
         )
 
-    def cast_shadow(self, known: Mapping[int, Version]) -> None:
+    def cast_shadow(self, known: Mapping[int, ModelVersion]) -> None:
         """Has each model send its copies to where they go now."""
         models = {n: version.model for n, version in known.items() if version.model}
         number = self._loaded(self.traffic.shadow, models)
@@ -105,11 +105,11 @@ class Routing:
             chosen = max(models.keys() - special, default=max(models))
         return chosen
 
-    def _loaded(self, which: Which, models: Mapping[int, Model]) -> int | None:
+    def _loaded(self, which: VersionOrLabel, models: Mapping[int, Model]) -> int | None:
         number = max(models, default=None) if which == LATEST else self._number(which)
         return number if number in models else None
 
-    def _number(self, which: Which) -> int | None:
+    def _number(self, which: VersionOrLabel) -> int | None:
         if isinstance(which, int):
             return which
         return self.labels.get(which)

@@ -12,7 +12,7 @@ and does what it says. The rules:
 from dataclasses import dataclass, field, replace
 
 from neurona_protos.prediction_pb2 import State
-from neurona_server.models.lifecycle.registry import Entry, Version
+from neurona_server.models.lifecycle.registry import ModelEntry, ModelVersion
 from neurona_server.models.lifecycle.traffic import Routing
 from neurona_server.models.model import Model
 from neurona_server.models.repository.scanner import (
@@ -138,7 +138,7 @@ class VersionSet:
         """Neither on disk nor in memory."""
         return self._folder is None and not self._held
 
-    def settle(self) -> tuple[Entry, list[Model]]:
+    def settle(self) -> tuple[ModelEntry, list[Model]]:
         """What the name stands for from now on, and the models that it does not stand for any
         more: to be drained once the entry is published."""
         models = {n: held.model for n, held in self._held.items() if held.model}
@@ -201,20 +201,20 @@ class VersionSet:
         surplus = loaded - self._wanted - self._routing.in_use
         return surplus - {max(loaded)} if surplus == loaded and loaded else surplus
 
-    def _version(self, number: int) -> Version:
+    def _version(self, number: int) -> ModelVersion:
         held = self._held.get(number, _VersionRecord())
         on_disk = self._folder is not None and number in self._folder.versions
         problem = self._folder.problem if self._folder else ""
         if held.model:
             reason = held.reason or problem or ("" if on_disk else GONE)
-            return Version(held.model, reason)
+            return ModelVersion(held.model, reason)
         if held.loading:
-            return Version(None, "", State.STATE_LOADING)
+            return ModelVersion(None, "", State.STATE_LOADING)
         if held.failed or problem:
-            return Version(None, held.reason or problem, State.STATE_FAILED)
-        return Version(None, "", State.STATE_UNLOADED)
+            return ModelVersion(None, held.reason or problem, State.STATE_FAILED)
+        return ModelVersion(None, "", State.STATE_UNLOADED)
 
 
 def _identity(on_disk: VersionFiles, settings: ModelSettings) -> Identity:
     unrouted = replace(settings, versions=None, version_labels={}, traffic=Traffic(), ignored=())
-    return on_disk.stamp, unrouted
+    return on_disk.fingerprint, unrouted

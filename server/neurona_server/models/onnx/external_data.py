@@ -54,7 +54,7 @@ def read_external(files: Mapping[str, Path]) -> dict[str, bytes]:
 
 
 @contextmanager
-def copied(path: Path, files: Mapping[str, Path]) -> Iterator[Path]:
+def temporary_copy(path: Path, files: Mapping[str, Path]) -> Iterator[Path]:
     """The path of a copy of the model and these files, which is gone afterwards.
 
     What has been mapped from it by then stays readable: the kernel keeps a deleted file as long

@@ -36,7 +36,7 @@ _SECONDS_A_BYTE = 3e-9  # the model and the entry are hashed, the entry is copie
 _DIGEST = hashlib.sha256().digest_size
 
 
-def is_worth_it(nodes: int, size: int) -> bool:
+def saves_time(nodes: int, size: int) -> bool:
     return nodes * _SECONDS_A_NODE - size * _SECONDS_A_BYTE > LEAST_GAIN
 
 
@@ -149,7 +149,7 @@ def _open_once(folder: Path) -> GraphCache | None:
         return None
 
 
-def default_folder() -> Path | None:
+def default_cache_folder() -> Path | None:
     """$XDG_CACHE_HOME/neurona, else ~/.cache/neurona (XDG Base Directory Specification 0.8: a
     relative path there is not valid). None for a user without a home."""
     if (base := os.environ.get("XDG_CACHE_HOME", "")) and os.path.isabs(base):

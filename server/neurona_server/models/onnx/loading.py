@@ -15,8 +15,8 @@ import onnxruntime
 
 from neurona_server.errors import LoadError
 from neurona_server.models.onnx import graph_cache, runtime
-from neurona_server.models.onnx.external_data import copied, find_external, read_external
-from neurona_server.models.onnx.model_file import GraphOutline, outline
+from neurona_server.models.onnx.external_data import find_external, read_external, temporary_copy
+from neurona_server.models.onnx.model_file import GraphOutline, read_outline
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ _NOWHERE = os.path.join(os.sep, "nonexistent", "neurona")
 
 def load(path: Path, options: RuntimeOptions, threads: int) -> onnxruntime.InferenceSession:
     """Raises LoadError."""
-    found = outline(path)
+    found = read_outline(path)
     providers = runtime.usable_providers(options)
     if not providers:
         wanted = ", ".join(options.providers)
@@ -84,7 +84,7 @@ class _Loader:
         if (
             folder is not None
             and providers == [CPU]  # what a GPU's provider makes of a graph is its own
-            and graph_cache.is_worth_it(self._found.nodes, self._found.size)
+            and graph_cache.saves_time(self._found.nodes, self._found.size)
             and (cache := graph_cache.open_cache(folder)) is not None
         ):
             return self._through(cache, providers)
@@ -98,7 +98,7 @@ class _Loader:
         give = getattr(settings, "add_external_initializers_from_files_in_memory", None)
         plain = all(os.path.normpath(location) == location for location in files)
         if give is None or self._found.nested or not plain:
-            with copied(self._path, files) as copy:
+            with temporary_copy(self._path, files) as copy:
                 return self._open(os.fspath(copy), providers, settings)
         contents = read_external(files)
         settings.add_session_config_entry(

@@ -127,15 +127,15 @@ class GraphOutline:
     """Whether some of these belong to a graph inside a node."""
 
 
-def check_onnx(path: Path) -> int:
+def check_model_file(path: Path) -> int:
     """The file's size in bytes. Raises LoadError when it is no ONNX model, or not all of one."""
     with _opened(path) as (file, size):
         _find_graph(file, size)
     return size
 
 
-def outline(path: Path) -> GraphOutline:
-    """Raises LoadError like `check_onnx`."""
+def read_outline(path: Path) -> GraphOutline:
+    """Raises LoadError like `check_model_file`."""
     with _opened(path) as (file, size):
         graph, functions = _find_graph(file, size)
         found = GraphOutline(size)

@@ -14,7 +14,7 @@ import onnxruntime
 
 from neurona_server.errors import ConfigError
 
-THREADS_A_CPU = 16  # in the pools of all models: they do not spin, so all but a few sleep
+THREADS_PER_CPU = 16  # in the pools of all models: they do not spin, so all but a few sleep
 
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def check_options(options: RuntimeOptions) -> None:
     check_names(options.providers, onnxruntime.get_all_providers())
     if options.cpu_memory_bytes:
         limit_cpu_memory(options.cpu_memory_bytes)
-    if options.require_gpu and (reason := why_no_gpu()):
+    if options.require_gpu and (reason := probe_gpu()):
         raise ConfigError(f"option require_gpu is set, but {reason}")
 
 
@@ -170,7 +170,7 @@ def missing_gpu() -> str:
     return explain_missing_gpu(onnxruntime.get_available_providers(), has_driver())
 
 
-def why_no_gpu() -> str:
+def probe_gpu() -> str:
     """Why none can be used, found out by using it; "" if one can."""
     if reason := missing_gpu():
         return reason

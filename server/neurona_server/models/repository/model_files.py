@@ -11,7 +11,7 @@ MOST_BYTES = 4 << 20
 """Of a file of settings or labels."""
 
 
-def find_beside(folder: Path, name: str) -> Path:
+def resolve_inside(folder: Path, name: str) -> Path:
     """The file `name` inside `folder`, where it really stands.
 
     Raises LoadError when it leaves the folder, by its name or by a symbolic link, or is no file.
@@ -33,7 +33,7 @@ def find_beside(folder: Path, name: str) -> Path:
 
 def read_text(folder: Path, name: str) -> str:
     """A file of UTF-8 text. Raises LoadError."""
-    path = find_beside(folder, name)
+    path = resolve_inside(folder, name)
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)

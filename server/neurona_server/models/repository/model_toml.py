@@ -15,9 +15,9 @@ from neurona_server.models.repository.settings import (
     ModelSettings,
     TensorSettings,
     Traffic,
-    Value,
+    ValueSettings,
+    VersionOrLabel,
     VersionPolicy,
-    Which,
 )
 
 Read = Callable[[str, Any], Any]
@@ -135,7 +135,7 @@ def label_name(where: str, value: Any) -> str:
     return value
 
 
-def which(where: str, value: Any) -> Which:
+def which(where: str, value: Any) -> VersionOrLabel:
     """A version as a number, or in a text of digits; else a label."""
     number = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value) else value
     if type(number) is int and 0 < number <= MOST_VERSION:
@@ -175,9 +175,9 @@ def _tensors(where: str, value: Any) -> dict[str, TensorSettings]:
     return {name: TensorSettings(**said) for name, said in read.items()}
 
 
-def _values(where: str, value: Any) -> tuple[Value, ...]:
+def _values(where: str, value: Any) -> tuple[ValueSettings, ...]:
     read = list_of(table({"name": text, "unit": text}), "tables with name and unit")(where, value)
-    return tuple(Value(**said) for said in read)
+    return tuple(ValueSettings(**said) for said in read)
 
 
 _TASKS = {
@@ -241,7 +241,7 @@ def _settings(folder: Path, said: dict[str, Any]) -> ModelSettings:
         except LoadError as error:
             raise LoadError(f"labels_file: {error}") from error
     if (unit := said.pop("unit", None)) is not None:
-        said["values"] = (Value(unit=unit),)
+        said["values"] = (ValueSettings(unit=unit),)
     labels = said.get("version_labels", {})
     said["traffic"] = _traffic(said, labels)
     listed = said["versions"].listed if "versions" in said else ()
@@ -268,7 +268,7 @@ def _traffic(said: dict[str, Any], labels: Mapping[str, int]) -> Traffic:
     return Traffic(default, shares, shadow.get("to", ""), shadow.get("share", 100.0))
 
 
-def _check_label(where: str, name: Which, labels: Mapping[str, int]) -> None:
+def _check_label(where: str, name: VersionOrLabel, labels: Mapping[str, int]) -> None:
     known = [LATEST, *labels]
     if isinstance(name, str) and name and name not in known:
         expected = f"its labels: {', '.join(known)}{close_match(name, known)}"

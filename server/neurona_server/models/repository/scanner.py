@@ -50,7 +50,7 @@ def files_in(
                 yield entry
 
 
-def stamp_of(files: Iterator[os.DirEntry[str]] | list[os.DirEntry[str]]) -> Fingerprint:
+def fingerprint_of(files: Iterator[os.DirEntry[str]] | list[os.DirEntry[str]]) -> Fingerprint:
     stamps = []
     for one in files:
         try:
@@ -165,7 +165,7 @@ class VersionFiles:
     not be loaded, if so."""
 
     path: Path
-    stamp: Fingerprint
+    fingerprint: Fingerprint
     problem: str = ""
 
 
@@ -256,22 +256,22 @@ class Repository:
 
     def _read_settings(self, path: Path) -> tuple[ModelSettings, str]:
         # Labels may stand in a folder of their own.
-        stamp = stamp_of(files_in(path, deep=True, but=_VERSION))
+        fingerprint = fingerprint_of(files_in(path, deep=True, but=_VERSION))
         known = self._settings.get(path)
-        if known is None or known[0] != stamp:
+        if known is None or known[0] != fingerprint:
             try:
-                known = (stamp, read_settings(path), "")
+                known = (fingerprint, read_settings(path), "")
             except LoadError as error:
-                known = (stamp, ModelSettings(), str(error))
+                known = (fingerprint, ModelSettings(), str(error))
             except Exception:  # whatever stands in one file, the other models are served
                 log.exception("the settings of %s cannot be read", path.name)
                 problem = "its settings cannot be read; the server's log says why"
-                known = (stamp, ModelSettings(), problem)
+                known = (fingerprint, ModelSettings(), problem)
             self._settings[path] = known
         return known[1], known[2]
 
 
-def find(roots: Sequence[Path]) -> list[ModelSource]:
+def find_models(roots: Sequence[Path]) -> list[ModelSource]:
     """Every version of every model in the roots, by name and version."""
     folders = Repository(roots).scan().values()
     return [folder.found(number) for folder in folders for number in folder.versions]
@@ -320,4 +320,4 @@ def _on_disk(root: Path, file: Path, beside: list[os.DirEntry[str]]) -> VersionF
         else:
             problem = f"{path.name!r} is a link that leads out of the repository"
         break
-    return VersionFiles(file, stamp_of(beside), problem)
+    return VersionFiles(file, fingerprint_of(beside), problem)

@@ -17,7 +17,7 @@ LATEST = "latest"
 
 _LATEST = re.compile(r"latest(?: +([1-9][0-9]{0,8}))?")
 
-Which = int | str
+VersionOrLabel = int | str
 """A version, or the label of one; "" where nothing is said."""
 
 
@@ -55,13 +55,13 @@ class VersionPolicy:
 class Traffic:
     """Where requests go that name neither version nor label."""
 
-    default: Which = ""
+    default: VersionOrLabel = ""
     """What answers those that no share takes."""
 
-    shares: Mapping[Which, float] = field(default_factory=dict)
+    shares: Mapping[VersionOrLabel, float] = field(default_factory=dict)
     """Percent of them, by version or label."""
 
-    shadow: Which = ""
+    shadow: VersionOrLabel = ""
     """What gets a copy of what is answered; its answers are compared and thrown away."""
 
     shadow_share: float = 100.0
@@ -69,7 +69,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Value:
+class ValueSettings:
     """One column of a regression's answer."""
 
     name: str = ""
@@ -137,7 +137,7 @@ class ModelSettings:
     softmax: bool = False
     """The answer holds logits."""
 
-    values: tuple[Value, ...] = ()
+    values: tuple[ValueSettings, ...] = ()
     description: str = ""
     inputs: Mapping[str, TensorSettings] = field(default_factory=dict)
     outputs: Mapping[str, TensorSettings] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from neurona_protos import model_config_pb2 as triton
 from neurona_protos.prediction_pb2 import DataType
 from neurona_server.errors import LoadError, close_match, printable, quoted
-from neurona_server.models.repository.model_files import find_beside, read_labels, read_text
+from neurona_server.models.repository.model_files import read_labels, read_text, resolve_inside
 from neurona_server.models.repository.model_toml import MOST_VERSION, whole
 from neurona_server.models.repository.settings import (
     CONFIG_PBTXT,
@@ -28,7 +28,7 @@ from neurona_server.models.repository.settings import (
     WarmUpInput,
     WarmUpSample,
 )
-from neurona_server.models.synthetic_inputs import MOST_ELEMENTS
+from neurona_server.models.synthetic_inputs import MAX_ELEMENTS
 
 Heeded = Mapping[str, Any]
 """By field: None if all of it is heeded, else what is heeded inside it."""
@@ -208,10 +208,10 @@ def _input(folder: Path, where: str, one: triton.ModelWarmup.Input, rows: int) -
     if one.data_type not in DATA_TYPES:
         raise LoadError(f"{where} has no data_type")
     shape = (rows, *one.dims) if rows else tuple(one.dims)
-    if any(size < 1 for size in shape) or math.prod(shape) > MOST_ELEMENTS:
+    if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
         raise LoadError(
             f"{where}.dims is {[*one.dims]}; expected sizes of at least 1, "
-            f"and {MOST_ELEMENTS} elements at most"
+            f"and {MAX_ELEMENTS} elements at most"
         )
     kind = one.WhichOneof("input_data_type")
     if kind is None or (kind != "input_data_file" and not getattr(one, kind)):
@@ -221,7 +221,7 @@ def _input(folder: Path, where: str, one: triton.ModelWarmup.Input, rows: int) -
         try:
             if not one.input_data_file:
                 raise LoadError("it is empty; expected the name of a file")
-            file = find_beside(folder / FOLDER, one.input_data_file)
+            file = resolve_inside(folder / FOLDER, one.input_data_file)
         except LoadError as error:
             raise LoadError(f"{where}.input_data_file: {error}") from error
     dtype = DATA_TYPES[one.data_type]

@@ -11,7 +11,7 @@ from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import NUMPY_DTYPES, decode
 from neurona_server.batching.request import Array, Inputs
 from neurona_server.errors import InvalidArgumentError, quoted
-from neurona_server.models.signature import Described, Signature
+from neurona_server.models.signature import Signature, TensorType
 from neurona_server.rpc.open_inference.messages import NAMES, number_of
 from neurona_server.rpc.open_inference.shared_memory import (
     BYTE_SIZE,
@@ -83,12 +83,12 @@ def _strings(name: str, values: list[bytes]) -> Array:
     return array
 
 
-def describe(message: ModelInferRequest, signature: Signature) -> dict[str, Described]:
+def describe(message: ModelInferRequest, signature: Signature) -> dict[str, TensorType]:
     """Raises InvalidArgumentError when an input stands twice, or has a datatype that is not known
     or not
     the model's: the signature would say so too, but by the names of neurona.v1."""
     expected = {spec.name: spec.dtype for spec in (*signature.inputs, *signature.optional)}
-    described: dict[str, Described] = {}
+    described: dict[str, TensorType] = {}
     for tensor in message.inputs:
         name = tensor.name
         if name in described:
@@ -114,7 +114,7 @@ def size_of(message: ModelInferRequest) -> int:
 
 def read_inputs(
     message: ModelInferRequest,
-    described: Mapping[str, Described],
+    described: Mapping[str, TensorType],
     memory: SharedMemoryService,
     most_bytes: int,
 ) -> Inputs:
@@ -163,7 +163,7 @@ def read_inputs(
     return arrays
 
 
-def _check_size(name: str, described: Described, place: RegionSlice) -> None:
+def _check_size(name: str, described: TensorType, place: RegionSlice) -> None:
     """Before it is read: a region may be large."""
     number, shape = described
     dtype = NUMPY_DTYPES[number]

@@ -53,7 +53,7 @@ class PendingResponse:
         message: bytes,
         answered: "Callable[[PendingResponse], None]",
     ) -> None:
-        self.trace = None if call.trace is None else call.trace.request(number)
+        self.trace = None if call.trace is None else call.trace.start_request(number)
         self._call = call
         self._number = number
         self.deadline = call.deadline
@@ -131,7 +131,7 @@ class InferStream:
         self._numbers = itertools.count(1)
         self._waiting = StreamWindow()
         self._half_closed = False
-        self._real_status = call.metadata(REAL_STATUS).lower() in ("true", "1")
+        self._real_status = call.header(REAL_STATUS).lower() in ("true", "1")
 
     def receive(self, message: bytes) -> None:
         turn = PendingResponse(self._call, next(self._numbers), message, self._answered)
@@ -142,7 +142,7 @@ class InferStream:
     def half_close(self) -> None:
         self._half_closed = True
 
-    def take(self) -> bytes | None:
+    def take_message(self) -> bytes | None:
         if not self._turns or not self._turns[0].come:
             return None
         if (error := self._turns[0].error) is not None and self._real_status:

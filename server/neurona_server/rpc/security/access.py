@@ -6,7 +6,7 @@ from enum import Enum
 from fnmatch import fnmatchcase
 
 from neurona_server.errors import NotFoundError, PermissionDeniedError, quoted
-from neurona_server.models.lifecycle.registry import Entry, Registry
+from neurona_server.models.lifecycle.registry import ModelEntry, Registry
 from neurona_server.models.model import Model
 
 
@@ -70,6 +70,6 @@ class FilteredRegistry(Registry):
     def models(self) -> list[Model]:
         return [model for model in self._registry.models() if self._grant.sees(model.name)]
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> ModelEntry:
         self._grant.check_model(name, self._registry.names())
         return self._registry.entry(name)

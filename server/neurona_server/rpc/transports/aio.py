@@ -28,18 +28,17 @@ from neurona_server.models.model import Deferred
 from neurona_server.rpc.call import (
     REQUEST_ID,
     BaseCall,
-    CallTrace,
-    CallTracer,
     Methods,
     Stream,
     Streaming,
     Unary,
-    gone,
+    cancellation_error,
 )
 from neurona_server.rpc.security.access import UNRESTRICTED, Grant
 from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.status import status_of
 from neurona_server.rpc.transports.listener import ListenerOptions, bind
+from neurona_server.telemetry.trace import CallTrace, CallTracer
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +121,7 @@ class AioStreamCall(BaseCall):
         self.defer = transport.defer
         self._transport = transport
 
-    def metadata(self, key: str) -> str:
+    def header(self, key: str) -> str:
         return self._headers.get(key, "")
 
     def fail(self, error: Exception) -> None:
@@ -214,7 +213,7 @@ class AioMethods(grpc.GenericRpcHandler):
             if tracer is None:
                 return None
             metadata = context.invocation_metadata() or ()
-            return tracer.call(path, metadata) if tracer.samples(metadata) else None
+            return tracer.start_call(path, metadata) if tracer.should_sample(metadata) else None
 
         return _handler(self._transport, method, grant, begin)
 
@@ -357,7 +356,7 @@ class AioListener:
     async def _start(self, address: str) -> int:
         options = self._options
         self._server = server = grpc.aio.server(options=options.arguments())
-        methods = AioMethods(self, self._methods, options.access, options.refused, options.tracer)
+        methods = AioMethods(self, self._methods, options.access, options.on_reject, options.tracer)
         server.add_generic_rpc_handlers((methods,))
         if options.certificates is None:
             port = bind(server.add_insecure_port, address)
@@ -392,7 +391,7 @@ class AioListener:
         except asyncio.CancelledError:
             call.cancel()
             if trace is not None:
-                trace.end(gone(call.deadline))
+                trace.end(cancellation_error(call.deadline))
             raise
         if not isinstance(outcome, bytes):
             await abort(context, outcome, call)
@@ -418,7 +417,7 @@ class AioListener:
         try:
             while call.error is None:
                 call.woken.clear()
-                if (message := stream.take()) is not None:
+                if (message := stream.take_message()) is not None:
                     await context.write(message)
                     call.written.set()
                 elif stream.finished:
@@ -438,4 +437,4 @@ class AioListener:
             self._streams.discard(call)
             stream.cancel()
             if trace is not None:
-                trace.end(gone(call.deadline))
+                trace.end(cancellation_error(call.deadline))

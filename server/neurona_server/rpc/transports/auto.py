@@ -156,7 +156,7 @@ class _Echoes:
     def half_close(self) -> None:
         self._over = True
 
-    def take(self) -> bytes | None:
+    def take_message(self) -> bytes | None:
         return self._messages.pop(0) if self._messages else None
 
     @property

@@ -32,17 +32,17 @@ from neurona_server.models.model import Deferred
 from neurona_server.rpc.call import (
     REQUEST_ID,
     BaseCall,
-    CallTrace,
     Methods,
     Stream,
     Streaming,
     Unary,
-    gone,
+    cancellation_error,
     log_fields_of,
 )
 from neurona_server.rpc.security.access import UNRESTRICTED, Grant
 from neurona_server.rpc.status import status_of
 from neurona_server.rpc.transports.listener import ListenerOptions, bind
+from neurona_server.telemetry.trace import CallTrace
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Transport(Protocol):
     def defer(self, callback: Deferred) -> None:
         """As that of a `Call`."""
 
-    def refused(self, error: Exception) -> None:
+    def on_reject(self, error: Exception) -> None:
         """Has it counted that gRPC or the transport has refused a call."""
 
     def done(self, event: Event) -> None:
@@ -163,7 +163,7 @@ class CygrpcCall(BaseCall):
         message = event.batch_operations[0].message()
         if message is None:  # the caller is gone, or it was too late or too large for gRPC
             if not event.success:  # too large, or not to be decompressed: gRPC has said so
-                self._transport.refused(REFUSED_BY_GRPC)
+                self._transport.on_reject(REFUSED_BY_GRPC)
             if self.deadline <= time.monotonic():
                 self.fail(DeadlineExceededError("the deadline passed before the request was there"))
             else:
@@ -183,7 +183,7 @@ class CygrpcCall(BaseCall):
                 callback()
             self._on_cancel.clear()
             if self.trace is not None:
-                self.trace.end(gone(self.deadline))
+                self.trace.end(cancellation_error(self.deadline))
 
     def _send(self, *operations: Any) -> None:
         if self._claims_close():
@@ -286,7 +286,7 @@ class CygrpcStreamCall(BaseCall):
             self._woken = True  # one event is enough, however many answers there are
             self._transport.begin(self._raw, (), self._wake)
 
-    def metadata(self, key: str) -> str:
+    def header(self, key: str) -> str:
         return str(self._headers.get(key, ""))
 
     def fail(self, error: Exception) -> None:
@@ -314,7 +314,7 @@ class CygrpcStreamCall(BaseCall):
         message, finished = None, False
         try:
             if self._error is None:
-                message = self.stream.take()
+                message = self.stream.take_message()
                 finished = message is None and self.stream.finished
         except Exception as error:  # a service's bug must end its call, not the transport
             self._error = error
@@ -353,7 +353,7 @@ class CygrpcStreamCall(BaseCall):
         try:
             if message is None:
                 if not event.success:
-                    self._transport.refused(REFUSED_BY_GRPC)
+                    self._transport.on_reject(REFUSED_BY_GRPC)
                 self._half_closed = True
                 self.stream.half_close()
             else:
@@ -374,7 +374,7 @@ class CygrpcStreamCall(BaseCall):
 
     def _closed(self, event: Event) -> None:
         if not self._ended and event.batch_operations[0].cancelled():
-            self._leave(gone(self.deadline))
+            self._leave(cancellation_error(self.deadline))
 
     def _fail(self, error: Exception) -> None:
         self._send(status_operation(error, self), tag=ignore)
@@ -425,7 +425,7 @@ class CygrpcServer:
 
     def __init__(self, methods: Methods, options: ListenerOptions) -> None:
         self.max_message_bytes = options.max_message_bytes
-        self.refused = options.refused
+        self.on_reject = options.on_reject
         self.thread = 0
         self._methods = {path.encode(): method for path, method in methods.items()}
         self._options = options
@@ -594,14 +594,14 @@ class CygrpcServer:
                 access.grant(method.right, event.invocation_metadata) if access else UNRESTRICTED
             )
         except NeuronaError as error:
-            self.refused(error)
+            self.on_reject(error)
             refuse(event, error)
             return
         trace = None
         if self._tracer is not None and method.right is not None:
             metadata = event.invocation_metadata
-            if self._tracer.samples(metadata):
-                trace = self._tracer.call(event.call_details.method.decode(), metadata)
+            if self._tracer.should_sample(metadata):
+                trace = self._tracer.start_call(event.call_details.method.decode(), metadata)
         if isinstance(method, Unary):
             CygrpcCall(self, event, grant, method.start, trace)
             self._calls += 1

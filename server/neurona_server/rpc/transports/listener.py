@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from neurona_server.address import UNIX
 from neurona_server.errors import ConfigError
-from neurona_server.rpc.call import CallTracer
 from neurona_server.rpc.security.tls import Certificates
 from neurona_server.rpc.security.tokens import Access
+from neurona_server.telemetry.trace import CallTracer
 
 _LOW = 1  # of gRPC's three: what costs least CPU time
 
@@ -50,8 +50,8 @@ class ListenerOptions:
     """A call's metadata; more is refused, RESOURCE_EXHAUSTED."""
     compress_responses: bool = False
     """With gzip, for callers who understand it. Requests may always be compressed."""
-    refused: Callable[[Exception], None] = lambda _: None
-    """Told of each call that the transport refuses itself."""
+    on_reject: Callable[[Exception], None] = lambda _: None
+    """Called with the error of each call that the transport rejects itself."""
     reuse_port: bool = False
     """Several processes may listen on the same port and share its connections."""
     tracer: CallTracer | None = None

@@ -23,7 +23,7 @@ from neurona_protos.prediction_pb2 import (
 )
 from neurona_server.errors import InvalidArgumentError, NeuronaError, NotAllowedError
 from neurona_server.models.lifecycle.reconciler import NOT_EXPLICIT, Control
-from neurona_server.models.lifecycle.registry import Entry, Registry, Version
+from neurona_server.models.lifecycle.registry import ModelEntry, ModelVersion, Registry
 from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorSpec
 from neurona_server.rpc.call import Call, Methods, Unary
@@ -122,7 +122,7 @@ class Models:
 # All that is said of a name is read from one entry: meanwhile the registry may have another.
 
 
-def _summary(name: str, entry: Entry) -> ModelSummary:
+def _summary(name: str, entry: ModelEntry) -> ModelSummary:
     loaded = [version.model for version in entry.versions.values() if version.model]
     return ModelSummary(
         model=name,
@@ -131,8 +131,8 @@ def _summary(name: str, entry: Entry) -> ModelSummary:
     )
 
 
-def _version_state(entry: Entry, number: int) -> VersionState:
-    version = entry.versions.get(number, Version())
+def _version_state(entry: ModelEntry, number: int) -> VersionState:
+    version = entry.versions.get(number, ModelVersion())
     return VersionState(
         version=number,
         state=version.state,
@@ -146,7 +146,7 @@ def _version_state(entry: Entry, number: int) -> VersionState:
     )
 
 
-def _model_description(model: Model, entry: Entry) -> DescribeModelResponse:
+def _model_description(model: Model, entry: ModelEntry) -> DescribeModelResponse:
     return DescribeModelResponse(
         model=model.name,
         version=_version_state(entry, model.version),

@@ -10,7 +10,7 @@ from neurona_server.batching.policy import Priority as Level
 from neurona_server.errors import InvalidArgumentError, WrongTaskError, quoted
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
-from neurona_server.models.signature import Described
+from neurona_server.models.signature import TensorType
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.fast_path import FastPath, InputSample
 from neurona_server.rpc.limits import Limits
@@ -132,8 +132,8 @@ def _answer(message: PredictRequest, model: Model) -> PredictResponseWriter:
     return PredictResponseWriter(writer, message.top_k or 1, message.raw_outputs)
 
 
-def _described(message: PredictRequest) -> dict[str, Described]:
-    described: dict[str, Described] = {}
+def _described(message: PredictRequest) -> dict[str, TensorType]:
+    described: dict[str, TensorType] = {}
     for tensor in message.inputs:
         if tensor.name in described:
             raise InvalidArgumentError(

@@ -97,7 +97,7 @@ class StreamResponder(_Asked):
         super().__init__(host, 0)
         self._number = number
         trace = host.call.trace
-        self.trace = None if trace is None else trace.request(number)
+        self.trace = None if trace is None else trace.start_request(number)
 
     @property
     def request_id(self) -> str:
@@ -231,7 +231,7 @@ class PredictionStream:
     def half_close(self) -> None:
         self._half_closed = True
 
-    def take(self) -> bytes | None:
+    def take_message(self) -> bytes | None:
         self._collect()
         pieces: list[bytes] = []
         size, most = 0, self._limits.max_message_bytes

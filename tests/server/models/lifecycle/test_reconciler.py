@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from support import onnx_models
-from support.in_process_server import Server
+from support.in_process_server import InProcessServer
 
 from neurona_protos.prediction_pb2 import (
     DescribeModelRequest,
@@ -67,14 +67,14 @@ def start(tmp_path, wait_until):
     servers = []
 
     def start(**options):
-        server = Server(tmp_path, **{"every": False, **options})
+        server = InProcessServer(tmp_path, **{"every": False, **options})
         servers.append(server)
 
         def look(condition):
             """Looks at the repository, as often as it takes."""
 
             def looked():
-                server.reconciler.look()
+                server.reconciler.poll_once()
                 return condition()
 
             wait_until(looked)
@@ -182,7 +182,7 @@ def test_a_file_that_is_still_being_written_is_not_loaded(tmp_path, start):
     growing.parent.mkdir()
     for end in range(0, len(whole), 50):
         growing.write_bytes(whole[:end])
-        server.reconciler.look()
+        server.reconciler.poll_once()
         assert ask(server) == 1
     assert server.count("loads_total", model="m", outcome="failed") == 0
     growing.write_bytes(whole)
@@ -203,7 +203,7 @@ def test_a_corrupt_version_leaves_the_old_one_serving_and_says_why(tmp_path, sta
     assert server.count("version_problem", model="m", version="2") == 1
     assert server.count("loads_total", model="m", outcome="failed") == 1
     for _ in range(3):  # it is not tried again and again
-        server.reconciler.look()
+        server.reconciler.poll_once()
     assert server.count("loads_total", model="m", outcome="failed") == 1
     corrupt.write_bytes(whole)
     server.look(lambda: ask(server) == 2)
@@ -276,7 +276,7 @@ def test_a_repository_that_cannot_be_read_changes_nothing(tmp_path, start, caplo
     tmp_path.rename(tmp_path.with_name("away"))
     try:
         for _ in range(3):
-            server.reconciler.look()
+            server.reconciler.poll_once()
         assert ask(server) == 1
         assert caplog.text.count("cannot read the repository") == 1  # said once
     finally:
@@ -488,7 +488,7 @@ class TestExplicit:
 def test_a_model_that_is_asked_for_at_start_must_be_there(tmp_path):
     save(tmp_path, 1)
     with pytest.raises(LoadError, match="no model 'other'"):
-        Server(tmp_path, explicit=True, load_model=["other"])
+        InProcessServer(tmp_path, explicit=True, load_model=["other"])
 
 
 def test_what_keeps_a_model_from_being_tried_is_in_the_log_once(tmp_path, start, caplog):
@@ -500,7 +500,7 @@ def test_what_keeps_a_model_from_being_tried_is_in_the_log_once(tmp_path, start,
     (tmp_path / "linked" / "1" / "weights").symlink_to("/etc/hostname")
     (tmp_path / "loop").symlink_to("loop")
     server = start()
-    server.reconciler.look()
+    server.reconciler.poll_once()
     for said in (
         "m: model.toml: it has an unknown key 'lables'",
         "other: its settings name version 7, which is not there",

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from neurona_protos.prediction_pb2 import State
 from neurona_server.errors import NotFoundError
-from neurona_server.models.lifecycle.registry import Entry, Registry, Version
+from neurona_server.models.lifecycle.registry import ModelEntry, ModelVersion, Registry
 from neurona_server.models.model import Model
 from neurona_server.models.options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource
@@ -28,14 +28,14 @@ def models(repository):
 def registry(models):
     registry = Registry()
     versions = {
-        1: Version(models[1]),
-        2: Version(models[2]),
-        3: Version(None, "corrupt", State.STATE_FAILED),
-        4: Version(None, "", State.STATE_LOADING),
-        5: Version(None, "", State.STATE_UNLOADED),
+        1: ModelVersion(models[1]),
+        2: ModelVersion(models[2]),
+        3: ModelVersion(None, "corrupt", State.STATE_FAILED),
+        4: ModelVersion(None, "", State.STATE_LOADING),
+        5: ModelVersion(None, "", State.STATE_UNLOADED),
     }
-    registry.publish("c", Entry(versions, {"latest": 2, "stable": 1}, models[2]))
-    registry.publish("broken", Entry({1: Version(None, "corrupt")}))
+    registry.publish("c", ModelEntry(versions, {"latest": 2, "stable": 1}, models[2]))
+    registry.publish("broken", ModelEntry({1: ModelVersion(None, "corrupt")}))
     return registry
 
 
@@ -68,7 +68,7 @@ def test_what_is_not_there_is_said_with_what_is(registry, which, message):
 
 
 def test_a_share_of_the_requests_that_name_no_version_goes_to_another(registry, models):
-    entry = Entry(registry.entry("c").versions, {}, models[1], ((0.25, models[2]),))
+    entry = ModelEntry(registry.entry("c").versions, {}, models[1], ((0.25, models[2]),))
     registry.publish("c", entry)
     counts = collections.Counter(registry.resolve("c").version for _ in range(4000))
     assert 0.2 < counts[2] / 4000 < 0.3  # 0.25 and seven standard deviations

@@ -33,7 +33,7 @@ FOLDERS = st.builds(
         st.builds(
             VersionFiles,
             path=st.just(Path("model.onnx")),
-            stamp=st.integers(0, 2).map(lambda size: (("model.onnx", size, 0, 0),)),
+            fingerprint=st.integers(0, 2).map(lambda size: (("model.onnx", size, 0, 0),)),
             problem=st.sampled_from(["", "", "", "a link"]),
         ),
     ),

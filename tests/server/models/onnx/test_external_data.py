@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from neurona_server.errors import LoadError
-from neurona_server.models.onnx.external_data import copied, find_external
+from neurona_server.models.onnx.external_data import find_external, temporary_copy
 from neurona_server.models.onnx.session import RuntimeOptions, Session
 
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -144,7 +144,7 @@ def test_data_that_are_too_short_are_refused(folder):
 
 def test_a_copy_is_whole_and_private_and_goes(folder):
     path = save(folder, "./w.bin")
-    with copied(path, find_external(path, {"./w.bin"})) as copy:
+    with temporary_copy(path, find_external(path, {"./w.bin"})) as copy:
         assert copy.parent.stat().st_mode & 0o077 == 0
         assert copy.read_bytes() == path.read_bytes()
         assert (copy.parent / "w.bin").read_bytes() == WEIGHTS.tobytes()

@@ -13,7 +13,7 @@ from support import onnx_models
 
 from neurona_server.errors import LoadError
 from neurona_server.models.onnx import graph_cache
-from neurona_server.models.onnx.graph_cache import GraphCache, default_folder, is_worth_it, key
+from neurona_server.models.onnx.graph_cache import GraphCache, default_cache_folder, key, saves_time
 from neurona_server.models.onnx.session import RuntimeOptions, Session
 from neurona_server.models.synthetic_inputs import FREE_SIZES, make_inputs
 
@@ -54,9 +54,9 @@ def put(cache, key, content):
 def test_only_many_nodes_for_few_bytes_are_worth_it(monkeypatch):
     """Figures of the docstring: ResNet-50, a transformer of 48 layers of 64, a small one."""
     monkeypatch.undo()
-    assert not is_worth_it(nodes=120, size=112 << 20)
-    assert is_worth_it(nodes=1728, size=9 << 20)
-    assert not is_worth_it(nodes=57, size=28_000)
+    assert not saves_time(nodes=120, size=112 << 20)
+    assert saves_time(nodes=1728, size=9 << 20)
+    assert not saves_time(nodes=57, size=28_000)
 
 
 def test_the_second_load_comes_from_the_cache(load, folder, monkeypatch):
@@ -178,10 +178,10 @@ def test_an_entry_that_is_a_link_is_not_followed(folder, tmp_path):
 
 def test_the_folder_is_where_users_expect_it(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert default_folder() == Path("/x/neurona")
+    assert default_cache_folder() == Path("/x/neurona")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", "/home/me")
-    assert default_folder() == Path("/home/me/.cache/neurona")
+    assert default_cache_folder() == Path("/home/me/.cache/neurona")
 
 
 @pytest.mark.skipif(not SHARED, reason="NEURONA_SHARED does not say where they are")

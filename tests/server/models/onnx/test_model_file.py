@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from support import onnx_models
 
 from neurona_server.errors import LoadError
-from neurona_server.models.onnx.model_file import check_onnx, inside, outline
+from neurona_server.models.onnx.model_file import check_model_file, inside, read_outline
 
 SHARED = os.environ.get("NEURONA_SHARED")
 
@@ -21,8 +21,8 @@ def path(tmp_path):
 
 
 def test_a_model_passes(path):
-    assert check_onnx(path) == path.stat().st_size
-    found = outline(path)
+    assert check_model_file(path) == path.stat().st_size
+    found = read_outline(path)
     assert (found.nodes, found.external, found.nested) == (3, set(), False)
 
 
@@ -47,7 +47,7 @@ def test_what_is_no_model_is_told_apart(tmp_path, content, reason):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(LoadError, match=reason):
-        check_onnx(path)
+        check_model_file(path)
 
 
 def test_a_model_that_is_cut_off_anywhere_is_refused(path):
@@ -57,15 +57,15 @@ def test_a_model_that_is_cut_off_anywhere_is_refused(path):
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
         if _has_a_graph(whole[:size]):
-            assert check_onnx(path) == size
+            assert check_model_file(path) == size
             continue
         refused += 1
         with pytest.raises(LoadError, match=r"empty|ends after|no graph"):
-            check_onnx(path)
+            check_model_file(path)
     assert refused > len(whole) - 3
     path.write_bytes(whole[:100])
     with pytest.raises(LoadError, match=r"ends after 100 of at least [\d,]+ bytes: still being"):
-        check_onnx(path)
+        check_model_file(path)
 
 
 def _has_a_graph(content: bytes) -> bool:
@@ -81,7 +81,7 @@ def test_two_gibibytes_of_nothing_are_not_read(tmp_path):
     os.truncate(path, 2 << 30)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(LoadError, match="zeros"):
-        check_onnx(path)
+        check_model_file(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10_000  # kB
 
 
@@ -95,14 +95,14 @@ def test_more_than_protobuf_can_read_is_refused(path):
     # A text of 2 GiB behind it, which takes no room on the disk.
     os.truncate(path, len(content) + 1 + len(varint) + size)
     with pytest.raises(LoadError, match=r"2,147,48\d,\d+ bytes: .* external data"):
-        check_onnx(path)
+        check_model_file(path)
 
 
 def test_a_file_of_nothing_but_tiny_fields_is_given_up(path, monkeypatch):
     monkeypatch.setattr("neurona_server.models.onnx.model_file.MOST_FIELDS", 1000)
     path.write_bytes(b"\x08\x00" * 1001)
     with pytest.raises(LoadError, match="not ONNX"):
-        check_onnx(path)
+        check_model_file(path)
 
 
 def test_graphs_that_are_nested_too_deeply_are_refused(path):
@@ -119,16 +119,16 @@ def test_graphs_that_are_nested_too_deeply_are_refused(path):
         graph = wrapped(1, wrapped(5, wrapped(6, graph)))
     path.write_bytes(wrapped(7, graph))
     with pytest.raises(LoadError, match="nested too deeply"):
-        outline(path)
+        read_outline(path)
 
 
 def test_a_pipe_a_folder_and_nothing_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(LoadError, match="not a file"):
-        check_onnx(tmp_path / "pipe")
+        check_model_file(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(LoadError, match="directory") as caught:
-            check_onnx(path)
+            check_model_file(path)
         assert str(tmp_path) not in str(caught.value)
 
 
@@ -159,7 +159,7 @@ def test_external_data_are_found_wherever_they_hang(tmp_path):
     graph.initializer.append(external("w", "w.bin"))
     path = tmp_path / "model.onnx"
     onnx.save(helper.make_model(graph), path)
-    found = outline(path)
+    found = read_outline(path)
     assert found.external == {"w.bin", "constant.bin", "inner.bin"}
     assert found.nested
     assert found.nodes == 2
@@ -168,9 +168,9 @@ def test_external_data_are_found_wherever_they_hang(tmp_path):
 def test_a_graph_that_is_no_message_is_damaged(path):
     content = b"\x08\x08\x3a\x04\xff\xff\xff\xff"
     path.write_bytes(content)
-    assert check_onnx(path) == len(content)
+    assert check_model_file(path) == len(content)
     with pytest.raises(LoadError, match="damaged"):
-        outline(path)
+        read_outline(path)
 
 
 @pytest.mark.skipif(not SHARED, reason="NEURONA_SHARED does not say where they are")
@@ -178,8 +178,8 @@ def test_models_that_others_made_pass():
     paths = sorted(Path(SHARED or "").glob("onnx*/**/*.onnx"))
     assert len(paths) >= 34
     for path in paths:
-        assert check_onnx(path) == path.stat().st_size
-        assert outline(path).nodes == len(onnx.load(path, load_external_data=False).graph.node)
+        assert check_model_file(path) == path.stat().st_size
+        assert read_outline(path).nodes == len(onnx.load(path, load_external_data=False).graph.node)
 
 
 def test_a_link_is_inside_if_what_it_leads_to_is(tmp_path):

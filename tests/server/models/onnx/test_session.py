@@ -92,7 +92,7 @@ def test_a_provider_that_nobody_knows_is_a_wrong_option():
 @pytest.mark.gpu
 @pytest.mark.skipif(bool(runtime.missing_gpu()), reason=runtime.missing_gpu())
 def test_on_a_gpu_it_is_the_gpu_that_runs_it(path):
-    assert runtime.why_no_gpu() == ""
+    assert runtime.probe_gpu() == ""
     check_options(RuntimeOptions(require_gpu=True))
     session = Session(path, RuntimeOptions(require_gpu=True, gpu_memory_bytes=1 << 30))
     assert session.provider == CUDA

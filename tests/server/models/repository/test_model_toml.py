@@ -13,7 +13,7 @@ from neurona_server.models.repository.settings import (
     ModelSettings,
     TensorSettings,
     Traffic,
-    Value,
+    ValueSettings,
     VersionPolicy,
 )
 
@@ -91,8 +91,8 @@ def test_every_key(read):
         providers=("cuda", "cpu"),
     )
     values = 'values = [{ name = "price", unit = "EUR" }, { name = "age" }]'
-    assert read(values).values == (Value("price", "EUR"), Value("age"))
-    assert read('unit = "EUR"').values == (Value(unit="EUR"),)
+    assert read(values).values == (ValueSettings("price", "EUR"), ValueSettings("age"))
+    assert read('unit = "EUR"').values == (ValueSettings(unit="EUR"),)
     seen = set(tomllib.loads(UNRESTRICTED)) | {"values", "unit", "labels_file"}
     assert seen == set(KEYS), "a key that no test reads"
 

@@ -4,7 +4,7 @@ import pytest
 
 from neurona_protos.prediction_pb2 import Task
 from neurona_server.errors import LoadError
-from neurona_server.models.repository.scanner import Repository, find
+from neurona_server.models.repository.scanner import Repository, find_models
 
 
 def make(root, *names):
@@ -17,7 +17,7 @@ def make(root, *names):
 def test_every_version_of_every_model_is_found_in_order(tmp_path):
     make(tmp_path / "a", "lstm/2", "lstm/10", "lenet5/1")
     make(tmp_path / "b", "rnn/1")
-    found = find([tmp_path / "a", tmp_path / "b"])
+    found = find_models([tmp_path / "a", tmp_path / "b"])
     assert [str(one) for one in found] == ["lenet5/1", "lstm/2", "lstm/10", "rnn/1"]
     assert all(one.path.is_file() for one in found)
 
@@ -26,7 +26,7 @@ def test_what_is_not_called_like_a_model_or_a_version_is_passed_over(tmp_path):
     make(tmp_path, "good/1", "good/01", "good/0", "good/one", ".hidden/1", "with space/1")
     (tmp_path / "empty" / "1").mkdir(parents=True)
     (tmp_path / "good" / "notes.txt").touch()
-    assert [str(one) for one in find([tmp_path])] == ["good/1"]
+    assert [str(one) for one in find_models([tmp_path])] == ["good/1"]
 
 
 def test_a_model_without_a_version_is_version_1(tmp_path):
@@ -34,7 +34,7 @@ def test_a_model_without_a_version_is_version_1(tmp_path):
     (tmp_path / "bare" / "model.onnx").touch()
     make(tmp_path, "both/3")
     (tmp_path / "both" / "model.onnx").touch()
-    assert [str(one) for one in find([tmp_path])] == ["bare/1", "both/3"]
+    assert [str(one) for one in find_models([tmp_path])] == ["bare/1", "both/3"]
 
 
 def test_the_file_may_be_called_otherwise_or_stand_in_a_folder(tmp_path):
@@ -46,7 +46,7 @@ def test_the_file_may_be_called_otherwise_or_stand_in_a_folder(tmp_path):
     (tmp_path / "two" / "1").mkdir(parents=True)
     for name in ("a.onnx", "b.onnx"):  # which of them is not said
         (tmp_path / "two" / "1" / name).touch()
-    found = {one.name: one.path.relative_to(tmp_path).as_posix() for one in find([tmp_path])}
+    found = {one.name: one.path.relative_to(tmp_path).as_posix() for one in find_models([tmp_path])}
     assert found == {
         "other": "other/1/net.onnx",
         "folder": "folder/1/model.onnx/model.onnx",
@@ -56,17 +56,17 @@ def test_the_file_may_be_called_otherwise_or_stand_in_a_folder(tmp_path):
 def test_an_empty_repository_has_no_model(tmp_path):
     (tmp_path / "on its way").mkdir()
     (tmp_path / "named").mkdir()
-    assert find([tmp_path]) == []
+    assert find_models([tmp_path]) == []
 
 
 def test_a_repository_that_is_not_there_is_named(tmp_path):
     with pytest.raises(LoadError, match="cannot read the repository .*nowhere: No such file"):
-        find([tmp_path / "nowhere"])
+        find_models([tmp_path / "nowhere"])
 
 
 def test_a_root_that_is_named_twice_is_read_once(tmp_path):
     make(tmp_path, "lstm/1")
-    assert len(find([tmp_path, tmp_path])) == 1
+    assert len(find_models([tmp_path, tmp_path])) == 1
 
 
 def test_the_same_name_in_two_roots_is_a_problem_of_that_name(tmp_path):
@@ -100,7 +100,7 @@ def test_an_empty_folder_in_the_place_of_a_root_is_a_volume_that_is_gone(tmp_pat
 @pytest.mark.skipif(os.name == "nt", reason="a file name that Windows does not allow")
 def test_names_that_would_break_a_log_line_or_a_label_are_passed_over(tmp_path):
     make(tmp_path, 'a"b/1', "a\nb/1", "good/1")
-    assert [str(one) for one in find([tmp_path])] == ["good/1"]
+    assert [str(one) for one in find_models([tmp_path])] == ["good/1"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
@@ -110,7 +110,7 @@ def test_a_link_to_itself_hides_no_other_model(tmp_path, place):
     (tmp_path / "odd" / "1").mkdir(parents=True)
     (tmp_path / place).symlink_to((tmp_path / place).name)
     folders = Repository([tmp_path]).scan()
-    assert [str(one) for one in find([tmp_path])][:1] == ["good/1"]
+    assert [str(one) for one in find_models([tmp_path])][:1] == ["good/1"]
     assert not folders["good"].problem
 
 
@@ -138,9 +138,9 @@ def test_settings_that_cannot_be_read_hide_no_other_model(tmp_path, text):
 def test_a_file_that_may_be_read_now_is_another_one(tmp_path):
     make(tmp_path, "m/1")
     repository = Repository([tmp_path])
-    before = repository.scan()["m"].versions[1].stamp
+    before = repository.scan()["m"].versions[1].fingerprint
     (tmp_path / "m" / "1" / "model.onnx").chmod(0o604)
-    assert repository.scan()["m"].versions[1].stamp != before
+    assert repository.scan()["m"].versions[1].fingerprint != before
 
 
 def test_labels_in_a_folder_of_their_own_are_read_again_when_they_change(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.in_process_server import Server
+from support.in_process_server import InProcessServer
 
 from neurona_protos.prediction_pb2 import DescribeModelRequest, PredictRequest, Task
 from neurona_protos.tensors import to_array, to_tensor
@@ -46,7 +46,7 @@ def serve(tmp_path):
         for name, (file, text) in settings.items():
             shutil.copytree(ONNX / name, tmp_path / name)
             (tmp_path / name / file).write_text(text)
-        servers.append(Server(tmp_path, BatchPolicy()))
+        servers.append(InProcessServer(tmp_path, BatchPolicy()))
         return servers[-1]
 
     yield serve

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 from prometheus_client import CollectorRegistry
 from support import onnx_models
-from support.in_process_server import Server
+from support.in_process_server import InProcessServer
 
 from neurona_protos.prediction_pb2 import DataType, DescribeModelRequest, PredictRequest, Task
 from neurona_protos.tensors import to_array, to_tensor
@@ -127,7 +127,7 @@ def test_a_repository_of_triton_serves_unchanged(tmp_path, folder, caplog):
     onnx_models.save_running_sum(bare / "1" / "model.onnx")
     (bare / "config.pbtxt").write_text('backend: "onnxruntime"\nmax_batch_size: 0\n')
     with caplog.at_level(logging.INFO):
-        server = Server(tmp_path, BatchPolicy())
+        server = InProcessServer(tmp_path, BatchPolicy())
     try:
         assert (
             "m/3: of its config.pbtxt, these have no effect here: metric_tags, dyn" in caplog.text

@@ -10,7 +10,7 @@ from neurona_protos import open_inference_pb2 as pb
 from neurona_protos.model_config_pb2 import TYPE_FP32, TYPE_INT64, ModelInstanceGroup
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import NotFoundError, quoted
-from neurona_server.models.lifecycle.registry import Entry, Version
+from neurona_server.models.lifecycle.registry import ModelEntry, ModelVersion
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.rpc.open_inference.metadata import model_config
 from neurona_server.rpc.open_inference.repository import MOST_WAITING
@@ -164,7 +164,7 @@ def test_statistics_of_all_and_of_one_model(server):
 
 def test_the_index_names_every_version_and_its_state(make_server):
     server = make_server(start_models=False)
-    server.registry.publish("broken", Entry({3: Version(reason="it is broken")}))
+    server.registry.publish("broken", ModelEntry({3: ModelVersion(reason="it is broken")}))
     server.registry.resolve("fixed", 1).start()
 
     def index(**options):

@@ -4,7 +4,7 @@ import uuid
 
 import numpy as np
 import pytest
-from support.in_process_server import Server
+from support.in_process_server import InProcessServer
 from support.triton_requests import DTYPES, arrays, raw, request
 
 from neurona_protos import open_inference_pb2 as pb
@@ -252,7 +252,7 @@ def test_memory_that_is_shortened_harms_nobody(shared, refusal, key):
 
 
 def test_unregistering_during_a_run_is_safe(echoes, key, wait_until):
-    server = Server(echoes, BatchPolicy(), start_models=False, shared_memory=True)
+    server = InProcessServer(echoes, BatchPolicy(), start_models=False, shared_memory=True)
     try:
         server.triton.SystemSharedMemoryRegister(register("a", key), timeout=10)
         put(key, 0, ROWS.tobytes())
@@ -272,7 +272,7 @@ def test_unregistering_during_a_run_is_safe(echoes, key, wait_until):
 
 
 def test_no_more_is_read_than_may_wait(echoes, key, refusal):
-    server = Server(echoes, BatchPolicy(max_queue_bytes=1000), shared_memory=True)
+    server = InProcessServer(echoes, BatchPolicy(max_queue_bytes=1000), shared_memory=True)
     try:
         server.triton.SystemSharedMemoryRegister(register("a", key), timeout=10)
         message = from_memory("BYTES", (1, 1), "a", 1001)
@@ -285,7 +285,7 @@ def test_no_more_is_read_than_may_wait(echoes, key, refusal):
 
 def test_strings_in_shared_memory_count_by_their_bytes(echoes, key, wait_until):
     """To numpy each is an object of 8 bytes, however long it is."""
-    server = Server(echoes, BatchPolicy(), start_models=False, shared_memory=True)
+    server = InProcessServer(echoes, BatchPolicy(), start_models=False, shared_memory=True)
     try:
         server.triton.SystemSharedMemoryRegister(register("a", key), timeout=10)
         put(key, 0, raw(np.array([b"x" * 3996], object)))

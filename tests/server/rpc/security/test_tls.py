@@ -1,14 +1,14 @@
 import shutil
 import socket
 import ssl
-import subprocess
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives import serialization
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from support import in_process_server
-from support.certificates import Authority
+from support.certificates import CertificateAuthority
 
 from neurona_server.errors import ConfigError
 from neurona_server.rpc.health import Health
@@ -23,14 +23,14 @@ SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERV
 def made(tmp_path_factory):
     """Every certificate of the tests: a certificate and its key, or the CA's certificate alone."""
     folder = tmp_path_factory.mktemp("tls")
-    ours, others = Authority(folder, "ours"), Authority(folder, "others")
+    ours, others = CertificateAuthority(folder, "ours"), CertificateAuthority(folder, "others")
     return {
         "ca": ours.certificate,
         "other ca": others.certificate,
-        "right": ours.sign("right"),
-        "renewed": ours.sign("renewed"),
-        "expired": ours.sign("expired", days=-1),
-        "wrong CA": others.sign("wrong"),
+        "right": ours.issue("right"),
+        "renewed": ours.issue("renewed"),
+        "expired": ours.issue("expired", expired=True),
+        "wrong CA": others.issue("wrong"),
     }
 
 
@@ -209,8 +209,14 @@ def test_a_broken_file_at_the_start_is_named(tmp_path, made, broken, content, me
 
 
 def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(tmp_path, made):
+    key = serialization.load_pem_private_key(made["right"][1].read_bytes(), password=None)
     locked = tmp_path / "locked.key"
-    command = ["openssl", "ec", "-in", made["right"][1], "-out", locked, "-aes256"]
-    subprocess.run([*command, "-passout", "pass:secret"], check=True, capture_output=True)
+    locked.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
     with pytest.raises(ConfigError, match="locked.key is no PEM file of the key of"):
         Certificates(made["right"][0], locked)

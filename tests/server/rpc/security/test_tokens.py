@@ -279,7 +279,7 @@ def test_the_other_protocol_shows_and_serves_only_what_the_token_holds_for(serve
 def test_doors_tell_of_whom_they_refuse_and_models_of_theirs(make_server, file):
     refused = []
     server = make_server(
-        options=ListenerOptions(1 << 20, access=Access(file), refused=refused.append)
+        options=ListenerOptions(1 << 20, access=Access(file), on_reject=refused.append)
     )
     assert error_of(server.prediction.Predict, total())[0] == "UNAUTHENTICATED"
     blind = ListModelsRequest()
@@ -288,4 +288,4 @@ def test_doors_tell_of_whom_they_refuse_and_models_of_theirs(make_server, file):
     assert error_of(server.prediction.Predict, total("classifier"), LIMITED)[0] == (
         "PERMISSION_DENIED"
     )
-    assert server.count("refused_calls_total", reason="permission") == 1
+    assert server.count("rejected_calls_total", reason="permission") == 1

@@ -1,0 +1,108 @@
+"""What the documents say is what works: links, options, metrics, commands, configuration."""
+
+import dataclasses
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from neurona_server.config import sources
+from neurona_server.config.options import Config
+from neurona_server.models.repository import model_toml
+from neurona_server.telemetry.metrics import Metrics
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    path
+    for path in sorted(ROOT.rglob("*.md"))
+    if not {"node_modules", "bench"} & set(path.parts)
+    and not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+]
+SERVER = [path for path in DOCUMENTS if path.is_relative_to(ROOT / "server")]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+GENERATED = {"options.md", "metrics.md", "errors.md"}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def prose(path: Path) -> str:
+    """A document without its blocks of code."""
+    return re.sub(r"(?ms)^```.*?^```$", "", path.read_text(encoding="utf-8"))
+
+
+def anchors(path: Path) -> set[str]:
+    """As GitHub makes them from headings."""
+    titles = re.findall(r"(?m)^#+ (.+)$", prose(path))
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        place = (path.parent / file).resolve() if file else path
+        assert place.exists(), f"{target} does not exist"
+        if anchor and place.suffix == ".md":
+            assert anchor in anchors(place), f"{target}: no such heading"
+
+
+def test_the_readme_is_short() -> None:
+    assert README.count("\n") <= 150
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_make_targets_exist(path: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    spans = re.findall(r"`([^`\n]+)`|(?m:^ {4}(.+)$)", prose(path))
+    for span in spans:
+        for target in re.findall(r"(?:^|\s)make ([a-z][a-z-]*)", "".join(span)):
+            assert re.search(rf"(?m)^{target}:", makefile), f"make {target}"
+
+
+@pytest.mark.parametrize("path", SERVER, ids=name_of)
+def test_options_and_metrics_of_the_servers_manual_exist(path: Path) -> None:
+    if path.name in GENERATED:
+        return
+    options = {option.name for option in dataclasses.fields(Config)}
+    metrics = Metrics(CollectorRegistry())
+    metrics.watch_versions(list)
+    metrics.watch_process()
+    series = {family.name for family in metrics.registry.collect()}
+    series |= {"neurona_processes", "neurona_process_restarts"}
+    others = {"round_robin", "compute_input", "compute_output", "model_version", "same_class"}
+    others |= {"labels_file", "version_labels", "metadata_props"}
+    for span in re.findall(r"`([a-z]+(?:_[a-z]+)+)(?: = [^`]*)?`", prose(path)):
+        if span.startswith("neurona_") and not (ROOT / "server" / span).exists():
+            name = span.removesuffix("_total")
+            assert name in series or (ROOT / span.removeprefix("neurona_") / span).exists(), span
+        elif span not in others:
+            assert span in options or (ROOT / span).exists(), span
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *SERVER], ids=name_of)
+def test_server_commands_parse(path: Path) -> None:
+    for line in re.findall(r"(?m)^ {4}(neurona-serve .+)$", prose(path)):
+        sources.load(shlex.split(line, comments=True)[1:], {})
+
+
+def test_the_example_of_model_toml_is_valid(tmp_path: Path) -> None:
+    text = (ROOT / "server" / "docs" / "repository.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"(?ms)^```toml\n(.*?)^```$", text)
+    path = tmp_path / "model.toml"
+    path.write_text(block, encoding="utf-8")
+    settings = model_toml.read_model_toml(tmp_path)
+    assert settings.labels == ("cat", "dog")
+
+
+def test_the_example_of_tokens_is_toml() -> None:
+    text = (ROOT / "server" / "docs" / "security.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"(?ms)^```toml\n(.*?)^```$", text)
+    (token,) = tomllib.loads(block)["tokens"]
+    assert set(token) == {"name", "sha256", "rights", "models"}

@@ -1,0 +1,25 @@
+"""The reference pages are what the code says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("folder", "names"),
+    [
+        ("server/docs", {"options.md", "metrics.md", "errors.md"}),
+        ("protos/docs", {"neurona_v1.md"}),
+    ],
+)
+def test_reference_pages_are_fresh(folder, names, tmp_path):
+    command = [sys.executable, ROOT / folder / "generate.py", tmp_path]
+    subprocess.run(command, check=True)
+    assert {path.name for path in tmp_path.iterdir()} == names
+    for path in tmp_path.iterdir():
+        if (ROOT / folder / path.name).read_text("utf-8") != path.read_text("utf-8"):
+            pytest.fail(f"{folder}/{path.name} is stale: run `make docs`")
