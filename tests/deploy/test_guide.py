@@ -1,6 +1,5 @@
 """What deploy/README.md, the operator's guide, says is there and works."""
 
-import dataclasses
 import os
 import re
 import shutil
@@ -26,7 +25,7 @@ from neurona_server.telemetry.metrics import Metrics
 DEPLOY = ROOT / "deploy"
 GUIDE = (DEPLOY / "README.md").read_text(encoding="utf-8")
 BOTH = GUIDE + (KUBERNETES / "README.md").read_text(encoding="utf-8")
-OPTIONS = {option.name for option in dataclasses.fields(Config)}
+OPTIONS = set(Config.__struct_fields__)
 OF_OTHERS = {"round_robin", "stop_grace_period", "request_id", "trace_id"}
 """In code, with underscores, and no options of this server without its extras."""
 

@@ -1,6 +1,5 @@
 """What kustomize builds: by the schemas of the Kubernetes API, against itself and the server."""
 
-import dataclasses
 import json
 import os
 import re
@@ -27,7 +26,7 @@ from neurona_server.models.onnx.graph_cache import GraphCache
 # The oldest that has all that the manifests use, and the newest whose schemas are there.
 VERSIONS = ("1.31", "1.37")
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
-OPTIONS = {option.name for option in dataclasses.fields(Config)}
+OPTIONS = set(Config.__struct_fields__)
 
 
 @pytest.fixture(params=OVERLAYS)

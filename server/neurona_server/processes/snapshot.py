@@ -60,6 +60,7 @@ def to_metrics(snapshot: MetricsSnapshot) -> Iterable[Metric]:
                     sample,
                     all_labels,
                     value,
-                    exemplar=exemplar and samples.Exemplar({"trace_id": exemplar[0]}, *exemplar[1:]),
+                    exemplar=exemplar
+                    and samples.Exemplar({"trace_id": exemplar[0]}, *exemplar[1:]),
                 )
         yield metric

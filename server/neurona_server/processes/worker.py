@@ -9,11 +9,13 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from neurona_server.app import App, exit_status
 from neurona_server.config import sources
 from neurona_server.config.options import Config
+from neurona_server.config.parsers import Addresses
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.processes.channel import Channel, Command, MetricsReport, WorkerState
 from neurona_server.processes.signals import StopSignals
@@ -49,7 +51,8 @@ def _load_config(options: Sequence[str], processes: int, addresses: str) -> Conf
     """Load the options again, because their file may have changed since the supervisor started;
     the number of processes and the addresses stay those of the supervisor."""
     logging.getLogger(sources.__name__).setLevel(logging.ERROR)  # the supervisor has warned
-    config = replace(sources.load(options, os.environ), processes=processes, address=addresses)
+    config = sources.load(options, os.environ)
+    config = replace(config, processes=processes, address=Addresses(addresses))
     sources.check_processes(config)
     return config
 

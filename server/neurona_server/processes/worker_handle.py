@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from typing import Self
 
 from neurona_server.processes.channel import Channel, Command, MetricsReport, WorkerState
 from neurona_server.processes.snapshot import MetricsSnapshot
@@ -30,8 +29,8 @@ class WorkerHandle:
         self,
         number: int,
         arguments: Sequence[str],
-        on_event: Callable[[WorkerEvent, Self], None],
-        on_report: Callable[[Self, MetricsSnapshot], None],
+        on_event: Callable[[WorkerEvent, "WorkerHandle"], None],
+        on_report: Callable[["WorkerHandle", MetricsSnapshot], None],
     ) -> None:
         """Start the process.
 
@@ -98,9 +97,7 @@ class WorkerHandle:
     def wait_for_report(self, deadline: float) -> bool:
         """Wait for the requested report until `deadline` (monotonic); False if it is late."""
         with self._changed:
-            return self._changed.wait_for(
-                self._has_reported, max(0.0, deadline - time.monotonic())
-            )
+            return self._changed.wait_for(self._has_reported, max(0.0, deadline - time.monotonic()))
 
     def _has_reported(self) -> bool:
         return self._exited or self._reported >= self._requested

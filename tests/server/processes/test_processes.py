@@ -1,4 +1,4 @@
-"""What holds several processes together, without the server that they are."""
+"""The supervisor and its parts, with fakes instead of worker processes."""
 
 import os
 import socket
@@ -10,9 +10,11 @@ from neurona_server.config.options import Config
 from neurona_server.config.sources import check_processes
 from neurona_server.errors import ConfigError
 from neurona_server.processes import supervisor
-from neurona_server.processes.channel import Channel
+from neurona_server.processes.channel import Channel, Command, MetricsReport
 from neurona_server.processes.ports import ReservedPorts
+from neurona_server.processes.snapshot import FamilySnapshot
 from neurona_server.processes.supervisor import Supervisor
+from neurona_server.processes.worker_handle import WorkerEvent
 
 
 @pytest.mark.parametrize(
@@ -23,54 +25,54 @@ from neurona_server.processes.supervisor import Supervisor
         ({"shared_memory": True}, "expected shared_memory false"),
     ],
 )
-def test_what_several_processes_cannot_do_is_refused(options, message):
-    with pytest.raises(ConfigError, match=f"processes is 2: {message}"):
+def test_options_that_several_processes_cannot_have_are_rejected(options, message):
+    with pytest.raises(ConfigError, match=f"processes is 2; {message}"):
         check_processes(Config(processes=2, **options))
     check_processes(Config(processes=2))
 
 
-def test_a_port_is_chosen_once_and_shared():
-    held = ReservedPorts("127.0.0.1:0,127.0.0.1:0")
-    first, second = held.addresses.split(",")
+def test_a_free_port_is_chosen_once_and_can_be_shared():
+    ports = ReservedPorts("127.0.0.1:0,127.0.0.1:0")
+    first, second = ports.addresses.split(",")
     assert first != second
     port = int(first.rpartition(":")[2])
-    with listening(port, shared=True), listening(port, shared=True):
+    with listen(port, shared=True), listen(port, shared=True):
         pass
-    held.close()
+    ports.close()
 
 
-def test_a_port_is_held_while_nobody_listens():
-    held = ReservedPorts("127.0.0.1:0")
-    port = int(held.addresses.rpartition(":")[2])
+def test_a_port_is_reserved_while_no_worker_listens():
+    ports = ReservedPorts("127.0.0.1:0")
+    port = int(ports.addresses.rpartition(":")[2])
     with pytest.raises(OSError, match="in use"):
-        listening(port)
-    held.close()
-    listening(port).close()
+        listen(port)
+    ports.close()
+    listen(port).close()
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_another_server_s_port_is_not_taken(shared):
-    with listening(0, shared=shared) as other:
+def test_the_port_of_another_server_is_rejected(shared):
+    with listen(0, shared=shared) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         with pytest.raises(ConfigError, match=f"cannot listen on {address}: .*in use"):
             ReservedPorts(address)
-        if shared:  # wanted, if an option says so
+        if shared:  # allowed by an option
             ReservedPorts(address, shared=True).close()
 
 
-def test_an_address_of_another_machine_is_an_error():
+def test_an_address_of_another_machine_is_rejected():
     address = "192.0.2.1:0"
     with pytest.raises(ConfigError, match=f"cannot listen on {address}"):
         ReservedPorts(address)
 
 
-def test_a_name_with_addresses_of_both_kinds_has_one_port():
-    held = ReservedPorts("localhost:0")
-    assert int(held.addresses.removeprefix("localhost:")) > 0
-    held.close()
+def test_a_name_with_ipv4_and_ipv6_addresses_gets_one_port():
+    ports = ReservedPorts("localhost:0")
+    assert int(ports.addresses.removeprefix("localhost:")) > 0
+    ports.close()
 
 
-def listening(port, *, shared=False):
+def listen(port, *, shared=False):
     one = socket.socket()
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
     try:
@@ -82,60 +84,83 @@ def listening(port, *, shared=False):
     return one
 
 
-def test_messages_of_any_size_arrive_and_the_end_is_seen():
-    ours, theirs = socket.socketpair()
-    sender, receiver = Channel(ours), Channel(theirs)
-    page = os.urandom(1 << 20)
-    thread = threading.Thread(target=sender.send, args=["page", page])
+def channel_pair():
+    """Both ends of a channel, and the file descriptor of the second."""
+    first, connection = Channel.pair()
+    return first, Channel(connection), connection.fileno()
+
+
+def test_messages_of_any_size_arrive():
+    receiver, sender, _ = channel_pair()
+    family = FamilySnapshot("x" * (1 << 20), "gauge", {(("model", "m"),): {("g", ""): 1.0}})
+    report = MetricsReport({"g": family}, requested=True)
+    thread = threading.Thread(target=sender.send, args=[report])
     thread.start()
-    assert receiver.receive() == ("page", page)
+    assert receiver.receive() == report
     thread.join()
-    sender.send("stop")
-    ours.sendall(b"\x04")  # and dies in the middle of a message
+    sender.send(Command.STOP)
     sender.close()
-    assert receiver.receive() == ("stop", b"")
+    assert receiver.receive() is Command.STOP
     assert receiver.receive() is None
-    receiver.send("page")  # to nobody
+    receiver.send(Command.STOP)  # the peer is gone: does nothing
     receiver.close()
 
 
-class Worker:
-    """A process that does as the test says."""
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"\0\0",  # the peer died in the middle of a header
+        b"\0\0\0\x10half of a",  # in the middle of a message
+        b"\xff\xff\xff\xff" + b"\x7f" * 8,  # a size beyond all memory
+        b"\0\0\0\x04junk",  # no pickle
+        b"\0\0\0\x04\x80\x04N.",  # a pickle of None, which is no message
+    ],
+)
+def test_a_broken_message_ends_the_channel(broken):
+    receiver, sender, descriptor = channel_pair()
+    os.write(descriptor, broken)
+    sender.close()
+    assert receiver.receive() is None
+    receiver.close()
 
-    def __init__(self, number, happened):
-        self.number, self.pid, self.happened = number, 0, happened
-        self.ready_since, self.status, self.end = 0.0, 0, "ended"
-        self.told, self.killed = False, False
 
-    def ready(self):
+class FakeWorker:
+    """A worker whose events the test triggers."""
+
+    def __init__(self, number, on_event):
+        self.number, self.pid, self.on_event = number, 0, on_event
+        self.ready_since, self.status, self.exit_reason = 0.0, 0, "exited"
+        self.stopped, self.killed = False, False
+
+    def become_ready(self):
         self.ready_since = 1e-9 + supervisor.time.monotonic()
-        self.happened("ready", self)
+        self.on_event(WorkerEvent.READY, self)
 
-    def dies(self, status=-9):
+    def exit(self, status=-9):
         self.status = status
-        self.happened("gone", self)
+        self.on_event(WorkerEvent.EXITED, self)
 
     def stop(self):
-        self.told = True
+        self.stopped = True
 
     def kill(self):
         self.killed = True
-        self.dies()
+        self.exit()
 
 
 class Supervised:
-    """A supervisor, its thread, and all the workers that it has started, in their order."""
+    """A supervisor in a thread, and all workers that it has started, in their order."""
 
-    def __init__(self, processes, wait_until, drain=60.0):
+    def __init__(self, processes, wait_until, stop_seconds=60.0):
         self.workers, self.restarts, self._wait_until = [], 0, wait_until
-        self.supervisor = Supervisor(processes, self._start, self._restarted, drain)
+        self.supervisor = Supervisor(processes, self._start, self._record_restart, stop_seconds)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def worker(self, number):
-        """The one that was started as the so many-th."""
-        self._wait_until(lambda: len(self.workers) > number)
-        return self.workers[number]
+    def worker(self, index):
+        """Wait until that many workers were started before this one, and return it."""
+        self._wait_until(lambda: len(self.workers) > index)
+        return self.workers[index]
 
     def status(self):
         self._thread.join(10)
@@ -145,15 +170,15 @@ class Supervised:
     def stop(self):
         self.supervisor.stop()
         for worker in [w for w in self.workers if not w.status]:
-            self._wait_until(lambda worker=worker: worker.told)
-            worker.dies(0)
+            self._wait_until(lambda worker=worker: worker.stopped)
+            worker.exit(0)
         return self.status()
 
-    def _start(self, number, happened):
-        self.workers.append(Worker(number, happened))
+    def _start(self, number, on_event):
+        self.workers.append(FakeWorker(number, on_event))
         return self.workers[-1]
 
-    def _restarted(self):
+    def _record_restart(self):
         self.restarts += 1
 
     def _run(self):
@@ -162,100 +187,98 @@ class Supervised:
 
 @pytest.fixture
 def supervise(wait_until, monkeypatch):
-    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.002)
+    monkeypatch.setattr(supervisor, "MIN_RESTART_PAUSE", 0.001)
+    monkeypatch.setattr(supervisor, "MAX_RESTART_PAUSE", 0.002)
     return lambda processes, **options: Supervised(processes, wait_until, **options)
 
 
-def test_the_first_starts_alone_and_the_others_after_it(supervise):
-    one = supervise(3)
-    one.worker(0).ready()
-    assert [one.worker(n).number for n in range(3)] == [0, 1, 2]
-    for worker in one.workers[1:]:
-        worker.ready()
-    assert one.stop() == 0
-    assert one.restarts == 0
+def test_the_first_worker_starts_alone_and_the_others_after_it(supervise):
+    supervised = supervise(3)
+    supervised.worker(0).become_ready()
+    assert [supervised.worker(n).number for n in range(3)] == [0, 1, 2]
+    for worker in supervised.workers[1:]:
+        worker.become_ready()
+    assert supervised.stop() == 0
+    assert supervised.restarts == 0
 
 
-def test_one_that_says_why_it_cannot_serve_ends_a_start(supervise):
-    one = supervise(2)
-    one.worker(0).dies(1)
-    assert one.status() == 1
-    assert len(one.workers) == 1
+def test_a_first_worker_with_an_error_of_its_options_ends_the_server(supervise):
+    supervised = supervise(2)
+    supervised.worker(0).exit(1)
+    assert supervised.status() == 1
+    assert len(supervised.workers) == 1
 
 
-def test_one_that_never_comes_to_serve_ends_the_whole_and_the_others_drain(supervise, wait_until):
-    one = supervise(2)
-    one.worker(0).ready()
-    one.worker(1).ready()
-    one.worker(1).dies()
-    for attempt in range(supervisor.ATTEMPTS):
-        assert not one.workers[0].told
-        one.worker(2 + attempt).dies(1)
-    wait_until(lambda: one.workers[0].told)
-    one.workers[0].dies(0)
-    assert one.status() == 1
-    assert one.restarts == supervisor.ATTEMPTS
+def test_a_worker_that_always_fails_to_start_ends_the_server(supervise, wait_until):
+    supervised = supervise(2)
+    supervised.worker(0).become_ready()
+    supervised.worker(1).become_ready()
+    supervised.worker(1).exit()
+    for attempt in range(supervisor.MAX_FAILED_STARTS):
+        assert not supervised.workers[0].stopped
+        supervised.worker(2 + attempt).exit(1)
+    wait_until(lambda: supervised.workers[0].stopped)
+    supervised.workers[0].exit(0)
+    assert supervised.status() == 1
+    assert supervised.restarts == supervisor.MAX_FAILED_STARTS
 
 
-def test_one_that_dies_while_it_serves_is_started_again_for_ever(supervise):
-    one = supervise(1)
-    for attempt in range(3 * supervisor.ATTEMPTS):
-        one.worker(attempt).ready()
-        one.worker(attempt).dies()
-    one.worker(3 * supervisor.ATTEMPTS).ready()
-    assert one.stop() == 0
+def test_a_worker_that_dies_while_serving_is_always_restarted(supervise):
+    supervised = supervise(1)
+    for attempt in range(3 * supervisor.MAX_FAILED_STARTS):
+        supervised.worker(attempt).become_ready()
+        supervised.worker(attempt).exit()
+    supervised.worker(3 * supervisor.MAX_FAILED_STARTS).become_ready()
+    assert supervised.stop() == 0
 
 
-def test_a_reload_has_one_more_at_a_time_and_stops_the_old_after_the_new_serves(
-    supervise, wait_until
-):
-    one = supervise(2)
-    one.worker(0).ready()
-    one.worker(1).ready()
-    one.supervisor.reload()
+def test_a_reload_replaces_one_worker_at_a_time_once_its_successor_serves(supervise, wait_until):
+    supervised = supervise(2)
+    supervised.worker(0).become_ready()
+    supervised.worker(1).become_ready()
+    supervised.supervisor.reload()
     for old, new in ((0, 2), (1, 3)):
-        assert one.worker(new).number == one.workers[old].number
-        assert not one.workers[old].told
-        one.workers[new].ready()
-        wait_until(lambda old=old: one.workers[old].told)
-        assert len(one.workers) == new + 1
-        one.workers[old].dies(0)
-    wait_until(lambda: not one.supervisor._leaving)
-    assert len(one.workers) == 4
-    one.supervisor.stop()
-    for worker in one.workers[2:]:
-        wait_until(lambda worker=worker: worker.told)
-        worker.dies(0)
-    assert one.status() == 0
+        assert supervised.worker(new).number == supervised.workers[old].number
+        assert not supervised.workers[old].stopped
+        supervised.workers[new].become_ready()
+        wait_until(lambda old=old: supervised.workers[old].stopped)
+        assert len(supervised.workers) == new + 1
+        supervised.workers[old].exit(0)
+    wait_until(lambda: not supervised.supervisor._stopping)
+    assert len(supervised.workers) == 4
+    supervised.supervisor.stop()
+    for worker in supervised.workers[2:]:
+        wait_until(lambda worker=worker: worker.stopped)
+        worker.exit(0)
+    assert supervised.status() == 0
 
 
-def test_a_reload_that_fails_leaves_what_serves(supervise):
-    one = supervise(2)
-    one.worker(0).ready()
-    one.worker(1).ready()
-    one.supervisor.reload()
-    one.worker(2).dies(1)
-    one.supervisor.reload()
-    one.worker(3)
-    assert not any(worker.told for worker in one.workers)
-    assert one.stop() == 0
+def test_a_reload_that_fails_keeps_the_running_workers(supervise):
+    supervised = supervise(2)
+    supervised.worker(0).become_ready()
+    supervised.worker(1).become_ready()
+    supervised.supervisor.reload()
+    supervised.worker(2).exit(1)
+    supervised.supervisor.reload()
+    supervised.worker(3)
+    assert not any(worker.stopped for worker in supervised.workers)
+    assert supervised.stop() == 0
 
 
-def test_one_that_dies_during_a_reload_is_started_again_too(supervise):
-    one = supervise(2)
-    one.worker(0).ready()
-    one.worker(1).ready()
-    one.supervisor.reload()
-    one.worker(2)
-    one.workers[1].dies()
-    assert one.worker(3).number == 1
-    assert one.stop() == 0
+def test_a_worker_that_dies_during_a_reload_is_restarted_too(supervise):
+    supervised = supervise(2)
+    supervised.worker(0).become_ready()
+    supervised.worker(1).become_ready()
+    supervised.supervisor.reload()
+    supervised.worker(2)
+    supervised.workers[1].exit()
+    assert supervised.worker(3).number == 1
+    assert supervised.stop() == 0
 
 
-def test_what_does_not_stop_is_killed(supervise):
-    one = supervise(1, drain=0.01)
-    one.worker(0).ready()
-    one.supervisor.stop()
-    assert one.status() == 1
-    assert one.workers[0].killed
+def test_a_worker_that_does_not_stop_is_killed(supervise):
+    supervised = supervise(1, stop_seconds=0.01)
+    supervised.worker(0).become_ready()
+    supervised.supervisor.stop()
+    assert supervised.status() == 1
+    assert supervised.workers[0].killed
