@@ -1,8 +1,8 @@
-"""The whole of Neurona in one go: train, export, serve, predict, look at the metrics, stop.
+"""Demonstrates Neurona: trains and exports models, serves them, predicts, prints metrics, stops.
 
     python deploy/demo.py [--repository models]
 
-Ends with status 0 when every prediction was answered and the server stopped as it should.
+The exit status is 0 if every prediction succeeded and the server shut down cleanly.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from neurona_training.data import Dataset
 from neurona_training.recipes import RECIPES
 
 MODELS = ("lenet5", "lstm", "rnn")
-SHOWN = 5  # answers of each model in the table
+SAMPLES_SHOWN = 5  # per model
 BIN = Path(sys.executable).parent
 
 
@@ -56,18 +56,20 @@ def main() -> int:
 def train(name: str, repository: Path) -> None:
     path = repository / name / "1" / "model.onnx"
     if path.exists():
-        print(f"{name}: {path} is there already")
+        print(f"{name}: {path} exists")
     else:
         done = subprocess.run([BIN / "neurona-train", name, "--out", repository], check=False)
         if done.returncode:
-            raise SystemExit(f"training {name} ended with status {done.returncode}")
+            raise SystemExit(
+                f"training of {name} failed: exit status {done.returncode} (expected 0)"
+            )
 
 
 @contextlib.contextmanager
 def serving(repository: Path) -> Iterator[Server]:
-    """neurona-serve as a process of its own, from SERVING to its end by SIGTERM."""
-    with contextlib.ExitStack() as taken:
-        sockets = [taken.enter_context(socket.socket()) for _ in range(2)]
+    """Starts neurona-serve, yields once it is SERVING, and stops it by SIGTERM."""
+    with contextlib.ExitStack() as stack:  # two free ports
+        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         server = Server(*(f"127.0.0.1:{one.getsockname()[1]}" for one in sockets))
@@ -80,29 +82,29 @@ def serving(repository: Path) -> Iterator[Server]:
         yield server
         process.send_signal(signal.SIGTERM)
         if status := process.wait(timeout=60):
-            raise SystemExit(f"the server ended with status {status}")
+            raise SystemExit(f"server exited: status {status} (expected 0)")
     finally:
         process.kill()
         process.wait()
 
 
-def wait_until_serving(address: str, process: "subprocess.Popen[bytes]") -> None:
+def wait_until_serving(address: str, process: subprocess.Popen[bytes]) -> None:
     with grpc.insecure_channel(address) as channel:
         health = HealthStub(channel)
         end = time.monotonic() + 60
         while time.monotonic() < end:
             if (status := process.poll()) is not None:
-                raise SystemExit(f"the server ended with status {status}")
+                raise SystemExit(f"server exited: status {status} (expected 0)")
             with contextlib.suppress(grpc.RpcError):
                 response = health.Check(HealthCheckRequest(), timeout=1)
                 if response.status == HealthCheckResponse.SERVING:
                     return
             time.sleep(0.05)
-    raise SystemExit("the server was not SERVING after a minute")
+    raise SystemExit("server not SERVING after 60 s")
 
 
 def predict_all(stub: PredictionStub, name: str, data: Dataset) -> list[PredictResponse]:
-    """Every test sample in a call of its own, all of them under way at once."""
+    """Predicts each test sample in its own call, with all calls in flight at once."""
     calls = []
     for sample in data.test.inputs:
         tensor = to_tensor(data.input.name, sample[None])
@@ -112,21 +114,21 @@ def predict_all(stub: PredictionStub, name: str, data: Dataset) -> list[PredictR
 
 def print_table(name: str, data: Dataset, responses: Sequence[PredictResponse]) -> None:
     classes = data.labels
-    answers = []
+    samples = []
     for target, response in zip(data.test.targets, responses, strict=True):
         if classes:
             row = response.classification.rows[0]
-            answers.append((classes[target], row.labels[0], f"{row.probabilities[0]:.3f}", ""))
+            samples.append((classes[target], row.labels[0], f"{row.probabilities[0]:.3f}", ""))
         else:
-            described, row = response.regression.values[0], response.regression.rows[0]
-            answers.append((f"{target[0]:.1f}", "", "", f"{row.values[0]:.1f} {described.unit}"))
-    print(f"\n{name}, version {responses[0].version}: {len(answers)} test samples")
+            description, row = response.regression.values[0], response.regression.rows[0]
+            samples.append((f"{target[0]:.1f}", "", "", f"{row.values[0]:.1f} {description.unit}"))
+    print(f"\n{name}, version {responses[0].version}: {len(samples)} test samples")
     print(f"  {'truth':>8} {'label':>8} {'probability':>12}  value")
-    for truth, label, probability, value in answers[:SHOWN]:
+    for truth, label, probability, value in samples[:SAMPLES_SHOWN]:
         print(f"  {truth:>8} {label:>8} {probability:>12}  {value}")
     if classes:
-        right = sum(truth == label for truth, label, *_ in answers)
-        print(f"  {right} of {len(answers)} labels are right ({right / len(answers):.1%})")
+        correct = sum(truth == label for truth, label, *_ in samples)
+        print(f"  {correct} of {len(samples)} labels are correct ({correct / len(samples):.1%})")
 
 
 def print_metrics(server: Server) -> None:

@@ -1,9 +1,9 @@
-"""Prints what extras of pyproject.toml need, one requirement a line, the project itself left out.
+"""Prints the requirements of extras of pyproject.toml, one per line, without the project itself.
 
     python deploy/requirements.py server-cpu,tracing > requirements.txt
 
-So an image can have its dependencies in a layer of their own, which a change of source leaves as it
-is.
+It stands alone because the Dockerfile copies it: with these requirements an image has its
+dependencies in a layer of their own, which a change of the source does not rebuild.
 """
 
 import re
@@ -13,25 +13,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-OWN = re.compile(r"neurona\[(.+)\]")
-"""An extra that takes in others."""
+SELF_REFERENCE = re.compile(r"neurona\[(.+)\]")
+"""A requirement that includes other extras of this project."""
 
 
 def requirements(project: dict[str, Any], extras: Sequence[str]) -> list[str]:
-    """Those of the project and of these extras, sorted. Raises ValueError for one it has not."""
-    offered = project["optional-dependencies"]
-    found = set(project["dependencies"])
-    waiting = list(extras)
-    while waiting:
-        extra = waiting.pop()
-        if extra not in offered:
-            raise ValueError(f"pyproject.toml has no extra {extra!r}; it has {sorted(offered)}")
-        for requirement in offered[extra]:
-            if own := OWN.fullmatch(requirement):
-                waiting += own[1].split(",")
+    """Returns the requirements of the project and of these extras, sorted.
+
+    Raises:
+        ValueError: An extra is unknown.
+    """
+    available = project["optional-dependencies"]
+    result = set(project["dependencies"])
+    pending = list(extras)
+    while pending:
+        extra = pending.pop()
+        if extra not in available:
+            raise ValueError(f"unknown extra {extra!r} (expected one of {sorted(available)})")
+        for requirement in available[extra]:
+            if reference := SELF_REFERENCE.fullmatch(requirement):
+                pending += reference[1].split(",")
             else:
-                found.add(requirement)
-    return sorted(found)
+                result.add(requirement)
+    return sorted(result)
 
 
 def main() -> int:

@@ -1,9 +1,9 @@
-"""Writes what an image holds as a CycloneDX 1.6 document: Python's packages and Debian's.
+"""Prints the contents of an image as a CycloneDX 1.6 document: its Python and Debian packages.
 
     python deploy/sbom.py > sbom.json
 
-Of the Python that runs it and of the machine's dpkg, if there is one. Two runs over the same
-packages write the same bytes: the serial number comes from the content, the time from
+It lists the packages of the Python that runs it, and of dpkg where that is installed. Two runs over
+the same packages print the same bytes: the serial number is a hash of the content, the time is
 SOURCE_DATE_EPOCH.
 """
 
@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 Component = dict[str, Any]
 
-NAMESPACE = uuid.UUID("6f0b5c1e-6d1c-5f0e-9d53-0f5a3e4b7c11")  # ours, for uuid5
+NAMESPACE = uuid.UUID("6f0b5c1e-6d1c-5f0e-9d53-0f5a3e4b7c11")  # random, for uuid5
 DPKG_FORMAT = "${Package}\\t${Version}\\t${Architecture}\\t${db:Status-Abbrev}\\n"
 
 
@@ -29,16 +29,16 @@ def main() -> None:
 
 
 def document() -> dict[str, Any]:
-    """CycloneDX 1.6: https://cyclonedx.org/docs/1.6/json/"""
-    found = sorted(python_packages() + debian_packages(), key=lambda one: one["bom-ref"])
-    root = next((one for one in found if one["bom-ref"].startswith("pkg:pypi/neurona@")), None)
+    """Returns the document by https://cyclonedx.org/docs/1.6/json/."""
+    packages = sorted(python_packages() + debian_packages(), key=lambda one: one["bom-ref"])
+    root = next((one for one in packages if one["bom-ref"].startswith("pkg:pypi/neurona@")), None)
     seconds = int(os.environ.get("SOURCE_DATE_EPOCH") or 0)
     metadata: dict[str, Any] = {
         "timestamp": datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     }
     if root:
         metadata["component"] = root | {"type": "application"}
-    components = [one for one in found if one is not root]
+    components = [one for one in packages if one is not root]
     content = json.dumps([metadata, components], sort_keys=True)
     return {
         "bomFormat": "CycloneDX",
@@ -51,18 +51,18 @@ def document() -> dict[str, Any]:
 
 
 def python_packages() -> list[Component]:
-    """Every distribution that the running Python finds, once."""
-    return list({one["bom-ref"]: one for one in map(_of_python, distributions())}.values())
+    """Returns every distribution that the running Python finds, without duplicates."""
+    return list({one["bom-ref"]: one for one in map(_python_package, distributions())}.values())
 
 
 def debian_packages() -> list[Component]:
-    """What dpkg has installed; nothing on a machine without it."""
+    """Returns the packages that dpkg has installed; none on a machine without dpkg."""
     dpkg = shutil.which("dpkg-query")
     if dpkg is None:
         return []
     command = [dpkg, "--show", f"--showformat={DPKG_FORMAT}"]
-    listed = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
-    rows = [line.split("\t") for line in listed.stdout.splitlines()]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+    rows = [line.split("\t") for line in result.stdout.splitlines()]
     release = platform.freedesktop_os_release()
     distribution = f"{release['ID']}-{release.get('VERSION_ID', '')}".rstrip("-")
     return [
@@ -77,20 +77,21 @@ def debian_packages() -> list[Component]:
     ]
 
 
-def _of_python(found: Distribution) -> Component:
-    name, version = found.metadata["Name"], found.version
-    normal = name.lower().replace("_", "-").replace(".", "-")
-    component = _component(name, version, f"pkg:pypi/{normal}@{quote(version)}")
-    # An expression where the package has one (PEP 639); the older field is free text.
-    if expression := found.metadata.get("License-Expression"):
+def _python_package(distribution: Distribution) -> Component:
+    metadata = distribution.metadata
+    name, version = metadata["Name"], distribution.version
+    normalized = name.lower().replace("_", "-").replace(".", "-")
+    component = _component(name, version, f"pkg:pypi/{normalized}@{quote(version)}")
+    # An SPDX expression where the package has one (PEP 639); the older field is free text.
+    if expression := metadata.get("License-Expression"):
         component["licenses"] = [{"expression": expression}]
-    elif name_of_license := _first_line(found.metadata.get("License")):
-        component["licenses"] = [{"license": {"name": name_of_license}}]
+    elif license_name := _first_line(metadata.get("License")):
+        component["licenses"] = [{"license": {"name": license_name}}]
     return component
 
 
 def _component(name: str, version: str, purl: str) -> Component:
-    """A package URL (https://github.com/package-url/purl-spec) names it everywhere."""
+    """Returns a component identified by a package URL (https://github.com/package-url/purl-spec)."""
     return {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
 
 

@@ -1,5 +1,8 @@
 """The command neurona-serve (also `python -m neurona_server.cli`): reads the options, starts the
-server or its supervisor, and waits for a signal to stop."""
+server or its supervisor, and waits for a signal to stop.
+
+The file is alone because the entry point of the package and nothing else imports it.
+"""
 
 import os
 import sys

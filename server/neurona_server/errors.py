@@ -124,7 +124,7 @@ class ModelFailedError(NeuronaError):
     """The model failed on a valid request. The log has the details."""
 
     def __init__(self) -> None:
-        super().__init__("the model failed on this request; see the server's log")
+        super().__init__("the model failed on this request; the server's log says why")
 
 
 def response_too_large(size: int, limit: int) -> TooLargeError:

@@ -1,4 +1,4 @@
-"""What deploy/README.md, the operator's guide, says is there and works."""
+"""What deploy/README.md, the operator's guide, names exists, and its commands work."""
 
 import os
 import re
@@ -26,8 +26,8 @@ DEPLOY = ROOT / "deploy"
 GUIDE = (DEPLOY / "README.md").read_text(encoding="utf-8")
 BOTH = GUIDE + (KUBERNETES / "README.md").read_text(encoding="utf-8")
 OPTIONS = set(Config.__struct_fields__)
-OF_OTHERS = {"round_robin", "stop_grace_period", "request_id", "trace_id"}
-"""In code, with underscores, and no options of this server without its extras."""
+OTHER_NAMES = {"round_robin", "stop_grace_period", "request_id", "trace_id"}
+"""Names in code spans with underscores that are not options of the server."""
 
 
 def section(title):
@@ -35,41 +35,41 @@ def section(title):
 
 
 def anchors(text):
-    """As GitHub makes them of headings."""
+    """Anchors of headings, as GitHub forms them."""
     titles = re.findall(r"(?m)^#+ (.+)$", text)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_every_option_that_it_names_is_one():
+def test_options_in_the_guide_exist():
     spans = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)(?: = [^`]*)?`", BOTH))
-    found = {span for span in spans if not span.startswith("neurona_")}
-    assert found - OPTIONS <= OF_OTHERS
-    assert len(found & OPTIONS) > 20
+    names = {span for span in spans if not span.startswith("neurona_")}
+    assert names - OPTIONS <= OTHER_NAMES
+    assert len(names & OPTIONS) > 20
 
 
-def test_every_metric_that_it_names_is_on_the_page():
+def test_metrics_in_the_guide_exist():
     metrics = Metrics(CollectorRegistry())
     metrics.watch_versions(list)
     metrics.watch_process()
-    known = {family.name for family in metrics.registry.collect()}
-    named = set(re.findall(r"`(neurona_[a-z_]+)", BOTH))
-    assert len(named) > 10
-    missing = {name for name in named if name.removesuffix("_total") not in known}
+    exposed = {family.name for family in metrics.registry.collect()}
+    names = set(re.findall(r"`(neurona_[a-z_]+)", BOTH))
+    assert len(names) > 10
+    missing = {name for name in names if name.removesuffix("_total") not in exposed}
     assert not missing
 
 
-def test_messages_that_it_explains_are_the_servers():
+def test_messages_in_the_guide_are_the_servers():
     texts = "\n".join(path.read_text() for path in (ROOT / "server").rglob("*.py"))
-    tables = re.findall(r"\| it says \| so \|\n\|---\|---\|\n((?:\|.*\n)+)", GUIDE)
-    said = [line.split("|")[1].strip() for table in tables for line in table.splitlines()]
-    quoted = [one.strip("`") for one in said if one.startswith("`")]
-    assert len(quoted) > 10
-    for message in quoted:
+    tables = re.findall(r"\| message \| cause \|\n\|---\|---\|\n((?:\|.*\n)+)", GUIDE)
+    cells = [line.split("|")[1].strip() for table in tables for line in table.splitlines()]
+    messages = [cell.strip("`") for cell in cells if cell.startswith("`")]
+    assert len(messages) > 10
+    for message in messages:
         assert message in texts, message
 
 
 @pytest.mark.parametrize("guide", [DEPLOY / "README.md", KUBERNETES / "README.md"])
-def test_links_and_paths_lead_somewhere(guide):
+def test_links_and_paths_exist(guide):
     text = guide.read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:)([^)]+)\)", text)
     assert links
@@ -82,7 +82,7 @@ def test_links_and_paths_lead_somewhere(guide):
         assert (ROOT / path).exists(), path
 
 
-def test_every_target_of_make_exists():
+def test_make_targets_in_the_guide_exist():
     makefile = (ROOT / "Makefile").read_text()
     code = re.findall(r"(?:`|^    )make ([a-z-]+)", BOTH, re.MULTILINE)
     assert {"image", "bench", "test-crds"} <= set(code)
@@ -90,19 +90,19 @@ def test_every_target_of_make_exists():
         assert re.search(rf"(?m)^{target}:", makefile), target
 
 
-def test_flags_that_it_shows_exist():
-    words = section("Install").split("###")[0] + section("Upgrade")
-    flags = set(re.findall(r"(--[a-z-]+)", words)) - {
+def test_flags_in_the_guide_exist():
+    text = section("Install").split("###")[0] + section("Upgrade")
+    flags = set(re.findall(r"(--[a-z-]+)", text)) - {
         "--now",
         "--kill-whom",
         "--signal",
     }  # systemctl's
     assert len(flags) > 2
-    known = {"--" + option.replace("_", "-") for option in OPTIONS}
-    assert flags <= known | {"--help", "--config"}
+    options = {"--" + option.replace("_", "-") for option in OPTIONS}
+    assert flags <= options | {"--help", "--config"}
 
 
-def test_every_alert_is_in_the_table_and_has_its_page():
+def test_every_alert_is_in_the_table_with_its_runbook():
     rules = [yaml.safe_load(path.read_text()) for path in (DEPLOY / "prometheus/rules").glob("*")]
     alerts = {
         rule["alert"]: rule["labels"]["severity"]
@@ -112,35 +112,35 @@ def test_every_alert_is_in_the_table_and_has_its_page():
         if "alert" in rule
     }
     row = r"(?m)^\| \[`(\w+)`\]\(runbooks/\1\.md\) \| (\w+) \|"
-    assert dict(re.findall(row, section("What each alert means"))) == alerts
+    assert dict(re.findall(row, section("Alerts"))) == alerts
 
 
-def test_every_rule_that_it_names_is_recorded():
+def test_rules_in_the_guide_and_the_runbooks_are_recorded():
     pages = [page.read_text() for page in (DEPLOY / "runbooks").glob("*.md")]
-    named = set(re.findall(r"\bneurona:\w+:\w+", "\n".join([BOTH, *pages])))
+    names = set(re.findall(r"\bneurona:\w+:\w+", "\n".join([BOTH, *pages])))
     rules = "\n".join(path.read_text() for path in (DEPLOY / "prometheus/rules").glob("*"))
-    assert named
-    assert named <= set(re.findall(r"- record: (\S+)", rules))
+    assert names
+    assert names <= set(re.findall(r"- record: (\S+)", rules))
 
 
-def test_its_build_arguments_are_those_of_the_dockerfile():
+def test_build_arguments_in_the_guide_are_those_of_the_dockerfile():
     rows = re.findall(r"(?m)^\| `([A-Z_]+)` \| (?:`(.+?)`|\d) \|", section("Install"))
     assert {"BASE_IMAGE", "RUNTIME", "EXTRAS"} <= {name for name, _ in rows}
     text = (DEPLOY / "Dockerfile").read_text()
     for name, default in rows:
-        found = re.findall(rf'(?m)^ARG {name}="?([^"\n]*)"?$', text)
-        assert found, name
-        assert not default or found[0] == default, name
+        defaults = re.findall(rf'(?m)^ARG {name}="?([^"\n]*)"?$', text)
+        assert defaults, name
+        assert not default or defaults[0] == default, name
 
 
-def test_the_table_of_contents_is_whole():
+def test_the_table_of_contents_is_complete():
     titles = re.findall(r"(?m)^## (.+)$", GUIDE)
     listed = re.findall(r"\[([^\]]+)\]\(#[^)]+\)", GUIDE.split("\n## ")[0])
     assert [" ".join(one.split()) for one in listed] == titles
 
 
-def test_its_request_is_answered_by_the_server(tmp_path):
-    """The Python block writes it; what is behind gRPC's frame is sent here as it is."""
+def test_the_request_in_the_guide_is_valid(tmp_path):
+    """The Python block writes gRPC's frame and a PredictRequest."""
     (code,) = re.findall(r"```python\n(.*?)```", section("Size"), re.DOTALL)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=60)
     frame = (tmp_path / "request.bin").read_bytes()
@@ -149,7 +149,7 @@ def test_its_request_is_answered_by_the_server(tmp_path):
     assert (request.model, request.inputs[0].name) == ("lenet5", "image")
 
 
-def test_its_load_command_works(tmp_path):
+def test_the_load_command_in_the_guide_works(tmp_path):
     if shutil.which("h2load") is None:
         pytest.skip("h2load is not installed")
     (command,) = re.findall(r"(?m)^    (h2load (?:.*\\\n)*.*)$", GUIDE)
@@ -172,17 +172,17 @@ def test_its_load_command_works(tmp_path):
         assert server.count("neurona_requests_total", model="m", outcome="ok") == 200
 
 
-def test_its_health_commands_end_as_it_says(tmp_path):
+def test_health_commands_have_the_documented_exit_status(tmp_path):
     onnx_models.save_classifier(tmp_path / "lenet5" / "1" / "model.onnx")
     (line,) = re.findall(r"(?m)^    (neurona health) +# exit status 0", GUIDE)
-    (model,) = re.findall(r"`neurona health (\w+)` asks for a model", GUIDE)
+    (model,) = re.findall(r"`neurona health (\w+)` checks a model", GUIDE)
     with run_app(["--repository", str(tmp_path), "--cache", "off"], {}) as server:
         for services, status in (([], 0), ([model], 0), (["other"], 1)):
             command = [*line.split()[1:], *services, "--address", server.address]
             assert neurona(command) == status, services
 
 
-def test_its_token_command_makes_a_hash(tmp_path):
+def test_the_token_command_prints_a_hash(tmp_path):
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     (command,) = re.findall(r"(?m)^ +(openssl .*)$", section("Secure"))
@@ -203,7 +203,7 @@ def test_its_token_command_makes_a_hash(tmp_path):
 UNIT = DEPLOY / "systemd" / "neurona.service"
 
 
-def test_the_unit_is_one_that_systemd_takes(tmp_path):
+def test_the_unit_passes_systemd_analyze(tmp_path):
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("systemd-analyze is not installed")
@@ -211,18 +211,18 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path):
     command = "/opt/neurona/bin/neurona-serve"
     assert f"ExecStart={command}\n" in text
     unit = tmp_path / "neurona.service"
-    unit.write_text(text.replace(command, sys.executable))  # it wants the program to be there
+    unit.write_text(text.replace(command, sys.executable))  # the program must exist
     done = subprocess.run(
         [analyze, "verify", unit], check=False, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_unit_gives_a_drain_its_time_and_names_real_options():
+def test_the_unit_gives_enough_time_to_drain_and_sets_existing_options():
     text = UNIT.read_text()
     values = dict(re.findall(r"(?m)^Environment=NEURONA_(\w+)=(.*)$", text))
     assert {name.lower() for name in values} - {"config"} <= OPTIONS
     drain = int(values["DRAIN_DELAY_MS"]) + int(values["DRAIN_TIMEOUT_MS"])
     stop = int(re.search(r"(?m)^TimeoutStopSec=(\d+)$", text)[1])
     assert drain / 1000 + LEAVING + 5 <= stop
-    assert "\nKillMode=mixed\n" in text  # else the workers of a supervisor get a second SIGTERM
+    assert "\nKillMode=mixed\n" in text  # or workers would get SIGTERM twice

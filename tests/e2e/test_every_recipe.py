@@ -15,6 +15,8 @@ from neurona_server.models.synthetic_inputs import make_inputs
 from neurona_training.cli.pipeline import main
 from neurona_training.recipes import RECIPES
 
+pytestmark = pytest.mark.slow
+
 DEEP = ["--data", "{images}", "--image-size", "32", "--epochs", "1"]
 COMMANDS = {
     "mcculloch-pitts": ["--data", "majority"],

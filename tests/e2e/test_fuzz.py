@@ -140,7 +140,7 @@ def damaged_messages(server, rng, path, count, frame, **headers):
         connection = http2.Connection(port_of(server))
         calls = range(min(50, count - start))
         streams = [connection.call(path, frame(rng), **headers) for _ in calls]
-        ended.update(connection.statuses(streams).values())
+        ended.update(connection.read_statuses(streams).values())
         connection.close()
     return ended
 
@@ -169,10 +169,12 @@ def random_connections(server, rng, count):
     """Bytes on the port: of no protocol, or of HTTP/2 until something is wrong."""
     for _ in range(count):
         frames = [
-            http2.frame(rng.randrange(12), rng.randrange(256), rng.randrange(9), rng.randbytes(8))
+            http2.encode_frame(
+                rng.randrange(12), rng.randrange(256), rng.randrange(9), rng.randbytes(8)
+            )
             for _ in range(rng.randrange(1, 6))
         ]
-        raw = http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0, b"") + b"".join(frames)
+        raw = http2.PREFACE + http2.encode_frame(http2.SETTINGS, 0, 0, b"") + b"".join(frames)
         if rng.random() < 0.5:
             raw = rng.randbytes(rng.randrange(1, 400))
         elif rng.random() < 0.5:
@@ -181,6 +183,7 @@ def random_connections(server, rng, count):
             connection.sendall(raw)
 
 
+@pytest.mark.slow
 def test_the_server_survives_it_all(server):
     rng = random.Random(7)  # noqa: S311
     assert_well(server)
@@ -211,7 +214,7 @@ def test_bombs_do_not_fill_the_memory(server):
     for _ in range(20):
         connection = http2.Connection(port_of(server))
         stream = connection.call(UNARY, bomb, grpc_encoding="gzip")
-        assert connection.statuses([stream]) == {stream: FULL}
+        assert connection.read_statuses([stream]) == {stream: FULL}
         connection.close()
     assert memory(server, "VmHWM") - before < GROWTH
     assert_well(server)
@@ -254,9 +257,9 @@ def test_any_request_at_all_is_answered_or_refused(server, request_):
 def test_nothing_of_it_is_a_line_in_the_log(server):
     connection = http2.Connection(port_of(server))
     reason = struct.pack(">II", 0, 2) + b"so long\n2026-01-01 INFO forged"
-    connection.send(http2.frame(http2.GO_AWAY, 0, 0, reason))
-    connection.send(http2.frame(http2.PING, 0, 0, b"received"))
-    connection.until(http2.PING, flags=http2.ACK)
+    connection.send(http2.encode_frame(http2.GO_AWAY, 0, 0, reason))
+    connection.send(http2.encode_frame(http2.PING, 0, 0, b"received"))
+    connection.read_until(http2.PING, flags=http2.ACK)
     connection.close()
     assert_well(server)
     status, log = server.stop(), server.log

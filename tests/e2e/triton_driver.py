@@ -266,7 +266,7 @@ def wrong(client):
     refused(infer(x, model_version="9"), "version '9' is not found", code="NOT_FOUND")
     refused(infer(tensor("y", ROWS)), "inputs 'y'; expected 'x'", **bad)
     refused(infer(), "inputs none", **bad)
-    refused(infer(x, x), "'x' stands twice", **bad)
+    refused(infer(x, x), "duplicate input 'x'", **bad)
     refused(infer(tensor("x", ROWS.astype(np.float64))), "'x' data-type is 'FP64'", **bad)
     refused(infer(tensor("x", ROWS[:, :3])), "[3, 3]", **bad)
     refused(infer(tensor("x", ROWS[:0])), "[0, 4]", **bad)
@@ -276,7 +276,7 @@ def wrong(client):
     outputs = [triton.InferRequestedOutput("nothing")]
     refused(infer(x, outputs=outputs), "unexpected inference output 'nothing'", **bad)
     outputs = [triton.InferRequestedOutput("probabilities")] * 2
-    refused(infer(x, outputs=outputs), "more than once", **bad)
+    refused(infer(x, outputs=outputs), "duplicate output", **bad)
     refused(infer(x, sequence_id=5, sequence_start=True), "sequence", code="UNIMPLEMENTED")
     refused(infer(*pick(9), model="picker"), "the model failed on this request", code="INTERNAL")
     utf8 = tensor("x", np.array([[b"\xff"]], np.object_))

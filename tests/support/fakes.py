@@ -17,22 +17,29 @@ class Clock:
         return self.now
 
 
-class ParsedRequest:
-    """A request and what its caller was told, each time it was told something."""
+class FakeRequest(Request):
+    """Keeps how it was finished, each time it was."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.results = []
+
+    def finish(self, outputs, error):
+        self.results.append((outputs, error))
+
+
+class SubmittedRequest(FakeRequest):
+    """A request of `values`, each in as many columns, that the batcher has been given."""
 
     def __init__(self, batcher, values, *, columns=1, **options):
-        self.told = []
         array = np.repeat(np.array(values, np.float32)[:, None], columns, axis=1)
-        self.request = Request({"x": array}, len(array), array.shape[1:], self._tell, **options)
-        batcher.submit(self.request)
-
-    def _tell(self, *told):
-        self.told.append(told)
+        super().__init__({"x": array}, len(array), array.shape[1:], **options)
+        batcher.submit(self)
 
     @property
     def answer(self):
         """The first column of the output, or the class of the error."""
-        ((_, outputs, error),) = self.told  # exactly once
+        ((outputs, error),) = self.results  # exactly once
         return type(error) if error else np.atleast_2d(outputs[0])[:, 0].tolist()
 
 
@@ -72,15 +79,20 @@ class PuppetBatcher(Batcher):
         self.registry = CollectorRegistry()
         metrics = Metrics(self.registry).for_version("puppet", 1)
         policy = policy or BatchPolicy(max_rows=8, max_queue_rows=64)
-        super().__init__("puppet/1", policy, metrics, clock=self.clock, **options)
-        metrics.watch_batching(self.queue, self.curve)
+        super().__init__("puppet/1", policy, metrics, [Puppet()], clock=self.clock, **options)
+        metrics.watch_batching(self.queue, self.cost_model)
 
     def step(self, puppet):
         """One batch, as an idle instance would take it."""
-        cut = self.queue.poll()
+        cut = self.queue.take_batch()
         if cut is not None:
             self.process(cut, puppet)
         return cut
+
+    def run_inline(self, puppet):
+        """What waits, as the transport's thread would run it."""
+        self._new_runs = [puppet]
+        return self.serve_inline()
 
     def value(self, name, **labels):
         labels = {"model": "puppet", "version": "1", **labels}

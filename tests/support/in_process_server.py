@@ -84,7 +84,7 @@ class InProcessServer:
             if start_models:
                 model.start()
             else:
-                model.metrics.watch_batching(model.batcher.queue, model.batcher.curve)
+                model.metrics.watch_batching(model.batcher.queue, model.batcher.cost_model)
             return model
 
         self.reconciler = Reconciler(
@@ -92,7 +92,7 @@ class InProcessServer:
             self.registry,
             load,
             self.metrics,
-            ReconcilerOptions(VersionPolicy(every=every), explicit=explicit),
+            ReconcilerOptions(VersionPolicy(all_versions=every), explicit=explicit),
         )
         self.reconciler.start(load_model)
         self.open_inference = OpenInference(
@@ -100,7 +100,7 @@ class InProcessServer:
             self.metrics,
             lambda: all(m.state == State.STATE_READY for m in self.registry.models()),
             control=control or (self.reconciler if explicit else None),
-            versions=VersionPolicy(every=every),
+            versions=VersionPolicy(all_versions=every),
             shared_memory=shared_memory,
             limits=limits,
         )

@@ -91,6 +91,7 @@ def _workers(process):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+@pytest.mark.slow
 def test_two_processes_train_as_one_does_and_a_killed_one_starts_again(tmp_path, uninterrupted):
     arguments = ("rnn", "--epochs", "30", "--out", str(tmp_path))
     command = (*TORCHRUN, "--max-restarts", "1", "-m", "neurona_training.cli.pipeline", *arguments)

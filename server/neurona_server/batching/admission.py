@@ -27,13 +27,18 @@ class Admission:
     """Foretells a request's wait from what waits, what runs and what runs cost."""
 
     def __init__(
-        self, policy: BatchPolicy, queue: Queue, curve: CostModel, clock: Callable[[], float]
+        self,
+        policy: BatchPolicy,
+        queue: Queue,
+        cost_model: CostModel,
+        clock: Callable[[], float],
+        instances: int = 1,
     ) -> None:
         self._policy = policy
         self._queue = queue
-        self._curve = curve
+        self._curve = cost_model
         self._clock = clock
-        self.instances = 1
+        self.instances = instances
         self._under_way: set[RunningEstimate] = set()
         # A batch takes longer than its run: it is joined, answered, and others want the CPU too.
         self._stretch = 1.0
@@ -72,7 +77,7 @@ class Admission:
             raise DeadlineExceededError("the deadline had passed when the request came")
         if not self._curve.trusted(request.group, now):
             return
-        limit = self._queue.limit
+        limit = self._queue.max_batch_rows
         alone = self._curve.predict(request.rows, request.group)
         left = request.deadline - now
         if alone > left:

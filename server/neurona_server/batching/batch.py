@@ -8,7 +8,7 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 
-from neurona_server.batching.request import Array, Inputs, Outputs, Request, not_by_rows
+from neurona_server.batching.request import Array, Inputs, Outputs, Request, unbatched_inputs
 from neurona_server.errors import CancelledError, ModelFailedError, NeuronaError
 from neurona_server.telemetry.trace import Trace
 
@@ -65,7 +65,7 @@ def join(requests: Sequence[Request], rows: int = 0) -> Inputs:
         # A view on a message starts where the message has it; a runtime may want better.
         return {name: one if one.flags.aligned else one.copy() for name, one in first.items()}
     joined: dict[str, Array] = {}
-    whole = not_by_rows(requests[0].group)
+    whole = unbatched_inputs(requests[0].group)
     for name in first:
         if name in whole:
             joined[name] = first[name]
@@ -111,24 +111,6 @@ def split_request(request: Request, max_rows: int) -> list[Request]:
     return _Parts(request, max_rows).parts
 
 
-class _Part(Request):
-    """Known by the request that it is a part of."""
-
-    __slots__ = ("_whole",)
-
-    def __init__(self, *request: Any, whole: Request) -> None:
-        super().__init__(*request)
-        self._whole = whole
-
-    @property
-    def trace(self) -> Trace | None:
-        return self._whole.trace
-
-    @property
-    def log_fields(self) -> Mapping[str, str | int]:
-        return self._whole.log_fields
-
-
 class _Parts:
     def __init__(self, whole: Request, max_rows: int) -> None:
         self._whole = whole
@@ -145,25 +127,18 @@ class _Parts:
 
     def _part(self, start: int, stop: int) -> Request:
         whole = self._whole
-        uncut = not_by_rows(whole.group)
+        uncut = unbatched_inputs(whole.group)
         inputs: Inputs = {
             name: array if name in uncut else array[start:stop]
             for name, array in whole.inputs.items()
         }
         rows = stop - start
         nbytes = whole.nbytes * rows // whole.rows
-        return _Part(
-            inputs,
-            rows,
-            whole.group,
-            self._done,
-            whole.deadline,
-            whole.priority,
-            nbytes,
-            whole=whole,
-        )
+        return _Part(self, whole, inputs, rows, nbytes)
 
-    def _done(self, part: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
+    def finish_part(
+        self, part: Request, outputs: Outputs | None, error: NeuronaError | None
+    ) -> None:
         if outputs is None:
             if self._whole.fail(error or ModelFailedError()):
                 self._cancel_parts()
@@ -187,6 +162,32 @@ class _Parts:
     def _cancel_parts(self) -> None:
         for part in self.parts:
             part.cancel(CancelledError("another part of the request ended it"))
+
+
+class _Part(Request):
+    """Some rows of a request that was split."""
+
+    __slots__ = ("_split", "_whole")
+
+    def __init__(
+        self, split: _Parts, whole: Request, inputs: Inputs, rows: int, nbytes: int
+    ) -> None:
+        super().__init__(inputs, rows, whole.group, whole.deadline, whole.priority, nbytes)
+        self._whole = whole
+        self._split: _Parts | None = split
+
+    def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
+        split, self._split = self._split, None  # each knows the other: what has ended is freed
+        if split is not None:
+            split.finish_part(self, outputs, error)
+
+    @property
+    def trace(self) -> Trace | None:
+        return self._whole.trace
+
+    @property
+    def log_fields(self) -> Mapping[str, str | int]:
+        return self._whole.log_fields
 
 
 class Run(Protocol):
@@ -233,7 +234,7 @@ class Batch:
     @property
     def waits(self) -> list[float]:
         """Seconds from admission to the cut, of each caller's request."""
-        return [one.taken - one.arrived for one in self.batch for _ in range(one.count)]
+        return [one.dequeued_at - one.queued_at for one in self.batch for _ in range(one.count)]
 
     def halves(self, some: Sequence[Request]) -> list[Sequence[Request]]:
         """Of some of the batch, two halves; none of a single request of a single caller."""

@@ -20,7 +20,6 @@ from neurona_server.errors import (
     NeuronaError,
     QueueFullError,
 )
-from neurona_server.models.onnx.session import Session
 from neurona_server.telemetry.failure_log import RateLimitedFailureLog
 from neurona_server.telemetry.metrics import ModelMetrics
 from neurona_server.telemetry.trace import BatchTracer, RunTimes
@@ -64,13 +63,13 @@ class Inline:
     """Of one model."""
 
     def __init__(
-        self, policy: BatchPolicy, queue: Queue, curve: CostModel, clock: Callable[[], float]
+        self, policy: BatchPolicy, queue: Queue, cost_model: CostModel, clock: Callable[[], float]
     ) -> None:
         self.on = False
         """Whether the transport runs what it reads; `tune` decides."""
         self._policy = policy
         self._queue = queue
-        self._curve = curve
+        self._curve = cost_model
         self._clock = clock
         self._recent_seconds = 0.0
         self._threads: set[int] = set()  # idents of those in `serve`
@@ -96,7 +95,7 @@ class Inline:
         try:
             end = self._clock() + LONGEST_INLINE
             while self._next_seconds() < LONGEST_INLINE:
-                if (cut := self._queue.poll()) is None:
+                if (cut := self._queue.take_batch()) is None:
                     return False
                 process(cut)
                 if self._clock() >= end:
@@ -122,35 +121,14 @@ class Inline:
 
     def _next_seconds(self) -> float:
         """What the next batch takes, at the most."""
-        return min(self._queue.backlog_seconds(), self._curve.predict(self._queue.limit))
-
-
-class Instance:
-    """Serves a batcher's queue from `start` until the batcher is closed and drained."""
-
-    def __init__(self, number: int, session: Session, batcher: "Batcher") -> None:
-        self.session = session
-        # A daemon: a run that never returns must not keep the process from ending.
-        self._thread = threading.Thread(
-            target=batcher.serve,
-            args=(session.new_run,),
-            name=f"{batcher.name}#{number}",
-            daemon=True,
-        )
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def join(self, timeout: float | None = None) -> bool:
-        """Waits until the queue is drained; False when it was not after `timeout` seconds, or
-        when the instance never started."""
-        if self._thread.ident is None:
-            return False
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return min(self._queue.backlog_seconds(), self._curve.predict(self._queue.max_batch_rows))
 
 
 NewRun = Callable[[], Run]
+
+Deferred = Callable[[], bool | None]
+Defer = Callable[[Deferred], None]
+"""Has it called when a transport has read what is there, and again while it returns True."""
 
 EXPLORE = 16
 """Full batches after which the next higher rung is tried."""
@@ -159,9 +137,10 @@ EXPLORE = 16
 class Batcher:
     """The queue of one model and what happens to the batches cut from it.
 
-    It owns no thread: each of the model's instances calls `serve` from its own, and waits
-    there for work. So a batch is cut when an instance is idle, never before, and is as
-    large as load allows; nothing waits while an instance is idle.
+    Each of the model's instances, of which `new_runs` have the runs, has a thread from `start`
+    until the batcher is closed and drained, and waits there for work. So a batch is cut when an
+    instance is idle, never before, and is as large as load allows; nothing waits while an
+    instance is idle. Where runs are short, the thread that submits requests runs them itself.
 
     `batched` is False for a model without a batch axis: its requests run one by one and
     get its outputs whole. `share` is the device's, if other models run on it too; `tracer` is
@@ -173,6 +152,7 @@ class Batcher:
         name: str,
         policy: BatchPolicy,
         metrics: ModelMetrics,
+        new_runs: Sequence[NewRun],
         *,
         batched: bool = True,
         share: DeviceScheduler | None = None,
@@ -181,14 +161,16 @@ class Batcher:
     ) -> None:
         self.name = name  # of the model, for the log
         self.policy = policy
-        self.curve = CostModel(policy.rungs if batched else (1,))
-        self.queue = Queue(policy, clock, self.curve.predict)
-        self.queue.limit = self.curve.rungs[-1]
-        self.padding = Padding(self.curve.rungs)
-        self.failures = RateLimitedFailureLog(name)
-        self.admission = Admission(policy, self.queue, self.curve, clock)
-        self._transport = Inline(policy, self.queue, self.curve, clock)
+        self.cost_model = CostModel(policy.batch_sizes if batched else (1,))
+        self.queue = Queue(policy, clock, self.cost_model.predict)
+        self.queue.max_batch_rows = self.cost_model.batch_sizes[-1]
+        self.padding = Padding(self.cost_model.batch_sizes)
+        self.failure_log = RateLimitedFailureLog(name)
+        self.admission = Admission(policy, self.queue, self.cost_model, clock, len(new_runs))
+        self._inline = Inline(policy, self.queue, self.cost_model, clock)
         self._metrics = metrics
+        self._new_runs = new_runs
+        self._instances: list[threading.Thread] = []
         self._batched = batched
         self._clock = clock
         self._tracer = tracer
@@ -201,54 +183,88 @@ class Batcher:
     def tune(self) -> None:
         """Sets the rows of a batch and where it runs by what runs cost now."""
         if self.policy.latency_objective is not None:
-            self.queue.limit = self._next_limit()
-        self._transport.tune()
+            self.queue.max_batch_rows = self._next_limit()
+        self._inline.tune()
 
     @property
     def inline(self) -> bool:
-        """Whether the transport runs what it reads, by `serve_waiting`."""
-        return self._transport.on
+        """Whether the transport runs what it reads, by `serve_inline`."""
+        return self._inline.on
 
     def _next_limit(self) -> int:
         """The best rung; now and then, while batches are full, the one above it: what it cost
         when the machine was slow, it may not cost any more."""
-        best = self.curve.best_rung(self.policy.latency_objective)
+        best = self.cost_model.best_batch_size(self.policy.latency_objective)
         if self._full_batches >= EXPLORE:
             self._full_batches = 0
-            return next((rung for rung in self.curve.rungs if rung > best), best)
+            return next(
+                (batch_size for batch_size in self.cost_model.batch_sizes if batch_size > best),
+                best,
+            )
         return best
 
-    def submit(self, request: Request, *, wake: bool = True) -> None:
+    @property
+    def instances(self) -> int:
+        """How many batches may run at once."""
+        return len(self._new_runs)
+
+    def start(self) -> None:
+        """Starts a thread for each instance."""
+        for number, new_run in enumerate(self._new_runs):
+            # A daemon: a run that never returns must not keep the process from ending.
+            thread = threading.Thread(
+                target=self.serve, args=(new_run,), name=f"{self.name}#{number}", daemon=True
+            )
+            self._instances.append(thread)
+            thread.start()
+
+    def join(self, end: float | None = None) -> bool:
+        """Waits until the queue is drained; False when it was not at `end`, by the monotonic
+        clock, or when the instances never started."""
+        for thread in self._instances:
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+            if thread.is_alive():
+                return False
+        return bool(self._instances)
+
+    def submit(self, request: Request, defer: Defer | None = None) -> None:
         """Admits a request, or refuses it at once; never waits.
+
+        While the model runs inline, `defer` has the caller's own thread run what waits once it
+        has read all that is there to read: that is the batch then. Without `defer`, and for
+        models with longer runs, an instance's thread takes it.
 
         Raises what `Admission.check` and `Queue.put` raise.
         """
+        inline = defer is not None and self._inline.on
         self.admission.check(request)
         parts = split_request(request, self.policy.max_rows) if self._batched else [request]
         if request.ended:
             return
         try:
-            self.queue.put(parts, wake=wake)
+            self.queue.put(parts, wake=not inline)
         except QueueFullError as error:
             error.retry_after = self.admission.wait(request.priority)
             raise
+        if inline and defer is not None:
+            defer(self.serve_inline)
 
     def serve(self, new_run: NewRun) -> None:
         """Runs batch after batch until the queue is closed and empty."""
         while self.queue.wait():
             with self._share.turn(self.name, self._clock):
-                if (cut := self.queue.poll()) is not None:
+                if (cut := self.queue.take_batch()) is not None:
                     self.process(cut, new_run)
                     del cut  # an instance may wait long for the next one
 
-    def serve_waiting(self, new_run: NewRun) -> bool:
+    def serve_inline(self) -> bool:
         """Runs what waits in the caller's thread: see `Inline.serve`."""
-        return self._transport.serve(lambda cut: self.process(cut, new_run))
+        return self._inline.serve(lambda cut: self.process(cut, self._new_runs[0]))
 
     def wait_until_idle(self, end: float) -> bool:
         """For a batcher that is closed, and whose instances have ended: False when a thread
-        that called `serve_waiting` is still inside at `end`, by the monotonic clock."""
-        return self._transport.wait_until_idle(end)
+        that called `serve_inline` is still inside at `end`, by the monotonic clock."""
+        return self._inline.wait_until_idle(end)
 
     def process(self, cut: Batch, new_run: NewRun) -> None:
         """Ends every request of the cut; raises nothing, whatever the model does."""
@@ -260,7 +276,9 @@ class Batcher:
                 self._metrics.record_queue_waits(cut.waits)
                 if self._tracer is not None:
                     self._tracer.record_queue_times(cut.batch)
-                under_way = self.admission.begin(self.curve.predict(cut.rows, cut.batch[0].group))
+                under_way = self.admission.begin(
+                    self.cost_model.predict(cut.rows, cut.batch[0].group)
+                )
                 self._run_or_halve(cut, cut.batch, new_run)
                 self.admission.end(under_way)
         except Exception:  # a fault of ours: it must end neither the thread nor the callers' hope
@@ -269,7 +287,7 @@ class Batcher:
         finally:
             self._cuts.discard(cut)
 
-    def forget(self) -> None:
+    def release_device(self) -> None:
         """It has run for the last time."""
         self._share.forget(self.name)
 
@@ -314,7 +332,7 @@ class Batcher:
             if running is not None and running.terminated:
                 self._metrics.terminated_runs.inc()
             elif not (halves := cut.halves(batch)):
-                self.failures.tell("it failed on a request", error, batch[0].log_fields)
+                self.failure_log.record("it failed on a request", error, batch[0].log_fields)
                 batch[0].fail(ModelFailedError())
         else:
             for request, part in zip(batch, parts, strict=True):
@@ -327,7 +345,7 @@ class Batcher:
         rows = sum([request.rows for request in batch])
         padded = self.padding.rows(rows) if self._batched else rows
         group = batch[0].group
-        predicted = self.curve.predict(padded, group)
+        predicted = self.cost_model.predict(padded, group)
         started = self._clock()
         inputs = join(batch, padded)
         joined = self._clock()
@@ -341,8 +359,8 @@ class Batcher:
         taken = (joined - started, ended - joined, over - ended)
         requests = sum([request.count for request in batch])
         self._metrics.record_run(rows, requests, padded - rows, taken, predicted)
-        self.curve.observe(padded, seconds, group, ended)
-        self._full_batches += rows >= self.queue.limit
-        self._transport.ran(seconds)
+        self.cost_model.observe(padded, seconds, group, ended)
+        self._full_batches += rows >= self.queue.max_batch_rows
+        self._inline.ran(seconds)
         self.tune()
         return parts

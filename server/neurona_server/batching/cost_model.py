@@ -30,14 +30,14 @@ class Padding:
     cost more than the upper rung, which it knows; a CPU does not. Which it is, is measured.
     """
 
-    def __init__(self, rungs: Sequence[int]) -> None:
-        self._rungs = tuple(rungs)
-        self._padded: set[int] = set()
+    def __init__(self, batch_sizes: Sequence[int]) -> None:
+        self._rungs = tuple(batch_sizes)
+        self._padded_sizes: set[int] = set()
 
     @property
-    def padded(self) -> frozenset[int]:
+    def padded_sizes(self) -> frozenset[int]:
         """The rungs that batches are padded up to."""
-        return frozenset(self._padded)
+        return frozenset(self._padded_sizes)
 
     def measure(
         self,
@@ -47,26 +47,28 @@ class Padding:
     ) -> None:
         """`time_run(rows)` gives the seconds of one run; `known` has those of the rungs that have
         run."""
-        for below, rung in zip(self._rungs, self._rungs[1:], strict=False):
-            sizes = sorted({below + (rung - below) * part // 4 for part in (1, 2, 3)} - {below})
-            if rung not in known or not sizes:
+        for below, batch_size in zip(self._rungs, self._rungs[1:], strict=False):
+            sizes = sorted(
+                {below + (batch_size - below) * part // 4 for part in (1, 2, 3)} - {below}
+            )
+            if batch_size not in known or not sizes:
                 continue
-            budget -= 2 * ROUNDS * len(sizes) * known[rung]
+            budget -= 2 * ROUNDS * len(sizes) * known[batch_size]
             if budget < 0:
                 return
             first, later = [], []
             for size in sizes:  # side by side, so that a machine that slows down slows both
                 runs = [time_run(size) for _ in range(ROUNDS)]
-                upper = min([time_run(rung) for _ in range(ROUNDS)])
+                upper = min([time_run(batch_size) for _ in range(ROUNDS)])
                 first.append(runs[0] > SLOW_AT_FIRST * upper and runs[0] - upper > WORTH)
                 later.append(min(runs) > SLOWER * upper and min(runs) - upper > WORTH)
             if all(first) or all(later):
-                self._padded.add(rung)
+                self._padded_sizes.add(batch_size)
 
     def rows(self, rows: int) -> int:
         """The rows that a batch of `rows` runs with."""
         index = bisect_left(self._rungs, rows)
-        if index < len(self._rungs) and self._rungs[index] in self._padded:
+        if index < len(self._rungs) and self._rungs[index] in self._padded_sizes:
             return self._rungs[index]
         return rows
 
@@ -111,10 +113,10 @@ class CostModel:
     Any thread may observe and read.
     """
 
-    def __init__(self, rungs: Sequence[int]) -> None:
-        self.rungs = tuple(rungs)
+    def __init__(self, batch_sizes: Sequence[int]) -> None:
+        self.batch_sizes = tuple(batch_sizes)
         self._samples: dict[int, deque[float]] = {
-            rung: deque(maxlen=SAMPLES) for rung in self.rungs
+            batch_size: deque(maxlen=SAMPLES) for batch_size in self.batch_sizes
         }
         self._seconds: dict[int, float] = {}
         self._measured: Hashable = None  # the group that the rungs were measured with
@@ -138,15 +140,15 @@ class CostModel:
         """
         self._measured = group
         spent = 0.0
-        for rung in self.rungs:
-            spent += time_run(rung)  # the first run of a shape sets up what later ones have
-            self._samples[rung].clear()
+        for batch_size in self.batch_sizes:
+            spent += time_run(batch_size)  # the first run of a shape sets up what later ones have
+            self._samples[batch_size].clear()
             together = 0.0
             for count in range(1, SAMPLES + 1):
-                seconds = time_run(rung)
+                seconds = time_run(batch_size)
                 spent += seconds
                 together += seconds
-                self._learn(rung, seconds)
+                self._learn(batch_size, seconds)
                 if spent > budget or (count > 1 and together > STEADY):
                     break
             if spent > budget:
@@ -183,13 +185,18 @@ class CostModel:
                 self._recent.append(seconds / base)
                 self._usual = median(self._recent)
             if group == self._measured:
-                rung = next((rung for rung in self.rungs if rung >= rows), self.rungs[-1])
-                self._learn(rung, seconds * self._base(rung) / base if base else seconds)
+                batch_size = next(
+                    (batch_size for batch_size in self.batch_sizes if batch_size >= rows),
+                    self.batch_sizes[-1],
+                )
+                self._learn(
+                    batch_size, seconds * self._base(batch_size) / base if base else seconds
+                )
             elif base and known.runs > 1:
                 known.factors.append(seconds / base)
                 known.factor = median(known.factors)
 
-    def best_rung(self, objective: float | None) -> int:
+    def best_batch_size(self, objective: float | None) -> int:
         """The rung with the most rows a second of those that meet `objective` (seconds).
 
         A request may come just after a batch was cut: it waits for that run, then for its
@@ -201,35 +208,35 @@ class CostModel:
         """
         seconds = self.seconds
         if objective is None or not seconds:
-            return self.rungs[-1]
+            return self.batch_sizes[-1]
         known = list(seconds)
-        for rung in self.rungs:
-            if rung > known[-1]:
-                seconds[rung] = seconds[known[-1]]
+        for batch_size in self.batch_sizes:
+            if batch_size > known[-1]:
+                seconds[batch_size] = seconds[known[-1]]
                 break
         allowed = objective / (2 * self._usual)
-        fitting = [rung for rung in seconds if seconds[rung] <= allowed]
+        fitting = [batch_size for batch_size in seconds if seconds[batch_size] <= allowed]
         if not fitting:
             cheapest = min(seconds.values())
-            fitting = [rung for rung in known if seconds[rung] <= 1.5 * cheapest]
-        return max(fitting, key=lambda rung: (rung / seconds[rung], rung))
+            fitting = [batch_size for batch_size in known if seconds[batch_size] <= 1.5 * cheapest]
+        return max(fitting, key=lambda batch_size: (batch_size / seconds[batch_size], batch_size))
 
-    def _learn(self, rung: int, seconds: float) -> None:
-        samples = self._samples[rung]
+    def _learn(self, batch_size: int, seconds: float) -> None:
+        samples = self._samples[batch_size]
         samples.append(seconds)
         # A new mapping in the place of the old one: readers in other threads see one or the other.
-        self._seconds = dict(sorted({**self._seconds, rung: median(samples)}.items()))
+        self._seconds = dict(sorted({**self._seconds, batch_size: median(samples)}.items()))
 
     def _base(self, rows: int) -> float:
         """From the nearest rungs that are known: between two on a straight line, beyond them
         in proportion to the rows above, and as the lowest below."""
         seconds = self._seconds
         below = 0
-        for rung in seconds:
-            if rung >= rows:
+        for batch_size in seconds:
+            if batch_size >= rows:
                 if not below:
-                    return seconds[rung]
-                share = (rows - below) / (rung - below)
-                return seconds[below] + share * (seconds[rung] - seconds[below])
-            below = rung
+                    return seconds[batch_size]
+                share = (rows - below) / (batch_size - below)
+                return seconds[below] + share * (seconds[batch_size] - seconds[below])
+            below = batch_size
         return seconds[below] * rows / below if below else 0.0

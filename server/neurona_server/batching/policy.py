@@ -50,7 +50,7 @@ class BatchPolicy:
             raise ValueError(f"latency_objective is {self.latency_objective}; expected above 0")
 
     @property
-    def rungs(self) -> tuple[int, ...]:
+    def batch_sizes(self) -> tuple[int, ...]:
         """The ladder of batch sizes: powers of two, then `max_rows` itself."""
         powers = (1 << power for power in range(self.max_rows.bit_length()))
-        return (*(rung for rung in powers if rung < self.max_rows), self.max_rows)
+        return (*(batch_size for batch_size in powers if batch_size < self.max_rows), self.max_rows)

@@ -79,7 +79,7 @@ class Queue:
     ) -> None:
         self._policy = policy
         self._clock = clock
-        self.limit = policy.max_rows  # rows in a batch; self-tuning moves it
+        self.max_batch_rows = policy.max_rows  # rows in a batch; self-tuning moves it
         # All other mutable state, guarded by the condition's lock:
         self._levels: tuple[dict[Hashable, _Lane], ...] = tuple({} for _ in Priority)
         # Start-time fair queueing (Goyal et al. 1996): each level's rows taken, by its weight,
@@ -113,7 +113,7 @@ class Queue:
         """What one instance runs before a request of this level that comes now: all that waits
         of its level and of more urgent ones, and of the others what their weight gives them."""
         with self._lock:
-            seconds = [backlog.seconds(self.limit) for backlog in self._backlogs]
+            seconds = [backlog.seconds(self.max_batch_rows) for backlog in self._backlogs]
         before = sum(seconds[: level + 1])
         for lower in Priority:
             if lower > level:
@@ -180,7 +180,7 @@ class Queue:
                 self._changed.wait(seconds)
             return True
 
-    def poll(self) -> Batch | None:
+    def take_batch(self) -> Batch | None:
         """Cuts a batch if there is one to cut now; never waits.
 
         The batch may be empty, when all that waited had expired.
@@ -214,7 +214,7 @@ class Queue:
         lines = self._levels[request.priority]
         if not lines:  # a level that was empty has no claim on the turns that it did not use
             self._passes[request.priority] = max(self._passes[request.priority], self._virtual)
-        request.arrived = now
+        request.queued_at = now
         request.place = self
         lines.setdefault(request.group, OrderedDict())[request] = None
         self._rows += request.rows
@@ -231,7 +231,7 @@ class Queue:
 
     def _oldest(self) -> float:
         heads = [next(iter(line)) for lines in self._levels for line in lines.values()]
-        return min([head.arrived for head in heads])
+        return min([head.queued_at for head in heads])
 
     def _until_ready(self) -> float | None:
         """Seconds until a batch may be cut: 0.0 now, None when there is nothing to wait for."""
@@ -240,7 +240,7 @@ class Queue:
         if not self._policy.max_delay or self._closed or self._full_group() is not None:
             return 0.0
         waiting = [r for lines in self._levels for line in lines.values() for r in line]
-        latest = min([one.deadline - self._cost(self.limit, one.group) for one in waiting])
+        latest = min([one.deadline - self._cost(self.max_batch_rows, one.group) for one in waiting])
         ready = min(self._oldest() + self._policy.max_delay, latest)
         return max(0.0, ready - self._clock())
 
@@ -248,7 +248,7 @@ class Queue:
         """A group of which a whole batch waits."""
         for lines in self._levels:
             for group in lines:
-                if self.group_rows(group) >= self.limit:
+                if self.group_rows(group) >= self.max_batch_rows:
                     return group
         return None
 
@@ -258,7 +258,7 @@ class Queue:
             key=lambda priority: self._passes[priority],
         )
         lines = self._levels[level]
-        group = min(lines, key=lambda group: next(iter(lines[group])).arrived)
+        group = min(lines, key=lambda group: next(iter(lines[group])).queued_at)
         if self._policy.max_delay and (full := self._full_group()) is not None and full in lines:
             group = full
         cut = Batch()
@@ -278,10 +278,10 @@ class Queue:
             request = next(iter(line))
             if request.deadline <= now:
                 cut.expired.append(request)
-            elif cut.batch and rows + request.rows > self.limit:
+            elif cut.batch and rows + request.rows > self.max_batch_rows:
                 break
             elif not request.ended:  # one that has ended is on its way out of here
-                request.taken = now
+                request.dequeued_at = now
                 rows += request.rows
                 cut.batch.append(request)
             self._remove(line, request)

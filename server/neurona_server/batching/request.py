@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -16,22 +17,21 @@ log = logging.getLogger(__name__)
 Array = NDArray[Any]
 Inputs = Mapping[str, Array]
 Outputs = Sequence[Array]
-Done = Callable[["Request", Outputs | None, NeuronaError | None], None]
 
 
-class OwnGroup:
-    """The group of one request alone. `whole` has the names of its inputs that are not by rows:
+class ExclusiveGroup:
+    """The group of one request alone. `unbatched_inputs` names its inputs that have no rows:
     every run of its rows gets all of them."""
 
-    __slots__ = ("whole",)
+    __slots__ = ("unbatched_inputs",)
 
-    def __init__(self, whole: Collection[str]) -> None:
-        self.whole = whole
+    def __init__(self, unbatched_inputs: Collection[str]) -> None:
+        self.unbatched_inputs = unbatched_inputs
 
 
-def not_by_rows(group: Hashable) -> Collection[str]:
+def unbatched_inputs(group: Hashable) -> Collection[str]:
     """The names of such inputs in requests of this group."""
-    return group.whole if isinstance(group, OwnGroup) else ()
+    return group.unbatched_inputs if isinstance(group, ExclusiveGroup) else ()
 
 
 class RequestHolder(Protocol):
@@ -41,13 +41,12 @@ class RequestHolder(Protocol):
         """The request ended while it was here."""
 
 
-class Request:
-    """Inputs that wait for their outputs.
+class Request(ABC):
+    """Inputs that wait for their outputs; a subclass says in `finish` what becomes of these.
 
     `rows` is their size along axis 0. Requests of equal `group` (the other axes of each
     input) can share a batch. `deadline` is a point in time on the monotonic clock, inf if
-    there is none. `done` is called exactly once, from whichever thread ends the request:
-    with its outputs, or with the error that it ended with.
+    there is none.
     """
 
     count = 1
@@ -55,15 +54,15 @@ class Request:
 
     __slots__ = (
         "_open",
-        "arrived",
         "deadline",
+        "dequeued_at",
         "group",
         "inputs",
         "nbytes",
         "place",
         "priority",
+        "queued_at",
         "rows",
-        "taken",
     )
 
     def __init__(
@@ -71,7 +70,6 @@ class Request:
         inputs: Inputs,
         rows: int,
         group: Hashable,
-        done: Done,
         deadline: float = math.inf,
         priority: Priority = Priority.NORMAL,
         nbytes: int = 0,
@@ -84,11 +82,16 @@ class Request:
         self.deadline = deadline
         self.priority = priority
         self.place: RequestHolder | None = None
-        self.arrived = 0.0  # when the queue admitted it
-        self.taken = 0.0  # when an instance took it
-        # Whoever pops the callback ends the request. list.pop is atomic, so of two threads
-        # (the batch's and the caller's cancellation) exactly one does, without a lock.
-        self._open = [done]
+        self.queued_at = 0.0  # when the queue admitted it
+        self.dequeued_at = 0.0  # when an instance took it
+        # The thread that pops the only element finishes the request. list.pop is atomic, so of
+        # two threads (the batch's and the caller's cancellation) exactly one does, without a lock.
+        self._open = [True]
+
+    @abstractmethod
+    def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
+        """Passes on the outputs or, if they are None, the error. Called exactly once, from
+        the thread that ends the request."""
 
     @property
     def ended(self) -> bool:
@@ -139,11 +142,11 @@ class Request:
 
     def _end(self, outputs: Outputs | None, error: NeuronaError | None) -> bool:
         try:
-            done = self._open.pop()
+            self._open.pop()
         except IndexError:
             return False
         try:
-            done(self, outputs, error)
+            self.finish(outputs, error)
         except Exception:  # whoever ends a request must live to end the next one
             log.exception("a request could not be told how it ended", extra=self.log_fields)
         return True

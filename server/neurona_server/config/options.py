@@ -298,7 +298,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = LogLevel("INFO")
     log_format: Annotated[
         Literal["human", "json"],
-        Help("human: text for people; json: one JSON object per line."),
+        Help("human: readable text; json: one JSON object per line."),
     ] = "human"
     traces_endpoint: Annotated[
         CollectorUrl,

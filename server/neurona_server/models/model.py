@@ -2,11 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from neurona_protos.prediction_pb2 import State, Task
-from neurona_server.batching.batcher import Batcher, Instance
+from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.request import Outputs, Request
 from neurona_server.errors import UnavailableError
@@ -26,10 +25,6 @@ from neurona_server.models.warm_up import run_samples, warm_up
 from neurona_server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
-
-Deferred = Callable[[], bool | None]
-Defer = Callable[[Deferred], None]
-"""Has it called when a transport has read what is there, and again while it returns True."""
 
 TERMINATION = 1.0  # seconds that a run has to heed that it is terminated
 
@@ -60,9 +55,6 @@ class Model:
                 ignored,
                 extra=self.log_fields,
             )
-        self.notes: dict[Hashable, Any] = {}
-        """What others have worked out for this model, and that goes with it."""
-
         self.on_answer: Callable[[Request, Outputs], None] | None = None
         """Called after each answer with the request and its outputs: a shadow gets its copies
         so. It must not raise."""
@@ -71,7 +63,8 @@ class Model:
         """What this one has as a shadow and has not answered: nobody waits for it."""
 
         self.metrics = metrics.for_version(found.name, found.version)
-        self._sessions: list[Session] = []
+        self.sessions: list[Session] = []
+        """One for each instance."""
         try:
             self._load(found, options, share)
         except BaseException:
@@ -82,8 +75,8 @@ class Model:
         self, found: ModelSource, options: ModelOptions, share: DeviceScheduler | None
     ) -> None:
         for _ in range(options.instances):
-            self._sessions.append(Session(found.path, options.runtime))
-        session = self._sessions[0]
+            self.sessions.append(Session(found.path, options.runtime))
+        session = self.sessions[0]
         self.provider = session.provider
         self.placement, self.degraded = session.placement, session.degraded
         self.signature = _signature(str(found), session, self.settings)
@@ -93,23 +86,20 @@ class Model:
             str(found),
             options.policy,
             self.metrics,
+            [one.new_run for one in self.sessions],
             batched=batched,
             share=share,
             tracer=None if tracer is None else tracer(self.name, self.version, self.provider),
         )
-        self.batcher.admission.instances = len(self._sessions)
-        self.instances = [
-            Instance(number, session, self.batcher) for number, session in enumerate(self._sessions)
-        ]
         inputs = self.signature.inputs
         started = time.monotonic()
-        if not all(warm_up(inputs, one.run, self.batcher) for one in self._sessions):
+        if not all(warm_up(inputs, one.run, self.batcher) for one in self.sessions):
             log.info(
                 "%s: made-up inputs do not suit it, so it is not warmed up",
                 found,
                 extra=self.log_fields,
             )
-        for one in self._sessions:
+        for one in self.sessions:
             run_samples(str(found), self.settings.warm_up, self.signature, one.run)
         self.metrics.record_warm_up(time.monotonic() - started)
         answer = find_task(
@@ -134,27 +124,14 @@ class Model:
 
     def start(self) -> None:
         batcher = self.batcher
-        self.metrics.watch_batching(batcher.queue, batcher.curve)
+        self.metrics.watch_batching(batcher.queue, batcher.cost_model)
         # Read, not told: what it replaces has the same series, and changes its mind to the last.
         self.metrics.inline.set_function(lambda: batcher.inline)
-        for instance in self.instances:
-            instance.start()
+        batcher.start()
         self.state = State.STATE_READY
         self.metrics.set_model_info(
             Task.Name(self.metadata.task).removeprefix("TASK_"), self.provider
         )
-
-    def submit(self, request: Request, defer: Defer) -> None:
-        """Never waits. Raises what `Batcher.submit` raises.
-
-        A model with short runs is run in the caller's own thread, which `defer` has do it
-        once it has read all that is there to read: that is the batch then.
-        """
-        if self.batcher.inline:
-            self.batcher.submit(request, wake=False)
-            defer(self._serve_waiting)
-        else:
-            self.batcher.submit(request)
 
     def drain(self, timeout: float) -> bool:
         """Takes no more and waits until all that was admitted is answered.
@@ -167,38 +144,30 @@ class Model:
         for request in self.copies.copy():
             request.cancel(UnavailableError("a shadow that stops answers no copies"))
         end = time.monotonic() + timeout
-        if self._join(end) and self.batcher.wait_until_idle(end):
-            self.batcher.forget()
+        if self.batcher.join(end) and self.batcher.wait_until_idle(end):
+            self.batcher.release_device()
             return True
         error = UnavailableError("the server stopped before the request's turn came")
         if lost := self.batcher.cancel_all(error):
             log.warning(
                 "%s: stopped with %d requests unanswered", self, lost, extra=self.log_fields
             )
-        drained = self._join(time.monotonic() + TERMINATION)
+        drained = self.batcher.join(time.monotonic() + TERMINATION)
         if drained:
-            self.batcher.forget()
+            self.batcher.release_device()
         return drained
 
     def wait(self) -> None:
         """Until its last run has ended, however long that takes; for one that was drained."""
-        for one in self.instances:
-            one.join()
-        self.batcher.forget()
+        self.batcher.join()
+        self.batcher.release_device()
 
     def close(self) -> None:
         """Gives its memory back, and takes its series out of the metrics. For one that is
         drained."""
-        self.notes.clear()  # they know the model: together they would wait for the collector
-        for session in self._sessions:
+        for session in self.sessions:
             session.close()
         self.metrics.release()
-
-    def _join(self, end: float) -> bool:
-        return all(one.join(max(0.0, end - time.monotonic())) for one in self.instances)
-
-    def _serve_waiting(self) -> bool:
-        return self.batcher.serve_waiting(self.instances[0].session.new_run)
 
 
 def _signature(model: str, session: Session, settings: ModelSettings) -> Signature:

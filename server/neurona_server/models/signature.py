@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import dtype_name
-from neurona_server.batching.request import OwnGroup
+from neurona_server.batching.request import ExclusiveGroup
 from neurona_server.errors import InvalidArgumentError, LoadError, close_match, quoted
 from neurona_server.models.repository.settings import DeclaredTensor, TensorSettings
 
@@ -94,7 +94,7 @@ class Signature:
         Without a batch axis groups share nothing, but tell what a run of theirs costs.
         """
         if len(inputs) > len(self.inputs):
-            return OwnGroup(inputs.keys() & self._optional.keys())
+            return ExclusiveGroup(inputs.keys() & self._optional.keys())
         first = 1 if self.batched else 0
         return tuple([inputs[spec.name][1][first:] for spec in self.inputs])
 

@@ -92,8 +92,8 @@ def warm_up(
         try:
             one = make_inputs(inputs, 1, size)
             group = tuple([array.shape[1:] for array in one.values()])
-            batcher.curve.measure(time_run, group)
-            batcher.padding.measure(time_run, batcher.curve.seconds)
+            batcher.cost_model.measure(time_run, group)
+            batcher.padding.measure(time_run, batcher.cost_model.seconds)
         except Exception as error:  # this size does not suit the model; another one may
             log.debug("cannot warm up with free axes of %d: %s", size, error)
         else:

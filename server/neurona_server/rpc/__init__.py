@@ -1,7 +1,7 @@
-"""The transports: bytes in, bytes out. The only rooms that import grpc."""
+"""The gRPC interface: transports, security, and the services. Only this package imports grpc."""
 
 import os
 
-# gRPC's own library writes into the log what callers send, line breaks and all (the text of a
-# GOAWAY, for one), unless it is told, before it starts, to write errors alone.
+# gRPC's library logs what callers send, line breaks included (such as the text of a GOAWAY). It
+# must be set before the library is loaded that only errors are logged.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from neurona_server.batching.batcher import Deferred
 from neurona_server.errors import CancelledError, DeadlineExceededError, NeuronaError
-from neurona_server.models.model import Deferred
 from neurona_server.rpc.security.access import Grant, Right
 from neurona_server.telemetry.trace import CallTrace, Metadata, Trace, parent_of
 

@@ -1,6 +1,7 @@
 """Requests like ones that were found good before: sent on their way without being read again."""
 
 import time
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -74,7 +75,7 @@ class TemplateCache:
         self._count = 0
         self._credit = MOST_CREDIT
 
-    def find(self, message: bytes) -> MessageTemplate | None:
+    def lookup(self, message: bytes) -> MessageTemplate | None:
         for shape in self._shapes.get(len(message), ()):
             if shape.fits(message):
                 if self._credit < MOST_CREDIT:
@@ -82,7 +83,7 @@ class TemplateCache:
                 return shape
         return None
 
-    def learn(
+    def remember(
         self, message: bytes, parsed: Message, data: Sequence[bytes]
     ) -> MessageTemplate | None:
         """Of a message that was found good: `data` of its tensors, in order, none of them empty.
@@ -159,11 +160,14 @@ class FastPath:
     ) -> None:
         self._known = TemplateCache(parse, path)
         self._resolve = resolve
+        # By the id of the model: cheaper than a WeakKeyDictionary, and freed with the model too,
+        # as nothing in a PreparedRequest refers to that.
+        self._prepared: dict[int, dict[MessageTemplate, PreparedRequest]] = {}
 
     def send(
         self,
         message: bytes,
-        receiver: Responder,
+        responder: Responder,
         again: Callable[[], object],
         suits: Callable[[Model], bool] | None = None,
         adapt: Callable[[ResponseWriter], ResponseWriter] | None = None,
@@ -173,7 +177,7 @@ class FastPath:
         suit. `again` reads it when its model leaves meanwhile. `adapt` makes of the answer to
         all like it the one to this message.
         """
-        shape = self._known.find(message)
+        shape = self._known.lookup(message)
         if shape is None:
             return None
         started = time.monotonic()
@@ -187,22 +191,22 @@ class FastPath:
             inputs[name] = np.frombuffer(message, dtype, count, start).reshape(sizes)
         submission = Submission(
             model,
-            receiver,
+            responder,
             facts.answer if adapt is None else adapt(facts.answer),
             started,
             inputs,
             facts.rows,
             facts.group,
-            receiver.deadline,
+            responder.deadline,
             facts.priority,
             len(message),
         )
         send(submission, partial(self._resolve, *shape.which), again)
-        return facts.answer.expected(facts.rows)
+        return facts.answer.expected_bytes(facts.rows)
 
-    def find(self, message: bytes) -> MessageTemplate | None:
+    def lookup(self, message: bytes) -> MessageTemplate | None:
         """What is known of messages like this one."""
-        return self._known.find(message)
+        return self._known.lookup(message)
 
     def facts(self, shape: MessageTemplate) -> tuple[Model, PreparedRequest] | None:
         """Who answers such a message, and how; None if that is not known."""
@@ -213,7 +217,7 @@ class FastPath:
         facts = self._facts(model).get(shape)
         return None if facts is None else (model, facts)
 
-    def learn(
+    def remember(
         self,
         message: bytes,
         parsed: Message,
@@ -229,9 +233,9 @@ class FastPath:
         dtypes = [NUMPY_DTYPES[one.dtype] for one in inputs]
         if any(dtype.kind in "Ob" for dtype in dtypes) or not all(one.data for one in inputs):
             return
-        shape = self._known.find(message)
+        shape = self._known.lookup(message)
         if shape is None:
-            shape = self._known.learn(message, parsed, [one.data for one in inputs])
+            shape = self._known.remember(message, parsed, [one.data for one in inputs])
             if shape is None:
                 return
             shape.which = which
@@ -244,7 +248,8 @@ class FastPath:
         every[shape] = PreparedRequest(described, sent.rows, sent.group, sent.answer, sent.priority)
 
     def _facts(self, model: Model) -> dict[MessageTemplate, PreparedRequest]:
-        facts: dict[MessageTemplate, PreparedRequest] | None = model.notes.get(self)
+        facts = self._prepared.get(id(model))
         if facts is None:
-            facts = model.notes[self] = {}
+            facts = self._prepared[id(model)] = {}
+            weakref.finalize(model, self._prepared.pop, id(model)).atexit = False
         return facts

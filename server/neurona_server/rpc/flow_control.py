@@ -1,6 +1,7 @@
 """Answers that a stream's reader has not taken: how many bytes they are, and will be."""
 
 import math
+from weakref import WeakKeyDictionary
 
 from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.batch import RowSlice
@@ -19,18 +20,22 @@ class ResponseSizeEstimate:
     def __init__(self, model: Model) -> None:
         self.row = float(sum([_row_bytes(spec) for spec in model.signature.outputs]))
 
-    def learn(self, outputs: Outputs, size: int) -> None:
+    def observe(self, outputs: Outputs, size: int) -> None:
         """An answer with all of them has so many bytes. Large ones count at once, and are
         forgotten slowly."""
         row = size / outputs.rows if isinstance(outputs, RowSlice) else float(size)
         self.row = max(row, 0.9 * self.row + 0.1 * row)
 
 
-def sizes_of(model: Model) -> ResponseSizeEstimate:
-    sizes: ResponseSizeEstimate | None = model.notes.get(ResponseSizeEstimate)
+def size_estimate_of(model: Model) -> ResponseSizeEstimate:
+    """The one of a model, which all protocols share."""
+    sizes = _sizes.get(model)
     if sizes is None:
-        sizes = model.notes[ResponseSizeEstimate] = ResponseSizeEstimate(model)
+        sizes = _sizes[model] = ResponseSizeEstimate(model)
     return sizes
+
+
+_sizes: WeakKeyDictionary[Model, ResponseSizeEstimate] = WeakKeyDictionary()
 
 
 def _row_bytes(spec: TensorSpec) -> int:
@@ -51,15 +56,15 @@ class StreamWindow:
     def __init__(self) -> None:
         self._bytes = 0
 
-    def begun(self, expected: int) -> None:
+    def reserve(self, expected: int) -> None:
         """An answer will come, of so many bytes as far as one can tell."""
         self._bytes += expected
 
-    def came(self, expected: int, size: int) -> None:
+    def settle(self, expected: int, size: int) -> None:
         """It waits, and has so many."""
         self._bytes += size - expected
 
-    def went(self, size: int) -> None:
+    def release(self, size: int) -> None:
         """It waits no more."""
         self._bytes -= size
 

@@ -1,7 +1,7 @@
-"""grpc.health.v1: whether the server, a service or a model answers.
+"""grpc.health.v1: whether the server, a service or a model serves.
 
-Names: "" is the server; "neurona.v1.Prediction" and so on its services; "lenet5" and
-"lenet5/1" a model and one version of it.
+Names: "" is the server; "neurona.v1.Prediction" and the like are its services; "lenet5" and
+"lenet5/1" are a model and a version of it. Source: github.com/grpc/grpc-proto, health.proto.
 """
 
 import threading
@@ -20,63 +20,65 @@ from neurona_server.errors import InvalidArgumentError, NotFoundError, quoted
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.security.access import Right
 
+SERVING: int = HealthCheckResponse.SERVING
+NOT_SERVING: int = HealthCheckResponse.NOT_SERVING
+_UNKNOWN: int = HealthCheckResponse.SERVICE_UNKNOWN
+
 _PACKAGE = ".grpc.health.v1."
 
 
-def _completed(package: FileDescriptor) -> FileDescriptor:
-    if "HealthListResponse" in package.message_types_by_name:
-        return package
-    file = FileDescriptorProto()
-    package.CopyToProto(file)
-    file.message_type.add(name="HealthListRequest")
-    response = file.message_type.add(name="HealthListResponse")
-    # map<string, HealthCheckResponse> statuses = 1, which is a list of pairs on the wire.
+def _with_list(file: FileDescriptor) -> FileDescriptor:
+    """Add the method List to the file of grpcio-health-checking, which has it from 1.85 on."""
+    if "HealthListResponse" in file.message_types_by_name:
+        return file
+    proto = FileDescriptorProto()
+    file.CopyToProto(proto)
+    proto.message_type.add(name="HealthListRequest")
+    response = proto.message_type.add(name="HealthListResponse")
+    # map<string, HealthCheckResponse> statuses = 1: a list of pairs on the wire.
     entry = response.nested_type.add(name="StatusesEntry")
     entry.options.map_entry = True
-    one, many = FieldDescriptorProto.LABEL_OPTIONAL, FieldDescriptorProto.LABEL_REPEATED
+    optional, repeated = FieldDescriptorProto.LABEL_OPTIONAL, FieldDescriptorProto.LABEL_REPEATED
     text, message = FieldDescriptorProto.TYPE_STRING, FieldDescriptorProto.TYPE_MESSAGE
-    entry.field.add(name="key", number=1, label=one, type=text)
-    checked, pair = "HealthCheckResponse", "HealthListResponse.StatusesEntry"
-    entry.field.add(name="value", number=2, label=one, type=message, type_name=_PACKAGE + checked)
-    response.field.add(
-        name="statuses", number=1, label=many, type=message, type_name=_PACKAGE + pair
+    entry.field.add(name="key", number=1, label=optional, type=text)
+    entry.field.add(
+        name="value",
+        number=2,
+        label=optional,
+        type=message,
+        type_name=_PACKAGE + "HealthCheckResponse",
     )
-    file.service[0].method.add(
+    response.field.add(
+        name="statuses",
+        number=1,
+        label=repeated,
+        type=message,
+        type_name=_PACKAGE + "HealthListResponse.StatusesEntry",
+    )
+    proto.service[0].method.add(
         name="List",
         input_type=_PACKAGE + "HealthListRequest",
         output_type=_PACKAGE + "HealthListResponse",
     )
     pool = DescriptorPool()
-    pool.Add(file)
-    return pool.FindFileByName(file.name)
+    pool.Add(proto)
+    return pool.FindFileByName(proto.name)
 
 
-FILE = _completed(health_pb2.DESCRIPTOR)
+FILE = _with_list(health_pb2.DESCRIPTOR)
+"""The service's file, for reflection."""
+
 HealthListRequest: Any = GetMessageClass(FILE.message_types_by_name["HealthListRequest"])
 HealthListResponse: Any = GetMessageClass(FILE.message_types_by_name["HealthListResponse"])
 
 
-def listed(states: Mapping[str, int]) -> bytes:
-    """A HealthListResponse with the state of every name."""
-    response = HealthListResponse()
-    for name, state in states.items():
-        response.statuses[name].status = state
-    serialized: bytes = response.SerializeToString(deterministic=True)
-    return serialized
-
-
-SERVING: int = HealthCheckResponse.SERVING
-NOT_SERVING: int = HealthCheckResponse.NOT_SERVING
-_UNKNOWN: int = HealthCheckResponse.SERVICE_UNKNOWN
-
-
 class Health:
-    """The state of every name, and those who watch it. Any thread may change it."""
+    """The service: the state of every name, and the callers that watch it. Thread-safe."""
 
     def __init__(self) -> None:
         self._states: dict[str, int] = {}
         self._watchers: set[_Watch] = set()
-        self._changing = threading.Lock()
+        self._lock = threading.Lock()
 
     def methods(self) -> Methods:
         path = "/grpc.health.v1.Health/"
@@ -87,93 +89,99 @@ class Health:
         }
 
     def set(self, serving: Mapping[str, bool]) -> None:
-        """Names that are not in `serving` keep their state."""
-        with self._changing:
+        """Change the state of names; all others keep theirs."""
+        with self._lock:
             for name, is_serving in serving.items():
                 self._states[name] = SERVING if is_serving else NOT_SERVING
             watchers = list(self._watchers)
         for watcher in watchers:
-            watcher.changed()
+            watcher.notify()
 
     def replace(self, serving: Mapping[str, bool]) -> None:
-        """Names that are not in `serving` are gone: NOT_FOUND, and SERVICE_UNKNOWN for those
-        who watch them."""
-        with self._changing:
+        """Change the state of names and remove all others: these become NOT_FOUND, and
+        SERVICE_UNKNOWN for callers that watch them."""
+        with self._lock:
             self._states = {
                 name: SERVING if is_serving else NOT_SERVING for name, is_serving in serving.items()
             }
             watchers = list(self._watchers)
         for watcher in watchers:
-            watcher.changed()
+            watcher.notify()
 
     def stop(self) -> None:
-        """Everything is NOT_SERVING."""
+        """Set all names to NOT_SERVING."""
         self.set(dict.fromkeys(list(self._states), False))
 
-    def state(self, name: str) -> "int":
+    def state(self, name: str) -> int:
+        """Return the state of a name; SERVICE_UNKNOWN if there is none."""
         return self._states.get(name, _UNKNOWN)
 
     def watch(self, watcher: "_Watch") -> None:
-        with self._changing:
+        """Notify `watcher` of every change."""
+        with self._lock:
             self._watchers.add(watcher)
 
     def unwatch(self, watcher: "_Watch") -> None:
-        with self._changing:
+        with self._lock:
             self._watchers.discard(watcher)
 
     def _check(self, call: Call) -> None:
         try:
-            name = _request(call.request).service
+            name = _parse_request(call.request).service
         except InvalidArgumentError as error:
             call.fail(error)
             return
         state = self.state(name)
         if state == _UNKNOWN:
-            call.fail(NotFoundError(f"nothing called {quoted(name)} is served"))
+            call.fail(NotFoundError(f"unknown service or model {quoted(name)}"))
         else:
             call.reply(HealthCheckResponse(status=state).SerializeToString())
 
     def _list(self, call: Call) -> None:
-        """Of models, only those that the caller's token sees."""
+        """Answer with all names; of models, those that the caller's token may use."""
         try:
             HealthListRequest.FromString(call.request)
         except DecodeError:
             call.fail(InvalidArgumentError("the bytes are not a grpc.health.v1.HealthListRequest"))
             return
-        with self._changing:
+        with self._lock:
             states = dict(self._states)
-        seen = {n: s for n, s in states.items() if not n or call.grant.sees(n.partition("/")[0])}
-        call.reply(listed(seen))
+        response = HealthListResponse()
+        for name, state in states.items():
+            if not name or call.grant.allows_model(name.partition("/")[0]):
+                response.statuses[name].status = state
+        call.reply(response.SerializeToString(deterministic=True))
 
 
 class _Watch:
-    """A `Stream` that sends a name's state now and whenever it changes."""
+    """A `Stream` that sends the state of a name now and whenever it changes."""
 
     def __init__(self, health: Health, call: StreamCall) -> None:
         self._health = health
         self._call = call
         self._name: str | None = None
-        self._sent: int | None = None
+        self._last_state: int | None = None
         self._draining = False
 
     def receive(self, message: bytes) -> None:
-        self._name = _request(message).service
+        self._name = _parse_request(message).service
         self._health.watch(self)
         self._call.wake()
 
-    def changed(self) -> None:
+    def notify(self) -> None:
+        """Some state has changed. From any thread."""
         self._call.wake()
 
     def half_close(self) -> None:
-        """Watching goes on until the caller cancels."""
+        """Do nothing: the watch lasts until the caller cancels."""
 
     def take_message(self) -> bytes | None:
         if self._name is None:
             return None
         state = self._health.state(self._name)
-        if state == self._sent:
+        if state == self._last_state:
             return None
-        self._sent = state
+        self._last_state = state
         message: bytes = HealthCheckResponse(status=state).SerializeToString()
         return message
 
@@ -192,7 +200,7 @@ class _Watch:
         self._health.unwatch(self)
 
 
-def _request(message: bytes) -> HealthCheckRequest:
+def _parse_request(message: bytes) -> HealthCheckRequest:
     try:
         return HealthCheckRequest.FromString(message)
     except DecodeError:

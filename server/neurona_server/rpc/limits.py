@@ -1,4 +1,4 @@
-"""What one request may be, whatever model it is for."""
+"""The limits of a request, whatever model it is for: fields, tensors, axes, rows."""
 
 from dataclasses import dataclass
 
@@ -7,66 +7,85 @@ from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.wire_format import BYTES, FIXED32, FIXED64, VARINT, skip_varint
 from neurona_server.errors import InvalidArgumentError, quoted
 
-LARGE = 4 << 20
-"""Bytes from which on a message's fields are counted before it is parsed."""
+LARGE_MESSAGE = 4 << 20
+"""Bytes from which on the fields of a message are counted before it is parsed."""
 
 MAX_FIELDS = 1 << 18
-"""Of a message and the messages in it: 4096 requests of several tensors have fewer."""
+"""Fields of a message and of the messages in it: 4096 requests of several tensors have fewer."""
 
 MAX_AXES = 32
-"""Of a tensor."""
+"""Axes of a tensor."""
 
 _TENSORS, _SHAPE = 4, 3  # fields of PredictRequest and Tensor; InferInputTensor has the latter too
-_SHAPE_BYTES = 10 * MAX_AXES  # a negative size takes ten
+_MAX_SHAPE_BYTES = 10 * MAX_AXES  # a negative size takes ten
 
 
 @dataclass(frozen=True)
 class Limits:
+    """The limits that the server's options set."""
+
     max_tensors: int = 256
     max_rows: int = 0
-    """0: as many as may wait for a model."""
+    """0: only the model's queue limits them."""
     max_message_bytes: int = 64 << 20
-    """An answer in a stream that is larger by itself becomes an error."""
+    """A larger response in a stream becomes an error."""
 
     def check_wire(self, message: bytes, *path: int, tensors: int = _TENSORS) -> None:
-        """A request whose field `tensors` has its tensors, or the message that has such requests
-        as its field `path`, before it is parsed. Raises InvalidArgumentError."""
-        check_fields(message, *path, tensors, longest=(_SHAPE, _SHAPE_BYTES))
+        """Check a message before it is parsed.
+
+        Args:
+            message: The serialized message.
+            path: The fields that lead from the message to its requests; empty if it is one.
+            tensors: The field of a request that holds its tensors.
+
+        Raises:
+            InvalidArgumentError: There are too many fields, or a shape is too long.
+        """
+        check_fields(message, *path, tensors, max_field_bytes=(_SHAPE, _MAX_SHAPE_BYTES))
 
     def check(self, request: PredictRequest | ModelInferRequest) -> None:
-        """Before anything is made of its tensors. Raises InvalidArgumentError."""
+        """Check a parsed request before its tensors are read. Raises InvalidArgumentError."""
         if len(request.inputs) > self.max_tensors:
             raise InvalidArgumentError(
-                f"the request has {len(request.inputs)} tensors; "
-                f"expected at most {self.max_tensors}"
+                f"the request has {len(request.inputs)} tensors "
+                f"(expected at most {self.max_tensors})"
             )
         for tensor in request.inputs:
             if len(tensor.shape) > MAX_AXES:
                 raise InvalidArgumentError(
-                    f"input {quoted(tensor.name)} has {len(tensor.shape)} axes; "
-                    f"expected at most {MAX_AXES}"
+                    f"input {quoted(tensor.name)} has {len(tensor.shape)} axes "
+                    f"(expected at most {MAX_AXES})"
                 )
 
     def check_rows(self, rows: int) -> None:
-        """Raises InvalidArgumentError."""
+        """Check the rows of a request. Raises InvalidArgumentError."""
         if self.max_rows and rows > self.max_rows:
             raise InvalidArgumentError(
-                f"the request has {rows} rows; expected at most {self.max_rows}"
+                f"the request has {rows} rows (expected at most {self.max_rows})"
             )
 
 
-def check_fields(message: bytes, *path: int, longest: tuple[int, int]) -> None:
-    """Raises InvalidArgumentError when a message has too many fields.
+def check_fields(message: bytes, *path: int, max_field_bytes: tuple[int, int]) -> None:
+    """Check the number of fields of a large message without parsing it.
 
-    `path`: the field that holds messages, the field in those that holds messages, and so on.
-    `longest`: of the innermost ones, a field and how many bytes it may have. What is no protobuf
-    is left to the parser.
+    Parsing a message of many small fields would take many times its size. Bytes that are no
+    message pass: the parser rejects them.
+
+    Args:
+        message: The serialized message.
+        path: The fields whose nested messages are read: the field of the outermost message, the
+            field of the messages in it, and so on.
+        max_field_bytes: A field of the innermost messages, and how many bytes it may have.
+
+    Raises:
+        InvalidArgumentError: There are more than MAX_FIELDS, or that field is too long.
     """
     end = len(message)
-    if end < LARGE:
+    if end < LARGE_MESSAGE:
         return
+    field, max_bytes = max_field_bytes
     count, position = 0, 0
-    ends: list[int] = []  # of the messages around the one that is read now
+    ends: list[int] = []  # of the messages around the current one
     while True:
         while position >= end:
             if not ends:
@@ -75,7 +94,7 @@ def check_fields(message: bytes, *path: int, longest: tuple[int, int]) -> None:
         count += 1
         if count > MAX_FIELDS:
             raise InvalidArgumentError(
-                f"the message has more than {MAX_FIELDS} fields; send several"
+                f"the message has more than {MAX_FIELDS} fields; split it into several"
             )
         tag, position = skip_varint(message, position)
         number, wire_type = tag >> 3, tag & 7
@@ -85,9 +104,9 @@ def check_fields(message: bytes, *path: int, longest: tuple[int, int]) -> None:
                 ends.append(end)
                 end = min(end, position + length)
                 continue
-            if len(ends) == len(path) and number == longest[0] and length > longest[1]:
+            if len(ends) == len(path) and number == field and length > max_bytes:
                 raise InvalidArgumentError(
-                    f"field {number} has {length} bytes; expected at most {longest[1]}"
+                    f"field {number} has {length} bytes (expected at most {max_bytes})"
                 )
             position += length
         elif wire_type == VARINT:

@@ -1,15 +1,18 @@
-"""grpc.reflection.v1 and v1alpha: what services there are and what their messages look like.
+"""grpc.reflection.v1 and v1alpha: the services of the server and their messages, for tools.
 
-Only files of the services that the transport has are shown, and what these import.
+Only the files of the services that the transport serves are exposed, and the files that these
+import. Source: github.com/grpc/grpc/blob/master/doc/server-reflection.md.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import FileDescriptor
-from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 
 from neurona_protos import reflection_pb2
@@ -30,29 +33,29 @@ from neurona_server.rpc.status import status_of
 
 SERVICE = "ServerReflection"
 PACKAGES = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
+
 MAX_WAITING = 64
-"""Answers of one stream that wait for the reader: then no more requests are read."""
+"""Responses of one stream that wait for the reader; beyond that no further requests are read."""
 
 
 class Reflection:
-    """`methods` are those of all the other services."""
+    """The service; `methods` are the paths of all other services' methods."""
 
     def __init__(self, methods: Iterable[str]) -> None:
         services = {path.split("/")[1] for path in methods}
         services |= {f"{package}.{SERVICE}" for package in PACKAGES}
         self._services = sorted(services)
         self._files: dict[str, FileDescriptorProto] = {}
+        self._pool = DescriptorPool()  # a private one: it finds the symbols of these files only
         for service in self._services:
             self._add(_file_of(service))
-        self._symbols = {
-            symbol: file.name for file in self._files.values() for symbol in _symbols(file)
-        }
 
     def methods(self) -> Methods:
         stream = Streaming(partial(_ReflectionStream, self), Right.DESCRIBE)
         return {f"/{package}.{SERVICE}/ServerReflectionInfo": stream for package in PACKAGES}
 
-    def answer(self, request: ServerReflectionRequest) -> ServerReflectionResponse:
+    def respond(self, request: ServerReflectionRequest) -> ServerReflectionResponse:
+        """Return the response to a request; an error is a response too."""
         response = ServerReflectionResponse(valid_host=request.host, original_request=request)
         try:
             self._fill(response, request)
@@ -68,59 +71,66 @@ class Reflection:
                 services = [ServiceResponse(name=name) for name in self._services]
                 response.list_services_response.CopyFrom(ListServiceResponse(service=services))
             case "file_by_filename":
-                response.file_descriptor_response.CopyFrom(self._file(request.file_by_filename))
+                files = self._with_imports(request.file_by_filename)
+                response.file_descriptor_response.CopyFrom(files)
             case "file_containing_symbol":
-                file = self._declaring(request.file_containing_symbol)
-                response.file_descriptor_response.CopyFrom(self._file(file))
+                files = self._with_imports(self._file_declaring(request.file_containing_symbol))
+                response.file_descriptor_response.CopyFrom(files)
             case "file_containing_extension":
-                extended = request.file_containing_extension
-                self._declaring(extended.containing_type)
-                # proto3 has extensions of options only, and no file of ours has one.
+                extension = request.file_containing_extension
+                self._file_declaring(extension.containing_type)
+                # proto3 allows extensions of options only, and no file here has one.
                 raise NotFoundError(
-                    f"{quoted(extended.containing_type)} has no extension "
-                    f"{extended.extension_number}"
+                    f"{quoted(extension.containing_type)} has no extension "
+                    f"{extension.extension_number}"
                 )
             case "all_extension_numbers_of_type":
                 name = request.all_extension_numbers_of_type
-                self._declaring(name)
+                self._file_declaring(name)
                 numbers = ExtensionNumberResponse(base_type_name=name)
                 response.all_extension_numbers_response.CopyFrom(numbers)
             case _:
                 raise InvalidArgumentError(
-                    "the request asks for nothing; expected one of its five fields"
+                    "the reflection request is empty (expected one of its five fields)"
                 )
 
-    def _declaring(self, symbol: str) -> str:
-        """The name of the file that declares it."""
-        try:
-            return self._symbols[symbol]
-        except KeyError:
-            raise NotFoundError(f"there is no symbol {quoted(symbol)}") from None
+    def _file_declaring(self, symbol: str) -> str:
+        """The name of the file that declares `symbol`. Raises NotFoundError."""
+        with suppress(KeyError):
+            return self._pool.FindFileContainingSymbol(symbol).name
+        service, _, method = symbol.rpartition(".")  # protobuf's C library finds no methods
+        with suppress(KeyError):
+            descriptor = self._pool.FindServiceByName(service)
+            return descriptor.methods_by_name[method].containing_service.file.name
+        raise NotFoundError(f"unknown symbol {quoted(symbol)}")
 
-    def _file(self, name: str) -> FileDescriptorResponse:
-        """The file, then all that it imports, each once."""
+    def _with_imports(self, name: str) -> FileDescriptorResponse:
+        """The file, then all files that it imports, each once. Raises NotFoundError."""
         if name not in self._files:
-            raise NotFoundError(f"there is no file {quoted(name)}")
+            raise NotFoundError(f"unknown file {quoted(name)}")
         names = [name]
-        for each in names:  # grows while it is read
+        for each in names:  # grows during the iteration
             names += [n for n in self._files[each].dependency if n not in names]
         files = [self._files[each].SerializeToString() for each in names]
         return FileDescriptorResponse(file_descriptor_proto=files)
 
     def _add(self, file: FileDescriptorProto) -> None:
-        self._files[file.name] = file
+        """Add a file after the files that it imports."""
+        if file.name in self._files:
+            return
         for name in file.dependency:
-            if name not in self._files:
-                self._add(_proto(descriptor_pool.Default().FindFileByName(name)))
+            self._add(_to_proto(descriptor_pool.Default().FindFileByName(name)))
+        self._files[file.name] = file
+        self._pool.Add(file)
 
 
 class _ReflectionStream:
-    """A `Stream`: an answer for each request, in order."""
+    """A `Stream` with a response for each request, in order."""
 
     def __init__(self, reflection: Reflection, call: StreamCall) -> None:
         self._reflection = reflection
         self._call = call
-        self._answers: deque[bytes] = deque()
+        self._responses: deque[bytes] = deque()
         self._half_closed = False
 
     def receive(self, message: bytes) -> None:
@@ -128,43 +138,44 @@ class _ReflectionStream:
             request = ServerReflectionRequest.FromString(message)
         except DecodeError:
             raise InvalidArgumentError("the bytes are not a ServerReflectionRequest") from None
-        self._answers.append(self._reflection.answer(request).SerializeToString())
+        self._responses.append(self._reflection.respond(request).SerializeToString())
         self._call.wake()
 
     def half_close(self) -> None:
         self._half_closed = True
 
     def take_message(self) -> bytes | None:
-        return self._answers.popleft() if self._answers else None
+        return self._responses.popleft() if self._responses else None
 
     @property
     def congested(self) -> bool:
-        return len(self._answers) >= MAX_WAITING
+        return len(self._responses) >= MAX_WAITING
 
     @property
     def finished(self) -> bool:
-        return self._half_closed and not self._answers
+        return self._half_closed and not self._responses
 
     def drain(self) -> None:
         self._half_closed = True
 
     def cancel(self) -> None:
-        self._answers.clear()
+        self._responses.clear()
 
 
 def _file_of(service: str) -> FileDescriptorProto:
+    """The file that declares a service."""
     package = service.rpartition(".")[0]
     if package == health.FILE.package:
-        return _proto(health.FILE)
+        return _to_proto(health.FILE)
     if package == PACKAGES[0]:
-        return _proto(reflection_pb2.DESCRIPTOR)
+        return _to_proto(reflection_pb2.DESCRIPTOR)
     if package == PACKAGES[1]:
-        return _alpha(_proto(reflection_pb2.DESCRIPTOR))
-    return _proto(descriptor_pool.Default().FindServiceByName(service).file)
+        return _to_alpha(_to_proto(reflection_pb2.DESCRIPTOR))
+    return _to_proto(descriptor_pool.Default().FindServiceByName(service).file)
 
 
-def _alpha(file: FileDescriptorProto) -> FileDescriptorProto:
-    """v1 under the name of v1alpha, whose messages are the same."""
+def _to_alpha(file: FileDescriptorProto) -> FileDescriptorProto:
+    """Rename v1 to v1alpha, whose messages are the same."""
     file.name = file.name.replace(".proto", "_alpha.proto")
     file.package = PACKAGES[1]
     v1, alpha = (f".{package}." for package in PACKAGES)
@@ -178,35 +189,7 @@ def _alpha(file: FileDescriptorProto) -> FileDescriptorProto:
     return file
 
 
-def _proto(file: FileDescriptor) -> FileDescriptorProto:
+def _to_proto(file: FileDescriptor) -> FileDescriptorProto:
     proto = FileDescriptorProto()
     file.CopyToProto(proto)
     return proto
-
-
-def _symbols(file: FileDescriptorProto) -> Iterator[str]:
-    """The full name of all that a file declares."""
-    prefix = f"{file.package}." if file.package else ""
-    for service in file.service:
-        yield prefix + service.name
-        yield from (f"{prefix}{service.name}.{method.name}" for method in service.method)
-    for enum in file.enum_type:
-        yield from _enum_symbols(prefix, enum)
-    for message in file.message_type:
-        yield from _message_symbols(prefix, message)
-
-
-def _message_symbols(prefix: str, message: DescriptorProto) -> Iterator[str]:
-    name = prefix + message.name
-    yield name
-    yield from (f"{name}.{field.name}" for field in message.field)
-    yield from (f"{name}.{oneof.name}" for oneof in message.oneof_decl)
-    for enum in message.enum_type:
-        yield from _enum_symbols(name + ".", enum)
-    for nested in message.nested_type:
-        yield from _message_symbols(name + ".", nested)
-
-
-def _enum_symbols(prefix: str, enum: EnumDescriptorProto) -> Iterator[str]:
-    yield prefix + enum.name
-    yield from (prefix + value.name for value in enum.value)  # beside their enum, as in C++

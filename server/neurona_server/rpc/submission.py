@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from neurona_protos.tensors import TensorError
+from neurona_server.batching.batcher import Defer
 from neurona_server.batching.policy import Priority
 from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.errors import (
@@ -17,7 +18,7 @@ from neurona_server.errors import (
     NeuronaError,
     UnavailableError,
 )
-from neurona_server.models.model import Defer, Model
+from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorType
 from neurona_server.rpc.call import RequestIdentity, cancellation_error, log_fields_of
 from neurona_server.rpc.limits import Limits
@@ -53,7 +54,7 @@ class ResponseWriter(Protocol):
 
     def __call__(self, outputs: Outputs) -> bytes: ...
 
-    def expected(self, rows: int) -> int:
+    def expected_bytes(self, rows: int) -> int:
         """Bytes of an answer of so many rows, as far as one can tell."""
 
 
@@ -74,12 +75,12 @@ class ParsedRequest(NamedTuple):
 class Submission(Request):
     """A request that knows its model, its caller and how its answer is written."""
 
-    __slots__ = ("answer", "model", "receiver", "started")
+    __slots__ = ("answer", "model", "responder", "started")
 
     def __init__(
         self,
         model: Model,
-        receiver: Responder,
+        responder: Responder,
         answer: ResponseWriter,
         started: float,
         inputs: Inputs,
@@ -89,19 +90,46 @@ class Submission(Request):
         priority: Priority,
         nbytes: int,
     ) -> None:
-        super().__init__(inputs, rows, group, _finish, deadline, priority, nbytes)
+        super().__init__(inputs, rows, group, deadline, priority, nbytes)
         self.model = model
-        self.receiver = receiver
+        self.responder = responder
         self.answer = answer
         self.started = started
 
     @property
     def trace(self) -> CallTrace | None:
-        return self.receiver.trace
+        return self.responder.trace
 
     @property
     def log_fields(self) -> Mapping[str, str | int]:
-        return {**self.model.log_fields, **log_fields_of(self.receiver)}
+        return {**self.model.log_fields, **log_fields_of(self.responder)}
+
+    def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
+        model = self.model
+        response = None
+        if outputs is not None:
+            try:
+                response = self.answer(outputs)
+            except NeuronaError as raised:
+                error = raised
+            except Exception as fault:
+                # Whatever is wrong with one answer, its caller hears of it.
+                model.batcher.failure_log.record(
+                    "an answer cannot be written", fault, self.log_fields
+                )
+                error = ModelFailedError()
+        seconds = time.monotonic() - self.started
+        model.metrics.record_request("ok" if error is None else error.outcome, seconds)
+        if (trace := self.responder.trace) is not None:
+            trace.record_outcome(self, model.name, model.version, error)
+            if error is None:
+                model.metrics.record_exemplar(seconds, trace.trace_id)
+        if response is None:
+            self.responder.fail(error or ModelFailedError())
+        else:
+            self.responder.reply(response)
+        if outputs is not None and (on_answer := model.on_answer) is not None:
+            on_answer(self, outputs)
 
 
 class AcceptedRequest(NamedTuple):
@@ -114,16 +142,16 @@ class AcceptedRequest(NamedTuple):
     priority: Priority
 
     @property
-    def expected(self) -> int:
+    def expected_bytes(self) -> int:
         """Bytes of its answer, as far as one can tell."""
-        return self.answer.expected(self.rows)
+        return self.answer.expected_bytes(self.rows)
 
 
 def submit(
     metrics: Metrics,
     resolve: Callable[[], Model],
     read: Callable[[Model], ParsedRequest],
-    receiver: Responder,
+    responder: Responder,
     swaps: int = 3,
 ) -> AcceptedRequest | None:
     """Sends a request on its way; the receiver gets its answer or its error, exactly once.
@@ -147,12 +175,12 @@ def submit(
             metrics.record_rejection(error)
         else:
             model.metrics.record_request(error.outcome, time.monotonic() - started)
-        receiver.fail(error)
+        responder.fail(error)
         return None
     group = model.signature.group(asked.described)
     submission = Submission(
         model,
-        receiver,
+        responder,
         asked.answer,
         started,
         inputs,
@@ -164,7 +192,7 @@ def submit(
     )
 
     def again() -> None:
-        submit(metrics, resolve, read, receiver, swaps - 1)
+        submit(metrics, resolve, read, responder, swaps - 1)
 
     send(submission, resolve if swaps else None, again)
     return AcceptedRequest(model, rows, group, asked.answer, asked.priority)
@@ -175,10 +203,10 @@ def send(
 ) -> None:
     """Has its model take it. Where another version has replaced that one, which `resolve` tells,
     it is withdrawn, and `again` sends another in its place."""
-    receiver, model = submission.receiver, submission.model
-    receiver.on_cancel(partial(cancel, submission))
+    responder, model = submission.responder, submission.model
+    responder.on_cancel(partial(cancel, submission))
     try:
-        model.submit(submission, receiver.defer)
+        model.batcher.submit(submission, responder.defer)
     except NeuronaError as error:
         replaced = (
             isinstance(error, UnavailableError)
@@ -189,33 +217,6 @@ def send(
             submission.fail(error)
         elif submission.withdraw():
             again()
-
-
-def _finish(request: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
-    assert isinstance(request, Submission)  # noqa: S101  for the type checker
-    model = request.model
-    response = None
-    if outputs is not None:
-        try:
-            response = request.answer(outputs)
-        except NeuronaError as raised:
-            error = raised
-        except Exception as fault:
-            # Whatever is wrong with one answer, its caller hears of it.
-            model.batcher.failures.tell("an answer cannot be written", fault, request.log_fields)
-            error = ModelFailedError()
-    seconds = time.monotonic() - request.started
-    model.metrics.record_request("ok" if error is None else error.outcome, seconds)
-    if (trace := request.receiver.trace) is not None:
-        trace.record_outcome(request, model.name, model.version, error)
-        if error is None:
-            model.metrics.record_exemplar(seconds, trace.trace_id)
-    if response is None:
-        request.receiver.fail(error or ModelFailedError())
-    else:
-        request.receiver.reply(response)
-    if outputs is not None and (on_answer := model.on_answer) is not None:
-        on_answer(request, outputs)
 
 
 def _is_replaced(resolve: Callable[[], Model], model: Model) -> bool:

@@ -64,8 +64,6 @@ class RateLimitedFailureLog:
             log.error("%s: %s", self._name, what, exc_info=error, extra=fields)
             self._schedule(QUIET_SECONDS, lambda: self._log_suppressed(kind))
 
-    tell = record
-
     def _log_suppressed(self, kind: str) -> None:
         with self._lock:
             count = self._suppressed.pop(kind)

@@ -1,4 +1,4 @@
-"""Log formats: text for people, or one JSON object per line for machines.
+"""Log formats: readable text, or one JSON object per line for machines.
 
 Text that callers sent may be part of a line, escaped: it can neither end the line, nor look like
 another one, nor make the JSON invalid. What a line is about is passed as `extra`, see FIELDS.

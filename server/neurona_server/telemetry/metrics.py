@@ -77,7 +77,7 @@ class ObservedQueue(Protocol):
     A protocol, because telemetry must not import batching.
     """
 
-    limit: int
+    max_batch_rows: int
 
     @property
     def rows(self) -> int: ...
@@ -92,7 +92,7 @@ class ObservedCostModel(Protocol):
     """The part of a cost model that gauges read at each scrape; see ObservedQueue."""
 
     @property
-    def rungs(self) -> Sequence[int]: ...
+    def batch_sizes(self) -> Sequence[int]: ...
     @property
     def seconds(self) -> dict[int, float]: ...
 
@@ -108,6 +108,9 @@ class Metrics:
         # A creation time for each series would double the page.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry
+        self._reference_counts: Counts[tuple[str, str]] = Counts()
+        self._run_statistics: dict[tuple[str, str], RunStatistics] = {}
+        self._versions_lock = threading.Lock()
 
         def counter(name: str, text: str, labels: tuple[str, ...] = VERSION_LABELS) -> Counter:
             return Counter(f"neurona_{name}", text, labels, registry=registry)
@@ -241,9 +244,6 @@ class Metrics:
             *(self.queue_rows, self.queue_age, self.queue_bytes, self.queue_limit, self.info),
             *(self.shadows, self.nodes, self.degraded),
         ]
-        self._reference_counts: Counts[tuple[str, str]] = Counts()
-        self._run_statistics: dict[tuple[str, str], RunStatistics] = {}
-        self._versions_lock = threading.Lock()
 
     def for_version(self, name: str, version: int) -> "ModelMetrics":
         """Return the series of a version; they exist until every caller has released them.
@@ -410,10 +410,10 @@ class ModelMetrics:
         self._metrics.queue_age.labels(*labels).set_function(queue.oldest_age)
         self._metrics.queue_bytes.labels(*labels).set_function(lambda: queue.nbytes)
         self._metrics.queue_limit.labels(*labels).set_function(lambda: queue.max_rows)
-        self._metrics.batch_limit.labels(*labels).set_function(lambda: queue.limit)
+        self._metrics.batch_limit.labels(*labels).set_function(lambda: queue.max_batch_rows)
         # The replaced version may have other batch sizes.
         self._remove_series(self._metrics.predicted_seconds)
-        for batch_size in cost_model.rungs:
+        for batch_size in cost_model.batch_sizes:
             gauge = self._metrics.predicted_seconds.labels(*labels, str(batch_size))
             gauge.set_function(partial(_predicted_seconds, cost_model, batch_size))
 

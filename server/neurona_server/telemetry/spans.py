@@ -70,17 +70,17 @@ class SpanCallTrace:
         self.span.set_attributes(
             {"neurona.model": model, "neurona.version": version, "neurona.rows": request.rows}
         )
-        if error is not None and request.arrived and not request.taken:
-            self.record_queue_time(request.arrived, time.monotonic(), error)
+        if error is not None and request.queued_at and not request.dequeued_at:
+            self.record_queue_time(request.queued_at, time.monotonic(), error)
 
     def record_queue_time(
-        self, arrived: float, taken: float, error: Exception | None = None
+        self, queued_at: float, dequeued_at: float, error: Exception | None = None
     ) -> None:
         """Add a span of the time in the queue, in seconds of the monotonic clock."""
-        span = self._tracer.start_span("queue", self.context, start_time=nanoseconds(arrived))
+        span = self._tracer.start_span("queue", self.context, start_time=nanoseconds(queued_at))
         if error is not None:
             record_error(span, error)
-        span.end(nanoseconds(taken))
+        span.end(nanoseconds(dequeued_at))
 
     @never_raises
     def end(self, error: Exception | None = None) -> None:
@@ -144,7 +144,7 @@ class SpanBatchTracer:
     def record_queue_times(self, batch: Sequence[TracedRequest]) -> None:
         for request in batch:
             if isinstance(trace := request.trace, SpanCallTrace):
-                trace.record_queue_time(request.arrived, request.taken)
+                trace.record_queue_time(request.queued_at, request.dequeued_at)
 
     @never_raises
     def record_run(

@@ -43,11 +43,11 @@ class TracedRequest(Protocol):
         """The number of callers' requests that it combines."""
 
     @property
-    def arrived(self) -> float:
+    def queued_at(self) -> float:
         """When the queue admitted it; 0 if it has not."""
 
     @property
-    def taken(self) -> float:
+    def dequeued_at(self) -> float:
         """When it left the queue to run; 0 if it has not."""
 
 

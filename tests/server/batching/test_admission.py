@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from support.fakes import ParsedRequest, Puppet, PuppetBatcher
+from support.fakes import Puppet, PuppetBatcher, SubmittedRequest
 
 from neurona_server.batching.cost_model import TRUSTED_SECONDS
 from neurona_server.batching.policy import BatchPolicy, Priority
@@ -11,7 +11,7 @@ def make(objective=None, seconds=lambda rows: 1.0, **options):
     """A batcher of which every run takes a second, and that has just run."""
     policy = BatchPolicy(max_rows=8, max_queue_rows=640, latency_objective=objective)
     batcher = PuppetBatcher(policy, **options)
-    batcher.curve.measure(seconds, (1,), budget=1e9)
+    batcher.cost_model.measure(seconds, (1,), budget=1e9)
     batcher.tune()
     run(batcher, seconds)
     return batcher
@@ -29,7 +29,7 @@ def run(batcher, seconds=lambda rows: 1.0, **options):
 
 
 def ask(batcher, rows=1, within=np.inf, **options):
-    return ParsedRequest(batcher, [1] * rows, deadline=batcher.clock.now + within, **options)
+    return SubmittedRequest(batcher, [1] * rows, deadline=batcher.clock.now + within, **options)
 
 
 def test_the_wait_is_what_runs_and_what_waits():
@@ -144,8 +144,11 @@ def test_a_batch_takes_longer_than_its_run_and_that_is_learned():
 
 def test_an_objective_bounds_the_queue_and_the_batch():
     batcher = make(objective=4.0, seconds=lambda rows: rows * 1.0)
-    assert batcher.queue.limit in (1, 2)  # two runs of it fit, and no rung is quicker by row
-    batcher.queue.limit = 1
+    assert batcher.queue.max_batch_rows in (
+        1,
+        2,
+    )  # two runs of it fit, and no rung is quicker by row
+    batcher.queue.max_batch_rows = 1
     batcher.admission.begin(1.0)
     for _ in range(3):
         ask(batcher)

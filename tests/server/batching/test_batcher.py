@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-from support.fakes import ParsedRequest, Puppet, PuppetBatcher
+from support.fakes import FakeRequest, Puppet, PuppetBatcher, SubmittedRequest
 
 from neurona_server.batching.batch import join
 from neurona_server.batching.batcher import LONGEST_INLINE
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.policy import BatchPolicy, Priority
-from neurona_server.batching.request import Request
 from neurona_server.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -33,9 +32,9 @@ def batcher():
 
 def test_answers_go_to_their_callers_with_mixed_row_counts(batcher):
     asked = [
-        ParsedRequest(batcher, [1]),
-        ParsedRequest(batcher, [2, 3, 4]),
-        ParsedRequest(batcher, [5, 6]),
+        SubmittedRequest(batcher, [1]),
+        SubmittedRequest(batcher, [2, 3, 4]),
+        SubmittedRequest(batcher, [5, 6]),
     ]
     puppet = Puppet()
     batcher.step(puppet)
@@ -44,8 +43,8 @@ def test_answers_go_to_their_callers_with_mixed_row_counts(batcher):
 
 
 def test_cancelling_one_of_three_does_not_disturb_the_others(batcher):
-    asked = [ParsedRequest(batcher, [value]) for value in (1, 2, 3)]
-    asked[1].request.cancel(CancelledError())
+    asked = [SubmittedRequest(batcher, [value]) for value in (1, 2, 3)]
+    asked[1].cancel(CancelledError())
     assert batcher.queue.rows == 2  # it left at once
     puppet = Puppet()
     batcher.step(puppet)
@@ -54,8 +53,8 @@ def test_cancelling_one_of_three_does_not_disturb_the_others(batcher):
 
 
 def test_cancelling_one_of_three_while_they_run_does_not_disturb_the_others(batcher):
-    asked = [ParsedRequest(batcher, [value]) for value in (1, 2, 3)]
-    batcher.step(Puppet(before=lambda _: asked[1].request.cancel(CancelledError())))
+    asked = [SubmittedRequest(batcher, [value]) for value in (1, 2, 3)]
+    batcher.step(Puppet(before=lambda _: asked[1].cancel(CancelledError())))
     assert [one.answer for one in asked] == [[2], CancelledError, [6]]
     assert batcher.value("terminated_runs_total") == 0
 
@@ -63,9 +62,9 @@ def test_cancelling_one_of_three_while_they_run_does_not_disturb_the_others(batc
 def test_a_run_that_nobody_waits_for_any_more_is_terminated(batcher):
     def all_leave(_):
         for one in asked:
-            one.request.cancel(CancelledError())
+            one.cancel(CancelledError())
 
-    asked = [ParsedRequest(batcher, [value]) for value in (1, 2, 3)]
+    asked = [SubmittedRequest(batcher, [value]) for value in (1, 2, 3)]
     puppet = Puppet(before=all_leave)
     batcher.step(puppet)
     assert [one.answer for one in asked] == [CancelledError] * 3
@@ -74,10 +73,10 @@ def test_a_run_that_nobody_waits_for_any_more_is_terminated(batcher):
 
 
 def test_what_is_cancelled_between_cut_and_run_does_not_run(batcher):
-    asked = [ParsedRequest(batcher, [value]) for value in (1, 2)]
-    cut = batcher.queue.poll()
+    asked = [SubmittedRequest(batcher, [value]) for value in (1, 2)]
+    cut = batcher.queue.take_batch()
     for one in asked:
-        one.request.cancel(CancelledError())
+        one.cancel(CancelledError())
     puppet = Puppet()
     batcher.process(cut, puppet)
     assert puppet.batches == []
@@ -85,25 +84,25 @@ def test_what_is_cancelled_between_cut_and_run_does_not_run(batcher):
 
 def test_a_batch_that_fails_is_tried_by_halves_until_only_the_guilty_fail(batcher):
     values = [1, 2, np.nan, 4, 5, np.nan, 7, 8]
-    asked = [ParsedRequest(batcher, [value]) for value in values]
+    asked = [SubmittedRequest(batcher, [value]) for value in values]
     puppet = Puppet(before=refuse_nan)
     batcher.step(puppet)
     assert [one.answer for one in asked] == [
         ModelFailedError if np.isnan(value) else [2 * value] for value in values
     ]
-    assert "deadbeef" not in str(asked[2].told[0][2])
+    assert "deadbeef" not in str(asked[2].results[0][1])
     assert puppet.batches == [8, 4, 2, 2, 1, 1, 4, 2, 1, 1, 2]
-    alive = ParsedRequest(batcher, [3])
+    alive = SubmittedRequest(batcher, [3])
     batcher.step(puppet)
     assert alive.answer == [6]
 
 
 def test_what_is_cancelled_meanwhile_is_not_tried_again(batcher):
     def fail_and_cancel(inputs):
-        asked[1].request.cancel(CancelledError())
+        asked[1].cancel(CancelledError())
         refuse_nan(inputs)
 
-    asked = [ParsedRequest(batcher, [np.nan]), ParsedRequest(batcher, [2])]
+    asked = [SubmittedRequest(batcher, [np.nan]), SubmittedRequest(batcher, [2])]
     puppet = Puppet(before=fail_and_cancel)
     batcher.step(puppet)
     assert puppet.batches == [2, 1]
@@ -112,9 +111,9 @@ def test_what_is_cancelled_meanwhile_is_not_tried_again(batcher):
 
 def test_nan_in_ones_rows_stays_in_its_rows(batcher):
     asked = [
-        ParsedRequest(batcher, [1]),
-        ParsedRequest(batcher, [np.nan, np.inf]),
-        ParsedRequest(batcher, [3]),
+        SubmittedRequest(batcher, [1]),
+        SubmittedRequest(batcher, [np.nan, np.inf]),
+        SubmittedRequest(batcher, [3]),
     ]
     batcher.step(Puppet())
     assert [asked[0].answer, asked[2].answer] == [[2], [6]]
@@ -122,8 +121,8 @@ def test_nan_in_ones_rows_stays_in_its_rows(batcher):
 
 
 def test_an_expired_request_never_reaches_the_model(batcher):
-    expired = ParsedRequest(batcher, [1], deadline=batcher.clock.now + 1)
-    alive = ParsedRequest(batcher, [2])
+    expired = SubmittedRequest(batcher, [1], deadline=batcher.clock.now + 1)
+    alive = SubmittedRequest(batcher, [2])
     batcher.clock.now += 1
     puppet = Puppet()
     batcher.step(puppet)
@@ -136,25 +135,26 @@ def test_an_expired_request_never_reaches_the_model(batcher):
     "wrong", [lambda inputs: [np.zeros((len(inputs["x"]) + 1, 1))], lambda inputs: [np.float32(1)]]
 )
 def test_wrong_output_rows_are_a_failure_not_a_mix_up(batcher, requests, wrong):
-    asked = [ParsedRequest(batcher, [value]) for value in range(requests)]
+    asked = [SubmittedRequest(batcher, [value]) for value in range(requests)]
     batcher.step(Puppet(answer=wrong))
     assert [one.answer for one in asked] == [ModelFailedError] * requests
 
 
 def test_one_answer_that_cannot_be_delivered_does_not_lose_the_others(batcher):
-    def refuse(*_):
-        raise OSError("the transport is gone")
+    class UndeliverableRequest(FakeRequest):
+        def finish(self, outputs, error):
+            raise OSError("the connection is closed")
 
     array = np.ones((1, 1), np.float32)
-    batcher.submit(Request({"x": array}, 1, array.shape[1:], refuse))
-    asked = ParsedRequest(batcher, [3])
+    batcher.submit(UndeliverableRequest({"x": array}, 1, array.shape[1:]))
+    asked = SubmittedRequest(batcher, [3])
     batcher.step(Puppet())
     assert asked.answer == [6]
 
 
 def test_a_model_without_a_batch_axis_runs_one_by_one_and_gives_its_outputs_whole():
     batcher = PuppetBatcher(batched=False)
-    asked = [ParsedRequest(batcher, [1, 2]), ParsedRequest(batcher, [3])]
+    asked = [SubmittedRequest(batcher, [1, 2]), SubmittedRequest(batcher, [3])]
     puppet = Puppet(answer=lambda inputs: [inputs["x"].sum() * 2])
     batcher.step(puppet)
     batcher.step(puppet)
@@ -164,7 +164,7 @@ def test_a_model_without_a_batch_axis_runs_one_by_one_and_gives_its_outputs_whol
 
 class TestARequestWithMoreThanMaxRows:
     def test_is_run_in_parts_and_answered_as_one(self, batcher):
-        asked = ParsedRequest(batcher, range(20))
+        asked = SubmittedRequest(batcher, range(20))
         puppet = Puppet()
         while batcher.step(puppet):
             pass
@@ -172,16 +172,16 @@ class TestARequestWithMoreThanMaxRows:
         assert asked.answer == [2.0 * value for value in range(20)]
 
     def test_is_admitted_whole_or_not_at_all(self, batcher):
-        ParsedRequest(batcher, range(60))
+        SubmittedRequest(batcher, range(60))
         with pytest.raises(QueueFullError):
-            ParsedRequest(batcher, range(10))
+            SubmittedRequest(batcher, range(10))
         assert batcher.queue.rows == 60
         with pytest.raises(InvalidArgumentError, match="65 rows; expected at most 64"):
-            ParsedRequest(batcher, range(65))
+            SubmittedRequest(batcher, range(65))
 
     def test_fails_once_when_a_part_fails_and_the_other_parts_leave(self, batcher):
-        asked = ParsedRequest(batcher, [np.nan] + [1] * 19)
-        neighbour = ParsedRequest(batcher, [5])
+        asked = SubmittedRequest(batcher, [np.nan] + [1] * 19)
+        neighbour = SubmittedRequest(batcher, [5])
         puppet = Puppet(before=refuse_nan)
         batcher.step(puppet)
         assert asked.answer is ModelFailedError
@@ -190,16 +190,16 @@ class TestARequestWithMoreThanMaxRows:
         assert neighbour.answer == [10]
 
     def test_passes_its_deadline_and_its_level_on(self, batcher):
-        asked = ParsedRequest(
+        asked = SubmittedRequest(
             batcher, range(20), deadline=batcher.clock.now + 5, priority=Priority.LOW
         )
-        parts = batcher.queue.poll().batch
+        parts = batcher.queue.take_batch().batch
         assert [(part.deadline, part.priority) for part in parts] == [
-            (asked.request.deadline, Priority.LOW)
+            (asked.deadline, Priority.LOW)
         ]
 
     def test_fails_when_its_parts_do_not_fit_together(self, batcher):
-        asked = ParsedRequest(batcher, range(10))
+        asked = SubmittedRequest(batcher, range(10))
         widths = iter([1, 2])
         puppet = Puppet(answer=lambda inputs: [np.zeros((len(inputs["x"]), next(widths)))])
         while batcher.step(puppet):
@@ -208,35 +208,35 @@ class TestARequestWithMoreThanMaxRows:
 
     def test_that_ended_before_it_came_leaves_nothing_behind(self, batcher):
         array = np.zeros((20, 1), np.float32)
-        request = Request({"x": array}, 20, (1,), lambda *_: None)
+        request = FakeRequest({"x": array}, 20, (1,))
         request.fail(CancelledError())
         batcher.submit(request)
         assert batcher.queue.rows == 0
 
     def test_leaves_with_all_its_parts_when_it_is_cancelled(self, batcher):
-        asked = ParsedRequest(batcher, range(20))
-        asked.request.cancel(CancelledError())
+        asked = SubmittedRequest(batcher, range(20))
+        asked.cancel(CancelledError())
         assert asked.answer is CancelledError
         assert batcher.queue.rows == 0
 
 
 def test_drain_answers_all_that_was_admitted(batcher):
-    asked = [ParsedRequest(batcher, [value]) for value in range(20)]
+    asked = [SubmittedRequest(batcher, [value]) for value in range(20)]
     batcher.close()
     with pytest.raises(UnavailableError):
-        ParsedRequest(batcher, [1])
+        SubmittedRequest(batcher, [1])
     batcher.serve(Puppet())
     assert [one.answer for one in asked] == [[2 * value] for value in range(20)]
 
 
 def test_a_stop_that_cannot_wait_tells_all_that_wait(batcher):
-    asked = [ParsedRequest(batcher, [value]) for value in range(3)]
+    asked = [SubmittedRequest(batcher, [value]) for value in range(3)]
     assert batcher.cancel_all(UnavailableError("stopped")) == 3
     assert [one.answer for one in asked] == [UnavailableError] * 3
 
 
 def test_a_stop_that_cannot_wait_ends_what_runs_too(batcher):
-    asked = [ParsedRequest(batcher, [1]), ParsedRequest(batcher, [2], columns=2)]
+    asked = [SubmittedRequest(batcher, [1]), SubmittedRequest(batcher, [2], columns=2)]
     puppet = Puppet(before=lambda _: batcher.cancel_all(UnavailableError("stopped")))
     batcher.step(puppet)
     assert [one.answer for one in asked] == [UnavailableError] * 2
@@ -246,9 +246,9 @@ def test_a_stop_that_cannot_wait_ends_what_runs_too(batcher):
 
 
 def test_the_door_runs_what_waits_until_nothing_does(batcher):
-    asked = [ParsedRequest(batcher, [value], columns=1 + value % 2) for value in range(4)]
+    asked = [SubmittedRequest(batcher, [value], columns=1 + value % 2) for value in range(4)]
     puppet = Puppet()
-    assert not batcher.serve_waiting(puppet)
+    assert not batcher.run_inline(puppet)
     assert puppet.batches == [2, 2]
     assert [one.answer for one in asked] == [[2 * value] for value in range(4)]
 
@@ -257,12 +257,12 @@ def test_the_door_reads_on_after_a_while_and_comes_back_for_the_rest(batcher):
     def take_a_while(_):
         batcher.clock.now += 0.6 * LONGEST_INLINE
 
-    asked = [ParsedRequest(batcher, [value], columns=1 + value) for value in range(3)]
+    asked = [SubmittedRequest(batcher, [value], columns=1 + value) for value in range(3)]
     puppet = Puppet(before=take_a_while)
-    assert batcher.serve_waiting(puppet)
+    assert batcher.run_inline(puppet)
     assert [one.answer for one in asked[:2]] == [[0], [2]]
-    assert not asked[2].request.ended
-    assert not batcher.serve_waiting(puppet)
+    assert not asked[2].ended
+    assert not batcher.run_inline(puppet)
     assert asked[2].answer == [4]
 
 
@@ -278,35 +278,37 @@ def test_the_door_reads_on_after_a_while_and_comes_back_for_the_rest(batcher):
 )
 def test_short_runs_are_the_doors_unless_told_otherwise(policy, seconds, inline):
     batcher = PuppetBatcher(policy)
-    batcher.curve.measure(lambda rows: seconds, (1,))
+    batcher.cost_model.measure(lambda rows: seconds, (1,))
     batcher.tune()
     assert batcher.inline is inline
 
 
 def test_runs_that_became_long_leave_the_door():
     batcher = PuppetBatcher(BatchPolicy())
-    batcher.curve.measure(lambda rows: 1e-7, (1,))
+    batcher.cost_model.measure(lambda rows: 1e-7, (1,))
     batcher.tune()
 
     def take_long(_):
         batcher.clock.now += 1
 
     for value in range(3):
-        ParsedRequest(batcher, [value], columns=500)  # another group: the curve's own stays short
+        SubmittedRequest(
+            batcher, [value], columns=500
+        )  # another group: the curve's own stays short
         batcher.step(Puppet(before=take_long))
     assert batcher.inline is False
 
 
 def test_padding_fills_up_to_the_rung_and_changes_no_answer(batcher):
     # Sizes between rungs cost ten times a rung, as on a device that prepares for each shape.
-    batcher.curve.measure(lambda rows: 0.001, (1,))
+    batcher.cost_model.measure(lambda rows: 0.001, (1,))
     batcher.padding.measure(
         lambda rows: 0.001 if rows in (1, 2, 4, 8) else 0.01, {4: 0.001, 8: 0.001}
     )
     asked = [
-        ParsedRequest(batcher, [1]),
-        ParsedRequest(batcher, [2, 3, 4]),
-        ParsedRequest(batcher, [np.nan]),
+        SubmittedRequest(batcher, [1]),
+        SubmittedRequest(batcher, [2, 3, 4]),
+        SubmittedRequest(batcher, [np.nan]),
     ]
     puppet = Puppet()
     batcher.step(puppet)
@@ -321,9 +323,9 @@ def test_runs_and_waits_are_counted(batcher):
     def take_a_second(_):
         batcher.clock.now += 1
 
-    batcher.curve.measure(lambda rows: 2.0, (1,), budget=1e9)
+    batcher.cost_model.measure(lambda rows: 2.0, (1,), budget=1e9)
     for values in ([1], [2, 3], [4]):
-        ParsedRequest(batcher, values)
+        SubmittedRequest(batcher, values)
         batcher.clock.now += 1
     batcher.step(Puppet(before=take_a_second))
     assert batcher.value("batch_rows_count") == 1
@@ -341,9 +343,9 @@ def test_every_run_teaches_what_runs_cost(batcher):
     def take_two_seconds(_):
         batcher.clock.now += 2
 
-    ParsedRequest(batcher, [1])
+    SubmittedRequest(batcher, [1])
     batcher.step(Puppet(before=take_two_seconds))
-    assert batcher.curve.predict(1, (1,)) == 2.0
+    assert batcher.cost_model.predict(1, (1,)) == 2.0
 
 
 def test_a_fault_of_ours_ends_the_requests_and_not_the_thread(batcher, monkeypatch):
@@ -351,7 +353,7 @@ def test_a_fault_of_ours_ends_the_requests_and_not_the_thread(batcher, monkeypat
         raise KeyError("a bug")
 
     monkeypatch.setattr(batcher.admission, "begin", fail)
-    asked = ParsedRequest(batcher, [1])
+    asked = SubmittedRequest(batcher, [1])
     batcher.close()
     batcher.serve(Puppet())
     assert asked.answer is ModelFailedError
@@ -360,7 +362,7 @@ def test_a_fault_of_ours_ends_the_requests_and_not_the_thread(batcher, monkeypat
 def test_instances_take_their_turn_on_the_device():
     share = DeviceScheduler(1)
     batcher = PuppetBatcher(share=share)
-    asked = ParsedRequest(batcher, [1])
+    asked = SubmittedRequest(batcher, [1])
     batcher.close()
     seen = []
     batcher.serve(Puppet(before=lambda _: seen.append(list(share._running))))
@@ -369,10 +371,10 @@ def test_instances_take_their_turn_on_the_device():
 
 
 def test_what_takes_long_is_left_to_the_instances_by_the_door(batcher):
-    batcher.curve.measure(lambda rows: 1.0, (1,), budget=1e9)
-    ParsedRequest(batcher, [1])
+    batcher.cost_model.measure(lambda rows: 1.0, (1,), budget=1e9)
+    SubmittedRequest(batcher, [1])
     puppet = Puppet()
-    assert not batcher.serve_waiting(puppet)
+    assert not batcher.run_inline(puppet)
     assert puppet.batches == []
     batcher.close()
     batcher.serve(puppet)
@@ -384,8 +386,8 @@ def test_an_expired_request_does_not_run_again_in_a_half(batcher):
         batcher.clock.now += 10
         refuse_nan(inputs)
 
-    expiring = ParsedRequest(batcher, [1], deadline=batcher.clock.now + 5)
-    poisoned, alive = ParsedRequest(batcher, [np.nan]), ParsedRequest(batcher, [3])
+    expiring = SubmittedRequest(batcher, [1], deadline=batcher.clock.now + 5)
+    poisoned, alive = SubmittedRequest(batcher, [np.nan]), SubmittedRequest(batcher, [3])
     puppet = Puppet(before=fail_late)
     batcher.step(puppet)
     assert (expiring.answer, poisoned.answer) == (DeadlineExceededError, ModelFailedError)
@@ -401,6 +403,6 @@ def test_a_request_that_runs_alone_lies_in_memory_as_its_dtype_wants():
     message = b"x" + np.arange(4, dtype=np.float32).tobytes()
     view = np.frombuffer(message, np.float32, 4, 1)
     assert not view.flags.aligned
-    (array,) = join([Request({"x": view}, 4, (), print)]).values()
+    (array,) = join([FakeRequest({"x": view}, 4, ())]).values()
     assert array.flags.aligned
     assert array.tolist() == [0, 1, 2, 3]

@@ -3,103 +3,103 @@ import pytest
 from neurona_server.batching.cost_model import MOST_GROUPS, CostModel, Padding
 from neurona_server.batching.policy import BatchPolicy
 
-RUNGS = BatchPolicy(max_rows=8).rungs
+RUNGS = BatchPolicy(max_rows=8).batch_sizes
 
 
 @pytest.fixture
-def curve():
-    curve = CostModel(RUNGS)
-    curve.measure(lambda rows: rows + 1.0, ("a",), budget=1e9)
-    return curve
+def cost_model():
+    cost_model = CostModel(RUNGS)
+    cost_model.measure(lambda rows: rows + 1.0, ("a",), budget=1e9)
+    return cost_model
 
 
 def test_the_ladder_is_powers_of_two_and_the_top():
-    assert BatchPolicy(max_rows=8).rungs == (1, 2, 4, 8)
-    assert BatchPolicy(max_rows=20).rungs == (1, 2, 4, 8, 16, 20)
-    assert BatchPolicy(max_rows=1).rungs == (1,)
+    assert BatchPolicy(max_rows=8).batch_sizes == (1, 2, 4, 8)
+    assert BatchPolicy(max_rows=20).batch_sizes == (1, 2, 4, 8, 16, 20)
+    assert BatchPolicy(max_rows=1).batch_sizes == (1,)
 
 
 def test_nothing_is_foretold_before_anything_is_known():
     assert CostModel(RUNGS).predict(4) == 0.0
-    assert CostModel(RUNGS).best_rung(0.1) == 8
+    assert CostModel(RUNGS).best_batch_size(0.1) == 8
 
 
-def test_between_rungs_it_is_a_straight_line_and_in_proportion_above(curve):
-    assert curve.seconds == {1: 2.0, 2: 3.0, 4: 5.0, 8: 9.0}
-    assert [curve.predict(rows) for rows in (1, 3, 6, 8, 16)] == [2.0, 4.0, 7.0, 9.0, 18.0]
+def test_between_rungs_it_is_a_straight_line_and_in_proportion_above(cost_model):
+    assert cost_model.seconds == {1: 2.0, 2: 3.0, 4: 5.0, 8: 9.0}
+    assert [cost_model.predict(rows) for rows in (1, 3, 6, 8, 16)] == [2.0, 4.0, 7.0, 9.0, 18.0]
 
 
 def test_measuring_stops_when_its_time_is_up():
-    curve = CostModel(RUNGS)
-    curve.measure(lambda rows: rows * 1.0, ("a",), budget=8)
-    assert sorted(curve.seconds) == [1, 2]
+    cost_model = CostModel(RUNGS)
+    cost_model.measure(lambda rows: rows * 1.0, ("a",), budget=8)
+    assert sorted(cost_model.seconds) == [1, 2]
 
 
-def observe(curve, rows, seconds, group=("a",), times=1, now=0.0):
+def observe(cost_model, rows, seconds, group=("a",), times=1, now=0.0):
     for _ in range(times):
-        curve.observe(rows, seconds, group, now)
+        cost_model.observe(rows, seconds, group, now)
 
 
-def test_one_run_that_was_held_up_changes_nothing_a_new_speed_does(curve):
-    observe(curve, 4, 500.0)
-    assert curve.predict(4) == 5.0
-    observe(curve, 4, 50.0, times=3)
-    assert curve.predict(4) == 50.0
+def test_one_run_that_was_held_up_changes_nothing_a_new_speed_does(cost_model):
+    observe(cost_model, 4, 500.0)
+    assert cost_model.predict(4) == 5.0
+    observe(cost_model, 4, 50.0, times=3)
+    assert cost_model.predict(4) == 50.0
 
 
-def test_a_run_between_rungs_is_learned_by_the_rung_above(curve):
-    observe(curve, 3, 8.0, times=3)  # twice what was foretold
-    assert curve.predict(4) == 10.0
+def test_a_run_between_rungs_is_learned_by_the_rung_above(cost_model):
+    observe(cost_model, 3, 8.0, times=3)  # twice what was foretold
+    assert cost_model.predict(4) == 10.0
 
 
-def test_other_groups_cost_the_same_until_they_are_known_and_not_by_their_first_run(curve):
-    assert curve.predict(2, ("b",)) == 3.0
-    observe(curve, 2, 1000.0, ("b",))  # prepares the device for the shape
-    assert curve.predict(2, ("b",)) == 3.0
-    observe(curve, 2, 6.0, ("b",))
-    assert curve.predict(2, ("b",)) == 6.0
-    assert curve.predict(8, ("b",)) == 18.0
-    assert curve.predict(2, ("a",)) == 3.0
+def test_other_groups_cost_the_same_until_they_are_known_and_not_by_their_first_run(cost_model):
+    assert cost_model.predict(2, ("b",)) == 3.0
+    observe(cost_model, 2, 1000.0, ("b",))  # prepares the device for the shape
+    assert cost_model.predict(2, ("b",)) == 3.0
+    observe(cost_model, 2, 6.0, ("b",))
+    assert cost_model.predict(2, ("b",)) == 6.0
+    assert cost_model.predict(8, ("b",)) == 18.0
+    assert cost_model.predict(2, ("a",)) == 3.0
 
 
-def test_a_group_is_trusted_by_enough_runs_that_are_fresh(curve):
-    assert not curve.trusted(("a",), 0.0)
-    observe(curve, 2, 3.0)
-    assert curve.trusted(("a",), 1.0)  # it was measured: one run confirms it
-    observe(curve, 2, 3.0, ("b",), times=3)
-    assert not curve.trusted(("b",), 1.0)
-    observe(curve, 2, 3.0, ("b",))
-    assert curve.trusted(("b",), 1.0)
-    assert not curve.trusted(("b",), 10.0)
+def test_a_group_is_trusted_by_enough_runs_that_are_fresh(cost_model):
+    assert not cost_model.trusted(("a",), 0.0)
+    observe(cost_model, 2, 3.0)
+    assert cost_model.trusted(("a",), 1.0)  # it was measured: one run confirms it
+    observe(cost_model, 2, 3.0, ("b",), times=3)
+    assert not cost_model.trusted(("b",), 1.0)
+    observe(cost_model, 2, 3.0, ("b",))
+    assert cost_model.trusted(("b",), 1.0)
+    assert not cost_model.trusted(("b",), 10.0)
 
 
-def test_groups_are_remembered_up_to_a_bound(curve):
+def test_groups_are_remembered_up_to_a_bound(cost_model):
     for number in range(3 * MOST_GROUPS):
-        observe(curve, 1, 4.0, (number,), times=2)
-    assert curve.predict(1, (3 * MOST_GROUPS - 1,)) == 4.0
-    assert curve.predict(1, (0,)) == 2.0
-    assert len(curve._groups) == MOST_GROUPS
+        observe(cost_model, 1, 4.0, (number,), times=2)
+    assert cost_model.predict(1, (3 * MOST_GROUPS - 1,)) == 4.0
+    assert cost_model.predict(1, (0,)) == 2.0
+    assert len(cost_model._groups) == MOST_GROUPS
 
 
 def test_without_warm_up_the_first_runs_teach():
-    curve = CostModel(RUNGS)
-    observe(curve, 3, 6.0)
-    assert curve.predict(4, ("a",)) == 6.0
-    observe(curve, 3, 12.0, ("b",), times=2)
-    assert curve.predict(4, ("b",)) == 12.0
+    cost_model = CostModel(RUNGS)
+    observe(cost_model, 3, 6.0)
+    assert cost_model.predict(4, ("a",)) == 6.0
+    observe(cost_model, 3, 12.0, ("b",), times=2)
+    assert cost_model.predict(4, ("b",)) == 12.0
 
 
 @pytest.mark.parametrize(
     ("objective", "rung"), [(None, 8), (100.0, 8), (18.0, 8), (17.0, 4), (9.0, 2), (4.5, 1)]
 )
-def test_an_objective_allows_the_rung_of_which_two_runs_fit(curve, objective, rung):
-    assert curve.best_rung(objective) == rung
+def test_an_objective_allows_the_rung_of_which_two_runs_fit(cost_model, objective, rung):
+    assert cost_model.best_batch_size(objective) == rung
 
 
 def test_of_the_rungs_that_fit_the_one_with_most_rows_a_second_is_taken():
-    curve = CostModel(RUNGS)
-    curve.measure({1: 1.0, 2: 1.1, 4: 1.2, 8: 9.0}.get, ("a",), budget=1e9)
-    assert curve.best_rung(20.0) == 4
+    cost_model = CostModel(RUNGS)
+    cost_model.measure({1: 1.0, 2: 1.1, 4: 1.2, 8: 9.0}.get, ("a",), budget=1e9)
+    assert cost_model.best_batch_size(20.0) == 4
 
 
 def padded_rungs(time_run):
@@ -110,7 +110,7 @@ def padded_rungs(time_run):
 
 def test_padding_pays_only_where_sizes_between_rungs_cost_more_than_the_rung():
     padding = padded_rungs(lambda rows: 20.0 if 4 < rows < 8 else rows * 1.0)
-    assert padding.padded == {8}
+    assert padding.padded_sizes == {8}
     assert [padding.rows(rows) for rows in (1, 3, 4, 5, 8, 9)] == [1, 3, 4, 8, 8, 9]
 
 
@@ -122,23 +122,23 @@ def test_padding_pays_where_a_new_size_has_to_be_prepared():
         met.add(rows)
         return rows * (1.0 if known else 10.0)
 
-    assert padded_rungs(time_run).padded == {4, 8}
+    assert padded_rungs(time_run).padded_sizes == {4, 8}
 
 
 def test_what_costs_by_its_rows_is_not_padded():
-    assert padded_rungs(lambda rows: rows + 1.0).padded == frozenset()
+    assert padded_rungs(lambda rows: rows + 1.0).padded_sizes == frozenset()
 
 
 def test_one_slow_size_among_three_is_not_enough_to_pad():
     padding = padded_rungs(lambda rows: 100.0 if rows == 6 else rows * 1.0)
-    assert padding.padded == frozenset()
+    assert padding.padded_sizes == frozenset()
 
 
 def test_rungs_that_never_ran_are_not_padded_to():
     padding = Padding(RUNGS)
     known = dict.fromkeys([1, 2, 4], 1.0)
     padding.measure(lambda rows: 1.0 if rows in RUNGS else 9.0, known, budget=1e9)
-    assert padding.padded == {4}
+    assert padding.padded_sizes == {4}
 
 
 def test_what_would_take_long_to_find_out_is_left_alone():
@@ -150,7 +150,7 @@ def test_what_would_take_long_to_find_out_is_left_alone():
 
     padding = Padding(RUNGS)
     padding.measure(time_run, {1: 0.01, 2: 0.02, 4: 0.1, 8: 0.2}, budget=1.0)
-    assert padding.padded == {4}
+    assert padding.padded_sizes == {4}
     assert set(ran) == {3, 4}
 
 
@@ -162,34 +162,34 @@ def test_long_runs_are_measured_less_often_than_short_ones():
         ran.append(rows)
         return costs[rows]
 
-    curve = CostModel(RUNGS)
-    curve.measure(time_run, ("a",))
+    cost_model = CostModel(RUNGS)
+    cost_model.measure(time_run, ("a",))
     assert [ran.count(rung) for rung in RUNGS] == [6, 5, 3, 3]
-    assert curve.seconds == costs
+    assert cost_model.seconds == costs
     ran.clear()
-    curve.measure(time_run, ("a",), budget=0.25)
+    cost_model.measure(time_run, ("a",), budget=0.25)
     assert [ran.count(rung) for rung in RUNGS] == [6, 5, 2, 0]
 
 
-def test_the_rung_follows_the_groups_that_really_run(curve):
-    assert curve.best_rung(18.0) == 8
-    observe(curve, 4, 50.0, ("long",), times=20)  # ten times the cost
-    assert curve.best_rung(50.0) == 1
-    assert curve.best_rung(110.0) == 4
+def test_the_rung_follows_the_groups_that_really_run(cost_model):
+    assert cost_model.best_batch_size(18.0) == 8
+    observe(cost_model, 4, 50.0, ("long",), times=20)  # ten times the cost
+    assert cost_model.best_batch_size(50.0) == 1
+    assert cost_model.best_batch_size(110.0) == 4
 
 
 def test_an_objective_that_no_rung_meets_takes_the_most_rows_a_second_at_little_more():
-    curve = CostModel(RUNGS)
-    curve.measure({1: 1.0, 2: 1.1, 4: 1.4, 8: 9.0}.get, ("a",), budget=1e9)
-    assert curve.best_rung(0.5) == 4
+    cost_model = CostModel(RUNGS)
+    cost_model.measure({1: 1.0, 2: 1.1, 4: 1.4, 8: 9.0}.get, ("a",), budget=1e9)
+    assert cost_model.best_batch_size(0.5) == 4
 
 
 def test_the_next_rung_that_is_not_known_is_tried():
-    curve = CostModel(RUNGS)
-    curve.measure(lambda rows: 1.0, ("a",), budget=0.5)
-    assert sorted(curve.seconds) == [1]
-    assert curve.best_rung(10.0) == 2
-    observe(curve, 2, 1.0)
-    assert curve.best_rung(10.0) == 4
-    observe(curve, 4, 50.0)
-    assert curve.best_rung(10.0) == 2
+    cost_model = CostModel(RUNGS)
+    cost_model.measure(lambda rows: 1.0, ("a",), budget=0.5)
+    assert sorted(cost_model.seconds) == [1]
+    assert cost_model.best_batch_size(10.0) == 2
+    observe(cost_model, 2, 1.0)
+    assert cost_model.best_batch_size(10.0) == 4
+    observe(cost_model, 4, 50.0)
+    assert cost_model.best_batch_size(10.0) == 2

@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.fakes import ParsedRequest, Puppet, PuppetBatcher
+from support.fakes import Puppet, PuppetBatcher, SubmittedRequest
 
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.errors import (
@@ -37,7 +37,7 @@ steps = st.one_of(
 def test_every_request_is_answered_once_with_its_own_rows(plan, padded):
     batcher = PuppetBatcher(BatchPolicy(max_rows=8, max_queue_rows=64))
     if padded:
-        batcher.curve.measure(lambda rows: 1e-6, (1,))
+        batcher.cost_model.measure(lambda rows: 1e-6, (1,))
         batcher.padding.measure(lambda rows: 1.0 if rows in (4, 8) else 9.0, {4: 0.0, 8: 0.0})
     asked, cancelled, to_cancel = [], set(), []
 
@@ -48,7 +48,7 @@ def test_every_request_is_answered_once_with_its_own_rows(plan, padded):
             raise RuntimeError("poisoned")
 
     def cancel(index):
-        request = asked[index % len(asked)][1].request
+        request = asked[index % len(asked)][1]
         if not request.ended:
             cancelled.add(index % len(asked))
             request.cancel(CancelledError())
@@ -64,7 +64,11 @@ def test_every_request_is_answered_once_with_its_own_rows(plan, padded):
                 options = {"columns": step["columns"], "priority": step["priority"]}
                 try:
                     asked.append(
-                        (step, ParsedRequest(batcher, values, deadline=deadline, **options), values)
+                        (
+                            step,
+                            SubmittedRequest(batcher, values, deadline=deadline, **options),
+                            values,
+                        )
                     )
                 except QueueFullError:
                     assert batcher.queue.rows + step["rows"] > 64

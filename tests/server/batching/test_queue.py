@@ -3,11 +3,10 @@ import time
 
 import numpy as np
 import pytest
-from support.fakes import Clock
+from support.fakes import Clock, FakeRequest
 
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.queue import Queue
-from neurona_server.batching.request import Request
 from neurona_server.errors import (
     CancelledError,
     InvalidArgumentError,
@@ -17,7 +16,7 @@ from neurona_server.errors import (
 
 
 def request(rows=1, group="a", **options):
-    return Request({"x": np.zeros((rows, 2))}, rows, group, lambda *_: None, **options)
+    return FakeRequest({"x": np.zeros((rows, 2))}, rows, group, **options)
 
 
 def put(queue, *requests):
@@ -39,21 +38,21 @@ def test_what_waits_is_taken_together_in_order(queue):
     first, second = request(), request(2)
     put(queue, first, second)
     assert repr(queue) == "<Queue open: 2 requests, 3 rows, 48 bytes>"
-    assert queue.poll().batch == [first, second]
+    assert queue.take_batch().batch == [first, second]
     assert repr(queue) == "<Queue open: 0 requests, 0 rows, 0 bytes>"
 
 
 def test_a_batch_has_max_rows_at_the_most(queue):
     requests = [request(2), request(1), request(2)]
     put(queue, *requests)
-    assert queue.poll().batch == requests[:2]
-    assert queue.poll().batch == requests[2:]
+    assert queue.take_batch().batch == requests[:2]
+    assert queue.take_batch().batch == requests[2:]
 
 
 def test_a_request_with_more_than_max_rows_goes_alone(queue):
     small, large, other = request(1), request(7), request(1)
     put(queue, small, large, other)
-    assert [queue.poll().batch for _ in range(3)] == [[small], [large], [other]]
+    assert [queue.take_batch().batch for _ in range(3)] == [[small], [large], [other]]
 
 
 def test_another_shape_does_not_close_a_batch_and_the_oldest_leads(queue, clock):
@@ -62,8 +61,8 @@ def test_another_shape_does_not_close_a_batch_and_the_oldest_leads(queue, clock)
         clock.now += 1
         requests.append(request(group=group))
         put(queue, requests[-1])
-    assert queue.poll().batch == [requests[0], requests[2]]
-    assert queue.poll().batch == [requests[1], requests[3]]
+    assert queue.take_batch().batch == [requests[0], requests[2]]
+    assert queue.take_batch().batch == [requests[1], requests[3]]
 
 
 def test_a_full_queue_refuses_at_once(queue):
@@ -84,7 +83,7 @@ def test_cancelled_requests_leave_at_once_and_expired_ones_when_the_batch_is_cut
     cancelled.cancel(CancelledError())
     assert queue.rows == 2
     clock.now += 1
-    cut = queue.poll()
+    cut = queue.take_batch()
     assert (cut.batch, cut.expired) == ([alive], [expired])
     assert queue.rows == 0
 
@@ -104,8 +103,8 @@ def test_a_closed_queue_refuses_but_gives_what_it_has(queue):
     queue.close()
     with pytest.raises(UnavailableError):
         put(queue, request())
-    assert queue.poll().batch == [waiting]
-    assert queue.poll() is None
+    assert queue.take_batch().batch == [waiting]
+    assert queue.take_batch() is None
 
 
 def test_wait_waits_for_work_and_close_ends_the_wait(queue):
@@ -113,7 +112,7 @@ def test_wait_waits_for_work_and_close_ends_the_wait(queue):
 
     def wait():
         while queue.wait():
-            taken.append(len(queue.poll().batch))
+            taken.append(len(queue.take_batch().batch))
 
     thread = threading.Thread(target=wait)
     thread.start()
@@ -157,7 +156,7 @@ def test_each_level_gets_its_share_and_the_lowest_moves(clock):
     queue = Queue(BatchPolicy(max_rows=1), clock)
     for level in Priority:
         put(queue, *[request(group=level, priority=level) for _ in range(100)])
-    taken = [queue.poll().batch[0].priority for _ in range(84)]
+    taken = [queue.take_batch().batch[0].priority for _ in range(84)]
     counts = [taken.count(level) for level in Priority]
     assert counts == [64, 16, 4]
 
@@ -166,9 +165,9 @@ def test_a_level_that_was_empty_has_no_claim_on_what_it_did_not_use(clock):
     queue = Queue(BatchPolicy(max_rows=1), clock)
     put(queue, *[request(group=1, priority=Priority.HIGH) for _ in range(200)])
     for _ in range(160):
-        queue.poll()
+        queue.take_batch()
     put(queue, *[request(group=2, priority=Priority.LOW) for _ in range(40)])
-    taken = [queue.poll().batch[0].priority for _ in range(34)]
+    taken = [queue.take_batch().batch[0].priority for _ in range(34)]
     assert taken.count(Priority.LOW) == 2
 
 
@@ -177,10 +176,10 @@ def test_a_level_that_was_alone_for_long_owes_nothing(clock, alone):
     queue = Queue(BatchPolicy(max_rows=1), clock)
     for _ in range(10_000):
         put(queue, request(priority=alone))
-        queue.poll()
+        queue.take_batch()
     for level in Priority:
         put(queue, *[request(group=level, priority=level) for _ in range(100)])
-    taken = [queue.poll().batch[0].priority for _ in range(84)]
+    taken = [queue.take_batch().batch[0].priority for _ in range(84)]
     counts = [taken.count(level) for level in Priority]
     assert abs(counts[0] - 64) <= 2
     assert abs(counts[1] - 16) <= 2
@@ -191,8 +190,8 @@ def test_room_in_a_batch_is_filled_from_other_levels(queue):
     low, high = request(priority=Priority.LOW), request(priority=Priority.HIGH)
     other = request(group="b", priority=Priority.HIGH)
     put(queue, low, high, other)
-    assert queue.poll().batch == [high, low]
-    assert queue.poll().batch == [other]
+    assert queue.take_batch().batch == [high, low]
+    assert queue.take_batch().batch == [other]
 
 
 def test_a_batch_may_wait_to_fill_counted_from_the_oldest(clock):
@@ -200,32 +199,32 @@ def test_a_batch_may_wait_to_fill_counted_from_the_oldest(clock):
     put(queue, request())
     clock.now += 0.6
     put(queue, request())
-    assert queue.poll() is None
+    assert queue.take_batch() is None
     clock.now += 0.4
-    assert len(queue.poll().batch) == 2
+    assert len(queue.take_batch().batch) == 2
     put(queue, request())
     queue.close()
-    assert len(queue.poll().batch) == 1  # nothing more can come
+    assert len(queue.take_batch().batch) == 1  # nothing more can come
 
 
 def test_a_full_batch_does_not_wait_and_other_shapes_do_not_fill_it(clock):
     queue = Queue(BatchPolicy(max_rows=4, max_delay=1.0), clock)
     lone, full = request(group="a"), [request(group="b") for _ in range(4)]
     put(queue, lone, *full[:3])
-    assert queue.poll() is None  # four rows wait, but not of one shape
+    assert queue.take_batch() is None  # four rows wait, but not of one shape
     put(queue, full[3])
-    assert queue.poll().batch == full
-    assert queue.poll() is None
+    assert queue.take_batch().batch == full
+    assert queue.take_batch() is None
     clock.now += 1
-    assert queue.poll().batch == [lone]
+    assert queue.take_batch().batch == [lone]
 
 
 def test_a_batch_does_not_wait_past_what_its_deadline_allows(clock):
     queue = Queue(BatchPolicy(max_rows=4, max_delay=1.0), clock, lambda rows, group: 0.2)
     put(queue, request(deadline=clock.now + 0.5))
-    assert queue.poll() is None
+    assert queue.take_batch() is None
     clock.now += 0.3
-    assert len(queue.poll().batch) == 1
+    assert len(queue.take_batch().batch) == 1
 
 
 def test_what_waits_before_a_level_is_more_urgent_or_has_its_share(clock):
@@ -256,6 +255,6 @@ def test_leaving_twice_or_after_the_cut_changes_nothing(queue):
     queue.leave(first)
     queue.leave(first)
     assert queue.rows == 1
-    queue.poll()
+    queue.take_batch()
     queue.leave(second)
     assert queue.rows == 0

@@ -4,7 +4,7 @@ import heapq
 
 import numpy as np
 import pytest
-from support.fakes import ParsedRequest, Puppet, PuppetBatcher
+from support.fakes import Puppet, PuppetBatcher, SubmittedRequest
 
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import NeuronaError
@@ -19,7 +19,7 @@ class Day:
         self.cost = cost
         self.random = np.random.default_rng(seed)
         if warm_up:
-            self.batcher.curve.measure(warm_up, (1,), budget=budget)
+            self.batcher.cost_model.measure(warm_up, (1,), budget=budget)
         self.batcher.tune()
 
     def pass_(self, seconds, rate, within=np.inf):
@@ -38,7 +38,10 @@ class Day:
                 clock.now = heapq.heappop(coming)
                 try:
                     asked.append(
-                        (clock.now, ParsedRequest(self.batcher, [1], deadline=clock.now + within))
+                        (
+                            clock.now,
+                            SubmittedRequest(self.batcher, [1], deadline=clock.now + within),
+                        )
                     )
                 except NeuronaError:
                     lost += 1
@@ -54,9 +57,9 @@ class Day:
             self.batcher.step(puppet)
             open_ones = []
             for came, one in asked:
-                if not one.told:
+                if not one.results:
                     open_ones.append((came, one))
-                elif one.told[0][2] is None:
+                elif one.results[0][1] is None:
                     latencies.append(clock.now - came)
                 else:
                     lost += 1
@@ -99,7 +102,7 @@ def test_the_best_rung_is_found_whatever_the_warm_up_said(name, warm_up, budget)
     day = Day(flat, objective=0.1, warm_up=warm_up, budget=budget)
     day.pass_(20, rate=3000)  # time to learn
     latencies, _ = day.pass_(5, rate=3000)
-    assert len(latencies) > 0.9 * 15_000, f"{name}: limit {day.batcher.queue.limit}"
+    assert len(latencies) > 0.9 * 15_000, f"{name}: limit {day.batcher.queue.max_batch_rows}"
 
 
 def test_after_a_slow_time_the_limit_returns():
@@ -107,12 +110,12 @@ def test_after_a_slow_time_the_limit_returns():
     day.pass_(5, rate=3000)
     day.cost = lambda rows: 4 * flat(rows)
     day.pass_(5, rate=3000)
-    assert day.batcher.queue.limit <= 32
+    assert day.batcher.queue.max_batch_rows <= 32
     day.cost = flat
     day.pass_(20, rate=3000)
     latencies, _ = day.pass_(5, rate=3000)
     assert len(latencies) > 0.9 * 15_000
-    assert day.batcher.queue.limit >= 32
+    assert day.batcher.queue.max_batch_rows >= 32
 
 
 def test_an_objective_out_of_reach_costs_no_throughput():

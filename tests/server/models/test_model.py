@@ -231,7 +231,7 @@ def test_a_run_of_onnx_runtime_heeds_that_it_is_terminated(tmp_path):
 def test_every_instance_is_known_to_admission(repository, metrics):
     found = ModelSource("c", 1, repository / "classifier" / "1" / "model.onnx")
     model = Model(found, ModelOptions(instances=3), metrics)
-    assert model.batcher.admission.instances == len(model.instances) == 3
+    assert model.batcher.admission.instances == model.batcher.instances == 3
 
 
 def test_without_a_gpu_the_provider_is_honest(load, repository):

@@ -27,6 +27,23 @@ def run_all(run):
         pass
 
 
+class CountedRequest(Request):
+    """Counts what becomes of it, and compares its outputs with what they should be."""
+
+    def __init__(self, caller, number, fate, index, deadline, priority):
+        super().__init__({"index": index}, len(index), (), deadline, priority)
+        self.caller = caller
+        self.number = number
+        self.fate = fate
+
+    def finish(self, outputs, error):
+        self.caller.finished[self.number] += 1
+        self.caller.outcomes[self.fate, "ok" if error is None else error.outcome] += 1
+        index = self.inputs["index"]
+        if error is None and outputs[0].tolist() != (10.0 * index).tolist():
+            self.caller.wrong.append((index, outputs[0]))
+
+
 class Caller(threading.Thread):
     """Asks for `table[index]`; the model's whole run fails on an index that is not there."""
 
@@ -34,7 +51,7 @@ class Caller(threading.Thread):
         super().__init__()
         self.model = model
         self.random = np.random.default_rng(seed)
-        self.told = Counter()  # how often each request was told something
+        self.finished = Counter()  # how often each request was finished
         self.outcomes = Counter()
         self.wrong = []
         self.refused = 0
@@ -54,19 +71,13 @@ class Caller(threading.Thread):
                 request.cancel(CancelledError())
 
     def request(self, number, fate, index):
-        def done(request, outputs, error):
-            self.told[number] += 1
-            self.outcomes[fate, "ok" if error is None else error.outcome] += 1
-            if error is None and outputs[0].tolist() != (10.0 * index).tolist():
-                self.wrong.append((index, outputs[0]))
-
         deadline = time.monotonic() + 0.002 if fate == "expire" else math.inf
         level = Priority(number % 3)
-        return Request({"index": index}, len(index), (), done, deadline, level)
+        return CountedRequest(self, number, fate, index, deadline, level)
 
     def admitted(self, request):
         try:
-            self.model.submit(request, run_all)
+            self.model.batcher.submit(request, run_all)
         except QueueFullError:
             self.refused += 1
             if request.deadline == math.inf:
@@ -91,9 +102,8 @@ def test_every_request_is_answered_exactly_once(repository, caplog, instances, i
     for caller in callers:
         caller.start()
     while inline is None and any(caller.is_alive() for caller in callers):
-        model.batcher._transport.on = (
-            not model.batcher.inline
-        )  # callers and the instance both run it
+        # Callers and the instance both run it.
+        model.batcher._inline.on = not model.batcher.inline
         time.sleep(0.001)
     for caller in callers:
         caller.join()
@@ -102,7 +112,7 @@ def test_every_request_is_answered_exactly_once(repository, caplog, instances, i
     for caller in callers:
         told.update(caller.outcomes)
         assert caller.wrong == []
-        assert caller.told == Counter(dict.fromkeys(range(EACH), 1))
+        assert caller.finished == Counter(dict.fromkeys(range(EACH), 1))
     assert sum(told.values()) == CALLERS * EACH
     by_fate = {fate: {o for f, o in told if f == fate} for fate, _ in told}
     assert by_fate["ok"] == {"ok"}

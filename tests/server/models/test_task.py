@@ -387,7 +387,7 @@ def test_a_model_runs_where_its_settings_say(load):
 
 def test_a_model_is_served_by_its_own_options(load):
     model = load("max_batch_rows = 5\ninstances = 2\nthreads = 1")
-    assert (model.batcher.policy.max_rows, len(model.instances)) == (5, 2)
+    assert (model.batcher.policy.max_rows, model.batcher.instances) == (5, 2)
 
 
 def test_settings_without_a_name_for_a_value():

@@ -180,7 +180,7 @@ def versions(snapshot):
 
 
 class Queue:
-    limit = 7
+    max_batch_rows = 7
     max_rows = 100
 
     def __init__(self, rows, age):
@@ -192,7 +192,7 @@ class Queue:
 
 
 class CostModel:
-    rungs = (1, 8)
+    batch_sizes = (1, 8)
 
     def __init__(self, seconds):
         self.seconds = seconds

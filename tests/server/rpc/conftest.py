@@ -8,7 +8,7 @@ from neurona_server.batching.policy import BatchPolicy
 
 @pytest.fixture(scope="session", params=["cygrpc", "aio"], autouse=True)
 def transport(request):
-    """Every test of this folder runs behind both transports."""
+    """Every test of this folder runs on both transports."""
     in_process_server.TRANSPORT = request.param
     yield request.param
     in_process_server.TRANSPORT = "auto"
@@ -16,7 +16,7 @@ def transport(request):
 
 @pytest.fixture(scope="session")
 def echoes(tmp_path_factory):
-    """Models that the tests of the Open Inference Protocol have besides the others."""
+    """Further models for the tests of the Open Inference Protocol."""
     root = onnx_models.save_echoes(tmp_path_factory.mktemp("echoes"))
     onnx_models.save_adjustable(root / "adjustable" / "1" / "model.onnx")
     return root
@@ -30,12 +30,12 @@ def echo_server(echoes, transport):
 
 
 @pytest.fixture
-def refusal():
-    """What a call is refused with: the name of the code and the text."""
+def rejection():
+    """Makes a call that must fail, and returns the name of its status code and its details."""
 
-    def refusal(method, request, timeout=10, **options):
+    def rejection(method, request, timeout=10, **options):
         with pytest.raises(grpc.RpcError) as caught:
             method(request, timeout=timeout, **options)
         return caught.value.code().name, caught.value.details()
 
-    return refusal
+    return rejection

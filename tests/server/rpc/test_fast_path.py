@@ -1,5 +1,8 @@
 """Requests like one that was found good before are answered like it, each with its own data."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
@@ -11,6 +14,7 @@ from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.rpc import fast_path
 
 ONES = np.ones((1, 2), np.float32)
+ROW = np.ones((1, 4), np.float32)
 
 
 @pytest.fixture
@@ -62,6 +66,14 @@ def test_each_has_its_own_optional_input(adjustable, wait_until, send):
 def test_what_a_model_is_told_of_its_requests_has_an_end(make_server, monkeypatch):
     monkeypatch.setattr(fast_path, "MOST_SHAPES", 4)
     monkeypatch.setattr(fast_path, "MOST_SHAPES", 4)
+    caches = []
+    make = fast_path.FastPath.__init__
+
+    def make_and_keep(self, *arguments):
+        make(self, *arguments)
+        caches.append(self._prepared)
+
+    monkeypatch.setattr(fast_path.FastPath, "__init__", make_and_keep)
     server = make_server()
     model = server.registry.resolve("regressor")
     for length in range(1, 20):
@@ -71,5 +83,31 @@ def test_what_a_model_is_told_of_its_requests_has_an_end(make_server, monkeypatc
                 PredictRequest(model="regressor", inputs=[series]), timeout=10
             )
             assert answer.regression.rows[0].values == [length]
-    kept = [facts for facts in model.notes.values() if isinstance(facts, dict)]
-    assert [0 < len(facts) <= 4 for facts in kept] == [True]
+    (prepared,) = [cache[id(model)] for cache in caches if id(model) in cache]
+    assert 0 < len(prepared) <= 4
+
+
+def classify(server):
+    request = PredictRequest(model="classifier", inputs=[to_tensor("x", ROW)])
+    server.prediction.Predict(request, timeout=10)
+
+
+def infer_classes(server):
+    request = ModelInferRequest(model_name="classifier", raw_input_contents=[ROW.tobytes()])
+    request.inputs.add(name="x", datatype="FP32", shape=ROW.shape)
+    server.triton.ModelInfer(request, timeout=10)
+
+
+@pytest.mark.parametrize("send", [classify, infer_classes])
+def test_what_is_prepared_for_a_model_is_freed_with_it(make_server, wait_until, send):
+    server = make_server(explicit=True, load_model=["classifier"])
+    for _ in range(3):
+        send(server)
+    model = weakref.ref(server.registry.resolve("classifier"))
+    gc.collect()
+    gc.disable()
+    try:
+        server.reconciler.unload("classifier")
+        wait_until(lambda: model() is None)
+    finally:
+        gc.enable()

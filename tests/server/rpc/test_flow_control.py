@@ -18,23 +18,23 @@ def ten_bytes(monkeypatch):
 
 def test_what_waits_is_counted_until_it_went(ten_bytes):
     assert not ten_bytes.full
-    ten_bytes.begun(1)
-    ten_bytes.came(1, 6)
+    ten_bytes.reserve(1)
+    ten_bytes.settle(1, 6)
     assert not ten_bytes.full
-    ten_bytes.begun(4)
+    ten_bytes.reserve(4)
     assert ten_bytes.full  # what is to come counts as much as is expected
-    ten_bytes.went(6)
+    ten_bytes.release(6)
     assert not ten_bytes.full
     assert ten_bytes.low
-    ten_bytes.came(4, 5)
+    ten_bytes.settle(4, 5)
     assert not ten_bytes.low
 
 
 def test_one_may_be_larger_than_all_that_may_wait(ten_bytes):
-    ten_bytes.begun(3)
-    ten_bytes.came(3, 11)
+    ten_bytes.reserve(3)
+    ten_bytes.settle(3, 11)
     assert ten_bytes.full
-    ten_bytes.went(11)
+    ten_bytes.release(11)
     assert not ten_bytes.full
     assert ten_bytes.low
 

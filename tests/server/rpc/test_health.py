@@ -1,3 +1,5 @@
+"""Health: Check, List and Watch, and how names come and go."""
+
 import time
 
 import grpc
@@ -21,7 +23,7 @@ def server(make_server):
 @pytest.mark.parametrize(
     ("name", "status"), [("", SERVING), ("lstm", SERVING), ("rnn", NOT_SERVING)]
 )
-def test_check_says_the_state(server, name, status):
+def test_check_returns_the_state(server, name, status):
     response = HealthStub(server.channel).Check(HealthCheckRequest(service=name), timeout=10)
     assert response.status == status
 
@@ -33,7 +35,7 @@ def test_check_of_an_unknown_name_is_not_found(server):
     assert "'gru'" in caught.value.details()
 
 
-def test_watch_says_every_change(server):
+def test_watch_sends_every_change(server):
     watch = HealthStub(server.channel).Watch(HealthCheckRequest(service="gru"), timeout=30)
     states = [next(watch).status]
     for serving in (True, False, True):
@@ -42,7 +44,7 @@ def test_watch_says_every_change(server):
     assert states == [UNKNOWN, SERVING, NOT_SERVING, SERVING]
 
 
-def test_list_says_the_state_of_every_name(server):
+def test_list_returns_the_state_of_every_name(server):
     method = server.channel.unary_unary("/grpc.health.v1.Health/List")
     listed = health.HealthListResponse.FromString(method(b"", timeout=10))
     states = {name: entry.status for name, entry in listed.statuses.items()}
@@ -55,13 +57,13 @@ def test_list_says_the_state_of_every_name(server):
 def test_the_bytes_of_list_are_those_of_the_specification(server):
     """By hand: field 1 holds pairs of a name (1) and a HealthCheckResponse (2)."""
     server.health.replace({"lstm": True, "rnn": False})
-    answer = server.channel.unary_unary("/grpc.health.v1.Health/List")(b"", timeout=10)
+    response = server.channel.unary_unary("/grpc.health.v1.Health/List")(b"", timeout=10)
     lstm = b"\x0a\x0a" + b"\x0a\x04lstm" + b"\x12\x02\x08\x01"
     rnn = b"\x0a\x09" + b"\x0a\x03rnn" + b"\x12\x02\x08\x02"
-    assert answer == lstm + rnn
+    assert response == lstm + rnn
 
 
-def test_names_that_are_replaced_are_gone_for_check_list_and_watch(server):
+def test_replaced_names_are_unknown_to_check_and_watch(server):
     stub = HealthStub(server.channel)
     watch = stub.Watch(HealthCheckRequest(service="rnn"), timeout=30)
     states = [next(watch).status]
@@ -75,21 +77,21 @@ def test_names_that_are_replaced_are_gone_for_check_list_and_watch(server):
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_a_name_with_odd_characters_is_told_escaped(server):
+def test_a_name_with_odd_characters_is_escaped_in_the_message(server):
     with pytest.raises(grpc.RpcError) as caught:
         HealthStub(server.channel).Check(HealthCheckRequest(service="a\nb" * 500), timeout=10)
     assert "\n" not in caught.value.details()
     assert len(caught.value.details()) < 200
 
 
-def test_a_watcher_that_leaves_is_forgotten(server, wait_until):
+def test_a_cancelled_watch_is_removed(server, wait_until):
     watch = HealthStub(server.channel).Watch(HealthCheckRequest(), timeout=30)
     next(watch)
     watch.cancel()
     wait_until(lambda: not server.health._watchers)
 
 
-def test_watchers_are_told_of_the_stop_and_do_not_hold_it_up(server):
+def test_watchers_learn_of_the_stop_and_do_not_delay_it(server):
     watch = HealthStub(server.channel).Watch(HealthCheckRequest(), timeout=30)
     assert next(watch).status == SERVING
     server.health.stop()
@@ -99,7 +101,7 @@ def test_watchers_are_told_of_the_stop_and_do_not_hold_it_up(server):
     assert time.monotonic() - started < 10
 
 
-def test_bytes_that_are_no_request_are_refused(server):
+def test_invalid_bytes_are_rejected(server):
     check = server.channel.unary_unary("/grpc.health.v1.Health/Check")
     with pytest.raises(grpc.RpcError) as caught:
         check(b"\xff", timeout=10)

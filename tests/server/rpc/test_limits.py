@@ -1,3 +1,5 @@
+"""The limits of requests, responses, messages and connections."""
+
 import contextlib
 import gzip
 import struct
@@ -30,7 +32,7 @@ def total(rows=1, steps=3):
 
 
 def sums(rows):
-    """Its answer is as large as the request."""
+    """A request whose response is as large."""
     x = np.ones((rows, 2), np.float32)
     return PredictRequest(model="running_sum", inputs=[to_tensor("x", x)])
 
@@ -46,14 +48,14 @@ def error_of(method, request, **options):
     [
         (
             PredictRequest(model="regressor", inputs=[Tensor(name="x")] * 5),
-            "the request has 5 tensors; expected at most 4",
+            "the request has 5 tensors (expected at most 4)",
         ),
-        (total(rows=8), "the request has 8 rows; expected at most 7"),
+        (total(rows=8), "the request has 8 rows (expected at most 7)"),
         (
             PredictRequest(
                 model="regressor", inputs=[Tensor(name="a\nb", shape=[1] * (MAX_AXES + 1))]
             ),
-            r"input 'a\nb' has 33 axes; expected at most 32",
+            r"input 'a\nb' has 33 axes (expected at most 32)",
         ),
         # Sizes whose product is 0 in 64 bits, or negative.
         (
@@ -71,9 +73,7 @@ def error_of(method, request, **options):
         ),
     ],
 )
-def test_what_exceeds_a_limit_is_refused_with_what_came_and_what_may(
-    make_server, request_, message
-):
+def test_a_request_beyond_a_limit_is_rejected_with_size_and_limit(make_server, request_, message):
     server = make_server(limits=Limits(max_tensors=4, max_rows=7))
     code, details = error_of(server.prediction.Predict, request_)
     assert code == "INVALID_ARGUMENT"
@@ -81,17 +81,17 @@ def test_what_exceeds_a_limit_is_refused_with_what_came_and_what_may(
     assert server.prediction.Predict(total(rows=7), timeout=20).regression.rows
 
 
-def small_parts(count):
-    """A message of tensors of no content: two bytes each."""
+def many_tensors(count):
+    """A message of empty tensors: two bytes each."""
     return PredictRequest(model="regressor", inputs=[Tensor()] * count).SerializeToString()
 
 
-def a_long_shape(size):
+def long_shape(size):
     shape = Tensor(name="x", shape=[1] * size)
     return PredictRequest(model="regressor", inputs=[shape]).SerializeToString()
 
 
-def in_a_stream(request):
+def to_stream_message(request):
     streamed = StreamedRequest(id=1, request=PredictRequest.FromString(request))
     return PredictStreamRequest(requests=[streamed]).SerializeToString()
 
@@ -99,47 +99,49 @@ def in_a_stream(request):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (small_parts(3_000_000), "more than 262144 fields"),
-        (a_long_shape(5_000_000), "field 3 has 5000000 bytes; expected at most 320"),
+        (many_tensors(3_000_000), "more than 262144 fields"),
+        (long_shape(5_000_000), "field 3 has 5000000 bytes (expected at most 320)"),
         (b"\x50\x01" * 3_000_000, "more than 262144 fields"),
     ],
 )
-def test_a_large_message_of_small_parts_is_refused_before_it_is_parsed(make_server, body, message):
+def test_a_large_message_of_small_fields_is_rejected_before_it_is_parsed(
+    make_server, body, message
+):
     server = make_server(options=ListenerOptions(max_message_bytes=16 << 20))
     unary = server.channel.unary_unary(PREDICT)
     code, details = error_of(unary, body)
     assert (code, message in details) == ("INVALID_ARGUMENT", True), details
     stream = server.channel.stream_stream("/neurona.v1.Prediction/PredictStream")
-    code, details = error_of(stream, iter([in_a_stream(body)]))
+    code, details = error_of(stream, iter([to_stream_message(body)]))
     assert (code, message in details) == ("INVALID_ARGUMENT", True), details
 
 
-def test_a_large_message_of_large_parts_is_answered(make_server):
+def test_a_large_message_of_large_fields_is_answered(make_server):
     server = make_server(options=ListenerOptions(max_message_bytes=16 << 20))
     request = total(steps=2_000_000)
-    assert request.ByteSize() > limits.LARGE
+    assert request.ByteSize() > limits.LARGE_MESSAGE
     assert server.prediction.Predict(request, timeout=20).regression.rows[0].values[0] == 2e6
     many = [StreamedRequest(id=i, request=total(steps=1000)) for i in range(1500)]
     message = PredictStreamRequest(requests=many)
-    assert message.ByteSize() > limits.LARGE
+    assert message.ByteSize() > limits.LARGE_MESSAGE
     stream = server.prediction.PredictStream(iter([message]), timeout=60)
-    answers = [one for response in stream for one in response.responses]
-    assert {one.response.regression.rows[0].values[0] for one in answers} == {1000}
-    assert len(answers) == 1500
+    responses = [each for message in stream for each in message.responses]
+    assert {each.response.regression.rows[0].values[0] for each in responses} == {1000}
+    assert len(responses) == 1500
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_counting_through_bytes_that_are_no_message_ends(seed):
+def test_counting_the_fields_of_random_bytes_ends(seed):
     rng = np.random.default_rng(seed)
-    body = rng.integers(0, 256, limits.LARGE + 7, np.uint8).tobytes()
-    lying = b"\x22\xff\xff\xff\xff\x7f" + body  # a tensor of more bytes than there are
-    for text in (body, lying, b"\xff" * limits.LARGE, b"\x22" * (5 << 20)):
+    body = rng.integers(0, 256, limits.LARGE_MESSAGE + 7, np.uint8).tobytes()
+    truncated = b"\x22\xff\xff\xff\xff\x7f" + body  # a tensor with more bytes than the message
+    for text in (body, truncated, b"\xff" * limits.LARGE_MESSAGE, b"\x22" * (5 << 20)):
         for path in ((), (1, 2)):
             with contextlib.suppress(InvalidArgumentError):
                 Limits().check_wire(text, *path)
 
 
-def test_an_answer_that_is_too_large_is_refused_clearly(make_server):
+def test_a_response_that_is_too_large_is_an_error(make_server):
     server = make_server(
         limits=Limits(max_message_bytes=1000), options=ListenerOptions(max_message_bytes=2000)
     )
@@ -153,7 +155,7 @@ def classes(rows):
     return PredictRequest(model="classifier", top_k=3, inputs=[to_tensor("x", x)])
 
 
-def test_in_a_stream_only_the_answer_that_is_too_large_is_refused(make_server):
+def test_in_a_stream_only_the_response_that_is_too_large_is_an_error(make_server):
     limits = Limits(max_message_bytes=1500)
     server = make_server(limits=limits, options=ListenerOptions(max_message_bytes=20000))
     requests = [StreamedRequest(id=rows, request=classes(rows)) for rows in (1, 10, 200, 11, 12)]
@@ -162,7 +164,7 @@ def test_in_a_stream_only_the_answer_that_is_too_large_is_refused(make_server):
     )
     messages = list(stream)
     assert all(message.ByteSize() <= 1500 for message in messages)
-    answered = {one.id: one for message in messages for one in message.responses}
+    answered = {each.id: each for message in messages for each in message.responses}
     assert answered.keys() == {1, 10, 200, 11, 12}
     assert answered[200].error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
     assert not answered[200].error.retry_after_ms
@@ -170,40 +172,40 @@ def test_in_a_stream_only_the_answer_that_is_too_large_is_refused(make_server):
     assert len(answered[12].response.classification.rows) == 12
 
 
-def test_a_message_that_is_too_large_is_refused_in_either_direction(server):
+def test_a_message_that_is_too_large_is_rejected_in_either_direction(server):
     code, details = error_of(server.prediction.Predict, sums(200_000))
     assert code == "RESOURCE_EXHAUSTED"
     assert "larger than max" in details
     assert to_array(server.prediction.Predict(sums(1000)).outputs[0]).shape == (1000, 2)
 
 
-def test_a_small_message_that_inflates_beyond_the_limit_is_refused(server):
+def test_a_message_that_decompresses_beyond_the_limit_is_rejected(server):
     bomb = gzip.compress(bytes(60 << 20))
     assert len(bomb) < 65536
     connection = http2.Connection(server.port)
     stream = connection.call(PREDICT, http2.message(bomb, compressed=True), grpc_encoding="gzip")
-    assert b"larger than max" in connection.ended(stream)
+    assert b"larger than max" in connection.read_response(stream)
     connection.close()
     assert server.prediction.Predict(total(), timeout=20).regression.rows
 
 
 @pytest.mark.parametrize("body", [b"", b"no gzip at all", gzip.compress(bytes(1000))[:-9]])
-def test_what_cannot_be_inflated_ends_its_call_alone(server, body):
+def test_a_message_that_cannot_be_decompressed_ends_its_call_only(server, body):
     connection = http2.Connection(server.port)
     stream = connection.call(PREDICT, http2.message(body, compressed=True), grpc_encoding="gzip")
-    assert connection.ended(stream)
-    good = connection.call(PREDICT, http2.message(total().SerializeToString()))
-    assert b"total" in connection.ended(good)
+    assert connection.read_response(stream)
+    valid = connection.call(PREDICT, http2.message(total().SerializeToString()))
+    assert b"total" in connection.read_response(valid)
     connection.close()
 
 
 def test_a_request_may_be_compressed(server):
     request = total(steps=10_000)
-    answer = server.prediction.Predict(request, timeout=20, compression=grpc.Compression.Gzip)
-    assert answer.regression.rows[0].values[0] == 10_000
+    response = server.prediction.Predict(request, timeout=20, compression=grpc.Compression.Gzip)
+    assert response.regression.rows[0].values[0] == 10_000
 
 
-def test_metadata_that_is_too_large_is_refused(make_server):
+def test_metadata_that_are_too_large_are_rejected(make_server):
     server = make_server(options=ListenerOptions(max_metadata_bytes=4096))
     metadata = [(f"key-{i}", "v" * 100) for i in range(40)]
     code, details = error_of(server.prediction.Predict, total(), metadata=metadata)
@@ -212,7 +214,7 @@ def test_metadata_that_is_too_large_is_refused(make_server):
     assert server.prediction.Predict(total(), timeout=20, metadata=metadata[:20])
 
 
-def test_a_connection_has_so_many_calls_at_a_time_and_no_more(make_server):
+def test_the_calls_of_a_connection_are_limited(make_server):
     server = make_server(options=ListenerOptions(max_streams=2))
     stub = HealthStub(server.channel)
     watches = [stub.Watch(HealthCheckRequest(), timeout=60) for _ in range(2)]
@@ -225,18 +227,18 @@ def test_a_connection_has_so_many_calls_at_a_time_and_no_more(make_server):
     assert server.prediction.Predict(total(), timeout=20).regression.rows
 
 
-def test_a_caller_who_does_not_heed_that_is_refused_call_by_call(make_server, wait_until):
+def test_calls_beyond_the_limit_of_a_connection_are_reset(make_server, wait_until):
     server = make_server(options=ListenerOptions(max_streams=2))
     connection = http2.Connection(server.port)
-    settings = connection.until(http2.SETTINGS).payload
+    settings = connection.read_until(http2.SETTINGS).payload
     pairs = [struct.unpack_from(">HI", settings, at) for at in range(0, len(settings), 6)]
     assert dict(pairs)[http2.MAX_CONCURRENT_STREAMS] == 2
-    connection.until(http2.SETTINGS, flags=http2.ACK)
+    connection.read_until(http2.SETTINGS, flags=http2.ACK)
     watch = "/grpc.health.v1.Health/Watch"
     streams = [connection.call(watch, http2.message(b""), end=False) for _ in range(3)]
-    (reason,) = struct.unpack(">I", connection.until(http2.RESET, streams[2]).payload)
+    (reason,) = struct.unpack(">I", connection.read_until(http2.RESET, streams[2]).payload)
     assert reason in (7, 11)  # REFUSED_STREAM, ENHANCE_YOUR_CALM
-    connection.send(http2.frame(http2.RESET, 0, streams[0], struct.pack(">I", 8)))
-    good = http2.message(total().SerializeToString())
-    wait_until(lambda: b"total" in connection.ended(connection.call(PREDICT, good)))
+    connection.send(http2.encode_frame(http2.RESET, 0, streams[0], struct.pack(">I", 8)))
+    request = http2.message(total().SerializeToString())
+    wait_until(lambda: b"total" in connection.read_response(connection.call(PREDICT, request)))
     connection.close()

@@ -1,3 +1,5 @@
+"""Reflection: every service is listed, every symbol is found, nothing else is exposed."""
+
 import grpc
 import numpy as np
 import pytest
@@ -31,14 +33,16 @@ def ask(server, *requests, version="v1"):
 
 
 def pool_of(server, symbol, version="v1"):
-    """What a tool does: a pool of its own, filled from what the server says of a symbol."""
-    (answer,) = ask(server, ServerReflectionRequest(file_containing_symbol=symbol), version=version)
+    """A descriptor pool of the files that the server returns for a symbol, as tools make it."""
+    (response,) = ask(
+        server, ServerReflectionRequest(file_containing_symbol=symbol), version=version
+    )
     files = [
         FileDescriptorProto.FromString(file)
-        for file in answer.file_descriptor_response.file_descriptor_proto
+        for file in response.file_descriptor_response.file_descriptor_proto
     ]
     pool = DescriptorPool()
-    for file in reversed(files):  # what is imported comes first
+    for file in reversed(files):  # imports are added first
         pool.Add(file)
     return pool
 
@@ -60,22 +64,22 @@ def test_every_service_is_listed_and_described(server, version):
     assert described == set(server.methods)
 
 
-def test_a_client_made_of_nothing_but_reflection_predicts(server):
+def test_a_client_made_from_reflection_alone_predicts(server):
     pool = pool_of(server, "neurona.v1.Prediction.Predict")
     method = pool.FindServiceByName("neurona.v1.Prediction").FindMethodByName("Predict")
-    make_request, answer = (GetMessageClass(t) for t in (method.input_type, method.output_type))
+    make_request, response = (GetMessageClass(t) for t in (method.input_type, method.output_type))
     request = make_request(model="regressor")
     series = np.array([[1, 2, 3]], np.float32)
     request.inputs.add(name="series", dtype=1, shape=series.shape, data=series.tobytes())
     predict = server.channel.unary_unary(
         f"/{method.containing_service.full_name}/{method.name}",
         make_request.SerializeToString,
-        answer.FromString,
+        response.FromString,
     )
     assert predict(request, timeout=10).regression.rows[0].values[0] == 6
 
 
-def test_a_file_is_found_by_name_and_by_whatever_it_declares(server):
+def test_a_file_is_found_by_name_and_by_each_symbol_it_declares(server):
     symbols = [
         *("neurona.v1.Tensor", "neurona.v1.Tensor.shape", "neurona.v1.PredictRequest.which"),
         *("neurona.v1.DataType", "neurona.v1.DATA_TYPE_FLOAT", "neurona.v1.Models.List"),
@@ -84,8 +88,8 @@ def test_a_file_is_found_by_name_and_by_whatever_it_declares(server):
     by_name = ServerReflectionRequest(file_by_filename="neurona_protos/prediction.proto")
     by_symbol = [ServerReflectionRequest(file_containing_symbol=symbol) for symbol in symbols]
     first, *others = (
-        list(answer.file_descriptor_response.file_descriptor_proto)
-        for answer in ask(server, by_name, *by_symbol)
+        list(response.file_descriptor_response.file_descriptor_proto)
+        for response in ask(server, by_name, *by_symbol)
     )
     assert FileDescriptorProto.FromString(first[0]).package == "neurona.v1"
     assert others == [first] * len(symbols)
@@ -96,11 +100,11 @@ def test_a_file_is_found_by_name_and_by_whatever_it_declares(server):
     [
         (ServerReflectionRequest(file_by_filename="/etc/passwd"), "NOT_FOUND", "'/etc/passwd'"),
         (ServerReflectionRequest(file_containing_symbol="a\nb"), "NOT_FOUND", r"'a\nb'"),
-        # Known to the process, and none of the transport's business.
+        # In protobuf's default pool, but of no service.
         (
             ServerReflectionRequest(file_by_filename="google/protobuf/descriptor.proto"),
             "NOT_FOUND",
-            "no file",
+            "unknown file",
         ),
         (
             ServerReflectionRequest(
@@ -111,40 +115,46 @@ def test_a_file_is_found_by_name_and_by_whatever_it_declares(server):
             "NOT_FOUND",
             "no extension 7",
         ),
-        (ServerReflectionRequest(all_extension_numbers_of_type="x"), "NOT_FOUND", "no symbol 'x'"),
-        (ServerReflectionRequest(host="h"), "INVALID_ARGUMENT", "asks for nothing"),
+        (
+            ServerReflectionRequest(all_extension_numbers_of_type="x"),
+            "NOT_FOUND",
+            "unknown symbol 'x'",
+        ),
+        (ServerReflectionRequest(host="h"), "INVALID_ARGUMENT", "the reflection request is empty"),
     ],
 )
-def test_what_is_not_there_is_said_and_the_stream_goes_on(server, request_, code, message):
-    refused, listed = ask(server, request_, ServerReflectionRequest(list_services=""))
-    assert refused.error_response.error_code == grpc.StatusCode[code].value[0]
-    assert message in refused.error_response.error_message
-    assert refused.original_request == request_
-    assert refused.valid_host == request_.host
+def test_an_unknown_name_is_an_error_response_and_the_stream_continues(
+    server, request_, code, message
+):
+    error, listed = ask(server, request_, ServerReflectionRequest(list_services=""))
+    assert error.error_response.error_code == grpc.StatusCode[code].value[0]
+    assert message in error.error_response.error_message
+    assert error.original_request == request_
+    assert error.valid_host == request_.host
     assert listed.list_services_response.service
 
 
 def test_a_message_has_no_extensions(server):
     request = ServerReflectionRequest(all_extension_numbers_of_type="neurona.v1.Tensor")
-    (answer,) = ask(server, request)
-    assert answer.all_extension_numbers_response.base_type_name == "neurona.v1.Tensor"
-    assert not answer.all_extension_numbers_response.extension_number
+    (response,) = ask(server, request)
+    assert response.all_extension_numbers_response.base_type_name == "neurona.v1.Tensor"
+    assert not response.all_extension_numbers_response.extension_number
 
 
 def test_the_bytes_are_those_of_the_specification(server):
-    """By hand: list_services is field 7; the answer echoes it in field 2, services in field 6."""
+    """By hand: list_services is field 7, its echo field 2 of the response, services field 6."""
     method = server.channel.stream_stream(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
     )
-    (answer,) = method(iter([b"\x3a\x01*"]), timeout=10)
-    assert answer.startswith(b"\x12\x03\x3a\x01*" + b"\x32")
-    assert b"\x0a\x17\x0a\x15grpc.health.v1.Health" in answer
-    (refused,) = method(iter([b"\x22\x01x"]), timeout=10)
-    assert refused.startswith(b"\x12\x03\x22\x01x" + b"\x3a")
-    assert b"\x08\x05" in refused  # NOT_FOUND
+    (response,) = method(iter([b"\x3a\x01*"]), timeout=10)
+    assert response.startswith(b"\x12\x03\x3a\x01*" + b"\x32")
+    assert b"\x0a\x17\x0a\x15grpc.health.v1.Health" in response
+    (error,) = method(iter([b"\x22\x01x"]), timeout=10)
+    assert error.startswith(b"\x12\x03\x22\x01x" + b"\x3a")
+    assert b"\x08\x05" in error  # NOT_FOUND
 
 
-def test_bytes_that_are_no_request_end_the_stream(server):
+def test_invalid_bytes_end_the_stream(server):
     method = server.channel.stream_stream(
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
     )

@@ -1,4 +1,4 @@
-"""A call that fails has an id, the same for its caller and in every line of the log about it."""
+"""A failed call has a request id, the same for its caller and in every log record about it."""
 
 import logging
 import re
@@ -19,54 +19,58 @@ from neurona_server.rpc.call import request_id_of
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
-MADE = re.compile("[0-9a-f]{32}")
+RANDOM_ID = re.compile("[0-9a-f]{32}")
 UNKNOWN = PredictRequest(model="none")
 
 
 def id_of(call):
-    """Of a call that failed; its code's name too."""
+    """The request id and the status of a call that fails."""
     with pytest.raises(grpc.RpcError) as caught:
         call()
     trailers = caught.value.trailing_metadata()
-    (found,) = [value for key, value in trailers if key == "x-request-id"]
-    return found, caught.value.code().name
+    (request_id,) = [value for key, value in trailers if key == "x-request-id"]
+    return request_id, caught.value.code().name
 
 
 @pytest.fixture
 def failing(server):
-    """Calls that fail, each in its own way, given their metadata."""
+    """Calls by the status with which they end; each takes its metadata."""
     stream = server.prediction.PredictStream
     unknown = server.channel.unary_unary("/neurona.v1.Prediction/None")
     broken = server.channel.stream_stream("/neurona.v1.Prediction/PredictStream")
     return {
-        "NOT_FOUND": lambda said: server.prediction.Predict(UNKNOWN, timeout=10, metadata=said),
-        "INVALID_ARGUMENT": lambda said: list(broken(iter([b"\xff"]), timeout=10, metadata=said)),
-        "UNIMPLEMENTED": lambda said: unknown(b"", timeout=10, metadata=said),
-        "OK": lambda said: list(stream(iter([]), timeout=10, metadata=said)),
+        "NOT_FOUND": lambda metadata: server.prediction.Predict(
+            UNKNOWN, timeout=10, metadata=metadata
+        ),
+        "INVALID_ARGUMENT": lambda metadata: list(
+            broken(iter([b"\xff"]), timeout=10, metadata=metadata)
+        ),
+        "UNIMPLEMENTED": lambda metadata: unknown(b"", timeout=10, metadata=metadata),
+        "OK": lambda metadata: list(stream(iter([]), timeout=10, metadata=metadata)),
     }
 
 
 @pytest.mark.parametrize("code", ["NOT_FOUND", "INVALID_ARGUMENT", "UNIMPLEMENTED"])
-def test_a_caller_s_own_id_comes_back_when_its_call_fails(failing, code):
+def test_the_callers_id_is_returned_when_its_call_fails(failing, code):
     for given in ("abc-1", "x" * 128, "with space"):
         assert id_of(lambda: failing[code]([("x-request-id", given)])) == (given, code)  # noqa: B023
 
 
 @pytest.mark.parametrize("code", ["NOT_FOUND", "INVALID_ARGUMENT", "UNIMPLEMENTED"])
-def test_without_one_the_trace_s_is_taken_else_one_is_made(failing, code):
+def test_without_an_id_the_trace_id_is_used_else_a_random_one(failing, code):
     assert id_of(lambda: failing[code]([("traceparent", PARENT)])) == (TRACE, code)
-    made = [id_of(lambda: failing[code]([])) for _ in range(2)]
-    assert all(MADE.fullmatch(one) for one, _ in made)
-    assert made[0] != made[1]
+    random_ids = [id_of(lambda: failing[code]([])) for _ in range(2)]
+    assert all(RANDOM_ID.fullmatch(each) for each, _ in random_ids)
+    assert random_ids[0] != random_ids[1]
     too_long, _ = id_of(lambda: failing[code]([("x-request-id", "x" * 129)]))
-    assert MADE.fullmatch(too_long)
+    assert RANDOM_ID.fullmatch(too_long)
 
 
 @pytest.mark.parametrize(
     "given", ["", "x" * 129, "é", "a\nb", "\x7f", " ", "a\x00", b"bytes"], ids=repr
 )
-def test_what_is_no_id_is_replaced(given):
-    assert MADE.fullmatch(request_id_of([("x-request-id", given)]))
+def test_an_invalid_id_is_replaced(given):
+    assert RANDOM_ID.fullmatch(request_id_of([("x-request-id", given)]))
     assert request_id_of([("x-request-id", given), ("traceparent", PARENT)]) == TRACE
 
 
@@ -77,16 +81,16 @@ def test_what_is_no_id_is_replaced(given):
         *(PARENT[:-5], "01" + PARENT[2:] + "-" + "x" * 512),
     ],
 )
-def test_what_is_no_traceparent_is_not_taken_for_one(parent):
+def test_an_invalid_traceparent_is_ignored(parent):
     assert request_id_of([("traceparent", parent)]) != TRACE
-    assert MADE.fullmatch(request_id_of([("traceparent", parent)]))
+    assert RANDOM_ID.fullmatch(request_id_of([("traceparent", parent)]))
 
 
-def test_two_traceparents_are_none():
+def test_a_repeated_traceparent_is_ignored():
     assert request_id_of([("traceparent", PARENT), ("traceparent", PARENT)]) != TRACE
 
 
-def test_an_answered_call_has_none(server):
+def test_an_answered_call_has_no_id(server):
     request = PredictRequest(
         model="regressor", inputs=[to_tensor("series", np.ones((1, 2), np.float32))]
     )
@@ -97,7 +101,7 @@ def test_an_answered_call_has_none(server):
 
 
 def lines(caplog, code):
-    """The fields of lines about calls that ended with this code."""
+    """Request and trace ids of the log records about calls that ended with this code."""
     return [
         (record.request_id, getattr(record, "trace_id", ""))
         for record in caplog.records
@@ -105,27 +109,29 @@ def lines(caplog, code):
     ]
 
 
-def test_refusals_are_lines_for_those_who_want_to_know(server, failing, caplog):
-    said = [("x-request-id", "mine"), ("traceparent", PARENT)]
+def test_failed_calls_are_logged_at_debug_level(server, failing, caplog):
+    metadata = [("x-request-id", "mine"), ("traceparent", PARENT)]
     with caplog.at_level(logging.INFO, "neurona_server"):
-        id_of(lambda: failing["NOT_FOUND"](said))
+        id_of(lambda: failing["NOT_FOUND"](metadata))
     assert not lines(caplog, "NOT_FOUND")
     with caplog.at_level(logging.DEBUG, "neurona_server"):
-        id_of(lambda: failing["NOT_FOUND"](said))
-        made, _ = id_of(lambda: failing["NOT_FOUND"]([]))
-    assert lines(caplog, "NOT_FOUND") == [("mine", TRACE), (made, "")]
+        id_of(lambda: failing["NOT_FOUND"](metadata))
+        random_id, _ = id_of(lambda: failing["NOT_FOUND"]([]))
+    assert lines(caplog, "NOT_FOUND") == [("mine", TRACE), (random_id, "")]
 
 
-def test_a_request_in_a_stream_has_the_stream_s_id_and_its_own_number(server, caplog):
+def test_a_request_in_a_stream_has_the_streams_id_and_its_number(server, caplog):
     requests = [StreamedRequest(id=n, request=UNKNOWN) for n in (7, 8)]
-    said = [("x-request-id", "mine")]
+    metadata = [("x-request-id", "mine")]
     with caplog.at_level(logging.DEBUG, "neurona_server"):
         stream = server.prediction.PredictStream
-        call = stream(iter([PredictStreamRequest(requests=requests)]), timeout=10, metadata=said)
+        call = stream(
+            iter([PredictStreamRequest(requests=requests)]), timeout=10, metadata=metadata
+        )
         (message,) = call
         assert [one.error.code for one in message.responses] == [5, 5]
         infer = ModelInferRequest(model_name="none")
-        infers = server.triton.ModelStreamInfer(iter([infer] * 2), timeout=10, metadata=said)
+        infers = server.triton.ModelStreamInfer(iter([infer] * 2), timeout=10, metadata=metadata)
         assert len([one.error_message for one in infers]) == 2
     ids = [request_id for request_id, _ in lines(caplog, "NOT_FOUND")]
     assert ids == ["mine#7", "mine#8", "mine#1", "mine#2"]
@@ -133,15 +139,15 @@ def test_a_request_in_a_stream_has_the_stream_s_id_and_its_own_number(server, ca
     assert "x-request-id" not in dict(call.trailing_metadata())
 
 
-def test_a_model_that_fails_says_on_whose_request(tmp_path, make_server, caplog):
+def test_a_failing_model_is_logged_with_the_request(tmp_path, make_server, caplog):
     onnx_models.save_picker(tmp_path / "picker" / "1" / "model.onnx")
     server = make_server(root=tmp_path)
     request = PredictRequest(model="picker", inputs=[to_tensor("index", np.array([99], np.int64))])
-    said = [("x-request-id", "mine"), ("traceparent", PARENT)]
-    found = id_of(lambda: server.prediction.Predict(request, timeout=10, metadata=said))
-    assert found == ("mine", "INTERNAL")
-    (line,) = [one for one in caplog.records if "failed on a request" in one.getMessage()]
-    assert (line.model, line.version, line.request_id, line.trace_id) == (
+    metadata = [("x-request-id", "mine"), ("traceparent", PARENT)]
+    failure = id_of(lambda: server.prediction.Predict(request, timeout=10, metadata=metadata))
+    assert failure == ("mine", "INTERNAL")
+    (record,) = [each for each in caplog.records if "failed on a request" in each.getMessage()]
+    assert (record.model, record.version, record.request_id, record.trace_id) == (
         "picker",
         1,
         "mine",

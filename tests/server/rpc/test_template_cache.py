@@ -32,7 +32,7 @@ REQUESTS = st.builds(
 
 def learn(one, message):
     request = PredictRequest.FromString(message)
-    return one.learn(message, request, [tensor.data for tensor in request.inputs])
+    return one.remember(message, request, [tensor.data for tensor in request.inputs])
 
 
 def make():
@@ -46,13 +46,13 @@ def test_what_fits_a_shape_differs_in_its_data_only(request, data):
     message = request.SerializeToString()
     shape = learn(one, message)
     assert shape is not None
-    assert one.find(message) is shape
+    assert one.lookup(message) is shape
     other = PredictRequest.FromString(message)
     for tensor in other.inputs:
         size = len(tensor.data)
         tensor.data = data.draw(st.binary(min_size=size, max_size=size))
     changed = other.SerializeToString()
-    assert one.find(changed) is shape
+    assert one.lookup(changed) is shape
     assert [changed[a:b] for a, b in shape.spans] == [tensor.data for tensor in other.inputs]
 
 
@@ -62,7 +62,7 @@ def test_whatever_fits_a_shape_says_the_same_of_all_else(first, second):
     one = make()
     shape = learn(one, first.SerializeToString())
     message = second.SerializeToString()
-    if one.find(message) is None:
+    if one.lookup(message) is None:
         return
     data = [message[a:b] for a, b in shape.spans]
     assert [tensor.data for tensor in second.inputs] == data
@@ -81,7 +81,7 @@ def test_a_byte_that_differs_outside_the_data_is_noticed(request, place, change)
     place %= len(message)
     message[place] ^= change
     inside = any(a <= place < b for a, b in shape.spans)
-    assert (one.find(bytes(message)) is shape) == inside
+    assert (one.lookup(bytes(message)) is shape) == inside
 
 
 def tensor_field(*pieces):
@@ -122,7 +122,7 @@ def test_an_unusual_message_is_learned_all_the_same(message):
     shape = learn(one, message)
     ((start, stop),) = shape.spans
     other = message[:start] + bytes(stop - start) + message[stop:]
-    assert one.find(other) is shape
+    assert one.lookup(other) is shape
     assert PredictRequest.FromString(other).inputs[0].data == bytes(stop - start)
 
 
@@ -157,4 +157,4 @@ def test_of_equally_long_messages_the_last_are_known(monkeypatch):
     one = make()
     messages = [PredictRequest(model=name).SerializeToString() + tensor_field(X) for name in "abc"]
     shapes = [learn(one, message) for message in messages]
-    assert [one.find(message) for message in messages] == [None, *shapes[1:]]
+    assert [one.lookup(message) for message in messages] == [None, *shapes[1:]]

@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from support.fakes import ParsedRequest, Puppet, PuppetBatcher
+from support.fakes import Puppet, PuppetBatcher, SubmittedRequest
 
 from neurona_server.errors import ModelFailedError
 from neurona_server.telemetry import failure_log
@@ -76,7 +76,7 @@ def test_poisoned_requests_are_logged_once(logged):
         raise RuntimeError("poisoned")
 
     batcher = PuppetBatcher()
-    requests = [ParsedRequest(batcher, [n]) for n in range(8)]
+    requests = [SubmittedRequest(batcher, [n]) for n in range(8)]
     batcher.step(Puppet(before=fail))
     assert [one.answer for one in requests] == [ModelFailedError] * 8
     assert len([record for record in logged.records if record.exc_info]) == 1

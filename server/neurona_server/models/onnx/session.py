@@ -188,7 +188,7 @@ class Session:
     def new_run(self) -> "SessionRun":
         return SessionRun(self)
 
-    def run_with(self, inputs: Inputs, options: onnxruntime.RunOptions) -> Outputs:
+    def run_with_options(self, inputs: Inputs, options: onnxruntime.RunOptions) -> Outputs:
         """Raises UnavailableError after `close`."""
         session = self._session
         if session is None:
@@ -253,7 +253,7 @@ class SessionRun:
         self._options.log_severity_level = _FATAL
 
     def __call__(self, inputs: Inputs) -> Outputs:
-        return self._session.run_with(inputs, self._options)
+        return self._session.run_with_options(inputs, self._options)
 
     def terminate(self) -> None:
         self._options.terminate = True

@@ -33,7 +33,7 @@ class Grant:
                 f"the token {self.name!r} has no right to {right.value}; it may {may}"
             )
 
-    def sees(self, model: str) -> bool:
+    def allows_model(self, model: str) -> bool:
         return self.models is None or any(fnmatchcase(model, each) for each in self.models)
 
     def check_model(self, model: str, known: Container[str]) -> None:
@@ -41,7 +41,7 @@ class Grant:
         registry's own error would list models that the token does not see."""
         if self.models is None:
             return
-        if not self.sees(model):
+        if not self.allows_model(model):
             raise PermissionDeniedError(
                 f"the token {self.name!r} has no right to model {quoted(model)}"
             )
@@ -52,7 +52,7 @@ class Grant:
 UNRESTRICTED = Grant("", frozenset(Right))
 
 
-def seen(registry: Registry, grant: Grant) -> Registry:
+def visible_models(registry: Registry, grant: Grant) -> Registry:
     return registry if grant.models is None else FilteredRegistry(registry, grant)
 
 
@@ -65,10 +65,10 @@ class FilteredRegistry(Registry):
         self._grant = grant
 
     def names(self) -> list[str]:
-        return [name for name in self._registry.names() if self._grant.sees(name)]
+        return [name for name in self._registry.names() if self._grant.allows_model(name)]
 
     def models(self) -> list[Model]:
-        return [model for model in self._registry.models() if self._grant.sees(model.name)]
+        return [model for model in self._registry.models() if self._grant.allows_model(model.name)]
 
     def entry(self, name: str) -> ModelEntry:
         self._grant.check_model(name, self._registry.names())

@@ -1,1 +1,1 @@
-"""How bytes arrive and leave: the cygrpc transport, its grpc.aio fallback, and the choice."""
+"""The transports: bytes in, bytes out, with two implementations of `rpc.call` on grpcio."""

@@ -1,8 +1,8 @@
-"""Which transport serves: the one on grpcio's completion queue, or the one on its public API.
+"""Chooses the transport: cygrpc, on grpcio's completion queue, or aio, on its public API.
 
-The first is several times quicker and rests on what grpcio does not promise. So it is tried,
-with calls of every kind, before it is used; where it does not do what it should, the other one
-takes its place, and the log and a metric say so.
+The first is several times faster, and depends on what grpcio does not promise. So it is tested
+with calls of every kind before it is used. If the test fails, the server falls back to aio, and
+the log and a metric say so.
 """
 
 import logging
@@ -20,141 +20,144 @@ from neurona_server.rpc.transports.listener import ListenerOptions
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 10.0
-"""Seconds for each call of the trial."""
+STEP_TIMEOUT = 10.0
+"""Seconds for each call of the self-test."""
 
 
 class Listener(Protocol):
+    """A transport that listens."""
+
     name: str
-    """Of the transport, for metrics: core or aio."""
+    """The transport's name for metrics: cygrpc or aio."""
 
     def start(self, address: str) -> int:
-        """Listens; the port, which the system chose if `address` ended in ":0".
+        """Listen; return the port, which the system chose if `address` ends in ":0".
 
-        Raises ConfigError when the address cannot be had.
+        Raises:
+            ConfigError: The address is not available.
         """
 
     def stop(self, timeout: float) -> None:
-        """Accepts no more calls, waits `timeout` seconds for those under way, cancels the rest.
+        """Accept no more calls, wait `timeout` seconds for those in flight, cancel the others.
 
         A second call does nothing.
         """
 
 
-def open_transport(which: str, methods: Methods, options: ListenerOptions) -> Listener:
-    """`which` is core, aio or auto: core if it passes its trial."""
-    if which == "aio":
+def open_transport(name: str, methods: Methods, options: ListenerOptions) -> Listener:
+    """Return the transport of that name: cygrpc, aio, or auto (cygrpc if it passes its test)."""
+    if name == "aio":
         return AioListener(methods, options)
-    if which == "auto" and (reason := self_test()):
+    if name == "auto" and (failure := self_test()):
         log.warning(
-            "the quick transport does not work with grpcio %s (%s); the one on grpc.aio serves, "
-            "slower",
+            "the cygrpc transport failed its self-test with grpcio %s (%s); falling back to "
+            "grpc.aio, which is slower",
             grpc.__version__,
-            reason,
+            failure,
         )
         return AioListener(methods, options)
     return CygrpcServer(methods, options)
 
 
 def self_test() -> str:
-    """What the core transport failed at in its trial; "" if it passed."""
-    step = "starting"
+    """Test the cygrpc transport; return what failed, "" if nothing."""
+    step = "start"
     try:
-        trial = _SelfTest()
-        listener = CygrpcServer(trial.methods(), ListenerOptions())
+        test = _SelfTest()
+        listener = CygrpcServer(test.methods(), ListenerOptions())
         port = listener.start("127.0.0.1:0")
         try:
             with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-                for step, run in trial.steps().items():  # noqa: B007  it is said if it fails
+                for step, run in test.steps().items():  # noqa: B007  named in the failure
                     run(channel)
         finally:
             listener.stop(1.0)
     except Exception as error:
-        log.debug("the trial of the core transport failed", exc_info=True)
+        log.debug("the self-test of the cygrpc transport failed", exc_info=True)
         return f"{step}: {type(error).__name__}"
     return ""
 
 
 class _SelfTest:
-    """Calls of every kind, and what they must come to."""
+    """Calls of every kind, and how each must end."""
 
     def __init__(self) -> None:
-        self._arrived = threading.Event()
-        self._gone = threading.Event()
+        self._call_arrived = threading.Event()
+        self._call_cancelled = threading.Event()
 
     def methods(self) -> Methods:
         return {
-            "/trial/Echo": Unary(lambda call: call.reply(call.request), None),
-            "/trial/Fail": Unary(
-                lambda call: call.fail(InvalidArgumentError("as it should")), None
+            "/self_test/Echo": Unary(lambda call: call.reply(call.request), None),
+            "/self_test/Fail": Unary(
+                lambda call: call.fail(InvalidArgumentError("expected by the self-test")), None
             ),
-            "/trial/Wait": Unary(self._wait, None),
-            "/trial/Stream": Streaming(_Echoes, None),
+            "/self_test/Wait": Unary(self._wait, None),
+            "/self_test/Stream": Streaming(_EchoStream, None),
         }
 
     def steps(self) -> dict[str, Callable[[grpc.Channel], None]]:
         return {
-            "unary calls": self._unary,
-            "errors": self._errors,
-            "cancellation": self._cancellation,
-            "streams": self._streams,
+            "unary calls": self._test_unary_calls,
+            "errors": self._test_errors,
+            "cancellation": self._test_cancellation,
+            "streams": self._test_streams,
         }
 
     def _wait(self, call: Call) -> None:
-        call.on_cancel(self._gone.set)
-        self._arrived.set()
+        call.on_cancel(self._call_cancelled.set)
+        self._call_arrived.set()
 
-    def _unary(self, channel: grpc.Channel) -> None:
-        echo: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/trial/Echo")
-        answers = [echo.future(bytes([n]) * n, timeout=PATIENCE) for n in range(20)]
-        if [answer.result() for answer in answers] != [bytes([n]) * n for n in range(20)]:
-            raise ValueError("other answers came than were sent")
+    def _test_unary_calls(self, channel: grpc.Channel) -> None:
+        echo: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/self_test/Echo")
+        responses = [echo.future(bytes([n]) * n, timeout=STEP_TIMEOUT) for n in range(20)]
+        if [response.result() for response in responses] != [bytes([n]) * n for n in range(20)]:
+            raise ValueError("responses differ from the requests")
 
-    def _errors(self, channel: grpc.Channel) -> None:
+    def _test_errors(self, channel: grpc.Channel) -> None:
         for path, code in (
-            ("/trial/Fail", grpc.StatusCode.INVALID_ARGUMENT),
-            ("/trial/Nothing", grpc.StatusCode.UNIMPLEMENTED),
+            ("/self_test/Fail", grpc.StatusCode.INVALID_ARGUMENT),
+            ("/self_test/Unknown", grpc.StatusCode.UNIMPLEMENTED),
         ):
             call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
             try:
-                call(b"", timeout=PATIENCE)
+                call(b"", timeout=STEP_TIMEOUT)
             except grpc.RpcError as error:
                 if error.code() == code:
                     continue
             raise ValueError(f"{path} did not end with {code.name}")
 
-    def _cancellation(self, channel: grpc.Channel) -> None:
-        wait: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/trial/Wait")
-        call = wait.future(b"", timeout=PATIENCE)
-        if not self._arrived.wait(PATIENCE):
-            raise TimeoutError("a call did not arrive")
+    def _test_cancellation(self, channel: grpc.Channel) -> None:
+        wait: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/self_test/Wait")
+        call = wait.future(b"", timeout=STEP_TIMEOUT)
+        if not self._call_arrived.wait(STEP_TIMEOUT):
+            raise TimeoutError("the call did not arrive")
         call.cancel()
-        if not self._gone.wait(PATIENCE):
-            raise TimeoutError("a cancellation was not noticed")
+        if not self._call_cancelled.wait(STEP_TIMEOUT):
+            raise TimeoutError("the cancellation was not noticed")
 
-    def _streams(self, channel: grpc.Channel) -> None:
-        sent = [b"a", b"bc", b"def"]
+    def _test_streams(self, channel: grpc.Channel) -> None:
+        requests = [b"a", b"bc", b"def"]
         stream: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
-            "/trial/Stream"
+            "/self_test/Stream"
         )
-        if list(stream(iter(sent), timeout=PATIENCE)) != sent:
-            raise ValueError("other messages came than were sent")
+        if list(stream(iter(requests), timeout=STEP_TIMEOUT)) != requests:
+            raise ValueError("responses differ from the requests")
 
 
-class _Echoes:
-    """A stream that sends back what it gets, from another thread."""
+class _EchoStream:
+    """A `Stream` that sends back what it receives, woken from another thread."""
 
     def __init__(self, call: StreamCall) -> None:
         self._call = call
         self._messages: list[bytes] = []
-        self._over = False
+        self._half_closed = False
 
     def receive(self, message: bytes) -> None:
         self._messages.append(message)
         threading.Thread(target=self._call.wake, daemon=True).start()
 
     def half_close(self) -> None:
-        self._over = True
+        self._half_closed = True
 
     def take_message(self) -> bytes | None:
         return self._messages.pop(0) if self._messages else None
@@ -165,10 +168,10 @@ class _Echoes:
 
     @property
     def finished(self) -> bool:
-        return self._over and not self._messages
+        return self._half_closed and not self._messages
 
     def drain(self) -> None:
-        """Nothing is under way."""
+        """Nothing is in flight."""
 
     def cancel(self) -> None:
-        """Nothing is under way."""
+        """Nothing is in flight."""

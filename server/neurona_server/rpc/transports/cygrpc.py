@@ -1,9 +1,12 @@
 """The transport on grpcio's own completion queue, which `grpc.server` itself is built on.
 
-One thread takes events from the queue and calls the services; when nothing more is ready it
-runs what was deferred, so that a batch is all that has arrived meanwhile. There is no hand-over
-between threads and no event loop in between, which is what `grpc.aio` spends its time on. The
-queue is no public API: `transports` tries this transport before it is used.
+One thread takes events from the queue and calls the services. When no further event is ready it
+runs what services have deferred, so that a batch holds all requests that have arrived meanwhile.
+There are no hand-overs between threads and no event loop, which is what `grpc.aio` spends its
+time on. The completion queue is not a public API: `auto` tests this transport before it is used.
+
+It is one file, of more than 500 lines, because server and calls share the library's operations,
+events and rules of ownership, and are read together.
 """
 
 import logging
@@ -13,10 +16,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
+from neurona_server.batching.batcher import Deferred
 from neurona_server.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
@@ -28,10 +32,10 @@ from neurona_server.errors import (
     quoted,
     response_too_large,
 )
-from neurona_server.models.model import Deferred
 from neurona_server.rpc.call import (
     REQUEST_ID,
     BaseCall,
+    Call,
     Methods,
     Stream,
     Streaming,
@@ -41,54 +45,274 @@ from neurona_server.rpc.call import (
 )
 from neurona_server.rpc.security.access import UNRESTRICTED, Grant
 from neurona_server.rpc.status import status_of
-from neurona_server.rpc.transports.listener import ListenerOptions, bind
+from neurona_server.rpc.transports.listener import (
+    AGED,
+    STOPPING,
+    STOPPING_ACCEPT_TIME,
+    ListenerOptions,
+    bind,
+)
 from neurona_server.telemetry.trace import CallTrace
 
 log = logging.getLogger(__name__)
 
-STOPPING = "the server is stopping; call again"
+REQUESTED_CALLS = 256
+"""Calls that gRPC may hand over at once; others wait inside gRPC until one is accepted."""
 
-REFUSED_BY_GRPC = TooLargeError("a message that gRPC has refused")
-"""For the metrics alone: the caller has gRPC's own words."""
+MAX_CALLS = 100_000
+"""Unary calls in flight, of all connections; further ones are rejected."""
 
-NO_FLAGS = 0
-OK = cygrpc.StatusCode.ok
+RETRY_AFTER = 1.0
+"""Seconds after which a call that exceeds MAX_CALLS may be retried."""
+
+MAX_EVENTS = 512
+"""Events after which deferred work runs although further events are ready."""
+
+CANCELLATION_TIMEOUT = 1.0
+"""Seconds that calls have to end after they were cancelled."""
+
+REJECTED_BY_GRPC = TooLargeError("message rejected by gRPC")
+"""For the metrics only: gRPC has sent the caller a status of its own."""
 
 Event = Any  # of cygrpc, which has no types
 RawCall = Any
 
+_NO_FLAGS = 0
+_OK = cygrpc.StatusCode.ok
+_NOW = 0.0
+_TIMEOUT = cygrpc.CompletionType.queue_timeout
+_SHUTDOWN = cygrpc.CompletionType.queue_shutdown
 
-class Transport(Protocol):
-    """What calls need of their transport."""
 
-    thread: int
-    max_message_bytes: int
+class CygrpcServer:
+    """Listens, and serves calls in a thread of its own."""
 
-    def begin(self, call: RawCall, operations: Sequence[Any], tag: Callable[[Event], None]) -> None:
-        """Gives operations to gRPC; any thread may. Does nothing once the transport is shut."""
+    name = "cygrpc"
+
+    def __init__(self, methods: Methods, options: ListenerOptions) -> None:
+        self.max_message_bytes = options.max_message_bytes
+        self.on_reject = options.on_reject
+        self.thread_id = 0
+        self._methods = {path.encode(): method for path, method in methods.items()}
+        self._options = options
+        self._tracer = options.tracer
+        self._queue = cygrpc.CompletionQueue()
+        self._server = cygrpc.Server(tuple(options.arguments()), False)
+        self._server.register_completion_queue(self._queue)
+        self._thread = threading.Thread(target=self._serve, name="transport", daemon=True)
+        self._stopping = self._stop_called = self._queue_closed = False
+        self._starting: list[None] = []  # an element for each thread that is in `start_batch`
+        self._idle = threading.Event()
+        self._open_calls = 0  # unary ones; only the transport's thread counts them
+        # Each stream with the time at which it is drained: the oldest comes first.
+        self._streams: dict[CygrpcStreamCall, float] = {}
+        # What is done once all ready events are handled. The dicts are ordered sets.
+        self._deferred: dict[Deferred, None] = {}
+        self._unwatched: list[CygrpcCall] = []
+        self._writers: dict[CygrpcStreamCall, None] = {}
+
+    def start(self, address: str) -> int:
+        """Listen; return the port, which the system chose if `address` ends in ":0".
+
+        Raises:
+            ConfigError: The address is not available.
+        """
+        certificates = self._options.certificates
+        secret = getattr(certificates.credentials(), "_credentials") if certificates else None  # noqa: B009
+        port = bind(partial(self._add_port, secret), address)
+        self._server.start()
+        for _ in range(REQUESTED_CALLS):
+            self._server.request_call(self._queue, self._queue, self._accept)
+        self._thread.start()
+        return port
+
+    def stop(self, timeout: float) -> None:
+        """Accept no more calls, wait `timeout` seconds for those in flight, cancel the others.
+
+        A second call does nothing.
+        """
+        if self._stop_called or self._thread.ident is None:
+            return
+        self._stop_called = self._stopping = True
+        end = time.monotonic() + timeout
+        self._drain_streams()
+        # gRPC would end calls that it has accepted and not yet handed over with CANCELLED, which
+        # clients do not retry: they get UNAVAILABLE first.
+        time.sleep(min(timeout, STOPPING_ACCEPT_TIME))
+        self._drain_streams()  # those accepted meanwhile
+        self._server.shutdown(self._queue, lambda _: self._idle.set())
+        if not self._idle.wait(max(0.0, end - time.monotonic())):
+            self._server.cancel_all_calls()
+            if not self._idle.wait(CANCELLATION_TIMEOUT):
+                log.warning(
+                    "some calls have not ended %s s after their cancellation", CANCELLATION_TIMEOUT
+                )
+                return
+        self._queue_closed = True  # set first, so that a thread that comes later starts nothing
+        while self._starting:
+            time.sleep(0.001)
+        self._server.destroy()
+        self._queue.shutdown()
+        self._thread.join()
+
+    def start_batch(
+        self, call: RawCall, operations: Sequence[Any], tag: Callable[[Event], None]
+    ) -> None:
+        """Start operations of a call; `tag` is called with their event, in the transport's thread.
+
+        Any thread may start operations. Once the completion queue is closed this does nothing.
+        """
+        # gRPC aborts the process if operations are started on a closed queue, and a response may
+        # come after its call was cancelled. With a lock, threads would wait for each other.
+        self._starting.append(None)
+        try:
+            if not self._queue_closed:
+                call.start_server_batch(operations, tag)
+        finally:
+            self._starting.pop()
+
+    # What calls use in the transport's thread:
 
     def defer(self, callback: Deferred) -> None:
-        """As that of a `Call`."""
+        """See `Call.defer`."""
+        self._deferred[callback] = None
 
-    def on_reject(self, error: Exception) -> None:
-        """Has it counted that gRPC or the transport has refused a call."""
+    def watch_close(self, call: "CygrpcCall") -> None:
+        """Have `call` notice that the caller has gone, if it is still open once all ready events
+        are handled."""
+        self._unwatched.append(call)
 
-    def done(self, event: Event) -> None:
-        """The tag of a call's last event. In the transport's thread."""
+    def schedule_write(self, call: "CygrpcStreamCall") -> None:
+        """Have `call` write what it has, once all ready events are handled."""
+        self._writers[call] = None
 
-    def watch(self, call: "CygrpcCall") -> None:
-        """Has the caller's going noticed, if the call is open when all that is ready is read."""
+    def count_ended(self, _: Event) -> None:
+        """Count a unary call as ended: the tag of its last event."""
+        self._open_calls -= 1
+
+    def remove_stream(self, call: "CygrpcStreamCall") -> None:
+        """Remove a stream that has ended."""
+        self._streams.pop(call, None)
+
+    def _add_port(self, secret: Any, address: str) -> int:
+        port = self._server.add_http2_port(address.encode(), *([secret] if secret else []))
+        if not port:
+            raise RuntimeError("the address is not available")
+        return int(port)
+
+    def _drain_streams(self) -> None:
+        for stream in list(self._streams):
+            stream.drain_for_stop()
+
+    def _serve(self) -> None:
+        self.thread_id = threading.get_ident()
+        poll = self._queue.poll
+        while True:
+            event = poll(self._poll_until())
+            count = 0
+            while event.completion_type != _TIMEOUT:
+                if event.completion_type == _SHUTDOWN:
+                    return
+                try:
+                    event.tag(event)
+                except Exception:  # the fault of one call must not end the others
+                    log.exception("uncaught exception while a gRPC event was handled")
+                # An event keeps its call alive, and a stopping server waits for that.
+                event = None
+                count += 1
+                if count >= MAX_EVENTS:
+                    break
+                event = poll(_NOW)
+            event = None
+            self._run_deferred()
+
+    def _poll_until(self) -> float | None:
+        """The wall-clock time, as gRPC expects it, until which to wait for events."""
+        if self._writers or self._deferred:
+            return _NOW
+        drain_at = next(iter(self._streams.values()), math.inf)
+        if drain_at == math.inf:
+            return None
+        return time.time() + max(0.0, drain_at - time.monotonic())
+
+    def _run_deferred(self) -> None:
+        """Run what was left for after the ready events: deferred batches, writes, drains."""
+        unfinished: dict[Deferred, None] = {}
+        while self._deferred:
+            deferred, self._deferred = self._deferred, {}
+            for callback in deferred:
+                try:
+                    if callback():
+                        unfinished[callback] = None
+                except Exception:  # the fault of one model must not end the others
+                    log.exception("uncaught exception in a deferred callback")
+        self._deferred = unfinished
+        unwatched, self._unwatched = self._unwatched, []
+        writers, self._writers = self._writers, {}
+        steps = (*[call.receive_close for call in unwatched], *[call.write for call in writers])
+        for step in steps:
+            try:
+                step()
+            except Exception:  # the fault of one call must not end the others
+                log.exception("uncaught exception while a call was continued")
+        now = time.monotonic()
+        while (oldest := next(iter(self._streams), None)) and self._streams[oldest] <= now:
+            # Moved to the end, so that it is drained once.
+            del self._streams[oldest]
+            self._streams[oldest] = math.inf
+            oldest.drain()
+
+    def _accept(self, event: Event) -> None:
+        if not event.success:  # the server is shut down
+            return
+        with suppress(ValueError):  # the server is shutting down: this call is the last one
+            self._server.request_call(self._queue, self._queue, self._accept)
+        method = self._methods.get(event.call_details.method)
+        try:
+            if self._stopping:
+                raise UnavailableError(STOPPING)
+            if self._open_calls >= MAX_CALLS:
+                raise QueueFullError(f"{MAX_CALLS} calls are in flight", RETRY_AFTER)
+            if method is None:
+                path = event.call_details.method.decode(errors="replace")
+                raise UnsupportedError(f"unknown method {quoted(path)}")
+            access = self._options.access
+            grant = (
+                access.grant(method.right, event.invocation_metadata) if access else UNRESTRICTED
+            )
+        except NeuronaError as error:
+            self.on_reject(error)
+            _reject(event, error)
+            return
+        trace = None
+        if self._tracer is not None and method.right is not None:
+            metadata = event.invocation_metadata
+            if self._tracer.should_sample(metadata):
+                trace = self._tracer.start_call(event.call_details.method.decode(), metadata)
+        if isinstance(method, Unary):
+            CygrpcCall(self, event, grant, method.start, trace)
+            self._open_calls += 1
+            return
+        try:
+            stream = CygrpcStreamCall(self, event, grant, method, trace)
+        except Exception as error:  # a bug of a service must end its call, not the transport
+            _reject(event, error, trace)
+            return
+        if not stream.ended:
+            self._streams[stream] = time.monotonic() + self._options.max_stream_age
 
 
 class CygrpcCall(BaseCall):
+    """A unary call (`rpc.call.Call`)."""
+
     __slots__ = (
-        "_close",
         "_deadline",
         "_on_cancel",
         "_open",
         "_raw",
         "_start",
         "_transport",
+        "_unwatched",
         "defer",
         "grant",
         "request",
@@ -96,10 +320,10 @@ class CygrpcCall(BaseCall):
 
     def __init__(
         self,
-        transport: Transport,
+        transport: CygrpcServer,
         event: Event,
         grant: Grant,
-        start: Callable[["CygrpcCall"], None],
+        start: Callable[[Call], None],
         trace: CallTrace | None = None,
     ) -> None:
         self._metadata = event.invocation_metadata
@@ -112,73 +336,74 @@ class CygrpcCall(BaseCall):
         self._deadline = event.call_details.deadline
         self._start = start
         self._on_cancel: list[Callable[[], None]] = []
-        # Of several threads, the one that pops an element does what it stands for: it ends the
-        # call, it asks gRPC to say when the caller is gone. list.pop is atomic.
+        # Of several threads, the one that pops the element acts: it ends the call, or it asks
+        # gRPC to report that the caller has gone. list.pop is atomic.
         self._open = [True]
-        self._close = [True]
-        operations = (cygrpc.ReceiveMessageOperation(NO_FLAGS),)
-        transport.begin(self._raw, operations, self._received)
+        self._unwatched = [True]
+        operations = (cygrpc.ReceiveMessageOperation(_NO_FLAGS),)
+        transport.start_batch(self._raw, operations, self._on_request)
 
     @property
     def deadline(self) -> float:
-        return deadline_of(self._deadline)
+        return _to_monotonic(self._deadline)
 
     def reply(self, response: bytes) -> None:
-        if type(response) is not bytes:  # gRPC would refuse it once the call counts as ended
-            self.fail(TypeError(f"a service replied with {type(response)}; expected bytes"))
+        if type(response) is not bytes:  # gRPC would raise once the call counts as ended
+            self.fail(TypeError(f"a service replied with {type(response)} (expected bytes)"))
             return
         if len(response) > self._transport.max_message_bytes:
             self.fail(response_too_large(len(response), self._transport.max_message_bytes))
             return
-        if not self._ends():
+        if not self._claim_end():
             return
-        # They hold the request, which holds us: that would wait for the collector of cycles.
+        # The callbacks hold the request, which holds this call: a cycle.
         self._on_cancel.clear()
         self._send(
-            cygrpc.SendInitialMetadataOperation(None, NO_FLAGS),
-            cygrpc.SendMessageOperation(response, NO_FLAGS),
-            cygrpc.SendStatusFromServerOperation((), OK, b"", NO_FLAGS),
+            cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
+            cygrpc.SendMessageOperation(response, _NO_FLAGS),
+            cygrpc.SendStatusFromServerOperation((), _OK, b"", _NO_FLAGS),
         )
         if self.trace is not None:
             self.trace.end()
 
     def fail(self, error: Exception) -> None:
-        if self._ends():
+        if self._claim_end():
             self._on_cancel.clear()
-            status = status_operation(error, self)
-            self._send(cygrpc.SendInitialMetadataOperation(None, NO_FLAGS), status)
+            status = _status_operation(error, self)
+            self._send(cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS), status)
             if self.trace is not None:
                 self.trace.end(error)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self._on_cancel.append(callback)
 
-    def watch(self) -> None:
-        """Most calls have ended before there is a need to: then it is part of their last batch."""
-        if self._open and self._claims_close():
-            operations = (cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),)
-            self._transport.begin(self._raw, operations, self._closed)
+    def receive_close(self) -> None:
+        """Ask gRPC to report that the caller has gone. Most calls end before they are asked to:
+        then it is part of their last operations."""
+        if self._open and self._claim_close():
+            operations = (cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),)
+            self._transport.start_batch(self._raw, operations, self._on_close)
 
-    def _received(self, event: Event) -> None:
+    def _on_request(self, event: Event) -> None:
         message = event.batch_operations[0].message()
-        if message is None:  # the caller is gone, or it was too late or too large for gRPC
-            if not event.success:  # too large, or not to be decompressed: gRPC has said so
-                self._transport.on_reject(REFUSED_BY_GRPC)
+        if message is None:  # the caller has gone, or gRPC rejected the message
+            if not event.success:  # too large or not decodable: gRPC has told the caller
+                self._transport.on_reject(REJECTED_BY_GRPC)
             if self.deadline <= time.monotonic():
-                self.fail(DeadlineExceededError("the deadline passed before the request was there"))
+                self.fail(DeadlineExceededError("deadline exceeded before the request arrived"))
             else:
-                self.fail(InvalidArgumentError("the call has no request"))
+                self.fail(InvalidArgumentError("the call has no request message"))
             return
         self.request = message
-        self._transport.watch(self)
+        self._transport.watch_close(self)
         try:
             self._start(self)
-        except Exception as error:  # a service's bug must end its call, not the transport
+        except Exception as error:  # a bug of a service must end its call, not the transport
             self.fail(error)
 
-    def _closed(self, event: Event) -> None:
-        if event.batch_operations[0].cancelled() and self._ends():
-            self._transport.done(event)
+    def _on_close(self, event: Event) -> None:
+        if event.batch_operations[0].cancelled() and self._claim_end():
+            self._transport.count_ended(event)
             for callback in self._on_cancel:
                 callback()
             self._on_cancel.clear()
@@ -186,73 +411,34 @@ class CygrpcCall(BaseCall):
                 self.trace.end(cancellation_error(self.deadline))
 
     def _send(self, *operations: Any) -> None:
-        if self._claims_close():
-            operations += (cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),)
-        self._transport.begin(self._raw, operations, self._transport.done)
+        if self._claim_close():
+            operations += (cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),)
+        self._transport.start_batch(self._raw, operations, self._transport.count_ended)
 
-    def _ends(self) -> bool:
+    def _claim_end(self) -> bool:
+        """True for the first caller, which ends the call."""
         try:
             return self._open.pop()
         except IndexError:
             return False
 
-    def _claims_close(self) -> bool:
+    def _claim_close(self) -> bool:
+        """True for the first caller, which asks gRPC to report that the caller has gone."""
         try:
-            return self._close.pop()
+            return self._unwatched.pop()
         except IndexError:
             return False
 
 
-def refuse(event: Event, error: Exception, trace: CallTrace | None = None) -> None:
-    """Ends a call before its request has been read."""
-    status = status_operation(error, BaseCall(event.invocation_metadata, trace))
-    event.call.start_server_batch(
-        (
-            cygrpc.SendInitialMetadataOperation(None, NO_FLAGS),
-            status,
-            cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),
-        ),
-        ignore,
-    )
-    if trace is not None:
-        trace.end(error)
-
-
-def status_operation(error: Exception, caller: BaseCall) -> Any:
-    status = status_of(error, caller)
-    trailers = (*status.trailers, (REQUEST_ID, caller.request_id))
-    return cygrpc.SendStatusFromServerOperation(
-        trailers, status.number, status.message.encode(), NO_FLAGS
-    )
-
-
-def ignore(_: Event) -> None:
-    """The tag of a batch that nobody waits for."""
-
-
-def deadline_of(wall: float) -> float:
-    """gRPC's deadline, by the wall clock, on the monotonic one; inf if the caller set none."""
-    remaining = wall - time.time()
-    return math.inf if remaining > 1e9 else time.monotonic() + remaining
-
-
-AGED = "the connection is as old as connections get; call again"
-
-
-class StreamTransport(Transport, Protocol):
-    def awaken(self, call: "CygrpcStreamCall") -> None:
-        """Has it written what it has, when all that is ready is read. In the transport's thread."""
-
-    def forget(self, call: "CygrpcStreamCall") -> None:
-        """It has ended."""
-
-
 class CygrpcStreamCall(BaseCall):
-    """All but `wake` is called in the transport's thread."""
+    """A streaming call (`rpc.call.StreamCall`).
+
+    All but `wake` and `drain_for_stop` runs in the transport's thread.
+    """
 
     def __init__(
         self,
-        transport: StreamTransport,
+        transport: CygrpcServer,
         event: Event,
         grant: Grant,
         method: Streaming,
@@ -261,359 +447,172 @@ class CygrpcStreamCall(BaseCall):
         super().__init__(event.invocation_metadata, trace)
         self.grant = grant
         self.defer = transport.defer
-        self.deadline = deadline_of(event.call_details.deadline)
+        self.deadline = _to_monotonic(event.call_details.deadline)
+        self.ended = False
         self._headers = {k: v for k, v in event.invocation_metadata if isinstance(v, str)}
         self._transport = transport
         self._raw: RawCall = event.call
-        self._ended = self._reading = self._writing = False
-        self._half_closed = self._begun = self._woken = False
+        self._reading = self._writing = False
+        self._half_closed = self._metadata_sent = self._wake_started = False
         self._error: Exception | None = None
-        self._reason = AGED
+        self._drain_reason = AGED
         self.stream: Stream = method.start(self)
-        operations = (cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),)
-        transport.begin(self._raw, operations, self._closed)
+        operations = (cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),)
+        transport.start_batch(self._raw, operations, self._on_close)
         self._read()
-        transport.awaken(self)
-
-    @property
-    def ended(self) -> bool:
-        return self._ended
+        transport.schedule_write(self)
 
     def wake(self) -> None:
-        if threading.get_ident() == self._transport.thread:
-            self._transport.awaken(self)
-        elif not self._woken:
-            self._woken = True  # one event is enough, however many answers there are
-            self._transport.begin(self._raw, (), self._wake)
+        if threading.get_ident() == self._transport.thread_id:
+            self._transport.schedule_write(self)
+        elif not self._wake_started:
+            self._wake_started = True  # one event is enough, however many responses there are
+            self._transport.start_batch(self._raw, (), self._on_wake)
 
     def header(self, key: str) -> str:
         return str(self._headers.get(key, ""))
 
     def fail(self, error: Exception) -> None:
         self._error = error
-        self._transport.awaken(self)
+        self._transport.schedule_write(self)
 
     def drain(self, *, stopping: bool = False) -> None:
-        if not self._ended:
+        """End the call once the received requests are answered."""
+        if not self.ended:
             if stopping:
-                self._reason = STOPPING
+                self._drain_reason = STOPPING
             try:
                 self.stream.drain()
             except Exception as error:
                 self._error = error
-            self._transport.awaken(self)
+            self._transport.schedule_write(self)
 
     def drain_for_stop(self) -> None:
-        """From any thread."""
-        self._transport.begin(self._raw, (), lambda _: self.drain(stopping=True))
+        """Drain the stream because the server is stopping. From any thread."""
+        self._transport.start_batch(self._raw, (), lambda _: self.drain(stopping=True))
 
     def write(self) -> None:
-        """What it has to write, if nothing is being written."""
-        if self._ended or self._writing:
+        """Write the next message or the status, unless a message is being written."""
+        if self.ended or self._writing:
             return
         message, finished = None, False
         try:
             if self._error is None:
                 message = self.stream.take_message()
                 finished = message is None and self.stream.finished
-        except Exception as error:  # a service's bug must end its call, not the transport
+        except Exception as error:  # a bug of a service must end its call, not the transport
             self._error = error
             message = None
         if message is not None:
             self._writing = True
-            self._send(cygrpc.SendMessageOperation(message, NO_FLAGS), tag=self._written)
+            self._send(cygrpc.SendMessageOperation(message, _NO_FLAGS), tag=self._on_written)
         elif self._error is not None:
-            self._fail(self._error)
+            self._end_with(self._error)
         elif finished:
             if self._half_closed:
-                status = cygrpc.SendStatusFromServerOperation((), OK, b"", NO_FLAGS)
-                self._send(status, tag=ignore)
-                self._leave(None)
+                status = cygrpc.SendStatusFromServerOperation((), _OK, b"", _NO_FLAGS)
+                self._send(status, tag=_ignore)
+                self._close(None)
             else:
-                self._fail(UnavailableError(self._reason))
+                self._end_with(UnavailableError(self._drain_reason))
 
     def _read(self) -> None:
-        if self._ended or self._reading or self._half_closed or self._error:
+        if self.ended or self._reading or self._half_closed or self._error:
             return
         try:
-            if self.stream.congested:  # `_written` reads on
+            if self.stream.congested:  # `_on_written` reads again
                 return
         except Exception as error:
             self._error = error
             return
         self._reading = True
-        operations = (cygrpc.ReceiveMessageOperation(NO_FLAGS),)
-        self._transport.begin(self._raw, operations, self._received)
+        operations = (cygrpc.ReceiveMessageOperation(_NO_FLAGS),)
+        self._transport.start_batch(self._raw, operations, self._on_message)
 
-    def _received(self, event: Event) -> None:
+    def _on_message(self, event: Event) -> None:
         self._reading = False
-        if self._ended:
+        if self.ended:
             return
         message = event.batch_operations[0].message()
         try:
             if message is None:
                 if not event.success:
-                    self._transport.on_reject(REFUSED_BY_GRPC)
+                    self._transport.on_reject(REJECTED_BY_GRPC)
                 self._half_closed = True
                 self.stream.half_close()
             else:
                 self.stream.receive(message)
-        except Exception as error:  # what a service raises ends its own call only
+        except Exception as error:  # an exception of a service ends its own call only
             self._error = error
         self._read()
-        self._transport.awaken(self)
+        self._transport.schedule_write(self)
 
-    def _written(self, _: Event) -> None:
+    def _on_written(self, _: Event) -> None:
         self._writing = False
         self._read()
-        self._transport.awaken(self)
+        self._transport.schedule_write(self)
 
-    def _wake(self, _: Event) -> None:
-        self._woken = False  # before the last look, so that what comes after it wakes us again
-        self._transport.awaken(self)
+    def _on_wake(self, _: Event) -> None:
+        self._wake_started = False  # before the messages are taken, so that later ones wake again
+        self._transport.schedule_write(self)
 
-    def _closed(self, event: Event) -> None:
-        if not self._ended and event.batch_operations[0].cancelled():
-            self._leave(cancellation_error(self.deadline))
+    def _on_close(self, event: Event) -> None:
+        if not self.ended and event.batch_operations[0].cancelled():
+            self._close(cancellation_error(self.deadline))
 
-    def _fail(self, error: Exception) -> None:
-        self._send(status_operation(error, self), tag=ignore)
-        self._leave(error)
+    def _end_with(self, error: Exception) -> None:
+        self._send(_status_operation(error, self), tag=_ignore)
+        self._close(error)
 
-    def _leave(self, error: Exception | None) -> None:
-        self._ended = True
-        self._transport.forget(self)
+    def _close(self, error: Exception | None) -> None:
+        self.ended = True
+        self._transport.remove_stream(self)
         try:
             self.stream.cancel()
         except Exception:
-            log.exception("a stream could not be cancelled", extra=log_fields_of(self))
+            log.exception(
+                "uncaught exception while a stream was cancelled", extra=log_fields_of(self)
+            )
         if self.trace is not None:
             self.trace.end(error)
 
     def _send(self, operation: Any, tag: Callable[[Event], None]) -> None:
         operations: tuple[Any, ...] = (operation,)
-        if not self._begun:
-            self._begun = True
-            operations = (cygrpc.SendInitialMetadataOperation(None, NO_FLAGS), operation)
-        self._transport.begin(self._raw, operations, tag)
+        if not self._metadata_sent:
+            self._metadata_sent = True
+            operations = (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS), operation)
+        self._transport.start_batch(self._raw, operations, tag)
 
 
-ACCEPTED = 0.05
-"""Seconds in which a stopping transport still takes calls, to refuse them."""
-
-ASKED = 256
-"""Calls that gRPC may hand over at a time: what exceeds it waits inside gRPC for the next."""
-
-MOST_EVENTS = 512
-"""Events after which what has gathered is run although more keeps coming."""
-
-MOST_CALLS = 100_000
-"""Unary calls under way, of all connections: what exceeds them is refused."""
-
-RETRY_AFTER = 1.0  # seconds
-
-CANCELLATION = 1.0
-"""Seconds that calls have to end after they were cancelled."""
-
-_NOW = 0.0
-_TIMEOUT = cygrpc.CompletionType.queue_timeout
-_SHUTDOWN = cygrpc.CompletionType.queue_shutdown
+def _reject(event: Event, error: Exception, trace: CallTrace | None = None) -> None:
+    """End a call before its request is read."""
+    status = _status_operation(error, BaseCall(event.invocation_metadata, trace))
+    event.call.start_server_batch(
+        (
+            cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
+            status,
+            cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),
+        ),
+        _ignore,
+    )
+    if trace is not None:
+        trace.end(error)
 
 
-class CygrpcServer:
-    name = "cygrpc"
-
-    def __init__(self, methods: Methods, options: ListenerOptions) -> None:
-        self.max_message_bytes = options.max_message_bytes
-        self.on_reject = options.on_reject
-        self.thread = 0
-        self._methods = {path.encode(): method for path, method in methods.items()}
-        self._options = options
-        self._tracer = options.tracer
-        self._queue = cygrpc.CompletionQueue()
-        self._server = cygrpc.Server(tuple(options.arguments()), False)
-        self._server.register_completion_queue(self._queue)
-        self._thread = threading.Thread(target=self._serve, name="transport", daemon=True)
-        self._stopping = self._stopped = self._shut = False
-        self._beginning: list[None] = []  # an element for each thread that is in `begin`
-        self._idle = threading.Event()
-        self._calls = 0  # unary ones; the transport's thread alone counts them
-        # Each with the time at which it is to be drained: the oldest comes first.
-        self._streams: dict[CygrpcStreamCall, float] = {}
-        # Sets that keep their order, of what is to be done when all that is ready is read.
-        self._deferred: dict[Deferred, None] = {}
-        self._fresh: list[CygrpcCall] = []
-        self._awake: dict[CygrpcStreamCall, None] = {}
-
-    def start(self, address: str) -> int:
-        """Listens; the port, which the system chose if `address` ended in ":0".
-
-        Raises ConfigError when the address cannot be had.
-        """
-        certificates = self._options.certificates
-        secret = getattr(certificates.credentials(), "_credentials") if certificates else None  # noqa: B009
-        port = bind(partial(self._add_port, secret), address)
-        self._server.start()
-        for _ in range(ASKED):
-            self._server.request_call(self._queue, self._queue, self._accept)
-        self._thread.start()
-        return port
-
-    def stop(self, timeout: float) -> None:
-        """Accepts no more calls, waits `timeout` seconds for those under way, cancels the rest.
-
-        A second call does nothing.
-        """
-        if self._stopped or self._thread.ident is None:
-            return
-        self._stopped = self._stopping = True
-        end = time.monotonic() + timeout
-        self._drain_streams()
-        # Calls that gRPC has accepted but not yet given to us would be CANCELLED, which
-        # clients do not try again: they are told UNAVAILABLE first.
-        time.sleep(min(timeout, ACCEPTED))
-        self._drain_streams()  # one may have been on its way in
-        self._server.shutdown(self._queue, lambda _: self._idle.set())
-        if not self._idle.wait(max(0.0, end - time.monotonic())):
-            self._server.cancel_all_calls()
-            if not self._idle.wait(CANCELLATION):
-                log.warning("calls are left that do not end")
-                return
-        self._shut = True  # before the look, so that who comes after it begins nothing
-        while self._beginning:
-            time.sleep(0.001)
-        self._server.destroy()
-        self._queue.shutdown()
-        self._thread.join()
-
-    def _drain_streams(self) -> None:
-        for stream in list(self._streams):
-            stream.drain_for_stop()
-
-    def begin(self, call: RawCall, operations: Sequence[Any], tag: Callable[[Event], None]) -> None:
-        # gRPC ends the process of who begins something at a queue that is shut down, and an
-        # answer may come after its call was cancelled. A lock would have threads wait for others.
-        self._beginning.append(None)
-        try:
-            if not self._shut:
-                call.start_server_batch(operations, tag)
-        finally:
-            self._beginning.pop()
-
-    def defer(self, callback: Deferred) -> None:
-        self._deferred[callback] = None
-
-    def done(self, _: Event) -> None:
-        self._calls -= 1
-
-    def watch(self, call: CygrpcCall) -> None:
-        self._fresh.append(call)
-
-    def awaken(self, call: CygrpcStreamCall) -> None:
-        self._awake[call] = None
-
-    def forget(self, call: CygrpcStreamCall) -> None:
-        self._streams.pop(call, None)
-
-    def _add_port(self, secret: Any, address: str) -> int:
-        port = self._server.add_http2_port(address.encode(), *([secret] if secret else []))
-        if not port:
-            raise RuntimeError("it cannot be had")
-        return int(port)
-
-    def _serve(self) -> None:
-        self.thread = threading.get_ident()
-        poll = self._queue.poll
-        while True:
-            event = poll(self._next_age())
-            count = 0
-            while event.completion_type != _TIMEOUT:
-                if event.completion_type == _SHUTDOWN:
-                    return
-                try:
-                    event.tag(event)
-                except Exception:  # one call's fault is not the others'
-                    log.exception("an event could not be handled")
-                # An event that is kept keeps its call, and a stopping server waits for that.
-                event = None
-                count += 1
-                if count >= MOST_EVENTS:
-                    break
-                event = poll(_NOW)
-            event = None
-            self._finish()
-
-    def _finish(self) -> None:
-        """All is read that was ready: what has gathered is run, and what is answered is sent."""
-        unfinished: dict[Deferred, None] = {}
-        while self._deferred:
-            deferred, self._deferred = self._deferred, {}
-            for callback in deferred:
-                try:
-                    if callback():
-                        unfinished[callback] = None
-                except Exception:  # one model's fault is not the others'
-                    log.exception("a deferred call failed")
-        self._deferred = unfinished
-        fresh, self._fresh = self._fresh, []
-        awake, self._awake = self._awake, {}
-        for step in (*[call.watch for call in fresh], *[stream.write for stream in awake]):
-            try:
-                step()
-            except Exception:  # one call's fault is not the others'
-                log.exception("a call could not be served")
-        now = time.monotonic()
-        while (aged := next(iter(self._streams), None)) and self._streams[aged] <= now:
-            # To the end of the line: it is told once, and goes when it is done.
-            del self._streams[aged]
-            self._streams[aged] = math.inf
-            aged.drain()
-
-    def _next_age(self) -> float | None:
-        """By the wall clock, as gRPC wants it."""
-        if self._awake or self._deferred:
-            return _NOW
-        age = next(iter(self._streams.values()), math.inf)
-        return None if age == math.inf else time.time() + max(0.0, age - time.monotonic())
-
-    def _accept(self, event: Event) -> None:
-        if not event.success:  # the server is shut down
-            return
-        with suppress(ValueError):  # it is shutting down: this one is the last, and refused
-            self._server.request_call(self._queue, self._queue, self._accept)
-        method = self._methods.get(event.call_details.method)
-        try:
-            if self._stopping:
-                raise UnavailableError(STOPPING)
-            if self._calls >= MOST_CALLS:
-                raise QueueFullError(f"{MOST_CALLS} calls are under way", RETRY_AFTER)
-            if method is None:
-                raise UnsupportedError(f"there is no method {_name(event.call_details.method)}")
-            access = self._options.access
-            grant = (
-                access.grant(method.right, event.invocation_metadata) if access else UNRESTRICTED
-            )
-        except NeuronaError as error:
-            self.on_reject(error)
-            refuse(event, error)
-            return
-        trace = None
-        if self._tracer is not None and method.right is not None:
-            metadata = event.invocation_metadata
-            if self._tracer.should_sample(metadata):
-                trace = self._tracer.start_call(event.call_details.method.decode(), metadata)
-        if isinstance(method, Unary):
-            CygrpcCall(self, event, grant, method.start, trace)
-            self._calls += 1
-            return
-        try:
-            stream = CygrpcStreamCall(self, event, grant, method, trace)
-        except Exception as error:  # a service's bug must end its call, not the transport
-            refuse(event, error, trace)
-            return
-        if not stream.ended:
-            self._streams[stream] = time.monotonic() + self._options.max_stream_age
+def _status_operation(error: Exception, call: BaseCall) -> Any:
+    """The operation that ends `call` with the status of `error`."""
+    status = status_of(error, call)
+    trailers = (*status.trailers, (REQUEST_ID, call.request_id))
+    return cygrpc.SendStatusFromServerOperation(
+        trailers, status.number, status.message.encode(), _NO_FLAGS
+    )
 
 
-def _name(path: bytes) -> str:
-    return quoted(path.decode(errors="replace"))
+def _ignore(_: Event) -> None:
+    """The tag of operations whose completion does not matter."""
+
+
+def _to_monotonic(deadline: float) -> float:
+    """Convert gRPC's deadline, of the wall clock, to the monotonic clock; inf if there is none."""
+    remaining = deadline - time.time()
+    return math.inf if remaining > 1e9 else time.monotonic() + remaining

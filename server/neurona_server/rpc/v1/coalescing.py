@@ -3,15 +3,16 @@
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
 from neurona_server.batching.batch import RowSlice
+from neurona_server.batching.batcher import Defer
 from neurona_server.batching.policy import Priority
 from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.errors import ModelFailedError, NeuronaError
-from neurona_server.models.model import Defer, Model
+from neurona_server.models.model import Model
 from neurona_server.rpc.call import RequestIdentity, log_fields_of
 from neurona_server.rpc.fast_path import FastPath, MessageTemplate, PreparedRequest
 from neurona_server.rpc.submission import Responder, cancel
@@ -59,7 +60,7 @@ class CoalescedRequest(Request):
         priority: Priority,
         nbytes: int,
     ) -> None:
-        super().__init__(inputs, count * each, group, _finish, receivers.deadline, priority, nbytes)
+        super().__init__(inputs, count * each, group, receivers.deadline, priority, nbytes)
         self.model = model
         self.receivers = receivers
         self.answer = answer
@@ -71,6 +72,40 @@ class CoalescedRequest(Request):
     @property
     def log_fields(self) -> Mapping[str, str | int]:
         return {**self.model.log_fields, **log_fields_of(self.receivers)}
+
+    def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
+        answers: Sequence[bytes | NeuronaError]
+        if outputs is None:
+            error = error or ModelFailedError()
+            self._count_outcomes([error] * self.count)
+            self.receivers.fail(error)
+            return
+        part = cast(RowSlice, outputs)  # its model is batched, and it is too small to be split
+        try:
+            answers = self.answer.each(part, self.each)
+        except Exception:  # whatever is wrong with one answer, the others are written
+            answers = [
+                self._answer(RowSlice(part.batch, start, self.each))
+                for start in range(part.start, part.stop, self.each)
+            ]
+        self._count_outcomes(answers)
+        self.receivers.reply(answers)
+
+    def _answer(self, outputs: Outputs) -> bytes | NeuronaError:
+        try:
+            return self.answer(outputs)
+        except NeuronaError as error:
+            return error
+        except Exception as fault:
+            self.model.batcher.failure_log.record(
+                "an answer cannot be written", fault, self.log_fields
+            )
+            return ModelFailedError()
+
+    def _count_outcomes(self, answers: Sequence[bytes | NeuronaError]) -> None:
+        ended, seconds = self.model.metrics.record_request, time.monotonic() - self.started
+        for answer in answers:
+            ended("ok" if isinstance(answer, bytes) else answer.outcome, seconds)
 
     def divide(self) -> Sequence[Request]:
         if self.count == 1 or not self.withdraw():
@@ -88,45 +123,6 @@ class CoalescedRequest(Request):
             *(self.model, receivers, self.answer, self.started, inputs, count, self.each),
             *(self.group, self.priority, nbytes),
         )
-
-
-def _finish(request: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
-    assert isinstance(request, CoalescedRequest)  # noqa: S101  for the type checker
-    if outputs is None:
-        error = error or ModelFailedError()
-        _count(request, [error] * request.count)
-        request.receivers.fail(error)
-        return
-    assert isinstance(outputs, RowSlice)  # noqa: S101  for the type checker: the model is batched
-    answers: Sequence[bytes | NeuronaError]
-    try:
-        answers = request.answer.each(outputs, request.each)
-    except Exception:  # whatever is wrong with one answer, the others are written
-        answers = [_answer(request, part) for part in _parts(outputs, request.each)]
-    _count(request, answers)
-    request.receivers.reply(answers)
-
-
-def _parts(part: RowSlice, rows: int) -> list[RowSlice]:
-    return [RowSlice(part.batch, start, rows) for start in range(part.start, part.stop, rows)]
-
-
-def _answer(request: CoalescedRequest, part: RowSlice) -> bytes | NeuronaError:
-    try:
-        return request.answer(part)
-    except NeuronaError as error:
-        return error
-    except Exception as fault:
-        request.model.batcher.failures.tell(
-            "an answer cannot be written", fault, request.log_fields
-        )
-        return ModelFailedError()
-
-
-def _count(request: CoalescedRequest, answers: Sequence[bytes | NeuronaError]) -> None:
-    ended, seconds = request.model.metrics.record_request, time.monotonic() - request.started
-    for answer in answers:
-        ended("ok" if isinstance(answer, bytes) else answer.outcome, seconds)
 
 
 SMALL = 16 << 10
@@ -166,8 +162,8 @@ class _Group:
         self.model = model
         self.facts = facts
         self.answer = answer
-        self.expected = answer.expected(facts.rows)
-        self.most = model.batcher.queue.limit // PARTS // facts.rows
+        self.expected_bytes = answer.expected_bytes(facts.rows)
+        self.most = model.batcher.queue.max_batch_rows // PARTS // facts.rows
         self.numbers: list[int] = []
         self.messages: list[bytes] = []
 
@@ -205,7 +201,7 @@ class Coalescer:
         if group is None:
             self._alone(self._host.place(number), message)
             return
-        self._host.reserve(group.expected)
+        self._host.reserve(group.expected_bytes)
         group.numbers.append(number)
         group.messages.append(message)
         if len(group.numbers) >= group.most:
@@ -224,7 +220,7 @@ class Coalescer:
     def _group(self, message: bytes) -> _Group | None:
         if self._alike is None or len(message) > SMALL:
             return None
-        shape = self._alike.find(message)
+        shape = self._alike.lookup(message)
         if shape is None:
             return None
         if shape not in self._groups:
@@ -235,11 +231,11 @@ class Coalescer:
         place.expect(self._begin(message, place))
 
     def _send(self, group: _Group) -> None:
-        places = self._host.places(group.numbers, group.expected)
+        places = self._host.places(group.numbers, group.expected_bytes)
         if len(group.numbers) > 1:
             bundle = group.bundle(places)
             try:
-                group.model.submit(bundle, places.defer)
+                group.model.batcher.submit(bundle, places.defer)
             except NeuronaError:  # there may be room, or time, for some of them
                 if not bundle.withdraw():
                     return

@@ -55,7 +55,7 @@ class Models:
         models = [
             _summary(name, entry)
             for name, entry in self._registry.entries().items()
-            if call.grant.sees(name)
+            if call.grant.allows_model(name)
         ]
         call.reply(ListModelsResponse(models=models).SerializeToString())
 
@@ -163,16 +163,16 @@ def _model_description(model: Model, entry: ModelEntry) -> DescribeModelResponse
 
 def _batching(model: Model) -> Batching:
     batcher = model.batcher
-    padded = batcher.padding.padded
+    padded = batcher.padding.padded_sizes
     return Batching(
-        max_rows=batcher.curve.rungs[-1],
-        limit_rows=batcher.queue.limit,
+        max_rows=batcher.cost_model.batch_sizes[-1],
+        limit_rows=batcher.queue.max_batch_rows,
         latency_objective_seconds=batcher.policy.latency_objective or 0.0,
-        instances=len(model.instances),
+        instances=batcher.instances,
         inline=batcher.inline,
         costs=[
             RunCost(rows=rows, seconds=seconds, padded=rows in padded)
-            for rows, seconds in batcher.curve.seconds.items()
+            for rows, seconds in batcher.cost_model.seconds.items()
         ],
     )
 

@@ -1,6 +1,7 @@
 """neurona.v1.Prediction: bytes to a request of a model, its outputs to bytes."""
 
 from functools import partial
+from weakref import WeakKeyDictionary
 
 from google.protobuf.message import DecodeError
 
@@ -14,7 +15,7 @@ from neurona_server.models.signature import TensorType
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.fast_path import FastPath, InputSample
 from neurona_server.rpc.limits import Limits
-from neurona_server.rpc.security.access import Grant, Right, seen
+from neurona_server.rpc.security.access import Grant, Right, visible_models
 from neurona_server.rpc.submission import ParsedRequest, Responder, submit
 from neurona_server.rpc.v1.coalescing import Coalescer
 from neurona_server.rpc.v1.responses import PredictResponseWriter, ResponseEncoder
@@ -36,6 +37,7 @@ class Prediction:
         self._metrics = metrics
         self._limits = limits or Limits()
         self._repeats = FastPath(PredictRequest.FromString, _DATA, registry.resolve)
+        self._encoders: WeakKeyDictionary[Model, ResponseEncoder] = WeakKeyDictionary()
 
     def methods(self) -> Methods:
         path = "/neurona.v1.Prediction/"
@@ -49,7 +51,7 @@ class Prediction:
         }
 
     def begin(
-        self, message: bytes, receiver: Responder, grant: Grant, task: Task | None = None
+        self, message: bytes, responder: Responder, grant: Grant, task: Task | None = None
     ) -> int:
         """Sends a request on its way; the receiver gets its answer or its error, exactly once.
 
@@ -59,8 +61,8 @@ class Prediction:
         if grant.models is None:
             expected = self._repeats.send(
                 message,
-                receiver,
-                partial(self.begin, message, receiver, grant, task),
+                responder,
+                partial(self.begin, message, responder, grant, task),
                 None if task is None else partial(_has_task, task),
             )
             if expected is not None:
@@ -70,22 +72,22 @@ class Prediction:
             parsed = PredictRequest.FromString(message)
         except InvalidArgumentError as error:
             self._metrics.unresolved["invalid"].inc()
-            receiver.fail(error)
+            responder.fail(error)
             return 0
         except DecodeError:
             self._metrics.unresolved["invalid"].inc()
-            receiver.fail(InvalidArgumentError("the bytes are not a neurona.v1.PredictRequest"))
+            responder.fail(InvalidArgumentError("the bytes are not a neurona.v1.PredictRequest"))
             return 0
-        registry = seen(self._registry, grant)
+        registry = visible_models(self._registry, grant)
         resolve = partial(registry.resolve, parsed.model, parsed.version, parsed.label)
-        read = partial(self._read, parsed, len(message), receiver.deadline, task)
-        sent = submit(self._metrics, resolve, read, receiver)
+        read = partial(self._read, parsed, len(message), responder.deadline, task)
+        sent = submit(self._metrics, resolve, read, responder)
         if sent is None:
             return 0
         which = (parsed.model, parsed.version, parsed.label)
         inputs = [InputSample(t.name, t.dtype, tuple(t.shape), t.data) for t in parsed.inputs]
-        self._repeats.learn(message, parsed, which, inputs, sent)
-        return sent.expected
+        self._repeats.remember(message, parsed, which, inputs, sent)
+        return sent.expected_bytes
 
     def _read(
         self,
@@ -103,12 +105,18 @@ class Prediction:
         return ParsedRequest(
             _described(message),
             lambda: {tensor.name: to_array(tensor) for tensor in message.inputs},
-            _answer(message, model),
+            self._answer(message, model),
             deadline,
             priority,
             nbytes,
             self._limits,
         )
+
+    def _answer(self, message: PredictRequest, model: Model) -> PredictResponseWriter:
+        encoder = self._encoders.get(model)
+        if encoder is None:
+            encoder = self._encoders[model] = ResponseEncoder(model)
+        return PredictResponseWriter(encoder, message.top_k or 1, message.raw_outputs)
 
     def _stream(self, call: StreamCall) -> PredictionStream:
         begin = partial(self.begin, grant=call.grant)
@@ -123,13 +131,6 @@ class Prediction:
 
 def _has_task(task: Task, model: Model) -> bool:
     return task == model.metadata.task
-
-
-def _answer(message: PredictRequest, model: Model) -> PredictResponseWriter:
-    writer = model.notes.get(ResponseEncoder)
-    if writer is None:
-        writer = model.notes[ResponseEncoder] = ResponseEncoder(model)
-    return PredictResponseWriter(writer, message.top_k or 1, message.raw_outputs)
 
 
 def _described(message: PredictRequest) -> dict[str, TensorType]:

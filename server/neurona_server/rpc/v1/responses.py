@@ -26,7 +26,7 @@ from neurona_protos.wire_format import header, length_delimited
 from neurona_server.batching.batch import RowSlice
 from neurona_server.batching.request import Outputs
 from neurona_server.models.model import Model
-from neurona_server.rpc.flow_control import sizes_of
+from neurona_server.rpc.flow_control import size_estimate_of
 
 _DATA = Tensor.DATA_FIELD_NUMBER
 
@@ -80,15 +80,17 @@ class PredictResponseWriter(NamedTuple):
         """Those of several requests of so many rows each, whose rows `part` has."""
         return self.writer.write_each(part, rows, self.top_k, raw_outputs=self.raw_outputs)
 
-    def expected(self, rows: int) -> int:
-        return self.writer.expected(rows, self.top_k, raw_outputs=self.raw_outputs)
+    def expected_bytes(self, rows: int) -> int:
+        return self.writer.expected_bytes(rows, self.top_k, raw_outputs=self.raw_outputs)
 
 
 class ResponseEncoder:
-    """Writes the answers of one model."""
+    """Writes the answers of one model, which it does not hold: it is kept while that lives."""
 
     def __init__(self, model: Model) -> None:
-        self._model = model
+        self._position = model.answer
+        self._softmax = model.softmax
+        self._width = len(model.metadata.values) or 1
         self._classifies = model.metadata.task == Task.TASK_CLASSIFICATION
         self._regresses = model.metadata.task == Task.TASK_REGRESSION
         self._labels = list(model.metadata.labels)
@@ -99,7 +101,7 @@ class ResponseEncoder:
         self._described = described
         longest = max([len(label) for label in self._labels], default=0)
         self._class_bytes = 4 * longest + _CLASS_BYTES
-        self._sizes = sizes_of(model)
+        self._sizes = size_estimate_of(model)
 
     def write(self, outputs: Outputs, top_k: int, *, raw_outputs: bool) -> bytes:
         """`top_k` classes of a classification, at least 1; more than there are is all of them."""
@@ -121,7 +123,7 @@ class ResponseEncoder:
             for spec, array in zip(self._specs, outputs, strict=True):
                 pieces += tensor_bytes(_OUTPUTS, spec.name, spec.dtype, np.asarray(array))
             answer = b"".join(pieces)
-            self._sizes.learn(outputs, len(answer))
+            self._sizes.observe(outputs, len(answer))
             return answer
         return b"".join(pieces)
 
@@ -141,12 +143,12 @@ class ResponseEncoder:
             for start in range(part.start, part.stop, rows)
         ]
 
-    def expected(self, rows: int, top_k: int, *, raw_outputs: bool) -> int:
+    def expected_bytes(self, rows: int, top_k: int, *, raw_outputs: bool) -> int:
         size = len(self._head)
         if self._classifies:
             size += rows * min(top_k, len(self._labels) or top_k) * self._class_bytes
         elif self._regresses:
-            size += rows * _VALUE_BYTES * (len(self._model.metadata.values) or 1)
+            size += rows * _VALUE_BYTES * self._width
         if raw_outputs or not (self._classifies or self._regresses):
             size += int(rows * self._sizes.row)
         return size
@@ -154,13 +156,13 @@ class ResponseEncoder:
     def _rows(self, outputs: Outputs, part: RowSlice | None, key: tuple[str, int]) -> list[bytes]:
         """The bytes of each row. What two requests of a batch want alike is written for all of
         it; other wishes cost no more than their own rows."""
-        own = outputs[self._model.answer]
+        own = outputs[self._position]
         if part is None:
             return self._write_rows(own, key)
         memo = part.batch.memo
         shared: tuple[object, list[bytes]] | None = memo.get("rows")
         if shared is None and memo.setdefault(key, part.start) != part.start:
-            whole = part.batch.outputs[self._model.answer]
+            whole = part.batch.outputs[self._position]
             shared = memo["rows"] = (key, self._write_rows(whole, key))
         if shared is None or shared[0] != key:
             return self._write_rows(own, key)
@@ -172,13 +174,13 @@ class ResponseEncoder:
         return class_rows(self._probabilities(answer), self._labels, key[1])
 
     def _probabilities(self, answer: Array) -> Array:
-        return softmax(answer) if self._model.softmax else answer
+        return softmax(answer) if self._softmax else answer
 
     def _best(self, part: RowSlice) -> Best:
         memo = part.batch.memo
         best: Best | None = memo.get("best")
         if best is None:
-            probabilities = self._probabilities(part.batch.outputs[self._model.answer])
+            probabilities = self._probabilities(part.batch.outputs[self._position])
             classes = _ranked(probabilities).argmax(axis=1)
             chosen = probabilities[np.arange(len(classes)), classes]
             best = Best(classes.tolist(), chosen.astype("<f4").tobytes())

@@ -73,12 +73,12 @@ class Host(Protocol):
 
 
 class _Asked:
-    __slots__ = ("_host", "deadline", "defer", "expected")
+    __slots__ = ("_host", "deadline", "defer", "expected_bytes")
 
     def __init__(self, host: Host, expected: int) -> None:
         self.deadline = host.call.deadline
         self.defer = host.call.defer
-        self.expected = expected
+        self.expected_bytes = expected
         """Bytes of each answer. Once they are begun, the transport's thread alone reads it."""
 
         self._host = host
@@ -119,7 +119,7 @@ class StreamResponder(_Asked):
 
     def expect(self, size: int) -> None:
         """In the transport's thread: its answer will have so many bytes."""
-        self.expected = size
+        self.expected_bytes = size
         self._host.reserve(size)
 
 
@@ -153,14 +153,14 @@ class Places(_Asked):
         self._host.over(self)
         first, second = self._numbers[:middle], self._numbers[middle:]
         return (
-            Places(self._host, first, self.expected),
-            Places(self._host, second, self.expected),
+            Places(self._host, first, self.expected_bytes),
+            Places(self._host, second, self.expected_bytes),
         )
 
     def single(self) -> list[StreamResponder]:
         """In the transport's thread: one for each, that take its place and expect nothing yet."""
         self._host.over(self)
-        self._host.reserve(-self.expected * len(self._numbers))
+        self._host.reserve(-self.expected_bytes * len(self._numbers))
         return [StreamResponder(self._host, number) for number in self._numbers]
 
 
@@ -240,7 +240,7 @@ class PredictionStream:
             piece = ready.popleft()
             size += len(piece)
             pieces.append(piece)
-        self._waiting.went(size)
+        self._waiting.release(size)
         self._outstanding -= len(pieces)
         if self._received and self._waiting.low:
             self._begin()
@@ -266,7 +266,7 @@ class PredictionStream:
             cancel()
 
     def reserve(self, expected: int) -> None:
-        self._waiting.begun(expected)
+        self._waiting.reserve(expected)
 
     def place(self, number: int) -> StreamResponder:
         self._outstanding += 1
@@ -296,7 +296,7 @@ class PredictionStream:
         while self._came:
             places, framed = self._came.popleft()
             size = sum([len(piece) for piece in framed])
-            self._waiting.came(places.expected * len(framed), size)
+            self._waiting.settle(places.expected_bytes * len(framed), size)
             self._ready.extend(framed)
 
     def _begin(self) -> None:

@@ -1,4 +1,4 @@
-"""Models that other people made, with settings as their users would write them."""
+"""Third-party models with settings as their users would write them."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.batching.policy import BatchPolicy
 
 SHARED = os.environ.get("NEURONA_SHARED")
-pytestmark = pytest.mark.skipif(not SHARED, reason="NEURONA_SHARED does not say where they are")
+pytestmark = pytest.mark.skipif(not SHARED, reason="NEURONA_SHARED is not set")
 ONNX = Path(SHARED or "") / "onnx"
 
 SIMPLE = """

@@ -1,9 +1,11 @@
+"""Connections: addresses, sharing, compression, pings, age, and what remains after calls."""
+
 import asyncio
 import gc
 import queue
 import socket
 import struct
-import threading
+import time
 
 import grpc
 import numpy as np
@@ -53,23 +55,25 @@ def test_a_unix_socket(make_server, tmp_path):
     server = make_server(address=address)
     with grpc.insecure_channel(address) as channel:
         assert predict(channel) == 3
-    with pytest.raises(ConfigError, match="cannot listen on unix:.*transport: another server does"):
+    with pytest.raises(
+        ConfigError, match="cannot listen on unix:.*transport: another server uses the socket"
+    ):
         make_server(address=address)
     with grpc.insecure_channel(address) as channel:
-        assert predict(channel) == 3  # it still has its socket
+        assert predict(channel) == 3  # it has kept its socket
     server.stop()
 
 
-def test_a_unix_socket_that_was_left_behind_is_taken_over(make_server, tmp_path):
+def test_an_unused_unix_socket_is_taken_over(make_server, tmp_path):
     path = tmp_path / "transport"
-    with socket.socket(socket.AF_UNIX) as gone:
-        gone.bind(str(path))
+    with socket.socket(socket.AF_UNIX) as unused:
+        unused.bind(str(path))
     make_server(address=f"unix:{path}")
     with grpc.insecure_channel(f"unix:{path}") as channel:
         assert predict(channel) == 3
 
 
-def test_a_file_that_is_no_socket_is_left_alone(make_server, tmp_path):
+def test_a_file_that_is_no_socket_is_not_replaced(make_server, tmp_path):
     path = tmp_path / "transport"
     path.write_text("mine")
     with pytest.raises(ConfigError, match="cannot listen on unix:"):
@@ -91,7 +95,7 @@ def test_several_addresses(make_server, tmp_path):
         assert predict(channel) == 3
 
 
-def test_a_port_is_shared_only_if_both_say_so():
+def test_a_port_is_shared_only_if_both_servers_allow_it():
     first, second, third = (
         open_transport(in_process_server.TRANSPORT, Health().methods(), options(reuse_port=shared))
         for shared in (True, True, False)
@@ -107,45 +111,45 @@ def test_a_port_is_shared_only_if_both_say_so():
 @pytest.mark.parametrize(
     ("accepted", "compressed"), [("identity", 0), ("identity,gzip", 1), (None, 0)]
 )
-def test_answers_are_compressed_for_callers_who_understand_it(make_server, accepted, compressed):
+def test_responses_are_compressed_for_callers_that_accept_it(make_server, accepted, compressed):
     server = make_server(options=options(compress_responses=True))
     headers = {} if accepted is None else {"grpc_accept_encoding": accepted}
     connection = http2.Connection(server.port)
     stream = connection.call(DESCRIBE, http2.message(b"\x0a\x0aclassifier"), **headers)
-    assert connection.until(http2.DATA, stream).payload[0] == compressed
+    assert connection.read_until(http2.DATA, stream).payload[0] == compressed
     connection.close()
     assert predict(server.channel) == 3
 
 
-def test_answers_are_not_compressed_unless_an_option_says_so(server):
+def test_responses_are_not_compressed_by_default(server):
     connection = http2.Connection(server.port)
     stream = connection.call(
         DESCRIBE, http2.message(b"\x0a\x0aclassifier"), grpc_accept_encoding="gzip"
     )
-    assert connection.until(http2.DATA, stream).payload[0] == 0
+    assert connection.read_until(http2.DATA, stream).payload[0] == 0
     connection.close()
 
 
-def test_a_silent_connection_is_pinged_and_without_an_answer_given_up(make_server):
+def test_an_idle_connection_is_pinged_and_closed_without_an_answer(make_server):
     server = make_server(options=options(keepalive=0.1, keepalive_timeout=0.3))
-    connection = http2.Connection(server.port, deaf=True)
-    for _ in range(3):  # answered: it stays
-        ping = connection.until(http2.PING)
-        connection.send(http2.frame(http2.PING, http2.ACK, 0, ping.payload))
-    connection.until(http2.PING)
+    connection = http2.Connection(server.port, answer_pings=False)
+    for _ in range(3):  # answered, so it stays open
+        ping = connection.read_until(http2.PING)
+        connection.send(http2.encode_frame(http2.PING, http2.ACK, 0, ping.payload))
+    connection.read_until(http2.PING)
     with pytest.raises(ConnectionError, match="the server closed the connection"):
-        connection.until(http2.DATA)  # which never comes
+        connection.read_until(http2.DATA)  # until it is closed
     connection.close()
 
 
-def pinged(server, pings, wait):
-    """Whether a connection without a call survives pings at such intervals."""
+def survives_pings(server, pings, interval):
+    """Whether a connection without a call stays open under pings at this interval, in seconds."""
     connection = http2.Connection(server.port)
     try:
         for number in range(pings):
-            connection.send(http2.frame(http2.PING, 0, 0, struct.pack(">Q", number)))
-            connection.until(http2.PING, flags=http2.ACK)
-            threading.Event().wait(wait)
+            connection.send(http2.encode_frame(http2.PING, 0, 0, struct.pack(">Q", number)))
+            connection.read_until(http2.PING, flags=http2.ACK)
+            time.sleep(interval)
     except OSError:
         return False
     finally:
@@ -153,25 +157,25 @@ def pinged(server, pings, wait):
     return True
 
 
-def test_callers_may_ping_without_calls_but_not_as_often_as_they_like(make_server):
-    patient = make_server(options=options(min_ping_interval=0.05))
-    assert pinged(patient, pings=8, wait=0.1)
-    assert not pinged(make_server(), pings=50, wait=0.01)
+def test_callers_may_ping_without_calls_but_not_too_often(make_server):
+    tolerant = make_server(options=options(min_ping_interval=0.05))
+    assert survives_pings(tolerant, pings=8, interval=0.1)
+    assert not survives_pings(make_server(), pings=50, interval=0.01)
 
 
-def test_connections_that_are_old_end_and_no_call_notices(make_server):
+def test_old_connections_are_closed_without_failing_a_call(make_server):
     server = make_server(options=options(max_connection_age=0.3, max_connection_age_grace=20.0))
     states = []
     server.channel.subscribe(states.append, try_to_connect=True)
     number = 0
-    while states.count(grpc.ChannelConnectivity.READY) < 4:  # it has connected that often
+    while states.count(grpc.ChannelConnectivity.READY) < 4:  # until it has connected four times
         assert predict(server.channel, number) == 3 * number
         number += 1
     server.channel.unsubscribe(states.append)
     assert number > 10
 
 
-def test_a_stream_ends_before_its_connection_is_cut_and_all_is_answered(make_server):
+def test_a_stream_ends_before_its_connection_is_closed_and_all_is_answered(make_server):
     server = make_server(options=options(max_connection_age=0.2, max_connection_age_grace=2.0))
     outgoing = queue.SimpleQueue()
     stream = server.prediction.PredictStream(iter(outgoing.get, None), timeout=60)
@@ -183,28 +187,28 @@ def test_a_stream_ends_before_its_connection_is_cut_and_all_is_answered(make_ser
             answered += len(next(stream).responses)
     outgoing.put(None)
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-    assert "as old as connections get; call again" in caught.value.details()
-    assert answered >= sent - 1 > 10  # the last one may have come too late
+    assert "has reached its maximum age; call again" in caught.value.details()
+    assert answered >= sent - 1 > 10  # the last request may have come too late
 
 
-def test_watching_ends_before_its_connection_is_cut(make_server):
+def test_a_watch_ends_before_its_connection_is_closed(make_server):
     server = make_server(options=options(max_connection_age=0.1, max_connection_age_grace=0.3))
     watch = HealthStub(server.channel).Watch(HealthCheckRequest(), timeout=60)
     assert len(list(watch)) == 1  # and no error
 
 
 def open_calls(listener):
-    """What a transport holds for its calls: tasks of its loop, or objects."""
+    """The number of a transport's objects for calls: tasks of its loop, or call objects."""
     if isinstance(listener, AioListener):
         return len(asyncio.all_tasks(listener._loop))
     gc.collect()
-    # Not isinstance: some objects of other libraries warn when they are asked for their class.
-    return sum(type(one) in (CygrpcCall, CygrpcStreamCall) for one in gc.get_objects())
+    # Not isinstance: objects of some libraries warn when their __class__ is read.
+    return sum(type(each) in (CygrpcCall, CygrpcStreamCall) for each in gc.get_objects())
 
 
 @pytest.mark.parametrize("how", ["cancelled", "timed out", "disconnected"])
-def test_no_call_leaves_anything_behind(make_server, wait_until, how):
-    """Of every method one call whose request never comes whole, and one that waits in a queue."""
+def test_calls_that_end_early_leave_no_objects(make_server, wait_until, how):
+    """One call of every method has an incomplete request, and one waits in a queue."""
     server = make_server(start_models=False)
     idle = open_calls(server.listener)
     connection = http2.Connection(server.port)
@@ -212,14 +216,14 @@ def test_no_call_leaves_anything_behind(make_server, wait_until, how):
     unary, streamed = total(), PredictStreamRequest(requests=[StreamedRequest(request=total())])
     streams = []
     for path in server.methods:
-        whole = streamed if path.endswith("Stream") else unary
-        bodies = (http2.message(b"")[:3], http2.message(whole.SerializeToString()))
+        request = streamed if path.endswith("Stream") else unary
+        bodies = (http2.message(b"")[:3], http2.message(request.SerializeToString()))
         streams += [connection.call(path, body, end=False, **deadline) for body in bodies]
     counts = {"model": "regressor", "version": "1"}
     wait_until(lambda: server.count("queue_rows", **counts) >= 2)
     if how == "cancelled":
         for stream in streams:
-            connection.send(http2.frame(http2.RESET, 0, stream, struct.pack(">I", 8)))
+            connection.send(http2.encode_frame(http2.RESET, 0, stream, struct.pack(">I", 8)))
     elif how == "disconnected":
         connection.close()
     wait_until(lambda: server.count("queue_rows", **counts) == 0)
@@ -229,7 +233,7 @@ def test_no_call_leaves_anything_behind(make_server, wait_until, how):
     connection.close()
 
 
-def test_connections_may_live_for_ever(make_server):
+def test_connections_may_live_forever(make_server):
     assert ListenerOptions(max_connection_age=0).max_stream_age == float("inf")
     names = dict(ListenerOptions(max_connection_age=0).arguments())
     assert "grpc.max_connection_age_ms" not in names

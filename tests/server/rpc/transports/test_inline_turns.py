@@ -1,5 +1,5 @@
-"""A transport that runs models itself reads between two batches, and comes back for what is
-left."""
+"""A transport that runs a model inline reads requests between two batches, and continues with the
+requests that are left."""
 
 import numpy as np
 import pytest
@@ -12,22 +12,23 @@ from neurona_server.batching.policy import BatchPolicy
 
 
 @pytest.fixture
-def hasty(monkeypatch):
-    """Every batch takes all the time that there is, and the instances get none."""
+def single_batches(monkeypatch):
+    """Every batch takes the whole time limit, and the instances get none. Returns what `serve`
+    returned: whether requests are left."""
     monkeypatch.setattr(batcher, "LONGEST_INLINE", 1e-9)
     monkeypatch.setattr(Inline, "_next_seconds", lambda _: 0.0)
-    left = []
+    results = []
     serve = Inline.serve
 
-    def noted(self, process):
-        left.append(serve(self, process))
-        return left[-1]
+    def recorded(self, process):
+        results.append(serve(self, process))
+        return results[-1]
 
-    monkeypatch.setattr(Inline, "serve", noted)
-    return left
+    monkeypatch.setattr(Inline, "serve", recorded)
+    return results
 
 
-def test_what_is_left_is_answered_although_nothing_more_comes(make_server, hasty):
+def test_requests_that_are_left_are_answered_without_further_events(make_server, single_batches):
     server = make_server(BatchPolicy(inline=True, max_rows=1))
     futures = []
     for value in range(100):
@@ -36,5 +37,5 @@ def test_what_is_left_is_answered_although_nothing_more_comes(make_server, hasty
         futures.append(server.prediction.Predict.future(request, timeout=20))
     sums = [future.result().regression.rows[0].values[0] for future in futures]
     assert sums == [value + 1 for value in range(100)]
-    assert True in hasty  # several waited at least once
-    assert not hasty[-1]
+    assert True in single_batches  # several requests waited at least once
+    assert not single_batches[-1]

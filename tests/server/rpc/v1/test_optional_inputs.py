@@ -12,7 +12,7 @@ from neurona_server.batching.policy import BatchPolicy
 def ask(make_server, echoes):
     server = make_server(BatchPolicy(max_rows=16), root=echoes)
     # As where a device is quicker on the rows that it knows.
-    server.registry.resolve("adjustable").batcher.padding._padded.update((4, 16))
+    server.registry.resolve("adjustable").batcher.padding._padded_sizes.update((4, 16))
 
     def ask(rows):
         values = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)

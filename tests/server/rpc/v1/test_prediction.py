@@ -105,7 +105,7 @@ def test_a_wrong_task_is_refused_clearly(server):
         (PredictRequest(), "NOT_FOUND", "no model ''"),
         (PredictRequest(model="n" * 5000), "NOT_FOUND", "served: classifier, fixed"),
         (PredictRequest(model="🦖" * 2000), "NOT_FOUND", "served: classifier, fixed"),
-        (classify(version=3), "NOT_FOUND", "no version 3; served: 1, 2"),
+        (classify(version=3), "NOT_FOUND", "version 3 does not exist; served: 1, 2"),
         (classify(version=-1), "NOT_FOUND", "no version -1"),
         (classify(label="x"), "NOT_FOUND", "its labels: latest"),
         (classify(priority=3), "INVALID_ARGUMENT", "priority is 3; expected 0, 1 or 2"),
@@ -289,7 +289,7 @@ def test_a_guilty_request_fails_alone(make_server, wait_until):
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(make_server):
     server = make_server(BatchPolicy(inline=False))
     model = server.registry.resolve("classifier", 1)
-    model.batcher.curve.measure(lambda rows: 30.0, ((4,),), budget=1e9)
+    model.batcher.cost_model.measure(lambda rows: 30.0, ((4,),), budget=1e9)
     server.prediction.Predict(classify(version=1))  # has just run: estimates hold
     error = error_of(server.prediction.Predict, classify(version=1))  # within 10 s
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED

@@ -30,12 +30,17 @@ LABELS = ["ant", "bee", "", "Zürich", "x" * 200]
 FLOATS = [np.float16, np.float32, np.float64]
 
 
+class FakeModel(SimpleNamespace):
+    """One that caches can hold weakly."""
+
+    __hash__ = object.__hash__
+
+
 def model_of(task, *outputs, softmax=False, labels=LABELS, units=()):
     values = [ValueDescription(name=unit, unit=unit) for unit in units]
-    return SimpleNamespace(
+    return FakeModel(
         name="m",
         version=7,
-        notes={},
         softmax=softmax,
         answer=0,
         metadata=ModelMetadata(task=task, labels=labels, values=values),

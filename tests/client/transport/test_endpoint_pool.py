@@ -1,4 +1,4 @@
-"""Several servers, some of which are always dying: no call fails, and none gets a wrong answer."""
+"""Servers that are killed, one after the other: no call fails, and no result is wrong."""
 
 import asyncio
 import os
@@ -13,9 +13,9 @@ from support.server_process import ServerProcess
 
 from neurona_client import AsyncClient, Client, Retries
 
-SECONDS = float(os.environ.get("NEURONA_KILLING_SECONDS", "10")) / 3  # of them in each test
+SECONDS = float(os.environ.get("NEURONA_KILLING_SECONDS", "10")) / 3  # in each of the tests
 CALLERS = 16
-PATIENT = Retries(patience=60)
+LONG_RETRIES = Retries(unreachable_timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def started(repository):
 
 @pytest.fixture
 def replicas(started):
-    """All of them up."""
+    """All of them running."""
     for replica in started:
         if not replica.is_running:
             replica.start()
@@ -38,19 +38,19 @@ def replicas(started):
     return started
 
 
-def expected(row):
+def expected_probabilities(row):
     logits = (row + 1.0) @ onnx_models.WEIGHTS  # of version 2, the latest
     powers = np.exp(logits - logits.max())
     return powers / powers.sum()
 
 
 class Killer(threading.Thread):
-    """Kills one at a time at random, and starts it again at random."""
+    """Kills or stops one server at a time at random times, and restarts it."""
 
     def __init__(self, replicas, seconds):
         super().__init__()
         self.kills = 0
-        self.over = threading.Event()
+        self.ended = threading.Event()
         self._replicas = replicas
         self._seconds = seconds
 
@@ -61,33 +61,35 @@ class Killer(threading.Thread):
             replica = generator.choice(self._replicas)
             replica.kill() if generator.random() < 0.7 else replica.stop()
             self.kills += 1
-            self.over.wait(generator.uniform(0.0, 0.5))
+            self.ended.wait(generator.uniform(0.0, 0.5))
             replica.start()
-            self.over.wait(generator.uniform(0.2, 2.0))
-        self.over.set()
+            self.ended.wait(generator.uniform(0.2, 2.0))
+        self.ended.set()
 
 
 @pytest.mark.parametrize("coalesce", [True, False], ids=["coalescing", "unary"])
-def test_threads_notice_nothing_of_servers_that_die(replicas, coalesce):
-    wrong, failed, answers = [], [], [0] * CALLERS
+def test_no_thread_sees_a_failure_while_servers_are_killed(replicas, coalesce):
+    wrong, failed, result_counts = [], [], [0] * CALLERS
     addresses = [replica.address for replica in replicas]
-    with Client(addresses, coalesce=coalesce, retries=PATIENT) as client:
+    with Client(addresses, coalesce=coalesce, retries=LONG_RETRIES) as client:
         killer = Killer(replicas, SECONDS)
 
-        def ask(caller):
+        def predict(caller):
             generator = np.random.default_rng(caller)
-            while not killer.over.is_set():
+            while not killer.ended.is_set():
                 row = generator.normal(0, 1, 4).astype(np.float32)
                 try:
-                    given = client.predict("classifier", row, raw_outputs=True, timeout=60)
+                    result = client.predict("classifier", row, raw_outputs=True, timeout=60)
                 except Exception as error:
                     failed.append(error)
                     continue
-                answers[caller] += 1
-                if not np.allclose(given.outputs["probabilities"], expected(row), atol=1e-5):
-                    wrong.append((row, given))
+                result_counts[caller] += 1
+                if not np.allclose(
+                    result.outputs["probabilities"], expected_probabilities(row), atol=1e-5
+                ):
+                    wrong.append((row, result))
 
-        callers = [threading.Thread(target=ask, args=(number,)) for number in range(CALLERS)]
+        callers = [threading.Thread(target=predict, args=(number,)) for number in range(CALLERS)]
         killer.start()
         for thread in (*callers, killer):
             if thread is not killer:
@@ -97,38 +99,40 @@ def test_threads_notice_nothing_of_servers_that_die(replicas, coalesce):
     assert not failed
     assert not wrong
     assert killer.kills >= 2
-    assert min(answers) > 0
+    assert min(result_counts) > 0
 
 
-def test_coroutines_notice_nothing_of_servers_that_die(replicas):
+def test_no_coroutine_sees_a_failure_while_servers_are_killed(replicas):
     addresses = [replica.address for replica in replicas]
     killer = Killer(replicas, SECONDS)
-    answers = [0] * CALLERS
+    result_counts = [0] * CALLERS
 
-    async def ask(client, caller):
+    async def predict(client, caller):
         generator = np.random.default_rng(caller)
-        while not killer.over.is_set():
+        while not killer.ended.is_set():
             row = generator.normal(0, 1, 4).astype(np.float32)
-            given = await client.predict("classifier", row, raw_outputs=True, timeout=60)
-            assert np.allclose(given.outputs["probabilities"], expected(row), atol=1e-5)
-            answers[caller] += 1
+            result = await client.predict("classifier", row, raw_outputs=True, timeout=60)
+            assert np.allclose(
+                result.outputs["probabilities"], expected_probabilities(row), atol=1e-5
+            )
+            result_counts[caller] += 1
 
     async def main():
-        async with AsyncClient(addresses, retries=PATIENT) as client:
+        async with AsyncClient(addresses, retries=LONG_RETRIES) as client:
             killer.start()
-            await asyncio.gather(*(ask(client, caller) for caller in range(CALLERS)))
+            await asyncio.gather(*(predict(client, caller) for caller in range(CALLERS)))
 
     asyncio.run(main())
     killer.join()
     assert killer.kills >= 2
-    assert min(answers) > 0
+    assert min(result_counts) > 0
 
 
-def test_one_server_that_dies_under_a_call_costs_no_failure(replicas):
-    """Each in turn; the one that is left answers."""
+def test_the_last_running_server_answers_all_calls(replicas):
+    """Two are killed, one after the other."""
     addresses = [replica.address for replica in replicas]
     row = np.ones(4, np.float32)
-    with Client(addresses, retries=Retries(patience=0.5)) as client:
+    with Client(addresses, retries=Retries(unreachable_timeout=0.5)) as client:
         for replica in replicas[:2]:
             replica.kill()
             for _ in range(20):
