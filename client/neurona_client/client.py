@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Self
 
 from neurona_client.base_client import CLASSIFY, PREDICT, REGRESS, BaseClient
-from neurona_client.calls.sync_driver import Reply, run, send_streamed, yield_then
+from neurona_client.calls.sync_driver import ThreadReply, run, send_streamed, yield_then
 from neurona_client.descriptions import ModelDescription, ServedModel
 from neurona_client.inputs import Inputs
 from neurona_client.options import (
@@ -87,7 +87,7 @@ class Client:
                 max_message_bytes=max_message_bytes,
                 token_in_plaintext=token_in_plaintext,
             ),
-            Reply.deliver,
+            ThreadReply.deliver,
             yield_then,
         )
 

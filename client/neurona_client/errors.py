@@ -25,7 +25,7 @@ class NeuronaError(Exception):
         """Create the error.
 
         Args:
-            message: text for people.
+            message: what went wrong.
             code: number of the gRPC status; None: that of the class.
             request_id: what the server's log calls the request.
         """
@@ -79,7 +79,7 @@ class OverloadedError(NeuronaError):
         """Create the error.
 
         Args:
-            message: text for people.
+            message: what went wrong.
             code: number of the gRPC status; None: that of the class.
             request_id: what the server's log calls the request.
             retry_after: seconds after which the queue may have room.

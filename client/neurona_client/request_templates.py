@@ -135,9 +135,9 @@ class RequestTemplate:
     def encode_known_shape(self, inputs: object) -> EncodedRequest | None:
         """Encode an array of a dtype and shape that was encoded before; else return None."""
         if type(inputs) is np.ndarray and inputs.dtype == self._dtype:
-            known = self._prefix_by_shape.get(inputs.shape)
-            if known is not None:
-                return EncodedRequest(known[0] + inputs.tobytes() + self._suffix, known[1])
+            stored = self._prefix_by_shape.get(inputs.shape)
+            if stored is not None:
+                return EncodedRequest(stored[0] + inputs.tobytes() + self._suffix, stored[1])
         return None
 
     def _join(self, tensors: PreparedTensors) -> bytes:

@@ -10,7 +10,7 @@ from neurona_training.architectures.input_layers import Normalise
 from neurona_training.architectures.recurrent import LastState
 from neurona_training.architectures.resnet import ResNet
 from neurona_training.data import Dataset, Input, Split
-from neurona_training.export.metadata import describe
+from neurona_training.export.metadata import model_metadata
 from neurona_training.export.onnx_export import export
 
 _AXES = {
@@ -42,7 +42,8 @@ def export_fresh(name: str) -> bytes:
             raise ValueError(f"no network {name!r}")
     _calm(network)
     data = _data(row, classes)
-    return export(network, data, describe(data, f"{name} with fresh weights", {}, {"seed": 0}))
+    described = model_metadata(data, f"{name} with fresh weights", {}, {"seed": 0})
+    return export(network, data, described)
 
 
 def _calm(network: nn.Module) -> None:

@@ -94,20 +94,20 @@ def test_recipes_trained_without_a_network_need_none(tmp_path, monkeypatch):
     (documented,) = re.findall(r"compose run --rm --entrypoint neurona-train models (\w+) ", guide)
     for name in [*samples[1].split(), documented]:
         assert len(RECIPES[name].load().test.targets) > 0, name
-    with pytest.raises(Exception, match="cannot be downloaded"):
+    with pytest.raises(Exception, match="cannot download"):
         RECIPES["gru"].load()
 
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_server_has_enough_time_to_drain(name):
     from neurona_server.config import sources
-    from neurona_server.processes.supervisor import LEAVING
+    from neurona_server.processes.supervisor import EXIT_SECONDS
 
     service = SERVICES[name]
     options = {**service["environment"], "NEURONA_REPOSITORY": "/models", "NEURONA_LOG_LEVEL": ""}
     config = sources.load([], options)
     grace = 1000 * int(re.fullmatch(r"(\d+)s", service["stop_grace_period"])[1])
-    assert config.drain_delay_ms + config.drain_timeout_ms + 1000 * LEAVING < grace
+    assert config.drain_delay_ms + config.drain_timeout_ms + 1000 * EXIT_SECONDS < grace
     # Envoy has noticed by then.
     (check,) = ENVOY_CLUSTER["health_checks"]
     interval = 1000 * int(check["interval"].removesuffix("s"))

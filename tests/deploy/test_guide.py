@@ -19,7 +19,7 @@ from neurona_client.cli.main import main as neurona
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.tensors import to_tensor
 from neurona_server.config.options import Config
-from neurona_server.processes.supervisor import LEAVING
+from neurona_server.processes.supervisor import EXIT_SECONDS
 from neurona_server.telemetry.metrics import Metrics
 
 DEPLOY = ROOT / "deploy"
@@ -224,5 +224,5 @@ def test_the_unit_gives_enough_time_to_drain_and_sets_existing_options():
     assert {name.lower() for name in values} - {"config"} <= OPTIONS
     drain = int(values["DRAIN_DELAY_MS"]) + int(values["DRAIN_TIMEOUT_MS"])
     stop = int(re.search(r"(?m)^TimeoutStopSec=(\d+)$", text)[1])
-    assert drain / 1000 + LEAVING + 5 <= stop
+    assert drain / 1000 + EXIT_SECONDS + 5 <= stop
     assert "\nKillMode=mixed\n" in text  # or workers would get SIGTERM twice

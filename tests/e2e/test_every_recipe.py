@@ -12,7 +12,7 @@ from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.models.signature import Signature
 from neurona_server.models.synthetic_inputs import make_inputs
-from neurona_training.cli.pipeline import main
+from neurona_training.cli.main import main
 from neurona_training.recipes import RECIPES
 
 pytestmark = pytest.mark.slow

@@ -15,13 +15,13 @@ from neurona_client.transport.stream import PendingRequest, Stream
 T = TypeVar("T")
 
 
-class Reply:
+class CoroutineReply:
     """The outcome that one coroutine waits for."""
 
     __slots__ = ("_resolve", "future")
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, resolve: Callable[["Reply", Outcome], None]
+        self, loop: asyncio.AbstractEventLoop, resolve: Callable[["CoroutineReply", Outcome], None]
     ) -> None:
         self._resolve = resolve
         self.future: asyncio.Future[Outcome] = loop.create_future()
@@ -36,7 +36,7 @@ class LoopDriver:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._outcomes: deque[tuple[Reply, Outcome]] = deque()
+        self._outcomes: deque[tuple[CoroutineReply, Outcome]] = deque()
         self._is_wake_up_scheduled = False
         """The loop is about to resolve `_outcomes`: each wake-up from outside is a system call."""
 
@@ -79,7 +79,7 @@ class LoopDriver:
         pending = timer = None
         try:
             loop = self._running_loop()
-            reply = Reply(loop, self._resolve_later)
+            reply = CoroutineReply(loop, self._resolve_later)
             pending = PendingRequest(message, reply)
             remaining = deadline.remaining()
             if remaining is not None:
@@ -94,7 +94,7 @@ class LoopDriver:
             capacity.release(len(message))
 
     async def _perform(self, step: Step, loop: asyncio.AbstractEventLoop) -> Outcome:
-        reply = Reply(loop, self._resolve_later)
+        reply = CoroutineReply(loop, self._resolve_later)
         give_up = step.start(reply)
         try:
             if step.timeout is None:
@@ -108,7 +108,7 @@ class LoopDriver:
             give_up()
             raise
 
-    def _resolve_later(self, reply: Reply, outcome: Outcome) -> None:
+    def _resolve_later(self, reply: CoroutineReply, outcome: Outcome) -> None:
         self._outcomes.append((reply, outcome))
         if not self._is_wake_up_scheduled and self._loop is not None:
             self._is_wake_up_scheduled = True
@@ -138,12 +138,12 @@ class LoopDriver:
         self._loop = loop
 
 
-def _resolve_deliveries(deliveries: Sequence[tuple[Reply, Outcome]]) -> None:
+def _resolve_deliveries(deliveries: Sequence[tuple[CoroutineReply, Outcome]]) -> None:
     for reply, outcome in deliveries:
         if not reply.future.done():
             reply.future.set_result(outcome)
 
 
-def _expire(reply: Reply, deadline: Deadline) -> None:
+def _expire(reply: CoroutineReply, deadline: Deadline) -> None:
     if not reply.future.done():
         reply.future.set_exception(deadline.exceeded_error())

@@ -15,7 +15,7 @@ from neurona_client.transport.stream import PendingRequest, Stream, StreamedCall
 T = TypeVar("T")
 
 
-class Reply:
+class ThreadReply:
     """The outcome that one thread waits for. A bare lock wakes it with the least overhead."""
 
     __slots__ = ("_lock", "_next_reply", "_stream", "outcome")
@@ -23,7 +23,7 @@ class Reply:
     def __init__(self) -> None:
         self._lock = _thread.allocate_lock()
         self._lock.acquire()
-        self._next_reply: Reply | None = None  # the one that this one wakes
+        self._next_reply: ThreadReply | None = None  # the one that this one wakes
         self._stream: Stream | None = None  # of the last one, which releases its hold
 
     def __call__(self, outcome: Outcome) -> None:
@@ -103,7 +103,7 @@ def send_streamed(
     Raises:
         DeadlineExceededError: there was no outcome before the deadline.
     """
-    reply = Reply()
+    reply = ThreadReply()
     pending = PendingRequest(message, reply)
     try:
         remaining = deadline.remaining()
@@ -125,7 +125,7 @@ def send_streamed(
 
 
 def _perform(step: Step) -> Outcome:
-    reply = Reply()
+    reply = ThreadReply()
     try:
         give_up = step.start(reply)
     except BaseException:  # Ctrl-C

@@ -1,4 +1,4 @@
-"""neurona models: the list of models."""
+"""neurona models: the list of models. It is alone, as each subcommand is."""
 
 import argparse
 import json

@@ -40,7 +40,7 @@ _KEEPALIVE_TIMEOUT_MS = 10_000
 _MIN_RECONNECT_BACKOFF_MS = 100
 _MAX_RECONNECT_BACKOFF_MS = 2_000
 
-_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_DISCONNECTED_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _SUSPECT_SECONDS = 1.0
 _WATCH_RETRY_SECONDS = 0.1
 """Between two calls of Health.Watch that ended without a message."""
@@ -247,7 +247,7 @@ class Endpoint:
             except ValueError:  # the channel is closed
                 return
             except grpc.RpcError as error:
-                is_rejected = error.code() not in _GONE
+                is_rejected = error.code() not in _DISCONNECTED_CODES
                 if is_rejected:  # it answers calls, if not this one
                     self._set_state(reachable=True, serving=True)
                     self._closed.wait(_WATCH_ERROR_RETRY_SECONDS)

@@ -1,7 +1,7 @@
 """The W3C Trace Context of a call, where the caller uses OpenTelemetry.
 
-A module of its own because it is the only one that knows OpenTelemetry, without importing it: a
-span can only be current where the caller has imported it.
+This file stands alone because nothing else knows OpenTelemetry. It does not import it: a span can
+only be current where the caller has imported it.
 """
 
 import sys

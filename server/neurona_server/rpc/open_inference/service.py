@@ -1,6 +1,6 @@
 """The service inference.GRPCInferenceService, put together from its groups of methods.
 
-A file of its own, although short: it is all that the rest of the server sees of the protocol.
+It is all that the rest of the server sees of the protocol.
 """
 
 from collections.abc import Callable

@@ -84,13 +84,13 @@ class Region:
             raise InvalidArgumentError(f"shared memory region {quoted(self.name)} was shortened")
         while rest:
             try:
-                written = os.pwrite(self.file, rest, position)
+                count = os.pwrite(self.file, rest, position)
             except OSError as error:
                 raise InvalidArgumentError(
                     f"shared memory region {quoted(self.name)} cannot be written: {error.strerror}"
                 ) from error
-            rest = rest[written:]
-            position += written
+            rest = rest[count:]
+            position += count
 
 
 @dataclass(frozen=True)

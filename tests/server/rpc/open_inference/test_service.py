@@ -193,7 +193,7 @@ def changed(change, message=None):
         (
             changed(lambda m: m.raw_input_contents.__setitem__(0, b"123")),
             "INVALID_ARGUMENT",
-            "'x' has 3 bytes of data; FLOAT of shape [3, 4] takes 48",
+            "'x' has 3 bytes of data (expected 48 for FLOAT of shape [3, 4])",
         ),
         (
             changed(lambda m: m.inputs[0].contents.fp32_contents.append(1)),

@@ -126,7 +126,7 @@ def test_a_wrong_task_is_refused_clearly(server):
         (
             PredictRequest(model="classifier", inputs=[Tensor(name="x", dtype=1, shape=[1, 4])]),
             "INVALID_ARGUMENT",
-            "'x' has 0 bytes of data; FLOAT of shape [1, 4] takes 16",
+            "'x' has 0 bytes of data (expected 16 for FLOAT of shape [1, 4])",
         ),
         (
             PredictRequest(
