@@ -153,4 +153,4 @@ def test_a_signal_while_models_load_ends_the_server_at_once(tmp_path, start_serv
     server = start_server(tmp_path)
     wait_until(lambda: "loading slow/1" in server.log)
     assert server.stop() == 0
-    assert "stopped while it was starting" in server.log
+    assert "stopped during start-up" in server.log
