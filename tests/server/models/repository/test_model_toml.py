@@ -1,6 +1,5 @@
 import logging
 import tomllib
-from dataclasses import fields
 
 import pytest
 
@@ -100,7 +99,7 @@ def test_every_key(read):
 def test_overrides_have_the_names_of_server_options():
     overrides = {"max_batch_rows", "max_queue_rows", "max_queue_bytes", "max_delay_ms"}
     overrides |= {"latency_objective_ms", "inline", "instances", "threads"}
-    assert overrides <= {option.name for option in fields(Config)}
+    assert overrides <= set(Config.__struct_fields__)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "[traffic]\n"])
