@@ -6,7 +6,7 @@ VENV ?= .venv
 MODELS ?= models
 IMAGE ?= neurona
 RUNTIME ?= cpu
-WHEEL_TESTS ?= tests/e2e/test_server.py tests/e2e/test_readme.py tests/server/web tests/training/test_report.py
+WHEEL_TESTS ?= tests/e2e/test_server.py tests/e2e/test_readme.py tests/server/web tests/training/report
 BIN := $(VENV)/bin
 
 install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt

@@ -13,8 +13,8 @@ from neurona_server.telemetry import failure_log
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_log() -> None:
-    """What is told of failures a minute later would stand in the log of another test."""
-    failure_log.QUIET = 1e6
+    """Keep the summaries of suppressed failures out of the logs of later tests."""
+    failure_log.QUIET_SECONDS = 1e6
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def make_server(repository: Path, transport: str) -> Iterator[Callable[..., InPr
 
 @pytest.fixture(scope="session")
 def transport() -> str:
-    """Tests of transports have one of their own, that is each transport in turn."""
+    """The tests of rpc override this fixture with each transport in turn."""
     return "auto"
 
 
@@ -54,7 +54,7 @@ def transport() -> str:
 def server(
     repository: Path, transport: str, request: pytest.FixtureRequest
 ) -> Iterator[InProcessServer]:
-    """Shared by the tests that leave no trace in it."""
+    """A server shared by the tests that do not change its state."""
     server = InProcessServer(repository, BatchPolicy(inline=request.param))
     yield server
     server.stop()

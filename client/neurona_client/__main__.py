@@ -1,4 +1,4 @@
-"""python -m neurona_client: see cli.main."""
+"""python -m neurona_client: the command line, see `cli.main`."""
 
 import sys
 

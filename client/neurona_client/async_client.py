@@ -4,30 +4,31 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
-from neurona_client.base_client import CLASSIFY, PREDICT, REGRESS, Predictions
-from neurona_client.calls.async_driver import Loop
-from neurona_client.descriptions import Description, ServedModel
+from neurona_client.base_client import CLASSIFY, PREDICT, REGRESS, BaseClient
+from neurona_client.calls.async_driver import LoopDriver
+from neurona_client.descriptions import ModelDescription, ServedModel
 from neurona_client.inputs import Inputs
 from neurona_client.options import (
+    DEFAULT_RETRIES,
     DEFAULT_TARGET,
     MAX_PENDING_BYTES,
     MAX_PENDING_REQUESTS,
-    RETRIES,
     Retries,
     Tls,
-    options,
+    validated_options,
 )
-from neurona_client.request_templates import Wish
-from neurona_client.results import Classified, Prediction, Regressed
+from neurona_client.request_templates import RequestOptions
+from neurona_client.results import ClassificationResult, Prediction, RegressionResult
 
 
 class AsyncClient:
-    """As `Client`, for the coroutines of one event loop, that of its first call.
+    """Predictions from one server or several, for the coroutines of one event loop.
 
         async with AsyncClient("127.0.0.1:8001") as client:
-            answers = await asyncio.gather(*(client.predict("lenet5", one) for one in images))
+            results = await asyncio.gather(*(client.predict("lenet5", one) for one in images))
 
-    A coroutine that is cancelled gives its call up.
+    The methods and their arguments are those of `Client`. A client belongs to the event loop of its
+    first call. A coroutine that is cancelled gives its call up.
     """
 
     def __init__(
@@ -39,15 +40,37 @@ class AsyncClient:
         token: str | None = None,
         tls: Tls | bool | None = None,
         compression: bool = False,
-        retries: Retries = RETRIES,
+        retries: Retries = DEFAULT_RETRIES,
         max_pending_bytes: int = MAX_PENDING_BYTES,
         max_pending_requests: int = MAX_PENDING_REQUESTS,
         max_message_bytes: int = 64 << 20,
         token_in_plaintext: bool = False,
     ) -> None:
-        self._loop = Loop()
-        self._calls = Predictions(
-            options(
+        """Open connections in the background; the arguments are those of `Client`.
+
+        Args:
+            target: HOST:PORT, unix:PATH, dns:///NAME:PORT (all addresses of the name, resolved
+                again every ten seconds), or several of these.
+            coalesce: share a stream; False: each call is a gRPC call of its own.
+            timeout: seconds for calls that specify none; None: no limit.
+            token: bearer token, sent with each call. Rejected without TLS to other machines, unless
+                `token_in_plaintext` is set.
+            tls: True for servers whose certificate gRPC trusts by default, else a `Tls`.
+            compression: compress requests with gzip.
+            retries: how often a call is attempted, and hedging; see `Retries`.
+            max_pending_bytes: limit of the inputs in flight, in bytes. Calls beyond it wait, so
+                that memory stays bounded.
+            max_pending_requests: limit of the requests in flight. Calls beyond it wait.
+            max_message_bytes: largest message that is sent or received.
+            token_in_plaintext: the network is safe: the token may be sent without TLS.
+
+        Raises:
+            ValueError: an option is outside its range.
+            OSError: a file of `tls` cannot be read.
+        """
+        self._driver = LoopDriver()
+        self._base = BaseClient(
+            validated_options(
                 target,
                 coalesce=coalesce,
                 timeout=timeout,
@@ -60,8 +83,8 @@ class AsyncClient:
                 max_message_bytes=max_message_bytes,
                 token_in_plaintext=token_in_plaintext,
             ),
-            self._loop.deliver,
-            self._loop.soon,
+            self._driver.deliver,
+            self._driver.yield_then,
         )
 
     async def predict(
@@ -77,30 +100,54 @@ class AsyncClient:
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> Prediction:
-        """Answers by the model's task.
+        """Predict with any model; the result depends on the model's task.
 
-        inputs: an array or list, or a dict of them by input name; one sample, or a batch with
-            the batch axis first. Of an image model also a PNG or JPEG, as bytes or a Path.
-        version, label: which one answers, else the server's choice.
-        top_k: how many classes of a classification.
-        raw_outputs: also the model's output tensors.
-        priority: high, normal or low, among the requests that wait for the model.
-        timeout: seconds.
-        request_id: what the server's log calls it; such a call goes alone.
+            result = await client.predict("lenet5", np.zeros((2, 8, 8)), top_k=3)
+            print(result[0].label, result[0].probability)
 
-        Raises a NeuronaError: see `neurona_client.errors`.
+        Args:
+            model: name of the model.
+            inputs: an array, a number or nested lists; of a model with several inputs, a dict of
+                them by name. One sample, or a batch with the batch axis first. For an image model
+                also the content of an image file (bytes) or its Path. Values are converted to the
+                dtype of the input if it can hold them.
+            version: number of the version; None: the server's choice.
+            label: name that points to a version, such as "latest", instead of its number.
+            top_k: how many classes a classification returns, most probable first.
+            raw_outputs: return the model's output tensors as well.
+            priority: "high", "normal" or "low", among the requests in the queue of the model.
+            timeout: seconds from now to the response; None: the client's own timeout.
+            request_id: what the server's log calls the request, printable ASCII. Such a call is a
+                gRPC call of its own.
+
+        Returns:
+            A sequence with one item for each row. Of one row, a classification has `label`,
+            `probability` and `top`, a regression `value`, `unit`, `values` and `units`; a model
+            without a task has `outputs`.
+
+        Raises:
+            InvalidInputError: an input's name, dtype, shape or value does not fit the model.
+            NotFoundError: there is no such model, version or label.
+            DeadlineExceededError: there was no response within the timeout.
+            OverloadedError: the queue of the model is full, after all attempts.
+            UnavailableError: no server answered, after all attempts.
+            NeuronaError: any other failure; see `neurona_client.errors`.
         """
-        wish = (model, version, label, top_k, raw_outputs, priority)
-        calls, deadline, first = self._calls, self._calls.deadline(timeout), None
-        quick = calls.quick(wish, inputs, request_id)
-        if quick is not None:  # what is known and goes well takes the short way
-            plan, written, stream = quick
-            outcome = await self._loop.together(calls.gate, stream, written.message, deadline)
+        options = (model, version, label, top_k, raw_outputs, priority)
+        base, deadline, first_error = self._base, self._base.deadline(timeout), None
+        prepared = base.fast_path(options, inputs, request_id)
+        if prepared is not None:  # a request like one before, sent without an operation
+            template, request, stream = prepared
+            outcome = await self._driver.send_streamed(
+                base.capacity, stream, request.message, deadline
+            )
             if isinstance(outcome, bytes):
-                return calls.read(Prediction, plan, written, outcome)
-            first = outcome
-        asked = (Prediction, PREDICT, Wish(*wish), inputs, deadline, request_id, first)
-        return await self._loop.run(calls.predict(*asked))
+                return base.to_result(Prediction, template, request, outcome)
+            first_error = outcome
+        operation = base.predict(
+            Prediction, PREDICT, RequestOptions(*options), inputs, deadline, request_id, first_error
+        )
+        return await self._driver.run(operation)
 
     async def classify(
         self,
@@ -114,14 +161,34 @@ class AsyncClient:
         priority: str = "normal",
         timeout: float | None = None,
         request_id: str | None = None,
-    ) -> Classified:
-        """As `predict`; raises WrongTaskError for a model that does not classify."""
-        wish = Wish(model, version, label, top_k, raw_outputs, priority)
-        return await self._loop.run(
-            self._calls.predict(
-                Classified, CLASSIFY, wish, inputs, self._calls.deadline(timeout), request_id
-            )
+    ) -> ClassificationResult:
+        """Predict with a model that classifies.
+
+        Args:
+            model: see `predict`, as for all other arguments.
+            inputs: see `predict`.
+            version: see `predict`.
+            label: see `predict`.
+            top_k: see `predict`.
+            raw_outputs: see `predict`.
+            priority: see `predict`.
+            timeout: see `predict`.
+            request_id: see `predict`.
+
+        Returns:
+            A sequence with one item for each row; of one row also its `label`, `probability` and
+            `top`.
+
+        Raises:
+            WrongTaskError: the model does not classify.
+            NeuronaError: see `predict`.
+        """
+        options = RequestOptions(model, version, label, top_k, raw_outputs, priority)
+        deadline = self._base.deadline(timeout)
+        operation = self._base.predict(
+            ClassificationResult, CLASSIFY, options, inputs, deadline, request_id
         )
+        return await self._driver.run(operation)
 
     async def regress(
         self,
@@ -134,18 +201,47 @@ class AsyncClient:
         priority: str = "normal",
         timeout: float | None = None,
         request_id: str | None = None,
-    ) -> Regressed:
-        """As `predict`; raises WrongTaskError for a model that gives no values."""
-        wish = Wish(model, version, label, 1, raw_outputs, priority)
-        return await self._loop.run(
-            self._calls.predict(
-                Regressed, REGRESS, wish, inputs, self._calls.deadline(timeout), request_id
-            )
+    ) -> RegressionResult:
+        """Predict with a model that returns numbers.
+
+        Args:
+            model: see `predict`, as for all other arguments.
+            inputs: see `predict`.
+            version: see `predict`.
+            label: see `predict`.
+            raw_outputs: see `predict`.
+            priority: see `predict`.
+            timeout: see `predict`.
+            request_id: see `predict`.
+
+        Returns:
+            A sequence with one item for each row; of one row also its `value`, `unit`, `values` and
+            `units`.
+
+        Raises:
+            WrongTaskError: the model does not return values.
+            NeuronaError: see `predict`.
+        """
+        options = RequestOptions(model, version, label, 1, raw_outputs, priority)
+        deadline = self._base.deadline(timeout)
+        operation = self._base.predict(
+            RegressionResult, REGRESS, options, inputs, deadline, request_id
         )
+        return await self._driver.run(operation)
 
     async def models(self, *, timeout: float | None = None) -> list[ServedModel]:
-        """What is served."""
-        return await self._loop.run(self._calls.models(timeout))
+        """List the models of the server.
+
+        Args:
+            timeout: seconds; None: the client's own timeout.
+
+        Returns:
+            All models with all their versions, whether they serve or not.
+
+        Raises:
+            NeuronaError: see `neurona_client.errors`.
+        """
+        return await self._driver.run(self._base.models(timeout))
 
     async def describe(
         self,
@@ -154,31 +250,64 @@ class AsyncClient:
         version: int | None = None,
         label: str | None = None,
         timeout: float | None = None,
-    ) -> Description:
-        """What a model takes and gives, and what it says about itself."""
-        return await self._loop.run(self._calls.describe(model, version, label, timeout))
+    ) -> ModelDescription:
+        """Describe a model: its inputs and outputs, and what it records about itself.
+
+        Args:
+            model: name of the model.
+            version: number of the version; None: the server's choice.
+            label: name that points to a version, instead of its number.
+            timeout: seconds; None: the client's own timeout.
+
+        Returns:
+            Names, dtypes and shapes of its tensors, labels, units, measured quality.
+
+        Raises:
+            NotFoundError: there is no such model, version or label.
+            NeuronaError: see `neurona_client.errors`.
+        """
+        return await self._driver.run(self._base.describe(model, version, label, timeout))
 
     async def health(self, service: str = "", *, timeout: float | None = None) -> str:
-        """SERVING, NOT_SERVING or SERVICE_UNKNOWN; of the server, a service or a model."""
-        return await self._loop.run(self._calls.health(service, timeout))
+        """Ask whether the server, a service or a model serves.
+
+        Args:
+            service: "" for the server, "MODEL", "MODEL/VERSION", or a gRPC service.
+            timeout: seconds; None: the client's own timeout.
+
+        Returns:
+            "SERVING", "NOT_SERVING", or "SERVICE_UNKNOWN" if there is no such service or model.
+
+        Raises:
+            NeuronaError: see `neurona_client.errors`.
+        """
+        return await self._driver.run(self._base.health(service, timeout))
 
     async def wait_until_ready(
         self, timeout: float | None = None, *, models: Iterable[str] = ()
     ) -> None:
-        """Until the server serves, and each of `models`. Raises DeadlineError after `timeout`."""
-        await self._loop.run(self._calls.until_ready(models, timeout))
+        """Wait until the server serves, and each of some models.
+
+        Args:
+            timeout: seconds; None: no limit, whatever the client's own timeout.
+            models: names of models.
+
+        Raises:
+            DeadlineExceededError: the server or a model was not ready within `timeout`.
+        """
+        await self._driver.run(self._base.wait_until_ready(models, timeout))
 
     async def close(self) -> None:
-        """Calls that are under way end with ClosedError. May be called again."""
-        self._calls.close()
+        """Close all connections; calls in flight end with ClosedError. May be called again."""
+        self._base.close()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         await self.close()

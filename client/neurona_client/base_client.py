@@ -1,27 +1,34 @@
-"""Questions about servers and models, as conversations: what is asked, and what is read."""
+"""The part of a client that does no I/O and that `Client` and `AsyncClient` share.
+
+Each kind of call is an operation, which a driver in `calls` runs.
+"""
 
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from neurona_client import descriptions
-from neurona_client.calls.backpressure import Gate
-from neurona_client.calls.hedging import Budget, Hedging, delivering
+from neurona_client.calls.backpressure import CapacityLimiter
+from neurona_client.calls.hedging import HedgeBudget, Hedging, deliver_to_waiters
+from neurona_client.calls.retry import Sender, with_retries
 from neurona_client.calls.steps import (
-    Alone,
-    Ask,
-    Conversation,
+    Call,
     Deadline,
+    Operation,
     Pause,
     Step,
-    UntilRoom,
-    tried,
+    UnaryCall,
+    WaitForCapacity,
 )
-from neurona_client.descriptions import Description, ServedModel
+from neurona_client.descriptions import (
+    ModelDescription,
+    ServedModel,
+    description_from_response,
+    models_from_response,
+)
 from neurona_client.errors import (
-    DeadlineError,
+    DeadlineExceededError,
     InvalidInputError,
     NeuronaError,
     NotFoundError,
@@ -30,13 +37,23 @@ from neurona_client.errors import (
     UnavailableError,
 )
 from neurona_client.inputs import Inputs
-from neurona_client.options import Options
-from neurona_client.request_templates import Plan, Plans, Wish, Written
-from neurona_client.results import Answer
-from neurona_client.transport.endpoint import CLOSED, Endpoint, health_of, metadata
-from neurona_client.transport.endpoint_pool import Fleet
-from neurona_client.transport.stream import Deliver, Soon, Stream, Together
-from neurona_client.transport.trace_context import context
+from neurona_client.options import ClientOptions
+from neurona_client.request_templates import (
+    EncodedRequest,
+    RequestOptions,
+    RequestTemplate,
+    TemplateCache,
+)
+from neurona_client.results import Result
+from neurona_client.transport.endpoint import (
+    CONNECTION_CLOSED,
+    Endpoint,
+    auth_metadata,
+    parse_health_status,
+)
+from neurona_client.transport.endpoint_pool import EndpointPool
+from neurona_client.transport.stream import Deliver, ScheduleWrite, Stream, StreamedCall
+from neurona_client.transport.trace_context import trace_context
 from neurona_protos.prediction_pb2 import (
     DescribeModelRequest,
     DescribeModelResponse,
@@ -45,280 +62,310 @@ from neurona_protos.prediction_pb2 import (
 from neurona_protos.wire_format import length_delimited
 
 M = TypeVar("M", bound=Message)
-T = TypeVar("T")
-
-Talk = Generator[Step, bytes, T]
-"""A conversation with a result of its own kind."""
-
-_LIST = "/neurona.v1.Models/List"
-_DESCRIBE = "/neurona.v1.Models/Describe"
-_HEALTH = "/grpc.health.v1.Health/Check"
-
-_STATES = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
-_SERVING = "SERVING"
-_POLL = 0.1  # seconds between two looks at a server that is reached and does not serve yet
-
-
-class Questions:
-    """Of one client."""
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.fleet = Fleet(options)
-        self.metadata = metadata(options)
-        hedges = options.retries.hedge_after is not None
-        self.budget = Budget(options.retries) if hedges else None
-
-    def close(self) -> None:
-        self.fleet.close()
-
-    def deadline(self, timeout: float | None) -> Deadline:
-        return Deadline(self.options.timeout if timeout is None else timeout)
-
-    def models(self, timeout: float | None) -> Talk[list[ServedModel]]:
-        answer = yield from self._asked(_LIST, b"", self.deadline(timeout))
-        return descriptions.models(_parsed(ListModelsResponse, answer))
-
-    def describe(
-        self, model: str, version: int | None, label: str | None, timeout: float | None
-    ) -> Talk[Description]:
-        wish = Wish(model, version, label, 1, False, "normal")
-        wish.check()
-        return (yield from self.described(wish, self.deadline(timeout)))
-
-    def described(self, wish: Wish, deadline: Deadline) -> Talk[Description]:
-        answer = yield from self._asked(_DESCRIBE, _which(wish), deadline)
-        return descriptions.description(_parsed(DescribeModelResponse, answer))
-
-    def health(self, service: str, timeout: float | None) -> Talk[str]:
-        return (yield from self._health(service, self.deadline(timeout)))
-
-    def _health(self, service: str, deadline: Deadline) -> Talk[str]:
-        request = length_delimited(1, service.encode()) if service else b""
-        try:
-            answer = yield from self._asked(_HEALTH, request, deadline)
-        except NotFoundError:
-            return "SERVICE_UNKNOWN"
-        return _STATES.get(health_of(answer), "UNKNOWN")
-
-    def until_ready(self, models: Iterable[str], timeout: float | None) -> Talk[None]:
-        """Until the server serves, and each of `models` does."""
-        deadline = Deadline(timeout)  # not that of other calls: loading takes longer
-        models = (models,) if isinstance(models, str) else models
-        for service in ("", *models):
-            state = ""
-            while state != _SERVING:
-                try:
-                    deadline.left()  # raises when it has passed
-                    state = yield from self._health(service, deadline)
-                except UnavailableError:
-                    state = "out of reach"
-                except DeadlineError:
-                    what = f"model {service!r}" if service else "the server"
-                    raise DeadlineError(
-                        f"{what} at {self.fleet.named} was not ready within {timeout:g} s: "
-                        f"{state or 'out of reach'}"
-                    ) from None
-                if state != _SERVING:
-                    yield Pause(_POLL)
-
-    def _asked(self, path: str, message: bytes, deadline: Deadline) -> Conversation:
-        def send(endpoint: Endpoint, left: float | None) -> Step:
-            return Alone(endpoint, path, message, left, self.metadata)
-
-        retries = self.options.retries
-        return (yield from tried(self.fleet, retries, deadline, send, ask=self.ask()))
-
-    def ask(self) -> Ask | None:
-        """How the servers are asked in one call."""
-        if self.budget is None:
-            return None
-        return Hedging(self.options.retries, self.budget).ask
-
-
-def _which(wish: Wish) -> bytes:
-    request = DescribeModelRequest(model=wish.model)
-    if wish.version is not None:
-        request.version = wish.version
-    elif wish.label is not None:
-        request.label = wish.label
-    return request.SerializeToString()
-
-
-def _parsed(kind: type[M], message: bytes) -> M:
-    try:
-        return kind.FromString(message)
-    except DecodeError as error:
-        raise ServerError(f"the answer is no {kind.DESCRIPTOR.full_name}: {error}") from error
-
-
-A = TypeVar("A", bound=Answer)
+R = TypeVar("R", bound=Result)
 
 PREDICT = "/neurona.v1.Prediction/Predict"
 CLASSIFY = "/neurona.v1.Prediction/Classify"
 REGRESS = "/neurona.v1.Prediction/Regress"
-_TASKS = {CLASSIFY: "classification", REGRESS: "regression"}
+_LIST = "/neurona.v1.Models/List"
+_DESCRIBE = "/neurona.v1.Models/Describe"
+_HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
-MAX_SHARED_BYTES = 64 << 10
-"""Larger requests go alone: in a message they would hold up the others."""
+MAX_STREAMED_BYTES = 64 << 10
+"""A larger request is a call of its own: in a shared message it would delay the others."""
+
+_TASK_OF_METHOD = {CLASSIFY: "classification", REGRESS: "regression"}
+_HEALTH_STATUSES = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
+_READY_POLL_SECONDS = 0.1
 
 
-class Predictions(Questions):
-    """All that one client asks."""
+class BaseClient:
+    """The state and the operations of one client."""
 
-    def __init__(self, options: Options, deliver: Deliver, soon: Soon) -> None:
-        super().__init__(options)
-        self.plans = Plans()
-        self.gate = Gate(options.max_pending_bytes, options.max_pending_requests)
-        self._deliver = deliver if self.budget is None else delivering(deliver)
-        self._soon = soon
+    def __init__(
+        self, options: ClientOptions, deliver: Deliver, schedule_write: ScheduleWrite
+    ) -> None:
+        """Open the channels to the servers.
+
+        Args:
+            options: of the client.
+            deliver: delivers the outcomes of a stream.
+            schedule_write: has a stream written when callers have submitted their requests.
+
+        Raises:
+            OSError: a file of `options.tls` cannot be read.
+        """
+        self.options = options
+        self.pool = EndpointPool(options)
+        self.capacity = CapacityLimiter(options.max_pending_bytes, options.max_pending_requests)
+        self.templates = TemplateCache()
+        hedging = options.retries.hedge_after is not None
+        self.hedge_budget = HedgeBudget(options.retries) if hedging else None
+        self._metadata = auth_metadata(options)
+        self._deliver = deliver_to_waiters(deliver) if hedging else deliver
+        self._schedule_write = schedule_write
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        if self.fleet.closed:  # perhaps a child's copy, whose streams are its parent's
+        """End all calls with ClosedError and close the channels."""
+        if self.pool.closed_reason:  # perhaps a child's copy, whose streams belong to its parent
             return
-        for endpoint in self.fleet.endpoints:
+        for endpoint in self.pool.endpoints:
             if endpoint.stream is not None:
                 endpoint.stream.close()
-        super().close()
+        self.pool.close()
+
+    def deadline(self, timeout: float | None) -> Deadline:
+        """Return the deadline of a call that starts now; None: the client's own timeout."""
+        return Deadline(self.options.timeout if timeout is None else timeout)
+
+    # Predictions
 
     def predict(
         self,
-        kind: type[A],
+        result_type: type[R],
         path: str,
-        wish: Wish,
+        options: RequestOptions,
         inputs: Inputs,
         deadline: Deadline,
         request_id: str | None,
-        first: NeuronaError | None = None,
-    ) -> Talk[A]:
-        """Described is a model once, and again when what the client knows of it seems outdated.
+        first_error: NeuronaError | None = None,
+    ) -> Operation[R]:
+        """Send a prediction.
 
-        first: how it went when it was sent as `plans.known` has it.
+        The model is described before the first one, and again when the description seems outdated.
+
+        Args:
+            result_type: class of the result.
+            path: PREDICT, CLASSIFY or REGRESS.
+            options: model, version, label and so on.
+            inputs: of the caller.
+            deadline: of the operation.
+            request_id: what the server's log calls the request.
+            first_error: why the attempt on `fast_path` failed.
         """
-        fresh = False
+        is_fresh = False
         while True:
-            plan = self.plans.get(wish)
-            if plan is None:
-                plan, fresh = (yield from self._learned(wish, deadline)), True
+            template = self.templates.get(options)
+            if template is None:
+                template, is_fresh = (yield from self._create_template(options, deadline)), True
             try:
-                written, answer = yield from self._sent(
-                    path, plan, inputs, deadline, request_id, first
+                request, response = yield from self._send_with_capacity(
+                    path, template, inputs, deadline, request_id, first_error
                 )
             except (InvalidInputError, NotFoundError):
-                if fresh:
+                if is_fresh:
                     raise
-                first = None
-                self.plans.forget(wish)
+                first_error = None
+                self.templates.invalidate(options)
                 continue
-            return self.read(kind, plan, written, answer)
+            return self.to_result(result_type, template, request, response)
 
-    def read(self, kind: type[A], plan: Plan, written: Written, answer: bytes) -> A:
-        if self.plans.is_new(plan, answer):  # what it takes may be new as well
-            self.plans.forget(plan.wish)
-        return kind(answer, sample=written.single)
+    def fast_path(
+        self, options: tuple[object, ...], inputs: object, request_id: str | None
+    ) -> tuple[RequestTemplate, EncodedRequest, Stream] | None:
+        """Prepare a request that needs no operation.
 
-    def _learned(self, wish: Wish, deadline: Deadline) -> Talk[Plan]:
-        wish.check()
-        try:
-            described = yield from self.described(wish, deadline)
-        except PermissionDeniedError:
-            return self.plans.learn(wish, None)
-        return self.plans.learn(wish, described)
-
-    def _sent(
-        self,
-        path: str,
-        plan: Plan,
-        inputs: Inputs,
-        deadline: Deadline,
-        request_id: str | None,
-        first: NeuronaError | None,
-    ) -> Talk[tuple[Written, bytes]]:
-        written = plan.write(inputs)
-        size = len(written.message)
-        if not self.gate.enter(size):
-            del written  # whoever waits keeps no copy of its inputs
-            yield from _stepped(UntilRoom(self.gate, size, deadline.left()), deadline)
-            written = plan.write(inputs)
-        try:
-            answer = yield from self._tried(
-                path, plan, written.message, deadline, request_id, first
-            )
-        finally:
-            self.gate.leave(size)
-        return written, answer
-
-    def _tried(
-        self,
-        path: str,
-        plan: Plan,
-        message: bytes,
-        deadline: Deadline,
-        request_id: str | None,
-        first: NeuronaError | None,
-    ) -> Conversation:
-        said = context()
-        if request_id is not None:
-            if not (request_id.isascii() and request_id.isprintable()):
-                raise InvalidInputError("the request_id is no printable ASCII")
-            said = (*said, ("x-request-id", request_id))
-        together = (
-            self.options.coalesce
-            and not said  # a stream's metadata are those of all its calls
-            and len(message) <= MAX_SHARED_BYTES
-            and (path == PREDICT or plan.task == _TASKS[path])
-        )
-
-        def send(endpoint: Endpoint, left: float | None) -> Step:
-            if together and endpoint.shares:
-                return Together(self._stream(endpoint), message, left)
-            return Alone(endpoint, path, message, left, self.metadata + said)
-
-        retries = self.options.retries
-        return (yield from tried(self.fleet, retries, deadline, send, first, self.ask()))
-
-    def quick(
-        self, wish: tuple[object, ...], inputs: object, request_id: str | None
-    ) -> tuple[Plan, Written, Stream] | None:
-        """What may be put into a stream at once, and has been let in by the gate; None: it takes
-        a conversation."""
-        plan = self.plans.known.get(wish)
-        hedged = self.budget is not None and len(self.fleet.endpoints) > 1
-        if plan is None or request_id is not None or hedged or not self.options.coalesce:
+        Returns:
+            The request, with its capacity reserved, and the stream to submit it to; None: it takes
+            an operation.
+        """
+        template = self.templates.templates.get(options)
+        may_hedge = self.hedge_budget is not None and len(self.pool.endpoints) > 1
+        if template is None or request_id is not None or may_hedge or not self.options.coalesce:
             return None
-        if self.fleet.closed or context():
+        if self.pool.closed_reason or trace_context():
             return None
-        written = plan.quick(inputs)
-        if written is None or len(written.message) > MAX_SHARED_BYTES:
+        request = template.encode_known_shape(inputs)
+        if request is None or len(request.message) > MAX_STREAMED_BYTES:
             return None
-        endpoint = self.fleet.pick()
-        if endpoint is None or not endpoint.shares or not self.gate.enter(len(written.message)):
+        endpoint, size = self.pool.pick(), len(request.message)
+        if endpoint is None or not (endpoint.accepts_streams and self.capacity.try_acquire(size)):
             return None
         try:
-            return plan, written, self._stream(endpoint)
+            return template, request, self._stream_to(endpoint)
         except BaseException as error:
-            self.gate.leave(len(written.message))
-            if isinstance(error, UnavailableError):  # the long way asks another one
+            self.capacity.release(size)
+            if isinstance(error, UnavailableError):  # the operation tries another server
                 return None
             raise
 
-    def _stream(self, endpoint: Endpoint) -> Stream:
+    def to_result(
+        self,
+        result_type: type[R],
+        template: RequestTemplate,
+        request: EncodedRequest,
+        response: bytes,
+    ) -> R:
+        """Wrap a response, and drop the template if the response is from a new version."""
+        if self.templates.is_from_new_version(template, response):
+            self.templates.invalidate(template.options)
+        return result_type(response, is_sample=request.is_sample)
+
+    def _create_template(
+        self, options: RequestOptions, deadline: Deadline
+    ) -> Operation[RequestTemplate]:
+        options.validate()
+        try:
+            description = yield from self._describe(options, deadline)
+        except PermissionDeniedError:
+            return self.templates.add(options, None)
+        return self.templates.add(options, description)
+
+    def _send_with_capacity(
+        self,
+        path: str,
+        template: RequestTemplate,
+        inputs: Inputs,
+        deadline: Deadline,
+        request_id: str | None,
+        first_error: NeuronaError | None,
+    ) -> Operation[tuple[EncodedRequest, bytes]]:
+        """Send a request when there is capacity for it."""
+        request = template.encode(inputs)
+        size = len(request.message)
+        if not self.capacity.try_acquire(size):
+            del request  # a waiting call keeps no encoded copy of its inputs
+            wait = WaitForCapacity(self.capacity, size, deadline.remaining())
+            yield from _perform(wait, deadline)
+            request = template.encode(inputs)
+        try:
+            response = yield from self._send(
+                path, template, request.message, deadline, request_id, first_error
+            )
+        finally:
+            self.capacity.release(size)
+        return request, response
+
+    def _send(
+        self,
+        path: str,
+        template: RequestTemplate,
+        message: bytes,
+        deadline: Deadline,
+        request_id: str | None,
+        first_error: NeuronaError | None,
+    ) -> Call:
+        """Send a request on a shared stream where that is possible, else as a unary call."""
+        metadata = trace_context()
+        if request_id is not None:
+            if not (request_id.isascii() and request_id.isprintable()):
+                raise InvalidInputError("invalid request_id (expected printable ASCII)")
+            metadata = (*metadata, ("x-request-id", request_id))
+        may_share_stream = (
+            self.options.coalesce
+            and not metadata  # the metadata of a stream belong to all its requests
+            and len(message) <= MAX_STREAMED_BYTES
+            and (path == PREDICT or template.task == _TASK_OF_METHOD[path])
+        )
+
+        def make_step(endpoint: Endpoint, timeout: float | None) -> Step:
+            if may_share_stream and endpoint.accepts_streams:
+                return StreamedCall(self._stream_to(endpoint), message, timeout)
+            return UnaryCall(endpoint, path, message, timeout, self._metadata + metadata)
+
+        retries, sender = self.options.retries, self._sender()
+        return (
+            yield from with_retries(self.pool, retries, deadline, make_step, first_error, sender)
+        )
+
+    def _stream_to(self, endpoint: Endpoint) -> Stream:
+        """Return the open stream to a server, or open one."""
         stream: Stream | None = endpoint.stream
-        if stream is None or stream.lost is not None:
+        if stream is None or stream.failure is not None:
             with self._lock:
                 stream = endpoint.stream
-                if stream is None or stream.lost is not None:
+                if stream is None or stream.failure is not None:
                     try:
-                        stream = Stream(endpoint, self.metadata, self._deliver, self._soon)
-                    except ValueError as error:  # how gRPC refuses what comes after `close`
-                        raise UnavailableError(CLOSED) from error
+                        stream = Stream(
+                            endpoint, self._metadata, self._deliver, self._schedule_write
+                        )
+                    except ValueError as error:  # what gRPC raises after the channel was closed
+                        raise UnavailableError(CONNECTION_CLOSED) from error
                     endpoint.stream = stream
         return stream
 
+    # Models and health
 
-def _stepped(step: Step, deadline: Deadline) -> Conversation:
+    def models(self, timeout: float | None) -> Operation[list[ServedModel]]:
+        """List the models."""
+        response = yield from self._unary_call(_LIST, b"", self.deadline(timeout))
+        return models_from_response(_parse(ListModelsResponse, response))
+
+    def describe(
+        self, model: str, version: int | None, label: str | None, timeout: float | None
+    ) -> Operation[ModelDescription]:
+        """Describe a model."""
+        options = RequestOptions(model, version, label, 1, False, "normal")
+        options.validate()
+        return (yield from self._describe(options, self.deadline(timeout)))
+
+    def health(self, service: str, timeout: float | None) -> Operation[str]:
+        """Ask for the health of the server, a service or a model."""
+        return (yield from self._check_health(service, self.deadline(timeout)))
+
+    def wait_until_ready(self, models: Iterable[str], timeout: float | None) -> Operation[None]:
+        """Wait until the server is SERVING, and each of `models`."""
+        deadline = Deadline(timeout)  # not the client's own timeout: loading takes longer
+        models = (models,) if isinstance(models, str) else models
+        for service in ("", *models):
+            status = ""
+            while status != "SERVING":
+                try:
+                    deadline.remaining()  # raises if it has passed
+                    status = yield from self._check_health(service, deadline)
+                except UnavailableError:
+                    status = "unreachable"
+                except DeadlineExceededError:
+                    subject = f"model {service!r}" if service else "server"
+                    raise DeadlineExceededError(
+                        f"{subject} at {self.pool.address} not ready within {timeout:g} s: "
+                        f"{status or 'unreachable'}"
+                    ) from None
+                if status != "SERVING":
+                    yield Pause(_READY_POLL_SECONDS)
+
+    def _describe(self, options: RequestOptions, deadline: Deadline) -> Operation[ModelDescription]:
+        request = DescribeModelRequest(model=options.model)
+        if options.version is not None:
+            request.version = options.version
+        elif options.label is not None:
+            request.label = options.label
+        response = yield from self._unary_call(_DESCRIBE, request.SerializeToString(), deadline)
+        return description_from_response(_parse(DescribeModelResponse, response))
+
+    def _check_health(self, service: str, deadline: Deadline) -> Operation[str]:
+        request = length_delimited(1, service.encode()) if service else b""
+        try:
+            response = yield from self._unary_call(_HEALTH_CHECK, request, deadline)
+        except NotFoundError:
+            return "SERVICE_UNKNOWN"
+        return _HEALTH_STATUSES.get(parse_health_status(response), "UNKNOWN")
+
+    def _unary_call(self, path: str, message: bytes, deadline: Deadline) -> Call:
+        def make_step(endpoint: Endpoint, timeout: float | None) -> Step:
+            return UnaryCall(endpoint, path, message, timeout, self._metadata)
+
+        retries, sender = self.options.retries, self._sender()
+        return (yield from with_retries(self.pool, retries, deadline, make_step, send=sender))
+
+    def _sender(self) -> Sender | None:
+        """Return what sends the attempts of one operation; None: no hedging."""
+        if self.hedge_budget is None:
+            return None
+        return Hedging(self.options.retries, self.hedge_budget).send
+
+
+def _parse(message_type: type[M], message: bytes) -> M:
+    try:
+        return message_type.FromString(message)
+    except DecodeError as error:
+        name = message_type.DESCRIPTOR.full_name
+        raise ServerError(f"response is not a {name}: {error}") from error
+
+
+def _perform(step: Step, deadline: Deadline) -> Call:
     try:
         return (yield step)
-    except DeadlineError:
-        raise deadline.error() from None
+    except DeadlineExceededError:
+        raise deadline.exceeded_error() from None

@@ -1,52 +1,39 @@
-"""Client: predictions for threads, and for programs without any."""
+"""Client: predictions for threads and for programs without any."""
 
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
-from neurona_client.base_client import CLASSIFY, PREDICT, REGRESS, Predictions
-from neurona_client.calls.sync_driver import Reply, run, soon, together
-from neurona_client.descriptions import Description, ServedModel
+from neurona_client.base_client import CLASSIFY, PREDICT, REGRESS, BaseClient
+from neurona_client.calls.sync_driver import ThreadReply, run, send_streamed, yield_then
+from neurona_client.descriptions import ModelDescription, ServedModel
 from neurona_client.inputs import Inputs
 from neurona_client.options import (
+    DEFAULT_RETRIES,
     DEFAULT_TARGET,
     MAX_PENDING_BYTES,
     MAX_PENDING_REQUESTS,
-    RETRIES,
     Retries,
     Tls,
-    options,
+    validated_options,
 )
-from neurona_client.request_templates import Wish
-from neurona_client.results import Classified, Prediction, Regressed
+from neurona_client.request_templates import RequestOptions
+from neurona_client.results import ClassificationResult, Prediction, RegressionResult
 
 
 class Client:
-    """Predictions from one or several servers. Any number of threads may share a client.
+    """Predictions from one server or several, for any number of threads.
 
         with Client("127.0.0.1:8001") as client:
             print(client.predict("lenet5", pixels).label)
 
-    target: HOST:PORT, unix:PATH, dns:///NAME:PORT, or several of them.
-    coalesce: calls of all threads share a stream; False: each is a call of its own.
-    timeout: seconds for calls that say none; None: without end.
-    token: sent with each call. Refused in plaintext to other machines, unless
-        `token_in_plaintext` says that the network is safe.
-    tls: True for servers whose certificate gRPC trusts by itself, else a `Tls`.
-    compression: of requests, with gzip.
-    retries: how often a call is tried; see `Retries`.
-    max_pending_bytes, max_pending_requests: of inputs whose answers have not come. Calls beyond
-        it wait, so that memory stays bounded.
-    max_message_bytes: a larger request or answer is refused.
+    Calls share one stream to each server, which carries several times as many calls as gRPC calls
+    of their own. A call on the stream cannot be cancelled on the server once it is sent: if its
+    timeout passes or Ctrl-C interrupts it, the server computes the response, and it is dropped.
+    Calls with a `request_id`, in a recorded OpenTelemetry span (which they pass on), or with more
+    than 64 KiB of inputs are gRPC calls of their own, which the server cancels.
 
-    Calls that share a stream are taken back only as far as the stream can: one that is given up
-    (its timeout, Ctrl-C) before it was sent is not sent; of one that was, the server goes on, and
-    its answer is dropped. Calls with a `request_id`, in a recorded OpenTelemetry span (which they
-    pass on), or with more than 64 KiB of inputs go alone.
-
-    A client does not survive a fork: make it in the child.
-
-    Raises ValueError for options that cannot be meant, OSError for files that cannot be read.
+    A client does not survive a fork: create it in the child process.
     """
 
     def __init__(
@@ -58,14 +45,36 @@ class Client:
         token: str | None = None,
         tls: Tls | bool | None = None,
         compression: bool = False,
-        retries: Retries = RETRIES,
+        retries: Retries = DEFAULT_RETRIES,
         max_pending_bytes: int = MAX_PENDING_BYTES,
         max_pending_requests: int = MAX_PENDING_REQUESTS,
         max_message_bytes: int = 64 << 20,
         token_in_plaintext: bool = False,
     ) -> None:
-        self._calls = Predictions(
-            options(
+        """Open connections in the background.
+
+        Args:
+            target: HOST:PORT, unix:PATH, dns:///NAME:PORT (all addresses of the name, resolved
+                again every ten seconds), or several of these.
+            coalesce: share a stream; False: each call is a gRPC call of its own.
+            timeout: seconds for calls that specify none; None: no limit.
+            token: bearer token, sent with each call. Rejected without TLS to other machines, unless
+                `token_in_plaintext` is set.
+            tls: True for servers whose certificate gRPC trusts by default, else a `Tls`.
+            compression: compress requests with gzip.
+            retries: how often a call is attempted, and hedging; see `Retries`.
+            max_pending_bytes: limit of the inputs in flight, in bytes. Calls beyond it wait, so
+                that memory stays bounded.
+            max_pending_requests: limit of the requests in flight. Calls beyond it wait.
+            max_message_bytes: largest message that is sent or received.
+            token_in_plaintext: the network is safe: the token may be sent without TLS.
+
+        Raises:
+            ValueError: an option is outside its range.
+            OSError: a file of `tls` cannot be read.
+        """
+        self._base = BaseClient(
+            validated_options(
                 target,
                 coalesce=coalesce,
                 timeout=timeout,
@@ -78,8 +87,8 @@ class Client:
                 max_message_bytes=max_message_bytes,
                 token_in_plaintext=token_in_plaintext,
             ),
-            Reply.deliver,
-            soon,
+            ThreadReply.deliver,
+            yield_then,
         )
 
     def predict(
@@ -95,30 +104,52 @@ class Client:
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> Prediction:
-        """Answers by the model's task.
+        """Predict with any model; the result depends on the model's task.
 
-        inputs: an array or list, or a dict of them by input name; one sample, or a batch with
-            the batch axis first. Of an image model also a PNG or JPEG, as bytes or a Path.
-        version, label: which one answers, else the server's choice.
-        top_k: how many classes of a classification.
-        raw_outputs: also the model's output tensors.
-        priority: high, normal or low, among the requests that wait for the model.
-        timeout: seconds.
-        request_id: what the server's log calls it; such a call goes alone.
+            result = client.predict("lenet5", np.zeros((2, 8, 8)), top_k=3)
+            print(result[0].label, result[0].probability)
 
-        Raises a NeuronaError: see `neurona_client.errors`.
+        Args:
+            model: name of the model.
+            inputs: an array, a number or nested lists; of a model with several inputs, a dict of
+                them by name. One sample, or a batch with the batch axis first. For an image model
+                also the content of an image file (bytes) or its Path. Values are converted to the
+                dtype of the input if it can hold them.
+            version: number of the version; None: the server's choice.
+            label: name that points to a version, such as "latest", instead of its number.
+            top_k: how many classes a classification returns, most probable first.
+            raw_outputs: return the model's output tensors as well.
+            priority: "high", "normal" or "low", among the requests in the queue of the model.
+            timeout: seconds from now to the response; None: the client's own timeout.
+            request_id: what the server's log calls the request, printable ASCII. Such a call is a
+                gRPC call of its own.
+
+        Returns:
+            A sequence with one item for each row. Of one row, a classification has `label`,
+            `probability` and `top`, a regression `value`, `unit`, `values` and `units`; a model
+            without a task has `outputs`.
+
+        Raises:
+            InvalidInputError: an input's name, dtype, shape or value does not fit the model.
+            NotFoundError: there is no such model, version or label.
+            DeadlineExceededError: there was no response within the timeout.
+            OverloadedError: the queue of the model is full, after all attempts.
+            UnavailableError: no server answered, after all attempts.
+            NeuronaError: any other failure; see `neurona_client.errors`.
         """
-        wish = (model, version, label, top_k, raw_outputs, priority)
-        calls, deadline, first = self._calls, self._calls.deadline(timeout), None
-        quick = calls.quick(wish, inputs, request_id)
-        if quick is not None:  # what is known and goes well takes the short way
-            plan, written, stream = quick
-            outcome = together(calls.gate, stream, written.message, deadline)
+        options = (model, version, label, top_k, raw_outputs, priority)
+        base, deadline, first_error = self._base, self._base.deadline(timeout), None
+        prepared = base.fast_path(options, inputs, request_id)
+        if prepared is not None:  # a request like one before, sent without an operation
+            template, request, stream = prepared
+            outcome = send_streamed(base.capacity, stream, request.message, deadline)
             if isinstance(outcome, bytes):
-                return calls.read(Prediction, plan, written, outcome)
-            first = outcome
-        asked = (Prediction, PREDICT, Wish(*wish), inputs, deadline, request_id, first)
-        return run(calls.predict(*asked))
+                return base.to_result(Prediction, template, request, outcome)
+            first_error = outcome
+        operation = base.predict(
+            Prediction, PREDICT, RequestOptions(*options), inputs, deadline, request_id, first_error
+        )
+        return run(operation)
 
     def classify(
         self,
@@ -132,14 +163,34 @@ class Client:
         priority: str = "normal",
         timeout: float | None = None,
         request_id: str | None = None,
-    ) -> Classified:
-        """As `predict`; raises WrongTaskError for a model that does not classify."""
-        wish = Wish(model, version, label, top_k, raw_outputs, priority)
-        return run(
-            self._calls.predict(
-                Classified, CLASSIFY, wish, inputs, self._calls.deadline(timeout), request_id
-            )
+    ) -> ClassificationResult:
+        """Predict with a model that classifies.
+
+        Args:
+            model: see `predict`, as for all other arguments.
+            inputs: see `predict`.
+            version: see `predict`.
+            label: see `predict`.
+            top_k: see `predict`.
+            raw_outputs: see `predict`.
+            priority: see `predict`.
+            timeout: see `predict`.
+            request_id: see `predict`.
+
+        Returns:
+            A sequence with one item for each row; of one row also its `label`, `probability` and
+            `top`.
+
+        Raises:
+            WrongTaskError: the model does not classify.
+            NeuronaError: see `predict`.
+        """
+        options = RequestOptions(model, version, label, top_k, raw_outputs, priority)
+        deadline = self._base.deadline(timeout)
+        operation = self._base.predict(
+            ClassificationResult, CLASSIFY, options, inputs, deadline, request_id
         )
+        return run(operation)
 
     def regress(
         self,
@@ -152,18 +203,47 @@ class Client:
         priority: str = "normal",
         timeout: float | None = None,
         request_id: str | None = None,
-    ) -> Regressed:
-        """As `predict`; raises WrongTaskError for a model that gives no values."""
-        wish = Wish(model, version, label, 1, raw_outputs, priority)
-        return run(
-            self._calls.predict(
-                Regressed, REGRESS, wish, inputs, self._calls.deadline(timeout), request_id
-            )
+    ) -> RegressionResult:
+        """Predict with a model that returns numbers.
+
+        Args:
+            model: see `predict`, as for all other arguments.
+            inputs: see `predict`.
+            version: see `predict`.
+            label: see `predict`.
+            raw_outputs: see `predict`.
+            priority: see `predict`.
+            timeout: see `predict`.
+            request_id: see `predict`.
+
+        Returns:
+            A sequence with one item for each row; of one row also its `value`, `unit`, `values` and
+            `units`.
+
+        Raises:
+            WrongTaskError: the model does not return values.
+            NeuronaError: see `predict`.
+        """
+        options = RequestOptions(model, version, label, 1, raw_outputs, priority)
+        deadline = self._base.deadline(timeout)
+        operation = self._base.predict(
+            RegressionResult, REGRESS, options, inputs, deadline, request_id
         )
+        return run(operation)
 
     def models(self, *, timeout: float | None = None) -> list[ServedModel]:
-        """What is served."""
-        return run(self._calls.models(timeout))
+        """List the models of the server.
+
+        Args:
+            timeout: seconds; None: the client's own timeout.
+
+        Returns:
+            All models with all their versions, whether they serve or not.
+
+        Raises:
+            NeuronaError: see `neurona_client.errors`.
+        """
+        return run(self._base.models(timeout))
 
     def describe(
         self,
@@ -172,29 +252,62 @@ class Client:
         version: int | None = None,
         label: str | None = None,
         timeout: float | None = None,
-    ) -> Description:
-        """What a model takes and gives, and what it says about itself."""
-        return run(self._calls.describe(model, version, label, timeout))
+    ) -> ModelDescription:
+        """Describe a model: its inputs and outputs, and what it records about itself.
+
+        Args:
+            model: name of the model.
+            version: number of the version; None: the server's choice.
+            label: name that points to a version, instead of its number.
+            timeout: seconds; None: the client's own timeout.
+
+        Returns:
+            Names, dtypes and shapes of its tensors, labels, units, measured quality.
+
+        Raises:
+            NotFoundError: there is no such model, version or label.
+            NeuronaError: see `neurona_client.errors`.
+        """
+        return run(self._base.describe(model, version, label, timeout))
 
     def health(self, service: str = "", *, timeout: float | None = None) -> str:
-        """SERVING, NOT_SERVING or SERVICE_UNKNOWN; of the server, a service or a model."""
-        return run(self._calls.health(service, timeout))
+        """Ask whether the server, a service or a model serves.
+
+        Args:
+            service: "" for the server, "MODEL", "MODEL/VERSION", or a gRPC service.
+            timeout: seconds; None: the client's own timeout.
+
+        Returns:
+            "SERVING", "NOT_SERVING", or "SERVICE_UNKNOWN" if there is no such service or model.
+
+        Raises:
+            NeuronaError: see `neurona_client.errors`.
+        """
+        return run(self._base.health(service, timeout))
 
     def wait_until_ready(self, timeout: float | None = None, *, models: Iterable[str] = ()) -> None:
-        """Until the server serves, and each of `models`. Raises DeadlineError after `timeout`."""
-        run(self._calls.until_ready(models, timeout))
+        """Wait until the server serves, and each of some models.
+
+        Args:
+            timeout: seconds; None: no limit, whatever the client's own timeout.
+            models: names of models.
+
+        Raises:
+            DeadlineExceededError: the server or a model was not ready within `timeout`.
+        """
+        run(self._base.wait_until_ready(models, timeout))
 
     def close(self) -> None:
-        """Calls that are under way end with ClosedError. May be called again."""
-        self._calls.close()
+        """Close all connections; calls in flight end with ClosedError. May be called again."""
+        self._base.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()

@@ -1,4 +1,4 @@
-"""What servers say about their models, as small dataclasses."""
+"""What servers report about their models, as small dataclasses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from neurona_protos.prediction_pb2 import (
 )
 from neurona_protos.tensors import dtype_name
 
-TASKS: Mapping[Task, str] = {
+_TASK_NAMES: Mapping[Task, str] = {
     Task.TASK_TENSORS: "tensors",
     Task.TASK_CLASSIFICATION: "classification",
     Task.TASK_REGRESSION: "regression",
@@ -24,8 +24,18 @@ TASKS: Mapping[Task, str] = {
 
 @dataclass(frozen=True)
 class ServedVersion:
-    """state: loading, ready, draining, failed or unloaded.  share: percentage of the requests
-    naming neither version nor label.  reason: why it failed, or what to look at."""
+    """One version of a model, as `Client.models` lists it.
+
+    Attributes:
+        version: its number.
+        state: "loading", "ready", "draining", "failed" or "unloaded".
+        labels: names that currently point to this version, such as "latest".
+        provider: ONNX Runtime execution provider, such as "CUDAExecutionProvider".
+        share: percentage (0 to 100) of the requests that name neither a version nor a label.
+        shadow: whether it receives copies of requests, whose responses are dropped.
+        reason: why it failed; empty otherwise.
+        degraded: what an operator should look at; empty otherwise.
+    """
 
     version: int
     state: str
@@ -39,7 +49,13 @@ class ServedVersion:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """task: classification, regression or tensors."""
+    """One model, as `Client.models` lists it.
+
+    Attributes:
+        name: what calls name it by.
+        task: "classification", "regression" or "tensors".
+        versions: all that the server knows of.
+    """
 
     name: str
     task: str
@@ -47,15 +63,23 @@ class ServedModel:
 
     @property
     def ready(self) -> bool:
-        """Whether any version answers."""
+        """Whether at least one version answers requests."""
         return any(version.state == "ready" for version in self.versions)
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output.  shape: -1 where the size is free.  axes: their names, or "".
+    """An input or output of a model.
 
-    unit, description: of an input, in words; empty where the model does not say.
+    Attributes:
+        name: what requests name it by.
+        dtype: such as "FLOAT", "INT64" or "STRING".
+        shape: sizes of its axes; -1 where any size is allowed.
+        axes: names of its axes, "" for one without a name.
+        optional: whether a request may leave it out.
+        unit: unit of an input; empty if the model has none.
+        description: what an input means; empty if the model has no text for it.
+        data_type: number of its dtype, as in `neurona_client.DataType`.
     """
 
     name: str
@@ -65,24 +89,40 @@ class TensorSpec:
     optional: bool = False
     unit: str = ""
     description: str = ""
-    number: DataType = field(default=DATA_TYPE_UNDEFINED, repr=False)
-    """Of its dtype, as in `neurona_client.DataType`."""
+    data_type: DataType = field(default=DATA_TYPE_UNDEFINED, repr=False)
 
 
 @dataclass(frozen=True)
-class Value:
-    """One of a regression's values."""
+class ValueSpec:
+    """One value of a regression.
+
+    Attributes:
+        name: what the value is.
+        unit: its unit; empty if the model has none.
+    """
 
     name: str
     unit: str
 
 
 @dataclass(frozen=True)
-class Description:
-    """labels: of the classes.  figures: how well it did.  provenance: how it was made.
+class ModelDescription:
+    """What one version of a model takes, returns and records about itself.
 
-    batched: False for a model whose rows cannot be run together, or that has no batch axis.
-    message: all of it, as the server said it.
+    Attributes:
+        name: the model.
+        version: the version that is described.
+        task: "classification", "regression" or "tensors".
+        description: one sentence; empty if the model has none.
+        inputs: what a request sends.
+        outputs: tensors that `raw_outputs` returns.
+        labels: names of the classes, in the order of their indices.
+        values: what a regression returns for each row.
+        batched: whether the server may run rows of several requests together. False for a model
+            without a batch axis, and for one whose rows affect each other.
+        figures: measured quality by name, such as "accuracy".
+        provenance: how the model was made, such as its data and seed.
+        message: the protobuf message with everything above and more.
     """
 
     name: str
@@ -92,32 +132,40 @@ class Description:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     labels: tuple[str, ...]
-    values: tuple[Value, ...]
+    values: tuple[ValueSpec, ...]
     batched: bool
     figures: Mapping[str, float]
     provenance: Mapping[str, str]
     message: DescribeModelResponse = field(repr=False, compare=False)
 
 
-def models(response: ListModelsResponse) -> list[ServedModel]:
+def models_from_response(response: ListModelsResponse) -> list[ServedModel]:
+    """Convert the response of Models.List."""
     return [
-        ServedModel(one.model, TASKS.get(one.task, "tensors"), tuple(map(_version, one.versions)))
-        for one in response.models
+        ServedModel(
+            model.model,
+            _TASK_NAMES.get(model.task, "tensors"),
+            tuple(map(_served_version, model.versions)),
+        )
+        for model in response.models
     ]
 
 
-def description(response: DescribeModelResponse) -> Description:
+def description_from_response(response: DescribeModelResponse) -> ModelDescription:
+    """Convert the response of Models.Describe."""
     metadata = response.metadata
-    said = {one.name: (one.unit, one.description) for one in metadata.inputs}
-    return Description(
+    words_by_input = {one.name: (one.unit, one.description) for one in metadata.inputs}
+    return ModelDescription(
         response.model,
         response.version.version,
-        TASKS.get(metadata.task, "tensors"),
+        _TASK_NAMES.get(metadata.task, "tensors"),
         metadata.description,
-        tuple(_spec(one, *said.get(one.name, ("", ""))) for one in response.inputs),
-        tuple(_spec(one) for one in response.outputs),
+        tuple(
+            _tensor_spec(one, *words_by_input.get(one.name, ("", ""))) for one in response.inputs
+        ),
+        tuple(_tensor_spec(one) for one in response.outputs),
         tuple(metadata.labels),
-        tuple(Value(one.name, one.unit) for one in metadata.values),
+        tuple(ValueSpec(value.name, value.unit) for value in metadata.values),
         response.batched,
         dict(metadata.figures),
         dict(metadata.provenance),
@@ -125,28 +173,29 @@ def description(response: DescribeModelResponse) -> Description:
     )
 
 
-def _version(one: VersionState) -> ServedVersion:
-    state = State.Name(one.state) if one.state in State.values() else str(one.state)
+def _served_version(message: VersionState) -> ServedVersion:
+    known_state = message.state in State.values()
+    state = State.Name(message.state) if known_state else str(message.state)
     return ServedVersion(
-        one.version,
+        message.version,
         state.removeprefix("STATE_").lower(),
-        tuple(one.labels),
-        one.provider,
-        one.share,
-        one.shadow,
-        one.reason,
-        one.degraded,
+        tuple(message.labels),
+        message.provider,
+        message.share,
+        message.shadow,
+        message.reason,
+        message.degraded,
     )
 
 
-def _spec(one: TensorDescription, unit: str = "", text: str = "") -> TensorSpec:
+def _tensor_spec(message: TensorDescription, unit: str = "", description: str = "") -> TensorSpec:
     return TensorSpec(
-        one.name,
-        dtype_name(one.dtype),
-        tuple(one.shape),
-        tuple(one.axes),
-        one.optional,
+        message.name,
+        dtype_name(message.dtype),
+        tuple(message.shape),
+        tuple(message.axes),
+        message.optional,
         unit,
-        text,
-        one.dtype,
+        description,
+        message.dtype,
     )

@@ -1,26 +1,34 @@
-"""What can go wrong with a call, one class for each thing that a caller may do about it.
+"""The exceptions of the client: one class for each thing that a caller may do about a failure.
 
     try:
         client.predict("lenet5", pixels, timeout=0.1)
     except neurona_client.OverloadedError as error:
         time.sleep(error.retry_after or 1.0)
 
-All of them are NeuronaError; the message says what came and what was expected.
+All of them derive from `NeuronaError`. The message says what was received and what was expected.
 """
 
 from collections.abc import Iterable
 
 
 class NeuronaError(Exception):
-    """Any failure of a call.
+    """Base class of all failures of a call.
 
-    code: the number of the gRPC status (google.rpc.Code).
-    request_id: what the server calls the request in its log; empty if it did not say.
+    Attributes:
+        code: number of the gRPC status (google.rpc.Code), 1 to 16.
+        request_id: what the server's log calls the request; empty if the server did not say.
     """
 
     code = 2
 
     def __init__(self, message: str, *, code: int | None = None, request_id: str = "") -> None:
+        """Create the error.
+
+        Args:
+            message: what went wrong.
+            code: number of the gRPC status; None: that of the class.
+            request_id: what the server's log calls the request.
+        """
         super().__init__(message)
         if code is not None:
             self.code = code
@@ -28,33 +36,34 @@ class NeuronaError(Exception):
 
 
 class InvalidInputError(NeuronaError, ValueError):
-    """An input's name, dtype, shape or value does not fit the model: mend the request."""
+    """The name, dtype, shape or value of an input does not fit the model: fix the request."""
 
     code = 3
 
 
-class DeadlineError(NeuronaError, TimeoutError):
-    """No answer within the timeout."""
+class DeadlineExceededError(NeuronaError, TimeoutError):
+    """No response arrived within the timeout."""
 
     code = 4
 
 
 class NotFoundError(NeuronaError, LookupError):
-    """No such model, version or label; the message has the names that exist."""
+    """The server has no such model, version or label; the message lists those that exist."""
 
     code = 5
 
 
 class PermissionDeniedError(NeuronaError):
-    """The token has no right to that, or not for this model."""
+    """The token does not grant this right, or not for this model."""
 
     code = 7
 
 
 class OverloadedError(NeuronaError):
-    """The model's queue is full, or a message was too large.
+    """The queue of the model is full, or a message exceeds the size limit.
 
-    retry_after: seconds after which there may be room; None where waiting does not help.
+    Attributes:
+        retry_after: seconds after which the queue may have room; None where waiting does not help.
     """
 
     code = 8
@@ -67,49 +76,57 @@ class OverloadedError(NeuronaError):
         request_id: str = "",
         retry_after: float | None = None,
     ) -> None:
+        """Create the error.
+
+        Args:
+            message: what went wrong.
+            code: number of the gRPC status; None: that of the class.
+            request_id: what the server's log calls the request.
+            retry_after: seconds after which the queue may have room.
+        """
         super().__init__(message, code=code, request_id=request_id)
         self.retry_after = retry_after
 
 
 class WrongTaskError(NeuronaError):
-    """`classify` of a model that does not classify, or `regress` of one that does."""
+    """`classify` was called for a model that does not classify, or `regress` for one that does."""
 
     code = 9
 
 
 class ServerError(NeuronaError):
-    """A fault of the server or of the model; the server's log says why."""
+    """The server or the model failed; the server's log has the reason."""
 
     code = 13
 
 
 class UnavailableError(NeuronaError, ConnectionError):
-    """No server could be reached, or it was stopping, as often as the call was tried."""
+    """Every attempt of the call met a server that was unreachable or shutting down."""
 
     code = 14
 
 
 class UnreachableError(UnavailableError):
-    """No server could be reached, for as long as the client's `Retries` are patient."""
+    """No server was reachable for `Retries.unreachable_timeout` seconds."""
 
 
 class UnauthenticatedError(NeuronaError):
-    """The server wants a token, and got none that it knows."""
+    """The server requires a token, and the call had none that the server knows."""
 
     code = 16
 
 
 class ClosedError(NeuronaError, RuntimeError):
-    """The client was closed, or belongs to another process or event loop: make a new one."""
+    """The client is closed, or belongs to another process or event loop: create a new one."""
 
     code = 1
 
 
-_CLASSES: dict[int, type[NeuronaError]] = {
-    one.code: one
-    for one in (
+_CLASS_BY_CODE: dict[int, type[NeuronaError]] = {
+    error_class.code: error_class
+    for error_class in (
         InvalidInputError,
-        DeadlineError,
+        DeadlineExceededError,
         NotFoundError,
         PermissionDeniedError,
         WrongTaskError,
@@ -117,32 +134,51 @@ _CLASSES: dict[int, type[NeuronaError]] = {
         UnauthenticatedError,
     )
 }
-_RETRY_AFTER = ("retry-after-ms", "grpc-retry-pushback-ms")
+_RETRY_AFTER_KEYS = ("retry-after-ms", "grpc-retry-pushback-ms")
 
 
-def from_status(
+def error_from_status(
     code: int, message: str, retry_after: float | None = None, request_id: str = ""
 ) -> NeuronaError:
-    """The error for the status that a call ended with."""
-    message = message or f"the call ended with status {code} and no message"
+    """Create the error for the gRPC status that a call ended with.
+
+    Args:
+        code: number of the status.
+        message: what the server says.
+        retry_after: seconds after which another attempt may succeed.
+        request_id: what the server's log calls the request.
+
+    Returns:
+        An error of the class for that code; `ServerError` for a code without a class of its own.
+    """
+    message = message or f"call failed with status {code} and no message"
     if code == OverloadedError.code:
         return OverloadedError(message, retry_after=retry_after, request_id=request_id)
-    known = _CLASSES.get(code, ServerError)
-    return known(message, code=code, request_id=request_id)
+    error_class = _CLASS_BY_CODE.get(code, ServerError)
+    return error_class(message, code=code, request_id=request_id)
 
 
-def from_trailers(
+def error_from_trailers(
     code: int, message: str, trailers: Iterable[tuple[str, str | bytes]]
 ) -> NeuronaError:
-    """As `from_status`, with what the trailing metadata says."""
-    said = dict(trailers)
+    """Create the error for a status and the trailing metadata of the call.
+
+    Args:
+        code: number of the status.
+        message: what the server says.
+        trailers: keys and values; `retry-after-ms` and `x-request-id` are read.
+
+    Returns:
+        See `error_from_status`.
+    """
+    value_by_key = dict(trailers)
     retry_after = None
-    for key in _RETRY_AFTER:
-        text = said.get(key)
+    for key in _RETRY_AFTER_KEYS:
+        text = value_by_key.get(key)
         if isinstance(text, str) and text.isdecimal():
             retry_after = int(text) / 1000
             break
-    request_id = said.get("x-request-id", "")
-    return from_status(
+    request_id = value_by_key.get("x-request-id", "")
+    return error_from_status(
         code, message, retry_after, request_id if isinstance(request_id, str) else ""
     )

@@ -1,4 +1,4 @@
-"""Pictures as the inputs of image models. Needs Pillow: pip install neurona[images]."""
+"""Images as inputs of models. Needs Pillow: pip install neurona[images]."""
 
 import io
 import math
@@ -12,29 +12,44 @@ from numpy.typing import NDArray
 from neurona_client.descriptions import TensorSpec
 from neurona_client.errors import InvalidInputError
 
-_RANGE = re.compile(r"(-?\d+(?:\.\d+)?)\s*\.\.\s*(-?\d+(?:\.\d+)?)")
-_DEEP = ("I;16", "I;16B", "I;16L", "I", "F")  # more than 256 levels
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
+"""Formats that are read. For some others Pillow starts other programs."""
+
+_UNIT_RANGE = re.compile(r"(-?\d+(?:\.\d+)?)\s*\.\.\s*(-?\d+(?:\.\d+)?)")
+_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # more than 256 levels
 
 
-def pixels(source: bytes | bytearray | Path, spec: TensorSpec) -> NDArray[Any]:
-    """One sample of the shape that the model takes after its batch axis: (height, width),
-    (channels, height, width) or (height, width, channels), in the levels that its unit names.
+def image_to_array(source: bytes | bytearray | Path, spec: TensorSpec) -> NDArray[Any]:
+    """Decode an image into one sample of a model's input.
 
-    As in training, the largest part of the picture that has the model's proportions is brought
-    to its size by the means of boxes. Where the model says that 0 is paper, a picture whose
-    edge is bright is turned around, so that ink is what stands out. Raises InvalidInputError.
+    As in training, the largest centred part of the image with the model's proportions is scaled
+    to the model's size with a box filter. Where the description of the input says "0 is paper", an
+    image with a bright border is inverted, so that ink has the high levels.
+
+    Args:
+        source: the content of an image file, or its path.
+        spec: the input. Its shape without the batch axis is (height, width),
+            (channels, height, width) or (height, width, channels) with 1 or 3 channels; its unit
+            names the levels of black and white, such as "grey level 0..255".
+
+    Returns:
+        An array of that shape, float32, with the levels that the unit names.
+
+    Raises:
+        InvalidInputError: the image cannot be read, the input is not an image, its levels are
+            unknown, or Pillow is not installed.
     """
-    height, width, channels, channels_last = _layout(spec)
-    image = _opened(source, spec, channels)
+    height, width, channels, channels_last = _image_layout(spec)
+    image = _open_image(source, spec, channels)
     size = (image.width if width < 0 else width, image.height if height < 0 else height)
     if image.size != size:
         from PIL import Image, ImageOps
 
         image = ImageOps.fit(image, size, Image.Resampling.BOX)
     levels = np.asarray(image, np.float32)
-    if "0 is paper" in spec.description and _paper(levels) > 127.5:
+    if "0 is paper" in spec.description and _border_level(levels) > 127.5:
         levels = 255 - levels
-    low, high = _levels(spec)
+    low, high = _level_range(spec)
     if (low, high) != (0.0, 255.0):
         levels = low + levels * np.float32((high - low) / 255)
     if spec.dtype not in ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"):
@@ -46,8 +61,8 @@ def pixels(source: bytes | bytearray | Path, spec: TensorSpec) -> NDArray[Any]:
     return np.ascontiguousarray(levels)
 
 
-def _layout(spec: TensorSpec) -> tuple[int, int, int, bool]:
-    """Height, width, channels (0: no axis for them) and whether these come last."""
+def _image_layout(spec: TensorSpec) -> tuple[int, int, int, bool]:
+    """Return height, width, channels (0: no axis for them) and whether channels are last."""
     shape = spec.shape[1:]
     if len(shape) == 2:
         return shape[0], shape[1], 0, False
@@ -56,69 +71,64 @@ def _layout(spec: TensorSpec) -> tuple[int, int, int, bool]:
     if len(shape) == 3 and shape[2] in (1, 3):
         return shape[0], shape[1], shape[2], True
     raise InvalidInputError(
-        f"input {spec.name!r} has shape {list(spec.shape)}, which is not that of images (grey or "
-        "of three colours): give an array"
+        f"input {spec.name!r} has shape {list(spec.shape)}, which does not take images: pass an "
+        "array (expected height and width, with 1 or 3 channels or none)"
     )
 
 
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
-"""Pillow starts other programs for some others."""
-
-
-def _levels(spec: TensorSpec) -> tuple[float, float]:
-    """What the model calls black and white."""
-    found = _RANGE.search(spec.unit)
-    if found is not None:
-        return float(found[1]), float(found[2])
+def _level_range(spec: TensorSpec) -> tuple[float, float]:
+    """Return the model's levels of black and white."""
+    match = _UNIT_RANGE.search(spec.unit)
+    if match is not None:
+        return float(match[1]), float(match[2])
     if spec.dtype == "UINT8":
         return 0.0, 255.0
     raise InvalidInputError(
-        f"input {spec.name!r} does not say which levels its pixels have (its unit is "
-        f"{spec.unit!r}): decode the image yourself and give an array"
+        f"pixel levels of input {spec.name!r} unknown: decode the image yourself and pass an array "
+        f"(expected a unit with a range such as '0..255'; the unit is {spec.unit!r})"
     )
 
 
-def _opened(source: bytes | bytearray | Path, spec: TensorSpec, channels: int) -> Any:
+def _open_image(source: bytes | bytearray | Path, spec: TensorSpec, channels: int) -> Any:
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise InvalidInputError(
-            f"input {spec.name!r} is a picture, and Pillow is not there to read it: "
-            "pip install neurona[images]"
+            f"input {spec.name!r} is an image, which needs Pillow: pip install neurona[images]"
         ) from error
-    named = f"the picture {str(source)!r}" if isinstance(source, Path) else "the picture"
+    image_name = f"image {str(source)!r}" if isinstance(source, Path) else "image"
     try:
-        place = source if isinstance(source, Path) else io.BytesIO(source)
-        with Image.open(place, formats=FORMATS) as file:
-            # Pillow only warns of them. Filters of warnings are those of all threads: let alone.
-            if file.width * file.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-                raise ValueError(f"it has {file.width} x {file.height} pixels")
-            image = ImageOps.exif_transpose(file)
-            if image.mode in _DEEP:
-                image = _shallow(image)
-            if "A" in image.mode or "transparency" in image.info:
-                image = image.convert("RGBA")  # what is transparent lies on white
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB" if channels == 3 else "L")
+        file = source if isinstance(source, Path) else io.BytesIO(source)
+        with Image.open(file, formats=FORMATS) as image:
+            # Pillow only warns of a huge image, and warning filters are shared by all threads.
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise ValueError(f"too large, {image.width} x {image.height} pixels")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode in _DEEP_MODES:
+                upright = _to_256_levels(upright)
+            if "A" in upright.mode or "transparency" in upright.info:
+                upright = upright.convert("RGBA")
+                background = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(background, upright)
+            return upright.convert("RGB" if channels == 3 else "L")
     except UnidentifiedImageError as error:
         raise InvalidInputError(
-            f"{named} is of no format that can be read; expected {', '.join(FORMATS)}"
+            f"unknown format of {image_name} (expected {', '.join(FORMATS)})"
         ) from error
     except (OSError, ValueError, SyntaxError, Warning, Image.DecompressionBombError) as error:
-        said = " ".join(str(error).split())
-        raise InvalidInputError(f"{named} cannot be read: {said}") from error
+        reason = " ".join(str(error).split())
+        raise InvalidInputError(f"{image_name} cannot be read: {reason}") from error
 
 
-def _shallow(image: Any) -> Any:
-    """With 256 levels."""
+def _to_256_levels(image: Any) -> Any:
     from PIL import Image
 
     levels = np.asarray(image, np.float32)
-    most = max(float(levels.max()), 1.0) if image.mode == "F" else 65535.0
-    return Image.fromarray((levels * (255 / most)).clip(0, 255).astype(np.uint8))
+    highest = max(float(levels.max()), 1.0) if image.mode == "F" else 65535.0
+    return Image.fromarray((levels * (255 / highest)).clip(0, 255).astype(np.uint8))
 
 
-def _paper(levels: NDArray[np.float32]) -> float:
-    """How bright most of the edge is."""
-    edge = (levels[0], levels[-1], levels[:, 0], levels[:, -1])
-    return float(np.median(np.concatenate([part.ravel() for part in edge])))
+def _border_level(levels: NDArray[np.float32]) -> float:
+    """Return the median level of the outermost pixels."""
+    edges = (levels[0], levels[-1], levels[:, 0], levels[:, -1])
+    return float(np.median(np.concatenate([edge.ravel() for edge in edges])))

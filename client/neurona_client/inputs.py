@@ -1,4 +1,4 @@
-"""Inputs of one call held against what the model takes: by name, with the batch axis."""
+"""Inputs of a call: converted to the model's dtypes and checked against its shapes."""
 
 import contextlib
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurona_client.descriptions import Description, TensorSpec
+from neurona_client.descriptions import ModelDescription, TensorSpec
 from neurona_client.errors import InvalidInputError
 from neurona_protos.prediction_pb2 import (
     DATA_TYPE_BFLOAT16,
@@ -20,73 +20,170 @@ from neurona_protos.tensors import NUMPY_DTYPES, TensorError, data_type
 
 Array = NDArray[Any]
 
-_EXACT = 3  # values are shown of those that do not fit
+InputValue = Array | float | str | bytes | Path | list[Any] | tuple[Any, ...]
+"""One input: an array, a number, text, an image (bytes or Path), or nested lists."""
+
+Inputs = InputValue | Mapping[str, InputValue]
+"""The only input of a model, or inputs by name."""
+
+PreparedTensors = list[tuple[str, DataType, Array]]
+"""Name, number of the dtype and array of each tensor of a request."""
+
+_MAX_SHOWN_VALUES = 3
+
+
+def prepare_inputs(description: ModelDescription, inputs: Inputs) -> tuple[PreparedTensors, bool]:
+    """Convert inputs to what a model takes.
+
+    Args:
+        description: the model.
+        inputs: one sample or a batch; of a model with several inputs, a dict by name.
+
+    Returns:
+        The tensors of the request, each with a batch axis, and whether the inputs were one sample
+        without it.
+
+    Raises:
+        InvalidInputError: a name, dtype, shape or value does not fit.
+    """
+    specs = {spec.name: spec for spec in description.inputs}
+    required = [spec for spec in description.inputs if not spec.optional]
+    if isinstance(inputs, Mapping):
+        values = dict(inputs)
+    elif len(required) == 1 or (not required and len(specs) == 1):
+        values = {(required or description.inputs)[0].name: inputs}
+    else:
+        raise InvalidInputError(
+            f"model {description.name!r} takes {_listed_inputs(description)} (expected a dict with "
+            "an array for each name)"
+        )
+    unknown = [name for name in values if name not in specs]
+    missing = [spec.name for spec in required if spec.name not in values]
+    if unknown or missing:
+        problems = [f"unknown input {name!r}" for name in unknown]
+        problems += [f"missing input {name!r}" for name in missing]
+        raise InvalidInputError(
+            f"{', '.join(problems)}: model {description.name!r} takes {_listed_inputs(description)}"
+        )
+    tensors: PreparedTensors = []
+    is_sample: dict[str, bool] = {}
+    for name, value in values.items():
+        spec = specs[name]
+        array = _convert(value, spec)
+        if not spec.optional:
+            is_sample[name] = _lacks_batch_axis(array.shape, spec, description)
+            if is_sample[name]:
+                array = array[np.newaxis]
+        _check_shape(array.shape, spec, value, description)
+        tensors.append((name, spec.data_type, array))
+    if len(set(is_sample.values())) > 1:
+        sample = next(name for name, single in is_sample.items() if single)
+        batch = next(name for name, single in is_sample.items() if not single)
+        raise InvalidInputError(
+            f"input {sample!r} is one sample and input {batch!r} is a batch (expected a batch axis "
+            "on all inputs or on none)"
+        )
+    return tensors, any(is_sample.values())
+
+
+def prepare_undescribed_inputs(inputs: Inputs) -> PreparedTensors:
+    """Take arrays by name as they are, for a model whose description the token may not read.
+
+    Raises:
+        InvalidInputError: the inputs are not a dict of arrays of dtypes that can be sent.
+    """
+    tensors: PreparedTensors = []
+    for name, array in inputs.items() if isinstance(inputs, Mapping) else ():
+        if isinstance(array, np.ndarray):
+            try:
+                tensors.append((name, data_type(array.dtype), array))
+            except TensorError as error:
+                raise InvalidInputError(f"input {name!r}: {error}") from error
+    if not isinstance(inputs, Mapping) or len(tensors) < len(inputs):
+        raise InvalidInputError(
+            "model description not available to this token: pass a dict of numpy arrays by input "
+            "name, each with the model's dtype and the batch axis first"
+        )
+    return tensors
+
+
+def is_image(value: object, spec: TensorSpec) -> bool:
+    """Whether a value is an encoded image; bytes for a STRING input are text."""
+    return isinstance(value, (bytes, bytearray, Path)) and spec.data_type != DATA_TYPE_STRING
 
 
 def as_array(value: Any, spec: TensorSpec) -> Array:
-    """Numbers may be rounded to the precision of a floating dtype, but neither cut to whole
-    numbers nor changed by a range that is too small. BFLOAT16 comes out as its bits, uint16.
+    """Convert a value to the dtype of an input without losing information.
 
-    Raises InvalidInputError with the input's name.
+    Numbers may be rounded to the precision of a floating dtype, but are neither truncated to
+    integers nor wrapped into a smaller range.
+
+    Args:
+        value: an array, a number, text, or nested lists of these.
+        spec: the input.
+
+    Returns:
+        An array of the numpy dtype of the input: object for STRING; for BFLOAT16 its bits, uint16.
+
+    Raises:
+        InvalidInputError: a value that the dtype cannot hold.
     """
-    number = spec.number
-    array = _given(value, spec)
-    if number == DATA_TYPE_STRING:
-        return _strings(array, spec)
-    if number == DATA_TYPE_BFLOAT16:
-        return _bfloat16(array, spec)
-    wanted = NUMPY_DTYPES.get(number)
-    if wanted is None:
+    array = _to_numpy(value, spec)
+    if spec.data_type == DATA_TYPE_STRING:
+        return _to_strings(array, spec)
+    if spec.data_type == DATA_TYPE_BFLOAT16:
+        return _to_bfloat16_bits(array, spec)
+    dtype = NUMPY_DTYPES.get(spec.data_type)
+    if dtype is None:
         raise InvalidInputError(
-            f"input {spec.name!r} has dtype {spec.dtype}, which this client does not know"
+            f"input {spec.name!r} has dtype {spec.dtype}, unknown to this client: update the client"
         )
-    if array.dtype == wanted:
+    if array.dtype == dtype:
         return array
     if array.size == 0 and isinstance(value, (list, tuple)):
-        return array.astype(wanted)  # an empty list is of no dtype
-    if isinstance(value, (list, tuple)) and array.dtype.kind == "f" and wanted.kind in "iu":
-        array = _whole(value, array)
+        return array.astype(dtype)  # an empty list has no dtype
+    if isinstance(value, (list, tuple)) and array.dtype.kind == "f" and dtype.kind in "iu":
+        array = _exact_integers(value, array)
     if array.dtype.kind not in "biuf":
         raise InvalidInputError(
-            f"input {spec.name!r} has values of {_kind(array)}; expected numbers ({spec.dtype})"
+            f"input {spec.name!r} has values of {_kind(array)} (expected numbers, {spec.dtype})"
         )
     with np.errstate(all="ignore"):
-        converted = array.astype(wanted)
-        if wanted.kind == "f":
-            lost = _rounded_too_far(array, converted)
+        converted = array.astype(dtype)
+        if dtype.kind == "f":
+            inexact = _loses_float_information(array, converted)
         else:
-            # Compared as they were, so that 2**63 is not equal to what it was rounded to.
-            lost = (converted.astype(array.dtype) != array) | ((converted < 0) != (array < 0))
+            # Compared in the original dtype, so that 2**63 differs from what it was rounded to.
+            inexact = (converted.astype(array.dtype) != array) | ((converted < 0) != (array < 0))
             if array.dtype.kind == "f":
-                lost |= ~np.isfinite(array) | ~_inside(array, wanted)
-    if np.any(lost):
-        shown = ", ".join(str(one) for one in array[lost].ravel()[:_EXACT].tolist())
+                inexact |= ~np.isfinite(array) | ~_in_integer_range(array, dtype)
+    if np.any(inexact):
+        values = ", ".join(str(one) for one in array[inexact].ravel()[:_MAX_SHOWN_VALUES].tolist())
         raise InvalidInputError(
-            f"input {spec.name!r} has dtype {spec.dtype}, and {array.dtype} values that it cannot "
-            f"hold: {shown}; convert them yourself if that is meant"
+            f"input {spec.name!r} has {array.dtype} values that {spec.dtype} cannot hold: {values} "
+            "(convert them before the call if that is intended)"
         )
     return converted
 
 
-def _given(value: Any, spec: TensorSpec) -> Array:
-    """As numpy has it."""
+def _to_numpy(value: Any, spec: TensorSpec) -> Array:
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise InvalidInputError(
-            f"input {spec.name!r} has masked values, which a model cannot be given: fill them"
+            f"input {spec.name!r} has masked values: fill them (expected a value everywhere)"
         )
-    # numpy's own text drops zeros at its end, and makes text of numbers beside it.
-    text = spec.number == DATA_TYPE_STRING and not isinstance(value, np.ndarray)
+    # numpy's own text dtype drops trailing zeros, and turns numbers in the same list into text.
+    keeps_objects = spec.data_type == DATA_TYPE_STRING and not isinstance(value, np.ndarray)
     try:
-        return np.asarray(value, dtype=object if text else None)
+        return np.asarray(value, dtype=object if keeps_objects else None)
     except ValueError as error:
         raise InvalidInputError(
-            f"input {spec.name!r} is no regular array: its lists differ in length ({error})"
+            f"input {spec.name!r} has nested lists that differ in length (expected a regular "
+            f"array): {error}"
         ) from error
 
 
-def _whole(value: Any, array: Array) -> Array:
-    """Of a list of whole numbers that numpy has made floats, as of [2**64 - 1, 0], the exact
-    ones."""
+def _exact_integers(value: Any, array: Array) -> Array:
+    """Return a list of integers exactly, where numpy made floats of it (as of [2**64 - 1, 0])."""
     exact = np.asarray(value, dtype=object)
     if all(isinstance(one, int) for one in exact.ravel()):
         for dtype in (np.int64, np.uint64):
@@ -95,22 +192,22 @@ def _whole(value: Any, array: Array) -> Array:
     return array
 
 
-def _rounded_too_far(array: Array, converted: Array) -> NDArray[np.bool_]:
+def _loses_float_information(array: Array, converted: Array) -> NDArray[np.bool_]:
     if array.dtype.kind == "f":  # finite numbers that became infinite
         return np.asarray(np.isinf(converted) & np.isfinite(array))
-    lost = ~np.isfinite(converted) | ~_inside(converted, array.dtype)
-    return np.asarray(lost | (converted.astype(array.dtype) != array))
+    inexact = ~np.isfinite(converted) | ~_in_integer_range(converted, array.dtype)
+    return np.asarray(inexact | (converted.astype(array.dtype) != array))
 
 
-def _inside(floats: Array, whole: np.dtype[Any]) -> NDArray[np.bool_]:
-    """Where a float is in the range of an integer dtype, whose ends a float cannot always hold."""
-    if whole.kind == "b":
+def _in_integer_range(floats: Array, integer_dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+    """Where floats are in the range of an integer dtype, whose limits need not be floats."""
+    if integer_dtype.kind == "b":
         return np.isin(floats, (0, 1))
-    about = np.iinfo(whole)
-    return np.asarray((floats >= float(about.min)) & (floats < float(about.max) + 1))
+    limits = np.iinfo(integer_dtype)
+    return np.asarray((floats >= float(limits.min)) & (floats < float(limits.max) + 1))
 
 
-def _strings(array: Array, spec: TensorSpec) -> Array:
+def _to_strings(array: Array, spec: TensorSpec) -> Array:
     if array.dtype.kind in "US":
         return array.astype(object)
     if array.dtype.kind == "O" and all(isinstance(one, (str, bytes)) for one in array.ravel()):
@@ -118,32 +215,29 @@ def _strings(array: Array, spec: TensorSpec) -> Array:
     if array.size == 0:
         return array.astype(object)
     raise InvalidInputError(
-        f"input {spec.name!r} has values of {_kind(array)}; expected text (STRING)"
+        f"input {spec.name!r} has values of {_kind(array)} (expected text, STRING)"
     )
 
 
-def _bfloat16(array: Array, spec: TensorSpec) -> Array:
-    """The upper half of a float32, rounded to the nearest, halves to the even one."""
+def _to_bfloat16_bits(array: Array, spec: TensorSpec) -> Array:
+    """Return the upper half of float32, rounded to the nearest, ties to even."""
     if array.dtype.name == "bfloat16":
         return array.view(np.uint16)
     if array.dtype == np.uint16:
         return array
     if array.dtype.kind not in "fiu":
         raise InvalidInputError(
-            f"input {spec.name!r} has values of {_kind(array)}; expected numbers (BFLOAT16), or "
-            "their bits as uint16"
+            f"input {spec.name!r} has values of {_kind(array)} (expected numbers, BFLOAT16, or "
+            "their bits as uint16)"
         )
-    single = as_array(array, TensorSpec(spec.name, "FLOAT", (), number=DATA_TYPE_FLOAT))
+    single = as_array(array, TensorSpec(spec.name, "FLOAT", (), data_type=DATA_TYPE_FLOAT))
     bits = np.ascontiguousarray(single).view(np.uint32).reshape(single.shape)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     rounded = np.where(np.isnan(single), (bits >> 16) | 0x40, rounded).astype(np.uint16)
-    if np.any(np.isfinite(single) & np.isinf(from_bfloat16(rounded))):
+    is_infinite = (rounded & 0x7FFF) == 0x7F80
+    if np.any(np.isfinite(single) & is_infinite):
         raise InvalidInputError(f"input {spec.name!r} has values that BFLOAT16 cannot hold")
     return rounded
-
-
-def from_bfloat16(bits: Array) -> NDArray[np.float32]:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def _kind(array: Array) -> str:
@@ -153,112 +247,45 @@ def _kind(array: Array) -> str:
     return f"dtype {array.dtype}"
 
 
-Given = NDArray[Any] | float | str | bytes | Path | list[Any] | tuple[Any, ...]
-Inputs = Given | Mapping[str, Given]
-
-Ready = list[tuple[str, DataType, Array]]
-"""Of each tensor: its name, its dtype's number, its array."""
-
-
-def ready(described: Description, inputs: Inputs) -> tuple[Ready, bool]:
-    """The tensors of a request, and whether they are one sample that was given no batch axis.
-
-    Raises InvalidInputError.
-    """
-    specs = {spec.name: spec for spec in described.inputs}
-    needed = [spec for spec in described.inputs if not spec.optional]
-    if isinstance(inputs, Mapping):
-        given = dict(inputs)
-    elif len(needed) == 1 or (not needed and len(specs) == 1):
-        given = {(needed or described.inputs)[0].name: inputs}
-    else:
-        raise InvalidInputError(
-            f"model {described.name!r} takes {_listed(described)}: give a dict with an array for "
-            "each name"
-        )
-    unknown = [name for name in given if name not in specs]
-    missing = [spec.name for spec in needed if spec.name not in given]
-    if unknown or missing:
-        wrong = [f"no input is called {name!r}" for name in unknown]
-        wrong += [f"input {name!r} is missing" for name in missing]
-        raise InvalidInputError(
-            f"{', '.join(wrong)}; model {described.name!r} takes {_listed(described)}"
-        )
-    arrays: Ready = []
-    singles: dict[str, bool] = {}
-    for name, value in given.items():
-        spec = specs[name]
-        array = _array(value, spec)
-        if not spec.optional:
-            singles[name] = _is_sample(array.shape, spec, described)
-            if singles[name]:
-                array = array[np.newaxis]
-        _check(array.shape, spec, value, described)
-        arrays.append((name, spec.number, array))
-    if len(set(singles.values())) > 1:
-        one = next(name for name, single in singles.items() if single)
-        many = next(name for name, single in singles.items() if not single)
-        raise InvalidInputError(
-            f"input {one!r} is one sample and input {many!r} a batch; expected the batch axis on "
-            "all of them or on none"
-        )
-    return arrays, any(singles.values())
-
-
-def unchecked(inputs: Inputs) -> Ready:
-    """Of a model that the token may not have described: arrays by name, as they are."""
-    arrays: Ready = []
-    for name, array in inputs.items() if isinstance(inputs, Mapping) else ():
-        if isinstance(array, np.ndarray):
-            try:
-                arrays.append((name, data_type(array.dtype), array))
-            except TensorError as error:
-                raise InvalidInputError(f"input {name!r}: {error}") from error
-    if not isinstance(inputs, Mapping) or len(arrays) < len(inputs):
-        raise InvalidInputError(
-            "the server does not describe this model to this client: give a dict of numpy arrays "
-            "by input name, each with the right dtype and the batch axis first"
-        )
-    return arrays
-
-
-def is_image(value: object, spec: TensorSpec) -> bool:
-    return isinstance(value, (bytes, bytearray, Path)) and spec.number != DATA_TYPE_STRING
-
-
-def _array(value: Any, spec: TensorSpec) -> Array:
+def _convert(value: Any, spec: TensorSpec) -> Array:
     if is_image(value, spec):
-        from neurona_client.images import pixels
+        from neurona_client.images import image_to_array
 
-        return as_array(pixels(value, spec), spec)
+        return as_array(image_to_array(value, spec), spec)
     return as_array(value, spec)
 
 
-def _is_sample(shape: tuple[int, ...], spec: TensorSpec, described: Description) -> bool:
-    """Whether an array lacks the batch axis alone. Of a model that is not batched the first
-    axis may be anything, such as time, unless it must be 1."""
+def _lacks_batch_axis(
+    shape: tuple[int, ...], spec: TensorSpec, description: ModelDescription
+) -> bool:
+    """Whether only the batch axis is missing.
+
+    The first axis of a model that is not batched may be anything, such as time, unless it is 1.
+    """
     if not spec.shape or len(shape) != len(spec.shape) - 1:
         return False
-    return described.batched or spec.shape[0] == 1
+    return description.batched or spec.shape[0] == 1
 
 
-def _check(shape: tuple[int, ...], spec: TensorSpec, value: object, described: Description) -> None:
-    wanted = spec.shape
-    if len(shape) == len(wanted) and all(
-        size in (-1, got) for size, got in zip(wanted, shape, strict=True)
+def _check_shape(
+    shape: tuple[int, ...], spec: TensorSpec, value: object, description: ModelDescription
+) -> None:
+    expected = spec.shape
+    if len(shape) == len(expected) and all(
+        size in (-1, actual) for size, actual in zip(expected, shape, strict=True)
     ):
         return
-    came = list(np.shape(value)) if isinstance(value, np.ndarray) else list(shape)
-    text = f"input {spec.name!r} has shape {came}; expected {list(wanted)}"
-    if described.batched and len(wanted) > 1:
-        text += f", or {list(wanted[1:])} for one sample"
-    if -1 in wanted:
-        text += " (-1: any size)"
-    raise InvalidInputError(text)
+    received = list(np.shape(value)) if isinstance(value, np.ndarray) else list(shape)
+    hint = f"expected {list(expected)}"
+    if description.batched and len(expected) > 1:
+        hint += f", or {list(expected[1:])} for one sample"
+    if -1 in expected:
+        hint += "; -1: any size"
+    raise InvalidInputError(f"input {spec.name!r} has shape {received} ({hint})")
 
 
-def _listed(described: Description) -> str:
+def _listed_inputs(description: ModelDescription) -> str:
     return ", ".join(
         f"{spec.name!r} ({spec.dtype} {list(spec.shape)}{', optional' if spec.optional else ''})"
-        for spec in described.inputs
+        for spec in description.inputs
     )

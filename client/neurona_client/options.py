@@ -1,4 +1,4 @@
-"""What a client can be told: how to reach servers, whom to trust, how often to try."""
+"""Options of a client: how to reach servers, which to trust, how often to try."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -8,72 +8,93 @@ from pathlib import Path
 DEFAULT_TARGET = "127.0.0.1:8001"
 MAX_PENDING_BYTES = 64 << 20
 MAX_PENDING_REQUESTS = 4096
-"""As many as the server has of one stream before it reads no more of it."""
+"""The server reads no more of a stream that has this many requests without a response."""
 
 
 @dataclass(frozen=True)
 class Tls:
-    """Files in PEM.
+    """PEM files for TLS.
 
-    authority: who signed the server's certificate; None: whom gRPC trusts by itself.
-    certificate, key: the client's own, for servers that ask for one (mutual TLS).
-    name: what the server's certificate is for, where that is not the name that is dialled.
+        Client("models.example.com:8001", tls=Tls(ca="ca.pem"))
+
+    Attributes:
+        ca: certificates of the authorities that may sign the server's certificate; None: those
+            that gRPC trusts by default.
+        certificate: the client's own certificate, for servers that require one (mutual TLS).
+        key: the private key of `certificate`.
+        server_name: the name in the server's certificate, if it is not the name in the target.
+
+    Raises:
+        ValueError: a certificate without its key, or the other way round.
     """
 
-    authority: Path | str | None = None
+    ca: Path | str | None = None
     certificate: Path | str | None = None
     key: Path | str | None = None
-    name: str | None = None
+    server_name: str | None = None
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
-            raise ValueError(
-                "a certificate needs its key and a key its certificate; one is missing"
-            )
+            absent = "key" if self.key is None else "certificate"
+            raise ValueError(f"missing {absent} (expected certificate and key together)")
 
 
 @dataclass(frozen=True)
 class Retries:
-    """How often a call is tried. Predictions change nothing, so that they may be sent again.
+    """How often a call is attempted. Predictions change nothing on the server, so a retry is safe.
 
-    attempts: how often a request is sent at the most, to whichever server; 1: never again.
-        Hedges come on top.
-    first_pause, longest_pause: seconds between two attempts, doubled from the one to the other
-        and varied at random; where the server says how long, that.
-    patience: seconds that a call waits for a server while none can be reached. The call's
-        timeout bounds it too.
-    hedge_after: seconds without an answer after which a call is sent to another server as well;
-        the first answer counts, and the other call is dropped. None: never. About what 95 of 100
-        calls take is a good choice. Nothing is hedged with a single server, nor after a server
-        has said that it is overloaded.
-    hedge_share: hedges per request at the most, so that servers that are slow because they have
-        too much to do get little more; up to ten may be saved up.
+        servers = ["10.0.0.7:8001", "10.0.0.8:8001"]
+        client = Client(servers, retries=Retries(max_attempts=3, hedge_after=0.05))
+
+    Hedging follows J. Dean and L. A. Barroso, "The Tail at Scale", Communications of the ACM
+    56 (2), 2013.
+
+    Attributes:
+        max_attempts: how often a request is sent, over all servers; 1: no retries. Hedges are not
+            counted.
+        initial_backoff: seconds before the second attempt, doubled for each further one and
+            randomised by up to half. A retry-after of the server replaces it.
+        max_backoff: upper bound of the doubled backoff, in seconds.
+        unreachable_timeout: seconds that a call waits while no server is reachable. The timeout of
+            the call bounds it too.
+        hedge_after: seconds without a response after which a call is sent to a second server as
+            well; the first response counts, the other call is dropped. None: no hedging. The 95th
+            percentile of the latency is a good choice. Has no effect with a single server, nor
+            after a server has reported overload.
+        hedge_share: maximum hedges per request, above 0 and up to 1, so that servers that are slow
+            because of their load get little more of it. Up to ten unused hedges are saved up.
+
+    Raises:
+        ValueError: a number outside its range.
     """
 
-    attempts: int = 5
-    first_pause: float = 0.05
-    longest_pause: float = 1.0
-    patience: float = 5.0
+    max_attempts: int = 5
+    initial_backoff: float = 0.05
+    max_backoff: float = 1.0
+    unreachable_timeout: float = 5.0
     hedge_after: float | None = None
     hedge_share: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise ValueError(f"attempts is {self.attempts}; expected at least 1")
-        if min(self.first_pause, self.longest_pause, self.patience) < 0:
-            raise ValueError("pauses and patience must not be negative")
+        if self.max_attempts < 1:
+            raise ValueError(f"max_attempts is {self.max_attempts} (expected at least 1)")
+        for name in ("initial_backoff", "max_backoff", "unreachable_timeout"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)} (expected 0 or more seconds)")
         if self.hedge_after is not None and not self.hedge_after > 0:
-            raise ValueError(f"hedge_after is {self.hedge_after}; expected more than 0, or None")
+            raise ValueError(
+                f"hedge_after is {self.hedge_after} (expected more than 0 seconds, or None)"
+            )
         if not 0 < self.hedge_share <= 1:
-            raise ValueError(f"hedge_share is {self.hedge_share}; expected more than 0, 1 at most")
+            raise ValueError(f"hedge_share is {self.hedge_share} (expected more than 0, up to 1)")
 
 
-RETRIES = Retries()
+DEFAULT_RETRIES = Retries()
 
 
 @dataclass(frozen=True)
-class Options:
-    """All of it, checked; see `Client` for what each means."""
+class ClientOptions:
+    """All options of a client, validated; `Client` describes each."""
 
     targets: tuple[str, ...]
     coalesce: bool
@@ -87,7 +108,7 @@ class Options:
     max_message_bytes: int
 
 
-def options(
+def validated_options(
     target: str | Sequence[str],
     *,
     coalesce: bool,
@@ -100,27 +121,31 @@ def options(
     max_pending_requests: int,
     max_message_bytes: int,
     token_in_plaintext: bool,
-) -> Options:
-    """Raises ValueError for what cannot be meant."""
+) -> ClientOptions:
+    """Validate the arguments of `Client` and `AsyncClient`.
+
+    Raises:
+        ValueError: an option is outside its range, or the token would travel in plaintext.
+    """
     targets = (target,) if isinstance(target, str) else tuple(target)
     if not targets or not all(targets):
-        raise ValueError(f"the target is {target!r}; expected HOST:PORT, or several")
+        raise ValueError(f"invalid target {target!r} (expected HOST:PORT, or several)")
     for name, limit in (("bytes", max_pending_bytes), ("requests", max_pending_requests)):
         if limit < 1:
-            raise ValueError(f"max_pending_{name} is {limit}; expected at least 1")
+            raise ValueError(f"max_pending_{name} is {limit} (expected at least 1)")
     if timeout is not None and not timeout > 0:
-        raise ValueError(f"timeout is {timeout}; expected seconds, more than 0, or None")
+        raise ValueError(f"timeout is {timeout} (expected more than 0 seconds, or None)")
     secure = (tls if isinstance(tls, Tls) else Tls()) if tls else None
     if token is not None:
         if not token.isascii() or not token.isprintable() or " " in token or not token:
-            raise ValueError("a token is printable ASCII without spaces")
-        far = [one for one in targets if not _is_near(one)]
-        if secure is None and far and not token_in_plaintext:
+            raise ValueError("invalid token (expected printable ASCII without spaces)")
+        remote = [one for one in targets if not _is_local(one)]
+        if secure is None and remote and not token_in_plaintext:
             raise ValueError(
-                f"the token would be sent to {far[0]!r} in plaintext, readable by everybody on the "
-                "way: use tls=True, or say token_in_plaintext=True if the network is safe"
+                f"token would be sent to {remote[0]!r} in plaintext, readable on the network: use "
+                "tls=True, or token_in_plaintext=True if the network is safe"
             )
-    return Options(
+    return ClientOptions(
         targets,
         coalesce,
         timeout,
@@ -134,11 +159,11 @@ def options(
     )
 
 
-def _is_near(target: str) -> bool:
-    """Whether what is sent there stays on this machine."""
+def _is_local(target: str) -> bool:
+    """Whether data sent to the target stays on this machine."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
-    # With a scheme or a name server of its own, gRPC may go anywhere.
+    # With another scheme, or a name server in the target, gRPC may connect to any machine.
     host = target.removeprefix("dns:///").rpartition(":")[0].strip("[]")
     if host == "localhost":
         return True

@@ -1,16 +1,21 @@
-"""How requests of one kind are written: what is the same in all of them is written once.
+"""Templates of requests: what is the same in all requests of one kind is encoded once.
 
-A plan belongs to a model, version or label, and wishes (top_k and so on). It writes a
-PredictRequest from parts that it keeps for each shape of the input, and the array's own bytes.
+A template belongs to a model (version, label) and request options such as top_k. It joins a
+PredictRequest from bytes that it keeps for each shape of the input, and the array's own bytes.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurona_client.descriptions import Description
+from neurona_client.descriptions import ModelDescription
 from neurona_client.errors import InvalidInputError
-from neurona_client.inputs import Inputs, Ready, ready, unchecked
+from neurona_client.inputs import (
+    Inputs,
+    PreparedTensors,
+    prepare_inputs,
+    prepare_undescribed_inputs,
+)
 from neurona_protos.prediction_pb2 import (
     DataType,
     PredictRequest,
@@ -33,16 +38,15 @@ PRIORITIES = {
     "high": Priority.PRIORITY_HIGH,
     "low": Priority.PRIORITY_LOW,
 }
-_MOST_SHAPES = 256  # kept of a plan
+_MAX_SHAPES_PER_TEMPLATE = 256
 _INPUTS = PredictRequest.INPUTS_FIELD_NUMBER
 
-
-_Which = tuple[str, int | None, str | None]
+_ModelKey = tuple[str, int | None, str | None]
 """Model, version and label."""
 
 
-class Wish(NamedTuple):
-    """What a call asks for besides its inputs."""
+class RequestOptions(NamedTuple):
+    """What a call specifies besides its inputs; `Client.predict` describes each."""
 
     model: str
     version: int | None
@@ -51,165 +55,188 @@ class Wish(NamedTuple):
     raw_outputs: bool
     priority: str
 
-    def check(self) -> None:
-        """Raises InvalidInputError."""
+    def validate(self) -> None:
+        """Check the options.
+
+        Raises:
+            InvalidInputError: an option is outside its range, or version and label are both set.
+        """
         if self.version is not None and self.label is not None:
-            raise InvalidInputError("version and label are both given; expected one of them")
+            raise InvalidInputError("version and label are both set (expected one of them)")
         if self.priority not in PRIORITIES:
             raise InvalidInputError(
-                f"the priority is {self.priority!r}; expected one of {', '.join(PRIORITIES)}"
+                f"priority is {self.priority!r} (expected one of {', '.join(PRIORITIES)})"
             )
         if not 1 <= self.top_k < 2**32:
-            raise InvalidInputError(f"top_k is {self.top_k}; expected at least 1")
+            raise InvalidInputError(f"top_k is {self.top_k} (expected 1 to 2**32 - 1)")
         if self.version is not None and not -(2**63) <= self.version < 2**63:
-            raise InvalidInputError(f"the version is {self.version}; expected 64 bits at the most")
+            raise InvalidInputError(f"version is {self.version} (expected a 64-bit integer)")
 
 
-class Written(NamedTuple):
-    """A PredictRequest in bytes.  single: the answer has one row that was given no axis."""
+class EncodedRequest(NamedTuple):
+    """A PredictRequest in bytes; is_sample: its input was one sample without a batch axis."""
 
     message: bytes
-    single: bool
+    is_sample: bool
 
 
-class Plan:
-    """described: None where the server does not describe the model to this client."""
+class RequestTemplate:
+    """Encodes requests that differ in their inputs alone."""
 
-    def __init__(self, wish: Wish, described: Description | None) -> None:
-        wish.check()
-        self.wish = wish
-        self.described = described
-        self.task = "" if described is None else described.task
-        self.starts: set[bytes] = set()
-        """How answers begin that came before."""
-        head = PredictRequest(model=wish.model, label=wish.label)
-        if wish.version is not None:
-            head.version = wish.version
-        self._head = head.SerializeToString()
-        self._tail = PredictRequest(
-            top_k=wish.top_k if wish.top_k > 1 else 0,
-            raw_outputs=wish.raw_outputs,
-            priority=PRIORITIES[wish.priority],
+    def __init__(self, options: RequestOptions, description: ModelDescription | None) -> None:
+        """Create a template.
+
+        Args:
+            options: what all requests have in common.
+            description: the model; None where the token may not read it.
+
+        Raises:
+            InvalidInputError: see `RequestOptions.validate`.
+        """
+        options.validate()
+        self.options = options
+        self.description = description
+        self.task = "" if description is None else description.task
+        self.response_prefixes: set[bytes] = set()
+        """First bytes, with model and version, of responses that were received."""
+        prefix = PredictRequest(model=options.model, label=options.label)
+        if options.version is not None:
+            prefix.version = options.version
+        self._prefix = prefix.SerializeToString()
+        self._suffix = PredictRequest(
+            top_k=options.top_k if options.top_k > 1 else 0,
+            raw_outputs=options.raw_outputs,
+            priority=PRIORITIES[options.priority],
         ).SerializeToString()
-        self._shapes: dict[tuple[int, ...], tuple[bytes, bool]] = {}
-        # What needs no look at the description: an array of the dtype of the only input.
+        self._prefix_by_shape: dict[tuple[int, ...], tuple[bytes, bool]] = {}
+        # An array of the dtype of the only input need not be checked against the description.
         self._dtype: np.dtype[Any] | None = None
-        if described is not None and len(described.inputs) == 1:
-            dtype = NUMPY_DTYPES.get(described.inputs[0].number)
+        if description is not None and len(description.inputs) == 1:
+            dtype = NUMPY_DTYPES.get(description.inputs[0].data_type)
             if dtype is not None and dtype.kind != "O":
                 self._dtype = dtype
 
-    def write(self, inputs: Inputs) -> Written:
-        """Raises InvalidInputError."""
-        quick = self.quick(inputs)
-        if quick is not None:
-            return quick
-        if self.described is None:
-            return Written(self._join(unchecked(inputs)), single=False)
-        tensors, single = ready(self.described, inputs)
-        if type(inputs) is np.ndarray and inputs.dtype == self._dtype:
-            self._learn(inputs.shape, tensors, single)
-        return Written(self._join(tensors), single)
+    def encode(self, inputs: Inputs) -> EncodedRequest:
+        """Encode a request.
 
-    def quick(self, inputs: object) -> Written | None:
-        """Of an array of a dtype and a shape that came before; else None."""
+        Raises:
+            InvalidInputError: see `prepare_inputs`.
+        """
+        request = self.encode_known_shape(inputs)
+        if request is not None:
+            return request
+        if self.description is None:
+            return EncodedRequest(self._join(prepare_undescribed_inputs(inputs)), is_sample=False)
+        tensors, is_sample = prepare_inputs(self.description, inputs)
         if type(inputs) is np.ndarray and inputs.dtype == self._dtype:
-            known = self._shapes.get(inputs.shape)
-            if known is not None:
-                return Written(known[0] + inputs.tobytes() + self._tail, known[1])
+            self._remember_shape(inputs.shape, tensors, is_sample)
+        return EncodedRequest(self._join(tensors), is_sample)
+
+    def encode_known_shape(self, inputs: object) -> EncodedRequest | None:
+        """Encode an array of a dtype and shape that was encoded before; else return None."""
+        if type(inputs) is np.ndarray and inputs.dtype == self._dtype:
+            stored = self._prefix_by_shape.get(inputs.shape)
+            if stored is not None:
+                return EncodedRequest(stored[0] + inputs.tobytes() + self._suffix, stored[1])
         return None
 
-    def _join(self, tensors: Ready) -> bytes:
-        pieces: list[bytes | memoryview] = [self._head]
-        for name, number, array in tensors:
+    def _join(self, tensors: PreparedTensors) -> bytes:
+        pieces: list[bytes | memoryview] = [self._prefix]
+        for name, dtype_number, array in tensors:
             try:
-                data = encode(name, array, number)
+                data = encode(name, array, dtype_number)
             except TensorError as error:
                 raise InvalidInputError(str(error)) from error
-            pieces += (_tensor_head(name, number, array.shape, len(data)), data)
-        pieces.append(self._tail)
+            pieces += (_tensor_prefix(name, dtype_number, array.shape, len(data)), data)
+        pieces.append(self._suffix)
         return b"".join(pieces)
 
-    def _learn(self, shape: tuple[int, ...], tensors: Ready, single: bool) -> None:
-        if len(self._shapes) >= _MOST_SHAPES:
-            self._shapes = {}  # a new one: another thread may be reading the old
-        name, number, array = tensors[0]
-        head = self._head + _tensor_head(name, number, array.shape, array.nbytes)
-        self._shapes[shape] = (head, single)
+    def _remember_shape(
+        self, shape: tuple[int, ...], tensors: PreparedTensors, is_sample: bool
+    ) -> None:
+        if len(self._prefix_by_shape) >= _MAX_SHAPES_PER_TEMPLATE:
+            self._prefix_by_shape = {}  # a new one: another thread may be reading the old
+        name, dtype_number, array = tensors[0]
+        prefix = self._prefix + _tensor_prefix(name, dtype_number, array.shape, array.nbytes)
+        self._prefix_by_shape[shape] = (prefix, is_sample)
 
 
-def _tensor_head(name: str, number: DataType, shape: tuple[int, ...], nbytes: int) -> bytes:
-    """All of a tensor in a request that stands before its data."""
-    own = length_delimited(Tensor.NAME_FIELD_NUMBER, name.encode())
-    own += varint(Tensor.DTYPE_FIELD_NUMBER << 3) + varint(number)
+def _tensor_prefix(name: str, dtype_number: DataType, shape: tuple[int, ...], nbytes: int) -> bytes:
+    """Encode all of a tensor in a request that precedes its data."""
+    content = length_delimited(Tensor.NAME_FIELD_NUMBER, name.encode())
+    content += varint(Tensor.DTYPE_FIELD_NUMBER << 3) + varint(dtype_number)
     if shape:
-        own += length_delimited(Tensor.SHAPE_FIELD_NUMBER, b"".join(map(signed_varint, shape)))
+        content += length_delimited(Tensor.SHAPE_FIELD_NUMBER, b"".join(map(signed_varint, shape)))
     if nbytes:
-        own += header(Tensor.DATA_FIELD_NUMBER, nbytes)
-    return header(_INPUTS, len(own) + nbytes) + own
+        content += header(Tensor.DATA_FIELD_NUMBER, nbytes)
+    return header(_INPUTS, len(content) + nbytes) + content
 
 
-def _version(answer: bytes) -> int:
-    for field, start, _ in fields(answer, 0, len(answer)):
+def _response_version(response: bytes) -> int:
+    for field, start, _ in fields(response, 0, len(response)):
         if field == PredictResponse.VERSION_FIELD_NUMBER:
-            return read_varint(answer, start)[0]
+            return read_varint(response, start)[0]
     return 0
 
 
-class Plans:
-    """Of one client: those that were used last, by what they are for. Any thread may ask."""
+class TemplateCache:
+    """The request templates and model descriptions of one client. Safe for threads."""
 
-    MOST = 1024
+    MAX_ENTRIES = 1024
 
     def __init__(self) -> None:
-        self.known: dict[tuple[object, ...], Plan] = {}
-        """By wish; to be read only, and by those in a hurry."""
-        self._described: dict[_Which, Description | None] = {}
-        self._versions: dict[_Which, set[int]] = {}  # that have answered
+        self.templates: dict[tuple[object, ...], RequestTemplate] = {}
+        """By request options; only to be read from outside."""
+        self._descriptions: dict[_ModelKey, ModelDescription | None] = {}
+        self._answered_versions: dict[_ModelKey, set[int]] = {}
 
-    def get(self, wish: Wish) -> Plan | None:
-        """None: the model must be described first."""
-        plan = self.known.get(wish)
-        key = wish[:3]
-        if plan is None and key in self._described:
-            return self._made(wish, self._described[key])
-        return plan
+    def get(self, options: RequestOptions) -> RequestTemplate | None:
+        """Return the template for the options; None: the model must be described first."""
+        template = self.templates.get(options)
+        model_key = options[:3]
+        if template is None and model_key in self._descriptions:
+            return self._add_template(options, self._descriptions[model_key])
+        return template
 
-    def learn(self, wish: Wish, described: Description | None) -> Plan:
-        if len(self._described) >= self.MOST:
-            self._described = {}
-            self._versions = {}
-        self._described[wish[:3]] = described
-        return self._made(wish, described)
+    def add(self, options: RequestOptions, description: ModelDescription | None) -> RequestTemplate:
+        """Store the description of a model and return the template for the options."""
+        if len(self._descriptions) >= self.MAX_ENTRIES:
+            self._descriptions = {}
+            self._answered_versions = {}
+        self._descriptions[options[:3]] = description
+        return self._add_template(options, description)
 
-    def is_new(self, plan: Plan, answer: bytes) -> bool:
-        """Whether an answer is of a version that has not answered before."""
-        start = answer[: answer[1] + 4] if len(answer) > 1 else b""  # the model and the version
-        if start in plan.starts:
+    def is_from_new_version(self, template: RequestTemplate, response: bytes) -> bool:
+        """Record a response; return whether its version is new."""
+        # The model and the version.
+        prefix = response[: response[1] + 4] if len(response) > 1 else b""
+        if prefix in template.response_prefixes:
             return False
-        version = _version(answer)
-        seen = self._versions.setdefault(plan.wish[:3], set())
-        if plan.described is not None:
-            seen.add(plan.described.version)
+        version = _response_version(response)
+        versions = self._answered_versions.setdefault(template.options[:3], set())
+        if template.description is not None:
+            versions.add(template.description.version)
         if version < 128:
-            plan.starts.add(start)
-        if version in seen or plan.described is None:
+            template.response_prefixes.add(prefix)
+        if version in versions or template.description is None:
             return False
-        if len(seen) >= self.MOST:
-            seen.clear()
-        seen.add(version)
+        if len(versions) >= self.MAX_ENTRIES:
+            versions.clear()
+        versions.add(version)
         return True
 
-    def forget(self, wish: Wish) -> None:
-        """What is known of the model may be outdated."""
-        key = wish[:3]
-        self._described.pop(key, None)
-        for known in list(self.known):
-            if known[:3] == key:
-                self.known.pop(known, None)
+    def invalidate(self, options: RequestOptions) -> None:
+        """Drop what is stored about a model, which may be outdated."""
+        model_key = options[:3]
+        self._descriptions.pop(model_key, None)
+        for key in list(self.templates):
+            if key[:3] == model_key:
+                self.templates.pop(key, None)
 
-    def _made(self, wish: Wish, described: Description | None) -> Plan:
-        if len(self.known) >= self.MOST:
-            self.known = {}
-        self.known[wish] = plan = Plan(wish, described)
-        return plan
+    def _add_template(
+        self, options: RequestOptions, description: ModelDescription | None
+    ) -> RequestTemplate:
+        if len(self.templates) >= self.MAX_ENTRIES:
+            self.templates = {}
+        self.templates[options] = template = RequestTemplate(options, description)
+        return template

@@ -1,4 +1,4 @@
-"""Labels of answers that are like one that was read before, in all but the probability."""
+"""Results of predictions: what a PredictResponse says, as attributes and as a sequence of rows."""
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,9 +7,9 @@ from typing import Any, Self, overload
 
 import numpy as np
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 
 from neurona_client.errors import ServerError, WrongTaskError
-from neurona_client.inputs import Array, from_bfloat16
 from neurona_protos.prediction_pb2 import (
     DATA_TYPE_BFLOAT16,
     ClassificationRow,
@@ -19,59 +19,124 @@ from neurona_protos.prediction_pb2 import (
 )
 from neurona_protos.tensors import TensorError, to_array
 
+_MAX_CACHED_LABELS = 1024
+_PROBE_PROBABILITY = 0.25
+_PROBE_BYTES = struct.pack("<f", _PROBE_PROBABILITY)
+
 
 @dataclass(frozen=True, slots=True)
-class Class:
-    """One of the best classes.  index: its place among the model's classes."""
+class ClassProbability:
+    """One of the most probable classes of a row.
+
+    Attributes:
+        label: name of the class.
+        probability: 0 to 1.
+        index: position of the class in the model's output.
+    """
 
     label: str
     probability: float
     index: int
 
 
-class Answer(Sequence[Any]):
-    """What all answers have in common; immutable, equal by what the server said."""
+class LabelCache:
+    """Labels by response, so that most responses need not be parsed to read their label.
 
-    __slots__ = ("_message", "_row", "_sample")
+    A response with one row and one class ends with the four bytes of its probability; responses
+    that agree in all bytes before have the same label.
+    """
 
-    def __init__(self, message: bytes | PredictResponse, *, sample: bool = False) -> None:
-        """sample: the caller gave one sample without a batch axis, and gets outputs without."""
+    def __init__(self) -> None:
+        self._labels: dict[bytes, str] = {}
+
+    def lookup(self, message: bytes | PredictResponse) -> str | None:
+        """Return the label of an unparsed response; None: it must be parsed."""
+        return self._labels.get(message[:-4]) if isinstance(message, bytes) else None
+
+    def remember(self, message: bytes, parsed: PredictResponse) -> None:
+        """Store the label of a response, if it has one row with one class and no outputs."""
+        rows = parsed.classification.rows
+        if len(rows) != 1 or len(rows[0].labels) != 1 or parsed.outputs:
+            return
+        prefix = message[:-4]
+        if prefix not in self._labels and _only_probability_follows(prefix, parsed):
+            if len(self._labels) >= _MAX_CACHED_LABELS:
+                self._labels = {}
+            self._labels[prefix] = rows[0].labels[0]
+
+
+def _only_probability_follows(prefix: bytes, parsed: PredictResponse) -> bool:
+    """Whether other bytes after the prefix change the probability and nothing else."""
+    try:
+        probe = PredictResponse.FromString(prefix + _PROBE_BYTES)
+        probe_row, parsed_row = probe.classification.rows[0], parsed.classification.rows[0]
+        if probe_row.probabilities[:] != [_PROBE_PROBABILITY]:
+            return False
+        probe_row.probabilities[:] = parsed_row.probabilities
+    except (DecodeError, IndexError):
+        return False
+    return probe == parsed
+
+
+_label_cache = LabelCache()
+
+
+class Result(Sequence[Any]):
+    """What all results have in common: immutable, a sequence of rows, equal if responses are.
+
+    Attributes and items are parsed from the response when they are read.
+    """
+
+    __slots__ = ("_is_sample", "_message", "_row")
+
+    def __init__(self, message: bytes | PredictResponse, *, is_sample: bool = False) -> None:
+        """Wrap a response.
+
+        Args:
+            message: a PredictResponse, parsed or not.
+            is_sample: the caller passed one sample without a batch axis, and gets outputs without.
+        """
         self._message: bytes | PredictResponse = message
-        self._row = -1  # of a row's own answer, which it is
-        self._sample = sample
+        self._row = -1  # of the whole batch; else the index of the row that this is the result of
+        self._is_sample = is_sample
 
     @property
     def message(self) -> PredictResponse:
-        """All of it, as the server said it. Raises ServerError if it is no PredictResponse."""
+        """The protobuf message, for all rows.
+
+        Raises:
+            ServerError: the response is not a PredictResponse.
+        """
         if isinstance(self._message, bytes):
-            message = read(self._message)
-            labels.learn(self._message, message)
+            message = parse_predict_response(self._message)
+            _label_cache.remember(self._message, message)
             self._message = message
         return self._message
 
     @property
     def model(self) -> str:
+        """Name of the model."""
         return self.message.model
 
     @property
     def version(self) -> int:
-        """The version that answered."""
+        """Number of the version that answered."""
         return self.message.version
 
     @property
-    def outputs(self) -> Mapping[str, Array]:
-        """The model's output tensors by name: with raw_outputs, or of a model without a task.
+    def outputs(self) -> Mapping[str, NDArray[Any]]:
+        """Output tensors by name: with `raw_outputs`, or of a model without a task.
 
-        Of one sample, or one row of a batch, without the batch axis. BFLOAT16 is given as float32.
+        Of one sample, or one row of a batch, they have no batch axis. BFLOAT16 becomes float32.
         """
-        arrays = {one.name: _array(one) for one in self.message.outputs}
-        if self._row < 0 and not self._sample:
+        arrays = {one.name: _tensor_to_array(one) for one in self.message.outputs}
+        if self._row < 0 and not self._is_sample:
             return arrays
         row = max(self._row, 0)
         return {name: array[row] if array.ndim else array for name, array in arrays.items()}
 
     def __len__(self) -> int:
-        if self._row >= 0 or self._sample:
+        if self._row >= 0 or self._is_sample:
             return 1
         message = self.message
         kind = message.WhichOneof("answer")
@@ -90,7 +155,7 @@ class Answer(Sequence[Any]):
         if isinstance(index, slice):
             return [self[row] for row in range(*index.indices(count))]
         if not -count <= index < count:
-            raise IndexError(f"row {index} of {count}")
+            raise IndexError(f"row {index} out of range: the result has {count} rows")
         if self._row >= 0:
             return self
         row = type(self)(self.message)
@@ -101,176 +166,159 @@ class Answer(Sequence[Any]):
         return (self[row] for row in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Answer):
+        if not isinstance(other, Result):
             return NotImplemented
-        same = (self._row, self._sample) == (other._row, other._sample)
-        return same and self.message == other.message
+        same_rows = (self._row, self._is_sample) == (other._row, other._is_sample)
+        return same_rows and self.message == other.message
 
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = (self.message.SerializeToString(), self._row, self._sample)
-        return _restored, (type(self), *state)
+        state = (self.message.SerializeToString(), self._row, self._is_sample)
+        return _unpickle, (type(self), *state)
 
     def __repr__(self) -> str:
         message = self.message
-        said = f"{message.model} {message.version}"
+        text = f"{message.model} {message.version}"
         kind, count = message.WhichOneof("answer"), len(self)
         if count != 1:
-            return f"<{type(self).__name__} of {said}: {count} rows>"
+            return f"<{type(self).__name__} of {text}: {count} rows>"
         if kind == "classification":
-            best = _best(self._class_row())
-            said += f": {best.label!r} {best.probability:.4g}"
+            row = self._classification_row()
+            text += f": {row.labels[0]!r} {row.probabilities[0]:.4g}"
         elif kind == "regression":
-            units = [one.unit for one in message.regression.values]
-            values = self._value_row().values
-            named = [f"{v:.6g} {u}".strip() for v, u in zip(values, units, strict=False)]
-            said += f": {', '.join(named)}"
+            units = [value.unit for value in message.regression.values]
+            values = self._regression_row().values
+            pairs = [f"{v:.6g} {u}".strip() for v, u in zip(values, units, strict=False)]
+            text += f": {', '.join(pairs)}"
         else:
-            said += f": outputs {', '.join(repr(one.name) for one in message.outputs)}"
-        return f"<{type(self).__name__} of {said}>"
+            text += f": outputs {', '.join(repr(one.name) for one in message.outputs)}"
+        return f"<{type(self).__name__} of {text}>"
 
-    def _only(self, rows: Sequence[Any]) -> Any:
+    def _only_row(self, rows: Sequence[Any]) -> Any:
         if self._row >= 0:
             return rows[self._row]
         if len(rows) != 1:
-            raise ValueError(f"the answer has {len(rows)} rows: take one of them, as answer[0]")
+            raise ValueError(f"result has {len(rows)} rows: take one of them, such as result[0]")
         return rows[0]
 
-    def _class_row(self) -> ClassificationRow:
+    def _classification_row(self) -> ClassificationRow:
         message = self.message
         if not message.HasField("classification"):
             raise WrongTaskError(f"model {message.model!r} does not classify")
-        row: ClassificationRow = self._only(message.classification.rows)
+        row: ClassificationRow = self._only_row(message.classification.rows)
         return row
 
-    def _value_row(self) -> RegressionRow:
+    def _regression_row(self) -> RegressionRow:
         message = self.message
         if not message.HasField("regression"):
-            raise WrongTaskError(f"model {message.model!r} gives no values")
-        row: RegressionRow = self._only(message.regression.rows)
+            raise WrongTaskError(f"model {message.model!r} does not return values")
+        row: RegressionRow = self._only_row(message.regression.rows)
         return row
 
 
-class Classified(Answer):
-    """The answer of a model that classifies."""
+class ClassificationResult(Result):
+    """The result of a model that classifies.
+
+        result = client.classify("lenet5", pixels, top_k=3)
+        result.label, result.probability        # of one sample
+        [row.label for row in result]           # of a batch
+
+    Attributes that belong to one row raise ValueError on a batch: take a row first.
+    """
 
     __slots__ = ()
 
     @property
     def label(self) -> str:
-        """The best class."""
-        known = labels.find(self._message)
-        return self._class_row().labels[0] if known is None else known
+        """Label of the most probable class."""
+        label = _label_cache.lookup(self._message)
+        return self._classification_row().labels[0] if label is None else label
 
     @property
     def probability(self) -> float:
-        """Of the best class."""
-        return self._class_row().probabilities[0]
+        """Probability of the most probable class, 0 to 1."""
+        return self._classification_row().probabilities[0]
 
     @property
-    def top(self) -> tuple[Class, ...]:
-        """The `top_k` best classes, best first."""
-        row = self._class_row()
-        return tuple(map(Class, row.labels, row.probabilities, row.indices))
+    def top(self) -> tuple[ClassProbability, ...]:
+        """The `top_k` most probable classes, most probable first."""
+        row = self._classification_row()
+        return tuple(map(ClassProbability, row.labels, row.probabilities, row.indices))
 
 
-class Regressed(Answer):
-    """The answer of a model that gives numbers."""
+class RegressionResult(Result):
+    """The result of a model that returns numbers.
+
+        result = client.regress("rnn", [[5.0], [11.0], [16.0]])
+        print(f"{result.value:.0f} {result.unit}")
+
+    Attributes that belong to one row raise ValueError on a batch: take a row first.
+    """
 
     __slots__ = ()
 
     @property
     def value(self) -> float:
-        """The only one; of several, see `values`."""
+        """The only value.
+
+        Raises:
+            ValueError: the model returns several values for a row; see `values`.
+        """
         values = self.values
         if len(values) != 1:
-            raise ValueError(f"the model gives {len(values)} values: see .values")
+            raise ValueError(f"model returns {len(values)} values for a row: use .values")
         return values[0]
 
     @property
     def values(self) -> tuple[float, ...]:
-        return tuple(self._value_row().values)
+        """All values of the row."""
+        return tuple(self._regression_row().values)
 
     @property
     def unit(self) -> str:
-        """Of the first value; empty if the model does not say."""
-        described = self.message.regression.values
-        return described[0].unit if described else ""
+        """Unit of the first value; empty if the model has none."""
+        values = self.message.regression.values
+        return values[0].unit if values else ""
 
     @property
     def units(self) -> tuple[str, ...]:
-        return tuple(one.unit for one in self.message.regression.values)
+        """Unit of each value."""
+        return tuple(value.unit for value in self.message.regression.values)
 
 
-class Prediction(Classified, Regressed):
-    """The answer of any model: what it does not have raises WrongTaskError."""
+class Prediction(ClassificationResult, RegressionResult):
+    """The result of any model; attributes of another task raise WrongTaskError."""
 
     __slots__ = ()
 
 
-def _best(row: ClassificationRow) -> Class:
-    return Class(row.labels[0], row.probabilities[0], row.indices[0])
+def parse_predict_response(message: bytes) -> PredictResponse:
+    """Parse a response.
 
-
-def _array(tensor: Tensor) -> Array:
-    try:
-        array = to_array(tensor)
-    except TensorError as error:
-        raise ServerError(f"the answer cannot be read: {error}") from error
-    return from_bfloat16(array) if tensor.dtype == DATA_TYPE_BFLOAT16 else np.asarray(array)
-
-
-def _restored(kind: type[Answer], message: bytes, row: int, sample: bool) -> Answer:
-    answer = kind(message, sample=sample)
-    answer._row = row
-    return answer
-
-
-_MOST = 1024
-_OTHER_PROBABILITY = 0.25
-_OTHER = struct.pack("<f", _OTHER_PROBABILITY)
-
-
-class Labels:
-    """Of answers of one row with one class, by all of their bytes but the last four."""
-
-    def __init__(self) -> None:
-        self._labels: dict[bytes, str] = {}
-
-    def find(self, message: bytes | PredictResponse) -> str | None:
-        return self._labels.get(message[:-4]) if isinstance(message, bytes) else None
-
-    def learn(self, message: bytes, answer: PredictResponse) -> None:
-        rows = answer.classification.rows
-        if len(rows) != 1 or len(rows[0].labels) != 1 or answer.outputs:
-            return
-        start = message[:-4]
-        if start not in self._labels and _ends_with_its_probability(start, answer):
-            if len(self._labels) >= _MOST:
-                self._labels = {}
-            self._labels[start] = rows[0].labels[0]
-
-
-def _ends_with_its_probability(start: bytes, answer: PredictResponse) -> bool:
-    """Whether other bytes behind the start change the probability and nothing else."""
-    try:
-        other = PredictResponse.FromString(start + _OTHER)
-        theirs, own = other.classification.rows[0], answer.classification.rows[0]
-        if theirs.probabilities[:] != [_OTHER_PROBABILITY]:
-            return False
-        theirs.probabilities[:] = own.probabilities
-    except (DecodeError, IndexError):
-        return False
-    return other == answer
-
-
-labels = Labels()
-
-
-def read(message: bytes) -> PredictResponse:
-    """Raises ServerError for what is none."""
+    Raises:
+        ServerError: the bytes are not a PredictResponse.
+    """
     try:
         return PredictResponse.FromString(message)
     except DecodeError as error:
-        raise ServerError(f"the answer is no neurona.v1.PredictResponse: {error}") from error
+        raise ServerError(f"response is not a neurona.v1.PredictResponse: {error}") from error
+
+
+def bfloat16_to_float32(bits: NDArray[Any]) -> NDArray[np.float32]:
+    """Convert bits of bfloat16, uint16, to float32; every value is exact."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _tensor_to_array(tensor: Tensor) -> NDArray[Any]:
+    try:
+        array = to_array(tensor)
+    except TensorError as error:
+        raise ServerError(f"response cannot be decoded: {error}") from error
+    return bfloat16_to_float32(array) if tensor.dtype == DATA_TYPE_BFLOAT16 else np.asarray(array)
+
+
+def _unpickle(kind: type[Result], message: bytes, row: int, is_sample: bool) -> Result:
+    result = kind(message, is_sample=is_sample)
+    result._row = row
+    return result

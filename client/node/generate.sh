@@ -1,6 +1,6 @@
 #!/bin/sh
-# Writes src/generated/ from the .proto files, or the same into the folder that is named.
-# protoc is that of grpcio-tools; PYTHON says which Python has it.
+# Generates src/generated/ from the .proto files, or the same files in another folder: generate.sh FOLDER
+# protoc is that of grpcio-tools, in the Python that $PYTHON names.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/src/generated}

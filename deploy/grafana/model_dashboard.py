@@ -368,7 +368,7 @@ def _shadow() -> Row:
             time_series(
                 "Shadow requests by outcome",
                 "equal, same_class (other numbers, the same label) and different compare the "
-                "shadow's response with the one sent. refused: the shadow had no capacity, which "
+                "shadow's response with the one sent. rejected: the shadow had no capacity, which "
                 "does not affect callers. Empty: no shadow.",
                 query(rate("neurona_shadow_requests_total", VERSION, "outcome"), "{{outcome}}"),
                 unit="reqps",

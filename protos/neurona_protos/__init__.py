@@ -1,5 +1,6 @@
 """The contract that training, server and client share.
 
-prediction.proto says what travels, `tensors` turns numpy arrays into its tensors and
-back, and `metadata` writes and reads what a model file says about itself.
+prediction.proto defines the messages and services, `tensors` converts between numpy arrays and
+its tensors, `metadata` reads and writes the description in a model file, and `wire_format` reads
+and writes protobuf's bytes by hand.
 """

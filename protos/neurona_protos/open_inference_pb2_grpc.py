@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class GRPCInferenceServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """The protocol's only service.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -137,10 +138,11 @@ class GRPCInferenceServiceStub(object):
 
 
 class GRPCInferenceServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """The protocol's only service.
+    """
 
     def ServerLive(self, request, context):
-        """Of the server.
+        """The server and its models.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -171,7 +173,7 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ModelInfer(self, request, context):
-        """Of requests. In a stream a request that fails has its error in its answer and does not end
+        """Runs models. In a stream, a request that fails has an error in its response and does not end
         the stream, unless the call has the metadata triton_grpc_error: true.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -185,7 +187,7 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ModelConfig(self, request, context):
-        """Of models.
+        """The configuration and the statistics of models.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -198,7 +200,7 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryIndex(self, request, context):
-        """Of the repository. Load and unload are refused unless models are under explicit control.
+        """The repository. FAILED_PRECONDITION for load and unload unless model_control is "explicit".
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,7 +219,8 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SystemSharedMemoryStatus(self, request, context):
-        """Of memory that client and server share. Refused unless it is enabled.
+        """Memory that client and server share. FAILED_PRECONDITION unless the server's options enable
+        it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -254,7 +257,7 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def TraceSetting(self, request, context):
-        """Of the server's own output.
+        """Settings of the server's logs and traces.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -378,7 +381,8 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GRPCInferenceService(object):
-    """Missing associated documentation comment in .proto file."""
+    """The protocol's only service.
+    """
 
     @staticmethod
     def ServerLive(request,

@@ -26,20 +26,20 @@ if _version_not_supported:
 
 
 class PredictionStub(object):
-    """Answers predictions. Every method takes the same PredictRequest.
+    """Runs models. All methods take the same PredictRequest.
 
-    Errors, all with a message that names what came and what was expected:
-    NOT_FOUND           no such model, version or label
-    INVALID_ARGUMENT    an input has a wrong name, dtype, shape or byte count
+    Errors are gRPC statuses; the message says what was received and what was expected:
+    NOT_FOUND           unknown model, version or label
+    INVALID_ARGUMENT    an input has a wrong name, dtype, shape or number of bytes
     FAILED_PRECONDITION Classify on a regression model, or Regress on a classification model
-    RESOURCE_EXHAUSTED  the model's queue is full, or so much waits in it that the answer would
-    miss its deadline; `retry-after-ms` in the trailing metadata
-    DEADLINE_EXCEEDED   the deadline passed while the request waited, or its run takes longer
-    RESOURCE_EXHAUSTED  the request or its answer is larger than a message may be
-    UNAUTHENTICATED     the server has tokens, and the call has none that it knows
-    PERMISSION_DENIED   the token has no right to that, or not for this model
-    UNAVAILABLE         the server is stopping, or its connection is old: call again
-    INTERNAL            a fault of the server; its log has the detail
+    RESOURCE_EXHAUSTED  the model's queue is full, or the predicted wait exceeds the deadline;
+    the trailing metadata have `retry-after-ms`
+    RESOURCE_EXHAUSTED  the request or its response is larger than a message may be
+    DEADLINE_EXCEEDED   the deadline passed while the request was queued, or before its run ended
+    UNAUTHENTICATED     the server requires a token, and the call has none that is valid
+    PERMISSION_DENIED   the token does not allow this method, or not for this model
+    UNAVAILABLE         the server is stopping, or the connection reached its maximum age: retry
+    INTERNAL            the model or the server failed; the server's log has the details
     """
 
     def __init__(self, channel):
@@ -71,47 +71,49 @@ class PredictionStub(object):
 
 
 class PredictionServicer(object):
-    """Answers predictions. Every method takes the same PredictRequest.
+    """Runs models. All methods take the same PredictRequest.
 
-    Errors, all with a message that names what came and what was expected:
-    NOT_FOUND           no such model, version or label
-    INVALID_ARGUMENT    an input has a wrong name, dtype, shape or byte count
+    Errors are gRPC statuses; the message says what was received and what was expected:
+    NOT_FOUND           unknown model, version or label
+    INVALID_ARGUMENT    an input has a wrong name, dtype, shape or number of bytes
     FAILED_PRECONDITION Classify on a regression model, or Regress on a classification model
-    RESOURCE_EXHAUSTED  the model's queue is full, or so much waits in it that the answer would
-    miss its deadline; `retry-after-ms` in the trailing metadata
-    DEADLINE_EXCEEDED   the deadline passed while the request waited, or its run takes longer
-    RESOURCE_EXHAUSTED  the request or its answer is larger than a message may be
-    UNAUTHENTICATED     the server has tokens, and the call has none that it knows
-    PERMISSION_DENIED   the token has no right to that, or not for this model
-    UNAVAILABLE         the server is stopping, or its connection is old: call again
-    INTERNAL            a fault of the server; its log has the detail
+    RESOURCE_EXHAUSTED  the model's queue is full, or the predicted wait exceeds the deadline;
+    the trailing metadata have `retry-after-ms`
+    RESOURCE_EXHAUSTED  the request or its response is larger than a message may be
+    DEADLINE_EXCEEDED   the deadline passed while the request was queued, or before its run ended
+    UNAUTHENTICATED     the server requires a token, and the call has none that is valid
+    PERMISSION_DENIED   the token does not allow this method, or not for this model
+    UNAVAILABLE         the server is stopping, or the connection reached its maximum age: retry
+    INTERNAL            the model or the server failed; the server's log has the details
     """
 
     def Predict(self, request, context):
-        """Answers by the model's task.
+        """Runs a model and returns what its task is: a classification, a regression, or tensors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Classify(self, request, context):
-        """The same for callers who want the type of the answer fixed at compile time.
+        """Predict for classification models, with the type of the response fixed at compile time.
+        FAILED_PRECONDITION for other models.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Regress(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Predict for regression models, with the type of the response fixed at compile time.
+        FAILED_PRECONDITION for other models.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PredictStream(self, request_iterator, context):
-        """Many requests over one stream, for callers with many small ones: a message
-        carries as many requests or answers as there are. Answers come as they are
-        ready, in any order; `id` says which request one belongs to. A request that
-        fails has its error in its answer and does not end the stream.
+        """Many requests over one stream, for callers with many small ones: each message carries as many
+        requests or responses as are ready. Responses arrive in any order, with the `id` of their
+        request. A request that fails has an error in its response and does not end the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,20 +151,20 @@ def add_PredictionServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Prediction(object):
-    """Answers predictions. Every method takes the same PredictRequest.
+    """Runs models. All methods take the same PredictRequest.
 
-    Errors, all with a message that names what came and what was expected:
-    NOT_FOUND           no such model, version or label
-    INVALID_ARGUMENT    an input has a wrong name, dtype, shape or byte count
+    Errors are gRPC statuses; the message says what was received and what was expected:
+    NOT_FOUND           unknown model, version or label
+    INVALID_ARGUMENT    an input has a wrong name, dtype, shape or number of bytes
     FAILED_PRECONDITION Classify on a regression model, or Regress on a classification model
-    RESOURCE_EXHAUSTED  the model's queue is full, or so much waits in it that the answer would
-    miss its deadline; `retry-after-ms` in the trailing metadata
-    DEADLINE_EXCEEDED   the deadline passed while the request waited, or its run takes longer
-    RESOURCE_EXHAUSTED  the request or its answer is larger than a message may be
-    UNAUTHENTICATED     the server has tokens, and the call has none that it knows
-    PERMISSION_DENIED   the token has no right to that, or not for this model
-    UNAVAILABLE         the server is stopping, or its connection is old: call again
-    INTERNAL            a fault of the server; its log has the detail
+    RESOURCE_EXHAUSTED  the model's queue is full, or the predicted wait exceeds the deadline;
+    the trailing metadata have `retry-after-ms`
+    RESOURCE_EXHAUSTED  the request or its response is larger than a message may be
+    DEADLINE_EXCEEDED   the deadline passed while the request was queued, or before its run ended
+    UNAUTHENTICATED     the server requires a token, and the call has none that is valid
+    PERMISSION_DENIED   the token does not allow this method, or not for this model
+    UNAVAILABLE         the server is stopping, or the connection reached its maximum age: retry
+    INTERNAL            the model or the server failed; the server's log has the details
     """
 
     @staticmethod
@@ -275,9 +277,8 @@ class Prediction(object):
 
 
 class ModelsStub(object):
-    """Says what is served and, where the server is told to leave that to its callers
-    (model_control = "explicit"), changes it. Elsewhere Load and Unload end with
-    FAILED_PRECONDITION.
+    """Lists and describes the served models and, where the server's option `model_control` is
+    "explicit", loads and unloads them. Otherwise Load and Unload end with FAILED_PRECONDITION.
     """
 
     def __init__(self, channel):
@@ -309,34 +310,37 @@ class ModelsStub(object):
 
 
 class ModelsServicer(object):
-    """Says what is served and, where the server is told to leave that to its callers
-    (model_control = "explicit"), changes it. Elsewhere Load and Unload end with
-    FAILED_PRECONDITION.
+    """Lists and describes the served models and, where the server's option `model_control` is
+    "explicit", loads and unloads them. Otherwise Load and Unload end with FAILED_PRECONDITION.
     """
 
     def List(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns every model of the repository with the states of its versions. With tokens, only the
+        models that the caller's token allows.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Describe(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns the inputs, outputs, metadata and batching of a version that is ready.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Load(self, request, context):
-        """Reads a model's folder and loads what it asks for: the versions, labels and shares. Answers
-        when all of it is served, or when the versions that were loaded before still are and the
-        new ones failed: FAILED_PRECONDITION, with the reason.
+        """Loads the versions, labels and shares that a model's folder and settings ask for. Returns
+        when all of them are served. If new versions fail to load, those loaded before keep serving,
+        and the call ends with FAILED_PRECONDITION and the reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unload(self, request, context):
-        """Answers when what was under way is answered and the memory is given back.
+        """Unloads all versions of a model. Returns when the requests in flight are answered and the
+        memory is freed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -374,9 +378,8 @@ def add_ModelsServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Models(object):
-    """Says what is served and, where the server is told to leave that to its callers
-    (model_control = "explicit"), changes it. Elsewhere Load and Unload end with
-    FAILED_PRECONDITION.
+    """Lists and describes the served models and, where the server's option `model_control` is
+    "explicit", loads and unloads them. Otherwise Load and Unload end with FAILED_PRECONDITION.
     """
 
     @staticmethod

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ServerReflectionStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Describes the services of the server.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -42,10 +43,12 @@ class ServerReflectionStub(object):
 
 
 class ServerReflectionServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Describes the services of the server.
+    """
 
     def ServerReflectionInfo(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
+        """Answers each request with a response, in order.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -67,7 +70,8 @@ def add_ServerReflectionServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ServerReflection(object):
-    """Missing associated documentation comment in .proto file."""
+    """Describes the services of the server.
+    """
 
     @staticmethod
     def ServerReflectionInfo(request_iterator,

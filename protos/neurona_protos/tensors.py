@@ -1,7 +1,7 @@
-"""numpy arrays as Tensor messages and back, without a copy where the wire allows it.
+"""Converts numpy arrays to Tensor messages and back, without a copy where the layouts agree.
 
-The layout is that of prediction.proto: row-major, little-endian, BOOL one byte, STRING
-elements each behind a 4-byte length.
+The layout is that of prediction.proto: row-major, little-endian; BOOL is one byte, STRING a 4-byte
+length before the UTF-8 bytes of each element.
 """
 
 import math
@@ -41,13 +41,15 @@ NUMPY_DTYPES: dict[DataType, np.dtype[Any]] = {
     DATA_TYPE_INT32: np.dtype("<i4"),
     DATA_TYPE_INT64: np.dtype("<i8"),
     DATA_TYPE_STRING: np.dtype(object),
-    DATA_TYPE_BFLOAT16: np.dtype("<u2"),  # numpy has none: its bits, the upper half of a FLOAT
+    DATA_TYPE_BFLOAT16: np.dtype("<u2"),  # numpy has no such dtype: the upper 16 bits of a FLOAT
     DATA_TYPE_BOOL: np.dtype("?"),
     DATA_TYPE_FLOAT16: np.dtype("<f2"),
     DATA_TYPE_DOUBLE: np.dtype("<f8"),
     DATA_TYPE_UINT32: np.dtype("<u4"),
     DATA_TYPE_UINT64: np.dtype("<u8"),
 }
+"""The numpy dtype of each supported DataType."""
+
 _DATA_TYPES = {
     dtype: number for number, dtype in NUMPY_DTYPES.items() if number != DATA_TYPE_BFLOAT16
 }
@@ -56,33 +58,42 @@ _MAX_RANK = 64  # numpy's own limit
 
 
 class TensorError(ValueError):
-    """A tensor that contradicts itself; the message names it and says how."""
+    """A tensor is invalid, or an array cannot be sent as one; the message names it."""
 
 
 def dtype_name(number: DataType) -> str:
-    """ "FLOAT" for DATA_TYPE_FLOAT; the number itself where the enum has no name for it."""
+    """Return the short name of a DataType: "FLOAT" for DATA_TYPE_FLOAT; its number if unknown."""
     name = DataType.DESCRIPTOR.values_by_number.get(number)
     return str(number) if name is None else name.name.removeprefix("DATA_TYPE_")
 
 
 def data_type(dtype: np.dtype[Any]) -> DataType:
-    """The DataType of a numpy dtype, of either byte order; text of any width is STRING.
+    """Return the DataType of a numpy dtype, of either byte order; STRING for object and text.
 
-    Raises TensorError for a dtype that has none (complex, datetime, records).
+    Raises:
+        TensorError: No DataType fits, as for complex numbers, dates and records.
     """
     if dtype.kind in "OSU":
         return DATA_TYPE_STRING
     number = _DATA_TYPES.get(dtype.newbyteorder("<"))
     if number is None:
-        known = ", ".join(str(dtype) for dtype in _DATA_TYPES)
-        raise TensorError(f"an array of dtype {dtype} cannot be sent; expected one of {known}")
+        supported = ", ".join(str(dtype) for dtype in _DATA_TYPES)
+        raise TensorError(f"unsupported array dtype {dtype} (expected one of {supported})")
     return number
 
 
 def to_tensor(name: str, array: Array, dtype: DataType | None = None) -> Tensor:
-    """`dtype` is that of the array unless it is given, as for BFLOAT16, whose arrays are uint16.
+    """Convert an array to a Tensor.
 
-    Raises TensorError for a dtype that a Tensor cannot carry.
+    Args:
+        name: The name of the input or output.
+        array: An array of any shape and byte order.
+        dtype: The element type; by default that of the array. BFLOAT16 takes an array of uint16
+            with the bits.
+
+    Raises:
+        TensorError: The dtype is not supported, or an element of an object array is neither str
+            nor bytes.
     """
     number = data_type(array.dtype) if dtype is None else dtype
     data = bytes(encode(name, array, number))
@@ -90,16 +101,23 @@ def to_tensor(name: str, array: Array, dtype: DataType | None = None) -> Tensor:
 
 
 def to_array(tensor: Tensor) -> Array:
-    """A read-only view on the tensor's bytes, as protobuf hands them out: one copy out of the
-    message, and another for BOOL and STRING.
+    """Convert a Tensor to an array of its dtype and shape.
 
-    Raises TensorError when dtype, shape and byte count do not fit together.
+    The array is a read-only view of the bytes, which protobuf has copied out of the message; BOOL
+    and STRING are copied once more.
+
+    Raises:
+        TensorError: The dtype is unsupported, or shape and number of bytes contradict each other.
     """
     return decode(tensor.name, tensor.dtype, tuple(tensor.shape), tensor.data)
 
 
 def encode(name: str, array: Array, number: DataType) -> bytes | memoryview:
-    """The bytes of an array, a view on them where they lie in memory as they travel."""
+    """Return the bytes of an array, as a view if its layout in memory is that of the message.
+
+    Raises:
+        TensorError: An element of an object array is neither str nor bytes.
+    """
     if number == DATA_TYPE_STRING:
         return b"".join([_encode_string(name, element) for element in array.ravel()])
     flat = array.astype(NUMPY_DTYPES[number], copy=False).ravel()
@@ -107,30 +125,30 @@ def encode(name: str, array: Array, number: DataType) -> bytes | memoryview:
 
 
 def decode(name: str, number: DataType, shape: tuple[int, ...], data: bytes) -> Array:
-    """As `to_array`, of a tensor's parts."""
+    """Convert the fields of a Tensor to an array; see `to_array`."""
     dtype = NUMPY_DTYPES.get(number)
     if dtype is None:
-        raise TensorError(f"{_named(name)} has dtype {dtype_name(number)}, which is not supported")
+        raise TensorError(f"{_named(name)} has unsupported dtype {dtype_name(number)}")
     if len(shape) > _MAX_RANK:
-        raise TensorError(f"{_named(name)} has {len(shape)} axes; expected at most {_MAX_RANK}")
+        raise TensorError(f"{_named(name)} has {len(shape)} axes (expected at most {_MAX_RANK})")
     if shape and min(shape) < 0:
-        raise TensorError(f"{_named(name)} has shape {list(shape)}; no size may be negative")
+        raise TensorError(f"{_named(name)} has shape {list(shape)} (expected no negative size)")
     count = math.prod(shape)
     flat: Array
     if dtype.kind == "O":
         flat = _decode_strings(name, data, count)
     elif len(data) != count * dtype.itemsize:
         raise TensorError(
-            f"{_named(name)} has {len(data)} bytes of data; "
-            f"{dtype_name(number)} of shape {list(shape)} takes {count * dtype.itemsize}"
+            f"{_named(name)} has {len(data)} bytes of data (expected {count * dtype.itemsize} for "
+            f"{dtype_name(number)} of shape {list(shape)})"
         )
-    elif dtype.kind == "b":  # any byte but 0 is true, and a numpy bool must be 0 or 1
+    elif dtype.kind == "b":  # any byte but 0 is true, but a numpy bool must be 0 or 1
         flat = np.frombuffer(data, np.uint8) != 0
     else:
         flat = np.frombuffer(data, dtype)
     try:
         return flat.reshape(shape)
-    except ValueError as error:  # no elements, but sizes whose product numpy cannot hold
+    except ValueError as error:  # an empty array whose sizes exceed what numpy supports
         raise TensorError(f"{_named(name)} has shape {list(shape)}: {error}") from error
 
 
@@ -143,15 +161,15 @@ def _encode_string(name: str, element: object) -> bytes:
         element = element.encode()
     if not isinstance(element, bytes):
         kind = type(element).__name__
-        raise TensorError(f"tensor {name!r} has an element of type {kind}; expected str or bytes")
+        raise TensorError(f"tensor {name!r} has an element of type {kind} (expected str or bytes)")
     return _LENGTH.pack(len(element)) + element
 
 
 def _decode_strings(name: str, data: bytes, count: int) -> Array:
-    # Each element takes at least its length, so that a lying shape cannot make us allocate.
+    # Each element takes at least its length: a false shape must not cause a large allocation.
     if count * _LENGTH.size > len(data):
         raise TensorError(
-            f"{_named(name)} has {len(data)} bytes of data, too few for {count} strings"
+            f"{_named(name)} has {len(data)} bytes of data: too few for {count} strings"
         )
     array = np.empty(count, dtype=object)
     position = 0
@@ -165,9 +183,11 @@ def _decode_strings(name: str, data: bytes, count: int) -> Array:
         try:
             array[index] = data[start:position].decode()
         except UnicodeDecodeError as error:
-            raise TensorError(f"{_named(name)} has no UTF-8 in string {index}: {error}") from error
+            raise TensorError(
+                f"{_named(name)} has invalid UTF-8 in string {index}: {error}"
+            ) from error
     if position != len(data):
         raise TensorError(
-            f"{_named(name)} has {len(data) - position} bytes behind its {count} strings"
+            f"{_named(name)} has {len(data) - position} bytes after its {count} strings"
         )
     return array

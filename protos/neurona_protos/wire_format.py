@@ -1,15 +1,15 @@
 """Protobuf's wire format, read and written by hand where a message object would cost too much.
 
-Requests and responses are mostly the same bytes each time; building, filling and copying a message
-object for each of them costs several times what these functions do. Imports neither numpy nor
-protobuf. Source: protobuf.dev/programming-guides/encoding.
+Most requests and responses repeat the same bytes; building, filling and copying a message object
+for each of them takes several times as long as these functions. Imports neither numpy nor protobuf.
+Source: protobuf.dev/programming-guides/encoding.
 """
 
 from collections.abc import Iterator
 from functools import lru_cache
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-"""Wire types. BYTES is that of everything with a length: bytes, text, messages, packed numbers."""
+"""Wire types. BYTES is the type of fields with a length: bytes, text, messages, packed numbers."""
 
 _MAX_VARINT_BITS = 70
 
@@ -18,7 +18,7 @@ def varint(number: int) -> bytes:
     """Encode a non-negative integer, seven bits a byte, the lowest first.
 
     Args:
-        number: 0 to 2**64 - 1.
+        number: from 0 to 2**64 - 1.
 
     Returns:
         1 to 10 bytes.
@@ -36,7 +36,7 @@ def varint(number: int) -> bytes:
 
 
 def signed_varint(number: int) -> bytes:
-    """Encode an int64: a negative one as its 64 bits in two's complement."""
+    """Encode an int64; a negative number as its 64 bits in two's complement."""
     return varint(number & 0xFFFF_FFFF_FFFF_FFFF)
 
 
@@ -57,8 +57,8 @@ def read_varint(message: bytes, position: int) -> tuple[int, int]:
     """Decode the varint at a position.
 
     Args:
-        message: the bytes it stands in.
-        position: offset of its first byte.
+        message: the bytes that contain it.
+        position: the offset of its first byte.
 
     Returns:
         The number, and the offset after it.
@@ -82,16 +82,16 @@ def fields(message: bytes, start: int, end: int) -> Iterator[tuple[int, int, int
     """Iterate over the fields of a message.
 
     Args:
-        message: the bytes it stands in.
-        start: offset of its first byte.
-        end: offset after its last byte.
+        message: the bytes that contain it.
+        start: the offset of its first byte.
+        end: the offset after its last byte.
 
     Yields:
         Each field's number, and the offsets where its content starts and ends. A varint's content
         is the varint itself.
 
     Raises:
-        ValueError: the bytes are no message.
+        ValueError: the bytes are not a message.
     """
     while start < end:
         tag, start = read_varint(message, start)
@@ -111,15 +111,15 @@ def fields(message: bytes, start: int, end: int) -> Iterator[tuple[int, int, int
 
 
 def find_fields(message: bytes, path: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Find fields in nested messages; lenient, for bytes that nobody has parsed yet.
+    """Find fields in nested messages, in bytes that may be invalid.
 
     Args:
         message: the bytes of the outermost message.
         path: field numbers, from the outermost message to the field.
 
     Yields:
-        The offsets where the content of each such field starts and ends, in order. Bytes that are
-        no message yield nothing from there on.
+        The offsets where the content of each such field starts and ends, in order; nothing after
+        bytes that are not a message.
     """
     yield from _find(message, path, 0, len(message))
 
@@ -150,7 +150,7 @@ def skip_varint(message: bytes, position: int) -> tuple[int, int]:
     """Decode a varint like `read_varint`, but never raise.
 
     Returns:
-        The number, and the offset after it: the end of the message when the number is cut off.
+        The number, and the offset after it: the end of the message if the number is incomplete.
     """
     value = shift = 0
     while position < len(message) and shift < _MAX_VARINT_BITS:

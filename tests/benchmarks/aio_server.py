@@ -1,8 +1,8 @@
-"""The yardstick: one model behind grpc.aio and ONNX Runtime, one run for each request.
+"""The baseline: one model behind grpc.aio and ONNX Runtime, with one run for each request.
 
     python aio_server.py MODEL.onnx ADDRESS
 
-What a careful engineer writes by hand in an afternoon, with the messages of neurona.v1.
+It is what a careful engineer writes by hand in an afternoon, with the messages of neurona.v1.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from neurona_protos.prediction_pb2 import PredictRequest, PredictResponse, Tenso
 from neurona_protos.prediction_pb2_grpc import PredictionServicer, add_PredictionServicer_to_server
 from neurona_protos.tensors import to_tensor
 
-SHORT = 1e-3  # seconds; a longer run would keep the loop from everybody else
+SHORT_RUN = 1e-3  # seconds; a longer run would block the event loop
 
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # Beyond 1,000 calls that Python has not taken up, gRPC ends some with CANCELLED.
+    # With more than 1,000 calls that Python has not accepted, gRPC cancels some.
     ("grpc.server.max_pending_requests", 1 << 20),
     ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
 ]
@@ -33,7 +33,7 @@ OPTIONS = [
 def _session(path: str, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Spinning threads would take the cores from the loop that reads and writes.
+    # Spinning threads would take cores from the event loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
@@ -50,15 +50,15 @@ class Predictor(PredictionServicer):
             self._executor = ThreadPoolExecutor(1)
 
     def _is_short(self) -> bool:
-        (given,) = self._session.get_inputs()
-        shape = [size if isinstance(size, int) else 1 for size in given.shape]
-        if "time" in given.shape:
-            shape[given.shape.index("time")] = 20
-        feeds = {given.name: np.zeros(shape, np.float32)}
+        (model_input,) = self._session.get_inputs()
+        shape = [size if isinstance(size, int) else 1 for size in model_input.shape]
+        if "time" in model_input.shape:
+            shape[model_input.shape.index("time")] = 20
+        feeds = {model_input.name: np.zeros(shape, np.float32)}
         self._session.run(None, feeds)
-        started = time.perf_counter()
+        start = time.perf_counter()
         self._session.run(None, feeds)
-        return time.perf_counter() - started < SHORT
+        return time.perf_counter() - start < SHORT_RUN
 
     async def Predict(  # noqa: N802, gRPC's spelling
         self, request: PredictRequest, context: grpc.aio.ServicerContext
@@ -66,19 +66,19 @@ class Predictor(PredictionServicer):
         try:
             feeds = {tensor.name: _array(tensor) for tensor in request.inputs}
             if self._executor is None:
-                (answer,) = self._session.run(None, feeds)
+                (output,) = self._session.run(None, feeds)
             else:
                 loop = asyncio.get_running_loop()
                 run = loop.run_in_executor(self._executor, self._session.run, None, feeds)
-                (answer,) = await run
+                (output,) = await run
         except (ValueError, RuntimeError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         response = PredictResponse(model=request.model, version=1)
         if not self._labels:
-            response.outputs.append(to_tensor(self._output, answer))
+            response.outputs.append(to_tensor(self._output, output))
             return response
         rows = response.classification.rows
-        for row, best in zip(answer, answer.argmax(axis=1).tolist(), strict=True):
+        for row, best in zip(output, output.argmax(axis=1).tolist(), strict=True):
             rows.add(labels=[self._labels[best]], indices=[best], probabilities=[row[best]])
         return response
 

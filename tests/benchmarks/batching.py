@@ -1,11 +1,11 @@
-"""What batching is worth, side by side in one run; prints Markdown.
+"""Benchmarks of batching, each compared in the same run; prints Markdown.
 
     python tests/benchmarks/batching.py [--seconds 5] [--rounds 3]
 
-(a) a CPU-bound model at 64 in flight: batches against one row a run;
-(b) four shapes mixed against the same load in one shape;
-(c) twice the capacity with a latency objective: what is admitted meets it, the rest is told
-    at once.
+(a) a CPU-bound model with 64 requests in flight: batches against single rows;
+(b) four input shapes against one shape under the same load;
+(c) twice the capacity with a latency objective: admitted requests meet it, others are rejected
+    immediately.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from support import onnx_models
 
 OBJECTIVE_MS = 100
 WIDTH = 1024
-LENGTHS = (12, 14, 18, 20)  # of the mixed load; the one shape has their mean
+LENGTHS = (12, 14, 18, 20)  # of the four shapes; the one shape has their mean
 
 
 def save_dense(root: Path) -> None:
@@ -43,7 +43,7 @@ def save_dense(root: Path) -> None:
 
 
 def save_sequence(root: Path) -> None:
-    """The same weights for each step of a sequence: work in proportion to its length."""
+    """The same weights for each step of a sequence: run time is proportional to its length."""
     layers = range(30)
     weights = np.random.default_rng(0).normal(0, 1 / 16, (256, 256)).astype(np.float32)
     nodes = [helper.make_node("MatMul", [f"x{i}", "w"], [f"x{i + 1}"]) for i in layers]
@@ -58,7 +58,7 @@ def save_sequence(root: Path) -> None:
 
 
 def save_heavy(root: Path) -> None:
-    """A few milliseconds a row, however many rows: what comes in is small."""
+    """A few milliseconds per row with small inputs."""
     layers = range(30)
     weights = np.random.default_rng(0).normal(0, 1 / 16, (256, 256)).astype(np.float32)
     nodes = [
@@ -89,16 +89,16 @@ def sequence_request(length: int) -> PredictRequest:
     return PredictRequest(model="sequence", inputs=[to_tensor("x0", values)])
 
 
-def batched_against_single(repository: Path, seconds: float, rounds: int) -> None:
+def compare_batch_sizes(repository: Path, seconds: float, rounds: int) -> None:
     rates: dict[str, list[float]] = {"1": [], "64": []}
     for _ in range(rounds):
-        for rows, measured in rates.items():
+        for rows, values in rates.items():
             with serving(repository, "--max-batch-rows", rows) as address:
-                measured.append(closed_loop(address, [dense_request()], 64, seconds))
-    _compare("(a) rows in a batch, 64 in flight", rates, base="1")
+                values.append(closed_loop(address, [dense_request()], 64, seconds))
+    _print_rates("(a) rows in a batch, 64 in flight", rates, base="1")
 
 
-def mixed_against_one_shape(repository: Path, seconds: float, rounds: int) -> None:
+def compare_shapes(repository: Path, seconds: float, rounds: int) -> None:
     mixed = [sequence_request(length) for length in LENGTHS]
     mean = sum(LENGTHS) // len(LENGTHS)
     rates: dict[str, list[float]] = {"one shape": [], "four shapes": []}
@@ -107,30 +107,31 @@ def mixed_against_one_shape(repository: Path, seconds: float, rounds: int) -> No
             same = [sequence_request(mean)] * len(LENGTHS)
             rates["one shape"].append(closed_loop(address, same, 64, seconds))
             rates["four shapes"].append(closed_loop(address, mixed, 64, seconds))
-    _compare("(b) shapes, 64 in flight", rates, base="one shape")
+    _print_rates("(b) shapes, 64 in flight", rates, base="one shape")
 
 
-def overload(repository: Path, seconds: float) -> None:
+def measure_overload(repository: Path, seconds: float) -> None:
     request = heavy_request()
     flags = ("--latency-objective-ms", str(OBJECTIVE_MS), "--threads", "1")
     with serving(repository, "--threads", "1") as address:
         capacity = closed_loop(address, [request], 16, seconds)
     with serving(repository, *flags) as address:
-        got = open_loop(address, request, 2 * capacity, seconds)
-    print(f"\n### (c) twice the capacity of {capacity:.0f} a second, objective {OBJECTIVE_MS} ms\n")
+        latencies = open_loop(address, request, 2 * capacity, seconds)
+    title = f"(c) twice the capacity of {capacity:.0f} per second, objective {OBJECTIVE_MS} ms"
+    print(f"\n### {title}\n")
     print("| | requests | p50 | p99 | highest |\n|---|---|---|---|---|")
-    for name, values in (("answered", got.ok), ("refused", got.refused)):
+    for name, values in (("succeeded", latencies.ok), ("rejected", latencies.rejected)):
         if len(values) > 1:
-            cuts = quantiles(values, n=100)
-            figures = (median(values), cuts[98], max(values))
-            cells = " | ".join(f"{1000 * figure:.1f} ms" for figure in figures)
+            p99 = quantiles(values, n=100)[98]
+            seconds_of_row = (median(values), p99, max(values))
+            cells = " | ".join(f"{1000 * value:.1f} ms" for value in seconds_of_row)
             print(f"| {name} | {len(values)} | {cells} |")
-    if got.other:
-        print(f"\nother ends: {got.other}")
+    if latencies.other:
+        print(f"\nother outcomes: {latencies.other}")
 
 
-def _compare(title: str, rates: dict[str, list[float]], base: str) -> None:
-    print(f"\n### {title}\n\n| | answers a second | ratio | spread |\n|---|---|---|---|")
+def _print_rates(title: str, rates: dict[str, list[float]], base: str) -> None:
+    print(f"\n### {title}\n\n| | responses per second | ratio | spread |\n|---|---|---|---|")
     for name, values in rates.items():
         ratios = [value / other for value, other in zip(values, rates[base], strict=True)]
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
@@ -139,17 +140,17 @@ def _compare(title: str, rates: dict[str, list[float]], base: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=3, help="of each comparison")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder)
         save_dense(repository)
         save_sequence(repository)
         save_heavy(repository)
-        batched_against_single(repository, arguments.seconds, arguments.rounds)
-        mixed_against_one_shape(repository, arguments.seconds, arguments.rounds)
-        overload(repository, arguments.seconds)
+        compare_batch_sizes(repository, arguments.seconds, arguments.rounds)
+        compare_shapes(repository, arguments.seconds, arguments.rounds)
+        measure_overload(repository, arguments.seconds)
 
 
 if __name__ == "__main__":

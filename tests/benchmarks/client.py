@@ -1,14 +1,14 @@
-"""64 callers in one Python process, by generated stubs and by neurona_client, side by side.
+"""Compares generated stubs and neurona_client with 64 callers in one Python process.
 
     python tests/benchmarks/client.py                 # three rounds, two minutes
     python tests/benchmarks/client.py --rounds 1 --seconds 0.3
 
-Each caller sends one row of the MLP, reads the label of the answer, and sends the next. Every
-measurement is a process of its own; in each round another way begins. Prints Markdown.
+Each caller sends one row of the MLP, reads the label of the response, and sends the next. Every
+measurement runs in its own process; each round begins with another client. Prints Markdown.
 
-    python client.py WAY ADDRESS REQUEST_FILE CALLERS SECONDS
+    python client.py CLIENT ADDRESS REQUEST_FILE CALLERS SECONDS
 
-is that process; it prints answers a second, and its own CPU seconds for each.
+runs the callers in this process; it prints responses per second and its CPU seconds for each.
 """
 
 import argparse
@@ -25,167 +25,171 @@ from statistics import median
 import grpc
 import grpc.aio
 import numpy as np
-from measures import surroundings
-from models import make
-from processes import alone
+from measurements import environment_line
+from models import create_model
+from processes import running_server
 from servers import NEURONA
 from table import grid, number
 
 from neurona_client import AsyncClient, Client, PredictionStub, PredictRequest
 
-WAYS = {
+CLIENTS = {
     "threads": {
-        "stub of grpc": "a call each",
-        "Client(coalesce=False)": "a call each",
-        "Client": "together",
+        "stub of grpc": "unary",
+        "Client(coalesce=False)": "unary",
+        "Client": "coalesced",
     },
     "coroutines": {
-        "stub of grpc.aio": "a call each",
-        "AsyncClient(coalesce=False)": "a call each",
-        "AsyncClient": "together",
+        "stub of grpc.aio": "unary",
+        "AsyncClient(coalesce=False)": "unary",
+        "AsyncClient": "coalesced",
     },
 }
 
 
-def count(way: str, address: str, request: PredictRequest, callers: int, seconds: float) -> None:
+def measure(name: str, address: str, request: PredictRequest, callers: int, seconds: float) -> None:
     row = np.frombuffer(request.inputs[0].data, np.float32)
-    model, together = request.model, "coalesce=False" not in way
-    if way == "stub of grpc":
+    model, coalesce = request.model, "coalesce=False" not in name
+    if name == "stub of grpc":
         with grpc.insecure_channel(address) as channel:
             predict = PredictionStub(channel).Predict
             _threads(lambda: predict(request).classification.rows[0].labels[0], callers, seconds)
-    elif way.startswith("Client"):
-        with Client(address, coalesce=together) as client:
+    elif name.startswith("Client"):
+        with Client(address, coalesce=coalesce) as client:
             _threads(lambda: client.predict(model, row).label, callers, seconds)
-    elif way == "stub of grpc.aio":
+    elif name == "stub of grpc.aio":
         asyncio.run(_stub(address, request, callers, seconds))
     else:
-        asyncio.run(_client(address, model, row, together, callers, seconds))
+        asyncio.run(_client(address, model, row, coalesce, callers, seconds))
 
 
 async def _stub(address: str, request: PredictRequest, callers: int, seconds: float) -> None:
     async with grpc.aio.insecure_channel(address) as channel:
         predict = PredictionStub(channel).Predict
 
-        async def ask() -> str:
+        async def predict_label() -> str:
             return (await predict(request)).classification.rows[0].labels[0]
 
-        await _coroutines(ask, callers, seconds)
+        await _coroutines(predict_label, callers, seconds)
 
 
 async def _client(
-    address: str, model: str, row: np.ndarray, together: bool, callers: int, seconds: float
+    address: str, model: str, row: np.ndarray, coalesce: bool, callers: int, seconds: float
 ) -> None:
-    async with AsyncClient(address, coalesce=together) as client:
+    async with AsyncClient(address, coalesce=coalesce) as client:
 
-        async def ask() -> str:
+        async def predict_label() -> str:
             return (await client.predict(model, row)).label
 
-        await _coroutines(ask, callers, seconds)
+        await _coroutines(predict_label, callers, seconds)
 
 
-def _threads(ask: Callable[[], str], callers: int, seconds: float) -> None:
-    answers = [0] * callers  # each thread counts its own
-    over = threading.Event()
+def _threads(predict_label: Callable[[], str], callers: int, seconds: float) -> None:
+    responses = [0] * callers  # each thread counts its own
+    end = threading.Event()
 
     def run(caller: int) -> None:
-        while not over.is_set():
-            ask()
-            answers[caller] += 1
+        while not end.is_set():
+            predict_label()
+            responses[caller] += 1
 
     threads = [threading.Thread(target=run, args=(caller,)) for caller in range(callers)]
     for thread in threads:
         thread.start()
     time.sleep(seconds / 10)
-    measured = _Measured(sum(answers))
+    measurement = _Measurement(sum(responses))
     time.sleep(seconds)
-    measured.tell(sum(answers))
-    over.set()
+    measurement.print_result(sum(responses))
+    end.set()
     for thread in threads:
         thread.join()
 
 
-async def _coroutines(ask: Callable[[], Awaitable[str]], callers: int, seconds: float) -> None:
-    answers = 0
-    over = False
+async def _coroutines(
+    predict_label: Callable[[], Awaitable[str]], callers: int, seconds: float
+) -> None:
+    responses = 0
+    stopping = False
 
     async def run() -> None:
-        nonlocal answers
-        while not over:
-            await ask()
-            answers += 1
+        nonlocal responses
+        while not stopping:
+            await predict_label()
+            responses += 1
 
     tasks = [asyncio.create_task(run()) for _ in range(callers)]
     await asyncio.sleep(seconds / 10)
-    measured = _Measured(answers)
+    measurement = _Measurement(responses)
     await asyncio.sleep(seconds)
-    measured.tell(answers)
-    over = True
+    measurement.print_result(responses)
+    stopping = True
     await asyncio.gather(*tasks)
 
 
-class _Measured:
-    """From now on."""
+class _Measurement:
+    """Responses and CPU time since its creation."""
 
-    def __init__(self, answers: int) -> None:
-        self._answers = answers
-        self._begun = time.perf_counter()
+    def __init__(self, responses: int) -> None:
+        self._responses = responses
+        self._start = time.perf_counter()
         self._cpu = time.process_time()
 
-    def tell(self, answers: int) -> None:
-        answers -= self._answers
-        rate = answers / (time.perf_counter() - self._begun)
-        print(rate, (time.process_time() - self._cpu) / max(1, answers))
+    def print_result(self, responses: int) -> None:
+        responses -= self._responses
+        rate = responses / (time.perf_counter() - self._start)
+        print(rate, (time.process_time() - self._cpu) / max(1, responses))
 
 
 Sample = tuple[float, float, float]
-"""Answers a second; CPU seconds of the caller's process and of the server's for each."""
+"""Responses per second; CPU seconds of the client process and of the server for each."""
 
 
 def compare(callers: int, seconds: float, rounds: int, folder: Path) -> dict[str, list[Sample]]:
-    model = make("mlp", folder)
-    ways = [way for kind in WAYS.values() for way in kind]
-    samples: dict[str, list[Sample]] = {way: [] for way in ways}
-    with alone(NEURONA, model) as running, tempfile.NamedTemporaryFile() as file:
+    model = create_model("mlp", folder)
+    names = [name for kind in CLIENTS.values() for name in kind]
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    with running_server(NEURONA, model) as running, tempfile.NamedTemporaryFile() as file:
         file.write(model.predict_request().SerializeToString())
         file.flush()
         for turn in range(rounds):
-            for way in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
-                words = [sys.executable, __file__, way, running.address, file.name]
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                words = [sys.executable, __file__, name, running.address, file.name]
                 before = running.cpu_seconds()
-                done = subprocess.run(
+                result = subprocess.run(
                     [*words, str(callers), str(seconds)],
                     check=False,
                     capture_output=True,
                     text=True,
                 )
-                if done.returncode:
-                    raise RuntimeError(f"{way} failed: {done.stderr}")
-                rate, own = map(float, done.stdout.split())
-                # Also of the warm-up and the end, which are a little more than a tenth.
-                theirs = (running.cpu_seconds() - before) / (rate * seconds * 1.1)
-                samples[way].append((rate, own, theirs))
-                print(f"{way}: {rate:.0f} a second", file=sys.stderr)
+                if result.returncode:
+                    raise RuntimeError(f"{name} failed: {result.stderr}")
+                rate, client_cpu = map(float, result.stdout.split())
+                # Includes the warm-up and the end, a little more than a tenth.
+                server_cpu = (running.cpu_seconds() - before) / (rate * seconds * 1.1)
+                samples[name].append((rate, client_cpu, server_cpu))
+                print(f"{name}: {rate:.0f} per second", file=sys.stderr)
     return samples
 
 
 def document(samples: dict[str, list[Sample]], callers: int) -> str:
-    parts = [f"# {callers} callers of one Python process\n\n{surroundings()}."]
-    for kind, ways in WAYS.items():
-        base = [rate for rate, *_ in samples[next(iter(ways))]]
+    parts = [f"# {callers} callers of one Python process\n\n{environment_line()}."]
+    for kind, clients in CLIENTS.items():
+        base = [rate for rate, *_ in samples[next(iter(clients))]]
         rows = []
-        for way, how in ways.items():
-            rates = [rate for rate, *_ in samples[way]]
-            ratios = [rate / least for rate, least in zip(rates, base, strict=True)]
+        for name, sending in clients.items():
+            rates = [rate for rate, *_ in samples[name]]
+            ratios = [rate / other for rate, other in zip(rates, base, strict=True)]
             spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-            costs = (median(costs) * 1e6 for costs in list(zip(*samples[way], strict=True))[1:])
-            rows.append([way, how, number(median(rates)), spread, *(f"{one:.0f}" for one in costs)])
+            costs = (median(costs) * 1e6 for costs in list(zip(*samples[name], strict=True))[1:])
+            rows.append(
+                [name, sending, number(median(rates)), spread, *(f"{one:.0f}" for one in costs)]
+            )
         head = [
             kind,
             "requests",
-            "answers a second",
+            "responses per second",
             "ratio",
-            "CPU us here",
+            "CPU us of the client",
             "CPU us of the server",
         ]
         parts.append(grid(head, rows))
@@ -198,7 +202,7 @@ def main() -> None:
     )
     parser.add_argument("--callers", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds of each measurement")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         samples = compare(
@@ -209,8 +213,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) == 6 and not sys.argv[1].startswith("-"):
-        way, address, file, callers, seconds = sys.argv[1:]
+        name, address, file, callers, seconds = sys.argv[1:]
         request = PredictRequest.FromString(Path(file).read_bytes())
-        count(way, address, request, int(callers), float(seconds))
+        measure(name, address, request, int(callers), float(seconds))
     else:
         main()

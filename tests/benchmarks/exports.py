@@ -1,4 +1,7 @@
-"""Networks of neurona_training with fresh weights, as ONNX files."""
+"""Networks of neurona_training with random weights, as ONNX files.
+
+It is separate from models.py because it imports torch, which takes seconds.
+"""
 
 import numpy as np
 import torch
@@ -10,7 +13,7 @@ from neurona_training.architectures.input_layers import Normalise
 from neurona_training.architectures.recurrent import LastState
 from neurona_training.architectures.resnet import ResNet
 from neurona_training.data import Dataset, Input, Split
-from neurona_training.export.metadata import describe
+from neurona_training.export.metadata import model_metadata
 from neurona_training.export.onnx_export import export
 
 _AXES = {
@@ -20,8 +23,8 @@ _AXES = {
 }
 
 
-def export_fresh(name: str) -> bytes:
-    """The ONNX file of the network of this name, as `neurona-train` would write it."""
+def export_network(name: str) -> bytes:
+    """Returns the ONNX file of a network, as `neurona-train` would write it."""
     torch.manual_seed(0)
     unit = Normalise(0.0, 1.0)
     network: nn.Module
@@ -39,14 +42,15 @@ def export_fresh(name: str) -> bytes:
             row, classes = RESNET50, 1000
             network = ResNet(unit, size=224, classes=classes, blocks=(3, 4, 6, 3), bottleneck=True)
         case _:
-            raise ValueError(f"no network {name!r}")
-    _calm(network)
+            raise ValueError(f"unknown network {name!r}")
+    _raise_variances(network)
     data = _data(row, classes)
-    return export(network, data, describe(data, f"{name} with fresh weights", {}, {"seed": 0}))
+    description = model_metadata(data, f"{name} with random weights", {}, {"seed": 0})
+    return export(network, data, description)
 
 
-def _calm(network: nn.Module) -> None:
-    """Residual branches add up to infinity without the statistics that training gives."""
+def _raise_variances(network: nn.Module) -> None:
+    """Keeps outputs finite: residual branches would add up without the statistics of training."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_var.fill_(4.0)

@@ -1,4 +1,4 @@
-"""How costs grow: with what is in flight, with the models that are loaded, with a request."""
+"""Costs by requests in flight, by loaded models, and by request size."""
 
 import math
 import sys
@@ -10,20 +10,26 @@ from pathlib import Path
 
 import h2load
 from models import Model, save_identity
-from processes import PREDICT, Command, Server, alone, request_bytes
-from servers import AIO, neurona_command, put
+from processes import PREDICT, Command, Server, request_bytes, running_server
+from servers import AIO, copy_model, neurona_command
 
 IN_FLIGHT = (1, 8, 64, 256, 1000, 10_000)
 MODELS = (1, 10, 100, 500)
 BYTES = (64, 1 << 10, 16 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20)
 MIB = 1 << 20
-LOST = (math.nan,) * 3
-"""In the place of figures where calls were lost: a rate of errors is none."""
+FAILED = (math.nan,) * 3
+"""Replaces the values of a measurement in which calls failed."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """values: in the order of Growth.columns."""
+    """A measurement.
+
+    Attributes:
+        size: The number of requests, models or bytes.
+        server: The name of the server.
+        values: In the order of Growth.columns; NaN where calls failed.
+    """
 
     size: int
     server: str
@@ -32,10 +38,10 @@ class Point:
 
 @dataclass
 class Growth:
-    """of: what grows, from point to point."""
+    """Measurements of a growing quantity; `quantity` is its unit."""
 
     title: str
-    of: str
+    quantity: str
     columns: tuple[str, ...]
     points: list[Point] = field(default_factory=list)
 
@@ -45,21 +51,21 @@ class Growth:
 
 
 def with_load(model: Model, seconds: float, loads: Sequence[int] = IN_FLIGHT) -> Growth:
-    """A new server for each load, or the memory of one would be counted to the next."""
-    columns = ("requests a second", "mean latency, ms", "MiB more than before")
+    """Starts a server for each load, so that memory is not counted twice."""
+    columns = ("requests per second", "mean latency, ms", "additional MiB")
     growth = Growth(f"Requests in flight ({model.name})", "in flight", columns)
-    # By default 4096 may wait and the rest is refused; here all 10,000 shall be answered.
-    roomy = neurona_with("--max-queue-rows", str(2 * max(loads)))
+    # By default at most 4,096 rows are queued; here none of the 10,000 must be rejected.
+    neurona = neurona_with("--max-queue-rows", str(2 * max(loads)))
     for load in loads:
-        for server in (roomy, AIO):
-            with alone(server, model) as running:
+        for server in (neurona, AIO):
+            with running_server(server, model) as running:
                 body = request_bytes(model, PREDICT)
                 before = running.memory_bytes()
                 try:
                     sample = h2load.measure(running, PREDICT, body, load, seconds)
-                except h2load.LostError as error:
+                except h2load.FailedCallsError as error:
                     print(f"{server.name}: {error}", file=sys.stderr)
-                    growth.add(load, server.name, *LOST)
+                    growth.add(load, server.name, *FAILED)
                     continue
                 more = (sample.memory - before) / MIB
                 growth.add(load, server.name, sample.rate, 1000 * sample.latency, more)
@@ -67,22 +73,22 @@ def with_load(model: Model, seconds: float, loads: Sequence[int] = IN_FLIGHT) ->
 
 
 def with_models(model: Model, numbers: Sequence[int] = MODELS) -> Growth:
-    """Copies of one small model under so many names."""
+    """Loads copies of a small model under different names."""
     growth = Growth(
         f"Models loaded (copies of {model.name})",
         "models",
-        ("s from start to the first answer", "MiB"),
+        ("s from start to the first response", "MiB"),
     )
     for number in numbers:
-        server = replace(neurona_with(), command=partial(_many, number))
-        with alone(server, model, patience=600) as running:
-            growth.add(number, server.name, running.seconds_to_answer, running.memory_bytes() / MIB)
+        server = replace(neurona_with(), command=partial(_copies_command, number))
+        with running_server(server, model, timeout=600) as running:
+            growth.add(number, server.name, running.startup_seconds, running.memory_bytes() / MIB)
     return growth
 
 
 def with_bytes(in_flight: int, seconds: float, sizes: Sequence[int] = BYTES) -> Growth:
-    """A model that gives back what it gets."""
-    columns = ("requests a second", "MiB a second, each way", "mean latency, ms", "MiB")
+    """Sends requests of different sizes to a model that returns its input."""
+    columns = ("requests per second", "MiB per second, each way", "mean latency, ms", "MiB")
     growth = Growth(f"Size of a request ({in_flight} in flight)", "bytes", columns)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "identity.onnx"
@@ -90,7 +96,7 @@ def with_bytes(in_flight: int, seconds: float, sizes: Sequence[int] = BYTES) -> 
         for size in sizes:
             model = Model("identity", file, (size // 4,))
             for server in (neurona_with(), AIO):
-                with alone(server, model) as running:
+                with running_server(server, model) as running:
                     body = request_bytes(model, PREDICT)
                     sample = h2load.measure(running, PREDICT, body, in_flight, seconds)
                     growth.add(
@@ -105,17 +111,17 @@ def with_bytes(in_flight: int, seconds: float, sizes: Sequence[int] = BYTES) -> 
 
 
 def neurona_with(*flags: str) -> Server:
-    """As NEURONA, with more options on its command line."""
+    """Returns a server like NEURONA with additional flags."""
 
     def command(model: Model, folder: Path, address: str) -> Command:
-        put(model, folder / "models")
+        copy_model(model, folder / "models")
         return neurona_command(folder / "models", address, *flags)
 
     return Server("neurona", (PREDICT,), command)
 
 
-def _many(number: int, model: Model, folder: Path, address: str) -> Command:
-    put(model, folder / "models")
+def _copies_command(number: int, model: Model, folder: Path, address: str) -> Command:
+    copy_model(model, folder / "models")
     for copy in range(1, number):
-        put(model, folder / "models", f"{model.name}{copy}")
+        copy_model(model, folder / "models", f"{model.name}{copy}")
     return neurona_command(folder / "models", address)

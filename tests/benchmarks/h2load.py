@@ -1,4 +1,4 @@
-"""The load: h2load (Debian: nghttp2-client) asks as fast as it is answered, from C."""
+"""Load from h2load (Debian: nghttp2-client), a C client that sends a request for each response."""
 
 import re
 import struct
@@ -7,25 +7,31 @@ import tempfile
 import time
 from dataclasses import dataclass
 
-from processes import RunningBatch
+from processes import RunningServer
 
 CONNECTIONS = {1: 1, 8: 1, 64: 4, 256: 8, 1000: 10, 10_000: 100}
-"""For so many in flight, shared evenly; others go over one."""
+"""Connections by requests in flight, shared evenly; otherwise one."""
 
-_FRAME = struct.Struct(">BI")  # gRPC's: compressed or not, and the length of what follows
-_ENOUGH, _LAPS = 12, 8  # answers for a rate: at least so many, and for each that is in flight
-_LONGEST = 10.0  # seconds
+_FRAME = struct.Struct(">BI")  # gRPC's frame: a compression flag and the length of the message
+_MINIMUM_RESPONSES, _MINIMUM_PER_CALLER = 12, 8  # of a measurement
+_MAXIMUM_SECONDS = 10.0
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 
 
-class LostError(RuntimeError):
-    """Calls ended without the right answer."""
+class FailedCallsError(RuntimeError):
+    """Calls ended without the expected response."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """rate: answers a second.  latency: seconds, the mean.  cpu: seconds of the server's for
-    1,000 requests.  memory: bytes of the server's afterwards."""
+    """A measurement.
+
+    Attributes:
+        rate: Responses per second.
+        latency: Mean latency in seconds.
+        cpu: CPU seconds of the server for 1,000 requests.
+        memory: Bytes of memory of the server afterwards.
+    """
 
     rate: float
     latency: float
@@ -34,19 +40,22 @@ class Sample:
 
 
 def measure(
-    running: RunningBatch,
+    running: RunningServer,
     method: str,
     body: bytes,
     in_flight: int,
     seconds: float,
     warm_up: float = 0.3,
 ) -> Sample:
-    """For as long as `seconds`, or longer where so few are answered that it would be chance.
+    """Measures for `seconds`, or longer until there are enough responses.
 
-    Raises LostError unless every answer is as long as the right one: h2load takes any HTTP 200
-    for an answer, and a gRPC error is one, but it has no bytes of data.
+    h2load counts every HTTP 200 as success, also gRPC errors; but those have no data, so the
+    response sizes are checked.
+
+    Raises:
+        FailedCallsError: Responses are shorter than the expected response.
     """
-    right = len(running.ask(method, body)) + _FRAME.size
+    expected_bytes = len(running.call(method, body)) + _FRAME.size
     with tempfile.NamedTemporaryFile() as file:
         file.write(_FRAME.pack(0, len(body)) + body)
         file.flush()
@@ -55,24 +64,26 @@ def measure(
         command += ["-c", str(connections), "-m", str(in_flight // connections)]
         command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
         while True:
-            sample, done = _measure(running, command, right, in_flight, seconds, warm_up)
-            enough = max(_ENOUGH, _LAPS * in_flight)
-            if done >= enough or seconds >= _LONGEST:
+            sample, done = _measure(running, command, expected_bytes, in_flight, seconds, warm_up)
+            minimum = max(_MINIMUM_RESPONSES, _MINIMUM_PER_CALLER * in_flight)
+            if done >= minimum or seconds >= _MAXIMUM_SECONDS:
                 return sample
-            seconds = min(_LONGEST, max(2 * seconds, 1.2 * seconds * enough / max(1, done)))
+            seconds = min(
+                _MAXIMUM_SECONDS, max(2 * seconds, 1.2 * seconds * minimum / max(1, done))
+            )
 
 
 def _measure(
-    running: RunningBatch,
+    running: RunningServer,
     command: list[str],
-    right: int,
+    expected_bytes: int,
     in_flight: int,
     seconds: float,
     warm_up: float,
 ) -> tuple[Sample, int]:
-    """What came out, and from how many requests.  right: the bytes of a right answer."""
-    timed = ["-D", f"{round(1000 * seconds)}ms", "--warm-up-time", f"{round(1000 * warm_up)}ms"]
-    with subprocess.Popen([*command, *timed], stdout=subprocess.PIPE, text=True) as process:
+    """Returns the sample and the number of finished requests."""
+    duration = ["-D", f"{round(1000 * seconds)}ms", "--warm-up-time", f"{round(1000 * warm_up)}ms"]
+    with subprocess.Popen([*command, *duration], stdout=subprocess.PIPE, text=True) as process:
         time.sleep(warm_up)
         cpu = running.cpu_seconds()
         output = process.communicate()[0]
@@ -81,13 +92,13 @@ def _measure(
     data = re.search(r"headers \(.*?\), \S+ \((\d+)\) data", output)
     latency = re.search(r"time for request: +\S+ +\S+ +([\d.]+)(us|ms|s|m) ", output)
     if counts is None or data is None or latency is None:
-        raise RuntimeError(f"h2load says what cannot be read:\n{output}")
+        raise RuntimeError(f"unexpected output of h2load:\n{output}")
     done, succeeded = int(counts[1]), int(counts[2])
-    # What was under way when the warm-up ended may have brought its bytes before.
-    if succeeded != done or int(data[1]) < (done - in_flight) * right:
-        raise LostError(
-            f"{done} requests with {in_flight} in flight got {data[1]} bytes of answers; "
-            f"expected {right} for each:\n{output}"
+    # Requests in flight at the end of the warm-up may have received data before.
+    if succeeded != done or int(data[1]) < (done - in_flight) * expected_bytes:
+        raise FailedCallsError(
+            f"{done} requests with {in_flight} in flight got {data[1]} bytes of responses "
+            f"(expected {expected_bytes} each):\n{output}"
         )
     sample = Sample(
         rate=done / seconds,

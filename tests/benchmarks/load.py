@@ -1,7 +1,7 @@
-"""A neurona-serve of its own for each measurement, and what drives it.
+"""The load of batching.py: a server for each measurement, and closed and open loops.
 
-h2load (Debian: nghttp2-client) asks as fast as it is answered, from C; `open_loop` asks at a
-given rate whether or not it is answered, as the world does.
+A closed loop (h2load, Debian: nghttp2-client) sends a request for each response; an open loop sends
+at a given rate, independently of the responses.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ PREDICT = "/neurona.v1.Prediction/Predict"
 
 @contextlib.contextmanager
 def serving(repository: Path, *flags: str) -> Iterator[str]:
-    """The address of a server that is SERVING; it is stopped afterwards."""
+    """Starts a server, yields its address once it is SERVING, and stops it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -50,7 +50,7 @@ def serving(repository: Path, *flags: str) -> Iterator[str]:
 def closed_loop(
     address: str, requests: Sequence[PredictRequest], in_flight: int, seconds: float
 ) -> float:
-    """Answers a second with `in_flight` under way, equally many of each of `requests`."""
+    """Returns responses per second with `in_flight` requests, equally many of each kind."""
     with contextlib.ExitStack() as stack:
         processes = []
         for request in requests:
@@ -73,8 +73,8 @@ def closed_loop(
         outputs = [process.communicate()[0] for process in processes]
     total = 0.0
     for output in outputs:
-        failed = re.search(r"(\d+) failed, (\d+) errored", output)
-        if failed is None or failed.groups() != ("0", "0"):
+        errors = re.search(r"(\d+) failed, (\d+) errored", output)
+        if errors is None or errors.groups() != ("0", "0"):
             raise RuntimeError(f"h2load had failures:\n{output}")
         total += float(re.search(r"finished in [\d.]+\w+, ([\d.]+) req/s", output)[1])
     return total
@@ -82,44 +82,44 @@ def closed_loop(
 
 @dataclass
 class Latencies:
-    """Seconds from sending to the answer, by how it ended."""
+    """Seconds from sending to the response, by outcome; `other` has status codes."""
 
     ok: list[float] = field(default_factory=list)
-    refused: list[float] = field(default_factory=list)
+    rejected: list[float] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
 
 
 def open_loop(address: str, request: PredictRequest, rate: float, seconds: float) -> Latencies:
-    """Sends `rate` requests a second for so many seconds, whatever comes back."""
+    """Sends `rate` requests per second for `seconds`, without waiting for responses."""
     return asyncio.run(_open_loop(address, request.SerializeToString(), rate, seconds))
 
 
 async def _open_loop(address: str, body: bytes, rate: float, seconds: float) -> Latencies:
     latencies = Latencies()
 
-    async def ask() -> None:
-        sent = time.perf_counter()
+    async def call() -> None:
+        start = time.perf_counter()
         try:
             await predict(body)
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
-                latencies.refused.append(time.perf_counter() - sent)
+                latencies.rejected.append(time.perf_counter() - start)
             else:
                 latencies.other.append(str(error.code()))
         else:
-            latencies.ok.append(time.perf_counter() - sent)
+            latencies.ok.append(time.perf_counter() - start)
 
     async with grpc.aio.insecure_channel(address) as channel:
         predict = channel.unary_unary(PREDICT)
         await channel.channel_ready()
-        started = time.perf_counter()
-        under_way = set()
+        first = time.perf_counter()
+        in_flight = set()
         for number in range(int(rate * seconds)):
-            delay = started + number / rate - time.perf_counter()
+            delay = first + number / rate - time.perf_counter()
             if delay > 0:
                 await asyncio.sleep(delay)
-            task = asyncio.create_task(ask())
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
-        await asyncio.gather(*under_way)
+            task = asyncio.create_task(call())
+            in_flight.add(task)
+            task.add_done_callback(in_flight.discard)
+        await asyncio.gather(*in_flight)
     return latencies

@@ -1,4 +1,4 @@
-"""The models that servers are compared on, with fresh weights: what is measured is time."""
+"""The models that servers are compared with. Their weights are random: only time is measured."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +21,15 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Model:
-    """row: the shape of one row of its one input.  rows: in each request.
+    """A model with one input, and the load to measure it with.
 
-    loads: how many requests are in flight, unless a person says other.
-    batches: rows in the ready-made batches of the floor.
+    Attributes:
+        name: The name it is served under.
+        file: Its ONNX file.
+        row: Shape of a row of the input.
+        rows: Rows in each request.
+        loads: Requests in flight, unless --loads is given.
+        batches: Rows in the batches for ONNX Runtime alone.
     """
 
     name: str
@@ -39,7 +44,7 @@ class Model:
         return onnx.load(self.file, load_external_data=False).graph
 
     def batch(self, rows: int) -> Array:
-        """Always the same numbers, near 0."""
+        """Returns normally distributed values, the same each time."""
         generator = np.random.default_rng(rows)
         return generator.normal(0, 1, (rows, *self.row)).astype(np.float32)
 
@@ -55,41 +60,41 @@ class Model:
 
 
 LENET5, LSTM, RESNET18, RESNET50 = (28, 28), (20, 16), (28, 28), (3, 224, 224)
-_FEW = (1, 8)  # of ResNet-50, as 256 of them in flight would wait for ten seconds each
+_FEW = (1, 8)  # for ResNet-50: with 256 in flight, each would wait for ten seconds
 
-MAKERS: dict[str, Callable[[Path], Model]] = {
-    "mlp": lambda root: Model("mlp", _made(root, "mlp", save_mlp), (16,)),
-    "lenet5": lambda root: Model("lenet5", _made(root, "lenet5", _export), LENET5),
-    "lstm": lambda root: Model("lstm", _made(root, "lstm", _export), LSTM),
-    "resnet18": lambda root: Model("resnet18", _made(root, "resnet18", _export), RESNET18),
+FACTORIES: dict[str, Callable[[Path], Model]] = {
+    "mlp": lambda root: Model("mlp", _cached(root, "mlp", save_mlp), (16,)),
+    "lenet5": lambda root: Model("lenet5", _cached(root, "lenet5", _export), LENET5),
+    "lstm": lambda root: Model("lstm", _cached(root, "lstm", _export), LSTM),
+    "resnet18": lambda root: Model("resnet18", _cached(root, "resnet18", _export), RESNET18),
     "resnet50": lambda root: Model(
-        "resnet50", _made(root, "resnet50", _export), RESNET50, loads=_FEW, batches=_FEW
+        "resnet50", _cached(root, "resnet50", _export), RESNET50, loads=_FEW, batches=_FEW
     ),
     "resnet50x8": lambda root: Model(
-        "resnet50x8", _made(root, "resnet50", _export), RESNET50, 8, loads=(1, 2), batches=(8,)
+        "resnet50x8", _cached(root, "resnet50", _export), RESNET50, 8, loads=(1, 2), batches=(8,)
     ),
 }
 
 
-def make(name: str, root: Path) -> Model:
-    """A model by its name in MAKERS; its file is made the first time, and kept under `root`."""
-    return MAKERS[name](root)
+def create_model(name: str, root: Path) -> Model:
+    """Returns a model by its name in FACTORIES; its file is created once, under `root`."""
+    return FACTORIES[name](root)
 
 
-def _made(root: Path, name: str, save: Callable[[Path], None]) -> Path:
+def _cached(root: Path, name: str, save: Callable[[Path], None]) -> Path:
     path = root / f"{name}.onnx"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")  # what a Ctrl-C leaves is made anew
-        save(unfinished)
-        unfinished.rename(path)
+        partial = path.with_suffix(".part")  # an interrupted file is created again
+        save(partial)
+        partial.rename(path)
     return path
 
 
 def _export(path: Path) -> None:
-    from exports import export_fresh  # torch takes seconds, and the MLP does without
+    from exports import export_network  # imports torch, which takes seconds
 
-    path.write_bytes(export_fresh(path.stem))
+    path.write_bytes(export_network(path.stem))
 
 
 def save_mlp(path: Path) -> None:
@@ -105,14 +110,14 @@ def save_mlp(path: Path) -> None:
         helper.make_node("Gemm", ["hidden", "w2", "b2"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
     ]
-    described = ModelMetadata(
+    description = ModelMetadata(
         task=Task.TASK_CLASSIFICATION, answer="probabilities", labels=["ant", "bee", "cat"]
     )
-    _save(path, nodes, ("x", ["batch", 16]), ("probabilities", ["batch", 3]), weights, described)
+    _save(path, nodes, ("x", ["batch", 16]), ("probabilities", ["batch", 3]), weights, description)
 
 
 def save_identity(path: Path) -> None:
-    """A row of any length comes back as it is: all cost is that of carrying it."""
+    """Returns rows of any length unchanged: the cost is only that of transport."""
     nodes = [helper.make_node("Identity", ["x"], ["y"])]
     _save(path, nodes, ("x", ["batch", "length"]), ("y", ["batch", "length"]), {}, None)
 
@@ -120,19 +125,19 @@ def save_identity(path: Path) -> None:
 def _save(
     path: Path,
     nodes: list[onnx.NodeProto],
-    given: tuple[str, list[Any]],
-    answer: tuple[str, list[Any]],
+    input_value: tuple[str, list[Any]],
+    output_value: tuple[str, list[Any]],
     weights: dict[str, Array],
-    described: ModelMetadata | None,
+    description: ModelMetadata | None,
 ) -> None:
     graph = helper.make_graph(
         nodes,
         path.stem,
-        [helper.make_tensor_value_info(given[0], TensorProto.FLOAT, given[1])],
-        [helper.make_tensor_value_info(answer[0], TensorProto.FLOAT, answer[1])],
+        [helper.make_tensor_value_info(input_value[0], TensorProto.FLOAT, input_value[1])],
+        [helper.make_tensor_value_info(output_value[0], TensorProto.FLOAT, output_value[1])],
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    if described is not None:
-        helper.set_model_props(model, {metadata.KEY: metadata.to_json(described)})
+    if description is not None:
+        helper.set_model_props(model, {metadata.KEY: metadata.to_json(description)})
     onnx.save(model, path)

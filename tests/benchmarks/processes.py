@@ -1,4 +1,4 @@
-"""A server as a process of its own: started, asked for the first time, looked at, stopped."""
+"""Servers as child processes: their start, first response, CPU time, memory and end."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ _NO_LIMIT = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_le
 
 @dataclass(frozen=True)
 class Command:
-    """What starts a server; `environment` is added to our own."""
+    """The command that starts a server; `environment` is added to this process's."""
 
     words: Sequence[str | Path]
     environment: dict[str, str] = field(default_factory=dict)
@@ -30,9 +30,12 @@ class Command:
 
 @dataclass(frozen=True)
 class Server:
-    """name: as in the tables.  methods: those it is asked by, PREDICT or INFER, best first.
+    """A server that can be started.
 
-    command: from a model, an empty folder and an address to what serves the one at the other.
+    Attributes:
+        name: Its name in the tables.
+        methods: The methods to measure it with, PREDICT or INFER.
+        command: Returns the command for a model, a new folder and an address.
     """
 
     name: str
@@ -40,77 +43,88 @@ class Server:
     command: Callable[[Model, Path, str], Command]
 
 
-class RunningBatch:
-    """One that has answered.  seconds_to_answer: from its start to its first answer."""
+class RunningServer:
+    """A server process; `startup_seconds` is the time from its start to its first response."""
 
     def __init__(self, process: subprocess.Popen[bytes], address: str) -> None:
         self.address = address
-        self.seconds_to_answer = 0.0
+        self.startup_seconds = 0.0
         self._process = process
 
-    def ask(self, method: str, body: bytes, timeout: float = 60.0) -> bytes:
-        """The bytes of the answer. Raises grpc.RpcError."""
+    def call(self, method: str, body: bytes, timeout: float = 60.0) -> bytes:
+        """Returns the bytes of the response.
+
+        Raises:
+            grpc.RpcError: The call fails.
+        """
         with grpc.insecure_channel(self.address, _NO_LIMIT) as channel:
-            answer: bytes = channel.unary_unary(method)(body, timeout=timeout, wait_for_ready=True)
-            return answer
+            multicallable = channel.unary_unary(method)
+            response: bytes = multicallable(body, timeout=timeout, wait_for_ready=True)
+            return response
 
     def cpu_seconds(self) -> float:
-        """Of user and kernel, by all its processes and threads, since they started."""
+        """Returns user and system time of all its processes since they started."""
         return sum(sum(_stat(process)[11:13]) for process in self._processes()) / _TICK
 
     def memory_bytes(self) -> int:
-        """Resident, of all its processes."""
+        """Returns the resident memory of all its processes."""
         return sum(_stat(process)[21] * _PAGE for process in self._processes())
 
     def _processes(self) -> list[int]:
         parents = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdecimal():
-                with contextlib.suppress(OSError):  # ended meanwhile
+                with contextlib.suppress(OSError):  # it has exited
                     parents[int(entry.name)] = _stat(int(entry.name))[1]
-        family = [self._process.pid]
-        for parent in family:  # grows on the way: children of children
-            family.extend(process for process, its in parents.items() if its == parent)
-        return family
+        tree = [self._process.pid]
+        for parent in tree:  # grows during the loop: children of children
+            tree.extend(process for process, its_parent in parents.items() if its_parent == parent)
+        return tree
 
 
 @contextlib.contextmanager
-def alone(server: Server, model: Model, patience: float = 180) -> Iterator[RunningBatch]:
-    """As `started`, in a folder that is gone afterwards."""
+def running_server(server: Server, model: Model, timeout: float = 180) -> Iterator[RunningServer]:
+    """Like `start_server`, in a temporary folder."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        started(server, model, Path(folder) / "server", patience) as running,
+        start_server(server, model, Path(folder) / "server", timeout) as running,
     ):
         yield running
 
 
-def _answers(running: RunningBatch, method: str, body: bytes) -> bool:
-    """False too while it listens and has yet to load the model."""
+def _responds(running: RunningServer, method: str, body: bytes) -> bool:
+    """Also returns False while it listens but has not loaded the model."""
     host, _, port = running.address.rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=1):
             pass
-        running.ask(method, body, timeout=10)
+        running.call(method, body, timeout=10)
     except (OSError, grpc.RpcError):
         return False
     return True
 
 
 def _stat(process: int) -> list[int]:
-    """What follows the name in /proc/PID/stat; proc(5) counts from 1 and has two before it."""
+    """Returns /proc/PID/stat from the state on, which is field 3 in proc(5)."""
     text = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2]
     state, *numbers = text.split()
     return [ord(state), *map(int, numbers)]
 
 
 @contextlib.contextmanager
-def started(
-    server: Server, model: Model, folder: Path, patience: float = 180
-) -> Iterator[RunningBatch]:
-    """A server of `model` that has answered once; ended, with all its children, afterwards.
+def start_server(
+    server: Server, model: Model, folder: Path, timeout: float = 180
+) -> Iterator[RunningServer]:
+    """Starts a server of `model`, yields it after its first response, and stops it.
 
-    folder: a new one, for its files and its log. Raises RuntimeError, with the end of that
-    log, if it gives no answer within `patience` seconds.
+    Args:
+        server: The server.
+        model: The model to serve.
+        folder: A new folder for its files and its log.
+        timeout: Seconds to wait for the first response.
+
+    Raises:
+        RuntimeError: It does not respond in time; the message has the end of its log.
     """
     folder.mkdir(parents=True)
     with socket.socket() as free:
@@ -119,7 +133,7 @@ def started(
     command = server.command(model, folder, address)
     log = folder / "log"
     with log.open("wb") as output:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         process = subprocess.Popen(
             [str(word) for word in command.words],
             env=os.environ | command.environment,
@@ -127,15 +141,15 @@ def started(
             stderr=subprocess.STDOUT,
         )
     try:
-        running = RunningBatch(process, address)
+        running = RunningServer(process, address)
         method = server.methods[0]
         body = request_bytes(model, method)
-        while not _answers(running, method, body):
-            if time.perf_counter() - begun > patience or process.poll() is not None:
+        while not _responds(running, method, body):
+            if time.perf_counter() - start > timeout or process.poll() is not None:
                 end = log.read_text(errors="replace")[-3000:]
-                raise RuntimeError(f"{server.name} gives no answer; its log ends:\n{end}")
+                raise RuntimeError(f"{server.name} does not respond; end of its log:\n{end}")
             time.sleep(0.02)
-        running.seconds_to_answer = time.perf_counter() - begun
+        running.startup_seconds = time.perf_counter() - start
         yield running
     finally:
         process.terminate()

@@ -1,9 +1,10 @@
-"""64 callers in one Python process: their requests one by one, and many in a message; and as many
-requests that no caller makes: messages of bytes.
+"""Compares unary calls and streams from one Python process with 64 callers.
 
-    python streaming.py WAY ADDRESS REQUEST_FILE CALLERS SECONDS
+    python streaming.py METHOD ADDRESS REQUEST_FILE CALLERS SECONDS
 
-is that process; it prints how many answers a second it got.
+runs the callers in this process and prints responses per second. METHOD is unary (a call for each
+request), stream (requests of several callers share a message) or bytes (serialized messages
+without callers).
 """
 
 import asyncio
@@ -24,20 +25,20 @@ from neurona_protos.frames_pb2 import PredictStreamRequest, StreamedRequest
 from neurona_protos.prediction_pb2 import PredictRequest, PredictResponse, PredictStreamResponse
 from neurona_protos.prediction_pb2_grpc import PredictionStub
 
-Ask = Callable[[PredictRequest], Awaitable[PredictResponse]]
+Predict = Callable[[PredictRequest], Awaitable[PredictResponse]]
 
 STREAM_PATH = "/neurona.v1.Prediction/PredictStream"
 UNARY, STREAM, BYTES = "unary", "stream", "bytes"
-WAYS = {
-    UNARY: "Predict, a call each",
-    STREAM: "PredictStream, gathered",
+METHODS = {
+    UNARY: "Predict, unary",
+    STREAM: "PredictStream, coalesced",
     BYTES: "PredictStream, bytes",
 }
 
 
 @dataclass
-class Streamed:
-    """rates: answers a second by the name of the way, one a round."""
+class StreamingRates:
+    """Responses per second by name of the method, one per round."""
 
     model: str
     callers: int
@@ -45,11 +46,11 @@ class Streamed:
 
     @property
     def base(self) -> list[float]:
-        return self.rates[WAYS[UNARY]]
+        return self.rates[METHODS[UNARY]]
 
 
 class Coalescer:
-    """What callers ask while a message is on its way goes into the next one."""
+    """Sends the requests that callers make while a message is being sent in the next message."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         call = channel.stream_stream(
@@ -58,129 +59,136 @@ class Coalescer:
             response_deserializer=PredictStreamResponse.FromString,
         )
         self._call = call(self._messages())
-        self._asked: list[StreamedRequest] = []
-        self._some = asyncio.Event()
-        self._waiting: dict[int, asyncio.Future[PredictResponse]] = {}
-        self._last = 0
-        self._reading = asyncio.create_task(self._read())
+        self._requests: list[StreamedRequest] = []
+        self._has_requests = asyncio.Event()
+        self._futures: dict[int, asyncio.Future[PredictResponse]] = {}
+        self._last_id = 0
+        self._reader = asyncio.create_task(self._read_responses())
 
-    def ask(self, request: PredictRequest) -> Awaitable[PredictResponse]:
-        self._last += 1
-        # As bytes: a message in a message would be copied once more.
-        asked = StreamedRequest(id=self._last, request=request.SerializeToString())
-        self._asked.append(asked)
-        self._some.set()
-        self._waiting[self._last] = asyncio.get_running_loop().create_future()
-        return self._waiting[self._last]
+    def predict(self, request: PredictRequest) -> Awaitable[PredictResponse]:
+        self._last_id += 1
+        # Serialized: a nested message would be copied once more.
+        streamed = StreamedRequest(id=self._last_id, request=request.SerializeToString())
+        self._requests.append(streamed)
+        self._has_requests.set()
+        self._futures[self._last_id] = asyncio.get_running_loop().create_future()
+        return self._futures[self._last_id]
 
     async def _messages(self) -> AsyncIterator[PredictStreamRequest]:
         while True:
-            await self._some.wait()
-            self._some.clear()
-            asked, self._asked = self._asked, []
-            yield PredictStreamRequest(requests=asked)
+            await self._has_requests.wait()
+            self._has_requests.clear()
+            requests, self._requests = self._requests, []
+            yield PredictStreamRequest(requests=requests)
 
-    async def _read(self) -> None:
+    async def _read_responses(self) -> None:
         message: PredictStreamResponse
         async for message in self._call:
-            for answered in message.responses:
-                waiting = self._waiting.pop(answered.id)
-                if answered.HasField("error"):
-                    waiting.set_exception(RuntimeError(answered.error.message))
+            for response in message.responses:
+                future = self._futures.pop(response.id)
+                if response.HasField("error"):
+                    future.set_exception(RuntimeError(response.error.message))
                 else:
-                    waiting.set_result(answered.response)
+                    future.set_result(response.response)
 
     async def close(self) -> None:
         self._call.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await self._reading
+            await self._reader
 
 
-async def exchange(address: str, request: PredictRequest, callers: int, seconds: float) -> float:
-    """Answers a second to two messages under way that are bytes and hold `callers` requests
-    together: what a stream carries when making and reading of messages costs the caller nothing
-    but counting."""
-    asked, each = request.SerializeToString(), callers // 2
+async def measure_bytes(
+    address: str, request: PredictRequest, callers: int, seconds: float
+) -> float:
+    """Returns responses per second with two serialized messages in flight, without callers.
+
+    It is the capacity of a stream when the client only counts responses.
+    """
+    body, per_message = request.SerializeToString(), callers // 2
     async with grpc.aio.insecure_channel(address) as channel:
         await channel.channel_ready()
         call = channel.stream_stream(STREAM_PATH)()
-        numbers = itertools.count(1)
+        ids = itertools.count(1)
 
-        async def ask() -> None:
-            some = [StreamedRequest(id=next(numbers), request=asked) for _ in range(each)]
-            await call.write(PredictStreamRequest(requests=some).SerializeToString())
+        async def write() -> None:
+            requests = [StreamedRequest(id=next(ids), request=body) for _ in range(per_message)]
+            await call.write(PredictStreamRequest(requests=requests).SerializeToString())
 
-        under_way = answers = before = 0
-        begun = time.perf_counter()
-        warm_until, until = begun + seconds / 10, math.inf
+        in_flight = responses = before = 0
+        start = time.perf_counter()
+        warm_up_end, until = start + seconds / 10, math.inf
         while (now := time.perf_counter()) < until:
-            if until == math.inf and now >= warm_until:
-                begun, until, before = now, now + seconds, answers
-            while under_way <= callers - each:
-                await ask()
-                under_way += each
-            responses = PredictStreamResponse.FromString(await call.read()).responses
-            if any(answered.HasField("error") for answered in responses):
-                raise RuntimeError(responses[0].error.message)
-            under_way -= len(responses)
-            answers += len(responses)
+            if until == math.inf and now >= warm_up_end:
+                start, until, before = now, now + seconds, responses
+            while in_flight <= callers - per_message:
+                await write()
+                in_flight += per_message
+            message = PredictStreamResponse.FromString(await call.read())
+            if any(one.HasField("error") for one in message.responses):
+                raise RuntimeError(message.responses[0].error.message)
+            in_flight -= len(message.responses)
+            responses += len(message.responses)
         call.cancel()
-    return (answers - before) / (now - begun)
+    return (responses - before) / (now - start)
 
 
-async def count(way: str, address: str, request: PredictRequest, callers: int, seconds: float):
-    """Answers a second, after a warm-up of a tenth of that time."""
-    answers = 0
-    ending = False
+async def measure_callers(
+    method: str, address: str, request: PredictRequest, callers: int, seconds: float
+) -> float:
+    """Returns responses per second, after a warm-up of a tenth of `seconds`."""
+    responses = 0
+    stopping = False
 
-    async def call(ask: Ask) -> None:
-        nonlocal answers
-        while not ending:
-            await ask(request)
-            answers += 1
+    async def call(predict: Predict) -> None:
+        nonlocal responses
+        while not stopping:
+            await predict(request)
+            responses += 1
 
     async with grpc.aio.insecure_channel(address) as channel:
         await channel.channel_ready()
         stub = PredictionStub(channel)
-        gathering = Coalescer(channel) if way == STREAM else None
-        ask = gathering.ask if gathering else stub.Predict
-        tasks = [asyncio.create_task(call(ask)) for _ in range(callers)]
+        coalescer = Coalescer(channel) if method == STREAM else None
+        predict = coalescer.predict if coalescer else stub.Predict
+        tasks = [asyncio.create_task(call(predict)) for _ in range(callers)]
         await asyncio.sleep(seconds / 10)
-        before, begun = answers, time.perf_counter()
+        before, start = responses, time.perf_counter()
         await asyncio.sleep(seconds)
-        rate = (answers - before) / (time.perf_counter() - begun)
-        ending = True
+        rate = (responses - before) / (time.perf_counter() - start)
+        stopping = True
         await asyncio.gather(*tasks)
-        if gathering:
-            await gathering.close()
+        if coalescer:
+            await coalescer.close()
     return rate
 
 
 def compare(
     address: str, model: str, request: PredictRequest, callers: int, seconds: float, rounds: int
-) -> Streamed:
-    streamed = Streamed(model, callers, {name: [] for name in WAYS.values()})
+) -> StreamingRates:
+    """Measures each method in a process of its own, in rounds."""
+    result = StreamingRates(model, callers, {name: [] for name in METHODS.values()})
     with tempfile.NamedTemporaryFile() as file:
         file.write(request.SerializeToString())
         file.flush()
         for _ in range(rounds):
-            for way, name in WAYS.items():
-                words = [sys.executable, __file__, way, address, file.name, callers, seconds]
+            for method, name in METHODS.items():
+                words = [sys.executable, __file__, method, address, file.name, callers, seconds]
                 rate = _run([str(word) for word in words])
-                streamed.rates[name].append(rate)
-                print(f"{callers} callers, {name}: {rate:.0f} a second", file=sys.stderr)
-    return streamed
+                result.rates[name].append(rate)
+                print(f"{callers} callers, {name}: {rate:.0f} per second", file=sys.stderr)
+    return result
 
 
 def _run(command: list[str]) -> float:
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the client failed: {done.stderr}")
-    return float(done.stdout)
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"the client failed: {result.stderr}")
+    return float(result.stdout)
 
 
 if __name__ == "__main__":
-    way, address, file, callers, seconds = sys.argv[1:]
+    method, address, file, callers, seconds = sys.argv[1:]
     request = PredictRequest.FromString(Path(file).read_bytes())
-    asking = (address, request, int(callers), float(seconds))
-    print(asyncio.run(exchange(*asking) if way == BYTES else count(way, *asking)))
+    load = (address, request, int(callers), float(seconds))
+    coroutine = measure_bytes(*load) if method == BYTES else measure_callers(method, *load)
+    print(asyncio.run(coroutine))

@@ -1,4 +1,4 @@
-"""That the benchmarks run, not what they measure."""
+"""The benchmarks run; their results are not checked."""
 
 import shutil
 import subprocess
@@ -12,25 +12,25 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(script, *arguments):
+def run_benchmark(script, *arguments):
     command = [sys.executable, Path(__file__).with_name(script), *arguments]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
-def test_the_benchmark_of_batching_runs_to_its_end():
-    printed = run("batching.py", "--seconds", "1", "--rounds", "1")
+def test_the_batching_benchmark_runs():
+    printed = run_benchmark("batching.py", "--seconds", "1", "--rounds", "1")
     for title in ("(a)", "(b)", "(c)"):
         assert f"### {title}" in printed
-    assert "| answered |" in printed
-    assert "| refused |" in printed
+    assert "| succeeded |" in printed
+    assert "| rejected |" in printed
 
 
-def test_the_servers_are_compared_and_the_table_and_plot_are_written(tmp_path):
-    printed = run("run.py", "--quick", "--folder", tmp_path)
-    assert (tmp_path / "measured.md").read_text() in printed
-    assert (tmp_path / "measured.png").read_bytes().startswith(b"\x89PNG")
+def test_the_server_benchmark_prints_a_table_and_writes_a_plot(tmp_path):
+    printed = run_benchmark("run.py", "--quick", "--folder", tmp_path)
+    assert (tmp_path / "results.md").read_text() in printed
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
     for server in ("neurona, Predict", "neurona, ModelInfer", "neurona, aio transport, Predict"):
         rate, ratio = cells(printed, server)[1].split(" ", 1)
         assert float(rate.replace(",", "")) > 0
@@ -38,52 +38,52 @@ def test_the_servers_are_compared_and_the_table_and_plot_are_written(tmp_path):
     assert float(cells(printed, "grpc.aio")[1].replace(",", "")) > 0
     for title in ("Requests in flight", "Models loaded", "Size of a request", "One Python client"):
         assert f"## {title}" in printed
-    for way in ("PredictStream, gathered", "PredictStream, bytes"):
-        assert float(cells(printed, way)[1].replace(",", "")) > 0
+    for method in ("PredictStream, coalesced", "PredictStream, bytes"):
+        assert float(cells(printed, method)[1].replace(",", "")) > 0
 
 
-def test_the_ways_of_one_python_client_are_compared():
-    printed = run("client.py", "--seconds", "0.3", "--rounds", "1", "--callers", "8")
-    for way in ("stub of grpc", "Client", "stub of grpc.aio", "AsyncClient"):
-        assert float(cells(printed, way)[2].replace(",", "")) > 0
+def test_the_client_benchmark_runs():
+    printed = run_benchmark("client.py", "--seconds", "0.3", "--rounds", "1", "--callers", "8")
+    for name in ("stub of grpc", "Client", "stub of grpc.aio", "AsyncClient"):
+        assert float(cells(printed, name)[2].replace(",", "")) > 0
 
 
-def test_an_answer_that_is_an_error_is_not_counted(tmp_path):
-    script = tmp_path / "refused.py"
-    script.write_text(REFUSED)
+def test_errors_are_not_counted_as_responses(tmp_path):
+    script = tmp_path / "failed.py"
+    script.write_text(FAILED_CALLS)
     folder = Path(__file__).parent
     command = [sys.executable, script, folder, tmp_path]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "bytes of answers; expected" in done.stdout
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "bytes of responses (expected" in result.stdout
 
 
-REFUSED = """
+FAILED_CALLS = """
 import sys
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
-from h2load import LostError, measure
-from models import make
-from processes import PREDICT, alone, request_bytes
+from h2load import FailedCallsError, measure
+from models import create_model
+from processes import PREDICT, request_bytes, running_server
 from servers import NEURONA
 
 from neurona_protos.prediction_pb2 import PredictRequest
 
-model = make("mlp", Path(sys.argv[2]) / "models")
-with alone(NEURONA, model) as running:
-    answer = running.ask(PREDICT, request_bytes(model, PREDICT))
-    running.ask = lambda method, body: answer  # what would be right, for what is refused
+model = create_model("mlp", Path(sys.argv[2]) / "models")
+with running_server(NEURONA, model) as running:
+    response = running.call(PREDICT, request_bytes(model, PREDICT))
+    running.call = lambda method, body: response  # expected, but the calls below fail
     try:
         measure(running, PREDICT, PredictRequest(model="none").SerializeToString(), 8, 0.3)
-    except LostError as error:
+    except FailedCallsError as error:
         print(error)
 """
 
 
 def cells(printed, name):
-    """Of the first line of a table that has this name: name, then its figures."""
+    """Returns the cells of the first table row with this name."""
     for line in printed.splitlines():
         if line.startswith(f"| {name} |"):
             return line.strip("| ").split(" | ")
-    raise AssertionError(f"no line {name!r} in {printed}")
+    raise AssertionError(f"no row {name!r} in {printed}")

@@ -1,4 +1,4 @@
-"""A Docker engine, and the images that the tests of deployment start there."""
+"""Fixtures: a Docker engine and the images that the deployment tests start."""
 
 import os
 import shutil
@@ -9,13 +9,13 @@ from support.docker_engine import Engine, pip_options, prepare_images
 
 @pytest.fixture(scope="session")
 def engine():
-    """Skips unless NEURONA_COMPOSE says that images may be built: minutes, and some gigabytes."""
+    """Skips unless NEURONA_COMPOSE is 1: building images takes minutes and some gigabytes."""
     if os.environ.get("NEURONA_COMPOSE") != "1":
-        pytest.skip("builds images and starts containers: make test-compose")
+        pytest.skip("needs a Docker engine: make test-compose")
     if shutil.which("docker") is None:
-        pytest.fail("NEURONA_COMPOSE is 1, but there is no docker command")
+        pytest.fail("docker is not installed (NEURONA_COMPOSE is 1)")
     engine = Engine()
-    engine.docker("version")  # fails with the reason when no engine answers
+    engine.docker("version")  # fails with the reason if no engine responds
     return engine
 
 

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Makes an image like debian:bookworm-slim out of Debian's packages, for machines that cannot pull.
+# Builds an image like debian:bookworm-slim from Debian's packages, for machines that cannot pull it.
 #
 #   sh tests/deploy/debian_image.sh NAME [FOLDER]
 #
-# Needs root, debootstrap and a Docker engine. The folder keeps what was downloaded for the next time.
+# Needs root, debootstrap and a Docker engine. The folder is reused the next time.
 set -eu
 name=$1
 folder=${2:-/var/tmp/neurona-debian}
@@ -15,10 +15,10 @@ if [ ! -e "$folder/etc/debian_version" ]; then
     rm -rf "$folder"
     debootstrap --variant=minbase bookworm "$folder" "$mirror"
 fi
-# What the slim images leave out.
+# Files that slim images omit.
 printf '%s\n' 'path-exclude /usr/share/doc/*' 'path-exclude /usr/share/man/*' \
     'path-exclude /usr/share/locale/*' >"$folder/etc/dpkg/dpkg.cfg.d/docker"
-# A machine behind a proxy that signs what passes: the builds must trust it as the machine does.
+# Builds must trust the certificates of a proxy that the machine trusts.
 mkdir -p "$folder/usr/local/share/ca-certificates"
 cp /usr/local/share/ca-certificates/*.crt "$folder/usr/local/share/ca-certificates/" 2>/dev/null || :
 

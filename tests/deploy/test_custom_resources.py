@@ -1,7 +1,7 @@
-"""Resources of others' kinds, by the schemas that others publish: `make test-crds` fetches them.
+"""Custom resources are valid by the schemas that their projects publish: `make test-crds`.
 
 ServiceMonitor, PrometheusRule and ScaledObject by the CRDs in the npm packages of
-kubernetes-models; what is KServe's by the models in its Python package.
+kubernetes-models; KServe's resources by the models in its Python package.
 """
 
 import ast
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not PACKAGES, reason="CRD_PACKAGES is not set: m
 
 
 def problems(resources):
-    """By the packages of npm."""
+    """Returns the errors that the npm packages report."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
@@ -41,27 +41,27 @@ def problems(resources):
     return done.stdout
 
 
-def custom():
+def custom_resources():
     kinds = ("ServiceMonitor", "PrometheusRule", "ScaledObject")
     return [copy.deepcopy(one) for kind in kinds for one in of_kind(overlay("autoscale"), kind)]
 
 
 def test_prometheus_operator_and_keda_know_every_field():
-    assert len(custom()) == 3
-    assert problems(custom()) == ""
+    assert len(custom_resources()) == 3
+    assert problems(custom_resources()) == ""
 
 
-def test_what_is_wrong_would_be_found():
-    monitor, _, scaled = custom()
+def test_errors_are_reported():
+    monitor, _, scaled = custom_resources()
     monitor["spec"]["endpoints"][0]["interval"] = "often"
     scaled["spec"]["maxReplicas"] = 10
-    found = problems([monitor, scaled])
-    assert "interval" in found
-    assert "maxReplicas" in found
+    errors = problems([monitor, scaled])
+    assert "interval" in errors
+    assert "maxReplicas" in errors
 
 
 def kserve_fields():
-    """Of each class of the published models: its fields as JSON has them, with their types."""
+    """Returns the JSON fields and their types for each class of the published models."""
     (wheel,) = Path(PACKAGES).glob("kserve-*.whl")
     classes = {}
     with zipfile.ZipFile(wheel) as archive:
@@ -80,19 +80,19 @@ def kserve_fields():
     return classes
 
 
-def check(value, kind, place, classes):
-    """Kubernetes' own types are checked by test_kserve.py."""
-    if listed := re.fullmatch(r"list\[(\w+)\]", kind):
-        assert isinstance(value, list), place
+def check(value, kind, path, classes):
+    """Checks fields and scalar types; test_kserve.py checks Kubernetes' own types."""
+    if element := re.fullmatch(r"list\[(\w+)\]", kind):
+        assert isinstance(value, list), path
         for number, one in enumerate(value):
-            check(one, listed[1], f"{place}[{number}]", classes)
+            check(one, element[1], f"{path}[{number}]", classes)
     elif kind in SCALARS:
-        assert isinstance(value, SCALARS[kind]), place
+        assert isinstance(value, SCALARS[kind]), path
     elif kind in classes:
         unknown = value.keys() - classes[kind].keys()
-        assert not unknown, f"{place} has {unknown}"
+        assert not unknown, f"{path} has unknown {unknown}"
         for key, one in value.items():
-            check(one, classes[kind][key], f"{place}.{key}", classes)
+            check(one, classes[kind][key], f"{path}.{key}", classes)
 
 
 @pytest.mark.parametrize(
@@ -101,11 +101,11 @@ def check(value, kind, place, classes):
 )
 def test_kserve_knows_every_field(kind, name):
     classes = kserve_fields()
-    found = of_kind(build(KUBERNETES / "kserve"), kind)
-    assert found
-    for resource in found:
+    resources = of_kind(build(KUBERNETES / "kserve"), kind)
+    assert resources
+    for resource in resources:
         check(resource, name, kind, classes)
-    wrong = copy.deepcopy(found[0])
+    wrong = copy.deepcopy(resources[0])
     wrong["spec"]["replica"] = 2
     with pytest.raises(AssertionError, match="replica"):
         check(wrong, name, kind, classes)

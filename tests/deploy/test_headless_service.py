@@ -1,4 +1,4 @@
-"""What clients of a headless Service see, with a name server of our own: replicas as they come."""
+"""Clients of a headless Service find new replicas, shown with a name server for tests."""
 
 import json
 import socket
@@ -23,7 +23,7 @@ A_RECORD = 1
 
 
 class NameServer:
-    """Answers every question for addresses with `addresses`, to be kept for no time (RFC 1035)."""
+    """Responds to queries for A records with `addresses` and a TTL of 0 (RFC 1035)."""
 
     def __init__(self):
         self.addresses = []
@@ -40,16 +40,16 @@ class NameServer:
 
     def _serve(self):
         while True:
-            question, caller = self._socket.recvfrom(4096)
-            if not question:
+            query, caller = self._socket.recvfrom(4096)
+            if not query:
                 return
-            end = question.index(b"\0", 12) + 5  # the name, its type and its class
-            (kind,) = struct.unpack(">H", question[end - 4 : end - 2])
+            end = query.index(b"\0", 12) + 5  # the name, its type and its class
+            (kind,) = struct.unpack(">H", query[end - 4 : end - 2])
             addresses = self.addresses if kind == A_RECORD else []
-            header = question[:2] + struct.pack(">HHHHH", 0x8580, 1, len(addresses), 0, 0)
-            record = struct.pack(">HHHIH", 0xC00C, A_RECORD, 1, 0, 4)  # kept for 0 seconds
-            answers = b"".join(record + socket.inet_aton(one) for one in addresses)
-            self._socket.sendto(header + question[12:end] + answers, caller)
+            header = query[:2] + struct.pack(">HHHHH", 0x8580, 1, len(addresses), 0, 0)
+            record = struct.pack(">HHHIH", 0xC00C, A_RECORD, 1, 0, 4)  # TTL 0
+            records = b"".join(record + socket.inet_aton(one) for one in addresses)
+            self._socket.sendto(header + query[12:end] + records, caller)
 
 
 @pytest.fixture
@@ -75,24 +75,24 @@ def replicas(tmp_path):
     second.stop()
 
 
-def test_a_new_replica_is_found_when_a_connection_is_told_to_go(name_server, replicas):
+def test_a_new_replica_is_found_when_a_connection_reaches_its_age(name_server, replicas):
     name_server.addresses = ["127.0.0.1"]
     target = f"dns://127.0.0.1:{name_server.port}/replicas.test:{replicas[0].port}"
     options = [
         ("grpc.service_config", json.dumps(ROUND_ROBIN)),
         ("grpc.service_config_disable_resolution", 1),
-        ("grpc.dns_min_time_between_resolutions_ms", 100),  # 30 s, if nobody says so
+        ("grpc.dns_min_time_between_resolutions_ms", 100),  # default: 30 s
     ]
 
-    def answered(replica):
+    def responses(replica):
         return replica.count("requests_total", model="m", version="1", outcome="ok")
 
     with grpc.insecure_channel(target, options) as channel:
         stub = PredictionStub(channel)
         stub.Predict(REQUEST, timeout=20, wait_for_ready=True)
-        assert (answered(replicas[0]), answered(replicas[1])) == (1, 0)
+        assert (responses(replicas[0]), responses(replicas[1])) == (1, 0)
         name_server.addresses = ["127.0.0.1", "127.0.0.2"]
         end = time.monotonic() + 30
-        while not answered(replicas[1]):
+        while not responses(replicas[1]):
             assert time.monotonic() < end, "the new replica was not found"
-            stub.Predict(REQUEST, timeout=20)  # none fails meanwhile
+            stub.Predict(REQUEST, timeout=20)  # none fails

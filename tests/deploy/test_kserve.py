@@ -1,7 +1,7 @@
-"""The manifests for KServe, and the server on what KServe's storage initializer lays down.
+"""The manifests for KServe are valid, and the server loads what KServe's initializer copies.
 
 The initializer (kserve-storage 0.21) copies the content of a folder, or a single file under its
-own name, straight into /mnt/models.
+own name, into /mnt/models.
 """
 
 import grpc
@@ -25,18 +25,18 @@ LAYOUTS = {
 
 
 def runtime(name):
-    found = of_kind(build(KUBERNETES / "kserve"), "ServingRuntime")
-    return next(one for one in found if one["metadata"]["name"] == name)
+    runtimes = of_kind(build(KUBERNETES / "kserve"), "ServingRuntime")
+    return next(one for one in runtimes if one["metadata"]["name"] == name)
 
 
 def arguments(name, models, service="digits"):
-    """As KServe fills them in for an InferenceService."""
+    """Arguments of the container after KServe's substitutions."""
     (container,) = runtime(name)["spec"]["containers"]
-    places = {"=/tmp/": f"={models}-tmp/", "{{.Name}}": service, "=/mnt/models": f"={models}"}
-    filled = list(container["args"])
-    for written, meant in places.items():
-        filled = [one.replace(written, meant) for one in filled]
-    return filled
+    values = {"=/tmp/": f"={models}-tmp/", "{{.Name}}": service, "=/mnt/models": f"={models}"}
+    result = list(container["args"])
+    for placeholder, value in values.items():
+        result = [one.replace(placeholder, value) for one in result]
+    return result
 
 
 def variables(name):
@@ -46,36 +46,36 @@ def variables(name):
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path_factory, monkeypatch):
-    monkeypatch.chdir(tmp_path_factory.mktemp("tmp"))  # as the image's
+    monkeypatch.chdir(tmp_path_factory.mktemp("tmp"))  # like the image's
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_one_model_is_served_under_the_name_of_its_service(layout, tmp_path):
-    for place in LAYOUTS[layout]:
-        onnx_models.save_classifier(tmp_path / "models" / place)
+    for path in LAYOUTS[layout]:
+        onnx_models.save_classifier(tmp_path / "models" / path)
     (tmp_path / "models" / "model.toml").write_text('labels = ["a", "b", "c"]')
     with run_app(arguments("neurona", tmp_path / "models"), variables("neurona")) as server:
         stub = GRPCInferenceServiceStub(server.channel)
         assert stub.ModelReady(ModelReadyRequest(name="digits"), timeout=10).ready
         request = triton_requests.request("digits", x=("FP32", np.ones((2, 4))))
-        answer = stub.ModelInfer(request, timeout=10)
-    assert answer.model_name == "digits"
-    assert triton_requests.arrays(answer)["probabilities"].shape == (2, 3)
+        response = stub.ModelInfer(request, timeout=10)
+    assert response.model_name == "digits"
+    assert triton_requests.arrays(response)["probabilities"].shape == (2, 3)
 
 
 @pytest.mark.parametrize(
-    ("made", "message"),
-    [(True, "no model in digits=.*: expected model.onnx there"), (False, "none of the models can")],
+    ("folder_exists", "message"),
+    [(True, r"no model in digits=.* \(expected model.onnx\)"), (False, "none of the models can")],
 )
-def test_without_a_model_it_does_not_start(made, message, tmp_path):
-    if made:
+def test_without_a_model_it_does_not_start(folder_exists, message, tmp_path):
+    if folder_exists:
         (tmp_path / "models").mkdir()
     server = run_app(arguments("neurona", tmp_path / "models"), variables("neurona"))
     with pytest.raises(LoadError, match=message), server:
         pass
 
 
-def test_a_repository_is_served_whole(tmp_path):
+def test_every_model_of_a_repository_is_served(tmp_path):
     for name in ("a", "b"):
         onnx_models.save_classifier(tmp_path / "models" / name / "1" / "model.onnx")
     name = "neurona-repository"
@@ -88,11 +88,11 @@ def test_a_repository_is_served_whole(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["neurona", "neurona-repository"])
-def test_the_pod_that_kserve_makes_of_it_is_one_that_kubernetes_takes(name):
-    """A runtime's spec is a pod's, with some fields of KServe's own."""
+def test_the_runtime_is_a_valid_pod_spec(name):
+    """A runtime's spec is a pod spec with additional fields of KServe."""
     spec = dict(runtime(name)["spec"])
-    own = {"annotations", "supportedModelFormats", "protocolVersions", "multiModel"}
-    pod = {key: value for key, value in spec.items() if key not in own}
+    additional = {"annotations", "supportedModelFormats", "protocolVersions", "multiModel"}
+    pod = {key: value for key, value in spec.items() if key not in additional}
     manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": pod}
     kubernetes_validate.validate(manifest, "1.37", strict=True)
     (container,) = spec["containers"]
@@ -107,19 +107,19 @@ def test_the_pod_that_kserve_makes_of_it_is_one_that_kubernetes_takes(name):
 
 
 @pytest.mark.parametrize("name", ["neurona", "neurona-repository"])
-def test_it_has_drained_before_it_is_killed(name):
+def test_a_draining_pod_is_not_killed(name):
     (container,) = runtime(name)["spec"]["containers"]
     options = dict(one.removeprefix("--").split("=", 1) for one in container["args"])
     drain = int(options["drain-delay-ms"]) + int(options["drain-timeout-ms"])
-    assert drain / 1000 + 5 <= 30  # Kubernetes' own grace, which a runtime cannot set
+    assert drain / 1000 + 5 <= 30  # Kubernetes' default grace period, which a runtime cannot set
 
 
-def test_the_inference_service_asks_for_what_the_runtime_offers():
+def test_the_inference_service_fits_the_runtime():
     (service,) = of_kind(build(KUBERNETES / "kserve"), "InferenceService")
     model = service["spec"]["predictor"]["model"]
-    offered = runtime(model["runtime"])["spec"]
-    assert model["modelFormat"]["name"] in {f["name"] for f in offered["supportedModelFormats"]}
-    assert model["protocolVersion"] in offered["protocolVersions"]
+    spec = runtime(model["runtime"])["spec"]
+    assert model["modelFormat"]["name"] in {f["name"] for f in spec["supportedModelFormats"]}
+    assert model["protocolVersion"] in spec["protocolVersions"]
     claim = model["storageUri"].removeprefix("pvc://").partition("/")[0]
     models = yaml.safe_load((KUBERNETES / "base" / "models.yaml").read_text())
     assert claim == models["metadata"]["name"]

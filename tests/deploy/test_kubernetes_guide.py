@@ -1,4 +1,4 @@
-"""What deploy/kubernetes/README.md says is what the manifests and the server do."""
+"""deploy/kubernetes/README.md agrees with the manifests and the server."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
 
 
-def test_every_overlay_and_component_is_told_of():
+def test_every_overlay_and_component_is_documented():
     for name in OVERLAYS:
         assert f"| `overlays/{name}` |" in GUIDE
     (components,) = [line for line in GUIDE.splitlines() if line.startswith("| `components/`")]
@@ -27,11 +27,11 @@ def test_every_overlay_and_component_is_told_of():
     assert set(re.findall("`([a-z]+)`", components)) == folders
 
 
-def test_the_overlay_of_ones_own_is_built(tmp_path):
+def test_the_example_overlay_builds(tmp_path):
     overlay, options = blocks("yaml")
     folder = os.path.relpath(ROOT, tmp_path)
-    own = overlay.replace("../neurona/", f"{folder}/") + options
-    (tmp_path / "kustomization.yaml").write_text(own)
+    kustomization = overlay.replace("../neurona/", f"{folder}/") + options
+    (tmp_path / "kustomization.yaml").write_text(kustomization)
     (tmp_path / "neurona.toml").write_text('repository = ["/models"]\n')
     built = build(tmp_path)
     (deployment,) = of_kind(built, "Deployment")
@@ -45,22 +45,22 @@ def test_the_overlay_of_ones_own_is_built(tmp_path):
     assert {"name": config["metadata"]["name"]} in names
 
 
-def test_its_model_toml_is_read_without_a_complaint(tmp_path):
+def test_the_example_model_toml_is_valid(tmp_path):
     (text,) = blocks("toml")
     (tmp_path / "model.toml").write_text(text)
     read_settings(tmp_path)
     assert tomllib.loads(text)["traffic"] == {"canary": 5}
 
 
-def test_its_channel_has_a_service_config_that_grpc_takes():
+def test_grpc_accepts_the_service_config_of_the_example():
     (code,) = blocks("python")
     names = {}
-    exec(compile(code, "README.md", "exec"), names)  # noqa: S102  ours
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102
     with names["channel"]:
         config = names["ROUND_ROBIN"]
         assert json.loads(json.dumps(config)) == config
-    asked = container("cpu")["readinessProbe"]["grpc"]["service"]
-    assert config["healthCheckConfig"]["serviceName"] == asked
+    service = container("cpu")["readinessProbe"]["grpc"]["service"]
+    assert config["healthCheckConfig"]["serviceName"] == service
     (service,) = [
         one["metadata"]["name"]
         for one in of_kind(manifests.overlay("cpu"), "Service")
@@ -69,7 +69,7 @@ def test_its_channel_has_a_service_config_that_grpc_takes():
     assert f"dns:///{service}.neurona.svc.cluster.local:8001" in code
 
 
-def test_its_times_are_those_of_the_manifests():
+def test_the_documented_times_are_those_of_the_manifests():
     variables = environment(container("cpu"))
     spec = manifests.deployment("cpu")["spec"]["template"]["spec"]
     for name, seconds in {
@@ -80,17 +80,17 @@ def test_its_times_are_those_of_the_manifests():
         assert re.search(rf"\| `{name}` \| (then up to )?{seconds} s \|", GUIDE), name
 
 
-def test_paths_that_it_names_are_there():
-    linked = re.findall(r"\]\((?!https?:)([^)#]+)\)", GUIDE)
-    named = re.findall(r"`((?:overlays|components|base|kserve|tests)/[\w./-]*)`", GUIDE)
-    assert len(named) > 10
-    for path in [*linked, *named]:
+def test_paths_in_the_guide_exist():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", GUIDE)
+    paths = re.findall(r"`((?:overlays|components|base|kserve|tests)/[\w./-]*)`", GUIDE)
+    assert len(paths) > 10
+    for path in [*links, *paths]:
         assert (KUBERNETES / path).exists() or (ROOT / path).exists(), path
     for path in re.findall(r"deploy/kubernetes/[\w./-]+[\w]", GUIDE):
         assert (ROOT / path).exists(), path
 
 
-def test_the_shell_for_models_is_one_that_the_namespace_admits():
+def test_the_models_shell_complies_with_the_namespaces_policy():
     pod = yaml.safe_load((KUBERNETES / "models-shell.yaml").read_text())
     kubernetes_validate.validate(pod, "1.37", strict=True)
     spec = pod["spec"]

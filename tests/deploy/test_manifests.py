@@ -1,6 +1,5 @@
-"""What kustomize builds: by the schemas of the Kubernetes API, against itself and the server."""
+"""Overlays are valid by the schemas of Kubernetes, consistent, and fit the server's options."""
 
-import dataclasses
 import json
 import os
 import re
@@ -24,10 +23,10 @@ from neurona_server.config import sources
 from neurona_server.config.options import Config
 from neurona_server.models.onnx.graph_cache import GraphCache
 
-# The oldest that has all that the manifests use, and the newest whose schemas are there.
+# The oldest version with all features that the manifests use, and the newest with schemas.
 VERSIONS = ("1.31", "1.37")
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
-OPTIONS = {option.name for option in dataclasses.fields(Config)}
+OPTIONS = set(Config.__struct_fields__)
 
 
 @pytest.fixture(params=OVERLAYS)
@@ -36,27 +35,27 @@ def name(request):
 
 
 def options_file(name):
-    """neurona.toml as the overlay has it."""
+    """Returns neurona.toml of the overlay."""
     (options,) = of_kind(overlay(name), "ConfigMap")
     return options["data"]["neurona.toml"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_schemas_of_kubernetes_allow_them_and_know_every_field(version):
+def test_manifests_are_valid_by_the_schemas_of_kubernetes(version):
     every = [one for name in OVERLAYS for one in overlay(name) if one["kind"] not in CUSTOM]
-    different = {json.dumps(one, sort_keys=True): one for one in every}  # reading schemas is slow
-    assert len(different) > len(OVERLAYS) + 5
-    for manifest in different.values():
+    unique = {json.dumps(one, sort_keys=True): one for one in every}  # reading schemas is slow
+    assert len(unique) > len(OVERLAYS) + 5
+    for manifest in unique.values():
         kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_a_misspelt_field_would_be_found():
+def test_an_unknown_field_is_an_error():
     manifest = {**deployment("cpu"), "spec": {**deployment("cpu")["spec"], "replica": 2}}
     with pytest.raises(kubernetes_validate.ValidationError, match="'replica' was unexpected"):
         kubernetes_validate.validate(manifest, VERSIONS[-1], strict=True)
 
 
-def test_every_selector_finds_the_pods(name):
+def test_every_selector_matches_the_pods(name):
     labels = deployment(name)["spec"]["template"]["metadata"]["labels"]
     spec = deployment(name)["spec"]
     spread = spec["template"]["spec"]["topologySpreadConstraints"]
@@ -79,24 +78,24 @@ def test_every_selector_finds_the_pods(name):
         assert selector.items() <= labels.items()
 
 
-def test_all_stand_in_one_namespace(name):
+def test_manifests_share_a_namespace(name):
     for manifest in overlay(name):
         if manifest["kind"] != "Namespace":
             assert manifest["metadata"]["namespace"] == "neurona", manifest["kind"]
 
 
-def test_prometheus_finds_each_replica_through_one_service():
+def test_prometheus_scrapes_each_replica_through_one_service():
     services = of_kind(overlay("autoscale"), "Service")
     (monitor,) = of_kind(overlay("autoscale"), "ServiceMonitor")
-    wanted = monitor["spec"]["selector"]["matchLabels"].items()
-    found = [one for one in services if one["metadata"]["labels"].items() >= wanted]
-    assert [one["metadata"]["name"] for one in found] == ["neurona-replicas"]
+    selector = monitor["spec"]["selector"]["matchLabels"].items()
+    selected = [one for one in services if one["metadata"]["labels"].items() >= selector]
+    assert [one["metadata"]["name"] for one in selected] == ["neurona-replicas"]
     (endpoint,) = monitor["spec"]["endpoints"]
-    assert endpoint["port"] in {port["name"] for port in found[0]["spec"]["ports"]}
-    assert found[0]["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "neurona"
+    assert endpoint["port"] in {port["name"] for port in selected[0]["spec"]["ports"]}
+    assert selected[0]["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "neurona"
 
 
-def test_ports_that_are_named_exist(name):
+def test_named_ports_exist(name):
     ports = {port["name"]: port["containerPort"] for port in container(name)["ports"]}
     assert len(ports) == 2
     for service in of_kind(overlay(name), "Service"):
@@ -113,7 +112,7 @@ def test_ports_that_are_named_exist(name):
     assert options["metrics_address"].endswith(f":{ports['metrics']}")
 
 
-def test_every_option_is_one_of_the_server(name, tmp_path, monkeypatch, caplog):
+def test_every_option_is_known_to_the_server(name, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     variables = environment(container(name))
     (tmp_path / "neurona.toml").write_text(options_file(name))
@@ -121,14 +120,14 @@ def test_every_option_is_one_of_the_server(name, tmp_path, monkeypatch, caplog):
     for variable in variables:
         assert variable == "NEURONA_CONFIG" or variable.removeprefix("NEURONA_").lower() in OPTIONS
     variables["NEURONA_CONFIG"] = "neurona.toml"
-    config = sources.load([], variables)  # their values, too
+    config = sources.load([], variables)  # checks their values too
     assert caplog.records == []
     assert config.drain_delay_ms > 0
     assert config.require_gpu == (name == "gpu")
 
 
-def test_no_option_of_the_image_wins_over_the_overlays(name):
-    """The environment wins over neurona.toml: of the image's there is only the file's name."""
+def test_no_variable_of_the_image_wins_over_the_overlays(name):
+    """Variables win over neurona.toml: the image sets only the file's path."""
     dockerfile = ROOT / "deploy" / "Dockerfile"
     if not dockerfile.exists():
         pytest.skip("deploy/ has no Dockerfile")
@@ -136,8 +135,8 @@ def test_no_option_of_the_image_wins_over_the_overlays(name):
     assert image <= environment(container(name)).keys()
 
 
-def test_what_the_options_name_is_mounted(name):
-    """Each file and folder lies in a volume; and only what may change can be written to."""
+def test_paths_in_options_are_mounted(name):
+    """Each file and folder is in a volume, and only the cache and /tmp are writable."""
     spec = deployment(name)["spec"]["template"]["spec"]
     mounts = {one["mountPath"]: one for one in container(name)["volumeMounts"]}
     assert {one["name"] for one in mounts.values()} == {one["name"] for one in spec["volumes"]}
@@ -150,8 +149,8 @@ def test_what_the_options_name_is_mounted(name):
     assert writable == {"/cache", "/tmp"}  # noqa: S108
 
 
-def test_the_cache_is_a_folder_that_is_taken(name, tmp_path):
-    """Its owner's alone, so not the volume itself: an emptyDir is open to the pod's group."""
+def test_the_server_accepts_the_cache_folder(name, tmp_path):
+    """It is inside the volume: an emptyDir itself is accessible to the pod's group."""
     folder = tomllib.loads(options_file(name))["cache"]
     volume = tmp_path / "cache"
     volume.mkdir()
@@ -161,14 +160,14 @@ def test_the_cache_is_a_folder_that_is_taken(name, tmp_path):
         GraphCache(volume)
 
 
-def test_images_are_pinned_to_this_version(name):
+def test_images_have_the_version_of_the_package(name):
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     tag = container(name)["image"].rpartition(":")[2]
     assert re.fullmatch(re.escape(version) + "(-gpu)?", tag), tag
     assert tag.endswith("-gpu") == (name == "gpu")
 
 
-def test_a_node_can_be_drained_and_somebody_serves_on(name):
+def test_a_node_can_be_drained_while_another_replica_serves(name):
     (budget,) = of_kind(overlay(name), "PodDisruptionBudget")
     replicas = deployment(name)["spec"].get("replicas")
     for scaled in of_kind(overlay(name), "ScaledObject"):
@@ -178,7 +177,7 @@ def test_a_node_can_be_drained_and_somebody_serves_on(name):
     assert 0 < budget["spec"]["maxUnavailable"] < replicas
 
 
-def test_an_autoscaler_alone_says_how_many_replicas(name):
+def test_only_the_autoscaler_sets_the_number_of_replicas(name):
     scalers = [one for one in overlay(name) if "scaleTargetRef" in one.get("spec", {})]
     assert [one["spec"]["scaleTargetRef"]["name"] for one in scalers] == (
         ["neurona"] if name.startswith("autoscale") else []
@@ -186,8 +185,8 @@ def test_an_autoscaler_alone_says_how_many_replicas(name):
     assert ("replicas" in deployment(name)["spec"]) == (not scalers)
 
 
-def test_pods_meet_the_restricted_profile(name):
-    """Of the Pod Security Standards, which the namespace enforces; and the root is read-only."""
+def test_pods_comply_with_the_restricted_profile(name):
+    """Of the Pod Security Standards, which the namespace enforces; the root is read-only too."""
     spec = deployment(name)["spec"]["template"]["spec"]
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["runAsUser"] == 10001
@@ -207,14 +206,14 @@ def test_pods_meet_the_restricted_profile(name):
     assert spec["serviceAccountName"] == account["metadata"]["name"]
 
 
-def test_threads_come_from_a_quota_of_whole_cpus(name):
+def test_cpu_limits_are_whole_and_equal_to_requests(name):
     resources = container(name)["resources"]
     assert resources["limits"] == resources["requests"]  # the class Guaranteed
     assert int(resources["limits"]["cpu"]) >= 1
     assert ("nvidia.com/gpu" in resources["limits"]) == (name == "gpu")
 
 
-def test_changed_options_are_a_rollout(name):
+def test_changed_options_cause_a_rollout(name):
     (options,) = of_kind(overlay(name), "ConfigMap")
     assert re.fullmatch("neurona-options-[a-z0-9]{10}", options["metadata"]["name"])
     volumes = deployment(name)["spec"]["template"]["spec"]["volumes"]

@@ -1,4 +1,4 @@
-"""The probes of the manifests, asked of a real server with the options of the manifests."""
+"""A real server with the options of the manifests responds to their probes."""
 
 import http.client
 
@@ -19,7 +19,7 @@ from neurona_server.models.onnx.runtime import CPU
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """A server with the overlay's neurona.toml, its folders elsewhere."""
+    """Starts a server with the neurona.toml of an overlay and folders of this test."""
     root = tmp_path_factory.mktemp("pod")
     onnx_models.save_classifier(root / "models" / "m" / "1" / "model.onnx")
 
@@ -35,41 +35,41 @@ def start(tmp_path_factory):
     return start
 
 
-def asked(name):
-    """The services that the overlay's gRPC probes ask for, by probe."""
-    found = manifests.probes(container(name))
-    return {kind: probe["grpc"]["service"] for kind, probe in found if "grpc" in probe}
+def probed_services(name):
+    """Returns the health services of the overlay's gRPC probes, by probe."""
+    probes = manifests.probes(container(name))
+    return {kind: probe["grpc"]["service"] for kind, probe in probes if "grpc" in probe}
 
 
-def test_the_server_knows_every_service_that_a_probe_asks_for(start):
+def test_every_probed_service_is_serving(start):
     with start("cpu") as server:
         health = HealthStub(server.channel)
-        for service in asked("cpu").values():
+        for service in probed_services("cpu").values():
             state = health.Check(HealthCheckRequest(service=service), timeout=10)
             assert state.status == HealthCheckResponse.SERVING, service
         request = PredictRequest(model="m", inputs=[to_tensor("x", np.ones((1, 4), np.float32))])
         assert PredictionStub(server.channel).Predict(request, timeout=10).model == "m"
 
 
-def test_on_gpus_it_has_started_when_every_model_runs_on_one(start, monkeypatch):
-    """The service is known where a GPU is in play: here the CPU passes for one."""
-    assert asked("gpu")["startupProbe"] == "gpu"
-    assert asked("gpu")["readinessProbe"] == asked("cpu")["readinessProbe"]
+def test_the_startup_probe_checks_that_every_model_runs_on_a_gpu(start, monkeypatch):
+    """The health service gpu exists with a GPU: here the CPU provider counts as one."""
+    assert probed_services("gpu")["startupProbe"] == "gpu"
+    assert probed_services("gpu")["readinessProbe"] == probed_services("cpu")["readinessProbe"]
     monkeypatch.setattr(neurona_server.app, "CPU", f"not {CPU}")
     with start("gpu") as server:
         state = HealthStub(server.channel).Check(HealthCheckRequest(service="gpu"), timeout=10)
         assert state.status == HealthCheckResponse.SERVING
 
 
-def test_with_tls_the_probes_ask_the_metrics_port(start):
-    """The kubelet's gRPC probes speak no TLS."""
-    assert asked("secure") == {}
+def test_with_tls_the_probes_use_the_metrics_port(start):
+    """The kubelet's gRPC probes do not support TLS."""
+    assert probed_services("secure") == {}
     paths = {probe["httpGet"]["path"] for _, probe in manifests.probes(container("secure"))}
     with start("secure") as server:
         connection = http.client.HTTPConnection(server.metrics_address, timeout=10)
         for path in paths:
             connection.request("GET", path)
-            answer = connection.getresponse()
-            assert answer.status == 200, path
-            assert answer.read()
+            response = connection.getresponse()
+            assert response.status == 200, path
+            assert response.read()
         connection.close()

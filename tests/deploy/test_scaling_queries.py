@@ -1,4 +1,4 @@
-"""What the autoscalers ask Prometheus: the same in both, parsed and answered by promtool."""
+"""The queries of both autoscalers are equal, and promtool evaluates them."""
 
 import re
 import shutil
@@ -25,16 +25,16 @@ def adapter_rules():
     return yaml.safe_load(text)["rules"]["external"]
 
 
-def test_both_autoscalers_ask_the_same_and_for_the_same():
-    written = [one["metricsQuery"] for one in adapter_rules()]
-    filled = [query.replace("<<.LabelMatchers>>", 'namespace="neurona"') for query in written]
-    assert [" ".join(query.split()) for query in filled] == keda_queries()
+def test_both_autoscalers_have_the_same_queries_and_thresholds():
+    templates = [one["metricsQuery"] for one in adapter_rules()]
+    queries = [query.replace("<<.LabelMatchers>>", 'namespace="neurona"') for query in templates]
+    assert [" ".join(query.split()) for query in queries] == keda_queries()
     (scaled,) = of_kind(overlay("autoscale"), "ScaledObject")
     (scaler,) = of_kind(overlay("autoscale-hpa"), "HorizontalPodAutoscaler")
     metrics = [one["external"] for one in scaler["spec"]["metrics"]]
     assert [one["metric"]["name"] for one in metrics] == [r["name"]["as"] for r in adapter_rules()]
     thresholds = [float(one["metadata"]["threshold"]) for one in scaled["spec"]["triggers"]]
-    quantities = [one["target"]["value"] for one in metrics]  # as Kubernetes writes them
+    quantities = [one["target"]["value"] for one in metrics]  # in Kubernetes' format
     targets = [float(q.removesuffix("m")) / (1000 if q.endswith("m") else 1) for q in quantities]
     assert targets == thresholds
     behavior = scaled["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
@@ -43,14 +43,14 @@ def test_both_autoscalers_ask_the_same_and_for_the_same():
     assert scaler["spec"]["maxReplicas"] == scaled["spec"]["maxReplicaCount"]
 
 
-def test_the_server_has_what_they_ask_for():
+def test_the_server_exposes_the_metrics_of_the_queries():
     families = Metrics(CollectorRegistry()).registry.collect()
-    known = {family.name: family.type for family in families}
-    named = re.findall(r"neurona_[a-z_]+", " ".join(keda_queries()))
-    assert len(set(named)) == 5
-    for name in named:
+    types = {family.name: family.type for family in families}
+    names = re.findall(r"neurona_[a-z_]+", " ".join(keda_queries()))
+    assert len(set(names)) == 5
+    for name in names:
         family, kind = re.fullmatch(r"(\w+?)_(sum|count|total)", name).groups()
-        assert known[family] == ("counter" if kind == "total" else "histogram"), name
+        assert types[family] == ("counter" if kind == "total" else "histogram"), name
 
 
 def series(name, labels, steps):
@@ -58,11 +58,11 @@ def series(name, labels, steps):
 
 
 DURATIONS = [
-    f"{what}_duration_seconds_{kind}" for what in ("queue", "run") for kind in ("sum", "count")
+    f"{stage}_duration_seconds_{kind}" for stage in ("queue", "run") for kind in ("sum", "count")
 ]
 SLOW, IDLE = 'model="slow",pod="a"', 'model="idle",pod="b"'
 CASES = {
-    # Requests of one model wait 50 ms each for runs of 10 ms; of the other, nobody asks anything.
+    # Requests of one model wait 50 ms each for runs of 10 ms; the other gets no requests.
     "the model that waits longest": (
         [
             series("neurona_queue_duration_seconds_sum", SLOW, 3),
@@ -75,7 +75,7 @@ CASES = {
         ],
         (5, 0.1),
     ),
-    "nobody calls": (
+    "no calls": (
         [
             *(series(f"neurona_{name}", IDLE, 0) for name in DURATIONS),
             series("neurona_requests_total", 'outcome="rejected",pod="b"', 0),
@@ -86,18 +86,18 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_prometheus_answers_them(case, tmp_path):
+def test_prometheus_evaluates_the_queries(case, tmp_path):
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed")
-    given, expected = CASES[case]
+    input_series, expected = CASES[case]
     tests = {
         "rule_files": [],
         "evaluation_interval": "15s",
         "tests": [
             {
                 "interval": "15s",
-                "input_series": given,
+                "input_series": input_series,
                 "promql_expr_test": [
                     {"expr": query, "eval_time": "2m", "exp_samples": [{"value": value}]}
                     for query, value in zip(keda_queries(), expected, strict=True)

@@ -1,4 +1,4 @@
-"""components/traces: where spans go, and that the NetworkPolicy lets them."""
+"""components/traces sends spans to a collector, and the NetworkPolicy allows it."""
 
 import os
 from urllib.parse import urlsplit
@@ -26,12 +26,12 @@ def endpoint(built):
     return sources.load(["--repository", "."], variables).traces_endpoint
 
 
-def test_kubernetes_takes_it(built):
+def test_it_is_valid_by_the_schemas_of_kubernetes(built):
     for manifest in of_kind(built, "Deployment") + of_kind(built, "NetworkPolicy"):
         kubernetes_validate.validate(manifest, "1.37", strict=True)
 
 
-def test_what_may_leave_is_spans_to_their_collector_and_questions_for_its_name(built):
+def test_egress_is_limited_to_the_collector_and_dns(built):
     _, namespace, kind = str(urlsplit(endpoint(built)).hostname).split(".")
     assert kind == "svc"
     (policy,) = of_kind(built, "NetworkPolicy")
@@ -47,4 +47,4 @@ def test_what_may_leave_is_spans_to_their_collector_and_questions_for_its_name(b
     }
     collector = (namespace, "TCP", urlsplit(endpoint(built)).port)
     assert allowed == {collector, ("kube-system", "UDP", 53), ("kube-system", "TCP", 53)}
-    assert len(policy["spec"]["ingress"]) == 2  # as they were
+    assert len(policy["spec"]["ingress"]) == 2  # unchanged

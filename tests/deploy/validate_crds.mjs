@@ -1,5 +1,5 @@
-// Validates resources (JSON on standard input) by the schemas of the CRDs' npm packages, which
-// stand in the folder that is the only argument. Prints a line for each problem.
+// Validates resources (JSON on standard input) by the schemas of the CRDs' npm packages in the folder
+// that is the only argument. Prints a line for each error.
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -27,7 +27,7 @@ for (const resource of JSON.parse(readFileSync(0, "utf8"))) {
 const resource${number}: Type${number} = ${JSON.stringify(resource)};`);
 }
 
-// A schema lets unknown fields pass, as the API server does, which drops them; a type does not.
+// Schemas accept unknown fields, as the API server does, which drops them; types do not.
 const source = join(folder, "resources.ts");
 writeFileSync(source, typed.join("\n") + "\n");
 const compiler = join(folder, "node_modules/typescript/bin/tsc");

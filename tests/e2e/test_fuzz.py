@@ -183,6 +183,7 @@ def random_connections(server, rng, count):
             connection.sendall(raw)
 
 
+@pytest.mark.slow
 def test_the_server_survives_it_all(server):
     rng = random.Random(7)  # noqa: S311
     assert_well(server)

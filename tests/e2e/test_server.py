@@ -184,14 +184,14 @@ def test_odd_models_do_not_stop_the_others(tmp_path, serve):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "no repository: say where the models are"),
+        ([], "no models: name their folder"),
         (["--repository", "nowhere"], "cannot read the repository nowhere: No such file"),
-        (["--repository", "."], "no model in .: expected <name>/<version>/model.onnx"),
+        (["--repository", "."], "no model in . (expected <name>/<version>/model.onnx)"),
         (["--repository", "broken"], "none of the models can be served"),
         (["--repository", "good", "--address", "nohost.invalid:1"], "cannot listen on nohost"),
         (["--repository", "good", "--metrics-address", "127.0.0.1:{taken}"], "Address already in"),
         (["--repository", "good", "--address", "127.0.0.1:{taken}"], "cannot listen on 127.0.0.1"),
-        (["--repository", "good", "--tls-key", "k"], "TLS takes both tls_certificate and tls_key"),
+        (["--repository", "good", "--tls-key", "k"], "incomplete TLS options (expected"),
         (["--repository", "good", "--tls-certificate", "c", "--tls-key", "k"], "cannot read c: No"),
         (["--repository", "good", "--tokens-file", "t"], "cannot read t: No such file"),
     ],

@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from support import onnx_models
 
 from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest, StreamedRequest
 from neurona_protos.prediction_pb2_grpc import PredictionStub
 from neurona_protos.tensors import to_array, to_tensor
+
+pytestmark = pytest.mark.slow
 
 SECONDS = float(os.environ.get("NEURONA_SOAK_SECONDS", "20"))
 KEPT = 3  # versions on disk

@@ -1,3 +1,5 @@
+"""The generated files match the .proto files."""
+
 import os
 import subprocess
 import sys
@@ -8,7 +10,7 @@ import pytest
 PROTOS = Path(__file__).parents[2] / "protos"
 
 
-def test_the_generated_files_are_those_of_the_proto_files(tmp_path):
+def test_the_generated_files_are_up_to_date(tmp_path):
     environment = {**os.environ, "PYTHON": sys.executable}
     subprocess.run(["/bin/sh", PROTOS / "generate.sh", tmp_path], env=environment, check=True)
     fresh = {path.name: path.read_text() for path in tmp_path.iterdir()}

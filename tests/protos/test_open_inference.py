@@ -1,4 +1,4 @@
-"""Our files against the descriptors inside tritonclient, field by field."""
+"""The .proto files of the Open Inference Protocol match tritonclient's, field by field."""
 
 import base64
 import json
@@ -17,15 +17,15 @@ print(json.dumps([base64.b64encode(f.DESCRIPTOR.serialized_pb).decode() for f in
 """
 
 
-def facts(file):
-    """Everything of a file that shows on the wire, as a set of tuples."""
-    found = set()
-    _enums(found, file.package, file.enum_type)
+def wire_facts(file):
+    """Everything in a file that affects the bytes on the wire, as a set of tuples."""
+    facts = set()
+    _enums(facts, file.package, file.enum_type)
     for message in file.message_type:
-        _message(found, file.package, message)
+        _message(facts, file.package, message)
     for service in file.service:
         for rpc in service.method:
-            found.add(
+            facts.add(
                 (
                     f"/{file.package}.{service.name}/{rpc.name}",
                     rpc.input_type,
@@ -34,16 +34,16 @@ def facts(file):
                     rpc.server_streaming,
                 )
             )
-    return found
+    return facts
 
 
-def _message(found, parent, message):
+def _message(facts, parent, message):
     path = f"{parent}.{message.name}"
-    found.add((path, "message", message.options.map_entry))
+    facts.add((path, "message", message.options.map_entry))
     for field in message.field:
         oneof = message.oneof_decl[field.oneof_index].name if field.HasField("oneof_index") else ""
         packed = field.options.packed if field.options.HasField("packed") else None
-        found.add(
+        facts.add(
             (
                 f"{path}.{field.name}",
                 field.number,
@@ -55,14 +55,14 @@ def _message(found, parent, message):
                 packed,
             )
         )
-    _enums(found, path, message.enum_type)
+    _enums(facts, path, message.enum_type)
     for nested in message.nested_type:
-        _message(found, path, nested)
+        _message(facts, path, nested)
 
 
-def _enums(found, parent, enums):
+def _enums(facts, parent, enums):
     for enum in enums:
-        found |= {(f"{parent}.{enum.name}", value.name, value.number) for value in enum.value}
+        facts |= {(f"{parent}.{enum.name}", value.name, value.number) for value in enum.value}
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +74,18 @@ def theirs():
 
 
 @pytest.mark.parametrize(
-    ("index", "ours"), [(0, model_config_pb2), (1, open_inference_pb2)], ids=["config", "service"]
+    ("index", "module"), [(0, model_config_pb2), (1, open_inference_pb2)], ids=["config", "service"]
 )
-def test_every_name_and_number_is_that_of_triton(theirs, index, ours):
-    own = FileDescriptorProto.FromString(ours.DESCRIPTOR.serialized_pb)
-    assert (own.package, own.syntax) == (theirs[index].package, theirs[index].syntax)
-    assert facts(own) == facts(theirs[index])
-    assert len(facts(own)) > 150
+def test_every_name_and_number_is_tritons(theirs, index, module):
+    ours = FileDescriptorProto.FromString(module.DESCRIPTOR.serialized_pb)
+    assert (ours.package, ours.syntax) == (theirs[index].package, theirs[index].syntax)
+    assert wire_facts(ours) == wire_facts(theirs[index])
+    assert len(wire_facts(ours)) > 150
 
 
-def test_a_wrong_number_would_be_seen():
-    own = FileDescriptorProto.FromString(open_inference_pb2.DESCRIPTOR.serialized_pb)
+def test_a_wrong_number_is_detected():
+    ours = FileDescriptorProto.FromString(open_inference_pb2.DESCRIPTOR.serialized_pb)
     wrong = FileDescriptorProto()
-    wrong.CopyFrom(own)
+    wrong.CopyFrom(ours)
     wrong.message_type[3].field[0].number += 1
-    assert facts(wrong) != facts(own)
+    assert wire_facts(wrong) != wire_facts(ours)

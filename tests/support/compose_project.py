@@ -1,4 +1,4 @@
-"""deploy/compose.yaml as a project of its own, and a load that counts what it lost."""
+"""deploy/compose.yaml as a test project, and a load generator that counts failed calls."""
 
 import collections
 import shutil
@@ -15,21 +15,21 @@ FILES = ("deploy/compose.yaml", "tests/deploy/compose.test.yaml")
 
 
 def compose_command():
-    """The plug-in, or the older command of its own; None where there is neither."""
+    """Returns the plug-in `docker compose`, or the older docker-compose; None without both."""
     if docker := shutil.which("docker"):
-        plugged = subprocess.run([docker, "compose", "version"], check=False, capture_output=True)
-        if plugged.returncode == 0:
+        version = subprocess.run([docker, "compose", "version"], check=False, capture_output=True)
+        if version.returncode == 0:
             return [docker, "compose"]
     older = shutil.which("docker-compose")
     return [older] if older else None
 
 
 class Project:
-    """The services of a profile, with volumes of their own, on free ports of loopback."""
+    """The services of a profile, with their own volumes, on free ports of loopback."""
 
     def __init__(self, engine, images, name="neurona-test"):
         command = compose_command()
-        assert command, "there is neither docker compose nor docker-compose"
+        assert command, "docker compose is not installed"
         self._engine = engine
         self._command = [*command, "-p", name]
         for file in FILES:
@@ -46,7 +46,7 @@ class Project:
         )
 
     def up(self, profile):
-        """Stops what another profile has, and waits until the servers of this one are healthy."""
+        """Stops the servers of another profile, starts this one, and waits until it is healthy."""
         if profile != self._profile:
             self("rm", "--stop", "--force", *self._services(self._profile))
         self._profile = profile
@@ -54,7 +54,7 @@ class Project:
         until(lambda: all(map(self.healthy, self.servers())))
 
     def servers(self):
-        """Ids of the containers that serve."""
+        """Returns the ids of the server's containers."""
         service = {"cpu": "neurona", "scale": "replica"}[self._profile]
         return self("ps", "-q", service).stdout.split()
 
@@ -70,9 +70,9 @@ class Project:
 
 
 class Load:
-    """Predicts from several threads, each call after the last one's answer, until it is left.
+    """Predicts from several threads, one call after another, until the context is left.
 
-    Calls are not tried again by the client: what a server or Envoy loses is in `failures`.
+    The client does not retry: calls that a server or Envoy loses are in `failures`.
     """
 
     def __init__(self, address, threads=8):
@@ -81,8 +81,8 @@ class Load:
         self._stubs = [PredictionStub(channel) for channel in self._channels]
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(threads)]
-        self.answers = collections.Counter()
-        """How many answers, by version."""
+        self.responses = collections.Counter()
+        """Number of responses by version."""
         self.failures = []
         self._lock = threading.Lock()
 
@@ -100,13 +100,13 @@ class Load:
         for channel in self._channels:
             channel.close()
 
-    def wait_for(self, more, version=None):
-        """Until so many more answers have come, of the version if one is given."""
-        count = self._count(version) + more
-        until(lambda: self._count(version) >= count or self.failures, every=0.05)
+    def wait_for(self, additional, version=None):
+        """Waits for this number of additional responses (of a version), or a failure."""
+        expected = self._count(version) + additional
+        until(lambda: self._count(version) >= expected or self.failures, every=0.05)
 
     def _count(self, version):
-        return self.answers[version] if version else self.answers.total()
+        return self.responses[version] if version else self.responses.total()
 
     def _run(self, number):
         series = np.full((1, 4, 1), 10.0 + number, np.float32)
@@ -119,4 +119,4 @@ class Load:
                 self.failures.append((error.code(), error.details()))
             else:
                 with self._lock:
-                    self.answers[version] += 1
+                    self.responses[version] += 1

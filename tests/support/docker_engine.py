@@ -17,17 +17,17 @@ DEBIAN = "neurona-test/debian:bookworm-slim"
 
 
 class Engine:
-    """Whatever engine DOCKER_HOST names."""
+    """The Docker engine that DOCKER_HOST names."""
 
     def __init__(self):
-        # The newer command builds with a plug-in that not every machine has; Debian's older one
-        # has BuildKit in it.
-        plugged = self.docker("buildx", "version", check=False).returncode == 0
-        old = "/usr/bin/docker"
-        self._build = "docker" if plugged or not Path(old).exists() else old
+        # The newer docker command builds with a plug-in that may be missing; Debian's older command
+        # includes BuildKit.
+        has_buildx = self.docker("buildx", "version", check=False).returncode == 0
+        older = "/usr/bin/docker"
+        self._build = "docker" if has_buildx or not Path(older).exists() else older
 
     def docker(self, *arguments, check=True, timeout=300, command="docker", **environment):
-        """The finished command; AssertionError with what it said when it fails and `check`."""
+        """Runs a docker command; with `check`, a failure is an AssertionError with its output."""
         done = subprocess.run(
             [command, *arguments],
             check=False,
@@ -49,19 +49,19 @@ class Engine:
         )
         return name
 
-    def inspect(self, container, what):
-        return self.docker("inspect", "--format", "{{" + what + "}}", container).stdout.strip()
+    def inspect(self, container, field):
+        return self.docker("inspect", "--format", "{{" + field + "}}", container).stdout.strip()
 
     def has(self, image):
         return self.docker("image", "inspect", image, check=False).returncode == 0
 
 
 def prepare_images(engine, pip):
-    """Builds what compose.yaml starts: its variables, and BASE_IMAGE."""
+    """Builds the images of compose.yaml; returns its variables, and BASE_IMAGE."""
     base = base_image(engine)
     options = ("--build-arg", f"BASE_IMAGE={base}")
 
-    def own(name, target):
+    def build(name, target):
         return engine.build(f"neurona-test/{name}", "deploy/Dockerfile", target, *options, *pip)
 
     def stand_in(name):
@@ -71,17 +71,17 @@ def prepare_images(engine, pip):
 
     return {
         "BASE_IMAGE": base,
-        "NEURONA_IMAGE": own("neurona", "server"),
-        "NEURONA_TRAINING_IMAGE": own("training", "training"),
+        "NEURONA_IMAGE": build("neurona", "server"),
+        "NEURONA_TRAINING_IMAGE": build("training", "training"),
         "PROMETHEUS_IMAGE": stand_in("prometheus"),
         "ENVOY_IMAGE": stand_in("envoy"),
     }
 
 
 def base_image(engine):
-    """Debian's slim image, or one made of its packages where none can be pulled."""
-    if named := os.environ.get("NEURONA_BASE_IMAGE"):
-        return named
+    """Returns Debian's slim image, or one made of its packages where none can be pulled."""
+    if name := os.environ.get("NEURONA_BASE_IMAGE"):
+        return name
     if engine.has(DEBIAN):
         return DEBIAN
     if engine.docker("pull", "debian:bookworm-slim", check=False).returncode == 0:
@@ -94,23 +94,25 @@ def base_image(engine):
 
 @contextlib.contextmanager
 def pip_options(folder):
-    """Build options that let pip find in a build what this machine's pip finds in a folder."""
+    """Yields build options with which pip uses the wheels of this machine's find-links folder."""
     command = [sys.executable, "-m", "pip", "config", "get", "global.find-links"]
-    found = subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
-    if not Path(found or "/nowhere").is_dir():
+    folder_of_wheels = subprocess.run(
+        command, check=False, capture_output=True, text=True
+    ).stdout.strip()
+    if not Path(folder_of_wheels or "/nowhere").is_dir():
         yield ()
         return
-    handler = functools.partial(_Quiet, directory=found)
+    handler = functools.partial(_SilentHandler, directory=folder_of_wheels)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     conf = folder / "pip.conf"
     conf.write_text(f"[global]\nfind-links = http://127.0.0.1:{server.server_port}/\n")
-    own_torch = any(Path(found).glob("torch-*.whl"))
+    has_torch = any(Path(folder_of_wheels).glob("torch-*.whl"))
     try:
         yield (
             *("--secret", f"id=pip_conf,src={conf}"),
-            *(("--build-arg", "TORCH_INDEX=") if own_torch else ()),
+            *(("--build-arg", "TORCH_INDEX=") if has_torch else ()),
         )
     finally:
         server.shutdown()
@@ -118,7 +120,7 @@ def pip_options(folder):
         server.server_close()
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
+class _SilentHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
@@ -134,11 +136,11 @@ def free_ports(count):
 
 
 def until(condition, seconds=90.0, every=0.25):
-    """What `condition` returns, once that is true; AssertionError after so many seconds.
+    """Polls until `condition` returns something true, and returns it; AssertionError on timeout.
 
-    For what another process tells to nobody who waits."""
+    For states of other processes that cannot be awaited."""
     end = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < end, f"not so after {seconds:g} s: {condition}"
+        assert time.monotonic() < end, f"timeout: {condition} (expected within {seconds:g} s)"
         time.sleep(every)
     return value

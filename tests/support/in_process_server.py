@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from neurona_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -92,7 +93,7 @@ class InProcessServer:
             self.registry,
             load,
             self.metrics,
-            ReconcilerOptions(VersionPolicy(every=every), explicit=explicit),
+            ReconcilerOptions(VersionPolicy(all_versions=every), explicit=explicit),
         )
         self.reconciler.start(load_model)
         self.open_inference = OpenInference(
@@ -100,7 +101,7 @@ class InProcessServer:
             self.metrics,
             lambda: all(m.state == State.STATE_READY for m in self.registry.models()),
             control=control or (self.reconciler if explicit else None),
-            versions=VersionPolicy(every=every),
+            versions=VersionPolicy(all_versions=every),
             shared_memory=shared_memory,
             limits=limits,
         )
@@ -156,7 +157,9 @@ def run_app(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterato
     """
     address, metrics_address = free_addresses(2)
     config = sources.load(arguments, environment)
-    config = replace(config, address=address, metrics_address=metrics_address, drain_delay_ms=0)
+    config = msgspec.structs.replace(
+        config, address=address, metrics_address=metrics_address, drain_delay_ms=0
+    )
     app = App(config)
     app.start()
     try:

@@ -20,7 +20,7 @@ Manifest = dict[str, Any]
 
 @functools.cache
 def build(folder: Path) -> list[Manifest]:
-    """What `kubectl apply -k` would apply; skips the test where there is no kubectl."""
+    """Returns what `kubectl apply -k` would apply; skips the test without kubectl."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("kubectl is not installed")
@@ -28,7 +28,7 @@ def build(folder: Path) -> list[Manifest]:
         [kubectl, "kustomize", folder], check=False, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # it warns of what is deprecated
+    assert done.stderr == ""  # it warns about deprecated fields
     return list(yaml.safe_load_all(done.stdout))
 
 
@@ -41,21 +41,21 @@ def of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
 
 
 def deployment(name: str) -> Manifest:
-    (only,) = of_kind(overlay(name), "Deployment")
-    return only
+    (manifest,) = of_kind(overlay(name), "Deployment")
+    return manifest
 
 
 def container(name: str) -> Manifest:
-    (only,) = deployment(name)["spec"]["template"]["spec"]["containers"]
-    return only
+    (manifest,) = deployment(name)["spec"]["template"]["spec"]["containers"]
+    return manifest
 
 
-def environment(one: Manifest) -> dict[str, str]:
-    """Of a container."""
-    return {variable["name"]: variable["value"] for variable in one.get("env", ())}
+def environment(manifest: Manifest) -> dict[str, str]:
+    """Returns the variables of a container."""
+    return {variable["name"]: variable["value"] for variable in manifest.get("env", ())}
 
 
-def probes(one: Manifest) -> Iterator[tuple[str, Manifest]]:
-    """Of a container, by kind."""
+def probes(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:
+    """Yields the probes of a container with their kinds."""
     for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
-        yield kind, one[kind]
+        yield kind, manifest[kind]

@@ -1,4 +1,4 @@
-"""What the training tests share: each recipe trained once, in full, by its command."""
+"""Fixtures of the training tests: each recipe trained once, in full, by the command."""
 
 from collections.abc import Callable
 from functools import cache
@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from neurona_training.cli.pipeline import main
+from neurona_training.cli.main import main
 
 Runner = Callable[[bytes, NDArray[np.float32]], NDArray[np.float32]]
 
@@ -36,8 +36,8 @@ def ask() -> Runner:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        (answer,) = session.run(None, {session.get_inputs()[0].name: inputs})
-        return answer
+        (outputs,) = session.run(None, {session.get_inputs()[0].name: inputs})
+        return outputs
 
     return run
 

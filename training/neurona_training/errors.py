@@ -1,21 +1,24 @@
-"""What can go wrong in a training run for a reason that its user can act on."""
+"""Errors of a training run that the person who started it can act on.
+
+They are alone because all other modules raise them.
+"""
 
 
 class TrainingError(Exception):
-    """The message is one line for the person who started the run."""
+    """Base of the others; the message is one line for the person who started the run."""
 
 
 class DataError(TrainingError):
-    """Data that cannot be read, or that no network can be trained on."""
+    """Data that cannot be read, or on which no network can be trained."""
 
 
 class FitError(TrainingError):
-    """A training that cannot go on: the loss is no number, or the checkpoint is another run's."""
+    """Training cannot continue: the loss is not finite, or the checkpoint is of another run."""
 
 
 class ExportError(TrainingError):
-    """An exported graph that is not the trained network."""
+    """The exported graph differs from the trained network, or cannot be made."""
 
 
 class OutputError(TrainingError):
-    """A place that cannot be written to."""
+    """A file that cannot be written, or a model repository that cannot be read."""

@@ -1,1 +1,1 @@
-"""What one call does, without I/O, and the two drivers that perform it."""
+"""Operations (what one call does, without I/O) and the two drivers that run them."""

@@ -1,95 +1,100 @@
-"""Conversations in an event loop: each waits in its coroutine."""
+"""Runs operations in an event loop: each waits in the coroutine of its caller."""
 
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from neurona_client.calls.backpressure import Gate
-from neurona_client.calls.steps import Deadline, Step
+from neurona_client.calls.backpressure import CapacityLimiter
+from neurona_client.calls.steps import Deadline, Operation, Step
 from neurona_client.errors import ClosedError, NeuronaError
 from neurona_client.transport.grpc_calls import Outcome
-from neurona_client.transport.stream import Pending, Stream
+from neurona_client.transport.stream import PendingRequest, Stream
 
 T = TypeVar("T")
 
 
-class Reply:
-    """What one coroutine waits for."""
+class CoroutineReply:
+    """The outcome that one coroutine waits for."""
 
     __slots__ = ("_resolve", "future")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, resolve: "Resolve") -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, resolve: Callable[["CoroutineReply", Outcome], None]
+    ) -> None:
         self._resolve = resolve
         self.future: asyncio.Future[Outcome] = loop.create_future()
 
     def __call__(self, outcome: Outcome) -> None:
-        """From any thread."""
+        """Deliver the outcome, from any thread."""
         self._resolve(self, outcome)
 
 
-Resolve = Callable[[Reply, Outcome], None]
-
-
-class Loop:
-    """The event loop of a client's first call, which is that of all."""
+class LoopDriver:
+    """Runs the operations of one client in the event loop of its first call."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._came: deque[tuple[Reply, Outcome]] = deque()
-        self._is_told = False
-        """It will look at what came: each word to a loop from outside is a system call."""
+        self._outcomes: deque[tuple[CoroutineReply, Outcome]] = deque()
+        self._is_wake_up_scheduled = False
+        """The loop is about to resolve `_outcomes`: each wake-up from outside is a system call."""
 
-    def deliver(self, _: Stream, told: Any) -> None:
+    def deliver(self, _: Stream, deliveries: Any) -> None:
+        """Deliver outcomes of a stream, from any thread; see `Deliver`."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-                self._loop.call_soon_threadsafe(_resolve, told)
+                self._loop.call_soon_threadsafe(_resolve_deliveries, deliveries)
 
-    def soon(self, begin: Callable[[], None]) -> None:
-        """When the coroutines that can run have run."""
+    def yield_then(self, write: Callable[[], None]) -> None:
+        """Let the coroutines that can run submit their requests first; see `ScheduleWrite`."""
         if self._loop is not None:
-            self._loop.call_soon(begin)
+            self._loop.call_soon(write)
 
-    async def run(self, conversation: Generator[Step, bytes, T]) -> T:
+    async def run(self, operation: Operation[T]) -> T:
+        """Run an operation in this coroutine and return its result."""
         try:
-            loop = self._running()
-            step = next(conversation)
+            loop = self._running_loop()
+            step = next(operation)
             while True:
-                outcome = await self._done(step, loop)
+                outcome = await self._perform(step, loop)
                 if isinstance(outcome, NeuronaError):
-                    step = conversation.throw(outcome)
+                    step = operation.throw(outcome)
                 else:
-                    step = conversation.send(outcome)
+                    step = operation.send(outcome)
         except StopIteration as end:
             result: T = end.value
             return result
         finally:
-            conversation.close()
+            operation.close()
 
-    async def together(
-        self, gate: Gate, stream: Stream, message: bytes, deadline: Deadline
+    async def send_streamed(
+        self, capacity: CapacityLimiter, stream: Stream, message: bytes, deadline: Deadline
     ) -> Outcome:
-        """The short way of a request that the gate has let in. Raises DeadlineError."""
+        """Send a request on a stream without an operation, and release its capacity at the end.
+
+        Raises:
+            DeadlineExceededError: there was no outcome before the deadline.
+        """
         pending = timer = None
         try:
-            loop = self._running()
-            reply = Reply(loop, self._resolve)
-            pending = Pending(message, reply)
-            left = deadline.left()
-            if left is not None:
-                timer = loop.call_later(left, _expire, reply, deadline)
-            stream.put(pending)
+            loop = self._running_loop()
+            reply = CoroutineReply(loop, self._resolve_later)
+            pending = PendingRequest(message, reply)
+            remaining = deadline.remaining()
+            if remaining is not None:
+                timer = loop.call_later(remaining, _expire, reply, deadline)
+            stream.submit(pending)
             return await reply.future
         finally:
             if pending is not None:
-                pending.abandoned = True  # which cancelling and the deadline make it
+                pending.abandoned = True  # has an effect if it was cancelled or is late
             if timer is not None:
                 timer.cancel()
-            gate.leave(len(message))
+            capacity.release(len(message))
 
-    async def _done(self, step: Step, loop: asyncio.AbstractEventLoop) -> Outcome:
-        reply = Reply(loop, self._resolve)
+    async def _perform(self, step: Step, loop: asyncio.AbstractEventLoop) -> Outcome:
+        reply = CoroutineReply(loop, self._resolve_later)
         give_up = step.start(reply)
         try:
             if step.timeout is None:
@@ -98,46 +103,47 @@ class Loop:
                 return await reply.future
         except TimeoutError:
             give_up()
-            return step.expired()
+            return step.timeout_outcome()
         except BaseException:  # the coroutine is cancelled
             give_up()
             raise
 
-    def _resolve(self, reply: Reply, outcome: Outcome) -> None:
-        self._came.append((reply, outcome))
-        if not self._is_told and self._loop is not None:
-            self._is_told = True
+    def _resolve_later(self, reply: CoroutineReply, outcome: Outcome) -> None:
+        self._outcomes.append((reply, outcome))
+        if not self._is_wake_up_scheduled and self._loop is not None:
+            self._is_wake_up_scheduled = True
             with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-                self._loop.call_soon_threadsafe(self._resolve_all)
+                self._loop.call_soon_threadsafe(self._resolve_outcomes)
 
-    def _resolve_all(self) -> None:
-        self._is_told = False  # before it looks, so that what comes meanwhile is seen now or then
-        while self._came:
-            reply, outcome = self._came.popleft()
+    def _resolve_outcomes(self) -> None:
+        # Before the queue is read, so that an outcome that arrives meanwhile is read now or then.
+        self._is_wake_up_scheduled = False
+        while self._outcomes:
+            reply, outcome = self._outcomes.popleft()
             if not reply.future.done():
                 reply.future.set_result(outcome)
 
-    def _running(self) -> asyncio.AbstractEventLoop:
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            self._belong_to(loop)
+            self._bind(loop)
         return loop
 
-    def _belong_to(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not None:
             raise ClosedError(
-                "the client belongs to another event loop, that of its first call: make one for "
-                "each loop"
+                "client belongs to another event loop, that of its first call (expected one client "
+                "for each loop)"
             )
         self._loop = loop
 
 
-def _resolve(told: Sequence[tuple[Reply, Outcome]]) -> None:
-    for reply, outcome in told:
+def _resolve_deliveries(deliveries: Sequence[tuple[CoroutineReply, Outcome]]) -> None:
+    for reply, outcome in deliveries:
         if not reply.future.done():
             reply.future.set_result(outcome)
 
 
-def _expire(reply: Reply, deadline: Deadline) -> None:
+def _expire(reply: CoroutineReply, deadline: Deadline) -> None:
     if not reply.future.done():
-        reply.future.set_exception(deadline.error())
+        reply.future.set_exception(deadline.exceeded_error())

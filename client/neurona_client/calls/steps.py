@@ -1,102 +1,157 @@
-"""What a call does, step by step, without waiting: a driver does each step and says how it went.
+"""Steps: the single actions of a call, such as to send a request or to pause.
 
-A conversation is a generator that yields steps and returns its result. `Client` waits for a step
-in the caller's thread, `AsyncClient` in its event loop; all else is here.
+An operation is a generator that yields steps and returns its result; a driver performs each step
+and sends the outcome back in. `Client` waits for a step in the caller's thread, `AsyncClient` in
+its event loop; everything else is the same code, without I/O.
 """
 
 import math
-import random
 import time
 from collections.abc import Callable, Generator
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from neurona_client.calls.backpressure import Gate
-from neurona_client.errors import (
-    ClosedError,
-    DeadlineError,
-    NeuronaError,
-    OverloadedError,
-    UnavailableError,
-    UnreachableError,
-)
-from neurona_client.options import Retries
-from neurona_client.transport.endpoint import SAYS_NOTHING, Endpoint, late
-from neurona_client.transport.endpoint_pool import Fleet
-from neurona_client.transport.grpc_calls import Done, Metadata, Outcome
+from neurona_client.calls.backpressure import CapacityLimiter
+from neurona_client.errors import DeadlineExceededError
+from neurona_client.transport.endpoint import Endpoint, generic_deadline_error
+from neurona_client.transport.endpoint_pool import EndpointPool
+from neurona_client.transport.grpc_calls import Metadata, Outcome, OutcomeCallback
 
-_LAST_TRY = 1.0
-"""Seconds for a call that is to tell why nobody can be reached."""
+T = TypeVar("T")
 
-_GRACE = 0.05
-"""Seconds that a driver gives gRPC to say that the time is up, as it knows more."""
+_TIMEOUT_GRACE_SECONDS = 0.05
+"""How much longer a driver waits than gRPC, whose error says more about a missed deadline."""
 
-_LONGEST = 1e8
-"""Seconds. What is longer is never: gRPC takes it for a time that has passed."""
+_MAX_TIMEOUT_SECONDS = 1e8
+"""A longer timeout means none: gRPC would take it for a time in the past."""
 
 
 class Step(Protocol):
+    """One action of an operation."""
+
     timeout: float | None
+    """Seconds after which the driver gives the step up; None: never."""
 
-    def start(self, done: Done) -> Callable[[], bool | None]:
-        """Begins it; what is returned gives it up, and is true if `done` is or will be called."""
+    def start(self, callback: OutcomeCallback) -> Callable[[], bool | None]:
+        """Start the action.
 
-    def expired(self) -> Outcome:
-        """What it ends with if nothing came within `timeout`."""
+        Args:
+            callback: receives the outcome.
+
+        Returns:
+            What gives the action up. It returns true if the outcome exists, and `callback` was or
+            will be called.
+        """
+
+    def timeout_outcome(self) -> Outcome:
+        """Return the outcome after `timeout` seconds without one."""
 
 
-Conversation = Generator[Step, bytes, bytes]
+Operation = Generator[Step, bytes, T]
+"""Yields steps, receives their responses (errors are raised inside), returns a T."""
+
+Call = Operation[bytes]
+"""An operation that returns the response of a call."""
+
+
+class Deadline:
+    """The point in time at which an operation must have ended."""
+
+    __slots__ = ("_end", "timeout")
+
+    def __init__(self, timeout: float | None) -> None:
+        """Start the time.
+
+        Args:
+            timeout: seconds from now; None: no deadline.
+
+        Raises:
+            ValueError: the timeout is NaN.
+        """
+        if timeout is not None and not timeout <= _MAX_TIMEOUT_SECONDS:
+            if math.isnan(timeout):
+                raise ValueError("timeout is NaN (expected seconds, or None)")
+            timeout = None
+        self.timeout = timeout
+        self._end = None if timeout is None else time.monotonic() + timeout
+
+    def remaining(self) -> float | None:
+        """Return the seconds until the deadline; None if there is none.
+
+        Raises:
+            DeadlineExceededError: it has passed.
+        """
+        if self._end is None:
+            return None
+        remaining = self._end - time.monotonic()
+        if remaining <= 0:
+            raise self.exceeded_error()
+        return remaining
+
+    def exceeded_error(self) -> DeadlineExceededError:
+        """Return the error of an operation that missed the deadline."""
+        return DeadlineExceededError(f"deadline exceeded: no response within {self.timeout:g} s")
 
 
 class Pause:
+    """Does nothing for a number of seconds."""
+
     def __init__(self, seconds: float) -> None:
         self.timeout: float | None = seconds
 
-    def start(self, _: Done) -> Callable[[], None]:
-        return _nothing
+    def start(self, _: OutcomeCallback) -> Callable[[], None]:
+        """See `Step.start`."""
+        return _do_nothing
 
-    def expired(self) -> Outcome:
+    def timeout_outcome(self) -> Outcome:
+        """See `Step.timeout_outcome`."""
         return b""
 
 
-class UntilReachable:
-    """Ends when a server can be reached, or after `timeout`."""
+class WaitForEndpoint:
+    """Waits until a server is reachable, or until `timeout`."""
 
-    def __init__(self, fleet: Fleet, timeout: float | None) -> None:
+    def __init__(self, pool: EndpointPool, timeout: float | None) -> None:
         self.timeout = timeout
-        self._fleet = fleet
+        self._pool = pool
 
-    def start(self, done: Done) -> Callable[[], None]:
-        def reached() -> None:
-            done(b"")
+    def start(self, callback: OutcomeCallback) -> Callable[[], None]:
+        """See `Step.start`."""
 
-        self._fleet.when_ready(reached)
-        return lambda: self._fleet.forget(reached)
+        def on_reachable() -> None:
+            callback(b"")
 
-    def expired(self) -> Outcome:
+        self._pool.call_when_reachable(on_reachable)
+        return lambda: self._pool.cancel_callback(on_reachable)
+
+    def timeout_outcome(self) -> Outcome:
+        """See `Step.timeout_outcome`."""
         return b""
 
 
-class UntilRoom:
-    """Ends when a request of so many bytes may be under way."""
+class WaitForCapacity:
+    """Waits until a request of a size in bytes may be sent."""
 
-    def __init__(self, gate: Gate, size: int, timeout: float | None) -> None:
+    def __init__(self, capacity: CapacityLimiter, size: int, timeout: float | None) -> None:
         self.timeout = timeout
-        self._gate = gate
+        self._capacity = capacity
         self._size = size
 
-    def start(self, done: Done) -> Callable[[], None]:
-        def granted() -> None:
-            done(b"")
+    def start(self, callback: OutcomeCallback) -> Callable[[], None]:
+        """See `Step.start`."""
 
-        self._gate.wait(self._size, granted)
-        return lambda: self._gate.withdraw(self._size, granted)
+        def on_acquired() -> None:
+            callback(b"")
 
-    def expired(self) -> Outcome:
-        return late()
+        self._capacity.acquire_later(self._size, on_acquired)
+        return lambda: self._capacity.cancel_acquire(self._size, on_acquired)
+
+    def timeout_outcome(self) -> Outcome:
+        """See `Step.timeout_outcome`."""
+        return generic_deadline_error()
 
 
-class Alone:
-    """A call of its own."""
+class UnaryCall:
+    """Sends a request as a gRPC call of its own."""
 
     def __init__(
         self,
@@ -106,141 +161,18 @@ class Alone:
         timeout: float | None,
         metadata: Metadata,
     ) -> None:
-        self.timeout = None if timeout is None else timeout + _GRACE
+        self.timeout = None if timeout is None else timeout + _TIMEOUT_GRACE_SECONDS
         self._endpoint = endpoint
-        self._asked = (path, message, timeout, metadata)
+        self._arguments = (path, message, timeout, metadata)
 
-    def start(self, done: Done) -> Callable[[], None]:
-        return self._endpoint.call(*self._asked, done)
+    def start(self, callback: OutcomeCallback) -> Callable[[], None]:
+        """See `Step.start`."""
+        return self._endpoint.call(*self._arguments, callback)
 
-    def expired(self) -> Outcome:
-        return late()
-
-
-class Deadline:
-    """A point in time. `timeout` None: never. Raises ValueError if it is no number."""
-
-    __slots__ = ("_end", "timeout")
-
-    def __init__(self, timeout: float | None) -> None:
-        if timeout is not None and not timeout <= _LONGEST:
-            if math.isnan(timeout):
-                raise ValueError("the timeout is NaN; expected seconds, or None")
-            timeout = None
-        self.timeout = timeout
-        self._end = None if timeout is None else time.monotonic() + timeout
-
-    def left(self) -> float | None:
-        """Seconds. Raises DeadlineError when it has passed."""
-        if self._end is None:
-            return None
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise self.error()
-        return left
-
-    def error(self) -> DeadlineError:
-        return DeadlineError(f"no answer within {self.timeout:g} s")
+    def timeout_outcome(self) -> Outcome:
+        """See `Step.timeout_outcome`."""
+        return generic_deadline_error()
 
 
-Send = Callable[[Endpoint, float | None], Step]
-"""From a server and the seconds that are left to the step that asks it."""
-
-Ask = Callable[[Fleet, Endpoint, Deadline, Send], Conversation]
-"""Asks a server, and perhaps another one."""
-
-
-def tried(
-    fleet: Fleet,
-    retries: Retries,
-    deadline: Deadline,
-    send: Send,
-    first: NeuronaError | None = None,
-    ask: Ask | None = None,
-) -> Conversation:
-    """Sends until there is an answer, or an error that trying again does not mend.
-
-    first: what it ended with when it was sent before.
-    ask: how each server is asked; None: once.
-
-    Raises NeuronaError.
-    """
-    pauses = _pauses(retries)
-    last: Endpoint | None = None
-    for attempt in range(1, retries.attempts + 1):
-        try:
-            if attempt == 1 and first is not None:
-                raise first
-            last = fleet.pick(last)
-            if last is None:
-                last = yield from _reachable(fleet, retries, deadline)
-            if ask is not None:
-                return (yield from ask(fleet, last, deadline, send))
-            return (yield send(last, deadline.left()))
-        except DeadlineError as error:
-            if str(error) in SAYS_NOTHING:
-                raise deadline.error() from None
-            raise  # the server says more
-        except (OverloadedError, UnavailableError) as error:
-            if fleet.closed:
-                raise ClosedError(fleet.closed) from None
-            pause = _pause(error, next(pauses), fleet)
-            if attempt == retries.attempts or pause is None or isinstance(error, UnreachableError):
-                raise
-            left = deadline.left()
-            if left is not None and pause >= left:
-                raise
-        if pause:
-            yield Pause(pause)
-    raise AssertionError("there is at least one attempt")
-
-
-def _reachable(
-    fleet: Fleet, retries: Retries, deadline: Deadline
-) -> Generator[Step, bytes, Endpoint]:
-    """The server to ask. Where there is none, the first: asking it tells why."""
-    end = Deadline(retries.patience)
-    while True:
-        left = deadline.left()
-        try:
-            patience = end.left() or 0.0
-        except DeadlineError:
-            raise (yield from _reason(fleet, retries, deadline)) from None
-        yield UntilReachable(fleet, patience if left is None else min(left, patience))
-        if (endpoint := fleet.pick()) is not None:
-            return endpoint
-
-
-def _reason(
-    fleet: Fleet, retries: Retries, deadline: Deadline
-) -> Generator[Step, bytes, UnreachableError]:
-    """Asks a server that seems out of reach: gRPC then says what is wrong."""
-    left = deadline.left()
-    timeout = _LAST_TRY if left is None else min(left, _LAST_TRY)
-    text = f"no server could be reached at {fleet.named} within {retries.patience:g} s"
-    try:
-        yield Alone(fleet.endpoints[0], "/grpc.health.v1.Health/Check", b"", timeout, ())
-    except NeuronaError as error:
-        if isinstance(error, UnavailableError):
-            text += f": {error}"
-    return UnreachableError(text)
-
-
-def _pause(error: OverloadedError | UnavailableError, pause: float, fleet: Fleet) -> float | None:
-    """Seconds before the next attempt; None: trying again does not help."""
-    if isinstance(error, OverloadedError):
-        if error.retry_after is None:
-            return None
-        return error.retry_after * random.uniform(1.0, 1.5)  # noqa: S311
-    return 0.0 if fleet.has_another() else pause
-
-
-def _pauses(retries: Retries) -> Generator[float, None, None]:
-    pause = retries.first_pause
-    while True:
-        yield pause * random.uniform(0.5, 1.0)  # noqa: S311
-        pause = min(2 * pause, retries.longest_pause)
-
-
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass

@@ -1,135 +1,146 @@
-"""Conversations in threads: each waits in its caller's."""
+"""Runs operations in threads: each waits in the thread of its caller."""
 
 import _thread
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from neurona_client.calls.backpressure import Gate
-from neurona_client.calls.steps import Deadline, Step
+from neurona_client.calls.backpressure import CapacityLimiter
+from neurona_client.calls.steps import Deadline, Operation, Step
 from neurona_client.errors import NeuronaError
 from neurona_client.transport.grpc_calls import Outcome
-from neurona_client.transport.stream import Pending, Stream, Together
+from neurona_client.transport.stream import PendingRequest, Stream, StreamedCall
 
 T = TypeVar("T")
 
 
-class Reply:
-    """What one thread waits for. A bare lock wakes it with the fewest steps."""
+class ThreadReply:
+    """The outcome that one thread waits for. A bare lock wakes it with the least overhead."""
 
-    __slots__ = ("_lock", "_next", "_stream", "outcome")
+    __slots__ = ("_lock", "_next_reply", "_stream", "outcome")
 
     def __init__(self) -> None:
         self._lock = _thread.allocate_lock()
         self._lock.acquire()
-        self._next: Reply | None = None  # who is woken by this one
-        self._stream: Stream | None = None  # of the last one, that goes on then
+        self._next_reply: ThreadReply | None = None  # the one that this one wakes
+        self._stream: Stream | None = None  # of the last one, which releases its hold
 
     def __call__(self, outcome: Outcome) -> None:
+        """Store the outcome and wake the thread."""
         self.outcome: Outcome = outcome
         self._lock.release()
 
     def wait(self, timeout: float | None) -> bool:
-        """Whether there is an outcome."""
+        """Wait some seconds; return whether there is an outcome."""
         if timeout is None:
             self._lock.acquire()
         elif not self._lock.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX)):
             return False
-        self.pass_on()
+        self.wake_next()
         return True
 
-    def pass_on(self) -> None:
-        """Wakes whoever is next. Twice does no harm."""
-        if self._next is not None:
+    def wake_next(self) -> None:
+        """Wake the next thread. May be called again."""
+        if self._next_reply is not None:
             try:  # noqa: SIM105
-                self._next._lock.release()
-            except RuntimeError:  # it has been woken, and did not run yet
+                self._next_reply._lock.release()
+            except RuntimeError:  # it was woken before, and has not run yet
                 pass
-            self._next = None
+            self._next_reply = None
         elif self._stream is not None:
-            self._stream.let_go()
+            self._stream.release_hold()
             self._stream = None
 
     @staticmethod
-    def deliver(stream: Stream, told: Any) -> None:
-        """Each thread wakes the next one, and the last has the stream go on. So they do not all
-        wake up to wait for the interpreter, and what they ask next travels together: a thread
-        runs until it waits for its next answer, and then the one that it has woken does."""
-        last = told[0][0]
-        for reply, outcome in told:
+    def deliver(stream: Stream, deliveries: Any) -> None:
+        """Deliver outcomes: each thread wakes the next one, and the last has the stream go on.
+
+        So the threads do not all wake up to wait for the interpreter lock, and their next requests
+        travel together: a thread runs until it waits for its next outcome, and then the one runs
+        that it has woken.
+        """
+        last = deliveries[0][0]
+        for reply, outcome in deliveries:
             reply.outcome = outcome
-            last._next = reply
+            last._next_reply = reply
             last = reply
-        told[0][0]._next = told[1][0] if len(told) > 1 else None
+        deliveries[0][0]._next_reply = deliveries[1][0] if len(deliveries) > 1 else None
         last._stream = stream
-        stream.held += 1
-        told[0][0]._lock.release()
+        stream.hold_count += 1
+        deliveries[0][0]._lock.release()
 
 
-def soon(begin: Callable[[], None]) -> None:
-    """Those that are runnable ask first, so that their requests go along."""
+def yield_then(write: Callable[[], None]) -> None:
+    """Let the other threads that can run submit their requests first, so that these go along."""
     try:
         time.sleep(0)
     finally:
-        begin()
+        write()
 
 
-def run(conversation: Generator[Step, bytes, T]) -> T:
+def run(operation: Operation[T]) -> T:
+    """Run an operation in this thread and return its result."""
     try:
-        step = next(conversation)
+        step = next(operation)
         while True:
-            outcome = _done(step)
+            outcome = _perform(step)
             if isinstance(outcome, NeuronaError):
-                step = conversation.throw(outcome)
+                step = operation.throw(outcome)
             else:
-                step = conversation.send(outcome)
+                step = operation.send(outcome)
     except StopIteration as end:
         result: T = end.value
         return result
     finally:
-        conversation.close()
+        operation.close()
 
 
-def together(gate: Gate, stream: Stream, message: bytes, deadline: Deadline) -> Outcome:
-    """The short way of a request that the gate has let in. Raises DeadlineError."""
-    reply = Reply()
-    pending = Pending(message, reply)
+def send_streamed(
+    capacity: CapacityLimiter, stream: Stream, message: bytes, deadline: Deadline
+) -> Outcome:
+    """Send a request on a stream without an operation, and release its capacity at the end.
+
+    Raises:
+        DeadlineExceededError: there was no outcome before the deadline.
+    """
+    reply = ThreadReply()
+    pending = PendingRequest(message, reply)
     try:
-        left = deadline.left()
+        remaining = deadline.remaining()
         try:
-            stream.put(pending)
-            if reply.wait(left):
+            stream.submit(pending)
+            if reply.wait(remaining):
                 return reply.outcome
-        except BaseException:  # Ctrl-C, perhaps in the middle of waking others
-            if stream.give_up(pending):
-                reply.pass_on()
-            stream.let_go(entirely=True)
+        except BaseException:  # Ctrl-C, perhaps while waking other threads
+            if stream.abandon(pending):
+                reply.wake_next()
+            stream.release_hold(entirely=True)
             raise
-        if stream.give_up(pending):
-            reply.pass_on()
+        if stream.abandon(pending):
+            reply.wake_next()
             return reply.outcome
-        raise deadline.error()
+        raise deadline.exceeded_error()
     finally:
-        gate.leave(len(message))
+        capacity.release(len(message))
 
 
-def _done(step: Step) -> Outcome:
-    reply = Reply()
+def _perform(step: Step) -> Outcome:
+    reply = ThreadReply()
     try:
         give_up = step.start(reply)
     except BaseException:  # Ctrl-C
-        if isinstance(step, Together) and step.give_up():
-            reply.pass_on()
+        if isinstance(step, StreamedCall) and step.abandon():
+            reply.wake_next()
         raise
     try:
         if reply.wait(step.timeout):
             return reply.outcome
     except BaseException:  # Ctrl-C
         if give_up():
-            reply.pass_on()
+            reply.wake_next()
         raise
     if give_up():
-        reply.pass_on()
+        reply.wake_next()
         return reply.outcome
-    return step.expired()
+    return step.timeout_outcome()

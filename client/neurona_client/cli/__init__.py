@@ -1,1 +1,1 @@
-"""The commands of `neurona`, a module each: what they are called, their arguments, `run`."""
+"""The command `neurona`: a module for each subcommand, with its name, help, arguments and `run`."""

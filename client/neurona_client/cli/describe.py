@@ -1,18 +1,18 @@
-"""neurona describe: what a model takes, gives, and says about itself."""
+"""neurona describe: a model's inputs, outputs and what it records about itself."""
 
 import argparse
 import json
 from typing import TYPE_CHECKING
 
-from neurona_client.cli import arguments
-from neurona_client.cli.terminal import BOLD, coloured, plain
+from neurona_client.cli.arguments import add_request_arguments, add_version_arguments, make_client
+from neurona_client.cli.terminal import BOLD, coloured, printable
 
 if TYPE_CHECKING:
-    from neurona_client.descriptions import Description, TensorSpec
+    from neurona_client.descriptions import ModelDescription, TensorSpec
 
 NAME = "describe"
-SUMMARY = "show a model's inputs, outputs, labels and figures"
-DESCRIPTION = "Shows what a model takes and gives, how well it did, and how it is batched."
+SUMMARY = "show the inputs, outputs, labels and figures of a model"
+DESCRIPTION = "Shows inputs and outputs of a model, its measured quality, and how it is batched."
 EXAMPLES = """\
 examples:
   neurona describe lenet5
@@ -20,65 +20,70 @@ examples:
   neurona describe lenet5 --json | jq .metadata.figures
 """
 
-SHOWN = 20  # labels; --json has them all
+MAX_SHOWN_LABELS = 20  # --json prints all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
     parser.add_argument("model", metavar="MODEL")
-    arguments.add_which(parser)
-    parser.add_argument("--json", action="store_true", help="all of it, for programs")
-    arguments.add_request_arguments(parser)
+    add_version_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    add_request_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    with arguments.client(options) as client:
-        found = client.describe(options.model, version=options.version, label=options.label)
+    """Run the subcommand and return the exit status."""
+    with make_client(options) as client:
+        model = client.describe(options.model, version=options.version, label=options.label)
     if options.json:
         from google.protobuf.json_format import MessageToDict
 
-        said = MessageToDict(found.message, preserving_proto_field_name=True)
-        print(json.dumps(said, indent=2, ensure_ascii=False))
+        message = MessageToDict(model.message, preserving_proto_field_name=True)
+        print(json.dumps(message, indent=2, ensure_ascii=False))
         return 0
-    title = f"{found.name}, version {found.version}: {found.task}"
-    print(coloured(plain(title), BOLD))
-    if found.description:
-        print(plain(found.description))
-    for name, text in _lines(found):
-        print(f"  {name:<10} {plain(text)}")
+    title = f"{model.name}, version {model.version}: {model.task}"
+    print(coloured(printable(title), BOLD))
+    if model.description:
+        print(printable(model.description))
+    for name, text in _properties(model):
+        print(f"  {name:<10} {printable(text)}")
     return 0
 
 
-def _lines(found: "Description") -> list[tuple[str, str]]:
-    lines = [("input", shown(one)) for one in found.inputs]
-    lines += [("output", shown(one)) for one in found.outputs]
-    if found.labels:
-        more = len(found.labels) - SHOWN
-        text = ", ".join(found.labels[:SHOWN]) + (f", and {more} more" if more > 0 else "")
-        lines.append((f"{len(found.labels)} labels", text))
+def _properties(model: "ModelDescription") -> list[tuple[str, str]]:
+    """Return name and text of each line."""
+    lines = [("input", tensor_line(spec)) for spec in model.inputs]
+    lines += [("output", tensor_line(spec)) for spec in model.outputs]
+    if model.labels:
+        hidden = len(model.labels) - MAX_SHOWN_LABELS
+        text = ", ".join(model.labels[:MAX_SHOWN_LABELS])
+        text += f", and {hidden} more" if hidden > 0 else ""
+        lines.append((f"{len(model.labels)} labels", text))
     lines += [
-        ("value", f"{one.name} {f'({one.unit})' if one.unit else ''}") for one in found.values
+        ("value", f"{value.name} {f'({value.unit})' if value.unit else ''}")
+        for value in model.values
     ]
-    batching = found.message.batching
-    if found.batched:
+    batching = model.message.batching
+    if model.batched:
         lines.append(("batches", f"up to {batching.limit_rows or batching.max_rows} rows"))
     else:
         lines.append(("batches", "no: requests run one by one"))
     lines += [
-        ("run", f"{one.rows} row{'s' if one.rows > 1 else ''} in {one.seconds * 1e3:.3g} ms")
-        for one in batching.costs
+        ("run", f"{cost.rows} row{'s' if cost.rows > 1 else ''} in {cost.seconds * 1e3:.3g} ms")
+        for cost in batching.costs
     ]
-    lines += [("figure", f"{name} {value:.6g}") for name, value in sorted(found.figures.items())]
-    lines += [("made", f"{name}: {text}") for name, text in sorted(found.provenance.items())]
+    lines += [("figure", f"{name} {value:.6g}") for name, value in sorted(model.figures.items())]
+    lines += [("made", f"{name}: {text}") for name, text in sorted(model.provenance.items())]
     return lines
 
 
-def shown(one: "TensorSpec") -> str:
-    """A tensor in a line: name, dtype, shape, what it means."""
+def tensor_line(spec: "TensorSpec") -> str:
+    """Return a tensor in a line: name, dtype, shape, meaning and unit."""
+    axes = spec.axes or [""] * len(spec.shape)
     sizes = [
-        axis or "?" if size < 0 else str(size)
-        for size, axis in zip(one.shape, one.axes or [""] * len(one.shape), strict=True)
+        axis or "?" if size < 0 else str(size) for size, axis in zip(spec.shape, axes, strict=True)
     ]
-    text = f"{one.name}: {one.dtype} [{', '.join(sizes)}]"
-    text += " (optional)" if one.optional else ""
-    words = [word for word in (one.description, one.unit) if word]
+    text = f"{spec.name}: {spec.dtype} [{', '.join(sizes)}]"
+    text += " (optional)" if spec.optional else ""
+    words = [word for word in (spec.description, spec.unit) if word]
     return text + (f", {'; '.join(words)}" if words else "")

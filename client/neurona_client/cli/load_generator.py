@@ -1,11 +1,11 @@
-"""Load on a server, and when each answer came.
+"""Load on a server, and the latency of each response.
 
-Closed loop: so many callers, each of whom asks again as soon as it is answered. A slow server is
-asked less often, so that its latencies look better than those of independent callers.
+Closed loop: a number of callers, each of whom sends its next request when it has a response. A slow
+server gets fewer requests, so that its latencies look better than those of independent callers.
 
-Open loop: calls at a fixed rate, whatever the server does. A latency counts from the moment when
-the call was due, not from when there was time to send it: otherwise a stall would hide the calls
-that it held up (coordinated omission; G. Tene, "How NOT to Measure Latency", 2015).
+Open loop: requests at a fixed rate, whatever the server does. A latency counts from the moment when
+the request was due, not from when there was time to send it: otherwise a stall would hide the
+requests that it delayed (coordinated omission; G. Tene, "How NOT to Measure Latency", 2015).
 """
 
 import asyncio
@@ -23,13 +23,24 @@ if TYPE_CHECKING:
     from neurona_client.async_client import AsyncClient
     from neurona_client.inputs import Inputs
 
-LOOK = 0.1
-"""Seconds between two reports of progress."""
+PROGRESS_INTERVAL_SECONDS = 0.1
+PAUSE_AFTER_FAILURE_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Seconds. rate: calls a second of an open loop; None: a closed loop of `concurrency`."""
+class LoadPlan:
+    """What load to generate.
+
+    Attributes:
+        model: its name.
+        inputs: of the requests, in turn.
+        version: of the model.
+        label: of a version, instead.
+        warm_up: seconds before the measurement.
+        duration: seconds of the measurement.
+        concurrency: callers of a closed loop.
+        rate: requests per second of an open loop; None: a closed loop.
+    """
 
     model: str
     inputs: "Sequence[Inputs]"
@@ -42,78 +53,88 @@ class Plan:
 
 
 @dataclass
-class Measured:
-    """Of the calls that were due after the warm-up. Times are seconds since the load began.
+class LoadResult:
+    """The requests that were due after the warm-up. Times are in seconds since the start.
 
-    starts, latencies: of the answers, in pairs.  in_time: answers that came before the end.
-    errors: how often each kind failed; examples: a message of each.
+    Attributes:
+        starts: when each answered request was due.
+        latencies: of the same requests.
+        responses_in_time: responses received before the end of the measurement.
+        errors: failures by class of the error.
+        examples: message of the first failure of each class.
     """
 
     starts: "array[float]" = field(default_factory=lambda: array("d"))
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
-    in_time: int = 0
+    responses_in_time: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
 
-async def load(
-    client: "AsyncClient", plan: Plan, progress: Callable[[float, int], None]
-) -> Measured:
-    """progress: is told now and then how many seconds have passed and how many answers came."""
-    measured = Measured()
-    begin = time.perf_counter()
+async def generate_load(
+    client: "AsyncClient", plan: LoadPlan, on_progress: Callable[[float, int], None]
+) -> LoadResult:
+    """Generate load and measure it.
+
+    Args:
+        client: sends the requests.
+        plan: which requests.
+        on_progress: called repeatedly with the seconds since the start and the responses so far.
+    """
+    result = LoadResult()
+    start = time.perf_counter()
     end = plan.warm_up + plan.duration
     inputs = itertools.cycle(plan.inputs)
 
-    async def call(due: float) -> None:
+    async def send_request(due: float) -> None:
         try:
             await client.predict(plan.model, next(inputs), version=plan.version, label=plan.label)
         except NeuronaError as error:
-            kind = type(error).__name__
+            error_class = type(error).__name__
             if due >= plan.warm_up:
-                measured.errors[kind] += 1
-                measured.examples.setdefault(kind, str(error))
+                result.errors[error_class] += 1
+                result.examples.setdefault(error_class, str(error))
             return
-        now = time.perf_counter() - begin
+        now = time.perf_counter() - start
         if plan.warm_up <= now <= end:
-            measured.in_time += 1
+            result.responses_in_time += 1
         if due >= plan.warm_up:
-            measured.starts.append(due)
-            measured.latencies.append(now - due)
+            result.starts.append(due)
+            result.latencies.append(now - due)
 
-    async def caller() -> None:
-        while (now := time.perf_counter() - begin) < end:
-            failures = measured.errors.total()
-            await call(now)
-            if measured.errors.total() > failures:
-                await asyncio.sleep(LOOK)  # a server that is down is not asked without end
+    async def run_caller() -> None:
+        while (now := time.perf_counter() - start) < end:
+            failures = result.errors.total()
+            await send_request(now)
+            if result.errors.total() > failures:
+                await asyncio.sleep(PAUSE_AFTER_FAILURE_SECONDS)
 
-    async def schedule(rate: float) -> None:
-        under: set[asyncio.Task[None]] = set()
+    async def run_schedule(rate: float) -> None:
+        tasks: set[asyncio.Task[None]] = set()
         for number in itertools.count():
             due = number / rate
             if due >= end:
                 break
-            wait = due - (time.perf_counter() - begin)
-            # Also without a wait the answers need their turn now and then.
+            wait = due - (time.perf_counter() - start)
+            # Even without a wait, the tasks need their turn regularly.
             if wait > 0 or number % 64 == 0:
                 await asyncio.sleep(max(0.0, wait))
-            task = asyncio.create_task(call(due))
-            under.add(task)
-            task.add_done_callback(under.discard)
-        await asyncio.gather(*under)
+            task = asyncio.create_task(send_request(due))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        await asyncio.gather(*tasks)
 
-    async def watch() -> None:
+    async def report_progress() -> None:
         while True:
-            progress(time.perf_counter() - begin, len(measured.latencies))
-            await asyncio.sleep(LOOK)
+            on_progress(time.perf_counter() - start, len(result.latencies))
+            await asyncio.sleep(PROGRESS_INTERVAL_SECONDS)
 
-    watching = asyncio.create_task(watch())
+    reporting = asyncio.create_task(report_progress())
     try:
         if plan.rate is None:
-            await asyncio.gather(*(caller() for _ in range(plan.concurrency)))
+            await asyncio.gather(*(run_caller() for _ in range(plan.concurrency)))
         else:
-            await schedule(plan.rate)
+            await run_schedule(plan.rate)
     finally:
-        watching.cancel()
-    return measured
+        reporting.cancel()
+    return result

@@ -1,4 +1,4 @@
-"""What happened between two looks at the metrics page, model by model."""
+"""The metrics page of a server, and rates of each model between two readings of it."""
 
 import math
 import re
@@ -13,102 +13,130 @@ from neurona_client.cli.arguments import CommandError
 
 Labels = tuple[tuple[str, str], ...]
 Series = dict[str, dict[Labels, float]]
-"""By the sample's name, then by its labels, sorted."""
+"""Values by name of the sample, then by its labels, sorted."""
+
+LabelFilter = Callable[[dict[str, str]], bool]
+
+MAX_PAGE_BYTES = 64 << 20
+ERROR_OUTCOMES = ("rejected", "expired", "invalid", "failed")
 
 _SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-_ESCAPED = {"\\n": "\n", '\\"': '"', "\\\\": "\\"}
-MAX_BYTES = 64 << 20
+_ESCAPES = {"\\n": "\n", '\\"': '"', "\\\\": "\\"}
 
 
 @dataclass(frozen=True)
-class Page:
-    """at: when it was read, in seconds of the monotonic clock."""
+class MetricsPage:
+    """One reading of the page; `time` is when, in seconds of monotonic time."""
 
-    at: float
+    time: float
     series: Series = field(repr=False)
 
     def values(self, name: str, **labels: str) -> Iterator[tuple[dict[str, str], float]]:
+        """Iterate over the samples of a name that have all these labels."""
         wanted = labels.items()
         for key, value in self.series.get(name, {}).items():
-            own = dict(key)
-            if wanted <= own.items():
-                yield own, value
+            sample_labels = dict(key)
+            if wanted <= sample_labels.items():
+                yield sample_labels, value
 
     def total(self, name: str, **labels: str) -> float:
+        """Return the sum of these samples."""
         return sum(value for _, value in self.values(name, **labels))
 
 
-def scrape(address: str, timeout: float) -> Page:
-    """Raises CommandError when there is no such page."""
+def read_metrics_page(address: str, timeout: float) -> MetricsPage:
+    """Read the page of a server.
+
+    Args:
+        address: HOST:PORT of the metrics.
+        timeout: seconds.
+
+    Raises:
+        CommandError: the page cannot be read.
+    """
     url = f"http://{address}/metrics"
-    # No proxy: the page is a neighbour's, and proxies of the environment are for the web.
+    # No proxy: the server is nearby, and the proxies of the environment are for the internet.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=timeout) as answer:
-            text = answer.read(MAX_BYTES).decode("utf-8", "replace")
+        with opener.open(url, timeout=timeout) as response:
+            text = response.read(MAX_PAGE_BYTES).decode("utf-8", "replace")
     except urllib.error.HTTPError as error:
-        raise CommandError(f"{url} answers with status {error.code}") from error
+        raise CommandError(f"cannot read {url}: HTTP status {error.code}") from error
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
-        said = getattr(reason, "strerror", None) or str(reason)
-        raise CommandError(f"{url} cannot be read: {said}") from error
-    return Page(time.monotonic(), parse(text.splitlines()))
+        text = getattr(reason, "strerror", None) or str(reason)
+        raise CommandError(f"cannot read {url}: {text}") from error
+    return MetricsPage(time.monotonic(), parse_metrics(text.splitlines()))
 
 
-def parse(lines: Iterable[str]) -> Series:
-    """Lines that are no samples are passed over."""
+def parse_metrics(lines: Iterable[str]) -> Series:
+    """Parse Prometheus' text format; lines that are not samples are skipped."""
     series: Series = {}
     for line in lines:
-        found = None if line.startswith("#") else _SAMPLE.match(line)
-        if found is None:
+        match = None if line.startswith("#") else _SAMPLE.match(line)
+        if match is None:
             continue
         try:
-            value = float(found[3])
+            value = float(match[3])
         except ValueError:
             continue
-        labels = [(name, _unescaped(text)) for name, text in _LABEL.findall(found[2] or "")]
-        series.setdefault(found[1], {})[tuple(sorted(labels))] = value
+        labels = [(name, _unescape(text)) for name, text in _LABEL.findall(match[2] or "")]
+        series.setdefault(match[1], {})[tuple(sorted(labels))] = value
     return series
 
 
-def _unescaped(text: str) -> str:
-    return re.sub(r'\\[n"\\]', lambda one: _ESCAPED[one[0]], text)
+def _unescape(text: str) -> str:
+    return re.sub(r'\\[n"\\]', lambda escape: _ESCAPES[escape[0]], text)
 
 
 def increase(before: float, after: float) -> float:
-    """Of a counter, which begins anew at 0 when its server does."""
+    """Return the increase of a counter, which restarts at 0 with its server."""
     return after - before if after >= before else after
 
 
 def quantile(share: float, buckets: dict[float, float]) -> float:
-    """Of a histogram's counts up to each bound, as Prometheus estimates it: even inside a
-    bucket. NaN without counts; the last finite bound for what lies beyond it."""
+    """Estimate a quantile of a histogram like Prometheus: uniform inside a bucket.
+
+    Args:
+        share: 0 to 1.
+        buckets: cumulative count by upper bound.
+
+    Returns:
+        NaN without counts; the last finite bound for what lies beyond it.
+    """
     bounds = sorted(buckets)
     total = buckets[bounds[-1]] if bounds else 0.0
     if total <= 0:
         return math.nan
-    rank, low, below = share * total, 0.0, 0.0
+    rank, lower_bound, lower_count = share * total, 0.0, 0.0
     for bound in bounds:
         count = buckets[bound]
         if count >= rank:
             if math.isinf(bound):
-                return low
-            inside = count - below
-            return low + (bound - low) * ((rank - below) / inside if inside else 1.0)
-        low, below = bound, count
-    return low
-
-
-Wanted = Callable[[dict[str, str]], bool]
-EVERY: Wanted = bool  # no series is without labels
-ERRORS = ("rejected", "expired", "invalid", "failed")
+                return lower_bound
+            in_bucket = count - lower_count
+            position = (rank - lower_count) / in_bucket if in_bucket else 1.0
+            return lower_bound + (bound - lower_bound) * position
+        lower_bound, lower_count = bound, count
+    return lower_bound
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Of one version of one model. Without a look before there is nothing to compare with:
-    then rates are NaN. Seconds; rows."""
+class ModelRates:
+    """What one version of a model did between two readings; NaN where that is unknown.
+
+    Attributes:
+        model: its name.
+        version: its number.
+        state: such as "ready".
+        requests: per second.
+        errors: per second.
+        batch: mean rows of a batch.
+        queue: rows in the queue.
+        p50: median latency in seconds.
+        p99: 99th percentile of the latency in seconds.
+    """
 
     model: str
     version: str
@@ -121,43 +149,66 @@ class Rates:
     p99: float = math.nan
 
 
-def rates(before: Page | None, now: Page) -> list[Rates]:
-    """Without `before`, quantiles and batch sizes are of all time and rates unknown."""
-    names = {
-        (own["model"], own["version"])
+def compute_rates(before: MetricsPage | None, now: MetricsPage) -> list[ModelRates]:
+    """Compare two readings.
+
+    Args:
+        before: the earlier one; None: rates are unknown, and quantiles and batch sizes are those
+            since the start of the server.
+        now: the later one.
+
+    Returns:
+        One for each version of each model, sorted.
+    """
+    versions = {
+        (labels["model"], labels["version"])
         for series in ("neurona_version_state", "neurona_model_info", "neurona_queue_rows")
-        for own, _ in now.values(series)
-        if own.get("model")
+        for labels, _ in now.values(series)
+        if labels.get("model")
     }
-    return [_of_one(model, version, before, now) for model, version in sorted(names, key=_order)]
+    return [
+        _rates_of_version(model, version, before, now)
+        for model, version in sorted(versions, key=_sort_key)
+    ]
 
 
-def _order(name: tuple[str, str]) -> tuple[str, int]:
-    return name[0], int(name[1]) if name[1].isdecimal() else 0
+def _sort_key(version: tuple[str, str]) -> tuple[str, int]:
+    return version[0], int(version[1]) if version[1].isdecimal() else 0
 
 
-def _of_one(model: str, version: str, before: Page | None, now: Page) -> Rates:
+def _rates_of_version(
+    model: str, version: str, before: MetricsPage | None, now: MetricsPage
+) -> ModelRates:
     name = {"model": model, "version": version}
-    seconds = now.at - before.at if before else math.nan
-    ok = _grown(before, now, "neurona_requests_total", lambda own: own.get("outcome") == "ok", name)
-    bad = _grown(
-        before, now, "neurona_requests_total", lambda own: own.get("outcome") in ERRORS, name
-    )
-    rows = _grown(before, now, "neurona_batch_rows_sum", EVERY, name)
-    runs = _grown(before, now, "neurona_batch_rows_count", EVERY, name)
+    seconds = now.time - before.time if before else math.nan
+
+    def total_increase(series: str, accept: LabelFilter = bool) -> float:  # bool: all have labels
+        return sum(
+            increase(_value_before(before, series, labels), value)
+            for labels, value in now.values(series, **name)
+            if accept(labels)
+        )
+
+    requests = "neurona_requests_total"
+    ok = total_increase(requests, lambda labels: labels.get("outcome") == "ok")
+    errors = total_increase(requests, lambda labels: labels.get("outcome") in ERROR_OUTCOMES)
+    rows = total_increase("neurona_batch_rows_sum")
+    runs = total_increase("neurona_batch_rows_count")
     buckets: dict[float, float] = {}
     series = "neurona_request_duration_seconds_bucket"
-    for own, value in now.values(series, **name):
-        earlier = before.series.get(series, {}).get(_key(own), 0.0) if before else 0.0
-        bound = float(own["le"])
-        buckets[bound] = buckets.get(bound, 0.0) + increase(earlier, value)
-    states = [own["state"] for own, value in now.values("neurona_version_state", **name) if value]
-    return Rates(
+    for labels, value in now.values(series, **name):
+        bound = float(labels["le"])
+        count = increase(_value_before(before, series, labels), value)
+        buckets[bound] = buckets.get(bound, 0.0) + count
+    states = [
+        labels["state"] for labels, value in now.values("neurona_version_state", **name) if value
+    ]
+    return ModelRates(
         model,
         version,
         states[0] if states else "ready",
-        (ok + bad) / seconds,
-        bad / seconds,
+        (ok + errors) / seconds,
+        errors / seconds,
         rows / runs if runs else math.nan,
         now.total("neurona_queue_rows", **name),
         quantile(0.5, buckets),
@@ -165,20 +216,7 @@ def _of_one(model: str, version: str, before: Page | None, now: Page) -> Rates:
     )
 
 
-def _grown(
-    before: Page | None,
-    now: Page,
-    series: str,
-    wanted: Wanted,
-    name: dict[str, str],
-) -> float:
-    grown = 0.0
-    for own, value in now.values(series, **name):
-        if wanted(own):
-            earlier = before.series.get(series, {}).get(_key(own), 0.0) if before else 0.0
-            grown += increase(earlier, value)
-    return grown
-
-
-def _key(own: dict[str, str]) -> Labels:
-    return tuple(sorted(own.items()))
+def _value_before(before: MetricsPage | None, series: str, labels: dict[str, str]) -> float:
+    if before is None:
+        return 0.0
+    return before.series.get(series, {}).get(tuple(sorted(labels.items())), 0.0)

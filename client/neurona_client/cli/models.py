@@ -1,19 +1,15 @@
-"""neurona models: what is served."""
+"""neurona models: the list of models. It is alone, as each subcommand is."""
 
 import argparse
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
-from neurona_client.cli import arguments
-from neurona_client.cli.terminal import GREEN, RED, YELLOW, coloured, plain, table, width
-
-if TYPE_CHECKING:
-    from neurona_client.descriptions import ServedVersion
+from neurona_client.cli.arguments import add_request_arguments, make_client
+from neurona_client.cli.terminal import RED, YELLOW, coloured, printable, table, terminal_width
 
 NAME = "models"
-SUMMARY = "list what is served, and in which state"
-DESCRIPTION = "Lists models, their versions, where they run, and what a person should look at."
+SUMMARY = "list models and versions with their states"
+DESCRIPTION = "Lists models, their versions, where these run, and why a version failed."
 EXAMPLES = """\
 examples:
   neurona models
@@ -21,42 +17,40 @@ examples:
 """
 
 HEADER = ("MODEL", "VERSION", "STATE", "TASK", "SHARE", "LABELS", "RUNS ON")
-COLOURS = {"ready": GREEN, "failed": RED}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="for programs")
-    arguments.add_request_arguments(parser)
+    """Add the arguments of the subcommand."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_request_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    with arguments.client(options) as client:
-        found = client.models()
+    """Run the subcommand and return the exit status."""
+    with make_client(options) as client:
+        models = client.models()
     if options.json:
-        print(json.dumps([asdict(one) | {"ready": one.ready} for one in found], indent=2))
+        print(json.dumps([asdict(model) | {"ready": model.ready} for model in models], indent=2))
         return 0
+    versions = [(model, version) for model in models for version in model.versions]
     rows = [
         (
             model.name,
-            str(one.version),
-            one.state,
+            str(version.version),
+            version.state,
             model.task,
-            "shadow" if one.shadow else f"{one.share:g}%" if one.share else "",
-            " ".join(one.labels),
-            one.provider.removesuffix("ExecutionProvider"),
+            "shadow" if version.shadow else f"{version.share:g}%" if version.share else "",
+            " ".join(version.labels),
+            version.provider.removesuffix("ExecutionProvider"),
         )
-        for model in found
-        for one in model.versions
+        for model, version in versions
     ]
-    states = [(model.name, one) for model in found for one in model.versions]
-    lines = table(HEADER, rows, right=(1, 4), room=width())
-    print(lines[0])
-    for line, (name, one) in zip(lines[1:], states, strict=True):
-        print(coloured(line, COLOURS.get(one.state, YELLOW)) if one.state != "ready" else line)
-        for reason in _reasons(one):
-            print(f"  {plain(name)} {one.version}: {plain(reason)}")
+    header, *lines = table(HEADER, rows, right_aligned=(1, 4), width=terminal_width())
+    print(header)
+    for line, (model, version) in zip(lines, versions, strict=True):
+        colour = RED if version.state == "failed" else YELLOW
+        print(line if version.state == "ready" else coloured(line, colour))
+        for reason in (version.reason, version.degraded):
+            if reason:
+                print(f"  {printable(model.name)} {version.version}: {printable(reason)}")
     return 0
-
-
-def _reasons(one: "ServedVersion") -> list[str]:
-    return [reason for reason in (one.reason, one.degraded) if reason]

@@ -1,4 +1,4 @@
-"""neurona predict: what a model says of files."""
+"""neurona predict: predictions for files."""
 
 import argparse
 import json
@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from neurona_client.cli import arguments
-from neurona_client.cli.arguments import FAILED
-from neurona_client.cli.terminal import plain, progress, table
+from neurona_client.cli.arguments import (
+    FAILED,
+    add_request_arguments,
+    add_version_arguments,
+    make_client,
+)
+from neurona_client.cli.terminal import printable, progress_bar, table
 from neurona_client.errors import InvalidInputError, NeuronaError
 
 if TYPE_CHECKING:
@@ -19,68 +23,80 @@ if TYPE_CHECKING:
     from neurona_client.results import Prediction
 
 NAME = "predict"
-SUMMARY = "ask a model about pictures, sound, arrays or rows of a CSV file"
+SUMMARY = "predict for images, sound, arrays or rows of a CSV file"
 DESCRIPTION = """\
-Asks MODEL about each FILE: PNG, JPEG, WAV, NPY (a sample or a batch), NPZ (inputs by name), CSV
-(a row is a sample); a folder means all of these inside it, - is CSV from the standard input.
-A file that fails is reported, the others go on, and the exit status is 1."""
+Sends each FILE to MODEL: PNG, JPEG, WAV, NPY (a sample or a batch), NPZ (inputs by name), CSV (a
+row is a sample); a folder means all of these inside it, - means CSV from standard input.
+A file that fails is reported, the others are predicted, and the exit status is 1."""
 EXAMPLES = """\
 examples:
   neurona predict lenet5 seven.png --top 3
-  neurona predict lenet5 scans/ --json > answers.jsonl
+  neurona predict lenet5 scans/ --json > predictions.jsonl
   printf '5,11,16,23\\n' | neurona predict rnn -
   neurona predict lstm batch.npy --version 2
 """
 
-AT_ONCE = 32
-"""Calls under way; they share a stream."""
+MAX_CALLS_IN_FLIGHT = 32
+"""They share a stream."""
+
+MAX_TEXT_WIDTH = 200
+"""Of the outputs in the table; --json prints all."""
 
 Row = dict[str, Any]
+"""One row of the results, as --json prints it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="or a folder, or -")
-    parser.add_argument("--top", type=_count, default=1, metavar="K", help="the K best classes")
-    arguments.add_which(parser)
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each row")
-    arguments.add_request_arguments(parser)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="file, folder, or - for CSV")
+    parser.add_argument(
+        "--top",
+        type=_positive_count,
+        default=1,
+        metavar="K",
+        help="show the K most probable classes (default: 1)",
+    )
+    add_version_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each row")
+    add_request_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    from neurona_client.cli.sample_files import files
+    """Run the subcommand and return the exit status."""
+    from neurona_client.cli.sample_files import list_files
 
-    named = files(options.files)
+    files = list_files(options.files)
     rows: list[Row] = []
-    failed = 0
-    seen: set[str] = set()
-    with arguments.client(options) as client, progress("predict", len(named)) as bar:
-        for name, answered in _answers(client, named, options):
-            seen.add(name)
-            bar.show(len(seen), plain(name))
-            failed += isinstance(answered, Exception)
-            found = _failed(name, answered) if isinstance(answered, Exception) else answered
+    failures = 0
+    done: set[str] = set()
+    with make_client(options) as client, progress_bar("predict", len(files)) as bar:
+        for name, outcome in _predict_files(client, files, options):
+            done.add(name)
+            bar.show(len(done), printable(name))
+            failures += isinstance(outcome, Exception)
+            new_rows = _error_rows(name, outcome) if isinstance(outcome, Exception) else outcome
             if not options.json:
-                rows += found
+                rows += new_rows
                 continue
             bar.clear()
-            for row in found:
+            for row in new_rows:
                 print(json.dumps(row, ensure_ascii=False), flush=True)
     if not options.json:
-        _print(rows)
-    return FAILED if failed else 0
+        _print_table(rows)
+    return FAILED if failures else 0
 
 
-def _answers(
-    client: "Client", named: list[str], options: argparse.Namespace
+def _predict_files(
+    client: "Client", files: list[str], options: argparse.Namespace
 ) -> Iterator[tuple[str, list[Row] | Exception]]:
-    """In the order of the files; a few are under way."""
-    from neurona_client.cli.sample_files import samples
+    """Yield the rows or the error of each request, in the order of the files."""
+    from neurona_client.cli.sample_files import read_samples
 
-    described = client.describe(options.model, version=options.version, label=options.label)
-    under: deque[tuple[str, Sample | None, Future[Prediction] | Exception]] = deque()
+    model = client.describe(options.model, version=options.version, label=options.label)
+    in_flight: deque[tuple[str, Sample | None, Future[Prediction] | Exception]] = deque()
 
-    def ask(sample: "Sample") -> "Prediction":
+    def predict(sample: "Sample") -> "Prediction":
         return client.predict(
             options.model,
             sample.inputs,
@@ -89,111 +105,110 @@ def _answers(
             top_k=options.top,
         )
 
-    def first() -> tuple[str, list[Row] | Exception]:
-        name, sample, future = under.popleft()
+    def wait_for_oldest() -> tuple[str, list[Row] | Exception]:
+        name, sample, future = in_flight.popleft()
         if sample is None or isinstance(future, Exception):
             return name, future if isinstance(future, Exception) else []
         try:
-            return name, _rows(name, sample, future.result())
+            return name, _result_rows(name, sample, future.result())
         except (NeuronaError, OSError) as error:
             return name, error
 
-    with ThreadPoolExecutor(AT_ONCE) as threads:
+    with ThreadPoolExecutor(MAX_CALLS_IN_FLIGHT) as threads:
         try:
-            for name in named:
+            for name in files:
                 try:
-                    for sample in samples(name, described):
-                        under.append((name, sample, threads.submit(ask, sample)))
-                        while len(under) > AT_ONCE:
-                            yield first()
+                    for sample in read_samples(name, model):
+                        in_flight.append((name, sample, threads.submit(predict, sample)))
+                        while len(in_flight) > MAX_CALLS_IN_FLIGHT:
+                            yield wait_for_oldest()
                 except (InvalidInputError, OSError) as error:
-                    under.append((name, None, error))
-            while under:
-                yield first()
+                    in_flight.append((name, None, error))
+            while in_flight:
+                yield wait_for_oldest()
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _rows(name: str, sample: "Sample", answer: "Prediction") -> list[Row]:
-    message = answer.message
-    said = {"model": answer.model, "version": answer.version}
-    count = max(1, len(answer))
-    names = sample.names if len(sample.names) == count else [name] * count
+def _result_rows(name: str, sample: "Sample", result: "Prediction") -> list[Row]:
+    message = result.message
+    count = max(1, len(result))
+    has_row_names = len(sample.names) == count
+    names = sample.names if has_row_names else [name] * count
     rows = []
-    for place in range(count):
-        row: Row = {"file": names[place], **said}
-        if count > 1 and len(sample.names) != count:
-            row["row"] = place
+    for index in range(count):
+        row: Row = {"file": names[index], "model": result.model, "version": result.version}
+        if count > 1 and not has_row_names:
+            row["row"] = index
         if message.HasField("classification"):
             row["classes"] = [
                 {"label": one.label, "probability": round(one.probability, 7), "index": one.index}
-                for one in answer[place].top
+                for one in result[index].top
             ]
         elif message.HasField("regression"):
-            described = message.regression.values
-            values = zip(answer[place].values, described, strict=True)
-            row["values"] = [{"name": o.name, "value": v, "unit": o.unit} for v, o in values]
+            row["values"] = [
+                {"name": spec.name, "value": value, "unit": spec.unit}
+                for value, spec in zip(result[index].values, message.regression.values, strict=True)
+            ]
         else:
-            only = answer[place] if len(answer) == count else answer
-            row["outputs"] = {key: _listed(array) for key, array in only.outputs.items()}
+            item = result[index] if len(result) == count else result
+            row["outputs"] = {name: _to_json(array) for name, array in item.outputs.items()}
         rows.append(row)
     return rows
 
 
-def _listed(array: Any) -> Any:
-    return json.loads(
-        json.dumps(array.tolist(), default=lambda one: one.decode("utf-8", "replace"))
-    )
+def _to_json(array: Any) -> Any:
+    """Return nested lists, with bytes as text."""
+    text = json.dumps(array.tolist(), default=lambda one: one.decode("utf-8", "replace"))
+    return json.loads(text)
 
 
-def _failed(name: str, error: Exception) -> list[Row]:
-    return [{"file": name, "error": _reason(error)}]
-
-
-def _reason(error: Exception) -> str:
+def _error_rows(name: str, error: Exception) -> list[Row]:
+    reason = str(error)
     if isinstance(error, OSError) and not isinstance(error, NeuronaError):
-        return error.strerror or str(error)
-    return str(error)
+        reason = error.strerror or reason
+    return [{"file": name, "error": reason}]
 
 
-def _print(rows: list[Row]) -> None:
-    answered = [row for row in rows if "error" not in row]
-    lines = [(_called(row), *_cells(row)) for row in answered]
+def _print_table(rows: list[Row]) -> None:
+    results = [row for row in rows if "error" not in row]
+    lines = [(_row_name(row), *_cells(row)) for row in results]
     if lines:
-        header = ("FILE", *_header(answered[0]))
-        for line in table(header, lines, right=(2,) if "outputs" not in answered[0] else ()):
+        header = ("FILE", *_header(results[0]))
+        right_aligned = (2,) if "outputs" not in results[0] else ()
+        for line in table(header, lines, right_aligned=right_aligned):
             print(line)
     for row in rows:
         if "error" in row:
-            print(f"neurona: {plain(row['file'])}: {plain(row['error'])}", file=sys.stderr)
+            print(f"neurona: {printable(row['file'])}: {printable(row['error'])}", file=sys.stderr)
 
 
-def _called(row: Row) -> str:
+def _row_name(row: Row) -> str:
     return f"{row['file']}[{row['row']}]" if "row" in row else str(row["file"])
 
 
 def _header(row: Row) -> tuple[str, ...]:
     if "classes" in row:
-        more = len(row["classes"]) > 1
-        return ("LABEL", "PROBABILITY", *(["THEN"] if more else []))
+        has_others = len(row["classes"]) > 1
+        return ("LABEL", "PROBABILITY", *(["NEXT"] if has_others else []))
     return ("NAME", "VALUE", "UNIT") if "values" in row else ("OUTPUTS",)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     if "classes" in row:
         best, *others = row["classes"]
-        then = ", ".join(f"{one['label']} {one['probability']:.3f}" for one in others)
-        return (best["label"], f"{best['probability']:.3f}", *([then] if others else []))
+        next_classes = ", ".join(f"{one['label']} {one['probability']:.3f}" for one in others)
+        return (best["label"], f"{best['probability']:.3f}", *([next_classes] if others else []))
     if "values" in row:
         values = row["values"]
         names = ", ".join(one["name"] for one in values)
         units = ", ".join(dict.fromkeys(one["unit"] for one in values))
         return (names, ", ".join(f"{one['value']:.6g}" for one in values), units)
     text = json.dumps(row["outputs"], ensure_ascii=False)
-    return (text if len(text) <= 200 else text[:199] + "…",)
+    return (text if len(text) <= MAX_TEXT_WIDTH else text[: MAX_TEXT_WIDTH - 1] + "…",)
 
 
-def _count(text: str) -> int:
+def _positive_count(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or not 1 <= int(text) < 2**31:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+        raise argparse.ArgumentTypeError(f"invalid count {text!r} (expected an integer from 1)")
     return int(text)

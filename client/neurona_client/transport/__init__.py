@@ -1,1 +1,1 @@
-"""Connections to servers: endpoints, shared streams, single calls."""
+"""Connections to servers: channels, the stream that calls share, and calls on grpcio."""

@@ -1,7 +1,7 @@
-"""One target and the channel to it: whether it can be reached, and single calls over it.
+"""One server address and the channel to it: name resolution, health, unary calls.
 
-Whether it can be reached says a call of Health.Watch that is always open: it tells at once when a
-server serves, leaves or is gone. (gRPC's own word on a channel's state has to be polled for.)
+A call of Health.Watch that is always open reports at once when the server serves, drains or is
+gone. (gRPC's own state of a channel would have to be polled.)
 """
 
 import json
@@ -14,237 +14,278 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from neurona_client.errors import DeadlineError, NeuronaError, ServerError, UnavailableError
-from neurona_client.options import Options, Tls
-from neurona_client.transport.grpc_calls import Done, Metadata, Method, Outcome
+from neurona_client.errors import (
+    DeadlineExceededError,
+    NeuronaError,
+    ServerError,
+    UnavailableError,
+)
+from neurona_client.options import ClientOptions, Tls
+from neurona_client.transport.grpc_calls import Metadata, Outcome, OutcomeCallback, UnaryMethod
 from neurona_protos.wire_format import fields, read_varint
 
-PREFIX = "dns:"
+DNS_PREFIX = "dns:"
+
+SERVING = 1  # of grpc.health.v1.HealthCheckResponse
+_WATCH_PATH = "/grpc.health.v1.Health/Watch"
+
+GENERIC_DEADLINE_MESSAGES = ("deadline exceeded", "Deadline Exceeded")
+"""Messages that do not say how long the timeout was: the client's and gRPC's."""
+
+CONNECTION_CLOSED = "connection closed"
+"""The client was closed, or the name no longer has the address: another server is tried."""
+
+_KEEPALIVE_MS = 30_000
+_KEEPALIVE_TIMEOUT_MS = 10_000
+_MIN_RECONNECT_BACKOFF_MS = 100
+_MAX_RECONNECT_BACKOFF_MS = 2_000
+
+_DISCONNECTED_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_SUSPECT_SECONDS = 1.0
+_WATCH_RETRY_SECONDS = 0.1
+"""Between two calls of Health.Watch that ended without a message."""
+_WATCH_ERROR_RETRY_SECONDS = 2.0
+"""After an error of the server: perhaps it has no health service."""
 
 
-class Place(NamedTuple):
-    """Where a channel goes.  authority: the name that was asked for, which a certificate is for;
-    empty where the target itself says it."""
+class ResolvedTarget(NamedTuple):
+    """What a channel connects to.
+
+    authority: the name that was resolved, which the server's certificate is for; empty where
+    `target` contains it.
+    """
 
     target: str
     authority: str = ""
 
 
-def places(target: str) -> list[Place]:
-    """Of a name that cannot be looked up now, the target itself: gRPC will say what is wrong.
+def resolve_target(target: str) -> list[ResolvedTarget]:
+    """Resolve a `dns:` target to one target for each address.
 
-    Raises ValueError for what no name can be.
+    Returns:
+        The target itself if it needs no resolution or cannot be resolved now: gRPC then reports
+        what is wrong.
+
+    Raises:
+        ValueError: the name cannot be a host name.
     """
-    if not target.startswith(PREFIX):
-        return [Place(target)]
-    authority, _, name = target.removeprefix(PREFIX).rpartition("/")
+    if not target.startswith(DNS_PREFIX):
+        return [ResolvedTarget(target)]
+    name_server, _, name = target.removeprefix(DNS_PREFIX).rpartition("/")
     host, _, port = name.rpartition(":")
-    if authority.strip("/") or not host or not port.isdecimal():
-        return [Place(target)]  # a name server of its own, or none of our syntax
+    if name_server.strip("/") or not host or not port.isdecimal():
+        return [ResolvedTarget(target)]  # left to gRPC
     try:
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     except OSError:
-        return [Place(target)]
+        return [ResolvedTarget(target)]
     targets = []
-    for family, _, _, _, address in found:
-        numeric = str(address[0])
+    for family, _, _, _, address in addresses:
+        numeric_host = str(address[0])
         if family == socket.AF_INET6:
-            targets.append(f"ipv6:[{numeric}]:{port}")
+            targets.append(f"ipv6:[{numeric_host}]:{port}")
         elif family == socket.AF_INET:
-            targets.append(f"ipv4:{numeric}:{port}")
-    return [Place(one, host) for one in dict.fromkeys(targets)] or [Place(target)]
+            targets.append(f"ipv4:{numeric_host}:{port}")
+    resolved = [ResolvedTarget(one, host) for one in dict.fromkeys(targets)]
+    return resolved or [ResolvedTarget(target)]
 
 
-_KEEPALIVE_MS = 30_000
-_KEEPALIVE_TIMEOUT_MS = 10_000
-_FIRST_RECONNECT_MS = 100
-_LONGEST_RECONNECT_MS = 2_000
+def open_channel(resolved_target: ResolvedTarget, options: ClientOptions) -> grpc.Channel:
+    """Open a channel.
 
-
-def open_channel(place: Place, options: Options) -> grpc.Channel:
-    """Raises OSError for a file of `tls` that cannot be read."""
+    Raises:
+        OSError: a file of `options.tls` cannot be read.
+    """
+    target, authority = resolved_target
     arguments = [
         ("grpc.max_send_message_length", options.max_message_bytes),
         ("grpc.max_receive_message_length", options.max_message_bytes),
-        ("grpc.service_config", json.dumps(_service_config(place.target))),
-        # Notices servers that are gone without a word, while calls are under way.
+        ("grpc.service_config", json.dumps(_service_config(target))),
+        # Detects a server that vanished without closing the connection while calls are running.
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
-        ("grpc.initial_reconnect_backoff_ms", _FIRST_RECONNECT_MS),
-        ("grpc.min_reconnect_backoff_ms", _FIRST_RECONNECT_MS),
-        ("grpc.max_reconnect_backoff_ms", _LONGEST_RECONNECT_MS),
-        # Each client has connections of its own, so that closing one disturbs no other.
+        ("grpc.initial_reconnect_backoff_ms", _MIN_RECONNECT_BACKOFF_MS),
+        ("grpc.min_reconnect_backoff_ms", _MIN_RECONNECT_BACKOFF_MS),
+        ("grpc.max_reconnect_backoff_ms", _MAX_RECONNECT_BACKOFF_MS),
+        # Each client has connections of its own, so that closing one does not disturb another.
         ("grpc.use_local_subchannel_pool", 1),
     ]
-    if place.authority:
-        arguments.append(("grpc.default_authority", place.authority))
+    if authority:
+        arguments.append(("grpc.default_authority", authority))
     compression = grpc.Compression.Gzip if options.compression else None
     if options.tls is None:
-        return grpc.insecure_channel(place.target, arguments, compression)
-    if name := options.tls.name or place.authority:
+        return grpc.insecure_channel(target, arguments, compression)
+    if name := options.tls.server_name or authority:
         arguments.append(("grpc.ssl_target_name_override", name))
-    return grpc.secure_channel(place.target, _credentials(options.tls), arguments, compression)
+    return grpc.secure_channel(target, _credentials(options.tls), arguments, compression)
 
 
 def _service_config(target: str) -> dict[str, Any]:
-    # round_robin with one address as well: unlike pick_first, it connects again by itself.
+    # round_robin even with one address: unlike pick_first, it reconnects by itself.
     config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
-    if target.startswith(PREFIX):  # of several servers, those that serve
+    if target.startswith(DNS_PREFIX):  # of several addresses, use those that are SERVING
         config["healthCheckConfig"] = {"serviceName": ""}
     return config
 
 
 def _credentials(tls: Tls) -> grpc.ChannelCredentials:
+    files = (tls.ca, tls.key, tls.certificate)
     return grpc.ssl_channel_credentials(
-        _content(tls.authority), _content(tls.key), _content(tls.certificate)
+        *(None if file is None else Path(file).read_bytes() for file in files)
     )
 
 
-def _content(file: Path | str | None) -> bytes | None:
-    return None if file is None else Path(file).read_bytes()
-
-
-SERVING = 1  # of grpc.health.v1.HealthCheckResponse
-_WATCH = "/grpc.health.v1.Health/Watch"
-SAYS_NOTHING = ("no answer came in time", "Deadline Exceeded")
-"""What is said of a deadline by those who do not know how long it was."""
-
-CLOSED = "the connection is closed"
-"""As the client is, or its name no longer has the address: then another one is asked."""
-
-_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-_DOUBT = 1.0  # seconds
-_PAUSE = 0.1  # seconds between two tries of a server that ends them at once
-_LONG_PAUSE = 2.0  # of one that answers with another error: it has no such method, perhaps
-
-
 class Endpoint:
-    def __init__(self, place: Place, options: Options, changed: Callable[[], None]) -> None:
-        self.place = place
+    """One server address: its channel, its health, and the calls in flight to it."""
+
+    def __init__(
+        self,
+        resolved_target: ResolvedTarget,
+        options: ClientOptions,
+        on_state_change: Callable[[], None],
+    ) -> None:
+        self.resolved_target = resolved_target
         self.stream: Any = None
-        """The one that calls to it share; for `Predictions`."""
+        """The stream that calls to this server share; set by `BaseClient`."""
         self.reachable = False
         self.serving = False
-        """What its health says. A server that drains is reachable and does not serve."""
-        self.shares = True
-        """False: it takes no streams, or no messages as large as several requests together."""
-        self.doubtful_until = 0.0
-        """Of the monotonic clock: it failed a call, and its health may not have noticed yet."""
-        self._alone = 0
-        self._overtaken, self._overtaken_until = 0, 0.0
-        self._lock = threading.Lock()
+        """Its health status. A server that is draining is reachable and not serving."""
+        self.accepts_streams = True
+        """False: it rejects streams, or messages as large as several requests together."""
+        self.suspect_until = 0.0
+        """In monotonic time: it failed a call, and its health may not have changed yet."""
         self.stream_load: Callable[[], int] = int
-        """Requests under way in the stream to it."""
-        self.channel = open_channel(place, options)
-        self._methods: dict[str, Method] = {}
-        self._changed = changed
-        self._metadata = metadata(options)
+        """Returns the number of requests in flight on its stream."""
+        self.channel = open_channel(resolved_target, options)
+        self._unary_calls_in_flight = 0
+        self._lost_hedges, self._lost_hedges_until = 0, 0.0
+        self._lock = threading.Lock()
+        self._methods: dict[str, UnaryMethod] = {}
+        self._on_state_change = on_state_change
+        self._metadata = auth_metadata(options)
         self._closed = threading.Event()
-        threading.Thread(target=self._watch, name="neurona-watch", daemon=True).start()
+        threading.Thread(target=self._watch_health, name="neurona-watch", daemon=True).start()
 
     def call(
-        self, path: str, message: bytes, timeout: float | None, metadata: Metadata, done: Done
+        self,
+        path: str,
+        message: bytes,
+        timeout: float | None,
+        metadata: Metadata,
+        callback: OutcomeCallback,
     ) -> Callable[[], None]:
-        """A call of its own. What is returned cancels it."""
+        """Start a unary call and return what cancels it."""
         method = self._methods.get(path)
         if method is None:
-            method = self._methods[path] = Method(self.channel, path)
-        given_up = False
+            method = self._methods[path] = UnaryMethod(self.channel, path)
+        is_cancelled = False
 
-        def ended(with_: Outcome) -> None:
-            self._count(-1)
-            if isinstance(with_, UnavailableError) and not given_up:
-                self.doubt()
-            done(with_)
+        def on_end(outcome: Outcome) -> None:
+            self._count_unary_calls(-1)
+            if isinstance(outcome, UnavailableError) and not is_cancelled:
+                self.mark_suspect()
+            callback(outcome)
 
-        self._count(1)
+        self._count_unary_calls(1)
         try:
-            cancel = method.start(message, timeout, metadata, ended)
-        except ValueError:  # how gRPC refuses what comes after `close`
-            ended(UnavailableError(CLOSED))
-            return _nothing
+            cancel_call = method.start(message, timeout, metadata, on_end)
+        except ValueError:  # what gRPC raises after the channel was closed
+            on_end(UnavailableError(CONNECTION_CLOSED))
+            return _do_nothing
 
-        def give_up() -> None:
-            nonlocal given_up
-            given_up = True
-            cancel()
+        def cancel() -> None:
+            nonlocal is_cancelled
+            is_cancelled = True
+            cancel_call()
 
-        return give_up
+        return cancel
 
-    def doubt(self) -> None:
-        self.doubtful_until = time.monotonic() + _DOUBT
+    def mark_suspect(self) -> None:
+        """Record a failed call: for a second, other servers are preferred."""
+        self.suspect_until = time.monotonic() + _SUSPECT_SECONDS
 
-    def overtaken(self) -> None:
-        """Another one has answered a call that this one had first. Counted as load for a while,
-        it makes others go to faster servers; a failure it is not."""
+    def record_lost_hedge(self) -> None:
+        """Record that a hedge got a response before the call that this server had first.
+
+        Counts as load for a second, so that faster servers get more calls; it is not a failure.
+        """
         with self._lock:
             now = time.monotonic()
-            self._overtaken = 1 if now > self._overtaken_until else self._overtaken + 1
-            self._overtaken_until = now + _DOUBT
+            self._lost_hedges = 1 if now > self._lost_hedges_until else self._lost_hedges + 1
+            self._lost_hedges_until = now + _SUSPECT_SECONDS
 
     @property
     def load(self) -> int:
-        """Requests under way."""
-        load = self._alone + self.stream_load()
-        if self._overtaken and time.monotonic() < self._overtaken_until:
-            load += self._overtaken
+        """Requests in flight."""
+        load = self._unary_calls_in_flight + self.stream_load()
+        if self._lost_hedges and time.monotonic() < self._lost_hedges_until:
+            load += self._lost_hedges
         return load
 
-    def _count(self, change: int) -> None:
-        with self._lock:
-            self._alone += change
-
     def close(self) -> None:
+        """Close the channel; calls in flight end."""
         self._closed.set()
         self.channel.close()
 
-    def _watch(self) -> None:
-        refused = False
+    def _count_unary_calls(self, change: int) -> None:
+        with self._lock:
+            self._unary_calls_in_flight += change
+
+    def _watch_health(self) -> None:
+        is_rejected = False
         while not self._closed.is_set():
-            known = False
+            received_status = False
             try:
-                method: Any = self.channel.unary_stream(_WATCH)
-                # Of a server that tells nothing, it must be found out when it is gone.
-                for answer in method(b"", metadata=self._metadata, wait_for_ready=not refused):
-                    known = True
-                    self._notice(reachable=True, serving=health_of(answer) == SERVING)
+                method: Any = self.channel.unary_stream(_WATCH_PATH)
+                # A server that rejects the call must fail it at once when it is gone.
+                statuses = method(b"", metadata=self._metadata, wait_for_ready=not is_rejected)
+                for response in statuses:
+                    received_status = True
+                    self._set_state(
+                        reachable=True, serving=parse_health_status(response) == SERVING
+                    )
             except ValueError:  # the channel is closed
                 return
             except grpc.RpcError as error:
-                refused = error.code() not in _GONE
-                if refused:  # it has an answer, if not to this
-                    self._notice(reachable=True, serving=True)
-                    self._closed.wait(_LONG_PAUSE)
+                is_rejected = error.code() not in _DISCONNECTED_CODES
+                if is_rejected:  # it answers calls, if not this one
+                    self._set_state(reachable=True, serving=True)
+                    self._closed.wait(_WATCH_ERROR_RETRY_SECONDS)
                     continue
-            self._notice(reachable=False, serving=False)
-            if not known:
-                self._closed.wait(_PAUSE)
+            self._set_state(reachable=False, serving=False)
+            if not received_status:
+                self._closed.wait(_WATCH_RETRY_SECONDS)
 
-    def _notice(self, *, reachable: bool, serving: bool) -> None:
+    def _set_state(self, *, reachable: bool, serving: bool) -> None:
         self.reachable, self.serving = reachable, serving
-        self._changed()
+        self._on_state_change()
 
 
-def metadata(options: Options) -> Metadata:
-    """Of every call."""
+def auth_metadata(options: ClientOptions) -> Metadata:
+    """Return the metadata of every call of a client."""
     return () if options.token is None else (("authorization", f"Bearer {options.token}"),)
 
 
-def health_of(answer: bytes) -> int:
-    """The status in a HealthCheckResponse, whose only field it is. Raises ServerError."""
-    state = 0
+def parse_health_status(response: bytes) -> int:
+    """Return the status in a HealthCheckResponse, its only field.
+
+    Raises:
+        ServerError: the bytes are not a HealthCheckResponse.
+    """
+    status = 0
     try:
-        for field, start, _ in fields(answer, 0, len(answer)):
+        for field, start, _ in fields(response, 0, len(response)):
             if field == 1:
-                state = read_varint(answer, start)[0]
+                status = read_varint(response, start)[0]
     except ValueError as error:
-        raise ServerError(f"the answer is no HealthCheckResponse: {error}") from error
-    return state
+        raise ServerError(f"response is not a HealthCheckResponse: {error}") from error
+    return status
 
 
-def late() -> NeuronaError:
-    return DeadlineError(SAYS_NOTHING[0])
+def generic_deadline_error() -> NeuronaError:
+    """Return the error of a call whose deadline passed, without its timeout in the message."""
+    return DeadlineExceededError(GENERIC_DEADLINE_MESSAGES[0])
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass

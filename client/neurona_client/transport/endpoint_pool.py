@@ -1,4 +1,4 @@
-"""All servers of a client: which one gets the next call, and waiting until there is one."""
+"""All servers of a client: which one gets the next call, and waiting until one is reachable."""
 
 import atexit
 import logging
@@ -9,139 +9,164 @@ import weakref
 from collections.abc import Callable
 
 from neurona_client.errors import ClosedError
-from neurona_client.options import Options
-from neurona_client.transport.endpoint import PREFIX, Endpoint, Place, places
+from neurona_client.options import ClientOptions
+from neurona_client.transport.endpoint import (
+    DNS_PREFIX,
+    Endpoint,
+    ResolvedTarget,
+    resolve_target,
+)
 
 log = logging.getLogger(__name__)
 
-_REFRESH = 10.0
-"""Seconds between two looks at what names stand for."""
+_RESOLVE_INTERVAL_SECONDS = 10.0
 
 
-class Fleet:
-    def __init__(self, options: Options) -> None:
-        self.closed = ""
-        """Why no more calls are taken; empty while they are."""
-        self._lock = threading.Lock()
-        self._waiting: list[Callable[[], None]] = []
-        self._turn = 0
+class EndpointPool:
+    """The endpoints of all targets of a client, kept up to date with DNS."""
+
+    def __init__(self, options: ClientOptions) -> None:
+        self.closed_reason = ""
+        """Why no more calls are accepted; empty while they are."""
         self.endpoints: list[Endpoint] = []
         self._options = options
-        self._over = threading.Event()
-        self._places: dict[str, list[Place]] = {}
-        self.refresh()
-        _all.add(self)
-        if any(target.startswith(PREFIX) for target in options.targets):
-            threading.Thread(target=self._refresh, name="neurona-names", daemon=True).start()
+        self._lock = threading.Lock()
+        self._waiters: list[Callable[[], None]] = []
+        self._round_robin = 0
+        self._stop_resolving = threading.Event()
+        self._resolved: dict[str, list[ResolvedTarget]] = {}
+        self.resolve()
+        _pools.add(self)
+        if any(target.startswith(DNS_PREFIX) for target in options.targets):
+            threading.Thread(target=self._keep_resolving, name="neurona-names", daemon=True).start()
 
     @property
-    def named(self) -> str:
+    def address(self) -> str:
+        """The targets as the caller gave them, for messages."""
         return ", ".join(self._options.targets)
 
-    def pick(self, other_than: Endpoint | None = None) -> Endpoint | None:
-        """The one with the fewest calls under way of those that can be reached; `other_than`
-        only where there is no other. None: none can be reached. Raises ClosedError."""
-        if self.closed:
-            raise ClosedError(self.closed)
+    def pick(self, excluded: Endpoint | None = None) -> Endpoint | None:
+        """Choose the reachable server with the fewest requests in flight.
+
+        Args:
+            excluded: chosen only if no other server is reachable.
+
+        Returns:
+            None if no server is reachable.
+
+        Raises:
+            ClosedError: the client is closed.
+        """
+        if self.closed_reason:
+            raise ClosedError(self.closed_reason)
         if len(self.endpoints) == 1:
             return self.endpoints[0] if self.endpoints[0].reachable else None
         now = time.monotonic()
-        ready = [one for one in self.endpoints if one.serving and one.doubtful_until < now]
-        ready = ready or [one for one in self.endpoints if one.serving]
-        ready = ready or [one for one in self.endpoints if one.reachable]
-        if len(ready) > 1:
-            if other_than is not None:
-                ready = [endpoint for endpoint in ready if endpoint is not other_than]
-            self._turn += 1  # of equals another one each time
-            turn = self._turn % len(ready)
-            ready = ready[turn:] + ready[:turn]
-            return min(ready, key=lambda endpoint: endpoint.load)
-        return ready[0] if ready else None
+        candidates = [one for one in self.endpoints if one.serving and one.suspect_until < now]
+        candidates = candidates or [one for one in self.endpoints if one.serving]
+        candidates = candidates or [one for one in self.endpoints if one.reachable]
+        if len(candidates) > 1:
+            if excluded is not None:
+                candidates = [endpoint for endpoint in candidates if endpoint is not excluded]
+            self._round_robin += 1  # among equal loads, another server each time
+            first = self._round_robin % len(candidates)
+            candidates = candidates[first:] + candidates[:first]
+            return min(candidates, key=lambda endpoint: endpoint.load)
+        return candidates[0] if candidates else None
 
-    def has_another(self) -> bool:
-        """Whether a call that has failed may go to another server at once."""
+    def has_healthy_endpoint(self) -> bool:
+        """Whether a failed call may be sent to another server without a pause."""
         now = time.monotonic()
-        return any(one.serving and one.doubtful_until < now for one in self.endpoints)
+        return any(one.serving and one.suspect_until < now for one in self.endpoints)
 
-    def when_ready(self, done: Callable[[], None]) -> None:
-        """Has it called once, when one can be reached; perhaps at once."""
+    def call_when_reachable(self, callback: Callable[[], None]) -> None:
+        """Call back once when a server is reachable or the pool is closed; perhaps right away."""
         with self._lock:
-            if not self.closed and not self._any_ready():
-                self._waiting.append(done)
+            if not self.closed_reason and not self._any_reachable():
+                self._waiters.append(callback)
                 return
-        done()
+        callback()
 
-    def forget(self, done: Callable[[], None]) -> None:
+    def cancel_callback(self, callback: Callable[[], None]) -> None:
+        """Undo `call_when_reachable`, unless it has called back already."""
         with self._lock:
-            if done in self._waiting:
-                self._waiting.remove(done)
+            if callback in self._waiters:
+                self._waiters.remove(callback)
 
     def close(self) -> None:
-        if self.closed:
+        """Close all endpoints and wake all waiters."""
+        if self.closed_reason:
             return
-        self.closed = "the client is closed"
-        self._over.set()
-        self._wake()
+        self.closed_reason = "client closed"
+        self._stop_resolving.set()
+        self._wake_waiters()
         for endpoint in self.endpoints:
             endpoint.close()
 
-    def refresh(self) -> None:
-        """Looks names up again: new addresses get connections, those that are gone lose theirs
-        when what is under way there has ended."""
+    def resolve(self) -> None:
+        """Resolve all targets again.
+
+        New addresses get endpoints; endpoints of addresses that are gone are closed when no
+        request is in flight there.
+        """
         for target in self._options.targets:
-            found = places(target)
-            # A name that cannot be looked up for a while keeps its addresses.
-            if found != [Place(target)] or target not in self._places:
-                self._places[target] = found
-        wanted = dict.fromkeys(one for found in self._places.values() for one in found)
-        kept = [one for one in self.endpoints if one.place in wanted or one.load]
-        gone = [one for one in self.endpoints if one not in kept]
-        there = {one.place for one in kept}
-        new = [Endpoint(one, self._options, self._changed) for one in wanted if one not in there]
-        if new or gone:
-            self.endpoints = kept + new  # in one step, as others are reading it
-        # Of a client that was closed meanwhile nobody else closes the new ones.
-        for one in gone + new if self.closed else gone:
-            one.close()
+            resolved = resolve_target(target)
+            # A name that cannot be resolved for a while keeps its addresses.
+            if resolved != [ResolvedTarget(target)] or target not in self._resolved:
+                self._resolved[target] = resolved
+        wanted = dict.fromkeys(one for several in self._resolved.values() for one in several)
+        kept = [one for one in self.endpoints if one.resolved_target in wanted or one.load]
+        removed = [one for one in self.endpoints if one not in kept]
+        kept_targets = {one.resolved_target for one in kept}
+        added = [
+            Endpoint(one, self._options, self._on_state_change)
+            for one in wanted
+            if one not in kept_targets
+        ]
+        if added or removed:
+            self.endpoints = kept + added  # in one assignment, as other threads read it
+        # If the client was closed meanwhile, only this thread can close the new endpoints.
+        for endpoint in removed + added if self.closed_reason else removed:
+            endpoint.close()
 
-    def _refresh(self) -> None:
-        while not self._over.wait(_REFRESH):
+    def _keep_resolving(self) -> None:
+        while not self._stop_resolving.wait(_RESOLVE_INTERVAL_SECONDS):
             try:
-                self.refresh()
-            except Exception:  # such as a certificate's file that is being replaced
-                log.exception("the servers' names will be looked up again")
+                self.resolve()
+            except Exception:  # such as a certificate file that is being replaced
+                log.exception("name resolution failed; retrying in %g s", _RESOLVE_INTERVAL_SECONDS)
 
-    def _any_ready(self) -> bool:
+    def _any_reachable(self) -> bool:
         return any(endpoint.reachable for endpoint in self.endpoints)
 
-    def _changed(self) -> None:
-        if self._any_ready():
-            self._wake()
+    def _on_state_change(self) -> None:
+        if self._any_reachable():
+            self._wake_waiters()
 
-    def _wake(self) -> None:
+    def _wake_waiters(self) -> None:
         with self._lock:
-            waiting, self._waiting = self._waiting, []
-        for done in waiting:
-            done()
+            waiters, self._waiters = self._waiters, []
+        for callback in waiters:
+            callback()
 
 
-_all: weakref.WeakSet[Fleet] = weakref.WeakSet()
+_pools: weakref.WeakSet[EndpointPool] = weakref.WeakSet()
 
 
-def _forked() -> None:
-    """gRPC's threads and connections are not there in a child process."""
-    for fleet in _all:
-        fleet.closed = (
-            f"the client was made in another process ({os.getppid()}) than this one "
-            f"({os.getpid()}): make one after the fork"
+def _close_in_forked_child() -> None:
+    """Disable all pools: the threads and connections of gRPC do not survive a fork."""
+    for pool in _pools:
+        pool.closed_reason = (
+            f"client was created in process {os.getppid()}, before a fork (expected a client "
+            f"created in this process, {os.getpid()})"
         )
 
 
-def _exiting() -> None:
-    for fleet in list(_all):
-        fleet.close()
+def _close_at_exit() -> None:
+    for pool in list(_pools):
+        pool.close()
 
 
-atexit.register(_exiting)
+atexit.register(_close_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=_close_in_forked_child)

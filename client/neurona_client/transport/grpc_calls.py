@@ -1,8 +1,9 @@
-"""Calls that go alone: a message there, a message or an error back, told from gRPC's own thread.
+"""Unary calls and byte streams on grpcio: messages as bytes, outcomes delivered by callback.
 
-A call is begun on what `unary_unary` itself is built on, and is one event when it has ended; the
-public future takes a lock and a condition several times for each. That is no public API: where it
-does not suit, the future does the same.
+Both exist twice: on cygrpc, the extension module that grpcio's own Python API is built on, and on
+the public API. A unary call on cygrpc is one event when it has ended, where the public future takes
+a lock and a condition several times; a stream needs no generator and no queue. cygrpc is not a
+public API: where it is absent or differs, the public API takes over.
 """
 
 import logging
@@ -14,74 +15,94 @@ from typing import Any, Protocol
 
 import grpc
 
-from neurona_client.errors import NeuronaError, ServerError, UnavailableError, from_trailers
-
-log = logging.getLogger(__name__)
+from neurona_client.errors import (
+    NeuronaError,
+    ServerError,
+    UnavailableError,
+    error_from_trailers,
+)
 
 try:
     from grpc._cython import cygrpc  # type: ignore[attr-defined]
 except ImportError:  # another implementation of grpcio
     cygrpc = None
 
+log = logging.getLogger(__name__)
 
 Outcome = bytes | NeuronaError
-Done = Callable[[Outcome], None]
-"""Told how a step ended, once at the most, from any thread."""
+"""The response of a call, or why there is none."""
+
+OutcomeCallback = Callable[[Outcome], None]
+"""Receives the outcome of a step, at most once, from any thread."""
 
 Metadata = tuple[tuple[str, str], ...]
 
+STREAM_PATH = "/neurona.v1.Prediction/PredictStream"
 _CANCELLED = grpc.StatusCode.CANCELLED.value[0]
-
-PATH = "/neurona.v1.Prediction/PredictStream"
 _NO_FLAGS = 0
 
 
-class Ends(Protocol):
-    """What happens to a wire. From its own thread, one after the other; `ended` is the last."""
+class StreamListener(Protocol):
+    """Receives the events of a stream from the stream's thread; `on_end` is the last."""
 
-    def received(self, message: bytes) -> None: ...
+    def on_message(self, message: bytes) -> None:
+        """Handle a message of the server."""
 
-    def written(self) -> None:
-        """What was written last is on its way: the next may be written."""
+    def on_written(self) -> None:
+        """Handle that gRPC has sent the last message: the next may be written."""
 
-    def ended(self, error: NeuronaError) -> None: ...
+    def on_end(self, error: NeuronaError) -> None:
+        """Handle the end of the stream."""
 
 
-class Wire(Protocol):
+class ByteStream(Protocol):
+    """A PredictStream call that sends and receives bytes."""
+
     def write(self, message: bytes) -> None:
-        """When `written` was told of the one before. From any thread."""
+        """Send a message, after `on_written` was called for the one before. From any thread."""
 
-    def cancel(self) -> None: ...
+    def cancel(self) -> None:
+        """End the call."""
 
 
-def open_wire(channel: grpc.Channel, metadata: Metadata, ends: Ends) -> Wire:
+def open_stream(channel: grpc.Channel, metadata: Metadata, listener: StreamListener) -> ByteStream:
+    """Start a PredictStream call, on cygrpc if it works.
+
+    Raises:
+        ValueError: the channel is closed.
+    """
     if cygrpc is not None:
         try:
-            return QuickWire(channel, metadata, ends)
+            return CygrpcStream(channel, metadata, listener)
         except (AttributeError, TypeError) as error:
-            log.warning("this grpcio (%s) is used by its public API: %s", grpc.__version__, error)
-    return PublicWire(channel, metadata, ends)
+            _log_fallback(error)
+    return PublicApiStream(channel, metadata, listener)
 
 
-class QuickWire:
-    """Raises AttributeError or TypeError where grpcio is not as it was."""
+class CygrpcStream:
+    """A stream on cygrpc.
 
-    def __init__(self, channel: grpc.Channel, metadata: Metadata, ends: Ends) -> None:
-        self._ends = ends
+    Raises:
+        AttributeError: cygrpc lacks something that is used here.
+        TypeError: something of it has other parameters.
+    """
+
+    def __init__(self, channel: grpc.Channel, metadata: Metadata, listener: StreamListener) -> None:
+        self._listener = listener
         self._status = cygrpc.ReceiveStatusOnClientOperation(_NO_FLAGS)
-        begin = (cygrpc.SendInitialMetadataOperation(metadata, _NO_FLAGS), self._status)
+        start = (cygrpc.SendInitialMetadataOperation(metadata, _NO_FLAGS), self._status)
         operations = (
-            (begin, self._ended),
-            ((cygrpc.ReceiveInitialMetadataOperation(_NO_FLAGS),), self._begun),
-            ((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._received),
+            (start, self._on_end),
+            ((cygrpc.ReceiveInitialMetadataOperation(_NO_FLAGS),), self._on_initial_metadata),
+            ((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message),
         )
-        raw = channel._channel  # type: ignore[attr-defined]
+        cygrpc_channel = channel._channel  # type: ignore[attr-defined]
         self._lock = threading.Lock()
-        self._due = len(operations)  # batches of operations under way
-        self._over = False
-        self._call = raw.segregated_call(
+        self._pending_operations = len(operations)
+        self._has_ended = False
+        self._call = cygrpc_channel.segregated_call(
             cygrpc.PropagationConstants.GRPC_PROPAGATE_DEFAULTS,
-            PATH.encode(),
+            STREAM_PATH.encode(),
             None,
             None,
             metadata,
@@ -92,187 +113,198 @@ class QuickWire:
         threading.Thread(target=self._run, name="neurona-stream", daemon=True).start()
 
     def write(self, message: bytes) -> None:
-        self._operate(cygrpc.SendMessageOperation(message, _NO_FLAGS), self._written)
+        """See `ByteStream.write`."""
+        self._start_operation(cygrpc.SendMessageOperation(message, _NO_FLAGS), self._on_written)
 
     def cancel(self) -> None:
-        self._call.cancel(cygrpc.StatusCode.cancelled, "the client is closed")
+        """See `ByteStream.cancel`."""
+        self._call.cancel(cygrpc.StatusCode.cancelled, "client closed")
 
     def _run(self) -> None:
         next_event = self._call.next_event
-        error: NeuronaError = UnavailableError("the stream is given up")
+        error: NeuronaError = UnavailableError("stream aborted")
         try:
-            while self._due:
+            while self._pending_operations:
                 event = next_event()
                 with self._lock:
-                    self._due -= 1
+                    self._pending_operations -= 1
                 try:
                     event.tag(event)
-                except Exception:  # a bug of ours must not leave callers without an answer
-                    log.exception("the stream is given up")
-                    self._call.cancel(cygrpc.StatusCode.cancelled, "given up")
-            error = self._error()
+                except Exception:  # a bug here must not leave callers without an outcome
+                    log.exception("uncaught exception in a stream; aborting the stream")
+                    self._call.cancel(cygrpc.StatusCode.cancelled, "aborted")
+            error = self._end_error()
         finally:
-            self._ends.ended(error)
+            self._listener.on_end(error)
 
-    def _begun(self, _: Any) -> None:
+    def _on_initial_metadata(self, _: Any) -> None:
         pass
 
-    def _received(self, event: Any) -> None:
+    def _on_message(self, event: Any) -> None:
         message = event.batch_operations[0].message()
         if message is not None:
-            self._operate(cygrpc.ReceiveMessageOperation(_NO_FLAGS), self._received)
-            self._ends.received(message)
+            self._start_operation(cygrpc.ReceiveMessageOperation(_NO_FLAGS), self._on_message)
+            self._listener.on_message(message)
 
-    def _written(self, event: Any) -> None:
-        if event.success and not self._over:
-            self._ends.written()
+    def _on_written(self, event: Any) -> None:
+        if event.success and not self._has_ended:
+            self._listener.on_written()
 
-    def _ended(self, _: Any) -> None:
+    def _on_end(self, _: Any) -> None:
         with self._lock:
-            self._over = True
+            self._has_ended = True
 
-    def _operate(self, operation: Any, tag: Callable[[Any], None]) -> None:
+    def _start_operation(self, operation: Any, tag: Callable[[Any], None]) -> None:
         with self._lock:
-            if self._over:  # `_run` ends as soon as nothing is due
+            if self._has_ended:  # `_run` returns as soon as no operation is pending
                 return
-            # False once the call has ended, which `_ended` may have yet to hear.
+            # False once the call has ended, before `_on_end` is called.
             if self._call.operate((operation,), tag):
-                self._due += 1
+                self._pending_operations += 1
 
-    def _error(self) -> NeuronaError:
+    def _end_error(self) -> NeuronaError:
         code, message = self._status.code(), self._status.details() or ""
         if isinstance(message, bytes):
             message = message.decode(errors="replace")
         if code in (cygrpc.StatusCode.ok, cygrpc.StatusCode.cancelled):
-            return UnavailableError(f"the server ended the stream: {message}")
-        return from_trailers(code, message, self._status.trailing_metadata() or ())
+            return UnavailableError(f"stream ended by the server: {message}")
+        return error_from_trailers(code, message, self._status.trailing_metadata() or ())
 
 
-class PublicWire:
-    def __init__(self, channel: grpc.Channel, metadata: Metadata, ends: Ends) -> None:
-        self._ends = ends
+class PublicApiStream:
+    """A stream on grpcio's public API."""
+
+    def __init__(self, channel: grpc.Channel, metadata: Metadata, listener: StreamListener) -> None:
+        self._listener = listener
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        method: Any = channel.stream_stream(PATH)
+        method: Any = channel.stream_stream(STREAM_PATH)
         self._call: Any = method(self._messages(), metadata=metadata)
         threading.Thread(target=self._run, name="neurona-stream", daemon=True).start()
 
     def write(self, message: bytes) -> None:
+        """See `ByteStream.write`."""
         self._queue.put(message)
 
     def cancel(self) -> None:
+        """See `ByteStream.cancel`."""
         self._call.cancel()
 
     def _messages(self) -> Iterator[bytes]:
         while (message := self._queue.get()) is not None:
             yield message
-            self._ends.written()  # gRPC asks for the next one when it has sent this
+            self._listener.on_written()  # gRPC asks for the next message when it has sent this one
 
     def _run(self) -> None:
-        error: NeuronaError = UnavailableError("the server ended the stream")
+        error: NeuronaError = UnavailableError("stream ended by the server")
         try:
             for message in self._call:
-                self._ends.received(message)
+                self._listener.on_message(message)
         except grpc.RpcError:
-            error = error_of(self._call)
-        except Exception:  # a bug of ours must not leave callers without an answer
-            log.exception("the stream is given up")
+            error = _error_of_call(self._call)
+        except Exception:  # a bug here must not leave callers without an outcome
+            log.exception("uncaught exception in a stream; aborting the stream")
             self._call.cancel()
         finally:
             self._queue.put(None)
-            self._ends.ended(error)
+            self._listener.on_end(error)
 
 
-try:
-    from grpc._cython import cygrpc  # type: ignore[attr-defined]
-except ImportError:  # another implementation of grpcio
-    cygrpc = None
-
-
-class Method:
-    """One method of the server at the end of a channel."""
+class UnaryMethod:
+    """A unary method of the server at the end of a channel, on cygrpc if it works."""
 
     def __init__(self, channel: grpc.Channel, path: str) -> None:
-        self._public: Any = channel.unary_unary(path)
-        self._is_quick = cygrpc is not None
+        self._callable: Any = channel.unary_unary(path)
+        self._uses_cygrpc = cygrpc is not None
 
     def start(
-        self, message: bytes, timeout: float | None, metadata: Metadata, done: Done
+        self, message: bytes, timeout: float | None, metadata: Metadata, callback: OutcomeCallback
     ) -> Callable[[], None]:
-        """What is returned cancels the call. Raises ValueError when the channel is closed."""
-        if self._is_quick:
+        """Start a call.
+
+        Returns:
+            What cancels it.
+
+        Raises:
+            ValueError: the channel is closed.
+        """
+        if self._uses_cygrpc:
             try:
-                return self._start(message, timeout, metadata, done)
+                return self._start_on_cygrpc(message, timeout, metadata, callback)
             except (AttributeError, TypeError) as error:
-                self._is_quick = False
-                log.warning(
-                    "this grpcio (%s) is used by its public API: %s", grpc.__version__, error
-                )
-        future = self._public.future(message, timeout=timeout, metadata=metadata)
-        future.add_done_callback(lambda call: done(_outcome(call)))
+                self._uses_cygrpc = False
+                _log_fallback(error)
+        future = self._callable.future(message, timeout=timeout, metadata=metadata)
+        future.add_done_callback(lambda call: callback(_outcome_of_call(call)))
 
         def cancel() -> None:
             future.cancel()
 
         return cancel
 
-    def _start(
-        self, message: bytes, timeout: float | None, metadata: Metadata, done: Done
+    def _start_on_cygrpc(
+        self, message: bytes, timeout: float | None, metadata: Metadata, callback: OutcomeCallback
     ) -> Callable[[], None]:
-        answer = cygrpc.ReceiveMessageOperation(_NO_FLAGS)
+        response = cygrpc.ReceiveMessageOperation(_NO_FLAGS)
         status = cygrpc.ReceiveStatusOnClientOperation(_NO_FLAGS)
         operations = (
             cygrpc.SendInitialMetadataOperation(metadata, _NO_FLAGS),
             cygrpc.SendMessageOperation(message, _NO_FLAGS),
             cygrpc.SendCloseFromClientOperation(_NO_FLAGS),
             cygrpc.ReceiveInitialMetadataOperation(_NO_FLAGS),
-            answer,
+            response,
             status,
         )
 
-        def ended(_: Any) -> bool:
+        def on_end(_: Any) -> bool:
             try:
-                done(_read(answer, status))
-            except Exception:  # gRPC's thread, which all calls of the channel need
-                log.exception("an answer is lost")
+                callback(_outcome_of_operations(response, status))
+            except Exception:  # in gRPC's thread, which all calls of the channel need
+                log.exception("uncaught exception in a callback; the outcome of a call is lost")
             return True  # the call needs no more events
 
-        public = self._public
-        call = public._managed_call(
+        multi_callable = self._callable
+        call = multi_callable._managed_call(
             cygrpc.PropagationConstants.GRPC_PROPAGATE_DEFAULTS,
-            public._method,
+            multi_callable._method,
             None,
             None if timeout is None else time.time() + timeout,
             metadata,
             None,
             (operations,),
-            ended,
-            public._context,
-            public._registered_call_handle,
+            on_end,
+            multi_callable._context,
+            multi_callable._registered_call_handle,
         )
 
         def cancel() -> None:
-            call.cancel(_CANCELLED, "the caller gave it up")
+            call.cancel(_CANCELLED, "cancelled by the caller")
 
         return cancel
 
 
-def error_of(call: Any) -> NeuronaError:
-    """What a call of the public API ended with."""
+def _log_fallback(error: Exception) -> None:
+    log.warning("falling back to grpcio's public API (grpcio %s): %s", grpc.__version__, error)
+
+
+def _outcome_of_call(call: Any) -> Outcome:
+    """Return the outcome of a call of the public API."""
+    if call.code() is grpc.StatusCode.OK:
+        response: bytes = call.result()
+        return response
+    return _error_of_call(call)
+
+
+def _error_of_call(call: Any) -> NeuronaError:
+    """Return the error of a call of the public API."""
     return _error(call.code().value[0], call.details() or "", call.trailing_metadata())
 
 
-def _outcome(call: Any) -> Outcome:
-    if call.code() is grpc.StatusCode.OK:
-        answer: bytes = call.result()
-        return answer
-    return error_of(call)
-
-
-def _read(answer: Any, status: Any) -> Outcome:
+def _outcome_of_operations(response: Any, status: Any) -> Outcome:
+    """Return the outcome of a call on cygrpc."""
     code: int = status.code()
     if code == 0:
-        message: bytes | None = answer.message()
-        return ServerError("the answer has no message") if message is None else message
+        message: bytes | None = response.message()
+        return ServerError("response has no message") if message is None else message
     details = status.details() or ""
     if isinstance(details, bytes):
         details = details.decode(errors="replace")
@@ -280,8 +312,8 @@ def _read(answer: Any, status: Any) -> Outcome:
 
 
 def _error(code: int, message: str, trailers: Any) -> NeuronaError:
-    # How a server ends what it has not begun when it stops: another one will do it. A caller's
-    # own cancelling is nobody's business any more.
+    # A server that shuts down ends calls that it has not started like this: another server will
+    # answer. The outcome of a call that the caller cancels is not read.
     if code == _CANCELLED or message == "Stream removed":
-        return UnavailableError(f"the server ended the call: {message}")
-    return from_trailers(code, message, trailers or ())
+        return UnavailableError(f"call ended by the server: {message}")
+    return error_from_trailers(code, message, trailers or ())

@@ -1,8 +1,8 @@
-"""One PredictStream that many calls share: no I/O here, only who gets what.
+"""One PredictStream that many calls share: which request gets which outcome, without I/O.
 
-A message holds whatever has gathered while the last one was being written: no timer. The wire has
-no word for giving one request up: one that waits is not sent, and the answer of another is dropped
-when it comes.
+A message holds the requests that have gathered while the last one was being written; there is no
+timer. PredictStream has no way to cancel one request: an abandoned request that has not been sent
+is dropped, and the response to one that has been sent is ignored.
 """
 
 import threading
@@ -16,235 +16,268 @@ from neurona_client.errors import (
     ServerError,
     UnavailableError,
 )
-from neurona_client.transport.endpoint import Endpoint, late
-from neurona_client.transport.framing import END_OF_IDS, FIRST_ID, IDS, answers, frame_for, free_ids
-from neurona_client.transport.grpc_calls import Done, Metadata, Outcome, Wire, open_wire
+from neurona_client.transport.endpoint import Endpoint, generic_deadline_error
+from neurona_client.transport.framing import (
+    END_OF_IDS,
+    FIRST_ID,
+    IDS,
+    frame_for,
+    parse_responses,
+    request_ids,
+)
+from neurona_client.transport.grpc_calls import (
+    ByteStream,
+    Metadata,
+    Outcome,
+    OutcomeCallback,
+    open_stream,
+)
 
-FEW = 32
-"""Requests of a message, where no more than twice as many wait. A message costs gRPC about as much
-as a dozen requests cost us; but with smaller ones client and server work at the same time."""
+MIN_REQUESTS_PER_MESSAGE = 32
+"""A message takes half of the queue, but at least this many requests. A message costs gRPC about as
+much as a dozen requests cost this client; with smaller messages, client and server work in
+parallel."""
 
 MAX_MESSAGE_BYTES = 256 << 10
-"""A message takes no more requests once it has so many bytes."""
+"""A message takes no further request once it has reached this size."""
 
 _UNIMPLEMENTED = 12
 
-Told = Sequence[tuple[Done, Outcome]]  # who waits, and for what came
+Deliveries = Sequence[tuple[OutcomeCallback, Outcome]]
 
-Deliver = Callable[["Stream", Told], None]
-"""Has callers told, many at once, of whom none has given up; in a thread that holds the lock."""
-
-Soon = Callable[[Callable[[], None]], None]
-"""Has a message begun when those who are about to ask have asked."""
+ScheduleWrite = Callable[[Callable[[], None]], None]
+"""Calls a function when the callers that are about to submit requests have submitted them."""
 
 
-class Pending:
-    """A request on its way."""
+class PendingRequest:
+    """A request that has no outcome yet."""
 
-    __slots__ = ("abandoned", "done", "message", "told")
+    __slots__ = ("abandoned", "callback", "delivered", "message")
 
-    def __init__(self, message: bytes, done: Done) -> None:
+    def __init__(self, message: bytes, callback: OutcomeCallback) -> None:
         self.message = message
-        self.done = done
+        self.callback = callback
         self.abandoned = False
-        self.told = False
-        """Its outcome is there, and is or will be delivered."""
+        self.delivered = False
+        """Its outcome exists, and has been or will be delivered."""
 
 
-class Together:
-    """A step: a request that shares a stream."""
+class Stream:
+    """The shared stream to one server. Each request's outcome is delivered exactly once.
+
+    `submit` may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        metadata: Metadata,
+        deliver: "Deliver",
+        schedule_write: ScheduleWrite,
+    ) -> None:
+        self.failure: NeuronaError | None = None
+        """Why the stream has ended; None while it is open."""
+        self.hold_count = 0
+        """While above 0, nothing is written unless many requests are queued: callers that have just
+        got an outcome are about to submit. Incremented by `Deliver`."""
+        self._endpoint = endpoint
+        self._deliver = deliver
+        self._schedule_write = schedule_write
+        self._queue: deque[PendingRequest] = deque()
+        self._writing = False
+        self._lock = threading.Lock()  # taken once for a message, and not at all by `submit`
+        self._slots: list[PendingRequest | None] = [None] * END_OF_IDS
+        self._free_ids = deque(request_ids())
+        endpoint.stream_load = self._count_in_flight
+        self._byte_stream: ByteStream = open_stream(endpoint.channel, metadata, self)
+
+    def submit(self, pending: PendingRequest) -> None:
+        """Queue a request."""
+        try:
+            self._queue.append(pending)
+            if not self._writing and (
+                not self.hold_count or len(self._queue) >= MIN_REQUESTS_PER_MESSAGE
+            ):
+                self._start_write()
+        except BaseException:  # Ctrl-C: perhaps no thread is going to write the queue
+            self.abandon(pending)
+            self._fail(UnavailableError("interrupted"))
+            raise
+
+    def abandon(self, pending: PendingRequest) -> bool:
+        """Give up a request; return whether its outcome exists, and is delivered all the same."""
+        with self._lock:
+            pending.abandoned = True
+            if not pending.delivered:
+                pending.message = b""  # frees its memory even if the server never responds
+            return pending.delivered
+
+    def release_hold(self, *, entirely: bool = False) -> None:
+        """Decrement `hold_count`, or reset it, and write if nothing holds the queue any more."""
+        with self._lock:
+            self.hold_count = 0 if entirely else max(0, self.hold_count - 1)
+        # In this order, a request that is submitted meanwhile is written here or by `submit`.
+        if self._queue and not self._writing and not self.hold_count:
+            self._start_write()
+
+    def close(self) -> None:
+        """End the stream; all requests without an outcome fail with ClosedError."""
+        self._fail(ClosedError("client closed"))
+
+    def on_message(self, message: bytes) -> None:
+        """See `StreamListener`."""
+        try:
+            self._deliver_responses(parse_responses(message))
+        except ServerError as error:
+            self._fail(error)
+
+    def on_written(self) -> None:
+        """See `StreamListener`; also called to write the first message."""
+        try:
+            self._write_next()
+        except BaseException:  # Ctrl-C in a caller's thread: the message was not sent
+            self._fail(UnavailableError("interrupted"))
+            raise
+
+    def on_end(self, error: NeuronaError) -> None:
+        """See `StreamListener`."""
+        if isinstance(error, OverloadedError) or error.code == _UNIMPLEMENTED:
+            # The error is about the stream, not about each request in it.
+            self._endpoint.accepts_streams = False
+            error = UnavailableError(f"stream rejected by the server: {error}")
+        with self._lock:
+            if self.failure is not None:
+                return
+            self.failure = error
+            self._writing = False  # requests submitted from here on fail in `_start_write`
+            unanswered = [pending for pending in self._slots if pending is not None]
+            self._slots.clear()
+        if isinstance(error, UnavailableError):
+            self._endpoint.mark_suspect()
+        self._deliver_failure(unanswered, error)
+        self._fail_queued()
+
+    def _fail(self, error: NeuronaError) -> None:
+        self.on_end(error)
+        self._byte_stream.cancel()
+
+    def _start_write(self) -> None:
+        if self._claim_writing():
+            self._schedule_write(self.on_written)
+        elif self.failure is not None:
+            self._fail_queued()
+
+    def _write_next(self) -> None:
+        message = b""
+        while not message:
+            if not self._can_write():
+                self._writing = False
+                # A request that was queued after the check may have met `_writing` still set.
+                if not (self._can_write() and self._claim_writing()):
+                    return
+            message = self._next_message()
+        self._byte_stream.write(message)
+
+    def _can_write(self) -> bool:
+        queue = self._queue
+        return bool(queue) and (not self.hold_count or len(queue) >= MIN_REQUESTS_PER_MESSAGE)
+
+    def _claim_writing(self) -> bool:
+        """Return whether the caller is the one that writes; sets `_writing`."""
+        with self._lock:
+            if self._writing:
+                return False
+            self._writing = self.failure is None
+            return self._writing
+
+    def _next_message(self) -> bytes:
+        """Take requests from the queue into a message; empty if all of them were abandoned."""
+        queue, slots, free_ids = self._queue, self._slots, self._free_ids
+        count, size = max(MIN_REQUESTS_PER_MESSAGE, len(queue) // 2), 0
+        pieces: list[bytes] = []
+        with self._lock:
+            while queue and count and size < MAX_MESSAGE_BYTES and free_ids and not self.failure:
+                pending = queue.popleft()
+                if pending.abandoned:
+                    continue
+                count -= 1
+                request_id = free_ids.popleft()
+                slots[request_id] = pending
+                message = pending.message
+                frame = frame_for(len(message))
+                pieces += (frame.before_id, IDS[request_id], frame.after_id, message)
+                size += len(message)
+        if self.failure is not None:
+            self._fail_queued()
+        elif not free_ids:  # thousands of requests were abandoned and never answered
+            self._fail(UnavailableError("too many requests without a response on the stream"))
+        return b"".join(pieces)
+
+    def _deliver_responses(self, responses: list[tuple[int, bytes | NeuronaError]]) -> None:
+        slots, free_ids = self._slots, self._free_ids
+        deliveries: list[tuple[OutcomeCallback, Outcome]] = []
+        with self._lock:
+            if self.failure is not None:
+                return
+            for request_id, outcome in responses:
+                if not 0 <= request_id < END_OF_IDS or (pending := slots[request_id]) is None:
+                    raise ServerError(f"response to unknown request {request_id}")
+                slots[request_id] = None
+                free_ids.append(request_id)
+                if not pending.abandoned:
+                    pending.delivered = True
+                    deliveries.append((pending.callback, outcome))
+            if deliveries:
+                self._deliver(self, deliveries)
+
+    def _count_in_flight(self) -> int:
+        """Return the number of requests without a response, queued or sent."""
+        return len(self._queue) + END_OF_IDS - FIRST_ID - len(self._free_ids)
+
+    def _fail_queued(self) -> None:
+        queued: list[PendingRequest] = []
+        while self._queue:
+            try:
+                queued.append(self._queue.popleft())
+            except IndexError:  # another thread took the last one
+                break
+        self._deliver_failure(queued, self.failure or UnavailableError("stream lost"))
+
+    def _deliver_failure(self, requests: Sequence[PendingRequest], error: NeuronaError) -> None:
+        deliveries: list[tuple[OutcomeCallback, Outcome]] = []
+        with self._lock:
+            for pending in requests:
+                if not pending.abandoned:
+                    pending.delivered = True
+                    deliveries.append((pending.callback, error))
+            if deliveries:
+                self._deliver(self, deliveries)
+
+
+Deliver = Callable[[Stream, Deliveries], None]
+"""Delivers outcomes of requests that are not abandoned; called while the stream's lock is held."""
+
+
+class StreamedCall:
+    """A step of an operation: a request on a shared stream."""
 
     __slots__ = ("_message", "_pending", "_stream", "timeout")
 
-    def __init__(self, stream: "Stream", message: bytes, timeout: float | None) -> None:
+    def __init__(self, stream: Stream, message: bytes, timeout: float | None) -> None:
         self.timeout = timeout
         self._stream = stream
         self._message = message
 
-    def start(self, done: Done) -> Callable[[], bool]:
-        self._pending = Pending(self._message, done)
-        self._stream.put(self._pending)
-        return self.give_up
+    def start(self, callback: OutcomeCallback) -> Callable[[], bool]:
+        """See `Step.start`."""
+        self._pending = PendingRequest(self._message, callback)
+        self._stream.submit(self._pending)
+        return self.abandon
 
-    def give_up(self) -> bool:
-        return self._stream.give_up(self._pending)
+    def abandon(self) -> bool:
+        """Give up the request; see `Stream.abandon`."""
+        return self._stream.abandon(self._pending)
 
-    def expired(self) -> Outcome:
-        return late()
-
-
-class Stream:
-    """`put` may be called from any thread. Each request's outcome is delivered once."""
-
-    def __init__(
-        self, endpoint: Endpoint, metadata: Metadata, deliver: Deliver, soon: Soon
-    ) -> None:
-        self.lost: NeuronaError | None = None
-        self._endpoint = endpoint
-        self._deliver = deliver
-        self._soon = soon
-        self._queue: deque[Pending] = deque()
-        self._writing = False
-        self.held = 0
-        """While it is not 0, nothing is written unless much waits: callers who have just been told
-        are about to ask again. For `Deliver` to count up."""
-        self._lock = threading.Lock()  # one for a message and for the loss, none for a request
-        self._slots: list[Pending | None] = [None] * END_OF_IDS
-        self._free = deque(free_ids())
-        endpoint.stream_load = self._load
-        self._wire: Wire = open_wire(endpoint.channel, metadata, self)
-
-    def put(self, pending: Pending) -> None:
-        try:
-            self._queue.append(pending)
-            if not self._writing and (not self.held or len(self._queue) >= FEW):
-                self._begin()
-        except BaseException:  # Ctrl-C: perhaps nobody writes what waits
-            self.give_up(pending)
-            self._give_up(UnavailableError("interrupted"))
-            raise
-
-    def give_up(self, pending: Pending) -> bool:
-        """Whether its outcome came before, and is delivered all the same."""
-        with self._lock:
-            pending.abandoned = True
-            if not pending.told:
-                pending.message = b""  # a server that never answers keeps no memory of ours
-            return pending.told
-
-    def let_go(self, *, entirely: bool = False) -> None:
-        """Of what `held` holds."""
-        with self._lock:
-            self.held = 0 if entirely else max(0, self.held - 1)
-        # In this order, so that what is asked meanwhile is seen here or there.
-        if self._queue and not self._writing and not self.held:
-            self._begin()
-
-    def close(self) -> None:
-        self._give_up(ClosedError("the client is closed"))
-
-    def received(self, message: bytes) -> None:
-        try:
-            self._match(answers(message))
-        except ServerError as error:
-            self._give_up(error)
-
-    def written(self) -> None:
-        try:
-            self._write_on()
-        except BaseException:  # Ctrl-C, in a caller's thread: what was taken is not sent
-            self._give_up(UnavailableError("interrupted"))
-            raise
-
-    def _write_on(self) -> None:
-        message = b""
-        while not message:
-            if not self._some():
-                self._writing = False
-                # What came after that look may have found us writing.
-                if not (self._some() and self._claim()):
-                    return
-            message = self._next()
-        self._wire.write(message)
-
-    def ended(self, error: NeuronaError) -> None:
-        if isinstance(error, OverloadedError) or error.code == _UNIMPLEMENTED:
-            # What it says of a stream does not hold for each of the requests.
-            self._endpoint.shares = False
-            error = UnavailableError(f"the server does not take the stream: {error}")
-        with self._lock:
-            if self.lost is not None:
-                return
-            self.lost = error
-            self._writing = False  # what is asked from here on finds out in `_begin`
-            unanswered = [pending for pending in self._slots if pending is not None]
-            self._slots.clear()
-        if isinstance(error, UnavailableError):
-            self._endpoint.doubt()
-        self._fail(unanswered, error)
-        self._fail_queued()
-
-    def _give_up(self, error: NeuronaError) -> None:
-        self.ended(error)
-        self._wire.cancel()
-
-    def _begin(self) -> None:
-        if self._claim():
-            self._soon(self.written)
-        elif self.lost is not None:
-            self._fail_queued()
-
-    def _some(self) -> bool:
-        """Whether there is something to be written now."""
-        return bool(self._queue) and (not self.held or len(self._queue) >= FEW)
-
-    def _claim(self) -> bool:
-        """Whether it is for the caller to write."""
-        with self._lock:
-            if self._writing:
-                return False
-            self._writing = self.lost is None
-            return self._writing
-
-    def _next(self) -> bytes:
-        """A message of those that wait; empty if nobody of them waits any more."""
-        waiting, slots, free = self._queue, self._slots, self._free
-        most, size = max(FEW, len(waiting) // 2), 0
-        pieces: list[bytes] = []
-        with self._lock:
-            while waiting and most and size < MAX_MESSAGE_BYTES and free and self.lost is None:
-                pending = waiting.popleft()
-                if pending.abandoned:
-                    continue
-                most -= 1
-                number = free.popleft()
-                slots[number] = pending
-                message = pending.message
-                frame = frame_for(len(message))
-                pieces += (frame.before, IDS[number], frame.after, message)
-                size += len(message)
-        if self.lost is not None:
-            self._fail_queued()
-        elif not free:  # thousands of calls were given up and never answered
-            self._give_up(UnavailableError("the server leaves too many requests unanswered"))
-        return b"".join(pieces)
-
-    def _match(self, answered: list[tuple[int, bytes | NeuronaError]]) -> None:
-        slots, free = self._slots, self._free
-        told: list[tuple[Done, Outcome]] = []
-        with self._lock:
-            if self.lost is not None:
-                return
-            for number, outcome in answered:
-                if not 0 <= number < END_OF_IDS or (pending := slots[number]) is None:
-                    raise ServerError(f"the server answered a request {number} that was not sent")
-                slots[number] = None
-                free.append(number)
-                if not pending.abandoned:
-                    pending.told = True
-                    told.append((pending.done, outcome))
-            if told:
-                self._deliver(self, told)
-
-    def _load(self) -> int:
-        """Requests that have no answer yet."""
-        return len(self._queue) + END_OF_IDS - FIRST_ID - len(self._free)
-
-    def _fail_queued(self) -> None:
-        queued: list[Pending] = []
-        while self._queue:
-            try:
-                queued.append(self._queue.popleft())
-            except IndexError:  # another thread took the last
-                break
-        self._fail(queued, self.lost or UnavailableError("the stream is lost"))
-
-    def _fail(self, unanswered: Sequence[Pending], error: NeuronaError) -> None:
-        told: list[tuple[Done, Outcome]] = []
-        with self._lock:
-            for pending in unanswered:
-                if not pending.abandoned:
-                    pending.told = True
-                    told.append((pending.done, error))
-            if told:
-                self._deliver(self, told)
+    def timeout_outcome(self) -> Outcome:
+        """See `Step.timeout_outcome`."""
+        return generic_deadline_error()

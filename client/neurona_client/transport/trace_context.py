@@ -1,6 +1,7 @@
-"""The trace that a call belongs to, where the caller has OpenTelemetry: no dependency of ours.
+"""The W3C Trace Context of a call, where the caller uses OpenTelemetry.
 
-Nothing is imported here: a span can only be current where OpenTelemetry has been imported.
+This file stands alone because nothing else knows OpenTelemetry. It does not import it: a span can
+only be current where the caller has imported it.
 """
 
 import sys
@@ -8,17 +9,19 @@ import sys
 Metadata = tuple[tuple[str, str], ...]
 
 
-def context() -> Metadata:
-    """The metadata that pass the current span on (W3C Trace Context); empty where there is none,
-    or nobody records it."""
+def trace_context() -> Metadata:
+    """Return metadata that pass on the current span; empty if there is none or it is not recorded.
+
+    Source: W3C Trace Context, w3.org/TR/trace-context.
+    """
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return ()
-    current = trace.get_current_span().get_span_context()
-    if not (current.is_valid and current.trace_flags & 1):
+    span = trace.get_current_span().get_span_context()
+    if not (span.is_valid and span.trace_flags & 1):
         return ()
-    said = [("traceparent", f"00-{current.trace_id:032x}-{current.span_id:016x}-01")]
-    state = current.trace_state.to_header() if current.trace_state else ""
+    metadata = [("traceparent", f"00-{span.trace_id:032x}-{span.span_id:016x}-01")]
+    state = span.trace_state.to_header() if span.trace_state else ""
     if state:
-        said.append(("tracestate", state))
-    return tuple(said)
+        metadata.append(("tracestate", state))
+    return tuple(metadata)

@@ -1,26 +1,26 @@
 import { ChannelCredentials, credentials, Metadata, type ClientOptions } from "@grpc/grpc-js";
 
-/** PEM files' content. Without `ca` the authorities are those that Node trusts. */
+/** Content of PEM files. Without `ca`, the authorities are those that Node trusts. */
 export interface Tls {
   ca?: Buffer;
-  /** For mutual TLS, with `key`. */
+  /** The client's own certificate, for mutual TLS, with `key`. */
   certificate?: Buffer;
   key?: Buffer;
-  /** The name in the server's certificate, if it is not the host's. */
+  /** Name in the server's certificate, if it is not the host name. */
   serverName?: string;
 }
 
 export interface ClientSettings {
   tls?: boolean | Tls;
-  /** A bearer token, where the server wants one. Without TLS anybody on the way can read it. */
+  /** Bearer token. Without TLS it is readable on the network. */
   token?: string;
-  /** Of each call, unless the call has its own: milliseconds. Without one it waits for ever. */
+  /** Milliseconds for calls that specify none; without it, no limit. */
   timeoutMs?: number;
-  /** Of a message, sent or received; as large as the server's by default: 64 MiB. */
+  /** Largest message that is sent or received; 64 MiB by default, as in the server. */
   maxMessageBytes?: number;
 }
 
-/** Predictions may be asked for twice, so what the server refused for the moment is tried again. */
+/** Predictions change nothing on the server, so a call that found it unavailable is retried. */
 const SERVICE_CONFIG = JSON.stringify({
   loadBalancingConfig: [{ round_robin: {} }],
   methodConfig: [
@@ -38,13 +38,13 @@ const SERVICE_CONFIG = JSON.stringify({
 });
 
 export function channelOptions(settings: ClientSettings): ClientOptions {
-  const most = settings.maxMessageBytes ?? 64 << 20;
+  const limit = settings.maxMessageBytes ?? 64 << 20;
   const tls = typeof settings.tls === "object" ? settings.tls : {};
   return {
-    "grpc.max_receive_message_length": most,
-    "grpc.max_send_message_length": most,
+    "grpc.max_receive_message_length": limit,
+    "grpc.max_send_message_length": limit,
     "grpc.service_config": SERVICE_CONFIG,
-    // A server that is back is found within seconds, not minutes.
+    // A restarted server is used again within seconds, not minutes.
     "grpc.initial_reconnect_backoff_ms": 200,
     "grpc.max_reconnect_backoff_ms": 2000,
     ...(tls.serverName === undefined ? {} : { "grpc.ssl_target_name_override": tls.serverName }),
@@ -57,8 +57,8 @@ export function channelCredentials({ tls }: ClientSettings): ChannelCredentials 
   return credentials.createSsl(ca ?? null, key ?? null, certificate ?? null);
 }
 
-export function metadata({ token }: ClientSettings): Metadata {
-  const sent = new Metadata();
-  if (token !== undefined) sent.set("authorization", `Bearer ${token}`);
-  return sent;
+export function authMetadata({ token }: ClientSettings): Metadata {
+  const metadata = new Metadata();
+  if (token !== undefined) metadata.set("authorization", `Bearer ${token}`);
+  return metadata;
 }

@@ -1,4 +1,4 @@
-export * from "./answers.js";
+export * from "./results.js";
 export { Client, type CallSettings } from "./client.js";
 export type { ClientSettings, Tls } from "./connection.js";
 export { NeuronaError, type Code } from "./errors.js";

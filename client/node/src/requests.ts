@@ -1,23 +1,23 @@
-import { invalid } from "./errors.js";
+import { invalidArgument } from "./errors.js";
 import { Priority, type DescribeModelResponse, type PredictRequest } from "./generated/prediction.js";
 import { toTensor, type Data, type Input } from "./tensors.js";
 
-/** One input of a model that has one, or inputs by name. */
+/** The only input of a model, or inputs by name. */
 export type Inputs = Data | Input | Record<string, Data | Input>;
 
 export interface PredictOptions {
-  /** Which version answers; not together with `label`. */
+  /** Number of the version; not together with `label`. */
   version?: number;
-  /** A name that moves from version to version: "latest" always exists. */
+  /** Name that points to a version; "latest" always exists. */
   label?: string;
-  /** Classification: how many classes a row. */
+  /** How many classes a classification returns for each row. */
   topK?: number;
-  /** The model's output tensors too. */
+  /** Return the model's output tensors as well. */
   rawOutputs?: boolean;
   priority?: "normal" | "high" | "low";
-  /** From now to the answer, in milliseconds; what is late never runs. */
+  /** Milliseconds from now to the response; a request that is late does not run. */
   timeoutMs?: number;
-  /** Its abort takes the call back. */
+  /** Cancels the call when it is aborted. */
   signal?: AbortSignal;
 }
 
@@ -27,23 +27,23 @@ const PRIORITIES = {
   low: Priority.PRIORITY_LOW,
 };
 
-/** Whether the model's description is needed: a name or a shape is left to us. */
-export function incomplete(inputs: Inputs): boolean {
+/** Whether the model's description is needed to infer a name or a shape. */
+export function needsDescription(inputs: Inputs): boolean {
   if (isData(inputs) || isInput(inputs)) return true;
   return Object.values(inputs).some((one) => isData(one) || one.shape === undefined);
 }
 
-/** `described` may be missing where every input has its name and its shape. */
+/** Create a request. `description` may be absent if every input has a name and a shape. */
 export function toRequest(
   model: string,
   inputs: Inputs,
   options: PredictOptions,
-  described?: DescribeModelResponse,
+  description?: DescribeModelResponse,
 ): PredictRequest {
   if (options.version !== undefined && options.label !== undefined) {
-    throw invalid("expected a version or a label, not both");
+    throw invalidArgument("version and label are both set (expected one of them)");
   }
-  const byName = named(model, inputs, described);
+  const byName = inputsByName(model, inputs, description);
   return {
     model,
     which:
@@ -54,7 +54,7 @@ export function toRequest(
           : undefined,
     inputs: Object.entries(byName).map(([name, one]) => {
       const input = isData(one) ? { data: one } : one;
-      return toTensor(name, input, input.shape ?? inferred(model, name, input.data.length, described));
+      return toTensor(name, input, input.shape ?? inferShape(model, name, input.data.length, description));
     }),
     topK: options.topK ?? 1,
     rawOutputs: options.rawOutputs ?? false,
@@ -62,49 +62,49 @@ export function toRequest(
   };
 }
 
-function named(
+function inputsByName(
   model: string,
   inputs: Inputs,
-  described?: DescribeModelResponse,
+  description?: DescribeModelResponse,
 ): Record<string, Data | Input> {
   if (!isData(inputs) && !isInput(inputs)) return inputs;
-  const needed = described?.inputs.filter((one) => !one.optional) ?? [];
-  const [only] = needed;
-  if (only === undefined || needed.length > 1) {
-    const names = needed.map((one) => one.name).join(", ");
-    throw invalid(`model '${model}' has ${needed.length} inputs (${names}); expected them by name`);
+  const required = description?.inputs.filter((one) => !one.optional) ?? [];
+  const [only] = required;
+  if (only === undefined || required.length > 1) {
+    const names = required.map((one) => one.name).join(", ");
+    throw invalidArgument(`model '${model}' has ${required.length} inputs: ${names} (expected inputs by name)`);
   }
   return { [only.name]: inputs };
 }
 
-/** The shape of so many elements, where the model leaves one size free at the most. */
-function inferred(
+/** Infer the shape of a number of elements, if the model leaves at most one size free. */
+function inferShape(
   model: string,
   name: string,
   count: number,
-  described?: DescribeModelResponse,
+  description?: DescribeModelResponse,
 ): number[] {
-  const input = described?.inputs.find((one) => one.name === name);
-  if (input === undefined) throw invalid(`model '${model}' has no input '${name}'`);
+  const input = description?.inputs.find((one) => one.name === name);
+  if (input === undefined) throw invalidArgument(`unknown input '${name}' of model '${model}'`);
   const free = input.shape.filter((size) => size < 0).length;
-  const one = input.shape.reduce((product, size) => (size < 0 ? product : product * size), 1);
+  const fixedSize = input.shape.reduce((product, size) => (size < 0 ? product : product * size), 1);
   if (free > 1) {
-    throw invalid(`input '${name}' of shape [${input.shape.join(", ")}]: expected its sizes as \`shape\``);
+    throw invalidArgument(`input '${name}' has several free sizes in [${input.shape.join(", ")}] (expected \`shape\`)`);
   }
-  if (free === 1 && count % one !== 0) {
-    throw invalid(`input '${name}' has ${count} elements; expected a multiple of ${one}`);
+  if (free === 1 && count % fixedSize !== 0) {
+    throw invalidArgument(`input '${name}' has ${count} elements (expected a multiple of ${fixedSize})`);
   }
-  return input.shape.map((size) => (size < 0 ? count / one : size));
+  return input.shape.map((size) => (size < 0 ? count / fixedSize : size));
 }
 
 function isData(value: unknown): value is Data {
   return Array.isArray(value) || ArrayBuffer.isView(value);
 }
 
-/** With no other keys than an `Input` has, and data: so one input that a model calls "data" is
- * sent as `{ data: { data, shape } }`. */
+/** Whether a value has the keys of an `Input` and no others. An input that a model calls "data" is
+ * therefore passed as `{ data: { data, shape } }`. */
 function isInput(value: object): value is Input {
   const keys = Object.keys(value);
-  const known = keys.every((key) => key === "data" || key === "shape" || key === "dtype");
-  return known && isData((value as Input).data);
+  const onlyInputKeys = keys.every((key) => key === "data" || key === "shape" || key === "dtype");
+  return onlyInputKeys && isData((value as Input).data);
 }

@@ -1,7 +1,7 @@
 import type { CallOptions, ClientDuplexStream, Metadata, ServiceError } from "@grpc/grpc-js";
 import { status } from "@grpc/grpc-js";
 
-import { failed, NeuronaError, numbered } from "./errors.js";
+import { errorFromCall, NeuronaError, errorFromStatus } from "./errors.js";
 import type {
   PredictionClient,
   PredictRequest,
@@ -13,7 +13,7 @@ import type {
 
 type Duplex = ClientDuplexStream<PredictStreamRequest, PredictStreamResponse>;
 
-interface Waiting {
+interface PendingRequest {
   request: PredictRequest;
   attempts: number;
   resolve(response: PredictResponse): void;
@@ -21,30 +21,30 @@ interface Waiting {
 }
 
 const MAX_ATTEMPTS = 5;
-/** Milliseconds before the first attempt after a server that cannot be reached; then twice as long. */
-const BACKOFF = 50;
-/** Requests fail inside the stream: when it fails itself, its connection or its server is gone.
- * A reset connection is INTERNAL here, or CANCELLED or UNKNOWN by the moment. */
-const LOST = new Set([status.UNAVAILABLE, status.INTERNAL, status.CANCELLED, status.UNKNOWN]);
+/** Milliseconds before the first attempt to reconnect; doubled for each further one. */
+const INITIAL_BACKOFF = 50;
+/** A request fails inside the stream; if the stream itself fails, its connection or server is gone.
+ * A reset connection is INTERNAL, CANCELLED or UNKNOWN, depending on the moment. */
+const CONNECTION_LOST = new Set([status.UNAVAILABLE, status.INTERNAL, status.CANCELLED, status.UNKNOWN]);
 const MAX_BACKOFF = 1000;
-/** Bytes of tensors in one message: what is above waits for the next. */
-const MESSAGE_BYTES = 1 << 20;
-/** The server reads no more of a stream that has 4096 requests open. */
-const MAX_OPEN = 2048;
+/** Bytes of tensors in one message; further requests wait for the next message. */
+const MAX_MESSAGE_BYTES = 1 << 20;
+/** The server reads no more of a stream that has 4096 requests in flight. */
+const MAX_IN_FLIGHT = 2048;
 
 /**
- * Many calls over one stream. A message carries what has gathered while the one before it was
- * being written: no timer, and no wait when there is nothing to wait for.
+ * Many calls over one stream. A message carries the requests that have gathered while the one before
+ * it was being written; there is no timer.
  */
 export class Stream {
   #call: Duplex | undefined;
-  #next = 1;
+  #nextId = 1;
   #writable = true;
   #scheduled = false;
   #closed = false;
   readonly #queue: number[] = [];
-  readonly #waiting = new Map<number, Waiting>();
-  #open = 0;
+  readonly #pending = new Map<number, PendingRequest>();
+  #inFlight = 0;
   #failures = 0;
 
   constructor(
@@ -54,21 +54,21 @@ export class Stream {
 
   predict(request: PredictRequest, timeoutMs?: number, signal?: AbortSignal): Promise<PredictResponse> {
     return new Promise((resolve, reject) => {
-      if (this.#closed) return reject(new NeuronaError("the client is closed", "CANCELLED"));
-      if (signal?.aborted) return reject(new NeuronaError("the call was aborted", "CANCELLED"));
-      const id = this.#next++;
-      const give = (message: string, code: "CANCELLED" | "DEADLINE_EXCEEDED") => () =>
+      if (this.#closed) return reject(new NeuronaError("client closed", "CANCELLED"));
+      if (signal?.aborted) return reject(new NeuronaError("call aborted", "CANCELLED"));
+      const id = this.#nextId++;
+      const rejectWith = (message: string, code: "CANCELLED" | "DEADLINE_EXCEEDED") => () =>
         this.#take(id)?.reject(new NeuronaError(message, code));
-      const aborted = give("the call was aborted", "CANCELLED");
-      const late = `no answer after ${timeoutMs} ms`;
+      const aborted = rejectWith("call aborted", "CANCELLED");
+      const late = `deadline exceeded: no response within ${timeoutMs} ms`;
       const timer =
-        timeoutMs === undefined ? undefined : setTimeout(give(late, "DEADLINE_EXCEEDED"), timeoutMs);
+        timeoutMs === undefined ? undefined : setTimeout(rejectWith(late, "DEADLINE_EXCEEDED"), timeoutMs);
       const end = () => {
         clearTimeout(timer);
         signal?.removeEventListener("abort", aborted);
       };
       signal?.addEventListener("abort", aborted);
-      this.#waiting.set(id, {
+      this.#pending.set(id, {
         request,
         attempts: 0,
         resolve: (response) => (end(), resolve(response)),
@@ -79,16 +79,16 @@ export class Stream {
     });
   }
 
-  /** What waits is rejected. */
+  /** Reject all pending requests and end the stream. */
   close(): void {
     this.#closed = true;
     this.#call?.cancel();
-    for (const id of [...this.#waiting.keys()]) {
-      this.#take(id)?.reject(new NeuronaError("the client was closed", "CANCELLED"));
+    for (const id of [...this.#pending.keys()]) {
+      this.#take(id)?.reject(new NeuronaError("client closed", "CANCELLED"));
     }
   }
 
-  /** After all that runs now: callers of the same moment share a message. */
+  /** Write after the code that runs now, so that callers of the same moment share a message. */
   #schedule(): void {
     if (this.#scheduled || !this.#writable) return;
     this.#scheduled = true;
@@ -99,28 +99,28 @@ export class Stream {
   }
 
   #write(): void {
-    while (this.#writable && this.#open < MAX_OPEN) {
-      const requests = this.#gather();
+    while (this.#writable && this.#inFlight < MAX_IN_FLIGHT) {
+      const requests = this.#nextRequests();
       if (requests.length === 0) return;
       this.#call ??= this.#start();
-      this.#open += requests.length;
+      this.#inFlight += requests.length;
       this.#writable = this.#call.write({ requests });
     }
   }
 
-  #gather(): PredictStreamRequest["requests"] {
+  #nextRequests(): PredictStreamRequest["requests"] {
     const requests: PredictStreamRequest["requests"] = [];
     let size = 0;
-    while (this.#queue.length > 0 && size < MESSAGE_BYTES && this.#open + requests.length < MAX_OPEN) {
+    while (this.#queue.length > 0 && size < MAX_MESSAGE_BYTES && this.#inFlight + requests.length < MAX_IN_FLIGHT) {
       const id = this.#queue[0] as number;
-      const waiting = this.#waiting.get(id);
-      const own = waiting?.request.inputs.reduce((sum, tensor) => sum + tensor.data.length, 0) ?? 0;
-      if (requests.length > 0 && size + own > MESSAGE_BYTES) break;
+      const pending = this.#pending.get(id);
+      const bytes = pending?.request.inputs.reduce((sum, tensor) => sum + tensor.data.length, 0) ?? 0;
+      if (requests.length > 0 && size + bytes > MAX_MESSAGE_BYTES) break;
       this.#queue.shift();
-      if (waiting === undefined) continue; // it timed out or was aborted meanwhile
-      waiting.attempts += 1;
-      size += own;
-      requests.push({ id, request: waiting.request });
+      if (pending === undefined) continue; // it has timed out or was aborted
+      pending.attempts += 1;
+      size += bytes;
+      requests.push({ id, request: pending.request });
     }
     return requests;
   }
@@ -130,8 +130,8 @@ export class Stream {
     const call = this.client.predictStream(this.metadata(), options);
     call.on("data", (message: PredictStreamResponse) => {
       this.#failures = 0;
-      this.#open -= message.responses.length;
-      for (const answer of message.responses) this.#answered(answer);
+      this.#inFlight -= message.responses.length;
+      for (const response of message.responses) this.#deliver(response);
       if (this.#queue.length > 0) this.#schedule();
     });
     call.on("drain", () => {
@@ -139,50 +139,50 @@ export class Stream {
       this.#writable = true;
       this.#schedule();
     });
-    call.on("error", (error: ServiceError) => this.#ended(call, error));
-    call.on("end", () => this.#ended(call));
+    call.on("error", (error: ServiceError) => this.#onEnd(call, error));
+    call.on("end", () => this.#onEnd(call));
     return call;
   }
 
-  #answered(answer: StreamedResponse): void {
-    const waiting = this.#take(answer.id);
-    if (waiting === undefined) return;
-    if (answer.outcome?.$case === "response") return waiting.resolve(answer.outcome.value);
-    const error = answer.outcome?.value;
-    waiting.reject(
-      numbered(error?.code ?? status.UNKNOWN, error?.message ?? "the answer is empty", error?.retryAfterMs),
+  #deliver(response: StreamedResponse): void {
+    const pending = this.#take(response.id);
+    if (pending === undefined) return;
+    if (response.outcome?.$case === "response") return pending.resolve(response.outcome.value);
+    const error = response.outcome?.value;
+    pending.reject(
+      errorFromStatus(error?.code ?? status.UNKNOWN, error?.message ?? "empty response", error?.retryAfterMs),
     );
   }
 
-  /** A server that stops ends its streams. What it had not answered is sent to the next one. */
-  #ended(call: Duplex, error?: ServiceError): void {
+  /** A server that shuts down ends its streams. Requests without a response go to the next server. */
+  #onEnd(call: Duplex, error?: ServiceError): void {
     if (call !== this.#call) return;
     this.#call = undefined;
-    this.#open = 0;
-    const again = error === undefined || LOST.has(error.code);
+    this.#inFlight = 0;
+    const canRetry = error === undefined || CONNECTION_LOST.has(error.code);
     const queued = new Set(this.#queue);
-    for (const [id, waiting] of [...this.#waiting]) {
+    for (const [id, pending] of [...this.#pending]) {
       if (queued.has(id)) continue;
-      if (again && waiting.attempts < MAX_ATTEMPTS) this.#queue.push(id);
+      if (canRetry && pending.attempts < MAX_ATTEMPTS) this.#queue.push(id);
       else {
-        const reason = error ? failed(error) : numbered(status.UNAVAILABLE, "the stream ended");
+        const reason = error ? errorFromCall(error) : errorFromStatus(status.UNAVAILABLE, "stream ended by the server");
         this.#take(id)?.reject(reason);
       }
     }
     if (error === undefined) call.end();
-    // Also when nothing waits: who calls next shall not find the server that just went.
+    // Even with nothing pending: the next call must not meet the server that has just ended.
     this.#writable = false;
     const open = () => {
       this.#writable = true;
       this.#schedule();
     };
-    const wait = Math.min(MAX_BACKOFF, BACKOFF * 2 ** this.#failures++);
+    const wait = Math.min(MAX_BACKOFF, INITIAL_BACKOFF * 2 ** this.#failures++);
     setTimeout(open, wait * (0.8 + 0.4 * Math.random()));
   }
 
-  #take(id: number): Waiting | undefined {
-    const waiting = this.#waiting.get(id);
-    this.#waiting.delete(id);
-    return waiting;
+  #take(id: number): PendingRequest | undefined {
+    const pending = this.#pending.get(id);
+    this.#pending.delete(id);
+    return pending;
   }
 }

@@ -1,6 +1,6 @@
 import { endianness } from "node:os";
 
-import { invalid } from "./errors.js";
+import { invalidArgument } from "./errors.js";
 import { DataType, type Tensor } from "./generated/prediction.js";
 
 /** Numbers of a tensor, row by row. */
@@ -19,17 +19,17 @@ export type Numbers =
 /** What a tensor holds. `boolean[]` is BOOL, `string[]` is STRING. */
 export type Data = Numbers | boolean[] | string[];
 
-/** Types that a typed array alone does not tell: their bits are in a `Uint16Array`. */
+/** Types that JavaScript has no array for: their bits are in a `Uint16Array`. */
 export type HalfType = "float16" | "bfloat16";
 
-/** An array of any rank. Without `shape` the client works it out from the model's description. */
+/** An array of any rank. Without `shape`, the client infers it from the model's description. */
 export interface Input {
   data: Data;
   shape?: readonly number[];
   dtype?: HalfType;
 }
 
-/** A model's output: `dtype` as in prediction.proto without `DATA_TYPE_`, in lower case. */
+/** An output of a model. `dtype` is that of prediction.proto without `DATA_TYPE_`, in lower case. */
 export interface Output {
   data: Data;
   shape: number[];
@@ -58,34 +58,34 @@ const HALVES: Record<HalfType, DataType> = {
 };
 
 if (endianness() !== "LE") {
-  throw new Error("this client needs a little-endian machine: typed arrays travel as they lie");
+  throw new Error("big-endian machine not supported: typed arrays are sent in native byte order");
 }
 
-/** The message of an input. The typed array is not copied before it is written to the wire. */
+/** Create the message of an input, without a copy of a typed array. */
 export function toTensor(name: string, input: Input, shape: readonly number[]): Tensor {
   const count = shape.reduce((product, size) => product * size, 1);
   if (!shape.every((size) => Number.isSafeInteger(size) && size >= 0)) {
-    throw invalid(`input '${name}' has shape [${shape.join(", ")}]; sizes are whole numbers from 0 up`);
+    throw invalidArgument(`input '${name}' has shape [${shape.join(", ")}] (expected integers from 0)`);
   }
   if (count !== input.data.length) {
-    throw invalid(
-      `input '${name}' has ${input.data.length} elements; shape [${shape.join(", ")}] takes ${count}`,
+    throw invalidArgument(
+      `input '${name}' has ${input.data.length} elements (expected ${count} for shape [${shape.join(", ")}])`,
     );
   }
-  return { name, dtype: dataType(name, input), shape: [...shape], data: bytes(input.data) };
+  return { name, dtype: dataType(name, input), shape: [...shape], data: encodeData(input.data) };
 }
 
-/** An output as it came. Its numbers are a copy, for typed arrays must be aligned. */
+/** Decode an output. Its numbers are copied, because typed arrays must be aligned. */
 export function fromTensor(tensor: Tensor): Output {
   const dtype = DataType[tensor.dtype]?.replace("DATA_TYPE_", "").toLowerCase() ?? "undefined";
-  return { dtype, shape: tensor.shape, data: decoded(tensor) };
+  return { dtype, shape: tensor.shape, data: decodeData(tensor) };
 }
 
-function decoded({ dtype, data, name }: Tensor): Data {
+function decodeData({ dtype, data, name }: Tensor): Data {
   if (dtype === DataType.DATA_TYPE_BOOL) return Array.from(data, (byte) => byte !== 0);
-  if (dtype === DataType.DATA_TYPE_STRING) return strings(data);
+  if (dtype === DataType.DATA_TYPE_STRING) return decodeStrings(data);
   const numbers = CONSTRUCTORS.get(dtype);
-  if (numbers === undefined) throw invalid(`output '${name}' has a dtype that is not known: ${dtype}`);
+  if (numbers === undefined) throw invalidArgument(`output '${name}' has unknown dtype ${dtype}: update the client`);
   const aligned = new ArrayBuffer(data.byteLength);
   new Uint8Array(aligned).set(data);
   return new numbers(aligned);
@@ -94,7 +94,7 @@ function decoded({ dtype, data, name }: Tensor): Data {
 function dataType(name: string, { data, dtype }: Input): DataType {
   if (dtype !== undefined) {
     if (!(data instanceof Uint16Array)) {
-      throw invalid(`input '${name}' is ${dtype}; expected its bits in a Uint16Array`);
+      throw invalidArgument(`input '${name}' is ${dtype} (expected its bits in a Uint16Array)`);
     }
     return HALVES[dtype];
   }
@@ -105,10 +105,10 @@ function dataType(name: string, { data, dtype }: Input): DataType {
   for (const [number, constructor] of CONSTRUCTORS) {
     if (data instanceof constructor) return number;
   }
-  throw invalid(`input '${name}' is of no known kind; expected a typed array, strings or booleans`);
+  throw invalidArgument(`input '${name}' has an unsupported type (expected a typed array, strings or booleans)`);
 }
 
-function bytes(data: Data): Buffer {
+function encodeData(data: Data): Buffer {
   if (!Array.isArray(data)) return Buffer.from(data.buffer, data.byteOffset, data.byteLength);
   const pieces: Buffer[] = [];
   for (const element of data) {
@@ -124,12 +124,12 @@ function bytes(data: Data): Buffer {
   return Buffer.concat(pieces);
 }
 
-function strings(data: Buffer): string[] {
-  const found: string[] = [];
+function decodeStrings(data: Buffer): string[] {
+  const texts: string[] = [];
   for (let position = 0; position < data.length; ) {
     const start = position + 4;
     position = start + data.readUInt32LE(position);
-    found.push(data.toString("utf8", start, position));
+    texts.push(data.toString("utf8", start, position));
   }
-  return found;
+  return texts;
 }

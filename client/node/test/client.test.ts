@@ -2,19 +2,19 @@ import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 
 import { Client, NeuronaError, State, type Input } from "../src/index.js";
-import { Served } from "./server.js";
+import { ServerProcess } from "./server.js";
 
-let served: Served;
+let server: ServerProcess;
 let client: Client;
 
 before(async () => {
-  served = await Served.start("--versions", "all");
-  client = new Client(served.address, { timeoutMs: 30_000 });
+  server = await ServerProcess.start("--versions", "all");
+  client = new Client(server.address, { timeoutMs: 30_000 });
 });
 
 after(async () => {
   client.close();
-  await served.stop();
+  await server.stop();
 });
 
 const zeros = new Float32Array(4);
@@ -28,12 +28,12 @@ function fails(code: string, message: RegExp) {
   };
 }
 
-test("a typed array is enough where the model leaves one size free", async () => {
-  const answer = await client.predict("classifier", new Float32Array(8), { topK: 3, version: 1 });
-  assert.equal(answer.task, "classification");
-  assert.equal(answer.version, 1);
-  assert.equal(answer.rows.length, 2);
-  const [row] = answer.rows;
+test("the shape of a typed array is inferred if the model leaves one size free", async () => {
+  const result = await client.predict("classifier", new Float32Array(8), { topK: 3, version: 1 });
+  assert.equal(result.task, "classification");
+  assert.equal(result.version, 1);
+  assert.equal(result.rows.length, 2);
+  const [row] = result.rows;
   assert.ok(row);
   assert.deepEqual(new Set(row.top.map((one) => one.label)), new Set(["ant", "bee", "cat"]));
   assert.equal(row.probability, row.top[0]?.probability);
@@ -42,10 +42,10 @@ test("a typed array is enough where the model leaves one size free", async () =>
 });
 
 test("a regression has values with units", async () => {
-  const answer = await client.predict("regressor", { data: new Float32Array([1, 2, 3, 4]), shape: [1, 4] });
-  assert.equal(answer.task, "regression");
-  assert.equal(answer.rows.length, 1);
-  const [row] = answer.rows;
+  const result = await client.predict("regressor", { data: new Float32Array([1, 2, 3, 4]), shape: [1, 4] });
+  assert.equal(result.task, "regression");
+  assert.equal(result.rows.length, 1);
+  const [row] = result.rows;
   assert.ok(row && Number.isFinite(row.value));
   assert.equal(row.values.length > 0 && row.values[0]?.value, row.value);
 });
@@ -66,48 +66,48 @@ for (const [kind, dtype, data] of [
   ["BOOL", "bool", [true, false, true]],
   ["BYTES", "string", ["", "naïve", "日本語"]],
 ] as const) {
-  test(`${dtype} goes there and back`, async () => {
+  test(`${dtype} survives a round trip`, async () => {
     const shape = [1, data.length];
     const half = dtype === "float16" || dtype === "bfloat16" ? { dtype } : {};
     const input = { x: { data: Array.isArray(data) ? [...data] : data, shape, ...half } as Input };
-    for (const how of ["predict", "predictStreamed"] as const) {
-      const answer = await client[how](`echo_${kind}`, input);
-      assert.equal(answer.task, "tensors");
-      assert.deepEqual(answer.outputs, { echo: { dtype, shape, data } });
+    for (const method of ["predict", "predictStreamed"] as const) {
+      const result = await client[method](`echo_${kind}`, input);
+      assert.equal(result.task, "tensors");
+      assert.deepEqual(result.outputs, { echo: { dtype, shape, data } });
     }
   });
 }
 
-test("a view into a larger buffer sends its own part", async () => {
+test("a view into a larger buffer sends only its part", async () => {
   const whole = new Float32Array([9, 9, 1, 2, 9]);
   const input = { x: { data: whole.subarray(2, 4), shape: [1, 2] } };
-  const answer = await client.predict("echo_FP32", input);
-  assert.deepEqual(Object.values(answer.outputs)[0]?.data, new Float32Array([1, 2]));
+  const result = await client.predict("echo_FP32", input);
+  assert.deepEqual(Object.values(result.outputs)[0]?.data, new Float32Array([1, 2]));
 });
 
-test("a thousand calls of one moment share a stream and get their own answers", async () => {
+test("a thousand simultaneous calls share a stream and get their own results", async () => {
   const numbers = Array.from({ length: 1000 }, (_, index) => index);
-  const answers = await Promise.all(
+  const results = await Promise.all(
     numbers.map((n) =>
       client.predictStreamed("echo_FP32", { x: { data: new Float32Array([n]), shape: [1, 1] } }),
     ),
   );
-  const got = answers.map((answer) => (Object.values(answer.outputs)[0]?.data as Float32Array)[0]);
-  assert.deepEqual(got, numbers);
+  const values = results.map((result) => (Object.values(result.outputs)[0]?.data as Float32Array)[0]);
+  assert.deepEqual(values, numbers);
 });
 
-test("many more than the server reads of a stream at once come in order", async () => {
+test("more calls than the server reads from a stream at once give results in order", async () => {
   function* inputs() {
     for (let n = 0; n < 6000; n++) yield { x: { data: new Float32Array([n]), shape: [1, 1] } };
   }
   let next = 0;
-  for await (const answer of client.predictMany("echo_FP32", inputs(), { concurrency: 5000 })) {
-    assert.equal((Object.values(answer.outputs)[0]?.data as Float32Array)[0], next++);
+  for await (const result of client.predictMany("echo_FP32", inputs(), { concurrency: 5000 })) {
+    assert.equal((Object.values(result.outputs)[0]?.data as Float32Array)[0], next++);
   }
   assert.equal(next, 6000);
 });
 
-test("one that is wrong does not disturb its neighbours in the stream", async () => {
+test("an invalid request does not affect others in the stream", async () => {
   const [good, bad] = await Promise.allSettled([
     client.predictStreamed("classifier", zeros),
     client.predictStreamed("classifier", { x: { data: zeros, shape: [2, 2] } }),
@@ -117,101 +117,101 @@ test("one that is wrong does not disturb its neighbours in the stream", async ()
   assert.ok(fails("INVALID_ARGUMENT", /shape/)(bad.reason));
 });
 
-test("errors say what they are", async () => {
+test("errors have a code and say what is wrong", async () => {
   const shaped = (data: Float32Array, shape: number[]) => ({ x: { data, shape } });
   await assert.rejects(client.predict("nothing", shaped(zeros, [1, 4])), fails("NOT_FOUND", /nothing/));
   await assert.rejects(client.predict("nothing", zeros), fails("NOT_FOUND", /nothing/));
   await assert.rejects(client.predict("classifier", zeros, { version: 7 }), fails("NOT_FOUND", /7/));
   await assert.rejects(
     client.predict("classifier", new Float32Array(5)),
-    fails("INVALID_ARGUMENT", /5 elements; expected a multiple of 4/),
+    fails("INVALID_ARGUMENT", /5 elements \(expected a multiple of 4/),
   );
   await assert.rejects(
     client.predict("classifier", shaped(zeros, [2, 4])),
-    fails("INVALID_ARGUMENT", /4 elements; shape \[2, 4\] takes 8/),
+    fails("INVALID_ARGUMENT", /4 elements \(expected 8 for shape \[2, 4\]/),
   );
   await assert.rejects(
     client.predict("classifier", zeros, { version: 1, label: "latest" }),
-    fails("INVALID_ARGUMENT", /not both/),
+    fails("INVALID_ARGUMENT", /both set/),
   );
-  const nobody = new Client("127.0.0.1:1");
-  await assert.rejects(nobody.models(), fails("UNAVAILABLE", /./));
-  nobody.close();
+  const unreachable = new Client("127.0.0.1:1");
+  await assert.rejects(unreachable.models(), fails("UNAVAILABLE", /./));
+  unreachable.close();
 });
 
-test("a deadline and an abort end a call, alone and in the stream", async () => {
+test("a deadline and an abort end a call, unary and streamed", async () => {
   const slow = { x: { data: new Float32Array([1]), shape: [1] } };
-  for (const how of ["predict", "predictStreamed"] as const) {
-    await assert.rejects(client[how]("slow", slow, { timeoutMs: 1 }), fails("DEADLINE_EXCEEDED", /./));
+  for (const method of ["predict", "predictStreamed"] as const) {
+    await assert.rejects(client[method]("slow", slow, { timeoutMs: 1 }), fails("DEADLINE_EXCEEDED", /./));
     const abort = new AbortController();
-    const call = client[how]("slow", slow, { signal: abort.signal });
+    const call = client[method]("slow", slow, { signal: abort.signal });
     setImmediate(() => abort.abort());
     await assert.rejects(call, fails("CANCELLED", /./));
-    await assert.rejects(client[how]("slow", slow, { signal: abort.signal }), fails("CANCELLED", /aborted/));
+    await assert.rejects(client[method]("slow", slow, { signal: abort.signal }), fails("CANCELLED", /aborted/));
   }
 });
 
-test("what is served is listed, described and healthy", async () => {
+test("models are listed, described and healthy", async () => {
   const models = await client.models();
   const classifier = models.find((model) => model.model === "classifier");
   assert.deepEqual(classifier?.versions.map((one) => one.version), [1, 2]);
   assert.ok(classifier?.versions.every((one) => one.state === State.STATE_READY));
-  const described = await client.describe("classifier", { version: 2 });
-  assert.equal(described.version?.version, 2);
-  assert.deepEqual(described.metadata?.labels, ["ant", "bee", "cat"]);
+  const description = await client.describe("classifier", { version: 2 });
+  assert.equal(description.version?.version, 2);
+  assert.deepEqual(description.metadata?.labels, ["ant", "bee", "cat"]);
   assert.equal(await client.health(), true);
   assert.equal(await client.health("classifier/2"), true);
   await assert.rejects(client.health("nothing"), fails("NOT_FOUND", /nothing/));
 });
 
-test("the default timeout of a client holds for its calls", async () => {
-  const hasty = new Client(served.address, { timeoutMs: 1 });
+test("the timeout of a client applies to its calls", async () => {
+  const impatient = new Client(server.address, { timeoutMs: 1 });
   const slow = { x: { data: new Float32Array([1]), shape: [1] } };
-  await assert.rejects(hasty.predict("slow", slow), fails("DEADLINE_EXCEEDED", /./));
-  await assert.rejects(hasty.predictStreamed("slow", slow), fails("DEADLINE_EXCEEDED", /./));
-  hasty.close();
+  await assert.rejects(impatient.predict("slow", slow), fails("DEADLINE_EXCEEDED", /./));
+  await assert.rejects(impatient.predictStreamed("slow", slow), fails("DEADLINE_EXCEEDED", /./));
+  impatient.close();
 });
 
-test("servers that are killed, one after the other, lose no call of the stream", async (t) => {
-  const servers = await Promise.all([Served.small(), Served.small(), Served.small()]);
+test("no streamed call fails while servers are killed, one after the other", async (t) => {
+  const servers = await Promise.all([ServerProcess.small(), ServerProcess.small(), ServerProcess.small()]);
   const target = `ipv4:${servers.map((server) => server.address).join(",")}`;
   const caller = new Client(target, { timeoutMs: 30_000 });
-  let going = true;
+  let running = true;
   t.after(async () => {
-    going = false;
+    running = false;
     caller.close();
     for (const server of servers) await server.stop("SIGKILL");
   });
-  let asked = 0;
-  const ask = async () => {
-    const n = ++asked; // not 0, of which all classes are as probable
+  let sent = 0;
+  const predict = async () => {
+    const n = ++sent; // not 0, for which all classes are equally probable
     const x = { data: new Float32Array([n, 0, 0, 0]), shape: [1, 4] };
     const options = { rawOutputs: true, topK: 3 };
-    const answer = await caller.predictStreamed("classifier", { x }, options);
-    assert.equal(answer.task, "classification");
-    // The weights of the first number rise from class to class: the last one wins, ever clearer.
-    assert.equal(answer.rows[0]?.label, "cat");
+    const result = await caller.predictStreamed("classifier", { x }, options);
+    assert.equal(result.task, "classification");
+    // The weights of the first number increase from class to class, so that the last class wins.
+    assert.equal(result.rows[0]?.label, "cat");
   };
   const callers = Array.from({ length: 50 }, async () => {
-    while (going) await ask();
+    while (running) await predict();
   });
   for (const server of servers.slice(1)) {
-    const before = asked;
+    const before = sent;
     await server.stop("SIGKILL");
-    while (asked < before + 500) await ask();
+    while (sent < before + 500) await predict();
     await server.start();
   }
-  going = false;
+  running = false;
   await Promise.all(callers);
   for (const server of servers) await server.stop();
-  await assert.rejects(ask(), fails("UNAVAILABLE", /./)); // nobody is there, however often it is tried
+  await assert.rejects(predict(), fails("UNAVAILABLE", /./)); // no server is running
 });
 
-test("a client that is closed says so", async () => {
-  const closed = new Client(served.address);
+test("a closed client rejects calls", async () => {
+  const closed = new Client(server.address);
   const slow = { x: { data: new Float32Array([1]), shape: [1] } };
-  const under = closed.predictStreamed("slow", slow);
+  const pending = closed.predictStreamed("slow", slow);
   closed.close();
-  await assert.rejects(under, fails("CANCELLED", /closed/));
+  await assert.rejects(pending, fails("CANCELLED", /closed/));
   await assert.rejects(closed.predictStreamed("slow", slow), fails("CANCELLED", /closed/));
 });

@@ -1,4 +1,4 @@
-/** neurona-serve as a process of its own, over the repository that the environment names. */
+/** neurona-serve as a process, with the repository that the environment names. */
 
 import { spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
@@ -6,9 +6,9 @@ import { createServer, type AddressInfo } from "node:net";
 
 import { Client } from "../src/index.js";
 
-function named(variable: string): string {
+function requireVariable(variable: string): string {
   const value = process.env[variable];
-  if (!value) throw new Error(`${variable} is not set: make test-node sets what these tests need`);
+  if (!value) throw new Error(`${variable} is not set (expected: run by make test-node)`);
   return value;
 }
 
@@ -21,7 +21,7 @@ async function freePort(): Promise<number> {
   return port;
 }
 
-export class Served {
+export class ServerProcess {
   #process: ChildProcess | undefined;
 
   private constructor(
@@ -29,28 +29,28 @@ export class Served {
     private readonly flags: string[],
   ) {}
 
-  /** With all models. */
-  static start(...flags: string[]): Promise<Served> {
-    return Served.#start(named("NODE_TEST_REPOSITORY"), flags);
+  /** Start a server with all models. */
+  static start(...flags: string[]): Promise<ServerProcess> {
+    return ServerProcess.#start(requireVariable("NODE_TEST_REPOSITORY"), flags);
   }
 
-  /** With the classifier alone, which is up in a second. */
-  static small(): Promise<Served> {
-    return Served.#start(named("NODE_TEST_SMALL_REPOSITORY"), []);
+  /** Start a server with the classifier alone, which is ready within a second. */
+  static small(): Promise<ServerProcess> {
+    return ServerProcess.#start(requireVariable("NODE_TEST_SMALL_REPOSITORY"), []);
   }
 
-  static async #start(repository: string, flags: string[]): Promise<Served> {
+  static async #start(repository: string, flags: string[]): Promise<ServerProcess> {
     const address = `127.0.0.1:${await freePort()}`;
     const metrics = `127.0.0.1:${await freePort()}`;
     const all = ["--repository", repository, "--address", address];
-    const served = new Served(address, [...all, "--metrics-address", metrics, ...flags]);
-    await served.start();
-    return served;
+    const server = new ServerProcess(address, [...all, "--metrics-address", metrics, ...flags]);
+    await server.start();
+    return server;
   }
 
-  /** Again, after its end, at the same address. */
+  /** Start the process, also again after its end, at the same address. */
   async start(): Promise<void> {
-    this.#process = spawn(named("NODE_TEST_SERVE"), this.flags, { stdio: "ignore" });
+    this.#process = spawn(requireVariable("NODE_TEST_SERVE"), this.flags, { stdio: "ignore" });
     const client = new Client(this.address);
     try {
       await client.waitUntilReady(60_000);

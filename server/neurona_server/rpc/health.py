@@ -148,7 +148,7 @@ class Health:
             states = dict(self._states)
         response = HealthListResponse()
         for name, state in states.items():
-            if not name or call.grant.sees(name.partition("/")[0]):
+            if not name or call.grant.allows_model(name.partition("/")[0]):
                 response.statuses[name].status = state
         call.reply(response.SerializeToString(deterministic=True))
 

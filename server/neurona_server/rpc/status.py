@@ -55,7 +55,7 @@ def status_of(error: Exception, identity: RequestIdentity | None = None) -> Stat
     """
     if not isinstance(error, NeuronaError):
         log.error("uncaught exception in a call", exc_info=error, extra=log_fields_of(identity))
-        return Status(grpc.StatusCode.INTERNAL, "internal error; the server's log has the cause")
+        return Status(grpc.StatusCode.INTERNAL, "internal error; see the server's log")
     code = _CODES[error.code]
     if log.isEnabledFor(logging.DEBUG):
         log.debug("ended with %s: %s", code.name, error, extra=log_fields_of(identity))

@@ -1,4 +1,4 @@
-"""A runtime for MLServer; it is imported there, in an environment of its own."""
+"""A runtime class for MLServer. It stands alone because MLServer imports it in its environment."""
 
 import numpy as np
 import onnxruntime
@@ -18,7 +18,7 @@ class OnnxModel(MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        feeds = {given.name: NumpyCodec.decode_input(given) for given in payload.inputs}
-        (answer,) = self._session.run(None, feeds)
-        output = NumpyCodec.encode_output(self._output, np.asarray(answer))
-        return InferenceResponse(model_name=self.name, outputs=[output])
+        feeds = {one.name: NumpyCodec.decode_input(one) for one in payload.inputs}
+        (output,) = self._session.run(None, feeds)
+        encoded = NumpyCodec.encode_output(self._output, np.asarray(output))
+        return InferenceResponse(model_name=self.name, outputs=[encoded])

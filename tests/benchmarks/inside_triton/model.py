@@ -1,4 +1,7 @@
-"""A model for Triton's Python backend: one run of ONNX Runtime for all requests of a batch."""
+"""A model for Triton's Python backend: one run of ONNX Runtime for all requests of a batch.
+
+It stands alone because Triton copies it into a model repository.
+"""
 
 import os
 
@@ -24,9 +27,9 @@ class TritonPythonModel:
             for request in requests
         ]
         batch = rows[0] if len(rows) == 1 else np.concatenate(rows)
-        (answer,) = self._session.run(None, {self._input: batch})
+        (output,) = self._session.run(None, {self._input: batch})
         ends = np.cumsum([len(each) for each in rows])[:-1]
         return [
             pb_utils.InferenceResponse([pb_utils.Tensor(self._output, part)])
-            for part in np.split(answer, ends)
+            for part in np.split(output, ends)
         ]

@@ -1,4 +1,4 @@
-"""The commands as people run them: a process of their own, against a server of its own."""
+"""The commands in processes of their own, as people run them, against a server process."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ from neurona_protos.prediction_pb2 import InputDescription, ModelMetadata, Task,
 
 @pytest.fixture(scope="session")
 def served(repository, tmp_path_factory):
-    """Shared by the tests that leave no trace in it."""
+    """A server that tests share because they do not change it."""
     root = tmp_path_factory.mktemp("served")
     for name in ("classifier", "regressor", "fixed"):
         shutil.copytree(repository / name, root / name)
@@ -27,7 +27,7 @@ def served(repository, tmp_path_factory):
 
 
 def save_summing(folder, shape, description, unit):
-    """value = the sum of a row's numbers."""
+    """Save a model whose value is the sum of a row."""
     axes = list(range(1, len(shape)))
     onnx_models.save(
         folder / "1" / "model.onnx",
@@ -49,7 +49,7 @@ def save_summing(folder, shape, description, unit):
 
 @pytest.fixture
 def neurona(served):
-    """Runs a command; it finds the server by the environment."""
+    """Runs a command, with the address of the server in the environment."""
 
     def neurona(*arguments, variables=None, **options):
         variables = {"NEURONA_ADDRESS": served.address} | (variables or {})

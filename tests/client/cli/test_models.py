@@ -1,7 +1,9 @@
+"""neurona models and neurona describe."""
+
 import json
 
 
-def test_what_is_served_is_listed_with_its_state(neurona):
+def test_versions_are_listed_with_their_states(neurona):
     done = neurona("models")
     assert done.returncode == 0, done.stderr
     header, *lines = done.stdout.splitlines()
@@ -12,14 +14,14 @@ def test_what_is_served_is_listed_with_its_state(neurona):
     assert "\x1b" not in done.stdout
 
 
-def test_a_broken_model_is_listed_with_its_reason(neurona, served):
+def test_a_failed_version_is_listed_with_the_reason(neurona, served):
     done = neurona("models", "--json")
-    found = {one["name"]: one for one in json.loads(done.stdout)}
-    assert found["classifier"]["ready"] is True
-    assert found["broken"]["ready"] is False
-    assert [one["state"] for one in found["broken"]["versions"]] == ["failed"]
+    models = {one["name"]: one for one in json.loads(done.stdout)}
+    assert models["classifier"]["ready"] is True
+    assert models["broken"]["ready"] is False
+    assert [one["state"] for one in models["broken"]["versions"]] == ["failed"]
     plain = neurona("models").stdout
-    assert f"  broken 1: {found['broken']['versions'][0]['reason']}" in plain
+    assert f"  broken 1: {models['broken']['versions'][0]['reason']}" in plain
 
 
 def test_a_model_is_described(neurona):
@@ -28,22 +30,22 @@ def test_a_model_is_described(neurona):
     assert done.stdout.startswith("classifier, version 2: classification\n")
     assert "  input      x: FLOAT [batch, 4]\n" in done.stdout
     assert "  3 labels   ant, bee, cat\n" in done.stdout
-    said = json.loads(neurona("describe", "classifier", "--json").stdout)
-    assert said["metadata"]["labels"] == ["ant", "bee", "cat"]
+    description = json.loads(neurona("describe", "classifier", "--json").stdout)
+    assert description["metadata"]["labels"] == ["ant", "bee", "cat"]
 
 
-def test_what_is_not_there_is_one_line_and_status_1(neurona):
+def test_an_unknown_model_or_server_is_one_line_and_exits_with_1(neurona):
     done = neurona("describe", "nothing")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("neurona: there is no model 'nothing'")
     assert done.stderr.count("\n") == 1
     done = neurona("models", "--address", "127.0.0.1:1")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("neurona: no server could be reached at 127.0.0.1:1")
+    assert done.stderr.startswith("neurona: no server reachable at 127.0.0.1:1")
     assert done.stderr.count("\n") == 1
 
 
-def test_a_token_is_not_sent_in_plaintext_unless_it_is_said(neurona):
+def test_a_token_is_not_sent_in_plaintext_to_another_machine(neurona):
     variables = {"NEURONA_TOKEN": "secret", "NEURONA_ADDRESS": "192.0.2.1:8001"}
     done = neurona("models", variables=variables)
     assert done.returncode == 2

@@ -30,12 +30,12 @@ def echo_server(echoes, transport):
 
 
 @pytest.fixture
-def refusal():
-    """What a call is refused with: the name of the code and the text."""
+def rejection():
+    """Makes a call that must fail, and returns the name of its status code and its details."""
 
-    def refusal(method, request, timeout=10, **options):
+    def rejection(method, request, timeout=10, **options):
         with pytest.raises(grpc.RpcError) as caught:
             method(request, timeout=timeout, **options)
         return caught.value.code().name, caught.value.details()
 
-    return refusal
+    return rejection

@@ -62,7 +62,7 @@ def error_of(method, request, **options):
             PredictRequest(
                 model="regressor", inputs=[Tensor(name="series", dtype=1, shape=[4, 2**62])]
             ),
-            "FLOAT of shape [4, 4611686018427387904] takes 73786976294838206464",
+            "expected 73786976294838206464 for FLOAT of shape [4, 4611686018427387904]",
         ),
         (
             PredictRequest(

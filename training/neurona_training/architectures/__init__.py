@@ -1,5 +1,15 @@
-"""Networks, one file for each family.
+"""Networks, one module for each family.
 
-A network takes plain units, as a caller sends them, and gives logits (classification) or
-plain values (regression): the steps into and out of its own units are inside it.
+input_layers    scaling of inputs and outputs, one-hot encoding, colour channels
+classic         threshold units and ADALINE, before backpropagation
+feedforward     fully connected networks
+neocognitron    the neocognitron
+convolutional   LeNet-5
+vgg, resnet, inception, xception    deep convolutional networks
+recurrent       plain recurrent networks, LSTM and GRU
+audio           log-mel frames of sound for a recurrent network
+
+A network takes inputs in a caller's units and returns logits (classification) or values in
+the targets' unit (regression): scaling is inside it. Names of submodules, parameters and
+buffers are the names of tensors in the exported file.
 """

@@ -1,12 +1,12 @@
-"""Sound for a recurrent network: log-mel frames made of the waveform inside the graph.
+"""Sound for a recurrent network: log-mel frames, computed from the waveform inside the graph.
 
 S. Davis and P. Mermelstein, Comparison of Parametric Representations for Monosyllabic Word
 Recognition, IEEE Transactions on Acoustics, Speech and Signal Processing 28, 1980: the power
-of short windows of sound in bands that are as wide as the ear's, on a logarithmic scale.
+of short windows of sound in bands on the mel scale of pitch, as logarithms.
 """
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import torch
 from numpy.typing import NDArray
@@ -15,35 +15,19 @@ from torch.nn import functional
 
 WINDOW, HOP = 256, 128  # samples: at 8 kHz a frame of 32 ms every 16 ms
 BANDS = 40
-# Added to each power, in units of full scale: about what the rounding to 16 bits makes in a
-# window, so that silence is no minus infinity and no rounding of ours is heard.
+# Added to each power, in units of full scale: about the noise of rounding to 16 bits in a
+# window, so that silence is finite and rounding errors of float32 do not matter.
 NOISE = 1e-6
 
 
-class Heard(nn.Module):
-    """(rows, samples) and lengths in samples (rows,) -> what `network` says to its frames.
-
-    network: takes frames (rows, frames, BANDS) and lengths in frames.
-    """
-
-    def __init__(self, log_mel: "LogMel", network: nn.Module) -> None:
-        super().__init__()
-        self.log_mel = log_mel
-        self.network = network
-
-    def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        if self.training:  # a batch is no longer than its longest row, where the data are
-            waveform = waveform[:, : int(lengths.max())]
-        answer: Tensor = self.network(self.log_mel(waveform, lengths), frame_count(lengths))
-        return answer
-
-
 class LogMel(nn.Module):
-    """(rows, samples) of -1..1, and lengths (rows,) -> (rows, frames, BANDS).
+    """Log-mel frames: (rows, samples) of -1..1 and lengths (rows,) -> (rows, frames, BANDS).
 
-    Frame n hears the samples from n * HOP on, and there are as many frames as begin within a
-    row. What follows a row's length is taken for silence, whatever it is. `fit` gives each
-    band mean 0 and variance 1.
+    Frame n covers the samples from n * HOP on; a row has as many frames as start within it.
+    Samples beyond a row's length count as silence. `fit` gives each band mean 0 and variance 1.
+
+    Args:
+        rate: samples per second.
     """
 
     waves: Tensor
@@ -54,25 +38,27 @@ class LogMel(nn.Module):
     def __init__(self, rate: int) -> None:
         super().__init__()
         self.register_buffer("waves", _windowed_waves())
-        self.register_buffer("bands", torch.cat([_bands(rate)] * 2))  # of both parts' squares
+        squares_to_bands = torch.cat([_bands(rate)] * 2)  # of cosine and sine parts
+        self.register_buffer("bands", squares_to_bands)
         self.register_buffer("offset", torch.zeros(BANDS))
         self.register_buffer("factor", torch.ones(BANDS))
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """Takes samples and lengths; returns normalised frames."""
         return (self._log_power(waveform, lengths) - self.offset) * self.factor
 
     def _log_power(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         step = torch.arange(waveform.shape[1], device=waveform.device, dtype=lengths.dtype)
-        own = torch.where(step < lengths[:, None], waveform, 0.0)
-        # The last frame begins with a row's last sample at the latest.
-        whole = functional.pad(own, (0, WINDOW - 1))
-        parts = functional.conv1d(whole[:, None], self.waves, stride=HOP)
+        masked = torch.where(step < lengths[:, None], waveform, 0.0)
+        # The last frame starts at a row's last sample at the latest.
+        padded = functional.pad(masked, (0, WINDOW - 1))
+        parts = functional.conv1d(padded[:, None], self.waves, stride=HOP)
         power = parts.square().transpose(1, 2) @ self.bands
         return torch.log(power + NOISE)
 
     @torch.no_grad()
-    def fit(self, waveforms: NDArray[Any], lengths: NDArray[Any]) -> "LogMel":
-        """Normalises to these sounds; itself."""
+    def fit(self, waveforms: NDArray[Any], lengths: NDArray[Any]) -> Self:
+        """Sets the normalisation for these waveforms, and returns the layer."""
         frames = torch.cat(
             [
                 self._log_power(row[None, :length], length[None])[0]
@@ -86,8 +72,29 @@ class LogMel(nn.Module):
         return self
 
 
+class AudioNetwork(nn.Module):
+    """A network of frames that takes a waveform (rows, samples) and lengths in samples (rows,).
+
+    Args:
+        log_mel: makes frames of the waveform.
+        network: takes frames (rows, frames, BANDS) and lengths in frames.
+    """
+
+    def __init__(self, log_mel: LogMel, network: nn.Module) -> None:
+        super().__init__()
+        self.log_mel = log_mel
+        self.network = network
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """Takes samples and lengths; returns the outputs of the network."""
+        if self.training:  # cut to the longest row of the batch
+            waveform = waveform[:, : int(lengths.max())]
+        output: Tensor = self.network(self.log_mel(waveform, lengths), frame_count(lengths))
+        return output
+
+
 def frame_count(samples: Tensor) -> Tensor:
-    """How many frames begin within so many samples (at least 1)."""
+    """Number of frames that start within this number of samples (at least 1)."""
     return torch.ceil(samples / HOP).to(samples.dtype)
 
 

@@ -1,4 +1,4 @@
-"""The networks from before backpropagation: a unit or two, without a gradient.
+"""Networks from before backpropagation: a few units, without a gradient.
 
 W. McCulloch and W. Pitts, A Logical Calculus of the Ideas Immanent in Nervous Activity,
 Bulletin of Mathematical Biophysics 5 (1943); F. Rosenblatt, The Perceptron, Psychological
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from neurona_training.architectures.input_layers import Features
 
-_SURE = 20.0  # between two logits: the softmax of 1 that float32 has for it is exactly 1
+_CERTAIN_LOGIT = 20.0  # difference of two logits whose softmax is exactly 1 in float32
 
 
 class Threshold(nn.Module):
-    """Units that fire, 1, when the weighted sum of their inputs reaches their threshold; else 0.
+    """Units that output 1 when the weighted sum of their inputs reaches a threshold, else 0.
 
-    (rows, inputs) -> (rows, units). No gradient goes through it.
+    (rows, inputs) -> (rows, units), without a gradient.
     """
 
     def __init__(self, inputs: int, units: int) -> None:
@@ -27,17 +27,19 @@ class Threshold(nn.Module):
         self.threshold = nn.Parameter(torch.zeros(units), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns 1 for each unit that fires, else 0."""
         return (x @ self.weight.T >= self.threshold).to(x.dtype)
 
 
 class Logic(nn.Module):
-    """McCulloch and Pitts's neurons, in layers: what is true comes in as 1 and false as 0.
+    """McCulloch and Pitts's neurons, in layers; inputs are 1 for true and 0 for false.
 
-    (rows, inputs) -> logits (rows, 2), false and true, with no doubt left. Inhibition is a
-    negative weight here, where the paper's inhibitory synapse forbids firing altogether.
+    (rows, inputs) -> logits (rows, 2), false and true, whose softmax is 0 or 1. Inhibition is
+    a negative weight here; the paper's inhibitory synapse prevents firing altogether.
 
-    layers: of each neuron its weights, one for each input, and its threshold; the last layer
-        has one neuron.
+    Args:
+        layers: of each neuron its weights, one for each input, and its threshold; the last
+            layer has one neuron.
     """
 
     def __init__(self, layers: Sequence[Sequence[tuple[Sequence[float], float]]]) -> None:
@@ -50,11 +52,12 @@ class Logic(nn.Module):
             self.layers.append(layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _certain(self.layers(x))
+        """Returns the logits of false and true."""
+        return _to_logits(self.layers(x))
 
 
 class Perceptron(nn.Module):
-    """One threshold unit: the rows of a data set -> logits (rows, 2), with no doubt left."""
+    """One threshold unit: rows of a data set -> logits (rows, 2), whose softmax is 0 or 1."""
 
     def __init__(self, features: Features) -> None:
         super().__init__()
@@ -62,11 +65,12 @@ class Perceptron(nn.Module):
         self.unit = Threshold(features.width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _certain(self.unit(self.features(x)))
+        """Returns the logits of both classes."""
+        return _to_logits(self.unit(self.features(x)))
 
 
 class Adaline(nn.Module):
-    """Adaptive linear neurons: the rows of a data set -> (rows, values) in the user's units."""
+    """Adaptive linear neurons: rows of a data set -> (rows, values) in the targets' unit."""
 
     def __init__(self, features: Features, values: int, denormalise: nn.Module) -> None:
         super().__init__()
@@ -76,11 +80,12 @@ class Adaline(nn.Module):
         self.denormalise = denormalise
 
     def forward(self, x: Tensor) -> Tensor:
-        answer = nn.functional.linear(self.features(x), self.weight, self.bias)
-        values: Tensor = self.denormalise(answer)
+        """Returns the values."""
+        output = nn.functional.linear(self.features(x), self.weight, self.bias)
+        values: Tensor = self.denormalise(output)
         return values
 
 
-def _certain(fired: Tensor) -> Tensor:
-    """What fired, (rows, 1) of 0 and 1, as the logits of false and true."""
-    return torch.cat([1 - fired, fired], dim=1) * _SURE
+def _to_logits(output: Tensor) -> Tensor:
+    """A unit's output, (rows, 1) of 0 and 1, as the logits of false and true."""
+    return torch.cat([1 - output, output], dim=1) * _CERTAIN_LOGIT

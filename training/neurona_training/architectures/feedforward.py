@@ -1,7 +1,7 @@
 """Fully connected networks that learn by backpropagation.
 
 D. Rumelhart, G. Hinton and R. Williams, Learning Representations by Back-propagating Errors,
-Nature 323 (1986).
+Nature 323 (1986). Each family of networks has its module alone, also a short one.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,16 @@ from neurona_training.architectures.input_layers import Features
 
 
 class FullyConnected(nn.Module):
-    """The rows or images of a data set -> logits or values, (rows, outputs).
+    """A fully connected network: rows or images of a data set -> (rows, outputs).
 
-    hidden: the units of each hidden layer.
-    bend: what makes a layer more than a matrix: tanh as in 1986, or ReLU, whose gradient
-        does not fade on its way through many layers.
-    dropout: the part of each hidden layer that is silent at each training step (N. Srivastava
-        and others, JMLR 15, 2014).
-    denormalise: from the network's own units to the user's, for a regression.
+    Args:
+        features: scales the inputs.
+        hidden: the units of each hidden layer.
+        outputs: number of logits or values.
+        activation: tanh as in 1986, or ReLU, whose gradient does not vanish in deep networks.
+        dropout: fraction of each hidden layer that is dropped at each training step
+            (N. Srivastava and others, JMLR 15, 2014).
+        denormalise: from the network's own units to the targets', for a regression.
     """
 
     def __init__(
@@ -28,7 +30,7 @@ class FullyConnected(nn.Module):
         hidden: Sequence[int],
         outputs: int,
         *,
-        bend: type[nn.Module] = nn.Tanh,
+        activation: type[nn.Module] = nn.Tanh,
         dropout: float = 0.0,
         denormalise: nn.Module | None = None,
     ) -> None:
@@ -37,7 +39,7 @@ class FullyConnected(nn.Module):
         self.hidden = nn.Sequential()
         width = features.width
         for units in hidden:
-            self.hidden.extend([nn.Linear(width, units), bend()])
+            self.hidden.extend([nn.Linear(width, units), activation()])
             if dropout:
                 self.hidden.append(nn.Dropout(dropout))
             width = units
@@ -45,5 +47,6 @@ class FullyConnected(nn.Module):
         self.denormalise = denormalise or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.denormalise(self.output(self.hidden(self.features(x))))
-        return answer
+        """Returns logits or values."""
+        output: Tensor = self.denormalise(self.output(self.hidden(self.features(x))))
+        return output

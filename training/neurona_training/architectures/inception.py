@@ -1,5 +1,7 @@
-"""Inception v3: C. Szegedy and others, Rethinking the Inception Architecture for Computer
-Vision, CVPR (2016), as its authors published it in code.
+"""Inception v3.
+
+C. Szegedy and others, Rethinking the Inception Architecture for Computer Vision, CVPR (2016),
+as its authors published it in code.
 """
 
 from collections.abc import Sequence
@@ -7,108 +9,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from neurona_training.architectures.input_layers import Colours, Unit, pooled
+from neurona_training.architectures.input_layers import (
+    ConvolutionUnit,
+    RgbInput,
+    global_average_pool,
+)
 
-
-class Branches(nn.Module):
-    """Several ways through a block, whose maps end side by side."""
-
-    def __init__(self, *ways: nn.Module) -> None:
-        super().__init__()
-        self.ways = nn.ModuleList(ways)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([way(x) for way in self.ways], dim=1)
-
-
-def unit(
-    seen: int, maps: int, size: int | tuple[int, int] = 1, stride: int = 1, *, same: bool = True
-) -> Unit:
-    """A convolution with the paper's epsilon in its normalisation."""
-    return Unit(seen, maps, size, stride, same=same, epsilon=1e-3)
-
-
-def grid35(seen: int, of_pool: int) -> Branches:
-    """Figure 5: a 5 x 5 convolution and two 3 x 3 ones in the place of a larger one."""
-    return Branches(
-        unit(seen, 64),
-        nn.Sequential(unit(seen, 48), unit(48, 64, 5)),
-        nn.Sequential(unit(seen, 64), unit(64, 96, 3), unit(96, 96, 3)),
-        nn.Sequential(_mean(), unit(seen, of_pool)),
-    )
-
-
-def to_grid17(seen: int, *, same: bool) -> Branches:
-    """Figure 10: half the grid, without a bottleneck. same: keeps a grid of a few cells."""
-    return Branches(
-        unit(seen, 384, 3, 2, same=same),
-        nn.Sequential(unit(seen, 64), unit(64, 96, 3), unit(96, 96, 3, 2, same=same)),
-        nn.MaxPool2d(3, 2, padding=int(same)),
-    )
-
-
-def grid17(seen: int, width: int) -> Branches:
-    """Figure 6: 7 x 7 convolutions as 1 x 7 and 7 x 1 ones."""
-    wide, high = (1, 7), (7, 1)
-    return Branches(
-        unit(seen, 192),
-        _chain([seen, width, width, 192], [1, wide, high]),
-        _chain([seen, width, width, width, width, 192], [1, high, wide, high, wide]),
-        nn.Sequential(_mean(), unit(seen, 192)),
-    )
-
-
-def to_grid8(seen: int, *, same: bool) -> Branches:
-    return Branches(
-        nn.Sequential(unit(seen, 192), unit(192, 320, 3, 2, same=same)),
-        nn.Sequential(
-            _chain([seen, 192, 192, 192], [1, (1, 7), (7, 1)]), unit(192, 192, 3, 2, same=same)
-        ),
-        nn.MaxPool2d(3, 2, padding=int(same)),
-    )
-
-
-def grid8(seen: int) -> Branches:
-    """Figure 7: wide at the end, where high-dimensional answers are wanted."""
-
-    def split(maps: int) -> Branches:
-        return Branches(unit(maps, 384, (1, 3)), unit(maps, 384, (3, 1)))
-
-    return Branches(
-        unit(seen, 320),
-        nn.Sequential(unit(seen, 384), split(384)),
-        nn.Sequential(unit(seen, 448), unit(448, 384, 3), split(384)),
-        nn.Sequential(_mean(), unit(seen, 192)),
-    )
-
-
-def _chain(maps: Sequence[int], sizes: Sequence[int | tuple[int, int]]) -> nn.Sequential:
-    pairs = zip(maps[:-1], maps[1:], sizes, strict=True)
-    return nn.Sequential(*(unit(seen, made, size) for seen, made, size in pairs))
-
-
-def _mean() -> nn.AvgPool2d:
-    return nn.AvgPool2d(3, 1, padding=1)
-
-
-_SMALL = 75  # pixels; of fewer the unpadded convolutions would leave nothing
+_SMALL_IMAGE = 75  # pixels; of fewer the unpadded convolutions would leave nothing
 
 
 class InceptionV3(nn.Module):
-    """Square images -> logits (rows, classes).
+    """Inception v3: square images -> logits (rows, classes).
 
-    auxiliary: a second classifier, on the 17 x 17 grid: it is there for training alone, gives
-        its logits by `train_logits` and is no part of an exported file.
-    size: of the images, 299 in the paper. Those smaller than 75 pixels keep their size in the
-        stem, and are padded where a grid is halved.
+    Args:
+        normalise: scales the pixels.
+        size: height and width of the images in pixels, 299 in the paper. Images below 75
+            pixels keep their size in the stem, and are padded where a grid is halved.
+        classes: number of outputs.
+        auxiliary: a second classifier, on the 17 x 17 grid, for training alone: its logits are
+            returned by `train_logits`, and it is not exported.
     """
 
     def __init__(
         self, normalise: nn.Module, *, size: int, classes: int, auxiliary: bool = False
     ) -> None:
         super().__init__()
-        small = size < _SMALL
-        self.colours = Colours(normalise)
+        small = size < _SMALL_IMAGE
+        self.colours = RgbInput(normalise)
         self.stem = _small_stem() if small else _stem()
         self.grid35 = nn.Sequential(grid35(192, 32), grid35(256, 64), grid35(288, 64))
         self.grid17 = nn.Sequential(
@@ -120,33 +47,38 @@ class InceptionV3(nn.Module):
         self.auxiliary = _Auxiliary(768, classes, small=small) if auxiliary else None
 
     def forward(self, images: Tensor) -> Tensor:
+        """Returns the logits of the main classifier."""
         x = self.grid8(self.grid17(self.grid35(self.stem(self.colours(images)))))
-        logits: Tensor = self.output(self.dropout(pooled(x)))
+        logits: Tensor = self.output(self.dropout(global_average_pool(x)))
         return logits
 
     def train_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits of both classifiers. Raises ValueError without the auxiliary one."""
+        """Returns the logits of both classifiers.
+
+        Raises:
+            ValueError: the network has no auxiliary classifier.
+        """
         if self.auxiliary is None:
             raise ValueError("this network has no auxiliary classifier")
         x = self.grid17(self.grid35(self.stem(self.colours(images))))
-        logits: Tensor = self.output(self.dropout(pooled(self.grid8(x))))
+        logits: Tensor = self.output(self.dropout(global_average_pool(self.grid8(x))))
         return logits, self.auxiliary(x)
 
 
 class _Auxiliary(nn.Module):
-    """Figure 8, on what the 17 x 17 grid answers."""
+    """Figure 8: a classifier on the maps of the 17 x 17 grid."""
 
-    def __init__(self, seen: int, classes: int, *, small: bool) -> None:
+    def __init__(self, in_maps: int, classes: int, *, small: bool) -> None:
         super().__init__()
         self.maps = nn.Sequential(
             nn.Identity() if small else nn.AvgPool2d(5, 3),
-            unit(seen, 128),
+            unit(in_maps, 128),
             unit(128, 768, 5, same=small),
         )
         self.output = nn.Linear(768, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.output(pooled(self.maps(x)))
+        logits: Tensor = self.output(global_average_pool(self.maps(x)))
         return logits
 
 
@@ -164,7 +96,90 @@ def _stem() -> nn.Sequential:
 
 
 def _small_stem() -> nn.Sequential:
-    """The same convolutions on a grid that is not made smaller; (size) -> 192 maps of it."""
+    """The same convolutions without a stride or pooling: 192 maps of the image's size."""
     return nn.Sequential(
         unit(3, 32, 3), unit(32, 32, 3), unit(32, 64, 3), unit(64, 80), unit(80, 192, 3)
     )
+
+
+class Branches(nn.Module):
+    """Parallel branches of a block, whose maps are concatenated."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.ways = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Concatenates the maps of all branches."""
+        return torch.cat([branch(x) for branch in self.ways], dim=1)
+
+
+def unit(
+    in_maps: int, maps: int, size: int | tuple[int, int] = 1, stride: int = 1, *, same: bool = True
+) -> ConvolutionUnit:
+    """Makes a convolution with the paper's epsilon in its normalisation."""
+    return ConvolutionUnit(in_maps, maps, size, stride, same=same, epsilon=1e-3)
+
+
+def grid35(in_maps: int, pool_maps: int) -> Branches:
+    """Figure 5: a 5 x 5 convolution, and two of 3 x 3 instead of a larger one."""
+    return Branches(
+        unit(in_maps, 64),
+        nn.Sequential(unit(in_maps, 48), unit(48, 64, 5)),
+        nn.Sequential(unit(in_maps, 64), unit(64, 96, 3), unit(96, 96, 3)),
+        nn.Sequential(_average(), unit(in_maps, pool_maps)),
+    )
+
+
+def to_grid17(in_maps: int, *, same: bool) -> Branches:
+    """Figure 10: halves the grid, without a bottleneck; `same` pads a grid of a few cells."""
+    return Branches(
+        unit(in_maps, 384, 3, 2, same=same),
+        nn.Sequential(unit(in_maps, 64), unit(64, 96, 3), unit(96, 96, 3, 2, same=same)),
+        nn.MaxPool2d(3, 2, padding=int(same)),
+    )
+
+
+def grid17(in_maps: int, width: int) -> Branches:
+    """Figure 6: 7 x 7 convolutions, factorised into 1 x 7 and 7 x 1."""
+    wide, high = (1, 7), (7, 1)
+    return Branches(
+        unit(in_maps, 192),
+        _chain([in_maps, width, width, 192], [1, wide, high]),
+        _chain([in_maps, width, width, width, width, 192], [1, high, wide, high, wide]),
+        nn.Sequential(_average(), unit(in_maps, 192)),
+    )
+
+
+def to_grid8(in_maps: int, *, same: bool) -> Branches:
+    """Halves the grid to 8 x 8; `same` pads a grid of a few cells."""
+    return Branches(
+        nn.Sequential(unit(in_maps, 192), unit(192, 320, 3, 2, same=same)),
+        nn.Sequential(
+            _chain([in_maps, 192, 192, 192], [1, (1, 7), (7, 1)]), unit(192, 192, 3, 2, same=same)
+        ),
+        nn.MaxPool2d(3, 2, padding=int(same)),
+    )
+
+
+def grid8(in_maps: int) -> Branches:
+    """Figure 7: wide at the end, for high-dimensional features."""
+
+    def split(maps: int) -> Branches:
+        return Branches(unit(maps, 384, (1, 3)), unit(maps, 384, (3, 1)))
+
+    return Branches(
+        unit(in_maps, 320),
+        nn.Sequential(unit(in_maps, 384), split(384)),
+        nn.Sequential(unit(in_maps, 448), unit(448, 384, 3), split(384)),
+        nn.Sequential(_average(), unit(in_maps, 192)),
+    )
+
+
+def _chain(maps: Sequence[int], sizes: Sequence[int | tuple[int, int]]) -> nn.Sequential:
+    pairs = zip(maps[:-1], maps[1:], sizes, strict=True)
+    return nn.Sequential(*(unit(before, after, size) for before, after, size in pairs))
+
+
+def _average() -> nn.AvgPool2d:
+    return nn.AvgPool2d(3, 1, padding=1)

@@ -1,41 +1,57 @@
-"""What deep networks for colour photographs have in common: how an image gets into them."""
+"""The first and last layers of many networks, between a caller's units and the network's own.
+
+Normalise, Denormalise              one scale for all numbers
+StandardiseColumns, Features        rows and images for fully connected networks
+OneHot                              columns of text
+RgbInput, ConvolutionUnit, global_average_pool    images for deep convolutional networks
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from neurona_training.data import Dataset
+
+SMALL_IMAGE = 16  # pixels; a stem made for photographs would shrink a smaller image to nothing
+
 
 class Normalise(nn.Module):
-    """x -> (x - offset) * factor, any shape; `offset` and `factor` are in the user's units."""
+    """x -> (x - offset) * factor, any shape.
+
+    Args:
+        offset: in the user's unit.
+        factor: per user's unit.
+    """
 
     offset: Tensor
     factor: Tensor
 
     def __init__(self, offset: float, factor: float) -> None:
         super().__init__()
-        self.has_offset = offset != 0  # one step less in the graph
+        self.has_offset = offset != 0  # without: one node less in the graph
         self.register_buffer("offset", torch.tensor(offset))
         self.register_buffer("factor", torch.tensor(factor))
 
     @classmethod
     def to_unit_variance(cls, values: NDArray[Any]) -> Normalise:
-        """The step that gives these values mean 0 and variance 1."""
-        return cls(float(np.mean(values)), 1 / _spread(values))
+        """Returns the layer that gives these values mean 0 and variance 1."""
+        return cls(float(np.mean(values)), 1 / _standard_deviation(values))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Scales the input."""
         if self.has_offset:
             x = x - self.offset
         return x * self.factor
 
 
 class Denormalise(nn.Module):
-    """Mean 0 and variance 1 back to the mean and variance of these values, any shape."""
+    """Scales mean 0 and variance 1 back to mean and variance of these values, any shape."""
 
     mean: Tensor
     spread: Tensor
@@ -43,41 +59,20 @@ class Denormalise(nn.Module):
     def __init__(self, values: NDArray[Any]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(float(np.mean(values))))
-        self.register_buffer("spread", torch.tensor(_spread(values)))
+        self.register_buffer("spread", torch.tensor(_standard_deviation(values)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Scales the output."""
         return x * self.spread + self.mean
 
 
-def _spread(values: NDArray[Any]) -> float:
-    """The standard deviation; 1 for values that are all the same, which stay as they are."""
+def _standard_deviation(values: NDArray[Any]) -> float:
+    """The standard deviation; 1 for constant values, whose scale is kept."""
     return float(np.std(values)) or 1.0
 
 
-if TYPE_CHECKING:
-    from neurona_training.data import Dataset
-
-
-class Features(nn.Module):
-    """Rows or images in a caller's units -> plain numbers near 0, (rows, width).
-
-    Columns get mean 0 and variance 1 each; all pixels of an image have one scale.
-    """
-
-    def __init__(self, data: Dataset) -> None:
-        super().__init__()
-        inputs = data.train.inputs
-        of_images = data.kind == "images"
-        self.scale = Normalise.to_unit_variance(inputs) if of_images else Columns(inputs)
-        self.width = int(np.prod(inputs.shape[1:]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        scaled: Tensor = self.scale(x)
-        return scaled if scaled.ndim == 2 else scaled.flatten(1)
-
-
-class Columns(nn.Module):
-    """(rows, columns) -> the same with mean 0 and variance 1 in each column of `values`."""
+class StandardiseColumns(nn.Module):
+    """Scales each column to mean 0 and variance 1 in `values`, (rows, columns)."""
 
     mean: Tensor
     factor: Tensor
@@ -85,47 +80,67 @@ class Columns(nn.Module):
     def __init__(self, values: NDArray[Any]) -> None:
         super().__init__()
         spread = values.std(axis=0, dtype=np.float64)
-        spread[spread == 0] = 1  # a column that is always the same stays so
+        spread[spread == 0] = 1  # the scale of a constant column is kept
         mean = values.mean(axis=0, dtype=np.float64)
         self.register_buffer("mean", torch.from_numpy(mean.astype(np.float32)))
         self.register_buffer("factor", torch.from_numpy((1 / spread).astype(np.float32)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Scales the columns of (..., columns)."""
         return (x - self.mean) * self.factor
 
 
+class Features(nn.Module):
+    """Scales rows or images and flattens them: inputs of a data set -> (rows, width).
+
+    Columns get mean 0 and variance 1 each; all pixels of an image have one scale.
+    """
+
+    def __init__(self, data: Dataset) -> None:
+        super().__init__()
+        inputs = data.train.inputs
+        is_images = data.kind == "images"
+        self.scale = Normalise.to_unit_variance(inputs) if is_images else StandardiseColumns(inputs)
+        self.width = int(np.prod(inputs.shape[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (rows, width) for inputs of the data set's shape."""
+        scaled: Tensor = self.scale(x)
+        return scaled if scaled.ndim == 2 else scaled.flatten(1)
+
+
 class OneHot(nn.Module):
-    """The network behind a 1 for each row's own category and 0 for all others.
+    """Encodes categories before a network: 1 for each row's own category, 0 for the others.
 
-    forward(numbers, codes, codes, …) or, without numbers, forward(codes, …): numbers of shape
-    (rows, columns), codes int64 of shape (rows,). A code beyond the categories, of a text that
-    training has never seen, becomes zeros alone.
+    An unknown category, whose code is beyond the others', becomes zeros alone.
 
-    categories: how many each of the codes has.
+    Args:
+        network: takes the numbers and the one-hot columns, (rows, columns).
+        categories: the number of categories of each input of codes.
     """
 
     def __init__(self, network: nn.Module, categories: Sequence[int]) -> None:
         super().__init__()
         self.network = network
-        self.tables = [f"table{place}" for place in range(len(categories))]
+        self.tables = [f"table{index}" for index in range(len(categories))]
         for name, count in zip(self.tables, categories, strict=True):
             self.register_buffer(name, torch.eye(count + 1, count))  # the last row: zeros
 
     def forward(self, *inputs: Tensor) -> Tensor:
+        """Takes numbers (rows, columns), if there are any, then int64 codes (rows,) for each."""
         numbers, codes = inputs[: -len(self.tables)], inputs[-len(self.tables) :]
-        hot = [self.get_buffer(name)[code] for name, code in zip(self.tables, codes, strict=True)]
-        answer: Tensor = self.network(torch.cat([*numbers, *hot], dim=1))
-        return answer
+        one_hot = [
+            self.get_buffer(name)[code] for name, code in zip(self.tables, codes, strict=True)
+        ]
+        output: Tensor = self.network(torch.cat([*numbers, *one_hot], dim=1))
+        return output
 
 
-SMALL = 16  # pixels; a stem made for photographs would shrink a smaller image to nothing
+class RgbInput(nn.Module):
+    """Scales images to (rows, 3, height, width).
 
-
-class Colours(nn.Module):
-    """Images in a caller's units -> (rows, 3, height, width) near 0.
-
-    (rows, height, width) or (rows, channel, height, width), of one or three channels. Grey is
-    shown to all three colours, so that the network behind is the published one.
+    Grey images are repeated for all three colours, so that the network behind is the
+    published one.
     """
 
     def __init__(self, normalise: nn.Module) -> None:
@@ -133,39 +148,46 @@ class Colours(nn.Module):
         self.normalise = normalise
 
     def forward(self, images: Tensor) -> Tensor:
+        """Takes (rows, height, width) or (rows, channel, height, width), 1 or 3 channels."""
         x = self.normalise(images)
         if x.ndim == 3:
             x = x.unsqueeze(1)
         return x if x.shape[1] == 3 else torch.cat([x, x, x], dim=1)
 
 
-class Unit(nn.Sequential):
+class ConvolutionUnit(nn.Sequential):
     """Convolution without bias, batch normalisation (S. Ioffe and C. Szegedy, 2015), ReLU.
 
-    size: of the kernel, one number or height and width. same: padded so that only the stride
-    makes the map smaller.
+    Args:
+        in_maps: maps of the input.
+        maps: maps of the output.
+        size: of the kernel, one number or height and width.
+        stride: of the convolution.
+        same: padded so that only the stride makes the maps smaller.
+        relu: False leaves the ReLU out.
+        epsilon: of the normalisation.
     """
 
     def __init__(
         self,
-        seen: int,
+        in_maps: int,
         maps: int,
         size: int | tuple[int, int],
         stride: int = 1,
         *,
         same: bool = True,
-        bend: bool = True,
+        relu: bool = True,
         epsilon: float = 1e-5,
     ) -> None:
         height, width = (size, size) if isinstance(size, int) else size
         padding = (height // 2, width // 2) if same else (0, 0)
-        convolution = nn.Conv2d(seen, maps, (height, width), stride, padding, bias=False)
+        convolution = nn.Conv2d(in_maps, maps, (height, width), stride, padding, bias=False)
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
         super().__init__(convolution, nn.BatchNorm2d(maps, epsilon))
-        if bend:
+        if relu:
             self.append(nn.ReLU())
 
 
-def pooled(x: Tensor) -> Tensor:
+def global_average_pool(x: Tensor) -> Tensor:
     """The mean of each map: (rows, maps, height, width) -> (rows, maps)."""
     return x.mean(dim=(2, 3))

@@ -1,65 +1,72 @@
-"""VGG16: K. Simonyan and A. Zisserman, Very Deep Convolutional Networks for Large-Scale Image
+"""VGG16.
+
+K. Simonyan and A. Zisserman, Very Deep Convolutional Networks for Large-Scale Image
 Recognition, ICLR (2015), configuration D.
 """
 
 from torch import Tensor, nn
 
-from neurona_training.architectures.input_layers import Colours
+from neurona_training.architectures.input_layers import RgbInput
 
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _WIDTH = 4096  # of the fully connected layers
 
 
 class VGG16(nn.Module):
-    """Square images -> logits (rows, classes).
+    """13 convolutions of 3 x 3 in five stages that halve the image, and 3 fully connected layers.
 
-    13 convolutions of 3 x 3, in five stages that each halve the image, and three fully
-    connected layers. 224 pixels end as 7 x 7; a stage of a smaller image that has come down
-    to one pixel leaves it, and the first fully connected layer is as wide as what is left.
+    Square images -> logits (rows, classes). 224 pixels become 7 x 7; a smaller image is halved
+    until it has one pixel, and the first fully connected layer has the width of what is left.
+
+    Args:
+        normalise: scales the pixels.
+        size: height and width of the images, in pixels.
+        classes: number of outputs.
     """
 
     def __init__(self, normalise: nn.Module, *, size: int, classes: int) -> None:
         super().__init__()
-        self.colours = Colours(normalise)
+        self.colours = RgbInput(normalise)
         self.stages = nn.Sequential()
-        seen = 3
+        in_maps = 3
         for stage in _STAGES:
             for maps in stage:
-                self.stages.extend([_convolution(seen, maps, size), nn.ReLU()])
-                seen = maps
+                self.stages.extend([_make_convolution(in_maps, maps, size), nn.ReLU()])
+                in_maps = maps
             if size > 1:
                 self.stages.append(nn.MaxPool2d(2))
                 size //= 2
         self.classifier = nn.Sequential(
-            _connected(seen * size * size, _WIDTH),
+            _make_linear(in_maps * size * size, _WIDTH),
             nn.ReLU(),
             nn.Dropout(0.5),
-            _connected(_WIDTH, _WIDTH),
+            _make_linear(_WIDTH, _WIDTH),
             nn.ReLU(),
             nn.Dropout(0.5),
             nn.Linear(_WIDTH, classes),
         )
 
     def forward(self, images: Tensor) -> Tensor:
+        """Returns the logits."""
         x = self.stages(self.colours(images))
         logits: Tensor = self.classifier(x.flatten(1))
         return logits
 
 
-def _convolution(seen: int, maps: int, size: int) -> nn.Conv2d:
-    """size: of the maps."""
-    convolution = nn.Conv2d(seen, maps, 3, padding=1)
-    # He and others' first weights (2015): with the paper's own, 16 layers had to be trained
-    # in steps, the shallow ones first. They keep what comes in as strong as it is, if only the
-    # places are counted that are not padding: one of nine in a map of one pixel.
-    places = min(size, 3) ** 2
-    nn.init.normal_(convolution.weight, std=(2 / (seen * places)) ** 0.5)
+def _make_convolution(in_maps: int, maps: int, size: int) -> nn.Conv2d:
+    """A 3 x 3 convolution for maps of size x size."""
+    convolution = nn.Conv2d(in_maps, maps, 3, padding=1)
+    # Initial weights of He and others (2015): with the paper's own, 16 layers had to be trained
+    # in stages, the shallow ones first. They keep the variance of the input if only positions
+    # that are not padding are counted: one of nine in a map of one pixel.
+    positions = min(size, 3) ** 2
+    nn.init.normal_(convolution.weight, std=(2 / (in_maps * positions)) ** 0.5)
     nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
     return convolution
 
 
-def _connected(seen: int, units: int) -> nn.Linear:
-    layer = nn.Linear(seen, units)
+def _make_linear(in_maps: int, units: int) -> nn.Linear:
+    layer = nn.Linear(in_maps, units)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     nn.init.zeros_(layer.bias)
     return layer

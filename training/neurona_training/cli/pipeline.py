@@ -1,229 +1,235 @@
-"""The command `neurona-train`: a recipe by name becomes <out>/<name>/1/model.onnx.
-
-neurona-train lenet5                          the default data set, as model `lenet5`
-neurona-train lenet5 --data mnist             another one, as model `lenet5-mnist`
-neurona-train lenet5 --data flowers/          own data, here a folder of images for each class
-torchrun --nproc-per-node 2 -m neurona_training.cli.pipeline lenet5     in two processes
-"""
+"""The pipeline of one model: train, measure, export, report."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neurona_training.cli.arguments import Arguments, Every, Table, parse
-from neurona_training.cli.tables import TESTED, listing, table, told
-from neurona_training.data.user import load
-from neurona_training.errors import ExportError, TrainingError
-from neurona_training.export.files import check_writable, write
-from neurona_training.learning.run import Run
-from neurona_training.recipes import RECIPES, Recipe
+from neurona_training.data.catalogue import DataOptions
+from neurona_training.data.user.spec import LoadedUserData, UserData
+from neurona_training.errors import ExportError
+from neurona_training.export.files import write_file
+from neurona_training.learning.run import Hyperparameters, Run
+from neurona_training.recipes.recipe import Recipe
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the command line is parsed without torch
+    from torch import nn
+
     from neurona_protos.prediction_pb2 import ModelMetadata
     from neurona_training.data import Dataset
-    from neurona_training.data.user.load import Brought
-    from neurona_training.recipes import Training
+    from neurona_training.report.results import RunResults
 
-VERSION = 1  # the folder under the model's name
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 0; 1 when the run failed; 2 for a wrong command line; 130 on Ctrl-C."""
-    asked = parse(argv)
-    if asked is None:
-        return _told(listing)
-    if isinstance(asked, Table):
-        return _told(partial(table, asked.models))
-    if isinstance(asked, Every):
-        return _every(asked)
-    return _told(partial(_one, asked))
+VERSION = 1  # the folder below the model's name
 
 
-def _every(asked: Every) -> int:
-    """What is there is passed over, so that the command can be given again after a stop."""
-    failed = []
-    for place, arguments in enumerate(asked.models, start=1):
-        where = f"{place}/{len(asked.models)} {arguments.name}"
-        if _path(arguments).exists():
-            print(f"{where}: is there already")
-            continue
-        print(f"{where}: {arguments.recipe} on {arguments.data}", flush=True)
-        status = _told(partial(_one, arguments))
-        if status == 130:
-            return status
-        if status:
-            failed.append(arguments.name)
-    return _fail(f"not trained: {', '.join(failed)}") if failed else 0
+@dataclass(frozen=True)
+class Arguments:
+    """What is trained, and what is written about it.
+
+    Args:
+        recipe: name of the recipe.
+        data: name of the data set, unless `user_data` is given.
+        user_data: the user's own data.
+        options: folder of published files, and size of images.
+        out: the model repository.
+        name: of the model in it.
+        epochs, batch_rows, learning_rate: None keeps the recipe's.
+        seed: of weights, order, augmentation and dropout.
+        resume: continue from the checkpoint if it exists.
+        variants: smaller files to write too, "float16" or "int8".
+        report: whether to write the page about the model.
+    """
+
+    recipe: str
+    data: str
+    user_data: UserData | None
+    options: DataOptions
+    out: Path
+    name: str
+    epochs: int | None
+    batch_rows: int | None
+    learning_rate: float | None
+    seed: int
+    resume: bool
+    variants: tuple[str, ...]
+    report: bool
 
 
-def _told(work: Callable[[], list[str]]) -> int:
-    """Prints what the work gives, or the one line about what went wrong in it."""
-    try:
-        for line in work():
-            print(line)
-    except TrainingError as error:
-        return _fail(str(error))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}")
-    except KeyboardInterrupt:
-        _fail("interrupted; --resume goes on after the last whole epoch")
-        return 130
-    return 0
-
-
-def _one(arguments: Arguments) -> list[str]:
-    path = _path(arguments)
-    check_writable(path)
-    checkpoint = path.parents[1] / "checkpoint.pt"
-    return run(RECIPES[arguments.recipe], arguments, path, checkpoint)
-
-
-def _path(arguments: Arguments) -> Path:
+def model_path(arguments: Arguments) -> Path:
+    """Where the model's file is written."""
     return arguments.out / arguments.name / str(VERSION) / "model.onnx"
 
 
 def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> list[str]:
-    """Trains, measures, exports and writes; what there is to tell, a line each.
+    """Trains a model, measures it and writes its files.
 
-    In torchrun's other processes: trains with them, and has nothing to tell.
+    In torchrun's other processes: takes part in the training, and returns no lines.
 
-    Raises TrainingError and OSError.
+    Args:
+        recipe: what is trained.
+        arguments: of the command line.
+        path: of model.onnx.
+        checkpoint: from which an interrupted training resumes; deleted at the end.
+
+    Returns:
+        Lines for the person who started the run.
+
+    Raises:
+        TrainingError: data, training, export or output failed.
+        OSError: a file cannot be read.
     """
-    import torch  # seconds, which --help and --list need not wait for
+    import torch  # takes seconds, for which --help and --list need not wait
 
     from neurona_training.architectures.recurrent import LastState
-    from neurona_training.export.metadata import describe, scaling
+    from neurona_training.export.metadata import describe_scaling, model_metadata
     from neurona_training.export.onnx_export import OPSET, export
-    from neurona_training.export.stepwise import STEPS, stepwise
+    from neurona_training.export.stepwise import STEP_FILE, export_stepwise
     from neurona_training.learning import devices
-    from neurona_training.learning.evaluation import figures
-    from neurona_training.learning.progress import say
+    from neurona_training.learning.evaluation import evaluate
+    from neurona_training.learning.progress import status_line
 
     started = time.monotonic()
-    brought = _brought(recipe, arguments)
-    data = brought.asked
-    training = _training(recipe, arguments, data)
-    torch.set_num_threads(training.threads)
-    with devices.joined():
+    loaded = _load_data(recipe, arguments)
+    data = loaded.caller_view
+    hyperparameters = _choose_hyperparameters(recipe, arguments, data)
+    torch.set_num_threads(hyperparameters.threads)
+    with devices.process_group():
         resume = arguments.resume or devices.was_restarted()
-        this = Run(arguments.name, arguments.seed, checkpoint, resume)
-        fitted = recipe.fit(brought.learned, training, this)
-        if devices.rank() > 0:
+        this_run = Run(arguments.name, arguments.seed, checkpoint, resume)
+        result = recipe.fit(loaded.training_view, hyperparameters, this_run)
+        if devices.process_rank() > 0:
             return []
-    network = brought.facing(fitted.network)
-    measured = figures(network, data)
+    network = _take_caller_view(result.network, loaded)
+    metrics = evaluate(network, data)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     provenance = {
         "recipe": recipe.name,
         "seed": arguments.seed,
-        "epochs": training.epochs,
-        "batch_rows": training.batch_rows,
-        "learning_rate": training.learning_rate,
-        "best_epoch": fitted.best_epoch,
+        "epochs": hyperparameters.epochs,
+        "batch_rows": hyperparameters.batch_rows,
+        "learning_rate": hyperparameters.learning_rate,
+        "best_epoch": result.best_epoch,
         "parameters": parameters,
-        "scaling": scaling(network),
+        "scaling": describe_scaling(network),
         "opset": OPSET,
     }
-    described = describe(
-        data, f"{recipe.description}, trained on: {data.source}", measured, provenance
+    described = model_metadata(
+        data, f"{recipe.description}, trained on: {data.source}", metrics, provenance
     )
-    say(f"{arguments.name}: exporting, and asking ONNX Runtime what torch was asked")
+    status_line(f"{arguments.name}: exporting, and comparing ONNX Runtime with torch")
     model = export(network, data, described)
-    write(model, path)
-    if isinstance(network, LastState):  # reads step by step, so it can be served so
-        write(stepwise(model, data), path.with_name(STEPS))
+    write_file(model, path)
+    if isinstance(network, LastState):
+        write_file(export_stepwise(model, data), path.with_name(STEP_FILE))
     else:
-        path.with_name(STEPS).unlink(missing_ok=True)  # an earlier network's
-    checkpoint.unlink(missing_ok=True)  # it has served its purpose
+        path.with_name(STEP_FILE).unlink(missing_ok=True)  # of an earlier network
+    checkpoint.unlink(missing_ok=True)
     seconds = time.monotonic() - started
     lines = [
-        f"{arguments.name}: {_sentence(measured, data)}; {parameters:,} parameters, "
+        f"{arguments.name}: {_format_metrics(metrics, data)}; {parameters:,} parameters, "
         f"{seconds:.0f} s",
         f"{path}: ONNX opset {OPSET}, {len(model):,} bytes, ONNX Runtime agrees with torch",
     ]
-    sizes = {"float32": (len(model), described)}
-    refused: list[ExportError] = []
+    files = {"float32": (len(model), described)}
+    errors: list[ExportError] = []
     for variant in arguments.variants:
         try:
-            lines.append(_vary(variant, model, data, arguments, sizes))
+            lines.append(_write_variant(variant, model, data, arguments, files))
         except ExportError as error:
-            refused.append(error)
+            errors.append(error)
     if arguments.report:
-        from neurona_training.report import Story, page
+        from neurona_training.report.results import RunResults
 
-        say(f"{arguments.name}: drawing the report")
-        story = Story(arguments.name, network, data, fitted, training, described, sizes, seconds)
-        place = path.parents[1] / "report" / "report.html"
-        write(page(story).encode(), place)
-        lines.append(f"{place}: what was learned, in pictures")
-    if refused:  # told at the end: what could be written stands there
+        status_line(f"{arguments.name}: drawing the report")
+        results = RunResults(
+            name=arguments.name,
+            network=network,
+            data=data,
+            fit_result=result,
+            hyperparameters=hyperparameters,
+            metadata=described,
+            files=files,
+            seconds=seconds,
+        )
+        lines.append(_write_report(results, path.parents[1] / "report" / "report.html"))
+    if errors:  # raised last, when all other files have been written
         print("\n".join(lines))
-        raise refused[0]
+        raise errors[0]
     return lines
 
 
-def _brought(recipe: Recipe, arguments: Arguments) -> Brought:
-    if arguments.own is None:
+def _load_data(recipe: Recipe, arguments: Arguments) -> LoadedUserData:
+    """Loads named or own data; a named data set has one view."""
+    if arguments.user_data is None:
         data = recipe.load(arguments.data, arguments.options)
-        return load.Brought(data, data)
-    brought = load.load(arguments.own)
-    recipe.check(brought.learned)
-    return brought
+        return LoadedUserData(data, data)
+    from neurona_training.data.user.load import load_user_data
+
+    loaded = load_user_data(arguments.user_data)
+    recipe.check(loaded.training_view)
+    return loaded
 
 
-def _training(recipe: Recipe, arguments: Arguments, data: Dataset) -> Training:
-    """The recipe's hyper-parameters for these data, with what the user has said."""
-    known = None if arguments.own else recipe.trainings.get(data.name)
-    training = known or recipe.training
+def _take_caller_view(network: nn.Module, loaded: LoadedUserData) -> nn.Module:
+    """Puts the encoding of text columns before the network, if the data have some."""
+    if not loaded.category_counts:
+        return network
+    from neurona_training.architectures.input_layers import OneHot
+
+    return OneHot(network, loaded.category_counts)
+
+
+def _choose_hyperparameters(recipe: Recipe, arguments: Arguments, data: Dataset) -> Hyperparameters:
+    """The recipe's for these data, with those of the command line."""
+    named = None if arguments.user_data else recipe.hyperparameters.get(data.name)
+    hyperparameters = named or recipe.default_hyperparameters
     return dataclasses.replace(
-        training,
-        epochs=arguments.epochs or training.epochs,
-        batch_rows=arguments.batch_rows or training.batch_rows,
-        learning_rate=arguments.learning_rate or training.learning_rate,
+        hyperparameters,
+        epochs=arguments.epochs or hyperparameters.epochs,
+        batch_rows=arguments.batch_rows or hyperparameters.batch_rows,
+        learning_rate=arguments.learning_rate or hyperparameters.learning_rate,
     )
 
 
-def _vary(
+def _write_variant(
     variant: str,
     model: bytes,
     data: Dataset,
     arguments: Arguments,
-    sizes: dict[str, tuple[int, ModelMetadata]],
+    files: dict[str, tuple[int, ModelMetadata]],
 ) -> str:
-    """Writes one variant beside the model, notes it in `sizes`, and tells what it reached."""
-    from neurona_training.export.quantization import made
+    """Writes one variant beside the model and adds it to `files`; returns a line about it."""
+    from neurona_training.export.quantization import make_variant
+    from neurona_training.learning.evaluation import TEST_METRICS
 
-    smaller, described = made(variant, model, data)
-    place = _path(dataclasses.replace(arguments, name=f"{arguments.name}-{variant}"))
-    write(smaller, place)
-    sizes[variant] = (len(smaller), described)
-    reached = {one: described.figures[one] for one in TESTED if one in described.figures}
-    return f"{place}: {variant}, {len(smaller):,} bytes, {_sentence(reached, data)}"
+    smaller, described = make_variant(variant, model, data)
+    path = model_path(dataclasses.replace(arguments, name=f"{arguments.name}-{variant}"))
+    write_file(smaller, path)
+    files[variant] = (len(smaller), described)
+    metrics = {name: described.figures[name] for name in TEST_METRICS if name in described.figures}
+    return f"{path}: {variant}, {len(smaller):,} bytes, {_format_metrics(metrics, data)}"
 
 
-def _sentence(measured: Mapping[str, float], data: Dataset) -> str:
+def _write_report(results: RunResults, path: Path) -> str:
+    from neurona_training.report.page import render_page
+
+    write_file(render_page(results).encode(), path)
+    return f"{path}: report with charts"
+
+
+def _format_metrics(metrics: Mapping[str, float], data: Dataset) -> str:
+    from neurona_training.learning.evaluation import format_metric
+
     unit = data.values[0].unit if data.values else ""
-    said = []
-    for name, value in measured.items():
+    texts = []
+    for name, value in metrics.items():
         if name.endswith("rows"):
-            said.append(f"{name.replace('_', ' ')} {value:,.0f}")
+            texts.append(f"{name.replace('_', ' ')} {value:,.0f}")
         else:
             prefix = "test " if name.startswith("test_") else ""
-            said.append(prefix + told(name, value, unit))
-    return ", ".join(said)
-
-
-def _fail(message: str) -> int:
-    print(f"neurona-train: error: {message}", file=sys.stderr)
-    return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            texts.append(prefix + format_metric(name, value, unit))
+    return ", ".join(texts)

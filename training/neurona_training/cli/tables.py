@@ -1,6 +1,6 @@
-"""What the models of a repository reached, from their own metadata: README's table.
+"""Tables that are printed: the list of recipes and data sets, and the results of trained models.
 
-neurona-train --table models
+What needs numpy or onnx is imported late, so that the list is fast.
 """
 
 from __future__ import annotations
@@ -14,87 +14,95 @@ from neurona_training.recipes import RECIPES
 
 
 def listing() -> list[str]:
-    """The recipes, each with its data sets below it, and then the data sets."""
-    recipes = [
-        ("RECIPE", "and its data sets, the default first; it takes others of their kind too")
-    ]
+    """Lines of --list: the recipes, each with its data sets below it, then all data sets."""
+    recipes = [("RECIPE", "and its data sets, the default first; others of the same kind work too")]
     for recipe in RECIPES.values():
-        recipes += [(recipe.name, recipe.description), ("", ", ".join(recipe.trainings))]
+        recipes += [
+            (recipe.name, recipe.description),
+            ("", ", ".join(recipe.hyperparameters)),
+        ]
     sources = [("DATA", "or the path of own data, see --help")]
     sources += [(source.name, source.description) for source in SOURCES.values()]
-    return [*_table(recipes), "", *_table(sources)]
+    return [*_align(recipes), "", *_align(sources)]
 
 
-def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+def _align(rows: Sequence[tuple[str, str]]) -> list[str]:
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {text}" for name, text in rows]
 
 
 _HEAD = ("model", "recipe", "data", "test", "against", "parameters", "best epoch")
-TESTED = ("test_accuracy", "test_balanced_accuracy", "test_auc", "test_rmse")
 
 
-def table(models: Path) -> list[str]:
-    """Markdown, a line for each model's newest version. Raises OutputError."""
+def results_table(models: Path) -> list[str]:
+    """Lines of --table: Markdown, a row for the newest version of each trained model.
+
+    Args:
+        models: the model repository; each file's own metadata has its results.
+
+    Raises:
+        OutputError: a model cannot be read, or none has been trained here.
+    """
     import onnx
 
     from neurona_protos import metadata
 
     rows: list[tuple[str, ...]] = []
-    for path in _newest(models):
+    for path in _newest_versions(models):
         try:
             props = onnx.load(path, load_external_data=False).metadata_props
             text = {item.key: item.value for item in props}.get(metadata.KEY)
             if text is None:
-                continue  # a model from elsewhere says nothing of how it was trained
-            said = metadata.from_json(text)
+                continue  # not trained by neurona-train
+            described = metadata.from_json(text)
         except Exception as error:  # protobuf's, onnx's and ours have no common class
-            raise OutputError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-        if "recipe" in said.provenance:
-            unit = said.values[0].unit if said.values else ""
-            rows.append(_row(path.parents[1].name, said.figures, said.provenance, unit))
+            raise OutputError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+        if "recipe" in described.provenance:
+            unit = described.values[0].unit if described.values else ""
+            name = path.parents[1].name
+            rows.append(_table_row(name, described.figures, described.provenance, unit))
     if not rows:
-        raise OutputError(f"{models}: no trained models, NAME/VERSION/model.onnx, in it")
-    return [_line(_HEAD), _line(["---"] * len(_HEAD)), *(_line(row) for row in rows)]
+        raise OutputError(f"{models}: no trained models (expected NAME/VERSION/model.onnx)")
+    return [
+        _markdown_line(_HEAD),
+        _markdown_line(["---"] * len(_HEAD)),
+        *(_markdown_line(row) for row in rows),
+    ]
 
 
-def told(name: str, value: float, unit: str = "") -> str:
-    """One figure in words: `accuracy 99.31 %`, `AUC 0.962`, `RMSE 15.2 sunspots`."""
-    what = name.removeprefix("test_").replace("_", " ")
-    if what.endswith("accuracy"):
-        return f"{what} {100 * value:.2f} %"
-    what = what.replace("auc", "AUC").replace("rmse", "RMSE")
-    return f"{what} {value:.4g} {unit}".rstrip() if "RMSE" in what else f"{what} {value:.4f}"
-
-
-def _newest(models: Path) -> list[Path]:
-    found: dict[Path, int] = {}
+def _newest_versions(models: Path) -> list[Path]:
+    newest: dict[Path, int] = {}
     for path in models.glob("*/*/model.onnx"):
         if path.parent.name.isdecimal():
             model = path.parents[1]
-            found[model] = max(found.get(model, 0), int(path.parent.name))
-    return [model / str(version) / "model.onnx" for model, version in sorted(found.items())]
+            newest[model] = max(newest.get(model, 0), int(path.parent.name))
+    return [model / str(version) / "model.onnx" for model, version in sorted(newest.items())]
 
 
-def _row(
+def _table_row(
     name: str, figures: Mapping[str, float], provenance: Mapping[str, str], unit: str
 ) -> tuple[str, ...]:
-    against = [
-        told(one, value, unit)
-        for one, value in sorted(figures.items())
-        if not one.startswith(("test_", "validation_"))
+    from neurona_training.learning.evaluation import TEST_METRICS, format_metric
+
+    baselines = [
+        format_metric(metric, value, unit)
+        for metric, value in sorted(figures.items())
+        if not metric.startswith(("test_", "validation_"))
+    ]
+    tested = [
+        format_metric(metric, figures[metric], unit) for metric in TEST_METRICS if metric in figures
     ]
     recipe, best = provenance["recipe"], provenance.get("best_epoch", "")
     return (
         name,
         f"{recipe} ({provenance['variant']})" if "variant" in provenance else recipe,
         provenance.get("data_set", ""),
-        ", ".join(told(one, figures[one], unit) for one in TESTED if one in figures),
-        ", ".join(against),
+        ", ".join(tested),
+        ", ".join(baselines),
         f"{int(provenance['parameters']):,}" if "parameters" in provenance else "",
         "by hand" if best == "0" else f"{best} of {provenance.get('epochs', '')}",
     )
 
 
-def _line(cells: Sequence[str]) -> str:
+def _markdown_line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

@@ -1,23 +1,29 @@
-"""What a data set is: rows for training, validation and test, and what they mean.
+"""Data sets: rows for training, validation and test, and what they mean.
 
-Inputs stand in the units that a caller of the served model sends (grey levels, counts),
-never normalised: normalising is the network's own first step.
+catalogue           data sets by name
+sources/            how each named data set is read
+user/               a user's own files as a data set
+splits              rows divided into training, validation and test
+transforms          padding of sequences and resizing of images
+published_files     files from the user's folder or downloaded, with their checksums
 
-A user's own files become a data set by own.py. To add one that has a name:
+Inputs are in the units that a caller of the served model sends (grey levels, counts), never
+normalised: normalisation is the network's first layer.
 
-1. Write `data/<source>.py` with a function that returns a `Dataset`. Published files are
-   named by `PublishedFile` and found by `fetch` (files.py): in the user's folder, or
-   downloaded once and checked. mnist.py is the example for such files, digits.py for data
-   that come with a package, sunspots.py for a regression over time.
-2. Add a line to the catalogue of its kind: catalogue/rows.py, images.py or sequences.py.
-   Import the source inside the function there, so that `--list` stays fast.
-3. Any recipe that takes this kind can now be trained on it; give a recipe hyper-parameters
-   for it under its name (recipes/__init__.py tells where).
+To add a named data set:
+
+1. Write `sources/<name>.py` with a function that returns a `Dataset`. Declare published files
+   as `PublishedFile` and get them by `fetch` (published_files.py): from the user's folder, or
+   downloaded once and verified. sources/mnist.py is an example with published files,
+   sources/digits.py with data that a package brings, sources/sunspots.py a regression in time.
+2. Add a line to `SOURCES` in catalogue.py: "module:function".
+3. Every recipe for this kind of data can now be trained on it; give a recipe hyperparameters
+   for it under its name (recipes/__init__.py).
 
 More than one input: `Split.lengths` for sequences that are padded at their end, and
-`Split.others` for further tensors, described by `Dataset.others`. The network's `forward`
-takes them in the order of `Split.arrays`, and so does the exported file. An input of strings
-is a column of codes here, whose `Input.categories` says what string each code is; the
+`Split.extra_inputs` for further tensors, described by `Dataset.extra_inputs`. The network's
+`forward` takes them in the order of `Split.arrays`, and so does the exported file. An input of
+strings is a column of codes here, and `Input.categories` has the string of each code; the
 exported file takes the strings.
 """
 
@@ -29,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from neurona_training.errors import DataError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the catalogue is listed without numpy
     import numpy as np
     from numpy.typing import NDArray
 
@@ -41,54 +47,68 @@ Task = Literal["classification", "regression"]
 class Split:
     """Rows of one part of a data set.
 
-    inputs: the main input, float32 or int64, rows along axis 0.
-    targets: the index of the class, int64 of shape (rows,); or the values in the user's
-        units, float32 of shape (rows, values).
-    lengths: of sequences that are padded at their end: how many steps are a row's own,
-        int32 of shape (rows,), from 1 to the size of the time axis.
-    others: further inputs, rows along axis 0, in the order of `Dataset.others`.
+    Args:
+        inputs: the main input, float32 or int64, rows along axis 0.
+        targets: class indices, int64 of shape (rows,); or values in the user's units, float32
+            of shape (rows, values).
+        lengths: of sequences that are padded at their end: steps of each row, int32 of shape
+            (rows,), from 1 to the size of the time axis.
+        extra_inputs: further inputs, rows along axis 0, in the order of
+            `Dataset.extra_inputs`.
+
+    Raises:
+        DataError: no rows, arrays of different lengths, or values that are not finite.
     """
 
     inputs: NDArray[Any]
     targets: NDArray[Any]
     lengths: NDArray[np.int32] | None = None
-    others: tuple[NDArray[Any], ...] = ()
+    extra_inputs: tuple[NDArray[Any], ...] = ()
 
     def __post_init__(self) -> None:
         import numpy as np
 
         if not len(self.inputs):
             raise DataError("a part of the data has no rows")
-        for called, array in (("targets", self.targets), *(("others", a) for a in self.arrays)):
+        named = (("targets", self.targets), *(("rows of other inputs", a) for a in self.arrays))
+        for name, array in named:
             if len(self.inputs) != len(array):
-                raise DataError(f"{len(self.inputs)} rows of input have {len(array)} {called}")
+                raise DataError(f"{len(array)} {name} for {len(self.inputs)} rows of input")
             if not np.isfinite(array).all():
                 raise DataError("the data has values that are missing or not finite")
         if self.lengths is not None:
             if self.lengths.dtype != np.int32:
-                raise DataError(f"lengths are {self.lengths.dtype}; they must be int32")
-            if self.lengths.min() < 1 or self.lengths.max() > self.inputs.shape[1]:
-                raise DataError(f"a length is not between 1 and {self.inputs.shape[1]} steps")
+                raise DataError(f"lengths have dtype {self.lengths.dtype} (expected int32)")
+            steps = self.inputs.shape[1]
+            if self.lengths.min() < 1 or self.lengths.max() > steps:
+                raise DataError(
+                    f"lengths are {self.lengths.min()} to {self.lengths.max()} "
+                    f"(expected 1 to {steps} steps)"
+                )
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """What the network is given: inputs, then lengths where there are any, then others."""
+        """The network's inputs: `inputs`, then `lengths` if there are any, then extra inputs."""
         lengths = () if self.lengths is None else (self.lengths,)
-        return (self.inputs, *lengths, *self.others)
+        return (self.inputs, *lengths, *self.extra_inputs)
 
 
 @dataclass(frozen=True)
 class Input:
-    """One tensor that a caller sends.
+    """One tensor that a caller of the served model sends.
 
-    axes: a name for each axis. "batch" and "time" are of any size in the exported model,
-        every other axis has the size that it has in the data.
-    categories: when not empty, callers send strings; the data and the network have int64
-        codes, the places in this list. Any other string has the code len(categories).
-    columns: what each place on the last axis is, where they have names.
+    Args:
+        name: of the tensor in the exported file.
+        axes: a name for each axis. "batch" and "time" are of any size in the exported model,
+            every other axis has the size that it has in the data.
+        description: what the numbers or strings mean.
+        unit: of the numbers.
+        categories: if not empty, callers send strings; the data and the network have int64
+            codes, the indices in this tuple. Any other string has the code len(categories).
+        columns: a name for each index on the last axis, if they have names.
     """
 
     name: str
@@ -100,7 +120,7 @@ class Input:
 
 
 LENGTHS = Input(
-    name="sequence_lens",  # as ONNX's recurrent operators call it
+    name="sequence_lens",  # the name in ONNX's recurrent operators
     axes=("batch",),
     description="how many steps of each sequence are its own; what follows is padding",
     unit="steps",
@@ -109,7 +129,7 @@ LENGTHS = Input(
 
 @dataclass(frozen=True)
 class Value:
-    """One number of a regression's answer."""
+    """One number that a regression predicts."""
 
     name: str
     unit: str
@@ -117,13 +137,23 @@ class Value:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three parts that share no target, and what goes in and comes out.
+    """Three parts that share no target, and the meaning of inputs and outputs.
 
-    input: describes `Split.inputs`. `others` describes `Split.others`, one by one.
-    labels: the name of each class, for a classification.
-    values: what is predicted, for a regression; either this or `labels` is given.
-    baselines: by name, what a rule without learning answers to the test inputs (shaped as
-        the test targets): what a regression has to beat.
+    Args:
+        name: of the data set.
+        source: who published the data, and how they were divided.
+        train: rows from which weights are learned.
+        validation: rows that choose the best epoch.
+        test: rows that are evaluated once, at the end.
+        input: describes `Split.inputs`.
+        labels: the name of each class, for a classification.
+        values: what is predicted, for a regression; either this or `labels` is given.
+        baselines: by name, the predictions of a rule without learning for the test inputs
+            (float32 in the shape of the test targets): what a regression has to beat.
+        extra_inputs: describes `Split.extra_inputs`, one by one.
+
+    Raises:
+        DataError: neither labels nor values or both, or arrays without the described axes.
     """
 
     name: str
@@ -135,32 +165,38 @@ class Dataset:
     labels: tuple[str, ...] = ()
     values: tuple[Value, ...] = ()
     baselines: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    others: tuple[Input, ...] = ()
+    extra_inputs: tuple[Input, ...] = ()
 
     def __post_init__(self) -> None:
         if bool(self.labels) == bool(self.values):
-            raise DataError(f"data {self.name!r} must have either labels or values")
+            raise DataError(f"data set {self.name!r} must have either labels or values")
+        axes = [len(described.axes) for described in self.inputs]
         for split in (self.train, self.validation, self.test):
-            if [a.ndim for a in split.arrays] != [len(given.axes) for given in self.inputs]:
-                raise DataError(f"the inputs of data {self.name!r} do not have the axes described")
+            dimensions = [array.ndim for array in split.arrays]
+            if dimensions != axes:
+                raise DataError(
+                    f"inputs of data set {self.name!r} have {dimensions} axes (expected {axes})"
+                )
 
     @property
     def inputs(self) -> tuple[Input, ...]:
-        """What describes each of `Split.arrays`."""
+        """A description for each of `Split.arrays`."""
         lengths = () if self.train.lengths is None else (LENGTHS,)
-        return (self.input, *lengths, *self.others)
+        return (self.input, *lengths, *self.extra_inputs)
 
     @property
     def is_classification(self) -> bool:
+        """Whether classes are predicted, not values."""
         return bool(self.labels)
 
     @property
     def task(self) -> Task:
+        """What is learned from the data."""
         return "classification" if self.is_classification else "regression"
 
     @property
     def kind(self) -> Kind:
-        """What sort of network can read it, by the names of the axes."""
+        """Kind of network that can read the data, by the names of the axes."""
         if "time" in self.input.axes:
             return "sequences"
         return "images" if {"height", "width"} <= set(self.input.axes) else "rows"

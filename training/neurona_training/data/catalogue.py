@@ -1,27 +1,33 @@
-"""A data set by its name.
+"""Data sets by name.
 
-load("mnist", Options(data_dir=Path("data"))).train.inputs.shape  # (49000, 28, 28)
+    load("mnist", DataOptions(data_dir=Path("data"))).train.inputs.shape  # (49000, 28, 28)
+
+The module of a source is imported when its data are loaded, so that listing them is fast.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import importlib
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from neurona_training.errors import DataError
 
 if TYPE_CHECKING:
     from neurona_training.data import Dataset
 
+_PACKAGE = "neurona_training.data.sources"
+
 
 @dataclass(frozen=True)
-class Options:
-    """data_dir: where published files are already; None downloads them once, into a cache.
-    image_size: images are brought to so many pixels across and down; None leaves them.
+class DataOptions:
+    """How a data set is loaded.
+
+    Args:
+        data_dir: folder that has the published files; None downloads them once, into a cache.
+        image_size: images are resized to this many pixels across and down; None keeps them.
     """
 
     data_dir: Path | None = None
@@ -30,164 +36,113 @@ class Options:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set by name."""
+    """A named data set.
+
+    Args:
+        name: of the data set.
+        description: one line for the list of data sets.
+        function: "module:function" below `neurona_training.data.sources`.
+        arguments: of the function.
+        published: whether the function takes `data_dir`, a folder with published files.
+    """
 
     name: str
     description: str
-    load: Callable[[Options], Dataset]
+    function: str
+    arguments: tuple[str, ...] = ()
+    published: bool = False
+
+    def load(self, options: DataOptions) -> Dataset:
+        """Imports the source's module and reads the data."""
+        module, _, name = self.function.partition(":")
+        function = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), name)
+        folder = {"data_dir": options.data_dir} if self.published else {}
+        return cast("Dataset", function(*self.arguments, **folder))
 
 
-if TYPE_CHECKING:
-    from neurona_training.data import Dataset
-
-
-def _table(name: str, _: Options) -> Dataset:
-    from neurona_training.data.sources import logic
-
-    return logic.table(name)
-
-
-def _iris(_: Options) -> Dataset:
-    from neurona_training.data.sources import tables
-
-    return tables.species()
-
-
-def _iris_setosa(_: Options) -> Dataset:
-    from neurona_training.data.sources import tables
-
-    return tables.setosa()
-
-
-def _breast_cancer(_: Options) -> Dataset:
-    from neurona_training.data.sources import tables
-
-    return tables.tumours()
-
-
-def _diabetes(_: Options) -> Dataset:
-    from neurona_training.data.sources import tables
-
-    return tables.progression()
-
-
-ROW_SOURCES = (
+_ROWS = (
     *(
-        Source(name, f"the truth table of {name.upper()}", partial(_table, name))
+        Source(name, f"the truth table of {name.upper()}", "logic:truth_table", (name,))
         for name in ("not", "and", "or", "nand", "xor", "majority")
     ),
-    Source("iris", "150 flowers of three species, four lengths each, bundled", _iris),
-    Source("iris-setosa", "the same flowers, setosa against the rest, bundled", _iris_setosa),
-    Source("breast-cancer", "569 tumours, malignant or benign, bundled", _breast_cancer),
-    Source("diabetes", "442 patients and how their disease went on, bundled", _diabetes),
-)
-
-if TYPE_CHECKING:
-    from neurona_training.data import Dataset
-
-
-def _digits(_: Options) -> Dataset:
-    from neurona_training.data.sources import digits
-
-    return digits.images()
-
-
-def _mnist(options: Options) -> Dataset:
-    from neurona_training.data.sources import mnist
-
-    return mnist.images(options.data_dir)
-
-
-def _pneumonia(options: Options) -> Dataset:
-    from neurona_training.data.sources import pneumonia
-
-    return pneumonia.xrays(options.data_dir)
-
-
-IMAGE_SOURCES = (
-    Source("digits", "1,797 handwritten digits of 8 x 8 pixels, bundled", _digits),
-    Source("pneumonia", "5,856 X-rays of chests of 28 x 28 pixels, 4 MB", _pneumonia),
-    Source("mnist", "70,000 handwritten digits of 28 x 28 pixels, 12 MB", _mnist),
-)
-
-if TYPE_CHECKING:
-    from neurona_training.data import Dataset
-
-
-def _digit_rows(_: Options) -> Dataset:
-    from neurona_training.data.sources import digits
-
-    return digits.rows_of_pixels()
-
-
-def _vowels(options: Options) -> Dataset:
-    from neurona_training.data.sources import vowels
-
-    return vowels.recordings(options.data_dir)
-
-
-def _names(options: Options) -> Dataset:
-    from neurona_training.data.sources import names
-
-    return names.by_characters(options.data_dir)
-
-
-def _spoken_digits(options: Options) -> Dataset:
-    from neurona_training.data.sources import spoken_digits
-
-    return spoken_digits.waveforms(options.data_dir)
-
-
-def _yearly_sunspots(_: Options) -> Dataset:
-    from neurona_training.data.sources import sunspots
-
-    return sunspots.yearly()
-
-
-def _monthly_sunspots(options: Options) -> Dataset:
-    from neurona_training.data.sources import sunspots
-
-    return sunspots.monthly(options.data_dir)
-
-
-def _adding(_: Options) -> Dataset:
-    from neurona_training.data.sources import adding
-
-    return adding.generated()
-
-
-SEQUENCE_SOURCES = (
-    Source("digit-rows", "1,797 handwritten digits read row by row, bundled", _digit_rows),
-    Source("vowels", "640 recordings of nine men saying /ae/, 1.2 MB", _vowels),
-    Source("names", "18,000 family names of 18 languages, by characters, 0.2 MB", _names),
+    Source("iris", "150 flowers of three species, four lengths each, bundled", "tables:iris"),
     Source(
-        "spoken-digits", "3,000 digits spoken by six people, 3,000 files, 21 MB", _spoken_digits
+        "iris-setosa", "the same flowers, setosa against the rest, bundled", "tables:iris_setosa"
     ),
-    Source("sunspots", "yearly sunspot numbers 1700-2008, bundled", _yearly_sunspots),
-    Source("monthly-sunspots", "monthly sunspot numbers 1749-1983, 45 kB", _monthly_sunspots),
-    Source("adding", "the adding problem over 100 steps (1997), generated", _adding),
+    Source("breast-cancer", "569 tumours, malignant or benign, bundled", "tables:breast_cancer"),
+    Source("diabetes", "442 patients and how their disease progressed, bundled", "tables:diabetes"),
+)
+_IMAGES = (
+    Source("digits", "1,797 handwritten digits of 8 x 8 pixels, bundled", "digits:digit_images"),
+    Source(
+        "pneumonia",
+        "5,856 X-rays of chests of 28 x 28 pixels, 4 MB",
+        "pneumonia:chest_xrays",
+        published=True,
+    ),
+    Source(
+        "mnist",
+        "70,000 handwritten digits of 28 x 28 pixels, 12 MB",
+        "mnist:mnist_images",
+        published=True,
+    ),
+)
+_SEQUENCES = (
+    Source("digit-rows", "1,797 handwritten digits read row by row, bundled", "digits:digit_rows"),
+    Source(
+        "vowels",
+        "640 recordings of nine men saying /ae/, 1.2 MB",
+        "vowels:vowel_recordings",
+        published=True,
+    ),
+    Source(
+        "names",
+        "18,000 family names of 18 languages, by characters, 0.2 MB",
+        "names:names_by_character",
+        published=True,
+    ),
+    Source(
+        "spoken-digits",
+        "3,000 digits spoken by six people, 3,000 files, 21 MB",
+        "spoken_digits:spoken_waveforms",
+        published=True,
+    ),
+    Source("sunspots", "yearly sunspot numbers 1700-2008, bundled", "sunspots:yearly_sunspots"),
+    Source(
+        "monthly-sunspots",
+        "monthly sunspot numbers 1749-1983, 45 kB",
+        "sunspots:monthly_sunspots",
+        published=True,
+    ),
+    Source(
+        "adding", "the adding problem over 100 steps (1997), generated", "adding:adding_problem"
+    ),
 )
 
-__all__ = ["SOURCES", "Options", "Source"]
-
-SOURCES = {source.name: source for source in (*ROW_SOURCES, *IMAGE_SOURCES, *SEQUENCE_SOURCES)}
-
-if TYPE_CHECKING:
-    from neurona_training.data import Dataset
+SOURCES = {source.name: source for source in (*_ROWS, *_IMAGES, *_SEQUENCES)}
 
 
-def load(name: str, options: Options | None = None) -> Dataset:
-    """The data set of this name, the same on each call. Raises DataError."""
+def load(name: str, options: DataOptions | None = None) -> Dataset:
+    """Loads a data set; each call returns the same rows in the same parts.
+
+    Args:
+        name: one of `SOURCES`.
+        options: folder of published files, and the size of images.
+
+    Raises:
+        DataError: no such data set, files that are missing, cannot be downloaded or differ
+            from the published ones, or no images to resize.
+    """
     if name not in SOURCES:
-        raise DataError(f"no data set {name!r}; there are {', '.join(SOURCES)}")
-    options = options or Options()
+        raise DataError(f"unknown data set {name!r} (available: {', '.join(SOURCES)})")
+    options = options or DataOptions()
     try:
         data = dataclasses.replace(SOURCES[name].load(options), name=name)
     except (ImportError, OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"the data set {name!r} cannot be read: {reason}") from error
+        raise DataError(f"cannot read data set {name!r}: {reason}") from error
     if options.image_size is None:
         return data
-    from neurona_training.data.transforms import resized
+    from neurona_training.data.transforms import resize_images
 
-    return resized(data, options.image_size)
+    return resize_images(data, options.image_size)

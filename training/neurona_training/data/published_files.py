@@ -1,4 +1,4 @@
-"""Published files: found in the user's folder or downloaded once, and checked either way.
+"""Published files: in the user's folder or downloaded once, and verified either way.
 
     fetch(PublishedFile("mnist/t10k-labels-idx1-ubyte.gz", url, sha256), data_dir)
 
@@ -15,15 +15,20 @@ import requests
 
 from neurona_training.errors import DataError
 
-ENVIRONMENT = "NEURONA_DATA"  # the folder with files that are there already
+ENVIRONMENT = "NEURONA_DATA"  # names the folder that has the files
 _TIMEOUT = 30.0  # seconds without a byte
-_CALLED = {"sha256": "SHA-256", "md5": "MD5"}
+_ALGORITHM_NAMES = {"sha256": "SHA-256", "md5": "MD5"}
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """path: under the data folder, with /.  sha256: None when nobody has published one.
-    md5: for a file of which its makers have published this alone.
+    """A file that somebody has published.
+
+    Args:
+        path: below the data folder, with forward slashes.
+        url: from which it is downloaded.
+        sha256: its checksum in hexadecimal; None if none is known.
+        md5: its checksum if the publisher gives only this one.
     """
 
     path: str
@@ -33,42 +38,50 @@ class PublishedFile:
 
     @property
     def checksum(self) -> tuple[str, str] | None:
-        """By which algorithm, and what it must give."""
+        """Algorithm and expected digest; None without a checksum."""
         if self.sha256 is not None:
             return "sha256", self.sha256
         return None if self.md5 is None else ("md5", self.md5)
 
 
 def fetch(file: PublishedFile, data_dir: Path | None = None) -> Path:
-    """Where the file is on this machine, its checksum found right.
+    """Finds or downloads a file and verifies its checksum.
 
-    Looks in `data_dir`, else in the folder that NEURONA_DATA names, and then nowhere else;
-    without either downloads into the cache of this user. Raises DataError with the file, the
-    place and the address.
+    Args:
+        file: to find.
+        data_dir: the only folder that is searched; None takes the one that NEURONA_DATA
+            names. Without either the file is downloaded into the user's cache.
+
+    Returns:
+        Where the file is on this machine.
+
+    Raises:
+        DataError: the file is not in the folder, differs from the published one, or cannot be
+            downloaded.
     """
-    if data_dir is None and (named := os.environ.get(ENVIRONMENT)):
-        data_dir = Path(named)
+    if data_dir is None and (folder := os.environ.get(ENVIRONMENT)):
+        data_dir = Path(folder)
     if data_dir is None:
-        return _downloaded(file, Path(pooch.os_cache("neurona")))
+        return _download(file, Path(pooch.os_cache("neurona")))
     path = data_dir / file.path
     if not path.is_file():
         raise DataError(
-            f"{file.path} is not in {data_dir}; it comes from {file.url} "
-            f"(without --data-dir and {ENVIRONMENT} it is downloaded)"
+            f"{file.path} is missing in {data_dir}; it is published at {file.url} "
+            f"(downloaded if neither --data-dir nor {ENVIRONMENT} is given)"
         )
     if file.checksum is not None:
-        algorithm, wanted = file.checksum
-        if (found := pooch.file_hash(str(path), algorithm)) != wanted:
+        algorithm, expected = file.checksum
+        if (digest := pooch.file_hash(str(path), algorithm)) != expected:
             raise DataError(
-                f"{path} is not the published file: its {_CALLED[algorithm]} is {found}, "
-                f"not {wanted}; it comes from {file.url}"
+                f"{path} is not the published file: its {_ALGORITHM_NAMES[algorithm]} is "
+                f"{digest} (expected {expected}); it is published at {file.url}"
             )
     return path
 
 
-def _downloaded(file: PublishedFile, cache: Path) -> Path:
+def _download(file: PublishedFile, cache: Path) -> Path:
     path = cache / file.path
-    # pooch tells of each download on a logger of its own, below our one-line errors.
+    # pooch logs each download; errors are reported in one line below.
     logging.getLogger("pooch").setLevel(logging.WARNING)
     try:
         pooch.retrieve(
@@ -78,18 +91,19 @@ def _downloaded(file: PublishedFile, cache: Path) -> Path:
             path=path.parent,
             downloader=pooch.HTTPDownloader(timeout=_TIMEOUT),
         )
-    except requests.HTTPError as error:  # an answer, but not the file: its text has the status
+    except requests.HTTPError as error:  # its text has the status
         reason = " ".join(str(error).split())
     except requests.RequestException as error:  # whose text is pages long
         reason = f"no connection ({type(error).__name__})"
-    except ValueError:  # pooch: what came has another checksum; it has been thrown away
-        algorithm, wanted = file.checksum or ("", "")
-        reason = f"what the server sent does not have the {_CALLED.get(algorithm)} {wanted}"
+    except ValueError:  # pooch: another checksum; pooch has deleted the download
+        algorithm, expected = file.checksum or ("", "")
+        name = _ALGORITHM_NAMES.get(algorithm, "checksum")
+        reason = f"the download does not have the {name} {expected}"
     except OSError as error:
-        reason = f"{cache} cannot be written: {error.strerror or error}"
+        reason = f"cannot write to {cache}: {error.strerror or error}"
     else:
         return path
     raise DataError(
-        f"{file.path} cannot be downloaded from {file.url}: {reason}; "
-        f"a folder that has it can be given by --data-dir or {ENVIRONMENT}"
+        f"cannot download {file.path} from {file.url}: {reason}; "
+        f"--data-dir or {ENVIRONMENT} can name a folder that has it"
     )

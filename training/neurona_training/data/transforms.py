@@ -1,4 +1,4 @@
-"""Images brought to another size, for networks that were made for larger ones."""
+"""Rows changed after they are read: sequences padded, images resized."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,43 +13,53 @@ from neurona_training.data import Dataset, Split
 from neurona_training.errors import DataError
 
 
-def padded(
+def pad_sequences(
     sequences: Sequence[NDArray[Any]], filler: float = 0
 ) -> tuple[NDArray[Any], NDArray[np.int32]]:
-    """Rows padded at their end to the longest one, and how many steps are each row's own.
+    """Pads sequences at their end to the length of the longest.
 
-    sequences: (time,) or (time, features), all of one type; at least one.
+    Args:
+        sequences: of shape (time,) or (time, features), all of one dtype; at least one.
+        filler: value of the padding.
+
+    Returns:
+        The rows, (rows, time) or (rows, time, features), and the length of each, (rows,).
     """
-    lengths = np.array([len(one) for one in sequences], np.int32)
+    lengths = np.array([len(sequence) for sequence in sequences], np.int32)
     first = sequences[0]
     rows = np.full((len(sequences), lengths.max(), *first.shape[1:]), filler, first.dtype)
-    for row, one in zip(rows, sequences, strict=True):
-        row[: len(one)] = one
+    for row, sequence in zip(rows, sequences, strict=True):
+        row[: len(sequence)] = sequence
     return rows, lengths
 
 
-def resized(data: Dataset, size: int) -> Dataset:
-    """The same images of size x size pixels, in the same units.
+def resize_images(data: Dataset, size: int) -> Dataset:
+    """Scales all images to size x size pixels, in the same units.
 
-    The input is (rows, height, width) or (rows, channel, height, width). Raises DataError
-    for data without images.
+    Args:
+        data: inputs of shape (rows, height, width) or (rows, channel, height, width).
+        size: pixels across and down.
+
+    Raises:
+        DataError: the data are no images.
     """
     if data.kind != "images":
-        raise DataError(f"the data set {data.name!r} has no images to resize")
+        raise DataError(f"data set {data.name!r} has no images to resize")
 
     def resize(split: Split) -> Split:
         images = torch.from_numpy(split.inputs)
-        as_channels = images if images.ndim == 4 else images[:, None]
-        # antialias: a smaller image is made of means, not of single pixels picked out
+        with_channels = images if images.ndim == 4 else images[:, None]
+        # antialias: pixels of a smaller image are means, not single pixels of the larger one
         scaled = functional.interpolate(
-            as_channels, (size, size), mode="bilinear", align_corners=False, antialias=True
+            with_channels, (size, size), mode="bilinear", align_corners=False, antialias=True
         )
         inputs = scaled if images.ndim == 4 else scaled[:, 0]
         return dataclasses.replace(split, inputs=inputs.numpy())
 
-    was = " x ".join(str(pixels) for pixels in data.train.inputs.shape[-2:])
+    old_size = " x ".join(str(pixels) for pixels in data.train.inputs.shape[-2:])
     described = dataclasses.replace(
-        data.input, description=f"{data.input.description}; brought to {size} x {size} from {was}"
+        data.input,
+        description=f"{data.input.description}; brought to {size} x {size} from {old_size}",
     )
     return dataclasses.replace(
         data,

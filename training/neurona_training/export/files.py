@@ -1,4 +1,7 @@
-"""Files that a run leaves: put in place whole, or not at all."""
+"""Files that a run leaves, replaced in one step.
+
+It is alone because models, reports and the charts of studies are all written by it.
+"""
 
 import contextlib
 import os
@@ -9,25 +12,30 @@ from pathlib import Path
 from neurona_training.errors import OutputError
 
 
-def write(content: bytes, path: Path) -> None:
-    """Puts the file in place in one step: who looks sees the old one or all of the new one.
+def write_file(content: bytes, path: Path) -> None:
+    """Replaces the file in one step: a reader sees the old content or all of the new one.
 
-    Raises OutputError.
+    Raises:
+        OutputError: the file cannot be written.
     """
-    with _told_of(path):
-        _write(content, path)
+    with _output_errors(path):
+        _replace_file(content, path)
 
 
 def check_writable(path: Path) -> None:
-    """Before the training, not after it. Raises OutputError; leaves nothing behind."""
+    """Checks before a training that its file can be written; leaves nothing behind.
+
+    Raises:
+        OutputError: no file can be written there.
+    """
     folder = path.parent
     while not folder.exists():
         folder = folder.parent
-    with _told_of(path), tempfile.TemporaryFile(dir=folder):
+    with _output_errors(path), tempfile.TemporaryFile(dir=folder):
         pass
 
 
-def _write(content: bytes, path: Path) -> None:
+def _replace_file(content: bytes, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
@@ -36,7 +44,7 @@ def _write(content: bytes, path: Path) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # or a crash could leave the name without the bytes
-        temporary.chmod(0o644)  # a temporary file is its owner's alone; a server reads this
+        temporary.chmod(0o644)  # mkstemp's are readable by their owner only; a server reads this
         temporary.replace(path)
     except BaseException:
         temporary.unlink()
@@ -44,8 +52,8 @@ def _write(content: bytes, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _told_of(path: Path) -> Iterator[None]:
+def _output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

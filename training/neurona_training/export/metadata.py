@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
 
 from neurona_protos.prediction_pb2 import (
     TASK_CLASSIFICATION,
@@ -13,32 +14,42 @@ from neurona_protos.prediction_pb2 import (
     ModelMetadata,
     ValueDescription,
 )
+from neurona_training.architectures.input_layers import (
+    Denormalise,
+    Normalise,
+    StandardiseColumns,
+)
 from neurona_training.data import Dataset
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 PROBABILITIES = "probabilities"  # the output of a classification, (rows, classes)
 VALUE = "value"  # the output of a regression, (rows, values)
 
 
-def answer_name(data: Dataset) -> str:
+def output_name(data: Dataset) -> str:
+    """Name of the exported file's output."""
     return PROBABILITIES if data.is_classification else VALUE
 
 
-def describe(
+def model_metadata(
     data: Dataset,
     description: str,
     figures: Mapping[str, float],
     provenance: Mapping[str, object],
 ) -> ModelMetadata:
-    """The metadata of a network trained on `data`, with the versions of what made it."""
+    """Describes a network trained on `data`, with the versions of the tools that made it.
+
+    Args:
+        data: gives inputs, labels or values, and the numbers of rows.
+        description: one line for readers.
+        figures: metrics by name, as `learning.evaluation.evaluate` returns them.
+        provenance: how the network was trained.
+    """
     tools = {
-        "torch": _version("torch"),
-        "exporter": f"torch.onnx (dynamo), onnxscript {_version('onnxscript')}",
-        "onnx": _version("onnx"),
+        "torch": _package_version("torch"),
+        "exporter": f"torch.onnx (dynamo), onnxscript {_package_version('onnxscript')}",
+        "onnx": _package_version("onnx"),
         "onnxruntime": _runtime_version(),
-        "neurona": _version("neurona"),
+        "neurona": _package_version("neurona"),
     }
     splits = {
         "data_set": data.name,
@@ -47,23 +58,25 @@ def describe(
         "validation_rows": len(data.validation),
         "test_rows": len(data.test),
     }
-    said = {**provenance, **splits, **tools}
+    entries = {**provenance, **splits, **tools}
     return ModelMetadata(
         task=TASK_CLASSIFICATION if data.is_classification else TASK_REGRESSION,
         description=description,
         inputs=[
-            InputDescription(name=given.name, description=given.description, unit=given.unit)
-            for given in data.inputs
+            InputDescription(
+                name=described.name, description=described.description, unit=described.unit
+            )
+            for described in data.inputs
         ],
-        answer=answer_name(data),
+        answer=output_name(data),
         labels=data.labels,
         values=[ValueDescription(name=value.name, unit=value.unit) for value in data.values],
         figures=figures,
-        provenance={name: str(value) for name, value in said.items()},
+        provenance={name: str(value) for name, value in entries.items()},
     )
 
 
-def _version(package: str) -> str:
+def _package_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
@@ -71,26 +84,27 @@ def _version(package: str) -> str:
 
 
 def _runtime_version() -> str:
-    import onnxruntime  # asked itself: its package has one of several names
+    import onnxruntime  # its package has one of several names, so the module is asked
 
     return str(onnxruntime.__version__)
 
 
-def scaling(network: nn.Module) -> str:
-    """The steps between a caller's units and the network's, which are inside the file."""
-    from neurona_training.architectures.input_layers import Columns, Denormalise, Normalise
-
-    said = []
+def describe_scaling(network: nn.Module) -> str:
+    """Formulas between a caller's units and the network's own, which are inside the file."""
+    formulas = []
     for module in network.modules():
         if isinstance(module, Normalise):
-            said.append(f"(input - {_text(module.offset)}) * {_text(module.factor)}")
-        elif isinstance(module, Columns):
-            said.append(f"(input - {_text(module.mean)}) * {_text(module.factor)}")
+            offset, factor = _format_numbers(module.offset), _format_numbers(module.factor)
+            formulas.append(f"(input - {offset}) * {factor}")
+        elif isinstance(module, StandardiseColumns):
+            mean, factor = _format_numbers(module.mean), _format_numbers(module.factor)
+            formulas.append(f"(input - {mean}) * {factor}")
         elif isinstance(module, Denormalise):
-            said.append(f"answer * {_text(module.spread)} + {_text(module.mean)}")
-    return "; ".join(said)
+            spread, mean = _format_numbers(module.spread), _format_numbers(module.mean)
+            formulas.append(f"answer * {spread} + {mean}")
+    return "; ".join(formulas)
 
 
-def _text(numbers: Tensor) -> str:
-    some = [f"{number:.6g}" for number in numbers.flatten().tolist()]
-    return some[0] if len(some) == 1 else f"[{', '.join(some)}]"
+def _format_numbers(numbers: Tensor) -> str:
+    texts = [f"{number:.6g}" for number in numbers.flatten().tolist()]
+    return texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"

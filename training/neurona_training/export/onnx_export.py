@@ -1,4 +1,4 @@
-"""A trained network as one ONNX file: everything inside the graph, and proved."""
+"""A trained network as one ONNX file, everything inside the graph and verified."""
 
 import contextlib
 import copy
@@ -15,56 +15,30 @@ from neurona_protos import metadata
 from neurona_protos.prediction_pb2 import ModelMetadata
 from neurona_training.data import Dataset, Input
 from neurona_training.errors import ExportError
-from neurona_training.export.metadata import answer_name
-from neurona_training.export.parity import DifferenceError, first_difference, notes, prove, sent
-
-_DOMAIN, _VERSION = "ai.onnx.ml", 4  # LabelEncoder as such, of ONNX's classic machine learning
-
-
-def take_strings(model: onnx.ModelProto, inputs: Sequence[Input]) -> None:
-    """Puts a look-up before each input with categories, in place.
-
-    What was an int64 input of codes takes strings of the same shape; a string that is none
-    of the categories gets the code after the last of them.
-    """
-    for given in inputs:
-        if not given.categories:
-            continue
-        (taken,) = [one for one in model.graph.input if one.name == given.name]
-        codes = f"{given.name}_codes"
-        for node in model.graph.node:
-            node.input[:] = [codes if name == given.name else name for name in node.input]
-        look_up = onnx.helper.make_node(
-            "LabelEncoder",
-            [given.name],
-            [codes],
-            domain=_DOMAIN,
-            keys_strings=list(given.categories),
-            values_int64s=range(len(given.categories)),
-            default_int64=len(given.categories),
-        )
-        model.graph.node.insert(0, look_up)
-        taken.type.tensor_type.elem_type = onnx.TensorProto.STRING
-    if any(given.categories for given in inputs) and not any(
-        known.domain == _DOMAIN for known in model.opset_import
-    ):
-        model.opset_import.append(onnx.helper.make_opsetid(_DOMAIN, _VERSION))
-
+from neurona_training.export.metadata import output_name
+from neurona_training.export.parity import (
+    DifferenceError,
+    caller_inputs,
+    find_differing_layer,
+    read_module_scopes,
+    verify_parity,
+)
 
 OPSET = 20
 
-_DYNAMIC = ("batch", "time")  # axes of any size, by their name
+_DYNAMIC_AXES = ("batch", "time")  # of any size
+_ML_DOMAIN, _ML_VERSION = "ai.onnx.ml", 4  # LabelEncoder is of ONNX's classic machine learning
 
 
 @runtime_checkable
 class _Exportable(Protocol):
-    """A module that has a simpler equal once its weights no longer change."""
+    """A module that has a simpler equivalent once its weights are fixed."""
 
     def for_export(self) -> nn.Module: ...
 
 
-class _Answering(nn.Module):
-    """The network with its last step: probabilities from the logits of a classification."""
+class _WithLastStep(nn.Module):
+    """A network followed by the softmax of a classification, or by nothing."""
 
     def __init__(self, network: nn.Module, last: nn.Module) -> None:
         super().__init__()
@@ -72,37 +46,80 @@ class _Answering(nn.Module):
         self.last = last
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        answer: Tensor = self.last(self.network(*inputs))
-        return answer
+        output: Tensor = self.last(self.network(*inputs))
+        return output
 
 
 def export(network: nn.Module, data: Dataset, described: ModelMetadata) -> bytes:
-    """An ONNX file that takes `data.inputs` and gives `probabilities` or `value`.
+    """Exports a network to ONNX and verifies it on ONNX Runtime.
 
-    Axes called "batch" and "time" are of any size, and mean the same number in every input.
-    An input with categories takes strings. Raises ExportError when the graph cannot
-    be made or does not answer as the network does; then it names the first layer that differs.
+    Axes called "batch" and "time" are of any size, the same in every input. An input with
+    categories takes strings.
+
+    Args:
+        network: trained; its inputs are the arrays of `data`.
+        data: describes inputs and outputs; its test rows verify the graph.
+        described: the metadata to be put into the file.
+
+    Returns:
+        An ONNX file of opset 20 with the inputs `data.inputs` and one output: "probabilities",
+        float32 of shape (batch, classes), or "value", float32 of shape (batch, values).
+
+    Raises:
+        ExportError: the graph cannot be made, or its outputs differ from the network's; then
+            the message names the first layer that differs.
     """
     last = nn.Softmax(dim=1) if data.is_classification else nn.Identity()
-    answering = _Answering(network, last).eval()
-    model = _graph(_simplified(answering), data)
-    take_strings(model, data.inputs)
-    noted = notes(model)
+    complete = _WithLastStep(network, last).eval()
+    model = _export_graph(_simplify(complete), data)
+    add_string_lookups(model, data.inputs)
+    scopes = read_module_scopes(model)
     for node in model.graph.node:
-        del node.metadata_props[:]  # the exporter's notes: our source lines and their folders
+        del node.metadata_props[:]  # the exporter's notes: source lines and their folders
     onnx.helper.set_model_props(model, {metadata.KEY: metadata.to_json(described)})
     onnx.checker.check_model(model, full_check=True)
-    written: bytes = model.SerializeToString(deterministic=True)
+    content: bytes = model.SerializeToString(deterministic=True)
     try:
-        prove(written, answering, data)
+        verify_parity(content, complete, data)
     except DifferenceError as error:
-        where = first_difference(model, noted, answering, error.arrays, sent(error.arrays, data))
-        raise ExportError(f"{error}; {where or 'no single layer does'}") from error
-    return written
+        inputs = caller_inputs(error.arrays, data)
+        layer = find_differing_layer(model, scopes, complete, error.arrays, inputs)
+        raise ExportError(f"{error}; {layer or 'no single layer differs'}") from error
+    return content
 
 
-def _simplified(network: nn.Module) -> nn.Module:
-    """A copy in which each module that has a simpler equal is replaced by it."""
+def add_string_lookups(model: onnx.ModelProto, inputs: Sequence[Input]) -> None:
+    """Puts a look-up of codes before each input with categories, in place.
+
+    The int64 input of codes becomes an input of strings of the same shape; an unknown string
+    gets the code after the last category's.
+    """
+    for described in inputs:
+        if not described.categories:
+            continue
+        (graph_input,) = [one for one in model.graph.input if one.name == described.name]
+        codes = f"{described.name}_codes"
+        for node in model.graph.node:
+            node.input[:] = [codes if name == described.name else name for name in node.input]
+        look_up = onnx.helper.make_node(
+            "LabelEncoder",
+            [described.name],
+            [codes],
+            domain=_ML_DOMAIN,
+            keys_strings=list(described.categories),
+            values_int64s=range(len(described.categories)),
+            default_int64=len(described.categories),
+        )
+        model.graph.node.insert(0, look_up)
+        graph_input.type.tensor_type.elem_type = onnx.TensorProto.STRING
+    if any(described.categories for described in inputs) and not any(
+        imported.domain == _ML_DOMAIN for imported in model.opset_import
+    ):
+        model.opset_import.append(onnx.helper.make_opsetid(_ML_DOMAIN, _ML_VERSION))
+
+
+def _simplify(network: nn.Module) -> nn.Module:
+    """Copies the network, with each module that has a simpler equivalent replaced by it."""
     simple = copy.deepcopy(network)
     for name, module in list(simple.named_modules()):
         if isinstance(module, _Exportable):
@@ -110,27 +127,27 @@ def _simplified(network: nn.Module) -> nn.Module:
     return simple.eval()
 
 
-def _graph(network: nn.Module, data: Dataset) -> onnx.ModelProto:
-    sizes = {name: torch.export.Dim(name) for name in _DYNAMIC}
+def _export_graph(network: nn.Module, data: Dataset) -> onnx.ModelProto:
+    sizes = {name: torch.export.Dim(name) for name in _DYNAMIC_AXES}
     dynamic = tuple(
-        {axis: sizes[name] for axis, name in enumerate(given.axes) if name in _DYNAMIC}
-        for given in data.inputs
+        {axis: sizes[name] for axis, name in enumerate(described.axes) if name in _DYNAMIC_AXES}
+        for described in data.inputs
     )
-    # Not one row: torch takes a size of 1 in the example for a size that is always 1.
+    # Two rows: torch takes a size of 1 in the example for a size that is always 1.
     example = tuple(torch.from_numpy(array[[0, -1]]) for array in data.test.arrays)
     try:
-        with _quiet():
+        with _quiet_exporter():
             exported = torch.onnx.export(
                 network,
                 example,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[given.name for given in data.inputs],
-                output_names=[answer_name(data)],
+                input_names=[described.name for described in data.inputs],
+                output_names=[output_name(data)],
                 dynamic_shapes=(dynamic,),  # of the one parameter *inputs
                 verbose=False,
             )
-    except Exception as error:  # the exporter lets through whatever its passes raise
+    except Exception as error:  # the exporter raises whatever its passes raise
         reason = " ".join(str(error).split())[:500]
         raise ExportError(f"torch cannot export the network: {reason}") from error
     # None is what the older exporter returns, without dynamo=True.
@@ -138,10 +155,10 @@ def _graph(network: nn.Module, data: Dataset) -> onnx.ModelProto:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps to itself what the exporter says about others than the network."""
-    # torch.onnx notes that torchvision's operators are absent, which we do not use, and
-    # onnxscript which constants it leaves as they are.
+def _quiet_exporter() -> Iterator[None]:
+    """Suppresses the exporter's messages that do not concern the network."""
+    # torch.onnx reports that torchvision's operators, which are not used, are absent, and
+    # onnxscript which constants it does not fold.
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -150,7 +167,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # torch.export uses a class of torch's own that torch 2.13 has deprecated.
             warnings.filterwarnings("ignore", r".*LeafSpec", FutureWarning)
-            # An axis of the same size in two inputs has its name in both, as we want it.
+            # An axis of the same size in two inputs has the same name in both, as intended.
             warnings.filterwarnings("ignore", r".*The axis name: \w+ will not be used", UserWarning)
             yield
     finally:

@@ -1,10 +1,10 @@
 """The same model in fewer bytes, and what that costs on the test rows.
 
-float16: every weight and every step between input and output in half precision.
-int8: the weights of the large products as bytes; what they are multiplied by is brought to
-    bytes anew for every batch (dynamic quantisation), so no sample of the data is needed.
+float16: all weights and all steps between input and output in half precision.
+int8: the weights of large products in 8 bits; the other factor is quantised anew for every
+    batch (dynamic quantisation), so no sample of the data is needed.
 
-Inputs and outputs stay as they are: a caller sees no difference but the answers'.
+Inputs and outputs keep their types: a caller sees no difference but in the values.
 """
 
 import contextlib
@@ -23,97 +23,113 @@ from neurona_protos import metadata
 from neurona_protos.prediction_pb2 import ModelMetadata
 from neurona_training.data import Dataset
 from neurona_training.errors import ExportError
-from neurona_training.export.parity import sent
-from neurona_training.learning.evaluation import on_test
+from neurona_training.export.parity import caller_inputs
+from neurona_training.learning.evaluation import measure_predictions
 
-_ROWS_AT_ONCE = 256  # as evaluate.py asks
-_LARGEST_HALF = 65504.0  # of float16
+_ROWS_AT_ONCE = 256
+_FLOAT16_MAX = 65504.0
 
 
-def made(variant: str, model: bytes, data: Dataset) -> tuple[bytes, ModelMetadata]:
-    """The file of the variant, and its metadata, with the figures that it reaches itself.
+def make_variant(variant: str, model: bytes, data: Dataset) -> tuple[bytes, ModelMetadata]:
+    """Makes a smaller file of a model and measures it on the test rows.
 
-    model: a file that `export` has given. Raises ExportError where the network does not
-    allow it: none of its steps would be another, or ONNX Runtime cannot run them.
+    Args:
+        variant: "float16" or "int8".
+        model: a file that `export` returned.
+        data: the test rows.
+
+    Returns:
+        The file, and its metadata with its own metrics and the float32 model's.
+
+    Raises:
+        ExportError: nothing in the network can be made smaller, ONNX Runtime cannot run the
+            result, or a number is too large for float16.
     """
-    whole = onnx.load_from_string(model)
+    original = onnx.load_from_string(model)
     try:
-        with _quiet():
-            smaller = _halved(whole) if variant == "float16" else _in_bytes(whole)
-    except Exception as error:  # the converters let through whatever goes wrong in them
-        raise _refused(variant, error) from error
-    if variant == "int8" and not _differ(whole, smaller):
-        raise ExportError("the variant int8 is not possible: none of its steps has such weights")
+        with _quiet_converters():
+            smaller = _to_float16(original) if variant == "float16" else _to_int8(original)
+    except Exception as error:  # the converters raise whatever goes wrong in them
+        raise _impossible(variant, error) from error
+    if variant == "int8" and not _operators_differ(original, smaller):
+        raise ExportError("variant int8 is not possible: no weights of large products")
     described = metadata.from_json(
-        {item.key: item.value for item in whole.metadata_props}[metadata.KEY]
+        {item.key: item.value for item in original.metadata_props}[metadata.KEY]
     )
     try:
-        answered = asked(smaller.SerializeToString(), data)
+        outputs = run_model(smaller.SerializeToString(), data)
     except Exception as error:  # onnxruntime's exceptions have no common class of their own
-        raise _refused(variant, error) from error
-    if not np.isfinite(answered).all():
-        raise ExportError(
-            f"the variant {variant} is not possible: an answer is beyond its largest number"
-        )
-    _describe(described, variant, on_test(answered, data))
+        raise _impossible(variant, error) from error
+    if not np.isfinite(outputs).all():
+        raise ExportError(f"variant {variant} is not possible: an output is not finite")
+    _update_metadata(described, variant, measure_predictions(outputs, data))
     onnx.helper.set_model_props(smaller, {metadata.KEY: metadata.to_json(described)})
     return smaller.SerializeToString(deterministic=True), described
 
 
-def asked(model: bytes, data: Dataset) -> NDArray[np.float32]:
-    """What ONNX Runtime answers to the test rows, (rows, outputs)."""
+def run_model(model: bytes, data: Dataset) -> NDArray[np.float32]:
+    """Runs an ONNX file on the test rows, on the CPU.
+
+    Returns:
+        float32 of shape (rows, outputs).
+    """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # what goes wrong comes back as an exception
+    options.log_severity_level = 3  # errors are raised as exceptions
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    answers = []
+    outputs = []
     for start in range(0, len(data.test), _ROWS_AT_ONCE):
-        some = tuple(array[start : start + _ROWS_AT_ONCE] for array in data.test.arrays)
-        answers.append(session.run(None, sent(some, data))[0])
-    return np.concatenate(answers)
+        arrays = tuple(array[start : start + _ROWS_AT_ONCE] for array in data.test.arrays)
+        outputs.append(session.run(None, caller_inputs(arrays, data))[0])
+    return np.concatenate(outputs)
 
 
-def _halved(whole: onnx.ModelProto) -> onnx.ModelProto:
+def _to_float16(original: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    kept = _in_users_units(whole.graph)
-    halved_inputs = {
-        name for node in whole.graph.node if node.name not in kept for name in node.input
+    kept_nodes = _scaling_nodes(original.graph)
+    converted_inputs = {
+        name for node in original.graph.node if node.name not in kept_nodes for name in node.input
     }
-    for constant in whole.graph.initializer:
-        if constant.name not in halved_inputs:
+    for constant in original.graph.initializer:
+        if constant.name not in converted_inputs:
             continue
-        # The converter would cut such a number off without a word.
-        if np.abs(onnx.numpy_helper.to_array(constant)).max(initial=0) > _LARGEST_HALF:
-            raise ExportError(f"{constant.name!r} has a number beyond its largest, {_LARGEST_HALF}")
+        # The converter would silently clip such a number.
+        if np.abs(onnx.numpy_helper.to_array(constant)).max(initial=0) > _FLOAT16_MAX:
+            raise ExportError(f"{constant.name!r} has a number beyond {_FLOAT16_MAX}")
     copied = onnx.ModelProto()
-    copied.CopyFrom(whole)  # the converter works in place
-    halved: onnx.ModelProto = convert_float_to_float16(
+    copied.CopyFrom(original)  # the converter works in place
+    converted: onnx.ModelProto = convert_float_to_float16(
         copied,
         keep_io_types=True,
-        max_finite_val=_LARGEST_HALF,
-        node_block_list=kept,
+        max_finite_val=_FLOAT16_MAX,
+        node_block_list=kept_nodes,
     )
-    _without_detours(halved.graph)
-    del halved.graph.value_info[:]  # of float32
-    OnnxModel(halved).topological_sort()  # it leaves its casts at the end
-    return halved
+    _remove_round_trips(converted.graph)
+    del converted.graph.value_info[:]  # of float32
+    OnnxModel(converted).topological_sort()  # the converter leaves its casts at the end
+    return converted
 
 
-def _without_detours(graph: onnx.GraphProto) -> None:
-    """Takes out, in place, casts to float16 and back, between two steps that stay in float32."""
+def _remove_round_trips(graph: onnx.GraphProto) -> None:
+    """Removes, in place, casts to float16 and back between two nodes that stay in float32."""
     casts = [node for node in graph.node if node.op_type == "Cast"]
-    to = {node.output[0]: node.attribute[0].i for node in casts}
-    source = {node.output[0]: node.input[0] for node in casts}
+    cast_type = {node.output[0]: node.attribute[0].i for node in casts}
+    cast_source = {node.output[0]: node.input[0] for node in casts}
     for node in casts:
-        half, whole = node.input[0], node.output[0]
-        if to[whole] != onnx.TensorProto.FLOAT or to.get(half) != onnx.TensorProto.FLOAT16:
+        half, full = node.input[0], node.output[0]
+        is_round_trip = (
+            cast_type[full] == onnx.TensorProto.FLOAT
+            and cast_type.get(half) == onnx.TensorProto.FLOAT16
+        )
+        if not is_round_trip:
             continue
-        start = source[half]
-        given, wanted = (start, whole) if whole not in _names(graph.output) else (whole, start)
-        for other in graph.node:  # who took the one takes the other
-            other.input[:] = [given if name == wanted else name for name in other.input]
-            other.output[:] = [given if name == wanted else name for name in other.output]
+        source = cast_source[half]
+        is_graph_output = full in _names(graph.output)
+        kept, dropped = (full, source) if is_graph_output else (source, full)
+        for other in graph.node:
+            other.input[:] = [kept if name == dropped else name for name in other.input]
+            other.output[:] = [kept if name == dropped else name for name in other.output]
         graph.node.remove(node)
     used = {name for node in graph.node for name in node.input} | _names(graph.output)
     for node in casts:
@@ -125,42 +141,41 @@ def _names(tensors: Iterable[onnx.ValueInfoProto]) -> set[str]:
     return {tensor.name for tensor in tensors}
 
 
-def _in_users_units(graph: onnx.GraphProto) -> list[str]:
-    """The nodes into and out of the network's own units, which stay as they are.
+def _scaling_nodes(graph: onnx.GraphProto) -> list[str]:
+    """Nodes between the caller's units and the network's own, which stay in float32.
 
-    A user's numbers may be too large for float16 or have too many digits for it.
+    A caller's numbers may be too large for float16, or have too many digits.
     """
-    steps: list[str] = []
-    given = {tensor.name for tensor in graph.input}
+    nodes: list[str] = []
+    tensors = {tensor.name for tensor in graph.input}
     for node in graph.node:
-        if node.op_type in ("Sub", "Mul") and given & set(node.input):
-            steps.append(node.name)
-            given |= set(node.output)
-    wanted = {tensor.name for tensor in graph.output}
+        if node.op_type in ("Sub", "Mul") and tensors & set(node.input):
+            nodes.append(node.name)
+            tensors |= set(node.output)
+    tensors = {tensor.name for tensor in graph.output}
     for node in reversed(graph.node):
-        if node.op_type in ("Add", "Mul") and wanted & set(node.output):
-            steps.append(node.name)
-            wanted |= set(node.input)
-    return steps
+        if node.op_type in ("Add", "Mul") and tensors & set(node.output):
+            nodes.append(node.name)
+            tensors |= set(node.input)
+    return nodes
 
 
-def _in_bytes(whole: onnx.ModelProto) -> onnx.ModelProto:
+def _to_int8(original: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    weights = onnx.ModelProto()
-    weights.CopyFrom(whole)
-    del weights.graph.value_info[
-        :
-    ]  # the quantiser turns matrices round, and their shapes with them
+    copied = onnx.ModelProto()
+    copied.CopyFrom(original)
+    # The quantiser transposes matrices, so their noted shapes would be wrong.
+    del copied.graph.value_info[:]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
-        quantize_dynamic(weights, path, per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(copied, path, per_channel=True, weight_type=QuantType.QInt8)
         return onnx.load(path)
 
 
-def _describe(described: ModelMetadata, variant: str, measured: dict[str, float]) -> None:
-    """In place: the variant's figures for the test rows, and how far they are from float32's."""
-    for name, value in measured.items():
+def _update_metadata(described: ModelMetadata, variant: str, metrics: dict[str, float]) -> None:
+    """Replaces the test metrics by the variant's, in place; float32's get a prefix."""
+    for name, value in metrics.items():
         described.figures[f"float32_{name}"] = described.figures[name]
         described.figures[name] = value
     for name in [one for one in described.figures if one.startswith("validation_")]:
@@ -169,18 +184,18 @@ def _describe(described: ModelMetadata, variant: str, measured: dict[str, float]
     described.description = f"{described.description}; in {variant}"
 
 
-def _differ(one: onnx.ModelProto, other: onnx.ModelProto) -> bool:
+def _operators_differ(one: onnx.ModelProto, other: onnx.ModelProto) -> bool:
     return [node.op_type for node in one.graph.node] != [n.op_type for n in other.graph.node]
 
 
-def _refused(variant: str, error: Exception) -> ExportError:
+def _impossible(variant: str, error: Exception) -> ExportError:
     reason = " ".join(str(error).split())[:300]
-    return ExportError(f"the variant {variant} is not possible: {reason or type(error).__name__}")
+    return ExportError(f"variant {variant} is not possible: {reason or type(error).__name__}")
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Advice of the converters about models of other makers, and of numbers they round."""
+def _quiet_converters() -> Iterator[None]:
+    """Suppresses the converters' advice on other models and on rounded numbers."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

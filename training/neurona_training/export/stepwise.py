@@ -1,16 +1,16 @@
 """The stepwise form of a recurrent model: `step.onnx`, beside model.onnx in the same folder.
 
-model.onnx reads whole sequences and begins each with a state of zeros. step.onnx is the same
-graph with the state open, so that a caller who keeps it can send a sequence piece by piece,
-as its steps come, and a server can let sequences join and leave a batch between pieces:
+model.onnx reads whole sequences and starts each with a state of zeros. step.onnx is the same
+graph with the state as input and output, so that a caller who keeps the state can send a
+sequence piece by piece, and a server can let sequences join and leave a batch between pieces:
 
     inputs   those of model.onnx, and initial_h (batch, hidden), for an LSTM initial_c too:
-             the state after the steps before; zeros begin a sequence
-    outputs  the answer, as if the sequence ended with this piece, and Y_h (batch, hidden),
-             for an LSTM Y_c too: the state to go on from
+             the state after the previous steps; zeros for the start of a sequence
+    outputs  the prediction as if the sequence ended with this piece, and Y_h (batch, hidden),
+             for an LSTM Y_c too: the state to continue from
 
-The names are those of ONNX's operators; rows are along axis 0, as in every other tensor.
-Each row of a piece has at least one step of its own. Its weights are copies: it stands alone.
+The names are those of ONNX's operators; rows are along axis 0, as in every other tensor. Each
+row of a piece has at least one step. The file has its own copy of the weights.
 """
 
 from typing import Any
@@ -25,123 +25,136 @@ from neurona_protos import metadata
 from neurona_protos.prediction_pb2 import InputDescription
 from neurona_training.data import LENGTHS, Dataset
 from neurona_training.errors import ExportError
-from neurona_training.export.parity import as_sent, differs
+from neurona_training.export.parity import caller_array, differs
 
-STEPS = "step.onnx"  # the file's name
-PIECES = (1, 3, 8)  # steps at once, in the proof
-ROWS = 7
+STEP_FILE = "step.onnx"
+PIECE_LENGTHS = (1, 3, 8)  # steps at once, in the verification
+TEST_ROWS = 7
 
-# What goes in and what comes out, in the order of ONNX's operators; an LSTM has both.
+# Input, output and meaning of each state, in the order of ONNX's operators; an LSTM has both.
 _STATES = (("initial_h", "Y_h", "what the network shows"), ("initial_c", "Y_c", "its memory"))
-_FIRST_STATE = 5  # the place of initial_h among an operator's inputs
-_OPERATORS = {"RNN": 1, "GRU": 1, "LSTM": 2}  # how many of _STATES it has
+_STATE_INPUT = 5  # position of initial_h among an operator's inputs
+_STATE_COUNTS = {"RNN": 1, "GRU": 1, "LSTM": 2}  # by operator
 
 
-def stepwise(model: bytes, data: Dataset) -> bytes:
-    """step.onnx of a model.onnx that has one recurrent operator, and reads each step by itself.
+def export_stepwise(model: bytes, data: Dataset) -> bytes:
+    """Makes step.onnx of a model.onnx and verifies it.
 
-    Raises ExportError when there is none or several, or when pieces of test rows do not lead
-    to the answers of the whole rows.
+    Args:
+        model: has one recurrent operator, and treats each step by itself before it.
+        data: the test rows that verify the result.
+
+    Returns:
+        The ONNX file.
+
+    Raises:
+        ExportError: none or several recurrent operators, or pieces of test rows that lead to
+            other predictions than the whole rows.
     """
-    steps = _opened(model)
-    prove_pieces(steps, model, data)
+    steps = _expose_state(model)
+    verify_pieces(steps, model, data)
     return steps
 
 
-def prove_pieces(steps: bytes, model: bytes, data: Dataset) -> None:
-    """Asks `steps` for test rows piece by piece, and `model` for the whole.
+def verify_pieces(steps: bytes, model: bytes, data: Dataset) -> None:
+    """Compares `steps`, run piece by piece, with `model`, run on whole test rows.
 
-    Rows end at different times where the data have lengths, and then leave the batch.
-    Raises ExportError at the first answer that differs.
+    Rows with different lengths leave the batch at different times.
+
+    Raises:
+        ExportError: at the first predictions that differ.
     """
-    by_piece, whole = _session(steps), _session(model)
-    states = [given.name for given in by_piece.get_inputs()][len(data.inputs) :]
-    rows = np.arange(ROWS) % len(data.test)
-    sequences = as_sent(data.test.inputs[rows], data.input)
-    lengths = np.full(ROWS, sequences.shape[1], np.int32)
+    step_session, session = _open_session(steps), _open_session(model)
+    states = [one.name for one in step_session.get_inputs()][len(data.inputs) :]
+    rows = np.arange(TEST_ROWS) % len(data.test)
+    sequences = caller_array(data.test.inputs[rows], data.input)
+    lengths = np.full(TEST_ROWS, sequences.shape[1], np.int32)
     if data.test.lengths is not None:
         lengths = data.test.lengths[rows]
         sequences = sequences[:, : lengths.max()]
 
-    def sent(sequences: NDArray[Any], lengths: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
+    def named_inputs(
+        sequences: NDArray[Any], lengths: NDArray[np.int32]
+    ) -> dict[str, NDArray[Any]]:
         has_lengths = data.test.lengths is not None
         return {data.input.name: sequences, **({LENGTHS.name: lengths} if has_lengths else {})}
 
-    (expected,) = whole.run(None, sent(sequences, lengths))
-    for piece in PIECES:
-        answers = np.full_like(expected, np.nan)
-        state = _zeros(by_piece, states, ROWS)
-        for first in range(0, int(lengths.max()), piece):
-            alive = np.flatnonzero(lengths > first)
-            own = np.minimum(lengths[alive] - first, piece)
-            pieces = sequences[alive, first : first + piece]
-            known = {name: array[alive] for name, array in state.items()}
-            answers[alive], *after = by_piece.run(None, {**sent(pieces, own), **known})
-            for array, new in zip(state.values(), after, strict=True):
-                array[alive] = new
-        if differs(answers, expected):
+    (expected,) = session.run(None, named_inputs(sequences, lengths))
+    for piece_length in PIECE_LENGTHS:
+        outputs = np.full_like(expected, np.nan)
+        state = _zero_state(step_session, states, TEST_ROWS)
+        for start in range(0, int(lengths.max()), piece_length):
+            active = np.flatnonzero(lengths > start)
+            piece_lengths = np.minimum(lengths[active] - start, piece_length)
+            pieces = sequences[active, start : start + piece_length]
+            active_state = {name: array[active] for name, array in state.items()}
+            inputs = {**named_inputs(pieces, piece_lengths), **active_state}
+            outputs[active], *next_state = step_session.run(None, inputs)
+            for array, new in zip(state.values(), next_state, strict=True):
+                array[active] = new
+        if differs(outputs, expected):
             raise ExportError(
-                f"{STEPS} in pieces of {piece} steps differs from the whole sequences by up to "
-                f"{np.abs(answers - expected).max():.3g}"
+                f"{STEP_FILE} in pieces of {piece_length} steps differs from whole sequences by "
+                f"up to {np.abs(outputs - expected).max():.3g}"
             )
 
 
-def _session(model: bytes) -> onnxruntime.InferenceSession:
+def _open_session(model: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # the runs are short
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _zeros(
+def _zero_state(
     session: onnxruntime.InferenceSession, names: list[str], rows: int
 ) -> dict[str, NDArray[np.float32]]:
-    hidden = {given.name: given.shape[1] for given in session.get_inputs() if given.name in names}
+    hidden = {one.name: one.shape[1] for one in session.get_inputs() if one.name in names}
     return {name: np.zeros((rows, hidden[name]), np.float32) for name in names}
 
 
-def _opened(model: bytes) -> bytes:
+def _expose_state(model: bytes) -> bytes:
     steps = onnx.load_from_string(model)
     graph = steps.graph
-    found = [node for node in graph.node if node.op_type in _OPERATORS]
-    if len(found) != 1:
-        raise ExportError(f"the graph has {len(found)} recurrent operators, not one")
-    (node,) = found
+    recurrent = [node for node in graph.node if node.op_type in _STATE_COUNTS]
+    if len(recurrent) != 1:
+        raise ExportError(f"the graph has {len(recurrent)} recurrent operators (expected 1)")
+    (node,) = recurrent
     hidden = next(item.i for item in node.attribute if item.name == "hidden_size")
-    states = _STATES[: _OPERATORS[node.op_type]]
-    node.input.extend([""] * (_FIRST_STATE - len(node.input)))
+    states = _STATES[: _STATE_COUNTS[node.op_type]]
+    node.input.extend([""] * (_STATE_INPUT - len(node.input)))
     node.output.extend([""] * (1 + len(states) - len(node.output)))
 
-    axis = "state_axis"  # ONNX has directions first: one
+    axis = "state_axis"  # ONNX has an axis of directions first, here of size 1
     graph.initializer.append(onnx.numpy_helper.from_array(np.array([0], np.int64), axis))
     before, after = [], []
-    for place, (given, left, _) in enumerate(states, start=1):
-        node.output[place] = node.output[place] or f"{left}_directions"
-        node.input.append(f"{given}_directions")
-        before.append(helper.make_node("Unsqueeze", [given, axis], [node.input[-1]]))
-        after.append(helper.make_node("Squeeze", [node.output[place], axis], [left]))
-        shape = ("batch", hidden)
-        graph.input.append(helper.make_tensor_value_info(given, onnx.TensorProto.FLOAT, shape))
-        graph.output.append(helper.make_tensor_value_info(left, onnx.TensorProto.FLOAT, shape))
-    place = list(graph.node).index(node)
-    sorted_nodes = [*graph.node[:place], *before, node, *after, *graph.node[place + 1 :]]
+    for position, (state_input, state_output, _) in enumerate(states, start=1):
+        node.output[position] = node.output[position] or f"{state_output}_directions"
+        node.input.append(f"{state_input}_directions")
+        before.append(helper.make_node("Unsqueeze", [state_input, axis], [node.input[-1]]))
+        after.append(helper.make_node("Squeeze", [node.output[position], axis], [state_output]))
+        for tensors, name in ((graph.input, state_input), (graph.output, state_output)):
+            shape = ("batch", hidden)
+            tensors.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    index = list(graph.node).index(node)
+    sorted_nodes = [*graph.node[:index], *before, node, *after, *graph.node[index + 1 :]]
     del graph.node[:]
     graph.node.extend(sorted_nodes)
-    _describe(steps, states)
+    _describe_states(steps, states)
     onnx.checker.check_model(steps, full_check=True)
-    written: bytes = steps.SerializeToString(deterministic=True)
-    return written
+    content: bytes = steps.SerializeToString(deterministic=True)
+    return content
 
 
-def _describe(steps: onnx.ModelProto, states: tuple[tuple[str, str, str], ...]) -> None:
-    """Says in the metadata what the new inputs are; an answer has no unit for them."""
+def _describe_states(steps: onnx.ModelProto, states: tuple[tuple[str, str, str], ...]) -> None:
+    """Adds the state inputs to the metadata."""
     (entry,) = [item for item in steps.metadata_props if item.key == metadata.KEY]
     described = metadata.from_json(entry.value)
-    for given, left, what in states:
+    for state_input, state_output, meaning in states:
         described.inputs.append(
             InputDescription(
-                name=given,
-                description=f"the state after the steps before ({what}), which was {left} "
-                "there; zeros begin a sequence",
+                name=state_input,
+                description=f"the state after the previous steps ({meaning}), the output "
+                f"{state_output} there; zeros begin a sequence",
                 unit="",
             )
         )

@@ -1,7 +1,7 @@
-"""All that a training needs to go on after its process has been killed.
+"""What a training needs to continue after its process has been killed.
 
-The chance of an epoch depends on the seed and the epoch's number alone (fit.py), so there is
-no state of a random generator in it.
+The random numbers of an epoch depend on the seed and the epoch's number alone
+(gradient_descent.py), so a checkpoint holds no state of a random generator.
 """
 
 import dataclasses
@@ -16,17 +16,19 @@ import torch
 
 from neurona_training.data import Dataset
 from neurona_training.errors import FitError, OutputError
-from neurona_training.learning.run import Epoch, Run
-from neurona_training.recipes.recipe import Training
+from neurona_training.learning.run import Epoch, Hyperparameters, Run
 
-State = dict[str, Any]  # what a module's or an optimiser's state_dict() gives
+State = dict[str, Any]  # the state_dict() of a module or an optimiser
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """After the last epoch in `history`. of: what the training was, to refuse another's."""
+    """State after the last epoch in `history`.
 
-    of: str
+    fingerprint: identifies the training, so that no other one resumes from it.
+    """
+
+    fingerprint: str
     history: tuple[Epoch, ...]
     best_epoch: int
     best_loss: float
@@ -36,16 +38,25 @@ class Checkpoint:
     scaler: State
 
 
-def fingerprint(data: Dataset, training: Training, run: Run, processes: int) -> str:
-    """The same for the same training only: data, hyper-parameters, seed, processes."""
+def training_fingerprint(
+    data: Dataset, hyperparameters: Hyperparameters, run: Run, processes: int
+) -> str:
+    """Describes a training by its data, hyperparameters, seed and number of processes.
+
+    Two trainings that lead to the same weights have the same fingerprint, and no others.
+    """
     rows = [len(data.train), len(data.validation), len(data.test)]
     sums = [float(np.sum(array, dtype=np.float64)) for array in data.train.arrays]
-    training = dataclasses.replace(training, threads=1)  # how fast, not what
-    return f"{run.name}, {data.name} {rows} {sums}, {training}, seed {run.seed}, {processes}"
+    hyperparameters = dataclasses.replace(hyperparameters, threads=1)  # changes speed only
+    return f"{run.name}, {data.name} {rows} {sums}, {hyperparameters}, seed {run.seed}, {processes}"
 
 
-def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Whole or not at all: a killed process leaves the one before. Raises OutputError."""
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Replaces the file in one step, so that a killed process leaves the previous one.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     content = {
         field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)
     }
@@ -57,26 +68,28 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
         temporary.unlink(missing_ok=True)
-        raise OutputError(f"the checkpoint {path} cannot be written: {error}") from error
+        raise OutputError(f"cannot write checkpoint {path}: {error}") from error
 
 
-def load(path: Path, of: str) -> Checkpoint | None:
-    """The checkpoint of the training `of`; None when there is no file.
+def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint | None:
+    """Reads the checkpoint of the training with this fingerprint; None without a file.
 
-    Raises FitError for a file that cannot be read, or that is another training's.
+    Raises:
+        FitError: the file cannot be read, or belongs to another training.
     """
     if not path.exists():
         return None
     try:
-        # weights_only: tensors and plain values, and no code that a file could bring along
+        # weights_only: tensors and plain values, and no code from the file
         content = torch.load(path, map_location="cpu", weights_only=True)
         content["history"] = tuple(Epoch(**epoch) for epoch in content["history"])
         checkpoint = Checkpoint(**content)
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.PickleError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise FitError(f"the checkpoint {path} cannot be read: {reason}") from error
-    if checkpoint.of != of:
+        raise FitError(f"cannot read checkpoint {path}: {reason}") from error
+    if checkpoint.fingerprint != fingerprint:
         raise FitError(
-            f"the checkpoint {path} is of another training, {checkpoint.of}; this one is {of}"
+            f"checkpoint {path} belongs to another training: {checkpoint.fingerprint} "
+            f"(expected {fingerprint})"
         )
     return checkpoint

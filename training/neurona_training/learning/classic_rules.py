@@ -1,6 +1,6 @@
 """Learning rules from before backpropagation: one row at a time, without a gradient.
 
-They take seconds, so they write no checkpoint: an interrupted run begins anew.
+They take seconds, so they write no checkpoint: an interrupted run starts again.
 """
 
 import copy
@@ -13,120 +13,142 @@ from torch import Tensor, nn
 from neurona_training.architectures.classic import Adaline, Perceptron
 from neurona_training.data import Dataset
 from neurona_training.learning import devices
-from neurona_training.learning.evaluation import accuracy, answers, rmse
+from neurona_training.learning.evaluation import accuracy, predict, rmse
 from neurona_training.learning.gradient_descent import loss, rate_factor
-from neurona_training.learning.progress import bar, told
-from neurona_training.learning.run import Epoch, Fitted, Run
-from neurona_training.recipes.recipe import Training
+from neurona_training.learning.progress import epoch_summary, progress_bar
+from neurona_training.learning.run import Epoch, FitResult, Hyperparameters, Run
+
+# Trains on every row in the given order; returns the loss and the last learning rate.
+EpochFunction = Callable[[int, Tensor], tuple[float, float]]
 
 
 @torch.no_grad()
-def by_hand(network: nn.Module, data: Dataset, _training: Training, _run: Run) -> Fitted:
-    """Leaves the weights as they were set."""
-    answered = answers(network, data.validation)
-    missed = loss(answered, torch.from_numpy(data.validation.targets)).item()
-    return Fitted(network.eval(), best_epoch=0, validation_loss=missed)
+def keep_initial_weights(
+    network: nn.Module, data: Dataset, _hyperparameters: Hyperparameters, _run: Run
+) -> FitResult:
+    """Leaves the weights as they were set by hand."""
+    outputs = predict(network, data.validation)
+    validation_loss = loss(outputs, torch.from_numpy(data.validation.targets)).item()
+    return FitResult(network.eval(), best_epoch=0, validation_loss=validation_loss)
 
 
-def rosenblatt(network: nn.Module, data: Dataset, training: Training, run: Run) -> Fitted:
-    """Rosenblatt's rule: a row that is answered wrongly is added to the weights, or taken off.
+def rosenblatt_rule(
+    network: nn.Module, data: Dataset, hyperparameters: Hyperparameters, run: Run
+) -> FitResult:
+    """Learns by Rosenblatt's rule: a misclassified row is added to or subtracted from the weights.
 
-    Ends with the first epoch that makes no mistake, which comes when the classes can be
-    separated by a plane. Its loss is the part of the rows that were answered wrongly.
+    Stops after the first epoch without a mistake, which comes if a plane separates the
+    classes. The loss is the fraction of misclassified rows.
+
+    F. Rosenblatt, The Perceptron, Psychological Review 65 (1958).
+
+    Args:
+        network: a `Perceptron`.
+        data: rows of two classes.
+        hyperparameters: `epochs` and `learning_rate` are used.
+        run: name and seed.
     """
-    assert isinstance(network, Perceptron)  # noqa: S101 - which the recipe has built
+    assert isinstance(network, Perceptron)  # noqa: S101 - the recipe builds it
     unit = network.unit
-    rows, wanted = _rows(network, data), torch.from_numpy(data.train.targets)
+    rows, targets = _scaled_rows(network, data), torch.from_numpy(data.train.targets)
 
-    def epoch(_number: int, order: Tensor) -> tuple[float, float]:
+    def train_epoch(_number: int, order: Tensor) -> tuple[float, float]:
         mistakes = 0
         for row in order:
-            error = wanted[row] - unit(rows[row][None])[0]  # -1, 0 or 1
+            error = targets[row] - unit(rows[row][None])[0]  # -1, 0 or 1
             if error:
-                unit.weight.add_(training.learning_rate * error * rows[row])
-                unit.threshold.sub_(training.learning_rate * error)
+                unit.weight.add_(hyperparameters.learning_rate * error * rows[row])
+                unit.threshold.sub_(hyperparameters.learning_rate * error)
                 mistakes += 1
-        return mistakes / len(rows), training.learning_rate
+        return mistakes / len(rows), hyperparameters.learning_rate
 
-    return _learn(epoch, network, data, training, run)
+    return _learn(train_epoch, network, data, hyperparameters, run)
 
 
-def widrow_hoff(network: nn.Module, data: Dataset, training: Training, run: Run) -> Fitted:
-    """Widrow and Hoff's rule, the first stochastic gradient: each row moves the weights along
-    its own error. The loss is the mean squared error before each step, in units of the
-    targets' variance.
+def widrow_hoff_rule(
+    network: nn.Module, data: Dataset, hyperparameters: Hyperparameters, run: Run
+) -> FitResult:
+    """Learns by Widrow and Hoff's rule: each row moves the weights along its own error.
 
-    The rate falls along `training.schedule`: with a constant one the weights would go on
-    wandering around the best ones.
+    The learning rate falls along `hyperparameters.schedule`: with a constant one the weights
+    would keep wandering around the best ones. The loss is the mean squared error before each
+    step, in units of the targets' variance.
+
+    B. Widrow and M. Hoff, Adaptive Switching Circuits, IRE WESCON (1960).
+
+    Args:
+        network: an `Adaline`.
+        data: rows with values as targets.
+        hyperparameters: `epochs`, `learning_rate`, `warm_up` and `schedule` are used.
+        run: name and seed.
     """
-    assert isinstance(network, Adaline)  # noqa: S101 - which the recipe has built
-    rows = _rows(network, data)
+    assert isinstance(network, Adaline)  # noqa: S101 - the recipe builds it
+    rows = _scaled_rows(network, data)
     targets = torch.from_numpy(data.train.targets)
-    wanted = (targets - network.denormalise(torch.zeros(1))) / _spread(network)
-    steps = training.epochs * len(rows)
+    scaled_targets = (targets - network.denormalise(torch.zeros(1))) / _output_spread(network)
+    steps = hyperparameters.epochs * len(rows)
 
-    def epoch(number: int, order: Tensor) -> tuple[float, float]:
+    def train_epoch(number: int, order: Tensor) -> tuple[float, float]:
         total, rate = 0.0, 0.0
-        for done, row in enumerate(order, start=(number - 1) * len(rows)):
-            error = wanted[row] - (network.weight @ rows[row] + network.bias)
-            rate = training.learning_rate * rate_factor(done, steps, training)
+        for step, row in enumerate(order, start=(number - 1) * len(rows)):
+            error = scaled_targets[row] - (network.weight @ rows[row] + network.bias)
+            rate = hyperparameters.learning_rate * rate_factor(step, steps, hyperparameters)
             network.weight.add_(rate * error[:, None] * rows[row])
             network.bias.add_(rate * error)
             total += float(error.square().mean())
         return total / len(rows), rate
 
-    return _learn(epoch, network, data, training, run)
+    return _learn(train_epoch, network, data, hyperparameters, run)
 
 
 @torch.no_grad()
 def _learn(
-    epoch: Callable[[int, Tensor], tuple[float, float]],
+    train_epoch: EpochFunction,
     network: nn.Module,
     data: Dataset,
-    training: Training,
+    hyperparameters: Hyperparameters,
     run: Run,
-) -> Fitted:
-    """Goes through the epochs and keeps the weights that did best on the validation rows.
-
-    epoch: shows every row in the order that it is given; the loss and the last rate.
-    """
+) -> FitResult:
+    """Runs the epochs and keeps the weights that do best on the validation rows."""
     targets = data.validation.targets
-    unit = 1.0 if data.is_classification else float(data.train.targets.var()) or 1.0
-    chance = torch.Generator().manual_seed(run.seed)
+    loss_unit = 1.0 if data.is_classification else float(data.train.targets.var()) or 1.0
+    generator = torch.Generator().manual_seed(run.seed)
     history: list[Epoch] = []
     best_epoch, best_loss, best_weights = 0, math.inf, copy.deepcopy(network.state_dict())
-    with bar(run.name, training.epochs, 0, shown=devices.rank() == 0) as progress:
-        for number in range(1, training.epochs + 1):
-            order = torch.randperm(len(data.train), generator=chance)
-            train_loss, rate = epoch(number, order)
-            answered = answers(network, data.validation)
+    is_first = devices.process_rank() == 0
+    with progress_bar(run.name, hyperparameters.epochs, 0, visible=is_first) as progress:
+        for number in range(1, hyperparameters.epochs + 1):
+            order = torch.randperm(len(data.train), generator=generator)
+            train_loss, rate = train_epoch(number, order)
+            outputs = predict(network, data.validation)
             if data.is_classification:
-                metric = accuracy(answered.numpy(), targets)
+                metric = accuracy(outputs.numpy(), targets)
                 validation_loss = 1 - metric
             else:
-                metric = rmse(answered.numpy(), targets)
-                validation_loss = metric**2 / unit
+                metric = rmse(outputs.numpy(), targets)
+                validation_loss = metric**2 / loss_unit
             history.append(Epoch(number, train_loss, validation_loss, metric, rate))
-            if validation_loss <= best_loss:  # of equals the later one, which has seen more
+            if validation_loss <= best_loss:  # of equal ones the later, which has seen more rows
                 best_epoch, best_loss = number, validation_loss
                 best_weights = copy.deepcopy(network.state_dict())
-            progress.set_postfix_str(told(history[-1], training.epochs, data), refresh=False)
+            summary = epoch_summary(history[-1], hyperparameters.epochs, data)
+            progress.set_postfix_str(summary, refresh=False)
             progress.update()
             if train_loss == 0:
                 break
     network.load_state_dict(best_weights)
-    return Fitted(network.eval(), best_epoch, best_loss, tuple(history))
+    return FitResult(network.eval(), best_epoch, best_loss, tuple(history))
 
 
 @torch.no_grad()
-def _rows(network: Perceptron | Adaline, data: Dataset) -> Tensor:
-    """The training rows as the unit sees them, (rows, width)."""
+def _scaled_rows(network: Perceptron | Adaline, data: Dataset) -> Tensor:
+    """The training rows in the network's own units, (rows, width)."""
     rows: Tensor = network.features(torch.from_numpy(data.train.inputs))
     return rows
 
 
-def _spread(network: Adaline) -> Tensor:
-    """How far one step of the network's own unit goes in the user's."""
+def _output_spread(network: Adaline) -> Tensor:
+    """How much one unit of the network's own output is in the targets' unit."""
     one, zero = network.denormalise(torch.ones(1)), network.denormalise(torch.zeros(1))
     spread: Tensor = one - zero
     return spread

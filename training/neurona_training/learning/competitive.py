@@ -1,10 +1,10 @@
-"""How a neocognitron learns: without a teacher, and without a gradient, layer by layer.
+"""How a neocognitron learns: without labels and without a gradient, layer by layer.
 
-Of each image the S-cells compete. The strongest of each hypercolumn, the cells of all planes
-around one place, is a candidate; the strongest candidate of a plane is its seed cell, and the
-plane learns what the seed cell sees (Fukushima 1980, section 3). Where there is something to
-see and no cell answers, a plane that has learned nothing yet learns it. Only then are classes
-told: a linear read-out of the last C-cells, in closed form.
+The S-cells compete for each image. The strongest cell of each hypercolumn, the cells of all
+planes around one position, is a candidate; the strongest candidate of a plane is its seed
+cell, and the plane learns the seed cell's input (Fukushima 1980, section 3). If there is a
+pattern to which no cell responds, the next plane that has learned nothing learns it. Labels
+are used only at the end: by a linear readout of the last C-cells, in closed form.
 """
 
 from typing import cast
@@ -17,104 +17,130 @@ from neurona_training.architectures.neocognitron import Neocognitron, SCells
 from neurona_training.data import Dataset
 from neurona_training.errors import FitError
 from neurona_training.learning import devices
-from neurona_training.learning.evaluation import accuracy, answers
+from neurona_training.learning.evaluation import accuracy, predict
 from neurona_training.learning.gradient_descent import loss
-from neurona_training.learning.progress import bar
-from neurona_training.learning.run import Epoch, Fitted, Run
-from neurona_training.recipes.recipe import Training
+from neurona_training.learning.progress import progress_bar
+from neurona_training.learning.run import Epoch, FitResult, Hyperparameters, Run
 
-_SHOWN = 600  # images to each layer in an epoch: features repeat long before
-_COLUMN = 5  # cells across a hypercolumn
-_FAINT = 0.3  # of the strongest part of an image: what is fainter starts no new plane
+_IMAGES_PER_LAYER = 600  # in an epoch: features repeat long before
+_HYPERCOLUMN_SIZE = 5  # cells across
+_MIN_NEW_STRENGTH = 0.3  # of an image's strongest part: fainter parts start no new plane
 _ROWS_AT_ONCE = 256
-_STIFFNESS = (0.01, 0.1, 1.0, 10.0)  # of the read-out, tried on the validation rows
-_SHARPNESS = (2.0, 4.0, 6.0, 8.0, 12.0, 16.0)  # from its answers to logits, tried as well
+_RIDGE_PENALTIES = (0.01, 0.1, 1.0, 10.0)  # of the readout, chosen on the validation rows
+_LOGIT_SCALES = (2.0, 4.0, 6.0, 8.0, 12.0, 16.0)  # from its outputs to logits, also chosen on them
 
 
 @torch.no_grad()
-def compete(network: nn.Module, data: Dataset, training: Training, run: Run) -> Fitted:
-    """Takes seconds to minutes, so it writes no checkpoint. Raises FitError for blank images."""
+def learn_competitively(
+    network: nn.Module, data: Dataset, hyperparameters: Hyperparameters, run: Run
+) -> FitResult:
+    """Trains a neocognitron; takes seconds to minutes, so it writes no checkpoint.
+
+    K. Fukushima, Neocognitron, Biological Cybernetics 36 (1980).
+
+    Args:
+        network: a `Neocognitron`.
+        data: images with classes.
+        hyperparameters: `epochs` for each layer, and `learning_rate`, are used.
+        run: name and seed.
+
+    Raises:
+        FitError: the training images are blank.
+        TypeError: the network is no `Neocognitron`.
+    """
     if not isinstance(network, Neocognitron):
-        raise TypeError(f"{type(network).__name__} has no S-cells")
-    chance = torch.Generator().manual_seed(run.seed)
-    order = torch.randperm(len(data.train), generator=chance)[:_SHOWN]
-    x = network.seen(torch.from_numpy(data.train.inputs)[order])
-    steps = len(network.layers) * training.epochs * len(x)
-    with bar(run.name, steps, 0, shown=devices.rank() == 0) as progress:
+        raise TypeError(f"network is a {type(network).__name__} (expected a Neocognitron)")
+    generator = torch.Generator().manual_seed(run.seed)
+    order = torch.randperm(len(data.train), generator=generator)[:_IMAGES_PER_LAYER]
+    x = network.first_layer_input(torch.from_numpy(data.train.inputs)[order])
+    steps = len(network.layers) * hyperparameters.epochs * len(x)
+    is_first = devices.process_rank() == 0
+    with progress_bar(run.name, steps, 0, visible=is_first) as progress:
         for layer in network.layers:
             cells = cast(SCells, cast(nn.Sequential, layer)[0])
-            used = 0
-            for _ in range(training.epochs):
-                for row in torch.randperm(len(x), generator=chance):
-                    used = _shown(cells, x[row][None], used, training.learning_rate)
+            planes_used = 0
+            for _ in range(hyperparameters.epochs):
+                for row in torch.randperm(len(x), generator=generator):
+                    planes_used = _learn_image(
+                        cells, x[row][None], planes_used, hyperparameters.learning_rate
+                    )
                     progress.update()
-            if not used:
-                raise FitError(f"the images of the data set {data.name!r} have nothing to see")
-            x = torch.cat([layer(some) for some in torch.split(x, _ROWS_AT_ONCE)])
-    return _read_out(network, data, training)
+            if not planes_used:
+                raise FitError(f"data set {data.name!r} has blank training images only")
+            x = torch.cat([layer(part) for part in torch.split(x, _ROWS_AT_ONCE)])
+    return _fit_readout(network, data, hyperparameters)
 
 
-def _shown(cells: SCells, x: Tensor, used: int, speed: float) -> int:
-    """One image, (1, seen, height, width): how many planes have learned something after it."""
-    answers, strength = cells(x)[0], cells.strength(x)[0, 0]
+def _learn_image(cells: SCells, x: Tensor, planes_used: int, learning_rate: float) -> int:
+    """Shows one image, (1, in_maps, height, width); returns how many planes have learned."""
+    responses, strength = cells(x)[0], cells.strength(x)[0, 0]
     size = cells.reach.shape[-1]
     padded = functional.pad(x[0], (size // 2,) * 4)
 
-    def patch(place: int) -> Tensor:
-        row, column = divmod(place, strength.shape[1])
+    def patch_at(position: int) -> Tensor:
+        row, column = divmod(position, strength.shape[1])
         return padded[:, row : row + size, column : column + size]
 
-    strongest = answers.amax(dim=0)  # over the planes, at each place
-    column_best = functional.max_pool2d(strongest[None], _COLUMN, 1, _COLUMN // 2)[0]
-    if used:
-        candidates = answers * ((answers == column_best) & (answers > 0))
-        best, places = candidates[:used].flatten(1).max(dim=1)
+    strongest = responses.amax(dim=0)  # over the planes, at each position
+    column_best = functional.max_pool2d(
+        strongest[None], _HYPERCOLUMN_SIZE, 1, _HYPERCOLUMN_SIZE // 2
+    )[0]
+    if planes_used:
+        candidates = responses * ((responses == column_best) & (responses > 0))
+        best, positions = candidates[:planes_used].flatten(1).max(dim=1)
         for plane in best.nonzero()[:, 0].tolist():
-            cells.reinforce(plane, patch(int(places[plane])), speed)
-    unseen = strength * (column_best == 0)
-    if used < len(cells.inhibitory) and unseen.max() > _FAINT * strength.max() > 0:
-        cells.reinforce(used, patch(int(unseen.argmax())), speed)
-        used += 1
-    return used
+            cells.reinforce(plane, patch_at(int(positions[plane])), learning_rate)
+    unanswered = strength * (column_best == 0)
+    is_strong = unanswered.max() > _MIN_NEW_STRENGTH * strength.max() > 0
+    if planes_used < len(cells.inhibitory) and is_strong:
+        cells.reinforce(planes_used, patch_at(int(unanswered.argmax())), learning_rate)
+        planes_used += 1
+    return planes_used
 
 
-def _read_out(network: Neocognitron, data: Dataset, training: Training) -> Fitted:
-    """The plane of least squares from what the last C-cells answer to the classes."""
+def _fit_readout(
+    network: Neocognitron, data: Dataset, hyperparameters: Hyperparameters
+) -> FitResult:
+    """Fits the linear readout by ridge regression from the last C-cells to the classes."""
     rows = len(data.train)
-    wanted = functional.one_hot(torch.from_numpy(data.train.targets), len(data.labels)).double()
-    share = wanted.mean(dim=0)
-    # In parts, since all features of all images at once may be more than the memory holds.
+    one_hot = functional.one_hot(torch.from_numpy(data.train.targets), len(data.labels)).double()
+    class_share = one_hot.mean(dim=0)
+    # In parts, since the features of all images may not fit into memory.
     width = network.output.in_features
     total, products = torch.zeros(width).double(), torch.zeros(width, width).double()
-    both = torch.zeros(width, len(data.labels)).double()
+    covariance = torch.zeros(width, len(data.labels)).double()
     images = torch.from_numpy(data.train.inputs)
-    for some, classes in zip(
-        torch.split(images, _ROWS_AT_ONCE), torch.split(wanted, _ROWS_AT_ONCE), strict=True
+    for part, classes in zip(
+        torch.split(images, _ROWS_AT_ONCE), torch.split(one_hot, _ROWS_AT_ONCE), strict=True
     ):
-        seen = network.features(some).double()
-        total += seen.sum(dim=0)
-        products += seen.T @ seen
-        both += seen.T @ (classes - share)
+        features = network.features(part).double()
+        total += features.sum(dim=0)
+        products += features.T @ features
+        covariance += features.T @ (classes - class_share)
     mean = total / rows
     products -= rows * torch.outer(mean, mean)
 
-    validated = torch.cat(
+    validation_features = torch.cat(
         [
-            network.features(some).double()
-            for some in torch.split(torch.from_numpy(data.validation.inputs), _ROWS_AT_ONCE)
+            network.features(part).double()
+            for part in torch.split(torch.from_numpy(data.validation.inputs), _ROWS_AT_ONCE)
         ]
     )
     targets = torch.from_numpy(data.validation.targets)
-    tried: list[tuple[float, Tensor, Tensor]] = []
-    for stiffness in _STIFFNESS:
-        weights = torch.linalg.solve(products + stiffness * torch.eye(width), both)
-        for sharpness in _SHARPNESS:
-            weight, bias = sharpness * weights, sharpness * (share - mean @ weights)
-            tried.append((loss(validated @ weight + bias, targets).item(), weight, bias))
-    missed, weight, bias = min(tried, key=lambda one: one[0])
+    candidates: list[tuple[float, Tensor, Tensor]] = []
+    for penalty in _RIDGE_PENALTIES:
+        weights = torch.linalg.solve(products + penalty * torch.eye(width), covariance)
+        for scale in _LOGIT_SCALES:
+            weight, bias = scale * weights, scale * (class_share - mean @ weights)
+            error = loss(validation_features @ weight + bias, targets).item()
+            candidates.append((error, weight, bias))
+    validation_loss, weight, bias = min(candidates, key=lambda candidate: candidate[0])
     network.output.weight.copy_(weight.T)
     network.output.bias.copy_(bias)
-    trained = loss(answers(network, data.train), torch.from_numpy(data.train.targets)).item()
-    metric = accuracy((validated @ weight + bias).numpy(), data.validation.targets)
-    history = (Epoch(training.epochs, trained, missed, metric, training.learning_rate),)
-    return Fitted(network.eval(), training.epochs, missed, history)
+    outputs = predict(network, data.train)
+    train_loss = loss(outputs, torch.from_numpy(data.train.targets)).item()
+    logits = (validation_features @ weight + bias).numpy()
+    metric = accuracy(logits, data.validation.targets)
+    epochs, rate = hyperparameters.epochs, hyperparameters.learning_rate
+    history = (Epoch(epochs, train_loss, validation_loss, metric, rate),)
+    return FitResult(network.eval(), epochs, validation_loss, history)

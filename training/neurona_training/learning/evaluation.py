@@ -1,89 +1,134 @@
-"""How well a network does on rows that it was not trained on."""
+"""What a network predicts, and how good that is on rows it was not trained on.
 
-from typing import Any
+torch is imported late: metrics are also formatted by commands that must start fast.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from neurona_training.data import Dataset, Split
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
 
-_CPU = torch.device("cpu")
-_ROWS_AT_ONCE = 256  # what is asked in one go, so that memory does not grow with the data
+    from neurona_training.data import Dataset, Split
+
+# The metrics of the test rows that tables and reports show, in this order.
+TEST_METRICS = ("test_accuracy", "test_balanced_accuracy", "test_auc", "test_rmse")
+
+_ROWS_AT_ONCE = 256  # per forward pass, so that memory does not grow with the data
 
 
-def answers(network: nn.Module, split: Split, place: torch.device = _CPU) -> Tensor:
-    """What it says to each row: logits or values, (rows, outputs), on the CPU.
+def predict(network: nn.Module, split: Split, device: torch.device | str = "cpu") -> Tensor:
+    """Runs the network on all rows, in evaluation mode and in parts of 256 rows.
 
-    place: where the network is.
+    Args:
+        network: on `device`.
+        split: the rows; its arrays are the network's inputs.
+        device: where the network is.
+
+    Returns:
+        float32 of shape (rows, outputs) on the CPU: logits of a classification, or values in
+        the targets' unit.
     """
+    import torch
+
     network.eval()
     parts = [torch.split(torch.from_numpy(array), _ROWS_AT_ONCE) for array in split.arrays]
     with torch.inference_mode():
         return torch.cat(
-            [network(*(part.to(place) for part in some)).cpu() for some in zip(*parts, strict=True)]
+            [
+                network(*(part.to(device) for part in inputs)).cpu()
+                for inputs in zip(*parts, strict=True)
+            ]
         )
 
 
+def evaluate(network: nn.Module, data: Dataset) -> dict[str, float]:
+    """Measures the network and the baselines on the test rows.
+
+    Returns:
+        Metrics by name: those of `measure_predictions`, validation_accuracy or validation_rmse, one
+        for each baseline (majority_accuracy, or NAME_rmse), and test_rows.
+    """
+    outputs = predict(network, data.test).numpy()
+    metrics = measure_predictions(softmax(outputs) if data.is_classification else outputs, data)
+    validated = predict(network, data.validation).numpy()
+    if data.is_classification:
+        metrics["validation_accuracy"] = accuracy(validated, data.validation.targets)
+        most_frequent = np.bincount(data.train.targets).argmax()
+        metrics["majority_accuracy"] = float(np.mean(data.test.targets == most_frequent))
+    else:
+        metrics["validation_rmse"] = rmse(validated, data.validation.targets)
+        for name, values in data.baselines.items():
+            metrics[f"{name}_rmse"] = rmse(values, data.test.targets)
+    return {**metrics, "test_rows": float(len(data.test))}
+
+
+def measure_predictions(predictions: NDArray[Any], data: Dataset) -> dict[str, float]:
+    """Measures predictions for the test rows.
+
+    Args:
+        predictions: probabilities of shape (rows, classes), or values of shape (rows, values).
+        data: the data set whose test rows were predicted.
+
+    Returns:
+        test_rmse of a regression. Of a classification: test_accuracy,
+        test_balanced_accuracy if the largest class has more than twice the rows of the
+        smallest, and test_auc if every class has a row.
+    """
+    targets = data.test.targets
+    if not data.is_classification:
+        return {"test_rmse": rmse(predictions, targets)}
+    metrics = {"test_accuracy": accuracy(predictions, targets)}
+    counts = np.bincount(targets, minlength=len(data.labels))
+    if counts.max() > 2 * counts.min():  # large classes could hide the small ones
+        metrics["test_balanced_accuracy"] = balanced_accuracy(predictions, targets)
+    if counts.all():  # undefined without a row of a class
+        metrics["test_auc"] = auc(predictions, targets)
+    return metrics
+
+
 def accuracy(logits: NDArray[Any], targets: NDArray[Any]) -> float:
-    """The part of the rows whose largest logit is that of the right class, 0..1."""
+    """Fraction of rows whose largest logit is that of the right class, 0..1."""
     return float(np.mean(logits.argmax(axis=1) == targets))
 
 
 def balanced_accuracy(logits: NDArray[Any], targets: NDArray[Any]) -> float:
-    """The mean over the classes that have rows of the part that is told right, 0..1."""
+    """Mean recall over the classes that have rows, 0..1."""
     right = logits.argmax(axis=1) == targets
-    return float(np.mean([right[targets == one].mean() for one in np.unique(targets)]))
+    return float(np.mean([right[targets == label].mean() for label in np.unique(targets)]))
 
 
 def rmse(values: NDArray[Any], targets: NDArray[Any]) -> float:
-    """The root of the mean squared error, in the unit of the targets."""
+    """Root of the mean squared error, in the unit of the targets."""
     return float(np.sqrt(np.mean(np.square(values.astype(np.float64) - targets))))
 
 
 def auc(probabilities: NDArray[Any], targets: NDArray[Any]) -> float:
-    """The area under the receiver's curve, 0..1; each class against the rest, and the mean."""
+    """Area under the ROC curve, 0..1: the mean over the classes, each against the rest."""
     from sklearn.metrics import roc_auc_score
 
-    classes = probabilities.shape[1]
+    classes = range(probabilities.shape[1])
     return float(
-        np.mean([roc_auc_score(targets == one, probabilities[:, one]) for one in range(classes)])
+        np.mean([roc_auc_score(targets == label, probabilities[:, label]) for label in classes])
     )
 
 
-def figures(network: nn.Module, data: Dataset) -> dict[str, float]:
-    """By name: how well it does on the test rows, and what the baselines get there."""
-    tested = answers(network, data.test).numpy()
-    measured = on_test(softmax(tested) if data.is_classification else tested, data)
-    validated = answers(network, data.validation).numpy()
-    if data.is_classification:
-        measured["validation_accuracy"] = accuracy(validated, data.validation.targets)
-        most_frequent = np.bincount(data.train.targets).argmax()
-        measured["majority_accuracy"] = float(np.mean(data.test.targets == most_frequent))
-    else:
-        measured["validation_rmse"] = rmse(validated, data.validation.targets)
-        for name, values in data.baselines.items():
-            measured[f"{name}_rmse"] = rmse(values, data.test.targets)
-    return {**measured, "test_rows": float(len(data.test))}
-
-
-def on_test(answered: NDArray[Any], data: Dataset) -> dict[str, float]:
-    """The figures of these answers to the test rows: probabilities or values."""
-    targets = data.test.targets
-    if not data.is_classification:
-        return {"test_rmse": rmse(answered, targets)}
-    measured = {"test_accuracy": accuracy(answered, targets)}
-    counts = np.bincount(targets, minlength=len(data.labels))
-    if counts.max() > 2 * counts.min():  # the large classes could hide the small ones
-        measured["test_balanced_accuracy"] = balanced_accuracy(answered, targets)
-    if counts.all():  # without a row of a class it has no meaning
-        measured["test_auc"] = auc(answered, targets)
-    return measured
-
-
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """The probabilities that a classification's logits stand for, (rows, classes)."""
-    raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    shares: NDArray[np.float64] = raised / raised.sum(axis=1, keepdims=True)
-    return shares
+    """Probabilities of shape (rows, classes) from logits of the same shape."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def format_metric(name: str, value: float, unit: str = "") -> str:
+    """Formats one metric: `accuracy 99.31 %`, `AUC 0.9620`, `RMSE 15.2 sunspots`."""
+    title = name.removeprefix("test_").replace("_", " ")
+    if title.endswith("accuracy"):
+        return f"{title} {100 * value:.2f} %"
+    title = title.replace("auc", "AUC").replace("rmse", "RMSE")
+    return f"{title} {value:.4g} {unit}".rstrip() if "RMSE" in title else f"{title} {value:.4f}"

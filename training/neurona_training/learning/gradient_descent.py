@@ -1,4 +1,4 @@
-"""The training loop, one for classification and regression."""
+"""The training loop, for classification and regression."""
 
 import copy
 import math
@@ -12,76 +12,99 @@ from tqdm import tqdm
 
 from neurona_training.data import Dataset
 from neurona_training.errors import FitError
-from neurona_training.learning import checkpoint, devices
-from neurona_training.learning.augmentation import moved
-from neurona_training.learning.checkpoint import Checkpoint
-from neurona_training.learning.evaluation import accuracy, answers, rmse
-from neurona_training.learning.progress import bar, told
-from neurona_training.learning.run import Epoch, Fitted, Run
-from neurona_training.recipes.recipe import Training
+from neurona_training.learning import devices
+from neurona_training.learning.augmentation import augment_images
+from neurona_training.learning.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    training_fingerprint,
+)
+from neurona_training.learning.devices import Device
+from neurona_training.learning.evaluation import accuracy, predict, rmse
+from neurona_training.learning.progress import epoch_summary, progress_bar
+from neurona_training.learning.run import Epoch, FitResult, Hyperparameters, Run
 
 
 def fit(
     network: nn.Module,
     data: Dataset,
-    training: Training,
+    hyperparameters: Hyperparameters,
     run: Run,
-    on: devices.Device | None = None,
-) -> Fitted:
-    """Trains the network; same seed, same weights on the same machine.
+    device: Device | None = None,
+) -> FitResult:
+    """Trains the network; the same seed gives the same weights on the same machine.
 
-    After each epoch the validation rows are asked. The weights that did best on them are the
-    ones that stay, and `training.patience` epochs without a better answer are the last. What
-    is in the checkpoint then lets a killed run go on to the same weights.
+    After each epoch the network is validated, and the weights with the smallest validation
+    loss are kept. The checkpoint written then lets a killed run continue to the same weights.
+    Each process of torchrun calls this with the same arguments.
 
-    Called in every process of torchrun, and the same in each: the network, on the CPU.
+    Args:
+        network: with fresh weights, on the CPU.
+        data: training and validation rows are used.
+        hyperparameters: of the loop; `patience` ends it early.
+        run: name, seed and checkpoint.
+        device: None chooses the GPU if there is one.
 
-    Raises FitError when the loss is no number, or the checkpoint is another training's.
+    Returns:
+        The network with its best weights, and every epoch.
+
+    Raises:
+        FitError: no epoch has a finite validation loss, or the checkpoint belongs to another
+            training.
+        OutputError: the checkpoint cannot be written.
     """
-    on = on or devices.best()
-    network = network.to(on.place)
-    optimiser, scaler = _optimiser(network, training), on.scaler()
-    # A regression's loss in units of the targets' variance: 1 is what the mean would get.
-    unit = 1.0 if data.is_classification else float(data.train.targets.var()) or 1.0
+    device = device or devices.best_device()
+    network = network.to(device.torch_device)
+    optimiser = _make_optimiser(network, hyperparameters)
+    scaler = device.gradient_scaler()
+    # The loss of a regression in units of the targets' variance: predicting the mean has 1.
+    loss_unit = 1.0 if data.is_classification else float(data.train.targets.var()) or 1.0
 
     history: list[Epoch] = []
     best_epoch, best_loss, best_weights = 0, math.inf, copy.deepcopy(network.state_dict())
-    of = checkpoint.fingerprint(data, training, run, devices.size())
-    if saved := _saved(run, of):
-        network.load_state_dict(saved.weights)
-        optimiser.load_state_dict(saved.optimiser)
-        scaler.load_state_dict(saved.scaler)
-        history, best_epoch = list(saved.history), saved.best_epoch
-        best_loss, best_weights = saved.best_loss, saved.best_weights
+    fingerprint = training_fingerprint(data, hyperparameters, run, devices.process_count())
+    if checkpoint := _load_checkpoint_for_all(run, fingerprint):
+        network.load_state_dict(checkpoint.weights)
+        optimiser.load_state_dict(checkpoint.optimiser)
+        scaler.load_state_dict(checkpoint.scaler)
+        history, best_epoch = list(checkpoint.history), checkpoint.best_epoch
+        best_loss, best_weights = checkpoint.best_loss, checkpoint.best_weights
 
-    learning = devices.wrapped(network, on.place)  # the same weights
-    is_first = devices.rank() == 0
-    steps = math.ceil(len(data.train) / training.batch_rows)
-    with bar(run.name, training.epochs * steps, len(history) * steps, shown=is_first) as progress:
-        for number in range(len(history) + 1, training.epochs + 1):
-            if training.patience is not None and number - best_epoch > training.patience:
+    parallel_network = devices.data_parallel(network, device.torch_device)  # the same weights
+    is_first = devices.process_rank() == 0
+    steps = math.ceil(len(data.train) / hyperparameters.batch_rows)
+    with progress_bar(
+        run.name, hyperparameters.epochs * steps, len(history) * steps, visible=is_first
+    ) as progress:
+        for number in range(len(history) + 1, hyperparameters.epochs + 1):
+            patience = hyperparameters.patience
+            if patience is not None and number - best_epoch > patience:
                 break
-            train_loss, rate = _epoch(
-                learning,
+            train_loss, rate = _train_epoch(
+                parallel_network,
                 data,
-                training,
+                hyperparameters,
                 number,
                 seed=run.seed,
                 optimiser=optimiser,
                 scaler=scaler,
-                on=on,
-                unit=unit,
+                device=device,
+                loss_unit=loss_unit,
                 progress=progress,
             )
-            validation_loss, metric = _validate(network, data, unit, on, training.label_smoothing)
+            validation_loss, metric = _validate(
+                network, data, loss_unit, device, hyperparameters.label_smoothing
+            )
             history.append(Epoch(number, train_loss, validation_loss, metric, rate))
             if validation_loss < best_loss:
                 best_epoch, best_loss = number, validation_loss
                 best_weights = copy.deepcopy(network.state_dict())
-            progress.set_postfix_str(told(history[-1], training.epochs, data), refresh=False)
+            summary = epoch_summary(history[-1], hyperparameters.epochs, data)
+            progress.set_postfix_str(summary, refresh=False)
             if is_first and run.checkpoint:
-                now = Checkpoint(
-                    of=of,
+                state = Checkpoint(
+                    fingerprint=fingerprint,
                     history=tuple(history),
                     best_epoch=best_epoch,
                     best_loss=best_loss,
@@ -90,56 +113,86 @@ def fit(
                     optimiser=optimiser.state_dict(),
                     scaler=scaler.state_dict(),
                 )
-                checkpoint.save(now, run.checkpoint)
+                save_checkpoint(state, run.checkpoint)
 
     if not best_epoch:
         raise FitError(
-            f"the validation loss is {history[-1].validation_loss} after {len(history)} epochs; "
-            "a smaller learning rate may help"
+            f"validation loss is {history[-1].validation_loss} after {len(history)} epochs "
+            "(expected a finite number; try a smaller learning rate)"
         )
     network.load_state_dict(best_weights)
     for tensor in network.state_dict().values():
-        devices.from_first(tensor)  # what a process gathers for itself: normalisation
-    return Fitted(network.to("cpu").eval(), best_epoch, best_loss, tuple(history))
+        # Statistics of batch normalisation differ between processes.
+        devices.broadcast_in_place(tensor)
+    return FitResult(network.to("cpu").eval(), best_epoch, best_loss, tuple(history))
 
 
-def _epoch(
+def loss(outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean loss over rows.
+
+    Args:
+        outputs: logits of shape (rows, classes), or values of shape (rows, values).
+        targets: int64 class indices of shape (rows,) for the cross-entropy; other targets,
+            float of shape (rows, values), for the squared error.
+        smoothing: label smoothing of the cross-entropy.
+    """
+    if targets.dtype == torch.int64:
+        return functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
+    return functional.mse_loss(outputs, targets)
+
+
+def rate_factor(step: int, steps: int, hyperparameters: Hyperparameters) -> float:
+    """Fraction of the largest learning rate at step number `step` of `steps`, from 0."""
+    warm_up_steps = hyperparameters.warm_up * steps
+    if step < warm_up_steps:
+        return (step + 1) / (warm_up_steps + 1)
+    if hyperparameters.schedule == "constant":
+        return 1.0
+    return (1 + math.cos(math.pi * (step - warm_up_steps) / (steps - warm_up_steps))) / 2
+
+
+def _train_epoch(
     network: nn.Module,
     data: Dataset,
-    training: Training,
+    hyperparameters: Hyperparameters,
     number: int,
     *,
     seed: int,
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    on: devices.Device,
-    unit: float,
+    device: Device,
+    loss_unit: float,
     progress: "tqdm[NoReturn]",
 ) -> tuple[float, float]:
-    """Shows every training row once: the mean loss, and the last learning rate."""
+    """Trains on every row once; returns the mean loss and the last learning rate."""
     network.train()
-    chance = _chance(seed, number)
+    generator = _seed_epoch(seed, number)
     inputs = [torch.from_numpy(array) for array in data.train.arrays]
     targets = torch.from_numpy(data.train.targets)
-    batches = torch.split(torch.randperm(len(targets), generator=chance), training.batch_rows)
-    total_loss = torch.zeros((), device=on.place)
+    order = torch.randperm(len(targets), generator=generator)
+    batches = torch.split(order, hyperparameters.batch_rows)
+    total_steps = hyperparameters.epochs * len(batches)
+    total_loss = torch.zeros((), device=device.torch_device)
     rate = 0.0
-    for done, batch in enumerate(batches, start=(number - 1) * len(batches)):
-        shown = [array[batch] for array in inputs]
-        if training.moves is not None:
-            shown[0] = moved(shown[0], training.moves, chance)
-        # Of several processes each takes a part of the batch.
-        part, weight = devices.own_part(len(batch))
-        wanted = targets[batch][part].to(on.place)
+    for step, batch in enumerate(batches, start=(number - 1) * len(batches)):
+        batch_inputs = [array[batch] for array in inputs]
+        if hyperparameters.augmentation is not None:
+            batch_inputs[0] = augment_images(
+                batch_inputs[0], hyperparameters.augmentation, generator
+            )
+        # Each of several processes takes a share of the batch.
+        share, weight = devices.batch_share(len(batch))
+        batch_targets = targets[batch][share].to(device.torch_device)
 
         optimiser.zero_grad()
-        with on.autocast():
-            answered = network(*(some[part].to(on.place) for some in shown))
-        error = loss(answered.float(), wanted, training.label_smoothing) / unit * weight
+        with device.autocast():
+            outputs = network(*(array[share].to(device.torch_device) for array in batch_inputs))
+        smoothing = hyperparameters.label_smoothing
+        error = loss(outputs.float(), batch_targets, smoothing) / loss_unit * weight
         scaler.scale(error).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimiser)
-        nn.utils.clip_grad_norm_(network.parameters(), training.largest_gradient)
-        rate = training.learning_rate * rate_factor(done, training.epochs * len(batches), training)
+        nn.utils.clip_grad_norm_(network.parameters(), hyperparameters.gradient_clip_norm)
+        rate = hyperparameters.learning_rate * rate_factor(step, total_steps, hyperparameters)
         for group in optimiser.param_groups:
             group["lr"] = rate
         scaler.step(optimiser)
@@ -147,65 +200,51 @@ def _epoch(
 
         total_loss += error.detach() * len(batch)
         progress.update()
-    return devices.mean(total_loss).item() / len(targets), rate
-
-
-def loss(answered: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """The mean over rows: cross-entropy of logits with class indices, else squared error."""
-    if targets.dtype == torch.int64:
-        return functional.cross_entropy(answered, targets, label_smoothing=smoothing)
-    return functional.mse_loss(answered, targets)
-
-
-def rate_factor(step: int, steps: int, training: Training) -> float:
-    """The part of the largest learning rate that step number `step` of `steps` has, from 0."""
-    rising = training.warm_up * steps
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    if training.schedule == "constant":
-        return 1.0
-    return (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
-
-
-def _optimiser(network: nn.Module, training: Training) -> torch.optim.Optimizer:
-    weights, rate, decay = network.parameters(), training.learning_rate, training.weight_decay
-    if training.optimiser == "sgd":
-        return torch.optim.SGD(weights, rate, training.momentum, weight_decay=decay)
-    return torch.optim.AdamW(weights, rate, weight_decay=decay)
-
-
-def _chance(seed: int, epoch: int) -> torch.Generator:
-    """For the order of the rows and their moves; dropout draws from torch's own generator.
-
-    Both begin anew with each epoch, so that one after a checkpoint is as it would have been.
-    Every process has the same order, and a dropout of its own.
-    """
-    shared, own = np.random.SeedSequence((seed, epoch)).generate_state(2)
-    torch.manual_seed(int(own) + devices.rank())
-    return torch.Generator().manual_seed(int(shared))
-
-
-def _saved(run: Run, of: str) -> Checkpoint | None:
-    """The first process reads it for all: on other machines there is no such file."""
-    if run.checkpoint is None or not run.resume:
-        return None
-    found = checkpoint.load(run.checkpoint, of) if devices.rank() == 0 else None
-    return devices.object_from_first(found)
+    return devices.average_in_place(total_loss).item() / len(targets), rate
 
 
 def _validate(
-    network: nn.Module, data: Dataset, unit: float, on: devices.Device, smoothing: float
+    network: nn.Module, data: Dataset, loss_unit: float, device: Device, smoothing: float
 ) -> tuple[float, float]:
-    """Loss and metric (accuracy or RMSE), asked by the first process for all.
+    """Returns loss and metric (accuracy or RMSE), measured by process 0 for all.
 
-    The loss is the one that the training makes smaller: with another smoothing, the weights
-    that it calls the best would be early ones.
+    The loss is the one that training minimises: with another smoothing, the weights that it
+    ranks best would be early ones.
     """
-    measured = torch.zeros(2, dtype=torch.float64, device=on.place)
-    if devices.rank() == 0:
-        answered, targets = answers(network, data.validation, on.place), data.validation.targets
-        measured[0] = loss(answered, torch.from_numpy(targets), smoothing) / unit
+    measured = torch.zeros(2, dtype=torch.float64, device=device.torch_device)
+    if devices.process_rank() == 0:
+        outputs = predict(network, data.validation, device.torch_device)
+        targets = data.validation.targets
+        measured[0] = loss(outputs, torch.from_numpy(targets), smoothing) / loss_unit
         measure = accuracy if data.is_classification else rmse
-        measured[1] = measure(answered.numpy(), targets)
-    validation_loss, metric = devices.from_first(measured).tolist()
+        measured[1] = measure(outputs.numpy(), targets)
+    validation_loss, metric = devices.broadcast_in_place(measured).tolist()
     return validation_loss, metric
+
+
+def _make_optimiser(network: nn.Module, hyperparameters: Hyperparameters) -> torch.optim.Optimizer:
+    weights, rate = network.parameters(), hyperparameters.learning_rate
+    decay = hyperparameters.weight_decay
+    if hyperparameters.optimiser == "sgd":
+        return torch.optim.SGD(weights, rate, hyperparameters.momentum, weight_decay=decay)
+    return torch.optim.AdamW(weights, rate, weight_decay=decay)
+
+
+def _seed_epoch(seed: int, epoch: int) -> torch.Generator:
+    """Seeds torch's global generator, for dropout, and returns one for order and augmentation.
+
+    Both are seeded for each epoch, so that an epoch after a checkpoint is as it would have
+    been without the interruption. Every process has the same order, and a dropout of its own.
+    """
+    shared_seed, process_seed = np.random.SeedSequence((seed, epoch)).generate_state(2)
+    torch.manual_seed(int(process_seed) + devices.process_rank())
+    return torch.Generator().manual_seed(int(shared_seed))
+
+
+def _load_checkpoint_for_all(run: Run, fingerprint: str) -> Checkpoint | None:
+    """Process 0 reads the checkpoint for all: other machines do not have the file."""
+    if run.checkpoint is None or not run.resume:
+        return None
+    is_first = devices.process_rank() == 0
+    checkpoint = load_checkpoint(run.checkpoint, fingerprint) if is_first else None
+    return devices.broadcast_object(checkpoint)

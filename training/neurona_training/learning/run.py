@@ -1,26 +1,77 @@
-"""What a learner is given, and what it gives back."""
+"""What a learner takes and what it returns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch takes seconds to import, and recipes are listed without it
     from torch import nn
 
     from neurona_training.data import Dataset
-    from neurona_training.recipes.recipe import Training
+
+
+@dataclass(frozen=True)
+class AugmentationRange:
+    """How far a training image is shifted and rotated at random, in either direction.
+
+    Args:
+        pixels: the largest shift along each axis, in pixels.
+        degrees: the largest rotation, in degrees.
+    """
+
+    pixels: float
+    degrees: float
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """How a network is trained; a learner without a gradient uses those that apply to it.
+
+    Args:
+        epochs: passes over the training rows, at most.
+        batch_rows: rows between two steps of the optimiser, over all processes together.
+        learning_rate: the largest one of the schedule.
+        warm_up: fraction of all steps in which the learning rate rises from 0.
+        schedule: after the warm-up: "cosine" falls to 0 along half a cosine, "constant" stays.
+        optimiser: "adamw" (Loshchilov and Hutter, 2019) or "sgd" with momentum.
+        momentum: of sgd.
+        weight_decay: as the optimiser defines it.
+        label_smoothing: fraction of a target's probability spread over all classes.
+        gradient_clip_norm: a gradient with a larger norm is scaled down to it; recurrent
+            networks need that (Pascanu and others, 2013).
+        patience: epochs without a better validation loss after which training stops; None
+            never stops early.
+        threads: of torch; small networks lose time to more than one.
+        augmentation: of training images; None shows them unchanged.
+    """
+
+    epochs: int
+    batch_rows: int
+    learning_rate: float
+    warm_up: float = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    gradient_clip_norm: float = 5.0
+    patience: int | None = None
+    threads: int = 1
+    augmentation: AugmentationRange | None = None
 
 
 @dataclass(frozen=True)
 class Run:
     """One training.
 
-    name: for the progress bar.
-    checkpoint: the file that is written after every epoch; None writes none.
-    resume: goes on from the checkpoint, if it is there.
+    Args:
+        name: of the model, shown in the progress bar.
+        seed: of first weights, order of the rows, augmentation and dropout.
+        checkpoint: the file that is written after every epoch; None writes none.
+        resume: continue from the checkpoint if it exists.
     """
 
     name: str
@@ -31,14 +82,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Epoch:
-    """How it stood after one epoch.
+    """State of a training after one epoch.
 
-    loss, validation_loss: in units of the targets' variance for a regression.
-    metric: on the validation rows: accuracy 0..1, or the RMSE in the targets' unit.
-    learning_rate: of its last step.
+    Args:
+        number: from 1.
+        loss: mean over the training rows; in units of the targets' variance for a regression.
+        validation_loss: mean over the validation rows, in the same unit.
+        metric: on the validation rows: accuracy 0..1, or RMSE in the targets' unit.
+        learning_rate: of the epoch's last step.
     """
 
-    number: int  # from 1
+    number: int
     loss: float
     validation_loss: float
     metric: float
@@ -46,9 +100,14 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """best_epoch: whose weights the network has, from 1; 0 when they were set by hand.
-    history: every epoch, in order; empty for a learner that has none.
+class FitResult:
+    """A trained network and how it came about.
+
+    Args:
+        network: in evaluation mode, on the CPU.
+        best_epoch: the epoch whose weights the network has, from 1; 0 if they were set by hand.
+        validation_loss: of these weights.
+        history: every epoch, in order; empty for a learner without epochs.
     """
 
     network: nn.Module
@@ -57,4 +116,4 @@ class Fitted:
     history: tuple[Epoch, ...] = ()
 
 
-Learner = Callable[["nn.Module", "Dataset", "Training", Run], Fitted]
+Learner = Callable[["nn.Module", "Dataset", Hyperparameters, Run], FitResult]

@@ -1,12 +1,16 @@
-"""Recipes from before backpropagation: single units, whose weights are set by hand or learned
-by a rule of their own."""
+"""Recipes from before backpropagation: weights set by hand, or learned by a rule without gradients.
+
+W. McCulloch and W. Pitts (1943), F. Rosenblatt (1958), B. Widrow and M. Hoff (1960); full
+references are in architectures/classic.py.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from neurona_training.errors import DataError
-from neurona_training.recipes.recipe import Recipe, Training
+from neurona_training.learning.run import FitResult, Hyperparameters, Run
+from neurona_training.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,12 +18,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from neurona_training.data import Dataset
-    from neurona_training.learning.run import Fitted, Run
 
     Neurons = Sequence[tuple[Sequence[float], float]]
 
-# By truth table, layers of neurons: the weights of its inputs, and the threshold that it fires
-# from. XOR needs a second layer: OR and NAND at once.
+# By truth table, layers of neurons: the weights of a neuron's inputs, and its threshold. XOR
+# needs a second layer: OR and NAND at once.
 WEIGHTS: dict[str, tuple[Neurons, ...]] = {
     "not": ([([-1], 0)],),
     "and": ([([1, 1], 2)],),
@@ -35,8 +38,8 @@ def _mcculloch_pitts(data: Dataset) -> nn.Module:
 
     if data.name not in WEIGHTS:
         raise DataError(
-            f"recipe 'mcculloch-pitts' has weights set by hand for {', '.join(WEIGHTS)}; "
-            f"it cannot learn the data set {data.name!r}"
+            f"recipe 'mcculloch-pitts' cannot learn data set {data.name!r} (its weights are set by "
+            f"hand for {', '.join(WEIGHTS)})"
         )
     return Logic(WEIGHTS[data.name])
 
@@ -47,8 +50,7 @@ def _perceptron(data: Dataset) -> nn.Module:
 
     if len(data.labels) != 2:
         raise DataError(
-            "recipe 'perceptron' tells two classes apart; "
-            f"the data set {data.name!r} has {len(data.labels)}"
+            f"data set {data.name!r} has {len(data.labels)} classes (recipe 'perceptron' expects 2)"
         )
     return Perceptron(Features(data))
 
@@ -60,25 +62,31 @@ def _adaline(data: Dataset) -> nn.Module:
     return Adaline(Features(data), len(data.values), Denormalise(data.train.targets))
 
 
-def _by_hand(network: nn.Module, data: Dataset, training: Training, run: Run) -> Fitted:
-    from neurona_training.learning.classic_rules import by_hand
+def _by_hand(
+    network: nn.Module, data: Dataset, hyperparameters: Hyperparameters, run: Run
+) -> FitResult:
+    from neurona_training.learning.classic_rules import keep_initial_weights
 
-    return by_hand(network, data, training, run)
-
-
-def _rosenblatt(network: nn.Module, data: Dataset, training: Training, run: Run) -> Fitted:
-    from neurona_training.learning.classic_rules import rosenblatt
-
-    return rosenblatt(network, data, training, run)
+    return keep_initial_weights(network, data, hyperparameters, run)
 
 
-def _widrow_hoff(network: nn.Module, data: Dataset, training: Training, run: Run) -> Fitted:
-    from neurona_training.learning.classic_rules import widrow_hoff
+def _rosenblatt(
+    network: nn.Module, data: Dataset, hyperparameters: Hyperparameters, run: Run
+) -> FitResult:
+    from neurona_training.learning.classic_rules import rosenblatt_rule
 
-    return widrow_hoff(network, data, training, run)
+    return rosenblatt_rule(network, data, hyperparameters, run)
 
 
-_ONE_ROW = Training(epochs=1, batch_rows=1, learning_rate=0.0)
+def _widrow_hoff(
+    network: nn.Module, data: Dataset, hyperparameters: Hyperparameters, run: Run
+) -> FitResult:
+    from neurona_training.learning.classic_rules import widrow_hoff_rule
+
+    return widrow_hoff_rule(network, data, hyperparameters, run)
+
+
+_ONE_ROW = Hyperparameters(epochs=1, batch_rows=1, learning_rate=0.0)
 
 RECIPES = (
     Recipe(
@@ -87,7 +95,7 @@ RECIPES = (
         network=_mcculloch_pitts,
         takes=("rows",),
         tasks=("classification",),
-        trainings=dict.fromkeys(("and", "or", "not", "nand", "majority", "xor"), _ONE_ROW),
+        hyperparameters=dict.fromkeys(("and", "or", "not", "nand", "majority", "xor"), _ONE_ROW),
         learner=_by_hand,
     ),
     Recipe(
@@ -96,9 +104,9 @@ RECIPES = (
         network=_perceptron,
         takes=("rows",),
         tasks=("classification",),
-        trainings={
-            "iris-setosa": Training(epochs=100, batch_rows=1, learning_rate=1.0),
-            "xor": Training(epochs=100, batch_rows=1, learning_rate=1.0),
+        hyperparameters={
+            "iris-setosa": Hyperparameters(epochs=100, batch_rows=1, learning_rate=1.0),
+            "xor": Hyperparameters(epochs=100, batch_rows=1, learning_rate=1.0),
         },
         learner=_rosenblatt,
     ),
@@ -108,7 +116,7 @@ RECIPES = (
         network=_adaline,
         takes=("rows",),
         tasks=("regression",),
-        trainings={"diabetes": Training(epochs=100, batch_rows=1, learning_rate=0.01)},
+        hyperparameters={"diabetes": Hyperparameters(epochs=100, batch_rows=1, learning_rate=0.01)},
         learner=_widrow_hoff,
     ),
 )

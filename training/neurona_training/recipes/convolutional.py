@@ -1,17 +1,17 @@
-"""Recipes of convolutional networks."""
+"""Recipes of the first convolutional networks: neocognitron (1980) and LeNet-5 (1998)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from neurona_training.errors import DataError
-from neurona_training.recipes.recipe import Moves, Recipe, Training
+from neurona_training.learning.run import AugmentationRange, FitResult, Hyperparameters, Run
+from neurona_training.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import nn
 
     from neurona_training.data import Dataset
-    from neurona_training.learning.run import Fitted, Run
 
 
 def _lenet5(data: Dataset) -> nn.Module:
@@ -22,8 +22,8 @@ def _lenet5(data: Dataset) -> nn.Module:
     height, width = inputs.shape[-2:]
     if height != width:
         raise DataError(
-            f"recipe 'lenet5' takes square images; these are {width} x {height}: "
-            "--image-size makes them square"
+            f"images of data set {data.name!r} are {width} x {height} (recipe 'lenet5' expects "
+            "square ones; --image-size makes them square)"
         )
     return LeNet5(
         Normalise.to_unit_variance(inputs),
@@ -48,10 +48,12 @@ def _neocognitron(data: Dataset) -> nn.Module:
     )
 
 
-def _compete(network: nn.Module, data: Dataset, training: Training, run: Run) -> Fitted:
-    from neurona_training.learning.competitive import compete
+def _compete(
+    network: nn.Module, data: Dataset, hyperparameters: Hyperparameters, run: Run
+) -> FitResult:
+    from neurona_training.learning.competitive import learn_competitively
 
-    return compete(network, data, training, run)
+    return learn_competitively(network, data, hyperparameters, run)
 
 
 RECIPES = (
@@ -61,9 +63,9 @@ RECIPES = (
         network=_neocognitron,
         takes=("images",),
         tasks=("classification",),
-        trainings={
-            "digits": Training(epochs=1, batch_rows=1, learning_rate=100.0),
-            "mnist": Training(epochs=1, batch_rows=1, learning_rate=100.0),
+        hyperparameters={
+            "digits": Hyperparameters(epochs=1, batch_rows=1, learning_rate=100.0),
+            "mnist": Hyperparameters(epochs=1, batch_rows=1, learning_rate=100.0),
         },
         learner=_compete,
     ),
@@ -73,20 +75,20 @@ RECIPES = (
         network=_lenet5,
         takes=("images",),
         tasks=("classification",),
-        trainings={
-            "digits": Training(
+        hyperparameters={
+            "digits": Hyperparameters(
                 epochs=50,
                 batch_rows=32,
                 learning_rate=4e-3,
                 label_smoothing=0.1,
-                moves=Moves(pixels=1.2, degrees=12),
+                augmentation=AugmentationRange(pixels=1.2, degrees=12),
             ),
-            "mnist": Training(
+            "mnist": Hyperparameters(
                 epochs=30,
                 batch_rows=128,
                 learning_rate=4e-3,
                 label_smoothing=0.1,
-                moves=Moves(pixels=2.0, degrees=10),
+                augmentation=AugmentationRange(pixels=2.0, degrees=10),
             ),
         },
     ),

@@ -1,11 +1,15 @@
-"""Recipes of deep convolutional networks, as published for photographs of 1,000 classes."""
+"""Recipes of deep convolutional networks, as published for photographs of 1,000 classes.
+
+The references are in the modules of architectures/.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from neurona_training.recipes.recipe import Moves, Recipe, Training
+from neurona_training.learning.run import AugmentationRange, Hyperparameters
+from neurona_training.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,8 +58,10 @@ def _xception(data: Dataset) -> nn.Module:
     return Xception(normalise, size=inputs.shape[-1], classes=len(data.labels))
 
 
-# Of digits, bundled and small: enough to see that a network learns. Photographs want a GPU.
-_DIGITS = Training(epochs=5, batch_rows=32, learning_rate=1e-3, warm_up=0.1, weight_decay=0.05)
+# For bundled small digits: enough to see that a network learns. Photographs need a GPU.
+_DIGITS = Hyperparameters(
+    epochs=5, batch_rows=32, learning_rate=1e-3, warm_up=0.1, weight_decay=0.05
+)
 
 RECIPES = (
     Recipe(
@@ -65,7 +71,7 @@ RECIPES = (
         takes=("images",),
         tasks=("classification",),
         # A smaller rate: there is no normalisation between its layers.
-        trainings={"digits": replace(_DIGITS, learning_rate=1e-4)},
+        hyperparameters={"digits": replace(_DIGITS, learning_rate=1e-4)},
     ),
     Recipe(
         name="inception-v3",
@@ -73,7 +79,7 @@ RECIPES = (
         network=_inception_v3,
         takes=("images",),
         tasks=("classification",),
-        trainings={"digits": _DIGITS},
+        hyperparameters={"digits": _DIGITS},
     ),
     Recipe(
         name="resnet18",
@@ -81,16 +87,16 @@ RECIPES = (
         network=lambda data: _resnet((2, 2, 2, 2), bottleneck=False, data=data),
         takes=("images",),
         tasks=("classification",),
-        trainings={
+        hyperparameters={
             "digits": _DIGITS,
-            "pneumonia": Training(
+            "pneumonia": Hyperparameters(
                 epochs=10,
                 batch_rows=64,
                 learning_rate=1e-3,
                 warm_up=0.15,
                 weight_decay=0.05,
                 label_smoothing=0.1,
-                moves=Moves(pixels=2.0, degrees=10),
+                augmentation=AugmentationRange(pixels=2.0, degrees=10),
             ),
         },
     ),
@@ -100,7 +106,7 @@ RECIPES = (
         network=lambda data: _resnet((3, 4, 6, 3), bottleneck=True, data=data),
         takes=("images",),
         tasks=("classification",),
-        trainings={"digits": _DIGITS},
+        hyperparameters={"digits": _DIGITS},
     ),
     Recipe(
         name="xception",
@@ -108,6 +114,6 @@ RECIPES = (
         network=_xception,
         takes=("images",),
         tasks=("classification",),
-        trainings={"digits": _DIGITS},
+        hyperparameters={"digits": _DIGITS},
     ),
 )

@@ -1,10 +1,11 @@
-"""Recipes of fully connected networks."""
+"""Recipes of fully connected networks that learn by backpropagation (1986)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from neurona_training.recipes.recipe import Moves, Recipe, Training
+from neurona_training.learning.run import AugmentationRange, Hyperparameters
+from neurona_training.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +35,7 @@ def _feedforward(data: Dataset) -> nn.Module:
         Features(data),
         hidden=(512, 512, 256, 128),
         outputs=len(data.labels) or len(data.values),
-        bend=nn.ReLU,
+        activation=nn.ReLU,
         dropout=0.1,
         denormalise=None if data.is_classification else Denormalise(data.train.targets),
     )
@@ -46,14 +47,18 @@ RECIPES = (
         description="multilayer perceptron, one hidden layer and backpropagation (1986)",
         network=_mlp,
         takes=("rows", "images"),
-        trainings={
-            "breast-cancer": Training(
+        hyperparameters={
+            "breast-cancer": Hyperparameters(
                 epochs=60, batch_rows=32, learning_rate=3e-3, weight_decay=1.0
             ),
-            "diabetes": Training(epochs=60, batch_rows=32, learning_rate=2e-3, weight_decay=1.0),
-            "xor": Training(epochs=300, batch_rows=4, learning_rate=0.05),
-            "iris": Training(epochs=100, batch_rows=16, learning_rate=1e-2),
-            "digits": Training(epochs=50, batch_rows=32, learning_rate=3e-3, weight_decay=1.0),
+            "diabetes": Hyperparameters(
+                epochs=60, batch_rows=32, learning_rate=2e-3, weight_decay=1.0
+            ),
+            "xor": Hyperparameters(epochs=300, batch_rows=4, learning_rate=0.05),
+            "iris": Hyperparameters(epochs=100, batch_rows=16, learning_rate=1e-2),
+            "digits": Hyperparameters(
+                epochs=50, batch_rows=32, learning_rate=3e-3, weight_decay=1.0
+            ),
         },
     ),
     Recipe(
@@ -61,22 +66,22 @@ RECIPES = (
         description="deep feedforward network, four hidden layers",
         network=_feedforward,
         takes=("rows", "images"),
-        trainings={
-            "mnist": Training(
+        hyperparameters={
+            "mnist": Hyperparameters(
                 epochs=30,
                 batch_rows=128,
                 learning_rate=1e-3,
                 weight_decay=0.1,
                 warm_up=0.05,
                 label_smoothing=0.1,
-                moves=Moves(pixels=2.0, degrees=10),
+                augmentation=AugmentationRange(pixels=2.0, degrees=10),
             ),
-            "digits": Training(
+            "digits": Hyperparameters(
                 epochs=50,
                 batch_rows=32,
                 learning_rate=1e-3,
                 label_smoothing=0.1,
-                moves=Moves(pixels=1.0, degrees=10),
+                augmentation=AugmentationRange(pixels=1.0, degrees=10),
             ),
         },
     ),

@@ -1,7 +1,6 @@
-"""Recipes of recurrent networks.
+"""Recipes of recurrent networks: plain (1990), LSTM (1997) and GRU (2014).
 
-A data set whose rows have lengths gives a network with a second input, `sequence_lens`; any
-other one of a single input.
+For a data set whose rows have lengths the network has a second input, `sequence_lens`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from neurona_training.recipes.recipe import Moves, Recipe, Training
+from neurona_training.learning.run import AugmentationRange, Hyperparameters
+from neurona_training.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Size:
-    """hidden: numbers in the state.  dropout: the part of them that the read-out loses.
-    counts: the data are a series of counts, of which the next is asked.
+    """Size of the network for a data set.
+
+    hidden: numbers in the state.
+    dropout: fraction of them that is dropped before the output layer.
+    counts: whether the data are a series of counts, of which the next is predicted.
     """
 
     hidden: int = 64
@@ -37,24 +40,28 @@ _SIZES = {
     "names": _Size(hidden=128, dropout=0.5),
     "spoken-digits": _Size(hidden=96, dropout=0.3),
 }
-_LETTER = 32  # numbers that stand for a character
+_CHARACTER_SIZE = 32  # of the vector that represents a character
 
 
 def _network(cell: Cell, data: Dataset) -> nn.Module:
     import numpy as np
     from torch import nn
 
-    from neurona_training.architectures.audio import BANDS, Heard, LogMel
-    from neurona_training.architectures.input_layers import Columns, Denormalise, Normalise
+    from neurona_training.architectures.audio import BANDS, AudioNetwork, LogMel
+    from neurona_training.architectures.input_layers import (
+        Denormalise,
+        Normalise,
+        StandardiseColumns,
+    )
     from neurona_training.architectures.recurrent import LastState, NextCount
     from neurona_training.data.sources.spoken_digits import RATE
 
     inputs, lengths = data.train.inputs, data.train.lengths
     size = _SIZES.get(data.name, _Size())
 
-    def last_state(reading: nn.Module, features: int) -> LastState:
+    def last_state(step_encoder: nn.Module, features: int) -> LastState:
         return LastState(
-            reading,
+            step_encoder,
             cell,
             features=features,
             hidden=size.hidden,
@@ -66,28 +73,32 @@ def _network(cell: Cell, data: Dataset) -> nn.Module:
     if size.counts:
         return NextCount(cell, data.train, hidden=size.hidden, dropout=size.dropout)
     if data.input.categories:
-        # One more, for what training has not seen: nothing, and never learned.
+        # One more, for characters unknown in training: zeros, and never learned.
         unknown = len(data.input.categories)
-        return last_state(nn.Embedding(unknown + 1, _LETTER, padding_idx=unknown), _LETTER)
+        return last_state(
+            nn.Embedding(unknown + 1, _CHARACTER_SIZE, padding_idx=unknown), _CHARACTER_SIZE
+        )
     if lengths is None:
         return last_state(Normalise.to_unit_variance(inputs), inputs.shape[2])
     if inputs.ndim == 2:  # samples of sound
-        return Heard(LogMel(RATE).fit(inputs, lengths), last_state(nn.Identity(), BANDS))
-    own = np.arange(inputs.shape[1]) < lengths[:, None]  # the others are padding
-    return last_state(Columns(inputs[own]), inputs.shape[2])
+        return AudioNetwork(LogMel(RATE).fit(inputs, lengths), last_state(nn.Identity(), BANDS))
+    is_step = np.arange(inputs.shape[1]) < lengths[:, None]  # the others are padding
+    return last_state(StandardiseColumns(inputs[is_step]), inputs.shape[2])
 
 
-_VOWELS = Training(
+_VOWELS = Hyperparameters(
     epochs=40, batch_rows=16, learning_rate=6e-3, weight_decay=1e-2, label_smoothing=0.1
 )
-_NAMES = Training(epochs=12, batch_rows=64, learning_rate=3e-3, weight_decay=1e-2)
-_SPOKEN_DIGITS = Training(
+_NAMES = Hyperparameters(epochs=12, batch_rows=64, learning_rate=3e-3, weight_decay=1e-2)
+_SPOKEN_DIGITS = Hyperparameters(
     epochs=20, batch_rows=32, learning_rate=3e-3, weight_decay=1e-2, label_smoothing=0.1
 )
-_MONTHLY_SUNSPOTS = Training(epochs=60, batch_rows=128, learning_rate=1e-2, weight_decay=1e-2)
-# The same for every cell, as the comparison is of their memory (long_memory.py).
-_ADDING = Training(epochs=10, batch_rows=100, learning_rate=5e-3, largest_gradient=1.0)
-_MORE = {
+_MONTHLY_SUNSPOTS = Hyperparameters(
+    epochs=60, batch_rows=128, learning_rate=1e-2, weight_decay=1e-2
+)
+# The same for every cell, because their memory is compared (studies/long_memory.py).
+_ADDING = Hyperparameters(epochs=10, batch_rows=100, learning_rate=5e-3, gradient_clip_norm=1.0)
+_SHARED = {
     "vowels": _VOWELS,
     "names": _NAMES,
     "spoken-digits": _SPOKEN_DIGITS,
@@ -101,10 +112,12 @@ RECIPES = (
         description="plain recurrent network (1990)",
         network=lambda data: _network("rnn", data),
         takes=("sequences",),
-        trainings={
-            "sunspots": Training(epochs=200, batch_rows=16, learning_rate=3e-3, weight_decay=1e-2),
-            **_MORE,
-            # It learns the months slower than a network with gates.
+        hyperparameters={
+            "sunspots": Hyperparameters(
+                epochs=200, batch_rows=16, learning_rate=3e-3, weight_decay=1e-2
+            ),
+            **_SHARED,
+            # Slower to learn than the networks with gates.
             "monthly-sunspots": dataclasses.replace(
                 _MONTHLY_SUNSPOTS, epochs=100, learning_rate=3e-3
             ),
@@ -115,22 +128,22 @@ RECIPES = (
         description="GRU, a recurrent network with two gates (2014)",
         network=lambda data: _network("gru", data),
         takes=("sequences",),
-        trainings=_MORE,
+        hyperparameters=_SHARED,
     ),
     Recipe(
         name="lstm",
         description="LSTM, a recurrent network with a long memory (1997)",
         network=lambda data: _network("lstm", data),
         takes=("sequences",),
-        trainings={
-            "digit-rows": Training(
+        hyperparameters={
+            "digit-rows": Hyperparameters(
                 epochs=80,
                 batch_rows=32,
                 learning_rate=5e-3,
                 label_smoothing=0.1,
-                moves=Moves(pixels=0.7, degrees=12),
+                augmentation=AugmentationRange(pixels=0.7, degrees=12),
             ),
-            **_MORE,
+            **_SHARED,
         },
     ),
 )

@@ -1,11 +1,12 @@
-"""The page that a run leaves about its model, with pictures: OUT/NAME/report/report.html.
+"""The page that a run leaves about its model, with charts: OUT/NAME/report/report.html.
 
-One file with everything in it. page.py puts it together of pictures.py and details.py; what
-each picture shows stands in a file of its own: curves.py, answers.py (right and wrong),
-mistakes.py, weights.py. style.py has what they share, and story.py what they tell of.
+One HTML file with everything in it.
+
+page          what stands on the page; page.html.jinja is its template
+charts        the sections that are pictures, and the learning curves
+predictions   confusion matrix, recall, predicted against true values, forecast
+mistakes      the worst predictions, each with its input
+weights       the weights of the first layer
+drawing       colours and figures that all charts share
+results       what a report is about
 """
-
-from neurona_training.report.page import page
-from neurona_training.report.story import Story
-
-__all__ = ["Story", "page"]

@@ -2,37 +2,108 @@
 
 from __future__ import annotations
 
-from html import escape
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from neurona_training.report.answers import MOST_CLASSES, against, confusion, forecast, recall
 from neurona_training.report.drawing import (
     BLUE,
     GREY,
     INK,
     ORANGE,
-    embedded,
-    figure,
-    literal,
-    plain,
+    Picture,
+    escape_math,
+    make_picture,
+    new_figure,
+    style_plot,
 )
-from neurona_training.report.mistakes import SHOWN, gallery, listed
-from neurona_training.report.story import Story
-from neurona_training.report.weights import weights
+from neurona_training.report.mistakes import SHOWN_ROWS, draw_gallery, worst_rows_table
+from neurona_training.report.predictions import (
+    MAX_CLASSES,
+    confusion_matrix,
+    forecast_plot,
+    predicted_against_true,
+    recall_bars,
+)
+from neurona_training.report.results import RunResults
+from neurona_training.report.weights import draw_weights
 
-_MOST_MARKED = 40  # epochs whose points are drawn too
+_MAX_MARKERS = 40  # epochs whose points are drawn too
 
 
-def curves(story: Story) -> Figure:
-    """The best epoch, whose weights the model has, is marked in both."""
-    history, data = story.fitted.history, story.data
-    drawn = figure(9.5, 3.4)
-    left, right = drawn.subplots(1, 2)
+@dataclass(frozen=True)
+class Section:
+    """Pictures, or a table whose first line is its head, below a line on how to read them."""
+
+    caption: str = ""
+    pictures: tuple[Picture, ...] = ()
+    table: list[list[str]] | None = None
+
+
+def training_section(results: RunResults) -> Section | None:
+    """Learning curves; None for a learner without epochs."""
+    if not results.fit_result.history:
+        return None
+    description = f"loss and metric after each epoch; best: {results.fit_result.best_epoch}"
+    return Section(pictures=(make_picture(learning_curves(results), description),))
+
+
+def predictions_section(results: RunResults) -> Section:
+    """Confusion and recall of a classification; true and predicted values of a regression."""
+    if not results.data.is_classification:
+        description = "predicted against true values, and residuals"
+        pictures = [make_picture(predicted_against_true(results), description)]
+        if results.is_series:
+            description = "the series and its forecast"
+            pictures.insert(0, make_picture(forecast_plot(results), description))
+        return Section(pictures=tuple(pictures))
+    recall = make_picture(recall_bars(results), "the part of each class that was found")
+    if len(results.data.labels) > MAX_CLASSES:
+        return Section(f"The {MAX_CLASSES} classes found least.", (recall,))
+    caption = "Each row a true class: blue where it was found, orange what it was taken for."
+    return Section(caption, (make_picture(confusion_matrix(results), caption), recall))
+
+
+def mistakes_section(results: RunResults) -> Section:
+    """The worst predictions: a gallery of images or sequences, or a table of rows or text."""
+    gallery = draw_gallery(results)
+    test_rows = len(results.data.test)
+    if results.data.is_classification:
+        is_wrong = results.predictions.argmax(axis=1) != results.data.test.targets
+        wrong = int(is_wrong.sum())
+        caption = f"{wrong:,} of {test_rows:,} test rows are wrong"
+        caption += f"; the {SHOWN_ROWS} surest of them" if wrong > SHOWN_ROWS else ""
+        if wrong < SHOWN_ROWS:
+            caption += "; after them the right ones that were least sure"
+        caption += "."
+        if gallery is not None:
+            caption += " The bars are probabilities, blue for the true class."
+    else:
+        caption = f"The {min(SHOWN_ROWS, test_rows)} test rows with the largest errors."
+        caption += " Black is true, orange predicted, grey the input." * results.is_series
+    if gallery is None:
+        return Section(caption, table=worst_rows_table(results))
+    return Section(caption, (make_picture(gallery, caption),))
+
+
+def weights_section(results: RunResults) -> Section | None:
+    """The weights of the first layer; None for a network without such a layer."""
+    chart = draw_weights(results)
+    if chart is None:
+        return None
+    figure, caption = chart
+    return Section(f"{caption}.", (make_picture(figure, caption),))
+
+
+def learning_curves(results: RunResults) -> Figure:
+    """Loss and metric after each epoch; the best epoch, whose weights the model has, is marked."""
+    history, data = results.fit_result.history, results.data
+    figure = new_figure(9.5, 3.4)
+    left, right = figure.subplots(1, 2)
     numbers = [epoch.number for epoch in history]
-    marker = "o" if len(history) <= _MOST_MARKED else ""
+    marker = "o" if len(history) <= _MAX_MARKERS else ""
     style = {"marker": marker, "markersize": 3.5, "linewidth": 1.8}
     left.plot(numbers, [epoch.loss for epoch in history], color=ORANGE, label="training", **style)
     left.plot(
@@ -45,7 +116,7 @@ def curves(story: Story) -> Figure:
     losses = [loss for epoch in history for loss in (epoch.loss, epoch.validation_loss)]
     if min(losses) > 0 and max(losses) > 20 * min(losses):
         left.set_yscale("log")
-    unit = "" if data.is_classification else ", 1 = answering the mean"
+    unit = "" if data.is_classification else ", 1 = predicting the mean"
     left.set_title(f"Loss{unit}", fontsize=11, color=INK, loc="left")
     metrics = [epoch.metric for epoch in history]
     right.plot(numbers, metrics, color=BLUE, label="validation", **style)
@@ -55,69 +126,23 @@ def curves(story: Story) -> Figure:
         right.set_title("Accuracy", fontsize=11, color=INK, loc="left")
     else:
         unit = f" in {data.values[0].unit}" if data.values[0].unit else ""
-        right.set_title(literal(f"RMSE{unit}"), fontsize=11, color=INK, loc="left")
-    best = story.fitted.best_epoch
+        right.set_title(escape_math(f"RMSE{unit}"), fontsize=11, color=INK, loc="left")
+    best = results.fit_result.best_epoch
     for axes in (left, right):
-        _mark(axes, best)
+        _mark_best_epoch(axes, best)
     if 0 < best <= len(history):
         metric = metrics[best - 1]
         text = f"{metric:.2%}" if data.is_classification else f"{metric:.4g}"
         right.plot([best], [metric], "o", color=INK, markersize=6, label=text)
     for axes in (left, right):
         axes.legend(fontsize=9, framealpha=0.85, edgecolor="none")
-    return drawn
+    return figure
 
 
-def _mark(axes: Axes, best: int) -> None:
-    plain(axes)
+def _mark_best_epoch(axes: Axes, best: int) -> None:
+    style_plot(axes)
     axes.set_xlabel("epoch", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if best:
         label = f"best: epoch {best}"
         axes.axvline(best, color=GREY, linewidth=1, linestyle=(0, (4, 3)), label=label)
-
-
-def training(story: Story) -> str:
-    if not story.fitted.history:
-        return ""
-    return embedded(
-        curves(story), f"loss and metric after each epoch; best: {story.fitted.best_epoch}"
-    )
-
-
-def right_and_wrong(story: Story) -> str:
-    if not story.data.is_classification:
-        pictures = [embedded(against(story), "predicted against true values, and residuals")]
-        if story.is_series:
-            pictures.insert(0, embedded(forecast(story), "the series and its forecast"))
-        return "".join(pictures)
-    recalled = embedded(recall(story), "the part of each class that was found")
-    if len(story.data.labels) > MOST_CLASSES:
-        return f'<p class="quiet">The {MOST_CLASSES} classes found least.</p>{recalled}'
-    says = "Each row a true class: blue where it was found, orange what it was taken for."
-    return f'<p class="quiet">{says}</p>{embedded(confusion(story), says)}{recalled}'
-
-
-def mistakes(story: Story) -> str:
-    drawn = gallery(story)
-    if story.data.is_classification:
-        wrong = int((story.answered.argmax(axis=1) != story.data.test.targets).sum())
-        says = f"{wrong:,} of {len(story.data.test):,} test rows are wrong"
-        says += f"; the {SHOWN} surest of them" if wrong > SHOWN else ""
-        says += "; after them the right ones that were least sure" if wrong < SHOWN else ""
-        says += "."
-        if drawn is not None:
-            says += " The bars are probabilities, blue for the true class."
-    else:
-        says = f"The {min(SHOWN, len(story.data.test))} test rows that it missed by most."
-        says += " Black is true, orange predicted, grey what it was given." * story.is_series
-    content = embedded(drawn, says) if drawn is not None else listed(story)
-    return f'<p class="quiet">{escape(says)}</p>{content}'
-
-
-def looked_for(story: Story) -> str:
-    found = weights(story)
-    if found is None:
-        return ""
-    drawn, says = found
-    return f'<p class="quiet">{escape(says)}.</p>{embedded(drawn, says)}'

@@ -1,30 +1,54 @@
-"""What all pictures share: colours that everybody can tell apart, and how they get into a page."""
+"""What all charts share: colours, figures, and their form in a page."""
 
 from __future__ import annotations
 
 import base64
 import io
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# M. Okabe and K. Ito, Color Universal Design (2008).
+# Distinguishable with any colour vision: M. Okabe and K. Ito, Color Universal Design (2008).
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 INK, GREY, PALE = "#222222", "#767676", "#E4E4E4"
-SIGNED = "RdBu_r"  # white at 0, blue below, red above
+SIGNED = "RdBu_r"  # colour map: white at 0, blue below, red above
 DOTS_PER_INCH = 120
+_PIXELS_PER_INCH = 96  # of CSS
 
 
-def figure(width: float, height: float) -> Figure:
-    """In inches. Drawn by Agg, without a screen and without pyplot's global figures."""
-    drawn = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
-    FigureCanvasAgg(drawn)
-    return drawn
+@dataclass(frozen=True)
+class Picture:
+    """A chart inside a page.
+
+    png: base64.
+    description: for readers who cannot see it.
+    width: in CSS pixels.
+    """
+
+    png: str
+    description: str
+    width: int
 
 
-def plain(axes: Axes) -> None:
-    """No frame but the two axes, and lines that lead the eye."""
+def make_picture(figure: Figure, description: str) -> Picture:
+    """Renders a figure as PNG."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", facecolor="white", metadata={"Software": None})
+    width = round(figure.get_size_inches()[0] * _PIXELS_PER_INCH)
+    return Picture(base64.b64encode(content.getvalue()).decode(), description, width)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, drawn by Agg: no screen, no global state of pyplot."""
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def style_plot(axes: Axes) -> None:
+    """Leaves two of the four edges, and a pale grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(colors=INK, labelsize=9)
@@ -32,33 +56,19 @@ def plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def bare(axes: Axes) -> None:
-    """A frame only, around an image."""
+def style_image(axes: Axes) -> None:
+    """Leaves only a pale frame around an image."""
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_color(PALE)
 
 
-def short(text: str, most: int = 22) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def shorten(text: str, limit: int = 22) -> str:
+    """Cuts a text to `limit` characters, the last one an ellipsis."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def literal(text: str) -> str:
-    """For a label: matplotlib reads formulas between dollars, and a user's text has none."""
+def escape_math(text: str) -> str:
+    """Escapes dollar signs, between which matplotlib reads formulas."""
     return text.replace("$", r"\$")
-
-
-def png(drawn: Figure) -> bytes:
-    content = io.BytesIO()
-    drawn.savefig(content, format="png", facecolor="white", metadata={"Software": None})
-    return content.getvalue()
-
-
-def embedded(drawn: Figure, says: str) -> str:
-    """The picture as HTML. says: what it shows, for who cannot see it."""
-    from html import escape
-
-    width = round(drawn.get_size_inches()[0] * 96)
-    coded = base64.b64encode(png(drawn)).decode()
-    return f'<img src="data:image/png;base64,{coded}" alt="{escape(says)}" style="width:{width}px">'

@@ -1,1 +1,1 @@
-"""Experiments on their own, outside the recipes."""
+"""Experiments, each a command by itself."""

@@ -25,204 +25,292 @@ export const protobufPackage = "neurona.v1";
 
 export const protobufFileName = "prediction.proto";
 
-/** The element type of a tensor; the numbers are those of ONNX's TensorProto.DataType. */
+/** The element type of a tensor. The numbers are those of ONNX's TensorProto.DataType. */
 export enum DataType {
+  /** DATA_TYPE_UNDEFINED - No type; not valid in a request. */
   DATA_TYPE_UNDEFINED = 0,
+  /** DATA_TYPE_FLOAT - IEEE 754 single precision, 4 bytes. */
   DATA_TYPE_FLOAT = 1,
+  /** DATA_TYPE_UINT8 - Unsigned integer, 1 byte. */
   DATA_TYPE_UINT8 = 2,
+  /** DATA_TYPE_INT8 - Signed integer, 1 byte. */
   DATA_TYPE_INT8 = 3,
+  /** DATA_TYPE_UINT16 - Unsigned integer, 2 bytes. */
   DATA_TYPE_UINT16 = 4,
+  /** DATA_TYPE_INT16 - Signed integer, 2 bytes. */
   DATA_TYPE_INT16 = 5,
+  /** DATA_TYPE_INT32 - Signed integer, 4 bytes. */
   DATA_TYPE_INT32 = 6,
+  /** DATA_TYPE_INT64 - Signed integer, 8 bytes. */
   DATA_TYPE_INT64 = 7,
+  /** DATA_TYPE_STRING - UTF-8 text: a 4-byte little-endian length before the bytes of each element. */
   DATA_TYPE_STRING = 8,
+  /** DATA_TYPE_BOOL - 1 byte: 0 is false, any other value true. */
   DATA_TYPE_BOOL = 9,
+  /** DATA_TYPE_FLOAT16 - IEEE 754 half precision, 2 bytes. */
   DATA_TYPE_FLOAT16 = 10,
+  /** DATA_TYPE_DOUBLE - IEEE 754 double precision, 8 bytes. */
   DATA_TYPE_DOUBLE = 11,
+  /** DATA_TYPE_UINT32 - Unsigned integer, 4 bytes. */
   DATA_TYPE_UINT32 = 12,
+  /** DATA_TYPE_UINT64 - Unsigned integer, 8 bytes. */
   DATA_TYPE_UINT64 = 13,
+  /** DATA_TYPE_BFLOAT16 - The upper 2 bytes of a DATA_TYPE_FLOAT. */
   DATA_TYPE_BFLOAT16 = 16,
   UNRECOGNIZED = -1,
 }
 
+/**
+ * The priority of a request. While requests of all levels wait, HIGH gets 16 rows for every 4 of
+ * NORMAL and 1 of LOW, so that the lowest is served too.
+ */
 export enum Priority {
+  /** PRIORITY_NORMAL - The default. */
   PRIORITY_NORMAL = 0,
+  /** PRIORITY_HIGH - Served before the others. */
   PRIORITY_HIGH = 1,
+  /** PRIORITY_LOW - Served after the others. */
   PRIORITY_LOW = 2,
   UNRECOGNIZED = -1,
 }
 
+/** What the answers of a model are. */
 export enum Task {
-  /** TASK_TENSORS - no task is known: raw outputs only */
+  /** TASK_TENSORS - No task: the answer is the output tensors. */
   TASK_TENSORS = 0,
+  /** TASK_CLASSIFICATION - A class for each row. */
   TASK_CLASSIFICATION = 1,
+  /** TASK_REGRESSION - One or more values for each row. */
   TASK_REGRESSION = 2,
   UNRECOGNIZED = -1,
 }
 
+/** The state of a model version. */
 export enum State {
+  /** STATE_LOADING - It is being loaded. */
   STATE_LOADING = 0,
+  /** STATE_READY - It answers requests. */
   STATE_READY = 1,
-  /** STATE_DRAINING - It takes no more requests and answers those that it has. */
+  /** STATE_DRAINING - It accepts no requests and answers those in flight. */
   STATE_DRAINING = 2,
+  /** STATE_FAILED - It could not be loaded. */
   STATE_FAILED = 3,
-  /** STATE_UNLOADED - It is in the repository and nobody asked for it. */
+  /** STATE_UNLOADED - It is in the repository and not loaded, because nothing asks for it. */
   STATE_UNLOADED = 4,
   UNRECOGNIZED = -1,
 }
 
-/**
- * An array. `data` holds its elements in row-major order, little-endian, with
- * nothing in between; DATA_TYPE_BOOL is one byte, DATA_TYPE_STRING is a 4-byte little-endian length
- * followed by that many bytes of UTF-8, for each element.
- */
+/** A named array. */
 export interface Tensor {
+  /** The name of the model's input or output. */
   name: string;
+  /** The element type. */
   dtype: DataType;
+  /** The size of each axis; empty for a scalar. */
   shape: number[];
+  /** The elements in row-major order, little-endian, without padding (see DataType). */
   data: Buffer;
 }
 
+/** A request to one version of a model. */
 export interface PredictRequest {
+  /** The model's name. */
   model: string;
   /**
-   * Which version answers; if neither is set, the model's default: the highest that is ready,
-   * unless its owner says otherwise.
+   * The version that answers. If neither is set, the model's default: the highest version that is
+   * ready, unless the model's settings say otherwise.
    */
   which:
-    | { $case: "version"; value: number }
+    | //
+    /** A version number. */
+    { $case: "version"; value: number }
     | //
     /** A name that moves from version to version. "latest" always exists. */
     { $case: "label"; value: string }
     | undefined;
-  /** The model's inputs by name, each with the batch axis first. */
+  /** The model's inputs by name. The first axis of each is the batch axis: the rows. */
   inputs: Tensor[];
-  /** Classification: how many classes a row, best first; 0 means 1. */
-  topK: number;
-  /** Also return the model's output tensors, as they came out of it. */
-  rawOutputs: boolean;
   /**
-   * Which of a model's waiting requests go first. While requests of all levels wait, HIGH gets
-   * 16 rows for 4 of NORMAL and 1 of LOW: the lowest moves too.
+   * Classification: the number of classes to return for each row, best first; 0 means 1, more
+   * than there are means all.
    */
+  topK: number;
+  /** Also return the model's output tensors. */
+  rawOutputs: boolean;
+  /** The order among the requests that wait for the same model. */
   priority: Priority;
 }
 
+/** The response to a PredictRequest. */
 export interface PredictResponse {
+  /** The model's name. */
   model: string;
   /** The version that answered. */
   version: number;
-  /** Unset for a model that has no task: its answer is in `outputs`. */
+  /** The answer by the model's task; unset for a model without a task, whose answer is in `outputs`. */
   answer:
-    | { $case: "classification"; value: Classification }
-    | { $case: "regression"; value: Regression }
+    | //
+    /** The answer of a classification model. */
+    { $case: "classification"; value: Classification }
+    | //
+    /** The answer of a regression model. */
+    { $case: "regression"; value: Regression }
     | undefined;
-  /** The model's output tensors: for raw_outputs, and for a model that has no task. */
+  /** The model's output tensors: if the request has `raw_outputs`, or if the model has no task. */
   outputs: Tensor[];
 }
 
-/** A PredictResponse that has a classification, field for field. */
+/** The response of a classification model: the same fields as in PredictResponse. */
 export interface ClassifyResponse {
+  /** The model's name. */
   model: string;
+  /** The version that answered. */
   version: number;
-  classification: Classification | undefined;
+  /** The answer. */
+  classification:
+    | Classification
+    | undefined;
+  /** The model's output tensors, if the request has `raw_outputs`. */
   outputs: Tensor[];
 }
 
-/** A PredictResponse that has a regression, field for field. */
+/** The response of a regression model: the same fields as in PredictResponse. */
 export interface RegressResponse {
+  /** The model's name. */
   model: string;
+  /** The version that answered. */
   version: number;
-  regression: Regression | undefined;
+  /** The answer. */
+  regression:
+    | Regression
+    | undefined;
+  /** The model's output tensors, if the request has `raw_outputs`. */
   outputs: Tensor[];
 }
 
+/** The answer of a classification model. */
 export interface Classification {
   /** One for each row of the request, in its order. */
   rows: ClassificationRow[];
 }
 
-/** The top classes of one row, best first: three lists of equal length. */
+/** The `top_k` classes of a row, best first: three lists of the same length. */
 export interface ClassificationRow {
+  /** The names of the classes; a class without a name has its index as text. */
   labels: string[];
+  /** The indices of the classes in the model's output, from 0. */
   indices: number[];
+  /** The probabilities of the classes, from 0 to 1. */
   probabilities: number[];
 }
 
+/** The answer of a regression model. */
 export interface Regression {
-  /** What the values are, in the order of `values` of each row. */
+  /** The name and unit of each value, in the order of RegressionRow.values. */
   values: ValueDescription[];
   /** One for each row of the request, in its order. */
   rows: RegressionRow[];
 }
 
+/** The values of a row. */
 export interface RegressionRow {
-  /** In the units that `Regression.values` names. */
+  /** The values, in the units of Regression.values. */
   values: number[];
 }
 
+/** A message of a caller's stream. */
 export interface PredictStreamRequest {
+  /** Any number of requests, at most 4096. */
   requests: StreamedRequest[];
 }
 
+/** A request in a stream. */
 export interface StreamedRequest {
-  /** The caller's own number: the answer carries it. */
+  /** A number of the caller's choice, which the response repeats. */
   id: number;
+  /** The request. */
   request: PredictRequest | undefined;
 }
 
+/** A message of the server's stream. */
 export interface PredictStreamResponse {
+  /** The responses that were ready. */
   responses: StreamedResponse[];
 }
 
+/** The response to a StreamedRequest. */
 export interface StreamedResponse {
+  /** The `id` of the request. */
   id: number;
-  outcome: { $case: "response"; value: PredictResponse } | { $case: "error"; value: Error } | undefined;
+  /** How the request ended. */
+  outcome:
+    | //
+    /** The response of a request that succeeded. */
+    { $case: "response"; value: PredictResponse }
+    | //
+    /** The error of a request that failed. */
+    { $case: "error"; value: Error }
+    | undefined;
 }
 
+/** The error of one request in a stream. */
 export interface Error {
-  /** A google.rpc.Code, the number that a unary call would have ended with. */
+  /** The gRPC status code (google.rpc.Code) with which a unary call would have ended. */
   code: number;
+  /** The status message. */
   message: string;
-  /** When trying again may help: after this long. */
+  /** The time in milliseconds after which a retry may succeed; 0 if a retry does not help. */
   retryAfterMs: number;
 }
 
+/** The request of Models.List. */
 export interface ListModelsRequest {
 }
 
+/** The response of Models.List. */
 export interface ListModelsResponse {
+  /** One for each model of the repository. */
   models: ModelSummary[];
 }
 
+/** A model and its versions. */
 export interface ModelSummary {
+  /** The model's name. */
   model: string;
+  /** The task of the highest loaded version; TASK_TENSORS if none is loaded. */
   task: Task;
+  /** The versions that the repository has or the server serves. */
   versions: VersionState[];
 }
 
+/** The state of a model version, and what runs it. */
 export interface VersionState {
+  /** The version number. */
   version: number;
+  /** The state. */
   state: State;
   /**
-   * Why it is STATE_FAILED; of one that is STATE_READY, what a person should look at: a newer
-   * file of it that cannot be loaded, files that are gone. Else empty.
+   * If STATE_FAILED, why. If STATE_READY, a problem to look at: a newer file that cannot be loaded,
+   * or files that are gone. Otherwise empty.
    */
   reason: string;
   /** The labels that point at this version. */
   labels: string[];
-  /** The ONNX Runtime provider that runs it, for example CUDAExecutionProvider. */
+  /**
+   * The ONNX Runtime provider that runs it, for example CUDAExecutionProvider; empty if it is not
+   * loaded.
+   */
   provider: string;
-  /** The percentage of the requests naming neither version nor label that it answers. */
+  /** The percentage, from 0 to 100, that it answers of the requests with neither version nor label. */
   share: number;
-  /** It gets a copy of requests that others answer, and nobody sees its answers. */
+  /** Whether it is a shadow: it receives copies of requests, and its answers are discarded. */
   shadow: boolean;
   /**
-   * How many nodes of its graph run on each provider, before ONNX Runtime joined some. Empty
-   * where it does not tell.
+   * The number of graph nodes on each ONNX Runtime provider, before ONNX Runtime fuses nodes. Empty
+   * if the provider does not report it.
    */
   nodes: { [key: string]: number };
-  /** Why it does not run where it should, as on a GPU; empty if it does. */
+  /** Why it does not run on the intended device, such as a GPU; empty if it does. */
   degraded: string;
 }
 
@@ -231,92 +319,134 @@ export interface VersionState_NodesEntry {
   value: number;
 }
 
+/** The request of Models.Load. */
 export interface LoadModelRequest {
+  /** The model's name. */
   model: string;
 }
 
+/** The response of Models.Load. */
 export interface LoadModelResponse {
+  /** The model and its versions after the load. */
   model: ModelSummary | undefined;
 }
 
+/** The request of Models.Unload. */
 export interface UnloadModelRequest {
+  /** The model's name. */
   model: string;
 }
 
+/** The response of Models.Unload. */
 export interface UnloadModelResponse {
 }
 
+/** The request of Models.Describe. */
 export interface DescribeModelRequest {
+  /** The model's name. */
   model: string;
-  which: { $case: "version"; value: number } | { $case: "label"; value: string } | undefined;
+  /** The version to describe; the model's default if neither is set (see PredictRequest). */
+  which:
+    | //
+    /** A version number. */
+    { $case: "version"; value: number }
+    | //
+    /** A name that moves from version to version. */
+    { $case: "label"; value: string }
+    | undefined;
 }
 
+/** The response of Models.Describe. */
 export interface DescribeModelResponse {
+  /** The model's name. */
   model: string;
-  version: VersionState | undefined;
+  /** The version that is described. */
+  version:
+    | VersionState
+    | undefined;
+  /** The inputs, those that may be left out last. */
   inputs: TensorDescription[];
+  /** The outputs. */
   outputs: TensorDescription[];
   /**
-   * False: the model has no batch axis of free size, or its rows change each other's answers,
-   * and requests run one by one.
+   * Whether requests share runs. False if the model has no batch axis of free size, or if its
+   * outputs depend on other rows of the batch: then each request runs by itself.
    */
   batched: boolean;
-  metadata: ModelMetadata | undefined;
+  /** What the model's file and settings say about it. */
+  metadata:
+    | ModelMetadata
+    | undefined;
+  /** How its requests are batched at the moment. */
   batching: Batching | undefined;
 }
 
-/** How a model's requests are batched now, as far as the server has measured and learned. */
+/** How a model's requests are batched at the moment, as far as the server has measured it. */
 export interface Batching {
-  /** Rows in one run at the most, by option and, with a latency objective, by what runs cost. */
+  /** The largest batch in rows, by option. */
   maxRows: number;
+  /** The largest batch in rows at the moment: with a latency objective, as the cost of runs allows. */
   limitRows: number;
-  /** 0 if there is none. */
+  /** The latency objective in seconds; 0 if there is none. */
   latencyObjectiveSeconds: number;
+  /** The number of runs that may be in progress at a time. */
   instances: number;
-  /** Runs are so short that the thread that reads requests does them itself. */
+  /** Whether runs are so short that the transport's thread does them itself (inline). */
   inline: boolean;
-  /** What a run costs, by its rows; those that are not listed are not known yet. */
+  /** The cost of a run by batch size, for the sizes that have been measured. */
   costs: RunCost[];
 }
 
+/** The cost of a run of one batch size. */
 export interface RunCost {
+  /** The batch size in rows. */
   rows: number;
+  /** The duration of the run in seconds. */
   seconds: number;
-  /** Smaller batches are padded up to these rows, since that is quicker. */
+  /** Whether smaller batches are padded to this size because that is faster. */
   padded: boolean;
 }
 
+/** An input or output of a model. */
 export interface TensorDescription {
+  /** The name. */
   name: string;
+  /** The element type. */
   dtype: DataType;
-  /** -1 where the size is free. */
+  /** The size of each axis; -1 for an axis of free size. */
   shape: number[];
-  /** A name for each axis where the model gives one, else empty: "batch", "time". */
+  /** The name of each axis, such as "batch" or "time"; empty for an axis without a name. */
   axes: string[];
-  /** An input that has a value of its own, which a request may replace; it then runs alone. */
+  /**
+   * Whether a request may leave the input out: the model has a default value for it. A request
+   * that sets it runs by itself.
+   */
   optional: boolean;
 }
 
 /**
- * What a model says about itself. A model file carries it as JSON (the protobuf
- * mapping) in its ONNX metadata_props under the key "neurona.v1.ModelMetadata".
+ * What a model says about itself. An ONNX file carries it as JSON (protobuf's JSON mapping) in
+ * its metadata_props under the key "neurona.v1.ModelMetadata".
  */
 export interface ModelMetadata {
+  /** The task. */
   task: Task;
+  /** The model in a few sentences. */
   description: string;
+  /** The inputs that have a description. */
   inputs: InputDescription[];
   /**
-   * The output tensor that holds the answer: probabilities of shape
-   * (rows, classes), or values of shape (rows, values) or (rows).
+   * The name of the output with the answer: probabilities of shape (rows, classes), or values of
+   * shape (rows, values) or (rows).
    */
   answer: string;
-  /** Classification: the name of each class. */
+  /** Classification: the name of each class, by its index. */
   labels: string[];
-  /** Regression: what each value is. */
+  /** Regression: the name and unit of each value. */
   values: ValueDescription[];
-  /** How well it did, by name: "test_accuracy", "test_rmse", "test_rows", … */
+  /** Measured quality by name: "test_accuracy", "test_rmse", "test_rows", ... */
   figures: { [key: string]: number };
-  /** How it was made, by name: "recipe", "data", "seed", "torch", "exporter", … */
+  /** The origin of the model by name: "recipe", "data", "seed", "torch", "exporter", ... */
   provenance: { [key: string]: string };
 }
 
@@ -330,15 +460,21 @@ export interface ModelMetadata_ProvenanceEntry {
   value: string;
 }
 
+/** An input in words. */
 export interface InputDescription {
+  /** The name of the input. */
   name: string;
-  /** What a caller sends, in words: "grey levels, 0 is paper, 16 is ink". */
+  /** What a caller sends, such as "grey levels, 0 is paper, 16 is ink". */
   description: string;
+  /** The unit of its elements; empty if there is none. */
   unit: string;
 }
 
+/** A value of a regression. */
 export interface ValueDescription {
+  /** The name of the value. */
   name: string;
+  /** Its unit; empty if there is none. */
   unit: string;
 }
 
@@ -3153,24 +3289,24 @@ export const ValueDescription: MessageFns<ValueDescription> = {
 };
 
 /**
- * Answers predictions. Every method takes the same PredictRequest.
+ * Runs models. All methods take the same PredictRequest.
  *
- * Errors, all with a message that names what came and what was expected:
- *   NOT_FOUND           no such model, version or label
- *   INVALID_ARGUMENT    an input has a wrong name, dtype, shape or byte count
+ * Errors are gRPC statuses; the message says what was received and what was expected:
+ *   NOT_FOUND           unknown model, version or label
+ *   INVALID_ARGUMENT    an input has a wrong name, dtype, shape or number of bytes
  *   FAILED_PRECONDITION Classify on a regression model, or Regress on a classification model
- *   RESOURCE_EXHAUSTED  the model's queue is full, or so much waits in it that the answer would
- *                       miss its deadline; `retry-after-ms` in the trailing metadata
- *   DEADLINE_EXCEEDED   the deadline passed while the request waited, or its run takes longer
- *   RESOURCE_EXHAUSTED  the request or its answer is larger than a message may be
- *   UNAUTHENTICATED     the server has tokens, and the call has none that it knows
- *   PERMISSION_DENIED   the token has no right to that, or not for this model
- *   UNAVAILABLE         the server is stopping, or its connection is old: call again
- *   INTERNAL            a fault of the server; its log has the detail
+ *   RESOURCE_EXHAUSTED  the model's queue is full, or the predicted wait exceeds the deadline;
+ *                       the trailing metadata have `retry-after-ms`
+ *   RESOURCE_EXHAUSTED  the request or its response is larger than a message may be
+ *   DEADLINE_EXCEEDED   the deadline passed while the request was queued, or before its run ended
+ *   UNAUTHENTICATED     the server requires a token, and the call has none that is valid
+ *   PERMISSION_DENIED   the token does not allow this method, or not for this model
+ *   UNAVAILABLE         the server is stopping, or the connection reached its maximum age: retry
+ *   INTERNAL            the model or the server failed; the server's log has the details
  */
 export type PredictionService = typeof PredictionService;
 export const PredictionService = {
-  /** Answers by the model's task. */
+  /** Runs a model and returns what its task is: a classification, a regression, or tensors. */
   predict: {
     path: "/neurona.v1.Prediction/Predict" as const,
     requestStream: false as const,
@@ -3180,7 +3316,10 @@ export const PredictionService = {
     responseSerialize: (value: PredictResponse): Buffer => Buffer.from(PredictResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): PredictResponse => PredictResponse.decode(value),
   },
-  /** The same for callers who want the type of the answer fixed at compile time. */
+  /**
+   * Predict for classification models, with the type of the response fixed at compile time.
+   * FAILED_PRECONDITION for other models.
+   */
   classify: {
     path: "/neurona.v1.Prediction/Classify" as const,
     requestStream: false as const,
@@ -3190,6 +3329,10 @@ export const PredictionService = {
     responseSerialize: (value: ClassifyResponse): Buffer => Buffer.from(ClassifyResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): ClassifyResponse => ClassifyResponse.decode(value),
   },
+  /**
+   * Predict for regression models, with the type of the response fixed at compile time.
+   * FAILED_PRECONDITION for other models.
+   */
   regress: {
     path: "/neurona.v1.Prediction/Regress" as const,
     requestStream: false as const,
@@ -3200,10 +3343,9 @@ export const PredictionService = {
     responseDeserialize: (value: Buffer): RegressResponse => RegressResponse.decode(value),
   },
   /**
-   * Many requests over one stream, for callers with many small ones: a message
-   * carries as many requests or answers as there are. Answers come as they are
-   * ready, in any order; `id` says which request one belongs to. A request that
-   * fails has its error in its answer and does not end the stream.
+   * Many requests over one stream, for callers with many small ones: each message carries as many
+   * requests or responses as are ready. Responses arrive in any order, with the `id` of their
+   * request. A request that fails has an error in its response and does not end the stream.
    */
   predictStream: {
     path: "/neurona.v1.Prediction/PredictStream" as const,
@@ -3218,22 +3360,28 @@ export const PredictionService = {
 } as const;
 
 export interface PredictionServer extends UntypedServiceImplementation {
-  /** Answers by the model's task. */
+  /** Runs a model and returns what its task is: a classification, a regression, or tensors. */
   predict: handleUnaryCall<PredictRequest, PredictResponse>;
-  /** The same for callers who want the type of the answer fixed at compile time. */
+  /**
+   * Predict for classification models, with the type of the response fixed at compile time.
+   * FAILED_PRECONDITION for other models.
+   */
   classify: handleUnaryCall<PredictRequest, ClassifyResponse>;
+  /**
+   * Predict for regression models, with the type of the response fixed at compile time.
+   * FAILED_PRECONDITION for other models.
+   */
   regress: handleUnaryCall<PredictRequest, RegressResponse>;
   /**
-   * Many requests over one stream, for callers with many small ones: a message
-   * carries as many requests or answers as there are. Answers come as they are
-   * ready, in any order; `id` says which request one belongs to. A request that
-   * fails has its error in its answer and does not end the stream.
+   * Many requests over one stream, for callers with many small ones: each message carries as many
+   * requests or responses as are ready. Responses arrive in any order, with the `id` of their
+   * request. A request that fails has an error in its response and does not end the stream.
    */
   predictStream: handleBidiStreamingCall<PredictStreamRequest, PredictStreamResponse>;
 }
 
 export interface PredictionClient extends Client {
-  /** Answers by the model's task. */
+  /** Runs a model and returns what its task is: a classification, a regression, or tensors. */
   predict(
     request: PredictRequest,
     callback: (error: ServiceError | null, response: PredictResponse) => void,
@@ -3249,7 +3397,10 @@ export interface PredictionClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: PredictResponse) => void,
   ): ClientUnaryCall;
-  /** The same for callers who want the type of the answer fixed at compile time. */
+  /**
+   * Predict for classification models, with the type of the response fixed at compile time.
+   * FAILED_PRECONDITION for other models.
+   */
   classify(
     request: PredictRequest,
     callback: (error: ServiceError | null, response: ClassifyResponse) => void,
@@ -3265,6 +3416,10 @@ export interface PredictionClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: ClassifyResponse) => void,
   ): ClientUnaryCall;
+  /**
+   * Predict for regression models, with the type of the response fixed at compile time.
+   * FAILED_PRECONDITION for other models.
+   */
   regress(
     request: PredictRequest,
     callback: (error: ServiceError | null, response: RegressResponse) => void,
@@ -3281,10 +3436,9 @@ export interface PredictionClient extends Client {
     callback: (error: ServiceError | null, response: RegressResponse) => void,
   ): ClientUnaryCall;
   /**
-   * Many requests over one stream, for callers with many small ones: a message
-   * carries as many requests or answers as there are. Answers come as they are
-   * ready, in any order; `id` says which request one belongs to. A request that
-   * fails has its error in its answer and does not end the stream.
+   * Many requests over one stream, for callers with many small ones: each message carries as many
+   * requests or responses as are ready. Responses arrive in any order, with the `id` of their
+   * request. A request that fails has an error in its response and does not end the stream.
    */
   predictStream(): ClientDuplexStream<PredictStreamRequest, PredictStreamResponse>;
   predictStream(options: Partial<CallOptions>): ClientDuplexStream<PredictStreamRequest, PredictStreamResponse>;
@@ -3301,12 +3455,15 @@ export const PredictionClient = makeGenericClientConstructor(PredictionService, 
 };
 
 /**
- * Says what is served and, where the server is told to leave that to its callers
- * (model_control = "explicit"), changes it. Elsewhere Load and Unload end with
- * FAILED_PRECONDITION.
+ * Lists and describes the served models and, where the server's option `model_control` is
+ * "explicit", loads and unloads them. Otherwise Load and Unload end with FAILED_PRECONDITION.
  */
 export type ModelsService = typeof ModelsService;
 export const ModelsService = {
+  /**
+   * Returns every model of the repository with the states of its versions. With tokens, only the
+   * models that the caller's token allows.
+   */
   list: {
     path: "/neurona.v1.Models/List" as const,
     requestStream: false as const,
@@ -3316,6 +3473,7 @@ export const ModelsService = {
     responseSerialize: (value: ListModelsResponse): Buffer => Buffer.from(ListModelsResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): ListModelsResponse => ListModelsResponse.decode(value),
   },
+  /** Returns the inputs, outputs, metadata and batching of a version that is ready. */
   describe: {
     path: "/neurona.v1.Models/Describe" as const,
     requestStream: false as const,
@@ -3327,9 +3485,9 @@ export const ModelsService = {
     responseDeserialize: (value: Buffer): DescribeModelResponse => DescribeModelResponse.decode(value),
   },
   /**
-   * Reads a model's folder and loads what it asks for: the versions, labels and shares. Answers
-   * when all of it is served, or when the versions that were loaded before still are and the
-   * new ones failed: FAILED_PRECONDITION, with the reason.
+   * Loads the versions, labels and shares that a model's folder and settings ask for. Returns
+   * when all of them are served. If new versions fail to load, those loaded before keep serving,
+   * and the call ends with FAILED_PRECONDITION and the reason.
    */
   load: {
     path: "/neurona.v1.Models/Load" as const,
@@ -3340,7 +3498,10 @@ export const ModelsService = {
     responseSerialize: (value: LoadModelResponse): Buffer => Buffer.from(LoadModelResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): LoadModelResponse => LoadModelResponse.decode(value),
   },
-  /** Answers when what was under way is answered and the memory is given back. */
+  /**
+   * Unloads all versions of a model. Returns when the requests in flight are answered and the
+   * memory is freed.
+   */
   unload: {
     path: "/neurona.v1.Models/Unload" as const,
     requestStream: false as const,
@@ -3353,19 +3514,31 @@ export const ModelsService = {
 } as const;
 
 export interface ModelsServer extends UntypedServiceImplementation {
+  /**
+   * Returns every model of the repository with the states of its versions. With tokens, only the
+   * models that the caller's token allows.
+   */
   list: handleUnaryCall<ListModelsRequest, ListModelsResponse>;
+  /** Returns the inputs, outputs, metadata and batching of a version that is ready. */
   describe: handleUnaryCall<DescribeModelRequest, DescribeModelResponse>;
   /**
-   * Reads a model's folder and loads what it asks for: the versions, labels and shares. Answers
-   * when all of it is served, or when the versions that were loaded before still are and the
-   * new ones failed: FAILED_PRECONDITION, with the reason.
+   * Loads the versions, labels and shares that a model's folder and settings ask for. Returns
+   * when all of them are served. If new versions fail to load, those loaded before keep serving,
+   * and the call ends with FAILED_PRECONDITION and the reason.
    */
   load: handleUnaryCall<LoadModelRequest, LoadModelResponse>;
-  /** Answers when what was under way is answered and the memory is given back. */
+  /**
+   * Unloads all versions of a model. Returns when the requests in flight are answered and the
+   * memory is freed.
+   */
   unload: handleUnaryCall<UnloadModelRequest, UnloadModelResponse>;
 }
 
 export interface ModelsClient extends Client {
+  /**
+   * Returns every model of the repository with the states of its versions. With tokens, only the
+   * models that the caller's token allows.
+   */
   list(
     request: ListModelsRequest,
     callback: (error: ServiceError | null, response: ListModelsResponse) => void,
@@ -3381,6 +3554,7 @@ export interface ModelsClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: ListModelsResponse) => void,
   ): ClientUnaryCall;
+  /** Returns the inputs, outputs, metadata and batching of a version that is ready. */
   describe(
     request: DescribeModelRequest,
     callback: (error: ServiceError | null, response: DescribeModelResponse) => void,
@@ -3397,9 +3571,9 @@ export interface ModelsClient extends Client {
     callback: (error: ServiceError | null, response: DescribeModelResponse) => void,
   ): ClientUnaryCall;
   /**
-   * Reads a model's folder and loads what it asks for: the versions, labels and shares. Answers
-   * when all of it is served, or when the versions that were loaded before still are and the
-   * new ones failed: FAILED_PRECONDITION, with the reason.
+   * Loads the versions, labels and shares that a model's folder and settings ask for. Returns
+   * when all of them are served. If new versions fail to load, those loaded before keep serving,
+   * and the call ends with FAILED_PRECONDITION and the reason.
    */
   load(
     request: LoadModelRequest,
@@ -3416,7 +3590,10 @@ export interface ModelsClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: LoadModelResponse) => void,
   ): ClientUnaryCall;
-  /** Answers when what was under way is answered and the memory is given back. */
+  /**
+   * Unloads all versions of a model. Returns when the requests in flight are answered and the
+   * memory is freed.
+   */
   unload(
     request: UnloadModelRequest,
     callback: (error: ServiceError | null, response: UnloadModelResponse) => void,

@@ -1,4 +1,4 @@
-"""Models in memory: which version answers to a name."""
+"""Registry of the models in memory: resolves a name, version or label to a model."""
 
 import random
 import threading
@@ -10,56 +10,55 @@ from neurona_server.errors import NotFoundError, quoted
 from neurona_server.models.model import Model
 from neurona_server.telemetry.collectors import VersionInfo
 
-_NAMES_SHOWN = 20
+_MAX_NAMES_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A version that is known: loaded, or not and why."""
+    """A version on disk or in memory: its model, or why there is none."""
 
     model: Model | None = None
     reason: str = ""
-    unloaded: State = State.STATE_FAILED
-    """Its state without a model."""
+    state_without_model: State = State.STATE_FAILED
 
     share: float = 0.0
-    """Percent of the requests that name neither version nor label."""
+    """Percentage of the requests that name neither a version nor a label."""
 
     shadow: bool = False
 
     @property
     def state(self) -> State:
-        return self.unloaded if self.model is None else self.model.state
+        return self.state_without_model if self.model is None else self.model.state
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """All that a name stands for, at one moment."""
+    """Everything that a model's name resolves to, at one moment."""
 
     versions: Mapping[int, ModelVersion] = field(default_factory=dict)
-    """By number, in order."""
+    """By number, in ascending order."""
 
     labels: Mapping[str, int] = field(default_factory=dict)
-    """Each points at a version that is loaded."""
+    """Each label's version, which is loaded."""
 
     default: Model | None = None
-    """Answers requests that name neither version nor label, save those that `shares` take."""
+    """Serves requests that name neither a version nor a label and that no share takes."""
 
     shares: tuple[tuple[float, Model], ...] = ()
-    """Bounds between 0 and 1, rising: the first one above a random number takes the request."""
+    """Ascending bounds from 0 to 1: the first one above a random number takes the request."""
 
 
 class Registry:
-    """Readers need no lock: a change puts a new mapping in the place of the old one."""
+    """The published models. Reads need no lock, since a change replaces the whole mapping."""
 
     def __init__(self) -> None:
         self._entries: Mapping[str, ModelEntry] = {}
-        self._changing = threading.Lock()
-        self._random = random.Random()  # noqa: S311  nobody gains by foreseeing it
+        self._lock = threading.Lock()
+        self._random = random.Random()  # noqa: S311  predicting it has no use
 
     def publish(self, name: str, entry: ModelEntry | None) -> None:
-        """In one step; None takes the name out."""
-        with self._changing:
+        """Replace the entry of a name in one step; None removes the name."""
+        with self._lock:
             entries = {**self._entries}
             if entry is None:
                 entries.pop(name, None)
@@ -68,27 +67,29 @@ class Registry:
             self._entries = entries
 
     def models(self) -> list[Model]:
-        """All that are loaded, by name and version."""
+        """Return all loaded models, by name and version."""
         entries = self._entries
-        known = [v.model for name in sorted(entries) for v in entries[name].versions.values()]
-        return [model for model in known if model is not None]
+        models = [v.model for name in sorted(entries) for v in entries[name].versions.values()]
+        return [model for model in models if model is not None]
 
     def names(self) -> list[str]:
         return sorted(self._entries)
 
     def entries(self) -> dict[str, ModelEntry]:
-        """By name, all of one moment."""
+        """Return all entries by name, as of one moment."""
         return dict(sorted(self._entries.items()))
 
     def entry(self, name: str) -> ModelEntry:
-        """Raises NotFoundError."""
+        """Return the entry of a name. Raises NotFoundError."""
         try:
             return self._entries[name]
         except KeyError:
-            raise NotFoundError(f"there is no model {quoted(name)}; {self._names()}") from None
+            raise NotFoundError(
+                f"there is no model {quoted(name)}; served: {self._served_names()}"
+            ) from None
 
     def version_infos(self) -> list[VersionInfo]:
-        """Every version, for the metrics."""
+        """Return every version of every model, for the metrics."""
         return [
             VersionInfo(
                 name,
@@ -103,28 +104,31 @@ class Registry:
         ]
 
     def resolve(self, name: str, version: int = 0, label: str = "") -> Model:
-        """The model that answers; the default when neither version nor label is given.
+        """Return the model for a request, the default if it names neither version nor label.
 
-        Raises NotFoundError, with the names that exist.
+        Raises:
+            NotFoundError: There is no such model, version or label, or it is not loaded; the
+                message lists those that are.
         """
         entry = self.entry(name)
         if not version and not label:
-            return self._default(name, entry)
+            return self._choose_default(name, entry)
         if label:
             if label not in entry.labels:
-                known = ", ".join(entry.labels) or "none"
+                labels = ", ".join(entry.labels) or "none"
                 raise NotFoundError(
-                    f"model {quoted(name)} has no label {quoted(label)}; its labels: {known}"
+                    f"model {quoted(name)} has no label {quoted(label)}; its labels: {labels}"
                 )
             version = entry.labels[label]
-        known_version = entry.versions.get(version)
-        if known_version is None or known_version.model is None:
-            ready = ", ".join(str(n) for n, v in entry.versions.items() if v.model) or "none"
-            what = _missing(known_version)
-            raise NotFoundError(f"model {quoted(name)}: {what} {version}; served: {ready}")
-        return known_version.model
+        target = entry.versions.get(version)
+        if target is None or target.model is None:
+            served = ", ".join(str(n) for n, v in entry.versions.items() if v.model) or "none"
+            raise NotFoundError(
+                f"model {quoted(name)}: version {version} {_why_missing(target)}; served: {served}"
+            )
+        return target.model
 
-    def _default(self, name: str, entry: ModelEntry) -> Model:
+    def _choose_default(self, name: str, entry: ModelEntry) -> Model:
         if entry.shares:
             drawn = self._random.random()
             for bound, model in entry.shares:
@@ -134,20 +138,21 @@ class Registry:
             raise NotFoundError(f"model {quoted(name)} has no version that is ready")
         return entry.default
 
-    def _names(self) -> str:
+    def _served_names(self) -> str:
         names = [
             name
             for name, entry in sorted(self._entries.items())
             if any(version.model for version in entry.versions.values())
         ]
-        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-        return f"served: {', '.join(names[:_NAMES_SHOWN]) or 'none'}{more}"
+        hidden = len(names) - _MAX_NAMES_SHOWN
+        more = f" and {hidden} more" if hidden > 0 else ""
+        return f"{', '.join(names[:_MAX_NAMES_SHOWN]) or 'none'}{more}"
 
 
-def _missing(version: ModelVersion | None) -> str:
+def _why_missing(version: ModelVersion | None) -> str:
     if version is None:
-        return "no version"
+        return "does not exist"
     return {
-        State.STATE_LOADING: "still loading version",
-        State.STATE_UNLOADED: "not loaded is version",
-    }.get(version.state, "failed to load version")
+        State.STATE_LOADING: "is still loading",
+        State.STATE_UNLOADED: "is not loaded",
+    }.get(version.state, "failed to load")

@@ -1,4 +1,4 @@
-"""A version that gets copies of requests: its answers are compared and thrown away."""
+"""Traffic between the versions of a model: labels, shares, and shadows that get copies."""
 
 import logging
 import random
@@ -14,22 +14,31 @@ from neurona_server.batching.request import Array, Inputs, Outputs, Request
 from neurona_server.errors import NeuronaError
 from neurona_server.models.lifecycle.registry import ModelEntry, ModelVersion
 from neurona_server.models.model import Model
-from neurona_server.models.repository.settings import LATEST, ModelSettings, Traffic, VersionOrLabel
+from neurona_server.models.repository.settings import (
+    LATEST,
+    ModelSettings,
+    Traffic,
+    VersionOrLabel,
+)
 
 log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-3
+"""Difference up to which numbers count as equal, relative to the largest value."""
 
 
 @dataclass(frozen=True)
 class Routing:
-    """What the settings say, as far as the versions that are loaded allow.
+    """The settings for traffic, as far as the loaded versions allow.
 
-    A label moves when its new version is loaded, and stays where it is until then.
+    A label moves to its new version once that is loaded; until then it keeps the old one.
     """
 
     labels: Mapping[str, int] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
 
-    def follow(self, settings: ModelSettings, loaded: set[int]) -> "Routing":
+    def update(self, settings: ModelSettings, loaded: set[int]) -> "Routing":
+        """Return the routing for new settings or other loaded versions."""
         labels = {}
         for label, number in settings.version_labels.items():
             if number in loaded:
@@ -38,32 +47,32 @@ class Routing:
                 labels[label] = self.labels[label]
         return Routing(labels, settings.traffic)
 
-    def asked(self, settings: ModelSettings) -> set[int]:
-        """The versions that must be loaded for what the settings say."""
-        ahead = replace(self, labels=settings.version_labels, traffic=settings.traffic)
-        return ahead.in_use
+    def required_versions(self, settings: ModelSettings) -> set[int]:
+        """Return the versions that must be loaded to route as the settings say."""
+        target = replace(self, labels=settings.version_labels, traffic=settings.traffic)
+        return target.versions_in_use
 
     @property
-    def in_use(self) -> set[int]:
+    def versions_in_use(self) -> set[int]:
         traffic = self.traffic
-        named = [traffic.default, traffic.shadow, *traffic.shares]
-        numbers = {self._number(which) for which in named}
+        targets = [traffic.default, traffic.shadow, *traffic.shares]
+        numbers = {self._number(target) for target in targets}
         return {n for n in {*numbers, *self.labels.values()} if n is not None}
 
-    def entry(self, known: Mapping[int, ModelVersion]) -> ModelEntry:
-        """Of the versions that are known, each with its part in the traffic."""
-        models = {n: version.model for n, version in known.items() if version.model}
-        shares = self._shares(models)
-        shadow = self._loaded(self.traffic.shadow, models)
-        default = self._default(models, {*shares, shadow})
-        left = 100.0 - sum(shares.values())
-        versions = {
+    def build_entry(self, versions: Mapping[int, ModelVersion]) -> ModelEntry:
+        """Return the entry to publish, with each version's part of the traffic."""
+        models = _loaded_models(versions)
+        shares = self._loaded_shares(models)
+        shadow = self._loaded_number(self.traffic.shadow, models)
+        default = self._choose_default(models, {*shares, shadow})
+        remaining = 100.0 - sum(shares.values())
+        routed = {
             n: replace(
                 version,
-                share=shares.get(n, 0.0) + (left if n == default else 0.0),
+                share=shares.get(n, 0.0) + (remaining if n == default else 0.0),
                 shadow=n == shadow,
             )
-            for n, version in known.items()
+            for n, version in versions.items()
         }
         labels = {LATEST: max(models), **self.labels} if models else {}
         bounds, total = [], 0.0
@@ -71,113 +80,127 @@ class Routing:
             total += share / 100
             bounds.append((total, models[number]))
         return ModelEntry(
-            versions, labels, models[default] if default is not None else None, tuple(bounds)
+            routed, labels, models[default] if default is not None else None, tuple(bounds)
         )
 
-    def cast_shadow(self, known: Mapping[int, ModelVersion]) -> None:
-        """Has each model send its copies to where they go now."""
-        models = {n: version.model for n, version in known.items() if version.model}
-        number = self._loaded(self.traffic.shadow, models)
+    def attach_shadow(self, versions: Mapping[int, ModelVersion]) -> None:
+        """Make each model copy its requests to the shadow, or to none."""
+        models = _loaded_models(versions)
+        number = self._loaded_number(self.traffic.shadow, models)
         target = None if number is None else models[number]
         percent = self.traffic.shadow_share
         for model in models.values():
             if target is None or model is target:
                 model.on_answer = None
                 continue
-            shadow = model.on_answer
-            if isinstance(shadow, Shadow) and (shadow.to, shadow.percent) == (target, percent):
+            current = model.on_answer
+            if isinstance(current, Shadow) and current.sends_to(target, percent):
                 continue
             model.on_answer = Shadow(model, target, percent)
 
-    def _shares(self, models: Mapping[int, Model]) -> dict[int, float]:
-        """By version; the share of one that is not loaded stays with the default."""
+    def _loaded_shares(self, models: Mapping[int, Model]) -> dict[int, float]:
+        """Return shares by version; the default keeps those of versions that are not loaded."""
         shares: dict[int, float] = {}
-        for which, share in self.traffic.shares.items():
-            number = self._loaded(which, models)
+        for target, share in self.traffic.shares.items():
+            number = self._loaded_number(target, models)
             if number is not None and share:
                 shares[number] = shares.get(number, 0.0) + share
         return shares
 
-    def _default(self, models: Mapping[int, Model], special: set[int | None]) -> int | None:
-        """As the settings say; else the highest without a part of its own; else the highest."""
-        chosen = self._loaded(self.traffic.default, models)
-        if chosen is None and models:
-            chosen = max(models.keys() - special, default=max(models))
-        return chosen
+    def _choose_default(self, models: Mapping[int, Model], special: set[int | None]) -> int | None:
+        """Return the set default, else the highest version without a share, else the highest."""
+        default = self._loaded_number(self.traffic.default, models)
+        if default is None and models:
+            default = max(models.keys() - special, default=max(models))
+        return default
 
-    def _loaded(self, which: VersionOrLabel, models: Mapping[int, Model]) -> int | None:
-        number = max(models, default=None) if which == LATEST else self._number(which)
+    def _loaded_number(self, target: VersionOrLabel, models: Mapping[int, Model]) -> int | None:
+        number = max(models, default=None) if target == LATEST else self._number(target)
         return number if number in models else None
 
-    def _number(self, which: VersionOrLabel) -> int | None:
-        if isinstance(which, int):
-            return which
-        return self.labels.get(which)
+    def _number(self, target: VersionOrLabel) -> int | None:
+        if isinstance(target, int):
+            return target
+        return self.labels.get(target)
 
 
-TOLERANCE = 1e-3
-"""Of the largest value: so much apart, numbers still count as equal."""
+def _loaded_models(versions: Mapping[int, ModelVersion]) -> dict[int, Model]:
+    return {n: version.model for n, version in versions.items() if version.model}
 
 
 class Shadow:
-    """Copies of what `of` answers go to `to`: after the answer, with the lowest priority, and
-    never more than fit into its queue. So a caller neither sees it nor waits for it."""
+    """Copies requests that `primary` has answered to `target`, and compares the outputs.
 
-    def __init__(self, of: Model, to: Model, percent: float) -> None:
-        self.to = to
-        self.percent = percent
-        self._of = of
-        self._share = percent / 100
-        self._fits = _inputs(of) == _inputs(to)
-        if not self._fits:
-            log.warning("%s cannot shadow %s: it takes other inputs", to, of, extra=to.log_fields)
+    A copy is submitted after the response, with the lowest priority, and only if it fits into
+    the target's queue: so callers neither see it nor wait for it.
+    """
+
+    def __init__(self, primary: Model, target: Model, percent: float) -> None:
+        self._primary = primary
+        self._target = target
+        self._percent = percent
+        self._compatible = _describe_inputs(primary) == _describe_inputs(target)
+        if not self._compatible:
+            log.warning(
+                "%s cannot shadow %s: their inputs differ",
+                target,
+                primary,
+                extra=target.log_fields,
+            )
+
+    def sends_to(self, target: Model, percent: float) -> bool:
+        return self._target is target and self._percent == percent
 
     def __call__(self, request: Request, outputs: Outputs) -> None:
-        """Never waits, raises nothing."""
-        if random.random() >= self._share:  # noqa: S311  nobody gains by foreseeing it
+        """Copy an answered request, with the shadow's probability. Does not block or raise."""
+        if random.random() * 100 >= self._percent:  # noqa: S311  predicting it has no use
             return
-        if not self._fits:
-            self._count("incompatible")
+        if not self._compatible:
+            self._record("incompatible")
             return
-        kept = _own(outputs)
-        described = {
+        expected = _detach_rows(outputs)
+        tensor_types = {
             spec.name: (spec.dtype, request.inputs[spec.name].shape)
-            for spec in self.to.signature.inputs
+            for spec in self._target.signature.inputs
         }
-        inputs = {name: request.inputs[name] for name in described}
-        group = self.to.signature.group(described)
-        # The answer waits with it, and may be much larger than what was asked.
-        size = request.nbytes + sum([array.nbytes for array in kept])
-        copy = _Copy(self, kept, inputs, request.rows, group, size)
-        self.to.copies.add(copy)
+        inputs = {name: request.inputs[name] for name in tensor_types}
+        group = self._target.signature.group(tensor_types)
+        # The outputs are kept in the queue, too, and may be much larger than the inputs.
+        size = request.nbytes + sum([array.nbytes for array in expected])
+        copy = _ShadowRequest(self, expected, inputs, request.rows, group, size)
+        self._target.copies.add(copy)
         try:
-            self.to.batcher.submit(copy)
+            self._target.batcher.submit(copy)
         except NeuronaError as error:
             copy.fail(error)
 
     def finish_copy(
         self, copy: Request, expected: Outputs, outputs: Outputs | None, error: NeuronaError | None
     ) -> None:
-        """Compares the copy's outputs with those that were `expected`, and counts the outcome."""
-        self.to.copies.discard(copy)
+        """Compare the copy's outputs with the expected ones, and record the outcome."""
+        self._target.copies.discard(copy)
         if outputs is None:
-            self._count("refused" if error and error.outcome == "rejected" else "failed")
+            rejected = error is not None and error.outcome == "rejected"
+            self._record("rejected" if rejected else "failed")
         else:
-            self._count(self._compare(expected, outputs))
+            self._record(self._compare(expected, outputs))
 
-    def _compare(self, outputs: Outputs, shadowed: Outputs) -> str:
-        mine = _by_name(self._of, outputs)
-        other = _by_name(self.to, shadowed)
-        if mine.keys() == other.keys() and all(_close(mine[name], other[name]) for name in mine):
+    def _compare(self, expected: Outputs, outputs: Outputs) -> str:
+        expected_by_name = _outputs_by_name(self._primary, expected)
+        by_name = _outputs_by_name(self._target, outputs)
+        if expected_by_name.keys() == by_name.keys() and all(
+            _is_close(expected_by_name[name], by_name[name]) for name in by_name
+        ):
             return "equal"
-        mine_best, other_best = _best(self._of, outputs), _best(self.to, shadowed)
-        return "same_class" if mine_best and mine_best == other_best else "different"
+        classes = _best_classes(self._primary, expected)
+        same_class = classes and classes == _best_classes(self._target, outputs)
+        return "same_class" if same_class else "different"
 
-    def _count(self, outcome: str) -> None:
-        self.to.metrics.record_shadow(outcome)
+    def _record(self, outcome: str) -> None:
+        self._target.metrics.record_shadow(outcome)
 
 
-class _Copy(Request):
+class _ShadowRequest(Request):
     """A request that a shadow runs; `expected` are the outputs that its caller got."""
 
     __slots__ = ("_expected", "_shadow")
@@ -199,18 +222,18 @@ class _Copy(Request):
         self._shadow.finish_copy(self, self._expected, outputs, error)
 
 
-def _own(outputs: Outputs) -> Outputs:
-    """Copied, if they are part of a batch's: those would all be kept as long as they wait."""
+def _detach_rows(outputs: Outputs) -> Outputs:
+    """Copy rows of a larger batch, whose outputs would all be kept in memory otherwise."""
     if not isinstance(outputs, RowSlice):
         return outputs
     return [
-        own if len(own) == len(whole) else own.copy()
-        for own, whole in zip(outputs, outputs.batch.outputs, strict=True)
+        rows if len(rows) == len(batch) else rows.copy()
+        for rows, batch in zip(outputs, outputs.batch.outputs, strict=True)
     ]
 
 
-def _inputs(model: Model) -> set[tuple[object, ...]]:
-    """Without what free sizes are called: another export may have other names for them."""
+def _describe_inputs(model: Model) -> set[tuple[object, ...]]:
+    """Return names, dtypes and fixed sizes; another export may name the free sizes differently."""
     return {
         (
             spec.name,
@@ -221,8 +244,8 @@ def _inputs(model: Model) -> set[tuple[object, ...]]:
     }
 
 
-def _best(model: Model, outputs: Outputs) -> list[str]:
-    """Of a classification, the best class of each row."""
+def _best_classes(model: Model, outputs: Outputs) -> list[str]:
+    """Return the best class of each row of a classification, else nothing."""
     if model.metadata.task != Task.TASK_CLASSIFICATION:
         return []
     labels = model.metadata.labels
@@ -230,14 +253,14 @@ def _best(model: Model, outputs: Outputs) -> list[str]:
     return [labels[index] if index < len(labels) else str(index) for index in best]
 
 
-def _by_name(model: Model, outputs: Outputs) -> dict[str, Array]:
+def _outputs_by_name(model: Model, outputs: Outputs) -> dict[str, Array]:
     return dict(zip([spec.name for spec in model.signature.outputs], outputs, strict=True))
 
 
-def _close(mine: Array, other: Array) -> bool:
-    if mine.shape != other.shape or mine.dtype.kind != other.dtype.kind:
+def _is_close(expected: Array, output: Array) -> bool:
+    if expected.shape != output.shape or expected.dtype.kind != output.dtype.kind:
         return False
-    if mine.dtype.kind != "f":
-        return bool(np.array_equal(mine, other))
-    largest = float(np.nanmax(np.abs(mine), initial=0.0))
-    return bool(np.allclose(mine, other, TOLERANCE, TOLERANCE * largest, equal_nan=True))
+    if expected.dtype.kind != "f":
+        return bool(np.array_equal(expected, output))
+    largest = float(np.nanmax(np.abs(expected), initial=0.0))
+    return bool(np.allclose(expected, output, TOLERANCE, TOLERANCE * largest, equal_nan=True))

@@ -1,12 +1,13 @@
-"""The versions of one model: what the disk has, what is wanted, what is loaded.
+"""Versions of one model: which are on disk, which are wanted, which are loaded.
 
-It decides and does nothing: the reconciler tells it what the disk has and how each load went,
-and does what it says. The rules:
+`VersionSet` decides and has no side effects: the reconciler passes it the state of the disk and
+the result of each load, and carries out its decisions. The rules:
 
-- A version is loaded beside what serves, and takes its place only when it is warm.
-- What fails is left alone until its files change, and what served before serves on.
-- Files that may still be on their way are loaded once two looks in a row have found them equal.
-- The last version of a model stays while its folder is there, even if its files are gone.
+- A version is loaded while the current one serves, and replaces it only when it is warmed up.
+- A version that fails to load is not tried again until its files change; the loaded versions
+  keep serving.
+- Files that may still be being written are loaded once two polls in a row have found them equal.
+- The last loaded version of a model stays while its folder exists, even without its files.
 """
 
 from dataclasses import dataclass, field, replace
@@ -23,39 +24,46 @@ from neurona_server.models.repository.scanner import (
 )
 from neurona_server.models.repository.settings import ModelSettings, Traffic, VersionPolicy
 
-GONE = "its files are gone from the repository; it serves on from memory"
+FILES_REMOVED = "its files are gone from the repository; the loaded version keeps serving"
 
 Identity = tuple[Fingerprint, ModelSettings]
-"""What a model was loaded from: the files and what was said of them, routing left out."""
+"""What a model is loaded from: its files and settings, except the settings for routing."""
 
 
 @dataclass
 class _VersionRecord:
-    """What is known of one version."""
+    """State of one version."""
 
     model: Model | None = None
-    identity: Identity | None = None
-    """Of the model."""
+    loaded_identity: Identity | None = None
+    """What `model` was loaded from."""
 
-    failed: Identity | None = None
+    failed_identity: Identity | None = None
+    """What could not be loaded, for `reason`."""
+
     reason: str = ""
-    loading: Identity | None = None
-    seen: Identity | None = None
-    """By the last look."""
+    loading_identity: Identity | None = None
+    """What is being loaded."""
 
-    still: Identity | None = None
-    """Found equal by two looks in a row, or believed at first sight."""
+    last_identity: Identity | None = None
+    """What the last poll found."""
+
+    stable_identity: Identity | None = None
+    """What two polls in a row found, or one that need not wait for a second."""
+
+    def clear_failure(self) -> None:
+        self.failed_identity, self.reason = None, ""
 
 
 @dataclass
 class VersionSet:
-    """Of one model. Not thread-safe: the reconciler's lock guards it."""
+    """The versions of one model. Not thread-safe: the reconciler's lock guards it."""
 
     name: str
     policy: VersionPolicy
-    """Unless the model's settings name one."""
+    """Policy if the model's settings have none."""
 
-    _held: dict[int, _VersionRecord] = field(default_factory=dict)
+    _records: dict[int, _VersionRecord] = field(default_factory=dict)
     _folder: ModelFolder | None = None
     _settings: ModelSettings = field(default_factory=ModelSettings)
     _serve: bool = False
@@ -63,67 +71,34 @@ class VersionSet:
     _replaced: list[Model] = field(default_factory=list)
     _routing: Routing = field(default_factory=Routing)
 
-    def see(
+    def observe(
         self, folder: ModelFolder | None, *, serve: bool = True, eager: bool = False
     ) -> list[ModelSource]:
-        """Takes in what the disk has now, and says what is to be loaded.
+        """Take over the state of the disk, and return what is to be loaded now.
 
-        `folder` is None when it is gone. `serve` is False when nobody asked for the model. When
-        somebody is `eager`, files are believed to be complete at first sight, and what failed
-        is tried again.
+        Args:
+            folder: The model's folder, None if it does not exist any more.
+            serve: False if the model is not requested.
+            eager: Load files without waiting for a second poll, and retry failed versions.
         """
-        return self._see(folder, serve=serve, eager=eager)
+        return self._decide(folder, serve=serve, eager=eager, polled=True)
 
-    def _see(
-        self, folder: ModelFolder | None, *, serve: bool, eager: bool = False, look: bool = True
-    ) -> list[ModelSource]:
-        """Without a `look`, what the last one found is gone through once more."""
-        self._folder = folder
-        self._serve = serve and folder is not None
-        self._wanted = set()
-        if eager or not self._serve:
-            for held in self._held.values():
-                held.failed, held.reason = None, ""
-        if folder is None or not serve:
-            return []
-        if folder.problem:  # what serves stays as it is, until the settings can be read
-            self._wanted = {n for n, held in self._held.items() if held.model}
-            return []
-        self._settings = folder.settings
-        identities = {
-            n: _identity(on_disk, folder.settings) for n, on_disk in folder.versions.items()
-        }
-        for number, identity in identities.items():
-            held = self._held.setdefault(number, _VersionRecord())
-            if identity == held.identity:  # what failed in its place is gone again
-                held.failed, held.reason = None, ""
-            if (problem := folder.versions[number].problem) and held.failed != identity:
-                held.failed, held.reason = identity, problem
-        self._wanted = self._choose(identities)
-        for number, identity in identities.items():
-            held = self._held[number]
-            if look and (eager or held.seen == identity):
-                held.still = identity
-            held.seen = identity
-        chosen = [n for n in sorted(self._wanted) if self._is_due(n, identities[n])]
-        for number in chosen:
-            self._held[number].loading = identities[number]
-        return [folder.found(number) for number in chosen]
+    def record_loaded(self, number: int, model: Model) -> list[ModelSource]:
+        """Return what is to be loaded next: files may have changed while they were loaded."""
+        record = self._records[number]
+        if record.model is not None:
+            self._replaced.append(record.model)
+        record.model, record.loaded_identity = model, record.loading_identity
+        record.loading_identity = None
+        record.clear_failure()
+        return self._decide(self._folder, serve=self._serve)
 
-    def loaded(self, number: int, model: Model) -> list[ModelSource]:
-        """What is to be loaded next: its files may have changed while they were loaded."""
-        held = self._held[number]
-        if held.model is not None:
-            self._replaced.append(held.model)
-        held.model, held.identity, held.loading = model, held.loading, None
-        held.failed, held.reason = None, ""
-        return self._see(self._folder, serve=self._serve, look=False)
-
-    def failed(self, number: int, reason: str) -> list[ModelSource]:
-        """What is to be loaded in its place: the next one that the policy chooses."""
-        held = self._held[number]
-        held.failed, held.loading, held.reason = held.loading, None, reason
-        return self._see(self._folder, serve=self._serve, look=False)
+    def record_failure(self, number: int, reason: str) -> list[ModelSource]:
+        """Return what is to be loaded instead: the next version that the policy chooses."""
+        record = self._records[number]
+        record.failed_identity, record.reason = record.loading_identity, reason
+        record.loading_identity = None
+        return self._decide(self._folder, serve=self._serve)
 
     @property
     def folder(self) -> ModelFolder | None:
@@ -131,90 +106,131 @@ class VersionSet:
 
     @property
     def loading(self) -> bool:
-        return any(held.loading for held in self._held.values())
+        return any(record.loading_identity for record in self._records.values())
 
     @property
-    def gone(self) -> bool:
-        """Neither on disk nor in memory."""
-        return self._folder is None and not self._held
+    def is_removed(self) -> bool:
+        """Whether the model is neither on disk nor in memory."""
+        return self._folder is None and not self._records
 
-    def settle(self) -> tuple[ModelEntry, list[Model]]:
-        """What the name stands for from now on, and the models that it does not stand for any
-        more: to be drained once the entry is published."""
-        models = {n: held.model for n, held in self._held.items() if held.model}
-        self._routing = self._routing.follow(self._settings, set(models))
+    def commit(self) -> tuple[ModelEntry, list[Model]]:
+        """Return the entry to publish, and the models to drain once it is published."""
+        models = {n: record.model for n, record in self._records.items() if record.model}
+        self._routing = self._routing.update(self._settings, set(models))
         surplus, self._replaced = self._replaced, []
-        for number in self._superfluous(set(models)):
+        for number in self._surplus(set(models)):
             surplus.append(models.pop(number))
-            self._held[number].model = None
-            self._held[number].identity = None
-        self._routing = self._routing.follow(self._settings, set(models))
+            self._records[number].model = None
+            self._records[number].loaded_identity = None
+        self._routing = self._routing.update(self._settings, set(models))
         on_disk = self._folder.versions if self._folder else {}
-        for number in [n for n, held in self._held.items() if n not in on_disk]:
-            if not (self._held[number].model or self._held[number].loading):
-                del self._held[number]
-        known = {n: self._version(n) for n in sorted({*on_disk, *self._held})}
-        self._routing.cast_shadow(known)
-        return self._routing.entry(known), surplus
+        for number in self._records.keys() - on_disk.keys():
+            record = self._records[number]
+            if not (record.model or record.loading_identity):
+                del self._records[number]
+        versions = {n: self._version(n) for n in sorted({*on_disk, *self._records})}
+        self._routing.attach_shadow(versions)
+        return self._routing.build_entry(versions), surplus
 
     def problems(self) -> list[str]:
-        """What a person should look at, a line each."""
+        """Return one line for each version that failed to load, or one about the folder."""
         if self._folder is not None and self._folder.problem:
             return [self._folder.problem]
-        held = [(n, one) for n, one in sorted(self._held.items()) if one.failed]
-        return [f"version {number}: {one.reason}" for number, one in held]
+        failed = [(n, one) for n, one in sorted(self._records.items()) if one.failed_identity]
+        return [f"version {number}: {record.reason}" for number, record in failed]
 
-    def refused(self) -> list[str]:
-        """What keeps versions that somebody wants from being tried at all, a line each."""
+    def blocking_problems(self) -> list[str]:
+        """Return one line for each wanted version that cannot even be tried."""
         if self._folder is None:
             return []
         if self._folder.problem:
             return [self._folder.problem]
-        on_disk, said = self._folder.versions, self._folder.settings
-        listed = said.versions.listed if said.versions else ()
-        named = {*listed, *self._routing.asked(said)} - on_disk.keys()
+        on_disk, settings = self._folder.versions, self._folder.settings
+        listed = settings.versions.listed if settings.versions else ()
+        missing = {*listed, *self._routing.required_versions(settings)} - on_disk.keys()
         return [
-            *(f"version {n}: {one.problem}" for n, one in on_disk.items() if one.problem),
-            *(f"its settings name version {n}, which is not there" for n in sorted(named)),
+            *(f"version {n}: {files.problem}" for n, files in on_disk.items() if files.problem),
+            *(f"its settings name version {n}, which does not exist" for n in sorted(missing)),
         ]
 
+    def _decide(
+        self,
+        folder: ModelFolder | None,
+        *,
+        serve: bool,
+        eager: bool = False,
+        polled: bool = False,
+    ) -> list[ModelSource]:
+        """Decide what is wanted and what is to be loaded; `polled` if `folder` is a new scan."""
+        self._folder = folder
+        self._serve = serve and folder is not None
+        self._wanted = set()
+        if eager or not self._serve:
+            for record in self._records.values():
+                record.clear_failure()
+        if folder is None or not serve:
+            return []
+        if folder.problem:  # the loaded versions stay until the settings can be read
+            self._wanted = {n for n, record in self._records.items() if record.model}
+            return []
+        self._settings = folder.settings
+        identities = {n: _identity(files, folder.settings) for n, files in folder.versions.items()}
+        for number, identity in identities.items():
+            record = self._records.setdefault(number, _VersionRecord())
+            if identity == record.loaded_identity:  # the files that failed are gone again
+                record.clear_failure()
+            problem = folder.versions[number].problem
+            if problem and record.failed_identity != identity:
+                record.failed_identity, record.reason = identity, problem
+        self._wanted = self._choose(identities)
+        for number, identity in identities.items():
+            record = self._records[number]
+            if polled and (eager or record.last_identity == identity):
+                record.stable_identity = identity
+            record.last_identity = identity
+        due = [n for n in sorted(self._wanted) if self._is_due(n, identities[n])]
+        for number in due:
+            self._records[number].loading_identity = identities[number]
+        return [folder.source(number) for number in due]
+
     def _choose(self, identities: dict[int, Identity]) -> set[int]:
-        """What the policy and the routing ask for, of those that may work."""
+        """Return the versions that policy and routing ask for, of those that may be usable."""
         usable = {
             n
             for n, identity in identities.items()
-            if self._held[n].model or self._held[n].failed != identity
+            if self._records[n].model or self._records[n].failed_identity != identity
         }
         policy = self._settings.versions or self.policy
-        return policy.choose(usable) | (self._routing.asked(self._settings) & usable)
+        return policy.choose(usable) | (self._routing.required_versions(self._settings) & usable)
 
     def _is_due(self, number: int, identity: Identity) -> bool:
-        held = self._held[number]
-        known = identity in (held.identity, held.failed)
-        return not known and held.loading is None and held.still == identity
+        record = self._records[number]
+        tried = identity in (record.loaded_identity, record.failed_identity)
+        return not tried and record.loading_identity is None and record.stable_identity == identity
 
-    def _superfluous(self, loaded: set[int]) -> set[int]:
+    def _surplus(self, loaded: set[int]) -> set[int]:
+        """Return the loaded versions that can be unloaded."""
         if not self._serve:
             return loaded
-        if any(self._held[n].model is None for n in self._wanted):
-            return set()  # what is to take their place is not there yet
-        surplus = loaded - self._wanted - self._routing.in_use
+        if any(self._records[n].model is None for n in self._wanted):
+            return set()  # their replacements are not loaded yet
+        surplus = loaded - self._wanted - self._routing.versions_in_use
         return surplus - {max(loaded)} if surplus == loaded and loaded else surplus
 
     def _version(self, number: int) -> ModelVersion:
-        held = self._held.get(number, _VersionRecord())
+        record = self._records.get(number, _VersionRecord())
         on_disk = self._folder is not None and number in self._folder.versions
         problem = self._folder.problem if self._folder else ""
-        if held.model:
-            reason = held.reason or problem or ("" if on_disk else GONE)
-            return ModelVersion(held.model, reason)
-        if held.loading:
+        if record.model:
+            reason = record.reason or problem or ("" if on_disk else FILES_REMOVED)
+            return ModelVersion(record.model, reason)
+        if record.loading_identity:
             return ModelVersion(None, "", State.STATE_LOADING)
-        if held.failed or problem:
-            return ModelVersion(None, held.reason or problem, State.STATE_FAILED)
+        if record.failed_identity or problem:
+            return ModelVersion(None, record.reason or problem, State.STATE_FAILED)
         return ModelVersion(None, "", State.STATE_UNLOADED)
 
 
-def _identity(on_disk: VersionFiles, settings: ModelSettings) -> Identity:
+def _identity(files: VersionFiles, settings: ModelSettings) -> Identity:
     unrouted = replace(settings, versions=None, version_labels={}, traffic=Traffic(), ignored=())
-    return on_disk.fingerprint, unrouted
+    return files.fingerprint, unrouted

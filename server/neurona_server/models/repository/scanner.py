@@ -1,15 +1,16 @@
-"""Models on disk: <root>/<name>/<version>/model.onnx.
+"""Scanner of model repositories: which models and versions are on disk, in which state.
 
-The file may have another name if it is the only one that ends in .onnx, or if the model's
-settings name it; it may be a folder called model.onnx that holds it, with its external data
-beside it; and without a version it stands in <root>/<name>/ itself, as version 1.
+The model file of a version is <root>/<name>/<version>/model.onnx. The file may have another name
+if it is the only one that ends in .onnx, or if the model's settings name it; it may be in a folder
+called model.onnx, together with its external data; and without a version it is in <root>/<name>/
+itself, as version 1.
 """
 
 import logging
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,130 +21,28 @@ from neurona_server.models.repository.triton_config import read_triton_config
 
 log = logging.getLogger(__name__)
 
-MOST_FILES = 10_000
-"""Of one version; a folder with more is somebody's home."""
-
-Fingerprint = tuple[tuple[str | int, ...], ...]
-"""Of every file: where it is, its size, its time, its inode, its mode and its owners. Another
-stamp is another content, or one that may be read now; nothing is read for it."""
-
-
-def files_in(
-    folder: Path, *, deep: bool, but: re.Pattern[str] | None = None
-) -> Iterator[os.DirEntry[str]]:
-    """All in it, save what is in folders that are called like `but`.
-
-    Links to folders are not followed: what is behind them does not belong to a version.
-    """
-    left = [folder]
-    count = 0
-    while left:
-        with os.scandir(left.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    if deep and not (but and but.fullmatch(entry.name)):
-                        left.append(Path(entry.path))
-                    continue
-                count += 1
-                if count > MOST_FILES:
-                    return
-                yield entry
-
-
-def fingerprint_of(files: Iterator[os.DirEntry[str]] | list[os.DirEntry[str]]) -> Fingerprint:
-    stamps = []
-    for one in files:
-        try:
-            state = one.stat()
-        except OSError:  # a link to nowhere or to itself; whoever needs it will say so
-            state = one.stat(follow_symlinks=False)
-        access = (state.st_mode, state.st_uid, state.st_gid)
-        stamps.append((one.path, state.st_size, state.st_mtime_ns, state.st_ino, *access))
-    return tuple(sorted(stamps))
-
-
-def folders_in(parent: Path, pattern: re.Pattern[str]) -> list[str]:
-    """Names of folders that match, in order. Raises OSError."""
-    with os.scandir(parent) as entries:
-        return sorted(e.name for e in entries if pattern.fullmatch(e.name) and _is_folder(e))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, or to where we may not look: reading it will tell
-        return True
-
-
-_LOG = logging.getLogger(__name__)
-
-
-def read_settings(folder: Path, log: logging.Logger = _LOG) -> ModelSettings:
-    """What stands in a model's folder; model.toml wins over config.pbtxt.
-
-    Raises LoadError with one line: file, key, what came and what was expected.
-    """
-    # A link to nowhere is there too: whoever made it should hear that nothing is behind it.
-    toml, pbtxt = (os.path.lexists(folder / name) for name in (MODEL_TOML, CONFIG_PBTXT))
-    if toml and pbtxt:
-        log.info("%s: %s is read, %s is not", folder.name, MODEL_TOML, CONFIG_PBTXT)
-    if toml:
-        return read_model_toml(folder)
-    if pbtxt:
-        return read_triton_config(folder)
-    return ModelSettings()
-
-
-class Looks:
-    """Any thread may look."""
-
-    def __init__(self, repository: "Repository") -> None:
-        self._repository = repository
-        self._problem = ""
-        self._looking = threading.Lock()
-
-    def at_all(self) -> dict[str, "ModelFolder"] | None:
-        """Every folder by name; None when it cannot be read, which the log hears once."""
-        try:
-            with self._looking:
-                folders = self._repository.scan()
-            problem = ""
-        except LoadError as error:
-            problem = str(error)
-        except Exception:  # whatever is odd on the disk, what is loaded serves on
-            log.exception("the repository cannot be read")
-            problem = "an internal error; the server's log says why"
-        if problem and problem != self._problem:
-            log.error("%s; what is loaded serves on", problem)
-        self._problem = problem
-        return None if problem else folders
-
-    def at(self, name: str) -> "ModelFolder":
-        """Raises NotFoundError when there is no such model, NotLoadedError when the repository
-        cannot be read: both are for callers, and no path is."""
-        try:
-            with self._looking:
-                folders = self._repository.scan()
-        except LoadError as error:
-            log.error("%s", error)
-            raise NotLoadedError("the repository cannot be read; the log says why") from error
-        if name not in folders or not (folders[name].versions or folders[name].problem):
-            raise NotFoundError(f"the repository has no model {quoted(name)}")
-        return folders[name]
-
-
 MODEL_FILE = "model.onnx"
+
+MAX_FILES = 10_000
+"""Files of one version that are looked at; a folder with more is not a model."""
 
 # Names and versions become metric labels, log lines and health services.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
-_NOT_READABLE: Fingerprint = ()
+Fingerprint = tuple[tuple[str | int, ...], ...]
+"""Path, size, modification time, inode, mode and owners of each file.
+
+A different fingerprint means different contents, or files that have become readable; it is
+taken without reading the files.
+"""
+
+_UNREADABLE: Fingerprint = ()
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model file, what it is called, and what its folder says of it."""
+    """A model file with its name, version and settings: what a model is loaded from."""
 
     name: str
     version: int
@@ -155,14 +54,13 @@ class ModelSource:
 
     @property
     def log_fields(self) -> Mapping[str, str | int]:
-        """As those of a `Model`."""
+        """Structured fields of log lines about this model, equal to those of `Model`."""
         return {"model": self.name, "version": self.version}
 
 
 @dataclass(frozen=True)
 class VersionFiles:
-    """One version's file, what tells it from another one in the same place, and why it must
-    not be loaded, if so."""
+    """The files of one version; `problem` is why the version must not be loaded, or ""."""
 
     path: Path
     fingerprint: Fingerprint
@@ -171,153 +69,276 @@ class VersionFiles:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """One model's folder as it is now; `problem` says why its settings cannot be read."""
+    """The folder of one model at one scan; `problem` is why it cannot be used, or ""."""
 
     name: str
     versions: Mapping[int, VersionFiles]
     settings: ModelSettings = field(default_factory=ModelSettings)
     problem: str = ""
 
-    def found(self, version: int) -> ModelSource:
+    def source(self, version: int) -> ModelSource:
         return ModelSource(self.name, version, self.versions[version].path, self.settings)
 
 
 class Repository:
-    """Several roots, read again and again; a model's settings only when they have changed."""
+    """Folders of models, scanned again and again by any thread.
 
-    def __init__(self, roots: Sequence[Path], alone: Sequence[tuple[str, Path]] = ()) -> None:
-        """`alone`: folders that are one model, with its name. LoadError for one that is wrong."""
-        self.roots = tuple(dict.fromkeys(roots))  # one that is named twice is read once
-        self._alone = dict(alone)
-        if wrong := [name for name in self._alone if not _NAME.fullmatch(name)]:
-            raise LoadError(f"a model cannot be called {quoted(wrong[0])}")
-        if len(self._alone) < len(set(alone)):
-            raise LoadError("two folders are given for a model of the same name")
+    The settings of a model are read again only when its files have changed.
+    """
+
+    def __init__(self, roots: Sequence[Path], single_models: Sequence[tuple[str, Path]] = ()):
+        """Name the folders to scan, without reading them.
+
+        Args:
+            roots: Folders of models.
+            single_models: Folders that are one model each, with the name of the model.
+
+        Raises:
+            LoadError: A name is invalid or used twice.
+        """
+        self.roots = tuple(dict.fromkeys(roots))
+        self._single_models = dict(single_models)
+        if invalid := [name for name in self._single_models if not _NAME.fullmatch(name)]:
+            raise LoadError(f"invalid model name {quoted(invalid[0])}")
+        if len(self._single_models) < len(set(single_models)):
+            raise LoadError("two folders are given for the same model name")
         self._settings: dict[Path, tuple[Fingerprint, ModelSettings, str]] = {}
-        self._homes: dict[Path, tuple[int, int]] = {}  # device and inode of each root, not empty
+        self._root_ids: dict[Path, tuple[int, int]] = {}  # device and inode of non-empty roots
+        self._logged_problem = ""
+        self._scanning = threading.Lock()
 
     def scan(self) -> dict[str, ModelFolder]:
-        """Every folder by name, also one without a version: its files may be on their way.
+        """Return every model folder by name, including one without versions.
 
-        What is not called like a model or a version is passed over; a name that stands in
-        two roots has a problem. Raises LoadError when a root cannot be read.
+        Files and folders whose names are not those of a model or version are ignored. A name
+        that is in two roots has a problem.
+
+        Raises:
+            LoadError: A root cannot be read.
         """
-        found: dict[str, ModelFolder] = {}
-        home: dict[str, Path] = {}
-        for number, root in enumerate(self.roots, 1):
-            for name in self._names(root):
-                folder = self._folder(root, name, root / name)
-                if name in found and found[name].versions and folder.versions:
-                    # Callers hear of it, and no path is for them.
-                    first = self.roots.index(home[name]) + 1
-                    both = f"the repositories number {first} and {number}"
-                    found[name] = replace(found[name], problem=f"it stands in {both}")
-                elif name not in found or folder.versions:
-                    found[name], home[name] = folder, root
-        for name, path in self._alone.items():
-            folder = self._folder(path, name, path)
-            twice = "it stands in a repository too" if name in home else folder.problem
-            found[name] = replace(folder, problem=twice)
-        places = {root / name for name, root in home.items()} | set(self._alone.values())
-        self._settings = {path: kept for path, kept in self._settings.items() if path in places}
-        return dict(sorted(found.items()))
+        with self._scanning:
+            return self._scan()
 
-    def _names(self, root: Path) -> list[str]:
+    def scan_or_keep(self) -> dict[str, ModelFolder] | None:
+        """Like `scan`, but return None when a root cannot be read, and log that once."""
+        problem = ""
+        folders = None
         try:
-            names = folders_in(root, _NAME)
-            state = root.stat()
+            folders = self.scan()
+        except LoadError as error:
+            problem = str(error)
+        except Exception:  # the loaded models keep serving, whatever is on the disk
+            log.exception("cannot scan the repository")
+            problem = "internal error while scanning the repository"
+        if problem and problem != self._logged_problem:
+            log.error("%s; loaded models keep serving", problem)
+        self._logged_problem = problem
+        return folders
+
+    def scan_model(self, name: str) -> ModelFolder:
+        """Return the folder of one model.
+
+        Raises:
+            NotFoundError: There is no such model.
+            NotLoadedError: The repository cannot be read. The message contains no path, since
+                it is meant for clients.
+        """
+        try:
+            folders = self.scan()
+        except LoadError as error:
+            log.error("%s", error)
+            raise NotLoadedError("cannot read the repository; see the server's log") from error
+        if name not in folders or not (folders[name].versions or folders[name].problem):
+            raise NotFoundError(f"the repository has no model {quoted(name)}")
+        return folders[name]
+
+    def _scan(self) -> dict[str, ModelFolder]:
+        folders: dict[str, ModelFolder] = {}
+        root_of: dict[str, Path] = {}
+        for number, root in enumerate(self.roots, 1):
+            for name in self._list_models(root):
+                folder = self._scan_folder(root, name, root / name)
+                if name in folders and folders[name].versions and folder.versions:
+                    # Numbers, not paths: clients see the message.
+                    first = self.roots.index(root_of[name]) + 1
+                    problem = f"duplicate model: it is in repositories {first} and {number}"
+                    folders[name] = replace(folders[name], problem=problem)
+                elif name not in folders or folder.versions:
+                    folders[name], root_of[name] = folder, root
+        for name, path in self._single_models.items():
+            folder = self._scan_folder(path, name, path)
+            if name in root_of:
+                folder = replace(folder, problem="duplicate model: it is in a repository, too")
+            folders[name] = folder
+        paths = {root / name for name, root in root_of.items()} | set(self._single_models.values())
+        self._settings = {path: entry for path, entry in self._settings.items() if path in paths}
+        return dict(sorted(folders.items()))
+
+    def _list_models(self, root: Path) -> list[str]:
+        try:
+            names = _list_folders(root, _NAME)
+            status = root.stat()
         except OSError as error:
             reason = f"cannot read the repository {root}: {error.strerror}"
             raise LoadError(reason) from error
-        home = (state.st_dev, state.st_ino)
+        root_id = (status.st_dev, status.st_ino)
         if names:
-            self._homes[root] = home
-        elif self._homes.get(root, home) != home:  # the volume is gone, its mount point is left
-            raise LoadError(f"the repository {root} is another folder now, and empty")
+            self._root_ids[root] = root_id
+        elif self._root_ids.get(root, root_id) != root_id:
+            raise LoadError(
+                f"the repository {root} was replaced by an empty folder: is its volume unmounted?"
+            )
         return names
 
-    def _folder(self, root: Path, name: str, path: Path) -> ModelFolder:
+    def _scan_folder(self, root: Path, name: str, path: Path) -> ModelFolder:
         try:
-            if (
-                path != root
-                and path.is_symlink()
-                and not path.resolve().is_relative_to(root.resolve())
-            ):
-                return ModelFolder(
-                    name, {}, problem="it is a link that leads out of the repository"
-                )
-            settings, problem = self._read_settings(path)
-            versions = _versions(root, path, settings.model_file or MODEL_FILE)
-        except OSError as error:  # it goes while it is read, or it is not ours to read
+            if path != root and path.is_symlink() and not _is_inside(path, root):
+                problem = "it is a link that leads out of the repository"
+                return ModelFolder(name, {}, problem=problem)
+            settings, problem = self._read_settings_if_changed(path)
+            versions = _scan_versions(root, path, settings.model_file or MODEL_FILE)
+        except OSError as error:  # removed meanwhile, or not readable
             return ModelFolder(name, {}, problem=f"it cannot be read: {error.strerror}")
         except RuntimeError:
-            return ModelFolder(name, {}, problem="it is a link that leads back to itself")
+            return ModelFolder(name, {}, problem="it is a link to itself")
         return ModelFolder(name, versions, settings, problem)
 
-    def _read_settings(self, path: Path) -> tuple[ModelSettings, str]:
-        # Labels may stand in a folder of their own.
-        fingerprint = fingerprint_of(files_in(path, deep=True, but=_VERSION))
-        known = self._settings.get(path)
-        if known is None or known[0] != fingerprint:
+    def _read_settings_if_changed(self, path: Path) -> tuple[ModelSettings, str]:
+        """Return the settings in a model's folder, and why they cannot be read, or ""."""
+        # Files of labels may be in a subfolder.
+        fingerprint = _fingerprint_of(_list_files(path, recursive=True, skip=_VERSION))
+        cached = self._settings.get(path)
+        if cached is None or cached[0] != fingerprint:
             try:
-                known = (fingerprint, read_settings(path), "")
+                cached = (fingerprint, read_settings(path), "")
             except LoadError as error:
-                known = (fingerprint, ModelSettings(), str(error))
-            except Exception:  # whatever stands in one file, the other models are served
-                log.exception("the settings of %s cannot be read", path.name)
-                problem = "its settings cannot be read; the server's log says why"
-                known = (fingerprint, ModelSettings(), problem)
-            self._settings[path] = known
-        return known[1], known[2]
+                cached = (fingerprint, ModelSettings(), str(error))
+            except Exception:  # one model must not keep the others from being served
+                log.exception("cannot read the settings of %s", path.name)
+                problem = "its settings cannot be read; see the server's log"
+                cached = (fingerprint, ModelSettings(), problem)
+            self._settings[path] = cached
+        return cached[1], cached[2]
 
 
 def find_models(roots: Sequence[Path]) -> list[ModelSource]:
-    """Every version of every model in the roots, by name and version."""
+    """Return every version of every model in the roots, by name and version."""
     folders = Repository(roots).scan().values()
-    return [folder.found(number) for folder in folders for number in folder.versions]
+    return [folder.source(number) for folder in folders for number in folder.versions]
 
 
-def _versions(root: Path, folder: Path, model_file: str) -> dict[int, VersionFiles]:
-    """By number; one that cannot be read does not hide the others."""
+def read_settings(folder: Path) -> ModelSettings:
+    """Read the settings in a model's folder; model.toml takes precedence over config.pbtxt.
+
+    Raises:
+        LoadError: A file is invalid; the message is one line with file, key and value.
+    """
+    # A dangling link counts as present, so that its owner gets an error.
+    toml, pbtxt = (os.path.lexists(folder / name) for name in (MODEL_TOML, CONFIG_PBTXT))
+    if toml and pbtxt:
+        log.info("%s: %s is read, %s is ignored", folder.name, MODEL_TOML, CONFIG_PBTXT)
+    if toml:
+        return read_model_toml(folder)
+    if pbtxt:
+        return read_triton_config(folder)
+    return ModelSettings()
+
+
+def _scan_versions(root: Path, folder: Path, model_file: str) -> dict[int, VersionFiles]:
+    """Return the versions by number; one that cannot be read does not hide the others."""
     versions = {}
-    for number in sorted(int(v) for v in folders_in(folder, _VERSION)):
-        place = folder / str(number)
+    for number in sorted(int(version) for version in _list_folders(folder, _VERSION)):
+        path = folder / str(number)
         try:
-            if (file := _model_file(place, model_file)) is not None:
-                versions[number] = _on_disk(root, file, list(files_in(place, deep=True)))
-        except FileNotFoundError:  # it goes while it is read
+            if (file := _find_model_file(path, model_file)) is not None:
+                files = list(_list_files(path, recursive=True))
+                versions[number] = _check_files(root, file, files)
+        except FileNotFoundError:  # removed meanwhile
             continue
         except OSError as error:
             problem = f"it cannot be read: {error.strerror}"
-            versions[number] = VersionFiles(place / model_file, _NOT_READABLE, problem)
-    if not versions and (bare := _model_file(folder, model_file)) is not None:
-        beside = list(files_in(bare.parent, deep=bare.parent != folder))
-        own = [one for one in beside if one.name not in (MODEL_TOML, CONFIG_PBTXT)]
-        versions[1] = _on_disk(root, bare, own)
+            versions[number] = VersionFiles(path / model_file, _UNREADABLE, problem)
+    if not versions and (file := _find_model_file(folder, model_file)) is not None:
+        entries = _list_files(file.parent, recursive=file.parent != folder)
+        files = [entry for entry in entries if entry.name not in (MODEL_TOML, CONFIG_PBTXT)]
+        versions[1] = _check_files(root, file, files)
     return versions
 
 
-def _model_file(folder: Path, name: str) -> Path | None:
+def _find_model_file(folder: Path, name: str) -> Path | None:
     path = folder / name
     if path.is_file():
         return path
     if name != MODEL_FILE:
         return None
-    within = path if path.is_dir() else folder
-    files = [one for one in within.glob("*.onnx") if one.is_file()]
+    parent = path if path.is_dir() else folder
+    files = [file for file in parent.glob("*.onnx") if file.is_file()]
     return files[0] if len(files) == 1 else None
 
 
-def _on_disk(root: Path, file: Path, beside: list[os.DirEntry[str]]) -> VersionFiles:
-    problem, real_root = "", root.resolve()
-    linked = [Path(one.path) for one in beside if one.is_symlink()]
-    for path in [file, *linked]:
+def _check_files(root: Path, model: Path, files: Sequence[os.DirEntry[str]]) -> VersionFiles:
+    problem = ""
+    links = [Path(entry.path) for entry in files if entry.is_symlink()]
+    for path in [model, *links]:
         try:
-            if path.resolve().is_relative_to(real_root):
+            if _is_inside(path, root):
                 continue
         except RuntimeError:
-            problem = f"{path.name!r} is a link that leads back to itself"
+            problem = f"{path.name!r} is a link to itself"
         else:
             problem = f"{path.name!r} is a link that leads out of the repository"
         break
-    return VersionFiles(file, fingerprint_of(beside), problem)
+    return VersionFiles(model, _fingerprint_of(files), problem)
+
+
+def _is_inside(path: Path, root: Path) -> bool:
+    """Whether `path` with all links followed is in `root`; RuntimeError for a loop of links."""
+    return path.resolve().is_relative_to(root.resolve())
+
+
+def _list_folders(parent: Path, pattern: re.Pattern[str]) -> list[str]:
+    """Return the sorted names of the folders in `parent` that match `pattern`."""
+    with os.scandir(parent) as entries:
+        return sorted(e.name for e in entries if pattern.fullmatch(e.name) and _is_folder(e))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself or to a forbidden place: reading it gives the reason
+        return True
+
+
+def _list_files(
+    folder: Path, *, recursive: bool, skip: re.Pattern[str] | None = None
+) -> Iterator[os.DirEntry[str]]:
+    """List at most `MAX_FILES` files, leaving out subfolders whose names match `skip`.
+
+    Links to folders are not followed: their contents do not belong to a version.
+    """
+    pending = [folder]
+    count = 0
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if recursive and not (skip and skip.fullmatch(entry.name)):
+                        pending.append(Path(entry.path))
+                    continue
+                count += 1
+                if count > MAX_FILES:
+                    return
+                yield entry
+
+
+def _fingerprint_of(files: Iterable[os.DirEntry[str]]) -> Fingerprint:
+    fingerprints = []
+    for entry in files:
+        try:
+            status = entry.stat()
+        except OSError:  # a dangling link or a loop; loading the file will fail with the reason
+            status = entry.stat(follow_symlinks=False)
+        access = (status.st_mode, status.st_uid, status.st_gid)
+        content = (status.st_size, status.st_mtime_ns, status.st_ino)
+        fingerprints.append((entry.path, *content, *access))
+    return tuple(sorted(fingerprints))

@@ -1,6 +1,6 @@
-"""What a model's folder says about the model, beside the versions: model.toml or config.pbtxt.
+"""Settings of a model: what model.toml or config.pbtxt in its folder says, as dataclasses.
 
-Every field has a default that means that nothing is said.
+The default of each field means that the file does not set it.
 """
 
 import re
@@ -13,12 +13,12 @@ from neurona_protos.prediction_pb2 import DataType, Task
 MODEL_TOML = "model.toml"
 CONFIG_PBTXT = "config.pbtxt"
 LATEST = "latest"
-"""The label that is built in: the highest version that is ready."""
+"""The built-in label of the highest loaded version."""
 
 _LATEST = re.compile(r"latest(?: +([1-9][0-9]{0,8}))?")
 
 VersionOrLabel = int | str
-"""A version, or the label of one; "" where nothing is said."""
+"""A version number, or a label; "" if unset."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class VersionPolicy:
     """Which of the versions on disk are served."""
 
     latest: int = 1
-    """The highest so many, unless the others say otherwise."""
+    """Number of the highest versions to serve, unless one of the other fields is set."""
 
-    every: bool = False
+    all_versions: bool = False
     listed: tuple[int, ...] = ()
 
     def choose(self, on_disk: Collection[int]) -> set[int]:
-        """A listed version that is not there is not chosen."""
-        if self.every:
+        """Return the versions to serve; a listed version that does not exist is left out."""
+        if self.all_versions:
             return set(on_disk)
         if self.listed:
             return set(self.listed) & set(on_disk)
@@ -41,9 +41,13 @@ class VersionPolicy:
 
     @classmethod
     def parse(cls, value: object) -> "VersionPolicy":
-        """From "all", "latest", "latest 2" or [1, 3]. Raises ValueError."""
+        """Parse "all", "latest", "latest 2" or [1, 3].
+
+        Raises:
+            ValueError: `value` is none of these.
+        """
         if value == "all":
-            return cls(every=True)
+            return cls(all_versions=True)
         if isinstance(value, str) and (match := _LATEST.fullmatch(value)):
             return cls(latest=int(match[1] or 1))
         if isinstance(value, list) and value and all(type(n) is int and n > 0 for n in value):
@@ -53,24 +57,24 @@ class VersionPolicy:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Where requests go that name neither version nor label."""
+    """Routing of the requests that name neither a version nor a label."""
 
     default: VersionOrLabel = ""
-    """What answers those that no share takes."""
+    """Target of the requests that no share takes."""
 
     shares: Mapping[VersionOrLabel, float] = field(default_factory=dict)
-    """Percent of them, by version or label."""
+    """Percentage of the requests, by version or label."""
 
     shadow: VersionOrLabel = ""
-    """What gets a copy of what is answered; its answers are compared and thrown away."""
+    """Target of copies of answered requests; its outputs are compared and discarded."""
 
     shadow_share: float = 100.0
-    """Percent of what is answered that is copied."""
+    """Percentage of the answered requests that are copied to the shadow."""
 
 
 @dataclass(frozen=True)
 class ValueSettings:
-    """One column of a regression's answer."""
+    """Name and unit of one column of a regression's output."""
 
     name: str = ""
     unit: str = ""
@@ -78,7 +82,7 @@ class ValueSettings:
 
 @dataclass(frozen=True)
 class TensorSettings:
-    """Of an input or an output; `axes` has a name for each axis, "" for one without."""
+    """Settings of an input or output; `axes` names each axis, "" for an axis without a name."""
 
     axes: tuple[str, ...] = ()
     description: str = ""
@@ -87,27 +91,24 @@ class TensorSettings:
 
 @dataclass(frozen=True)
 class DeclaredTensor:
-    """An input or output as config.pbtxt declares it, to be compared with the graph.
-
-    `shape` has all axes, the batch axis too; -1 is one of free size.
-    """
+    """An input or output as config.pbtxt declares it, to be compared with the graph."""
 
     role: str
     """input or output."""
 
     name: str
     dtype: DataType
-    """DATA_TYPE_UNDEFINED where it is not said."""
+    """DATA_TYPE_UNDEFINED if undeclared."""
 
     shape: tuple[int, ...] | None
-    """None where it is not said."""
+    """All axes including the batch axis, -1 for a free size; None if undeclared."""
 
 
 @dataclass(frozen=True)
 class WarmUpInput:
-    """How one input of a warm-up sample is made: zeros, random values, or a file's bytes.
+    """Source of one input of a warm-up sample: zeros, random values, or the bytes of a file.
 
-    It is made when it is needed, so that two readings of the same folder compare as equal.
+    The array is made when it is needed, so that settings read twice compare equal.
     """
 
     dtype: DataType
@@ -115,12 +116,12 @@ class WarmUpInput:
     random: bool = False
     file: Path | None = None
     rows: int = 0
-    """The size of the batch axis, 0 if there is none: a file may hold a single row."""
+    """Size of the batch axis, 0 if there is none: the file may hold a single row."""
 
 
 @dataclass(frozen=True)
 class WarmUpSample:
-    """A request that is run `count` times at load; when it fails, the load fails."""
+    """A request that is run `count` times when the model is loaded; an error fails the load."""
 
     name: str
     count: int
@@ -129,26 +130,28 @@ class WarmUpSample:
 
 @dataclass(frozen=True)
 class ModelSettings:
+    """Everything that a model's folder may say about the model."""
+
     task: Task | None = None
     answer: str = ""
-    """The output that holds the answer."""
+    """Name of the output that holds the classification or regression."""
 
     labels: tuple[str, ...] = ()
     softmax: bool = False
-    """The answer holds logits."""
+    """Whether that output holds logits."""
 
     values: tuple[ValueSettings, ...] = ()
     description: str = ""
     inputs: Mapping[str, TensorSettings] = field(default_factory=dict)
     outputs: Mapping[str, TensorSettings] = field(default_factory=dict)
     batched: bool | None = None
-    """None: found out by running it."""
+    """None: determined by running the model."""
 
     versions: VersionPolicy | None = None
     version_labels: Mapping[str, int] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
 
-    # In the place of the server's options of the same names.
+    # Overrides of the server's options of the same names.
     max_batch_rows: int | None = None
     max_queue_rows: int | None = None
     max_queue_bytes: int | None = None
@@ -159,14 +162,14 @@ class ModelSettings:
     threads: int | None = None
     providers: tuple[str, ...] | None = None
 
-    # What only config.pbtxt says.
+    # Set by config.pbtxt only.
     model_file: str = ""
-    """In the folder of a version; "" is model.onnx."""
+    """File name in a version's folder; "" is model.onnx."""
 
     declared: tuple[DeclaredTensor, ...] = ()
     output_labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """The names of classes, by output: a hint where the task is not said."""
+    """Names of classes by output: a hint when no task is set."""
 
     warm_up: tuple[WarmUpSample, ...] = ()
     ignored: tuple[str, ...] = ()
-    """Paths of the fields that are set and have no effect here, for the log."""
+    """Paths of the fields that are set but have no effect, for the log."""

@@ -1,7 +1,9 @@
-"""config.pbtxt, by which Triton is told of a model: read for what it says of an ONNX model.
+"""Reader of config.pbtxt, Triton's configuration of a model, for ONNX models.
 
-What has no effect here is listed in `ModelSettings.ignored`; what would change the answers and
-cannot be done is refused. Field by field: `inference.ModelConfig` in protos/model_config.proto.
+Fields without an effect here are listed in `ModelSettings.ignored`; a field that would change
+responses and is not supported is an error. The fields are those of `inference.ModelConfig` in
+protos/model_config.proto, whose source is Triton's model configuration
+(https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto).
 """
 
 import math
@@ -19,7 +21,7 @@ from neurona_protos import model_config_pb2 as triton
 from neurona_protos.prediction_pb2 import DataType
 from neurona_server.errors import LoadError, close_match, printable, quoted
 from neurona_server.models.repository.model_files import read_labels, read_text, resolve_inside
-from neurona_server.models.repository.model_toml import MOST_VERSION, whole
+from neurona_server.models.repository.model_toml import MAX_VERSION
 from neurona_server.models.repository.settings import (
     CONFIG_PBTXT,
     DeclaredTensor,
@@ -28,142 +30,21 @@ from neurona_server.models.repository.settings import (
     WarmUpInput,
     WarmUpSample,
 )
+from neurona_server.models.repository.validation import invalid_value
 from neurona_server.models.synthetic_inputs import MAX_ELEMENTS
 
-Heeded = Mapping[str, Any]
-"""By field: None if all of it is heeded, else what is heeded inside it."""
+WARM_UP_FOLDER = "warmup"
+"""Folder of the files of warm-up samples, inside the model's folder."""
 
-_TENSOR: Heeded = {"name": None, "data_type": None, "dims": None, "reshape": None}
-HEEDED: Heeded = {
-    "name": None,
-    "platform": None,
-    "backend": None,
-    "max_batch_size": None,
-    "input": _TENSOR,
-    "output": {**_TENSOR, "label_filename": None},
-    "version_policy": None,
-    "default_model_filename": None,
-    "instance_group": {"count": None, "kind": None, "name": None, "gpus": None, "passive": None},
-    "dynamic_batching": {
-        "max_queue_delay_microseconds": None,
-        "default_queue_policy": {"max_queue_size": None},
-    },
-    "model_warmup": None,
-    "parameters": {"intra_op_thread_count": None},
-    # Nothing is heeded in these, but each of their fields is named.
-    "optimization": {},
-    "response_cache": {},
-    "model_transaction_policy": {},
-}
-_UNBATCHED = {**HEEDED, "dynamic_batching": {}}
+MAX_INSTANCES = 64
+MAX_THREADS = 1024
+MAX_WARM_UP_RUNS = 10_000
+"""Runs of one warm-up sample."""
 
+_MAX_DELAY_US = 10**11
+_MAX_QUEUE_ROWS = 2**31 - 1
 
-def ignored_fields(config: Message) -> list[str]:
-    """Paths like "optimization.cuda" or "input[0].format", in the order of the definition.
-
-    A field that holds its default is not there, as protobuf has it.
-    """
-    heeded = HEEDED if getattr(config, "max_batch_size", 0) else _UNBATCHED
-    return list(_walk(config, heeded, ""))
-
-
-def _walk(message: Message, heeded: Heeded, prefix: str) -> Iterator[str]:
-    for field, value in message.ListFields():
-        path = prefix + field.name
-        if field.name not in heeded:
-            yield path
-        elif (inside := heeded[field.name]) is not None:
-            if _is_map(field):
-                unheeded = sorted(key for key in value if key not in inside)
-                yield from (f"{path}.{printable(key)}" for key in unheeded)
-            elif isinstance(value, Message):
-                yield from _walk(value, inside, f"{path}.")
-            else:
-                for index, item in enumerate(value):
-                    yield from _walk(item, inside, f"{path}[{index}].")
-
-
-def _is_map(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and field.message_type.GetOptions().map_entry
-
-
-MOST_INSTANCES = 64
-_MOST_DELAY_US = 10**11
-_Kind = triton.ModelInstanceGroup
-
-
-@dataclass(frozen=True)
-class Batching:
-    """None is not said."""
-
-    batched: bool | None = None
-    max_delay_ms: float | None = None
-    max_queue_rows: int | None = None
-
-
-def read_batching(config: triton.ModelConfig, *, told: bool) -> Batching:
-    """`told` says that the config tells whether there is a batch axis: it has one if
-    max_batch_size is above 0. Raises LoadError.
-    """
-    if not config.max_batch_size:
-        return Batching(batched=False if told else None)
-    if not config.HasField("dynamic_batching"):
-        return Batching()
-    said = config.dynamic_batching
-    delay = said.max_queue_delay_microseconds
-    if delay > _MOST_DELAY_US:
-        raise LoadError(
-            f"dynamic_batching.max_queue_delay_microseconds is {delay}; "
-            f"expected at most {_MOST_DELAY_US}"
-        )
-    rows = min(said.default_queue_policy.max_queue_size, 2**31 - 1)
-    return Batching(True, delay / 1000, rows or None)
-
-
-def read_instances(
-    config: triton.ModelConfig,
-) -> tuple[int | None, tuple[str, ...] | None, list[str]]:
-    """How many there are, the providers they run on, and the fields that have no effect.
-
-    Of groups on several kinds of devices, those on the best one are read: a model runs on one.
-    Raises LoadError.
-    """
-    groups = list(config.instance_group)
-    ignored = []
-    for index, group in enumerate(groups):
-        if group.count < 0:
-            raise LoadError(f"instance_group[{index}].count is {group.count}; expected at least 0")
-        if group.kind not in _Kind.Kind.values():
-            raise LoadError(f"instance_group[{index}].kind is {group.kind}, which is not known")
-        if [*group.gpus] not in ([], [0]):
-            ignored.append(f"instance_group[{index}].gpus")
-    active = [(index, group) for index, group in enumerate(groups) if not group.passive]
-    if not active:
-        return None, None, ignored
-    kinds = {group.kind for _, group in active}
-    best = _Kind.KIND_GPU if _Kind.KIND_GPU in kinds else _Kind.KIND_CPU
-    if len(kinds) > 1:
-        if _Kind.KIND_GPU not in kinds:
-            best = next(kind for kind in kinds if kind != _Kind.KIND_CPU)
-        ignored += [f"instance_group[{index}]" for index, one in active if one.kind != best]
-    else:
-        (best,) = kinds
-    count = sum(max(1, group.count) for _, group in active if group.kind == best)
-    if count > MOST_INSTANCES:
-        raise LoadError(
-            f"instance_group asks for {count} instances; expected at most {MOST_INSTANCES}"
-        )
-    providers = {_Kind.KIND_CPU: ("cpu",), _Kind.KIND_GPU: ("cuda", "cpu")}.get(best)
-    return count, providers, ignored
-
-
-FOLDER = "warmup"
-"""Where the files of samples stand, in the model's folder."""
-
-MOST_RUNS = 10_000
-"""Of one sample; a load must end."""
-
-DATA_TYPES = {
+_DATA_TYPES = {
     triton.TYPE_BOOL: DataType.DATA_TYPE_BOOL,
     triton.TYPE_UINT8: DataType.DATA_TYPE_UINT8,
     triton.TYPE_UINT16: DataType.DATA_TYPE_UINT16,
@@ -179,69 +60,54 @@ DATA_TYPES = {
     triton.TYPE_STRING: DataType.DATA_TYPE_STRING,
     triton.TYPE_BF16: DataType.DATA_TYPE_BFLOAT16,
 }
+_Kind = triton.ModelInstanceGroup
 
-
-def read_warm_up(folder: Path, config: triton.ModelConfig) -> tuple[WarmUpSample, ...]:
-    """Raises LoadError that names the field. Files are found now and read when they are run."""
-    return tuple(
-        _sample(folder, f"model_warmup[{index}]", sample, config.max_batch_size)
-        for index, sample in enumerate(config.model_warmup)
-        if sample.batch_size or not config.max_batch_size  # Triton passes over one without rows
-    )
-
-
-def _sample(folder: Path, where: str, sample: triton.ModelWarmup, most_rows: int) -> WarmUpSample:
-    rows = sample.batch_size or 1
-    if rows > max(1, most_rows):
-        raise LoadError(f"{where}.batch_size is {rows}; expected at most {max(1, most_rows)}")
-    if sample.count > MOST_RUNS:
-        raise LoadError(f"{where}.count is {sample.count}; expected at most {MOST_RUNS}")
-    inputs = {
-        name: _input(folder, f"{where}.inputs.{quoted(name)}", one, rows if most_rows else 0)
-        for name, one in sample.inputs.items()
-    }
-    return WarmUpSample(sample.name, max(1, sample.count), inputs)
-
-
-def _input(folder: Path, where: str, one: triton.ModelWarmup.Input, rows: int) -> WarmUpInput:
-    """`rows` is 0 for a model without a batch axis."""
-    if one.data_type not in DATA_TYPES:
-        raise LoadError(f"{where} has no data_type")
-    shape = (rows, *one.dims) if rows else tuple(one.dims)
-    if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
-        raise LoadError(
-            f"{where}.dims is {[*one.dims]}; expected sizes of at least 1, "
-            f"and {MAX_ELEMENTS} elements at most"
-        )
-    kind = one.WhichOneof("input_data_type")
-    if kind is None or (kind != "input_data_file" and not getattr(one, kind)):
-        raise LoadError(f"{where} has no data; expected zero_data, random_data or input_data_file")
-    file = None
-    if kind == "input_data_file":
-        try:
-            if not one.input_data_file:
-                raise LoadError("it is empty; expected the name of a file")
-            file = resolve_inside(folder / FOLDER, one.input_data_file)
-        except LoadError as error:
-            raise LoadError(f"{where}.input_data_file: {error}") from error
-    dtype = DATA_TYPES[one.data_type]
-    return WarmUpInput(dtype, shape, random=kind == "random_data", file=file, rows=rows)
-
-
-_REFUSED = {
-    "sequence_batching": "requests that share a state",
-    "ensemble_scheduling": "a model made of others",
-    "batch_input": "inputs that are made from how a batch was put together",
-    "batch_output": "outputs that are not cut by rows",
+_UNSUPPORTED = {
+    "sequence_batching": "requests that share state",
+    "ensemble_scheduling": "a model composed of other models",
+    "batch_input": "inputs generated from the composition of a batch",
+    "batch_output": "outputs that are not split by rows",
 }
 _UNKNOWN_FIELD = re.compile(r'Message type "([\w.]+)" has no field named "(\w+)"')
 
+_Supported = Mapping[str, Any]
+"""By field: None if all of it has an effect, else the fields in it that have one."""
+
+_TENSOR: _Supported = {"name": None, "data_type": None, "dims": None, "reshape": None}
+_SUPPORTED: _Supported = {
+    "name": None,
+    "platform": None,
+    "backend": None,
+    "max_batch_size": None,
+    "input": _TENSOR,
+    "output": {**_TENSOR, "label_filename": None},
+    "version_policy": None,
+    "default_model_filename": None,
+    "instance_group": {"count": None, "kind": None, "name": None, "gpus": None, "passive": None},
+    "dynamic_batching": {
+        "max_queue_delay_microseconds": None,
+        "default_queue_policy": {"max_queue_size": None},
+    },
+    "model_warmup": None,
+    "parameters": {"intra_op_thread_count": None},
+    # Nothing in these has an effect, but each of their fields is listed as ignored.
+    "optimization": {},
+    "response_cache": {},
+    "model_transaction_policy": {},
+}
+_SUPPORTED_WITHOUT_BATCHING = {**_SUPPORTED, "dynamic_batching": {}}
+
 
 def read_triton_config(folder: Path) -> ModelSettings:
-    """Raises LoadError with one line that begins with the file's name."""
+    """Read the config.pbtxt in a model's folder.
+
+    Raises:
+        LoadError: The file cannot be read, is invalid or needs what is not supported; the
+            message is one line that begins with the file's name.
+    """
     try:
         text = read_text(folder, CONFIG_PBTXT)
-        return _settings(folder, text, _parse(text))
+        return _to_settings(folder, text, _parse(text))
     except LoadError as error:
         raise LoadError(f"{CONFIG_PBTXT}: {error}") from error
 
@@ -251,68 +117,71 @@ def _parse(text: str) -> triton.ModelConfig:
         return text_format.Parse(text, triton.ModelConfig())
     except text_format.ParseError as error:
         line = error.GetLine()
-        said = str(error).removeprefix(f"{line}:{error.GetColumn()} : ")
-        shown = "".join(char if char.isprintable() else "?" for char in said)[:300].rstrip(".")
-        raise LoadError(f"line {line}: {shown}{_suggestion(said)}") from error
-    except (ValueError, TypeError) as error:  # a number that its field cannot hold: no line is told
-        raise LoadError(f"it cannot be read: {quoted(str(error))}") from error
+        problem = str(error).removeprefix(f"{line}:{error.GetColumn()} : ")
+        shown = "".join(char if char.isprintable() else "?" for char in problem)[:300].rstrip(".")
+        raise LoadError(f"line {line}: {shown}{_suggest_field(problem)}") from error
+    except (ValueError, TypeError) as error:  # a number out of range, raised without its line
+        raise LoadError(f"it cannot be parsed: {quoted(str(error))}") from error
 
 
-def _suggestion(said: str) -> str:
-    """For the name of a field that does not exist, the one that was meant."""
-    if not (match := _UNKNOWN_FIELD.search(said)):
+def _suggest_field(problem: str) -> str:
+    """Return "; did you mean ..." if `problem` is an unknown field and a similar one exists."""
+    if not (match := _UNKNOWN_FIELD.search(problem)):
         return ""
     message = triton.ModelConfig.DESCRIPTOR.file.pool.FindMessageTypeByName(match[1])
     return close_match(match[2], [field.name for field in message.fields])
 
 
-def _settings(folder: Path, text: str, config: triton.ModelConfig) -> ModelSettings:
-    _refuse(folder, config)
-    rows = config.max_batch_size
+def _to_settings(folder: Path, text: str, config: triton.ModelConfig) -> ModelSettings:
+    _check_supported(folder, config)
+    has_batch_axis = config.max_batch_size > 0
     declared = [
-        *_declared("input", config.input, batch_axis=rows > 0),
-        *_declared("output", config.output, batch_axis=rows > 0),
+        *_declared_tensors("input", config.input, batch_axis=has_batch_axis),
+        *_declared_tensors("output", config.output, batch_axis=has_batch_axis),
     ]
-    # Triton finds out by itself what a config without tensors and without rows leaves open.
-    told = bool(declared) or re.search(r"\bmax_batch_size\b", text) is not None
-    batching = read_batching(config, told=told)
-    instances, providers, without_effect = read_instances(config)
+    # Triton completes a config without tensors and without max_batch_size from the graph.
+    batch_axis_known = bool(declared) or re.search(r"\bmax_batch_size\b", text) is not None
+    batching = _batching(config, batch_axis_known=batch_axis_known)
+    instances = _instances(config)
     return ModelSettings(
         batched=batching.batched,
-        versions=_versions(config),
-        max_batch_rows=rows or None,
+        versions=_version_policy(config),
+        max_batch_rows=config.max_batch_size or None,
         max_queue_rows=batching.max_queue_rows,
         max_delay_ms=batching.max_delay_ms,
-        instances=instances,
-        providers=providers,
+        instances=instances.count,
+        providers=instances.providers,
         threads=_threads(config),
         model_file=_model_file(config.default_model_filename),
         declared=tuple(declared),
-        output_labels=_labels(folder, config),
-        warm_up=read_warm_up(folder, config),
-        ignored=(*ignored_fields(config), *without_effect),
+        output_labels=_output_labels(folder, config),
+        warm_up=_warm_up_samples(folder, config),
+        ignored=(*_ignored_fields(config), *instances.ignored),
     )
 
 
-def _refuse(folder: Path, config: triton.ModelConfig) -> None:
+def _check_supported(folder: Path, config: triton.ModelConfig) -> None:
     if config.name and config.name != folder.name:
-        raise LoadError(f"name is {quoted(config.name)}; expected {folder.name!r}, like its folder")
+        raise LoadError(
+            f"name is {quoted(config.name)}; expected {folder.name!r}, the name of its folder"
+        )
     if config.platform not in ("", "onnxruntime_onnx"):
-        shown = quoted(config.platform)
-        raise LoadError(f"platform is {shown}; this server runs 'onnxruntime_onnx' only")
+        raise LoadError(f"platform is {quoted(config.platform)}; expected 'onnxruntime_onnx'")
     if config.backend not in ("", "onnxruntime"):
-        raise LoadError(f"backend is {quoted(config.backend)}; this server runs 'onnxruntime' only")
+        raise LoadError(f"backend is {quoted(config.backend)}; expected 'onnxruntime'")
     if config.max_batch_size < 0:
         raise LoadError(f"max_batch_size is {config.max_batch_size}; expected at least 0")
     present = {field.name for field, _ in config.ListFields()}
-    for name, what in _REFUSED.items():
+    for name, meaning in _UNSUPPORTED.items():
         if name in present:
-            raise LoadError(f"it has {name}: {what} cannot be served here")
+            raise LoadError(f"{name} is not supported: {meaning}")
     if config.model_transaction_policy.decoupled:
-        raise LoadError("model_transaction_policy.decoupled is true; expected one answer a request")
+        raise LoadError(
+            "model_transaction_policy.decoupled is true; expected one response per request"
+        )
 
 
-def _declared(
+def _declared_tensors(
     role: str,
     tensors: Iterable[triton.ModelInput | triton.ModelOutput],
     *,
@@ -324,38 +193,106 @@ def _declared(
         if not tensor.name:
             raise LoadError(f"{where} has no name")
         if any(tensor.name == other.name for other in declared):
-            raise LoadError(f"{where} is a second {tensor.name!r}; expected it once")
+            raise LoadError(f"{where} is a duplicate of {role} {tensor.name!r}")
         if tensor.HasField("reshape") and [*tensor.reshape.shape] != [*tensor.dims]:
             raise LoadError(
                 f"{where}.reshape is {[*tensor.reshape.shape]}; expected dims {[*tensor.dims]}, "
-                "since callers send and get the shapes of the graph here"
+                "since requests and responses have the shapes of the graph"
             )
         for size in tensor.dims:
             if size == 0 or size < -1:
                 raise LoadError(f"{where}.dims has {size}; expected -1 or at least 1")
-        if tensor.data_type and tensor.data_type not in DATA_TYPES:
-            raise LoadError(f"{where}.data_type is {tensor.data_type}, which is not known")
+        if tensor.data_type and tensor.data_type not in _DATA_TYPES:
+            raise LoadError(f"{where}.data_type is {tensor.data_type}, an unknown type")
         shape = (-1, *tensor.dims) if batch_axis else tuple(tensor.dims)
-        dtype = DATA_TYPES.get(tensor.data_type, DataType.DATA_TYPE_UNDEFINED)
+        dtype = _DATA_TYPES.get(tensor.data_type, DataType.DATA_TYPE_UNDEFINED)
         declared.append(DeclaredTensor(role, tensor.name, dtype, shape if tensor.dims else None))
     return declared
 
 
-def _versions(config: triton.ModelConfig) -> VersionPolicy | None:
+@dataclass(frozen=True)
+class _Batching:
+    """None stands for what the config does not set."""
+
+    batched: bool | None = None
+    max_delay_ms: float | None = None
+    max_queue_rows: int | None = None
+
+
+def _batching(config: triton.ModelConfig, *, batch_axis_known: bool) -> _Batching:
+    """Read dynamic_batching.
+
+    With `batch_axis_known`, the model has a batch axis if and only if max_batch_size is above 0.
+    """
+    if not config.max_batch_size:
+        return _Batching(batched=False if batch_axis_known else None)
+    if not config.HasField("dynamic_batching"):
+        return _Batching()
+    batching = config.dynamic_batching
+    delay = batching.max_queue_delay_microseconds
+    if delay > _MAX_DELAY_US:
+        raise LoadError(
+            f"dynamic_batching.max_queue_delay_microseconds is {delay}; "
+            f"expected at most {_MAX_DELAY_US}"
+        )
+    rows = min(batching.default_queue_policy.max_queue_size, _MAX_QUEUE_ROWS)
+    return _Batching(True, delay / 1000, rows or None)
+
+
+@dataclass(frozen=True)
+class _Instances:
+    count: int | None = None
+    providers: tuple[str, ...] | None = None
+    ignored: tuple[str, ...] = ()
+    """Paths of the fields without an effect."""
+
+
+def _instances(config: triton.ModelConfig) -> _Instances:
+    """Read instance_group.
+
+    A model runs on one kind of device: of groups on several kinds, those on the best one count.
+    """
+    ignored = []
+    for index, group in enumerate(config.instance_group):
+        if group.count < 0:
+            raise LoadError(f"instance_group[{index}].count is {group.count}; expected at least 0")
+        if group.kind not in _Kind.Kind.values():
+            raise LoadError(f"instance_group[{index}].kind is {group.kind}, an unknown kind")
+        if [*group.gpus] not in ([], [0]):
+            ignored.append(f"instance_group[{index}].gpus")
+    groups = enumerate(config.instance_group)
+    active = [(index, group) for index, group in groups if not group.passive]
+    if not active:
+        return _Instances(ignored=tuple(ignored))
+    kinds = {group.kind for _, group in active}
+    best = _Kind.KIND_GPU if _Kind.KIND_GPU in kinds else _Kind.KIND_CPU
+    if len(kinds) > 1:
+        if _Kind.KIND_GPU not in kinds:
+            best = next(kind for kind in kinds if kind != _Kind.KIND_CPU)
+        ignored += [f"instance_group[{index}]" for index, group in active if group.kind != best]
+    else:
+        (best,) = kinds
+    count = sum(max(1, group.count) for _, group in active if group.kind == best)
+    if count > MAX_INSTANCES:
+        raise LoadError(f"instance_group has {count} instances; expected at most {MAX_INSTANCES}")
+    providers = {_Kind.KIND_CPU: ("cpu",), _Kind.KIND_GPU: ("cuda", "cpu")}.get(best)
+    return _Instances(count, providers, tuple(ignored))
+
+
+def _version_policy(config: triton.ModelConfig) -> VersionPolicy | None:
     policy = config.version_policy
     choice = policy.WhichOneof("policy_choice")
     if choice == "all":
-        return VersionPolicy(every=True)
+        return VersionPolicy(all_versions=True)
     if choice == "latest":
         return VersionPolicy(latest=max(1, policy.latest.num_versions))
     if choice == "specific":
-        listed = [
-            whole(1, MOST_VERSION)(f"version_policy.specific.versions[{index}]", version)
-            for index, version in enumerate(policy.specific.versions)
-        ]
-        if not listed:
+        versions = policy.specific.versions
+        for index, version in enumerate(versions):
+            _check_range(f"version_policy.specific.versions[{index}]", version, 1, MAX_VERSION)
+        if not versions:
             raise LoadError("version_policy.specific has no versions; expected at least one")
-        return VersionPolicy(listed=tuple(sorted(set(listed))))
+        return VersionPolicy(listed=tuple(sorted(set(versions))))
     return None
 
 
@@ -364,19 +301,25 @@ def _threads(config: triton.ModelConfig) -> int | None:
         return None
     text = config.parameters["intra_op_thread_count"].string_value
     value = int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else text
-    where = "parameters.intra_op_thread_count"
-    return int(whole(0, 1024)(where, value)) or None
+    return _check_range("parameters.intra_op_thread_count", value, 0, MAX_THREADS) or None
+
+
+def _check_range(where: str, value: int | str, least: int, most: int) -> int:
+    if isinstance(value, str) or not least <= value <= most:
+        expected = f"expected an integer from {least} to {most}"
+        raise LoadError(invalid_value(where, value, expected))
+    return value
 
 
 def _model_file(name: str) -> str:
     if name and (name in (".", "..") or not name.isprintable() or set(name) & set("/\\:")):
         raise LoadError(
-            f"default_model_filename is {quoted(name)}; expected a name without folders"
+            f"default_model_filename is {quoted(name)}; expected a file name without folders"
         )
     return name
 
 
-def _labels(folder: Path, config: triton.ModelConfig) -> dict[str, tuple[str, ...]]:
+def _output_labels(folder: Path, config: triton.ModelConfig) -> dict[str, tuple[str, ...]]:
     labels = {}
     for index, output in enumerate(config.output):
         if output.label_filename:
@@ -385,3 +328,84 @@ def _labels(folder: Path, config: triton.ModelConfig) -> dict[str, tuple[str, ..
             except LoadError as error:
                 raise LoadError(f"output[{index}].label_filename: {error}") from error
     return labels
+
+
+def _warm_up_samples(folder: Path, config: triton.ModelConfig) -> tuple[WarmUpSample, ...]:
+    """Read model_warmup. Files are located now, and read when the samples are run."""
+    return tuple(
+        _warm_up_sample(folder, f"model_warmup[{index}]", sample, config.max_batch_size)
+        for index, sample in enumerate(config.model_warmup)
+        if sample.batch_size or not config.max_batch_size  # Triton skips a sample without rows
+    )
+
+
+def _warm_up_sample(
+    folder: Path, where: str, sample: triton.ModelWarmup, max_batch_size: int
+) -> WarmUpSample:
+    rows = sample.batch_size or 1
+    max_rows = max(1, max_batch_size)
+    if rows > max_rows:
+        raise LoadError(f"{where}.batch_size is {rows}; expected at most {max_rows}")
+    if sample.count > MAX_WARM_UP_RUNS:
+        raise LoadError(f"{where}.count is {sample.count}; expected at most {MAX_WARM_UP_RUNS}")
+    batch_size = rows if max_batch_size else 0
+    inputs = {
+        name: _warm_up_input(folder, f"{where}.inputs.{quoted(name)}", tensor, batch_size)
+        for name, tensor in sample.inputs.items()
+    }
+    return WarmUpSample(sample.name, max(1, sample.count), inputs)
+
+
+def _warm_up_input(
+    folder: Path, where: str, tensor: triton.ModelWarmup.Input, rows: int
+) -> WarmUpInput:
+    """Read one input of a sample; `rows` is 0 for a model without a batch axis."""
+    if tensor.data_type not in _DATA_TYPES:
+        raise LoadError(f"{where} has no data_type")
+    shape = (rows, *tensor.dims) if rows else tuple(tensor.dims)
+    if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
+        raise LoadError(
+            f"{where}.dims is {[*tensor.dims]}; expected sizes of at least 1 "
+            f"and at most {MAX_ELEMENTS} elements"
+        )
+    kind = tensor.WhichOneof("input_data_type")
+    if kind is None or (kind != "input_data_file" and not getattr(tensor, kind)):
+        raise LoadError(f"{where} has no data; expected zero_data, random_data or input_data_file")
+    file = None
+    if kind == "input_data_file":
+        try:
+            if not tensor.input_data_file:
+                raise LoadError("it is empty; expected the name of a file")
+            file = resolve_inside(folder / WARM_UP_FOLDER, tensor.input_data_file)
+        except LoadError as error:
+            raise LoadError(f"{where}.input_data_file: {error}") from error
+    dtype = _DATA_TYPES[tensor.data_type]
+    return WarmUpInput(dtype, shape, random=kind == "random_data", file=file, rows=rows)
+
+
+def _ignored_fields(config: triton.ModelConfig) -> list[str]:
+    """Return paths like "optimization.cuda" or "input[0].format", in the schema's order.
+
+    A field that has its default counts as absent, as protobuf defines it.
+    """
+    supported = _SUPPORTED if config.max_batch_size else _SUPPORTED_WITHOUT_BATCHING
+    return list(_unsupported_paths(config, supported, ""))
+
+
+def _unsupported_paths(message: Message, supported: _Supported, prefix: str) -> Iterator[str]:
+    for field, value in message.ListFields():
+        path = prefix + field.name
+        if field.name not in supported:
+            yield path
+        elif (inner := supported[field.name]) is not None:
+            if _is_map(field):
+                yield from (f"{path}.{printable(key)}" for key in sorted(value) if key not in inner)
+            elif isinstance(value, Message):
+                yield from _unsupported_paths(value, inner, f"{path}.")
+            else:
+                for index, item in enumerate(value):
+                    yield from _unsupported_paths(item, inner, f"{path}[{index}].")
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry

@@ -1,4 +1,8 @@
-"""ModelInfer and ModelStreamInfer."""
+"""ModelInfer and ModelStreamInfer.
+
+A request like an earlier one takes the fast path: it is submitted without being parsed. Its id,
+which differs from request to request, is cut out of the message for that.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,12 +15,17 @@ from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.fast_path import FastPath, InputSample
 from neurona_server.rpc.flow_control import size_estimate_of
 from neurona_server.rpc.limits import Limits
-from neurona_server.rpc.open_inference.inputs import describe, read_inputs, size_of
-from neurona_server.rpc.open_inference.messages import number_of, parse, read_terms, resolve
-from neurona_server.rpc.open_inference.outputs import InferAnswer, read_outputs
+from neurona_server.rpc.open_inference.inputs import describe_inputs, read_inputs, request_size
+from neurona_server.rpc.open_inference.messages import (
+    parse_datatype,
+    parse_message,
+    read_request_parameters,
+    resolve_model,
+)
+from neurona_server.rpc.open_inference.outputs import InferResponseWriter, read_requested_outputs
 from neurona_server.rpc.open_inference.shared_memory import SharedMemoryService
 from neurona_server.rpc.open_inference.streaming import InferStream, PendingResponse
-from neurona_server.rpc.security.access import Grant, Right, seen
+from neurona_server.rpc.security.access import Grant, Right, visible_models
 from neurona_server.rpc.submission import (
     AcceptedRequest,
     ParsedRequest,
@@ -26,97 +35,77 @@ from neurona_server.rpc.submission import (
 )
 from neurona_server.telemetry.metrics import Metrics
 
-_TEXT = 2  # the wire type
-_ID = ModelInferRequest.DESCRIPTOR.fields_by_name["id"].number << 3 | _TEXT
-_BEFORE = [
-    ModelInferRequest.DESCRIPTOR.fields_by_name[name].number << 3 | _TEXT
+_LENGTH_DELIMITED = 2  # protobuf's wire type of strings
+_ID_TAG = ModelInferRequest.DESCRIPTOR.fields_by_name["id"].number << 3 | _LENGTH_DELIMITED
+_TAGS_BEFORE_ID = [
+    ModelInferRequest.DESCRIPTOR.fields_by_name[name].number << 3 | _LENGTH_DELIMITED
     for name in ("model_name", "model_version")
 ]
+_INPUTS = ModelInferRequest.INPUTS_FIELD_NUMBER
+_RAW_INPUT_CONTENTS = (ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER,)
 
 
-def without_id(message: bytes) -> tuple[str, bytes]:
-    """The id of a ModelInferRequest and the message without it, where the id stands as everybody
-    writes it, behind what says the model; else "" and all of the message.
+class InferenceService:
+    """The methods that run models."""
 
-    Whoever reads the rest sees by its own id whether another one stands elsewhere.
-    """
-    position, end = 0, len(message)
-    while position + 1 < end:
-        tag, length = message[position], message[position + 1]
-        stop = position + 2 + length
-        if length > 0x7F or stop > end:
-            break
-        if tag == _ID:
-            try:
-                name = message[position + 2 : stop].decode()
-            except UnicodeDecodeError:  # no request: its reader says so
-                break
-            return name, message[:position] + message[stop:]
-        if tag not in _BEFORE:
-            break
-        position = stop
-    return "", message
-
-
-TENSORS = ModelInferRequest.INPUTS_FIELD_NUMBER
-_RAW = (ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER,)
-
-
-class Inference:
     def __init__(
         self, registry: Registry, metrics: Metrics, memory: SharedMemoryService, limits: Limits
     ) -> None:
         self._limits = limits
-        # Answers in a stream are other ones.
-        self._repeats, self._streamed = [
-            FastPath(ModelInferRequest.FromString, _RAW, partial(resolve, registry))
+        # Two, because responses in a stream differ from those of ModelInfer.
+        self._unary_fast_path, self._stream_fast_path = [
+            FastPath(
+                ModelInferRequest.FromString, _RAW_INPUT_CONTENTS, partial(resolve_model, registry)
+            )
             for _ in range(2)
         ]
         self._registry = registry
         self._metrics = metrics
         self._memory = memory
 
-    def methods(self, path: str) -> Methods:
+    def methods(self, prefix: str) -> Methods:
         return {
-            path + "ModelInfer": Unary(self._infer, Right.PREDICT),
-            path + "ModelStreamInfer": Streaming(self._stream, Right.PREDICT),
+            prefix + "ModelInfer": Unary(self._infer, Right.PREDICT),
+            prefix + "ModelStreamInfer": Streaming(self._stream_infer, Right.PREDICT),
         }
 
-    def begin(self, message: bytes, responder: Responder, grant: Grant) -> None:
-        """Sends a request on its way; the receiver gets the bytes of its ModelInferResponse or
-        its error, exactly once."""
-        again = partial(self.begin, message, responder, grant)
-        if grant.models is None and _send(self._repeats, message, responder, again) is not None:
+    def submit_message(self, message: bytes, responder: Responder, grant: Grant) -> None:
+        """Submit a serialized ModelInferRequest; the responder gets the bytes of its
+        ModelInferResponse or its error, exactly once."""
+        fast_path = self._unary_fast_path
+        again = partial(self.submit_message, message, responder, grant)
+        if grant.models is None and _submit_fast(fast_path, message, responder, again) is not None:
             return
         try:
-            self._limits.check_wire(message, tensors=TENSORS)
-            parsed = parse(ModelInferRequest, message)
+            self._limits.check_wire(message, tensors=_INPUTS)
+            request = parse_message(ModelInferRequest, message)
         except InvalidArgumentError as error:
             self._metrics.unresolved["invalid"].inc()
             responder.fail(error)
             return
-        sent = self.begin_parsed(parsed, responder, grant)
-        _learn(self._repeats, message, parsed, sent)
+        accepted = self._submit_request(request, responder, grant)
+        _remember(fast_path, message, request, accepted)
 
-    def begin_streamed(self, turn: PendingResponse, grant: Grant) -> int:
-        """The same for a stream; how many bytes the answer will have, as far as one can tell.
+    def submit_streamed(self, pending: PendingResponse, grant: Grant) -> int:
+        """Submit a request of a stream and return the expected size of its response in bytes.
 
-        Raises InvalidArgumentError for what is no request.
+        Raises:
+            InvalidArgumentError: The message is not a ModelInferRequest.
         """
-        message = turn.message
+        message = pending.message
         if grant.models is None:
-            again = partial(self.begin_streamed, turn, grant)
-            expected = _send(self._streamed, message, turn, again)
+            again = partial(self.submit_streamed, pending, grant)
+            expected = _submit_fast(self._stream_fast_path, message, pending, again)
             if expected is not None:
                 return expected
-        self._limits.check_wire(message, tensors=TENSORS)
-        parsed = parse(ModelInferRequest, message)
-        turn.read(parsed.id)
-        sent = self.begin_parsed(parsed, turn, grant, streamed=True)
-        _learn(self._streamed, message, parsed, sent)
-        return sent.expected_bytes if sent is not None else 0
+        self._limits.check_wire(message, tensors=_INPUTS)
+        request = parse_message(ModelInferRequest, message)
+        pending.release_message(request.id)
+        accepted = self._submit_request(request, pending, grant, streamed=True)
+        _remember(self._stream_fast_path, message, request, accepted)
+        return accepted.expected_bytes if accepted is not None else 0
 
-    def begin_parsed(
+    def _submit_request(
         self,
         message: ModelInferRequest,
         responder: Responder,
@@ -124,74 +113,103 @@ class Inference:
         *,
         streamed: bool = False,
     ) -> AcceptedRequest | None:
-        registry = seen(self._registry, grant)
-        which = partial(resolve, registry, message.model_name, message.model_version)
+        registry = visible_models(self._registry, grant)
+        resolve = partial(resolve_model, registry, message.model_name, message.model_version)
 
         def read(model: Model) -> ParsedRequest:
             self._limits.check(message)
-            terms = read_terms(message, responder.deadline)
-            wanted = read_outputs(message, model, self._memory)
-            described = describe(message, model.signature)
-            most_bytes = model.batcher.policy.max_queue_bytes
+            parameters = read_request_parameters(message, responder.deadline)
+            outputs = read_requested_outputs(message, model, self._memory)
+            described = describe_inputs(message, model.signature)
+            max_bytes = model.batcher.policy.max_queue_bytes
             return ParsedRequest(
                 described,
-                partial(read_inputs, message, described, self._memory, most_bytes),
-                InferAnswer(
+                partial(read_inputs, message, described, self._memory, max_bytes),
+                InferResponseWriter(
                     model.name,
                     str(model.version),
                     model.signature.batched,
-                    wanted,
+                    outputs,
                     message.id,
                     streamed,
                     size_estimate_of(model),
                 ),
-                terms.deadline,
-                terms.priority,
-                size_of(message),
+                parameters.deadline,
+                parameters.priority,
+                request_size(message),
                 self._limits,
             )
 
-        return submit(self._metrics, which, read, responder)
-
-    def _stream(self, call: StreamCall) -> InferStream:
-        begin = partial(self.begin_streamed, grant=call.grant)
-        return InferStream(begin, call, self._metrics.open_streams)
+        return submit(self._metrics, resolve, read, responder)
 
     def _infer(self, call: Call) -> None:
-        self.begin(call.request, call, call.grant)
+        self.submit_message(call.request, call, call.grant)
+
+    def _stream_infer(self, call: StreamCall) -> InferStream:
+        submit_streamed = partial(self.submit_streamed, grant=call.grant)
+        return InferStream(submit_streamed, call, self._metrics.open_streams)
 
 
-def _send(
-    repeats: FastPath, message: bytes, responder: Responder, again: Callable[[], object]
+def split_request_id(message: bytes) -> tuple[str, bytes]:
+    """Return the id of a serialized ModelInferRequest, and the message without it.
+
+    The id is found where all known clients write it: behind the model's name and version. An id
+    elsewhere in the message stays there, and "" is returned.
+    """
+    position, end = 0, len(message)
+    while position + 1 < end:
+        tag, length = message[position], message[position + 1]
+        stop = position + 2 + length
+        if length > 0x7F or stop > end:
+            break
+        if tag == _ID_TAG:
+            try:
+                request_id = message[position + 2 : stop].decode()
+            except UnicodeDecodeError:  # an invalid message: parsing it says so
+                break
+            return request_id, message[:position] + message[stop:]
+        if tag not in _TAGS_BEFORE_ID:
+            break
+        position = stop
+    return "", message
+
+
+def _submit_fast(
+    fast_path: FastPath, message: bytes, responder: Responder, again: Callable[[], object]
 ) -> int | None:
-    """As `Repeats.send`, for any id."""
-    name, rest = without_id(message)
-    return repeats.send(rest, responder, again, adapt=partial(_named, name) if name else None)
+    """Submit a message as `FastPath.send` does, whatever its id."""
+    request_id, rest = split_request_id(message)
+    adapt = partial(_with_request_id, request_id) if request_id else None
+    return fast_path.send(rest, responder, again, adapt=adapt)
 
 
-def _named(name: str, answer: ResponseWriter) -> ResponseWriter:
-    assert isinstance(answer, InferAnswer)  # noqa: S101  for the type checker
-    # One that has an id has it from elsewhere in the message, where the last one counts.
-    return answer if answer.request_id else answer._replace(request_id=name)
+def _with_request_id(request_id: str, answer: ResponseWriter) -> ResponseWriter:
+    assert isinstance(answer, InferResponseWriter)  # noqa: S101  for the type checker
+    # One that has an id has it from a later part of the message, and the last one counts.
+    return answer if answer.request_id else answer._replace(request_id=request_id)
 
 
-def _learn(
-    repeats: FastPath, message: bytes, parsed: ModelInferRequest, sent: AcceptedRequest | None
+def _remember(
+    fast_path: FastPath,
+    message: bytes,
+    request: ModelInferRequest,
+    accepted: AcceptedRequest | None,
 ) -> None:
-    if sent is None or _is_special(parsed):
+    """Let messages like this one take the fast path, if it was accepted."""
+    if accepted is None or _needs_parsing(request):
         return
-    name, rest = without_id(message)
-    if name:
-        parsed = parse(ModelInferRequest, rest)
-        assert isinstance(sent.answer, InferAnswer)  # noqa: S101  for the type checker
-        sent = sent._replace(answer=sent.answer._replace(request_id=parsed.id))
-    which = (parsed.model_name, parsed.model_version)
-    repeats.remember(rest, parsed, which, _samples(parsed), sent)
+    request_id, rest = split_request_id(message)
+    if request_id:
+        request = parse_message(ModelInferRequest, rest)
+        assert isinstance(accepted.answer, InferResponseWriter)  # noqa: S101  for the type checker
+        accepted = accepted._replace(answer=accepted.answer._replace(request_id=request.id))
+    model = (request.model_name, request.model_version)
+    fast_path.remember(rest, request, model, _input_samples(request), accepted)
 
 
-def _is_special(message: ModelInferRequest) -> bool:
-    """Whether it must be read each time: parameters may say how long it may take, or where in
-    shared memory its tensors are."""
+def _needs_parsing(message: ModelInferRequest) -> bool:
+    """Whether a request cannot take the fast path: its parameters may set a deadline, or say where
+    in shared memory its tensors are."""
     return bool(
         message.parameters
         or len(message.raw_input_contents) != len(message.inputs)
@@ -200,8 +218,10 @@ def _is_special(message: ModelInferRequest) -> bool:
     )
 
 
-def _samples(message: ModelInferRequest) -> list[InputSample]:
+def _input_samples(message: ModelInferRequest) -> list[InputSample]:
     return [
-        InputSample(tensor.name, number_of(tensor.datatype, tensor.name), tuple(tensor.shape), data)
+        InputSample(
+            tensor.name, parse_datatype(tensor.datatype, tensor.name), tuple(tensor.shape), data
+        )
         for tensor, data in zip(message.inputs, message.raw_input_contents, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""From a ModelInferRequest to a model's inputs."""
+"""Reads the inputs of a ModelInferRequest: raw, typed, or in shared memory."""
 
 import math
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from neurona_protos.tensors import NUMPY_DTYPES, decode
 from neurona_server.batching.request import Array, Inputs
 from neurona_server.errors import InvalidArgumentError, quoted
 from neurona_server.models.signature import Signature, TensorType
-from neurona_server.rpc.open_inference.messages import NAMES, number_of
+from neurona_server.rpc.open_inference.messages import DATATYPE_NAMES, parse_datatype
 from neurona_server.rpc.open_inference.shared_memory import (
     BYTE_SIZE,
     RegionSlice,
     SharedMemoryService,
 )
 
-_LISTS: dict[DataType, tuple[str, Any]] = {
+_CONTENTS_FIELDS: dict[DataType, tuple[str, Any]] = {
     DataType.DATA_TYPE_BOOL: ("bool_contents", np.bool_),
     DataType.DATA_TYPE_INT8: ("int_contents", np.int32),
     DataType.DATA_TYPE_INT16: ("int_contents", np.int32),
@@ -33,78 +33,35 @@ _LISTS: dict[DataType, tuple[str, Any]] = {
     DataType.DATA_TYPE_DOUBLE: ("fp64_contents", np.float64),
     DataType.DATA_TYPE_STRING: ("bytes_contents", object),
 }
+"""The field of InferTensorContents for each datatype, and the dtype of the field's elements."""
 
 
-def from_contents(
-    name: str, number: DataType, shape: tuple[int, ...], contents: InferTensorContents
-) -> Array:
-    """Raises InvalidArgumentError when they are in another list, too few or many, or do not fit."""
-    if number not in _LISTS:
-        raise InvalidArgumentError(
-            f"input {name!r} is {NAMES[number]}, which travels in raw_input_contents only"
-        )
-    field, wide = _LISTS[number]
-    for other, _ in contents.ListFields():
-        if other.name != field:
-            raise InvalidArgumentError(
-                f"input {name!r} has {other.name}; {NAMES[number]} goes in {field} or in "
-                "raw_input_contents"
-            )
-    values = getattr(contents, field)
-    count = math.prod(shape)
-    if len(values) != count:
-        raise InvalidArgumentError(
-            f"input {name!r} has {len(values)} elements in {field}; "
-            f"{NAMES[number]} of shape {list(shape)} takes {count}"
-        )
-    if number == DataType.DATA_TYPE_STRING:
-        return _strings(name, values).reshape(shape)
-    array = np.fromiter(values, wide, count)
-    narrow = NUMPY_DTYPES[number]
-    if narrow.itemsize < array.itemsize:
-        limits = np.iinfo(narrow)
-        if array.min() < limits.min or array.max() > limits.max:
-            raise InvalidArgumentError(
-                f"input {name!r} has elements from {array.min()} to {array.max()}; "
-                f"{NAMES[number]} holds {limits.min} to {limits.max}"
-            )
-    return array.astype(narrow, copy=False).reshape(shape)
+def describe_inputs(message: ModelInferRequest, signature: Signature) -> dict[str, TensorType]:
+    """Return the datatype and shape of each input.
 
-
-def _strings(name: str, values: list[bytes]) -> Array:
-    array = np.empty(len(values), dtype=object)
-    for index, value in enumerate(values):
-        try:
-            array[index] = value.decode()
-        except UnicodeDecodeError as error:
-            raise InvalidArgumentError(
-                f"input {name!r} has no UTF-8 in string {index}: {error}"
-            ) from None
-    return array
-
-
-def describe(message: ModelInferRequest, signature: Signature) -> dict[str, TensorType]:
-    """Raises InvalidArgumentError when an input stands twice, or has a datatype that is not known
-    or not
-    the model's: the signature would say so too, but by the names of neurona.v1."""
+    Raises:
+        InvalidArgumentError: An input is there twice, or has an unknown datatype, or another one
+            than the model's. The signature checks the latter too, but would name the datatype as
+            neurona.v1 does.
+    """
     expected = {spec.name: spec.dtype for spec in (*signature.inputs, *signature.optional)}
     described: dict[str, TensorType] = {}
     for tensor in message.inputs:
         name = tensor.name
         if name in described:
-            raise InvalidArgumentError(f"input {quoted(name)} stands twice; expected it once")
-        number = number_of(tensor.datatype, name)
-        if number != expected.get(name, number):
+            raise InvalidArgumentError(f"duplicate input {quoted(name)}")
+        datatype = parse_datatype(tensor.datatype, name)
+        if datatype != expected.get(name, datatype):
             raise InvalidArgumentError(
                 f"inference input {name!r} data-type is {tensor.datatype!r}, but model "
-                f"{message.model_name!r} expects {NAMES[expected[name]]!r}"
+                f"{message.model_name!r} expects {DATATYPE_NAMES[expected[name]]!r}"
             )
-        described[name] = (number, tuple(tensor.shape))
+        described[name] = (datatype, tuple(tensor.shape))
     return described
 
 
-def size_of(message: ModelInferRequest) -> int:
-    """Bytes of a request, with those that it has in shared memory."""
+def request_size(message: ModelInferRequest) -> int:
+    """Return the size of a request in bytes, with its inputs in shared memory."""
     size = message.ByteSize()
     for tensor in message.inputs:
         if tensor.parameters and BYTE_SIZE in tensor.parameters:
@@ -116,60 +73,123 @@ def read_inputs(
     message: ModelInferRequest,
     described: Mapping[str, TensorType],
     memory: SharedMemoryService,
-    most_bytes: int,
+    max_bytes: int,
 ) -> Inputs:
-    """The arrays of inputs that fit the model's signature: read-only views on raw contents.
+    """Return the arrays of inputs that fit the model's signature.
 
-    Raises InvalidArgumentError, TensorError, and what `Memory.place` raises.
+    Arrays of raw contents are read-only views. At most `max_bytes` are read from shared memory.
+
+    Raises:
+        InvalidArgumentError: There is too little or too much data, or data in several places.
+        TensorError: The data does not fit the shape.
+        NotAllowedError, NotFoundError: See `SharedMemoryService.find_slice`.
     """
     arrays: dict[str, Array] = {}
     raw = message.raw_input_contents
-    raws = len(raw)
-    used = 0
-    shared = 0
+    raw_count = len(raw)
+    raw_used = 0
+    shared_bytes = 0
     for tensor in message.inputs:
         name = tensor.name
-        number, shape = described[name]
-        place = memory.place(tensor.parameters, f"input {name!r}") if tensor.parameters else None
+        datatype, shape = described[name]
+        region_slice = None
+        if tensor.parameters:
+            region_slice = memory.find_slice(tensor.parameters, f"input {name!r}")
         if tensor.HasField("contents"):
-            if raws:
+            if raw_count:
                 raise InvalidArgumentError(
                     "contents field must not be specified when using raw_input_contents for "
                     f"{name!r} for model {message.model_name!r}"
                 )
-            if place:
-                raise InvalidArgumentError(f"input {name!r} has contents and is in shared memory")
-        if place:
-            shared += place.byte_size
-            if shared > most_bytes:
+            if region_slice:
                 raise InvalidArgumentError(
-                    f"the inputs in shared memory have {shared} bytes or more; "
-                    f"expected at most {most_bytes}"
+                    f"input {name!r} has both contents and a shared memory region"
                 )
-            _check_size(name, described[name], place)
-            data = place.region.read(place.offset, place.byte_size)
-            arrays[name] = decode(name, number, shape, data)
-        elif raws:
-            if used < raws:
-                arrays[name] = decode(name, number, shape, raw[used])
-            used += 1
+        if region_slice:
+            shared_bytes += region_slice.byte_size
+            if shared_bytes > max_bytes:
+                raise InvalidArgumentError(
+                    f"the inputs in shared memory have {shared_bytes} bytes or more "
+                    f"(expected at most {max_bytes})"
+                )
+            _check_slice_size(name, described[name], region_slice)
+            data = region_slice.region.read(region_slice.offset, region_slice.byte_size)
+            arrays[name] = decode(name, datatype, shape, data)
+        elif raw_count:
+            if raw_used < raw_count:
+                arrays[name] = decode(name, datatype, shape, raw[raw_used])
+            raw_used += 1
         else:
-            arrays[name] = from_contents(name, number, shape, tensor.contents)
-    if raws and used != raws:
+            arrays[name] = decode_contents(name, datatype, shape, tensor.contents)
+    if raw_count and raw_used != raw_count:
         raise InvalidArgumentError(
-            f"the request has {raws} raw_input_contents; expected {used}, one for each input that "
-            "is not in shared memory"
+            f"the request has {raw_count} raw_input_contents (expected {raw_used}, one for each "
+            "input that is not in shared memory)"
         )
     return arrays
 
 
-def _check_size(name: str, described: TensorType, place: RegionSlice) -> None:
-    """Before it is read: a region may be large."""
-    number, shape = described
-    dtype = NUMPY_DTYPES[number]
-    wanted = math.prod(shape) * dtype.itemsize
-    if dtype.kind != "O" and place.byte_size != wanted:
+def _check_slice_size(name: str, described: TensorType, region_slice: RegionSlice) -> None:
+    """Check the size before the slice is read, since a region may be large."""
+    datatype, shape = described
+    dtype = NUMPY_DTYPES[datatype]
+    size = math.prod(shape) * dtype.itemsize
+    if dtype.kind != "O" and region_slice.byte_size != size:
         raise InvalidArgumentError(
-            f"input {name!r} has {place.byte_size} bytes in shared memory; "
-            f"its shape {list(shape)} takes {wanted}"
+            f"input {name!r} has {region_slice.byte_size} bytes in shared memory "
+            f"(expected {size} for shape {list(shape)})"
         )
+
+
+def decode_contents(
+    name: str, datatype: DataType, shape: tuple[int, ...], contents: InferTensorContents
+) -> Array:
+    """Return the array of an input whose elements are in a typed field of the message.
+
+    Raises:
+        InvalidArgumentError: The elements are in another datatype's field, too few, too many, or
+            out of range.
+    """
+    type_name = DATATYPE_NAMES[datatype]
+    if datatype not in _CONTENTS_FIELDS:
+        raise InvalidArgumentError(
+            f"input {name!r} is {type_name}, which can be sent in raw_input_contents only"
+        )
+    field, field_dtype = _CONTENTS_FIELDS[datatype]
+    for other, _ in contents.ListFields():
+        if other.name != field:
+            raise InvalidArgumentError(
+                f"input {name!r} has {other.name} (expected {field} or raw_input_contents "
+                f"for {type_name})"
+            )
+    values = getattr(contents, field)
+    count = math.prod(shape)
+    if len(values) != count:
+        raise InvalidArgumentError(
+            f"input {name!r} has {len(values)} elements in {field} "
+            f"(expected {count} for shape {list(shape)})"
+        )
+    if datatype == DataType.DATA_TYPE_STRING:
+        return _decode_strings(name, values).reshape(shape)
+    array = np.fromiter(values, field_dtype, count)
+    dtype = NUMPY_DTYPES[datatype]
+    if dtype.itemsize < array.itemsize:
+        limits = np.iinfo(dtype)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise InvalidArgumentError(
+                f"input {name!r} has elements from {array.min()} to {array.max()} "
+                f"(expected {limits.min} to {limits.max} for {type_name})"
+            )
+    return array.astype(dtype, copy=False).reshape(shape)
+
+
+def _decode_strings(name: str, values: list[bytes]) -> Array:
+    array = np.empty(len(values), dtype=object)
+    for index, value in enumerate(values):
+        try:
+            array[index] = value.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidArgumentError(
+                f"input {name!r} has invalid UTF-8 in string {index}: {error}"
+            ) from None
+    return array

@@ -1,4 +1,8 @@
-"""What the parameters of a request say of how it is to be served."""
+"""Reading Open Inference Protocol messages: what several of its methods share.
+
+These are parsing, the lookup of a model by name and version, the names of datatypes, and the
+parameters of requests.
+"""
 
 import re
 import time
@@ -22,7 +26,7 @@ from neurona_server.models.model import Model
 from neurona_server.rpc.call import Call, Unary
 from neurona_server.rpc.security.access import Grant, Right
 
-NAMES: dict[DataType, str] = {
+DATATYPE_NAMES: dict[DataType, str] = {
     DataType.DATA_TYPE_BOOL: "BOOL",
     DataType.DATA_TYPE_UINT8: "UINT8",
     DataType.DATA_TYPE_UINT16: "UINT16",
@@ -38,31 +42,28 @@ NAMES: dict[DataType, str] = {
     DataType.DATA_TYPE_STRING: "BYTES",
     DataType.DATA_TYPE_BFLOAT16: "BF16",
 }
-_NUMBERS = {name: number for number, name in NAMES.items()}
+_DATATYPES = {name: datatype for datatype, name in DATATYPE_NAMES.items()}
 
+FINAL_RESPONSE = "triton_final_response"
+"""The parameter that marks the last response to a request of a stream."""
 
-def number_of(name: str, of: str) -> DataType:
-    """Raises InvalidArgumentError that names the input `of`."""
-    number = _NUMBERS.get(name)
-    if number is None:
-        raise InvalidArgumentError(
-            f"input {quoted(of)} has datatype {quoted(name)}; expected one of "
-            + ", ".join(_NUMBERS)
-        )
-    return number
+_RESERVED_PREFIX = "triton_"
+_EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
 
+_PRIORITIES = (Priority.NORMAL, Priority.HIGH, Priority.NORMAL)
+"""By Triton's number: 0 is the default, 1 the most urgent; every greater number is LOW."""
 
-def config_type(number: DataType) -> str:
-    """As a ModelConfig says it: BYTES is STRING there."""
-    name = NAMES[number]
-    return "TYPE_" + ("STRING" if name == "BYTES" else name)
-
+_VERSION_NUMBER = re.compile(r"[0-9]{1,18}")
 
 Request = TypeVar("Request", bound=Message)
 
 
-def parse(kind: type[Request], data: bytes) -> Request:
-    """Raises InvalidArgumentError."""
+def parse_message(kind: type[Request], data: bytes) -> Request:
+    """Parse a message.
+
+    Raises:
+        InvalidArgumentError: The bytes are not a message of this kind.
+    """
     try:
         return kind.FromString(data)
     except DecodeError:
@@ -73,11 +74,14 @@ def parse(kind: type[Request], data: bytes) -> Request:
 def unary_method(
     right: Right | None, kind: type[Request], respond: Callable[[Request, Grant], Message]
 ) -> Unary:
-    """For callers with the `right`; None: for everybody."""
+    """Make a method of a function that returns the response or raises a NeuronaError.
+
+    Callers need the `right`; without one the method is open to everybody.
+    """
 
     def start(call: Call) -> None:
         try:
-            response = respond(parse(kind, call.request), call.grant)
+            response = respond(parse_message(kind, call.request), call.grant)
         except NeuronaError as error:
             call.fail(error)
         else:
@@ -86,73 +90,97 @@ def unary_method(
     return Unary(start, right)
 
 
-_NUMBER = re.compile(r"[0-9]{1,18}")
+def resolve_model(registry: Registry, name: str, version: str) -> Model:
+    """Look up a model; `version` is a number, one of the model's labels, or empty for the
+    server's choice.
 
-
-def resolve(registry: Registry, name: str, version: str) -> Model:
-    """`version` is a number, one of the model's labels, or empty: the server's choice.
-
-    Raises NotFoundError, in Triton's words with our own behind them.
+    Raises:
+        NotFoundError: There is no such model or version; in Triton's words, followed by ours.
     """
     try:
-        if not _NUMBER.fullmatch(version):
+        if not _VERSION_NUMBER.fullmatch(version):
             return registry.resolve(name, label=version)
         if not int(version):
             raise NotFoundError("versions are counted from 1")
         return registry.resolve(name, int(version))
     except NotFoundError as error:
-        raise unknown(name, version, error) from None
+        raise unknown_model_error(name, version, error) from None
 
 
-def unknown(name: str, version: str, error: NotFoundError) -> NotFoundError:
+def unknown_model_error(name: str, version: str, error: NotFoundError) -> NotFoundError:
+    """Return the error in the words of Triton, which its clients may look for."""
     which = f" version {quoted(version)}" if version else ""
     return NotFoundError(f"Request for unknown model: {quoted(name)}{which} is not found: {error}")
 
 
-RESERVED = "triton_"
-EMPTY_FINAL = "triton_enable_empty_final_response"
+def parse_datatype(name: str, input_name: str) -> DataType:
+    """Return the datatype of a name.
 
-LEVELS = (Priority.NORMAL, Priority.HIGH, Priority.NORMAL)
-"""By number, 1 the most urgent as in Triton, 0 the default; every greater one is LOW."""
+    Raises:
+        InvalidArgumentError: The name is unknown; the message names the input.
+    """
+    datatype = _DATATYPES.get(name)
+    if datatype is None:
+        raise InvalidArgumentError(
+            f"input {quoted(input_name)} has datatype {quoted(name)} "
+            f"(expected one of {', '.join(_DATATYPES)})"
+        )
+    return datatype
+
+
+def config_datatype(datatype: DataType) -> str:
+    """Return the name that a ModelConfig uses, where BYTES is called STRING."""
+    name = DATATYPE_NAMES[datatype]
+    return "TYPE_" + ("STRING" if name == "BYTES" else name)
 
 
 class RequestParameters(NamedTuple):
+    """What the parameters of a request say about how to serve it."""
+
     priority: Priority
     deadline: float
+    """Seconds of the monotonic clock."""
 
 
-def read_terms(message: ModelInferRequest, deadline: float) -> RequestParameters:
-    """`deadline` is the call's: the nearer of it and of the parameter `timeout` holds.
+def read_request_parameters(message: ModelInferRequest, deadline: float) -> RequestParameters:
+    """Read the parameters `priority` and `timeout`; `deadline` is the call's, and the earlier
+    deadline counts.
 
-    Parameters that are nobody's are the caller's own and passed over. Raises InvalidArgumentError,
-    and
-    UnsupportedError for a sequence.
+    Unknown parameters are the caller's own and ignored.
+
+    Raises:
+        InvalidArgumentError: A parameter has the wrong type or value, or a reserved name.
+        UnsupportedError: The request is one of a stateful sequence.
     """
     priority = Priority.NORMAL
     if message.parameters:  # most have none
         for name, value in message.parameters.items():
             if name == "priority":
-                level = whole(name, value)
-                priority = LEVELS[level] if level < len(LEVELS) else Priority.LOW
+                level = read_unsigned_parameter(name, value)
+                priority = _PRIORITIES[level] if level < len(_PRIORITIES) else Priority.LOW
             elif name == "timeout":
-                if microseconds := whole(name, value):
+                if microseconds := read_unsigned_parameter(name, value):
                     deadline = min(deadline, time.monotonic() + microseconds / 1e6)
             elif name in ("sequence_id", "sequence_start", "sequence_end"):
                 if getattr(value, value.WhichOneof("parameter_choice") or "bool_param"):
                     raise UnsupportedError(
-                        f"parameter {name!r}: this server keeps no state for a sequence of "
-                        "requests; send it without sequence_id, or with 0"
+                        f"parameter {name!r}: stateful sequences are not supported; send the "
+                        "request without sequence_id, or with 0"
                     )
-            elif name.startswith(RESERVED) and name != EMPTY_FINAL:
+            elif name.startswith(_RESERVED_PREFIX) and name != _EMPTY_FINAL_RESPONSE:
                 raise InvalidArgumentError(
-                    f"parameter keys starting with {RESERVED!r} are reserved for Triton usage and "
-                    f"should not be specified; {quoted(name)} came"
+                    f"parameter keys starting with {_RESERVED_PREFIX!r} are reserved for Triton "
+                    f"usage and should not be specified: {quoted(name)}"
                 )
     return RequestParameters(priority, deadline)
 
 
-def whole(name: str, value: InferParameter) -> int:
-    """A number that is not negative. Raises InvalidArgumentError."""
+def read_unsigned_parameter(name: str, value: InferParameter) -> int:
+    """Return the value of an integer parameter.
+
+    Raises:
+        InvalidArgumentError: It is not an integer, or negative.
+    """
     kind = value.WhichOneof("parameter_choice")
     number = 0
     if kind == "int64_param":
@@ -161,8 +189,8 @@ def whole(name: str, value: InferParameter) -> int:
         number = value.uint64_param
     else:
         raise InvalidArgumentError(
-            f"parameter {name!r} is a {kind or 'nothing'}; expected int64_param or uint64_param"
+            f"parameter {name!r} is a {kind or 'nothing'} (expected int64_param or uint64_param)"
         )
     if number < 0:
-        raise InvalidArgumentError(f"parameter {name!r} is {number}; expected 0 or more")
+        raise InvalidArgumentError(f"parameter {name!r} is {number} (expected 0 or more)")
     return number

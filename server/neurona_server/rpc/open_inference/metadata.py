@@ -1,4 +1,4 @@
-"""What the server is, which models it has and what they take and give."""
+"""ServerMetadata, ModelMetadata, ModelConfig, and whether server and models are ready."""
 
 import importlib.metadata
 from collections.abc import Callable
@@ -22,20 +22,126 @@ from neurona_server.models.repository.scanner import MODEL_FILE
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.models.signature import TensorSpec
 from neurona_server.rpc.call import Methods
-from neurona_server.rpc.open_inference.messages import NAMES, config_type, resolve, unary_method
-from neurona_server.rpc.security.access import Grant, Right, seen
+from neurona_server.rpc.open_inference.messages import (
+    DATATYPE_NAMES,
+    config_datatype,
+    resolve_model,
+    unary_method,
+)
+from neurona_server.rpc.security.access import Grant, Right, visible_models
 
+NAME = "neurona"
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
+EXTENSIONS = (
+    "classification",
+    "model_repository",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "logging",
+)
 PRIORITY_LEVELS = 3
-DEFAULT_LEVEL = 2
+DEFAULT_PRIORITY_LEVEL = 2
+
+TensorMetadata = pb.ModelMetadataResponse.TensorMetadata
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version(NAME)
+    except importlib.metadata.PackageNotFoundError:  # run from its sources
+        return "unknown"
+
+
+_VERSION = _version()
+
+
+class MetadataService:
+    """The methods that describe the server and its models."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        ready: Callable[[], bool],
+        versions: VersionPolicy,
+        *,
+        shared_memory: bool,
+    ) -> None:
+        """`ready` is whether the server as a whole is ready. `versions` is the policy of models
+        that have none of their own. `shared_memory` is whether that extension is on."""
+        self._registry = registry
+        self._ready = ready
+        self._versions = versions
+        self._extensions = EXTENSIONS + (("system_shared_memory",) if shared_memory else ())
+
+    def methods(self, prefix: str) -> Methods:
+        return {
+            prefix + "ServerLive": unary_method(
+                None, pb.ServerLiveRequest, lambda _, __: pb.ServerLiveResponse(live=True)
+            ),
+            prefix + "ServerReady": unary_method(
+                None,
+                pb.ServerReadyRequest,
+                lambda _, __: pb.ServerReadyResponse(ready=self._ready()),
+            ),
+            prefix + "ServerMetadata": unary_method(
+                Right.DESCRIBE, pb.ServerMetadataRequest, self._server_metadata
+            ),
+            prefix + "ModelReady": unary_method(
+                Right.DESCRIBE, pb.ModelReadyRequest, self._model_ready
+            ),
+            prefix + "ModelMetadata": unary_method(
+                Right.DESCRIBE, pb.ModelMetadataRequest, self._model_metadata
+            ),
+            prefix + "ModelConfig": unary_method(
+                Right.DESCRIBE, pb.ModelConfigRequest, self._model_config
+            ),
+        }
+
+    def _server_metadata(self, _: pb.ServerMetadataRequest, __: Grant) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(name=NAME, version=_VERSION, extensions=self._extensions)
+
+    def _model_ready(self, message: pb.ModelReadyRequest, grant: Grant) -> pb.ModelReadyResponse:
+        try:
+            model = resolve_model(
+                visible_models(self._registry, grant), message.name, message.version
+            )
+        except NotFoundError:  # an unknown model is not ready, and no error in this protocol
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=model.state == State.STATE_READY)
+
+    def _model_metadata(
+        self, message: pb.ModelMetadataRequest, grant: Grant
+    ) -> pb.ModelMetadataResponse:
+        model = resolve_model(visible_models(self._registry, grant), message.name, message.version)
+        versions = self._registry.entry(model.name).versions
+        signature = model.signature
+        return pb.ModelMetadataResponse(
+            name=model.name,
+            versions=[
+                str(number)
+                for number, version in versions.items()
+                if version.state == State.STATE_READY
+            ],
+            platform=PLATFORM,
+            inputs=[_tensor_metadata(spec) for spec in (*signature.inputs, *signature.optional)],
+            outputs=[_tensor_metadata(spec) for spec in signature.outputs],
+        )
+
+    def _model_config(self, message: pb.ModelConfigRequest, grant: Grant) -> pb.ModelConfigResponse:
+        model = resolve_model(visible_models(self._registry, grant), message.name, message.version)
+        return pb.ModelConfigResponse(config=model_config(model, self._versions))
 
 
 def model_config(model: Model, versions: VersionPolicy) -> ModelConfig:
-    """What is so now; `versions` holds for a model that does not say which it serves.
+    """Return the configuration of a loaded model; `versions` is the policy of a model that has
+    none of its own.
 
-    The queue's limit is in rows here, in requests there: a request has one row at least, so
-    never more requests wait than it says.
+    max_queue_size is in requests in Triton and in rows here. A request has at least one row, so
+    the queue never holds more requests than it says.
     """
     signature, policy = model.signature, model.batcher.policy
     rows = model.batcher.cost_model.batch_sizes[-1] if signature.batched else 0
@@ -52,7 +158,7 @@ def model_config(model: Model, versions: VersionPolicy) -> ModelConfig:
         ],
         output=[
             ModelOutput(
-                name=spec.name, data_type=config_type(spec.dtype), dims=_dimensions(spec, rows)
+                name=spec.name, data_type=config_datatype(spec.dtype), dims=_dimensions(spec, rows)
             )
             for spec in signature.outputs
         ],
@@ -71,7 +177,7 @@ def model_config(model: Model, versions: VersionPolicy) -> ModelConfig:
             ModelDynamicBatching(
                 max_queue_delay_microseconds=round(policy.max_delay * 1e6),
                 priority_levels=PRIORITY_LEVELS,
-                default_priority_level=DEFAULT_LEVEL,
+                default_priority_level=DEFAULT_PRIORITY_LEVEL,
                 default_queue_policy=ModelQueuePolicy(
                     timeout_action=ModelQueuePolicy.REJECT,
                     allow_timeout_override=True,
@@ -83,7 +189,7 @@ def model_config(model: Model, versions: VersionPolicy) -> ModelConfig:
 
 
 def _version_policy(policy: VersionPolicy) -> ModelVersionPolicy:
-    if policy.every:
+    if policy.all_versions:
         return ModelVersionPolicy(all=ModelVersionPolicy.All())
     if policy.listed:
         return ModelVersionPolicy(specific=ModelVersionPolicy.Specific(versions=policy.listed))
@@ -93,108 +199,18 @@ def _version_policy(policy: VersionPolicy) -> ModelVersionPolicy:
 def _input(spec: TensorSpec, rows: int, *, optional: bool) -> ModelInput:
     return ModelInput(
         name=spec.name,
-        data_type=config_type(spec.dtype),
+        data_type=config_datatype(spec.dtype),
         dims=_dimensions(spec, rows),
         optional=optional,
     )
 
 
 def _dimensions(spec: TensorSpec, rows: int) -> list[int]:
-    """Without the batch axis where the model has one."""
+    """Return the shape without the batch axis, which a model with batches (`rows`) has."""
     shape = spec.shape[1:] if rows else spec.shape
     return [size if isinstance(size, int) else -1 for size in shape]
 
 
-NAME = "neurona"
-EXTENSIONS = (
-    "classification",
-    "model_repository",
-    "schedule_policy",
-    "model_configuration",
-    "binary_tensor_data",
-    "parameters",
-    "statistics",
-    "logging",
-)
-TensorMetadata = pb.ModelMetadataResponse.TensorMetadata
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version(NAME)
-    except importlib.metadata.PackageNotFoundError:  # run from its sources
-        return "unknown"
-
-
-_VERSION = _version()
-
-
-class Description:
-    """`ready` says whether the server as a whole is; `versions`, which of a model are served
-    unless it says so itself; `shared_memory`, whether that is on."""
-
-    def __init__(
-        self,
-        registry: Registry,
-        ready: Callable[[], bool],
-        versions: VersionPolicy,
-        *,
-        shared_memory: bool,
-    ) -> None:
-        self._registry = registry
-        self._ready = ready
-        self._policy = versions
-        self._extensions = EXTENSIONS + (("system_shared_memory",) if shared_memory else ())
-
-    def methods(self, path: str) -> Methods:
-        return {
-            path + "ServerLive": unary_method(
-                None, pb.ServerLiveRequest, lambda _, __: pb.ServerLiveResponse(live=True)
-            ),
-            path + "ServerReady": unary_method(
-                None,
-                pb.ServerReadyRequest,
-                lambda _, __: pb.ServerReadyResponse(ready=self._ready()),
-            ),
-            path + "ServerMetadata": unary_method(
-                Right.DESCRIBE, pb.ServerMetadataRequest, self._server
-            ),
-            path + "ModelReady": unary_method(
-                Right.DESCRIBE, pb.ModelReadyRequest, self._model_ready
-            ),
-            path + "ModelMetadata": unary_method(
-                Right.DESCRIBE, pb.ModelMetadataRequest, self._metadata
-            ),
-            path + "ModelConfig": unary_method(Right.DESCRIBE, pb.ModelConfigRequest, self._config),
-        }
-
-    def _server(self, _: pb.ServerMetadataRequest, __: Grant) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name=NAME, version=_VERSION, extensions=self._extensions)
-
-    def _model_ready(self, message: pb.ModelReadyRequest, grant: Grant) -> pb.ModelReadyResponse:
-        try:
-            model = resolve(seen(self._registry, grant), message.name, message.version)
-        except NotFoundError:  # what is not there is not ready: no error in this protocol
-            return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=model.state == State.STATE_READY)
-
-    def _metadata(self, message: pb.ModelMetadataRequest, grant: Grant) -> pb.ModelMetadataResponse:
-        model = resolve(seen(self._registry, grant), message.name, message.version)
-        versions = self._registry.entry(model.name).versions
-        signature = model.signature
-        return pb.ModelMetadataResponse(
-            name=model.name,
-            versions=[str(n) for n, one in versions.items() if one.state == State.STATE_READY],
-            platform=PLATFORM,
-            inputs=[_tensor(spec) for spec in (*signature.inputs, *signature.optional)],
-            outputs=[_tensor(spec) for spec in signature.outputs],
-        )
-
-    def _config(self, message: pb.ModelConfigRequest, grant: Grant) -> pb.ModelConfigResponse:
-        model = resolve(seen(self._registry, grant), message.name, message.version)
-        return pb.ModelConfigResponse(config=model_config(model, self._policy))
-
-
-def _tensor(spec: TensorSpec) -> TensorMetadata:
+def _tensor_metadata(spec: TensorSpec) -> TensorMetadata:
     shape = [size if isinstance(size, int) else -1 for size in spec.shape]
-    return TensorMetadata(name=spec.name, datatype=NAMES[spec.dtype], shape=shape)
+    return TensorMetadata(name=spec.name, datatype=DATATYPE_NAMES[spec.dtype], shape=shape)

@@ -17,8 +17,8 @@ from neurona_server.errors import (
 from neurona_server.models.lifecycle.reconciler import NOT_EXPLICIT, Control
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.rpc.call import Call, Methods, Unary
-from neurona_server.rpc.open_inference.messages import parse, unary_method
-from neurona_server.rpc.security.access import Grant, Right, seen
+from neurona_server.rpc.open_inference.messages import parse_message, unary_method
+from neurona_server.rpc.security.access import Grant, Right, visible_models
 
 STATES: Mapping[State, str] = {
     State.STATE_LOADING: "LOADING",
@@ -27,36 +27,37 @@ STATES: Mapping[State, str] = {
     State.STATE_FAILED: "UNAVAILABLE",
     State.STATE_UNLOADED: "UNAVAILABLE",
 }
-MOST_WAITING = 64
-"""Loads and unloads that may wait for the one that is under way."""
+MAX_PENDING = 64
+"""Loads and unloads that may wait for the one that is running."""
 
 RETRY_AFTER = 1.0  # seconds
 
 Index = pb.RepositoryIndexResponse.ModelIndex
 
 
-class Repository:
-    """Without a control, models are not loaded and unloaded by callers."""
+class RepositoryService:
+    """The methods about the repository. Loads and unloads run one by one, in a worker thread."""
 
     def __init__(self, registry: Registry, control: Control | None) -> None:
+        """Without a control, callers can neither load nor unload models."""
         self._registry = registry
         self._control = control
-        self._errands: dict[object, Callable[[], None]] = {}  # in the order in which they came
-        self._changed = threading.Condition()
+        self._pending: dict[Call, Callable[[], None]] = {}  # in the order of their arrival
+        self._arrival = threading.Condition()
         self._worker: threading.Thread | None = None
 
     @property
-    def waiting(self) -> int:
-        """Loads and unloads that have not begun, and that somebody still wants."""
-        return len(self._errands)
+    def pending_count(self) -> int:
+        """The number of loads and unloads that have not started and are not cancelled."""
+        return len(self._pending)
 
-    def methods(self, path: str) -> Methods:
+    def methods(self, prefix: str) -> Methods:
         return {
-            path + "RepositoryIndex": unary_method(
+            prefix + "RepositoryIndex": unary_method(
                 Right.DESCRIBE, pb.RepositoryIndexRequest, self._index
             ),
-            path + "RepositoryModelLoad": Unary(self._load, Right.CONTROL),
-            path + "RepositoryModelUnload": Unary(self._unload, Right.CONTROL),
+            prefix + "RepositoryModelLoad": Unary(self._load, Right.CONTROL),
+            prefix + "RepositoryModelUnload": Unary(self._unload, Right.CONTROL),
         }
 
     def _index(
@@ -64,7 +65,7 @@ class Repository:
     ) -> pb.RepositoryIndexResponse:
         _check_repository(message.repository_name)
         models = []
-        registry = seen(self._registry, grant)
+        registry = visible_models(self._registry, grant)
         for name in registry.names():
             for number, version in registry.entry(name).versions.items():
                 if message.ready and version.state != State.STATE_READY:
@@ -77,9 +78,9 @@ class Repository:
 
     def _load(self, call: Call) -> None:
         try:
-            message = parse(pb.RepositoryModelLoadRequest, call.request)
+            message = parse_message(pb.RepositoryModelLoadRequest, call.request)
             _check_repository(message.repository_name)
-            control = self._checked()
+            control = self._require_control()
             call.grant.check_model(message.model_name, (message.model_name,))
             if message.parameters:
                 name = quoted(min(message.parameters))
@@ -91,61 +92,62 @@ class Repository:
             call.fail(error)
             return
         name = message.model_name
-        self._run(call, lambda: control.load(name), pb.RepositoryModelLoadResponse())
+        self._run_in_worker(call, lambda: control.load(name), pb.RepositoryModelLoadResponse())
 
     def _unload(self, call: Call) -> None:
         try:
-            message = parse(pb.RepositoryModelUnloadRequest, call.request)
+            message = parse_message(pb.RepositoryModelUnloadRequest, call.request)
             _check_repository(message.repository_name)
-            control = self._checked()
+            control = self._require_control()
             call.grant.check_model(message.model_name, (message.model_name,))
             for parameter in message.parameters:
                 if parameter != "unload_dependents":  # no model has any
-                    raise UnsupportedError(f"parameter {quoted(parameter)} is not known")
+                    raise UnsupportedError(f"unknown parameter {quoted(parameter)}")
         except NeuronaError as error:
             call.fail(error)
             return
         name = message.model_name
-        self._run(call, lambda: control.unload(name), pb.RepositoryModelUnloadResponse())
+        self._run_in_worker(call, lambda: control.unload(name), pb.RepositoryModelUnloadResponse())
 
-    def _checked(self) -> Control:
+    def _require_control(self) -> Control:
         if self._control is None:
             raise NotAllowedError(f"model_control is not explicit: {NOT_EXPLICIT}")
         return self._control
 
-    def _run(self, call: Call, action: Callable[[], None], response: Message) -> None:
-        """In the worker's thread; what has not begun when the caller goes away never does."""
+    def _run_in_worker(self, call: Call, action: Callable[[], None], response: Message) -> None:
+        """Run a load or unload and end the call; a call that is cancelled before never runs."""
 
-        def errand() -> None:
+        def task() -> None:
             try:
                 action()
-            except Exception as error:  # an unknown one is logged, and INTERNAL
+            except Exception as error:  # an unexpected one is logged, and INTERNAL
                 call.fail(error)
             else:
                 call.reply(response.SerializeToString())
 
-        def forget() -> None:
-            with self._changed:
-                self._errands.pop(call, None)
+        def remove() -> None:
+            with self._arrival:
+                self._pending.pop(call, None)
 
-        with self._changed:
-            if len(self._errands) >= MOST_WAITING:
-                call.fail(QueueFullError(f"{MOST_WAITING} loads and unloads wait", RETRY_AFTER))
+        with self._arrival:
+            if len(self._pending) >= MAX_PENDING:
+                message = f"{MAX_PENDING} loads and unloads are waiting"
+                call.fail(QueueFullError(message, RETRY_AFTER))
                 return
-            self._errands[call] = errand
-            self._changed.notify()
-        call.on_cancel(forget)
-        if self._worker is None:  # calls start in the transport's thread, so there is but one
-            self._worker = threading.Thread(target=self._work, name="control", daemon=True)
+            self._pending[call] = task
+            self._arrival.notify()
+        call.on_cancel(remove)
+        if self._worker is None:  # calls start in the transport's thread, so there is one worker
+            self._worker = threading.Thread(target=self._run_tasks, name="control", daemon=True)
             self._worker.start()
 
-    def _work(self) -> None:
+    def _run_tasks(self) -> None:
         while True:
-            with self._changed:
-                while not self._errands:
-                    self._changed.wait()
-                errand = self._errands.pop(next(iter(self._errands)))
-            errand()
+            with self._arrival:
+                while not self._pending:
+                    self._arrival.wait()
+                task = self._pending.pop(next(iter(self._pending)))
+            task()
 
 
 def _check_repository(name: str) -> None:

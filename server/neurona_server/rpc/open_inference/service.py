@@ -1,4 +1,7 @@
-"""All calls of inference.GRPCInferenceService, put together."""
+"""The service inference.GRPCInferenceService, put together from its groups of methods.
+
+It is all that the rest of the server sees of the protocol.
+"""
 
 from collections.abc import Callable
 
@@ -7,24 +10,19 @@ from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.rpc.call import Methods
 from neurona_server.rpc.limits import Limits
-from neurona_server.rpc.open_inference.inference import Inference
-from neurona_server.rpc.open_inference.metadata import Description
-from neurona_server.rpc.open_inference.repository import Repository
-from neurona_server.rpc.open_inference.settings import Settings
+from neurona_server.rpc.open_inference.inference import InferenceService
+from neurona_server.rpc.open_inference.metadata import MetadataService
+from neurona_server.rpc.open_inference.repository import RepositoryService
+from neurona_server.rpc.open_inference.settings import SettingsService
 from neurona_server.rpc.open_inference.shared_memory import SharedMemoryService
-from neurona_server.rpc.open_inference.statistics import Statistics
+from neurona_server.rpc.open_inference.statistics import StatisticsService
 from neurona_server.telemetry.metrics import Metrics
 
 SERVICE = "inference.GRPCInferenceService"
 
 
 class OpenInference:
-    """`ready` says whether the server as a whole is.
-
-    `versions` holds for models that do not say which of theirs are served.
-    Without a `control`, callers cannot load and unload models, nor change how the server logs;
-    with `shared_memory`, those on this machine may have it read and write their memory objects.
-    """
+    """All methods of the Open Inference Protocol, with Triton's extensions."""
 
     def __init__(
         self,
@@ -37,17 +35,36 @@ class OpenInference:
         shared_memory: bool = False,
         limits: Limits | None = None,
     ) -> None:
+        """Make the service.
+
+        Args:
+            registry: The models that are served.
+            metrics: Where requests are counted.
+            ready: Whether the server as a whole is ready.
+            control: Loads and unloads models for callers; without it they can do neither, nor
+                change the log level.
+            versions: Which versions are served of models that do not say so themselves.
+            shared_memory: Whether callers on this machine may have the server read and write
+                their memory objects.
+            limits: Limits of requests.
+        """
         self.memory = SharedMemoryService(enabled=shared_memory)
-        self.repository = Repository(registry, control)
-        self._rooms = (
-            Description(registry, ready, versions or VersionPolicy(), shared_memory=shared_memory),
-            Inference(registry, metrics, self.memory, limits or Limits()),
-            Statistics(registry),
+        self.repository = RepositoryService(registry, control)
+        versions = versions or VersionPolicy()
+        self._services = (
+            MetadataService(registry, ready, versions, shared_memory=shared_memory),
+            InferenceService(registry, metrics, self.memory, limits or Limits()),
+            StatisticsService(registry),
             self.repository,
             self.memory,
-            Settings(registry, changeable=control is not None),
+            SettingsService(registry, changeable=control is not None),
         )
 
     def methods(self) -> Methods:
-        path = f"/{SERVICE}/"
-        return {name: one for room in self._rooms for name, one in room.methods(path).items()}
+        """Return all methods by path."""
+        prefix = f"/{SERVICE}/"
+        return {
+            path: method
+            for service in self._services
+            for path, method in service.methods(prefix).items()
+        }

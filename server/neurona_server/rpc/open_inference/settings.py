@@ -1,4 +1,4 @@
-"""TraceSetting and LogSettings."""
+"""TraceSetting and LogSettings: callers see the settings, and may change the log level."""
 
 import logging
 
@@ -12,10 +12,10 @@ from neurona_server.errors import (
 )
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.rpc.call import Methods
-from neurona_server.rpc.open_inference.messages import unary_method, unknown
-from neurona_server.rpc.security.access import Grant, Right, seen
+from neurona_server.rpc.open_inference.messages import unary_method, unknown_model_error
+from neurona_server.rpc.security.access import Grant, Right, visible_models
 
-TRACE = {
+TRACE_SETTINGS = {
     "trace_level": "OFF",
     "trace_rate": "1000",
     "trace_count": "-1",
@@ -23,106 +23,123 @@ TRACE = {
     "trace_file": "",
     "trace_mode": "triton",
 }
-"""What callers can have traced, which is nothing: the server's own options decide."""
+"""The settings of a server that traces nothing for callers: its own options decide."""
 
-LEVELS = {"log_error": logging.ERROR, "log_warning": logging.WARNING, "log_info": logging.INFO}
-VERBOSE = "log_verbose_level"
+LOG_LEVELS = {"log_error": logging.ERROR, "log_warning": logging.WARNING, "log_info": logging.INFO}
+VERBOSE_LEVEL = "log_verbose_level"
 _SILENT = logging.CRITICAL + 1
 
 log = logging.getLogger("neurona_server")
 
 
-class Settings:
-    """Everybody may ask; `changeable` says whether a caller may change how the server logs."""
+class SettingsService:
+    """The methods about settings."""
 
     def __init__(self, registry: Registry, *, changeable: bool) -> None:
+        """`changeable` is whether callers may change the log level."""
         self._registry = registry
         self._changeable = changeable
 
-    def methods(self, path: str) -> Methods:
+    def methods(self, prefix: str) -> Methods:
         return {
-            path + "TraceSetting": unary_method(Right.CONTROL, pb.TraceSettingRequest, self._trace),
-            path + "LogSettings": unary_method(Right.CONTROL, pb.LogSettingsRequest, self._log),
+            prefix + "TraceSetting": unary_method(
+                Right.CONTROL, pb.TraceSettingRequest, self._trace_setting
+            ),
+            prefix + "LogSettings": unary_method(
+                Right.CONTROL, pb.LogSettingsRequest, self._log_settings
+            ),
         }
 
-    def _trace(self, message: pb.TraceSettingRequest, grant: Grant) -> pb.TraceSettingResponse:
+    def _trace_setting(
+        self, message: pb.TraceSettingRequest, grant: Grant
+    ) -> pb.TraceSettingResponse:
         if message.model_name:
             try:
-                seen(self._registry, grant).entry(message.model_name)
+                visible_models(self._registry, grant).entry(message.model_name)
             except NotFoundError as error:
-                raise unknown(message.model_name, "", error) from None
+                raise unknown_model_error(message.model_name, "", error) from None
         for name, setting in message.settings.items():
-            if name not in TRACE:
+            if name not in TRACE_SETTINGS:
                 raise InvalidArgumentError(
-                    f"trace setting {quoted(name)} is not known; expected one of {', '.join(TRACE)}"
+                    f"unknown trace setting {quoted(name)} "
+                    f"(expected one of {', '.join(TRACE_SETTINGS)})"
                 )
-            # Without a value, a setting goes back to its default, which it has.
-            if setting.value and list(setting.value) != [TRACE[name]]:
+            # Without a value, a setting is reset to its default, which it always has.
+            if setting.value and list(setting.value) != [TRACE_SETTINGS[name]]:
                 raise UnsupportedError(
-                    f"trace setting {name!r}: callers do not set it here; expected {TRACE[name]!r}"
+                    f"trace setting {name!r} cannot be changed (expected {TRACE_SETTINGS[name]!r})"
                 )
         response = pb.TraceSettingResponse()
-        for name, value in TRACE.items():
+        for name, value in TRACE_SETTINGS.items():
             response.settings[name].value.append(value)
         return response
 
-    def _log(self, message: pb.LogSettingsRequest, _: Grant) -> pb.LogSettingsResponse:
+    def _log_settings(self, message: pb.LogSettingsRequest, _: Grant) -> pb.LogSettingsResponse:
         if message.settings:
             if not self._changeable:
                 raise NotAllowedError(
-                    "the log is not changed by callers: model_control is not explicit"
+                    "log settings cannot be changed: model_control is not explicit"
                 )
-            level = _asked_level(message)
+            level = _requested_level(message)
             if level != log.getEffectiveLevel():
-                log.setLevel(logging.INFO)  # so that what follows is seen at any level
-                log.info("a caller set the log's level to %s", logging.getLevelName(level))
+                log.setLevel(logging.INFO)  # so that the next line is logged at any level
+                log.info("log level set to %s by a caller", logging.getLevelName(level))
                 log.setLevel(level)
         level = log.getEffectiveLevel()
         response = pb.LogSettingsResponse()
-        for name, least in LEVELS.items():
-            response.settings[name].bool_param = level <= least
-        response.settings[VERBOSE].uint32_param = int(level <= logging.DEBUG)
+        for name, threshold in LOG_LEVELS.items():
+            response.settings[name].bool_param = level <= threshold
+        response.settings[VERBOSE_LEVEL].uint32_param = int(level <= logging.DEBUG)
         response.settings["log_file"].string_param = ""
         response.settings["log_format"].string_param = "default"
         return response
 
 
-def _asked_level(message: pb.LogSettingsRequest) -> int:
-    """The level that the settings come to, with what holds now for those that are not said.
+def _requested_level(message: pb.LogSettingsRequest) -> int:
+    """Return the log level that the settings of a message amount to; settings that it leaves out
+    stay.
 
-    Each level has all more severe ones in it, so that settings that leave one out are refused.
-    Raises InvalidArgumentError, and UnsupportedError for what a caller cannot set here.
+    Raises:
+        InvalidArgumentError: A setting is unknown or has the wrong type, or a level is on while a
+            more severe one is off.
+        UnsupportedError: The setting cannot be changed.
     """
-    now = log.getEffectiveLevel()
-    on = {name: now <= least for name, least in LEVELS.items()}
-    verbose = int(now <= logging.DEBUG)
+    current = log.getEffectiveLevel()
+    enabled = {name: current <= threshold for name, threshold in LOG_LEVELS.items()}
+    verbose = int(current <= logging.DEBUG)
     for name, setting in message.settings.items():
         kind = setting.WhichOneof("parameter_choice")
-        if name in LEVELS:
+        if name in LOG_LEVELS:
             if kind != "bool_param":
-                raise InvalidArgumentError(f"log setting {name!r} is a {kind}; expected bool_param")
-            on[name] = setting.bool_param
-        elif name == VERBOSE:
+                raise InvalidArgumentError(
+                    f"log setting {name!r} is a {kind} (expected bool_param)"
+                )
+            enabled[name] = setting.bool_param
+        elif name == VERBOSE_LEVEL:
             if kind != "uint32_param":
                 raise InvalidArgumentError(
-                    f"log setting {name!r} is a {kind}; expected uint32_param"
+                    f"log setting {name!r} is a {kind} (expected uint32_param)"
                 )
             verbose = setting.uint32_param
         elif name in ("log_file", "log_format"):
-            held = "" if name == "log_file" else "default"
-            if setting.string_param != held:
-                raise UnsupportedError(f"log setting {name!r} cannot be set; it is {held!r}")
+            fixed = "" if name == "log_file" else "default"
+            if setting.string_param != fixed:
+                raise UnsupportedError(
+                    f"log setting {name!r} cannot be changed (expected {fixed!r})"
+                )
         else:
             raise InvalidArgumentError(
-                f"log setting {quoted(name)} is not known; expected one of "
-                f"{', '.join([*LEVELS, VERBOSE])}"
+                f"unknown log setting {quoted(name)} (expected one of "
+                f"{', '.join([*LOG_LEVELS, VERBOSE_LEVEL])})"
             )
-    error, warning, info = on.values()
+    error, warning, info = enabled.values()
     if (info and not warning) or (warning and not error) or (verbose and not info):
         raise InvalidArgumentError(
-            "each level has all more severe ones in it: log_verbose_level needs log_info, that "
-            "log_warning, and that log_error"
+            "inconsistent log settings (expected log_info for log_verbose_level, log_warning for "
+            "log_info, and log_error for log_warning)"
         )
     if verbose:
         return logging.DEBUG
-    return next((least for name, least in reversed(LEVELS.items()) if on[name]), _SILENT)
+    return next(
+        (threshold for name, threshold in reversed(LOG_LEVELS.items()) if enabled[name]), _SILENT
+    )

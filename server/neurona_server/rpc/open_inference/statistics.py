@@ -1,21 +1,27 @@
-"""ModelStatistics, from what the model's metrics and tally have counted."""
+"""ModelStatistics, from a model's metrics."""
 
 from neurona_protos import open_inference_pb2 as pb
 from neurona_server.errors import NotFoundError
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
 from neurona_server.rpc.call import Methods
-from neurona_server.rpc.open_inference.messages import resolve, unary_method, unknown
-from neurona_server.rpc.security.access import Grant, Right, seen
+from neurona_server.rpc.open_inference.messages import (
+    resolve_model,
+    unary_method,
+    unknown_model_error,
+)
+from neurona_server.rpc.security.access import Grant, Right, visible_models
 
 
-class Statistics:
+class StatisticsService:
+    """The method ModelStatistics."""
+
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    def methods(self, path: str) -> Methods:
+    def methods(self, prefix: str) -> Methods:
         return {
-            path + "ModelStatistics": unary_method(
+            prefix + "ModelStatistics": unary_method(
                 Right.DESCRIBE, pb.ModelStatisticsRequest, self._statistics
             )
         }
@@ -23,26 +29,25 @@ class Statistics:
     def _statistics(
         self, message: pb.ModelStatisticsRequest, grant: Grant
     ) -> pb.ModelStatisticsResponse:
-        registry = seen(self._registry, grant)
+        registry = visible_models(self._registry, grant)
         if message.version:
-            models = [resolve(registry, message.name, message.version)]
+            models = [resolve_model(registry, message.name, message.version)]
         else:
             models = registry.models()
             if message.name:
                 try:
                     registry.entry(message.name)
                 except NotFoundError as error:
-                    raise unknown(message.name, "", error) from None
+                    raise unknown_model_error(message.name, "", error) from None
                 models = [model for model in models if model.name == message.name]
-        return pb.ModelStatisticsResponse(model_stats=[model_statistics(one) for one in models])
+        return pb.ModelStatisticsResponse(model_stats=[model_statistics(model) for model in models])
 
 
 def model_statistics(model: Model) -> pb.ModelStatistics:
-    """Since the version was loaded; one that is loaded anew goes on. What its sample runs cost
-    while it was loaded is not in it.
+    """Return the statistics of a version since it was first loaded, without its warm-up.
 
-    compute_input is the joining of a batch, compute_output its splitting; a request's way in
-    and out of the transport is in `success` alone.
+    compute_input is the joining of a batch and compute_output its splitting. Time in the transport
+    is in `success` only.
     """
     counts = model.metrics.run_statistics.total()
     sizes = counts.sizes

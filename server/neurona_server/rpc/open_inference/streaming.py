@@ -1,4 +1,4 @@
-"""ModelStreamInfer: an answer for each request, in the order of the requests."""
+"""ModelStreamInfer: a response for each request, in the order of the requests."""
 
 import itertools
 from collections import deque
@@ -15,27 +15,26 @@ from neurona_protos.wire_format import header
 from neurona_server.errors import ModelFailedError
 from neurona_server.rpc.call import StreamCall
 from neurona_server.rpc.flow_control import StreamWindow
-from neurona_server.rpc.open_inference.messages import parse
-from neurona_server.rpc.open_inference.outputs import FINAL
+from neurona_server.rpc.open_inference.messages import FINAL_RESPONSE, parse_message
 from neurona_server.rpc.status import status_of
 
 MAX_OUTSTANDING = 4096
-"""Requests of one stream that are unanswered, or whose answers wait for the reader."""
+"""Requests of one stream that have no response yet, or whose response is not sent."""
 
-REAL_STATUS = "triton_grpc_error"
+STATUS_HEADER = "triton_grpc_error"
 """The header with which a caller asks that an error ends the stream with its status."""
 
-RESPONSE = ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"].number
+_INFER_RESPONSE = ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"].number
 
 
 class PendingResponse:
-    """One request's place in the order of answers: the `Responder` of its answer."""
+    """A request's position in the order of responses: the `Responder` of the request."""
 
     __slots__ = (
-        "_answered",
         "_call",
         "_cancel",
         "_number",
+        "_on_completed",
         "deadline",
         "defer",
         "error",
@@ -51,7 +50,7 @@ class PendingResponse:
         call: StreamCall,
         number: int,
         message: bytes,
-        answered: "Callable[[PendingResponse], None]",
+        on_completed: "Callable[[PendingResponse], None]",
     ) -> None:
         self.trace = None if call.trace is None else call.trace.start_request(number)
         self._call = call
@@ -59,18 +58,22 @@ class PendingResponse:
         self.deadline = call.deadline
         self.defer = call.defer
         self.message = message
+        """The serialized request, until it has been parsed or its response is there."""
+
         self.message_id = ""
-        """Unless it stands in `message`, which was not read."""
+        """The request's id, once the message is released."""
 
         self.expected_bytes = 0
+        """Expected size of the response."""
+
         self.response: bytes | None = None
         self.error: Exception | None = None
-        self._answered = answered
+        self._on_completed = on_completed
         self._cancel: Callable[[], None] | None = None
 
     @property
     def request_id(self) -> str:
-        """The stream's, and behind it which request of the stream it is, from 1 on."""
+        """The stream's id, "#" and the number of the request in the stream, counted from 1."""
         return f"{self._call.request_id}#{self._number}"
 
     @property
@@ -78,32 +81,33 @@ class PendingResponse:
         return self._call.trace_id
 
     @property
-    def come(self) -> bool:
+    def completed(self) -> bool:
+        """Whether the response or the error is there."""
         return self.response is not None or self.error is not None
 
-    def read(self, message_id: str) -> None:
-        """The message was, and need not be kept."""
+    def release_message(self, message_id: str) -> None:
+        """Drop the message, which has been parsed, and keep its id."""
         self.message, self.message_id = b"", message_id
 
     def reply(self, response: bytes) -> None:
-        self._cancel = None  # it holds the inputs, and the answer may wait for the reader
+        self._cancel = None  # it holds the inputs, and the response may wait for the reader
         self.message = b""
         self.response = response
-        self._answered(self)
+        self._on_completed(self)
         if self.trace is not None:
             self.trace.end()
 
     def fail(self, error: Exception) -> None:
         self._cancel = None
         if self.message:
-            self.read(parse(ModelInferRequest, self.message).id)
+            self.release_message(parse_message(ModelInferRequest, self.message).id)
         self.error = error
-        self._answered(self)
+        self._on_completed(self)
         if self.trace is not None:
             self.trace.end(error)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        if not self.come:
+        if not self.completed:
             self._cancel = callback
 
     def cancel(self) -> None:
@@ -111,78 +115,79 @@ class PendingResponse:
             cancel()
 
 
-Begin = Callable[[PendingResponse], int]
-"""Sends a request on its way; how many bytes its answer will have. Raises InvalidArgumentError for
-what
-is no request."""
+SubmitStreamed = Callable[[PendingResponse], int]
+"""Submits a request and returns the expected size of its response in bytes. Raises
+InvalidArgumentError for a message that is not a request."""
 
 
 class InferStream:
-    """A `Stream`. Answers come from any thread; the rest runs in the transport's."""
+    """A `Stream`. Responses come from any thread; all else runs in the transport's thread."""
 
-    def __init__(self, begin: Begin, call: StreamCall, streams: Gauge) -> None:
-        """`streams` counts those that are open; the transport calls `cancel` at each one's end."""
-        streams.inc()
-        self._streams = streams
-        self._begin = begin
+    def __init__(self, submit: SubmitStreamed, call: StreamCall, open_streams: Gauge) -> None:
+        """The transport calls `cancel` at the end of the stream, which `open_streams` counts
+        until then."""
+        open_streams.inc()
+        self._open_streams = open_streams
+        self._submit = submit
         self._call = call
-        self._turns: deque[PendingResponse] = deque()
-        self._came: deque[PendingResponse] = deque()
+        self._pending: deque[PendingResponse] = deque()
+        self._completed: deque[PendingResponse] = deque()
         self._numbers = itertools.count(1)
-        self._waiting = StreamWindow()
+        self._window = StreamWindow()
         self._half_closed = False
-        self._real_status = call.header(REAL_STATUS).lower() in ("true", "1")
+        self._errors_end_stream = call.header(STATUS_HEADER).lower() in ("true", "1")
 
     def receive(self, message: bytes) -> None:
-        turn = PendingResponse(self._call, next(self._numbers), message, self._answered)
-        self._turns.append(turn)
-        turn.expected_bytes = self._begin(turn)
-        self._waiting.reserve(turn.expected_bytes)
+        pending = PendingResponse(self._call, next(self._numbers), message, self._on_completed)
+        self._pending.append(pending)
+        pending.expected_bytes = self._submit(pending)
+        self._window.reserve(pending.expected_bytes)
 
     def half_close(self) -> None:
         self._half_closed = True
 
     def take_message(self) -> bytes | None:
-        if not self._turns or not self._turns[0].come:
+        if not self._pending or not self._pending[0].completed:
             return None
-        if (error := self._turns[0].error) is not None and self._real_status:
-            self._call.fail(error)  # what is behind it is cancelled as the call ends
+        if (error := self._pending[0].error) is not None and self._errors_end_stream:
+            self._call.fail(error)  # the requests after it are cancelled as the call ends
             return None
-        self._collect()
-        turn = self._turns.popleft()
-        self._waiting.release(len(turn.response or b""))
-        if turn.response is not None:
-            return header(RESPONSE, len(turn.response)) + turn.response
-        response = ModelInferResponse(id=turn.message_id)
-        response.parameters[FINAL].bool_param = True
+        self._settle_completed()
+        pending = self._pending.popleft()
+        self._window.release(len(pending.response or b""))
+        if pending.response is not None:
+            return header(_INFER_RESPONSE, len(pending.response)) + pending.response
+        response = ModelInferResponse(id=pending.message_id)
+        response.parameters[FINAL_RESPONSE].bool_param = True
         failed = ModelStreamInferResponse(
-            error_message=status_of(error or ModelFailedError(), turn).message,
+            error_message=status_of(error or ModelFailedError(), pending).message,
             infer_response=response,
         )
         return failed.SerializeToString()
 
     @property
     def congested(self) -> bool:
-        self._collect()
-        return len(self._turns) >= MAX_OUTSTANDING or self._waiting.full
+        self._settle_completed()
+        return len(self._pending) >= MAX_OUTSTANDING or self._window.full
 
     @property
     def finished(self) -> bool:
-        return self._half_closed and not self._turns
+        return self._half_closed and not self._pending
 
     def drain(self) -> None:
         self._half_closed = True
 
     def cancel(self) -> None:
-        self._streams.dec()
-        for turn in list(self._turns):
-            turn.cancel()
+        self._open_streams.dec()
+        for pending in list(self._pending):
+            pending.cancel()
 
-    def _answered(self, turn: PendingResponse) -> None:
-        self._came.append(turn)
+    def _on_completed(self, pending: PendingResponse) -> None:
+        self._completed.append(pending)
         self._call.wake()
 
-    def _collect(self) -> None:
-        while self._came:
-            turn = self._came.popleft()
-            self._waiting.settle(turn.expected_bytes, len(turn.response or b""))
+    def _settle_completed(self) -> None:
+        """Replace expected sizes by those of the responses that came since the last time."""
+        while self._completed:
+            pending = self._completed.popleft()
+            self._window.settle(pending.expected_bytes, len(pending.response or b""))

@@ -1,4 +1,4 @@
-"""What is read from files, and read again when they have changed."""
+"""Files that are reloaded when they change: certificates and tokens."""
 
 import logging
 import time
@@ -15,42 +15,50 @@ _Fingerprint = tuple[tuple[int, int, int], ...]
 
 
 class ReloadedFiles(Generic[Content]):
-    """`read` raises ConfigError for files that cannot be used: the first time it reaches the
-    caller, later it is logged, and what was read before stays.
-
-    `current` looks at the files at most every `pause` seconds. Any thread may call it.
-    """
+    """The content of files, reloaded when they change. Any thread may use it."""
 
     def __init__(
-        self, what: str, files: Sequence[Path], read: Callable[[], Content], pause: float = 0.0
+        self, subject: str, files: Sequence[Path], read: Callable[[], Content], pause: float = 0.0
     ) -> None:
-        self._what = what
+        """Read the files for the first time.
+
+        Args:
+            subject: The content in a word, for log messages.
+            files: The files to watch.
+            read: Reads the files; raises ConfigError if they are invalid.
+            pause: Minimum seconds between two checks for changes.
+
+        Raises:
+            ConfigError: The files are invalid. Later this is logged, and the content stays.
+        """
+        self._subject = subject
         self._files = files
-        self._read = read
+        self._read_files = read
         self._pause = pause
-        self._seen = self._fingerprint()
+        self._fingerprint = self._current_fingerprint()
         self._content = read()
-        self._look = time.monotonic() + pause
+        self._next_check = time.monotonic() + pause
 
     def current(self) -> Content:
+        """Return the content, after a check for changes unless the last check was just now."""
         now = time.monotonic()
-        if now < self._look:
+        if now < self._next_check:
             return self._content
-        self._look = now + self._pause
+        self._next_check = now + self._pause
         try:
-            seen = self._fingerprint()
-            if seen != self._seen:
-                self._seen = seen  # before it is read: what changes after this is read again
-                self._content = self._read()
-                log.info("%s: read again from %s", self._what, self._files[0])
+            fingerprint = self._current_fingerprint()
+            if fingerprint != self._fingerprint:
+                self._fingerprint = fingerprint  # before reading: a later change is read too
+                self._content = self._read_files()
+                log.info("%s reloaded from %s", self._subject, self._files[0])
         except ConfigError as error:
-            log.error("%s; %s: what was read before stays", error, self._what)
-        except Exception:  # whatever is wrong with a file, calls go on
-            log.exception("%s: what was read before stays", self._what)
+            log.error("%s not reloaded, keeping the last valid one: %s", self._subject, error)
+        except Exception:  # calls go on, whatever is wrong with the files
+            log.exception("%s not reloaded, keeping the last valid one", self._subject)
         return self._content
 
-    def _fingerprint(self) -> _Fingerprint | None:
-        """Another one when a file was changed; None while one is missing."""
+    def _current_fingerprint(self) -> _Fingerprint | None:
+        """Return a value that differs when a file has changed; None while one is missing."""
         try:
             states = [file.stat() for file in self._files]
         except OSError:
@@ -58,8 +66,12 @@ class ReloadedFiles(Generic[Content]):
         return tuple((state.st_mtime_ns, state.st_size, state.st_ino) for state in states)
 
 
-def content(file: Path) -> bytes:
-    """Raises ConfigError that names the file."""
+def read_file(file: Path) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
     try:
         return file.read_bytes()
     except OSError as error:

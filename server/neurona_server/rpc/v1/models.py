@@ -55,7 +55,7 @@ class Models:
         models = [
             _summary(name, entry)
             for name, entry in self._registry.entries().items()
-            if call.grant.sees(name)
+            if call.grant.allows_model(name)
         ]
         call.reply(ListModelsResponse(models=models).SerializeToString())
 

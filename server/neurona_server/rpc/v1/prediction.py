@@ -15,7 +15,7 @@ from neurona_server.models.signature import TensorType
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.fast_path import FastPath, InputSample
 from neurona_server.rpc.limits import Limits
-from neurona_server.rpc.security.access import Grant, Right, seen
+from neurona_server.rpc.security.access import Grant, Right, visible_models
 from neurona_server.rpc.submission import ParsedRequest, Responder, submit
 from neurona_server.rpc.v1.coalescing import Coalescer
 from neurona_server.rpc.v1.responses import PredictResponseWriter, ResponseEncoder
@@ -78,7 +78,7 @@ class Prediction:
             self._metrics.unresolved["invalid"].inc()
             responder.fail(InvalidArgumentError("the bytes are not a neurona.v1.PredictRequest"))
             return 0
-        registry = seen(self._registry, grant)
+        registry = visible_models(self._registry, grant)
         resolve = partial(registry.resolve, parsed.model, parsed.version, parsed.label)
         read = partial(self._read, parsed, len(message), responder.deadline, task)
         sent = submit(self._metrics, resolve, read, responder)

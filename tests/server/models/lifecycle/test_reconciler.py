@@ -1,4 +1,4 @@
-"""What is on disk becomes what is served, while it serves."""
+"""The reconciler follows the repository while it serves."""
 
 import os
 import shutil
@@ -26,30 +26,32 @@ X = np.ones((1, 4), np.float32)
 
 
 def save(root, version, *, name="m"):
-    """A version whose answers tell which one it is."""
+    """Save a version whose outputs identify it."""
     return onnx_models.save_classifier(
         root / name / str(version) / "model.onnx", offset=float(version)
     )
 
 
-def say(root, text, *, name="m"):
+def write_settings(root, text, *, name="m"):
     (root / name / "model.toml").write_text(text)
 
 
-def expected(version):
+def expected_outputs(version):
     logits = (X + version) @ onnx_models.WEIGHTS
     return np.exp(logits) / np.exp(logits).sum()
 
 
-def ask(server, **which):
-    request = PredictRequest(model="m", inputs=[to_tensor("x", X)], raw_outputs=True, **which)
+def predict(server, **target):
+    request = PredictRequest(model="m", inputs=[to_tensor("x", X)], raw_outputs=True, **target)
     response = server.prediction.Predict(request, timeout=20)
-    # The answer must be that of the version that it names.
-    np.testing.assert_allclose(to_array(response.outputs[0]), expected(response.version), rtol=1e-4)
+    # The outputs must be those of the version that the response names.
+    np.testing.assert_allclose(
+        to_array(response.outputs[0]), expected_outputs(response.version), rtol=1e-4
+    )
     return response.version
 
 
-def listed(server, name="m"):
+def list_versions(server, name="m"):
     models = server.models.List(ListModelsRequest()).models
     (model,) = [one for one in models if one.model == name] or [None]
     return {one.version: one for one in model.versions} if model else None
@@ -58,7 +60,7 @@ def listed(server, name="m"):
 def states(server):
     return {
         number: State.Name(one.state).removeprefix("STATE_").lower()
-        for number, one in (listed(server) or {}).items()
+        for number, one in (list_versions(server) or {}).items()
     }
 
 
@@ -70,16 +72,16 @@ def start(tmp_path, wait_until):
         server = InProcessServer(tmp_path, **{"every": False, **options})
         servers.append(server)
 
-        def look(condition):
-            """Looks at the repository, as often as it takes."""
+        def poll_until(condition):
+            """Poll the repository until the condition holds."""
 
-            def looked():
+            def poll_and_check():
                 server.reconciler.poll_once()
                 return condition()
 
-            wait_until(looked)
+            wait_until(poll_and_check)
 
-        server.look = look
+        server.poll_until = poll_until
         return server
 
     yield start
@@ -87,34 +89,34 @@ def start(tmp_path, wait_until):
         server.stop()
 
 
-def test_the_highest_version_serves_and_the_others_are_listed(tmp_path, start):
+def test_highest_version_serves_and_the_others_are_listed(tmp_path, start):
     save(tmp_path, 1)
     save(tmp_path, 2)
     server = start()
-    assert ask(server) == 2
+    assert predict(server) == 2
     assert states(server) == {1: "unloaded", 2: "ready"}
-    with pytest.raises(grpc.RpcError, match="not loaded is version 1; served: 2"):
-        ask(server, version=1)
+    with pytest.raises(grpc.RpcError, match="version 1 is not loaded; served: 2"):
+        predict(server, version=1)
 
 
 @pytest.mark.parametrize(
-    ("said", "served"),
+    ("versions", "served"),
     [("all", {1, 2, 3}), ("latest 2", {2, 3}), ("[1, 3, 7]", {1, 3}), ("latest", {3})],
 )
-def test_a_model_says_which_versions_are_served(tmp_path, start, said, served):
+def test_settings_choose_the_versions_that_are_served(tmp_path, start, versions, served):
     for version in (1, 2, 3):
         save(tmp_path, version)
-    say(tmp_path, f"versions = {said if said[0] == '[' else repr(said)}")
+    write_settings(tmp_path, f"versions = {versions if versions[0] == '[' else repr(versions)}")
     server = start()
     assert {n for n, state in states(server).items() if state == "ready"} == served
 
 
-def test_a_new_version_takes_over_and_the_old_one_is_freed(tmp_path, start, wait_until):
+def test_new_version_replaces_the_old_one_which_is_freed(tmp_path, start, wait_until):
     save(tmp_path, 1)
     server = start()
     (old,) = server.registry.models()
     save(tmp_path, 2)
-    server.look(lambda: ask(server) == 2)
+    server.poll_until(lambda: predict(server) == 2)
     wait_until(lambda: server.count("requests_total", model="m", version="1", outcome="ok") == 0)
     assert old.state == State.STATE_DRAINING
     with pytest.raises(UnavailableError, match="the model has been unloaded"):
@@ -125,41 +127,41 @@ def test_a_new_version_takes_over_and_the_old_one_is_freed(tmp_path, start, wait
     assert server.count("loads_total", model="m", outcome="ok") == 2
 
 
-def test_a_run_that_outlasts_its_drain_gives_everything_back_when_it_ends(
+def test_run_that_outlasts_its_drain_frees_everything_when_it_ends(
     tmp_path, start, wait_until, monkeypatch
 ):
     monkeypatch.setattr("neurona_server.models.model.TERMINATION", 0.0)
     save(tmp_path, 1)
-    say(tmp_path, 'inline = "never"')
+    write_settings(tmp_path, 'inline = "never"')
     server = start()
     server.reconciler._drains.timeout = 0.0
     (old,) = server.registry.models()
-    session, goes_on, running = old.sessions[0], threading.Event(), threading.Event()
+    session, released, running = old.sessions[0], threading.Event(), threading.Event()
 
     def run(*_):
         running.set()
-        goes_on.wait(20)
+        released.wait(20)
         raise RuntimeError("too late")
 
-    monkeypatch.setattr(session, "run_with", run)
+    monkeypatch.setattr(session, "run_with_options", run)
     request = PredictRequest(model="m", inputs=[to_tensor("x", X)])
     call = server.prediction.Predict.future(request, timeout=20)
     assert running.wait(20)
     save(tmp_path, 2)
-    server.look(lambda: server.count("version_state", model="m", version="2", state="ready"))
-    assert call.exception().code() == grpc.StatusCode.UNAVAILABLE  # it had its time
+    server.poll_until(lambda: server.count("version_state", model="m", version="2", state="ready"))
+    assert call.exception().code() == grpc.StatusCode.UNAVAILABLE  # the drain timed out
     series = {"model": "m", "version": "1"}
     assert server.metrics.registry.get_sample_value("neurona_queue_rows", series) is not None
-    goes_on.set()
+    released.set()
     wait_until(
         lambda: server.metrics.registry.get_sample_value("neurona_queue_rows", series) is None
     )
 
 
-def test_a_file_that_is_replaced_is_loaded_anew_under_the_same_version(tmp_path, start):
+def test_replaced_file_is_loaded_again_as_the_same_version(tmp_path, start):
     path = save(tmp_path, 1)
     server = start()
-    assert ask(server) == 1
+    assert predict(server) == 1
     before = server.count("requests_total", model="m", version="1", outcome="ok")
     onnx_models.save_classifier(tmp_path / "new", offset=5.0)
     os.replace(tmp_path / "new", path)
@@ -167,133 +169,133 @@ def test_a_file_that_is_replaced_is_loaded_anew_under_the_same_version(tmp_path,
     def replaced():
         request = PredictRequest(model="m", inputs=[to_tensor("x", X)], raw_outputs=True)
         outputs = server.prediction.Predict(request, timeout=20).outputs
-        return np.allclose(to_array(outputs[0]), expected(5), rtol=1e-4)
+        return np.allclose(to_array(outputs[0]), expected_outputs(5), rtol=1e-4)
 
-    server.look(replaced)
+    server.poll_until(replaced)
     assert server.count("requests_total", model="m", version="1", outcome="ok") > before
     assert server.count("queue_rows", model="m", version="1") == 0
 
 
-def test_a_file_that_is_still_being_written_is_not_loaded(tmp_path, start):
+def test_partly_written_file_is_not_loaded(tmp_path, start):
     save(tmp_path, 1)
     server = start()
-    whole = save(tmp_path / "elsewhere", 2).read_bytes()
+    content = save(tmp_path / "elsewhere", 2).read_bytes()
     growing = tmp_path / "m" / "2" / "model.onnx"
     growing.parent.mkdir()
-    for end in range(0, len(whole), 50):
-        growing.write_bytes(whole[:end])
+    for end in range(0, len(content), 50):
+        growing.write_bytes(content[:end])
         server.reconciler.poll_once()
-        assert ask(server) == 1
+        assert predict(server) == 1
     assert server.count("loads_total", model="m", outcome="failed") == 0
-    growing.write_bytes(whole)
-    server.look(lambda: ask(server) == 2)
+    growing.write_bytes(content)
+    server.poll_until(lambda: predict(server) == 2)
 
 
-def test_a_corrupt_version_leaves_the_old_one_serving_and_says_why(tmp_path, start, wait_until):
+def test_corrupt_version_is_reported_and_the_old_one_keeps_serving(tmp_path, start, wait_until):
     save(tmp_path, 1)
     server = start()
-    whole = save(tmp_path / "elsewhere", 2).read_bytes()
+    content = save(tmp_path / "elsewhere", 2).read_bytes()
     (tmp_path / "m" / "2").mkdir()
     corrupt = tmp_path / "m" / "2" / "model.onnx"
-    corrupt.write_bytes(whole[: len(whole) // 2])
-    server.look(lambda: states(server).get(2) == "failed")
-    assert ask(server) == 1
-    assert listed(server)[2].reason
-    assert str(tmp_path) not in listed(server)[2].reason
+    corrupt.write_bytes(content[: len(content) // 2])
+    server.poll_until(lambda: states(server).get(2) == "failed")
+    assert predict(server) == 1
+    assert list_versions(server)[2].reason
+    assert str(tmp_path) not in list_versions(server)[2].reason
     assert server.count("version_problem", model="m", version="2") == 1
     assert server.count("loads_total", model="m", outcome="failed") == 1
-    for _ in range(3):  # it is not tried again and again
+    for _ in range(3):  # it is not retried
         server.reconciler.poll_once()
     assert server.count("loads_total", model="m", outcome="failed") == 1
-    corrupt.write_bytes(whole)
-    server.look(lambda: ask(server) == 2)
+    corrupt.write_bytes(content)
+    server.poll_until(lambda: predict(server) == 2)
     assert server.count("version_problem", model="m", version="2") == 0
 
 
-def test_when_the_highest_version_fails_at_start_the_next_one_serves(tmp_path, start):
+def test_next_version_serves_when_the_highest_fails_at_start(tmp_path, start):
     save(tmp_path, 1)
     save(tmp_path, 2)
     (tmp_path / "m" / "3").mkdir()
     (tmp_path / "m" / "3" / "model.onnx").write_bytes(b"not a model")
     server = start()
-    assert ask(server) == 2
+    assert predict(server) == 2
     assert states(server) == {1: "unloaded", 2: "ready", 3: "failed"}
 
 
-def test_a_file_that_is_replaced_by_a_corrupt_one_leaves_what_serves(tmp_path, start):
+def test_file_replaced_by_a_corrupt_one_keeps_the_loaded_version(tmp_path, start):
     path = save(tmp_path, 1)
     server = start()
     good = path.read_bytes()
     path.write_bytes(b"oops")
-    server.look(lambda: bool(listed(server)[1].reason))
+    server.poll_until(lambda: bool(list_versions(server)[1].reason))
     assert states(server) == {1: "ready"}
-    assert ask(server) == 1
+    assert predict(server) == 1
     path.write_bytes(good)
-    server.look(lambda: not listed(server)[1].reason)
-    assert ask(server) == 1
+    server.poll_until(lambda: not list_versions(server)[1].reason)
+    assert predict(server) == 1
 
 
-def test_a_version_that_is_deleted_gives_way_to_the_next(tmp_path, start):
+def test_deleted_version_is_replaced_by_the_next(tmp_path, start):
     save(tmp_path, 1)
     save(tmp_path, 2)
     server = start()
     shutil.rmtree(tmp_path / "m" / "2")
-    server.look(lambda: ask(server) == 1)
+    server.poll_until(lambda: predict(server) == 1)
     assert states(server) == {1: "ready"}
 
 
-def test_the_last_version_serves_on_when_its_files_are_gone(tmp_path, start):
+def test_last_version_keeps_serving_without_its_files(tmp_path, start):
     save(tmp_path, 1)
     server = start()
     shutil.rmtree(tmp_path / "m" / "1")
-    server.look(lambda: "its files are gone" in listed(server)[1].reason)
-    assert ask(server) == 1
+    server.poll_until(lambda: "its files are gone" in list_versions(server)[1].reason)
+    assert predict(server) == 1
     assert server.count("version_problem", model="m", version="1") == 1
 
 
-def test_a_model_whose_folder_is_gone_is_unloaded(tmp_path, start, wait_until):
+def test_model_without_its_folder_is_unloaded(tmp_path, start, wait_until):
     save(tmp_path, 1)
     save(tmp_path, 1, name="other")
     server = start()
 
     def models():
-        """That have a series of any kind."""
+        """Return the models that have a series of any metric."""
         families = server.metrics.registry.collect()
         samples = [sample for family in families for sample in family.samples]
         return {sample.labels["model"] for sample in samples if sample.labels.get("model")}
 
     assert models() == {"m", "other"}
     shutil.rmtree(tmp_path / "m")
-    server.look(lambda: listed(server) is None)
+    server.poll_until(lambda: list_versions(server) is None)
     wait_until(lambda: models() == {"other"})
     with pytest.raises(grpc.RpcError, match="there is no model 'm'; served: other"):
-        ask(server)
+        predict(server)
 
 
-def test_a_repository_that_cannot_be_read_changes_nothing(tmp_path, start, caplog):
+def test_unreadable_repository_changes_nothing(tmp_path, start, caplog):
     save(tmp_path, 1)
     server = start()
     tmp_path.rename(tmp_path.with_name("away"))
     try:
         for _ in range(3):
             server.reconciler.poll_once()
-        assert ask(server) == 1
-        assert caplog.text.count("cannot read the repository") == 1  # said once
+        assert predict(server) == 1
+        assert caplog.text.count("cannot read the repository") == 1  # logged once
     finally:
         tmp_path.with_name("away").rename(tmp_path)
 
 
-def test_settings_that_cannot_be_read_leave_what_serves(tmp_path, start):
+def test_invalid_settings_keep_the_loaded_version(tmp_path, start):
     save(tmp_path, 1)
     server = start()
-    say(tmp_path, "labelz = ['a']")
-    server.look(lambda: "labelz" in listed(server)[1].reason)
-    assert ask(server) == 1
-    say(tmp_path, "")
-    server.look(lambda: not listed(server)[1].reason)
+    write_settings(tmp_path, "labelz = ['a']")
+    server.poll_until(lambda: "labelz" in list_versions(server)[1].reason)
+    assert predict(server) == 1
+    write_settings(tmp_path, "")
+    server.poll_until(lambda: not list_versions(server)[1].reason)
 
 
-def test_a_link_that_leads_out_of_the_repository_is_refused(tmp_path, start, tmp_path_factory):
+def test_link_out_of_the_repository_is_rejected(tmp_path, start, tmp_path_factory):
     save(tmp_path, 1)
     outside = save(tmp_path_factory.mktemp("outside"), 2)
     (tmp_path / "m" / "2").mkdir()
@@ -303,54 +305,54 @@ def test_a_link_that_leads_out_of_the_repository_is_refused(tmp_path, start, tmp
     (tmp_path / "linked" / "1").mkdir(parents=True)
     (tmp_path / "linked" / "1" / "model.onnx").symlink_to(inside)
     server = start()
-    assert ask(server) == 1
+    assert predict(server) == 1
     assert states(server) == {1: "ready", 2: "failed", 3: "failed"}
-    assert "leads out of the repository" in listed(server)[2].reason
-    assert [one.state for one in listed(server, "linked").values()] == [State.STATE_READY]
+    assert "leads out of the repository" in list_versions(server)[2].reason
+    assert [one.state for one in list_versions(server, "linked").values()] == [State.STATE_READY]
 
 
-def test_labels_move_when_their_version_is_there(tmp_path, start):
+def test_labels_move_when_their_version_is_loaded(tmp_path, start):
     save(tmp_path, 1)
     save(tmp_path, 2)
-    say(tmp_path, "[version_labels]\nstable = 1\ncanary = 2")
+    write_settings(tmp_path, "[version_labels]\nstable = 1\ncanary = 2")
     server = start()
-    assert (ask(server, label="stable"), ask(server, label="canary")) == (1, 2)
-    say(tmp_path, "[version_labels]\nstable = 2\ncanary = 3")
-    server.look(lambda: ask(server, label="stable") == 2)
-    assert ask(server, label="canary") == 2  # 3 is not there yet
+    assert (predict(server, label="stable"), predict(server, label="canary")) == (1, 2)
+    write_settings(tmp_path, "[version_labels]\nstable = 2\ncanary = 3")
+    server.poll_until(lambda: predict(server, label="stable") == 2)
+    assert predict(server, label="canary") == 2  # 3 does not exist yet
     save(tmp_path, 3)
-    server.look(lambda: ask(server, label="canary") == 3)
+    server.poll_until(lambda: predict(server, label="canary") == 3)
     assert states(server) == {1: "unloaded", 2: "ready", 3: "ready"}
     with pytest.raises(grpc.RpcError, match="no label 'best'; its labels: latest, stable, canary"):
-        ask(server, label="best")
+        predict(server, label="best")
 
 
-def test_a_canary_gets_its_share_of_the_requests_that_name_no_version(tmp_path, start):
+def test_canary_gets_its_share_of_the_requests_without_version(tmp_path, start):
     save(tmp_path, 1)
     save(tmp_path, 2)
-    say(tmp_path, "[version_labels]\nstable = 1\ncanary = 2\n[traffic]\ncanary = 20")
+    write_settings(tmp_path, "[version_labels]\nstable = 1\ncanary = 2\n[traffic]\ncanary = 20")
     server = start()
-    answers = [ask(server) for _ in range(400)]
+    answers = [predict(server) for _ in range(400)]
     assert 30 <= answers.count(2) <= 140  # 80, and six standard deviations
-    assert {n: one.share for n, one in listed(server).items()} == {1: 80, 2: 20}
-    say(tmp_path, "[version_labels]\nstable = 1\ncanary = 2\n[traffic]\ncanary = 100")
-    server.look(lambda: listed(server)[2].share == 100)
-    assert {ask(server) for _ in range(50)} == {2}
+    assert {n: one.share for n, one in list_versions(server).items()} == {1: 80, 2: 20}
+    write_settings(tmp_path, "[version_labels]\nstable = 1\ncanary = 2\n[traffic]\ncanary = 100")
+    server.poll_until(lambda: list_versions(server)[2].share == 100)
+    assert {predict(server) for _ in range(50)} == {2}
 
 
-def test_a_shadow_is_compared_and_never_answers(tmp_path, start, wait_until):
+def test_shadow_is_compared_and_never_responds(tmp_path, start, wait_until):
     save(tmp_path, 1)
     shutil.copytree(tmp_path / "m" / "1", tmp_path / "m" / "2")
-    say(tmp_path, 'versions = "all"\n[shadow]\nto = 2')
+    write_settings(tmp_path, 'versions = "all"\n[shadow]\nto = 2')
     server = start()
     for _ in range(20):
-        assert ask(server) == 1
+        assert predict(server) == 1
     shadows = {"model": "m", "version": "2"}
     wait_until(lambda: server.count("shadow_requests_total", outcome="equal", **shadows) == 20)
-    assert listed(server)[2].shadow
-    save(tmp_path, 2)  # now its answers are others
-    server.look(lambda: server.count("loads_total", model="m", outcome="ok") == 3)
-    ask(server)
+    assert list_versions(server)[2].shadow
+    save(tmp_path, 2)  # now its outputs differ
+    server.poll_until(lambda: server.count("loads_total", model="m", outcome="ok") == 3)
+    predict(server)
     wait_until(
         lambda: (
             server.count("shadow_requests_total", outcome="different", **shadows)
@@ -360,17 +362,17 @@ def test_a_shadow_is_compared_and_never_answers(tmp_path, start, wait_until):
     )
 
 
-def test_a_shadow_that_takes_other_inputs_disturbs_nobody(tmp_path, start, wait_until):
+def test_shadow_with_other_inputs_does_not_affect_requests(tmp_path, start, wait_until):
     save(tmp_path, 1)
     onnx_models.save_picker(tmp_path / "m" / "2" / "model.onnx")
-    say(tmp_path, "default = 1\n[shadow]\nto = 2")
+    write_settings(tmp_path, "default = 1\n[shadow]\nto = 2")
     server = start()
-    assert ask(server) == 1
+    assert predict(server) == 1
     labels = {"model": "m", "version": "2", "outcome": "incompatible"}
     wait_until(lambda: server.count("shadow_requests_total", **labels) == 1)
 
 
-def test_no_request_is_lost_while_versions_are_swapped(tmp_path, start):
+def test_no_request_is_lost_while_versions_are_replaced(tmp_path, start):
     save(tmp_path, 1)
     server = start()
     stop = threading.Event()
@@ -379,7 +381,7 @@ def test_no_request_is_lost_while_versions_are_swapped(tmp_path, start):
     def call():
         while not stop.is_set():
             try:
-                answered.append(ask(server))
+                answered.append(predict(server))
             except Exception as error:
                 failures.append(error)
 
@@ -388,7 +390,7 @@ def test_no_request_is_lost_while_versions_are_swapped(tmp_path, start):
         caller.start()
     for version in range(2, 8):
         save(tmp_path, version)
-        server.look(lambda version=version: version in answered[-8:])
+        server.poll_until(lambda version=version: version in answered[-8:])
         shutil.rmtree(tmp_path / "m" / str(version - 1))
     stop.set()
     for caller in callers:
@@ -398,19 +400,19 @@ def test_no_request_is_lost_while_versions_are_swapped(tmp_path, start):
 
 
 class TestExplicit:
-    def test_nothing_is_loaded_until_somebody_asks(self, tmp_path, start):
+    def test_nothing_is_loaded_until_requested(self, tmp_path, start):
         save(tmp_path, 1)
         server = start(explicit=True)
         assert states(server) == {1: "unloaded"}
         loaded = server.models.Load(LoadModelRequest(model="m"), timeout=20).model
         assert [one.state for one in loaded.versions] == [State.STATE_READY]
-        assert ask(server) == 1
+        assert predict(server) == 1
         server.models.Unload(UnloadModelRequest(model="m"), timeout=20)
         assert states(server) == {1: "unloaded"}
         with pytest.raises(grpc.RpcError, match="has no version that is ready"):
-            ask(server)
+            predict(server)
 
-    def test_a_load_that_fails_says_why_and_leaves_what_serves(self, tmp_path, start):
+    def test_failed_load_is_reported_and_keeps_the_loaded_version(self, tmp_path, start):
         save(tmp_path, 1)
         server = start(explicit=True)
         server.models.Load(LoadModelRequest(model="m"), timeout=20)
@@ -420,46 +422,50 @@ class TestExplicit:
         with pytest.raises(grpc.RpcError, match="'m' cannot be loaded: version 2: ") as caught:
             server.models.Load(LoadModelRequest(model="m"), timeout=20)
         assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-        assert ask(server) == 1
+        assert predict(server) == 1
         save(tmp_path, 2)
         server.models.Load(LoadModelRequest(model="m"), timeout=20)
-        assert ask(server) == 2
+        assert predict(server) == 2
 
-    def test_a_load_that_is_overtaken_by_a_stop_says_so_at_once(self, tmp_path, start):
+    def test_load_interrupted_by_a_shutdown_ends_immediately(self, tmp_path, start):
         save(tmp_path, 1)
         server = start(explicit=True)
-        load, loading, goes_on = server.reconciler._load, threading.Event(), threading.Event()
+        load, loading, released = (
+            server.reconciler._load_model,
+            threading.Event(),
+            threading.Event(),
+        )
 
-        def wait_and_load(found):
+        def wait_and_load(source):
             loading.set()
-            goes_on.wait(20)
-            return load(found)
+            released.wait(20)
+            return load(source)
 
-        server.reconciler._load = wait_and_load
+        server.reconciler._load_model = wait_and_load
         call = server.models.Load.future(LoadModelRequest(model="m"), timeout=20)
         assert loading.wait(20)
         server.reconciler.stop_loading()
         assert call.exception().code() == grpc.StatusCode.UNAVAILABLE
-        goes_on.set()
+        released.set()
 
-    def test_a_load_that_is_overtaken_by_an_unload_says_so(self, tmp_path, start):
+    def test_load_interrupted_by_an_unload_fails(self, tmp_path, start):
         save(tmp_path, 1)
         server = start(explicit=True)
-        load = server.reconciler._load
+        load = server.reconciler._load_model
 
-        def unload_first(found):
+        def unload_first(source):
             server.reconciler.unload("m")
-            return load(found)
+            return load(source)
 
-        server.reconciler._load = unload_first
-        with pytest.raises(grpc.RpcError, match="was unloaded while it was loaded") as caught:
+        server.reconciler._load_model = unload_first
+        with pytest.raises(grpc.RpcError, match="was unloaded while it was loading") as caught:
             server.models.Load(LoadModelRequest(model="m"), timeout=20)
         assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
         assert states(server) == {1: "unloaded"}
         assert not server.registry.models()
 
-    @pytest.mark.parametrize("name", ["nobody", "..", "../m", "m/1", "", "a\nb\x00", "m" * 10_000])
-    def test_a_name_that_is_not_there_is_not_found(self, tmp_path, start, name):
+    @pytest.mark.parametrize("name", ["unknown", "..", "../m", "m/1", "", "a\nb\x00", "m" * 10_000])
+    def test_unknown_name_is_not_found(self, tmp_path, start, name):
         save(tmp_path, 1)
         server = start(explicit=True)
         for method, request in (
@@ -472,7 +478,7 @@ class TestExplicit:
             assert caught.value.code() == grpc.StatusCode.NOT_FOUND
             assert str(tmp_path) not in caught.value.details()
 
-    def test_where_it_is_not_explicit_nobody_may(self, tmp_path, start):
+    def test_load_and_unload_are_rejected_without_explicit_control(self, tmp_path, start):
         save(tmp_path, 1)
         server = start()
         for method, request in (
@@ -482,35 +488,35 @@ class TestExplicit:
             with pytest.raises(grpc.RpcError, match="expected the option model_control") as caught:
                 method(request, timeout=20)
             assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-        assert ask(server) == 1
+        assert predict(server) == 1
 
 
-def test_a_model_that_is_asked_for_at_start_must_be_there(tmp_path):
+def test_model_requested_at_start_must_exist(tmp_path):
     save(tmp_path, 1)
     with pytest.raises(LoadError, match="no model 'other'"):
         InProcessServer(tmp_path, explicit=True, load_model=["other"])
 
 
-def test_what_keeps_a_model_from_being_tried_is_in_the_log_once(tmp_path, start, caplog):
+def test_blocking_problems_are_logged_once(tmp_path, start, caplog):
     save(tmp_path, 1)
-    say(tmp_path, "lables = ['a']")
+    write_settings(tmp_path, "lables = ['a']")
     save(tmp_path, 1, name="linked")
     save(tmp_path, 1, name="other")
-    say(tmp_path, "default = 7", name="other")
+    write_settings(tmp_path, "default = 7", name="other")
     (tmp_path / "linked" / "1" / "weights").symlink_to("/etc/hostname")
     (tmp_path / "loop").symlink_to("loop")
     server = start()
     server.reconciler.poll_once()
-    for said in (
-        "m: model.toml: it has an unknown key 'lables'",
-        "other: its settings name version 7, which is not there",
+    for line in (
+        "m: model.toml: unknown key 'lables'",
+        "other: its settings name version 7, which does not exist",
         "linked: version 1: 'weights' is a link that leads out of the repository",
-        "loop: it is a link that leads back to itself",
+        "loop: it is a link to itself",
     ):
-        assert caplog.text.count(said) == 1
+        assert caplog.text.count(line) == 1
 
 
-def test_a_name_in_a_file_starts_no_line_of_the_log(tmp_path, start, caplog):
+def test_name_in_a_file_cannot_start_a_log_line(tmp_path, start, caplog):
     caplog.set_level("INFO")
     axis = "a\nERROR evil"
     onnx_models.save(
@@ -519,44 +525,44 @@ def test_a_name_in_a_file_starts_no_line_of_the_log(tmp_path, start, caplog):
         {"x": (onnx.TensorProto.FLOAT, [axis, 2])},
         {"y": (onnx.TensorProto.FLOAT, [axis, 2])},
     )
-    say(tmp_path, 'inputs.x.axes = ["batch"]')
+    write_settings(tmp_path, 'inputs.x.axes = ["batch"]')
     save(tmp_path, 1, name="triton")
     parameter = 'key: "a\\nERROR evil" value { string_value: "1" }'
     (tmp_path / "triton" / "config.pbtxt").write_text(f"parameters {{ {parameter} }}")
     server = start()
     assert caplog.text.count("a\\nERROR evil") == 2
     assert "\nERROR evil" not in caplog.text
-    assert listed(server)[1].reason.isprintable()
+    assert list_versions(server)[1].reason.isprintable()
 
 
-def test_what_replaces_a_version_leaves_no_series_of_the_old_one(tmp_path, start):
+def test_replaced_version_leaves_no_metric_series(tmp_path, start):
     save(tmp_path, 1)
-    say(tmp_path, 'max_batch_rows = 64\ntask = "tensors"\ninline = "always"')
+    write_settings(tmp_path, 'max_batch_rows = 64\ntask = "tensors"\ninline = "always"')
     server = start()
-    of_m = {"model": "m", "version": "1"}
-    assert server.count("inline", **of_m) == 1
-    assert server.count("model_info", task="TENSORS", provider="CPUExecutionProvider", **of_m)
-    say(tmp_path, 'max_batch_rows = 4\ninline = "never"')
-    now = {"task": "CLASSIFICATION", "provider": "CPUExecutionProvider", **of_m}
-    server.look(lambda: server.count("model_info", **now) == 1)
-    assert server.count("batch_limit_rows", **of_m) == 4
-    assert server.count("inline", **of_m) == 0
+    series = {"model": "m", "version": "1"}
+    assert server.count("inline", **series) == 1
+    assert server.count("model_info", task="TENSORS", provider="CPUExecutionProvider", **series)
+    write_settings(tmp_path, 'max_batch_rows = 4\ninline = "never"')
+    now = {"task": "CLASSIFICATION", "provider": "CPUExecutionProvider", **series}
+    server.poll_until(lambda: server.count("model_info", **now) == 1)
+    assert server.count("batch_limit_rows", **series) == 4
+    assert server.count("inline", **series) == 0
     samples = [one for metric in server.metrics.registry.collect() for one in metric.samples]
     rows = {one.labels["rows"] for one in samples if one.name == "neurona_run_predicted_seconds"}
     assert rows == {"1", "2", "4"}
     assert [one.labels for one in samples if one.name == "neurona_model_info"] == [now]
 
 
-def test_a_shadow_may_call_its_free_sizes_otherwise(tmp_path, start, wait_until):
+def test_shadow_may_name_its_free_sizes_differently(tmp_path, start, wait_until):
     save(tmp_path, 1)
     path = save(tmp_path, 2)
     other = onnx.load(path)
     for tensor in (*other.graph.input, *other.graph.output):
         tensor.type.tensor_type.shape.dim[0].dim_param = "N"
     onnx.save(other, path)
-    say(tmp_path, "default = 1\n[shadow]\nto = 2")
+    write_settings(tmp_path, "default = 1\n[shadow]\nto = 2")
     server = start()
-    assert ask(server) == 1
+    assert predict(server) == 1
     labels = {"model": "m", "version": "2"}
     wait_until(
         lambda: sum(

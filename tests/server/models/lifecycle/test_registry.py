@@ -1,4 +1,4 @@
-"""Names, versions and labels to models."""
+"""Resolving names, versions and labels to models."""
 
 import collections
 
@@ -39,7 +39,7 @@ def registry(models):
     return registry
 
 
-def test_a_name_a_version_or_a_label_finds_its_model(registry, models):
+def test_resolve_by_name_version_and_label(registry, models):
     assert registry.resolve("c") is models[2]
     assert registry.resolve("c", version=1) is models[1]
     assert registry.resolve("c", label="latest") is models[2]
@@ -48,26 +48,26 @@ def test_a_name_a_version_or_a_label_finds_its_model(registry, models):
 
 
 @pytest.mark.parametrize(
-    ("which", "message"),
+    ("target", "message"),
     [
         ({"name": "d"}, "no model 'd'; served: c"),
-        ({"name": "c", "version": 9}, "'c': no version 9; served: 1, 2"),
-        ({"name": "c", "version": 3}, "'c': failed to load version 3; served: 1, 2"),
-        ({"name": "c", "version": 4}, "'c': still loading version 4; served: 1, 2"),
-        ({"name": "c", "version": 5}, "'c': not loaded is version 5; served: 1, 2"),
+        ({"name": "c", "version": 9}, "'c': version 9 does not exist; served: 1, 2"),
+        ({"name": "c", "version": 3}, "'c': version 3 failed to load; served: 1, 2"),
+        ({"name": "c", "version": 4}, "'c': version 4 is still loading; served: 1, 2"),
+        ({"name": "c", "version": 5}, "'c': version 5 is not loaded; served: 1, 2"),
         ({"name": "c", "label": "best"}, "no label 'best'; its labels: latest, stable"),
         ({"name": "broken"}, "'broken' has no version that is ready"),
         ({"name": "x\ny\x1b" * 100}, r"no model 'x\\ny\\x1bx"),
     ],
 )
-def test_what_is_not_there_is_said_with_what_is(registry, which, message):
+def test_unknown_targets_are_rejected_with_the_known_ones(registry, target, message):
     with pytest.raises(NotFoundError, match=message) as caught:
-        registry.resolve(**which)
+        registry.resolve(**target)
     assert len(str(caught.value)) < 250
     assert "\n" not in str(caught.value)
 
 
-def test_a_share_of_the_requests_that_name_no_version_goes_to_another(registry, models):
+def test_share_of_the_requests_without_version_goes_to_another_version(registry, models):
     entry = ModelEntry(registry.entry("c").versions, {}, models[1], ((0.25, models[2]),))
     registry.publish("c", entry)
     counts = collections.Counter(registry.resolve("c").version for _ in range(4000))
@@ -75,9 +75,9 @@ def test_a_share_of_the_requests_that_name_no_version_goes_to_another(registry, 
     assert {registry.resolve("c", version=1).version for _ in range(50)} == {1}
 
 
-def test_a_name_that_is_taken_out_is_not_there_any_more(registry):
+def test_unpublished_name_is_unknown(registry):
     registry.publish("c", None)
-    registry.publish("never was", None)
+    registry.publish("unknown", None)
     assert registry.names() == ["broken"]
     with pytest.raises(NotFoundError):
         registry.resolve("c")

@@ -1,4 +1,4 @@
-"""A shadow gets copies: nobody waits for what it answers."""
+"""Shadows get copies of requests whose outputs are only compared."""
 
 import threading
 import weakref
@@ -32,69 +32,69 @@ def models(repository, metrics):
     ]
 
 
-def answered():
+def answered_request():
     return FakeRequest({"x": X}, 1, ()), [np.zeros((1, 3), np.float32)]
 
 
-def counted(metrics, outcome):
+def shadow_count(metrics, outcome):
     labels = {"model": "c", "version": "2", "outcome": outcome}
     return metrics.registry.get_sample_value("neurona_shadow_requests_total", labels)
 
 
-def test_a_shadow_that_stops_does_not_run_what_it_still_has(models, metrics, wait_until):
-    of, to = models
-    runs, running, goes_on = [], threading.Event(), threading.Event()
-    session = to.sessions[0]
-    run_with = session.run_with
+def test_draining_shadow_rejects_its_queued_copies(models, metrics, wait_until):
+    primary, target = models
+    runs, running, released = [], threading.Event(), threading.Event()
+    session = target.sessions[0]
+    run_with_options = session.run_with_options
 
     def wait_and_run(*arguments):
         runs.append(arguments)
         running.set()
-        goes_on.wait(20)
-        return run_with(*arguments)
+        released.wait(20)
+        return run_with_options(*arguments)
 
-    session.run_with = wait_and_run
-    to.start()
-    shadow = Shadow(of, to, 100)
-    shadow(*answered())
+    session.run_with_options = wait_and_run
+    target.start()
+    shadow = Shadow(primary, target, 100)
+    shadow(*answered_request())
     assert running.wait(20)
     for _ in range(500):
-        shadow(*answered())
+        shadow(*answered_request())
     drained = []
-    drain = threading.Thread(target=lambda: drained.append(to.drain(20)))
+    drain = threading.Thread(target=lambda: drained.append(target.drain(20)))
     drain.start()
-    wait_until(lambda: not to.copies)
-    goes_on.set()
+    wait_until(lambda: not target.copies)
+    released.set()
     drain.join()
-    assert (drained, len(runs), counted(metrics, "refused")) == ([True], 1, 501)
+    assert (drained, len(runs), shadow_count(metrics, "rejected")) == ([True], 1, 501)
 
 
-def test_the_answer_that_is_kept_for_comparison_counts_as_bytes_that_wait(models):
-    of, to = models
-    shadow = Shadow(of, to, 100)
-    request, _ = answered()
+def test_outputs_kept_for_comparison_count_as_queued_bytes(models):
+    primary, target = models
+    shadow = Shadow(primary, target, 100)
+    request, _ = answered_request()
     shadow(request, [np.zeros(1000)])
-    (copy,) = to.copies
+    (copy,) = target.copies
     assert copy.nbytes >= request.nbytes + 8000
 
 
-def test_only_the_answer_itself_is_kept_not_its_batch(models):
-    of, to = models
-    request, _ = answered()
-    whole = np.arange(3000, dtype=np.float32).reshape(1000, 3)
-    batch = weakref.ref(whole)
-    Shadow(of, to, 100)(request, RowSlice(BatchOutputs([whole]), 5, 1))
-    del whole
+def test_only_the_rows_of_the_request_are_kept_not_the_batch(models):
+    primary, target = models
+    request, _ = answered_request()
+    batch_output = np.arange(3000, dtype=np.float32).reshape(1000, 3)
+    batch = weakref.ref(batch_output)
+    Shadow(primary, target, 100)(request, RowSlice(BatchOutputs([batch_output]), 5, 1))
+    del batch_output
     assert batch() is None
-    assert len(to.copies) == 1
+    assert len(target.copies) == 1
 
 
-def test_a_version_that_is_gone_is_not_counted_again(models, metrics):
-    of, to = models
-    shadow = Shadow(of, to, 100)
-    to.batcher.close()
-    shadow(*answered())
-    assert counted(metrics, "refused") == 1
-    to.close()
-    shadow(*answered())
-    assert counted(metrics, "refused") is None
+def test_closed_shadow_leaves_no_metric_series(models, metrics):
+    primary, target = models
+    shadow = Shadow(primary, target, 100)
+    target.batcher.close()
+    shadow(*answered_request())
+    assert shadow_count(metrics, "rejected") == 1
+    target.close()
+    shadow(*answered_request())
+    assert shadow_count(metrics, "rejected") is None

@@ -1,4 +1,4 @@
-"""Whatever happens to the files, in whatever order loads end: the rules of `VersionSet` hold."""
+"""The rules of `VersionSet` hold whatever happens to the files and in whatever order loads end."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurona_protos.prediction_pb2 import State
-from neurona_server.models.lifecycle.versions import GONE, VersionSet
+from neurona_server.models.lifecycle.versions import FILES_REMOVED, VersionSet
 from neurona_server.models.repository.scanner import ModelFolder, VersionFiles
 from neurona_server.models.repository.settings import ModelSettings, Traffic, VersionPolicy
 
@@ -15,7 +15,7 @@ NUMBERS = st.integers(1, 4)
 SETTINGS = st.builds(
     ModelSettings,
     versions=st.sampled_from(
-        [None, VersionPolicy(every=True), VersionPolicy(2), VersionPolicy(listed=(1, 3))]
+        [None, VersionPolicy(all_versions=True), VersionPolicy(2), VersionPolicy(listed=(1, 3))]
     ),
     version_labels=st.dictionaries(st.sampled_from(["stable", "canary"]), NUMBERS),
     traffic=st.builds(
@@ -38,12 +38,12 @@ FOLDERS = st.builds(
         ),
     ),
     settings=SETTINGS,
-    problem=st.sampled_from(["", "", "", "a misspelt key"]),
+    problem=st.sampled_from(["", "", "", "an unknown key"]),
 )
 EVENTS = st.lists(
     st.one_of(
-        st.tuples(st.just("see"), FOLDERS, st.booleans()),
-        st.tuples(st.just("gone")),
+        st.tuples(st.just("observed"), FOLDERS, st.booleans()),
+        st.tuples(st.just("removed")),
         st.tuples(st.just("loaded"), st.integers(0, 7)),
         st.tuples(st.just("failed"), st.integers(0, 7)),
     ),
@@ -51,49 +51,49 @@ EVENTS = st.lists(
 )
 
 
-def fake(version):
+def fake_model(version):
     signature = SimpleNamespace(inputs=())
     return SimpleNamespace(
-        version=version, shadow=None, state=State.STATE_READY, signature=signature
+        version=version, on_answer=None, state=State.STATE_READY, signature=signature
     )
 
 
 @settings(max_examples=300, deadline=None)
 @given(EVENTS)
-def test_the_rules_hold_whatever_happens(events):
+def test_rules_hold_for_any_sequence_of_events(events):
     versions = VersionSet("m", VersionPolicy())
     loading, alive, on_disk = [], [], False
     for event in events:
         served = bool(alive)
-        if event[0] == "see":
-            loading += versions.see(event[1], eager=event[2])
+        if event[0] == "observed":
+            loading += versions.observe(event[1], eager=event[2])
             on_disk = True
-        elif event[0] == "gone":
-            loading += versions.see(None)
+        elif event[0] == "removed":
+            loading += versions.observe(None)
             on_disk = False
         elif loading:
-            found = loading.pop(event[1] % len(loading))
+            source = loading.pop(event[1] % len(loading))
             if event[0] == "loaded":
-                alive.append(fake(found.version))
-                loading += versions.loaded(found.version, alive[-1])
+                alive.append(fake_model(source.version))
+                loading += versions.record_loaded(source.version, alive[-1])
             else:
-                loading += versions.failed(found.version, "it is broken")
-        entry, surplus = versions.settle()
-        for model in surplus:  # each is let go once, and never one that is served
+                loading += versions.record_failure(source.version, "it is broken")
+        entry, surplus = versions.commit()
+        for model in surplus:  # each is drained once, and never one that is served
             alive.remove(model)
         loaded = [version.model for version in entry.versions.values() if version.model]
         assert loaded == sorted(alive, key=lambda model: model.version)
-        numbers = [found.version for found in loading]
-        assert len(numbers) == len(set(numbers))  # a version is loaded once at a time
+        numbers = [source.version for source in loading]
+        assert len(numbers) == len(set(numbers))  # one load of a version at a time
         assert set(entry.labels.values()) <= {model.version for model in loaded}
         assert (entry.default is None) == (not loaded)
         shares = [version.share for version in entry.versions.values()]
         assert not loaded or abs(sum(shares) - 100) < 1e-6
         if on_disk:
-            assert loaded or not served  # what was served once is served on
+            assert loaded or not served  # a served model keeps a loaded version
         else:
             assert not loaded
-    assert versions.gone == (not on_disk and not loading and not alive)
+    assert versions.is_removed == (not on_disk and not loading and not alive)
 
 
 def on_disk(**sizes):
@@ -103,70 +103,70 @@ def on_disk(**sizes):
     }
 
 
-def test_a_version_is_loaded_at_the_second_look_that_finds_it_equal():
+def test_version_is_loaded_once_two_polls_find_equal_files():
     versions = VersionSet("m", VersionPolicy())
-    assert not versions.see(ModelFolder("m", on_disk(v1=1)))
-    assert not versions.see(ModelFolder("m", on_disk(v1=2)))
-    (found,) = versions.see(ModelFolder("m", on_disk(v1=2)))
-    assert found.version == 1
-    assert not versions.see(ModelFolder("m", on_disk(v1=2)))  # it is being loaded
-    versions.loaded(1, fake(1))
-    assert not versions.see(ModelFolder("m", on_disk(v1=2)))
+    assert not versions.observe(ModelFolder("m", on_disk(v1=1)))
+    assert not versions.observe(ModelFolder("m", on_disk(v1=2)))
+    (source,) = versions.observe(ModelFolder("m", on_disk(v1=2)))
+    assert source.version == 1
+    assert not versions.observe(ModelFolder("m", on_disk(v1=2)))  # already loading
+    versions.record_loaded(1, fake_model(1))
+    assert not versions.observe(ModelFolder("m", on_disk(v1=2)))
 
 
-def test_a_version_that_failed_is_tried_again_when_its_files_change_or_somebody_asks():
+def test_failed_version_is_retried_when_its_files_change_or_on_request():
     versions = VersionSet("m", VersionPolicy())
     folder = ModelFolder("m", on_disk(v1=1))
-    versions.see(folder, eager=True)
-    assert not versions.failed(1, "broken")
+    versions.observe(folder, eager=True)
+    assert not versions.record_failure(1, "broken")
     assert versions.problems() == ["version 1: broken"]
-    assert not versions.see(folder)
-    assert versions.see(folder, eager=True)
-    assert not versions.failed(1, "broken")
-    assert not versions.see(ModelFolder("m", on_disk(v1=2)))
-    assert versions.see(ModelFolder("m", on_disk(v1=2)))
+    assert not versions.observe(folder)
+    assert versions.observe(folder, eager=True)
+    assert not versions.record_failure(1, "broken")
+    assert not versions.observe(ModelFolder("m", on_disk(v1=2)))
+    assert versions.observe(ModelFolder("m", on_disk(v1=2)))
 
 
-def test_what_fails_gives_way_to_the_next_lower_one():
+def test_failed_version_is_replaced_by_the_next_lower_one():
     versions = VersionSet("m", VersionPolicy())
-    (found,) = versions.see(ModelFolder("m", on_disk(v1=1, v2=1, v3=1)), eager=True)
-    assert found.version == 3
-    (found,) = versions.failed(3, "broken")
-    assert found.version == 2
-    versions.loaded(2, fake(2))
-    entry, _ = versions.settle()
+    (source,) = versions.observe(ModelFolder("m", on_disk(v1=1, v2=1, v3=1)), eager=True)
+    assert source.version == 3
+    (source,) = versions.record_failure(3, "broken")
+    assert source.version == 2
+    versions.record_loaded(2, fake_model(2))
+    entry, _ = versions.commit()
     assert entry.default.version == 2
     states = {n: version.state for n, version in entry.versions.items()}
     assert states == {1: State.STATE_UNLOADED, 2: State.STATE_READY, 3: State.STATE_FAILED}
 
 
-def test_the_last_version_stays_when_its_files_are_gone_and_goes_with_its_folder():
+def test_last_version_stays_without_its_files_and_is_unloaded_with_its_folder():
     versions = VersionSet("m", VersionPolicy())
-    versions.see(ModelFolder("m", on_disk(v1=1)), eager=True)
-    versions.loaded(1, fake(1))
-    versions.see(ModelFolder("m", {}))
-    entry, surplus = versions.settle()
-    assert (entry.versions[1].reason, surplus) == (GONE, [])
-    versions.see(None)
-    entry, surplus = versions.settle()
+    versions.observe(ModelFolder("m", on_disk(v1=1)), eager=True)
+    versions.record_loaded(1, fake_model(1))
+    versions.observe(ModelFolder("m", {}))
+    entry, surplus = versions.commit()
+    assert (entry.versions[1].reason, surplus) == (FILES_REMOVED, [])
+    versions.observe(None)
+    entry, surplus = versions.commit()
     assert (dict(entry.versions), len(surplus)) == ({}, 1)
-    assert versions.gone
+    assert versions.is_removed
 
 
-def test_files_that_change_while_they_are_loaded_are_loaded_again_for_whoever_asked():
+def test_files_that_change_during_a_requested_load_are_loaded_again():
     versions = VersionSet("m", VersionPolicy())
-    assert versions.see(ModelFolder("m", on_disk(v1=1)), eager=True)
-    assert not versions.see(ModelFolder("m", on_disk(v1=2)), eager=True)  # one load at a time
-    (found,) = versions.loaded(1, fake(1))
-    assert (found.version, versions.loading) == (1, True)
-    assert not versions.loaded(1, fake(1))
+    assert versions.observe(ModelFolder("m", on_disk(v1=1)), eager=True)
+    assert not versions.observe(ModelFolder("m", on_disk(v1=2)), eager=True)  # one load at a time
+    (source,) = versions.record_loaded(1, fake_model(1))
+    assert (source.version, versions.loading) == (1, True)
+    assert not versions.record_loaded(1, fake_model(1))
 
 
-def test_a_load_that_ends_is_no_look_at_files_that_may_be_on_their_way():
-    versions = VersionSet("m", VersionPolicy(every=True))
-    versions.see(ModelFolder("m", on_disk(v1=1, v2=1)), eager=True)
-    assert not versions.see(ModelFolder("m", on_disk(v1=1, v2=1, v3=1)))  # half of it
-    assert not versions.failed(1, "broken")
-    assert not versions.loaded(2, fake(2))
-    (found,) = versions.see(ModelFolder("m", on_disk(v1=1, v2=1, v3=1)))
-    assert found.version == 3
+def test_end_of_a_load_does_not_count_as_a_poll_of_unfinished_files():
+    versions = VersionSet("m", VersionPolicy(all_versions=True))
+    versions.observe(ModelFolder("m", on_disk(v1=1, v2=1)), eager=True)
+    assert not versions.observe(ModelFolder("m", on_disk(v1=1, v2=1, v3=1)))  # only partly written
+    assert not versions.record_failure(1, "broken")
+    assert not versions.record_loaded(2, fake_model(2))
+    (source,) = versions.observe(ModelFolder("m", on_disk(v1=1, v2=1, v3=1)))
+    assert source.version == 3

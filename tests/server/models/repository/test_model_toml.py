@@ -1,13 +1,12 @@
 import logging
 import tomllib
-from dataclasses import fields
 
 import pytest
 
 from neurona_protos.prediction_pb2 import Task
 from neurona_server.config.options import Config
 from neurona_server.errors import LoadError
-from neurona_server.models.repository.model_toml import KEYS
+from neurona_server.models.repository.model_toml import ModelToml
 from neurona_server.models.repository.scanner import read_settings
 from neurona_server.models.repository.settings import (
     ModelSettings,
@@ -17,7 +16,7 @@ from neurona_server.models.repository.settings import (
     VersionPolicy,
 )
 
-UNRESTRICTED = """
+EVERY_KEY = """
 task = "classification"
 answer = "logits"
 labels = ["cat", "dog"]
@@ -68,7 +67,7 @@ def read(tmp_path):
 
 
 def test_every_key(read):
-    assert read(UNRESTRICTED) == ModelSettings(
+    assert read(EVERY_KEY) == ModelSettings(
         task=Task.TASK_CLASSIFICATION,
         answer="logits",
         labels=("cat", "dog"),
@@ -93,14 +92,14 @@ def test_every_key(read):
     values = 'values = [{ name = "price", unit = "EUR" }, { name = "age" }]'
     assert read(values).values == (ValueSettings("price", "EUR"), ValueSettings("age"))
     assert read('unit = "EUR"').values == (ValueSettings(unit="EUR"),)
-    seen = set(tomllib.loads(UNRESTRICTED)) | {"values", "unit", "labels_file"}
-    assert seen == set(KEYS), "a key that no test reads"
+    tested = set(tomllib.loads(EVERY_KEY)) | {"values", "unit", "labels_file"}
+    assert tested == set(ModelToml.__struct_fields__), "a key without a test"
 
 
-def test_the_overrides_are_called_like_the_options_of_the_server():
+def test_overrides_have_the_names_of_server_options():
     overrides = {"max_batch_rows", "max_queue_rows", "max_queue_bytes", "max_delay_ms"}
     overrides |= {"latency_objective_ms", "inline", "instances", "threads"}
-    assert overrides <= {option.name for option in fields(Config)}
+    assert overrides <= set(Config.__struct_fields__)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "[traffic]\n"])
@@ -108,38 +107,38 @@ def test_every_key_is_optional(read, text):
     assert read(text) == ModelSettings()
 
 
-def test_a_folder_without_settings_says_nothing(tmp_path):
+def test_folder_without_settings_has_the_defaults(tmp_path):
     assert read_settings(tmp_path) == ModelSettings()
 
 
-def test_one_reading_equals_the_next(read):
-    assert read(UNRESTRICTED) == read(UNRESTRICTED)
+def test_settings_read_twice_are_equal(read):
+    assert read(EVERY_KEY) == read(EVERY_KEY)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('tsk = "tensors"', "it has an unknown key 'tsk'; did you mean 'task'?"),
-        ("zzz = 1", "it has an unknown key 'zzz'"),
-        ('[shadow]\ntoo = "1"', "shadow has an unknown key 'too'; did you mean 'to'?"),
-        ("inputs.x.axis = []", "inputs.x has an unknown key 'axis'; did you mean 'axes'?"),
-        ('outputs."a b".x = 1', "outputs.'a b' has an unknown key 'x'"),
-        ('values = [{ nme = "a" }]', "values[0] has an unknown key 'nme'; did you mean 'name'?"),
-        ('task = "classify"', "task is 'classify'; expected classification, regression, tensors"),
-        ("task = 1", "task is 1; expected classification, regression, tensors"),
-        ('answer = ""', "answer is ''; expected a text"),
-        ("answer = 1", "answer is 1; expected a text"),
-        ("labels = []", "labels is []; expected a list of texts"),
-        ('labels = "a"', "labels is 'a'; expected a list of texts"),
-        ('labels = ["a", 1]', "labels[1] is 1; expected a text"),
+        ('tsk = "tensors"', "unknown key 'tsk'; did you mean 'task'?"),
+        ("zzz = 1", "unknown key 'zzz'"),
+        ('[shadow]\ntoo = "1"', "unknown key 'too' in shadow; did you mean 'to'?"),
+        ("inputs.x.axis = []", "unknown key 'axis' in inputs.x; did you mean 'axes'?"),
+        ('outputs."a b".x = 1', "unknown key 'x' in outputs.'a b'"),
+        ('values = [{ nme = "a" }]', "unknown key 'nme' in values[0]; did you mean 'name'?"),
+        ('task = "classify"', "task is 'classify'; expected classification, regression or tensors"),
+        ("task = 1", "task is 1; expected classification, regression or tensors"),
+        ('answer = ""', "answer is ''; expected a non-empty string"),
+        ("answer = 1", "answer is 1; expected a non-empty string"),
+        ("labels = []", "labels is []; expected a non-empty list"),
+        ('labels = "a"', "labels is 'a'; expected a non-empty list"),
+        ('labels = ["a", 1]', "labels[1] is 1; expected a non-empty string"),
         ("softmax = 1", "softmax is 1; expected true or false"),
         ('batched = "yes"', "batched is 'yes'; expected true or false"),
         ("values = [1]", "values[0] is 1; expected a table"),
-        ("values = []", "values is []; expected a list of tables with name and unit"),
-        ("description = 1", "description is 1; expected a text"),
-        ('outputs.y.unit = "m"', "outputs.y has an unknown key 'unit'"),
-        ("unit = 1", "unit is 1; expected a text"),
-        ('unit = "m"\nvalues = [{}]', "it has values and unit; expected one of them"),
+        ("values = []", "values is []; expected a non-empty list of tables with name and unit"),
+        ("description = 1", "description is 1; expected a non-empty string"),
+        ('outputs.y.unit = "m"', "unknown key 'unit' in outputs.y"),
+        ("unit = 1", "unit is 1; expected a non-empty string"),
+        ('unit = "m"\nvalues = [{}]', "values and unit are both set; expected one of them"),
         ("inputs = 1", "inputs is 1; expected a table"),
         ("inputs.x = 1", "inputs.x is 1; expected a table"),
         ('inputs.x.axes = "a"', "inputs.x.axes is 'a'; expected a list of names, one for each"),
@@ -147,41 +146,54 @@ def test_one_reading_equals_the_next(read):
         ('versions = "newest"', 'versions is \'newest\'; expected "all", "latest", "latest N" or'),
         ("versions = 2", 'versions is 2; expected "all"'),
         ("version_labels = 1", "version_labels is 1; expected a table"),
-        ("version_labels.a = 0", "version_labels.a is 0; expected a whole number from 1 to"),
-        ("version_labels.a = true", "version_labels.a is True; expected a whole number"),
-        ("version_labels.latest = 1", "a key of version_labels is 'latest'; that one is built in"),
+        ("version_labels.a = 0", "version_labels.a is 0; expected an integer from 1 to"),
+        ("version_labels.a = true", "version_labels.a is True; expected an integer"),
+        (
+            "version_labels.latest = 1",
+            "a key of version_labels is 'latest'; expected a letter, then",
+        ),
         ("version_labels.1 = 1", "a key of version_labels is '1'; expected a letter, then"),
         ('version_labels."a b" = 1', "a key of version_labels is 'a b'; expected a letter, then"),
-        ("versions = [2]\nversion_labels.a = 1", "version_labels.a is 1; versions lists [2]"),
-        ('default = "stabel"\nversion_labels.stable = 1', "its labels: latest, stable; did you"),
+        ('version_labels."a\\n" = 1', "a key of version_labels is 'a\\n'; expected a letter, then"),
+        (
+            "versions = [2]\nversion_labels.a = 1",
+            "version_labels.a is 1; expected one of versions: [2]",
+        ),
+        (
+            'default = "stabel"\nversion_labels.stable = 1',
+            "expected a version or a label: latest, stable; did you",
+        ),
         ("default = 0", "default is 0; expected a version or a label"),
         ('default = ""', "default is ''; expected a version or a label"),
         ("default = true", "default is True; expected a version or a label"),
-        ("traffic.canary = 5", "traffic.canary is 'canary'; its labels: latest"),
-        ("traffic.1 = 101", "traffic.'1' is 101; expected percent from 0 to 100"),
-        ("traffic.1 = -1", "traffic.'1' is -1; expected percent from 0 to 100"),
-        ("traffic.1 = nan", "traffic.'1' is nan; expected percent from 0 to 100"),
-        ('traffic.1 = "5 percent"', "traffic.'1' is '5 percent'; expected percent from 0 to 100"),
-        ("traffic.1 = true", "traffic.'1' is True; expected percent from 0 to 100"),
-        ("traffic.1 = 5\ntraffic.01 = 5", "traffic names 1 twice; expected it once"),
+        ("traffic.canary = 5", "traffic.canary is 'canary'; expected a version or a label: latest"),
+        ("traffic.1 = 101", "traffic.1 is 101; expected a percentage from 0 to 100"),
+        ("traffic.1 = -1", "traffic.1 is -1; expected a percentage from 0 to 100"),
+        ("traffic.1 = nan", "traffic.1 is nan; expected a percentage from 0 to 100"),
+        (
+            'traffic.1 = "5 percent"',
+            "traffic.1 is '5 percent'; expected a percentage from 0 to 100",
+        ),
+        ("traffic.1 = true", "traffic.1 is True; expected a percentage from 0 to 100"),
+        ("traffic.1 = 5\ntraffic.01 = 5", "duplicate version 1 in traffic"),
         ("traffic.1 = 60\ntraffic.2 = 41", "the shares of traffic add up to 101 percent"),
-        ("[shadow]\nshare = 1", "shadow has no key 'to'; expected the version or label that gets"),
-        ('[shadow]\nto = "a"', "shadow.to is 'a'; its labels: latest"),
-        ("max_batch_rows = 0", "max_batch_rows is 0; expected a whole number from 1 to 2147483647"),
-        ('max_queue_rows = "9"', "max_queue_rows is '9'; expected a whole number from 1 to"),
-        ("max_queue_bytes = 1.5", "max_queue_bytes is 1.5; expected a whole number from 1 to"),
+        ("[shadow]\nshare = 1", "missing key 'to' in shadow"),
+        ('[shadow]\nto = "a"', "shadow.to is 'a'; expected a version or a label: latest"),
+        ("max_batch_rows = 0", "max_batch_rows is 0; expected an integer from 1 to 2147483647"),
+        ('max_queue_rows = "9"', "max_queue_rows is '9'; expected an integer from 1 to"),
+        ("max_queue_bytes = 1.5", "max_queue_bytes is 1.5; expected an integer from 1 to"),
         ("max_delay_ms = -1", "max_delay_ms is -1; expected milliseconds from 0 to 100000000"),
         ("latency_objective_ms = inf", "latency_objective_ms is inf; expected milliseconds"),
-        ('inline = "allways"', "expected auto, always, never; did you mean 'always'?"),
-        ("instances = 65", "instances is 65; expected a whole number from 1 to 64"),
-        ("threads = -1", "threads is -1; expected a whole number from 0 to 1024"),
-        ('providers = ["gpu"]', "providers[0] is 'gpu'; expected cuda, cpu"),
+        ('inline = "allways"', "expected auto, always or never; did you mean 'always'?"),
+        ("instances = 65", "instances is 65; expected an integer from 1 to 64"),
+        ("threads = -1", "threads is -1; expected an integer from 0 to 1024"),
+        ('providers = ["gpu"]', "providers[0] is 'gpu'; expected cuda or cpu"),
         ('task = "x\\ny"', "task is 'x\\ny'; expected"),
-        ("task = ", "it is not TOML: Invalid value (at end of document)"),
-        ("a = " + "[" * 5000, "it is not TOML: too many levels"),
+        ("task = ", "invalid TOML: Invalid value (at end of document)"),
+        ("a = " + "[" * 5000, "invalid TOML: too many levels"),
     ],
 )
-def test_what_is_wrong_is_said(read, text, message):
+def test_invalid_settings_are_reported(read, text, message):
     with pytest.raises(LoadError) as caught:
         read(text)
     assert str(caught.value).startswith("model.toml: ")
@@ -189,11 +201,11 @@ def test_what_is_wrong_is_said(read, text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_shares_that_add_up_to_all_of_it(read):
+def test_shares_that_add_up_to_all_requests(read):
     assert sum(read("traffic.1 = 33.3\ntraffic.2 = 33.3\ntraffic.3 = 33.4").traffic.shares) == 6
 
 
-def test_labels_of_a_file(read, tmp_path):
+def test_labels_from_a_file(read, tmp_path):
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "all.txt").write_bytes("\ufeffmaño\r\ndog \n\n".encode())
     assert read('labels_file = "labels/all.txt"').labels == ("maño", "dog")
@@ -202,29 +214,29 @@ def test_labels_of_a_file(read, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("../secret", "the file '../secret' is not named from inside the model's folder"),
-        ("/etc/passwd", "the file '/etc/passwd' is not named from inside the model's folder"),
-        ("a/../../secret", "is not named from inside the model's folder"),
-        ("..\\\\secret", "is not named from inside the model's folder"),
-        ("a\\u0000b", "is not named from inside the model's folder"),
+        ("../secret", "the file name '../secret' is not a path inside the model's folder"),
+        ("/etc/passwd", "the file name '/etc/passwd' is not a path inside the model's folder"),
+        ("a/../../secret", "is not a path inside the model's folder"),
+        ("..\\\\secret", "is not a path inside the model's folder"),
+        ("a\\u0000b", "is not a path inside the model's folder"),
         ("link", "the file 'link' leads out of the model's folder"),
         ("linked/secret", "the file 'linked/secret' leads out of the model's folder"),
-        ("circle", "the file 'circle' cannot be read"),
+        ("loop", "the file 'loop' cannot be read"),
         ("none", "the file 'none' cannot be read: No such file or directory"),
-        ("folder", "'folder' is no file"),
-        ("latin", "the file 'latin' is not UTF-8: byte 3 cannot be read"),
+        ("folder", "'folder' is not a file"),
+        ("latin", "the file 'latin' is not UTF-8: invalid byte at offset 3"),
         ("huge", "the file 'huge' has more than 4194304 bytes"),
-        ("empty", "the file 'empty' is empty; expected one label a line"),
+        ("empty", "the file 'empty' is empty; expected one label per line"),
         ("gap", "the file 'gap' has no label in line 2"),
     ],
 )
-def test_a_file_of_labels_that_is_refused(tmp_path, name, message):
+def test_invalid_files_of_labels_are_rejected(tmp_path, name, message):
     folder = tmp_path / "model"
     (folder / "folder").mkdir(parents=True)
     (tmp_path / "secret").write_text("top secret\n")
     (folder / "link").symlink_to(tmp_path / "secret")
     (folder / "linked").symlink_to(tmp_path)
-    (folder / "circle").symlink_to("circle")
+    (folder / "loop").symlink_to("loop")
     (folder / "latin").write_bytes(b"ma\n\xf1o")
     (folder / "huge").write_bytes(b"a" * (4 << 20) + b"\n")
     (folder / "empty").write_text("\n")
@@ -238,18 +250,20 @@ def test_a_file_of_labels_that_is_refused(tmp_path, name, message):
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_labels_in_two_places(read):
-    with pytest.raises(LoadError, match="it has labels and labels_file; expected one of them"):
+def test_labels_in_two_places_are_rejected(read):
+    with pytest.raises(
+        LoadError, match="labels and labels_file are both set; expected one of them"
+    ):
         read('labels = ["a"]\nlabels_file = "a"')
 
 
-def test_a_link_inside_the_folder_is_followed(read, tmp_path):
+def test_link_inside_the_folder_is_followed(read, tmp_path):
     (tmp_path / "real.txt").write_text("a\nb\n")
     (tmp_path / "labels.txt").symlink_to("real.txt")
     assert read('labels_file = "labels.txt"').labels == ("a", "b")
 
 
-def test_settings_that_lead_out_of_the_folder_are_not_read(tmp_path):
+def test_settings_linked_from_outside_the_folder_are_not_read(tmp_path):
     (tmp_path / "out.toml").write_text("instances = 2")
     folder = tmp_path / "model"
     folder.mkdir()
@@ -258,14 +272,14 @@ def test_settings_that_lead_out_of_the_folder_are_not_read(tmp_path):
         read_settings(folder)
 
 
-def test_settings_that_lead_nowhere_are_no_silence(tmp_path):
-    (tmp_path / "model.toml").symlink_to("gone")
+def test_dangling_link_to_settings_is_reported(tmp_path):
+    (tmp_path / "model.toml").symlink_to("nothing")
     with pytest.raises(LoadError, match="cannot be read: No such file"):
         read_settings(tmp_path)
 
 
-def test_model_toml_wins_over_config_pbtxt_and_the_log_says_so(read, tmp_path, caplog):
+def test_model_toml_takes_precedence_over_config_pbtxt(read, tmp_path, caplog):
     (tmp_path / "config.pbtxt").write_text("max_batch_size: 8")
     with caplog.at_level(logging.INFO):
         assert read("instances = 2") == ModelSettings(instances=2)
-    assert "model.toml is read, config.pbtxt is not" in caplog.text
+    assert "model.toml is read, config.pbtxt is ignored" in caplog.text

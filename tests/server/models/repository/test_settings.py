@@ -11,7 +11,7 @@ from neurona_server.models.repository.settings import VersionPolicy
 
 
 @pytest.mark.parametrize(
-    ("said", "chosen"),
+    ("value", "chosen"),
     [
         ("all", {1, 2, 5}),
         ("latest", {5}),
@@ -21,21 +21,21 @@ from neurona_server.models.repository.settings import VersionPolicy
         ([5, 5, 7], {5}),
     ],
 )
-def test_a_policy_chooses_of_the_versions_on_disk(said, chosen):
-    assert VersionPolicy.parse(said).choose([5, 1, 2]) == chosen
+def test_policy_chooses_from_the_versions_on_disk(value, chosen):
+    assert VersionPolicy.parse(value).choose([5, 1, 2]) == chosen
 
 
-def test_unless_it_is_said_the_highest_version_is_served():
+def test_highest_version_is_served_by_default():
     assert VersionPolicy().choose([3, 1]) == {3}
     assert VersionPolicy().choose([]) == set()
 
 
 @pytest.mark.parametrize(
-    "said", ["", "latest 0", "latest -1", "newest", "latest2", [], [0], [True], ["1"], 2, None, {}]
+    "value", ["", "latest 0", "latest -1", "newest", "latest2", [], [0], [True], ["1"], 2, None, {}]
 )
-def test_what_is_no_policy_is_refused(said):
+def test_invalid_policies_are_rejected(value):
     with pytest.raises(ValueError, match='expected "all", "latest", "latest N" or a list'):
-        VersionPolicy.parse(said)
+        VersionPolicy.parse(value)
 
 
 PIECES = st.sampled_from(
@@ -53,10 +53,10 @@ PIECES = st.sampled_from(
 @given(
     content=st.one_of(
         st.binary(max_size=200),
-        st.lists(PIECES, max_size=30).map(lambda some: "".join(some).encode()),
+        st.lists(PIECES, max_size=30).map(lambda pieces: "".join(pieces).encode()),
     )
 )
-def test_whatever_stands_there_is_read_or_refused_in_one_line(name, content):
+def test_any_content_is_read_or_rejected_in_one_line(name, content):
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / name).write_bytes(content)
         error = None

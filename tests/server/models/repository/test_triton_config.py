@@ -1,4 +1,4 @@
-"""Folders as people have them for Triton, served unchanged."""
+"""Triton model repositories are served unchanged."""
 
 import logging
 
@@ -26,7 +26,7 @@ from neurona_server.models.repository.settings import (
 from neurona_server.telemetry.metrics import Metrics
 
 FLOAT = DataType.DATA_TYPE_FLOAT
-UNRESTRICTED = """
+EVERY_FIELD = """
 name: "m"
 platform: "onnxruntime_onnx"
 backend: "onnxruntime"
@@ -53,7 +53,7 @@ metric_tags { key: "a" value: "b" }
 
 
 def save_triple(path):
-    """y = 3 * x, of three numbers a row."""
+    """Save y = 3 * x for three numbers per row."""
     return onnx_models.save(
         path,
         [helper.make_node("Mul", ["x", "three"], ["y"])],
@@ -92,7 +92,7 @@ def load(folder, read):
 
 
 def test_every_field(read):
-    assert read(UNRESTRICTED) == ModelSettings(
+    assert read(EVERY_FIELD) == ModelSettings(
         batched=True,
         versions=VersionPolicy(listed=(1, 3)),
         max_batch_rows=8,
@@ -119,10 +119,10 @@ def test_every_field(read):
     )
 
 
-def test_a_repository_of_triton_serves_unchanged(tmp_path, folder, caplog):
+def test_triton_repository_is_served_unchanged(tmp_path, folder, caplog):
     save_triple(folder / "1" / "graph.onnx")
     save_triple(folder / "3" / "graph.onnx")
-    (folder / "config.pbtxt").write_text(UNRESTRICTED)
+    (folder / "config.pbtxt").write_text(EVERY_FIELD)
     bare = tmp_path / "bare"
     onnx_models.save_running_sum(bare / "1" / "model.onnx")
     (bare / "config.pbtxt").write_text('backend: "onnxruntime"\nmax_batch_size: 0\n')
@@ -136,7 +136,7 @@ def test_a_repository_of_triton_serves_unchanged(tmp_path, folder, caplog):
         assert description.metadata.task == Task.TASK_CLASSIFICATION
         assert description.batched
         assert (description.batching.max_rows, description.batching.instances) == (8, 2)
-        x = np.float32([[1, 3, 2]] * 20)  # more than max_batch_size: run in parts
+        x = np.float32([[1, 3, 2]] * 20)  # more than max_batch_size: split
         request = PredictRequest(model="m", inputs=[to_tensor("x", x)], raw_outputs=True)
         response = server.prediction.Predict(request, timeout=10)
         assert response.version == 3
@@ -154,7 +154,7 @@ def test_a_repository_of_triton_serves_unchanged(tmp_path, folder, caplog):
         ("", {}),
         ('backend: "onnxruntime"', {}),
         ("max_batch_size: 0", {"batched": False}),
-        ("max_batch_size: 4", {"max_batch_rows": 4}),  # found out by running it
+        ("max_batch_size: 4", {"max_batch_rows": 4}),  # determined by running it
         (
             "max_batch_size: 4 dynamic_batching {}",
             {"max_batch_rows": 4, "batched": True, "max_delay_ms": 0.0},
@@ -163,7 +163,7 @@ def test_a_repository_of_triton_serves_unchanged(tmp_path, folder, caplog):
             "dynamic_batching { preserve_ordering: true }",
             {"ignored": ("dynamic_batching.preserve_ordering",)},
         ),
-        ("version_policy { all {} }", {"versions": VersionPolicy(every=True)}),
+        ("version_policy { all {} }", {"versions": VersionPolicy(all_versions=True)}),
         ("version_policy { latest { num_versions: 2 } }", {"versions": VersionPolicy(2)}),
         ("version_policy { latest {} }", {"versions": VersionPolicy(1)}),
         ("version_policy {}", {}),
@@ -210,7 +210,7 @@ def test_a_repository_of_triton_serves_unchanged(tmp_path, folder, caplog):
         ("max_batch_size: 2 model_warmup [ { batch_size: 0 } ]", {"max_batch_rows": 2}),
     ],
 )
-def test_what_a_field_means(read, text, settings):
+def test_meaning_of_fields(read, text, settings):
     assert read(text) == ModelSettings(**settings)
 
 
@@ -233,42 +233,48 @@ WARM_UP = 'model_warmup [ {{ name: "w" batch_size: 1 inputs {{ key: "x" value {{
         ("max_batch_size: many", "line 1: 'max_batch_size: many': Couldn't parse integer: many"),
         (
             "instance_group { kind: -9223372036854775808 }",
-            "it cannot be read: 'Value out of range: -9223372036854775808'",
+            "it cannot be parsed: 'Value out of range: -9223372036854775808'",
         ),
         ("input [ { data_type: FP32 } ]", "has no value named FP32"),
-        ('name: "n"', "name is 'n'; expected 'm', like its folder"),
+        ('name: "n"', "name is 'n'; expected 'm', the name of its folder"),
         (
             'platform: "tensorrt_plan"',
-            "platform is 'tensorrt_plan'; this server runs 'onnxruntime_o",
+            "platform is 'tensorrt_plan'; expected 'onnxruntime_onnx'",
         ),
-        ('backend: "python\\n"', "backend is 'python\\n'; this server runs 'onnxruntime' only"),
+        ('backend: "python\\n"', "backend is 'python\\n'; expected 'onnxruntime'"),
         ("max_batch_size: -1", "max_batch_size is -1; expected at least 0"),
-        ("ensemble_scheduling {}", "it has ensemble_scheduling: a model made of others cannot be"),
-        ("sequence_batching {}", "it has sequence_batching: requests that share a state cannot be"),
-        ("batch_input [ {} ]", "it has batch_input: inputs that are made from how a batch was put"),
-        ("batch_output [ {} ]", "it has batch_output: outputs that are not cut by rows cannot be"),
-        ("model_transaction_policy { decoupled: true }", "expected one answer a request"),
+        (
+            "ensemble_scheduling {}",
+            "ensemble_scheduling is not supported: a model composed of other",
+        ),
+        ("sequence_batching {}", "sequence_batching is not supported: requests that share state"),
+        ("batch_input [ {} ]", "batch_input is not supported: inputs generated from"),
+        (
+            "batch_output [ {} ]",
+            "batch_output is not supported: outputs that are not split by rows",
+        ),
+        ("model_transaction_policy { decoupled: true }", "expected one response per request"),
         ("input [ {} ]", "input[0] has no name"),
-        ('input [ { name: "x" }, { name: "x" } ]', "input[1] is a second 'x'; expected it once"),
+        ('input [ { name: "x" }, { name: "x" } ]', "input[1] is a duplicate of input 'x'"),
         ('output [ { name: "y" dims: [ 0 ] } ]', "output[0].dims has 0; expected -1 or at least 1"),
         (
             'input [ { name: "x" dims: [ 1 ] reshape { shape: [] } } ]',
-            "input[0].reshape is []; expected dims [1], since callers send and get the shapes",
+            "input[0].reshape is []; expected dims [1], since requests and responses have the",
         ),
         ("instance_group [ { count: -1 } ]", "instance_group[0].count is -1; expected at least 0"),
         (
             "instance_group [ { count: 65 } ]",
-            "instance_group asks for 65 instances; expected at most 64",
+            "instance_group has 65 instances; expected at most 64",
         ),
-        ("instance_group [ { kind: 9 } ]", "instance_group[0].kind is 9, which is not known"),
+        ("instance_group [ { kind: 9 } ]", "instance_group[0].kind is 9, an unknown kind"),
         (
             'input [ { name: "x" data_type: 99 } ]',
-            "input[0].data_type is 99, which is not known",
+            "input[0].data_type is 99, an unknown type",
         ),
         ("version_policy { specific {} }", "version_policy.specific has no versions"),
         (
             "version_policy { specific { versions: [ 1, 0 ] } }",
-            "version_policy.specific.versions[1] is 0; expected a whole number from 1 to",
+            "version_policy.specific.versions[1] is 0; expected an integer from 1 to",
         ),
         (
             "max_batch_size: 1 dynamic_batching { max_queue_delay_microseconds: 100000000001 }",
@@ -276,13 +282,13 @@ WARM_UP = 'model_warmup [ {{ name: "w" batch_size: 1 inputs {{ key: "x" value {{
         ),
         (
             'parameters { key: "intra_op_thread_count" value: { string_value: "two" } }',
-            "parameters.intra_op_thread_count is 'two'; expected a whole number from 0 to 1024",
+            "parameters.intra_op_thread_count is 'two'; expected an integer from 0 to 1024",
         ),
-        ('default_model_filename: "../model.onnx"', "expected a name without folders"),
-        ('default_model_filename: ".."', "default_model_filename is '..'; expected a name"),
+        ('default_model_filename: "../model.onnx"', "expected a file name without folders"),
+        ('default_model_filename: ".."', "default_model_filename is '..'; expected a file name"),
         (
             'output [ { name: "y" label_filename: "../x" } ]',
-            "output[0].label_filename: the file '../x' is not named from inside",
+            "output[0].label_filename: the file name '../x' is not a path inside",
         ),
         (
             "model_warmup [ { batch_size: 2 } ]",
@@ -303,11 +309,11 @@ WARM_UP = 'model_warmup [ {{ name: "w" batch_size: 1 inputs {{ key: "x" value {{
         ),
         (
             WARM_UP.format("data_type: TYPE_FP32 dims: [ 99999, 99999 ] zero_data: true"),
-            "67108864 elements at most",
+            "at most 67108864 elements",
         ),
         (
             WARM_UP.format('data_type: TYPE_FP32 dims: [ 1 ] input_data_file: "../labels.txt"'),
-            "input_data_file: the file '../labels.txt' is not named from inside",
+            "input_data_file: the file name '../labels.txt' is not a path inside",
         ),
         (
             WARM_UP.format('data_type: TYPE_FP32 dims: [ 1 ] input_data_file: "none"'),
@@ -315,7 +321,7 @@ WARM_UP = 'model_warmup [ {{ name: "w" batch_size: 1 inputs {{ key: "x" value {{
         ),
     ],
 )
-def test_what_is_wrong_is_said(read, text, message):
+def test_invalid_configs_are_reported(read, text, message):
     with pytest.raises(LoadError) as caught:
         read(text)
     assert str(caught.value).startswith("config.pbtxt: ")
@@ -330,36 +336,36 @@ def test_what_is_wrong_is_said(read, text, message):
         ('output [ { name: "z" } ]', "has an output 'z'; the graph's outputs are ['y']"),
         (
             'input [ { name: "x" data_type: TYPE_FP16 dims: [ -1, 3 ] } ]',
-            "the input 'x' as FLOAT16 of shape [?, 3]; it is FLOAT of shape [n, 3]",
+            "the input 'x' as FLOAT16 of shape [?, 3]; expected FLOAT of shape [n, 3]",
         ),
         (
             'input [ { name: "x" data_type: TYPE_FP32 dims: [ -1, 4 ] } ]',
-            "the input 'x' as FLOAT of shape [?, 4]; it is FLOAT of shape [n, 3]",
+            "the input 'x' as FLOAT of shape [?, 4]; expected FLOAT of shape [n, 3]",
         ),
         (
             'max_batch_size: 8 output [ { name: "y" data_type: TYPE_FP32 dims: [ -1, 3 ] } ]',
-            "the output 'y' as FLOAT of shape [?, ?, 3]; it is FLOAT of shape [n, 3]",
+            "the output 'y' as FLOAT of shape [?, ?, 3]; expected FLOAT of shape [n, 3]",
         ),
     ],
 )
-def test_what_does_not_fit_the_graph_is_refused(load, text, message):
+def test_declarations_that_contradict_the_graph_are_rejected(load, text, message):
     with pytest.raises(LoadError) as caught:
         load(text)
     assert message in str(caught.value)
 
 
-def test_a_size_that_is_fixed_only_in_the_config_is_fixed(load):
+def test_size_fixed_only_by_the_config_is_fixed(load):
     model = load('input [ { name: "x" data_type: TYPE_FP32 dims: [ 2, -1 ] } ]')
     assert model.signature.inputs[0].shape == (2, 3)
     assert not model.signature.batched
 
 
-def test_rows_of_a_graph_that_has_none_are_refused(load):
+def test_batching_a_graph_without_batch_axis_is_rejected(load):
     with pytest.raises(LoadError, match=r"batched, but 'x' is FLOAT of shape \[1, 2\]; expected"):
         load("max_batch_size: 8 dynamic_batching {}", onnx_models.save_fixed)
 
 
-def test_a_labelled_output_of_another_rank_is_no_classification(load):
+def test_labelled_output_of_another_rank_is_not_a_classification(load):
     text = 'output [ { name: "picked" label_filename: "labels.txt" } ]'
     assert load(text, onnx_models.save_picker).metadata.task == Task.TASK_TENSORS
 
@@ -382,11 +388,11 @@ class TestWarmUp:
     INDEX = "data_type: TYPE_INT64 "
 
     @pytest.mark.parametrize("kind", ["zero_data: true", "random_data: true"])
-    def test_made_values(self, load, kind):
+    def test_generated_values(self, load, kind):
         assert load(self.INDEX + kind).state == 0
 
     @pytest.mark.parametrize("kind", ["zero_data: true", "random_data: true"])
-    def test_made_texts_and_truths(self, load, kind):
+    def test_generated_strings_and_booleans(self, load, kind):
         for data_type, onnx_type in (("STRING", TensorProto.STRING), ("BOOL", TensorProto.BOOL)):
 
             def save(path, onnx_type=onnx_type):
@@ -399,30 +405,30 @@ class TestWarmUp:
 
             load(f"data_type: TYPE_{data_type} dims: [ 2 ] {kind}", save=save, name="x")
 
-    @pytest.mark.parametrize("values", [[3], [0, 1, 3]], ids=["one row for all", "each row"])
-    def test_values_of_a_file(self, load, values):
+    @pytest.mark.parametrize("values", [[3], [0, 1, 3]], ids=["one row for all", "all rows"])
+    def test_values_from_a_file(self, load, values):
         content = np.array(values, "<i8").tobytes()
         load(self.INDEX + 'input_data_file: "data"', content=content)
 
-    def test_one_on_which_the_model_fails_fails_the_load(self, load, caplog):
+    def test_failing_sample_fails_the_load(self, load, caplog):
         content = np.array([9], "<i8").tobytes()  # beyond the table
-        with pytest.raises(LoadError, match="its warm-up sample 'w' fails; the server's log says"):
+        with pytest.raises(LoadError, match="its warm-up sample 'w' fails; see the server's log"):
             load(self.INDEX + 'input_data_file: "data"', content=content)
         assert "m/1: its warm-up sample 'w' fails" in caplog.text
 
-    def test_a_file_of_another_size(self, load):
+    def test_file_of_another_size_is_rejected(self, load):
         with pytest.raises(LoadError, match="sample 'w' cannot be run: .*'index' has 9 bytes"):
             load(self.INDEX + 'input_data_file: "data"', content=b"123456789")
 
-    def test_a_file_that_is_gone(self, load, folder, read):
+    def test_missing_file_is_reported(self, load, folder, read):
         text = self.INDEX + 'input_data_file: "data"'
         model = load(text, content=np.array([0], "<i8").tobytes())
         (folder / "warmup" / "data").unlink()
-        found = ModelSource("m", 1, folder / "1" / "model.onnx", model.settings)
+        source = ModelSource("m", 1, folder / "1" / "model.onnx", model.settings)
         with pytest.raises(LoadError, match="the warm-up file 'data' cannot be read"):
-            Model(found, ModelOptions(), Metrics(CollectorRegistry()))
+            Model(source, ModelOptions(), Metrics(CollectorRegistry()))
 
-    def test_one_that_the_model_does_not_take(self, load):
+    def test_sample_that_does_not_match_the_signature_is_rejected(self, load):
         with pytest.raises(LoadError, match="cannot be run: the request has inputs 'x'; expected"):
             load(self.INDEX + "zero_data: true", name="x")
         with pytest.raises(LoadError, match="cannot be run: input 'index' is INT64 of shape .3, 2"):

@@ -1,4 +1,4 @@
-"""Whatever way a call ends, the server keeps nothing of it."""
+"""However a call ends, the server keeps nothing of it."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def message_of(rpc):
     kind = SERVICE.methods_by_name[rpc].input_type._concrete_class
     message = kind()
     for field in ("name", "model_name"):
-        if field in kind.DESCRIPTOR.fields_by_name and "SharedMemoryService" not in rpc:
+        if field in kind.DESCRIPTOR.fields_by_name and "SharedMemory" not in rpc:
             setattr(message, field, "classifier")
     if "version" in kind.DESCRIPTOR.fields_by_name:
         message.version = "1"
@@ -30,18 +30,18 @@ def message_of(rpc):
 
 class Control:
     def __init__(self):
-        self.told = []
+        self.names = []
 
     def load(self, name):
-        self.told.append(name)
+        self.names.append(name)
 
     def unload(self, name):
-        self.told.append(name)
+        self.names.append(name)
 
 
 @pytest.fixture
 def idle(make_server):
-    """Nothing is run, so that a ModelInfer is under way for as long as its caller wants."""
+    """A server that runs nothing, so that a ModelInfer lasts as long as its caller wants."""
     return make_server(start_models=False, shared_memory=True, control=Control())
 
 
@@ -52,37 +52,37 @@ def test_every_rpc_is_served():
     assert len(UNARY) == 19
 
 
-def nothing_is_left(server):
+def is_clean(server):
     model = server.registry.resolve("classifier", 1)
     return (
         server.count("queue_rows", **COUNTS) == 0
         and not server.listener._streams
-        and server.open_inference.repository.waiting == 0
+        and server.open_inference.repository.pending_count == 0
         and len(server.open_inference.memory.regions) == 0
         and repr(model.batcher.queue) == "<Queue open: 0 requests, 0 rows, 0 bytes>"
     )
 
 
 @pytest.mark.parametrize("rpc", UNARY)
-def test_a_call_without_time_leaves_nothing(idle, wait_until, rpc):
+def test_a_call_whose_deadline_passes_leaves_nothing(idle, wait_until, rpc):
     method = getattr(idle.triton, rpc)
     timeouts = (-1, 0, 1e-6, 0.001, 0.01)
     codes = {method.future(message_of(rpc), timeout=timeout).code().name for timeout in timeouts}
     assert "DEADLINE_EXCEEDED" in codes
-    # Those that had the time, of which an empty registration is no good one.
+    # The others had the time; an empty registration is invalid.
     assert codes <= {"DEADLINE_EXCEEDED", "OK", "UNIMPLEMENTED", "INVALID_ARGUMENT"}
-    wait_until(lambda: nothing_is_left(idle))
+    wait_until(lambda: is_clean(idle))
     assert idle.triton.ServerLive(pb.ServerLiveRequest(), timeout=10).live
 
 
 @pytest.mark.parametrize("rpc", UNARY)
-def test_a_call_that_is_cancelled_leaves_nothing(idle, wait_until, rpc):
+def test_a_cancelled_call_leaves_nothing(idle, wait_until, rpc):
     calls = [getattr(idle.triton, rpc).future(message_of(rpc), timeout=60) for _ in range(20)]
     if rpc == "ModelInfer":
         wait_until(lambda: idle.count("queue_rows", **COUNTS) == 60)
     for call in calls:
         call.cancel()
-    wait_until(lambda: nothing_is_left(idle))
+    wait_until(lambda: is_clean(idle))
     if rpc == "ModelInfer":
         assert all(call.cancelled() for call in calls)
         wait_until(lambda: idle.count("requests_total", outcome="cancelled", **COUNTS) == 20)

@@ -13,12 +13,12 @@ from neurona_server.errors import NotFoundError, quoted
 from neurona_server.models.lifecycle.registry import ModelEntry, ModelVersion
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.rpc.open_inference.metadata import model_config
-from neurona_server.rpc.open_inference.repository import MOST_WAITING
+from neurona_server.rpc.open_inference.repository import MAX_PENDING
 
 ROWS = np.ones((3, 4), np.float32)
 
 
-def test_the_server_says_what_it_is(server, echo_server):
+def test_server_metadata(server, echo_server):
     assert server.triton.ServerLive(pb.ServerLiveRequest(), timeout=10).live
     assert server.triton.ServerReady(pb.ServerReadyRequest(), timeout=10).ready
     metadata = server.triton.ServerMetadata(pb.ServerMetadataRequest(), timeout=10)
@@ -30,7 +30,7 @@ def test_the_server_says_what_it_is(server, echo_server):
     assert "system_shared_memory" in metadata.extensions
 
 
-def test_a_server_with_a_model_that_is_not_ready_is_not(make_server):
+def test_a_server_with_a_model_that_is_not_ready_is_not_ready(make_server):
     server = make_server(start_models=False)
     assert server.triton.ServerLive(pb.ServerLiveRequest(), timeout=10).live
     assert not server.triton.ServerReady(pb.ServerReadyRequest(), timeout=10).ready
@@ -46,26 +46,28 @@ def test_a_server_with_a_model_that_is_not_ready_is_not(make_server):
         ("nobody", "", False),
     ],
 )
-def test_a_model_is_ready_or_not_and_that_is_no_error(server, name, version, ready):
+def test_model_ready_is_never_an_error(server, name, version, ready):
     message = pb.ModelReadyRequest(name=name, version=version)
     assert server.triton.ModelReady(message, timeout=10).ready == ready
 
 
-def test_a_models_metadata_have_the_batch_axis(server):
-    told = server.triton.ModelMetadata(pb.ModelMetadataRequest(name="classifier"), timeout=10)
-    assert (told.name, told.platform) == ("classifier", "onnxruntime_onnx")
-    assert list(told.versions) == ["1", "2"]
-    assert [(t.name, t.datatype, list(t.shape)) for t in told.inputs] == [("x", "FP32", [-1, 4])]
-    outputs = [(t.name, t.datatype, list(t.shape)) for t in told.outputs]
+def test_shapes_in_metadata_have_the_batch_axis(server):
+    metadata = server.triton.ModelMetadata(pb.ModelMetadataRequest(name="classifier"), timeout=10)
+    assert (metadata.name, metadata.platform) == ("classifier", "onnxruntime_onnx")
+    assert list(metadata.versions) == ["1", "2"]
+    assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [
+        ("x", "FP32", [-1, 4])
+    ]
+    outputs = [(t.name, t.datatype, list(t.shape)) for t in metadata.outputs]
     assert outputs == [("probabilities", "FP32", [-1, 3])]
 
 
 @pytest.mark.parametrize("rpc", ["ModelMetadata", "ModelConfig", "ModelStatistics"])
 @pytest.mark.parametrize("version", ["", "3"])
-def test_unknown_models_are_told_in_tritons_words(server, refusal, rpc, version):
+def test_unknown_models_are_errors_in_tritons_words(server, rejection, rpc, version):
     name = "classifier" if version else "nobody"
     message = getattr(pb, rpc + "Request")(name=name, version=version)
-    code, text = refusal(getattr(server.triton, rpc), message)
+    code, text = rejection(getattr(server.triton, rpc), message)
     assert code == "NOT_FOUND"
     assert text.startswith("Request for unknown model: ")
     assert " is not found" in text
@@ -75,7 +77,7 @@ def config_of(server, name):
     return server.triton.ModelConfig(pb.ModelConfigRequest(name=name), timeout=10).config
 
 
-def test_the_config_of_a_model_with_a_batch_axis_leaves_it_out(make_server):
+def test_dims_in_the_config_leave_out_the_batch_axis(make_server):
     server = make_server(BatchPolicy(max_rows=32, max_queue_rows=100, max_delay=0.002))
     config = config_of(server, "classifier")
     assert (config.name, config.platform) == ("classifier", "onnxruntime_onnx")
@@ -95,7 +97,7 @@ def test_the_config_of_a_model_with_a_batch_axis_leaves_it_out(make_server):
     assert not config.model_transaction_policy.decoupled
 
 
-def test_the_config_of_others(server, echo_server):
+def test_the_config_without_batching_and_with_optional_inputs(server, echo_server):
     config = config_of(server, "fixed")
     assert (config.max_batch_size, list(config.input[0].dims)) == (0, [1, 2])
     assert config.WhichOneof("scheduling_choice") is None
@@ -110,10 +112,15 @@ def test_the_config_of_others(server, echo_server):
 def test_config_and_metadata_name_the_same_tensors(server, echo_server):
     for one in (server, echo_server):
         for model in one.registry.models():
-            told = one.triton.ModelMetadata(pb.ModelMetadataRequest(name=model.name), timeout=10)
+            metadata = one.triton.ModelMetadata(
+                pb.ModelMetadataRequest(name=model.name), timeout=10
+            )
             config = config_of(one, model.name)
             batch = int(bool(config.max_batch_size))
-            for mine, theirs in [(told.inputs, config.input), (told.outputs, config.output)]:
+            for mine, theirs in [
+                (metadata.inputs, config.input),
+                (metadata.outputs, config.output),
+            ]:
                 assert [t.name for t in mine] == [t.name for t in theirs]
                 for tensor, other in zip(mine, theirs, strict=True):
                     skipped = 0 if getattr(other, "optional", False) else batch
@@ -125,7 +132,7 @@ def statistics_of(server, name="", version=""):
     return server.triton.ModelStatistics(message, timeout=10).model_stats
 
 
-def test_statistics_count_requests_rows_and_runs(make_server, wait_until, refusal):
+def test_statistics_count_requests_rows_and_runs(make_server, wait_until, rejection):
     server = make_server(start_models=False)
     message = request("classifier", "1", x=("FP32", ROWS))
     calls = [server.triton.ModelInfer.future(message) for _ in range(4)]
@@ -136,7 +143,7 @@ def test_statistics_count_requests_rows_and_runs(make_server, wait_until, refusa
     for call in calls:
         call.result(timeout=10)
     server.triton.ModelInfer(request("classifier", "1", x=("FP32", ROWS[:1])), timeout=10)
-    refusal(server.triton.ModelInfer, request("classifier", "1", x=("FP32", ROWS[:, :1])))
+    rejection(server.triton.ModelInfer, request("classifier", "1", x=("FP32", ROWS[:, :1])))
     (after,) = statistics_of(server, "classifier", "1")
     assert (after.name, after.version) == ("classifier", "1")
     assert (after.inference_count, after.execution_count) == (13, 2)
@@ -162,14 +169,14 @@ def test_statistics_of_all_and_of_one_model(server):
     assert [s.version for s in statistics_of(server, "classifier", "2")] == ["2"]
 
 
-def test_the_index_names_every_version_and_its_state(make_server):
+def test_the_index_has_every_version_with_its_state(make_server):
     server = make_server(start_models=False)
     server.registry.publish("broken", ModelEntry({3: ModelVersion(reason="it is broken")}))
     server.registry.resolve("fixed", 1).start()
 
     def index(**options):
-        told = server.triton.RepositoryIndex(pb.RepositoryIndexRequest(**options), timeout=10)
-        return {(m.name, m.version): (m.state, m.reason) for m in told.models}
+        response = server.triton.RepositoryIndex(pb.RepositoryIndexRequest(**options), timeout=10)
+        return {(m.name, m.version): (m.state, m.reason) for m in response.models}
 
     assert index()["broken", "3"] == ("UNAVAILABLE", "it is broken")
     assert index()["classifier", "2"] == ("LOADING", "")
@@ -177,37 +184,37 @@ def test_the_index_names_every_version_and_its_state(make_server):
     assert index(ready=True) == {("fixed", "1"): ("READY", "")}
 
 
-def test_another_repository_is_not_supported(server, refusal):
+def test_another_repository_is_not_supported(server, rejection):
     message = pb.RepositoryIndexRequest(repository_name="r")
-    assert refusal(server.triton.RepositoryIndex, message)[0] == "UNIMPLEMENTED"
+    assert rejection(server.triton.RepositoryIndex, message)[0] == "UNIMPLEMENTED"
 
 
 @pytest.mark.parametrize("verb", ["Load", "Unload"])
-def test_models_are_not_controlled_by_callers_unless_that_is_on(server, refusal, verb):
+def test_models_cannot_be_loaded_or_unloaded_unless_control_is_explicit(server, rejection, verb):
     message = getattr(pb, f"RepositoryModel{verb}Request")(model_name="classifier")
-    code, text = refusal(getattr(server.triton, f"RepositoryModel{verb}"), message)
+    code, text = rejection(getattr(server.triton, f"RepositoryModel{verb}"), message)
     assert code == "FAILED_PRECONDITION"
     assert "model_control is not explicit" in text
 
 
 class Control:
-    """Notes what it is told; `load` of "slow" waits for the test."""
+    """Records its calls; `load` of "slow" waits for the test."""
 
     def __init__(self):
-        self.told = []
-        self.begun = threading.Event()
-        self.go_on = threading.Event()
+        self.calls = []
+        self.started = threading.Event()
+        self.proceed = threading.Event()
 
     def load(self, name):
-        self.begun.set()
+        self.started.set()
         if name == "slow":
-            assert self.go_on.wait(30)
+            assert self.proceed.wait(30)
         if name == "nobody":
             raise NotFoundError(f"there is no model {quoted(name)}")
-        self.told.append(("load", name))
+        self.calls.append(("load", name))
 
     def unload(self, name):
-        self.told.append(("unload", name))
+        self.calls.append(("unload", name))
 
 
 def load(server, name, parameter=""):
@@ -217,31 +224,31 @@ def load(server, name, parameter=""):
     return server.triton.RepositoryModelLoad.future(message, timeout=30)
 
 
-def test_load_and_unload_reach_the_control_and_wait_for_it(make_server, refusal):
+def test_load_and_unload_call_the_control_and_wait_for_it(make_server, rejection):
     control = Control()
     server = make_server(control=control)
     load(server, "classifier").result()
     message = pb.RepositoryModelUnloadRequest(model_name="classifier")
     message.parameters["unload_dependents"].bool_param = True
     server.triton.RepositoryModelUnload(message, timeout=10)
-    assert control.told == [("load", "classifier"), ("unload", "classifier")]
+    assert control.calls == [("load", "classifier"), ("unload", "classifier")]
     assert load(server, "nobody").code() == grpc.StatusCode.NOT_FOUND
     call = load(server, "classifier", "config")
     assert call.code() == grpc.StatusCode.UNIMPLEMENTED
     assert "parameter 'config'" in call.details()
     message.parameters["other"].bool_param = True
-    assert refusal(server.triton.RepositoryModelUnload, message)[0] == "UNIMPLEMENTED"
+    assert rejection(server.triton.RepositoryModelUnload, message)[0] == "UNIMPLEMENTED"
 
 
-def test_models_are_loaded_and_unloaded_for_real(make_server, refusal, wait_until):
+def test_models_are_loaded_and_unloaded(make_server, rejection, wait_until):
     server = make_server(explicit=True, every=False)
 
     def index():
-        told = server.triton.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=10).models
-        return {(m.name, m.version): m.state for m in told if m.name == "classifier"}
+        models = server.triton.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=10).models
+        return {(m.name, m.version): m.state for m in models if m.name == "classifier"}
 
     infer = request("classifier", x=("FP32", ROWS))
-    assert refusal(server.triton.ModelInfer, infer)[0] == "NOT_FOUND"
+    assert rejection(server.triton.ModelInfer, infer)[0] == "NOT_FOUND"
     assert set(index().values()) == {"UNAVAILABLE"}
     load(server, "classifier").result()
     assert index()["classifier", "2"] == "READY"
@@ -250,45 +257,45 @@ def test_models_are_loaded_and_unloaded_for_real(make_server, refusal, wait_unti
     assert config.version_policy.latest.num_versions == 1
     message = pb.RepositoryModelUnloadRequest(model_name="classifier")
     server.triton.RepositoryModelUnload(message, timeout=10)
-    assert refusal(server.triton.ModelInfer, infer)[0] == "NOT_FOUND"
+    assert rejection(server.triton.ModelInfer, infer)[0] == "NOT_FOUND"
     wait_until(lambda: set(index().values()) == {"UNAVAILABLE"})
     assert load(server, "nobody").code() == grpc.StatusCode.NOT_FOUND
 
 
 @pytest.mark.parametrize(
-    ("policy", "told"),
+    ("policy", "expected"),
     [
-        (VersionPolicy(every=True), "all {\n}\n"),
+        (VersionPolicy(all_versions=True), "all {\n}\n"),
         (VersionPolicy(latest=3), "latest {\n  num_versions: 3\n}\n"),
         (VersionPolicy(listed=(1, 4)), "specific {\n  versions: 1\n  versions: 4\n}\n"),
     ],
 )
-def test_the_config_tells_the_version_policy(server, policy, told):
+def test_the_config_has_the_version_policy(server, policy, expected):
     model = server.registry.resolve("classifier")
-    assert str(model_config(model, policy).version_policy) == told
+    assert str(model_config(model, policy).version_policy) == expected
 
 
-def test_a_load_takes_its_time_and_nobody_else_waits(make_server, wait_until):
+def test_a_slow_load_blocks_only_loads_and_unloads(make_server, wait_until):
     control = Control()
     server = make_server(control=control)
     slow = load(server, "slow")
-    assert control.begun.wait(10)
+    assert control.started.wait(10)
     cancelled = load(server, "never")
     waiting = load(server, "classifier")
-    wait_until(lambda: server.open_inference.repository.waiting == 2)
+    wait_until(lambda: server.open_inference.repository.pending_count == 2)
     cancelled.cancel()
-    wait_until(lambda: server.open_inference.repository.waiting == 1)
+    wait_until(lambda: server.open_inference.repository.pending_count == 1)
     assert server.triton.ServerLive(pb.ServerLiveRequest(), timeout=10).live
-    calls = [load(server, "more") for _ in range(MOST_WAITING - 1)]
-    wait_until(lambda: server.open_inference.repository.waiting == MOST_WAITING)
+    calls = [load(server, "more") for _ in range(MAX_PENDING - 1)]
+    wait_until(lambda: server.open_inference.repository.pending_count == MAX_PENDING)
     one_more = load(server, "too much")
     assert one_more.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    control.go_on.set()
+    control.proceed.set()
     for call in (slow, waiting, *calls):
         call.result()
-    assert ("load", "never") not in control.told
-    assert ("load", "too much") not in control.told
-    wait_until(lambda: server.open_inference.repository.waiting == 0)
+    assert ("load", "never") not in control.calls
+    assert ("load", "too much") not in control.calls
+    wait_until(lambda: server.open_inference.repository.pending_count == 0)
 
 
 def trace(**settings):
@@ -298,16 +305,16 @@ def trace(**settings):
     return message
 
 
-def test_a_server_without_tracing_says_so(server, refusal):
-    told = server.triton.TraceSetting(trace(trace_level=["OFF"], trace_rate=[]), timeout=10)
-    assert list(told.settings["trace_level"].value) == ["OFF"]
-    assert refusal(server.triton.TraceSetting, trace(trace_level=["TIMESTAMPS"])) == (
+def test_trace_settings_cannot_be_changed(server, rejection):
+    response = server.triton.TraceSetting(trace(trace_level=["OFF"], trace_rate=[]), timeout=10)
+    assert list(response.settings["trace_level"].value) == ["OFF"]
+    assert rejection(server.triton.TraceSetting, trace(trace_level=["TIMESTAMPS"])) == (
         "UNIMPLEMENTED",
-        "trace setting 'trace_level': callers do not set it here; expected 'OFF'",
+        "trace setting 'trace_level' cannot be changed (expected 'OFF')",
     )
-    assert refusal(server.triton.TraceSetting, trace(other=["1"]))[0] == "INVALID_ARGUMENT"
+    assert rejection(server.triton.TraceSetting, trace(other=["1"]))[0] == "INVALID_ARGUMENT"
     message = pb.TraceSettingRequest(model_name="nobody")
-    assert refusal(server.triton.TraceSetting, message)[0] == "NOT_FOUND"
+    assert rejection(server.triton.TraceSetting, message)[0] == "NOT_FOUND"
     message = pb.TraceSettingRequest(model_name="classifier")
     assert server.triton.TraceSetting(message, timeout=10).settings
 
@@ -329,11 +336,11 @@ def settings(**changes):
     return message
 
 
-def test_the_log_can_be_asked_but_not_changed_by_everybody(server, refusal, quiet_log):
-    told = server.triton.LogSettings(settings(), timeout=10).settings
-    assert told["log_info"].bool_param
-    assert told["log_verbose_level"].uint32_param == 0
-    code, text = refusal(server.triton.LogSettings, settings(log_info=False))
+def test_log_settings_can_be_read_but_not_changed(server, rejection, quiet_log):
+    log_settings = server.triton.LogSettings(settings(), timeout=10).settings
+    assert log_settings["log_info"].bool_param
+    assert log_settings["log_verbose_level"].uint32_param == 0
+    code, text = rejection(server.triton.LogSettings, settings(log_info=False))
     assert code == "FAILED_PRECONDITION"
     assert "model_control is not explicit" in text
     assert quiet_log.level == logging.INFO
@@ -351,13 +358,13 @@ def test_the_log_can_be_asked_but_not_changed_by_everybody(server, refusal, quie
 )
 def test_log_settings_are_levels(make_server, quiet_log, changes, level):
     server = make_server(control=Control())
-    told = server.triton.LogSettings(settings(**changes), timeout=10).settings
+    log_settings = server.triton.LogSettings(settings(**changes), timeout=10).settings
     assert quiet_log.level == level
     for name, value in changes.items():
         if name.startswith("log_verbose"):
-            assert told[name].uint32_param == 1  # there is but one
+            assert log_settings[name].uint32_param == 1  # there is only one
         elif isinstance(value, bool):
-            assert told[name].bool_param == value
+            assert log_settings[name].bool_param == value
 
 
 @pytest.mark.parametrize(
@@ -372,7 +379,7 @@ def test_log_settings_are_levels(make_server, quiet_log, changes, level):
         ({"log_format": "ISO8601"}, "UNIMPLEMENTED"),
     ],
 )
-def test_log_settings_that_cannot_be_are_refused(make_server, refusal, quiet_log, changes, code):
+def test_invalid_log_settings_are_rejected(make_server, rejection, quiet_log, changes, code):
     server = make_server(control=Control())
-    assert refusal(server.triton.LogSettings, settings(**changes))[0] == code
+    assert rejection(server.triton.LogSettings, settings(**changes))[0] == code
     assert quiet_log.level == logging.INFO

@@ -4,12 +4,12 @@ from support.triton_requests import arrays, request
 
 from neurona_protos.prediction_pb2 import DataType
 from neurona_server.errors import InvalidArgumentError
-from neurona_server.rpc.open_inference.outputs import best_classes
+from neurona_server.rpc.open_inference.outputs import rank_classes
 
 FLOAT = DataType.DATA_TYPE_FLOAT
 
 
-def ask(server, message, name, count):
+def rank(server, message, name, count):
     message.outputs.add(name=name).parameters["classification"].int64_param = count
     (tensor,) = (response := server.triton.ModelInfer(message, timeout=10)).outputs
     assert tensor.datatype == "BYTES"
@@ -17,16 +17,16 @@ def ask(server, message, name, count):
 
 
 @pytest.mark.parametrize(("count", "classes"), [(1, 1), (2, 2), (1000, 3)])
-def test_the_best_classes_of_each_row_with_labels_and_every_digit(server, count, classes):
+def test_the_best_classes_of_each_row_have_labels_and_exact_values(server, count, classes):
     rows = [[1, 2, 3, 4], [-4, -3, -2, -1]]
     (probabilities,) = arrays(
         server.triton.ModelInfer(request("classifier", "1", x=("FP32", rows)), timeout=10)
     ).values()
-    texts = ask(server, request("classifier", "1", x=("FP32", rows)), "probabilities", count)
+    texts = rank(server, request("classifier", "1", x=("FP32", rows)), "probabilities", count)
     assert texts.shape == (2, classes)
-    for row, told in zip(probabilities, texts, strict=True):
+    for row, row_texts in zip(probabilities, texts, strict=True):
         order = np.argsort(-row, kind="stable")[:classes]
-        for index, text in zip(order, told, strict=True):
+        for index, text in zip(order, row_texts, strict=True):
             value, number, label = text.decode().split(":")
             assert np.float32(value) == row[index]  # exactly
             assert int(number) == index
@@ -34,24 +34,24 @@ def test_the_best_classes_of_each_row_with_labels_and_every_digit(server, count,
 
 
 def test_outputs_without_labels_and_with_one_class(server, echo_server):
-    texts = ask(server, request("picker", index=("INT64", [3, 1])), "picked", 5)
+    texts = rank(server, request("picker", index=("INT64", [3, 1])), "picked", 5)
     assert texts.tolist() == [[b"30.0:0"], [b"10.0:0"]]
-    texts = ask(echo_server, request("echo_UINT8", x=("UINT8", [[0, 255, 7, 255]])), "echo", 3)
+    texts = rank(echo_server, request("echo_UINT8", x=("UINT8", [[0, 255, 7, 255]])), "echo", 3)
     assert texts.tolist() == [[b"255:1", b"255:3", b"7:2"]]
 
 
 def test_a_model_without_a_batch_axis_has_one_row_of_classes(server):
-    texts = ask(server, request("fixed", x=("FP32", [[1, 2]])), "twice", 2)
+    texts = rank(server, request("fixed", x=("FP32", [[1, 2]])), "twice", 2)
     assert texts.tolist() == [b"4.0:1", b"2.0:0"]
 
 
 @pytest.mark.parametrize("kind", ["BYTES", "BOOL"])
-def test_what_has_no_order_is_refused(echo_server, refusal, kind):
+def test_outputs_that_cannot_be_ranked_are_rejected(echo_server, rejection, kind):
     message = request(f"echo_{kind}", x=(kind, [[b"a" if kind == "BYTES" else True]]))
     message.outputs.add(name="echo").parameters["classification"].int64_param = 1
-    code, text = refusal(echo_server.triton.ModelInfer, message)
+    code, text = rejection(echo_server.triton.ModelInfer, message)
     assert code == "INVALID_ARGUMENT"
-    assert f"output 'echo' is {kind}: its classes cannot be ranked" in text
+    assert f"output 'echo' is {kind} (expected numbers for parameter 'classification'" in text
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_what_has_no_order_is_refused(echo_server, refusal, kind):
         (np.zeros((1, 0), "f4"), FLOAT, []),
     ],
 )
-def test_every_kind_of_number_is_ranked(array, dtype, expected):
-    ranked = best_classes("y", array, dtype, 10, (), batched=True)
+def test_numbers_of_every_dtype_are_ranked(array, dtype, expected):
+    ranked = rank_classes("y", array, dtype, 10, (), batched=True)
     assert ranked.tolist() == [expected]
 
 
-def test_too_many_results_are_refused():
+def test_too_many_results_are_rejected():
     with pytest.raises(
-        InvalidArgumentError, match="1001 times 100 classes; expected at most 100000"
+        InvalidArgumentError, match=r"1001 rows of 100 classes \(expected at most 100000"
     ):
-        best_classes("y", np.zeros((1001, 2000), "f4"), FLOAT, 100, (), batched=True)
+        rank_classes("y", np.zeros((1001, 2000), "f4"), FLOAT, 100, (), batched=True)

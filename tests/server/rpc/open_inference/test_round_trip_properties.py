@@ -1,4 +1,4 @@
-"""Whatever a ModelInferRequest says, it is answered or refused in words; it is never our fault."""
+"""Any ModelInferRequest gets a response or an error of the caller, never an internal error."""
 
 import math
 import threading
@@ -14,7 +14,7 @@ from neurona_protos.open_inference_pb2 import ModelInferRequest, ModelInferRespo
 from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.wire_format import header
 from neurona_server.errors import NeuronaError
-from neurona_server.rpc.open_inference.outputs import best_classes
+from neurona_server.rpc.open_inference.outputs import rank_classes
 from neurona_server.rpc.security.access import UNRESTRICTED
 
 PATH = "/inference.GRPCInferenceService/ModelInfer"
@@ -33,17 +33,17 @@ class Call:
 
     def __init__(self, request):
         self.request = request
-        self.told = []
+        self.outcomes = []
         self.ended = threading.Event()
 
     def reply(self, response):
-        self._end(response)
+        self._record(response)
 
     def fail(self, error):
-        self._end(error)
+        self._record(error)
 
-    def _end(self, outcome):
-        self.told.append(outcome)
+    def _record(self, outcome):
+        self.outcomes.append(outcome)
         self.ended.set()
 
     def on_cancel(self, callback):
@@ -56,7 +56,7 @@ class Call:
     @property
     def outcome(self):
         assert self.ended.wait(10)
-        (outcome,) = self.told
+        (outcome,) = self.outcomes
         return outcome
 
 
@@ -74,7 +74,7 @@ def ask(echo_server):
 
 @st.composite
 def parameters(draw, names):
-    """What sets some parameters of a message or a tensor, of any kind and value."""
+    """A function that sets some parameters of a message or a tensor, of any kind and value."""
     chosen = draw(st.lists(st.sampled_from(names) | st.text(max_size=5), max_size=2))
 
     def apply(target):
@@ -95,7 +95,7 @@ def parameters(draw, names):
     return apply
 
 
-REQUESTED = ["priority", "timeout", "sequence_id", "sequence_start", "triton_x"]
+OF_REQUESTS = ["priority", "timeout", "sequence_id", "sequence_start", "triton_x"]
 OF_TENSORS = [
     "classification",
     "shared_memory_region",
@@ -111,7 +111,7 @@ def messages(draw):
         model_version=draw(st.sampled_from(["", "1", "2", "latest"]) | st.text(max_size=5)),
         id=draw(st.text(max_size=5)),
     )
-    draw(parameters(REQUESTED))(message)
+    draw(parameters(OF_REQUESTS))(message)
     for _ in range(draw(st.integers(0, 2))):
         tensor = message.inputs.add(
             name=draw(st.sampled_from(["x", "y"])),
@@ -132,7 +132,7 @@ def messages(draw):
 
 @settings(max_examples=1500, deadline=None)
 @given(message=messages())
-def test_any_request_is_answered_or_refused(ask, message):
+def test_any_request_gets_a_response_or_an_error(ask, message):
     outcome = ask(message)
     if isinstance(outcome, bytes):
         ModelInferResponse.FromString(outcome)
@@ -144,14 +144,14 @@ def test_any_request_is_answered_or_refused(ask, message):
 
 @settings(max_examples=500, deadline=None)
 @given(data=st.binary(max_size=200))
-def test_any_bytes_are_answered_or_refused(ask, data):
+def test_any_bytes_get_an_error(ask, data):
     outcome = ask(data)
     assert isinstance(outcome, NeuronaError)
     assert outcome.outcome != "failed"
 
 
 @st.composite
-def good_arrays(draw):
+def valid_arrays(draw):
     kind = draw(st.sampled_from(KINDS))
     shape = draw(st.tuples(st.integers(1, 100), st.integers(1, 5)))
     count = math.prod(shape)
@@ -168,8 +168,8 @@ def good_arrays(draw):
 
 
 @settings(max_examples=300, deadline=None)
-@given(sent=good_arrays())
-def test_any_good_array_comes_back_bit_by_bit(ask, sent):
+@given(sent=valid_arrays())
+def test_any_valid_array_is_returned_bit_by_bit(ask, sent):
     kind, array = sent
     message = ModelInferRequest(model_name=f"echo_{kind}")
     message.inputs.add(name="x", datatype=kind, shape=array.shape)
@@ -185,10 +185,10 @@ def test_any_good_array_comes_back_bit_by_bit(ask, sent):
     ).map(lambda rows: np.array(rows, np.float32)),
     count=st.integers(1, 6),
 )
-def test_classes_are_the_greatest_values_to_the_last_bit(array, count):
-    told = best_classes("y", array, DataType.DATA_TYPE_FLOAT, count, (), batched=True)
-    assert told.shape == (len(array), min(count, 4))
-    for row, texts in zip(array, told, strict=True):
+def test_classes_are_the_greatest_values_exactly(array, count):
+    ranked = rank_classes("y", array, DataType.DATA_TYPE_FLOAT, count, (), batched=True)
+    assert ranked.shape == (len(array), min(count, 4))
+    for row, texts in zip(array, ranked, strict=True):
         values = [np.float32(text.rpartition(":")[0]) for text in texts]
         indices = [int(text.rpartition(":")[2]) for text in texts]
         np.testing.assert_array_equal(values, row[indices])
@@ -201,7 +201,7 @@ def test_classes_are_the_greatest_values_to_the_last_bit(array, count):
 
 
 @given(field=st.integers(1, 15), length=st.integers(0, 2**31 - 1))
-def test_a_prefix_is_a_tag_and_a_varint(field, length):
+def test_a_header_is_a_tag_and_a_varint(field, length):
     tag, *octets = header(field, length)
     assert tag == field << 3 | 2
     assert all(octet & 0x80 for octet in octets[:-1])

@@ -26,7 +26,7 @@ VALUES = {
     "BF16": [[0x3F80, 0xC000], [0x7F80, 1]],
     "BYTES": [[b"", b"one"], ["über".encode(), b"a\0b"]],
 }
-LISTS = {
+CONTENTS_FIELDS = {
     "BOOL": "bool",
     "UINT8": "uint",
     "UINT16": "uint",
@@ -49,12 +49,12 @@ def classify(rows=ROWS, version="1"):
 def typed(kind, values, shape=(2, 2)):
     message = ModelInferRequest(model_name=f"echo_{kind}")
     tensor = message.inputs.add(name="x", datatype=kind, shape=shape)
-    getattr(tensor.contents, LISTS[kind] + "_contents").extend(values)
+    getattr(tensor.contents, CONTENTS_FIELDS[kind] + "_contents").extend(values)
     return message
 
 
 @pytest.mark.parametrize("kind", DTYPES)
-def test_every_datatype_comes_back_raw_as_it_was_sent(echo_server, kind):
+def test_every_datatype_is_returned_raw_as_it_was_sent(echo_server, kind):
     response = echo_server.triton.ModelInfer(
         request(f"echo_{kind}", x=(kind, VALUES[kind])), timeout=10
     )
@@ -63,15 +63,15 @@ def test_every_datatype_comes_back_raw_as_it_was_sent(echo_server, kind):
     assert arrays(response)["echo"].tobytes() == expected.tobytes()
 
 
-def test_strings_come_back_raw(echo_server):
+def test_strings_are_returned_raw(echo_server):
     response = echo_server.triton.ModelInfer(
         request("echo_BYTES", x=("BYTES", VALUES["BYTES"])), timeout=10
     )
     assert arrays(response)["echo"].tolist() == VALUES["BYTES"]
 
 
-@pytest.mark.parametrize("kind", LISTS)
-def test_typed_contents_say_the_same_as_raw_ones(echo_server, kind):
+@pytest.mark.parametrize("kind", CONTENTS_FIELDS)
+def test_typed_contents_equal_raw_contents(echo_server, kind):
     flat = [value for row in VALUES[kind] for value in row]
     sent_typed = echo_server.triton.ModelInfer(typed(kind, flat), timeout=10)
     sent_raw = echo_server.triton.ModelInfer(
@@ -81,7 +81,7 @@ def test_typed_contents_say_the_same_as_raw_ones(echo_server, kind):
     assert sent_typed.raw_output_contents
 
 
-def test_an_answer_says_which_model_and_version_and_whose(server):
+def test_a_response_has_model_version_and_id(server):
     message = request("classifier", x=("FP32", ROWS))
     message.id = "mine 🦖"
     response = server.triton.ModelInfer(message, timeout=10)
@@ -98,7 +98,7 @@ def test_a_version_is_a_number_a_label_or_the_servers_choice(server, version, an
     assert response.model_version == answered
 
 
-def test_answers_are_those_of_neurona_v1(server):
+def test_outputs_equal_those_of_neurona_v1(server):
     theirs = arrays(server.triton.ModelInfer(classify(), timeout=10))["probabilities"]
     logits = ROWS @ onnx_models.WEIGHTS
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -110,7 +110,7 @@ def test_a_model_without_a_batch_axis(server):
     assert arrays(response)["twice"].tolist() == [[2, 4]]
 
 
-def test_an_optional_input_may_come_or_not(echo_server):
+def test_an_optional_input_may_be_absent(echo_server):
     def ask(**more):
         message = request("adjustable", x=("FP32", [[1, 2], [3, 4]]), **more)
         return arrays(echo_server.triton.ModelInfer(message, timeout=10))["y"].tolist()
@@ -119,7 +119,7 @@ def test_an_optional_input_may_come_or_not(echo_server):
     assert ask(scale=("FP32", [10])) == [[10, 20], [30, 40]]
 
 
-def test_outputs_are_those_that_were_asked_for(server):
+def test_outputs_are_the_requested_ones(server):
     message = classify()
     message.outputs.add(name="probabilities")
     response = server.triton.ModelInfer(message, timeout=10)
@@ -173,27 +173,27 @@ def changed(change, message=None):
         (
             changed(lambda m: m.inputs.append(m.inputs[0])),
             "INVALID_ARGUMENT",
-            "input 'x' stands twice",
+            "duplicate input 'x'",
         ),
         (
             changed(lambda m: setattr(m.inputs[0], "datatype", "FLOAT")),
             "INVALID_ARGUMENT",
-            "input 'x' has datatype 'FLOAT'; expected one of BOOL, UINT8",
+            "input 'x' has datatype 'FLOAT' (expected one of BOOL, UINT8",
         ),
         (
             changed(lambda m: m.raw_input_contents.append(b"")),
             "INVALID_ARGUMENT",
-            "the request has 2 raw_input_contents; expected 1",
+            "the request has 2 raw_input_contents (expected 1",
         ),
         (
             changed(lambda m: m.ClearField("raw_input_contents")),
             "INVALID_ARGUMENT",
-            "input 'x' has 0 elements in fp32_contents; FP32 of shape [3, 4] takes 12",
+            "input 'x' has 0 elements in fp32_contents (expected 12 for shape [3, 4]",
         ),
         (
             changed(lambda m: m.raw_input_contents.__setitem__(0, b"123")),
             "INVALID_ARGUMENT",
-            "'x' has 3 bytes of data; FLOAT of shape [3, 4] takes 48",
+            "'x' has 3 bytes of data (expected 48 for FLOAT of shape [3, 4])",
         ),
         (
             changed(lambda m: m.inputs[0].contents.fp32_contents.append(1)),
@@ -208,27 +208,27 @@ def changed(change, message=None):
         (
             with_output("nothing"),
             "INVALID_ARGUMENT",
-            "unexpected inference output 'nothing' for model 'classifier'; it has 'probabilities'",
+            "unexpected inference output 'nothing' for model 'classifier' (expected 'probabilitie",
         ),
         (
             with_output("probabilities", "probabilities"),
             "INVALID_ARGUMENT",
-            "output 'probabilities' is requested more than once",
+            "duplicate output 'probabilities'",
         ),
         (
             with_output("probabilities", classification=0),
             "INVALID_ARGUMENT",
-            "'classification' is 0; expected 1 or more",
+            "'classification' is 0 (expected 1 or more",
         ),
         (
             with_output("probabilities", classification=-1),
             "INVALID_ARGUMENT",
-            "'classification' is -1; expected 0 or more",
+            "'classification' is -1 (expected 0 or more",
         ),
         (
             with_parameter("sequence_id", "int64_param", 5),
             "UNIMPLEMENTED",
-            "parameter 'sequence_id': this server keeps no state",
+            "parameter 'sequence_id': stateful sequences are not supported",
         ),
         (with_parameter("sequence_id", "string_param", "a"), "UNIMPLEMENTED", "'sequence_id'"),
         (with_parameter("sequence_start", "bool_param", True), "UNIMPLEMENTED", "sequence_start"),
@@ -241,33 +241,36 @@ def changed(change, message=None):
         (
             with_parameter("priority", "string_param", "high"),
             "INVALID_ARGUMENT",
-            "parameter 'priority' is a string_param; expected int64_param or uint64_param",
+            "parameter 'priority' is a string_param (expected int64_param or uint64_param",
         ),
-        (with_parameter("priority", "int64_param", -1), "INVALID_ARGUMENT", "-1; expected 0"),
-        (with_parameter("timeout", "int64_param", -1), "INVALID_ARGUMENT", "-1; expected 0"),
+        (with_parameter("priority", "int64_param", -1), "INVALID_ARGUMENT", "-1 (expected 0"),
+        (with_parameter("timeout", "int64_param", -1), "INVALID_ARGUMENT", "-1 (expected 0"),
         (with_parameter("timeout", "bool_param", True), "INVALID_ARGUMENT", "is a bool_param"),
     ],
 )
-def test_what_is_wrong_is_refused_with_what_came_and_what_was_expected(
-    server, refusal, message, code, text
+def test_invalid_requests_are_rejected_with_value_and_expectation(
+    server, rejection, message, code, text
 ):
-    told = refusal(server.triton.ModelInfer, message)
-    assert told[0] == code
-    assert text in told[1]
-    assert len(told[1]) <= 2000
+    status, details = rejection(server.triton.ModelInfer, message)
+    assert status == code
+    assert text in details
+    assert len(details) <= 2000
 
 
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        (typed("INT8", [0, 1, 2, 128]), "'x' has elements from 0 to 128; INT8 holds -128 to 127"),
-        (typed("UINT16", [0, 1, 2, 65536]), "UINT16 holds 0 to 65535"),
-        (typed("FP32", [1, 2, 3]), "'x' has 3 elements in fp32_contents; FP32 of shape [2, 2] t"),
-        (typed("FP32", [1], (2**40, 2**40)), "takes 1208925819614629174706176"),
-        (typed("BYTES", [b"\xff"] * 4), "'x' has no UTF-8 in string 0"),
+        (
+            typed("INT8", [0, 1, 2, 128]),
+            "'x' has elements from 0 to 128 (expected -128 to 127 for INT8",
+        ),
+        (typed("UINT16", [0, 1, 2, 65536]), "expected 0 to 65535 for UINT16"),
+        (typed("FP32", [1, 2, 3]), "'x' has 3 elements in fp32_contents (expected 4 for shape"),
+        (typed("FP32", [1], (2**40, 2**40)), "expected 1208925819614629174706176"),
+        (typed("BYTES", [b"\xff"] * 4), "'x' has invalid UTF-8 in string 0"),
         (
             changed(lambda m: m.inputs[0].contents.int_contents.append(1), typed("FP32", [1] * 4)),
-            "input 'x' has int_contents; FP32 goes in fp32_contents or in raw_input_contents",
+            "input 'x' has int_contents (expected fp32_contents or raw_input_contents for FP32",
         ),
         (
             changed(
@@ -277,7 +280,7 @@ def test_what_is_wrong_is_refused_with_what_came_and_what_was_expected(
                     request("echo_FP16", x=("FP16", [[1, 2], [3, 4]])),
                 ),
             ),
-            "input 'x' is FP16, which travels in raw_input_contents only",
+            "input 'x' is FP16, which can be sent in raw_input_contents only",
         ),
         (
             changed(
@@ -288,23 +291,23 @@ def test_what_is_wrong_is_refused_with_what_came_and_what_was_expected(
         ),
     ],
 )
-def test_contents_that_do_not_fit_are_refused(echo_server, refusal, message, text):
-    code, told = refusal(echo_server.triton.ModelInfer, message)
+def test_contents_that_do_not_fit_are_rejected(echo_server, rejection, message, text):
+    code, details = rejection(echo_server.triton.ModelInfer, message)
     assert code == "INVALID_ARGUMENT"
-    assert text in told
+    assert text in details
 
 
-def test_bytes_that_are_no_request_are_refused(server, refusal):
+def test_invalid_messages_are_rejected(server, rejection):
     for name in ("ModelInfer", "ModelConfig"):
         method = server.channel.unary_unary(f"/inference.GRPCInferenceService/{name}")
-        code, text = refusal(method, b"\xff\xff\xff")
+        code, text = rejection(method, b"\xff\xff\xff")
         assert code == "INVALID_ARGUMENT"
         assert f"not an inference.{name}" in text
 
 
-def test_a_failure_of_the_model_says_nothing_of_the_inside(server, refusal):
-    told = refusal(server.triton.ModelInfer, request("picker", index=("INT64", [7])))
-    assert told == ("INTERNAL", "the model failed on this request; the server's log says why")
+def test_a_failure_of_the_model_reveals_no_internals(server, rejection):
+    error = rejection(server.triton.ModelInfer, request("picker", index=("INT64", [7])))
+    assert error == ("INTERNAL", "the model failed on this request; the server's log says why")
 
 
 @pytest.mark.parametrize("field", ["int64_param", "uint64_param"])
@@ -320,7 +323,7 @@ def test_1_is_the_most_urgent_priority(make_server, wait_until, field, priority,
     call.cancel()
 
 
-def test_parameters_of_the_callers_own_are_passed_over(server):
+def test_unknown_parameters_are_ignored(server):
     message = with_parameter("colour", "double_param", 1.5)
     with_parameter("triton_enable_empty_final_response", "bool_param", True, message)
     with_parameter("sequence_id", "int64_param", 0, message)
@@ -328,7 +331,7 @@ def test_parameters_of_the_callers_own_are_passed_over(server):
     assert server.triton.ModelInfer(message, timeout=10).outputs
 
 
-def test_the_nearer_of_timeout_and_deadline_counts(make_server, wait_until):
+def test_the_earlier_of_timeout_and_deadline_counts(make_server, wait_until):
     server = make_server(start_models=False)
     counts = {"model": "classifier", "version": "1"}
     message = with_parameter("timeout", "int64_param", 1000)
@@ -336,7 +339,7 @@ def test_the_nearer_of_timeout_and_deadline_counts(make_server, wait_until):
     message = with_parameter("timeout", "int64_param", 60_000_000)
     later = server.triton.ModelInfer.future(message, timeout=0.05)
     assert later.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    # Where the machine is slow, the first may have been refused as it came.
+    # On a slow machine, the first may have been rejected on arrival.
     wait_until(lambda: server.count("requests_total", outcome="expired", **counts) >= 1)
     server.registry.resolve("classifier", 1).start()
     assert late.code() == grpc.StatusCode.DEADLINE_EXCEEDED
@@ -344,7 +347,7 @@ def test_the_nearer_of_timeout_and_deadline_counts(make_server, wait_until):
     assert server.count("batch_rows_count", **counts) == 0
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(make_server, wait_until):
+def test_a_full_queue_rejects_immediately_with_retry_after(make_server, wait_until):
     server = make_server(BatchPolicy(max_queue_rows=4), start_models=False)
     waiting = server.triton.ModelInfer.future(classify())
     wait_until(lambda: server.count("queue_rows", model="classifier", version="1") == 3)

@@ -29,7 +29,7 @@ def key():
 
 @pytest.fixture
 def shared(echo_server):
-    """With nothing registered, before and after."""
+    """A server that has no regions registered, before and after the test."""
     yield echo_server
     echo_server.triton.SystemSharedMemoryUnregister(unregister(""), timeout=10)
 
@@ -49,19 +49,19 @@ def status(server, name=""):
     return server.triton.SystemSharedMemoryStatus(message, timeout=10).regions
 
 
-def put(key, offset, data):
+def write_memory(key, offset, data):
     with open(os.path.join(FOLDER, key), "r+b") as file:
         file.seek(offset)
         file.write(data)
 
 
-def get(key, offset, size):
+def read_memory(key, offset, size):
     with open(os.path.join(FOLDER, key), "rb") as file:
         file.seek(offset)
         return file.read(size)
 
 
-def place(tensor, region, byte_size, offset=0):
+def set_region(tensor, region, byte_size, offset=0):
     tensor.parameters["shared_memory_region"].string_param = region
     tensor.parameters["shared_memory_byte_size"].int64_param = byte_size
     if offset:
@@ -71,11 +71,11 @@ def place(tensor, region, byte_size, offset=0):
 
 def from_memory(kind, shape, region, byte_size, offset=0):
     message = pb.ModelInferRequest(model_name=f"echo_{kind}")
-    place(message.inputs.add(name="x", datatype=kind, shape=shape), region, byte_size, offset)
+    set_region(message.inputs.add(name="x", datatype=kind, shape=shape), region, byte_size, offset)
     return message
 
 
-def test_a_region_is_registered_listed_and_forgotten(shared, key):
+def test_a_region_is_registered_listed_and_unregistered(shared, key):
     shared.triton.SystemSharedMemoryRegister(register("a", key, 100, 20), timeout=10)
     shared.triton.SystemSharedMemoryRegister(register("b", "/" + key), timeout=10)
     assert sorted(status(shared)) == ["a", "b"]
@@ -95,13 +95,13 @@ def test_every_datatype_from_and_to_shared_memory(shared, key, kind):
     else:
         array = np.arange(4).reshape(1, 4).astype(DTYPES[kind])
     data = raw(array)
-    put(key, 100, data)
+    write_memory(key, 100, data)
     shared.triton.SystemSharedMemoryRegister(register("in", key, 1000, 96), timeout=10)
     shared.triton.SystemSharedMemoryRegister(register("out", key, 1000, 2000), timeout=10)
     message = from_memory(kind, array.shape, "in", len(data), offset=4)
-    place(message.outputs.add(name="echo"), "out", 500, 8)
+    set_region(message.outputs.add(name="echo"), "out", 500, 8)
     response = shared.triton.ModelInfer(message, timeout=10)
-    assert get(key, 2008, len(data)) == data
+    assert read_memory(key, 2008, len(data)) == data
     (tensor,) = response.outputs
     assert (tensor.datatype, tuple(tensor.shape)) == (kind, array.shape)
     assert tensor.parameters["shared_memory_region"].string_param == "out"
@@ -110,11 +110,11 @@ def test_every_datatype_from_and_to_shared_memory(shared, key, kind):
     assert list(response.raw_output_contents) == [b""]
 
 
-def test_raw_contents_are_those_of_the_inputs_that_are_not_shared(shared, key):
+def test_raw_contents_are_for_inputs_that_are_not_in_shared_memory(shared, key):
     shared.triton.SystemSharedMemoryRegister(register("in", key), timeout=10)
-    put(key, 0, np.array([1, 2], np.float32).tobytes())
+    write_memory(key, 0, np.array([1, 2], np.float32).tobytes())
     message = pb.ModelInferRequest(model_name="adjustable")
-    place(message.inputs.add(name="x", datatype="FP32", shape=[1, 2]), "in", 8)
+    set_region(message.inputs.add(name="x", datatype="FP32", shape=[1, 2]), "in", 8)
     message.inputs.add(name="scale", datatype="FP32", shape=[1])
     message.raw_input_contents.append(np.array([10], np.float32).tobytes())
     assert arrays(shared.triton.ModelInfer(message, timeout=10))["y"].tolist() == [[10, 20]]
@@ -136,25 +136,28 @@ def test_raw_contents_are_those_of_the_inputs_that_are_not_shared(shared, key):
         (register("a", "x" * 300), "expected the name of a memory object"),
         (register("a", "not-there-at-all"), "Unable to open shared memory region: 'not-there-at-a"),
         (register("a", "{key}", 0), "the region has 0 bytes"),
-        (register("a", "{key}", 4097), "but the memory object '{key}' has 4096 bytes"),
-        (register("a", "{key}", 1, 4096), "1 bytes from 4096 on"),
-        (register("a", "{key}", 2**64 - 1, 2**64 - 1), "has 4096 bytes"),
-        (register("a", "{key}", 2, 2**64 - 1), "has 4096 bytes"),
+        (
+            register("a", "{key}", 4097),
+            "expected at most 4096, the size of the memory object '{key}'",
+        ),
+        (register("a", "{key}", 1, 4096), "ends at byte 4097 (expected at most 4096"),
+        (register("a", "{key}", 2**64 - 1, 2**64 - 1), "expected at most 4096"),
+        (register("a", "{key}", 2, 2**64 - 1), "expected at most 4096"),
     ],
 )
-def test_what_cannot_be_registered(shared, refusal, key, message, text):
+def test_invalid_regions_are_not_registered(shared, rejection, key, message, text):
     named = pb.SystemSharedMemoryRegisterRequest()
     named.CopyFrom(message)
     named.key = message.key.replace("{key}", key)
-    code, told = refusal(shared.triton.SystemSharedMemoryRegister, named)
+    code, details = rejection(shared.triton.SystemSharedMemoryRegister, named)
     assert code == "INVALID_ARGUMENT"
-    assert text.replace("{key}", key).replace("\\\\", "\\") in told
-    assert FOLDER not in told
+    assert text.replace("{key}", key).replace("\\\\", "\\") in details
+    assert FOLDER not in details
     assert not status(shared)
 
 
 @pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
-def test_only_memory_objects_are_opened(shared, refusal, kind):
+def test_only_memory_objects_are_opened(shared, rejection, kind):
     name = f"neurona-test-{uuid.uuid4().hex}"
     path = os.path.join(FOLDER, name)
     {
@@ -163,26 +166,26 @@ def test_only_memory_objects_are_opened(shared, refusal, kind):
         "pipe": lambda: os.mkfifo(path),
     }[kind]()
     try:
-        code, told = refusal(shared.triton.SystemSharedMemoryRegister, register("a", name, 1))
+        code, details = rejection(shared.triton.SystemSharedMemoryRegister, register("a", name, 1))
     finally:
         os.rmdir(path) if kind == "folder" else os.unlink(path)
     assert code == "INVALID_ARGUMENT"
-    assert told.startswith("Unable to open shared memory region")
+    assert details.startswith("Unable to open shared memory region")
 
 
-def test_a_name_is_taken_once(shared, refusal, key):
+def test_a_name_is_registered_once(shared, rejection, key):
     shared.triton.SystemSharedMemoryRegister(register("a", key), timeout=10)
-    told = refusal(shared.triton.SystemSharedMemoryRegister, register("a", key))
-    assert told == ("ALREADY_EXISTS", "shared memory region 'a' already in manager")
+    error = rejection(shared.triton.SystemSharedMemoryRegister, register("a", key))
+    assert error == ("ALREADY_EXISTS", "shared memory region 'a' already in manager")
     message = pb.SystemSharedMemoryStatusRequest(name="b")
-    code, text = refusal(shared.triton.SystemSharedMemoryStatus, message)
+    code, text = rejection(shared.triton.SystemSharedMemoryStatus, message)
     assert (code, text) == ("NOT_FOUND", "Unable to find shared memory region: 'b'")
 
 
-def test_there_are_not_endlessly_many(shared, refusal, key):
+def test_the_number_of_regions_is_limited(shared, rejection, key):
     for number in range(MAX_REGIONS):
         shared.triton.SystemSharedMemoryRegister(register(str(number), key), timeout=10)
-    code, _ = refusal(shared.triton.SystemSharedMemoryRegister, register("more", key))
+    code, _ = rejection(shared.triton.SystemSharedMemoryRegister, register("more", key))
     assert code == "FAILED_PRECONDITION"
     shared.triton.SystemSharedMemoryUnregister(unregister("7"), timeout=10)
     shared.triton.SystemSharedMemoryRegister(register("more", key), timeout=10)
@@ -195,7 +198,7 @@ def test_there_are_not_endlessly_many(shared, refusal, key):
         (
             from_memory("FP32", (1, 2), "a", 8, 93),
             "INVALID_ARGUMENT",
-            "Invalid offset + byte size for shared memory region: 'a': 93 + 8 came, it has 100",
+            "Invalid offset + byte size for shared memory region: 'a': 93 + 8 (expected at most 10",
         ),
         (from_memory("FP32", (1, 2), "a", 2**63 - 1, 2**63 - 1), "INVALID_ARGUMENT", "Invalid off"),
         (from_memory("FP32", (1, 2), "a", 8, -1), "INVALID_ARGUMENT", "'shared_memory_offset' is"),
@@ -203,92 +206,94 @@ def test_there_are_not_endlessly_many(shared, refusal, key):
         (
             from_memory("FP32", (1, 2), "a", 12),
             "INVALID_ARGUMENT",
-            "'x' has 12 bytes in shared memory; its shape [1, 2] takes 8",
+            "'x' has 12 bytes in shared memory (expected 8 for shape [1, 2]",
         ),
         (from_memory("BYTES", (1, 2), "a", 5), "INVALID_ARGUMENT", "too few for 2 strings"),
     ],
 )
-def test_a_tensor_must_be_within_its_region(shared, refusal, key, message, code, text):
+def test_a_tensor_must_be_within_its_region(shared, rejection, key, message, code, text):
     shared.triton.SystemSharedMemoryRegister(register("a", key, 100), timeout=10)
-    told = refusal(shared.triton.ModelInfer, message)
-    assert told[0] == code
-    assert text in told[1]
+    status, details = rejection(shared.triton.ModelInfer, message)
+    assert status == code
+    assert text in details
 
 
-def test_parameters_that_say_half_of_it_are_refused(shared, refusal, key):
+def test_incomplete_parameters_are_rejected(shared, rejection, key):
     shared.triton.SystemSharedMemoryRegister(register("a", key, 100), timeout=10)
     message = from_memory("FP32", (1, 2), "a", 8)
     del message.inputs[0].parameters["shared_memory_byte_size"]
-    assert "but no 'shared_memory_byte_size'" in refusal(shared.triton.ModelInfer, message)[1]
+    assert "without 'shared_memory_byte_size'" in rejection(shared.triton.ModelInfer, message)[1]
     message = from_memory("FP32", (1, 2), "a", 8)
     message.inputs[0].parameters["shared_memory_region"].int64_param = 1
-    assert "expected string_param" in refusal(shared.triton.ModelInfer, message)[1]
+    assert "expected string_param" in rejection(shared.triton.ModelInfer, message)[1]
     message = from_memory("FP32", (1, 2), "a", 8)
     message.inputs[0].contents.fp32_contents.append(1)
-    told = refusal(shared.triton.ModelInfer, message)[1]
-    assert told == "input 'x' has contents and is in shared memory"
+    _, details = rejection(shared.triton.ModelInfer, message)
+    assert details == "input 'x' has both contents and a shared memory region"
 
 
-def test_an_output_that_does_not_fit_is_not_written(shared, refusal, key):
+def test_an_output_that_does_not_fit_is_not_written(shared, rejection, key):
     shared.triton.SystemSharedMemoryRegister(register("a", key, 100), timeout=10)
-    put(key, 0, b"\xff" * 100)
+    write_memory(key, 0, b"\xff" * 100)
     message = request("echo_FP32", x=("FP32", ROWS))
-    place(message.outputs.add(name="echo"), "a", 31)
-    code, text = refusal(shared.triton.ModelInfer, message)
+    set_region(message.outputs.add(name="echo"), "a", 31)
+    code, text = rejection(shared.triton.ModelInfer, message)
     assert code == "INVALID_ARGUMENT"
     assert "output 'echo' (31 bytes) should be at least 32 bytes to hold the results" in text
-    assert get(key, 0, 100) == b"\xff" * 100
+    assert read_memory(key, 0, 100) == b"\xff" * 100
 
 
-def test_memory_that_is_shortened_harms_nobody(shared, refusal, key):
-    """With a mapping, the server would be killed by the kernel here."""
+def test_shortened_memory_is_an_error(shared, rejection, key):
+    """If the server had mapped the memory, the kernel would kill it here."""
     shared.triton.SystemSharedMemoryRegister(register("a", key), timeout=10)
     os.truncate(os.path.join(FOLDER, key), 10)
-    told = refusal(shared.triton.ModelInfer, from_memory("FP32", (1, 4), "a", 16))
-    assert told == ("INVALID_ARGUMENT", "shared memory region 'a' was shortened")
+    error = rejection(shared.triton.ModelInfer, from_memory("FP32", (1, 4), "a", 16))
+    assert error == ("INVALID_ARGUMENT", "shared memory region 'a' was shortened")
     message = request("echo_FP32", x=("FP32", ROWS))
-    place(message.outputs.add(name="echo"), "a", 32)
-    assert refusal(shared.triton.ModelInfer, message)[1] == "shared memory region 'a' was shortened"
+    set_region(message.outputs.add(name="echo"), "a", 32)
+    assert (
+        rejection(shared.triton.ModelInfer, message)[1] == "shared memory region 'a' was shortened"
+    )
 
 
 def test_unregistering_during_a_run_is_safe(echoes, key, wait_until):
     server = InProcessServer(echoes, BatchPolicy(), start_models=False, shared_memory=True)
     try:
         server.triton.SystemSharedMemoryRegister(register("a", key), timeout=10)
-        put(key, 0, ROWS.tobytes())
+        write_memory(key, 0, ROWS.tobytes())
         message = from_memory("FP32", (2, 4), "a", 32)
         message.model_version = "1"
-        place(message.outputs.add(name="echo"), "a", 32, 100)
+        set_region(message.outputs.add(name="echo"), "a", 32, 100)
         call = server.triton.ModelInfer.future(message, timeout=30)
         wait_until(lambda: server.count("queue_rows", model="echo_FP32", version="1") == 2)
         server.triton.SystemSharedMemoryUnregister(unregister(""), timeout=10)
         assert not status(server)
-        put(key, 0, b"\0" * 32)  # the caller uses its memory anew
+        write_memory(key, 0, b"\0" * 32)  # the caller reuses its memory
         server.registry.resolve("echo_FP32", 1).start()
         call.result()
-        assert get(key, 100, 32) == ROWS.tobytes()
+        assert read_memory(key, 100, 32) == ROWS.tobytes()
     finally:
         server.stop()
 
 
-def test_no_more_is_read_than_may_wait(echoes, key, refusal):
+def test_no_more_is_read_than_the_queue_may_hold(echoes, key, rejection):
     server = InProcessServer(echoes, BatchPolicy(max_queue_bytes=1000), shared_memory=True)
     try:
         server.triton.SystemSharedMemoryRegister(register("a", key), timeout=10)
         message = from_memory("BYTES", (1, 1), "a", 1001)
-        code, text = refusal(server.triton.ModelInfer, message)
+        code, text = rejection(server.triton.ModelInfer, message)
         assert code == "INVALID_ARGUMENT"
-        assert "1001 bytes or more; expected at most 1000" in text
+        assert "1001 bytes or more (expected at most 1000" in text
     finally:
         server.stop()
 
 
 def test_strings_in_shared_memory_count_by_their_bytes(echoes, key, wait_until):
-    """To numpy each is an object of 8 bytes, however long it is."""
+    """NumPy counts 8 bytes for a string of any length."""
     server = InProcessServer(echoes, BatchPolicy(), start_models=False, shared_memory=True)
     try:
         server.triton.SystemSharedMemoryRegister(register("a", key), timeout=10)
-        put(key, 0, raw(np.array([b"x" * 3996], object)))
+        write_memory(key, 0, raw(np.array([b"x" * 3996], object)))
         message = from_memory("BYTES", (1, 1), "a", 4000)
         message.model_version = "1"
         call = server.triton.ModelInfer.future(message, timeout=30)
@@ -301,20 +306,20 @@ def test_strings_in_shared_memory_count_by_their_bytes(echoes, key, wait_until):
 
 
 @pytest.mark.parametrize("rpc", ["Status", "Register", "Unregister"])
-def test_it_is_off_unless_the_owner_allows_it(server, refusal, rpc):
+def test_shared_memory_is_off_by_default(server, rejection, rpc):
     message = getattr(pb, f"SystemSharedMemory{rpc}Request")()
-    code, text = refusal(getattr(server.triton, f"SystemSharedMemory{rpc}"), message)
+    code, text = rejection(getattr(server.triton, f"SystemSharedMemory{rpc}"), message)
     assert code == "FAILED_PRECONDITION"
-    assert "the server's option shared_memory allows it" in text
+    assert "the server's option shared_memory enables it" in text
 
 
-def test_off_means_off_for_tensors_too(server, refusal):
+def test_tensors_in_shared_memory_are_rejected_if_it_is_off(server, rejection):
     message = pb.ModelInferRequest(model_name="classifier")
-    place(message.inputs.add(name="x", datatype="FP32", shape=[1, 4]), "a", 16)
-    assert refusal(server.triton.ModelInfer, message)[0] == "FAILED_PRECONDITION"
+    set_region(message.inputs.add(name="x", datatype="FP32", shape=[1, 4]), "a", 16)
+    assert rejection(server.triton.ModelInfer, message)[0] == "FAILED_PRECONDITION"
     message = request("classifier", x=("FP32", ROWS))
-    place(message.outputs.add(name="probabilities"), "a", 16)
-    assert refusal(server.triton.ModelInfer, message)[0] == "FAILED_PRECONDITION"
+    set_region(message.outputs.add(name="probabilities"), "a", 16)
+    assert rejection(server.triton.ModelInfer, message)[0] == "FAILED_PRECONDITION"
 
 
 @pytest.mark.parametrize(
@@ -325,8 +330,8 @@ def test_off_means_off_for_tensors_too(server, refusal):
         ("Unregister", pb.CudaSharedMemoryUnregisterRequest(name="a")),
     ],
 )
-def test_cuda_memory_is_not_supported(echo_server, refusal, rpc, message):
-    code, text = refusal(getattr(echo_server.triton, f"CudaSharedMemory{rpc}"), message)
+def test_cuda_memory_is_not_supported(echo_server, rejection, rpc, message):
+    code, text = rejection(getattr(echo_server.triton, f"CudaSharedMemory{rpc}"), message)
     assert code == "UNIMPLEMENTED"
     assert "CUDA shared memory is not supported" in text
 
@@ -336,15 +341,15 @@ def test_there_is_no_cuda_memory_to_unregister(echo_server):
     assert echo_server.triton.CudaSharedMemoryUnregister(message, timeout=10) is not None
 
 
-def test_files_are_closed_when_nobody_uses_them(shared, key):
-    def held():
+def test_files_are_closed_when_no_longer_used(shared, key):
+    def open_files():
         target = os.path.join(FOLDER, key)
-        links = (os.path.join("/proc/self/fd", one) for one in os.listdir("/proc/self/fd"))
+        links = (os.path.join("/proc/self/fd", number) for number in os.listdir("/proc/self/fd"))
         return sum(os.path.exists(link) and os.readlink(link) == target for link in links)
 
     shared.triton.SystemSharedMemoryRegister(register("a", key), timeout=10)
-    assert held() == 1
-    put(key, 0, ROWS.tobytes())
+    assert open_files() == 1
+    write_memory(key, 0, ROWS.tobytes())
     shared.triton.ModelInfer(from_memory("FP32", (2, 4), "a", 32), timeout=10)
     shared.triton.SystemSharedMemoryUnregister(unregister("a"), timeout=10)
-    assert held() == 0
+    assert open_files() == 0

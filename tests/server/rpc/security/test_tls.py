@@ -21,7 +21,7 @@ SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERV
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Every certificate of the tests: a certificate and its key, or the CA's certificate alone."""
+    """The files of the tests: of a certificate and its key, or of a CA's certificate."""
     folder = tmp_path_factory.mktemp("tls")
     ours, others = CertificateAuthority(folder, "ours"), CertificateAuthority(folder, "others")
     return {
@@ -35,7 +35,7 @@ def made(tmp_path_factory):
 
 
 class Transport:
-    """A transport with TLS and nothing but health behind it; its files may be exchanged."""
+    """A transport with TLS that serves only the health service; its files can be replaced."""
 
     def __init__(self, folder, made, server="right", client_ca=None):
         self.certificate, self.key = folder / "tls.crt", folder / "tls.key"
@@ -61,14 +61,14 @@ class Transport:
         credentials = grpc.ssl_channel_credentials(
             self.made[ca].read_bytes(), private_key=key, certificate_chain=chain
         )
-        # Else a channel takes over the connection of one that was configured alike.
-        alone = [("grpc.use_local_subchannel_pool", 1)]
-        channel = grpc.secure_channel(f"127.0.0.1:{self.port}", credentials, alone)
+        # Else a channel shares the connection of one with the same configuration.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channel = grpc.secure_channel(f"127.0.0.1:{self.port}", credentials, options)
         self.channels.append(channel)
         return channel
 
-    def shown(self):
-        """The certificate that a new connection is shown."""
+    def served_certificate(self):
+        """The certificate that the server shows to a new connection, as DER."""
         context = ssl.create_default_context(cafile=self.made["ca"])
         context.set_alpn_protocols(["h2"])
         with (
@@ -104,63 +104,61 @@ def der(pem):
     return ssl.PEM_cert_to_DER_cert(pem.read_text())
 
 
-def assert_refused(channel):
+def assert_no_connection(channel):
     with pytest.raises(grpc.RpcError) as caught:
         check(channel)
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
-def test_a_caller_who_trusts_the_authority_is_served(make_transport):
+def test_a_caller_that_trusts_the_ca_is_served(make_transport):
     assert check(make_transport().connect()) == SERVING
 
 
-def test_a_caller_who_trusts_another_authority_does_not_connect(make_transport):
-    assert_refused(make_transport().connect(ca="other ca"))
+def test_a_caller_that_trusts_another_ca_does_not_connect(make_transport):
+    assert_no_connection(make_transport().connect(ca="other ca"))
 
 
-def test_an_expired_server_certificate_is_not_believed(make_transport):
-    assert_refused(make_transport(server="expired").connect())
+def test_an_expired_server_certificate_is_not_trusted(make_transport):
+    assert_no_connection(make_transport(server="expired").connect())
 
 
-def test_a_caller_in_plain_text_does_not_connect(make_transport):
+def test_a_plaintext_caller_does_not_connect(make_transport):
     with grpc.insecure_channel(f"127.0.0.1:{make_transport().port}") as channel:
-        assert_refused(channel)
+        assert_no_connection(channel)
 
 
-def test_a_caller_with_the_right_certificate_is_served(make_transport):
+def test_a_caller_with_a_valid_certificate_is_served(make_transport):
     assert check(make_transport(client_ca="ca").connect(client="right")) == SERVING
 
 
 @pytest.mark.parametrize("client", [None, "expired", "wrong CA"])
-def test_a_caller_without_the_right_certificate_is_refused(make_transport, client):
-    assert_refused(make_transport(client_ca="ca").connect(client=client))
+def test_a_caller_without_a_valid_certificate_does_not_connect(make_transport, client):
+    assert_no_connection(make_transport(client_ca="ca").connect(client=client))
 
 
-def test_a_renewed_certificate_is_shown_to_new_connections_and_the_old_ones_stay(
-    make_transport, made
-):
+def test_new_connections_use_a_renewed_certificate_and_existing_ones_stay(make_transport, made):
     transport = make_transport()
     channel = transport.connect()
     watch = HealthStub(channel).Watch(HealthCheckRequest(), timeout=30)
     assert next(watch).status == SERVING
-    assert transport.shown() == der(made["right"][0])
+    assert transport.served_certificate() == der(made["right"][0])
     transport.install(*made["renewed"])
-    assert transport.shown() == der(made["renewed"][0])
+    assert transport.served_certificate() == der(made["renewed"][0])
     assert check(transport.connect()) == SERVING
     transport.health.set({"": False})
-    assert next(watch).status == NOT_SERVING  # over the connection of before
+    assert next(watch).status == NOT_SERVING  # over the existing connection
     assert check(channel) == NOT_SERVING
 
 
-def test_another_client_authority_holds_for_new_connections(make_transport, made):
+def test_new_connections_use_another_client_ca(make_transport, made):
     transport = make_transport(client_ca="ca")
     shutil.copy(made["other ca"], transport.client_ca)
-    assert_refused(transport.connect(client="right"))
+    assert_no_connection(transport.connect(client="right"))
     assert check(transport.connect(client="wrong CA")) == SERVING
 
 
 @pytest.mark.parametrize("broken", ["certificate", "key", "gone", "another key"])
-def test_broken_new_files_leave_the_old_certificate_and_are_logged_once(
+def test_invalid_files_keep_the_certificate_and_are_logged_once(
     make_transport, made, broken, caplog
 ):
     transport = make_transport()
@@ -169,33 +167,31 @@ def test_broken_new_files_leave_the_old_certificate_and_are_logged_once(
     elif broken == "another key":
         shutil.copy(made["renewed"][1], transport.key)
     else:
-        (transport.certificate if broken == "certificate" else transport.key).write_text(
-            "nothing of it"
-        )
+        (transport.certificate if broken == "certificate" else transport.key).write_text("not PEM")
     for _ in range(3):
-        assert transport.shown() == der(made["right"][0])
+        assert transport.served_certificate() == der(made["right"][0])
     (record,) = [r for r in caplog.records if r.name.startswith("neurona") and r.levelno >= 40]
-    assert "what was read before stays" in record.getMessage()
+    assert "TLS certificate not reloaded, keeping the last valid one" in record.getMessage()
     assert (
         str(transport.certificate if broken == "certificate" else transport.key)
         in record.getMessage()
     )
     transport.install(*made["renewed"])
-    assert transport.shown() == der(made["renewed"][0])
+    assert transport.served_certificate() == der(made["renewed"][0])
 
 
 @pytest.mark.parametrize(
     ("broken", "content", "message"),
     [
-        ("certificate", b"nothing of it", r"tls.crt is no PEM file of certificates"),
-        ("certificate", b"\xff\x00", r"tls.crt is no PEM file of certificates"),
+        ("certificate", b"not PEM", r"tls.crt is not a PEM file of certificates"),
+        ("certificate", b"\xff\x00", r"tls.crt is not a PEM file of certificates"),
         ("certificate", None, r"cannot read .*tls.crt: No such file"),
-        ("key", b"nothing of it", r"tls.key is no PEM file of the key of .*tls.crt"),
+        ("key", b"not PEM", r"tls.key is not a PEM file of the key of .*tls.crt"),
         ("key", None, r"cannot read .*tls.key: No such file"),
-        ("ca", b"", r"ca.crt is no PEM file of certificates"),
+        ("ca", b"", r"ca.crt is not a PEM file of certificates"),
     ],
 )
-def test_a_broken_file_at_the_start_is_named(tmp_path, made, broken, content, message):
+def test_an_invalid_file_at_start_is_named(tmp_path, made, broken, content, message):
     files = {"certificate": "tls.crt", "key": "tls.key", "ca": "ca.crt"}
     paths = {name: tmp_path / file for name, file in files.items()}
     for name, source in zip(paths, (*made["right"], made["ca"]), strict=True):
@@ -208,7 +204,7 @@ def test_a_broken_file_at_the_start_is_named(tmp_path, made, broken, content, me
         Certificates(paths["certificate"], paths["key"], paths["ca"])
 
 
-def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(tmp_path, made):
+def test_a_key_with_a_password_is_an_error_without_a_prompt(tmp_path, made):
     key = serialization.load_pem_private_key(made["right"][1].read_bytes(), password=None)
     locked = tmp_path / "locked.key"
     locked.write_bytes(
@@ -218,5 +214,5 @@ def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(tmp_path, m
             serialization.BestAvailableEncryption(b"secret"),
         )
     )
-    with pytest.raises(ConfigError, match="locked.key is no PEM file of the key of"):
+    with pytest.raises(ConfigError, match="locked.key is not a PEM file of the key of"):
         Certificates(made["right"][0], locked)

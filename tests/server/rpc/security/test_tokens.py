@@ -34,6 +34,7 @@ def entry(name, token, rights, *models):
     return text + (f"models = {list(models)}\n" if models else "")
 
 
+WITHOUT_HASH = '[[tokens]]\nname = "a"\nrights = ["predict"]\n'
 TOKENS = (
     entry("all", FULL, ["predict", "describe", "control"])
     + entry("some", LIMITED, ["predict", "describe"], "regressor", "pick*")
@@ -50,7 +51,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def server(make_server, file, monkeypatch):
-    monkeypatch.setattr(tokens, "PAUSE", 0.0)
+    monkeypatch.setattr(tokens, "CHECK_PAUSE", 0.0)
     access = Access(file)
     server = make_server(options=ListenerOptions(1 << 20, access=access))
     server.health.set({"": True, "regressor": True, "regressor/1": True, "classifier": True})
@@ -82,22 +83,22 @@ def test_a_known_token_is_answered(server, token):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (None, "a token is needed"),
-        ([("authorization", "Basic abc")], "not of the form Bearer TOKEN"),
-        ([("authorization", "Bearer ")], "not of the form Bearer TOKEN"),
-        (with_token(NEW), "the token is not known"),
-        (with_token(FULL[:-1]), "the token is not known"),
-        (with_token(hashlib.sha256(FULL.encode()).hexdigest()), "the token is not known"),
+        (None, "missing token"),
+        ([("authorization", "Basic abc")], "invalid authorization (expected Bearer TOKEN)"),
+        ([("authorization", "Bearer ")], "invalid authorization (expected Bearer TOKEN)"),
+        (with_token(NEW), "unknown token"),
+        (with_token(FULL[:-1]), "unknown token"),
+        (with_token(hashlib.sha256(FULL.encode()).hexdigest()), "unknown token"),
         (with_token(FULL) * 2, "once"),
-        ([("authorization-bin", FULL.encode())], "a token is needed"),
+        ([("authorization-bin", FULL.encode())], "missing token"),
     ],
 )
-def test_every_method_refuses_callers_without_a_token(server, metadata, message):
+def test_every_method_rejects_callers_without_a_token(server, metadata, message):
     checked = 0
     for path in server.methods:
         if path.startswith("/grpc.health.v1.Health/") and not path.endswith("/List"):
             continue
-        if path.endswith(("/ServerLive", "/ServerReady")):  # health too, by another name
+        if path.endswith(("/ServerLive", "/ServerReady")):  # health under another name
             continue
         method = server.channel.stream_stream(path)
         with pytest.raises(grpc.RpcError) as caught:
@@ -113,13 +114,13 @@ def test_the_scheme_may_be_in_any_case(server):
     assert server.prediction.Predict(total(), timeout=10, metadata=metadata)
 
 
-def test_a_call_is_refused_before_its_request_is_read(server):
+def test_a_call_is_rejected_before_its_request_is_read(server):
     method = server.channel.unary_unary("/neurona.v1.Prediction/Predict")
     assert error_of(method, b"\xff" * 900_000)[0] == "UNAUTHENTICATED"
     assert error_of(method, b"\xff" * 900_000, BLIND)[0] == "INVALID_ARGUMENT"
 
 
-def test_health_is_open_but_does_not_list_to_everybody(server):
+def test_health_checks_are_open_but_lists_need_a_token(server):
     stub = HealthStub(server.channel)
     assert stub.Check(HealthCheckRequest(), timeout=10).status == HealthCheckResponse.SERVING
     assert next(stub.Watch(HealthCheckRequest(), timeout=10))
@@ -134,13 +135,13 @@ def test_health_is_open_but_does_not_list_to_everybody(server):
         assert sorted(health.HealthListResponse.FromString(answer).statuses) == names
 
 
-def test_a_right_that_is_missing_is_named(server):
+def test_a_missing_right_is_named(server):
     code, message = error_of(server.models.List, ListModelsRequest(), BLIND)
     assert code == "PERMISSION_DENIED"
     assert message == "the token 'blind' has no right to describe; it may predict"
 
 
-def test_a_method_that_says_nothing_needs_control(file):
+def test_a_method_without_a_declared_right_needs_control(file):
     method = Unary(lambda call: None)
     assert Access(file).grant(method.right, with_token(FULL)).name == "all"
     with pytest.raises(Exception, match="'some' has no right to control; it may predict, descr"):
@@ -148,7 +149,7 @@ def test_a_method_that_says_nothing_needs_control(file):
 
 
 @pytest.mark.parametrize("method", ["Predict", "Classify", "Regress"])
-def test_a_model_that_a_token_does_not_see_is_refused_whether_it_exists_or_not(server, method):
+def test_a_model_that_a_token_does_not_allow_is_denied_whether_it_exists_or_not(server, method):
     for model in ("classifier", "nobody"):
         code, message = error_of(getattr(server.prediction, method), total(model), LIMITED)
         assert code == "PERMISSION_DENIED"
@@ -157,7 +158,7 @@ def test_a_model_that_a_token_does_not_see_is_refused_whether_it_exists_or_not(s
     assert (code, message) == ("NOT_FOUND", "there is no model 'picky'")  # and no list of others
 
 
-def test_in_a_stream_each_request_is_refused_by_itself(server):
+def test_requests_of_a_stream_are_denied_one_by_one(server):
     requests = [
         StreamedRequest(id=i, request=total(model))
         for i, model in enumerate(["classifier", "regressor"])
@@ -165,12 +166,12 @@ def test_in_a_stream_each_request_is_refused_by_itself(server):
     stream = server.prediction.PredictStream(
         iter([PredictStreamRequest(requests=requests)]), timeout=10, metadata=with_token(LIMITED)
     )
-    answered = {one.id: one for response in stream for one in response.responses}
-    assert answered[0].error.code == grpc.StatusCode.PERMISSION_DENIED.value[0]
-    assert answered[1].response.regression.rows[0].values[0] == 3
+    responses = {one.id: one for response in stream for one in response.responses}
+    assert responses[0].error.code == grpc.StatusCode.PERMISSION_DENIED.value[0]
+    assert responses[1].response.regression.rows[0].values[0] == 3
 
 
-def test_lists_and_descriptions_show_only_models_that_the_token_sees(server):
+def test_lists_and_descriptions_show_only_allowed_models(server):
     for token, names in [
         (LIMITED, ["picker", "regressor"]),
         (FULL, ["classifier", "fixed", "picker", "regressor", "running_sum"]),
@@ -194,16 +195,14 @@ def test_reflection_needs_the_right_to_describe(server):
     assert answer.list_services_response.service
 
 
-def test_the_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothing(
-    server, file, caplog
-):
+def test_the_file_is_reloaded_when_it_changes_and_an_invalid_one_is_ignored(server, file, caplog):
     file.write_text(TOKENS + entry("new", NEW, ["predict"]))
     assert server.prediction.Predict(total(), timeout=10, metadata=with_token(NEW))
     file.write_text(entry("new", NEW, ["predict"]) + "[[tokens]]\n")
     for _ in range(3):
         assert server.prediction.Predict(total(), timeout=10, metadata=with_token(BLIND))
     (record,) = [r for r in caplog.records if r.name.startswith("neurona") and r.levelno >= 40]
-    assert "tokens.toml: token 2: expected name, sha256 and rights" in record.getMessage()
+    assert "tokens.toml: missing key 'name' in tokens[1]" in record.getMessage()
     file.write_text(entry("new", NEW, ["predict"]))
     assert error_of(server.prediction.Predict, total(), BLIND)[0] == "UNAUTHENTICATED"
     assert server.prediction.Predict(total(), timeout=10, metadata=with_token(NEW))
@@ -212,21 +211,27 @@ def test_the_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothing
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected one or more"),
-        ("tokens = []", "expected one or more"),
-        (TOKENS + "[other]", "and nothing else"),
+        ("", "missing key 'tokens'"),
+        ("tokens = []", "tokens: expected a non-empty list"),
+        (TOKENS + "[other]", "unknown key 'other'"),
         ("= 1", "is not TOML"),
-        (f'[[tokens]]\nname = "a"\nrights = ["predict"]\ntoken = "{FULL}"', "plain text does not"),
-        (f'[[tokens]]\nname = "a"\nrights = ["predict"]\nsha256 = "{FULL}"', "64 hex digits"),
-        (entry("a", FULL, ["fly"]), "rights out of predict, describe, control"),
-        (entry("a", FULL, []), "expected rights as a list"),
-        (entry("", FULL, ["predict"]), "expected a name"),
-        (entry("a", FULL, ["predict"]) + "models = []", "expected models as a list of at least"),
-        (entry("a", FULL, ["predict"]) + "models = [1]", "expected models as a list of at least"),
-        (entry("a", FULL, ["predict"]) + entry("b", FULL, ["control"]), "two tokens are the same"),
+        (
+            f'[[tokens]]\nname = "a"\nrights = ["predict"]\ntoken = "{FULL}"',
+            "unknown key 'token' in .*plain text",
+        ),
+        (
+            f'[[tokens]]\nname = "a"\nrights = ["predict"]\nsha256 = "{FULL}"',
+            r"tokens\[0\].sha256: expected 64 hex",
+        ),
+        (entry("a", FULL, ["fly"]), r"rights\[0\]: expected predict, describe or control"),
+        (entry("a", FULL, []), r"tokens\[0\].rights: expected a non-empty list"),
+        (entry("", FULL, ["predict"]), r"tokens\[0\].name: expected a non-empty string"),
+        (entry("a", FULL, ["predict"]) + "models = []", "models: expected a non-empty list"),
+        (entry("a", FULL, ["predict"]) + "models = [1]", r"models\[0\]: expected a string"),
+        (entry("a", FULL, ["predict"]) + entry("b", FULL, ["control"]), "duplicate tokens"),
     ],
 )
-def test_a_wrong_file_is_named_and_no_token_is_printed(tmp_path, text, message):
+def test_an_invalid_file_is_named_and_no_token_is_printed(tmp_path, text, message):
     path = tmp_path / "tokens.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message) as caught:
@@ -247,7 +252,7 @@ def test_a_token_is_hashed_for_the_file(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("text", ["", "short\n", "with a space in the midst of it\n"])
-def test_a_token_that_can_be_guessed_is_not_hashed(text, monkeypatch, capsys):
+def test_a_short_token_is_not_hashed(text, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
     assert hash_token() == 1
     printed = capsys.readouterr()
@@ -255,15 +260,16 @@ def test_a_token_that_can_be_guessed_is_not_hashed(text, monkeypatch, capsys):
     assert "at least 20 characters" in printed.err
 
 
-def test_the_other_protocol_shows_and_serves_only_what_the_token_holds_for(server):
-    every = server.triton.RepositoryIndex(pb.RepositoryIndexRequest(), metadata=with_token(FULL))
-    names = {model.name for model in every.models}
+def test_the_open_inference_protocol_shows_and_serves_only_allowed_models(server):
+    index = pb.RepositoryIndexRequest()
+    unfiltered = server.triton.RepositoryIndex(index, metadata=with_token(FULL))
+    names = {model.name for model in unfiltered.models}
     assert len(names) > 1
     metadata = with_token(LIMITED)
-    narrow = server.triton.RepositoryIndex(pb.RepositoryIndexRequest(), metadata=metadata)
-    seen = {model.name for model in narrow.models}
-    assert seen < names
-    (hidden, *_) = sorted(names - seen)
+    filtered = server.triton.RepositoryIndex(index, metadata=metadata)
+    visible = {model.name for model in filtered.models}
+    assert visible < names
+    (hidden, *_) = sorted(names - visible)
     for method, request in (
         (server.triton.ModelMetadata, pb.ModelMetadataRequest(name=hidden)),
         (server.triton.ModelConfig, pb.ModelConfigRequest(name=hidden)),
@@ -273,18 +279,18 @@ def test_the_other_protocol_shows_and_serves_only_what_the_token_holds_for(serve
     ):
         assert error_of(method, request, LIMITED)[0] == "PERMISSION_DENIED"
     statistics = server.triton.ModelStatistics(pb.ModelStatisticsRequest(), metadata=metadata)
-    assert {one.name for one in statistics.model_stats} <= seen
+    assert {one.name for one in statistics.model_stats} <= visible
 
 
-def test_doors_tell_of_whom_they_refuse_and_models_of_theirs(make_server, file):
-    refused = []
+def test_rejected_calls_are_reported_and_counted(make_server, file):
+    rejected = []
     server = make_server(
-        options=ListenerOptions(1 << 20, access=Access(file), on_reject=refused.append)
+        options=ListenerOptions(1 << 20, access=Access(file), on_reject=rejected.append)
     )
     assert error_of(server.prediction.Predict, total())[0] == "UNAUTHENTICATED"
     blind = ListModelsRequest()
     assert error_of(server.models.List, blind, BLIND)[0] == "PERMISSION_DENIED"
-    assert [type(error) for error in refused] == [UnauthenticatedError, PermissionDeniedError]
+    assert [type(error) for error in rejected] == [UnauthenticatedError, PermissionDeniedError]
     assert error_of(server.prediction.Predict, total("classifier"), LIMITED)[0] == (
         "PERMISSION_DENIED"
     )

@@ -1,1 +1,1 @@
-"""The named data sets, one file for each origin."""
+"""The named data sets, one module for each origin; catalogue.py lists them by name."""

@@ -1,9 +1,11 @@
 """The adding problem, a test of long memory.
 
 Experiment 4 of S. Hochreiter and J. Schmidhuber, Long Short-Term Memory, Neural Computation
-9, 1997, as later papers set it (Q. Le and others, arXiv 1504.00941): each step has a number
-from 0 to 1 and a mark; two numbers are marked, one in each half; their sum is asked at the
-end. Saying 1 to everything has a squared error of 1/6, the variance of the sum.
+9, 1997, in the form of later papers (Q. Le and others, arXiv 1504.00941): each step has a
+number from 0 to 1 and a mark; two numbers are marked, one in each half; the target is their
+sum. Predicting 1 for every row has a squared error of 1/6, the variance of the sum.
+
+Each origin of data stands alone in its module.
 """
 
 import numpy as np
@@ -17,13 +19,18 @@ _ROWS = {"train": 20_000, "validation": 1_000, "test": 1_000}
 _SEED = 1997  # the same rows whatever the seed of a training run
 
 
-def generated(steps: int = STEPS, rows: int | None = None) -> Dataset:
-    """(rows, steps, 2) -> (rows, 1), made anew on each call, always the same.
+def adding_problem(steps: int = STEPS, rows: int | None = None) -> Dataset:
+    """Generates the adding problem; each call gives the same rows.
 
-    rows: of each part; None makes 20,000 for training and 1,000 for each of the others.
+    Args:
+        steps: of each sequence.
+        rows: of each part; None makes 20,000 for training and 1,000 for each of the others.
+
+    Returns:
+        Inputs of shape (rows, steps, 2), targets of shape (rows, 1).
     """
     train, validation, test = (
-        _split(rows or size, steps, np.random.default_rng((_SEED, number)))
+        _make_split(rows or size, steps, np.random.default_rng((_SEED, number)))
         for number, size in enumerate(_ROWS.values())
     )
     return Dataset(
@@ -44,13 +51,13 @@ def generated(steps: int = STEPS, rows: int | None = None) -> Dataset:
     )
 
 
-def _split(rows: int, steps: int, random: np.random.Generator) -> Split:
+def _make_split(rows: int, steps: int, random: np.random.Generator) -> Split:
     numbers = random.random((rows, steps), np.float32)
     marks = np.zeros((rows, steps), np.float32)
     half = steps // 2
-    every = np.arange(rows)
+    row_indices = np.arange(rows)
     first = random.integers(0, half, rows)
     second = random.integers(half, steps, rows)
-    marks[every, first] = marks[every, second] = 1
-    targets = (numbers[every, first] + numbers[every, second])[:, None]
+    marks[row_indices, first] = marks[row_indices, second] = 1
+    targets = (numbers[row_indices, first] + numbers[row_indices, second])[:, None]
     return Split(np.stack([numbers, marks], axis=2), targets)

@@ -2,23 +2,18 @@
 
 E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
 Repository, 1998: 43 people's digits, each pixel the count of inked dots (0 to 16) in a
-4 x 4 block of a 32 x 32 bitmap.
+4 x 4 block of a 32 x 32 bitmap. Each origin of data stands alone in its module.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurona_training.data import Dataset, Input, Split
-
-INK = 16.0  # the largest value of a pixel
-
-_SOURCE = "scikit-learn load_digits: UCI Optical Recognition of Handwritten Digits (1998)"
-_TEST, _VALIDATION = 0.20, 0.15  # which leaves 65 % for training
-_SPLIT_SEED = 1998  # the test rows are the same whatever the seed of a training run
+from neurona_training.data import Dataset, Input
+from neurona_training.data.splits import stratified_split
 
 
-def images() -> Dataset:
-    """Each digit as one image, (rows, 8, 8)."""
+def digit_images() -> Dataset:
+    """Each digit as one image, float32 of shape (rows, 8, 8), 0 for paper to 16 for ink."""
     return _dataset(
         Input(
             name="image",
@@ -29,8 +24,8 @@ def images() -> Dataset:
     )
 
 
-def rows_of_pixels() -> Dataset:
-    """Each digit as a sequence of 8 steps, from its top row to its bottom row, (rows, 8, 8)."""
+def digit_rows() -> Dataset:
+    """Each digit as a sequence of 8 steps from its top row to its bottom row, (rows, 8, 8)."""
     return _dataset(
         Input(
             name="sequence",
@@ -44,27 +39,17 @@ def rows_of_pixels() -> Dataset:
 
 def _dataset(described: Input) -> Dataset:
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     pixels: NDArray[np.float32] = digits.images.astype(np.float32)
     targets: NDArray[np.int64] = digits.target.astype(np.int64)
-
-    rest, test = train_test_split(
-        np.arange(len(targets)), test_size=_TEST, stratify=targets, random_state=_SPLIT_SEED
-    )
-    train, validation = train_test_split(
-        rest,
-        test_size=_VALIDATION / (1 - _TEST),
-        stratify=targets[rest],
-        random_state=_SPLIT_SEED,
-    )
+    train, validation, test = stratified_split(pixels, targets)
     return Dataset(
         name="digits",
-        source=_SOURCE,
-        train=Split(pixels[train], targets[train]),
-        validation=Split(pixels[validation], targets[validation]),
-        test=Split(pixels[test], targets[test]),
+        source="scikit-learn load_digits: UCI Optical Recognition of Handwritten Digits (1998)",
+        train=train,
+        validation=validation,
+        test=test,
         input=described,
         labels=tuple(str(name) for name in digits.target_names),
     )

@@ -1,7 +1,10 @@
-"""Truth tables of logic: what W. McCulloch and W. Pitts's neurons were made for (1943), and
-XOR, which M. Minsky and S. Papert (Perceptrons, 1969) showed one neuron to be unable to learn.
+"""Truth tables of logic.
 
-There are no other rows than those of the table, so that it is training, validation and test.
+They were the subject of W. McCulloch and W. Pitts's neurons (1943); XOR cannot be learned by one
+neuron (M. Minsky and S. Papert, Perceptrons, 1969).
+
+A truth table has no other rows, so that the same ones are training, validation and test.
+Each origin of data stands alone in its module.
 """
 
 import itertools
@@ -11,7 +14,7 @@ import numpy as np
 
 from neurona_training.data import Dataset, Input, Split
 
-# By name: how many inputs it has, and what it says about how many of them are true.
+# By name: the number of inputs, and the output by the number of inputs that are true.
 TABLES: dict[str, tuple[int, Callable[[int], bool]]] = {
     "not": (1, lambda true: true == 0),
     "and": (2, lambda true: true == 2),
@@ -22,18 +25,22 @@ TABLES: dict[str, tuple[int, Callable[[int], bool]]] = {
 }
 
 
-def table(name: str) -> Dataset:
-    """Every row of the truth table, (2 ** inputs, inputs), false as 0 and true as 1."""
-    inputs, says = TABLES[name]
+def truth_table(name: str) -> Dataset:
+    """Every row of a truth table, float32 of shape (2 ** inputs, inputs): 0 false, 1 true.
+
+    Args:
+        name: one of `TABLES`.
+    """
+    inputs, output = TABLES[name]
     rows = np.array(list(itertools.product((0, 1), repeat=inputs)), np.float32)
-    targets = np.array([says(int(row.sum())) for row in rows], np.int64)
-    whole = Split(rows, targets)
+    targets = np.array([output(int(row.sum())) for row in rows], np.int64)
+    all_rows = Split(rows, targets)
     return Dataset(
         name=name,
         source=f"the truth table of {name.upper()}",
-        train=whole,
-        validation=whole,
-        test=whole,
+        train=all_rows,
+        validation=all_rows,
+        test=all_rows,
         input=Input(
             name="inputs",
             axes=("batch", "input"),

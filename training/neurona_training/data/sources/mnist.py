@@ -35,10 +35,17 @@ _SPLIT_SEED = 1998  # the same rows whatever the seed of a training run
 _UNSIGNED_BYTE = 8  # IDX's code for the type of its values
 
 
-def images(data_dir: Path | None = None) -> Dataset:
-    """Each digit as one image, (rows, 28, 28), 0 for paper to 255 for ink.
+def mnist_images(data_dir: Path | None = None) -> Dataset:
+    """Each digit as one image; the test rows are the published ones.
 
-    The test rows are the published ones. Raises DataError.
+    Args:
+        data_dir: folder with the published files; see `fetch`.
+
+    Returns:
+        float32 of shape (rows, 28, 28), 0 for paper to 255 for ink.
+
+    Raises:
+        DataError: a file is missing or damaged.
     """
     from sklearn.model_selection import train_test_split
 
@@ -71,22 +78,27 @@ def images(data_dir: Path | None = None) -> Dataset:
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array in an IDX file of bytes that is compressed by gzip.
+    """Reads an IDX file of bytes that is compressed by gzip.
 
-    IDX: two zeros, the type, the number of axes; each axis' size in four bytes, the most
-    significant first; the values. Raises DataError for a file that is anything else.
+    IDX: two zeros, the type, the number of axes; the size of each axis in four bytes, the most
+    significant first; the values.
+
+    Raises:
+        DataError: another format, or a file that is cut off.
     """
     try:
         content = gzip.decompress(path.read_bytes())
     except (EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{path} is no gzip file: {error}") from error
+        raise DataError(f"{path} is not a gzip file: {error}") from error
     if len(content) < 4 or content[:3] != bytes([0, 0, _UNSIGNED_BYTE]):
-        raise DataError(f"{path} is no IDX file of bytes: it begins with {content[:4].hex(' ')}")
-    first = 4 + 4 * content[3]
-    if len(content) < first:
+        raise DataError(
+            f"{path} is not an IDX file of bytes: it begins with {content[:4].hex(' ')}"
+        )
+    header_size = 4 + 4 * content[3]
+    if len(content) < header_size:
         raise DataError(f"{path} ends within its header")
-    shape = tuple(int(size) for size in np.frombuffer(content[4:first], ">u4"))
-    values = np.frombuffer(content, np.uint8, offset=first)
+    shape = tuple(int(size) for size in np.frombuffer(content[4:header_size], ">u4"))
+    values = np.frombuffer(content, np.uint8, offset=header_size)
     if values.size != np.prod(shape):
         raise DataError(f"{path} has {values.size} values for the shape {list(shape)}")
     return values.reshape(shape)

@@ -1,8 +1,8 @@
 """Family names of 18 languages: which language is a name from?
 
 Collected by S. Robertson for the tutorials of practical-pytorch (2017), MIT licence. The
-files name some people many times (2,000 Arabic lines are 108 names): each name stands here
-once for a language, so that no test name has been learned by heart.
+files repeat names (2,000 Arabic lines are 108 names); duplicates within a language are
+removed, so that no test name is a training name.
 """
 
 from pathlib import Path
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from neurona_training.data import Dataset, Input, Split
 from neurona_training.data.published_files import PublishedFile, fetch
-from neurona_training.data.transforms import padded
+from neurona_training.data.splits import stratified_indices
+from neurona_training.data.transforms import pad_sequences
 from neurona_training.errors import DataError
 
 _COPY = (
@@ -44,49 +45,46 @@ FILES = {
     for language, sha256 in _CHECKSUMS.items()
 }
 
-_TEST, _VALIDATION = 0.20, 0.15  # which leaves 65 % for training
 _SPLIT_SEED = 2017  # the same rows whatever the seed of a training run
 
 
-def by_characters(data_dir: Path | None = None) -> Dataset:
-    """Each name as the codes of its characters, (time,), padded. Raises DataError.
+def names_by_character(data_dir: Path | None = None) -> Dataset:
+    """Each name as the codes of its characters, with capitals and accents as written.
 
-    Names are as written, with capitals and accents. The characters are those of the training
-    names; any other has the code after the last, which is also what pads.
+    The characters are those of the training names; any other has the code after the last,
+    which is also the padding.
+
+    Args:
+        data_dir: folder with the published files; see `fetch`.
+
+    Returns:
+        int64 of shape (rows, time), padded, with lengths.
+
+    Raises:
+        DataError: a file is missing or damaged.
     """
-    from sklearn.model_selection import train_test_split
-
-    known = {language: read_names(fetch(file, data_dir)) for language, file in FILES.items()}
-    languages = tuple(known)
-    pairs = [(name, code) for code, names in enumerate(known.values()) for name in names]
+    names = {language: read_names(fetch(file, data_dir)) for language, file in FILES.items()}
+    pairs = [(name, code) for code, some in enumerate(names.values()) for name in some]
     targets = np.array([code for _, code in pairs], np.int64)
-    rest, test = train_test_split(
-        np.arange(len(pairs)), test_size=_TEST, stratify=targets, random_state=_SPLIT_SEED
-    )
-    train, validation = train_test_split(
-        rest,
-        test_size=_VALIDATION / (1 - _TEST),
-        stratify=targets[rest],
-        random_state=_SPLIT_SEED,
-    )
+    train, validation, test = stratified_indices(targets, _SPLIT_SEED)
     characters = tuple(sorted({character for row in train for character in pairs[row][0]}))
     codes = {character: code for code, character in enumerate(characters)}
     unknown = len(characters)
 
-    def split(rows: NDArray[np.int64]) -> Split:
-        spelled = [
+    def encode(rows: NDArray[np.int64]) -> Split:
+        encoded = [
             np.array([codes.get(character, unknown) for character in pairs[row][0]], np.int64)
             for row in rows
         ]
-        inputs, lengths = padded(spelled, unknown)
+        inputs, lengths = pad_sequences(encoded, unknown)
         return Split(inputs, targets[rows], lengths)
 
     return Dataset(
         name="names",
         source="names of 18 languages (S. Robertson, practical-pytorch, 2017), each once",
-        train=split(train),
-        validation=split(validation),
-        test=split(test),
+        train=encode(train),
+        validation=encode(validation),
+        test=encode(test),
         input=Input(
             name="characters",
             axes=("batch", "time"),
@@ -95,16 +93,20 @@ def by_characters(data_dir: Path | None = None) -> Dataset:
             unit="character",
             categories=characters,
         ),
-        labels=languages,
+        labels=tuple(names),
     )
 
 
 def read_names(path: Path) -> list[str]:
-    """The names in a file of one a line, each once, sorted. Raises DataError."""
+    """Reads a file of one name a line; sorted, without duplicates.
+
+    Raises:
+        DataError: not UTF-8, or no names.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text in UTF-8: {error}") from error
+        raise DataError(f"{path} is not text in UTF-8: {error}") from error
     # Some lines end in a space, and some spaces are non-breaking ones.
     names = sorted({" ".join(line.split()) for line in lines} - {""})
     if not names:

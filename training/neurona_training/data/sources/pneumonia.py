@@ -1,9 +1,10 @@
-"""PneumoniaMNIST: 5,856 X-ray images of children's chests, 28 x 28 pixels, healthy or with
-pneumonia.
+"""PneumoniaMNIST: X-ray images of children's chests, healthy or with pneumonia.
+
+5,856 images of 28 x 28 pixels.
 
 J. Yang and others, MedMNIST v2, Scientific Data 10 (2023), after D. Kermany and others, Cell
 172 (2018). The published parts: 4,708 for training, 524 for validation, 624 for the test,
-which has more healthy children in it. CC BY 4.0.
+which has a larger share of healthy children. CC BY 4.0.
 """
 
 import os
@@ -22,9 +23,9 @@ FILE = PublishedFile(
     sha256=None,
     md5="28209eda62fecd6e6a2d98b1501bb15f",
 )
-# The same images, put together again from two copies: their training rows have another order.
-# A folder may have this file in the place of the published one.
-GATHERED = PublishedFile(
+# The same images, reassembled from two copies: the training rows have another order.
+# A folder may have this file instead of the published one.
+REASSEMBLED = PublishedFile(
     "pneumoniamnist/pneumoniamnist_full.npz",
     FILE.url,
     sha256="ce8250bf5debc3c389b89affcc1d9feac579b26e875a848301e9f937bb0c2eee",
@@ -33,11 +34,21 @@ GATHERED = PublishedFile(
 LABELS = ("healthy", "pneumonia")
 
 
-def xrays(data_dir: Path | None = None) -> Dataset:
-    """Each X-ray as one image, (rows, 28, 28), 0 for black to 255 for white. Raises DataError."""
+def chest_xrays(data_dir: Path | None = None) -> Dataset:
+    """Each X-ray as one image, in the published parts.
+
+    Args:
+        data_dir: folder with the published file; see `fetch`.
+
+    Returns:
+        float32 of shape (rows, 28, 28), 0 for black to 255 for white.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
     folder = data_dir or Path(os.environ.get(ENVIRONMENT) or os.devnull)
-    path = fetch(GATHERED if (folder / GATHERED.path).is_file() else FILE, data_dir)
-    train, validation, test = (read(path, part) for part in ("train", "val", "test"))
+    path = fetch(REASSEMBLED if (folder / REASSEMBLED.path).is_file() else FILE, data_dir)
+    train, validation, test = (read_part(path, part) for part in ("train", "val", "test"))
     return Dataset(
         name="pneumonia",
         source="PneumoniaMNIST (MedMNIST v2, 2023), the published parts",
@@ -54,11 +65,15 @@ def xrays(data_dir: Path | None = None) -> Dataset:
     )
 
 
-def read(path: Path, part: str) -> Split:
-    """train, val or test of a file of MedMNIST with grey images. Raises DataError."""
+def read_part(path: Path, part: str) -> Split:
+    """Reads "train", "val" or "test" of a MedMNIST file with grey images.
+
+    Raises:
+        DataError: the file is no MedMNIST file.
+    """
     try:
         with np.load(path) as arrays:
             images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is no file of MedMNIST: {error}") from error
+        raise DataError(f"{path} is not a MedMNIST file: {error}") from error
     return Split(images.astype(np.float32), labels[:, 0].astype(np.int64))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from neurona_training.data import Dataset, Input, Split
 from neurona_training.data.published_files import PublishedFile, fetch
-from neurona_training.data.transforms import padded
+from neurona_training.data.transforms import pad_sequences
 from neurona_training.errors import DataError
 
 RATE = 8000  # samples a second
@@ -27,20 +27,29 @@ _SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 _TAKES = 50
 _TEST = range(5)  # the takes that the authors keep for the test
 _VALIDATION = range(5, 12)  # ours: 14 % of all
-# Of all files' bytes, one after the other in the order of their names: there are too many
-# files to name the checksum of each.
+# Of the bytes of all files in the order of their names: there are too many files for a
+# checksum of each.
 _SHA256 = "ddb17656a0bca4c5ddace082be188ca630516dc2ef1110afe3c4e9cc71173de4"
 
 _FULL_SCALE = 2.0**15  # of 16 bits
 
 
-def waveforms(data_dir: Path | None = None) -> Dataset:
-    """Each recording as samples from -1 to 1, (time,), padded by silence. Raises DataError.
+def spoken_waveforms(data_dir: Path | None = None) -> Dataset:
+    """Each recording as samples from -1 to 1, padded with silence.
 
     Takes 0-4 of every speaker and digit are the test, 5-11 validation. Without a folder that
     has them the files are downloaded one by one, which takes minutes.
+
+    Args:
+        data_dir: folder with the published files; see `fetch`.
+
+    Returns:
+        float32 of shape (rows, time) at 8 kHz, with lengths in samples.
+
+    Raises:
+        DataError: a file is missing or damaged.
     """
-    named = [
+    recordings = [
         (digit, take, f"{digit}_{speaker}_{take}.wav")
         for digit in range(10)
         for speaker in _SPEAKERS
@@ -48,23 +57,23 @@ def waveforms(data_dir: Path | None = None) -> Dataset:
     ]
     paths = {
         name: fetch(PublishedFile(f"fsdd/{name}", f"{_COPY}{name}", None), data_dir)
-        for _, _, name in named
+        for _, _, name in recordings
     }
-    check(list(paths.values()))
+    verify_recordings(list(paths.values()))
     waves = {name: read_wave(path) for name, path in paths.items()}
 
-    def split(takes: range) -> Split:
-        chosen = [(digit, name) for digit, take, name in named if take in takes]
-        inputs, lengths = padded([waves[name] for _, name in chosen])
-        return Split(inputs, np.array([digit for digit, _ in chosen], np.int64), lengths)
+    def select(takes: range) -> Split:
+        selected = [(digit, name) for digit, take, name in recordings if take in takes]
+        inputs, lengths = pad_sequences([waves[name] for _, name in selected])
+        return Split(inputs, np.array([digit for digit, _ in selected], np.int64), lengths)
 
     return Dataset(
         name="spoken-digits",
         source="Free Spoken Digit Dataset (Z. Jackson and others), commit 26eb9aa, "
         "recordings 0-4 for the test",
-        train=split(range(_VALIDATION.stop, _TAKES)),
-        validation=split(_VALIDATION),
-        test=split(_TEST),
+        train=select(range(_VALIDATION.stop, _TAKES)),
+        validation=select(_VALIDATION),
+        test=select(_TEST),
         input=Input(
             name="waveform",
             axes=("batch", "time"),
@@ -76,28 +85,39 @@ def waveforms(data_dir: Path | None = None) -> Dataset:
     )
 
 
-def check(paths: Sequence[Path]) -> None:
-    """Raises DataError unless these are the published files, all of them."""
+def verify_recordings(paths: Sequence[Path]) -> None:
+    """Checks that these are all published files, unchanged.
+
+    Raises:
+        DataError: with the checksum of all.
+    """
     digest = hashlib.sha256()
     for path in sorted(paths, key=lambda path: path.name):
         digest.update(path.read_bytes())
     if digest.hexdigest() != _SHA256:
         raise DataError(
             f"the {len(paths)} files in {paths[0].parent} are not the published ones: their "
-            f"SHA-256 is {digest.hexdigest()}, not {_SHA256}; they come from {_COPY}"
+            f"SHA-256 is {digest.hexdigest()} (expected {_SHA256}); they are published at {_COPY}"
         )
 
 
 def read_wave(path: Path) -> NDArray[np.float32]:
-    """The samples of a WAV file of one channel, 16 bits and 8 kHz, -1..1. Raises DataError."""
+    """Reads the samples, -1..1, of a WAV file of one channel, 16 bits and 8 kHz.
+
+    Raises:
+        DataError: another format, or no samples.
+    """
     try:
         with wave.open(str(path)) as file:
             form = (file.getnchannels(), file.getsampwidth(), file.getframerate())
             content = file.readframes(file.getnframes())
     except (EOFError, wave.Error) as error:
-        raise DataError(f"{path} is no WAV file: {error}") from error
+        raise DataError(f"{path} is not a WAV file: {error}") from error
     if form != (1, 2, RATE):
-        raise DataError(f"{path} has {form[0]} channels, {8 * form[1]} bits, {form[2]} Hz")
+        raise DataError(
+            f"{path} has {form[0]} channels, {8 * form[1]} bits, {form[2]} Hz "
+            f"(expected 1 channel, 16 bits, {RATE} Hz)"
+        )
     if not content:
         raise DataError(f"{path} has no samples")
     return (np.frombuffer(content, "<i2") / _FULL_SCALE).astype(np.float32)

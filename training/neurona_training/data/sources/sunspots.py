@@ -1,4 +1,4 @@
-"""Sunspot numbers: the next one from those before it.
+"""Sunspot numbers: the next is forecast from those before it.
 
 Yearly means of the daily number from 1700 to 2008, which come with statsmodels (National
 Geophysical Data Center; public domain), and monthly means from 1749 to 1983 as R's data set
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.published_files import PublishedFile, fetch
+from neurona_training.data.splits import TRAIN, VALIDATION
 from neurona_training.errors import DataError
 
 WINDOW = 22  # years: two solar cycles
-MONTHS = 48  # of a window; with more, an autoregression does no better on validation
+MONTHS = 48  # of a window; a longer one does not improve an autoregression on validation
 
 MONTHLY = PublishedFile(
     "timeseries/monthly-sunspots.csv",
@@ -26,14 +27,16 @@ MONTHLY = PublishedFile(
     "c4ec8cc57d9f6fb6ecdb3e1f37f25b6f4badd5124c55931052b0cd2fc3bc71f3",
 )
 
-_TRAIN, _VALIDATION = 0.65, 0.15  # what follows them is the test
 
+def yearly_sunspots() -> Dataset:
+    """The next year from the `WINDOW` years before it.
 
-def yearly() -> Dataset:
-    """The next year from the `WINDOW` years before it, (rows, WINDOW, 1) -> (rows, 1)."""
+    Returns:
+        Inputs of shape (rows, WINDOW, 1), targets of shape (rows, 1), in sunspots.
+    """
     from statsmodels.datasets import sunspots
 
-    return _next_one(
+    return forecast_next(
         sunspots.load().endog.to_numpy(np.float32),
         WINDOW,
         "year",
@@ -41,12 +44,19 @@ def yearly() -> Dataset:
     )
 
 
-def monthly(data_dir: Path | None = None) -> Dataset:
-    """The next month from the `MONTHS` months before it, (rows, MONTHS, 1) -> (rows, 1).
+def monthly_sunspots(data_dir: Path | None = None) -> Dataset:
+    """The next month from the `MONTHS` months before it.
 
-    Raises DataError.
+    Args:
+        data_dir: folder with the published file; see `fetch`.
+
+    Returns:
+        Inputs of shape (rows, MONTHS, 1), targets of shape (rows, 1), in sunspots.
+
+    Raises:
+        DataError: the file is missing or damaged.
     """
-    return _next_one(
+    return forecast_next(
         read_months(fetch(MONTHLY, data_dir)),
         MONTHS,
         "month",
@@ -55,7 +65,11 @@ def monthly(data_dir: Path | None = None) -> Dataset:
 
 
 def read_months(path: Path) -> NDArray[np.float32]:
-    """The second column of a CSV file with a heading, (months,). Raises DataError."""
+    """Reads the second column of a CSV file with a heading, (months,).
+
+    Raises:
+        DataError: a line is not a month and a number.
+    """
     with path.open(newline="") as file:
         try:
             return np.array([float(number) for _, number in list(csv.reader(file))[1:]], np.float32)
@@ -65,22 +79,22 @@ def read_months(path: Path) -> NDArray[np.float32]:
             ) from error
 
 
-def _next_one(series: NDArray[np.float32], window: int, step: str, source: str) -> Dataset:
-    """The parts follow each other in time, as in use: what is predicted in one part is later
-    than all that is predicted in the part before.
-    """
+def forecast_next(series: NDArray[np.float32], window: int, step: str, source: str) -> Dataset:
+    """Makes windows of a series; targets of one part are later than those of the part before."""
     inputs = sliding_window_view(series, window)[:-1, :, None]
     targets = series[window:, None]
 
-    first = round(_TRAIN * len(targets))
-    second = round((_TRAIN + _VALIDATION) * len(targets))
-    train = Split(inputs[:first].copy(), targets[:first])
-    test = Split(inputs[second:].copy(), targets[second:])
+    train_end = round(TRAIN * len(targets))
+    validation_end = round((TRAIN + VALIDATION) * len(targets))
+    train = Split(inputs[:train_end].copy(), targets[:train_end])
+    test = Split(inputs[validation_end:].copy(), targets[validation_end:])
     return Dataset(
         name="sunspots",
         source=source,
         train=train,
-        validation=Split(inputs[first:second].copy(), targets[first:second]),
+        validation=Split(
+            inputs[train_end:validation_end].copy(), targets[train_end:validation_end]
+        ),
         test=test,
         input=Input(
             name="series",
@@ -92,27 +106,29 @@ def _next_one(series: NDArray[np.float32], window: int, step: str, source: str) 
         values=(Value(name=f"next {step}", unit="sunspots"),),
         baselines={
             "mean": np.full_like(test.targets, train.targets.mean()),
-            "persistence": test.inputs[:, -1],  # the next as this one
-            "autoregression": _autoregression(train, test),
+            "persistence": test.inputs[:, -1],  # the next equals the last
+            "autoregression": _autoregression_baseline(train, test),
         },
     )
 
 
-def _autoregression(train: Split, test: Split) -> NDArray[np.float32]:
-    """What the best linear function of a window says, by least squares over the training part.
+def _autoregression_baseline(train: Split, test: Split) -> NDArray[np.float32]:
+    """Predictions of the best linear function of a window, by least squares on the training rows.
 
-    Of the orders up to the window's size the one with the smallest Akaike criterion, which
-    asks the training part alone.
+    The order, up to the window's size, is the one with the smallest Akaike information
+    criterion, which is computed from the training rows alone.
     """
     rows = len(train)
-    best, smallest = np.zeros_like(test.targets), np.inf
+    predictions, best_criterion = np.zeros_like(test.targets), np.inf
     for order in range(1, train.inputs.shape[1] + 1):
-        known, asked = (
+        train_columns, test_columns = (
             np.column_stack([split.inputs[:, -order:, 0].astype(np.float64), np.ones(len(split))])
             for split in (train, test)
         )
-        weights, *_ = np.linalg.lstsq(known, train.targets.astype(np.float64))
-        error = float(np.mean(np.square(known @ weights - train.targets)))
-        if (criterion := rows * np.log(error) + 2 * (order + 1)) < smallest:
-            best, smallest = (asked @ weights).astype(np.float32), criterion
-    return best
+        weights, *_ = np.linalg.lstsq(train_columns, train.targets.astype(np.float64))
+        error = float(np.mean(np.square(train_columns @ weights - train.targets)))
+        criterion = rows * np.log(error) + 2 * (order + 1)
+        if criterion < best_criterion:
+            predictions = (test_columns @ weights).astype(np.float32)
+            best_criterion = criterion
+    return predictions

@@ -1,36 +1,43 @@
-"""Diabetes patients, bundled with scikit-learn: 442 of them, ten measurements each.
-
-B. Efron, T. Hastie, I. Johnstone and R. Tibshirani, Least Angle Regression, Annals of
-Statistics 32 (2004).
-"""
+"""Tables that come with scikit-learn: iris flowers, tumours, diabetes patients."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neurona_training.data import Dataset, Input, Split, Value
-from neurona_training.data.splits import parts
+from neurona_training.data.splits import stratified_split
 
-SETOSA = 0  # scikit-learn's code
-
-
-def species() -> Dataset:
-    """Which of the three species, (rows, 4)."""
-    return _dataset("iris", ("setosa", "versicolor", "virginica"))
-
-
-def setosa() -> Dataset:
-    """Setosa against the rest, (rows, 4)."""
-    return _dataset("iris-setosa", ("another", "setosa"))
+_SETOSA = 0  # scikit-learn's code
+_DIABETES_COLUMNS = (
+    *("age", "sex", "body mass index", "blood pressure", "total cholesterol"),
+    *("LDL", "HDL", "cholesterol / HDL", "log triglycerides", "blood sugar"),
+)
 
 
-def _dataset(name: str, labels: tuple[str, ...]) -> Dataset:
+def iris() -> Dataset:
+    """Which of three species is a flower?
+
+    R. Fisher, The Use of Multiple Measurements in Taxonomic Problems, Annals of Eugenics 7
+    (1936).
+
+    Returns:
+        150 rows, float32 of shape (rows, 4) in cm.
+    """
+    return _iris_dataset("iris", ("setosa", "versicolor", "virginica"))
+
+
+def iris_setosa() -> Dataset:
+    """Is a flower setosa or one of the other two species? See `iris`."""
+    return _iris_dataset("iris-setosa", ("another", "setosa"))
+
+
+def _iris_dataset(name: str, labels: tuple[str, ...]) -> Dataset:
     from sklearn.datasets import load_iris
 
-    iris = load_iris()
-    targets = iris.target.astype(np.int64)
+    bunch = load_iris()
+    targets = bunch.target.astype(np.int64)
     if len(labels) == 2:
-        targets = (targets == SETOSA).astype(np.int64)
-    train, validation, test = parts(iris.data.astype(np.float32), targets)
+        targets = (targets == _SETOSA).astype(np.int64)
+    train, validation, test = stratified_split(bunch.data.astype(np.float32), targets)
     return Dataset(
         name=name,
         source="scikit-learn load_iris: Fisher's iris flowers (1936)",
@@ -48,12 +55,22 @@ def _dataset(name: str, labels: tuple[str, ...]) -> Dataset:
     )
 
 
-def tumours() -> Dataset:
-    """Malignant or benign, (rows, 30)."""
+def breast_cancer() -> Dataset:
+    """Is a tumour malignant or benign?
+
+    W. Wolberg, O. Mangasarian, N. Street and W. Street, Breast Cancer Wisconsin (Diagnostic),
+    UCI Machine Learning Repository (1995).
+
+    Returns:
+        569 rows, float32 of shape (rows, 30).
+    """
     from sklearn.datasets import load_breast_cancer
 
-    cancer = load_breast_cancer()
-    train, validation, test = parts(cancer.data.astype(np.float32), cancer.target.astype(np.int64))
+    bunch = load_breast_cancer()
+    train, validation, test = stratified_split(
+        bunch.data.astype(np.float32), bunch.target.astype(np.int64)
+    )
+    columns = tuple(str(name) for name in bunch.feature_names)
     return Dataset(
         name="breast-cancer",
         source="scikit-learn load_breast_cancer: UCI Breast Cancer Wisconsin (Diagnostic, 1995)",
@@ -64,27 +81,28 @@ def tumours() -> Dataset:
             name="tumour",
             axes=("batch", "measurement"),
             description="what an image of a fine needle aspirate shows of the cell nuclei: "
-            + ", ".join(str(name) for name in cancer.feature_names),
+            + ", ".join(columns),
             unit="pixels, grey levels, ratios",
-            columns=tuple(str(name) for name in cancer.feature_names),
+            columns=columns,
         ),
-        labels=tuple(str(name) for name in cancer.target_names),
+        labels=tuple(str(name) for name in bunch.target_names),
     )
 
 
-_COLUMNS = (
-    *("age", "sex", "body mass index", "blood pressure", "total cholesterol"),
-    *("LDL", "HDL", "cholesterol / HDL", "log triglycerides", "blood sugar"),
-)
+def diabetes() -> Dataset:
+    """How far has the disease progressed a year after the measurements?
 
+    B. Efron, T. Hastie, I. Johnstone and R. Tibshirani, Least Angle Regression, Annals of
+    Statistics 32 (2004).
 
-def progression() -> Dataset:
-    """How far the disease has come a year after the measurements, (rows, 10) -> (rows, 1)."""
+    Returns:
+        442 rows, float32 of shape (rows, 10); targets of shape (rows, 1) in points.
+    """
     from sklearn.datasets import load_diabetes
 
-    diabetes = load_diabetes(scaled=False)
-    train, validation, test = parts(
-        diabetes.data.astype(np.float32), diabetes.target.astype(np.float32)[:, None]
+    bunch = load_diabetes(scaled=False)
+    train, validation, test = stratified_split(
+        bunch.data.astype(np.float32), bunch.target.astype(np.float32)[:, None]
     )
     return Dataset(
         name="diabetes",
@@ -99,23 +117,28 @@ def progression() -> Dataset:
             "of the blood serum: total cholesterol, LDL, HDL, total cholesterol / HDL, logarithm "
             "of the triglycerides, blood sugar",
             unit="years, 1 or 2, kg/m2, mmHg, mg/dl",
-            columns=_COLUMNS,
+            columns=_DIABETES_COLUMNS,
         ),
         values=(Value(name="progression after a year", unit="points"),),
         baselines={
             "mean": np.full_like(test.targets, train.targets.mean()),
-            "least_squares": least_squares(train, test.inputs),
+            "least_squares": least_squares_baseline(train, test.inputs),
         },
     )
 
 
-def least_squares(train: Split, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the plane closest to the training rows says, in closed form: (rows, values)."""
+def least_squares_baseline(train: Split, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Predictions of the linear function closest to the training rows, (rows, values).
+
+    Columns are standardised first, which keeps the problem well conditioned.
+    """
     mean, spread = train.inputs.mean(axis=0), train.inputs.std(axis=0)
 
-    def with_one(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    def with_bias(rows: NDArray[np.float32]) -> NDArray[np.float64]:
         scaled = ((rows - mean) / spread).astype(np.float64)
         return np.column_stack([scaled, np.ones(len(rows))])
 
-    plane = np.linalg.lstsq(with_one(train.inputs), train.targets.astype(np.float64), rcond=None)[0]
-    return (with_one(inputs) @ plane).astype(np.float32)
+    weights, *_ = np.linalg.lstsq(
+        with_bias(train.inputs), train.targets.astype(np.float64), rcond=None
+    )
+    return (with_bias(inputs) @ weights).astype(np.float32)

@@ -2,7 +2,7 @@
 
 M. Kudo, J. Toyama and M. Shimbo, Multidimensional Curve Classification Using Passing-Through
 Regions, Pattern Recognition Letters 20, 1999; UCI Machine Learning Repository,
-doi 10.24432/C5NS47. Twelve LPC cepstrum coefficients a frame; who speaks is to be told.
+doi 10.24432/C5NS47. Twelve LPC cepstrum coefficients a frame; the target is the speaker.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from neurona_training.data import Dataset, Input, Split
 from neurona_training.data.published_files import PublishedFile, fetch
-from neurona_training.data.transforms import padded
+from neurona_training.data.transforms import pad_sequences
 from neurona_training.errors import DataError
 
 CHANNELS = 12
@@ -38,16 +38,23 @@ _VALIDATION = 0.20  # of the published training recordings
 _SPLIT_SEED = 1999  # the same rows whatever the seed of a training run
 
 
-def recordings(data_dir: Path | None = None) -> Dataset:
-    """Each recording as (time, 12), padded; the test rows are the published ones.
+def vowel_recordings(data_dir: Path | None = None) -> Dataset:
+    """Each recording as frames of LPC cepstrum coefficients; the test rows are the published ones.
 
-    Raises DataError.
+    Args:
+        data_dir: folder with the published files; see `fetch`.
+
+    Returns:
+        float32 of shape (rows, time, 12), padded, with lengths.
+
+    Raises:
+        DataError: a file is missing or damaged.
     """
     from sklearn.model_selection import train_test_split
 
     published = read_blocks(fetch(FILES["ae.train"], data_dir))
-    speakers = _speakers(published, _TRAIN_COUNTS, "ae.train")
-    tested = read_blocks(fetch(FILES["ae.test"], data_dir))
+    speakers = _speaker_codes(published, _TRAIN_COUNTS, "ae.train")
+    test_blocks = read_blocks(fetch(FILES["ae.test"], data_dir))
     train, validation = train_test_split(
         np.arange(len(published)),
         test_size=_VALIDATION,
@@ -58,9 +65,9 @@ def recordings(data_dir: Path | None = None) -> Dataset:
         name="vowels",
         source="Japanese Vowels (Kudo, Toyama and Shimbo, 1999), UCI doi 10.24432/C5NS47, the "
         "published training and test files",
-        train=_split([published[row] for row in train], speakers[train]),
-        validation=_split([published[row] for row in validation], speakers[validation]),
-        test=_split(tested, _speakers(tested, _TEST_COUNTS, "ae.test")),
+        train=_make_split([published[row] for row in train], speakers[train]),
+        validation=_make_split([published[row] for row in validation], speakers[validation]),
+        test=_make_split(test_blocks, _speaker_codes(test_blocks, _TEST_COUNTS, "ae.test")),
         input=Input(
             name="recording",
             axes=("batch", "time", "coefficient"),
@@ -73,9 +80,12 @@ def recordings(data_dir: Path | None = None) -> Dataset:
 
 
 def read_blocks(path: Path) -> list[NDArray[np.float32]]:
-    """The recordings of a file, each (time, 12). Raises DataError.
+    """Reads the recordings of a file, each of shape (time, 12).
 
     A frame is a line; a row of twelve 1.0, or an empty line, ends a recording.
+
+    Raises:
+        DataError: with the line that is not twelve numbers.
     """
     blocks: list[NDArray[np.float32]] = []
     frames: list[list[float]] = []
@@ -85,7 +95,7 @@ def read_blocks(path: Path) -> list[NDArray[np.float32]]:
         except ValueError as error:
             raise DataError(f"{path} line {number}: {error}") from error
         if len(frame) not in (0, CHANNELS):
-            raise DataError(f"{path} line {number} has {len(frame)} values, not {CHANNELS}")
+            raise DataError(f"{path} line {number}: {len(frame)} values (expected {CHANNELS})")
         if frame and set(frame) != {1.0}:
             frames.append(frame)
         elif frames:
@@ -94,14 +104,14 @@ def read_blocks(path: Path) -> list[NDArray[np.float32]]:
     return blocks
 
 
-def _speakers(
+def _speaker_codes(
     blocks: list[NDArray[np.float32]], counts: tuple[int, ...], file: str
 ) -> NDArray[np.int64]:
     if len(blocks) != sum(counts):
-        raise DataError(f"{file} has {len(blocks)} recordings, not {sum(counts)}")
+        raise DataError(f"{file} has {len(blocks)} recordings (expected {sum(counts)})")
     return np.repeat(np.arange(SPEAKERS), counts)
 
 
-def _split(blocks: list[NDArray[np.float32]], speakers: NDArray[np.int64]) -> Split:
-    inputs, lengths = padded(blocks)
+def _make_split(blocks: list[NDArray[np.float32]], speakers: NDArray[np.int64]) -> Split:
+    inputs, lengths = pad_sequences(blocks)
     return Split(inputs, speakers, lengths)

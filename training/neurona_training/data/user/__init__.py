@@ -1,1 +1,10 @@
-"""A user's own files as a data set."""
+"""A user's own files as a data set.
+
+spec        which file, and what its user says about it
+load        reads any of the kinds below
+table       CSV files: columns by name
+rows        a CSV file, one column predicted from the others
+series      a CSV file, a column whose rows follow each other in time
+sequences   an .npz file of sequences of different lengths
+images      a folder of images for each class
+"""

@@ -1,8 +1,8 @@
 """A user's CSV file: one column predicted from the others of its row.
 
-Columns of numbers are one input, `features`; each column of texts is an input of its own, to
-which callers send strings. A network learns from numbers alone: of each text it sees which of
-the column's categories it is (architectures/one_hot.py), and the exported file does the same.
+Numeric columns are one input, `features`; each column of text is an input of its own, to which
+callers send strings. A network learns from numbers alone: text is one-hot encoded, a column
+for each category, and the exported file does the same.
 """
 
 from __future__ import annotations
@@ -13,42 +13,55 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurona_training.data import Dataset, Input, Split, Value
-from neurona_training.data.splits import Rows, Target, classes, divided, found_task, least_squares
-from neurona_training.data.user.load import Brought, Own
+from neurona_training.data.splits import (
+    RowIndices,
+    Target,
+    encode_classes,
+    infer_task,
+    linear_baseline,
+    split_rows,
+)
+from neurona_training.data.user.spec import LoadedUserData, UserData
 from neurona_training.data.user.table import Table
 from neurona_training.errors import DataError
 
-Arrays = list[NDArray[Any]]  # one for each input, float32 or the int64 codes of texts
+Arrays = list[NDArray[Any]]  # one for each input: float32, or int64 codes of text
 
-_TAKEN = ("features", "probabilities", "value")  # names of other tensors in the exported file
-_MOST_CATEGORIES = 100  # of one column; a column of names or numbers of persons has more
+_RESERVED = ("features", "probabilities", "value")  # names of tensors in the exported file
+_MAX_CATEGORIES = 100  # of one column; a column of names or identifiers has more
 
 
-def rows(own: Own, table: Table) -> Brought:
-    """Raises DataError with the column, and the line where it is about one cell."""
-    if own.target is None:
+def load_rows(user_data: UserData, table: Table) -> LoadedUserData:
+    """Makes one row of a data set of each row of the table.
+
+    Raises:
+        DataError: with the column, and the line if one cell is wrong.
+    """
+    if user_data.target is None:
         raise DataError(
-            f"{own.path}: --target or --series must name a column; "
-            f"there are {', '.join(table.columns)}"
+            f"{user_data.path}: --target or --series must name a column "
+            f"(available: {', '.join(table.columns)})"
         )
-    target = _target(own, table)
-    for name in own.ignored:
-        table.column(name, "--ignore")
-    given = [name for name in table.columns if name != own.target and name not in own.ignored]
-    if not given:
-        raise DataError(f"{own.path}: no column is left to predict {own.target!r} from")
-    numbers = [name for name in given if table.is_numbers(name)]
-    texts = {name: _categories(table, name) for name in given if name not in numbers}
+    target = _read_target(user_data, table)
+    for name in user_data.ignored:
+        table.require_column(name, "--ignore")
+    excluded = {user_data.target, *user_data.ignored}
+    input_columns = [name for name in table.columns if name not in excluded]
+    if not input_columns:
+        raise DataError(f"{user_data.path}: no column is left to predict {user_data.target!r} from")
+    numeric = [name for name in input_columns if table.is_numeric(name)]
+    text_columns = {name: _categories(table, name) for name in input_columns if name not in numeric}
 
     described: list[Input] = []
     arrays: Arrays = []
-    if numbers:
-        described.append(_features(numbers))
-        arrays.append(np.stack([table.numbers(name) for name in numbers], axis=1))
-    for name, categories in texts.items():
+    if numeric:
+        described.append(_features_input(numeric))
+        arrays.append(np.stack([table.numbers(name) for name in numeric], axis=1))
+    for name, categories in text_columns.items():
+        reserved = [*_RESERVED, *(one.name for one in described)]
         described.append(
             Input(
-                name=_input_name(name, [*_TAKEN, *(one.name for one in described)]),
+                name=_tensor_name(name, reserved),
                 axes=("batch",),
                 description=f"column {name!r}: one of {len(categories)} texts; "
                 "any other counts as none of them",
@@ -56,86 +69,94 @@ def rows(own: Own, table: Table) -> Brought:
                 categories=categories,
             )
         )
-        place = {category: code for code, category in enumerate(categories)}
-        arrays.append(np.array([place[text] for text in table.texts(name)], np.int64))
-    if not texts:
-        data = _dataset(own, target, described, arrays, arrays[0])
-        return Brought(data, data)
-    from neurona_training.architectures.input_layers import OneHot
+        code_of = {category: code for code, category in enumerate(categories)}
+        arrays.append(np.array([code_of[text] for text in table.texts(name)], np.int64))
+    if not text_columns:
+        data = _make_dataset(user_data, target, described, arrays, arrays[0])
+        return LoadedUserData(data, data)
 
-    sizes = [len(categories) for categories in texts.values()]
-    codes = arrays[-len(texts) :]
-    hot = [np.eye(size, dtype=np.float32)[code] for size, code in zip(sizes, codes, strict=True)]
-    names = [f"{name} is {one}" for name, categories in texts.items() for one in categories]
-    columns = np.concatenate([*arrays[: -len(texts)], *hot], axis=1)
-    return Brought(
-        learned=_dataset(own, target, [_features([*numbers, *names])], [columns], columns),
-        asked=_dataset(own, target, described, arrays, columns),
-        facing=lambda network: OneHot(network, sizes),
+    counts = tuple(len(categories) for categories in text_columns.values())
+    numbers, codes = arrays[: -len(counts)], arrays[-len(counts) :]
+    one_hot = [np.eye(count, dtype=np.float32)[c] for count, c in zip(counts, codes, strict=True)]
+    one_hot_names = [
+        f"{name} is {category}"
+        for name, categories in text_columns.items()
+        for category in categories
+    ]
+    columns = np.concatenate([*numbers, *one_hot], axis=1)
+    features = [_features_input([*numeric, *one_hot_names])]
+    return LoadedUserData(
+        training_view=_make_dataset(user_data, target, features, [columns], columns),
+        caller_view=_make_dataset(user_data, target, described, arrays, columns),
+        category_counts=counts,
     )
 
 
-def _dataset(
-    own: Own,
+def _make_dataset(
+    user_data: UserData,
     target: Target,
     described: list[Input],
     arrays: Arrays,
     columns: NDArray[np.float32],
 ) -> Dataset:
-    """columns: the rows as numbers, which a linear function has to answer from."""
-    where = f"{own.path}, column {own.target!r}"
-    main, *others = arrays
+    """Divides the rows; `columns` are all inputs as numbers, for the linear baseline."""
+    where = f"{user_data.path}, column {user_data.target!r}"
+    main, *extra = arrays
 
-    def split(some: Rows) -> Split:
-        return Split(main[some], target.targets[some], others=tuple(one[some] for one in others))
+    def select(rows: RowIndices) -> Split:
+        extra_inputs = tuple(array[rows] for array in extra)
+        return Split(main[rows], target.targets[rows], extra_inputs=extra_inputs)
 
-    parts = divided(target, where)
-    train, validation, test = (split(some) for some in parts)
+    train_rows, validation_rows, test_rows = split_rows(target, where)
+    train, test = select(train_rows), select(test_rows)
     baselines = {}
     if not target.labels:
-        first, _, last = parts
         baselines["mean"] = np.full_like(test.targets, train.targets.mean())
-        baselines["linear"] = least_squares(columns[first], train.targets, columns[last])
+        baselines["linear"] = linear_baseline(
+            columns[train_rows], train.targets, columns[test_rows]
+        )
     return Dataset(
-        name=own.name,
-        source=f"{own.path.name}, column {own.target!r} from the others",
+        name=user_data.name,
+        source=f"{user_data.path.name}, column {user_data.target!r} from the others",
         train=train,
-        validation=validation,
+        validation=select(validation_rows),
         test=test,
         input=described[0],
-        others=tuple(described[1:]),
+        extra_inputs=tuple(described[1:]),
         labels=target.labels,
         values=target.values,
         baselines=baselines,
     )
 
 
-def _target(own: Own, table: Table) -> Target:
-    name = str(own.target)
-    table.column(name, "--target")
-    texts, numbers = table.texts(name), table.is_numbers(name)
-    task = own.task
-    if numbers and task != "classification":
-        values = table.numbers(name)  # tells of a slip among them
-        task = task or found_task(texts, numbers=True)
+def _read_target(user_data: UserData, table: Table) -> Target:
+    name = str(user_data.target)
+    table.require_column(name, "--target")
+    where = f"{user_data.path}, column {name!r}"
+    texts, numeric = table.texts(name), table.is_numeric(name)
+    task = user_data.task
+    if numeric and task != "classification":
+        values = table.numbers(name)  # reports a cell that is no number
+        task = task or infer_task(texts, numeric=True)
         if task == "regression":
-            return Target(values[:, None], values=(Value(name, own.unit),))
+            return Target(values[:, None], values=(Value(name, user_data.unit),))
     elif task == "regression":
-        raise DataError(f"{own.path}: column {name!r} has texts; a regression needs numbers")
-    return classes(texts, f"{own.path}, column {name!r}")
+        raise DataError(f"{where}: text (expected numbers for a regression)")
+    return encode_classes(texts, where)
 
 
 def _categories(table: Table, name: str) -> tuple[str, ...]:
     categories = tuple(sorted(set(table.texts(name))))
-    if len(categories) > min(_MOST_CATEGORIES, max(2, len(table) // 2)):
+    limit = min(_MAX_CATEGORIES, max(2, len(table) // 2))
+    if len(categories) > limit:
         raise DataError(
-            f"{table.path}: column {name!r} has {len(categories)} different texts in "
-            f"{len(table)} rows, too many to learn from; --ignore {name!r} leaves it out"
+            f"{table.path}, column {name!r}: {len(categories)} different texts in "
+            f"{len(table)} rows (expected at most {limit}); --ignore {name!r} leaves it out"
         )
     return categories
 
 
-def _features(names: list[str]) -> Input:
+def _features_input(names: list[str]) -> Input:
     return Input(
         name="features",
         axes=("batch", "feature"),
@@ -145,9 +166,9 @@ def _features(names: list[str]) -> Input:
     )
 
 
-def _input_name(column: str, taken: list[str]) -> str:
-    """Made of letters, digits and _, as every tool that reads ONNX takes it."""
+def _tensor_name(column: str, reserved: list[str]) -> str:
+    """A name of letters, digits and _, as every tool that reads ONNX accepts it."""
     name = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in column)
-    while name in taken or not name or name[0].isdigit():
+    while name in reserved or not name or name[0].isdigit():
         name = f"_{name}"
     return name

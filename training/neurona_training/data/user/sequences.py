@@ -4,10 +4,10 @@
 
 inputs    numbers: (rows, time, channels), padded at the end; or all steps of all sequences one
           after the other, (steps, channels)
-lengths   whole numbers (rows,): how many steps each sequence has
-targets   (rows,) texts or up to ten different whole numbers for classes; other numbers, (rows,)
-          or (rows, values), for values
-channels  optional, (channels,): what each one is called
+lengths   integers (rows,): the steps of each sequence
+targets   (rows,) text or up to ten different integers for classes; other numbers, (rows,) or
+          (rows, values), for values
+channels  optional, (channels,): the name of each
 """
 
 from __future__ import annotations
@@ -19,34 +19,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurona_training.data import Dataset, Input, Split, Value
-from neurona_training.data.splits import Target, classes, divided, found_task
-from neurona_training.data.user.load import Own
+from neurona_training.data.splits import Target, encode_classes, infer_task, split_rows
+from neurona_training.data.user.spec import UserData
 from neurona_training.errors import DataError
 
-_NEEDED = ("inputs", "lengths", "targets")
+_REQUIRED = ("inputs", "lengths", "targets")
 
 
-def sequences(own: Own) -> Dataset:
-    """Sequences padded with zeros, (rows, time, channels). Raises DataError with the key."""
-    arrays = _read(own)
-    lengths = _lengths(own, arrays)
-    inputs = _padded(own, arrays["inputs"], lengths)
-    target = _target(own, arrays["targets"], len(lengths))
+def load_sequences(user_data: UserData) -> Dataset:
+    """Reads sequences, padded with zeros, (rows, time, channels).
+
+    Raises:
+        DataError: with the key of the array that is wrong.
+    """
+    arrays = _read_arrays(user_data)
+    lengths = _check_lengths(user_data, arrays["lengths"])
+    inputs = _pad_inputs(user_data, arrays["inputs"], lengths)
+    target = _read_target(user_data, arrays["targets"], len(lengths))
     train, validation, test = (
         Split(inputs[rows], target.targets[rows], lengths[rows])
-        for rows in divided(target, f"{own.path}, targets")
+        for rows in split_rows(target, f"{user_data.path}, targets")
     )
-    named = arrays.get("channels", np.arange(1, inputs.shape[2] + 1))
-    if named.shape != (inputs.shape[2],):
-        raise DataError(f"{own.path}, channels: {named.size} names for {inputs.shape[2]} channels")
+    channels = arrays.get("channels", np.arange(1, inputs.shape[2] + 1))
+    if channels.shape != (inputs.shape[2],):
+        raise DataError(
+            f"{user_data.path}, channels: {channels.size} names for {inputs.shape[2]} channels"
+        )
+    channel_names = tuple(str(name) for name in channels)
     baselines = {}
     if not target.labels:
-        baselines["mean"] = np.broadcast_to(train.targets.mean(axis=0), test.targets.shape).astype(
-            np.float32
-        )
+        mean = train.targets.mean(axis=0)
+        baselines["mean"] = np.broadcast_to(mean, test.targets.shape).astype(np.float32)
     return Dataset(
-        name=own.name,
-        source=f"{own.path.name}, {len(lengths):,} sequences of {lengths.min()} to "
+        name=user_data.name,
+        source=f"{user_data.path.name}, {len(lengths):,} sequences of {lengths.min()} to "
         f"{lengths.max()} steps",
         train=train,
         validation=validation,
@@ -54,9 +60,9 @@ def sequences(own: Own) -> Dataset:
         input=Input(
             name="sequence",
             axes=("batch", "time", "channel"),
-            description=f"channels of each step: {', '.join(str(name) for name in named)}",
+            description=f"channels of each step: {', '.join(channel_names)}",
             unit="as in the file",
-            columns=tuple(str(name) for name in named),
+            columns=channel_names,
         ),
         labels=target.labels,
         values=target.values,
@@ -64,92 +70,94 @@ def sequences(own: Own) -> Dataset:
     )
 
 
-def _read(own: Own) -> dict[str, NDArray[Any]]:
-    if not zipfile.is_zipfile(own.path):
-        raise DataError(f"{own.path} is no .npz file, as numpy.savez writes it")
+def _read_arrays(user_data: UserData) -> dict[str, NDArray[Any]]:
+    path = user_data.path
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path} is not an .npz file (expected one of numpy.savez)")
     try:
-        with np.load(own.path, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{own.path} cannot be read as .npz: {reason}") from error
-    for name in _NEEDED:
+        raise DataError(f"{path}: unreadable as .npz: {reason}") from error
+    for name in _REQUIRED:
         if name not in arrays:
             raise DataError(
-                f"{own.path}: no array {name!r}; it has {', '.join(arrays) or 'none'}, and needs "
-                f"{', '.join(_NEEDED)}"
+                f"{path}: no array {name!r}; available: {', '.join(arrays) or 'none'} "
+                f"(expected {', '.join(_REQUIRED)})"
             )
     return arrays
 
 
-def _lengths(own: Own, arrays: dict[str, NDArray[Any]]) -> NDArray[np.int32]:
-    lengths = arrays["lengths"]
+def _check_lengths(user_data: UserData, lengths: NDArray[Any]) -> NDArray[np.int32]:
+    where = f"{user_data.path}, lengths"
     if lengths.ndim != 1 or not len(lengths) or lengths.dtype.kind not in "iu":
-        raise DataError(f"{own.path}, lengths: {_said(lengths)}; must be whole numbers, (rows,)")
+        raise DataError(f"{where}: {_form(lengths)} (expected integers of shape (rows,))")
     if lengths.min() < 1:
-        raise DataError(f"{own.path}, lengths: row {lengths.argmin()} has {lengths.min()} steps")
+        raise DataError(
+            f"{where}: row {lengths.argmin()} has {lengths.min()} steps (expected at least 1)"
+        )
     return lengths.astype(np.int32)
 
 
-def _padded(own: Own, inputs: NDArray[Any], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
+def _pad_inputs(
+    user_data: UserData, inputs: NDArray[Any], lengths: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    where = f"{user_data.path}, inputs"
     if inputs.ndim not in (2, 3) or inputs.dtype.kind not in "fiub":
         raise DataError(
-            f"{own.path}, inputs: {_said(inputs)}; must be numbers, (rows, time, channels) or "
-            "(steps, channels)"
+            f"{where}: {_form(inputs)} (expected numbers of shape (rows, time, channels) or "
+            "(steps, channels))"
         )
     longest = int(lengths.max())
-    own_steps = np.arange(longest) < lengths[:, None]  # the others are padding
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told below
+    is_step = np.arange(longest) < lengths[:, None]  # the others are padding
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, reported below
         inputs = inputs.astype(np.float32)
     padded = np.zeros((len(lengths), longest, inputs.shape[-1]), np.float32)
     if inputs.ndim == 2:
         if len(inputs) != lengths.sum():
             raise DataError(
-                f"{own.path}: inputs have {len(inputs)} steps; the lengths add up to "
-                f"{lengths.sum()}"
+                f"{where}: {len(inputs)} steps (expected {lengths.sum()}, the sum of the lengths)"
             )
-        padded[own_steps] = inputs
+        padded[is_step] = inputs
     else:
         if len(inputs) != len(lengths) or inputs.shape[1] < longest:
             raise DataError(
-                f"{own.path}: inputs are {_said(inputs)}; there are {len(lengths)} lengths of up "
-                f"to {longest} steps"
+                f"{where}: {_form(inputs)} for {len(lengths)} lengths of up to {longest} steps"
             )
-        padded[own_steps] = inputs[:, :longest][own_steps]
-    bad = np.argwhere(~np.isfinite(padded))
-    if len(bad):
-        row, step, channel = bad[0]
-        raise DataError(
-            f"{own.path}, inputs: row {row}, step {step}, channel {channel} is no finite number"
-        )
+        padded[is_step] = inputs[:, :longest][is_step]
+    not_finite = np.argwhere(~np.isfinite(padded))
+    if len(not_finite):
+        row, step, channel = not_finite[0]
+        raise DataError(f"{where}: row {row}, step {step}, channel {channel} is not finite")
     return padded
 
 
-def _target(own: Own, targets: NDArray[Any], rows: int) -> Target:
-    where = f"{own.path}, targets"
+def _read_target(user_data: UserData, targets: NDArray[Any], rows: int) -> Target:
+    where = f"{user_data.path}, targets"
     if targets.ndim not in (1, 2) or len(targets) != rows or targets.dtype.kind not in "fiubU":
-        raise DataError(f"{where}: {_said(targets)}; must be numbers or texts for {rows} rows")
-    texts = targets.dtype.kind == "U"
-    if not texts and not np.isfinite(targets).all():
+        raise DataError(f"{where}: {_form(targets)} (expected numbers or text for {rows} rows)")
+    is_text = targets.dtype.kind == "U"
+    if not is_text and not np.isfinite(targets).all():
         row = np.argwhere(~np.isfinite(targets))[0][0]
-        raise DataError(f"{where}: row {row} is no finite number")
-    task = own.task
+        raise DataError(f"{where}: row {row} is not finite")
+    task = user_data.task
     if task is None:
-        flat = targets.ndim == 1
-        task = found_task(list(targets), numbers=not texts) if flat else "regression"
+        one_value = targets.ndim == 1
+        task = infer_task(list(targets), numeric=not is_text) if one_value else "regression"
     if task == "classification":
         if targets.ndim != 1:
-            raise DataError(f"{where}: {_said(targets)}; classes must be (rows,)")
-        whole = targets.dtype.kind == "f" and (targets == np.round(targets)).all()
-        return classes([str(int(one) if whole else one) for one in targets.tolist()], where)
-    if texts:
-        raise DataError(f"{where}: texts; a regression needs numbers")
+            raise DataError(f"{where}: {_form(targets)} (expected classes of shape (rows,))")
+        integers = targets.dtype.kind == "f" and (targets == np.round(targets)).all()
+        names = [str(int(one) if integers else one) for one in targets.tolist()]
+        return encode_classes(names, where)
+    if is_text:
+        raise DataError(f"{where}: text (expected numbers for a regression)")
     values = targets.reshape(rows, -1).astype(np.float32)
-    names = (
-        ["value"] if values.shape[1] == 1 else [f"value {i + 1}" for i in range(values.shape[1])]
-    )
-    return Target(values, values=tuple(Value(name, own.unit) for name in names))
+    count = values.shape[1]
+    names = ["value"] if count == 1 else [f"value {number}" for number in range(1, count + 1)]
+    return Target(values, values=tuple(Value(name, user_data.unit) for name in names))
 
 
-def _said(array: NDArray[Any]) -> str:
+def _form(array: NDArray[Any]) -> str:
     return f"{array.dtype} of shape {list(array.shape)}"

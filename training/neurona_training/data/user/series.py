@@ -1,4 +1,4 @@
-"""A user's CSV file: a column whose rows follow each other in time, to be continued."""
+"""A user's CSV file: a column whose rows follow each other in time, to be forecast."""
 
 from __future__ import annotations
 
@@ -6,31 +6,39 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from neurona_training.data import Dataset, Input, Split, Value
-from neurona_training.data.splits import LEAST_ROWS, TRAIN, VALIDATION, least_squares
-from neurona_training.data.user.load import Own
+from neurona_training.data.splits import MIN_ROWS, TRAIN, VALIDATION, linear_baseline
+from neurona_training.data.user.spec import UserData
 from neurona_training.data.user.table import Table
 from neurona_training.errors import DataError
 
 
-def series(own: Own, table: Table) -> Dataset:
-    """The next `horizon` values from the `window` before: (rows, window, 1) -> (rows, horizon).
+def load_series(user_data: UserData, table: Table) -> Dataset:
+    """Makes windows: (rows, window, 1) predicts (rows, horizon).
 
-    What is predicted in one part is later than all that is predicted in the part before.
-    Raises DataError with the line of a cell that is no number.
+    Targets of one part are later than all targets of the part before.
+
+    Raises:
+        DataError: no such column, a cell that is no number, a constant column, or too few
+            values.
     """
-    name, window, horizon = str(own.series), own.window, own.horizon
-    table.column(name, "--series")
+    name, window, horizon = str(user_data.series), user_data.window, user_data.horizon
+    table.require_column(name, "--series")
     values = table.numbers(name)
+    where = f"{user_data.path}, column {name!r}"
     if (values == values[0]).all():
-        raise DataError(f"{own.path}, column {name!r}: the same in all rows; nothing to learn")
+        raise DataError(f"{where}: the same value in all rows, nothing to learn")
     count = len(values) - window - horizon + 1
-    first, second = round(TRAIN * count), round((TRAIN + VALIDATION) * count)
-    # The windows at the end of a part whose last targets are the next part's are left out.
-    bounds = [(0, first), (first + horizon - 1, second), (second + horizon - 1, count)]
-    if count < LEAST_ROWS or any(start >= end for start, end in bounds):
+    train_end, validation_end = round(TRAIN * count), round((TRAIN + VALIDATION) * count)
+    # Windows at the end of a part whose last targets belong to the next part are left out.
+    bounds = [
+        (0, train_end),
+        (train_end + horizon - 1, validation_end),
+        (validation_end + horizon - 1, count),
+    ]
+    if count < MIN_ROWS or any(start >= end for start, end in bounds):
         raise DataError(
-            f"{own.path}, column {name!r}: {len(values)} values are too few for a window of "
-            f"{window} and a horizon of {horizon}"
+            f"{where}: {len(values)} values are too few for a window of {window} and a horizon "
+            f"of {horizon}"
         )
     inputs = sliding_window_view(values, window)[:count, :, None]
     targets = sliding_window_view(values[window:], horizon)
@@ -38,8 +46,9 @@ def series(own: Own, table: Table) -> Dataset:
         Split(inputs[start:end].copy(), targets[start:end].copy()) for start, end in bounds
     )
     return Dataset(
-        name=own.name,
-        source=f"{own.path.name}, column {name!r}, {len(values):,} values in the order of time",
+        name=user_data.name,
+        source=f"{user_data.path.name}, column {name!r}, {len(values):,} values in the order of "
+        "time",
         train=train,
         validation=validation,
         test=test,
@@ -48,15 +57,15 @@ def series(own: Own, table: Table) -> Dataset:
             axes=("batch", "time", "value"),
             description=f"successive values of {name!r}, the latest last; "
             f"trained on {window} of them",
-            unit=own.unit,
+            unit=user_data.unit,
         ),
         values=tuple(
-            Value(f"{name}, {step} step{'s' * (step > 1)} ahead", own.unit)
+            Value(f"{name}, {step} step{'s' * (step > 1)} ahead", user_data.unit)
             for step in range(1, horizon + 1)
         ),
         baselines={
             "mean": np.full_like(test.targets, train.targets.mean()),
             "persistence": np.repeat(test.inputs[:, -1], horizon, axis=1),
-            "linear_autoregression": least_squares(train.inputs, train.targets, test.inputs),
+            "linear_autoregression": linear_baseline(train.inputs, train.targets, test.inputs),
         },
     )

@@ -1,0 +1,208 @@
+"""A user's own tables: what they become, and one line that says where an error is."""
+
+import numpy as np
+import pytest
+
+from neurona_training.cli.arguments import parse
+from neurona_training.cli.main import main
+from neurona_training.data.user.load import load_user_data
+from neurona_training.data.user.spec import UserData
+from neurona_training.errors import DataError
+
+GOOD = ["size,colour,kind", *(f"{i},{'red' if i % 3 else 'blue'},{'ab'[i % 2]}" for i in range(20))]
+
+
+def _csv(folder, lines, name="data.csv"):
+    path = folder / name
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _error_line(user_data):
+    with pytest.raises(DataError) as caught:
+        load_user_data(user_data)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def _parts(data):
+    return [len(part) for part in (data.train, data.validation, data.test)]
+
+
+def test_numbers_are_one_input_and_each_text_column_is_another(tmp_path):
+    loaded = load_user_data(UserData(_csv(tmp_path, GOOD), target="kind"))
+    caller_view, training_view = loaded.caller_view, loaded.training_view
+    assert [(one_input.name, one_input.categories) for one_input in caller_view.inputs] == [
+        ("features", ()),
+        ("colour", ("blue", "red")),
+    ]
+    assert caller_view.labels == ("a", "b")
+    assert training_view.input.columns == ("size", "colour is blue", "colour is red")
+    assert _parts(caller_view) == _parts(training_view) == [12, 4, 4]
+    sizes = np.concatenate([part.inputs[:, 0] for part in (caller_view.train, caller_view.test)])
+    np.testing.assert_array_equal(training_view.test.inputs[:, 0], caller_view.test.inputs[:, 0])
+    np.testing.assert_array_equal(training_view.test.inputs[:, 2], caller_view.test.extra_inputs[0])
+    assert len(set(sizes)) == len(sizes)  # no row in two parts
+
+
+def test_the_parts_are_stratified_and_reproducible(tmp_path):
+    lines = ["x,y", *(f"{i},{'rare' if i % 10 == 0 else 'often'}" for i in range(100))]
+    first, second = (
+        load_user_data(UserData(_csv(tmp_path, lines), target="y")).training_view for _ in range(2)
+    )
+    for part, again in ((first.train, second.train), (first.test, second.test)):
+        np.testing.assert_array_equal(part.inputs, again.inputs)
+    counts = [np.bincount(p.targets).tolist() for p in (first.train, first.validation, first.test)]
+    assert counts == [[58, 6], [14, 2], [18, 2]]
+    assert 0.6 <= len(first.train) / 100 <= 0.7
+
+
+def test_the_task_is_inferred_or_given(tmp_path):
+    lines = ["x,whole,value", *(f"{i},{i % 3},{i * 0.7}" for i in range(30))]
+    path = _csv(tmp_path, lines)
+    integers = load_user_data(UserData(path, target="whole")).training_view
+    assert integers.labels == ("0", "1", "2")
+    value = load_user_data(UserData(path, target="value", unit="kg")).training_view
+    assert [(one.name, one.unit) for one in value.values] == [("value", "kg")]
+    assert set(value.baselines) == {"mean", "linear"}
+    # value is linear in x
+    np.testing.assert_allclose(value.baselines["linear"], value.test.targets, atol=1e-3)
+    assert (
+        load_user_data(UserData(path, target="whole", task="regression"))
+        .training_view.values[0]
+        .name
+        == "whole"
+    )
+
+
+def test_integer_classes_are_sorted_by_value(tmp_path):
+    lines = ["x,y", *(f"{i},{(2, 10, 1)[i % 3]}" for i in range(30))]
+    data = load_user_data(UserData(_csv(tmp_path, lines), target="y")).training_view
+    assert data.labels == ("1", "2", "10")
+    expected = np.array([1, 2, 0])[data.test.inputs[:, 0].astype(int) % 3]
+    np.testing.assert_array_equal(data.test.targets, expected)
+
+
+def test_semicolons_quotes_and_a_byte_order_mark(tmp_path):
+    path = tmp_path / "data.csv"
+    lines = ['"a;b";y', *(f'"{i}";{"no" if i % 2 else "yes"}' for i in range(20))]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert load_user_data(UserData(path, target="y")).training_view.input.columns == ("a;b",)
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "expected"),
+    [
+        (GOOD, {}, "--target or --series must name a column (available: size, colour, kind)"),
+        (GOOD, {"target": "sort"}, "no column 'sort' (--target); available: size, colour, kind"),
+        (GOOD, {"target": "kind", "ignored": ("x",)}, "no column 'x' (--ignore)"),
+        (GOOD, {"series": "x"}, "no column 'x' (--series)"),
+        (GOOD, {"series": "size", "window": 15}, "20 values are too few for a window of 15"),
+        (GOOD, {"target": "kind", "task": "regression"}, "column 'kind': text (expected numbers"),
+        ([*GOOD, "1,red"], {"target": "kind"}, "line 22: 2 cells (expected 3)"),
+        ([*GOOD, ",red,a"], {"target": "kind"}, "line 22, column 'size': missing value"),
+        ([*GOOD, "NaN,red,a"], {"target": "kind"}, "line 22, column 'size': missing value"),
+        ([*GOOD, "1,,a"], {"target": "kind"}, "line 22, column 'colour': missing value"),
+        ([*GOOD, "1,red,"], {"target": "kind"}, "line 22, column 'kind': missing value"),
+        ([*GOOD, "1o,red,a"], {"target": "kind"}, "line 22, column 'size': '1o' is not a number"),
+        ([*GOOD, "inf,red,a"], {"target": "kind"}, "line 22, column 'size': 'inf' is not finite"),
+        (
+            [*GOOD, "1,red,c"],
+            {"target": "kind"},
+            "class 'c' has 1 of the 21 rows (expected at least 5)",
+        ),
+        (GOOD[:1], {"target": "kind"}, "expected a line of column names and rows"),
+        (["x,x", "1,2"], {"target": "x"}, "line 1: duplicate column 'x'"),
+        (["x,", "1,2"], {"target": "x"}, "line 1: column 2 has no name"),
+        (["1,2", "3,4"], {"target": "1"}, "line 1: numbers only (expected the names"),
+        (["x,y", *["1,a"] * 20], {"target": "y"}, "column 'y': one class only, 'a'"),
+        (
+            ["x,y", *(f"{i}.5,{i}.1" for i in range(5))],
+            {"target": "y"},
+            "5 rows (expected at least 10)",
+        ),
+        ([*GOOD, "1e39,red,a"], {"target": "kind"}, "line 22, column 'size': '1e39' is not finite"),
+        (
+            ["x,y", *(f"{i},1.5" for i in range(20))],
+            {"target": "y"},
+            "column 'y': the same value in all",
+        ),
+        (["x", *["1.5"] * 40], {"series": "x"}, "column 'x': the same value in all rows"),
+        (["y", *(f"{i}.5" for i in range(20))], {"target": "y"}, "no column is left"),
+        (
+            ["name,y", *(f"n{i},{i}.5" for i in range(20))],
+            {"target": "y"},
+            "column 'name': 20 different texts in 20 rows (expected at most 10); --ignore",
+        ),
+    ],
+)
+def test_an_error_in_a_table_says_where(tmp_path, lines, options, expected):
+    path = _csv(tmp_path, lines)
+    line = _error_line(UserData(path, **options))
+    assert line.startswith(str(path))
+    assert expected in line
+
+
+def test_a_file_that_is_not_text_is_rejected(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_bytes(b"x,y\n\xff\xfe\x00")
+    assert "not CSV in UTF-8" in _error_line(UserData(path, target="y"))
+
+
+def test_a_series_is_split_in_time_and_shares_no_target(tmp_path):
+    path = _csv(tmp_path, ["t,level", *(f"{i},{i * 2}" for i in range(60))])
+    data = load_user_data(
+        UserData(path, series="level", window=4, horizon=3, unit="m")
+    ).training_view
+    assert data.kind == "sequences"
+    assert [value.unit for value in data.values] == ["m"] * 3
+    np.testing.assert_array_equal(data.train.inputs[0, :, 0], [0, 2, 4, 6])
+    np.testing.assert_array_equal(data.train.targets[0], [8, 10, 12])
+    assert data.train.targets.max() < data.validation.targets.min()
+    assert data.validation.targets.max() < data.test.targets.min()
+    assert data.test.targets.max() == 118
+    np.testing.assert_allclose(
+        data.baselines["linear_autoregression"], data.test.targets, rtol=1e-4
+    )
+    np.testing.assert_array_equal(
+        data.baselines["persistence"][0], [data.test.inputs[0, -1, 0]] * 3
+    )
+
+
+def test_an_error_of_the_command_is_one_line(tmp_path, capsys):
+    path = _csv(tmp_path, GOOD)
+    for arguments, status, expected in (
+        (["mlp", "--data", str(tmp_path / "none.csv")], 1, "none.csv: no such file or folder"),
+        (["mlp", "--data", str(path), "--target", "sort"], 1, "no column 'sort'"),
+        (
+            ["lenet5", "--data", str(path), "--target", "kind"],
+            1,
+            "(recipe 'lenet5' expects images)",
+        ),
+        (["mlp", "--target", "kind"], 2, "--target is for own data"),
+        (["mlp", "--data", str(path), "--target", "a", "--series", "b"], 2, "exclude each other"),
+        (["mlp", "--data", str(path), "--target", "a", "--window", "3"], 2, "need --series"),
+        (["mlp", "--learning-rate", "0"], 2, "--learning-rate: '0' is not a number above 0"),
+    ):
+        try:
+            exit_status = main([*arguments, "--out", str(tmp_path / "out")])
+        except SystemExit as stop:
+            exit_status = stop.code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert exit_status == status
+        assert expected in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("patients.csv", "mlp-patients"),
+        ("My data (1).csv", "mlp-My-data-1"),
+        ("été.csv", "mlp-t"),
+        ("...csv", "mlp-data"),
+        (f"{'x' * 200}.csv", f"mlp-{'x' * 64}"),
+    ],
+)
+def test_the_model_is_named_after_the_file(file, name):
+    assert parse(["mlp", "--data", f"somewhere/{file}", "--target", "y"]).name == name

@@ -1,0 +1,181 @@
+"""Networks from before backpropagation, and what the multilayer perceptron adds."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from support.in_process_server import InProcessServer
+
+from neurona_protos import metadata
+from neurona_protos.prediction_pb2 import PredictRequest
+from neurona_protos.tensors import to_tensor
+from neurona_server.batching.policy import BatchPolicy
+from neurona_training.architectures.classic import Threshold
+from neurona_training.architectures.input_layers import StandardiseColumns
+from neurona_training.cli.main import main
+from neurona_training.data import Split
+from neurona_training.data.catalogue import load
+from neurona_training.data.sources.tables import least_squares_baseline
+from neurona_training.errors import DataError
+from neurona_training.learning.evaluation import evaluate
+from neurona_training.learning.run import Run
+from neurona_training.recipes import RECIPES
+from neurona_training.recipes.classic import WEIGHTS
+
+
+def _fit(name, data=None, **changed):
+    recipe = RECIPES[name]
+    loaded = recipe.load(data)
+    hyperparameters = replace(
+        recipe.hyperparameters.get(loaded.name, recipe.default_hyperparameters), **changed
+    )
+    return recipe.fit(loaded, hyperparameters, Run(name, 0)), loaded
+
+
+TRUE_FOR = {
+    "not": {(0,)},
+    "and": {(1, 1)},
+    "or": {(0, 1), (1, 0), (1, 1)},
+    "nand": {(0, 0), (0, 1), (1, 0)},
+    "xor": {(0, 1), (1, 0)},
+    "majority": {(0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 1)},
+}
+
+
+@pytest.fixture(scope="module")
+def logic(tmp_path_factory):
+    """A model repository with McCulloch and Pitts's neurons for each truth table."""
+    root = tmp_path_factory.mktemp("logic")
+    for name in TRUE_FOR:
+        command = ["mcculloch-pitts", "--data", name, "--name", name, "--out", str(root)]
+        assert main(command) == 0
+    return root
+
+
+def _table(name):
+    """All inputs, and whether the output is true for each."""
+    true_for = TRUE_FOR[name]
+    inputs = np.array(list(np.ndindex((2,) * len(min(true_for)))), np.float32)
+    return inputs, np.array([tuple(map(int, row)) in true_for for row in inputs])
+
+
+@pytest.mark.parametrize("name", TRUE_FOR)
+def test_neurons_with_weights_set_by_hand_give_the_complete_truth_table(logic, ask, name):
+    model = (logic / name / "1" / "model.onnx").read_bytes()
+    inputs, expected = _table(name)
+    probabilities = ask(model, inputs)
+    assert np.array_equal(probabilities[:, 1] == 1, expected)
+    assert np.array_equal(probabilities[:, 0] == 1, ~expected)
+    properties = onnx.load_from_string(model).metadata_props
+    described = metadata.from_json({item.key: item.value for item in properties}[metadata.KEY])
+    assert list(described.labels) == ["false", "true"]
+    assert described.figures["test_accuracy"] == 1
+    assert described.provenance["best_epoch"] == "0"
+
+
+def test_truth_tables_are_served(logic):
+    server = InProcessServer(logic, BatchPolicy())
+    try:
+        for name in TRUE_FOR:
+            inputs, expected = _table(name)
+            request = PredictRequest(model=name, inputs=[to_tensor("inputs", inputs)])
+            answer = server.prediction.Predict(request, timeout=10)
+            labels = [row.labels[0] for row in answer.classification.rows]
+            assert labels == ["true" if true else "false" for true in expected]
+    finally:
+        server.stop()
+
+
+def test_a_data_set_without_weights_set_by_hand_is_rejected():
+    with pytest.raises(
+        DataError, match="cannot learn data set 'iris' .*set by hand for not, and, "
+    ):
+        _fit("mcculloch-pitts", "iris")
+
+
+def test_only_xor_needs_a_second_layer():
+    assert {name: len(layers) for name, layers in WEIGHTS.items() if len(layers) > 1} == {"xor": 2}
+
+
+def test_a_unit_fires_at_and_above_its_threshold():
+    unit = Threshold(2, 1)
+    unit.weight.copy_(torch.tensor([[1.0, -2.0]]))
+    unit.threshold.fill_(1)
+    rows = torch.tensor([[1.0, 0.0], [0.99, 0.0], [3.0, 1.0], [2.0, 1.0]])
+    assert unit(rows).flatten().tolist() == [1, 0, 1, 0]
+
+
+def test_the_perceptron_converges_if_a_plane_separates_the_classes():
+    result, data = _fit("perceptron")
+    assert result.history[-1].loss == 0  # a whole epoch without a mistake
+    assert len(result.history) < RECIPES["perceptron"].default_hyperparameters.epochs
+    assert evaluate(result.network, data)["test_accuracy"] == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_perceptron_cannot_solve_xor_and_the_mlp_can(seed):
+    solved = {}
+    for name in ("perceptron", "mlp"):
+        recipe = RECIPES[name]
+        data = recipe.load("xor")
+        result = recipe.fit(data, recipe.hyperparameters["xor"], Run(name, seed))
+        solved[name] = evaluate(result.network, data)["test_accuracy"]
+    assert solved["mlp"] == 1
+    assert 0.5 <= solved["perceptron"] <= 0.75
+
+
+def test_the_perceptron_rejects_more_than_two_classes():
+    with pytest.raises(DataError, match="data set 'iris' has 3 classes"):
+        _fit("perceptron", "iris")
+
+
+def test_adaline_converges_to_least_squares():
+    result, data = _fit("adaline")
+    again = [_fit("adaline", epochs=2)[0].network.weight for _ in range(2)]
+    assert torch.equal(*again)
+    metrics = evaluate(result.network, data)
+    assert metrics["test_rmse"] == pytest.approx(metrics["least_squares_rmse"], rel=0.01)
+    assert metrics["test_rmse"] < 0.85 * metrics["mean_rmse"]
+    assert result.history[-1].loss < result.history[0].loss
+
+
+def test_the_least_squares_baseline_finds_a_linear_function():
+    rows = np.random.default_rng(0).normal(3, 2, (20, 2)).astype(np.float32)
+    targets = rows @ np.array([[2.0], [-1.0]], np.float32) + 5
+    np.testing.assert_allclose(
+        least_squares_baseline(Split(rows, targets), rows), targets, rtol=1e-5
+    )
+
+
+def test_the_mlp_classifies_tumours_and_is_no_worse_than_adaline_on_diabetes():
+    result, data = _fit("mlp", "breast-cancer")
+    assert evaluate(result.network, data)["test_accuracy"] >= 0.96
+    result, data = _fit("mlp", "diabetes")
+    linear, _ = _fit("adaline", epochs=50)
+    best, worse = (evaluate(one.network, data)["test_rmse"] for one in (result, linear))
+    assert best <= worse
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("iris", 150), ("iris-setosa", 150), ("breast-cancer", 569), ("diabetes", 442)],
+)
+def test_rows_are_split_the_same_on_each_call(name, rows):
+    data, again = load(name), load(name)
+    parts = (data.train, data.validation, data.test)
+    assert sum(len(part) for part in parts) == rows
+    assert 0.60 <= len(data.train) / rows <= 0.70
+    assert np.array_equal(data.test.inputs, again.test.inputs)
+    assert data.kind == "rows"
+    if data.is_classification:  # stratified
+        shares = [np.bincount(part.targets) / len(part) for part in parts]
+        assert np.abs(shares[0] - shares[2]).max() < 0.02
+
+
+def test_each_column_is_standardised():
+    numbers = torch.tensor([[1.0, 500.0, 5.0], [3.0, 700.0, 5.0], [5.0, 900.0, 5.0]])
+    root = 1.5**0.5
+    expected = torch.tensor([[-root, -root, 0], [0, 0, 0], [root, root, 0]])
+    torch.testing.assert_close(StandardiseColumns(numbers.numpy())(numbers), expected)

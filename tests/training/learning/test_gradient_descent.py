@@ -1,0 +1,191 @@
+"""The training loop: it learns, is reproducible, and keeps its best weights."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from neurona_training.data import Split
+from neurona_training.errors import FitError
+from neurona_training.learning.augmentation import augment_images
+from neurona_training.learning.devices import Device, best_device
+from neurona_training.learning.evaluation import accuracy, evaluate, predict, rmse
+from neurona_training.learning.gradient_descent import fit, loss, rate_factor
+from neurona_training.learning.run import AugmentationRange, FitResult, Hyperparameters, Run
+from neurona_training.recipes import RECIPES
+
+
+def _weights(result):
+    return torch.cat([parameter.detach().flatten() for parameter in result.network.parameters()])
+
+
+@pytest.mark.parametrize("name", ["lenet5", "lstm", "rnn"])
+def test_the_same_seed_gives_the_same_weights(name):
+    recipe = RECIPES[name]
+    data, hyperparameters = recipe.load(), replace(recipe.default_hyperparameters, epochs=2)
+    first, again, other = (
+        _weights(recipe.fit(data, hyperparameters, Run(name, seed))) for seed in (3, 3, 4)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_the_best_weights_on_validation_are_kept():
+    recipe = RECIPES["lstm"]
+    data = recipe.load()
+    # Validation with wrong targets: the more certain the network gets, the larger its loss.
+    wrong = Split(data.validation.inputs, (data.validation.targets + 1) % 10)
+    data, hyperparameters = (
+        replace(data, validation=wrong),
+        replace(recipe.default_hyperparameters, epochs=6),
+    )
+    result = recipe.fit(data, hyperparameters, Run("lstm", 0))
+    assert result.best_epoch < 6
+    losses = [epoch.validation_loss for epoch in result.history]
+    assert losses.index(min(losses)) + 1 == result.best_epoch
+    smoothing = hyperparameters.label_smoothing
+    kept_loss = loss(predict(result.network, wrong), torch.from_numpy(wrong.targets), smoothing)
+    assert kept_loss.item() == pytest.approx(result.validation_loss, rel=1e-5)
+
+
+def test_metrics_of_given_predictions():
+    logits = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]], np.float32)
+    assert accuracy(logits, np.array([1, 0, 0, 0])) == 0.75
+    assert rmse(np.array([[1.0], [5.0]], np.float32), np.array([[4.0], [1.0]])) == pytest.approx(
+        np.sqrt((9 + 16) / 2)
+    )
+
+
+def test_augmentation_stays_within_its_range():
+    image = torch.zeros(1, 8, 8)
+    image[0, 4, 4] = 16
+    generator = torch.Generator().manual_seed(0)
+    torch.testing.assert_close(
+        augment_images(image, AugmentationRange(0, 0), generator), image, rtol=0, atol=1e-4
+    )
+
+    many = augment_images(
+        image.repeat(200, 1, 1), AugmentationRange(pixels=1, degrees=0), generator
+    )
+    assert (many >= 0).all()
+    assert (many <= 16).all()
+    rows, columns = many.sum(dim=(0, 2)), many.sum(dim=(0, 1))
+    for ink in (rows, columns):  # a pixel either way, as shifts are at most 1
+        assert (ink[[0, 1, 2, 6, 7]] == 0).all()
+        assert (ink[3:6] > 0).all()
+
+
+def test_the_learning_rate_rises_and_falls():
+    hyperparameters = Hyperparameters(epochs=1, batch_rows=1, learning_rate=1, warm_up=0.2)
+    rates = [rate_factor(step, 100, hyperparameters) for step in range(100)]
+    assert np.all(np.diff(rates[:20]) > 0)
+    assert np.all(np.diff(rates[20:]) < 0)
+    assert (0 < rates[0] < 0.06, rates[20], rates[60]) == (True, 1, pytest.approx(0.5))
+    assert rates[99] < 1e-3
+    constant = replace(hyperparameters, warm_up=0, schedule="constant")
+    assert {rate_factor(step, 100, constant) for step in range(100)} == {1}
+
+
+def test_training_stops_when_patience_is_exhausted():
+    recipe = RECIPES["lstm"]
+    data = recipe.load()
+    wrong = Split(data.validation.inputs, (data.validation.targets + 1) % 10)
+    data, hyperparameters = (
+        replace(data, validation=wrong),
+        replace(recipe.default_hyperparameters, patience=2),
+    )
+    result = recipe.fit(data, hyperparameters, Run("lstm", 0))
+    assert len(result.history) == result.best_epoch + 2 < hyperparameters.epochs
+
+
+def test_a_loss_that_is_not_finite_ends_the_training():
+    recipe = RECIPES["rnn"]
+    hyperparameters = replace(
+        recipe.default_hyperparameters,
+        optimiser="sgd",
+        learning_rate=1e30,
+        gradient_clip_norm=1e30,
+        epochs=2,
+    )
+    with pytest.raises(FitError, match=r"validation loss is (nan|inf) after 2 epochs"):
+        recipe.fit(recipe.load(), hyperparameters, Run("rnn", 0))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_mixed_precision_learns_in_float32_weights(half):
+    """On the CPU, where the code path is the same."""
+    recipe = RECIPES["lenet5"]
+    data, hyperparameters = recipe.load(), replace(recipe.default_hyperparameters, epochs=3)
+    torch.manual_seed(0)
+    result = fit(
+        recipe.network(data),
+        data,
+        hyperparameters,
+        Run("half", 0),
+        Device(torch.device("cpu"), half),
+    )
+    assert result.history[-1].metric > 0.8
+    assert {weight.dtype for weight in result.network.parameters()} == {torch.float32}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_is_used_and_the_network_returns_to_the_cpu():
+    recipe = RECIPES["lenet5"]
+    assert best_device().torch_device.type == "cuda"
+    assert best_device().half_type is not None
+    data, hyperparameters = recipe.load(), replace(recipe.default_hyperparameters, epochs=5)
+    result, again = (recipe.fit(data, hyperparameters, Run("gpu", 0)) for _ in range(2))
+    assert result.history[-1].metric > 0.9
+    assert next(result.network.parameters()).device.type == "cpu"
+    assert torch.equal(_weights(result), _weights(again))
+
+
+def test_sgd_learns_too():
+    recipe = RECIPES["rnn"]
+    hyperparameters = replace(
+        recipe.default_hyperparameters, optimiser="sgd", learning_rate=2e-2, epochs=15
+    )
+    result = recipe.fit(recipe.load(), hyperparameters, Run("rnn", 0))
+    assert result.validation_loss < 0.5 * result.history[0].validation_loss
+
+
+def test_a_recipe_can_have_another_learner():
+    """Widrow and Hoff's rule, written here, on the windows of the sunspots."""
+
+    class Adaline(torch.nn.Module):
+        def __init__(self, window):
+            super().__init__()
+            self.layer = torch.nn.Linear(window, 1)
+
+        def forward(self, series):
+            return self.layer(series[:, :, 0] / 100) * 100
+
+    @torch.no_grad()
+    def widrow_hoff(network, data, hyperparameters, run):
+        generator = torch.Generator().manual_seed(run.seed)
+        inputs = torch.from_numpy(data.train.inputs)[:, :, 0] / 100
+        scaled_targets = torch.from_numpy(data.train.targets) / 100
+        for _ in range(hyperparameters.epochs):
+            for row in torch.randperm(len(inputs), generator=generator):
+                error = scaled_targets[row] - network.layer(inputs[row])
+                network.layer.weight += hyperparameters.learning_rate * error * inputs[row]
+                network.layer.bias += hyperparameters.learning_rate * error
+        outputs = predict(network, data.validation)
+        validation_loss = loss(outputs, torch.from_numpy(data.validation.targets)).item()
+        return FitResult(network.eval(), hyperparameters.epochs, validation_loss)
+
+    recipe = replace(
+        RECIPES["rnn"],
+        network=lambda data: Adaline(data.train.inputs.shape[1]),
+        learner=widrow_hoff,
+    )
+    data, hyperparameters = (
+        recipe.load(),
+        replace(recipe.default_hyperparameters, epochs=20, learning_rate=1e-2),
+    )
+    result, again = (recipe.fit(data, hyperparameters, Run("adaline", 1)) for _ in range(2))
+    assert torch.equal(_weights(result), _weights(again))
+    metrics = evaluate(result.network, data)
+    assert metrics["test_rmse"] < 0.8 * metrics["persistence_rmse"]

@@ -1,0 +1,95 @@
+"""The manual of training and its example: commands parse, code runs, lists are complete."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from neurona_training.cli.arguments import _make_parser, parse
+from neurona_training.data.catalogue import SOURCES
+from neurona_training.recipes import RECIPES
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "training" / "README.md").read_text(encoding="utf-8")
+
+
+def _shell_commands():
+    """Each command of the shell blocks as words, without the variables set before it."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in "".join(blocks).splitlines():
+        words = shlex.split(line, comments=True)
+        while words and re.match(r"[A-Z_]+=", words[0]):
+            words.pop(0)
+        yield words
+
+
+def _table(heading):
+    """The rows of the first table below a heading, as lists of cells."""
+    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    lines = re.search(r"(?m)(^\|.*\n)+", section).group().splitlines()
+    return [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines[2:]]
+
+
+@pytest.mark.parametrize("words", list(_shell_commands()), ids=" ".join)
+def test_a_command_of_the_manual_parses(words):
+    match words:
+        case ["neurona-train", *arguments]:
+            parse(arguments)
+        case ["torchrun", "--nproc-per-node", *_]:
+            module = words.index("-m") + 1
+            assert words[module] == "neurona_training.cli.main"
+            parse(words[module + 1 :])
+        case ["python", "-m", module, *_]:
+            assert (ROOT / "training" / Path(*module.split("."))).with_suffix(".py").is_file()
+        case ["pip", "install", requirement]:
+            extra = re.fullmatch(r"neurona\[(\w+)\]", requirement).group(1)
+            project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+            assert extra in project["optional-dependencies"]
+        case _:
+            pytest.fail(f"unexpected command {words}")
+
+
+def test_the_python_of_the_manual_runs(tmp_path):
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_manual_lists_every_recipe_with_its_data_sets():
+    listed = {
+        re.findall(r"`(.+?)`", recipe)[0]: re.findall(r"`(.+?)`", data)
+        for recipe, _, data in _table("Recipes")
+    }
+    assert listed == {name: list(recipe.hyperparameters) for name, recipe in RECIPES.items()}
+
+
+def test_the_manual_lists_every_data_set():
+    listed = [name for cells in _table("Data sets") for name in re.findall(r"`(.+?)`", cells[0])]
+    assert sorted(listed) == sorted(SOURCES)
+
+
+def test_the_manual_lists_every_option():
+    listed = {re.match(r" `(--[a-z-]+)", cells[0]).group(1) for cells in _table("Options")}
+    flags = {flag for action in _make_parser()._actions for flag in action.option_strings}
+    assert listed == flags - {"-h", "--help"}
+
+
+def test_the_rooms_of_the_manual_exist():
+    package = ROOT / "training" / "neurona_training"
+    folders = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert {cells[0].strip(" `/") for cells in _table("Rooms")} == folders
+
+
+def test_the_example_trains_on_a_csv_file_and_predicts(tmp_path):
+    example = ROOT / "training" / "examples" / "train_on_your_csv.py"
+    command = [sys.executable, str(example), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "models" / "mlp-wines" / "1" / "model.onnx").is_file()
+    predictions = done.stdout.splitlines()[-2:]
+    assert [line.split(":")[0] for line in predictions] == ["grower 0", "grower 1"]

@@ -1,0 +1,86 @@
+"""What a report is about, and what several of its charts need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from neurona_protos.prediction_pb2 import ModelMetadata
+from neurona_training.data import Dataset
+from neurona_training.learning.evaluation import predict, softmax
+from neurona_training.learning.run import FitResult, Hyperparameters
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """One finished run.
+
+    Args:
+        name: of the model.
+        network: trained; takes the inputs of `data`.
+        data: its test rows are shown.
+        fit_result: the epochs.
+        hyperparameters: with which it was trained.
+        metadata: of the model's file.
+        files: by variant, float32 first: the file's bytes and its metadata.
+        seconds: from data to file.
+    """
+
+    name: str
+    network: nn.Module
+    data: Dataset
+    fit_result: FitResult
+    hyperparameters: Hyperparameters
+    metadata: ModelMetadata
+    files: Mapping[str, tuple[int, ModelMetadata]]
+    seconds: float
+
+    @cached_property
+    def predictions(self) -> NDArray[Any]:
+        """For the test rows: probabilities (rows, classes), or values (rows, values)."""
+        outputs = predict(self.network, self.data.test).numpy()
+        return softmax(outputs) if self.data.is_classification else outputs
+
+    @cached_property
+    def worst_rows(self) -> NDArray[np.int64]:
+        """Indices of all test rows, the worst prediction first."""
+        targets = self.data.test.targets
+        if self.data.is_classification:
+            badness = -self.predictions[np.arange(len(targets)), targets]
+            # First the wrong ones, the most certain first; then the right ones, the least
+            # certain first.
+            is_wrong = self.predictions.argmax(axis=1) != targets
+            badness = np.where(is_wrong, 1 + self.predictions.max(axis=1), badness)
+        else:
+            badness = np.abs(self.predictions - targets).max(axis=1)
+        return np.argsort(-badness, kind="stable")
+
+    @property
+    def is_series(self) -> bool:
+        """Whether the test rows follow each other in time."""
+        return "persistence" in self.data.baselines
+
+    @property
+    def unit(self) -> str:
+        """Unit of a regression's values."""
+        return self.data.values[0].unit if self.data.values else ""
+
+    def test_input(self, row: int) -> NDArray[Any]:
+        """The main input of a test row, without its padding."""
+        split = self.data.test
+        array: NDArray[Any] = split.inputs[row]
+        return array if split.lengths is None else array[: split.lengths[row]]
+
+    def column_names(self, count: int) -> list[str]:
+        """A name for each index on the last axis of the main input."""
+        described = self.data.input
+        if len(described.columns) == count:
+            return list(described.columns)
+        axis = described.axes[-1] if described.axes[-1] != "batch" else described.name
+        return [axis] if count == 1 else [f"{axis} {number}" for number in range(1, count + 1)]
