@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
-from support.fake_nvml import SmallNvml
+from support.fake_nvml import FakeNvml
 
 from neurona_server.processes.collector import MERGE_RULES, PER_PROCESS_GAUGES, SnapshotMerger
 from neurona_server.processes.snapshot import take_snapshot, to_metrics
@@ -224,7 +224,7 @@ def test_gauges_are_merged_by_their_rule():
 def test_every_gauge_has_a_rule_or_is_per_process():
     metrics = Metrics(CollectorRegistry())
     metrics.watch_versions(list)
-    metrics.watch_process(GpuCollector(SmallNvml()))
+    metrics.watch_process(GpuCollector(FakeNvml()))
     gauges = {metric.name for metric in metrics.registry.collect() if metric.type == "gauge"}
     assert gauges == {*MERGE_RULES, *PER_PROCESS_GAUGES}
     assert not set(MERGE_RULES) & set(PER_PROCESS_GAUGES)

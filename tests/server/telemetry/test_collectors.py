@@ -8,7 +8,7 @@ import pytest
 pynvml = pytest.importorskip("pynvml", reason="needs nvidia-ml-py, which server-cpu has not")
 
 from prometheus_client import CollectorRegistry, generate_latest  # noqa: E402
-from support.fake_nvml import SmallNvml  # noqa: E402
+from support.fake_nvml import FakeNvml  # noqa: E402
 
 from neurona_server.telemetry.collectors import GpuCollector  # noqa: E402
 
@@ -28,13 +28,13 @@ def test_each_gpu_is_reported_in_base_units():
         "memory_total_bytes": 16 * 2**30,
         "power_watts": 71.5,
     }
-    assert gpu_values(GpuCollector(SmallNvml(2))) == {
+    assert gpu_values(GpuCollector(FakeNvml(2))) == {
         (name, gpu): value for name, value in expected.items() for gpu in ("0", "1")
     }
 
 
 def test_a_value_that_a_gpu_does_not_report_is_left_out():
-    values = gpu_values(GpuCollector(SmallNvml(1, missing=["utilization", "power"])))
+    values = gpu_values(GpuCollector(FakeNvml(1, missing=["utilization", "power"])))
     assert set(values) == {("memory_used_bytes", "0"), ("memory_total_bytes", "0")}
 
 
@@ -42,11 +42,11 @@ def test_a_value_that_a_gpu_does_not_report_is_left_out():
     "error", [pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_LIBRARY_NOT_FOUND]
 )
 def test_without_a_driver_there_are_no_gpu_series(error):
-    assert GpuCollector(SmallNvml(2, init_error=error)).collect() == []
+    assert GpuCollector(FakeNvml(2, init_error=error)).collect() == []
 
 
 def test_a_driver_that_fails_later_has_no_series_until_it_recovers():
-    nvml = SmallNvml(1)
+    nvml = FakeNvml(1)
     collector = GpuCollector(nvml)
     nvml.lost = True
     assert gpu_values(collector) == {}
@@ -67,7 +67,7 @@ def test_the_real_package_reports_values_or_nothing():
 
 def test_a_driver_that_hangs_blocks_one_reader_only():
     entered, resume = threading.Event(), threading.Event()
-    nvml = SmallNvml(1)
+    nvml = FakeNvml(1)
     collector = GpuCollector(nvml)
     before = gpu_values(collector)
     count = nvml.nvmlDeviceGetCount
