@@ -13,8 +13,8 @@ from neurona_server.telemetry import failure_log
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_log() -> None:
-    """Summaries of suppressed errors a minute later would appear in the log of another test."""
-    failure_log.QUIET = 1e6
+    """Keep the summaries of suppressed failures out of the logs of later tests."""
+    failure_log.QUIET_SECONDS = 1e6
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from neurona_client import Client, InvalidInputError, OverloadedError
 
 
 def main(address: str) -> None:
+    """Run the example."""
     # One client for the whole program: it holds the connections, and threads may share it.
     with Client(address, timeout=5.0) as client:
         client.wait_until_ready(30, models=["lenet5"])

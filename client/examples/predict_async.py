@@ -15,6 +15,7 @@ from neurona_client import AsyncClient
 
 
 async def main(address: str) -> None:
+    """Run the example."""
     # One client for each event loop; the coroutines share it and its stream.
     async with AsyncClient(address, timeout=5.0) as client:
         await client.wait_until_ready(30, models=["lenet5", "rnn"])

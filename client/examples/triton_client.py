@@ -14,6 +14,7 @@ import tritonclient.grpc as triton
 
 
 def main(address: str) -> None:
+    """Run the example."""
     with triton.InferenceServerClient(address) as client:
         print("ready:", client.is_model_ready("lenet5"))
 

@@ -197,7 +197,7 @@ class BaseClient:
         request: EncodedRequest,
         response: bytes,
     ) -> R:
-        """Wrap a response, and drop the template if a new version of the model has answered."""
+        """Wrap a response, and drop the template if the response is from a new version."""
         if self.templates.is_from_new_version(template, response):
             self.templates.invalidate(template.options)
         return result_type(response, is_sample=request.is_sample)

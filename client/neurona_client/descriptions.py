@@ -32,7 +32,7 @@ class ServedVersion:
         labels: names that currently point to this version, such as "latest".
         provider: ONNX Runtime execution provider, such as "CUDAExecutionProvider".
         share: percentage (0 to 100) of the requests that name neither a version nor a label.
-        shadow: whether it receives copies of requests, whose responses nobody gets.
+        shadow: whether it receives copies of requests, whose responses are dropped.
         reason: why it failed; empty otherwise.
         degraded: what an operator should look at; empty otherwise.
     """
@@ -78,7 +78,7 @@ class TensorSpec:
         axes: names of its axes, "" for one without a name.
         optional: whether a request may leave it out.
         unit: unit of an input; empty if the model has none.
-        description: what an input means; empty if the model does not say.
+        description: what an input means; empty if the model has no text for it.
         data_type: number of its dtype, as in `neurona_client.DataType`.
     """
 

@@ -53,7 +53,7 @@ class Retries:
         max_attempts: how often a request is sent, over all servers; 1: no retries. Hedges are not
             counted.
         initial_backoff: seconds before the second attempt, doubled for each further one and
-            randomised by up to half. If the server says how long to wait, that replaces it.
+            randomised by up to half. A retry-after of the server replaces it.
         max_backoff: upper bound of the doubled backoff, in seconds.
         unreachable_timeout: seconds that a call waits while no server is reachable. The timeout of
             the call bounds it too.

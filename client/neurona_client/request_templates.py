@@ -207,7 +207,7 @@ class TemplateCache:
         return self._add_template(options, description)
 
     def is_from_new_version(self, template: RequestTemplate, response: bytes) -> bool:
-        """Record a response; return whether its version had not answered before."""
+        """Record a response; return whether its version is new."""
         # The model and the version.
         prefix = response[: response[1] + 4] if len(response) > 1 else b""
         if prefix in template.response_prefixes:

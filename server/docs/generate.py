@@ -8,7 +8,6 @@
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import grpc
@@ -16,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from neurona_server import errors
-from neurona_server.config.options import Config
+from neurona_server.config.options import list_options
 from neurona_server.config.sources import PREFIX
 from neurona_server.processes.collector import MultiprocessCollector
 from neurona_server.telemetry.metrics import OUTCOMES, Metrics
@@ -32,11 +31,11 @@ def options() -> str:
         (
             _code([option.name]),
             _default(option.default),
-            option.metadata["help"].replace("<", "\\<"),
+            option.help.replace("<", "\\<"),
             _code(["--" + option.name.replace("_", "-")]),
             _code([PREFIX + option.name.upper()]),
         )
-        for option in fields(Config)
+        for option in list_options()
     ]
     return f"""# Options of neurona-serve
 

@@ -1,12 +1,15 @@
-"""Where a server listens: HOST:PORT, [IPV6]:PORT or unix:PATH."""
+"""Addresses to listen on: HOST:PORT, [IPV6]:PORT or unix:PATH.
+
+The file is alone because the options and the transports, which do not know each other, need it.
+"""
 
 import ipaddress
 
 UNIX = "unix:"
 
 
-def check(address: str, *, unix: bool = True) -> str:
-    """The address itself; raises ValueError when it is none."""
+def check_address(address: str, *, unix: bool = True) -> str:
+    """Return the address; raise ValueError if it is invalid."""
     if unix and address.startswith(UNIX) and address != UNIX:
         return address
     host, colon, port = address.rpartition(":")
@@ -20,7 +23,7 @@ def check(address: str, *, unix: bool = True) -> str:
 
 
 def is_local(address: str) -> bool:
-    """Nobody on another machine can connect to it."""
+    """Whether only this machine can connect to it."""
     if address.startswith(UNIX):
         return True
     host = address.rpartition(":")[0]

@@ -1,4 +1,5 @@
-"""neurona-serve: puts the server together, starts it and stops it."""
+"""The composition root of neurona-serve: makes each part from the options, and starts and stops
+the parts in order."""
 
 import gc
 import importlib.metadata
@@ -51,47 +52,221 @@ from neurona_server.web.server import MetricsServer
 
 log = logging.getLogger(__name__)
 
+SPAN_FLUSH_SECONDS = 2.0
+"""Time at the stop for the last spans to reach their collector."""
 
-def cpus_of_one(config: Config) -> int:
-    """Of several processes: CPUs are shared fairly among them."""
+
+class App:
+    """A server, all but its command line.
+
+    `start`: metrics, loading and warming up, listening, SERVING. `stop`: NOT_SERVING, draining,
+    closing, metrics.
+    """
+
+    def __init__(self, config: Config, process: int | None = None) -> None:
+        """Make the parts without starting them.
+
+        Args:
+            config: The options.
+            process: Number of this process, if it is one of several.
+
+        Raises:
+            ConfigError: An option does not suit this machine, or a file that it names is invalid.
+        """
+        self._config = config
+        # With auto_describe the registry knows the names of each collector, so that reading some
+        # metrics does not collect all.
+        self.registry = CollectorRegistry(auto_describe=True)
+        self._metrics = Metrics(self.registry)
+        self._registry = Registry()
+        self._metrics.watch_versions(self._registry.version_infos)
+        self._metrics.watch_process()
+        self._metrics.build.labels(*_installed_versions()).set(1)
+        self._health = Health()
+        self._metrics.serving.set_function(self._is_serving)
+        self._tracing = _make_tracing(config, self._metrics, process)
+        self._reconciler = self._make_reconciler()
+        limits = Limits(
+            config.max_request_tensors, config.max_request_rows, config.max_message_bytes
+        )
+        control = self._reconciler if config.model_control == "explicit" else None
+        methods = {
+            **Prediction(self._registry, self._metrics, limits).methods(),
+            **Models(self._registry, control).methods(),
+            **OpenInference(
+                self._registry,
+                self._metrics,
+                self._is_serving,
+                control=control,
+                versions=VersionPolicy.parse(config.versions),
+                shared_memory=config.shared_memory,
+                limits=limits,
+            ).methods(),
+            **self._health.methods(),
+        }
+        methods |= Reflection(methods).methods()
+        options = _listener_options(config, self._metrics.record_rejection, self._tracing)
+        self._listener = open_transport(config.transport, methods, options)
+        self._close_metrics: Callable[[], None] = lambda: None
+        self._serving = threading.Event()
+        self._stopping = False
+
+    def start(self) -> None:
+        """Load the models and serve.
+
+        Raises:
+            LoadError: There is no model to serve, or strict is true and one cannot be served.
+            ConfigError: An address is in use.
+        """
+        if self._config.processes == 1:  # else the supervisor serves the metrics of all
+            self._serve_metrics()
+        self._load_models()
+        self._metrics.transport.labels(self._listener.name).set(1)
+        # What exists now lives until the end: garbage collections need not visit it again.
+        gc.collect()
+        gc.freeze()
+        grpc_port = self._listener.start(self._config.address)
+        self._serving.set()
+        self._update_health()
+        if self._config.model_control == "poll":
+            self._reconciler.start_polling(self._config.poll_ms / 1000)
+        log.info("serving gRPC on %s (port %d)", self._config.address, grpc_port)
+
+    def stop(self) -> bool:
+        """Drain and stop.
+
+        Returns:
+            False if a run did not end within drain_timeout_ms.
+        """
+        self._stopping = True
+        self._serving.clear()
+        self._health.stop()
+        log.info("shutting down: health set to NOT_SERVING")
+        time.sleep(self._config.drain_delay_ms / 1000)
+        deadline = time.monotonic() + self._config.drain_timeout_ms / 1000
+        self._reconciler.stop_loading()  # or a call waiting for a load would delay the transport
+        # The transport first, the models after it: accepted requests are still answered.
+        self._listener.stop(max(0.0, deadline - time.monotonic()))
+        drained = self._reconciler.stop(max(0.0, deadline - time.monotonic()))
+        if self._tracing is not None:
+            self._tracing.close(SPAN_FLUSH_SECONDS)
+        self._close_metrics()
+        log.info("stopped")
+        return drained
+
+    def state(self) -> str:
+        """Return STARTING, SERVING or NOT_SERVING."""
+        if self._is_serving():
+            return endpoints.SERVING
+        return endpoints.NOT_SERVING if self._stopping else endpoints.STARTING
+
+    def _is_serving(self) -> bool:
+        return self._health.state("") == SERVING
+
+    def _serve_metrics(self) -> None:
+        address = self._config.metrics_address
+        server = MetricsServer(
+            address, self.registry, self.state, self.registry.restricted_registry
+        )
+        self._close_metrics = server.close
+        log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
+
+    def _load_models(self) -> None:
+        problems = self._reconciler.start(self._config.load_model)
+        if self._config.strict and problems:
+            raise LoadError(f"strict is true and a model cannot be served: {problems[0]}")
+        if self._registry.models() or self._config.model_control == "explicit":
+            return
+        if problems:
+            raise LoadError("none of the models can be served")
+        single_models = [f"{name}={folder}" for name, folder in self._config.model]
+        searched = ", ".join([*map(str, self._config.repository), *single_models])
+        layout = "model.onnx" if single_models else "<name>/<version>/model.onnx"
+        raise LoadError(f"no model in {searched} (expected {layout})")
+
+    def _make_reconciler(self) -> Reconciler:
+        config = self._config
+        options = _model_options(config, self._tracing)
+        # Two concurrent runs keep a device busy; more only if each takes fewer CPUs than there are.
+        scheduler = DeviceScheduler(max(2, _cpus_per_process(config) // options.runtime.threads))
+
+        def load(source: ModelSource) -> Model:
+            model = Model(source, options, self._metrics, scheduler)
+            try:
+                model.start()
+            except BaseException:  # no thread may be left
+                model.close()
+                raise
+            return model
+
+        return Reconciler(
+            Repository(config.repository, config.model),
+            self._registry,
+            load,
+            self._metrics,
+            _reconciler_options(config),
+            self._update_health,
+        )
+
+    def _update_health(self) -> None:
+        """Set the health of each service name: the server, its services, models and versions."""
+        if not self._serving.is_set():
+            return
+        names = {"": True, "neurona.v1.Prediction": True, "neurona.v1.Models": True}
+        names[OPEN_INFERENCE] = True
+        for name in self._registry.names():
+            versions = self._registry.entry(name).versions
+            names |= {f"{name}/{n}": v.model is not None for n, v in versions.items()}
+            names[name] = any(version.model for version in versions.values())
+        models = self._registry.models()
+        if any(model.degraded or model.provider != CPU for model in models):  # a GPU is in play
+            names["gpu"] = not any(model.degraded for model in models)
+        self._health.replace(names)
+        if not self._serving.is_set():  # `stop` was called meanwhile
+            self._health.stop()
+
+
+def exit_status(drained: bool) -> int:
+    """Exit status of a process whose App has stopped: 0. Ends the process if not `drained`."""
+    if not drained:
+        # A run is still inside ONNX Runtime: unloading the library would crash its thread.
+        logging.shutdown()
+        os._exit(0)
+    return 0
+
+
+def _cpus_per_process(config: Config) -> int:
     return max(1, available_cpus() // config.processes)
 
 
-def tracing(config: Config, metrics: Metrics, process: int | None) -> Tracing | None:
-    """None where it is off. Raises ConfigError."""
+def _installed_versions() -> tuple[str, str, str, str]:
+    """Versions of the server, of Python, of ONNX Runtime and of grpcio."""
+    try:
+        server = importlib.metadata.version("neurona")
+    except importlib.metadata.PackageNotFoundError:  # run from its sources
+        server = "unknown"
+    grpcio = importlib.metadata.version("grpcio")
+    return server, platform.python_version(), runtime_version(), grpcio
+
+
+def _make_tracing(config: Config, metrics: Metrics, process: int | None) -> Tracing | None:
     if not config.traces_endpoint:
         return None
     return set_up_tracing(config.traces_endpoint, config.traces_ratio, metrics, process)
 
 
-def limits(config: Config) -> Limits:
-    return Limits(config.max_request_tensors, config.max_request_rows, config.max_message_bytes)
-
-
-def versions() -> tuple[str, str, str, str]:
-    """Of the server, of Python, of ONNX Runtime and of grpcio."""
-    try:
-        own = importlib.metadata.version("neurona")
-    except importlib.metadata.PackageNotFoundError:  # run from its sources
-        own = "unknown"
-    grpcio = importlib.metadata.version("grpcio")
-    return own, platform.python_version(), runtime_version(), grpcio
-
-
-def listener_options(
-    config: Config, on_reject: Callable[[Exception], None], tracing: Tracing | None = None
+def _listener_options(
+    config: Config, on_reject: Callable[[Exception], None], tracing: Tracing | None
 ) -> ListenerOptions:
-    """`on_reject` is called for calls that transports reject. Raises ConfigError if a file of an
-    option cannot be used."""
     certificates = None
     if config.tls_certificate and config.tls_key:
         client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
         files = Path(config.tls_certificate), Path(config.tls_key)
         certificates = Certificates(*files, client_ca)
     elif config.tls_certificate or config.tls_key or config.tls_client_ca:
-        raise ConfigError("TLS takes both tls_certificate and tls_key")
+        raise ConfigError("incomplete TLS options (expected tls_certificate and tls_key)")
     elif not all(map(is_local, config.address.split(","))):
-        log.warning("%s is reached from other machines, in plain text: no TLS", config.address)
+        log.warning("no TLS: %s accepts unencrypted calls from other machines", config.address)
     access = Access(Path(config.tokens_file)) if config.tokens_file else None
     return ListenerOptions(
         max_message_bytes=config.max_message_bytes,
@@ -109,17 +284,16 @@ def listener_options(
     )
 
 
-def reconciler_options(config: Config) -> ReconcilerOptions:
+def _reconciler_options(config: Config) -> ReconcilerOptions:
     return ReconcilerOptions(
         policy=VersionPolicy.parse(config.versions),
-        threads=config.load_threads or min(4, cpus_of_one(config)),
+        threads=config.load_threads or min(4, _cpus_per_process(config)),
         drain_timeout=config.drain_timeout_ms / 1000,
         explicit=config.model_control == "explicit",
     )
 
 
-def model_options(config: Config, tracing: Tracing | None = None) -> ModelOptions:
-    """Raises ConfigError when this machine cannot do what they say."""
+def _model_options(config: Config, tracing: Tracing | None) -> ModelOptions:
     policy = BatchPolicy(
         max_rows=config.max_batch_rows,
         max_queue_rows=config.max_queue_rows,
@@ -128,10 +302,10 @@ def model_options(config: Config, tracing: Tracing | None = None) -> ModelOption
         latency_objective=config.latency_objective_ms / 1000 or None,
         inline=INLINE_MODES[config.inline],
     )
-    threads = config.threads or max(1, cpus_of_one(config) // config.instances)
+    threads = config.threads or max(1, _cpus_per_process(config) // config.instances)
     runtime = RuntimeOptions(
         threads,
-        pool_threads=0 if config.threads else THREADS_PER_CPU * cpus_of_one(config),
+        pool_threads=0 if config.threads else THREADS_PER_CPU * _cpus_per_process(config),
         spinning=config.spinning,
         providers=config.providers or DEFAULT_PROVIDERS,
         gpu_expected=bool(config.providers),
@@ -151,154 +325,3 @@ def _cache_folder(option: str) -> Path | None:
     if option == "auto":
         return default_cache_folder()
     return None if option in ("", "off") else Path(option).expanduser()
-
-
-FLUSH = 2.0
-"""Seconds in which the last spans must get to their collector."""
-
-
-class App:
-    """start: metrics, load, warm up, listen, SERVING. stop: NOT_SERVING, drain, close, metrics."""
-
-    def __init__(self, config: Config, process: int | None = None) -> None:
-        """`process` is the number of one of several."""
-        self._config = config
-        # So it knows who has what, and a reader of a part does not cost the whole.
-        self.registry = CollectorRegistry(auto_describe=True)
-        self._metrics = Metrics(self.registry)
-        self._registry = Registry()
-        self._metrics.watch_versions(self._registry.version_infos)
-        self._metrics.watch_process()
-        self._metrics.build.labels(*versions()).set(1)
-        self._health = Health()
-        self._metrics.serving.set_function(lambda: self._health.state("") == SERVING)
-        self._tracing = tracing(config, self._metrics, process)
-        self._reconciler = self._make_reconciler()
-        request_limits = limits(config)
-        control = self._reconciler if config.model_control == "explicit" else None
-        methods = {
-            **Prediction(self._registry, self._metrics, request_limits).methods(),
-            **Models(self._registry, control).methods(),
-            **OpenInference(
-                self._registry,
-                self._metrics,
-                lambda: self._health.state("") == SERVING,
-                control=control,
-                versions=VersionPolicy.parse(config.versions),
-                shared_memory=config.shared_memory,
-                limits=request_limits,
-            ).methods(),
-            **self._health.methods(),
-        }
-        methods |= Reflection(methods).methods()
-        options = listener_options(config, self._metrics.record_rejection, self._tracing)
-        self._listener = open_transport(config.transport, methods, options)
-        self._close_metrics: Callable[[], None] = lambda: None
-        self._serving = threading.Event()
-        self._stopping = False
-
-    def start(self) -> None:
-        """Raises LoadError when there is nothing to serve, ConfigError when an address is taken."""
-        if self._config.processes == 1:  # else a supervisor has the page of all
-            address = self._config.metrics_address
-            port = MetricsServer(
-                address, self.registry, self.state, self.registry.restricted_registry
-            )
-            self._close_metrics = port.close
-            log.info("metrics on http://%s:%d/", address.rpartition(":")[0], port.port)
-        problems = self._reconciler.start(self._config.load_model)
-        if self._config.strict and problems:
-            raise LoadError(f"not all models can be served, and strict is true: {problems[0]}")
-        if not self._registry.models() and self._config.model_control != "explicit":
-            alone = [f"{name}={folder}" for name, folder in self._config.model]
-            places = ", ".join([*map(str, self._config.repository), *alone])
-            expected = "<name>/<version>/model.onnx there" if not alone else "model.onnx there"
-            raise LoadError(
-                "none of the models can be served"
-                if problems
-                else f"no model in {places}: expected {expected}"
-            )
-        self._metrics.transport.labels(self._listener.name).set(1)
-        # What is there by now stays: the collector need not go through it again and again.
-        gc.collect()
-        gc.freeze()
-        grpc_port = self._listener.start(self._config.address)
-        self._serving.set()
-        self._update_health()
-        if self._config.model_control == "poll":
-            self._reconciler.start_polling(self._config.poll_ms / 1000)
-        log.info("serving gRPC on %s (port %d)", self._config.address, grpc_port)
-
-    def stop(self) -> bool:
-        """False when a run went on for longer than the drain may take."""
-        self._stopping = True
-        self._serving.clear()
-        self._health.stop()
-        log.info("stopping: not serving any more for whoever asks for health")
-        time.sleep(self._config.drain_delay_ms / 1000)
-        end = time.monotonic() + self._config.drain_timeout_ms / 1000
-        self._reconciler.stop_loading()  # a call that waits for a load would hold the transport up
-        # The transports first, the models after them: what was accepted is still answered.
-        self._listener.stop(max(0.0, end - time.monotonic()))
-        drained = self._reconciler.stop(max(0.0, end - time.monotonic()))
-        if self._tracing is not None:
-            self._tracing.close(FLUSH)
-        self._close_metrics()
-        log.info("stopped")
-        return drained
-
-    def state(self) -> str:
-        """STARTING, SERVING or NOT_SERVING."""
-        if self._health.state("") == SERVING:
-            return endpoints.SERVING
-        return endpoints.NOT_SERVING if self._stopping else endpoints.STARTING
-
-    def _make_reconciler(self) -> Reconciler:
-        config = self._config
-        options = model_options(config, self._tracing)
-        # Two runs at a time keep a device busy; more only if each takes fewer CPUs than there are.
-        share = DeviceScheduler(max(2, cpus_of_one(config) // options.runtime.threads))
-
-        def load(found: ModelSource) -> Model:
-            model = Model(found, options, self._metrics, share)
-            try:
-                model.start()
-            except BaseException:  # no thread left
-                model.close()
-                raise
-            return model
-
-        return Reconciler(
-            Repository(config.repository, config.model),
-            self._registry,
-            load,
-            self._metrics,
-            reconciler_options(config),
-            self._update_health,
-        )
-
-    def _update_health(self) -> None:
-        """What health is asked for by name: the server, its services, models and versions."""
-        if not self._serving.is_set():
-            return
-        names = {"": True, "neurona.v1.Prediction": True, "neurona.v1.Models": True}
-        names[OPEN_INFERENCE] = True
-        for name in self._registry.names():
-            versions = self._registry.entry(name).versions
-            names |= {f"{name}/{n}": v.model is not None for n, v in versions.items()}
-            names[name] = any(version.model for version in versions.values())
-        models = self._registry.models()
-        if any(model.degraded or model.provider != CPU for model in models):  # a GPU is in play
-            names["gpu"] = not any(model.degraded for model in models)
-        self._health.replace(names)
-        if not self._serving.is_set():  # the server was told to stop meanwhile
-            self._health.stop()
-
-
-def leave(drained: bool) -> int:
-    """The status of a process whose App has stopped: 0."""
-    if not drained:
-        # A run is still inside ONNX Runtime: unloading it under that thread would crash.
-        logging.shutdown()
-        os._exit(0)
-    return 0

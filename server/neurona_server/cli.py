@@ -1,43 +1,58 @@
-"""The command neurona-serve: parses options, starts the server or its supervisor, and waits."""
+"""The command neurona-serve (also `python -m neurona_server.cli`): reads the options, starts the
+server or its supervisor, and waits for a signal to stop.
+
+The file is alone because the entry point of the package and nothing else imports it.
+"""
 
 import os
 import sys
 from collections.abc import Sequence
 
-from neurona_server.app import App, leave, log
+from neurona_server.app import App, exit_status, log
 from neurona_server.config import sources
-from neurona_server.config.sources import check_processes
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.processes.signals import StopSignals
-from neurona_server.processes.worker_handle import python
+from neurona_server.processes.worker_handle import python_command
 from neurona_server.rpc.security.tokens import hash_token
 from neurona_server.telemetry import logs
 
 
 def main() -> int:
+    """Run the command.
+
+    Returns:
+        Its exit status.
+    """
     if sys.argv[1:] == ["--hash-token"]:
         return hash_token()
     try:
         config = sources.load(sys.argv[1:], os.environ)
         if config.processes > 1:
-            check_processes(config)
-            supervise(sys.argv[1:])
+            sources.check_processes(config)
+            become_supervisor(sys.argv[1:])
         logs.set_up(config.log_format, config.log_level)
         signals = StopSignals()
         app = App(config)
         app.start()
-        signals.serving()
+        signals.mark_serving()
     except (ConfigError, LoadError) as error:
-        logs.give_up(error)
+        logs.report_fatal(error)
         return 1
-    log.info("%s", signals.wait().name)
-    return leave(app.stop())
+    log.info("received %s", signals.wait().name)
+    return exit_status(app.stop())
 
 
-def supervise(arguments: Sequence[str]) -> None:
-    """Becomes the supervisor: does not return. What was imported until here is left behind, so
-    that the process which outlives all others is small, and owns nothing that can fail."""
+def become_supervisor(arguments: Sequence[str]) -> None:
+    """Replace this program by the supervisor; does not return.
+
+    That drops everything imported so far: the process that outlives all others is small.
+    """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # it was closed before the start
             stream.flush()
-    os.execv(sys.executable, [*python("processes.supervisor"), *arguments])  # noqa: S606
+    command = [*python_command("processes.supervisor"), *arguments]
+    os.execv(sys.executable, command)  # noqa: S606
+
+
+if __name__ == "__main__":
+    sys.exit(main())

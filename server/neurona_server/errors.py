@@ -1,8 +1,8 @@
-"""What can go wrong, in the server's own words.
+"""The errors of the server.
 
-The errors of a request carry the number of their gRPC status (`code`), of which `rpc.status`
-makes the status. Their messages go to the caller, so they name what came and what was expected
-and nothing that only the server's owner should see.
+The error of a request has the number of its gRPC status (`code`); `rpc.status` makes the status.
+Its message goes to the caller: it names the invalid value and what is expected, and nothing that
+only the server's owner should see.
 """
 
 import difflib
@@ -10,34 +10,34 @@ from collections.abc import Iterable
 
 
 class NeuronaError(Exception):
-    """Every error that a caller may be told about."""
+    """An error whose message may go to the caller."""
 
-    code = 13  # the number of the gRPC status that it becomes: INTERNAL
-    outcome = "failed"  # how metrics count a request that ended with it
+    code = 13  # number of the gRPC status: INTERNAL
+    outcome = "failed"  # label of a request that ends with it, in metrics
 
 
 class NotFoundError(NeuronaError):
-    """There is no such model, version or label."""
+    """Unknown model, version or label."""
 
     code = 5  # NOT_FOUND
     outcome = "invalid"
 
 
 class InvalidArgumentError(NeuronaError):
-    """The request cannot be understood, or does not fit the model's signature."""
+    """The request is malformed, or does not match the model's signature."""
 
     code = 3  # INVALID_ARGUMENT
     outcome = "invalid"
 
 
 class NotLoadedError(NeuronaError):
-    """A model that somebody asked to be loaded cannot be."""
+    """A model that a call requested to load cannot be loaded."""
 
     code = 9  # FAILED_PRECONDITION
 
 
 class NotAllowedError(NeuronaError):
-    """The server's options do not allow what was asked."""
+    """The server's options do not allow the call."""
 
     code = 9  # FAILED_PRECONDITION
     outcome = "invalid"
@@ -51,42 +51,45 @@ class WrongTaskError(NeuronaError):
 
 
 class UnsupportedError(NeuronaError):
-    """The protocol knows it, this server does not do it."""
+    """A feature of the protocol that this server does not support."""
 
     code = 12  # UNIMPLEMENTED
     outcome = "invalid"
 
 
 class UnauthenticatedError(NeuronaError):
-    """The caller has no token, or one that is not known."""
+    """The caller has no token, or an unknown one."""
 
     code = 16  # UNAUTHENTICATED
     outcome = "invalid"
 
 
 class AlreadyExistsError(NeuronaError):
-    """The name is taken."""
+    """The name is in use."""
 
     code = 6  # ALREADY_EXISTS
     outcome = "invalid"
 
 
 class PermissionDeniedError(NeuronaError):
-    """The caller's token does not allow it."""
+    """The caller's token does not permit the call."""
 
     code = 7  # PERMISSION_DENIED
     outcome = "invalid"
 
 
 class TooLargeError(NeuronaError):
-    """An answer is larger than a message may be."""
+    """The response is larger than max_message_bytes."""
 
     code = 8  # RESOURCE_EXHAUSTED
     outcome = "invalid"
 
 
 class QueueFullError(NeuronaError):
-    """The model's queue has no room. `retry_after` (seconds) is when it may have."""
+    """The model's queue is full, or the predicted wait exceeds the deadline or latency objective.
+
+    `retry_after` is the number of seconds after which a retry may be admitted.
+    """
 
     code = 8  # RESOURCE_EXHAUSTED
     outcome = "rejected"
@@ -97,59 +100,61 @@ class QueueFullError(NeuronaError):
 
 
 class UnavailableError(NeuronaError):
-    """The model, or the whole server, takes no more requests."""
+    """The model or the whole server is stopping and accepts no more requests."""
 
     code = 14  # UNAVAILABLE
     outcome = "rejected"
 
 
 class DeadlineExceededError(NeuronaError):
-    """The deadline passed before the request ran."""
+    """The deadline passed before the request was run."""
 
     code = 4  # DEADLINE_EXCEEDED
     outcome = "expired"
 
 
 class CancelledError(NeuronaError):
-    """The caller does not want the answer any more."""
+    """The caller cancelled the request."""
 
     code = 1  # CANCELLED
     outcome = "cancelled"
 
 
 class ModelFailedError(NeuronaError):
-    """The model failed on a batch that it should have run. The log has the detail."""
+    """The model failed on a valid request. The log has the details."""
 
     def __init__(self) -> None:
         super().__init__("the model failed on this request; the server's log says why")
 
 
-def response_too_large(size: int, expected: int) -> TooLargeError:
+def response_too_large(size: int, limit: int) -> TooLargeError:
+    """Make the error for a response of `size` bytes."""
     return TooLargeError(
-        f"the answer has {size} bytes; expected at most {expected} (max_message_bytes): "
-        "ask for fewer rows at a time"
+        f"the response has {size} bytes; expected at most {limit} (max_message_bytes): "
+        "send fewer rows per request"
     )
 
 
 def quoted(name: str) -> str:
-    """What a caller called something, fit to stand in a message: escaped, and not too long."""
+    """Quote a name from a caller for a message: escaped, and cut to 100 characters."""
     text = repr(name[:101])
     return text if len(name) <= 100 else text[:100] + "…'"
 
 
 def printable(text: str) -> str:
-    """One line, with nothing in it that would end the line or change what stands around it."""
+    """Escape all characters that would end a line or change the text around it."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 class LoadError(Exception):
-    """A model cannot be served. The message is one line that says which and why."""
+    """A model cannot be served. The message is one line that names it and the reason."""
 
 
 class ConfigError(Exception):
-    """An option is wrong. The message is one line that says which and what was expected."""
+    """An option is invalid. The message is one line that names it and what is expected."""
 
 
-def close_match(key: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, [*known], n=1, cutoff=0.6)
+def close_match(key: str, candidates: Iterable[str]) -> str:
+    """Return "; did you mean '...'?" if a candidate resembles the key, else ""."""
+    close = difflib.get_close_matches(key, [*candidates], n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""

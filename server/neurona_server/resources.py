@@ -1,4 +1,8 @@
-"""How much memory this process may take, for whoever watches how near it is."""
+"""CPUs and memory that this process may use, from its control groups (cgroups) and the machine.
+
+Source: Linux kernel documentation, "Control Group v2", "CFS Bandwidth Control" and "Memory
+Resource Controller"; man 7 cgroups.
+"""
 
 import math
 import os
@@ -6,18 +10,39 @@ from collections.abc import Iterable
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
+"""Where a container finds its own limits, and a machine those of all its groups."""
+
+OWN_GROUPS = Path("/proc/self/cgroup")
+"""Names the control groups of this process."""
 
 
 def available_cpus(cgroup: Path = CGROUP) -> int:
-    """At least 1. A container that may use 1.5 CPUs of 64 has 2: a thread for each of 64 would
-    be stopped by the kernel most of the time."""
+    """Number of CPUs that this process may use, at least 1.
+
+    A container that may use 1.5 CPUs of 64 gets 2: with a thread for each of the 64, the kernel
+    would throttle it most of the time.
+    """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quota = _quota(cgroup)
-    return max(1, math.ceil(min(count or 1, quota)))
+    return max(1, math.ceil(min(count or 1, _cpu_quota(cgroup))))
 
 
-def _quota(cgroup: Path) -> float:
-    """CPUs by cgroup v2's cpu.max or v1's cpu.cfs_*; inf where there is no limit."""
+def memory_limit(cgroup: Path = CGROUP, own_groups: Path = OWN_GROUPS) -> int | None:
+    """Bytes of memory that this process may use.
+
+    That is the least limit of its control group and of that group's parents (a container's, or a
+    systemd service's MemoryMax), or the machine's memory if that is less or there is no limit.
+
+    Returns:
+        The limit, or None if the system reports none of them.
+    """
+    least = min(
+        _machine_memory(), *(_read_limit(path) for path in _limit_files(cgroup, own_groups))
+    )
+    return None if math.isinf(least) else int(least)
+
+
+def _cpu_quota(cgroup: Path) -> float:
+    """CPUs by cgroup v2's cpu.max or v1's cpu.cfs_*; inf without a limit."""
     try:
         limit, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -33,39 +58,26 @@ def _quota(cgroup: Path) -> float:
     return quota if quota > 0 else math.inf
 
 
-"""Where a container finds its own limits, and a machine those of all its groups."""
-
-OWN = Path("/proc/self/cgroup")
-"""Which group this process is in."""
-
-
-def memory_limit(cgroup: Path = CGROUP, own: Path = OWN) -> int | None:
-    """Bytes: the least limit of the process's control group and of those that it is in (a
-    container's, or a systemd service's MemoryMax), by cgroup v2's memory.max or v1's
-    memory.limit_in_bytes (Linux kernel documentation, "Control Group v2" and "Memory Resource
-    Controller"), or the machine's memory, if that is less or there is no limit. None if the system
-    tells neither."""
-    least = min(_machine(), *(_limit(path) for path in _paths(cgroup, own)))
-    return None if math.isinf(least) else int(least)
-
-
-def _machine() -> float:
+def _machine_memory() -> float:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return math.inf
 
 
-def _paths(cgroup: Path, own: Path) -> Iterable[Path]:
-    """From the outermost group inwards. In a container that sees only its own, the path of the
-    process may be the machine's, which is not there: it counts as far as it is."""
+def _limit_files(cgroup: Path, own_groups: Path) -> Iterable[Path]:
+    """Yield v2's memory.max or v1's memory.limit_in_bytes, from the outermost group inwards.
+
+    In a container that sees only its own groups, the path of the process may be the machine's:
+    files that do not exist are skipped later.
+    """
     yield cgroup / "memory.max"
     yield cgroup / "memory" / "memory.limit_in_bytes"
     try:
-        lines = own.read_text(errors="surrogateescape").splitlines()
+        lines = own_groups.read_text(errors="surrogateescape").splitlines()
     except OSError:
         return
-    for line in lines:  # number:controllers:path, without controllers in v2 (man 7 cgroups)
+    for line in lines:  # number:controllers:path, with no controllers in v2
         controllers, _, path = line.partition(":")[2].partition(":")
         if controllers and "memory" not in controllers.split(","):
             continue
@@ -75,8 +87,8 @@ def _paths(cgroup: Path, own: Path) -> Iterable[Path]:
             yield folder / ("memory.limit_in_bytes" if controllers else "memory.max")
 
 
-def _limit(path: Path) -> float:
+def _read_limit(path: Path) -> float:
     try:
         return int(path.read_text())
-    except (OSError, ValueError):  # it is not there, or it says max
+    except (OSError, ValueError):  # it does not exist, or says "max"
         return math.inf

@@ -87,7 +87,7 @@ def test_levels_of_integer_inputs_are_rounded():
 
 
 @pytest.mark.parametrize(
-    ("source", "given", "text"),
+    ("source", "input_spec", "message"),
     [
         (b"not an image", spec(8, 8), "unknown format"),
         (b"P5 8 8 255\n" + bytes(64), spec(8, 8), "unknown format"),  # one that Pillow would read
@@ -98,9 +98,9 @@ def test_levels_of_integer_inputs_are_rounded():
     ],
     ids=["nothing", "portable", "half", "unit", "rank", "channels"],
 )
-def test_the_error_says_why_an_image_cannot_be_used(source, given, text):
-    with pytest.raises(InvalidInputError, match=text):
-        image_to_array(source, given)
+def test_the_error_says_why_an_image_cannot_be_used(source, input_spec, message):
+    with pytest.raises(InvalidInputError, match=message):
+        image_to_array(source, input_spec)
 
 
 def test_without_pillow_the_error_says_how_to_install_it(monkeypatch):

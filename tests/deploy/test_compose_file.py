@@ -1,6 +1,5 @@
 """Checks of deploy/compose.yaml and Envoy's configuration that do not start them."""
 
-import dataclasses
 import os
 import re
 import shutil
@@ -102,13 +101,13 @@ def test_recipes_trained_without_a_network_need_none(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_server_has_enough_time_to_drain(name):
     from neurona_server.config import sources
-    from neurona_server.processes.supervisor import LEAVING
+    from neurona_server.processes.supervisor import EXIT_SECONDS
 
     service = SERVICES[name]
     options = {**service["environment"], "NEURONA_REPOSITORY": "/models", "NEURONA_LOG_LEVEL": ""}
     config = sources.load([], options)
     grace = 1000 * int(re.fullmatch(r"(\d+)s", service["stop_grace_period"])[1])
-    assert config.drain_delay_ms + config.drain_timeout_ms + 1000 * LEAVING < grace
+    assert config.drain_delay_ms + config.drain_timeout_ms + 1000 * EXIT_SECONDS < grace
     # Envoy has noticed by then.
     (check,) = ENVOY_CLUSTER["health_checks"]
     interval = 1000 * int(check["interval"].removesuffix("s"))
@@ -122,7 +121,7 @@ def test_the_override_in_the_guide_sets_options_of_the_server(tmp_path):
 
     (override,) = yaml.safe_load(text)["services"].values()
     names = {name.removeprefix("NEURONA_").lower() for name in override["environment"]}
-    assert names - {option.name for option in dataclasses.fields(Config)} == {
+    assert names - set(Config.__struct_fields__) == {
         "ca",
         "server_name",
     }  # options of the health check

@@ -3,7 +3,7 @@
 import pytest
 from support.manifests import OVERLAYS, container, deployment, environment, probes
 
-from neurona_server.processes.supervisor import LEAVING
+from neurona_server.processes.supervisor import EXIT_SECONDS
 
 
 @pytest.fixture(params=OVERLAYS)
@@ -21,7 +21,7 @@ def longest_termination(name):
     sleep = hook.get("sleep", {}).get("seconds", 0)
     assert hook.keys() <= {"sleep"}, "unknown duration"
     delay = seconds(name, "NEURONA_DRAIN_DELAY_MS")
-    return sleep + delay + seconds(name, "NEURONA_DRAIN_TIMEOUT_MS") + LEAVING
+    return sleep + delay + seconds(name, "NEURONA_DRAIN_TIMEOUT_MS") + EXIT_SECONDS
 
 
 def test_a_draining_pod_is_not_killed(name):

@@ -1,6 +1,5 @@
 """What deploy/README.md, the operator's guide, names exists, and its commands work."""
 
-import dataclasses
 import os
 import re
 import shutil
@@ -20,13 +19,13 @@ from neurona_client.cli.main import main as neurona
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.tensors import to_tensor
 from neurona_server.config.options import Config
-from neurona_server.processes.supervisor import LEAVING
+from neurona_server.processes.supervisor import EXIT_SECONDS
 from neurona_server.telemetry.metrics import Metrics
 
 DEPLOY = ROOT / "deploy"
 GUIDE = (DEPLOY / "README.md").read_text(encoding="utf-8")
 BOTH = GUIDE + (KUBERNETES / "README.md").read_text(encoding="utf-8")
-OPTIONS = {option.name for option in dataclasses.fields(Config)}
+OPTIONS = set(Config.__struct_fields__)
 OTHER_NAMES = {"round_robin", "stop_grace_period", "request_id", "trace_id"}
 """Names in code spans with underscores that are not options of the server."""
 
@@ -225,5 +224,5 @@ def test_the_unit_gives_enough_time_to_drain_and_sets_existing_options():
     assert {name.lower() for name in values} - {"config"} <= OPTIONS
     drain = int(values["DRAIN_DELAY_MS"]) + int(values["DRAIN_TIMEOUT_MS"])
     stop = int(re.search(r"(?m)^TimeoutStopSec=(\d+)$", text)[1])
-    assert drain / 1000 + LEAVING + 5 <= stop
+    assert drain / 1000 + EXIT_SECONDS + 5 <= stop
     assert "\nKillMode=mixed\n" in text  # or workers would get SIGTERM twice

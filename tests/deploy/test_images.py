@@ -93,7 +93,7 @@ def test_without_models_it_exits_with_an_error(engine, start, tmp_path):
     until(lambda: engine.inspect(container, ".State.Running") == "false")
     assert engine.inspect(container, ".State.ExitCode") == "1"
     log = engine.docker("logs", container).stderr
-    assert "no model in /models: expected <name>/<version>/model.onnx there" in log
+    assert "no model in /models (expected <name>/<version>/model.onnx)" in log
 
 
 def test_it_serves_without_a_writable_cache(engine, start, model_folder):

@@ -1,6 +1,5 @@
 """Overlays are valid by the schemas of Kubernetes, consistent, and fit the server's options."""
 
-import dataclasses
 import json
 import os
 import re
@@ -27,7 +26,7 @@ from neurona_server.models.onnx.graph_cache import GraphCache
 # The oldest version with all features that the manifests use, and the newest with schemas.
 VERSIONS = ("1.31", "1.37")
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
-OPTIONS = {option.name for option in dataclasses.fields(Config)}
+OPTIONS = set(Config.__struct_fields__)
 
 
 @pytest.fixture(params=OVERLAYS)

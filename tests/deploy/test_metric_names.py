@@ -5,7 +5,7 @@ import re
 import pytest
 from prometheus_client import CollectorRegistry
 from support import dashboards
-from support.fake_nvml import SmallNvml
+from support.fake_nvml import FakeNvml
 
 from neurona_server.processes.collector import MultiprocessCollector
 from neurona_server.telemetry.collectors import GpuCollector
@@ -31,7 +31,7 @@ def exposed():
     families = [
         *registry.collect(),
         *MultiprocessCollector(2).collect(),
-        *GpuCollector(SmallNvml()).collect(),
+        *GpuCollector(FakeNvml()).collect(),
     ]
     names = {
         family.name + suffix for family in families for suffix in SUFFIXES.get(family.type, ("",))

@@ -1,4 +1,4 @@
-"""What a server loads, when, and who says so: the real process."""
+"""Loading and unloading of models in a real server, by polling and by callers."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ TIMES = 100
 WIDTH = 1000
 
 
-def ask(server, name="classifier", width=4):
+def predict(server, name="classifier", width=4):
     request = PredictRequest(model=name, inputs=[to_tensor("x", np.ones((1, width), np.float32))])
     return PredictionStub(server.channel).Predict(request, timeout=20).version
 
@@ -40,7 +40,7 @@ def health(server, name):
 
 
 def save_heavy(root):
-    """Some megabytes of weights, so that what is kept of them would show."""
+    """Saves a model with some megabytes of weights, so that a leak of them would show."""
     weights = np.random.default_rng(1).standard_normal((WIDTH, WIDTH)).astype(np.float32)
     return onnx_models.save(
         root / "heavy" / "1" / "model.onnx",
@@ -56,22 +56,22 @@ def resident(pid):
     return pages * os.sysconf("SC_PAGESIZE")
 
 
-def test_new_files_are_noticed_and_health_follows(serve, tmp_path, wait_until):
+def test_new_and_deleted_versions_are_noticed(serve, tmp_path, wait_until):
     onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     server = serve(tmp_path, "--poll-ms", "50")
     assert health(server, "classifier/2") == grpc.StatusCode.NOT_FOUND
     onnx_models.save_classifier(tmp_path / "classifier" / "2" / "model.onnx")
     wait_until(lambda: health(server, "classifier/2") == HealthCheckResponse.SERVING)
-    assert ask(server) == 2
+    assert predict(server) == 2
     shutil.rmtree(tmp_path / "classifier" / "2")
     wait_until(lambda: health(server, "classifier/2") == grpc.StatusCode.NOT_FOUND)
-    assert ask(server) == 1
+    assert predict(server) == 1
     shutil.rmtree(tmp_path / "classifier")
     wait_until(lambda: health(server, "classifier") == grpc.StatusCode.NOT_FOUND)
     assert health(server, "") == HealthCheckResponse.SERVING
 
 
-def test_a_model_that_misses_its_gpu_is_degraded_for_all_to_see(serve, tmp_path):
+def test_a_model_without_its_gpu_is_degraded(serve, tmp_path):
     onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     server = serve(tmp_path, "--providers", "cuda,cpu")
     (model,) = ModelsStub(server.channel).List(ListModelsRequest()).models
@@ -85,31 +85,31 @@ def test_a_model_that_misses_its_gpu_is_degraded_for_all_to_see(serve, tmp_path)
     )
 
 
-def test_without_control_nothing_changes_after_the_start(serve, tmp_path):
+def test_without_control_new_versions_are_ignored(serve, tmp_path):
     onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     server = serve(tmp_path, "--model-control", "none", "--poll-ms", "10")
     onnx_models.save_classifier(tmp_path / "classifier" / "2" / "model.onnx")
-    time.sleep(0.5)  # it would have been noticed many times over
-    assert ask(server) == 1
+    time.sleep(0.5)  # time for many polls, if there were any
+    assert predict(server) == 1
 
 
 @pytest.mark.slow
-def test_memory_comes_back_after_a_hundred_loads(serve, tmp_path):
+def test_memory_is_freed_by_unloading(serve, tmp_path):
     onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     save_heavy(tmp_path)
     server = serve(
         *(tmp_path, "--model-control", "explicit", "--load-model", "classifier"),
         *("--log-level", "warning"),
     )
-    assert ask(server) == 1
+    assert predict(server) == 1
     models = ModelsStub(server.channel)
     sizes = []
     for _ in range(TIMES):
         models.Load(LoadModelRequest(model="heavy"), timeout=30)
-        assert ask(server, "heavy", WIDTH) == 1
+        assert predict(server, "heavy", WIDTH) == 1
         models.Unload(UnloadModelRequest(model="heavy"), timeout=30)
         sizes.append(resident(server.pid))
-    # The C library keeps a model's worth of what it was given back, now and then.
+    # The C library sometimes keeps the freed memory of a model.
     early, late = min(sizes[10:30]), min(sizes[-20:])
     print(f"{early / 2**20:.1f} MiB, then {late / 2**20:.1f} MiB")
     assert late < 1.05 * early
@@ -122,7 +122,7 @@ def test_memory_comes_back_after_a_hundred_loads(serve, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--strict", "true"], "strict is true: broken: version 1: "),
+        (["--strict", "true"], "strict is true and a model cannot be served: broken: version 1: "),
         (["--model-control", "explicit", "--load-model", "nobody"], "no model 'nobody' in the"),
     ],
 )
@@ -151,6 +151,6 @@ def test_a_signal_while_models_load_ends_the_server_at_once(tmp_path, start_serv
         {"table": np.eye(800, dtype=np.float32)},
     )
     server = start_server(tmp_path)
-    wait_until(lambda: "loading slow/1" in server.log)
+    wait_until(lambda: "slow/1: loading" in server.log)
     assert server.stop() == 0
-    assert "stopped while it was starting" in server.log
+    assert "stopped during start-up" in server.log

@@ -1,4 +1,4 @@
-"""Every network of the course, small: trained by its command, exported, served, asked."""
+"""Every recipe, small: trained by its command, exported, served and called."""
 
 import numpy as np
 import onnxruntime
@@ -39,7 +39,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A folder of pictures, a folder in it for each of two digits."""
+    """A folder of images, with a folder for each of two digits."""
     root = tmp_path_factory.mktemp("pictures") / "digits"
     pixels, targets = load_digits(return_X_y=True)
     for digit in (0, 1):
@@ -67,12 +67,12 @@ def server(repository):
     server.stop()
 
 
-def test_no_recipe_is_forgotten():
+def test_every_recipe_is_tested():
     assert COMMANDS.keys() == RECIPES.keys()
 
 
 @pytest.mark.parametrize("recipe", COMMANDS)
-def test_it_is_served_in_batches_and_answers_by_its_task(server, repository, recipe):
+def test_recipe_is_served_in_batches_by_its_task(server, repository, recipe):
     model = server.registry.resolve(recipe)
     signature: Signature = model.signature
     assert signature.batched

@@ -87,7 +87,7 @@ def test_the_first_signal_before_it_serves_ends_it_too(models, serve):
     server.terminate()
     status, log = server.wait(), server.log
     assert status == 0, log
-    assert "stopped while it was starting" in log
+    assert "stopped during start-up" in log
 
 
 def test_a_unix_socket_is_gone_with_its_server(models, serve, tmp_path):

@@ -178,7 +178,7 @@ def test_a_killed_worker_is_replaced_and_no_call_fails(models, serve, load_on, w
     assert len(workers(server) & before) == 1
     status, log = server.stop(), server.log
     assert status == 0, log
-    assert "was ended by SIGKILL; it is started again" in log
+    assert "killed by SIGKILL; restarting" in log
 
 
 def test_sighup_replaces_all_workers_and_no_call_fails(
@@ -206,8 +206,8 @@ def test_sighup_replaces_all_workers_and_no_call_fails(
     replaced = workers(server)
     options.write_text("max_batch_rows = 0\n")
     server.send_signal(signal.SIGHUP)
-    wait_until(lambda: "before it served: no reload; what serves goes on" in server.log)
-    assert "option max_batch_rows is 0: expected" in server.log
+    wait_until(lambda: "before it served; running workers keep serving" in server.log)
+    assert "option max_batch_rows is 0; expected" in server.log
     server.health.Check(HealthCheckRequest(), timeout=20)
     assert replaced <= workers(server)
     status, log = server.stop(), server.log
@@ -268,7 +268,7 @@ def test_nobody_outlives_the_supervisor(models, serve, wait_until):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--strict", "true"), "not all models can be served, and strict is true: m: version 1: "),
+        (("--strict", "true"), "strict is true and a model cannot be served: m: version 1: "),
         (("--repository", "nowhere"), "nowhere"),
         (("--address", "unix:s"), "expected HOST:PORT as address"),
     ],

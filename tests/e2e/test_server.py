@@ -184,14 +184,14 @@ def test_odd_models_do_not_stop_the_others(tmp_path, serve):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "no repository: say where the models are"),
+        ([], "no models: name their folder"),
         (["--repository", "nowhere"], "cannot read the repository nowhere: No such file"),
-        (["--repository", "."], "no model in .: expected <name>/<version>/model.onnx"),
+        (["--repository", "."], "no model in . (expected <name>/<version>/model.onnx)"),
         (["--repository", "broken"], "none of the models can be served"),
         (["--repository", "good", "--address", "nohost.invalid:1"], "cannot listen on nohost"),
         (["--repository", "good", "--metrics-address", "127.0.0.1:{taken}"], "Address already in"),
         (["--repository", "good", "--address", "127.0.0.1:{taken}"], "cannot listen on 127.0.0.1"),
-        (["--repository", "good", "--tls-key", "k"], "TLS takes both tls_certificate and tls_key"),
+        (["--repository", "good", "--tls-key", "k"], "incomplete TLS options (expected"),
         (["--repository", "good", "--tls-certificate", "c", "--tls-key", "k"], "cannot read c: No"),
         (["--repository", "good", "--tokens-file", "t"], "cannot read t: No such file"),
     ],
@@ -244,7 +244,7 @@ def test_whoever_can_be_reached_in_plain_text_is_warned(tmp_path, serve, host, w
     port = free_addresses(1)[0].rpartition(":")[2]
     server = serve(tmp_path, "--address", f"{host}:{port}")
     assert server.stop() == 0
-    assert ("is reached from other machines, in plain text" in server.log) is warned
+    assert ("accepts unencrypted calls from other machines" in server.log) is warned
 
 
 def test_callers_at_the_moment_of_sigterm_are_answered_or_told_to_call_again(tmp_path, serve):

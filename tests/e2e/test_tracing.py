@@ -78,7 +78,7 @@ def test_a_call_is_found_by_its_ids_in_traces_and_in_the_log(serve, models, coll
     assert line["exception"].startswith("Traceback")
     about = {"model": "picker", "version": 1, "request_id": "mine", "trace_id": TRACE}
     assert about.items() <= line.items()
-    (ready,) = [entry for entry in entries(log) if "is ready" in entry["message"]]
+    (ready,) = [entry for entry in entries(log) if ": ready on " in entry["message"]]
     assert (ready["model"], ready["version"]) == ("picker", 1)
 
 
@@ -156,7 +156,7 @@ def test_several_processes_say_which_one_speaks(serve, models, collector, wait_u
     assert shown
     assert {trace for _, trace, _ in shown} <= {span.trace_id for span in spans}
     assert {span.resource["neurona.process"] for span in spans} <= {0, 1}
-    ready = {entry["process"] for entry in entries(log) if "is ready" in entry["message"]}
+    ready = {entry["process"] for entry in entries(log) if ": ready on " in entry["message"]}
     assert ready == {0, 1}
     assert any("process" not in entry for entry in entries(log))  # the supervisor's own
 

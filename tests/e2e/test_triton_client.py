@@ -1,4 +1,4 @@
-"""Triton's own client, as PyPI has it, against a real neurona-serve."""
+"""Triton's own client from PyPI, against a real neurona-serve."""
 
 import re
 from pathlib import Path
@@ -23,9 +23,9 @@ def server(tmp_path_factory, serve_for_module):
     return serve_for_module(root, "--versions", "all", "--shared-memory", "true", "--threads", "1")
 
 
-def test_health_knows_the_service(server):
-    asked = HealthCheckRequest(service="inference.GRPCInferenceService")
-    assert server.health.Check(asked, timeout=10).status == HealthCheckResponse.SERVING
+def test_health_has_the_service(server):
+    request = HealthCheckRequest(service="inference.GRPCInferenceService")
+    assert server.health.Check(request, timeout=10).status == HealthCheckResponse.SERVING
 
 
 def test_there_are_scenarios():
@@ -33,15 +33,15 @@ def test_there_are_scenarios():
 
 
 @pytest.mark.parametrize("scenario", [*SCENARIOS, "with_asyncio"])
-def test_what_programs_for_triton_do(server, wait_until, scenario):
+def test_programs_for_triton(server, wait_until, scenario):
     triton_clients.run(DRIVER, server.address, scenario)
-    # Whatever it cancelled or gave up is gone, and nothing else is left either.
-    waiting = re.compile(r"(?m)^neurona_queue_rows\{.*\} (?!0\.0$)")
-    wait_until(lambda: not waiting.search(server.metrics()))
+    # Cancelled requests have left the queues, which are empty.
+    nonempty = re.compile(r"(?m)^neurona_queue_rows\{.*\} (?!0\.0$)")
+    wait_until(lambda: not nonempty.search(server.metrics()))
     assert server.is_running
 
 
-def test_a_server_that_is_stopping_is_not_ready_and_answers(tmp_path, serve):
+def test_a_draining_server_is_not_ready_but_serves(tmp_path, serve):
     onnx_models.save_picker(tmp_path / "picker" / "1" / "model.onnx")
     server = serve(tmp_path, "--drain-delay-ms", "60000")
     watch = server.health.Watch(HealthCheckRequest(), timeout=60)

@@ -1,6 +1,6 @@
 """Run by a Python that has tritonclient: `triton_driver.py ADDRESS SCENARIO`.
 
-Each scenario is what a program written for Triton does; it fails by an assertion.
+Each scenario does what programs written for Triton do; it fails by an assertion.
 """
 
 import asyncio
@@ -40,8 +40,8 @@ ROWS = np.array([[1, 2, 3, 4], [-4, -3, -2, -1], [0, 0, 0, 0]], np.float32)
 
 
 def tensor(name, array):
-    one = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-    return one.set_data_from_numpy(array)
+    infer_input = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    return infer_input.set_data_from_numpy(array)
 
 
 def pick(index):
@@ -53,7 +53,7 @@ def slow():
 
 
 def error_of(call):
-    """What a call raises, or None."""
+    """Returns the error that a call raises, or None."""
     try:
         call()
     except InferenceServerException as error:
@@ -61,10 +61,10 @@ def error_of(call):
     return None
 
 
-def refused(call, *parts, code=""):
-    """Calls, and checks what the exception says."""
+def assert_error(call, *parts, code=""):
+    """Checks that a call raises an error with these parts of a message and this code."""
     error = error_of(call)
-    assert error is not None, "it was not refused"
+    assert error is not None, "no error was raised"
     for part in parts:
         assert part in error.message(), error.message()
     if code:
@@ -81,31 +81,33 @@ def health(client):
 
 
 def describe(client):
-    told = client.get_server_metadata(as_json=True)
-    assert told["name"] == "neurona"
-    assert "system_shared_memory" in told["extensions"]
+    server = client.get_server_metadata(as_json=True)
+    assert server["name"] == "neurona"
+    assert "system_shared_memory" in server["extensions"]
     metadata = client.get_model_metadata("classifier", as_json=True)
     assert metadata["versions"] == ["1", "2"]
     assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": ["-1", "4"]}]
     config = client.get_model_config("classifier", as_json=True)["config"]
     assert config["max_batch_size"] == 64
     assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": ["4"]}]
-    refused(
+    assert_error(
         lambda: client.get_model_metadata("nobody"),
         "Request for unknown model: 'nobody' is not found",
         code="NOT_FOUND",
     )
     index = {(m.name, m.version): m.state for m in client.get_model_repository_index().models}
     assert index["classifier", "2"] == "READY"
-    refused(lambda: client.load_model("classifier"), code="FAILED_PRECONDITION")
-    refused(lambda: client.unload_model("classifier"), code="FAILED_PRECONDITION")
+    assert_error(lambda: client.load_model("classifier"), code="FAILED_PRECONDITION")
+    assert_error(lambda: client.unload_model("classifier"), code="FAILED_PRECONDITION")
     assert client.get_trace_settings().settings["trace_level"].value == ["OFF"]
-    refused(
+    assert_error(
         lambda: client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"]}),
         code="UNIMPLEMENTED",
     )
     assert client.get_log_settings().settings["log_info"].bool_param
-    refused(lambda: client.update_log_settings({"log_info": False}), code="FAILED_PRECONDITION")
+    assert_error(
+        lambda: client.update_log_settings({"log_info": False}), code="FAILED_PRECONDITION"
+    )
 
 
 def datatypes(client):
@@ -127,8 +129,8 @@ def options(client):
     assert ask() == "2"
     assert ask(model_version="1") == "1"
     assert ask(model_version="latest") == "2"
-    wanted = [triton.InferRequestedOutput("probabilities")]
-    assert ask(outputs=wanted, priority=1, timeout=10_000_000) == "2"
+    requested = [triton.InferRequestedOutput("probabilities")]
+    assert ask(outputs=requested, priority=1, timeout=10_000_000) == "2"
     assert ask(parameters={"colour": "red", "number": 1.5, "on": True}) == "2"
     for algorithm in ("gzip", "deflate"):
         assert ask(compression_algorithm=algorithm, headers={"x-caller": "me"}) == "2"
@@ -144,11 +146,11 @@ def options(client):
 def classification(client):
     inputs = [tensor("x", ROWS)]
     probabilities = client.infer("classifier", inputs).as_numpy("probabilities")
-    wanted = [triton.InferRequestedOutput("probabilities", class_count=2)]
-    texts = client.infer("classifier", inputs, outputs=wanted).as_numpy("probabilities")
+    requested = [triton.InferRequestedOutput("probabilities", class_count=2)]
+    texts = client.infer("classifier", inputs, outputs=requested).as_numpy("probabilities")
     assert texts.shape == (3, 2)
-    for row, told in zip(probabilities, texts, strict=True):
-        value, index, label = told[0].decode().split(":")
+    for row, row_texts in zip(probabilities, texts, strict=True):
+        value, index, label = row_texts[0].decode().split(":")
         assert int(index) == row.argmax()
         assert np.float32(value) == row.max()
         assert label == ("ant", "bee", "cat")[row.argmax()]
@@ -218,7 +220,7 @@ def cancellation(client):
 
 def timeouts(client):
     late = {"code": "DEADLINE_EXCEEDED"}
-    refused(lambda: client.infer("slow", slow(), client_timeout=0.05), **late)
+    assert_error(lambda: client.infer("slow", slow(), client_timeout=0.05), **late)
     done = queue.Queue()
     client.async_infer("slow", slow(), lambda result, error: done.put(error), client_timeout=0.05)
     assert done.get(timeout=30).status() == "StatusCode.DEADLINE_EXCEEDED"
@@ -226,9 +228,9 @@ def timeouts(client):
     client.async_stream_infer("slow", slow())
     assert done.get(timeout=30).status() == "StatusCode.DEADLINE_EXCEEDED"
     client.stop_stream()
-    # By the request's own parameter: what is in front of it takes longer.
+    # By the parameter of the request: the one in front of it takes longer.
     first = client.async_infer("slow", slow(), lambda result, error: None)
-    refused(lambda: client.infer("slow", slow(), timeout=1000), "deadline", **late)
+    assert_error(lambda: client.infer("slow", slow(), timeout=1000), "deadline", **late)
     first.cancel()
     calls = [
         client.is_server_live,
@@ -253,38 +255,40 @@ def timeouts(client):
         client.unregister_cuda_shared_memory,
     ]
     for call in calls:
-        refused(lambda call=call: call(client_timeout=-1), "Deadline Exceeded", **late)
+        assert_error(lambda call=call: call(client_timeout=-1), "Deadline Exceeded", **late)
 
 
-def wrong(client):
+def invalid(client):
     def infer(*inputs, model="classifier", **more):
         return lambda: client.infer(model, list(inputs), **more)
 
     bad = {"code": "INVALID_ARGUMENT"}
     x = tensor("x", ROWS)
-    refused(infer(x, model="nobody"), "Request for unknown model", code="NOT_FOUND")
-    refused(infer(x, model_version="9"), "version '9' is not found", code="NOT_FOUND")
-    refused(infer(tensor("y", ROWS)), "inputs 'y'; expected 'x'", **bad)
-    refused(infer(), "inputs none", **bad)
-    refused(infer(x, x), "duplicate input 'x'", **bad)
-    refused(infer(tensor("x", ROWS.astype(np.float64))), "'x' data-type is 'FP64'", **bad)
-    refused(infer(tensor("x", ROWS[:, :3])), "[3, 3]", **bad)
-    refused(infer(tensor("x", ROWS[:0])), "[0, 4]", **bad)
+    assert_error(infer(x, model="nobody"), "Request for unknown model", code="NOT_FOUND")
+    assert_error(infer(x, model_version="9"), "version '9' is not found", code="NOT_FOUND")
+    assert_error(infer(tensor("y", ROWS)), "inputs 'y'", **bad)
+    assert_error(infer(), "inputs none", **bad)
+    assert_error(infer(x, x), "duplicate input 'x'", **bad)
+    assert_error(infer(tensor("x", ROWS.astype(np.float64))), "'x' data-type is 'FP64'", **bad)
+    assert_error(infer(tensor("x", ROWS[:, :3])), "[3, 3]", **bad)
+    assert_error(infer(tensor("x", ROWS[:0])), "[0, 4]", **bad)
     shorter = tensor("x", ROWS)
     shorter.set_shape([2, 4])
-    refused(infer(shorter), "has 48 bytes of data", **bad)
+    assert_error(infer(shorter), "has 48 bytes of data", **bad)
     outputs = [triton.InferRequestedOutput("nothing")]
-    refused(infer(x, outputs=outputs), "unexpected inference output 'nothing'", **bad)
+    assert_error(infer(x, outputs=outputs), "unexpected inference output 'nothing'", **bad)
     outputs = [triton.InferRequestedOutput("probabilities")] * 2
-    refused(infer(x, outputs=outputs), "duplicate output", **bad)
-    refused(infer(x, sequence_id=5, sequence_start=True), "sequence", code="UNIMPLEMENTED")
-    refused(infer(*pick(9), model="picker"), "the model failed on this request", code="INTERNAL")
+    assert_error(infer(x, outputs=outputs), "duplicate output", **bad)
+    assert_error(infer(x, sequence_id=5, sequence_start=True), "sequence", code="UNIMPLEMENTED")
+    assert_error(
+        infer(*pick(9), model="picker"), "the model failed on this request", code="INTERNAL"
+    )
     utf8 = tensor("x", np.array([[b"\xff"]], np.object_))
-    refused(infer(utf8, model="echo_BYTES"), "no UTF-8", **bad)
+    assert_error(infer(utf8, model="echo_BYTES"), "invalid UTF-8", **bad)
 
 
 def memory(client):
-    """Input and output, in one region each, for numbers and for strings."""
+    """An input and an output, in one region each, of every datatype."""
     names = [f"neurona-{uuid.uuid4().hex}" for _ in range(2)]
     handles = [shared_memory.create_shared_memory_region(n, n, 256) for n in names]
     try:
@@ -293,43 +297,42 @@ def memory(client):
         for name in names:
             client.register_system_shared_memory(name, name, 256)
         assert sorted(client.get_system_shared_memory_status().regions) == sorted(names)
-        refused(
+        assert_error(
             lambda: client.register_system_shared_memory(names[0], names[0], 256),
             "already in manager",
             code="ALREADY_EXISTS",
         )
         for kind, array in VALUES.items():
-            if kind == "BF16":  # this part of the client does not know it
+            if kind == "BF16":  # not supported by this part of the client
                 continue
-            # Strings are given to it as they travel.
-            sent = serialize_byte_tensor(array) if kind == "BYTES" else array
-            shared_memory.set_shared_memory_region(handles[0], [sent])
-            size = len(sent.item()) if kind == "BYTES" else array.nbytes
-            one = triton.InferInput("x", list(array.shape), kind)
-            one.set_shared_memory(names[0], size)
+            # Strings have to be serialized by the caller.
+            content = serialize_byte_tensor(array) if kind == "BYTES" else array
+            shared_memory.set_shared_memory_region(handles[0], [content])
+            size = len(content.item()) if kind == "BYTES" else array.nbytes
+            infer_input = triton.InferInput("x", list(array.shape), kind)
+            infer_input.set_shared_memory(names[0], size)
             output = triton.InferRequestedOutput("echo")
             output.set_shared_memory(names[1], 100, offset=16)
-            result = client.infer(f"echo_{kind}", [one], outputs=[output])
-            told = result.get_output("echo")
-            assert told.datatype == kind
+            result = client.infer(f"echo_{kind}", [infer_input], outputs=[output])
+            assert result.get_output("echo").datatype == kind
             echo = shared_memory.get_contents_as_numpy(
                 handles[1], array.dtype.type, list(array.shape), offset=16
             )
             assert (echo == array).all(), (kind, echo)
-        one = triton.InferInput("x", [1, 2], "FP32")
-        one.set_shared_memory(names[0], 8, offset=250)
-        refused(lambda: client.infer("echo_FP32", [one]), "Invalid offset + byte size")
+        infer_input = triton.InferInput("x", [1, 2], "FP32")
+        infer_input.set_shared_memory(names[0], 8, offset=250)
+        assert_error(lambda: client.infer("echo_FP32", [infer_input]), "Invalid offset + byte size")
         client.unregister_system_shared_memory(names[0])
         assert list(client.get_system_shared_memory_status().regions) == [names[1]]
         client.unregister_system_shared_memory()
-        refused(client.get_cuda_shared_memory_status, code="UNIMPLEMENTED")
+        assert_error(client.get_cuda_shared_memory_status, code="UNIMPLEMENTED")
     finally:
         for handle in handles:
             shared_memory.destroy_shared_memory_region(handle)
 
 
 def measure(client):
-    """The calls of perf_analyzer, in its order, with a window of load between two statistics."""
+    """The calls of perf_analyzer in its order, with load between two reads of the statistics."""
     metadata = client.get_model_metadata("picker")
     config = client.get_model_config("picker").config
     assert config.max_batch_size > 0
@@ -339,8 +342,8 @@ def measure(client):
     assert "statistics" in client.get_server_metadata().extensions
 
     def statistics():
-        (one,) = client.get_inference_statistics("picker").model_stats
-        return one
+        (model_statistics,) = client.get_inference_statistics("picker").model_stats
+        return model_statistics
 
     before = statistics()
     done = queue.Queue()
@@ -360,19 +363,18 @@ def measure(client):
         assert now.count - then.count == 200, name
         assert 0 <= now.ns - then.ns <= 200 * elapsed, name
     assert after.last_inference >= int(started * 1000)
-    every = client.get_inference_statistics().model_stats
-    assert len(every) >= 15
+    assert len(client.get_inference_statistics().model_stats) >= 15
 
 
 def draining(client):
-    """The server has been told to stop, and serves on until balancers have noticed."""
+    """The server is draining: it serves until load balancers have noticed."""
     assert client.is_server_live()
     assert not client.is_server_ready()
     assert client.infer("picker", pick(2)).as_numpy("picked").tolist() == [20]
 
 
 async def cancelled(call):
-    """Gives the call up once it is on its way."""
+    """Cancels a call that has been sent."""
     task = asyncio.create_task(call)
     await asyncio.sleep(0.02)
     task.cancel()
@@ -398,11 +400,11 @@ async def with_asyncio(address):
                 yield {"model_name": "picker", "inputs": pick(number % 4)}
             yield {"model_name": "nobody", "inputs": pick(1)}
 
-        answers = [answer async for answer in client.stream_infer(requests())]
-        assert [r.as_numpy("picked")[0] for r, _ in answers[:20]] == [
+        responses = [response async for response in client.stream_infer(requests())]
+        assert [r.as_numpy("picked")[0] for r, _ in responses[:20]] == [
             10 * (i % 4) for i in range(20)
         ]
-        assert "unknown model" in answers[20][1].message()
+        assert "unknown model" in responses[20][1].message()
         endless = client.stream_infer(requests())
         await endless.__anext__()
         assert endless.cancel()
@@ -418,7 +420,7 @@ SYNC = (
     stream,
     cancellation,
     timeouts,
-    wrong,
+    invalid,
     memory,
     measure,
 )
@@ -429,7 +431,7 @@ def main():
     if scenario == "with_asyncio":
         asyncio.run(with_asyncio(address))
         return
-    (run,) = [one for one in (*SYNC, draining) if one.__name__ == scenario]
+    (run,) = [function for function in (*SYNC, draining) if function.__name__ == scenario]
     with triton.InferenceServerClient(address) as client:
         run(client)
 

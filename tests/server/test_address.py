@@ -12,5 +12,5 @@ from neurona_server.address import is_local
         *[(one, False) for one in ("localhost.example:1", "[fe80::1%eth0]:1")],
     ],
 )
-def test_what_only_this_machine_reaches(address, local):
+def test_addresses_that_only_this_machine_reaches(address, local):
     assert is_local(address) is local

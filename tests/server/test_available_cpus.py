@@ -19,18 +19,18 @@ ALL = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.c
         ("0 0", ALL),
     ],
 )
-def test_a_containers_quota_bounds_the_threads(tmp_path, text, cpus):
+def test_the_quota_of_a_container_bounds_the_cpus(tmp_path, text, cpus):
     (tmp_path / "cpu.max").write_text(text)
     assert available_cpus(tmp_path) == cpus
 
 
 @pytest.mark.parametrize(("quota", "cpus"), [("-1", ALL), ("100000", 1)])
-def test_so_does_that_of_the_older_kind(tmp_path, quota, cpus):
+def test_the_quota_of_cgroup_v1_bounds_the_cpus(tmp_path, quota, cpus):
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota)
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
     assert available_cpus(tmp_path) == cpus
 
 
-def test_without_a_container_there_is_the_affinity(tmp_path):
+def test_without_a_quota_it_is_the_affinity(tmp_path):
     assert available_cpus(tmp_path) == ALL

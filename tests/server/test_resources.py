@@ -4,10 +4,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from neurona_server.resources import memory_limit
-from neurona_server.telemetry.collectors import MemoryLimit
+from neurona_server.telemetry.collectors import MemoryLimitCollector
 
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-OF_CGROUPS = ("memory.max", "memory/memory.limit_in_bytes")
+CGROUP_FILES = ("memory.max", "memory/memory.limit_in_bytes")
 
 
 def write(root, name, text):
@@ -16,15 +16,15 @@ def write(root, name, text):
     path.write_text(text)
 
 
-@pytest.mark.parametrize("name", OF_CGROUPS)
-def test_the_limit_of_the_container(tmp_path, name):
+@pytest.mark.parametrize("name", CGROUP_FILES)
+def test_the_limit_of_a_container(tmp_path, name):
     write(tmp_path, name, "104857600\n")
     assert memory_limit(tmp_path, tmp_path / "own") == 104857600
 
 
-@pytest.mark.parametrize("name", OF_CGROUPS)
+@pytest.mark.parametrize("name", CGROUP_FILES)
 @pytest.mark.parametrize("text", ["max\n", "9223372036854771712\n", "\n"])
-def test_without_a_limit_it_is_the_memory_of_the_machine(tmp_path, name, text):
+def test_without_a_limit_it_is_the_machine_s_memory(tmp_path, name, text):
     write(tmp_path, name, text)
     assert memory_limit(tmp_path, tmp_path / "own") == MACHINE
 
@@ -39,7 +39,7 @@ def test_without_a_limit_it_is_the_memory_of_the_machine(tmp_path, name, text):
         ),
     ],
 )
-def test_the_limit_of_a_service_and_of_what_it_is_in(tmp_path, own, name):
+def test_the_least_limit_of_a_service_and_of_its_parent_groups(tmp_path, own, name):
     write(tmp_path, "own", own)
     write(tmp_path, name.format("system.slice/neurona.service"), "104857600\n")
     assert memory_limit(tmp_path, tmp_path / "own") == 104857600
@@ -49,29 +49,29 @@ def test_the_limit_of_a_service_and_of_what_it_is_in(tmp_path, own, name):
     assert memory_limit(tmp_path, tmp_path / "own") == 52428800
 
 
-def test_a_container_that_does_not_see_its_own_path_has_its_limit_at_the_top(tmp_path):
+def test_a_container_that_does_not_see_its_own_path_has_its_limit_at_the_root(tmp_path):
     write(tmp_path, "own", "0::/../../kubepods/pod1\n")
     write(tmp_path / "cgroup", "memory.max", "104857600\n")
     assert memory_limit(tmp_path / "cgroup", tmp_path / "own") == 104857600
 
 
-def test_without_cgroups_too(tmp_path):
+def test_without_cgroups_it_is_the_machine_s_memory(tmp_path):
     assert memory_limit(tmp_path, tmp_path / "own") == MACHINE
 
 
-def test_where_the_system_does_not_tell_there_is_no_series(tmp_path, monkeypatch):
+def test_without_any_limit_there_is_no_series(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "sysconf")
     assert memory_limit(tmp_path, tmp_path / "own") is None
     registry = CollectorRegistry()
-    registry.register(MemoryLimit(lambda: None))
+    registry.register(MemoryLimitCollector(lambda: None))
     assert list(registry.collect()) == []
 
 
-def test_the_series_follows_the_limit():
+def test_the_series_follows_changes_of_the_limit():
     limits = iter([100, 200])
     registry = CollectorRegistry()
-    collector = MemoryLimit(lambda: next(limits))
-    collector.describe = list  # the registry need not ask once more for the name
+    collector = MemoryLimitCollector(lambda: next(limits))
+    collector.describe = list  # or the registry would call collect once more
     registry.register(collector)
     assert registry.get_sample_value("neurona_memory_limit_bytes") == 100
     assert registry.get_sample_value("neurona_memory_limit_bytes") == 200

@@ -1,7 +1,4 @@
-"""Certificates for tests of TLS.
-
-A file of its own, although short: three packages' tests use it.
-"""
+"""Certificates for tests of TLS; alone, because tests of client and server use it."""
 
 import datetime
 from pathlib import Path

@@ -1,14 +1,19 @@
-"""pynvml for a machine with as many GPUs as the test says: functions of its own that give what the
-documented ones do, in the real package's structures and errors."""
+"""A fake pynvml for tests of GPU metrics on machines without a GPU.
+
+Its functions return fixed values in the structures and errors of the real package.
+"""
 
 import pynvml
 
 
-class SmallNvml:
+class FakeNvml:
+    """The functions of pynvml that the server uses, for a number of equal GPUs."""
+
     NVMLError = pynvml.NVMLError
 
     def __init__(self, gpus=2, missing=(), init_error=None):
-        """`missing`: functions that a GPU does not support. `init_error`: as without a driver."""
+        """`missing` names values that the GPUs do not support; `init_error` is the code that
+        nvmlInit raises, as without a driver."""
         self.gpus, self.missing, self.init_error = gpus, set(missing), init_error
         self.lost = False
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from neurona_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -156,7 +157,9 @@ def run_app(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterato
     """
     address, metrics_address = free_addresses(2)
     config = sources.load(arguments, environment)
-    config = replace(config, address=address, metrics_address=metrics_address, drain_delay_ms=0)
+    config = msgspec.structs.replace(
+        config, address=address, metrics_address=metrics_address, drain_delay_ms=0
+    )
     app = App(config)
     app.start()
     try:

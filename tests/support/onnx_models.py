@@ -1,4 +1,4 @@
-"""Small models, made as ONNX files: each shows one thing that a server must get right."""
+"""Saves small ONNX models for tests, each for one thing that a server must handle."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +24,16 @@ def save(
     constants: dict[str, np.ndarray[Any, Any]] | None = None,
     metadata: ModelMetadata | None = None,
 ) -> Path:
+    """Save a graph as an ONNX file, and return its path.
+
+    Args:
+        path: The file; its folders are made.
+        nodes: The nodes of the graph.
+        inputs: Element type and shape of each input.
+        outputs: Element type and shape of each output.
+        constants: Arrays that nodes use by name.
+        metadata: Neurona's metadata of the model, if it is to have any.
+    """
     graph = helper.make_graph(
         list(nodes),
         "test",
@@ -40,7 +50,7 @@ def save(
 
 
 def save_classifier(path: Path, offset: float = 0.0) -> Path:
-    """probabilities = softmax((x + offset) @ WEIGHTS), x of 4 numbers a row."""
+    """Save a classifier: probabilities = softmax((x + offset) @ WEIGHTS), x of shape [batch, 4]."""
     return save(
         path,
         [
@@ -56,7 +66,7 @@ def save_classifier(path: Path, offset: float = 0.0) -> Path:
 
 
 def save_regressor(path: Path) -> Path:
-    """value = the sum of each row's numbers, over a free number of steps."""
+    """Save a regressor: value = the sum of each row, whose number of steps is free."""
     return save(
         path,
         [helper.make_node("ReduceSum", ["series", "axes"], ["value"], keepdims=1)],
@@ -72,7 +82,7 @@ def save_regressor(path: Path) -> Path:
 
 
 def save_picker(path: Path) -> Path:
-    """picked = table[index] for each row; an index beyond 3 fails the whole run."""
+    """Save a lookup: picked = table[index] for each row; an index above 3 fails the whole run."""
     return save(
         path,
         [helper.make_node("Gather", ["table", "index"], ["picked"])],
@@ -83,7 +93,7 @@ def save_picker(path: Path) -> Path:
 
 
 def save_fixed(path: Path) -> Path:
-    """twice = 2 * x for exactly one row: no batch axis of free size."""
+    """Save twice = 2 * x with fixed shapes, which cannot be batched."""
     return save(
         path,
         [helper.make_node("Add", ["x", "x"], ["twice"])],
@@ -93,7 +103,7 @@ def save_fixed(path: Path) -> Path:
 
 
 def save_running_sum(path: Path) -> Path:
-    """Axis 0 is time: each row of the answer holds the sum of all rows so far."""
+    """Save a cumulative sum over axis 0, which is time: its rows are not independent."""
     return save(
         path,
         [helper.make_node("CumSum", ["x", "axis"], ["sums"])],
@@ -122,8 +132,7 @@ ECHOED = {
 
 
 def save_echo(path: Path, kind: str) -> Path:
-    """echo = x, of any shape [batch, n], in an element type by the Open Inference Protocol's
-    name."""
+    """Save echo = x of shape [batch, n]; `kind` is a datatype of the Open Inference Protocol."""
     return save(
         path,
         [helper.make_node("Identity", ["x"], ["echo"])],
@@ -133,14 +142,14 @@ def save_echo(path: Path, kind: str) -> Path:
 
 
 def save_echoes(root: Path) -> Path:
-    """A model echo_<type> for each."""
+    """Save a model echo_<datatype> for each datatype, and return the repository."""
     for kind in ECHOED:
         save_echo(root / f"echo_{kind}" / "1" / "model.onnx", kind)
     return root
 
 
 def save_adjustable(path: Path) -> Path:
-    """y = x * scale; scale is 2 unless a request says otherwise."""
+    """Save y = x * scale with an optional input scale, by default 2."""
     return save(
         path,
         [helper.make_node("Mul", ["x", "scale"], ["y"])],
@@ -151,7 +160,8 @@ def save_adjustable(path: Path) -> Path:
 
 
 def save_slow(path: Path, products: int = 30) -> Path:
-    """y = x's only number, after a good part of a second: many products of a large matrix."""
+    """Save y = x for one number, with many products of a large matrix: a run takes a good part of a
+    second."""
     nodes = [helper.make_node("Mul", ["table", "x"], ["product0"])]
     nodes += [
         helper.make_node("MatMul", [f"product{i}", "table"], [f"product{i + 1}"])
@@ -168,7 +178,7 @@ def save_slow(path: Path, products: int = 30) -> Path:
 
 
 def save_quick_at_32(path: Path) -> Path:
-    """y = x, and slow where the rows are no multiple of 32: a device that knows these sizes."""
+    """Save y = x that is fast for multiples of 32 rows only, like a model on some accelerators."""
     slow = [helper.make_node("Mul", ["table", "first"], ["product0"])]
     slow += [
         helper.make_node("MatMul", [f"product{i}", "table"], [f"product{i + 1}"]) for i in range(3)
@@ -189,11 +199,11 @@ def save_quick_at_32(path: Path) -> Path:
         path,
         [
             helper.make_node("Shape", ["x"], ["rows"], end=1),
-            helper.make_node("Mod", ["rows", "known"], ["beyond"]),
-            helper.make_node("Equal", ["beyond", "zero"], ["is_known"]),
+            helper.make_node("Mod", ["rows", "multiple"], ["remainder"]),
+            helper.make_node("Equal", ["remainder", "zero"], ["is_multiple"]),
             helper.make_node("ReduceMax", ["x"], ["first"], keepdims=0),
             helper.make_node(
-                *("If", ["is_known"], ["y"]),
+                *("If", ["is_multiple"], ["y"]),
                 then_branch=branch(quick, "quick_y"),
                 else_branch=branch(slow, "slow_y"),
             ),
@@ -201,7 +211,7 @@ def save_quick_at_32(path: Path) -> Path:
         {"x": (kind, ["batch", 2])},
         {"y": (kind, ["batch", 2])},
         {
-            "known": np.array([32]),
+            "multiple": np.array([32]),
             "zero": np.array([0]),
             "nothing": np.zeros((), np.float32),
             "table": np.eye(400, dtype=np.float32),
@@ -210,7 +220,7 @@ def save_quick_at_32(path: Path) -> Path:
 
 
 def save_large(path: Path, megabytes: int) -> Path:
-    """y = x @ a matrix of so many megabytes."""
+    """Save y = x @ weights with a matrix of this size."""
     side = int((megabytes * 1e6 / 4) ** 0.5)
     return save(
         path,

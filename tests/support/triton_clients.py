@@ -1,8 +1,8 @@
-"""Where Triton's own client is: in a Python of its own.
+"""Runs programs that use Triton's own client, in another Python.
 
-Its files and ours describe the same package `inference`, of which a process can know one only,
-and it wants other versions of what the rest of the tests want. So it runs as a subprocess, by
-the Python that TRITON_PYTHON names, or by ours if it is installed beside it.
+Its generated files and ours describe the same protobuf package `inference`, of which a process can
+load only one, and it needs other versions of some dependencies. So programs run as subprocesses by
+the Python that TRITON_PYTHON names, or by this one if the client is installed.
 """
 
 import functools
@@ -17,7 +17,7 @@ PYTHON = os.environ.get("TRITON_PYTHON") or sys.executable
 
 
 @functools.cache
-def _is_there() -> bool:
+def _is_installed() -> bool:
     command = [PYTHON, "-c", "import tritonclient.grpc.aio"]
     if not Path(PYTHON).exists():
         return False
@@ -25,8 +25,8 @@ def _is_there() -> bool:
 
 
 def run(*arguments: str | Path, timeout: float = 120) -> str:
-    """What Triton's Python printed. Skips the test where there is none."""
-    if not _is_there():
+    """Run a program and return its output; skips the test if Triton's client is not installed."""
+    if not _is_installed():
         pytest.skip(f"{PYTHON} has no tritonclient[grpc]; name one that has it: TRITON_PYTHON")
     done = subprocess.run(
         [PYTHON, *arguments], check=False, capture_output=True, text=True, timeout=timeout

@@ -1,4 +1,4 @@
-"""ModelInferRequests by our own stubs, raw or typed."""
+"""Makes ModelInferRequests with raw inputs, and reads the arrays of their responses."""
 
 import struct
 from typing import Any
@@ -25,7 +25,7 @@ DTYPES: dict[str, Any] = {
 
 
 def request(model: str, version: str = "", **inputs: tuple[str, Any]) -> ModelInferRequest:
-    """Raw; an input is its datatype and what numpy makes an array of."""
+    """Make a request; an input is its datatype and the values of its array."""
     message = ModelInferRequest(model_name=model, model_version=version)
     for name, (datatype, values) in inputs.items():
         array = np.array(values, DTYPES.get(datatype, object))
@@ -35,26 +35,27 @@ def request(model: str, version: str = "", **inputs: tuple[str, Any]) -> ModelIn
 
 
 def raw(array: np.ndarray[Any, Any]) -> bytes:
+    """Return the array as raw_input_contents have it."""
     if array.dtype != object:
         return array.tobytes()
     return b"".join(struct.pack("<I", len(text)) + text for text in array.ravel())
 
 
 def arrays(response: ModelInferResponse) -> dict[str, np.ndarray[Any, Any]]:
-    """What came back, BYTES as byte strings."""
+    """Return the outputs by name, BYTES as arrays of byte strings."""
     assert len(response.outputs) == len(response.raw_output_contents)
-    found = {}
+    outputs = {}
     for tensor, data in zip(response.outputs, response.raw_output_contents, strict=True):
         assert not tensor.HasField("contents")
         if tensor.datatype == "BYTES":
-            array = np.array(_texts(data), object)
+            array = np.array(_parse_strings(data), object)
         else:
             array = np.frombuffer(data, DTYPES[tensor.datatype])
-        found[tensor.name] = array.reshape(tuple(tensor.shape))
-    return found
+        outputs[tensor.name] = array.reshape(tuple(tensor.shape))
+    return outputs
 
 
-def _texts(data: bytes) -> list[bytes]:
+def _parse_strings(data: bytes) -> list[bytes]:
     texts = []
     while data:
         (length,) = struct.unpack_from("<I", data)

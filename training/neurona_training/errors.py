@@ -1,6 +1,6 @@
 """Errors of a training run that the person who started it can act on.
 
-Alone below 60 lines because every other module raises them.
+They are alone because all other modules raise them.
 """
 
 

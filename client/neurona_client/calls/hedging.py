@@ -100,12 +100,13 @@ class Attempt:
         self._race = race
 
     def __call__(self, outcome: Outcome) -> None:
+        """Store the outcome and call the waiter, if there is one."""
         with self._race.lock:
             if (waiter := self._store_outcome(outcome)) is not None:
                 waiter(outcome)
 
     def take_waiter(self, outcome: Outcome) -> OutcomeCallback | None:
-        """Store the outcome and return who waits for it; None: nobody at this moment."""
+        """Store the outcome and return the callback that waits for it; None: there is none now."""
         with self._race.lock:
             return self._store_outcome(outcome)
 

@@ -99,9 +99,11 @@ class Pause:
         self.timeout: float | None = seconds
 
     def start(self, _: OutcomeCallback) -> Callable[[], None]:
+        """See `Step.start`."""
         return _do_nothing
 
     def timeout_outcome(self) -> Outcome:
+        """See `Step.timeout_outcome`."""
         return b""
 
 
@@ -113,6 +115,8 @@ class WaitForEndpoint:
         self._pool = pool
 
     def start(self, callback: OutcomeCallback) -> Callable[[], None]:
+        """See `Step.start`."""
+
         def on_reachable() -> None:
             callback(b"")
 
@@ -120,6 +124,7 @@ class WaitForEndpoint:
         return lambda: self._pool.cancel_callback(on_reachable)
 
     def timeout_outcome(self) -> Outcome:
+        """See `Step.timeout_outcome`."""
         return b""
 
 
@@ -132,6 +137,8 @@ class WaitForCapacity:
         self._size = size
 
     def start(self, callback: OutcomeCallback) -> Callable[[], None]:
+        """See `Step.start`."""
+
         def on_acquired() -> None:
             callback(b"")
 
@@ -139,6 +146,7 @@ class WaitForCapacity:
         return lambda: self._capacity.cancel_acquire(self._size, on_acquired)
 
     def timeout_outcome(self) -> Outcome:
+        """See `Step.timeout_outcome`."""
         return generic_deadline_error()
 
 
@@ -158,9 +166,11 @@ class UnaryCall:
         self._arguments = (path, message, timeout, metadata)
 
     def start(self, callback: OutcomeCallback) -> Callable[[], None]:
+        """See `Step.start`."""
         return self._endpoint.call(*self._arguments, callback)
 
     def timeout_outcome(self) -> Outcome:
+        """See `Step.timeout_outcome`."""
         return generic_deadline_error()
 
 

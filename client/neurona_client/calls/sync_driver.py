@@ -27,6 +27,7 @@ class ThreadReply:
         self._stream: Stream | None = None  # of the last one, which releases its hold
 
     def __call__(self, outcome: Outcome) -> None:
+        """Store the outcome and wake the thread."""
         self.outcome: Outcome = outcome
         self._lock.release()
 

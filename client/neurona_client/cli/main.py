@@ -25,7 +25,7 @@ exit status:
   1    failed, or not serving; the reason is on standard error
   2    invalid command line
   130  interrupted with Ctrl-C
-  141  the reader of standard output is gone
+  141  standard output was closed by its reader
 
 environment (flags take precedence):
   NEURONA_ADDRESS             --address

@@ -205,7 +205,7 @@ class Endpoint:
         self.suspect_until = time.monotonic() + _SUSPECT_SECONDS
 
     def record_lost_hedge(self) -> None:
-        """Record that a hedge was answered before the call that this server had first.
+        """Record that a hedge got a response before the call that this server had first.
 
         Counts as load for a second, so that faster servers get more calls; it is not a failure.
         """

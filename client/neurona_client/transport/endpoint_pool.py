@@ -125,7 +125,7 @@ class EndpointPool:
         ]
         if added or removed:
             self.endpoints = kept + added  # in one assignment, as other threads read it
-        # If the client was closed meanwhile, nobody else closes the new endpoints.
+        # If the client was closed meanwhile, only this thread can close the new endpoints.
         for endpoint in removed + added if self.closed_reason else removed:
             endpoint.close()
 

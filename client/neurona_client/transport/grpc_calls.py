@@ -113,9 +113,11 @@ class CygrpcStream:
         threading.Thread(target=self._run, name="neurona-stream", daemon=True).start()
 
     def write(self, message: bytes) -> None:
+        """See `ByteStream.write`."""
         self._start_operation(cygrpc.SendMessageOperation(message, _NO_FLAGS), self._on_written)
 
     def cancel(self) -> None:
+        """See `ByteStream.cancel`."""
         self._call.cancel(cygrpc.StatusCode.cancelled, "client closed")
 
     def _run(self) -> None:
@@ -180,9 +182,11 @@ class PublicApiStream:
         threading.Thread(target=self._run, name="neurona-stream", daemon=True).start()
 
     def write(self, message: bytes) -> None:
+        """See `ByteStream.write`."""
         self._queue.put(message)
 
     def cancel(self) -> None:
+        """See `ByteStream.cancel`."""
         self._call.cancel()
 
     def _messages(self) -> Iterator[bytes]:

@@ -99,7 +99,7 @@ class Stream:
                 not self.hold_count or len(self._queue) >= MIN_REQUESTS_PER_MESSAGE
             ):
                 self._start_write()
-        except BaseException:  # Ctrl-C: perhaps nobody is going to write the queue
+        except BaseException:  # Ctrl-C: perhaps no thread is going to write the queue
             self.abandon(pending)
             self._fail(UnavailableError("interrupted"))
             raise

@@ -1,1 +1,6 @@
-"""The options of the server: their declaration, how a value is parsed, where values come from."""
+"""The options of neurona-serve.
+
+options  declares every option, with its default, its valid values and its help
+parsers  types of values that are written in a form of their own, like HOST:PORT
+sources  reads options from flags, the environment and a file
+"""

@@ -1,216 +1,347 @@
-"""Every option of the server, declared once: as a field of Config.
+"""Every option of the server, declared once: a field of Config with its type, its bounds, its help
+and its default.
 
-Where their values come from, `sources` says.
+The help texts become `neurona-serve --help` and the reference table of all options. `sources`
+says where values come from.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
 
 from neurona_server.config.parsers import (
-    addresses,
-    collector,
-    level,
-    milliseconds,
-    named_folder,
-    one_of,
-    provider_names,
-    ratio,
-    seconds,
-    version_policy,
-    web_address,
-    whole,
-    yes_or_no,
+    Addresses,
+    CollectorUrl,
+    LogLevel,
+    NamedFolder,
+    ProviderNames,
+    VersionPolicyText,
+    WebAddress,
 )
 
-
-def _option(default: Any, parse: Callable[[str], Any], text: str, *, many: bool = False) -> Any:
-    return field(default=default, metadata={"parse": parse, "help": text, "many": many})
+MAX_INT = 2**31 - 1
+MAX_BYTES = 2**50
+MAX_MS = 10**8
+MAX_SECONDS = 1e6
 
 
 @dataclass(frozen=True)
-class Config:
-    repository: tuple[Path, ...] = _option(
-        (),
-        Path,
-        "folder with models as <name>/<version>/model.onnx; may be given more than once",
-        many=True,
-    )
-    model: tuple[tuple[str, Path], ...] = _option(
-        (),
-        named_folder,
-        "NAME=DIR, a folder that is one model: model.onnx or <version>/model.onnx stand in it; "
-        "may be given more than once",
-        many=True,
-    )
-    address: str = _option(
-        "127.0.0.1:8001",
-        addresses,
-        "where to listen for gRPC: HOST:PORT, unix:PATH, or several, parted by commas",
-    )
-    metrics_address: str = _option("127.0.0.1:8002", web_address, "where Prometheus finds /metrics")
-    versions: str = _option(
-        "latest 1",
-        version_policy,
-        'which versions of a model are served: all, latest or "latest N"; model.toml may say other',
-    )
-    model_control: str = _option(
-        "poll",
-        one_of("poll", "none", "explicit"),
-        "poll: follow what the repository has; none: load once; explicit: load by call only",
-    )
-    poll_ms: int = _option(1000, whole(1, 10**8), "how often the repository is looked at")
-    load_model: tuple[str, ...] = _option(
-        (),
+class Help:
+    """The help text of an option."""
+
+    text: str
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The options of a server. An option of a tuple type may be given several times."""
+
+    repository: Annotated[
+        tuple[Path, ...],
+        Help(
+            "Folder of models, laid out as <name>/<version>/model.onnx. May be given several times."
+        ),
+    ] = ()
+    model: Annotated[
+        tuple[NamedFolder, ...],
+        Help(
+            "NAME=DIR: serve the folder DIR, with model.onnx or <version>/model.onnx in it, as the "
+            "model NAME. May be given several times."
+        ),
+    ] = ()
+    address: Annotated[
+        Addresses,
+        Help(
+            "Addresses to serve gRPC on: HOST:PORT, [IPV6]:PORT or unix:PATH, several separated "
+            "by commas. Port 0: any free port."
+        ),
+    ] = Addresses("127.0.0.1:8001")
+    metrics_address: Annotated[
+        WebAddress,
+        Help("HOST:PORT to serve the status page, /metrics and /healthz on, over HTTP."),
+    ] = WebAddress("127.0.0.1:8002")
+    versions: Annotated[
+        VersionPolicyText,
+        Help(
+            'Versions of each model to serve: all, latest or "latest N". A model.toml may override '
+            "it."
+        ),
+    ] = VersionPolicyText("latest 1")
+    model_control: Annotated[
+        Literal["poll", "none", "explicit"],
+        Help(
+            "When models are loaded. poll: follow the repository's changes; none: load once at "
+            "start; explicit: load and unload only by call."
+        ),
+    ] = "poll"
+    poll_ms: Annotated[
+        int, Meta(ge=1, le=MAX_MS), Help("Milliseconds between two polls of the repository.")
+    ] = 1000
+    load_model: Annotated[
+        tuple[str, ...],
+        Help("Model to load at start if model_control is explicit. May be given several times."),
+    ] = ()
+    load_threads: Annotated[
+        int,
+        Meta(ge=0, le=64),
+        Help("Models loaded at the same time. 0: one for each CPU, up to 4."),
+    ] = 0
+    strict: Annotated[
+        bool, Help("true: do not start unless every model can be served; false: serve the others.")
+    ] = False
+    instances: Annotated[
+        int,
+        Meta(ge=1, le=64),
+        Help(
+            "Sessions of each model that can run at the same time. More use more memory, and fewer "
+            "CPU threads each if threads is 0."
+        ),
+    ] = 1
+    threads: Annotated[
+        int,
+        Meta(ge=0, le=1024),
+        Help("CPU threads of one run. 0: the CPUs of the process, divided by instances."),
+    ] = 0
+    max_batch_rows: Annotated[
+        int,
+        Meta(ge=1, le=MAX_INT),
+        Help("Maximum rows in a batch. Larger batches raise throughput and the latency of a run."),
+    ] = 64
+    max_queue_rows: Annotated[
+        int,
+        Meta(ge=1, le=MAX_INT),
+        Help("Rows that may wait in a model's queue; requests beyond that are rejected."),
+    ] = 4096
+    max_queue_bytes: Annotated[
+        int,
+        Meta(ge=1, le=MAX_BYTES),
+        Help("Bytes of input that may wait in a model's queue; requests beyond that are rejected."),
+    ] = 256 << 20
+    max_delay_ms: Annotated[
+        float,
+        Meta(ge=0, le=MAX_MS),
+        Help(
+            "Milliseconds that an idle model waits for a batch to fill. 0: it runs what is there. "
+            "Longer delays make larger batches, at the cost of latency."
+        ),
+    ] = 0.0
+    latency_objective_ms: Annotated[
+        float,
+        Meta(ge=0, le=MAX_MS),
+        Help(
+            "Milliseconds from admission to response that an admitted request should take at most: "
+            "batches are kept small enough, and requests predicted to take longer are rejected. "
+            "0: no objective."
+        ),
+    ] = 0.0
+    inline: Annotated[
+        Literal["auto", "always", "never"],
+        Help(
+            "Run models on the thread that reads requests, without handing them to another thread: "
+            "less latency, but other requests wait meanwhile. auto: while runs are short."
+        ),
+    ] = "auto"
+    max_message_bytes: Annotated[
+        int, Meta(ge=1, le=MAX_INT), Help("Maximum bytes of a request or response message.")
+    ] = 64 << 20
+    shared_memory: Annotated[
+        bool,
+        Help(
+            "Let callers of the Open Inference Protocol register POSIX shared memory, which the "
+            "server then reads and writes. Only for trusted callers."
+        ),
+    ] = False
+    drain_delay_ms: Annotated[
+        int,
+        Meta(ge=0, le=MAX_MS),
+        Help(
+            "Milliseconds after SIGTERM during which the server keeps serving with health "
+            "NOT_SERVING, so that load balancers stop sending requests."
+        ),
+    ] = 0
+    drain_timeout_ms: Annotated[
+        int,
+        Meta(ge=0, le=MAX_MS),
+        Help("Milliseconds after drain_delay_ms to wait for the requests in flight."),
+    ] = 30_000
+    providers: Annotated[
+        ProviderNames,
+        Help(
+            "ONNX Runtime providers to run models on, in order of preference, separated by commas. "
+            "Empty: cuda,cpu, where a missing GPU is not reported as degraded."
+        ),
+    ] = ProviderNames()
+    require_gpu: Annotated[
+        bool, Help("true: neither start nor load a model if no GPU can be used.")
+    ] = False
+    gpu_memory_bytes: Annotated[
+        int,
+        Meta(ge=0, le=MAX_BYTES),
+        Help("Maximum bytes of GPU memory of each session. 0: no limit."),
+    ] = 0
+    cpu_memory_bytes: Annotated[
+        int,
+        Meta(ge=0, le=MAX_BYTES),
+        Help(
+            "Maximum bytes of CPU memory that all runs may use together, weights excluded; a run "
+            "that needs more fails. 0: no limit."
+        ),
+    ] = 0
+    arena: Annotated[
+        bool, Help("Keep the memory of runs for later runs: faster, but uses more memory.")
+    ] = True
+    shrink_seconds: Annotated[
+        float,
+        Meta(ge=0, le=MAX_SECONDS),
+        Help("Seconds between runs that return unused arena memory to the system. 0: never."),
+    ] = 60.0
+    spinning: Annotated[
+        bool,
+        Help("Let CPU threads spin between runs: lower latency, but they use CPU time when idle."),
+    ] = False
+    cache: Annotated[
         str,
-        "a model to load at start where model_control is explicit; may be given more than once",
-        many=True,
-    )
-    load_threads: int = _option(
-        0, whole(0, 64), "models loaded at the same time; 0: as many as CPUs, up to 4"
-    )
-    strict: bool = _option(False, yes_or_no, "do not start if any model cannot be served")
-    instances: int = _option(1, whole(1, 64), "sessions of each model that run side by side")
-    threads: int = _option(
-        0, whole(0, 1024), "CPU threads of one run; 0: as many as the process has CPUs"
-    )
-    max_batch_rows: int = _option(64, whole(1), "rows in one run at the most")
-    max_queue_rows: int = _option(
-        4096, whole(1), "rows that may wait for a model; what exceeds it is refused at once"
-    )
-    max_queue_bytes: int = _option(
-        256 << 20, whole(1, 2**50), "bytes of input that may wait for a model, likewise"
-    )
-    max_delay_ms: float = _option(
-        0.0, milliseconds, "how long an idle instance waits for a batch to fill"
-    )
-    latency_objective_ms: float = _option(
-        0.0,
-        milliseconds,
-        "from admission to answer; 0: none. Batches and queues are kept so small that what is "
-        "admitted meets it",
-    )
-    inline: str = _option(
-        "auto",
-        one_of("auto", "always", "never"),
-        "auto, always or never: run in the thread that reads requests",
-    )
-    max_message_bytes: int = _option(
-        64 << 20, whole(1), "size of a request or an answer at the most"
-    )
-    shared_memory: bool = _option(
-        False,
-        yes_or_no,
-        "let callers of the Open Inference Protocol name POSIX shared memory that the server may "
-        "read and write (true or false)",
-    )
-    drain_delay_ms: int = _option(
-        0,
-        whole(0, 10**8),
-        "after SIGTERM: go on serving this long as NOT_SERVING, so that balancers notice",
-    )
-    drain_timeout_ms: int = _option(
-        30_000, whole(0, 10**8), "after SIGTERM: then wait this long for what is under way"
-    )
-    providers: tuple[str, ...] = _option(
-        (),
-        provider_names,
-        "what runs models, best first, with commas between; empty: cuda,cpu, and a machine without "
-        "a GPU is no fault",
-    )
-    require_gpu: bool = _option(
-        False, yes_or_no, "true: neither start nor load a model where no GPU can be used"
-    )
-    gpu_memory_bytes: int = _option(
-        0, whole(0, 2**50), "GPU memory of each session at the most; 0: no limit"
-    )
-    cpu_memory_bytes: int = _option(
-        0,
-        whole(0, 2**50),
-        "memory that all runs take together on the CPU, weights not counted; one that needs more "
-        "fails; 0: no limit",
-    )
-    arena: bool = _option(True, yes_or_no, "keep memory between runs: quicker, and takes more")
-    shrink_seconds: float = _option(
-        60.0, seconds(0), "how often a run gives back what the arena has too much of; 0: never"
-    )
-    spinning: bool = _option(
-        False, yes_or_no, "true: threads burn CPU between runs, to be quicker at the next one"
-    )
-    cache: str = _option(
-        "auto",
+        Help(
+            "Folder to cache optimized graphs in, for faster starts. auto: neurona in "
+            "$XDG_CACHE_HOME or ~/.cache; off or empty: no cache."
+        ),
+    ] = "auto"
+    tls_certificate: Annotated[
         str,
-        "folder for optimised graphs, so that starts are quicker; off: none; auto: neurona in "
-        "$XDG_CACHE_HOME or ~/.cache",
-    )
-    tls_certificate: str = _option(
-        "",
+        Help(
+            "PEM file with the server's certificate and its chain; enables TLS. Renewed files are "
+            "reloaded. Empty: no TLS."
+        ),
+    ] = ""
+    tls_key: Annotated[str, Help("PEM file with the private key of tls_certificate.")] = ""
+    tls_client_ca: Annotated[
         str,
-        "PEM file of the server's certificate and its chain: TLS is on. Renewed files "
-        "are read again",
-    )
-    tls_key: str = _option("", str, "PEM file of the certificate's key")
-    tls_client_ca: str = _option(
-        "", str, "PEM file of authorities: callers must show a certificate that one signed"
-    )
-    tokens_file: str = _option(
-        "",
+        Help(
+            "PEM file with certificate authorities; callers must present a certificate signed by "
+            "one of them. Empty: client certificates are not requested."
+        ),
+    ] = ""
+    tokens_file: Annotated[
         str,
-        "TOML file of hashed bearer tokens and their rights: calls without one are refused. "
-        "neurona-serve --hash-token reads a token and prints its hash",
-    )
-    transport: str = _option(
-        "auto",
-        one_of("auto", "cygrpc", "aio"),
-        "how gRPC is served; cygrpc: on grpcio's completion queue, several times faster; aio: on "
-        "the public grpc.aio; auto: cygrpc where it passes its self-test with the installed grpcio",
-    )
-    max_connection_age_s: float = _option(
-        300.0,
-        seconds(0),
-        "then a connection is told to go, so that callers find new replicas; its calls are "
-        "answered first; 0: never",
-    )
-    max_connection_age_grace_s: float = _option(
-        300.0, seconds(1), "how long its calls may take after that; streams are ended before"
-    )
-    keepalive_s: float = _option(
-        30.0,
-        seconds(0),
-        "silence after which a connection is pinged, for load balancers; 0: never",
-    )
-    compress_responses: bool = _option(
-        False, yes_or_no, "with gzip, for callers who understand it; costs CPU time"
-    )
-    processes: int = _option(
-        1,
-        whole(1, 1024),
-        "that serve on one port, each with all models, for machines with more CPUs than one "
-        "Python can use; they share the CPUs. SIGHUP replaces them one after the other",
-    )
-    reuse_port: bool = _option(
-        False, yes_or_no, "several processes share a port (SO_REUSEPORT) and its connections"
-    )
-    max_streams: int = _option(4096, whole(1), "calls at a time over one connection")
-    max_metadata_bytes: int = _option(16 << 10, whole(1024), "of a call, at the most")
-    max_request_tensors: int = _option(256, whole(1), "tensors in one request at the most")
-    max_request_rows: int = _option(
-        0, whole(0), "rows in one request at the most; 0: as many as may wait"
-    )
-    log_level: str = _option("INFO", level, "debug, info, warning or error")
-    log_format: str = _option(
-        "human", one_of("human", "json"), "human: lines for people; json: one JSON object a line"
-    )
-    traces_endpoint: str = _option(
-        "",
-        collector,
-        "where an OpenTelemetry collector takes OTLP over gRPC: http://HOST:PORT, or https://; "
-        "empty: nothing is traced",
-    )
-    traces_ratio: float = _option(
-        0.01,
-        ratio,
-        "share, 0 to 1, of the calls that are traced; for one that brings a traceparent its "
-        "caller has decided",
-    )
+        Help(
+            "TOML file with hashed bearer tokens and their permissions; calls without a valid "
+            "token are rejected. neurona-serve --hash-token reads a token and prints its hash. "
+            "Empty: no tokens are needed."
+        ),
+    ] = ""
+    transport: Annotated[
+        Literal["auto", "cygrpc", "aio"],
+        Help(
+            "gRPC transport. cygrpc: on grpcio's completion queue, several times faster; aio: on "
+            "the public grpc.aio; auto: cygrpc if it passes its self-test with the installed "
+            "grpcio, else aio."
+        ),
+    ] = "auto"
+    max_connection_age_s: Annotated[
+        float,
+        Meta(ge=0, le=MAX_SECONDS),
+        Help(
+            "Seconds after which a connection is closed gracefully (GOAWAY), so that callers "
+            "connect to new replicas. 0: never."
+        ),
+    ] = 300.0
+    max_connection_age_grace_s: Annotated[
+        float,
+        Meta(ge=1, le=MAX_SECONDS),
+        Help(
+            "Seconds that the calls of a connection may take after max_connection_age_s; streams "
+            "are ended before."
+        ),
+    ] = 300.0
+    keepalive_s: Annotated[
+        float,
+        Meta(ge=0, le=MAX_SECONDS),
+        Help(
+            "Seconds without traffic after which a connection gets an HTTP/2 keepalive ping, so "
+            "that load balancers keep it open. 0: never."
+        ),
+    ] = 30.0
+    compress_responses: Annotated[
+        bool,
+        Help("Compress responses with gzip for callers that accept it: less traffic, more CPU."),
+    ] = False
+    processes: Annotated[
+        int,
+        Meta(ge=1, le=1024),
+        Help(
+            "Worker processes that serve on one port, each with all models, for more CPUs than one "
+            "Python process can use. They share the CPUs; each needs the memory of all models. "
+            "SIGHUP replaces them one after the other."
+        ),
+    ] = 1
+    reuse_port: Annotated[
+        bool, Help("Let other servers share the port and its connections (SO_REUSEPORT).")
+    ] = False
+    max_streams: Annotated[
+        int, Meta(ge=1, le=MAX_INT), Help("Maximum concurrent calls on one connection.")
+    ] = 4096
+    max_metadata_bytes: Annotated[
+        int, Meta(ge=1024, le=MAX_INT), Help("Maximum bytes of a call's metadata.")
+    ] = 16 << 10
+    max_request_tensors: Annotated[
+        int, Meta(ge=1, le=MAX_INT), Help("Maximum tensors in a request.")
+    ] = 256
+    max_request_rows: Annotated[
+        int,
+        Meta(ge=0, le=MAX_INT),
+        Help("Maximum rows in a request. 0: as many as the queue of the model may hold."),
+    ] = 0
+    log_level: Annotated[
+        LogLevel, Help("Least severe level to log: debug, info, warning or error.")
+    ] = LogLevel("INFO")
+    log_format: Annotated[
+        Literal["human", "json"],
+        Help("human: readable text; json: one JSON object per line."),
+    ] = "human"
+    traces_endpoint: Annotated[
+        CollectorUrl,
+        Help(
+            "OpenTelemetry collector to send traces to, as OTLP over gRPC: http://HOST:PORT or "
+            "https://HOST:PORT. Empty: no tracing."
+        ),
+    ] = CollectorUrl("")
+    traces_ratio: Annotated[
+        float,
+        Meta(ge=0, le=1),
+        Help(
+            "Share of calls to trace, 0 to 1. For a call with a traceparent, its caller has "
+            "decided."
+        ),
+    ] = 0.01
+
+
+class Option(NamedTuple):
+    """An option as `sources` and the documents need it."""
+
+    name: str
+    help: str
+    default: Any
+    repeatable: bool
+    """It may be given several times."""
+    is_folder: bool
+
+
+def list_options() -> list[Option]:
+    """List all options, in the order of their declaration."""
+    kinds = get_type_hints(Config, include_extras=True)
+    options = []
+    for field in msgspec.structs.fields(Config):
+        kind, *annotations = get_args(kinds[field.name])
+        (text,) = [one.text for one in annotations if isinstance(one, Help)]
+        options.append(
+            Option(
+                field.name,
+                text,
+                field.default,
+                repeatable=get_origin(kind) is tuple,
+                is_folder=kind == tuple[Path, ...],
+            )
+        )
+    return options

@@ -1,7 +1,5 @@
-"""Where the values of options come from.
-
-From a flag, else from the environment (NEURONA_ and the name in capitals), else from
-neurona.toml, else it is the default. A misspelt option is an error.
+"""Reads options from their sources: a flag, else the environment (NEURONA_ and the name in upper
+case), else a file (neurona.toml), else the default. A misspelled option is an error.
 """
 
 import argparse
@@ -12,70 +10,108 @@ import re
 import socket
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from neurona_server.address import UNIX
-from neurona_server.config.options import Config
+from neurona_server.config.options import Config, Option, list_options
 from neurona_server.errors import ConfigError
+from neurona_server.models.repository.validation import convert
 
 PREFIX = "NEURONA_"
 DEFAULT_FILE = "neurona.toml"
-OTHERS = {  # for others, or read elsewhere
+OTHER_VARIABLES = {  # read elsewhere, or by others
     *("NEURONA_CONFIG", "NEURONA_DATA", "NEURONA_SHARED"),
     # The command line of the client.
     *("NEURONA_CA", "NEURONA_CLIENT_CERTIFICATE", "NEURONA_CLIENT_KEY", "NEURONA_SERVER_NAME"),
     *("NEURONA_TLS", "NEURONA_TOKEN", "NEURONA_TOKEN_FILE"),
 }
 
-# What Kubernetes sets for a service called neurona, or neurona-something.
+# Variables that Kubernetes sets for a service called neurona, or neurona-something.
 _KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d|$)")
 
 log = logging.getLogger(__name__)
 
 
 def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
-    """Raises ConfigError; exits as argparse does for --help and for an unknown flag."""
-    flags = vars(_parser().parse_args(arguments))
-    # Empty is as good as not set, as for every other variable.
+    """Read the options of a server. Exits as argparse does at --help and at an unknown flag.
+
+    Args:
+        arguments: The command line, without the name of the program.
+        environment: The environment variables.
+
+    Raises:
+        ConfigError: An option is invalid, or the file of options cannot be read.
+    """
+    options = {option.name: option for option in list_options()}
+    flags = vars(_parser(options).parse_args(arguments))
+    # An empty variable counts as not set.
     config_file = flags.pop("config") or environment.get(PREFIX + "CONFIG") or None
-    values = _from_file(config_file) | _from_environment(environment)
+    values = _read_file(config_file, options) | _read_environment(environment, options)
     values |= {name: value for name, value in flags.items() if value is not None}
-    parsed = {name: _parse(name, value) for name, value in values.items()}
-    config = Config(**parsed)
+    for name, value in values.items():
+        if options[name].repeatable and not isinstance(value, list):
+            values[name] = [value]
+    config = convert(values, Config, "", _invalid_option, strict=False)
     if not config.repository and not config.model:
-        raise ConfigError(
-            "no repository: say where the models are, with --repository DIR or --model NAME=DIR"
-        )
+        raise ConfigError("no models: name their folder with --repository DIR or --model NAME=DIR")
     return config
 
 
-def _parser() -> argparse.ArgumentParser:
+def check_processes(config: Config) -> None:
+    """Check that several processes can serve with these options.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    where = f"processes is {config.processes}"
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise ConfigError(f"{where}; expected 1: this system has no SO_REUSEPORT")
+    if UNIX in config.address:
+        raise ConfigError(f"{where}; expected HOST:PORT as address: a unix socket has one owner")
+    if config.model_control == "explicit":
+        raise ConfigError(
+            f"{where}; expected model_control poll or none: a call to load reaches one process only"
+        )
+    if config.shared_memory:
+        raise ConfigError(
+            f"{where}; expected shared_memory false: a call to register reaches one process only"
+        )
+
+
+def _invalid_option(problem: str) -> ConfigError:
+    return ConfigError(f"option {problem}")
+
+
+def _parser(options: Mapping[str, Option]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neurona-serve",
         description="Serve ONNX models over gRPC with dynamic batching.",
-        epilog="Each option may also stand in neurona.toml (max_batch_rows = 32) or in the "
-        "environment (NEURONA_MAX_BATCH_ROWS=32). A flag wins over the environment, the "
-        "environment over the file.",
+        epilog="Each option can also be set in neurona.toml (max_batch_rows = 32) or in the "
+        "environment (NEURONA_MAX_BATCH_ROWS=32). A flag takes precedence over the environment, "
+        "the environment over the file.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", metavar="FILE", help=f"file of options (default: {DEFAULT_FILE}, if there)"
+        "--config",
+        metavar="FILE",
+        help=f"TOML file of options (default: {DEFAULT_FILE} in the current folder, if it exists)",
     )
-    for option in fields(Config):
-        value = str(option.default).lower() if option.default is False else option.default
-        default = "" if value in ((), "") else f" (default: {value})"
+    for option in options.values():
+        default = str(option.default)
+        if isinstance(option.default, bool):
+            default = default.lower()
+        shown = "" if option.default in ((), "") else f" (default: {default})"
         parser.add_argument(
             "--" + option.name.replace("_", "-"),
-            action="append" if option.metadata["many"] else "store",
-            metavar="DIR" if option.metadata["parse"] is Path else "VALUE",
-            help=option.metadata["help"] + default,
+            action="append" if option.repeatable else "store",
+            metavar="DIR" if option.is_folder else "VALUE",
+            help=option.help + shown,
         )
     return parser
 
 
-def _from_file(name: str | None) -> dict[str, Any]:
+def _read_file(name: str | None, options: Mapping[str, Option]) -> dict[str, Any]:
     path = Path(name or DEFAULT_FILE)
     if name is None and not path.exists():
         return {}
@@ -84,67 +120,32 @@ def _from_file(name: str | None) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:  # not TOML, or not UTF-8
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+        raise ConfigError(f"invalid TOML in {path}: {error}") from error
     for key in values:
-        if key not in _names():
-            raise ConfigError(f"{path} has an unknown option {key!r}{_suggestion(key)}")
+        if key not in options:
+            raise ConfigError(f"unknown option {key!r} in {path}{_suggestion(key, options)}")
     return values
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+def _read_environment(
+    environment: Mapping[str, str], options: Mapping[str, Option]
+) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for variable, value in environment.items():
-        if not variable.startswith(PREFIX) or not value or variable in OTHERS:
+        if not variable.startswith(PREFIX) or not value or variable in OTHER_VARIABLES:
             continue
         name = variable.removeprefix(PREFIX).lower()
-        if name in _names():
-            many = next(o for o in fields(Config) if o.name == name).metadata["many"]
-            values[name] = value.split(os.pathsep) if many else value
-        # The environment belongs to others too, so only what looks like one of ours is taken
-        # for a misspelt one.
-        elif suggestion := _suggestion(name):
+        if option := options.get(name):
+            values[name] = value.split(os.pathsep) if option.repeatable else value
+        # Other programs use the environment too: only a name that resembles an option is taken
+        # for a misspelled one.
+        elif suggestion := _suggestion(name, options):
             raise ConfigError(f"unknown option {variable} in the environment{suggestion}")
         elif not _KUBERNETES.search(variable):
-            log.warning("the environment has %s, which is no option", variable)
+            log.warning("ignoring %s in the environment: no such option", variable)
     return values
 
 
-def _parse(name: str, value: Any) -> Any:
-    option = next(option for option in fields(Config) if option.name == name)
-    many = option.metadata["many"]
-    if name == "providers" and isinstance(value, list):
-        value = ",".join(map(str, value))
-    items = value if many and isinstance(value, list) else [value]
-    parsed = []
-    for item in items:
-        try:
-            parsed.append(option.metadata["parse"](str(item)))
-        except ValueError as error:
-            raise ConfigError(f"option {name} is {item!r}: {error}") from error
-    return tuple(parsed) if many else parsed[0]
-
-
-def _names() -> list[str]:
-    return [option.name for option in fields(Config)]
-
-
-def _suggestion(name: str) -> str:
-    close = difflib.get_close_matches(name, _names(), n=1, cutoff=0.8)
+def _suggestion(name: str, options: Mapping[str, Option]) -> str:
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.8)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def check_processes(config: Config) -> None:
-    """Raises ConfigError for what several processes cannot do."""
-    several = f"processes is {config.processes}"
-    if not hasattr(socket, "SO_REUSEPORT"):
-        raise ConfigError(f"{several}: this system does not let them share a port; expected 1")
-    if UNIX in config.address:
-        raise ConfigError(f"{several}: expected HOST:PORT as address: a unix socket has one owner")
-    if config.model_control == "explicit":
-        raise ConfigError(
-            f"{several}: expected model_control poll or none: a call to load reaches one of them"
-        )
-    if config.shared_memory:
-        raise ConfigError(
-            f"{several}: expected shared_memory false: a call to register reaches one of them"
-        )

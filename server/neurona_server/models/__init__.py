@@ -1,1 +1,1 @@
-"""What is served: files on disk, their signatures, sessions on devices, versions in memory."""
+"""Models: files on disk, their signatures, sessions on devices, versions in memory."""

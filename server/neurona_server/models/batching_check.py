@@ -1,5 +1,8 @@
-"""What the axes of a model's tensors are, where its settings say so; and whether axis 0 is the
-batch axis."""
+"""Check whether the requests of a model can be batched: settings, and a run of the model.
+
+Rows can share a run if axis 0 of every tensor is free and the outputs of a row do not depend on
+the other rows. The second condition is tested with synthetic rows, run together and in slices.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -14,62 +17,16 @@ from neurona_server.models.synthetic_inputs import FREE_SIZES, has_free_rows, ma
 
 log = logging.getLogger(__name__)
 
-Run = Callable[[Inputs], Outputs]
+BATCH = "batch"
+"""Name in the settings of an axis 0 along which requests may be joined."""
 
-CUTS = ((0, 1), (1, 3), (3, 8))
-"""Enough rows to show what looks two steps back, and to be unordered for certain."""
+SLICES = ((0, 1), (1, 3), (3, 8))
+"""Enough rows to detect a dependency two steps back, and to be unsorted for certain."""
 
 TOLERANCE = 1e-3
-"""Of the largest value: a GPU rounds differently at another batch size."""
+"""Relative to the largest value: a GPU rounds differently at another batch size."""
 
-
-def rows_are_independent(
-    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], run: Run
-) -> bool:
-    if not inputs or not all(has_free_rows(spec) for spec in [*inputs, *outputs]):
-        return False
-    for size in FREE_SIZES:
-        try:
-            made = make_inputs(inputs, CUTS[-1][1], size)
-            apart = [
-                run({name: array[start:stop] for name, array in made.items()})
-                for start, stop in CUTS
-            ]
-        except Exception as error:  # this size does not suit the model; another one may
-            log.debug("cannot run with free axes of %d: %s", size, error)
-        else:
-            return _equal_together(made, apart, run)
-    return False
-
-
-def _equal_together(made: Inputs, apart: Sequence[Outputs], run: Run) -> bool:
-    try:
-        together = run(made)
-    except Exception as error:
-        log.debug("a few rows run, all of them do not: %s", error)
-        return False
-    for output, *cuts in zip(together, *apart, strict=True):
-        rows = [stop - start for start, stop in CUTS]
-        if [cut.shape[:1] for cut in cuts] != [(count,) for count in rows]:
-            return False
-        if len({cut.shape[1:] for cut in cuts}) > 1 or not _equal(output, np.concatenate(cuts)):
-            return False
-    return True
-
-
-def _equal(together: Array, apart: Array) -> bool:
-    if together.shape != apart.shape:
-        return False
-    if together.dtype.kind != "f":
-        return bool(np.array_equal(together, apart))
-    if not (np.isfinite(together).all() and np.isfinite(apart).all()):
-        return False  # nothing is proved by values that equal nothing
-    scale = float(np.abs(apart).max(initial=0.0))
-    return bool(np.allclose(together, apart, rtol=TOLERANCE, atol=TOLERANCE * scale))
-
-
-BATCH = "batch"
-"""What axis 0 is called if requests may be joined along it."""
+Run = Callable[[Inputs], Outputs]
 
 
 def decide_batching(
@@ -79,35 +36,56 @@ def decide_batching(
     settings: ModelSettings,
     run: Run,
 ) -> bool:
-    """Whether requests to it share runs: as its settings say, else found out by running it.
+    """Return whether requests may share runs, from the settings or else from a test run.
 
-    Raises LoadError when they say what its shapes do not allow.
+    Raises:
+        LoadError: The settings contradict each other or the model's shapes.
     """
     specs = [*inputs, *outputs]
-    said = _said(specs, settings)
-    if said is False:
+    setting = _batched_setting(specs, settings)
+    if setting is False:
         return False
-    if said:
+    if setting:
         for spec in specs:
             if not has_free_rows(spec):
                 raise LoadError(
                     f"its settings say that it is batched, but {spec.name!r} is {spec}; "
                     "expected an axis 0 of free size"
                 )
-    proved = rows_are_independent(inputs, outputs, run)
-    if said and not proved:
+    independent = rows_are_independent(inputs, outputs, run)
+    if setting and not independent:
         log.warning(
-            "%s: its settings say that it is batched, which is believed; made-up rows that were "
-            "run together did not give what they gave apart",
+            "%s: batching enabled by its settings, but outputs of synthetic inputs depend on "
+            "other rows of the batch",
             model,
         )
-    elif not proved and all(map(has_free_rows, specs)):
-        log.info("%s: its rows change each other, so requests run one by one", model)
-    return proved or bool(said)
+    elif not independent and all(map(has_free_rows, specs)):
+        log.info("%s: batching disabled: outputs depend on other rows of the batch", model)
+    return independent or bool(setting)
 
 
-def _said(specs: Sequence[TensorSpec], settings: ModelSettings) -> bool | None:
-    """By the key itself, else by the names of the first axes; None where neither tells."""
+def rows_are_independent(
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], run: Run
+) -> bool:
+    """Return whether rows have the same outputs whether they run together or in slices."""
+    if not inputs or not all(has_free_rows(spec) for spec in [*inputs, *outputs]):
+        return False
+    for size in FREE_SIZES:
+        try:
+            arrays = make_inputs(inputs, SLICES[-1][1], size)
+            sliced = [
+                run({name: array[start:stop] for name, array in arrays.items()})
+                for start, stop in SLICES
+            ]
+        except Exception as error:  # the model does not support this size, perhaps another one
+            log.debug("cannot run with free axes of %d: %s", size, error)
+        else:
+            return _equal_together(arrays, sliced, run)
+    return False
+
+
+def _batched_setting(specs: Sequence[TensorSpec], settings: ModelSettings) -> bool | None:
+    """Return the key `batched`, else what the names of the first axes imply, else None."""
     first = [spec.axes[0] for spec in specs if spec.axes]
     others = [name for name in first if name not in ("", BATCH)]
     if settings.batched is not None:
@@ -120,3 +98,31 @@ def _said(specs: Sequence[TensorSpec], settings: ModelSettings) -> bool | None:
     if others:
         return False
     return True if specs and first == [BATCH] * len(specs) else None
+
+
+def _equal_together(inputs: Inputs, sliced: Sequence[Outputs], run: Run) -> bool:
+    try:
+        together = run(inputs)
+    except Exception as error:
+        log.debug("slices of a batch run, the whole batch does not: %s", error)
+        return False
+    rows = [(stop - start,) for start, stop in SLICES]
+    for output, *parts in zip(together, *sliced, strict=True):
+        if [part.shape[:1] for part in parts] != rows:
+            return False
+        if len({part.shape[1:] for part in parts}) > 1:
+            return False
+        if not _is_equal(output, np.concatenate(parts)):
+            return False
+    return True
+
+
+def _is_equal(together: Array, sliced: Array) -> bool:
+    if together.shape != sliced.shape:
+        return False
+    if together.dtype.kind != "f":
+        return bool(np.array_equal(together, sliced))
+    if not (np.isfinite(together).all() and np.isfinite(sliced).all()):
+        return False  # values that are not numbers prove nothing
+    scale = float(np.abs(sliced).max(initial=0.0))
+    return bool(np.allclose(together, sliced, rtol=TOLERANCE, atol=TOLERANCE * scale))

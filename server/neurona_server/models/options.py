@@ -1,9 +1,12 @@
-"""How the server serves a model, and what the model's own settings change of that."""
+"""Options for serving one model: the server's, overridden by those of the model's settings.
+
+The file is alone since both `model` and the server's assembly need it, and not each other.
+"""
 
 from dataclasses import dataclass, field, replace
 
 from neurona_server.batching.policy import BatchPolicy
-from neurona_server.models.onnx.session import RuntimeOptions
+from neurona_server.models.onnx.runtime import RuntimeOptions
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.resources import available_cpus
 from neurona_server.telemetry.trace import BatchTracerFactory
@@ -20,10 +23,10 @@ class ModelOptions:
 
 
 def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
-    """The server's options with what one model's settings put in their place.
+    """Return the server's options overridden by one model's settings.
 
-    A model that says how many instances it wants and not how many threads gets no more threads
-    than its instances have CPUs.
+    A model whose settings have a number of instances but not of threads gets at most as many
+    threads as each of its instances has CPUs.
     """
     policy, runtime = options.policy, options.runtime
     if settings.max_batch_rows is not None:
@@ -43,8 +46,8 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
     if settings.threads is not None:
         runtime = replace(runtime, threads=settings.threads)
     elif settings.instances is not None:
-        most = max(1, available_cpus() // instances)
-        runtime = replace(runtime, threads=min(runtime.threads or most, most))
+        max_threads = max(1, available_cpus() // instances)
+        runtime = replace(runtime, threads=min(runtime.threads or max_threads, max_threads))
     if settings.providers is not None:
         runtime = replace(runtime, providers=settings.providers, gpu_expected=True)
     return ModelOptions(policy, runtime, instances, options.tracer)

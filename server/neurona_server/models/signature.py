@@ -1,4 +1,4 @@
-"""What a model takes and returns: names, dtypes and shapes, and the check of a request."""
+"""Signature of a model: names, dtypes and shapes of its inputs and outputs, and their checks."""
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -10,8 +10,11 @@ from neurona_server.batching.request import ExclusiveGroup
 from neurona_server.errors import InvalidArgumentError, LoadError, close_match, quoted
 from neurona_server.models.repository.settings import DeclaredTensor, TensorSettings
 
-Size = int | str | None  # fixed, free with a name, free without one
-TensorType = tuple[DataType, tuple[int, ...]]  # of an array: dtype and shape
+Size = int | str | None
+"""Size of an axis: fixed, free with a name, or free without one."""
+
+TensorType = tuple[DataType, tuple[int, ...]]
+"""Dtype and shape of an array."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class TensorSpec:
     dtype: DataType
     shape: tuple[Size, ...]
     axes: tuple[str, ...] = ()
-    """What the model's settings call the axes, those of fixed size too; () if they do not."""
+    """Names of all axes from the model's settings, () if they have none."""
 
     def __str__(self) -> str:
         sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
@@ -32,8 +35,12 @@ class TensorSpec:
 class Signature:
     """The inputs and outputs of a model.
 
-    `batched` says that axis 0 of every tensor is the batch axis, so that the rows of
-    several requests can share a run.
+    Attributes:
+        inputs: The required inputs.
+        outputs: The outputs.
+        optional: The inputs that a request may leave out.
+        batched: Whether axis 0 of every tensor is the batch axis, so that the rows of several
+            requests can share a run.
     """
 
     def __init__(
@@ -50,48 +57,50 @@ class Signature:
         self.batched = batched
         self._specs = {spec.name: spec for spec in self.inputs}
         self._optional = {spec.name: spec for spec in self.optional}
-        # Names of free sizes that stand more than once: they must be the same everywhere.
+        # Names of free sizes that occur more than once: these sizes must be equal.
         names = Counter(s for spec in self.inputs for s in spec.shape if isinstance(s, str))
         self._shared = {name for name, count in names.items() if count > 1}
 
     def check(self, inputs: Mapping[str, TensorType]) -> int:
-        """The number of rows of `inputs`: their size along axis 0, or 1 without a batch axis.
+        """Return the number of rows of a request: the size of axis 0, or 1 without a batch axis.
 
-        It looks at dtypes and shapes alone, so that nothing has to be decoded before.
-        Raises InvalidArgumentError that names the input, what came and what was expected.
+        Dtypes and shapes are enough, so that nothing has to be decoded before.
+
+        Raises:
+            InvalidArgumentError: An input is missing, unknown, or has a wrong dtype or shape.
         """
         if inputs.keys() != self._specs.keys():
             self._check_optional(inputs)
         rows = 1
-        leader = None  # the input that said how many rows there are
+        first_name = None  # the input that determines the number of rows
         sizes: dict[str, int] = {}
         for name, spec in self._specs.items():
             dtype, shape = inputs[name]
             if dtype != spec.dtype or not _fits(shape, spec.shape):
-                came = TensorSpec(name, dtype, shape)
-                raise InvalidArgumentError(f"input {name!r} is {came}; expected {spec}")
+                actual = TensorSpec(name, dtype, shape)
+                raise InvalidArgumentError(f"input {name!r} is {actual}; expected {spec}")
             for size, expected in zip(shape, spec.shape, strict=True):
                 if expected in self._shared and sizes.setdefault(str(expected), size) != size:
-                    came = TensorSpec(name, dtype, shape)
+                    actual = TensorSpec(name, dtype, shape)
                     raise InvalidArgumentError(
-                        f"input {name!r} is {came}: its {expected!r} is {size}, "
+                        f"input {name!r} is {actual}: its {expected!r} is {size}, "
                         f"that of another input {sizes[str(expected)]}; expected equal sizes"
                     )
             if self.batched:
-                if leader is None:
-                    leader, rows = name, shape[0]
+                if first_name is None:
+                    first_name, rows = name, shape[0]
                 elif shape[0] != rows:
                     raise InvalidArgumentError(
-                        f"input {name!r} has {shape[0]} rows, input {leader!r} has {rows}; "
-                        "expected equally many"
+                        f"input {name!r} has {shape[0]} rows, input {first_name!r} has {rows}; "
+                        "expected equal numbers"
                     )
         return rows
 
     def group(self, inputs: Mapping[str, TensorType]) -> Hashable:
-        """Requests of equal group can share a run: all their sizes but the rows are equal.
+        """Return the key of requests that can share a run: all sizes except the rows.
 
-        A request with an optional input is a group by itself: what it brings is not by rows.
-        Without a batch axis groups share nothing, but tell what a run of theirs costs.
+        A request with an optional input shares with none, since that input has no rows. Without
+        a batch axis no requests share a run, but runs of one group have the same cost.
         """
         if len(inputs) > len(self.inputs):
             return ExclusiveGroup(inputs.keys() & self._optional.keys())
@@ -102,30 +111,30 @@ class Signature:
         if self._specs.keys() - inputs.keys() or (
             inputs.keys() - self._specs.keys() - self._optional.keys()
         ):
-            raise self._wrong_names(inputs)
+            raise self._wrong_names_error(inputs)
         for name in inputs.keys() & self._optional.keys():
             dtype, shape = inputs[name]
             spec = self._optional[name]
             if dtype != spec.dtype or not _fits(shape, spec.shape):
-                came = TensorSpec(name, dtype, shape)
-                raise InvalidArgumentError(f"input {name!r} is {came}; expected {spec}")
+                actual = TensorSpec(name, dtype, shape)
+                raise InvalidArgumentError(f"input {name!r} is {actual}; expected {spec}")
 
-    def _wrong_names(self, inputs: Mapping[str, TensorType]) -> InvalidArgumentError:
+    def _wrong_names_error(self, inputs: Mapping[str, TensorType]) -> InvalidArgumentError:
         expected = ", ".join(f"{spec.name!r} ({spec})" for spec in self.inputs)
         if self.optional:
-            expected += ", and may have " + ", ".join(repr(spec.name) for spec in self.optional)
-        came = ", ".join(quoted(name) for name in inputs) or "none"
-        return InvalidArgumentError(f"the request has inputs {came}; expected {expected}")
+            expected += ", and optionally " + ", ".join(repr(spec.name) for spec in self.optional)
+        names = ", ".join(quoted(name) for name in inputs) or "none"
+        return InvalidArgumentError(f"the request has inputs {names}; expected {expected}")
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[Size, ...]) -> bool:
     if len(shape) != len(expected):
         return False
-    for size, wanted in zip(shape, expected, strict=True):
-        if isinstance(wanted, int):
-            if size != wanted:
+    for size, expected_size in zip(shape, expected, strict=True):
+        if isinstance(expected_size, int):
+            if size != expected_size:
                 return False
-        elif size < 1:  # an empty batch, a sequence without a step: nothing to answer
+        elif size < 1:  # an empty batch or sequence has no result
             return False
     return True
 
@@ -133,71 +142,80 @@ def _fits(shape: tuple[int, ...], expected: tuple[Size, ...]) -> bool:
 def apply_declared_tensors(
     declared: Sequence[DeclaredTensor], role: str, specs: Sequence[TensorSpec]
 ) -> list[TensorSpec]:
-    """The specs, with the sizes that are free in the graph and fixed by what is declared.
+    """Return the specs with sizes that are free in the graph and fixed by a declaration.
 
-    A declaration that leaves a tensor out says nothing of it. Raises LoadError that names both
-    where they differ.
+    Tensors without a declaration are returned unchanged.
+
+    Raises:
+        LoadError: A declaration contradicts the graph.
     """
     by_name = {spec.name: spec for spec in specs}
-    for one in declared:
-        if one.role != role:
+    for tensor in declared:
+        if tensor.role != role:
             continue
-        if one.name not in by_name:
+        if tensor.name not in by_name:
             raise LoadError(
-                f"config.pbtxt has an {role} {one.name!r}; the graph's {role}s are "
-                f"{[*by_name]}{close_match(one.name, by_name)}"
+                f"config.pbtxt has an {role} {tensor.name!r}; the graph's {role}s are "
+                f"{[*by_name]}{close_match(tensor.name, by_name)}"
             )
-        by_name[one.name] = _held(one, by_name[one.name])
+        by_name[tensor.name] = _apply_declaration(tensor, by_name[tensor.name])
     return list(by_name.values())
 
 
-def _held(one: DeclaredTensor, spec: TensorSpec) -> TensorSpec:
+def _apply_declaration(tensor: DeclaredTensor, spec: TensorSpec) -> TensorSpec:
     sizes: tuple[Size, ...] = spec.shape
-    if one.shape is not None:
-        sizes = tuple(None if size < 0 else size for size in one.shape)
-    said = TensorSpec(one.name, one.dtype or spec.dtype, sizes)
+    if tensor.shape is not None:
+        sizes = tuple(None if size < 0 else size for size in tensor.shape)
+    declared = TensorSpec(tensor.name, tensor.dtype or spec.dtype, sizes)
     fits = len(sizes) == len(spec.shape) and all(
-        size is None or not isinstance(own, int) or size == own
-        for size, own in zip(sizes, spec.shape, strict=True)
+        size is None or not isinstance(graph_size, int) or size == graph_size
+        for size, graph_size in zip(sizes, spec.shape, strict=True)
     )
-    if said.dtype != spec.dtype or not fits:
-        raise LoadError(f"config.pbtxt has the {one.role} {one.name!r} as {said}; it is {spec}")
-    narrowed = [own if size is None else size for size, own in zip(sizes, spec.shape, strict=True)]
+    if declared.dtype != spec.dtype or not fits:
+        raise LoadError(
+            f"config.pbtxt declares the {tensor.role} {tensor.name!r} as {declared}; "
+            f"expected {spec}, as in the graph"
+        )
+    narrowed = [
+        graph_size if size is None else size
+        for size, graph_size in zip(sizes, spec.shape, strict=True)
+    ]
     return replace(spec, shape=tuple(narrowed))
 
 
 def name_axes(
-    role: str, specs: Sequence[TensorSpec], said: Mapping[str, TensorSettings]
+    role: str, specs: Sequence[TensorSpec], settings: Mapping[str, TensorSettings]
 ) -> list[TensorSpec]:
-    """The specs with the names that their axes are given; of what is passed over in `said`,
-    `check_names` speaks.
+    """Return the specs with the names that the settings give to their axes.
 
-    A free size takes the name, and as in the graph equal names of inputs are equal sizes.
-    Raises LoadError when the number of axes is wrong.
+    A free size takes the name; as in the graph, equal names of inputs mean equal sizes.
+
+    Raises:
+        LoadError: The number of names differs from the number of axes.
     """
-    named = []
+    renamed = []
     for spec in specs:
-        axes = said[spec.name].axes if spec.name in said else ()
+        axes = settings[spec.name].axes if spec.name in settings else ()
         if axes and len(axes) != len(spec.shape):
             raise LoadError(
                 f"its settings name {len(axes)} axes of {role} {spec.name!r}, "
-                f"which is {spec}; expected {len(spec.shape)}"
+                f"which is {spec}; expected {len(spec.shape)} names"
             )
         if axes:
             sizes = [
                 size if isinstance(size, int) or not name else name
                 for size, name in zip(spec.shape, axes, strict=True)
             ]
-            named.append(replace(spec, shape=tuple(sizes), axes=axes))
+            renamed.append(replace(spec, shape=tuple(sizes), axes=axes))
         else:
-            named.append(spec)
-    return named
+            renamed.append(spec)
+    return renamed
 
 
-def check_names(role: str, specs: Sequence[TensorSpec], said: Mapping[str, object]) -> None:
-    """Raises LoadError when settings are about a tensor that the model does not have."""
+def check_names(role: str, specs: Sequence[TensorSpec], settings: Mapping[str, object]) -> None:
+    """Raise LoadError if there are settings for a tensor that the model does not have."""
     names = [spec.name for spec in specs]
-    for name in said:
+    for name in settings:
         if name not in names:
             raise LoadError(
                 f"its settings have an {role} {name!r}; its {role}s are {names}"

@@ -1,4 +1,7 @@
-"""Made-up inputs for a signature, to run a model before anybody asks it anything."""
+"""Synthetic inputs for a signature, to run a model before its first request.
+
+The file is alone since warm-up, the check of batching and the settings for warm-up use it.
+"""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +15,14 @@ from neurona_server.batching.request import Array
 from neurona_server.models.signature import TensorSpec
 
 FREE_SIZES = (8, 64, 224)
-"""Tried in turn for free axes other than axis 0: steps, tokens, pixels."""
+"""Sizes to try for free axes except axis 0, such as steps, tokens or pixels."""
 
 MAX_ELEMENTS = 1 << 26
-"""Of one made-up array; five free axes of 224 would be more than a machine has."""
+"""Limit for one array; five free axes of 224 would exceed any machine's memory."""
 
 
 class UnsuitableError(Exception):
-    """No inputs of this size are made up."""
+    """Inputs of this size are not generated."""
 
 
 def has_free_rows(spec: TensorSpec) -> bool:
@@ -27,9 +30,15 @@ def has_free_rows(spec: TensorSpec) -> bool:
 
 
 def make_inputs(inputs: Sequence[TensorSpec], rows: int, free: int) -> dict[str, Array]:
-    """Small values of the right dtypes and shapes, the same at every call.
+    """Return small values of the right dtypes and shapes, the same in every call.
 
-    Raises UnsuitableError when they would be huge.
+    Args:
+        inputs: Inputs to generate.
+        rows: Size of axis 0 where it is free.
+        free: Size of the other free axes.
+
+    Raises:
+        UnsuitableError: An array would have more than `MAX_ELEMENTS` elements.
     """
     random = np.random.default_rng(1)
     arrays = {}
@@ -43,12 +52,12 @@ def make_inputs(inputs: Sequence[TensorSpec], rows: int, free: int) -> dict[str,
             floats = random.standard_normal(shape).astype(np.float32)
             arrays[spec.name] = (floats.view(np.uint32) >> 16).astype(np.uint16)
         else:
-            arrays[spec.name] = _values(random, NUMPY_DTYPES[spec.dtype], shape)
+            arrays[spec.name] = _random_array(random, NUMPY_DTYPES[spec.dtype], shape)
     return arrays
 
 
-def _values(random: np.random.Generator, dtype: np.dtype[Any], shape: Sequence[int]) -> Array:
+def _random_array(random: np.random.Generator, dtype: np.dtype[Any], shape: Sequence[int]) -> Array:
     if dtype.kind == "f":
         return random.standard_normal(shape).astype(dtype)
-    ones = random.integers(0, 2, shape)  # valid as indices, lengths and truths
-    return ones.astype(str).astype(object) if dtype.kind == "O" else ones.astype(dtype)
+    bits = random.integers(0, 2, shape)  # 0 and 1 are valid indices, lengths and booleans
+    return bits.astype(str).astype(object) if dtype.kind == "O" else bits.astype(dtype)

@@ -1,6 +1,7 @@
-"""What a model's answer means: a classification, a regression, or just tensors.
+"""Task of a model: whether an output is a classification, a regression, or just a tensor.
 
-The model's settings say it, else the metadata in its file, else a map by class among its outputs.
+It comes from the model's settings, else from the metadata in its file, else from an output that
+is a map by class (ZipMap).
 """
 
 import logging
@@ -23,18 +24,22 @@ from neurona_server.models.signature import TensorSpec
 log = logging.getLogger(__name__)
 
 DEFAULT_ANSWERS = {Task.TASK_CLASSIFICATION: "probabilities", Task.TASK_REGRESSION: "value"}
+"""Conventional name of the output that answers a task."""
+
 _RANKS = {Task.TASK_CLASSIFICATION: (2,), Task.TASK_REGRESSION: (1, 2)}
-_KINDS = {Task.TASK_CLASSIFICATION: "f", Task.TASK_REGRESSION: "fiu"}
+_NUMPY_KINDS = {Task.TASK_CLASSIFICATION: "f", Task.TASK_REGRESSION: "fiu"}
 
 
 @dataclass(frozen=True)
 class TaskOutput:
-    """`index` is that of the output that holds the answer, -1 for a model without a task;
-    with `softmax` it holds logits."""
+    """The output that answers a model's task."""
 
     metadata: ModelMetadata
     index: int
+    """Index of the output, -1 for a model without a task."""
+
     softmax: bool = False
+    """Whether the output holds logits."""
 
 
 def find_task(
@@ -44,28 +49,35 @@ def find_task(
     outputs: Sequence[TensorSpec],
     settings: ModelSettings,
 ) -> TaskOutput:
-    """`properties` are those of the file; `class_labels` the classes of each output that is a
-    map by class, as far as they are known.
+    """Return the task of a model, the output that answers it and their description.
 
-    Raises LoadError when the task cannot be answered from the outputs, or when what is said of
-    the answer contradicts it.
+    Args:
+        properties: Metadata of the file.
+        class_labels: Labels of the outputs that are maps by class, as far as they are known.
+        inputs: All inputs, including optional ones.
+        outputs: All outputs.
+        settings: Settings of the model, which take precedence over the metadata.
+
+    Raises:
+        LoadError: No output can answer the task, or the output contradicts its description.
     """
-    settings = _with_labelled_output(settings, outputs)
-    metadata = _metadata(properties, class_labels)
+    settings = _use_output_labels(settings, outputs)
+    metadata = _read_metadata(properties, class_labels)
     if settings.task is not None and settings.task != metadata.task:
-        # What the file says of another task is not about this one.
+        # The file describes another task.
         metadata.task = settings.task
         for name in ("answer", "labels", "values"):
             metadata.ClearField(name)
     if metadata.task not in Task.values():
-        raise LoadError(f"its metadata name the task {metadata.task}, which is not known")
-    _describe(metadata, inputs, settings)
-    _check_keys(metadata.task, settings)
+        raise LoadError(f"its metadata have an unknown task {metadata.task}")
+    _set_descriptions(metadata, inputs, settings)
+    _check_settings(metadata.task, settings)
     if metadata.task == Task.TASK_TENSORS:
         return TaskOutput(metadata, -1)
     metadata.answer = settings.answer or metadata.answer
     if not metadata.answer:
-        metadata.answer = _find_answer(metadata.task, outputs, asked=settings.task is not None)
+        required = settings.task is not None
+        metadata.answer = _find_answer(metadata.task, outputs, required=required)
     index = _answer_index(metadata, outputs)
     if metadata.task == Task.TASK_CLASSIFICATION:
         _set_labels(metadata, class_labels.get(metadata.answer, ()), settings)
@@ -80,16 +92,16 @@ def find_task(
 
 
 def is_answer(task: Task, spec: TensorSpec) -> bool:
-    """Whether an output has the rank and the dtype of a task's answer."""
-    return len(spec.shape) in _RANKS[task] and _holds_numbers(task, spec)
+    """Return whether an output has the rank and the dtype to answer a task."""
+    return len(spec.shape) in _RANKS[task] and _has_numbers(task, spec)
 
 
-def _metadata(
+def _read_metadata(
     properties: Mapping[str, str], class_labels: Mapping[str, Sequence[str]]
 ) -> ModelMetadata:
     text = properties.get(model_metadata.KEY)
     if text is None:
-        # Of a model that says nothing, a map by class is a classification.
+        # Without metadata, a map by class is a classification.
         for name, labels in class_labels.items():
             return ModelMetadata(task=Task.TASK_CLASSIFICATION, answer=name, labels=labels)
         return ModelMetadata()
@@ -99,66 +111,68 @@ def _metadata(
         raise LoadError(str(error)) from error
 
 
-def _with_labelled_output(settings: ModelSettings, outputs: Sequence[TensorSpec]) -> ModelSettings:
-    """One output with labels, in a config.pbtxt, is the answer of a classification."""
-    fitting = [
+def _use_output_labels(settings: ModelSettings, outputs: Sequence[TensorSpec]) -> ModelSettings:
+    """Make the only output with labels in config.pbtxt the answer of a classification."""
+    labelled = [
         (spec, labels)
         for spec in outputs
         if (labels := settings.output_labels.get(spec.name))
         and is_answer(Task.TASK_CLASSIFICATION, spec)
     ]
-    if settings.task is not None or len(fitting) != 1:
+    if settings.task is not None or len(labelled) != 1:
         return settings
-    spec, labels = fitting[0]
+    spec, labels = labelled[0]
     if isinstance(spec.shape[1], int) and spec.shape[1] != len(labels):
-        # Triton serves it all the same; to call classes by wrong names would be worse.
-        log.warning("%d labels do not fit %r, which is %s", len(labels), spec.name, spec)
+        # Triton serves it nevertheless; giving classes wrong names would be worse than none.
+        log.warning("%d labels ignored for output %r, which is %s", len(labels), spec.name, spec)
         return settings
     return replace(settings, task=Task.TASK_CLASSIFICATION, answer=spec.name, labels=labels)
 
 
-def _describe(
+def _set_descriptions(
     metadata: ModelMetadata, inputs: Sequence[TensorSpec], settings: ModelSettings
 ) -> None:
     metadata.description = settings.description or metadata.description
-    known = {one.name: one for one in metadata.inputs}
+    descriptions = {description.name: description for description in metadata.inputs}
     for spec in inputs:
-        said = settings.inputs.get(spec.name)
-        if said is None or not (said.description or said.unit):
+        tensor = settings.inputs.get(spec.name)
+        if tensor is None or not (tensor.description or tensor.unit):
             continue
-        one = known.get(spec.name) or metadata.inputs.add(name=spec.name)
-        one.MergeFrom(InputDescription(description=said.description, unit=said.unit))
+        description = descriptions.get(spec.name) or metadata.inputs.add(name=spec.name)
+        description.MergeFrom(InputDescription(description=tensor.description, unit=tensor.unit))
 
 
-def _check_keys(task: Task, settings: ModelSettings) -> None:
-    """Raises LoadError for what is said of an answer that this task does not have."""
-    name = _name(task)
-    for key, said, wanted in (
+def _check_settings(task: Task, settings: ModelSettings) -> None:
+    """Raise LoadError for settings of an answer that this task does not have."""
+    name = _task_name(task)
+    for key, value, tasks in (
         ("labels", settings.labels, [Task.TASK_CLASSIFICATION]),
         ("softmax", settings.softmax, [Task.TASK_CLASSIFICATION]),
         ("values", settings.values, [Task.TASK_REGRESSION]),
         ("answer", settings.answer, [Task.TASK_CLASSIFICATION, Task.TASK_REGRESSION]),
     ):
-        if said and task not in wanted:
-            expected = " or ".join(f'task = "{_name(one)}"' for one in wanted)
+        if value and task not in tasks:
+            expected = " or ".join(f'task = "{_task_name(one)}"' for one in tasks)
             raise LoadError(f"its settings have {key}, but its task is {name}; expected {expected}")
 
 
-def _find_answer(task: Task, outputs: Sequence[TensorSpec], *, asked: bool) -> str:
-    """The output with the conventional name; where the settings ask for the task, else the only
-    one that could be it."""
+def _find_answer(task: Task, outputs: Sequence[TensorSpec], *, required: bool) -> str:
+    """Return the output with the conventional name, else the only one that can answer the task.
+
+    Without `required`, the conventional name is returned even if there is no such output.
+    """
     default = DEFAULT_ANSWERS[task]
-    if not asked or any(spec.name == default for spec in outputs):
+    if not required or any(spec.name == default for spec in outputs):
         return default
     candidates = [spec.name for spec in outputs if is_answer(task, spec)]
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
         raise LoadError(
-            f"its settings do not say which output is the answer; expected one of {candidates}"
+            f"its settings do not name the output that is the answer; expected one of {candidates}"
         )
     described = ", ".join(f"{spec.name!r} ({spec})" for spec in outputs)
-    raise LoadError(f"no output can be the answer of a {_name(task)}; its outputs are {described}")
+    raise LoadError(f"no output can answer a {_task_name(task)}; its outputs are {described}")
 
 
 def _answer_index(metadata: ModelMetadata, outputs: Sequence[TensorSpec]) -> int:
@@ -171,16 +185,20 @@ def _answer_index(metadata: ModelMetadata, outputs: Sequence[TensorSpec]) -> int
         )
     spec = outputs[names.index(answer)]
     if len(spec.shape) not in _RANKS[task]:
+        ranks = " or ".join(f"{rank} axes" if rank > 1 else "1 axis" for rank in _RANKS[task])
         raise LoadError(
-            f"its answer {answer!r} is {spec}, which is not a {_name(task)}'s (rows, …)"
+            f"its answer {answer!r} is {spec}; expected {ranks} for a {_task_name(task)}"
         )
-    if not _holds_numbers(task, spec):
-        raise LoadError(f"its answer {answer!r} is {spec}, which holds no such numbers")
+    if not _has_numbers(task, spec):
+        numbers = "floats" if _NUMPY_KINDS[task] == "f" else "numbers"
+        raise LoadError(
+            f"its answer {answer!r} is {spec}; expected {numbers} for a {_task_name(task)}"
+        )
     return names.index(answer)
 
 
 def _set_labels(metadata: ModelMetadata, classes: Sequence[str], settings: ModelSettings) -> None:
-    """`classes` are those by which the model itself knows the columns, if it does."""
+    """Set the labels of a classification; `classes` are those that the model itself has."""
     if settings.labels:
         if classes and len(settings.labels) != len(classes):
             raise LoadError(
@@ -203,14 +221,16 @@ def _check_columns(metadata: ModelMetadata, spec: TensorSpec) -> None:
     described = metadata.labels or metadata.values
     width = spec.shape[1] if len(spec.shape) == 2 else 1
     if described and isinstance(width, int) and width != len(described):
-        raise LoadError(f"its metadata describe {len(described)} columns of {spec.name!r} {spec}")
+        raise LoadError(
+            f"its metadata describe {len(described)} columns of {spec.name!r}, which is {spec}"
+        )
 
 
-def _holds_numbers(task: Task, spec: TensorSpec) -> bool:
-    # The arrays of BFLOAT16 are uint16, whose numbers mean nothing.
+def _has_numbers(task: Task, spec: TensorSpec) -> bool:
+    # Arrays of BFLOAT16 are uint16, whose values are bits and not numbers.
     bits = spec.dtype == DataType.DATA_TYPE_BFLOAT16
-    return not bits and NUMPY_DTYPES[spec.dtype].kind in _KINDS[task]
+    return not bits and NUMPY_DTYPES[spec.dtype].kind in _NUMPY_KINDS[task]
 
 
-def _name(task: Task) -> str:
+def _task_name(task: Task) -> str:
     return Task.Name(task).removeprefix("TASK_").lower()

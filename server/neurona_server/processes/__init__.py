@@ -1,1 +1,11 @@
-"""Several server processes on one port: the supervisor, its workers, and their merged metrics."""
+"""Several server processes on one port: a supervisor and its workers.
+
+supervisor     starts, restarts, reloads and stops the workers
+worker_handle  one worker, as the supervisor sees it
+worker         the server process that a supervisor starts
+channel        messages between supervisor and worker
+ports          reserves the ports that the workers share
+signals        SIGTERM, SIGINT and SIGHUP, also without a supervisor
+snapshot       the metrics of one process at one moment
+collector      merges the snapshots of all processes into one page of metrics
+"""

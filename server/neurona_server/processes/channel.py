@@ -1,59 +1,80 @@
-"""How a supervisor and a worker talk: short messages over a socket that both have.
+"""Messages between a supervisor and one of its workers, over a socket pair that only they have.
 
-| to the worker | |
-|---|---|
-| page | send a page of metrics |
-| stop | stop as at SIGTERM |
-| (the end) | the supervisor is gone |
+Messages are pickled by multiprocessing.connection. That is safe here: the sockets have no name
+and are inherited by the worker alone, so no caller can write to them; what callers sent is in a
+message only as text (labels of metrics).
 
-| to the supervisor | |
-|---|---|
-| hello | it can be asked for pages |
-| ready | it listens |
-| page | the page that it was asked for, as `metrics_page` encodes it |
-| last | a page that it sends before it ends |
+The file is alone because both sides import it, and the worker must not import the supervisor.
 """
 
 import contextlib
-import socket
-import struct
 import threading
+from dataclasses import dataclass
+from enum import Enum, auto
+from multiprocessing.connection import Connection, Pipe
 
-_HEAD = struct.Struct("<BI")  # the length of the kind, and of the content
+from neurona_server.processes.snapshot import MetricsSnapshot
+
+
+class Command(Enum):
+    """A message to the worker. The end of the channel means that the supervisor is gone."""
+
+    REPORT_METRICS = auto()
+    STOP = auto()
+    """Stop as at SIGTERM."""
+
+
+class WorkerState(Enum):
+    """A message to the supervisor."""
+
+    CONNECTED = auto()
+    """The worker accepts commands."""
+    READY = auto()
+    """The worker serves."""
+
+
+@dataclass(frozen=True)
+class MetricsReport:
+    """A message to the supervisor: the worker's metrics."""
+
+    snapshot: MetricsSnapshot
+    requested: bool
+    """False for the last report, which a worker sends by itself when it has stopped."""
+
+
+Message = Command | WorkerState | MetricsReport
 
 
 class Channel:
-    """Any thread may send; one receives."""
+    """One end. Any thread may send; one thread receives."""
 
-    def __init__(self, own: socket.socket) -> None:
-        self._socket = own
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._sending = threading.Lock()
 
-    def send(self, kind: str, content: bytes = b"") -> None:
-        """Nothing if the other one is gone: whoever receives learns that."""
-        name = kind.encode()
-        with self._sending, contextlib.suppress(OSError):
-            self._socket.sendall(_HEAD.pack(len(name), len(content)) + name + content)
+    @classmethod
+    def pair(cls) -> tuple["Channel", Connection]:
+        """Return a channel, and the other end for a child process to inherit."""
+        ours, theirs = Pipe()
+        return cls(ours), theirs
 
-    def receive(self) -> tuple[str, bytes] | None:
-        """The next message, as soon as it is there; None if the other one is gone."""
-        head = self._read(_HEAD.size)
-        if head is None:
+    @classmethod
+    def inherited(cls, descriptor: int) -> "Channel":
+        """Return the end that this process inherited under that file descriptor."""
+        return cls(Connection(descriptor))
+
+    def send(self, message: Message) -> None:
+        """Send a message, or do nothing if the peer is gone: the receiving thread notices."""
+        with self._sending, contextlib.suppress(OSError):
+            self._connection.send(message)
+
+    def receive(self) -> Message | None:
+        """Wait for the next message; None once the peer is gone, or has sent something broken."""
+        try:
+            message = self._connection.recv()
+        except Exception:  # the peer closed its end, or died while it was sending
             return None
-        kind, content = map(self._read, _HEAD.unpack(head))
-        return None if kind is None or content is None else (kind.decode(), content)
+        return message if isinstance(message, Message) else None
 
     def close(self) -> None:
-        self._socket.close()
-
-    def _read(self, size: int) -> bytes | None:
-        parts = bytearray()
-        while len(parts) < size:
-            try:
-                part = self._socket.recv(size - len(parts))
-            except OSError:
-                return None
-            if not part:
-                return None
-            parts += part
-        return bytes(parts)
+        self._connection.close()

@@ -1,4 +1,4 @@
-"""The page of metrics of several processes: theirs, asked for when it is read, merged."""
+"""The page of metrics of several processes: requested from each when it is read, and merged."""
 
 import math
 import threading
@@ -10,14 +10,27 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from neurona_server.processes import snapshot
-from neurona_server.processes.snapshot import FamilySnapshot, Labels, MetricsSnapshot, Series
+from neurona_server.processes.snapshot import (
+    FamilySnapshot,
+    Labels,
+    MetricsSnapshot,
+    Series,
+    take_snapshot,
+    to_metrics,
+)
 from neurona_server.processes.worker_handle import WorkerHandle
 from neurona_server.web import endpoints
 
-COUNTS = ("counter", "histogram", "summary")
-PROCESS = "process"
-"""The label of series that are each process's own."""
+CUMULATIVE_KINDS = ("counter", "histogram", "summary")
+
+PROCESS_LABEL = "process"
+"""Label of series that are not merged: the number of the worker, or SUPERVISOR."""
+
+SUPERVISOR = "supervisor"
+"""Value of PROCESS_LABEL for the memory and CPU time of the supervisor itself."""
+
+REPORT_TIMEOUT = 3.0
+"""Seconds for all processes to report; for one that does not, its last report counts."""
 
 
 def _largest(one: float, other: float) -> float:
@@ -34,7 +47,7 @@ def _sum(one: float, other: float) -> float:
 
 Rule = Callable[[float, float], float]
 
-RULES: Mapping[str, Rule] = {
+MERGE_RULES: Mapping[str, Rule] = {
     "neurona_queue_rows": _sum,
     "neurona_queue_bytes": _sum,
     "neurona_queue_limit_rows": _sum,
@@ -48,7 +61,7 @@ RULES: Mapping[str, Rule] = {
     "process_open_fds": _largest,
     "process_max_fds": _smallest,
     "process_start_time_seconds": _smallest,
-    # The same in each process, or true of the whole as soon as it is true of one.
+    # The same in each process, or true of the server as soon as it is true of one process.
     "neurona_model_info": _largest,
     "neurona_model_nodes": _largest,
     "neurona_model_degraded": _largest,
@@ -58,198 +71,211 @@ RULES: Mapping[str, Rule] = {
     "neurona_version_problem": _largest,
     "neurona_version_share_ratio": _largest,
     "neurona_build_info": _largest,
-    # All look at the same GPUs, at slightly different times.
+    # All processes read the same GPUs, at slightly different times.
     "neurona_gpu_utilization_ratio": _largest,
     "neurona_gpu_memory_used_bytes": _largest,
     "neurona_gpu_memory_total_bytes": _largest,
     "neurona_gpu_power_watts": _largest,
 }
-"""How gauges are merged. One that is not here has the number of its process as a label: what a
-process has measured itself, like the cost of runs, is no other's."""
+"""How gauges are merged. Other gauges keep one series per process: a measurement of one process,
+like the predicted duration of its runs, says nothing about the others."""
 
-OF_EACH_PROCESS = ("neurona_run_predicted_seconds", "neurona_batch_limit_rows", "neurona_inline")
-"""For whoever adds a gauge: it stands here or in RULES (a test looks)."""
+PER_PROCESS_GAUGES = (
+    "neurona_run_predicted_seconds",
+    "neurona_batch_limit_rows",
+    "neurona_inline",
+)
+"""The gauges that are not merged. A test checks that each gauge is here or in MERGE_RULES."""
 
-ALSO_OF_EACH: Mapping[str, str] = {
+PER_PROCESS_COPIES: Mapping[str, str] = {
     "process_resident_memory_bytes": "neurona_process_resident_memory_bytes",
     "process_cpu_seconds": "neurona_process_cpu_seconds",
 }
-"""What is not only merged: by which name each process has it for itself, too."""
+"""Merged metrics that are exported per process too, under a second name."""
+
+
+class MultiprocessCollector(Collector):
+    """Collects the merged metrics of all workers. Any thread may call any method."""
+
+    def __init__(self, processes: int) -> None:
+        self.stopping = False
+        self._has_served = False
+        self._restarts = 0
+        self._processes = processes
+        self._workers: dict[WorkerHandle, None] = {}
+        self._merger = SnapshotMerger()
+        self._supervisor_registry = CollectorRegistry()
+        ProcessCollector(registry=self._supervisor_registry)
+        # The supervisor serves nothing itself, but the series must exist without any worker.
+        text = "1 while the server's health is SERVING, else 0."
+        Gauge("neurona_serving", text, registry=self._supervisor_registry)
+        self._lock = threading.Lock()
+        self._collecting = threading.Lock()
+
+    def add(self, worker: WorkerHandle) -> None:
+        """Request reports from a new worker."""
+        with self._lock:
+            self._workers[worker] = None
+
+    def replace(self, worker: WorkerHandle, snapshot: MetricsSnapshot) -> None:
+        """Store a new report of a worker."""
+        with self._lock:
+            self._merger.replace(worker, str(worker.number), snapshot)
+
+    def remove(self, worker: WorkerHandle) -> None:
+        """Remove a worker that has ended; its counts stay."""
+        with self._lock:
+            self._workers.pop(worker, None)
+            self._merger.remove(worker)
+
+    def state(self) -> str:
+        """Return STARTING, SERVING (as soon as one worker serves) or NOT_SERVING."""
+        if self.stopping:
+            return endpoints.NOT_SERVING
+        serving = any(worker.ready_since for worker in list(self._workers))
+        self._has_served = self._has_served or serving
+        if serving:
+            return endpoints.SERVING
+        return endpoints.NOT_SERVING if self._has_served else endpoints.STARTING
+
+    def record_restart(self) -> None:
+        """Count a worker that was started because another one had died."""
+        self._restarts += 1
+
+    def collect(self) -> Iterable[Metric]:
+        deadline = time.monotonic() + REPORT_TIMEOUT
+        with self._collecting:
+            with self._lock:
+                workers = list(self._workers)
+            for worker in workers:
+                worker.request_report()
+            reported = [worker.wait_for_report(deadline) for worker in workers]
+            ready = [worker for worker in workers if worker.ready_since]
+            with self._lock:
+                # A worker that is starting may be about to load a version that no other has now.
+                if all(reported) and len(ready) == len(workers) >= self._processes:
+                    self._merger.forget_versions()
+                self._merger.replace(self, SUPERVISOR, take_snapshot(self._supervisor_registry))
+                merged = self._merger.merge()
+        states = GaugeMetricFamily(
+            "neurona_processes", "Worker processes by state: serving or starting.", labels=["state"]
+        )
+        states.add_metric(["serving"], len(ready))
+        states.add_metric(["starting"], len(workers) - len(ready))
+        restarts = CounterMetricFamily(
+            "neurona_process_restarts", "Worker processes started because another one had died."
+        )
+        restarts.add_metric([], self._restarts)
+        return [*to_metrics(merged), states, restarts]
 
 
 class SnapshotMerger:
-    """Sums over pages that are replaced, again and again. Not safe for threads."""
+    """Merges the newest snapshots of all processes. Not safe for threads.
+
+    Counts of processes that have ended are kept, so that no merged counter ever falls.
+    """
 
     def __init__(self) -> None:
-        self._pages: dict[object, tuple[str, MetricsSnapshot]] = {}
+        self._snapshots: dict[object, tuple[str, MetricsSnapshot]] = {}
         self._past: MetricsSnapshot = {}
 
-    def replace(self, key: object, process: str, page: MetricsSnapshot) -> None:
-        """The newest page of who has that key; `process` is the label of its own gauges."""
-        self._keep(self._pages.get(key, ("", {}))[1], page)
-        self._pages[key] = process, page
+    def replace(self, key: object, process: str, snapshot: MetricsSnapshot) -> None:
+        """Store the newest snapshot of a process.
+
+        Args:
+            key: Identifies the process; a restarted one has another key.
+            process: Value of PROCESS_LABEL for its series that are not merged.
+            snapshot: Its metrics.
+        """
+        self._keep_past(self._snapshots.get(key, ("", {}))[1], snapshot)
+        self._snapshots[key] = process, snapshot
 
     def remove(self, key: object) -> None:
-        """It is gone; what it has counted stays."""
-        self._keep(self._pages.pop(key, ("", {}))[1], {})
+        """Remove a process that has ended; its counts stay."""
+        self._keep_past(self._snapshots.pop(key, ("", {}))[1], {})
 
     def forget_versions(self) -> None:
-        """What was counted for models and versions that no process knows any more. As in a single
-        process, their series go with them."""
-        known = {
+        """Drop past counts of models and versions that no process has any more.
+
+        A single process removes the series of a version that is unloaded, too.
+        """
+        served = {
             version
-            for _, page in self._pages.values()
-            for family in page.values()
+            for _, snapshot in self._snapshots.values()
+            for family in snapshot.values()
             for labels in family.series
-            if (version := _version(labels))
+            if (version := _version_labels(labels))
         }
         for family in self._past.values():
             for labels in list(family.series):
-                version = _version(labels)
-                if version and version not in known:
+                version = _version_labels(labels)
+                if version and version not in served:
                     del family.series[labels]
 
-    def page(self) -> MetricsSnapshot:
+    def merge(self) -> MetricsSnapshot:
+        """Return the metrics of all processes together."""
         total: MetricsSnapshot = {}
-        for process, page in self._pages.values():
-            for name, family in page.items():
-                if own := ALSO_OF_EACH.get(name):
-                    _add_own(total, name, own, family, process)
+        for process, snapshot in self._snapshots.values():
+            for name, family in snapshot.items():
+                if copy := PER_PROCESS_COPIES.get(name):
+                    _add_per_process(total, name, copy, family, process)
                 merged = total.setdefault(name, FamilySnapshot(family.text, family.kind))
-                if family.kind in COUNTS:
-                    _merge(merged, family, _sum)
-                elif rule := RULES.get(name):
-                    _merge(merged, family, rule)
+                if family.kind in CUMULATIVE_KINDS:
+                    _merge_family(merged, family, _sum)
+                elif rule := MERGE_RULES.get(name):
+                    _merge_family(merged, family, rule)
                 else:
-                    _add_own(total, name, name, family, process)
+                    _add_per_process(total, name, name, family, process)
         for name, family in self._past.items():
-            _merge(total.setdefault(name, FamilySnapshot(family.text, family.kind)), family, _sum)
+            merged = total.setdefault(name, FamilySnapshot(family.text, family.kind))
+            _merge_family(merged, family, _sum)
         return total
 
-    def _keep(self, old: MetricsSnapshot, new: MetricsSnapshot) -> None:
-        """What was counted in series that have ended, or begun again, since."""
+    def _keep_past(self, old: MetricsSnapshot, new: MetricsSnapshot) -> None:
+        """Add the counts of series that have ended, or restarted from zero, to the past."""
         for name, family in old.items():
-            if family.kind not in COUNTS:
+            if family.kind not in CUMULATIVE_KINDS:
                 continue
-            now = new[name].series if name in new else {}
+            current = new[name].series if name in new else {}
             ended = {
                 labels: series
                 for labels, series in family.series.items()
-                if _has_fallen(series, now.get(labels, {}))
+                if _has_fallen(series, current.get(labels, {}))
             }
             if ended:
                 past = self._past.setdefault(name, FamilySnapshot(family.text, family.kind))
-                _merge(past, FamilySnapshot(family.text, family.kind, ended), _sum)
+                _merge_family(past, FamilySnapshot(family.text, family.kind, ended), _sum)
 
 
-def _add_own(
+def _add_per_process(
     total: MetricsSnapshot, name: str, new_name: str, family: FamilySnapshot, process: str
 ) -> None:
-    """A process's own series, with its number as a label."""
-    own = total.setdefault(new_name, FamilySnapshot(family.text, family.kind))
+    """Add the series of one process under `new_name`, with its number as a label."""
+    target = total.setdefault(new_name, FamilySnapshot(family.text, family.kind))
     for labels, series in family.series.items():
         renamed = {
             (new_name + sample.removeprefix(name), bound): value
             for (sample, bound), value in series.items()
         }
-        own.series[tuple(sorted((*labels, (PROCESS, process))))] = renamed
+        target.series[tuple(sorted((*labels, (PROCESS_LABEL, process))))] = renamed
 
 
-def _merge(into: FamilySnapshot, family: FamilySnapshot, rule: Rule) -> None:
+def _merge_family(into: FamilySnapshot, family: FamilySnapshot, rule: Rule) -> None:
     for labels, series in family.series.items():
-        own = into.series.setdefault(labels, {})
-        for point, value in series.items():
-            own[point] = rule(own[point], value) if point in own else value
-    for place, exemplar in family.exemplars.items():  # the newest is shown
+        target = into.series.setdefault(labels, {})
+        for key, value in series.items():
+            target[key] = rule(target[key], value) if key in target else value
+    for place, exemplar in family.exemplars.items():  # the newest wins
         other = into.exemplars.get(place, exemplar)
         into.exemplars[place] = max(exemplar, other, key=lambda one: one[2])
 
 
 def _has_fallen(old: Series, new: Series) -> bool:
-    """Looked at together: buckets of which some are added up and some are not would not be
-    cumulative any more."""
-    return any(new.get(point, -math.inf) < value for point, value in old.items())
+    """Whether any sample has fallen. A series is kept as a whole: its buckets would not be
+    cumulative any more if only some of them were added up."""
+    return any(new.get(key, -math.inf) < value for key, value in old.items())
 
 
-def _version(labels: Iterable[tuple[str, str]]) -> Labels:
-    """The labels that name a model or one of its versions; () if they do not, or name none."""
+def _version_labels(labels: Iterable[tuple[str, str]]) -> Labels:
+    """Return the labels that name a model and version; () if there are none, or if empty."""
     return tuple(item for item in labels if item[0] in ("model", "version") and item[1])
-
-
-SUPERVISOR = "supervisor"
-"""The label `process` of its own memory and CPU time: it is one of the processes."""
-
-PATIENCE = 3.0
-"""Seconds for all processes to answer in; of one that does not, the last page counts."""
-
-
-class MultiprocessCollector(Collector):
-    """Any thread may call."""
-
-    def __init__(self, processes: int) -> None:
-        self.stopping = False
-        self._served = False
-        self._restarts = 0
-        self._processes = processes
-        self._workers: dict[WorkerHandle, None] = {}
-        self._merged = SnapshotMerger()
-        self._own = CollectorRegistry()
-        ProcessCollector(registry=self._own)
-        # It serves nothing itself; but that nobody serves must be told while no worker is there.
-        text = "1 while the server is SERVING by its health, else 0."
-        Gauge("neurona_serving", text, registry=self._own)
-        self._changing = threading.Lock()
-        self._reading = threading.Lock()
-
-    def add(self, worker: WorkerHandle) -> None:
-        with self._changing:
-            self._workers[worker] = None
-
-    def replace(self, worker: WorkerHandle, page: MetricsSnapshot) -> None:
-        with self._changing:
-            self._merged.replace(worker, str(worker.number), page)
-
-    def remove(self, worker: WorkerHandle) -> None:
-        with self._changing:
-            self._workers.pop(worker, None)
-            self._merged.remove(worker)
-
-    def state(self) -> str:
-        """STARTING, SERVING or NOT_SERVING, of all together: SERVING as soon as one does."""
-        if self.stopping:
-            return endpoints.NOT_SERVING
-        serving = any(worker.ready_since for worker in list(self._workers))
-        self._served = self._served or serving
-        if serving:
-            return endpoints.SERVING
-        return endpoints.NOT_SERVING if self._served else endpoints.STARTING
-
-    def restarted(self) -> None:
-        """A worker was started since one had died."""
-        self._restarts += 1
-
-    def collect(self) -> Iterable[Metric]:
-        end = time.monotonic() + PATIENCE
-        with self._reading:
-            with self._changing:
-                workers = list(self._workers)
-            for worker in workers:
-                worker.ask()
-            answered = [worker.wait_for_page(end) for worker in workers]
-            ready = [worker for worker in workers if worker.ready_since]
-            with self._changing:
-                # One that starts may be about to load what no other has any more.
-                if all(answered) and len(ready) == len(workers) >= self._processes:
-                    self._merged.forget_versions()
-                self._merged.replace(self, SUPERVISOR, snapshot.read(self._own))
-                page = self._merged.page()
-        states = GaugeMetricFamily(
-            "neurona_processes", "Processes that serve, or are starting.", labels=["state"]
-        )
-        states.add_metric(["serving"], len(ready))
-        states.add_metric(["starting"], len(workers) - len(ready))
-        restarts = CounterMetricFamily(
-            "neurona_process_restarts", "Processes that were started since one had died."
-        )
-        restarts.add_metric([], self._restarts)
-        return [*snapshot.metrics(page), states, restarts]

@@ -1,4 +1,4 @@
-"""What several processes on one port have in common, and what cannot be had with them."""
+"""Reserves the ports on which several worker processes serve together."""
 
 import contextlib
 import errno
@@ -9,14 +9,24 @@ from neurona_server.errors import ConfigError
 
 
 class ReservedPorts:
-    """Ports that are bound, but not listened on, until `close`: whoever shares them comes and
-    goes, and they remain the same."""
+    """Ports that are bound, without listening, until `close`.
+
+    The workers that share them are replaced over time; the ports stay the server's.
+    """
 
     def __init__(self, addresses: str, *, shared: bool = False) -> None:
-        """`shared`: with other servers too. Raises ConfigError when one cannot be had."""
+        """Bind the ports.
+
+        Args:
+            addresses: HOST:PORT, or several, separated by commas. Port 0: the system chooses.
+            shared: Allow other servers on the same ports.
+
+        Raises:
+            ConfigError: A port is in use, or an address is not of this machine.
+        """
         self._sockets: list[socket.socket] = []
         try:
-            self.addresses = ",".join(self._hold(one, shared) for one in addresses.split(","))
+            self.addresses = ",".join(self._reserve(one, shared) for one in addresses.split(","))
         except BaseException:
             self.close()
             raise
@@ -25,41 +35,41 @@ class ReservedPorts:
         for one in self._sockets:
             one.close()
 
-    def _hold(self, address: str, shared: bool) -> str:
-        """The address, with the port that the system chose if it was 0."""
+    def _reserve(self, address: str, shared: bool) -> str:
+        """Return the address with the port that was bound."""
         host, _, text = address.rpartition(":")
         port = int(text)
-        refused: OSError | None = None
-        held = 0
+        failure: OSError | None = None
+        bound = 0
         try:
-            found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+            resolved = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise ConfigError(f"cannot listen on {address}: {error.strerror}") from error
-        for family, kind, _, _, place in dict.fromkeys(found):
+        for family, kind, _, _, socket_address in dict.fromkeys(resolved):
             try:
                 if port and not shared:
-                    # Alone, or another server on this port would share our calls.
+                    # Without SO_REUSEPORT: fails if another server would share our calls.
                     with socket.socket(family, kind) as probe:
-                        _bind(probe, socket.SO_REUSEADDR, place, port)
+                        _bind(probe, socket.SO_REUSEADDR, socket_address, port)
                 one = socket.socket(family, kind)
                 self._sockets.append(one)
-                port = _bind(one, socket.SO_REUSEPORT, place, port)
-                held += 1
-            except OSError as error:  # a name may have addresses that this machine has not
-                refused = error
-        if refused is not None and (not held or _is_taken(refused)):
-            raise ConfigError(f"cannot listen on {address}: {refused.strerror}") from refused
+                port = _bind(one, socket.SO_REUSEPORT, socket_address, port)
+                bound += 1
+            except OSError as error:  # a name may resolve to addresses this machine does not have
+                failure = error
+        if failure is not None and (not bound or _is_in_use(failure)):
+            raise ConfigError(f"cannot listen on {address}: {failure.strerror}") from failure
         return f"{host}:{port}"
 
 
-def _bind(one: socket.socket, option: int, place: Sequence[object], port: int) -> int:
+def _bind(one: socket.socket, option: int, address: Sequence[object], port: int) -> int:
     if one.family == getattr(socket, "AF_INET6", None):
         with contextlib.suppress(OSError):  # beside the same port of IPv4, not instead of it
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     one.setsockopt(socket.SOL_SOCKET, option, 1)
-    one.bind((place[0], port, *place[2:]))
+    one.bind((address[0], port, *address[2:]))
     return int(one.getsockname()[1])
 
 
-def _is_taken(error: OSError) -> bool:
+def _is_in_use(error: OSError) -> bool:
     return error.errno in (errno.EADDRINUSE, errno.EACCES)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first one stops the server, the second one does not wait for it."""
+"""SIGTERM and SIGINT: the first one stops the server, the second one ends it immediately."""
 
 import contextlib
 import os
@@ -10,25 +10,32 @@ from collections.abc import Callable
 
 
 class StopSignals:
-    """Takes both over from now on. Until `serving` is called nothing has been accepted, and the
-    first of them ends the process there and then."""
+    """Handles both signals from its construction on.
+
+    Until `mark_serving` is called no request was accepted, and the first signal ends the process
+    immediately.
+    """
 
     def __init__(
         self,
-        hang_up: Callable[[], None] | None = None,
-        forced: Callable[[], None] = lambda: None,
+        on_hang_up: Callable[[], None] | None = None,
+        on_forced_stop: Callable[[], None] = lambda: None,
     ) -> None:
-        """`hang_up` is called at each SIGHUP, which without it is left as it is; `forced` before
-        the second signal ends the process. Both in a thread of their own."""
-        # Python calls a handler only between two instructions of the main thread: a signal that
-        # comes just before that thread starts to wait would be seen when the wait is over, which
-        # is never. A pipe has what was written to it, whoever looks when.
+        """Install the handlers. The callbacks are called in a thread of this object.
+
+        Args:
+            on_hang_up: Called at each SIGHUP; without it SIGHUP keeps its default action.
+            on_forced_stop: Called before the second signal ends the process.
+        """
+        # Python calls a handler between two instructions of the main thread: a signal just before
+        # that thread starts to wait would be handled after the wait, which is never. A pipe keeps
+        # what was written to it until it is read.
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer)
-        self._hang_up, self._forced = hang_up, forced
+        self._on_hang_up, self._on_forced_stop = on_hang_up, on_forced_stop
         numbers = [signal.SIGTERM, signal.SIGINT]
-        if hang_up is not None:
+        if on_hang_up is not None:
             numbers.append(signal.SIGHUP)
         for number in numbers:
             signal.signal(number, lambda _number, _frame: None)
@@ -36,42 +43,46 @@ class StopSignals:
         self._serving = threading.Event()
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
-    def serving(self) -> None:
+    def mark_serving(self) -> None:
+        """From now on, the first signal only ends `wait`."""
         self._serving.set()
 
     def wait(self) -> signal.Signals:
-        """For the first one."""
+        """Wait for the first signal."""
         return signal.Signals(self._first.get())
 
     def stop(self) -> None:
-        """As the first signal does. A signal that comes after it is no second one: whoever sends
-        one to a whole group of processes does not mean to force those that were told already."""
+        """Act as at the first signal.
+
+        A signal after it counts as the first, not as the second: a signal to a whole process
+        group is not meant to force workers that are stopping already.
+        """
         self._first.put(signal.SIGTERM)
         self._end_if_starting()
 
     def _listen(self) -> None:
-        self._first.put(self._read())
+        self._first.put(self._read_signal())
         self._end_if_starting()
-        self._read()
-        _say(b"neurona-serve: second signal: stopping without waiting\n")
-        self._forced()
+        self._read_signal()
+        _write_stderr(b"neurona-serve: second signal: ending without draining\n")
+        self._on_forced_stop()
         os._exit(1)
 
-    def _read(self) -> int:
-        """The next signal that is to stop."""
+    def _read_signal(self) -> int:
+        """Wait for the next signal other than SIGHUP."""
         while (number := os.read(self._reader, 1)[0]) == getattr(signal, "SIGHUP", None):
-            if self._hang_up is not None:
-                self._hang_up()
+            if self._on_hang_up is not None:
+                self._on_hang_up()
         return number
 
     def _end_if_starting(self) -> None:
         if not self._serving.is_set():
-            _say(b"neurona-serve: stopped while it was starting\n")
+            _write_stderr(b"neurona-serve: stopped during start-up\n")
             os._exit(0)
 
 
-def _say(line: bytes) -> None:
-    """Unless it cannot be said now: that must not keep the process from ending."""
+def _write_stderr(line: bytes) -> None:
+    """Write the line unless that would block, which must not keep the process from ending."""
     with contextlib.suppress(OSError, ValueError):
         if select.select([], [2], [], 0.0)[1]:
             os.write(2, line)

@@ -1,5 +1,10 @@
-"""The process that neurona-serve becomes when it is to serve with several: it puts the supervisor
-together. `python -m neurona_server.processes.supervisor [options of neurona-serve]`"""
+"""The process that neurona-serve becomes to serve with several workers: it starts them, restarts
+those that die, replaces all at SIGHUP, stops them, and serves their merged metrics.
+
+    python -m neurona_server.processes.supervisor [OPTIONS of neurona-serve]
+
+It imports neither grpc nor ONNX Runtime: the process that outlives all others is small.
+"""
 
 import logging
 import os
@@ -10,298 +15,321 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from neurona_server.config import sources
-from neurona_server.config.sources import check_processes
 from neurona_server.errors import ConfigError
 from neurona_server.processes.collector import MultiprocessCollector
 from neurona_server.processes.ports import ReservedPorts
 from neurona_server.processes.signals import StopSignals
-from neurona_server.processes.worker_handle import WorkerHandle
+from neurona_server.processes.worker_handle import WorkerEvent, WorkerHandle
 from neurona_server.resources import available_cpus
 from neurona_server.telemetry import logs
 from neurona_server.web.server import MetricsServer
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("neurona_server.processes.supervisor")
 
-ATTEMPTS = 5
-"""A worker that so many times in a row does not come to serve ends the whole."""
+MAX_FAILED_STARTS = 5
+"""Failed starts of one slot in a row that end the server."""
 
-STEADY = 30.0
-"""Seconds: who has served for so long is started again without waiting."""
+STEADY_SECONDS = 30.0
+"""A worker that has served for this long is restarted without a pause."""
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
-"""Seconds before a worker that has died is started again: twice as long each time."""
+MIN_RESTART_PAUSE, MAX_RESTART_PAUSE = 0.1, 10.0
+"""Seconds before a worker that has died is restarted; the pause doubles each time."""
 
-CONFIG_OR_LOAD = 1
-"""The status of a worker that has said itself why it cannot serve."""
+CONFIG_OR_LOAD_ERROR = 1
+"""Exit status of a worker that has logged itself why it cannot serve."""
+
+EXIT_SECONDS = 10.0
+"""Seconds for a worker to exit, in addition to those of draining."""
+
+OnEvent = Callable[[WorkerEvent, WorkerHandle], None]
+
+
+class _Request(Enum):
+    STOP = auto()
+    RELOAD = auto()
 
 
 @dataclass
 class Slot:
-    """The place of one worker."""
+    """The place of one worker, taken by its successors in turn."""
 
     number: int
     worker: WorkerHandle | None = None
     deaths: int = 0
-    """In a row, of workers that did not serve for long."""
-    failures: int = 0
-    """In a row, of workers that did not come to serve."""
-    due: float = 0.0
-    """When the next one is started, monotonic; 0.0: not by itself."""
-
-
-WorkerEvent = Callable[[str, WorkerHandle | None], None]
+    """Deaths in a row of workers that had not served for long."""
+    failed_starts: int = 0
+    """Deaths in a row of workers that had not begun to serve."""
+    restart_at: float = 0.0
+    """Monotonic time of the next start; 0.0 if none is planned."""
 
 
 class Supervisor:
-    """`run` is its one thread; `stop`, `reload` and `kill` may be called by any other."""
+    """Keeps one worker in each slot. `run` is its only thread; `stop`, `reload` and `kill` may be
+    called by any other."""
 
     def __init__(
         self,
         processes: int,
-        start: Callable[[int, WorkerEvent], WorkerHandle],
-        restarted: Callable[[], None],
-        drain: float,
+        start_worker: Callable[[int, OnEvent], WorkerHandle],
+        on_restart: Callable[[], None],
+        stop_seconds: float,
     ) -> None:
-        """`start` takes a slot's number, and whom to tell "ready" and "gone"; `restarted` is
-        called for each worker that takes the place of one that has died; `drain` is how many
-        seconds they have to stop in."""
-        self._start, self._restarted, self._drain = start, restarted, drain
+        """Prepare the slots; `run` starts the workers.
+
+        Args:
+            processes: Number of slots.
+            start_worker: Starts the worker of the slot with that number, which reports its events
+                to the callback.
+            on_restart: Called before each start of a worker that replaces one that has died.
+            stop_seconds: Time for workers to stop in, before they are killed.
+        """
+        self._start_worker, self._on_restart = start_worker, on_restart
+        self._stop_seconds = stop_seconds
         self._slots = [Slot(number) for number in range(processes)]
-        self._events: queue.SimpleQueue[tuple[str, WorkerHandle | None]] = queue.SimpleQueue()
-        self._live: dict[WorkerHandle, Slot] = {}
-        self._leaving: set[WorkerHandle] = set()
-        # Of a reload: slots that are left to do, the worker that starts, the one that it replaces.
+        self._events: queue.SimpleQueue[tuple[WorkerEvent, WorkerHandle] | _Request]
+        self._events = queue.SimpleQueue()
+        self._slot_of: dict[WorkerHandle, Slot] = {}  # of each worker that runs
+        self._stopping: set[WorkerHandle] = set()
+        # A reload: the slots still to reload, the worker that starts, and the one it replaces.
         self._to_reload: deque[Slot] = deque()
-        self._fresh: WorkerHandle | None = None
+        self._replacement: WorkerHandle | None = None
         self._replaced: WorkerHandle | None = None
-        self._complete = False  # all have served at a time
-        self._kill_at = 0.0  # 0.0: it is not stopping
+        self._started = False  # all workers have served at the same time
+        self._kill_at = 0.0  # 0.0: the supervisor is not stopping
         self._status = 0
 
     def run(self) -> int:
-        """The status to exit with: 0 if all have stopped when they were told to."""
-        handlers: dict[str, Callable[[WorkerHandle], None]] = {
-            "ready": self._ready,
-            "gone": self._gone,
-        }
-        # The first alone: what it cannot do is said once, and what it has cached is there then.
+        """Start the workers, and return when all have ended.
+
+        Returns:
+            The exit status: 0 if all workers stopped when they were told to.
+        """
+        # One alone at first: an error of the options is logged once, and what the first worker
+        # caches is there for the others.
         self._fill(self._slots[0])
-        while self._live or not self._kill_at:
+        while self._slot_of or not self._kill_at:
             try:
-                kind, worker = self._events.get(timeout=self._next_due())
+                event = self._events.get(timeout=self._seconds_to_next_action())
             except queue.Empty:
-                self._do_what_is_due()
+                self._act_on_time()
                 continue
-            if worker is not None:
-                handlers[kind](worker)
-            elif kind == "stop":
-                self._stop()
+            if event is _Request.STOP:
+                self._stop_all()
+            elif event is _Request.RELOAD:
+                self._start_reload()
             else:
-                self._reload()
+                kind, worker = event
+                if kind is WorkerEvent.READY:
+                    self._handle_ready(worker)
+                else:
+                    self._handle_exit(worker)
         return self._status
 
     def stop(self) -> None:
-        self._events.put(("stop", None))
+        """Have all workers drain and stop, and `run` return."""
+        self._events.put(_Request.STOP)
 
     def reload(self) -> None:
-        self._events.put(("reload", None))
+        """Replace all workers, one after the other."""
+        self._events.put(_Request.RELOAD)
 
     def kill(self) -> None:
-        for worker in list(self._live):
+        """Kill all workers."""
+        for worker in list(self._slot_of):
             worker.kill()
 
-    def _happened(self, kind: str, worker: WorkerHandle | None) -> None:
-        self._events.put((kind, worker))
+    def _post(self, event: WorkerEvent, worker: WorkerHandle) -> None:
+        self._events.put((event, worker))
 
     def _fill(self, slot: Slot) -> None:
-        slot.worker = self._begin(slot)
+        slot.worker = self._start(slot)
         if slot.worker is None:
             slot.deaths += 1
-            self._plan(slot)
+            self._plan_restart(slot)
 
-    def _begin(self, slot: Slot) -> WorkerHandle | None:
-        slot.due = 0.0
+    def _start(self, slot: Slot) -> WorkerHandle | None:
+        slot.restart_at = 0.0
         try:
-            worker = self._start(slot.number, self._happened)
-        except OSError as error:  # as when there may be no more processes
-            log.error("process %d cannot be started: %s", slot.number, error.strerror)
+            worker = self._start_worker(slot.number, self._post)
+        except OSError as error:  # for example at the limit of processes
+            log.error("worker %d cannot be started: %s", slot.number, error.strerror)
             return None
-        self._live[worker] = slot
+        self._slot_of[worker] = slot
         return worker
 
-    def _ready(self, worker: WorkerHandle) -> None:
-        slot = self._live[worker]
-        slot.failures = 0
-        log.info("process %d serves (pid %d)", slot.number, worker.pid)
+    def _handle_ready(self, worker: WorkerHandle) -> None:
+        slot = self._slot_of[worker]
+        slot.failed_starts = 0
+        log.info("worker %d serving (pid %d)", slot.number, worker.pid)
         if self._kill_at:
             return
-        if worker is self._fresh:
-            self._fresh, self._replaced, slot.worker = None, slot.worker, worker
+        if worker is self._replacement:
+            self._replacement, self._replaced, slot.worker = None, slot.worker, worker
             if self._replaced is not None:
-                self._leave(self._replaced)
+                self._stop_worker(self._replaced)
             self._reload_next()
-        if not self._complete:
-            self._complete_start()
+        if not self._started:
+            self._continue_start()
 
-    def _complete_start(self) -> None:
-        taken = self._live.get(self._fresh) if self._fresh else None
+    def _continue_start(self) -> None:
+        reloading = self._slot_of.get(self._replacement) if self._replacement else None
         for slot in self._slots:
-            if slot.worker is None and not slot.due and slot is not taken:
+            if slot.worker is None and not slot.restart_at and slot is not reloading:
                 self._fill(slot)
         if all(slot.worker and slot.worker.ready_since for slot in self._slots):
-            self._complete = True
-            log.info("all %d processes serve", len(self._slots))
+            self._started = True
+            log.info("all %d workers serving", len(self._slots))
 
-    def _gone(self, worker: WorkerHandle) -> None:
-        slot = self._live.pop(worker)
-        if worker in self._leaving:
-            self._leaving.discard(worker)
+    def _handle_exit(self, worker: WorkerHandle) -> None:
+        slot = self._slot_of.pop(worker)
+        if worker in self._stopping:
+            self._stopping.discard(worker)
             if worker.ready_since and worker.status:
-                log.error("process %d %s while it stopped", slot.number, worker.end)
+                log.error("worker %d %s while stopping", slot.number, worker.exit_reason)
                 self._status = 1 if self._kill_at else self._status
             if worker is self._replaced:
                 self._replaced = None
                 self._reload_next()
-        elif worker is self._fresh:
-            self._fresh = None
+        elif worker is self._replacement:
+            self._replacement = None
             self._to_reload.clear()
             log.error(
-                "process %d %s before it served: no reload; what serves goes on",
-                *(slot.number, worker.end),
+                "reload aborted: new worker %d %s before it served; running workers keep serving",
+                *(slot.number, worker.exit_reason),
             )
             if slot.worker is None:
-                self._plan(slot)
+                self._plan_restart(slot)
         else:
             slot.worker = None
-            self._died(slot, worker)
+            self._handle_death(slot, worker)
 
-    def _died(self, slot: Slot, worker: WorkerHandle) -> None:
+    def _handle_death(self, slot: Slot, worker: WorkerHandle) -> None:
+        """Restart a worker that ended by itself, or give up."""
         lived = time.monotonic() - worker.ready_since if worker.ready_since else 0.0
-        slot.deaths = 0 if lived >= STEADY else slot.deaths + 1
-        slot.failures += not worker.ready_since
-        hopeless = not self._complete and slot.failures and worker.status == CONFIG_OR_LOAD
-        if hopeless or slot.failures >= ATTEMPTS:
+        slot.deaths = 0 if lived >= STEADY_SECONDS else slot.deaths + 1
+        slot.failed_starts += not worker.ready_since
+        logged_its_error = worker.status == CONFIG_OR_LOAD_ERROR
+        first_start_failed = not self._started and slot.failed_starts and logged_its_error
+        if first_start_failed or slot.failed_starts >= MAX_FAILED_STARTS:
             self._status = 1
-            if not hopeless:
+            if not first_start_failed:
                 log.error(
-                    "process %d %s, and did not come to serve %d times in a row: giving up",
-                    *(slot.number, worker.end, slot.failures),
+                    "worker %d %s: failed to start %d times in a row; stopping",
+                    *(slot.number, worker.exit_reason, slot.failed_starts),
                 )
-            self._stop()
+            self._stop_all()
             return
-        log.error("process %d %s; it is started again", slot.number, worker.end)
-        self._plan(slot)
+        log.error("worker %d %s; restarting", slot.number, worker.exit_reason)
+        self._plan_restart(slot)
 
-    def _plan(self, slot: Slot) -> None:
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(slot.deaths, 16))
-        slot.due = time.monotonic() + pause
+    def _plan_restart(self, slot: Slot) -> None:
+        pause = min(MAX_RESTART_PAUSE, MIN_RESTART_PAUSE * 2.0 ** min(slot.deaths, 16))
+        slot.restart_at = time.monotonic() + pause
 
-    def _stop(self) -> None:
+    def _stop_all(self) -> None:
         if self._kill_at:
             return
-        self._kill_at = time.monotonic() + self._drain
+        self._kill_at = time.monotonic() + self._stop_seconds
         self._to_reload.clear()
         for slot in self._slots:
-            slot.due = 0.0
-        for worker in self._live:
-            self._leave(worker)
+            slot.restart_at = 0.0
+        for worker in self._slot_of:
+            self._stop_worker(worker)
 
-    def _leave(self, worker: WorkerHandle) -> None:
-        if worker not in self._leaving:
-            self._leaving.add(worker)
+    def _stop_worker(self, worker: WorkerHandle) -> None:
+        if worker not in self._stopping:
+            self._stopping.add(worker)
             worker.stop()
 
-    def _reload(self) -> None:
+    def _start_reload(self) -> None:
         if self._kill_at:
             return
-        log.info("replacing all processes, one after the other")
+        log.info("reloading: replacing all workers, one after the other")
         self._to_reload = deque(self._slots)
         self._reload_next()
 
     def _reload_next(self) -> None:
-        if self._fresh is None and self._replaced is None and self._to_reload:
+        if self._replacement is None and self._replaced is None and self._to_reload:
             slot = self._to_reload.popleft()
-            self._fresh = self._begin(slot)
-            if self._fresh is None:
+            self._replacement = self._start(slot)
+            if self._replacement is None:
                 self._to_reload.clear()
                 if slot.worker is None:
-                    self._plan(slot)
+                    self._plan_restart(slot)
 
-    def _next_due(self) -> float | None:
-        times = [slot.due for slot in self._slots if slot.due]
+    def _seconds_to_next_action(self) -> float | None:
+        times = [slot.restart_at for slot in self._slots if slot.restart_at]
         if self._kill_at:
             times.append(self._kill_at)
         return max(0.0, min(times) - time.monotonic()) if times else None
 
-    def _do_what_is_due(self) -> None:
+    def _act_on_time(self) -> None:
+        """Restart the workers whose pause is over; kill those that do not stop in time."""
         now = time.monotonic()
         for slot in self._slots:
-            if slot.due and slot.due <= now:
-                self._restarted()
+            if slot.restart_at and slot.restart_at <= now:
+                self._on_restart()
                 self._fill(slot)
         if self._kill_at and self._kill_at <= now:
-            log.error("processes are left that do not stop: they are killed")
+            log.error("%d workers did not stop in time; killing them", len(self._slot_of))
             self._status = 1
-            self._kill_at = now + self._drain
+            self._kill_at = now + self._stop_seconds
             self.kill()
-
-
-log = logging.getLogger("neurona_server.processes.supervisor")
-
-LEAVING = 10.0
-"""Seconds, beside those of the drain, that a process has to stop in."""
 
 
 def main() -> int:
     options = sys.argv[1:]
-    logging.getLogger(sources.__name__).setLevel(logging.ERROR)  # what it warns of is said already
+    logging.getLogger(sources.__name__).setLevel(logging.ERROR)  # neurona-serve has warned
     try:
         config = sources.load(options, os.environ)
-        check_processes(config)
-        logs.set_up(config.log_format, config.log_level, alone=False)
+        sources.check_processes(config)
+        logs.set_up(config.log_format, config.log_level, starts_processes=True)
         ports = ReservedPorts(config.address, shared=config.reuse_port)
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
-        pages = MultiprocessCollector(config.processes)
-        registry.register(pages)
-        metrics = MetricsServer(config.metrics_address, registry, pages.state)
+        collector = MultiprocessCollector(config.processes)
+        registry.register(collector)
+        metrics_server = MetricsServer(config.metrics_address, registry, collector.state)
     except ConfigError as error:
-        logs.give_up(error)
+        logs.report_fatal(error)
         return 1
 
-    def start(number: int, happened: WorkerEvent) -> WorkerHandle:
-        def tell(kind: str, worker: WorkerHandle) -> None:
-            if kind == "gone":
-                pages.remove(worker)
-            happened(kind, worker)
+    def start_worker(number: int, on_event: OnEvent) -> WorkerHandle:
+        def forward(event: WorkerEvent, worker: WorkerHandle) -> None:
+            if event is WorkerEvent.EXITED:
+                collector.remove(worker)
+            on_event(event, worker)
 
         arguments = [str(config.processes), ports.addresses, *options]
-        worker = WorkerHandle(number, arguments, tell, pages.replace)
-        pages.add(worker)
+        worker = WorkerHandle(number, arguments, forward, collector.replace)
+        collector.add(worker)
         return worker
 
     if config.processes > available_cpus():
-        log.warning("%d processes share %d CPUs", config.processes, available_cpus())
-    drain = (config.drain_delay_ms + config.drain_timeout_ms) / 1000 + LEAVING
-    supervisor = Supervisor(config.processes, start, pages.restarted, drain)
-    signals = StopSignals(hang_up=supervisor.reload, forced=supervisor.kill)
-    signals.serving()  # what has been accepted, its workers know
+        log.warning(
+            "more processes than CPUs: %d workers share %d CPUs", config.processes, available_cpus()
+        )
+    stop_seconds = (config.drain_delay_ms + config.drain_timeout_ms) / 1000 + EXIT_SECONDS
+    supervisor = Supervisor(config.processes, start_worker, collector.record_restart, stop_seconds)
+    signals = StopSignals(on_hang_up=supervisor.reload, on_forced_stop=supervisor.kill)
+    signals.mark_serving()  # the supervisor accepts no requests, so it never ends immediately
 
-    def wait() -> None:
-        log.info("%s", signals.wait().name)
-        pages.stopping = True
+    def stop_at_signal() -> None:
+        log.info("received %s", signals.wait().name)
+        collector.stopping = True
         supervisor.stop()
 
-    threading.Thread(target=wait, name="stopping", daemon=True).start()
+    threading.Thread(target=stop_at_signal, name="stopping", daemon=True).start()
     log.info("serving gRPC on %s with %d processes", ports.addresses, config.processes)
     host = config.metrics_address.rpartition(":")[0]
-    log.info("metrics on http://%s:%d/", host, metrics.port)
+    log.info("metrics on http://%s:%d/", host, metrics_server.port)
     status = supervisor.run()
-    metrics.close()
+    metrics_server.close()
     ports.close()
     log.info("stopped")
     return status

@@ -1,25 +1,25 @@
-"""One of several processes that serve on one port: a server like any other, but that a supervisor
-starts it, asks it for its metrics and tells it to stop.
+"""One of several server processes on one port: an ordinary server, except that a supervisor
+starts it, requests its metrics and stops it.
 
     python -m neurona_server.processes.worker CHANNEL NUMBER PROCESSES ADDRESSES [OPTIONS]
 """
 
 import logging
 import os
-import socket
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 
-from neurona_server.app import App, leave
+from msgspec.structs import replace
+
+from neurona_server.app import App, exit_status
 from neurona_server.config import sources
 from neurona_server.config.options import Config
-from neurona_server.config.sources import check_processes
+from neurona_server.config.parsers import Addresses
 from neurona_server.errors import ConfigError, LoadError
-from neurona_server.processes import snapshot
-from neurona_server.processes.channel import Channel
+from neurona_server.processes.channel import Channel, Command, MetricsReport, WorkerState
 from neurona_server.processes.signals import StopSignals
+from neurona_server.processes.snapshot import take_snapshot
 from neurona_server.telemetry import logs
 
 log = logging.getLogger("neurona_server.processes.worker")
@@ -27,53 +27,53 @@ log = logging.getLogger("neurona_server.processes.worker")
 
 def main() -> int:
     descriptor, number, processes, addresses = sys.argv[1:5]
-    channel = Channel(socket.socket(fileno=int(descriptor)))
+    channel = Channel.inherited(int(descriptor))
     signals = StopSignals()
     try:
-        config = _config(sys.argv[5:], int(processes), addresses)
+        config = _load_config(sys.argv[5:], int(processes), addresses)
         logs.set_up(config.log_format, config.log_level, int(number))
         app = App(config, int(number))
         arguments = channel, app, signals
         threading.Thread(target=_obey, args=arguments, name="channel", daemon=True).start()
         app.start()
-        signals.serving()
+        signals.mark_serving()
     except (ConfigError, LoadError) as error:
-        logs.give_up(error)
+        logs.report_fatal(error)
         return 1
-    channel.send("ready")
-    log.info("%s", signals.wait().name)
+    channel.send(WorkerState.READY)
+    log.info("received %s", signals.wait().name)
     drained = app.stop()
-    channel.send("last", _page(app))
-    return leave(drained)
+    channel.send(MetricsReport(take_snapshot(app.registry), requested=False))
+    return exit_status(drained)
 
 
-def _config(options: Sequence[str], processes: int, addresses: str) -> Config:
-    """How many there are and where they listen is the supervisor's; all else is read anew, as a
-    file of options may have changed since."""
-    logging.getLogger(sources.__name__).setLevel(logging.ERROR)  # it has warned already
-    config = replace(sources.load(options, os.environ), processes=processes, address=addresses)
-    check_processes(config)
+def _load_config(options: Sequence[str], processes: int, addresses: str) -> Config:
+    """Load the options again, because their file may have changed since the supervisor started;
+    the number of processes and the addresses stay those of the supervisor."""
+    logging.getLogger(sources.__name__).setLevel(logging.ERROR)  # the supervisor has warned
+    config = sources.load(options, os.environ)
+    config = replace(config, processes=processes, address=Addresses(addresses))
+    sources.check_processes(config)
     return config
 
 
 def _obey(channel: Channel, app: App, signals: StopSignals) -> None:
-    """Until the supervisor is gone. If that comes before it has said a word, it has died: what
-    was accepted is still answered; after that, it does not want to wait."""
-    channel.send("hello")
-    told = False
-    while message := channel.receive():
-        if message[0] == "page":
-            channel.send("page", _page(app))
-        elif message[0] == "stop":
-            told = True
+    """Follow the supervisor's commands until it is gone.
+
+    If it is gone without a command to stop, it has died: accepted requests are still answered.
+    After such a command it does not wait any longer, and the process ends.
+    """
+    channel.send(WorkerState.CONNECTED)
+    stopping = False
+    while command := channel.receive():
+        if command is Command.REPORT_METRICS:
+            channel.send(MetricsReport(take_snapshot(app.registry), requested=True))
+        elif command is Command.STOP:
+            stopping = True
             signals.stop()
-    if told:
+    if stopping:
         os._exit(1)
     signals.stop()
-
-
-def _page(app: App) -> bytes:
-    return snapshot.encode(snapshot.read(app.registry))
 
 
 if __name__ == "__main__":

@@ -1,117 +1,132 @@
-"""A worker, as its supervisor sees it."""
+"""A worker process, as its supervisor sees it."""
 
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from enum import Enum, auto
 
-from neurona_server.processes import snapshot
-from neurona_server.processes.channel import Channel
+from neurona_server.processes.channel import Channel, Command, MetricsReport, WorkerState
 from neurona_server.processes.snapshot import MetricsSnapshot
 
-GOING = 10.0
-"""Seconds in which a process that has closed its channel must have ended."""
+EXIT_TIMEOUT = 10.0
+"""Seconds within which a process that has closed its channel must have ended."""
+
+
+class WorkerEvent(Enum):
+    """A change of a worker that its supervisor reacts to."""
+
+    READY = auto()
+    EXITED = auto()
 
 
 class WorkerHandle:
-    """`happened` is called with "ready", once it listens, and with "gone", once it has ended;
-    `printed` with each page of metrics. Both in a thread of the worker's own."""
+    """Starts a worker process and follows it in a thread of its own."""
 
     def __init__(
         self,
         number: int,
         arguments: Sequence[str],
-        happened: Callable[[str, "WorkerHandle"], None],
-        printed: Callable[["WorkerHandle", MetricsSnapshot], None],
+        on_event: Callable[[WorkerEvent, "WorkerHandle"], None],
+        on_report: Callable[["WorkerHandle", MetricsSnapshot], None],
     ) -> None:
-        """`arguments` are those of `worker`, after its channel. The number is bounded, and one
-        that takes another's place has the same."""
+        """Start the process.
+
+        Args:
+            number: Its slot, 0 to processes - 1. A worker that replaces another has the same.
+            arguments: Arguments of the module `worker` after its channel and number.
+            on_event: Called when the worker serves, and when it has ended.
+            on_report: Called with each report of its metrics.
+
+        Raises:
+            OSError: The process cannot be started.
+        """
         self.number = number
         self.ready_since = 0.0
-        """When it was; 0.0 if it never was."""
-        self._happened, self._printed = happened, printed
-        self._there = self._gone = False
-        self._asked = self._answered = 0
-        self._answer = threading.Condition()
-        own, theirs = socket.socketpair()
-        self._channel = Channel(own)
+        """Monotonic time since which it serves; 0.0 if it never did."""
+        self._on_event, self._on_report = on_event, on_report
+        self._connected = self._exited = False
+        self._requested = self._reported = 0
+        self._changed = threading.Condition()
+        self._channel, theirs = Channel.pair()
         with theirs:
-            command = [*python("processes.worker"), str(theirs.fileno()), str(number), *arguments]
-            # In a group of its own: a terminal's Ctrl-C is the supervisor's alone.
+            descriptor = theirs.fileno()
+            command = [*python_command("processes.worker"), str(descriptor), str(number)]
+            # In a session of its own: a terminal's Ctrl-C reaches the supervisor alone.
             self._process = subprocess.Popen(  # noqa: S603  our own command
-                command,
-                pass_fds=[theirs.fileno()],
+                [*command, *arguments],
+                pass_fds=[descriptor],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
         self.pid = self._process.pid
-        threading.Thread(target=self._listen, name=f"process {number}", daemon=True).start()
+        threading.Thread(target=self._listen, name=f"worker {number}", daemon=True).start()
 
     @property
     def status(self) -> int:
-        """Of its end; the negative number of a signal that ended it."""
+        """Its exit status; the negative number of a signal that killed it."""
         return self._process.returncode or 0
 
     @property
-    def end(self) -> str:
-        """For a log."""
+    def exit_reason(self) -> str:
+        """How it ended, for a log line."""
         if self.status < 0:
-            return f"was ended by {signal.Signals(-self.status).name}"
-        return f"ended with status {self.status}"
+            return f"killed by {signal.Signals(-self.status).name}"
+        return f"exited with status {self.status}"
 
     def stop(self) -> None:
-        """It drains; one that does not serve yet ends."""
+        """Have it drain and end; a worker that does not serve yet ends immediately."""
         if self.ready_since:
-            self._channel.send("stop")
+            self._channel.send(Command.STOP)
         else:
             self._process.terminate()
 
     def kill(self) -> None:
         self._process.kill()
 
-    def ask(self) -> None:
-        """For a page, unless it owes one, or cannot give one yet."""
-        with self._answer:
-            if not self._there or self._asked > self._answered:
+    def request_report(self) -> None:
+        """Request its metrics, unless it owes a report or cannot report yet."""
+        with self._changed:
+            if not self._connected or self._requested > self._reported:
                 return
-            self._asked += 1
-        self._channel.send("page")
+            self._requested += 1
+        self._channel.send(Command.REPORT_METRICS)
 
-    def wait_for_page(self, end: float) -> bool:
-        """False if it has not given the page that it was asked for by then, monotonic."""
-        with self._answer:
-            return self._answer.wait_for(self._has_answered, max(0.0, end - time.monotonic()))
+    def wait_for_report(self, deadline: float) -> bool:
+        """Wait for the requested report until `deadline` (monotonic); False if it is late."""
+        with self._changed:
+            return self._changed.wait_for(self._has_reported, max(0.0, deadline - time.monotonic()))
 
-    def _has_answered(self) -> bool:
-        return self._gone or self._answered >= self._asked
+    def _has_reported(self) -> bool:
+        return self._exited or self._reported >= self._requested
 
     def _listen(self) -> None:
         while message := self._channel.receive():
-            kind, content = message
-            if kind == "ready":
+            requested = False
+            if message is WorkerState.READY:
                 self.ready_since = time.monotonic()
-                self._happened("ready", self)
-            elif kind in ("page", "last"):
-                self._printed(self, snapshot.decode(content))
-            with self._answer:
-                self._there = True
-                self._answered += kind == "page"
-                self._answer.notify_all()
+                self._on_event(WorkerEvent.READY, self)
+            elif isinstance(message, MetricsReport):
+                self._on_report(self, message.snapshot)
+                requested = message.requested
+            with self._changed:
+                self._connected = True
+                self._reported += requested
+                self._changed.notify_all()
         try:
-            self._process.wait(GOING)
+            self._process.wait(EXIT_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._channel.close()
-        with self._answer:
-            self._gone = True
-            self._answer.notify_all()
-        self._happened("gone", self)
+        with self._changed:
+            self._exited = True
+            self._changed.notify_all()
+        self._on_event(WorkerEvent.EXITED, self)
 
 
-def python(module: str) -> list[str]:
-    """-P: not from the folder that happens to be the current one."""
+def python_command(module: str) -> list[str]:
+    """Command that runs a module of this package; -P: not one from the current folder."""
     return [sys.executable, "-P", "-m", f"neurona_server.{module}"]

@@ -1,9 +1,5 @@
-"""What the GPUs of this machine do, as NVIDIA's driver tells it through nvidia-ml-py.
-
-That package is not needed, and neither is a GPU: without one of them there are no such series.
-What a GPU or a driver does not tell (utilisation of a GPU in MIG mode, power of some) is left out.
-Source: NVIDIA's NVML API reference, "Device Queries". Written from it, and not tried on a GPU.
-"""
+"""Series that are computed at each scrape: states of versions, loads in progress, GPUs and the
+memory limit."""
 
 import contextlib
 import importlib
@@ -13,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -23,35 +19,16 @@ from neurona_server.resources import memory_limit
 
 log = logging.getLogger(__name__)
 
-VERSION = ("model", "version")
+VERSION_LABELS = ("model", "version")
 
-
-class WatchedQueue(Protocol):
-    """What gauges read when they are scraped."""
-
-    max_batch_rows: int
-
-    @property
-    def rows(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
-    @property
-    def max_rows(self) -> int: ...
-    def oldest_age(self) -> float: ...
-
-
-class WatchedCurve(Protocol):
-    """Likewise."""
-
-    @property
-    def batch_sizes(self) -> Sequence[int]: ...
-    @property
-    def seconds(self) -> dict[int, float]: ...
+GPU_LABEL = "gpu"
+"""Its value is the driver's number of the GPU, as nvidia-smi shows it. GPUs that
+CUDA_VISIBLE_DEVICES hides are numbered too."""
 
 
 @dataclass(frozen=True)
 class VersionInfo:
-    """One version of one model, as the page has it at the moment when it is read."""
+    """The state of one version of one model at the time of a scrape."""
 
     model: str
     version: int
@@ -59,109 +36,129 @@ class VersionInfo:
     labels: Sequence[str] = ()
     problem: bool = False
     share: float | None = None
-    """Of the requests that name neither version nor label, 0 to 1; None if it is not loaded."""
+    """Share, 0 to 1, of the requests that name neither version nor label; None if not loaded."""
 
 
 class VersionStateCollector(Collector):
-    """Series that are read from what is known when the page is, and never outlive it."""
+    """States, labels, problems and traffic shares of all versions."""
 
-    def __init__(self, known: Callable[[], Iterable[VersionInfo]]) -> None:
-        self._known = known
+    def __init__(self, list_versions: Callable[[], Iterable[VersionInfo]]) -> None:
+        self._list_versions = list_versions
 
     def collect(self) -> Iterable[Metric]:
         states = GaugeMetricFamily(
             "neurona_version_state",
-            "1 for the state that a version is in.",
-            labels=[*VERSION, "state"],
+            "1 for the current state of a version.",
+            labels=[*VERSION_LABELS, "state"],
         )
         labels = GaugeMetricFamily(
             "neurona_version_label",
             "1 for each label of a version.",
-            labels=[*VERSION, "label"],
+            labels=[*VERSION_LABELS, "label"],
         )
         problems = GaugeMetricFamily(
             "neurona_version_problem",
-            "1 while a version needs a person: it failed, or its files are not what serves.",
-            labels=VERSION,
+            "1 if a version needs attention: it failed, or its files differ from what is served.",
+            labels=VERSION_LABELS,
         )
         shares = GaugeMetricFamily(
             "neurona_version_share_ratio",
-            "Share of the requests that name neither version nor label which a version gets.",
-            labels=VERSION,
+            "Share of the requests without version or label that go to this version.",
+            labels=VERSION_LABELS,
         )
-        for one in self._known():
-            name = [one.model, str(one.version)]
-            states.add_metric([*name, one.state], 1)
-            problems.add_metric(name, one.problem)
-            for label in one.labels:
+        for info in self._list_versions():
+            name = [info.model, str(info.version)]
+            states.add_metric([*name, info.state], 1)
+            problems.add_metric(name, info.problem)
+            for label in info.labels:
                 labels.add_metric([*name, label], 1)
-            if one.share is not None:
-                shares.add_metric(name, one.share)
+            if info.share is not None:
+                shares.add_metric(name, info.share)
         return [states, labels, problems, shares]
 
 
 class LoadingCollector(Collector):
-    """Any thread may begin and end a load. A version whose files change while it is loaded is
-    loaded again after that, never twice at a time."""
+    """How long the loads in progress have taken so far. Any thread may start and finish a load.
+
+    A version is never loaded twice at a time: if its files change meanwhile, it is reloaded later.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._since: dict[tuple[str, int], float] = {}
-        self._changing = threading.Lock()
+        self._started: dict[tuple[str, int], float] = {}
+        self._lock = threading.Lock()
 
     def start_load(self, model: str, version: int) -> None:
-        """It is to be loaded now: what it waits for other loads counts."""
-        with self._changing:
-            self._since[model, version] = self._clock()
+        """Start timing a load, before it waits for other loads."""
+        with self._lock:
+            self._started[model, version] = self._clock()
 
     def finish_load(self, model: str, version: int) -> None:
-        with self._changing:
-            self._since.pop((model, version), None)
+        """End timing a load; without one, do nothing."""
+        with self._lock:
+            self._started.pop((model, version), None)
 
     def collect(self) -> Iterable[Metric]:
         seconds = GaugeMetricFamily(
             "neurona_version_loading_seconds",
-            "How long a version that is being loaded has been, waiting for its turn included.",
-            labels=VERSION,
+            "Time since the load of a version began, waiting for other loads included.",
+            labels=VERSION_LABELS,
         )
-        with self._changing:
-            since = dict(self._since)
-        for (model, version), began in since.items():
-            seconds.add_metric([model, str(version)], self._clock() - began)
+        with self._lock:
+            loads = dict(self._started)
+        for (model, version), started in loads.items():
+            seconds.add_metric([model, str(version)], self._clock() - started)
         return [seconds]
 
 
-GPU = "gpu"
-"""Label: the number that the driver gives it, as nvidia-smi shows it. It counts GPUs that
-CUDA_VISIBLE_DEVICES hides too."""
+class MemoryLimitCollector(Collector):
+    """The process's memory limit, read at each scrape: that of a running container can change."""
+
+    def __init__(self, read_limit: Callable[[], int | None] = memory_limit) -> None:
+        self._read_limit = read_limit
+
+    def collect(self) -> Iterable[Metric]:
+        limit = self._read_limit()
+        if limit is None:
+            return []
+        text = "Memory available to the process: its container's limit, or the machine's memory."
+        return [GaugeMetricFamily("neurona_memory_limit_bytes", text, value=limit)]
 
 
 class GpuCollector(Collector):
+    """Utilization, memory and power of this machine's GPUs, from NVIDIA's driver (NVML).
+
+    Without the package nvidia-ml-py or without a GPU there are no such series. A value that a GPU
+    or its driver does not report (utilization in MIG mode, power on some) is left out.
+
+    Source: NVIDIA's NVML API reference, "Device Queries". Written from it, not tested on a GPU.
+    """
+
     def __init__(self, library: ModuleType | None = None) -> None:
-        """`library` is pynvml; by itself it is looked for, and has its driver looked for once."""
-        self._nvml = library or _find_library()
+        """`library` is pynvml, imported if not given. Its driver is looked for once."""
+        self._nvml = library or _import_nvml()
         self._last: list[Metric] = []
         self._reading = threading.Lock()
         if self._nvml is not None:
             try:
                 self._nvml.nvmlInit()
-            except self._nvml.NVMLError as error:  # no driver, or another than the library
-                log.debug("no figures of GPUs: %s", error)
+            except self._nvml.NVMLError as error:  # no driver, or one of another version
+                log.debug("GPU metrics disabled: %s", error)
                 self._nvml = None
 
     def describe(self) -> Iterable[Metric]:
-        return list(_families())
+        return list(_gpu_families())
 
     def collect(self) -> Iterable[Metric]:
-        # A driver that hangs must not take all readers of the page with it.
+        # A driver that hangs must block one reader of the page only, not all.
         if self._reading.acquire(blocking=False):
             try:
-                self._last = self._read()
+                self._last = self._read_gpus()
             finally:
                 self._reading.release()
         return self._last
 
-    def _read(self) -> list[Metric]:
+    def _read_gpus(self) -> list[Metric]:
         nvml = self._nvml
         if nvml is None:
             return []
@@ -169,9 +166,9 @@ class GpuCollector(Collector):
             count = nvml.nvmlDeviceGetCount()
         except nvml.NVMLError:
             return []
-        utilization, used, total, power = _families()
-        # The library gives percent, bytes and milliwatts.
-        asked: list[tuple[GaugeMetricFamily, Callable[[Any], float]]] = [
+        utilization, used, total, power = _gpu_families()
+        # The library reports percent, bytes and milliwatts.
+        readers: list[tuple[GaugeMetricFamily, Callable[[Any], float]]] = [
             (utilization, lambda device: nvml.nvmlDeviceGetUtilizationRates(device).gpu / 100),
             (used, lambda device: nvml.nvmlDeviceGetMemoryInfo(device).used),
             (total, lambda device: nvml.nvmlDeviceGetMemoryInfo(device).total),
@@ -180,45 +177,28 @@ class GpuCollector(Collector):
         for number in range(count):
             try:
                 device = nvml.nvmlDeviceGetHandleByIndex(number)
-            except nvml.NVMLError:  # lost, or not ours to ask
+            except nvml.NVMLError:  # lost, or not accessible
                 continue
-
-            for family, ask in asked:
-                # What it does not tell is left out.
-                with contextlib.suppress(nvml.NVMLError):
-                    family.add_metric([str(number)], ask(device))
-        return [family for family in (utilization, used, total, power) if family.samples]
+            for family, read in readers:
+                with contextlib.suppress(nvml.NVMLError):  # this GPU does not report it
+                    family.add_metric([str(number)], read(device))
+        return [family for family, _ in readers if family.samples]
 
 
-def _families() -> tuple[GaugeMetricFamily, ...]:
-    return (
-        _gauge("utilization_ratio", "Share of the last second or less in which it was busy."),
-        _gauge("memory_used_bytes", "Memory of the GPU in use, by whichever process."),
-        _gauge("memory_total_bytes", "Memory of the GPU."),
-        _gauge("power_watts", "What the GPU and its memory draw."),
-    )
-
-
-def _gauge(name: str, text: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"neurona_gpu_{name}", text, labels=[GPU])
-
-
-def _find_library() -> ModuleType | None:
+def _import_nvml() -> ModuleType | None:
     try:
         return importlib.import_module("pynvml")
     except ImportError:
         return None
 
 
-class MemoryLimit(Collector):
-    """Asked for when the page is read: the limit of a running container can be changed."""
+def _gpu_families() -> tuple[GaugeMetricFamily, ...]:
+    def gauge(name: str, text: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"neurona_gpu_{name}", text, labels=[GPU_LABEL])
 
-    def __init__(self, limit: Callable[[], int | None] = memory_limit) -> None:
-        self._limit = limit
-
-    def collect(self) -> Iterable[Metric]:
-        limit = self._limit()
-        if limit is None:
-            return []
-        text = "Memory that the process may take: its container's, or else the machine's."
-        return [GaugeMetricFamily("neurona_memory_limit_bytes", text, value=limit)]
+    return (
+        gauge("utilization_ratio", "Share of the last second or less in which the GPU was busy."),
+        gauge("memory_used_bytes", "Memory of the GPU in use, by all processes."),
+        gauge("memory_total_bytes", "Total memory of the GPU."),
+        gauge("power_watts", "Power draw of the GPU and its memory."),
+    )

@@ -1,7 +1,7 @@
-"""The log of a model's failures: a caller can bring about as many as he likes.
+"""A rate-limited log of a model's failures, because callers can cause any number of them.
 
-The first of a kind is logged with all that is known of it; those like it in the minute after are
-counted, and the count is one line.
+The first failure of a kind is logged with its traceback and its request. Similar ones in the
+minute after it are counted, and logged as one line.
 """
 
 import logging
@@ -13,53 +13,63 @@ from neurona_server.errors import printable
 
 log = logging.getLogger(__name__)
 
-QUIET = 60.0
-"""Seconds after a failure in which those like it are counted."""
+QUIET_SECONDS = 60.0
+"""Seconds after a logged failure in which similar ones are only counted."""
 
-MOST_KINDS = 32
-"""In that time, of one model: all others count as one more."""
+MAX_KINDS = 32
+"""Kinds of failures in that time, for one model; all others count as one more kind."""
 
-MOST_TEXT = 1000
+MAX_KIND_LENGTH = 1000
 
 _NUMBER = re.compile(r"\d+")
 
-Later = Callable[[float, Callable[[], None]], None]
+Schedule = Callable[[float, Callable[[], None]], None]
+"""Calls the callback after so many seconds."""
 
 
-def _later(seconds: float, callback: Callable[[], None]) -> None:
+def _schedule(seconds: float, callback: Callable[[], None]) -> None:
     timer = threading.Timer(seconds, callback)
     timer.daemon = True
     timer.start()
 
 
 class RateLimitedFailureLog:
-    """Of the model `name`; any thread may tell."""
+    """Logs the failures of the model `name`. Any thread may record one."""
 
-    def __init__(self, name: str, later: Later = _later) -> None:
+    def __init__(self, name: str, schedule: Schedule = _schedule) -> None:
         self._name = name
-        self._later = later
-        self._more: dict[str, int] = {}  # by kind, since the first was logged
+        self._schedule = schedule
+        self._suppressed: dict[str, int] = {}  # by kind, since the first was logged
         self._lock = threading.Lock()
 
     def record(
         self, what: str, error: Exception, fields: Mapping[str, str | int] | None = None
     ) -> None:
-        """`what` failed with `error`; `fields` say which request that was. Errors that differ in
-        numbers only are of one kind: callers choose those."""
-        kind = _NUMBER.sub("#", f"{what}: {type(error).__name__}: {error}"[:MOST_TEXT])
+        """Log or count that `what` failed with `error`.
+
+        Errors that differ only in numbers are of one kind: callers choose the numbers.
+
+        Args:
+            what: The operation that failed.
+            error: Its exception.
+            fields: Log fields that identify the request.
+        """
+        kind = _NUMBER.sub("#", f"{what}: {type(error).__name__}: {error}"[:MAX_KIND_LENGTH])
         with self._lock:
-            if kind not in self._more and len(self._more) >= MOST_KINDS:
-                kind = "requests failed in many ways"
-            first = kind not in self._more
-            self._more[kind] = 0 if first else self._more[kind] + 1
+            if kind not in self._suppressed and len(self._suppressed) >= MAX_KINDS:
+                kind = "various failures"
+            first = kind not in self._suppressed
+            self._suppressed[kind] = 0 if first else self._suppressed[kind] + 1
         if first:
             log.error("%s: %s", self._name, what, exc_info=error, extra=fields)
-            self._later(QUIET, lambda: self._count(kind))
+            self._schedule(QUIET_SECONDS, lambda: self._log_suppressed(kind))
 
-    def _count(self, kind: str) -> None:
+    def _log_suppressed(self, kind: str) -> None:
         with self._lock:
-            more = self._more.pop(kind)
-        if more:
+            count = self._suppressed.pop(kind)
+        if count:
             log.error(
-                "%s: %d more like it within %g s: %s", self._name, more, QUIET, printable(kind)
+                "%s: suppressed %d similar %s in the last %g s: %s",
+                *(self._name, count, "error" if count == 1 else "errors"),
+                *(QUIET_SECONDS, printable(kind)),
             )

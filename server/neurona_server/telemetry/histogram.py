@@ -1,7 +1,8 @@
-"""A histogram that costs its writers next to nothing.
+"""Histograms that cost their writers next to nothing.
 
-Every request is observed twice, and prometheus_client takes a lock and walks the buckets each
-time. Here a value is only put aside; who reads the page sorts what has gathered.
+Every request is observed twice, and prometheus_client's Histogram takes a lock and walks the
+buckets each time. Here an observation is only appended to a buffer; the reader of the page sorts
+the buffer into buckets.
 """
 
 import threading
@@ -17,67 +18,70 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
-MOST_ASIDE = 10_000
-"""Values that wait to be sorted: then their writer does it."""
+MAX_BUFFERED = 10_000
+"""Observations in the buffer of one histogram; beyond that, its writer flushes it."""
 
 
 class BufferedHistogram:
-    """Of one set of labels. Any thread may write, any may read."""
+    """The histogram of one set of labels. Any thread may write or read."""
 
-    def __init__(self, buckets: Sequence[float], counted: Callable[[int], None]) -> None:
+    def __init__(self, buckets: Sequence[float], on_flush: Callable[[int], None]) -> None:
         self._bounds = np.array(buckets)
         self._counts = np.zeros(len(buckets) + 1, np.int64)
         self._sum = 0.0
-        self._aside: deque[float] = deque()
-        self._sorting = threading.Lock()
-        self._counted = counted
+        self._buffer: deque[float] = deque()
+        self._flushing = threading.Lock()
+        self._on_flush = on_flush
         self._exemplars: dict[int, Exemplar] = {}  # the newest of each bucket
 
+    def observe(self, seconds: float) -> None:
+        """Record one observation."""
+        self._buffer.append(seconds)
+        if len(self._buffer) > MAX_BUFFERED:
+            self.flush()
+
+    def observe_all(self, seconds: Iterable[float]) -> None:
+        """Record several observations."""
+        self._buffer.extend(seconds)
+        if len(self._buffer) > MAX_BUFFERED:
+            self.flush()
+
     def record_exemplar(self, seconds: float, trace_id: str) -> None:
-        """A value that was observed has a trace to look at."""
-        place = int(np.searchsorted(self._bounds, seconds))
-        self._exemplars[place] = Exemplar({"trace_id": trace_id}, seconds, time.time())
+        """Attach a trace to the bucket of an observation."""
+        bucket = int(np.searchsorted(self._bounds, seconds))
+        self._exemplars[bucket] = Exemplar({"trace_id": trace_id}, seconds, time.time())
 
     @property
     def exemplars(self) -> list[Exemplar | None]:
-        """Of each bucket, and of what is above all bounds."""
-        return [self._exemplars.get(place) for place in range(len(self._counts))]
+        """The exemplar of each bucket, the one above all bounds included."""
+        return [self._exemplars.get(bucket) for bucket in range(len(self._counts))]
 
-    def observe(self, seconds: float) -> None:
-        self._aside.append(seconds)
-        if len(self._aside) > MOST_ASIDE:
-            self.sort()
-
-    def observe_all(self, seconds: Iterable[float]) -> None:
-        self._aside.extend(seconds)
-        if len(self._aside) > MOST_ASIDE:
-            self.sort()
-
-    def sort(self) -> None:
-        with self._sorting:
-            values = [self._aside.popleft() for _ in range(len(self._aside))]
+    def flush(self) -> None:
+        """Move the buffered observations to their buckets."""
+        with self._flushing:
+            values = [self._buffer.popleft() for _ in range(len(self._buffer))]
             if not values:
                 return
-            places = np.searchsorted(self._bounds, values)
-            self._counts += np.bincount(places, minlength=len(self._counts))
+            buckets = np.searchsorted(self._bounds, values)
+            self._counts += np.bincount(buckets, minlength=len(self._counts))
             self._sum += sum(values)
-        self._counted(len(values))
+        self._on_flush(len(values))
 
-    def read(self) -> tuple[list[int], float]:
-        """How many were at most each bound, and any at all; and the sum of all."""
-        self.sort()
-        with self._sorting:
+    def cumulative(self) -> tuple[list[int], float]:
+        """Number of observations up to each bound and in total, and the sum of all."""
+        self.flush()
+        with self._flushing:
             return np.cumsum(self._counts).tolist(), self._sum
 
     @property
     def total(self) -> tuple[int, float]:
-        """How many there were, and their sum."""
-        counts, seconds = self.read()
+        """Number of observations, and their sum."""
+        counts, seconds = self.cumulative()
         return counts[-1], seconds
 
 
 class BufferedHistograms(Collector):
-    """Seconds, by the labels `model` and `version`."""
+    """A metric family of durations in seconds, by the labels `model` and `version`."""
 
     def __init__(self, name: str, text: str, buckets: Sequence[float]) -> None:
         self._name = name
@@ -87,26 +91,31 @@ class BufferedHistograms(Collector):
         self._series: dict[tuple[str, str], BufferedHistogram] = {}
 
     def series(
-        self, model: str, version: str, counted: Callable[[int], None] = lambda _: None
+        self, model: str, version: str, on_flush: Callable[[int], None] = lambda _: None
     ) -> BufferedHistogram:
-        """`counted` is told how many have been sorted, for what counts along."""
-        found = self._series.get((model, version))
-        if found is None:
-            found = BufferedHistogram(self._buckets, counted)
-            found = self._series.setdefault((model, version), found)
-        return found
+        """Return the histogram of these labels, created on the first call.
+
+        `on_flush` is called with the number of observations at each flush, for a DerivedCounter.
+        """
+        series = self._series.get((model, version))
+        if series is None:
+            series = BufferedHistogram(self._buckets, on_flush)
+            series = self._series.setdefault((model, version), series)
+        return series
 
     def remove_by_labels(self, labels: dict[str, str]) -> None:
+        """Remove the histogram of these labels, as prometheus_client's metrics do."""
         self._series.pop((labels["model"], labels["version"]), None)
 
-    def sort(self) -> None:
+    def flush(self) -> None:
+        """Flush all histograms."""
         for series in list(self._series.values()):
-            series.sort()
+            series.flush()
 
     def collect(self) -> Iterable[Metric]:
         family = HistogramMetricFamily(self._name, self._text, labels=("model", "version"))
         for labels, series in list(self._series.items()):
-            counts, seconds = series.read()
+            counts, seconds = series.cumulative()
             # Only the OpenMetrics form of the page shows exemplars.
             buckets = list(zip(self._bounds, counts, series.exemplars, strict=True))
             family.add_metric(labels, buckets, seconds)  # type: ignore[arg-type]  # may be None
@@ -114,11 +123,11 @@ class BufferedHistograms(Collector):
 
 
 class DerivedCounter(Counter):
-    """A counter that goes on as durations are sorted: they are, before it is read."""
+    """A counter that BufferedHistograms increment at each flush, flushed before it is read."""
 
-    sort: Callable[[], None] | None = None
+    flush: Callable[[], None] | None = None
 
     def collect(self) -> Iterable[Metric]:
-        if self.sort is not None:
-            self.sort()
+        if self.flush is not None:
+            self.flush()
         return super().collect()

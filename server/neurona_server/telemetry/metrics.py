@@ -1,16 +1,21 @@
-"""Every Prometheus series of the server, on one screen.
+"""Every Prometheus series of the server: `Metrics` declares them, `ModelMetrics` updates those of
+one model version.
 
-Base units, labels bounded: `model` and `version` are those that are served (a request for
-another one counts under the empty model), `outcome` is one of errors.py's or "ok".
+Names use base units (seconds, bytes). Label values are bounded: `model` and `version` are those
+that are served (a request for an unknown one counts under the empty model), `outcome` is "ok" or
+the `outcome` of an error in errors.py.
 
-Histograms are classic, with buckets. Native ones need no bounds to be chosen, but Prometheus takes
-them in its protobuf format alone (2.40 to 2.x; Debian 12 has 2.42), and prometheus_client writes
-text: there it knows them only for OpenMetrics 2.0, which no Prometheus asks for by itself.
-Classic ones are read by all, and exemplars hang on their buckets.
+Histograms are classic ones with fixed buckets. Native histograms need no buckets, but Prometheus
+reads them only from its protobuf format (2.40 to 2.x; Debian 12 has 2.42), which prometheus_client
+does not write: its text form of them is part of OpenMetrics 2.0, which no Prometheus requests by
+default. Every Prometheus reads classic histograms, and exemplars are attached to their buckets.
 
-ONNX Runtime's Python API tells nothing of what its arenas hold (looked through from 1.23 to
-1.31): the statistics are in the C API alone, for which it hands out no session. So there is no
-such series; process_resident_memory_bytes and neurona_gpu_memory_used_bytes are what can be seen.
+There is no series for the memory in ONNX Runtime's arenas: its Python API does not report it
+(checked from 1.23 to 1.31), and the C API, which does, needs a session that the Python API does
+not hand out. process_resident_memory_bytes and neurona_gpu_memory_used_bytes come closest.
+
+The file is long because it holds all series: a name, its help text and the code that updates it
+are found in one place.
 """
 
 import math
@@ -18,7 +23,7 @@ import threading
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -37,34 +42,283 @@ from neurona_server.errors import (
     UnauthenticatedError,
 )
 from neurona_server.telemetry.collectors import (
-    VERSION,
+    VERSION_LABELS,
     GpuCollector,
     LoadingCollector,
-    MemoryLimit,
+    MemoryLimitCollector,
     VersionInfo,
     VersionStateCollector,
-    WatchedCurve,
-    WatchedQueue,
 )
 from neurona_server.telemetry.histogram import BufferedHistograms, DerivedCounter
 from neurona_server.telemetry.statistics import RunPhaseCollector, RunStatistics
 
-if TYPE_CHECKING:
-    pass
-
 OUTCOMES = ("ok", "rejected", "expired", "cancelled", "invalid", "failed")
+
+REJECTION_REASONS = {
+    UnauthenticatedError: "unauthenticated",
+    PermissionDeniedError: "permission",
+    TooLargeError: "too_large",
+    QueueFullError: "too_many",
+}
+"""Errors that reject a call before it reaches a model, and their value of the label `reason`."""
+
+SECONDS_BUCKETS = (  # 100 us to 10 s
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+LOAD_SECONDS_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+ROWS_BUCKETS = tuple(2.0**power for power in range(11))  # 1 to 1024
+RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
+
+
+class ObservedQueue(Protocol):
+    """The part of a batch queue that gauges read at each scrape.
+
+    A protocol, because telemetry must not import batching.
+    """
+
+    max_batch_rows: int
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def max_rows(self) -> int: ...
+    def oldest_age(self) -> float: ...
+
+
+class ObservedCostModel(Protocol):
+    """The part of a cost model that gauges read at each scrape; see ObservedQueue."""
+
+    @property
+    def batch_sizes(self) -> Sequence[int]: ...
+    @property
+    def seconds(self) -> dict[int, float]: ...
+
+
+class _VersionSeries(Protocol):
+    def remove_by_labels(self, labels: dict[str, str]) -> None: ...
+
+
+class Metrics:
+    """All series of one server, in the given registry (tests have several servers per process)."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # A creation time for each series would double the page.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = registry
+        self._reference_counts: Counts[tuple[str, str]] = Counts()
+        self._run_statistics: dict[tuple[str, str], RunStatistics] = {}
+        self._versions_lock = threading.Lock()
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = VERSION_LABELS) -> Counter:
+            return Counter(f"neurona_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, labels: tuple[str, ...] = VERSION_LABELS) -> Gauge:
+            return Gauge(f"neurona_{name}", text, labels, registry=registry)
+
+        def histogram(
+            name: str,
+            text: str,
+            buckets: Sequence[float] = SECONDS_BUCKETS,
+            labels: tuple[str, ...] = VERSION_LABELS,
+        ) -> Histogram:
+            return Histogram(f"neurona_{name}", text, labels, buckets=buckets, registry=registry)
+
+        # Requests.
+        self.request_seconds = BufferedHistograms(
+            "neurona_request_duration_seconds",
+            "Duration of successful requests, from receiving the request to its response.",
+            SECONDS_BUCKETS,
+        )
+        self.queue_seconds = BufferedHistograms(
+            "neurona_queue_duration_seconds",
+            "Time that requests spent in the queue, from admission to their batch.",
+            SECONDS_BUCKETS,
+        )
+        for collector in (self.request_seconds, self.queue_seconds):
+            registry.register(collector)
+        self.requests = DerivedCounter(
+            "neurona_requests",
+            "Requests by outcome.",
+            ("model", "version", "outcome"),
+            registry=registry,
+        )
+        self.requests.flush = self.request_seconds.flush
+        self.unresolved = _outcome_counters(self.requests, "", "")
+        """Requests for an unknown model or version, by outcome."""
+        self.shadows = counter(
+            "shadow_requests",
+            "Requests copied to a shadow version, by how its response compared.",
+            ("model", "version", "outcome"),
+        )
+        self._rejected_calls = counter(
+            "rejected_calls", "Calls rejected before they reached a model, by reason.", ("reason",)
+        )
+        for reason in REJECTION_REASONS.values():
+            self._rejected_calls.labels(reason)
+        self.open_streams = gauge(
+            "open_streams", "Open PredictStream and ModelStreamInfer calls.", ()
+        )
+
+        # Queues.
+        self.queue_rows = gauge("queue_rows", "Rows waiting in the queue.")
+        self.queue_age = gauge("queue_oldest_seconds", "Age of the oldest request in the queue.")
+        self.queue_bytes = gauge("queue_bytes", "Bytes of input waiting in the queue.")
+        self.queue_limit = gauge(
+            "queue_limit_rows", "Queue capacity in rows; requests beyond it are rejected."
+        )
+        self.batch_limit = gauge("batch_limit_rows", "Current maximum of rows in a batch.")
+
+        # Runs.
+        self.rows = counter("rows", "Rows run, padding excluded.")
+        self.padding_rows = counter("padding_rows", "Padding rows added to reach a batch size.")
+        self.terminated_runs = counter(
+            "terminated_runs", "Runs terminated because all of their requests were cancelled."
+        )
+        self.batch_rows = histogram("batch_rows", "Rows in a run, padding excluded.", ROWS_BUCKETS)
+        self.batch_requests = histogram("batch_requests", "Requests in a run.", ROWS_BUCKETS)
+        self.run_seconds = histogram(
+            "run_duration_seconds", "Duration of a run of the model, joining the inputs included."
+        )
+        self.run_ratio = histogram(
+            "run_predicted_ratio", "Ratio of actual to predicted run duration.", RATIO_BUCKETS
+        )
+        self.predicted_seconds = gauge(
+            "run_predicted_seconds",
+            "Predicted duration of a run with this number of rows.",
+            ("model", "version", "rows"),
+        )
+        self.inline = gauge("inline", "1 if the model runs inline on the transport thread, else 0.")
+
+        # Models.
+        self.info = gauge(
+            "model_info",
+            "1 for each ready model, with its task and the ONNX Runtime provider that runs it.",
+            ("model", "version", "task", "provider"),
+        )
+        self.nodes = gauge(
+            "model_nodes",
+            "Graph nodes of the model by the ONNX Runtime provider that runs them.",
+            ("model", "version", "provider"),
+        )
+        self.degraded = gauge(
+            "model_degraded", "1 if the model runs elsewhere than requested (CPU instead of GPU)."
+        )
+        self.loads = counter("loads", "Loads of model versions by outcome.", ("model", "outcome"))
+        self.load_seconds = histogram(
+            "load_duration_seconds",
+            "Duration of loading and warming up a version, failed loads included.",
+            LOAD_SECONDS_BUCKETS,
+            ("model",),
+        )
+        self.warm_up_seconds = histogram(
+            "warm_up_duration_seconds",
+            "Duration of a version's warm-up runs (part of its load).",
+            LOAD_SECONDS_BUCKETS,
+            ("model",),
+        )
+        self.loading = LoadingCollector()
+        registry.register(self.loading)
+        registry.register(RunPhaseCollector(self._copy_run_statistics))
+
+        # The process.
+        self.serving = gauge("serving", "1 while the server's health is SERVING, else 0.", ())
+        self.transport = gauge("transport_info", "1 for the gRPC transport in use.", ("transport",))
+        self.build = gauge(
+            "build_info",
+            "1, with the versions of the server and of its main dependencies.",
+            ("version", "python", "onnxruntime", "grpcio"),
+        )
+        self.spans = counter(
+            "trace_spans", "Trace spans sent to the collector or lost, by outcome.", ("outcome",)
+        )
+        for outcome in ("sent", "lost"):
+            self.spans.labels(outcome)
+
+        self._version_series: list[_VersionSeries] = [
+            *(self.requests, self.rows, self.padding_rows, self.terminated_runs, self.batch_rows),
+            *(self.batch_requests, self.request_seconds, self.queue_seconds, self.run_seconds),
+            *(self.run_ratio, self.predicted_seconds, self.batch_limit, self.inline),
+            *(self.queue_rows, self.queue_age, self.queue_bytes, self.queue_limit, self.info),
+            *(self.shadows, self.nodes, self.degraded),
+        ]
+
+    def for_version(self, name: str, version: int) -> "ModelMetrics":
+        """Return the series of a version; they exist until every caller has released them.
+
+        A version that is being reloaded shares them with the one that it replaces.
+        """
+        key = name, str(version)
+        with self._versions_lock:
+            self._reference_counts[key] += 1
+            run_statistics = self._run_statistics.setdefault(key, RunStatistics())
+        return ModelMetrics(self, *key, run_statistics)
+
+    def release_version(self, name: str, version: str) -> None:
+        """Drop one reference to the version's series; the last one removes them."""
+        key = name, version
+        with self._versions_lock:
+            self._reference_counts[key] -= 1
+            if self._reference_counts[key] > 0:
+                return
+            del self._reference_counts[key]
+            del self._run_statistics[key]
+            for series in self._version_series:
+                series.remove_by_labels({"model": name, "version": version})
+
+    def forget_model(self, name: str) -> None:
+        """Remove the load series of a model that has no versions left.
+
+        Otherwise models that are added and removed would accumulate on the page.
+        """
+        for series in (self.load_seconds, self.warm_up_seconds, self.loads):
+            series.remove_by_labels({"model": name})
+
+    def record_rejection(self, error: Exception) -> None:
+        """Count a call that ended before its request reached a model, if `error` has a reason."""
+        if (reason := REJECTION_REASONS.get(type(error))) is not None:
+            self._rejected_calls.labels(reason).inc()
+
+    def record_load(self, name: str, seconds: float, *, ok: bool) -> None:
+        """Count one load of a version of the model, and its duration."""
+        self.loads.labels(name, "ok" if ok else "failed").inc()
+        self.load_seconds.labels(name).observe(seconds)
+
+    def record_shadow(self, name: str, version: str, outcome: str) -> None:
+        """Count one copied request, unless the version was released: that would add its series
+        again, and nothing would remove it."""
+        with self._versions_lock:
+            if self._reference_counts[name, version] > 0:
+                self.shadows.labels(name, version, outcome).inc()
+
+    def watch_versions(self, list_versions: Callable[[], Iterable[VersionInfo]]) -> None:
+        """Add the state of every version, read at each scrape."""
+        self.registry.register(VersionStateCollector(list_versions))
+
+    def watch_process(self, gpus: GpuCollector | None = None) -> None:
+        """Add what the process and the machine's GPUs use, read at each scrape."""
+        ProcessCollector(registry=self.registry)
+        GCCollector(self.registry)
+        self.registry.register(gpus or GpuCollector())
+        self.registry.register(MemoryLimitCollector())
+
+    def _copy_run_statistics(self) -> dict[tuple[str, str], RunStatistics]:
+        with self._versions_lock:
+            return dict(self._run_statistics)
 
 
 class ModelMetrics:
-    """The series of one version of one model, looked up once."""
+    """The series of one version of one model, with their labels looked up once."""
 
     def __init__(
-        self, metrics: "Metrics", name: str, version: str, run_statistics: RunStatistics
+        self, metrics: Metrics, name: str, version: str, run_statistics: RunStatistics
     ) -> None:
         self._metrics = metrics
         self._labels = (name, version)
         self.run_statistics = run_statistics
-        self.outcomes = outcomes_of(metrics.requests, name, version)
+        self.outcomes = _outcome_counters(metrics.requests, name, version)
         self._request_seconds = metrics.request_seconds.series(
             *self._labels, self.outcomes["ok"].inc
         )
@@ -79,69 +333,31 @@ class ModelMetrics:
         self._run_ratio = metrics.run_ratio.labels(*self._labels)
         self._warm_up_seconds = metrics.warm_up_seconds.labels(name)
 
-    def watch_batching(self, queue: WatchedQueue, cost_model: WatchedCurve) -> None:
-        labels = self._labels
-        self._metrics.queue_rows.labels(*labels).set_function(lambda: queue.rows)
-        self._metrics.queue_age.labels(*labels).set_function(queue.oldest_age)
-        self._metrics.queue_bytes.labels(*labels).set_function(lambda: queue.nbytes)
-        self._metrics.queue_limit.labels(*labels).set_function(lambda: queue.max_rows)
-        self._metrics.batch_limit.labels(*labels).set_function(lambda: queue.max_batch_rows)
-        # What it replaces may have had other rungs.
-        self._forget(self._metrics.predicted_seconds)
-        for batch_size in cost_model.batch_sizes:
-            gauge = self._metrics.predicted_seconds.labels(*labels, str(batch_size))
-            gauge.set_function(partial(_seconds_of, cost_model, batch_size))
-
-    def record_warm_up(self, seconds: float) -> None:
-        """Its first runs, before it served."""
-        self._warm_up_seconds.observe(seconds)
-
-    def set_model_info(self, task: str, provider: str) -> None:
-        self._forget(self._metrics.info)
-        self._metrics.info.labels(*self._labels, task, provider).set(1)
-
-    def record_shadow(self, outcome: str) -> None:
-        self._metrics.record_shadow(*self._labels, outcome)
-
-    def release(self) -> None:
-        self._metrics.release_version(*self._labels)
-
-    def record_placement(self, nodes: Mapping[str, int], degraded: bool) -> None:
-        """Which provider runs how many nodes."""
-        self._forget(self._metrics.nodes)  # what it replaces may have run elsewhere
-        for provider, count in nodes.items():
-            self._metrics.nodes.labels(*self._labels, provider).set(count)
-        self._metrics.degraded.labels(*self._labels).set(degraded)
-
-    def _forget(self, series: Gauge) -> None:
-        name, version = self._labels
-        series.remove_by_labels({"model": name, "version": version})
-
-    def record_queue_waits(self, waits: Sequence[float]) -> None:
-        """How long each request of a batch had waited when it was cut."""
-        self._queue_seconds.observe_all(waits)
-
     @property
     def request_totals(self) -> tuple[int, float]:
-        """Requests that were ok, and their seconds altogether."""
+        """Number of successful requests, and their total seconds."""
         return self._request_seconds.total
 
     @property
     def queue_totals(self) -> tuple[int, float]:
-        """Requests that have left the queue, and the seconds that they had spent in it."""
+        """Number of requests that have left the queue, and their total seconds in it."""
         return self._queue_seconds.total
 
     def record_request(self, outcome: str, seconds: float) -> None:
-        """One request, from its bytes to its answer's or its error."""
-        if outcome == "ok":  # counted as it is sorted
+        """Count one finished request; `seconds` last from its bytes to its response or error."""
+        if outcome == "ok":  # the histogram counts it when it is flushed
             self._request_seconds.observe(seconds)
         else:
             self.run_statistics.record_failure(seconds)
             self.outcomes[outcome].inc()
 
     def record_exemplar(self, seconds: float, trace_id: str) -> None:
-        """A request that was ok, and took so long, has a trace."""
+        """Attach a trace to the histogram bucket of a successful request of this duration."""
         self._request_seconds.record_exemplar(seconds, trace_id)
+
+    def record_queue_waits(self, waits: Sequence[float]) -> None:
+        """Record the seconds that each request of a new batch spent in the queue."""
+        self._queue_seconds.observe_all(waits)
 
     def record_run(
         self,
@@ -151,233 +367,68 @@ class ModelMetrics:
         seconds: tuple[float, float, float],
         predicted: float,
     ) -> None:
-        """One run of `rows` and `padding`, with its seconds for the join, the run itself and the
-        split; 0.0 if none were foretold."""
+        """Count one run of `rows` plus `padding` rows.
+
+        `seconds` are those of joining the inputs, of the run and of splitting the outputs;
+        `predicted` is 0.0 if there was no prediction.
+        """
         self.run_statistics.record_run(rows, requests, *seconds)
         self._rows.inc(rows)
         self._batch_rows.observe(rows)
         self._batch_requests.observe(requests)
-        joined_and_run = seconds[0] + seconds[1]
-        self._run_seconds.observe(joined_and_run)
+        join_and_run = seconds[0] + seconds[1]
+        self._run_seconds.observe(join_and_run)
         if padding:
             self._padding_rows.inc(padding)
         if predicted:
-            self._run_ratio.observe(joined_and_run / predicted)
+            self._run_ratio.observe(join_and_run / predicted)
+
+    def record_shadow(self, outcome: str) -> None:
+        """Count one request copied to this version as a shadow."""
+        self._metrics.record_shadow(*self._labels, outcome)
+
+    def record_warm_up(self, seconds: float) -> None:
+        """Record the duration of the runs before the version served."""
+        self._warm_up_seconds.observe(seconds)
+
+    def record_placement(self, nodes: Mapping[str, int], degraded: bool) -> None:
+        """Set how many graph nodes each provider runs."""
+        self._remove_series(self._metrics.nodes)  # the replaced version may have other providers
+        for provider, count in nodes.items():
+            self._metrics.nodes.labels(*self._labels, provider).set(count)
+        self._metrics.degraded.labels(*self._labels).set(degraded)
+
+    def set_model_info(self, task: str, provider: str) -> None:
+        """Set the info series of a version that is ready."""
+        self._remove_series(self._metrics.info)
+        self._metrics.info.labels(*self._labels, task, provider).set(1)
+
+    def watch_batching(self, queue: ObservedQueue, cost_model: ObservedCostModel) -> None:
+        """Have the gauges of queue and predictions read at each scrape."""
+        labels = self._labels
+        self._metrics.queue_rows.labels(*labels).set_function(lambda: queue.rows)
+        self._metrics.queue_age.labels(*labels).set_function(queue.oldest_age)
+        self._metrics.queue_bytes.labels(*labels).set_function(lambda: queue.nbytes)
+        self._metrics.queue_limit.labels(*labels).set_function(lambda: queue.max_rows)
+        self._metrics.batch_limit.labels(*labels).set_function(lambda: queue.max_batch_rows)
+        # The replaced version may have other batch sizes.
+        self._remove_series(self._metrics.predicted_seconds)
+        for batch_size in cost_model.batch_sizes:
+            gauge = self._metrics.predicted_seconds.labels(*labels, str(batch_size))
+            gauge.set_function(partial(_predicted_seconds, cost_model, batch_size))
+
+    def release(self) -> None:
+        """Give the series up; see `Metrics.release_version`."""
+        self._metrics.release_version(*self._labels)
+
+    def _remove_series(self, gauge: Gauge) -> None:
+        name, version = self._labels
+        gauge.remove_by_labels({"model": name, "version": version})
 
 
-def _seconds_of(cost_model: WatchedCurve, batch_size: int) -> float:
+def _predicted_seconds(cost_model: ObservedCostModel, batch_size: int) -> float:
     return cost_model.seconds.get(batch_size, math.nan)
 
 
-def outcomes_of(requests: Counter, name: str, version: str) -> dict[str, Counter]:
+def _outcome_counters(requests: Counter, name: str, version: str) -> dict[str, Counter]:
     return {outcome: requests.labels(name, version, outcome) for outcome in OUTCOMES}
-
-
-__all__ = ["OUTCOMES", "Metrics", "ModelMetrics"]
-
-SECONDS = (  # 100 us to 10 s
-    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
-    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
-)
-ROWS = tuple(2.0**power for power in range(11))  # 1 to 1024
-LOADS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
-REFUSALS = {
-    UnauthenticatedError: "unauthenticated",
-    PermissionDeniedError: "permission",
-    TooLargeError: "too_large",
-    QueueFullError: "too_many",
-}
-"""What a call is refused for before it reaches a model, as the label `reason` has it."""
-
-
-class Removable(Protocol):
-    def remove_by_labels(self, labels: dict[str, str]) -> None: ...
-
-
-class Metrics:
-    """All series, in a registry that is given: a process may have several, as tests do."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        # A creation time for each series would double the page.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = registry
-
-        self.request_seconds = BufferedHistograms(
-            "neurona_request_duration_seconds",
-            "From the request's bytes to its answer's, if it was ok.",
-            SECONDS,
-        )
-        self.queue_seconds = BufferedHistograms(
-            "neurona_queue_duration_seconds", "From admission to the cut of the batch.", SECONDS
-        )
-        for collector in (self.request_seconds, self.queue_seconds):
-            registry.register(collector)
-
-        def counter(name: str, text: str, labels: tuple[str, ...] = VERSION) -> Counter:
-            return Counter(f"neurona_{name}", text, labels, registry=registry)
-
-        def gauge(name: str, text: str, labels: tuple[str, ...] = VERSION) -> Gauge:
-            return Gauge(f"neurona_{name}", text, labels, registry=registry)
-
-        def histogram(
-            name: str,
-            text: str,
-            buckets: Sequence[float] = SECONDS,
-            labels: tuple[str, ...] = VERSION,
-        ) -> Histogram:
-            return Histogram(f"neurona_{name}", text, labels, buckets=buckets, registry=registry)
-
-        self.requests = DerivedCounter(
-            "neurona_requests",
-            "Requests by how they ended.",
-            ("model", "version", "outcome"),
-            registry=registry,
-        )
-        self.requests.sort = self.request_seconds.sort
-        self.rows = counter("rows", "Rows that ran, padding not counted.")
-        self.padding_rows = counter("padding_rows", "Rows that ran for nobody, to fill a rung.")
-        self.terminated_runs = counter(
-            "terminated_runs", "Runs stopped since nobody waited any more."
-        )
-        self.batch_rows = histogram("batch_rows", "Rows in one run, padding not counted.", ROWS)
-        self.batch_requests = histogram("batch_requests", "Requests in one run.", ROWS)
-        self.run_seconds = histogram("run_duration_seconds", "One run of the model, join included.")
-        self.run_ratio = histogram(
-            "run_predicted_ratio", "Seconds of a run by the seconds foretold for it.", RATIOS
-        )
-        self.predicted_seconds = gauge(
-            "run_predicted_seconds",
-            "What a run of so many rows is expected to take.",
-            ("model", "version", "rows"),
-        )
-        self.batch_limit = gauge("batch_limit_rows", "Rows that a batch is cut with at the most.")
-        self.inline = gauge(
-            "inline", "1 while runs are so short that the transport does them itself."
-        )
-        self.queue_rows = gauge("queue_rows", "Rows that wait for an instance.")
-        self.queue_age = gauge("queue_oldest_seconds", "How long the oldest request has waited.")
-        self.queue_bytes = gauge("queue_bytes", "Bytes of input that wait for an instance.")
-        self.queue_limit = gauge("queue_limit_rows", "Rows that may wait; more are refused.")
-        self.info = gauge(
-            "model_info",
-            "1 for a model that is ready, with the ONNX Runtime provider that runs it.",
-            ("model", "version", "task", "provider"),
-        )
-        self.load_seconds = histogram(
-            "load_duration_seconds",
-            "Load and warm-up of a version, failed ones too.",
-            LOADS,
-            ("model",),
-        )
-        self.warm_up_seconds = histogram(
-            "warm_up_duration_seconds",
-            "The first runs of a version, which are part of its load.",
-            LOADS,
-            ("model",),
-        )
-        self.loads = counter("loads", "Loads by how they ended.", ("model", "outcome"))
-        self.shadows = counter(
-            "shadow_requests",
-            "Copies of requests that a shadow got, by how its answers compared.",
-            ("model", "version", "outcome"),
-        )
-        self.nodes = gauge(
-            "model_nodes",
-            "Nodes of the model's graph by the ONNX Runtime provider that runs them.",
-            ("model", "version", "provider"),
-        )
-        self.degraded = gauge(
-            "model_degraded", "1 for a model that does not run where it should, as on a GPU."
-        )
-        self.spans = counter(
-            "trace_spans", "Spans of traced requests: sent to the collector, or lost.", ("outcome",)
-        )
-        for outcome in ("sent", "lost"):
-            self.spans.labels(outcome)
-        self.transport = gauge(
-            "transport_info", "1 for the transport that serves gRPC.", ("transport",)
-        )
-        self.build = gauge(
-            "build_info",
-            "1, with the versions of the server and of what it stands on.",
-            ("version", "python", "onnxruntime", "grpcio"),
-        )
-        self.serving = gauge("serving", "1 while the server is SERVING by its health, else 0.", ())
-        self.open_streams = gauge(
-            "open_streams", "PredictStream and ModelStreamInfer calls under way.", ()
-        )
-        self._refused = counter(
-            "rejected_calls", "Calls that were refused before they reached a model.", ("reason",)
-        )
-        for reason in REFUSALS.values():
-            self._refused.labels(reason)
-        self.unresolved = outcomes_of(self.requests, "", "")
-
-        self._of_version: list[Removable] = [
-            *(self.requests, self.rows, self.padding_rows, self.terminated_runs, self.batch_rows),
-            *(self.batch_requests, self.request_seconds, self.queue_seconds, self.run_seconds),
-            *(self.run_ratio, self.predicted_seconds, self.batch_limit, self.inline),
-            *(self.queue_rows, self.queue_age, self.queue_bytes, self.queue_limit, self.info),
-            *(self.shadows, self.nodes, self.degraded),
-        ]
-        self._holders: Counts[tuple[str, str]] = Counts()
-        self._tallies: dict[tuple[str, str], RunStatistics] = {}
-        self._holding = threading.Lock()
-        self.loading = LoadingCollector()
-        registry.register(self.loading)
-        registry.register(RunPhaseCollector(self._copy_tallies))
-
-    def record_shadow(self, name: str, version: str, outcome: str) -> None:
-        """Nothing once the version is released: its series would be there again, for good."""
-        with self._holding:
-            if self._holders[name, version] > 0:
-                self.shadows.labels(name, version, outcome).inc()
-
-    def for_version(self, name: str, version: int) -> "ModelMetrics":
-        """The series of a version, which are there until each that asked has released them: a
-        version that is loaded anew has them together with the one that it replaces."""
-        with self._holding:
-            self._holders[name, str(version)] += 1
-            tally = self._tallies.setdefault((name, str(version)), RunStatistics())
-        return ModelMetrics(self, name, str(version), tally)
-
-    def release_version(self, name: str, version: str) -> None:
-        with self._holding:
-            self._holders[name, version] -= 1
-            if self._holders[name, version] > 0:
-                return
-            del self._holders[name, version]
-            del self._tallies[name, version]
-            for series in self._of_version:
-                series.remove_by_labels({"model": name, "version": version})
-
-    def forget_model(self, name: str) -> None:
-        """The model is gone, all its versions with it: so are its loads, or names that come and
-        go would stay on the page for good."""
-        for series in (self.load_seconds, self.warm_up_seconds, self.loads):
-            series.remove_by_labels({"model": name})
-
-    def record_rejection(self, error: Exception) -> None:
-        """A call that a transport ended before its request came to a model, or to a wrong one."""
-        if (reason := REFUSALS.get(type(error))) is not None:
-            self._refused.labels(reason).inc()
-
-    def record_load(self, name: str, seconds: float, *, ok: bool) -> None:
-        self.loads.labels(name, "ok" if ok else "failed").inc()
-        self.load_seconds.labels(name).observe(seconds)
-
-    def watch_versions(self, known: Callable[[], Iterable[VersionInfo]]) -> None:
-        """Has the state of every version read when the page is."""
-        self.registry.register(VersionStateCollector(known))
-
-    def watch_process(self, gpus: GpuCollector | None = None) -> None:
-        """Has what the process and the GPUs of its machine use read when the page is."""
-        ProcessCollector(registry=self.registry)
-        GCCollector(self.registry)
-        self.registry.register(gpus or GpuCollector())
-        self.registry.register(MemoryLimit())
-
-    def _copy_tallies(self) -> dict[tuple[str, str], RunStatistics]:
-        with self._holding:
-            return dict(self._tallies)

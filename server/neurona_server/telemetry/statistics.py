@@ -1,7 +1,7 @@
-"""What Prometheus' series do not tell of a model: its runs by their exact size, and what requests
-that failed took.
+"""Statistics that Prometheus' series do not hold: runs by their exact number of rows, and the
+time spent in requests that failed.
 
-Every thread counts for itself, without a lock, and a reader adds up.
+Each thread counts on its own, without a lock; readers add the threads up.
 """
 
 import threading
@@ -13,42 +13,19 @@ from prometheus_client.core import SummaryMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from neurona_server.telemetry.collectors import VERSION
-
-
-class RunPhaseCollector(Collector):
-    def __init__(self, tallies: Callable[[], Mapping[tuple[str, str], "RunStatistics"]]) -> None:
-        """`tallies`: of each version, by name and version; a copy."""
-        self._tallies = tallies
-
-    def collect(self) -> Iterable[Metric]:
-        join = SummaryMetricFamily(
-            "neurona_join_duration_seconds",
-            "What it took to join the rows of a run's requests.",
-            labels=VERSION,
-        )
-        split = SummaryMetricFamily(
-            "neurona_split_duration_seconds",
-            "What it took to give each request its rows of the answer, and to send them.",
-            labels=VERSION,
-        )
-        for labels, tally in self._tallies().items():
-            runs, joining, splitting = tally.phase_totals()
-            join.add_metric(labels, runs, joining)
-            split.add_metric(labels, runs, splitting)
-        return [join, split]
+from neurona_server.telemetry.collectors import VERSION_LABELS
 
 
 @dataclass(slots=True)
 class SizeStatistics:
-    """Runs of one size. Seconds are sums over runs."""
+    """Runs with the same number of rows. Seconds are sums over runs."""
 
     runs: int = 0
     requests: int = 0
     join: float = 0.0
     run: float = 0.0
     split: float = 0.0
-    # The same, each run taken as many times as it had requests: what all requests spent in it.
+    # Sums over requests instead: the seconds of a run count once for each of its requests.
     request_join: float = 0.0
     request_run: float = 0.0
     request_split: float = 0.0
@@ -56,29 +33,33 @@ class SizeStatistics:
 
 @dataclass(slots=True)
 class RunCounts:
-    """What one thread has seen, or all of them together."""
+    """Counts of one thread, or of all threads together."""
 
     sizes: dict[int, SizeStatistics] = field(default_factory=dict)
-    """By rows, padding not counted."""
+    """By rows, padding excluded."""
 
     failures: int = 0
     failure_seconds: float = 0.0
     last_run: float = 0.0
-    """Seconds since 1970; 0.0 if there was none."""
+    """Seconds since 1970; 0.0 if there was no run."""
 
 
 class RunStatistics:
-    """Any thread may write, any may read; a reader may miss what is being written."""
+    """Runs and failures of one version of a model.
+
+    Any thread may record or read; a reader may miss what is being recorded.
+    """
 
     def __init__(self) -> None:
-        # A thread that ends leaves its counts; one that gets its number goes on with them.
+        # The counts of a thread that ends stay; a later thread with its number continues them.
         self._threads: dict[int, RunCounts] = {}
 
     def record_run(self, rows: int, requests: int, join: float, run: float, split: float) -> None:
-        own = self._own()
-        size = own.sizes.get(rows)
+        """Count one run, with the seconds of its three phases."""
+        counts = self._thread_counts()
+        size = counts.sizes.get(rows)
         if size is None:
-            size = own.sizes[rows] = SizeStatistics()
+            size = counts.sizes[rows] = SizeStatistics()
         size.runs += 1
         size.requests += requests
         size.join += join
@@ -87,17 +68,18 @@ class RunStatistics:
         size.request_join += join * requests
         size.request_run += run * requests
         size.request_split += split * requests
-        own.last_run = time.time()
+        counts.last_run = time.time()
 
     def record_failure(self, seconds: float) -> None:
-        own = self._own()
-        own.failures += 1
-        own.failure_seconds += seconds
+        """Count one request that did not succeed after `seconds`."""
+        counts = self._thread_counts()
+        counts.failures += 1
+        counts.failure_seconds += seconds
 
     def phase_totals(self) -> tuple[int, float, float]:
-        """Runs, and the seconds that all their joins and all their splits took."""
-        own = list(self._threads.values())
-        sizes = [size for counts in own for size in list(counts.sizes.values())]
+        """Number of runs, total seconds of their joins, total seconds of their splits."""
+        threads = list(self._threads.values())
+        sizes = [size for counts in threads for size in list(counts.sizes.values())]
         return (
             sum([size.runs for size in sizes]),
             sum([size.join for size in sizes]),
@@ -105,20 +87,48 @@ class RunStatistics:
         )
 
     def total(self) -> RunCounts:
+        """Add the counts of all threads up."""
         total = RunCounts()
         for counts in list(self._threads.values()):
             for rows, size in list(counts.sizes.items()):
-                _add(total.sizes.setdefault(rows, SizeStatistics()), size, _RUNS)
-            _add(total, counts, _SUMS)
+                _add(total.sizes.setdefault(rows, SizeStatistics()), size, _SIZE_FIELDS)
+            _add(total, counts, _SUMMED_FIELDS)
             total.last_run = max(total.last_run, counts.last_run)
         return total
 
-    def _own(self) -> RunCounts:
+    def _thread_counts(self) -> RunCounts:
         number = threading.get_ident()
-        own = self._threads.get(number)
-        if own is None:
-            own = self._threads[number] = RunCounts()
-        return own
+        counts = self._threads.get(number)
+        if counts is None:
+            counts = self._threads[number] = RunCounts()
+        return counts
+
+
+class RunPhaseCollector(Collector):
+    """Seconds spent joining and splitting, from the run statistics of all versions."""
+
+    def __init__(
+        self, copy_statistics: Callable[[], Mapping[tuple[str, str], RunStatistics]]
+    ) -> None:
+        """`copy_statistics` returns a copy of the statistics by model name and version."""
+        self._copy_statistics = copy_statistics
+
+    def collect(self) -> Iterable[Metric]:
+        join = SummaryMetricFamily(
+            "neurona_join_duration_seconds",
+            "Time spent joining the inputs of a run's requests.",
+            labels=VERSION_LABELS,
+        )
+        split = SummaryMetricFamily(
+            "neurona_split_duration_seconds",
+            "Time spent splitting a run's outputs by request and sending the responses.",
+            labels=VERSION_LABELS,
+        )
+        for labels, statistics in self._copy_statistics().items():
+            runs, join_seconds, split_seconds = statistics.phase_totals()
+            join.add_metric(labels, runs, join_seconds)
+            split.add_metric(labels, runs, split_seconds)
+        return [join, split]
 
 
 def _add(total: object, part: object, names: Iterable[str]) -> None:
@@ -126,5 +136,5 @@ def _add(total: object, part: object, names: Iterable[str]) -> None:
         setattr(total, name, getattr(total, name) + getattr(part, name))
 
 
-_RUNS = [one.name for one in fields(SizeStatistics)]
-_SUMS = [one.name for one in fields(RunCounts) if one.name not in ("sizes", "last_run")]
+_SIZE_FIELDS = [one.name for one in fields(SizeStatistics)]
+_SUMMED_FIELDS = [one.name for one in fields(RunCounts) if one.name not in ("sizes", "last_run")]

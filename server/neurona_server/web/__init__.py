@@ -1,1 +1,7 @@
-"""What is on the port of metrics, over HTTP: `/metrics`, `/healthz` and a page for people, `/`."""
+"""The metrics port, over HTTP: /metrics, /healthz and the status page at /.
+
+server     accepts connections, and bounds their number, size and time
+http       parses requests and encodes responses
+endpoints  answers each path
+page       the status page: HTML, CSS and JavaScript
+"""

@@ -1,7 +1,7 @@
-"""HTTP/1.1 as far as this port needs it (RFC 9112): a request's head, a whole response.
+"""HTTP/1.1 as far as the metrics port needs it (RFC 9112): the head of a request, and a response.
 
-One request on each connection: who reads metrics comes every few seconds, and a connection that
-is kept would be one more thing to bound.
+Each connection carries one request: metrics are read every few seconds, and connections that stay
+open would have to be bounded too.
 """
 
 import re
@@ -10,54 +10,26 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from urllib.parse import parse_qs
 
+PLAIN_TEXT = "text/plain; charset=utf-8"
 
-def quality(header: str, *names: str) -> float:
-    """How much it wants the best of `names`, 0.0 to 1.0; 0.0: not at all.
+MAX_QUERY_FIELDS = 100
 
-    Parameters other than q are passed over. A value that cannot be read counts as 0.0.
-    """
-    best = 0.0
-    for part in header.split(","):
-        name, *parameters = [piece.strip().lower() for piece in part.split(";")]
-        if name in names:
-            wanted = [one[2:] for one in parameters if one.startswith("q=")]
-            best = max(best, _number(wanted[0]) if wanted else 1.0)
-    return best
+_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+"""Characters that no line may contain: a proxy before us could split lines differently."""
 
-
-def wants_openmetrics(accept: str) -> bool:
-    return 0.0 < quality(accept, "application/openmetrics-text") >= quality(accept, "text/plain")
-
-
-def takes_gzip(accept_encoding: str) -> bool:
-    named = [part.partition(";")[0].strip().lower() for part in accept_encoding.split(",")]
-    return quality(accept_encoding, "gzip" if "gzip" in named else "*") > 0.0
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        return 0.0
-    return value if 0.0 <= value <= 1.0 else 0.0
-
-
-TEXT = "text/plain; charset=utf-8"
-
-CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-"""What no line may have in it: a proxy before us could see other lines than we do."""
-
-REQUEST_LINE = re.compile(r"([A-Za-z]+) (?:http://[^/?#]+)?(/[^ ]*) HTTP/1\.[0-9]")
-"""A target with a scheme and a host is for proxies, but must be understood (section 3.2.2)."""
+_REQUEST_LINE = re.compile(r"([A-Za-z]+) (?:http://[^/?#]+)?(/[^ ]*) HTTP/1\.[0-9]")
+"""A target with a scheme and host is for proxies, but must be accepted (section 3.2.2)."""
 
 
 @dataclass(frozen=True)
-class Request:
+class HttpRequest:
+    """The head of a request."""
+
     method: str
     path: str
     query: Mapping[str, list[str]]
     headers: Mapping[str, str]
-    """By name in lower case; of several with a name, joined by commas."""
+    """By name in lower case; several with the same name are joined by commas."""
 
     @property
     def has_body(self) -> bool:
@@ -65,20 +37,26 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Response:
+class HttpResponse:
+    """A response with its whole content."""
+
     status: HTTPStatus
     content: bytes
-    kind: str = TEXT
+    content_type: str = PLAIN_TEXT
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def parse(head: bytes) -> Request:
-    """Raises ValueError when it is no head of a request."""
+def parse_request(head: bytes) -> HttpRequest:
+    """Parse the head of a request.
+
+    Raises:
+        ValueError: It is not a valid head of an HTTP/1.1 request.
+    """
     lines = head.decode("latin-1").removeprefix("\r\n").split("\r\n")
-    found = REQUEST_LINE.fullmatch(lines[0])
-    if found is None or any(map(CONTROLS.search, lines)):
-        raise ValueError("not HTTP/1.1")
-    method, target = found.groups()
+    match = _REQUEST_LINE.fullmatch(lines[0])
+    if match is None or any(map(_CONTROLS.search, lines)):
+        raise ValueError("invalid request line")
+    method, target = match.groups()
     path, _, query = target.partition("#")[0].partition("?")
     headers: dict[str, str] = {}
     for line in lines[1:]:
@@ -86,15 +64,16 @@ def parse(head: bytes) -> Request:
             continue
         name, colon, value = line.partition(":")
         if not colon or name != name.strip():
-            raise ValueError("not a header")
+            raise ValueError("invalid header")
         name = name.lower()
         headers[name] = ",".join(filter(None, [headers.get(name), value.strip()]))
-    return Request(method, path, parse_qs(query, max_num_fields=100), headers)
+    return HttpRequest(method, path, parse_qs(query, max_num_fields=MAX_QUERY_FIELDS), headers)
 
 
-def encode(response: Response, *, head_only: bool = False) -> bytes:
+def encode_response(response: HttpResponse, *, head_only: bool = False) -> bytes:
+    """Encode a response; `head_only` for the method HEAD."""
     headers = {
-        "Content-Type": response.kind,
+        "Content-Type": response.content_type,
         "Content-Length": str(len(response.content)),
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",
@@ -107,5 +86,39 @@ def encode(response: Response, *, head_only: bool = False) -> bytes:
     return head if head_only else head + response.content
 
 
-def error(status: HTTPStatus, text: str, **headers: str) -> Response:
-    return Response(status, f"{text}\n".encode(), headers=headers)
+def error_response(status: HTTPStatus, text: str, **headers: str) -> HttpResponse:
+    """Make a response with a line of plain text."""
+    return HttpResponse(status, f"{text}\n".encode(), headers=headers)
+
+
+def prefers_openmetrics(accept: str) -> bool:
+    """Whether a header Accept prefers OpenMetrics to plain text."""
+    return 0.0 < _quality(accept, "application/openmetrics-text") >= _quality(accept, "text/plain")
+
+
+def accepts_gzip(accept_encoding: str) -> bool:
+    """Whether a header Accept-Encoding accepts gzip, by name or as `*`."""
+    names = [part.partition(";")[0].strip().lower() for part in accept_encoding.split(",")]
+    return _quality(accept_encoding, "gzip" if "gzip" in names else "*") > 0.0
+
+
+def _quality(header: str, *names: str) -> float:
+    """Highest quality value of any of `names`, 0.0 (not accepted) to 1.0.
+
+    Parameters other than q are ignored. A value that cannot be parsed counts as 0.0.
+    """
+    best = 0.0
+    for part in header.split(","):
+        name, *parameters = [piece.strip().lower() for piece in part.split(";")]
+        if name in names:
+            values = [one[2:] for one in parameters if one.startswith("q=")]
+            best = max(best, _parse_quality(values[0]) if values else 1.0)
+    return best
+
+
+def _parse_quality(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return value if 0.0 <= value <= 1.0 else 0.0

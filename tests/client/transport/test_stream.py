@@ -153,13 +153,13 @@ def test_requests_in_flight_are_bounded_and_the_others_wait(make_server, wait_un
 def test_a_stream_that_reaches_its_maximum_age_is_replaced_without_failures(make_server):
     options = ListenerOptions(max_connection_age=0.1, max_connection_age_grace=0.15)
     server = make_server(options=options)
-    end = time.monotonic() + 2
+    end = time.monotonic() + 60
     with Client(address(server), timeout=20) as client:
         streams = set()
-        while time.monotonic() < end:
+        while len(streams) < 4:
             assert client.predict("classifier", ROW).label == "cat"
-            streams.add(id(client._base.pool.endpoints[0].stream))
-    assert len(streams) > 1
+            streams.add(client._base.pool.endpoints[0].stream)
+            assert time.monotonic() < end
 
 
 def test_a_restarted_server_is_used_again(make_server):

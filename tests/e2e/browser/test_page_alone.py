@@ -4,7 +4,7 @@ import time
 
 import pytest
 from prometheus_client import CollectorRegistry
-from support.fake_nvml import SmallNvml
+from support.fake_nvml import FakeNvml
 
 from neurona_server.telemetry.collectors import GpuCollector, VersionInfo
 from neurona_server.telemetry.metrics import Metrics
@@ -88,10 +88,10 @@ def test_a_server_that_does_not_serve_says_so(browser, site, state, word):
 
 
 def test_gpus_are_shown_where_there_are_some(browser, site, picture):
-    site.metrics.registry.register(GpuCollector(SmallNvml(2, missing=["power"])))
+    site.metrics.registry.register(GpuCollector(FakeNvml(2, missing=["power"])))
     browser.open(site.url)
     browser.wait("!document.getElementById('gpus').hidden")
-    assert "No model is known yet" in browser.text("#models")
+    assert "No models yet" in browser.text("#models")
     assert browser.text("#gpus").split("\n")[0] == "GPU 0 37 % busy · 3.0 GiB of 16 GiB"
     picture("gpus")
 

@@ -11,7 +11,8 @@ from support import onnx_models
 from neurona_protos.prediction_pb2 import DataType, ModelMetadata, State, Task
 from neurona_server.errors import LoadError
 from neurona_server.models.model import Model
-from neurona_server.models.onnx.session import CPU, RuntimeOptions, Session
+from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
+from neurona_server.models.onnx.session import Session
 from neurona_server.models.options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.telemetry.metrics import Metrics
@@ -165,17 +166,17 @@ def test_what_a_tensor_cannot_carry_is_refused_by_name(load, tmp_path):
         ),
         (
             ModelMetadata(task=Task.TASK_CLASSIFICATION, answer="count"),
-            "'count' is INT64 of shape .*, which is not a classification's",
+            "'count' is INT64 of shape .*; expected 2 axes for a classification",
         ),
         (
             ModelMetadata(task=Task.TASK_CLASSIFICATION, answer="whole"),
-            "'whole' is UINT8 of shape .*, which holds no such numbers",
+            "'whole' is UINT8 of shape .*; expected floats for a classification",
         ),
         (
             ModelMetadata(task=Task.TASK_REGRESSION, answer="text"),
-            "'text' is STRING of shape .*, which holds no such numbers",
+            "'text' is STRING of shape .*; expected numbers for a regression",
         ),
-        (ModelMetadata(task=7, answer="y"), "the task 7, which is not known"),
+        (ModelMetadata(task=7, answer="y"), "an unknown task 7"),
     ],
 )
 def test_metadata_that_contradict_the_graph_are_refused(load, tmp_path, metadata, message):

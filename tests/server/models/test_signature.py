@@ -27,7 +27,7 @@ def inputs(rows=2, time=5, **other):
     }
 
 
-def test_what_fits_has_its_rows_counted(signature):
+def test_check_returns_the_number_of_rows(signature):
     assert signature.check(inputs(rows=7)) == 7
 
 
@@ -48,38 +48,38 @@ def test_requests_share_a_group_when_only_their_rows_differ(signature):
         ({"table": (FLOAT, ())}, r"'table' is FLOAT of shape \[\]; expected"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(signature, other, message):
+def test_wrong_input_is_rejected_by_name(signature, other, message):
     with pytest.raises(InvalidArgumentError, match=message):
         signature.check(inputs(**other))
 
 
-def test_a_missing_input_is_named(signature):
+def test_missing_input_is_named(signature):
     with pytest.raises(InvalidArgumentError, match="inputs none; expected 'tokens'"):
         signature.check({})
 
 
-def test_an_empty_batch_is_refused(signature):
+def test_empty_batch_is_rejected(signature):
     with pytest.raises(InvalidArgumentError, match=r"'tokens' is INT64 of shape \[0, 5\]"):
         signature.check(inputs(rows=0))
 
 
-def test_a_negative_size_is_refused(signature):
+def test_negative_size_is_rejected(signature):
     with pytest.raises(InvalidArgumentError, match=r"'tokens' is INT64 of shape \[-1, 5\]"):
         signature.check(inputs(rows=-1))
 
 
-def test_a_name_of_any_length_and_sort_is_quoted_shortly(signature):
+def test_any_name_is_quoted_and_shortened(signature):
     with pytest.raises(InvalidArgumentError) as caught:
         signature.check({"\n" * 100_000: (FLOAT, (1,))})
     assert len(str(caught.value)) < 300
     assert "\n" not in str(caught.value)
 
 
-def test_a_sequence_without_steps_is_refused(signature):
+def test_sequence_without_steps_is_rejected(signature):
     with pytest.raises(InvalidArgumentError, match=r"shape \[2, 0\]"):
         signature.check(inputs(time=0))
 
 
-def test_a_model_without_a_batch_axis_has_one_row():
+def test_model_without_a_batch_axis_has_one_row():
     signature = Signature([TensorSpec("x", FLOAT, ())], [], batched=False)
     assert signature.check({"x": (FLOAT, ())}) == 1

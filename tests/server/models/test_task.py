@@ -1,4 +1,4 @@
-"""What model.toml makes of a model that says nothing of itself: asked through a real server."""
+"""Tasks, labels and axes from model.toml, for models without metadata of their own."""
 
 import logging
 
@@ -23,7 +23,7 @@ from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import LoadError
 from neurona_server.models.model import Model
-from neurona_server.models.onnx.session import CPU, RuntimeOptions
+from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 from neurona_server.models.options import ModelOptions, options_for
 from neurona_server.models.repository.scanner import ModelSource, read_settings
 from neurona_server.models.repository.settings import ModelSettings, TensorSettings, ValueSettings
@@ -37,7 +37,7 @@ LOGITS = np.float32([[1, 2, 4], [0, -1, -1]])
 
 
 def save_logits(path, **others):
-    """logits = x; two more outputs that no classification has for an answer."""
+    """Save logits = x, with outputs that cannot answer a classification beside it."""
     return onnx_models.save(
         path,
         [
@@ -57,7 +57,7 @@ def save_logits(path, **others):
 
 @pytest.fixture
 def serve(tmp_path):
-    """A server for one folder, which the test has filled."""
+    """Return a function that serves one model with the given model.toml."""
     servers = []
 
     def serve(toml, save=save_logits, **others):
@@ -76,13 +76,13 @@ def load(tmp_path):
     def load(toml, save=save_logits, **others):
         path = save(tmp_path / "m" / "1" / "model.onnx", **others)
         (tmp_path / "m" / "model.toml").write_text(toml)
-        found = ModelSource("m", 1, path, read_settings(tmp_path / "m"))
-        return Model(found, ModelOptions(), Metrics(CollectorRegistry()))
+        source = ModelSource("m", 1, path, read_settings(tmp_path / "m"))
+        return Model(source, ModelOptions(), Metrics(CollectorRegistry()))
 
     return load
 
 
-def ask(x, **others):
+def predict_request(x, **others):
     return PredictRequest(model="m", inputs=[to_tensor("x", np.asarray(x))], **others)
 
 
@@ -92,34 +92,34 @@ def describe(server):
 
 def test_logits_become_a_classification(serve):
     server = serve('task = "classification"\nlabels = ["ant", "bee", "cat"]\nsoftmax = true')
-    request = ask(LOGITS, top_k=3, raw_outputs=True)
+    request = predict_request(LOGITS, top_k=3, raw_outputs=True)
     response = server.prediction.Classify(request, timeout=10)
     rows = response.classification.rows
     assert [list(row.labels) for row in rows] == [["cat", "bee", "ant"], ["ant", "bee", "cat"]]
     powers = np.exp(LOGITS.astype(np.float64))
     expected = np.sort(powers / powers.sum(axis=1, keepdims=True))[:, ::-1]
     np.testing.assert_allclose([row.probabilities for row in rows], expected, rtol=1e-6)
-    np.testing.assert_array_equal(to_array(response.outputs[0]), LOGITS)  # raw stays raw
+    np.testing.assert_array_equal(to_array(response.outputs[0]), LOGITS)  # raw outputs stay logits
     metadata = describe(server).metadata
     assert (metadata.task, metadata.answer) == (Task.TASK_CLASSIFICATION, "logits")
 
 
-def test_without_softmax_the_answer_is_as_it_is(serve):
+def test_without_softmax_the_output_is_unchanged(serve):
     server = serve('task = "classification"')
-    rows = server.prediction.Predict(ask(LOGITS), timeout=10).classification.rows
+    rows = server.prediction.Predict(predict_request(LOGITS), timeout=10).classification.rows
     assert [(list(row.labels), list(row.probabilities)) for row in rows] == [
         (["2"], [4]),
         (["0"], [0]),
     ]
 
 
-def test_a_regression_with_units_and_descriptions(serve):
+def test_regression_with_units_and_descriptions(serve):
     server = serve(
         'task = "regression"\nanswer = "logits"\ndescription = "three prices"\n'
         'values = [{name = "a", unit = "EUR"}, {name = "b"}, {unit = "USD"}]\n'
-        'inputs.x = {description = "as they came", unit = "kg"}'
+        'inputs.x = {description = "raw weights", unit = "kg"}'
     )
-    regression = server.prediction.Regress(ask(LOGITS[:1]), timeout=10).regression
+    regression = server.prediction.Regress(predict_request(LOGITS[:1]), timeout=10).regression
     values = [(value.name, value.unit) for value in regression.values]
     assert values == [("a", "EUR"), ("b", ""), ("logits", "USD")]
     assert list(regression.rows[0].values) == [1, 2, 4]
@@ -128,17 +128,17 @@ def test_a_regression_with_units_and_descriptions(serve):
         description="three prices",
         answer="logits",
         values=regression.values,
-        inputs=[InputDescription(name="x", description="as they came", unit="kg")],
+        inputs=[InputDescription(name="x", description="raw weights", unit="kg")],
     )
 
 
-def test_a_unit_alone(load):
+def test_unit_without_values(load):
     model = load('task = "regression"\nanswer = "best"\nunit = "pieces"')
     assert [*model.metadata.values] == [ValueDescription(name="best", unit="pieces")]
 
 
-def test_settings_win_over_what_the_file_says(serve):
-    said = ModelMetadata(
+def test_settings_take_precedence_over_the_metadata(serve):
+    file_metadata = ModelMetadata(
         task=Task.TASK_CLASSIFICATION,
         answer="logits",
         labels=["a", "b", "c"],
@@ -147,19 +147,21 @@ def test_settings_win_over_what_the_file_says(serve):
         figures={"test_accuracy": 0.5},
     )
     toml = 'labels = ["x", "y", "z"]\ndescription = "new"\ninputs.x.description = "new"'
-    metadata = describe(serve(toml, metadata=said)).metadata
+    metadata = describe(serve(toml, metadata=file_metadata)).metadata
     expected = ModelMetadata()
-    expected.CopyFrom(said)
+    expected.CopyFrom(file_metadata)
     expected.description = expected.inputs[0].description = "new"
     expected.labels[:] = ["x", "y", "z"]
     assert metadata == expected
 
 
-def test_another_task_than_the_file_says_takes_nothing_of_its_answer(load):
-    said = ModelMetadata(task=Task.TASK_CLASSIFICATION, answer="logits", labels=["a", "b", "c"])
-    model = load('task = "tensors"', metadata=said)
+def test_another_task_than_in_the_metadata_discards_their_answer(load):
+    file_metadata = ModelMetadata(
+        task=Task.TASK_CLASSIFICATION, answer="logits", labels=["a", "b", "c"]
+    )
+    model = load('task = "tensors"', metadata=file_metadata)
     assert (model.metadata, model.answer) == (ModelMetadata(), -1)
-    metadata = load('task = "regression"\nanswer = "best"', metadata=said).metadata
+    metadata = load('task = "regression"\nanswer = "best"', metadata=file_metadata).metadata
     assert metadata == ModelMetadata(task=Task.TASK_REGRESSION, answer="best")
 
 
@@ -168,8 +170,14 @@ def test_another_task_than_the_file_says_takes_nothing_of_its_answer(load):
     [
         ('task = "regression"', "expected one of ['logits', 'best']"),
         ('task = "classification"\nanswer = "logit"', "are ['logits', 'best']; did you mean 'logi"),
-        ('task = "classification"\nanswer = "best"', "'best' is INT64 of shape [n], which is not"),
-        ('task = "classification"\nlabels = ["a"]', "describe 1 columns of 'logits' FLOAT of sha"),
+        (
+            'task = "classification"\nanswer = "best"',
+            "'best' is INT64 of shape [n]; expected 2",
+        ),
+        (
+            'task = "classification"\nlabels = ["a"]',
+            "describe 1 columns of 'logits', which is",
+        ),
         ('task = "regression"\nanswer = "logits"\nunit = "m"', "describe 1 columns of 'logits'"),
         (
             'labels = ["a"]',
@@ -189,7 +197,7 @@ def test_another_task_than_the_file_says_takes_nothing_of_its_answer(load):
         ),
         (
             "inputs.x.axes = ['batch']",
-            "name 1 axes of input 'x', which is FLOAT of shape [n, 3]; exp",
+            "name 1 axes of input 'x', which is FLOAT of shape [n, 3]; expected 2",
         ),
         (
             "inputs.x.axes = ['time', '']\nbatched = true",
@@ -197,13 +205,13 @@ def test_another_task_than_the_file_says_takes_nothing_of_its_answer(load):
         ),
     ],
 )
-def test_what_does_not_fit_the_graph_is_refused(load, toml, message):
+def test_settings_that_contradict_the_graph_are_rejected(load, toml, message):
     with pytest.raises(LoadError) as caught:
         load(toml)
     assert message in str(caught.value)
 
 
-def test_of_two_candidates_the_conventional_name_is_taken_or_none(load):
+def test_conventional_name_decides_between_two_candidates(load):
     with pytest.raises(LoadError, match=r"expected one of \['logits', 'again'\]"):
         load('task = "classification"', two=True)
     spec = TensorSpec("probabilities", FLOAT, ("n", 3))
@@ -212,18 +220,16 @@ def test_of_two_candidates_the_conventional_name_is_taken_or_none(load):
     assert find_task({}, {}, [], [other, spec], settings).index == 1
 
 
-def test_no_candidate_at_all():
+def test_no_candidate():
     outputs = [TensorSpec("n", DataType.DATA_TYPE_INT64, ()), TensorSpec("b", FLOAT, (None,))]
-    with pytest.raises(
-        LoadError, match=r"no output can be the answer of a classification; .*'n' \("
-    ):
+    with pytest.raises(LoadError, match=r"no output can answer a classification; .*'n' \("):
         find_task({}, {}, [], outputs, ModelSettings(task=Task.TASK_CLASSIFICATION))
 
 
-def test_bits_of_bfloat16_are_no_numbers():
+def test_bits_of_bfloat16_are_not_numbers():
     outputs = [TensorSpec("y", DataType.DATA_TYPE_BFLOAT16, (None, 1))]
     settings = ModelSettings(task=Task.TASK_REGRESSION, answer="y")
-    with pytest.raises(LoadError, match="'y' is BFLOAT16 of shape .*, which holds no such numbers"):
+    with pytest.raises(LoadError, match="'y' is BFLOAT16 of shape .*; expected numbers"):
         find_task({}, {}, [], outputs, settings)
 
 
@@ -233,60 +239,60 @@ class TestMapByClass:
         TensorSpec("map", FLOAT, (None, None)),
     )
 
-    def find(self, **said):
-        return find_task({}, {"map": ("ant", "bee")}, [], self.OUTPUTS, ModelSettings(**said))
+    def find(self, **settings):
+        return find_task({}, {"map": ("ant", "bee")}, [], self.OUTPUTS, ModelSettings(**settings))
 
-    def test_its_keys_are_the_labels(self):
-        for said in ({}, {"task": Task.TASK_CLASSIFICATION}):
-            found = self.find(**said)
-            assert (found.index, [*found.metadata.labels]) == (1, ["ant", "bee"])
+    def test_keys_are_the_labels(self):
+        for settings in ({}, {"task": Task.TASK_CLASSIFICATION}):
+            output = self.find(**settings)
+            assert (output.index, [*output.metadata.labels]) == (1, ["ant", "bee"])
 
-    def test_other_labels_take_their_place(self):
+    def test_settings_replace_the_labels(self):
         assert [*self.find(labels=("Ameise", "Biene")).metadata.labels] == ["Ameise", "Biene"]
 
-    def test_they_must_be_as_many(self):
+    def test_number_of_labels_must_be_equal(self):
         with pytest.raises(LoadError, match="have 3 labels; 'map' has 2 classes"):
             self.find(labels=("a", "b", "c"))
 
-    def test_and_not_the_same_in_another_order(self):
+    def test_same_labels_in_another_order_are_rejected(self):
         with pytest.raises(LoadError, match=r"\['bee', 'ant'\]; 'map' has them in the order"):
             self.find(labels=("bee", "ant"))
 
-    def test_it_can_be_served_as_tensors(self):
+    def test_map_can_be_served_as_tensors(self):
         assert self.find(task=Task.TASK_TENSORS).index == -1
 
 
 class TestLabelledOutput:
     OUTPUTS = (TensorSpec("y", FLOAT, (None, 2)), TensorSpec("z", FLOAT, (None, 2, 1)))
 
-    def find(self, caplog=None, **labels):
+    def find(self, **labels):
         settings = ModelSettings(output_labels=labels)
         return find_task({}, {}, [], self.OUTPUTS, settings)
 
-    def test_one_of_a_fitting_shape_is_a_classification(self):
-        found = self.find(y=("a", "b"), z=("c", "d"))
-        assert (found.index, [*found.metadata.labels], found.softmax) == (0, ["a", "b"], False)
+    def test_output_of_fitting_shape_is_a_classification(self):
+        output = self.find(y=("a", "b"), z=("c", "d"))
+        assert (output.index, [*output.metadata.labels], output.softmax) == (0, ["a", "b"], False)
 
-    def test_another_shape_is_none(self):
+    def test_output_of_another_shape_is_not(self):
         assert self.find(z=("a", "b")).index == -1
 
-    def test_labels_that_are_not_as_many_are_not_believed(self, caplog):
+    def test_wrong_number_of_labels_is_ignored(self, caplog):
         assert self.find(y=("a", "b", "c")).index == -1
-        assert "3 labels do not fit 'y'" in caplog.text
+        assert "3 labels ignored for output 'y'" in caplog.text
 
 
 class TestSoftmax:
-    def test_it_overflows_nowhere(self):
+    def test_large_logits_do_not_overflow(self):
         np.testing.assert_allclose(
             softmax(np.float32([[1000, 0], [-1000, -1000]])), [[1, 0], [0.5, 0.5]]
         )
 
-    def test_halves_are_reckoned_in_floats(self):
+    def test_float16_is_computed_as_float32(self):
         probabilities = softmax(np.ones((1, 5000), np.float16))
         assert probabilities.dtype == np.float32
         np.testing.assert_allclose(probabilities.sum(), 1, rtol=1e-6)
 
-    def test_what_is_no_number_stays_none(self):
+    def test_nan_stays_nan(self):
         probabilities = softmax(np.float64([[np.nan, 1], [np.inf, 1], [0, 0]]))
         assert np.isnan(probabilities[:2]).any(axis=1).all()
         assert probabilities[2].tolist() == [0.5, 0.5]
@@ -297,42 +303,45 @@ def save_running_sum(path):
 
 
 class TestAxes:
-    def test_their_names_are_told(self, serve):
+    def test_names_are_in_the_description(self, serve):
         description = describe(serve('inputs.x.axes = ["row", "feature"]'))
         assert [*description.inputs[0].axes] == ["row", "feature"]
         assert [*description.inputs[0].shape] == [-1, 3]
         assert [*description.outputs[0].axes] == ["n", ""]
         assert not description.batched
 
-    def test_batch_everywhere_is_believed(self, load, caplog):
+    def test_batch_on_every_axis_0_enables_batching(self, load, caplog):
         toml = 'inputs.x.axes = ["batch", ""]\noutputs.sums.axes = ["batch", ""]'
         assert load(toml, save_running_sum).signature.batched
-        assert "m/1: its settings say that it is batched, which is believed" in caplog.text
+        assert (
+            "m/1: batching enabled by its settings, but outputs of synthetic inputs depend"
+            in caplog.text
+        )
 
-    def test_batch_somewhere_proves_nothing(self, load, caplog):
+    def test_batch_on_some_axis_0_decides_nothing(self, load, caplog):
         with caplog.at_level(logging.INFO):
             assert not load('inputs.x.axes = ["batch", ""]', save_running_sum).signature.batched
-        assert "its rows change each other" in caplog.text
+        assert "batching disabled: outputs depend on other rows of the batch" in caplog.text
 
     @pytest.mark.parametrize("toml", ["batched = false", 'inputs.x.axes = ["time", ""]'])
-    def test_what_could_be_batched_need_not_be(self, load, toml):
+    def test_batching_can_be_disabled(self, load, toml):
         assert not load(toml).signature.batched
 
-    def test_batched_by_its_own_key(self, load, caplog):
+    def test_batching_enabled_by_its_key(self, load, caplog):
         assert load("batched = true", save_running_sum).signature.batched
-        assert "which is believed" in caplog.text
+        assert "batching enabled by its settings" in caplog.text
 
-    def test_what_is_right_needs_no_warning(self, load, caplog):
+    def test_correct_setting_is_not_warned_of(self, load, caplog):
         assert load("batched = true").signature.batched
         assert not caplog.records
 
-    def test_a_fixed_size_cannot_be_batched(self, load):
+    def test_fixed_size_cannot_be_batched(self, load):
         with pytest.raises(
             LoadError, match=r"batched, but 'x' is FLOAT of shape \[1, 2\]; expected"
         ):
             load("batched = true", onnx_models.save_fixed)
 
-    def test_equal_names_are_equal_sizes(self, serve):
+    def test_equal_names_require_equal_sizes(self, serve):
         def save(path):
             return onnx_models.save(
                 path,
@@ -342,7 +351,7 @@ class TestAxes:
             )
 
         server = serve('inputs.x.axes = ["time"]\ninputs.z.axes = ["time"]', save)
-        request = ask(np.float32([1, 2]))
+        request = predict_request(np.float32([1, 2]))
         request.inputs.append(to_tensor("z", np.float32([1])))
         with pytest.raises(grpc.RpcError) as caught:
             server.prediction.Predict(request, timeout=10)
@@ -352,7 +361,7 @@ class TestAxes:
 def test_options_of_one_model():
     options = ModelOptions(BatchPolicy(inline=True), RuntimeOptions(threads=1), 2)
     assert options_for(ModelSettings(), options) == options
-    said = ModelSettings(
+    settings = ModelSettings(
         max_batch_rows=3,
         max_queue_rows=4,
         max_queue_bytes=5,
@@ -364,40 +373,40 @@ def test_options_of_one_model():
         providers=("cpu",),
     )
     policy = BatchPolicy(3, 4, 5, 0.006, 0.007, inline=False)
-    assert options_for(said, options) == ModelOptions(
+    assert options_for(settings, options) == ModelOptions(
         policy, RuntimeOptions(threads=9, providers=("cpu",), gpu_expected=True), 8
     )
     off = ModelSettings(max_delay_ms=0, latency_objective_ms=0, inline="auto", threads=0)
     assert options_for(off, ModelOptions(policy)) == ModelOptions(BatchPolicy(3, 4, 5))
 
 
-def test_more_instances_share_the_cpus(monkeypatch):
+def test_instances_share_the_cpus(monkeypatch):
     monkeypatch.setattr("neurona_server.models.options.available_cpus", lambda: 8)
     for threads, expected in ((8, 2), (0, 2), (1, 1)):
         options = ModelOptions(runtime=RuntimeOptions(threads=threads))
         assert options_for(ModelSettings(instances=4), options).runtime.threads == expected
 
 
-def test_a_model_runs_where_its_settings_say(load):
+def test_model_runs_on_the_providers_of_its_settings(load):
     assert load('providers = ["cpu"]').provider == CPU
     if load("").provider == CPU:  # no GPU here
-        with pytest.raises(LoadError, match=r"none of its providers \(cuda\) can be used here"):
+        with pytest.raises(LoadError, match=r"none of its providers \(cuda\) is available"):
             load('providers = ["cuda"]')
 
 
-def test_a_model_is_served_by_its_own_options(load):
+def test_model_has_the_options_of_its_settings(load):
     model = load("max_batch_rows = 5\ninstances = 2\nthreads = 1")
     assert (model.batcher.policy.max_rows, model.batcher.instances) == (5, 2)
 
 
-def test_settings_without_a_name_for_a_value():
+def test_value_without_a_name():
     settings = ModelSettings(task=Task.TASK_REGRESSION, values=(ValueSettings(unit="m"),))
     outputs = [TensorSpec("value", FLOAT, (None, 1))]
     (value,) = find_task({}, {}, [], outputs, settings).metadata.values
     assert (value.name, value.unit) == ("value", "m")
 
 
-def test_a_tensor_without_anything_said_stays_undescribed():
+def test_input_without_description_stays_undescribed():
     inputs = [TensorSpec("x", FLOAT, (None,))]
     settings = ModelSettings(inputs={"x": TensorSettings(("batch",))})
     assert find_task({}, {}, inputs, [], settings).metadata == ModelMetadata()

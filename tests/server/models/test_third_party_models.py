@@ -1,4 +1,4 @@
-"""ONNX models that other people made, served as they are."""
+"""Third-party ONNX models are served unchanged."""
 
 import os
 import shutil
@@ -14,20 +14,21 @@ from neurona_protos.prediction_pb2 import DataType, DescribeModelRequest, Predic
 from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import LoadError
-from neurona_server.models.onnx.session import RuntimeOptions, Session
+from neurona_server.models.onnx.runtime import RuntimeOptions
+from neurona_server.models.onnx.session import Session
 from neurona_server.models.repository.scanner import find_models
 from neurona_server.models.synthetic_inputs import FREE_SIZES, make_inputs
 
 SHARED = os.environ.get("NEURONA_SHARED")
-pytestmark = pytest.mark.skipif(not SHARED, reason="NEURONA_SHARED does not say where they are")
+pytestmark = pytest.mark.skipif(not SHARED, reason="NEURONA_SHARED is not set")
 ONNX = Path(SHARED or "") / "onnx"
-UNSERVABLE = {"ort_sequence_length"}  # a sequence for an input, which no tensor carries
+UNSERVABLE = {"ort_sequence_length"}  # its input is a sequence, not a tensor
 NAMES = sorted(path.name for path in ONNX.iterdir()) if SHARED else []
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A repository of links to all of them: versions in folders where they have them, bare else."""
+    """A repository with copies of all models, with or without folders of versions."""
     root = tmp_path_factory.mktemp("others")
     for name in NAMES:
         shutil.copytree(ONNX / name, root / name)
@@ -41,8 +42,8 @@ def server(root):
     server.stop()
 
 
-def directly(path, inputs):
-    """What ONNX Runtime gives by itself; maps by class as an array of their values."""
+def run_directly(path, inputs):
+    """Return ONNX Runtime's own outputs, maps by class as arrays of their values."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     outputs = session.run(None, inputs)
     return [
@@ -54,17 +55,17 @@ def directly(path, inputs):
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - UNSERVABLE))
-def test_it_is_served_and_equals_onnxruntime(server, root, name):
-    (found,) = [one for one in find_models([root]) if one.name == name]
-    session = Session(found.path, RuntimeOptions())
+def test_served_outputs_equal_those_of_onnxruntime(server, root, name):
+    (source,) = [one for one in find_models([root]) if one.name == name]
+    session = Session(source.path, RuntimeOptions())
     for size in FREE_SIZES:
         inputs = make_inputs(session.inputs, 1, size)
         if any(spec.dtype == DataType.DATA_TYPE_BFLOAT16 for spec in session.inputs):
             expected = session.run(inputs)
             break
         try:
-            expected = directly(found.path, inputs)
-        except Exception:  # noqa: S112  this size does not suit the model
+            expected = run_directly(source.path, inputs)
+        except Exception:  # noqa: S112  the model does not support this size
             continue
         break
     tensors = [to_tensor(s.name, inputs[s.name], s.dtype) for s in session.inputs]
@@ -73,16 +74,16 @@ def test_it_is_served_and_equals_onnxruntime(server, root, name):
     for call in calls:
         outputs = call.result().outputs
         assert [output.name for output in outputs] == [spec.name for spec in session.outputs]
-        for output, wanted in zip(outputs, expected, strict=True):
-            came = to_array(output)
-            assert came.shape == np.shape(wanted)
-            if came.dtype == object:
-                assert came.tolist() == wanted.tolist()
+        for output, expected_array in zip(outputs, expected, strict=True):
+            array = to_array(output)
+            assert array.shape == np.shape(expected_array)
+            if array.dtype == object:
+                assert array.tolist() == expected_array.tolist()
             else:
-                np.testing.assert_allclose(came, wanted, rtol=1e-4, atol=1e-5)
+                np.testing.assert_allclose(array, expected_array, rtol=1e-4, atol=1e-5)
 
 
-def test_a_map_by_class_is_a_classification_with_its_labels(server):
+def test_map_by_class_is_a_classification_with_its_labels(server):
     described = server.models.Describe(DescribeModelRequest(model="skl_rf_iris"))
     assert described.metadata.task == Task.TASK_CLASSIFICATION
     assert list(described.metadata.labels) == ["0", "1", "2"]
@@ -93,7 +94,7 @@ def test_a_map_by_class_is_a_classification_with_its_labels(server):
     assert all(row.probabilities[0] > 0.8 for row in rows)
 
 
-def test_an_optional_input_may_be_given_or_not(server):
+def test_optional_input_may_be_left_out(server):
     described = server.models.Describe(DescribeModelRequest(model="ort_optional_inputs_ir4"))
     optional = [tensor for tensor in described.inputs if tensor.optional]
     assert len(optional) == 1
@@ -104,8 +105,10 @@ def test_an_optional_input_may_be_given_or_not(server):
     ]
     extra = to_tensor(optional[0].name, np.full(list(optional[0].shape), 7, np.float32))
     without = PredictRequest(model="ort_optional_inputs_ir4", inputs=required)
-    given = PredictRequest(model="ort_optional_inputs_ir4", inputs=[*required, extra])
-    first, second = (server.prediction.Predict(request).outputs for request in (without, given))
+    with_extra = PredictRequest(model="ort_optional_inputs_ir4", inputs=[*required, extra])
+    first, second = (
+        server.prediction.Predict(request).outputs for request in (without, with_extra)
+    )
     assert any(
         to_array(a).tolist() != to_array(b).tolist() for a, b in zip(first, second, strict=True)
     )
@@ -129,21 +132,21 @@ def test_an_optional_input_may_be_given_or_not(server):
         ("ort_scan_1", False),
     ],
 )
-def test_those_are_batched_whose_rows_do_not_change_each_other(server, name, batched):
+def test_models_with_independent_rows_are_batched(server, name, batched):
     assert server.models.Describe(DescribeModelRequest(model=name)).batched is batched
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("neg_arbitrary_external_file", "External data path"),
+        ("neg_arbitrary_external_file", "external data file"),
         ("neg_custom_mul_op", "Custom_Mul.*No opset import for domain"),
-        ("neg_missing_external_data", "External data path"),
+        ("neg_missing_external_data", "external data file"),
         ("neg_noopset", "opset"),
         ("neg_opset_314159", "Opset 314159"),
     ],
 )
-def test_invalid_ones_are_refused_clearly_and_without_a_path(name, reason):
+def test_invalid_models_are_rejected_without_a_path(name, reason):
     with pytest.raises(LoadError, match=reason) as caught:
         Session(ONNX.parent / "onnx_invalid" / name / "model.onnx", RuntimeOptions())
     assert "/" not in str(caught.value).replace("…/", "")

@@ -1,4 +1,4 @@
-"""Signals end the process even where nobody can be told."""
+"""Signals end the process even if its standard error cannot be written."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ import os, signal, time
 from neurona_server.processes.signals import StopSignals
 
 signals = StopSignals()
-signals.serving()
+signals.mark_serving()
 os.kill(os.getpid(), signal.SIGTERM)
 signals.wait()
 os.kill(os.getpid(), signal.SIGTERM)
@@ -47,9 +47,9 @@ def no_reader():
 
 @pytest.mark.parametrize(("code", "status"), [(STARTING, 0), (SERVING, 1)], ids=["first", "second"])
 @pytest.mark.parametrize("opened", [full_pipe, no_reader])
-def test_a_standard_error_that_takes_nothing_keeps_no_process(code, status, opened):
+def test_a_blocked_or_closed_standard_error_does_not_keep_the_process(code, status, opened):
     ends = opened()
-    done = subprocess.run([sys.executable, "-c", code], check=False, stderr=ends[-1], timeout=15)
+    result = subprocess.run([sys.executable, "-c", code], check=False, stderr=ends[-1], timeout=15)
     for one in ends:
         os.close(one)
-    assert done.returncode == status
+    assert result.returncode == status

@@ -1,4 +1,7 @@
+"""SnapshotMerger: histories of events give the same counts, merger or in one process."""
+
 import math
+import pickle
 
 import pytest
 from hypothesis import given, settings
@@ -7,10 +10,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
-from support.fake_nvml import SmallNvml
+from support.fake_nvml import FakeNvml
 
-from neurona_server.processes import snapshot
-from neurona_server.processes.collector import OF_EACH_PROCESS, RULES, SnapshotMerger
+from neurona_server.processes.collector import MERGE_RULES, PER_PROCESS_GAUGES, SnapshotMerger
+from neurona_server.processes.snapshot import take_snapshot, to_metrics
 from neurona_server.telemetry.collectors import GpuCollector, VersionInfo
 from neurona_server.telemetry.metrics import Metrics
 
@@ -18,22 +21,23 @@ VERSIONS = [("a", 1), ("a", 2), ("b", 1)]
 EVENTS = st.one_of(
     st.tuples(
         st.just("ended"), st.sampled_from(VERSIONS), st.sampled_from(("ok", "failed")),
-        # Eighths: their sums are exact, in whatever order.
+        # Eighths: their sums are exact, in any order.
         st.integers(0, 100).map(lambda n: n / 8),
     ),
     st.tuples(st.just("ran"), st.sampled_from(VERSIONS), st.integers(1, 2000), st.integers(1, 9)),
     st.tuples(st.just("loaded"), st.sampled_from(VERSIONS), st.booleans(), st.integers(0, 400)),
 )  # fmt: skip
+ACTIONS = ["report", "die", "release"]
 
 
 class Process:
-    """One whose page this is: all of the server's series, without a server."""
+    """A process with all series of the server, without a server."""
 
     def __init__(self) -> None:
         self.metrics = Metrics(CollectorRegistry())
         self._models = {}
 
-    def tell(self, event):
+    def apply(self, event):
         kind, (name, version), first, second = event
         model = self._model(name, version)
         if kind == "ended":
@@ -46,8 +50,9 @@ class Process:
     def release(self, name, version):
         self._models.pop((name, version)).release()
 
-    def page(self):
-        return snapshot.decode(snapshot.encode(snapshot.read(self.metrics.registry)))
+    def snapshot(self):
+        """A snapshot as its supervisor receives it."""
+        return pickle.loads(pickle.dumps(take_snapshot(self.metrics.registry)))  # noqa: S301
 
     def _model(self, name, version):
         if (name, version) not in self._models:
@@ -55,23 +60,23 @@ class Process:
         return self._models[name, version]
 
 
-class Pages(Collector):
-    def __init__(self, page):
-        self._page = page
+class SnapshotCollector(Collector):
+    def __init__(self, snapshot):
+        self._snapshot = snapshot
 
     def collect(self):
-        return snapshot.metrics(self._page)
+        return to_metrics(self._snapshot)
 
 
-def value(page, name, point=None, **labels):
-    return page[name].series[tuple(sorted(labels.items()))][point or (name, "")]
+def value(snapshot, name, point=None, **labels):
+    return snapshot[name].series[tuple(sorted(labels.items()))][point or (name, "")]
 
 
-def counts(page):
-    """Without gauges, and without series that say that nothing was."""
+def counts(snapshot):
+    """Counters and histograms that are not zero."""
     return {
         (name, labels): series
-        for name, family in page.items()
+        for name, family in snapshot.items()
         if family.kind in ("counter", "histogram")
         for labels, series in family.series.items()
         if any(series.values())
@@ -80,102 +85,102 @@ def counts(page):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), EVENTS), max_size=30))
-def test_the_merge_of_pages_is_the_page_of_all_that_happened(history):
-    processes, alone, merged = [Process() for _ in range(3)], Process(), SnapshotMerger()
+def test_merged_counts_equal_those_of_one_process_with_all_events(history):
+    processes, alone, merger = [Process() for _ in range(3)], Process(), SnapshotMerger()
     for number, event in history:
-        processes[number].tell(event)
-        alone.tell(event)
+        processes[number].apply(event)
+        alone.apply(event)
     for number, process in enumerate(processes):
-        merged.replace(number, str(number), process.page())
-    assert counts(merged.page()) == counts(alone.page())
+        merger.replace(number, str(number), process.snapshot())
+    assert counts(merger.merge()) == counts(alone.snapshot())
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.integers(0, 1), st.one_of(EVENTS, st.sampled_from(["read", "die", "let go"]))),
+        st.tuples(st.integers(0, 1), st.one_of(EVENTS, st.sampled_from(ACTIONS))),
         max_size=40,
     )
 )
-def test_no_sum_ever_falls_and_no_bucket_is_above_the_next(history):
-    processes, merged, before = [Process(), Process()], SnapshotMerger(), {}
+def test_no_merged_count_falls_and_buckets_stay_cumulative(history):
+    processes, merger, before = [Process(), Process()], SnapshotMerger(), {}
     for number, event in history:
         process = processes[number]
-        if event == "read":
-            merged.replace(process, str(number), process.page())
+        if event == "report":
+            merger.replace(process, str(number), process.snapshot())
         elif event == "die":
-            merged.remove(process)
+            merger.remove(process)
             processes[number] = Process()
-        elif event == "let go":
+        elif event == "release":
             for name, version in list(process._models):
                 process.release(name, version)
         else:
-            process.tell(event)
-        page = merged.page()
+            process.apply(event)
+        snapshot = merger.merge()
         now = {
             (labels, point): amount
-            for family in page.values()
+            for family in snapshot.values()
             if family.kind in ("counter", "histogram")
             for labels, series in family.series.items()
             for point, amount in series.items()
         }
         assert all(now[point] >= amount for point, amount in before.items())
         before = now
-        for family in page.values():
+        for family in snapshot.values():
             if family.kind == "histogram":
                 for series in family.series.values():
                     buckets = [amount for (_, bound), amount in series.items() if bound]
                     assert buckets == sorted(buckets)
 
 
-def test_a_process_that_dies_leaves_what_it_has_counted():
-    merged, first, second = SnapshotMerger(), Process(), Process()
+def test_the_counts_of_a_process_that_dies_stay():
+    merger, first, second = SnapshotMerger(), Process(), Process()
     for process in (first, second):
-        process.tell(("ended", ("a", 1), "ok", 0.5))
-        merged.replace(process, "0", process.page())
+        process.apply(("ended", ("a", 1), "ok", 0.5))
+        merger.replace(process, "0", process.snapshot())
     total = {"name": "neurona_requests", "point": ("neurona_requests_total", "")}
     total |= {"model": "a", "version": "1", "outcome": "ok"}
-    assert value(merged.page(), **total) == 2
-    merged.remove(first)
-    assert value(merged.page(), **total) == 2
+    assert value(merger.merge(), **total) == 2
+    merger.remove(first)
+    assert value(merger.merge(), **total) == 2
     third = Process()
-    merged.replace(third, "0", third.page())
-    third.tell(("ended", ("a", 1), "ok", 0.5))
-    merged.replace(third, "0", third.page())
-    assert value(merged.page(), **total) == 3
+    merger.replace(third, "0", third.snapshot())
+    third.apply(("ended", ("a", 1), "ok", 0.5))
+    merger.replace(third, "0", third.snapshot())
+    assert value(merger.merge(), **total) == 3
 
 
-def test_a_version_that_no_process_knows_any_more_is_forgotten_with_its_series():
-    merged, process = SnapshotMerger(), Process()
+def test_a_version_that_no_process_has_any_more_is_forgotten():
+    merger, process = SnapshotMerger(), Process()
     for version in (1, 2):
-        process.tell(("ended", ("a", version), "ok", 0.5))
-    process.tell(("loaded", ("a", 1), True, 1))
-    merged.replace(process, "0", process.page())
+        process.apply(("ended", ("a", version), "ok", 0.5))
+    process.apply(("loaded", ("a", 1), True, 1))
+    merger.replace(process, "0", process.snapshot())
     process.release("a", 1)
-    merged.replace(process, "0", process.page())
-    assert ("a", "1") in versions(merged.page())  # others may have it still
-    merged.forget_versions()
-    assert versions(merged.page()) == {("", ""), ("a", "2")}
+    merger.replace(process, "0", process.snapshot())
+    assert ("a", "1") in versions(merger.merge())  # another process may still have it
+    merger.forget_versions()
+    assert versions(merger.merge()) == {("", ""), ("a", "2")}
     loads = {"name": "neurona_loads", "point": ("neurona_loads_total", ""), "model": "a"}
-    assert value(merged.page(), **loads, outcome="ok")
+    assert value(merger.merge(), **loads, outcome="ok")
     process.release("a", 2)
     process.metrics.forget_model("a")
-    merged.replace(process, "0", process.page())
-    assert value(merged.page(), **loads, outcome="ok")
-    merged.forget_versions()
-    assert versions(merged.page()) == {("", "")}
-    assert not merged.page()["neurona_loads"].series
+    merger.replace(process, "0", process.snapshot())
+    assert value(merger.merge(), **loads, outcome="ok")
+    merger.forget_versions()
+    assert versions(merger.merge()) == {("", "")}
+    assert not merger.merge()["neurona_loads"].series
 
 
-def versions(page):
+def versions(snapshot):
     return {
         (dict(labels)["model"], dict(labels)["version"])
-        for labels in page["neurona_requests"].series
+        for labels in snapshot["neurona_requests"].series
     }
 
 
 class Queue:
-    limit = 7
+    max_batch_rows = 7
     max_rows = 100
 
     def __init__(self, rows, age):
@@ -193,49 +198,49 @@ class CostModel:
         self.seconds = seconds
 
 
-def test_gauges_are_merged_by_the_rule_of_their_name():
-    merged = SnapshotMerger()
+def test_gauges_are_merged_by_their_rule():
+    merger = SnapshotMerger()
     for number, (rows, age, seconds) in enumerate([(3, 0.5, {1: 0.25}), (4, 0.125, {})]):
         process = Process()
         model = process._model("a", 1)
         model.watch_batching(Queue(rows, age), CostModel(seconds))
         model.set_model_info("classification", "cpu")
         process.metrics.watch_versions(lambda: [VersionInfo("a", 1, "ready")])
-        merged.replace(process, str(number), process.page())
-    page = merged.page()
+        merger.replace(process, str(number), process.snapshot())
+    snapshot = merger.merge()
     labels = {"model": "a", "version": "1"}
-    assert value(page, "neurona_queue_rows", **labels) == 7
-    assert value(page, "neurona_queue_bytes", **labels) == 70
-    assert value(page, "neurona_queue_limit_rows", **labels) == 200
-    assert value(page, "neurona_queue_oldest_seconds", **labels) == 0.5
-    assert value(page, "neurona_version_state", **labels, state="ready") == 1
-    info = value(page, "neurona_model_info", **labels, task="classification", provider="cpu")
+    assert value(snapshot, "neurona_queue_rows", **labels) == 7
+    assert value(snapshot, "neurona_queue_bytes", **labels) == 70
+    assert value(snapshot, "neurona_queue_limit_rows", **labels) == 200
+    assert value(snapshot, "neurona_queue_oldest_seconds", **labels) == 0.5
+    assert value(snapshot, "neurona_version_state", **labels, state="ready") == 1
+    info = value(snapshot, "neurona_model_info", **labels, task="classification", provider="cpu")
     assert info == 1
     name = "neurona_run_predicted_seconds"
-    assert value(page, name, **labels, rows="1", process="0") == 0.25
-    assert math.isnan(value(page, name, **labels, rows="1", process="1"))
+    assert value(snapshot, name, **labels, rows="1", process="0") == 0.25
+    assert math.isnan(value(snapshot, name, **labels, rows="1", process="1"))
 
 
-def test_every_gauge_has_a_rule():
+def test_every_gauge_has_a_rule_or_is_per_process():
     metrics = Metrics(CollectorRegistry())
     metrics.watch_versions(list)
-    metrics.watch_process(GpuCollector(SmallNvml()))
+    metrics.watch_process(GpuCollector(FakeNvml()))
     gauges = {metric.name for metric in metrics.registry.collect() if metric.type == "gauge"}
-    assert gauges == {*RULES, *OF_EACH_PROCESS}
-    assert not set(RULES) & set(OF_EACH_PROCESS)
+    assert gauges == {*MERGE_RULES, *PER_PROCESS_GAUGES}
+    assert not set(MERGE_RULES) & set(PER_PROCESS_GAUGES)
 
 
 @pytest.mark.parametrize("hostile", ['"} 7\nneurona_x{a="', "\\", "é\n"])
-def test_what_is_printed_is_prometheus_text_and_openmetrics(hostile):
-    merged = SnapshotMerger()
+def test_merged_metrics_are_valid_prometheus_text_and_openmetrics(hostile):
+    merger = SnapshotMerger()
     for number in range(2):
         process = Process()
-        process.tell(("ended", (hostile, 1), "ok", 0.5))
-        process.tell(("ran", (hostile, 1), 4, 2))
+        process.apply(("ended", (hostile, 1), "ok", 0.5))
+        process.apply(("ran", (hostile, 1), 4, 2))
         process._model(hostile, 1).watch_batching(Queue(1, 0.5), CostModel({}))
-        merged.replace(number, str(number), process.page())
+        merger.replace(number, str(number), process.snapshot())
     registry = CollectorRegistry()
-    registry.register(Pages(merged.page()))
+    registry.register(SnapshotCollector(merger.merge()))
     families = {
         family.name: family
         for family in text_string_to_metric_families(generate_openmetrics(registry).decode())
@@ -249,22 +254,22 @@ def test_what_is_printed_is_prometheus_text_and_openmetrics(hostile):
     assert text.count("# TYPE neurona_batch_rows histogram\n") == 1
 
 
-def test_the_newest_exemplar_of_all_processes_is_shown():
+def test_the_newest_exemplar_of_all_processes_is_kept():
     first, second = Process(), Process()
-    merged = SnapshotMerger()
+    merger = SnapshotMerger()
     for process, trace in ((second, "b"), (first, "a")):  # in this order, "a" is the newest
         model = process.metrics.for_version("m", 1)
         model.record_request("ok", 0.125)
         model.record_exemplar(0.125, trace * 32)
     for process in (first, second):
-        merged.replace(process, "0", process.page())
+        merger.replace(process, "0", process.snapshot())
     registry = CollectorRegistry()
-    registry.register(Pages(merged.page()))
+    registry.register(SnapshotCollector(merger.merge()))
     page = generate_openmetrics(registry).decode()
     assert page.count("trace_id") == 1
     assert f'le="0.25",model="m",version="1"}} 2.0 # {{trace_id="{"a" * 32}"}} 0.125' in page
     assert "trace_id" not in generate_latest(registry).decode()
-    merged.remove(first)
-    merged.remove(second)
-    merged.forget_versions()
-    assert "trace_id" not in str(list(snapshot.metrics(merged.page())))
+    merger.remove(first)
+    merger.remove(second)
+    merger.forget_versions()
+    assert "trace_id" not in str(list(to_metrics(merger.merge())))

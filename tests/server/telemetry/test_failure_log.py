@@ -1,4 +1,4 @@
-"""A caller who makes a model fail again and again does not fill the log."""
+"""A caller who makes a model fail again and again cannot fill the log."""
 
 import logging
 
@@ -10,70 +10,73 @@ from neurona_server.telemetry import failure_log
 from neurona_server.telemetry.failure_log import RateLimitedFailureLog
 
 
-class Minute:
-    """What is to be done later, done when the test says so."""
+class FakeSchedule:
+    """Runs scheduled callbacks when the test says that the minute has passed."""
 
     def __init__(self):
-        self.waiting = []
+        self.callbacks = []
 
     def __call__(self, seconds, callback):
-        assert seconds == failure_log.QUIET
-        self.waiting.append(callback)
+        assert seconds == failure_log.QUIET_SECONDS
+        self.callbacks.append(callback)
 
-    def pass_(self):
-        waiting, self.waiting = self.waiting, []
-        for callback in waiting:
+    def pass_minute(self):
+        callbacks, self.callbacks = self.callbacks, []
+        for callback in callbacks:
             callback()
 
 
 @pytest.fixture
-def minute(monkeypatch):
-    monkeypatch.setattr(failure_log, "QUIET", 60.0)
-    return Minute()
+def schedule(monkeypatch):
+    monkeypatch.setattr(failure_log, "QUIET_SECONDS", 60.0)
+    return FakeSchedule()
 
 
 @pytest.fixture
-def told(caplog):
+def logged(caplog):
     caplog.set_level(logging.INFO)
     return caplog
 
 
-def test_the_first_is_told_in_full_and_the_others_in_a_line(minute, told):
-    one = RateLimitedFailureLog("m/1", minute)
+def test_the_first_failure_is_logged_in_full_and_similar_ones_in_one_line(schedule, logged):
+    failures = RateLimitedFailureLog("m/1", schedule)
     for index in range(41):
         try:
             raise RuntimeError(f"index {index} is\nbeyond 3")
         except RuntimeError as error:
-            one.record("it failed", error)
-    assert [record.getMessage() for record in told.records] == ["m/1: it failed"]
-    assert "index 0" in str(told.records[0].exc_info[1])
-    minute.pass_()
-    assert len(told.records) == 2
-    assert "m/1: 40 more like it within 60 s" in told.records[1].getMessage()
-    assert "index # is\\nbeyond #" in told.records[1].getMessage()  # one line
-    assert told.records[1].exc_info is None
-    one.record("it failed", RuntimeError("index 1 is\nbeyond 3"))  # and from the start
-    assert told.records[2].exc_info
-    minute.pass_()
-    assert len(told.records) == 3  # there were no more
+            failures.record("it failed", error)
+    assert [record.getMessage() for record in logged.records] == ["m/1: it failed"]
+    assert "index 0" in str(logged.records[0].exc_info[1])
+    schedule.pass_minute()
+    assert len(logged.records) == 2
+    assert (
+        "m/1: suppressed 40 similar errors in the last 60 s: it failed: RuntimeError: "
+        in logged.records[1].getMessage()
+    )
+    assert "index # is\\nbeyond #" in logged.records[1].getMessage()  # one line
+    assert logged.records[1].exc_info is None
+    failures.record("it failed", RuntimeError("index 1 is\nbeyond 3"))  # and from the start
+    assert logged.records[2].exc_info
+    schedule.pass_minute()
+    assert len(logged.records) == 3  # there were no more
 
 
-def test_another_kind_is_told_too_until_there_are_many(minute, told):
-    one = RateLimitedFailureLog("m/1", minute)
+def test_another_kind_is_logged_too_up_to_a_maximum(schedule, logged):
+    failures = RateLimitedFailureLog("m/1", schedule)
     for kind in range(100):
-        one.record("it failed", RuntimeError("x" * kind))
-    assert len(told.records) == failure_log.MOST_KINDS + 1
-    minute.pass_()
-    (line,) = told.records[failure_log.MOST_KINDS + 1 :]
-    assert f"{100 - failure_log.MOST_KINDS - 1} more like it" in line.getMessage()
+        failures.record("it failed", RuntimeError("x" * kind))
+    assert len(logged.records) == failure_log.MAX_KINDS + 1
+    schedule.pass_minute()
+    (line,) = logged.records[failure_log.MAX_KINDS + 1 :]
+    assert f"suppressed {100 - failure_log.MAX_KINDS - 1} similar errors" in line.getMessage()
 
 
-def test_poisoned_requests_are_logged_once(told):
+def test_poisoned_requests_are_logged_once(logged):
     def fail(_):
         raise RuntimeError("poisoned")
 
     batcher = PuppetBatcher()
-    asked = [SubmittedRequest(batcher, [n]) for n in range(8)]
+    requests = [SubmittedRequest(batcher, [n]) for n in range(8)]
     batcher.step(Puppet(before=fail))
-    assert [one.answer for one in asked] == [ModelFailedError] * 8
-    assert len([record for record in told.records if record.exc_info]) == 1
+    assert [one.answer for one in requests] == [ModelFailedError] * 8
+    assert len([record for record in logged.records if record.exc_info]) == 1

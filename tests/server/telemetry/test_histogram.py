@@ -1,4 +1,4 @@
-"""Durations are put aside and sorted by who reads them: nothing is lost, nothing counted twice."""
+"""Buffered durations are sorted at a read: none is lost, none is counted twice."""
 
 import threading
 
@@ -9,7 +9,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from neurona_server.telemetry.metrics import Metrics
 
 
-def read(registry, name, labels):
+def samples_of(registry, name, labels):
     return {
         sample.name: sample.value
         for family in registry.collect()
@@ -18,24 +18,24 @@ def read(registry, name, labels):
     }
 
 
-def test_whoever_asks_for_one_series_gets_what_was_counted_until_now():
+def test_reading_one_series_flushes_it_first():
     metrics = Metrics(CollectorRegistry())
     model = metrics.for_version("m", 1)
     for _ in range(3):
         model.record_request("ok", 0.5)
     page = metrics.registry.restricted_registry(["neurona_requests_total"])
     labels = {"model": "m", "version": "1", "outcome": "ok"}
-    assert read(page, "neurona_requests", labels) == {"neurona_requests_total": 3}
+    assert samples_of(page, "neurona_requests", labels) == {"neurona_requests_total": 3}
 
 
-def test_many_threads_write_while_others_read():
+def test_threads_record_while_others_read():
     metrics = Metrics(CollectorRegistry())
     writers, each = 6, 5000
     start = threading.Barrier(writers + 2)
-    over = threading.Event()
+    finished = threading.Event()
 
     def write():
-        model = metrics.for_version("m", 1)  # as a version that is loaded anew has it again
+        model = metrics.for_version("m", 1)  # shared, as by a reloaded version
         start.wait()
         for _ in range(each):
             model.record_request("ok", 0.125)
@@ -43,7 +43,7 @@ def test_many_threads_write_while_others_read():
 
     def scrape():
         start.wait()
-        while not over.is_set():
+        while not finished.is_set():
             list(metrics.registry.collect())
 
     scrapers = [threading.Thread(target=scrape) for _ in range(2)]
@@ -52,28 +52,28 @@ def test_many_threads_write_while_others_read():
         thread.start()
     for thread in threads:
         thread.join()
-    over.set()
+    finished.set()
     for thread in scrapers:
         thread.join()
     labels = {"model": "m", "version": "1"}
     n = writers * each
-    requests = read(metrics.registry, "neurona_requests_total", labels | {"outcome": "ok"})
+    requests = samples_of(metrics.registry, "neurona_requests_total", labels | {"outcome": "ok"})
     assert requests == {"neurona_requests_total": n}
-    seconds = read(metrics.registry, "neurona_request_duration_seconds", labels)
+    seconds = samples_of(metrics.registry, "neurona_request_duration_seconds", labels)
     assert seconds["neurona_request_duration_seconds_count"] == n
     assert seconds["neurona_request_duration_seconds_sum"] == n / 8
-    waited = read(metrics.registry, "neurona_queue_duration_seconds", labels)
-    assert waited["neurona_queue_duration_seconds_count"] == 2 * n
-    assert waited["neurona_queue_duration_seconds_sum"] == n / 2
+    waits = samples_of(metrics.registry, "neurona_queue_duration_seconds", labels)
+    assert waits["neurona_queue_duration_seconds_count"] == 2 * n
+    assert waits["neurona_queue_duration_seconds_sum"] == n / 2
 
 
-def test_a_bucket_shows_its_newest_exemplar_and_only_openmetrics_does():
+def test_openmetrics_shows_the_newest_exemplar_of_each_bucket():
     metrics = Metrics(CollectorRegistry())
     model = metrics.for_version("m", 1)
     for seconds, trace in ((0.2, "a"), (0.125, "b"), (99.0, "c"), (0.0001, "d")):
         model.record_request("ok", seconds)
         model.record_exemplar(seconds, trace * 32)
-    found = {
+    exemplars = {
         sample.labels["le"]: (sample.exemplar.labels["trace_id"][0], sample.exemplar.value)
         for family in text_string_to_metric_families(
             generate_openmetrics(metrics.registry).decode()
@@ -81,5 +81,5 @@ def test_a_bucket_shows_its_newest_exemplar_and_only_openmetrics_does():
         for sample in family.samples
         if sample.exemplar
     }
-    assert found == {"0.0001": ("d", 0.0001), "0.25": ("b", 0.125), "+Inf": ("c", 99.0)}
+    assert exemplars == {"0.0001": ("d", 0.0001), "0.25": ("b", 0.125), "+Inf": ("c", 99.0)}
     assert "trace_id" not in generate_latest(metrics.registry).decode()

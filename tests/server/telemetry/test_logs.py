@@ -1,4 +1,4 @@
-"""Lines of the log: one record, one line, whatever callers sent."""
+"""One record is one line of the log, whatever callers sent."""
 
 import json
 import logging
@@ -16,12 +16,12 @@ from neurona_server.telemetry import logs
 from neurona_server.telemetry.logs import HumanFormatter, JsonFormatter
 
 
-def record(message, *args, exc_info=None, **extra):
-    made = logging.getLogger("neurona_server.x").makeRecord(
+def make_record(message, *args, exc_info=None, **extra):
+    record = logging.getLogger("neurona_server.x").makeRecord(
         "neurona_server.x", logging.WARNING, __file__, 1, message, args, exc_info, extra=extra
     )
-    made.created = datetime(2026, 11, 23, 20, 2, 3, 250000, UTC).timestamp()
-    return made
+    record.created = datetime(2026, 11, 23, 20, 2, 3, 250000, UTC).timestamp()
+    return record
 
 
 def raised(error):
@@ -31,9 +31,11 @@ def raised(error):
         return sys.exc_info()
 
 
-def test_an_object_says_when_who_what_and_what_it_is_about():
+def test_json_has_time_level_logger_message_and_fields():
     line = JsonFormatter(3).format(
-        record("%s failed", "m/1", model="m", version=1, request_id="r-1", trace_id="0" * 31 + "1")
+        make_record(
+            "%s failed", "m/1", model="m", version=1, request_id="r-1", trace_id="0" * 31 + "1"
+        )
     )
     assert json.loads(line) == {
         "time": "2026-11-23T20:02:03.250000Z",
@@ -48,8 +50,8 @@ def test_an_object_says_when_who_what_and_what_it_is_about():
     }
 
 
-def test_an_exception_is_a_field_of_its_object():
-    line = JsonFormatter().format(record("no", exc_info=raised(ValueError("a\nb"))))
+def test_json_has_the_exception_as_a_field():
+    line = JsonFormatter().format(make_record("no", exc_info=raised(ValueError("a\nb"))))
     entry = json.loads(line)
     assert "\n" not in line
     assert entry["exception"].startswith("Traceback")
@@ -57,47 +59,49 @@ def test_an_exception_is_a_field_of_its_object():
     assert "process" not in entry
 
 
-def test_a_person_gets_the_ids_behind_the_message():
-    line = HumanFormatter(2).format(record("m/1 failed", model="m", request_id="r-1"))
+def test_text_has_the_ids_after_the_message():
+    line = HumanFormatter(2).format(make_record("m/1 failed", model="m", request_id="r-1"))
     assert line.endswith(" WARNING process 2: neurona_server.x: m/1 failed [request_id=r-1]")
-    assert HumanFormatter().format(record("x")).endswith(" WARNING neurona_server.x: x")
+    assert HumanFormatter().format(make_record("x")).endswith(" WARNING neurona_server.x: x")
 
 
-def test_an_id_does_not_look_like_two():
+def test_an_id_cannot_look_like_two():
     forged = 'a trace_id=b] "x"'
-    line = HumanFormatter().format(record("no", request_id=forged, trace_id="c"))
+    line = HumanFormatter().format(make_record("no", request_id=forged, trace_id="c"))
     assert line.endswith(f" no [request_id={json.dumps(forged)} trace_id=c]")
 
 
-def test_no_line_of_an_exception_looks_like_one_of_the_log():
+def test_no_line_of_an_exception_looks_like_a_line_of_the_log():
     forged = "x\n2026-11-23 20:02:03,000 INFO neurona_server.app: all is well\x1b[2J"
-    lines = HumanFormatter().format(record("no", exc_info=raised(ValueError(forged)))).split("\n")
+    lines = (
+        HumanFormatter().format(make_record("no", exc_info=raised(ValueError(forged)))).split("\n")
+    )
     assert len(lines) > 3
     assert all(line.startswith("    ") for line in lines[1:])
     assert "\\x1b[2J" in lines[-1]
 
 
 @given(st.text(st.characters(exclude_categories=[])), st.text(st.characters(exclude_categories=[])))
-def test_whatever_stands_in_a_line_it_is_one_line_of_json_or_of_text(text, name):
-    made = record("model %s: %s", name, text, model=name, request_id=text, trace_id=name)
-    line = JsonFormatter().format(made)
+def test_any_text_stays_one_line_of_json_or_text(text, name):
+    record = make_record("model %s: %s", name, text, model=name, request_id=text, trace_id=name)
+    line = JsonFormatter().format(record)
     assert line.isascii()
     assert line.isprintable()
     entry = json.loads(line)
     json.dumps(entry, ensure_ascii=False).encode()  # no half of a surrogate pair
-    whole = {name: name.encode(errors="backslashreplace").decode() for name in (text, name)}
-    assert entry["message"] == f"model {whole[name]}: {whole[text]}"
-    assert (entry["model"], entry["request_id"]) == (whole[name], whole[text])
-    human = HumanFormatter().format(made)
+    escaped = {name: name.encode(errors="backslashreplace").decode() for name in (text, name)}
+    assert entry["message"] == f"model {escaped[name]}: {escaped[text]}"
+    assert (entry["model"], entry["request_id"]) == (escaped[name], escaped[text])
+    human = HumanFormatter().format(record)
     assert human.isprintable()
     assert printable(text) in human
 
 
-def test_a_line_whose_parts_do_not_fit_is_written_all_the_same():
-    assert json.loads(JsonFormatter().format(record("%d of %d", "x")))["message"] == "%d of %d"
+def test_a_line_whose_arguments_do_not_fit_is_written_anyway():
+    assert json.loads(JsonFormatter().format(make_record("%d of %d", "x")))["message"] == "%d of %d"
 
 
-FAULTS = """
+UNCAUGHT = """
 import os, threading, warnings
 from neurona_server.telemetry import logs
 
@@ -106,21 +110,22 @@ thread = threading.Thread(target=int, args=["in a thread"])
 thread.start()
 thread.join()
 warnings.warn("mind the gap")
-logs.give_up(ValueError("no model"))
+logs.report_fatal(ValueError("no model"))
 os.write(2, b"\\x1b[31mfrom a library\\x1b[m\\n\\xff")
 raise KeyError("here")
 """
 
 
-def test_faults_that_nobody_catches_are_lines_too():
-    command = [sys.executable, "-c", FAULTS]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    own, foreign = [], []
-    for entry in map(json.loads, done.stderr.splitlines()):
-        (foreign if entry["logger"] == "stderr" else own).append(entry)
-    assert [entry["message"] for entry in foreign] == ["from a library", "\ufffd"]
-    first, second, third, fourth = own
+def test_uncaught_exceptions_are_lines_of_the_log():
+    command = [sys.executable, "-c", UNCAUGHT]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    server, libraries = [], []
+    for entry in map(json.loads, result.stderr.splitlines()):
+        (libraries if entry["logger"] == "stderr" else server).append(entry)
+    assert [entry["message"] for entry in libraries] == ["from a library", "\ufffd"]
+    first, second, third, fourth = server
+    assert first["message"] == fourth["message"] == "uncaught exception"
     assert first["exception"].endswith("'in a thread'")
     assert "mind the gap" in second["message"]
     assert third["message"] == "no model"
@@ -128,8 +133,8 @@ def test_faults_that_nobody_catches_are_lines_too():
     assert first["level"] == third["level"] == fourth["level"] == "CRITICAL"
 
 
-def test_a_person_is_told_plainly_why_it_does_not_start(capsys):
-    logs.give_up(ValueError("no model"))
+def test_a_start_that_fails_is_reported_as_plain_text(capsys):
+    logs.report_fatal(ValueError("no model"))
     assert capsys.readouterr().err == "neurona-serve: no model\n"
 
 
@@ -138,34 +143,34 @@ import logging, os, threading
 from neurona_server.telemetry import logs
 
 logs.set_up("json", "INFO")
-seen, ended = [], threading.Event()
+messages, ended = [], threading.Event()
 
-def see(record):
-    seen.append(record.getMessage())
-    if seen[-1] == "end":
+def keep(record):
+    messages.append(record.getMessage())
+    if messages[-1] == "end":
         ended.set()
     return True
 
-logging.getLogger("stderr").addFilter(see)
+logging.getLogger("stderr").addFilter(keep)
 logging.info("this cannot be written")
 os.write(2, b"end\\n")
 ended.wait()
-print(seen)
+print(messages)
 """
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_where_lines_cannot_be_written_they_are_lost_and_make_no_others():
+def test_lines_that_cannot_be_written_are_dropped_without_a_report():
     command = [sys.executable, "-c", UNWRITABLE]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
+        result = subprocess.run(
             command, check=False, stdout=subprocess.PIPE, stderr=full, text=True, timeout=60
         )
-    assert done.stdout == "['end']\n"
+    assert result.stdout == "['end']\n"
 
 
 @pytest.mark.parametrize("log_format", ["human", "json"])
-def test_a_process_whose_standard_error_is_closed(log_format):
+def test_a_process_with_a_closed_standard_error(log_format):
     code = (
         "import logging, os; from neurona_server.telemetry import logs\n"
         f"logs.set_up({log_format!r}, 'INFO')\n"
@@ -173,5 +178,5 @@ def test_a_process_whose_standard_error_is_closed(log_format):
         "print(min(os.pipe()) > 2, os.get_inheritable(2))"
     )
     command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", code]
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "True True\n")
+    result = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (0, "True True\n")

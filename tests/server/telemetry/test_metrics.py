@@ -1,4 +1,4 @@
-"""What the page has to say, series by series, of a server that is asked."""
+"""The series of a server, after requests, streams, loads and rejections."""
 
 import threading
 
@@ -40,7 +40,7 @@ def request(model="classifier", rows=1):
         (InvalidArgumentError("no"), None),
     ],
 )
-def test_calls_that_are_refused_are_counted_by_reason(error, reason):
+def test_rejected_calls_are_counted_by_reason(error, reason):
     metrics = Metrics(CollectorRegistry())
     metrics.record_rejection(error)
     (family,) = [f for f in metrics.registry.collect() if f.name == "neurona_rejected_calls"]
@@ -51,7 +51,7 @@ def test_calls_that_are_refused_are_counted_by_reason(error, reason):
     }
 
 
-def test_a_load_is_seen_from_its_beginning_to_its_end():
+def test_a_load_has_a_series_while_it_is_in_progress():
     now = [10.0]
     registry = CollectorRegistry()
     loading = LoadingCollector(lambda: now[0])
@@ -62,7 +62,7 @@ def test_a_load_is_seen_from_its_beginning_to_its_end():
     assert registry.get_sample_value(name, {"model": "a", "version": "1"}) == 2.5
     loading.finish_load("a", 1)
     assert registry.get_sample_value(name, {"model": "a", "version": "1"}) is None
-    loading.finish_load("a", 1)  # told twice
+    loading.finish_load("a", 1)  # a second time does nothing
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def server(repository):
     server.stop()
 
 
-def test_join_and_split_are_added_up_for_the_runs_that_were(server):
+def test_join_and_split_durations_are_counted_for_each_run(server):
     runs = server.count("batch_rows_count", **LABELS)
     server.prediction.Predict(request(rows=3))
     assert server.count("join_duration_seconds_count", **LABELS) == runs + 1
@@ -81,26 +81,26 @@ def test_join_and_split_are_added_up_for_the_runs_that_were(server):
     assert server.count("split_duration_seconds_sum", **LABELS) > 0
 
 
-def test_warm_up_is_part_of_the_load(server):
+def test_warm_up_is_part_of_the_load_duration(server):
     loads = server.count("load_duration_seconds_count", model="classifier")
     assert server.count("warm_up_duration_seconds_count", model="classifier") == loads == 2
     warm_up = server.count("warm_up_duration_seconds_sum", model="classifier")
     assert 0 < warm_up < server.count("load_duration_seconds_sum", model="classifier")
 
 
-def test_a_share_is_of_those_that_name_no_version(server):
+def test_shares_are_of_requests_without_a_version(server):
     share = {n: server.count("version_share_ratio", model="classifier", version=n) for n in "12"}
     assert share == {"1": 0, "2": 1}
     assert server.count("version_label", model="classifier", version="2", label="latest") == 1
 
 
-def test_no_load_is_under_way_once_all_have_come(server):
+def test_no_loading_series_is_left_after_the_loads(server):
     names = {s.name for f in server.metrics.registry.collect() for s in f.samples}
     assert "neurona_version_loading_seconds" not in names
     assert "neurona_version_share_ratio" in names
 
 
-def test_what_waits_is_told_in_rows_and_bytes(repository, wait_until):
+def test_queue_gauges_show_rows_and_bytes(repository, wait_until):
     server = InProcessServer(repository, start_models=False)
     try:
         call = server.prediction.Predict.future(request(rows=5))
@@ -114,7 +114,7 @@ def test_what_waits_is_told_in_rows_and_bytes(repository, wait_until):
 
 
 @pytest.mark.parametrize("protocol", ["neurona", "open inference"])
-def test_streams_count_while_they_are_open(server, wait_until, protocol):
+def test_open_streams_are_counted(server, wait_until, protocol):
     end = threading.Event()
     name = "classifier"
 
@@ -139,7 +139,7 @@ def test_streams_count_while_they_are_open(server, wait_until, protocol):
     wait_until(lambda: server.count("open_streams") == 0)
 
 
-def test_a_message_that_is_too_large_is_counted_where_the_quick_door_sees_it(repository, tmp_path):
+def test_a_message_too_large_is_counted_by_the_cygrpc_transport(repository, tmp_path):
     rejected = []
     onnx_models.save_regressor(tmp_path / "m" / "1" / "model.onnx")
     options = OPTIONS.__class__(max_message_bytes=1000, on_reject=rejected.append)
@@ -158,12 +158,12 @@ def test_a_message_that_is_too_large_is_counted_where_the_quick_door_sees_it(rep
     assert [type(error) for error in rejected] == [TooLargeError] * 3
 
 
-def test_nodes_are_those_of_what_serves_now():
+def test_node_counts_are_those_of_the_current_placement():
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     old, new = metrics.for_version("m", 1), metrics.for_version("m", 1)
     old.record_placement({"CUDAExecutionProvider": 3, "CPUExecutionProvider": 1}, degraded=False)
     new.record_placement({"CPUExecutionProvider": 4}, degraded=True)
     (nodes,) = [family for family in registry.collect() if family.name == "neurona_model_nodes"]
-    found = {sample.labels["provider"]: sample.value for sample in nodes.samples}
-    assert found == {"CPUExecutionProvider": 4}
+    providers = {sample.labels["provider"]: sample.value for sample in nodes.samples}
+    assert providers == {"CPUExecutionProvider": 4}

@@ -154,12 +154,12 @@ def test_a_few_hundred_digits_are_learned_and_exported(name):
     data = _few_digits(name, 320)
     epochs = 3 if name == "resnet18" else recipe.default_hyperparameters.epochs
     hyperparameters = replace(recipe.default_hyperparameters, epochs=epochs)
-    fitted = recipe.fit(data, hyperparameters, Run(name, 0))
-    losses = [epoch.loss for epoch in fitted.history]
+    result = recipe.fit(data, hyperparameters, Run(name, 0))
+    losses = [epoch.loss for epoch in result.history]
     assert losses[-1] < 0.75 * losses[0]
-    accuracy = evaluate(fitted.network, data)["test_accuracy"]
+    accuracy = evaluate(result.network, data)["test_accuracy"]
     assert accuracy > 0.4  # chance: a tenth
-    model = export(fitted.network, data, model_metadata(data, "", {}, {}))
+    model = export(result.network, data, model_metadata(data, "", {}, {}))
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    (answered,) = session.run(None, {"image": data.test.inputs})
-    assert np.mean(answered.argmax(axis=1) == data.test.targets) == pytest.approx(accuracy)
+    (probabilities,) = session.run(None, {"image": data.test.inputs})
+    assert np.mean(probabilities.argmax(axis=1) == data.test.targets) == pytest.approx(accuracy)

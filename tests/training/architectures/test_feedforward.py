@@ -25,10 +25,10 @@ def test_a_deep_network_reads_digits_and_is_exported(ask):
     recipe = RECIPES["feedforward"]
     data = recipe.load("digits")
     hyperparameters = replace(recipe.hyperparameters["digits"], epochs=10)
-    fitted = recipe.fit(data, hyperparameters, Run("feedforward", 0))
-    accuracy = evaluate(fitted.network, data)["test_accuracy"]
+    result = recipe.fit(data, hyperparameters, Run("feedforward", 0))
+    accuracy = evaluate(result.network, data)["test_accuracy"]
     assert accuracy > 0.9
-    model = export(fitted.network, data, model_metadata(data, "", {}, {}))
+    model = export(result.network, data, model_metadata(data, "", {}, {}))
     classes = ask(model, data.test.inputs).argmax(axis=1)
     assert np.mean(classes == data.test.targets) == accuracy
 

@@ -78,8 +78,8 @@ def test_a_padded_batch_gives_the_outputs_of_its_rows(ragged, operators, cell):
 def test_ragged_sequences_are_learned(ragged, cell):
     """The last step of a row decides, which padding would hide."""
     hyperparameters = Hyperparameters(epochs=5, batch_rows=16, learning_rate=1e-2)
-    fitted = RECIPES[cell].fit(ragged, hyperparameters, Run(cell, 0))
-    assert max(epoch.metric for epoch in fitted.history) >= 0.9
+    result = RECIPES[cell].fit(ragged, hyperparameters, Run(cell, 0))
+    assert max(epoch.metric for epoch in result.history) >= 0.9
 
 
 def test_scaling_ignores_the_padding(ragged):
@@ -96,28 +96,31 @@ def test_steps_with_their_state_give_the_output_of_the_sequence(cell, with_lengt
     session = _session(steps)
     states = ["initial_h", "initial_c"][: 2 if cell == "lstm" else 1]
     hidden = _untrained(cell, data).output.in_features
-    plain = [given.name for given in data.inputs]
+    plain = [one_input.name for one_input in data.inputs]
     assert [i.name for i in session.get_inputs()] == [*plain, *states]
     assert [o.name for o in session.get_outputs()] == [
         "probabilities",
         *(name.replace("initial", "Y") for name in states),
     ]
-    for taken in session.get_inputs()[len(plain) :] + session.get_outputs()[1:]:
-        assert taken.shape == ["batch", hidden]  # rows first, as everywhere
+    for tensor in session.get_inputs()[len(plain) :] + session.get_outputs()[1:]:
+        assert tensor.shape == ["batch", hidden]  # rows first, as everywhere
 
     one = np.ones((1, 4, 2), np.float32)
     lengths = {"sequence_lens": np.array([1], np.int32)} if with_lengths else {}
     state = {name: np.zeros((1, hidden), np.float32) for name in states}
     for step in range(4):
-        sent = {"sequence": one[:, step : step + 1], **lengths, **state}
-        answer, *after = session.run(None, sent)
+        session_inputs = {"sequence": one[:, step : step + 1], **lengths, **state}
+        answer, *after = session.run(None, session_inputs)
         state = dict(zip(states, after, strict=True))
-    whole = {"sequence": one, **({"sequence_lens": np.array([4], np.int32)} if lengths else {})}
-    np.testing.assert_allclose(answer, _session(model).run(None, whole)[0], rtol=1e-4)
+    whole_sequence = {
+        "sequence": one,
+        **({"sequence_lens": np.array([4], np.int32)} if lengths else {}),
+    }
+    np.testing.assert_allclose(answer, _session(model).run(None, whole_sequence)[0], rtol=1e-4)
 
     (item,) = [i for i in onnx.load_from_string(steps).metadata_props if i.key == metadata.KEY]
     described = metadata.from_json(item.value)
-    assert [given.name for given in described.inputs] == [*plain, *states]
+    assert [one_input.name for one_input in described.inputs] == [*plain, *states]
     assert "zeros begin a sequence" in described.inputs[-1].description
 
 
@@ -177,10 +180,10 @@ def test_a_forecast_of_counts_ignores_padding_and_is_never_negative(operators):
     data = _counts()
     network = NextCount("gru", data.train, hidden=8, dropout=0.0).eval()
     sequence = torch.from_numpy(data.test.inputs[:2]).clone()
-    whole = network(sequence[:, :5])
+    expected = network(sequence[:, :5])
     sequence[:, 5:] = 99
     lengths = torch.tensor([5, 5], dtype=torch.int32)
-    torch.testing.assert_close(network(sequence, lengths), whole)
+    torch.testing.assert_close(network(sequence, lengths), expected)
     assert operators(_exported(network, data)).count("GRU") == 1  # and it is verified
     with torch.no_grad():
         network.output.bias.fill_(-1000)

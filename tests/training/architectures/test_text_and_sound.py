@@ -16,9 +16,9 @@ from neurona_training.recipes import RECIPES
 
 def _fit_and_export(data, epochs):
     hyperparameters = Hyperparameters(epochs=epochs, batch_rows=16, learning_rate=1e-2)
-    fitted = RECIPES["gru"].fit(data, hyperparameters, Run(data.name, 0))
-    model = export(fitted.network, data, model_metadata(data, "a test", {}, {}))
-    return fitted.network, onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    result = RECIPES["gru"].fit(data, hyperparameters, Run(data.name, 0))
+    model = export(result.network, data, model_metadata(data, "a test", {}, {}))
+    return result.network, onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,12 @@ def words():
         ends = np.array([int(letters[word[-1]] in "aeiou") for word in spelled])
         return Split(inputs, ends, lengths)
 
-    given = Input("characters", ("batch", "time"), "a word", "character", categories=letters)
-    return Dataset("words", "", split(160), split(40), split(40), given, labels=("no", "yes"))
+    text_or_sound = Input(
+        "characters", ("batch", "time"), "a word", "character", categories=letters
+    )
+    return Dataset(
+        "words", "", split(160), split(40), split(40), text_or_sound, labels=("no", "yes")
+    )
 
 
 def test_words_are_sent_as_their_characters(words):
@@ -47,9 +51,9 @@ def test_words_are_sent_as_their_characters(words):
 
     def ask(*rows):
         longest = max(map(len, rows))
-        sent = np.array([[*row, *[""] * (longest - len(row))] for row in rows], object)
+        session_inputs = np.array([[*row, *[""] * (longest - len(row))] for row in rows], object)
         lengths = np.array([len(row) for row in rows], np.int32)
-        return session.run(None, {"characters": sent, "sequence_lens": lengths})[0]
+        return session.run(None, {"characters": session_inputs, "sequence_lens": lengths})[0]
 
     together = ask("ab", "beada", "o")
     assert together.argmax(axis=1).tolist() == [0, 1, 1]
@@ -80,24 +84,26 @@ def tones():
         inputs, lengths = pad_sequences(sounds)
         return Split(inputs, targets, lengths)
 
-    given = Input("waveform", ("batch", "time"), "a tone, 8 kHz", "amplitude -1..1")
-    return Dataset("tones", "", split(96), split(32), split(32), given, labels=("low", "high"))
+    text_or_sound = Input("waveform", ("batch", "time"), "a tone, 8 kHz", "amplitude -1..1")
+    return Dataset(
+        "tones", "", split(96), split(32), split(32), text_or_sound, labels=("low", "high")
+    )
 
 
 def test_sound_is_sent_as_its_samples(tones):
     network, session = _fit_and_export(tones, epochs=4)
     assert accuracy(predict(network, tones.test).numpy(), tones.test.targets) == 1
     test = tones.test
-    sent = {"waveform": test.inputs.copy(), "sequence_lens": test.lengths}
-    (together,) = session.run(None, sent)
+    session_inputs = {"waveform": test.inputs.copy(), "sequence_lens": test.lengths}
+    (together,) = session.run(None, session_inputs)
     expected = torch.softmax(predict(network, test), dim=1)
     np.testing.assert_allclose(together, expected, rtol=1e-4, atol=1e-6)
     for row, length, answer in zip(test.inputs, test.lengths, together, strict=True):
         alone = {"waveform": row[None, :length], "sequence_lens": np.array([length], np.int32)}
         np.testing.assert_allclose(session.run(None, alone)[0][0], answer, rtol=1e-4, atol=1e-6)
     padding = np.arange(test.inputs.shape[1]) >= test.lengths[:, None]
-    sent["waveform"][padding] = 0.9  # noise in the padding
-    np.testing.assert_allclose(session.run(None, sent)[0], together, rtol=1e-5, atol=1e-6)
+    session_inputs["waveform"][padding] = 0.9  # noise in the padding
+    np.testing.assert_allclose(session.run(None, session_inputs)[0], together, rtol=1e-5, atol=1e-6)
 
 
 def test_training_cuts_a_batch_to_its_longest_row(tones):
@@ -107,7 +113,7 @@ def test_training_cuts_a_batch_to_its_longest_row(tones):
     some = lengths < lengths.max()
     lengths_read = []
     network.log_mel.register_forward_pre_hook(
-        lambda _, given: lengths_read.append(given[0].shape[1])
+        lambda _, text_or_sound: lengths_read.append(text_or_sound[0].shape[1])
     )
     learning = network.train()(waves[some], lengths[some])
     assert lengths_read == [lengths[some].max()]

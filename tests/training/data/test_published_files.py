@@ -91,21 +91,21 @@ def test_only_the_given_folder_is_searched(tmp_path, monkeypatch, cache, by):
     file = PublishedFile("history/years.csv", "http://no-such-host.invalid/years.csv", SHA256)
     folder = tmp_path / "mine"
     (folder / "history").mkdir(parents=True)
-    given = folder if by == "argument" else None
+    data_dir = folder if by == "argument" else None
     if by == "environment":
         monkeypatch.setenv("NEURONA_DATA", str(folder))
 
     with pytest.raises(
         DataError, match=rf"years\.csv is missing in {folder}; it is published at http:"
     ):
-        fetch(file, given)
+        fetch(file, data_dir)
     (folder / "history" / "years.csv").write_bytes(CONTENT)
-    assert fetch(file, given) == folder / "history" / "years.csv"
+    assert fetch(file, data_dir) == folder / "history" / "years.csv"
     (folder / "history" / "years.csv").write_bytes(b"1959")
     with pytest.raises(
         DataError, match=r"is not the published file: its SHA-256 is \w{64} \(expected"
     ):
-        fetch(file, given)
+        fetch(file, data_dir)
     assert not cache.exists()
 
 

@@ -48,17 +48,19 @@ def test_no_test_name_is_a_training_name(folder):
     assert _sizes(data) == [11707, 2702, 3603]
     assert len(data.labels) == 18
 
-    def spelled(part):
-        known = (*data.input.categories, "?")
+    def decode_names(part):
+        characters = (*data.input.categories, "?")
         return {
-            ("".join(known[code] for code in row[:length]), target)
+            ("".join(characters[code] for code in row[:length]), target)
             for row, length, target in zip(part.inputs, part.lengths, part.targets, strict=True)
         }
 
-    train, test = spelled(data.train), spelled(data.test)
+    train, test = decode_names(data.train), decode_names(data.test)
     assert len(test) == len(data.test)  # each once
     assert not train & test
-    assert ("Nakamura", data.labels.index("Japanese")) in train | test | spelled(data.validation)
+    assert ("Nakamura", data.labels.index("Japanese")) in train | test | decode_names(
+        data.validation
+    )
     share = [
         np.bincount(part.targets, minlength=18) / len(part) for part in (data.train, data.test)
     ]

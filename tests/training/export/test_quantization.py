@@ -40,17 +40,19 @@ def test_a_variant_is_smaller_and_has_its_own_metrics(model, data, variant, part
     assert {one.type for one in (*session.get_inputs(), *session.get_outputs())} == {
         "tensor(float)"
     }
-    (answered,) = session.run(None, {"image": data.test.inputs[:50]})
+    (outputs,) = session.run(None, {"image": data.test.inputs[:50]})
     (expected,) = onnxruntime.InferenceSession(model).run(None, {"image": data.test.inputs[:50]})
-    np.testing.assert_allclose(answered, expected, atol=0.05)
-    assert (answered != expected).any()
+    np.testing.assert_allclose(outputs, expected, atol=0.05)
+    assert (outputs != expected).any()
 
     props = {one.key: one.value for one in onnx.load_from_string(smaller).metadata_props}
     assert metadata.from_json(props[metadata.KEY]) == described
-    own = quantization.run_model(smaller, data)
-    assert described.figures["test_accuracy"] == accuracy(own, data.test.targets)
-    whole = quantization.run_model(model, data)
-    assert described.figures["float32_test_accuracy"] == accuracy(whole, data.test.targets)
+    variant_outputs = quantization.run_model(smaller, data)
+    assert described.figures["test_accuracy"] == accuracy(variant_outputs, data.test.targets)
+    float32_outputs = quantization.run_model(model, data)
+    assert described.figures["float32_test_accuracy"] == accuracy(
+        float32_outputs, data.test.targets
+    )
     assert "validation_accuracy" not in described.figures
     assert described.provenance["variant"] == variant
 
@@ -95,21 +97,21 @@ def test_scaling_stays_in_float32():
     network = RECIPES["mlp"].network(data).eval()
     model = export(network, data, model_metadata(data, "a test", evaluate(network, data), {}))
     smaller, _ = quantization.make_variant("float16", model, data)
-    answered, expected = quantization.run_model(smaller, data), quantization.run_model(model, data)
-    np.testing.assert_allclose(answered, expected, rtol=0, atol=0.01 * targets.std())
+    outputs, expected = quantization.run_model(smaller, data), quantization.run_model(model, data)
+    np.testing.assert_allclose(outputs, expected, rtol=0, atol=0.01 * targets.std())
 
 
 def test_an_impossible_variant_leaves_the_other_files(tmp_path, capsys, monkeypatch):
-    whole = quantization.make_variant
+    original = quantization.make_variant
 
-    def made(variant, model, data):
+    def fail_for_int8(variant, model, data):
         if variant == "int8":
             raise ExportError("variant int8 is not possible: a reason")
-        return whole(variant, model, data)
+        return original(variant, model, data)
 
-    monkeypatch.setattr(quantization, "make_variant", made)
-    asked = ["--variant", "int8", "--variant", "float16", "--no-report", "--out", str(tmp_path)]
-    assert main(["rnn", "--epochs", "1", *asked]) == 1
+    monkeypatch.setattr(quantization, "make_variant", fail_for_int8)
+    arguments = ["--variant", "int8", "--variant", "float16", "--no-report", "--out", str(tmp_path)]
+    assert main(["rnn", "--epochs", "1", *arguments]) == 1
     printed = capsys.readouterr()
     assert printed.err.splitlines()[-1].endswith("variant int8 is not possible: a reason")
     assert "rnn-float16/1/model.onnx: float16" in printed.out

@@ -28,8 +28,8 @@ class MaskedMean(nn.Module):
 
     def forward(self, sequence, lengths):
         steps = torch.arange(sequence.shape[1])
-        own = (steps[None] < lengths[:, None]).to(sequence.dtype)[:, :, None]
-        return self.layer((sequence * own).sum(dim=1) / lengths[:, None])
+        is_step = (steps[None] < lengths[:, None]).to(sequence.dtype)[:, :, None]
+        return self.layer((sequence * is_step).sum(dim=1) / lengths[:, None])
 
 
 class PlainMean(MaskedMean):
@@ -46,8 +46,8 @@ def ragged():
     def split(rows):
         inputs = random.normal(size=(rows, 9, 2)).astype(np.float32)
         lengths = random.integers(1, 10, rows).astype(np.int32)
-        own = np.arange(9) < lengths[:, None]
-        inputs[~own] = 7  # padding that must not matter
+        is_step = np.arange(9) < lengths[:, None]
+        inputs[~is_step] = 7  # padding that must not matter
         targets = [row[:length].mean() for row, length in zip(inputs, lengths, strict=True)]
         return Split(inputs, np.array(targets, np.float32)[:, None], lengths)
 
@@ -66,11 +66,11 @@ def test_lengths_are_learned_from_exported_and_described(ragged):
         hyperparameters={"ragged": Hyperparameters(epochs=40, batch_rows=10, learning_rate=3e-2)},
         takes=("sequences",),
     )
-    fitted = recipe.fit(ragged, recipe.default_hyperparameters, Run("mean", 0))
-    assert fitted.validation_loss < 1e-3  # in units of the variance
+    result = recipe.fit(ragged, recipe.default_hyperparameters, Run("mean", 0))
+    assert result.validation_loss < 1e-3  # in units of the variance
 
-    model = _export(fitted.network, ragged)
-    assert [given.name for given in model_metadata(ragged, "", {}, {}).inputs] == [
+    model = _export(result.network, ragged)
+    assert [one_input.name for one_input in model_metadata(ragged, "", {}, {}).inputs] == [
         "sequence",
         "sequence_lens",
     ]
@@ -79,13 +79,15 @@ def test_lengths_are_learned_from_exported_and_described(ragged):
         ("sequence", "tensor(float)", ["batch", "time", 2]),
         ("sequence_lens", "tensor(int32)", ["batch"]),
     ]
-    sent = {"sequence": ragged.test.inputs, "sequence_lens": ragged.test.lengths}
-    (values,) = session.run(None, sent)
-    np.testing.assert_allclose(values, predict(fitted.network, ragged.test), rtol=1e-4, atol=1e-6)
-    sent["sequence"] = np.where(
-        np.arange(9)[None, :, None] < ragged.test.lengths[:, None, None], sent["sequence"], -50
+    session_inputs = {"sequence": ragged.test.inputs, "sequence_lens": ragged.test.lengths}
+    (values,) = session.run(None, session_inputs)
+    np.testing.assert_allclose(values, predict(result.network, ragged.test), rtol=1e-4, atol=1e-6)
+    session_inputs["sequence"] = np.where(
+        np.arange(9)[None, :, None] < ragged.test.lengths[:, None, None],
+        session_inputs["sequence"],
+        -50,
     ).astype(np.float32)
-    np.testing.assert_array_equal(session.run(None, sent)[0], values)
+    np.testing.assert_array_equal(session.run(None, session_inputs)[0], values)
 
 
 def test_a_graph_that_ignores_lengths_is_found(ragged, monkeypatch):
@@ -161,7 +163,7 @@ def test_inconsistent_inputs_are_rejected(ragged):
         Split(inputs, targets, ragged.train.lengths + np.int32(1))
     with pytest.raises(DataError, match="lengths have dtype int64"):
         Split(inputs, targets, ragged.train.lengths.astype(np.int64))
-    whole = Split(inputs, targets)
+    without_lengths = Split(inputs, targets)
     with pytest.raises(DataError, match=r"have \[3\] axes \(expected \[3, 1\]\)"):
-        Dataset("mixed", "", ragged.train, whole, whole, SEQUENCE, values=MEAN)
+        Dataset("mixed", "", ragged.train, without_lengths, without_lengths, SEQUENCE, values=MEAN)
     assert ragged.inputs == (SEQUENCE, LENGTHS)

@@ -64,10 +64,10 @@ def _table(name):
 @pytest.mark.parametrize("name", TRUE_FOR)
 def test_neurons_with_weights_set_by_hand_give_the_complete_truth_table(logic, ask, name):
     model = (logic / name / "1" / "model.onnx").read_bytes()
-    inputs, wanted = _table(name)
+    inputs, expected = _table(name)
     probabilities = ask(model, inputs)
-    assert np.array_equal(probabilities[:, 1] == 1, wanted)
-    assert np.array_equal(probabilities[:, 0] == 1, ~wanted)
+    assert np.array_equal(probabilities[:, 1] == 1, expected)
+    assert np.array_equal(probabilities[:, 0] == 1, ~expected)
     properties = onnx.load_from_string(model).metadata_props
     described = metadata.from_json({item.key: item.value for item in properties}[metadata.KEY])
     assert list(described.labels) == ["false", "true"]
@@ -79,11 +79,11 @@ def test_truth_tables_are_served(logic):
     server = InProcessServer(logic, BatchPolicy())
     try:
         for name in TRUE_FOR:
-            inputs, wanted = _table(name)
+            inputs, expected = _table(name)
             request = PredictRequest(model=name, inputs=[to_tensor("inputs", inputs)])
             answer = server.prediction.Predict(request, timeout=10)
             labels = [row.labels[0] for row in answer.classification.rows]
-            assert labels == ["true" if true else "false" for true in wanted]
+            assert labels == ["true" if true else "false" for true in expected]
     finally:
         server.stop()
 
@@ -108,10 +108,10 @@ def test_a_unit_fires_at_and_above_its_threshold():
 
 
 def test_the_perceptron_converges_if_a_plane_separates_the_classes():
-    fitted, data = _fit("perceptron")
-    assert fitted.history[-1].loss == 0  # a whole epoch without a mistake
-    assert len(fitted.history) < RECIPES["perceptron"].default_hyperparameters.epochs
-    assert evaluate(fitted.network, data)["test_accuracy"] == 1
+    result, data = _fit("perceptron")
+    assert result.history[-1].loss == 0  # a whole epoch without a mistake
+    assert len(result.history) < RECIPES["perceptron"].default_hyperparameters.epochs
+    assert evaluate(result.network, data)["test_accuracy"] == 1
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -120,8 +120,8 @@ def test_the_perceptron_cannot_solve_xor_and_the_mlp_can(seed):
     for name in ("perceptron", "mlp"):
         recipe = RECIPES[name]
         data = recipe.load("xor")
-        fitted = recipe.fit(data, recipe.hyperparameters["xor"], Run(name, seed))
-        solved[name] = evaluate(fitted.network, data)["test_accuracy"]
+        result = recipe.fit(data, recipe.hyperparameters["xor"], Run(name, seed))
+        solved[name] = evaluate(result.network, data)["test_accuracy"]
     assert solved["mlp"] == 1
     assert 0.5 <= solved["perceptron"] <= 0.75
 
@@ -132,13 +132,13 @@ def test_the_perceptron_rejects_more_than_two_classes():
 
 
 def test_adaline_converges_to_least_squares():
-    fitted, data = _fit("adaline")
+    result, data = _fit("adaline")
     again = [_fit("adaline", epochs=2)[0].network.weight for _ in range(2)]
     assert torch.equal(*again)
-    measured = evaluate(fitted.network, data)
-    assert measured["test_rmse"] == pytest.approx(measured["least_squares_rmse"], rel=0.01)
-    assert measured["test_rmse"] < 0.85 * measured["mean_rmse"]
-    assert fitted.history[-1].loss < fitted.history[0].loss
+    metrics = evaluate(result.network, data)
+    assert metrics["test_rmse"] == pytest.approx(metrics["least_squares_rmse"], rel=0.01)
+    assert metrics["test_rmse"] < 0.85 * metrics["mean_rmse"]
+    assert result.history[-1].loss < result.history[0].loss
 
 
 def test_the_least_squares_baseline_finds_a_linear_function():
@@ -150,11 +150,11 @@ def test_the_least_squares_baseline_finds_a_linear_function():
 
 
 def test_the_mlp_classifies_tumours_and_is_no_worse_than_adaline_on_diabetes():
-    fitted, data = _fit("mlp", "breast-cancer")
-    assert evaluate(fitted.network, data)["test_accuracy"] >= 0.96
-    fitted, data = _fit("mlp", "diabetes")
+    result, data = _fit("mlp", "breast-cancer")
+    assert evaluate(result.network, data)["test_accuracy"] >= 0.96
+    result, data = _fit("mlp", "diabetes")
     linear, _ = _fit("adaline", epochs=50)
-    best, worse = (evaluate(one.network, data)["test_rmse"] for one in (fitted, linear))
+    best, worse = (evaluate(one.network, data)["test_rmse"] for one in (result, linear))
     assert best <= worse
 
 

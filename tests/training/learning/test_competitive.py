@@ -32,7 +32,7 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def learned(digits):
+def fit_result(digits):
     recipe = RECIPES["neocognitron"]
     return recipe.fit(digits, recipe.default_hyperparameters, Run("neocognitron", 0))
 
@@ -63,19 +63,21 @@ def test_a_c_cell_tolerates_a_shift_of_one():
     assert cells(same_everywhere).abs().max() == 0  # planes that all respond carry no information
 
 
-def test_digits_are_recognised(learned, digits):
-    assert evaluate(learned.network, digits)["test_accuracy"] >= 0.90
+def test_digits_are_recognised(fit_result, digits):
+    assert evaluate(fit_result.network, digits)["test_accuracy"] >= 0.90
 
 
-def test_no_weight_has_ever_had_a_gradient(learned):
-    assert not any(weight.requires_grad for weight in learned.network.parameters())
-    assert all(weight.grad is None for weight in learned.network.parameters())
+def test_no_weight_has_ever_had_a_gradient(fit_result):
+    assert not any(weight.requires_grad for weight in fit_result.network.parameters())
+    assert all(weight.grad is None for weight in fit_result.network.parameters())
 
 
-def test_small_shifts_change_fewer_predictions_than_of_the_mlp(learned, digits):
+def test_small_shifts_change_fewer_predictions_than_of_the_mlp(fit_result, digits):
     mlp = RECIPES["mlp"]
     dense = mlp.fit(digits, mlp.hyperparameters["digits"], Run("mlp", 0))
-    stability = [_stability(network, digits.test) for network in (learned.network, dense.network)]
+    stability = [
+        _stability(network, digits.test) for network in (fit_result.network, dense.network)
+    ]
     assert stability[0] > stability[1] + 0.2
 
 
@@ -104,11 +106,11 @@ def test_the_same_seed_learns_the_same(digits):
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_the_trained_network_is_exported(learned, digits, ask):
-    model = export(learned.network, digits, model_metadata(digits, "", {}, {}))
+def test_the_trained_network_is_exported(fit_result, digits, ask):
+    model = export(fit_result.network, digits, model_metadata(digits, "", {}, {}))
     probabilities = ask(model, digits.test.inputs)
     accuracy = np.mean(probabilities.argmax(axis=1) == digits.test.targets)
-    assert accuracy == evaluate(learned.network, digits)["test_accuracy"]
+    assert accuracy == evaluate(fit_result.network, digits)["test_accuracy"]
 
 
 def test_blank_images_are_rejected(digits):

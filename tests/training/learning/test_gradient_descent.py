@@ -16,8 +16,8 @@ from neurona_training.learning.run import AugmentationRange, FitResult, Hyperpar
 from neurona_training.recipes import RECIPES
 
 
-def _weights(fitted):
-    return torch.cat([parameter.detach().flatten() for parameter in fitted.network.parameters()])
+def _weights(result):
+    return torch.cat([parameter.detach().flatten() for parameter in result.network.parameters()])
 
 
 @pytest.mark.parametrize("name", ["lenet5", "lstm", "rnn"])
@@ -40,13 +40,13 @@ def test_the_best_weights_on_validation_are_kept():
         replace(data, validation=wrong),
         replace(recipe.default_hyperparameters, epochs=6),
     )
-    fitted = recipe.fit(data, hyperparameters, Run("lstm", 0))
-    assert fitted.best_epoch < 6
-    losses = [epoch.validation_loss for epoch in fitted.history]
-    assert losses.index(min(losses)) + 1 == fitted.best_epoch
+    result = recipe.fit(data, hyperparameters, Run("lstm", 0))
+    assert result.best_epoch < 6
+    losses = [epoch.validation_loss for epoch in result.history]
+    assert losses.index(min(losses)) + 1 == result.best_epoch
     smoothing = hyperparameters.label_smoothing
-    kept = loss(predict(fitted.network, wrong), torch.from_numpy(wrong.targets), smoothing)
-    assert kept.item() == pytest.approx(fitted.validation_loss, rel=1e-5)
+    kept_loss = loss(predict(result.network, wrong), torch.from_numpy(wrong.targets), smoothing)
+    assert kept_loss.item() == pytest.approx(result.validation_loss, rel=1e-5)
 
 
 def test_metrics_of_given_predictions():
@@ -95,8 +95,8 @@ def test_training_stops_when_patience_is_exhausted():
         replace(data, validation=wrong),
         replace(recipe.default_hyperparameters, patience=2),
     )
-    fitted = recipe.fit(data, hyperparameters, Run("lstm", 0))
-    assert len(fitted.history) == fitted.best_epoch + 2 < hyperparameters.epochs
+    result = recipe.fit(data, hyperparameters, Run("lstm", 0))
+    assert len(result.history) == result.best_epoch + 2 < hyperparameters.epochs
 
 
 def test_a_loss_that_is_not_finite_ends_the_training():
@@ -118,15 +118,15 @@ def test_mixed_precision_learns_in_float32_weights(half):
     recipe = RECIPES["lenet5"]
     data, hyperparameters = recipe.load(), replace(recipe.default_hyperparameters, epochs=3)
     torch.manual_seed(0)
-    fitted = fit(
+    result = fit(
         recipe.network(data),
         data,
         hyperparameters,
         Run("half", 0),
         Device(torch.device("cpu"), half),
     )
-    assert fitted.history[-1].metric > 0.8
-    assert {weight.dtype for weight in fitted.network.parameters()} == {torch.float32}
+    assert result.history[-1].metric > 0.8
+    assert {weight.dtype for weight in result.network.parameters()} == {torch.float32}
 
 
 @pytest.mark.gpu
@@ -136,10 +136,10 @@ def test_a_gpu_is_used_and_the_network_returns_to_the_cpu():
     assert best_device().torch_device.type == "cuda"
     assert best_device().half_type is not None
     data, hyperparameters = recipe.load(), replace(recipe.default_hyperparameters, epochs=5)
-    fitted, again = (recipe.fit(data, hyperparameters, Run("gpu", 0)) for _ in range(2))
-    assert fitted.history[-1].metric > 0.9
-    assert next(fitted.network.parameters()).device.type == "cpu"
-    assert torch.equal(_weights(fitted), _weights(again))
+    result, again = (recipe.fit(data, hyperparameters, Run("gpu", 0)) for _ in range(2))
+    assert result.history[-1].metric > 0.9
+    assert next(result.network.parameters()).device.type == "cpu"
+    assert torch.equal(_weights(result), _weights(again))
 
 
 def test_sgd_learns_too():
@@ -147,8 +147,8 @@ def test_sgd_learns_too():
     hyperparameters = replace(
         recipe.default_hyperparameters, optimiser="sgd", learning_rate=2e-2, epochs=15
     )
-    fitted = recipe.fit(recipe.load(), hyperparameters, Run("rnn", 0))
-    assert fitted.validation_loss < 0.5 * fitted.history[0].validation_loss
+    result = recipe.fit(recipe.load(), hyperparameters, Run("rnn", 0))
+    assert result.validation_loss < 0.5 * result.history[0].validation_loss
 
 
 def test_a_recipe_can_have_another_learner():
@@ -164,17 +164,17 @@ def test_a_recipe_can_have_another_learner():
 
     @torch.no_grad()
     def widrow_hoff(network, data, hyperparameters, run):
-        chance = torch.Generator().manual_seed(run.seed)
+        generator = torch.Generator().manual_seed(run.seed)
         inputs = torch.from_numpy(data.train.inputs)[:, :, 0] / 100
-        wanted = torch.from_numpy(data.train.targets) / 100
+        scaled_targets = torch.from_numpy(data.train.targets) / 100
         for _ in range(hyperparameters.epochs):
-            for row in torch.randperm(len(inputs), generator=chance):
-                error = wanted[row] - network.layer(inputs[row])
+            for row in torch.randperm(len(inputs), generator=generator):
+                error = scaled_targets[row] - network.layer(inputs[row])
                 network.layer.weight += hyperparameters.learning_rate * error * inputs[row]
                 network.layer.bias += hyperparameters.learning_rate * error
-        answered = predict(network, data.validation)
-        missed = loss(answered, torch.from_numpy(data.validation.targets)).item()
-        return FitResult(network.eval(), hyperparameters.epochs, missed)
+        outputs = predict(network, data.validation)
+        validation_loss = loss(outputs, torch.from_numpy(data.validation.targets)).item()
+        return FitResult(network.eval(), hyperparameters.epochs, validation_loss)
 
     recipe = replace(
         RECIPES["rnn"],
@@ -185,7 +185,7 @@ def test_a_recipe_can_have_another_learner():
         recipe.load(),
         replace(recipe.default_hyperparameters, epochs=20, learning_rate=1e-2),
     )
-    fitted, again = (recipe.fit(data, hyperparameters, Run("adaline", 1)) for _ in range(2))
-    assert torch.equal(_weights(fitted), _weights(again))
-    measured = evaluate(fitted.network, data)
-    assert measured["test_rmse"] < 0.8 * measured["persistence_rmse"]
+    result, again = (recipe.fit(data, hyperparameters, Run("adaline", 1)) for _ in range(2))
+    assert torch.equal(_weights(result), _weights(again))
+    metrics = evaluate(result.network, data)
+    assert metrics["test_rmse"] < 0.8 * metrics["persistence_rmse"]

@@ -60,24 +60,24 @@ def test_sunspots_are_forecast_better_than_by_mean_and_persistence(trained, ask)
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "shape"),
+    ("name", "input_name", "shape"),
     [
         ("lenet5", "image", ["batch", 8, 8]),
         ("lstm", "sequence", ["batch", "time", 8]),
         ("rnn", "series", ["batch", "time", 1]),
     ],
 )
-def test_the_metadata_describes_inputs_and_provenance(trained, name, given, shape):
+def test_the_metadata_describes_inputs_and_provenance(trained, name, input_name, shape):
     model = onnx.load(trained(name))
     (model_input,) = model.graph.input
     sizes = [size.dim_param or size.dim_value for size in model_input.type.tensor_type.shape.dim]
-    assert (model_input.name, sizes) == (given, shape)
+    assert (model_input.name, sizes) == (input_name, shape)
     assert model_input.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     (answer,) = model.graph.output
     assert answer.type.tensor_type.shape.dim[0].dim_param == "batch"
 
     described = _read(trained(name))
-    assert [one.name for one in described.inputs] == [given]
+    assert [one.name for one in described.inputs] == [input_name]
     assert all(one.description and one.unit for one in described.inputs)
     data, provenance = RECIPES[name].load(), described.provenance
     assert described.description == f"{RECIPES[name].description}, trained on: {data.source}"

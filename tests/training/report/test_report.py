@@ -66,14 +66,14 @@ def _metadata(models, name):
 def test_callers_send_text_and_get_labels(models):
     described = _metadata(models, "mlp-patients")
     assert list(described.labels) == ["<well> & $fit$", "ill"]
-    assert [given.name for given in described.inputs] == ["features", "smoker"]
+    assert [one_input.name for one_input in described.inputs] == ["features", "smoker"]
     session = onnxruntime.InferenceSession(models / "mlp-patients" / "1" / "model.onnx")
     assert session.get_inputs()[1].type == "tensor(string)"
-    sent = {
+    session_inputs = {
         "features": np.full((3, 1), 60, np.float32),
         "smoker": np.array(["yes", "no", "sometimes"], object),
     }
-    (probabilities,) = session.run(None, sent)
+    (probabilities,) = session.run(None, session_inputs)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     assert (
         len(np.unique(probabilities[:, 0])) == 3
@@ -132,12 +132,12 @@ def test_the_page_is_well_formed_and_has_its_charts(models, name, pictures, word
     assert 'src="http' not in html
     text = " ".join(page.text) + " Recall" * ("class that was found" in " ".join(page.alts))
     assert [word for word in words if word not in text] == []
-    drawn = [
+    images = [
         Image.open(io.BytesIO(base64.b64decode(one)))
         for one in re.findall(r"base64,([^\"]+)", html)
     ]
-    assert len(drawn) == len(page.alts) == pictures
-    for picture in drawn:
+    assert len(images) == len(page.alts) == pictures
+    for picture in images:
         assert min(picture.size) > 60
         assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
 

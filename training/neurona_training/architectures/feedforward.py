@@ -1,7 +1,7 @@
 """Fully connected networks that learn by backpropagation.
 
 D. Rumelhart, G. Hinton and R. Williams, Learning Representations by Back-propagating Errors,
-Nature 323 (1986). Alone below 60 lines because each family has a module of its own.
+Nature 323 (1986). Each family of networks has its module alone, also a short one.
 """
 
 from collections.abc import Sequence

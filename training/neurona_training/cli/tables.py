@@ -1,4 +1,4 @@
-"""Tables for people: the list of recipes and data sets, and the results of trained models.
+"""Tables that are printed: the list of recipes and data sets, and the results of trained models.
 
 What needs numpy or onnx is imported late, so that the list is fast.
 """

@@ -1,4 +1,7 @@
-"""Files that a run leaves, replaced in one step."""
+"""Files that a run leaves, replaced in one step.
+
+It is alone because models, reports and the charts of studies are all written by it.
+"""
 
 import contextlib
 import os

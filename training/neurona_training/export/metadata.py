@@ -40,7 +40,7 @@ def model_metadata(
 
     Args:
         data: gives inputs, labels or values, and the numbers of rows.
-        description: one line for people.
+        description: one line for readers.
         figures: metrics by name, as `learning.evaluation.evaluate` returns them.
         provenance: how the network was trained.
     """

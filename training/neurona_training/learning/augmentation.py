@@ -1,6 +1,6 @@
 """Random shifts and rotations of training images.
 
-Alone below 60 lines because every learner of images may use it, not the training loop only.
+It is alone because any learner of images can use it, not only the training loop.
 """
 
 import math

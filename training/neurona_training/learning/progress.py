@@ -1,6 +1,6 @@
 """What a person sees while a network is trained: the progress bar and the status line.
 
-Alone below 60 lines because every learner uses it.
+It is alone because all learners and the pipeline use it.
 """
 
 import sys

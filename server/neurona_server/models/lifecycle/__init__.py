@@ -1,1 +1,1 @@
-"""Which versions serve: reconciliation with the repository, publication, traffic."""
+"""Lifecycle of models: reconciliation with the repository, versions, registry, traffic."""

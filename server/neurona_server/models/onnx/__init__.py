@@ -1,1 +1,1 @@
-"""The only package that imports onnxruntime: model files, sessions, devices, caches."""
+"""ONNX Runtime: model files, sessions, devices, caches. The only package that imports it."""

@@ -1,8 +1,8 @@
-"""From a model's file to ONNX Runtime's session on it.
+"""Loading a model's file into an ONNX Runtime session.
 
-Loading releases the GIL, except for a copy of the model when it comes as bytes (70 ms for 132 MB):
-so a model's own file is loaded by its path, which is safe, for it is read and not mapped. Not so
-external data: see external_data.py.
+Loading releases the GIL, except for copying a model that is passed as bytes (70 ms for 132 MB): so
+a model's own file is loaded by its path, which is safe since the file is read and not mapped.
+External data are not safe: see external_data.py.
 """
 
 import logging
@@ -21,38 +21,32 @@ from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 
 log = logging.getLogger(__name__)
 
-_NOISE = (
+MAX_REASON_LENGTH = 300
+"""Characters of ONNX Runtime's messages that clients see."""
+
+_PREFIXES = (
     re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : "),
     re.compile(r"^Load model from .+? failed: ?"),
     re.compile(r"^\S+\.(?:cc|h):\d+ .*?\)(?: const)? (?=[A-Z])"),
 )
 _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[^\s\"'/\\]*[/\\])+(?=[^\s\"'/\\])")
 
-
-def reason_of(error: Exception, path: Path) -> str:
-    """What ONNX Runtime says, for a caller: without its own source lines, and without paths, so
-    that who asks what is served learns no folder of the server. `path` is the model's."""
-    text = str(error).strip().partition("\n")[0]
-    for noise in _NOISE:
-        text = noise.sub("", text)
-    # By itself, for it may hold spaces: elsewhere these end a path.
-    for folder in {path.parent, path.parent.absolute(), path.parent.resolve()} - {Path()}:
-        text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), "…/")
-    return _PATH.sub("…/", text)[:300]
-
-
-# ONNX Runtime looks here for external data that it was not given: there are none.
+# ONNX Runtime looks for external data that it was not given here, where there are none.
 _NOWHERE = os.path.join(os.sep, "nonexistent", "neurona")
 
 
 def load(path: Path, options: RuntimeOptions, threads: int) -> onnxruntime.InferenceSession:
-    """Raises LoadError."""
-    found = read_outline(path)
+    """Load the model at `path`, on the CPU if it cannot be loaded on a GPU.
+
+    Raises:
+        LoadError: The file is not a model, or ONNX Runtime cannot load it.
+    """
+    outline = read_outline(path)
     providers = runtime.usable_providers(options)
     if not providers:
-        wanted = ", ".join(options.providers)
-        raise LoadError(f"none of its providers ({wanted}) can be used here")
-    loader = _Loader(path, found, options, threads)
+        names = ", ".join(options.providers)
+        raise LoadError(f"none of its providers ({names}) is available")
+    loader = _Loader(path, outline, options, threads)
     try:
         try:
             return loader.load(providers)
@@ -65,53 +59,68 @@ def load(path: Path, options: RuntimeOptions, threads: int) -> onnxruntime.Infer
         raise
     except Exception as error:
         log.info("%s: %s", path, error)
-        raise LoadError(f"ONNX Runtime cannot load it: {reason_of(error, path)}") from error
+        reason = public_reason(error, path)
+        raise LoadError(f"ONNX Runtime cannot load it: {reason}") from error
+
+
+def public_reason(error: Exception, path: Path) -> str:
+    """Return ONNX Runtime's message without its source lines and without the server's paths.
+
+    Clients that list models see it. `path` is that of the model.
+    """
+    text = str(error).strip().partition("\n")[0]
+    for prefix in _PREFIXES:
+        text = prefix.sub("", text)
+    # The model's folder first, since it may contain spaces, at which the pattern ends a path.
+    for folder in {path.parent, path.parent.absolute(), path.parent.resolve()} - {Path()}:
+        text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), "…/")
+    return _PATH.sub("…/", text)[:MAX_REASON_LENGTH]
 
 
 class _Loader:
     def __init__(
-        self, path: Path, found: GraphOutline, options: RuntimeOptions, threads: int
+        self, path: Path, outline: GraphOutline, options: RuntimeOptions, threads: int
     ) -> None:
         self._path = path
-        self._found = found
+        self._outline = outline
         self._options = options
         self._threads = threads
 
     def load(self, providers: list[Any]) -> onnxruntime.InferenceSession:
-        if self._found.external:
-            return self._with_external(providers)
+        if self._outline.external:
+            return self._load_with_external_data(providers)
         folder = self._options.cache
         if (
             folder is not None
-            and providers == [CPU]  # what a GPU's provider makes of a graph is its own
-            and graph_cache.saves_time(self._found.nodes, self._found.size)
+            and providers == [CPU]  # a GPU's provider optimises graphs in its own way
+            and graph_cache.saves_time(self._outline.nodes, self._outline.size)
             and (cache := graph_cache.open_cache(folder)) is not None
         ):
-            return self._through(cache, providers)
+            return self._load_through_cache(cache, providers)
         return self._open(os.fspath(self._path), providers)
 
-    def _with_external(self, providers: list[Any]) -> onnxruntime.InferenceSession:
-        files = find_external(self._path, self._found.external)
+    def _load_with_external_data(self, providers: list[Any]) -> onnxruntime.InferenceSession:
+        files = find_external(self._path, self._outline.external)
         settings = self._settings()
-        # onnxruntime 1.24 and later. It does not reach into graphs inside of nodes, and 1.24 looks
-        # for ./weights by another name than it was given.
-        give = getattr(settings, "add_external_initializers_from_files_in_memory", None)
-        plain = all(os.path.normpath(location) == location for location in files)
-        if give is None or self._found.nested or not plain:
+        # onnxruntime 1.24 and later. It does not reach into graphs inside nodes, and 1.24 looks
+        # for ./weights under a different name than it was given.
+        add_files = getattr(settings, "add_external_initializers_from_files_in_memory", None)
+        normalised = all(os.path.normpath(location) == location for location in files)
+        if add_files is None or self._outline.nested_external or not normalised:
             with temporary_copy(self._path, files) as copy:
                 return self._open(os.fspath(copy), providers, settings)
         contents = read_external(files)
         settings.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", _NOWHERE
         )
-        give(list(contents), list(contents.values()), list(map(len, contents.values())))
-        return self._open(self._read(), providers, settings)
+        add_files(list(contents), list(contents.values()), list(map(len, contents.values())))
+        return self._open(self._read_model(), providers, settings)
 
-    def _through(
+    def _load_through_cache(
         self, cache: graph_cache.GraphCache, providers: list[Any]
     ) -> onnxruntime.InferenceSession:
-        content = self._read()  # what is hashed is what is optimised, whoever writes to the file
-        key = graph_cache.key(
+        content = self._read_model()  # hashed and optimised from one read of the file
+        key = graph_cache.cache_key(
             content, onnxruntime.__version__, onnxruntime.get_build_info(), *providers
         )
         entry = cache.get(key)
@@ -119,9 +128,9 @@ class _Loader:
             return self._open(content, providers)
         if entry is not None:
             try:
-                return self._open(entry, providers, self._as_it_is())
+                return self._open(entry, providers, self._settings_without_optimisation())
             except Exception as error:
-                log.warning("%s: its optimised graph cannot be loaded: %s", self._path, error)
+                log.warning("%s: cached graph cannot be loaded: %s", self._path, error)
                 cache.discard(key)
         opened: list[onnxruntime.InferenceSession] = []
 
@@ -129,23 +138,16 @@ class _Loader:
             settings = self._settings()
             settings.optimized_model_filepath = os.fspath(target)
             opened.append(self._open(content, providers, settings))
-            saved = self._open(os.fspath(target), providers, self._as_it_is())
-            if _face(saved) != _face(opened[0]):
-                log.info(
-                    "%s: its optimised graph takes other inputs, so it is not kept", self._path
-                )
+            saved = self._open(os.fspath(target), providers, self._settings_without_optimisation())
+            if _interface(saved) != _interface(opened[0]):
+                log.info("%s: not cached: the optimised graph has other inputs", self._path)
                 os.truncate(target, 0)  # so that it is not tried at every start
 
         try:
             cache.put(key, write)
-        except Exception as error:  # the model is wrong, which shows again; or the disk is full
-            log.info("%s: its optimised graph is not kept: %s", self._path, error)
+        except Exception as error:  # an invalid model, which fails again below, or a full disk
+            log.info("%s: not cached: %s", self._path, error)
         return opened[0] if opened else self._open(content, providers)
-
-    def _as_it_is(self) -> onnxruntime.SessionOptions:
-        settings = self._settings()
-        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return settings
 
     def _open(
         self,
@@ -153,7 +155,7 @@ class _Loader:
         providers: list[Any],
         settings: onnxruntime.SessionOptions | None = None,
     ) -> onnxruntime.InferenceSession:
-        # By itself it would print what went wrong, and try other providers.
+        # With its fallback, it would print what went wrong and try other providers.
         return onnxruntime.InferenceSession(
             model, settings or self._settings(), providers=providers, enable_fallback=0
         )
@@ -177,16 +179,24 @@ class _Loader:
             settings.add_session_config_entry(key, value)
         return settings
 
-    def _read(self) -> bytes:
+    def _settings_without_optimisation(self) -> onnxruntime.SessionOptions:
+        settings = self._settings()
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return settings
+
+    def _read_model(self) -> bytes:
         try:
             return self._path.read_bytes()
         except OSError as error:
             raise LoadError(f"its file cannot be read: {error.strerror}") from error
 
 
-def _face(session: onnxruntime.InferenceSession) -> list[Any]:
-    """What callers see of a graph. ONNX Runtime 1.31 saves some graphs in a way that changes it:
-    before IR 4 all weights stand among the inputs, and a few lose their value there."""
+def _interface(session: onnxruntime.InferenceSession) -> list[Any]:
+    """Return what callers see of a graph: inputs, outputs and metadata.
+
+    ONNX Runtime 1.31 saves some graphs so that it changes: before IR 4 all weights are among the
+    inputs, and a few of them lose their values.
+    """
     groups = [
         session.get_inputs(),
         session.get_overridable_initializers(),

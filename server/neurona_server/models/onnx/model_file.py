@@ -1,9 +1,9 @@
-"""What is in a model's file, before ONNX Runtime sees it.
+"""Checks of a model's file before ONNX Runtime opens it, and an outline of its graph.
 
-A file of 2 GiB that is no model, or one that is still being copied, is told from a model by a
-few reads: fields are passed over by seeking. The numbers of the fields are those of onnx.proto3
-(https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3), what they mean is in its docs/IR.md and
-docs/ExternalData.md.
+A few reads tell a model from a file of 2 GiB that is not one, or that is still being copied: the
+parser seeks past the fields that it does not need. The field numbers are those of onnx.proto3
+(https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3), their meaning is in ONNX's docs/IR.md
+and docs/ExternalData.md.
 """
 
 import os
@@ -16,90 +16,26 @@ from typing import BinaryIO, NamedTuple
 
 from neurona_server.errors import LoadError
 
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
-_SIZES = {FIXED64: 8, FIXED32: 4}
-_LONGEST_VARINT = 10  # bytes, for 64 bits
-MOST_FIELDS = 2_000_000
-"""Of one message: more would be seconds of looking at what nobody made in earnest."""
+MAX_FIELDS = 2_000_000
+"""Fields of one message; a file with more would take seconds and is not a model."""
 
-
-class NotProtobufError(ValueError):
-    """These bytes are no protobuf message."""
-
-
-class CutOffError(ValueError):
-    """The message ends too early. `expected` is the byte at which it should end, or more."""
-
-    def __init__(self, expected: int) -> None:
-        super().__init__(f"expected at least {expected} bytes")
-        self.expected = expected
-
-
-class Field(NamedTuple):
-    number: int
-    wire_type: int
-    start: int
-    """Where its value begins, in bytes from the file's start."""
-    end: int
-    value: int
-    """Of a varint; else 0."""
-
-
-def fields(file: BinaryIO, start: int, end: int) -> Iterator[Field]:
-    """The fields between two places. The caller may seek between two of them.
-
-    Raises NotProtobufError, or CutOffError when a field reaches over `end`.
-    """
-    count = 0
-    while start < end:
-        count += 1
-        if count > MOST_FIELDS:
-            raise NotProtobufError(f"more than {MOST_FIELDS:,} fields")
-        file.seek(start)
-        tag, start = _varint(file, start, end)
-        number, wire_type = tag >> 3, tag & 7
-        value = 0
-        if wire_type == VARINT:
-            value, stop = _varint(file, start, end)
-        elif wire_type == LENGTH:
-            size, start = _varint(file, start, end)
-            stop = start + size
-        elif wire_type in _SIZES:
-            stop = start + _SIZES[wire_type]
-        else:
-            raise NotProtobufError(f"wire type {wire_type}")
-        if number == 0:
-            raise NotProtobufError("field number 0")
-        if stop > end:
-            raise CutOffError(stop)
-        yield Field(number, wire_type, start, stop, value)
-        start = stop
-
-
-def _varint(file: BinaryIO, at: int, end: int) -> tuple[int, int]:
-    value = 0
-    for count in range(_LONGEST_VARINT):
-        if at + count >= end:
-            raise CutOffError(end + 1)
-        byte = file.read(1)
-        if not byte:
-            raise CutOffError(end + 1)
-        value |= (byte[0] & 0x7F) << (7 * count)
-        if byte[0] < 0x80:
-            return value, at + count + 1
-    raise NotProtobufError("a varint of more than 64 bits")
-
+# Wire types of protobuf's encoding (https://protobuf.dev/programming-guides/encoding/).
+_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
+_FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
+_MAX_VARINT_BYTES = 10  # for 64 bits
 
 _GRAPH, _FUNCTIONS = 7, 25
 # Of ModelProto: ir_version to doc_string, graph, opset_import, metadata_props, training_info,
 # functions, configuration. A later ONNX may add some, but not in the hundreds.
-_WIRE_TYPES = {1: VARINT, 5: VARINT} | dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), LENGTH)
-_MOST_FIELD_NUMBERS = 100
-_LARGEST = 2**31 - 1  # bytes: what protobuf can read
-_CHUNK = 1 << 20
-_LONGEST_LOCATION = 4096  # bytes
+_WIRE_TYPES = {1: _VARINT, 5: _VARINT} | dict.fromkeys(
+    (2, 3, 4, 6, 7, 8, 14, 20, 25, 26), _LENGTH_DELIMITED
+)
+_MAX_FIELD_NUMBER = 100
+_MAX_FILE_BYTES = 2**31 - 1  # what protobuf can parse
+_CHUNK_BYTES = 1 << 20
+_MAX_LOCATION_BYTES = 4096
 
-_LOOKS = (
+_SIGNATURES = (
     (b"version https://git-lfs", "a pointer of git-lfs: fetch the file itself with git lfs pull"),
     (b"<", "a page of HTML or XML: was a web page downloaded in its place?"),
     (b"PK\x03\x04", "a zip archive, as PyTorch saves: export it to ONNX"),
@@ -108,64 +44,56 @@ _LOOKS = (
     (b"\x80\x02", "a Python pickle: export the model to ONNX"),
 )
 
-# Without O_NONBLOCK a pipe that is called like a model would be waited for for ever; Windows has
-# none, and translates what is not opened as O_BINARY.
-_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+# Without O_NONBLOCK, opening a pipe that is named like a model would block forever. Windows does
+# not have it, and translates line ends in files that are not opened with O_BINARY.
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 @dataclass
 class GraphOutline:
-    """What a graph holds, without what its tensors hold."""
+    """What a graph contains, except the contents of its tensors."""
 
     size: int = 0
     """Bytes of the file."""
+
     nodes: int = 0
-    """Of the graph itself; those of graphs inside its nodes are not counted."""
+    """Nodes of the graph itself, without those of graphs inside nodes."""
+
     external: set[str] = field(default_factory=set)
-    """Where tensors lie that are not in the file, as the file says it."""
-    nested: bool = False
-    """Whether some of these belong to a graph inside a node."""
+    """Locations of external data, as the file gives them."""
 
-
-def check_model_file(path: Path) -> int:
-    """The file's size in bytes. Raises LoadError when it is no ONNX model, or not all of one."""
-    with _opened(path) as (file, size):
-        _find_graph(file, size)
-    return size
+    nested_external: bool = False
+    """Whether some of these data belong to a graph inside a node."""
 
 
 def read_outline(path: Path) -> GraphOutline:
-    """Raises LoadError like `check_model_file`."""
-    with _opened(path) as (file, size):
+    """Return the outline of an ONNX model.
+
+    Raises:
+        LoadError: The file is not an ONNX model, or incomplete or damaged.
+    """
+    with _open_file(path) as (file, size):
         graph, functions = _find_graph(file, size)
-        found = GraphOutline(size)
+        outline = GraphOutline(size)
         try:
-            _walk_graph(file, graph, found, nested=False)
+            _walk_graph(file, graph, outline, nested=False)
             for function in functions:
-                for node in fields(file, function.start, function.end):
+                for node in _fields(file, function.start, function.end):
                     if node.number == 7:
-                        _walk_node(file, node, found, nested=False)
+                        _walk_node(file, node, outline, nested=False)
         except RecursionError as error:
             raise LoadError("its graphs are nested too deeply") from error
-        except (NotProtobufError, CutOffError) as error:
-            raise LoadError(f"it is damaged: its graph is no protobuf message ({error})") from error
-    return found
-
-
-def inside(path: Path, root: Path) -> bool:
-    """Whether what `path` leads to, all links followed, lies in `root`. Both must exist."""
-    try:
-        return path.resolve(strict=True).is_relative_to(root.resolve(strict=True))
-    except (OSError, RuntimeError):  # nothing there, or links that go round in circles
-        return False
+        except (_NotProtobufError, _TruncatedError) as error:
+            raise LoadError(f"it is damaged: its graph is not valid protobuf ({error})") from error
+    return outline
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+def _open_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     try:
-        number = os.open(path, _READ)
-        with open(number, "rb") as file:
-            status = os.fstat(number)
+        descriptor = os.open(path, _OPEN_FLAGS)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise LoadError("it is not a file")
             yield file, status.st_size
@@ -173,32 +101,99 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         raise LoadError(f"its file cannot be read: {error.strerror}") from error
 
 
-def _find_graph(file: BinaryIO, size: int) -> tuple[Field, list[Field]]:
-    """The graph, and the functions beside it."""
+class _NotProtobufError(ValueError):
+    """The bytes are not a protobuf message."""
+
+
+class _TruncatedError(ValueError):
+    """The message ends too early. `expected` is the byte at which it should end, or later."""
+
+    def __init__(self, expected: int) -> None:
+        super().__init__(f"expected at least {expected} bytes")
+        self.expected = expected
+
+
+class _Field(NamedTuple):
+    number: int
+    wire_type: int
+    start: int
+    """Offset of its value in the file."""
+    end: int
+
+
+def _fields(file: BinaryIO, start: int, end: int) -> Iterator[_Field]:
+    """Yield the fields between two offsets. The caller may seek between two of them.
+
+    Raises:
+        _NotProtobufError: The bytes are not fields.
+        _TruncatedError: A field reaches beyond `end`.
+    """
+    count = 0
+    while start < end:
+        count += 1
+        if count > MAX_FIELDS:
+            raise _NotProtobufError(f"more than {MAX_FIELDS:,} fields")
+        file.seek(start)
+        tag, start = _read_varint(file, start, end)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == _VARINT:
+            _, stop = _read_varint(file, start, end)
+        elif wire_type == _LENGTH_DELIMITED:
+            size, start = _read_varint(file, start, end)
+            stop = start + size
+        elif wire_type in _FIXED_SIZES:
+            stop = start + _FIXED_SIZES[wire_type]
+        else:
+            raise _NotProtobufError(f"wire type {wire_type}")
+        if number == 0:
+            raise _NotProtobufError("field number 0")
+        if stop > end:
+            raise _TruncatedError(stop)
+        yield _Field(number, wire_type, start, stop)
+        start = stop
+
+
+def _read_varint(file: BinaryIO, offset: int, end: int) -> tuple[int, int]:
+    """Return a varint at the file's position `offset`, and the offset behind it."""
+    value = 0
+    for count in range(_MAX_VARINT_BYTES):
+        if offset + count >= end:
+            raise _TruncatedError(end + 1)
+        byte = file.read(1)
+        if not byte:
+            raise _TruncatedError(end + 1)
+        value |= (byte[0] & 0x7F) << (7 * count)
+        if byte[0] < 0x80:
+            return value, offset + count + 1
+    raise _NotProtobufError("a varint of more than 64 bits")
+
+
+def _find_graph(file: BinaryIO, size: int) -> tuple[_Field, list[_Field]]:
+    """Return the graph of a model, and its functions."""
     if size == 0:
         raise LoadError("its file is empty: still being copied?")
     graph, functions = None, []
     try:
-        for one in fields(file, 0, size):
-            wanted = _WIRE_TYPES.get(one.number, one.wire_type)
-            if one.number > _MOST_FIELD_NUMBERS or one.wire_type != wanted:
-                raise NotProtobufError("no field of ModelProto")
-            if one.number == _GRAPH:
-                graph = one
-            elif one.number == _FUNCTIONS:
-                functions.append(one)
-    except NotProtobufError:
-        raise LoadError(f"its file is not ONNX: it looks like {_looks(file)}") from None
-    except CutOffError as error:
-        if looks := _known_looks(_head(file)):
-            raise LoadError(f"its file is not ONNX: it looks like {looks}") from None
+        for part in _fields(file, 0, size):
+            expected = _WIRE_TYPES.get(part.number, part.wire_type)
+            if part.number > _MAX_FIELD_NUMBER or part.wire_type != expected:
+                raise _NotProtobufError("not a field of ModelProto")
+            if part.number == _GRAPH:
+                graph = part
+            elif part.number == _FUNCTIONS:
+                functions.append(part)
+    except _NotProtobufError:
+        raise LoadError(f"its file is not ONNX: it looks like {_describe_content(file)}") from None
+    except _TruncatedError as error:
+        if description := _match_signature(_read_head(file)):
+            raise LoadError(f"its file is not ONNX: it looks like {description}") from None
         raise LoadError(
             f"its file ends after {size:,} of at least {error.expected:,} bytes: "
             "still being copied?"
         ) from None
     if graph is None:
         raise LoadError("its file has no graph: still being copied, or not ONNX?")
-    if size > _LARGEST:
+    if size > _MAX_FILE_BYTES:
         raise LoadError(
             f"its file has {size:,} bytes: a model of 2 GiB or more needs its weights as external "
             "data"
@@ -206,12 +201,12 @@ def _find_graph(file: BinaryIO, size: int) -> tuple[Field, list[Field]]:
     return graph, functions
 
 
-def _looks(file: BinaryIO) -> str:
-    head = _head(file)
-    if known := _known_looks(head):
-        return known
+def _describe_content(file: BinaryIO) -> str:
+    head = _read_head(file)
+    if description := _match_signature(head):
+        return description
     if not any(head):
-        return "zeros: a file that was made but not filled?"
+        return "zeros: a file that was created but not filled?"
     try:
         head.decode("ascii")
     except ValueError:
@@ -219,66 +214,66 @@ def _looks(file: BinaryIO) -> str:
     return "a text"
 
 
-def _known_looks(head: bytes) -> str:
+def _match_signature(head: bytes) -> str:
     start = head.lstrip()
-    return next((looks for magic, looks in _LOOKS if start.startswith(magic)), "")
+    return next((text for magic, text in _SIGNATURES if start.startswith(magic)), "")
 
 
-def _head(file: BinaryIO) -> bytes:
+def _read_head(file: BinaryIO) -> bytes:
     file.seek(0)
     return file.read(256)
 
 
-def _walk_graph(file: BinaryIO, graph: Field, found: GraphOutline, *, nested: bool) -> None:
-    for one in fields(file, graph.start, graph.end):
-        if one.number == 1:
-            found.nodes += not nested
-            _walk_node(file, one, found, nested=nested)
-        elif one.number == 5:
-            _walk_tensor(file, one, found, nested=nested)
-        elif one.number == 15:  # a sparse tensor: its values and where they stand
-            for tensor in fields(file, one.start, one.end):
+def _walk_graph(file: BinaryIO, graph: _Field, outline: GraphOutline, *, nested: bool) -> None:
+    for part in _fields(file, graph.start, graph.end):
+        if part.number == 1:
+            outline.nodes += not nested
+            _walk_node(file, part, outline, nested=nested)
+        elif part.number == 5:
+            _walk_tensor(file, part, outline, nested=nested)
+        elif part.number == 15:  # a sparse tensor: its values and their indices
+            for tensor in _fields(file, part.start, part.end):
                 if tensor.number in (1, 2):
-                    _walk_tensor(file, tensor, found, nested=nested)
+                    _walk_tensor(file, tensor, outline, nested=nested)
 
 
-def _walk_node(file: BinaryIO, node: Field, found: GraphOutline, *, nested: bool) -> None:
-    # Quicker than a look at each attribute: every external tensor must say this of itself.
+def _walk_node(file: BinaryIO, node: _Field, outline: GraphOutline, *, nested: bool) -> None:
+    # Faster than parsing every attribute: an external tensor must contain this key.
     if nested or _contains(file, node, b"location"):
-        for attribute in fields(file, node.start, node.end):
+        for attribute in _fields(file, node.start, node.end):
             if attribute.number == 5:
-                _walk_attribute(file, attribute, found)
+                _walk_attribute(file, attribute, outline)
 
 
-def _contains(file: BinaryIO, within: Field, text: bytes) -> bool:
+def _contains(file: BinaryIO, within: _Field, text: bytes) -> bool:
     file.seek(within.start)
-    left, before = within.end - within.start, b""
-    while left > 0 and (chunk := file.read(min(left, _CHUNK))):
-        if text in before + chunk:
+    remaining, previous = within.end - within.start, b""
+    while remaining > 0 and (chunk := file.read(min(remaining, _CHUNK_BYTES))):
+        if text in previous + chunk:
             return True
-        before = chunk[1 - len(text) :]
-        left -= len(chunk)
+        previous = chunk[1 - len(text) :]
+        remaining -= len(chunk)
     return False
 
 
-def _walk_attribute(file: BinaryIO, attribute: Field, found: GraphOutline) -> None:
-    for one in fields(file, attribute.start, attribute.end):
-        if one.wire_type != LENGTH:
+def _walk_attribute(file: BinaryIO, attribute: _Field, outline: GraphOutline) -> None:
+    for part in _fields(file, attribute.start, attribute.end):
+        if part.wire_type != _LENGTH_DELIMITED:
             continue
-        if one.number in (5, 10):
-            _walk_tensor(file, one, found, nested=False)
-        elif one.number in (6, 11):
-            _walk_graph(file, one, found, nested=True)
+        if part.number in (5, 10):
+            _walk_tensor(file, part, outline, nested=False)
+        elif part.number in (6, 11):
+            _walk_graph(file, part, outline, nested=True)
 
 
-def _walk_tensor(file: BinaryIO, tensor: Field, found: GraphOutline, *, nested: bool) -> None:
-    for entry in fields(file, tensor.start, tensor.end):
+def _walk_tensor(file: BinaryIO, tensor: _Field, outline: GraphOutline, *, nested: bool) -> None:
+    for entry in _fields(file, tensor.start, tensor.end):
         if entry.number != 13:  # external_data: pairs of key and value
             continue
         pair = {}
-        for one in fields(file, entry.start, entry.end):
-            file.seek(one.start)
-            pair[one.number] = file.read(min(one.end - one.start, _LONGEST_LOCATION))
+        for part in _fields(file, entry.start, entry.end):
+            file.seek(part.start)
+            pair[part.number] = file.read(min(part.end - part.start, _MAX_LOCATION_BYTES))
         if pair.get(1) == b"location":
-            found.external.add(pair.get(2, b"").decode("utf-8", "replace"))
-            found.nested |= nested
+            outline.external.add(pair.get(2, b"").decode("utf-8", "replace"))
+            outline.nested_external |= nested

@@ -1,4 +1,8 @@
-"""ONNX Runtime as a whole: what all sessions of the process share or must agree on."""
+"""ONNX Runtime as a whole: what all sessions of the process share or must agree on.
+
+Providers are ONNX Runtime's execution providers. Options and messages use short names, as "cuda"
+for CUDAExecutionProvider.
+"""
 
 import ctypes
 import logging
@@ -14,98 +18,22 @@ import onnxruntime
 
 from neurona_server.errors import ConfigError
 
-THREADS_PER_CPU = 16  # in the pools of all models: they do not spin, so all but a few sleep
-
-
 log = logging.getLogger(__name__)
-
-_SUFFIX = "ExecutionProvider"
-_NEED_CUDA = ("cuda", "tensorrt", "nvtensorrtrtx")
-
-Provider = str | tuple[str, dict[str, Any]]
-
-
-def short(provider: str) -> str:
-    return provider.removesuffix(_SUFFIX).lower()
-
-
-def check_names(names: Sequence[str], known: Collection[str]) -> None:
-    """Raises ConfigError for a name that is none of `known`, ONNX Runtime's own names."""
-    shorts = sorted(map(short, known))
-    for name in names:
-        if name not in shorts:
-            raise ConfigError(
-                f"option providers has {name!r}: expected some of {', '.join(shorts)}"
-            )
-
-
-def choose(
-    names: Sequence[str], available: Collection[str], driver: bool, gpu_memory: int
-) -> list[Provider]:
-    """What ONNX Runtime is given: those of `names` that it has been built with, and that can run
-    here as far as can be seen from outside."""
-    by_name = {short(provider): provider for provider in available}
-    chosen: list[Provider] = []
-    for name in dict.fromkeys(names):
-        if name not in by_name or (name in _NEED_CUDA and not driver):
-            continue
-        options = _cuda_options(gpu_memory) if name == "cuda" else {}
-        chosen.append((by_name[name], options) if options else by_name[name])
-    return chosen
-
-
-def _cuda_options(gpu_memory: int) -> dict[str, Any]:
-    options = {
-        # The default measures every algorithm anew for each shape that comes: seconds, in the
-        # middle of serving.
-        "cudnn_conv_algo_search": "HEURISTIC",
-        # The default doubles the arena each time it grows, and never gives that back.
-        "arena_extend_strategy": "kSameAsRequested",
-    }
-    return options | ({"gpu_mem_limit": str(gpu_memory)} if gpu_memory else {})
-
-
-def explain_missing_gpu(available: Collection[str], driver: bool) -> str:
-    """Why no GPU can be used, as far as can be seen from outside; "" if one could."""
-    if "cuda" not in map(short, available):
-        return "this onnxruntime is built without CUDA: install onnxruntime-gpu"
-    if not driver:
-        return "this machine has no NVIDIA driver (libcuda cannot be loaded)"
-    return ""
-
-
-def degraded(
-    names: Sequence[str], provider: str, placement: Mapping[str, int], missing: str, expected: bool
-) -> str:
-    """Why a model does not run where it should; "" if it does.
-
-    `provider` and the keys of `placement` are short names. `expected`: a GPU was asked for, or
-    there is one.
-    """
-    if not names or names[0] == "cpu":
-        return ""
-    if provider == "cpu":
-        why = missing if names[0] in _NEED_CUDA else ""
-        reason = why or f"{names[0]} could not be started; the server's log says why"
-        return f"runs on the CPU: {reason}" if expected else ""
-    if on_cpu := placement.get("cpu", 0):
-        return f"{on_cpu} of its {sum(placement.values())} nodes run on the CPU"
-    return ""
-
-
-def has_cuda_driver() -> bool:
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 DEFAULT_PROVIDERS = ("cuda", "cpu")
 
+THREADS_PER_CPU = 16
+"""Threads in the pools of all models: they do not spin, so all but a few sleep."""
+
+Provider = str | tuple[str, dict[str, Any]]
+"""A provider as ONNX Runtime takes it: its name, or its name and options."""
+
+_SUFFIX = "ExecutionProvider"
+_NEED_CUDA = ("cuda", "tensorrt", "nvtensorrtrtx")
 _SAME_AS_REQUESTED = 1  # arena_extend_strategy: grow by what is needed, not by doubling
+
 # y = -x for one float, as ONNX (opset 13): the smallest model that a device must run.
 _PROBE = (
     b'\x08\x07:2\n\x0b\n\x01x\x12\x01y"\x03Neg\x12\x01g'
@@ -119,26 +47,37 @@ class RuntimeOptions:
     """How models are run. Sizes in bytes, times in seconds."""
 
     threads: int = 0
-    """CPU threads of one run; 0 means the CPUs that this process may use."""
+    """CPU threads of one run; 0: one for each CPU that this process may use."""
+
     pool_threads: int = 0
-    """Threads of all sessions together, those that call them not counted; 0: no limit."""
+    """Threads of all sessions together, without the threads that call them; 0: no limit."""
+
     spinning: bool = False
-    """Whether threads burn CPU for a while after a run, to be quicker at the next."""
+    """Whether threads busy-wait for a while after a run, to be faster at the next."""
+
     providers: tuple[str, ...] = DEFAULT_PROVIDERS
-    """Short names of ONNX Runtime's providers; a node runs on the first that can run it."""
+    """Short names; a node runs on the first provider that supports it."""
+
     gpu_expected: bool = False
-    """Whether a model that runs on the CPU is degraded even where there is no driver."""
+    """Whether a model that runs on the CPU is degraded even if there is no driver."""
+
     require_gpu: bool = False
-    """Whether such a model is refused."""
+    """Whether such a model is rejected."""
+
     gpu_memory_bytes: int = 0
-    """Of each session on its GPU; 0: no limit."""
+    """Limit for each session on its GPU; 0: no limit."""
+
     arena: bool = True
     """Whether memory is kept between runs."""
+
     shrink_seconds: float = 60.0
-    """How often what is kept too much is given back; 0: never."""
+    """Interval in which unused memory of arenas is freed; 0: never."""
+
     cpu_memory_bytes: int = 0
-    """Of the runs of all sessions together on the CPU, weights not counted, in one arena whatever
-    `arena` says; 0: no limit."""
+    """Limit for the runs of all sessions together on the CPU, without weights; 0: no limit.
+
+    With a limit, they share one arena whatever `arena` says."""
+
     cache: Path | None = None
     """Folder of optimised graphs."""
 
@@ -149,30 +88,74 @@ def runtime_version() -> str:
 
 
 def check_options(options: RuntimeOptions) -> None:
-    """Raises ConfigError when this ONNX Runtime, or this machine, cannot do what they say."""
-    check_names(options.providers, onnxruntime.get_all_providers())
+    """Check that this ONNX Runtime and this machine support the options.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    check_provider_names(options.providers, onnxruntime.get_all_providers())
     if options.cpu_memory_bytes:
         limit_cpu_memory(options.cpu_memory_bytes)
     if options.require_gpu and (reason := probe_gpu()):
         raise ConfigError(f"option require_gpu is set, but {reason}")
 
 
+def short_name(provider: str) -> str:
+    return provider.removesuffix(_SUFFIX).lower()
+
+
+def check_provider_names(names: Sequence[str], providers: Collection[str]) -> None:
+    """Raise ConfigError for a short name of none of `providers`."""
+    short_names = sorted(map(short_name, providers))
+    for name in names:
+        if name not in short_names:
+            raise ConfigError(
+                f"option providers has {name!r}; expected some of {', '.join(short_names)}"
+            )
+
+
 def usable_providers(options: RuntimeOptions) -> list[Provider]:
+    """Return the providers for a session, and load the libraries that they need."""
     available = onnxruntime.get_available_providers()
-    chosen = choose(options.providers, available, has_driver(), options.gpu_memory_bytes)
-    if any(name != CPU for name in map(_name, chosen)):
+    providers = choose_providers(
+        options.providers, available, has_cuda_driver(), options.gpu_memory_bytes
+    )
+    if any(name != CPU for name in map(_full_name, providers)):
         _preload_libraries()
-    return chosen
+    return providers
 
 
-def missing_gpu() -> str:
-    """Why no GPU can be used, as far as can be seen from outside; "" if one could."""
-    return explain_missing_gpu(onnxruntime.get_available_providers(), has_driver())
+def choose_providers(
+    names: Sequence[str], available: Collection[str], driver: bool, gpu_memory_bytes: int
+) -> list[Provider]:
+    """Return those of `names` that are available, and whose driver is installed."""
+    by_name = {short_name(provider): provider for provider in available}
+    providers: list[Provider] = []
+    for name in dict.fromkeys(names):
+        if name not in by_name or (name in _NEED_CUDA and not driver):
+            continue
+        options = _cuda_options(gpu_memory_bytes) if name == "cuda" else {}
+        providers.append((by_name[name], options) if options else by_name[name])
+    return providers
+
+
+def explain_missing_gpu(available: Collection[str], driver: bool) -> str:
+    """Return why no GPU can be used, "" if nothing is missing."""
+    if "cuda" not in map(short_name, available):
+        return "this onnxruntime is built without CUDA: install onnxruntime-gpu"
+    if not driver:
+        return "this machine has no NVIDIA driver (libcuda cannot be loaded)"
+    return ""
+
+
+def missing_gpu_reason() -> str:
+    """Return why this process cannot use a GPU, "" if nothing is missing."""
+    return explain_missing_gpu(onnxruntime.get_available_providers(), has_cuda_driver())
 
 
 def probe_gpu() -> str:
-    """Why none can be used, found out by using it; "" if one can."""
-    if reason := missing_gpu():
+    """Run a model on the GPU; return why that fails, "" if it works."""
+    if reason := missing_gpu_reason():
         return reason
     _preload_libraries()
     try:
@@ -180,66 +163,96 @@ def probe_gpu() -> str:
     except Exception as error:  # ONNX Runtime raises a class of its own for each status
         return f"CUDA could not be started: {str(error).strip().partition(chr(10))[0][:300]}"
     if session.get_providers()[0] != CUDA:
-        return "CUDA could not be started: what ONNX Runtime wrote to the log says why"
+        return "CUDA could not be started: see ONNX Runtime's message in the log"
+    return ""
+
+
+def explain_degraded(
+    names: Sequence[str], provider: str, placement: Mapping[str, int], missing: str, expected: bool
+) -> str:
+    """Return why a model does not run where it should, "" if it does.
+
+    Args:
+        names: Short names of the providers that the options ask for.
+        provider: Short name of the provider that runs the model.
+        placement: Number of nodes by short name of the provider that runs them.
+        missing: Why no GPU can be used, or "".
+        expected: Whether a GPU was asked for, or exists.
+    """
+    if not names or names[0] == "cpu":
+        return ""
+    if provider == "cpu":
+        reason = missing if names[0] in _NEED_CUDA else ""
+        reason = reason or f"{names[0]} could not be started; see the server's log"
+        return f"runs on the CPU: {reason}" if expected else ""
+    if on_cpu := placement.get("cpu", 0):
+        return f"{on_cpu} of its {sum(placement.values())} nodes run on the CPU"
     return ""
 
 
 @cache
-def has_driver() -> bool:
-    return has_cuda_driver()
+def has_cuda_driver() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 class ThreadBudget:
-    """How many threads the pools of all sessions may have together.
+    """Limit for the number of threads in the pools of all sessions.
 
-    Each session has a pool of its own. ONNX Runtime can share one between all, but Python cannot
+    Each session has a pool of its own. ONNX Runtime can share one among all, but Python cannot
     keep that one from spinning: its threads burn 45 ms of CPU after each run (measured with 1.31
-    on two CPUs: 5.4 ms of CPU for a run of 10 us, 100 times a second, where a pool of its own
-    that does not spin takes 0.1 ms), which the transports' threads then lack. So pools are bounded
-    in
-    number of threads: the models that are loaded last run on their caller's thread alone.
+    on two CPUs: 5.4 ms of CPU for a run of 10 us, 100 times a second, where a pool of its own that
+    does not spin takes 0.1 ms), which the transports' threads then lack. So the number of threads
+    is limited: models that are loaded last run on their caller's thread alone.
     """
 
     def __init__(self, limit: int) -> None:
-        self._left = limit
+        self._remaining = limit
         self._lock = threading.Lock()
 
-    def take(self, wanted: int) -> int:
-        """Threads for one more session, 1 to `wanted`. The first of them is its caller's own, and
-        costs nothing."""
+    def reserve(self, wanted: int) -> int:
+        """Return the number of threads for one more session, 1 to `wanted`.
+
+        The first of them is the caller's own and costs nothing.
+        """
         with self._lock:
-            granted = max(1, min(wanted, 1 + self._left))
-            self._left -= granted - 1
+            granted = max(1, min(wanted, 1 + self._remaining))
+            self._remaining -= granted - 1
         return granted
 
-    def give_back(self, granted: int) -> None:
+    def release(self, granted: int) -> None:
         with self._lock:
-            self._left += granted - 1
+            self._remaining += granted - 1
 
 
 _budgets: dict[int, ThreadBudget] = {}
-_sharing = threading.Lock()
+_cpu_memory_limit = 0
+_lock = threading.Lock()
 
 
 def thread_budget(limit: int) -> ThreadBudget:
-    """The one that all sessions with this limit share."""
-    with _sharing:
+    """Return the budget that all sessions with this limit share."""
+    with _lock:
         return _budgets.setdefault(limit, ThreadBudget(limit))
 
 
-_limit = 0
-
-
 def limit_cpu_memory(size: int) -> None:
-    """Has sessions made from now on with `session.use_env_allocators` share one arena.
+    """Make later sessions with `session.use_env_allocators` share an arena of `size` bytes.
 
-    Only the first call of a process counts. Raises ConfigError when a later one says otherwise.
+    Raises:
+        ConfigError: The process has a different limit already.
     """
-    global _limit  # noqa: PLW0603  ONNX Runtime's arena is one for the process, too
-    with _sharing:
-        if _limit not in (0, size):
-            raise ConfigError(f"option cpu_memory_bytes is {size}, and was {_limit} before")
-        if not _limit:
+    global _cpu_memory_limit  # noqa: PLW0603  ONNX Runtime's arena is one per process, too
+    with _lock:
+        if _cpu_memory_limit not in (0, size):
+            raise ConfigError(
+                f"option cpu_memory_bytes is {size}; expected {_cpu_memory_limit}, the limit that "
+                "this process already has"
+            )
+        if not _cpu_memory_limit:
             onnxruntime.create_and_register_allocator(
                 onnxruntime.OrtMemoryInfo(
                     "Cpu",
@@ -251,7 +264,17 @@ def limit_cpu_memory(size: int) -> None:
                     {"max_mem": size, "arena_extend_strategy": _SAME_AS_REQUESTED}
                 ),
             )
-            _limit = size
+            _cpu_memory_limit = size
+
+
+def _cuda_options(gpu_memory_bytes: int) -> dict[str, Any]:
+    options = {
+        # The default measures every algorithm again for each new shape: seconds, while serving.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # The default doubles the arena each time it grows, and never shrinks it.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    return options | ({"gpu_mem_limit": str(gpu_memory_bytes)} if gpu_memory_bytes else {})
 
 
 @cache
@@ -259,5 +282,5 @@ def _preload_libraries() -> None:
     onnxruntime.preload_dlls()  # CUDA and cuDNN from the nvidia-* wheels
 
 
-def _name(provider: Provider) -> str:
+def _full_name(provider: Provider) -> str:
     return provider if isinstance(provider, str) else provider[0]

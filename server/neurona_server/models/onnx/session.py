@@ -1,4 +1,4 @@
-"""One model in ONNX Runtime: this file, loading.py and runtime.py are all that imports it."""
+"""Session: one model file loaded in ONNX Runtime, and its runs."""
 
 import ctypes
 import logging
@@ -16,105 +16,11 @@ from neurona_protos.prediction_pb2 import DataType
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import LoadError, UnavailableError
 from neurona_server.models.onnx import loading, runtime
-from neurona_server.models.onnx.runtime import CPU, CUDA, RuntimeOptions
+from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 from neurona_server.models.signature import TensorSpec
 from neurona_server.resources import available_cpus
 
 log = logging.getLogger(__name__)
-
-
-def run(session: Any, inputs: Inputs, bfloat16: Set[str], options: Any, value: Any) -> list[Any]:
-    """ONNX Runtime's `run` for a session of which the tensors named in `bfloat16` have it.
-
-    `value` is its OrtValue. It takes their bits with the type said beside them, but has no way to
-    give them back as numpy arrays: they are read from its memory.
-    """
-    feeds = {
-        name: value.ortvalue_from_numpy_with_onnx_type(
-            np.ascontiguousarray(array), DataType.DATA_TYPE_BFLOAT16
-        )
-        if name in bfloat16
-        else value.ortvalue_from_numpy(array)
-        for name, array in inputs.items()
-    }
-    names = [node.name for node in session.get_outputs()]
-    outputs = session.run_with_ort_values(None, feeds, options)
-    return [
-        _bits(output) if name in bfloat16 else output.numpy()
-        for name, output in zip(names, outputs, strict=True)
-    ]
-
-
-def _bits(output: Any) -> Array:
-    size = output.tensor_size_in_bytes()
-    return np.frombuffer(ctypes.string_at(output.data_ptr(), size), np.uint16).reshape(
-        output.shape()
-    )
-
-
-TYPES = ("seq(map(int64,tensor(float)))", "seq(map(string,tensor(float)))")
-
-
-def is_zipped(kind: str) -> bool:
-    """Whether an output of this ONNX type is what a ZipMap node gives."""
-    return kind in TYPES
-
-
-def unzip(rows: Sequence[Mapping[int | str, float]]) -> tuple[tuple[str, ...], Array]:
-    """The labels, and the probabilities as float32 of shape (rows, classes).
-
-    Every row has the same keys in the same order: the labels that the node was made with.
-    """
-    labels = tuple(rows[0]) if rows else ()
-    values = np.array([list(row.values()) for row in rows], np.float32)
-    return tuple(map(str, labels)), values.reshape(len(rows), len(labels))
-
-
-class ArenaShrinker:
-    """When a run should give back what its arena has too much of: at most once in `seconds`.
-
-    An arena keeps the memory of the largest batch it ever ran: 200 MB more for a ResNet-50 after
-    one batch of 32. A run that shrinks it took 85 ms in place of 75 ms, and the next one is as
-    quick as ever. 0 seconds: never.
-    """
-
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds = seconds
-        self._clock = clock
-        self._next = clock() + seconds
-
-    def due(self) -> bool:
-        """True at most once in the time. Two threads that ask at once may both hear it."""
-        if not self._seconds or (now := self._clock()) < self._next:
-            return False
-        self._next = now + self._seconds
-        return True
-
-    def stop(self) -> None:
-        self._seconds = 0.0
-
-
-def give_back() -> None:
-    """Has the C library return what is free inside its heap, where it can.
-
-    glibc keeps it: after unloading a transformer of 38 MB, 50 MB stayed. Takes milliseconds,
-    without the GIL.
-    """
-    if _trim is not None:
-        _trim(0)
-
-
-def _find_trim() -> Callable[[int], int] | None:
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # not glibc; or Windows
-        return None
-
-
-_trim = _find_trim()
-
-__all__ = ["CPU", "CUDA", "RuntimeOptions", "Session", "SessionRun"]
-
 
 _ELEMENT_TYPES = {
     "float": DataType.DATA_TYPE_FLOAT,
@@ -132,43 +38,80 @@ _ELEMENT_TYPES = {
     "uint32": DataType.DATA_TYPE_UINT32,
     "uint64": DataType.DATA_TYPE_UINT64,
 }
-_FATAL = 4
-_SHRINK = "memory.enable_memory_arena_shrinkage"
+_ZIPMAP_TYPES = ("seq(map(int64,tensor(float)))", "seq(map(string,tensor(float)))")
+_FATAL = 4  # log_severity_level
+_SHRINK_ARENAS = "memory.enable_memory_arena_shrinkage"
+
+
+class ArenaShrinker:
+    """Decides when a run should free what its arena has too much of: once per interval.
+
+    An arena keeps the memory of the largest batch that it ever ran: 200 MB more for a ResNet-50
+    after one batch of 32. A run that shrinks it took 85 ms instead of 75 ms, and the next one is
+    as fast as before. An interval of 0 seconds means never.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._next = clock() + seconds
+
+    def is_due(self) -> bool:
+        """Return True once per interval; two threads that ask at the same time may both get it."""
+        if not self._seconds or (now := self._clock()) < self._next:
+            return False
+        self._next = now + self._seconds
+        return True
+
+    def stop(self) -> None:
+        self._seconds = 0.0
 
 
 class Session:
     """One ONNX file, loaded on one device.
 
-    Raises LoadError when it is no model, when ONNX Runtime cannot load it, or when a tensor
-    cannot carry what it takes or gives. `provider` is the ONNX Runtime provider that really runs
-    it, `placement` how many nodes it gave to each (before it fused some; empty before onnxruntime
-    1.24, which does not tell), `degraded` why that is not what should be, or "".
+    Attributes:
+        provider: The ONNX Runtime provider that runs the model.
+        placement: Number of nodes by provider, before some were fused; empty for versions of
+            onnxruntime before 1.24, which do not report it.
+        degraded: Why the model does not run where it should, or "".
+        properties: The metadata of the file.
+        inputs: Specifications of the required inputs.
+        optional: Specifications of the initialisers that a request may override.
+        outputs: Specifications of the outputs.
+        class_labels: For each output of class probabilities that was a map (ZipMap), its keys,
+            as soon as it has run once.
+
+    Raises:
+        LoadError: The file is not a model, ONNX Runtime cannot load it, or an input or output
+            is not a tensor.
     """
 
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
-        self._give_back: weakref.finalize[[int], Session] | None = None
-        threads = self._take_threads(path, options)
+        self._release_threads: weakref.finalize[[int], Session] | None = None
+        threads = self._reserve_threads(path, options)
         session = loading.load(path, options, threads)
         self._session: onnxruntime.InferenceSession | None = session
-        # Without this, a failing GPU run would silently go on with a CPU session.
+        # Otherwise a failing run on a GPU would silently create a session on the CPU.
         session.disable_fallback()
         self.properties: dict[str, str] = session.get_modelmeta().custom_metadata_map
         self.provider: str = session.get_providers()[0]
         self.placement = _placement(session)
-        self.degraded = _degraded(options, self.provider, self.placement)
+        self.degraded = _explain_degraded(options, self.provider, self.placement)
         if options.require_gpu and self.degraded and self.provider == CPU:
             raise LoadError(f"{self.degraded}, and require_gpu is set")
-        self.inputs = [_spec("input", node) for node in session.get_inputs()]
-        # Initialisers that are inputs too: they have a value unless a request brings another.
-        self.optional = [_spec("input", node) for node in session.get_overridable_initializers()]
+        self.inputs = [_tensor_spec("input", node) for node in session.get_inputs()]
+        self.optional = [
+            _tensor_spec("input", node) for node in session.get_overridable_initializers()
+        ]
         nodes = session.get_outputs()
-        self._zipped = {
-            index: node.name for index, node in enumerate(nodes) if is_zipped(node.type)
+        self._zipmaps = {
+            index: node.name for index, node in enumerate(nodes) if node.type in _ZIPMAP_TYPES
         }
         self.outputs = [
             TensorSpec(node.name, DataType.DATA_TYPE_FLOAT, (None, None))
-            if index in self._zipped
-            else _spec("output", node)
+            if index in self._zipmaps
+            else _tensor_spec("output", node)
             for index, node in enumerate(nodes)
         ]
         self._bfloat16 = {
@@ -177,48 +120,65 @@ class Session:
             if spec.dtype == DataType.DATA_TYPE_BFLOAT16
         }
         self.class_labels: dict[str, tuple[str, ...]] = {}
-        """By output of class probabilities that were a map: its keys, known once it has run."""
-        self._shrinking = ArenaShrinker(options.shrink_seconds if options.arena else 0.0)
+        self._shrinker = ArenaShrinker(options.shrink_seconds if options.arena else 0.0)
         self._arenas = "cpu:0" if self.provider == CPU else "cpu:0;gpu:0"
 
     def run(self, inputs: Inputs) -> Outputs:
-        """All outputs in the graph's order. Releases the GIL; any thread may call it."""
+        """Return all outputs in the graph's order. Releases the GIL; any thread may call it."""
         return self.new_run()(inputs)
 
     def new_run(self) -> "SessionRun":
+        """Return a run that another thread can terminate."""
         return SessionRun(self)
 
     def run_with_options(self, inputs: Inputs, options: onnxruntime.RunOptions) -> Outputs:
-        """Raises UnavailableError after `close`."""
+        """Like `run`, with options of ONNX Runtime.
+
+        Raises:
+            UnavailableError: The session is closed.
+        """
         session = self._session
         if session is None:
             raise UnavailableError("the model has been unloaded")
-        if self._shrinking.due():
-            options.add_run_config_entry(_SHRINK, self._arenas)
+        if self._shrinker.is_due():
+            options.add_run_config_entry(_SHRINK_ARENAS, self._arenas)
         try:
             outputs = self._run(session, inputs, options)
         except Exception as error:
-            # Said before anything ran. Not every provider has an arena.
+            # Raised before the run, by providers without an arena.
             if "Did not find an arena" not in str(error):
                 raise
-            self._shrinking.stop()
-            options.add_run_config_entry(_SHRINK, "")
+            self._shrinker.stop()
+            options.add_run_config_entry(_SHRINK_ARENAS, "")
             outputs = self._run(session, inputs, options)
-        for index, name in self._zipped.items():
-            self.class_labels[name], outputs[index] = unzip(outputs[index])
+        for index, name in self._zipmaps.items():
+            self.class_labels[name], outputs[index] = _unzip(outputs[index])
         return outputs
 
-    def _take_threads(self, path: Path, options: RuntimeOptions) -> int:
+    def close(self) -> None:
+        """Free the model; may be called again.
+
+        A run that is in flight completes, and its memory is freed after it.
+        """
+        self._session = None
+        if self._release_threads is not None:
+            self._release_threads()
+        trim_heap()
+
+    def _reserve_threads(self, path: Path, options: RuntimeOptions) -> int:
         wanted = options.threads or available_cpus()
         if not options.pool_threads:
             return wanted
         budget = runtime.thread_budget(options.pool_threads)
-        threads = budget.take(wanted)
-        # Also when loading fails, and for who forgets to close.
-        self._give_back = weakref.finalize(self, budget.give_back, threads)
+        threads = budget.reserve(wanted)
+        # Also if loading fails, and for sessions that are not closed.
+        self._release_threads = weakref.finalize(self, budget.release, threads)
         if threads < wanted:
             log.info(
-                "%s: %d CPU threads, not %d: other models have the rest", path, threads, wanted
+                "%s: %d CPU threads instead of %d: other models use the rest",
+                path,
+                threads,
+                wanted,
             )
         return threads
 
@@ -229,27 +189,18 @@ class Session:
         options: onnxruntime.RunOptions,
     ) -> list[Any]:
         if self._bfloat16:
-            return run(session, inputs, self._bfloat16, options, onnxruntime.OrtValue)
+            return _run_with_bfloat16(session, inputs, self._bfloat16, options)
         outputs: list[Any] = session.run(None, inputs, options)
         return outputs
 
-    def close(self) -> None:
-        """Frees the model; may be called again. A run that is under way ends well, and its memory
-        is freed after it; later ones raise UnavailableError."""
-        self._session = None
-        if self._give_back is not None:
-            self._give_back()
-        give_back()
-
 
 class SessionRun:
-    """One run that another thread can terminate: ONNX Runtime looks between two nodes."""
+    """One run that another thread can terminate; ONNX Runtime checks for that between nodes."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._options = onnxruntime.RunOptions()
-        # What fails is raised, with the same words; a line for each would be a caller's to fill
-        # the log with.
+        # Errors are raised, with the same text; logging each would let callers flood the log.
         self._options.log_severity_level = _FATAL
 
     def __call__(self, inputs: Inputs) -> Outputs:
@@ -259,30 +210,91 @@ class SessionRun:
         self._options.terminate = True
 
 
+def trim_heap() -> None:
+    """Return free memory of the C library's heap to the system, if the library can do that.
+
+    glibc keeps it: after unloading a transformer of 38 MB, 50 MB stayed. Takes milliseconds,
+    without the GIL.
+    """
+    if _malloc_trim is not None:
+        _malloc_trim(0)
+
+
+def _find_malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # not glibc; or Windows
+        return None
+
+
+_malloc_trim = _find_malloc_trim()
+
+
+def _run_with_bfloat16(
+    session: onnxruntime.InferenceSession,
+    inputs: Inputs,
+    bfloat16: Set[str],
+    options: onnxruntime.RunOptions,
+) -> list[Any]:
+    """Run a session whose tensors named in `bfloat16` have that type, as arrays of uint16.
+
+    ONNX Runtime takes their bits together with the type, but cannot return them as numpy arrays:
+    they are read from the memory of its values.
+    """
+    feeds = {
+        name: onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
+            np.ascontiguousarray(array), DataType.DATA_TYPE_BFLOAT16
+        )
+        if name in bfloat16
+        else onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        for name, array in inputs.items()
+    }
+    names = [node.name for node in session.get_outputs()]
+    outputs = session.run_with_ort_values(None, feeds, options)
+    return [
+        _copy_bits(output) if name in bfloat16 else output.numpy()
+        for name, output in zip(names, outputs, strict=True)
+    ]
+
+
+def _copy_bits(value: Any) -> Array:
+    content = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(content, np.uint16).reshape(value.shape())
+
+
+def _unzip(rows: Sequence[Mapping[int | str, float]]) -> tuple[tuple[str, ...], Array]:
+    """Convert a ZipMap node's output to labels, and float32 probabilities [rows, classes].
+
+    Every row has the same keys in the same order: the labels that the node was made with.
+    """
+    labels = tuple(rows[0]) if rows else ()
+    values = np.array([list(row.values()) for row in rows], np.float32)
+    return tuple(map(str, labels)), values.reshape(len(rows), len(labels))
+
+
 def _placement(session: onnxruntime.InferenceSession) -> dict[str, int]:
-    tell = getattr(session, "get_provider_graph_assignment_info", None)
-    if tell is None:
+    get_assignment = getattr(session, "get_provider_graph_assignment_info", None)
+    if get_assignment is None:
         return {}
     nodes: Counter[str] = Counter()
-    for subgraph in tell():
+    for subgraph in get_assignment():
         nodes[subgraph.ep_name] += len(subgraph.get_nodes())
     return dict(nodes)
 
 
-def _degraded(options: RuntimeOptions, provider: str, placement: dict[str, int]) -> str:
-    missing = runtime.missing_gpu()
-    return runtime.degraded(
+def _explain_degraded(options: RuntimeOptions, provider: str, placement: dict[str, int]) -> str:
+    return runtime.explain_degraded(
         options.providers,
-        runtime.short(provider),
-        {runtime.short(name): count for name, count in placement.items()},
-        missing,
-        options.gpu_expected or options.require_gpu or runtime.has_driver(),
+        runtime.short_name(provider),
+        {runtime.short_name(name): count for name, count in placement.items()},
+        runtime.missing_gpu_reason(),
+        options.gpu_expected or options.require_gpu or runtime.has_cuda_driver(),
     )
 
 
-def _spec(role: str, node: onnxruntime.NodeArg) -> TensorSpec:
-    kind = node.type.removeprefix("tensor(").removesuffix(")")
-    if f"tensor({kind})" != node.type or kind not in _ELEMENT_TYPES:
-        raise LoadError(f"{role} {node.name!r} is {node.type}, which a tensor cannot carry")
+def _tensor_spec(role: str, node: onnxruntime.NodeArg) -> TensorSpec:
+    element_type = node.type.removeprefix("tensor(").removesuffix(")")
+    if f"tensor({element_type})" != node.type or element_type not in _ELEMENT_TYPES:
+        raise LoadError(f"{role} {node.name!r} is {node.type}; expected a tensor")
     shape = tuple(size if isinstance(size, int | str) else None for size in node.shape)
-    return TensorSpec(node.name, _ELEMENT_TYPES[kind], shape)
+    return TensorSpec(node.name, _ELEMENT_TYPES[element_type], shape)

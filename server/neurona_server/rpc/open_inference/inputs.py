@@ -109,8 +109,8 @@ def read_inputs(
             shared_bytes += region_slice.byte_size
             if shared_bytes > max_bytes:
                 raise InvalidArgumentError(
-                    f"the inputs in shared memory have {shared_bytes} bytes or more; "
-                    f"expected at most {max_bytes}"
+                    f"the inputs in shared memory have {shared_bytes} bytes or more "
+                    f"(expected at most {max_bytes})"
                 )
             _check_slice_size(name, described[name], region_slice)
             data = region_slice.region.read(region_slice.offset, region_slice.byte_size)
@@ -123,8 +123,8 @@ def read_inputs(
             arrays[name] = decode_contents(name, datatype, shape, tensor.contents)
     if raw_count and raw_used != raw_count:
         raise InvalidArgumentError(
-            f"the request has {raw_count} raw_input_contents; expected {raw_used}, one for each "
-            "input that is not in shared memory"
+            f"the request has {raw_count} raw_input_contents (expected {raw_used}, one for each "
+            "input that is not in shared memory)"
         )
     return arrays
 
@@ -136,8 +136,8 @@ def _check_slice_size(name: str, described: TensorType, region_slice: RegionSlic
     size = math.prod(shape) * dtype.itemsize
     if dtype.kind != "O" and region_slice.byte_size != size:
         raise InvalidArgumentError(
-            f"input {name!r} has {region_slice.byte_size} bytes in shared memory; "
-            f"expected {size} for shape {list(shape)}"
+            f"input {name!r} has {region_slice.byte_size} bytes in shared memory "
+            f"(expected {size} for shape {list(shape)})"
         )
 
 
@@ -159,15 +159,15 @@ def decode_contents(
     for other, _ in contents.ListFields():
         if other.name != field:
             raise InvalidArgumentError(
-                f"input {name!r} has {other.name}; expected {field} or raw_input_contents "
-                f"for {type_name}"
+                f"input {name!r} has {other.name} (expected {field} or raw_input_contents "
+                f"for {type_name})"
             )
     values = getattr(contents, field)
     count = math.prod(shape)
     if len(values) != count:
         raise InvalidArgumentError(
-            f"input {name!r} has {len(values)} elements in {field}; "
-            f"expected {count} for shape {list(shape)}"
+            f"input {name!r} has {len(values)} elements in {field} "
+            f"(expected {count} for shape {list(shape)})"
         )
     if datatype == DataType.DATA_TYPE_STRING:
         return _decode_strings(name, values).reshape(shape)
@@ -177,8 +177,8 @@ def decode_contents(
         limits = np.iinfo(dtype)
         if array.min() < limits.min or array.max() > limits.max:
             raise InvalidArgumentError(
-                f"input {name!r} has elements from {array.min()} to {array.max()}; "
-                f"expected {limits.min} to {limits.max} for {type_name}"
+                f"input {name!r} has elements from {array.min()} to {array.max()} "
+                f"(expected {limits.min} to {limits.max} for {type_name})"
             )
     return array.astype(dtype, copy=False).reshape(shape)
 
@@ -190,6 +190,6 @@ def _decode_strings(name: str, values: list[bytes]) -> Array:
             array[index] = value.decode()
         except UnicodeDecodeError as error:
             raise InvalidArgumentError(
-                f"input {name!r} has a string that is not UTF-8, at index {index}: {error}"
+                f"input {name!r} has invalid UTF-8 in string {index}: {error}"
             ) from None
     return array

@@ -122,8 +122,8 @@ def parse_datatype(name: str, input_name: str) -> DataType:
     datatype = _DATATYPES.get(name)
     if datatype is None:
         raise InvalidArgumentError(
-            f"input {quoted(input_name)} has datatype {quoted(name)}; expected one of "
-            + ", ".join(_DATATYPES)
+            f"input {quoted(input_name)} has datatype {quoted(name)} "
+            f"(expected one of {', '.join(_DATATYPES)})"
         )
     return datatype
 
@@ -189,8 +189,8 @@ def read_unsigned_parameter(name: str, value: InferParameter) -> int:
         number = value.uint64_param
     else:
         raise InvalidArgumentError(
-            f"parameter {name!r} is a {kind or 'nothing'}; expected int64_param or uint64_param"
+            f"parameter {name!r} is a {kind or 'nothing'} (expected int64_param or uint64_param)"
         )
     if number < 0:
-        raise InvalidArgumentError(f"parameter {name!r} is {number}; expected 0 or more")
+        raise InvalidArgumentError(f"parameter {name!r} is {number} (expected 0 or more)")
     return number

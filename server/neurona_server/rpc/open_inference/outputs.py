@@ -70,8 +70,8 @@ def read_requested_outputs(
         if name not in indices:
             names = ", ".join(map(repr, indices))
             raise InvalidArgumentError(
-                f"unexpected inference output {quoted(name)} for model {model.name!r}; "
-                f"expected {names}"
+                f"unexpected inference output {quoted(name)} for model {model.name!r} "
+                f"(expected {names})"
             )
         if name in requested:
             raise InvalidArgumentError(f"duplicate output {name!r}")
@@ -135,7 +135,7 @@ def _write_response(writer: InferResponseWriter, outputs: Outputs) -> bytes:
     size = head.ByteSize() + sum([len(piece) for piece in pieces])
     if size > MAX_MESSAGE_BYTES:
         raise InvalidArgumentError(
-            f"the response has {size} bytes; expected at most {MAX_MESSAGE_BYTES} in a message"
+            f"the response has {size} bytes (expected at most {MAX_MESSAGE_BYTES} in a message)"
         )
     return b"".join([head.SerializeToString(), *pieces])
 
@@ -163,11 +163,11 @@ def _read_class_count(parameters: Mapping[str, InferParameter], spec: TensorSpec
         return 0
     count = read_unsigned_parameter("classification", parameters["classification"])
     if not count:
-        raise InvalidArgumentError("parameter 'classification' is 0; expected 1 or more")
+        raise InvalidArgumentError("parameter 'classification' is 0 (expected 1 or more)")
     if spec.dtype in (DataType.DATA_TYPE_STRING, DataType.DATA_TYPE_BOOL):
         raise InvalidArgumentError(
-            f"output {spec.name!r} is {DATATYPE_NAMES[spec.dtype]}; expected numbers for parameter "
-            "'classification'"
+            f"output {spec.name!r} is {DATATYPE_NAMES[spec.dtype]} (expected numbers for parameter "
+            "'classification')"
         )
     return count
 
@@ -207,8 +207,8 @@ def rank_classes(
     count = min(count, size)
     if len(rows) * count > MAX_CLASS_RESULTS:
         raise InvalidArgumentError(
-            f"output {name!r} has {len(rows)} rows of {count} classes; "
-            f"expected at most {MAX_CLASS_RESULTS} results"
+            f"output {name!r} has {len(rows)} rows of {count} classes "
+            f"(expected at most {MAX_CLASS_RESULTS} results)"
         )
     # For integers ~x reverses the order without an overflow, unlike -x.
     keys = -rows if rows.dtype.kind == "f" else ~rows

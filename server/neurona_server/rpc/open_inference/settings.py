@@ -61,13 +61,13 @@ class SettingsService:
         for name, setting in message.settings.items():
             if name not in TRACE_SETTINGS:
                 raise InvalidArgumentError(
-                    f"unknown trace setting {quoted(name)}; "
-                    f"expected one of {', '.join(TRACE_SETTINGS)}"
+                    f"unknown trace setting {quoted(name)} "
+                    f"(expected one of {', '.join(TRACE_SETTINGS)})"
                 )
             # Without a value, a setting is reset to its default, which it always has.
             if setting.value and list(setting.value) != [TRACE_SETTINGS[name]]:
                 raise UnsupportedError(
-                    f"trace setting {name!r} cannot be changed; expected {TRACE_SETTINGS[name]!r}"
+                    f"trace setting {name!r} cannot be changed (expected {TRACE_SETTINGS[name]!r})"
                 )
         response = pb.TraceSettingResponse()
         for name, value in TRACE_SETTINGS.items():
@@ -111,30 +111,32 @@ def _requested_level(message: pb.LogSettingsRequest) -> int:
         kind = setting.WhichOneof("parameter_choice")
         if name in LOG_LEVELS:
             if kind != "bool_param":
-                raise InvalidArgumentError(f"log setting {name!r} is a {kind}; expected bool_param")
+                raise InvalidArgumentError(
+                    f"log setting {name!r} is a {kind} (expected bool_param)"
+                )
             enabled[name] = setting.bool_param
         elif name == VERBOSE_LEVEL:
             if kind != "uint32_param":
                 raise InvalidArgumentError(
-                    f"log setting {name!r} is a {kind}; expected uint32_param"
+                    f"log setting {name!r} is a {kind} (expected uint32_param)"
                 )
             verbose = setting.uint32_param
         elif name in ("log_file", "log_format"):
             fixed = "" if name == "log_file" else "default"
             if setting.string_param != fixed:
                 raise UnsupportedError(
-                    f"log setting {name!r} cannot be changed; expected {fixed!r}"
+                    f"log setting {name!r} cannot be changed (expected {fixed!r})"
                 )
         else:
             raise InvalidArgumentError(
-                f"unknown log setting {quoted(name)}; expected one of "
-                f"{', '.join([*LOG_LEVELS, VERBOSE_LEVEL])}"
+                f"unknown log setting {quoted(name)} (expected one of "
+                f"{', '.join([*LOG_LEVELS, VERBOSE_LEVEL])})"
             )
     error, warning, info = enabled.values()
     if (info and not warning) or (warning and not error) or (verbose and not info):
         raise InvalidArgumentError(
-            "inconsistent log settings; expected log_info for log_verbose_level, log_warning for "
-            "log_info, and log_error for log_warning"
+            "inconsistent log settings (expected log_info for log_verbose_level, log_warning for "
+            "log_info, and log_error for log_warning)"
         )
     if verbose:
         return logging.DEBUG

@@ -121,26 +121,28 @@ class Regions:
         """
         if not _NAME.fullmatch(name):
             raise InvalidArgumentError(
-                f"the region's name is {quoted(name)}; expected 1 to 255 characters"
+                f"the region's name is {quoted(name)} (expected 1 to 255 characters)"
             )
         if name in self._regions:
             raise AlreadyExistsError(f"shared memory region {quoted(name)} already in manager")
         if len(self._regions) >= MAX_REGIONS:
-            raise NotAllowedError(f"too many shared memory regions; expected at most {MAX_REGIONS}")
+            raise NotAllowedError(
+                f"too many shared memory regions (expected at most {MAX_REGIONS})"
+            )
         if not _KEY.fullmatch(key):
             raise InvalidArgumentError(
-                f"the region's key is {quoted(key)}; expected the name of a memory object: "
-                "letters, digits, '.', '_' and '-', after an optional '/'"
+                f"the region's key is {quoted(key)} (expected the name of a memory object: "
+                "letters, digits, '.', '_' and '-', after an optional '/')"
             )
         if not byte_size:
-            raise InvalidArgumentError("the region has 0 bytes; expected at least 1")
+            raise InvalidArgumentError("the region has 0 bytes (expected at least 1)")
         file = _open_memory_object(key)
         try:
             size = os.fstat(file).st_size
             if offset + byte_size > size:
                 raise InvalidArgumentError(
-                    f"the region ends at byte {offset + byte_size}; expected at most {size}, the "
-                    f"size of the memory object {quoted(key)}"
+                    f"the region ends at byte {offset + byte_size} (expected at most {size}, the "
+                    f"size of the memory object {quoted(key)})"
                 )
         except BaseException:
             os.close(file)
@@ -173,7 +175,7 @@ class Regions:
         if offset + byte_size > region.byte_size:
             raise InvalidArgumentError(
                 f"Invalid offset + byte size for shared memory region: {quoted(name)}: "
-                f"{offset} + {byte_size}; expected at most {region.byte_size}"
+                f"{offset} + {byte_size} (expected at most {region.byte_size})"
             )
         return RegionSlice(region, offset, byte_size)
 

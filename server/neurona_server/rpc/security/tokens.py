@@ -60,11 +60,11 @@ class Access:
         values = [value for key, value in metadata if key == "authorization"]
         if len(values) != 1 or isinstance(values[0], bytes):
             raise UnauthenticatedError(
-                "missing token; expected the metadata authorization: Bearer TOKEN, once"
+                "missing token (expected the metadata authorization: Bearer TOKEN, once)"
             )
         bearer = _BEARER.fullmatch(values[0])
         if bearer is None:
-            raise UnauthenticatedError("invalid authorization; expected Bearer TOKEN")
+            raise UnauthenticatedError("invalid authorization (expected Bearer TOKEN)")
         digest = hashlib.sha256(bearer[1].encode()).digest()
         # All are compared, each in constant time, so that the duration reveals nothing.
         grants = [t.grant for t in self._tokens.current() if hmac.compare_digest(t.digest, digest)]
@@ -136,5 +136,5 @@ def _read_tokens(file: Path) -> list[_Token]:
         for entry in entries
     ]
     if len({token.digest for token in tokens}) < len(tokens):
-        raise error("duplicate tokens; expected each sha256 once")
+        raise error("duplicate tokens (expected each sha256 once)")
     return tokens

@@ -1,4 +1,4 @@
-"""Memory, each time in a process of its own: what others leave behind would blur it."""
+"""Memory of sessions, measured in separate processes so that tests do not affect each other."""
 
 import json
 import subprocess
@@ -15,7 +15,8 @@ PRELUDE = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from neurona_server.models.onnx.session import RuntimeOptions, Session
+from neurona_server.models.onnx.runtime import RuntimeOptions
+from neurona_server.models.onnx.session import Session
 
 def resident():  # bytes
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -38,7 +39,7 @@ def measure(script, path):
 
 @pytest.fixture
 def path(tmp_path):
-    """Three layers of 512 over a free number of rows, with several sorts of nodes: 3 MB."""
+    """Save three layers of 512 units with several kinds of nodes: 3 MB."""
     generator = np.random.default_rng(0)
     nodes, constants, last = [], {}, "x"
     for layer in range(3):
@@ -57,7 +58,7 @@ def path(tmp_path):
     )
 
 
-def test_loading_and_unloading_a_hundred_times_leaves_memory_flat(path):
+def test_memory_is_flat_after_loading_and_unloading_a_hundred_times(path):
     script = """
 sizes = []
 for number in range(100):
@@ -73,25 +74,26 @@ result["sizes"] = sizes
     assert max(sizes[5:]) < 1.05 * min(sizes[5:])
 
 
-def test_what_one_huge_batch_took_is_given_back(path):
+def test_memory_of_one_huge_batch_is_freed(path):
     script = """
-def after(seconds):
+def memory_after_huge_batch(seconds):
     session = Session(path, RuntimeOptions(threads=1, shrink_seconds=seconds))
     small, huge = ({"x": np.ones((rows, 512), np.float32)} for rows in (1, 20_000))
     session.run(small)
     before = resident()
     session.run(huge)
-    session._shrinking._next = 0.0
+    session._shrinker._next = 0.0
     session.run(small)
     del huge
-    held = resident() - before
+    growth = resident() - before
     session.close()
-    return held
-result["kept"], result["given_back"] = after(0), after(3600)
+    return growth
+result["kept"] = memory_after_huge_batch(0)
+result["freed"] = memory_after_huge_batch(3600)
 """
-    held = measure(script, path)
-    assert held["kept"] > 30e6
-    assert held["given_back"] < 10e6
+    growth = measure(script, path)
+    assert growth["kept"] > 30e6
+    assert growth["freed"] < 10e6
 
 
 def test_runs_of_all_models_share_one_limit(path):
@@ -117,4 +119,7 @@ except ConfigError as error:
     result = measure(script, path)
     assert len(result["errors"]) == 2
     assert all("Available memory" in error for error in result["errors"])
-    assert result["second"] == "option cpu_memory_bytes is 62914560, and was 52428800 before"
+    assert result["second"] == (
+        "option cpu_memory_bytes is 62914560; expected 52428800, the limit that this process "
+        "already has"
+    )

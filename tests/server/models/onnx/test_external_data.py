@@ -1,4 +1,4 @@
-"""Weights beside the model: what is read, what is refused, and that nobody can change them."""
+"""External data: what is read, what is rejected, and that nobody can change them."""
 
 import os
 import signal
@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 
 from neurona_server.errors import LoadError
 from neurona_server.models.onnx.external_data import find_external, temporary_copy
-from neurona_server.models.onnx.session import RuntimeOptions, Session
+from neurona_server.models.onnx.runtime import RuntimeOptions
+from neurona_server.models.onnx.session import Session
 
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3)
 ONES = {"x": np.ones((1, 4), np.float32)}
@@ -28,7 +29,7 @@ def external(name, location, shape):
 
 
 def save(folder, location):
-    """y = x @ w, with w elsewhere."""
+    """Save y = x @ w, with w in an external file."""
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
         "g",
@@ -40,7 +41,7 @@ def save(folder, location):
 
 
 def save_nested(folder, location):
-    """y = w if x's sum is not 0 else x, with w elsewhere, in a graph inside a node."""
+    """Save y = w if sum(x) else x, with w in an external file, in a graph inside a node."""
 
     def value(name):
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
@@ -90,13 +91,13 @@ def test_data_beside_the_model_are_read(folder, location):
     assert session.run(ONES)[0].tolist() == [[18, 22, 26]]
 
 
-def test_so_are_those_of_a_graph_inside_a_node(folder):
+def test_data_of_a_graph_inside_a_node_are_read(folder):
     session = Session(save_nested(folder, "w.bin"), RuntimeOptions())
     assert session.run(ONES)[0].tolist() == list(range(12))
 
 
-def test_links_that_stay_in_the_folder_are_followed(tmp_path):
-    """As Kubernetes mounts a ConfigMap: every file is a link through a link to a folder."""
+def test_links_inside_the_folder_are_followed(tmp_path):
+    """Kubernetes mounts a ConfigMap so that every file is a link through a link to a folder."""
     data = tmp_path / "..2026"
     save(data, "w.bin")
     (data / "w.bin").write_bytes(WEIGHTS.tobytes())
@@ -116,18 +117,18 @@ def test_links_that_stay_in_the_folder_are_followed(tmp_path):
         ("link.bin", "'link.bin' leads out of the model's folder"),
         ("linked/w.bin", "'w.bin' leads out of the model's folder"),
         ("", "leads out of the model's folder"),
-        ("nothing.bin", "'nothing.bin' leads to no file"),
-        ("round.bin", "'round.bin' leads to no file"),
-        ("zero\0.bin", "leads to no file"),
-        ("sub", "'sub' leads to what is no file"),
-        ("pipe", "'pipe' leads to what is no file"),
+        ("nothing.bin", "'nothing.bin' does not exist"),
+        ("loop.bin", "'loop.bin' does not exist"),
+        ("zero\0.bin", "does not exist"),
+        ("sub", "'sub' is not a regular file"),
+        ("pipe", "'pipe' is not a regular file"),
     ],
 )
 @pytest.mark.parametrize("make", [save, save_nested])
-def test_all_others_are_refused(tmp_path, folder, location, reason, make):
+def test_other_locations_are_rejected(tmp_path, folder, location, reason, make):
     (folder / "link.bin").symlink_to(tmp_path / "secret" / "w.bin")
     (folder / "linked").symlink_to("../../../secret")
-    (folder / "round.bin").symlink_to("round.bin")
+    (folder / "loop.bin").symlink_to("loop.bin")
     os.mkfifo(folder / "pipe")
     path = make(folder, location.format(root=tmp_path))
     with pytest.raises(LoadError, match=reason) as caught:
@@ -135,14 +136,14 @@ def test_all_others_are_refused(tmp_path, folder, location, reason, make):
     assert "/" not in str(caught.value)
 
 
-def test_data_that_are_too_short_are_refused(folder):
+def test_too_short_data_are_rejected(folder):
     (folder / "w.bin").write_bytes(b"short")
     with pytest.raises(LoadError, match="out of bounds") as caught:
         Session(save(folder, "w.bin"), RuntimeOptions())
     assert str(folder) not in str(caught.value)
 
 
-def test_a_copy_is_whole_and_private_and_goes(folder):
+def test_temporary_copy_is_complete_private_and_deleted(folder):
     path = save(folder, "./w.bin")
     with temporary_copy(path, find_external(path, {"./w.bin"})) as copy:
         assert copy.parent.stat().st_mode & 0o077 == 0
@@ -160,15 +161,16 @@ x = {{"x": np.ones((2, 256), np.float32)}}
 before = run(x)
 for name in ("w.bin", "model.onnx"):
     path = Path(sys.argv[1], name)
-    with open(path, "r+b") as file:  # in place: a file that is replaced would stay as it is
+    with open(path, "r+b") as file:  # in place: a replaced file would stay unchanged
         file.write(bytes(path.stat().st_size))
-    assert np.array_equal(run(x), before), "the answers have changed"
+    assert np.array_equal(run(x), before), "the outputs have changed"
     os.truncate(path, 0)
-    assert np.array_equal(run(x), before), "the answers have changed"
+    assert np.array_equal(run(x), before), "the outputs have changed"
 print("unharmed")
 """
 OURS = """
-from neurona_server.models.onnx.session import RuntimeOptions, Session
+from neurona_server.models.onnx.runtime import RuntimeOptions
+from neurona_server.models.onnx.session import Session
 session = Session(Path(sys.argv[1], "model.onnx"), RuntimeOptions(threads=1))
 run = lambda x: session.run(x)[0]
 """
@@ -187,7 +189,7 @@ run = lambda x: session.run(None, x)[0]
 
 
 def overwrite_while_it_serves(folder, load):
-    """y = gather(w, 0) + x: weights of 256 KiB that ONNX Runtime uses where they lie."""
+    """Serve weights of 256 KiB that ONNX Runtime uses in place, and overwrite them."""
     weights = np.ones((256, 256), np.float32)
     (folder / "w.bin").write_bytes(weights.tobytes())
     graph = helper.make_graph(
@@ -217,13 +219,13 @@ def overwrite_while_it_serves(folder, load):
 
 
 @pytest.mark.parametrize("load", [OURS, BY_COPY + OURS], ids=["in memory", "by a copy"])
-def test_a_file_that_is_overwritten_changes_no_answer(folder, load):
+def test_overwritten_file_changes_no_output(folder, load):
     done = overwrite_while_it_serves(folder, load)
     assert (done.returncode, done.stdout) == (0, "unharmed\n"), done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="how ONNX Runtime reads files elsewhere")
-def test_onnxruntime_by_itself_does_not_survive_it(folder):
-    """If this fails one day, the precautions have become needless."""
+def test_onnxruntime_alone_does_not_survive_overwriting(folder):
+    """If this fails, the precautions have become unnecessary."""
     done = overwrite_while_it_serves(folder, UNPROTECTED)
-    assert done.returncode == -signal.SIGBUS or "answers have changed" in done.stderr
+    assert done.returncode == -signal.SIGBUS or "outputs have changed" in done.stderr

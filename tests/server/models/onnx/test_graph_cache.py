@@ -13,8 +13,14 @@ from support import onnx_models
 
 from neurona_server.errors import LoadError
 from neurona_server.models.onnx import graph_cache
-from neurona_server.models.onnx.graph_cache import GraphCache, default_cache_folder, key, saves_time
-from neurona_server.models.onnx.session import RuntimeOptions, Session
+from neurona_server.models.onnx.graph_cache import (
+    GraphCache,
+    cache_key,
+    default_cache_folder,
+    saves_time,
+)
+from neurona_server.models.onnx.runtime import RuntimeOptions
+from neurona_server.models.onnx.session import Session
 from neurona_server.models.synthetic_inputs import FREE_SIZES, make_inputs
 
 SHARED = os.environ.get("NEURONA_SHARED")
@@ -23,8 +29,8 @@ not_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere
 
 
 @pytest.fixture(autouse=True)
-def _every_model_is_worth_it(monkeypatch):
-    monkeypatch.setattr(graph_cache, "LEAST_GAIN", -math.inf)
+def _cache_every_model(monkeypatch):
+    monkeypatch.setattr(graph_cache, "MIN_GAIN", -math.inf)
     graph_cache._open_once.cache_clear()
 
 
@@ -51,15 +57,15 @@ def put(cache, key, content):
     cache.put(key, lambda path: path.write_bytes(content) and None)
 
 
-def test_only_many_nodes_for_few_bytes_are_worth_it(monkeypatch):
-    """Figures of the docstring: ResNet-50, a transformer of 48 layers of 64, a small one."""
+def test_only_many_nodes_with_few_bytes_are_cached(monkeypatch):
+    """ResNet-50, a transformer of 48 layers of 64 units, and a small one."""
     monkeypatch.undo()
     assert not saves_time(nodes=120, size=112 << 20)
     assert saves_time(nodes=1728, size=9 << 20)
     assert not saves_time(nodes=57, size=28_000)
 
 
-def test_the_second_load_comes_from_the_cache(load, folder, monkeypatch):
+def test_second_load_uses_the_cache(load, folder, monkeypatch):
     expected = load().run(X)[0]
     (entry,) = entries(folder)
     assert folder.stat().st_mode & 0o077 == 0
@@ -68,10 +74,10 @@ def test_the_second_load_comes_from_the_cache(load, folder, monkeypatch):
     monkeypatch.setattr(GraphCache, "put", None)  # not called again
     session = load()
     assert np.array_equal(session.run(X)[0], expected)
-    assert session.properties  # they are in the entry too
+    assert session.properties  # the entry has them, too
 
 
-def test_another_model_or_another_runtime_is_another_entry(load, path, folder, monkeypatch):
+def test_other_models_and_runtimes_have_other_entries(load, path, folder, monkeypatch):
     load()
     onnx_models.save_classifier(path, offset=2.0)
     expected = Session(path, RuntimeOptions()).run(X)[0]
@@ -81,27 +87,27 @@ def test_another_model_or_another_runtime_is_another_entry(load, path, folder, m
     monkeypatch.setattr(onnxruntime, "__version__", "99")
     load()
     assert len(entries(folder)) == 3
-    monkeypatch.setattr(graph_cache, "_processor", lambda: ("another one",))
+    monkeypatch.setattr(graph_cache, "_describe_processor", lambda: ("another one",))
     load()
     assert len(entries(folder)) == 4
-    assert key(b"m", "a", "b") != key(b"m", "ab") != key(b"m", "a")
+    assert cache_key(b"m", "a", "b") != cache_key(b"m", "ab") != cache_key(b"m", "a")
 
 
-@pytest.mark.parametrize("damage", ["cut off", "empty", "one bit", "no model"])
-def test_a_damaged_entry_is_discarded_and_made_again(load, folder, damage):
+@pytest.mark.parametrize("damage", ["truncated", "empty", "one bit", "not a model"])
+def test_damaged_entry_is_replaced(load, folder, damage):
     expected = load().run(X)[0]
     (entry,) = entries(folder)
-    whole = entry.read_bytes()
-    if damage == "no model":  # but what was written: as from a runtime with a fault
+    content = entry.read_bytes()
+    if damage == "not a model":  # with a valid hash
         entry.write_bytes(hashlib.sha256(b"?").digest() + b"?")
     else:
-        bit = bytes([*whole[:-40], whole[-40] ^ 1, *whole[-39:]])
-        entry.write_bytes({"cut off": whole[:200], "empty": b"", "one bit": bit}[damage])
+        bit = bytes([*content[:-40], content[-40] ^ 1, *content[-39:]])
+        entry.write_bytes({"truncated": content[:200], "empty": b"", "one bit": bit}[damage])
     assert np.array_equal(load().run(X)[0], expected)
-    assert entry.read_bytes() == whole
+    assert entry.read_bytes() == content
 
 
-def test_a_model_that_cannot_be_loaded_leaves_nothing(path, folder):
+def test_invalid_model_leaves_no_entry(path, folder):
     onnx_models.save(
         path,
         [helper.make_node("Nonsense", ["x"], ["y"])],
@@ -113,19 +119,19 @@ def test_a_model_that_cannot_be_loaded_leaves_nothing(path, folder):
     assert list(folder.iterdir()) == []
 
 
-def test_what_was_used_longest_ago_goes_first(folder):
-    cache = GraphCache(folder, limit=300)
+def test_least_recently_used_entries_are_deleted_first(folder):
+    cache = GraphCache(folder, max_bytes=300)
     for number, name in enumerate("abc"):
         put(cache, name, bytes(60))
         os.utime(folder / f"{name}.graph", (number, number))
-    assert cache.get("a") == bytes(60)  # used just now
+    assert cache.get("a") == bytes(60)  # most recently used
     put(cache, "d", bytes(60))
     assert [path.stem for path in entries(folder)] == ["a", "c", "d"]
     put(cache, "e", bytes(1000))
     assert entries(folder) == []
 
 
-def test_unfinished_files_of_the_dead_go_too(folder):
+def test_abandoned_files_are_deleted(folder):
     cache = GraphCache(folder)
     for name, age in (("old", 1e5), ("new", 0)):
         path = folder / f"{name}.part"
@@ -135,7 +141,7 @@ def test_unfinished_files_of_the_dead_go_too(folder):
     assert {path.name for path in folder.iterdir()} == {"a.graph", "new.part"}
 
 
-def test_a_disk_that_is_full_is_no_fault_of_the_model(folder, caplog, monkeypatch):
+def test_full_disk_is_not_an_error_of_the_model(folder, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     cache = GraphCache(folder)
 
@@ -143,12 +149,12 @@ def test_a_disk_that_is_full_is_no_fault_of_the_model(folder, caplog, monkeypatc
         raise OSError(28, "No space left on device")
 
     cache.put("a", full)
-    assert "is not kept: No space left on device" in caplog.text
+    assert "entry not written: No space left on device" in caplog.text
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("fault", ["open to others", "a link", "a file", "not writable"])
-def test_where_there_can_be_no_cache_there_is_none_and_one_line(load, folder, caplog, fault):
+def test_unusable_folder_is_logged_once(load, folder, caplog, fault):
     caplog.set_level(logging.INFO)
     if fault == "a file":
         folder.touch()
@@ -164,11 +170,11 @@ def test_where_there_can_be_no_cache_there_is_none_and_one_line(load, folder, ca
         folder.mkdir(mode=0o500)
     for _ in range(2):
         assert load().run(X)[0].shape == (2, 3)
-    lines = [one for one in caplog.messages if "no cache of optimised graphs" in one]
+    lines = [one for one in caplog.messages if "no graph cache in" in one]
     assert len(lines) == 1
 
 
-def test_an_entry_that_is_a_link_is_not_followed(folder, tmp_path):
+def test_entry_that_is_a_link_is_not_followed(folder, tmp_path):
     cache = GraphCache(folder)
     put(cache, "a", b"model")
     shutil.move(folder / "a.graph", tmp_path / "elsewhere")
@@ -176,7 +182,7 @@ def test_an_entry_that_is_a_link_is_not_followed(folder, tmp_path):
     assert cache.get("a") is None
 
 
-def test_the_folder_is_where_users_expect_it(monkeypatch):
+def test_default_folder_follows_the_xdg_specification(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
     assert default_cache_folder() == Path("/x/neurona")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
@@ -184,12 +190,12 @@ def test_the_folder_is_where_users_expect_it(monkeypatch):
     assert default_cache_folder() == Path("/home/me/.cache/neurona")
 
 
-@pytest.mark.skipif(not SHARED, reason="NEURONA_SHARED does not say where they are")
-def test_no_model_that_others_made_answers_otherwise_through_it(folder):
-    proved = []
+@pytest.mark.skipif(not SHARED, reason="NEURONA_SHARED is not set")
+def test_cached_third_party_models_have_the_same_outputs(folder):
+    compared = []
     for path in sorted(Path(SHARED or "").glob("onnx/**/*.onnx")):
         if path.parent.name == "ort_sequence_length":
-            continue  # a sequence for an input, which no tensor carries
+            continue  # its input is a sequence, not a tensor
         options = RuntimeOptions(providers=("cpu",), cache=folder)
         plain = Session(path, RuntimeOptions(providers=("cpu",)))
         filling = Session(path, options)
@@ -207,23 +213,23 @@ def test_no_model_that_others_made_answers_otherwise_through_it(folder):
                 inputs = {name: np.full((3, 16), "7", object) for name in inputs}
             try:
                 expected = plain.run(inputs)
-            except Exception:  # noqa: S112  this size does not suit the model
+            except Exception:  # noqa: S112  the model does not support this size
                 continue
             for session in (filling, cached):
-                for came, wanted in zip(session.run(inputs), expected, strict=True):
-                    assert came.dtype == wanted.dtype
-                    np.testing.assert_array_equal(came, wanted)
+                for output, plain_output in zip(session.run(inputs), expected, strict=True):
+                    assert output.dtype == plain_output.dtype
+                    np.testing.assert_array_equal(output, plain_output)
                 assert session.class_labels == plain.class_labels
-            proved.append(path)
+            compared.append(path)
             break
-    assert len(proved) == 28
+    assert len(compared) == 28
     kept = [path for path in entries(folder) if path.stat().st_size > 32]
     assert 20 <= len(kept) < len(entries(folder)) == 27  # all but the one with external data
 
 
-@pytest.mark.skipif(not SHARED, reason="NEURONA_SHARED does not say where they are")
-def test_one_that_would_ask_for_its_weights_is_not_kept(folder, caplog):
-    """Saved by ONNX Runtime 1.31, it has them among its inputs, and no value for them."""
+@pytest.mark.skipif(not SHARED, reason="NEURONA_SHARED is not set")
+def test_graph_that_would_need_its_weights_is_not_cached(folder, caplog):
+    """ONNX Runtime 1.31 saves its weights as inputs without values."""
     caplog.set_level(logging.INFO)
     path = Path(SHARED or "") / "onnx" / "ort_lstm_bidirectional_cntk" / "model.onnx"
     for _ in range(3):
@@ -232,4 +238,4 @@ def test_one_that_would_ask_for_its_weights_is_not_kept(folder, caplog):
         assert session.optional == []
     (entry,) = entries(folder)
     assert entry.stat().st_size == 32
-    assert sum("takes other inputs" in line for line in caplog.messages) == 1
+    assert sum("the optimised graph has other inputs" in line for line in caplog.messages) == 1

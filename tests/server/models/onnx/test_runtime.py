@@ -2,19 +2,20 @@ import pytest
 
 from neurona_server.errors import ConfigError
 from neurona_server.models.onnx.runtime import (
-    check_names,
-    choose,
-    degraded,
+    CPU,
+    CUDA,
+    check_provider_names,
+    choose_providers,
+    explain_degraded,
     explain_missing_gpu,
-    short,
+    short_name,
 )
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-KNOWN = [CUDA, CPU, "OpenVINOExecutionProvider"]
+AVAILABLE = [CUDA, CPU, "OpenVINOExecutionProvider"]
 
 
-def names(chosen):
-    return [short(one if isinstance(one, str) else one[0]) for one in chosen]
+def short_names(providers):
+    return [short_name(one if isinstance(one, str) else one[0]) for one in providers]
 
 
 @pytest.mark.parametrize(
@@ -26,30 +27,30 @@ def names(chosen):
         (("cpu",), [CUDA, CPU], True, ["cpu"]),
         (("cpu", "cuda"), [CUDA, CPU], True, ["cpu", "cuda"]),
         (("cuda",), [CUDA, CPU], False, []),
-        (("openvino", "cpu"), KNOWN, False, ["openvino", "cpu"]),
+        (("openvino", "cpu"), AVAILABLE, False, ["openvino", "cpu"]),
     ],
 )
-def test_those_are_used_that_can_be(wanted, available, driver, chosen):
-    assert names(choose(wanted, available, driver, 0)) == chosen
+def test_usable_providers_are_chosen_in_order(wanted, available, driver, chosen):
+    assert short_names(choose_providers(wanted, available, driver, 0)) == chosen
 
 
-def test_cuda_neither_measures_every_shape_nor_hoards():
-    (_, options), _ = choose(("cuda", "cpu"), KNOWN, True, 0)
+def test_cuda_uses_heuristics_and_grows_its_arena_as_needed():
+    (_, options), _ = choose_providers(("cuda", "cpu"), AVAILABLE, True, 0)
     assert options == {
         "cudnn_conv_algo_search": "HEURISTIC",
         "arena_extend_strategy": "kSameAsRequested",
     }
-    (_, options), _ = choose(("cuda", "cpu"), KNOWN, True, 1 << 30)
+    (_, options), _ = choose_providers(("cuda", "cpu"), AVAILABLE, True, 1 << 30)
     assert options["gpu_mem_limit"] == "1073741824"
 
 
-def test_a_name_that_onnxruntime_does_not_know_is_refused():
-    check_names(("cuda", "cpu"), KNOWN)
-    with pytest.raises(ConfigError, match="has 'gpu': expected some of cpu, cuda, openvino$"):
-        check_names(("gpu", "cpu"), KNOWN)
+def test_unknown_provider_is_rejected():
+    check_provider_names(("cuda", "cpu"), AVAILABLE)
+    with pytest.raises(ConfigError, match="has 'gpu'; expected some of cpu, cuda, openvino$"):
+        check_provider_names(("gpu", "cpu"), AVAILABLE)
 
 
-def test_why_there_is_no_gpu():
+def test_missing_gpu_is_explained():
     assert "without CUDA" in explain_missing_gpu([CPU], driver=True)
     assert "no NVIDIA driver" in explain_missing_gpu([CUDA, CPU], driver=False)
     assert explain_missing_gpu([CUDA, CPU], driver=True) == ""
@@ -65,10 +66,10 @@ def test_why_there_is_no_gpu():
         (("cuda", "cpu"), "cpu", {"cpu": 9}, "", True, "cuda could not be started"),
         (("openvino", "cpu"), "cpu", {}, "no driver", True, "openvino could not be started"),
         (("cpu",), "cpu", {"cpu": 9}, "no driver", True, ""),
-        (("cuda", "cpu"), "cuda", {}, "", True, ""),  # before onnxruntime 1.24: not known
+        (("cuda", "cpu"), "cuda", {}, "", True, ""),  # onnxruntime before 1.24
     ],
 )
-def test_degraded_says_why(wanted, provider, placement, missing, expected, reason):
-    told = degraded(wanted, provider, placement, missing, expected)
-    assert told.startswith(reason) if not reason else reason in told
-    assert bool(told) is bool(reason)
+def test_degraded_models_are_explained(wanted, provider, placement, missing, expected, reason):
+    degraded = explain_degraded(wanted, provider, placement, missing, expected)
+    assert reason in degraded
+    assert bool(degraded) is bool(reason)

@@ -1,4 +1,4 @@
-"""Nobody is told what is served: ONNX Runtime's own telemetry is off before it is loaded."""
+"""ONNX Runtime's own telemetry is disabled before it is loaded."""
 
 import os
 import subprocess
@@ -24,8 +24,8 @@ onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
         "neurona_training.export.parity",
     ],
 )
-def test_it_writes_nothing_into_the_home_folder(module, tmp_path):
-    """Where ONNX Runtime keeps what it is going to send, and a name for the machine."""
+def test_nothing_is_written_into_the_home_folder(module, tmp_path):
+    """ONNX Runtime stores events to be sent and an identifier of the machine there."""
     home = tmp_path / "home"
     home.mkdir()
     model = onnx_models.save_classifier(tmp_path / "model.onnx")
@@ -36,7 +36,7 @@ def test_it_writes_nothing_into_the_home_folder(module, tmp_path):
     assert [str(path.relative_to(home)) for path in Path(home).rglob("*")] == []
 
 
-def test_whoever_sets_the_variable_decides():
+def test_environment_variable_takes_precedence():
     code = "import os, neurona_server; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "0"}
     done = subprocess.run(

@@ -14,11 +14,17 @@ from support import onnx_models
 
 from neurona_server.errors import ConfigError, LoadError, UnavailableError
 from neurona_server.models.onnx import runtime
-from neurona_server.models.onnx.runtime import ThreadBudget, check_options
-from neurona_server.models.onnx.session import CPU, CUDA, ArenaShrinker, RuntimeOptions, Session
+from neurona_server.models.onnx.runtime import (
+    CPU,
+    CUDA,
+    RuntimeOptions,
+    ThreadBudget,
+    check_options,
+)
+from neurona_server.models.onnx.session import ArenaShrinker, Session
 
 X = {"x": np.ones((2, 4), np.float32)}
-no_gpu = pytest.mark.skipif(not runtime.missing_gpu(), reason="there is a GPU")
+no_gpu = pytest.mark.skipif(not runtime.missing_gpu_reason(), reason="there is a GPU")
 
 
 @pytest.fixture
@@ -26,15 +32,15 @@ def path(tmp_path):
     return onnx_models.save_classifier(tmp_path / "model.onnx")
 
 
-def test_the_placement_is_onnxruntimes_own(path):
+def test_placement_is_reported_by_onnxruntime(path):
     session = Session(path, RuntimeOptions(providers=("cpu",)))
-    told = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
-    assert session.placement == ({CPU: 3} if told else {})
+    reported = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
+    assert session.placement == ({CPU: 3} if reported else {})
     assert session.degraded == ""
 
 
 @no_gpu
-def test_a_model_that_misses_its_gpu_says_so_if_one_was_asked_for(path):
+def test_model_without_its_gpu_is_degraded_if_one_is_expected(path):
     assert Session(path, RuntimeOptions()).degraded == ""
     session = Session(path, RuntimeOptions(gpu_expected=True))
     assert session.provider == CPU
@@ -42,16 +48,16 @@ def test_a_model_that_misses_its_gpu_says_so_if_one_was_asked_for(path):
 
 
 @no_gpu
-def test_no_model_is_loaded_on_a_cpu_where_a_gpu_is_required(path):
+def test_no_model_is_loaded_on_the_cpu_if_a_gpu_is_required(path):
     with pytest.raises(LoadError, match=r"runs on the CPU: .*, and require_gpu is set"):
         Session(path, RuntimeOptions(require_gpu=True))
-    with pytest.raises(LoadError, match=r"none of its providers \(cuda\) can be used here"):
+    with pytest.raises(LoadError, match=r"none of its providers \(cuda\) is available"):
         Session(path, RuntimeOptions(providers=("cuda",)))
     assert Session(path, RuntimeOptions(require_gpu=True, providers=("cpu",))).provider == CPU
 
 
 @no_gpu
-def test_the_server_does_not_start_without_a_gpu_that_it_requires(repository):
+def test_server_does_not_start_without_a_required_gpu(repository):
     done = subprocess.run(
         [
             Path(sys.executable).with_name("neurona-serve"),
@@ -71,9 +77,9 @@ def test_the_server_does_not_start_without_a_gpu_that_it_requires(repository):
 @pytest.mark.skipif(
     CUDA not in onnxruntime.get_available_providers(), reason="onnxruntime is built without CUDA"
 )
-def test_a_gpu_that_does_not_start_is_no_silent_matter(path, monkeypatch):
-    """As if there were a driver: ONNX Runtime then tries CUDA, and fails for want of it."""
-    monkeypatch.setattr(runtime, "has_driver", lambda: True)
+def test_gpu_that_does_not_start_is_reported(path, monkeypatch):
+    """With a pretended driver, ONNX Runtime tries CUDA and fails."""
+    monkeypatch.setattr(runtime, "has_cuda_driver", lambda: True)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)  # would print what is missing
     with pytest.raises(ConfigError, match="require_gpu is set, but CUDA could not be started"):
         check_options(RuntimeOptions(require_gpu=True))
@@ -84,14 +90,14 @@ def test_a_gpu_that_does_not_start_is_no_silent_matter(path, monkeypatch):
         Session(path, RuntimeOptions(require_gpu=True))
 
 
-def test_a_provider_that_nobody_knows_is_a_wrong_option():
-    with pytest.raises(ConfigError, match="has 'gpu': expected some of .*cpu, cuda"):
+def test_unknown_provider_is_an_invalid_option():
+    with pytest.raises(ConfigError, match="has 'gpu'; expected some of .*cpu, cuda"):
         check_options(RuntimeOptions(providers=("gpu",)))
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(bool(runtime.missing_gpu()), reason=runtime.missing_gpu())
-def test_on_a_gpu_it_is_the_gpu_that_runs_it(path):
+@pytest.mark.skipif(bool(runtime.missing_gpu_reason()), reason=runtime.missing_gpu_reason())
+def test_gpu_runs_the_model(path):
     assert runtime.probe_gpu() == ""
     check_options(RuntimeOptions(require_gpu=True))
     session = Session(path, RuntimeOptions(require_gpu=True, gpu_memory_bytes=1 << 30))
@@ -104,21 +110,21 @@ def test_on_a_gpu_it_is_the_gpu_that_runs_it(path):
     np.testing.assert_allclose(shrinking.run(X)[0], on_cpu.run(X)[0], rtol=1e-3)
 
 
-def test_the_probe_is_the_model_that_it_should_be():
+def test_probe_is_a_valid_model():
     model = onnx.ModelProto.FromString(runtime._PROBE)
     onnx.checker.check_model(model)
     session = onnxruntime.InferenceSession(runtime._PROBE, providers=[CPU])
     assert session.run(None, {"x": np.float32([3])})[0].tolist() == [-3]
 
 
-def test_a_run_that_fails_raises_and_prints_nothing(tmp_path, capfd):
+def test_failing_run_raises_and_prints_nothing(tmp_path, capfd):
     session = Session(onnx_models.save_picker(tmp_path / "m.onnx"), RuntimeOptions())
     with pytest.raises(Exception, match="indices element out of data bounds, idx=9"):
         session.run({"index": np.array([9])})
     assert capfd.readouterr() == ("", "")
 
 
-def test_after_close_it_runs_no_more(path):
+def test_closed_session_rejects_runs(path):
     session = Session(path, RuntimeOptions())
     assert session.run(X)[0].shape == (2, 3)
     session.close()
@@ -127,12 +133,12 @@ def test_after_close_it_runs_no_more(path):
         session.run(X)
 
 
-def test_a_run_that_is_under_way_ends_well_when_it_is_closed(path):
-    begun, closed = threading.Event(), threading.Event()
+def test_run_in_flight_completes_when_the_session_is_closed(path):
+    started, closed = threading.Event(), threading.Event()
 
     class Inputs(dict[str, np.ndarray[Any, Any]]):
-        def keys(self):  # ONNX Runtime's session asks for them when it has been called
-            begun.set()
+        def keys(self):  # called by ONNX Runtime's session at the start of a run
+            started.set()
             assert closed.wait(10)
             return super().keys()
 
@@ -140,20 +146,20 @@ def test_a_run_that_is_under_way_ends_well_when_it_is_closed(path):
     expected = session.run(X)[0]
     thread = threading.Thread(target=lambda: answers.append(session.run(Inputs(X))[0]))
     thread.start()
-    assert begun.wait(10)
+    assert started.wait(10)
     session.close()
     closed.set()
     thread.join(10)
     assert np.array_equal(answers[0], expected)
 
 
-def test_threads_are_shared_out_and_given_back(path):
+def test_threads_are_reserved_and_released(path):
     budget = ThreadBudget(5)
-    assert [budget.take(4) for _ in range(4)] == [4, 3, 1, 1]
-    budget.give_back(3)
-    assert budget.take(2) == 2
+    assert [budget.reserve(4) for _ in range(4)] == [4, 3, 1, 1]
+    budget.release(3)
+    assert budget.reserve(2) == 2
     options = RuntimeOptions(threads=3, pool_threads=4)
-    assert runtime.thread_budget(4).take(1) == 1
+    assert runtime.thread_budget(4).reserve(1) == 1
     before = len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 0
     sessions = [Session(path, options) for _ in range(5)]
     if sys.platform == "linux":
@@ -164,15 +170,16 @@ def test_threads_are_shared_out_and_given_back(path):
     with pytest.raises(LoadError):
         Session(path.parent / "nothing.onnx", options)
     del sessions, session
-    assert runtime.thread_budget(4).take(99) == 5
-    runtime.thread_budget(4).give_back(5)
+    assert runtime.thread_budget(4).reserve(99) == 5
+    runtime.thread_budget(4).release(5)
 
 
 IDLE = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from neurona_server.models.onnx.session import RuntimeOptions, Session
+from neurona_server.models.onnx.runtime import RuntimeOptions
+from neurona_server.models.onnx.session import Session
 session = Session(Path(sys.argv[1]), RuntimeOptions(threads=4, spinning=sys.argv[2] == "spinning"))
 x = {"x": np.ones((4096, 4), np.float32)}
 used = 0.0
@@ -185,20 +192,20 @@ print(used)
 """
 
 
-@pytest.mark.parametrize("way", ["asleep", "spinning"])
-def test_between_runs_threads_sleep_unless_they_may_spin(path, way):
-    """Seconds of CPU, not of the clock: 0.3 s of rest with 3 threads that could use them."""
+@pytest.mark.parametrize("mode", ["sleeping", "spinning"])
+def test_threads_sleep_between_runs_unless_spinning_is_enabled(path, mode):
+    """CPU seconds during 0.3 s without a run, with 3 threads that could spin."""
     done = subprocess.run(
-        [sys.executable, "-c", IDLE, path, way],
+        [sys.executable, "-c", IDLE, path, mode],
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    assert (float(done.stdout) > 0.02) is (way == "spinning"), done.stdout
+    assert (float(done.stdout) > 0.02) is (mode == "spinning"), done.stdout
 
 
-def test_a_folder_with_spaces_is_told_to_nobody(tmp_path):
+def test_folder_with_spaces_is_not_in_the_message(tmp_path):
     folder = tmp_path / "my secret models"
     onnx_models.save(
         folder / "model.onnx",
@@ -212,27 +219,27 @@ def test_a_folder_with_spaces_is_told_to_nobody(tmp_path):
     assert tmp_path.name not in str(caught.value)
 
 
-def test_an_arena_is_shrunk_at_most_so_often():
+def test_arena_is_shrunk_once_per_interval():
     now = [0.0]
-    shrinking = ArenaShrinker(60, lambda: now[0])
-    told = []
+    shrinker = ArenaShrinker(60, lambda: now[0])
+    results = []
     for now[0] in (0, 59, 60, 61, 119, 120, 1000, 1001):
-        told.append(shrinking.due())
-    assert told == [False, False, True, False, False, True, True, False]
-    shrinking.stop()
+        results.append(shrinker.is_due())
+    assert results == [False, False, True, False, False, True, True, False]
+    shrinker.stop()
     now[0] = 1e6
-    assert not shrinking.due()
-    assert not ArenaShrinker(0, lambda: now[0]).due()
+    assert not shrinker.is_due()
+    assert not ArenaShrinker(0, lambda: now[0]).is_due()
 
 
-def test_a_shrinking_run_answers_as_any_other_and_without_an_arena_too(path):
+def test_run_that_shrinks_the_arena_has_the_same_outputs(path):
     expected = Session(path, RuntimeOptions(shrink_seconds=0)).run(X)[0]
     session = Session(path, RuntimeOptions(shrink_seconds=1e-9))
     for _ in range(3):
         assert np.array_equal(session.run(X)[0], expected)
     without = Session(path, RuntimeOptions(shrink_seconds=1e-9, arena=False))
     assert np.array_equal(without.run(X)[0], expected)
-    # As for a provider that has none though the options do not say so.
-    without._shrinking = ArenaShrinker(1e-9)
+    # As for a provider without an arena although the options enable it.
+    without._shrinker = ArenaShrinker(1e-9)
     assert np.array_equal(without.run(X)[0], expected)
-    assert not without._shrinking.due()
+    assert not without._shrinker.is_due()

@@ -336,15 +336,15 @@ def test_invalid_configs_are_reported(read, text, message):
         ('output [ { name: "z" } ]', "has an output 'z'; the graph's outputs are ['y']"),
         (
             'input [ { name: "x" data_type: TYPE_FP16 dims: [ -1, 3 ] } ]',
-            "the input 'x' as FLOAT16 of shape [?, 3]; it is FLOAT of shape [n, 3]",
+            "the input 'x' as FLOAT16 of shape [?, 3]; expected FLOAT of shape [n, 3]",
         ),
         (
             'input [ { name: "x" data_type: TYPE_FP32 dims: [ -1, 4 ] } ]',
-            "the input 'x' as FLOAT of shape [?, 4]; it is FLOAT of shape [n, 3]",
+            "the input 'x' as FLOAT of shape [?, 4]; expected FLOAT of shape [n, 3]",
         ),
         (
             'max_batch_size: 8 output [ { name: "y" data_type: TYPE_FP32 dims: [ -1, 3 ] } ]',
-            "the output 'y' as FLOAT of shape [?, ?, 3]; it is FLOAT of shape [n, 3]",
+            "the output 'y' as FLOAT of shape [?, ?, 3]; expected FLOAT of shape [n, 3]",
         ),
     ],
 )
@@ -412,7 +412,7 @@ class TestWarmUp:
 
     def test_failing_sample_fails_the_load(self, load, caplog):
         content = np.array([9], "<i8").tobytes()  # beyond the table
-        with pytest.raises(LoadError, match="its warm-up sample 'w' fails; the server's log says"):
+        with pytest.raises(LoadError, match="its warm-up sample 'w' fails; see the server's log"):
             load(self.INDEX + 'input_data_file: "data"', content=content)
         assert "m/1: its warm-up sample 'w' fails" in caplog.text
 
@@ -424,9 +424,9 @@ class TestWarmUp:
         text = self.INDEX + 'input_data_file: "data"'
         model = load(text, content=np.array([0], "<i8").tobytes())
         (folder / "warmup" / "data").unlink()
-        found = ModelSource("m", 1, folder / "1" / "model.onnx", model.settings)
+        source = ModelSource("m", 1, folder / "1" / "model.onnx", model.settings)
         with pytest.raises(LoadError, match="the warm-up file 'data' cannot be read"):
-            Model(found, ModelOptions(), Metrics(CollectorRegistry()))
+            Model(source, ModelOptions(), Metrics(CollectorRegistry()))
 
     def test_sample_that_does_not_match_the_signature_is_rejected(self, load):
         with pytest.raises(LoadError, match="cannot be run: the request has inputs 'x'; expected"):

@@ -310,7 +310,7 @@ def test_trace_settings_cannot_be_changed(server, rejection):
     assert list(response.settings["trace_level"].value) == ["OFF"]
     assert rejection(server.triton.TraceSetting, trace(trace_level=["TIMESTAMPS"])) == (
         "UNIMPLEMENTED",
-        "trace setting 'trace_level' cannot be changed; expected 'OFF'",
+        "trace setting 'trace_level' cannot be changed (expected 'OFF')",
     )
     assert rejection(server.triton.TraceSetting, trace(other=["1"]))[0] == "INVALID_ARGUMENT"
     message = pb.TraceSettingRequest(model_name="nobody")

@@ -178,17 +178,17 @@ def changed(change, message=None):
         (
             changed(lambda m: setattr(m.inputs[0], "datatype", "FLOAT")),
             "INVALID_ARGUMENT",
-            "input 'x' has datatype 'FLOAT'; expected one of BOOL, UINT8",
+            "input 'x' has datatype 'FLOAT' (expected one of BOOL, UINT8",
         ),
         (
             changed(lambda m: m.raw_input_contents.append(b"")),
             "INVALID_ARGUMENT",
-            "the request has 2 raw_input_contents; expected 1",
+            "the request has 2 raw_input_contents (expected 1",
         ),
         (
             changed(lambda m: m.ClearField("raw_input_contents")),
             "INVALID_ARGUMENT",
-            "input 'x' has 0 elements in fp32_contents; expected 12 for shape [3, 4]",
+            "input 'x' has 0 elements in fp32_contents (expected 12 for shape [3, 4]",
         ),
         (
             changed(lambda m: m.raw_input_contents.__setitem__(0, b"123")),
@@ -208,7 +208,7 @@ def changed(change, message=None):
         (
             with_output("nothing"),
             "INVALID_ARGUMENT",
-            "unexpected inference output 'nothing' for model 'classifier'; expected 'probabilitie",
+            "unexpected inference output 'nothing' for model 'classifier' (expected 'probabilitie",
         ),
         (
             with_output("probabilities", "probabilities"),
@@ -218,12 +218,12 @@ def changed(change, message=None):
         (
             with_output("probabilities", classification=0),
             "INVALID_ARGUMENT",
-            "'classification' is 0; expected 1 or more",
+            "'classification' is 0 (expected 1 or more",
         ),
         (
             with_output("probabilities", classification=-1),
             "INVALID_ARGUMENT",
-            "'classification' is -1; expected 0 or more",
+            "'classification' is -1 (expected 0 or more",
         ),
         (
             with_parameter("sequence_id", "int64_param", 5),
@@ -241,10 +241,10 @@ def changed(change, message=None):
         (
             with_parameter("priority", "string_param", "high"),
             "INVALID_ARGUMENT",
-            "parameter 'priority' is a string_param; expected int64_param or uint64_param",
+            "parameter 'priority' is a string_param (expected int64_param or uint64_param",
         ),
-        (with_parameter("priority", "int64_param", -1), "INVALID_ARGUMENT", "-1; expected 0"),
-        (with_parameter("timeout", "int64_param", -1), "INVALID_ARGUMENT", "-1; expected 0"),
+        (with_parameter("priority", "int64_param", -1), "INVALID_ARGUMENT", "-1 (expected 0"),
+        (with_parameter("timeout", "int64_param", -1), "INVALID_ARGUMENT", "-1 (expected 0"),
         (with_parameter("timeout", "bool_param", True), "INVALID_ARGUMENT", "is a bool_param"),
     ],
 )
@@ -262,15 +262,15 @@ def test_invalid_requests_are_rejected_with_value_and_expectation(
     [
         (
             typed("INT8", [0, 1, 2, 128]),
-            "'x' has elements from 0 to 128; expected -128 to 127 for INT8",
+            "'x' has elements from 0 to 128 (expected -128 to 127 for INT8",
         ),
         (typed("UINT16", [0, 1, 2, 65536]), "expected 0 to 65535 for UINT16"),
-        (typed("FP32", [1, 2, 3]), "'x' has 3 elements in fp32_contents; expected 4 for shape"),
+        (typed("FP32", [1, 2, 3]), "'x' has 3 elements in fp32_contents (expected 4 for shape"),
         (typed("FP32", [1], (2**40, 2**40)), "expected 1208925819614629174706176"),
-        (typed("BYTES", [b"\xff"] * 4), "'x' has a string that is not UTF-8, at index 0"),
+        (typed("BYTES", [b"\xff"] * 4), "'x' has invalid UTF-8 in string 0"),
         (
             changed(lambda m: m.inputs[0].contents.int_contents.append(1), typed("FP32", [1] * 4)),
-            "input 'x' has int_contents; expected fp32_contents or raw_input_contents for FP32",
+            "input 'x' has int_contents (expected fp32_contents or raw_input_contents for FP32",
         ),
         (
             changed(

@@ -140,7 +140,7 @@ def test_raw_contents_are_for_inputs_that_are_not_in_shared_memory(shared, key):
             register("a", "{key}", 4097),
             "expected at most 4096, the size of the memory object '{key}'",
         ),
-        (register("a", "{key}", 1, 4096), "ends at byte 4097; expected at most 4096"),
+        (register("a", "{key}", 1, 4096), "ends at byte 4097 (expected at most 4096"),
         (register("a", "{key}", 2**64 - 1, 2**64 - 1), "expected at most 4096"),
         (register("a", "{key}", 2, 2**64 - 1), "expected at most 4096"),
     ],
@@ -198,7 +198,7 @@ def test_the_number_of_regions_is_limited(shared, rejection, key):
         (
             from_memory("FP32", (1, 2), "a", 8, 93),
             "INVALID_ARGUMENT",
-            "Invalid offset + byte size for shared memory region: 'a': 93 + 8; expected at most 10",
+            "Invalid offset + byte size for shared memory region: 'a': 93 + 8 (expected at most 10",
         ),
         (from_memory("FP32", (1, 2), "a", 2**63 - 1, 2**63 - 1), "INVALID_ARGUMENT", "Invalid off"),
         (from_memory("FP32", (1, 2), "a", 8, -1), "INVALID_ARGUMENT", "'shared_memory_offset' is"),
@@ -206,7 +206,7 @@ def test_the_number_of_regions_is_limited(shared, rejection, key):
         (
             from_memory("FP32", (1, 2), "a", 12),
             "INVALID_ARGUMENT",
-            "'x' has 12 bytes in shared memory; expected 8 for shape [1, 2]",
+            "'x' has 12 bytes in shared memory (expected 8 for shape [1, 2]",
         ),
         (from_memory("BYTES", (1, 2), "a", 5), "INVALID_ARGUMENT", "too few for 2 strings"),
     ],
@@ -283,7 +283,7 @@ def test_no_more_is_read_than_the_queue_may_hold(echoes, key, rejection):
         message = from_memory("BYTES", (1, 1), "a", 1001)
         code, text = rejection(server.triton.ModelInfer, message)
         assert code == "INVALID_ARGUMENT"
-        assert "1001 bytes or more; expected at most 1000" in text
+        assert "1001 bytes or more (expected at most 1000" in text
     finally:
         server.stop()
 

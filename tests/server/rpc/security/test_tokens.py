@@ -84,8 +84,8 @@ def test_a_known_token_is_answered(server, token):
     ("metadata", "message"),
     [
         (None, "missing token"),
-        ([("authorization", "Basic abc")], "invalid authorization; expected Bearer TOKEN"),
-        ([("authorization", "Bearer ")], "invalid authorization; expected Bearer TOKEN"),
+        ([("authorization", "Basic abc")], "invalid authorization (expected Bearer TOKEN)"),
+        ([("authorization", "Bearer ")], "invalid authorization (expected Bearer TOKEN)"),
         (with_token(NEW), "unknown token"),
         (with_token(FULL[:-1]), "unknown token"),
         (with_token(hashlib.sha256(FULL.encode()).hexdigest()), "unknown token"),

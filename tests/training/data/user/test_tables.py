@@ -32,7 +32,7 @@ def _parts(data):
 def test_numbers_are_one_input_and_each_text_column_is_another(tmp_path):
     loaded = load_user_data(UserData(_csv(tmp_path, GOOD), target="kind"))
     caller_view, training_view = loaded.caller_view, loaded.training_view
-    assert [(given.name, given.categories) for given in caller_view.inputs] == [
+    assert [(one_input.name, one_input.categories) for one_input in caller_view.inputs] == [
         ("features", ()),
         ("colour", ("blue", "red")),
     ]
@@ -60,8 +60,8 @@ def test_the_parts_are_stratified_and_reproducible(tmp_path):
 def test_the_task_is_inferred_or_given(tmp_path):
     lines = ["x,whole,value", *(f"{i},{i % 3},{i * 0.7}" for i in range(30))]
     path = _csv(tmp_path, lines)
-    whole = load_user_data(UserData(path, target="whole")).training_view
-    assert whole.labels == ("0", "1", "2")
+    integers = load_user_data(UserData(path, target="whole")).training_view
+    assert integers.labels == ("0", "1", "2")
     value = load_user_data(UserData(path, target="value", unit="kg")).training_view
     assert [(one.name, one.unit) for one in value.values] == [("value", "kg")]
     assert set(value.baselines) == {"mean", "linear"}

@@ -5,7 +5,7 @@ Experiment 4 of S. Hochreiter and J. Schmidhuber, Long Short-Term Memory, Neural
 number from 0 to 1 and a mark; two numbers are marked, one in each half; the target is their
 sum. Predicting 1 for every row has a squared error of 1/6, the variance of the sum.
 
-Alone below 60 lines because each origin of data has a module of its own.
+Each origin of data stands alone in its module.
 """
 
 import numpy as np

@@ -2,7 +2,7 @@
 
 E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
 Repository, 1998: 43 people's digits, each pixel the count of inked dots (0 to 16) in a
-4 x 4 block of a 32 x 32 bitmap.
+4 x 4 block of a 32 x 32 bitmap. Each origin of data stands alone in its module.
 """
 
 import numpy as np

@@ -4,7 +4,7 @@ They were the subject of W. McCulloch and W. Pitts's neurons (1943); XOR cannot 
 neuron (M. Minsky and S. Papert, Perceptrons, 1969).
 
 A truth table has no other rows, so that the same ones are training, validation and test.
-Alone below 60 lines because each origin of data has a module of its own.
+Each origin of data stands alone in its module.
 """
 
 import itertools

@@ -63,9 +63,9 @@ def spoken_waveforms(data_dir: Path | None = None) -> Dataset:
     waves = {name: read_wave(path) for name, path in paths.items()}
 
     def select(takes: range) -> Split:
-        chosen = [(digit, name) for digit, take, name in recordings if take in takes]
-        inputs, lengths = pad_sequences([waves[name] for _, name in chosen])
-        return Split(inputs, np.array([digit for digit, _ in chosen], np.int64), lengths)
+        selected = [(digit, name) for digit, take, name in recordings if take in takes]
+        inputs, lengths = pad_sequences([waves[name] for _, name in selected])
+        return Split(inputs, np.array([digit for digit, _ in selected], np.int64), lengths)
 
     return Dataset(
         name="spoken-digits",

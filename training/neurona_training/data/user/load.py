@@ -9,7 +9,7 @@ The parts are the same on each call: 65 % of the rows for training, 15 % for val
 20 % for the test, each class divided in these proportions, or, for a series, one part after
 the other in time.
 
-Alone below 60 lines because it joins the readers of all kinds of files.
+It is alone because it joins the readers of all kinds of files, which do not know each other.
 """
 
 from __future__ import annotations

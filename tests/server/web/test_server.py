@@ -1,4 +1,4 @@
-"""The port of metrics over real sockets, with callers of every kind."""
+"""The metrics port over real sockets, with well-behaved and hostile callers."""
 
 import contextlib
 import gzip
@@ -14,10 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families as classic
 from prometheus_client.registry import Collector
 
 from neurona_server.errors import ConfigError
-from neurona_server.web import server as port_module
+from neurona_server.web import server as web_server
 from neurona_server.web.server import MetricsServer
 
-# As Prometheus 2.42 asks.
+# The Accept header of Prometheus 2.42.
 PROMETHEUS = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
     "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
@@ -29,11 +29,11 @@ class Site:
         disable_created_metrics()
         self.registry = CollectorRegistry()
         self.state = "SERVING"
-        self.port = MetricsServer("127.0.0.1:0", self.registry, lambda: self.state)
-        self.place = ("127.0.0.1", self.port.port)
+        self.server = MetricsServer("127.0.0.1:0", self.registry, lambda: self.state)
+        self.address = ("127.0.0.1", self.server.port)
 
     def get(self, path, method="GET", data=None, **headers):
-        url = f"http://127.0.0.1:{self.port.port}{path}"
+        url = f"http://127.0.0.1:{self.server.port}{path}"
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
         request = urllib.request.Request(url, data, headers, method=method)
         try:
@@ -44,8 +44,8 @@ class Site:
                 return error.code, error.headers, error.read()
 
     def send(self, raw):
-        """All that comes back for these bytes, until the end."""
-        with socket.create_connection(self.place, timeout=20) as one:
+        """Everything received in response to these bytes, until the connection ends."""
+        with socket.create_connection(self.address, timeout=20) as one:
             one.sendall(raw)
             return b"".join(iter(lambda: one.recv(1 << 16), b""))
 
@@ -54,10 +54,10 @@ class Site:
 def site():
     site = Site()
     yield site
-    site.port.close()
+    site.server.close()
 
 
-def test_metrics_come_in_the_format_that_is_asked_for(site):
+def test_metrics_have_the_requested_format(site):
     Counter("c", "Counts.", ["of"], registry=site.registry).labels('a "b"\n').inc(3)
     _, headers, content = site.get("/metrics")
     assert headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -85,23 +85,23 @@ def test_metrics_come_in_the_format_that_is_asked_for(site):
         ("application/openmetrics-text;q=nonsense", False),
     ],
 )
-def test_what_a_caller_prefers_is_what_it_gets(site, accept, open_metrics):
+def test_the_accept_header_selects_the_format(site, accept, open_metrics):
     _, headers, _ = site.get("/metrics", Accept=accept)
     assert ("openmetrics" in headers["Content-Type"]) == open_metrics
 
 
 @pytest.mark.parametrize(
-    ("accepted", "zipped"),
+    ("accept_encoding", "compressed"),
     [("gzip", True), ("br, gzip;q=0.5", True), ("gzip;q=0", False), ("*", True), ("br", False)],
 )
-def test_it_is_zipped_for_those_who_take_that(site, accepted, zipped):
+def test_metrics_are_compressed_if_accepted(site, accept_encoding, compressed):
     Gauge("g", "Goes up and down.", registry=site.registry).set(7)
-    _, headers, content = site.get("/metrics", Accept_Encoding=accepted)
-    assert (headers["Content-Encoding"] == "gzip") == zipped
-    assert b"g 7.0" in (gzip.decompress(content) if zipped else content)
+    _, headers, content = site.get("/metrics", Accept_Encoding=accept_encoding)
+    assert (headers["Content-Encoding"] == "gzip") == compressed
+    assert b"g 7.0" in (gzip.decompress(content) if compressed else content)
 
 
-def test_families_can_be_chosen_by_the_names_of_their_samples(site):
+def test_metrics_can_be_selected_by_sample_name(site):
     for name in ("a", "b", "c"):
         Counter(name, "Counts.", registry=site.registry)
     _, _, content = site.get("/metrics?name[]=a_total&name[]=c_total&name[]=nothing")
@@ -109,18 +109,18 @@ def test_families_can_be_chosen_by_the_names_of_their_samples(site):
 
 
 @pytest.mark.parametrize("state", ["SERVING", "NOT_SERVING", "STARTING"])
-def test_health_is_a_word_and_a_status(site, state):
+def test_health_has_a_text_and_a_status(site, state):
     site.state = state
     status, headers, content = site.get("/healthz")
     assert (status, content) == (200 if state == "SERVING" else 503, f"{state}\n".encode())
     assert headers["Cache-Control"] == "no-store"
 
 
-def test_other_paths_and_methods_are_refused(site):
+def test_other_paths_and_methods_are_rejected(site):
     for path in ("/nothing", "/metrics/", "/page/main.js", "/../../etc/passwd", "//metrics"):
         status, _, content = site.get(path)
         assert status == 404
-        assert b"passwd" not in content
+        assert content == b"not found; available paths: /, /metrics, /healthz\n"
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
         status, headers, _ = site.get("/metrics", method=method)
         assert (status, headers["Allow"]) == (405, "GET, HEAD")
@@ -154,34 +154,34 @@ def test_other_paths_and_methods_are_refused(site):
         (b"GET /metrics HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n", b"431"),
     ],
 )
-def test_whatever_comes_gets_an_answer(site, raw, status):
+def test_every_request_gets_a_response(site, raw, status):
     assert site.send(raw).split(b" ", 2)[1] == status
 
 
-def test_who_sends_slowly_or_nothing_makes_room_for_others(site):
-    idle = [socket.create_connection(site.place) for _ in range(port_module.MAX_CONNECTIONS)]
+def test_idle_connections_make_room_for_others(site):
+    idle = [socket.create_connection(site.address) for _ in range(web_server.MAX_CONNECTIONS)]
     try:
         for one in idle:
             one.sendall(b"GET /met")
         for _ in range(3):
             assert site.get("/healthz")[0] == 200
         idle[0].settimeout(10)
-        assert idle[0].recv(1) == b""  # the oldest had to go
+        assert idle[0].recv(1) == b""  # the oldest was closed
     finally:
         for one in idle:
             one.close()
 
 
-def test_who_sends_nothing_is_sent_away(site, monkeypatch):
-    monkeypatch.setattr(port_module, "HEAD_SECONDS", 0.05)
+def test_an_idle_connection_is_closed(site, monkeypatch):
+    monkeypatch.setattr(web_server, "HEAD_TIMEOUT", 0.05)
     assert site.send(b"GET /") == b""
 
 
-def test_who_does_not_read_keeps_nobody_waiting(site):
+def test_a_caller_that_does_not_read_blocks_no_other(site):
     gauge = Gauge("g", "Large.", ["of"], registry=site.registry)
     for number in range(500):
         gauge.labels(f"{number} {'x' * 20_000}")
-    slow = [socket.create_connection(site.place) for _ in range(8)]
+    slow = [socket.create_connection(site.address) for _ in range(8)]
     for one in slow:
         one.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
     assert site.get("/healthz")[0] == 200
@@ -190,41 +190,41 @@ def test_who_does_not_read_keeps_nobody_waiting(site):
         one.close()
 
 
-class Slow(Collector):
-    """A page that is written when the test says so."""
+class BlockingCollector(Collector):
+    """Collects when the test allows it."""
 
     def __init__(self):
-        self.begun, self.leave, self.count = threading.Semaphore(0), threading.Event(), 0
+        self.started, self.resume, self.count = threading.Semaphore(0), threading.Event(), 0
 
     def collect(self):
         self.count += 1
-        self.begun.release()
-        self.leave.wait(20)
+        self.started.release()
+        self.resume.wait(20)
         return []
 
 
-def test_many_who_ask_at_once_share_few_pages(site):
-    slow = Slow()
-    slow.leave.set()
-    site.registry.register(slow)
-    slow.leave.clear()
-    before = slow.count
-    answers = []
+def test_concurrent_requests_share_renders(site):
+    blocking = BlockingCollector()
+    blocking.resume.set()
+    site.registry.register(blocking)
+    blocking.resume.clear()
+    before = blocking.count
+    statuses = []
     threads = [
-        threading.Thread(target=lambda: answers.append(site.get("/metrics")[0])) for _ in range(30)
+        threading.Thread(target=lambda: statuses.append(site.get("/metrics")[0])) for _ in range(30)
     ]
     for thread in threads:
         thread.start()
-    assert slow.begun.acquire(timeout=10)
-    assert site.get("/healthz")[0] == 200  # however long a page takes
-    slow.leave.set()
+    assert blocking.started.acquire(timeout=10)
+    assert site.get("/healthz")[0] == 200  # does not wait for a render
+    blocking.resume.set()
     for thread in threads:
         thread.join()
-    assert answers == [200] * 30
-    assert slow.count - before < 30
+    assert statuses == [200] * 30
+    assert blocking.count - before < 30
 
 
-def test_a_page_that_cannot_be_written_says_nothing_of_why(site, caplog):
+def test_an_internal_error_does_not_reveal_its_cause(site, caplog):
     class Broken(Collector):
         def collect(self):
             raise ValueError("secret")
@@ -240,29 +240,29 @@ def test_a_page_that_cannot_be_written_says_nothing_of_why(site, caplog):
     assert site.get("/healthz")[0] == 200
 
 
-def test_a_port_that_is_taken_is_an_error_of_configuration(site):
-    address = f"127.0.0.1:{site.port.port}"
+def test_a_port_in_use_is_a_configuration_error(site):
+    address = f"127.0.0.1:{site.server.port}"
     with pytest.raises(ConfigError, match=f"cannot serve metrics on {address}: .*in use"):
         MetricsServer(address, site.registry, lambda: "SERVING")
 
 
-def test_a_port_that_is_closed_can_be_had_again(site):
-    address = f"127.0.0.1:{site.port.port}"
-    with socket.create_connection(site.place, timeout=10) as half:
-        site.port.close()
-        site.port.close()
-        with contextlib.suppress(ConnectionResetError):  # it had not even been looked at
+def test_a_closed_port_can_be_opened_again(site):
+    address = f"127.0.0.1:{site.server.port}"
+    with socket.create_connection(site.address, timeout=10) as half:
+        site.server.close()
+        site.server.close()
+        with contextlib.suppress(ConnectionResetError):  # it was not accepted yet
             assert half.recv(1) == b""
     MetricsServer(address, site.registry, lambda: "SERVING").close()
 
 
-def test_ipv6_has_a_port_too():
+def test_ipv6():
     if not socket.has_ipv6:
         pytest.skip("no IPv6 here")
     try:
         one = MetricsServer("[::1]:0", CollectorRegistry(), lambda: "SERVING")
     except ConfigError:
         pytest.skip("no IPv6 address here")
-    with urllib.request.urlopen(f"http://[::1]:{one.port}/healthz") as answer:
-        assert answer.read() == b"SERVING\n"
+    with urllib.request.urlopen(f"http://[::1]:{one.port}/healthz") as response:
+        assert response.read() == b"SERVING\n"
     one.close()

@@ -1,3 +1,5 @@
+"""The document of the status page."""
+
 import base64
 import hashlib
 import re
@@ -9,8 +11,8 @@ import pytest
 from neurona_server.web import endpoints
 
 
-def test_a_browser_may_run_what_stands_in_the_page_and_nothing_else():
-    content, policy = endpoints.load()
+def test_the_policy_allows_the_page_s_own_style_and_script_only():
+    content, policy = endpoints.build_status_page()
     text = content.decode()
     for tag in ("style", "script"):
         (inside,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
@@ -20,20 +22,20 @@ def test_a_browser_may_run_what_stands_in_the_page_and_nothing_else():
     assert "unsafe" not in policy
 
 
-def test_the_page_asks_nobody_but_its_server_and_stands_alone():
-    text = endpoints.load()[0].decode()
+def test_the_page_loads_nothing_from_other_servers():
+    text = endpoints.build_status_page()[0].decode()
     assert not re.findall(r"(?:src|href)=\"(?!metrics|healthz|#models|data:,)", text)
-    # A name of SVG's is no address that is asked for.
+    # The namespace of SVG is not an address that is loaded.
     assert set(re.findall(r"https?://[^\"\s]+", text)) == {"http://www.w3.org/2000/svg"}
     assert "innerHTML" not in text
     assert not re.search(r"\son[a-z]+=|\sstyle=", text)
 
 
-def test_the_script_is_one_that_node_can_read(tmp_path):
+def test_the_script_is_valid_javascript(tmp_path):
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
-    text = endpoints.load()[0].decode()
+    text = endpoints.build_status_page()[0].decode()
     (script,) = re.findall("<script>(.*?)</script>", text, re.DOTALL)
     path = tmp_path / "page.js"
     path.write_text(script)

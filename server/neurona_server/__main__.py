@@ -1,7 +1,0 @@
-"""python -m neurona_server: see cli."""
-
-import sys
-
-from neurona_server.cli import main
-
-sys.exit(main())

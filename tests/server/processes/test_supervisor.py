@@ -1,0 +1,284 @@
+"""The supervisor and its parts, with fakes instead of worker processes."""
+
+import os
+import socket
+import threading
+
+import pytest
+
+from neurona_server.config.options import Config
+from neurona_server.config.sources import check_processes
+from neurona_server.errors import ConfigError
+from neurona_server.processes import supervisor
+from neurona_server.processes.channel import Channel, Command, MetricsReport
+from neurona_server.processes.ports import ReservedPorts
+from neurona_server.processes.snapshot import FamilySnapshot
+from neurona_server.processes.supervisor import Supervisor
+from neurona_server.processes.worker_handle import WorkerEvent
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"address": "127.0.0.1:1,unix:/s"}, "expected HOST:PORT as address"),
+        ({"model_control": "explicit"}, "expected model_control poll or none"),
+        ({"shared_memory": True}, "expected shared_memory false"),
+    ],
+)
+def test_options_that_several_processes_cannot_have_are_rejected(options, message):
+    with pytest.raises(ConfigError, match=f"processes is 2; {message}"):
+        check_processes(Config(processes=2, **options))
+    check_processes(Config(processes=2))
+
+
+def test_a_free_port_is_chosen_once_and_can_be_shared():
+    ports = ReservedPorts("127.0.0.1:0,127.0.0.1:0")
+    first, second = ports.addresses.split(",")
+    assert first != second
+    port = int(first.rpartition(":")[2])
+    with listen(port, shared=True), listen(port, shared=True):
+        pass
+    ports.close()
+
+
+def test_a_port_is_reserved_while_no_worker_listens():
+    ports = ReservedPorts("127.0.0.1:0")
+    port = int(ports.addresses.rpartition(":")[2])
+    with pytest.raises(OSError, match="in use"):
+        listen(port)
+    ports.close()
+    listen(port).close()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_port_of_another_server_is_rejected(shared):
+    with listen(0, shared=shared) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"cannot listen on {address}: .*in use"):
+            ReservedPorts(address)
+        if shared:  # allowed by an option
+            ReservedPorts(address, shared=True).close()
+
+
+def test_an_address_of_another_machine_is_rejected():
+    address = "192.0.2.1:0"
+    with pytest.raises(ConfigError, match=f"cannot listen on {address}"):
+        ReservedPorts(address)
+
+
+def test_a_name_with_ipv4_and_ipv6_addresses_gets_one_port():
+    ports = ReservedPorts("localhost:0")
+    assert int(ports.addresses.removeprefix("localhost:")) > 0
+    ports.close()
+
+
+def listen(port, *, shared=False):
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+    try:
+        one.bind(("127.0.0.1", port))
+        one.listen()
+    except OSError:
+        one.close()
+        raise
+    return one
+
+
+def channel_pair():
+    """Both ends of a channel, and the file descriptor of the second."""
+    first, connection = Channel.pair()
+    return first, Channel(connection), connection.fileno()
+
+
+def test_messages_of_any_size_arrive():
+    receiver, sender, _ = channel_pair()
+    family = FamilySnapshot("x" * (1 << 20), "gauge", {(("model", "m"),): {("g", ""): 1.0}})
+    report = MetricsReport({"g": family}, requested=True)
+    thread = threading.Thread(target=sender.send, args=[report])
+    thread.start()
+    assert receiver.receive() == report
+    thread.join()
+    sender.send(Command.STOP)
+    sender.close()
+    assert receiver.receive() is Command.STOP
+    assert receiver.receive() is None
+    receiver.send(Command.STOP)  # the peer is gone: does nothing
+    receiver.close()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"\0\0",  # the peer died in the middle of a header
+        b"\0\0\0\x10half of a",  # in the middle of a message
+        b"\xff\xff\xff\xff" + b"\x7f" * 8,  # a size beyond all memory
+        b"\0\0\0\x04junk",  # no pickle
+        b"\0\0\0\x04\x80\x04N.",  # a pickle of None, which is no message
+    ],
+)
+def test_a_broken_message_ends_the_channel(broken):
+    receiver, sender, descriptor = channel_pair()
+    os.write(descriptor, broken)
+    sender.close()
+    assert receiver.receive() is None
+    receiver.close()
+
+
+class FakeWorker:
+    """A worker whose events the test triggers."""
+
+    def __init__(self, number, on_event):
+        self.number, self.pid, self.on_event = number, 0, on_event
+        self.ready_since, self.status, self.exit_reason = 0.0, 0, "exited"
+        self.stopped, self.killed = False, False
+
+    def become_ready(self):
+        self.ready_since = 1e-9 + supervisor.time.monotonic()
+        self.on_event(WorkerEvent.READY, self)
+
+    def exit(self, status=-9):
+        self.status = status
+        self.on_event(WorkerEvent.EXITED, self)
+
+    def stop(self):
+        self.stopped = True
+
+    def kill(self):
+        self.killed = True
+        self.exit()
+
+
+class Supervised:
+    """A supervisor in a thread, and all workers that it has started, in their order."""
+
+    def __init__(self, processes, wait_until, stop_seconds=60.0):
+        self.workers, self.restarts, self._wait_until = [], 0, wait_until
+        self.supervisor = Supervisor(processes, self._start, self._record_restart, stop_seconds)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def worker(self, index):
+        """Wait until that many workers were started before this one, and return it."""
+        self._wait_until(lambda: len(self.workers) > index)
+        return self.workers[index]
+
+    def status(self):
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+        return self._status
+
+    def stop(self):
+        self.supervisor.stop()
+        for worker in [w for w in self.workers if not w.status]:
+            self._wait_until(lambda worker=worker: worker.stopped)
+            worker.exit(0)
+        return self.status()
+
+    def _start(self, number, on_event):
+        self.workers.append(FakeWorker(number, on_event))
+        return self.workers[-1]
+
+    def _record_restart(self):
+        self.restarts += 1
+
+    def _run(self):
+        self._status = self.supervisor.run()
+
+
+@pytest.fixture
+def supervise(wait_until, monkeypatch):
+    monkeypatch.setattr(supervisor, "MIN_RESTART_PAUSE", 0.001)
+    monkeypatch.setattr(supervisor, "MAX_RESTART_PAUSE", 0.002)
+    return lambda processes, **options: Supervised(processes, wait_until, **options)
+
+
+def test_the_first_worker_starts_alone_and_the_others_after_it(supervise):
+    supervised = supervise(3)
+    supervised.worker(0).become_ready()
+    assert [supervised.worker(n).number for n in range(3)] == [0, 1, 2]
+    for worker in supervised.workers[1:]:
+        worker.become_ready()
+    assert supervised.stop() == 0
+    assert supervised.restarts == 0
+
+
+def test_a_first_worker_with_an_error_of_its_options_ends_the_server(supervise):
+    supervised = supervise(2)
+    supervised.worker(0).exit(1)
+    assert supervised.status() == 1
+    assert len(supervised.workers) == 1
+
+
+def test_a_worker_that_always_fails_to_start_ends_the_server(supervise, wait_until):
+    supervised = supervise(2)
+    supervised.worker(0).become_ready()
+    supervised.worker(1).become_ready()
+    supervised.worker(1).exit()
+    for attempt in range(supervisor.MAX_FAILED_STARTS):
+        assert not supervised.workers[0].stopped
+        supervised.worker(2 + attempt).exit(1)
+    wait_until(lambda: supervised.workers[0].stopped)
+    supervised.workers[0].exit(0)
+    assert supervised.status() == 1
+    assert supervised.restarts == supervisor.MAX_FAILED_STARTS
+
+
+def test_a_worker_that_dies_while_serving_is_always_restarted(supervise):
+    supervised = supervise(1)
+    for attempt in range(3 * supervisor.MAX_FAILED_STARTS):
+        supervised.worker(attempt).become_ready()
+        supervised.worker(attempt).exit()
+    supervised.worker(3 * supervisor.MAX_FAILED_STARTS).become_ready()
+    assert supervised.stop() == 0
+
+
+def test_a_reload_replaces_one_worker_at_a_time_once_its_successor_serves(supervise, wait_until):
+    supervised = supervise(2)
+    supervised.worker(0).become_ready()
+    supervised.worker(1).become_ready()
+    supervised.supervisor.reload()
+    for old, new in ((0, 2), (1, 3)):
+        assert supervised.worker(new).number == supervised.workers[old].number
+        assert not supervised.workers[old].stopped
+        supervised.workers[new].become_ready()
+        wait_until(lambda old=old: supervised.workers[old].stopped)
+        assert len(supervised.workers) == new + 1
+        supervised.workers[old].exit(0)
+    wait_until(lambda: not supervised.supervisor._stopping)
+    assert len(supervised.workers) == 4
+    supervised.supervisor.stop()
+    for worker in supervised.workers[2:]:
+        wait_until(lambda worker=worker: worker.stopped)
+        worker.exit(0)
+    assert supervised.status() == 0
+
+
+def test_a_reload_that_fails_keeps_the_running_workers(supervise):
+    supervised = supervise(2)
+    supervised.worker(0).become_ready()
+    supervised.worker(1).become_ready()
+    supervised.supervisor.reload()
+    supervised.worker(2).exit(1)
+    supervised.supervisor.reload()
+    supervised.worker(3)
+    assert not any(worker.stopped for worker in supervised.workers)
+    assert supervised.stop() == 0
+
+
+def test_a_worker_that_dies_during_a_reload_is_restarted_too(supervise):
+    supervised = supervise(2)
+    supervised.worker(0).become_ready()
+    supervised.worker(1).become_ready()
+    supervised.supervisor.reload()
+    supervised.worker(2)
+    supervised.workers[1].exit()
+    assert supervised.worker(3).number == 1
+    assert supervised.stop() == 0
+
+
+def test_a_worker_that_does_not_stop_is_killed(supervise):
+    supervised = supervise(1, stop_seconds=0.01)
+    supervised.worker(0).become_ready()
+    supervised.supervisor.stop()
+    assert supervised.status() == 1
+    assert supervised.workers[0].killed
