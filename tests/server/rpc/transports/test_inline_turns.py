@@ -13,8 +13,8 @@ from neurona_server.batching.policy import BatchPolicy
 
 @pytest.fixture
 def single_batches(monkeypatch):
-    """Every batch takes the whole time limit, and the instances get none. Returns what `run_batches`
-    returned: whether requests are left."""
+    """Every batch takes the whole time limit, and the instances get none. Returns what
+    `run_batches` returned: whether requests are left."""
     monkeypatch.setattr(batcher, "MAX_INLINE_SECONDS", 1e-9)
     monkeypatch.setattr(InlineRunner, "_next_batch_seconds", lambda _: 0.0)
     results = []
