@@ -122,7 +122,7 @@ def test_memory_is_freed_by_unloading(serve, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--strict", "true"], "strict is true: broken: version 1: "),
+        (["--strict", "true"], "strict is true and a model cannot be served: broken: version 1: "),
         (["--model-control", "explicit", "--load-model", "nobody"], "no model 'nobody' in the"),
     ],
 )

@@ -244,7 +244,7 @@ def test_whoever_can_be_reached_in_plain_text_is_warned(tmp_path, serve, host, w
     port = free_addresses(1)[0].rpartition(":")[2]
     server = serve(tmp_path, "--address", f"{host}:{port}")
     assert server.stop() == 0
-    assert ("is reached from other machines, in plain text" in server.log) is warned
+    assert ("accepts unencrypted calls from other machines" in server.log) is warned
 
 
 def test_callers_at_the_moment_of_sigterm_are_answered_or_told_to_call_again(tmp_path, serve):

@@ -1,4 +1,4 @@
-"""The page for people, in a real browser, of a real server."""
+"""The status page, in a real browser, of a real server."""
 
 import shutil
 import threading
@@ -73,7 +73,7 @@ def test_its_figures_are_those_of_the_load(browser, serve, models, picture):
     server = serve(models)
     browser.open(f"http://{server.metrics_address}/")
     browser.wait(f"{ROWS} === 2")
-    assert "Nothing has been asked yet" in browser.text()
+    assert "No requests yet" in browser.text()
     picture("quiet")
     nobody = PredictRequest(model="nobody")
     with Load(server, (good(rows=3), 20), (good(name="wrong"), 5), (nobody, 5)):
@@ -85,7 +85,7 @@ def test_its_figures_are_those_of_the_load(browser, serve, models, picture):
         )
         assert number(browser.text("#tile-requests .value span")) == pytest.approx(30, rel=0.2)
         assert number(browser.text("#tile-errors .value span")) == pytest.approx(10, rel=0.3)
-        assert "/s for no model" in browser.text("#tile-requests .note")
+        assert "/s for unknown models" in browser.text("#tile-requests .note")
         assert number(cell(browser, "good", "batch")) == pytest.approx(3, abs=0.1)
         for column in ("p50", "p99"):
             value, unit = cell(browser, "good", column).split()
@@ -93,7 +93,7 @@ def test_its_figures_are_those_of_the_load(browser, serve, models, picture):
             assert unit in ("µs", "ms")
         assert cell(browser, "good", "provider") == "CPU"
         assert cell(browser, "good", "queue") == "0"
-        assert "Nothing has been asked yet" not in browser.text()
+        assert "No requests yet" not in browser.text()
         picture("light")
         for name, options in (("dark", {"dark": True}), ("narrow", {"width": 390, "height": 844})):
             browser.open(f"http://{server.metrics_address}/", **options)
@@ -143,14 +143,14 @@ def test_it_survives_the_server(browser, serve, models, picture):
         browser.wait("parseFloat(document.querySelector('#tile-requests .value').innerText) > 5")
     server.kill()
     browser.wait("document.body.classList.contains('lost')")
-    assert browser.text("#state") == "lost"
-    assert "No answer since" in browser.text("#notice")
+    assert browser.text("#state") == "unreachable"
+    assert "No response since" in browser.text("#notice")
     assert browser.do(ROWS) == 2  # what was last heard
     picture("lost")
     server.start().wait_until_serving()
     browser.wait("document.getElementById('state').innerText === 'serving'")
-    assert "it was restarted" in browser.text("#notice")
-    assert "Nothing has been asked yet" in browser.text()
+    assert "was restarted" in browser.text("#notice")
+    assert "No requests yet" in browser.text()
     with Load(server, (good(), 20)):
         browser.wait("parseFloat(document.querySelector('#tile-requests .value').innerText) > 5")
         assert not any(c in browser.text() for c in ("NaN", "Infinity", "undefined", "null"))
@@ -162,7 +162,7 @@ def test_it_survives_the_server(browser, serve, models, picture):
 def test_several_processes_are_one_server(browser, serve, models):
     server = serve(models, "--processes", "2")
     browser.open(f"http://{server.metrics_address}/")
-    browser.wait("document.getElementById('facts').innerText.includes('2 processes serve')")
+    browser.wait("document.getElementById('facts').innerText.includes('2 processes serving')")
     assert browser.text("#state") == "serving"
     browser.wait(f"{ROWS} === 2")
     assert browser.faults == []
@@ -185,7 +185,7 @@ def test_three_hundred_models_can_be_searched(browser, serve, tmp_path, picture)
     picture("filtered")
     browser.write("x")
     browser.wait(f"{ROWS} === 0")
-    assert "No model fits the filter" in browser.text()
+    assert "No model matches the filter" in browser.text()
     # It keeps up: the next look changes the page.
     before = browser.text("#facts")
     browser.wait(f"document.getElementById('facts').innerText !== {before!r}")
