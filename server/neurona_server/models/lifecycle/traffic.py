@@ -109,10 +109,10 @@ class Routing:
 
     def _choose_default(self, models: Mapping[int, Model], special: set[int | None]) -> int | None:
         """Return the set default, else the highest version without a share, else the highest."""
-        chosen = self._loaded_number(self.traffic.default, models)
-        if chosen is None and models:
-            chosen = max(models.keys() - special, default=max(models))
-        return chosen
+        default = self._loaded_number(self.traffic.default, models)
+        if default is None and models:
+            default = max(models.keys() - special, default=max(models))
+        return default
 
     def _loaded_number(self, target: VersionOrLabel, models: Mapping[int, Model]) -> int | None:
         number = max(models, default=None) if target == LATEST else self._number(target)

@@ -59,7 +59,7 @@ _AxisNames = Annotated[
 _Label = Annotated[
     str,
     Meta(
-        pattern=f"^(?!{LATEST}$){_LABEL.pattern}$",
+        pattern=rf"^(?!{LATEST}\Z){_LABEL.pattern}\Z",
         description="a letter, then up to 63 letters, digits, dots, dashes or underscores, "
         f"and not the built-in label {LATEST!r}",
     ),

@@ -154,6 +154,7 @@ def test_settings_read_twice_are_equal(read):
         ),
         ("version_labels.1 = 1", "a key of version_labels is '1'; expected a letter, then"),
         ('version_labels."a b" = 1', "a key of version_labels is 'a b'; expected a letter, then"),
+        ('version_labels."a\\n" = 1', "a key of version_labels is 'a\\n'; expected a letter, then"),
         (
             "versions = [2]\nversion_labels.a = 1",
             "version_labels.a is 1; expected one of versions: [2]",
@@ -272,7 +273,7 @@ def test_settings_linked_from_outside_the_folder_are_not_read(tmp_path):
 
 
 def test_dangling_link_to_settings_is_reported(tmp_path):
-    (tmp_path / "model.toml").symlink_to("gone")
+    (tmp_path / "model.toml").symlink_to("nothing")
     with pytest.raises(LoadError, match="cannot be read: No such file"):
         read_settings(tmp_path)
 

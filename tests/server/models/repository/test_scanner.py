@@ -81,16 +81,16 @@ def test_same_name_in_two_roots_is_a_problem_of_that_model(tmp_path):
 
 
 def test_root_replaced_by_an_empty_folder_is_an_unmounted_volume(tmp_path):
-    root, kept = tmp_path / "root", tmp_path / "kept"
+    root, moved = tmp_path / "root", tmp_path / "moved"
     make(root, "m/1")
     repository = Repository([root])
     assert repository.scan()
-    root.rename(kept)
+    root.rename(moved)
     root.mkdir()
     with pytest.raises(LoadError, match="was replaced by an empty folder"):
         repository.scan()
     root.rmdir()
-    kept.rename(root)
+    moved.rename(root)
     assert repository.scan()
     (root / "m" / "1" / "model.onnx").unlink()
     (root / "m" / "1").rmdir()

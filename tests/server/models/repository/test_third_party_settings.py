@@ -30,7 +30,7 @@ output [
 ]
 dynamic_batching {{ }}
 model_warmup [ {{
-  name: "one"
+  name: "random"
   batch_size: 8
   inputs {{ key: "INPUT0" value: {{ data_type: {data_type} dims: [ 16 ] random_data: true }} }}
   inputs {{ key: "INPUT1" value: {{ data_type: {data_type} dims: [ 16 ] random_data: true }} }}
@@ -54,7 +54,7 @@ def serve(tmp_path):
         server.stop()
 
 
-def test_the_examples_of_triton_with_their_configs(serve):
+def test_triton_examples_with_their_configs(serve):
     texts = {"triton_simple": "TYPE_INT32", "triton_simple_string": "TYPE_STRING"}
     server = serve(
         **{
@@ -64,9 +64,9 @@ def test_the_examples_of_triton_with_their_configs(serve):
     )
     numbers = np.arange(32, dtype=np.int32).reshape(2, 16)
     for name in texts:
-        asked = numbers if name == "triton_simple" else numbers.astype(str).astype(object)
+        array = numbers if name == "triton_simple" else numbers.astype(str).astype(object)
         request = PredictRequest(
-            model=name, inputs=[to_tensor("INPUT0", asked), to_tensor("INPUT1", asked)]
+            model=name, inputs=[to_tensor("INPUT0", array), to_tensor("INPUT1", array)]
         )
         total, difference = server.prediction.Predict(request, timeout=10).outputs
         np.testing.assert_array_equal(to_array(total).astype(np.int32), 2 * numbers)
@@ -76,7 +76,7 @@ def test_the_examples_of_triton_with_their_configs(serve):
         assert description.batching.max_rows == 8
 
 
-def test_classes_of_scikit_learn_by_the_names_of_flowers(serve):
+def test_scikit_learn_classes_with_labels_from_model_toml(serve):
     toml = 'labels = ["setosa", "versicolor", "virginica"]\n[inputs.float_input]\nunit = "cm"\n'
     server = serve(skl_rf_iris=("model.toml", toml))
     x = np.float32([[5.1, 3.5, 1.4, 0.2], [6.3, 3.3, 6.0, 2.5]])

@@ -424,9 +424,9 @@ class TestWarmUp:
         text = self.INDEX + 'input_data_file: "data"'
         model = load(text, content=np.array([0], "<i8").tobytes())
         (folder / "warmup" / "data").unlink()
-        found = ModelSource("m", 1, folder / "1" / "model.onnx", model.settings)
+        source = ModelSource("m", 1, folder / "1" / "model.onnx", model.settings)
         with pytest.raises(LoadError, match="the warm-up file 'data' cannot be read"):
-            Model(found, ModelOptions(), Metrics(CollectorRegistry()))
+            Model(source, ModelOptions(), Metrics(CollectorRegistry()))
 
     def test_sample_that_does_not_match_the_signature_is_rejected(self, load):
         with pytest.raises(LoadError, match="cannot be run: the request has inputs 'x'; expected"):

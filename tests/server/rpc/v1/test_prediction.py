@@ -106,7 +106,7 @@ def test_a_wrong_task_is_refused_clearly(server):
         (PredictRequest(model="n" * 5000), "NOT_FOUND", "served: classifier, fixed"),
         (PredictRequest(model="🦖" * 2000), "NOT_FOUND", "served: classifier, fixed"),
         (classify(version=3), "NOT_FOUND", "version 3 does not exist; served: 1, 2"),
-        (classify(version=-1), "NOT_FOUND", "no version -1"),
+        (classify(version=-1), "NOT_FOUND", "version -1 does not exist"),
         (classify(label="x"), "NOT_FOUND", "its labels: latest"),
         (classify(priority=3), "INVALID_ARGUMENT", "priority is 3; expected 0, 1 or 2"),
         (PredictRequest(model="fixed"), "INVALID_ARGUMENT", "inputs none; expected 'x' (FLOAT"),
