@@ -122,7 +122,7 @@ def test_memory_is_freed_by_unloading(serve, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--strict", "true"], "strict is true: broken: version 1: "),
+        (["--strict", "true"], "strict is true and a model cannot be served: broken: version 1: "),
         (["--model-control", "explicit", "--load-model", "nobody"], "no model 'nobody' in the"),
     ],
 )
@@ -151,6 +151,6 @@ def test_a_signal_while_models_load_ends_the_server_at_once(tmp_path, start_serv
         {"table": np.eye(800, dtype=np.float32)},
     )
     server = start_server(tmp_path)
-    wait_until(lambda: "loading slow/1" in server.log)
+    wait_until(lambda: "slow/1: loading" in server.log)
     assert server.stop() == 0
     assert "stopped during start-up" in server.log

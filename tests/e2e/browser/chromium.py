@@ -1,7 +1,7 @@
 """A headless Chromium, controlled over a pipe by the DevTools protocol.
 
 The messages are JSON, each ended by a zero byte
-(https://chromedevtools.github.io/devtools-protocol/). No driver has to be installed, or to match the
+(https://chromedevtools.github.io/devtools-protocol/). No driver has to be installed or to match the
 browser's version.
 """
 
