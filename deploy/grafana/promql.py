@@ -1,6 +1,7 @@
 """PromQL that several panels share: selectors, rates, quantiles, means and ratios.
 
-A selector is the list of label matchers between the braces.
+A selector is the list of label matchers between the braces. It stands alone because it is all that
+the dashboards know of PromQL; panels.py and layout.py are about Grafana.
 """
 
 PROCESSES = 'job=~"$job", instance=~"$instance"'

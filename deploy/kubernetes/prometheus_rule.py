@@ -3,7 +3,7 @@
     python deploy/kubernetes/prometheus_rule.py
 
 Kustomize cannot include a file in a resource, so the generated resource is committed;
-tests/deploy/test_prometheus_rule.py fails if it is out of date.
+tests/deploy/test_rules.py fails if it is out of date.
 """
 
 from pathlib import Path

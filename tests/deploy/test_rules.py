@@ -1,18 +1,21 @@
-"""The rules of Prometheus are valid, and each alert has tests and a runbook."""
+"""The rules of Prometheus are valid, also as a PrometheusRule; alerts have tests and runbooks."""
 
 import re
+import runpy
 import shutil
 import subprocess
 
 import pytest
 import yaml
 from support import dashboards, prometheus_server
+from support.manifests import KUBERNETES, of_kind, overlay
 
 PROMETHEUS = dashboards.DEPLOY / "prometheus"
 RUNBOOKS = dashboards.DEPLOY / "runbooks"
 TESTS = sorted((PROMETHEUS / "tests").glob("*.yml"))
 ALERTS = dashboards.alert_names()
 HEADINGS = ["Meaning", "Impact", "Diagnosis", "Fix", "When to silence"]
+GENERATOR = runpy.run_path(str(KUBERNETES / "prometheus_rule.py"), run_name="script")
 
 needs_promtool = pytest.mark.skipif(
     not shutil.which("promtool"), reason="needs promtool (Debian: prometheus)"
@@ -140,3 +143,25 @@ def test_scaled_rules_have_the_same_expressions():
         {"record": "x", "expr": "rate(y[3h]) + rate(z[1d])", "for": "12m"}
     )
     assert hour == {"record": "x", "expr": "rate(y[15000ms]) + rate(z[120000ms])", "for": "1000ms"}
+
+
+def test_the_prometheus_rule_is_up_to_date():
+    assert GENERATOR["OUTPUT"].read_text(encoding="utf-8") == GENERATOR["prometheus_rule"](), (
+        "run make manifests"
+    )
+
+
+def test_the_prometheus_rule_contains_every_group_unchanged(tmp_path):
+    expression = "rate(x[5m])\n/\nrate(y[5m])\n"
+    alert = {"alert": "A", "expr": expression, "annotations": {"summary": "{{ $value }} of y"}}
+    groups = [{"name": "a", "rules": [alert]}, {"name": "b", "interval": "30s", "rules": []}]
+    for name, group in zip(("1.yml", "2.yaml"), groups, strict=True):
+        (tmp_path / name).write_text(yaml.safe_dump({"groups": [group]}))
+    resource = yaml.safe_load(GENERATOR["prometheus_rule"](tmp_path))
+    assert resource["spec"]["groups"] == groups
+
+
+def test_overlays_with_monitoring_contain_the_prometheus_rule():
+    generated = yaml.safe_load(GENERATOR["OUTPUT"].read_text(encoding="utf-8"))
+    (built,) = of_kind(overlay("autoscale"), "PrometheusRule")
+    assert built["spec"] == generated["spec"]

@@ -1,13 +1,16 @@
+"""CPUs and memory that a process may use, from cgroups in a folder of the test."""
+
 import os
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from neurona_server.resources import memory_limit
+from neurona_server.resources import available_cpus, memory_limit
 from neurona_server.telemetry.collectors import MemoryLimitCollector
 
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 CGROUP_FILES = ("memory.max", "memory/memory.limit_in_bytes")
+ALL = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def write(root, name, text):
@@ -75,3 +78,32 @@ def test_the_series_follows_changes_of_the_limit():
     registry.register(collector)
     assert registry.get_sample_value("neurona_memory_limit_bytes") == 100
     assert registry.get_sample_value("neurona_memory_limit_bytes") == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus"),
+    [
+        ("max 100000\n", ALL),
+        ("50000 100000\n", 1),
+        ("100000 100000\n", 1),
+        ("150000 100000\n", min(2, ALL)),
+        ("99900000 100000\n", ALL),
+        ("nonsense", ALL),
+        ("0 0", ALL),
+    ],
+)
+def test_the_quota_of_a_container_bounds_the_cpus(tmp_path, text, cpus):
+    (tmp_path / "cpu.max").write_text(text)
+    assert available_cpus(tmp_path) == cpus
+
+
+@pytest.mark.parametrize(("quota", "cpus"), [("-1", ALL), ("100000", 1)])
+def test_the_quota_of_cgroup_v1_bounds_the_cpus(tmp_path, quota, cpus):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota)
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
+    assert available_cpus(tmp_path) == cpus
+
+
+def test_without_a_quota_it_is_the_affinity(tmp_path):
+    assert available_cpus(tmp_path) == ALL

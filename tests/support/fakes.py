@@ -84,10 +84,10 @@ class PuppetBatcher(Batcher):
 
     def step(self, puppet):
         """One batch, as an idle instance would take it."""
-        cut = self.queue.take_batch()
-        if cut is not None:
-            self.process(cut, puppet)
-        return cut
+        batch = self.queue.take_batch()
+        if batch is not None:
+            self.process(batch, puppet)
+        return batch
 
     def run_inline(self, puppet):
         """What waits, as the transport's thread would run it."""

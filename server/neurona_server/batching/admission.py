@@ -1,4 +1,4 @@
-"""Whether a request can be answered in time, judged before it waits."""
+"""Rejects requests that would miss their deadline before they wait for it."""
 
 import math
 from collections.abc import Callable
@@ -9,22 +9,23 @@ from neurona_server.batching.queue import Queue
 from neurona_server.batching.request import Request
 from neurona_server.errors import DeadlineExceededError, QueueFullError
 
-MOST_STRETCH = 4.0
-"""What one batch that the machine held up may at most say about the next."""
+MAX_STRETCH = 4.0
+"""The largest ratio of actual to predicted seconds that one batch counts with: a batch that was
+held up once says little about the next."""
 
 
 class RunningEstimate:
-    """A batch that has begun: when, and how long its run was foretold to take."""
+    """When a running batch started, and the predicted seconds of its run."""
 
-    __slots__ = ("began", "foretold")
+    __slots__ = ("predicted_seconds", "started")
 
-    def __init__(self, began: float, foretold: float) -> None:
-        self.began = began
-        self.foretold = foretold
+    def __init__(self, started: float, predicted_seconds: float) -> None:
+        self.started = started
+        self.predicted_seconds = predicted_seconds
 
 
 class Admission:
-    """Foretells a request's wait from what waits, what runs and what runs cost."""
+    """Predicts queueing delay from the backlog, the running batches and the cost model."""
 
     def __init__(
         self,
@@ -36,76 +37,84 @@ class Admission:
     ) -> None:
         self._policy = policy
         self._queue = queue
-        self._curve = cost_model
+        self._cost_model = cost_model
         self._clock = clock
         self.instances = instances
-        self._under_way: set[RunningEstimate] = set()
-        # A batch takes longer than its run: it is joined, answered, and others want the CPU too.
+        self._running: set[RunningEstimate] = set()
+        # A batch takes longer than its run: inputs are joined, responses written, CPUs shared.
         self._stretch = 1.0
 
-    def begin(self, foretold: float) -> RunningEstimate:
-        """A batch begins of which the run was foretold to take so many seconds."""
-        batch = RunningEstimate(self._clock(), foretold)
-        self._under_way.add(batch)
-        return batch
-
-    def end(self, batch: RunningEstimate) -> None:
-        """It is answered."""
-        self._under_way.discard(batch)
-        if batch.foretold:
-            stretch = min((self._clock() - batch.began) / batch.foretold, MOST_STRETCH)
-            self._stretch = max(1.0, self._stretch + 0.1 * (stretch - self._stretch))
-
-    def wait(self, level: Priority = Priority.LOW) -> float:
-        """Seconds until a request of this level that comes now would be taken; 0.0 if an
-        instance idles."""
-        waiting = self._queue.backlog_seconds(level) * self._stretch / self.instances
-        ends = [one.began + one.foretold * self._stretch for one in list(self._under_way)]
-        if len(ends) >= self.instances:
-            waiting += max(0.0, min(ends) - self._clock())
-        return waiting
-
     def check(self, request: Request) -> None:
-        """Refuses what would come too late: raises DeadlineExceededError or QueueFullError, which
-        say
-        what was foretold."""
+        """Reject a request that cannot be answered in time.
+
+        Raises:
+            DeadlineExceededError: The deadline has passed, or is shorter than the run alone.
+            QueueFullError: The predicted wait exceeds the deadline or the latency objective.
+        """
         objective = self._policy.latency_objective
         if request.deadline == math.inf and objective is None:
             return
         now = self._clock()
         if request.deadline <= now:
-            raise DeadlineExceededError("the deadline had passed when the request came")
-        if not self._curve.trusted(request.group, now):
+            raise DeadlineExceededError("deadline already exceeded on arrival")
+        if not self._cost_model.is_reliable(request.group, now):
             return
         limit = self._queue.max_batch_rows
-        alone = self._curve.predict(request.rows, request.group)
-        left = request.deadline - now
-        if alone > left:
+        alone = self._cost_model.predict(request.rows, request.group)
+        remaining = request.deadline - now
+        if alone > remaining:
             raise DeadlineExceededError(
-                f"the request would take {_ms(alone)}, its deadline is in {_ms(left)}"
+                f"deadline too short: {_ms(remaining)} remain "
+                f"(expected at least the predicted run time of {_ms(alone)})"
             )
-        wait = self.wait(request.priority)
+        wait = self.predict_wait(request.priority)
         if not wait:
             return
-        # The last batch of its group that waits has room for it: it shares that run. So that
-        # run is not waited for; it is as long as what waits makes it or, if more comes, a full one.
+        # The last waiting batch of its group has room for it, and the request shares that run
+        # instead of waiting for it. The run is as long as the rows that wait make it or, if more
+        # come, as long as that of a full batch.
         shared = self._queue.group_rows(request.group) % limit
         if shared:
-            run = self._curve.predict(shared, request.group) * self._stretch / self.instances
+            run = self._cost_model.predict(shared, request.group) * self._stretch / self.instances
             wait = max(0.0, wait - run)
-        run = self._curve.predict(min(shared + request.rows, limit), request.group)
-        if wait + run > left:
-            raise _too_much_waits(wait, run, left)
-        full = self._curve.predict(max(request.rows, limit), request.group)
-        # An objective that cannot be met must not close the transport for good.
+        run = self._cost_model.predict(min(shared + request.rows, limit), request.group)
+        if wait + run > remaining:
+            raise _wait_too_long(wait, run, remaining)
+        full = self._cost_model.predict(max(request.rows, limit), request.group)
+        # An objective that cannot be met must not reject all requests for good.
         if objective is not None and wait + full > max(objective, 2 * full):
-            raise _too_much_waits(wait, full, max(objective, 2 * full))
+            raise _wait_too_long(wait, full, max(objective, 2 * full))
+
+    def predict_wait(self, priority: Priority = Priority.LOW) -> float:
+        """Predicted seconds in the queue of a request that is submitted now; 0.0 if an instance
+        is idle."""
+        wait = self._queue.backlog_seconds(priority) * self._stretch / self.instances
+        ends = [
+            batch.started + batch.predicted_seconds * self._stretch for batch in list(self._running)
+        ]
+        if len(ends) >= self.instances:
+            wait += max(0.0, min(ends) - self._clock())
+        return wait
+
+    def start_batch(self, predicted_seconds: float) -> RunningEstimate:
+        """Record that a batch starts whose run is predicted to take `predicted_seconds`."""
+        batch = RunningEstimate(self._clock(), predicted_seconds)
+        self._running.add(batch)
+        return batch
+
+    def finish_batch(self, batch: RunningEstimate) -> None:
+        """Record that all requests of the batch are finished."""
+        self._running.discard(batch)
+        if batch.predicted_seconds:
+            actual = self._clock() - batch.started
+            stretch = min(actual / batch.predicted_seconds, MAX_STRETCH)
+            self._stretch = max(1.0, self._stretch + 0.1 * (stretch - self._stretch))
 
 
-def _too_much_waits(wait: float, run: float, allowed: float) -> QueueFullError:
+def _wait_too_long(wait: float, run: float, allowed: float) -> QueueFullError:
     return QueueFullError(
-        f"the request would wait {_ms(wait)} and take {_ms(run)}; "
-        f"expected an answer within {_ms(allowed)}",
+        f"predicted wait too long: {_ms(wait)} in the queue and {_ms(run)} to run "
+        f"(expected at most {_ms(allowed)} in total)",
         retry_after=wait + run - allowed,
     )
 

@@ -1,4 +1,7 @@
-"""What was taken out of a queue, to be run together."""
+"""Batches: requests that run together, their joined inputs and the outputs of each.
+
+A request that is larger than a batch is split into parts here, too.
+"""
 
 import logging
 import threading
@@ -15,22 +18,77 @@ from neurona_server.telemetry.trace import Trace
 log = logging.getLogger(__name__)
 
 
-class BatchError(Exception):
-    """A model returned other rows than it was given."""
+class Run(Protocol):
+    """One run of a model, to be used once."""
+
+    def __call__(self, inputs: Inputs) -> Outputs:
+        """Block until the outputs are there. Raises what the model raises."""
+
+    def terminate(self) -> None:
+        """Make the run raise as soon as it can, whether it has started or not. Thread-safe."""
+
+
+@dataclass(eq=False)  # hashable, by identity
+class Batch:
+    """Requests of one group that left the queue together."""
+
+    requests: list[Request] = field(default_factory=list)
+    """The requests to run."""
+
+    expired: list[Request] = field(default_factory=list)
+    """Requests whose deadlines had passed: they fail without a run."""
+
+    @property
+    def rows(self) -> int:
+        return sum([request.rows for request in self.requests])
+
+    @property
+    def queue_seconds(self) -> list[float]:
+        """The seconds that each caller's request has waited in the queue."""
+        return [r.dequeued_at - r.queued_at for r in self.requests for _ in range(r.count)]
+
+    def halve(self, requests: Sequence[Request]) -> list[Sequence[Request]]:
+        """Two halves of some of its requests; empty if that is one request of one caller."""
+        if len(requests) > 1:
+            middle = len(requests) // 2
+            return [requests[:middle], requests[middle:]]
+        halves = requests[0].halve()
+        self.requests.extend(halves)  # so that what finishes the batch finishes them too
+        return [[half] for half in halves]
+
+
+class RunningBatch:
+    """The `RequestHolder` of requests that run: it terminates the run once all are finished."""
+
+    def __init__(self, requests: Sequence[Request], run: Run) -> None:
+        self.requests = requests
+        self._run = run
+        self.terminated = False
+        for request in requests:
+            request.holder = self
+        self._terminate_if_unneeded()  # some may have been finished just before
+
+    def discard(self, _: Request) -> None:
+        self._terminate_if_unneeded()
+
+    def _terminate_if_unneeded(self) -> None:
+        if not self.terminated and all(request.finished for request in self.requests):
+            self.terminated = True
+            self._run.terminate()
 
 
 class BatchOutputs:
-    """The outputs of one run. Whoever writes answers keeps in `memo` what all of them need."""
+    """The outputs of one run. Response writers keep in `cache` what all responses share."""
 
-    __slots__ = ("memo", "outputs")
+    __slots__ = ("cache", "outputs")
 
     def __init__(self, outputs: Outputs) -> None:
         self.outputs = outputs
-        self.memo: dict[Hashable, Any] = {}
+        self.cache: dict[Hashable, Any] = {}
 
 
 class RowSlice(Sequence[Array]):
-    """One request's rows of a run's outputs, cut out when they are asked for."""
+    """One request's rows of a run's outputs, sliced when they are read."""
 
     __slots__ = ("batch", "rows", "start", "stop")
 
@@ -54,93 +112,91 @@ class RowSlice(Sequence[Array]):
         return output
 
 
-def join(requests: Sequence[Request], rows: int = 0) -> Inputs:
-    """The inputs of requests of one group, one below the other along axis 0.
+class BatchError(Exception):
+    """A model returned a different number of rows than it was given."""
 
-    Padded to `rows` with copies of the last row: one that the model can take for certain.
+
+def join_inputs(requests: Sequence[Request], padded_rows: int = 0) -> Inputs:
+    """Concatenate the inputs of requests of one group along axis 0.
+
+    They are padded to `padded_rows` with copies of the last row, which the model surely accepts.
     """
     first = requests[0].inputs
-    padding = rows - sum([request.rows for request in requests])
+    padding = padded_rows - sum([request.rows for request in requests])
     if len(requests) == 1 and padding <= 0:
-        # A view on a message starts where the message has it; a runtime may want better.
-        return {name: one if one.flags.aligned else one.copy() for name, one in first.items()}
+        # A view of a message starts where the message has it; a runtime may need it aligned.
+        return {name: a if a.flags.aligned else a.copy() for name, a in first.items()}
     joined: dict[str, Array] = {}
-    whole = unbatched_inputs(requests[0].group)
+    unbatched = unbatched_inputs(requests[0].group)
     for name in first:
-        if name in whole:
+        if name in unbatched:
             joined[name] = first[name]
             continue
-        parts = [request.inputs[name] for request in requests]
+        arrays = [request.inputs[name] for request in requests]
         if padding > 0:
-            parts.append(np.repeat(parts[-1][-1:], padding, axis=0))
-        joined[name] = np.concatenate(parts)
+            arrays.append(np.repeat(arrays[-1][-1:], padding, axis=0))
+        joined[name] = np.concatenate(arrays)
     return joined
 
 
-def split(outputs: Outputs, requests: Sequence[Request], rows: int = 0) -> list[Outputs]:
-    """Each request's own rows of every output, in the order of the requests.
+def split_outputs(
+    outputs: Outputs, requests: Sequence[Request], padded_rows: int = 0
+) -> list[Outputs]:
+    """The rows of every output that belong to each request, in the order of the requests.
 
-    `rows` is what the batch was padded to. Raises BatchError when an output's size along
-    axis 0 is not that of the batch: handing its rows out would give somebody another one's
-    answer.
+    Raises:
+        BatchError: The size of an output along axis 0 is not that of the batch, padded to
+            `padded_rows`: a request could get the outputs of another one.
     """
-    own = sum([request.rows for request in requests])
-    expected = max(rows, own)
+    rows = sum([request.rows for request in requests])
+    expected_rows = max(padded_rows, rows)
     for index, output in enumerate(outputs):
-        if output.ndim == 0 or output.shape[0] != expected:
+        if output.ndim == 0 or output.shape[0] != expected_rows:
             raise BatchError(
-                f"output {index} has shape {list(output.shape)} for a batch of {expected} rows"
+                f"output {index} has shape {list(output.shape)} (expected {expected_rows} rows)"
             )
-    ran = BatchOutputs(outputs)
-    parts: list[Outputs] = []
+    batch = BatchOutputs(outputs)
+    slices: list[Outputs] = []
     start = 0
     for request in requests:
-        parts.append(RowSlice(ran, start, request.rows))
+        slices.append(RowSlice(batch, start, request.rows))
         start += request.rows
-    return parts
+    return slices
 
 
 def split_request(request: Request, max_rows: int) -> list[Request]:
-    """Requests of at most `max_rows` each, that end the given one when the last has ended.
+    """Requests of at most `max_rows` each; the given one finishes when the last of them has.
 
-    The first part that fails fails the whole, and takes the other parts out of the queue;
-    so does a whole that is cancelled.
+    The first part that fails fails the request and removes the other parts from the queue; so
+    does a cancellation of the request.
     """
     if request.rows <= max_rows:
         return [request]
-    return _Parts(request, max_rows).parts
+    return _SplitRequest(request, max_rows).parts
 
 
-class _Parts:
-    def __init__(self, whole: Request, max_rows: int) -> None:
-        self._whole = whole
+class _SplitRequest:
+    """The `RequestHolder` of a request that runs in parts."""
+
+    def __init__(self, request: Request, max_rows: int) -> None:
+        self._request = request
         self._outputs: dict[Request, Outputs] = {}
-        self._lock = threading.Lock()  # parts may end in several instances at once
+        self._lock = threading.Lock()  # parts may finish in several instances at once
         self.parts = [
-            self._part(start, min(start + max_rows, whole.rows))
-            for start in range(0, whole.rows, max_rows)
+            self._part(start, min(start + max_rows, request.rows))
+            for start in range(0, request.rows, max_rows)
         ]
-        whole.place = self
+        request.holder = self
 
-    def leave(self, _: Request) -> None:
+    def discard(self, _: Request) -> None:
         self._cancel_parts()
-
-    def _part(self, start: int, stop: int) -> Request:
-        whole = self._whole
-        uncut = unbatched_inputs(whole.group)
-        inputs: Inputs = {
-            name: array if name in uncut else array[start:stop]
-            for name, array in whole.inputs.items()
-        }
-        rows = stop - start
-        nbytes = whole.nbytes * rows // whole.rows
-        return _Part(self, whole, inputs, rows, nbytes)
 
     def finish_part(
         self, part: Request, outputs: Outputs | None, error: NeuronaError | None
     ) -> None:
+        """Finish the request if the part has failed or was the last one."""
         if outputs is None:
-            if self._whole.fail(error or ModelFailedError()):
+            if self._request.fail(error or ModelFailedError()):
                 self._cancel_parts()
             return
         with self._lock:
@@ -152,95 +208,49 @@ class _Parts:
             joined: list[Array] = [np.concatenate(arrays) for arrays in zip(*ordered, strict=True)]
         except ValueError:  # outputs whose other axes depend on the data
             log.exception(
-                "the parts of a request gave outputs that do not fit together",
-                extra=self._whole.log_fields,
+                "the outputs of the parts of a request cannot be joined",
+                extra=self._request.log_fields,
             )
-            self._whole.fail(ModelFailedError())
+            self._request.fail(ModelFailedError())
         else:
-            self._whole.succeed(joined)
+            self._request.succeed(joined)
+
+    def _part(self, start: int, stop: int) -> Request:
+        request = self._request
+        unbatched = unbatched_inputs(request.group)
+        inputs: Inputs = {
+            name: array if name in unbatched else array[start:stop]
+            for name, array in request.inputs.items()
+        }
+        rows = stop - start
+        return _Part(self, request, inputs, rows, request.nbytes * rows // request.rows)
 
     def _cancel_parts(self) -> None:
         for part in self.parts:
-            part.cancel(CancelledError("another part of the request ended it"))
+            part.cancel(CancelledError("another part of the request failed or was cancelled"))
 
 
 class _Part(Request):
     """Some rows of a request that was split."""
 
-    __slots__ = ("_split", "_whole")
+    __slots__ = ("_request", "_split")
 
     def __init__(
-        self, split: _Parts, whole: Request, inputs: Inputs, rows: int, nbytes: int
+        self, split: _SplitRequest, request: Request, inputs: Inputs, rows: int, nbytes: int
     ) -> None:
-        super().__init__(inputs, rows, whole.group, whole.deadline, whole.priority, nbytes)
-        self._whole = whole
-        self._split: _Parts | None = split
+        super().__init__(inputs, rows, request.group, request.deadline, request.priority, nbytes)
+        self._request = request
+        self._split: _SplitRequest | None = split
 
     def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
-        split, self._split = self._split, None  # each knows the other: what has ended is freed
+        split, self._split = self._split, None  # without the cycle both are freed at once
         if split is not None:
             split.finish_part(self, outputs, error)
 
     @property
     def trace(self) -> Trace | None:
-        return self._whole.trace
+        return self._request.trace
 
     @property
     def log_fields(self) -> Mapping[str, str | int]:
-        return self._whole.log_fields
-
-
-class Run(Protocol):
-    """One run of a model, to be used once."""
-
-    def __call__(self, inputs: Inputs) -> Outputs:
-        """Blocks until the outputs are there. Raises whatever the model raises."""
-
-    def terminate(self) -> None:
-        """Makes a run that is under way, or yet to come, raise as soon as it can."""
-
-
-class RunningBatch:
-    """The `RequestHolder` of the requests of a batch; while some of them want it, it runs on."""
-
-    def __init__(self, batch: Sequence[Request], run: Run) -> None:
-        self.batch = batch
-        self._run = run
-        self.terminated = False
-        for request in batch:
-            request.place = self
-        self._check()  # some may have ended before they knew this place
-
-    def leave(self, _: Request) -> None:
-        self._check()
-
-    def _check(self) -> None:
-        if not self.terminated and all(request.ended for request in self.batch):
-            self.terminated = True
-            self._run.terminate()
-
-
-@dataclass(eq=False)  # told apart by identity
-class Batch:
-    """A batch to run, and what must not run any more."""
-
-    batch: list[Request] = field(default_factory=list)
-    expired: list[Request] = field(default_factory=list)
-
-    @property
-    def rows(self) -> int:
-        return sum([request.rows for request in self.batch])
-
-    @property
-    def waits(self) -> list[float]:
-        """Seconds from admission to the cut, of each caller's request."""
-        return [one.dequeued_at - one.queued_at for one in self.batch for _ in range(one.count)]
-
-    def halves(self, some: Sequence[Request]) -> list[Sequence[Request]]:
-        """Of some of the batch, two halves; none of a single request of a single caller."""
-        if len(some) > 1:
-            middle = len(some) // 2
-            return [some[:middle], some[middle:]]
-        parts = some[0].divide()
-        self.batch.extend(parts)  # so that whoever ends the batch ends them too
-        return [[part] for part in parts]
+        return self._request.log_fields

@@ -1,4 +1,7 @@
-"""What a run of so many rows costs: measured at warm-up, learned on from every run."""
+"""What a run costs by its rows: measured at warm-up, and updated by every run.
+
+The costs also decide which batch sizes batches are padded to.
+"""
 
 import math
 import threading
@@ -8,235 +11,242 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-SLOWER = 1.1
-"""Padding pays when sizes between two rungs cost this many times the upper rung ..."""
+MAX_SAMPLES = 5
+"""Runs that an estimate is the median of: one slow run changes nothing."""
 
-SLOW_AT_FIRST = 3.0
-"""... or when a size that is met for the first time does ..."""
-
-ROUNDS = 3
-
-WORTH = 100e-6
-"""... and the difference is so many seconds at the least: below it is the machine's noise."""
-
-
-PADDING_BUDGET = 1.0
-"""Seconds for finding out. What would take longer is left as it is: where so slow a model runs,
-it is the rows that cost, not their number's being new."""
-
-
-class Padding:
-    """A GPU prepares anew for each shape that it meets, so that a size between two rungs may
-    cost more than the upper rung, which it knows; a CPU does not. Which it is, is measured.
-    """
-
-    def __init__(self, batch_sizes: Sequence[int]) -> None:
-        self._rungs = tuple(batch_sizes)
-        self._padded_sizes: set[int] = set()
-
-    @property
-    def padded_sizes(self) -> frozenset[int]:
-        """The rungs that batches are padded up to."""
-        return frozenset(self._padded_sizes)
-
-    def measure(
-        self,
-        time_run: Callable[[int], float],
-        known: Mapping[int, float],
-        budget: float = PADDING_BUDGET,
-    ) -> None:
-        """`time_run(rows)` gives the seconds of one run; `known` has those of the rungs that have
-        run."""
-        for below, batch_size in zip(self._rungs, self._rungs[1:], strict=False):
-            sizes = sorted(
-                {below + (batch_size - below) * part // 4 for part in (1, 2, 3)} - {below}
-            )
-            if batch_size not in known or not sizes:
-                continue
-            budget -= 2 * ROUNDS * len(sizes) * known[batch_size]
-            if budget < 0:
-                return
-            first, later = [], []
-            for size in sizes:  # side by side, so that a machine that slows down slows both
-                runs = [time_run(size) for _ in range(ROUNDS)]
-                upper = min([time_run(batch_size) for _ in range(ROUNDS)])
-                first.append(runs[0] > SLOW_AT_FIRST * upper and runs[0] - upper > WORTH)
-                later.append(min(runs) > SLOWER * upper and min(runs) - upper > WORTH)
-            if all(first) or all(later):
-                self._padded_sizes.add(batch_size)
-
-    def rows(self, rows: int) -> int:
-        """The rows that a batch of `rows` runs with."""
-        index = bisect_left(self._rungs, rows)
-        if index < len(self._rungs) and self._rungs[index] in self._padded_sizes:
-            return self._rungs[index]
-        return rows
-
-
-SAMPLES = 5
-"""Runs that an estimate is the median of: one run that the machine held up changes nothing."""
-
-STEADY = 0.1
-"""Seconds that the measured runs of a rung take together, if two do: what disturbs a machine is
-short beside one that long."""
+STEADY_SECONDS = 0.1
+"""Total seconds of at least two measured runs of a batch size after which it is known well enough:
+disturbances of a machine are short compared with that."""
 
 MEASURING_BUDGET = 1.0
-"""Seconds for all rungs: nothing is served yet."""
+"""Seconds to measure all batch sizes: the model does not serve until then."""
 
-TRUSTED_SAMPLES = 3
-"""Runs of a group before its estimate may refuse anybody."""
+RELIABLE_RUNS = 3
+"""Runs of a group before requests may be rejected by its estimate."""
 
-TRUSTED_SECONDS = 5.0
-"""How long it may, without another run: a wrong one that refuses all could never be mended."""
+RELIABLE_SECONDS = 5.0
+"""Seconds after its last run in which requests may be rejected by a group's estimate: a wrong one
+that rejects all requests would never be corrected."""
 
-MOST_GROUPS = 256
-"""Groups of which the relative cost is remembered; the one not seen for longest goes first."""
+MAX_GROUPS = 256
+"""Groups whose relative cost is kept; the least recently run one is dropped first."""
 
 
 @dataclass
 class _Group:
-    """A group's cost by that of the one that was measured."""
+    """The cost of a group relative to that of the measured one."""
 
     runs: int = 0
-    factors: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    factors: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     factor: float = 1.0
-    last: float = -math.inf
+    last_run: float = -math.inf
 
 
 class CostModel:
-    """Seconds of a run by its rows, on the rungs of a ladder of batch sizes.
+    """Seconds of a run by its rows, from the median time of each batch size.
 
-    Between the rungs it is a straight line. Groups (the other axes of the inputs: a longer
+    Between batch sizes it interpolates linearly. Groups (the other axes of the inputs: a longer
     sequence, a larger image) differ by a factor, which is learned for each group from its
-    second run on: the first one of a shape may have to prepare the device.
+    second run on, as the first run of a shape may include preparation of the device.
 
-    Any thread may observe and read.
+    Thread-safe.
     """
 
     def __init__(self, batch_sizes: Sequence[int]) -> None:
         self.batch_sizes = tuple(batch_sizes)
         self._samples: dict[int, deque[float]] = {
-            batch_size: deque(maxlen=SAMPLES) for batch_size in self.batch_sizes
+            size: deque(maxlen=MAX_SAMPLES) for size in self.batch_sizes
         }
         self._seconds: dict[int, float] = {}
-        self._measured: Hashable = None  # the group that the rungs were measured with
+        self._measured_group: Hashable = None
         self._groups: OrderedDict[Hashable, _Group] = OrderedDict()
-        # The factors of what runs nowadays, whatever its group.
-        self._recent: deque[float] = deque(maxlen=SAMPLES)
-        self._usual = 1.0
-        self._learning = threading.Lock()
+        # The factors of the latest runs, whatever their groups, and the median of these.
+        self._recent_factors: deque[float] = deque(maxlen=MAX_SAMPLES)
+        self._typical_factor = 1.0
+        self._lock = threading.Lock()  # for writers; readers need none
 
     @property
     def seconds(self) -> dict[int, float]:
-        """The estimate for each rung that is known."""
+        """The estimated seconds of each batch size that has run, in ascending order."""
         return dict(self._seconds)
 
     def measure(
         self, time_run: Callable[[int], float], group: Hashable, budget: float = MEASURING_BUDGET
     ) -> None:
-        """Runs the ladder from below: `time_run(rows)` gives the seconds of one run.
+        """Measure the batch sizes in ascending order; `time_run(rows)` returns seconds.
 
-        Stops once it has taken `budget` seconds: higher rungs are learned when they are met.
+        Stops once it has taken `budget` seconds: larger sizes are learned when they first run.
         """
-        self._measured = group
+        self._measured_group = group
         spent = 0.0
-        for batch_size in self.batch_sizes:
-            spent += time_run(batch_size)  # the first run of a shape sets up what later ones have
-            self._samples[batch_size].clear()
-            together = 0.0
-            for count in range(1, SAMPLES + 1):
-                seconds = time_run(batch_size)
+        for size in self.batch_sizes:
+            spent += time_run(size)  # the first run of a shape includes its preparation
+            self._samples[size].clear()
+            total = 0.0
+            for count in range(1, MAX_SAMPLES + 1):
+                seconds = time_run(size)
                 spent += seconds
-                together += seconds
-                self._learn(batch_size, seconds)
-                if spent > budget or (count > 1 and together > STEADY):
+                total += seconds
+                self._add_sample(size, seconds)
+                if spent > budget or (count > 1 and total > STEADY_SECONDS):
                     break
             if spent > budget:
                 break
 
     def predict(self, rows: int, group: Hashable = None) -> float:
-        """Seconds of a run; 0.0 while nothing is known. A group that is not known yet is taken
-        for one like that which was measured."""
-        known = self._groups.get(group)
-        return self._base(rows) * (known.factor if known else 1.0)
+        """Predicted seconds of a run; 0.0 before the first measurement. A new group is predicted
+        as the measured one."""
+        record = self._groups.get(group)
+        return self._predict_measured(rows) * (record.factor if record else 1.0)
 
-    def trusted(self, group: Hashable, now: float) -> bool:
-        """Whether what is known of this group is enough, and fresh enough, to refuse by."""
-        known = self._groups.get(group)
-        if known is None:
+    def is_reliable(self, group: Hashable, now: float) -> bool:
+        """Whether the group has run often and recently enough to reject requests by its cost."""
+        record = self._groups.get(group)
+        if record is None:
             return False
-        fresh = now - known.last <= TRUSTED_SECONDS
-        return fresh and (known.runs > TRUSTED_SAMPLES or group == self._measured)
+        recent = now - record.last_run <= RELIABLE_SECONDS
+        return recent and (record.runs > RELIABLE_RUNS or group == self._measured_group)
 
     def observe(self, rows: int, seconds: float, group: Hashable, now: float) -> None:
-        """A run of `rows` of `group` took `seconds` and ended `now`."""
-        seconds = max(seconds, 1e-9)  # a coarse clock may have seen no time pass
-        with self._learning:
-            if self._measured is None:
-                self._measured = group
-            known = self._groups.setdefault(group, _Group())
-            known.runs += 1
-            known.last = now
+        """Learn from a run of `rows` of `group` that took `seconds` and ended at `now`."""
+        seconds = max(seconds, 1e-9)  # a coarse clock may show no time at all
+        with self._lock:
+            if self._measured_group is None:
+                self._measured_group = group
+            record = self._groups.setdefault(group, _Group())
+            record.runs += 1
+            record.last_run = now
             self._groups.move_to_end(group)
-            if len(self._groups) > MOST_GROUPS:
+            if len(self._groups) > MAX_GROUPS:
                 self._groups.popitem(last=False)
-            base = self._base(rows)
+            base = self._predict_measured(rows)
             if base:
-                self._recent.append(seconds / base)
-                self._usual = median(self._recent)
-            if group == self._measured:
-                batch_size = next(
-                    (batch_size for batch_size in self.batch_sizes if batch_size >= rows),
-                    self.batch_sizes[-1],
-                )
-                self._learn(
-                    batch_size, seconds * self._base(batch_size) / base if base else seconds
-                )
-            elif base and known.runs > 1:
-                known.factors.append(seconds / base)
-                known.factor = median(known.factors)
+                self._recent_factors.append(seconds / base)
+                self._typical_factor = median(self._recent_factors)
+            if group == self._measured_group:
+                sizes = self.batch_sizes
+                size = next((size for size in sizes if size >= rows), sizes[-1])
+                scaled = seconds * self._predict_measured(size) / base if base else seconds
+                self._add_sample(size, scaled)
+            elif base and record.runs > 1:
+                record.factors.append(seconds / base)
+                record.factor = median(record.factors)
 
     def best_batch_size(self, objective: float | None) -> int:
-        """The rung with the most rows a second of those that meet `objective` (seconds).
+        """The batch size with the most rows per second of those that meet `objective` (seconds).
 
-        A request may come just after a batch was cut: it waits for that run, then for its
-        own, so a rung meets the objective when two of its runs do, at the cost of the groups
-        that run nowadays. The lowest rung that is not known yet counts as no dearer than the
-        one below it: it is tried. If none meets the objective, it is the one with the most
-        rows a second of those that cost little more than the cheapest. Without an objective,
-        or while nothing is known, the highest: all that waits is taken.
+        A request may arrive just after a batch has started: it waits for that run, then for its
+        own. So a batch size meets the objective if two of its runs do, at the typical cost of
+        the groups that run now. The smallest batch size that has not run yet is assumed to cost
+        no more than the one below it, so that it is tried. If none meets the objective, it is the
+        one with the most rows per second of those that cost little more than the cheapest.
+        Without an objective or any measurement it is the largest.
         """
         seconds = self.seconds
         if objective is None or not seconds:
             return self.batch_sizes[-1]
-        known = list(seconds)
-        for batch_size in self.batch_sizes:
-            if batch_size > known[-1]:
-                seconds[batch_size] = seconds[known[-1]]
+        measured = list(seconds)
+        for size in self.batch_sizes:
+            if size > measured[-1]:
+                seconds[size] = seconds[measured[-1]]
                 break
-        allowed = objective / (2 * self._usual)
-        fitting = [batch_size for batch_size in seconds if seconds[batch_size] <= allowed]
-        if not fitting:
+        allowed = objective / (2 * self._typical_factor)
+        candidates = [size for size in seconds if seconds[size] <= allowed]
+        if not candidates:
             cheapest = min(seconds.values())
-            fitting = [batch_size for batch_size in known if seconds[batch_size] <= 1.5 * cheapest]
-        return max(fitting, key=lambda batch_size: (batch_size / seconds[batch_size], batch_size))
+            candidates = [size for size in measured if seconds[size] <= 1.5 * cheapest]
+        return max(candidates, key=lambda size: (size / seconds[size], size))
 
-    def _learn(self, batch_size: int, seconds: float) -> None:
-        samples = self._samples[batch_size]
+    def _add_sample(self, size: int, seconds: float) -> None:
+        samples = self._samples[size]
         samples.append(seconds)
-        # A new mapping in the place of the old one: readers in other threads see one or the other.
-        self._seconds = dict(sorted({**self._seconds, batch_size: median(samples)}.items()))
+        # The mapping is replaced, not changed: readers in other threads see one or the other.
+        self._seconds = dict(sorted({**self._seconds, size: median(samples)}.items()))
 
-    def _base(self, rows: int) -> float:
-        """From the nearest rungs that are known: between two on a straight line, beyond them
-        in proportion to the rows above, and as the lowest below."""
+    def _predict_measured(self, rows: int) -> float:
+        """Seconds of a run of the measured group.
+
+        Interpolated between the two nearest batch sizes that have run; proportional to the rows
+        above the largest one; as the smallest one below it.
+        """
         seconds = self._seconds
         below = 0
-        for batch_size in seconds:
-            if batch_size >= rows:
+        for size in seconds:
+            if size >= rows:
                 if not below:
-                    return seconds[batch_size]
-                share = (rows - below) / (batch_size - below)
-                return seconds[below] + share * (seconds[batch_size] - seconds[below])
-            below = batch_size
+                    return seconds[size]
+                share = (rows - below) / (size - below)
+                return seconds[below] + share * (seconds[size] - seconds[below])
+            below = size
         return seconds[below] * rows / below if below else 0.0
+
+
+SLOWER_RATIO = 1.1
+"""Padding pays when sizes between two batch sizes cost this many times the upper one ..."""
+
+SLOWER_FIRST_RATIO = 3.0
+"""... or when the first run of a size does ..."""
+
+MIN_DIFFERENCE = 100e-6
+"""... and the difference is at least so many seconds: less is the machine's noise."""
+
+PADDING_ROUNDS = 3
+
+PADDING_BUDGET = 1.0
+"""Seconds to measure whether padding pays. A model that would take longer is not padded: it is its
+rows that cost, not that their number is new."""
+
+
+class Padding:
+    """Which batch sizes batches are padded up to.
+
+    A GPU prepares each new shape, so a size between two batch sizes may cost more than the upper
+    one, for which it is prepared; on a CPU it does not. This is measured.
+    """
+
+    def __init__(self, batch_sizes: Sequence[int]) -> None:
+        self._batch_sizes = tuple(batch_sizes)
+        self._padded_sizes: set[int] = set()
+
+    @property
+    def padded_sizes(self) -> frozenset[int]:
+        """The batch sizes that smaller batches are padded up to."""
+        return frozenset(self._padded_sizes)
+
+    def measure(
+        self,
+        time_run: Callable[[int], float],
+        measured: Mapping[int, float],
+        budget: float = PADDING_BUDGET,
+    ) -> None:
+        """Decide for each batch size that has been `measured` (seconds, by batch size).
+
+        `time_run(rows)` returns the seconds of one run.
+        """
+        for below, upper in zip(self._batch_sizes, self._batch_sizes[1:], strict=False):
+            sizes = sorted({below + (upper - below) * part // 4 for part in (1, 2, 3)} - {below})
+            if upper not in measured or not sizes:
+                continue
+            budget -= 2 * PADDING_ROUNDS * len(sizes) * measured[upper]
+            if budget < 0:
+                return
+            slower_first, slower = [], []
+            for size in sizes:  # alternating, so that a slow phase of the machine affects both
+                runs = [time_run(size) for _ in range(PADDING_ROUNDS)]
+                reference = min([time_run(upper) for _ in range(PADDING_ROUNDS)])
+                slower_first.append(
+                    runs[0] > SLOWER_FIRST_RATIO * reference
+                    and runs[0] - reference > MIN_DIFFERENCE
+                )
+                slower.append(
+                    min(runs) > SLOWER_RATIO * reference and min(runs) - reference > MIN_DIFFERENCE
+                )
+            if all(slower_first) or all(slower):
+                self._padded_sizes.add(upper)
+
+    def padded_rows(self, rows: int) -> int:
+        """The rows that a batch of `rows` runs with."""
+        index = bisect_left(self._batch_sizes, rows)
+        if index < len(self._batch_sizes) and self._batch_sizes[index] in self._padded_sizes:
+            return self._batch_sizes[index]
+        return rows

@@ -1,4 +1,8 @@
-"""The knobs of batching. None of them has to be turned for a good result."""
+"""The parameters of batching.
+
+The defaults suit most models. The file stands alone because configuration and model settings
+need the parameters without the machinery.
+"""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -13,44 +17,44 @@ class Priority(IntEnum):
 
 
 WEIGHTS = {Priority.HIGH: 16, Priority.NORMAL: 4, Priority.LOW: 1}
-"""The rows that each level gets while all of them wait: the lowest moves too."""
+"""The proportion of rows that each level gets while all levels have requests waiting."""
 
 
 @dataclass(frozen=True)
 class BatchPolicy:
-    """Times in seconds."""
+    """How requests are queued and batched. Times are in seconds."""
 
     max_rows: int = 64
-    """Rows in one run. A request that has more is run in parts, and its answer joined."""
+    """Rows in one run. A larger request is split, and its outputs are joined."""
 
     max_queue_rows: int = 4096
-    """Rows that may wait. A request that would exceed it is refused at once."""
+    """Rows that may wait. A request that would exceed them is rejected immediately."""
 
     max_queue_bytes: int = 256 << 20
-    """Bytes of input that may wait, likewise."""
+    """Bytes of input that may wait. A request that would exceed them is rejected immediately."""
 
     max_delay: float = 0.0
-    """How long an idle instance waits for a batch to fill, counted from the arrival of the
-    oldest request. Rarely worth it: under load the batch fills while the last one runs."""
+    """How long an idle instance waits for a batch to fill, counted from when the oldest request
+    was queued. Rarely useful: under load the batch fills while the previous one runs."""
 
     latency_objective: float | None = None
-    """From admission to answer. With it, batches are kept so small and the queue so short
-    that what is admitted meets it, as far as the measured run times tell."""
+    """Time from admission to response. With it, batches are kept small enough and the queue short
+    enough for admitted requests to meet it, as far as the measured run times predict."""
 
     inline: bool | None = None
-    """Whether the thread that reads requests also runs them: None decides by measurement."""
+    """Whether the transport's thread also runs the model; None decides by measurement."""
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_queue_rows", "max_queue_bytes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+                raise ValueError(f"{name} is {getattr(self, name)} (expected at least 1)")
         if self.max_delay < 0:
-            raise ValueError(f"max_delay is {self.max_delay}; expected at least 0")
+            raise ValueError(f"max_delay is {self.max_delay} (expected at least 0)")
         if self.latency_objective is not None and self.latency_objective <= 0:
-            raise ValueError(f"latency_objective is {self.latency_objective}; expected above 0")
+            raise ValueError(f"latency_objective is {self.latency_objective} (expected above 0)")
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """The ladder of batch sizes: powers of two, then `max_rows` itself."""
+        """The batch sizes whose run time is measured: powers of two, then `max_rows` itself."""
         powers = (1 << power for power in range(self.max_rows.bit_length()))
-        return (*(batch_size for batch_size in powers if batch_size < self.max_rows), self.max_rows)
+        return (*(size for size in powers if size < self.max_rows), self.max_rows)

@@ -1,4 +1,4 @@
-"""The bounded line in which a model's requests wait for an idle instance."""
+"""The bounded queue in which a model's requests wait for an idle instance."""
 
 import threading
 import time
@@ -11,64 +11,64 @@ from neurona_server.batching.request import Request
 from neurona_server.errors import InvalidArgumentError, QueueFullError, UnavailableError
 
 Cost = Callable[[int, Hashable], float]
-"""Seconds of a run, by its rows and group: `Curve.predict`."""
+"""Seconds of a run by its rows and group: `CostModel.predict`."""
 
 
 class Backlog:
-    """The rows that wait in each group, and the seconds that running them takes.
+    """The rows that wait in each group, and the predicted seconds to run them.
 
-    Asked for often and changed as often, so that only groups that changed since the last
-    time are counted anew. Not for use by several threads at once.
+    The sum is read often, so only the groups that changed since the last reading are predicted
+    again. Not thread-safe.
     """
 
     def __init__(self, cost: Cost) -> None:
         self._cost = cost
         self._seconds: dict[Hashable, float] = {}
-        self._changed: set[Hashable] = set()
+        self._changed_groups: set[Hashable] = set()
         self._total = 0.0
-        self._limit = 0
+        self._max_batch_rows = 0
         self.rows: dict[Hashable, int] = {}
 
     def add(self, group: Hashable, rows: int) -> None:
-        """Rows that come, or, below zero, that go."""
-        left = self.rows.get(group, 0) + rows
-        self._changed.add(group)
-        if left:
-            self.rows[group] = left
+        """Count rows that joined the queue or, if negative, that left it."""
+        remaining = self.rows.get(group, 0) + rows
+        self._changed_groups.add(group)
+        if remaining:
+            self.rows[group] = remaining
         else:
             del self.rows[group]
 
-    def seconds(self, limit: int) -> float:
-        """For all of it, one run after the other, with `limit` rows in a run."""
-        if limit != self._limit:
-            self._limit = limit
-            self._changed.update(self.rows)
-        for group in self._changed:
+    def seconds(self, max_batch_rows: int) -> float:
+        """Predicted seconds to run all rows, one batch of `max_batch_rows` after the other."""
+        if max_batch_rows != self._max_batch_rows:
+            self._max_batch_rows = max_batch_rows
+            self._changed_groups.update(self.rows)
+        for group in self._changed_groups:
             self._total -= self._seconds.pop(group, 0.0)
             if rows := self.rows.get(group, 0):
-                self._seconds[group] = self._group_seconds(group, rows, limit)
+                self._seconds[group] = self._group_seconds(group, rows, max_batch_rows)
                 self._total += self._seconds[group]
-        self._changed.clear()
+        self._changed_groups.clear()
         if not self.rows:
-            self._total = 0.0  # what rounding left
+            self._total = 0.0  # removes rounding errors
         return self._total
 
-    def _group_seconds(self, group: Hashable, rows: int, limit: int) -> float:
-        full, rest = divmod(rows, limit)
-        seconds = full * self._cost(limit, group) if full else 0.0
+    def _group_seconds(self, group: Hashable, rows: int, max_batch_rows: int) -> float:
+        full, rest = divmod(rows, max_batch_rows)
+        seconds = full * self._cost(max_batch_rows, group) if full else 0.0
         return seconds + (self._cost(rest, group) if rest else 0.0)
 
 
-_Lane = OrderedDict[Request, None]  # first come first; a member leaves from anywhere at once
+_Lane = OrderedDict[Request, None]  # first in, first out; a request in the middle leaves in O(1)
 
 
 class Queue:
-    """Requests in a line for each level of priority and each group.
+    """Requests in a lane for each priority and each group.
 
-    A batch is led by the oldest request of the level whose turn it is, and filled with
-    others of its group. So a different shape never closes somebody else's batch, and no
-    group and no level starves. All methods may be called from any thread; only `wait`
-    blocks, and nothing is called back from inside the lock.
+    A batch is led by the oldest request of the priority whose turn it is, and filled with
+    others of its group. So a request of another shape never closes a batch, and no group and
+    no priority starves. All methods are thread-safe; only `wait` blocks, and no callback is
+    called while the lock is held.
     """
 
     def __init__(
@@ -79,19 +79,20 @@ class Queue:
     ) -> None:
         self._policy = policy
         self._clock = clock
-        self.max_batch_rows = policy.max_rows  # rows in a batch; self-tuning moves it
+        self.max_batch_rows = policy.max_rows  # self-tuning changes it
         # All other mutable state, guarded by the condition's lock:
-        self._levels: tuple[dict[Hashable, _Lane], ...] = tuple({} for _ in Priority)
-        # Start-time fair queueing (Goyal et al. 1996): each level's rows taken, by its weight,
-        # and that of the level which was served last, where one that was empty begins.
-        self._passes = [0.0] * len(Priority)
-        self._virtual = 0.0
+        self._lanes: tuple[dict[Hashable, _Lane], ...] = tuple({} for _ in Priority)
+        # Start-time fair queueing (Goyal, Vin and Cheng 1996): the rows that each priority has
+        # taken, divided by its weight, and the start tag of the priority that was served last,
+        # at which one that was empty begins.
+        self._finish_tags = [0.0] * len(Priority)
+        self._virtual_time = 0.0
         self._rows = 0
         self._bytes = 0
         self._cost = cost
         self._backlogs = tuple(Backlog(cost) for _ in Priority)
         self._closed = False
-        self._lock = threading.Lock()  # entered itself, it costs less than by the condition
+        self._lock = threading.Lock()  # entering it is cheaper than entering the condition
         self._changed = threading.Condition(self._lock)
 
     @property
@@ -109,180 +110,184 @@ class Queue:
         """Rows that may wait."""
         return self._policy.max_queue_rows
 
-    def backlog_seconds(self, level: Priority = Priority.LOW) -> float:
-        """What one instance runs before a request of this level that comes now: all that waits
-        of its level and of more urgent ones, and of the others what their weight gives them."""
-        with self._lock:
-            seconds = [backlog.seconds(self.max_batch_rows) for backlog in self._backlogs]
-        before = sum(seconds[: level + 1])
-        for lower in Priority:
-            if lower > level:
-                before += min(seconds[lower], before * WEIGHTS[lower] / WEIGHTS[level])
-        return before
-
     def group_rows(self, group: Hashable) -> int:
         """Rows of this group that wait."""
         return sum([backlog.rows.get(group, 0) for backlog in self._backlogs])
 
-    def wake(self) -> None:
-        """Tells the threads in `wait` of what was put without telling them."""
-        with self._lock:
-            self._changed.notify_all()
+    def backlog_seconds(self, priority: Priority = Priority.LOW) -> float:
+        """Predicted seconds that one instance runs before a request that is queued now.
 
-    def __repr__(self) -> str:
+        That is the backlog of its priority and of more urgent ones, and of the less urgent ones
+        the part that their weights give them meanwhile.
+        """
         with self._lock:
-            requests = sum(len(line) for lines in self._levels for line in lines.values())
-            state = "closed" if self._closed else "open"
-            return f"<Queue {state}: {requests} requests, {self._rows} rows, {self._bytes} bytes>"
+            seconds = [backlog.seconds(self.max_batch_rows) for backlog in self._backlogs]
+        before = sum(seconds[: priority + 1])
+        for lower in Priority:
+            if lower > priority:
+                before += min(seconds[lower], before * WEIGHTS[lower] / WEIGHTS[priority])
+        return before
 
     def oldest_age(self) -> float:
-        """Seconds that the oldest request has waited; 0.0 if none waits."""
+        """Seconds that the oldest request has waited; 0.0 if the queue is empty."""
         with self._lock:
             return self._clock() - self._oldest() if self._rows else 0.0
 
-    def put(self, requests: Sequence[Request], *, wake: bool = True) -> None:
-        """Admits all of them or none; never waits.
+    def __repr__(self) -> str:
+        with self._lock:
+            requests = sum(len(lane) for lanes in self._lanes for lane in lanes.values())
+            state = "closed" if self._closed else "open"
+            return f"<Queue {state}: {requests} requests, {self._rows} rows, {self._bytes} bytes>"
 
-        Without `wake`, no thread in `wait` is told: somebody else will come for them.
-        Raises QueueFullError when there is no room now, InvalidArgumentError when there never will
-        be,
-        UnavailableError after `close`.
+    def put(self, requests: Sequence[Request], *, notify: bool = True) -> None:
+        """Admit all of the requests or none; never blocks.
+
+        Without `notify` no thread in `wait` wakes up: the caller takes care of the batch.
+
+        Raises:
+            InvalidArgumentError: The requests exceed an empty queue.
+            QueueFullError: The requests exceed the room that is left.
+            UnavailableError: The queue is closed.
         """
         rows = sum([request.rows for request in requests])
-        size = sum([request.nbytes for request in requests])
-        most_rows, most_bytes = self._policy.max_queue_rows, self._policy.max_queue_bytes
-        if rows > most_rows:
-            raise InvalidArgumentError(f"the request has {rows} rows; expected at most {most_rows}")
-        if size > most_bytes:
-            raise InvalidArgumentError(
-                f"the request has {size} bytes; expected at most {most_bytes}"
-            )
+        nbytes = sum([request.nbytes for request in requests])
+        max_rows, max_bytes = self._policy.max_queue_rows, self._policy.max_queue_bytes
+        if rows > max_rows:
+            raise InvalidArgumentError(f"request has {rows} rows (expected at most {max_rows})")
+        if nbytes > max_bytes:
+            raise InvalidArgumentError(f"request has {nbytes} bytes (expected at most {max_bytes})")
         with self._lock:
             if self._closed:
-                raise UnavailableError("the model is stopping and takes no more requests")
-            if self._rows + rows > most_rows or self._bytes + size > most_bytes:
+                raise UnavailableError("model is shutting down: it accepts no more requests")
+            if self._rows + rows > max_rows or self._bytes + nbytes > max_bytes:
                 raise QueueFullError(
-                    f"the queue is full: {self._rows} of {most_rows} rows and {self._bytes} of "
-                    f"{most_bytes} bytes wait, no room for {rows} rows of {size} bytes"
+                    f"queue full: {self._rows} of {max_rows} rows and {self._bytes} of "
+                    f"{max_bytes} bytes are taken, no room for {rows} rows of {nbytes} bytes"
                 )
             now = self._clock()
             for request in requests:
                 self._add(request, now)
-            if wake:
+            if notify:
                 self._changed.notify(len(requests))
 
-    def wait(self) -> bool:
-        """Waits until there is a batch to cut; False when the queue is closed and empty."""
+    def notify(self) -> None:
+        """Wake the threads in `wait` for requests that were put without a notification."""
         with self._lock:
-            while (seconds := self._until_ready()) != 0.0:
+            self._changed.notify_all()
+
+    def wait(self) -> bool:
+        """Wait until a batch is ready; False when the queue is closed and empty."""
+        with self._lock:
+            while (seconds := self._seconds_until_ready()) != 0.0:
                 if self._closed and not self._rows:
                     return False
                 self._changed.wait(seconds)
             return True
 
     def take_batch(self) -> Batch | None:
-        """Cuts a batch if there is one to cut now; never waits.
+        """Take a batch if one is ready; never blocks.
 
-        The batch may be empty, when all that waited had expired.
+        Its requests are empty when all that waited had exceeded their deadlines.
         """
         with self._lock:
-            return self._cut() if self._until_ready() == 0.0 else None
+            return self._form_batch() if self._seconds_until_ready() == 0.0 else None
 
-    def leave(self, request: Request) -> None:
-        """Takes a request that has ended out, if it still waits."""
+    def discard(self, request: Request) -> None:
+        """Remove a request that was finished, if it still waits."""
         with self._lock:
-            line = self._levels[request.priority].get(request.group)
-            if line is not None and request in line:
-                self._remove(line, request)
+            lane = self._lanes[request.priority].get(request.group)
+            if lane is not None and request in lane:
+                self._remove(lane, request)
 
     def close(self) -> None:
-        """Refuses what comes from now on; what waits can still be taken."""
+        """Reject further requests; those that wait can still be taken."""
         with self._lock:
             self._closed = True
             self._changed.notify_all()
 
     def clear(self) -> list[Request]:
-        """Takes all that waits out, for a stop that cannot wait for it."""
+        """Remove and return all requests that wait."""
         with self._lock:
-            lines = [line for lines in self._levels for line in lines.values()]
-            requests = [request for line in lines for request in line]
+            lanes = [lane for lanes in self._lanes for lane in lanes.values()]
+            requests = [request for lane in lanes for request in lane]
             for request in requests:
-                self._remove(self._levels[request.priority][request.group], request)
+                self._remove(self._lanes[request.priority][request.group], request)
             return requests
 
     def _add(self, request: Request, now: float) -> None:
-        lines = self._levels[request.priority]
-        if not lines:  # a level that was empty has no claim on the turns that it did not use
-            self._passes[request.priority] = max(self._passes[request.priority], self._virtual)
+        priority = request.priority
+        lanes = self._lanes[priority]
+        if not lanes:  # a priority that was empty has no claim on the turns that it did not use
+            self._finish_tags[priority] = max(self._finish_tags[priority], self._virtual_time)
         request.queued_at = now
-        request.place = self
-        lines.setdefault(request.group, OrderedDict())[request] = None
+        request.holder = self
+        lanes.setdefault(request.group, OrderedDict())[request] = None
         self._rows += request.rows
         self._bytes += request.nbytes
-        self._backlogs[request.priority].add(request.group, request.rows)
+        self._backlogs[priority].add(request.group, request.rows)
 
-    def _remove(self, line: _Lane, request: Request) -> None:
-        del line[request]
-        if not line:
-            del self._levels[request.priority][request.group]
+    def _remove(self, lane: _Lane, request: Request) -> None:
+        del lane[request]
+        if not lane:
+            del self._lanes[request.priority][request.group]
         self._rows -= request.rows
         self._bytes -= request.nbytes
         self._backlogs[request.priority].add(request.group, -request.rows)
 
     def _oldest(self) -> float:
-        heads = [next(iter(line)) for lines in self._levels for line in lines.values()]
+        heads = [next(iter(lane)) for lanes in self._lanes for lane in lanes.values()]
         return min([head.queued_at for head in heads])
 
-    def _until_ready(self) -> float | None:
-        """Seconds until a batch may be cut: 0.0 now, None when there is nothing to wait for."""
+    def _seconds_until_ready(self) -> float | None:
+        """Seconds until a batch is ready: 0.0 for now, None while the queue is empty."""
         if not self._rows:
             return None
         if not self._policy.max_delay or self._closed or self._full_group() is not None:
             return 0.0
-        waiting = [r for lines in self._levels for line in lines.values() for r in line]
-        latest = min([one.deadline - self._cost(self.max_batch_rows, one.group) for one in waiting])
+        waiting = [r for lanes in self._lanes for lane in lanes.values() for r in lane]
+        latest = min([r.deadline - self._cost(self.max_batch_rows, r.group) for r in waiting])
         ready = min(self._oldest() + self._policy.max_delay, latest)
         return max(0.0, ready - self._clock())
 
     def _full_group(self) -> Hashable | None:
-        """A group of which a whole batch waits."""
-        for lines in self._levels:
-            for group in lines:
+        """A group of which a full batch waits."""
+        for lanes in self._lanes:
+            for group in lanes:
                 if self.group_rows(group) >= self.max_batch_rows:
                     return group
         return None
 
-    def _cut(self) -> Batch:
-        level = min(
-            [priority for priority in Priority if self._levels[priority]],
-            key=lambda priority: self._passes[priority],
+    def _form_batch(self) -> Batch:
+        turn = min(
+            [priority for priority in Priority if self._lanes[priority]],
+            key=lambda priority: self._finish_tags[priority],
         )
-        lines = self._levels[level]
-        group = min(lines, key=lambda group: next(iter(lines[group])).queued_at)
-        if self._policy.max_delay and (full := self._full_group()) is not None and full in lines:
+        lanes = self._lanes[turn]
+        group = min(lanes, key=lambda group: next(iter(lanes[group])).queued_at)
+        if self._policy.max_delay and (full := self._full_group()) is not None and full in lanes:
             group = full
-        cut = Batch()
-        rows = self._fill(cut, level, group, 0)
-        self._virtual = self._passes[level]
-        self._passes[level] += rows / WEIGHTS[level]
-        for other in Priority:  # room that is left costs nothing, so nobody pays for it
-            if other != level and group in self._levels[other]:
-                rows = self._fill(cut, other, group, rows)
-        return cut
+        batch = Batch()
+        rows = self._fill(batch, turn, group, 0)
+        self._virtual_time = self._finish_tags[turn]
+        self._finish_tags[turn] += rows / WEIGHTS[turn]
+        for other in Priority:  # room that is left costs nothing, so no priority pays for it
+            if other != turn and group in self._lanes[other]:
+                rows = self._fill(batch, other, group, rows)
+        return batch
 
-    def _fill(self, cut: Batch, level: Priority, group: Hashable, rows: int) -> int:
-        """Moves requests from one line into the cut; the rows that the batch has then."""
+    def _fill(self, batch: Batch, priority: Priority, group: Hashable, rows: int) -> int:
+        """Move requests from one lane into the batch; returns the rows that the batch has then."""
         now = self._clock()
-        line = self._levels[level][group]
-        while line:
-            request = next(iter(line))
+        lane = self._lanes[priority][group]
+        while lane:
+            request = next(iter(lane))
             if request.deadline <= now:
-                cut.expired.append(request)
-            elif cut.batch and rows + request.rows > self.max_batch_rows:
+                batch.expired.append(request)
+            elif batch.requests and rows + request.rows > self.max_batch_rows:
                 break
-            elif not request.ended:  # one that has ended is on its way out of here
+            elif not request.finished:  # another thread is about to discard a finished one
                 request.dequeued_at = now
                 rows += request.rows
-                cut.batch.append(request)
-            self._remove(line, request)
+                batch.requests.append(request)
+            self._remove(lane, request)
         return rows

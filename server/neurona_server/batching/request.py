@@ -20,8 +20,10 @@ Outputs = Sequence[Array]
 
 
 class ExclusiveGroup:
-    """The group of one request alone. `unbatched_inputs` names its inputs that have no rows:
-    every run of its rows gets all of them."""
+    """The group of a request that shares a run with no other.
+
+    `unbatched_inputs` names its inputs that have no rows: each run gets the whole of them.
+    """
 
     __slots__ = ("unbatched_inputs",)
 
@@ -30,36 +32,29 @@ class ExclusiveGroup:
 
 
 def unbatched_inputs(group: Hashable) -> Collection[str]:
-    """The names of such inputs in requests of this group."""
+    """The names of the inputs without rows in requests of this group."""
     return group.unbatched_inputs if isinstance(group, ExclusiveGroup) else ()
 
 
-class RequestHolder(Protocol):
-    """Where a request is: in a queue, in a run."""
-
-    def leave(self, request: "Request") -> None:
-        """The request ended while it was here."""
-
-
 class Request(ABC):
-    """Inputs that wait for their outputs; a subclass says in `finish` what becomes of these.
+    """Inputs that wait for their outputs; a subclass passes these on in `finish`.
 
-    `rows` is their size along axis 0. Requests of equal `group` (the other axes of each
-    input) can share a batch. `deadline` is a point in time on the monotonic clock, inf if
-    there is none.
+    `rows` is the size of the inputs along axis 0. Requests of equal `group` (the other axes of
+    each input) can share a batch. `deadline` is a time of the monotonic clock, inf if there is
+    none.
     """
 
     count = 1
-    """How many requests of callers it stands for."""
+    """The number of callers' requests that it combines."""
 
     __slots__ = (
-        "_open",
+        "_unfinished",
         "deadline",
         "dequeued_at",
         "group",
+        "holder",
         "inputs",
         "nbytes",
-        "place",
         "priority",
         "queued_at",
         "rows",
@@ -76,77 +71,89 @@ class Request(ABC):
     ) -> None:
         self.inputs = inputs
         self.rows = rows
-        # Strings are objects elsewhere, so what came over the wire may say more than the arrays.
+        # An array of strings has only pointers: the size of the message is closer to the truth.
         self.nbytes = max(nbytes, sum([array.nbytes for array in inputs.values()]))
         self.group = group
         self.deadline = deadline
         self.priority = priority
-        self.place: RequestHolder | None = None
+        self.holder: RequestHolder | None = None
         self.queued_at = 0.0  # when the queue admitted it
-        self.dequeued_at = 0.0  # when an instance took it
+        self.dequeued_at = 0.0  # when it left the queue to run
         # The thread that pops the only element finishes the request. list.pop is atomic, so of
         # two threads (the batch's and the caller's cancellation) exactly one does, without a lock.
-        self._open = [True]
+        self._unfinished = [True]
 
     @abstractmethod
     def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
-        """Passes on the outputs or, if they are None, the error. Called exactly once, from
-        the thread that ends the request."""
+        """Pass on the outputs or, if they are None, the error.
+
+        Called exactly once, in the thread that finishes the request, by `succeed`, `fail` and
+        `cancel`.
+        """
 
     @property
-    def ended(self) -> bool:
-        return not self._open
+    def finished(self) -> bool:
+        return not self._unfinished
 
     @property
     def trace(self) -> Trace | None:
-        """None for one that is not traced."""
+        """None if the request is not traced."""
         return None
 
     @property
     def log_fields(self) -> Mapping[str, str | int]:
-        """What a line of the log that concerns it says beside its message."""
+        """The fields of log records about this request."""
         return {}
 
     def succeed(self, outputs: Outputs) -> bool:
-        """False if it had ended already: nobody is told again."""
-        return self._end_here(outputs, None)
+        """Finish with `outputs`; False if the request was finished before."""
+        return self._finish_and_release(outputs, None)
 
     def fail(self, error: NeuronaError) -> bool:
-        """False if it had ended already: nobody is told again."""
-        return self._end_here(None, error)
+        """Finish with `error`; False if the request was finished before."""
+        return self._finish_and_release(None, error)
 
     def cancel(self, error: NeuronaError) -> None:
-        """Ends it with `error` wherever it is, and has it taken out from there."""
-        if self._end(None, error) and (place := self.place) is not None:
-            place.leave(self)
-            self.place = None
-
-    def divide(self) -> Sequence["Request"]:
-        """Requests that together are this one, which has ended then and nobody is told; none if
-        it stands for a single one, or had ended."""
-        return ()
+        """Finish with `error`, and have the queue or batch that holds the request drop it."""
+        if self._finish_once(None, error) and (holder := self.holder) is not None:
+            holder.discard(self)
+            self.holder = None
 
     def withdraw(self) -> bool:
-        """Ends it and tells nobody; False if it had ended already."""
+        """Finish without a call of `finish`; False if the request was finished before."""
         try:
-            self._open.pop()
+            self._unfinished.pop()
         except IndexError:
             return False
         return True
 
-    def _end_here(self, outputs: Outputs | None, error: NeuronaError | None) -> bool:
-        if not self._end(outputs, error):
+    def halve(self) -> Sequence["Request"]:
+        """Withdraw the request and return two that replace it.
+
+        Empty if it has a single caller's request or was finished before.
+        """
+        return ()
+
+    def _finish_and_release(self, outputs: Outputs | None, error: NeuronaError | None) -> bool:
+        if not self._finish_once(outputs, error):
             return False
-        self.place = None  # it holds its requests: without cycles, what ended is freed at once
+        self.holder = None  # it refers to its requests: without the cycle both are freed at once
         return True
 
-    def _end(self, outputs: Outputs | None, error: NeuronaError | None) -> bool:
+    def _finish_once(self, outputs: Outputs | None, error: NeuronaError | None) -> bool:
         try:
-            self._open.pop()
+            self._unfinished.pop()
         except IndexError:
             return False
         try:
             self.finish(outputs, error)
-        except Exception:  # whoever ends a request must live to end the next one
-            log.exception("a request could not be told how it ended", extra=self.log_fields)
+        except Exception:  # the thread has other requests to finish
+            log.exception("a request's result could not be delivered", extra=self.log_fields)
         return True
+
+
+class RequestHolder(Protocol):
+    """What a request is in: a queue, or a running batch."""
+
+    def discard(self, request: Request) -> None:
+        """Drop a request that was finished from outside."""

@@ -88,7 +88,7 @@ class Model:
             self.metrics,
             [one.new_run for one in self.sessions],
             batched=batched,
-            share=share,
+            scheduler=share,
             tracer=None if tracer is None else tracer(self.name, self.version, self.provider),
         )
         inputs = self.signature.inputs

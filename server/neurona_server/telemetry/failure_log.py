@@ -24,7 +24,7 @@ MAX_KIND_LENGTH = 1000
 _NUMBER = re.compile(r"\d+")
 
 Schedule = Callable[[float, Callable[[], None]], None]
-"""Calls the callback after so many seconds."""
+"""Calls a callback after a number of seconds."""
 
 
 def _schedule(seconds: float, callback: Callable[[], None]) -> None:

@@ -73,7 +73,7 @@ def test_figures_equal_the_load(browser, serve, models, screenshot):
     server = serve(models)
     browser.open(f"http://{server.metrics_address}/")
     browser.wait_until(f"{ROWS} === 2")
-    assert "Nothing has been asked yet" in browser.text()
+    assert "No requests yet" in browser.text()
     screenshot("quiet")
     nobody = PredictRequest(model="nobody")
     with RateLoad(server, (good(rows=3), 20), (good(name="wrong"), 5), (nobody, 5)):
@@ -85,7 +85,7 @@ def test_figures_equal_the_load(browser, serve, models, screenshot):
         )
         assert number(browser.text("#tile-requests .value span")) == pytest.approx(30, rel=0.2)
         assert number(browser.text("#tile-errors .value span")) == pytest.approx(10, rel=0.3)
-        assert "/s for no model" in browser.text("#tile-requests .note")
+        assert "/s for unknown models" in browser.text("#tile-requests .note")
         assert number(cell(browser, "good", "batch")) == pytest.approx(3, abs=0.1)
         for column in ("p50", "p99"):
             value, unit = cell(browser, "good", column).split()
@@ -93,7 +93,7 @@ def test_figures_equal_the_load(browser, serve, models, screenshot):
             assert unit in ("µs", "ms")
         assert cell(browser, "good", "provider") == "CPU"
         assert cell(browser, "good", "queue") == "0"
-        assert "Nothing has been asked yet" not in browser.text()
+        assert "No requests yet" not in browser.text()
         screenshot("light")
         for name, options in (("dark", {"dark": True}), ("narrow", {"width": 390, "height": 844})):
             browser.open(f"http://{server.metrics_address}/", **options)
@@ -145,14 +145,14 @@ def test_the_page_survives_a_restart_of_the_server(browser, serve, models, scree
         )
     server.kill()
     browser.wait_until("document.body.classList.contains('lost')")
-    assert browser.text("#state") == "lost"
-    assert "No answer since" in browser.text("#notice")
+    assert browser.text("#state") == "unreachable"
+    assert "No response since" in browser.text("#notice")
     assert browser.evaluate(ROWS) == 2  # the last values
     screenshot("lost")
     server.start().wait_until_serving()
     browser.wait_until("document.getElementById('state').innerText === 'serving'")
-    assert "it was restarted" in browser.text("#notice")
-    assert "Nothing has been asked yet" in browser.text()
+    assert "was restarted" in browser.text("#notice")
+    assert "No requests yet" in browser.text()
     with RateLoad(server, (good(), 20)):
         browser.wait_until(
             "parseFloat(document.querySelector('#tile-requests .value').innerText) > 5"
@@ -166,7 +166,7 @@ def test_the_page_survives_a_restart_of_the_server(browser, serve, models, scree
 def test_several_processes_are_shown_as_one_server(browser, serve, models):
     server = serve(models, "--processes", "2")
     browser.open(f"http://{server.metrics_address}/")
-    browser.wait_until("document.getElementById('facts').innerText.includes('2 processes serve')")
+    browser.wait_until("document.getElementById('facts').innerText.includes('2 processes serving')")
     assert browser.text("#state") == "serving"
     browser.wait_until(f"{ROWS} === 2")
     assert browser.errors == []
@@ -189,7 +189,7 @@ def test_three_hundred_models_can_be_searched(browser, serve, tmp_path, screensh
     screenshot("filtered")
     browser.write("x")
     browser.wait_until(f"{ROWS} === 0")
-    assert "No model fits the filter" in browser.text()
+    assert "No model matches the filter" in browser.text()
     # The page keeps up: the next poll changes it.
     before = browser.text("#facts")
     browser.wait_until(f"document.getElementById('facts').innerText !== {before!r}")

@@ -91,7 +91,7 @@ def test_gpus_are_shown(browser, site, screenshot):
     site.metrics.registry.register(GpuCollector(FakeNvml(2, missing=["power"])))
     browser.open(site.url)
     browser.wait_until("!document.getElementById('gpus').hidden")
-    assert "No model is known yet" in browser.text("#models")
+    assert "No models yet" in browser.text("#models")
     assert browser.text("#gpus").split("\n")[0] == "GPU 0 37 % busy · 3.0 GiB of 16 GiB"
     screenshot("gpus")
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from support.fakes import FakeRequest, Puppet, PuppetBatcher, SubmittedRequest
 
-from neurona_server.batching.batch import join
-from neurona_server.batching.batcher import LONGEST_INLINE
+from neurona_server.batching.batch import join_inputs
+from neurona_server.batching.batcher import MAX_INLINE_SECONDS
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.errors import (
@@ -176,7 +176,7 @@ class TestARequestWithMoreThanMaxRows:
         with pytest.raises(QueueFullError):
             SubmittedRequest(batcher, range(10))
         assert batcher.queue.rows == 60
-        with pytest.raises(InvalidArgumentError, match="65 rows; expected at most 64"):
+        with pytest.raises(InvalidArgumentError, match=r"65 rows \(expected at most 64"):
             SubmittedRequest(batcher, range(65))
 
     def test_fails_once_when_a_part_fails_and_the_other_parts_leave(self, batcher):
@@ -193,7 +193,7 @@ class TestARequestWithMoreThanMaxRows:
         asked = SubmittedRequest(
             batcher, range(20), deadline=batcher.clock.now + 5, priority=Priority.LOW
         )
-        parts = batcher.queue.take_batch().batch
+        parts = batcher.queue.take_batch().requests
         assert [(part.deadline, part.priority) for part in parts] == [
             (asked.deadline, Priority.LOW)
         ]
@@ -255,13 +255,13 @@ def test_the_door_runs_what_waits_until_nothing_does(batcher):
 
 def test_the_door_reads_on_after_a_while_and_comes_back_for_the_rest(batcher):
     def take_a_while(_):
-        batcher.clock.now += 0.6 * LONGEST_INLINE
+        batcher.clock.now += 0.6 * MAX_INLINE_SECONDS
 
     asked = [SubmittedRequest(batcher, [value], columns=1 + value) for value in range(3)]
     puppet = Puppet(before=take_a_while)
     assert batcher.run_inline(puppet)
     assert [one.answer for one in asked[:2]] == [[0], [2]]
-    assert not asked[2].ended
+    assert not asked[2].finished
     assert not batcher.run_inline(puppet)
     assert asked[2].answer == [4]
 
@@ -352,7 +352,7 @@ def test_a_fault_of_ours_ends_the_requests_and_not_the_thread(batcher, monkeypat
     def fail(_):
         raise KeyError("a bug")
 
-    monkeypatch.setattr(batcher.admission, "begin", fail)
+    monkeypatch.setattr(batcher.admission, "start_batch", fail)
     asked = SubmittedRequest(batcher, [1])
     batcher.close()
     batcher.serve(Puppet())
@@ -360,12 +360,12 @@ def test_a_fault_of_ours_ends_the_requests_and_not_the_thread(batcher, monkeypat
 
 
 def test_instances_take_their_turn_on_the_device():
-    share = DeviceScheduler(1)
-    batcher = PuppetBatcher(share=share)
+    scheduler = DeviceScheduler(1)
+    batcher = PuppetBatcher(scheduler=scheduler)
     asked = SubmittedRequest(batcher, [1])
     batcher.close()
     seen = []
-    batcher.serve(Puppet(before=lambda _: seen.append(list(share._running))))
+    batcher.serve(Puppet(before=lambda _: seen.append(list(scheduler._running))))
     assert asked.answer == [2]
     assert seen == [["puppet/1"]]
 
@@ -403,6 +403,6 @@ def test_a_request_that_runs_alone_lies_in_memory_as_its_dtype_wants():
     message = b"x" + np.arange(4, dtype=np.float32).tobytes()
     view = np.frombuffer(message, np.float32, 4, 1)
     assert not view.flags.aligned
-    (array,) = join([FakeRequest({"x": view}, 4, ())]).values()
+    (array,) = join_inputs([FakeRequest({"x": view}, 4, ())]).values()
     assert array.flags.aligned
     assert array.tolist() == [0, 1, 2, 3]

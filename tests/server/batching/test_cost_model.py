@@ -1,6 +1,6 @@
 import pytest
 
-from neurona_server.batching.cost_model import MOST_GROUPS, CostModel, Padding
+from neurona_server.batching.cost_model import MAX_GROUPS, CostModel, Padding
 from neurona_server.batching.policy import BatchPolicy
 
 RUNGS = BatchPolicy(max_rows=8).batch_sizes
@@ -63,22 +63,22 @@ def test_other_groups_cost_the_same_until_they_are_known_and_not_by_their_first_
 
 
 def test_a_group_is_trusted_by_enough_runs_that_are_fresh(cost_model):
-    assert not cost_model.trusted(("a",), 0.0)
+    assert not cost_model.is_reliable(("a",), 0.0)
     observe(cost_model, 2, 3.0)
-    assert cost_model.trusted(("a",), 1.0)  # it was measured: one run confirms it
+    assert cost_model.is_reliable(("a",), 1.0)  # it was measured: one run confirms it
     observe(cost_model, 2, 3.0, ("b",), times=3)
-    assert not cost_model.trusted(("b",), 1.0)
+    assert not cost_model.is_reliable(("b",), 1.0)
     observe(cost_model, 2, 3.0, ("b",))
-    assert cost_model.trusted(("b",), 1.0)
-    assert not cost_model.trusted(("b",), 10.0)
+    assert cost_model.is_reliable(("b",), 1.0)
+    assert not cost_model.is_reliable(("b",), 10.0)
 
 
 def test_groups_are_remembered_up_to_a_bound(cost_model):
-    for number in range(3 * MOST_GROUPS):
+    for number in range(3 * MAX_GROUPS):
         observe(cost_model, 1, 4.0, (number,), times=2)
-    assert cost_model.predict(1, (3 * MOST_GROUPS - 1,)) == 4.0
+    assert cost_model.predict(1, (3 * MAX_GROUPS - 1,)) == 4.0
     assert cost_model.predict(1, (0,)) == 2.0
-    assert len(cost_model._groups) == MOST_GROUPS
+    assert len(cost_model._groups) == MAX_GROUPS
 
 
 def test_without_warm_up_the_first_runs_teach():
@@ -111,7 +111,7 @@ def padded_rungs(time_run):
 def test_padding_pays_only_where_sizes_between_rungs_cost_more_than_the_rung():
     padding = padded_rungs(lambda rows: 20.0 if 4 < rows < 8 else rows * 1.0)
     assert padding.padded_sizes == {8}
-    assert [padding.rows(rows) for rows in (1, 3, 4, 5, 8, 9)] == [1, 3, 4, 8, 8, 9]
+    assert [padding.padded_rows(rows) for rows in (1, 3, 4, 5, 8, 9)] == [1, 3, 4, 8, 8, 9]
 
 
 def test_padding_pays_where_a_new_size_has_to_be_prepared():

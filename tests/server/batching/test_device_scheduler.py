@@ -43,7 +43,7 @@ def test_a_failing_run_gives_its_slot_back():
     for _ in range(3):
         with pytest.raises(RuntimeError), share.turn("a", Clock()):
             raise RuntimeError("run failed")
-    share.forget("a")
+    share.remove("a")
     with share.turn("a", Clock()):
         pass
 

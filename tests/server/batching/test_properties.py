@@ -49,7 +49,7 @@ def test_every_request_is_answered_once_with_its_own_rows(plan, padded):
 
     def cancel(index):
         request = asked[index % len(asked)][1]
-        if not request.ended:
+        if not request.finished:
             cancelled.add(index % len(asked))
             request.cancel(CancelledError())
 

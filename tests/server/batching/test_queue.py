@@ -38,21 +38,21 @@ def test_what_waits_is_taken_together_in_order(queue):
     first, second = request(), request(2)
     put(queue, first, second)
     assert repr(queue) == "<Queue open: 2 requests, 3 rows, 48 bytes>"
-    assert queue.take_batch().batch == [first, second]
+    assert queue.take_batch().requests == [first, second]
     assert repr(queue) == "<Queue open: 0 requests, 0 rows, 0 bytes>"
 
 
 def test_a_batch_has_max_rows_at_the_most(queue):
     requests = [request(2), request(1), request(2)]
     put(queue, *requests)
-    assert queue.take_batch().batch == requests[:2]
-    assert queue.take_batch().batch == requests[2:]
+    assert queue.take_batch().requests == requests[:2]
+    assert queue.take_batch().requests == requests[2:]
 
 
 def test_a_request_with_more_than_max_rows_goes_alone(queue):
     small, large, other = request(1), request(7), request(1)
     put(queue, small, large, other)
-    assert [queue.take_batch().batch for _ in range(3)] == [[small], [large], [other]]
+    assert [queue.take_batch().requests for _ in range(3)] == [[small], [large], [other]]
 
 
 def test_another_shape_does_not_close_a_batch_and_the_oldest_leads(queue, clock):
@@ -61,19 +61,19 @@ def test_another_shape_does_not_close_a_batch_and_the_oldest_leads(queue, clock)
         clock.now += 1
         requests.append(request(group=group))
         put(queue, requests[-1])
-    assert queue.take_batch().batch == [requests[0], requests[2]]
-    assert queue.take_batch().batch == [requests[1], requests[3]]
+    assert queue.take_batch().requests == [requests[0], requests[2]]
+    assert queue.take_batch().requests == [requests[1], requests[3]]
 
 
 def test_a_full_queue_refuses_at_once(queue):
     put(queue, request(8))
-    with pytest.raises(QueueFullError, match="8 of 10 rows .* wait, no room for 3 rows"):
+    with pytest.raises(QueueFullError, match="8 of 10 rows .* taken, no room for 3 rows"):
         queue.put([request(3)])
     put(queue, request(2))
 
 
 def test_a_request_that_never_fits_is_invalid(queue):
-    with pytest.raises(InvalidArgumentError, match="11 rows; expected at most 10"):
+    with pytest.raises(InvalidArgumentError, match=r"11 rows \(expected at most 10"):
         put(queue, request(11))
 
 
@@ -83,8 +83,8 @@ def test_cancelled_requests_leave_at_once_and_expired_ones_when_the_batch_is_cut
     cancelled.cancel(CancelledError())
     assert queue.rows == 2
     clock.now += 1
-    cut = queue.take_batch()
-    assert (cut.batch, cut.expired) == ([alive], [expired])
+    batch = queue.take_batch()
+    assert (batch.requests, batch.expired) == ([alive], [expired])
     assert queue.rows == 0
 
 
@@ -103,7 +103,7 @@ def test_a_closed_queue_refuses_but_gives_what_it_has(queue):
     queue.close()
     with pytest.raises(UnavailableError):
         put(queue, request())
-    assert queue.take_batch().batch == [waiting]
+    assert queue.take_batch().requests == [waiting]
     assert queue.take_batch() is None
 
 
@@ -112,7 +112,7 @@ def test_wait_waits_for_work_and_close_ends_the_wait(queue):
 
     def wait():
         while queue.wait():
-            taken.append(len(queue.take_batch().batch))
+            taken.append(len(queue.take_batch().requests))
 
     thread = threading.Thread(target=wait)
     thread.start()
@@ -132,16 +132,16 @@ def test_clear_takes_all_out(queue):
 
 @pytest.mark.parametrize("wrong", [{"max_rows": 0}, {"max_queue_rows": 0}])
 def test_a_policy_without_room_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"max_\w+ is 0; expected at least 1"):
+    with pytest.raises(ValueError, match=r"max_\w+ is 0 \(expected at least 1"):
         BatchPolicy(**wrong)
 
 
 def test_bytes_are_bounded_too(clock):
     queue = Queue(BatchPolicy(max_queue_bytes=100), clock)
     put(queue, request(2), request(2))  # 32 bytes each
-    with pytest.raises(QueueFullError, match="64 of 100 bytes wait, no room for 3 rows of 48"):
+    with pytest.raises(QueueFullError, match="64 of 100 bytes are taken, no room for 3 rows of 48"):
         put(queue, request(3))
-    with pytest.raises(InvalidArgumentError, match="112 bytes; expected at most 100"):
+    with pytest.raises(InvalidArgumentError, match=r"112 bytes \(expected at most 100"):
         put(queue, request(7))
 
 
@@ -156,7 +156,7 @@ def test_each_level_gets_its_share_and_the_lowest_moves(clock):
     queue = Queue(BatchPolicy(max_rows=1), clock)
     for level in Priority:
         put(queue, *[request(group=level, priority=level) for _ in range(100)])
-    taken = [queue.take_batch().batch[0].priority for _ in range(84)]
+    taken = [queue.take_batch().requests[0].priority for _ in range(84)]
     counts = [taken.count(level) for level in Priority]
     assert counts == [64, 16, 4]
 
@@ -167,7 +167,7 @@ def test_a_level_that_was_empty_has_no_claim_on_what_it_did_not_use(clock):
     for _ in range(160):
         queue.take_batch()
     put(queue, *[request(group=2, priority=Priority.LOW) for _ in range(40)])
-    taken = [queue.take_batch().batch[0].priority for _ in range(34)]
+    taken = [queue.take_batch().requests[0].priority for _ in range(34)]
     assert taken.count(Priority.LOW) == 2
 
 
@@ -179,7 +179,7 @@ def test_a_level_that_was_alone_for_long_owes_nothing(clock, alone):
         queue.take_batch()
     for level in Priority:
         put(queue, *[request(group=level, priority=level) for _ in range(100)])
-    taken = [queue.take_batch().batch[0].priority for _ in range(84)]
+    taken = [queue.take_batch().requests[0].priority for _ in range(84)]
     counts = [taken.count(level) for level in Priority]
     assert abs(counts[0] - 64) <= 2
     assert abs(counts[1] - 16) <= 2
@@ -190,8 +190,8 @@ def test_room_in_a_batch_is_filled_from_other_levels(queue):
     low, high = request(priority=Priority.LOW), request(priority=Priority.HIGH)
     other = request(group="b", priority=Priority.HIGH)
     put(queue, low, high, other)
-    assert queue.take_batch().batch == [high, low]
-    assert queue.take_batch().batch == [other]
+    assert queue.take_batch().requests == [high, low]
+    assert queue.take_batch().requests == [other]
 
 
 def test_a_batch_may_wait_to_fill_counted_from_the_oldest(clock):
@@ -201,10 +201,10 @@ def test_a_batch_may_wait_to_fill_counted_from_the_oldest(clock):
     put(queue, request())
     assert queue.take_batch() is None
     clock.now += 0.4
-    assert len(queue.take_batch().batch) == 2
+    assert len(queue.take_batch().requests) == 2
     put(queue, request())
     queue.close()
-    assert len(queue.take_batch().batch) == 1  # nothing more can come
+    assert len(queue.take_batch().requests) == 1  # nothing more can come
 
 
 def test_a_full_batch_does_not_wait_and_other_shapes_do_not_fill_it(clock):
@@ -213,10 +213,10 @@ def test_a_full_batch_does_not_wait_and_other_shapes_do_not_fill_it(clock):
     put(queue, lone, *full[:3])
     assert queue.take_batch() is None  # four rows wait, but not of one shape
     put(queue, full[3])
-    assert queue.take_batch().batch == full
+    assert queue.take_batch().requests == full
     assert queue.take_batch() is None
     clock.now += 1
-    assert queue.take_batch().batch == [lone]
+    assert queue.take_batch().requests == [lone]
 
 
 def test_a_batch_does_not_wait_past_what_its_deadline_allows(clock):
@@ -224,7 +224,7 @@ def test_a_batch_does_not_wait_past_what_its_deadline_allows(clock):
     put(queue, request(deadline=clock.now + 0.5))
     assert queue.take_batch() is None
     clock.now += 0.3
-    assert len(queue.take_batch().batch) == 1
+    assert len(queue.take_batch().requests) == 1
 
 
 def test_what_waits_before_a_level_is_more_urgent_or_has_its_share(clock):
@@ -242,9 +242,9 @@ def test_what_is_put_without_waking_waits_for_who_comes_for_it(queue):
     thread = threading.Thread(target=lambda: queue.wait() and woken.set())
     thread.start()
     time.sleep(0.05)  # it waits
-    queue.put([request()], wake=False)
+    queue.put([request()], notify=False)
     assert not woken.wait(0.2)
-    queue.wake()
+    queue.notify()
     assert woken.wait(10)
     thread.join()
 
@@ -252,9 +252,9 @@ def test_what_is_put_without_waking_waits_for_who_comes_for_it(queue):
 def test_leaving_twice_or_after_the_cut_changes_nothing(queue):
     first, second = request(), request()
     put(queue, first, second)
-    queue.leave(first)
-    queue.leave(first)
+    queue.discard(first)
+    queue.discard(first)
     assert queue.rows == 1
     queue.take_batch()
-    queue.leave(second)
+    queue.discard(second)
     assert queue.rows == 0

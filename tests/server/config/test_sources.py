@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from neurona_server.config.options import Config, list_options
-from neurona_server.config.sources import load
+from neurona_server.config.sources import check_processes, load
 from neurona_server.errors import ConfigError
 
 REPOSITORY = ["--repository", "models"]
@@ -203,3 +203,21 @@ def test_an_unknown_flag_is_rejected(capsys):
         load([*REPOSITORY, "--max-batch", "1"], {})
     assert caught.value.code == 2
     assert "--max-batch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"address": "127.0.0.1:1,unix:/s"}, "expected HOST:PORT as address"),
+        ({"model_control": "explicit"}, "expected model_control poll or none"),
+        ({"shared_memory": True}, "expected shared_memory false"),
+    ],
+)
+def test_options_that_several_processes_cannot_have_are_rejected(options, message):
+    with pytest.raises(ConfigError, match=f"processes is 2; {message}"):
+        check_processes(Config(processes=2, **options))
+    check_processes(Config(processes=2))
+
+
+def test_every_option_has_a_help_text():
+    assert all(option.help.endswith(".") for option in list_options())

@@ -103,7 +103,7 @@ def test_every_request_is_answered_exactly_once(repository, caplog, instances, i
         caller.start()
     while inline is None and any(caller.is_alive() for caller in callers):
         # Callers and the instance both run it.
-        model.batcher._inline.on = not model.batcher.inline
+        model.batcher._inline.enabled = not model.batcher.inline
         time.sleep(0.001)
     for caller in callers:
         caller.join()

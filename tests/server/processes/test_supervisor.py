@@ -1,127 +1,12 @@
-"""The supervisor and its parts, with fakes instead of worker processes."""
+"""The supervisor, with fakes instead of worker processes."""
 
-import os
-import socket
 import threading
 
 import pytest
 
-from neurona_server.config.options import Config
-from neurona_server.config.sources import check_processes
-from neurona_server.errors import ConfigError
 from neurona_server.processes import supervisor
-from neurona_server.processes.channel import Channel, Command, MetricsReport
-from neurona_server.processes.ports import ReservedPorts
-from neurona_server.processes.snapshot import FamilySnapshot
 from neurona_server.processes.supervisor import Supervisor
 from neurona_server.processes.worker_handle import WorkerEvent
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"address": "127.0.0.1:1,unix:/s"}, "expected HOST:PORT as address"),
-        ({"model_control": "explicit"}, "expected model_control poll or none"),
-        ({"shared_memory": True}, "expected shared_memory false"),
-    ],
-)
-def test_options_that_several_processes_cannot_have_are_rejected(options, message):
-    with pytest.raises(ConfigError, match=f"processes is 2; {message}"):
-        check_processes(Config(processes=2, **options))
-    check_processes(Config(processes=2))
-
-
-def test_a_free_port_is_chosen_once_and_can_be_shared():
-    ports = ReservedPorts("127.0.0.1:0,127.0.0.1:0")
-    first, second = ports.addresses.split(",")
-    assert first != second
-    port = int(first.rpartition(":")[2])
-    with listen(port, shared=True), listen(port, shared=True):
-        pass
-    ports.close()
-
-
-def test_a_port_is_reserved_while_no_worker_listens():
-    ports = ReservedPorts("127.0.0.1:0")
-    port = int(ports.addresses.rpartition(":")[2])
-    with pytest.raises(OSError, match="in use"):
-        listen(port)
-    ports.close()
-    listen(port).close()
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_the_port_of_another_server_is_rejected(shared):
-    with listen(0, shared=shared) as other:
-        address = f"127.0.0.1:{other.getsockname()[1]}"
-        with pytest.raises(ConfigError, match=f"cannot listen on {address}: .*in use"):
-            ReservedPorts(address)
-        if shared:  # allowed by an option
-            ReservedPorts(address, shared=True).close()
-
-
-def test_an_address_of_another_machine_is_rejected():
-    address = "192.0.2.1:0"
-    with pytest.raises(ConfigError, match=f"cannot listen on {address}"):
-        ReservedPorts(address)
-
-
-def test_a_name_with_ipv4_and_ipv6_addresses_gets_one_port():
-    ports = ReservedPorts("localhost:0")
-    assert int(ports.addresses.removeprefix("localhost:")) > 0
-    ports.close()
-
-
-def listen(port, *, shared=False):
-    one = socket.socket()
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
-    try:
-        one.bind(("127.0.0.1", port))
-        one.listen()
-    except OSError:
-        one.close()
-        raise
-    return one
-
-
-def channel_pair():
-    """Both ends of a channel, and the file descriptor of the second."""
-    first, connection = Channel.pair()
-    return first, Channel(connection), connection.fileno()
-
-
-def test_messages_of_any_size_arrive():
-    receiver, sender, _ = channel_pair()
-    family = FamilySnapshot("x" * (1 << 20), "gauge", {(("model", "m"),): {("g", ""): 1.0}})
-    report = MetricsReport({"g": family}, requested=True)
-    thread = threading.Thread(target=sender.send, args=[report])
-    thread.start()
-    assert receiver.receive() == report
-    thread.join()
-    sender.send(Command.STOP)
-    sender.close()
-    assert receiver.receive() is Command.STOP
-    assert receiver.receive() is None
-    receiver.send(Command.STOP)  # the peer is gone: does nothing
-    receiver.close()
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        b"\0\0",  # the peer died in the middle of a header
-        b"\0\0\0\x10half of a",  # in the middle of a message
-        b"\xff\xff\xff\xff" + b"\x7f" * 8,  # a size beyond all memory
-        b"\0\0\0\x04junk",  # no pickle
-        b"\0\0\0\x04\x80\x04N.",  # a pickle of None, which is no message
-    ],
-)
-def test_a_broken_message_ends_the_channel(broken):
-    receiver, sender, descriptor = channel_pair()
-    os.write(descriptor, broken)
-    sender.close()
-    assert receiver.receive() is None
-    receiver.close()
 
 
 class FakeWorker:

@@ -146,7 +146,7 @@ def test_a_failing_model_is_logged_with_the_request(tmp_path, make_server, caplo
     metadata = [("x-request-id", "mine"), ("traceparent", PARENT)]
     failure = id_of(lambda: server.prediction.Predict(request, timeout=10, metadata=metadata))
     assert failure == ("mine", "INTERNAL")
-    (record,) = [each for each in caplog.records if "failed on a request" in each.getMessage()]
+    (record,) = [each for each in caplog.records if "run of a request failed" in each.getMessage()]
     assert (record.model, record.version, record.request_id, record.trace_id) == (
         "picker",
         1,

@@ -107,7 +107,7 @@ class CoalescedRequest(Request):
         for answer in answers:
             ended("ok" if isinstance(answer, bytes) else answer.outcome, seconds)
 
-    def divide(self) -> Sequence[Request]:
+    def halve(self) -> Sequence[Request]:
         if self.count == 1 or not self.withdraw():
             return ()
         middle = self.count // 2

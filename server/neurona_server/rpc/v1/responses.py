@@ -159,11 +159,11 @@ class ResponseEncoder:
         own = outputs[self._position]
         if part is None:
             return self._write_rows(own, key)
-        memo = part.batch.memo
-        shared: tuple[object, list[bytes]] | None = memo.get("rows")
-        if shared is None and memo.setdefault(key, part.start) != part.start:
+        cache = part.batch.cache
+        shared: tuple[object, list[bytes]] | None = cache.get("rows")
+        if shared is None and cache.setdefault(key, part.start) != part.start:
             whole = part.batch.outputs[self._position]
-            shared = memo["rows"] = (key, self._write_rows(whole, key))
+            shared = cache["rows"] = (key, self._write_rows(whole, key))
         if shared is None or shared[0] != key:
             return self._write_rows(own, key)
         return shared[1][part.start : part.stop]
@@ -177,14 +177,14 @@ class ResponseEncoder:
         return softmax(answer) if self._softmax else answer
 
     def _best(self, part: RowSlice) -> Best:
-        memo = part.batch.memo
-        best: Best | None = memo.get("best")
+        cache = part.batch.cache
+        best: Best | None = cache.get("best")
         if best is None:
             probabilities = self._probabilities(part.batch.outputs[self._position])
             classes = _ranked(probabilities).argmax(axis=1)
             chosen = probabilities[np.arange(len(classes)), classes]
             best = Best(classes.tolist(), chosen.astype("<f4").tobytes())
-            memo["best"] = best
+            cache["best"] = best
         return best
 
     def _learn_single(self, chosen: int) -> bytes:

@@ -1,16 +1,16 @@
-// Figures as people read them, and lines as they see them.
+// Formats values as text, and draws charts as SVG.
 
-const NOTHING = "–";
+const NO_VALUE = "–";
 
 function showRate(value) {
-  if (!Number.isFinite(value)) return NOTHING;
+  if (!Number.isFinite(value)) return NO_VALUE;
   if (value === 0) return "0";
   if (value < 0.1) return "<0.1";
   return value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en");
 }
 
 function showSeconds(value) {
-  if (!Number.isFinite(value)) return NOTHING;
+  if (!Number.isFinite(value)) return NO_VALUE;
   if (value === 0) return "0";
   if (value < 0.001) return `${Math.round(value * 1e6)} µs`;
   if (value < 1) return `${short(value * 1000)} ms`;
@@ -21,7 +21,7 @@ function showSeconds(value) {
 }
 
 function showBytes(value) {
-  if (!Number.isFinite(value)) return NOTHING;
+  if (!Number.isFinite(value)) return NO_VALUE;
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let unit = 0;
   while (value >= 1024 && unit < units.length - 1) [value, unit] = [value / 1024, unit + 1];
@@ -29,11 +29,11 @@ function showBytes(value) {
 }
 
 function showCpus(value) {
-  return Number.isFinite(value) ? value.toFixed(value < 1 ? 2 : 1) : NOTHING;
+  return Number.isFinite(value) ? value.toFixed(value < 1 ? 2 : 1) : NO_VALUE;
 }
 
 function showCount(value) {
-  return Number.isFinite(value) ? Math.round(value).toLocaleString("en") : NOTHING;
+  return Number.isFinite(value) ? Math.round(value).toLocaleString("en") : NO_VALUE;
 }
 
 function showErrors(errors, seconds) {
@@ -49,7 +49,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 100;
 const HEIGHT = 24;
 
-/** Draws points, of so many places the last ones, into an svg as high as the highest of them. */
+/** Draws the last of `places` points into an svg, scaled to the highest one. */
 function drawLine(svg, points, places) {
   if (!svg.firstChild) {
     svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
@@ -81,14 +81,14 @@ function drawLine(svg, points, places) {
   svg.lastChild.setAttribute("d", line);
 }
 
-/** Changes a node only if it says something else: what has not changed is not read out again. */
-function say(node, text) {
+/** Sets a node's text if it has changed: screen readers do not read unchanged text again. */
+function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
 function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children); // text stays text, whatever stands in it
-  return made;
+  const created = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) created.setAttribute(key, value);
+  created.append(...children); // strings become text nodes, never markup
+  return created;
 }

@@ -1,6 +1,6 @@
-// Prometheus' text format, version 0.0.4, as far as the server writes it.
+// Parses Prometheus' text format, version 0.0.4, as far as the server writes it.
 
-/** Samples by name: lists of {labels, value}. */
+/** Returns samples by name: lists of {labels, value}. */
 function parseExposition(text) {
   const samples = new Map();
   for (const line of text.split("\n")) {

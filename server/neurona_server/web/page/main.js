@@ -1,4 +1,4 @@
-// Looks at the server again and again, and shows what it has said.
+// Polls the server, and shows its metrics.
 
 const NAMES = [
   "neurona_version_state", "neurona_version_label", "neurona_version_problem",
@@ -11,34 +11,34 @@ const NAMES = [
   "neurona_gpu_power_watts",
 ];
 const PATH = `metrics?${NAMES.map((name) => `name[]=${name}`).join("&")}`;
-const PATIENCE = 10; // seconds for an answer
-const BACK = 10; // seconds in which it is said that the server is back
+const RESPONSE_TIMEOUT = 10; // seconds to wait for a response
+const RECONNECTED_NOTICE = 10; // seconds for which the notice of a reconnection is shown
 
-const node = (id) => document.getElementById(id);
+const byId = (id) => document.getElementById(id);
 const snapshots = new Snapshots();
 const lines = new Lines();
 const table = new Table(document.querySelector("table"), () => showTable());
-const page = { figures: [], parts: [], lost: 0, back: -Infinity };
+const page = { figures: [], parts: [], lostSince: 0, reconnectedAt: -Infinity };
 
-async function look() {
-  const signal = AbortSignal.timeout(PATIENCE * 1000);
+async function fetchSnapshot() {
+  const signal = AbortSignal.timeout(RESPONSE_TIMEOUT * 1000);
   const health = await fetch("healthz", { signal, cache: "no-store" });
   const state = (await health.text()).trim();
-  const answer = await fetch(PATH, { signal, cache: "no-store" });
-  if (!answer.ok) throw new Error(`status ${answer.status}`);
-  const text = await answer.text();
+  const response = await fetch(PATH, { signal, cache: "no-store" });
+  if (!response.ok) throw new Error(`status ${response.status}`);
+  const text = await response.text();
   return { state, snapshot: takeSnapshot(parseExposition(text), performance.now() / 1000) };
 }
 
-function heard({ state, snapshot }) {
+function showSnapshot({ state, snapshot }) {
   const restarted = snapshots.add(snapshot);
-  if (page.lost || restarted) {
-    page.back = snapshot.at;
-    tell(restarted ? "The server is back: it was restarted, and counts anew." : "The server is back.", "good");
-  } else if (snapshot.at - page.back >= BACK) {
-    tell("");
+  if (page.lostSince || restarted) {
+    page.reconnectedAt = snapshot.at;
+    showNotice(restarted ? "Reconnected: the server was restarted, and its counters began at zero." : "Reconnected.", "good");
+  } else if (snapshot.at - page.reconnectedAt >= RECONNECTED_NOTICE) {
+    showNotice("");
   }
-  page.lost = 0;
+  page.lostSince = 0;
   document.body.classList.remove("lost");
   showState(state, snapshot);
   computeFigures();
@@ -46,37 +46,37 @@ function heard({ state, snapshot }) {
   showTable();
 }
 
-function lost() {
-  if (!page.lost) page.lost = Date.now();
+function showLoss() {
+  if (!page.lostSince) page.lostSince = Date.now();
   document.body.classList.add("lost");
   lines.gap();
-  const since = new Date(page.lost).toLocaleTimeString("en-GB");
-  tell(`No answer since ${since}. What stands here is what was last heard; asking again every ${PERIOD} seconds.`, "bad");
-  node("state").dataset.kind = "bad";
-  say(node("state"), "lost");
+  const since = new Date(page.lostSince).toLocaleTimeString("en-GB");
+  showNotice(`No response since ${since}. Showing the last known values; retrying every ${PERIOD} seconds.`, "bad");
+  byId("state").dataset.kind = "bad";
+  setText(byId("state"), "unreachable");
 }
 
-function tell(text, kind = "") {
-  const notice = node("notice");
+function showNotice(text, kind = "") {
+  const notice = byId("notice");
   notice.hidden = !text;
   notice.dataset.kind = kind;
-  say(notice, text);
+  setText(notice, text);
 }
 
 function showState(state, snapshot) {
   const kinds = { SERVING: "good", STARTING: "busy" };
-  node("state").dataset.kind = kinds[state] ?? "bad";
-  say(node("state"), state.toLowerCase().replace("_", " "));
+  byId("state").dataset.kind = kinds[state] ?? "bad";
+  setText(byId("state"), state.toLowerCase().replace("_", " "));
   const facts = [];
   const { build, started, processes } = snapshot;
   if (processes.size) {
     const [serving, starting] = [processes.get("serving") ?? 0, processes.get("starting") ?? 0];
-    facts.push(`${serving} processes serve${starting ? `, ${starting} starting` : ""}`);
+    facts.push(`${serving} processes serving${starting ? `, ${starting} starting` : ""}`);
   }
   if (started) facts.push(`up ${showSeconds(Math.max(0, Date.now() / 1000 - started))}`);
   if (build && build.version !== "unknown") facts.push(`version ${build.version}`);
   if (build) facts.push(`ONNX Runtime ${build.onnxruntime}`);
-  say(node("facts"), facts.join(" · "));
+  setText(byId("facts"), facts.join(" · "));
 }
 
 function computeFigures() {
@@ -91,10 +91,10 @@ function computeFigures() {
     page.parts.push(part);
     if (before) recent.push(compare(version, before.versions.get(key), now.at - before.at));
     if (before) points.set(key, recent.at(-1).total / recent.at(-1).seconds);
-    if (!version.model) continue; // requests for models that there are not
+    if (!version.model) continue; // requests for unknown models
     page.figures.push({
       ...version, ...part,
-      asked: [...version.outcomes.values()].some((n) => n > 0),
+      hasRequests: [...version.outcomes.values()].some((n) => n > 0),
       rate: seconds ? part.total / seconds : NaN,
       errorRate: seconds ? part.failed / seconds : NaN,
       p50: quantile(0.5, part),
@@ -120,73 +120,73 @@ function showTiles() {
   const per = (value) => (seconds ? value / seconds : NaN);
   const unknown = now.versions.get("\n");
   const unresolved = unknown ? compare(unknown, then.versions.get("\n"), seconds).total : 0;
-  const refused = Math.max(0, now.refused - then.refused);
-  const elsewhere = [];
-  if (unresolved) elsewhere.push(`${showRate(per(unresolved))}/s for no model`);
-  if (refused) elsewhere.push(`${showRate(per(refused))}/s refused`);
-  if (now.streams) elsewhere.push(`${showCount(now.streams)} open streams`);
+  const rejected = Math.max(0, now.rejected - then.rejected);
+  const notes = [];
+  if (unresolved) notes.push(`${showRate(per(unresolved))}/s for unknown models`);
+  if (rejected) notes.push(`${showRate(per(rejected))}/s rejected`);
+  if (now.streams) notes.push(`${showCount(now.streams)} open streams`);
   const waiting = page.figures.reduce((total, { queue }) => total + queue, 0);
   const oldest = Math.max(0, ...page.figures.map((figure) => (figure.queue ? figure.oldest : 0)));
   const p50 = quantile(0.5, sum);
-  tile("requests", showRate(per(sum.total)), "/s", elsewhere.join(" · "));
+  tile("requests", showRate(per(sum.total)), "/s", notes.join(" · "));
   tile("errors", showRate(per(sum.failed)), "/s", sum.failed ? showErrors(sum.errors, seconds) : "");
   tile("latency", showSeconds(quantile(0.99, sum)), "", p50 === undefined ? "" : `median ${showSeconds(p50)}`);
   tile("queue", showCount(waiting), waiting === 1 ? " row" : " rows", waiting ? `oldest ${showSeconds(oldest)}` : "");
   tile("cpu", showCpus(per(now.cpu - then.cpu)), " CPUs", now.memory ? `${showBytes(now.memory)} of memory` : "", "process");
-  node("tile-errors").classList.toggle("alarm", sum.failed > 0);
+  byId("tile-errors").classList.toggle("alarm", sum.failed > 0);
   showGpus(now.gpus);
-  const asked = [...now.versions.values()].some(({ outcomes }) => [...outcomes.values()].some((n) => n > 0));
-  node("quiet").hidden = asked || page.figures.length === 0;
+  const hasRequests = [...now.versions.values()].some(({ outcomes }) => [...outcomes.values()].some((n) => n > 0));
+  byId("quiet").hidden = hasRequests || page.figures.length === 0;
 }
 
 function tile(key, value, unit, note, id = key) {
-  const [shown, remark, svg] = ["value", "note", null].map((name) => node(`tile-${id}`).querySelector(name ? `.${name}` : "svg"));
+  const [shown, remark, svg] = ["value", "note", null].map((name) => byId(`tile-${id}`).querySelector(name ? `.${name}` : "svg"));
   if (shown.childNodes.length !== 2) shown.replaceChildren(element("span"), element("small"));
-  say(shown.firstChild, value);
-  say(shown.lastChild, value === NOTHING ? "" : unit);
-  say(remark, note);
+  setText(shown.firstChild, value);
+  setText(shown.lastChild, value === NO_VALUE ? "" : unit);
+  setText(remark, note);
   drawLine(svg, lines.of(key), lines.places);
 }
 
 function showGpus(gpus) {
-  node("gpus").hidden = gpus.size === 0;
+  byId("gpus").hidden = gpus.size === 0;
   const parts = [...gpus].map(([number, gpu]) => {
-    const told = [];
-    if ("utilization_ratio" in gpu) told.push(`${Math.round(gpu.utilization_ratio * 100)} % busy`);
-    if ("memory_used_bytes" in gpu) told.push(`${showBytes(gpu.memory_used_bytes)} of ${showBytes(gpu.memory_total_bytes)}`);
-    if ("power_watts" in gpu) told.push(`${Math.round(gpu.power_watts)} W`);
-    return element("p", {}, element("strong", {}, `GPU ${number}`), ` ${told.join(" · ")}`);
+    const values = [];
+    if ("utilization_ratio" in gpu) values.push(`${Math.round(gpu.utilization_ratio * 100)} % busy`);
+    if ("memory_used_bytes" in gpu) values.push(`${showBytes(gpu.memory_used_bytes)} of ${showBytes(gpu.memory_total_bytes)}`);
+    if ("power_watts" in gpu) values.push(`${Math.round(gpu.power_watts)} W`);
+    return element("p", {}, element("strong", {}, `GPU ${number}`), ` ${values.join(" · ")}`);
   });
-  node("gpus").replaceChildren(...parts);
+  byId("gpus").replaceChildren(...parts);
 }
 
 function showTable() {
-  const words = node("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const only = node("problems").checked;
-  const fitting = page.figures.filter((figure) => {
+  const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const only = byId("problems").checked;
+  const matching = page.figures.filter((figure) => {
     if (only && !(figure.problem || figure.degraded || figure.failed)) return false;
     const text = [`${figure.model}/${figure.version}`, figure.state, figure.provider, ...figure.labels].join(" ").toLowerCase();
     return words.every((word) => text.includes(word));
   });
-  table.show(fitting, lines);
+  table.show(matching, lines);
   const all = page.figures.length;
-  say(node("shown"), fitting.length === all ? `${all} ${all === 1 ? "version" : "versions"}` : `${fitting.length} of ${all} versions`);
-  node("none").hidden = fitting.length > 0;
-  say(node("none"), all ? "No model fits the filter." : "No model is known yet.");
+  setText(byId("shown"), matching.length === all ? `${all} ${all === 1 ? "version" : "versions"}` : `${matching.length} of ${all} versions`);
+  byId("none").hidden = matching.length > 0;
+  setText(byId("none"), all ? "No model matches the filter." : "No models yet.");
 }
 
-node("filter").addEventListener("input", showTable);
-node("problems").addEventListener("change", showTable);
+byId("filter").addEventListener("input", showTable);
+byId("problems").addEventListener("change", showTable);
 
-/** A server that is slow to answer is asked less often: it has a tenth of its time for us. */
-async function follow() {
-  const begun = performance.now();
+/** Polls again, after at least nine times the duration of the last poll: a slow server spends at most a tenth of its time on this page. */
+async function poll() {
+  const started = performance.now();
   if (!document.hidden) {
-    const told = await look().catch(() => null);
-    if (told) heard(told);
-    else lost();
+    const result = await fetchSnapshot().catch(() => null);
+    if (result) showSnapshot(result);
+    else showLoss();
   }
-  setTimeout(follow, Math.max(PERIOD * 1000, 9 * (performance.now() - begun)));
+  setTimeout(poll, Math.max(PERIOD * 1000, 9 * (performance.now() - started)));
 }
 
-follow();
+poll();

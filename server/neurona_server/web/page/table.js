@@ -2,18 +2,18 @@
 
 const STATES = { ready: "good", loading: "busy", draining: "busy", failed: "bad", unloaded: "idle" };
 
-/** name, what it shows of a figure, what it is sorted by, whether big comes first. */
+/** Columns: `key` is the value to sort by; numbers are sorted from the largest first. */
 const COLUMNS = [
   { id: "model", name: "Model", key: (f) => f.model },
   { id: "state", name: "State", key: (f) => (f.problem || f.degraded ? 0 : 1) + f.state },
   { id: "rate", name: "Requests/s", key: (f) => f.rate, number: true },
   { id: "errors", name: "Errors/s", key: (f) => f.errorRate, number: true },
-  { id: "p50", name: "p50", key: (f) => f.p50 ?? -1, number: true, title: "Half are answered within" },
-  { id: "p99", name: "p99", key: (f) => f.p99 ?? -1, number: true, title: "99 % are answered within" },
-  { id: "batch", name: "Rows a run", key: (f) => f.batch ?? -1, number: true },
-  { id: "queue", name: "Waiting rows", key: (f) => f.queue, number: true },
+  { id: "p50", name: "p50", key: (f) => f.p50 ?? -1, number: true, title: "Half of the requests take at most this long" },
+  { id: "p99", name: "p99", key: (f) => f.p99 ?? -1, number: true, title: "99 % of the requests take at most this long" },
+  { id: "batch", name: "Rows per run", key: (f) => f.batch ?? -1, number: true },
+  { id: "queue", name: "Queued rows", key: (f) => f.queue, number: true },
   { id: "oldest", name: "Oldest", key: (f) => f.oldest, number: true },
-  { id: "provider", name: "Runs on", key: (f) => f.provider },
+  { id: "provider", name: "Provider", key: (f) => f.provider },
 ];
 
 const byName = new Intl.Collator("en", { numeric: true }).compare;
@@ -37,7 +37,7 @@ class Table {
     table.querySelector("thead tr").append(...this.headers);
   }
 
-  /** Shows these figures, in order; `lines` has their lines. */
+  /** Shows these versions in order, with their charts from `lines`. */
   show(figures, lines) {
     const column = COLUMNS.find(({ id }) => id === this.order.id);
     this.headers.forEach((cell, i) => {
@@ -60,7 +60,7 @@ class Table {
     sorted.forEach((figure, i) => {
       const row = this.rows.get(figure.key) ?? this.make(figure);
       this.fill(row, figure);
-      drawLine(row.svg, figure.asked ? lines.of(figure.key) : [], lines.places);
+      drawLine(row.svg, figure.hasRequests ? lines.of(figure.key) : [], lines.places);
       if (this.body.children[i] !== row.node) this.body.insertBefore(row.node, this.body.children[i] ?? null);
     });
   }
@@ -104,22 +104,22 @@ class Table {
       row.labels.replaceChildren(...tags.map((tag) => element("span", { class: "tag" }, tag)));
     }
     row.state.dataset.kind = STATES[figure.state] ?? "idle";
-    say(row.state, figure.state || "unknown");
+    setText(row.state, figure.state || "unknown");
     const flags = [];
     if (figure.problem) flags.push("problem: see the log");
     if (figure.degraded) flags.push("degraded");
     if (figure.loading !== undefined) flags.push(`loading for ${showSeconds(figure.loading)}`);
-    say(row.flags, flags.join(", "));
+    setText(row.flags, flags.join(", "));
     row.node.classList.toggle("failing", figure.problem || figure.failed > 0);
-    const served = figure.asked || figure.state === "ready";
-    say(row.rate, served ? showRate(figure.rate) : NOTHING);
-    say(row.errors, served ? showRate(figure.errorRate) : NOTHING);
-    say(row.outcomes, figure.failed ? showErrors(figure.errors, figure.seconds) : "");
-    say(cells.p50, showSeconds(figure.p50));
-    say(cells.p99, showSeconds(figure.p99));
-    say(cells.batch, Number.isFinite(figure.batch) ? figure.batch.toFixed(1) : NOTHING);
-    say(cells.queue, served ? showCount(figure.queue) : NOTHING);
-    say(cells.oldest, figure.queue ? showSeconds(figure.oldest) : NOTHING);
-    say(cells.provider, figure.provider.replace(/ExecutionProvider$/, "") || NOTHING);
+    const served = figure.hasRequests || figure.state === "ready";
+    setText(row.rate, served ? showRate(figure.rate) : NO_VALUE);
+    setText(row.errors, served ? showRate(figure.errorRate) : NO_VALUE);
+    setText(row.outcomes, figure.failed ? showErrors(figure.errors, figure.seconds) : "");
+    setText(cells.p50, showSeconds(figure.p50));
+    setText(cells.p99, showSeconds(figure.p99));
+    setText(cells.batch, Number.isFinite(figure.batch) ? figure.batch.toFixed(1) : NO_VALUE);
+    setText(cells.queue, served ? showCount(figure.queue) : NO_VALUE);
+    setText(cells.oldest, figure.queue ? showSeconds(figure.oldest) : NO_VALUE);
+    setText(cells.provider, figure.provider.replace(/ExecutionProvider$/, "") || NO_VALUE);
   }
 }

@@ -1,9 +1,9 @@
-// What the server has said before: two snapshots make a rate, many make a line.
+// Keeps earlier snapshots: two of them give a rate, many give a chart.
 
-const PERIOD = 2; // seconds between two looks
-const WINDOW = 10; // seconds that figures are of
-const LINE = 150; // points of a line at the most: 5 minutes
-const SHORT = 15; // and at least: 30 seconds
+const PERIOD = 2; // seconds between two scrapes
+const WINDOW = 10; // seconds over which rates and percentiles are computed
+const LINE = 150; // maximum points of a line: 5 minutes
+const SHORT = 15; // minimum width of a chart in points: 30 seconds
 
 /** Snapshots of the last WINDOW seconds. */
 class Snapshots {
@@ -11,7 +11,7 @@ class Snapshots {
     this.list = [];
   }
 
-  /** True if what counted up before has begun again: it is another server, or the same anew. */
+  /** Returns true if the server was restarted, or is another one: its counters began at zero. */
   add(snapshot) {
     const last = this.list.at(-1);
     const restarted = last !== undefined && last.started !== snapshot.started;
@@ -34,14 +34,14 @@ class Snapshots {
   }
 }
 
-/** Points of lines by a key; null where nothing is known. */
+/** Points of charts by key; null where a value is unknown. */
 class Lines {
   constructor() {
     this.points = new Map();
     this.length = 0;
   }
 
-  /** One more point for every line. */
+  /** Adds a point to every line. */
   add(values) {
     this.length = Math.min(LINE, this.length + 1);
     for (const [key, value] of values) {
@@ -53,12 +53,12 @@ class Lines {
     for (const key of this.points.keys()) if (!values.has(key)) this.points.delete(key);
   }
 
-  /** Nothing was heard for a while. */
+  /** Adds a gap to every line: the server did not respond. */
   gap() {
     this.add(new Map([...this.points.keys()].map((key) => [key, null])));
   }
 
-  /** How many points a line has room for: a young page has short ones. */
+  /** Points that fit into a chart: a page that was just opened has narrow ones. */
   get places() {
     return Math.max(SHORT, this.length);
   }

@@ -7,24 +7,24 @@ import pytest
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.tensors import to_tensor
 from neurona_server.batching import batcher
-from neurona_server.batching.batcher import Inline
+from neurona_server.batching.batcher import InlineRunner
 from neurona_server.batching.policy import BatchPolicy
 
 
 @pytest.fixture
 def single_batches(monkeypatch):
-    """Every batch takes the whole time limit, and the instances get none. Returns what `serve`
-    returned: whether requests are left."""
-    monkeypatch.setattr(batcher, "LONGEST_INLINE", 1e-9)
-    monkeypatch.setattr(Inline, "_next_seconds", lambda _: 0.0)
+    """Every batch takes the whole time limit, and the instances get none. Returns what
+    `run_batches` returned: whether requests are left."""
+    monkeypatch.setattr(batcher, "MAX_INLINE_SECONDS", 1e-9)
+    monkeypatch.setattr(InlineRunner, "_next_batch_seconds", lambda _: 0.0)
     results = []
-    serve = Inline.serve
+    run_batches = InlineRunner.run_batches
 
     def recorded(self, process):
-        results.append(serve(self, process))
+        results.append(run_batches(self, process))
         return results[-1]
 
-    monkeypatch.setattr(Inline, "serve", recorded)
+    monkeypatch.setattr(InlineRunner, "run_batches", recorded)
     return results
 
 
