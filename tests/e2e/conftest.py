@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    """The demo from an empty repository to the end: the repository, and what it printed."""
+    """The repository that the demo made, and the output of the demo."""
     repository = tmp_path_factory.mktemp("demo") / "models"
     command = [sys.executable, ROOT / "deploy" / "demo.py", "--repository", repository]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=280)

@@ -1,6 +1,6 @@
-"""What nobody should send, sent to a real server by the ten thousand.
+"""Tens of thousands of invalid requests to a real server, which rejects them and keeps serving.
 
-FUZZ_INPUTS says how many inputs; the seed is fixed.
+The environment variable FUZZ_INPUTS is the number of inputs; the seed is fixed.
 """
 
 import collections
@@ -38,7 +38,7 @@ OK, CANCELLED, INVALID, EXPIRED, NOT_FOUND, FULL = 0, 1, 3, 4, 5, 8
 EDGES = [*(0, 1, -1, 2, 4, 2**31 - 1, 2**31, -(2**31), 2**32), *(2**61, 2**62, 2**63 - 1, -(2**63))]
 
 
-def good():
+def valid_request():
     series = to_tensor("series", np.array([[1, 2, 3]], np.float32))
     return PredictRequest(model="regressor", inputs=[series])
 
@@ -61,23 +61,23 @@ def memory(server, line="VmRSS"):
         return int(re.search(rf"{line}:\s+(\d+) kB", status.read())[1]) << 10
 
 
-def assert_well(server):
-    assert server.is_running, "the server is gone"
-    answer = PredictionStub(server.channel).Predict(good(), timeout=20)
+def assert_serving(server):
+    assert server.is_running, "the server has ended"
+    answer = PredictionStub(server.channel).Predict(valid_request(), timeout=20)
     assert answer.regression.rows[0].values[0] == 6
 
 
-def number(rng):
+def random_number(rng):
     return rng.choice(EDGES) if rng.random() < 0.5 else rng.randrange(-5, 20)
 
 
-def lie(rng):
-    """A request that must be refused, whatever else it says."""
-    request = good()
+def invalid_request(rng):
+    """Returns a request that must be rejected."""
+    request = valid_request()
     tensor = request.inputs[0]
     kind = rng.randrange(8)
     if kind == 0:  # a shape that the data contradicts
-        tensor.shape[:] = [number(rng) for _ in range(rng.randrange(5))]
+        tensor.shape[:] = [random_number(rng) for _ in range(rng.randrange(5))]
         if list(tensor.shape) in ([1, 3], [3, 1]):
             tensor.shape[:] = []
     elif kind == 1:
@@ -98,7 +98,7 @@ def lie(rng):
 
 
 def damage(rng, message):
-    """Bytes that may be a message still."""
+    """Returns a damaged message, which may still be valid."""
     raw = bytearray(message)
     for _ in range(rng.choice([1, 1, 2, 5])):
         kind = rng.randrange(6)
@@ -118,12 +118,15 @@ def damage(rng, message):
     return bytes(raw)
 
 
-def lying_requests(server, rng, count):
-    """Well-formed requests of which each is refused, and its neighbours are answered."""
+def invalid_requests(server, rng, count):
+    """Sends streams in which each invalid request is rejected and the valid one succeeds."""
     stub = PredictionStub(server.channel)
     for start in range(0, count, 500):
-        requests = [StreamedRequest(id=i, request=lie(rng)) for i in range(min(500, count - start))]
-        requests.append(StreamedRequest(id=500, request=good()))
+        requests = [
+            StreamedRequest(id=i, request=invalid_request(rng))
+            for i in range(min(500, count - start))
+        ]
+        requests.append(StreamedRequest(id=500, request=valid_request()))
         stream = stub.PredictStream(iter([PredictStreamRequest(requests=requests)]), timeout=60)
         answers = {one.id: one for response in stream for one in response.responses}
         assert len(answers) == len(requests)
@@ -134,39 +137,39 @@ def lying_requests(server, rng, count):
 
 
 def damaged_messages(server, rng, path, count, frame, **headers):
-    """Calls with damaged messages, fifty at a time over one connection."""
-    ended = collections.Counter()
+    """Sends damaged messages, fifty calls on each connection, and counts their statuses."""
+    statuses = collections.Counter()
     for start in range(0, count, 50):
         connection = http2.Connection(port_of(server))
         calls = range(min(50, count - start))
         streams = [connection.call(path, frame(rng), **headers) for _ in calls]
-        ended.update(connection.read_statuses(streams).values())
+        statuses.update(connection.read_statuses(streams).values())
         connection.close()
-    return ended
+    return statuses
 
 
 def unary_frame(rng):
-    message = rng.randbytes(rng.randrange(300)) if rng.random() < 0.3 else good()
+    message = rng.randbytes(rng.randrange(300)) if rng.random() < 0.3 else valid_request()
     if isinstance(message, PredictRequest):
         message = damage(rng, message.SerializeToString())
     return http2.message(message)
 
 
 def stream_frame(rng):
-    requests = [StreamedRequest(id=i, request=good()) for i in range(rng.randrange(1, 4))]
+    requests = [StreamedRequest(id=i, request=valid_request()) for i in range(rng.randrange(1, 4))]
     message = PredictStreamRequest(requests=requests).SerializeToString()
     return http2.message(damage(rng, message))
 
 
-def lying_frame(rng):
-    """gRPC's own five bytes lie: of more than comes, of 4 GiB, of compression."""
+def invalid_frame(rng):
+    """Returns a gRPC frame whose header has a wrong length or a wrong compression flag."""
     body = rng.randbytes(rng.randrange(60))
     size = rng.choice([len(body) + 1, 2**32 - 1, 2**31, 1 << 20])
     return struct.pack(">BI", rng.choice([0, 1, 2, 255]), size) + body
 
 
 def random_connections(server, rng, count):
-    """Bytes on the port: of no protocol, or of HTTP/2 until something is wrong."""
+    """Sends bytes to the port that are random, or HTTP/2 with random frames."""
     for _ in range(count):
         frames = [
             http2.encode_frame(
@@ -184,31 +187,33 @@ def random_connections(server, rng, count):
 
 
 @pytest.mark.slow
-def test_the_server_survives_it_all(server):
+def test_invalid_input_is_rejected(server):
     rng = random.Random(7)  # noqa: S311
-    assert_well(server)
-    seen = collections.Counter()
+    assert_serving(server)
+    statuses = collections.Counter()
     after_first = 0
     for part in range(5):
-        seen += damaged_messages(server, rng, UNARY, COUNT * 5 // 100, unary_frame)
+        statuses += damaged_messages(server, rng, UNARY, COUNT * 5 // 100, unary_frame)
         stream = damaged_messages(server, rng, STREAM, COUNT * 1 // 100, stream_frame)
-        # gRPC waits for what a frame has promised, as long as the caller does.
-        lies = damaged_messages(server, rng, UNARY, COUNT // 200, lying_frame, grpc_timeout="200m")
-        assert lies.keys() <= {CANCELLED, EXPIRED, INVALID, NOT_FOUND, FULL}, lies
+        # gRPC waits for the length of a frame's header until the deadline.
+        invalid = damaged_messages(
+            server, rng, UNARY, COUNT // 200, invalid_frame, grpc_timeout="200m"
+        )
+        assert invalid.keys() <= {CANCELLED, EXPIRED, INVALID, NOT_FOUND, FULL}, invalid
         assert stream.keys() <= {OK, INVALID}, stream
         random_connections(server, rng, COUNT // 500)
-        lying_requests(server, rng, COUNT * 14 // 100)
-        assert_well(server)
+        invalid_requests(server, rng, COUNT * 14 // 100)
+        assert_serving(server)
         if part == 0:
             after_first = memory(server)
     assert memory(server) - after_first < GROWTH
-    # What is damaged may be a request still, but it is never a fault of the server.
-    assert seen.keys() <= {OK, INVALID, NOT_FOUND}, seen
-    assert seen[INVALID] > seen[OK]
+    # A damaged message may still be a valid request, but never an internal error.
+    assert statuses.keys() <= {OK, INVALID, NOT_FOUND}, statuses
+    assert statuses[INVALID] > statuses[OK]
 
 
-def test_bombs_do_not_fill_the_memory(server):
-    assert_well(server)
+def test_decompression_bombs_do_not_fill_the_memory(server):
+    assert_serving(server)
     before = memory(server, "VmHWM")
     bomb = http2.message(gzip.compress(bytes(60 << 20)), compressed=True)
     for _ in range(20):
@@ -217,7 +222,7 @@ def test_bombs_do_not_fill_the_memory(server):
         assert connection.read_statuses([stream]) == {stream: FULL}
         connection.close()
     assert memory(server, "VmHWM") - before < GROWTH
-    assert_well(server)
+    assert_serving(server)
 
 
 tensors = st.builds(
@@ -244,7 +249,7 @@ requests = st.builds(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(request_=requests)
-def test_any_request_at_all_is_answered_or_refused(server, request_):
+def test_any_request_succeeds_or_is_rejected(server, request_):
     call = PredictionStub(server.channel).Predict.future(request_, timeout=20)
     assert call.code().name in ("OK", "INVALID_ARGUMENT", "NOT_FOUND")
     if call.code() == grpc.StatusCode.OK:
@@ -254,14 +259,14 @@ def test_any_request_at_all_is_answered_or_refused(server, request_):
         assert call.details()
 
 
-def test_nothing_of_it_is_a_line_in_the_log(server):
+def test_input_is_not_written_to_the_log(server):
     connection = http2.Connection(port_of(server))
     reason = struct.pack(">II", 0, 2) + b"so long\n2026-01-01 INFO forged"
     connection.send(http2.encode_frame(http2.GO_AWAY, 0, 0, reason))
     connection.send(http2.encode_frame(http2.PING, 0, 0, b"received"))
     connection.read_until(http2.PING, flags=http2.ACK)
     connection.close()
-    assert_well(server)
+    assert_serving(server)
     status, log = server.stop(), server.log
     assert status == 0
     assert "Traceback" not in log

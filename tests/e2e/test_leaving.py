@@ -1,4 +1,4 @@
-"""neurona-serve as it leaves: what was accepted is answered, and nobody is left waiting."""
+"""Shutdown of a real server: accepted calls complete, and connections are closed gracefully."""
 
 import json
 import re
@@ -21,7 +21,7 @@ SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERV
 REQUEST = PredictRequest(model="m", inputs=[to_tensor("x", np.ones((1, 4), np.float32))])
 ROUND_ROBIN = {
     "loadBalancingConfig": [{"round_robin": {}}],
-    # The channel watches each replica's health, and leaves one alone that is NOT_SERVING.
+    # The channel watches each replica's health, and skips one that is NOT_SERVING.
     "healthCheckConfig": {"serviceName": "neurona.v1.Prediction"},
     "methodConfig": [
         {
@@ -45,15 +45,15 @@ def models(tmp_path_factory):
     return root
 
 
-def test_while_balancers_take_notice_it_serves_on_to_everybody(models, serve):
+def test_a_draining_server_serves_existing_and_new_connections(models, serve):
     server = serve(models, "--drain-delay-ms", "1500")
     watch = server.health.Watch(HealthCheckRequest(), timeout=60)
     watch_model = server.health.Watch(HealthCheckRequest(service="m/1"), timeout=60)
     assert (next(watch).status, next(watch_model).status) == (SERVING, SERVING)
     server.terminate()
     assert (next(watch).status, next(watch_model).status) == (NOT_SERVING, NOT_SERVING)
-    with grpc.insecure_channel(server.address) as newcomer:
-        for channel in (server.channel, newcomer):
+    with grpc.insecure_channel(server.address) as new_channel:
+        for channel in (server.channel, new_channel):
             assert PredictionStub(channel).Predict(REQUEST, timeout=10).model == "m"
             state = HealthStub(channel).Check(HealthCheckRequest(), timeout=10)
             assert state.status == NOT_SERVING
@@ -64,25 +64,25 @@ def test_while_balancers_take_notice_it_serves_on_to_everybody(models, serve):
     assert log.rstrip().endswith("stopped")
 
 
-def test_an_idle_connection_is_told_to_go(models, serve):
+def test_an_idle_connection_gets_a_goaway(models, serve):
     server = serve(models)
     connection = http2.Connection(server.port)
     connection.read_until(http2.SETTINGS, flags=http2.ACK)
     server.terminate()
     connection.read_until(http2.GO_AWAY)
-    connection.read_until(http2.PING)  # has it arrived? It has
+    connection.read_until(http2.PING)  # whether the GOAWAY has arrived
     assert server.wait() == 0
     connection.close()
 
 
-def test_the_first_signal_before_it_serves_ends_it_too(models, serve):
+def test_a_signal_before_it_serves_ends_the_server(models, serve):
     server = serve(models)
     server.stop()
     server.start()
-    while True:  # a process that has not come to its own handlers yet dies of the signal
+    while True:  # until its own handlers are installed, the signal kills the process
         with open(f"/proc/{server.pid}/status") as state:
-            caught = next(line for line in state if line.startswith("SigCgt:"))
-        if int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1:
+            handled = next(line for line in state if line.startswith("SigCgt:"))
+        if int(handled.split()[1], 16) >> (signal.SIGTERM - 1) & 1:
             break
     server.terminate()
     status, log = server.wait(), server.log
@@ -90,7 +90,7 @@ def test_the_first_signal_before_it_serves_ends_it_too(models, serve):
     assert "stopped during start-up" in log
 
 
-def test_a_unix_socket_is_gone_with_its_server(models, serve, tmp_path):
+def test_a_unix_socket_is_removed_at_the_end(models, serve, tmp_path):
     path = tmp_path / "transport"
     server = serve(models, "--address", f"unix:{path}")
     with grpc.insecure_channel(f"unix:{path}") as channel:
@@ -109,9 +109,9 @@ def test_a_rolling_restart_of_two_replicas_loses_no_call(models, serve, wait_unt
     target = "ipv4:" + ",".join(replica.address for replica in replicas)
 
     def serves(replica):
-        """It has had calls of the load since it started."""
-        answered = re.search(r'requests_total{model="m",outcome="ok".*} (.*)', replica.metrics())
-        return answered is not None and float(answered[1]) > 10
+        """Whether it has served calls of the load since it started."""
+        count = re.search(r'requests_total{model="m",outcome="ok".*} (.*)', replica.metrics())
+        return count is not None and float(count[1]) > 10
 
     with (
         grpc.insecure_channel(target, options) as channel,
@@ -129,7 +129,7 @@ def test_a_rolling_restart_of_two_replicas_loses_no_call(models, serve, wait_unt
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_started_without_standard_streams(tmp_path, processes):
+def test_a_server_without_standard_streams(tmp_path, processes):
     onnx_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
     (address,) = free_addresses(1)
     command = [

@@ -1,4 +1,4 @@
-"""The port of metrics of the real server, from its first moment to its last."""
+"""The metrics port of a real server, from its start to its end."""
 
 import socket
 import threading
@@ -27,7 +27,7 @@ def get(server, path, **headers):
 
 
 def health(server):
-    """ "" while nobody listens."""
+    """Returns the status and text of /healthz; 0 and "" while the port is closed."""
     try:
         return get(server, "/healthz")
     except (OSError, TimeoutError):
@@ -35,22 +35,20 @@ def health(server):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_health_and_metrics_are_there_before_the_models_and_after_the_door(
-    start_server, tmp_path, processes
-):
+def test_health_and_metrics_are_served_from_start_to_end(start_server, tmp_path, processes):
     onnx_models.save_slow(tmp_path / "models" / "slow" / "1" / "model.onnx")
     flags = ["--drain-delay-ms", "700", "--processes", str(processes)]
     server = start_server(tmp_path / "models", *flags)
-    seen = {}
+    statuses = {}
     end = time.monotonic() + 120
     while health(server)[1] != "SERVING\n":
-        assert time.monotonic() < end, seen
+        assert time.monotonic() < end, statuses
         status, word = health(server)
-        if word == "STARTING\n" and word not in seen and processes == 1:
+        if word == "STARTING\n" and word not in statuses and processes == 1:
             assert "\nneurona_serving 0.0\n" in get(server, "/metrics")[1]
-        seen[word] = status
-    assert seen["STARTING\n"] == 503
-    assert seen.keys() <= {"", "STARTING\n", "SERVING\n"}
+        statuses[word] = status
+    assert statuses["STARTING\n"] == 503
+    assert statuses.keys() <= {"", "STARTING\n", "SERVING\n"}
     server.wait_until_serving()
     assert health(server) == (200, "SERVING\n")
     server.terminate()
@@ -70,7 +68,7 @@ def server(serve_for_module, tmp_path_factory):
     return serve_for_module(root)
 
 
-def test_the_whole_page_is_valid_openmetrics(server):
+def test_all_metrics_are_valid_openmetrics(server):
     request = PredictRequest(model="m", inputs=[to_tensor("x", np.ones((1, 4), np.float32))])
     PredictionStub(server.channel).Predict(request, timeout=10)
     text = get(server, "/metrics", Accept="application/openmetrics-text")[1]
@@ -82,13 +80,13 @@ def test_the_whole_page_is_valid_openmetrics(server):
     assert families["process_cpu_seconds"].samples[0].value > 0
     assert families["process_resident_memory_bytes"].samples[0].value > 1 << 20
     assert "python_gc_collections" in families
-    ours = [name for name in families if name.startswith("neurona_")]
-    assert len(ours) > 35
-    assert all(families[name].documentation.endswith(".") for name in ours)
+    names = [name for name in families if name.startswith("neurona_")]
+    assert len(names) > 35
+    assert all(families[name].documentation.endswith(".") for name in names)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_part_of_the_page_has_what_was_asked_for(serve, tmp_path, processes):
+def test_metrics_can_be_selected_by_name(serve, tmp_path, processes):
     onnx_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
     server = serve(tmp_path, "--processes", str(processes))
     names = ["neurona_version_state", "neurona_requests_total", "neurona_batch_rows_count"]
@@ -97,22 +95,22 @@ def test_a_part_of_the_page_has_what_was_asked_for(serve, tmp_path, processes):
     assert 'neurona_version_state{model="m",state="ready",version="1"} 1.0\n' in text
 
 
-def test_the_page_answers_while_the_door_is_full(server):
+def test_metrics_are_served_under_load(server):
     request = PredictRequest(model="m", inputs=[to_tensor("x", np.ones((16, 4), np.float32))])
-    stop, answers = threading.Event(), []
+    stop, models = threading.Event(), []
 
     def call():
         stub = PredictionStub(server.channel)
         while not stop.is_set():
             calls = [stub.Predict.future(request, timeout=60) for _ in range(50)]
-            answers.extend([each.result().model for each in calls])
+            models.extend([each.result().model for each in calls])
 
     threads = [threading.Thread(target=call) for _ in range(4)]
     for thread in threads:
         thread.start()
     try:
         scrapes = 0
-        while len(answers) < 1000 or scrapes < 5:
+        while len(models) < 1000 or scrapes < 5:
             assert get(server, "/metrics")[0] == 200
             assert health(server) == (200, "SERVING\n")
             scrapes += 1
@@ -122,12 +120,12 @@ def test_the_page_answers_while_the_door_is_full(server):
             thread.join()
 
 
-def test_callers_who_hold_the_port_take_it_from_nobody(server):
+def test_idle_connections_do_not_block_the_port(server):
     host, _, port = server.metrics_address.rpartition(":")
-    held = [socket.create_connection((host, int(port))) for _ in range(200)]
+    connections = [socket.create_connection((host, int(port))) for _ in range(200)]
     try:
         assert get(server, "/metrics")[0] == 200
         assert health(server) == (200, "SERVING\n")
     finally:
-        for one in held:
-            one.close()
+        for connection in connections:
+            connection.close()

@@ -1,4 +1,4 @@
-"""neurona-serve --processes 2: two that serve, and one that keeps them."""
+"""neurona-serve --processes 2: two workers that serve, and their supervisor."""
 
 import json
 import os
@@ -52,7 +52,6 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def wait_until():
-    """More patient than that of all tests: three processes start and load on few CPUs."""
 
     def wait_until(condition):
         end = time.monotonic() + 60
@@ -65,7 +64,7 @@ def wait_until():
 
 @pytest.fixture
 def connect():
-    """Channels, each with a connection of its own."""
+    """Makes channels, each with a connection of its own."""
     channels = []
 
     def connect(address, **options):
@@ -80,7 +79,7 @@ def connect():
 
 @pytest.fixture
 def load_on(connect):
-    """Load over several connections, by clients that try again."""
+    """Makes load over several connections, by clients that retry."""
 
     def load_on(server):
         config = {"grpc.service_config": json.dumps(RETRY)}
@@ -92,16 +91,16 @@ def load_on(connect):
 
 
 def workers(server):
-    """The pids of the processes that a supervisor has."""
-    found = set()
+    """Returns the pids of the workers of a supervisor."""
+    pids = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = stat.read_text().rpartition(")")[2].split()[:2]
         except OSError:  # it has just ended
             continue
         if int(parent) == server.pid and state != "Z":
-            found.add(int(stat.parent.name))
-    return found
+            pids.add(int(stat.parent.name))
+    return pids
 
 
 def is_alive(pid):
@@ -116,7 +115,7 @@ def sample(server, series):
     return float(value)
 
 
-def answered(server):
+def predictions(server):
     return sample(server, 'neurona_requests_total{model="m",outcome="ok",version="1"}')
 
 
@@ -124,7 +123,7 @@ def both_serve(server):
     return sample(server, 'neurona_processes{state="serving"}') == 2
 
 
-def test_calls_reach_both_and_the_metrics_are_their_sums(models, serve, connect, wait_until):
+def test_calls_reach_both_workers_and_metrics_are_their_sums(models, serve, connect, wait_until):
     server = serve(models, *TWO)
     wait_until(lambda: both_serve(server))
     channels = [connect(server.address) for _ in range(24)]
@@ -138,25 +137,25 @@ def test_calls_reach_both_and_the_metrics_are_their_sums(models, serve, connect,
             ModelStatisticsRequest(name="m"), timeout=20
         )
         counts.add(statistics.model_stats[0].inference_count)
-    assert sum(counts) == 24 or counts == {12}  # each process says what it has answered itself
-    assert answered(server) == 24
+    assert sum(counts) == 24 or counts == {12}  # each worker has its own statistics
+    assert predictions(server) == 24
     assert sample(server, 'neurona_batch_rows_count{model="m",version="1"}') == 24
     metrics = server.metrics()
     assert {"0", "1"} == set(re.findall(r'neurona_inline\{model="m",process="(\d)"', metrics))
     assert metrics.count("# TYPE neurona_requests_total counter") == 1
     assert sample(server, "neurona_serving") == 2
-    own = dict(
+    memory = dict(
         re.findall(r'neurona_process_resident_memory_bytes\{process="(\w+)"\} (\S+)', metrics)
     )
-    assert set(own) == {"0", "1", "supervisor"}
+    assert set(memory) == {"0", "1", "supervisor"}
     (total,) = re.findall(r"(?m)^process_resident_memory_bytes (\S+)", metrics)
-    assert float(total) == sum(map(float, own.values()))
+    assert float(total) == sum(map(float, memory.values()))
     assert set(re.findall(r'neurona_process_cpu_seconds_total\{process="(\w+)"', metrics)) == set(
-        own
+        memory
     )
     frozen = min(workers(server))
     os.kill(frozen, signal.SIGSTOP)
-    assert answered(server) == 24  # by what it has said before
+    assert predictions(server) == 24  # by its last snapshot
     os.kill(frozen, signal.SIGCONT)
     status, log = server.stop(), server.log
     assert status == 0, log
@@ -167,10 +166,10 @@ def test_a_killed_worker_is_replaced_and_no_call_fails(models, serve, load_on, w
     wait_until(lambda: both_serve(server))
     with load_on(server) as load:
         wait_until(lambda: load.answered > 100)
-        before, scraped = workers(server), answered(server)
+        before, scraped = workers(server), predictions(server)
         os.kill(min(before), signal.SIGKILL)
         wait_until(lambda: sample(server, "neurona_process_restarts_total") == 1)
-        assert answered(server) >= scraped
+        assert predictions(server) >= scraped
         wait_until(lambda: both_serve(server))
         since = load.answered
         wait_until(lambda: load.answered > since + 100)
@@ -191,17 +190,17 @@ def test_sighup_replaces_all_workers_and_no_call_fails(
     limit = 'neurona_batch_limit_rows{model="m",process="%d",version="1"}'
     with load_on(server) as load:
         wait_until(lambda: load.answered > 100)
-        before, scraped = workers(server), answered(server)
+        before, scraped = workers(server), predictions(server)
         options.write_text("max_batch_rows = 8\n")
         server.send_signal(signal.SIGHUP)
         wait_until(lambda: len(workers(server) - before) == 2 == len(workers(server)))
         wait_until(lambda: both_serve(server))
-        assert answered(server) >= scraped
+        assert predictions(server) >= scraped
         since = load.answered
         wait_until(lambda: load.answered > since + 100)
-        assert [sample(server, limit % n) for n in range(2)] == [8, 8]  # read anew
+        assert [sample(server, limit % n) for n in range(2)] == [8, 8]  # reloaded
     assert load.error is None
-    assert answered(server) == load.answered  # those who left have told all
+    assert predictions(server) == load.answered  # with the counts of the replaced workers
 
     replaced = workers(server)
     options.write_text("max_batch_rows = 0\n")
@@ -214,7 +213,7 @@ def test_sighup_replaces_all_workers_and_no_call_fails(
     assert status == 0, log
 
 
-def test_sigterm_answers_what_is_under_way_in_both(tmp_path, serve, connect, wait_until):
+def test_sigterm_completes_running_requests_of_both_workers(tmp_path, serve, connect, wait_until):
     onnx_models.save_slow(tmp_path / "slow" / "1" / "model.onnx")
     server = serve(tmp_path, *TWO, "--threads", "1")
     wait_until(lambda: both_serve(server))
@@ -223,9 +222,9 @@ def test_sigterm_answers_what_is_under_way_in_both(tmp_path, serve, connect, wai
     watches = [HealthStub(one).Watch(HealthCheckRequest(), timeout=60) for one in channels]
     assert {next(watch).status for watch in watches} == {HealthCheckResponse.SERVING}
     calls = [PredictionStub(one).Predict.future(SLOW, timeout=60) for one in channels[:2]]
-    wait_until(lambda: waiting_or_running(server) >= 2)
+    wait_until(lambda: queued_or_started(server) >= 2)
     server.terminate()
-    for pid in pids:  # as systemd does: it tells all that belong together
+    for pid in pids:  # as systemd does: it signals the whole group
         os.kill(pid, signal.SIGTERM)
     assert {next(watch).status for watch in watches} == {HealthCheckResponse.NOT_SERVING}
     for call in calls:
@@ -236,13 +235,13 @@ def test_sigterm_answers_what_is_under_way_in_both(tmp_path, serve, connect, wai
     assert not any(map(is_alive, pids))
 
 
-def waiting_or_running(server):
+def queued_or_started(server):
     return sample(
         server, 'neurona_queue_duration_seconds_count{model="slow",version="1"}'
     ) + sample(server, 'neurona_queue_rows{model="slow",version="1"}')
 
 
-def test_a_second_signal_ends_all_at_once(models, serve, wait_until):
+def test_a_second_signal_ends_all_processes_immediately(models, serve, wait_until):
     server = serve(models, *TWO, "--drain-delay-ms", "60000")
     wait_until(lambda: both_serve(server))
     pids = workers(server)
@@ -256,7 +255,7 @@ def test_a_second_signal_ends_all_at_once(models, serve, wait_until):
     wait_until(lambda: not any(map(is_alive, pids)))
 
 
-def test_nobody_outlives_the_supervisor(models, serve, wait_until):
+def test_workers_end_with_their_supervisor(models, serve, wait_until):
     server = serve(models, *TWO)
     wait_until(lambda: both_serve(server))
     pids = workers(server)
@@ -273,12 +272,12 @@ def test_nobody_outlives_the_supervisor(models, serve, wait_until):
         (("--address", "unix:s"), "expected HOST:PORT as address"),
     ],
 )
-def test_what_cannot_be_is_said_once(tmp_path, flags, message):
+def test_a_failed_start_is_logged_once(tmp_path, flags, message):
     (tmp_path / "m" / "1").mkdir(parents=True)
     (tmp_path / "m" / "1" / "model.onnx").write_bytes(b"not a model")
     done = run_neurona_serve("--repository", ".", *TWO, *flags, cwd=tmp_path)
     assert done.returncode == 1
-    said = [line for line in done.stderr.splitlines() if line.startswith("neurona-serve: ")]
-    assert len(said) == 1
-    assert message in said[0]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("neurona-serve: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""The real line: neurona-train makes the files, neurona-serve is a process, stubs call it."""
+"""From training to predictions: files of neurona-train, a real neurona-serve, calls by stubs."""
 
 import collections
 import re
@@ -36,7 +36,7 @@ def slow_request():
     return PredictRequest(model="slow", inputs=[to_tensor("x", np.ones(1, np.float32))])
 
 
-def test_the_demo_shows_the_whole_line(demo):
+def test_the_demo_trains_and_serves(demo):
     _, printed = demo
     for name in MODELS:
         assert f"{name}, version 1: " in printed
@@ -47,7 +47,7 @@ def test_the_demo_shows_the_whole_line(demo):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_answers_equal_onnxruntime_called_directly(demo, serve, name):
+def test_predictions_equal_those_of_onnxruntime(demo, serve, name):
     repository, _ = demo
     server = serve(repository)
     data = RECIPES[name].load()
@@ -87,7 +87,7 @@ def test_answers_equal_onnxruntime_called_directly(demo, serve, name):
     assert server.stop() == 0
 
 
-def test_what_is_served_is_listed_and_healthy_and_measured(demo, serve):
+def test_served_models_are_listed_healthy_and_measured(demo, serve):
     repository, _ = demo
     server = serve(repository)
     models = ModelsStub(server.channel).List(ListModelsRequest()).models
@@ -100,7 +100,7 @@ def test_what_is_served_is_listed_and_healthy_and_measured(demo, serve):
     assert 'neurona_transport_info{transport="cygrpc"} 1.0' in metrics
 
 
-def test_sigterm_answers_what_is_under_way_and_refuses_what_comes(tmp_path, serve, wait_until):
+def test_sigterm_completes_accepted_requests_and_rejects_new_ones(tmp_path, serve, wait_until):
     server = serve(slow_repository(tmp_path), "--threads", "1")
     stub = PredictionStub(server.channel)
     watch = server.health.Watch(HealthCheckRequest(service="slow"), timeout=60)
@@ -119,8 +119,8 @@ def test_sigterm_answers_what_is_under_way_and_refuses_what_comes(tmp_path, serv
     assert log.rstrip().endswith("stopped")
 
 
-@pytest.mark.parametrize("attempt", range(3))  # a crash at the end comes now and then
-def test_a_drain_that_takes_too_long_is_cut(tmp_path, serve, wait_until, attempt):
+@pytest.mark.parametrize("attempt", range(3))  # a crash at the end would be rare
+def test_drain_timeout_ends_a_long_drain(tmp_path, serve, wait_until, attempt):
     server = serve(slow_repository(tmp_path), "--threads", "1", "--drain-timeout-ms", "100")
     stub = PredictionStub(server.channel)
     calls = [stub.Predict.future(slow_request(), timeout=60) for _ in range(50)]
@@ -132,7 +132,7 @@ def test_a_drain_that_takes_too_long_is_cut(tmp_path, serve, wait_until, attempt
     assert codes.count(grpc.StatusCode.UNAVAILABLE) >= 45
 
 
-def test_a_second_signal_ends_at_once(tmp_path, serve):
+def test_a_second_signal_ends_the_server_immediately(tmp_path, serve):
     server = serve(slow_repository(tmp_path), "--drain-delay-ms", "60000")
     server.send_signal(signal.SIGINT)
     watch = server.health.Watch(HealthCheckRequest(), timeout=60)
@@ -153,12 +153,12 @@ def save_with_property(path, key, value):
 
 
 def _field(content, number=None):
-    """A protobuf field of bytes, or, without a number, its length and content alone."""
-    head = b"" if number is None else bytes([number << 3 | 2])
-    return head + bytes([len(content)]) + content
+    """Returns a protobuf field of bytes; without a number, only its length and content."""
+    tag = b"" if number is None else bytes([number << 3 | 2])
+    return tag + bytes([len(content)]) + content
 
 
-def test_odd_models_do_not_stop_the_others(tmp_path, serve):
+def test_invalid_models_do_not_stop_the_others(tmp_path, serve):
     onnx_models.save_classifier(tmp_path / "good" / "1" / "model.onnx")
     (tmp_path / "bad" / "1").mkdir(parents=True)
     (tmp_path / "bad" / "1" / "model.onnx").write_bytes(b"not a model")
@@ -196,14 +196,14 @@ def test_odd_models_do_not_stop_the_others(tmp_path, serve):
         (["--repository", "good", "--tokens-file", "t"], "cannot read t: No such file"),
     ],
 )
-def test_a_start_that_cannot_succeed_ends_with_one_clear_line(tmp_path, flags, message):
+def test_a_failed_start_ends_with_one_line(tmp_path, flags, message):
     onnx_models.save_classifier(tmp_path / "good" / "m" / "1" / "model.onnx")
     (tmp_path / "broken" / "m" / "1").mkdir(parents=True)
     (tmp_path / "broken" / "m" / "1" / "model.onnx").touch()
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         done = run_neurona_serve(*(flag.format(taken=port) for flag in flags), cwd=tmp_path)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
@@ -235,11 +235,11 @@ def test_a_server_with_tls_and_tokens(tmp_path, serve):
     status, log = server.stop(), server.log
     assert status == 0
     assert token not in log
-    assert "plain text" not in log
+    assert "no TLS" not in log
 
 
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])  # noqa: S104
-def test_whoever_can_be_reached_in_plain_text_is_warned(tmp_path, serve, host, warned):
+def test_plaintext_for_other_machines_is_a_warning(tmp_path, serve, host, warned):
     onnx_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
     port = free_addresses(1)[0].rpartition(":")[2]
     server = serve(tmp_path, "--address", f"{host}:{port}")
@@ -247,7 +247,7 @@ def test_whoever_can_be_reached_in_plain_text_is_warned(tmp_path, serve, host, w
     assert ("accepts unencrypted calls from other machines" in server.log) is warned
 
 
-def test_callers_at_the_moment_of_sigterm_are_answered_or_told_to_call_again(tmp_path, serve):
+def test_calls_during_sigterm_succeed_or_are_unavailable(tmp_path, serve):
     onnx_models.save_classifier(tmp_path / "m" / "1" / "model.onnx")
     server = serve(tmp_path)
     request = PredictRequest(model="m", inputs=[to_tensor("x", np.ones((1, 4), np.float32))])
@@ -277,6 +277,6 @@ def test_callers_at_the_moment_of_sigterm_are_answered_or_told_to_call_again(tmp
     for caller in callers:
         caller.join()
     assert status == 0, log
-    assert seconds < 10, "an open stream held the stop up"
+    assert seconds < 10, "an open stream delayed the stop"
     assert codes[grpc.StatusCode.OK] > 0
     assert codes.keys() <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}

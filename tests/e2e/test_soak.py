@@ -1,6 +1,6 @@
-"""Versions swapped every second under load: no request fails, no answer is another version's.
+"""Versions replaced every second under load: no request fails, and outputs fit the version.
 
-NEURONA_SOAK_SECONDS says for how long (default: 20).
+The environment variable NEURONA_SOAK_SECONDS is the duration (default: 20).
 """
 
 import os
@@ -24,7 +24,7 @@ KEPT = 3  # versions on disk
 
 
 def save(root, version):
-    """As a careful hand puts it there: beside, then in its place in one step."""
+    """Saves a version elsewhere and moves it to its place in one step."""
     made = onnx_models.save_classifier(root.parent / "made" / "model.onnx", offset=version / 50)
     made.parent.rename(root / "m" / str(version))
 
@@ -36,11 +36,11 @@ def label(root, version):
 
 
 class Caller(threading.Thread):
-    """Calls without a pause until it is told to stop; every answer is checked."""
+    """Calls without a pause until the event `stop`, and checks every response."""
 
-    def __init__(self, stub, stop, **which):
+    def __init__(self, stub, stop, **version):
         super().__init__()
-        self.stub, self.stop, self.which = stub, stop, which
+        self.stub, self.stop, self.version = stub, stop, version
         self.random = np.random.default_rng(1)
         self.versions = []
         self.problems = []
@@ -53,7 +53,9 @@ class Caller(threading.Thread):
                 self.problems.append(repr(error))
 
     def request(self, x):
-        return PredictRequest(model="m", inputs=[to_tensor("x", x)], raw_outputs=True, **self.which)
+        return PredictRequest(
+            model="m", inputs=[to_tensor("x", x)], raw_outputs=True, **self.version
+        )
 
     def call(self):
         x = self.random.standard_normal((1, 4)).astype(np.float32)
@@ -62,9 +64,9 @@ class Caller(threading.Thread):
     def check(self, x, response):
         logits = (x + response.version / 50) @ onnx_models.WEIGHTS
         expected = np.exp(logits) / np.exp(logits).sum()
-        answer = to_array(response.outputs[0])
-        if not np.allclose(answer, expected, atol=1e-5):
-            self.problems.append(f"version {response.version} answered {answer}, not {expected}")
+        output = to_array(response.outputs[0])
+        if not np.allclose(output, expected, atol=1e-5):
+            self.problems.append(f"version {response.version} returned {output}, not {expected}")
         if self.versions and response.version < self.versions[-1]:
             self.problems.append(f"version {response.version} after {self.versions[-1]}")
         self.versions.append(response.version)
@@ -75,14 +77,14 @@ class Streamer(Caller):
         rows = self.random.standard_normal((8, 1, 4)).astype(np.float32)
         requests = [StreamedRequest(id=i, request=self.request(x)) for i, x in enumerate(rows)]
         message = PredictStreamRequest(requests=requests)
-        answers = {
-            answer.id: answer
+        responses = {
+            response.id: response
             for part in self.stub.PredictStream(iter([message]), timeout=30)
-            for answer in part.responses
+            for response in part.responses
         }
-        for number, x in enumerate(rows):  # they came in any order
-            assert answers[number].HasField("response"), answers[number].error
-            self.check(x, answers[number].response)
+        for number, x in enumerate(rows):  # they come in any order
+            assert responses[number].HasField("response"), responses[number].error
+            self.check(x, responses[number].response)
 
 
 def resident(pid):
@@ -90,7 +92,7 @@ def resident(pid):
     return pages * os.sysconf("SC_PAGESIZE")
 
 
-def test_versions_are_swapped_every_second_under_load(serve, tmp_path):
+def test_versions_are_replaced_every_second_under_load(serve, tmp_path):
     root = tmp_path / "models"
     (root / "m").mkdir(parents=True)
     save(root, 1)
@@ -121,8 +123,7 @@ def test_versions_are_swapped_every_second_under_load(serve, tmp_path):
     status, log = server.stop(), server.log
     assert status == 0
     assert "Traceback" not in log
-    grown = sizes[max(sizes)] / sizes[max(sizes) // 2]
-    print(
-        f"{sum(len(c.versions) for c in callers)} answers, {len(sizes)} swaps, memory {grown:.3f}"
-    )
-    assert grown < 1.1
+    growth = sizes[max(sizes)] / sizes[max(sizes) // 2]
+    responses = sum(len(caller.versions) for caller in callers)
+    print(f"{responses} responses, {len(sizes)} versions, memory {growth:.3f}")
+    assert growth < 1.1

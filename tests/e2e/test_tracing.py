@@ -1,4 +1,4 @@
-"""neurona-serve with traces, and with logs for machines, as their readers see them."""
+"""Traces, exemplars and JSON logs of a real server, as a collector and log readers get them."""
 
 import json
 import socket
@@ -21,7 +21,7 @@ from neurona_protos.tensors import to_tensor
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CONTEXT = [("traceparent", f"00-{TRACE}-{PARENT}-01"), ("x-request-id", "mine")]
-QUIET = [("traceparent", f"00-{TRACE}-{PARENT}-00")]
+UNSAMPLED = [("traceparent", f"00-{TRACE}-{PARENT}-00")]
 PREDICT = "neurona.v1.Prediction/Predict"
 
 
@@ -50,34 +50,34 @@ def entries(log):
 
 
 @pytest.mark.parametrize("transport", ["cygrpc", "aio"])
-def test_a_call_is_found_by_its_ids_in_traces_and_in_the_log(serve, models, collector, transport):
+def test_a_call_has_the_same_ids_in_traces_and_in_the_log(serve, models, collector, transport):
     server = serve(
         *(models, "--transport", transport, "--log-format", "json"),
         *("--traces-endpoint", collector.url, "--traces-ratio", "0"),
     )
     predict(server, 1)
-    predict(server, 1, metadata=QUIET)
+    predict(server, 1, metadata=UNSAMPLED)
     predict(server, 2, metadata=CONTEXT)
     with pytest.raises(grpc.RpcError) as caught:
         predict(server, 99, metadata=CONTEXT)
     assert ("x-request-id", "mine") in caught.value.trailing_metadata()
-    status, log = server.stop(), server.log  # what waits for the collector then is still sent
+    status, log = server.stop(), server.log  # sends the spans that are queued for the collector
     assert status == 0
     spans = collector.spans
     assert len(spans) == 8  # of two calls
     assert {span.trace_id for span in spans} == {TRACE}
-    well, ill = sorted((s for s in spans if s.name == PREDICT), key=lambda s: s.failed)
-    assert well.parent == ill.parent == PARENT
-    assert (well.failed, ill.failed) == (False, True)
-    assert sorted(span.name for span in spans if span.parent == well.id) == ["batch", "queue"]
+    succeeded, failed = sorted((s for s in spans if s.name == PREDICT), key=lambda s: s.failed)
+    assert succeeded.parent == failed.parent == PARENT
+    assert (succeeded.failed, failed.failed) == (False, True)
+    assert sorted(span.name for span in spans if span.parent == succeeded.id) == ["batch", "queue"]
     assert {span.resource["service.name"] for span in spans} == {"neurona"}
     assert len({span.resource["service.instance.id"] for span in spans}) == 1
-    assert "neurona.process" not in well.resource
+    assert "neurona.process" not in succeeded.resource
     (line,) = [entry for entry in entries(log) if "failed on a request" in entry["message"]]
     assert line["level"] == "ERROR"
     assert line["exception"].startswith("Traceback")
-    about = {"model": "picker", "version": 1, "request_id": "mine", "trace_id": TRACE}
-    assert about.items() <= line.items()
+    context = {"model": "picker", "version": 1, "request_id": "mine", "trace_id": TRACE}
+    assert context.items() <= line.items()
     (ready,) = [entry for entry in entries(log) if ": ready on " in entry["message"]]
     assert (ready["model"], ready["version"]) == ("picker", 1)
 
@@ -90,10 +90,10 @@ def test_without_an_endpoint_nothing_is_sent(serve, models, collector, monkeypat
     assert collector.spans == []
 
 
-def test_a_collector_that_is_away_is_said_once_and_counted(serve, models):
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
+def test_an_unreachable_collector_is_logged_once(serve, models):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
         endpoint = f"http://127.0.0.1:{port}"
         server = serve(models, "--traces-endpoint", endpoint, "--traces-ratio", "1")
         for _ in range(5):
@@ -128,10 +128,12 @@ def test_exemplars_lead_from_a_duration_to_its_trace(serve, models, collector):
     ((model, trace, seconds),) = exemplars(server)
     assert (model, trace) == ("picker", TRACE)
     assert 0 < seconds < 10
-    assert TRACE not in server.metrics()  # the classic form has no place for them
+    assert TRACE not in server.metrics()  # only the OpenMetrics format has exemplars
 
 
-def test_several_processes_say_which_one_speaks(serve, models, collector, wait_until):
+def test_traces_and_logs_of_several_processes_name_the_process(
+    serve, models, collector, wait_until
+):
     server = serve(
         *(models, "--processes", "2", "--log-format", "json"),
         *("--traces-endpoint", collector.url, "--traces-ratio", "1"),
@@ -139,7 +141,7 @@ def test_several_processes_say_which_one_speaks(serve, models, collector, wait_u
 
     wait_until(lambda: 'neurona_processes{state="serving"} 2.0' in server.metrics())
 
-    def ask(number):
+    def predict_on_new_connection(number):
         channel = grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)])
         with channel:
             index = to_tensor("index", np.array([1], np.int64))
@@ -147,14 +149,14 @@ def test_several_processes_say_which_one_speaks(serve, models, collector, wait_u
             PredictionStub(channel).Predict(request, timeout=20, wait_for_ready=True)
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(ask, range(8)))
-    shown = exemplars(server)
+        list(pool.map(predict_on_new_connection, range(8)))
+    trace_ids = {trace for _, trace, _ in exemplars(server)}
     status, log = server.stop(), server.log
     assert status == 0
     spans = [span for span in collector.spans if span.name == PREDICT]
     assert len(spans) == 8
-    assert shown
-    assert {trace for _, trace, _ in shown} <= {span.trace_id for span in spans}
+    assert trace_ids
+    assert trace_ids <= {span.trace_id for span in spans}
     assert {span.resource["neurona.process"] for span in spans} <= {0, 1}
     ready = {entry["process"] for entry in entries(log) if ": ready on " in entry["message"]}
     assert ready == {0, 1}
@@ -162,7 +164,7 @@ def test_several_processes_say_which_one_speaks(serve, models, collector, wait_u
 
 
 @pytest.fixture(scope="module")
-def talkative(serve_for_module, models):
+def debug_server(serve_for_module, models):
     return serve_for_module(models, "--log-format", "json", "--log-level", "debug")
 
 
@@ -172,28 +174,28 @@ PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(model=TEXTS, name=TEXTS, request_id=PRINTABLE)
-def ask_for(talkative, model, name, request_id):
+def send_requests(debug_server, model, name, request_id):
     request = PredictRequest(model=model, label=name)
     request.inputs.add(name=name)
     metadata = [("x-request-id", request_id)]
     with pytest.raises(grpc.RpcError):
-        PredictionStub(talkative.channel).Predict(request, timeout=10, metadata=metadata)
+        PredictionStub(debug_server.channel).Predict(request, timeout=10, metadata=metadata)
     on_picker = PredictRequest(model="picker")
     on_picker.inputs.add(name=name)
     with pytest.raises(grpc.RpcError):
-        PredictionStub(talkative.channel).Predict(on_picker, timeout=10, metadata=metadata)
+        PredictionStub(debug_server.channel).Predict(on_picker, timeout=10, metadata=metadata)
 
 
-def test_whatever_callers_send_the_log_is_json(talkative):
-    ask_for(talkative)
-    status, log = talkative.stop(), talkative.log
+def test_the_log_is_json_whatever_callers_send(debug_server):
+    send_requests(debug_server)
+    status, log = debug_server.stop(), debug_server.log
     assert status == 0
-    refused = [entry for entry in entries(log) if entry["message"].startswith("ended with ")]
-    assert len(refused) >= 100
-    assert all(entry["request_id"] for entry in refused)
+    failures = [entry for entry in entries(log) if entry["message"].startswith("ended with ")]
+    assert len(failures) >= 100
+    assert all(entry["request_id"] for entry in failures)
 
 
-def test_what_never_served_ends_with_its_reason_in_the_log(tmp_path, collector):
+def test_a_failed_start_logs_its_reason_as_json(tmp_path, collector):
     flags = ["--log-format", "json", "--traces-endpoint", collector.url]
     done = run_neurona_serve("--repository", tmp_path, *flags)
     assert done.returncode == 1

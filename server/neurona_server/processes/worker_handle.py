@@ -1,5 +1,6 @@
 """A worker process, as its supervisor sees it."""
 
+import logging
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from enum import Enum, auto
 
 from neurona_server.processes.channel import Channel, Command, MetricsReport, WorkerState
 from neurona_server.processes.snapshot import MetricsSnapshot
+
+log = logging.getLogger(__name__)
 
 EXIT_TIMEOUT = 10.0
 """Seconds within which a process that has closed its channel must have ended."""
@@ -103,6 +106,13 @@ class WorkerHandle:
         return self._exited or self._reported >= self._requested
 
     def _listen(self) -> None:
+        try:
+            self._receive_messages()
+        except Exception:  # a broken report must not keep the worker from being reaped
+            log.exception("worker %d sent an invalid message", self.number)
+        self._reap()
+
+    def _receive_messages(self) -> None:
         while message := self._channel.receive():
             requested = False
             if message is WorkerState.READY:
@@ -115,6 +125,8 @@ class WorkerHandle:
                 self._connected = True
                 self._reported += requested
                 self._changed.notify_all()
+
+    def _reap(self) -> None:
         try:
             self._process.wait(EXIT_TIMEOUT)
         except subprocess.TimeoutExpired:

@@ -1,7 +1,8 @@
-"""A real Chromium without a screen, told what to do over a pipe.
+"""A headless Chromium, controlled over a pipe by the DevTools protocol.
 
-It is the DevTools protocol (https://chromedevtools.github.io/devtools-protocol/): messages of JSON,
-each ended by a zero byte. So no driver has to be installed or to fit the browser's version.
+The messages are JSON, each ended by a zero byte
+(https://chromedevtools.github.io/devtools-protocol/). No driver has to be installed or to match the
+browser's version.
 """
 
 import base64
@@ -19,13 +20,13 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-extensions", "--hide-scrollbars", "--remote-debugging-pipe", "--lang=en"),
 )
-PATIENCE = 30.0
+TIMEOUT = 30.0
 
-# It reads descriptor 3 and writes 4; they may be in use for one another until then.
-BECOME = """
+# Chromium reads descriptor 3 and writes 4, which may be taken by the other end until here.
+START_COMMAND = """
 import os, sys
-for number, own in enumerate(sys.argv[1:3]):
-    os.dup2(int(own), 100 + number)
+for number, pipe in enumerate(sys.argv[1:3]):
+    os.dup2(int(pipe), 100 + number)
 os.dup2(100, 3), os.dup2(101, 4), os.close(100), os.close(101)
 os.execvp(sys.argv[3], sys.argv[3:])
 """
@@ -35,78 +36,81 @@ class Chromium:
     """One browser, one page at a time."""
 
     def __init__(self, command, folder):
-        """`folder` is empty: the browser's own."""
+        """Starts the browser, with an empty folder for its profile."""
         commands, self._out = os.pipe()
-        self._in, answers = os.pipe()
+        self._in, responses = os.pipe()
         arguments = [command, *FLAGS, f"--user-data-dir={folder}"]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", BECOME, str(commands), str(answers), *arguments],
-            pass_fds=[commands, answers],
+            [sys.executable, "-c", START_COMMAND, str(commands), str(responses), *arguments],
+            pass_fds=[commands, responses],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         os.close(commands)
-        os.close(answers)
+        os.close(responses)
         self._number, self._session = 0, None
-        self._answers = {}
-        self.faults = []
-        """What a page has complained of: exceptions, errors on the console, what is blocked."""
+        self._responses = {}
+        self.errors = []
+        """Exceptions, console errors and blocked requests of the page."""
         threading.Thread(target=self._listen, daemon=True).start()
 
     def open(self, url, *, width=1400, height=1000, dark=False, reduced=False):
         if self._session is None:
-            target = self.tell("Target.createTarget", url="about:blank")["targetId"]
-            attached = self.tell("Target.attachToTarget", targetId=target, flatten=True)
+            target = self.send_command("Target.createTarget", url="about:blank")["targetId"]
+            attached = self.send_command("Target.attachToTarget", targetId=target, flatten=True)
             self._session = attached["sessionId"]
             for domain in ("Page", "Runtime", "Log", "Network"):
-                self.tell(f"{domain}.enable")
+                self.send_command(f"{domain}.enable")
         self.resize(width, height)
         scheme = "dark" if dark else "light"
-        self.tell(
+        self.send_command(
             "Emulation.setEmulatedMedia",
             features=[{"name": "prefers-color-scheme", "value": scheme}],
         )
-        self.faults.clear()
-        self.tell("Page.navigate", url=url)
-        self.wait("document.readyState === 'complete'")
+        self.errors.clear()
+        self.send_command("Page.navigate", url=url)
+        self.wait_until("document.readyState === 'complete'")
 
     def resize(self, width, height, scale=1):
-        self.tell(
+        self.send_command(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=scale, mobile=False,
         )  # fmt: skip
 
-    def do(self, expression):
-        """What a JavaScript expression comes to; a promise is waited for."""
-        result = self.tell(
+    def evaluate(self, expression):
+        """Returns the value of a JavaScript expression; waits for a promise."""
+        result = self.send_command(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def wait(self, condition, seconds=PATIENCE):
+    def wait_until(self, condition, seconds=TIMEOUT):
+        """Waits until a JavaScript condition is true."""
         end = time.monotonic() + seconds
-        while not self.do(condition):
-            assert time.monotonic() < end, f"waited in vain for {condition}: {self.text()[:3000]}"
+        while not self.evaluate(condition):
+            assert time.monotonic() < end, (
+                f"not true after {seconds} s: {condition}: {self.text()[:3000]}"
+            )
             time.sleep(0.05)
 
     def text(self, selector="body"):
-        """As it is seen: what is hidden is not in it."""
-        return self.do(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''")
+        """Returns the visible text of an element."""
+        return self.evaluate(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''")
 
     def press(self, key, text=""):
         code = {"Tab": 9, "Enter": 13, " ": 32}.get(key, 0)
         event = {"key": key, "windowsVirtualKeyCode": code, "text": text}
-        self.tell("Input.dispatchKeyEvent", type="keyDown", **event)
-        self.tell("Input.dispatchKeyEvent", type="keyUp", **event)
+        self.send_command("Input.dispatchKeyEvent", type="keyDown", **event)
+        self.send_command("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def write(self, text):
-        self.tell("Input.insertText", text=text)
+        self.send_command("Input.insertText", text=text)
 
-    def tree(self):
-        """What a screen reader is given: role, name and properties of each node."""
-        nodes = self.tell("Accessibility.getFullAXTree")["nodes"]
+    def accessibility_tree(self):
+        """Returns role, name and properties of each node, as a screen reader gets them."""
+        nodes = self.send_command("Accessibility.getFullAXTree")["nodes"]
         return [
             (
                 node.get("role", {}).get("value"),
@@ -117,25 +121,27 @@ class Chromium:
             if not node.get("ignored")
         ]
 
-    def picture(self, path, *, whole=False):
-        data = self.tell("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+    def save_screenshot(self, path, *, whole=False):
+        data = self.send_command(
+            "Page.captureScreenshot", format="png", captureBeyondViewport=whole
+        )
         path.write_bytes(base64.b64decode(data["data"]))
 
-    def tell(self, method, **parameters):
+    def send_command(self, method, **parameters):
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session is not None:
             message["sessionId"] = self._session
-        answer = self._answers[self._number] = queue.SimpleQueue()
+        response_queue = self._responses[self._number] = queue.SimpleQueue()
         os.write(self._out, json.dumps(message).encode() + b"\0")
-        told = answer.get(timeout=PATIENCE)
-        assert "error" not in told, told
-        return told["result"]
+        response = response_queue.get(timeout=TIMEOUT)
+        assert "error" not in response, response
+        return response["result"]
 
     def close(self):
         with contextlib.suppress(AssertionError, OSError, queue.Empty):
             self._session = None
-            self.tell("Browser.close")
+            self.send_command("Browser.close")
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
@@ -144,17 +150,17 @@ class Chromium:
         os.close(self._out)
 
     def _listen(self):
-        left = b""
+        rest = b""
         with os.fdopen(self._in, "rb", buffering=0) as stream:
             while part := stream.read(1 << 16):
-                *messages, left = (left + part).split(b"\0")
+                *messages, rest = (rest + part).split(b"\0")
                 for message in messages:
-                    self._take(json.loads(message))
+                    self._receive(json.loads(message))
 
-    def _take(self, message):
+    def _receive(self, message):
         if "id" in message:
-            self._answers.pop(message["id"]).put(message)
+            self._responses.pop(message["id"]).put(message)
         elif message["method"] == "Runtime.exceptionThrown":
-            self.faults.append(message["params"]["exceptionDetails"])
+            self.errors.append(message["params"]["exceptionDetails"])
         elif message["method"] == "Log.entryAdded":
-            self.faults.append(message["params"]["entry"])
+            self.errors.append(message["params"]["entry"])

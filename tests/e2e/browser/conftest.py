@@ -1,4 +1,4 @@
-"""A browser for all tests, servers for each: for whoever asks for them (`make test-browser`)."""
+"""Tests of the status page in a browser, which all of them share (`make test-browser`)."""
 
 import os
 import shutil
@@ -33,12 +33,12 @@ def browser(command, tmp_path_factory):
 
 
 @pytest.fixture
-def picture(browser, request):
-    """Keeps a picture for people, in the folder that NEURONA_SHOTS names."""
+def screenshot(browser, request):
+    """Saves a screenshot in the folder that NEURONA_SHOTS names, if it is set."""
 
-    def picture(name):
+    def screenshot(name):
         if folder := os.environ.get("NEURONA_SHOTS"):
             Path(folder).mkdir(parents=True, exist_ok=True)
-            browser.picture(Path(folder) / f"{name}.png")
+            browser.save_screenshot(Path(folder) / f"{name}.png")
 
-    return picture
+    return screenshot

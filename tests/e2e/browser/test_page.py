@@ -1,4 +1,4 @@
-"""The status page, in a real browser, of a real server."""
+"""The status page of a real server, in a real browser."""
 
 import shutil
 import threading
@@ -29,8 +29,8 @@ def good(rows=1, name="x"):
 
 
 def cell(browser, model, column):
-    """What stands in a row, without the names of columns that narrow pages show."""
-    return browser.do(
+    """Returns the text of a cell, or "" while there is no such row."""
+    return browser.evaluate(
         f"[...document.querySelectorAll('tbody tr')].find("
         f"row => row.querySelector('.name').textContent === {model!r})"
         f"?.querySelector('.{column}')?.innerText ?? ''"
@@ -41,11 +41,11 @@ def number(text):
     return float(text.split("\n")[0].replace(",", ""))
 
 
-class Load:
-    """Calls at a rate, until the end of the block."""
+class RateLoad:
+    """Sends requests at fixed rates while its block runs."""
 
     def __init__(self, server, *calls):
-        """`calls`: a request, and how many of it each second."""
+        """Each of the `calls` is a request and its rate per second."""
         self._stub = PredictionStub(server.channel)
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._call, args=call) for call in calls]
@@ -69,14 +69,14 @@ class Load:
                 continue
 
 
-def test_its_figures_are_those_of_the_load(browser, serve, models, picture):
+def test_figures_equal_the_load(browser, serve, models, screenshot):
     server = serve(models)
     browser.open(f"http://{server.metrics_address}/")
-    browser.wait(f"{ROWS} === 2")
+    browser.wait_until(f"{ROWS} === 2")
     assert "No requests yet" in browser.text()
-    picture("quiet")
+    screenshot("quiet")
     nobody = PredictRequest(model="nobody")
-    with Load(server, (good(rows=3), 20), (good(name="wrong"), 5), (nobody, 5)):
+    with RateLoad(server, (good(rows=3), 20), (good(name="wrong"), 5), (nobody, 5)):
         time.sleep(16)  # the page's window, and some
         assert number(cell(browser, "good", "rate")) == pytest.approx(25, rel=0.2)
         assert number(cell(browser, "good", "errors")) == pytest.approx(5, rel=0.3)
@@ -94,99 +94,103 @@ def test_its_figures_are_those_of_the_load(browser, serve, models, picture):
         assert cell(browser, "good", "provider") == "CPU"
         assert cell(browser, "good", "queue") == "0"
         assert "No requests yet" not in browser.text()
-        picture("light")
+        screenshot("light")
         for name, options in (("dark", {"dark": True}), ("narrow", {"width": 390, "height": 844})):
             browser.open(f"http://{server.metrics_address}/", **options)
             time.sleep(8)
-            picture(name)
+            screenshot(name)
         wide = "document.documentElement.scrollWidth"
-        assert browser.do(wide) <= 390  # nothing hangs over
+        assert browser.evaluate(wide) <= 390  # no horizontal scrolling
     assert cell(browser, "other", "rate") == "0" or "\n0" in cell(browser, "other", "rate")
-    assert browser.faults == []
-    # What it says is what is counted.
+    assert browser.errors == []
+    # The page shows what the server has counted.
     text = server.metrics()
     ok = float(text.split('requests_total{model="good",outcome="ok",version="1"} ')[1].split()[0])
     assert ok > 200
 
 
-def test_a_version_that_fails_or_is_degraded_shows(browser, serve, models, picture):
+def test_failed_and_degraded_versions_are_shown(browser, serve, models, screenshot):
     server = serve(models, "--providers", "cuda,cpu", "--poll-ms", "100")
     browser.open(f"http://{server.metrics_address}/")
-    browser.wait(f"{ROWS} === 2")
+    browser.wait_until(f"{ROWS} === 2")
     assert "degraded" in cell(browser, "good", "state")
     assert cell(browser, "good", "provider") == "CPU"
     broken = models / "broken" / "7" / "model.onnx"
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"no model")
-    browser.wait(f"{ROWS} === 3")
+    browser.wait_until(f"{ROWS} === 3")
     assert cell(browser, "broken", "state").split() == ["failed", "problem:", "see", "the", "log"]
-    picture("failed")
-    # A label that moves is shown where it is.
+    screenshot("failed")
+    # A label that moves to another version is shown there.
     shutil.copytree(models / "good" / "1", models / "good" / "2")
     (models / "good" / "model.toml").write_text(
         "versions = [1, 2]\ndefault = 1\n[version_labels]\ncanary = 2\n[traffic]\ncanary = 10\n"
     )
-    browser.wait(f"{ROWS} === 4")
-    browser.wait("document.body.innerText.includes('canary')")
+    browser.wait_until(f"{ROWS} === 4")
+    browser.wait_until("document.body.innerText.includes('canary')")
     assert "10 % of requests" in browser.text("tbody")
-    browser.do("document.getElementById('problems').click()")
-    browser.wait(f"{ROWS} === 4")  # all are degraded
+    browser.evaluate("document.getElementById('problems').click()")
+    browser.wait_until(f"{ROWS} === 4")  # all are degraded
     shutil.rmtree(broken.parents[1])
-    browser.wait(f"{ROWS} === 3")
-    assert browser.faults == []
+    browser.wait_until(f"{ROWS} === 3")
+    assert browser.errors == []
 
 
-def test_it_survives_the_server(browser, serve, models, picture):
+def test_the_page_survives_a_restart_of_the_server(browser, serve, models, screenshot):
     server = serve(models)
     browser.open(f"http://{server.metrics_address}/")
-    with Load(server, (good(), 20)):
-        browser.wait("parseFloat(document.querySelector('#tile-requests .value').innerText) > 5")
+    with RateLoad(server, (good(), 20)):
+        browser.wait_until(
+            "parseFloat(document.querySelector('#tile-requests .value').innerText) > 5"
+        )
     server.kill()
-    browser.wait("document.body.classList.contains('lost')")
+    browser.wait_until("document.body.classList.contains('lost')")
     assert browser.text("#state") == "unreachable"
     assert "No response since" in browser.text("#notice")
-    assert browser.do(ROWS) == 2  # what was last heard
-    picture("lost")
+    assert browser.evaluate(ROWS) == 2  # the last values
+    screenshot("lost")
     server.start().wait_until_serving()
-    browser.wait("document.getElementById('state').innerText === 'serving'")
+    browser.wait_until("document.getElementById('state').innerText === 'serving'")
     assert "was restarted" in browser.text("#notice")
     assert "No requests yet" in browser.text()
-    with Load(server, (good(), 20)):
-        browser.wait("parseFloat(document.querySelector('#tile-requests .value').innerText) > 5")
+    with RateLoad(server, (good(), 20)):
+        browser.wait_until(
+            "parseFloat(document.querySelector('#tile-requests .value').innerText) > 5"
+        )
         assert not any(c in browser.text() for c in ("NaN", "Infinity", "undefined", "null"))
-        browser.wait("document.getElementById('notice').hidden", 40)
+        browser.wait_until("document.getElementById('notice').hidden", 40)
     server.terminate()
-    browser.wait("document.body.classList.contains('lost')")
+    browser.wait_until("document.body.classList.contains('lost')")
 
 
-def test_several_processes_are_one_server(browser, serve, models):
+def test_several_processes_are_shown_as_one_server(browser, serve, models):
     server = serve(models, "--processes", "2")
     browser.open(f"http://{server.metrics_address}/")
-    browser.wait("document.getElementById('facts').innerText.includes('2 processes serving')")
+    browser.wait_until("document.getElementById('facts').innerText.includes('2 processes serving')")
     assert browser.text("#state") == "serving"
-    browser.wait(f"{ROWS} === 2")
-    assert browser.faults == []
+    browser.wait_until(f"{ROWS} === 2")
+    assert browser.errors == []
 
 
-def test_three_hundred_models_can_be_searched(browser, serve, tmp_path, picture):
+def test_three_hundred_models_can_be_searched(browser, serve, tmp_path, screenshot):
     for index in range(300):
         onnx_models.save_classifier(tmp_path / f"model-{index:03}" / "1" / "model.onnx")
     server = serve(tmp_path, "--cache", "off", "--log-level", "error")
     browser.open(f"http://{server.metrics_address}/")
-    browser.wait(f"{ROWS} === 300", 60)
+    browser.wait_until(f"{ROWS} === 300", 60)
     assert browser.text("#shown") == "300 versions"
-    picture("many")
-    browser.do("document.getElementById('filter').focus()")
+    screenshot("many")
+    browser.evaluate("document.getElementById('filter').focus()")
     browser.write("model-12")
-    browser.wait(f"{ROWS} === 10")
+    browser.wait_until(f"{ROWS} === 10")
     assert browser.text("#shown") == "10 of 300 versions"
-    names = browser.do("[...document.querySelectorAll('.name')].map(n => n.innerText)")
+    names = browser.evaluate("[...document.querySelectorAll('.name')].map(n => n.innerText)")
     assert names == [f"model-12{digit}" for digit in range(10)]
-    picture("filtered")
+    screenshot("filtered")
     browser.write("x")
-    browser.wait(f"{ROWS} === 0")
+    browser.wait_until(f"{ROWS} === 0")
     assert "No model matches the filter" in browser.text()
-    # It keeps up: the next look changes the page.
+    # The page keeps up: the next poll changes it.
     before = browser.text("#facts")
-    browser.wait(f"document.getElementById('facts').innerText !== {before!r}")
-    assert browser.faults == []
+    browser.wait_until(f"document.getElementById('facts').innerText !== {before!r}")
+    assert browser.errors == []

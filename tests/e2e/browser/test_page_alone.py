@@ -1,4 +1,4 @@
-"""The page with metrics that a server would take long to have, or never lets in."""
+"""The status page with metrics that a real server would have rarely or never."""
 
 import time
 
@@ -40,85 +40,85 @@ def site():
     site.port.close()
 
 
-def test_whatever_a_model_is_called_it_is_text(browser, site, picture):
+def test_names_of_models_are_never_markup(browser, site, screenshot):
     for name in HOSTILE:
         site.known.append(VersionInfo(name, 1, "ready", [name], True, 0.5))
         model = site.metrics.for_version(name, 1)
         model.set_model_info(name, name)
         model.record_request("ok", 0.001)
     browser.open(site.url)
-    browser.wait(f"document.querySelectorAll('tbody tr').length === {len(HOSTILE)}")
-    names = browser.do("[...document.querySelectorAll('.name')].map(n => n.textContent)")
+    browser.wait_until(f"document.querySelectorAll('tbody tr').length === {len(HOSTILE)}")
+    names = browser.evaluate("[...document.querySelectorAll('.name')].map(n => n.textContent)")
     assert sorted(names) == sorted(HOSTILE)
-    assert browser.do("window.broken") is None
-    assert browser.do("document.images.length + document.scripts.length") == 1
-    assert not any(fault for fault in browser.faults), browser.faults
-    picture("hostile")
-    assert browser.do("document.documentElement.scrollWidth") <= 1400
+    assert browser.evaluate("window.broken") is None
+    assert browser.evaluate("document.images.length + document.scripts.length") == 1
+    assert not any(error for error in browser.errors), browser.errors
+    screenshot("hostile")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 1400
 
 
-def test_what_is_injected_after_all_does_not_run(browser, site):
+def test_injected_code_does_not_run(browser, site):
     browser.open(site.url)
-    browser.do(
+    browser.evaluate(
         "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=window.broken=1>')"
     )
-    browser.do(
+    browser.evaluate(
         "document.body.append(Object.assign(document.createElement('script'),"
         "{text: 'window.broken=1'}))"
     )
-    browser.do("fetch('http://127.0.0.2:1/').catch(() => null)")
+    browser.evaluate("fetch('http://127.0.0.2:1/').catch(() => null)")
     end = time.monotonic() + 10
-    while not sum("Content Security Policy" in str(fault) for fault in browser.faults) >= 3:
-        assert time.monotonic() < end, browser.faults
+    while not sum("Content Security Policy" in str(error) for error in browser.errors) >= 3:
+        assert time.monotonic() < end, browser.errors
         time.sleep(0.05)
-    assert browser.do("window.broken") is None
+    assert browser.evaluate("window.broken") is None
 
 
 @pytest.mark.parametrize(
     ("state", "word"), [("STARTING", "starting"), ("NOT_SERVING", "not serving")]
 )
-def test_a_server_that_does_not_serve_says_so(browser, site, state, word):
+def test_the_state_of_the_server_is_shown(browser, site, state, word):
     site.state = state
     site.known.append(VersionInfo("m", 1, "loading"))
     site.metrics.loading.start_load("m", 1)
     browser.open(site.url)
-    browser.wait(f"document.getElementById('state').innerText === {word!r}")
-    browser.wait("document.querySelectorAll('tbody tr').length === 1")
+    browser.wait_until(f"document.getElementById('state').innerText === {word!r}")
+    browser.wait_until("document.querySelectorAll('tbody tr').length === 1")
     assert "loading for" in browser.text("tbody")
 
 
-def test_gpus_are_shown_where_there_are_some(browser, site, picture):
+def test_gpus_are_shown(browser, site, screenshot):
     site.metrics.registry.register(GpuCollector(FakeNvml(2, missing=["power"])))
     browser.open(site.url)
-    browser.wait("!document.getElementById('gpus').hidden")
+    browser.wait_until("!document.getElementById('gpus').hidden")
     assert "No models yet" in browser.text("#models")
     assert browser.text("#gpus").split("\n")[0] == "GPU 0 37 % busy · 3.0 GiB of 16 GiB"
-    picture("gpus")
+    screenshot("gpus")
 
 
-def test_queues_shares_and_percentiles_are_computed_as_prometheus_would(browser, site):
+def test_shares_and_percentiles_are_computed_like_prometheus(browser, site):
     site.known.append(VersionInfo("m", 3, "ready", ["latest"], False, 0.25))
     model = site.metrics.for_version("m", 3)
     browser.open(site.url)
-    browser.wait("document.querySelectorAll('tbody tr').length === 1")
+    browser.wait_until("document.querySelectorAll('tbody tr').length === 1")
     for index in range(100):  # half of them in (2.5 ms, 5 ms], half in (50 ms, 100 ms]
         model.record_request("ok", 0.004 if index % 2 else 0.08)
     model.record_run(30, 10, 0, (0.0, 0.001, 0.0), 0.0)
     model.record_run(10, 10, 0, (0.0, 0.001, 0.0), 0.0)
-    browser.wait("document.querySelector('tbody .p50').innerText.endsWith('ms')")
+    browser.wait_until("document.querySelector('tbody .p50').innerText.endsWith('ms')")
     assert browser.text("tbody .p50") == "5.0 ms"
     assert browser.text("tbody .p99") == "99 ms"  # 50 + 50 * 49 / 50
     assert browser.text("tbody .batch") == "20.0"
     assert "25 % of requests" in browser.text("tbody .model")
 
 
-def test_it_is_worked_by_keyboard_and_read_by_a_screen_reader(browser, site):
+def test_the_page_works_with_keyboard_and_screen_reader(browser, site):
     for name in ("b", "a", "c"):
         site.known.append(VersionInfo(name, 1, "ready", ["latest"]))
         site.metrics.for_version(name, 1)
     browser.open(site.url)
-    browser.wait("document.querySelectorAll('tbody tr').length === 3")
-    tree = browser.tree()
+    browser.wait_until("document.querySelectorAll('tbody tr').length === 3")
+    tree = browser.accessibility_tree()
     roles = [role for role, _, _ in tree]
     assert roles.count("columnheader") == 10
     assert roles.count("rowheader") == 3
@@ -130,19 +130,19 @@ def test_it_is_worked_by_keyboard_and_read_by_a_screen_reader(browser, site):
     focused = "document.activeElement.textContent"
     for _ in range(12):
         browser.press("Tab")
-        if browser.do(focused) == "Model":
+        if browser.evaluate(focused) == "Model":
             break
-    assert browser.do(focused) == "Model"
+    assert browser.evaluate(focused) == "Model"
     browser.press("Enter", "\r")
     names = "[...document.querySelectorAll('.name')].map(n => n.innerText).join('')"
-    browser.wait(f"{names} === 'cba'")
+    browser.wait_until(f"{names} === 'cba'")
     sort = "document.querySelector('th.model').getAttribute('aria-sort')"
-    assert browser.do(sort) == "descending"
+    assert browser.evaluate(sort) == "descending"
     browser.press("Enter", "\r")
-    browser.wait(f"{names} === 'abc'")
+    browser.wait_until(f"{names} === 'abc'")
 
 
-def test_colours_are_told_apart_from_their_ground(browser, site):
+def test_text_has_enough_contrast(browser, site):
     """Web Content Accessibility Guidelines 2.2, 1.4.3: text at 4.5 to 1 and more."""
     script = """(() => {
       const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
@@ -160,6 +160,6 @@ def test_colours_are_told_apart_from_their_ground(browser, site):
     site.known.append(VersionInfo("m", 1, "loading", ["latest"], True))
     for dark in (False, True):
         browser.open(site.url, dark=dark)
-        browser.wait("document.querySelectorAll('tbody .tag').length === 1")
-        for selector, ratio in browser.do(script):
+        browser.wait_until("document.querySelectorAll('tbody .tag').length === 1")
+        for selector, ratio in browser.evaluate(script):
             assert ratio >= 4.5, (selector, ratio, dark)
