@@ -1,4 +1,4 @@
-"""Requests like ones that were found good before: sent on their way without being read again."""
+"""Submits requests without parsing them if an equal one, but for its tensors' data, was valid."""
 
 import time
 import weakref
@@ -23,47 +23,47 @@ from neurona_server.rpc.submission import (
     send,
 )
 
-MOST_SHAPES = 1024
-MOST_ALIKE = 16
-"""Of equally long messages: each that comes is held against all of them."""
+MAX_TEMPLATES = 1024
+MAX_TEMPLATES_PER_LENGTH = 16
+"""Templates of equally long messages: each such message is compared with all of them."""
 
-MOST_BYTES = 8 << 10
-"""Of a message besides its data: that is what is kept of it."""
+MAX_TEMPLATE_BYTES = 8 << 10
+"""Bytes of a message without its tensors' data, which are kept."""
 
-MOST_CREDIT = 256
-"""Messages that are learned although none was like one before: those of a caller whose messages
-all differ cost no more than these."""
+MAX_CREDIT = 256
+"""Messages that are remembered although none has matched a template since: a caller whose messages
+all differ costs no more than these."""
 
 
 class MessageTemplate:
-    """All of a message but its data. Equal only to itself."""
+    """The bytes of a message without its tensors' data. Compared by identity."""
 
-    __slots__ = ("_head", "_middles", "_tail", "size", "spans", "which")
+    __slots__ = ("_head", "_middles", "_tail", "model_key", "size", "spans")
 
     def __init__(self, message: bytes, spans: Sequence[tuple[int, int]]) -> None:
         self.spans = tuple(spans)
-        """Where the data stand, each from its first byte to before its last."""
+        """The start and stop of each tensor's data."""
 
         self.size = len(message)
-        self.which: tuple[Any, ...] = ()
-        """Which model is asked for, in the words of whoever reads it."""
+        self.model_key: tuple[Any, ...] = ()
+        """The arguments that resolve the model."""
 
         self._head = message[: spans[0][0]]
         self._tail = message[spans[-1][1] :]
         between = zip([stop for _, stop in spans], [start for start, _ in spans[1:]], strict=False)
         self._middles = [(start, stop, message[start:stop]) for start, stop in between]
 
-    def fits(self, message: bytes) -> bool:
-        """For a message of the right length."""
+    def matches(self, message: bytes) -> bool:
+        """Whether a message of the same size differs in its tensors' data only."""
         if not (message.startswith(self._head) and message.endswith(self._tail)):
             return False
-        if not self._middles:  # most have one tensor
+        if not self._middles:  # most messages have one tensor
             return True
-        return all(message[start:stop] == same for start, stop, same in self._middles)
+        return all(message[start:stop] == middle for start, stop, middle in self._middles)
 
 
 class TemplateCache:
-    """Of one kind of message, whose tensors' data stand in the fields that `path` leads to.
+    """Templates of one type of message, whose tensors' data are in the fields at `path`.
 
     Used by the transport's thread alone.
     """
@@ -71,67 +71,69 @@ class TemplateCache:
     def __init__(self, parse: Callable[[bytes], Message], path: tuple[int, ...]) -> None:
         self._parse = parse
         self._path = path
-        self._shapes: dict[int, list[MessageTemplate]] = {}  # by the length of their messages
+        self._templates: dict[int, list[MessageTemplate]] = {}  # by the size of their messages
         self._count = 0
-        self._credit = MOST_CREDIT
+        self._credit = MAX_CREDIT
 
     def lookup(self, message: bytes) -> MessageTemplate | None:
-        for shape in self._shapes.get(len(message), ()):
-            if shape.fits(message):
-                if self._credit < MOST_CREDIT:
+        for template in self._templates.get(len(message), ()):
+            if template.matches(message):
+                if self._credit < MAX_CREDIT:
                     self._credit += 1
-                return shape
+                return template
         return None
 
     def remember(
         self, message: bytes, parsed: Message, data: Sequence[bytes]
     ) -> MessageTemplate | None:
-        """Of a message that was found good: `data` of its tensors, in order, none of them empty.
+        """Make a template of a valid message; `data` are those of its tensors, none of them empty.
 
-        None if that is not worth it, or if more than the data depends on the bytes where they
-        seem to stand.
+        None if that does not pay, or if the bytes in the places of the data mean more than that.
         """
         if self._credit <= 0 or not data:
             return None
-        if len(message) - sum([len(each) for each in data]) > MOST_BYTES:
+        if len(message) - sum([len(each) for each in data]) > MAX_TEMPLATE_BYTES:
             return None
         self._credit -= 1
         spans = list(find_fields(message, self._path))
         if [message[start:stop] for start, stop in spans] != list(data):
             return None
-        if not self._proves(message, parsed, spans):
+        if not self._only_data_differs(message, parsed, spans):
             return None
-        if self._count >= MOST_SHAPES:
-            self._shapes.clear()
+        if self._count >= MAX_TEMPLATES:
+            self._templates.clear()
             self._count = 0
-        shape = MessageTemplate(message, spans)
-        alike = self._shapes.setdefault(len(message), [])
-        if len(alike) < MOST_ALIKE:
+        template = MessageTemplate(message, spans)
+        same_size = self._templates.setdefault(len(message), [])
+        if len(same_size) < MAX_TEMPLATES_PER_LENGTH:
             self._count += 1
         else:
-            del alike[0]
-        alike.append(shape)
-        return shape
+            del same_size[0]
+        same_size.append(template)
+        return template
 
-    def _proves(self, message: bytes, parsed: Message, spans: Sequence[tuple[int, int]]) -> bool:
-        """With other bytes in the places of the data, the message says the same of all else."""
-        other = bytearray(message)
+    def _only_data_differs(
+        self, message: bytes, parsed: Message, spans: Sequence[tuple[int, int]]
+    ) -> bool:
+        """Whether a message with other bytes in these spans is parsed as the same but for them."""
+        inverted = bytearray(message)
         for start, stop in spans:
-            other[start:stop] = bytes([byte ^ 0xFF for byte in message[start:stop]])
-        written = bytearray(self._parse(bytes(other)).SerializeToString(deterministic=True))
+            inverted[start:stop] = bytes([byte ^ 0xFF for byte in message[start:stop]])
+        reparsed = self._parse(bytes(inverted))
+        serialized = bytearray(reparsed.SerializeToString(deterministic=True))
         original = parsed.SerializeToString(deterministic=True)
-        places = list(find_fields(bytes(written), self._path))
-        if len(places) != len(spans) or len(written) != len(original):
+        data_spans = list(find_fields(bytes(serialized), self._path))
+        if len(data_spans) != len(spans) or len(serialized) != len(original):
             return False
-        for (start, stop), (from_, to) in zip(places, spans, strict=True):
-            if bytes(written[start:stop]) != bytes(other[from_:to]):
+        for (start, stop), (source_start, source_stop) in zip(data_spans, spans, strict=True):
+            if bytes(serialized[start:stop]) != bytes(inverted[source_start:source_stop]):
                 return False
-            written[start:stop] = message[from_:to]
-        return bytes(written) == original
+            serialized[start:stop] = message[source_start:source_stop]
+        return bytes(serialized) == original
 
 
 class InputSample(NamedTuple):
-    """One input of a request that was read: its data as they came."""
+    """One input of a parsed request, with its data as they are in the message."""
 
     name: str
     dtype: DataType
@@ -140,17 +142,20 @@ class InputSample(NamedTuple):
 
 
 class PreparedRequest(NamedTuple):
-    """What holds for all requests of a shape at one model."""
+    """What all requests of a template have in common at one model. Refers to no model."""
 
     inputs: Sequence[tuple[str, np.dtype[Any], tuple[int, ...]]]
     rows: int
     group: Hashable
-    answer: ResponseWriter
+    response_writer: ResponseWriter
     priority: Priority
 
 
 class FastPath:
-    """Of one kind of message. `resolve` finds the model by what `learn` was told of it."""
+    """The fast path of one type of message.
+
+    `resolve` returns the model of a `model_key` that was given to `remember`.
+    """
 
     def __init__(
         self,
@@ -158,7 +163,7 @@ class FastPath:
         path: tuple[int, ...],
         resolve: Callable[..., Model],
     ) -> None:
-        self._known = TemplateCache(parse, path)
+        self._templates = TemplateCache(parse, path)
         self._resolve = resolve
         # By the id of the model: cheaper than a WeakKeyDictionary, and freed with the model too,
         # as nothing in a PreparedRequest refers to that.
@@ -168,88 +173,97 @@ class FastPath:
         self,
         message: bytes,
         responder: Responder,
-        again: Callable[[], object],
-        suits: Callable[[Model], bool] | None = None,
+        retry: Callable[[], object],
+        accepts: Callable[[Model], bool] | None = None,
         adapt: Callable[[ResponseWriter], ResponseWriter] | None = None,
     ) -> int | None:
-        """How many bytes its answer will have, as far as one can tell; None if it has to be read:
-        nothing like it is known, its model is not there, is another version now, or does not
-        suit. `again` reads it when its model leaves meanwhile. `adapt` makes of the answer to
-        all like it the one to this message.
+        """Submit a message that matches a template.
+
+        `retry` submits it the slow way if another version replaces the model meanwhile; `accepts`
+        says whether the model is acceptable; `adapt` makes this message's response writer of
+        that of the template.
+
+        Returns:
+            The expected bytes of the response; None if the message must be parsed: it matches
+            no template, its model is not there, is another version now or is not accepted.
         """
-        shape = self._known.lookup(message)
-        if shape is None:
+        template = self._templates.lookup(message)
+        if template is None:
             return None
         started = time.monotonic()
-        found = self.facts(shape)
-        if found is None or (suits is not None and not suits(found[0])):
+        match = self.lookup_prepared(template)
+        if match is None or (accepts is not None and not accepts(match[0])):
             return None
-        model, facts = found
+        model, prepared = match
         inputs = {}
-        for (name, dtype, sizes), (start, stop) in zip(facts.inputs, shape.spans, strict=True):
+        for (name, dtype, shape), (start, stop) in zip(
+            prepared.inputs, template.spans, strict=True
+        ):
             count = (stop - start) // dtype.itemsize
-            inputs[name] = np.frombuffer(message, dtype, count, start).reshape(sizes)
+            inputs[name] = np.frombuffer(message, dtype, count, start).reshape(shape)
+        writer = prepared.response_writer
         submission = Submission(
             model,
             responder,
-            facts.answer if adapt is None else adapt(facts.answer),
+            writer if adapt is None else adapt(writer),
             started,
             inputs,
-            facts.rows,
-            facts.group,
+            prepared.rows,
+            prepared.group,
             responder.deadline,
-            facts.priority,
+            prepared.priority,
             len(message),
         )
-        send(submission, partial(self._resolve, *shape.which), again)
-        return facts.answer.expected_bytes(facts.rows)
+        send(submission, partial(self._resolve, *template.model_key), retry)
+        return writer.expected_bytes(prepared.rows)
 
     def lookup(self, message: bytes) -> MessageTemplate | None:
-        """What is known of messages like this one."""
-        return self._known.lookup(message)
+        return self._templates.lookup(message)
 
-    def facts(self, shape: MessageTemplate) -> tuple[Model, PreparedRequest] | None:
-        """Who answers such a message, and how; None if that is not known."""
+    def lookup_prepared(self, template: MessageTemplate) -> tuple[Model, PreparedRequest] | None:
+        """The model of a template, and what is prepared for it there; None if nothing is."""
         try:
-            model = self._resolve(*shape.which)
+            model = self._resolve(*template.model_key)
         except NeuronaError:
             return None
-        facts = self._facts(model).get(shape)
-        return None if facts is None else (model, facts)
+        prepared = self._prepared_by_template(model).get(template)
+        return None if prepared is None else (model, prepared)
 
     def remember(
         self,
         message: bytes,
         parsed: Message,
-        which: tuple[Any, ...],
+        model_key: tuple[Any, ...],
         inputs: Sequence[InputSample],
-        sent: AcceptedRequest,
+        accepted: AcceptedRequest,
     ) -> None:
-        """What the next message of this shape need not be asked. Does nothing for one whose
-        arrays do not lie in it as they are in memory, and for one with an optional input: it
-        shares a run with no other, however alike they are."""
-        if len(inputs) > len(sent.model.signature.inputs):
-            return
-        dtypes = [NUMPY_DTYPES[one.dtype] for one in inputs]
-        if any(dtype.kind in "Ob" for dtype in dtypes) or not all(one.data for one in inputs):
-            return
-        shape = self._known.lookup(message)
-        if shape is None:
-            shape = self._known.remember(message, parsed, [one.data for one in inputs])
-            if shape is None:
-                return
-            shape.which = which
-        described = [
-            (one.name, dtype, one.shape) for one, dtype in zip(inputs, dtypes, strict=True)
-        ]
-        every = self._facts(sent.model)
-        if len(every) >= MOST_SHAPES:  # most of them of shapes that are known no more
-            every.clear()
-        every[shape] = PreparedRequest(described, sent.rows, sent.group, sent.answer, sent.priority)
+        """Prepare the next messages like this one.
 
-    def _facts(self, model: Model) -> dict[MessageTemplate, PreparedRequest]:
-        facts = self._prepared.get(id(model))
-        if facts is None:
-            facts = self._prepared[id(model)] = {}
+        Does nothing if the data of an array are not in the message as they are in memory, or if
+        an optional input is given: such a request shares a run with no other.
+        """
+        if len(inputs) > len(accepted.model.signature.inputs):
+            return
+        dtypes = [NUMPY_DTYPES[sample.dtype] for sample in inputs]
+        if any(dtype.kind in "Ob" for dtype in dtypes) or not all(s.data for s in inputs):
+            return
+        template = self._templates.lookup(message)
+        if template is None:
+            template = self._templates.remember(message, parsed, [s.data for s in inputs])
+            if template is None:
+                return
+            template.model_key = model_key
+        arrays = [(s.name, dtype, s.shape) for s, dtype in zip(inputs, dtypes, strict=True)]
+        by_template = self._prepared_by_template(accepted.model)
+        if len(by_template) >= MAX_TEMPLATES:  # most of its templates are in the cache no more
+            by_template.clear()
+        by_template[template] = PreparedRequest(
+            arrays, accepted.rows, accepted.group, accepted.response_writer, accepted.priority
+        )
+
+    def _prepared_by_template(self, model: Model) -> dict[MessageTemplate, PreparedRequest]:
+        by_template = self._prepared.get(id(model))
+        if by_template is None:
+            by_template = self._prepared[id(model)] = {}
             weakref.finalize(model, self._prepared.pop, id(model)).atexit = False
-        return facts
+        return by_template

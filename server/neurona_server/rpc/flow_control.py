@@ -1,4 +1,4 @@
-"""Answers that a stream's reader has not taken: how many bytes they are, and will be."""
+"""Flow control of streams: how many bytes of responses a stream has outstanding, and will have."""
 
 import math
 from weakref import WeakKeyDictionary
@@ -9,64 +9,33 @@ from neurona_server.batching.request import Outputs
 from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorSpec
 
-FREE = 1024
-"""Elements along an axis of free size, for all that is known before the first answer."""
-
-
-class ResponseSizeEstimate:
-    """Bytes of a row of a model's outputs: what they had lately; at first, what its signature
-    says."""
-
-    def __init__(self, model: Model) -> None:
-        self.row = float(sum([_row_bytes(spec) for spec in model.signature.outputs]))
-
-    def observe(self, outputs: Outputs, size: int) -> None:
-        """An answer with all of them has so many bytes. Large ones count at once, and are
-        forgotten slowly."""
-        row = size / outputs.rows if isinstance(outputs, RowSlice) else float(size)
-        self.row = max(row, 0.9 * self.row + 0.1 * row)
-
-
-def size_estimate_of(model: Model) -> ResponseSizeEstimate:
-    """The one of a model, which all protocols share."""
-    sizes = _sizes.get(model)
-    if sizes is None:
-        sizes = _sizes[model] = ResponseSizeEstimate(model)
-    return sizes
-
-
-_sizes: WeakKeyDictionary[Model, ResponseSizeEstimate] = WeakKeyDictionary()
-
-
-def _row_bytes(spec: TensorSpec) -> int:
-    sizes = [size if isinstance(size, int) else FREE for size in spec.shape[1:]]
-    return math.prod(sizes) * NUMPY_DTYPES[spec.dtype].itemsize
-
-
 MAX_BYTES = 32 << 20
-"""Of the answers of one stream that wait for the reader and those that are expected: then nothing
-more of it is begun or read."""
+"""Bytes of one stream's responses, expected or not yet read by the client, from which on no more
+of its requests are started or read."""
 
 
 class StreamWindow:
-    """For the transport's thread alone."""
+    """The bytes of a stream's responses that are expected or not yet sent.
+
+    Used by the transport's thread alone.
+    """
 
     __slots__ = ("_bytes",)
 
     def __init__(self) -> None:
         self._bytes = 0
 
-    def reserve(self, expected: int) -> None:
-        """An answer will come, of so many bytes as far as one can tell."""
-        self._bytes += expected
+    def reserve(self, expected_bytes: int) -> None:
+        """Reserve the expected bytes of a response."""
+        self._bytes += expected_bytes
 
-    def settle(self, expected: int, size: int) -> None:
-        """It waits, and has so many."""
-        self._bytes += size - expected
+    def settle(self, expected_bytes: int, actual_bytes: int) -> None:
+        """Replace the reserved bytes of a response by its actual ones."""
+        self._bytes += actual_bytes - expected_bytes
 
-    def release(self, size: int) -> None:
-        """It waits no more."""
-        self._bytes -= size
+    def release(self, actual_bytes: int) -> None:
+        """Release the bytes of responses that are sent."""
+        self._bytes -= actual_bytes
 
     @property
     def full(self) -> bool:
@@ -74,5 +43,42 @@ class StreamWindow:
 
     @property
     def low(self) -> bool:
-        """So much has gone that it is worth it to begin more: single ones would not share runs."""
+        """Whether enough is free to start many requests at once: single ones would not share
+        runs."""
         return self._bytes < MAX_BYTES // 2
+
+
+ASSUMED_AXIS_SIZE = 1024
+"""Elements along an axis of free size, until the first response shows more."""
+
+
+class ResponseSizeEstimate:
+    """Expected bytes per row of responses with all outputs of a model.
+
+    At first they follow from the signature, later from the latest responses.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.row_bytes = float(sum([_row_bytes(spec) for spec in model.signature.outputs]))
+
+    def observe(self, outputs: Outputs, response_bytes: int) -> None:
+        """Learn from a response: large ones count at once, and their weight decays slowly."""
+        rows = outputs.rows if isinstance(outputs, RowSlice) else 1
+        row_bytes = response_bytes / rows
+        self.row_bytes = max(row_bytes, 0.9 * self.row_bytes + 0.1 * row_bytes)
+
+
+_estimates: WeakKeyDictionary[Model, ResponseSizeEstimate] = WeakKeyDictionary()
+
+
+def size_estimate_of(model: Model) -> ResponseSizeEstimate:
+    """The estimate of a model, which all protocols share."""
+    estimate = _estimates.get(model)
+    if estimate is None:
+        estimate = _estimates[model] = ResponseSizeEstimate(model)
+    return estimate
+
+
+def _row_bytes(spec: TensorSpec) -> int:
+    sizes = [size if isinstance(size, int) else ASSUMED_AXIS_SIZE for size in spec.shape[1:]]
+    return math.prod(sizes) * NUMPY_DTYPES[spec.dtype].itemsize

@@ -1,6 +1,6 @@
-"""The way of a caller's request to a model and of the answer back, the same for every protocol.
+"""The way of a request from its message to a model and of the outputs back, for every protocol.
 
-A protocol says which model is asked for, how its message reads and how its answer is written.
+A protocol resolves the model, parses its messages and writes its responses.
 """
 
 import time
@@ -27,44 +27,50 @@ from neurona_server.telemetry.trace import CallTrace
 
 
 class Responder(RequestIdentity, Protocol):
-    """Who asked: a call, or one place in a stream. Exactly one of `reply` and `fail` is called,
-    from any thread."""
+    """Delivers the response to one request: a call, or one request of a stream.
+
+    Exactly one of `reply` and `fail` is called, from any thread.
+    """
 
     @property
     def trace(self) -> CallTrace | None:
-        """As that of a `Call`."""
+        """None if the request is not traced."""
 
     @property
-    def deadline(self) -> float: ...
+    def deadline(self) -> float:
+        """Seconds of the monotonic clock; inf if the caller set no deadline."""
 
     @property
     def defer(self) -> Defer:
-        """As that of a `Call`."""
+        """See `Call.defer`."""
 
     def reply(self, response: bytes) -> None: ...
 
     def fail(self, error: Exception) -> None: ...
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Has `callback` called when nobody waits for the answer any more."""
+        """Have `callback` called when the response is no longer needed."""
 
 
 class ResponseWriter(Protocol):
-    """How the answers to requests of a kind are written."""
+    """Writes the response to a request. Refers to no model: it is cached while that lives."""
 
     def __call__(self, outputs: Outputs) -> bytes: ...
 
     def expected_bytes(self, rows: int) -> int:
-        """Bytes of an answer of so many rows, as far as one can tell."""
+        """The expected size of a response of `rows`."""
 
 
 class ParsedRequest(NamedTuple):
-    """What a message asks of a model. `decode` is called once the described inputs are found
-    to fit; `answer` writes what the caller gets. Neither may hold the message for longer."""
+    """What a message says, after it has been read.
 
-    described: Mapping[str, TensorType]
+    `decode` is called once the types of the inputs are found to match the signature. Neither it
+    nor `response_writer` may keep the message afterwards.
+    """
+
+    input_types: Mapping[str, TensorType]
     decode: Callable[[], Inputs]
-    answer: ResponseWriter
+    response_writer: ResponseWriter
     deadline: float
     priority: Priority
     nbytes: int
@@ -72,16 +78,31 @@ class ParsedRequest(NamedTuple):
     limits: Limits = Limits()
 
 
-class Submission(Request):
-    """A request that knows its model, its caller and how its answer is written."""
+class AcceptedRequest(NamedTuple):
+    """The result of reading and checking a valid request."""
 
-    __slots__ = ("answer", "model", "responder", "started")
+    model: Model
+    rows: int
+    group: Hashable
+    response_writer: ResponseWriter
+    priority: Priority
+
+    @property
+    def expected_bytes(self) -> int:
+        """The expected size of its response."""
+        return self.response_writer.expected_bytes(self.rows)
+
+
+class Submission(Request):
+    """A request with its model, its caller and the writer of its response."""
+
+    __slots__ = ("model", "responder", "response_writer", "started")
 
     def __init__(
         self,
         model: Model,
         responder: Responder,
-        answer: ResponseWriter,
+        response_writer: ResponseWriter,
         started: float,
         inputs: Inputs,
         rows: int,
@@ -93,7 +114,7 @@ class Submission(Request):
         super().__init__(inputs, rows, group, deadline, priority, nbytes)
         self.model = model
         self.responder = responder
-        self.answer = answer
+        self.response_writer = response_writer
         self.started = started
 
     @property
@@ -105,17 +126,17 @@ class Submission(Request):
         return {**self.model.log_fields, **log_fields_of(self.responder)}
 
     def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
+        """Write and deliver the response, or the error, and record the request in the metrics."""
         model = self.model
         response = None
         if outputs is not None:
             try:
-                response = self.answer(outputs)
+                response = self.response_writer(outputs)
             except NeuronaError as raised:
                 error = raised
-            except Exception as fault:
-                # Whatever is wrong with one answer, its caller hears of it.
+            except Exception as bug:  # the caller must get an error, not wait in vain
                 model.batcher.failure_log.record(
-                    "an answer cannot be written", fault, self.log_fields
+                    "a response could not be written", bug, self.log_fields
                 )
                 error = ModelFailedError()
         seconds = time.monotonic() - self.started
@@ -132,42 +153,30 @@ class Submission(Request):
             on_answer(self, outputs)
 
 
-class AcceptedRequest(NamedTuple):
-    """What was found out about a request that is good."""
-
-    model: Model
-    rows: int
-    group: Hashable
-    answer: ResponseWriter
-    priority: Priority
-
-    @property
-    def expected_bytes(self) -> int:
-        """Bytes of its answer, as far as one can tell."""
-        return self.answer.expected_bytes(self.rows)
-
-
 def submit(
     metrics: Metrics,
     resolve: Callable[[], Model],
     read: Callable[[Model], ParsedRequest],
     responder: Responder,
-    swaps: int = 3,
+    max_retries: int = 3,
 ) -> AcceptedRequest | None:
-    """Sends a request on its way; the receiver gets its answer or its error, exactly once.
+    """Resolve the model, read and check the request, and submit it to the model.
 
-    A model that another version replaces between its resolving and the submission is resolved
-    anew, `swaps` times at the most. What `resolve`, `read`, `decode` and `answer` raise of
-    NeuronaErrors is what the receiver gets. None if the request was not found good.
+    The responder gets the response or the error, exactly once: a NeuronaError that `resolve`,
+    `read`, `decode` or `response_writer` raises, too. A model that another version replaces
+    between its resolution and the submission is resolved again, at most `max_retries` times.
+
+    Returns:
+        None if the request was invalid.
     """
     started = time.monotonic()
     model = None
     try:
         model = resolve()
-        asked = read(model)
-        rows = model.signature.check(asked.described)
-        asked.limits.check_rows(rows)
-        inputs = asked.decode()
+        parsed = read(model)
+        rows = model.signature.check(parsed.input_types)
+        parsed.limits.check_rows(rows)
+        inputs = parsed.decode()
     except (TensorError, NeuronaError) as raised:
         error = InvalidArgumentError(str(raised)) if isinstance(raised, TensorError) else raised
         if model is None:
@@ -177,32 +186,35 @@ def submit(
             model.metrics.record_request(error.outcome, time.monotonic() - started)
         responder.fail(error)
         return None
-    group = model.signature.group(asked.described)
+    group = model.signature.group(parsed.input_types)
     submission = Submission(
         model,
         responder,
-        asked.answer,
+        parsed.response_writer,
         started,
         inputs,
         rows,
         group,
-        asked.deadline,
-        asked.priority,
-        asked.nbytes,
+        parsed.deadline,
+        parsed.priority,
+        parsed.nbytes,
     )
 
-    def again() -> None:
-        submit(metrics, resolve, read, responder, swaps - 1)
+    def retry() -> None:
+        submit(metrics, resolve, read, responder, max_retries - 1)
 
-    send(submission, resolve if swaps else None, again)
-    return AcceptedRequest(model, rows, group, asked.answer, asked.priority)
+    send(submission, resolve if max_retries else None, retry)
+    return AcceptedRequest(model, rows, group, parsed.response_writer, parsed.priority)
 
 
 def send(
-    submission: Submission, resolve: Callable[[], Model] | None, again: Callable[[], object]
+    submission: Submission, resolve: Callable[[], Model] | None, retry: Callable[[], object]
 ) -> None:
-    """Has its model take it. Where another version has replaced that one, which `resolve` tells,
-    it is withdrawn, and `again` sends another in its place."""
+    """Submit a request to its model's batcher.
+
+    If `resolve` shows that another version has replaced the model, the request is withdrawn, and
+    `retry` submits another one in its place.
+    """
     responder, model = submission.responder, submission.model
     responder.on_cancel(partial(cancel, submission))
     try:
@@ -216,17 +228,17 @@ def send(
         if not replaced:
             submission.fail(error)
         elif submission.withdraw():
-            again()
+            retry()
+
+
+def cancel(request: Request) -> None:
+    """Cancel a request whose caller has gone or whose deadline has passed."""
+    request.cancel(cancellation_error(request.deadline))
 
 
 def _is_replaced(resolve: Callable[[], Model], model: Model) -> bool:
-    """Whether another version has taken its place since it was resolved."""
+    """Whether another version has replaced the model since it was resolved."""
     try:
         return resolve() is not model
     except NeuronaError:
         return False
-
-
-def cancel(request: Request) -> None:
-    """Ends a request whose caller is gone, or whose deadline made it go."""
-    request.cancel(cancellation_error(request.deadline))

@@ -64,8 +64,8 @@ def test_each_has_its_own_optional_input(adjustable, wait_until, send):
 
 
 def test_what_a_model_is_told_of_its_requests_has_an_end(make_server, monkeypatch):
-    monkeypatch.setattr(fast_path, "MOST_SHAPES", 4)
-    monkeypatch.setattr(fast_path, "MOST_SHAPES", 4)
+    monkeypatch.setattr(fast_path, "MAX_TEMPLATES", 4)
+    monkeypatch.setattr(fast_path, "MAX_TEMPLATES", 4)
     caches = []
     make = fast_path.FastPath.__init__
 

@@ -132,28 +132,28 @@ def test_messages_that_all_differ_are_not_learned_for_ever():
         learn(
             one, PredictRequest(model=f"m{number}", inputs=[Tensor(data=b"x")]).SerializeToString()
         )
-        for number in range(2 * fast_path.MOST_CREDIT)
+        for number in range(2 * fast_path.MAX_CREDIT)
     ]
-    assert all(shapes[: fast_path.MOST_CREDIT])
-    assert not any(shapes[fast_path.MOST_CREDIT :])
+    assert all(shapes[: fast_path.MAX_CREDIT])
+    assert not any(shapes[fast_path.MAX_CREDIT :])
 
 
 def test_the_number_of_shapes_is_bounded(monkeypatch):
-    monkeypatch.setattr(fast_path, "MOST_SHAPES", 10)
+    monkeypatch.setattr(fast_path, "MAX_TEMPLATES", 10)
     one = make()
     for number in range(100):
         request = PredictRequest(model=f"m{number:03}", inputs=[Tensor(data=b"x")])
         assert learn(one, request.SerializeToString()) is not None
-        assert sum(len(shapes) for shapes in one._shapes.values()) <= 10
+        assert sum(len(shapes) for shapes in one._templates.values()) <= 10
 
 
 def test_a_message_with_much_besides_its_data_is_not_learned():
-    padding = length_delimited(99, bytes(fast_path.MOST_BYTES))
+    padding = length_delimited(99, bytes(fast_path.MAX_TEMPLATE_BYTES))
     assert learn(make(), MODEL + tensor_field(X) + padding) is None
 
 
 def test_of_equally_long_messages_the_last_are_known(monkeypatch):
-    monkeypatch.setattr(fast_path, "MOST_ALIKE", 2)
+    monkeypatch.setattr(fast_path, "MAX_TEMPLATES_PER_LENGTH", 2)
     one = make()
     messages = [PredictRequest(model=name).SerializeToString() + tensor_field(X) for name in "abc"]
     shapes = [learn(one, message) for message in messages]

@@ -65,7 +65,7 @@ def convert(
     failure = search.try_to_convert(values, kind)
     if isinstance(failure, _Converted):
         return failure.value  # type: ignore[no-any-return]
-    problem = search.find_problem(_Part(values, kind, where)) or failure
+    problem = search.find_problem(_ValuePart(values, kind, where)) or failure
     raise error(problem)
 
 
@@ -88,7 +88,7 @@ class _Converted(NamedTuple):
     value: Any
 
 
-class _Part(NamedTuple):
+class _ValuePart(NamedTuple):
     value: Any
     kind: Any
     where: str
@@ -110,7 +110,7 @@ class _Search:
         except msgspec.ValidationError as error:
             return str(error)
 
-    def find_problem(self, part: _Part) -> str | None:
+    def find_problem(self, part: _ValuePart) -> str | None:
         """Return the message about the first invalid value in `part`, None if all are valid."""
         failure = self.try_to_convert(part.value, part.kind)
         if isinstance(failure, _Converted):
@@ -164,21 +164,21 @@ def _find_wrong_key(values: Any, kind: Any, where: str) -> str | None:
     return None
 
 
-def _parts_of(part: _Part, kind: Any) -> Iterator[_Part]:
+def _parts_of(part: _ValuePart, kind: Any) -> Iterator[_ValuePart]:
     value, where = part.value, part.where
     if _is_struct(kind):
         if isinstance(value, Mapping):
             kinds = get_type_hints(kind, include_extras=True)
-            yield from (_Part(v, kinds[k], join_path(where, k)) for k, v in value.items())
+            yield from (_ValuePart(v, kinds[k], join_path(where, k)) for k, v in value.items())
     elif get_origin(kind) is dict:
         if isinstance(value, Mapping):
             key_kind, value_kind = get_args(kind)
             for key, item in value.items():
-                yield _Part(key, key_kind, f"a key of {where}")
-                yield _Part(item, value_kind, join_path(where, key))
+                yield _ValuePart(key, key_kind, f"a key of {where}")
+                yield _ValuePart(item, value_kind, join_path(where, key))
     elif get_origin(kind) in (list, tuple, set, frozenset) and isinstance(value, list | tuple):
         item_kind = get_args(kind)[0]
-        yield from (_Part(v, item_kind, f"{where}[{i}]") for i, v in enumerate(value))
+        yield from (_ValuePart(v, item_kind, f"{where}[{i}]") for i, v in enumerate(value))
 
 
 def _expected(kind: Any, value: Any, failure: str) -> str:

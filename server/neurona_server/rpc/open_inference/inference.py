@@ -201,8 +201,10 @@ def _remember(
     request_id, rest = split_request_id(message)
     if request_id:
         request = parse_message(ModelInferRequest, rest)
-        assert isinstance(accepted.answer, InferResponseWriter)  # noqa: S101  for the type checker
-        accepted = accepted._replace(answer=accepted.answer._replace(request_id=request.id))
+        assert isinstance(accepted.response_writer, InferResponseWriter)  # noqa: S101  for the type checker
+        accepted = accepted._replace(
+            response_writer=accepted.response_writer._replace(request_id=request.id)
+        )
     model = (request.model_name, request.model_version)
     fast_path.remember(rest, request, model, _input_samples(request), accepted)
 

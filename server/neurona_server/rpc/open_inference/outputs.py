@@ -103,7 +103,7 @@ class InferResponseWriter(NamedTuple):
         return response
 
     def expected_bytes(self, rows: int) -> int:
-        return int(rows * self.size_estimate.row)
+        return int(rows * self.size_estimate.row_bytes)
 
 
 def _write_response(writer: InferResponseWriter, outputs: Outputs) -> bytes:

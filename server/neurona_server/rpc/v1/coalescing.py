@@ -196,7 +196,7 @@ class Coalescer:
 
     def add(self, number: int, message: bytes) -> None:
         group = self._last
-        if group is None or len(message) != group.shape.size or not group.shape.fits(message):
+        if group is None or len(message) != group.shape.size or not group.shape.matches(message):
             group = self._last = self._group(message)
         if group is None:
             self._alone(self._host.place(number), message)
@@ -247,11 +247,11 @@ class Coalescer:
 
 def _open(alike: FastPath, shape: MessageTemplate) -> _Group | None:
     """None where requests do not share runs, or are to be looked at one by one."""
-    found = alike.facts(shape)
+    found = alike.lookup_prepared(shape)
     if found is None:
         return None
     model, facts = found
-    answer = facts.answer
+    answer = facts.response_writer
     if (
         not isinstance(answer, PredictResponseWriter)
         or not model.signature.batched

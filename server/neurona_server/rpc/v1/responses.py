@@ -150,7 +150,7 @@ class ResponseEncoder:
         elif self._regresses:
             size += rows * _VALUE_BYTES * self._width
         if raw_outputs or not (self._classifies or self._regresses):
-            size += int(rows * self._sizes.row)
+            size += int(rows * self._sizes.row_bytes)
         return size
 
     def _rows(self, outputs: Outputs, part: RowSlice | None, key: tuple[str, int]) -> list[bytes]:
