@@ -56,7 +56,7 @@ def port_of(server):
 
 
 def memory(server, line="VmRSS"):
-    """Bytes of the server's process that are in memory, or were at the most (VmHWM)."""
+    """Returns the resident memory of the server in bytes; with line VmHWM, its maximum."""
     with open(f"/proc/{server.pid}/status") as status:
         return int(re.search(rf"{line}:\s+(\d+) kB", status.read())[1]) << 10
 

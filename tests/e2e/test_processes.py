@@ -64,7 +64,7 @@ def wait_until():
 
 @pytest.fixture
 def connect():
-    """Makes channels, each with a connection of its own."""
+    """Makes channels that share no connections."""
     channels = []
 
     def connect(address, **options):

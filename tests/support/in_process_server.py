@@ -153,7 +153,7 @@ class RunningApp:
 def run_app(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[RunningApp]:
     """Run a server with these options, but at free ports of loopback and without a drain delay.
 
-    All is as in a process of its own but the signals.
+    Everything but the signals is as in a separate process.
     """
     address, metrics_address = free_addresses(2)
     config = sources.load(arguments, environment)

@@ -1,4 +1,4 @@
-"""neurona-serve as a process of its own, and load on it."""
+"""Runs neurona-serve as a process, and puts load on it."""
 
 import signal
 import socket
@@ -23,7 +23,7 @@ NEURONA_SERVE = Path(sys.executable).with_name("neurona-serve")
 
 
 def free_addresses(count: int) -> list[str]:
-    """Return addresses of loopback whose ports are free, each another one."""
+    """Return different addresses of loopback whose ports are free."""
     sockets = [socket.socket() for _ in range(count)]
     for listener in sockets:
         listener.bind(("127.0.0.1", 0))
@@ -91,7 +91,7 @@ class ServerProcess:
         self.close()
 
     def start(self) -> Self:
-        """Start the process, for the first time or after its end; its log begins anew."""
+        """Start the process, for the first time or after its end; its log starts empty."""
         command = [
             *(NEURONA_SERVE, "--repository", self._repository),
             *("--address", self.address, "--metrics-address", self.metrics_address),
@@ -127,12 +127,12 @@ class ServerProcess:
 
     @property
     def port(self) -> int:
-        """The port that gRPC listens at."""
+        """The port of gRPC."""
         return int(self.address.rpartition(":")[2])
 
     @property
     def log(self) -> str:
-        """What the process has logged since it was last started."""
+        """The log of the process since it was last started."""
         return self._log_file.read_text(errors="replace")
 
     def metrics(self) -> str:
@@ -176,7 +176,7 @@ class ServerProcess:
 
 
 class LoadGenerator:
-    """Sends Predict requests from several threads while its block runs, whatever the responses.
+    """Sends Predict requests from several threads while its block runs, and ignores errors.
 
     Each caller has one request in flight at a time and sends the requests in turn.
     """
@@ -189,11 +189,11 @@ class LoadGenerator:
         pause: float = 0.0,
         wait_for_ready: bool = False,
     ) -> None:
-        """There are `callers` on each channel, which pause for so many seconds after a call."""
+        """There are `callers` on each channel, which pause `pause` seconds after each call."""
         self.answered = 0
         """Calls that succeeded."""
         self.error: grpc.RpcError | None = None
-        """That of the first call that failed."""
+        """The error of the first call that failed."""
         self._requests = requests
         self._pause = pause
         self._wait_for_ready = wait_for_ready

@@ -1,6 +1,6 @@
 """split_request_id takes the id out of a serialized message and changes nothing else.
 
-A file of its own, because it tests no server.
+Alone, because it needs no server.
 """
 
 from hypothesis import given, settings
