@@ -26,64 +26,68 @@ from neurona_server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-TERMINATION = 1.0  # seconds that a run has to heed that it is terminated
+TERMINATION = 1.0  # seconds that a terminated run has to end
 
 
 class Model:
-    """Loaded and warmed up; `start` makes it serve, `drain` ends what it admitted.
+    """A model version that is loaded and warmed up.
 
-    Raises LoadError when the file cannot be served, or its metadata contradict it.
+    `start` makes it serve, `drain` finishes the requests that it has admitted.
+
+    Raises:
+        LoadError: The file cannot be served, or its metadata contradict it.
     """
 
     def __init__(
         self,
-        found: ModelSource,
+        source: ModelSource,
         options: ModelOptions,
         metrics: Metrics,
         share: DeviceScheduler | None = None,
     ) -> None:
-        self.name = found.name
-        self.version = found.version
+        self.name = source.name
+        self.version = source.version
         self.state = State.STATE_LOADING
-        self.settings = found.settings
+        self.settings = source.settings
         options = options_for(self.settings, options)
         if self.settings.ignored:
             ignored = ", ".join(self.settings.ignored)
             log.info(
-                "%s: of its config.pbtxt, these have no effect here: %s",
-                found,
+                "%s: ignored fields of config.pbtxt: %s",
+                source,
                 ignored,
                 extra=self.log_fields,
             )
         self.on_answer: Callable[[Request, Outputs], None] | None = None
-        """Called after each answer with the request and its outputs: a shadow gets its copies
-        so. It must not raise."""
+        """Called with each request and its outputs after its response: a shadow version gets its
+        copies from it. It must not raise."""
 
         self.copies: set[Request] = set()
-        """What this one has as a shadow and has not answered: nobody waits for it."""
+        """The unfinished requests that this version has as a shadow: no caller waits for them."""
 
-        self.metrics = metrics.for_version(found.name, found.version)
+        self.metrics = metrics.for_version(source.name, source.version)
         self.sessions: list[Session] = []
-        """One for each instance."""
+        """One session for each instance."""
+
         try:
-            self._load(found, options, share)
+            self._load(source, options, share)
         except BaseException:
             self.close()
             raise
 
     def _load(
-        self, found: ModelSource, options: ModelOptions, share: DeviceScheduler | None
+        self, source: ModelSource, options: ModelOptions, share: DeviceScheduler | None
     ) -> None:
         for _ in range(options.instances):
-            self.sessions.append(Session(found.path, options.runtime))
+            self.sessions.append(Session(source.path, options.runtime))
         session = self.sessions[0]
         self.provider = session.provider
         self.placement, self.degraded = session.placement, session.degraded
-        self.signature = _signature(str(found), session, self.settings)
+        self.signature = _signature(str(source), session, self.settings)
         batched = self.signature.batched
         tracer = options.tracer
         self.batcher = Batcher(
-            str(found),
+            str(source),
             options.policy,
             self.metrics,
             [one.new_run for one in self.sessions],
@@ -95,12 +99,12 @@ class Model:
         started = time.monotonic()
         if not all(warm_up(inputs, one.run, self.batcher) for one in self.sessions):
             log.info(
-                "%s: made-up inputs do not suit it, so it is not warmed up",
-                found,
+                "%s: warm-up skipped: the model rejected synthetic inputs",
+                source,
                 extra=self.log_fields,
             )
         for one in self.sessions:
-            run_samples(str(found), self.settings.warm_up, self.signature, one.run)
+            run_samples(str(source), self.settings.warm_up, self.signature, one.run)
         self.metrics.record_warm_up(time.monotonic() - started)
         answer = find_task(
             session.properties,
@@ -112,20 +116,21 @@ class Model:
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
         self.metrics.record_placement(session.placement, bool(session.degraded))
         if session.degraded:
-            log.warning("%s: degraded: %s", found, session.degraded, extra=self.log_fields)
+            log.warning("%s: degraded: %s", source, session.degraded, extra=self.log_fields)
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
 
     @property
     def log_fields(self) -> Mapping[str, str | int]:
-        """What a line of the log that concerns it says beside its message."""
+        """The fields of log records about this version."""
         return {"model": self.name, "version": self.version}
 
     def start(self) -> None:
+        """Start to serve."""
         batcher = self.batcher
         self.metrics.watch_batching(batcher.queue, batcher.cost_model)
-        # Read, not told: what it replaces has the same series, and changes its mind to the last.
+        # A function, not a value: the version that it replaces shares the series and still sets it.
         self.metrics.inline.set_function(lambda: batcher.inline)
         batcher.start()
         self.state = State.STATE_READY
@@ -134,23 +139,23 @@ class Model:
         )
 
     def drain(self, timeout: float) -> bool:
-        """Takes no more and waits until all that was admitted is answered.
+        """Accept no more requests and wait until all admitted ones are finished.
 
-        False when `timeout` (seconds) was too short: what still waits or runs then ends with
-        UnavailableError, and runs are terminated; one that does not heed it is left behind.
+        False if `timeout` (seconds) was too short: the remaining requests then fail with
+        UnavailableError, and their runs are terminated; a run that goes on is abandoned.
         """
         self.state = State.STATE_DRAINING
         self.batcher.close()
         for request in self.copies.copy():
-            request.cancel(UnavailableError("a shadow that stops answers no copies"))
+            request.cancel(UnavailableError("shadow version is draining"))
         end = time.monotonic() + timeout
         if self.batcher.join(end) and self.batcher.wait_until_idle(end):
             self.batcher.release_device()
             return True
-        error = UnavailableError("the server stopped before the request's turn came")
+        error = UnavailableError("model shut down before the request could run")
         if lost := self.batcher.cancel_all(error):
             log.warning(
-                "%s: stopped with %d requests unanswered", self, lost, extra=self.log_fields
+                "%s: shut down with %d unfinished requests", self, lost, extra=self.log_fields
             )
         drained = self.batcher.join(time.monotonic() + TERMINATION)
         if drained:
@@ -158,25 +163,24 @@ class Model:
         return drained
 
     def wait(self) -> None:
-        """Until its last run has ended, however long that takes; for one that was drained."""
+        """Wait without a limit until the last run has ended, after `drain`."""
         self.batcher.join()
         self.batcher.release_device()
 
     def close(self) -> None:
-        """Gives its memory back, and takes its series out of the metrics. For one that is
-        drained."""
+        """Free the memory and remove the series from the metrics, after `drain`."""
         for session in self.sessions:
             session.close()
         self.metrics.release()
 
 
 def _signature(model: str, session: Session, settings: ModelSettings) -> Signature:
-    """The graph's, held to what the model's settings say of it. Raises LoadError."""
+    """The signature of the graph with what the settings declare. Raises LoadError."""
     check_names("input", [*session.inputs, *session.optional], settings.inputs)
     check_names("output", session.outputs, settings.outputs)
-    taken = apply_declared_tensors(settings.declared, "input", [*session.inputs, *session.optional])
-    taken = name_axes("input", taken, settings.inputs)
-    inputs, optional = taken[: len(session.inputs)], taken[len(session.inputs) :]
+    given = apply_declared_tensors(settings.declared, "input", [*session.inputs, *session.optional])
+    given = name_axes("input", given, settings.inputs)
+    inputs, optional = given[: len(session.inputs)], given[len(session.inputs) :]
     outputs = apply_declared_tensors(settings.declared, "output", session.outputs)
     outputs = name_axes("output", outputs, settings.outputs)
     batched = decide_batching(model, inputs, outputs, settings, session.run)

@@ -1,4 +1,4 @@
-"""neurona.v1.Models: what is served, and what each model takes and gives."""
+"""The service neurona.v1.Models: which models are served, their signatures, load and unload."""
 
 import threading
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from neurona_server.rpc.security.access import Right
 
 
 class Models:
-    """Without `control` nobody may load or unload."""
+    """Serves List, Describe, Load and Unload; the last two need `control`."""
 
     def __init__(self, registry: Registry, control: Control | None = None) -> None:
         self._registry = registry
@@ -50,7 +50,7 @@ class Models:
         try:
             ListModelsRequest.FromString(call.request)
         except DecodeError:
-            call.fail(InvalidArgumentError("the bytes are not a neurona.v1.ListModelsRequest"))
+            call.fail(InvalidArgumentError("message is not a neurona.v1.ListModelsRequest"))
             return
         models = [
             _summary(name, entry)
@@ -63,7 +63,7 @@ class Models:
         try:
             name = LoadModelRequest.FromString(call.request).model
         except DecodeError:
-            call.fail(InvalidArgumentError("the bytes are not a neurona.v1.LoadModelRequest"))
+            call.fail(InvalidArgumentError("message is not a neurona.v1.LoadModelRequest"))
             return
 
         def load(control: Control) -> bytes:
@@ -78,7 +78,7 @@ class Models:
         try:
             name = UnloadModelRequest.FromString(call.request).model
         except DecodeError:
-            call.fail(InvalidArgumentError("the bytes are not a neurona.v1.UnloadModelRequest"))
+            call.fail(InvalidArgumentError("message is not a neurona.v1.UnloadModelRequest"))
             return
 
         def unload(control: Control) -> bytes:
@@ -98,7 +98,7 @@ class Models:
         def run() -> None:
             try:
                 body = change(control)
-            except Exception as error:  # an odd one is logged and INTERNAL, like any other
+            except Exception as error:  # an unexpected one is logged, and INTERNAL for the caller
                 call.fail(error)
             else:
                 call.reply(body)
@@ -112,14 +112,14 @@ class Models:
             model = self._registry.resolve(message.model, message.version, message.label)
             entry = self._registry.entry(message.model)
         except DecodeError:
-            call.fail(InvalidArgumentError("the bytes are not a neurona.v1.DescribeModelRequest"))
+            call.fail(InvalidArgumentError("message is not a neurona.v1.DescribeModelRequest"))
         except NeuronaError as error:
             call.fail(error)
         else:
             call.reply(_model_description(model, entry).SerializeToString())
 
 
-# All that is said of a name is read from one entry: meanwhile the registry may have another.
+# A description is made from one entry: the registry may replace it meanwhile.
 
 
 def _summary(name: str, entry: ModelEntry) -> ModelSummary:
@@ -188,7 +188,7 @@ def _description(spec: TensorSpec, *, optional: bool = False) -> TensorDescripti
 
 
 def _axes(spec: TensorSpec) -> list[str]:
-    """By the model's settings, else by the graph."""
-    said = spec.axes or [""] * len(spec.shape)
-    own = [size if isinstance(size, str) else "" for size in spec.shape]
-    return [name or size for name, size in zip(said, own, strict=True)]
+    """The names of the axes in the model's settings, else in the graph."""
+    configured = spec.axes or [""] * len(spec.shape)
+    from_graph = [size if isinstance(size, str) else "" for size in spec.shape]
+    return [name or size for name, size in zip(configured, from_graph, strict=True)]

@@ -1,4 +1,4 @@
-"""neurona.v1.Prediction: bytes to a request of a model, its outputs to bytes."""
+"""The service neurona.v1.Prediction: messages to requests of models, and streams of them."""
 
 from functools import partial
 from weakref import WeakKeyDictionary
@@ -31,6 +31,8 @@ PRIORITIES = {
 
 
 class Prediction:
+    """Serves Predict, Classify, Regress and PredictStream."""
+
     def __init__(self, registry: Registry, metrics: Metrics, limits: Limits | None = None) -> None:
         self._registry = registry
         self._metrics = metrics
@@ -52,10 +54,10 @@ class Prediction:
     def submit_message(
         self, message: bytes, responder: Responder, grant: Grant, task: Task | None = None
     ) -> int:
-        """Sends a request on its way; the receiver gets its answer or its error, exactly once.
+        """Submit a serialized PredictRequest; the responder gets the response or the error.
 
-        Given a `task`, a model that has another one is refused. Returns how many bytes the answer
-        will have, as far as one can tell.
+        With a `task`, a request of a model with another task is rejected. Returns the expected
+        bytes of the response.
         """
         if grant.models is None:
             expected = self._fast_path.send(
@@ -75,18 +77,18 @@ class Prediction:
             return 0
         except DecodeError:
             self._metrics.unresolved["invalid"].inc()
-            responder.fail(InvalidArgumentError("the bytes are not a neurona.v1.PredictRequest"))
+            responder.fail(InvalidArgumentError("message is not a neurona.v1.PredictRequest"))
             return 0
         registry = visible_models(self._registry, grant)
         resolve = partial(registry.resolve, parsed.model, parsed.version, parsed.label)
         read = partial(self._read, parsed, len(message), responder.deadline, task)
-        sent = submit(self._metrics, resolve, read, responder)
-        if sent is None:
+        accepted = submit(self._metrics, resolve, read, responder)
+        if accepted is None:
             return 0
-        which = (parsed.model, parsed.version, parsed.label)
+        model_key = (parsed.model, parsed.version, parsed.label)
         inputs = [InputSample(t.name, t.dtype, tuple(t.shape), t.data) for t in parsed.inputs]
-        self._fast_path.remember(message, parsed, which, inputs, sent)
-        return sent.expected_bytes
+        self._fast_path.remember(message, parsed, model_key, inputs, accepted)
+        return accepted.expected_bytes
 
     def _read(
         self,
@@ -99,19 +101,19 @@ class Prediction:
         if task is not None and task != model.metadata.task:
             raise _wrong_task(model, task)
         if (priority := PRIORITIES.get(message.priority)) is None:
-            raise InvalidArgumentError(f"the priority is {message.priority}; expected 0, 1 or 2")
+            raise InvalidArgumentError(f"priority is {message.priority} (expected 0, 1 or 2)")
         self._limits.check(message)
         return ParsedRequest(
-            _described(message),
+            _input_types(message),
             lambda: {tensor.name: to_array(tensor) for tensor in message.inputs},
-            self._answer(message, model),
+            self._response_writer(message, model),
             deadline,
             priority,
             nbytes,
             self._limits,
         )
 
-    def _answer(self, message: PredictRequest, model: Model) -> PredictResponseWriter:
+    def _response_writer(self, message: PredictRequest, model: Model) -> PredictResponseWriter:
         encoder = self._encoders.get(model)
         if encoder is None:
             encoder = self._encoders[model] = ResponseEncoder(model)
@@ -134,25 +136,23 @@ def _has_task(task: Task, model: Model) -> bool:
     return task == model.metadata.task
 
 
-def _described(message: PredictRequest) -> dict[str, TensorType]:
-    described: dict[str, TensorType] = {}
+def _input_types(message: PredictRequest) -> dict[str, TensorType]:
+    types: dict[str, TensorType] = {}
     for tensor in message.inputs:
-        if tensor.name in described:
-            raise InvalidArgumentError(
-                f"input {quoted(tensor.name)} stands twice; expected it once"
-            )
-        described[tensor.name] = (tensor.dtype, tuple(tensor.shape))
-    return described
+        if tensor.name in types:
+            raise InvalidArgumentError(f"duplicate input {quoted(tensor.name)}")
+        types[tensor.name] = (tensor.dtype, tuple(tensor.shape))
+    return types
 
 
-def _wrong_task(model: Model, asked: Task) -> WrongTaskError:
-    name = {
+def _wrong_task(model: Model, requested: Task) -> WrongTaskError:
+    descriptions = {
         Task.TASK_TENSORS: "tensors only (use Predict)",
         Task.TASK_CLASSIFICATION: "classification (use Predict or Classify)",
         Task.TASK_REGRESSION: "regression (use Predict or Regress)",
     }
-    wanted = Task.Name(asked).removeprefix("TASK_").lower()
+    name = Task.Name(requested).removeprefix("TASK_").lower()
     return WrongTaskError(
-        f"model {model.name!r} cannot answer with a {wanted}; its task is "
-        f"{name[model.metadata.task]}"
+        f"model {model.name!r} has no {name} output: its task is "
+        f"{descriptions[model.metadata.task]}"
     )

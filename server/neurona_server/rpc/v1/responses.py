@@ -1,8 +1,8 @@
-"""From a model's output rows to the bytes of an answer.
+"""Writes the rows of a model's outputs as the bytes of a PredictResponse.
 
-What all requests of a batch need is worked out once, for the whole batch, and written by row:
-a PredictResponse is put together from bytes that are known beforehand and those of its numbers.
-It is at the same time, field for field, a ClassifyResponse or a RegressResponse.
+What the responses of a batch share is computed once, for the whole batch, and sliced by row: a
+PredictResponse is concatenated from constant bytes and those of its numbers. Field for field, it
+is a ClassifyResponse or a RegressResponse, too.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ _DATA = Tensor.DATA_FIELD_NUMBER
 
 
 def tensor_bytes(field: int, name: str, dtype: DataType, array: Array) -> list[bytes | memoryview]:
-    """The `field` that holds the tensor, in pieces to be joined."""
+    """The `field` with the tensor, in pieces to be joined."""
     data = encode(name, array, dtype)
     head = _head(name, dtype, array.shape)
     if not len(data):
@@ -43,7 +43,7 @@ def tensor_bytes(field: int, name: str, dtype: DataType, array: Array) -> list[b
 
 @lru_cache(maxsize=1024)
 def _head(name: str, dtype: DataType, shape: tuple[int, ...]) -> bytes:
-    """All but its data, which stand last."""
+    """A tensor without its data, which are its last field."""
     return Tensor(name=name, dtype=dtype, shape=shape).SerializeToString()
 
 
@@ -55,7 +55,7 @@ _VALUE_ROWS = Regression.ROWS_FIELD_NUMBER
 _PROBABILITIES = ClassificationRow.PROBABILITIES_FIELD_NUMBER
 _VALUES = RegressionRow.VALUES_FIELD_NUMBER
 
-_CLASS_BYTES, _VALUE_BYTES = 24, 16  # of a class besides its label, of a value: rather too many
+_CLASS_BYTES, _VALUE_BYTES = 24, 16  # upper bounds: a class without its label, a value
 
 
 class Best(NamedTuple):
@@ -67,25 +67,28 @@ class Best(NamedTuple):
 
 
 class PredictResponseWriter(NamedTuple):
-    """The `ResponseWriter` to a PredictRequest."""
+    """The `ResponseWriter` of a PredictRequest."""
 
-    writer: "ResponseEncoder"
+    encoder: "ResponseEncoder"
     top_k: int
     raw_outputs: bool
 
     def __call__(self, outputs: Outputs) -> bytes:
-        return self.writer.write(outputs, self.top_k, raw_outputs=self.raw_outputs)
+        return self.encoder.write(outputs, self.top_k, raw_outputs=self.raw_outputs)
 
     def write_each(self, part: RowSlice, rows: int) -> list[bytes]:
-        """Those of several requests of so many rows each, whose rows `part` has."""
-        return self.writer.write_each(part, rows, self.top_k, raw_outputs=self.raw_outputs)
+        """The responses to several requests of `rows` each, together those of `part`."""
+        return self.encoder.write_each(part, rows, self.top_k, raw_outputs=self.raw_outputs)
 
     def expected_bytes(self, rows: int) -> int:
-        return self.writer.expected_bytes(rows, self.top_k, raw_outputs=self.raw_outputs)
+        return self.encoder.expected_bytes(rows, self.top_k, raw_outputs=self.raw_outputs)
 
 
 class ResponseEncoder:
-    """Writes the answers of one model, which it does not hold: it is kept while that lives."""
+    """Writes the responses of one model.
+
+    It does not refer to the model: it is cached while that lives.
+    """
 
     def __init__(self, model: Model) -> None:
         self._position = model.answer
@@ -96,15 +99,15 @@ class ResponseEncoder:
         self._labels = list(model.metadata.labels)
         self._specs = model.signature.outputs
         self._head = PredictResponse(model=model.name, version=model.version).SerializeToString()
-        self._single: dict[int, bytes] = {}  # by class, all of an answer but its probability
+        self._single: dict[int, bytes] = {}  # by class: a response without its probability
         described = Regression(values=model.metadata.values).SerializeToString()
         self._described = described
         longest = max([len(label) for label in self._labels], default=0)
         self._class_bytes = 4 * longest + _CLASS_BYTES
-        self._sizes = size_estimate_of(model)
+        self._size_estimate = size_estimate_of(model)
 
     def write(self, outputs: Outputs, top_k: int, *, raw_outputs: bool) -> bytes:
-        """`top_k` classes of a classification, at least 1; more than there are is all of them."""
+        """One response. `top_k` is the number of classes of a classification, at least 1."""
         part = outputs if isinstance(outputs, RowSlice) else None
         pieces: list[bytes | memoryview] = [self._head]
         if self._classifies:
@@ -112,7 +115,7 @@ class ResponseEncoder:
                 best = self._best(part)
                 row = part.start
                 chosen = best.classes[row]
-                head = self._single.get(chosen) or self._learn_single(chosen)
+                head = self._single.get(chosen) or self._add_single(chosen)
                 return head + best.probabilities[4 * row : 4 * row + 4]
             rows = self._rows(outputs, part, ("classes", top_k))
             pieces += [length_delimited(_CLASSIFICATION, b"".join(rows))]
@@ -122,20 +125,20 @@ class ResponseEncoder:
         if raw_outputs or not (self._classifies or self._regresses):
             for spec, array in zip(self._specs, outputs, strict=True):
                 pieces += tensor_bytes(_OUTPUTS, spec.name, spec.dtype, np.asarray(array))
-            answer = b"".join(pieces)
-            self._sizes.observe(outputs, len(answer))
-            return answer
+            response = b"".join(pieces)
+            self._size_estimate.observe(outputs, len(response))
+            return response
         return b"".join(pieces)
 
     def write_each(
         self, part: RowSlice, rows: int, top_k: int, *, raw_outputs: bool
     ) -> list[bytes]:
-        """As `PredictAnswer.each`."""
+        """See `PredictResponseWriter.write_each`."""
         if self._classifies and top_k == 1 and rows == 1 and not raw_outputs:
-            best, known = self._best(part), self._single
+            best, heads = self._best(part), self._single
             numbers = best.probabilities
             return [
-                (known.get(chosen) or self._learn_single(chosen)) + numbers[4 * row : 4 * row + 4]
+                (heads.get(chosen) or self._add_single(chosen)) + numbers[4 * row : 4 * row + 4]
                 for row, chosen in enumerate(best.classes[part.start : part.stop], part.start)
             ]
         return [
@@ -150,22 +153,25 @@ class ResponseEncoder:
         elif self._regresses:
             size += rows * _VALUE_BYTES * self._width
         if raw_outputs or not (self._classifies or self._regresses):
-            size += int(rows * self._sizes.row_bytes)
+            size += int(rows * self._size_estimate.row_bytes)
         return size
 
     def _rows(self, outputs: Outputs, part: RowSlice | None, key: tuple[str, int]) -> list[bytes]:
-        """The bytes of each row. What two requests of a batch want alike is written for all of
-        it; other wishes cost no more than their own rows."""
-        own = outputs[self._position]
+        """The bytes of each row.
+
+        What two requests of a batch have in common is written once for the whole batch; a request
+        with other options costs no more than its own rows.
+        """
+        answer = outputs[self._position]
         if part is None:
-            return self._write_rows(own, key)
+            return self._write_rows(answer, key)
         cache = part.batch.cache
         shared: tuple[object, list[bytes]] | None = cache.get("rows")
         if shared is None and cache.setdefault(key, part.start) != part.start:
-            whole = part.batch.outputs[self._position]
-            shared = cache["rows"] = (key, self._write_rows(whole, key))
+            all_rows = part.batch.outputs[self._position]
+            shared = cache["rows"] = (key, self._write_rows(all_rows, key))
         if shared is None or shared[0] != key:
-            return self._write_rows(own, key)
+            return self._write_rows(answer, key)
         return shared[1][part.start : part.stop]
 
     def _write_rows(self, answer: Array, key: tuple[str, int]) -> list[bytes]:
@@ -187,31 +193,31 @@ class ResponseEncoder:
             cache["best"] = best
         return best
 
-    def _learn_single(self, chosen: int) -> bytes:
+    def _add_single(self, chosen: int) -> bytes:
         row = _class_row([chosen], self._labels) + header(_PROBABILITIES, 4)
         length = len(row) + 4
         inner = header(_CLASS_ROWS, length)
         outer = header(_CLASSIFICATION, len(inner) + length)
-        self._single[chosen] = known = self._head + outer + inner + row
-        return known
+        self._single[chosen] = head = self._head + outer + inner + row
+        return head
 
 
 def softmax(logits: Array) -> Array:
     """The probabilities of each row of (rows, classes), in float32 or better.
 
-    A row that has infinity or what is not a number has probabilities that are not numbers.
+    A row with infinity or NaN has probabilities that are NaN.
     """
     logits = logits.astype(np.promote_types(logits.dtype, np.float32), copy=False)
     with np.errstate(invalid="ignore"):
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))  # none above 1
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))  # at most 1
         return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 def class_rows(probabilities: Array, labels: Sequence[str], top_k: int) -> list[bytes]:
-    """The `top_k` best classes of each row of (rows, classes), as `Classification.rows`; of
-    equals, the first comes first, and what is not a number comes last.
+    """The `top_k` best classes of each row of (rows, classes), as `Classification.rows`.
 
-    A class without a label is called by its index.
+    Of equal probabilities the first comes first, and NaN comes last. A class without a label
+    has its index as its name.
     """
     ranked = _ranked(probabilities)
     if top_k == 1:

@@ -129,9 +129,7 @@ def test_triton_repository_is_served_unchanged(tmp_path, folder, caplog):
     with caplog.at_level(logging.INFO):
         server = InProcessServer(tmp_path, BatchPolicy())
     try:
-        assert (
-            "m/3: of its config.pbtxt, these have no effect here: metric_tags, dyn" in caplog.text
-        )
+        assert "m/3: ignored fields of config.pbtxt: metric_tags, dyn" in caplog.text
         description = server.models.Describe(DescribeModelRequest(model="m"), timeout=10)
         assert description.metadata.task == Task.TASK_CLASSIFICATION
         assert description.batched

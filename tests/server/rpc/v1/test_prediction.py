@@ -92,7 +92,7 @@ def test_typed_answers_are_the_same_answers(server):
 def test_a_wrong_task_is_refused_clearly(server):
     error = error_of(server.prediction.Classify, regress())
     assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
-    assert "'regressor' cannot answer with a classification; its task is regre" in error.details()
+    assert "'regressor' has no classification output: its task is regre" in error.details()
     error = error_of(server.prediction.Regress, pick(1))
     assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
     assert "tensors only (use Predict)" in error.details()
@@ -108,7 +108,7 @@ def test_a_wrong_task_is_refused_clearly(server):
         (classify(version=3), "NOT_FOUND", "version 3 does not exist; served: 1, 2"),
         (classify(version=-1), "NOT_FOUND", "version -1 does not exist"),
         (classify(label="x"), "NOT_FOUND", "its labels: latest"),
-        (classify(priority=3), "INVALID_ARGUMENT", "priority is 3; expected 0, 1 or 2"),
+        (classify(priority=3), "INVALID_ARGUMENT", "priority is 3 (expected 0, 1 or 2)"),
         (PredictRequest(model="fixed"), "INVALID_ARGUMENT", "inputs none; expected 'x' (FLOAT"),
         (
             PredictRequest(model="fixed", inputs=[to_tensor("y", ROWS)]),
@@ -118,7 +118,7 @@ def test_a_wrong_task_is_refused_clearly(server):
         (
             PredictRequest(model="fixed", inputs=[to_tensor("x", ROWS)] * 2),
             "INVALID_ARGUMENT",
-            "'x' stands twice",
+            "duplicate input 'x'",
         ),
         (classify(ROWS.astype(float)), "INVALID_ARGUMENT", "is DOUBLE of shape [3, 4]; expected F"),
         (classify(ROWS[:, :3]), "INVALID_ARGUMENT", "[3, 3]; expected FLOAT of shape [batch, 4]"),
