@@ -1,4 +1,4 @@
-"""The requests of one message of a stream: those that are alike are bundled."""
+"""Coalesces requests of a stream that match one template: they run as one request."""
 
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -15,250 +15,187 @@ from neurona_server.errors import ModelFailedError, NeuronaError
 from neurona_server.models.model import Model
 from neurona_server.rpc.call import RequestIdentity, log_fields_of
 from neurona_server.rpc.fast_path import FastPath, MessageTemplate, PreparedRequest
-from neurona_server.rpc.submission import Responder, cancel
+from neurona_server.rpc.submission import cancel
 from neurona_server.rpc.v1.responses import PredictResponseWriter
-from neurona_server.rpc.v1.streaming import Places, StreamResponder
+
+REQUESTS_PER_BATCH = 2
+"""Coalesced requests that fill a batch: larger ones would leave more of it empty."""
 
 
 class CoalescedResponder(RequestIdentity, Protocol):
-    """Who asked, in order. Exactly one of `reply`, `fail` and `halves` is called, from any
-    thread."""
+    """Delivers the responses to coalesced requests, in order.
+
+    Exactly one of `reply`, `fail` and `halve` is called, from any thread.
+    """
 
     @property
     def deadline(self) -> float: ...
 
     @property
     def defer(self) -> Defer:
-        """As that of a `Call`."""
+        """See `Call.defer`."""
 
-    def reply(self, answers: Sequence[bytes | NeuronaError]) -> None: ...
+    def reply(self, responses: Sequence[bytes | NeuronaError]) -> None: ...
 
     def fail(self, error: Exception) -> None: ...
 
-    def halves(self, middle: int) -> tuple["CoalescedResponder", "CoalescedResponder"]:
-        """Two that take its place: the first so many, and the others."""
+    def halve(self, middle: int) -> tuple["CoalescedResponder", "CoalescedResponder"]:
+        """Two that replace it: that of the first `middle` requests, and that of the others."""
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Has `callback` called when nobody waits for the answers any more."""
+        """Have `callback` called when the responses are no longer needed."""
 
 
 class CoalescedRequest(Request):
-    """`count` requests that have `each` rows, asked by `receivers`."""
+    """`count` requests of `rows_each` rows that run as one."""
 
-    __slots__ = ("answer", "count", "each", "model", "receivers", "started")
+    __slots__ = ("count", "model", "responder", "response_writer", "rows_each", "started")
 
     def __init__(
         self,
         model: Model,
-        receivers: CoalescedResponder,
-        answer: PredictResponseWriter,
+        responder: CoalescedResponder,
+        response_writer: PredictResponseWriter,
         started: float,
         inputs: Inputs,
         count: int,
-        each: int,
+        rows_each: int,
         group: Hashable,
         priority: Priority,
         nbytes: int,
     ) -> None:
-        super().__init__(inputs, count * each, group, receivers.deadline, priority, nbytes)
+        super().__init__(inputs, count * rows_each, group, responder.deadline, priority, nbytes)
         self.model = model
-        self.receivers = receivers
-        self.answer = answer
+        self.responder = responder
+        self.response_writer = response_writer
         self.started = started
         self.count = count
-        self.each = each
-        receivers.on_cancel(partial(cancel, self))
+        self.rows_each = rows_each
+        responder.on_cancel(partial(cancel, self))
 
     @property
     def log_fields(self) -> Mapping[str, str | int]:
-        return {**self.model.log_fields, **log_fields_of(self.receivers)}
+        return {**self.model.log_fields, **log_fields_of(self.responder)}
 
     def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
-        answers: Sequence[bytes | NeuronaError]
+        """Write and deliver each response, or the error, and record them in the metrics."""
         if outputs is None:
             error = error or ModelFailedError()
-            self._count_outcomes([error] * self.count)
-            self.receivers.fail(error)
+            self._record_outcomes([error] * self.count)
+            self.responder.fail(error)
             return
-        part = cast(RowSlice, outputs)  # its model is batched, and it is too small to be split
+        rows = cast(RowSlice, outputs)  # its model is batched, and it is too small to be split
+        responses: Sequence[bytes | NeuronaError]
         try:
-            answers = self.answer.each(part, self.each)
-        except Exception:  # whatever is wrong with one answer, the others are written
-            answers = [
-                self._answer(RowSlice(part.batch, start, self.each))
-                for start in range(part.start, part.stop, self.each)
+            responses = self.response_writer.write_each(rows, self.rows_each)
+        except Exception:  # one response cannot be written: the others are
+            responses = [
+                self._write_response(RowSlice(rows.batch, start, self.rows_each))
+                for start in range(rows.start, rows.stop, self.rows_each)
             ]
-        self._count_outcomes(answers)
-        self.receivers.reply(answers)
-
-    def _answer(self, outputs: Outputs) -> bytes | NeuronaError:
-        try:
-            return self.answer(outputs)
-        except NeuronaError as error:
-            return error
-        except Exception as fault:
-            self.model.batcher.failure_log.record(
-                "an answer cannot be written", fault, self.log_fields
-            )
-            return ModelFailedError()
-
-    def _count_outcomes(self, answers: Sequence[bytes | NeuronaError]) -> None:
-        ended, seconds = self.model.metrics.record_request, time.monotonic() - self.started
-        for answer in answers:
-            ended("ok" if isinstance(answer, bytes) else answer.outcome, seconds)
+        self._record_outcomes(responses)
+        self.responder.reply(responses)
 
     def halve(self) -> Sequence[Request]:
         if self.count == 1 or not self.withdraw():
             return ()
         middle = self.count // 2
-        first, second = self.receivers.halves(middle)
-        return [self._part(first, 0, middle), self._part(second, middle, self.count)]
+        first, second = self.responder.halve(middle)
+        return [self._slice(first, 0, middle), self._slice(second, middle, self.count)]
 
-    def _part(self, receivers: CoalescedResponder, start: int, stop: int) -> "CoalescedRequest":
-        rows = slice(start * self.each, stop * self.each)
+    def _slice(self, responder: CoalescedResponder, start: int, stop: int) -> "CoalescedRequest":
+        rows = slice(start * self.rows_each, stop * self.rows_each)
         inputs = {name: array[rows] for name, array in self.inputs.items()}
         count = stop - start
-        nbytes = self.nbytes * count // self.count
         return CoalescedRequest(
-            *(self.model, receivers, self.answer, self.started, inputs, count, self.each),
-            *(self.group, self.priority, nbytes),
+            self.model,
+            responder,
+            self.response_writer,
+            self.started,
+            inputs,
+            count,
+            self.rows_each,
+            self.group,
+            self.priority,
+            self.nbytes * count // self.count,
         )
 
+    def _write_response(self, outputs: Outputs) -> bytes | NeuronaError:
+        try:
+            return self.response_writer(outputs)
+        except NeuronaError as error:
+            return error
+        except Exception as bug:
+            self.model.batcher.failure_log.record(
+                "a response could not be written", bug, self.log_fields
+            )
+            return ModelFailedError()
 
-SMALL = 16 << 10
-"""Bytes of a request up to which it is bundled: its data are copied once more for it."""
-
-PARTS = 2
-"""Bundles that fill a batch: larger ones would leave more of it empty."""
-
-Begin = Callable[[bytes, Responder], int]
-"""Sends one request on its way; how many bytes its answer will have."""
-
-
-class Host(Protocol):
-    """The stream."""
-
-    def place(self, number: int) -> StreamResponder:
-        """For the answer to the request that the caller gave this number."""
-
-    def places(self, numbers: Sequence[int], expected: int) -> Places:
-        """For several, each answer of about so many bytes, which are reserved."""
-
-    def reserve(self, expected: int) -> None:
-        """An answer of about so many bytes will come."""
+    def _record_outcomes(self, responses: Sequence[bytes | NeuronaError]) -> None:
+        record, seconds = self.model.metrics.record_request, time.monotonic() - self.started
+        for response in responses:
+            record("ok" if isinstance(response, bytes) else response.outcome, seconds)
 
 
-class _Group:
-    """Requests of one shape that gather to become a bundle."""
+class RequestGroup:
+    """Requests of one template that are collected to be coalesced."""
 
     def __init__(
         self,
-        shape: MessageTemplate,
+        template: MessageTemplate,
         model: Model,
-        facts: PreparedRequest,
-        answer: PredictResponseWriter,
+        prepared: PreparedRequest,
+        response_writer: PredictResponseWriter,
     ) -> None:
-        self.shape = shape
+        self.template = template
         self.model = model
-        self.facts = facts
-        self.answer = answer
-        self.expected_bytes = answer.expected_bytes(facts.rows)
-        self.most = model.batcher.queue.max_batch_rows // PARTS // facts.rows
-        self.numbers: list[int] = []
+        self.expected_bytes = response_writer.expected_bytes(prepared.rows)
+        """Of each response."""
+        max_rows = model.batcher.queue.max_batch_rows // REQUESTS_PER_BATCH
+        self.max_requests = max_rows // prepared.rows
+        self.ids: list[int] = []
         self.messages: list[bytes] = []
+        self._prepared = prepared
+        self._response_writer = response_writer
 
-    def bundle(self, places: CoalescedResponder) -> CoalescedRequest:
-        facts, messages = self.facts, self.messages
+    def coalesce(self, responder: CoalescedResponder) -> CoalescedRequest:
+        """One request of all that were collected."""
+        prepared, messages = self._prepared, self.messages
         count = len(messages)
         inputs = {}
-        for (name, dtype, sizes), (start, stop) in zip(facts.inputs, self.shape.spans, strict=True):
+        for (name, dtype, shape), (start, stop) in zip(
+            prepared.inputs, self.template.spans, strict=True
+        ):
             data = b"".join([message[start:stop] for message in messages])
-            inputs[name] = np.frombuffer(data, dtype).reshape(count * sizes[0], *sizes[1:])
+            inputs[name] = np.frombuffer(data, dtype).reshape(count * shape[0], *shape[1:])
         return CoalescedRequest(
-            *(self.model, places, self.answer, time.monotonic(), inputs, count, facts.rows),
-            *(facts.group, facts.priority, count * len(messages[0])),
+            self.model,
+            responder,
+            self._response_writer,
+            time.monotonic(),
+            inputs,
+            count,
+            prepared.rows,
+            prepared.group,
+            prepared.priority,
+            count * len(messages[0]),
         )
 
 
-class Coalescer:
-    """Of one message. Without `alike`, each request goes by itself.
-
-    All that is in a bundle is for one model: where shares of a model's requests go to several
-    versions, they are drawn by bundle.
-    """
-
-    def __init__(self, alike: FastPath | None, begin: Begin, host: Host) -> None:
-        self._alike = alike
-        self._begin = begin
-        self._host = host
-        self._groups: dict[MessageTemplate, _Group | None] = {}
-        self._last: _Group | None = None  # the next one is mostly like it
-
-    def add(self, number: int, message: bytes) -> None:
-        group = self._last
-        if group is None or len(message) != group.shape.size or not group.shape.matches(message):
-            group = self._last = self._group(message)
-        if group is None:
-            self._alone(self._host.place(number), message)
-            return
-        self._host.reserve(group.expected_bytes)
-        group.numbers.append(number)
-        group.messages.append(message)
-        if len(group.numbers) >= group.most:
-            del self._groups[group.shape]
-            self._last = None
-            self._send(group)
-
-    def end(self) -> None:
-        """No more of the message are to be begun now."""
-        for group in self._groups.values():
-            if group is not None:
-                self._send(group)
-        self._groups.clear()
-        self._last = None
-
-    def _group(self, message: bytes) -> _Group | None:
-        if self._alike is None or len(message) > SMALL:
-            return None
-        shape = self._alike.lookup(message)
-        if shape is None:
-            return None
-        if shape not in self._groups:
-            self._groups[shape] = _open(self._alike, shape)
-        return self._groups[shape]
-
-    def _alone(self, place: StreamResponder, message: bytes) -> None:
-        place.expect(self._begin(message, place))
-
-    def _send(self, group: _Group) -> None:
-        places = self._host.places(group.numbers, group.expected_bytes)
-        if len(group.numbers) > 1:
-            bundle = group.bundle(places)
-            try:
-                group.model.batcher.submit(bundle, places.defer)
-            except NeuronaError:  # there may be room, or time, for some of them
-                if not bundle.withdraw():
-                    return
-            else:
-                return
-        for place, message in zip(places.single(), group.messages, strict=True):
-            self._alone(place, message)
-
-
-def _open(alike: FastPath, shape: MessageTemplate) -> _Group | None:
-    """None where requests do not share runs, or are to be looked at one by one."""
-    found = alike.lookup_prepared(shape)
-    if found is None:
+def open_group(fast_path: FastPath, template: MessageTemplate) -> RequestGroup | None:
+    """A group for requests of a template; None if they cannot share a run or must be separate."""
+    match = fast_path.lookup_prepared(template)
+    if match is None:
         return None
-    model, facts = found
-    answer = facts.response_writer
+    model, prepared = match
+    writer = prepared.response_writer
     if (
-        not isinstance(answer, PredictResponseWriter)
+        not isinstance(writer, PredictResponseWriter)
         or not model.signature.batched
-        or not facts.rows
+        or not prepared.rows
     ):
         return None
-    if model.on_answer is not None:  # its copies are counted one by one
+    if model.on_answer is not None:  # a shadow gets and counts a copy of each request
         return None
-    group = _Group(shape, model, facts, answer)
-    return group if group.most > 1 else None
+    group = RequestGroup(template, model, prepared, writer)
+    return group if group.max_requests > 1 else None

@@ -17,7 +17,6 @@ from neurona_server.rpc.fast_path import FastPath, InputSample
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.security.access import Grant, Right, visible_models
 from neurona_server.rpc.submission import ParsedRequest, Responder, submit
-from neurona_server.rpc.v1.coalescing import Coalescer
 from neurona_server.rpc.v1.responses import PredictResponseWriter, ResponseEncoder
 from neurona_server.rpc.v1.streaming import PredictionStream
 from neurona_server.telemetry.metrics import Metrics
@@ -36,7 +35,7 @@ class Prediction:
         self._registry = registry
         self._metrics = metrics
         self._limits = limits or Limits()
-        self._repeats = FastPath(PredictRequest.FromString, _DATA, registry.resolve)
+        self._fast_path = FastPath(PredictRequest.FromString, _DATA, registry.resolve)
         self._encoders: WeakKeyDictionary[Model, ResponseEncoder] = WeakKeyDictionary()
 
     def methods(self) -> Methods:
@@ -50,7 +49,7 @@ class Prediction:
             path + "PredictStream": Streaming(self._stream, Right.PREDICT),
         }
 
-    def begin(
+    def submit_message(
         self, message: bytes, responder: Responder, grant: Grant, task: Task | None = None
     ) -> int:
         """Sends a request on its way; the receiver gets its answer or its error, exactly once.
@@ -59,10 +58,10 @@ class Prediction:
         will have, as far as one can tell.
         """
         if grant.models is None:
-            expected = self._repeats.send(
+            expected = self._fast_path.send(
                 message,
                 responder,
-                partial(self.begin, message, responder, grant, task),
+                partial(self.submit_message, message, responder, grant, task),
                 None if task is None else partial(_has_task, task),
             )
             if expected is not None:
@@ -86,7 +85,7 @@ class Prediction:
             return 0
         which = (parsed.model, parsed.version, parsed.label)
         inputs = [InputSample(t.name, t.dtype, tuple(t.shape), t.data) for t in parsed.inputs]
-        self._repeats.remember(message, parsed, which, inputs, sent)
+        self._fast_path.remember(message, parsed, which, inputs, sent)
         return sent.expected_bytes
 
     def _read(
@@ -119,14 +118,16 @@ class Prediction:
         return PredictResponseWriter(encoder, message.top_k or 1, message.raw_outputs)
 
     def _stream(self, call: StreamCall) -> PredictionStream:
-        begin = partial(self.begin, grant=call.grant)
-        # Each request of a stream that is traced has a span of its own, and goes by itself.
-        alike = self._repeats if call.grant.models is None and call.trace is None else None
-        gather = partial(Coalescer, alike, begin)
-        return PredictionStream(gather, call, self._limits, self._metrics.open_streams)
+        submit_message = partial(self.submit_message, grant=call.grant)
+        # Each request of a traced stream has a span of its own, so it is not coalesced.
+        coalesced = call.grant.models is None and call.trace is None
+        fast_path = self._fast_path if coalesced else None
+        return PredictionStream(
+            call, submit_message, fast_path, self._limits, self._metrics.open_streams
+        )
 
     def _unary(self, call: Call, task: Task | None = None) -> None:
-        self.begin(call.request, call, call.grant, task)
+        self.submit_message(call.request, call, call.grant, task)
 
 
 def _has_task(task: Task, model: Model) -> bool:

@@ -76,7 +76,7 @@ class PredictResponseWriter(NamedTuple):
     def __call__(self, outputs: Outputs) -> bytes:
         return self.writer.write(outputs, self.top_k, raw_outputs=self.raw_outputs)
 
-    def each(self, part: RowSlice, rows: int) -> list[bytes]:
+    def write_each(self, part: RowSlice, rows: int) -> list[bytes]:
         """Those of several requests of so many rows each, whose rows `part` has."""
         return self.writer.write_each(part, rows, self.top_k, raw_outputs=self.raw_outputs)
 

@@ -1,8 +1,7 @@
-"""PredictStream: many requests in a message, answers as they are ready."""
+"""PredictStream: many requests in a message, and responses as soon as they are ready."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from google.protobuf.message import DecodeError
 from prometheus_client import Gauge
@@ -12,244 +11,168 @@ from neurona_protos.prediction_pb2 import Error, PredictStreamResponse, Streamed
 from neurona_protos.wire_format import header, length_delimited, varint
 from neurona_server.errors import InvalidArgumentError, NeuronaError, response_too_large
 from neurona_server.rpc.call import RequestIdentity, StreamCall
+from neurona_server.rpc.fast_path import FastPath, MessageTemplate
 from neurona_server.rpc.flow_control import StreamWindow
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.status import status_of
+from neurona_server.rpc.submission import Responder
+from neurona_server.rpc.v1.coalescing import RequestGroup, open_group
 
+MAX_OUTSTANDING = 4096
+"""Requests of one stream without a response, or whose responses the client has not read."""
+
+MAX_MESSAGE_BYTES = 1 << 20
+"""Bytes of a message from which on it takes no more responses."""
+
+MAX_COALESCED_BYTES = 16 << 10
+"""Bytes of a request up to which it is coalesced: its data are copied once more for that."""
+
+_REQUESTS, _REQUEST = 1, 2  # fields of PredictStreamRequest and StreamedRequest
 _RESPONSES = PredictStreamResponse.RESPONSES_FIELD_NUMBER
 _RESPONSE = StreamedResponse.RESPONSE_FIELD_NUMBER
 _ID = varint(StreamedResponse.ID_FIELD_NUMBER << 3)
 
+Submit = Callable[[bytes, Responder], int]
+"""Submits one request; returns the expected bytes of its response."""
+
 
 class ResponseFraming:
-    """Answers with the caller's numbers, as fields of a PredictStreamResponse; one that is larger
-    than `most` bytes by itself becomes an error."""
+    """Writes responses with the caller's ids, as fields of a PredictStreamResponse.
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    A response that is larger than `max_bytes` by itself becomes an error.
+    """
 
-    def answers(
-        self, numbers: Sequence[int], answers: Sequence[bytes | NeuronaError]
-    ) -> list[bytes]:
-        framed = []
-        for number, answer in zip(numbers, answers, strict=True):
-            if isinstance(answer, bytes):
-                size = len(answer)
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+
+    def frame(self, ids: Sequence[int], responses: Sequence[bytes | NeuronaError]) -> list[bytes]:
+        frames = []
+        for request_id, response in zip(ids, responses, strict=True):
+            if isinstance(response, bytes):
+                size = len(response)
                 head = header(_RESPONSE, size)
-                if number:
-                    head = _ID + varint(number) + head
-                whole = header(_RESPONSES, len(head) + size) + head + answer
-                if len(whole) > self._most:
-                    whole = self.error(number, response_too_large(len(whole), self._most))
+                if request_id:
+                    head = _ID + varint(request_id) + head
+                frame = header(_RESPONSES, len(head) + size) + head + response
+                if len(frame) > self._max_bytes:
+                    frame = self.frame_error(
+                        request_id, response_too_large(len(frame), self._max_bytes)
+                    )
             else:
-                whole = self.error(number, answer)
-            framed.append(whole)
-        return framed
+                frame = self.frame_error(request_id, response)
+            frames.append(frame)
+        return frames
 
-    def error(self, number: int, error: Exception, known: RequestIdentity | None = None) -> bytes:
-        """`known` is the request that failed, for the log."""
-        status = status_of(error, known)
-        failed = StreamedResponse(
-            id=number,
+    def frame_error(
+        self, request_id: int, error: Exception, identity: RequestIdentity | None = None
+    ) -> bytes:
+        """`identity` is that of the request that failed, for the log."""
+        status = status_of(error, identity)
+        response = StreamedResponse(
+            id=request_id,
             error=Error(
                 code=status.number,
                 message=status.message,
                 retry_after_ms=status.retry_after_ms,
             ),
         )
-        return length_delimited(_RESPONSES, failed.SerializeToString())
+        return length_delimited(_RESPONSES, response.SerializeToString())
 
 
-class Host(Protocol):
-    """The stream."""
+class StreamedResponder:
+    """Delivers the responses to one or several requests of a stream."""
 
-    call: StreamCall
-    framing: ResponseFraming
+    __slots__ = ("_stream", "deadline", "defer", "expected_bytes")
 
-    def reserve(self, expected: int) -> None: ...
-    def under_way(self, places: "StreamResponder | Places", cancel: Callable[[], None]) -> None: ...
-    def over(self, places: "StreamResponder | Places") -> None: ...
-    def answered(self, places: "StreamResponder | Places", framed: Sequence[bytes]) -> None: ...
+    def __init__(self, stream: "PredictionStream", expected_bytes: int) -> None:
+        self.deadline = stream.call.deadline
+        self.defer = stream.call.defer
+        self.expected_bytes = expected_bytes
+        """Of each response. Used by the transport's thread alone, once they are submitted."""
 
-
-class _Asked:
-    __slots__ = ("_host", "deadline", "defer", "expected_bytes")
-
-    def __init__(self, host: Host, expected: int) -> None:
-        self.deadline = host.call.deadline
-        self.defer = host.call.defer
-        self.expected_bytes = expected
-        """Bytes of each answer. Once they are begun, the transport's thread alone reads it."""
-
-        self._host = host
+        self._stream = stream
 
     @property
     def trace_id(self) -> str:
-        return self._host.call.trace_id
-
-
-class StreamResponder(_Asked):
-    """The `Responder` of one request."""
-
-    __slots__ = ("_number", "trace")
-
-    def __init__(self, host: Host, number: int) -> None:
-        super().__init__(host, 0)
-        self._number = number
-        trace = host.call.trace
-        self.trace = None if trace is None else trace.start_request(number)
-
-    @property
-    def request_id(self) -> str:
-        """The stream's, and behind it what the caller calls the request."""
-        return f"{self._host.call.request_id}#{self._number}"
-
-    def reply(self, response: bytes) -> None:
-        self._host.answered(self, self._host.framing.answers([self._number], [response]))
-        if self.trace is not None:
-            self.trace.end()
-
-    def fail(self, error: Exception) -> None:
-        self._host.answered(self, [self._host.framing.error(self._number, error, self)])
-        if self.trace is not None:
-            self.trace.end(error)
+        return self._stream.call.trace_id
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        self._host.under_way(self, callback)
-
-    def expect(self, size: int) -> None:
-        """In the transport's thread: its answer will have so many bytes."""
-        self.expected_bytes = size
-        self._host.reserve(size)
-
-
-class Places(_Asked):
-    """The `CoalescedResponder` of a coalesced request, which is not traced; their room is
-    reserved."""
-
-    __slots__ = ("_numbers",)
-
-    def __init__(self, host: Host, numbers: Sequence[int], expected: int) -> None:
-        super().__init__(host, expected)
-        self._numbers = numbers
-
-    def reply(self, answers: Sequence[bytes | NeuronaError]) -> None:
-        self._host.answered(self, self._host.framing.answers(self._numbers, answers))
-
-    def fail(self, error: Exception) -> None:
-        frame = self._host.framing.error
-        self._host.answered(self, [frame(number, error, self) for number in self._numbers])
-
-    def on_cancel(self, callback: Callable[[], None]) -> None:
-        self._host.under_way(self, callback)
-
-    @property
-    def request_id(self) -> str:
-        """The stream's, and behind it what the caller calls the request if it is a single one."""
-        number = f"#{self._numbers[0]}" if len(self._numbers) == 1 else ""
-        return self._host.call.request_id + number
-
-    def halves(self, middle: int) -> "tuple[Places, Places]":
-        self._host.over(self)
-        first, second = self._numbers[:middle], self._numbers[middle:]
-        return (
-            Places(self._host, first, self.expected_bytes),
-            Places(self._host, second, self.expected_bytes),
-        )
-
-    def single(self) -> list[StreamResponder]:
-        """In the transport's thread: one for each, that take its place and expect nothing yet."""
-        self._host.over(self)
-        self._host.reserve(-self.expected_bytes * len(self._numbers))
-        return [StreamResponder(self._host, number) for number in self._numbers]
-
-
-MAX_OUTSTANDING = 4096
-"""Requests of one stream that are unanswered, or whose answers wait for the reader."""
-
-MAX_MESSAGE_BYTES = 1 << 20
-"""A message takes no more answers once it has this many bytes."""
-
-_REQUESTS, _REQUEST = 1, 2  # fields of PredictStreamRequest and StreamedRequest
-
-
-class Coalescer(Protocol):
-    """Sends requests on their way; `places` tell it who gets the answers."""
-
-    def add(self, number: int, message: bytes) -> None:
-        """One more, that may wait for others until `end`."""
-
-    def end(self) -> None: ...
+        self._stream.add_cancellation(self, callback)
 
 
 class PredictionStream:
-    """A `Stream`. Answers come from any thread; the rest runs in the transport's.
+    """A `Stream`. Responses come from any thread; the rest runs in the transport's.
 
-    What is received is begun only as far as the answers, those that are expected too, are no more
-    than may wait for the reader; the rest is begun as he takes some.
+    Received requests are submitted as long as their expected responses, and those that the client
+    has not read, fit into the window; the rest follows as the client reads.
+
+    Requests that match one template are coalesced: they run as one request, by the model that
+    was resolved for the first of them. Without a `fast_path` each request is submitted by itself.
     """
 
     def __init__(
         self,
-        gather: Callable[["PredictionStream"], Coalescer],
         call: StreamCall,
+        submit: Submit,
+        fast_path: FastPath | None,
         limits: Limits,
-        streams: Gauge,
+        open_streams: Gauge,
     ) -> None:
-        """`streams` counts those that are open; the transport calls `cancel` at each one's end."""
-        streams.inc()
-        self._streams = streams
+        """`open_streams` counts this stream; the transport calls `cancel` at its end."""
+        open_streams.inc()
         self.call = call
         self.framing = ResponseFraming(limits.max_message_bytes)
+        self._submit = submit
+        self._fast_path = fast_path
         self._limits = limits
-        self._gather = gather
-        self._waiting = StreamWindow()
-        self._received: deque[tuple[int, bytes]] = deque()  # and not begun
-        self._outstanding = 0  # begun, and the answer not taken
-        self._came: deque[tuple[StreamResponder | Places, Sequence[bytes]]] = deque()
+        self._open_streams = open_streams
+        self._window = StreamWindow()
+        self._received: deque[tuple[int, bytes]] = deque()  # not yet submitted
+        self._outstanding = 0  # submitted, and the response not sent
+        self._completed: deque[tuple[StreamedResponder, Sequence[bytes]]] = deque()
         self._ready: deque[bytes] = deque()
-        # What has those cancelled that are under way. Any thread may add and take out.
-        self._cancels: dict[StreamResponder | Places, Callable[[], None]] = {}
+        # By responder, of those in flight. Any thread may add and remove.
+        self._cancellations: dict[StreamedResponder, Callable[[], None]] = {}
         self._cancelled = False
         self._half_closed = False
+        self._groups: dict[MessageTemplate, RequestGroup | None] = {}
+        self._last_group: RequestGroup | None = None  # the next request mostly matches it
 
     def receive(self, message: bytes) -> None:
         self._limits.check_wire(message, _REQUESTS, _REQUEST)
         try:
             requests = Frames.FromString(message).requests
         except DecodeError:
-            raise InvalidArgumentError(
-                "the bytes are not a neurona.v1.PredictStreamRequest"
-            ) from None
+            raise InvalidArgumentError("message is not a neurona.v1.PredictStreamRequest") from None
         if len(requests) > MAX_OUTSTANDING:
             raise InvalidArgumentError(
-                f"the message has {len(requests)} requests; expected at most {MAX_OUTSTANDING}"
+                f"message has {len(requests)} requests (expected at most {MAX_OUTSTANDING})"
             )
         self._received.extend([(streamed.id, streamed.request) for streamed in requests])
-        self._begin()
+        self._submit_received()
 
     def half_close(self) -> None:
         self._half_closed = True
 
     def take_message(self) -> bytes | None:
-        self._collect()
+        self._collect_responses()
         pieces: list[bytes] = []
-        size, most = 0, self._limits.max_message_bytes
+        size, max_bytes = 0, self._limits.max_message_bytes
         ready = self._ready
-        while ready and size < MAX_MESSAGE_BYTES and size + len(ready[0]) <= most:
+        while ready and size < MAX_MESSAGE_BYTES and size + len(ready[0]) <= max_bytes:
             piece = ready.popleft()
             size += len(piece)
             pieces.append(piece)
-        self._waiting.release(size)
+        self._window.release(size)
         self._outstanding -= len(pieces)
-        if self._received and self._waiting.low:
-            self._begin()
+        if self._received and self._window.low:
+            self._submit_received()
         return b"".join(pieces) if pieces else None
 
     @property
     def congested(self) -> bool:
-        self._collect()
-        return bool(self._received) or self._outstanding >= MAX_OUTSTANDING or self._waiting.full
+        self._collect_responses()
+        return bool(self._received) or self._outstanding >= MAX_OUTSTANDING or self._window.full
 
     @property
     def finished(self) -> bool:
@@ -259,49 +182,152 @@ class PredictionStream:
         self._half_closed = True
 
     def cancel(self) -> None:
-        self._streams.dec()
+        self._open_streams.dec()
         self._received.clear()
-        self._cancelled = True  # before the look, so that what comes after it cancels itself
-        for cancel in list(self._cancels.values()):
+        self._cancelled = True  # before the loop: what is added after it is cancelled at once
+        for cancel in list(self._cancellations.values()):
             cancel()
 
-    def reserve(self, expected: int) -> None:
-        self._waiting.reserve(expected)
-
-    def place(self, number: int) -> StreamResponder:
-        self._outstanding += 1
-        return StreamResponder(self, number)
-
-    def places(self, numbers: Sequence[int], expected: int) -> Places:
-        self._outstanding += len(numbers)
-        return Places(self, numbers, expected)
-
-    def under_way(self, places: StreamResponder | Places, cancel: Callable[[], None]) -> None:
-        """From any thread: they can be cancelled so."""
-        self._cancels[places] = cancel
+    def add_cancellation(self, responder: StreamedResponder, cancel: Callable[[], None]) -> None:
+        """Have `cancel` called when the stream is cancelled. Thread-safe."""
+        self._cancellations[responder] = cancel
         if self._cancelled:
             cancel()
 
-    def over(self, places: StreamResponder | Places) -> None:
-        """From any thread: others take their place."""
-        self._cancels.pop(places, None)
+    def remove_cancellation(self, responder: StreamedResponder) -> None:
+        """Drop a responder that others replace. Thread-safe."""
+        self._cancellations.pop(responder, None)
 
-    def answered(self, places: StreamResponder | Places, framed: Sequence[bytes]) -> None:
-        """From any thread: the answers as fields of a PredictStreamResponse."""
-        self._cancels.pop(places, None)
-        self._came.append((places, framed))
+    def respond(self, responder: StreamedResponder, frames: Sequence[bytes]) -> None:
+        """Send responses, which are fields of a PredictStreamResponse. Thread-safe."""
+        self._cancellations.pop(responder, None)
+        self._completed.append((responder, frames))
         self.call.wake()
 
-    def _collect(self) -> None:
-        while self._came:
-            places, framed = self._came.popleft()
-            size = sum([len(piece) for piece in framed])
-            self._waiting.settle(places.expected_bytes * len(framed), size)
-            self._ready.extend(framed)
+    def _collect_responses(self) -> None:
+        while self._completed:
+            responder, frames = self._completed.popleft()
+            size = sum([len(frame) for frame in frames])
+            self._window.settle(responder.expected_bytes * len(frames), size)
+            self._ready.extend(frames)
 
-    def _begin(self) -> None:
-        gathering = self._gather(self)
-        received, waiting = self._received, self._waiting
-        while received and not waiting.full:
-            gathering.add(*received.popleft())
-        gathering.end()
+    def _submit_received(self) -> None:
+        received, window = self._received, self._window
+        while received and not window.full:
+            self._add_to_group(*received.popleft())
+        for group in self._groups.values():
+            if group is not None:
+                self._submit_group(group)
+        self._groups.clear()
+        self._last_group = None
+
+    def _add_to_group(self, request_id: int, message: bytes) -> None:
+        """Add a request to the group of its template, or submit it if it has none."""
+        group = self._last_group
+        if (
+            group is None
+            or len(message) != group.template.size
+            or not group.template.matches(message)
+        ):
+            group = self._last_group = self._group_of(message)
+        if group is None:
+            self._outstanding += 1
+            self._submit_single(StreamResponder(self, request_id), message)
+            return
+        self._window.reserve(group.expected_bytes)
+        group.ids.append(request_id)
+        group.messages.append(message)
+        if len(group.ids) >= group.max_requests:
+            del self._groups[group.template]
+            self._last_group = None
+            self._submit_group(group)
+
+    def _group_of(self, message: bytes) -> RequestGroup | None:
+        if self._fast_path is None or len(message) > MAX_COALESCED_BYTES:
+            return None
+        template = self._fast_path.lookup(message)
+        if template is None:
+            return None
+        if template not in self._groups:
+            self._groups[template] = open_group(self._fast_path, template)
+        return self._groups[template]
+
+    def _submit_group(self, group: RequestGroup) -> None:
+        count = len(group.ids)
+        self._outstanding += count
+        responder = CoalescedStreamResponder(self, group.ids, group.expected_bytes)
+        if count > 1:
+            request = group.coalesce(responder)
+            try:
+                group.model.batcher.submit(request, responder.defer)
+            except NeuronaError:  # there may be room, or time, for some of them
+                if not request.withdraw():
+                    return
+            else:
+                return
+        self.remove_cancellation(responder)
+        self._window.reserve(-group.expected_bytes * count)
+        for request_id, message in zip(group.ids, group.messages, strict=True):
+            self._submit_single(StreamResponder(self, request_id), message)
+
+    def _submit_single(self, responder: "StreamResponder", message: bytes) -> None:
+        responder.expected_bytes = self._submit(message, responder)
+        self._window.reserve(responder.expected_bytes)
+
+
+class StreamResponder(StreamedResponder):
+    """The `Responder` of one request."""
+
+    __slots__ = ("_id", "trace")
+
+    def __init__(self, stream: PredictionStream, request_id: int) -> None:
+        super().__init__(stream, 0)
+        self._id = request_id
+        trace = stream.call.trace
+        self.trace = None if trace is None else trace.start_request(request_id)
+
+    @property
+    def request_id(self) -> str:
+        """The stream's request id, and the caller's id of the request."""
+        return f"{self._stream.call.request_id}#{self._id}"
+
+    def reply(self, response: bytes) -> None:
+        self._stream.respond(self, self._stream.framing.frame([self._id], [response]))
+        if self.trace is not None:
+            self.trace.end()
+
+    def fail(self, error: Exception) -> None:
+        self._stream.respond(self, [self._stream.framing.frame_error(self._id, error, self)])
+        if self.trace is not None:
+            self.trace.end(error)
+
+
+class CoalescedStreamResponder(StreamedResponder):
+    """The `CoalescedResponder` of a coalesced request, which is not traced."""
+
+    __slots__ = ("_ids",)
+
+    def __init__(self, stream: PredictionStream, ids: Sequence[int], expected_bytes: int) -> None:
+        super().__init__(stream, expected_bytes)
+        self._ids = ids
+
+    @property
+    def request_id(self) -> str:
+        """The stream's request id, and the caller's id of the request if it is a single one."""
+        suffix = f"#{self._ids[0]}" if len(self._ids) == 1 else ""
+        return self._stream.call.request_id + suffix
+
+    def reply(self, responses: Sequence[bytes | NeuronaError]) -> None:
+        self._stream.respond(self, self._stream.framing.frame(self._ids, responses))
+
+    def fail(self, error: Exception) -> None:
+        frame_error = self._stream.framing.frame_error
+        self._stream.respond(self, [frame_error(one, error, self) for one in self._ids])
+
+    def halve(self, middle: int) -> tuple["CoalescedStreamResponder", "CoalescedStreamResponder"]:
+        self._stream.remove_cancellation(self)
+        first, second = self._ids[:middle], self._ids[middle:]
+        return (
+            CoalescedStreamResponder(self._stream, first, self.expected_bytes),
+            CoalescedStreamResponder(self._stream, second, self.expected_bytes),
+        )

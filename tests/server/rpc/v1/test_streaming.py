@@ -73,7 +73,7 @@ def test_a_message_with_too_many_requests_is_refused(server):
     with pytest.raises(grpc.RpcError) as caught:
         list(server.prediction.PredictStream(iter([many]), timeout=60))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "4097 requests; expected at most 4096" in caught.value.details()
+    assert "4097 requests (expected at most 4096)" in caught.value.details()
 
 
 def test_a_full_queue_is_said_in_the_answer(make_server):
