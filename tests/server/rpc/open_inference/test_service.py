@@ -343,7 +343,7 @@ def test_the_earlier_of_timeout_and_deadline_counts(make_server, wait_until):
     wait_until(lambda: server.count("requests_total", outcome="expired", **counts) >= 1)
     server.registry.resolve("classifier", 1).start()
     assert late.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert "deadline exceeded" in late.details()
+    assert "deadline" in late.details()
     assert server.count("batch_rows_count", **counts) == 0
 
 
