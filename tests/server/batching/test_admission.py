@@ -45,7 +45,7 @@ def test_the_wait_is_what_runs_and_what_waits():
     assert batcher.admission.predict_wait() == 1.0
 
 
-def test_a_deadline_that_a_run_cannot_meet_is_refused_at_once():
+def test_a_deadline_that_a_run_cannot_meet_is_rejected_immediately():
     batcher = make()
     message = r"500.0 ms remain \(expected at least the predicted run time of 1000.0 ms\)"
     with pytest.raises(DeadlineExceededError, match=message):
@@ -54,7 +54,7 @@ def test_a_deadline_that_a_run_cannot_meet_is_refused_at_once():
     ask(batcher, within=1.5)
 
 
-def test_a_deadline_that_the_wait_will_miss_is_refused_at_once_with_the_wait():
+def test_a_deadline_that_the_wait_will_miss_is_rejected_immediately_with_the_wait():
     batcher = make()
     ask(batcher, rows=80)
     message = r"10000.0 ms in the queue and 1000.0 ms to run"
@@ -73,7 +73,7 @@ def test_a_full_queue_says_how_long_it_will_take():
     assert caught.value.retry_after == 80.0
 
 
-def test_a_busy_instance_does_not_refuse_what_is_in_time():
+def test_a_busy_instance_does_not_reject_what_is_in_time():
     """A run shared with few is short: only what waits counts, not what a batch could hold."""
     batcher = make(seconds=lambda rows: 0.1 * rows)
     batcher.admission.start_batch(0.1)
@@ -83,7 +83,7 @@ def test_a_busy_instance_does_not_refuse_what_is_in_time():
         ask(batcher, within=0.45)
 
 
-def test_a_deadline_in_the_past_is_refused():
+def test_a_deadline_in_the_past_is_rejected():
     with pytest.raises(DeadlineExceededError, match="already exceeded on arrival"):
         ask(make(), within=0.0)
 
@@ -96,7 +96,7 @@ def test_what_is_less_urgent_keeps_nobody_waiting():
         ask(batcher, within=1.5, priority=Priority.LOW)
 
 
-def test_estimates_nobody_has_confirmed_for_long_refuse_nobody():
+def test_estimates_nobody_has_confirmed_for_long_reject_no_request():
     """Else a wrong estimate that refuses everybody could never be put right."""
     batcher = make()
     batcher.clock.now += RELIABLE_SECONDS + 1
@@ -118,7 +118,7 @@ def test_a_shape_that_was_slow_at_first_is_let_in():
         run(batcher)
 
 
-def test_a_shape_that_is_known_to_be_slow_is_refused():
+def test_a_shape_that_is_known_to_be_slow_is_rejected():
     batcher = make()
     for _ in range(4):
         run(batcher, lambda rows: 10.0, columns=3)
@@ -147,7 +147,7 @@ def test_an_objective_bounds_the_queue_and_the_batch():
     assert batcher.queue.max_batch_rows in (
         1,
         2,
-    )  # two runs of it fit, and no rung is quicker by row
+    )  # two runs of it fit, and no batch_size is quicker by row
     batcher.queue.max_batch_rows = 1
     batcher.admission.start_batch(1.0)
     for _ in range(3):
@@ -156,7 +156,7 @@ def test_an_objective_bounds_the_queue_and_the_batch():
         ask(batcher)
 
 
-def test_an_objective_that_no_run_meets_does_not_close_the_door():
+def test_an_objective_that_no_run_meets_does_not_reject_all_requests():
     batcher = make(objective=0.001)
     for _ in range(5):
         assert run(batcher) == [2]

@@ -72,7 +72,7 @@ def test_a_run_that_nobody_waits_for_any_more_is_terminated(batcher):
     assert batcher.value("terminated_runs_total") == 1
 
 
-def test_what_is_cancelled_between_cut_and_run_does_not_run(batcher):
+def test_a_request_cancelled_before_its_batch_runs_does_not_run(batcher):
     asked = [SubmittedRequest(batcher, [value]) for value in (1, 2)]
     cut = batcher.queue.take_batch()
     for one in asked:
@@ -245,7 +245,7 @@ def test_a_stop_that_cannot_wait_ends_what_runs_too(batcher):
     assert batcher.queue.rows == 0
 
 
-def test_the_door_runs_what_waits_until_nothing_does(batcher):
+def test_an_inline_run_empties_the_queue(batcher):
     asked = [SubmittedRequest(batcher, [value], columns=1 + value % 2) for value in range(4)]
     puppet = Puppet()
     assert not batcher.run_inline(puppet)
@@ -253,7 +253,7 @@ def test_the_door_runs_what_waits_until_nothing_does(batcher):
     assert [one.answer for one in asked] == [[2 * value] for value in range(4)]
 
 
-def test_the_door_reads_on_after_a_while_and_comes_back_for_the_rest(batcher):
+def test_an_inline_run_stops_at_its_time_limit_and_continues_later(batcher):
     def take_a_while(_):
         batcher.clock.now += 0.6 * MAX_INLINE_SECONDS
 
@@ -276,14 +276,14 @@ def test_the_door_reads_on_after_a_while_and_comes_back_for_the_rest(batcher):
         (BatchPolicy(max_delay=0.1), 1e-7, False),  # the transport does not wait
     ],
 )
-def test_short_runs_are_the_doors_unless_told_otherwise(policy, seconds, inline):
+def test_short_runs_are_inline_unless_the_policy_decides(policy, seconds, inline):
     batcher = PuppetBatcher(policy)
     batcher.cost_model.measure(lambda rows: seconds, (1,))
     batcher.tune()
     assert batcher.inline is inline
 
 
-def test_runs_that_became_long_leave_the_door():
+def test_runs_that_became_long_are_not_inline():
     batcher = PuppetBatcher(BatchPolicy())
     batcher.cost_model.measure(lambda rows: 1e-7, (1,))
     batcher.tune()
@@ -299,8 +299,8 @@ def test_runs_that_became_long_leave_the_door():
     assert batcher.inline is False
 
 
-def test_padding_fills_up_to_the_rung_and_changes_no_answer(batcher):
-    # Sizes between rungs cost ten times a rung, as on a device that prepares for each shape.
+def test_padding_fills_up_to_the_batch_size_and_changes_no_outputs(batcher):
+    # Sizes between rungs cost ten times a batch_size, as on a device that prepares for each shape.
     batcher.cost_model.measure(lambda rows: 0.001, (1,))
     batcher.padding.measure(
         lambda rows: 0.001 if rows in (1, 2, 4, 8) else 0.01, {4: 0.001, 8: 0.001}
@@ -370,7 +370,7 @@ def test_instances_take_their_turn_on_the_device():
     assert seen == [["puppet/1"]]
 
 
-def test_what_takes_long_is_left_to_the_instances_by_the_door(batcher):
+def test_long_batches_are_left_to_the_instances(batcher):
     batcher.cost_model.measure(lambda rows: 1.0, (1,), budget=1e9)
     SubmittedRequest(batcher, [1])
     puppet = Puppet()

@@ -3,12 +3,12 @@ import pytest
 from neurona_server.batching.cost_model import MAX_GROUPS, CostModel, Padding
 from neurona_server.batching.policy import BatchPolicy
 
-RUNGS = BatchPolicy(max_rows=8).batch_sizes
+BATCH_SIZES = BatchPolicy(max_rows=8).batch_sizes
 
 
 @pytest.fixture
 def cost_model():
-    cost_model = CostModel(RUNGS)
+    cost_model = CostModel(BATCH_SIZES)
     cost_model.measure(lambda rows: rows + 1.0, ("a",), budget=1e9)
     return cost_model
 
@@ -19,18 +19,18 @@ def test_the_ladder_is_powers_of_two_and_the_top():
     assert BatchPolicy(max_rows=1).batch_sizes == (1,)
 
 
-def test_nothing_is_foretold_before_anything_is_known():
-    assert CostModel(RUNGS).predict(4) == 0.0
-    assert CostModel(RUNGS).best_batch_size(0.1) == 8
+def test_the_prediction_is_zero_before_the_first_measurement():
+    assert CostModel(BATCH_SIZES).predict(4) == 0.0
+    assert CostModel(BATCH_SIZES).best_batch_size(0.1) == 8
 
 
-def test_between_rungs_it_is_a_straight_line_and_in_proportion_above(cost_model):
+def test_predictions_are_linear_between_batch_sizes_and_proportional_above(cost_model):
     assert cost_model.seconds == {1: 2.0, 2: 3.0, 4: 5.0, 8: 9.0}
     assert [cost_model.predict(rows) for rows in (1, 3, 6, 8, 16)] == [2.0, 4.0, 7.0, 9.0, 18.0]
 
 
 def test_measuring_stops_when_its_time_is_up():
-    cost_model = CostModel(RUNGS)
+    cost_model = CostModel(BATCH_SIZES)
     cost_model.measure(lambda rows: rows * 1.0, ("a",), budget=8)
     assert sorted(cost_model.seconds) == [1, 2]
 
@@ -47,8 +47,8 @@ def test_one_run_that_was_held_up_changes_nothing_a_new_speed_does(cost_model):
     assert cost_model.predict(4) == 50.0
 
 
-def test_a_run_between_rungs_is_learned_by_the_rung_above(cost_model):
-    observe(cost_model, 3, 8.0, times=3)  # twice what was foretold
+def test_a_run_between_batch_sizes_updates_the_one_above(cost_model):
+    observe(cost_model, 3, 8.0, times=3)  # twice the prediction
     assert cost_model.predict(4) == 10.0
 
 
@@ -82,7 +82,7 @@ def test_groups_are_remembered_up_to_a_bound(cost_model):
 
 
 def test_without_warm_up_the_first_runs_teach():
-    cost_model = CostModel(RUNGS)
+    cost_model = CostModel(BATCH_SIZES)
     observe(cost_model, 3, 6.0)
     assert cost_model.predict(4, ("a",)) == 6.0
     observe(cost_model, 3, 12.0, ("b",), times=2)
@@ -90,25 +90,29 @@ def test_without_warm_up_the_first_runs_teach():
 
 
 @pytest.mark.parametrize(
-    ("objective", "rung"), [(None, 8), (100.0, 8), (18.0, 8), (17.0, 4), (9.0, 2), (4.5, 1)]
+    ("objective", "batch_size"), [(None, 8), (100.0, 8), (18.0, 8), (17.0, 4), (9.0, 2), (4.5, 1)]
 )
-def test_an_objective_allows_the_rung_of_which_two_runs_fit(cost_model, objective, rung):
-    assert cost_model.best_batch_size(objective) == rung
+def test_an_objective_allows_the_batch_size_of_which_two_runs_fit(
+    cost_model, objective, batch_size
+):
+    assert cost_model.best_batch_size(objective) == batch_size
 
 
-def test_of_the_rungs_that_fit_the_one_with_most_rows_a_second_is_taken():
-    cost_model = CostModel(RUNGS)
+def test_of_the_batch_sizes_that_fit_the_one_with_most_rows_per_second_is_taken():
+    cost_model = CostModel(BATCH_SIZES)
     cost_model.measure({1: 1.0, 2: 1.1, 4: 1.2, 8: 9.0}.get, ("a",), budget=1e9)
     assert cost_model.best_batch_size(20.0) == 4
 
 
 def padded_rungs(time_run):
-    padding = Padding(RUNGS)
-    padding.measure(time_run, {rung: time_run(rung) for rung in RUNGS}, budget=1e9)
+    padding = Padding(BATCH_SIZES)
+    padding.measure(
+        time_run, {batch_size: time_run(batch_size) for batch_size in BATCH_SIZES}, budget=1e9
+    )
     return padding
 
 
-def test_padding_pays_only_where_sizes_between_rungs_cost_more_than_the_rung():
+def test_padding_pays_only_where_sizes_between_batch_sizes_cost_more():
     padding = padded_rungs(lambda rows: 20.0 if 4 < rows < 8 else rows * 1.0)
     assert padding.padded_sizes == {8}
     assert [padding.padded_rows(rows) for rows in (1, 3, 4, 5, 8, 9)] == [1, 3, 4, 8, 8, 9]
@@ -118,7 +122,7 @@ def test_padding_pays_where_a_new_size_has_to_be_prepared():
     met = set()
 
     def time_run(rows):
-        known = rows in met or rows in RUNGS
+        known = rows in met or rows in BATCH_SIZES
         met.add(rows)
         return rows * (1.0 if known else 10.0)
 
@@ -135,9 +139,9 @@ def test_one_slow_size_among_three_is_not_enough_to_pad():
 
 
 def test_rungs_that_never_ran_are_not_padded_to():
-    padding = Padding(RUNGS)
+    padding = Padding(BATCH_SIZES)
     known = dict.fromkeys([1, 2, 4], 1.0)
-    padding.measure(lambda rows: 1.0 if rows in RUNGS else 9.0, known, budget=1e9)
+    padding.measure(lambda rows: 1.0 if rows in BATCH_SIZES else 9.0, known, budget=1e9)
     assert padding.padded_sizes == {4}
 
 
@@ -146,9 +150,9 @@ def test_what_would_take_long_to_find_out_is_left_alone():
 
     def time_run(rows):
         ran.append(rows)
-        return 1.0 if rows in RUNGS else 9.0
+        return 1.0 if rows in BATCH_SIZES else 9.0
 
-    padding = Padding(RUNGS)
+    padding = Padding(BATCH_SIZES)
     padding.measure(time_run, {1: 0.01, 2: 0.02, 4: 0.1, 8: 0.2}, budget=1.0)
     assert padding.padded_sizes == {4}
     assert set(ran) == {3, 4}
@@ -162,30 +166,30 @@ def test_long_runs_are_measured_less_often_than_short_ones():
         ran.append(rows)
         return costs[rows]
 
-    cost_model = CostModel(RUNGS)
+    cost_model = CostModel(BATCH_SIZES)
     cost_model.measure(time_run, ("a",))
-    assert [ran.count(rung) for rung in RUNGS] == [6, 5, 3, 3]
+    assert [ran.count(batch_size) for batch_size in BATCH_SIZES] == [6, 5, 3, 3]
     assert cost_model.seconds == costs
     ran.clear()
     cost_model.measure(time_run, ("a",), budget=0.25)
-    assert [ran.count(rung) for rung in RUNGS] == [6, 5, 2, 0]
+    assert [ran.count(batch_size) for batch_size in BATCH_SIZES] == [6, 5, 2, 0]
 
 
-def test_the_rung_follows_the_groups_that_really_run(cost_model):
+def test_the_batch_size_follows_the_groups_that_really_run(cost_model):
     assert cost_model.best_batch_size(18.0) == 8
     observe(cost_model, 4, 50.0, ("long",), times=20)  # ten times the cost
     assert cost_model.best_batch_size(50.0) == 1
     assert cost_model.best_batch_size(110.0) == 4
 
 
-def test_an_objective_that_no_rung_meets_takes_the_most_rows_a_second_at_little_more():
-    cost_model = CostModel(RUNGS)
+def test_an_objective_that_no_batch_size_meets_takes_the_most_rows_per_second_at_little_more():
+    cost_model = CostModel(BATCH_SIZES)
     cost_model.measure({1: 1.0, 2: 1.1, 4: 1.4, 8: 9.0}.get, ("a",), budget=1e9)
     assert cost_model.best_batch_size(0.5) == 4
 
 
-def test_the_next_rung_that_is_not_known_is_tried():
-    cost_model = CostModel(RUNGS)
+def test_the_next_batch_size_that_has_not_run_is_tried():
+    cost_model = CostModel(BATCH_SIZES)
     cost_model.measure(lambda rows: 1.0, ("a",), budget=0.5)
     assert sorted(cost_model.seconds) == [1]
     assert cost_model.best_batch_size(10.0) == 2

@@ -48,6 +48,6 @@ def test_a_failing_run_gives_its_slot_back():
         pass
 
 
-def test_a_device_without_slots_is_refused():
+def test_a_device_without_slots_is_rejected():
     with pytest.raises(ValueError, match="slots is 0"):
         DeviceScheduler(0)

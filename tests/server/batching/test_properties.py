@@ -90,5 +90,5 @@ def test_every_request_is_answered_once_with_its_own_rows(plan, padded):
             assert step["expires_in"] < np.inf
         elif step["poisoned"]:
             assert one.answer is ModelFailedError
-        else:  # equal to running it alone, whoever shared its batches
+        else:  # equal to running it alone, whichever requests shared its batches
             assert one.answer == [2 * value for value in values]

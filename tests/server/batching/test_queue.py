@@ -65,7 +65,7 @@ def test_another_shape_does_not_close_a_batch_and_the_oldest_leads(queue, clock)
     assert queue.take_batch().requests == [requests[1], requests[3]]
 
 
-def test_a_full_queue_refuses_at_once(queue):
+def test_a_full_queue_rejects_immediately(queue):
     put(queue, request(8))
     with pytest.raises(QueueFullError, match="8 of 10 rows .* taken, no room for 3 rows"):
         queue.put([request(3)])
@@ -77,7 +77,7 @@ def test_a_request_that_never_fits_is_invalid(queue):
         put(queue, request(11))
 
 
-def test_cancelled_requests_leave_at_once_and_expired_ones_when_the_batch_is_cut(queue, clock):
+def test_cancelled_requests_leave_at_once_and_expired_ones_when_a_batch_is_taken(queue, clock):
     expired, cancelled, alive = request(deadline=clock.now + 1), request(), request()
     put(queue, expired, cancelled, alive)
     cancelled.cancel(CancelledError())
@@ -97,7 +97,7 @@ def test_age_is_that_of_the_oldest(queue, clock):
     assert queue.oldest_age() == 5.0
 
 
-def test_a_closed_queue_refuses_but_gives_what_it_has(queue):
+def test_a_closed_queue_rejects_but_gives_what_it_has(queue):
     waiting = request()
     put(queue, waiting)
     queue.close()
@@ -131,7 +131,7 @@ def test_clear_takes_all_out(queue):
 
 
 @pytest.mark.parametrize("wrong", [{"max_rows": 0}, {"max_queue_rows": 0}])
-def test_a_policy_without_room_is_refused(wrong):
+def test_a_policy_without_room_is_rejected(wrong):
     with pytest.raises(ValueError, match=r"max_\w+ is 0 \(expected at least 1"):
         BatchPolicy(**wrong)
 
@@ -249,7 +249,7 @@ def test_what_is_put_without_waking_waits_for_who_comes_for_it(queue):
     thread.join()
 
 
-def test_leaving_twice_or_after_the_cut_changes_nothing(queue):
+def test_leaving_twice_or_after_the_batch_is_taken_changes_nothing(queue):
     first, second = request(), request()
     put(queue, first, second)
     queue.discard(first)

@@ -75,7 +75,7 @@ def flat(rows):
     return 0.01 + 0.0001 * rows
 
 
-def test_half_the_capacity_with_deadlines_refuses_nobody():
+def test_half_the_capacity_with_deadlines_rejects_no_request():
     day = Day(by_row, warm_up=by_row)
     latencies, lost = day.pass_(20, rate=250, within=0.2)
     assert lost == 0
@@ -98,7 +98,7 @@ def test_twice_the_capacity_with_an_objective_keeps_it_and_stays_busy():
         ("no warm-up", None, 0.0),
     ],
 )
-def test_the_best_rung_is_found_whatever_the_warm_up_said(name, warm_up, budget):
+def test_the_best_batch_size_is_found_whatever_the_warm_up_measured(name, warm_up, budget):
     day = Day(flat, objective=0.1, warm_up=warm_up, budget=budget)
     day.pass_(20, rate=3000)  # time to learn
     latencies, _ = day.pass_(5, rate=3000)

@@ -68,7 +68,7 @@ def versions(make_server):
     return server, first, second
 
 
-def test_a_model_that_was_replaced_meanwhile_is_resolved_anew(versions):
+def test_a_model_that_was_replaced_meanwhile_is_resolved_again(versions):
     server, first, second = versions
     caller = BaseCall(server, first, second)
     assert caller.ended.wait(10)

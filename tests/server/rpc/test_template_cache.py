@@ -113,7 +113,7 @@ def test_an_odd_message_is_not_learned(message):
     [
         tensor_field(X) + MODEL,  # in another order
         MODEL + tensor_field(X) + length_delimited(99, b"of a newer version"),
-        MODEL + tensor_field(X, length_delimited(77, b"likewise")),
+        MODEL + tensor_field(X, length_delimited(77, b"unknown field")),
         MODEL + MODEL + tensor_field(X),
     ],
 )

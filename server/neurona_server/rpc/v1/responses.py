@@ -114,8 +114,8 @@ class ResponseEncoder:
             if top_k == 1 and part is not None and part.rows == 1 and not raw_outputs:
                 best = self._best(part)
                 row = part.start
-                chosen = best.classes[row]
-                head = self._single.get(chosen) or self._add_single(chosen)
+                selected = best.classes[row]
+                head = self._single.get(selected) or self._add_single(selected)
                 return head + best.probabilities[4 * row : 4 * row + 4]
             rows = self._rows(outputs, part, ("classes", top_k))
             pieces += [length_delimited(_CLASSIFICATION, b"".join(rows))]
@@ -138,8 +138,8 @@ class ResponseEncoder:
             best, heads = self._best(part), self._single
             numbers = best.probabilities
             return [
-                (heads.get(chosen) or self._add_single(chosen)) + numbers[4 * row : 4 * row + 4]
-                for row, chosen in enumerate(best.classes[part.start : part.stop], part.start)
+                (heads.get(selected) or self._add_single(selected)) + numbers[4 * row : 4 * row + 4]
+                for row, selected in enumerate(best.classes[part.start : part.stop], part.start)
             ]
         return [
             self.write(RowSlice(part.batch, start, rows), top_k, raw_outputs=raw_outputs)
@@ -188,17 +188,17 @@ class ResponseEncoder:
         if best is None:
             probabilities = self._probabilities(part.batch.outputs[self._position])
             classes = _ranked(probabilities).argmax(axis=1)
-            chosen = probabilities[np.arange(len(classes)), classes]
-            best = Best(classes.tolist(), chosen.astype("<f4").tobytes())
+            selected = probabilities[np.arange(len(classes)), classes]
+            best = Best(classes.tolist(), selected.astype("<f4").tobytes())
             cache["best"] = best
         return best
 
-    def _add_single(self, chosen: int) -> bytes:
-        row = _class_row([chosen], self._labels) + header(_PROBABILITIES, 4)
+    def _add_single(self, selected: int) -> bytes:
+        row = _class_row([selected], self._labels) + header(_PROBABILITIES, 4)
         length = len(row) + 4
         inner = header(_CLASS_ROWS, length)
         outer = header(_CLASSIFICATION, len(inner) + length)
-        self._single[chosen] = head = self._head + outer + inner + row
+        self._single[selected] = head = self._head + outer + inner + row
         return head
 
 
@@ -224,9 +224,9 @@ def class_rows(probabilities: Array, labels: Sequence[str], top_k: int) -> list[
         classes = ranked.argmax(axis=1)[:, np.newaxis]
     else:
         classes = np.argsort(-ranked, axis=1, kind="stable")[:, :top_k]
-    chosen = np.take_along_axis(probabilities, classes, axis=1).astype("<f4")
+    selected = np.take_along_axis(probabilities, classes, axis=1).astype("<f4")
     size = 4 * classes.shape[1]
-    data = chosen.tobytes()
+    data = selected.tobytes()
     tail = header(_PROBABILITIES, size)
     return [
         length_delimited(

@@ -76,7 +76,7 @@ def test_describe_of_an_unknown_model_names_those_that_exist(server):
 
 
 @pytest.mark.parametrize("method", ["List", "Describe"])
-def test_bytes_that_are_no_request_are_refused(server, method):
+def test_bytes_that_are_no_request_are_rejected(server, method):
     with pytest.raises(grpc.RpcError) as caught:
         server.channel.unary_unary(f"/neurona.v1.Models/{method}")(b"\xff\xff", timeout=10)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT

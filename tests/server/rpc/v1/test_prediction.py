@@ -89,7 +89,7 @@ def test_typed_answers_are_the_same_answers(server):
     assert PredictResponse.FromString(regressed.SerializeToString()) == predicted
 
 
-def test_a_wrong_task_is_refused_clearly(server):
+def test_a_wrong_task_is_rejected_clearly(server):
     error = error_of(server.prediction.Classify, regress())
     assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
     assert "'regressor' has no classification output: its task is regre" in error.details()
@@ -157,21 +157,23 @@ def test_a_wrong_task_is_refused_clearly(server):
         ),
     ],
 )
-def test_bad_input_is_refused_with_what_came_and_what_was_expected(server, request_, code, message):
+def test_bad_input_is_rejected_with_what_came_and_what_was_expected(
+    server, request_, code, message
+):
     error = error_of(server.prediction.Predict, request_)
     assert error.code().name == code
     assert message in error.details()
     assert len(error.details()) <= 2000
 
 
-def test_bytes_that_are_no_request_are_refused(server):
+def test_bytes_that_are_no_request_are_rejected(server):
     method = server.channel.unary_unary("/neurona.v1.Prediction/Predict")
     error = error_of(method, b"\xff\xff\xff")
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "not a neurona.v1.PredictRequest" in error.details()
 
 
-def test_a_message_that_is_too_large_is_refused(server):
+def test_a_message_that_is_too_large_is_rejected(server):
     error = error_of(server.prediction.Predict, regress(np.zeros((1, 1 << 19), np.float32)))
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -195,7 +197,7 @@ def test_a_model_with_a_fixed_batch_of_one_is_served_one_by_one(server):
         assert to_array(call.result().outputs[0]).tolist() == [[2, 4]]
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(make_server, wait_until):
+def test_a_full_queue_rejects_immediately_and_says_when_to_come_back(make_server, wait_until):
     server = make_server(BatchPolicy(max_queue_rows=4), start_models=False)
     waiting = server.prediction.Predict.future(classify(version=1))
     wait_until(lambda: server.count("queue_rows", model="classifier", version="1") == 3)
@@ -286,7 +288,7 @@ def test_a_guilty_request_fails_alone(make_server, wait_until):
     assert server.count("requests_total", outcome="ok", **counts) == 5
 
 
-def test_a_deadline_that_cannot_be_met_is_refused_at_once(make_server):
+def test_a_deadline_that_cannot_be_met_is_rejected_immediately(make_server):
     server = make_server(BatchPolicy(inline=False))
     model = server.registry.resolve("classifier", 1)
     model.batcher.cost_model.measure(lambda rows: 30.0, ((4,),), budget=1e9)

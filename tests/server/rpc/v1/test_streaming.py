@@ -68,7 +68,7 @@ def test_bytes_that_are_no_request_end_the_stream_with_a_clear_error(server):
     assert "PredictStreamRequest" in caught.value.details()
 
 
-def test_a_message_with_too_many_requests_is_refused(server):
+def test_a_message_with_too_many_requests_is_rejected(server):
     many = message(*[StreamedRequest(id=i) for i in range(streaming.MAX_OUTSTANDING + 1)])
     with pytest.raises(grpc.RpcError) as caught:
         list(server.prediction.PredictStream(iter([many]), timeout=60))
