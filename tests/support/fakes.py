@@ -1,4 +1,4 @@
-"""Stand-ins that make batching deterministic: a clock and a model that do what the test says."""
+"""Fakes that make batching deterministic: a clock and a model that the test controls."""
 
 import numpy as np
 from prometheus_client import CollectorRegistry
@@ -44,7 +44,7 @@ class SubmittedRequest(FakeRequest):
 
 
 class Puppet:
-    """A model that doubles. Before it does, the test says what happens."""
+    """A model that doubles its input; `before` is called with the inputs of each run."""
 
     def __init__(self, before=lambda inputs: None, answer=lambda inputs: [inputs["x"] * 2]):
         self.batches = []  # the rows of each run
@@ -72,7 +72,7 @@ class PuppetRun:
 
 
 class PuppetBatcher(Batcher):
-    """With a clock and metrics that the test can read, and steps instead of a thread."""
+    """A batcher with a fake clock, metrics that the test can read, and steps instead of a thread."""
 
     def __init__(self, policy=None, **options):
         self.clock = Clock()
@@ -83,14 +83,14 @@ class PuppetBatcher(Batcher):
         metrics.watch_batching(self.queue, self.cost_model)
 
     def step(self, puppet):
-        """One batch, as an idle instance would take it."""
+        """Take and run one batch, as an idle instance would."""
         batch = self.queue.take_batch()
         if batch is not None:
             self.process(batch, puppet)
         return batch
 
     def run_inline(self, puppet):
-        """What waits, as the transport's thread would run it."""
+        """Run what waits, as the transport's thread would."""
         self._new_runs = [puppet]
         return self.serve_inline()
 

@@ -300,7 +300,7 @@ def test_runs_that_became_long_are_not_inline():
 
 
 def test_padding_fills_up_to_the_batch_size_and_changes_no_outputs(batcher):
-    # Sizes between rungs cost ten times a batch_size, as on a device that prepares for each shape.
+    # Other sizes cost ten times as much, as on a device that prepares for each new shape.
     batcher.cost_model.measure(lambda rows: 0.001, (1,))
     batcher.padding.measure(
         lambda rows: 0.001 if rows in (1, 2, 4, 8) else 0.01, {4: 0.001, 8: 0.001}
