@@ -72,7 +72,7 @@ class PuppetRun:
 
 
 class PuppetBatcher(Batcher):
-    """A batcher with a fake clock, metrics that the test can read, and steps instead of a thread."""
+    """A batcher with a fake clock, metrics that the test reads, and steps instead of a thread."""
 
     def __init__(self, policy=None, **options):
         self.clock = Clock()
