@@ -1,8 +1,7 @@
-"""Every option of the server, declared once: a field of Config with its type, its bounds, its help
-and its default.
+"""Every option of the server, declared once as a field of Config.
 
-The help texts become `neurona-serve --help` and the reference table of all options. `sources`
-says where values come from.
+A field has a type with bounds, a help text and a default. The help texts become `neurona-serve
+--help` and the reference table of all options. `sources` says where values come from.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
-"""Reads options from their sources: a flag, else the environment (NEURONA_ and the name in upper
-case), else a file (neurona.toml), else the default. A misspelled option is an error.
+"""Reads options from flags, the environment and a file.
+
+An option is taken from its flag, else from the environment (NEURONA_ and the name in upper case),
+else from a file (neurona.toml), else it has its default. A misspelled option is an error.
 """
 
 import argparse
@@ -66,16 +68,16 @@ def check_processes(config: Config) -> None:
     """
     where = f"processes is {config.processes}"
     if not hasattr(socket, "SO_REUSEPORT"):
-        raise ConfigError(f"{where}; expected 1: this system has no SO_REUSEPORT")
+        raise ConfigError(f"{where} (expected 1): this system has no SO_REUSEPORT")
     if UNIX in config.address:
-        raise ConfigError(f"{where}; expected HOST:PORT as address: a unix socket has one owner")
+        raise ConfigError(f"{where} (expected an address HOST:PORT): a unix socket has one owner")
     if config.model_control == "explicit":
         raise ConfigError(
-            f"{where}; expected model_control poll or none: a call to load reaches one process only"
+            f"{where} (expected model_control poll or none): load calls reach one process only"
         )
     if config.shared_memory:
         raise ConfigError(
-            f"{where}; expected shared_memory false: a call to register reaches one process only"
+            f"{where} (expected shared_memory false): register calls reach one process only"
         )
 
 
