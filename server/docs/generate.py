@@ -17,7 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from neurona_server import errors
 from neurona_server.config.options import list_options
 from neurona_server.config.sources import PREFIX
-from neurona_server.processes.collector import MultiprocessCollector
+from neurona_server.processes.multiprocess_collector import MultiprocessCollector
 from neurona_server.telemetry.metrics import OUTCOMES, Metrics
 
 HEAD = "<!-- Written from the code by server/docs/generate.py: run `make docs`. -->\n\n"

@@ -20,6 +20,7 @@ from neurona_server.errors import ConfigError, LoadError
 from neurona_server.models.lifecycle.reconciler import Reconciler, ReconcilerOptions
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
+from neurona_server.models.model_options import INLINE_MODES, ModelOptions
 from neurona_server.models.onnx.graph_cache import default_cache_folder
 from neurona_server.models.onnx.runtime import (
     CPU,
@@ -29,7 +30,6 @@ from neurona_server.models.onnx.runtime import (
     check_options,
     runtime_version,
 )
-from neurona_server.models.options import INLINE_MODES, ModelOptions
 from neurona_server.models.repository.scanner import ModelSource, Repository
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.resources import available_cpus

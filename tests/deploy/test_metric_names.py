@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from support import dashboards
 from support.fake_nvml import FakeNvml
 
-from neurona_server.processes.collector import MultiprocessCollector
+from neurona_server.processes.multiprocess_collector import MultiprocessCollector
 from neurona_server.telemetry.collectors import GpuCollector
 from neurona_server.telemetry.metrics import Metrics
 
@@ -17,7 +17,7 @@ SUFFIXES = {
     "summary": ("_sum", "_count"),
 }
 
-# Exposed for each worker process: see neurona_server.processes.collector.
+# Exposed for each worker process: see neurona_server.processes.multiprocess_collector.
 WORKER_METRICS = {"neurona_process_resident_memory_bytes", "neurona_process_cpu_seconds_total"}
 
 

@@ -23,7 +23,7 @@ from neurona_server.config import sources
 from neurona_server.models.lifecycle.reconciler import Control, Reconciler, ReconcilerOptions
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
-from neurona_server.models.options import ModelOptions
+from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource, Repository
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.rpc.health import Health

@@ -322,9 +322,10 @@ class Option(NamedTuple):
     name: str
     help: str
     default: Any
+    value_type: type
+    """Type of its value, of one of its values if repeatable."""
     repeatable: bool
     """It may be given several times."""
-    is_folder: bool
 
 
 def list_options() -> list[Option]:
@@ -334,13 +335,7 @@ def list_options() -> list[Option]:
     for field in msgspec.structs.fields(Config):
         kind, *annotations = get_args(kinds[field.name])
         (text,) = [one.text for one in annotations if isinstance(one, Help)]
-        options.append(
-            Option(
-                field.name,
-                text,
-                field.default,
-                repeatable=get_origin(kind) is tuple,
-                is_folder=kind == tuple[Path, ...],
-            )
-        )
+        repeatable = get_origin(kind) is tuple
+        value_type = get_args(kind)[0] if repeatable else kind
+        options.append(Option(field.name, text, field.default, value_type, repeatable))
     return options

@@ -10,8 +10,8 @@ from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.request import Outputs, Request
 from neurona_server.errors import UnavailableError
 from neurona_server.models.batching_check import decide_batching
+from neurona_server.models.model_options import ModelOptions, options_for
 from neurona_server.models.onnx.session import Session
-from neurona_server.models.options import ModelOptions, options_for
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.models.signature import (

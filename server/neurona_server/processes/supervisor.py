@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from neurona_server.config import sources
 from neurona_server.errors import ConfigError
-from neurona_server.processes.collector import MultiprocessCollector
+from neurona_server.processes.multiprocess_collector import MultiprocessCollector
 from neurona_server.processes.ports import ReservedPorts
 from neurona_server.processes.signals import StopSignals
 from neurona_server.processes.worker_handle import WorkerEvent, WorkerHandle

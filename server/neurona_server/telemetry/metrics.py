@@ -51,7 +51,7 @@ from neurona_server.telemetry.collectors import (
     VersionStateCollector,
 )
 from neurona_server.telemetry.histogram import BufferedHistograms, DerivedCounter
-from neurona_server.telemetry.statistics import RunPhaseCollector, RunStatistics
+from neurona_server.telemetry.run_statistics import RunPhaseCollector, RunStatistics
 
 OUTCOMES = ("ok", "rejected", "expired", "cancelled", "invalid", "failed")
 

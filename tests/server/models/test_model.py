@@ -11,9 +11,9 @@ from support import onnx_models
 from neurona_protos.prediction_pb2 import DataType, ModelMetadata, State, Task
 from neurona_server.errors import LoadError
 from neurona_server.models.model import Model
+from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 from neurona_server.models.onnx.session import Session
-from neurona_server.models.options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.telemetry.metrics import Metrics
 

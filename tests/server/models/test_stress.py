@@ -14,7 +14,7 @@ from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.request import Request
 from neurona_server.errors import CancelledError, NeuronaError, QueueFullError
 from neurona_server.models.model import Model
-from neurona_server.models.options import ModelOptions
+from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.telemetry.metrics import Metrics
 

@@ -23,8 +23,8 @@ from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import LoadError
 from neurona_server.models.model import Model
+from neurona_server.models.model_options import ModelOptions, options_for
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
-from neurona_server.models.options import ModelOptions, options_for
 from neurona_server.models.repository.scanner import ModelSource, read_settings
 from neurona_server.models.repository.settings import ModelSettings, TensorSettings, ValueSettings
 from neurona_server.models.signature import TensorSpec
@@ -381,7 +381,7 @@ def test_options_of_one_model():
 
 
 def test_instances_share_the_cpus(monkeypatch):
-    monkeypatch.setattr("neurona_server.models.options.available_cpus", lambda: 8)
+    monkeypatch.setattr("neurona_server.models.model_options.available_cpus", lambda: 8)
     for threads, expected in ((8, 2), (0, 2), (1, 1)):
         options = ModelOptions(runtime=RuntimeOptions(threads=threads))
         assert options_for(ModelSettings(instances=4), options).runtime.threads == expected

@@ -12,7 +12,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from support.fake_nvml import FakeNvml
 
-from neurona_server.processes.collector import MERGE_RULES, PER_PROCESS_GAUGES, SnapshotMerger
+from neurona_server.processes.multiprocess_collector import (
+    MERGE_RULES,
+    PER_PROCESS_GAUGES,
+    SnapshotMerger,
+)
 from neurona_server.processes.snapshot import take_snapshot, to_metrics
 from neurona_server.telemetry.collectors import GpuCollector, VersionInfo
 from neurona_server.telemetry.metrics import Metrics

@@ -90,7 +90,7 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     from neurona_training.export.stepwise import STEP_FILE, export_stepwise
     from neurona_training.learning import devices
     from neurona_training.learning.evaluation import evaluate
-    from neurona_training.learning.progress import status_line
+    from neurona_training.learning.progress_bar import status_line
 
     started = time.monotonic()
     loaded = _load_data(recipe, arguments)

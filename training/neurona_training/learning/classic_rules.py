@@ -15,7 +15,7 @@ from neurona_training.data import Dataset
 from neurona_training.learning import devices
 from neurona_training.learning.evaluation import accuracy, predict, rmse
 from neurona_training.learning.gradient_descent import loss, rate_factor
-from neurona_training.learning.progress import epoch_summary, progress_bar
+from neurona_training.learning.progress_bar import epoch_summary, progress_bar
 from neurona_training.learning.run import Epoch, FitResult, Hyperparameters, Run
 
 # Trains on every row in the given order; returns the loss and the last learning rate.

@@ -19,7 +19,7 @@ from neurona_training.errors import FitError
 from neurona_training.learning import devices
 from neurona_training.learning.evaluation import accuracy, predict
 from neurona_training.learning.gradient_descent import loss
-from neurona_training.learning.progress import progress_bar
+from neurona_training.learning.progress_bar import progress_bar
 from neurona_training.learning.run import Epoch, FitResult, Hyperparameters, Run
 
 _IMAGES_PER_LAYER = 600  # in an epoch: features repeat long before

@@ -22,7 +22,7 @@ from neurona_training.learning.checkpoint import (
 )
 from neurona_training.learning.devices import Device
 from neurona_training.learning.evaluation import accuracy, predict, rmse
-from neurona_training.learning.progress import epoch_summary, progress_bar
+from neurona_training.learning.progress_bar import epoch_summary, progress_bar
 from neurona_training.learning.run import Epoch, FitResult, Hyperparameters, Run
 
 

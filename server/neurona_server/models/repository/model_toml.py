@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from neurona_protos.prediction_pb2 import Task
 from neurona_server.errors import LoadError, close_match
-from neurona_server.models.repository.model_files import read_labels, read_text
+from neurona_server.models.repository.folder_files import read_labels, read_text
 from neurona_server.models.repository.settings import (
     LATEST,
     MODEL_TOML,

@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from neurona_protos import model_config_pb2 as triton
 from neurona_protos.prediction_pb2 import DataType
 from neurona_server.errors import LoadError, close_match, printable, quoted
-from neurona_server.models.repository.model_files import read_labels, read_text, resolve_inside
+from neurona_server.models.repository.folder_files import read_labels, read_text, resolve_inside
 from neurona_server.models.repository.model_toml import MAX_VERSION
 from neurona_server.models.repository.settings import (
     CONFIG_PBTXT,

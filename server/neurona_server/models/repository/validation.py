@@ -38,7 +38,6 @@ def convert(
     where: str,
     error: Callable[[str], Exception],
     *,
-    strict: bool = True,
     show_values: bool = True,
 ) -> T:
     """Convert `values` to a `kind`, a msgspec struct that forbids unknown fields.
@@ -52,8 +51,6 @@ def convert(
         kind: The struct to make.
         where: Path of `values` in messages, "" for a whole file.
         error: Makes the exception from a message.
-        strict: False converts strings, as flags and the environment have them, to numbers
-            and booleans.
         show_values: False keeps values out of messages, for files that hold secrets.
 
     Raises:
@@ -61,7 +58,7 @@ def convert(
             (expected an integer from 0 to 1024)" or "unknown key 'thread'; did you mean
             'threads'?".
     """
-    search = _Search(strict=strict, show_values=show_values)
+    search = _Search(show_values=show_values)
     failure = search.try_to_convert(values, kind)
     if isinstance(failure, _Converted):
         return failure.value  # type: ignore[no-any-return]
@@ -97,16 +94,13 @@ class _ValuePart(NamedTuple):
 class _Search:
     """Finds the first invalid value, depth first, by converting ever smaller parts."""
 
-    def __init__(self, *, strict: bool, show_values: bool) -> None:
-        self._strict = strict
+    def __init__(self, *, show_values: bool) -> None:
         self._show_values = show_values
 
     def try_to_convert(self, value: Any, kind: Any) -> _Converted | str:
         """Return the converted value, or why msgspec rejects it."""
         try:
-            return _Converted(
-                msgspec.convert(value, kind, strict=self._strict, dec_hook=_parse_custom)
-            )
+            return _Converted(msgspec.convert(value, kind, dec_hook=_parse_custom))
         except msgspec.ValidationError as error:
             return str(error)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 
 from neurona_server.errors import ConfigError
-from neurona_server.rpc.security.reloading import ReloadedFiles, read_file
+from neurona_server.rpc.security.reloaded_files import ReloadedFiles, read_file
 
 
 class Certificates:

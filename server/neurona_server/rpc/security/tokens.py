@@ -25,7 +25,7 @@ import msgspec
 from neurona_server.errors import ConfigError, UnauthenticatedError
 from neurona_server.models.repository.validation import convert
 from neurona_server.rpc.security.access import UNRESTRICTED, Grant, Right
-from neurona_server.rpc.security.reloading import ReloadedFiles, read_file
+from neurona_server.rpc.security.reloaded_files import ReloadedFiles, read_file
 
 CHECK_PAUSE = 1.0
 """Minimum seconds between two checks whether the file has changed."""

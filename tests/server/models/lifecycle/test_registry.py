@@ -9,7 +9,7 @@ from neurona_protos.prediction_pb2 import State
 from neurona_server.errors import NotFoundError
 from neurona_server.models.lifecycle.registry import ModelEntry, ModelVersion, Registry
 from neurona_server.models.model import Model
-from neurona_server.models.options import ModelOptions
+from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.telemetry.metrics import Metrics
 

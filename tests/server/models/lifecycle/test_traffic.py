@@ -11,7 +11,7 @@ from support.fakes import FakeRequest
 from neurona_server.batching.batch import BatchOutputs, RowSlice
 from neurona_server.models.lifecycle.traffic import Shadow
 from neurona_server.models.model import Model
-from neurona_server.models.options import ModelOptions
+from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.telemetry.metrics import Metrics
 

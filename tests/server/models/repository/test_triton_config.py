@@ -14,7 +14,7 @@ from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import LoadError
 from neurona_server.models.model import Model
-from neurona_server.models.options import ModelOptions
+from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource, read_settings
 from neurona_server.models.repository.settings import (
     DeclaredTensor,

@@ -102,12 +102,6 @@ def test_invalid_values_are_named_with_what_was_expected(values, message):
     assert "\n" not in str(caught.value)
 
 
-def test_strings_are_converted_where_types_are_not_strict():
-    values = {"threads": "3", "delay": "0.5", "softmax": "True"}
-    settings = convert(values, Settings, "", LoadError, strict=False)
-    assert (settings.threads, settings.delay, settings.softmax) == (3, 0.5, True)
-
-
 def test_paths_begin_with_what_contains_the_values():
     with pytest.raises(LoadError, match=r"^token 3\.text is 1 \(expected a non-empty string\)$"):
         convert({"text": 1}, Settings, "token 3", LoadError)

@@ -2,7 +2,7 @@
 
 import threading
 
-from neurona_server.telemetry.statistics import RunCounts, RunStatistics, SizeStatistics
+from neurona_server.telemetry.run_statistics import RunCounts, RunStatistics, SizeStatistics
 
 
 def test_each_thread_counts_and_a_reader_adds_up():

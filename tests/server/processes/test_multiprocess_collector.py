@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 
-from neurona_server.processes.collector import MultiprocessCollector
+from neurona_server.processes.multiprocess_collector import MultiprocessCollector
 from neurona_server.processes.snapshot import take_snapshot
 from neurona_server.telemetry.metrics import Metrics
 
