@@ -1,5 +1,4 @@
-"""The composition root of neurona-serve: makes each part from the options, and starts and stops
-the parts in order."""
+"""The composition root of neurona-serve, which makes, starts and stops its parts in order."""
 
 import gc
 import importlib.metadata

@@ -1,7 +1,7 @@
-"""The command neurona-serve (also `python -m neurona_server.cli`): reads the options, starts the
-server or its supervisor, and waits for a signal to stop.
+"""The command neurona-serve, also `python -m neurona_server.cli`.
 
-The file is alone because the entry point of the package and nothing else imports it.
+It reads the options, starts the server or its supervisor, and waits for a signal to stop. The file
+is alone because only the entry point of the package imports it.
 """
 
 import os

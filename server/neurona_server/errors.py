@@ -130,8 +130,8 @@ class ModelFailedError(NeuronaError):
 def response_too_large(size: int, limit: int) -> TooLargeError:
     """Make the error for a response of `size` bytes."""
     return TooLargeError(
-        f"the response has {size} bytes; expected at most {limit} (max_message_bytes): "
-        "send fewer rows per request"
+        f"the response has {size} bytes (expected at most {limit}, the option "
+        "max_message_bytes): send fewer rows per request"
     )
 
 

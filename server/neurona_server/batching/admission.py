@@ -86,8 +86,10 @@ class Admission:
             raise _wait_too_long(wait, full, max(objective, 2 * full))
 
     def predict_wait(self, priority: Priority = Priority.LOW) -> float:
-        """Predicted seconds in the queue of a request that is submitted now; 0.0 if an instance
-        is idle."""
+        """Return the predicted seconds in the queue of a request that is submitted now.
+
+        They are 0.0 if an instance is idle.
+        """
         wait = self._queue.backlog_seconds(priority) * self._stretch / self.instances
         ends = [
             batch.started + batch.predicted_seconds * self._stretch for batch in list(self._running)

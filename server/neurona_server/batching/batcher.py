@@ -196,8 +196,10 @@ class Batcher:
         return bool(self._threads)
 
     def wait_until_idle(self, end: float) -> bool:
-        """Wait until no thread is in `serve_inline`, after `join`; False if one is at `end`, a
-        time of the monotonic clock."""
+        """Wait, after `join`, until no thread is in `serve_inline`.
+
+        Returns False if one still is at `end`, a time of the monotonic clock.
+        """
         return self._inline.wait_until_idle(end)
 
     def cancel_all(self, error: NeuronaError) -> int:
@@ -226,8 +228,10 @@ class Batcher:
         return best
 
     def _run_or_halve(self, batch: Batch, requests: Sequence[Request], new_run: NewRun) -> None:
-        """Run some requests of a batch; if the run fails, run its halves, so that only the
-        requests that make it fail do."""
+        """Run some requests of a batch and, if the run fails, its halves.
+
+        So only the requests that make a run fail are answered with its error.
+        """
         now = self._clock()
         for request in requests:
             if self._stop_error is not None:

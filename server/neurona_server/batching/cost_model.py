@@ -94,8 +94,10 @@ class CostModel:
                 break
 
     def predict(self, rows: int, group: Hashable = None) -> float:
-        """Predicted seconds of a run; 0.0 before the first measurement. A new group is predicted
-        as the measured one."""
+        """Return the predicted seconds of a run, 0.0 before the first measurement.
+
+        A group without measurements is predicted like the measured one.
+        """
         record = self._groups.get(group)
         return self._predict_measured(rows) * (record.factor if record else 1.0)
 

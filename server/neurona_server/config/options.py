@@ -1,8 +1,7 @@
-"""Every option of the server, declared once: a field of Config with its type, its bounds, its help
-and its default.
+"""Every option of the server, declared once as a field of Config.
 
-The help texts become `neurona-serve --help` and the reference table of all options. `sources`
-says where values come from.
+A field has a type with bounds, a help text and a default. The help texts become `neurona-serve
+--help` and the reference table of all options. `sources` says where values come from.
 """
 
 from dataclasses import dataclass
@@ -323,9 +322,10 @@ class Option(NamedTuple):
     name: str
     help: str
     default: Any
+    value_type: type
+    """Type of its value, of one of its values if repeatable."""
     repeatable: bool
     """It may be given several times."""
-    is_folder: bool
 
 
 def list_options() -> list[Option]:
@@ -335,13 +335,7 @@ def list_options() -> list[Option]:
     for field in msgspec.structs.fields(Config):
         kind, *annotations = get_args(kinds[field.name])
         (text,) = [one.text for one in annotations if isinstance(one, Help)]
-        options.append(
-            Option(
-                field.name,
-                text,
-                field.default,
-                repeatable=get_origin(kind) is tuple,
-                is_folder=kind == tuple[Path, ...],
-            )
-        )
+        repeatable = get_origin(kind) is tuple
+        value_type = get_args(kind)[0] if repeatable else kind
+        options.append(Option(field.name, text, field.default, value_type, repeatable))
     return options

@@ -62,9 +62,8 @@ class ProviderNames(tuple[str, ...]):
     """Names of ONNX Runtime's providers, in lower case; only ONNX Runtime knows which exist."""
 
     @classmethod
-    def parse(cls, value: str | list[str]) -> Self:
-        texts = value.split(",") if isinstance(value, str) else map(str, value)
-        names = [text.strip().lower() for text in texts]
+    def parse(cls, text: str) -> Self:
+        names = [name.strip().lower() for name in text.split(",")]
         if not all(re.fullmatch("[a-z0-9_]+", name) for name in names):
             raise ValueError("expected names separated by commas, like cuda,cpu")
         return cls(dict.fromkeys(names))

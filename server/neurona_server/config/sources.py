@@ -1,5 +1,7 @@
-"""Reads options from their sources: a flag, else the environment (NEURONA_ and the name in upper
-case), else a file (neurona.toml), else the default. A misspelled option is an error.
+"""Reads options from flags, the environment and a file.
+
+An option is taken from its flag, else from the environment (NEURONA_ and the name in upper case),
+else from a file (neurona.toml), else it has its default. A misspelled option is an error.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from typing import Any
 
 from neurona_server.address import UNIX
 from neurona_server.config.options import Config, Option, list_options
+from neurona_server.config.parsers import ProviderNames
 from neurona_server.errors import ConfigError
 from neurona_server.models.repository.validation import convert
 
@@ -49,10 +52,8 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
     config_file = flags.pop("config") or environment.get(PREFIX + "CONFIG") or None
     values = _read_file(config_file, options) | _read_environment(environment, options)
     values |= {name: value for name, value in flags.items() if value is not None}
-    for name, value in values.items():
-        if options[name].repeatable and not isinstance(value, list):
-            values[name] = [value]
-    config = convert(values, Config, "", _invalid_option, strict=False)
+    values = {name: _parse(value, options[name]) for name, value in values.items()}
+    config = convert(values, Config, "", _invalid_option)
     if not config.repository and not config.model:
         raise ConfigError("no models: name their folder with --repository DIR or --model NAME=DIR")
     return config
@@ -66,16 +67,16 @@ def check_processes(config: Config) -> None:
     """
     where = f"processes is {config.processes}"
     if not hasattr(socket, "SO_REUSEPORT"):
-        raise ConfigError(f"{where}; expected 1: this system has no SO_REUSEPORT")
+        raise ConfigError(f"{where} (expected 1): this system has no SO_REUSEPORT")
     if UNIX in config.address:
-        raise ConfigError(f"{where}; expected HOST:PORT as address: a unix socket has one owner")
+        raise ConfigError(f"{where} (expected an address HOST:PORT): a unix socket has one owner")
     if config.model_control == "explicit":
         raise ConfigError(
-            f"{where}; expected model_control poll or none: a call to load reaches one process only"
+            f"{where} (expected model_control poll or none): load calls reach one process only"
         )
     if config.shared_memory:
         raise ConfigError(
-            f"{where}; expected shared_memory false: a call to register reaches one process only"
+            f"{where} (expected shared_memory false): register calls reach one process only"
         )
 
 
@@ -105,7 +106,7 @@ def _parser(options: Mapping[str, Option]) -> argparse.ArgumentParser:
         parser.add_argument(
             "--" + option.name.replace("_", "-"),
             action="append" if option.repeatable else "store",
-            metavar="DIR" if option.is_folder else "VALUE",
+            metavar="DIR" if option.value_type is Path else "VALUE",
             help=option.help + shown,
         )
     return parser
@@ -144,6 +145,32 @@ def _read_environment(
         elif not _KUBERNETES.search(variable):
             log.warning("ignoring %s in the environment: no such option", variable)
     return values
+
+
+def _parse(value: Any, option: Option) -> Any:
+    """Parse the text of an option as Python does: 1_000 is a number, 1 is neither true nor false.
+
+    A value of a file is parsed as its text would be. What is not parsed here is left to `convert`,
+    which parses the types of `parsers` and rejects the rest.
+    """
+    if option.repeatable:
+        items = value if isinstance(value, list) else [value]
+        return [_parse_item(item, option.value_type) for item in items]
+    if option.value_type is ProviderNames and isinstance(value, list):
+        value = ",".join(map(str, value))
+    return _parse_item(value, option.value_type)
+
+
+def _parse_item(value: Any, value_type: type) -> Any:
+    text = str(value)
+    if value_type is bool:
+        return {"true": True, "false": False}.get(text.lower(), value)
+    if value_type in (int, float):
+        try:
+            return value_type(text)
+        except ValueError:
+            return text if isinstance(value, float) else value  # 1.0 is no integer
+    return text
 
 
 def _suggestion(name: str, options: Mapping[str, Option]) -> str:

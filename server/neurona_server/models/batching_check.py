@@ -49,8 +49,8 @@ def decide_batching(
         for spec in specs:
             if not has_free_rows(spec):
                 raise LoadError(
-                    f"its settings say that it is batched, but {spec.name!r} is {spec}; "
-                    "expected an axis 0 of free size"
+                    f"its settings say that it is batched, but {spec.name!r} is {spec} "
+                    "(expected an axis 0 of free size)"
                 )
     independent = rows_are_independent(inputs, outputs, run)
     if setting and not independent:
@@ -91,8 +91,8 @@ def _batched_setting(specs: Sequence[TensorSpec], settings: ModelSettings) -> bo
     if settings.batched is not None:
         if settings.batched and others:
             raise LoadError(
-                f"its settings say that it is batched, and call an axis 0 {others[0]!r}; "
-                f"expected {BATCH!r}"
+                f"its settings say that it is batched, and call an axis 0 {others[0]!r} "
+                f"(expected {BATCH!r})"
             )
         return settings.batched
     if others:

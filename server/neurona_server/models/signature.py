@@ -78,21 +78,21 @@ class Signature:
             dtype, shape = inputs[name]
             if dtype != spec.dtype or not _fits(shape, spec.shape):
                 actual = TensorSpec(name, dtype, shape)
-                raise InvalidArgumentError(f"input {name!r} is {actual}; expected {spec}")
+                raise InvalidArgumentError(f"input {name!r} is {actual} (expected {spec})")
             for size, expected in zip(shape, spec.shape, strict=True):
                 if expected in self._shared and sizes.setdefault(str(expected), size) != size:
                     actual = TensorSpec(name, dtype, shape)
                     raise InvalidArgumentError(
                         f"input {name!r} is {actual}: its {expected!r} is {size}, "
-                        f"that of another input {sizes[str(expected)]}; expected equal sizes"
+                        f"that of another input {sizes[str(expected)]} (expected equal sizes)"
                     )
             if self.batched:
                 if first_name is None:
                     first_name, rows = name, shape[0]
                 elif shape[0] != rows:
                     raise InvalidArgumentError(
-                        f"input {name!r} has {shape[0]} rows, input {first_name!r} has {rows}; "
-                        "expected equal numbers"
+                        f"input {name!r} has {shape[0]} rows, input {first_name!r} has {rows} "
+                        "(expected equal numbers)"
                     )
         return rows
 
@@ -117,14 +117,14 @@ class Signature:
             spec = self._optional[name]
             if dtype != spec.dtype or not _fits(shape, spec.shape):
                 actual = TensorSpec(name, dtype, shape)
-                raise InvalidArgumentError(f"input {name!r} is {actual}; expected {spec}")
+                raise InvalidArgumentError(f"input {name!r} is {actual} (expected {spec})")
 
     def _wrong_names_error(self, inputs: Mapping[str, TensorType]) -> InvalidArgumentError:
         expected = ", ".join(f"{spec.name!r} ({spec})" for spec in self.inputs)
         if self.optional:
             expected += ", and optionally " + ", ".join(repr(spec.name) for spec in self.optional)
         names = ", ".join(quoted(name) for name in inputs) or "none"
-        return InvalidArgumentError(f"the request has inputs {names}; expected {expected}")
+        return InvalidArgumentError(f"the request has inputs {names} (expected {expected})")
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[Size, ...]) -> bool:
@@ -173,8 +173,8 @@ def _apply_declaration(tensor: DeclaredTensor, spec: TensorSpec) -> TensorSpec:
     )
     if declared.dtype != spec.dtype or not fits:
         raise LoadError(
-            f"config.pbtxt declares the {tensor.role} {tensor.name!r} as {declared}; "
-            f"expected {spec}, as in the graph"
+            f"config.pbtxt declares the {tensor.role} {tensor.name!r} as {declared} "
+            f"(expected {spec}, as in the graph)"
         )
     narrowed = [
         graph_size if size is None else size
@@ -199,7 +199,7 @@ def name_axes(
         if axes and len(axes) != len(spec.shape):
             raise LoadError(
                 f"its settings name {len(axes)} axes of {role} {spec.name!r}, "
-                f"which is {spec}; expected {len(spec.shape)} names"
+                f"which is {spec} (expected {len(spec.shape)} names)"
             )
         if axes:
             sizes = [

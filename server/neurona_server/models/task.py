@@ -153,7 +153,9 @@ def _check_settings(task: Task, settings: ModelSettings) -> None:
     ):
         if value and task not in tasks:
             expected = " or ".join(f'task = "{_task_name(one)}"' for one in tasks)
-            raise LoadError(f"its settings have {key}, but its task is {name}; expected {expected}")
+            raise LoadError(
+                f"its settings have {key}, but its task is {name} (expected {expected})"
+            )
 
 
 def _find_answer(task: Task, outputs: Sequence[TensorSpec], *, required: bool) -> str:
@@ -169,7 +171,7 @@ def _find_answer(task: Task, outputs: Sequence[TensorSpec], *, required: bool) -
         return candidates[0]
     if candidates:
         raise LoadError(
-            f"its settings do not name the output that is the answer; expected one of {candidates}"
+            f"its settings do not name the output that is the answer (expected one of {candidates})"
         )
     described = ", ".join(f"{spec.name!r} ({spec})" for spec in outputs)
     raise LoadError(f"no output can answer a {_task_name(task)}; its outputs are {described}")
@@ -187,12 +189,12 @@ def _answer_index(metadata: ModelMetadata, outputs: Sequence[TensorSpec]) -> int
     if len(spec.shape) not in _RANKS[task]:
         ranks = " or ".join(f"{rank} axes" if rank > 1 else "1 axis" for rank in _RANKS[task])
         raise LoadError(
-            f"its answer {answer!r} is {spec}; expected {ranks} for a {_task_name(task)}"
+            f"its answer {answer!r} is {spec} (expected {ranks} for a {_task_name(task)})"
         )
     if not _has_numbers(task, spec):
         numbers = "floats" if _NUMPY_KINDS[task] == "f" else "numbers"
         raise LoadError(
-            f"its answer {answer!r} is {spec}; expected {numbers} for a {_task_name(task)}"
+            f"its answer {answer!r} is {spec} (expected {numbers} for a {_task_name(task)})"
         )
     return names.index(answer)
 

@@ -77,4 +77,6 @@ class Channel:
         return message if isinstance(message, Message) else None
 
     def close(self) -> None:
-        self._connection.close()
+        """Close this end, after a message that another thread is sending."""
+        with self._sending:  # a connection that is closed meanwhile raises TypeError
+            self._connection.close()

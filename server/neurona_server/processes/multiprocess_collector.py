@@ -271,8 +271,11 @@ def _merge_family(into: FamilySnapshot, family: FamilySnapshot, rule: Rule) -> N
 
 
 def _has_fallen(old: Series, new: Series) -> bool:
-    """Whether any sample has fallen. A series is kept as a whole: its buckets would not be
-    cumulative any more if only some of them were added up."""
+    """Return whether any sample of a series has fallen.
+
+    A series is kept as a whole: if only some of its buckets were added up, they would not be
+    cumulative any more.
+    """
     return any(new.get(key, -math.inf) < value for key, value in old.items())
 
 

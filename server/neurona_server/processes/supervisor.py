@@ -1,9 +1,10 @@
-"""The process that neurona-serve becomes to serve with several workers: it starts them, restarts
-those that die, replaces all at SIGHUP, stops them, and serves their merged metrics.
+"""The process that neurona-serve becomes to serve with several workers.
 
     python -m neurona_server.processes.supervisor [OPTIONS of neurona-serve]
 
-It imports neither grpc nor ONNX Runtime: the process that outlives all others is small.
+It starts the workers, restarts those that die, replaces all at SIGHUP, stops them, and serves their
+merged metrics. It imports neither grpc nor ONNX Runtime: the process that outlives all others is
+small.
 """
 
 import logging
@@ -69,8 +70,10 @@ class Slot:
 
 
 class Supervisor:
-    """Keeps one worker in each slot. `run` is its only thread; `stop`, `reload` and `kill` may be
-    called by any other."""
+    """Keeps one worker in each slot.
+
+    Its only thread is in `run`; any other thread may call `stop`, `reload` and `kill`.
+    """
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
-"""One of several server processes on one port: an ordinary server, except that a supervisor
-starts it, requests its metrics and stops it.
+"""One of several server processes that share a port.
 
     python -m neurona_server.processes.worker CHANNEL NUMBER PROCESSES ADDRESSES [OPTIONS]
+
+It is an ordinary server, except that a supervisor starts it, requests its metrics and stops it.
 """
 
 import logging
@@ -48,8 +49,10 @@ def main() -> int:
 
 
 def _load_config(options: Sequence[str], processes: int, addresses: str) -> Config:
-    """Load the options again, because their file may have changed since the supervisor started;
-    the number of processes and the addresses stay those of the supervisor."""
+    """Load the options again, because their file may have changed since the supervisor started.
+
+    The number of processes and the addresses stay the supervisor's.
+    """
     logging.getLogger(sources.__name__).setLevel(logging.ERROR)  # the supervisor has warned
     config = sources.load(options, os.environ)
     config = replace(config, processes=processes, address=Addresses(addresses))

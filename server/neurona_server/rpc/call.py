@@ -74,14 +74,18 @@ class Call(RequestIdentity, Protocol):
         """End the call with the status of `error` (`rpc.status`)."""
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Call `callback`, in the transport's thread, if the caller cancels, disconnects or
-        reaches its deadline before the call has ended."""
+        """Set the `callback` for a caller that leaves before the call has ended.
+
+        It is called in the transport's thread when the caller cancels, disconnects or reaches its
+        deadline.
+        """
 
     def defer(self, callback: Deferred) -> None:
-        """Call `callback` in the transport's thread after it has processed all events that are
-        ready: once, however many calls defer it until then, and again while it returns True.
+        """Call `callback` after the transport's thread has processed all events that are ready.
 
-        Only the transport's thread may defer."""
+        It is called in that thread, once, however many calls defer it until then, and again while
+        it returns True. Only the transport's thread may defer.
+        """
 
 
 class StreamCall(RequestIdentity, Protocol):
@@ -103,8 +107,10 @@ class StreamCall(RequestIdentity, Protocol):
         """The value of a header of the caller, "" if it is absent; `key` is in lower case."""
 
     def fail(self, error: Exception) -> None:
-        """End the call with the status of `error`, once the message in progress is sent. In the
-        transport's thread."""
+        """End the call with the status of `error`, once the message in progress is sent.
+
+        Only the transport's thread may call this.
+        """
 
     def wake(self) -> None:
         """Have the transport take messages from the stream again. From any thread."""
@@ -157,8 +163,10 @@ class Unary:
 
 @dataclass(frozen=True)
 class Streaming:
-    """A method that streams in either direction or both: a single message and a half-close are a
-    stream too. `start` makes the stream of each call."""
+    """A method that streams in either direction or both.
+
+    A single message and a half-close are a stream too. `start` makes the stream of each call.
+    """
 
     start: Callable[[StreamCall], Stream]
     right: Right | None = Right.CONTROL
@@ -201,8 +209,10 @@ class BaseCall:
 
 
 def request_id_of(metadata: Metadata, trace: Trace | None = None) -> str:
-    """Return the caller's request id if it is printable ASCII of at most MAX_REQUEST_ID
-    characters, else the trace id, else a random id."""
+    """Return the caller's request id, else the trace id, else a random id.
+
+    The caller's id has to be printable ASCII of at most MAX_REQUEST_ID characters.
+    """
     value = next((value for key, value in metadata if key == REQUEST_ID), "")
     if isinstance(value, str) and _PRINTABLE.fullmatch(value):
         return value

@@ -43,8 +43,10 @@ class StreamWindow:
 
     @property
     def low(self) -> bool:
-        """Whether enough is free to start many requests at once: single ones would not share
-        runs."""
+        """Whether enough is free to start many requests at once.
+
+        Requests that start one by one would not share runs.
+        """
         return self._bytes < MAX_BYTES // 2
 
 

@@ -98,8 +98,10 @@ class Health:
             watcher.notify()
 
     def replace(self, serving: Mapping[str, bool]) -> None:
-        """Change the state of names and remove all others: these become NOT_FOUND, and
-        SERVICE_UNKNOWN for callers that watch them."""
+        """Set the states of these names and remove all other names.
+
+        Removed names become NOT_FOUND, and SERVICE_UNKNOWN for callers that watch them.
+        """
         with self._lock:
             self._states = {
                 name: SERVING if is_serving else NOT_SERVING for name, is_serving in serving.items()

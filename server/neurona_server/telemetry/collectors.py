@@ -1,5 +1,4 @@
-"""Series that are computed at each scrape: states of versions, loads in progress, GPUs and the
-memory limit."""
+"""Series computed at each scrape: version states, loads in progress, GPUs, the memory limit."""
 
 import contextlib
 import importlib

@@ -139,8 +139,11 @@ class HumanFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object for each record: time (RFC 3339, UTC), level, logger and message, and
-    process, FIELDS and exception where there are any."""
+    """Formats each record as one JSON object.
+
+    It has time (RFC 3339, UTC), level, logger and message, and process, FIELDS and exception where
+    there are any.
+    """
 
     def __init__(self, process: int | None = None) -> None:
         super().__init__()
@@ -162,8 +165,11 @@ class JsonFormatter(logging.Formatter):
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Drops lines that cannot be written: reporting that would fail the same way, and each report
-    would be one more captured line that cannot be written."""
+    """A handler that drops lines that cannot be written.
+
+    Reporting that would fail the same way, and each report would be one more captured line that
+    cannot be written.
+    """
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
         if not isinstance(sys.exception(), OSError):

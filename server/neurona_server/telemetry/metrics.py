@@ -1,5 +1,6 @@
-"""Every Prometheus series of the server: `Metrics` declares them, `ModelMetrics` updates those of
-one model version.
+"""Every Prometheus series of the server.
+
+`Metrics` declares the series; `ModelMetrics` updates the series of one model version.
 
 Names use base units (seconds, bytes). Label values are bounded: `model` and `version` are those
 that are served (a request for an unknown one counts under the empty model), `outcome` is "ok" or
@@ -287,8 +288,10 @@ class Metrics:
         self.load_seconds.labels(name).observe(seconds)
 
     def record_shadow(self, name: str, version: str, outcome: str) -> None:
-        """Count one copied request, unless the version was released: that would add its series
-        again, and nothing would remove it."""
+        """Count one copied request, unless the version was released.
+
+        After that, counting would add its series again, and nothing would remove it.
+        """
         with self._versions_lock:
             if self._reference_counts[name, version] > 0:
                 self.shadows.labels(name, version, outcome).inc()

@@ -1,7 +1,7 @@
-"""Statistics that Prometheus' series do not hold: runs by their exact number of rows, and the
-time spent in requests that failed.
+"""Statistics that are not in Prometheus' series.
 
-Each thread counts on its own, without a lock; readers add the threads up.
+They are the runs by their exact number of rows and the time spent in requests that failed. Each
+thread counts on its own, without a lock; readers add the threads up.
 """
 
 import threading

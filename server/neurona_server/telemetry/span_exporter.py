@@ -84,8 +84,10 @@ def set_up_tracing(
 
 
 def _resource(process: int | None) -> "Resource":
-    """The attributes of this process; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override
-    them."""
+    """Return the attributes of this process.
+
+    OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override them.
+    """
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
     defaults: Mapping[str, str | int] = {

@@ -129,8 +129,7 @@ class SpanCallTracer:
 
 
 class SpanBatchTracer:
-    """Adds spans of queue, batch and run to the traces of requests
-    (`telemetry.trace.BatchTracer`)."""
+    """A `telemetry.trace.BatchTracer` that adds spans of queue, batch and run to traces."""
 
     def __init__(self, tracer: api.Tracer, model: str, version: int, provider: str) -> None:
         self._tracer = tracer

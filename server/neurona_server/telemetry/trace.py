@@ -63,8 +63,10 @@ class CallTrace(Trace, Protocol):
         """Record how the request to a model ended, before the caller has its response."""
 
     def end(self, error: Exception | None = None) -> None:
-        """End the trace: the response was sent, or the caller has gone. Only the first call
-        counts."""
+        """End the trace, because the response was sent or the caller has disconnected.
+
+        Only the first call counts.
+        """
 
 
 class CallTracer(Protocol):

@@ -49,7 +49,7 @@ def test_single_models_need_no_repository():
     config = load(["--model", "a=/x", "--model", "b=/y=z"], {})
     assert config.model == (("a", Path("/x")), ("b", Path("/y=z")))
     assert load([], {"NEURONA_MODEL": "a=/x:b=/y=z"}) == config
-    with pytest.raises(ConfigError, match=r"option model\[0\] is '/x'; expected NAME=DIR"):
+    with pytest.raises(ConfigError, match=r"option model\[0\] is '/x' \(expected NAME=DIR"):
         load(["--model", "/x"], {})
 
 
@@ -88,54 +88,58 @@ def test_every_option_can_be_set_in_every_source():
     ("arguments", "environment", "message"),
     [
         ([], {}, "no models: name their folder with"),
-        ([*REPOSITORY, "--address", "8001"], {}, "address is '8001'; expected HOST:PORT"),
+        ([*REPOSITORY, "--address", "8001"], {}, r"address is '8001' \(expected HOST:PORT"),
         ([*REPOSITORY, "--address", "::1:1"], {}, r"expected HOST:PORT or \[IPV6\]:PORT or unix"),
         ([*REPOSITORY, "--address", "[::1:1"], {}, "address is .* expected HOST:PORT"),
         ([*REPOSITORY, "--address", "[h]:1"], {}, "address is .* expected HOST:PORT"),
-        ([*REPOSITORY, "--address", "unix:"], {}, "address is 'unix:'; expected HOST:PORT"),
-        ([*REPOSITORY, "--metrics-address", "unix:/x"], {}, "metrics_address is 'unix:/x'; exp"),
-        ([*REPOSITORY, "--address", "h:99999"], {}, "address is 'h:99999'; expected HOST:PORT"),
+        ([*REPOSITORY, "--address", "unix:"], {}, r"address is 'unix:' \(expected HOST:PORT"),
+        ([*REPOSITORY, "--metrics-address", "unix:/x"], {}, "metrics_address is 'unix:/x'"),
+        ([*REPOSITORY, "--address", "h:99999"], {}, r"address is 'h:99999' \(expected HOST:PORT"),
         (
             [*REPOSITORY, "--max-batch-rows", "0"],
             {},
-            "^option max_batch_rows is '0'; expected an integer from 1 to 2147483647$",
+            r"^option max_batch_rows is 0 \(expected an integer from 1 to 2147483647\)$",
         ),
-        ([*REPOSITORY, "--reuse-port", "7"], {}, "reuse_port is '7'; expected true or false"),
+        ([*REPOSITORY, "--reuse-port", "7"], {}, r"reuse_port is '7' \(expected true or false"),
         (
             [*REPOSITORY, "--keepalive-s", "-1"],
             {},
-            "keepalive_s is '-1'; expected a number from 0",
+            r"keepalive_s is -1.0 \(expected a number from 0",
         ),
         (
             [*REPOSITORY, "--max-connection-age-grace-s", "0"],
             {},
-            "'0'; expected a number from 1",
+            r"is 0.0 \(expected a number from 1",
         ),
-        ([*REPOSITORY, "--log-level", "loud"], {}, "log_level is 'loud'; expected debug"),
+        ([*REPOSITORY, "--log-level", "loud"], {}, r"log_level is 'loud' \(expected debug"),
         (REPOSITORY, {"NEURONA_MAX_BATCH_ROW": "1"}, "NEURONA_MAX_BATCH_ROW .*'max_batch_rows'"),
-        ([*REPOSITORY, "--model-control", "x"], {}, "'x'; expected poll, none or explicit"),
-        ([*REPOSITORY, "--versions", "two"], {}, 'versions is \'two\'; expected "all", "latest"'),
-        ([*REPOSITORY, "--strict", "yes"], {}, "strict is 'yes'; expected true or false"),
+        ([*REPOSITORY, "--model-control", "x"], {}, r"'x' \(expected poll, none or explicit"),
+        ([*REPOSITORY, "--versions", "two"], {}, r"versions is 'two' \(expected .all., .latest."),
+        ([*REPOSITORY, "--strict", "yes"], {}, r"strict is 'yes' \(expected true or false"),
         (
             REPOSITORY,
             {"NEURONA_THREADS": "many"},
-            "threads is 'many'; expected an integer",
+            r"threads is 'many' \(expected an integer",
         ),
         (REPOSITORY, {"NEURONA_CONFIG": "nowhere.toml"}, "cannot read nowhere.toml"),
-        ([*REPOSITORY, "--max-message-bytes", "4294967296"], {}, "max_message_bytes is '4294967"),
-        ([*REPOSITORY, "--drain-delay-ms", "99999999999999"], {}, "drain_delay_ms is '99999"),
-        ([*REPOSITORY, "--latency-objective-ms", "nan"], {}, "latency_objective_ms is 'nan'"),
-        ([*REPOSITORY, "--providers", "cuda;cpu"], {}, "providers is 'cuda;cpu'; expected names"),
-        ([*REPOSITORY, "--require-gpu", "yes"], {}, "require_gpu is 'yes'; expected true or false"),
+        ([*REPOSITORY, "--max-message-bytes", "4294967296"], {}, "max_message_bytes is 4294967"),
+        ([*REPOSITORY, "--drain-delay-ms", "99999999999999"], {}, "drain_delay_ms is 99999"),
+        ([*REPOSITORY, "--latency-objective-ms", "nan"], {}, "latency_objective_ms is nan"),
+        ([*REPOSITORY, "--providers", "cuda;cpu"], {}, r"providers is 'cuda;cpu' \(expected names"),
+        (
+            [*REPOSITORY, "--require-gpu", "yes"],
+            {},
+            r"require_gpu is 'yes' \(expected true or false",
+        ),
         (
             [*REPOSITORY, "--gpu-memory-bytes", "-1"],
             {},
-            "gpu_memory_bytes is '-1'; expected an",
+            r"gpu_memory_bytes is -1 \(expected an",
         ),
         (
             [*REPOSITORY, "--shrink-seconds", "inf"],
             {},
-            "shrink_seconds is 'inf'; expected a",
+            r"shrink_seconds is inf \(expected a",
         ),
         (["--config", "nowhere.toml"], {}, "cannot read nowhere.toml: No such file"),
     ],
@@ -162,13 +166,40 @@ def test_providers_are_a_list_or_a_string(text):
         ),
         ("colour = 1", "unknown option 'colour' in neurona.toml$"),
         ("= 1", "invalid TOML in neurona.toml"),
-        ("instances = -1", "instances is -1; expected an integer from 1 to 64"),
+        ("instances = -1", r"instances is -1 \(expected an integer from 1 to 64"),
+        ("instances = 1.0", r"instances is '1.0' \(expected an integer from 1 to 64"),
+        ("strict = 1", r"strict is 1 \(expected true or false"),
+        ("address = 8001", r"address is '8001' \(expected HOST:PORT"),
+        ("providers = []", r"providers is '' \(expected names"),
     ],
 )
 def test_an_invalid_file_is_reported(text, message):
     Path("neurona.toml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         load(REPOSITORY, {})
+
+
+@pytest.mark.parametrize("value", ["1_000", "+1000", "01000", " 1000 "])
+def test_numbers_are_written_as_in_python(value):
+    config = load([*REPOSITORY, f"--poll-ms={value}"], {"NEURONA_MAX_DELAY_MS": value})
+    assert (config.poll_ms, config.max_delay_ms) == (1000, 1000.0)
+    assert load([*REPOSITORY, "--traces-ratio=.5"], {}).traces_ratio == 0.5
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("poll-ms", "1.0"), ("poll-ms", "1e3"), ("strict", "1"), ("strict", "0"), ("strict", "on")],
+)
+def test_other_spellings_of_integers_and_booleans_are_invalid(option, value):
+    with pytest.raises(ConfigError, match=rf"is '{value}' \(expected (an integer|true or false)"):
+        load([*REPOSITORY, f"--{option}={value}"], {})
+
+
+def test_values_of_a_file_are_parsed_as_their_text():
+    Path("neurona.toml").write_text('repository = 7\nload_model = [1, "m"]\npoll_ms = "20"')
+    config = load([], {})
+    assert (config.repository, config.load_model) == ((Path("7"),), ("1", "m"))
+    assert config.poll_ms == 20
 
 
 def test_variables_of_a_kubernetes_service_called_neurona_are_ignored():
@@ -208,13 +239,13 @@ def test_an_unknown_flag_is_rejected(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"address": "127.0.0.1:1,unix:/s"}, "expected HOST:PORT as address"),
+        ({"address": "127.0.0.1:1,unix:/s"}, "expected an address HOST:PORT"),
         ({"model_control": "explicit"}, "expected model_control poll or none"),
         ({"shared_memory": True}, "expected shared_memory false"),
     ],
 )
 def test_options_that_several_processes_cannot_have_are_rejected(options, message):
-    with pytest.raises(ConfigError, match=f"processes is 2; {message}"):
+    with pytest.raises(ConfigError, match=rf"processes is 2 \({message}\)"):
         check_processes(Config(processes=2, **options))
     check_processes(Config(processes=2))
 

@@ -166,15 +166,15 @@ def test_what_a_tensor_cannot_carry_is_refused_by_name(load, tmp_path):
         ),
         (
             ModelMetadata(task=Task.TASK_CLASSIFICATION, answer="count"),
-            "'count' is INT64 of shape .*; expected 2 axes for a classification",
+            r"'count' is INT64 of shape .* \(expected 2 axes for a classification",
         ),
         (
             ModelMetadata(task=Task.TASK_CLASSIFICATION, answer="whole"),
-            "'whole' is UINT8 of shape .*; expected floats for a classification",
+            r"'whole' is UINT8 of shape .* \(expected floats for a classification",
         ),
         (
             ModelMetadata(task=Task.TASK_REGRESSION, answer="text"),
-            "'text' is STRING of shape .*; expected numbers for a regression",
+            r"'text' is STRING of shape .* \(expected numbers for a regression",
         ),
         (ModelMetadata(task=7, answer="y"), "an unknown task 7"),
     ],

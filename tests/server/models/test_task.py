@@ -172,7 +172,7 @@ def test_another_task_than_in_the_metadata_discards_their_answer(load):
         ('task = "classification"\nanswer = "logit"', "are ['logits', 'best']; did you mean 'logi"),
         (
             'task = "classification"\nanswer = "best"',
-            "'best' is INT64 of shape [n]; expected 2",
+            "'best' is INT64 of shape [n] (expected 2",
         ),
         (
             'task = "classification"\nlabels = ["a"]',
@@ -181,10 +181,10 @@ def test_another_task_than_in_the_metadata_discards_their_answer(load):
         ('task = "regression"\nanswer = "logits"\nunit = "m"', "describe 1 columns of 'logits'"),
         (
             'labels = ["a"]',
-            'have labels, but its task is tensors; expected task = "classification"',
+            'have labels, but its task is tensors (expected task = "classification"',
         ),
-        ("softmax = true", 'have softmax, but its task is tensors; expected task = "classific'),
-        ('unit = "m"', 'have values, but its task is tensors; expected task = "regression"'),
+        ("softmax = true", 'have softmax, but its task is tensors (expected task = "classific'),
+        ('unit = "m"', 'have values, but its task is tensors (expected task = "regression"'),
         ('task = "tensors"\nanswer = "best"', 'expected task = "classification" or task = "regr'),
         (
             'task = "regression"\nanswer = "best"\nsoftmax = true',
@@ -197,11 +197,11 @@ def test_another_task_than_in_the_metadata_discards_their_answer(load):
         ),
         (
             "inputs.x.axes = ['batch']",
-            "name 1 axes of input 'x', which is FLOAT of shape [n, 3]; expected 2",
+            "name 1 axes of input 'x', which is FLOAT of shape [n, 3] (expected 2",
         ),
         (
             "inputs.x.axes = ['time', '']\nbatched = true",
-            "and call an axis 0 'time'; expected 'bat",
+            "and call an axis 0 'time' (expected 'bat",
         ),
     ],
 )
@@ -229,7 +229,7 @@ def test_no_candidate():
 def test_bits_of_bfloat16_are_not_numbers():
     outputs = [TensorSpec("y", DataType.DATA_TYPE_BFLOAT16, (None, 1))]
     settings = ModelSettings(task=Task.TASK_REGRESSION, answer="y")
-    with pytest.raises(LoadError, match="'y' is BFLOAT16 of shape .*; expected numbers"):
+    with pytest.raises(LoadError, match=r"'y' is BFLOAT16 of shape .* \(expected numbers"):
         find_task({}, {}, [], outputs, settings)
 
 
@@ -337,7 +337,7 @@ class TestAxes:
 
     def test_fixed_size_cannot_be_batched(self, load):
         with pytest.raises(
-            LoadError, match=r"batched, but 'x' is FLOAT of shape \[1, 2\]; expected"
+            LoadError, match=r"batched, but 'x' is FLOAT of shape \[1, 2\] \(expected"
         ):
             load("batched = true", onnx_models.save_fixed)
 

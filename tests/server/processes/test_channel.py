@@ -47,3 +47,22 @@ def test_a_broken_message_ends_the_channel(broken):
     sender.close()
     assert receiver.receive() is None
     receiver.close()
+
+
+def test_a_channel_is_closed_after_the_message_that_is_being_sent():
+    receiver, sender, _ = channel_pair()
+
+    class ClosesTheChannel:
+        def __reduce__(self):
+            closing = threading.Thread(target=sender.close)
+            closing.start()
+            closing.join(0.2)  # it waits for the end of this message
+            threads.append(closing)
+            return str, ()
+
+    threads = []
+    sender.send(ClosesTheChannel())
+    threads[0].join()
+    assert receiver.receive() is None  # an empty text is no message
+    sender.send(Command.STOP)  # does nothing
+    receiver.close()

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 NOT_EXPLICIT = (
     "models cannot be loaded and unloaded by calls: this server loads the models of its "
-    'repository; expected the option model_control = "explicit"'
+    'repository (expected the option model_control = "explicit")'
 )
 
 LoadModel = Callable[[ModelSource], Model]

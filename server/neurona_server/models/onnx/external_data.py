@@ -39,7 +39,7 @@ def find_external(path: Path, locations: Collection[str]) -> dict[str, Path]:
             file = (path.parent / inner).resolve(strict=True)
         except (OSError, RuntimeError, ValueError):
             raise LoadError(
-                f"its external data file {name} does not exist; expected it beside the model"
+                f"its external data file {name} does not exist (expected it beside the model)"
             ) from None
         if not any(file.is_relative_to(folder) for folder in folders):
             raise LoadError(f"its external data file {name} leads out of the model's folder")

@@ -65,7 +65,7 @@ class GraphCache:
             raise NotADirectoryError("it is not a folder")
         owner = os.geteuid() if hasattr(os, "geteuid") else status.st_uid
         if status.st_uid != owner or (os.name == "posix" and status.st_mode & 0o077):
-            raise PermissionError("others than its owner may use it; expected mode 0700")
+            raise PermissionError("others than its owner may use it (expected mode 0700)")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError("it is not writable")
         self._folder = folder

@@ -110,7 +110,7 @@ def check_provider_names(names: Sequence[str], providers: Collection[str]) -> No
     for name in names:
         if name not in short_names:
             raise ConfigError(
-                f"option providers has {name!r}; expected some of {', '.join(short_names)}"
+                f"option providers has {name!r} (expected some of {', '.join(short_names)})"
             )
 
 
@@ -249,8 +249,8 @@ def limit_cpu_memory(size: int) -> None:
     with _lock:
         if _cpu_memory_limit not in (0, size):
             raise ConfigError(
-                f"option cpu_memory_bytes is {size}; expected {_cpu_memory_limit}, the limit that "
-                "this process already has"
+                f"option cpu_memory_bytes is {size} (expected {_cpu_memory_limit}, the limit that "
+                "this process already has)"
             )
         if not _cpu_memory_limit:
             onnxruntime.create_and_register_allocator(

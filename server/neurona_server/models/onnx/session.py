@@ -295,6 +295,6 @@ def _explain_degraded(options: RuntimeOptions, provider: str, placement: dict[st
 def _tensor_spec(role: str, node: onnxruntime.NodeArg) -> TensorSpec:
     element_type = node.type.removeprefix("tensor(").removesuffix(")")
     if f"tensor({element_type})" != node.type or element_type not in _ELEMENT_TYPES:
-        raise LoadError(f"{role} {node.name!r} is {node.type}; expected a tensor")
+        raise LoadError(f"{role} {node.name!r} is {node.type} (expected a tensor)")
     shape = tuple(size if isinstance(size, int | str) else None for size in node.shape)
     return TensorSpec(node.name, _ELEMENT_TYPES[element_type], shape)

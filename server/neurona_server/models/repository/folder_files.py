@@ -66,7 +66,7 @@ def read_labels(folder: Path, name: str) -> tuple[str, ...]:
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
-        raise LoadError(f"the file {quoted(name)} is empty; expected one label per line")
+        raise LoadError(f"the file {quoted(name)} is empty (expected one label per line)")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise LoadError(f"the file {quoted(name)} has no label in line {number}")

@@ -181,7 +181,7 @@ def _labels(folder: Path, table: ModelToml) -> tuple[str, ...]:
     if not table.labels_file:
         return table.labels
     if table.labels:
-        raise LoadError("labels and labels_file are both set; expected one of them")
+        raise LoadError("labels and labels_file are both set (expected one of them)")
     try:
         return read_labels(folder, table.labels_file)
     except LoadError as error:
@@ -190,7 +190,7 @@ def _labels(folder: Path, table: ModelToml) -> tuple[str, ...]:
 
 def _values(table: ModelToml) -> tuple[ValueSettings, ...]:
     if table.values and table.unit:
-        raise LoadError("values and unit are both set; expected one of them")
+        raise LoadError("values and unit are both set (expected one of them)")
     if table.unit:
         return (ValueSettings(unit=table.unit),)
     return tuple(ValueSettings(value.name, value.unit) for value in table.values)
@@ -208,7 +208,7 @@ def _traffic(table: ModelToml) -> Traffic:
             raise LoadError(f"duplicate version {target} in traffic")
         shares[target] = float(share)
     if (total := sum(shares.values())) > 100 + 1e-9:  # 33.3 and 33.3 and 33.4
-        raise LoadError(f"the shares of traffic add up to {total:g} percent; expected at most 100")
+        raise LoadError(f"the shares of traffic add up to {total:g} percent (expected at most 100)")
     if table.shadow is None:
         return Traffic(default, shares)
     shadow = _parse_target("shadow.to", table.shadow.to, labels)
@@ -231,6 +231,6 @@ def _parse_target(where: str, value: object, labels: Mapping[str, int]) -> Versi
         raise LoadError(invalid_value(where, value, "expected a version or a label"))
     names = [LATEST, *labels]
     if value not in names:
-        expected = f"expected a version or a label: {', '.join(names)}{close_match(value, names)}"
-        raise LoadError(invalid_value(where, value, expected))
+        expected = f"expected a version or a label: {', '.join(names)}"
+        raise LoadError(invalid_value(where, value, expected, close_match(value, names)))
     return value

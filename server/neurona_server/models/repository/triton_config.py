@@ -163,21 +163,21 @@ def _to_settings(folder: Path, text: str, config: triton.ModelConfig) -> ModelSe
 def _check_supported(folder: Path, config: triton.ModelConfig) -> None:
     if config.name and config.name != folder.name:
         raise LoadError(
-            f"name is {quoted(config.name)}; expected {folder.name!r}, the name of its folder"
+            f"name is {quoted(config.name)} (expected {folder.name!r}, the name of its folder)"
         )
     if config.platform not in ("", "onnxruntime_onnx"):
-        raise LoadError(f"platform is {quoted(config.platform)}; expected 'onnxruntime_onnx'")
+        raise LoadError(f"platform is {quoted(config.platform)} (expected 'onnxruntime_onnx')")
     if config.backend not in ("", "onnxruntime"):
-        raise LoadError(f"backend is {quoted(config.backend)}; expected 'onnxruntime'")
+        raise LoadError(f"backend is {quoted(config.backend)} (expected 'onnxruntime')")
     if config.max_batch_size < 0:
-        raise LoadError(f"max_batch_size is {config.max_batch_size}; expected at least 0")
+        raise LoadError(f"max_batch_size is {config.max_batch_size} (expected at least 0)")
     present = {field.name for field, _ in config.ListFields()}
     for name, meaning in _UNSUPPORTED.items():
         if name in present:
             raise LoadError(f"{name} is not supported: {meaning}")
     if config.model_transaction_policy.decoupled:
         raise LoadError(
-            "model_transaction_policy.decoupled is true; expected one response per request"
+            "model_transaction_policy.decoupled is true (expected one response per request)"
         )
 
 
@@ -196,12 +196,12 @@ def _declared_tensors(
             raise LoadError(f"{where} is a duplicate of {role} {tensor.name!r}")
         if tensor.HasField("reshape") and [*tensor.reshape.shape] != [*tensor.dims]:
             raise LoadError(
-                f"{where}.reshape is {[*tensor.reshape.shape]}; expected dims {[*tensor.dims]}, "
-                "since requests and responses have the shapes of the graph"
+                f"{where}.reshape is {[*tensor.reshape.shape]} (expected dims {[*tensor.dims]}, "
+                "since requests and responses have the shapes of the graph)"
             )
         for size in tensor.dims:
             if size == 0 or size < -1:
-                raise LoadError(f"{where}.dims has {size}; expected -1 or at least 1")
+                raise LoadError(f"{where}.dims has {size} (expected -1 or at least 1)")
         if tensor.data_type and tensor.data_type not in _DATA_TYPES:
             raise LoadError(f"{where}.data_type is {tensor.data_type}, an unknown type")
         shape = (-1, *tensor.dims) if batch_axis else tuple(tensor.dims)
@@ -232,8 +232,8 @@ def _batching(config: triton.ModelConfig, *, batch_axis_known: bool) -> _Batchin
     delay = batching.max_queue_delay_microseconds
     if delay > _MAX_DELAY_US:
         raise LoadError(
-            f"dynamic_batching.max_queue_delay_microseconds is {delay}; "
-            f"expected at most {_MAX_DELAY_US}"
+            f"dynamic_batching.max_queue_delay_microseconds is {delay} "
+            f"(expected at most {_MAX_DELAY_US})"
         )
     rows = min(batching.default_queue_policy.max_queue_size, _MAX_QUEUE_ROWS)
     return _Batching(True, delay / 1000, rows or None)
@@ -255,7 +255,7 @@ def _instances(config: triton.ModelConfig) -> _Instances:
     ignored = []
     for index, group in enumerate(config.instance_group):
         if group.count < 0:
-            raise LoadError(f"instance_group[{index}].count is {group.count}; expected at least 0")
+            raise LoadError(f"instance_group[{index}].count is {group.count} (expected at least 0)")
         if group.kind not in _Kind.Kind.values():
             raise LoadError(f"instance_group[{index}].kind is {group.kind}, an unknown kind")
         if [*group.gpus] not in ([], [0]):
@@ -274,7 +274,7 @@ def _instances(config: triton.ModelConfig) -> _Instances:
         (best,) = kinds
     count = sum(max(1, group.count) for _, group in active if group.kind == best)
     if count > MAX_INSTANCES:
-        raise LoadError(f"instance_group has {count} instances; expected at most {MAX_INSTANCES}")
+        raise LoadError(f"instance_group has {count} instances (expected at most {MAX_INSTANCES})")
     providers = {_Kind.KIND_CPU: ("cpu",), _Kind.KIND_GPU: ("cuda", "cpu")}.get(best)
     return _Instances(count, providers, tuple(ignored))
 
@@ -291,7 +291,7 @@ def _version_policy(config: triton.ModelConfig) -> VersionPolicy | None:
         for index, version in enumerate(versions):
             _check_range(f"version_policy.specific.versions[{index}]", version, 1, MAX_VERSION)
         if not versions:
-            raise LoadError("version_policy.specific has no versions; expected at least one")
+            raise LoadError("version_policy.specific has no versions (expected at least one)")
         return VersionPolicy(listed=tuple(sorted(set(versions))))
     return None
 
@@ -314,7 +314,7 @@ def _check_range(where: str, value: int | str, least: int, most: int) -> int:
 def _model_file(name: str) -> str:
     if name and (name in (".", "..") or not name.isprintable() or set(name) & set("/\\:")):
         raise LoadError(
-            f"default_model_filename is {quoted(name)}; expected a file name without folders"
+            f"default_model_filename is {quoted(name)} (expected a file name without folders)"
         )
     return name
 
@@ -345,9 +345,9 @@ def _warm_up_sample(
     rows = sample.batch_size or 1
     max_rows = max(1, max_batch_size)
     if rows > max_rows:
-        raise LoadError(f"{where}.batch_size is {rows}; expected at most {max_rows}")
+        raise LoadError(f"{where}.batch_size is {rows} (expected at most {max_rows})")
     if sample.count > MAX_WARM_UP_RUNS:
-        raise LoadError(f"{where}.count is {sample.count}; expected at most {MAX_WARM_UP_RUNS}")
+        raise LoadError(f"{where}.count is {sample.count} (expected at most {MAX_WARM_UP_RUNS})")
     batch_size = rows if max_batch_size else 0
     inputs = {
         name: _warm_up_input(folder, f"{where}.inputs.{quoted(name)}", tensor, batch_size)
@@ -365,17 +365,17 @@ def _warm_up_input(
     shape = (rows, *tensor.dims) if rows else tuple(tensor.dims)
     if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
         raise LoadError(
-            f"{where}.dims is {[*tensor.dims]}; expected sizes of at least 1 "
-            f"and at most {MAX_ELEMENTS} elements"
+            f"{where}.dims is {[*tensor.dims]} (expected sizes of at least 1 "
+            f"and at most {MAX_ELEMENTS} elements)"
         )
     kind = tensor.WhichOneof("input_data_type")
     if kind is None or (kind != "input_data_file" and not getattr(tensor, kind)):
-        raise LoadError(f"{where} has no data; expected zero_data, random_data or input_data_file")
+        raise LoadError(f"{where} has no data (expected zero_data, random_data or input_data_file)")
     file = None
     if kind == "input_data_file":
         try:
             if not tensor.input_data_file:
-                raise LoadError("it is empty; expected the name of a file")
+                raise LoadError("it is empty (expected the name of a file)")
             file = resolve_inside(folder / WARM_UP_FOLDER, tensor.input_data_file)
         except LoadError as error:
             raise LoadError(f"{where}.input_data_file: {error}") from error

@@ -38,7 +38,6 @@ def convert(
     where: str,
     error: Callable[[str], Exception],
     *,
-    strict: bool = True,
     show_values: bool = True,
 ) -> T:
     """Convert `values` to a `kind`, a msgspec struct that forbids unknown fields.
@@ -52,16 +51,14 @@ def convert(
         kind: The struct to make.
         where: Path of `values` in messages, "" for a whole file.
         error: Makes the exception from a message.
-        strict: False converts strings, as flags and the environment have them, to numbers
-            and booleans.
         show_values: False keeps values out of messages, for files that hold secrets.
 
     Raises:
-        error: A value or a key is invalid. The message is one line like "threads is -1;
-            expected an integer from 0 to 1024" or "unknown key 'thread'; did you mean
+        error: A value or a key is invalid. The message is one line like "threads is -1
+            (expected an integer from 0 to 1024)" or "unknown key 'thread'; did you mean
             'threads'?".
     """
-    search = _Search(strict=strict, show_values=show_values)
+    search = _Search(show_values=show_values)
     failure = search.try_to_convert(values, kind)
     if isinstance(failure, _Converted):
         return failure.value  # type: ignore[no-any-return]
@@ -69,13 +66,13 @@ def convert(
     raise error(problem)
 
 
-def invalid_value(where: str, value: object, expected: str) -> str:
-    """Return the message "WHERE is VALUE; EXPECTED", on one line and not too long."""
+def invalid_value(where: str, value: object, expected: str, hint: str = "") -> str:
+    """Return the message "WHERE is VALUE (EXPECTED)HINT" on one line, with a long value cut."""
     try:
         shown = quoted(value) if isinstance(value, str) else repr(value)
     except ValueError:  # Python does not print integers of thousands of digits
         shown = "a number with too many digits"
-    return f"{where} is {shown[:MAX_VALUE_LENGTH]}; {expected}"
+    return f"{where} is {shown[:MAX_VALUE_LENGTH]} ({expected}){hint}"
 
 
 def join_path(where: str, key: str) -> str:
@@ -97,16 +94,13 @@ class _ValuePart(NamedTuple):
 class _Search:
     """Finds the first invalid value, depth first, by converting ever smaller parts."""
 
-    def __init__(self, *, strict: bool, show_values: bool) -> None:
-        self._strict = strict
+    def __init__(self, *, show_values: bool) -> None:
         self._show_values = show_values
 
     def try_to_convert(self, value: Any, kind: Any) -> _Converted | str:
         """Return the converted value, or why msgspec rejects it."""
         try:
-            return _Converted(
-                msgspec.convert(value, kind, strict=self._strict, dec_hook=_parse_custom)
-            )
+            return _Converted(msgspec.convert(value, kind, dec_hook=_parse_custom))
         except msgspec.ValidationError as error:
             return str(error)
 
@@ -121,10 +115,11 @@ class _Search:
         for inner in _parts_of(part, kind):
             if problem := self.find_problem(inner):
                 return problem
-        expected = _expected(part.kind, part.value, failure)
+        expected = _describe_expected(part.kind, failure)
+        hint = _find_close_choice(part.kind, part.value)
         if self._show_values:
-            return invalid_value(part.where or "the value", part.value, expected)
-        return f"{part.where}: {expected}" if part.where else expected
+            return invalid_value(part.where or "the value", part.value, expected, hint)
+        return f"{part.where}: {expected}{hint}" if part.where else f"{expected}{hint}"
 
 
 def _parse_custom(kind: type[Any], value: Any) -> Any:
@@ -181,17 +176,22 @@ def _parts_of(part: _ValuePart, kind: Any) -> Iterator[_ValuePart]:
         yield from (_ValuePart(v, item_kind, f"{where}[{i}]") for i, v in enumerate(value))
 
 
-def _expected(kind: Any, value: Any, failure: str) -> str:
-    """Return "expected ..." for a value that is not a `kind`."""
+def _describe_expected(kind: Any, failure: str) -> str:
+    """Return "expected ..." for a `kind` that rejects a value with the message `failure`."""
     kind, metas = _unwrap(kind)
     described = next((meta.description for meta in metas if meta.description), None)
     expected = described or _describe(kind, metas)
     if not expected:
         return failure.partition(" - at ")[0]  # what `parse` of a custom type raised
-    match = ""
+    return f"expected {expected}"
+
+
+def _find_close_choice(kind: Any, value: Any) -> str:
+    """Return "; did you mean '...'?" if a string resembles a choice of a literal, else ""."""
+    kind, _ = _unwrap(kind)
     if get_origin(kind) is Literal and isinstance(value, str):
-        match = close_match(value, map(str, get_args(kind)))
-    return f"expected {expected}{match}"
+        return close_match(value, map(str, get_args(kind)))
+    return ""
 
 
 def _describe(kind: Any, metas: list[msgspec.Meta]) -> str:

@@ -70,8 +70,10 @@ class InferenceService:
         }
 
     def submit_message(self, message: bytes, responder: Responder, grant: Grant) -> None:
-        """Submit a serialized ModelInferRequest; the responder gets the bytes of its
-        ModelInferResponse or its error, exactly once."""
+        """Submit a serialized ModelInferRequest.
+
+        The responder gets the bytes of its ModelInferResponse or its error, exactly once.
+        """
         fast_path = self._unary_fast_path
         again = partial(self.submit_message, message, responder, grant)
         if grant.models is None and _submit_fast(fast_path, message, responder, again) is not None:
@@ -210,8 +212,10 @@ def _remember(
 
 
 def _needs_parsing(message: ModelInferRequest) -> bool:
-    """Whether a request cannot take the fast path: its parameters may set a deadline, or say where
-    in shared memory its tensors are."""
+    """Return whether a request cannot take the fast path.
+
+    Its parameters may set a deadline, or locate its tensors in shared memory.
+    """
     return bool(
         message.parameters
         or len(message.raw_input_contents) != len(message.inputs)

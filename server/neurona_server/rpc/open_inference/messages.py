@@ -91,11 +91,13 @@ def unary_method(
 
 
 def resolve_model(registry: Registry, name: str, version: str) -> Model:
-    """Look up a model; `version` is a number, one of the model's labels, or empty for the
-    server's choice.
+    """Return the model with a name and a version.
+
+    `version` is a number, one of the model's labels, or empty for the server's choice.
 
     Raises:
-        NotFoundError: There is no such model or version; in Triton's words, followed by ours.
+        NotFoundError: There is no such model or version. The message has Triton's words, followed
+            by ours.
     """
     try:
         if not _VERSION_NUMBER.fullmatch(version):
@@ -143,10 +145,10 @@ class RequestParameters(NamedTuple):
 
 
 def read_request_parameters(message: ModelInferRequest, deadline: float) -> RequestParameters:
-    """Read the parameters `priority` and `timeout`; `deadline` is the call's, and the earlier
-    deadline counts.
+    """Read the parameters `priority` and `timeout`.
 
-    Unknown parameters are the caller's own and ignored.
+    `deadline` is the call's; it or the end of `timeout` counts, whichever is earlier. Unknown
+    parameters are the caller's own and ignored.
 
     Raises:
         InvalidArgumentError: A parameter has the wrong type or value, or a reserved name.

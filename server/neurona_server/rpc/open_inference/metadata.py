@@ -70,8 +70,14 @@ class MetadataService:
         *,
         shared_memory: bool,
     ) -> None:
-        """`ready` is whether the server as a whole is ready. `versions` is the policy of models
-        that have none of their own. `shared_memory` is whether that extension is on."""
+        """Create the service.
+
+        Args:
+            registry: The loaded models.
+            ready: Returns whether the server as a whole is ready.
+            versions: The policy of models that have none of their own.
+            shared_memory: Whether that extension is on.
+        """
         self._registry = registry
         self._ready = ready
         self._versions = versions
@@ -137,8 +143,9 @@ class MetadataService:
 
 
 def model_config(model: Model, versions: VersionPolicy) -> ModelConfig:
-    """Return the configuration of a loaded model; `versions` is the policy of a model that has
-    none of its own.
+    """Return the configuration of a loaded model.
+
+    `versions` is the policy of a model that has none of its own.
 
     max_queue_size is in requests in Triton and in rows here. A request has at least one row, so
     the queue never holds more requests than it says.

@@ -96,8 +96,9 @@ class SettingsService:
 
 
 def _requested_level(message: pb.LogSettingsRequest) -> int:
-    """Return the log level that the settings of a message amount to; settings that it leaves out
-    stay.
+    """Return the log level that the settings of a message amount to.
+
+    Settings that the message leaves out stay unchanged.
 
     Raises:
         InvalidArgumentError: A setting is unknown or has the wrong type, or a level is on while a

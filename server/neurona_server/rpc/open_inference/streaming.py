@@ -124,8 +124,7 @@ class InferStream:
     """A `Stream`. Responses come from any thread; all else runs in the transport's thread."""
 
     def __init__(self, submit: SubmitStreamed, call: StreamCall, open_streams: Gauge) -> None:
-        """The transport calls `cancel` at the end of the stream, which `open_streams` counts
-        until then."""
+        """Start the stream, which `open_streams` counts until the transport calls `cancel`."""
         open_streams.inc()
         self._open_streams = open_streams
         self._submit = submit

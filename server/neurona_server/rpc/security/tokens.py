@@ -48,8 +48,9 @@ class Access:
         self._tokens = ReloadedFiles("tokens", [file], lambda: _read_tokens(file), CHECK_PAUSE)
 
     def grant(self, right: Right | None, metadata: Iterable[tuple[str, str | bytes]]) -> Grant:
-        """Return the grant of a caller by its metadata; methods without a `right` are open to
-        everybody.
+        """Return the grant of a caller by its metadata.
+
+        Methods without a `right` are open to every caller.
 
         Raises:
             UnauthenticatedError: The token is missing or unknown.

@@ -178,8 +178,10 @@ class CygrpcServer:
         self._deferred[callback] = None
 
     def watch_close(self, call: "CygrpcCall") -> None:
-        """Have `call` notice that the caller has gone, if it is still open once all ready events
-        are handled."""
+        """Have gRPC report when the caller of `call` disconnects.
+
+        That is requested only if the call is still open once all ready events are handled.
+        """
         self._unwatched.append(call)
 
     def schedule_write(self, call: "CygrpcStreamCall") -> None:
@@ -378,8 +380,10 @@ class CygrpcCall(BaseCall):
         self._on_cancel.append(callback)
 
     def receive_close(self) -> None:
-        """Ask gRPC to report that the caller has gone. Most calls end before they are asked to:
-        then it is part of their last operations."""
+        """Ask gRPC to report that the caller has disconnected.
+
+        Most calls end before; then this operation is part of their last ones.
+        """
         if self._open and self._claim_close():
             operations = (cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),)
             self._transport.start_batch(self._raw, operations, self._on_close)

@@ -71,7 +71,8 @@ class ListenerOptions:
         """Seconds after which a stream is drained; inf if connections live for ever.
 
         That is before the grace of its connection ends, which may have begun as soon as the
-        stream."""
+        stream.
+        """
         if not self.max_connection_age:
             return float("inf")
         return (1 - AGE_JITTER) * self.max_connection_age_grace

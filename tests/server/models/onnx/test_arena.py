@@ -120,6 +120,6 @@ except ConfigError as error:
     assert len(result["errors"]) == 2
     assert all("Available memory" in error for error in result["errors"])
     assert result["second"] == (
-        "option cpu_memory_bytes is 62914560; expected 52428800, the limit that this process "
-        "already has"
+        "option cpu_memory_bytes is 62914560 (expected 52428800, the limit that this process "
+        "already has)"
     )

@@ -46,7 +46,7 @@ def test_cuda_uses_heuristics_and_grows_its_arena_as_needed():
 
 def test_unknown_provider_is_rejected():
     check_provider_names(("cuda", "cpu"), AVAILABLE)
-    with pytest.raises(ConfigError, match="has 'gpu'; expected some of cpu, cuda, openvino$"):
+    with pytest.raises(ConfigError, match=r"has 'gpu' \(expected some of cpu, cuda, openvino\)$"):
         check_provider_names(("gpu", "cpu"), AVAILABLE)
 
 

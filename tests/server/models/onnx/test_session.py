@@ -91,7 +91,7 @@ def test_gpu_that_does_not_start_is_reported(path, monkeypatch):
 
 
 def test_unknown_provider_is_an_invalid_option():
-    with pytest.raises(ConfigError, match="has 'gpu'; expected some of .*cpu, cuda"):
+    with pytest.raises(ConfigError, match=r"has 'gpu' \(expected some of .*cpu, cuda"):
         check_options(RuntimeOptions(providers=("gpu",)))
 
 

@@ -168,8 +168,8 @@ def changed(change, message=None):
         ),
         (request("classifier", x=("FP32", ROWS[:, :2])), "INVALID_ARGUMENT", "shape [3, 2]"),
         (request("classifier", x=("FP32", ROWS[:0])), "INVALID_ARGUMENT", "shape [0, 4]"),
-        (request("classifier", y=("FP32", ROWS)), "INVALID_ARGUMENT", "inputs 'y'; expected 'x'"),
-        (request("classifier"), "INVALID_ARGUMENT", "inputs none; expected 'x'"),
+        (request("classifier", y=("FP32", ROWS)), "INVALID_ARGUMENT", "inputs 'y' (expected 'x'"),
+        (request("classifier"), "INVALID_ARGUMENT", "inputs none (expected 'x'"),
         (
             changed(lambda m: m.inputs.append(m.inputs[0])),
             "INVALID_ARGUMENT",

@@ -109,19 +109,19 @@ def test_a_wrong_task_is_rejected_clearly(server):
         (classify(version=-1), "NOT_FOUND", "version -1 does not exist"),
         (classify(label="x"), "NOT_FOUND", "its labels: latest"),
         (classify(priority=3), "INVALID_ARGUMENT", "priority is 3 (expected 0, 1 or 2)"),
-        (PredictRequest(model="fixed"), "INVALID_ARGUMENT", "inputs none; expected 'x' (FLOAT"),
+        (PredictRequest(model="fixed"), "INVALID_ARGUMENT", "inputs none (expected 'x' (FLOAT"),
         (
             PredictRequest(model="fixed", inputs=[to_tensor("y", ROWS)]),
             "INVALID_ARGUMENT",
-            "inputs 'y'; expected 'x'",
+            "inputs 'y' (expected 'x'",
         ),
         (
             PredictRequest(model="fixed", inputs=[to_tensor("x", ROWS)] * 2),
             "INVALID_ARGUMENT",
             "duplicate input 'x'",
         ),
-        (classify(ROWS.astype(float)), "INVALID_ARGUMENT", "is DOUBLE of shape [3, 4]; expected F"),
-        (classify(ROWS[:, :3]), "INVALID_ARGUMENT", "[3, 3]; expected FLOAT of shape [batch, 4]"),
+        (classify(ROWS.astype(float)), "INVALID_ARGUMENT", "is DOUBLE of shape [3, 4] (expected F"),
+        (classify(ROWS[:, :3]), "INVALID_ARGUMENT", "[3, 3] (expected FLOAT of shape [batch, 4]"),
         (classify(ROWS[:0]), "INVALID_ARGUMENT", "FLOAT of shape [0, 4]"),
         (
             PredictRequest(model="classifier", inputs=[Tensor(name="x", dtype=1, shape=[1, 4])]),
@@ -140,7 +140,7 @@ def test_a_wrong_task_is_rejected_clearly(server):
                 model="classifier", inputs=[Tensor(name="x", dtype=8, shape=[8_000_000])]
             ),
             "INVALID_ARGUMENT",
-            "'x' is STRING of shape [8000000]; expected FLOAT",
+            "'x' is STRING of shape [8000000] (expected FLOAT",
         ),
         (
             PredictRequest(
@@ -153,7 +153,7 @@ def test_a_wrong_task_is_rejected_clearly(server):
         (
             PredictRequest(model="classifier", inputs=[Tensor(name="x", shape=[-1, 4])]),
             "INVALID_ARGUMENT",
-            "'x' is UNDEFINED of shape [-1, 4]; expected FLOAT",
+            "'x' is UNDEFINED of shape [-1, 4] (expected FLOAT",
         ),
     ],
 )
