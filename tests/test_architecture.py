@@ -43,7 +43,7 @@ TEXTS = [
     if path.suffix in {".py", ".md", ".proto", ".toml", ".yaml", ".yml", ".html", ".js", ".ts"}
     and not {"node_modules", "generated", "dist"} & set(path.parts)
     and "_pb2" not in path.name
-    and path.name not in ("CHANGELOG.md", "test_architecture.py")
+    and path.name not in ("CHANGELOG.md", "test_architecture.py")  # which name the old words
 ]
 
 
