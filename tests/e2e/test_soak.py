@@ -20,7 +20,7 @@ from neurona_protos.tensors import to_array, to_tensor
 pytestmark = pytest.mark.slow
 
 SECONDS = float(os.environ.get("NEURONA_SOAK_SECONDS", "20"))
-KEPT = 3  # versions on disk
+KEPT_VERSIONS = 3  # versions on disk
 
 
 def save(root, version):
@@ -109,8 +109,8 @@ def test_versions_are_replaced_every_second_under_load(serve, tmp_path):
         for version in range(2, 2 + int(SECONDS)):
             save(root, version)
             label(root, version)
-            if version > KEPT:
-                shutil.rmtree(root / "m" / str(version - KEPT))
+            if version > KEPT_VERSIONS:
+                shutil.rmtree(root / "m" / str(version - KEPT_VERSIONS))
             time.sleep(1)
             sizes[version] = resident(server.pid)
     finally:

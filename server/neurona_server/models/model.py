@@ -153,9 +153,9 @@ class Model:
             self.batcher.release_device()
             return True
         error = UnavailableError("model shut down before the request could run")
-        if lost := self.batcher.cancel_all(error):
+        if unfinished := self.batcher.cancel_all(error):
             log.warning(
-                "%s: shut down with %d unfinished requests", self, lost, extra=self.log_fields
+                "%s: shut down with %d unfinished requests", self, unfinished, extra=self.log_fields
             )
         drained = self.batcher.join(time.monotonic() + TERMINATION)
         if drained:
@@ -178,9 +178,9 @@ def _signature(model: str, session: Session, settings: ModelSettings) -> Signatu
     """Return the signature of the graph with the declarations of the settings. Raises LoadError."""
     check_names("input", [*session.inputs, *session.optional], settings.inputs)
     check_names("output", session.outputs, settings.outputs)
-    given = apply_declared_tensors(settings.declared, "input", [*session.inputs, *session.optional])
-    given = name_axes("input", given, settings.inputs)
-    inputs, optional = given[: len(session.inputs)], given[len(session.inputs) :]
+    specs = apply_declared_tensors(settings.declared, "input", [*session.inputs, *session.optional])
+    specs = name_axes("input", specs, settings.inputs)
+    inputs, optional = specs[: len(session.inputs)], specs[len(session.inputs) :]
     outputs = apply_declared_tensors(settings.declared, "output", session.outputs)
     outputs = name_axes("output", outputs, settings.outputs)
     batched = decide_batching(model, inputs, outputs, settings, session.run)

@@ -27,8 +27,8 @@ class Site:
     def __init__(self):
         self.metrics = Metrics(CollectorRegistry())
         self.state = "SERVING"
-        self.known = []
-        self.metrics.watch_versions(lambda: self.known)
+        self.versions = []
+        self.metrics.watch_versions(lambda: self.versions)
         self.port = MetricsServer("127.0.0.1:0", self.metrics.registry, lambda: self.state)
         self.url = f"http://127.0.0.1:{self.port.port}/"
 
@@ -42,7 +42,7 @@ def site():
 
 def test_names_of_models_are_never_markup(browser, site, screenshot):
     for name in HOSTILE:
-        site.known.append(VersionInfo(name, 1, "ready", [name], True, 0.5))
+        site.versions.append(VersionInfo(name, 1, "ready", [name], True, 0.5))
         model = site.metrics.for_version(name, 1)
         model.set_model_info(name, name)
         model.record_request("ok", 0.001)
@@ -79,7 +79,7 @@ def test_injected_code_does_not_run(browser, site):
 )
 def test_the_state_of_the_server_is_shown(browser, site, state, word):
     site.state = state
-    site.known.append(VersionInfo("m", 1, "loading"))
+    site.versions.append(VersionInfo("m", 1, "loading"))
     site.metrics.loading.start_load("m", 1)
     browser.open(site.url)
     browser.wait_until(f"document.getElementById('state').innerText === {word!r}")
@@ -97,7 +97,7 @@ def test_gpus_are_shown(browser, site, screenshot):
 
 
 def test_shares_and_percentiles_are_computed_like_prometheus(browser, site):
-    site.known.append(VersionInfo("m", 3, "ready", ["latest"], False, 0.25))
+    site.versions.append(VersionInfo("m", 3, "ready", ["latest"], False, 0.25))
     model = site.metrics.for_version("m", 3)
     browser.open(site.url)
     browser.wait_until("document.querySelectorAll('tbody tr').length === 1")
@@ -114,7 +114,7 @@ def test_shares_and_percentiles_are_computed_like_prometheus(browser, site):
 
 def test_the_page_works_with_keyboard_and_screen_reader(browser, site):
     for name in ("b", "a", "c"):
-        site.known.append(VersionInfo(name, 1, "ready", ["latest"]))
+        site.versions.append(VersionInfo(name, 1, "ready", ["latest"]))
         site.metrics.for_version(name, 1)
     browser.open(site.url)
     browser.wait_until("document.querySelectorAll('tbody tr').length === 3")
@@ -157,7 +157,7 @@ def test_text_has_enough_contrast(browser, site):
         const [a, b] = [light(c), light(ground(n))].sort((x, y) => y - x);
         return [s, (a + 0.05) / (b + 0.05)]; });
     })()"""
-    site.known.append(VersionInfo("m", 1, "loading", ["latest"], True))
+    site.versions.append(VersionInfo("m", 1, "loading", ["latest"], True))
     for dark in (False, True):
         browser.open(site.url, dark=dark)
         browser.wait_until("document.querySelectorAll('tbody .tag').length === 1")

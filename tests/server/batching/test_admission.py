@@ -23,16 +23,16 @@ def run(batcher, seconds=lambda rows: 1.0, **options):
     def pass_time(inputs):
         batcher.clock.now += seconds(len(inputs["x"]))
 
-    asked = ask(batcher, **options)
+    request = ask(batcher, **options)
     batcher.step(Puppet(before=pass_time))
-    return asked.answer
+    return request.answer
 
 
 def ask(batcher, rows=1, within=np.inf, **options):
     return SubmittedRequest(batcher, [1] * rows, deadline=batcher.clock.now + within, **options)
 
 
-def test_the_wait_is_what_runs_and_what_waits():
+def test_the_predicted_wait_is_that_of_running_and_waiting_batches():
     batcher = make()
     assert batcher.admission.predict_wait() == 0.0
     batcher.admission.start_batch(1.0)
@@ -65,7 +65,7 @@ def test_a_deadline_that_the_wait_will_miss_is_rejected_immediately_with_the_wai
     ask(batcher)  # without a deadline it may wait
 
 
-def test_a_full_queue_says_how_long_it_will_take():
+def test_the_error_of_a_full_queue_has_a_retry_delay():
     batcher = make()
     ask(batcher, rows=640)
     with pytest.raises(QueueFullError, match="640 of 640 rows") as caught:
@@ -73,7 +73,7 @@ def test_a_full_queue_says_how_long_it_will_take():
     assert caught.value.retry_after == 80.0
 
 
-def test_a_busy_instance_does_not_reject_what_is_in_time():
+def test_a_busy_instance_does_not_reject_requests_that_meet_their_deadline():
     """A run shared with few is short: only what waits counts, not what a batch could hold."""
     batcher = make(seconds=lambda rows: 0.1 * rows)
     batcher.admission.start_batch(0.1)
@@ -88,7 +88,7 @@ def test_a_deadline_in_the_past_is_rejected():
         ask(make(), within=0.0)
 
 
-def test_what_is_less_urgent_keeps_nobody_waiting():
+def test_less_urgent_requests_do_not_delay_more_urgent_ones():
     batcher = make()
     ask(batcher, rows=320, priority=Priority.LOW)  # 40 runs
     ask(batcher, within=1.5, priority=Priority.HIGH)
@@ -96,21 +96,21 @@ def test_what_is_less_urgent_keeps_nobody_waiting():
         ask(batcher, within=1.5, priority=Priority.LOW)
 
 
-def test_estimates_nobody_has_confirmed_for_long_reject_no_request():
-    """Else a wrong estimate that refuses everybody could never be put right."""
+def test_estimates_that_are_not_recent_reject_no_request():
+    """Otherwise a wrong estimate that rejects all requests would never be corrected."""
     batcher = make()
     batcher.clock.now += RELIABLE_SECONDS + 1
     assert run(batcher, within=0.5) == [2]
 
 
-def test_a_shape_that_is_not_known_is_let_in_though_others_run():
+def test_a_new_shape_is_admitted_while_others_run():
     batcher = make()
     for _ in range(3):
         assert run(batcher, lambda rows: 0.01, columns=1000, within=0.5) == [2]
         run(batcher)
 
 
-def test_a_shape_that_was_slow_at_first_is_let_in():
+def test_a_shape_with_a_slow_first_run_is_admitted():
     batcher = make()
     run(batcher, lambda rows: 100.0, columns=3)  # prepares the device
     for _ in range(20):
@@ -130,7 +130,7 @@ def test_a_shape_that_is_known_to_be_slow_is_rejected():
 def test_a_batch_takes_longer_than_its_run_and_that_is_learned():
     batcher = make()
 
-    def answer_slowly(inputs):
+    def run_slowly(inputs):
         batcher.clock.now += 1.0
         return [inputs["x"] * 2]
 

@@ -20,7 +20,7 @@ from neurona_server.errors import (
 from neurona_server.telemetry.metrics import OUTCOMES
 
 
-def refuse_nan(inputs):
+def raise_for_nan(inputs):
     if np.isnan(inputs["x"]).any():
         raise RuntimeError("poisoned at 0xdeadbeef")
 
@@ -30,8 +30,8 @@ def batcher():
     return PuppetBatcher()
 
 
-def test_answers_go_to_their_callers_with_mixed_row_counts(batcher):
-    asked = [
+def test_outputs_reach_their_callers_with_mixed_row_counts(batcher):
+    submitted = [
         SubmittedRequest(batcher, [1]),
         SubmittedRequest(batcher, [2, 3, 4]),
         SubmittedRequest(batcher, [5, 6]),
@@ -39,85 +39,85 @@ def test_answers_go_to_their_callers_with_mixed_row_counts(batcher):
     puppet = Puppet()
     batcher.step(puppet)
     assert puppet.batches == [6]
-    assert [one.answer for one in asked] == [[2], [4, 6, 8], [10, 12]]
+    assert [one.answer for one in submitted] == [[2], [4, 6, 8], [10, 12]]
 
 
 def test_cancelling_one_of_three_does_not_disturb_the_others(batcher):
-    asked = [SubmittedRequest(batcher, [value]) for value in (1, 2, 3)]
-    asked[1].cancel(CancelledError())
+    submitted = [SubmittedRequest(batcher, [value]) for value in (1, 2, 3)]
+    submitted[1].cancel(CancelledError())
     assert batcher.queue.rows == 2  # it left at once
     puppet = Puppet()
     batcher.step(puppet)
     assert puppet.batches == [2]
-    assert [one.answer for one in asked] == [[2], CancelledError, [6]]
+    assert [one.answer for one in submitted] == [[2], CancelledError, [6]]
 
 
 def test_cancelling_one_of_three_while_they_run_does_not_disturb_the_others(batcher):
-    asked = [SubmittedRequest(batcher, [value]) for value in (1, 2, 3)]
-    batcher.step(Puppet(before=lambda _: asked[1].cancel(CancelledError())))
-    assert [one.answer for one in asked] == [[2], CancelledError, [6]]
+    submitted = [SubmittedRequest(batcher, [value]) for value in (1, 2, 3)]
+    batcher.step(Puppet(before=lambda _: submitted[1].cancel(CancelledError())))
+    assert [one.answer for one in submitted] == [[2], CancelledError, [6]]
     assert batcher.value("terminated_runs_total") == 0
 
 
-def test_a_run_that_nobody_waits_for_any_more_is_terminated(batcher):
+def test_a_run_whose_requests_are_all_cancelled_is_terminated(batcher):
     def all_leave(_):
-        for one in asked:
+        for one in submitted:
             one.cancel(CancelledError())
 
-    asked = [SubmittedRequest(batcher, [value]) for value in (1, 2, 3)]
+    submitted = [SubmittedRequest(batcher, [value]) for value in (1, 2, 3)]
     puppet = Puppet(before=all_leave)
     batcher.step(puppet)
-    assert [one.answer for one in asked] == [CancelledError] * 3
+    assert [one.answer for one in submitted] == [CancelledError] * 3
     assert puppet.batches == [3]  # and not tried again by halves
     assert batcher.value("terminated_runs_total") == 1
 
 
 def test_a_request_cancelled_before_its_batch_runs_does_not_run(batcher):
-    asked = [SubmittedRequest(batcher, [value]) for value in (1, 2)]
-    cut = batcher.queue.take_batch()
-    for one in asked:
+    submitted = [SubmittedRequest(batcher, [value]) for value in (1, 2)]
+    batch = batcher.queue.take_batch()
+    for one in submitted:
         one.cancel(CancelledError())
     puppet = Puppet()
-    batcher.process(cut, puppet)
+    batcher.process(batch, puppet)
     assert puppet.batches == []
 
 
 def test_a_batch_that_fails_is_tried_by_halves_until_only_the_guilty_fail(batcher):
     values = [1, 2, np.nan, 4, 5, np.nan, 7, 8]
-    asked = [SubmittedRequest(batcher, [value]) for value in values]
-    puppet = Puppet(before=refuse_nan)
+    submitted = [SubmittedRequest(batcher, [value]) for value in values]
+    puppet = Puppet(before=raise_for_nan)
     batcher.step(puppet)
-    assert [one.answer for one in asked] == [
+    assert [one.answer for one in submitted] == [
         ModelFailedError if np.isnan(value) else [2 * value] for value in values
     ]
-    assert "deadbeef" not in str(asked[2].results[0][1])
+    assert "deadbeef" not in str(submitted[2].results[0][1])
     assert puppet.batches == [8, 4, 2, 2, 1, 1, 4, 2, 1, 1, 2]
     alive = SubmittedRequest(batcher, [3])
     batcher.step(puppet)
     assert alive.answer == [6]
 
 
-def test_what_is_cancelled_meanwhile_is_not_tried_again(batcher):
+def test_a_request_cancelled_during_a_failing_run_is_not_run_again(batcher):
     def fail_and_cancel(inputs):
-        asked[1].cancel(CancelledError())
-        refuse_nan(inputs)
+        submitted[1].cancel(CancelledError())
+        raise_for_nan(inputs)
 
-    asked = [SubmittedRequest(batcher, [np.nan]), SubmittedRequest(batcher, [2])]
+    submitted = [SubmittedRequest(batcher, [np.nan]), SubmittedRequest(batcher, [2])]
     puppet = Puppet(before=fail_and_cancel)
     batcher.step(puppet)
     assert puppet.batches == [2, 1]
-    assert [one.answer for one in asked] == [ModelFailedError, CancelledError]
+    assert [one.answer for one in submitted] == [ModelFailedError, CancelledError]
 
 
 def test_nan_in_ones_rows_stays_in_its_rows(batcher):
-    asked = [
+    submitted = [
         SubmittedRequest(batcher, [1]),
         SubmittedRequest(batcher, [np.nan, np.inf]),
         SubmittedRequest(batcher, [3]),
     ]
     batcher.step(Puppet())
-    assert [asked[0].answer, asked[2].answer] == [[2], [6]]
-    np.testing.assert_array_equal(asked[1].answer, [np.nan, np.inf])
+    assert [submitted[0].answer, submitted[2].answer] == [[2], [6]]
+    np.testing.assert_array_equal(submitted[1].answer, [np.nan, np.inf])
 
 
 def test_an_expired_request_never_reaches_the_model(batcher):
@@ -135,43 +135,43 @@ def test_an_expired_request_never_reaches_the_model(batcher):
     "wrong", [lambda inputs: [np.zeros((len(inputs["x"]) + 1, 1))], lambda inputs: [np.float32(1)]]
 )
 def test_wrong_output_rows_are_a_failure_not_a_mix_up(batcher, requests, wrong):
-    asked = [SubmittedRequest(batcher, [value]) for value in range(requests)]
+    submitted = [SubmittedRequest(batcher, [value]) for value in range(requests)]
     batcher.step(Puppet(answer=wrong))
-    assert [one.answer for one in asked] == [ModelFailedError] * requests
+    assert [one.answer for one in submitted] == [ModelFailedError] * requests
 
 
-def test_one_answer_that_cannot_be_delivered_does_not_lose_the_others(batcher):
+def test_a_result_that_cannot_be_delivered_does_not_affect_the_others(batcher):
     class UndeliverableRequest(FakeRequest):
         def finish(self, outputs, error):
             raise OSError("the connection is closed")
 
     array = np.ones((1, 1), np.float32)
     batcher.submit(UndeliverableRequest({"x": array}, 1, array.shape[1:]))
-    asked = SubmittedRequest(batcher, [3])
+    submitted = SubmittedRequest(batcher, [3])
     batcher.step(Puppet())
-    assert asked.answer == [6]
+    assert submitted.answer == [6]
 
 
 def test_a_model_without_a_batch_axis_runs_one_by_one_and_gives_its_outputs_whole():
     batcher = PuppetBatcher(batched=False)
-    asked = [SubmittedRequest(batcher, [1, 2]), SubmittedRequest(batcher, [3])]
+    submitted = [SubmittedRequest(batcher, [1, 2]), SubmittedRequest(batcher, [3])]
     puppet = Puppet(answer=lambda inputs: [inputs["x"].sum() * 2])
     batcher.step(puppet)
     batcher.step(puppet)
     assert puppet.batches == [2, 1]
-    assert [one.answer for one in asked] == [[6], [6]]
+    assert [one.answer for one in submitted] == [[6], [6]]
 
 
 class TestARequestWithMoreThanMaxRows:
     def test_is_run_in_parts_and_answered_as_one(self, batcher):
-        asked = SubmittedRequest(batcher, range(20))
+        submitted = SubmittedRequest(batcher, range(20))
         puppet = Puppet()
         while batcher.step(puppet):
             pass
         assert puppet.batches == [8, 8, 4]
-        assert asked.answer == [2.0 * value for value in range(20)]
+        assert submitted.answer == [2.0 * value for value in range(20)]
 
-    def test_is_admitted_whole_or_not_at_all(self, batcher):
+    def test_is_admitted_completely_or_not_at_all(self, batcher):
         SubmittedRequest(batcher, range(60))
         with pytest.raises(QueueFullError):
             SubmittedRequest(batcher, range(10))
@@ -180,31 +180,31 @@ class TestARequestWithMoreThanMaxRows:
             SubmittedRequest(batcher, range(65))
 
     def test_fails_once_when_a_part_fails_and_the_other_parts_leave(self, batcher):
-        asked = SubmittedRequest(batcher, [np.nan] + [1] * 19)
+        submitted = SubmittedRequest(batcher, [np.nan] + [1] * 19)
         neighbour = SubmittedRequest(batcher, [5])
-        puppet = Puppet(before=refuse_nan)
+        puppet = Puppet(before=raise_for_nan)
         batcher.step(puppet)
-        assert asked.answer is ModelFailedError
+        assert submitted.answer is ModelFailedError
         assert batcher.queue.rows == 1
         batcher.step(puppet)
         assert neighbour.answer == [10]
 
     def test_passes_its_deadline_and_its_level_on(self, batcher):
-        asked = SubmittedRequest(
+        submitted = SubmittedRequest(
             batcher, range(20), deadline=batcher.clock.now + 5, priority=Priority.LOW
         )
         parts = batcher.queue.take_batch().requests
         assert [(part.deadline, part.priority) for part in parts] == [
-            (asked.deadline, Priority.LOW)
+            (submitted.deadline, Priority.LOW)
         ]
 
     def test_fails_when_its_parts_do_not_fit_together(self, batcher):
-        asked = SubmittedRequest(batcher, range(10))
+        submitted = SubmittedRequest(batcher, range(10))
         widths = iter([1, 2])
         puppet = Puppet(answer=lambda inputs: [np.zeros((len(inputs["x"]), next(widths)))])
         while batcher.step(puppet):
             pass
-        assert asked.answer is ModelFailedError
+        assert submitted.answer is ModelFailedError
 
     def test_that_ended_before_it_came_leaves_nothing_behind(self, batcher):
         array = np.zeros((20, 1), np.float32)
@@ -214,56 +214,56 @@ class TestARequestWithMoreThanMaxRows:
         assert batcher.queue.rows == 0
 
     def test_leaves_with_all_its_parts_when_it_is_cancelled(self, batcher):
-        asked = SubmittedRequest(batcher, range(20))
-        asked.cancel(CancelledError())
-        assert asked.answer is CancelledError
+        submitted = SubmittedRequest(batcher, range(20))
+        submitted.cancel(CancelledError())
+        assert submitted.answer is CancelledError
         assert batcher.queue.rows == 0
 
 
-def test_drain_answers_all_that_was_admitted(batcher):
-    asked = [SubmittedRequest(batcher, [value]) for value in range(20)]
+def test_drain_finishes_all_admitted_requests(batcher):
+    submitted = [SubmittedRequest(batcher, [value]) for value in range(20)]
     batcher.close()
     with pytest.raises(UnavailableError):
         SubmittedRequest(batcher, [1])
     batcher.serve(Puppet())
-    assert [one.answer for one in asked] == [[2 * value] for value in range(20)]
+    assert [one.answer for one in submitted] == [[2 * value] for value in range(20)]
 
 
-def test_a_stop_that_cannot_wait_tells_all_that_wait(batcher):
-    asked = [SubmittedRequest(batcher, [value]) for value in range(3)]
+def test_cancel_all_fails_waiting_requests(batcher):
+    submitted = [SubmittedRequest(batcher, [value]) for value in range(3)]
     assert batcher.cancel_all(UnavailableError("stopped")) == 3
-    assert [one.answer for one in asked] == [UnavailableError] * 3
+    assert [one.answer for one in submitted] == [UnavailableError] * 3
 
 
-def test_a_stop_that_cannot_wait_ends_what_runs_too(batcher):
-    asked = [SubmittedRequest(batcher, [1]), SubmittedRequest(batcher, [2], columns=2)]
+def test_cancel_all_terminates_runs_too(batcher):
+    submitted = [SubmittedRequest(batcher, [1]), SubmittedRequest(batcher, [2], columns=2)]
     puppet = Puppet(before=lambda _: batcher.cancel_all(UnavailableError("stopped")))
     batcher.step(puppet)
-    assert [one.answer for one in asked] == [UnavailableError] * 2
+    assert [one.answer for one in submitted] == [UnavailableError] * 2
     assert puppet.batches == [1]
     assert batcher.value("terminated_runs_total") == 1
     assert batcher.queue.rows == 0
 
 
 def test_an_inline_run_empties_the_queue(batcher):
-    asked = [SubmittedRequest(batcher, [value], columns=1 + value % 2) for value in range(4)]
+    submitted = [SubmittedRequest(batcher, [value], columns=1 + value % 2) for value in range(4)]
     puppet = Puppet()
     assert not batcher.run_inline(puppet)
     assert puppet.batches == [2, 2]
-    assert [one.answer for one in asked] == [[2 * value] for value in range(4)]
+    assert [one.answer for one in submitted] == [[2 * value] for value in range(4)]
 
 
 def test_an_inline_run_stops_at_its_time_limit_and_continues_later(batcher):
     def take_a_while(_):
         batcher.clock.now += 0.6 * MAX_INLINE_SECONDS
 
-    asked = [SubmittedRequest(batcher, [value], columns=1 + value) for value in range(3)]
+    submitted = [SubmittedRequest(batcher, [value], columns=1 + value) for value in range(3)]
     puppet = Puppet(before=take_a_while)
     assert batcher.run_inline(puppet)
-    assert [one.answer for one in asked[:2]] == [[0], [2]]
-    assert not asked[2].finished
+    assert [one.answer for one in submitted[:2]] == [[0], [2]]
+    assert not submitted[2].finished
     assert not batcher.run_inline(puppet)
-    assert asked[2].answer == [4]
+    assert submitted[2].answer == [4]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_padding_fills_up_to_the_batch_size_and_changes_no_outputs(batcher):
     batcher.padding.measure(
         lambda rows: 0.001 if rows in (1, 2, 4, 8) else 0.01, {4: 0.001, 8: 0.001}
     )
-    asked = [
+    submitted = [
         SubmittedRequest(batcher, [1]),
         SubmittedRequest(batcher, [2, 3, 4]),
         SubmittedRequest(batcher, [np.nan]),
@@ -313,7 +313,7 @@ def test_padding_fills_up_to_the_batch_size_and_changes_no_outputs(batcher):
     puppet = Puppet()
     batcher.step(puppet)
     assert puppet.batches == [8]
-    assert [one.answer for one in asked[:2]] == [[2], [4, 6, 8]]
+    assert [one.answer for one in submitted[:2]] == [[2], [4, 6, 8]]
     assert batcher.value("padding_rows_total") == 3
     assert batcher.value("rows_total") == 5
     assert batcher.value("batch_rows_sum") == 5
@@ -339,7 +339,7 @@ def test_runs_and_waits_are_counted(batcher):
     assert batcher.value("run_predicted_seconds", rows="1") == 2.0
 
 
-def test_every_run_teaches_what_runs_cost(batcher):
+def test_every_run_updates_the_cost_model(batcher):
     def take_two_seconds(_):
         batcher.clock.now += 2
 
@@ -353,21 +353,21 @@ def test_a_fault_of_ours_ends_the_requests_and_not_the_thread(batcher, monkeypat
         raise KeyError("a bug")
 
     monkeypatch.setattr(batcher.admission, "start_batch", fail)
-    asked = SubmittedRequest(batcher, [1])
+    submitted = SubmittedRequest(batcher, [1])
     batcher.close()
     batcher.serve(Puppet())
-    assert asked.answer is ModelFailedError
+    assert submitted.answer is ModelFailedError
 
 
 def test_instances_take_their_turn_on_the_device():
     scheduler = DeviceScheduler(1)
     batcher = PuppetBatcher(scheduler=scheduler)
-    asked = SubmittedRequest(batcher, [1])
+    submitted = SubmittedRequest(batcher, [1])
     batcher.close()
-    seen = []
-    batcher.serve(Puppet(before=lambda _: seen.append(list(scheduler._running))))
-    assert asked.answer == [2]
-    assert seen == [["puppet/1"]]
+    running = []
+    batcher.serve(Puppet(before=lambda _: running.append(list(scheduler._running))))
+    assert submitted.answer == [2]
+    assert running == [["puppet/1"]]
 
 
 def test_long_batches_are_left_to_the_instances(batcher):
@@ -384,7 +384,7 @@ def test_long_batches_are_left_to_the_instances(batcher):
 def test_an_expired_request_does_not_run_again_in_a_half(batcher):
     def fail_late(inputs):
         batcher.clock.now += 10
-        refuse_nan(inputs)
+        raise_for_nan(inputs)
 
     expiring = SubmittedRequest(batcher, [1], deadline=batcher.clock.now + 5)
     poisoned, alive = SubmittedRequest(batcher, [np.nan]), SubmittedRequest(batcher, [3])

@@ -104,7 +104,7 @@ def test_of_the_batch_sizes_that_fit_the_one_with_most_rows_per_second_is_taken(
     assert cost_model.best_batch_size(20.0) == 4
 
 
-def padded_rungs(time_run):
+def measure_padding(time_run):
     padding = Padding(BATCH_SIZES)
     padding.measure(
         time_run, {batch_size: time_run(batch_size) for batch_size in BATCH_SIZES}, budget=1e9
@@ -113,66 +113,66 @@ def padded_rungs(time_run):
 
 
 def test_padding_pays_only_where_sizes_between_batch_sizes_cost_more():
-    padding = padded_rungs(lambda rows: 20.0 if 4 < rows < 8 else rows * 1.0)
+    padding = measure_padding(lambda rows: 20.0 if 4 < rows < 8 else rows * 1.0)
     assert padding.padded_sizes == {8}
     assert [padding.padded_rows(rows) for rows in (1, 3, 4, 5, 8, 9)] == [1, 3, 4, 8, 8, 9]
 
 
 def test_padding_pays_where_a_new_size_has_to_be_prepared():
-    met = set()
+    prepared = set()
 
     def time_run(rows):
-        known = rows in met or rows in BATCH_SIZES
-        met.add(rows)
-        return rows * (1.0 if known else 10.0)
+        measured = rows in prepared or rows in BATCH_SIZES
+        prepared.add(rows)
+        return rows * (1.0 if measured else 10.0)
 
-    assert padded_rungs(time_run).padded_sizes == {4, 8}
+    assert measure_padding(time_run).padded_sizes == {4, 8}
 
 
-def test_what_costs_by_its_rows_is_not_padded():
-    assert padded_rungs(lambda rows: rows + 1.0).padded_sizes == frozenset()
+def test_a_cost_proportional_to_rows_is_not_padded():
+    assert measure_padding(lambda rows: rows + 1.0).padded_sizes == frozenset()
 
 
 def test_one_slow_size_among_three_is_not_enough_to_pad():
-    padding = padded_rungs(lambda rows: 100.0 if rows == 6 else rows * 1.0)
+    padding = measure_padding(lambda rows: 100.0 if rows == 6 else rows * 1.0)
     assert padding.padded_sizes == frozenset()
 
 
-def test_rungs_that_never_ran_are_not_padded_to():
+def test_batch_sizes_that_never_ran_are_not_padded_to():
     padding = Padding(BATCH_SIZES)
-    known = dict.fromkeys([1, 2, 4], 1.0)
-    padding.measure(lambda rows: 1.0 if rows in BATCH_SIZES else 9.0, known, budget=1e9)
+    measured = dict.fromkeys([1, 2, 4], 1.0)
+    padding.measure(lambda rows: 1.0 if rows in BATCH_SIZES else 9.0, measured, budget=1e9)
     assert padding.padded_sizes == {4}
 
 
-def test_what_would_take_long_to_find_out_is_left_alone():
-    ran = []
+def test_padding_that_takes_long_to_measure_is_not_measured():
+    measured_rows = []
 
     def time_run(rows):
-        ran.append(rows)
+        measured_rows.append(rows)
         return 1.0 if rows in BATCH_SIZES else 9.0
 
     padding = Padding(BATCH_SIZES)
     padding.measure(time_run, {1: 0.01, 2: 0.02, 4: 0.1, 8: 0.2}, budget=1.0)
     assert padding.padded_sizes == {4}
-    assert set(ran) == {3, 4}
+    assert set(measured_rows) == {3, 4}
 
 
 def test_long_runs_are_measured_less_often_than_short_ones():
     costs = {1: 0.001, 2: 0.03, 4: 0.06, 8: 0.2}
-    ran = []
+    measured_rows = []
 
     def time_run(rows):
-        ran.append(rows)
+        measured_rows.append(rows)
         return costs[rows]
 
     cost_model = CostModel(BATCH_SIZES)
     cost_model.measure(time_run, ("a",))
-    assert [ran.count(batch_size) for batch_size in BATCH_SIZES] == [6, 5, 3, 3]
+    assert [measured_rows.count(batch_size) for batch_size in BATCH_SIZES] == [6, 5, 3, 3]
     assert cost_model.seconds == costs
-    ran.clear()
+    measured_rows.clear()
     cost_model.measure(time_run, ("a",), budget=0.25)
-    assert [ran.count(batch_size) for batch_size in BATCH_SIZES] == [6, 5, 2, 0]
+    assert [measured_rows.count(batch_size) for batch_size in BATCH_SIZES] == [6, 5, 2, 0]
 
 
 def test_the_batch_size_follows_the_groups_that_really_run(cost_model):

@@ -32,7 +32,7 @@ def test_the_model_that_had_least_of_the_device_goes_next():
     assert order == ["greedy", "modest", "modest", "modest", "greedy", "greedy"]
 
 
-def test_with_slots_enough_nobody_waits():
+def test_with_enough_slots_no_run_waits():
     share = DeviceScheduler(2)
     with share.turn("a", Clock()), share.turn("b", Clock()):
         pass

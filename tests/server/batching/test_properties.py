@@ -39,7 +39,7 @@ def test_every_request_is_answered_once_with_its_own_rows(plan, padded):
     if padded:
         batcher.cost_model.measure(lambda rows: 1e-6, (1,))
         batcher.padding.measure(lambda rows: 1.0 if rows in (4, 8) else 9.0, {4: 0.0, 8: 0.0})
-    asked, cancelled, to_cancel = [], set(), []
+    submitted, cancelled, to_cancel = [], set(), []
 
     def before(inputs):
         while to_cancel:
@@ -48,22 +48,22 @@ def test_every_request_is_answered_once_with_its_own_rows(plan, padded):
             raise RuntimeError("poisoned")
 
     def cancel(index):
-        request = asked[index % len(asked)][1]
+        request = submitted[index % len(submitted)][1]
         if not request.finished:
-            cancelled.add(index % len(asked))
+            cancelled.add(index % len(submitted))
             request.cancel(CancelledError())
 
     puppet = Puppet(before=before)
     for step in plan:
         match step["do"]:
             case "ask":
-                values = [len(asked) * 100.0 + row for row in range(step["rows"])]
+                values = [len(submitted) * 100.0 + row for row in range(step["rows"])]
                 if step["poisoned"]:
                     values[-1] = np.nan
                 deadline = batcher.clock.now + step["expires_in"]
                 options = {"columns": step["columns"], "priority": step["priority"]}
                 try:
-                    asked.append(
+                    submitted.append(
                         (
                             step,
                             SubmittedRequest(batcher, values, deadline=deadline, **options),
@@ -72,9 +72,9 @@ def test_every_request_is_answered_once_with_its_own_rows(plan, padded):
                     )
                 except QueueFullError:
                     assert batcher.queue.rows + step["rows"] > 64
-            case "cancel" if asked:
+            case "cancel" if submitted:
                 cancel(step["which"])
-            case "cancel in run" if asked:
+            case "cancel in run" if submitted:
                 to_cancel.append(step["which"])
             case "run":
                 batcher.step(puppet)
@@ -83,7 +83,7 @@ def test_every_request_is_answered_once_with_its_own_rows(plan, padded):
     batcher.close()
     batcher.serve(puppet)
     assert repr(batcher.queue) == "<Queue closed: 0 requests, 0 rows, 0 bytes>"
-    for index, (step, one, values) in enumerate(asked):
+    for index, (step, one, values) in enumerate(submitted):
         if index in cancelled:
             assert one.answer is CancelledError
         elif one.answer is DeadlineExceededError:

@@ -34,7 +34,7 @@ def queue(clock):
     return Queue(BatchPolicy(max_rows=4, max_queue_rows=10), clock)
 
 
-def test_what_waits_is_taken_together_in_order(queue):
+def test_waiting_requests_are_taken_together_in_order(queue):
     first, second = request(), request(2)
     put(queue, first, second)
     assert repr(queue) == "<Queue open: 2 requests, 3 rows, 48 bytes>"
@@ -49,7 +49,7 @@ def test_a_batch_has_max_rows_at_the_most(queue):
     assert queue.take_batch().requests == requests[2:]
 
 
-def test_a_request_with_more_than_max_rows_goes_alone(queue):
+def test_a_request_with_more_than_max_rows_is_a_batch_of_its_own(queue):
     small, large, other = request(1), request(7), request(1)
     put(queue, small, large, other)
     assert [queue.take_batch().requests for _ in range(3)] == [[small], [large], [other]]
@@ -97,7 +97,7 @@ def test_age_is_that_of_the_oldest(queue, clock):
     assert queue.oldest_age() == 5.0
 
 
-def test_a_closed_queue_rejects_but_gives_what_it_has(queue):
+def test_a_closed_queue_rejects_but_can_be_drained(queue):
     waiting = request()
     put(queue, waiting)
     queue.close()
@@ -161,7 +161,7 @@ def test_each_level_gets_its_share_and_the_lowest_moves(clock):
     assert counts == [64, 16, 4]
 
 
-def test_a_level_that_was_empty_has_no_claim_on_what_it_did_not_use(clock):
+def test_an_empty_priority_accumulates_no_turns(clock):
     queue = Queue(BatchPolicy(max_rows=1), clock)
     put(queue, *[request(group=1, priority=Priority.HIGH) for _ in range(200)])
     for _ in range(160):
@@ -219,7 +219,7 @@ def test_a_full_batch_does_not_wait_and_other_shapes_do_not_fill_it(clock):
     assert queue.take_batch().requests == [lone]
 
 
-def test_a_batch_does_not_wait_past_what_its_deadline_allows(clock):
+def test_a_batch_does_not_wait_past_the_deadlines_of_its_requests(clock):
     queue = Queue(BatchPolicy(max_rows=4, max_delay=1.0), clock, lambda rows, group: 0.2)
     put(queue, request(deadline=clock.now + 0.5))
     assert queue.take_batch() is None
@@ -227,7 +227,7 @@ def test_a_batch_does_not_wait_past_what_its_deadline_allows(clock):
     assert len(queue.take_batch().requests) == 1
 
 
-def test_what_waits_before_a_level_is_more_urgent_or_has_its_share(clock):
+def test_the_backlog_of_a_priority_has_more_urgent_rows_and_shares_of_others(clock):
     queue = Queue(BatchPolicy(max_rows=1), clock, lambda rows, group: 1.0)
     put(queue, *[request(priority=Priority.LOW) for _ in range(100)])
     waits = [queue.backlog_seconds(level) for level in Priority]
@@ -237,7 +237,7 @@ def test_what_waits_before_a_level_is_more_urgent_or_has_its_share(clock):
     assert waits == [0.0, 8.0 + 2.0, 108.0]
 
 
-def test_what_is_put_without_waking_waits_for_who_comes_for_it(queue):
+def test_requests_put_without_notification_wait_for_the_next_take(queue):
     woken = threading.Event()
     thread = threading.Thread(target=lambda: queue.wait() and woken.set())
     thread.start()
@@ -249,7 +249,7 @@ def test_what_is_put_without_waking_waits_for_who_comes_for_it(queue):
     thread.join()
 
 
-def test_leaving_twice_or_after_the_batch_is_taken_changes_nothing(queue):
+def test_discarding_a_request_again_or_after_its_batch_is_taken_does_nothing(queue):
     first, second = request(), request()
     put(queue, first, second)
     queue.discard(first)

@@ -29,22 +29,22 @@ class Day:
         gaps = self.random.exponential(1 / rate, int(2 * rate * seconds) + 10)
         coming = [when for when in start + np.cumsum(gaps) if when < end]
         heapq.heapify(coming)
-        latencies, lost = [], 0
-        asked = []
+        latencies, failures = [], 0
+        pending = []
 
         def arrive_until(now):
-            nonlocal lost
+            nonlocal failures
             while coming and coming[0] <= now:
                 clock.now = heapq.heappop(coming)
                 try:
-                    asked.append(
+                    pending.append(
                         (
                             clock.now,
                             SubmittedRequest(self.batcher, [1], deadline=clock.now + within),
                         )
                     )
                 except NeuronaError:
-                    lost += 1
+                    failures += 1
             clock.now = now
 
         def pass_time(inputs):
@@ -56,15 +56,15 @@ class Day:
                 arrive_until(max(clock.now, coming[0]))
             self.batcher.step(puppet)
             open_ones = []
-            for came, one in asked:
+            for arrived, one in pending:
                 if not one.results:
-                    open_ones.append((came, one))
+                    open_ones.append((arrived, one))
                 elif one.results[0][1] is None:
-                    latencies.append(clock.now - came)
+                    latencies.append(clock.now - arrived)
                 else:
-                    lost += 1
-            asked[:] = open_ones
-        return np.array(latencies), lost
+                    failures += 1
+            pending[:] = open_ones
+        return np.array(latencies), failures
 
 
 def by_row(rows):
@@ -77,17 +77,17 @@ def flat(rows):
 
 def test_half_the_capacity_with_deadlines_rejects_no_request():
     day = Day(by_row, warm_up=by_row)
-    latencies, lost = day.pass_(20, rate=250, within=0.2)
-    assert lost == 0
+    latencies, failures = day.pass_(20, rate=250, within=0.2)
+    assert failures == 0
     assert np.quantile(latencies, 0.99) < 0.1
 
 
 def test_twice_the_capacity_with_an_objective_keeps_it_and_stays_busy():
     day = Day(flat, objective=0.1, warm_up=flat)
-    latencies, lost = day.pass_(10, rate=8000)  # 64 rows in 16.4 ms are 3,900 a second
+    latencies, failures = day.pass_(10, rate=8000)  # 64 rows in 16.4 ms are 3,900 a second
     assert np.quantile(latencies, 0.99) < 0.11
     assert len(latencies) > 0.8 * 39_000
-    assert lost > 0
+    assert failures > 0
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,6 @@ def test_an_objective_out_of_reach_costs_no_throughput():
     def slow(rows):
         return 0.06 + 0.0001 * rows
 
-    latencies, lost = Day(slow, objective=0.1, warm_up=slow).pass_(20, rate=200)
-    assert lost < 0.1 * 4000
+    latencies, failures = Day(slow, objective=0.1, warm_up=slow).pass_(20, rate=200)
+    assert failures < 0.1 * 4000
     assert np.quantile(latencies, 0.99) < 0.25

@@ -52,7 +52,7 @@ def test_the_signature_comes_from_the_graph(repository):
         ("running_sum", False),  # its free axis 0 is time: joining it would mix answers up
     ],
 )
-def test_only_what_can_be_batched_is_batched(repository, load, name, batched):
+def test_only_models_that_can_be_batched_are_batched(repository, load, name, batched):
     assert load(repository / name / "1" / "model.onnx").signature.batched is batched
 
 
@@ -135,14 +135,14 @@ def test_a_float64_sum_over_the_batch_is_not_batched(load, tmp_path):
     assert not load().signature.batched
 
 
-def test_a_file_that_is_no_model_is_refused_without_its_path(load, tmp_path):
+def test_a_file_that_is_no_model_is_rejected_without_its_path(load, tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(LoadError, match="looks like a text") as caught:
         load()
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_what_a_tensor_cannot_carry_is_refused_by_name(load, tmp_path):
+def test_a_tensor_of_an_unsupported_type_is_rejected_by_name(load, tmp_path):
     value = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, [2])
     node = helper.make_node("SequenceLength", ["s"], ["n"])
     length = helper.make_tensor_value_info("n", TensorProto.INT64, [])
@@ -179,7 +179,7 @@ def test_what_a_tensor_cannot_carry_is_refused_by_name(load, tmp_path):
         (ModelMetadata(task=7, answer="y"), "an unknown task 7"),
     ],
 )
-def test_metadata_that_contradict_the_graph_are_refused(load, tmp_path, metadata, message):
+def test_metadata_that_contradict_the_graph_are_rejected(load, tmp_path, metadata, message):
     onnx_models.save(
         tmp_path / "model.onnx",
         [
@@ -201,7 +201,7 @@ def test_metadata_that_contradict_the_graph_are_refused(load, tmp_path, metadata
         load()
 
 
-def test_a_model_goes_from_loading_over_ready_to_draining(repository, load, metrics):
+def test_a_model_is_loading_then_ready_then_draining(repository, load, metrics):
     model = load(repository / "classifier" / "1" / "model.onnx")
     assert model.state == State.STATE_LOADING
     model.start()
@@ -230,8 +230,8 @@ def test_a_run_of_onnx_runtime_heeds_that_it_is_terminated(tmp_path):
 
 
 def test_every_instance_is_known_to_admission(repository, metrics):
-    found = ModelSource("c", 1, repository / "classifier" / "1" / "model.onnx")
-    model = Model(found, ModelOptions(instances=3), metrics)
+    source = ModelSource("c", 1, repository / "classifier" / "1" / "model.onnx")
+    model = Model(source, ModelOptions(instances=3), metrics)
     assert model.batcher.admission.instances == model.batcher.instances == 3
 
 

@@ -54,7 +54,7 @@ class Caller(threading.Thread):
         self.finished = Counter()  # how often each request was finished
         self.outcomes = Counter()
         self.wrong = []
-        self.refused = 0
+        self.rejected = 0
 
     def run(self):
         fates = self.random.choice(
@@ -79,7 +79,7 @@ class Caller(threading.Thread):
         try:
             self.model.batcher.submit(request, run_all)
         except QueueFullError:
-            self.refused += 1
+            self.rejected += 1
             if request.deadline == math.inf:
                 return False
             request.fail(QueueFullError("", 0.0))
@@ -94,9 +94,9 @@ class Caller(threading.Thread):
 def test_every_request_is_answered_exactly_once(repository, caplog, instances, inline):
     caplog.set_level(logging.CRITICAL, "neurona_server")  # thousands fail on purpose
     registry = CollectorRegistry()
-    found = ModelSource("picker", 1, repository / "picker" / "1" / "model.onnx")
+    source = ModelSource("picker", 1, repository / "picker" / "1" / "model.onnx")
     options = ModelOptions(BatchPolicy(max_queue_rows=1000, inline=inline), instances=instances)
-    model = Model(found, options, Metrics(registry))
+    model = Model(source, options, Metrics(registry))
     model.start()
     callers = [Caller(model, seed) for seed in range(CALLERS)]
     for caller in callers:
@@ -108,16 +108,16 @@ def test_every_request_is_answered_exactly_once(repository, caplog, instances, i
     for caller in callers:
         caller.join()
     assert model.drain(60.0)
-    told = Counter()
+    outcome_counts = Counter()
     for caller in callers:
-        told.update(caller.outcomes)
+        outcome_counts.update(caller.outcomes)
         assert caller.wrong == []
         assert caller.finished == Counter(dict.fromkeys(range(EACH), 1))
-    assert sum(told.values()) == CALLERS * EACH
-    by_fate = {fate: {o for f, o in told if f == fate} for fate, _ in told}
+    assert sum(outcome_counts.values()) == CALLERS * EACH
+    by_fate = {fate: {o for f, o in outcome_counts if f == fate} for fate, _ in outcome_counts}
     assert by_fate["ok"] == {"ok"}
     assert by_fate["poison"] == {"failed"}
     assert by_fate["cancel"] <= {"ok", "cancelled"}
     assert by_fate["expire"] <= {"ok", "expired", "rejected"}
-    assert told["cancel", "cancelled"] > 0
+    assert outcome_counts["cancel", "cancelled"] > 0
     assert repr(model.batcher.queue) == "<Queue closed: 0 requests, 0 rows, 0 bytes>"

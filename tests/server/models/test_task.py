@@ -155,7 +155,7 @@ def test_settings_take_precedence_over_the_metadata(serve):
     assert metadata == expected
 
 
-def test_another_task_than_in_the_metadata_discards_their_answer(load):
+def test_settings_with_another_task_discard_the_answer_of_the_metadata(load):
     file_metadata = ModelMetadata(
         task=Task.TASK_CLASSIFICATION, answer="logits", labels=["a", "b", "c"]
     )

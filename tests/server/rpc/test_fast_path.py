@@ -55,15 +55,15 @@ def test_each_has_its_own_optional_input(adjustable, wait_until, send):
         wait_until(lambda: model.batcher.queue.rows == len(calls))
     model.start()
     for scale, call in enumerate(calls, 1):
-        answer = call.result()
+        response = call.result()
         if send is infer:
-            values = np.frombuffer(answer.raw_output_contents[0], np.float32)
+            values = np.frombuffer(response.raw_output_contents[0], np.float32)
         else:
-            values = to_array(answer.outputs[0])
+            values = to_array(response.outputs[0])
         assert (values == scale).all()
 
 
-def test_what_a_model_is_told_of_its_requests_has_an_end(make_server, monkeypatch):
+def test_the_templates_of_a_model_are_bounded(make_server, monkeypatch):
     monkeypatch.setattr(fast_path, "MAX_TEMPLATES", 4)
     monkeypatch.setattr(fast_path, "MAX_TEMPLATES", 4)
     caches = []
@@ -79,10 +79,10 @@ def test_what_a_model_is_told_of_its_requests_has_an_end(make_server, monkeypatc
     for length in range(1, 20):
         series = to_tensor("series", np.ones((1, length), np.float32))
         for _ in range(2):
-            answer = server.prediction.Predict(
+            response = server.prediction.Predict(
                 PredictRequest(model="regressor", inputs=[series]), timeout=10
             )
-            assert answer.regression.rows[0].values == [length]
+            assert response.regression.rows[0].values == [length]
     (prepared,) = [cache[id(model)] for cache in caches if id(model) in cache]
     assert 0 < len(prepared) <= 4
 
@@ -99,7 +99,7 @@ def infer_classes(server):
 
 
 @pytest.mark.parametrize("send", [classify, infer_classes])
-def test_what_is_prepared_for_a_model_is_freed_with_it(make_server, wait_until, send):
+def test_prepared_requests_are_freed_with_their_model(make_server, wait_until, send):
     server = make_server(explicit=True, load_model=["classifier"])
     for _ in range(3):
         send(server)

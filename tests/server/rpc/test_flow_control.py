@@ -1,4 +1,4 @@
-"""A stream whose reader is slow is not read on, however few its answers are, if they are large."""
+"""A stream with a slow reader is not read further, however few its responses, if they are large."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def ten_bytes(monkeypatch):
     return StreamWindow()
 
 
-def test_what_waits_is_counted_until_it_went(ten_bytes):
+def test_waiting_rows_are_counted_until_they_are_taken(ten_bytes):
     assert not ten_bytes.full
     ten_bytes.reserve(1)
     ten_bytes.settle(1, 6)
@@ -42,12 +42,12 @@ def test_one_may_be_larger_than_all_that_may_wait(ten_bytes):
 ROWS = np.ones((2, 4), np.float32)
 
 
-def test_streams_go_on_as_what_waited_has_gone(server, monkeypatch):
-    monkeypatch.setattr(flow_control, "MAX_BYTES", 100)  # an answer or two
+def test_streams_continue_once_waiting_responses_are_sent(server, monkeypatch):
+    monkeypatch.setattr(flow_control, "MAX_BYTES", 100)  # one or two responses
     own = PredictRequest(model="classifier", inputs=[to_tensor("x", ROWS)])
     frames = [PredictStreamRequest(requests=[StreamedRequest(id=1, request=own)] * 3)] * 100
-    answers = server.prediction.PredictStream(iter(frames), timeout=30)
-    assert sum(len(answer.responses) for answer in answers) == 300
+    responses = server.prediction.PredictStream(iter(frames), timeout=30)
+    assert sum(len(message.responses) for message in responses) == 300
     messages = [triton_request("classifier", x=("FP32", ROWS)) for _ in range(300)]
     for number, message in enumerate(messages):
         message.id = str(number)

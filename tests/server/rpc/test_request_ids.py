@@ -52,8 +52,8 @@ def failing(server):
 
 @pytest.mark.parametrize("code", ["NOT_FOUND", "INVALID_ARGUMENT", "UNIMPLEMENTED"])
 def test_the_callers_id_is_returned_when_its_call_fails(failing, code):
-    for given in ("abc-1", "x" * 128, "with space"):
-        assert id_of(lambda: failing[code]([("x-request-id", given)])) == (given, code)  # noqa: B023
+    for request_id in ("abc-1", "x" * 128, "with space"):
+        assert id_of(lambda: failing[code]([("x-request-id", request_id)])) == (request_id, code)  # noqa: B023
 
 
 @pytest.mark.parametrize("code", ["NOT_FOUND", "INVALID_ARGUMENT", "UNIMPLEMENTED"])
@@ -67,11 +67,11 @@ def test_without_an_id_the_trace_id_is_used_else_a_random_one(failing, code):
 
 
 @pytest.mark.parametrize(
-    "given", ["", "x" * 129, "é", "a\nb", "\x7f", " ", "a\x00", b"bytes"], ids=repr
+    "request_id", ["", "x" * 129, "é", "a\nb", "\x7f", " ", "a\x00", b"bytes"], ids=repr
 )
-def test_an_invalid_id_is_replaced(given):
-    assert RANDOM_ID.fullmatch(request_id_of([("x-request-id", given)]))
-    assert request_id_of([("x-request-id", given), ("traceparent", PARENT)]) == TRACE
+def test_an_invalid_id_is_replaced(request_id):
+    assert RANDOM_ID.fullmatch(request_id_of([("x-request-id", request_id)]))
+    assert request_id_of([("x-request-id", request_id), ("traceparent", PARENT)]) == TRACE
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ ROWS = np.ones((1, 4), np.float32)
 
 
 class BaseCall:
-    """Asks the models that the test lists, one after the other; notes what it is told."""
+    """Resolves the models that the test lists, one after the other; records the outcomes."""
 
     deadline = math.inf
     trace = None
     request_id = trace_id = ""
 
     def __init__(self, server, *models, answer=lambda outputs: outputs[0].tolist()):
-        self.told = []
+        self.outcomes = []
         self.requests = []
         self.ended = threading.Event()
         self._models = list(models)
@@ -55,7 +55,7 @@ class BaseCall:
         self._end((None, error))
 
     def _end(self, outcome):
-        self.told.append(outcome)
+        self.outcomes.append(outcome)
         self.ended.set()
 
 
@@ -72,7 +72,7 @@ def test_a_model_that_was_replaced_meanwhile_is_resolved_again(versions):
     server, first, second = versions
     caller = BaseCall(server, first, second)
     assert caller.ended.wait(10)
-    ((response, error),) = caller.told
+    ((response, error),) = caller.outcomes
     assert error is None
     assert len(response[0]) == 3
     assert caller.read is second
@@ -80,7 +80,7 @@ def test_a_model_that_was_replaced_meanwhile_is_resolved_again(versions):
     for request in caller.requests:
         cancel(request)
     assert len(caller.requests) == 2
-    assert len(caller.told) == 1
+    assert len(caller.outcomes) == 1
     counts = {"model": "classifier", "version": "1"}
     assert server.count("requests_total", outcome="cancelled", **counts) == 0
 
@@ -88,7 +88,7 @@ def test_a_model_that_was_replaced_meanwhile_is_resolved_again(versions):
 def test_one_that_was_not_replaced_is_stopping(versions):
     server, first, _ = versions
     caller = BaseCall(server, first)
-    ((_, error),) = caller.told
+    ((_, error),) = caller.outcomes
     assert isinstance(error, UnavailableError)
     assert len(caller.requests) == 1
 
@@ -97,39 +97,39 @@ def test_it_is_not_tried_for_ever(versions):
     server, first, second = versions
     assert second.drain(5.0)
     caller = BaseCall(server, *[first, second] * 10)
-    ((_, error),) = caller.told
+    ((_, error),) = caller.outcomes
     assert isinstance(error, UnavailableError)
     assert len(caller.requests) == 4
 
 
-def test_an_error_of_the_answer_reaches_the_caller_and_is_counted(make_server):
-    def refuse(_):
+def test_an_error_of_the_response_writer_reaches_the_caller_and_is_counted(make_server):
+    def raise_error(_):
         raise InvalidArgumentError("too much")
 
     server = make_server()
-    caller = BaseCall(server, server.registry.resolve("classifier", 2), answer=refuse)
+    caller = BaseCall(server, server.registry.resolve("classifier", 2), answer=raise_error)
     assert caller.ended.wait(10)
-    ((response, error),) = caller.told
+    ((response, error),) = caller.outcomes
     assert response is None
     assert str(error) == "too much"
     counts = {"model": "classifier", "version": "2"}
     assert server.count("requests_total", outcome="invalid", **counts) == 1
 
 
-def test_a_request_that_was_withdrawn_tells_nobody(make_server):
+def test_a_withdrawn_request_delivers_no_result(make_server):
     server = make_server(start_models=False)
     caller = BaseCall(server, server.registry.resolve("classifier", 2))
     (request,) = caller.requests
     assert request.withdraw()
     assert not request.withdraw()
     request.cancel(CancelledError("gone"))
-    assert caller.told == []
+    assert caller.outcomes == []
 
 
-def test_what_has_ended_is_freed_without_the_collector_of_cycles(server, wait_until):
+def test_ended_requests_are_freed_without_garbage_collection(server, wait_until):
     """A request has its message, which may be large: it must not wait for a rare collection."""
 
-    def left():
+    def count_submissions():
         return sum(type(each) is Submission for each in gc.get_objects())
 
     good = PredictRequest(model="classifier", inputs=[to_tensor("x", ROWS)])
@@ -137,13 +137,13 @@ def test_what_has_ended_is_freed_without_the_collector_of_cycles(server, wait_un
     frames.requests.add(id=1, request=good.SerializeToString())
     frames.requests.add(id=2, request=good.SerializeToString())
     gc.collect()
-    before = left()
+    before = count_submissions()
     gc.disable()
     try:
         for _ in range(5):
             server.prediction.Predict(good, timeout=10)
             stream = server.channel.stream_stream("/neurona.v1.Prediction/PredictStream")
             list(stream(iter([frames.SerializeToString()]), timeout=10))
-        wait_until(lambda: left() == before)
+        wait_until(lambda: count_submissions() == before)
     finally:
         gc.enable()

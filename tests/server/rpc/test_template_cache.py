@@ -41,7 +41,7 @@ def make():
 
 @settings(max_examples=300, deadline=None)
 @given(REQUESTS, st.data())
-def test_what_fits_a_shape_differs_in_its_data_only(request, data):
+def test_messages_that_differ_in_data_only_match_a_template(request, data):
     one = make()
     message = request.SerializeToString()
     shape = learn(one, message)
@@ -58,7 +58,7 @@ def test_what_fits_a_shape_differs_in_its_data_only(request, data):
 
 @settings(max_examples=300, deadline=None)
 @given(REQUESTS, REQUESTS)
-def test_whatever_fits_a_shape_says_the_same_of_all_else(first, second):
+def test_messages_that_match_a_template_differ_in_data_only(first, second):
     one = make()
     shape = learn(one, first.SerializeToString())
     message = second.SerializeToString()

@@ -60,7 +60,7 @@ def test_a_loss_and_the_recovery_are_logged_once(
     )
 
 
-def test_a_collector_that_hangs_blocks_nobody(
+def test_a_collector_that_hangs_does_not_block_requests(
     metrics, span_counts, messages, exporter, monkeypatch
 ):
     monkeypatch.setattr(span_processor, "MAX_QUEUED", 5)

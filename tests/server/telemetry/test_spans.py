@@ -206,7 +206,7 @@ def test_a_triton_stream_has_a_span_for_each_request(make_traced):
     stream = traced.server.triton.ModelStreamInfer(
         iter([infer(1), infer(99)]), timeout=20, metadata=CONTEXT
     )
-    assert [bool(answer.error_message) for answer in stream] == [False, True]
+    assert [bool(response.error_message) for response in stream] == [False, True]
     spans = traced.stop_and_get_spans()
     (call,) = named(spans, "inference.GRPCInferenceService/ModelStreamInfer")
     requested = sorted(
@@ -287,6 +287,6 @@ def test_a_batch_counts_each_request_of_a_coalesced_one(make_traced, wait_until)
     wait_for_rows(traced.server, 10, wait_until)
     traced.server.registry.resolve("picker").start()
     assert call.result()
-    assert sum(len(answer.responses) for answer in stream) == 9
+    assert sum(len(response.responses) for response in stream) == 9
     (batch,) = named(traced.stop_and_get_spans(), "batch")
     assert batch.attributes["neurona.batch.requests"] == 10

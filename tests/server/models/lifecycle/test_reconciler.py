@@ -248,7 +248,7 @@ def test_last_version_keeps_serving_without_its_files(tmp_path, start):
     save(tmp_path, 1)
     server = start()
     shutil.rmtree(tmp_path / "m" / "1")
-    server.poll_until(lambda: "its files are gone" in list_versions(server)[1].reason)
+    server.poll_until(lambda: "its files are missing" in list_versions(server)[1].reason)
     assert predict(server) == 1
     assert server.count("version_problem", model="m", version="1") == 1
 

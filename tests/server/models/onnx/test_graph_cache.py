@@ -223,8 +223,8 @@ def test_cached_third_party_models_have_the_same_outputs(folder):
             compared.append(path)
             break
     assert len(compared) == 28
-    kept = [path for path in entries(folder) if path.stat().st_size > 32]
-    assert 20 <= len(kept) < len(entries(folder)) == 27  # all but the one with external data
+    cached = [path for path in entries(folder) if path.stat().st_size > 32]
+    assert 20 <= len(cached) < len(entries(folder)) == 27  # all but the one with external data
 
 
 @pytest.mark.skipif(not SHARED, reason="NEURONA_SHARED is not set")

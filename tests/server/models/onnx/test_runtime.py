@@ -19,7 +19,7 @@ def short_names(providers):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "available", "driver", "chosen"),
+    ("wanted", "available", "driver", "expected"),
     [
         (("cuda", "cpu"), [CUDA, CPU], True, ["cuda", "cpu"]),
         (("cuda", "cpu"), [CUDA, CPU], False, ["cpu"]),
@@ -30,8 +30,8 @@ def short_names(providers):
         (("openvino", "cpu"), AVAILABLE, False, ["openvino", "cpu"]),
     ],
 )
-def test_usable_providers_are_chosen_in_order(wanted, available, driver, chosen):
-    assert short_names(choose_providers(wanted, available, driver, 0)) == chosen
+def test_usable_providers_are_chosen_in_order(wanted, available, driver, expected):
+    assert short_names(choose_providers(wanted, available, driver, 0)) == expected
 
 
 def test_cuda_uses_heuristics_and_grows_its_arena_as_needed():

@@ -11,7 +11,7 @@ from neurona_server.models.repository.settings import VersionPolicy
 
 
 @pytest.mark.parametrize(
-    ("value", "chosen"),
+    ("value", "expected"),
     [
         ("all", {1, 2, 5}),
         ("latest", {5}),
@@ -21,8 +21,8 @@ from neurona_server.models.repository.settings import VersionPolicy
         ([5, 5, 7], {5}),
     ],
 )
-def test_policy_chooses_from_the_versions_on_disk(value, chosen):
-    assert VersionPolicy.parse(value).choose([5, 1, 2]) == chosen
+def test_policy_chooses_from_the_versions_on_disk(value, expected):
+    assert VersionPolicy.parse(value).choose([5, 1, 2]) == expected
 
 
 def test_highest_version_is_served_by_default():

@@ -64,7 +64,7 @@ def is_clean(server):
 
 
 @pytest.mark.parametrize("rpc", UNARY)
-def test_a_call_whose_deadline_passes_leaves_nothing(idle, wait_until, rpc):
+def test_a_call_whose_deadline_passes_frees_everything(idle, wait_until, rpc):
     method = getattr(idle.triton, rpc)
     timeouts = (-1, 0, 1e-6, 0.001, 0.01)
     codes = {method.future(message_of(rpc), timeout=timeout).code().name for timeout in timeouts}

@@ -75,10 +75,10 @@ def ask(echo_server):
 @st.composite
 def parameters(draw, names):
     """A function that sets some parameters of a message or a tensor, of any kind and value."""
-    chosen = draw(st.lists(st.sampled_from(names) | st.text(max_size=5), max_size=2))
+    output_names = draw(st.lists(st.sampled_from(names) | st.text(max_size=5), max_size=2))
 
     def apply(target):
-        for name in chosen:
+        for name in output_names:
             kind = draw(st.sampled_from(["bool", "int64", "string", "double", "uint64", "none"]))
             value = {
                 "bool": st.booleans(),
@@ -168,9 +168,9 @@ def valid_arrays(draw):
 
 
 @settings(max_examples=300, deadline=None)
-@given(sent=valid_arrays())
-def test_any_valid_array_is_returned_bit_by_bit(ask, sent):
-    kind, array = sent
+@given(typed_array=valid_arrays())
+def test_any_valid_array_is_returned_bit_by_bit(ask, typed_array):
+    kind, array = typed_array
     message = ModelInferRequest(model_name=f"echo_{kind}")
     message.inputs.add(name="x", datatype=kind, shape=array.shape)
     message.raw_input_contents.append(raw(array))

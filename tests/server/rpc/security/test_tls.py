@@ -20,7 +20,7 @@ SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERV
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def certificate_files(tmp_path_factory):
     """The files of the tests: of a certificate and its key, or of a CA's certificate."""
     folder = tmp_path_factory.mktemp("tls")
     ours, others = CertificateAuthority(folder, "ours"), CertificateAuthority(folder, "others")
@@ -37,19 +37,19 @@ def made(tmp_path_factory):
 class Transport:
     """A transport with TLS that serves only the health service; its files can be replaced."""
 
-    def __init__(self, folder, made, server="right", client_ca=None):
+    def __init__(self, folder, certificate_files, server="right", client_ca=None):
         self.certificate, self.key = folder / "tls.crt", folder / "tls.key"
         self.client_ca = folder / "client-ca.crt" if client_ca else None
-        self.install(*made[server])
+        self.install(*certificate_files[server])
         if client_ca:
-            shutil.copy(made[client_ca], self.client_ca)
+            shutil.copy(certificate_files[client_ca], self.client_ca)
         self.health = Health()
         self.health.set({"": True})
         certificates = Certificates(self.certificate, self.key, self.client_ca)
         options = ListenerOptions(certificates=certificates)
         self.listener = open_transport(in_process_server.TRANSPORT, self.health.methods(), options)
         self.port = self.listener.start("127.0.0.1:0")
-        self.made = made
+        self.certificate_files = certificate_files
         self.channels = []
 
     def install(self, certificate, key):
@@ -57,9 +57,13 @@ class Transport:
         shutil.copy(key, self.key)
 
     def connect(self, ca="ca", client=None):
-        chain, key = (file.read_bytes() for file in self.made[client]) if client else (None, None)
+        chain, key = (
+            (file.read_bytes() for file in self.certificate_files[client])
+            if client
+            else (None, None)
+        )
         credentials = grpc.ssl_channel_credentials(
-            self.made[ca].read_bytes(), private_key=key, certificate_chain=chain
+            self.certificate_files[ca].read_bytes(), private_key=key, certificate_chain=chain
         )
         # Else a channel shares the connection of one with the same configuration.
         options = [("grpc.use_local_subchannel_pool", 1)]
@@ -69,7 +73,7 @@ class Transport:
 
     def served_certificate(self):
         """The certificate that the server shows to a new connection, as DER."""
-        context = ssl.create_default_context(cafile=self.made["ca"])
+        context = ssl.create_default_context(cafile=self.certificate_files["ca"])
         context.set_alpn_protocols(["h2"])
         with (
             socket.create_connection(("127.0.0.1", self.port), timeout=10) as plain,
@@ -84,11 +88,11 @@ class Transport:
 
 
 @pytest.fixture
-def make_transport(tmp_path, made):
+def make_transport(tmp_path, certificate_files):
     transports = []
 
     def make(**options):
-        transports.append(Transport(tmp_path, made, **options))
+        transports.append(Transport(tmp_path, certificate_files, **options))
         return transports[-1]
 
     yield make
@@ -136,48 +140,50 @@ def test_a_caller_without_a_valid_certificate_does_not_connect(make_transport, c
     assert_no_connection(make_transport(client_ca="ca").connect(client=client))
 
 
-def test_new_connections_use_a_renewed_certificate_and_existing_ones_stay(make_transport, made):
+def test_new_connections_use_a_renewed_certificate_and_existing_ones_stay(
+    make_transport, certificate_files
+):
     transport = make_transport()
     channel = transport.connect()
     watch = HealthStub(channel).Watch(HealthCheckRequest(), timeout=30)
     assert next(watch).status == SERVING
-    assert transport.served_certificate() == der(made["right"][0])
-    transport.install(*made["renewed"])
-    assert transport.served_certificate() == der(made["renewed"][0])
+    assert transport.served_certificate() == der(certificate_files["right"][0])
+    transport.install(*certificate_files["renewed"])
+    assert transport.served_certificate() == der(certificate_files["renewed"][0])
     assert check(transport.connect()) == SERVING
     transport.health.set({"": False})
     assert next(watch).status == NOT_SERVING  # over the existing connection
     assert check(channel) == NOT_SERVING
 
 
-def test_new_connections_use_another_client_ca(make_transport, made):
+def test_new_connections_use_another_client_ca(make_transport, certificate_files):
     transport = make_transport(client_ca="ca")
-    shutil.copy(made["other ca"], transport.client_ca)
+    shutil.copy(certificate_files["other ca"], transport.client_ca)
     assert_no_connection(transport.connect(client="right"))
     assert check(transport.connect(client="wrong CA")) == SERVING
 
 
 @pytest.mark.parametrize("broken", ["certificate", "key", "gone", "another key"])
 def test_invalid_files_keep_the_certificate_and_are_logged_once(
-    make_transport, made, broken, caplog
+    make_transport, certificate_files, broken, caplog
 ):
     transport = make_transport()
     if broken == "gone":
         transport.key.unlink()
     elif broken == "another key":
-        shutil.copy(made["renewed"][1], transport.key)
+        shutil.copy(certificate_files["renewed"][1], transport.key)
     else:
         (transport.certificate if broken == "certificate" else transport.key).write_text("not PEM")
     for _ in range(3):
-        assert transport.served_certificate() == der(made["right"][0])
+        assert transport.served_certificate() == der(certificate_files["right"][0])
     (record,) = [r for r in caplog.records if r.name.startswith("neurona") and r.levelno >= 40]
     assert "TLS certificate not reloaded, keeping the last valid one" in record.getMessage()
     assert (
         str(transport.certificate if broken == "certificate" else transport.key)
         in record.getMessage()
     )
-    transport.install(*made["renewed"])
-    assert transport.served_certificate() == der(made["renewed"][0])
+    transport.install(*certificate_files["renewed"])
+    assert transport.served_certificate() == der(certificate_files["renewed"][0])
 
 
 @pytest.mark.parametrize(
@@ -191,10 +197,12 @@ def test_invalid_files_keep_the_certificate_and_are_logged_once(
         ("ca", b"", r"ca.crt is not a PEM file of certificates"),
     ],
 )
-def test_an_invalid_file_at_start_is_named(tmp_path, made, broken, content, message):
+def test_an_invalid_file_at_start_is_named(tmp_path, certificate_files, broken, content, message):
     files = {"certificate": "tls.crt", "key": "tls.key", "ca": "ca.crt"}
     paths = {name: tmp_path / file for name, file in files.items()}
-    for name, source in zip(paths, (*made["right"], made["ca"]), strict=True):
+    for name, source in zip(
+        paths, (*certificate_files["right"], certificate_files["ca"]), strict=True
+    ):
         shutil.copy(source, paths[name])
     if content is None:
         paths[broken].unlink()
@@ -204,8 +212,10 @@ def test_an_invalid_file_at_start_is_named(tmp_path, made, broken, content, mess
         Certificates(paths["certificate"], paths["key"], paths["ca"])
 
 
-def test_a_key_with_a_password_is_an_error_without_a_prompt(tmp_path, made):
-    key = serialization.load_pem_private_key(made["right"][1].read_bytes(), password=None)
+def test_a_key_with_a_password_is_an_error_without_a_prompt(tmp_path, certificate_files):
+    key = serialization.load_pem_private_key(
+        certificate_files["right"][1].read_bytes(), password=None
+    )
     locked = tmp_path / "locked.key"
     locked.write_bytes(
         key.private_bytes(
@@ -215,4 +225,4 @@ def test_a_key_with_a_password_is_an_error_without_a_prompt(tmp_path, made):
         )
     )
     with pytest.raises(ConfigError, match="locked.key is not a PEM file of the key of"):
-        Certificates(made["right"][0], locked)
+        Certificates(certificate_files["right"][0], locked)

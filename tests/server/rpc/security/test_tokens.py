@@ -131,8 +131,8 @@ def test_health_checks_are_open_but_lists_need_a_token(server):
         (LIMITED, ["", "regressor", "regressor/1"]),
         (FULL, ["", "classifier", "regressor", "regressor/1"]),
     ]:
-        answer = method(b"", timeout=10, metadata=with_token(token))
-        assert sorted(health.HealthListResponse.FromString(answer).statuses) == names
+        response = method(b"", timeout=10, metadata=with_token(token))
+        assert sorted(health.HealthListResponse.FromString(response).statuses) == names
 
 
 def test_a_missing_right_is_named(server):
@@ -176,8 +176,8 @@ def test_lists_and_descriptions_show_only_allowed_models(server):
         (LIMITED, ["picker", "regressor"]),
         (FULL, ["classifier", "fixed", "picker", "regressor", "running_sum"]),
     ]:
-        answer = server.models.List(ListModelsRequest(), timeout=10, metadata=with_token(token))
-        assert [model.model for model in answer.models] == names
+        response = server.models.List(ListModelsRequest(), timeout=10, metadata=with_token(token))
+        assert [model.model for model in response.models] == names
     request = DescribeModelRequest(model="classifier")
     assert error_of(server.models.Describe, request, LIMITED)[0] == "PERMISSION_DENIED"
     assert server.models.Describe(request, timeout=10, metadata=with_token(FULL)).batched
@@ -191,8 +191,8 @@ def test_reflection_needs_the_right_to_describe(server):
     )
     request = ServerReflectionRequest(list_services="*")
     assert error_of(method, iter([request]), BLIND)[0] == "PERMISSION_DENIED"
-    (answer,) = method(iter([request]), timeout=10, metadata=with_token(LIMITED))
-    assert answer.list_services_response.service
+    (response,) = method(iter([request]), timeout=10, metadata=with_token(LIMITED))
+    assert response.list_services_response.service
 
 
 def test_the_file_is_reloaded_when_it_changes_and_an_invalid_one_is_ignored(server, file, caplog):

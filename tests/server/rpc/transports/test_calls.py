@@ -138,16 +138,16 @@ def test_a_faulty_stream_does_not_end_others(transport, fault, ends):
     listener = open_transport(transport, methods, ListenerOptions())
     port = listener.start("127.0.0.1:0")
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        sent = [b"1", b"2"]
-        call = channel.stream_stream(f"/t/{fault}")(iter(sent), timeout=10)
+        requests = [b"1", b"2"]
+        call = channel.stream_stream(f"/t/{fault}")(iter(requests), timeout=10)
         if ends or transport == "aio":  # where the handler raises the service's exception
             with contextlib.suppress(grpc.RpcError):
-                assert list(call) == sent
+                assert list(call) == requests
             assert call.code() != grpc.StatusCode.DEADLINE_EXCEEDED
             assert not ends or call.code().name in ("INTERNAL", "UNKNOWN")
         else:
-            assert list(call) == sent
-        assert list(channel.stream_stream("/t/none")(iter(sent), timeout=10)) == sent
+            assert list(call) == requests
+        assert list(channel.stream_stream("/t/none")(iter(requests), timeout=10)) == requests
     listener.stop(1.0)
 
 

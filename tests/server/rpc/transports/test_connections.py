@@ -130,7 +130,7 @@ def test_responses_are_not_compressed_by_default(server):
     connection.close()
 
 
-def test_an_idle_connection_is_pinged_and_closed_without_an_answer(make_server):
+def test_an_idle_connection_is_pinged_and_closed_without_a_reply(make_server):
     server = make_server(options=options(keepalive=0.1, keepalive_timeout=0.3))
     connection = http2.Connection(server.port, answer_pings=False)
     for _ in range(3):  # answered, so it stays open
@@ -179,16 +179,16 @@ def test_a_stream_ends_before_its_connection_is_closed_and_all_is_answered(make_
     server = make_server(options=options(max_connection_age=0.2, max_connection_age_grace=2.0))
     outgoing = queue.SimpleQueue()
     stream = server.prediction.PredictStream(iter(outgoing.get, None), timeout=60)
-    sent = answered = 0
+    started = answered = 0
     with pytest.raises(grpc.RpcError) as caught:  # noqa: PT012
         while True:
             outgoing.put(PredictStreamRequest(requests=[StreamedRequest(id=1, request=total())]))
-            sent += 1
+            started += 1
             answered += len(next(stream).responses)
     outgoing.put(None)
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     assert "has reached its maximum age; call again" in caught.value.details()
-    assert answered >= sent - 1 > 10  # the last request may have come too late
+    assert answered >= started - 1 > 10  # the last request may have come too late
 
 
 def test_a_watch_ends_before_its_connection_is_closed(make_server):

@@ -28,7 +28,7 @@ def single_batches(monkeypatch):
     return results
 
 
-def test_requests_that_are_left_are_answered_without_further_events(make_server, single_batches):
+def test_remaining_requests_are_run_without_further_events(make_server, single_batches):
     server = make_server(BatchPolicy(inline=True, max_rows=1))
     futures = []
     for value in range(100):

@@ -35,11 +35,11 @@ def classify(value, top_k=0, *, raw=False):
 
 
 def ask(server, *messages):
-    """The answers to the last message."""
-    answers = server.prediction.PredictStream(iter(messages), timeout=30)
+    """The responses to the last message."""
+    responses = server.prediction.PredictStream(iter(messages), timeout=30)
     last = {}
-    for answer in answers:
-        for one in answer.responses:
+    for response in responses:
+        for one in response.responses:
             last[one.id] = one
     return last
 
@@ -64,48 +64,48 @@ def test_alike_requests_wait_as_one(make_server, wait_until):
 
 def test_each_fails_alone(make_server):
     server = make_server()
-    answers = ask(server, message([pick(7 if n in (3, 20) else n % 4) for n in range(40)]))
-    assert sorted(answers) == list(range(40))
-    assert {n for n, one in answers.items() if one.HasField("error")} == {3, 20}
-    assert answers[3].error.code == INTERNAL
-    for number, answer in answers.items():
+    responses = ask(server, message([pick(7 if n in (3, 20) else n % 4) for n in range(40)]))
+    assert sorted(responses) == list(range(40))
+    assert {n for n, one in responses.items() if one.HasField("error")} == {3, 20}
+    assert responses[3].error.code == INTERNAL
+    for number, response in responses.items():
         if number not in (3, 20):
-            assert to_array(answer.response.outputs[0]) == [10 * (number % 4)]
+            assert to_array(response.response.outputs[0]) == [10 * (number % 4)]
     counts = {"model": "picker", "version": "1"}
     assert server.count("requests_total", outcome="ok", **counts) == 38
     assert server.count("requests_total", outcome="failed", **counts) == 2
 
 
 def test_several_rows_stay_together(server):
-    answers = ask(server, message([pick(n % 4, rows=3) for n in range(20)]))
-    for number, answer in answers.items():
-        assert to_array(answer.response.outputs[0]).tolist() == [10 * (number % 4)] * 3
+    responses = ask(server, message([pick(n % 4, rows=3) for n in range(20)]))
+    for number, response in responses.items():
+        assert to_array(response.response.outputs[0]).tolist() == [10 * (number % 4)] * 3
 
 
-def test_kinds_that_differ_in_a_message_are_answered_as_asked(server):
+def test_different_requests_of_one_message_get_their_own_responses(server):
     kinds = [classify(1), classify(2, top_k=2), classify(3, raw=True), pick(2)]
-    asked = [kinds[n % 4] for n in range(80)]
+    requests = [kinds[n % 4] for n in range(80)]
     alone = [server.prediction.Predict(kind) for kind in kinds]
-    answers = ask(server, message(asked))
-    assert sorted(answers) == list(range(80))
-    for number, answer in answers.items():
-        assert answer.response == alone[number % 4]
+    responses = ask(server, message(requests))
+    assert sorted(responses) == list(range(80))
+    for number, response in responses.items():
+        assert response.response == alone[number % 4]
 
 
-def test_those_that_find_room_are_answered(make_server):
+def test_requests_that_fit_into_the_queue_succeed(make_server):
     server = make_server(BatchPolicy(max_queue_rows=20), start_models=False)
     outgoing = queue.SimpleQueue()
     responses = server.prediction.PredictStream(iter(outgoing.get, None), timeout=30)
     outgoing.put(message([pick(n % 4) for n in range(40)]))
-    refused = set()
-    while len(refused) < 20:
+    rejected = set()
+    while len(rejected) < 20:
         for one in next(responses).responses:
             assert one.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
-            refused.add(one.id)
+            rejected.add(one.id)
     server.registry.resolve("picker").start()
     outgoing.put(None)
     picked = {one.id: to_array(one.response.outputs[0]) for r in responses for one in r.responses}
-    assert picked == {n: [10 * (n % 4)] for n in set(range(40)) - refused}
+    assert picked == {n: [10 * (n % 4)] for n in set(range(40)) - rejected}
 
 
 @pytest.mark.parametrize("ends", ["cancel", "deadline"])
@@ -147,8 +147,8 @@ def resident():
         return int(file.read().split()[1]) * 4096
 
 
-def test_a_message_of_thousands_with_large_answers_is_begun_bit_by_bit(wide, wait_until):
-    """Its answers would take 1 GiB."""
+def test_a_message_of_thousands_with_large_responses_is_submitted_in_parts(wide, wait_until):
+    """Its responses would take 1 GiB."""
 
     def widen(number):
         x = to_tensor("x", np.full((1, 1), number, np.float32))
@@ -181,6 +181,6 @@ def test_requests_that_wait_to_be_begun_are(make_server, monkeypatch):
     monkeypatch.setattr(flow_control, "MAX_BYTES", 1000)
     server = make_server()
     assert streaming.MAX_OUTSTANDING > 2000
-    answers = ask(server, *[message([pick(n % 4) for n in range(2000)])] * 3)
-    assert len(answers) == 2000
+    responses = ask(server, *[message([pick(n % 4) for n in range(2000)])] * 3)
+    assert len(responses) == 2000
     assert server.count("requests_total", outcome="ok", model="picker", version="1") == 6000

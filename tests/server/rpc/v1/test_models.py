@@ -39,7 +39,7 @@ def test_a_version_that_failed_is_listed_with_its_reason(make_server, tmp_path):
     assert (model.versions[0].share, model.versions[0].shadow) == (100.0, False)
 
 
-def test_describe_says_what_a_model_takes_gives_and_means(server):
+def test_describe_returns_inputs_outputs_and_task(server):
     described = server.models.Describe(DescribeModelRequest(model="classifier", version=1))
     assert described.version.version == 1
     assert described.batched
@@ -55,7 +55,7 @@ def test_describe_says_what_a_model_takes_gives_and_means(server):
     assert not server.models.Describe(DescribeModelRequest(model="running_sum")).batched
 
 
-def test_describe_shows_how_requests_are_batched_and_what_runs_cost(make_server):
+def test_describe_returns_the_batching_policy_and_run_times(make_server):
     server = make_server(BatchPolicy(max_rows=8, latency_objective=0.5, inline=True))
     batching = server.models.Describe(DescribeModelRequest(model="classifier")).batching
     assert [cost.rows for cost in batching.costs] == [1, 2, 4, 8]

@@ -18,14 +18,14 @@ def ask(make_server, echoes):
         values = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
         inputs = [to_tensor("x", values), to_tensor("scale", np.array([10], np.float32))]
         request = PredictRequest(model="adjustable", inputs=inputs)
-        answer = server.prediction.Predict(request, timeout=20)
-        return to_array(answer.outputs[0]), values * 10
+        response = server.prediction.Predict(request, timeout=20)
+        return to_array(response.outputs[0]), values * 10
 
     return ask
 
 
 # Alone, padded, as large as a batch, in several parts, of which the last is padded or not.
 @pytest.mark.parametrize("rows", [1, 3, 16, 17, 31, 100])
-def test_rows_are_padded_and_cut_and_it_is_not(ask, rows):
-    came, expected = ask(rows)
-    np.testing.assert_array_equal(came, expected)
+def test_rows_are_padded_and_sliced_but_an_optional_input_is_not(ask, rows):
+    actual, expected = ask(rows)
+    np.testing.assert_array_equal(actual, expected)

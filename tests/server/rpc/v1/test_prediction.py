@@ -71,7 +71,7 @@ def test_raw_outputs_come_on_request_and_for_a_model_without_a_task(server):
     assert response.WhichOneof("answer") is None
 
 
-def test_the_version_that_answered_is_said(server):
+def test_the_response_names_the_version(server):
     answers = [
         server.prediction.Predict(classify(**which))
         for which in ({}, {"version": 1}, {"version": 2}, {"label": "latest"})
@@ -80,7 +80,7 @@ def test_the_version_that_answered_is_said(server):
     assert answers[1].classification != answers[2].classification
 
 
-def test_typed_answers_are_the_same_answers(server):
+def test_typed_responses_equal_untyped_ones(server):
     predicted = server.prediction.Predict(classify(top_k=3))
     classified = server.prediction.Classify(classify(top_k=3))
     assert PredictResponse.FromString(classified.SerializeToString()) == predicted
@@ -157,7 +157,7 @@ def test_a_wrong_task_is_rejected_clearly(server):
         ),
     ],
 )
-def test_bad_input_is_rejected_with_what_came_and_what_was_expected(
+def test_invalid_input_is_rejected_with_the_actual_and_the_expected_type(
     server, request_, code, message
 ):
     error = error_of(server.prediction.Predict, request_)
@@ -197,7 +197,7 @@ def test_a_model_with_a_fixed_batch_of_one_is_served_one_by_one(server):
         assert to_array(call.result().outputs[0]).tolist() == [[2, 4]]
 
 
-def test_a_full_queue_rejects_immediately_and_says_when_to_come_back(make_server, wait_until):
+def test_a_full_queue_rejects_immediately_with_a_retry_delay(make_server, wait_until):
     server = make_server(BatchPolicy(max_queue_rows=4), start_models=False)
     waiting = server.prediction.Predict.future(classify(version=1))
     wait_until(lambda: server.count("queue_rows", model="classifier", version="1") == 3)
@@ -234,7 +234,7 @@ def test_a_cancelled_call_leaves_its_neighbours_alone(make_server, wait_until):
     assert server.count("batch_rows_sum", **counts) == 6
 
 
-def test_what_waits_is_batched_and_each_gets_its_own_answer(make_server, wait_until):
+def test_waiting_requests_are_batched_and_each_gets_its_own_outputs(make_server, wait_until):
     server = make_server(start_models=False)
     rows = np.random.default_rng(0).normal(size=(30, 1, 4)).astype(np.float32)
     calls = [server.prediction.Predict.future(classify(row, version=1, top_k=3)) for row in rows]
@@ -250,7 +250,7 @@ def test_what_waits_is_batched_and_each_gets_its_own_answer(make_server, wait_un
     assert server.count("request_duration_seconds_count", **counts) == 30
 
 
-def test_many_callers_at_once_get_their_own_answers(server):
+def test_many_concurrent_callers_get_their_own_outputs(server):
     def call(number, answers):
         for step in range(50):
             length = 1 + (number + step) % 5
@@ -298,7 +298,7 @@ def test_a_deadline_that_cannot_be_met_is_rejected_immediately(make_server):
     assert "deadline too short" in error.details()
 
 
-def test_a_request_with_more_rows_than_a_batch_is_answered_whole(make_server):
+def test_a_request_with_more_rows_than_a_batch_gets_one_response(make_server):
     server = make_server(BatchPolicy(max_rows=4))
     series = np.arange(22, dtype=np.float32).reshape(11, 2)
     rows = server.prediction.Predict(regress(series)).regression.rows
@@ -313,7 +313,7 @@ def test_every_priority_is_answered(server, priority):
     assert server.prediction.Predict(classify(priority=priority)).classification.rows
 
 
-def test_what_waits_is_counted_by_what_came_over_the_wire(make_server):
+def test_waiting_strings_are_counted_by_the_size_of_their_message(make_server):
     """A string is an object to numpy, 8 bytes however long: the message knows better."""
     request = classify(ROWS[:1], version=1)
     arrays, message = ROWS[:1].nbytes, request.ByteSize()

@@ -1,4 +1,4 @@
-"""The bytes of an answer are those that protobuf would have written."""
+"""The bytes of a response are those that protobuf would have written."""
 
 from types import SimpleNamespace
 
@@ -49,9 +49,9 @@ def model_of(task, *outputs, softmax=False, labels=LABELS, units=()):
 
 
 def parts(outputs, sizes):
-    ran, start = BatchOutputs(outputs), 0
+    batch, start = BatchOutputs(outputs), 0
     for size in sizes:
-        yield slice(start, start + size), RowSlice(ran, start, size)
+        yield slice(start, start + size), RowSlice(batch, start, size)
         start += size
 
 
@@ -84,10 +84,10 @@ def test_a_classification_of_a_batch_is_written_by_row(probabilities, sizes, top
         for rows, part in parts([probabilities], sizes):
             if rows.stop > len(probabilities):
                 break
-            written = writer.write(part, top_k, raw_outputs=False)
-            assert written == classified(probabilities[rows], top_k).SerializeToString()
-        whole = writer.write([probabilities], top_k, raw_outputs=False)
-        assert whole == classified(probabilities, top_k).SerializeToString()
+            encoded = writer.write(part, top_k, raw_outputs=False)
+            assert encoded == classified(probabilities[rows], top_k).SerializeToString()
+        encoded_batch = writer.write([probabilities], top_k, raw_outputs=False)
+        assert encoded_batch == classified(probabilities, top_k).SerializeToString()
 
 
 @pytest.mark.parametrize(
@@ -95,21 +95,21 @@ def test_a_classification_of_a_batch_is_written_by_row(probabilities, sizes, top
     [(range(2, 22), 20), ([2] * 20, 21), ([2, 3] * 10, 2 + 20 + 10)],
     ids=["all differ", "all alike", "half and half"],
 )
-def test_wishes_that_differ_do_not_each_cost_a_whole_batch(monkeypatch, wishes, most):
-    written = []
+def test_different_options_do_not_each_cost_a_whole_batch(monkeypatch, wishes, most):
+    sorted_rows = []
     write = responses.class_rows
 
     def counted(probabilities, labels, top_k):
-        written.extend(probabilities)
+        sorted_rows.extend(probabilities)
         return write(probabilities, labels, top_k)
 
     monkeypatch.setattr(responses, "class_rows", counted)
     writer = ResponseEncoder(model_of(Task.TASK_CLASSIFICATION, ("p", DataType.DATA_TYPE_FLOAT)))
     probabilities = np.arange(20 * 5, dtype=np.float32).reshape(20, 5) % 7
     for (rows, part), top_k in zip(parts([probabilities], [1] * 20), wishes, strict=True):
-        answer = writer.write(part, top_k, raw_outputs=False)
-        assert answer == classified(probabilities[rows], top_k).SerializeToString()
-    assert len(written) <= most
+        encoded = writer.write(part, top_k, raw_outputs=False)
+        assert encoded == classified(probabilities[rows], top_k).SerializeToString()
+    assert len(sorted_rows) <= most
 
 
 @settings(max_examples=100, deadline=None)
@@ -123,16 +123,16 @@ def test_a_regression_of_a_batch_is_written_by_row(values, sizes):
     for rows, part in parts([values], sizes):
         if rows.stop > len(values):
             break
-        answer = Regression(
+        regression = Regression(
             values=described, rows=[RegressionRow(values=row) for row in values[rows].tolist()]
         )
-        expected = PredictResponse(model="m", version=7, regression=answer).SerializeToString()
+        expected = PredictResponse(model="m", version=7, regression=regression).SerializeToString()
         assert writer.write(part, 1, raw_outputs=False) == expected
     flat = writer.write([values[:, 0]], 1, raw_outputs=False)
     assert len(PredictResponse.FromString(flat).regression.rows) == len(values)
 
 
-def test_raw_outputs_come_behind_the_answer_and_by_themselves_without_a_task():
+def test_raw_outputs_follow_the_answer_and_are_alone_without_a_task():
     outputs = [
         np.array([[0.25, 0.75]], np.float32),
         np.array([["a", "é"]], object),
@@ -146,34 +146,34 @@ def test_raw_outputs_come_behind_the_answer_and_by_themselves_without_a_task():
         ("empty", DataType.DATA_TYPE_INT64),
     ]
     tensors = [to_tensor(n, a, d) for (n, d), a in zip(specs, outputs, strict=True)]
-    answer = classified(outputs[0], 1).classification
+    classification = classified(outputs[0], 1).classification
     for task, expected in (
-        (Task.TASK_CLASSIFICATION, PredictResponse(classification=answer, outputs=tensors)),
+        (Task.TASK_CLASSIFICATION, PredictResponse(classification=classification, outputs=tensors)),
         (Task.TASK_TENSORS, PredictResponse(outputs=tensors)),
     ):
         expected.model, expected.version = "m", 7
-        written = ResponseEncoder(model_of(task, *specs)).write(outputs, 1, raw_outputs=True)
-        assert written == expected.SerializeToString()
-    assert to_array(PredictResponse.FromString(written).outputs[1]).tolist() == [["a", "é"]]
+        encoded = ResponseEncoder(model_of(task, *specs)).write(outputs, 1, raw_outputs=True)
+        assert encoded == expected.SerializeToString()
+    assert to_array(PredictResponse.FromString(encoded).outputs[1]).tolist() == [["a", "é"]]
 
 
-def test_logits_become_probabilities_whoever_is_alone_or_in_a_batch():
+def test_logits_become_probabilities_in_any_batch():
     logits = np.array([[1.0, 2.0], [3.0, -1.0]], np.float32)
     specs = ("p", DataType.DATA_TYPE_FLOAT)
     writer = ResponseEncoder(model_of(Task.TASK_CLASSIFICATION, specs, softmax=True))
     expected = classified(softmax(logits), 1)
     ((_, first), (_, second)) = parts([logits], [1, 1])
     rows = [writer.write(part, 1, raw_outputs=False) for part in (first, second)]
-    for row, answer in zip(rows, expected.classification.rows, strict=True):
-        assert PredictResponse.FromString(row).classification.rows[0] == answer
+    for row, expected_row in zip(rows, expected.classification.rows, strict=True):
+        assert PredictResponse.FromString(row).classification.rows[0] == expected_row
 
 
 @pytest.mark.parametrize("number", [0, 1, 127, 128, 300, 2**32, 2**64 - 1])
 def test_varints_are_those_of_protobuf(number):
     from neurona_protos.prediction_pb2 import StreamedRequest
 
-    written = StreamedRequest(id=number).SerializeToString()
-    assert written == (b"\x08" + varint(number) if number else b"")
+    encoded = StreamedRequest(id=number).SerializeToString()
+    assert encoded == (b"\x08" + varint(number) if number else b"")
 
 
 def test_a_prefix_is_tag_and_length():

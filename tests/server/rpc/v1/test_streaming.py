@@ -34,7 +34,7 @@ def test_every_request_of_many_messages_is_answered_by_its_id(server):
     assert answered == {number: 3.0 * number for number in range(500)}
 
 
-def test_answers_come_while_the_stream_is_open(server):
+def test_responses_arrive_while_the_stream_is_open(server):
     outgoing = queue.SimpleQueue()
     responses = server.prediction.PredictStream(iter(outgoing.get, None), timeout=60)
     for number in (1, 2):
@@ -45,7 +45,7 @@ def test_answers_come_while_the_stream_is_open(server):
     assert list(responses) == []
 
 
-def test_an_error_belongs_to_its_request_and_the_stream_goes_on(server):
+def test_an_error_belongs_to_its_request_and_the_stream_continues(server):
     bad = StreamedRequest(id=2, request=PredictRequest(model="nobody"))
     messages = [message(total(1), bad, StreamedRequest(id=3)), message(total(4))]
     answered = {
@@ -76,15 +76,15 @@ def test_a_message_with_too_many_requests_is_rejected(server):
     assert "4097 requests (expected at most 4096)" in caught.value.details()
 
 
-def test_a_full_queue_is_said_in_the_answer(make_server):
+def test_a_full_queue_is_an_error_in_the_response(make_server):
     server = make_server(BatchPolicy(max_queue_rows=2), start_models=False)
     outgoing = queue.SimpleQueue()
     responses = server.prediction.PredictStream(iter(outgoing.get, None), timeout=60)
     outgoing.put(message(*[total(number) for number in range(3)]))
-    (refused,) = next(responses).responses
-    assert refused.id == 2
-    assert refused.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
-    assert refused.error.retry_after_ms >= 1
+    (rejected,) = next(responses).responses
+    assert rejected.id == 2
+    assert rejected.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+    assert rejected.error.retry_after_ms >= 1
     server.registry.resolve("regressor", 1).start()
     outgoing.put(None)
     assert sorted(one.id for response in responses for one in response.responses) == [0, 1]
@@ -99,7 +99,7 @@ def test_a_cancelled_stream_takes_its_requests_out(make_server, wait_until):
     wait_until(lambda: server.count("requests_total", outcome="cancelled", **counts) == 2)
 
 
-def test_a_stopping_server_answers_what_it_has_and_ends_the_stream(make_server, wait_until):
+def test_a_stopping_server_answers_received_requests_and_ends_the_stream(make_server, wait_until):
     server = make_server(start_models=False)
     outgoing = queue.SimpleQueue()
     responses = server.prediction.PredictStream(iter(outgoing.get, None), timeout=60)
