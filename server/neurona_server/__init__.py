@@ -22,6 +22,6 @@ import os
 
 # ONNX Runtime (1.31, on Linux too) sends events about the process and its models to Microsoft, and
 # keeps a file for that in the home folder. Only this variable prevents it, and only if it is set
-# before the library is loaded: disable_telemetry_events() comes too late. A value that is set
-# already is kept.
+# before the library is loaded: disable_telemetry_events() is called too late for that. A value
+# that is already set is kept.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -23,7 +23,7 @@ def check_address(address: str, *, unix: bool = True) -> str:
 
 
 def is_local(address: str) -> bool:
-    """Whether only this machine can connect to it."""
+    """Return whether only this machine can connect to the address."""
     if address.startswith(UNIX):
         return True
     host = address.rpartition(":")[0]

@@ -56,10 +56,10 @@ SPAN_FLUSH_SECONDS = 2.0
 
 
 class App:
-    """A server, all but its command line.
+    """The parts of a server, which it starts and stops.
 
-    `start`: metrics, loading and warming up, listening, SERVING. `stop`: NOT_SERVING, draining,
-    closing, metrics.
+    `start` sets up metrics, loads and warms up the models, listens, and sets health to SERVING.
+    `stop` sets it to NOT_SERVING, drains, closes, and stops the metrics last.
     """
 
     def __init__(self, config: Config, process: int | None = None) -> None:
@@ -144,7 +144,7 @@ class App:
         time.sleep(self._config.drain_delay_ms / 1000)
         deadline = time.monotonic() + self._config.drain_timeout_ms / 1000
         self._reconciler.stop_loading()  # or a call waiting for a load would delay the transport
-        # The transport first, the models after it: accepted requests are still answered.
+        # The transport stops before the models, so that accepted requests still get responses.
         self._listener.stop(max(0.0, deadline - time.monotonic()))
         drained = self._reconciler.stop(max(0.0, deadline - time.monotonic()))
         if self._tracing is not None:
@@ -193,7 +193,7 @@ class App:
             model = Model(source, options, self._metrics, scheduler)
             try:
                 model.start()
-            except BaseException:  # no thread may be left
+            except BaseException:  # no thread may keep running
                 model.close()
                 raise
             return model
@@ -226,7 +226,10 @@ class App:
 
 
 def exit_status(drained: bool) -> int:
-    """Exit status of a process whose App has stopped: 0. Ends the process if not `drained`."""
+    """Return the exit status of a process whose App has stopped, which is 0.
+
+    Ends the process immediately if the App is not `drained`.
+    """
     if not drained:
         # A run is still inside ONNX Runtime: unloading the library would crash its thread.
         logging.shutdown()
@@ -239,7 +242,7 @@ def _cpus_per_process(config: Config) -> int:
 
 
 def _installed_versions() -> tuple[str, str, str, str]:
-    """Versions of the server, of Python, of ONNX Runtime and of grpcio."""
+    """Return the versions of the server, of Python, of ONNX Runtime and of grpcio."""
     try:
         server = importlib.metadata.version("neurona")
     except importlib.metadata.PackageNotFoundError:  # run from its sources

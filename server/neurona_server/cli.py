@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def become_supervisor(arguments: Sequence[str]) -> None:
-    """Replace this program by the supervisor; does not return.
+    """Replace this program by the supervisor, and do not return.
 
     That drops everything imported so far: the process that outlives all others is small.
     """

@@ -1,7 +1,7 @@
-"""CPUs and memory that this process may use, from its control groups (cgroups) and the machine.
+"""The CPUs and the memory that this process may use, by its control groups and the machine.
 
-Source: Linux kernel documentation, "Control Group v2", "CFS Bandwidth Control" and "Memory
-Resource Controller"; man 7 cgroups.
+Source: Linux kernel documentation, "Control Group v2", "CFS Bandwidth Control" and "Memory Resource
+Controller"; man 7 cgroups.
 """
 
 import math
@@ -17,7 +17,7 @@ OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 def available_cpus(cgroup: Path = CGROUP) -> int:
-    """Number of CPUs that this process may use, at least 1.
+    """Return the number of CPUs that this process may use, at least 1.
 
     A container that may use 1.5 CPUs of 64 gets 2: with a thread for each of the 64, the kernel
     would throttle it most of the time.
@@ -27,7 +27,7 @@ def available_cpus(cgroup: Path = CGROUP) -> int:
 
 
 def memory_limit(cgroup: Path = CGROUP, own_groups: Path = OWN_GROUPS) -> int | None:
-    """Bytes of memory that this process may use.
+    """Return the bytes of memory that this process may use.
 
     That is the least limit of its control group and of that group's parents (a container's, or a
     systemd service's MemoryMax), or the machine's memory if that is less or there is no limit.
@@ -42,7 +42,7 @@ def memory_limit(cgroup: Path = CGROUP, own_groups: Path = OWN_GROUPS) -> int | 
 
 
 def _cpu_quota(cgroup: Path) -> float:
-    """CPUs by cgroup v2's cpu.max or v1's cpu.cfs_*; inf without a limit."""
+    """Return the CPUs by cgroup v2's cpu.max or v1's cpu.cfs_*, inf without a limit."""
     try:
         limit, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):

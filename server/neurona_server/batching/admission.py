@@ -1,4 +1,4 @@
-"""Rejects requests that would miss their deadline before they wait for it."""
+"""Rejects requests that would miss their deadline before they are queued."""
 
 import math
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from neurona_server.batching.request import Request
 from neurona_server.errors import DeadlineExceededError, QueueFullError
 
 MAX_STRETCH = 4.0
-"""The largest ratio of actual to predicted seconds that one batch counts with: a batch that was
-held up once says little about the next."""
+"""Upper bound of the ratio of actual to predicted seconds that is learned from one batch: a single
+slow batch says little about the next one."""
 
 
 class RunningEstimate:
@@ -45,7 +45,7 @@ class Admission:
         self._stretch = 1.0
 
     def check(self, request: Request) -> None:
-        """Reject a request that cannot be answered in time.
+        """Reject a request that would miss its deadline.
 
         Raises:
             DeadlineExceededError: The deadline has passed, or is shorter than the run alone.
@@ -71,8 +71,8 @@ class Admission:
         if not wait:
             return
         # The last waiting batch of its group has room for it, and the request shares that run
-        # instead of waiting for it. The run is as long as the rows that wait make it or, if more
-        # come, as long as that of a full batch.
+        # instead of waiting for it. The run is as long as the waiting rows make it or, if more
+        # arrive, as long as that of a full batch.
         shared = self._queue.group_rows(request.group) % limit
         if shared:
             run = self._cost_model.predict(shared, request.group) * self._stretch / self.instances

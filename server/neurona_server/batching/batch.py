@@ -1,6 +1,6 @@
 """Batches: requests that run together, their joined inputs and the outputs of each.
 
-A request that is larger than a batch is split into parts here, too.
+It also splits a request that is larger than a batch into parts.
 """
 
 import logging
@@ -22,10 +22,10 @@ class Run(Protocol):
     """One run of a model, to be used once."""
 
     def __call__(self, inputs: Inputs) -> Outputs:
-        """Block until the outputs are there. Raises what the model raises."""
+        """Block until the run ends and return its outputs, or raise what the model raises."""
 
     def terminate(self) -> None:
-        """Make the run raise as soon as it can, whether it has started or not. Thread-safe."""
+        """Make the run raise as soon as possible, also before it starts. Thread-safe."""
 
 
 @dataclass(eq=False)  # hashable, by identity
@@ -48,7 +48,10 @@ class Batch:
         return [r.dequeued_at - r.queued_at for r in self.requests for _ in range(r.count)]
 
     def halve(self, requests: Sequence[Request]) -> list[Sequence[Request]]:
-        """Two halves of some of its requests; empty if that is one request of one caller."""
+        """Return two halves of some of the batch's requests.
+
+        There are none if `requests` is one request of one caller.
+        """
         if len(requests) > 1:
             middle = len(requests) // 2
             return [requests[:middle], requests[middle:]]
@@ -78,7 +81,10 @@ class RunningBatch:
 
 
 class BatchOutputs:
-    """The outputs of one run. Response writers keep in `cache` what all responses share."""
+    """The outputs of one run.
+
+    Response writers keep in `cache` the data that all responses share.
+    """
 
     __slots__ = ("cache", "outputs")
 
@@ -142,7 +148,7 @@ def join_inputs(requests: Sequence[Request], padded_rows: int = 0) -> Inputs:
 def split_outputs(
     outputs: Outputs, requests: Sequence[Request], padded_rows: int = 0
 ) -> list[Outputs]:
-    """The rows of every output that belong to each request, in the order of the requests.
+    """Return each request's rows of every output, in the order of the requests.
 
     Raises:
         BatchError: The size of an output along axis 0 is not that of the batch, padded to
@@ -165,10 +171,10 @@ def split_outputs(
 
 
 def split_request(request: Request, max_rows: int) -> list[Request]:
-    """Requests of at most `max_rows` each; the given one finishes when the last of them has.
+    """Split a request into requests of at most `max_rows`.
 
-    The first part that fails fails the request and removes the other parts from the queue; so
-    does a cancellation of the request.
+    The given request finishes when the last part has. The first part that fails makes the request
+    fail and removes the other parts from the queue; so does a cancellation of the request.
     """
     if request.rows <= max_rows:
         return [request]

@@ -42,7 +42,7 @@ NewRun = Callable[[], Run]
 
 Deferred = Callable[[], bool | None]
 Defer = Callable[[Deferred], None]
-"""Has the transport's thread call a function once it has read all that is there to read, and again
+"""Has the transport's thread call a function once it has read all available messages, and again
 while the function returns True."""
 
 FULL_BATCHES_TO_EXPLORE = 16
@@ -146,14 +146,14 @@ class Batcher:
             with self._scheduler.turn(self.name, self._clock):
                 if (batch := self.queue.take_batch()) is not None:
                     self.process(batch, new_run)
-                    del batch  # it would be kept until the next one, which may take long
+                    del batch  # otherwise it would be kept until the next batch
 
     def serve_inline(self) -> bool:
-        """Run what waits in the calling thread: see `InlineRunner.run_batches`."""
+        """Run waiting requests in the calling thread: see `InlineRunner.run_batches`."""
         return self._inline.run_batches(lambda batch: self.process(batch, self._new_runs[0]))
 
     def process(self, batch: Batch, new_run: NewRun) -> None:
-        """Finish every request of the batch; raises nothing, whatever the model does."""
+        """Finish every request of the batch; raise nothing, whatever the model does."""
         self._active_batches.add(batch)
         try:
             for request in batch.expired:
@@ -166,7 +166,7 @@ class Batcher:
                 estimate = self.admission.start_batch(predicted)
                 self._run_or_halve(batch, batch.requests, new_run)
                 self.admission.finish_batch(estimate)
-        except Exception:  # a bug: the thread must go on, and no caller may wait in vain
+        except Exception:  # a bug: the thread must keep running, and every caller gets a response
             log.exception("%s: a batch could not be processed", self.name)
             for request in [*batch.expired, *batch.requests]:
                 request.fail(ModelFailedError())
@@ -180,14 +180,13 @@ class Batcher:
         self._inline.update()
 
     def close(self) -> None:
-        """Accept no more requests; those that were admitted are still served."""
+        """Reject further requests; admitted requests are still served."""
         self.queue.close()
 
     def join(self, end: float | None = None) -> bool:
         """Wait until the instances have drained the queue of a closed batcher.
 
-        False if that was not so at `end`, a time of the monotonic clock, or if the instances
-        never started.
+        Returns False if they had not at `end`, a time of the monotonic clock, or never started.
         """
         for thread in self._threads:
             thread.join(None if end is None else max(0.0, end - time.monotonic()))
@@ -203,7 +202,7 @@ class Batcher:
         return self._inline.wait_until_idle(end)
 
     def cancel_all(self, error: NeuronaError) -> int:
-        """Finish all requests that wait or run with `error`; returns how many there were."""
+        """Finish all waiting and running requests with `error`, and return their number."""
         self._stop_error = error  # for requests on their way from the queue to a run
         waiting = self.queue.clear()
         running = [request for batch in list(self._active_batches) for request in batch.requests]
@@ -217,7 +216,7 @@ class Batcher:
         self._scheduler.remove(self.name)
 
     def _next_batch_size(self) -> int:
-        """The best batch size; now and then, while batches are full, the one above it.
+        """Return the best batch size or, now and then while batches are full, the next larger one.
 
         A batch size that was slow when the machine was busy may not be slow any more.
         """
@@ -230,7 +229,7 @@ class Batcher:
     def _run_or_halve(self, batch: Batch, requests: Sequence[Request], new_run: NewRun) -> None:
         """Run some requests of a batch and, if the run fails, its halves.
 
-        So only the requests that make a run fail are answered with its error.
+        So the error reaches only the requests that make a run fail.
         """
         now = self._clock()
         for request in requests:
@@ -264,7 +263,7 @@ class Batcher:
             self._run_or_halve(batch, half, new_run)
 
     def _run(self, requests: Sequence[Request], run: Run) -> Sequence[Outputs]:
-        """The outputs of each request. Raises what the model raises, and BatchError."""
+        """Return the outputs of each request. Raises BatchError and what the model raises."""
         rows = sum([request.rows for request in requests])
         padded = self.padding.padded_rows(rows) if self._batched else rows
         group = requests[0].group
@@ -299,7 +298,7 @@ HANDOVER_ROUNDS = 200
 
 @cache
 def handover_seconds() -> float:
-    """Seconds from waking a thread until it works, on this machine: measured once."""
+    """Measure once how many seconds this machine needs from waking a thread until it works."""
     request, response = threading.Semaphore(0), threading.Semaphore(0)
 
     def respond() -> None:
@@ -320,11 +319,11 @@ def handover_seconds() -> float:
 
 
 HANDOVERS = 10
-"""What it costs to pass a request to an instance's thread and its response back to the transport's,
-in plain handovers: two threads are woken, and each waits for the interpreter's lock."""
+"""Cost, in plain handovers, of passing a request to an instance's thread and its response back to
+the transport's: two threads are woken, and each waits for the interpreter's lock."""
 
 MAX_INLINE_SECONDS = 0.005
-"""The transport reads nothing while it runs batches."""
+"""Limit for running batches in the transport's thread, which reads nothing meanwhile."""
 
 
 class InlineRunner:
@@ -347,21 +346,21 @@ class InlineRunner:
         self._active_threads: set[int] = set()  # identifiers of those in `run_batches`
 
     def observe(self, seconds: float) -> None:
-        """Learn the duration of a batch, in whichever thread it ran."""
+        """Learn the duration of a batch, whichever thread ran it."""
         self._recent_seconds += 0.2 * (seconds - self._recent_seconds)
 
     def update(self) -> None:
         """Decide by the policy or, without one, by the current costs."""
-        # The transport does not come back for a batch that waits to be filled.
+        # The transport does not return to a batch that waits to be filled.
         self.enabled = not self._policy.max_delay and (
             self._is_worthwhile() if self._policy.inline is None else self._policy.inline
         )
 
     def run_batches(self, process: Callable[[Batch], None]) -> bool:
-        """Run what waits in the calling thread, for at most MAX_INLINE_SECONDS.
+        """Run waiting requests in the calling thread, for at most MAX_INLINE_SECONDS.
 
-        Returns whether requests are left for which the transport is to call again, once it has
-        read what there is to read. Longer batches are left to the instances.
+        Returns whether requests are left for which the transport is to call again once it has read
+        all available messages. Longer batches are left to the instances.
         """
         thread = threading.get_ident()
         self._active_threads.add(thread)  # before it takes a batch: `wait_until_idle` must see it
@@ -379,7 +378,10 @@ class InlineRunner:
         return False
 
     def wait_until_idle(self, end: float) -> bool:
-        """False when a thread is in `run_batches` at `end`, a time of the monotonic clock."""
+        """Wait until no thread is in `run_batches`.
+
+        Returns False if one still is at `end`, a time of the monotonic clock.
+        """
         while self._active_threads:
             if time.monotonic() >= end:
                 return False
@@ -387,7 +389,7 @@ class InlineRunner:
         return True
 
     def _is_worthwhile(self) -> bool:
-        """Whether one row costs less than the handovers, and no batch blocks the transport."""
+        """Return whether a row costs less than the handovers and no batch blocks the transport."""
         handovers = HANDOVERS * handover_seconds()
         return (
             0.0 < self._cost_model.predict(1) < handovers
@@ -395,7 +397,7 @@ class InlineRunner:
         )
 
     def _next_batch_seconds(self) -> float:
-        """An upper bound of what the next batch takes."""
+        """Return an upper bound of the duration of the next batch."""
         return min(
             self._queue.backlog_seconds(), self._cost_model.predict(self._queue.max_batch_rows)
         )

@@ -1,4 +1,4 @@
-"""What a run costs by its rows: measured at warm-up, and updated by every run.
+"""The cost of a run by its rows, measured at warm-up and updated by every run.
 
 The costs also decide which batch sizes batches are padded to.
 """
@@ -102,7 +102,7 @@ class CostModel:
         return self._predict_measured(rows) * (record.factor if record else 1.0)
 
     def is_reliable(self, group: Hashable, now: float) -> bool:
-        """Whether the group has run often and recently enough to reject requests by its cost."""
+        """Return whether the group has run often and recently enough to reject requests."""
         record = self._groups.get(group)
         if record is None:
             return False
@@ -135,14 +135,14 @@ class CostModel:
                 record.factor = median(record.factors)
 
     def best_batch_size(self, objective: float | None) -> int:
-        """The batch size with the most rows per second of those that meet `objective` (seconds).
+        """Return the batch size with the highest throughput that meets `objective` (seconds).
 
         A request may arrive just after a batch has started: it waits for that run, then for its
-        own. So a batch size meets the objective if two of its runs do, at the typical cost of
-        the groups that run now. The smallest batch size that has not run yet is assumed to cost
-        no more than the one below it, so that it is tried. If none meets the objective, it is the
-        one with the most rows per second of those that cost little more than the cheapest.
-        Without an objective or any measurement it is the largest.
+        own. So a batch size meets the objective if two of its runs do, at the typical cost of the
+        groups that run now. The smallest batch size that has not run yet is assumed to cost no more
+        than the one below it, so that it is tried. If none meets the objective, it is the one with
+        the most rows per second of those that cost little more than the cheapest. Without an
+        objective or any measurement it is the largest.
         """
         seconds = self.seconds
         if objective is None or not seconds:
@@ -166,10 +166,10 @@ class CostModel:
         self._seconds = dict(sorted({**self._seconds, size: median(samples)}.items()))
 
     def _predict_measured(self, rows: int) -> float:
-        """Seconds of a run of the measured group.
+        """Return the seconds of a run of the measured group.
 
-        Interpolated between the two nearest batch sizes that have run; proportional to the rows
-        above the largest one; as the smallest one below it.
+        They are interpolated between the two nearest batch sizes that have run. Above the largest
+        size they are proportional to the rows; below the smallest size they are that size's.
         """
         seconds = self._seconds
         below = 0
@@ -190,7 +190,7 @@ SLOWER_FIRST_RATIO = 3.0
 """... or when the first run of a size does ..."""
 
 MIN_DIFFERENCE = 100e-6
-"""... and the difference is at least so many seconds: less is the machine's noise."""
+"""... and the difference is at least this many seconds: less is noise."""
 
 PADDING_ROUNDS = 3
 
@@ -200,7 +200,7 @@ rows that cost, not that their number is new."""
 
 
 class Padding:
-    """Which batch sizes batches are padded up to.
+    """The batch sizes that batches are padded up to.
 
     A GPU prepares each new shape, so a size between two batch sizes may cost more than the upper
     one, for which it is prepared; on a CPU it does not. This is measured.
@@ -247,7 +247,7 @@ class Padding:
                 self._padded_sizes.add(upper)
 
     def padded_rows(self, rows: int) -> int:
-        """The rows that a batch of `rows` runs with."""
+        """Return the rows that a batch of `rows` runs with."""
         index = bisect_left(self._batch_sizes, rows)
         if index < len(self._batch_sizes) and self._batch_sizes[index] in self._padded_sizes:
             return self._batch_sizes[index]

@@ -1,7 +1,7 @@
 """The parameters of batching.
 
-The defaults suit most models. The file stands alone because configuration and model settings
-need the parameters without the machinery.
+The defaults suit most models. The file is alone because configuration and model settings need the
+parameters without the machinery.
 """
 
 from dataclasses import dataclass

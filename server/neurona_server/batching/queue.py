@@ -15,7 +15,7 @@ Cost = Callable[[int, Hashable], float]
 
 
 class Backlog:
-    """The rows that wait in each group, and the predicted seconds to run them.
+    """The waiting rows of each group, and the predicted seconds to run them.
 
     The sum is read often, so only the groups that changed since the last reading are predicted
     again. Not thread-safe.
@@ -39,7 +39,7 @@ class Backlog:
             del self.rows[group]
 
     def seconds(self, max_batch_rows: int) -> float:
-        """Predicted seconds to run all rows, one batch of `max_batch_rows` after the other."""
+        """Return the predicted seconds to run all rows in batches of `max_batch_rows`."""
         if max_batch_rows != self._max_batch_rows:
             self._max_batch_rows = max_batch_rows
             self._changed_groups.update(self.rows)
@@ -97,28 +97,28 @@ class Queue:
 
     @property
     def rows(self) -> int:
-        """Rows that wait."""
+        """The number of waiting rows."""
         return self._rows
 
     @property
     def nbytes(self) -> int:
-        """Bytes of input that wait."""
+        """The bytes of waiting input."""
         return self._bytes
 
     @property
     def max_rows(self) -> int:
-        """Rows that may wait."""
+        """The maximum number of waiting rows."""
         return self._policy.max_queue_rows
 
     def group_rows(self, group: Hashable) -> int:
-        """Rows of this group that wait."""
+        """Return the number of waiting rows of this group."""
         return sum([backlog.rows.get(group, 0) for backlog in self._backlogs])
 
     def backlog_seconds(self, priority: Priority = Priority.LOW) -> float:
-        """Predicted seconds that one instance runs before a request that is queued now.
+        """Return the predicted seconds that one instance runs before a request that is queued now.
 
-        That is the backlog of its priority and of more urgent ones, and of the less urgent ones
-        the part that their weights give them meanwhile.
+        They are the backlog of its priority and of more urgent ones, and the part of the less
+        urgent ones that their weights give them meanwhile.
         """
         with self._lock:
             seconds = [backlog.seconds(self.max_batch_rows) for backlog in self._backlogs]
@@ -129,7 +129,7 @@ class Queue:
         return before
 
     def oldest_age(self) -> float:
-        """Seconds that the oldest request has waited; 0.0 if the queue is empty."""
+        """Return the seconds that the oldest request has waited, 0.0 if the queue is empty."""
         with self._lock:
             return self._clock() - self._oldest() if self._rows else 0.0
 
@@ -176,7 +176,7 @@ class Queue:
             self._changed.notify_all()
 
     def wait(self) -> bool:
-        """Wait until a batch is ready; False when the queue is closed and empty."""
+        """Wait until a batch is ready; return False when the queue is closed and empty."""
         with self._lock:
             while (seconds := self._seconds_until_ready()) != 0.0:
                 if self._closed and not self._rows:
@@ -185,28 +185,28 @@ class Queue:
             return True
 
     def take_batch(self) -> Batch | None:
-        """Take a batch if one is ready; never blocks.
+        """Take a batch if one is ready; never block.
 
-        Its requests are empty when all that waited had exceeded their deadlines.
+        It has no requests to run if all that waited had exceeded their deadlines.
         """
         with self._lock:
             return self._form_batch() if self._seconds_until_ready() == 0.0 else None
 
     def discard(self, request: Request) -> None:
-        """Remove a request that was finished, if it still waits."""
+        """Remove a finished request if it is still waiting."""
         with self._lock:
             lane = self._lanes[request.priority].get(request.group)
             if lane is not None and request in lane:
                 self._remove(lane, request)
 
     def close(self) -> None:
-        """Reject further requests; those that wait can still be taken."""
+        """Reject further requests; waiting requests can still be taken."""
         with self._lock:
             self._closed = True
             self._changed.notify_all()
 
     def clear(self) -> list[Request]:
-        """Remove and return all requests that wait."""
+        """Remove and return all waiting requests."""
         with self._lock:
             lanes = [lane for lanes in self._lanes for lane in lanes.values()]
             requests = [request for lane in lanes for request in lane]
@@ -239,7 +239,7 @@ class Queue:
         return min([head.queued_at for head in heads])
 
     def _seconds_until_ready(self) -> float | None:
-        """Seconds until a batch is ready: 0.0 for now, None while the queue is empty."""
+        """Return the seconds until a batch is ready: 0.0 for now, None for an empty queue."""
         if not self._rows:
             return None
         if not self._policy.max_delay or self._closed or self._full_group() is not None:
@@ -250,7 +250,7 @@ class Queue:
         return max(0.0, ready - self._clock())
 
     def _full_group(self) -> Hashable | None:
-        """A group of which a full batch waits."""
+        """Return a group of which a full batch is waiting, if there is one."""
         for lanes in self._lanes:
             for group in lanes:
                 if self.group_rows(group) >= self.max_batch_rows:
@@ -276,7 +276,7 @@ class Queue:
         return batch
 
     def _fill(self, batch: Batch, priority: Priority, group: Hashable, rows: int) -> int:
-        """Move requests from one lane into the batch; returns the rows that the batch has then."""
+        """Move requests from one lane into the batch, and return the rows of the batch."""
         now = self._clock()
         lane = self._lanes[priority][group]
         while lane:

@@ -22,7 +22,7 @@ Outputs = Sequence[Array]
 class ExclusiveGroup:
     """The group of a request that shares a run with no other.
 
-    `unbatched_inputs` names its inputs that have no rows: each run gets the whole of them.
+    `unbatched_inputs` names its inputs without rows: each run gets these as a whole.
     """
 
     __slots__ = ("unbatched_inputs",)
@@ -32,16 +32,15 @@ class ExclusiveGroup:
 
 
 def unbatched_inputs(group: Hashable) -> Collection[str]:
-    """The names of the inputs without rows in requests of this group."""
+    """Return the names of the inputs without rows in requests of this group."""
     return group.unbatched_inputs if isinstance(group, ExclusiveGroup) else ()
 
 
 class Request(ABC):
-    """Inputs that wait for their outputs; a subclass passes these on in `finish`.
+    """Inputs that wait for their outputs, which a subclass passes on in `finish`.
 
-    `rows` is the size of the inputs along axis 0. Requests of equal `group` (the other axes of
-    each input) can share a batch. `deadline` is a time of the monotonic clock, inf if there is
-    none.
+    `rows` is the size of the inputs along axis 0. Requests of equal `group` (the other axes of each
+    input) can share a batch. `deadline` is a time of the monotonic clock, inf if there is none.
     """
 
     count = 1
@@ -97,7 +96,7 @@ class Request(ABC):
 
     @property
     def trace(self) -> Trace | None:
-        """None if the request is not traced."""
+        """The trace of the request, None if it is not traced."""
         return None
 
     @property
@@ -106,11 +105,11 @@ class Request(ABC):
         return {}
 
     def succeed(self, outputs: Outputs) -> bool:
-        """Finish with `outputs`; False if the request was finished before."""
+        """Finish with `outputs`; return False if the request was finished before."""
         return self._finish_and_release(outputs, None)
 
     def fail(self, error: NeuronaError) -> bool:
-        """Finish with `error`; False if the request was finished before."""
+        """Finish with `error`; return False if the request was finished before."""
         return self._finish_and_release(None, error)
 
     def cancel(self, error: NeuronaError) -> None:
@@ -120,7 +119,7 @@ class Request(ABC):
             self.holder = None
 
     def withdraw(self) -> bool:
-        """Finish without a call of `finish`; False if the request was finished before."""
+        """Finish without calling `finish`; return False if the request was finished before."""
         try:
             self._unfinished.pop()
         except IndexError:
@@ -130,7 +129,7 @@ class Request(ABC):
     def halve(self) -> Sequence["Request"]:
         """Withdraw the request and return two that replace it.
 
-        Empty if it has a single caller's request or was finished before.
+        There are none if the request has a single caller or was finished before.
         """
         return ()
 
@@ -153,7 +152,7 @@ class Request(ABC):
 
 
 class RequestHolder(Protocol):
-    """What a request is in: a queue, or a running batch."""
+    """The queue or the running batch that a request is in."""
 
     def discard(self, request: Request) -> None:
-        """Drop a request that was finished from outside."""
+        """Drop a request that was finished by another thread."""

@@ -1,7 +1,7 @@
-"""Check whether the requests of a model can be batched: settings, and a run of the model.
+"""Checks whether the requests of a model can be batched, from its settings or a test run.
 
-Rows can share a run if axis 0 of every tensor is free and the outputs of a row do not depend on
-the other rows. The second condition is tested with synthetic rows, run together and in slices.
+Rows can share a run if axis 0 of every tensor is free and the outputs of a row do not depend on the
+other rows. The second condition is tested with synthetic rows, run together and in slices.
 """
 
 import logging

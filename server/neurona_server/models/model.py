@@ -1,4 +1,4 @@
-"""One version of one model, from its file to its last answer."""
+"""One version of one model: loading, serving and draining."""
 
 import logging
 import time
@@ -141,8 +141,8 @@ class Model:
     def drain(self, timeout: float) -> bool:
         """Accept no more requests and wait until all admitted ones are finished.
 
-        False if `timeout` (seconds) was too short: the remaining requests then fail with
-        UnavailableError, and their runs are terminated; a run that goes on is abandoned.
+        Returns False if `timeout` (seconds) was too short: the remaining requests then fail with
+        UnavailableError, and their runs are terminated; a run that still continues is abandoned.
         """
         self.state = State.STATE_DRAINING
         self.batcher.close()
@@ -175,7 +175,7 @@ class Model:
 
 
 def _signature(model: str, session: Session, settings: ModelSettings) -> Signature:
-    """The signature of the graph with what the settings declare. Raises LoadError."""
+    """Return the signature of the graph with the declarations of the settings. Raises LoadError."""
     check_names("input", [*session.inputs, *session.optional], settings.inputs)
     check_names("output", session.outputs, settings.outputs)
     given = apply_declared_tensors(settings.declared, "input", [*session.inputs, *session.optional])

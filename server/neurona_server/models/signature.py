@@ -1,4 +1,4 @@
-"""Signature of a model: names, dtypes and shapes of its inputs and outputs, and their checks."""
+"""The signature of a model: names, dtypes and shapes of its inputs and outputs."""
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence

@@ -1,7 +1,7 @@
-"""Task of a model: whether an output is a classification, a regression, or just a tensor.
+"""The task of a model: whether an output is a classification, a regression, or just a tensor.
 
-It comes from the model's settings, else from the metadata in its file, else from an output that
-is a map by class (ZipMap).
+It comes from the model's settings, else from the metadata in its file, else from an output that is
+a map by class (ZipMap).
 """
 
 import logging

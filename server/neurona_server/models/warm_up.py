@@ -1,4 +1,4 @@
-"""Warm-up: the first runs of a model, which load its kernels and measure what runs cost."""
+"""The first runs of a model, which load its kernels and measure the cost of a run."""
 
 import logging
 import time
@@ -23,7 +23,7 @@ MAX_FILE_BYTES = 256 << 20
 
 
 def warm_up(inputs: Sequence[TensorSpec], run: Run, batcher: Batcher) -> bool:
-    """Run synthetic inputs at each batch size, and let the batcher learn what runs cost.
+    """Run synthetic inputs at each batch size, from which the batcher learns the cost of a run.
 
     Returns:
         False if the model rejects synthetic inputs: the batcher learns from requests then.

@@ -17,7 +17,7 @@ from neurona_server.processes.snapshot import MetricsSnapshot
 
 
 class Command(Enum):
-    """A message to the worker. The end of the channel means that the supervisor is gone."""
+    """A message to the worker. The end of the channel means that the supervisor has ended."""
 
     REPORT_METRICS = auto()
     STOP = auto()
@@ -64,12 +64,12 @@ class Channel:
         return cls(Connection(descriptor))
 
     def send(self, message: Message) -> None:
-        """Send a message, or do nothing if the peer is gone: the receiving thread notices."""
+        """Send a message, or do nothing if the peer has ended: the receiving thread notices."""
         with self._sending, contextlib.suppress(OSError):
             self._connection.send(message)
 
     def receive(self) -> Message | None:
-        """Wait for the next message; None once the peer is gone, or has sent something broken."""
+        """Wait for the next message; return None if the peer has ended or sent invalid data."""
         try:
             message = self._connection.recv()
         except Exception:  # the peer closed its end, or died while it was sending

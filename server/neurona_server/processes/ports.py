@@ -1,4 +1,4 @@
-"""Reserves the ports on which several worker processes serve together."""
+"""Reserves the ports that several worker processes share."""
 
 import contextlib
 import errno

@@ -44,7 +44,7 @@ class StopSignals:
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
     def mark_serving(self) -> None:
-        """From now on, the first signal only ends `wait`."""
+        """Let the first signal only end `wait` from now on."""
         self._serving.set()
 
     def wait(self) -> signal.Signals:

@@ -110,10 +110,10 @@ class Supervisor:
         """Start the workers, and return when all have ended.
 
         Returns:
-            The exit status: 0 if all workers stopped when they were told to.
+            The exit status: 0 if all workers stopped as requested.
         """
-        # One alone at first: an error of the options is logged once, and what the first worker
-        # caches is there for the others.
+        # The first worker starts alone: an error of the options is logged once, and the others
+        # find what the first one has cached.
         self._fill(self._slots[0])
         while self._slot_of or not self._kill_at:
             try:
@@ -134,7 +134,7 @@ class Supervisor:
         return self._status
 
     def stop(self) -> None:
-        """Have all workers drain and stop, and `run` return."""
+        """Make all workers drain and stop, and `run` return."""
         self._events.put(_Request.STOP)
 
     def reload(self) -> None:

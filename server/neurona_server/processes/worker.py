@@ -61,10 +61,10 @@ def _load_config(options: Sequence[str], processes: int, addresses: str) -> Conf
 
 
 def _obey(channel: Channel, app: App, signals: StopSignals) -> None:
-    """Follow the supervisor's commands until it is gone.
+    """Follow the supervisor's commands until the channel ends.
 
-    If it is gone without a command to stop, it has died: accepted requests are still answered.
-    After such a command it does not wait any longer, and the process ends.
+    If it ends without a command to stop, the supervisor has died: accepted requests still get
+    responses. After such a command it does not wait any longer, and the process ends.
     """
     channel.send(WorkerState.CONNECTED)
     stopping = False

@@ -80,7 +80,7 @@ class WorkerHandle:
         return f"exited with status {self.status}"
 
     def stop(self) -> None:
-        """Have it drain and end; a worker that does not serve yet ends immediately."""
+        """Make the worker drain and end; one that does not serve yet ends immediately."""
         if self.ready_since:
             self._channel.send(Command.STOP)
         else:
@@ -90,7 +90,7 @@ class WorkerHandle:
         self._process.kill()
 
     def request_report(self) -> None:
-        """Request its metrics, unless it owes a report or cannot report yet."""
+        """Request the metrics, unless the worker owes a report or cannot report yet."""
         with self._changed:
             if not self._connected or self._requested > self._reported:
                 return
@@ -98,7 +98,7 @@ class WorkerHandle:
         self._channel.send(Command.REPORT_METRICS)
 
     def wait_for_report(self, deadline: float) -> bool:
-        """Wait for the requested report until `deadline` (monotonic); False if it is late."""
+        """Wait for the requested report; return False if it is late at `deadline` (monotonic)."""
         with self._changed:
             return self._changed.wait_for(self._has_reported, max(0.0, deadline - time.monotonic()))
 
@@ -140,5 +140,8 @@ class WorkerHandle:
 
 
 def python_command(module: str) -> list[str]:
-    """Command that runs a module of this package; -P: not one from the current folder."""
+    """Return the command that runs a module of this package.
+
+    -P keeps it from running a module of the current folder.
+    """
     return [sys.executable, "-P", "-m", f"neurona_server.{module}"]

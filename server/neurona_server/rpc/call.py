@@ -1,8 +1,8 @@
 """The contract between transports and services: calls, streams, methods, and their identity.
 
-A transport makes a `Call` or a `StreamCall` of what arrives and looks the service's function up
-by path; a service answers through it, from any thread. A call's request id is worked out only
-when it is needed, which is when the call fails: successful calls pay nothing for it. It is the
+A transport makes a `Call` or a `StreamCall` of each incoming call and looks the service's function
+up by path; the service ends the call through it, from any thread. A call's request id is determined
+only when it is needed, which is when the call fails: successful calls pay nothing for it. It is the
 caller's own (`x-request-id`), else the trace id, else a random one.
 """
 
@@ -42,18 +42,18 @@ class RequestIdentity(Protocol):
 
     @property
     def trace_id(self) -> str:
-        """The id of the server's trace, else of the caller's; "" if there is none."""
+        """The id of the server's trace, else of the caller's, else ""."""
 
 
 class Call(RequestIdentity, Protocol):
     """One unary call. Exactly one of `reply` and `fail` ends it, from any thread.
 
-    After the caller has gone both do nothing.
+    Both do nothing once the caller has cancelled or disconnected.
     """
 
     @property
     def trace(self) -> CallTrace | None:
-        """None if the call is not traced."""
+        """The trace of the call, None if it is not traced."""
 
     @property
     def request(self) -> bytes:
@@ -61,7 +61,7 @@ class Call(RequestIdentity, Protocol):
 
     @property
     def deadline(self) -> float:
-        """Seconds of the monotonic clock; inf if the caller set no deadline."""
+        """The deadline in seconds of the monotonic clock, inf if the caller set none."""
 
     @property
     def grant(self) -> Grant:
@@ -104,7 +104,7 @@ class StreamCall(RequestIdentity, Protocol):
         """See `Call.grant`."""
 
     def header(self, key: str) -> str:
-        """The value of a header of the caller, "" if it is absent; `key` is in lower case."""
+        """Return a header of the caller, "" if it is absent; `key` is in lower case."""
 
     def fail(self, error: Exception) -> None:
         """End the call with the status of `error`, once the message in progress is sent.
@@ -113,7 +113,7 @@ class StreamCall(RequestIdentity, Protocol):
         """
 
     def wake(self) -> None:
-        """Have the transport take messages from the stream again. From any thread."""
+        """Make the transport take messages from the stream again. Thread-safe."""
 
     def defer(self, callback: Deferred) -> None:
         """See `Call.defer`."""
@@ -131,7 +131,7 @@ class Stream(Protocol):
         """Process a message of the caller. An exception ends the call."""
 
     def half_close(self) -> None:
-        """The caller has sent its last message."""
+        """Note that the caller has sent its last message."""
 
     def take_message(self) -> bytes | None:
         """Return the next message to send; None if there is none now."""
@@ -145,10 +145,10 @@ class Stream(Protocol):
         """Whether all messages were taken and none will follow, so that the call ends."""
 
     def drain(self) -> None:
-        """The server is stopping: finish once the received requests are answered."""
+        """Finish once the received requests have responses, because the server is stopping."""
 
     def cancel(self) -> None:
-        """The call has ended, or the caller has gone."""
+        """Handle the end of the call, also when the caller has cancelled or disconnected."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def log_fields_of(identity: RequestIdentity | None) -> Mapping[str, str]:
 
 
 def cancellation_error(deadline: float = math.inf) -> NeuronaError:
-    """Return the error of a request whose caller has gone: because of the deadline, or not."""
+    """Return the error of a cancelled request, which says whether its deadline was the reason."""
     if time.monotonic() >= deadline - CLOCK_TOLERANCE:
         return DeadlineExceededError("deadline exceeded before the response was ready")
     return CancelledError("the caller cancelled the request")

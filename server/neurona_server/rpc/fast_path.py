@@ -1,4 +1,4 @@
-"""Submits requests without parsing them if an equal one, but for its tensors' data, was valid."""
+"""Submits requests without parsing them if an equal one except for tensor data was valid."""
 
 import time
 import weakref
@@ -54,7 +54,7 @@ class MessageTemplate:
         self._middles = [(start, stop, message[start:stop]) for start, stop in between]
 
     def matches(self, message: bytes) -> bool:
-        """Whether a message of the same size differs in its tensors' data only."""
+        """Return whether a message of the same size differs only in the data of its tensors."""
         if not (message.startswith(self._head) and message.endswith(self._tail)):
             return False
         if not self._middles:  # most messages have one tensor
@@ -63,9 +63,9 @@ class MessageTemplate:
 
 
 class TemplateCache:
-    """Templates of one type of message, whose tensors' data are in the fields at `path`.
+    """Templates of one type of message, which has its tensors' data in the fields at `path`.
 
-    Used by the transport's thread alone.
+    Only the transport's thread uses it.
     """
 
     def __init__(self, parse: Callable[[bytes], Message], path: tuple[int, ...]) -> None:
@@ -115,7 +115,7 @@ class TemplateCache:
     def _only_data_differs(
         self, message: bytes, parsed: Message, spans: Sequence[tuple[int, int]]
     ) -> bool:
-        """Whether a message with other bytes in these spans is parsed as the same but for them."""
+        """Return whether other bytes in these spans change only the data of a parsed message."""
         inverted = bytearray(message)
         for start, stop in spans:
             inverted[start:stop] = bytes([byte ^ 0xFF for byte in message[start:stop]])
@@ -142,7 +142,7 @@ class InputSample(NamedTuple):
 
 
 class PreparedRequest(NamedTuple):
-    """What all requests of a template have in common at one model. Refers to no model."""
+    """The common part of all requests of a template at one model, to which it does not refer."""
 
     inputs: Sequence[tuple[str, np.dtype[Any], tuple[int, ...]]]
     rows: int
@@ -185,7 +185,7 @@ class FastPath:
 
         Returns:
             The expected bytes of the response; None if the message must be parsed: it matches
-            no template, its model is not there, is another version now or is not accepted.
+            no template, or its model is not loaded, is another version now or is not accepted.
         """
         template = self._templates.lookup(message)
         if template is None:
@@ -221,7 +221,7 @@ class FastPath:
         return self._templates.lookup(message)
 
     def lookup_prepared(self, template: MessageTemplate) -> tuple[Model, PreparedRequest] | None:
-        """The model of a template, and what is prepared for it there; None if nothing is."""
+        """Return the model of a template and the request prepared for it, None if there is none."""
         try:
             model = self._resolve(*template.model_key)
         except NeuronaError:

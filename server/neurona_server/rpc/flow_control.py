@@ -1,4 +1,4 @@
-"""Flow control of streams: how many bytes of responses a stream has outstanding, and will have."""
+"""Flow control of streams, by the bytes of responses that a stream has outstanding."""
 
 import math
 from weakref import WeakKeyDictionary
@@ -17,7 +17,7 @@ of its requests are started or read."""
 class StreamWindow:
     """The bytes of a stream's responses that are expected or not yet sent.
 
-    Used by the transport's thread alone.
+    Only the transport's thread uses it.
     """
 
     __slots__ = ("_bytes",)
@@ -74,7 +74,7 @@ _estimates: WeakKeyDictionary[Model, ResponseSizeEstimate] = WeakKeyDictionary()
 
 
 def size_estimate_of(model: Model) -> ResponseSizeEstimate:
-    """The estimate of a model, which all protocols share."""
+    """Return the estimate of a model, which all protocols share."""
     estimate = _estimates.get(model)
     if estimate is None:
         estimate = _estimates[model] = ResponseSizeEstimate(model)

@@ -140,7 +140,7 @@ class Health:
             call.reply(HealthCheckResponse(status=state).SerializeToString())
 
     def _list(self, call: Call) -> None:
-        """Answer with all names; of models, those that the caller's token may use."""
+        """Respond with the states of all names; of models, only those that the token allows."""
         try:
             HealthListRequest.FromString(call.request)
         except DecodeError:
@@ -171,7 +171,7 @@ class _Watch:
         self._call.wake()
 
     def notify(self) -> None:
-        """Some state has changed. From any thread."""
+        """Send the state again if it has changed. Thread-safe."""
         self._call.wake()
 
     def half_close(self) -> None:

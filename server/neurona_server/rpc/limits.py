@@ -1,4 +1,4 @@
-"""The limits of a request, whatever model it is for: fields, tensors, axes, rows."""
+"""The limits of a request to any model: fields, tensors, axes, rows."""
 
 from dataclasses import dataclass
 

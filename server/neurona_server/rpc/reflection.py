@@ -95,7 +95,7 @@ class Reflection:
                 )
 
     def _file_declaring(self, symbol: str) -> str:
-        """The name of the file that declares `symbol`. Raises NotFoundError."""
+        """Return the name of the file that declares `symbol`. Raises NotFoundError."""
         with suppress(KeyError):
             return self._pool.FindFileContainingSymbol(symbol).name
         service, _, method = symbol.rpartition(".")  # protobuf's C library finds no methods
@@ -105,7 +105,7 @@ class Reflection:
         raise NotFoundError(f"unknown symbol {quoted(symbol)}")
 
     def _with_imports(self, name: str) -> FileDescriptorResponse:
-        """The file, then all files that it imports, each once. Raises NotFoundError."""
+        """Return the file, then all files that it imports, each once. Raises NotFoundError."""
         if name not in self._files:
             raise NotFoundError(f"unknown file {quoted(name)}")
         names = [name]
@@ -163,7 +163,7 @@ class _ReflectionStream:
 
 
 def _file_of(service: str) -> FileDescriptorProto:
-    """The file that declares a service."""
+    """Return the file that declares a service."""
     package = service.rpartition(".")[0]
     if package == health.FILE.package:
         return _to_proto(health.FILE)

@@ -1,4 +1,4 @@
-"""From an error to the gRPC status that ends its call."""
+"""Converts an error to the gRPC status that ends its call."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""The way of a request from its message to a model and of the outputs back, for every protocol.
+"""Takes a request from its message to a model and its outputs back, for every protocol.
 
 A protocol resolves the model, parses its messages and writes its responses.
 """
@@ -34,11 +34,11 @@ class Responder(RequestIdentity, Protocol):
 
     @property
     def trace(self) -> CallTrace | None:
-        """None if the request is not traced."""
+        """The trace of the request, None if it is not traced."""
 
     @property
     def deadline(self) -> float:
-        """Seconds of the monotonic clock; inf if the caller set no deadline."""
+        """The deadline in seconds of the monotonic clock, inf if the caller set none."""
 
     @property
     def defer(self) -> Defer:
@@ -49,23 +49,23 @@ class Responder(RequestIdentity, Protocol):
     def fail(self, error: Exception) -> None: ...
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called when the response is no longer needed."""
+        """Set the `callback` to call when the response is no longer needed."""
 
 
 class ResponseWriter(Protocol):
-    """Writes the response to a request. Refers to no model: it is cached while that lives."""
+    """Writes the response to a request. Is cached with a model, to which it does not refer."""
 
     def __call__(self, outputs: Outputs) -> bytes: ...
 
     def expected_bytes(self, rows: int) -> int:
-        """The expected size of a response of `rows`."""
+        """Return the expected size of a response of `rows`."""
 
 
 class ParsedRequest(NamedTuple):
-    """What a message says, after it has been read.
+    """The content of a message that has been parsed.
 
-    `decode` is called once the types of the inputs are found to match the signature. Neither it
-    nor `response_writer` may keep the message afterwards.
+    `decode` is called once the types of the inputs are found to match the signature. Neither it nor
+    `response_writer` may keep the message afterwards.
     """
 
     input_types: Mapping[str, TensorType]
@@ -232,12 +232,12 @@ def send(
 
 
 def cancel(request: Request) -> None:
-    """Cancel a request whose caller has gone or whose deadline has passed."""
+    """Cancel a request whose caller has cancelled or disconnected, or whose deadline has passed."""
     request.cancel(cancellation_error(request.deadline))
 
 
 def _is_replaced(resolve: Callable[[], Model], model: Model) -> bool:
-    """Whether another version has replaced the model since it was resolved."""
+    """Return whether another version has replaced the model since it was resolved."""
     try:
         return resolve() is not model
     except NeuronaError:

@@ -68,7 +68,7 @@ class BufferedHistogram:
         self._on_flush(len(values))
 
     def cumulative(self) -> tuple[list[int], float]:
-        """Number of observations up to each bound and in total, and the sum of all."""
+        """Return the number of observations up to each bound and in total, and the sum of all."""
         self.flush()
         with self._flushing:
             return np.cumsum(self._counts).tolist(), self._sum

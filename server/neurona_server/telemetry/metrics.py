@@ -407,7 +407,7 @@ class ModelMetrics:
         self._metrics.info.labels(*self._labels, task, provider).set(1)
 
     def watch_batching(self, queue: ObservedQueue, cost_model: ObservedCostModel) -> None:
-        """Have the gauges of queue and predictions read at each scrape."""
+        """Make the gauges of queue and predictions read at each scrape."""
         labels = self._labels
         self._metrics.queue_rows.labels(*labels).set_function(lambda: queue.rows)
         self._metrics.queue_age.labels(*labels).set_function(queue.oldest_age)

@@ -1,6 +1,6 @@
 """Sends ended spans to a collector from a thread of its own, and counts the spans that are lost.
 
-OpenTelemetry's BatchSpanProcessor does not tell how many spans it drops, and makes every span
+OpenTelemetry's BatchSpanProcessor does not report how many spans it drops, and makes every span
 even while its queue is full. This one counts each, and `has_room` says beforehand whether a span
 is worth making.
 """
@@ -24,7 +24,7 @@ MAX_EXPORTED = 512
 """Spans of one message to the collector."""
 
 PAUSE = 1.0
-"""Seconds in which spans are collected for a message, unless MAX_EXPORTED are there before."""
+"""Seconds in which spans are collected for a message, unless MAX_EXPORTED have ended before."""
 
 RECOVERY = 60.0
 """Seconds without a loss after which the collector counts as recovered."""
@@ -45,7 +45,7 @@ class _LastMessage(logging.Handler):
 
 
 class NonBlockingSpanProcessor(SpanProcessor):
-    """Queues ended spans and exports them in a thread; never blocks who ends a span."""
+    """Queues ended spans and exports them in a thread; never blocks the thread that ends a span."""
 
     def __init__(self, exporter: SpanExporter, endpoint: str, spans: Counter) -> None:
         self._exporter = exporter
@@ -67,7 +67,7 @@ class NonBlockingSpanProcessor(SpanProcessor):
         atexit.register(self.close, 0.0)  # for a process that exits during its start
 
     def has_room(self) -> bool:
-        """Whether one more span can be queued; if not, it counts as lost."""
+        """Return whether one more span can be queued; if not, it counts as lost."""
         if len(self._queue) < MAX_QUEUED:
             return True
         self._lost.inc()

@@ -199,7 +199,7 @@ def record_error(span: Span, error: Exception, *, is_fault: bool = True) -> None
     """Add `error` to the span as an event and, if it is the server's fault, as its status.
 
     Of errors that are not written for callers, such as ONNX Runtime's, only the class is
-    recorded: their texts stand in the log.
+    recorded: the log has their texts.
     """
     kind = type(error).__qualname__
     attributes = {"exception.type": kind}
@@ -212,7 +212,7 @@ def record_error(span: Span, error: Exception, *, is_fault: bool = True) -> None
 
 
 def nanoseconds(monotonic: float) -> int:
-    """The Unix time in nanoseconds of a time of the monotonic clock in seconds."""
+    """Return the Unix time in nanoseconds of a time of the monotonic clock in seconds."""
     return time.time_ns() - round((time.monotonic() - monotonic) * 1e9)
 
 
@@ -221,7 +221,7 @@ def _traces_of(batch: Sequence[TracedRequest]) -> list[SpanCallTrace]:
 
 
 def _context_of(metadata: Metadata) -> Context:
-    """The parent context in `traceparent` and `tracestate`; an empty one without them."""
+    """Return the parent context in `traceparent` and `tracestate`, an empty one without them."""
     carrier: dict[str, str] = {}
     for key, value in metadata:
         if key in ("traceparent", "tracestate") and isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Tracing as the rest of the server sees it: protocols, and the caller's W3C Trace Context.
+"""Interfaces of tracing for the rest of the server, and the caller's W3C Trace Context.
 
 `telemetry.spans` implements the protocols with OpenTelemetry, which nothing here imports. Where
 tracing is off there is no tracer, and the `trace` of a request is None.
@@ -29,11 +29,11 @@ class Trace(Protocol):
 
 
 class TracedRequest(Protocol):
-    """What tracing reads of a request to a model. Times are seconds of the monotonic clock."""
+    """The part of a request to a model that tracing reads. Times are of the monotonic clock."""
 
     @property
     def trace(self) -> Trace | None:
-        """None if the request is not traced."""
+        """The trace of the request, None if it is not traced."""
 
     @property
     def rows(self) -> int: ...
@@ -44,11 +44,11 @@ class TracedRequest(Protocol):
 
     @property
     def queued_at(self) -> float:
-        """When the queue admitted it; 0 if it has not."""
+        """The time of its admission to the queue, 0 before."""
 
     @property
     def dequeued_at(self) -> float:
-        """When it left the queue to run; 0 if it has not."""
+        """The time at which it left the queue to run, 0 before."""
 
 
 class CallTrace(Trace, Protocol):
@@ -73,7 +73,7 @@ class CallTracer(Protocol):
     """Decides which calls are traced and starts their traces. Raises nothing."""
 
     def should_sample(self, metadata: Metadata) -> bool:
-        """Whether a call with this metadata is to be traced."""
+        """Return whether a call with this metadata is to be traced."""
 
     def start_call(self, path: str, metadata: Metadata) -> CallTrace:
         """Start the trace of a sampled call."""
@@ -112,9 +112,9 @@ class BatchTracerFactory(Protocol):
 
 
 def parent_of(metadata: Metadata) -> tuple[str, bool] | None:
-    """The caller's trace id and whether that trace is sampled, from a `traceparent` header.
+    """Return the caller's trace id and whether its trace is sampled, from a `traceparent` header.
 
-    None if the header is absent, invalid or repeated (W3C Trace Context, section 3.2).
+    Returns None if the header is absent, invalid or repeated (W3C Trace Context, section 3.2).
     """
     values = [value for key, value in metadata if key == "traceparent"]
     if len(values) != 1 or len(value := values[0]) > MAX_TRACEPARENT or not isinstance(value, str):

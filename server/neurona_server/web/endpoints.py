@@ -54,7 +54,7 @@ class Endpoints:
     def __init__(
         self, registry: CollectorRegistry, state: Callable[[], str], select_samples: SelectSamples
     ) -> None:
-        """Prepare the answers.
+        """Make the document and the table of paths.
 
         Args:
             registry: The metrics.
@@ -170,7 +170,7 @@ async def _run_in_daemon_thread(render: Callable[[], RenderedPage]) -> RenderedP
 
 
 class FilteredCollector(Collector):
-    """The samples of a registry that have one of these names.
+    """A collector of the samples of a registry that have one of these names.
 
     For a registry whose collectors do not describe their metrics: it collects all of them.
     """

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as far as the metrics port needs it (RFC 9112): the head of a request, and a response.
+"""The part of HTTP/1.1 (RFC 9112) that the metrics port needs: a request's head, and a response.
 
 Each connection carries one request: metrics are read every few seconds, and connections that stay
 open would have to be bounded too.
@@ -92,18 +92,18 @@ def error_response(status: HTTPStatus, text: str, **headers: str) -> HttpRespons
 
 
 def prefers_openmetrics(accept: str) -> bool:
-    """Whether a header Accept prefers OpenMetrics to plain text."""
+    """Return whether a header Accept prefers OpenMetrics to plain text."""
     return 0.0 < _quality(accept, "application/openmetrics-text") >= _quality(accept, "text/plain")
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Whether a header Accept-Encoding accepts gzip, by name or as `*`."""
+    """Return whether a header Accept-Encoding accepts gzip, by name or as `*`."""
     names = [part.partition(";")[0].strip().lower() for part in accept_encoding.split(",")]
     return _quality(accept_encoding, "gzip" if "gzip" in names else "*") > 0.0
 
 
 def _quality(header: str, *names: str) -> float:
-    """Highest quality value of any of `names`, 0.0 (not accepted) to 1.0.
+    """Return the highest quality value of any of `names`, 0.0 (not accepted) to 1.0.
 
     Parameters other than q are ignored. A value that cannot be parsed counts as 0.0.
     """

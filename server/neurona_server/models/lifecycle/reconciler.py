@@ -1,4 +1,4 @@
-"""Reconciler: keeps the loaded versions equal to what the repository and its settings ask for.
+"""Keeps the loaded versions equal to what the repository and its settings ask for.
 
 A new version is loaded and warmed up in a thread of a separate pool, while the current one keeps
 serving; then it is published in one step, and the version that it replaces is drained and freed.
@@ -41,13 +41,23 @@ LoadModel = Callable[[ModelSource], Model]
 
 
 class Control(Protocol):
-    """Loads and unloads models by name; both methods block until that is done."""
+    """Loads and unloads models by name; both methods block until they are finished."""
 
     def load(self, name: str) -> None:
-        """Raises NotFoundError, NotLoadedError, UnavailableError."""
+        """Load a model.
+
+        Raises:
+            NotFoundError: The repository has no such model.
+            NotLoadedError: A version cannot be loaded.
+            UnavailableError: The server is shutting down.
+        """
 
     def unload(self, name: str) -> None:
-        """Raises NotFoundError."""
+        """Unload a model.
+
+        Raises:
+            NotFoundError: The model is not loaded.
+        """
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Registry of the models in memory: resolves a name, version or label to a model."""
+"""The registry of the models in memory, which resolves a name, version or label to a model."""
 
 import random
 import threading

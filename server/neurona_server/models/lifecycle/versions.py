@@ -1,7 +1,7 @@
-"""Versions of one model: which are on disk, which are wanted, which are loaded.
+"""The versions of one model: on disk, wanted and loaded.
 
-`VersionSet` decides and has no side effects: the reconciler passes it the state of the disk and
-the result of each load, and carries out its decisions. The rules:
+`VersionSet` decides and has no side effects: the reconciler passes it the state of the disk and the
+result of each load, and carries out its decisions. The rules:
 
 - A version is loaded while the current one serves, and replaces it only when it is warmed up.
 - A version that fails to load is not tried again until its files change; the loaded versions
@@ -24,7 +24,7 @@ from neurona_server.models.repository.scanner import (
 )
 from neurona_server.models.repository.settings import ModelSettings, Traffic, VersionPolicy
 
-FILES_REMOVED = "its files are gone from the repository; the loaded version keeps serving"
+FILES_REMOVED = "its files are missing in the repository; the loaded version keeps serving"
 
 Identity = tuple[Fingerprint, ModelSettings]
 """What a model is loaded from: its files and settings, except the settings for routing."""
@@ -177,7 +177,7 @@ class VersionSet:
         identities = {n: _identity(files, folder.settings) for n, files in folder.versions.items()}
         for number, identity in identities.items():
             record = self._records.setdefault(number, _VersionRecord())
-            if identity == record.loaded_identity:  # the files that failed are gone again
+            if identity == record.loaded_identity:  # the files that failed were replaced
                 record.clear_failure()
             problem = folder.versions[number].problem
             if problem and record.failed_identity != identity:

@@ -1,4 +1,4 @@
-"""Cache of optimised graphs on disk, so that a restart need not optimise them again.
+"""A cache of optimised graphs on disk, so that a restart need not optimise them again.
 
 Only graphs with many nodes and few weights gain. Optimising costs about 35 us per node (61 ms for
 1,728 nodes and 9 MB), while hashing ResNet-50's 112 MB (120 ms) costs as much as loading them does
@@ -37,7 +37,7 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 def saves_time(nodes: int, size: int) -> bool:
-    """Whether caching pays for a graph of `nodes` nodes in a file of `size` bytes."""
+    """Return whether caching pays for a graph of `nodes` nodes in a file of `size` bytes."""
     return nodes * _SECONDS_PER_NODE - size * _SECONDS_PER_BYTE > MIN_GAIN
 
 

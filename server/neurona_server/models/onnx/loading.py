@@ -1,4 +1,4 @@
-"""Loading a model's file into an ONNX Runtime session.
+"""Loads a model's file into an ONNX Runtime session.
 
 Loading releases the GIL, except for copying a model that is passed as bytes (70 ms for 132 MB): so
 a model's own file is loaded by its path, which is safe since the file is read and not mapped.

@@ -1,6 +1,6 @@
 """Checks of a model's file before ONNX Runtime opens it, and an outline of its graph.
 
-A few reads tell a model from a file of 2 GiB that is not one, or that is still being copied: the
+A few reads distinguish a model from a file of 2 GiB that is not one or is still being copied: the
 parser seeks past the fields that it does not need. The field numbers are those of onnx.proto3
 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3), their meaning is in ONNX's docs/IR.md
 and docs/ExternalData.md.

@@ -1,4 +1,4 @@
-"""Session: one model file loaded in ONNX Runtime, and its runs."""
+"""A session: one model file loaded in ONNX Runtime, and its runs."""
 
 import ctypes
 import logging
@@ -44,11 +44,11 @@ _SHRINK_ARENAS = "memory.enable_memory_arena_shrinkage"
 
 
 class ArenaShrinker:
-    """Decides when a run should free what its arena has too much of: once per interval.
+    """Decides when a run should free unused memory of its arena: once per interval.
 
     An arena keeps the memory of the largest batch that it ever ran: 200 MB more for a ResNet-50
-    after one batch of 32. A run that shrinks it took 85 ms instead of 75 ms, and the next one is
-    as fast as before. An interval of 0 seconds means never.
+    after one batch of 32. A run that shrinks it took 85 ms instead of 75 ms, and the next one is as
+    fast as before. An interval of 0 seconds means never.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -132,7 +132,7 @@ class Session:
         return SessionRun(self)
 
     def run_with_options(self, inputs: Inputs, options: onnxruntime.RunOptions) -> Outputs:
-        """Like `run`, with options of ONNX Runtime.
+        """Run as `run` does, with options of ONNX Runtime.
 
         Raises:
             UnavailableError: The session is closed.

@@ -1,4 +1,4 @@
-"""Reader of model.toml: every key is optional, an unknown key is an error."""
+"""Reads model.toml, in which every key is optional and an unknown key is an error."""
 
 import re
 import tomllib

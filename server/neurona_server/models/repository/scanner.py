@@ -1,7 +1,7 @@
-"""Scanner of model repositories: which models and versions are on disk, in which state.
+"""Scans model repositories for models and versions on disk, and their state.
 
-The model file of a version is <root>/<name>/<version>/model.onnx. The file may have another name
-if it is the only one that ends in .onnx, or if the model's settings name it; it may be in a folder
+The model file of a version is <root>/<name>/<version>/model.onnx. The file may have another name if
+it is the only one that ends in .onnx, or if the model's settings name it; it may be in a folder
 called model.onnx, together with its external data; and without a version it is in <root>/<name>/
 itself, as version 1.
 """
@@ -120,7 +120,7 @@ class Repository:
             return self._scan()
 
     def scan_or_keep(self) -> dict[str, ModelFolder] | None:
-        """Like `scan`, but return None when a root cannot be read, and log that once."""
+        """Return what `scan` returns, or None when a root cannot be read, which is logged once."""
         problem = ""
         folders = None
         try:
@@ -292,7 +292,11 @@ def _check_files(root: Path, model: Path, files: Sequence[os.DirEntry[str]]) -> 
 
 
 def _is_inside(path: Path, root: Path) -> bool:
-    """Whether `path` with all links followed is in `root`; RuntimeError for a loop of links."""
+    """Return whether `path` with all links followed is in `root`.
+
+    Raises:
+        RuntimeError: The links form a loop.
+    """
     return path.resolve().is_relative_to(root.resolve())
 
 

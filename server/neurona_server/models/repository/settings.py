@@ -1,4 +1,4 @@
-"""Settings of a model: what model.toml or config.pbtxt in its folder says, as dataclasses.
+"""The settings of a model that model.toml or config.pbtxt in its folder may contain.
 
 The default of each field means that the file does not set it.
 """

@@ -1,4 +1,4 @@
-"""Reader of config.pbtxt, Triton's configuration of a model, for ONNX models.
+"""Reads config.pbtxt, Triton's configuration of a model, for ONNX models.
 
 Fields without an effect here are listed in `ModelSettings.ignored`; a field that would change
 responses and is not supported is an error. The fields are those of `inference.ModelConfig` in
@@ -212,7 +212,7 @@ def _declared_tensors(
 
 @dataclass(frozen=True)
 class _Batching:
-    """None stands for what the config does not set."""
+    """The batching of a config; None stands for a setting that the config leaves out."""
 
     batched: bool | None = None
     max_delay_ms: float | None = None

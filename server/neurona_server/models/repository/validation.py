@@ -1,8 +1,8 @@
-"""Validation of configuration values with msgspec, with messages for the people who write them.
+"""Validates configuration values with msgspec, with messages for the people who write them.
 
 msgspec checks the values; when it rejects them, the first invalid one is searched again, to say
-where it is, what its value is and what is expected there: msgspec leaves out the value and the
-keys of mappings.
+where it is, what its value is and what is expected there: msgspec leaves out the value and the keys
+of mappings.
 """
 
 import re

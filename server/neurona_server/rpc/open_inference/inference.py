@@ -1,4 +1,4 @@
-"""ModelInfer and ModelStreamInfer.
+"""The methods ModelInfer and ModelStreamInfer.
 
 A request like an earlier one takes the fast path: it is submitted without being parsed. Its id,
 which differs from request to request, is cut out of the message for that.

@@ -40,7 +40,7 @@ def describe_inputs(message: ModelInferRequest, signature: Signature) -> dict[st
     """Return the datatype and shape of each input.
 
     Raises:
-        InvalidArgumentError: An input is there twice, or has an unknown datatype, or another one
+        InvalidArgumentError: An input is a duplicate, or has an unknown datatype, or another one
             than the model's. The signature checks the latter too, but would name the datatype as
             neurona.v1 does.
     """

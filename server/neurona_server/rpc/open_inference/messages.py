@@ -1,6 +1,6 @@
-"""Reading Open Inference Protocol messages: what several of its methods share.
+"""Reads parts of Open Inference Protocol messages that several of its methods share.
 
-These are parsing, the lookup of a model by name and version, the names of datatypes, and the
+These are the parsing, the lookup of a model by name and version, the names of datatypes, and the
 parameters of requests.
 """
 
@@ -137,7 +137,7 @@ def config_datatype(datatype: DataType) -> str:
 
 
 class RequestParameters(NamedTuple):
-    """What the parameters of a request say about how to serve it."""
+    """The parameters of a request that say how to serve it."""
 
     priority: Priority
     deadline: float

@@ -1,4 +1,4 @@
-"""ServerMetadata, ModelMetadata, ModelConfig, and whether server and models are ready."""
+"""The methods that describe the server and its models, and report whether they are ready."""
 
 import importlib.metadata
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""RepositoryIndex, and the calls that load and unload models."""
+"""The methods RepositoryIndex, RepositoryModelLoad and RepositoryModelUnload."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ class RepositoryService:
     """The methods about the repository. Loads and unloads run one by one, in a worker thread."""
 
     def __init__(self, registry: Registry, control: Control | None) -> None:
-        """Without a control, callers can neither load nor unload models."""
+        """Make the service; without a `control`, callers can neither load nor unload models."""
         self._registry = registry
         self._control = control
         self._pending: dict[Call, Callable[[], None]] = {}  # in the order of their arrival

@@ -1,6 +1,6 @@
 """The service inference.GRPCInferenceService, put together from its groups of methods.
 
-It is all that the rest of the server sees of the protocol.
+The rest of the server sees nothing else of the protocol.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""TraceSetting and LogSettings: callers see the settings, and may change the log level."""
+"""The methods TraceSetting and LogSettings: callers see settings, and may set the log level."""
 
 import logging
 
@@ -36,7 +36,7 @@ class SettingsService:
     """The methods about settings."""
 
     def __init__(self, registry: Registry, *, changeable: bool) -> None:
-        """`changeable` is whether callers may change the log level."""
+        """Make the service; `changeable` is whether callers may change the log level."""
         self._registry = registry
         self._changeable = changeable
 

@@ -1,6 +1,6 @@
 """System shared memory: its regions, the methods that register them, and tensors in them.
 
-A region is a part of a memory object of the machine (shm_open), which a caller has made.
+A region is a part of a memory object of the machine (shm_open) that a caller has created.
 """
 
 import os
@@ -211,7 +211,7 @@ class SharedMemoryService:
     """The methods about shared memory, and the lookup of tensors in it."""
 
     def __init__(self, *, enabled: bool) -> None:
-        """`enabled` is the server's option `shared_memory`."""
+        """Make the service; `enabled` is the server's option `shared_memory`."""
         self.enabled = enabled
         self.regions = Regions()
 

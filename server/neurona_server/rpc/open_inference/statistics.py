@@ -1,4 +1,4 @@
-"""ModelStatistics, from a model's metrics."""
+"""The method ModelStatistics, which reports a model's metrics."""
 
 from neurona_protos import open_inference_pb2 as pb
 from neurona_server.errors import NotFoundError

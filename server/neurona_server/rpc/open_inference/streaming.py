@@ -1,4 +1,4 @@
-"""ModelStreamInfer: a response for each request, in the order of the requests."""
+"""The method ModelStreamInfer: a response for each request, in the order of the requests."""
 
 import itertools
 from collections import deque
@@ -58,7 +58,7 @@ class PendingResponse:
         self.deadline = call.deadline
         self.defer = call.defer
         self.message = message
-        """The serialized request, until it has been parsed or its response is there."""
+        """The serialized request, until it has been parsed or has a response."""
 
         self.message_id = ""
         """The request's id, once the message is released."""
@@ -82,7 +82,7 @@ class PendingResponse:
 
     @property
     def completed(self) -> bool:
-        """Whether the response or the error is there."""
+        """Whether the request has its response or its error."""
         return self.response is not None or self.error is not None
 
     def release_message(self, message_id: str) -> None:
@@ -121,7 +121,7 @@ InvalidArgumentError for a message that is not a request."""
 
 
 class InferStream:
-    """A `Stream`. Responses come from any thread; all else runs in the transport's thread."""
+    """A `Stream`. Any thread may deliver responses; the rest runs in the transport's thread."""
 
     def __init__(self, submit: SubmitStreamed, call: StreamCall, open_streams: Gauge) -> None:
         """Start the stream, which `open_streams` counts until the transport calls `cancel`."""
@@ -186,7 +186,7 @@ class InferStream:
         self._call.wake()
 
     def _settle_completed(self) -> None:
-        """Replace expected sizes by those of the responses that came since the last time."""
+        """Replace expected sizes by those of the responses that arrived since the last call."""
         while self._completed:
             pending = self._completed.popleft()
             self._window.settle(pending.expected_bytes, len(pending.response or b""))

@@ -1,1 +1,1 @@
-"""Who may call what: TLS certificates, tokens and their rights, files reloaded when they change."""
+"""Authentication and rights: TLS certificates, tokens, and files reloaded when they change."""

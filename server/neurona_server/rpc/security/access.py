@@ -11,7 +11,7 @@ from neurona_server.models.model import Model
 
 
 class Right(Enum):
-    """What a method needs its caller to have the right to."""
+    """A right, which a method may require of its callers."""
 
     PREDICT = "predict"  # predictions of models
     DESCRIBE = "describe"  # which models are served, their descriptions and statistics
@@ -40,7 +40,7 @@ class Grant:
             )
 
     def allows_model(self, model: str) -> bool:
-        """Whether the rights are for this model, which need not exist."""
+        """Return whether the rights are for this model, which need not exist."""
         return self.models is None or any(fnmatchcase(model, each) for each in self.models)
 
     def check_model(self, model: str, names: Container[str]) -> None:

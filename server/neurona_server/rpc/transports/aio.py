@@ -1,7 +1,7 @@
 """The transport on grpcio's public API, `grpc.aio`.
 
-It runs an event loop in a thread of its own. Services do not notice: they are called in that
-thread, return at once and answer from any other.
+It runs an event loop in a thread of its own. Services are called in that thread, return immediately
+and may respond from any other thread.
 """
 
 import asyncio
@@ -223,7 +223,7 @@ class AioListener:
             try:
                 if callback():
                     self.defer(callback)
-            except Exception:  # the fault of one model must not end the others
+            except Exception:  # an error of one model must not affect the others
                 log.exception("uncaught exception in a deferred callback")
 
 
@@ -258,7 +258,7 @@ class AioCall(BaseCall):
         self._on_cancel.append(callback)
 
     def cancel(self) -> None:
-        """Call the callbacks of `on_cancel`: the caller has gone."""
+        """Call the callbacks of `on_cancel`, because the caller has cancelled or disconnected."""
         for callback in self._on_cancel:
             callback()
         self._on_cancel.clear()
@@ -389,7 +389,7 @@ class _MethodLookup(grpc.GenericRpcHandler):
 
 
 def _rejection(error: NeuronaError) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    """A handler that ends any call, unary or not, before its request is read."""
+    """Return a handler that ends any call, unary or not, before its request is read."""
 
     async def reject(_: Any, context: Context) -> None:
         await _abort(context, error, BaseCall(context.invocation_metadata, None))
@@ -407,6 +407,6 @@ async def _abort(context: Context, error: Exception, call: BaseCall) -> NoReturn
 
 
 def _deadline_of(context: Context) -> float:
-    """The deadline in seconds of the monotonic clock; inf if the caller set none."""
+    """Return the deadline in seconds of the monotonic clock, inf if the caller set none."""
     remaining = context.time_remaining()
     return math.inf if remaining is None else time.monotonic() + remaining

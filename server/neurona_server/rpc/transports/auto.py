@@ -1,8 +1,8 @@
 """Chooses the transport: cygrpc, on grpcio's completion queue, or aio, on its public API.
 
-The first is several times faster, and depends on what grpcio does not promise. So it is tested
-with calls of every kind before it is used. If the test fails, the server falls back to aio, and
-the log and a metric say so.
+The first is several times faster, but depends on internals of grpcio. So it is tested with calls of
+every kind before it is used. If the test fails, the server falls back to aio, which the log and a
+metric report.
 """
 
 import logging
@@ -171,7 +171,7 @@ class _EchoStream:
         return self._half_closed and not self._messages
 
     def drain(self) -> None:
-        """Nothing is in flight."""
+        """Do nothing: no request is in flight."""
 
     def cancel(self) -> None:
-        """Nothing is in flight."""
+        """Do nothing: no request is in flight."""

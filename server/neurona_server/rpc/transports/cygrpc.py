@@ -1,9 +1,9 @@
-"""The transport on grpcio's own completion queue, which `grpc.server` itself is built on.
+"""The transport on grpcio's own completion queue, on which `grpc.server` itself is built.
 
 One thread takes events from the queue and calls the services. When no further event is ready it
 runs what services have deferred, so that a batch holds all requests that have arrived meanwhile.
-There are no hand-overs between threads and no event loop, which is what `grpc.aio` spends its
-time on. The completion queue is not a public API: `auto` tests this transport before it is used.
+There are no hand-overs between threads and no event loop, on which `grpc.aio` spends its time. The
+completion queue is not a public API: `auto` tests this transport before it is used.
 
 It is one file, of more than 500 lines, because server and calls share the library's operations,
 events and rules of ownership, and are read together.
@@ -148,7 +148,7 @@ class CygrpcServer:
                     "some calls have not ended %s s after their cancellation", CANCELLATION_TIMEOUT
                 )
                 return
-        self._queue_closed = True  # set first, so that a thread that comes later starts nothing
+        self._queue_closed = True  # set first, so that no thread starts operations after it
         while self._starting:
             time.sleep(0.001)
         self._server.destroy()
@@ -185,7 +185,7 @@ class CygrpcServer:
         self._unwatched.append(call)
 
     def schedule_write(self, call: "CygrpcStreamCall") -> None:
-        """Have `call` write what it has, once all ready events are handled."""
+        """Make `call` write its messages once all ready events are handled."""
         self._writers[call] = None
 
     def count_ended(self, _: Event) -> None:
@@ -229,7 +229,7 @@ class CygrpcServer:
             self._run_deferred()
 
     def _poll_until(self) -> float | None:
-        """The wall-clock time, as gRPC expects it, until which to wait for events."""
+        """Return the time until which to wait for events, on the wall clock as gRPC expects."""
         if self._writers or self._deferred:
             return _NOW
         drain_at = next(iter(self._streams.values()), math.inf)
@@ -238,7 +238,7 @@ class CygrpcServer:
         return time.time() + max(0.0, drain_at - time.monotonic())
 
     def _run_deferred(self) -> None:
-        """Run what was left for after the ready events: deferred batches, writes, drains."""
+        """Run what was deferred until no event is ready: batches, writes, drains."""
         unfinished: dict[Deferred, None] = {}
         while self._deferred:
             deferred, self._deferred = self._deferred, {}
@@ -339,7 +339,7 @@ class CygrpcCall(BaseCall):
         self._start = start
         self._on_cancel: list[Callable[[], None]] = []
         # Of several threads, the one that pops the element acts: it ends the call, or it asks
-        # gRPC to report that the caller has gone. list.pop is atomic.
+        # gRPC to report a disconnected caller. list.pop is atomic.
         self._open = [True]
         self._unwatched = [True]
         operations = (cygrpc.ReceiveMessageOperation(_NO_FLAGS),)
@@ -390,8 +390,8 @@ class CygrpcCall(BaseCall):
 
     def _on_request(self, event: Event) -> None:
         message = event.batch_operations[0].message()
-        if message is None:  # the caller has gone, or gRPC rejected the message
-            if not event.success:  # too large or not decodable: gRPC has told the caller
+        if message is None:  # the caller has disconnected, or gRPC rejected the message
+            if not event.success:  # too large or not decodable: gRPC has sent a status
                 self._transport.on_reject(REJECTED_BY_GRPC)
             if self.deadline <= time.monotonic():
                 self.fail(DeadlineExceededError("deadline exceeded before the request arrived"))
@@ -420,14 +420,14 @@ class CygrpcCall(BaseCall):
         self._transport.start_batch(self._raw, operations, self._transport.count_ended)
 
     def _claim_end(self) -> bool:
-        """True for the first caller, which ends the call."""
+        """Return True to one caller only, which ends the call."""
         try:
             return self._open.pop()
         except IndexError:
             return False
 
     def _claim_close(self) -> bool:
-        """True for the first caller, which asks gRPC to report that the caller has gone."""
+        """Return True to one caller only, which asks gRPC to report a disconnected caller."""
         try:
             return self._unwatched.pop()
         except IndexError:
@@ -604,7 +604,7 @@ def _reject(event: Event, error: Exception, trace: CallTrace | None = None) -> N
 
 
 def _status_operation(error: Exception, call: BaseCall) -> Any:
-    """The operation that ends `call` with the status of `error`."""
+    """Return the operation that ends `call` with the status of `error`."""
     status = status_of(error, call)
     trailers = (*status.trailers, (REQUEST_ID, call.request_id))
     return cygrpc.SendStatusFromServerOperation(
@@ -613,7 +613,7 @@ def _status_operation(error: Exception, call: BaseCall) -> Any:
 
 
 def _ignore(_: Event) -> None:
-    """The tag of operations whose completion does not matter."""
+    """Do nothing, as the tag of operations whose completion does not matter."""
 
 
 def _to_monotonic(deadline: float) -> float:

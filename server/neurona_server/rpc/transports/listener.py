@@ -1,4 +1,4 @@
-"""How a transport listens: access, the age of connections, the size of messages, addresses."""
+"""The options of listening: access, age of connections, size of messages, addresses."""
 
 import os
 import socket
@@ -109,7 +109,7 @@ class ListenerOptions:
 
 
 def bind(add_port: Callable[[str], int], addresses: str) -> int:
-    """Have gRPC listen on each of the comma-separated `addresses`, by `add_port`.
+    """Make gRPC listen on each of the comma-separated `addresses`, by `add_port`.
 
     Returns:
         The port of the first address.

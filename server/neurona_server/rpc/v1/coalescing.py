@@ -1,4 +1,4 @@
-"""Coalesces requests of a stream that match one template: they run as one request."""
+"""Coalesces requests of a stream that match one template, so that they run as one request."""
 
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -40,10 +40,10 @@ class CoalescedResponder(RequestIdentity, Protocol):
     def fail(self, error: Exception) -> None: ...
 
     def halve(self, middle: int) -> tuple["CoalescedResponder", "CoalescedResponder"]:
-        """Two that replace it: that of the first `middle` requests, and that of the others."""
+        """Return two replacements: for the first `middle` requests, and for the others."""
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called when the responses are no longer needed."""
+        """Set the `callback` to call when the responses are no longer needed."""
 
 
 class CoalescedRequest(Request):
@@ -159,7 +159,7 @@ class RequestGroup:
         self._response_writer = response_writer
 
     def coalesce(self, responder: CoalescedResponder) -> CoalescedRequest:
-        """One request of all that were collected."""
+        """Return one request that combines the collected ones."""
         prepared, messages = self._prepared, self.messages
         count = len(messages)
         inputs = {}
@@ -183,7 +183,10 @@ class RequestGroup:
 
 
 def open_group(fast_path: FastPath, template: MessageTemplate) -> RequestGroup | None:
-    """A group for requests of a template; None if they cannot share a run or must be separate."""
+    """Return a group for requests of a template.
+
+    Returns None if they cannot share a run or must be separate.
+    """
     match = fast_path.lookup_prepared(template)
     if match is None:
         return None

@@ -1,4 +1,4 @@
-"""The service neurona.v1.Models: which models are served, their signatures, load and unload."""
+"""The service neurona.v1.Models: lists, describes, loads and unloads models."""
 
 import threading
 from collections.abc import Callable
@@ -89,7 +89,7 @@ class Models:
         self._change(call, unload)
 
     def _change(self, call: Call, change: Callable[[Control], bytes]) -> None:
-        """In a thread of its own: the transport does not wait for a load."""
+        """Start a load or unload in a thread of its own, so that the transport does not wait."""
         if self._control is None:
             call.fail(NotAllowedError(NOT_EXPLICIT))
             return
@@ -188,7 +188,7 @@ def _description(spec: TensorSpec, *, optional: bool = False) -> TensorDescripti
 
 
 def _axes(spec: TensorSpec) -> list[str]:
-    """The names of the axes in the model's settings, else in the graph."""
+    """Return the names of the axes in the model's settings, else in the graph."""
     configured = spec.axes or [""] * len(spec.shape)
     from_graph = [size if isinstance(size, str) else "" for size in spec.shape]
     return [name or size for name, size in zip(configured, from_graph, strict=True)]

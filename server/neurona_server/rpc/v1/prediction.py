@@ -1,4 +1,4 @@
-"""The service neurona.v1.Prediction: messages to requests of models, and streams of them."""
+"""The service neurona.v1.Prediction: single requests, and streams of them."""
 
 from functools import partial
 from weakref import WeakKeyDictionary

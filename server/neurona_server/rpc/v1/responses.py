@@ -1,8 +1,8 @@
 """Writes the rows of a model's outputs as the bytes of a PredictResponse.
 
-What the responses of a batch share is computed once, for the whole batch, and sliced by row: a
-PredictResponse is concatenated from constant bytes and those of its numbers. Field for field, it
-is a ClassifyResponse or a RegressResponse, too.
+The common part of the responses of a batch is computed once, for the whole batch, and sliced by
+row: a PredictResponse is concatenated from constant bytes and those of its numbers. It has the same
+fields as a ClassifyResponse or a RegressResponse, and serves as these too.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ _DATA = Tensor.DATA_FIELD_NUMBER
 
 
 def tensor_bytes(field: int, name: str, dtype: DataType, array: Array) -> list[bytes | memoryview]:
-    """The `field` with the tensor, in pieces to be joined."""
+    """Return the `field` with the tensor, in pieces to be joined."""
     data = encode(name, array, dtype)
     head = _head(name, dtype, array.shape)
     if not len(data):
@@ -43,7 +43,7 @@ def tensor_bytes(field: int, name: str, dtype: DataType, array: Array) -> list[b
 
 @lru_cache(maxsize=1024)
 def _head(name: str, dtype: DataType, shape: tuple[int, ...]) -> bytes:
-    """A tensor without its data, which are its last field."""
+    """Return a tensor without its data, which are its last field."""
     return Tensor(name=name, dtype=dtype, shape=shape).SerializeToString()
 
 
@@ -77,7 +77,7 @@ class PredictResponseWriter(NamedTuple):
         return self.encoder.write(outputs, self.top_k, raw_outputs=self.raw_outputs)
 
     def write_each(self, part: RowSlice, rows: int) -> list[bytes]:
-        """The responses to several requests of `rows` each, together those of `part`."""
+        """Return the responses to the requests of `rows` each that `part` combines."""
         return self.encoder.write_each(part, rows, self.top_k, raw_outputs=self.raw_outputs)
 
     def expected_bytes(self, rows: int) -> int:
@@ -87,7 +87,7 @@ class PredictResponseWriter(NamedTuple):
 class ResponseEncoder:
     """Writes the responses of one model.
 
-    It does not refer to the model: it is cached while that lives.
+    It does not refer to the model, because it is cached as long as the model exists.
     """
 
     def __init__(self, model: Model) -> None:
@@ -107,7 +107,7 @@ class ResponseEncoder:
         self._size_estimate = size_estimate_of(model)
 
     def write(self, outputs: Outputs, top_k: int, *, raw_outputs: bool) -> bytes:
-        """One response. `top_k` is the number of classes of a classification, at least 1."""
+        """Return a response. `top_k` is the number of classes of a classification, at least 1."""
         part = outputs if isinstance(outputs, RowSlice) else None
         pieces: list[bytes | memoryview] = [self._head]
         if self._classifies:
@@ -157,9 +157,9 @@ class ResponseEncoder:
         return size
 
     def _rows(self, outputs: Outputs, part: RowSlice | None, key: tuple[str, int]) -> list[bytes]:
-        """The bytes of each row.
+        """Return the bytes of each row.
 
-        What two requests of a batch have in common is written once for the whole batch; a request
+        The common part of two requests of a batch is written once for the whole batch; a request
         with other options costs no more than its own rows.
         """
         answer = outputs[self._position]
@@ -203,7 +203,7 @@ class ResponseEncoder:
 
 
 def softmax(logits: Array) -> Array:
-    """The probabilities of each row of (rows, classes), in float32 or better.
+    """Return the probabilities of each row of (rows, classes), in float32 or better.
 
     A row with infinity or NaN has probabilities that are NaN.
     """
@@ -214,9 +214,9 @@ def softmax(logits: Array) -> Array:
 
 
 def class_rows(probabilities: Array, labels: Sequence[str], top_k: int) -> list[bytes]:
-    """The `top_k` best classes of each row of (rows, classes), as `Classification.rows`.
+    """Return the `top_k` best classes of each row of (rows, classes), as `Classification.rows`.
 
-    Of equal probabilities the first comes first, and NaN comes last. A class without a label
+    Equal probabilities keep the order of their classes, and NaN is last. A class without a label
     has its index as its name.
     """
     ranked = _ranked(probabilities)
@@ -237,7 +237,7 @@ def class_rows(probabilities: Array, labels: Sequence[str], top_k: int) -> list[
 
 
 def value_rows(values: Array) -> list[bytes]:
-    """The values of each row of (rows, values) or (rows,), as `Regression.rows`."""
+    """Return the values of each row of (rows, values) or (rows,), as `Regression.rows`."""
     if values.ndim == 1:
         values = values[:, np.newaxis]
     count, width = values.shape
@@ -255,6 +255,6 @@ def _ranked(probabilities: Array) -> Array:
 
 
 def _class_row(classes: Sequence[int], labels: Sequence[str]) -> bytes:
-    """A ClassificationRow without its probabilities."""
+    """Return a ClassificationRow without its probabilities."""
     names = [labels[i] if i < len(labels) else str(i) for i in classes]
     return ClassificationRow(labels=names, indices=classes).SerializeToString()

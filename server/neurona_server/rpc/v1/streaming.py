@@ -66,7 +66,10 @@ class ResponseFraming:
     def frame_error(
         self, request_id: int, error: Exception, identity: RequestIdentity | None = None
     ) -> bytes:
-        """`identity` is that of the request that failed, for the log."""
+        """Return a request's error as a field of a response message.
+
+        `identity` is that of the request, for the log.
+        """
         status = status_of(error, identity)
         response = StreamedResponse(
             id=request_id,
@@ -118,7 +121,7 @@ class PredictionStream:
         limits: Limits,
         open_streams: Gauge,
     ) -> None:
-        """`open_streams` counts this stream; the transport calls `cancel` at its end."""
+        """Start the stream, which `open_streams` counts until the transport calls `cancel`."""
         open_streams.inc()
         self.call = call
         self.framing = ResponseFraming(limits.max_message_bytes)
@@ -189,7 +192,7 @@ class PredictionStream:
             cancel()
 
     def add_cancellation(self, responder: StreamedResponder, cancel: Callable[[], None]) -> None:
-        """Have `cancel` called when the stream is cancelled. Thread-safe."""
+        """Register `cancel` to be called when the stream is cancelled. Thread-safe."""
         self._cancellations[responder] = cancel
         if self._cancelled:
             cancel()
