@@ -269,7 +269,7 @@ def test_workers_end_with_their_supervisor(models, serve, wait_until):
     [
         (("--strict", "true"), "strict is true and a model cannot be served: m: version 1: "),
         (("--repository", "nowhere"), "nowhere"),
-        (("--address", "unix:s"), "expected HOST:PORT as address"),
+        (("--address", "unix:s"), "expected an address HOST:PORT"),
     ],
 )
 def test_a_failed_start_is_logged_once(tmp_path, flags, message):

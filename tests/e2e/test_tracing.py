@@ -73,7 +73,7 @@ def test_a_call_has_the_same_ids_in_traces_and_in_the_log(serve, models, collect
     assert {span.resource["service.name"] for span in spans} == {"neurona"}
     assert len({span.resource["service.instance.id"] for span in spans}) == 1
     assert "neurona.process" not in succeeded.resource
-    (line,) = [entry for entry in entries(log) if "failed on a request" in entry["message"]]
+    (line,) = [entry for entry in entries(log) if "the run of a request failed" in entry["message"]]
     assert line["level"] == "ERROR"
     assert line["exception"].startswith("Traceback")
     context = {"model": "picker", "version": 1, "request_id": "mine", "trace_id": TRACE}

@@ -189,7 +189,11 @@ def test_a_message_that_decompresses_beyond_the_limit_is_rejected(server):
     assert server.prediction.Predict(total(), timeout=20).regression.rows
 
 
-@pytest.mark.parametrize("body", [b"", b"no gzip at all", gzip.compress(bytes(1000), mtime=0)[:-9]])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"no gzip at all", gzip.compress(bytes(1000), mtime=0)[:-9]],
+    ids=["empty", "not gzip", "truncated"],
+)
 def test_a_message_that_cannot_be_decompressed_ends_its_call_only(server, body):
     connection = http2.Connection(server.port)
     stream = connection.call(PREDICT, http2.message(body, compressed=True), grpc_encoding="gzip")

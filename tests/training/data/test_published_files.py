@@ -132,6 +132,7 @@ def test_an_idx_file_is_read(tmp_path):
         (gzip.compress(bytes([0, 0, 8, 3, 0, 0])), "ends within its header"),
         (gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 3, 1, 2])), "has 2 values for the shape [3]"),
     ],
+    ids=["plain", "truncated", "PNG", "floats", "short header", "too few values"],
 )
 def test_a_file_of_another_format_is_rejected(tmp_path, content, expected):
     path = tmp_path / "digits.gz"

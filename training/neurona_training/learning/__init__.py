@@ -8,7 +8,7 @@ devices             GPU, mixed precision and several processes
 checkpoint          what an interrupted training resumes from
 augmentation        random shifts and rotations of training images
 evaluation          predictions and metrics
-progress            the progress bar and the status line
+progress_bar        the progress bar and the status line
 
 To add a learner, for a network that does not learn by gradients: write a function in a module
 of its own with the signature of `run.Learner` and give it to `Recipe.learner`. It gets a

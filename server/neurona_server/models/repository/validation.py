@@ -51,7 +51,8 @@ def convert(
         kind: The struct to make.
         where: Path of `values` in messages, "" for a whole file.
         error: Makes the exception from a message.
-        show_values: False keeps values out of messages, for files that hold secrets.
+        show_values: False keeps values and unknown keys out of messages, for files that hold
+            secrets.
 
     Raises:
         error: A value or a key is invalid. The message is one line like "threads is -1
@@ -110,7 +111,8 @@ class _Search:
         if isinstance(failure, _Converted):
             return None
         kind, _ = _unwrap(part.kind)
-        if problem := _find_wrong_key(part.value, kind, part.where):
+        show_keys = self._show_values  # a secret may have been written as a key
+        if problem := _find_wrong_key(part.value, kind, part.where, show_keys=show_keys):
             return problem
         for inner in _parts_of(part, kind):
             if problem := self.find_problem(inner):
@@ -144,7 +146,7 @@ def _is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
-def _find_wrong_key(values: Any, kind: Any, where: str) -> str | None:
+def _find_wrong_key(values: Any, kind: Any, where: str, *, show_keys: bool) -> str | None:
     if not _is_struct(kind) or not isinstance(values, Mapping):
         return None
     inside = f" in {where}" if where else ""
@@ -152,6 +154,8 @@ def _find_wrong_key(values: Any, kind: Any, where: str) -> str | None:
     names = [field.name for field in fields]
     for key in values:
         if key not in names:
+            if not show_keys:
+                return f"unknown key{inside} (expected {', '.join(names)})"
             return f"unknown key {quoted(key)}{inside}{close_match(key, names)}"
     for field in fields:
         if field.required and field.name not in values:

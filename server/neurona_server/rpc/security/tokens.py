@@ -123,7 +123,7 @@ def _read_tokens(file: Path) -> list[_Token]:
         values = tomllib.loads(read_file(file).decode())
     except ValueError as invalid:  # not TOML, or not UTF-8
         raise ConfigError(f"{file} is not TOML: {invalid}") from invalid
-    # Errors show no values: one might be the token itself.
+    # Errors show no values and no unknown keys: one might be the token itself.
     entries = convert(values, _TokensFile, "", error, show_values=False).tokens
     tokens = [
         _Token(

@@ -115,3 +115,5 @@ def test_values_can_be_kept_out_of_messages():
             convert(values, Settings, "", LoadError, show_values=False)
         assert "12345" not in str(caught.value)
         assert "expected" in str(caught.value)
+    with pytest.raises(LoadError, match=r"^unknown key in tensors\.x \(expected name, axes\)$"):
+        convert({"tensors": {"x": {"12345": 1}}}, Settings, "", LoadError, show_values=False)

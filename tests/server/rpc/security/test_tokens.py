@@ -213,11 +213,12 @@ def test_the_file_is_reloaded_when_it_changes_and_an_invalid_one_is_ignored(serv
     [
         ("", "missing key 'tokens'"),
         ("tokens = []", "tokens: expected a non-empty list"),
-        (TOKENS + "[other]", "unknown key 'other'"),
+        (TOKENS + "[other]", r"unknown key \(expected tokens\)"),
+        (TOKENS + f'"{FULL}" = "predict"', r"unknown key in tokens\[\d\] \(expected name, sha256"),
         ("= 1", "is not TOML"),
         (
             f'[[tokens]]\nname = "a"\nrights = ["predict"]\ntoken = "{FULL}"',
-            "unknown key 'token' in .*plain text",
+            r"unknown key in tokens\[0\] .*plain text",
         ),
         (
             f'[[tokens]]\nname = "a"\nrights = ["predict"]\nsha256 = "{FULL}"',
