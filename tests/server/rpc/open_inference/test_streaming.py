@@ -149,7 +149,7 @@ def test_a_stream_that_ends_early_cancels_its_requests(make_server, wait_until, 
         outcome = "cancelled"
     else:
         with pytest.raises(grpc.RpcError) as caught:
-            list(server.triton.ModelStreamInfer(iter(messages), timeout=0.2))
+            list(server.triton.ModelStreamInfer(iter(messages), timeout=2))  # all arrive before, on a busy machine too
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         outcome = "expired"
     wait_until(lambda: server.count("requests_total", outcome=outcome, **counts) == 20)
