@@ -122,7 +122,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         float,
         Meta(ge=0, le=MAX_MS),
         Help(
-            "Milliseconds that an idle model waits for a batch to fill. 0: it runs what is there. "
+            "Milliseconds that an idle model waits for a batch to fill. 0: it runs the waiting "
+            "requests. "
             "Longer delays make larger batches, at the cost of latency."
         ),
     ] = 0.0

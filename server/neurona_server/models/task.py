@@ -200,7 +200,7 @@ def _answer_index(metadata: ModelMetadata, outputs: Sequence[TensorSpec]) -> int
 
 
 def _set_labels(metadata: ModelMetadata, classes: Sequence[str], settings: ModelSettings) -> None:
-    """Set the labels of a classification; `classes` are those that the model itself has."""
+    """Set the labels of a classification; `classes` are the labels of the model itself."""
     if settings.labels:
         if classes and len(settings.labels) != len(classes):
             raise LoadError(

@@ -332,7 +332,7 @@ class Reconciler:
             self._changed.notify_all()
 
     def _publish(self, name: str) -> list[threading.Thread]:
-        """Publish what the model's versions have decided, and return the drains it starts."""
+        """Publish the decisions of the model's versions, and return the drains that this starts."""
         versions = self._models[name]
         entry, surplus = versions.commit()
         if versions.is_removed:

@@ -74,7 +74,7 @@ class VersionSet:
     def observe(
         self, folder: ModelFolder | None, *, serve: bool = True, eager: bool = False
     ) -> list[ModelSource]:
-        """Take over the state of the disk, and return what is to be loaded now.
+        """Record the state of the disk, and return the versions to load now.
 
         Args:
             folder: The model's folder, None if it does not exist any more.
@@ -84,7 +84,7 @@ class VersionSet:
         return self._decide(folder, serve=serve, eager=eager, polled=True)
 
     def record_loaded(self, number: int, model: Model) -> list[ModelSource]:
-        """Return what is to be loaded next: files may have changed while they were loaded."""
+        """Return the versions to load next: files may have changed while they were loaded."""
         record = self._records[number]
         if record.model is not None:
             self._replaced.append(record.model)
@@ -94,7 +94,7 @@ class VersionSet:
         return self._decide(self._folder, serve=self._serve)
 
     def record_failure(self, number: int, reason: str) -> list[ModelSource]:
-        """Return what is to be loaded instead: the next version that the policy chooses."""
+        """Return the version to load instead, which the policy chooses next."""
         record = self._records[number]
         record.failed_identity, record.reason = record.loading_identity, reason
         record.loading_identity = None
@@ -161,7 +161,7 @@ class VersionSet:
         eager: bool = False,
         polled: bool = False,
     ) -> list[ModelSource]:
-        """Decide what is wanted and what is to be loaded; `polled` if `folder` is a new scan."""
+        """Decide which versions are wanted and loaded; `polled` if `folder` is a new scan."""
         self._folder = folder
         self._serve = serve and folder is not None
         self._wanted = set()

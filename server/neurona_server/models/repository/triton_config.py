@@ -102,7 +102,7 @@ def read_triton_config(folder: Path) -> ModelSettings:
     """Read the config.pbtxt in a model's folder.
 
     Raises:
-        LoadError: The file cannot be read, is invalid or needs what is not supported; the
+        LoadError: The file cannot be read, is invalid or needs an unsupported feature; the
             message is one line that begins with the file's name.
     """
     try:

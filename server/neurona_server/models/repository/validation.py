@@ -1,8 +1,8 @@
 """Validates configuration values with msgspec, with messages for the people who write them.
 
-msgspec checks the values; when it rejects them, the first invalid one is searched again, to say
-where it is, what its value is and what is expected there: msgspec leaves out the value and the keys
-of mappings.
+msgspec checks the values; when it rejects them, the first invalid one is searched again, to name
+its place, its value and the expected value: msgspec leaves out the value and the keys of
+mappings.
 """
 
 import re
@@ -129,7 +129,7 @@ def _parse_custom(kind: type[Any], value: Any) -> Any:
 
 
 def _unwrap(kind: Any) -> tuple[Any, list[msgspec.Meta]]:
-    """Return the type without `Annotated` and `| None`, and what is annotated."""
+    """Return the type without `Annotated` and `| None`, and its annotations."""
     metas: list[msgspec.Meta] = []
     while True:
         if get_origin(kind) is Annotated:

@@ -150,7 +150,7 @@ class RequestGroup:
         self.template = template
         self.model = model
         self.expected_bytes = response_writer.expected_bytes(prepared.rows)
-        """Of each response."""
+        """The size of each response."""
         max_rows = model.batcher.queue.max_batch_rows // REQUESTS_PER_BATCH
         self.max_requests = max_rows // prepared.rows
         self.ids: list[int] = []

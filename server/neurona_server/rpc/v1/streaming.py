@@ -91,7 +91,7 @@ class StreamedResponder:
         self.deadline = stream.call.deadline
         self.defer = stream.call.defer
         self.expected_bytes = expected_bytes
-        """Of each response. Used by the transport's thread alone, once they are submitted."""
+        """The size of each response. After their submission only the transport's thread uses it."""
 
         self._stream = stream
 
