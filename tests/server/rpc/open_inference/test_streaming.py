@@ -149,7 +149,8 @@ def test_a_stream_that_ends_early_cancels_its_requests(make_server, wait_until, 
         outcome = "cancelled"
     else:
         with pytest.raises(grpc.RpcError) as caught:
-            list(server.triton.ModelStreamInfer(iter(messages), timeout=2))  # all arrive before, on a busy machine too
+            # All arrive before the deadline, on a busy machine too.
+            list(server.triton.ModelStreamInfer(iter(messages), timeout=2))
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         outcome = "expired"
     wait_until(lambda: server.count("requests_total", outcome=outcome, **counts) == 20)
