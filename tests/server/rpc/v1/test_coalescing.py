@@ -164,8 +164,8 @@ def test_a_message_of_thousands_with_large_responses_is_submitted_in_parts(wide,
 
     wait_until(lambda: answered() >= flow_control.MAX_BYTES // ROW - 2)
     time.sleep(0.3)  # what must not come has had its time
-    # Half as much again: what is on its way to the reader.
-    assert answered() <= flow_control.MAX_BYTES // ROW * 3 // 2
+    # As much again at most: messages on their way to the reader, whose size depends on the timing.
+    assert answered() <= flow_control.MAX_BYTES // ROW * 2
     assert resident() - before < 4 * flow_control.MAX_BYTES
     numbers = set()
     while len(numbers) < 300:
