@@ -19,6 +19,7 @@ from neurona_protos.prediction_pb2 import State
 from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
 from neurona_server.app import App
 from neurona_server.batching.policy import BatchPolicy
+from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.config import sources
 from neurona_server.models.lifecycle.reconciler import Control, Reconciler, ReconcilerOptions
 from neurona_server.models.lifecycle.registry import Registry
@@ -80,8 +81,11 @@ class InProcessServer:
         self.metrics.watch_versions(self.registry.version_infos)
         self.health = Health()
 
+        self.watchdog = RunWatchdog()
+        self.watchdog.start()
+
         def load(source: ModelSource) -> Model:
-            model = Model(source, model_options, self.metrics)
+            model = Model(source, model_options, self.metrics, watchdog=self.watchdog)
             if start_models:
                 model.start()
             else:
@@ -128,6 +132,7 @@ class InProcessServer:
         self.channel.close()
         self.listener.stop(5.0)
         self.reconciler.stop(5.0)
+        self.watchdog.stop()
 
 
 @dataclass(frozen=True)

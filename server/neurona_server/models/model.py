@@ -8,6 +8,7 @@ from neurona_protos.prediction_pb2 import State, Task
 from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.request import Outputs, Request
+from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import UnavailableError
 from neurona_server.models.batching_check import decide_batching
 from neurona_server.models.model_options import ModelOptions, options_for
@@ -44,6 +45,7 @@ class Model:
         options: ModelOptions,
         metrics: Metrics,
         share: DeviceScheduler | None = None,
+        watchdog: RunWatchdog | None = None,
     ) -> None:
         self.name = source.name
         self.version = source.version
@@ -70,13 +72,17 @@ class Model:
         """One session for each instance."""
 
         try:
-            self._load(source, options, share)
+            self._load(source, options, share, watchdog)
         except BaseException:
             self.close()
             raise
 
     def _load(
-        self, source: ModelSource, options: ModelOptions, share: DeviceScheduler | None
+        self,
+        source: ModelSource,
+        options: ModelOptions,
+        share: DeviceScheduler | None,
+        watchdog: RunWatchdog | None,
     ) -> None:
         for _ in range(options.instances):
             self.sessions.append(Session(source.path, options.runtime))
@@ -93,6 +99,7 @@ class Model:
             [one.new_run for one in self.sessions],
             batched=batched,
             scheduler=share,
+            watchdog=watchdog,
             tracer=None if tracer is None else tracer(self.name, self.version, self.provider),
         )
         inputs = self.signature.inputs
@@ -132,6 +139,7 @@ class Model:
         self.metrics.watch_batching(batcher.queue, batcher.cost_model)
         # A function, not a value: the version that it replaces shares the series and still sets it.
         self.metrics.inline.set_function(lambda: batcher.inline)
+        self.metrics.overdue_runs.set_function(lambda: batcher.overdue_runs)
         batcher.start()
         self.state = State.STATE_READY
         self.metrics.set_model_info(
@@ -149,7 +157,7 @@ class Model:
         for request in self.copies.copy():
             request.cancel(UnavailableError("shadow version is draining"))
         end = time.monotonic() + timeout
-        if self.batcher.join(end) and self.batcher.wait_until_idle(end):
+        if self.batcher.join(end):
             self.batcher.release_device()
             return True
         error = UnavailableError("model shut down before the request could run")
