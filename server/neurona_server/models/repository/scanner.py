@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from neurona_server.errors import LoadError, NotFoundError, NotLoadedError, quoted
+from neurona_server.errors import LoadError, NotLoadedError, quoted
 from neurona_server.models.repository.model_toml import read_model_toml
 from neurona_server.models.repository.settings import CONFIG_PBTXT, MODEL_TOML, ModelSettings
 from neurona_server.models.repository.triton_config import read_triton_config
@@ -48,6 +48,8 @@ class ModelSource:
     version: int
     path: Path
     settings: ModelSettings = field(default_factory=ModelSettings)
+    fingerprint: Fingerprint = ()
+    """That of the version's files when they were scanned."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -77,7 +79,8 @@ class ModelFolder:
     problem: str = ""
 
     def source(self, version: int) -> ModelSource:
-        return ModelSource(self.name, version, self.versions[version].path, self.settings)
+        files = self.versions[version]
+        return ModelSource(self.name, version, files.path, self.settings, files.fingerprint)
 
 
 class Repository:
@@ -135,22 +138,18 @@ class Repository:
         self._logged_problem = problem
         return folders
 
-    def scan_model(self, name: str) -> ModelFolder:
-        """Return the folder of one model.
+    def scan_for_caller(self) -> dict[str, ModelFolder]:
+        """Return what `scan` returns.
 
         Raises:
-            NotFoundError: There is no such model.
             NotLoadedError: The repository cannot be read. The message contains no path, since
                 it is meant for clients.
         """
         try:
-            folders = self.scan()
+            return self.scan()
         except LoadError as error:
             log.error("%s", error)
             raise NotLoadedError("cannot read the repository; see the server's log") from error
-        if name not in folders or not (folders[name].versions or folders[name].problem):
-            raise NotFoundError(f"the repository has no model {quoted(name)}")
-        return folders[name]
 
     def _scan(self) -> dict[str, ModelFolder]:
         folders: dict[str, ModelFolder] = {}
