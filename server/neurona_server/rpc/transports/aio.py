@@ -36,12 +36,12 @@ from neurona_server.rpc.call import (
 )
 from neurona_server.rpc.security.access import UNRESTRICTED, Grant
 from neurona_server.rpc.status import status_of
+from neurona_server.rpc.transports.aio_server import RestartingServer
 from neurona_server.rpc.transports.listener import (
     AGED,
     STOPPING,
     STOPPING_ACCEPT_TIME,
     ListenerOptions,
-    bind,
 )
 from neurona_server.telemetry.trace import CallTrace
 
@@ -66,13 +66,12 @@ class AioListener:
     name = "aio"
 
     def __init__(self, methods: Methods, options: ListenerOptions) -> None:
-        self._methods = methods
         self._options = options
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="transport", daemon=True
         )
-        self._server: grpc.aio.Server | None = None
+        self._server = RestartingServer(_MethodLookup(self, methods, options), options)
         self._stopping = False
         self._streams: set[AioStreamCall] = set()
         # Actions of other threads, and whether the loop has been woken for them: waking it costs
@@ -90,7 +89,7 @@ class AioListener:
             ConfigError: The address is not available.
         """
         self._thread.start()
-        return asyncio.run_coroutine_threadsafe(self._start(address), self._loop).result()
+        return asyncio.run_coroutine_threadsafe(self._server.start(address), self._loop).result()
 
     def stop(self, timeout: float) -> bool:
         """See `Listener.stop`."""
@@ -212,30 +211,14 @@ class AioListener:
             if trace is not None:
                 trace.end(cancellation_error(call.deadline))
 
-    async def _start(self, address: str) -> int:
-        options = self._options
-        self._server = server = grpc.aio.server(options=options.arguments())
-        server.add_generic_rpc_handlers((_MethodLookup(self, self._methods, options),))
-        certificates = options.certificates
-
-        def add_port(one: str) -> int:
-            if certificates is None:
-                return server.add_insecure_port(one)
-            return server.add_secure_port(one, certificates.credentials())
-
-        port = bind(add_port, address)
-        await self._server.start()
-        return port
-
     async def _stop(self, timeout: float) -> None:
         self._stopping = True
         for stream_call in list(self._streams):
             stream_call.drain()
-        if self._server is not None:
-            # gRPC would end calls that it has accepted and not yet handed over with CANCELLED,
-            # which clients do not retry: they get UNAVAILABLE first.
-            await asyncio.sleep(min(timeout, STOPPING_ACCEPT_TIME))
-            await self._server.stop(max(0.0, timeout - STOPPING_ACCEPT_TIME))
+        # gRPC would end calls that it has accepted and not yet handed over with CANCELLED, which
+        # clients do not retry: they get UNAVAILABLE first.
+        await asyncio.sleep(min(timeout, STOPPING_ACCEPT_TIME))
+        await self._server.stop(max(0.0, timeout - STOPPING_ACCEPT_TIME))
 
     def _answer_ping(self) -> None:
         self._ping_answered = True
