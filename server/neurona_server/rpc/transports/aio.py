@@ -190,12 +190,12 @@ class AioListener:
         self._server = server = grpc.aio.server(options=options.arguments())
         server.add_generic_rpc_handlers((_MethodLookup(self, self._methods, options),))
         if options.certificates is None:
-            port = bind(server.add_insecure_port, address)
+            ports = bind(server.add_insecure_port, address)
         else:
             credentials = options.certificates.credentials()
-            port = bind(partial(server.add_secure_port, server_credentials=credentials), address)
+            ports = bind(partial(server.add_secure_port, server_credentials=credentials), address)
         await self._server.start()
-        return port
+        return ports[0]
 
     async def _stop(self, timeout: float) -> None:
         self._stopping = True

@@ -22,6 +22,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from neurona_server.batching.batcher import Deferred
 from neurona_server.errors import (
+    BuffersFullError,
     DeadlineExceededError,
     InvalidArgumentError,
     NeuronaError,
@@ -45,6 +46,7 @@ from neurona_server.rpc.call import (
 )
 from neurona_server.rpc.security.access import UNRESTRICTED, Grant
 from neurona_server.rpc.status import status_of
+from neurona_server.rpc.transports.buffer_budget import LARGE
 from neurona_server.rpc.transports.listener import (
     AGED,
     STOPPING,
@@ -67,6 +69,9 @@ RETRY_AFTER = 1.0
 
 MAX_EVENTS = 512
 """Events after which deferred work runs although further events are ready."""
+
+COPIES = 2
+"""Copies of a response until it is written: Python's and gRPC's."""
 
 CANCELLATION_TIMEOUT = 1.0
 """Seconds that calls have to end after they were cancelled."""
@@ -96,6 +101,9 @@ class CygrpcServer:
         self._methods = {path.encode(): method for path, method in methods.items()}
         self._options = options
         self._tracer = options.tracer
+        self.budget = options.make_budget()
+        self.receiving = self.budget.receiving
+        self._guard = options.make_guard(self.budget)
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(tuple(options.arguments()), False)
         self._server.register_completion_queue(self._queue)
@@ -119,12 +127,18 @@ class CygrpcServer:
         """
         certificates = self._options.certificates
         secret = getattr(certificates.credentials(), "_credentials") if certificates else None  # noqa: B009
-        port = bind(partial(self._add_port, secret), address)
+        ports = bind(partial(self._add_port, secret), address)
         self._server.start()
         for _ in range(REQUESTED_CALLS):
             self._server.request_call(self._queue, self._queue, self._accept)
         self._thread.start()
-        return port
+        self._guard.start(ports)
+        return ports[0]
+
+    @property
+    def connections(self) -> int:
+        """The number of open connections."""
+        return self._guard.connections
 
     def stop(self, timeout: float) -> None:
         """Accept no more calls, wait `timeout` seconds for those in flight, cancel the others.
@@ -140,6 +154,7 @@ class CygrpcServer:
         # clients do not retry: they get UNAVAILABLE first.
         time.sleep(min(timeout, STOPPING_ACCEPT_TIME))
         self._drain_streams()  # those accepted meanwhile
+        self._guard.stop()  # it holds calls, which would not end
         self._server.shutdown(self._queue, lambda _: self._idle.set())
         if not self._idle.wait(max(0.0, end - time.monotonic())):
             self._server.cancel_all_calls()
@@ -292,8 +307,9 @@ class CygrpcServer:
             if self._tracer.should_sample(metadata):
                 trace = self._tracer.start_call(event.call_details.method.decode(), metadata)
         if isinstance(method, Unary):
-            CygrpcCall(self, event, grant, method.start, trace)
+            call = CygrpcCall(self, event, grant, method.start, trace)
             self._open_calls += 1
+            self.receiving[call] = method.right is None
             return
         try:
             stream = CygrpcStreamCall(self, event, grant, method, trace)
@@ -307,8 +323,12 @@ class CygrpcServer:
 class CygrpcCall(BaseCall):
     """A unary call (`rpc.call.Call`)."""
 
+    messages_received = 0
+    is_stream = False
+
     __slots__ = (
         "_deadline",
+        "_held",
         "_on_cancel",
         "_open",
         "_raw",
@@ -333,6 +353,7 @@ class CygrpcCall(BaseCall):
         self.request = b""
         self.grant = grant
         self.defer = transport.defer
+        self._held = 0
         self._transport = transport
         self._raw = event.call
         self._deadline = event.call_details.deadline
@@ -355,6 +376,8 @@ class CygrpcCall(BaseCall):
             return
         if len(response) > self._transport.max_message_bytes:
             self.fail(response_too_large(len(response), self._transport.max_message_bytes))
+            return
+        if len(response) > LARGE and not self._hold(COPIES * len(response)):
             return
         if not self._claim_end():
             return
@@ -379,6 +402,15 @@ class CygrpcCall(BaseCall):
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self._on_cancel.append(callback)
 
+    @property
+    def peer(self) -> str:
+        """See `Reception.peer`."""
+        return str(self._raw.peer().decode())
+
+    def abort(self, error: Exception) -> None:
+        """See `Reception.abort`."""
+        self.fail(error)
+
     def receive_close(self) -> None:
         """Ask gRPC to report that the caller has disconnected.
 
@@ -389,6 +421,10 @@ class CygrpcCall(BaseCall):
             self._transport.start_batch(self._raw, operations, self._on_close)
 
     def _on_request(self, event: Event) -> None:
+        transport = self._transport
+        transport.receiving.pop(self, None)
+        if not self._open:  # `abort` has ended it
+            return
         message = event.batch_operations[0].message()
         if message is None:  # the caller has disconnected, or gRPC rejected the message
             if not event.success:  # too large or not decodable: gRPC has sent a status
@@ -398,8 +434,12 @@ class CygrpcCall(BaseCall):
             else:
                 self.fail(InvalidArgumentError("the call has no request message"))
             return
+        if len(message) > transport.budget.record_above:
+            transport.budget.record(self.peer, len(message))
+            if len(message) > LARGE and not self._hold(len(message)):
+                return
         self.request = message
-        self._transport.watch_close(self)
+        transport.watch_close(self)
         try:
             self._start(self)
         except Exception as error:  # a bug of a service must end its call, not the transport
@@ -407,7 +447,7 @@ class CygrpcCall(BaseCall):
 
     def _on_close(self, event: Event) -> None:
         if event.batch_operations[0].cancelled() and self._claim_end():
-            self._transport.count_ended(event)
+            self._count_ended(event)
             for callback in self._on_cancel:
                 callback()
             self._on_cancel.clear()
@@ -417,7 +457,26 @@ class CygrpcCall(BaseCall):
     def _send(self, *operations: Any) -> None:
         if self._claim_close():
             operations += (cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),)
-        self._transport.start_batch(self._raw, operations, self._transport.count_ended)
+        tag = self._count_ended if self._held else self._transport.count_ended
+        self._transport.start_batch(self._raw, operations, tag)
+
+    def _hold(self, size: int) -> bool:
+        """Charge bytes of a large message until the call has ended; fail if they do not fit."""
+        budget = self._transport.budget
+        try:
+            budget.charge(self.peer, size)
+        except BuffersFullError as error:
+            self._transport.on_reject(error)
+            self.fail(error)
+            return False
+        self._held += size
+        return True
+
+    def _count_ended(self, event: Event) -> None:
+        self._transport.count_ended(event)
+        if self._held:
+            self._transport.budget.release(self.peer, self._held)
+            self._held = 0
 
     def _claim_end(self) -> bool:
         """Return True to one caller only, which ends the call."""
@@ -437,8 +496,10 @@ class CygrpcCall(BaseCall):
 class CygrpcStreamCall(BaseCall):
     """A streaming call (`rpc.call.StreamCall`).
 
-    All but `wake` and `drain_for_stop` runs in the transport's thread.
+    All but `wake`, `abort` and `drain_for_stop` runs in the transport's thread.
     """
+
+    is_stream = True
 
     def __init__(
         self,
@@ -453,6 +514,9 @@ class CygrpcStreamCall(BaseCall):
         self.defer = transport.defer
         self.deadline = _to_monotonic(event.call_details.deadline)
         self.ended = False
+        self.open_to_all = method.right is None
+        self.messages_received = 0
+        self._held = 0
         self._headers = {k: v for k, v in event.invocation_metadata if isinstance(v, str)}
         self._transport = transport
         self._raw: RawCall = event.call
@@ -490,6 +554,15 @@ class CygrpcStreamCall(BaseCall):
             except Exception as error:
                 self._error = error
             self._transport.schedule_write(self)
+
+    @property
+    def peer(self) -> str:
+        """See `Reception.peer`."""
+        return str(self._raw.peer().decode())
+
+    def abort(self, error: Exception) -> None:
+        """See `Reception.abort`."""
+        self._transport.start_batch(self._raw, (), lambda _: self.fail(error))
 
     def drain_for_stop(self) -> None:
         """Drain the stream because the server is stopping. From any thread."""
@@ -530,14 +603,18 @@ class CygrpcStreamCall(BaseCall):
             self._error = error
             return
         self._reading = True
+        self._release()
+        self._transport.receiving[self] = self.open_to_all
         operations = (cygrpc.ReceiveMessageOperation(_NO_FLAGS),)
         self._transport.start_batch(self._raw, operations, self._on_message)
 
     def _on_message(self, event: Event) -> None:
         self._reading = False
+        self._transport.receiving.pop(self, None)
         if self.ended:
             return
         message = event.batch_operations[0].message()
+        self.messages_received += 1
         try:
             if message is None:
                 if not event.success:
@@ -545,6 +622,8 @@ class CygrpcStreamCall(BaseCall):
                 self._half_closed = True
                 self.stream.half_close()
             else:
+                if len(message) > self._transport.budget.record_above:
+                    self._hold(len(message))
                 self.stream.receive(message)
         except Exception as error:  # an exception of a service ends its own call only
             self._error = error
@@ -571,6 +650,7 @@ class CygrpcStreamCall(BaseCall):
     def _close(self, error: Exception | None) -> None:
         self.ended = True
         self._transport.remove_stream(self)
+        self._release()
         try:
             self.stream.cancel()
         except Exception:
@@ -579,6 +659,27 @@ class CygrpcStreamCall(BaseCall):
             )
         if self.trace is not None:
             self.trace.end(error)
+
+    def _hold(self, size: int) -> None:
+        """Charge a large message until the stream reads the next one.
+
+        Raises:
+            BuffersFullError: It does not fit.
+        """
+        budget = self._transport.budget
+        budget.record(self.peer, size)
+        if size > LARGE:
+            try:
+                budget.charge(self.peer, size)
+            except BuffersFullError as error:
+                self._transport.on_reject(error)
+                raise
+            self._held += size
+
+    def _release(self) -> None:
+        if self._held:
+            self._transport.budget.release(self.peer, self._held)
+            self._held = 0
 
     def _send(self, operation: Any, tag: Callable[[Event], None]) -> None:
         operations: tuple[Any, ...] = (operation,)

@@ -1,0 +1,335 @@
+"""A thread that observes connections: what gRPC has received of incomplete messages, how many.
+
+gRPC receives a message completely before it hands it over, and its buffers have no limit that could
+be set from Python. So this thread asks the kernel how much each connection has received, subtracts
+the messages that were complete, and ends calls when what remains is over the budget: first those of
+the connection with the most. Only connections with slow messages are asked, which most never have.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from neurona_server.errors import DeadlineExceededError
+from neurona_server.models.onnx.session import trim_heap
+from neurona_server.rpc.transports.accepted_sockets import AcceptedSocket, AcceptedSockets
+from neurona_server.rpc.transports.buffer_budget import ALWAYS, LARGE, BufferBudget, Reception
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 0.02
+"""Seconds between two looks at the calls that are receiving. A message that takes less is not
+observed at all."""
+
+SCAN_INTERVAL = 1.0
+"""Seconds between two scans for all connections."""
+
+LOAD = 0.03
+"""The part of the time that scans may take: with very many connections there are fewer."""
+
+OPEN_SECONDS = 10.0
+"""Seconds in which the message of a method that everybody may call has to arrive."""
+
+OPEN_BYTES = 1 << 20
+"""Incomplete bytes of a connection that only calls such methods."""
+
+OPEN_CALLS = 8
+"""Such calls of one connection that may be incomplete although it has received that much."""
+
+NEVER_CALLED_BYTES = 512
+"""A connection that has received less has never made a call: that is the start of HTTP/2 alone."""
+
+FRAMING_BYTES = 64
+"""Bytes around a message, at least."""
+
+TRIM_BYTES = 64 << 20
+"""Freed bytes from which on unused memory is returned to the system."""
+
+LOG_INTERVAL = 60.0
+"""Seconds between two log lines about the same limit."""
+
+INCOMPLETE = "incomplete"
+PER_ADDRESS = "per_address"
+NEVER_CALLED = "never_called"
+"""Reasons for which connections are closed."""
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """How many connections may be open; 0: no limit."""
+
+    total: int = 0
+    per_address: int = 0
+
+
+@dataclass(slots=True)
+class _Observed:
+    """A call whose message has not arrived at once."""
+
+    since: float
+    messages: int
+    peer: str = ""
+    slow: bool = False
+
+
+@dataclass(slots=True)
+class _Growth:
+    """What a connection has received since its calls are slow."""
+
+    base: int
+    incomplete: int = 0
+
+
+class ConnectionGuard:
+    """Keeps the incomplete messages of a transport in the budget, and connections in number."""
+
+    def __init__(
+        self,
+        budget: BufferBudget,
+        max_message_bytes: int,
+        limits: ConnectionLimits,
+        on_reject: Callable[[Exception], None],
+        on_close: Callable[[str], None],
+    ) -> None:
+        """Make a guard, which `start` starts.
+
+        Args:
+            budget: The budget; it says which calls are receiving a message.
+            max_message_bytes: The size of the largest message.
+            limits: How many connections may be open.
+            on_reject: Called with the error of each call that is ended.
+            on_close: Called with the reason for each connection that is closed.
+        """
+        self._budget = budget
+        self._max_message_bytes = max_message_bytes
+        self._limits = limits
+        self._on_reject = on_reject
+        self._on_close = on_close
+        self._sockets = AcceptedSockets(())
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
+        self._observed: dict[Reception, _Observed] = {}
+        self._growth: dict[str, _Growth] = {}
+        self._snapshots: dict[int, int] = {}  # bytes received at the last scan, by cookie
+        self._next_scan = 0.0
+        self._least_resident = 0
+        self._freed = 0  # bytes of ended calls that may not have been returned to the system
+        self._next_lines: dict[str, float] = {}
+
+    @property
+    def connections(self) -> int:
+        """The number of open connections, as of the last scan."""
+        return len(self._sockets)
+
+    def start(self, ports: Sequence[int]) -> None:
+        """Observe the connections to these ports."""
+        self._sockets = AcceptedSockets(ports)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop observing. A second call does nothing."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        interval = INTERVAL
+        while not self._stopping.wait(interval):
+            start = time.monotonic()
+            try:
+                self._look(start)
+            except Exception:  # the next look may succeed, and nothing else does this
+                log.exception("uncaught exception while connections were observed")
+            interval = max(INTERVAL, (time.monotonic() - start) / LOAD)
+        self._observed.clear()  # a stopping server waits until its calls are gone
+
+    def _look(self, now: float) -> None:
+        if now >= self._next_scan:
+            self._scan()
+            self._next_scan = now + SCAN_INTERVAL
+        slow = self._find_slow(now)
+        budget = self._budget
+        if not slow:
+            budget.record_above = LARGE
+            if budget.completed:
+                budget.completed.clear()
+                self._growth.clear()
+                budget.incomplete_bytes = 0
+            self._return_memory()
+            return
+        budget.record_above = ALWAYS
+        self._measure(slow)
+        for peer, calls in slow.items():
+            self._check_open_calls(peer, calls, now)
+        self._enforce(slow)
+
+    def _find_slow(self, now: float) -> dict[str, list[Reception]]:
+        """Return the calls that wait for the rest of a message, by connection.
+
+        A call is slow if the last look has already found it, and no message has arrived since.
+        """
+        observed: dict[Reception, _Observed] = {}
+        slow: dict[str, list[Reception]] = {}
+        for call in list(self._budget.receiving):
+            before = self._observed.get(call)
+            if before is None or before.messages != call.messages_received:
+                observed[call] = _Observed(now, call.messages_received)
+                continue
+            before.peer = before.peer or call.peer
+            observed[call] = before
+            slow.setdefault(before.peer, []).append(call)
+        self._observed = observed
+        return slow
+
+    def _measure(self, slow: dict[str, list[Reception]]) -> None:
+        """Measure what each connection with slow calls has received of incomplete messages."""
+        completed = self._budget.completed
+        for gone in self._growth.keys() - slow.keys():
+            del self._growth[gone]
+            completed.pop(gone, None)
+        if any(self._sockets.find(peer) is None for peer in slow):
+            self._sockets.scan()
+        for peer, calls in slow.items():
+            most = len(calls) * self._max_message_bytes
+            connection = self._sockets.find(peer)
+            received = connection and self._sockets.bytes_received(connection)
+            growth = self._growth.get(peer)
+            if connection is None or received is None:
+                # Of a Unix socket nothing is known but the number of its calls; another is closed.
+                self._growth[peer] = _Growth(0, most if peer.startswith("unix:") else 0)
+                continue
+            if growth is None:
+                completed[peer] = 0
+                base = self._snapshots.get(connection.cookie, 0)
+                growth = self._growth[peer] = _Growth(base)
+            grown = received - growth.base - completed[peer]
+            if grown < 0:  # the framing was overestimated
+                growth.base += grown
+            growth.incomplete = min(max(0, grown), most)
+        self._budget.incomplete_bytes = sum(each.incomplete for each in self._growth.values())
+
+    def _check_open_calls(self, peer: str, calls: list[Reception], now: float) -> None:
+        """End calls of methods that everybody may call, whose messages are small."""
+        receiving = self._budget.receiving
+        open_calls = [call for call in calls if receiving.get(call)]
+        if not open_calls:
+            return
+        if self._growth[peer].incomplete > OPEN_BYTES and (
+            len(open_calls) == len(calls) or len(open_calls) > OPEN_CALLS
+        ):
+            self._end(peer, open_calls)
+            return
+        for call in open_calls:
+            age = now - self._observed[call].since
+            if age > OPEN_SECONDS and not call.is_stream:
+                call.abort(DeadlineExceededError(f"no complete message after {OPEN_SECONDS:g} s"))
+
+    def _enforce(self, slow: dict[str, list[Reception]]) -> None:
+        """End calls until what is incomplete and what is charged fits into the budget."""
+        budget = self._budget
+        usable = budget.usable
+        if budget.incomplete_bytes + budget.held_bytes <= usable or not self._has_grown(usable):
+            return
+        self._warn(
+            INCOMPLETE,
+            "%d bytes of incomplete messages from %d connections, %d of messages in progress "
+            "(expected at most %d, the option max_buffered_bytes): calls are ended",
+            *(budget.incomplete_bytes, len(slow), budget.held_bytes, budget.limit),
+        )
+        by_size = sorted(slow, key=lambda peer: self._growth[peer].incomplete, reverse=True)
+        for peer in by_size:
+            # Some more than necessary: otherwise the next look would have to end others.
+            if budget.incomplete_bytes + budget.held_bytes <= usable * 3 // 4:
+                return
+            self._end(peer, slow[peer])
+
+    def _end(self, peer: str, calls: list[Reception]) -> None:
+        error = self._budget.error()
+        for call in calls:
+            call.abort(error)
+            self._on_reject(error)
+        growth = self._growth[peer]
+        growth.base += growth.incomplete
+        self._freed += growth.incomplete
+        self._budget.incomplete_bytes -= growth.incomplete
+        growth.incomplete = 0
+
+    def _has_grown(self, size: int) -> bool:
+        """Return whether the process uses `size` bytes more memory than it once did.
+
+        If it does not, so many bytes cannot be incomplete: they were messages that were complete
+        before the connection was observed.
+        """
+        resident = _resident_bytes()
+        return not resident or resident - self._least_resident >= size
+
+    def _return_memory(self) -> None:
+        if self._freed >= TRIM_BYTES:
+            self._freed = 0
+            trim_heap()
+
+    def _scan(self) -> None:
+        sockets = self._sockets
+        sockets.scan()
+        resident = _resident_bytes()
+        self._least_resident = min(self._least_resident or resident, resident)
+        snapshots: dict[int, int] = {}
+        for connection in sockets.sockets:
+            received = sockets.bytes_received(connection)
+            if received is not None:
+                snapshots[connection.cookie] = received
+        self._snapshots = snapshots
+        self._limit_connections(sockets.sockets)
+
+    def _limit_connections(self, connections: list[AcceptedSocket]) -> None:
+        """Close the newest connections of addresses that have too many, and unused ones."""
+        limit = self._limits.per_address
+        if limit and len(connections) > limit:
+            counts: dict[str, int] = {}
+            for connection in connections:
+                count = counts[connection.address] = counts.get(connection.address, 0) + 1
+                if count > limit:
+                    self._close(connection, PER_ADDRESS)
+        total = self._limits.total
+        if total and len(connections) > total * 3 // 4:
+            surplus = len(connections) - total // 2
+            old = time.monotonic() - SCAN_INTERVAL
+            for connection in connections:
+                if not surplus or connection.accepted > old:
+                    return
+                if self._snapshots.get(connection.cookie, 0) < NEVER_CALLED_BYTES:
+                    self._close(connection, NEVER_CALLED)
+                    surplus -= 1
+
+    def _close(self, connection: AcceptedSocket, reason: str) -> None:
+        if not self._sockets.shut_down(connection):
+            return
+        self._on_close(reason)
+        if reason == PER_ADDRESS:
+            text = "of one address (expected at most %d, the option max_connections_per_address)"
+            limit = self._limits.per_address
+        else:
+            text = "that never made a call (there may be %d, the option max_connections)"
+            limit = self._limits.total
+        self._warn(reason, f"closed a connection of {connection.address}: too many {text}", limit)
+
+    def _warn(self, reason: str, text: str, *values: object) -> None:
+        """Log a warning, unless one for the same reason was logged lately."""
+        now = time.monotonic()
+        if now >= self._next_lines.get(reason, 0.0):
+            self._next_lines[reason] = now + LOG_INTERVAL
+            log.warning(text, *values)
+
+
+def _resident_bytes() -> int:
+    """Return the memory of this process; 0 if the system does not say."""
+    with suppress(OSError, ValueError, IndexError), open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * _PAGE_SIZE
+    return 0
+
+
+_PAGE_SIZE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
