@@ -41,7 +41,7 @@ from neurona_server.rpc.reflection import Reflection
 from neurona_server.rpc.security.tls import Certificates
 from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.transports.auto import open_transport
-from neurona_server.rpc.transports.listener import ListenerOptions
+from neurona_server.rpc.transports.listener import ListenerOptions, connection_limits
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
 from neurona_server.telemetry.metrics import Metrics
@@ -104,8 +104,9 @@ class App:
             **self._health.methods(),
         }
         methods |= Reflection(methods).methods()
-        options = _listener_options(config, self._metrics.record_rejection, self._tracing)
+        options = _listener_options(config, self._metrics, self._tracing)
         self._listener = open_transport(config.transport, methods, options)
+        self._metrics.watch_connections(self._listener.guard)
         self._close_metrics: Callable[[], None] = lambda: None
         self._serving = threading.Event()
         self._stopping = False
@@ -258,9 +259,7 @@ def _make_tracing(config: Config, metrics: Metrics, process: int | None) -> Trac
     return set_up_tracing(config.traces_endpoint, config.traces_ratio, metrics, process)
 
 
-def _listener_options(
-    config: Config, on_reject: Callable[[Exception], None], tracing: Tracing | None
-) -> ListenerOptions:
+def _listener_options(config: Config, metrics: Metrics, tracing: Tracing | None) -> ListenerOptions:
     certificates = None
     if config.tls_certificate and config.tls_key:
         client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
@@ -279,9 +278,16 @@ def _listener_options(
         max_connection_age_grace=config.max_connection_age_grace_s,
         keepalive=config.keepalive_s,
         max_streams=config.max_streams,
+        max_buffered_bytes=config.max_buffered_bytes // config.processes,
+        connection_limits=connection_limits(
+            config.max_connections,
+            config.max_connections_per_address,
+            config.address.count(",") + 1,
+        ),
+        on_close=metrics.record_closed_connection,
         max_metadata_bytes=config.max_metadata_bytes,
         compress_responses=config.compress_responses,
-        on_reject=on_reject,
+        on_reject=metrics.record_rejection,
         reuse_port=config.reuse_port or config.processes > 1,
         tracer=None if tracing is None else tracing.calls,
     )

@@ -146,6 +146,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_message_bytes: Annotated[
         int, Meta(ge=1, le=MAX_INT), Help("Maximum bytes of a request or response message.")
     ] = 64 << 20
+    max_buffered_bytes: Annotated[
+        int,
+        Meta(ge=0, le=MAX_BYTES),
+        Help(
+            "Bytes of messages that may be received, wait or be sent at the same time, over all "
+            "connections; calls beyond that are rejected. At least four times max_message_bytes. "
+            "0: a quarter of the memory, up to 2 GiB."
+        ),
+    ] = 0
     shared_memory: Annotated[
         bool,
         Help(
@@ -282,6 +291,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_streams: Annotated[
         int, Meta(ge=1, le=MAX_INT), Help("Maximum concurrent calls on one connection.")
     ] = 4096
+    max_connections: Annotated[
+        int,
+        Meta(ge=0, le=MAX_INT),
+        Help(
+            "Connections of each address of each process that may be open; further ones are "
+            "closed. 0: as many as file descriptors allow, up to 16384."
+        ),
+    ] = 0
+    max_connections_per_address: Annotated[
+        int,
+        Meta(ge=0, le=MAX_INT),
+        Help(
+            "Connections of one caller's address that may be open in each process; further ones "
+            "are closed. All callers behind a proxy share its address. 0: no limit."
+        ),
+    ] = 0
     max_metadata_bytes: Annotated[
         int, Meta(ge=1024, le=MAX_INT), Help("Maximum bytes of a call's metadata.")
     ] = 16 << 10

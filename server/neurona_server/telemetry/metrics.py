@@ -37,6 +37,7 @@ from prometheus_client import (
 )
 
 from neurona_server.errors import (
+    BuffersFullError,
     PermissionDeniedError,
     QueueFullError,
     TooLargeError,
@@ -60,8 +61,11 @@ REJECTION_REASONS = {
     PermissionDeniedError: "permission",
     TooLargeError: "too_large",
     QueueFullError: "too_many",
+    BuffersFullError: "buffers_full",
 }
 """Errors that reject a call before it reaches a model, and their value of the label `reason`."""
+
+CLOSE_REASONS = ("per_address", "never_called")
 
 SECONDS_BUCKETS = (  # 100 us to 10 s
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -100,6 +104,16 @@ class ObservedCostModel(Protocol):
 
 class _VersionSeries(Protocol):
     def remove_by_labels(self, labels: dict[str, str]) -> None: ...
+
+
+class ConnectionState(Protocol):
+    """What the metrics say about the connections of a transport."""
+
+    @property
+    def connections(self) -> int: ...
+
+    @property
+    def buffered_bytes(self) -> int: ...
 
 
 class Metrics:
@@ -159,11 +173,22 @@ class Metrics:
         )
         for reason in REJECTION_REASONS.values():
             self._rejected_calls.labels(reason)
+        self._closed_connections = Counter(
+            "neurona_closed_connections",
+            "Connections closed because there were too many, by reason.",
+            ("reason",),
+            registry=registry,
+        )
         self.open_streams = gauge(
             "open_streams", "Open PredictStream and ModelStreamInfer calls.", ()
         )
 
         # Queues.
+        self.displaced_requests = counter(
+            "displaced_requests",
+            "Waiting requests that a more urgent one displaced from a full queue; they also count "
+            "as rejected.",
+        )
         self.queue_rows = gauge("queue_rows", "Rows waiting in the queue.")
         self.queue_age = gauge("queue_oldest_seconds", "Age of the oldest request in the queue.")
         self.queue_bytes = gauge("queue_bytes", "Bytes of input waiting in the queue.")
@@ -243,7 +268,7 @@ class Metrics:
             *(self.batch_requests, self.request_seconds, self.queue_seconds, self.run_seconds),
             *(self.run_ratio, self.predicted_seconds, self.batch_limit, self.inline),
             *(self.queue_rows, self.queue_age, self.queue_bytes, self.queue_limit, self.info),
-            *(self.shadows, self.nodes, self.degraded),
+            *(self.shadows, self.nodes, self.degraded, self.displaced_requests),
         ]
 
     def for_version(self, name: str, version: int) -> "ModelMetrics":
@@ -276,6 +301,23 @@ class Metrics:
         """
         for series in (self.load_seconds, self.warm_up_seconds, self.loads):
             series.remove_by_labels({"model": name})
+
+    def watch_connections(self, connections: ConnectionState) -> None:
+        """Report the connections of the transport whenever the metrics are read."""
+        for reason in CLOSE_REASONS:
+            self._closed_connections.labels(reason)
+        Gauge("neurona_connections", "Open connections.", registry=self.registry).set_function(
+            lambda: connections.connections
+        )
+        Gauge(
+            "neurona_buffered_bytes",
+            "Bytes of large or slow messages that are being received, wait or are being sent.",
+            registry=self.registry,
+        ).set_function(lambda: connections.buffered_bytes)
+
+    def record_closed_connection(self, reason: str) -> None:
+        """Count a connection that was closed because there were too many."""
+        self._closed_connections.labels(reason).inc()
 
     def record_rejection(self, error: Exception) -> None:
         """Count a call that ended before its request reached a model, if `error` has a reason."""
@@ -326,6 +368,7 @@ class ModelMetrics:
             *self._labels, self.outcomes["ok"].inc
         )
         self.terminated_runs = metrics.terminated_runs.labels(*self._labels)
+        self.displaced_requests = metrics.displaced_requests.labels(*self._labels)
         self.inline = metrics.inline.labels(*self._labels)
         self._rows = metrics.rows.labels(*self._labels)
         self._padding_rows = metrics.padding_rows.labels(*self._labels)

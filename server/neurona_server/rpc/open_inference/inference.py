@@ -11,7 +11,14 @@ from neurona_protos.open_inference_pb2 import ModelInferRequest
 from neurona_server.errors import InvalidArgumentError
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
-from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
+from neurona_server.rpc.call import (
+    ANY_MESSAGE_BYTES,
+    Call,
+    Methods,
+    StreamCall,
+    Streaming,
+    Unary,
+)
 from neurona_server.rpc.fast_path import FastPath, InputSample
 from neurona_server.rpc.flow_control import size_estimate_of
 from neurona_server.rpc.limits import Limits
@@ -65,8 +72,10 @@ class InferenceService:
 
     def methods(self, prefix: str) -> Methods:
         return {
-            prefix + "ModelInfer": Unary(self._infer, Right.PREDICT),
-            prefix + "ModelStreamInfer": Streaming(self._stream_infer, Right.PREDICT),
+            prefix + "ModelInfer": Unary(self._infer, Right.PREDICT, ANY_MESSAGE_BYTES),
+            prefix + "ModelStreamInfer": Streaming(
+                self._stream_infer, Right.PREDICT, ANY_MESSAGE_BYTES
+            ),
         }
 
     def submit_message(self, message: bytes, responder: Responder, grant: Grant) -> None:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote
 
 CHUNK = 64
@@ -124,8 +125,10 @@ class AcceptedSockets:
             return None
         host, port = peer
         if ":" in host:
-            return AcceptedSocket(descriptor, cookie, f"ipv6:{quote(f'[{host}]', safe=':')}:{port}", host)
-        return AcceptedSocket(descriptor, cookie, f"ipv4:{host}:{port}", host)
+            name = f"ipv6:{quote(f'[{host}]', safe=':')}:{port}"
+        else:
+            name = f"ipv4:{host}:{port}"
+        return AcceptedSocket(descriptor, cookie, name, host)
 
 
 def _list_descriptors() -> list[int]:
@@ -174,4 +177,4 @@ def _address(descriptor: int, function: Callable[..., int]) -> tuple[str, int] |
     return None
 
 
-_libc = ctypes.PyDLL(None) if sys.platform == "linux" else None
+_libc: Any = ctypes.PyDLL(None) if sys.platform == "linux" else None

@@ -16,6 +16,9 @@ from neurona_server.errors import BuffersFullError
 LARGE = 16 << 10
 """Bytes of a message from which on it is charged: smaller ones cost nothing for it."""
 
+COPIES = 2
+"""Copies of a response until it is written: Python's and gRPC's."""
+
 RETRY_AFTER = 1.0
 """Seconds after which a call that did not fit may be retried."""
 
@@ -49,8 +52,9 @@ class Reception(Protocol):
 class BufferBudget:
     """Counts the bytes of large messages, by connection.
 
-    `receiving` has each call that waits for a message, with whether everybody may call its method.
-    Only the transport's thread changes it. Each change of a dict is atomic: no lock is needed.
+    `receiving` has each call that waits for a message, with the size of the largest that its method
+    takes. Only the transport's thread changes it, and each change of a dict is
+    atomic: it needs no lock.
     """
 
     def __init__(self, limit: int, max_message_bytes: int) -> None:
@@ -58,7 +62,7 @@ class BufferBudget:
         self.limit = limit
         # Of the message that is being converted there are two further copies.
         self.usable = limit - 2 * max_message_bytes
-        self.receiving: dict[Reception, bool] = {}
+        self.receiving: dict[Reception, int] = {}
         self.record_above = LARGE
         """Messages larger than this have to be given to `record`."""
         self.completed: dict[str, int] = {}

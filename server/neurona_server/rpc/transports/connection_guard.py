@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from neurona_server.errors import DeadlineExceededError
+from neurona_server.errors import DeadlineExceededError, TooLargeError
 from neurona_server.models.onnx.session import trim_heap
+from neurona_server.rpc.call import SMALL_MESSAGE_BYTES
 from neurona_server.rpc.transports.accepted_sockets import AcceptedSocket, AcceptedSockets
 from neurona_server.rpc.transports.buffer_budget import ALWAYS, LARGE, BufferBudget, Reception
 
@@ -31,13 +32,13 @@ SCAN_INTERVAL = 1.0
 LOAD = 0.03
 """The part of the time that scans may take: with very many connections there are fewer."""
 
-OPEN_SECONDS = 10.0
-"""Seconds in which the message of a method that everybody may call has to arrive."""
+SMALL_MESSAGE_SECONDS = 10.0
+"""Seconds in which the message of a method without tensors has to arrive."""
 
-OPEN_BYTES = 1 << 20
+SMALL_MESSAGES_BYTES = 1 << 20
 """Incomplete bytes of a connection that only calls such methods."""
 
-OPEN_CALLS = 8
+SMALL_MESSAGES = 8
 """Such calls of one connection that may be incomplete although it has received that much."""
 
 NEVER_CALLED_BYTES = 512
@@ -63,7 +64,12 @@ class ConnectionLimits:
     """How many connections may be open; 0: no limit."""
 
     total: int = 0
+    """To one listening address."""
     per_address: int = 0
+    """Of one caller's address."""
+
+
+NO_CONNECTION_LIMITS = ConnectionLimits()
 
 
 @dataclass(slots=True)
@@ -110,6 +116,7 @@ class ConnectionGuard:
         self._on_reject = on_reject
         self._on_close = on_close
         self._sockets = AcceptedSockets(())
+        self._total = 0  # connections that may be open, to all listening addresses
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
         self._observed: dict[Reception, _Observed] = {}
@@ -125,9 +132,15 @@ class ConnectionGuard:
         """The number of open connections, as of the last scan."""
         return len(self._sockets)
 
+    @property
+    def buffered_bytes(self) -> int:
+        """The bytes of large or slow messages that are received, wait or are being sent."""
+        return self._budget.held_bytes + self._budget.incomplete_bytes
+
     def start(self, ports: Sequence[int]) -> None:
         """Observe the connections to these ports."""
         self._sockets = AcceptedSockets(ports)
+        self._total = self._limits.total * len(ports)
         self._thread.start()
 
     def stop(self) -> None:
@@ -164,7 +177,7 @@ class ConnectionGuard:
         budget.record_above = ALWAYS
         self._measure(slow)
         for peer, calls in slow.items():
-            self._check_open_calls(peer, calls, now)
+            self._check_small_messages(peer, calls, now)
         self._enforce(slow)
 
     def _find_slow(self, now: float) -> dict[str, list[Reception]]:
@@ -196,7 +209,7 @@ class ConnectionGuard:
         for peer, calls in slow.items():
             most = len(calls) * self._max_message_bytes
             connection = self._sockets.find(peer)
-            received = connection and self._sockets.bytes_received(connection)
+            received = None if connection is None else self._sockets.bytes_received(connection)
             growth = self._growth.get(peer)
             if connection is None or received is None:
                 # Of a Unix socket nothing is known but the number of its calls; another is closed.
@@ -212,21 +225,29 @@ class ConnectionGuard:
             growth.incomplete = min(max(0, grown), most)
         self._budget.incomplete_bytes = sum(each.incomplete for each in self._growth.values())
 
-    def _check_open_calls(self, peer: str, calls: list[Reception], now: float) -> None:
-        """End calls of methods that everybody may call, whose messages are small."""
+    def _check_small_messages(self, peer: str, calls: list[Reception], now: float) -> None:
+        """End calls of methods without tensors whose messages are longer than they may be.
+
+        Among them are all methods that need no token.
+        """
         receiving = self._budget.receiving
-        open_calls = [call for call in calls if receiving.get(call)]
-        if not open_calls:
+        small = [call for call in calls if receiving.get(call, LARGE + 1) <= SMALL_MESSAGE_BYTES]
+        if not small:
             return
-        if self._growth[peer].incomplete > OPEN_BYTES and (
-            len(open_calls) == len(calls) or len(open_calls) > OPEN_CALLS
+        if self._growth[peer].incomplete > SMALL_MESSAGES_BYTES and (
+            len(small) == len(calls) or len(small) > SMALL_MESSAGES
         ):
-            self._end(peer, open_calls)
+            error = TooLargeError(
+                f"the message is too large (expected at most {SMALL_MESSAGE_BYTES} bytes for this "
+                "method)"
+            )
+            self._end(peer, small, error)
             return
-        for call in open_calls:
-            age = now - self._observed[call].since
-            if age > OPEN_SECONDS and not call.is_stream:
-                call.abort(DeadlineExceededError(f"no complete message after {OPEN_SECONDS:g} s"))
+        for call in small:
+            if now - self._observed[call].since > SMALL_MESSAGE_SECONDS and not call.is_stream:
+                call.abort(
+                    DeadlineExceededError(f"no complete message after {SMALL_MESSAGE_SECONDS:g} s")
+                )
 
     def _enforce(self, slow: dict[str, list[Reception]]) -> None:
         """End calls until what is incomplete and what is charged fits into the budget."""
@@ -245,10 +266,9 @@ class ConnectionGuard:
             # Some more than necessary: otherwise the next look would have to end others.
             if budget.incomplete_bytes + budget.held_bytes <= usable * 3 // 4:
                 return
-            self._end(peer, slow[peer])
+            self._end(peer, slow[peer], budget.error())
 
-    def _end(self, peer: str, calls: list[Reception]) -> None:
-        error = self._budget.error()
+    def _end(self, peer: str, calls: list[Reception], error: Exception) -> None:
         for call in calls:
             call.abort(error)
             self._on_reject(error)
@@ -294,7 +314,7 @@ class ConnectionGuard:
                 count = counts[connection.address] = counts.get(connection.address, 0) + 1
                 if count > limit:
                     self._close(connection, PER_ADDRESS)
-        total = self._limits.total
+        total = self._total
         if total and len(connections) > total * 3 // 4:
             surplus = len(connections) - total // 2
             old = time.monotonic() - SCAN_INTERVAL

@@ -36,17 +36,17 @@ from neurona_server.errors import (
 from neurona_server.rpc.call import (
     REQUEST_ID,
     BaseCall,
-    Call,
     Methods,
     Stream,
     Streaming,
     Unary,
     cancellation_error,
     log_fields_of,
+    too_large_error,
 )
 from neurona_server.rpc.security.access import UNRESTRICTED, Grant
 from neurona_server.rpc.status import status_of
-from neurona_server.rpc.transports.buffer_budget import LARGE
+from neurona_server.rpc.transports.buffer_budget import COPIES, LARGE
 from neurona_server.rpc.transports.listener import (
     AGED,
     STOPPING,
@@ -69,9 +69,6 @@ RETRY_AFTER = 1.0
 
 MAX_EVENTS = 512
 """Events after which deferred work runs although further events are ready."""
-
-COPIES = 2
-"""Copies of a response until it is written: Python's and gRPC's."""
 
 CANCELLATION_TIMEOUT = 1.0
 """Seconds that calls have to end after they were cancelled."""
@@ -103,7 +100,7 @@ class CygrpcServer:
         self._tracer = options.tracer
         self.budget = options.make_budget()
         self.receiving = self.budget.receiving
-        self._guard = options.make_guard(self.budget)
+        self.guard = options.make_guard(self.budget)
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(tuple(options.arguments()), False)
         self._server.register_completion_queue(self._queue)
@@ -132,13 +129,8 @@ class CygrpcServer:
         for _ in range(REQUESTED_CALLS):
             self._server.request_call(self._queue, self._queue, self._accept)
         self._thread.start()
-        self._guard.start(ports)
+        self.guard.start(ports)
         return ports[0]
-
-    @property
-    def connections(self) -> int:
-        """The number of open connections."""
-        return self._guard.connections
 
     def stop(self, timeout: float) -> None:
         """Accept no more calls, wait `timeout` seconds for those in flight, cancel the others.
@@ -154,7 +146,7 @@ class CygrpcServer:
         # clients do not retry: they get UNAVAILABLE first.
         time.sleep(min(timeout, STOPPING_ACCEPT_TIME))
         self._drain_streams()  # those accepted meanwhile
-        self._guard.stop()  # it holds calls, which would not end
+        self.guard.stop()  # it holds calls, which would not end
         self._server.shutdown(self._queue, lambda _: self._idle.set())
         if not self._idle.wait(max(0.0, end - time.monotonic())):
             self._server.cancel_all_calls()
@@ -307,9 +299,9 @@ class CygrpcServer:
             if self._tracer.should_sample(metadata):
                 trace = self._tracer.start_call(event.call_details.method.decode(), metadata)
         if isinstance(method, Unary):
-            call = CygrpcCall(self, event, grant, method.start, trace)
+            call = CygrpcCall(self, event, grant, method, trace)
             self._open_calls += 1
-            self.receiving[call] = method.right is None
+            self.receiving[call] = method.max_message_bytes
             return
         try:
             stream = CygrpcStreamCall(self, event, grant, method, trace)
@@ -329,10 +321,10 @@ class CygrpcCall(BaseCall):
     __slots__ = (
         "_deadline",
         "_held",
+        "_method",
         "_on_cancel",
         "_open",
         "_raw",
-        "_start",
         "_transport",
         "_unwatched",
         "defer",
@@ -345,7 +337,7 @@ class CygrpcCall(BaseCall):
         transport: CygrpcServer,
         event: Event,
         grant: Grant,
-        start: Callable[[Call], None],
+        method: Unary,
         trace: CallTrace | None = None,
     ) -> None:
         self._metadata = event.invocation_metadata
@@ -357,7 +349,7 @@ class CygrpcCall(BaseCall):
         self._transport = transport
         self._raw = event.call
         self._deadline = event.call_details.deadline
-        self._start = start
+        self._method = method
         self._on_cancel: list[Callable[[], None]] = []
         # Of several threads, the one that pops the element acts: it ends the call, or it asks
         # gRPC to report a disconnected caller. list.pop is atomic.
@@ -434,6 +426,10 @@ class CygrpcCall(BaseCall):
             else:
                 self.fail(InvalidArgumentError("the call has no request message"))
             return
+        method = self._method
+        if len(message) > method.max_message_bytes:
+            self._reject_size(message)
+            return
         if len(message) > transport.budget.record_above:
             transport.budget.record(self.peer, len(message))
             if len(message) > LARGE and not self._hold(len(message)):
@@ -441,9 +437,14 @@ class CygrpcCall(BaseCall):
         self.request = message
         transport.watch_close(self)
         try:
-            self._start(self)
+            method.start(self)
         except Exception as error:  # a bug of a service must end its call, not the transport
             self.fail(error)
+
+    def _reject_size(self, message: bytes) -> None:
+        error = too_large_error(message, self._method)
+        self._transport.on_reject(error)
+        self.fail(error)
 
     def _on_close(self, event: Event) -> None:
         if event.batch_operations[0].cancelled() and self._claim_end():
@@ -514,10 +515,10 @@ class CygrpcStreamCall(BaseCall):
         self.defer = transport.defer
         self.deadline = _to_monotonic(event.call_details.deadline)
         self.ended = False
-        self.open_to_all = method.right is None
         self.messages_received = 0
         self._held = 0
         self._headers = {k: v for k, v in event.invocation_metadata if isinstance(v, str)}
+        self._method = method
         self._transport = transport
         self._raw: RawCall = event.call
         self._reading = self._writing = False
@@ -604,9 +605,10 @@ class CygrpcStreamCall(BaseCall):
             return
         self._reading = True
         self._release()
-        self._transport.receiving[self] = self.open_to_all
+        transport = self._transport
+        transport.receiving[self] = self._method.max_message_bytes
         operations = (cygrpc.ReceiveMessageOperation(_NO_FLAGS),)
-        self._transport.start_batch(self._raw, operations, self._on_message)
+        transport.start_batch(self._raw, operations, self._on_message)
 
     def _on_message(self, event: Event) -> None:
         self._reading = False
@@ -621,6 +623,9 @@ class CygrpcStreamCall(BaseCall):
                     self._transport.on_reject(REJECTED_BY_GRPC)
                 self._half_closed = True
                 self.stream.half_close()
+            elif len(message) > self._method.max_message_bytes:
+                self._error = too_large_error(message, self._method)
+                self._transport.on_reject(self._error)
             else:
                 if len(message) > self._transport.budget.record_above:
                     self._hold(len(message))

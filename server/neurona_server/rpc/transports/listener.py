@@ -8,11 +8,15 @@ from dataclasses import dataclass
 
 from neurona_server.address import UNIX
 from neurona_server.errors import ConfigError
-from neurona_server.resources import memory_limit
+from neurona_server.resources import memory_limit, raise_descriptor_limit
 from neurona_server.rpc.security.tls import Certificates
 from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.transports.buffer_budget import MESSAGES, BufferBudget
-from neurona_server.rpc.transports.connection_guard import ConnectionGuard, ConnectionLimits
+from neurona_server.rpc.transports.connection_guard import (
+    NO_CONNECTION_LIMITS,
+    ConnectionGuard,
+    ConnectionLimits,
+)
 from neurona_server.telemetry.trace import CallTracer
 
 STOPPING = "the server is stopping; call again"
@@ -34,6 +38,12 @@ NEVER = 2e6
 
 MAX_DEFAULT_BUDGET = 2 << 30
 """Bytes of messages that are being received and answered, on a machine with much memory."""
+
+MAX_DEFAULT_CONNECTIONS = 1 << 14
+"""Connections of an address unless an option says otherwise. Each takes some 30 KiB."""
+
+RESERVED_DESCRIPTORS = 256
+"""Descriptors that no connection takes: for models, metrics, logs and gRPC itself."""
 
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds in which a connection has to finish the handshakes of TLS and HTTP/2."""
@@ -66,7 +76,7 @@ class ListenerOptions:
     """Concurrent calls of one connection; gRPC's clients hold back further ones."""
     max_buffered_bytes: int = 0
     """The bytes of messages that are being received and answered; 0: by the memory."""
-    connection_limits: ConnectionLimits = ConnectionLimits()
+    connection_limits: ConnectionLimits = NO_CONNECTION_LIMITS
     """How many connections may be open."""
     on_close: Callable[[str], None] = lambda _: None
     """Called with the reason for each connection that the transport closes because of a limit."""
@@ -101,8 +111,8 @@ class ListenerOptions:
         least = MESSAGES * self.max_message_bytes
         if self.max_buffered_bytes and self.max_buffered_bytes < least:
             raise ConfigError(
-                f"invalid max_buffered_bytes: {self.max_buffered_bytes} (expected at least {least}, "
-                f"{MESSAGES} times max_message_bytes)"
+                f"invalid max_buffered_bytes: {self.max_buffered_bytes} (expected at least "
+                f"{least}, {MESSAGES} times max_message_bytes)"
             )
         memory = memory_limit() or MAX_DEFAULT_BUDGET
         limit = self.max_buffered_bytes or max(least, min(memory // 4, MAX_DEFAULT_BUDGET))
@@ -148,6 +158,17 @@ class ListenerOptions:
             # A level, not an algorithm: gRPC would use that for callers that do not accept it too.
             arguments["grpc.default_compression_level"] = _LOW_COMPRESSION
         return list(arguments.items())
+
+
+def connection_limits(total: int, per_address: int, addresses: int) -> ConnectionLimits:
+    """Return the limits for a server with a number of listening `addresses`.
+
+    Each address gets as many connections as file descriptors allow if `total` is 0 or more.
+    """
+    wanted = total or MAX_DEFAULT_CONNECTIONS
+    descriptors = raise_descriptor_limit(wanted * addresses + RESERVED_DESCRIPTORS)
+    allowed = (descriptors - min(RESERVED_DESCRIPTORS, descriptors // 2)) // addresses
+    return ConnectionLimits(max(1, min(wanted, allowed)), per_address)
 
 
 def bind(add_port: Callable[[str], int], addresses: str) -> list[int]:
