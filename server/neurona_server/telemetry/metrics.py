@@ -65,7 +65,7 @@ REJECTION_REASONS = {
 }
 """Errors that reject a call before it reaches a model, and their value of the label `reason`."""
 
-CLOSE_REASONS = ("per_address", "never_called")
+CLOSE_REASONS = ("buffers_full", "per_address", "never_called")
 
 SECONDS_BUCKETS = (  # 100 us to 10 s
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),

@@ -35,6 +35,7 @@ _BYTES_RECEIVED = 128
 
 _INFO_SIZE = 232
 _ADDRESS_SIZE = 128
+_buffer = ctypes.create_string_buffer(_INFO_SIZE)
 _COOKIE = struct.Struct("=Q")
 _PORT = struct.Struct("!H")
 
@@ -140,32 +141,30 @@ def _list_descriptors() -> list[int]:
 
 def _cookie_of(descriptor: int) -> int | None:
     """Return the kernel's number of a socket; None if the descriptor is none."""
-    raw = _option(descriptor, socket.SOL_SOCKET, _SO_COOKIE, _COOKIE.size)
-    return _COOKIE.unpack(raw)[0] if len(raw) == _COOKIE.size else None
+    size = _option(descriptor, socket.SOL_SOCKET, _SO_COOKIE, _COOKIE.size)
+    return _COOKIE.unpack_from(_buffer)[0] if size == _COOKIE.size else None
 
 
 def _bytes_received(descriptor: int) -> int:
-    raw = _option(descriptor, socket.IPPROTO_TCP, _TCP_INFO, _INFO_SIZE)
-    if len(raw) < _BYTES_RECEIVED + _COOKIE.size:
+    size = _option(descriptor, socket.IPPROTO_TCP, _TCP_INFO, _INFO_SIZE)
+    if size < _BYTES_RECEIVED + _COOKIE.size:
         return 0
-    return int(_COOKIE.unpack_from(raw, _BYTES_RECEIVED)[0])
+    return int(_COOKIE.unpack_from(_buffer, _BYTES_RECEIVED)[0])
 
 
-def _option(descriptor: int, level: int, name: int, size: int) -> bytes:
-    buffer = ctypes.create_string_buffer(size)
+def _option(descriptor: int, level: int, name: int, size: int) -> int:
+    """Write the value of a socket's option to the buffer; return its size, 0 if it has none."""
     length = ctypes.c_uint32(size)
-    if _libc.getsockopt(descriptor, level, name, buffer, ctypes.byref(length)):
-        return b""
-    return buffer.raw[: length.value]
+    failed = _libc.getsockopt(descriptor, level, name, _buffer, ctypes.byref(length))
+    return 0 if failed else length.value
 
 
 def _address(descriptor: int, function: Callable[..., int]) -> tuple[str, int] | None:
     """Return the IP address and the port that a function of C reports for a socket."""
-    buffer = ctypes.create_string_buffer(_ADDRESS_SIZE)
     length = ctypes.c_uint32(_ADDRESS_SIZE)
-    if function(descriptor, buffer, ctypes.byref(length)):
+    if function(descriptor, _buffer, ctypes.byref(length)):
         return None
-    raw = buffer.raw
+    raw = _buffer.raw
     family = int.from_bytes(raw[:2], sys.byteorder)
     (port,) = _PORT.unpack_from(raw, 2)
     if family == socket.AF_INET:

@@ -347,12 +347,12 @@ class AioReception:
         return BaseCall(self._context.invocation_metadata, None)
 
     def abort(self, error: Exception) -> None:
-        def cancel() -> None:
-            if self in self._transport.budget.receiving and self._task is not None:
-                self.error = error
-                self._task.cancel()
+        if self in self._transport.budget.receiving and self._task is not None:
+            self.error = error
+            self._task.cancel()
 
-        self._transport.post(cancel)
+    def post(self, action: Callable[[], None]) -> None:
+        self._transport.post(action)
 
 
 class AioStreamCall(BaseCall):
@@ -401,7 +401,12 @@ class AioStreamCall(BaseCall):
 
     def abort(self, error: Exception) -> None:
         """See `Reception.abort`."""
-        self._transport.post(partial(self.fail, error))
+        if self in self._transport.budget.receiving:
+            self.fail(error)
+
+    def post(self, action: Callable[[], None]) -> None:
+        """See `Reception.post`."""
+        self._transport.post(action)
 
     def release(self) -> None:
         """Release the bytes of the last large message."""

@@ -9,6 +9,7 @@ one that holds as much a third of it, and so on. So none can take all, however m
 """
 
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from neurona_server.errors import BuffersFullError
@@ -46,7 +47,10 @@ class Reception(Protocol):
         """Whether it may rightly wait for its next message for long."""
 
     def abort(self, error: Exception) -> None:
-        """End the call. Thread-safe."""
+        """End the call, if its message has not arrived. In the transport's thread."""
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Call `action` in the transport's thread. Thread-safe."""
 
 
 class BufferBudget:

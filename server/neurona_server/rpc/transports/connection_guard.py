@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from neurona_server.errors import DeadlineExceededError, TooLargeError
 from neurona_server.models.onnx.session import trim_heap
@@ -29,8 +30,11 @@ observed at all."""
 SCAN_INTERVAL = 1.0
 """Seconds between two scans for all connections."""
 
-LOAD = 0.03
-"""The part of the time that scans may take: with very many connections there are fewer."""
+LOAD = 0.05
+"""The part of a CPU's time that looks may take: with very many connections there are fewer."""
+
+MAX_INTERVAL = 0.2
+"""Seconds between two looks at the most."""
 
 SMALL_MESSAGE_SECONDS = 10.0
 """Seconds in which the message of a method without tensors has to arrive."""
@@ -41,11 +45,16 @@ SMALL_MESSAGES_BYTES = 1 << 20
 SMALL_MESSAGES = 8
 """Such calls of one connection that may be incomplete although it has received that much."""
 
+MAX_ENDED = 3
+"""Times that calls of a connection are ended before it is closed: ending calls costs more than
+starting them."""
+
 NEVER_CALLED_BYTES = 512
 """A connection that has received less has never made a call: that is the start of HTTP/2 alone."""
 
-FRAMING_BYTES = 64
-"""Bytes around a message, at least."""
+OVERHEAD = 2
+"""Memory that gRPC takes for each byte of an incomplete message: it has buffers that are not full,
+and what is freed in pieces cannot be used for everything."""
 
 TRIM_BYTES = 64 << 20
 """Freed bytes from which on unused memory is returned to the system."""
@@ -54,6 +63,7 @@ LOG_INTERVAL = 60.0
 """Seconds between two log lines about the same limit."""
 
 INCOMPLETE = "incomplete"
+BUFFERS = "buffers_full"
 PER_ADDRESS = "per_address"
 NEVER_CALLED = "never_called"
 """Reasons for which connections are closed."""
@@ -123,8 +133,13 @@ class ConnectionGuard:
         self._growth: dict[str, _Growth] = {}
         self._snapshots: dict[int, int] = {}  # bytes received at the last scan, by cookie
         self._next_scan = 0.0
+        self._next_trim = 0.0
         self._least_resident = 0
         self._freed = 0  # bytes of ended calls that may not have been returned to the system
+        self._ended: dict[int, int] = {}  # times that calls of a connection were ended, by cookie
+        # To be closed by the next look: their calls get a status first. gRPC may hold messages of
+        # calls that it has not handed over, which nothing else would free.
+        self._to_close: list[AcceptedSocket] = []
         self._next_lines: dict[str, float] = {}
 
     @property
@@ -152,18 +167,21 @@ class ConnectionGuard:
     def _run(self) -> None:
         interval = INTERVAL
         while not self._stopping.wait(interval):
-            start = time.monotonic()
+            start = time.thread_time()
             try:
-                self._look(start)
+                self._look(time.monotonic())
             except Exception:  # the next look may succeed, and nothing else does this
                 log.exception("uncaught exception while connections were observed")
-            interval = max(INTERVAL, (time.monotonic() - start) / LOAD)
+            interval = max(INTERVAL, min(MAX_INTERVAL, (time.thread_time() - start) / LOAD))
         self._observed.clear()  # a stopping server waits until its calls are gone
 
     def _look(self, now: float) -> None:
         if now >= self._next_scan:
             self._scan()
             self._next_scan = now + SCAN_INTERVAL
+        closing, self._to_close = self._to_close, []
+        for connection in closing:
+            self._close(connection, BUFFERS)
         slow = self._find_slow(now)
         budget = self._budget
         if not slow:
@@ -172,13 +190,14 @@ class ConnectionGuard:
                 budget.completed.clear()
                 self._growth.clear()
                 budget.incomplete_bytes = 0
-            self._return_memory()
+            self._return_memory(now, TRIM_BYTES)
             return
         budget.record_above = ALWAYS
         self._measure(slow)
         for peer, calls in slow.items():
             self._check_small_messages(peer, calls, now)
         self._enforce(slow)
+        self._return_memory(now, max(TRIM_BYTES, budget.limit // 4))
 
     def _find_slow(self, now: float) -> dict[str, list[Reception]]:
         """Return the calls that wait for the rest of a message, by connection.
@@ -223,7 +242,8 @@ class ConnectionGuard:
             if grown < 0:  # the framing was overestimated
                 growth.base += grown
             growth.incomplete = min(max(0, grown), most)
-        self._budget.incomplete_bytes = sum(each.incomplete for each in self._growth.values())
+        total = sum(each.incomplete for each in self._growth.values())
+        self._budget.incomplete_bytes = OVERHEAD * total
 
     def _check_small_messages(self, peer: str, calls: list[Reception], now: float) -> None:
         """End calls of methods without tensors whose messages are longer than they may be.
@@ -237,17 +257,18 @@ class ConnectionGuard:
         if self._growth[peer].incomplete > SMALL_MESSAGES_BYTES and (
             len(small) == len(calls) or len(small) > SMALL_MESSAGES
         ):
-            error = TooLargeError(
+            too_large = TooLargeError(
                 f"the message is too large (expected at most {SMALL_MESSAGE_BYTES} bytes for this "
                 "method)"
             )
-            self._end(peer, small, error)
+            self._end(peer, small, too_large)
             return
         for call in small:
             if now - self._observed[call].since > SMALL_MESSAGE_SECONDS and not call.is_stream:
-                call.abort(
-                    DeadlineExceededError(f"no complete message after {SMALL_MESSAGE_SECONDS:g} s")
+                error = DeadlineExceededError(
+                    f"no complete message after {SMALL_MESSAGE_SECONDS:g} s"
                 )
+                call.post(partial(call.abort, error))
 
     def _enforce(self, slow: dict[str, list[Reception]]) -> None:
         """End calls until what is incomplete and what is charged fits into the budget."""
@@ -266,16 +287,27 @@ class ConnectionGuard:
             # Some more than necessary: otherwise the next look would have to end others.
             if budget.incomplete_bytes + budget.held_bytes <= usable * 3 // 4:
                 return
-            self._end(peer, slow[peer], budget.error())
+            self._end(peer, slow[peer], budget.error(), close=True)
 
-    def _end(self, peer: str, calls: list[Reception], error: Exception) -> None:
-        for call in calls:
-            call.abort(error)
-            self._on_reject(error)
+    def _end(
+        self, peer: str, calls: list[Reception], error: Exception, *, close: bool = False
+    ) -> None:
+        def abort() -> None:
+            for call in calls:
+                call.abort(error)
+                self._on_reject(error)
+
+        # One event for all: this thread would wait for the interpreter's lock after each.
+        calls[0].post(abort)
+        connection = self._sockets.find(peer)
+        if connection is not None:
+            count = self._ended[connection.cookie] = self._ended.get(connection.cookie, 0) + 1
+            if close or count >= MAX_ENDED:
+                self._to_close.append(connection)
         growth = self._growth[peer]
         growth.base += growth.incomplete
         self._freed += growth.incomplete
-        self._budget.incomplete_bytes -= growth.incomplete
+        self._budget.incomplete_bytes -= OVERHEAD * growth.incomplete
         growth.incomplete = 0
 
     def _has_grown(self, size: int) -> bool:
@@ -287,10 +319,15 @@ class ConnectionGuard:
         resident = _resident_bytes()
         return not resident or resident - self._least_resident >= size
 
-    def _return_memory(self) -> None:
-        if self._freed >= TRIM_BYTES:
+    def _return_memory(self, now: float, least: int) -> None:
+        """Return unused memory to the system if at least so many bytes were freed.
+
+        That takes some ten milliseconds, in which other threads may wait for memory.
+        """
+        if self._freed >= least and now >= self._next_trim:
             self._freed = 0
             trim_heap()
+            self._next_trim = now + SCAN_INTERVAL
 
     def _scan(self) -> None:
         sockets = self._sockets
@@ -303,6 +340,7 @@ class ConnectionGuard:
             if received is not None:
                 snapshots[connection.cookie] = received
         self._snapshots = snapshots
+        self._ended = {cookie: n for cookie, n in self._ended.items() if cookie in snapshots}
         self._limit_connections(sockets.sockets)
 
     def _limit_connections(self, connections: list[AcceptedSocket]) -> None:
@@ -329,13 +367,12 @@ class ConnectionGuard:
         if not self._sockets.shut_down(connection):
             return
         self._on_close(reason)
-        if reason == PER_ADDRESS:
-            text = "of one address (expected at most %d, the option max_connections_per_address)"
-            limit = self._limits.per_address
-        else:
-            text = "that never made a call (there may be %d, the option max_connections)"
-            limit = self._limits.total
-        self._warn(reason, f"closed a connection of {connection.address}: too many {text}", limit)
+        limits = {
+            BUFFERS: "with incomplete messages, again (see max_buffered_bytes)",
+            PER_ADDRESS: f"of {self._limits.per_address} (max_connections_per_address)",
+            NEVER_CALLED: f"of {self._total} (max_connections) without a call",
+        }
+        self._warn(reason, "connection of %s closed: one %s", connection.address, limits[reason])
 
     def _warn(self, reason: str, text: str, *values: object) -> None:
         """Log a warning, unless one for the same reason was logged lately."""

@@ -401,7 +401,12 @@ class CygrpcCall(BaseCall):
 
     def abort(self, error: Exception) -> None:
         """See `Reception.abort`."""
-        self.fail(error)
+        if self in self._transport.receiving:
+            self.fail(error)
+
+    def post(self, action: Callable[[], None]) -> None:
+        """See `Reception.post`."""
+        self._transport.start_batch(self._raw, (), lambda _: action())
 
     def receive_close(self) -> None:
         """Ask gRPC to report that the caller has disconnected.
@@ -497,7 +502,7 @@ class CygrpcCall(BaseCall):
 class CygrpcStreamCall(BaseCall):
     """A streaming call (`rpc.call.StreamCall`).
 
-    All but `wake`, `abort` and `drain_for_stop` runs in the transport's thread.
+    All but `wake`, `post` and `drain_for_stop` runs in the transport's thread.
     """
 
     is_stream = True
@@ -563,7 +568,12 @@ class CygrpcStreamCall(BaseCall):
 
     def abort(self, error: Exception) -> None:
         """See `Reception.abort`."""
-        self._transport.start_batch(self._raw, (), lambda _: self.fail(error))
+        if self in self._transport.receiving:
+            self.fail(error)
+
+    def post(self, action: Callable[[], None]) -> None:
+        """See `Reception.post`."""
+        self._transport.start_batch(self._raw, (), lambda _: action())
 
     def drain_for_stop(self) -> None:
         """Drain the stream because the server is stopping. From any thread."""

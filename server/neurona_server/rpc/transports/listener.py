@@ -45,6 +45,10 @@ MAX_DEFAULT_CONNECTIONS = 1 << 14
 RESERVED_DESCRIPTORS = 256
 """Descriptors that no connection takes: for models, metrics, logs and gRPC itself."""
 
+MAX_READ_BYTES = 256 << 10
+"""Bytes that gRPC reads from a connection at once. It has a buffer of that size for each
+connection that sends much; its default is 4 MiB."""
+
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds in which a connection has to finish the handshakes of TLS and HTTP/2."""
 
@@ -145,6 +149,7 @@ class ListenerOptions:
             "grpc.http2.min_ping_interval_without_data_ms": _milliseconds(self.min_ping_interval),
             "grpc.server_handshake_timeout_ms": _milliseconds(HANDSHAKE_TIMEOUT),
             "grpc.http2.settings_timeout": _milliseconds(HANDSHAKE_TIMEOUT),
+            "grpc.experimental.tcp_max_read_chunk_size": MAX_READ_BYTES,
             # gRPC's default is on: a second server on the same port would take half of the calls.
             "grpc.so_reuseport": int(self.reuse_port),
         }
