@@ -1,6 +1,6 @@
 """The TCP connections that this process has accepted, with what the kernel counts about each.
 
-gRPC gives no access to its sockets, but Linux lists the descriptors of a process. They are only
+gRPC gives no access to its sockets, so all descriptors of the process are tried. They are only
 read here: a socket that gRPC closes meanwhile, and a descriptor that is used again, do no harm,
 since the kernel numbers sockets (SO_COOKIE). The C functions are called without releasing the
 interpreter's lock: none of them waits, and a thread that gives the lock away a thousand times per
@@ -11,23 +11,24 @@ Source: man 5 proc; man 7 socket; man 7 tcp; linux/tcp.h for `struct tcp_info`.
 
 import ctypes
 import ipaddress
-import os
+import re
 import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-CHUNK = 64
+CHUNK = 512
 """Descriptors that are read before other threads get a turn."""
 
 PAUSE = 0.0002
 """Seconds of that turn."""
 
+_TABLE_SIZE = re.compile(rb"^FDSize:\s*(\d+)", re.MULTILINE)
 _SO_COOKIE = 57
 _TCP_INFO = 11
 _BYTES_RECEIVED = 128
@@ -78,8 +79,8 @@ class AcceptedSockets:
             return
         found: dict[int, AcceptedSocket] = {}
         others: dict[int, int] = {}
-        for count, descriptor in enumerate(_list_descriptors()):
-            if count % CHUNK == CHUNK - 1:
+        for descriptor in range(_count_descriptors()):
+            if descriptor % CHUNK == CHUNK - 1:
                 pause(PAUSE)
             cookie = _cookie_of(descriptor)
             if cookie is None:
@@ -96,6 +97,10 @@ class AcceptedSockets:
         self._by_descriptor, self._others = found, others
         self._by_peer = {each.peer: each for each in found.values()}
 
+    def peers(self) -> Collection[str]:
+        """Return the callers of the last scan, as `AcceptedSocket.peer`."""
+        return self._by_peer.keys()
+
     def find(self, peer: str) -> AcceptedSocket | None:
         """Return the connection of a caller, as `AcceptedSocket.peer`, of the last scan."""
         return self._by_peer.get(peer)
@@ -110,12 +115,15 @@ class AcceptedSockets:
     @staticmethod
     def shut_down(connection: AcceptedSocket) -> bool:
         """End a connection; return whether it was still open."""
-        with suppress(OSError), socket.socket(fileno=os.dup(connection.descriptor)) as duplicate:
-            # The duplicate's descriptor cannot be used again for another socket meanwhile.
-            if _cookie_of(duplicate.fileno()) == connection.cookie:
-                duplicate.shutdown(socket.SHUT_RDWR)
-                return True
-        return False
+        # gRPC may close the socket meanwhile, but not the duplicate of its descriptor.
+        duplicate = _libc.dup(connection.descriptor)
+        if duplicate < 0:
+            return False
+        try:
+            same = _cookie_of(duplicate) == connection.cookie
+            return same and not _libc.shutdown(duplicate, socket.SHUT_RDWR)
+        finally:
+            _libc.close(duplicate)
 
     def _examine(self, descriptor: int, cookie: int) -> AcceptedSocket | None:
         own = _address(descriptor, _libc.getsockname)
@@ -132,11 +140,15 @@ class AcceptedSockets:
         return AcceptedSocket(descriptor, cookie, name, host)
 
 
-def _list_descriptors() -> list[int]:
-    try:
-        return [int(name) for name in os.listdir("/proc/self/fd")]
-    except OSError:  # no descriptor is left to list them with
-        return []
+def _count_descriptors() -> int:
+    """Return a number that is larger than all descriptors of this process, 0 if it is unknown.
+
+    Listing /proc/self/fd would give the interpreter's lock away for each entry.
+    """
+    with suppress(OSError), open("/proc/self/status", "rb") as file:
+        if (match := _TABLE_SIZE.search(file.read())) is not None:
+            return int(match[1])
+    return 0
 
 
 def _cookie_of(descriptor: int) -> int | None:

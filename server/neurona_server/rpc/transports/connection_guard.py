@@ -218,32 +218,43 @@ class ConnectionGuard:
         return slow
 
     def _measure(self, slow: dict[str, list[Reception]]) -> None:
-        """Measure what each connection with slow calls has received of incomplete messages."""
-        completed = self._budget.completed
-        for gone in self._growth.keys() - slow.keys():
+        """Measure what each connection with slow calls has received of incomplete messages.
+
+        Once that is a part of the budget, all connections are measured: those whose calls gRPC has
+        not handed over yet, or has only just, may have received as much.
+        """
+        budget, sockets = self._budget, self._sockets
+        watch_all = budget.incomplete_bytes > budget.usable // 4
+        if watch_all or any(sockets.find(peer) is None for peer in slow):
+            sockets.scan()
+        peers = {*slow, *sockets.peers()} if watch_all else slow.keys()
+        for gone in self._growth.keys() - peers:
             del self._growth[gone]
-            completed.pop(gone, None)
-        if any(self._sockets.find(peer) is None for peer in slow):
-            self._sockets.scan()
-        for peer, calls in slow.items():
-            most = len(calls) * self._max_message_bytes
-            connection = self._sockets.find(peer)
-            received = None if connection is None else self._sockets.bytes_received(connection)
-            growth = self._growth.get(peer)
-            if connection is None or received is None:
-                # Of a Unix socket nothing is known but the number of its calls; another is closed.
-                self._growth[peer] = _Growth(0, most if peer.startswith("unix:") else 0)
-                continue
-            if growth is None:
-                completed[peer] = 0
-                base = self._snapshots.get(connection.cookie, 0)
-                growth = self._growth[peer] = _Growth(base)
-            grown = received - growth.base - completed[peer]
-            if grown < 0:  # the framing was overestimated
-                growth.base += grown
-            growth.incomplete = min(max(0, grown), most)
+            budget.completed.pop(gone, None)
+        for peer in peers:
+            self._measure_connection(peer, len(slow.get(peer, ())))
         total = sum(each.incomplete for each in self._growth.values())
-        self._budget.incomplete_bytes = OVERHEAD * total
+        budget.incomplete_bytes = OVERHEAD * total
+
+    def _measure_connection(self, peer: str, slow_calls: int) -> None:
+        connection = self._sockets.find(peer)
+        received = None if connection is None else self._sockets.bytes_received(connection)
+        if connection is None or received is None:
+            # Of a Unix socket nothing is known but the number of its calls; another is closed.
+            most = slow_calls * self._max_message_bytes if peer.startswith("unix:") else 0
+            self._growth[peer] = _Growth(0, most)
+            return
+        completed = self._budget.completed
+        growth = self._growth.get(peer)
+        if growth is None:
+            completed[peer] = 0
+            base = self._snapshots.get(connection.cookie, 0)
+            # Without slow calls nothing is incomplete but what has just arrived.
+            growth = self._growth[peer] = _Growth(base if slow_calls or not base else received)
+        grown = received - growth.base - completed[peer]
+        if grown < 0:  # it was observed in the middle of a message
+            growth.base += grown
+        growth.incomplete = max(0, grown)
 
     def _check_small_messages(self, peer: str, calls: list[Reception], now: float) -> None:
         """End calls of methods without tensors whose messages are longer than they may be.
@@ -282,12 +293,12 @@ class ConnectionGuard:
             "(expected at most %d, the option max_buffered_bytes): calls are ended",
             *(budget.incomplete_bytes, len(slow), budget.held_bytes, budget.limit),
         )
-        by_size = sorted(slow, key=lambda peer: self._growth[peer].incomplete, reverse=True)
+        by_size = sorted(self._growth, key=lambda peer: self._growth[peer].incomplete, reverse=True)
         for peer in by_size:
             # Some more than necessary: otherwise the next look would have to end others.
             if budget.incomplete_bytes + budget.held_bytes <= usable * 3 // 4:
                 return
-            self._end(peer, slow[peer], budget.error(), close=True)
+            self._end(peer, slow.get(peer, []), budget.error(), close=True)
 
     def _end(
         self, peer: str, calls: list[Reception], error: Exception, *, close: bool = False
@@ -298,7 +309,8 @@ class ConnectionGuard:
                 self._on_reject(error)
 
         # One event for all: this thread would wait for the interpreter's lock after each.
-        calls[0].post(abort)
+        if calls:
+            calls[0].post(abort)
         connection = self._sockets.find(peer)
         if connection is not None:
             count = self._ended[connection.cookie] = self._ended.get(connection.cookie, 0) + 1
