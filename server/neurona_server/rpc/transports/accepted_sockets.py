@@ -77,7 +77,7 @@ class AcceptedSockets:
         """Look for new and for closed connections."""
         if _libc is None:
             return
-        found: dict[int, AcceptedSocket] = {}
+        connections: dict[int, AcceptedSocket] = {}
         others: dict[int, int] = {}
         for descriptor in range(_count_descriptors()):
             if descriptor % CHUNK == CHUNK - 1:
@@ -85,17 +85,17 @@ class AcceptedSockets:
             cookie = _cookie_of(descriptor)
             if cookie is None:
                 continue
-            known = self._by_descriptor.get(descriptor)
-            if known is not None and known.cookie == cookie:
-                found[descriptor] = known
+            connection = self._by_descriptor.get(descriptor)
+            if connection is not None and connection.cookie == cookie:
+                connections[descriptor] = connection
             elif self._others.get(descriptor) == cookie:
                 others[descriptor] = cookie
             elif (accepted := self._examine(descriptor, cookie)) is not None:
-                found[descriptor] = accepted
+                connections[descriptor] = accepted
             else:
                 others[descriptor] = cookie
-        self._by_descriptor, self._others = found, others
-        self._by_peer = {each.peer: each for each in found.values()}
+        self._by_descriptor, self._others = connections, others
+        self._by_peer = {each.peer: each for each in connections.values()}
 
     def peers(self) -> Collection[str]:
         """Return the callers of the last scan, as `AcceptedSocket.peer`."""

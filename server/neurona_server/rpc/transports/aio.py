@@ -2,6 +2,9 @@
 
 It runs an event loop in a thread of its own. Services are called in that thread, return immediately
 and may respond from any other thread.
+
+It is one file, of more than 500 lines, because listener and calls share the library's contexts and
+the rules of its event loop, and are read together.
 """
 
 import asyncio

@@ -34,7 +34,7 @@ LOAD = 0.05
 """The part of a CPU's time that looks may take: with very many connections there are fewer."""
 
 MAX_INTERVAL = 0.2
-"""Seconds between two looks at the most."""
+"""Maximum seconds between two looks."""
 
 SMALL_MESSAGE_SECONDS = 10.0
 """Seconds in which the message of a method without tensors has to arrive."""
@@ -228,9 +228,9 @@ class ConnectionGuard:
         if watch_all or any(sockets.find(peer) is None for peer in slow):
             sockets.scan()
         peers = {*slow, *sockets.peers()} if watch_all else slow.keys()
-        for gone in self._growth.keys() - peers:
-            del self._growth[gone]
-            budget.completed.pop(gone, None)
+        for peer in self._growth.keys() - peers:
+            del self._growth[peer]
+            budget.completed.pop(peer, None)
         for peer in peers:
             self._measure_connection(peer, len(slow.get(peer, ())))
         total = sum(each.incomplete for each in self._growth.values())
@@ -387,7 +387,7 @@ class ConnectionGuard:
         self._warn(reason, "connection of %s closed: one %s", connection.address, limits[reason])
 
     def _warn(self, reason: str, text: str, *values: object) -> None:
-        """Log a warning, unless one for the same reason was logged lately."""
+        """Log a warning, unless one for the same reason has just been logged."""
         now = time.monotonic()
         if now >= self._next_lines.get(reason, 0.0):
             self._next_lines[reason] = now + LOG_INTERVAL
