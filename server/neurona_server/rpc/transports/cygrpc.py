@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
@@ -108,6 +107,10 @@ class CygrpcServer:
         self._stopping = self._stop_called = self._queue_closed = False
         self._starting: list[None] = []  # an element for each thread that is in `start_batch`
         self._idle = threading.Event()
+        # For `has_turned`: whether the thread waits for events, how often it has stopped to, and
+        # that number at the last question.
+        self._waiting = False
+        self._turns = self._last_turns = 0
         self._open_calls = 0  # unary ones; only the transport's thread counts them
         # Each stream with the time at which it is drained: the oldest comes first.
         self._streams: dict[CygrpcStreamCall, float] = {}
@@ -122,9 +125,7 @@ class CygrpcServer:
         Raises:
             ConfigError: The address is not available.
         """
-        certificates = self._options.certificates
-        secret = getattr(certificates.credentials(), "_credentials") if certificates else None  # noqa: B009
-        ports = bind(partial(self._add_port, secret), address)
+        ports = bind(self._add_port, address)
         self._server.start()
         for _ in range(REQUESTED_CALLS):
             self._server.request_call(self._queue, self._queue, self._accept)
@@ -132,13 +133,10 @@ class CygrpcServer:
         self.guard.start(ports)
         return ports[0]
 
-    def stop(self, timeout: float) -> None:
-        """Accept no more calls, wait `timeout` seconds for those in flight, cancel the others.
-
-        A second call does nothing.
-        """
+    def stop(self, timeout: float) -> bool:
+        """See `Listener.stop`."""
         if self._stop_called or self._thread.ident is None:
-            return
+            return True
         self._stop_called = self._stopping = True
         end = time.monotonic() + timeout
         self._drain_streams()
@@ -154,13 +152,19 @@ class CygrpcServer:
                 log.warning(
                     "some calls have not ended %s s after their cancellation", CANCELLATION_TIMEOUT
                 )
-                return
+                return False
         self._queue_closed = True  # set first, so that no thread starts operations after it
         while self._starting:
             time.sleep(0.001)
         self._server.destroy()
         self._queue.shutdown()
-        self._thread.join()
+        self._thread.join(CANCELLATION_TIMEOUT)
+        return not self._thread.is_alive()
+
+    def has_turned(self) -> bool:
+        """See `Listener.has_turned`."""
+        before, self._last_turns = self._last_turns, self._turns
+        return self._thread.is_alive() and (self._waiting or self._turns != before)
 
     def start_batch(
         self, call: RawCall, operations: Sequence[Any], tag: Callable[[Event], None]
@@ -203,8 +207,10 @@ class CygrpcServer:
         """Remove a stream that has ended."""
         self._streams.pop(call, None)
 
-    def _add_port(self, secret: Any, address: str) -> int:
-        port = self._server.add_http2_port(address.encode(), *([secret] if secret else []))
+    def _add_port(self, address: str) -> int:
+        certificates = self._options.certificates
+        secret = [getattr(certificates.credentials(), "_credentials")] if certificates else []  # noqa: B009
+        port = self._server.add_http2_port(address.encode(), *secret)
         if not port:
             raise RuntimeError("the address is not available")
         return int(port)
@@ -217,7 +223,10 @@ class CygrpcServer:
         self.thread_id = threading.get_ident()
         poll = self._queue.poll
         while True:
+            self._waiting = True
             event = poll(self._poll_until())
+            self._waiting = False
+            self._turns += 1
             count = 0
             while event.completion_type != _TIMEOUT:
                 if event.completion_type == _SHUTDOWN:
