@@ -119,6 +119,8 @@ class ConnectionState(Protocol):
 class Metrics:
     """All series of one server, in the given registry (tests have several servers per process)."""
 
+    _closed_connections: Counter
+
     def __init__(self, registry: CollectorRegistry) -> None:
         # A creation time for each series would double the page.
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -173,12 +175,6 @@ class Metrics:
         )
         for reason in REJECTION_REASONS.values():
             self._rejected_calls.labels(reason)
-        self._closed_connections = Counter(
-            "neurona_closed_connections",
-            "Connections closed because there were too many, by reason.",
-            ("reason",),
-            registry=registry,
-        )
         self.open_streams = gauge(
             "open_streams", "Open PredictStream and ModelStreamInfer calls.", ()
         )
@@ -312,6 +308,12 @@ class Metrics:
 
     def watch_connections(self, connections: ConnectionState) -> None:
         """Report the connections of the transport whenever the metrics are read."""
+        self._closed_connections = Counter(
+            "neurona_closed_connections",
+            "Connections closed because there were too many, by reason.",
+            ("reason",),
+            registry=self.registry,
+        )
         for reason in CLOSE_REASONS:
             self._closed_connections.labels(reason)
         Gauge("neurona_connections", "Open connections.", registry=self.registry).set_function(
