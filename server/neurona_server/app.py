@@ -44,6 +44,7 @@ from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.listener import ListenerOptions
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
+from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.span_exporter import Tracing, set_up_tracing
 from neurona_server.web import endpoints
@@ -89,8 +90,9 @@ class App:
             config.max_request_tensors, config.max_request_rows, config.max_message_bytes
         )
         control = self._reconciler if config.model_control == "explicit" else None
+        workers = WorkerPool()
         methods = {
-            **Prediction(self._registry, self._metrics, limits).methods(),
+            **Prediction(self._registry, self._metrics, limits, workers).methods(),
             **Models(self._registry, control).methods(),
             **OpenInference(
                 self._registry,
@@ -100,6 +102,7 @@ class App:
                 versions=VersionPolicy.parse(config.versions),
                 shared_memory=config.shared_memory,
                 limits=limits,
+                workers=workers,
             ).methods(),
             **self._health.methods(),
         }

@@ -151,6 +151,10 @@ class Batcher:
                     self.process(batch, new_run)
                     del batch  # otherwise it would be kept until the next batch
 
+    def runs_in_this_thread(self) -> bool:
+        """Return whether the calling thread is a transport's that runs the model inline now."""
+        return self._inline.runs_in_this_thread()
+
     def serve_inline(self) -> bool:
         """Run waiting requests in the calling thread: see `InlineRunner.run_batches`."""
         return self._inline.run_batches(lambda batch: self.process(batch, self._new_runs[0]))
@@ -386,6 +390,10 @@ class InlineRunner:
             self._active_threads.discard(thread)
         self._queue.notify()
         return False
+
+    def runs_in_this_thread(self) -> bool:
+        """Return whether the calling thread is in `run_batches`."""
+        return threading.get_ident() in self._active_threads
 
     def wait_until_idle(self, end: float) -> bool:
         """Wait until no thread is in `run_batches`.
