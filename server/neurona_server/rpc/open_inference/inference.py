@@ -28,10 +28,10 @@ from neurona_server.rpc.open_inference.infer_message import (
     parse_infer_message,
 )
 from neurona_server.rpc.open_inference.inputs import (
+    count_shared_bytes,
     describe_inputs,
     is_slow,
     read_inputs,
-    shared_bytes,
 )
 from neurona_server.rpc.open_inference.messages import (
     parse_datatype,
@@ -145,12 +145,20 @@ class InferenceService:
         def read(model: Model) -> ParsedRequest:
             self._limits.check(message)
             parameters = read_request_parameters(message, responder.deadline)
-            outputs = read_requested_outputs(message, model, self._memory)
+            outputs = read_requested_outputs(message, model, self._memory, grant.name)
             described = describe_inputs(message, model.signature)
             max_bytes = model.batcher.policy.max_queue_bytes
             return ParsedRequest(
                 described,
-                partial(read_inputs, parsed, described, self._memory, max_bytes, self._limits),
+                partial(
+                    read_inputs,
+                    parsed,
+                    described,
+                    self._memory,
+                    grant.name,
+                    max_bytes,
+                    self._limits,
+                ),
                 InferResponseWriter(
                     model.name,
                     str(model.version),
@@ -162,7 +170,7 @@ class InferenceService:
                 ),
                 parameters.deadline,
                 parameters.priority,
-                parsed.size + shared_bytes(message),
+                parsed.size + count_shared_bytes(message),
                 self._limits,
                 partial(is_slow, parsed, described, self._limits),
             )

@@ -47,7 +47,7 @@ def describe_inputs(message: ModelInferRequest, signature: Signature) -> dict[st
     return described
 
 
-def shared_bytes(message: ModelInferRequest) -> int:
+def count_shared_bytes(message: ModelInferRequest) -> int:
     """Return the bytes of the inputs that are said to be in shared memory."""
     size = 0
     for tensor in message.inputs:
@@ -73,21 +73,24 @@ def is_slow(
         return True
     if not infer_message.raw and infer_message.size >= SLOW_CONTENTS:
         return True
+    copied = count_shared_bytes(infer_message.request)
     if strings or any(datatype == DataType.DATA_TYPE_BOOL for datatype, _ in described.values()):
-        return infer_message.size >= SLOW_BYTES
-    return shared_bytes(infer_message.request) >= SLOW_BYTES
+        copied += infer_message.size
+    return copied >= SLOW_BYTES
 
 
 def read_inputs(
     infer_message: InferMessage,
     described: Mapping[str, TensorType],
     memory: SharedMemoryService,
+    owner: str,
     max_bytes: int,
     limits: Limits,
 ) -> Inputs:
     """Return the arrays of inputs that fit the model's signature.
 
-    Arrays of raw contents are read-only views. At most `max_bytes` are read from shared memory.
+    Arrays of raw contents are read-only views. At most `max_bytes` are read from shared memory,
+    from regions of `owner`, the caller.
 
     Raises:
         InvalidArgumentError: There is too little or too much data, or data in several places.
@@ -104,7 +107,7 @@ def read_inputs(
         datatype, shape = described[name]
         region_slice = None
         if tensor.parameters:
-            region_slice = memory.find_slice(tensor.parameters, f"input {name!r}")
+            region_slice = memory.find_slice(owner, tensor.parameters, f"input {name!r}")
         if tensor.HasField("contents"):
             if raw_count:
                 raise InvalidArgumentError(

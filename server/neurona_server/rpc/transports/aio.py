@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NoReturn
 
 import grpc
@@ -199,11 +198,14 @@ class AioListener:
         options = self._options
         self._server = server = grpc.aio.server(options=options.arguments())
         server.add_generic_rpc_handlers((_MethodLookup(self, self._methods, options),))
-        if options.certificates is None:
-            port = bind(server.add_insecure_port, address)
-        else:
-            credentials = options.certificates.credentials()
-            port = bind(partial(server.add_secure_port, server_credentials=credentials), address)
+        certificates = options.certificates
+
+        def add_port(one: str) -> int:
+            if certificates is None:
+                return server.add_insecure_port(one)
+            return server.add_secure_port(one, certificates.credentials())
+
+        port = bind(add_port, address)
         await self._server.start()
         return port
 

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
@@ -117,9 +116,7 @@ class CygrpcServer:
         Raises:
             ConfigError: The address is not available.
         """
-        certificates = self._options.certificates
-        secret = getattr(certificates.credentials(), "_credentials") if certificates else None  # noqa: B009
-        port = bind(partial(self._add_port, secret), address)
+        port = bind(self._add_port, address)
         self._server.start()
         for _ in range(REQUESTED_CALLS):
             self._server.request_call(self._queue, self._queue, self._accept)
@@ -196,8 +193,10 @@ class CygrpcServer:
         """Remove a stream that has ended."""
         self._streams.pop(call, None)
 
-    def _add_port(self, secret: Any, address: str) -> int:
-        port = self._server.add_http2_port(address.encode(), *([secret] if secret else []))
+    def _add_port(self, address: str) -> int:
+        certificates = self._options.certificates
+        secret = [getattr(certificates.credentials(), "_credentials")] if certificates else []  # noqa: B009
+        port = self._server.add_http2_port(address.encode(), *secret)
         if not port:
             raise RuntimeError("the address is not available")
         return int(port)
