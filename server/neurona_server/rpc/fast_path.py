@@ -16,11 +16,11 @@ from neurona_server.errors import NeuronaError
 from neurona_server.models.model import Model
 from neurona_server.rpc.detached_data import DataPaths, detach_data
 from neurona_server.rpc.submission import (
-    LARGE_RESPONSE,
     AcceptedRequest,
     Responder,
     ResponseWriter,
     Submission,
+    is_large,
     send,
 )
 from neurona_server.rpc.worker_pool import WorkerPool
@@ -210,7 +210,7 @@ class FastPath:
             responder.deadline,
             prepared.priority,
             len(message),
-            self._workers if expected_bytes >= LARGE_RESPONSE else None,
+            self._workers if is_large(len(message), expected_bytes) else None,
         )
         send(submission, responder.defer, partial(self._resolve, *template.model_key), retry)
         return expected_bytes

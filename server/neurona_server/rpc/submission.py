@@ -27,9 +27,9 @@ from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.trace import CallTrace
 
-LARGE_RESPONSE = 64 << 10
-"""Expected bytes of a response from which on it is not written in the transport's thread: writing
-the classes of a row takes up to a microsecond for every 20 bytes."""
+LARGE_REQUEST, LARGE_RESPONSE = 1 << 20, 64 << 10
+"""Bytes of a request, or expected ones of its response, from which on the response is not written
+in the transport's thread: writing the classes of a row takes a microsecond for every 20 bytes."""
 
 
 class Responder(RequestIdentity, Protocol):
@@ -282,7 +282,7 @@ class _DecodableRequest:
             parsed.deadline,
             accepted.priority,
             parsed.nbytes,
-            self._workers if accepted.expected_bytes >= LARGE_RESPONSE else None,
+            self._workers if is_large(parsed.nbytes, accepted.expected_bytes) else None,
         )
         send(submission, defer, self._resolve, self._retry)
         return submission
@@ -293,6 +293,11 @@ def _fail(model: Model, error: Exception, responder: Responder, started: float) 
     outcome = error.outcome if isinstance(error, NeuronaError) else NeuronaError.outcome
     model.metrics.record_request(outcome, time.monotonic() - started)
     responder.fail(error)
+
+
+def is_large(nbytes: int, expected_bytes: int) -> bool:
+    """Return whether the response to a request of `nbytes` may take long to write."""
+    return nbytes >= LARGE_REQUEST or expected_bytes >= LARGE_RESPONSE
 
 
 def send(

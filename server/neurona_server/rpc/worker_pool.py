@@ -1,7 +1,7 @@
 """Threads for work that grows with a message and takes too long for the transport's thread.
 
 Strings and typed contents are decoded there, and large responses of models that run on the
-transport's thread are written there.
+transport's thread are written there. The pool stands alone because both protocols share it.
 """
 
 import logging
