@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from neurona_server.address import is_local
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.policy import BatchPolicy
+from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.config.options import Config
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.models.lifecycle.reconciler import Reconciler, ReconcilerOptions
@@ -43,6 +44,7 @@ from neurona_server.rpc.reflection import Reflection
 from neurona_server.rpc.security.tls import Certificates
 from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.transports.auto import open_transport
+from neurona_server.rpc.transports.heartbeat import Heartbeat
 from neurona_server.rpc.transports.listener import ListenerOptions
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
@@ -87,6 +89,7 @@ class App:
         self._health = Health()
         self._metrics.serving.set_function(self._is_serving)
         self._tracing = _make_tracing(config, self._metrics, process)
+        self._watchdog = RunWatchdog()
         self._reconciler = self._make_reconciler()
         limits = Limits(
             config.max_request_tensors, config.max_request_rows, config.max_message_bytes
@@ -112,6 +115,8 @@ class App:
         methods |= Reflection(methods).methods()
         options = _listener_options(config, self._metrics.record_rejection, self._tracing)
         self._listener = open_transport(config.transport, methods, options)
+        self._heartbeat = Heartbeat(self._listener.has_turned, self._set_hung)
+        self._hung_reason = ""
         self._close_metrics: Callable[[], None] = lambda: None
         self._serving = threading.Event()
         self._stopping = False
@@ -125,12 +130,14 @@ class App:
         """
         if self._config.processes == 1:  # else the supervisor serves the metrics of all
             self._serve_metrics()
+        self._watchdog.start()
         self._load_models()
         self._metrics.transport.labels(self._listener.name).set(1)
         # What exists now lives until the end: garbage collections need not visit it again.
         gc.collect()
         gc.freeze()
         grpc_port = self._listener.start(self._config.address)
+        self._heartbeat.start()
         self._serving.set()
         self._update_health()
         if self._config.model_control != "none":
@@ -141,7 +148,7 @@ class App:
         """Drain and stop.
 
         Returns:
-            False if a run did not end within drain_timeout_ms.
+            False if a run or the transport did not end within drain_timeout_ms.
         """
         self._stopping = True
         self._serving.clear()
@@ -149,24 +156,33 @@ class App:
         log.info("shutting down: health set to NOT_SERVING")
         time.sleep(self._config.drain_delay_ms / 1000)
         deadline = time.monotonic() + self._config.drain_timeout_ms / 1000
+        self._heartbeat.stop()
         self._reconciler.stop_loading()  # or a call waiting for a load would delay the transport
         # The transport stops before the models, so that accepted requests still get responses.
-        self._listener.stop(max(0.0, deadline - time.monotonic()))
-        drained = self._reconciler.stop(max(0.0, deadline - time.monotonic()))
+        drained = self._listener.stop(max(0.0, deadline - time.monotonic()))
+        drained = self._reconciler.stop(max(0.0, deadline - time.monotonic())) and drained
         if self._tracing is not None:
             self._tracing.close(SPAN_FLUSH_SECONDS)
+        self._watchdog.stop()
         self._close_metrics()
         log.info("stopped")
         return drained
 
     def state(self) -> str:
-        """Return STARTING, SERVING or NOT_SERVING."""
+        """Return STARTING, SERVING or NOT_SERVING, which a reason may follow."""
         if self._is_serving():
             return endpoints.SERVING
+        if self._hung_reason:
+            return f"{endpoints.NOT_SERVING}: {self._hung_reason}"
         return endpoints.NOT_SERVING if self._stopping else endpoints.STARTING
 
     def _is_serving(self) -> bool:
         return self._health.state("") == SERVING
+
+    def _set_hung(self, reason: str) -> None:
+        """Note that the transport is hung or, without a reason, that it turns again."""
+        self._hung_reason = reason
+        self._health.set_hung(hung=bool(reason))
 
     def _serve_metrics(self) -> None:
         address = self._config.metrics_address
@@ -196,7 +212,7 @@ class App:
         scheduler = DeviceScheduler(max(2, _cpus_per_process(config) // options.runtime.threads))
 
         def load(source: ModelSource, cancellation: LoadCancellation) -> Model:
-            model = Model(source, options, self._metrics, scheduler, cancellation)
+            model = Model(source, options, self._metrics, scheduler, self._watchdog, cancellation)
             try:
                 model.start()
             except BaseException:  # no thread may keep running
@@ -238,7 +254,7 @@ def exit_status(drained: bool) -> int:
     Ends the process immediately if the App is not `drained`.
     """
     if not drained:
-        # A run is still inside ONNX Runtime: unloading the library would crash its thread.
+        # A thread may be inside ONNX Runtime: unloading the library would crash it.
         logging.shutdown()
         os._exit(0)
     return 0
@@ -311,6 +327,7 @@ def _model_options(config: Config, tracing: Tracing | None) -> ModelOptions:
         max_delay=config.max_delay_ms / 1000,
         latency_objective=config.latency_objective_ms / 1000 or None,
         inline=INLINE_MODES[config.inline],
+        max_run_seconds=config.max_run_seconds,
     )
     threads = config.threads or max(1, _cpus_per_process(config) // config.instances)
     runtime = RuntimeOptions(

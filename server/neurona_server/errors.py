@@ -127,6 +127,15 @@ class ModelFailedError(NeuronaError):
         super().__init__("the model failed on this request; the server's log says why")
 
 
+class RunTooLongError(NeuronaError):
+    """The run took longer than max_run_seconds allows, and was terminated."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(
+            f"the run of the model was terminated after {limit:g} s (the option max_run_seconds)"
+        )
+
+
 def response_too_large(size: int, limit: int) -> TooLargeError:
     """Make the error for a response of `size` bytes."""
     return TooLargeError(

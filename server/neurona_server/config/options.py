@@ -151,6 +151,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "less latency, but other requests wait meanwhile. auto: while runs are short."
         ),
     ] = "auto"
+    max_run_seconds: Annotated[
+        float,
+        Meta(ge=0, le=MAX_SECONDS),
+        Help(
+            "Seconds after which a run of a model is terminated, and its requests fail. 0: no "
+            "limit. A model.toml may override it."
+        ),
+    ] = 600.0
     max_message_bytes: Annotated[
         int, Meta(ge=1, le=MAX_INT), Help("Maximum bytes of a request or response message.")
     ] = 64 << 20

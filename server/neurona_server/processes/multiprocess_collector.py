@@ -54,6 +54,7 @@ MERGE_RULES: Mapping[str, Rule] = {
     "neurona_queue_oldest_seconds": _largest,
     "neurona_version_loading_seconds": _largest,
     "neurona_open_streams": _sum,
+    "neurona_overdue_runs": _sum,
     "neurona_serving": _sum,
     "process_resident_memory_bytes": _sum,
     "process_virtual_memory_bytes": _sum,

@@ -181,7 +181,9 @@ class Metrics:
         self.rows = counter("rows", "Rows run, padding excluded.")
         self.padding_rows = counter("padding_rows", "Padding rows added to reach a batch size.")
         self.terminated_runs = counter(
-            "terminated_runs", "Runs terminated because all of their requests were cancelled."
+            "terminated_runs",
+            "Runs terminated because all of their requests were cancelled, because they kept the "
+            "transport thread from other work, or because of max_run_seconds.",
         )
         self.batch_rows = histogram("batch_rows", "Rows in a run, padding excluded.", ROWS_BUCKETS)
         self.batch_requests = histogram("batch_requests", "Requests in a run.", ROWS_BUCKETS)
@@ -195,6 +197,11 @@ class Metrics:
             "run_predicted_seconds",
             "Predicted duration of a run with this number of rows.",
             ("model", "version", "rows"),
+        )
+        self.overdue_runs = gauge(
+            "overdue_runs",
+            "Runs in progress that have taken ten times as long as predicted, and over a second: "
+            "they no longer count for the slots of the device.",
         )
         self.inline = gauge("inline", "1 if the model runs inline on the transport thread, else 0.")
 
@@ -247,6 +254,7 @@ class Metrics:
             *(self.requests, self.rows, self.padding_rows, self.terminated_runs, self.batch_rows),
             *(self.batch_requests, self.request_seconds, self.queue_seconds, self.run_seconds),
             *(self.run_ratio, self.predicted_seconds, self.batch_limit, self.inline),
+            self.overdue_runs,
             *(self.queue_rows, self.queue_age, self.queue_bytes, self.queue_limit, self.info),
             *(self.shadows, self.nodes, self.degraded, self.displaced_requests),
         ]
@@ -333,6 +341,7 @@ class ModelMetrics:
         self.terminated_runs = metrics.terminated_runs.labels(*self._labels)
         self.displaced_requests = metrics.displaced_requests.labels(*self._labels)
         self.inline = metrics.inline.labels(*self._labels)
+        self.overdue_runs = metrics.overdue_runs.labels(*self._labels)
         self._rows = metrics.rows.labels(*self._labels)
         self._padding_rows = metrics.padding_rows.labels(*self._labels)
         self._batch_rows = metrics.batch_rows.labels(*self._labels)

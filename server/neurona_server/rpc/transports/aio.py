@@ -54,6 +54,9 @@ accepts one call at a time, and each takes it five or six turns."""
 MAX_TURNS = 64
 """Turns after which deferred work runs although further requests arrive."""
 
+LOOP_TIMEOUT = 1.0
+"""Seconds that the event loop has to respond, in addition to the time for the calls in flight."""
+
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
@@ -77,6 +80,7 @@ class AioListener:
         self._posted: deque[Callable[[], None]] = deque()
         self._wake_scheduled = False
         self._turns = self._quiet_turns = 0
+        self._ping_answered = True
         self._deferred: dict[Deferred, None] = {}  # an ordered set
 
     def start(self, address: str) -> int:
@@ -88,17 +92,31 @@ class AioListener:
         self._thread.start()
         return asyncio.run_coroutine_threadsafe(self._start(address), self._loop).result()
 
-    def stop(self, timeout: float) -> None:
-        """Accept no more calls, wait `timeout` seconds for those in flight, cancel the others.
-
-        A second call does nothing.
-        """
+    def stop(self, timeout: float) -> bool:
+        """See `Listener.stop`."""
         if self._loop.is_closed():
-            return
-        asyncio.run_coroutine_threadsafe(self._stop(timeout), self._loop).result()
+            return True
+        stopped = asyncio.run_coroutine_threadsafe(self._stop(timeout), self._loop)
+        try:
+            stopped.result(timeout + LOOP_TIMEOUT)
+        except TimeoutError:
+            log.warning("the event loop has not responded for %g s", timeout + LOOP_TIMEOUT)
+            return False
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self._thread.join(LOOP_TIMEOUT)
+        if self._thread.is_alive():
+            return False
         self._loop.close()
+        return True
+
+    def has_turned(self) -> bool:
+        """See `Listener.has_turned`: each question is a ping, which the next one finds answered."""
+        answered, self._ping_answered = self._ping_answered, False
+        try:
+            self._loop.call_soon_threadsafe(self._answer_ping)
+        except RuntimeError:  # the loop is closed
+            return False
+        return answered
 
     def post(self, action: Callable[[], None]) -> None:
         """Call `action` in the loop. From any thread; does nothing once the loop is closed."""
@@ -218,6 +236,9 @@ class AioListener:
             # which clients do not retry: they get UNAVAILABLE first.
             await asyncio.sleep(min(timeout, STOPPING_ACCEPT_TIME))
             await self._server.stop(max(0.0, timeout - STOPPING_ACCEPT_TIME))
+
+    def _answer_ping(self) -> None:
+        self._ping_answered = True
 
     def _run_posted(self) -> None:
         self._wake_scheduled = False  # before the actions are taken, so that later ones wake again

@@ -37,10 +37,19 @@ class Listener(Protocol):
             ConfigError: The address is not available.
         """
 
-    def stop(self, timeout: float) -> None:
+    def stop(self, timeout: float) -> bool:
         """Accept no more calls, wait `timeout` seconds for those in flight, cancel the others.
 
         A second call does nothing.
+
+        Returns:
+            False if the thread of the transport still runs: it is hung.
+        """
+
+    def has_turned(self) -> bool:
+        """Return whether its thread has turned since the last call, or waits for events.
+
+        For one caller only, the `Heartbeat`.
         """
 
 

@@ -102,6 +102,10 @@ class CygrpcServer:
         self._stopping = self._stop_called = self._queue_closed = False
         self._starting: list[None] = []  # an element for each thread that is in `start_batch`
         self._idle = threading.Event()
+        # For `has_turned`: whether the thread waits for events, how often it has stopped to, and
+        # that number at the last question.
+        self._waiting = False
+        self._turns = self._last_turns = 0
         self._open_calls = 0  # unary ones; only the transport's thread counts them
         # Each stream with the time at which it is drained: the oldest comes first.
         self._streams: dict[CygrpcStreamCall, float] = {}
@@ -123,13 +127,10 @@ class CygrpcServer:
         self._thread.start()
         return port
 
-    def stop(self, timeout: float) -> None:
-        """Accept no more calls, wait `timeout` seconds for those in flight, cancel the others.
-
-        A second call does nothing.
-        """
+    def stop(self, timeout: float) -> bool:
+        """See `Listener.stop`."""
         if self._stop_called or self._thread.ident is None:
-            return
+            return True
         self._stop_called = self._stopping = True
         end = time.monotonic() + timeout
         self._drain_streams()
@@ -144,13 +145,19 @@ class CygrpcServer:
                 log.warning(
                     "some calls have not ended %s s after their cancellation", CANCELLATION_TIMEOUT
                 )
-                return
+                return False
         self._queue_closed = True  # set first, so that no thread starts operations after it
         while self._starting:
             time.sleep(0.001)
         self._server.destroy()
         self._queue.shutdown()
-        self._thread.join()
+        self._thread.join(CANCELLATION_TIMEOUT)
+        return not self._thread.is_alive()
+
+    def has_turned(self) -> bool:
+        """See `Listener.has_turned`."""
+        before, self._last_turns = self._last_turns, self._turns
+        return self._thread.is_alive() and (self._waiting or self._turns != before)
 
     def start_batch(
         self, call: RawCall, operations: Sequence[Any], tag: Callable[[Event], None]
@@ -209,7 +216,10 @@ class CygrpcServer:
         self.thread_id = threading.get_ident()
         poll = self._queue.poll
         while True:
+            self._waiting = True
             event = poll(self._poll_until())
+            self._waiting = False
+            self._turns += 1
             count = 0
             while event.completion_type != _TIMEOUT:
                 if event.completion_type == _SHUTDOWN:
