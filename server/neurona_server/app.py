@@ -187,7 +187,11 @@ class App:
     def _serve_metrics(self) -> None:
         address = self._config.metrics_address
         server = MetricsServer(
-            address, self.registry, self.state, self.registry.restricted_registry
+            address,
+            self.registry,
+            self.state,
+            self.registry.restricted_registry,
+            hosts=self._config.metrics_hosts,
         )
         self._close_metrics = server.close
         log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
