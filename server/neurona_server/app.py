@@ -48,6 +48,7 @@ from neurona_server.rpc.transports.heartbeat import Heartbeat
 from neurona_server.rpc.transports.listener import ListenerOptions, connection_limits
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
+from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.span_exporter import Tracing, set_up_tracing
 from neurona_server.web import endpoints
@@ -95,8 +96,9 @@ class App:
         )
         explicit = config.model_control == "explicit"
         control = ControlCalls(self._reconciler) if explicit else None
+        workers = WorkerPool()
         methods = {
-            **Prediction(self._registry, self._metrics, limits).methods(),
+            **Prediction(self._registry, self._metrics, limits, workers).methods(),
             **Models(self._registry, control).methods(),
             **OpenInference(
                 self._registry,
@@ -106,6 +108,7 @@ class App:
                 versions=VersionPolicy.parse(config.versions),
                 shared_memory=config.shared_memory,
                 limits=limits,
+                workers=workers,
             ).methods(),
             **self._health.methods(),
         }
@@ -185,7 +188,11 @@ class App:
     def _serve_metrics(self) -> None:
         address = self._config.metrics_address
         server = MetricsServer(
-            address, self.registry, self.state, self.registry.restricted_registry
+            address,
+            self.registry,
+            self.state,
+            self.registry.restricted_registry,
+            hosts=self._config.metrics_hosts,
         )
         self._close_metrics = server.close
         log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)

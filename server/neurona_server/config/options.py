@@ -14,6 +14,7 @@ from msgspec import Meta
 from neurona_server.config.parsers import (
     Addresses,
     CollectorUrl,
+    HostName,
     LogLevel,
     NamedFolder,
     ProviderNames,
@@ -61,6 +62,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         WebAddress,
         Help("HOST:PORT to serve the status page, /metrics and /healthz on, over HTTP."),
     ] = WebAddress("127.0.0.1:8002")
+    metrics_hosts: Annotated[
+        tuple[HostName, ...],
+        Help(
+            "Name under which the metrics port is reached. IP addresses, names without dots and "
+            "those of private domains (.local, .internal, .svc) need not be named; requests for "
+            "other names are rejected, since any web page could send them. *: every name. May be "
+            "given several times."
+        ),
+    ] = ()
     versions: Annotated[
         VersionPolicyText,
         Help(

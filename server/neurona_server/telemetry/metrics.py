@@ -43,10 +43,12 @@ from neurona_server.errors import (
     TooLargeError,
     UnauthenticatedError,
 )
+from neurona_server.telemetry import logs
 from neurona_server.telemetry.collectors import (
     VERSION_LABELS,
     GpuCollector,
     LoadingCollector,
+    LogLineCollector,
     MemoryLimitCollector,
     VersionInfo,
     VersionStateCollector,
@@ -358,6 +360,7 @@ class Metrics:
         GCCollector(self.registry)
         self.registry.register(gpus or GpuCollector())
         self.registry.register(MemoryLimitCollector())
+        self.registry.register(LogLineCollector(logs.lines_not_written))
 
     def _copy_run_statistics(self) -> dict[tuple[str, str], RunStatistics]:
         with self._versions_lock:
