@@ -300,7 +300,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 30.0
     compress_responses: Annotated[
         bool,
-        Help("Compress responses with gzip for callers that accept it: less traffic, more CPU."),
+        Help(
+            "Compress responses with gzip, up to 256 KiB each, for callers that accept it: less "
+            "traffic, more CPU."
+        ),
     ] = False
     processes: Annotated[
         int,
