@@ -130,12 +130,12 @@ class InferenceService:
         def read(model: Model) -> ParsedRequest:
             self._limits.check(message)
             parameters = read_request_parameters(message, responder.deadline)
-            outputs = read_requested_outputs(message, model, self._memory)
+            outputs = read_requested_outputs(message, model, self._memory, grant.name)
             described = describe_inputs(message, model.signature)
             max_bytes = model.batcher.policy.max_queue_bytes
             return ParsedRequest(
                 described,
-                partial(read_inputs, message, described, self._memory, max_bytes),
+                partial(read_inputs, message, described, self._memory, grant.name, max_bytes),
                 InferResponseWriter(
                     model.name,
                     str(model.version),
