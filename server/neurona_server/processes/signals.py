@@ -34,6 +34,8 @@ class StopSignals:
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer)
         self._on_hang_up, self._on_forced_stop = on_hang_up, on_forced_stop
+        self.before_exit: Callable[[], None] = lambda: None
+        """Called in a thread of this object before it ends the process."""
         numbers = [signal.SIGTERM, signal.SIGINT]
         if on_hang_up is not None:
             numbers.append(signal.SIGHUP)
@@ -66,6 +68,7 @@ class StopSignals:
         self._read_signal()
         _write_stderr(b"neurona-serve: second signal: ending without draining\n")
         self._on_forced_stop()
+        self.before_exit()
         os._exit(1)
 
     def _read_signal(self) -> int:
@@ -78,6 +81,7 @@ class StopSignals:
     def _end_if_starting(self) -> None:
         if not self._serving.is_set():
             _write_stderr(b"neurona-serve: stopped during start-up\n")
+            self.before_exit()
             os._exit(0)
 
 

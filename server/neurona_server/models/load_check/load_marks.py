@@ -9,6 +9,7 @@ its files or settings change.
 An ordinary stop withdraws the marks of its process before it ends.
 """
 
+import atexit
 import contextlib
 import fcntl
 import hashlib
@@ -67,6 +68,7 @@ class LoadMarks:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._suspect = threading.Lock()
+        atexit.register(withdraw_marks)
         for path in [*folder.glob(f"*{_SUFFIX}"), *folder.glob(f"*{_UNFINISHED}")]:
             with contextlib.suppress(OSError):
                 if path.stat().st_mtime < time.time() - KEEP_SECONDS and _is_dead(path):
