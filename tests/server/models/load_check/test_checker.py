@@ -151,9 +151,7 @@ def test_the_key_depends_on_all_that_is_loaded(tmp_path, good):
     keys.add(key(options=replace(OPTIONS, runtime=replace(OPTIONS.runtime, arena=False))))
     values = tmp_path / "values"
     values.write_bytes(bytes(16))
-    sample = WarmUpSample(
-        "s", 1, {"x": WarmUpInput(DataType.DATA_TYPE_FLOAT, (1, 4), file=values)}
-    )
+    sample = WarmUpSample("s", 1, {"x": WarmUpInput(DataType.DATA_TYPE_FLOAT, (1, 4), file=values)})
     source = replace(good, settings=replace(good.settings, warm_up=(sample,)))
     keys.add(key(source))
     values.write_bytes(bytes(15) + b"1")
