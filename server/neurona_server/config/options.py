@@ -105,6 +105,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "longer fails to load. The start waits no longer for it. 0: no limit."
         ),
     ] = 120.0
+    load_check: Annotated[
+        bool,
+        Help(
+            "Load each new model file in a process of its own first, so that one which crashes or "
+            "never ends only fails to load. A file that has passed is remembered in the cache."
+        ),
+    ] = True
     strict: Annotated[
         bool, Help("true: do not start unless every model can be served; false: serve the others.")
     ] = False
