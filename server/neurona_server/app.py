@@ -8,6 +8,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -21,9 +22,12 @@ from neurona_server.errors import ConfigError, LoadError
 from neurona_server.models.lifecycle.reconciler import Reconciler, ReconcilerOptions
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.load_cancellation import LoadCancellation
+from neurona_server.models.load_check.checked_files import CheckedFiles
+from neurona_server.models.load_check.checker import LoadChecker
+from neurona_server.models.load_check.load_marks import LoadMarks, withdraw_marks
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import INLINE_MODES, ModelOptions
-from neurona_server.models.onnx.graph_cache import default_cache_folder
+from neurona_server.models.onnx.graph_cache import default_cache_folder, make_private_folder
 from neurona_server.models.onnx.runtime import (
     CPU,
     DEFAULT_PROVIDERS,
@@ -45,9 +49,10 @@ from neurona_server.rpc.security.tls import Certificates
 from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.heartbeat import Heartbeat
-from neurona_server.rpc.transports.listener import ListenerOptions
+from neurona_server.rpc.transports.listener import ListenerOptions, connection_limits
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
+from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.span_exporter import Tracing, set_up_tracing
 from neurona_server.web import endpoints
@@ -95,8 +100,9 @@ class App:
         )
         explicit = config.model_control == "explicit"
         control = ControlCalls(self._reconciler) if explicit else None
+        workers = WorkerPool()
         methods = {
-            **Prediction(self._registry, self._metrics, limits).methods(),
+            **Prediction(self._registry, self._metrics, limits, workers).methods(),
             **Models(self._registry, control).methods(),
             **OpenInference(
                 self._registry,
@@ -106,12 +112,14 @@ class App:
                 versions=VersionPolicy.parse(config.versions),
                 shared_memory=config.shared_memory,
                 limits=limits,
+                workers=workers,
             ).methods(),
             **self._health.methods(),
         }
         methods |= Reflection(methods).methods()
-        options = _listener_options(config, self._metrics.record_rejection, self._tracing)
+        options = _listener_options(config, self._metrics, self._tracing)
         self._listener = open_transport(config.transport, methods, options)
+        self._metrics.watch_connections(self._listener.guard)
         self._heartbeat = Heartbeat(self._listener.has_turned, self._set_hung)
         self._hung_reason = ""
         self._close_metrics: Callable[[], None] = lambda: None
@@ -153,6 +161,7 @@ class App:
         log.info("shutting down: health set to NOT_SERVING")
         time.sleep(self._config.drain_delay_ms / 1000)
         deadline = time.monotonic() + self._config.drain_timeout_ms / 1000
+        withdraw_marks()
         self._heartbeat.stop()
         self._reconciler.stop_loading()  # or a call waiting for a load would delay the transport
         # The transport stops before the models, so that accepted requests still get responses.
@@ -184,7 +193,11 @@ class App:
     def _serve_metrics(self) -> None:
         address = self._config.metrics_address
         server = MetricsServer(
-            address, self.registry, self.state, self.registry.restricted_registry
+            address,
+            self.registry,
+            self.state,
+            self.registry.restricted_registry,
+            hosts=self._config.metrics_hosts,
         )
         self._close_metrics = server.close
         log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
@@ -208,13 +221,24 @@ class App:
         # Two concurrent runs keep a device busy; more only if each takes fewer CPUs than there are.
         scheduler = DeviceScheduler(max(2, _cpus_per_process(config) // options.runtime.threads))
 
+        folder = _open_load_folder(options.runtime.cache)
+        marks = LoadMarks(folder) if folder else None
+        checker = None
+        if config.load_check:
+            checker = LoadChecker(config.load_timeout_s, CheckedFiles(folder) if folder else None)
+
         def load(source: ModelSource, cancellation: LoadCancellation) -> Model:
-            model = Model(source, options, self._metrics, scheduler, self._watchdog, cancellation)
-            try:
-                model.start()
-            except BaseException:  # no thread may keep running
-                model.close()
-                raise
+            if checker is not None:
+                checker.check(source, options, cancellation)
+            with marks.mark(source, cancellation) if marks else nullcontext():
+                model = Model(
+                    source, options, self._metrics, scheduler, self._watchdog, cancellation
+                )
+                try:
+                    model.start()
+                except BaseException:  # no thread may keep running
+                    model.close()
+                    raise
             return model
 
         return Reconciler(
@@ -224,7 +248,7 @@ class App:
             self._metrics,
             _reconciler_options(config),
             self._update_health,
-            find_rejections=(),
+            find_rejections=[marks.find_rejection] if marks else [],
         )
 
     def _update_health(self) -> None:
@@ -277,9 +301,7 @@ def _make_tracing(config: Config, metrics: Metrics, process: int | None) -> Trac
     return set_up_tracing(config.traces_endpoint, config.traces_ratio, metrics, process)
 
 
-def _listener_options(
-    config: Config, on_reject: Callable[[Exception], None], tracing: Tracing | None
-) -> ListenerOptions:
+def _listener_options(config: Config, metrics: Metrics, tracing: Tracing | None) -> ListenerOptions:
     certificates = None
     if config.tls_certificate and config.tls_key:
         client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
@@ -298,9 +320,16 @@ def _listener_options(
         max_connection_age_grace=config.max_connection_age_grace_s,
         keepalive=config.keepalive_s,
         max_streams=config.max_streams,
+        max_buffered_bytes=config.max_buffered_bytes // config.processes,
+        connection_limits=connection_limits(
+            config.max_connections,
+            config.max_connections_per_address,
+            config.address.count(",") + 1,
+        ),
+        on_close=metrics.record_closed_connection,
         max_metadata_bytes=config.max_metadata_bytes,
         compress_responses=config.compress_responses,
-        on_reject=on_reject,
+        on_reject=metrics.record_rejection,
         reuse_port=config.reuse_port or config.processes > 1,
         tracer=None if tracing is None else tracing.calls,
     )
@@ -343,6 +372,19 @@ def _model_options(config: Config, tracing: Tracing | None) -> ModelOptions:
     check_options(runtime)
     tracer = None if tracing is None else tracing.batches
     return ModelOptions(policy, runtime, config.instances, tracer)
+
+
+def _open_load_folder(cache: Path | None) -> Path | None:
+    """Return the folder that keeps what is known about loads, None if there cannot be one."""
+    if cache is None:
+        return None
+    try:
+        make_private_folder(cache)
+        make_private_folder(cache / "loads")
+    except OSError as error:
+        log.info("loads are not recorded in %s: %s", cache, error.strerror or error)
+        return None
+    return cache / "loads"
 
 
 def _cache_folder(option: str) -> Path | None:

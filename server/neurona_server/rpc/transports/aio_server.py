@@ -40,26 +40,26 @@ class RestartingServer:
     def __init__(self, handler: grpc.GenericRpcHandler, options: ListenerOptions) -> None:
         self._handler = handler
         self._options = options
-        self._address = ""
+        self._addresses = ""
         self._server: grpc.aio.Server | None = None
         self._stopping = False
         self._restart: asyncio.Task[None] | None = None
         self._ending: dict[grpc.aio.Server, asyncio.Task[None]] = {}
         """Servers that accept no calls any more, and still answer those in flight."""
 
-    async def start(self, address: str) -> int:
-        """Listen; return the port, which the system chose if `address` ends in ":0".
+    async def start(self, addresses: str) -> list[int]:
+        """Listen on comma-separated addresses; return their ports, which may be the system's.
 
         Raises:
-            ConfigError: The address is not available.
+            ConfigError: An address is not available.
         """
         any_path_decodes(threading.get_ident())
-        port = await self._listen(address)
-        first, *others = address.split(",")
-        if first.endswith(":0"):
-            first = f"{first[:-1]}{port}"
-        self._address = ",".join([first, *others])
-        return port
+        ports = await self._listen(addresses)
+        self._addresses = ",".join(
+            f"{address[:-1]}{port}" if address.endswith(":0") else address
+            for address, port in zip(addresses.split(","), ports, strict=True)
+        )
+        return ports
 
     async def stop(self, timeout: float) -> None:
         """Accept no more calls, wait `timeout` seconds for those in flight, cancel the others."""
@@ -70,7 +70,7 @@ class RestartingServer:
         await asyncio.gather(*(_stop(server, timeout) for server in servers))
         _loop_threads.discard(threading.get_ident())
 
-    async def _listen(self, address: str) -> int:
+    async def _listen(self, addresses: str) -> list[int]:
         server = grpc.aio.server(options=self._options.arguments())
         server.add_generic_rpc_handlers((self._handler,))
         certificates = self._options.certificates
@@ -80,14 +80,14 @@ class RestartingServer:
                 return server.add_insecure_port(one)
             return server.add_secure_port(one, certificates.credentials())
 
-        port = bind(add_port, address)
+        ports = bind(add_port, addresses)
         others = asyncio.all_tasks()
         await server.start()
         self._server = server
         for task in asyncio.all_tasks() - others:
             if getattr(task.get_coro(), "__qualname__", "").endswith(ACCEPTING_TASK):
                 task.add_done_callback(partial(self._handle_end, server))
-        return port
+        return ports
 
     def _handle_end(self, server: grpc.aio.Server, accepting: asyncio.Task[None]) -> None:
         if self._stopping:
@@ -105,7 +105,7 @@ class RestartingServer:
         end = loop.time() + RESTART_SECONDS
         while True:
             try:
-                await self._listen(self._address)
+                await self._listen(self._addresses)
             except ConfigError as error:
                 if loop.time() > end:
                     logs.report_end(f"gRPC has stopped accepting calls: {error}")
