@@ -205,6 +205,7 @@ class App:
             self._metrics,
             _reconciler_options(config),
             self._update_health,
+            find_rejections=(),
         )
 
     def _update_health(self) -> None:

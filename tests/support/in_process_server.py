@@ -20,7 +20,12 @@ from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
 from neurona_server.app import App
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.config import sources
-from neurona_server.models.lifecycle.reconciler import Control, Reconciler, ReconcilerOptions
+from neurona_server.models.lifecycle.reconciler import (
+    Control,
+    FindRejection,
+    Reconciler,
+    ReconcilerOptions,
+)
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import ModelOptions
@@ -67,6 +72,7 @@ class InProcessServer:
         options: ListenerOptions = OPTIONS,
         address: str = "127.0.0.1:0",
         tracing: Tracing | None = None,
+        find_rejections: Sequence[FindRejection] = (),
     ) -> None:
         policy = policy or BatchPolicy()
         if not start_models:
@@ -94,6 +100,7 @@ class InProcessServer:
             load,
             self.metrics,
             ReconcilerOptions(VersionPolicy(all_versions=every), explicit=explicit),
+            find_rejections=find_rejections,
         )
         self.reconciler.start(load_model)
         self.open_inference = OpenInference(

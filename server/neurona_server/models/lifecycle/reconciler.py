@@ -39,6 +39,9 @@ NOT_EXPLICIT = (
 LoadModel = Callable[[ModelSource], Model]
 """Makes a model that serves. Raises LoadError."""
 
+FindRejection = Callable[[ModelSource], str]
+"""Returns why a version must not be loaded, or ""; called in the threads that load."""
+
 
 class Control(Protocol):
     """Loads and unloads models by name; both methods block until they are finished."""
@@ -130,6 +133,8 @@ class Reconciler:
         metrics: Where loads are recorded.
         options: Policy, threads and timeouts.
         on_change: Called after each change of the registry.
+        find_rejections: Consulted before each load: a version that one of them rejects fails, and
+            is tried again when its files change or a call requests it.
     """
 
     def __init__(
@@ -140,6 +145,7 @@ class Reconciler:
         metrics: Metrics,
         options: ReconcilerOptions | None = None,
         on_change: Callable[[], None] = lambda: None,
+        find_rejections: Sequence[FindRejection] = (),
     ) -> None:
         self._repository = repository
         self._registry = registry
@@ -147,6 +153,7 @@ class Reconciler:
         self._metrics = metrics
         self._options = options or ReconcilerOptions()
         self._on_change = on_change
+        self._find_rejections = tuple(find_rejections)
         self._models: dict[str, VersionSet] = {}
         self._published: dict[str, ModelEntry] = {}
         self._requested: set[str] = set()  # models that `load` was called for
@@ -305,6 +312,9 @@ class Reconciler:
         started = time.monotonic()
         model, reason = None, ""
         try:
+            for find_rejection in self._find_rejections:
+                if rejection := find_rejection(source):
+                    raise LoadError(rejection)
             model = self._load_model(source)
         except LoadError as error:
             reason = printable(str(error))

@@ -48,6 +48,8 @@ class ModelSource:
     version: int
     path: Path
     settings: ModelSettings = field(default_factory=ModelSettings)
+    fingerprint: Fingerprint = ()
+    """That of the version's files when they were scanned."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -77,7 +79,8 @@ class ModelFolder:
     problem: str = ""
 
     def source(self, version: int) -> ModelSource:
-        return ModelSource(self.name, version, self.versions[version].path, self.settings)
+        files = self.versions[version]
+        return ModelSource(self.name, version, files.path, self.settings, files.fingerprint)
 
 
 class Repository:

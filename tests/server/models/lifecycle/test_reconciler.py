@@ -570,3 +570,21 @@ def test_shadow_may_name_its_free_sizes_differently(tmp_path, start, wait_until)
             for outcome in ("same_class", "different")
         )
     )
+
+
+def test_a_rejected_version_fails_with_the_reason_until_its_files_change(tmp_path, start):
+    """The version before it keeps serving, as with any version that cannot be loaded."""
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    rejected = onnx_models.save_classifier(tmp_path / "m" / "3" / "model.onnx").stat().st_mtime_ns
+
+    def find_rejection(source):
+        (file,) = source.fingerprint
+        return "quarantined: for this test" if rejected in file else ""
+
+    server = start(find_rejections=[find_rejection])
+    assert predict(server) == 2
+    assert list_versions(server)[3].reason == "quarantined: for this test"
+    assert states(server)[3] == "failed"
+    save(tmp_path, 3)
+    server.poll_until(lambda: predict(server) == 3)
