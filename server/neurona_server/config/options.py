@@ -276,6 +276,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "SIGHUP replaces them one after the other."
         ),
     ] = 1
+    supervise: Annotated[
+        bool,
+        Help(
+            "Run the server below a supervisor, also with processes = 1: a process that crashes or "
+            "hangs is restarted, and a model that ran at two crashes is quarantined. SIGHUP "
+            "replaces the process."
+        ),
+    ] = False
     reuse_port: Annotated[
         bool, Help("Let other servers share the port and its connections (SO_REUSEPORT).")
     ] = False

@@ -23,6 +23,7 @@ from neurona_server.models.signature import (
 from neurona_server.models.task import find_task
 from neurona_server.models.warm_up import run_samples, warm_up
 from neurona_server.telemetry.metrics import Metrics
+from neurona_server.telemetry.run_journal import JournalEntry
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Model:
         options: ModelOptions,
         metrics: Metrics,
         share: DeviceScheduler | None = None,
+        journal: JournalEntry | None = None,
     ) -> None:
         self.name = source.name
         self.version = source.version
@@ -66,6 +68,7 @@ class Model:
         """The unfinished requests that this version has as a shadow: no caller waits for them."""
 
         self.metrics = metrics.for_version(source.name, source.version)
+        self._journal = journal
         self.sessions: list[Session] = []
         """One session for each instance."""
 
@@ -80,6 +83,7 @@ class Model:
     ) -> None:
         for _ in range(options.instances):
             self.sessions.append(Session(source.path, options.runtime))
+            self.sessions[-1].journal = self._journal
         session = self.sessions[0]
         self.provider = session.provider
         self.placement, self.degraded = session.placement, session.degraded
@@ -171,6 +175,8 @@ class Model:
         """Free the memory and remove the series from the metrics, after `drain`."""
         for session in self.sessions:
             session.close()
+        if self._journal is not None:
+            self._journal.close()
         self.metrics.release()
 
 

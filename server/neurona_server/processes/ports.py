@@ -5,6 +5,7 @@ import errno
 import socket
 from collections.abc import Sequence
 
+from neurona_server.address import UNIX
 from neurona_server.errors import ConfigError
 
 
@@ -18,7 +19,8 @@ class ReservedPorts:
         """Bind the ports.
 
         Args:
-            addresses: HOST:PORT, or several, separated by commas. Port 0: the system chooses.
+            addresses: HOST:PORT, or several, separated by commas. Port 0: the system chooses. A
+                unix socket is left to the worker.
             shared: Allow other servers on the same ports.
 
         Raises:
@@ -37,6 +39,8 @@ class ReservedPorts:
 
     def _reserve(self, address: str, shared: bool) -> str:
         """Return the address with the port that was bound."""
+        if address.startswith(UNIX):
+            return address
         host, _, text = address.rpartition(":")
         port = int(text)
         failure: OSError | None = None
@@ -67,9 +71,7 @@ class ReservedPorts:
         return f"{host}:{port}"
 
 
-def _bind(
-    one: socket.socket, options: Sequence[int], address: Sequence[object], port: int
-) -> int:
+def _bind(one: socket.socket, options: Sequence[int], address: Sequence[object], port: int) -> int:
     if one.family == getattr(socket, "AF_INET6", None):
         with contextlib.suppress(OSError):  # beside the same port of IPv4, not instead of it
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
