@@ -339,6 +339,7 @@ def _queue() -> Row:
                 "A line that only climbs: the model is stuck, or does not get its device.",
                 query(largest("neurona_queue_oldest_seconds"), "version {{version}}"),
                 unit="s",
+                width=6,
             ),
             time_series(
                 "Queued rows",
@@ -346,6 +347,7 @@ def _queue() -> Row:
                 query(f"sum by (version) (neurona_queue_rows{{{VERSION}}})", "version {{version}}"),
                 query(largest("neurona_queue_limit_rows"), "limit, version {{version}}"),
                 unit="none",
+                width=6,
             ),
             time_series(
                 "Queued bytes",
@@ -354,6 +356,18 @@ def _queue() -> Row:
                     f"sum by (version) (neurona_queue_bytes{{{VERSION}}})", "version {{version}}"
                 ),
                 unit="bytes",
+                width=6,
+            ),
+            time_series(
+                "Displaced requests",
+                "Waiting requests that gave their places in a full queue to more urgent ones "
+                "(rejected, as those that found it full).",
+                query(
+                    rate("neurona_displaced_requests_total", VERSION, "version"),
+                    "version {{version}}",
+                ),
+                unit="reqps",
+                width=6,
             ),
         ],
     )

@@ -20,6 +20,7 @@ from neurona_server.config.options import Config
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.models.lifecycle.reconciler import Reconciler, ReconcilerOptions
 from neurona_server.models.lifecycle.registry import Registry
+from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import INLINE_MODES, ModelOptions
 from neurona_server.models.onnx.graph_cache import default_cache_folder
@@ -34,6 +35,7 @@ from neurona_server.models.onnx.runtime import (
 from neurona_server.models.repository.scanner import ModelSource, Repository
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.resources import available_cpus
+from neurona_server.rpc.control_calls import ControlCalls
 from neurona_server.rpc.health import SERVING, Health
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.service import SERVICE as OPEN_INFERENCE
@@ -105,7 +107,8 @@ class App:
         limits = Limits(
             config.max_request_tensors, config.max_request_rows, config.max_message_bytes
         )
-        control = self._reconciler if config.model_control == "explicit" else None
+        explicit = config.model_control == "explicit"
+        control = ControlCalls(self._reconciler) if explicit else None
         methods = {
             **Prediction(self._registry, self._metrics, limits).methods(),
             **Models(self._registry, control).methods(),
@@ -146,7 +149,7 @@ class App:
         grpc_port = self._listener.start(self._config.address)
         self._serving.set()
         self._update_health()
-        if self._config.model_control == "poll":
+        if self._config.model_control != "none":
             self._reconciler.start_polling(self._config.poll_ms / 1000)
         log.info("serving gRPC on %s (port %d)", self._config.address, grpc_port)
 
@@ -222,14 +225,16 @@ class App:
         # Two concurrent runs keep a device busy; more only if each takes fewer CPUs than there are.
         scheduler = DeviceScheduler(max(2, _cpus_per_process(config) // options.runtime.threads))
 
-        def load(source: ModelSource) -> Model:
+        def load(source: ModelSource, cancellation: LoadCancellation) -> Model:
             if self._supervision is None:
-                return start(source, None)
+                return start(source, cancellation, None)
             with self._supervision.journal.load(_model_key(source)) as entry:
-                return start(source, entry)
+                return start(source, cancellation, entry)
 
-        def start(source: ModelSource, entry: JournalEntry | None) -> Model:
-            model = Model(source, options, self._metrics, scheduler, entry)
+        def start(
+            source: ModelSource, cancellation: LoadCancellation, entry: JournalEntry | None
+        ) -> Model:
+            model = Model(source, options, self._metrics, scheduler, cancellation, entry)
             try:
                 model.start()
             except BaseException:  # no thread may keep running
@@ -340,6 +345,7 @@ def _reconciler_options(config: Config) -> ReconcilerOptions:
         policy=VersionPolicy.parse(config.versions),
         threads=config.load_threads or min(4, _cpus_per_process(config)),
         drain_timeout=config.drain_timeout_ms / 1000,
+        load_timeout=config.load_timeout_s,
         explicit=config.model_control == "explicit",
     )
 

@@ -79,7 +79,7 @@ class PermissionDeniedError(NeuronaError):
 
 
 class TooLargeError(NeuronaError):
-    """The response is larger than max_message_bytes."""
+    """The request or the response has more bytes than a message may have."""
 
     code = 8  # RESOURCE_EXHAUSTED
     outcome = "invalid"

@@ -27,10 +27,12 @@ from neurona_server.models.lifecycle.reconciler import (
     ReconcilerOptions,
 )
 from neurona_server.models.lifecycle.registry import Registry
+from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource, Repository
 from neurona_server.models.repository.settings import VersionPolicy
+from neurona_server.rpc.control_calls import ControlCalls
 from neurona_server.rpc.health import Health
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.service import OpenInference
@@ -73,6 +75,7 @@ class InProcessServer:
         address: str = "127.0.0.1:0",
         tracing: Tracing | None = None,
         find_rejections: Sequence[FindRejection] = (),
+        load_timeout: float = 60.0,
     ) -> None:
         policy = policy or BatchPolicy()
         if not start_models:
@@ -86,8 +89,8 @@ class InProcessServer:
         self.metrics.watch_versions(self.registry.version_infos)
         self.health = Health()
 
-        def load(source: ModelSource) -> Model:
-            model = Model(source, model_options, self.metrics)
+        def load(source: ModelSource, cancellation: LoadCancellation) -> Model:
+            model = Model(source, model_options, self.metrics, cancellation=cancellation)
             if start_models:
                 model.start()
             else:
@@ -99,22 +102,26 @@ class InProcessServer:
             self.registry,
             load,
             self.metrics,
-            ReconcilerOptions(VersionPolicy(all_versions=every), explicit=explicit),
+            ReconcilerOptions(
+                VersionPolicy(all_versions=every), explicit=explicit, load_timeout=load_timeout
+            ),
             find_rejections=find_rejections,
         )
         self.reconciler.start(load_model)
+        control = control or (self.reconciler if explicit else None)
+        self.control_calls = None if control is None else ControlCalls(control)
         self.open_inference = OpenInference(
             self.registry,
             self.metrics,
             lambda: all(m.state == State.STATE_READY for m in self.registry.models()),
-            control=control or (self.reconciler if explicit else None),
+            control=self.control_calls,
             versions=VersionPolicy(all_versions=every),
             shared_memory=shared_memory,
             limits=limits,
         )
         methods = {
             **Prediction(self.registry, self.metrics, limits).methods(),
-            **Models(self.registry, self.reconciler if explicit else None).methods(),
+            **Models(self.registry, self.control_calls).methods(),
             **self.open_inference.methods(),
             **self.health.methods(),
         }

@@ -229,3 +229,31 @@ def save_large(path: Path, megabytes: int) -> Path:
         {"y": (TensorProto.FLOAT, ["batch", side])},
         {"weights": np.random.default_rng(0).random((side, side), np.float32)},
     )
+
+
+def save_endless_loop(path: Path) -> Path:
+    """Save a model whose runs never end: y = x + 0.5 + 0.5 + ..., x of shape [batch]."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on"], ["go_on_again"]),
+            helper.make_node("Add", ["sum", "half"], ["next_sum"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("step", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["n"]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on_again", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next_sum", TensorProto.FLOAT, ["n"]),
+        ],
+        [numpy_helper.from_array(np.array([0.5], np.float32), "half")],
+    )
+    return save(
+        path,
+        [helper.make_node("Loop", ["", "true", "x"], ["y"], body=body)],
+        {"x": (TensorProto.FLOAT, ["batch"])},
+        {"y": (TensorProto.FLOAT, ["batch"])},
+        {"true": np.array(True)},
+    )

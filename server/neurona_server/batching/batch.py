@@ -188,7 +188,7 @@ class _SplitRequest:
         self._request = request
         self._outputs: dict[Request, Outputs] = {}
         self._lock = threading.Lock()  # parts may finish in several instances at once
-        self.parts = [
+        self.parts: list[Request] = [
             self._part(start, min(start + max_rows, request.rows))
             for start in range(0, request.rows, max_rows)
         ]
@@ -252,6 +252,11 @@ class _Part(Request):
         split, self._split = self._split, None  # without the cycle both are freed at once
         if split is not None:
             split.finish_part(self, outputs, error)
+
+    @property
+    def parts(self) -> Sequence[Request]:
+        split = self._split
+        return (self,) if split is None else split.parts
 
     @property
     def trace(self) -> Trace | None:

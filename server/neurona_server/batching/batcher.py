@@ -49,6 +49,7 @@ FULL_BATCHES_TO_EXPLORE = 16
 """Full batches after which the next larger batch size is tried."""
 
 EXPIRED_IN_QUEUE = "deadline exceeded while the request waited in the queue"
+DISPLACED_FROM_QUEUE = "queue full: the request was displaced by a more urgent one"
 
 
 class Batcher:
@@ -133,10 +134,12 @@ class Batcher:
         if request.finished:
             return
         try:
-            self.queue.put(parts, notify=not inline)
+            displaced = self.queue.put(parts, notify=not inline)
         except QueueFullError as error:
             error.retry_after = self.admission.predict_wait(request.priority)
             raise
+        if displaced:
+            self._fail_displaced(displaced)
         if inline and defer is not None:
             defer(self.serve_inline)
 
@@ -214,6 +217,13 @@ class Batcher:
     def release_device(self) -> None:
         """Remove the model from the device's scheduler, after its last run."""
         self._scheduler.remove(self.name)
+
+    def _fail_displaced(self, displaced: Sequence[Request]) -> None:
+        """Finish requests that gave their place in the queue to more urgent ones."""
+        for request in displaced:
+            retry_after = self.admission.predict_wait(request.priority)
+            if request.fail(QueueFullError(DISPLACED_FROM_QUEUE, retry_after)):
+                self._metrics.displaced_requests.inc(request.count)
 
     def _next_batch_size(self) -> int:
         """Return the best batch size or, now and then while batches are full, the next larger one.

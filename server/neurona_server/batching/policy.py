@@ -19,6 +19,8 @@ class Priority(IntEnum):
 WEIGHTS = {Priority.HIGH: 16, Priority.NORMAL: 4, Priority.LOW: 1}
 """The proportion of rows that each level gets while all levels have requests waiting."""
 
+ALL_WEIGHTS = sum(WEIGHTS.values())
+
 
 @dataclass(frozen=True)
 class BatchPolicy:

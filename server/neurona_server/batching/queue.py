@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 
 from neurona_server.batching.batch import Batch
-from neurona_server.batching.policy import WEIGHTS, BatchPolicy, Priority
+from neurona_server.batching.policy import ALL_WEIGHTS, WEIGHTS, BatchPolicy, Priority
 from neurona_server.batching.request import Request
 from neurona_server.errors import InvalidArgumentError, QueueFullError, UnavailableError
 
@@ -62,13 +62,30 @@ class Backlog:
 _Lane = OrderedDict[Request, None]  # first in, first out; a request in the middle leaves in O(1)
 
 
+class _Level:
+    """The waiting requests of one priority. Not thread-safe."""
+
+    __slots__ = ("arrivals", "backlog", "finish_tag", "lanes", "nbytes", "rows", "weight")
+
+    def __init__(self, priority: Priority, cost: Cost) -> None:
+        self.weight = WEIGHTS[priority]
+        self.lanes: dict[Hashable, _Lane] = {}
+        """The requests of each group."""
+        self.arrivals: dict[Request, None] = {}
+        """All of them, the newest last."""
+        self.rows = 0
+        self.nbytes = 0
+        self.backlog = Backlog(cost)
+        self.finish_tag = 0.0
+
+
 class Queue:
     """Requests in a lane for each priority and each group.
 
     A batch is led by the oldest request of the priority whose turn it is, and filled with
     others of its group. So a request of another shape never closes a batch, and no group and
-    no priority starves. All methods are thread-safe; only `wait` blocks, and no callback is
-    called while the lock is held.
+    no priority starves. A request that finds the queue full displaces less urgent ones. All methods
+    are thread-safe; only `wait` blocks, and no callback is called while the lock is held.
     """
 
     def __init__(
@@ -81,16 +98,14 @@ class Queue:
         self._clock = clock
         self.max_batch_rows = policy.max_rows  # self-tuning changes it
         # All other mutable state, guarded by the condition's lock:
-        self._lanes: tuple[dict[Hashable, _Lane], ...] = tuple({} for _ in Priority)
-        # Start-time fair queueing (Goyal, Vin and Cheng 1996): the rows that each priority has
-        # taken, divided by its weight, and the start tag of the priority that was served last,
-        # at which one that was empty begins.
-        self._finish_tags = [0.0] * len(Priority)
+        # Start-time fair queueing (Goyal, Vin and Cheng 1996): the finish tag of a level has the
+        # rows that it has taken, divided by its weight. The virtual time is the start tag of the
+        # level that was served last, at which one that was empty begins.
+        self._levels = tuple(_Level(priority, cost) for priority in Priority)
         self._virtual_time = 0.0
         self._rows = 0
         self._bytes = 0
         self._cost = cost
-        self._backlogs = tuple(Backlog(cost) for _ in Priority)
         self._closed = False
         self._lock = threading.Lock()  # entering it is cheaper than entering the condition
         self._changed = threading.Condition(self._lock)
@@ -112,7 +127,7 @@ class Queue:
 
     def group_rows(self, group: Hashable) -> int:
         """Return the number of waiting rows of this group."""
-        return sum([backlog.rows.get(group, 0) for backlog in self._backlogs])
+        return sum([level.backlog.rows.get(group, 0) for level in self._levels])
 
     def backlog_seconds(self, priority: Priority = Priority.LOW) -> float:
         """Return the predicted seconds that one instance runs before a request that is queued now.
@@ -121,7 +136,7 @@ class Queue:
         urgent ones that their weights give them meanwhile.
         """
         with self._lock:
-            seconds = [backlog.seconds(self.max_batch_rows) for backlog in self._backlogs]
+            seconds = [level.backlog.seconds(self.max_batch_rows) for level in self._levels]
         before = sum(seconds[: priority + 1])
         for lower in Priority:
             if lower > priority:
@@ -135,18 +150,25 @@ class Queue:
 
     def __repr__(self) -> str:
         with self._lock:
-            requests = sum(len(lane) for lanes in self._lanes for lane in lanes.values())
+            requests = sum(len(level.arrivals) for level in self._levels)
             state = "closed" if self._closed else "open"
             return f"<Queue {state}: {requests} requests, {self._rows} rows, {self._bytes} bytes>"
 
-    def put(self, requests: Sequence[Request], *, notify: bool = True) -> None:
-        """Admit all of the requests or none; never blocks.
+    def put(self, requests: Sequence[Request], *, notify: bool = True) -> Sequence[Request]:
+        """Admit all of the requests, which have one priority, or none; never blocks.
+
+        If there is no room for them, they displace the newest requests of the lowest level below
+        theirs, and then of the next one, as many as necessary. Each level keeps the share of the
+        queue that is its share of the runs: requests of one level cannot shut the others out.
 
         Without `notify` no thread in `wait` wakes up: the caller takes care of the batch.
 
+        Returns:
+            The requests that were displaced, which the caller fails.
+
         Raises:
             InvalidArgumentError: The requests exceed an empty queue.
-            QueueFullError: The requests exceed the room that is left.
+            QueueFullError: The requests exceed the room that is left and that can be made.
             UnavailableError: The queue is closed.
         """
         rows = sum([request.rows for request in requests])
@@ -159,16 +181,26 @@ class Queue:
         with self._lock:
             if self._closed:
                 raise UnavailableError("model is shutting down: it accepts no more requests")
+            displaced: Sequence[Request] = ()
             if self._rows + rows > max_rows or self._bytes + nbytes > max_bytes:
-                raise QueueFullError(
-                    f"queue full: {self._rows} of {max_rows} rows and {self._bytes} of "
-                    f"{max_bytes} bytes are taken, no room for {rows} rows of {nbytes} bytes"
+                displaced = self._find_displaceable(
+                    requests[0].priority,
+                    self._rows + rows - max_rows,
+                    self._bytes + nbytes - max_bytes,
                 )
+                if not displaced:
+                    raise QueueFullError(
+                        f"queue full: {self._rows} of {max_rows} rows and {self._bytes} of "
+                        f"{max_bytes} bytes are taken, no room for {rows} rows of {nbytes} bytes"
+                    )
+                for request in displaced:
+                    self._remove(request)
             now = self._clock()
             for request in requests:
                 self._add(request, now)
             if notify:
                 self._changed.notify(len(requests))
+        return displaced
 
     def notify(self) -> None:
         """Wake the threads in `wait` for requests that were put without a notification."""
@@ -195,9 +227,8 @@ class Queue:
     def discard(self, request: Request) -> None:
         """Remove a finished request if it is still waiting."""
         with self._lock:
-            lane = self._lanes[request.priority].get(request.group)
-            if lane is not None and request in lane:
-                self._remove(lane, request)
+            if request in self._levels[request.priority].arrivals:
+                self._remove(request)
 
     def close(self) -> None:
         """Reject further requests; waiting requests can still be taken."""
@@ -208,34 +239,69 @@ class Queue:
     def clear(self) -> list[Request]:
         """Remove and return all waiting requests."""
         with self._lock:
-            lanes = [lane for lanes in self._lanes for lane in lanes.values()]
-            requests = [request for lane in lanes for request in lane]
+            requests = [request for level in self._levels for request in level.arrivals]
             for request in requests:
-                self._remove(self._lanes[request.priority][request.group], request)
+                self._remove(request)
             return requests
 
     def _add(self, request: Request, now: float) -> None:
-        priority = request.priority
-        lanes = self._lanes[priority]
-        if not lanes:  # a priority that was empty has no claim on the turns that it did not use
-            self._finish_tags[priority] = max(self._finish_tags[priority], self._virtual_time)
+        level = self._levels[request.priority]
+        if not level.rows:  # a level that was empty has no claim on the turns that it did not use
+            level.finish_tag = max(level.finish_tag, self._virtual_time)
         request.queued_at = now
         request.holder = self
-        lanes.setdefault(request.group, OrderedDict())[request] = None
-        self._rows += request.rows
-        self._bytes += request.nbytes
-        self._backlogs[priority].add(request.group, request.rows)
+        level.lanes.setdefault(request.group, OrderedDict())[request] = None
+        level.arrivals[request] = None
+        rows, nbytes = request.rows, request.nbytes
+        level.rows += rows
+        level.nbytes += nbytes
+        self._rows += rows
+        self._bytes += nbytes
+        level.backlog.add(request.group, rows)
 
-    def _remove(self, lane: _Lane, request: Request) -> None:
+    def _remove(self, request: Request) -> None:
+        level = self._levels[request.priority]
+        group = request.group
+        lane = level.lanes[group]
         del lane[request]
         if not lane:
-            del self._lanes[request.priority][request.group]
-        self._rows -= request.rows
-        self._bytes -= request.nbytes
-        self._backlogs[request.priority].add(request.group, -request.rows)
+            del level.lanes[group]
+        del level.arrivals[request]
+        rows, nbytes = request.rows, request.nbytes
+        level.rows -= rows
+        level.nbytes -= nbytes
+        self._rows -= rows
+        self._bytes -= nbytes
+        level.backlog.add(group, -rows)
+
+    def _find_displaceable(self, priority: Priority, rows: int, nbytes: int) -> Sequence[Request]:
+        """Return requests below `priority` that take `rows` and `nbytes`; none if too few do."""
+        displaceable: dict[Request, None] = {}
+        for lower in reversed(Priority):
+            if lower <= priority:
+                break
+            level = self._levels[lower]
+            share = level.weight / ALL_WEIGHTS
+            spare_rows = level.rows - int(self._policy.max_queue_rows * share)
+            spare_bytes = level.nbytes - int(self._policy.max_queue_bytes * share)
+            for newest in reversed(level.arrivals):
+                if spare_rows <= 0 and spare_bytes <= 0:
+                    break
+                if newest in displaceable:
+                    continue
+                for request in newest.parts:  # without one of them the others are useless
+                    if request in level.arrivals:
+                        displaceable[request] = None
+                        spare_rows -= request.rows
+                        spare_bytes -= request.nbytes
+                        rows -= request.rows
+                        nbytes -= request.nbytes
+                if rows <= 0 and nbytes <= 0:
+                    return list(displaceable)
+        return ()
 
     def _oldest(self) -> float:
-        heads = [next(iter(lane)) for lanes in self._lanes for lane in lanes.values()]
+        heads = [next(iter(lane)) for level in self._levels for lane in level.lanes.values()]
         return min([head.queued_at for head in heads])
 
     def _seconds_until_ready(self) -> float | None:
@@ -244,41 +310,40 @@ class Queue:
             return None
         if not self._policy.max_delay or self._closed or self._full_group() is not None:
             return 0.0
-        waiting = [r for lanes in self._lanes for lane in lanes.values() for r in lane]
+        waiting = [request for level in self._levels for request in level.arrivals]
         latest = min([r.deadline - self._cost(self.max_batch_rows, r.group) for r in waiting])
         ready = min(self._oldest() + self._policy.max_delay, latest)
         return max(0.0, ready - self._clock())
 
     def _full_group(self) -> Hashable | None:
         """Return a group of which a full batch is waiting, if there is one."""
-        for lanes in self._lanes:
-            for group in lanes:
+        for level in self._levels:
+            for group in level.lanes:
                 if self.group_rows(group) >= self.max_batch_rows:
                     return group
         return None
 
     def _form_batch(self) -> Batch:
         turn = min(
-            [priority for priority in Priority if self._lanes[priority]],
-            key=lambda priority: self._finish_tags[priority],
+            [level for level in self._levels if level.rows], key=lambda level: level.finish_tag
         )
-        lanes = self._lanes[turn]
+        lanes = turn.lanes
         group = min(lanes, key=lambda group: next(iter(lanes[group])).queued_at)
         if self._policy.max_delay and (full := self._full_group()) is not None and full in lanes:
             group = full
         batch = Batch()
         rows = self._fill(batch, turn, group, 0)
-        self._virtual_time = self._finish_tags[turn]
-        self._finish_tags[turn] += rows / WEIGHTS[turn]
-        for other in Priority:  # room that is left costs nothing, so no priority pays for it
-            if other != turn and group in self._lanes[other]:
+        self._virtual_time = turn.finish_tag
+        turn.finish_tag += rows / turn.weight
+        for other in self._levels:  # room that is left costs nothing, so no level pays for it
+            if other is not turn and group in other.lanes:
                 rows = self._fill(batch, other, group, rows)
         return batch
 
-    def _fill(self, batch: Batch, priority: Priority, group: Hashable, rows: int) -> int:
+    def _fill(self, batch: Batch, level: _Level, group: Hashable, rows: int) -> int:
         """Move requests from one lane into the batch, and return the rows of the batch."""
         now = self._clock()
-        lane = self._lanes[priority][group]
+        lane = level.lanes[group]
         while lane:
             request = next(iter(lane))
             if request.deadline <= now:
@@ -289,5 +354,5 @@ class Queue:
                 request.dequeued_at = now
                 rows += request.rows
                 batch.requests.append(request)
-            self._remove(lane, request)
+            self._remove(request)
         return rows

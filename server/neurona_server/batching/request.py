@@ -91,6 +91,11 @@ class Request(ABC):
         """
 
     @property
+    def parts(self) -> Sequence["Request"]:
+        """The requests that fail if this one does: itself, or all parts of a split request."""
+        return (self,)
+
+    @property
     def finished(self) -> bool:
         return not self._unfinished
 

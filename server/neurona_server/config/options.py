@@ -87,6 +87,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(ge=0, le=64),
         Help("Models loaded at the same time. 0: one for each CPU, up to 4."),
     ] = 0
+    load_timeout_s: Annotated[
+        float,
+        Meta(ge=0, le=MAX_SECONDS),
+        Help(
+            "Seconds that loading a model may take, its first runs included; one that takes "
+            "longer fails to load. The start waits no longer for it. 0: no limit."
+        ),
+    ] = 120.0
     strict: Annotated[
         bool, Help("true: do not start unless every model can be served; false: serve the others.")
     ] = False

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from neurona_protos.prediction_pb2 import State, Task
 from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.device_scheduler import DeviceScheduler
-from neurona_server.batching.request import Outputs, Request
+from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.errors import UnavailableError
-from neurona_server.models.batching_check import decide_batching
+from neurona_server.models.batching_check import Run, decide_batching
+from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model_options import ModelOptions, options_for
 from neurona_server.models.onnx.session import Session
 from neurona_server.models.repository.scanner import ModelSource
@@ -45,8 +46,19 @@ class Model:
         options: ModelOptions,
         metrics: Metrics,
         share: DeviceScheduler | None = None,
+        cancellation: LoadCancellation | None = None,
         journal: JournalEntry | None = None,
     ) -> None:
+        """Load the file and run it for the first time.
+
+        Args:
+            source: The file and its settings.
+            options: The server's options.
+            metrics: Where the version gets series of its own.
+            share: The device's scheduler, if other models run on it, too.
+            cancellation: Ends this early.
+            journal: Where runs are written, if the process has a supervisor.
+        """
         self.name = source.name
         self.version = source.version
         self.state = State.STATE_LOADING
@@ -73,21 +85,26 @@ class Model:
         """One session for each instance."""
 
         try:
-            self._load(source, options, share)
+            self._load(source, options, share, cancellation or LoadCancellation())
         except BaseException:
             self.close()
             raise
 
     def _load(
-        self, source: ModelSource, options: ModelOptions, share: DeviceScheduler | None
+        self,
+        source: ModelSource,
+        options: ModelOptions,
+        share: DeviceScheduler | None,
+        cancellation: LoadCancellation,
     ) -> None:
         for _ in range(options.instances):
-            self.sessions.append(Session(source.path, options.runtime))
+            self.sessions.append(Session(source.path, options.runtime, cancellation))
             self.sessions[-1].journal = self._journal
         session = self.sessions[0]
+        runs = [_cancellable_run(one, cancellation) for one in self.sessions]
         self.provider = session.provider
         self.placement, self.degraded = session.placement, session.degraded
-        self.signature = _signature(str(source), session, self.settings)
+        self.signature = _signature(str(source), session, self.settings, runs[0])
         batched = self.signature.batched
         tracer = options.tracer
         self.batcher = Batcher(
@@ -101,14 +118,15 @@ class Model:
         )
         inputs = self.signature.inputs
         started = time.monotonic()
-        if not all(warm_up(inputs, one.run, self.batcher) for one in self.sessions):
+        if not all(warm_up(inputs, run, self.batcher) for run in runs):
             log.info(
                 "%s: warm-up skipped: the model rejected synthetic inputs",
                 source,
                 extra=self.log_fields,
             )
-        for one in self.sessions:
-            run_samples(str(source), self.settings.warm_up, self.signature, one.run)
+        for run in runs:
+            run_samples(str(source), self.settings.warm_up, self.signature, run)
+        cancellation.raise_if_cancelled()
         self.metrics.record_warm_up(time.monotonic() - started)
         answer = find_task(
             session.properties,
@@ -180,7 +198,16 @@ class Model:
         self.metrics.release()
 
 
-def _signature(model: str, session: Session, settings: ModelSettings) -> Signature:
+def _cancellable_run(session: Session, cancellation: LoadCancellation) -> Run:
+    def run(inputs: Inputs) -> Outputs:
+        session_run = session.new_run()
+        with cancellation.interrupting(session_run.terminate):
+            return session_run(inputs)
+
+    return run
+
+
+def _signature(model: str, session: Session, settings: ModelSettings, run: Run) -> Signature:
     """Return the signature of the graph with the declarations of the settings. Raises LoadError."""
     check_names("input", [*session.inputs, *session.optional], settings.inputs)
     check_names("output", session.outputs, settings.outputs)
@@ -189,5 +216,5 @@ def _signature(model: str, session: Session, settings: ModelSettings) -> Signatu
     inputs, optional = specs[: len(session.inputs)], specs[len(session.inputs) :]
     outputs = apply_declared_tensors(settings.declared, "output", session.outputs)
     outputs = name_axes("output", outputs, settings.outputs)
-    batched = decide_batching(model, inputs, outputs, settings, session.run)
+    batched = decide_batching(model, inputs, outputs, settings, run)
     return Signature(inputs, outputs, optional, batched=batched)

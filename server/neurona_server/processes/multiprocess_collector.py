@@ -152,8 +152,8 @@ class MultiprocessCollector(Collector):
             reported = [worker.wait_for_report(deadline) for worker in workers]
             ready = [worker for worker in workers if worker.ready_since]
             with self._lock:
-                # A worker that is starting, or will replace one that has just ended, may be about to
-                # load a version that no other has now.
+                # A worker that is starting, or will replace one that has just ended, may be about
+                # to load a version that no other has now.
                 unchanged = workers == list(self._workers)
                 if all(reported) and unchanged and len(ready) == len(workers) >= self._processes:
                     self._merger.forget_versions()

@@ -9,6 +9,7 @@ caller's own (`x-request-id`), else the trace id, else a random one.
 import math
 import re
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from neurona_server.batching.batcher import Deferred
-from neurona_server.errors import CancelledError, DeadlineExceededError, NeuronaError
+from neurona_server.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    NeuronaError,
+    TooLargeError,
+)
 from neurona_server.rpc.security.access import Grant, Right
 from neurona_server.telemetry.trace import CallTrace, Metadata, Trace, parent_of
 
@@ -29,6 +35,12 @@ MAX_REQUEST_ID = 128
 CLOCK_TOLERANCE = 0.05
 """Seconds by which a caller may notice the deadline before the server does: the server's deadline
 counts from the arrival of the request."""
+
+SMALL_MESSAGE_BYTES = 16 << 10
+"""Maximum bytes of a message that names things and has no tensors."""
+
+ANY_MESSAGE_BYTES = sys.maxsize
+"""No limit but the transport's: for messages with tensors, whose service limits their fields."""
 
 _PRINTABLE = re.compile(rf"[\x21-\x7e](?:[\x20-\x7e]{{0,{MAX_REQUEST_ID - 2}}}[\x21-\x7e])?")
 _request_id_lock = threading.Lock()
@@ -159,6 +171,9 @@ class Unary:
     right: Right | None = Right.CONTROL
     """The right that a caller needs where there are tokens; None: everybody may call it. The
     default is the strictest, for services that do not set it."""
+    max_message_bytes: int = SMALL_MESSAGE_BYTES
+    """Bytes of a request message; larger ones are rejected before the service sees them. Parsing
+    takes many times the memory of a message of small fields."""
 
 
 @dataclass(frozen=True)
@@ -171,10 +186,20 @@ class Streaming:
     start: Callable[[StreamCall], Stream]
     right: Right | None = Right.CONTROL
     """See `Unary.right`."""
+    max_message_bytes: int = SMALL_MESSAGE_BYTES
+    """See `Unary.max_message_bytes`."""
 
 
 Methods = Mapping[str, Unary | Streaming]
 """By path: "/neurona.v1.Prediction/Predict"."""
+
+
+def too_large_error(message: bytes, method: Unary | Streaming) -> TooLargeError:
+    """Return the error of a request message that is larger than its method takes."""
+    return TooLargeError(
+        f"the message has {len(message)} bytes (expected at most {method.max_message_bytes} for "
+        "this method)"
+    )
 
 
 class BaseCall:

@@ -164,6 +164,11 @@ class Metrics:
         )
 
         # Queues.
+        self.displaced_requests = counter(
+            "displaced_requests",
+            "Waiting requests that a more urgent one displaced from a full queue; they also count "
+            "as rejected.",
+        )
         self.queue_rows = gauge("queue_rows", "Rows waiting in the queue.")
         self.queue_age = gauge("queue_oldest_seconds", "Age of the oldest request in the queue.")
         self.queue_bytes = gauge("queue_bytes", "Bytes of input waiting in the queue.")
@@ -243,7 +248,7 @@ class Metrics:
             *(self.batch_requests, self.request_seconds, self.queue_seconds, self.run_seconds),
             *(self.run_ratio, self.predicted_seconds, self.batch_limit, self.inline),
             *(self.queue_rows, self.queue_age, self.queue_bytes, self.queue_limit, self.info),
-            *(self.shadows, self.nodes, self.degraded),
+            *(self.shadows, self.nodes, self.degraded, self.displaced_requests),
         ]
 
     def for_version(self, name: str, version: int) -> "ModelMetrics":
@@ -326,6 +331,7 @@ class ModelMetrics:
             *self._labels, self.outcomes["ok"].inc
         )
         self.terminated_runs = metrics.terminated_runs.labels(*self._labels)
+        self.displaced_requests = metrics.displaced_requests.labels(*self._labels)
         self.inline = metrics.inline.labels(*self._labels)
         self._rows = metrics.rows.labels(*self._labels)
         self._padding_rows = metrics.padding_rows.labels(*self._labels)

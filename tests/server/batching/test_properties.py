@@ -16,7 +16,7 @@ from neurona_server.errors import (
 requests = st.fixed_dictionaries(
     {
         "do": st.just("ask"),
-        "rows": st.integers(1, 20),
+        "rows": st.integers(1, 30),
         "columns": st.integers(1, 3),
         "priority": st.sampled_from(Priority),
         "poisoned": st.booleans(),
@@ -88,6 +88,8 @@ def test_every_request_is_answered_once_with_its_own_rows(plan, padded):
             assert one.answer is CancelledError
         elif one.answer is DeadlineExceededError:
             assert step["expires_in"] < np.inf
+        elif one.answer is QueueFullError:
+            assert step["priority"] > min(step["priority"] for step, _, _ in submitted)
         elif step["poisoned"]:
             assert one.answer is ModelFailedError
         else:  # equal to running it alone, whichever requests shared its batches

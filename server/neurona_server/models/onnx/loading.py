@@ -14,6 +14,7 @@ from typing import Any
 import onnxruntime
 
 from neurona_server.errors import LoadError
+from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx import graph_cache, runtime
 from neurona_server.models.onnx.external_data import find_external, read_external, temporary_copy
 from neurona_server.models.onnx.model_file import GraphOutline, read_outline
@@ -35,29 +36,40 @@ _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[^\s\"'/\\]*[/\\])+(?=[^\s\"'/\\])")
 _NOWHERE = os.path.join(os.sep, "nonexistent", "neurona")
 
 
-def load(path: Path, options: RuntimeOptions, threads: int) -> onnxruntime.InferenceSession:
+def load(
+    path: Path, options: RuntimeOptions, threads: int, cancellation: LoadCancellation
+) -> onnxruntime.InferenceSession:
     """Load the model at `path`, on the CPU if it cannot be loaded on a GPU.
 
+    Args:
+        path: The model's file.
+        options: How it is run.
+        threads: CPU threads of one run.
+        cancellation: Ends the load early, where ONNX Runtime looks for that: between the steps in
+            which it optimises the graph.
+
     Raises:
-        LoadError: The file is not a model, or ONNX Runtime cannot load it.
+        LoadError: The file is not a model, ONNX Runtime cannot load it, or the load is cancelled.
     """
     outline = read_outline(path)
     providers = runtime.usable_providers(options)
     if not providers:
         names = ", ".join(options.providers)
         raise LoadError(f"none of its providers ({names}) is available")
-    loader = _Loader(path, outline, options, threads)
+    loader = _Loader(path, outline, options, threads, cancellation)
     try:
         try:
             return loader.load(providers)
         except Exception as error:  # ONNX Runtime raises a class of its own for each status
             if isinstance(error, LoadError) or CPU not in providers or providers == [CPU]:
                 raise
+            cancellation.raise_if_cancelled()
             log.warning("%s: cannot be loaded on a GPU: %s", path, error)
             return loader.load([CPU])
     except (LoadError, MemoryError):
         raise
     except Exception as error:
+        cancellation.raise_if_cancelled()
         log.info("%s: %s", path, error)
         reason = public_reason(error, path)
         raise LoadError(f"ONNX Runtime cannot load it: {reason}") from error
@@ -79,12 +91,18 @@ def public_reason(error: Exception, path: Path) -> str:
 
 class _Loader:
     def __init__(
-        self, path: Path, outline: GraphOutline, options: RuntimeOptions, threads: int
+        self,
+        path: Path,
+        outline: GraphOutline,
+        options: RuntimeOptions,
+        threads: int,
+        cancellation: LoadCancellation,
     ) -> None:
         self._path = path
         self._outline = outline
         self._options = options
         self._threads = threads
+        self._cancellation = cancellation
 
     def load(self, providers: list[Any]) -> onnxruntime.InferenceSession:
         if self._outline.external:
@@ -155,10 +173,14 @@ class _Loader:
         providers: list[Any],
         settings: onnxruntime.SessionOptions | None = None,
     ) -> onnxruntime.InferenceSession:
-        # With its fallback, it would print what went wrong and try other providers.
-        return onnxruntime.InferenceSession(
-            model, settings or self._settings(), providers=providers, enable_fallback=0
-        )
+        settings = settings or self._settings()
+        # onnxruntime 1.24 and later.
+        set_flag = getattr(settings, "set_load_cancellation_flag", lambda _: None)
+        with self._cancellation.interrupting(lambda: set_flag(True)):
+            # With its fallback, it would print what went wrong and try other providers.
+            return onnxruntime.InferenceSession(
+                model, settings, providers=providers, enable_fallback=0
+            )
 
     def _settings(self) -> onnxruntime.SessionOptions:
         options = self._options

@@ -15,6 +15,7 @@ import onnxruntime
 from neurona_protos.prediction_pb2 import DataType
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import LoadError, UnavailableError
+from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx import loading, runtime
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 from neurona_server.models.signature import TensorSpec
@@ -89,11 +90,16 @@ class Session:
             is not a tensor.
     """
 
-    def __init__(self, path: Path, options: RuntimeOptions) -> None:
+    def __init__(
+        self,
+        path: Path,
+        options: RuntimeOptions,
+        cancellation: LoadCancellation | None = None,
+    ) -> None:
         self.journal: JournalEntry | None = None
         self._release_threads: weakref.finalize[[int], Session] | None = None
         threads = self._reserve_threads(path, options)
-        session = loading.load(path, options, threads)
+        session = loading.load(path, options, threads, cancellation or LoadCancellation())
         self._session: onnxruntime.InferenceSession | None = session
         # Otherwise a failing run on a GPU would silently create a session on the CPU.
         session.disable_fallback()

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from neurona_server.errors import LoadError, NotFoundError, NotLoadedError, quoted
+from neurona_server.errors import LoadError, NotLoadedError, quoted
 from neurona_server.models.repository.model_toml import read_model_toml
 from neurona_server.models.repository.settings import CONFIG_PBTXT, MODEL_TOML, ModelSettings
 from neurona_server.models.repository.triton_config import read_triton_config
@@ -138,22 +138,18 @@ class Repository:
         self._logged_problem = problem
         return folders
 
-    def scan_model(self, name: str) -> ModelFolder:
-        """Return the folder of one model.
+    def scan_for_caller(self) -> dict[str, ModelFolder]:
+        """Return what `scan` returns.
 
         Raises:
-            NotFoundError: There is no such model.
             NotLoadedError: The repository cannot be read. The message contains no path, since
                 it is meant for clients.
         """
         try:
-            folders = self.scan()
+            return self.scan()
         except LoadError as error:
             log.error("%s", error)
             raise NotLoadedError("cannot read the repository; see the server's log") from error
-        if name not in folders or not (folders[name].versions or folders[name].problem):
-            raise NotFoundError(f"the repository has no model {quoted(name)}")
-        return folders[name]
 
     def _scan(self) -> dict[str, ModelFolder]:
         folders: dict[str, ModelFolder] = {}

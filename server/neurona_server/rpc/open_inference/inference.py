@@ -11,7 +11,14 @@ from neurona_protos.open_inference_pb2 import ModelInferRequest
 from neurona_server.errors import InvalidArgumentError
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
-from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
+from neurona_server.rpc.call import (
+    ANY_MESSAGE_BYTES,
+    Call,
+    Methods,
+    StreamCall,
+    Streaming,
+    Unary,
+)
 from neurona_server.rpc.fast_path import FastPath, InputSample
 from neurona_server.rpc.flow_control import size_estimate_of
 from neurona_server.rpc.limits import Limits
@@ -65,8 +72,10 @@ class InferenceService:
 
     def methods(self, prefix: str) -> Methods:
         return {
-            prefix + "ModelInfer": Unary(self._infer, Right.PREDICT),
-            prefix + "ModelStreamInfer": Streaming(self._stream_infer, Right.PREDICT),
+            prefix + "ModelInfer": Unary(self._infer, Right.PREDICT, ANY_MESSAGE_BYTES),
+            prefix + "ModelStreamInfer": Streaming(
+                self._stream_infer, Right.PREDICT, ANY_MESSAGE_BYTES
+            ),
         }
 
     def submit_message(self, message: bytes, responder: Responder, grant: Grant) -> None:
@@ -121,12 +130,12 @@ class InferenceService:
         def read(model: Model) -> ParsedRequest:
             self._limits.check(message)
             parameters = read_request_parameters(message, responder.deadline)
-            outputs = read_requested_outputs(message, model, self._memory)
+            outputs = read_requested_outputs(message, model, self._memory, grant.name)
             described = describe_inputs(message, model.signature)
             max_bytes = model.batcher.policy.max_queue_bytes
             return ParsedRequest(
                 described,
-                partial(read_inputs, message, described, self._memory, max_bytes),
+                partial(read_inputs, message, described, self._memory, grant.name, max_bytes),
                 InferResponseWriter(
                     model.name,
                     str(model.version),

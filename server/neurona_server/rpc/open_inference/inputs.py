@@ -73,11 +73,13 @@ def read_inputs(
     message: ModelInferRequest,
     described: Mapping[str, TensorType],
     memory: SharedMemoryService,
+    owner: str,
     max_bytes: int,
 ) -> Inputs:
     """Return the arrays of inputs that fit the model's signature.
 
-    Arrays of raw contents are read-only views. At most `max_bytes` are read from shared memory.
+    Arrays of raw contents are read-only views. At most `max_bytes` are read from shared memory,
+    from regions of `owner`, the caller.
 
     Raises:
         InvalidArgumentError: There is too little or too much data, or data in several places.
@@ -94,7 +96,7 @@ def read_inputs(
         datatype, shape = described[name]
         region_slice = None
         if tensor.parameters:
-            region_slice = memory.find_slice(tensor.parameters, f"input {name!r}")
+            region_slice = memory.find_slice(owner, tensor.parameters, f"input {name!r}")
         if tensor.HasField("contents"):
             if raw_count:
                 raise InvalidArgumentError(

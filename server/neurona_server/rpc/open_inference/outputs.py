@@ -51,9 +51,11 @@ class RequestedOutput(NamedTuple):
 
 
 def read_requested_outputs(
-    message: ModelInferRequest, model: Model, memory: SharedMemoryService
+    message: ModelInferRequest, model: Model, memory: SharedMemoryService, owner: str
 ) -> Sequence[RequestedOutput]:
     """Return the outputs that a request names, or all of the model's if it names none.
+
+    Only regions of `owner`, the caller, are written to.
 
     Raises:
         InvalidArgumentError: An output is unknown or a duplicate, or its parameters are invalid.
@@ -80,7 +82,7 @@ def read_requested_outputs(
             index,
             specs[index],
             _read_class_count(output.parameters, specs[index]),
-            memory.find_slice(output.parameters, f"output {name!r}"),
+            memory.find_slice(owner, output.parameters, f"output {name!r}"),
             model.metadata.labels if index == labelled else (),
         )
     return list(requested.values())

@@ -5,10 +5,10 @@ The rest of the server sees nothing else of the protocol.
 
 from collections.abc import Callable
 
-from neurona_server.models.lifecycle.reconciler import Control
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.rpc.call import Methods
+from neurona_server.rpc.control_calls import ControlCalls
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.inference import InferenceService
 from neurona_server.rpc.open_inference.metadata import MetadataService
@@ -30,7 +30,7 @@ class OpenInference:
         metrics: Metrics,
         ready: Callable[[], bool],
         *,
-        control: Control | None = None,
+        control: ControlCalls | None = None,
         versions: VersionPolicy | None = None,
         shared_memory: bool = False,
         limits: Limits | None = None,

@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NoReturn
 
 import grpc
@@ -33,6 +32,7 @@ from neurona_server.rpc.call import (
     Streaming,
     Unary,
     cancellation_error,
+    too_large_error,
 )
 from neurona_server.rpc.security.access import UNRESTRICTED, Grant
 from neurona_server.rpc.status import status_of
@@ -121,6 +121,11 @@ class AioListener:
         self._deferred[callback] = None
         self._quiet_turns = 0
 
+    def reject(self, error: NeuronaError) -> NoReturn:
+        """Count a message that is rejected, and raise its error."""
+        self._options.on_reject(error)
+        raise error
+
     async def serve_unary(
         self, method: Unary, request: bytes, context: Context, grant: Grant, trace: CallTrace | None
     ) -> bytes:
@@ -128,6 +133,10 @@ class AioListener:
         call = AioCall(self, request, _deadline_of(context), grant, context, trace)
         if self._stopping:
             await _abort(context, UnavailableError(STOPPING), call)
+        if len(request) > method.max_message_bytes:
+            error = too_large_error(request, method)
+            self._options.on_reject(error)
+            await _abort(context, error, call)
         try:
             try:
                 method.start(call)
@@ -159,7 +168,7 @@ class AioListener:
         self._streams.add(call)
         age = self._options.max_stream_age
         drain_timer = self._loop.call_later(age, call.drain) if math.isfinite(age) else None
-        reader = asyncio.create_task(call.read_messages(context))
+        reader = asyncio.create_task(call.read_messages(context, method))
         try:
             while call.error is None:
                 call.woken.clear()
@@ -189,11 +198,14 @@ class AioListener:
         options = self._options
         self._server = server = grpc.aio.server(options=options.arguments())
         server.add_generic_rpc_handlers((_MethodLookup(self, self._methods, options),))
-        if options.certificates is None:
-            port = bind(server.add_insecure_port, address)
-        else:
-            credentials = options.certificates.credentials()
-            port = bind(partial(server.add_secure_port, server_credentials=credentials), address)
+        certificates = options.certificates
+
+        def add_port(one: str) -> int:
+            if certificates is None:
+                return server.add_insecure_port(one)
+            return server.add_secure_port(one, certificates.credentials())
+
+        port = bind(add_port, address)
         await self._server.start()
         return port
 
@@ -313,7 +325,7 @@ class AioStreamCall(BaseCall):
         self.stream.drain()
         self.woken.set()
 
-    async def read_messages(self, context: Context) -> None:
+    async def read_messages(self, context: Context, method: Streaming) -> None:
         """Hand the caller's messages to the stream until the caller half-closes."""
         try:
             while True:
@@ -326,6 +338,8 @@ class AioStreamCall(BaseCall):
                     self.half_closed = True
                     self.stream.half_close()
                     break
+                if len(message) > method.max_message_bytes:
+                    self._transport.reject(too_large_error(message, method))
                 self.stream.receive(message)
         except Exception as error:  # an exception of a service ends its own call only
             self.error = error

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
@@ -35,13 +34,13 @@ from neurona_server.errors import (
 from neurona_server.rpc.call import (
     REQUEST_ID,
     BaseCall,
-    Call,
     Methods,
     Stream,
     Streaming,
     Unary,
     cancellation_error,
     log_fields_of,
+    too_large_error,
 )
 from neurona_server.rpc.security.access import UNRESTRICTED, Grant
 from neurona_server.rpc.status import status_of
@@ -117,9 +116,7 @@ class CygrpcServer:
         Raises:
             ConfigError: The address is not available.
         """
-        certificates = self._options.certificates
-        secret = getattr(certificates.credentials(), "_credentials") if certificates else None  # noqa: B009
-        port = bind(partial(self._add_port, secret), address)
+        port = bind(self._add_port, address)
         self._server.start()
         for _ in range(REQUESTED_CALLS):
             self._server.request_call(self._queue, self._queue, self._accept)
@@ -196,8 +193,10 @@ class CygrpcServer:
         """Remove a stream that has ended."""
         self._streams.pop(call, None)
 
-    def _add_port(self, secret: Any, address: str) -> int:
-        port = self._server.add_http2_port(address.encode(), *([secret] if secret else []))
+    def _add_port(self, address: str) -> int:
+        certificates = self._options.certificates
+        secret = [getattr(certificates.credentials(), "_credentials")] if certificates else []  # noqa: B009
+        port = self._server.add_http2_port(address.encode(), *secret)
         if not port:
             raise RuntimeError("the address is not available")
         return int(port)
@@ -292,7 +291,7 @@ class CygrpcServer:
             if self._tracer.should_sample(metadata):
                 trace = self._tracer.start_call(event.call_details.method.decode(), metadata)
         if isinstance(method, Unary):
-            CygrpcCall(self, event, grant, method.start, trace)
+            CygrpcCall(self, event, grant, method, trace)
             self._open_calls += 1
             return
         try:
@@ -309,10 +308,10 @@ class CygrpcCall(BaseCall):
 
     __slots__ = (
         "_deadline",
+        "_method",
         "_on_cancel",
         "_open",
         "_raw",
-        "_start",
         "_transport",
         "_unwatched",
         "defer",
@@ -325,7 +324,7 @@ class CygrpcCall(BaseCall):
         transport: CygrpcServer,
         event: Event,
         grant: Grant,
-        start: Callable[[Call], None],
+        method: Unary,
         trace: CallTrace | None = None,
     ) -> None:
         self._metadata = event.invocation_metadata
@@ -336,7 +335,7 @@ class CygrpcCall(BaseCall):
         self._transport = transport
         self._raw = event.call
         self._deadline = event.call_details.deadline
-        self._start = start
+        self._method = method
         self._on_cancel: list[Callable[[], None]] = []
         # Of several threads, the one that pops the element acts: it ends the call, or it asks
         # gRPC to report a disconnected caller. list.pop is atomic.
@@ -398,12 +397,21 @@ class CygrpcCall(BaseCall):
             else:
                 self.fail(InvalidArgumentError("the call has no request message"))
             return
+        method = self._method
+        if len(message) > method.max_message_bytes:
+            self._reject_size(message)
+            return
         self.request = message
         self._transport.watch_close(self)
         try:
-            self._start(self)
+            method.start(self)
         except Exception as error:  # a bug of a service must end its call, not the transport
             self.fail(error)
+
+    def _reject_size(self, message: bytes) -> None:
+        error = too_large_error(message, self._method)
+        self._transport.on_reject(error)
+        self.fail(error)
 
     def _on_close(self, event: Event) -> None:
         if event.batch_operations[0].cancelled() and self._claim_end():
@@ -454,6 +462,7 @@ class CygrpcStreamCall(BaseCall):
         self.deadline = _to_monotonic(event.call_details.deadline)
         self.ended = False
         self._headers = {k: v for k, v in event.invocation_metadata if isinstance(v, str)}
+        self._method = method
         self._transport = transport
         self._raw: RawCall = event.call
         self._reading = self._writing = False
@@ -544,6 +553,9 @@ class CygrpcStreamCall(BaseCall):
                     self._transport.on_reject(REJECTED_BY_GRPC)
                 self._half_closed = True
                 self.stream.half_close()
+            elif len(message) > self._method.max_message_bytes:
+                self._error = too_large_error(message, self._method)
+                self._transport.on_reject(self._error)
             else:
                 self.stream.receive(message)
         except Exception as error:  # an exception of a service ends its own call only

@@ -12,7 +12,14 @@ from neurona_server.errors import InvalidArgumentError, WrongTaskError, quoted
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorType
-from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
+from neurona_server.rpc.call import (
+    ANY_MESSAGE_BYTES,
+    Call,
+    Methods,
+    StreamCall,
+    Streaming,
+    Unary,
+)
 from neurona_server.rpc.fast_path import FastPath, InputSample
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.security.access import Grant, Right, visible_models
@@ -43,13 +50,15 @@ class Prediction:
     def methods(self) -> Methods:
         path = "/neurona.v1.Prediction/"
         return {
-            path + "Predict": Unary(self._unary, Right.PREDICT),
-            path + "Classify": Unary(
-                partial(self._unary, task=Task.TASK_CLASSIFICATION), Right.PREDICT
-            ),
-            path + "Regress": Unary(partial(self._unary, task=Task.TASK_REGRESSION), Right.PREDICT),
-            path + "PredictStream": Streaming(self._stream, Right.PREDICT),
+            path + "Predict": self._method(),
+            path + "Classify": self._method(Task.TASK_CLASSIFICATION),
+            path + "Regress": self._method(Task.TASK_REGRESSION),
+            path + "PredictStream": Streaming(self._stream, Right.PREDICT, ANY_MESSAGE_BYTES),
         }
+
+    def _method(self, task: Task | None = None) -> Unary:
+        start = self._unary if task is None else partial(self._unary, task=task)
+        return Unary(start, Right.PREDICT, ANY_MESSAGE_BYTES)
 
     def submit_message(
         self, message: bytes, responder: Responder, grant: Grant, task: Task | None = None

@@ -1,0 +1,178 @@
+"""A full queue: more urgent requests take the places of less urgent ones."""
+
+import time
+
+import numpy as np
+import pytest
+from support.fakes import Clock, FakeRequest, Puppet, PuppetBatcher, SubmittedRequest
+
+from neurona_server.batching.policy import ALL_WEIGHTS, WEIGHTS, BatchPolicy, Priority
+from neurona_server.batching.queue import Queue
+from neurona_server.errors import CancelledError, QueueFullError
+
+HIGH, NORMAL, LOW = Priority
+
+
+def request(rows=1, priority=LOW, group="a"):
+    return FakeRequest({"x": np.zeros((rows, 2))}, rows, group, priority=priority)
+
+
+def batcher_of(max_queue_rows):
+    return PuppetBatcher(BatchPolicy(max_rows=8, max_queue_rows=max_queue_rows))
+
+
+def ask(batcher, rows, priority):
+    return SubmittedRequest(batcher, [1.0] * rows, priority=priority)
+
+
+@pytest.fixture
+def queue():
+    return Queue(BatchPolicy(max_rows=4, max_queue_rows=10), Clock())
+
+
+def fill(queue, *requests):
+    for one in requests:
+        queue.put([one])
+    return requests
+
+
+def test_the_newest_of_the_lowest_level_give_place_whatever_their_shape(queue):
+    low = fill(queue, *[request(group=group) for group in "abcab"])
+    normal = fill(queue, *[request(priority=NORMAL) for _ in range(5)])
+    urgent = request(3, HIGH)
+    assert queue.put([urgent]) == [low[4], low[3], low[2]]
+    assert queue.put([request(4, HIGH)]) == [low[1], low[0], normal[4], normal[3]]
+    assert queue.rows == 10
+    assert queue.take_batch().requests[0] is urgent
+
+
+@pytest.mark.parametrize(("waiting", "arriving"), [(LOW, LOW), (NORMAL, NORMAL), (HIGH, HIGH)])
+def test_requests_of_the_same_level_displace_nothing(queue, waiting, arriving):
+    fill(queue, request(10, waiting))
+    with pytest.raises(QueueFullError, match="queue full: 10 of 10 rows"):
+        queue.put([request(1, arriving)])
+    assert queue.rows == 10
+
+
+def test_less_urgent_requests_displace_nothing(queue):
+    fill(queue, request(10, NORMAL))
+    with pytest.raises(QueueFullError):
+        queue.put([request(1, LOW)])
+
+
+def test_nothing_is_displaced_if_that_makes_too_little_room(queue):
+    fill(queue, request(6, HIGH), request(4, LOW))
+    with pytest.raises(QueueFullError):
+        queue.put([request(5, HIGH)])
+    assert queue.rows == 10
+
+
+def test_bytes_are_made_room_for_as_rows_are():
+    queue = Queue(BatchPolicy(max_queue_bytes=100), Clock())
+    first, second = fill(queue, request(3), request(3))  # 48 bytes each
+    assert queue.put([request(2, NORMAL)]) == [second]
+    assert queue.nbytes == 48 + 32
+    assert queue.put([request(4, HIGH)]) == [first]
+
+
+def test_a_level_keeps_its_share_of_the_queue():
+    """Otherwise a flood of one level would shut the levels below it out."""
+    queue = Queue(BatchPolicy(max_rows=4, max_queue_rows=210), Clock())
+    fill(queue, *[request() for _ in range(210)])
+    for _ in range(210 - 210 * WEIGHTS[LOW] // ALL_WEIGHTS):
+        assert len(queue.put([request(priority=HIGH)])) == 1
+    with pytest.raises(QueueFullError):
+        queue.put([request(priority=HIGH)])
+
+
+def test_a_flood_of_high_leaves_the_other_levels_their_shares():
+    batcher = batcher_of(max_queue_rows=210)
+    answered = dict.fromkeys(Priority, 0)
+    puppet = Puppet()
+    submitted = []
+    for _ in range(500):
+        for level in (LOW, NORMAL, *[HIGH] * 30):
+            try:
+                submitted.append(ask(batcher, 1, level))
+            except QueueFullError:
+                continue
+        batcher.step(puppet)
+    for one in submitted:
+        if one.results and one.answer == [2.0]:
+            answered[one.priority] += 1
+    total = sum(answered.values())
+    for level in Priority:
+        offered_share = {HIGH: 30, NORMAL: 1, LOW: 1}[level] / 32
+        assert answered[level] / total >= 0.7 * min(offered_share, WEIGHTS[level] / ALL_WEIGHTS)
+
+
+def test_a_displaced_request_fails_as_rejected_with_the_time_of_its_retry():
+    batcher = batcher_of(max_queue_rows=8)
+    batcher.cost_model.measure(lambda rows: 1.0, (1,))
+    low = ask(batcher, 8, LOW)
+    high = ask(batcher, 1, HIGH)
+    ((outputs, error),) = low.results
+    assert outputs is None
+    assert isinstance(error, QueueFullError)
+    assert "displaced by a more urgent one" in str(error)
+    assert error.retry_after >= 1.0
+    assert error.outcome == "rejected"
+    assert batcher.value("displaced_requests_total") == 1
+    batcher.step(Puppet())
+    assert high.answer == [2.0]
+
+
+def test_all_parts_of_a_request_leave_together():
+    batcher = batcher_of(max_queue_rows=64)
+    rest = ask(batcher, 24, LOW)
+    large = ask(batcher, 40, LOW)  # five parts
+    high = ask(batcher, 1, HIGH)
+    assert large.answer is QueueFullError
+    assert not rest.results
+    assert batcher.queue.rows == 24 + 1
+    assert batcher.value("displaced_requests_total") == 1
+    while batcher.step(Puppet()):
+        pass
+    assert high.answer == [2.0]
+    assert rest.answer == [2.0] * 24
+
+
+def test_a_request_whose_first_part_runs_can_be_displaced():
+    batcher = batcher_of(max_queue_rows=24)
+    large = ask(batcher, 24, LOW)
+    urgent = []
+    batcher.step(Puppet(before=lambda _: urgent.append(ask(batcher, 16, HIGH))))
+    assert large.answer is QueueFullError
+    while batcher.step(Puppet()):
+        pass
+    assert urgent[0].answer == [2.0] * 16
+
+
+def test_a_callback_of_a_displaced_request_may_use_the_queue():
+    batcher = batcher_of(max_queue_rows=8)
+    seen = []
+
+    class Asking(FakeRequest):
+        def finish(self, outputs, error):
+            super().finish(outputs, error)
+            seen.append(batcher.queue.oldest_age())
+            seen.append(ask(batcher, 1, LOW))
+
+    batcher.submit(Asking({"x": np.zeros((8, 1), np.float32)}, 8, (1,), priority=LOW))
+    ask(batcher, 4, HIGH)
+    assert seen[0] == 0.0
+    batcher.step(Puppet())
+    assert seen[1].answer == [2.0]
+
+
+def test_displacing_takes_little_time_whatever_waits():
+    """Every request has a shape of its own, and many were cancelled."""
+    queue = Queue(BatchPolicy(max_rows=4), Clock())
+    low = fill(queue, *[request(group=number) for number in range(4096)])
+    for one in low[2048:4000:2]:
+        one.cancel(CancelledError())
+    fill(queue, *[request(group=number) for number in range(976)])
+    started = time.perf_counter()
+    for _ in range(1000):
+        assert len(queue.put([request(priority=HIGH)])) == 1
+    assert time.perf_counter() - started < 1.0  # about 10 us each; a search of all takes 600
