@@ -180,8 +180,8 @@ class RunJournal:
 
     def running_models(self) -> list[RunningModel]:
         """Return what each thread ran or loaded, or does now."""
-        found = [self._read_cell(cell) for cell in self._used_cells()]
-        return [model for model in found if model is not None]
+        models = [self._read_cell(cell) for cell in self._used_cells()]
+        return [model for model in models if model is not None]
 
     def models_at_crash(self) -> list[RunningModel]:
         """Return what may have made the process crash, after its death.
