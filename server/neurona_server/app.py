@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from neurona_server.address import is_local
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.policy import BatchPolicy
+from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.config.options import Config
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.models.lifecycle.reconciler import Reconciler, ReconcilerOptions
@@ -44,9 +45,11 @@ from neurona_server.rpc.reflection import Reflection
 from neurona_server.rpc.security.tls import Certificates
 from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.transports.auto import open_transport
-from neurona_server.rpc.transports.listener import ListenerOptions
+from neurona_server.rpc.transports.heartbeat import Heartbeat
+from neurona_server.rpc.transports.listener import ListenerOptions, connection_limits
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
+from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.run_journal import JournalEntry, ModelKey, RunJournal, files_digest
 from neurona_server.telemetry.span_exporter import Tracing, set_up_tracing
@@ -103,14 +106,16 @@ class App:
         self._metrics.serving.set_function(self._is_serving)
         process = supervision.process if supervision else None
         self._tracing = _make_tracing(config, self._metrics, process)
+        self._watchdog = RunWatchdog()
         self._reconciler = self._make_reconciler()
         limits = Limits(
             config.max_request_tensors, config.max_request_rows, config.max_message_bytes
         )
         explicit = config.model_control == "explicit"
         control = ControlCalls(self._reconciler) if explicit else None
+        workers = WorkerPool()
         methods = {
-            **Prediction(self._registry, self._metrics, limits).methods(),
+            **Prediction(self._registry, self._metrics, limits, workers).methods(),
             **Models(self._registry, control).methods(),
             **OpenInference(
                 self._registry,
@@ -120,14 +125,18 @@ class App:
                 versions=VersionPolicy.parse(config.versions),
                 shared_memory=config.shared_memory,
                 limits=limits,
+                workers=workers,
             ).methods(),
             **self._health.methods(),
         }
         methods |= Reflection(methods).methods()
-        options = _listener_options(config, self._metrics.record_rejection, self._tracing)
+        options = _listener_options(config, self._metrics, self._tracing)
         if supervision is not None:
             options = replace(options, reuse_port=True)
         self._listener = open_transport(config.transport, methods, options)
+        self._metrics.watch_connections(self._listener.guard)
+        self._heartbeat = Heartbeat(self._listener.has_turned, self._set_hung)
+        self._hung_reason, self._hung_since = "", 0.0
         self._close_metrics: Callable[[], None] = lambda: None
         self._serving = threading.Event()
         self._stopping = False
@@ -141,12 +150,14 @@ class App:
         """
         if self._supervision is None:  # else the supervisor serves the metrics of all
             self._serve_metrics()
+        self._watchdog.start()
         self._load_models()
         self._metrics.transport.labels(self._listener.name).set(1)
         # What exists now lives until the end: garbage collections need not visit it again.
         gc.collect()
         gc.freeze()
         grpc_port = self._listener.start(self._config.address)
+        self._heartbeat.start()
         self._serving.set()
         self._update_health()
         if self._config.model_control != "none":
@@ -157,7 +168,7 @@ class App:
         """Drain and stop.
 
         Returns:
-            False if a run did not end within drain_timeout_ms.
+            False if a run or the transport did not end within drain_timeout_ms.
         """
         self._stopping = True
         self._serving.clear()
@@ -165,20 +176,24 @@ class App:
         log.info("shutting down: health set to NOT_SERVING")
         time.sleep(self._config.drain_delay_ms / 1000)
         deadline = time.monotonic() + self._config.drain_timeout_ms / 1000
+        self._heartbeat.stop()
         self._reconciler.stop_loading()  # or a call waiting for a load would delay the transport
         # The transport stops before the models, so that accepted requests still get responses.
-        self._listener.stop(max(0.0, deadline - time.monotonic()))
-        drained = self._reconciler.stop(max(0.0, deadline - time.monotonic()))
+        drained = self._listener.stop(max(0.0, deadline - time.monotonic()))
+        drained = self._reconciler.stop(max(0.0, deadline - time.monotonic())) and drained
         if self._tracing is not None:
             self._tracing.close(SPAN_FLUSH_SECONDS)
+        self._watchdog.stop()
         self._close_metrics()
         log.info("stopped")
         return drained
 
     def state(self) -> str:
-        """Return STARTING, SERVING or NOT_SERVING."""
+        """Return STARTING, SERVING or NOT_SERVING, which a reason may follow."""
         if self._is_serving():
             return endpoints.SERVING
+        if self._hung_reason:
+            return f"{endpoints.NOT_SERVING}: {self._hung_reason}"
         return endpoints.NOT_SERVING if self._stopping else endpoints.STARTING
 
     def requested_models(self) -> Sequence[str]:
@@ -186,16 +201,26 @@ class App:
         return self._reconciler.requested if self._config.model_control == "explicit" else ()
 
     def stalled_seconds(self) -> float:
-        """Return the seconds for which the transport has not responded, 0.0 if it does."""
-        return 0.0
+        """Return the seconds since the transport counts as hung, 0.0 if it does not."""
+        return time.monotonic() - self._hung_since if self._hung_reason else 0.0
 
     def _is_serving(self) -> bool:
         return self._health.state("") == SERVING
 
+    def _set_hung(self, reason: str) -> None:
+        """Note that the transport is hung or, without a reason, that it turns again."""
+        self._hung_since = time.monotonic()
+        self._hung_reason = reason
+        self._health.set_hung(hung=bool(reason))
+
     def _serve_metrics(self) -> None:
         address = self._config.metrics_address
         server = MetricsServer(
-            address, self.registry, self.state, self.registry.restricted_registry
+            address,
+            self.registry,
+            self.state,
+            self.registry.restricted_registry,
+            hosts=self._config.metrics_hosts,
         )
         self._close_metrics = server.close
         log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
@@ -234,7 +259,9 @@ class App:
         def start(
             source: ModelSource, cancellation: LoadCancellation, entry: JournalEntry | None
         ) -> Model:
-            model = Model(source, options, self._metrics, scheduler, cancellation, entry)
+            model = Model(
+                source, options, self._metrics, scheduler, self._watchdog, cancellation, entry
+            )
             try:
                 model.start()
             except BaseException:  # no thread may keep running
@@ -281,7 +308,7 @@ def exit_status(drained: bool) -> int:
     Ends the process immediately if the App is not `drained`.
     """
     if not drained:
-        # A run is still inside ONNX Runtime: unloading the library would crash its thread.
+        # A thread may be inside ONNX Runtime: unloading the library would crash it.
         logging.shutdown()
         os._exit(0)
     return 0
@@ -311,9 +338,7 @@ def _make_tracing(config: Config, metrics: Metrics, process: int | None) -> Trac
     return set_up_tracing(config.traces_endpoint, config.traces_ratio, metrics, process)
 
 
-def _listener_options(
-    config: Config, on_reject: Callable[[Exception], None], tracing: Tracing | None
-) -> ListenerOptions:
+def _listener_options(config: Config, metrics: Metrics, tracing: Tracing | None) -> ListenerOptions:
     certificates = None
     if config.tls_certificate and config.tls_key:
         client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
@@ -332,9 +357,16 @@ def _listener_options(
         max_connection_age_grace=config.max_connection_age_grace_s,
         keepalive=config.keepalive_s,
         max_streams=config.max_streams,
+        max_buffered_bytes=config.max_buffered_bytes // config.processes,
+        connection_limits=connection_limits(
+            config.max_connections,
+            config.max_connections_per_address,
+            config.address.count(",") + 1,
+        ),
+        on_close=metrics.record_closed_connection,
         max_metadata_bytes=config.max_metadata_bytes,
         compress_responses=config.compress_responses,
-        on_reject=on_reject,
+        on_reject=metrics.record_rejection,
         reuse_port=config.reuse_port,
         tracer=None if tracing is None else tracing.calls,
     )
@@ -358,6 +390,7 @@ def _model_options(config: Config, tracing: Tracing | None) -> ModelOptions:
         max_delay=config.max_delay_ms / 1000,
         latency_objective=config.latency_objective_ms / 1000 or None,
         inline=INLINE_MODES[config.inline],
+        max_run_seconds=config.max_run_seconds,
     )
     threads = config.threads or max(1, _cpus_per_process(config) // config.instances)
     runtime = RuntimeOptions(

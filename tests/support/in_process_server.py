@@ -19,6 +19,7 @@ from neurona_protos.prediction_pb2 import State
 from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
 from neurona_server.app import App
 from neurona_server.batching.policy import BatchPolicy
+from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.config import sources
 from neurona_server.models.lifecycle.reconciler import (
     Control,
@@ -89,8 +90,17 @@ class InProcessServer:
         self.metrics.watch_versions(self.registry.version_infos)
         self.health = Health()
 
+        self.watchdog = RunWatchdog()
+        self.watchdog.start()
+
         def load(source: ModelSource, cancellation: LoadCancellation) -> Model:
-            model = Model(source, model_options, self.metrics, cancellation=cancellation)
+            model = Model(
+                source,
+                model_options,
+                self.metrics,
+                watchdog=self.watchdog,
+                cancellation=cancellation,
+            )
             if start_models:
                 model.start()
             else:
@@ -142,6 +152,7 @@ class InProcessServer:
         self.channel.close()
         self.listener.stop(5.0)
         self.reconciler.stop(5.0)
+        self.watchdog.stop()
 
 
 @dataclass(frozen=True)

@@ -177,6 +177,37 @@ def save_slow(path: Path, products: int = 30) -> Path:
     )
 
 
+def save_loop(path: Path) -> Path:
+    """Save y = x + n, as a loop that adds 1 to all of x `n` times: its time depends on a value."""
+    int64, boolean, kind = TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["condition"], ["goes_on"]),
+            helper.make_node("Add", ["sum", "one"], ["next_sum"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("step", int64, []),
+            helper.make_tensor_value_info("condition", boolean, []),
+            helper.make_tensor_value_info("sum", kind, ["size"]),
+        ],
+        [
+            helper.make_tensor_value_info("goes_on", boolean, []),
+            helper.make_tensor_value_info("next_sum", kind, ["size"]),
+        ],
+    )
+    return save(
+        path,
+        [
+            helper.make_node("Squeeze", ["n"], ["steps"]),
+            helper.make_node("Loop", ["steps", "true", "x"], ["y"], body=body),
+        ],
+        {"x": (kind, ["size"]), "n": (int64, [1])},
+        {"y": (kind, ["size"])},
+        {"true": np.array(True), "one": np.ones(1, np.float32)},
+    )
+
+
 def save_quick_at_32(path: Path) -> Path:
     """Save y = x that is fast for multiples of 32 rows only, like a model on some accelerators."""
     slow = [helper.make_node("Mul", ["table", "first"], ["product0"])]

@@ -8,6 +8,7 @@ from neurona_protos.prediction_pb2 import State, Task
 from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.request import Inputs, Outputs, Request
+from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import UnavailableError
 from neurona_server.models.batching_check import Run, decide_batching
 from neurona_server.models.load_cancellation import LoadCancellation
@@ -46,6 +47,7 @@ class Model:
         options: ModelOptions,
         metrics: Metrics,
         share: DeviceScheduler | None = None,
+        watchdog: RunWatchdog | None = None,
         cancellation: LoadCancellation | None = None,
         journal: JournalEntry | None = None,
     ) -> None:
@@ -56,6 +58,7 @@ class Model:
             options: The server's options.
             metrics: Where the version gets series of its own.
             share: The device's scheduler, if other models run on it, too.
+            watchdog: Finds its runs that take too long.
             cancellation: Ends this early.
             journal: Where runs are written, if the process has a supervisor.
         """
@@ -85,7 +88,7 @@ class Model:
         """One session for each instance."""
 
         try:
-            self._load(source, options, share, cancellation or LoadCancellation())
+            self._load(source, options, share, watchdog, cancellation or LoadCancellation())
         except BaseException:
             self.close()
             raise
@@ -95,6 +98,7 @@ class Model:
         source: ModelSource,
         options: ModelOptions,
         share: DeviceScheduler | None,
+        watchdog: RunWatchdog | None,
         cancellation: LoadCancellation,
     ) -> None:
         for _ in range(options.instances):
@@ -114,6 +118,7 @@ class Model:
             [one.new_run for one in self.sessions],
             batched=batched,
             scheduler=share,
+            watchdog=watchdog,
             tracer=None if tracer is None else tracer(self.name, self.version, self.provider),
         )
         inputs = self.signature.inputs
@@ -154,6 +159,7 @@ class Model:
         self.metrics.watch_batching(batcher.queue, batcher.cost_model)
         # A function, not a value: the version that it replaces shares the series and still sets it.
         self.metrics.inline.set_function(lambda: batcher.inline)
+        self.metrics.overdue_runs.set_function(lambda: batcher.overdue_runs)
         batcher.start()
         self.state = State.STATE_READY
         self.metrics.set_model_info(
@@ -171,7 +177,7 @@ class Model:
         for request in self.copies.copy():
             request.cancel(UnavailableError("shadow version is draining"))
         end = time.monotonic() + timeout
-        if self.batcher.join(end) and self.batcher.wait_until_idle(end):
+        if self.batcher.join(end):
             self.batcher.release_device()
             return True
         error = UnavailableError("model shut down before the request could run")

@@ -19,6 +19,8 @@ from neurona_server.processes.snapshot import (
     to_metrics,
 )
 from neurona_server.processes.worker_handle import WorkerHandle
+from neurona_server.telemetry import logs
+from neurona_server.telemetry.collectors import LogLineCollector
 from neurona_server.web import endpoints
 
 CUMULATIVE_KINDS = ("counter", "histogram", "summary")
@@ -54,6 +56,7 @@ MERGE_RULES: Mapping[str, Rule] = {
     "neurona_queue_oldest_seconds": _largest,
     "neurona_version_loading_seconds": _largest,
     "neurona_open_streams": _sum,
+    "neurona_overdue_runs": _sum,
     "neurona_serving": _sum,
     "process_resident_memory_bytes": _sum,
     "process_virtual_memory_bytes": _sum,
@@ -106,6 +109,7 @@ class MultiprocessCollector(Collector):
         self._merger = SnapshotMerger(label_gauges=processes > 1)
         self._supervisor_registry = CollectorRegistry()
         ProcessCollector(registry=self._supervisor_registry)
+        self._supervisor_registry.register(LogLineCollector(logs.lines_not_written))
         # The supervisor serves nothing itself, but the series must exist without any worker.
         text = "1 while the server's health is SERVING, else 0."
         Gauge("neurona_serving", text, registry=self._supervisor_registry)
@@ -132,7 +136,7 @@ class MultiprocessCollector(Collector):
         """Return STARTING, SERVING (as soon as one worker serves) or NOT_SERVING."""
         if self.stopping:
             return endpoints.NOT_SERVING
-        serving = any(worker.ready_since for worker in list(self._workers))
+        serving = any(worker.is_serving for worker in list(self._workers))
         self._has_served = self._has_served or serving
         if serving:
             return endpoints.SERVING

@@ -139,6 +139,7 @@ def _obey(channel: Channel, reporter: Reporter, signals: StopSignals) -> None:
             stopping = True
             signals.stop()
     if stopping:
+        logs.flush()
         os._exit(1)
     signals.stop()
 

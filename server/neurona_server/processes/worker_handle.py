@@ -34,7 +34,8 @@ while it starts or loads a model. They are counted, not timed: when the whole ma
 no worker hangs."""
 
 STALLED_SECONDS = 10.0
-"""A worker whose transport has not responded for so long hangs."""
+"""A worker whose transport has been hung for so long, in addition to the time in which it notices
+that, is killed."""
 
 DUMP_SECONDS = 0.5
 """Time for a process that hangs to write its stacks."""
@@ -128,6 +129,14 @@ class WorkerHandle:
         if self.status < 0:
             return f"killed by {signal.Signals(-self.status).name}"
         return f"exited with status {self.status}"
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether it serves, as far as its last heartbeats tell."""
+        with self._changed:
+            if self._exited or not self.ready_since or self._missed >= CHECKS_PER_HANG // 2:
+                return False
+            return not self._journal.stalled_seconds
 
     def stop(self) -> None:
         """Make the worker drain and end; one that does not serve yet ends immediately."""

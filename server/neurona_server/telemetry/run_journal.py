@@ -130,7 +130,7 @@ class RunJournal:
             faulthandler.register(DUMP_SIGNAL, file=self.descriptors[1])
 
     def beat(self, stalled_seconds: float = 0.0) -> None:
-        """Count a heartbeat, with the time for which the transport has not responded."""
+        """Count a heartbeat, with the time since which the transport has been hung."""
         self._words[_STALLED_MS] = int(stalled_seconds * 1000)
         self._words[_HEARTBEATS] += 1
 
@@ -170,7 +170,7 @@ class RunJournal:
 
     @property
     def stalled_seconds(self) -> float:
-        """Seconds for which the transport had not responded at the last heartbeat."""
+        """Seconds since which the transport had been hung at the last heartbeat."""
         return self._words[_STALLED_MS] / 1000
 
     @property
