@@ -167,14 +167,16 @@ class WorkerHandle:
 
     def kill_hanging(self) -> None:
         """Log what the threads of a worker that hangs do, and kill it; blocks for a moment."""
-        if DUMP_SIGNAL is not None:
-            self._process.send_signal(DUMP_SIGNAL)  # does nothing if the process is stopped
-            time.sleep(DUMP_SECONDS)
-            with self._changed:
-                stacks = [] if self._exited else self._journal.stacks()
-            for stack in stacks:
-                log.error("worker %d hangs: %s", self.number, stack)
-        self._process.kill()
+        try:
+            if DUMP_SIGNAL is not None:
+                self._process.send_signal(DUMP_SIGNAL)  # does nothing if the process is stopped
+                time.sleep(DUMP_SECONDS)
+                with self._changed:
+                    stacks = [] if self._exited else self._journal.stacks()
+                for stack in stacks:
+                    log.error("worker %d hangs: thread in %s", self.number, stack)
+        finally:
+            self._process.kill()
 
     def request_report(self) -> None:
         """Request the metrics, unless the worker owes a report or cannot report yet."""

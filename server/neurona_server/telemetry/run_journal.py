@@ -49,7 +49,7 @@ _LOADING = 1 << 32
 """Added to the number in a cell while the version is loaded."""
 
 _CRASHED_THREAD = re.compile(rb"^Current thread 0x([0-9a-f]+)", re.MULTILINE)
-_ANY_THREAD = re.compile(rb"^(?:Current t|T)hread 0x", re.MULTILINE)
+_ANY_THREAD = re.compile(r"^(?:Current t|T)hread 0x", re.MULTILINE)
 _CRASH = b"Fatal Python error: "
 
 
@@ -203,14 +203,10 @@ class RunJournal:
 
     def stacks(self) -> list[str]:
         """Return the stacks that were written last, the innermost call first, one text a thread."""
-        content = self._read_stacks()
-        starts = [match.start() for match in _ANY_THREAD.finditer(content)]
-        parts = [
-            content[start:end].decode(errors="replace").split("\n")
-            for start, end in zip(starts, [*starts[1:], len(content)], strict=True)
-        ]
+        text = self._read_stacks().decode(errors="replace")
         return [
-            " < ".join(line.strip() for line in part[1:] if line.startswith("  ")) for part in parts
+            " < ".join(line.strip() for line in part.split("\n") if line.startswith("  "))
+            for part in _ANY_THREAD.split(text)[1:]
         ]
 
     def _used_cells(self) -> Iterator[int]:
