@@ -21,6 +21,7 @@ from neurona_server.config import sources
 from neurona_server.config.options import Config
 from neurona_server.config.parsers import Addresses
 from neurona_server.errors import ConfigError, LoadError
+from neurona_server.models.load_check.load_marks import withdraw_marks
 from neurona_server.processes.channel import (
     Channel,
     Command,
@@ -53,6 +54,7 @@ def main() -> int:
     journal = RunJournal(int(journal_descriptor), int(stacks))
     journal.write_stacks_at_crash()
     signals = StopSignals()
+    signals.before_exit = withdraw_marks
     process = int(number) if int(processes) > 1 else None
     try:
         config = _load_config(sys.argv[7:], int(processes), addresses)
