@@ -18,6 +18,7 @@ from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.config.options import Config
 from neurona_server.errors import ConfigError, LoadError
+from neurona_server.models.arena_maintenance import ArenaMaintenance
 from neurona_server.models.lifecycle.reconciler import Reconciler, ReconcilerOptions
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.load_cancellation import LoadCancellation
@@ -112,6 +113,7 @@ class App:
         methods |= Reflection(methods).methods()
         options = _listener_options(config, self._metrics.record_rejection, self._tracing)
         self._listener = open_transport(config.transport, methods, options)
+        self._maintenance = ArenaMaintenance(self._registry.models, config.shrink_seconds)
         self._heartbeat = Heartbeat(self._listener.has_turned, self._set_hung)
         self._hung_reason = ""
         self._close_metrics: Callable[[], None] = lambda: None
@@ -135,6 +137,7 @@ class App:
         gc.freeze()
         grpc_port = self._listener.start(self._config.address)
         self._heartbeat.start()
+        self._maintenance.start()
         self._serving.set()
         self._update_health()
         if self._config.model_control != "none":
@@ -154,6 +157,7 @@ class App:
         time.sleep(self._config.drain_delay_ms / 1000)
         deadline = time.monotonic() + self._config.drain_timeout_ms / 1000
         self._heartbeat.stop()
+        self._maintenance.stop()
         self._reconciler.stop_loading()  # or a call waiting for a load would delay the transport
         # The transport stops before the models, so that accepted requests still get responses.
         drained = self._listener.stop(max(0.0, deadline - time.monotonic()))
