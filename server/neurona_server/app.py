@@ -46,9 +46,10 @@ from neurona_server.rpc.security.tls import Certificates
 from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.heartbeat import Heartbeat
-from neurona_server.rpc.transports.listener import ListenerOptions
+from neurona_server.rpc.transports.listener import ListenerOptions, connection_limits
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
+from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.span_exporter import Tracing, set_up_tracing
 from neurona_server.web import endpoints
@@ -96,8 +97,9 @@ class App:
         )
         explicit = config.model_control == "explicit"
         control = ControlCalls(self._reconciler) if explicit else None
+        workers = WorkerPool()
         methods = {
-            **Prediction(self._registry, self._metrics, limits).methods(),
+            **Prediction(self._registry, self._metrics, limits, workers).methods(),
             **Models(self._registry, control).methods(),
             **OpenInference(
                 self._registry,
@@ -107,13 +109,15 @@ class App:
                 versions=VersionPolicy.parse(config.versions),
                 shared_memory=config.shared_memory,
                 limits=limits,
+                workers=workers,
             ).methods(),
             **self._health.methods(),
         }
         methods |= Reflection(methods).methods()
-        options = _listener_options(config, self._metrics.record_rejection, self._tracing)
+        options = _listener_options(config, self._metrics, self._tracing)
         self._listener = open_transport(config.transport, methods, options)
         self._maintenance = ArenaMaintenance(self._registry.models, config.shrink_seconds)
+        self._metrics.watch_connections(self._listener.guard)
         self._heartbeat = Heartbeat(self._listener.has_turned, self._set_hung)
         self._hung_reason = ""
         self._close_metrics: Callable[[], None] = lambda: None
@@ -188,7 +192,11 @@ class App:
     def _serve_metrics(self) -> None:
         address = self._config.metrics_address
         server = MetricsServer(
-            address, self.registry, self.state, self.registry.restricted_registry
+            address,
+            self.registry,
+            self.state,
+            self.registry.restricted_registry,
+            hosts=self._config.metrics_hosts,
         )
         self._close_metrics = server.close
         log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
@@ -281,9 +289,7 @@ def _make_tracing(config: Config, metrics: Metrics, process: int | None) -> Trac
     return set_up_tracing(config.traces_endpoint, config.traces_ratio, metrics, process)
 
 
-def _listener_options(
-    config: Config, on_reject: Callable[[Exception], None], tracing: Tracing | None
-) -> ListenerOptions:
+def _listener_options(config: Config, metrics: Metrics, tracing: Tracing | None) -> ListenerOptions:
     certificates = None
     if config.tls_certificate and config.tls_key:
         client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
@@ -302,9 +308,16 @@ def _listener_options(
         max_connection_age_grace=config.max_connection_age_grace_s,
         keepalive=config.keepalive_s,
         max_streams=config.max_streams,
+        max_buffered_bytes=config.max_buffered_bytes // config.processes,
+        connection_limits=connection_limits(
+            config.max_connections,
+            config.max_connections_per_address,
+            config.address.count(",") + 1,
+        ),
+        on_close=metrics.record_closed_connection,
         max_metadata_bytes=config.max_metadata_bytes,
         compress_responses=config.compress_responses,
-        on_reject=on_reject,
+        on_reject=metrics.record_rejection,
         reuse_port=config.reuse_port or config.processes > 1,
         tracer=None if tracing is None else tracing.calls,
     )

@@ -41,6 +41,28 @@ def memory_limit(cgroup: Path = CGROUP, own_groups: Path = OWN_GROUPS) -> int | 
     return None if math.isinf(least) else int(least)
 
 
+def raise_descriptor_limit(wanted: int) -> int:
+    """Raise the number of files and sockets that this process may have open.
+
+    Returns:
+        The limit now: `wanted`, unless it was higher before or the system allows less.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    limit = max(soft, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard))
+    if limit > soft:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        except (OSError, ValueError):  # the system allows less than it says
+            return soft
+    return limit
+
+
 def _cpu_quota(cgroup: Path) -> float:
     """Return the CPUs by cgroup v2's cpu.max or v1's cpu.cfs_*, inf without a limit."""
     try:

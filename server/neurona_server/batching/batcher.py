@@ -177,6 +177,10 @@ class Batcher:
                     self.process(batch, new_run)
                     del batch  # otherwise it would be kept until the next batch
 
+    def runs_in_this_thread(self) -> bool:
+        """Return whether the calling thread is a transport's that runs the model inline now."""
+        return self._inline.runs_in_this_thread()
+
     def serve_inline(self) -> bool:
         """Run waiting requests in the calling thread: see `InlineRunner.run_batches`."""
         return self._inline.run_batches(lambda batch: self.process(batch, self._new_runs[0]))

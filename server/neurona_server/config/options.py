@@ -14,6 +14,7 @@ from msgspec import Meta
 from neurona_server.config.parsers import (
     Addresses,
     CollectorUrl,
+    HostName,
     LogLevel,
     NamedFolder,
     ProviderNames,
@@ -61,6 +62,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         WebAddress,
         Help("HOST:PORT to serve the status page, /metrics and /healthz on, over HTTP."),
     ] = WebAddress("127.0.0.1:8002")
+    metrics_hosts: Annotated[
+        tuple[HostName, ...],
+        Help(
+            "Name under which the metrics port is reached. IP addresses, names without dots and "
+            "those of private domains (.local, .internal, .svc) need not be named; requests for "
+            "other names are rejected, since any web page could send them. *: every name. May be "
+            "given several times."
+        ),
+    ] = ()
     versions: Annotated[
         VersionPolicyText,
         Help(
@@ -162,6 +172,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_message_bytes: Annotated[
         int, Meta(ge=1, le=MAX_INT), Help("Maximum bytes of a request or response message.")
     ] = 64 << 20
+    max_buffered_bytes: Annotated[
+        int,
+        Meta(ge=0, le=MAX_BYTES),
+        Help(
+            "Bytes of messages that may be received, wait or be sent at the same time, over all "
+            "connections; calls beyond that are rejected. At least four times max_message_bytes. "
+            "0: a quarter of the memory, up to 2 GiB."
+        ),
+    ] = 0
     shared_memory: Annotated[
         bool,
         Help(
@@ -301,6 +320,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_streams: Annotated[
         int, Meta(ge=1, le=MAX_INT), Help("Maximum concurrent calls on one connection.")
     ] = 4096
+    max_connections: Annotated[
+        int,
+        Meta(ge=0, le=MAX_INT),
+        Help(
+            "Connections of each address of each process that may be open; further ones are "
+            "closed. 0: as many as file descriptors allow, up to 16384."
+        ),
+    ] = 0
+    max_connections_per_address: Annotated[
+        int,
+        Meta(ge=0, le=MAX_INT),
+        Help(
+            "Connections of one caller's address that may be open in each process; further ones "
+            "are closed. All callers behind a proxy share its address. 0: no limit."
+        ),
+    ] = 0
     max_metadata_bytes: Annotated[
         int, Meta(ge=1024, le=MAX_INT), Help("Maximum bytes of a call's metadata.")
     ] = 16 << 10

@@ -19,6 +19,8 @@ from neurona_server.processes.snapshot import (
     to_metrics,
 )
 from neurona_server.processes.worker_handle import WorkerHandle
+from neurona_server.telemetry import logs
+from neurona_server.telemetry.collectors import LogLineCollector
 from neurona_server.web import endpoints
 
 CUMULATIVE_KINDS = ("counter", "histogram", "summary")
@@ -107,6 +109,7 @@ class MultiprocessCollector(Collector):
         self._merger = SnapshotMerger()
         self._supervisor_registry = CollectorRegistry()
         ProcessCollector(registry=self._supervisor_registry)
+        self._supervisor_registry.register(LogLineCollector(logs.lines_not_written))
         # The supervisor serves nothing itself, but the series must exist without any worker.
         text = "1 while the server's health is SERVING, else 0."
         Gauge("neurona_serving", text, registry=self._supervisor_registry)

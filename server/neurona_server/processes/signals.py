@@ -1,12 +1,12 @@
 """SIGTERM and SIGINT: the first one stops the server, the second one ends it immediately."""
 
-import contextlib
 import os
 import queue
-import select
 import signal
 import threading
 from collections.abc import Callable
+
+from neurona_server.telemetry import logs
 
 
 class StopSignals:
@@ -64,8 +64,8 @@ class StopSignals:
         self._first.put(self._read_signal())
         self._end_if_starting()
         self._read_signal()
-        _write_stderr(b"neurona-serve: second signal: ending without draining\n")
         self._on_forced_stop()
+        logs.report_end("second signal: ending without draining")
         os._exit(1)
 
     def _read_signal(self) -> int:
@@ -77,12 +77,5 @@ class StopSignals:
 
     def _end_if_starting(self) -> None:
         if not self._serving.is_set():
-            _write_stderr(b"neurona-serve: stopped during start-up\n")
+            logs.report_end("stopped during start-up")
             os._exit(0)
-
-
-def _write_stderr(line: bytes) -> None:
-    """Write the line unless that would block, which must not keep the process from ending."""
-    with contextlib.suppress(OSError, ValueError):
-        if select.select([], [2], [], 0.0)[1]:
-            os.write(2, line)

@@ -297,7 +297,9 @@ def main() -> int:
         registry = CollectorRegistry()
         collector = MultiprocessCollector(config.processes)
         registry.register(collector)
-        metrics_server = MetricsServer(config.metrics_address, registry, collector.state)
+        metrics_server = MetricsServer(
+            config.metrics_address, registry, collector.state, hosts=config.metrics_hosts
+        )
     except ConfigError as error:
         logs.report_fatal(error)
         return 1

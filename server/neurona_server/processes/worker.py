@@ -75,6 +75,7 @@ def _obey(channel: Channel, app: App, signals: StopSignals) -> None:
             stopping = True
             signals.stop()
     if stopping:
+        logs.flush()
         os._exit(1)
     signals.stop()
 
