@@ -8,6 +8,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -22,9 +23,12 @@ from neurona_server.models.arena_maintenance import ArenaMaintenance
 from neurona_server.models.lifecycle.reconciler import Reconciler, ReconcilerOptions
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.load_cancellation import LoadCancellation
+from neurona_server.models.load_check.checked_files import CheckedFiles
+from neurona_server.models.load_check.checker import LoadChecker
+from neurona_server.models.load_check.load_marks import LoadMarks, withdraw_marks
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import INLINE_MODES, ModelOptions
-from neurona_server.models.onnx.graph_cache import default_cache_folder
+from neurona_server.models.onnx.graph_cache import default_cache_folder, make_private_folder
 from neurona_server.models.onnx.runtime import (
     CPU,
     DEFAULT_PROVIDERS,
@@ -160,6 +164,7 @@ class App:
         log.info("shutting down: health set to NOT_SERVING")
         time.sleep(self._config.drain_delay_ms / 1000)
         deadline = time.monotonic() + self._config.drain_timeout_ms / 1000
+        withdraw_marks()
         self._heartbeat.stop()
         self._maintenance.stop()
         self._reconciler.stop_loading()  # or a call waiting for a load would delay the transport
@@ -220,13 +225,24 @@ class App:
         # Two concurrent runs keep a device busy; more only if each takes fewer CPUs than there are.
         scheduler = DeviceScheduler(max(2, _cpus_per_process(config) // options.runtime.threads))
 
+        folder = _open_load_folder(options.runtime.cache)
+        marks = LoadMarks(folder) if folder else None
+        checker = None
+        if config.load_check:
+            checker = LoadChecker(config.load_timeout_s, CheckedFiles(folder) if folder else None)
+
         def load(source: ModelSource, cancellation: LoadCancellation) -> Model:
-            model = Model(source, options, self._metrics, scheduler, self._watchdog, cancellation)
-            try:
-                model.start()
-            except BaseException:  # no thread may keep running
-                model.close()
-                raise
+            if checker is not None:
+                checker.check(source, options, cancellation)
+            with marks.mark(source, cancellation) if marks else nullcontext():
+                model = Model(
+                    source, options, self._metrics, scheduler, self._watchdog, cancellation
+                )
+                try:
+                    model.start()
+                except BaseException:  # no thread may keep running
+                    model.close()
+                    raise
             return model
 
         return Reconciler(
@@ -236,7 +252,7 @@ class App:
             self._metrics,
             _reconciler_options(config),
             self._update_health,
-            find_rejections=(),
+            find_rejections=[marks.find_rejection] if marks else [],
         )
 
     def _update_health(self) -> None:
@@ -360,6 +376,19 @@ def _model_options(config: Config, tracing: Tracing | None) -> ModelOptions:
     check_options(runtime)
     tracer = None if tracing is None else tracing.batches
     return ModelOptions(policy, runtime, config.instances, tracer)
+
+
+def _open_load_folder(cache: Path | None) -> Path | None:
+    """Return the folder that keeps what is known about loads, None if there cannot be one."""
+    if cache is None:
+        return None
+    try:
+        make_private_folder(cache)
+        make_private_folder(cache / "loads")
+    except OSError as error:
+        log.info("loads are not recorded in %s: %s", cache, error.strerror or error)
+        return None
+    return cache / "loads"
 
 
 def _cache_folder(option: str) -> Path | None:

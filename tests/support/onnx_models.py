@@ -303,3 +303,27 @@ def save_endless_loop(path: Path) -> Path:
         {"y": (TensorProto.FLOAT, ["batch"])},
         {"true": np.array(True)},
     )
+
+
+def save_crash(path: Path, *, at_load: bool) -> Path:
+    """Save a model that ends its process by SIGFPE: -2**31 / -1 overflows int32.
+
+    ONNX Runtime computes constants when it loads a graph. Else y = (x - 2**31) / -1, x of shape
+    [batch], crashes at x = 0.
+    """
+    nodes = [
+        helper.make_node("Div", ["least", "minus_one"], ["quotient"]),
+        helper.make_node("Add", ["x", "quotient"], ["y"]),
+    ]
+    if not at_load:
+        nodes = [
+            helper.make_node("Add", ["x", "least"], ["sum"]),
+            helper.make_node("Div", ["sum", "minus_one"], ["y"]),
+        ]
+    return save(
+        path,
+        nodes,
+        {"x": (TensorProto.INT32, ["batch"])},
+        {"y": (TensorProto.INT32, ["batch"])},
+        {"least": np.array([-(2**31)], np.int32), "minus_one": np.array([-1], np.int32)},
+    )

@@ -105,6 +105,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "longer fails to load. The start waits no longer for it. 0: no limit."
         ),
     ] = 120.0
+    load_check: Annotated[
+        bool,
+        Help(
+            "Load each new model file in a process of its own first, so that one which crashes or "
+            "never ends only fails to load. A file that has passed is remembered in the cache."
+        ),
+    ] = True
     strict: Annotated[
         bool, Help("true: do not start unless every model can be served; false: serve the others.")
     ] = False
@@ -303,7 +310,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 30.0
     compress_responses: Annotated[
         bool,
-        Help("Compress responses with gzip for callers that accept it: less traffic, more CPU."),
+        Help(
+            "Compress responses with gzip, up to 256 KiB each, for callers that accept it: less "
+            "traffic, more CPU."
+        ),
     ] = False
     processes: Annotated[
         int,

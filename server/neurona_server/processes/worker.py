@@ -18,6 +18,7 @@ from neurona_server.config import sources
 from neurona_server.config.options import Config
 from neurona_server.config.parsers import Addresses
 from neurona_server.errors import ConfigError, LoadError
+from neurona_server.models.load_check.load_marks import withdraw_marks
 from neurona_server.processes.channel import Channel, Command, MetricsReport, WorkerState
 from neurona_server.processes.signals import StopSignals
 from neurona_server.processes.snapshot import take_snapshot
@@ -30,6 +31,7 @@ def main() -> int:
     descriptor, number, processes, addresses = sys.argv[1:5]
     channel = Channel.inherited(int(descriptor))
     signals = StopSignals()
+    signals.before_exit = withdraw_marks
     try:
         config = _load_config(sys.argv[5:], int(processes), addresses)
         logs.set_up(config.log_format, config.log_level, int(number))

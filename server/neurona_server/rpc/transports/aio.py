@@ -44,6 +44,7 @@ from neurona_server.rpc.status import status_of
 from neurona_server.rpc.transports.buffer_budget import COPIES, LARGE
 from neurona_server.rpc.transports.listener import (
     AGED,
+    MAX_COMPRESSED_BYTES,
     STOPPING,
     STOPPING_ACCEPT_TIME,
     ListenerOptions,
@@ -206,6 +207,8 @@ class AioListener:
             await self._hold(COPIES * len(outcome), context, call)
         if trace is not None:
             trace.end()
+        if len(outcome) > MAX_COMPRESSED_BYTES:
+            context.disable_next_message_compression()
         return outcome
 
     async def _hold(self, size: int, context: Context, call: "AioCall") -> None:
@@ -234,6 +237,8 @@ class AioListener:
             while call.error is None:
                 call.woken.clear()
                 if (message := stream.take_message()) is not None:
+                    if len(message) > MAX_COMPRESSED_BYTES:
+                        context.disable_next_message_compression()
                     await context.write(message)
                     call.message_written.set()
                 elif stream.finished:
