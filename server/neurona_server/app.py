@@ -20,6 +20,7 @@ from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.config.options import Config
 from neurona_server.errors import ConfigError, LoadError
+from neurona_server.models.arena_maintenance import ArenaMaintenance
 from neurona_server.models.lifecycle.reconciler import Reconciler, ReconcilerOptions
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.load_cancellation import LoadCancellation
@@ -138,6 +139,7 @@ class App:
         if supervision is not None:
             options = replace(options, reuse_port=True)
         self._listener = open_transport(config.transport, methods, options)
+        self._maintenance = ArenaMaintenance(self._registry.models, config.shrink_seconds)
         self._metrics.watch_connections(self._listener.guard)
         self._heartbeat = Heartbeat(self._listener.has_turned, self._set_hung)
         self._hung_reason, self._hung_since = "", 0.0
@@ -162,6 +164,7 @@ class App:
         gc.freeze()
         grpc_port = self._listener.start(self._config.address)
         self._heartbeat.start()
+        self._maintenance.start()
         self._serving.set()
         self._update_health()
         if self._config.model_control != "none":
@@ -182,6 +185,7 @@ class App:
         deadline = time.monotonic() + self._config.drain_timeout_ms / 1000
         withdraw_marks()
         self._heartbeat.stop()
+        self._maintenance.stop()
         self._reconciler.stop_loading()  # or a call waiting for a load would delay the transport
         # The transport stops before the models, so that accepted requests still get responses.
         drained = self._listener.stop(max(0.0, deadline - time.monotonic()))

@@ -237,7 +237,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     shrink_seconds: Annotated[
         float,
         Meta(ge=0, le=MAX_SECONDS),
-        Help("Seconds between runs that return unused arena memory to the system. 0: never."),
+        Help(
+            "Seconds in which a model that has run returns the unused memory of its arenas to the "
+            "system once, also when it is idle since. 0: never."
+        ),
     ] = 60.0
     spinning: Annotated[
         bool,
