@@ -78,6 +78,11 @@ class BufferBudget:
         self._total = 0
 
     @property
+    def buffered_bytes(self) -> int:
+        """The bytes of large or slow messages that are being received, wait or are being sent."""
+        return self._total + self.incomplete_bytes
+
+    @property
     def held_bytes(self) -> int:
         """The bytes of messages that are charged."""
         return self._total
