@@ -178,10 +178,11 @@ class RunningApp:
 def run_app(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[RunningApp]:
     """Run a server with these options, but at free ports of loopback and without a drain delay.
 
-    Everything but the signals is as in a separate process.
+    Everything but the signals is as in a separate process, except that model files are not checked
+    in another process unless the arguments say so.
     """
     address, metrics_address = free_addresses(2)
-    config = sources.load(arguments, environment)
+    config = sources.load(["--load-check", "false", *arguments], environment)
     config = msgspec.structs.replace(
         config, address=address, metrics_address=metrics_address, drain_delay_ms=0
     )

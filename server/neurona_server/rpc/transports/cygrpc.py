@@ -48,6 +48,7 @@ from neurona_server.rpc.status import status_of
 from neurona_server.rpc.transports.buffer_budget import COPIES, LARGE
 from neurona_server.rpc.transports.listener import (
     AGED,
+    MAX_COMPRESSED_BYTES,
     STOPPING,
     STOPPING_ACCEPT_TIME,
     ListenerOptions,
@@ -79,6 +80,7 @@ Event = Any  # of cygrpc, which has no types
 RawCall = Any
 
 _NO_FLAGS = 0
+_NO_COMPRESSION = 2  # GRPC_WRITE_NO_COMPRESS
 _OK = cygrpc.StatusCode.ok
 _NOW = 0.0
 _TIMEOUT = cygrpc.CompletionType.queue_timeout
@@ -386,7 +388,7 @@ class CygrpcCall(BaseCall):
         self._on_cancel.clear()
         self._send(
             cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
-            cygrpc.SendMessageOperation(response, _NO_FLAGS),
+            _message_operation(response),
             cygrpc.SendStatusFromServerOperation((), _OK, b"", _NO_FLAGS),
         )
         if self.trace is not None:
@@ -602,7 +604,7 @@ class CygrpcStreamCall(BaseCall):
             message = None
         if message is not None:
             self._writing = True
-            self._send(cygrpc.SendMessageOperation(message, _NO_FLAGS), tag=self._on_written)
+            self._send(_message_operation(message), tag=self._on_written)
         elif self._error is not None:
             self._end_with(self._error)
         elif finished:
@@ -735,6 +737,11 @@ def _status_operation(error: Exception, call: BaseCall) -> Any:
     return cygrpc.SendStatusFromServerOperation(
         trailers, status.number, status.message.encode(), _NO_FLAGS
     )
+
+
+def _message_operation(message: bytes) -> Any:
+    flags = _NO_FLAGS if len(message) <= MAX_COMPRESSED_BYTES else _NO_COMPRESSION
+    return cygrpc.SendMessageOperation(message, flags)
 
 
 def _ignore(_: Event) -> None:

@@ -52,6 +52,10 @@ connection that sends much; its default is 4 MiB."""
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds in which a connection has to finish the handshakes of TLS and HTTP/2."""
 
+MAX_COMPRESSED_BYTES = 256 << 10
+"""Bytes of a response up to which it is compressed. gRPC compresses while it holds the
+interpreter's lock: 256 KiB take some milliseconds."""
+
 _LOW_COMPRESSION = 1  # of gRPC's three levels: the least CPU time
 
 

@@ -42,6 +42,13 @@ def loads_of(name):
     return [one for one in threading.enumerate() if one.name.startswith(f"load {name}")]
 
 
+def is_running(server, name):
+    """Whether the file has been read and its first run is in progress."""
+    load = server.reconciler._loads.get((name, 1))
+    interrupts = load.cancellation._interrupts if load else []
+    return any(getattr(one, "__name__", "") == "terminate" for one in interrupts)
+
+
 def series_of(server, name):
     return [
         sample
@@ -130,7 +137,7 @@ def test_load_whose_files_change_is_started_again(tmp_path, start, wait_until):
     save_endless(tmp_path)
     server.reconciler.poll_once()
     server.reconciler.poll_once()
-    wait_until(lambda: loads_of("endless"))
+    wait_until(lambda: is_running(server, "endless"))
     save_good(tmp_path, "endless")
     server.reconciler.poll_once()
     assert states(server)["endless"] == State.STATE_LOADING
