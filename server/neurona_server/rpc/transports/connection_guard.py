@@ -391,12 +391,13 @@ class ConnectionGuard:
         if not self._sockets.shut_down(connection):
             return
         self._on_close(reason)
-        limits = {
-            BUFFERS: "with incomplete messages, again (see max_buffered_bytes)",
-            PER_ADDRESS: f"of {self._limits.per_address} (max_connections_per_address)",
-            NEVER_CALLED: f"of {self._total} (max_connections) without a call",
+        texts = {
+            BUFFERS: "more incomplete messages than max_buffered_bytes allows, or small ones again",
+            PER_ADDRESS: "more connections of its address than max_connections_per_address "
+            f"({self._limits.per_address})",
+            NEVER_CALLED: f"no call yet, and most of max_connections ({self._total}) are open",
         }
-        self._warn(reason, "connection of %s closed: one %s", connection.address, limits[reason])
+        self._warn(reason, "connection of %s closed: %s", connection.address, texts[reason])
 
     def _warn(self, reason: str, text: str, *values: object) -> None:
         """Log a warning, unless one for the same reason has just been logged."""
