@@ -177,6 +177,21 @@ def save_slow(path: Path, products: int = 30) -> Path:
     )
 
 
+def save_wide(path: Path) -> Path:
+    """Save y = the mean of exp(x) for each row of 1000 numbers, as 100 copies of each: a run needs
+    800 kB a row."""
+    return save(
+        path,
+        [
+            helper.make_node("Concat", ["x"] * 100, ["copies"], axis=1),
+            helper.make_node("Exp", ["copies"], ["powers"]),
+            helper.make_node("ReduceMean", ["powers"], ["y"], axes=[1], keepdims=1),
+        ],
+        {"x": (TensorProto.FLOAT, ["batch", 1000])},
+        {"y": (TensorProto.FLOAT, ["batch", 1])},
+    )
+
+
 def save_loop(path: Path) -> Path:
     """Save y = x + n, as a loop that adds 1 to all of x `n` times: its time depends on a value."""
     int64, boolean, kind = TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT

@@ -237,7 +237,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     shrink_seconds: Annotated[
         float,
         Meta(ge=0, le=MAX_SECONDS),
-        Help("Seconds between runs that return unused arena memory to the system. 0: never."),
+        Help(
+            "Seconds in which a model that has run returns the unused memory of its arenas to the "
+            "system once, also when it is idle since. 0: never."
+        ),
     ] = 60.0
     spinning: Annotated[
         bool,
@@ -321,6 +324,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "SIGHUP replaces them one after the other."
         ),
     ] = 1
+    supervise: Annotated[
+        bool,
+        Help(
+            "Run the server below a supervisor, also with processes = 1: a process that crashes or "
+            "hangs is restarted, and a model that ran at two crashes is quarantined. SIGHUP "
+            "replaces the process."
+        ),
+    ] = False
     reuse_port: Annotated[
         bool, Help("Let other servers share the port and its connections (SO_REUSEPORT).")
     ] = False
