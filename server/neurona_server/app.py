@@ -7,8 +7,9 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -55,6 +56,7 @@ from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
 from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
+from neurona_server.telemetry.run_journal import JournalEntry, ModelKey, RunJournal, files_digest
 from neurona_server.telemetry.span_exporter import Tracing, set_up_tracing
 from neurona_server.web import endpoints
 from neurona_server.web.server import MetricsServer
@@ -65,6 +67,19 @@ SPAN_FLUSH_SECONDS = 2.0
 """Time at the stop for the last spans to reach their collector."""
 
 
+@dataclass(frozen=True)
+class Supervision:
+    """What a server has from the supervisor that started it."""
+
+    process: int | None
+    """Number of this process, if it is one of several."""
+    journal: RunJournal
+    quarantine: Mapping[ModelKey, str]
+    """Models not to load, and why."""
+    requested_models: Sequence[str] | None = None
+    """The models that calls had loaded in the process before this one, if there was one."""
+
+
 class App:
     """The parts of a server, which it starts and stops.
 
@@ -72,17 +87,18 @@ class App:
     `stop` sets it to NOT_SERVING, drains, closes, and stops the metrics last.
     """
 
-    def __init__(self, config: Config, process: int | None = None) -> None:
+    def __init__(self, config: Config, supervision: Supervision | None = None) -> None:
         """Make the parts without starting them.
 
         Args:
             config: The options.
-            process: Number of this process, if it is one of several.
+            supervision: What its supervisor has passed to it, if it has one.
 
         Raises:
             ConfigError: An option does not suit this machine, or a file that it names is invalid.
         """
         self._config = config
+        self._supervision = supervision
         # With auto_describe the registry knows the names of each collector, so that reading some
         # metrics does not collect all.
         self.registry = CollectorRegistry(auto_describe=True)
@@ -93,6 +109,7 @@ class App:
         self._metrics.build.labels(*_installed_versions()).set(1)
         self._health = Health()
         self._metrics.serving.set_function(self._is_serving)
+        process = supervision.process if supervision else None
         self._tracing = _make_tracing(config, self._metrics, process)
         self._watchdog = RunWatchdog()
         self._reconciler = self._make_reconciler()
@@ -119,11 +136,13 @@ class App:
         }
         methods |= Reflection(methods).methods()
         options = _listener_options(config, self._metrics, self._tracing)
+        if supervision is not None:
+            options = replace(options, reuse_port=True)
         self._listener = open_transport(config.transport, methods, options)
         self._maintenance = ArenaMaintenance(self._registry.models, config.shrink_seconds)
         self._metrics.watch_connections(self._listener.guard)
         self._heartbeat = Heartbeat(self._listener.has_turned, self._set_hung)
-        self._hung_reason = ""
+        self._hung_reason, self._hung_since = "", 0.0
         self._close_metrics: Callable[[], None] = lambda: None
         self._serving = threading.Event()
         self._stopping = False
@@ -135,7 +154,7 @@ class App:
             LoadError: There is no model to serve, or strict is true and one cannot be served.
             ConfigError: An address is in use.
         """
-        if self._config.processes == 1:  # else the supervisor serves the metrics of all
+        if self._supervision is None:  # else the supervisor serves the metrics of all
             self._serve_metrics()
         self._watchdog.start()
         self._load_models()
@@ -186,11 +205,20 @@ class App:
             return f"{endpoints.NOT_SERVING}: {self._hung_reason}"
         return endpoints.NOT_SERVING if self._stopping else endpoints.STARTING
 
+    def requested_models(self) -> Sequence[str]:
+        """Return the models that calls have loaded; none if models are not loaded explicitly."""
+        return self._reconciler.requested if self._config.model_control == "explicit" else ()
+
+    def stalled_seconds(self) -> float:
+        """Return the seconds since the transport counts as hung, 0.0 if it does not."""
+        return time.monotonic() - self._hung_since if self._hung_reason else 0.0
+
     def _is_serving(self) -> bool:
         return self._health.state("") == SERVING
 
     def _set_hung(self, reason: str) -> None:
         """Note that the transport is hung or, without a reason, that it turns again."""
+        self._hung_since = time.monotonic()
         self._hung_reason = reason
         self._health.set_hung(hung=bool(reason))
 
@@ -207,7 +235,13 @@ class App:
         log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
 
     def _load_models(self) -> None:
-        problems = self._reconciler.start(self._config.load_model)
+        requested = self._supervision.requested_models if self._supervision else None
+        if requested is None:
+            problems = self._reconciler.start(self._config.load_model)
+        else:
+            problems = self._reconciler.start(requested, ignore_unknown=True)
+        if self._supervision and self._supervision.quarantine:
+            return  # it has started before: what can be served is better than nothing
         if self._config.strict and problems:
             raise LoadError(f"strict is true and a model cannot be served: {problems[0]}")
         if self._registry.models() or self._config.model_control == "explicit":
@@ -234,9 +268,12 @@ class App:
         def load(source: ModelSource, cancellation: LoadCancellation) -> Model:
             if checker is not None:
                 checker.check(source, options, cancellation)
-            with marks.mark(source, cancellation) if marks else nullcontext():
+            with (
+                marks.mark(source, cancellation) if marks else nullcontext(),
+                self._journal_load(source) as entry,
+            ):
                 model = Model(
-                    source, options, self._metrics, scheduler, self._watchdog, cancellation
+                    source, options, self._metrics, scheduler, self._watchdog, cancellation, entry
                 )
                 try:
                     model.start()
@@ -252,8 +289,18 @@ class App:
             self._metrics,
             _reconciler_options(config),
             self._update_health,
-            find_rejections=[marks.find_rejection] if marks else [],
+            find_rejections=[self._find_quarantine, *([marks.find_rejection] if marks else [])],
         )
+
+    def _journal_load(self, source: ModelSource) -> AbstractContextManager[JournalEntry | None]:
+        if self._supervision is None:
+            return nullcontext()
+        return self._supervision.journal.load(_model_key(source))
+
+    def _find_quarantine(self, source: ModelSource) -> str:
+        if self._supervision is None or not self._supervision.quarantine:
+            return ""
+        return self._supervision.quarantine.get(_model_key(source), "")
 
     def _update_health(self) -> None:
         """Set the health of each service name: the server, its services, models and versions."""
@@ -283,6 +330,10 @@ def exit_status(drained: bool) -> int:
         logging.shutdown()
         os._exit(0)
     return 0
+
+
+def _model_key(source: ModelSource) -> ModelKey:
+    return ModelKey(source.name, source.version, files_digest(source.fingerprint))
 
 
 def _cpus_per_process(config: Config) -> int:
@@ -334,7 +385,7 @@ def _listener_options(config: Config, metrics: Metrics, tracing: Tracing | None)
         max_metadata_bytes=config.max_metadata_bytes,
         compress_responses=config.compress_responses,
         on_reject=metrics.record_rejection,
-        reuse_port=config.reuse_port or config.processes > 1,
+        reuse_port=config.reuse_port,
         tracer=None if tracing is None else tracing.calls,
     )
 

@@ -28,7 +28,7 @@ def main() -> int:
         return hash_token()
     try:
         config = sources.load(sys.argv[1:], os.environ)
-        if config.processes > 1:
+        if config.processes > 1 or config.supervise:
             sources.check_processes(config)
             become_supervisor(sys.argv[1:])
         logs.set_up(config.log_format, config.log_level)

@@ -6,6 +6,7 @@ Controller"; man 7 cgroups.
 
 import math
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,6 +40,39 @@ def memory_limit(cgroup: Path = CGROUP, own_groups: Path = OWN_GROUPS) -> int | 
         _machine_memory(), *(_read_limit(path) for path in _limit_files(cgroup, own_groups))
     )
     return None if math.isinf(least) else int(least)
+
+
+class MemoryKills:
+    """Counts the processes that the kernel has killed because memory was short.
+
+    It counts those of this process's control group, which are its children and itself, or, on a
+    system without control groups for memory, all of the machine.
+    """
+
+    def __init__(self, cgroup: Path = CGROUP, own_groups: Path = OWN_GROUPS) -> None:
+        self._files = [
+            path.with_name("memory.events" if path.name == "memory.max" else "memory.oom_control")
+            for path in _limit_files(cgroup, own_groups)
+        ]
+        self._lock = threading.Lock()
+        self._count = self._read()
+
+    def have_grown(self) -> bool:
+        """Return whether there was one since the last call, or since the construction."""
+        with self._lock:
+            before, self._count = self._count, self._read()
+            return self._count > before
+
+    def _read(self) -> int:
+        # The innermost group that exists, then the machine.
+        for path in [*reversed(self._files), Path("/proc/vmstat")]:
+            try:
+                words = path.read_text().split()
+            except OSError:
+                continue
+            if "oom_kill" in words[:-1]:
+                return int(words[words.index("oom_kill") + 1])
+        return 0
 
 
 def raise_descriptor_limit(wanted: int) -> int:

@@ -101,10 +101,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         float,
         Meta(ge=0, le=MAX_SECONDS),
         Help(
-            "Seconds that loading a model may take, its first runs included; one that takes "
-            "longer fails to load. The start waits no longer for it. 0: no limit."
+            "Seconds that a step of loading a model may take, such as reading and optimizing its "
+            "file or one of its first runs; else it fails to load. The start waits no longer for "
+            "it. Providers that compile models, as tensorrt does, may need more. 0: no limit."
         ),
-    ] = 120.0
+    ] = 60.0
     load_check: Annotated[
         bool,
         Help(
@@ -324,6 +325,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "SIGHUP replaces them one after the other."
         ),
     ] = 1
+    supervise: Annotated[
+        bool,
+        Help(
+            "Run the server below a supervisor, also with processes = 1: a process that crashes or "
+            "hangs is restarted, and a model that ran at two crashes is quarantined. SIGHUP "
+            "replaces the process."
+        ),
+    ] = False
     reuse_port: Annotated[
         bool, Help("Let other servers share the port and its connections (SO_REUSEPORT).")
     ] = False

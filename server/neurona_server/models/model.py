@@ -25,6 +25,7 @@ from neurona_server.models.signature import (
 from neurona_server.models.task import find_task
 from neurona_server.models.warm_up import run_samples, warm_up
 from neurona_server.telemetry.metrics import Metrics
+from neurona_server.telemetry.run_journal import JournalEntry
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Model:
         share: DeviceScheduler | None = None,
         watchdog: RunWatchdog | None = None,
         cancellation: LoadCancellation | None = None,
+        journal: JournalEntry | None = None,
     ) -> None:
         """Load the file and run it for the first time.
 
@@ -58,6 +60,7 @@ class Model:
             share: The device's scheduler, if other models run on it, too.
             watchdog: Finds its runs that take too long.
             cancellation: Ends this early.
+            journal: Where runs are written, if the process has a supervisor.
         """
         self.name = source.name
         self.version = source.version
@@ -80,6 +83,7 @@ class Model:
         """The unfinished requests that this version has as a shadow: no caller waits for them."""
 
         self.metrics = metrics.for_version(source.name, source.version)
+        self._journal = journal
         self.sessions: list[Session] = []
         """One session for each instance."""
 
@@ -99,6 +103,7 @@ class Model:
     ) -> None:
         for _ in range(options.instances):
             self.sessions.append(Session(source.path, options.runtime, cancellation))
+            self.sessions[-1].journal = self._journal
         session = self.sessions[0]
         runs = [_cancellable_run(one, cancellation) for one in self.sessions]
         self.provider = session.provider
@@ -194,6 +199,8 @@ class Model:
         """Free the memory and remove the series from the metrics, after `drain`."""
         for session in self.sessions:
             session.close()
+        if self._journal is not None:
+            self._journal.close()
         self.metrics.release()
 
 

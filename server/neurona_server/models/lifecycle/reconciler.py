@@ -86,8 +86,8 @@ class ReconcilerOptions:
     drain_timeout: float = 30.0
     """Seconds in which a replaced version may finish the requests that it has admitted."""
 
-    load_timeout: float = 120.0
-    """Seconds after which a load is given up; 0: never."""
+    load_timeout: float = 60.0
+    """Seconds without progress after which a load is given up; 0: never."""
 
     explicit: bool = False
     """Load only the models that `load` is called for."""
@@ -189,13 +189,20 @@ class Reconciler:
         self._waiters: dict[str, list[Future[None]]] = {}  # of the calls of `load`
         self._poller: threading.Thread | None = None
 
-    def start(self, requested: Sequence[str] = ()) -> list[str]:
+    @property
+    def requested(self) -> list[str]:
+        """Names of the models that are loaded because `start` or `load` was called for them."""
+        with self._changed:
+            return sorted(self._requested)
+
+    def start(self, requested: Sequence[str] = (), *, ignore_unknown: bool = False) -> list[str]:
         """Load the repository's models in parallel, and block until all loads have ended.
 
         That includes loads that were given up at their time limit.
 
         Args:
             requested: Names of the models to load if models are loaded explicitly only.
+            ignore_unknown: Do not fail if the repository has no such model.
 
         Returns:
             One line for each version that cannot be loaded.
@@ -206,7 +213,10 @@ class Reconciler:
         folders = self._repository.scan()
         self._requested = set(requested)
         available = {name for name, folder in folders.items() if folder.versions}
-        if unknown := sorted(self._requested - available):
+        unknown = sorted(self._requested - available)
+        if unknown and ignore_unknown:
+            self._requested &= available
+        elif unknown:
             raise LoadError(f"there is no model {unknown[0]!r} in the repository")
         with self._changed:
             for name, folder in folders.items():
@@ -379,12 +389,12 @@ class Reconciler:
 
     def _handle_timeout(self, load: VersionLoad) -> None:
         seconds = self._options.load_timeout
-        reason = f"load timed out: not finished after {seconds:g} s (the option load_timeout_s)"
+        reason = f"load timed out: no progress for {seconds:g} s (the option load_timeout_s)"
         with self._changed:
             if self._loads.get(load.key) is not load:
                 return  # it has ended meanwhile
             self._give_up(load, reason)
-            self._record_failure(load, reason, seconds)
+            self._record_failure(load, reason, time.monotonic() - load.started)
         self._answer_waiters()
 
     def _run_load(self, load: VersionLoad) -> None:

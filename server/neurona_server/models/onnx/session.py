@@ -21,6 +21,7 @@ from neurona_server.models.onnx import loading, runtime
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 from neurona_server.models.signature import TensorSpec
 from neurona_server.resources import available_cpus
+from neurona_server.telemetry.run_journal import JournalEntry
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ class Session:
         inputs: Specifications of the required inputs.
         optional: Specifications of the initialisers that a request may override.
         outputs: Specifications of the outputs.
+        journal: Where runs are written, if the process has a supervisor.
         class_labels: For each output of class probabilities that was a map (ZipMap), its keys,
             as soon as it has run once.
 
@@ -112,6 +114,7 @@ class Session:
         options: RuntimeOptions,
         cancellation: LoadCancellation | None = None,
     ) -> None:
+        self.journal: JournalEntry | None = None
         self._release_threads: weakref.finalize[[int], Session] | None = None
         threads = self._reserve_threads(path, options)
         session = loading.load(path, options, threads, cancellation or LoadCancellation())
@@ -257,10 +260,14 @@ class SessionRun:
         self._options.log_severity_level = _FATAL
 
     def __call__(self, inputs: Inputs) -> Outputs:
-        return self._session.run_with_options(inputs, self._options)
+        journal = self._session.journal
+        return self._run(inputs) if journal is None else journal.run(self._run, inputs)
 
     def terminate(self) -> None:
         self._options.terminate = True
+
+    def _run(self, inputs: Inputs) -> Outputs:
+        return self._session.run_with_options(inputs, self._options)
 
 
 def trim_heap() -> None:
