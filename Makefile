@@ -16,7 +16,7 @@ install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 
 .PHONY: help demo serve train train-all test test-wheel test-slow test-node test-browser
 .PHONY: test-prometheus test-compose test-crds bench check lint proto docs dashboards manifests
-.PHONY: image sbom clean
+.PHONY: attacks image sbom clean
 
 help:
 	@echo 'make demo    train three models, serve them, predict, print what happened'
@@ -40,6 +40,8 @@ help:
 	@echo 'make image   build the image $(IMAGE) (RUNTIME=gpu: for NVIDIA GPUs)'
 	@echo 'make sbom    print what the image $(IMAGE) holds, as CycloneDX'
 	@echo 'make test-compose  bring deploy/compose.yaml up and kill replicas under load; needs Docker'
+	@echo 'make attacks  ten minutes of all attacks at once on a server with TLS and tokens, then on'
+	@echo '             one without: a second caller gets every response (FLAGS="--transport aio")'
 	@echo 'make manifests  write the Kubernetes form of the Prometheus rules'
 	@echo 'make test-crds  validate what Kubernetes calls custom resources by schemas of npm and PyPI'
 	@echo 'make clean   remove what was built and trained'
@@ -94,6 +96,10 @@ bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)
 	$(BIN)/python tests/benchmarks/batching.py
 	$(BIN)/python tests/benchmarks/client.py
+
+attacks: $(BIN)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python -m attacks.campaign --seconds 600 --secure --flags "$(FLAGS)"
+	PYTHONPATH=tests $(BIN)/python -m attacks.campaign --seconds 600 --flags "$(FLAGS)"
 
 check: $(BIN)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -8,13 +8,13 @@ from support import onnx_models
 from support.in_process_server import InProcessServer
 
 from neurona_server.batching.policy import BatchPolicy
-from neurona_server.telemetry import failure_log
+from neurona_server.telemetry import rate_limit
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_log() -> None:
     """Keep the summaries of suppressed failures out of the logs of later tests."""
-    failure_log.QUIET_SECONDS = 1e6
+    rate_limit.QUIET_SECONDS = 1e6
 
 
 @pytest.fixture(scope="session")

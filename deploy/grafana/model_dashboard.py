@@ -313,12 +313,17 @@ def _batching() -> Row:
                 width=6,
             ),
             time_series(
-                "Terminated runs",
-                "Runs stopped early because all their callers disconnected or their deadlines "
-                "passed. Many: deadlines are shorter than runs.",
+                "Terminated and overdue runs",
+                "Runs stopped early, mostly because all their callers disconnected or their "
+                "deadlines passed: many mean that deadlines are shorter than runs. Overdue: runs "
+                "in progress that take ten times as long as predicted.",
                 query(
                     rate("neurona_terminated_runs_total", VERSION, "version"),
-                    "version {{version}}",
+                    "terminated, version {{version}}",
+                ),
+                query(
+                    f"sum by (version) (neurona_overdue_runs{{{VERSION}}})",
+                    "overdue, version {{version}}",
                 ),
                 unit="ops",
                 width=6,

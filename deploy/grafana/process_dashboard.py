@@ -196,6 +196,13 @@ def _python() -> Row:
                 query(rate("neurona_trace_spans_total", PROCESSES, "outcome"), "{{outcome}}"),
                 unit="ops",
             ),
+            time_series(
+                "Log lines not written",
+                "unread: standard error was not read in time; look at what collects the log. "
+                "repeated: similar lines, which callers can cause; the log has their number.",
+                query(rate("neurona_log_lines_dropped_total", PROCESSES, "reason"), "{{reason}}"),
+                unit="ops",
+            ),
         ],
     )
 

@@ -99,6 +99,10 @@ class QueueFullError(NeuronaError):
         self.retry_after = retry_after
 
 
+class BuffersFullError(QueueFullError):
+    """Too many bytes are being received and answered."""
+
+
 class UnavailableError(NeuronaError):
     """The model or the whole server is stopping and accepts no more requests."""
 
@@ -125,6 +129,15 @@ class ModelFailedError(NeuronaError):
 
     def __init__(self) -> None:
         super().__init__("the model failed on this request; the server's log says why")
+
+
+class RunTooLongError(NeuronaError):
+    """The run took longer than max_run_seconds allows, and was terminated."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(
+            f"the run of the model was terminated after {limit:g} s (the option max_run_seconds)"
+        )
 
 
 def response_too_large(size: int, limit: int) -> TooLargeError:

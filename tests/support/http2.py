@@ -2,6 +2,7 @@
 
 import re
 import socket
+import ssl
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,9 +25,9 @@ def encode_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-def block(*headers: tuple[str, str]) -> bytes:
+def block(*headers: tuple[str | bytes, str | bytes]) -> bytes:
     """Encode headers as HPACK literals, neither indexed nor compressed."""
-    texts = [text.encode() for header in headers for text in header]
+    texts = [text.encode() if isinstance(text, str) else text for pair in headers for text in pair]
     assert max(map(len, texts)) < 127
     pairs = zip(texts[::2], texts[1::2], strict=True)
     return b"".join(
@@ -40,10 +41,14 @@ def message(body: bytes, *, compressed: bool = False) -> bytes:
 
 
 class Connection:
-    def __init__(self, port: int, *, answer_pings: bool = True) -> None:
-        """Connect to a port of this machine."""
+    def __init__(
+        self, port: int, *, answer_pings: bool = True, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """Connect to a port of this machine, with TLS if there is a context for it."""
         self._answer_pings = answer_pings
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+        if tls is not None:
+            self._socket = tls.wrap_socket(self._socket, server_hostname="localhost")
         self._streams = 1
         # Without a header table the server's headers are literals too.
         self.send(PREFACE + encode_frame(SETTINGS, 0, 0, struct.pack(">HI", HEADER_TABLE_SIZE, 0)))
@@ -51,7 +56,9 @@ class Connection:
     def send(self, raw: bytes) -> None:
         self._socket.sendall(raw)
 
-    def call(self, path: str, *messages: bytes, end: bool = True, **headers: str) -> int:
+    def call(
+        self, path: str | bytes, *messages: bytes, end: bool = True, **headers: str | bytes
+    ) -> int:
         """Start a call; return its stream's number."""
         stream, self._streams = self._streams, self._streams + 2
         others = [(name.replace("_", "-"), value) for name, value in headers.items()]

@@ -19,6 +19,7 @@ from neurona_protos.prediction_pb2 import State
 from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
 from neurona_server.app import App
 from neurona_server.batching.policy import BatchPolicy
+from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.config import sources
 from neurona_server.models.lifecycle.reconciler import (
     Control,
@@ -27,10 +28,12 @@ from neurona_server.models.lifecycle.reconciler import (
     ReconcilerOptions,
 )
 from neurona_server.models.lifecycle.registry import Registry
+from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource, Repository
 from neurona_server.models.repository.settings import VersionPolicy
+from neurona_server.rpc.control_calls import ControlCalls
 from neurona_server.rpc.health import Health
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.service import OpenInference
@@ -39,6 +42,7 @@ from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.listener import ListenerOptions
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
+from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.span_exporter import Tracing
 from support.server_process import free_addresses
@@ -73,6 +77,7 @@ class InProcessServer:
         address: str = "127.0.0.1:0",
         tracing: Tracing | None = None,
         find_rejections: Sequence[FindRejection] = (),
+        load_timeout: float = 60.0,
     ) -> None:
         policy = policy or BatchPolicy()
         if not start_models:
@@ -86,8 +91,17 @@ class InProcessServer:
         self.metrics.watch_versions(self.registry.version_infos)
         self.health = Health()
 
-        def load(source: ModelSource) -> Model:
-            model = Model(source, model_options, self.metrics)
+        self.watchdog = RunWatchdog()
+        self.watchdog.start()
+
+        def load(source: ModelSource, cancellation: LoadCancellation) -> Model:
+            model = Model(
+                source,
+                model_options,
+                self.metrics,
+                watchdog=self.watchdog,
+                cancellation=cancellation,
+            )
             if start_models:
                 model.start()
             else:
@@ -99,22 +113,28 @@ class InProcessServer:
             self.registry,
             load,
             self.metrics,
-            ReconcilerOptions(VersionPolicy(all_versions=every), explicit=explicit),
+            ReconcilerOptions(
+                VersionPolicy(all_versions=every), explicit=explicit, load_timeout=load_timeout
+            ),
             find_rejections=find_rejections,
         )
         self.reconciler.start(load_model)
+        control = control or (self.reconciler if explicit else None)
+        self.control_calls = None if control is None else ControlCalls(control)
+        self.workers = WorkerPool()
         self.open_inference = OpenInference(
             self.registry,
             self.metrics,
             lambda: all(m.state == State.STATE_READY for m in self.registry.models()),
-            control=control or (self.reconciler if explicit else None),
+            control=self.control_calls,
             versions=VersionPolicy(all_versions=every),
             shared_memory=shared_memory,
             limits=limits,
+            workers=self.workers,
         )
         methods = {
-            **Prediction(self.registry, self.metrics, limits).methods(),
-            **Models(self.registry, self.reconciler if explicit else None).methods(),
+            **Prediction(self.registry, self.metrics, limits, self.workers).methods(),
+            **Models(self.registry, self.control_calls).methods(),
             **self.open_inference.methods(),
             **self.health.methods(),
         }
@@ -135,6 +155,7 @@ class InProcessServer:
         self.channel.close()
         self.listener.stop(5.0)
         self.reconciler.stop(5.0)
+        self.watchdog.stop()
 
 
 @dataclass(frozen=True)
@@ -160,10 +181,11 @@ class RunningApp:
 def run_app(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[RunningApp]:
     """Run a server with these options, but at free ports of loopback and without a drain delay.
 
-    Everything but the signals is as in a separate process.
+    Everything but the signals is as in a separate process, except that model files are not checked
+    in another process unless the arguments say so.
     """
     address, metrics_address = free_addresses(2)
-    config = sources.load(arguments, environment)
+    config = sources.load(["--load-check", "false", *arguments], environment)
     config = msgspec.structs.replace(
         config, address=address, metrics_address=metrics_address, drain_delay_ms=0
     )

@@ -177,6 +177,52 @@ def save_slow(path: Path, products: int = 30) -> Path:
     )
 
 
+def save_wide(path: Path) -> Path:
+    """Save y = the mean of exp(x) for each row of 1000 numbers, as 100 copies of each: a run needs
+    800 kB a row."""
+    return save(
+        path,
+        [
+            helper.make_node("Concat", ["x"] * 100, ["copies"], axis=1),
+            helper.make_node("Exp", ["copies"], ["powers"]),
+            helper.make_node("ReduceMean", ["powers"], ["y"], axes=[1], keepdims=1),
+        ],
+        {"x": (TensorProto.FLOAT, ["batch", 1000])},
+        {"y": (TensorProto.FLOAT, ["batch", 1])},
+    )
+
+
+def save_loop(path: Path) -> Path:
+    """Save y = x + n, as a loop that adds 1 to all of x `n` times: its time depends on a value."""
+    int64, boolean, kind = TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["condition"], ["goes_on"]),
+            helper.make_node("Add", ["sum", "one"], ["next_sum"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("step", int64, []),
+            helper.make_tensor_value_info("condition", boolean, []),
+            helper.make_tensor_value_info("sum", kind, ["size"]),
+        ],
+        [
+            helper.make_tensor_value_info("goes_on", boolean, []),
+            helper.make_tensor_value_info("next_sum", kind, ["size"]),
+        ],
+    )
+    return save(
+        path,
+        [
+            helper.make_node("Squeeze", ["n"], ["steps"]),
+            helper.make_node("Loop", ["steps", "true", "x"], ["y"], body=body),
+        ],
+        {"x": (kind, ["size"]), "n": (int64, [1])},
+        {"y": (kind, ["size"])},
+        {"true": np.array(True), "one": np.ones(1, np.float32)},
+    )
+
+
 def save_quick_at_32(path: Path) -> Path:
     """Save y = x that is fast for multiples of 32 rows only, like a model on some accelerators."""
     slow = [helper.make_node("Mul", ["table", "first"], ["product0"])]
@@ -228,4 +274,56 @@ def save_large(path: Path, megabytes: int) -> Path:
         {"x": (TensorProto.FLOAT, ["batch", side])},
         {"y": (TensorProto.FLOAT, ["batch", side])},
         {"weights": np.random.default_rng(0).random((side, side), np.float32)},
+    )
+
+
+def save_endless_loop(path: Path) -> Path:
+    """Save a model whose runs never end: y = x + 0.5 + 0.5 + ..., x of shape [batch]."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on"], ["go_on_again"]),
+            helper.make_node("Add", ["sum", "half"], ["next_sum"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("step", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["n"]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on_again", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next_sum", TensorProto.FLOAT, ["n"]),
+        ],
+        [numpy_helper.from_array(np.array([0.5], np.float32), "half")],
+    )
+    return save(
+        path,
+        [helper.make_node("Loop", ["", "true", "x"], ["y"], body=body)],
+        {"x": (TensorProto.FLOAT, ["batch"])},
+        {"y": (TensorProto.FLOAT, ["batch"])},
+        {"true": np.array(True)},
+    )
+
+
+def save_crash(path: Path, *, at_load: bool) -> Path:
+    """Save a model that ends its process by SIGFPE: -2**31 / -1 overflows int32.
+
+    ONNX Runtime computes constants when it loads a graph. Else y = (x - 2**31) / -1, x of shape
+    [batch], crashes at x = 0.
+    """
+    nodes = [
+        helper.make_node("Div", ["least", "minus_one"], ["quotient"]),
+        helper.make_node("Add", ["x", "quotient"], ["y"]),
+    ]
+    if not at_load:
+        nodes = [
+            helper.make_node("Add", ["x", "least"], ["sum"]),
+            helper.make_node("Div", ["sum", "minus_one"], ["y"]),
+        ]
+    return save(
+        path,
+        nodes,
+        {"x": (TensorProto.INT32, ["batch"])},
+        {"y": (TensorProto.INT32, ["batch"])},
+        {"least": np.array([-(2**31)], np.int32), "minus_one": np.array([-1], np.int32)},
     )

@@ -4,6 +4,7 @@ It also splits a request that is larger than a batch into parts.
 """
 
 import logging
+import math
 import threading
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 
+from neurona_server.batching.device_scheduler import DeviceTurn
 from neurona_server.batching.policy import Priority
 from neurona_server.batching.request import Array, Inputs, Outputs, Request, unbatched_inputs
 from neurona_server.errors import CancelledError, ModelFailedError, NeuronaError
@@ -42,6 +44,27 @@ class Batch:
     level_rows: dict[Priority, int] = field(default_factory=dict)
     """The rows of each level that it has."""
 
+    is_rerun: bool = False
+    """Whether its requests have left the queue before, with a batch that was interrupted."""
+
+    turn: DeviceTurn | None = None
+    """Its slot of the device; None while it runs inline."""
+
+    predicted_seconds: float = 0.0
+    """Of the run of all of its requests."""
+
+    run: "RunningBatch | None" = None
+    """The current run."""
+
+    run_started: float = math.inf
+    """The time at which the current run started; inf without one."""
+
+    interrupted: bool = False
+    """Whether the current run was terminated and no further one may start."""
+
+    error: NeuronaError | None = None
+    """How the requests of an interrupted batch fail; None: they run again."""
+
     @property
     def rows(self) -> int:
         return sum([request.rows for request in self.requests])
@@ -50,6 +73,27 @@ class Batch:
     def queue_seconds(self) -> list[float]:
         """The seconds that each caller's request has waited in the queue."""
         return [r.dequeued_at - r.queued_at for r in self.requests for _ in range(r.count)]
+
+    def start_run(self, run: "RunningBatch", now: float) -> None:
+        """Make `run` the current one; it is terminated if the batch was interrupted meanwhile."""
+        self.run_started = now
+        self.run = run  # set first, or `interrupt` could miss it
+        if self.interrupted:
+            run.terminate()
+
+    def finish_run(self) -> None:
+        """Note that the current run has ended."""
+        self.run_started, self.run = math.inf, None
+
+    def interrupt(self, error: NeuronaError | None = None) -> None:
+        """Terminate the current run from another thread, and have no further one started.
+
+        The unfinished requests then fail with `error` or, without one, run again.
+        """
+        self.error = error
+        self.interrupted = True
+        if (run := self.run) is not None:
+            run.terminate()
 
     def halve(self, requests: Sequence[Request]) -> list[Sequence[Request]]:
         """Return two halves of some of the batch's requests.
@@ -65,7 +109,10 @@ class Batch:
 
 
 class RunningBatch:
-    """The `RequestHolder` of requests that run: it terminates the run once all are finished."""
+    """The `RequestHolder` of requests that run: it terminates the run once all are finished.
+
+    Any thread may terminate it.
+    """
 
     def __init__(self, requests: Sequence[Request], run: Run) -> None:
         self.requests = requests
@@ -78,10 +125,14 @@ class RunningBatch:
     def discard(self, _: Request) -> None:
         self._terminate_if_unneeded()
 
+    def terminate(self) -> None:
+        """Make the run end with an exception as soon as possible."""
+        self.terminated = True
+        self._run.terminate()
+
     def _terminate_if_unneeded(self) -> None:
         if not self.terminated and all(request.finished for request in self.requests):
-            self.terminated = True
-            self._run.terminate()
+            self.terminate()
 
 
 class BatchOutputs:

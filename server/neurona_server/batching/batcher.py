@@ -5,11 +5,10 @@ where runs are shorter than handing requests over to another thread.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
-from statistics import median
 
 from neurona_server.batching.admission import Admission
 from neurona_server.batching.batch import (
@@ -22,14 +21,17 @@ from neurona_server.batching.batch import (
 )
 from neurona_server.batching.cost_model import CostModel, Padding
 from neurona_server.batching.device_scheduler import DeviceScheduler
+from neurona_server.batching.inline import InlineRunner
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.queue import Queue
 from neurona_server.batching.request import Outputs, Request
+from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import (
     DeadlineExceededError,
     ModelFailedError,
     NeuronaError,
     QueueFullError,
+    RunTooLongError,
 )
 from neurona_server.telemetry.failure_log import RateLimitedFailureLog
 from neurona_server.telemetry.metrics import ModelMetrics
@@ -50,6 +52,21 @@ FULL_BATCHES_TO_EXPLORE = 16
 
 EXPIRED_IN_QUEUE = "deadline exceeded while the request waited in the queue"
 DISPLACED_FROM_QUEUE = "queue full: the request was displaced by a more urgent one"
+EXPIRED_IN_RUN = "deadline exceeded while the model ran"
+
+LONG_RUN_RATIO = 10.0
+"""A run no longer counts for the device's slots once it has taken this many times its prediction
+..."""
+
+LONG_RUN_SECONDS = 0.1
+"""... and at least this long: shorter runs keep nobody waiting, and a prediction may be of another
+group."""
+
+OVERDUE_SECONDS = 1.0
+"""Such a run is reported as overdue once it has taken at least this long."""
+
+OVERDUE_LOG_SECONDS = 60.0
+"""Between two lines about overdue runs of a model."""
 
 
 class Batcher:
@@ -61,7 +78,8 @@ class Batcher:
 
     `batched` is False for a model without a batch axis: its requests run one by one and each gets
     all of the outputs. `scheduler` is the device's, if other models run on it too; `tracer` records
-    the batches of traced requests.
+    the batches of traced requests, `watchdog` the process's thread that finds runs which take too
+    long.
     """
 
     def __init__(
@@ -74,6 +92,7 @@ class Batcher:
         batched: bool = True,
         scheduler: DeviceScheduler | None = None,
         tracer: BatchTracer | None = None,
+        watchdog: RunWatchdog | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name  # of the model, for the log
@@ -84,7 +103,10 @@ class Batcher:
         self.padding = Padding(self.cost_model.batch_sizes)
         self.failure_log = RateLimitedFailureLog(name)
         self.admission = Admission(policy, self.queue, self.cost_model, clock, len(new_runs))
-        self._inline = InlineRunner(policy, self.queue, self.cost_model, clock)
+        self._watchdog = watchdog or RunWatchdog()
+        self._inline = InlineRunner(
+            name, policy, self.queue, self.cost_model, self._watchdog, clock
+        )
         self._metrics = metrics
         self._new_runs = new_runs
         self._threads: list[threading.Thread] = []
@@ -93,6 +115,8 @@ class Batcher:
         self._tracer = tracer
         self._full_batches = 0  # since a larger batch size was tried
         self._active_batches: set[Batch] = set()
+        self._overdue_batches: set[Batch] = set()
+        self._overdue_logged_at = -math.inf
         self._stop_error: NeuronaError | None = None
         # A model that has the device for itself never waits for a slot.
         self._scheduler = scheduler or DeviceScheduler(1 << 30)
@@ -108,15 +132,16 @@ class Batcher:
         """Whether the transport's thread runs the requests that it submits."""
         return self._inline.enabled
 
+    @property
+    def overdue_runs(self) -> int:
+        """The number of runs that take much longer than predicted."""
+        return len(self._overdue_batches)
+
     def start(self) -> None:
         """Start a thread for each instance."""
-        for number, new_run in enumerate(self._new_runs):
-            # A daemon: a run that never returns must not keep the process from ending.
-            thread = threading.Thread(
-                target=self.serve, args=(new_run,), name=f"{self.name}#{number}", daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
+        for number in range(len(self._new_runs)):
+            self._start_instance(number)
+        self._watchdog.add(self)
 
     def submit(self, request: Request, defer: Defer | None = None) -> None:
         """Admit a request, or reject it immediately; never blocks.
@@ -146,10 +171,15 @@ class Batcher:
     def serve(self, new_run: NewRun) -> None:
         """Run batch after batch until the queue is closed and empty."""
         while self.queue.wait():
-            with self._scheduler.turn(self.name, self._clock):
+            with self._scheduler.turn(self.name, self._clock) as turn:
                 if (batch := self.queue.take_batch()) is not None:
+                    batch.turn = turn
                     self.process(batch, new_run)
                     del batch  # otherwise it would be kept until the next batch
+
+    def runs_in_this_thread(self) -> bool:
+        """Return whether the calling thread is a transport's that runs the model inline now."""
+        return self._inline.runs_in_this_thread()
 
     def serve_inline(self) -> bool:
         """Run waiting requests in the calling thread: see `InlineRunner.run_batches`."""
@@ -158,17 +188,21 @@ class Batcher:
     def process(self, batch: Batch, new_run: NewRun) -> None:
         """Finish every request of the batch; raise nothing, whatever the model does."""
         self._active_batches.add(batch)
+        if self._watchdog.asleep:
+            self._watchdog.wake()
         try:
             for request in batch.expired:
                 request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
             if batch.requests:
-                self._metrics.record_queue_waits(batch.queue_seconds)
-                if self._tracer is not None:
-                    self._tracer.record_queue_times(batch.requests)
                 group = batch.requests[0].group
                 predicted = self.cost_model.predict(batch.rows, group)
+                batch.predicted_seconds = predicted
+                if not batch.is_rerun:
+                    self._metrics.record_queue_waits(batch.queue_seconds)
+                    if self._tracer is not None:
+                        self._tracer.record_queue_times(batch.requests)
+                    self.admission.observe_waits(batch.expired, batch.requests, predicted)
                 estimate = self.admission.start_batch(predicted, batch.level_rows, group)
-                self.admission.observe_waits(batch.expired, batch.requests, predicted)
                 self._run_or_halve(batch, batch.requests, new_run)
                 self.admission.finish_batch(estimate)
         except Exception:  # a bug: the thread must keep running, and every caller gets a response
@@ -177,6 +211,36 @@ class Batcher:
                 request.fail(ModelFailedError())
         finally:
             self._active_batches.discard(batch)
+            self._overdue_batches.discard(batch)
+
+    def check_runs(self) -> bool:
+        """Act on the runs that take too long; return whether there are any runs.
+
+        A run whose requests have all exceeded their deadlines is terminated, as is one longer than
+        `max_run_seconds`. A run of an instance that takes much longer than predicted gives its slot
+        of the device up. The watchdog calls this now and then.
+        """
+        now = self._clock()
+        limit = self.policy.max_run_seconds
+        batches = list(self._active_batches)
+        for batch in batches:
+            seconds = now - batch.run_started
+            if seconds < LONG_RUN_SECONDS:
+                continue
+            for request in batch.requests:
+                if request.deadline <= now:
+                    request.cancel(DeadlineExceededError(EXPIRED_IN_RUN))
+            if limit and seconds > limit and not batch.interrupted:
+                log.warning(
+                    "%s: run terminated: it has taken %.1f s (expected at most %g s)",
+                    *(self.name, seconds, limit),
+                )
+                batch.interrupt(RunTooLongError(limit))
+            if batch.turn is not None and seconds > LONG_RUN_RATIO * batch.predicted_seconds:
+                self._scheduler.give_up_slot(batch.turn, now)
+                if seconds > OVERDUE_SECONDS and batch not in self._overdue_batches:
+                    self._report_overdue(batch, seconds)
+        return bool(batches)
 
     def tune(self) -> None:
         """Adjust the maximum batch size and the choice of thread to the current costs."""
@@ -189,22 +253,18 @@ class Batcher:
         self.queue.close()
 
     def join(self, end: float | None = None) -> bool:
-        """Wait until the instances have drained the queue of a closed batcher.
+        """Wait until a closed batcher has drained its queue and no run goes on, inline ones too.
 
-        Returns False if they had not at `end`, a time of the monotonic clock, or never started.
+        Returns False if that was not so at `end`, a time of the monotonic clock, or the instances
+        never started.
         """
-        for thread in self._threads:
-            thread.join(None if end is None else max(0.0, end - time.monotonic()))
-            if thread.is_alive():
-                return False
-        return bool(self._threads)
-
-    def wait_until_idle(self, end: float) -> bool:
-        """Wait, after `join`, until no thread is in `serve_inline`.
-
-        Returns False if one still is at `end`, a time of the monotonic clock.
-        """
-        return self._inline.wait_until_idle(end)
+        end = math.inf if end is None else end
+        # An inline run that is interrupted starts a thread for its requests.
+        return (
+            self._join_threads(end)
+            and self._inline.wait_until_idle(end)
+            and (self._join_threads(end))
+        )
 
     def cancel_all(self, error: NeuronaError) -> int:
         """Finish all waiting and running requests with `error`, and return their number."""
@@ -217,8 +277,40 @@ class Batcher:
         return sum([request.count for request in unfinished])
 
     def release_device(self) -> None:
-        """Remove the model from the device's scheduler, after its last run."""
+        """Remove the model from the device's scheduler and the watchdog, after its last run."""
         self._scheduler.remove(self.name)
+        self._watchdog.remove(self)
+
+    def _start_instance(self, number: int) -> None:
+        # A daemon: a run that never returns must not keep the process from ending.
+        thread = threading.Thread(
+            target=self.serve,
+            args=(self._new_runs[number],),
+            name=f"{self.name}#{number}",
+            daemon=True,
+        )
+        self._threads.append(thread)
+        thread.start()
+
+    def _join_threads(self, end: float) -> bool:
+        for thread in self._threads:
+            thread.join(None if end == math.inf else max(0.0, end - time.monotonic()))
+            if thread.is_alive():
+                return False
+        return bool(self._threads)
+
+    def _report_overdue(self, batch: Batch, seconds: float) -> None:
+        self._overdue_batches.add(batch)
+        if batch not in self._active_batches:  # it has ended meanwhile
+            self._overdue_batches.discard(batch)
+        now = self._clock()
+        if now - self._overdue_logged_at >= OVERDUE_LOG_SECONDS:
+            self._overdue_logged_at = now
+            log.warning(
+                "%s: run overdue: it has taken %.1f s (predicted %.3g s), and no longer counts for "
+                "the slots of the device",
+                *(self.name, seconds, batch.predicted_seconds),
+            )
 
     def _fail_displaced(self, displaced: Sequence[Request]) -> None:
         """Finish requests that gave their place in the queue to more urgent ones."""
@@ -252,17 +344,22 @@ class Batcher:
         requests = [request for request in requests if not request.finished]
         if not requests:
             return
+        if batch.interrupted:
+            self._finish_interrupted(batch, requests)
+            return
         running = None
         halves: list[Sequence[Request]] = []
         try:
             run = new_run()
             running = RunningBatch(requests, run)
+            batch.start_run(running, now)
             outputs = self._run(requests, run)
         except Exception as error:
             if self._tracer is not None:
                 self._tracer.record_failed_run(requests, now, error)
             if running is not None and running.terminated:
                 self._metrics.terminated_runs.inc()
+                self._finish_interrupted(batch, requests)
             elif not (halves := batch.halve(requests)):
                 self.failure_log.record(
                     "the run of a request failed", error, requests[0].log_fields
@@ -271,8 +368,20 @@ class Batcher:
         else:
             for request, own_outputs in zip(requests, outputs, strict=True):
                 request.succeed(own_outputs)
+        batch.finish_run()
         for half in halves:
             self._run_or_halve(batch, half, new_run)
+
+    def _finish_interrupted(self, batch: Batch, requests: Sequence[Request]) -> None:
+        """Fail the unfinished requests of a batch that was interrupted, or have them run again."""
+        unfinished = [request for request in requests if not request.finished]
+        if batch.error is not None:
+            for request in unfinished:
+                request.fail(batch.error)
+        elif unfinished:
+            self.queue.put_back(Batch(unfinished, is_rerun=True))
+            if self.queue.closed and self._threads:  # the instances may have ended
+                self._start_instance(0)
 
     def _run(self, requests: Sequence[Request], run: Run) -> Sequence[Outputs]:
         """Return the outputs of each request. Raises BatchError and what the model raises."""
@@ -303,113 +412,3 @@ class Batcher:
         self._inline.observe(seconds)
         self.tune()
         return outputs
-
-
-HANDOVER_ROUNDS = 200
-
-
-@cache
-def handover_seconds() -> float:
-    """Measure once how many seconds this machine needs from waking a thread until it works."""
-    request, response = threading.Semaphore(0), threading.Semaphore(0)
-
-    def respond() -> None:
-        for _ in range(HANDOVER_ROUNDS):
-            request.acquire()
-            response.release()
-
-    thread = threading.Thread(target=respond, name="handover", daemon=True)
-    thread.start()
-    round_trips = []
-    for _ in range(HANDOVER_ROUNDS):
-        started = time.perf_counter()
-        request.release()
-        response.acquire()
-        round_trips.append(time.perf_counter() - started)
-    thread.join()
-    return median(round_trips) / 2
-
-
-HANDOVERS = 10
-"""Cost, in plain handovers, of passing a request to an instance's thread and its response back to
-the transport's: two threads are woken, and each waits for the interpreter's lock."""
-
-MAX_INLINE_SECONDS = 0.005
-"""Limit for running batches in the transport's thread, which reads nothing meanwhile."""
-
-
-class InlineRunner:
-    """Decides whether the transport's thread runs a model itself, and runs its batches there."""
-
-    def __init__(
-        self,
-        policy: BatchPolicy,
-        queue: Queue,
-        cost_model: CostModel,
-        clock: Callable[[], float],
-    ) -> None:
-        self.enabled = False
-        """Whether the transport's thread runs the requests that it submits; `update` decides."""
-        self._policy = policy
-        self._queue = queue
-        self._cost_model = cost_model
-        self._clock = clock
-        self._recent_seconds = 0.0
-        self._active_threads: set[int] = set()  # identifiers of those in `run_batches`
-
-    def observe(self, seconds: float) -> None:
-        """Learn the duration of a batch, whichever thread ran it."""
-        self._recent_seconds += 0.2 * (seconds - self._recent_seconds)
-
-    def update(self) -> None:
-        """Decide by the policy or, without one, by the current costs."""
-        # The transport does not return to a batch that waits to be filled.
-        self.enabled = not self._policy.max_delay and (
-            self._is_worthwhile() if self._policy.inline is None else self._policy.inline
-        )
-
-    def run_batches(self, process: Callable[[Batch], None]) -> bool:
-        """Run waiting requests in the calling thread, for at most MAX_INLINE_SECONDS.
-
-        Returns whether requests are left for which the transport is to call again once it has read
-        all available messages. Longer batches are left to the instances.
-        """
-        thread = threading.get_ident()
-        self._active_threads.add(thread)  # before it takes a batch: `wait_until_idle` must see it
-        try:
-            end = self._clock() + MAX_INLINE_SECONDS
-            while self._next_batch_seconds() < MAX_INLINE_SECONDS:
-                if (batch := self._queue.take_batch()) is None:
-                    return False
-                process(batch)
-                if self._clock() >= end:
-                    return bool(self._queue.rows)
-        finally:
-            self._active_threads.discard(thread)
-        self._queue.notify()
-        return False
-
-    def wait_until_idle(self, end: float) -> bool:
-        """Wait until no thread is in `run_batches`.
-
-        Returns False if one still is at `end`, a time of the monotonic clock.
-        """
-        while self._active_threads:
-            if time.monotonic() >= end:
-                return False
-            time.sleep(0.001)
-        return True
-
-    def _is_worthwhile(self) -> bool:
-        """Return whether a row costs less than the handovers and no batch blocks the transport."""
-        handovers = HANDOVERS * handover_seconds()
-        return (
-            0.0 < self._cost_model.predict(1) < handovers
-            and self._recent_seconds < MAX_INLINE_SECONDS
-        )
-
-    def _next_batch_seconds(self) -> float:
-        """Return an upper bound of the duration of the next batch."""
-        return min(
-            self._queue.backlog_seconds(), self._cost_model.predict(self._queue.max_batch_rows)
-        )

@@ -37,6 +37,8 @@ class _Group:
     """The cost of a group relative to that of the measured one."""
 
     runs: int = 0
+    rows: int = 0
+    """The most rows of a run that `factors` has learned from."""
     factors: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     factor: float = 1.0
     last_run: float = -math.inf
@@ -59,6 +61,7 @@ class CostModel:
         }
         self._seconds: dict[int, float] = {}
         self._measured_group: Hashable = None
+        self._measured_rows = 0  # the most of one of its runs
         self._groups: OrderedDict[Hashable, _Group] = OrderedDict()
         # The factors of the latest runs, whatever their groups, and the median of these.
         self._recent_factors: deque[float] = deque(maxlen=MAX_SAMPLES)
@@ -82,6 +85,7 @@ class CostModel:
         for size in self.batch_sizes:
             spent += time_run(size)  # the first run of a shape includes its preparation
             self._samples[size].clear()
+            self._measured_rows = size
             total = 0.0
             for count in range(1, MAX_SAMPLES + 1):
                 seconds = time_run(size)
@@ -99,7 +103,19 @@ class CostModel:
         A group without measurements is predicted like the measured one.
         """
         record = self._groups.get(group)
-        return self._predict_measured(rows) * (record.factor if record else 1.0)
+        return self._predict_for_measured_group(rows) * (record.factor if record else 1.0)
+
+    def predict_measured(self, rows: int, group: Hashable) -> float | None:
+        """Return the predicted seconds of a run, None if no such run was measured.
+
+        That is one of the same group with as many rows or more.
+        """
+        if group == self._measured_group:
+            return self._predict_for_measured_group(rows) if rows <= self._measured_rows else None
+        record = self._groups.get(group)
+        if record is None or rows > record.rows:
+            return None
+        return self._predict_for_measured_group(rows) * record.factor
 
     def is_reliable(self, group: Hashable, now: float) -> bool:
         """Return whether the group has run often and recently enough to reject requests."""
@@ -121,16 +137,20 @@ class CostModel:
             self._groups.move_to_end(group)
             if len(self._groups) > MAX_GROUPS:
                 self._groups.popitem(last=False)
-            base = self._predict_measured(rows)
+            base = self._predict_for_measured_group(rows)
             if base:
                 self._recent_factors.append(seconds / base)
                 self._typical_factor = median(self._recent_factors)
             if group == self._measured_group:
                 sizes = self.batch_sizes
                 size = next((size for size in sizes if size >= rows), sizes[-1])
-                scaled = seconds * self._predict_measured(size) / base if base else seconds
+                scaled = (
+                    seconds * self._predict_for_measured_group(size) / base if base else seconds
+                )
                 self._add_sample(size, scaled)
+                self._measured_rows = max(self._measured_rows, rows)
             elif base and record.runs > 1:
+                record.rows = max(record.rows, rows)
                 record.factors.append(seconds / base)
                 record.factor = median(record.factors)
 
@@ -165,7 +185,7 @@ class CostModel:
         # The mapping is replaced, not changed: readers in other threads see one or the other.
         self._seconds = dict(sorted({**self._seconds, size: median(samples)}.items()))
 
-    def _predict_measured(self, rows: int) -> float:
+    def _predict_for_measured_group(self, rows: int) -> float:
         """Return the seconds of a run of the measured group.
 
         They are interpolated between the two nearest batch sizes that have run. Above the largest

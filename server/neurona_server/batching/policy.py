@@ -46,6 +46,9 @@ class BatchPolicy:
     inline: bool | None = None
     """Whether the transport's thread also runs the model; None decides by measurement."""
 
+    max_run_seconds: float = 600.0
+    """The longest run: it is terminated after that time, and its requests fail. 0: no limit."""
+
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_queue_rows", "max_queue_bytes"):
             if getattr(self, name) < 1:

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
@@ -14,6 +14,10 @@ from neurona_server.errors import InvalidArgumentError, QueueFullError, Unavaila
 
 Cost = Callable[[int, Hashable], float]
 """Seconds of a run by its rows and group: `CostModel.predict`."""
+
+
+Accept = Callable[[int, Hashable], bool]
+"""Whether to take a batch, by the most rows that it can have and its group."""
 
 
 class Backlog:
@@ -143,6 +147,7 @@ class Queue:
         self._virtual_time = 0.0
         self._rows = 0
         self._bytes = 0
+        self._interrupted: deque[Batch] = deque()  # batches to run again
         self._cost = cost
         self._closed = False
         self._lock = threading.Lock()  # entering it is cheaper than entering the condition
@@ -152,6 +157,11 @@ class Queue:
     def rows(self) -> int:
         """The number of waiting rows."""
         return self._rows
+
+    @property
+    def closed(self) -> bool:
+        """Whether further requests are rejected."""
+        return self._closed
 
     @property
     def nbytes(self) -> int:
@@ -264,18 +274,29 @@ class Queue:
         """Wait until a batch is ready; return False when the queue is closed and empty."""
         with self._lock:
             while (seconds := self._seconds_until_ready()) != 0.0:
-                if self._closed and not self._rows:
+                if self._closed and not self._rows:  # nor a batch to run again
                     return False
                 self._changed.wait(seconds)
             return True
 
-    def take_batch(self) -> Batch | None:
+    def take_batch(self, accept: Accept | None = None) -> Batch | None:
         """Take a batch if one is ready; never block.
 
-        It has no requests to run if all that waited had exceeded their deadlines.
+        It has no requests to run if all that waited had exceeded their deadlines. With `accept`,
+        only groups that it accepts are taken, and no batch that was put back.
         """
         with self._lock:
-            return self._form_batch() if self._seconds_until_ready() == 0.0 else None
+            if self._interrupted and accept is None:
+                return self._interrupted.popleft()
+            if not self._rows or self._seconds_until_ready() != 0.0:
+                return None
+            return self._form_batch(accept)
+
+    def put_back(self, batch: Batch) -> None:
+        """Have an instance run a batch again, before all others, that was interrupted inline."""
+        with self._lock:
+            self._interrupted.append(batch)
+            self._changed.notify_all()
 
     def discard(self, request: Request) -> None:
         """Remove a finished request if it is still waiting."""
@@ -295,6 +316,8 @@ class Queue:
             requests = [request for level in self._levels for request in level.arrivals]
             for request in requests:
                 self._remove(request)
+            requests += [request for batch in self._interrupted for request in batch.requests]
+            self._interrupted.clear()
             return requests
 
     def _add(self, request: Request, now: float) -> None:
@@ -362,6 +385,8 @@ class Queue:
 
     def _seconds_until_ready(self) -> float | None:
         """Return the seconds until a batch is ready: 0.0 for now, None for an empty queue."""
+        if self._interrupted:
+            return 0.0
         if not self._rows:
             return None
         if not self._policy.max_delay or self._closed or self._full_group() is not None:
@@ -379,7 +404,7 @@ class Queue:
                     return group
         return None
 
-    def _form_batch(self) -> Batch:
+    def _form_batch(self, accept: Accept | None) -> Batch | None:
         turn = min(
             [level for level in self._levels if level.rows], key=lambda level: level.finish_tag
         )
@@ -387,6 +412,11 @@ class Queue:
         group = min(lanes, key=lambda group: next(iter(lanes[group])).queued_at)
         if self._policy.max_delay and (full := self._full_group()) is not None and full in lanes:
             group = full
+        if accept is not None and not accept(self._rows_of_batch(turn, group), group):
+            short = [one for one in lanes if accept(self._rows_of_batch(turn, one), one)]
+            if not short:
+                return None
+            group = min(short, key=lambda group: next(iter(lanes[group])).queued_at)
         batch = Batch()
         rows = self._fill(batch, turn, group, 0)
         batch.level_rows[turn.priority] = rows
@@ -398,6 +428,11 @@ class Queue:
                 batch.level_rows[other.priority] = filled - rows
                 rows = filled
         return batch
+
+    def _rows_of_batch(self, level: _Level, group: Hashable) -> int:
+        """Return the most rows of a batch that the oldest request of a lane leads."""
+        oldest = next(iter(level.lanes[group]))
+        return max(oldest.rows, min(self.group_rows(group), self.max_batch_rows))
 
     def _fill(self, batch: Batch, level: _Level, group: Hashable, rows: int) -> int:
         """Move requests from one lane into the batch, and return the rows of the batch."""

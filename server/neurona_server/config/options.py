@@ -14,6 +14,7 @@ from msgspec import Meta
 from neurona_server.config.parsers import (
     Addresses,
     CollectorUrl,
+    HostName,
     LogLevel,
     NamedFolder,
     ProviderNames,
@@ -61,6 +62,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         WebAddress,
         Help("HOST:PORT to serve the status page, /metrics and /healthz on, over HTTP."),
     ] = WebAddress("127.0.0.1:8002")
+    metrics_hosts: Annotated[
+        tuple[HostName, ...],
+        Help(
+            "Name under which the metrics port is reached. IP addresses, names without dots and "
+            "those of private domains (.local, .internal, .svc) need not be named; requests for "
+            "other names are rejected, since any web page could send them. *: every name. May be "
+            "given several times."
+        ),
+    ] = ()
     versions: Annotated[
         VersionPolicyText,
         Help(
@@ -87,6 +97,21 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(ge=0, le=64),
         Help("Models loaded at the same time. 0: one for each CPU, up to 4."),
     ] = 0
+    load_timeout_s: Annotated[
+        float,
+        Meta(ge=0, le=MAX_SECONDS),
+        Help(
+            "Seconds that loading a model may take, its first runs included; one that takes "
+            "longer fails to load. The start waits no longer for it. 0: no limit."
+        ),
+    ] = 120.0
+    load_check: Annotated[
+        bool,
+        Help(
+            "Load each new model file in a process of its own first, so that one which crashes or "
+            "never ends only fails to load. A file that has passed is remembered in the cache."
+        ),
+    ] = True
     strict: Annotated[
         bool, Help("true: do not start unless every model can be served; false: serve the others.")
     ] = False
@@ -143,9 +168,26 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "less latency, but other requests wait meanwhile. auto: while runs are short."
         ),
     ] = "auto"
+    max_run_seconds: Annotated[
+        float,
+        Meta(ge=0, le=MAX_SECONDS),
+        Help(
+            "Seconds after which a run of a model is terminated, and its requests fail. 0: no "
+            "limit. A model.toml may override it."
+        ),
+    ] = 600.0
     max_message_bytes: Annotated[
         int, Meta(ge=1, le=MAX_INT), Help("Maximum bytes of a request or response message.")
     ] = 64 << 20
+    max_buffered_bytes: Annotated[
+        int,
+        Meta(ge=0, le=MAX_BYTES),
+        Help(
+            "Bytes of messages that may be received, wait or be sent at the same time, over all "
+            "connections; calls beyond that are rejected. At least four times max_message_bytes. "
+            "0: a quarter of the memory, up to 2 GiB."
+        ),
+    ] = 0
     shared_memory: Annotated[
         bool,
         Help(
@@ -195,7 +237,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     shrink_seconds: Annotated[
         float,
         Meta(ge=0, le=MAX_SECONDS),
-        Help("Seconds between runs that return unused arena memory to the system. 0: never."),
+        Help(
+            "Seconds in which a model that has run returns the unused memory of its arenas to the "
+            "system once, also when it is idle since. 0: never."
+        ),
     ] = 60.0
     spinning: Annotated[
         bool,
@@ -265,7 +310,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 30.0
     compress_responses: Annotated[
         bool,
-        Help("Compress responses with gzip for callers that accept it: less traffic, more CPU."),
+        Help(
+            "Compress responses with gzip, up to 256 KiB each, for callers that accept it: less "
+            "traffic, more CPU."
+        ),
     ] = False
     processes: Annotated[
         int,
@@ -276,12 +324,36 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "SIGHUP replaces them one after the other."
         ),
     ] = 1
+    supervise: Annotated[
+        bool,
+        Help(
+            "Run the server below a supervisor, also with processes = 1: a process that crashes or "
+            "hangs is restarted, and a model that ran at two crashes is quarantined. SIGHUP "
+            "replaces the process."
+        ),
+    ] = False
     reuse_port: Annotated[
         bool, Help("Let other servers share the port and its connections (SO_REUSEPORT).")
     ] = False
     max_streams: Annotated[
         int, Meta(ge=1, le=MAX_INT), Help("Maximum concurrent calls on one connection.")
     ] = 4096
+    max_connections: Annotated[
+        int,
+        Meta(ge=0, le=MAX_INT),
+        Help(
+            "Connections of each address of each process that may be open; further ones are "
+            "closed. 0: as many as file descriptors allow, up to 16384."
+        ),
+    ] = 0
+    max_connections_per_address: Annotated[
+        int,
+        Meta(ge=0, le=MAX_INT),
+        Help(
+            "Connections of one caller's address that may be open in each process; further ones "
+            "are closed. All callers behind a proxy share its address. 0: no limit."
+        ),
+    ] = 0
     max_metadata_bytes: Annotated[
         int, Meta(ge=1024, le=MAX_INT), Help("Maximum bytes of a call's metadata.")
     ] = 16 << 10

@@ -28,6 +28,17 @@ class WebAddress(str):
         return cls(check_address(text, unix=False))
 
 
+class HostName(str):
+    """The name of a host in lower case, or "*"."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        name = text.lower().rstrip(".")
+        if name != "*" and not re.fullmatch("[a-z0-9_.-]{1,253}", name):
+            raise ValueError("expected a name like metrics.example.com, without a port, or *")
+        return cls(name)
+
+
 class CollectorUrl(str):
     """http://HOST:PORT or https://HOST:PORT; no path, because OTLP over gRPC has none."""
 

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from neurona_protos.prediction_pb2 import State, Task
 from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.device_scheduler import DeviceScheduler
-from neurona_server.batching.request import Outputs, Request
+from neurona_server.batching.request import Inputs, Outputs, Request
+from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import UnavailableError
-from neurona_server.models.batching_check import decide_batching
+from neurona_server.models.batching_check import Run, decide_batching
+from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model_options import ModelOptions, options_for
 from neurona_server.models.onnx.session import Session
 from neurona_server.models.repository.scanner import ModelSource
@@ -23,6 +25,7 @@ from neurona_server.models.signature import (
 from neurona_server.models.task import find_task
 from neurona_server.models.warm_up import run_samples, warm_up
 from neurona_server.telemetry.metrics import Metrics
+from neurona_server.telemetry.run_journal import JournalEntry
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +47,21 @@ class Model:
         options: ModelOptions,
         metrics: Metrics,
         share: DeviceScheduler | None = None,
+        watchdog: RunWatchdog | None = None,
+        cancellation: LoadCancellation | None = None,
+        journal: JournalEntry | None = None,
     ) -> None:
+        """Load the file and run it for the first time.
+
+        Args:
+            source: The file and its settings.
+            options: The server's options.
+            metrics: Where the version gets series of its own.
+            share: The device's scheduler, if other models run on it, too.
+            watchdog: Finds its runs that take too long.
+            cancellation: Ends this early.
+            journal: Where runs are written, if the process has a supervisor.
+        """
         self.name = source.name
         self.version = source.version
         self.state = State.STATE_LOADING
@@ -66,24 +83,32 @@ class Model:
         """The unfinished requests that this version has as a shadow: no caller waits for them."""
 
         self.metrics = metrics.for_version(source.name, source.version)
+        self._journal = journal
         self.sessions: list[Session] = []
         """One session for each instance."""
 
         try:
-            self._load(source, options, share)
+            self._load(source, options, share, watchdog, cancellation or LoadCancellation())
         except BaseException:
             self.close()
             raise
 
     def _load(
-        self, source: ModelSource, options: ModelOptions, share: DeviceScheduler | None
+        self,
+        source: ModelSource,
+        options: ModelOptions,
+        share: DeviceScheduler | None,
+        watchdog: RunWatchdog | None,
+        cancellation: LoadCancellation,
     ) -> None:
         for _ in range(options.instances):
-            self.sessions.append(Session(source.path, options.runtime))
+            self.sessions.append(Session(source.path, options.runtime, cancellation))
+            self.sessions[-1].journal = self._journal
         session = self.sessions[0]
+        runs = [_cancellable_run(one, cancellation) for one in self.sessions]
         self.provider = session.provider
         self.placement, self.degraded = session.placement, session.degraded
-        self.signature = _signature(str(source), session, self.settings)
+        self.signature = _signature(str(source), session, self.settings, runs[0])
         batched = self.signature.batched
         tracer = options.tracer
         self.batcher = Batcher(
@@ -93,18 +118,20 @@ class Model:
             [one.new_run for one in self.sessions],
             batched=batched,
             scheduler=share,
+            watchdog=watchdog,
             tracer=None if tracer is None else tracer(self.name, self.version, self.provider),
         )
         inputs = self.signature.inputs
         started = time.monotonic()
-        if not all(warm_up(inputs, one.run, self.batcher) for one in self.sessions):
+        if not all(warm_up(inputs, run, self.batcher) for run in runs):
             log.info(
                 "%s: warm-up skipped: the model rejected synthetic inputs",
                 source,
                 extra=self.log_fields,
             )
-        for one in self.sessions:
-            run_samples(str(source), self.settings.warm_up, self.signature, one.run)
+        for run in runs:
+            run_samples(str(source), self.settings.warm_up, self.signature, run)
+        cancellation.raise_if_cancelled()
         self.metrics.record_warm_up(time.monotonic() - started)
         answer = find_task(
             session.properties,
@@ -132,6 +159,7 @@ class Model:
         self.metrics.watch_batching(batcher.queue, batcher.cost_model)
         # A function, not a value: the version that it replaces shares the series and still sets it.
         self.metrics.inline.set_function(lambda: batcher.inline)
+        self.metrics.overdue_runs.set_function(lambda: batcher.overdue_runs)
         batcher.start()
         self.state = State.STATE_READY
         self.metrics.set_model_info(
@@ -149,7 +177,7 @@ class Model:
         for request in self.copies.copy():
             request.cancel(UnavailableError("shadow version is draining"))
         end = time.monotonic() + timeout
-        if self.batcher.join(end) and self.batcher.wait_until_idle(end):
+        if self.batcher.join(end):
             self.batcher.release_device()
             return True
         error = UnavailableError("model shut down before the request could run")
@@ -171,10 +199,21 @@ class Model:
         """Free the memory and remove the series from the metrics, after `drain`."""
         for session in self.sessions:
             session.close()
+        if self._journal is not None:
+            self._journal.close()
         self.metrics.release()
 
 
-def _signature(model: str, session: Session, settings: ModelSettings) -> Signature:
+def _cancellable_run(session: Session, cancellation: LoadCancellation) -> Run:
+    def run(inputs: Inputs) -> Outputs:
+        session_run = session.new_run()
+        with cancellation.interrupting(session_run.terminate):
+            return session_run(inputs)
+
+    return run
+
+
+def _signature(model: str, session: Session, settings: ModelSettings, run: Run) -> Signature:
     """Return the signature of the graph with the declarations of the settings. Raises LoadError."""
     check_names("input", [*session.inputs, *session.optional], settings.inputs)
     check_names("output", session.outputs, settings.outputs)
@@ -183,5 +222,5 @@ def _signature(model: str, session: Session, settings: ModelSettings) -> Signatu
     inputs, optional = specs[: len(session.inputs)], specs[len(session.inputs) :]
     outputs = apply_declared_tensors(settings.declared, "output", session.outputs)
     outputs = name_axes("output", outputs, settings.outputs)
-    batched = decide_batching(model, inputs, outputs, settings, session.run)
+    batched = decide_batching(model, inputs, outputs, settings, run)
     return Signature(inputs, outputs, optional, batched=batched)

@@ -42,6 +42,8 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
         policy = replace(policy, latency_objective=objective)
     if settings.inline is not None:
         policy = replace(policy, inline=INLINE_MODES[settings.inline])
+    if settings.max_run_seconds is not None:
+        policy = replace(policy, max_run_seconds=settings.max_run_seconds)
     instances = settings.instances or options.instances
     if settings.threads is not None:
         runtime = replace(runtime, threads=settings.threads)

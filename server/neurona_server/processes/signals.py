@@ -1,12 +1,12 @@
 """SIGTERM and SIGINT: the first one stops the server, the second one ends it immediately."""
 
-import contextlib
 import os
 import queue
-import select
 import signal
 import threading
 from collections.abc import Callable
+
+from neurona_server.telemetry import logs
 
 
 class StopSignals:
@@ -34,6 +34,8 @@ class StopSignals:
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer)
         self._on_hang_up, self._on_forced_stop = on_hang_up, on_forced_stop
+        self.before_exit: Callable[[], None] = lambda: None
+        """Called in a thread of this object before it ends the process."""
         numbers = [signal.SIGTERM, signal.SIGINT]
         if on_hang_up is not None:
             numbers.append(signal.SIGHUP)
@@ -64,8 +66,9 @@ class StopSignals:
         self._first.put(self._read_signal())
         self._end_if_starting()
         self._read_signal()
-        _write_stderr(b"neurona-serve: second signal: ending without draining\n")
         self._on_forced_stop()
+        self.before_exit()
+        logs.report_end("second signal: ending without draining")
         os._exit(1)
 
     def _read_signal(self) -> int:
@@ -77,12 +80,6 @@ class StopSignals:
 
     def _end_if_starting(self) -> None:
         if not self._serving.is_set():
-            _write_stderr(b"neurona-serve: stopped during start-up\n")
+            self.before_exit()
+            logs.report_end("stopped during start-up")
             os._exit(0)
-
-
-def _write_stderr(line: bytes) -> None:
-    """Write the line unless that would block, which must not keep the process from ending."""
-    with contextlib.suppress(OSError, ValueError):
-        if select.select([], [2], [], 0.0)[1]:
-            os.write(2, line)

@@ -77,6 +77,7 @@ class Health:
 
     def __init__(self) -> None:
         self._states: dict[str, int] = {}
+        self._hung = False
         self._watchers: set[_Watch] = set()
         self._lock = threading.Lock()
 
@@ -114,8 +115,18 @@ class Health:
         """Set all names to NOT_SERVING."""
         self.set(dict.fromkeys(list(self._states), False))
 
+    def set_hung(self, *, hung: bool) -> None:
+        """Have all names NOT_SERVING while the transport is hung; they keep their own states."""
+        with self._lock:
+            self._hung = hung
+            watchers = list(self._watchers)
+        for watcher in watchers:
+            watcher.notify()
+
     def state(self, name: str) -> int:
         """Return the state of a name; SERVICE_UNKNOWN if there is none."""
+        if self._hung and name in self._states:
+            return NOT_SERVING
         return self._states.get(name, _UNKNOWN)
 
     def watch(self, watcher: "_Watch") -> None:
@@ -147,7 +158,7 @@ class Health:
             call.fail(InvalidArgumentError("the bytes are not a grpc.health.v1.HealthListRequest"))
             return
         with self._lock:
-            states = dict(self._states)
+            states = {name: self.state(name) for name in self._states}
         response = HealthListResponse()
         for name, state in states.items():
             if not name or call.grant.allows_model(name.partition("/")[0]):

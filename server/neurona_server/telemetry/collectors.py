@@ -1,16 +1,16 @@
-"""Series computed at each scrape: version states, loads in progress, GPUs, the memory limit."""
+"""Series computed at each scrape: version states, loads in progress, GPUs, memory limit, log."""
 
 import contextlib
 import importlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -122,6 +122,23 @@ class MemoryLimitCollector(Collector):
             return []
         text = "Memory available to the process: its container's limit, or the machine's memory."
         return [GaugeMetricFamily("neurona_memory_limit_bytes", text, value=limit)]
+
+
+class LogLineCollector(Collector):
+    """Lines of the process's log that were not written, by reason."""
+
+    def __init__(self, count_lines: Callable[[], Mapping[str, int]]) -> None:
+        self._count_lines = count_lines
+
+    def collect(self) -> Iterable[Metric]:
+        lines = CounterMetricFamily(
+            "neurona_log_lines_dropped",
+            "Log lines not written, by reason: standard error unread, or a similar line repeated.",
+            labels=["reason"],
+        )
+        for reason, count in self._count_lines().items():
+            lines.add_metric([reason], count)
+        return [lines]
 
 
 class GpuCollector(Collector):

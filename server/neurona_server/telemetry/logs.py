@@ -1,31 +1,32 @@
-"""Log formats: readable text, or one JSON object per line for machines.
+"""The log: readable text, or one JSON object per line for machines.
 
 Text that callers sent may be part of a line, escaped: it can neither end the line, nor look like
 another one, nor make the JSON invalid. What a line is about is passed as `extra`, see FIELDS.
 
-With JSON, what libraries write to standard error is captured and logged too, so that every line
-is JSON.
+Lines are written to standard error by a thread of its own (log_writer), and those that callers can
+cause are limited (line_limit). What libraries write to standard error is captured and logged too
+(standard_error), and so are warnings and uncaught exceptions.
 """
 
-import atexit
+import contextlib
 import json
 import logging
 import os
 import re
+import select
 import sys
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from neurona_server.errors import printable
+from neurona_server.telemetry import standard_error
+from neurona_server.telemetry.line_limit import GRPC_DECODER, LineLimit
+from neurona_server.telemetry.log_writer import LogWriter
 
-stderr_log = logging.getLogger("stderr")
-"""Logger of the lines that libraries write to standard error."""
-
-MAX_LINE_BYTES = 1 << 16
-"""A longer line of a library is split into several."""
+log = logging.getLogger(__name__)
 
 FIELDS = ("model", "version", "request_id", "trace_id")
 """Fields that a line may have beside its message: pass them as `extra`."""
@@ -33,8 +34,11 @@ FIELDS = ("model", "version", "request_id", "trace_id")
 INDENT = "    "
 """Before each line of an exception, so that none of them looks like a line of the log."""
 
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _PLAIN_VALUE = re.compile(r'[^\s"=\[\]]+')
+
+
+FLUSH_SECONDS = 1.0
+"""Seconds in which the last lines must be written when the process ends."""
 
 
 def set_up(
@@ -42,81 +46,76 @@ def set_up(
 ) -> None:
     """Send all logs to standard error.
 
-    In JSON, uncaught exceptions, warnings and what libraries write to standard error become lines
-    of the log too.
-
     Args:
         log_format: "human" or "json".
         level: Name of the least level that is logged.
         process: Number of this process, if it is one of several.
         starts_processes: Leave standard error alone, because child processes inherit it.
     """
-    ensure_standard_streams()
-    capture = log_format == "json" and not starts_processes
-    handler = _Handler(capture_stderr() if capture else None)
-    handler.setFormatter((JsonFormatter if log_format == "json" else HumanFormatter)(process))
+    standard_error.ensure_standard_streams()
+    original = 2 if starts_processes else standard_error.capture()
+    if log_format == "human" and not starts_processes:  # a traceback is not a line of JSON
+        standard_error.report_crashes(original)
+    formatter = (JsonFormatter if log_format == "json" else HumanFormatter)(process)
+    handler = _Handler(original, formatter)
+    handler.limit.replace_exception_method(logging.getLogger(GRPC_DECODER))
     logging.basicConfig(level=level, handlers=[handler])
-    if log_format == "json":
-        logging.captureWarnings(True)
-        sys.excepthook = _log_uncaught
-        threading.excepthook = _log_uncaught_in_thread
+    # The level of callers' choice (LogSettings) must not make gRPC log what callers send.
+    logging.getLogger("grpc").setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    sys.unraisablehook = _log_unraisable
+    threading.excepthook = _log_uncaught_in_thread
 
 
 def report_fatal(error: Exception) -> None:
     """Report why the process cannot serve: as a JSON log line if so set up, else as plain text."""
-    handlers = logging.getLogger().handlers
-    if any(isinstance(handler.formatter, JsonFormatter) for handler in handlers):
-        logging.getLogger("neurona_server").critical("%s", error)
+    report_end(str(error))
+
+
+def report_end(text: str) -> None:
+    """Report why the process is about to end, and wait FLUSH_SECONDS at most until it is written.
+
+    As a JSON log line if the log is so set up, else as plain text.
+    """
+    handler = _handler()
+    if handler is None:
+        _write_unless_blocked(f"neurona-serve: {printable(text)}\n")
+    elif isinstance(handler.formatter, JsonFormatter):
+        logging.getLogger("neurona_server").critical("%s", text)
+        handler.flush()
     else:
-        print(f"neurona-serve: {error}", file=sys.stderr)
+        handler.write(f"neurona-serve: {printable(text)}")
+        handler.flush()
 
 
-def ensure_standard_streams() -> None:
-    """Open /dev/null for each of standard input, output and error that is closed.
+def flush() -> None:
+    """Wait FLUSH_SECONDS at most until the log is written: before a process ends by os._exit."""
+    if (handler := _handler()) is not None:
+        handler.flush()
 
-    Otherwise the next socket would get its number, and the text meant for it; the same holds for
-    the processes that this one starts.
+
+def lines_not_written() -> Mapping[str, int]:
+    """Return the number of lines that were not written since the start, by reason.
+
+    The reasons are unread (standard error was not read in time) and repeated (similar lines).
     """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
-            os.set_inheritable(opened, True)
+    handler = _handler()
+    if handler is None:
+        return {"unread": 0, "repeated": 0}
+    return {"unread": handler.writer.dropped, "repeated": handler.limit.suppressed}
 
 
-def capture_stderr() -> TextIO:
-    """Log what is written to file descriptor 2 from now on, until the process ends.
-
-    Not for a process that starts others: they would inherit the captured descriptor.
-
-    Returns:
-        The original standard error, for the log itself.
-    """
-    original = os.dup(2)
-    reader, writer = os.pipe()
-    # A writer may hold the GIL, which the reading thread needs: a full pipe must not block it.
-    # What does not fit is lost.
-    os.set_blocking(writer, False)
-    os.dup2(writer, 2)
-    os.close(writer)
-    thread = threading.Thread(target=_log_lines, args=(reader,), name="stderr", daemon=True)
-    thread.start()
-
-    def restore() -> None:
-        os.dup2(original, 2)  # closes the pipe: its reader reads the rest and ends
-        thread.join(1.0)
-
-    atexit.register(restore)
-    return open(original, "w", buffering=1, encoding="utf-8", closefd=False)
+def _handler() -> "_Handler | None":
+    handlers = logging.getLogger().handlers
+    return next((handler for handler in handlers if isinstance(handler, _Handler)), None)
 
 
-def _log_lines(reader: int) -> None:
-    with open(reader, "rb") as lines:
-        while line := lines.readline(MAX_LINE_BYTES):
-            text = _COLOURS.sub("", line.decode(errors="replace").rstrip())
-            if text:
-                stderr_log.warning("%s", text)
+def _write_unless_blocked(line: str) -> None:
+    """Write to standard error before the log is set up, unless nobody reads it."""
+    with contextlib.suppress(OSError, ValueError):
+        if select.select([], [2], [], 0.0)[1]:
+            os.write(2, line.encode(errors="backslashreplace"))
 
 
 class HumanFormatter(logging.Formatter):
@@ -164,16 +163,39 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({key: _valid(v) if isinstance(v, str) else v for key, v in entry.items()})
 
 
-class _Handler(logging.StreamHandler[TextIO]):
-    """A handler that drops lines that cannot be written.
+class _Handler(logging.Handler):
+    """Formats records, and hands them to the thread that writes them."""
 
-    Reporting that would fail the same way, and each report would be one more captured line that
-    cannot be written.
-    """
+    def __init__(self, descriptor: int, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.limit = LineLimit()
+        self.writer = LogWriter(descriptor, self._format_notice)
+        self.setFormatter(formatter)
+        self.addFilter(self.limit)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
-        if not isinstance(sys.exception(), OSError):
-            super().handleError(record)
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception:  # a bug of a formatter must not end what logs
+            self.handleError(record)
+            return
+        self.write(line)
+
+    def write(self, line: str) -> None:
+        """Queue a line that is formatted already."""
+        with self.lock or contextlib.nullcontext():
+            self.writer.put(f"{line}\n".encode(errors="backslashreplace"))
+
+    def flush(self) -> None:
+        """Wait FLUSH_SECONDS at most until all lines are written; logging calls this at the end."""
+        self.writer.flush(FLUSH_SECONDS)
+
+    def _format_notice(self, count: int) -> bytes:
+        # Not logged: this is the thread that writes, and must wait for no lock.
+        text = "%d log %s dropped: standard error was not read in time"
+        arguments = count, "line" if count == 1 else "lines"
+        record = log.makeRecord(log.name, logging.WARNING, __file__, 0, text, arguments, None)
+        return f"{self.format(record)}\n".encode()
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, str | int]:
@@ -219,3 +241,12 @@ def _log_uncaught(
 def _log_uncaught_in_thread(hook: threading.ExceptHookArgs) -> None:
     if hook.exc_value is not None:
         _log_uncaught(hook.exc_type, hook.exc_value, hook.exc_traceback)
+
+
+def _log_unraisable(hook: "sys.UnraisableHookArgs") -> None:
+    if hook.exc_value is not None:
+        logging.getLogger("neurona_server").error(
+            "%s",
+            hook.err_msg or "uncaught exception in a destructor",
+            exc_info=(hook.exc_type, hook.exc_value, hook.exc_traceback),
+        )

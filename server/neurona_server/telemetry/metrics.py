@@ -37,15 +37,18 @@ from prometheus_client import (
 )
 
 from neurona_server.errors import (
+    BuffersFullError,
     PermissionDeniedError,
     QueueFullError,
     TooLargeError,
     UnauthenticatedError,
 )
+from neurona_server.telemetry import logs
 from neurona_server.telemetry.collectors import (
     VERSION_LABELS,
     GpuCollector,
     LoadingCollector,
+    LogLineCollector,
     MemoryLimitCollector,
     VersionInfo,
     VersionStateCollector,
@@ -60,8 +63,11 @@ REJECTION_REASONS = {
     PermissionDeniedError: "permission",
     TooLargeError: "too_large",
     QueueFullError: "too_many",
+    BuffersFullError: "buffers_full",
 }
 """Errors that reject a call before it reaches a model, and their value of the label `reason`."""
+
+CLOSE_REASONS = ("buffers_full", "per_address", "never_called")
 
 SECONDS_BUCKETS = (  # 100 us to 10 s
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -102,8 +108,20 @@ class _VersionSeries(Protocol):
     def remove_by_labels(self, labels: dict[str, str]) -> None: ...
 
 
+class ConnectionState(Protocol):
+    """What the metrics say about the connections of a transport."""
+
+    @property
+    def connections(self) -> int: ...
+
+    @property
+    def buffered_bytes(self) -> int: ...
+
+
 class Metrics:
     """All series of one server, in the given registry (tests have several servers per process)."""
+
+    _closed_connections: Counter
 
     def __init__(self, registry: CollectorRegistry) -> None:
         # A creation time for each series would double the page.
@@ -181,7 +199,9 @@ class Metrics:
         self.rows = counter("rows", "Rows run, padding excluded.")
         self.padding_rows = counter("padding_rows", "Padding rows added to reach a batch size.")
         self.terminated_runs = counter(
-            "terminated_runs", "Runs terminated because all of their requests were cancelled."
+            "terminated_runs",
+            "Runs terminated because all of their requests were cancelled, because they kept the "
+            "transport thread from other work, or because of max_run_seconds.",
         )
         self.batch_rows = histogram("batch_rows", "Rows in a run, padding excluded.", ROWS_BUCKETS)
         self.batch_requests = histogram("batch_requests", "Requests in a run.", ROWS_BUCKETS)
@@ -195,6 +215,11 @@ class Metrics:
             "run_predicted_seconds",
             "Predicted duration of a run with this number of rows.",
             ("model", "version", "rows"),
+        )
+        self.overdue_runs = gauge(
+            "overdue_runs",
+            "Runs in progress that have taken ten times as long as predicted, and over a second: "
+            "they no longer count for the slots of the device.",
         )
         self.inline = gauge("inline", "1 if the model runs inline on the transport thread, else 0.")
 
@@ -247,6 +272,7 @@ class Metrics:
             *(self.requests, self.rows, self.padding_rows, self.terminated_runs, self.batch_rows),
             *(self.batch_requests, self.request_seconds, self.queue_seconds, self.run_seconds),
             *(self.run_ratio, self.predicted_seconds, self.batch_limit, self.inline),
+            self.overdue_runs,
             *(self.queue_rows, self.queue_age, self.queue_bytes, self.queue_limit, self.info),
             *(self.shadows, self.nodes, self.degraded, self.displaced_requests),
         ]
@@ -282,6 +308,29 @@ class Metrics:
         for series in (self.load_seconds, self.warm_up_seconds, self.loads):
             series.remove_by_labels({"model": name})
 
+    def watch_connections(self, connections: ConnectionState) -> None:
+        """Report the connections of the transport whenever the metrics are read."""
+        self._closed_connections = Counter(
+            "neurona_closed_connections",
+            "Connections closed because there were too many, by reason.",
+            ("reason",),
+            registry=self.registry,
+        )
+        for reason in CLOSE_REASONS:
+            self._closed_connections.labels(reason)
+        Gauge("neurona_connections", "Open connections.", registry=self.registry).set_function(
+            lambda: connections.connections
+        )
+        Gauge(
+            "neurona_buffered_bytes",
+            "Bytes of large or slow messages that are being received, wait or are being sent.",
+            registry=self.registry,
+        ).set_function(lambda: connections.buffered_bytes)
+
+    def record_closed_connection(self, reason: str) -> None:
+        """Count a connection that was closed because there were too many."""
+        self._closed_connections.labels(reason).inc()
+
     def record_rejection(self, error: Exception) -> None:
         """Count a call that ended before its request reached a model, if `error` has a reason."""
         if (reason := REJECTION_REASONS.get(type(error))) is not None:
@@ -311,6 +360,7 @@ class Metrics:
         GCCollector(self.registry)
         self.registry.register(gpus or GpuCollector())
         self.registry.register(MemoryLimitCollector())
+        self.registry.register(LogLineCollector(logs.lines_not_written))
 
     def _copy_run_statistics(self) -> dict[tuple[str, str], RunStatistics]:
         with self._versions_lock:
@@ -333,6 +383,7 @@ class ModelMetrics:
         self.terminated_runs = metrics.terminated_runs.labels(*self._labels)
         self.displaced_requests = metrics.displaced_requests.labels(*self._labels)
         self.inline = metrics.inline.labels(*self._labels)
+        self.overdue_runs = metrics.overdue_runs.labels(*self._labels)
         self._rows = metrics.rows.labels(*self._labels)
         self._padding_rows = metrics.padding_rows.labels(*self._labels)
         self._batch_rows = metrics.batch_rows.labels(*self._labels)

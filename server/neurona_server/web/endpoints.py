@@ -58,7 +58,8 @@ class Endpoints:
 
         Args:
             registry: The metrics.
-            state: Returns SERVING, NOT_SERVING or STARTING without blocking.
+            state: Returns SERVING, NOT_SERVING or STARTING, which a reason may follow, without
+                blocking.
             select_samples: Returns a collector of some samples of the registry.
         """
         self._registry = registry

@@ -17,7 +17,7 @@ MAX_QUERY_FIELDS = 100
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 """Characters that no line may contain: a proxy before us could split lines differently."""
 
-_REQUEST_LINE = re.compile(r"([A-Za-z]+) (?:http://[^/?#]+)?(/[^ ]*) HTTP/1\.[0-9]")
+_REQUEST_LINE = re.compile(r"([A-Za-z]+) (?:http://([^/?#]+))?(/[^ ]*) HTTP/1\.[0-9]")
 """A target with a scheme and host is for proxies, but must be accepted (section 3.2.2)."""
 
 
@@ -30,6 +30,9 @@ class HttpRequest:
     query: Mapping[str, list[str]]
     headers: Mapping[str, str]
     """By name in lower case; several with the same name are joined by commas."""
+
+    host: str = ""
+    """The requested host, with its port if there is one; "" if the request names none."""
 
     @property
     def has_body(self) -> bool:
@@ -56,7 +59,7 @@ def parse_request(head: bytes) -> HttpRequest:
     match = _REQUEST_LINE.fullmatch(lines[0])
     if match is None or any(map(_CONTROLS.search, lines)):
         raise ValueError("invalid request line")
-    method, target = match.groups()
+    method, authority, target = match.groups()
     path, _, query = target.partition("#")[0].partition("?")
     headers: dict[str, str] = {}
     for line in lines[1:]:
@@ -66,8 +69,12 @@ def parse_request(head: bytes) -> HttpRequest:
         if not colon or name != name.strip():
             raise ValueError("invalid header")
         name = name.lower()
+        if name == "host" and name in headers:
+            raise ValueError("several hosts")
         headers[name] = ",".join(filter(None, [headers.get(name), value.strip()]))
-    return HttpRequest(method, path, parse_qs(query, max_num_fields=MAX_QUERY_FIELDS), headers)
+    fields = parse_qs(query, max_num_fields=MAX_QUERY_FIELDS)
+    # That of the target takes precedence (section 3.2.2).
+    return HttpRequest(method, path, fields, headers, authority or headers.get("host", ""))
 
 
 def encode_response(response: HttpResponse, *, head_only: bool = False) -> bytes:

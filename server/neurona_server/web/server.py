@@ -9,15 +9,17 @@ import contextlib
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry
 
-from neurona_server.errors import ConfigError
+from neurona_server.errors import ConfigError, quoted
+from neurona_server.web.allowed_hosts import AllowedHosts
 from neurona_server.web.endpoints import Endpoints, FilteredCollector, SelectSamples
 from neurona_server.web.http import (
+    HttpRequest,
     HttpResponse,
     encode_response,
     error_response,
@@ -55,6 +57,8 @@ class MetricsServer:
         registry: CollectorRegistry,
         state: Callable[[], str],
         select_samples: SelectSamples | None = None,
+        *,
+        hosts: Iterable[str] = (),
     ) -> None:
         """Start serving.
 
@@ -63,6 +67,7 @@ class MetricsServer:
             registry: The metrics.
             state: See Endpoints.
             select_samples: See Endpoints. Without it, all samples are collected and then filtered.
+            hosts: Names to answer for besides those that AllowedHosts always allows.
 
         Raises:
             ConfigError: The address is in use, or not of this machine.
@@ -73,6 +78,9 @@ class MetricsServer:
             self._socket = _open_socket(host, int(port))
         except OSError as error:
             raise ConfigError(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
+        except UnicodeError as error:  # the resolver takes no empty, long or strange labels
+            raise ConfigError(f"cannot serve metrics on {host}:{port}: no host name") from error
+        self._hosts = AllowedHosts(host, hosts)
         self.port: int = self._socket.getsockname()[1]
         self._endpoints = Endpoints(
             registry, state, select_samples or partial(FilteredCollector, registry)
@@ -132,6 +140,15 @@ class MetricsServer:
             del self._connections[task]
             writer.transport.abort()  # the response was flushed before
 
+    async def _answer(self, request: HttpRequest) -> HttpResponse:
+        if self._hosts.allows(request.host):
+            return await self._endpoints.answer(request)
+        text = (
+            f"unknown host {quoted(request.host)} (expected an IP address, a name without dots or "
+            "a name of the server's option metrics_hosts)"
+        )
+        return error_response(HTTPStatus.MISDIRECTED_REQUEST, text)
+
     async def _handle_request(
         self,
         task: asyncio.Task[None],
@@ -153,7 +170,7 @@ class MetricsServer:
         else:
             head_only, has_body = request.method == "HEAD", request.has_body
             async with asyncio.timeout(RESPONSE_TIMEOUT):
-                response = await self._endpoints.answer(request)
+                response = await self._answer(request)
         await _send_response(writer, response, head_only=head_only)
         if has_body:
             await _discard_body(reader)

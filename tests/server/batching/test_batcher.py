@@ -1,12 +1,14 @@
 """What dynamic batchers get wrong, each as a test: no thread, no sleep."""
 
+import time
+
 import numpy as np
 import pytest
 from support.fakes import FakeRequest, Puppet, PuppetBatcher, SubmittedRequest
 
 from neurona_server.batching.batch import join_inputs
-from neurona_server.batching.batcher import MAX_INLINE_SECONDS
 from neurona_server.batching.device_scheduler import DeviceScheduler
+from neurona_server.batching.inline import MAX_INLINE_SECONDS
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.errors import (
     CancelledError,
@@ -15,6 +17,7 @@ from neurona_server.errors import (
     ModelFailedError,
     NeuronaError,
     QueueFullError,
+    RunTooLongError,
     UnavailableError,
 )
 from neurona_server.telemetry.metrics import OUTCOMES
@@ -245,7 +248,16 @@ def test_cancel_all_terminates_runs_too(batcher):
     assert batcher.queue.rows == 0
 
 
+def measure(batcher, *columns):
+    """Make runs of these groups known to be short."""
+    batcher.cost_model.measure(lambda rows: 1e-6, (columns[0],))
+    for group in columns[1:]:
+        for _ in range(2):
+            batcher.cost_model.observe(8, 1e-6, (group,), batcher.clock.now)
+
+
 def test_an_inline_run_empties_the_queue(batcher):
+    measure(batcher, 1, 2)
     submitted = [SubmittedRequest(batcher, [value], columns=1 + value % 2) for value in range(4)]
     puppet = Puppet()
     assert not batcher.run_inline(puppet)
@@ -257,6 +269,7 @@ def test_an_inline_run_stops_at_its_time_limit_and_continues_later(batcher):
     def take_a_while(_):
         batcher.clock.now += 0.6 * MAX_INLINE_SECONDS
 
+    measure(batcher, 1, 2, 3)
     submitted = [SubmittedRequest(batcher, [value], columns=1 + value) for value in range(3)]
     puppet = Puppet(before=take_a_while)
     assert batcher.run_inline(puppet)
@@ -392,6 +405,191 @@ def test_an_expired_request_does_not_run_again_in_a_half(batcher):
     batcher.step(puppet)
     assert (expiring.answer, poisoned.answer) == (DeadlineExceededError, ModelFailedError)
     assert alive.answer == [6]
+
+
+class TestInlineRun:
+    """A run on the transport's thread, whose turn the watchdog interrupts when it takes long."""
+
+    @pytest.fixture
+    def batcher(self):
+        batcher = PuppetBatcher(BatchPolicy(inline=True, max_rows=8, max_queue_rows=64))
+        measure(batcher, 1)
+        batcher.tune()
+        return batcher
+
+    @staticmethod
+    def interrupted(batcher):
+        """Return a model whose runs the watchdog interrupts."""
+        return Puppet(before=lambda _: batcher._inline.interrupt())
+
+    def test_is_not_of_a_group_that_was_not_measured(self, batcher):
+        known = SubmittedRequest(batcher, [1])
+        unknown = SubmittedRequest(batcher, [2], columns=9)
+        puppet = Puppet()
+        assert not batcher.run_inline(puppet)
+        assert known.answer == [2]
+        assert not unknown.finished
+        for _ in range(2):  # the first run of a group may include preparation of the device
+            batcher.step(puppet)
+            unknown = SubmittedRequest(batcher, [2], columns=9)
+        batcher.run_inline(puppet)
+        assert unknown.answer == [4]
+
+    def test_is_not_larger_than_what_was_measured(self):
+        batcher = PuppetBatcher(BatchPolicy(inline=True, max_rows=8, max_queue_rows=64))
+        puppet = Puppet()
+        submitted = SubmittedRequest(batcher, [1, 2])
+        batcher.run_inline(puppet)
+        assert not submitted.finished
+        batcher.step(puppet)
+        for rows, runs in ((2, True), (1, True), (3, False)):
+            submitted = SubmittedRequest(batcher, range(rows))
+            batcher.run_inline(puppet)
+            assert submitted.finished is runs
+
+    def test_that_takes_long_is_run_again_by_an_instance(self, batcher):
+        submitted = [SubmittedRequest(batcher, [value]) for value in (1, 2)]
+        batcher.run_inline(self.interrupted(batcher))
+        assert not any(one.finished for one in submitted)
+        assert batcher.value("terminated_runs_total") == 1
+        puppet = Puppet()
+        assert not batcher.run_inline(puppet)  # an instance does
+        assert puppet.batches == []
+        batcher.step(puppet)
+        assert [one.answer for one in submitted] == [[2], [4]]
+        assert batcher.value("queue_duration_seconds_count") == 2
+
+    def test_that_is_interrupted_while_it_fails_runs_its_halves_elsewhere(self, batcher):
+        def fail_and_interrupt(inputs):
+            if len(inputs["x"]) < 4:
+                batcher._inline.interrupt()
+            raise_for_nan(inputs)
+
+        submitted = [SubmittedRequest(batcher, [value]) for value in (1, 2, np.nan, 4)]
+        puppet = Puppet(before=fail_and_interrupt)
+        batcher.run_inline(puppet)
+        assert puppet.batches == [4, 2]
+        puppet = Puppet(before=raise_for_nan)
+        while batcher.step(puppet):
+            pass
+        assert [one.answer for one in submitted] == [[2], [4], ModelFailedError, [8]]
+
+    def test_that_is_interrupted_answers_neither_cancelled_nor_expired_requests(self, batcher):
+        cancelled, alive = SubmittedRequest(batcher, [1]), SubmittedRequest(batcher, [2])
+        expired = SubmittedRequest(batcher, [3], deadline=batcher.clock.now + 5)
+        batcher.run_inline(self.interrupted(batcher))
+        cancelled.cancel(CancelledError())
+        batcher.clock.now += 5
+        puppet = Puppet()
+        batcher.step(puppet)
+        assert puppet.batches == [1]
+        assert (cancelled.answer, expired.answer) == (CancelledError, DeadlineExceededError)
+        assert alive.answer == [4]
+
+    def test_that_is_interrupted_is_cancelled_with_the_waiting_requests(self, batcher):
+        submitted = SubmittedRequest(batcher, [1])
+        batcher.run_inline(self.interrupted(batcher))
+        assert batcher.cancel_all(UnavailableError("stopped")) == 1
+        assert submitted.answer is UnavailableError
+        assert batcher.step(Puppet()) is None
+
+    def test_that_is_interrupted_while_the_model_drains_is_still_answered(self, batcher):
+        batcher.start()
+        for thread in batcher._threads:  # without them, nobody takes the next batch
+            batcher.close()
+            thread.join(10)
+        batcher.queue._closed = False
+        submitted = SubmittedRequest(batcher, [1])
+        batcher.queue.close()
+        batcher.run_inline(self.interrupted(batcher))
+        assert batcher.join(time.monotonic() + 20)
+        assert submitted.finished
+
+    def test_that_took_long_suspends_the_model_for_longer_each_time(self, batcher):
+        seconds = []
+        for _ in range(16):
+            SubmittedRequest(batcher, [1])
+            batcher.run_inline(self.interrupted(batcher))
+            batcher.step(Puppet())
+            started = batcher.clock.now
+            while not batcher.inline:
+                batcher.clock.now += 5
+                batcher.tune()
+            seconds.append(batcher.clock.now - started)
+        assert seconds[:4] == [10, 20, 40, 80]
+        assert seconds[-1] == 86_400  # a day
+        batcher.clock.now += 10 * 86_400
+        SubmittedRequest(batcher, [1])
+        batcher.run_inline(self.interrupted(batcher))
+        batcher.clock.now += 10
+        batcher.tune()
+        assert batcher.inline
+
+
+class TestLongRun:
+    """A run of an instance, which the watchdog looks at."""
+
+    @pytest.fixture
+    def scheduler(self):
+        return DeviceScheduler(1)
+
+    @pytest.fixture
+    def batcher(self, scheduler):
+        batcher = PuppetBatcher(
+            BatchPolicy(max_rows=8, max_queue_rows=64, max_run_seconds=100), scheduler=scheduler
+        )
+        batcher.cost_model.measure(lambda rows: 0.5, (1,), budget=1e9)
+        return batcher
+
+    @staticmethod
+    def run(batcher, *seconds, after=lambda _: None):
+        """Run what waits; the watchdog looks after each time, and `after` is called then."""
+
+        def look(_):
+            for one in seconds:
+                batcher.clock.now += one
+                assert batcher.check_runs()
+                after(one)
+
+        batcher.queue.close()
+        batcher.serve(Puppet(before=look))
+
+    def test_gives_its_slot_up_when_it_takes_ten_times_its_prediction(self, batcher, scheduler):
+        submitted = SubmittedRequest(batcher, [1])
+        free = []
+        self.run(batcher, 4.9, 0.2, 60, after=lambda _: free.append(scheduler._free_slots))
+        assert free == [0, 1, 1]
+        assert scheduler._free_slots == 1
+        assert scheduler._used_seconds == {"puppet/1": pytest.approx(65.1)}
+        assert submitted.answer == [2]
+
+    def test_is_reported_as_long_as_it_is_overdue(self, batcher):
+        SubmittedRequest(batcher, [1])
+        overdue = []
+        self.run(batcher, 4.9, 0.2, 1, after=lambda _: overdue.append(batcher.overdue_runs))
+        assert overdue == [0, 1, 1]
+        assert batcher.overdue_runs == 0
+        assert not batcher.check_runs()
+
+    def test_is_terminated_when_all_its_deadlines_have_passed(self, batcher):
+        now = batcher.clock.now
+        submitted = [SubmittedRequest(batcher, [1], deadline=now + end) for end in (1, 3)]
+        batches = []
+        self.run(batcher, 2, 2, after=lambda _: batches.extend(batcher._active_batches))
+        assert [one.answer for one in submitted] == [DeadlineExceededError] * 2
+        assert batcher.value("terminated_runs_total") == 1
+
+    def test_longer_than_allowed_fails_all_of_its_requests_at_once(self, batcher):
+        submitted = [SubmittedRequest(batcher, [value]) for value in (1, 2)]
+        self.run(batcher, 99, 2)
+        assert [one.answer for one in submitted] == [RunTooLongError] * 2
+        assert batcher.value("run_duration_seconds_count") == 0
+
+    def test_has_no_limit_if_the_policy_says_so(self, batcher):
+        batcher.policy = BatchPolicy(max_run_seconds=0)
+        submitted = SubmittedRequest(batcher, [1])
+        self.run(batcher, 1e6)
+        assert submitted.answer == [2]
 
 
 def test_every_error_has_an_outcome_that_metrics_know():

@@ -62,6 +62,21 @@ def test_other_groups_cost_the_same_until_they_are_known_and_not_by_their_first_
     assert cost_model.predict(2, ("a",)) == 3.0
 
 
+def test_only_groups_and_sizes_that_ran_count_as_measured():
+    cost_model = CostModel(BATCH_SIZES)
+    assert cost_model.predict_measured(1, ("a",)) is None
+    cost_model.measure(lambda rows: rows + 1.0, ("a",), budget=6)
+    assert [cost_model.predict_measured(rows, ("a",)) for rows in (1, 2, 3)] == [2.0, 3.0, None]
+    observe(cost_model, 3, 4.0)
+    assert cost_model.predict_measured(3, ("a",)) is not None
+    assert cost_model.predict_measured(4, ("a",)) is None
+    observe(cost_model, 2, 30.0, ("b",))  # its first run
+    assert cost_model.predict_measured(1, ("b",)) is None
+    observe(cost_model, 2, 30.0, ("b",))
+    assert cost_model.predict_measured(1, ("b",)) is not None
+    assert cost_model.predict_measured(3, ("b",)) is None
+
+
 def test_a_group_is_trusted_by_enough_runs_that_are_fresh(cost_model):
     assert not cost_model.is_reliable(("a",), 0.0)
     observe(cost_model, 2, 3.0)

@@ -51,3 +51,18 @@ def test_a_failing_run_gives_its_slot_back():
 def test_a_device_without_slots_is_rejected():
     with pytest.raises(ValueError, match="slots is 0"):
         DeviceScheduler(0)
+
+
+def test_turn_that_gave_its_slot_up_leaves_the_accounts_right():
+    share, clock = DeviceScheduler(1), Clock()
+    with share.turn("endless", clock) as turn:
+        clock.now += 10
+        share.give_up_slot(turn, clock.now)
+        share.give_up_slot(turn, clock.now)  # a second time does nothing
+        with share.turn("other", clock):
+            clock.now += 1
+            assert share._free_slots == 0
+        assert share._free_slots == 1
+        clock.now += 4
+    assert share._free_slots == 1
+    assert share._used_seconds == {"endless": 15.0, "other": 1.0}

@@ -368,16 +368,20 @@ def test_options_of_one_model():
         max_delay_ms=6,
         latency_objective_ms=7,
         inline="never",
+        max_run_seconds=10,
         instances=8,
         threads=9,
         providers=("cpu",),
     )
-    policy = BatchPolicy(3, 4, 5, 0.006, 0.007, inline=False)
+    policy = BatchPolicy(3, 4, 5, 0.006, 0.007, inline=False, max_run_seconds=10)
     assert options_for(settings, options) == ModelOptions(
         policy, RuntimeOptions(threads=9, providers=("cpu",), gpu_expected=True), 8
     )
-    off = ModelSettings(max_delay_ms=0, latency_objective_ms=0, inline="auto", threads=0)
-    assert options_for(off, ModelOptions(policy)) == ModelOptions(BatchPolicy(3, 4, 5))
+    off = ModelSettings(
+        max_delay_ms=0, latency_objective_ms=0, inline="auto", max_run_seconds=0, threads=0
+    )
+    expected = BatchPolicy(3, 4, 5, max_run_seconds=0)
+    assert options_for(off, ModelOptions(policy)) == ModelOptions(expected)
 
 
 def test_instances_share_the_cpus(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from support.fakes import Puppet, PuppetBatcher, SubmittedRequest
 
 from neurona_server.errors import ModelFailedError
-from neurona_server.telemetry import failure_log
+from neurona_server.telemetry import failure_log, rate_limit
 from neurona_server.telemetry.failure_log import RateLimitedFailureLog
 
 
@@ -17,7 +17,7 @@ class FakeSchedule:
         self.callbacks = []
 
     def __call__(self, seconds, callback):
-        assert seconds == failure_log.QUIET_SECONDS
+        assert seconds == rate_limit.QUIET_SECONDS
         self.callbacks.append(callback)
 
     def pass_minute(self):
@@ -28,7 +28,7 @@ class FakeSchedule:
 
 @pytest.fixture
 def schedule(monkeypatch):
-    monkeypatch.setattr(failure_log, "QUIET_SECONDS", 60.0)
+    monkeypatch.setattr(rate_limit, "QUIET_SECONDS", 60.0)
     return FakeSchedule()
 
 

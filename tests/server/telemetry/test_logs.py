@@ -133,9 +133,9 @@ def test_uncaught_exceptions_are_lines_of_the_log():
     assert first["level"] == third["level"] == fourth["level"] == "CRITICAL"
 
 
-def test_a_start_that_fails_is_reported_as_plain_text(capsys):
+def test_a_start_that_fails_is_reported_as_plain_text(capfd):
     logs.report_fatal(ValueError("no model"))
-    assert capsys.readouterr().err == "neurona-serve: no model\n"
+    assert capfd.readouterr().err == "neurona-serve: no model\n"
 
 
 UNWRITABLE = """

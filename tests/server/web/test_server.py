@@ -29,7 +29,9 @@ class Site:
         disable_created_metrics()
         self.registry = CollectorRegistry()
         self.state = "SERVING"
-        self.server = MetricsServer("127.0.0.1:0", self.registry, lambda: self.state)
+        self.server = MetricsServer(
+            "127.0.0.1:0", self.registry, lambda: self.state, hosts=["metrics.example.com"]
+        )
         self.address = ("127.0.0.1", self.server.port)
 
     def get(self, path, method="GET", data=None, **headers):
@@ -266,3 +268,66 @@ def test_ipv6():
     with urllib.request.urlopen(f"http://[::1]:{one.port}/healthz") as response:
         assert response.read() == b"SERVING\n"
     one.close()
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "127.0.0.1:8002", "10.1.2.3", "[::1]:8002", "[fe80::1]", "LOCALHOST.:80"),
+        *("neurona:8002", "project-neurona-1", "neurona_1:"),  # compose
+        *("neurona.models.svc:8002", "neurona.models.svc.cluster.local.", "host.docker.internal"),
+        *("metrics.example.com", "Metrics.Example.COM:443", socket.gethostname()),
+    ],
+)
+def test_hosts_that_no_web_page_can_have_are_answered(site, host):
+    for path in ("/", "/metrics", "/healthz"):
+        assert site.get(path, Host=host)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("attacker.com", "attacker.com:8002", "127.0.0.1.attacker.com", "localhost.attacker.com"),
+        *("metrics.example.com.attacker.com", "x.metrics.example.com", "attacker.svc.com"),
+        *("127.0.0.1@attacker.com", "attacker.com#127.0.0.1", "[attacker.com]x", "a b.com", "1.2"),
+        *("\xe4.com", "x" * 300 + ".com", "evil.com,localhost", "[", "]", ":", "..com"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/nothing"])
+def test_a_web_page_cannot_read_under_a_name_of_its_own(site, host, path):
+    """DNS rebinding: a page's own name resolves to the address of this server."""
+    raw = f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("latin-1")
+    head, _, body = site.send(raw).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 421 ")
+    assert b"text/plain" in head
+    assert body.startswith(b"unknown host ")
+    assert b"metrics_hosts" in body
+
+
+def test_the_host_of_the_target_takes_precedence(site):
+    for target, host, status in [
+        ("http://attacker.com/metrics", "localhost", b"421"),
+        ("http://localhost/metrics", "attacker.com", b"200"),
+    ]:
+        raw = f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+        assert site.send(raw).split()[1] == status
+
+
+def test_a_request_has_one_host_or_none(site):
+    assert site.send(b"GET /healthz HTTP/1.0\r\n\r\n").split()[1] == b"200"
+    for hosts in ("Host: localhost\r\nHost: attacker.com", "Host: a\r\nhost: a"):
+        assert site.send(f"GET / HTTP/1.1\r\n{hosts}\r\n\r\n".encode()).split()[1] == b"400"
+
+
+def test_every_name_can_be_allowed():
+    server = MetricsServer("127.0.0.1:0", CollectorRegistry(), lambda: "SERVING", hosts=["*"])
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as one:
+        one.sendall(b"GET /healthz HTTP/1.1\r\nHost: anything.com\r\n\r\n")
+        assert one.recv(100).startswith(b"HTTP/1.1 200 ")
+    server.close()
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".com", ".a"])
+def test_an_address_that_is_no_host_name_is_an_error(host):
+    with pytest.raises(ConfigError, match="cannot serve metrics on"):
+        MetricsServer(f"{host}:0", CollectorRegistry(), lambda: "SERVING")

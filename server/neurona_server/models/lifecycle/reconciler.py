@@ -9,21 +9,24 @@ given (NFS, ConfigMaps, object stores).
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence, Set
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from neurona_server.errors import (
     LoadError,
+    NeuronaError,
     NotFoundError,
     NotLoadedError,
     UnavailableError,
     printable,
     quoted,
 )
+from neurona_server.models.lifecycle.load_threads import LoadThreads, VersionLoad
 from neurona_server.models.lifecycle.registry import ModelEntry, Registry
 from neurona_server.models.lifecycle.versions import VersionSet
+from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model import Model
 from neurona_server.models.repository.scanner import ModelFolder, ModelSource, Repository
 from neurona_server.models.repository.settings import VersionPolicy
@@ -36,27 +39,36 @@ NOT_EXPLICIT = (
     'repository (expected the option model_control = "explicit")'
 )
 
-LoadModel = Callable[[ModelSource], Model]
-"""Makes a model that serves. Raises LoadError."""
+MIN_SWEEP_SECONDS = 10.0
+"""Interval in which names are forgotten that only calls load and unload."""
+
+INTERRUPTION = 1.0
+"""Seconds that loads have to end at the stop."""
+
+LoadModel = Callable[[ModelSource, LoadCancellation], Model]
+"""Makes a model that serves. Raises LoadError, for example when it is cancelled."""
 
 FindRejection = Callable[[ModelSource], str]
 """Returns why a version must not be loaded, or ""; called in the threads that load."""
 
 
 class Control(Protocol):
-    """Loads and unloads models by name; both methods block until they are finished."""
+    """Loads and unloads models by name."""
 
-    def load(self, name: str) -> None:
-        """Load a model.
+    def load(self, name: str) -> Future[None]:
+        """Start to load a model.
+
+        Returns:
+            A future that ends with the load; its exception may be a NotLoadedError (a version
+            cannot be loaded) or an UnavailableError (the server is shutting down).
 
         Raises:
             NotFoundError: The repository has no such model.
-            NotLoadedError: A version cannot be loaded.
-            UnavailableError: The server is shutting down.
+            NotLoadedError: The repository cannot be read.
         """
 
     def unload(self, name: str) -> None:
-        """Unload a model.
+        """Unload a model, and block until its requests are answered.
 
         Raises:
             NotFoundError: The model is not loaded.
@@ -73,6 +85,9 @@ class ReconcilerOptions:
 
     drain_timeout: float = 30.0
     """Seconds in which a replaced version may finish the requests that it has admitted."""
+
+    load_timeout: float = 120.0
+    """Seconds after which a load is given up; 0: never."""
 
     explicit: bool = False
     """Load only the models that `load` is called for."""
@@ -163,14 +178,31 @@ class Reconciler:
         self._changed = threading.Condition()
         self._polling = threading.Lock()
         self._stopping = threading.Event()
-        self._pool = ThreadPoolExecutor(self._options.threads, "load")
+        self._threads = LoadThreads(
+            self._options.threads,
+            self._options.load_timeout,
+            self._run_load,
+            self._handle_timeout,
+        )
+        self._loads: dict[tuple[str, int], VersionLoad] = {}  # those whose result is awaited
+        self._abandoned: dict[tuple[str, int], VersionLoad] = {}  # others whose thread still runs
+        self._waiters: dict[str, list[Future[None]]] = {}  # of the calls of `load`
         self._poller: threading.Thread | None = None
 
-    def start(self, requested: Sequence[str] = ()) -> list[str]:
+    @property
+    def requested(self) -> list[str]:
+        """Names of the models that are loaded because `start` or `load` was called for them."""
+        with self._changed:
+            return sorted(self._requested)
+
+    def start(self, requested: Sequence[str] = (), *, ignore_unknown: bool = False) -> list[str]:
         """Load the repository's models in parallel, and block until all loads have ended.
+
+        That includes loads that were given up at their time limit.
 
         Args:
             requested: Names of the models to load if models are loaded explicitly only.
+            ignore_unknown: Do not fail if the repository has no such model.
 
         Returns:
             One line for each version that cannot be loaded.
@@ -181,7 +213,10 @@ class Reconciler:
         folders = self._repository.scan()
         self._requested = set(requested)
         available = {name for name, folder in folders.items() if folder.versions}
-        if unknown := sorted(self._requested - available):
+        unknown = sorted(self._requested - available)
+        if unknown and ignore_unknown:
+            self._requested &= available
+        elif unknown:
             raise LoadError(f"there is no model {unknown[0]!r} in the repository")
         with self._changed:
             for name, folder in folders.items():
@@ -195,6 +230,8 @@ class Reconciler:
 
     def start_polling(self, seconds: float) -> None:
         """Poll the repository from now on, in a thread of its own."""
+        if self._options.explicit:  # only to forget models
+            seconds = max(seconds, MIN_SWEEP_SECONDS)
 
         def poll() -> None:
             while not self._stopping.wait(seconds):
@@ -206,7 +243,8 @@ class Reconciler:
     def poll_once(self) -> None:
         """Scan the repository and start the loads that it asks for, without waiting for them.
 
-        A model whose folder is missing in two polls in a row is unloaded.
+        A model whose folder is missing in two polls in a row is unloaded. If models are loaded
+        explicitly only, it is just forgotten, unless it is loaded.
         """
         with self._polling:
             folders = self._repository.scan_or_keep()
@@ -214,37 +252,45 @@ class Reconciler:
                 return
             with self._changed:
                 missing = self._models.keys() - folders.keys()
-                for name in missing & self._missing:
-                    self._observe(name, None)
+                if self._options.explicit:
+                    self._forget_missing(missing & self._missing)
+                    folders = {}
+                else:
+                    for name in missing & self._missing:
+                        self._observe(name, None)
                 self._missing = set(missing)
                 for name, folder in folders.items():
                     try:
                         self._observe(name, folder)
                     except Exception:  # one model must not keep the others from being updated
                         log.exception("%s: cannot be updated", name, extra={"model": name})
+        self._answer_waiters()
 
-    def load(self, name: str) -> None:
-        """Scan the model's folder and block until the versions that it asks for are loaded.
+    def load(self, name: str) -> Future[None]:
+        """Scan the repository and start to load the versions that the model's folder asks for.
+
+        Returns:
+            A future that ends with the loads. Its exception may be:
+            NotLoadedError: A version cannot be loaded; the versions loaded before keep serving.
+            UnavailableError: The server is shutting down.
 
         Raises:
             NotFoundError: The repository has no such model.
-            NotLoadedError: A version cannot be loaded; the versions loaded before keep serving.
-            UnavailableError: The server is shutting down.
+            NotLoadedError: The repository cannot be read.
         """
-        folder = self._repository.scan_model(name)
+        folders = self._repository.scan_for_caller()
+        folder = folders.get(name)
+        waiter: Future[None] = Future()
         with self._changed:
+            idle = {n for n in self._models.keys() - folders.keys() if not self._models[n].loading}
+            self._forget_missing(idle)
+            if folder is None or not (folder.versions or folder.problem):
+                raise NotFoundError(f"the repository has no model {quoted(name)}")
             self._requested.add(name)
+            self._waiters.setdefault(name, []).append(waiter)
             self._observe(name, folder, eager=True)
-            versions = self._models[name]
-            self._changed.wait_for(lambda: not versions.loading or self._stopping.is_set())
-            problems = versions.problems()
-            unloaded = name not in self._requested
-        if self._stopping.is_set():
-            raise UnavailableError("the server is shutting down")
-        if unloaded:
-            raise NotLoadedError(f"model {quoted(name)} was unloaded while it was loading")
-        if problems:
-            raise NotLoadedError(f"model {quoted(name)} cannot be loaded: {'; '.join(problems)}")
+        self._answer_waiters()
+        return waiter
 
     def unload(self, name: str) -> None:
         """Unpublish the model and block until all requests that it has admitted are answered.
@@ -258,16 +304,20 @@ class Reconciler:
                 raise NotFoundError(f"model {quoted(name)} is not loaded")
             self._requested.discard(name)
             versions.observe(versions.folder, serve=False)
+            self._cancel_unwanted(name, "the model was unloaded while it was loading")
             drains = self._publish(name)
+        self._answer_waiters()
         for drain in drains:
             drain.join()
 
     def stop_loading(self) -> None:
-        """Start no more loads and end the calls that wait for one; loaded models keep serving."""
+        """End all loads and the calls that wait for one; loaded models keep serving."""
         with self._changed:
             self._stopping.set()
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            for load in [*self._loads.values()]:
+                self._give_up(load, "the server is shutting down")
             self._changed.notify_all()
+        self._answer_waiters()
 
     def stop(self, timeout: float) -> bool:
         """Drain all models.
@@ -277,13 +327,14 @@ class Reconciler:
         """
         end = time.monotonic() + timeout
         self.stop_loading()
-        with self._changed:
-            loading = any(versions.loading for versions in self._models.values())
-        drained = not loading
+        drained = True
         for model in self._registry.models():
             drained = model.drain(max(0.0, end - time.monotonic())) and drained
         for drain in self._drains.running_threads():
             drain.join(max(0.0, end - time.monotonic()))
+        drained = (
+            self._threads.join(min(INTERRUPTION, max(0.0, end - time.monotonic()))) and drained
+        )
         return drained and not self._drains.running_threads()
 
     def _observe(self, name: str, folder: ModelFolder | None, *, eager: bool = False) -> None:
@@ -293,7 +344,9 @@ class Reconciler:
                 return
             self._models[name] = VersionSet(name, self._options.policy)
         serve = not self._options.explicit or name in self._requested
-        self._start_loads(name, self._models[name].observe(folder, serve=serve, eager=eager))
+        sources = self._models[name].observe(folder, serve=serve, eager=eager)
+        self._start_loads(name, sources)
+        self._cancel_unwanted(name, "its files were changed or removed while it was loading")
         problems = self._models[name].blocking_problems()
         for problem in problems:
             if problem not in self._logged_problems.get(name, ()):
@@ -301,45 +354,122 @@ class Reconciler:
         self._logged_problems[name] = problems
         self._publish(name)
 
-    def _start_loads(self, name: str, sources: Sequence[ModelSource]) -> None:
-        if not self._stopping.is_set():
-            for source in sources:
-                self._metrics.loading.start_load(name, source.version)
-                self._pool.submit(self._load_version, name, source)
+    def _forget_missing(self, names: Set[str]) -> None:
+        """Forget models without a folder; one that is loaded serves until a call unloads it."""
+        for name in names:
+            if not self._models[name].has_models:
+                self._requested.discard(name)
+                self._observe(name, None)
 
-    def _load_version(self, name: str, source: ModelSource) -> None:
+    def _start_loads(self, name: str, sources: Sequence[ModelSource]) -> None:
+        if self._stopping.is_set():
+            return
+        for source in sources:
+            load = VersionLoad(source, self._abandoned.get((name, source.version)))
+            self._loads[load.key] = load
+            self._metrics.loading.start_load(name, source.version)
+            self._threads.submit(load)
+
+    def _cancel_unwanted(self, name: str, reason: str) -> None:
+        versions = self._models[name]
+        for number in versions.unwanted_loads():
+            load = self._loads[name, number]
+            log.info("%s: load cancelled: %s", load.source, reason, extra=load.source.log_fields)
+            self._give_up(load, reason)
+            self._start_loads(name, versions.record_cancelled(number))
+
+    def _give_up(self, load: VersionLoad, reason: str) -> None:
+        """Interrupt a load and expect no result of it."""
+        del self._loads[load.key]
+        if not load.ended.is_set():
+            self._abandoned.setdefault(load.key, load)
+        load.cancellation.cancel(reason)
+        self._threads.abandon(load)
+        self._metrics.loading.finish_load(*load.key)
+
+    def _handle_timeout(self, load: VersionLoad) -> None:
+        seconds = self._options.load_timeout
+        reason = f"load timed out: not finished after {seconds:g} s (the option load_timeout_s)"
+        with self._changed:
+            if self._loads.get(load.key) is not load:
+                return  # it has ended meanwhile
+            self._give_up(load, reason)
+            self._record_failure(load, reason, seconds)
+        self._answer_waiters()
+
+    def _run_load(self, load: VersionLoad) -> None:
+        source = load.source
         log.info("%s: loading", source, extra=source.log_fields)
-        started = time.monotonic()
-        model, reason = None, ""
+        model, reason, unexpected = None, "", None
         try:
+            load.wait_for_previous()
             for find_rejection in self._find_rejections:
                 if rejection := find_rejection(source):
                     raise LoadError(rejection)
-            model = self._load_model(source)
+            model = self._load_model(source, load.cancellation)
         except LoadError as error:
             reason = printable(str(error))
-            log.error("%s: failed to load: %s", source, reason, extra=source.log_fields)
-        except Exception:  # one file must not keep the others from being served
-            reason = "internal error; see the server's log"
-            log.exception("%s: failed to load", source, extra=source.log_fields)
-        seconds = time.monotonic() - started
-        self._metrics.record_load(name, seconds, ok=model is not None)
+        except Exception as error:  # one file must not keep the others from being served
+            reason, unexpected = "internal error; see the server's log", error
+        seconds = time.monotonic() - load.started
         with self._changed:
-            self._metrics.loading.finish_load(name, source.version)
-            versions = self._models[name]
+            if self._abandoned.get(load.key) is load:
+                del self._abandoned[load.key]
+            if self._loads.get(load.key) is not load:  # it was given up
+                if model is not None:
+                    self._drains.start_drains([model])
+                return
+            del self._loads[load.key]
+            self._metrics.loading.finish_load(*load.key)
             if model is None:
-                self._start_loads(name, versions.record_failure(source.version, reason))
+                self._record_failure(load, reason, seconds, unexpected)
             else:
-                log.info(
-                    "%s: ready on %s after %.2f s",
-                    model,
-                    model.provider,
-                    seconds,
-                    extra=source.log_fields,
-                )
-                self._start_loads(name, versions.record_loaded(source.version, model))
-            self._publish(name)
-            self._changed.notify_all()
+                self._record_loaded(load, model, seconds)
+        self._answer_waiters()
+
+    def _record_failure(
+        self, load: VersionLoad, reason: str, seconds: float, error: Exception | None = None
+    ) -> None:
+        name, number = load.key
+        fields = load.source.log_fields
+        log.error("%s: failed to load: %s", load.source, reason, extra=fields, exc_info=error)
+        self._metrics.record_load(name, seconds, ok=False)
+        self._start_loads(name, self._models[name].record_failure(number, reason))
+        self._publish(name)
+        self._changed.notify_all()
+
+    def _record_loaded(self, load: VersionLoad, model: Model, seconds: float) -> None:
+        name, number = load.key
+        fields = load.source.log_fields
+        log.info("%s: ready on %s after %.2f s", model, model.provider, seconds, extra=fields)
+        self._metrics.record_load(name, seconds, ok=True)
+        self._start_loads(name, self._models[name].record_loaded(number, model))
+        self._publish(name)
+        self._changed.notify_all()
+
+    def _answer_waiters(self) -> None:
+        """End the futures of `load` whose loads have ended. Call it without holding the lock."""
+        answers: list[tuple[Future[None], NeuronaError | None]] = []
+        with self._changed:
+            for name in [*self._waiters]:
+                versions = self._models.get(name)
+                if versions is None or not versions.loading or self._stopping.is_set():
+                    error = self._load_outcome(name, versions)
+                    answers += [(waiter, error) for waiter in self._waiters.pop(name)]
+        for waiter, error in answers:
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+
+    def _load_outcome(self, name: str, versions: VersionSet | None) -> NeuronaError | None:
+        if self._stopping.is_set():
+            return UnavailableError("the server is shutting down")
+        if versions is None or name not in self._requested:
+            return NotLoadedError(f"model {quoted(name)} was unloaded while it was loading")
+        if problems := versions.problems():
+            return NotLoadedError(f"model {quoted(name)} cannot be loaded: {'; '.join(problems)}")
+        return None
 
     def _publish(self, name: str) -> list[threading.Thread]:
         """Publish the decisions of the model's versions, and return the drains that this starts."""

@@ -100,6 +100,26 @@ class VersionSet:
         record.loading_identity = None
         return self._decide(self._folder, serve=self._serve)
 
+    def record_cancelled(self, number: int) -> list[ModelSource]:
+        """Forget the load of a version, and return the versions to load instead."""
+        self._records[number].loading_identity = None
+        return self._decide(self._folder, serve=self._serve)
+
+    def unwanted_loads(self) -> list[int]:
+        """Return the versions whose load has become useless: their files changed or are gone."""
+        if self._folder is not None and self._folder.problem and self._serve:
+            return []
+        on_disk = self._folder.versions if self._folder is not None and self._serve else {}
+        return [
+            number
+            for number, record in self._records.items()
+            if record.loading_identity
+            and (
+                number not in on_disk
+                or record.stable_identity == record.last_identity != record.loading_identity
+            )
+        ]
+
     @property
     def folder(self) -> ModelFolder | None:
         return self._folder
@@ -107,6 +127,10 @@ class VersionSet:
     @property
     def loading(self) -> bool:
         return any(record.loading_identity for record in self._records.values())
+
+    @property
+    def has_models(self) -> bool:
+        return any(record.model for record in self._records.values())
 
     @property
     def is_removed(self) -> bool:

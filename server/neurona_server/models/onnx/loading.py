@@ -14,6 +14,7 @@ from typing import Any
 import onnxruntime
 
 from neurona_server.errors import LoadError
+from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx import graph_cache, runtime
 from neurona_server.models.onnx.external_data import find_external, read_external, temporary_copy
 from neurona_server.models.onnx.model_file import GraphOutline, read_outline
@@ -35,29 +36,40 @@ _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[^\s\"'/\\]*[/\\])+(?=[^\s\"'/\\])")
 _NOWHERE = os.path.join(os.sep, "nonexistent", "neurona")
 
 
-def load(path: Path, options: RuntimeOptions, threads: int) -> onnxruntime.InferenceSession:
+def load(
+    path: Path, options: RuntimeOptions, threads: int, cancellation: LoadCancellation
+) -> onnxruntime.InferenceSession:
     """Load the model at `path`, on the CPU if it cannot be loaded on a GPU.
 
+    Args:
+        path: The model's file.
+        options: How it is run.
+        threads: CPU threads of one run.
+        cancellation: Ends the load early, where ONNX Runtime looks for that: between the steps in
+            which it optimises the graph.
+
     Raises:
-        LoadError: The file is not a model, or ONNX Runtime cannot load it.
+        LoadError: The file is not a model, ONNX Runtime cannot load it, or the load is cancelled.
     """
     outline = read_outline(path)
     providers = runtime.usable_providers(options)
     if not providers:
         names = ", ".join(options.providers)
         raise LoadError(f"none of its providers ({names}) is available")
-    loader = _Loader(path, outline, options, threads)
+    loader = _Loader(path, outline, options, threads, cancellation)
     try:
         try:
             return loader.load(providers)
         except Exception as error:  # ONNX Runtime raises a class of its own for each status
             if isinstance(error, LoadError) or CPU not in providers or providers == [CPU]:
                 raise
+            cancellation.raise_if_cancelled()
             log.warning("%s: cannot be loaded on a GPU: %s", path, error)
             return loader.load([CPU])
     except (LoadError, MemoryError):
         raise
     except Exception as error:
+        cancellation.raise_if_cancelled()
         log.info("%s: %s", path, error)
         reason = public_reason(error, path)
         raise LoadError(f"ONNX Runtime cannot load it: {reason}") from error
@@ -79,12 +91,18 @@ def public_reason(error: Exception, path: Path) -> str:
 
 class _Loader:
     def __init__(
-        self, path: Path, outline: GraphOutline, options: RuntimeOptions, threads: int
+        self,
+        path: Path,
+        outline: GraphOutline,
+        options: RuntimeOptions,
+        threads: int,
+        cancellation: LoadCancellation,
     ) -> None:
         self._path = path
         self._outline = outline
         self._options = options
         self._threads = threads
+        self._cancellation = cancellation
 
     def load(self, providers: list[Any]) -> onnxruntime.InferenceSession:
         if self._outline.external:
@@ -137,9 +155,12 @@ class _Loader:
         def write(target: Path) -> None:
             settings = self._settings()
             settings.optimized_model_filepath = os.fspath(target)
-            opened.append(self._open(content, providers, settings))
+            session = self._open(content, providers, settings)
+            opened.append(session)
             saved = self._open(os.fspath(target), providers, self._settings_without_optimisation())
-            if _interface(saved) != _interface(opened[0]):
+            if _interface(saved) == _interface(session):
+                opened.append(saved)  # what later loads get
+            else:
                 log.info("%s: not cached: the optimised graph has other inputs", self._path)
                 os.truncate(target, 0)  # so that it is not tried at every start
 
@@ -147,7 +168,7 @@ class _Loader:
             cache.put(key, write)
         except Exception as error:  # an invalid model, which fails again below, or a full disk
             log.info("%s: not cached: %s", self._path, error)
-        return opened[0] if opened else self._open(content, providers)
+        return opened[-1] if opened else self._open(content, providers)
 
     def _open(
         self,
@@ -155,10 +176,14 @@ class _Loader:
         providers: list[Any],
         settings: onnxruntime.SessionOptions | None = None,
     ) -> onnxruntime.InferenceSession:
-        # With its fallback, it would print what went wrong and try other providers.
-        return onnxruntime.InferenceSession(
-            model, settings or self._settings(), providers=providers, enable_fallback=0
-        )
+        settings = settings or self._settings()
+        # onnxruntime 1.24 and later.
+        set_flag = getattr(settings, "set_load_cancellation_flag", lambda _: None)
+        with self._cancellation.interrupting(lambda: set_flag(True)):
+            # With its fallback, it would print what went wrong and try other providers.
+            return onnxruntime.InferenceSession(
+                model, settings, providers=providers, enable_fallback=0
+            )
 
     def _settings(self) -> onnxruntime.SessionOptions:
         options = self._options

@@ -51,6 +51,7 @@ class _Percent(float):
 
 _Text = Annotated[str, Meta(min_length=1)]
 _Milliseconds = Annotated[float, Meta(ge=0, le=1e8, description="milliseconds from 0 to 100000000")]
+_Seconds = Annotated[float, Meta(ge=0, le=1e6, description="seconds from 0 to 1000000")]
 _PositiveInt = Annotated[int, Meta(ge=1, le=_MAX_INT32)]
 _AxisName = Annotated[str, Meta(description='a name, or "" for an axis without one')]
 _AxisNames = Annotated[
@@ -119,6 +120,7 @@ class ModelToml(_Table, frozen=True):
     max_delay_ms: _Milliseconds | None = None
     latency_objective_ms: _Milliseconds | None = None
     inline: Literal["auto", "always", "never"] | None = None
+    max_run_seconds: _Seconds | None = None
     instances: Annotated[int, Meta(ge=1, le=64)] | None = None
     threads: Annotated[int, Meta(ge=0, le=1024)] | None = None
     providers: Annotated[tuple[Literal["cuda", "cpu"], ...], Meta(min_length=1)] | None = None
@@ -171,6 +173,7 @@ def _to_settings(folder: Path, table: ModelToml) -> ModelSettings:
         max_delay_ms=table.max_delay_ms,
         latency_objective_ms=table.latency_objective_ms,
         inline=table.inline,
+        max_run_seconds=table.max_run_seconds,
         instances=table.instances,
         threads=table.threads,
         providers=table.providers,

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from neurona_server.errors import LoadError, NotFoundError, NotLoadedError, quoted
+from neurona_server.errors import LoadError, NotLoadedError, quoted
 from neurona_server.models.repository.model_toml import read_model_toml
 from neurona_server.models.repository.settings import CONFIG_PBTXT, MODEL_TOML, ModelSettings
 from neurona_server.models.repository.triton_config import read_triton_config
@@ -138,22 +138,18 @@ class Repository:
         self._logged_problem = problem
         return folders
 
-    def scan_model(self, name: str) -> ModelFolder:
-        """Return the folder of one model.
+    def scan_for_caller(self) -> dict[str, ModelFolder]:
+        """Return what `scan` returns.
 
         Raises:
-            NotFoundError: There is no such model.
             NotLoadedError: The repository cannot be read. The message contains no path, since
                 it is meant for clients.
         """
         try:
-            folders = self.scan()
+            return self.scan()
         except LoadError as error:
             log.error("%s", error)
             raise NotLoadedError("cannot read the repository; see the server's log") from error
-        if name not in folders or not (folders[name].versions or folders[name].problem):
-            raise NotFoundError(f"the repository has no model {quoted(name)}")
-        return folders[name]
 
     def _scan(self) -> dict[str, ModelFolder]:
         folders: dict[str, ModelFolder] = {}
@@ -338,6 +334,16 @@ def _list_files(
                 yield entry
 
 
+def has_changed(source: ModelSource) -> bool:
+    """Return whether a file of the version has changed or gone since the version was scanned."""
+    try:
+        return any(
+            _describe_file(str(row[0]), os.stat(row[0])) != row for row in source.fingerprint
+        )
+    except OSError:
+        return True
+
+
 def _fingerprint_of(files: Iterable[os.DirEntry[str]]) -> Fingerprint:
     fingerprints = []
     for entry in files:
@@ -345,7 +351,10 @@ def _fingerprint_of(files: Iterable[os.DirEntry[str]]) -> Fingerprint:
             status = entry.stat()
         except OSError:  # a dangling link or a loop; loading the file will fail with the reason
             status = entry.stat(follow_symlinks=False)
-        access = (status.st_mode, status.st_uid, status.st_gid)
-        content = (status.st_size, status.st_mtime_ns, status.st_ino)
-        fingerprints.append((entry.path, *content, *access))
+        fingerprints.append(_describe_file(entry.path, status))
     return tuple(sorted(fingerprints))
+
+
+def _describe_file(path: str, status: os.stat_result) -> tuple[str | int, ...]:
+    content = (status.st_size, status.st_mtime_ns, status.st_ino)
+    return (path, *content, status.st_mode, status.st_uid, status.st_gid)

@@ -158,6 +158,7 @@ class ModelSettings:
     max_delay_ms: float | None = None
     latency_objective_ms: float | None = None
     inline: str | None = None
+    max_run_seconds: float | None = None
     instances: int | None = None
     threads: int | None = None
     providers: tuple[str, ...] | None = None

@@ -6,7 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from neurona_protos.open_inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
+from neurona_protos.open_inference_pb2 import (
+    InferParameter,
+    ModelInferRequest,
+    ModelInferResponse,
+    ModelStreamInferResponse,
+)
 from neurona_protos.prediction_pb2 import DataType, Task
 from neurona_protos.tensors import encode
 from neurona_protos.wire_format import header
@@ -30,6 +35,7 @@ thread that serves other requests too."""
 MAX_MESSAGE_BYTES = 2**31 - 1
 """Protobuf's limit."""
 
+_INFER_RESPONSE = ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"].number
 _RAW_OUTPUT_CONTENTS = ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number
 
 
@@ -51,9 +57,11 @@ class RequestedOutput(NamedTuple):
 
 
 def read_requested_outputs(
-    message: ModelInferRequest, model: Model, memory: SharedMemoryService
+    message: ModelInferRequest, model: Model, memory: SharedMemoryService, owner: str
 ) -> Sequence[RequestedOutput]:
     """Return the outputs that a request names, or all of the model's if it names none.
+
+    Only regions of `owner`, the caller, are written to.
 
     Raises:
         InvalidArgumentError: An output is unknown or a duplicate, or its parameters are invalid.
@@ -80,14 +88,17 @@ def read_requested_outputs(
             index,
             specs[index],
             _read_class_count(output.parameters, specs[index]),
-            memory.find_slice(output.parameters, f"output {name!r}"),
+            memory.find_slice(owner, output.parameters, f"output {name!r}"),
             model.metadata.labels if index == labelled else (),
         )
     return list(requested.values())
 
 
 class InferResponseWriter(NamedTuple):
-    """The `ResponseWriter` of a ModelInferRequest; in a stream it marks the response as final."""
+    """The `ResponseWriter` of a ModelInferRequest.
+
+    In a stream it marks the response as final, and writes it as a ModelStreamInferResponse.
+    """
 
     model_name: str
     model_version: str
@@ -137,7 +148,8 @@ def _write_response(writer: InferResponseWriter, outputs: Outputs) -> bytes:
         raise InvalidArgumentError(
             f"the response has {size} bytes (expected at most {MAX_MESSAGE_BYTES} in a message)"
         )
-    return b"".join([head.SerializeToString(), *pieces])
+    before = header(_INFER_RESPONSE, size) if writer.streamed else b""
+    return b"".join([before, head.SerializeToString(), *pieces])
 
 
 def _write_to_shared_memory(

@@ -1,6 +1,9 @@
 """System shared memory: its regions, the methods that register them, and tensors in them.
 
-A region is a part of a memory object of the machine (shm_open) that a caller has created.
+A region is a part of a memory object of the machine (shm_open) that a caller has created. It
+belongs to the caller that registered it, by the name of its token: each caller has names of its
+own, and sees, uses and unregisters only its own regions. A memory object with regions belongs to
+their owner too, or another caller could read and write it through a region of its own.
 """
 
 import os
@@ -18,6 +21,7 @@ from neurona_server.errors import (
     InvalidArgumentError,
     NotAllowedError,
     NotFoundError,
+    PermissionDeniedError,
     UnsupportedError,
     quoted,
 )
@@ -27,7 +31,10 @@ from neurona_server.rpc.security.access import Grant, Right
 
 FOLDER = "/dev/shm"  # noqa: S108  where Linux keeps what shm_open opens
 MAX_REGIONS = 1024
-"""Registered regions; each holds a file open."""
+"""Registered regions of all callers; each holds a file open."""
+
+MAX_REGIONS_OF_TOKEN = 256
+"""Regions of one token, so that it leaves some to others."""
 
 REGION = "shared_memory_region"
 OFFSET = "shared_memory_offset"
@@ -47,6 +54,8 @@ class Region:
     offset: int
     byte_size: int
     file: int
+    memory_object: tuple[int, int]
+    """Device and inode: the object itself, whatever its key."""
 
     def __del__(self) -> None:
         # Not when it is unregistered: a response may still be written to it.
@@ -103,32 +112,34 @@ class RegionSlice:
 
 
 class Regions:
-    """The registered regions, by name. Only the transport's thread changes them."""
+    """The registered regions, by owner and name. Only the transport's thread changes them.
+
+    An owner is the name of a token, or "" for every caller of a server without tokens.
+    """
 
     def __init__(self) -> None:
-        self._regions: dict[str, Region] = {}
+        self._regions: dict[str, dict[str, Region]] = {}
 
     def __len__(self) -> int:
-        return len(self._regions)
+        return sum(map(len, self._regions.values()))
 
-    def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
+    def register(self, owner: str, name: str, key: str, offset: int, byte_size: int) -> None:
         """Register a region of the memory object `key`.
 
         Raises:
             InvalidArgumentError: The name, key or size is invalid, or there is no such memory.
-            AlreadyExistsError: A region has the name already.
-            NotAllowedError: There are MAX_REGIONS already.
+            AlreadyExistsError: A region of the owner has the name already.
+            NotAllowedError: There are MAX_REGIONS already, or MAX_REGIONS_OF_TOKEN of the owner.
+            PermissionDeniedError: The memory object has regions of another owner.
         """
         if not _NAME.fullmatch(name):
             raise InvalidArgumentError(
                 f"the region's name is {quoted(name)} (expected 1 to 255 characters)"
             )
-        if name in self._regions:
+        own = self._regions.get(owner, {})
+        if name in own:
             raise AlreadyExistsError(f"shared memory region {quoted(name)} already in manager")
-        if len(self._regions) >= MAX_REGIONS:
-            raise NotAllowedError(
-                f"too many shared memory regions (expected at most {MAX_REGIONS})"
-            )
+        self._check_number(owner, len(own))
         if not _KEY.fullmatch(key):
             raise InvalidArgumentError(
                 f"the region's key is {quoted(key)} (expected the name of a memory object: "
@@ -138,40 +149,48 @@ class Regions:
             raise InvalidArgumentError("the region has 0 bytes (expected at least 1)")
         file = _open_memory_object(key)
         try:
-            size = os.fstat(file).st_size
-            if offset + byte_size > size:
+            state = os.fstat(file)
+            if offset + byte_size > state.st_size:
                 raise InvalidArgumentError(
-                    f"the region ends at byte {offset + byte_size} (expected at most {size}, the "
-                    f"size of the memory object {quoted(key)})"
+                    f"the region ends at byte {offset + byte_size} (expected at most "
+                    f"{state.st_size}, the size of the memory object {quoted(key)})"
                 )
+            memory_object = (state.st_dev, state.st_ino)
+            self._check_owner(owner, key, memory_object)
         except BaseException:
             os.close(file)
             raise
-        self._regions[name] = Region(name, key, offset, byte_size, file)
+        region = Region(name, key, offset, byte_size, file, memory_object)
+        self._regions.setdefault(owner, own)[name] = region
 
-    def unregister(self, name: str) -> None:
-        """Unregister a region if there is one of the name, or all if `name` is empty."""
+    def unregister(self, owner: str, name: str) -> None:
+        """Unregister the owner's region of the name if there is one, or all if `name` is empty."""
+        own = self._regions.get(owner, {})
         if name:
-            self._regions.pop(name, None)
+            own.pop(name, None)
         else:
-            self._regions.clear()
+            own.clear()
+        if not own:
+            self._regions.pop(owner, None)
 
-    def select(self, name: str) -> Mapping[str, Region]:
-        """Return the region of a name, or all if `name` is empty.
+    def select(self, owner: str, name: str) -> Mapping[str, Region]:
+        """Return the owner's region of a name, or all its regions if `name` is empty.
 
         Raises:
             NotFoundError: There is no such region.
         """
-        return {name: self._find(name)} if name else dict(self._regions)
+        if name:
+            return {name: self._find(owner, name)}
+        return dict(self._regions.get(owner, {}))
 
-    def slice_of(self, name: str, offset: int, byte_size: int) -> RegionSlice:
-        """Return a part of a region.
+    def slice_of(self, owner: str, name: str, offset: int, byte_size: int) -> RegionSlice:
+        """Return a part of the owner's region of a name.
 
         Raises:
             NotFoundError: There is no such region.
             InvalidArgumentError: The part is not within the region.
         """
-        region = self._find(name)
+        region = self._find(owner, name)
         if offset + byte_size > region.byte_size:
             raise InvalidArgumentError(
                 f"Invalid offset + byte size for shared memory region: {quoted(name)}: "
@@ -179,11 +198,31 @@ class Regions:
             )
         return RegionSlice(region, offset, byte_size)
 
-    def _find(self, name: str) -> Region:
-        region = self._regions.get(name)
+    def _find(self, owner: str, name: str) -> Region:
+        region = self._regions.get(owner, {}).get(name)
         if region is None:
             raise NotFoundError(f"Unable to find shared memory region: {quoted(name)}")
         return region
+
+    def _check_number(self, owner: str, own_count: int) -> None:
+        if owner and own_count >= MAX_REGIONS_OF_TOKEN:
+            raise NotAllowedError(
+                "too many shared memory regions of the token "
+                f"(expected at most {MAX_REGIONS_OF_TOKEN})"
+            )
+        if len(self) >= MAX_REGIONS:
+            raise NotAllowedError(
+                f"too many shared memory regions (expected at most {MAX_REGIONS})"
+            )
+
+    def _check_owner(self, owner: str, key: str, memory_object: tuple[int, int]) -> None:
+        for other, regions in self._regions.items():
+            if other != owner and any(
+                region.memory_object == memory_object for region in regions.values()
+            ):
+                raise PermissionDeniedError(
+                    f"the memory object {quoted(key)} has regions of another caller"
+                )
 
 
 def _open_memory_object(key: str) -> int:
@@ -238,9 +277,14 @@ class SharedMemoryService:
         }
 
     def find_slice(
-        self, parameters: Mapping[str, pb.InferParameter], tensor: str
+        self, owner: str, parameters: Mapping[str, pb.InferParameter], tensor: str
     ) -> RegionSlice | None:
         """Return the part of a region that a tensor's parameters name; None if they name none.
+
+        Args:
+            owner: The caller's name, see `Regions`.
+            parameters: The tensor's parameters.
+            tensor: The tensor, for error messages.
 
         Raises:
             NotAllowedError: Shared memory is off.
@@ -258,31 +302,33 @@ class SharedMemoryService:
             )
         byte_size = read_unsigned_parameter(BYTE_SIZE, parameters[BYTE_SIZE])
         offset = read_unsigned_parameter(OFFSET, parameters[OFFSET]) if OFFSET in parameters else 0
-        return self.regions.slice_of(parameters[REGION].string_param, offset, byte_size)
+        return self.regions.slice_of(owner, parameters[REGION].string_param, offset, byte_size)
 
     def _status(
-        self, message: pb.SystemSharedMemoryStatusRequest, _: Grant
+        self, message: pb.SystemSharedMemoryStatusRequest, grant: Grant
     ) -> pb.SystemSharedMemoryStatusResponse:
         self._check_enabled()
         response = pb.SystemSharedMemoryStatusResponse()
-        for name, region in self.regions.select(message.name).items():
+        for name, region in self.regions.select(grant.name, message.name).items():
             status = response.regions[name]
             status.name, status.key = name, region.key
             status.offset, status.byte_size = region.offset, region.byte_size
         return response
 
     def _register(
-        self, message: pb.SystemSharedMemoryRegisterRequest, _: Grant
+        self, message: pb.SystemSharedMemoryRegisterRequest, grant: Grant
     ) -> pb.SystemSharedMemoryRegisterResponse:
         self._check_enabled()
-        self.regions.register(message.name, message.key, message.offset, message.byte_size)
+        self.regions.register(
+            grant.name, message.name, message.key, message.offset, message.byte_size
+        )
         return pb.SystemSharedMemoryRegisterResponse()
 
     def _unregister(
-        self, message: pb.SystemSharedMemoryUnregisterRequest, _: Grant
+        self, message: pb.SystemSharedMemoryUnregisterRequest, grant: Grant
     ) -> pb.SystemSharedMemoryUnregisterResponse:
         self._check_enabled()
-        self.regions.unregister(message.name)
+        self.regions.unregister(grant.name, message.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
     def _check_enabled(self) -> None:

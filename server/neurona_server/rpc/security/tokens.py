@@ -7,28 +7,23 @@
     models = ["lenet5", "team-*"]       # optional; default: every model
 
 A plain hash is enough for a long random token, which cannot be guessed; short tokens are not
-hashed.
+hashed. Tokens with the same name are one caller, so that a token can be replaced.
 """
 
 import hashlib
-import hmac
 import re
 import sys
-import tomllib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
 from neurona_server.errors import ConfigError, UnauthenticatedError
+from neurona_server.files import parse_toml
 from neurona_server.models.repository.validation import convert
 from neurona_server.rpc.security.access import UNRESTRICTED, Grant, Right
-from neurona_server.rpc.security.reloaded_files import ReloadedFiles, read_file
-
-CHECK_PAUSE = 1.0
-"""Minimum seconds between two checks whether the file has changed."""
+from neurona_server.rpc.security.reloaded_files import ReloadedFiles
 
 MIN_LENGTH = 20
 """Characters of a token: 120 bits if they are random base64."""
@@ -45,7 +40,7 @@ class Access:
         Raises:
             ConfigError: The file cannot be read or is invalid. Later the last valid tokens stay.
         """
-        self._tokens = ReloadedFiles("tokens", [file], lambda: _read_tokens(file), CHECK_PAUSE)
+        self._grants = ReloadedFiles("tokens", [file], lambda texts: _parse_tokens(file, texts[0]))
 
     def grant(self, right: Right | None, metadata: Iterable[tuple[str, str | bytes]]) -> Grant:
         """Return the grant of a caller by its metadata.
@@ -66,13 +61,14 @@ class Access:
         bearer = _BEARER.fullmatch(values[0])
         if bearer is None:
             raise UnauthenticatedError("invalid authorization (expected Bearer TOKEN)")
+        # The duration of the lookup may depend on the digest, but reveals nothing of use: who
+        # chooses tokens cannot choose their digests, and a digest does not lead to its token.
         digest = hashlib.sha256(bearer[1].encode()).digest()
-        # All are compared, each in constant time, so that the duration reveals nothing.
-        grants = [t.grant for t in self._tokens.current() if hmac.compare_digest(t.digest, digest)]
-        if not grants:
+        grant = self._grants.content.get(digest)
+        if grant is None:
             raise UnauthenticatedError("unknown token")
-        grants[0].check_right(right)
-        return grants[0]
+        grant.check_right(right)
+        return grant
 
 
 def hash_token() -> int:
@@ -87,12 +83,6 @@ def hash_token() -> int:
         return 1
     print(hashlib.sha256(token.encode()).hexdigest())
     return 0
-
-
-@dataclass(frozen=True)
-class _Token:
-    digest: bytes
-    grant: Grant
 
 
 class _TokenEntry(msgspec.Struct, forbid_unknown_fields=True):
@@ -112,30 +102,25 @@ class _TokensFile(msgspec.Struct, forbid_unknown_fields=True):
     tokens: Annotated[list[_TokenEntry], msgspec.Meta(min_length=1)]
 
 
-def _read_tokens(file: Path) -> list[_Token]:
+def _parse_tokens(file: Path, content: bytes) -> Mapping[bytes, Grant]:
+    """Return the grants of the tokens in a file, by the SHA-256 digest of the token."""
+
     def error(message: str) -> ConfigError:
         hint = ""
         if message.startswith(("unknown key", "missing key")):
             hint = "; tokens are not written in plain text but hashed by neurona-serve --hash-token"
         return ConfigError(f"{file}: {message}{hint}")
 
-    try:
-        values = tomllib.loads(read_file(file).decode())
-    except ValueError as invalid:  # not TOML, or not UTF-8
-        raise ConfigError(f"{file} is not TOML: {invalid}") from invalid
     # Errors show no values and no unknown keys: one might be the token itself.
-    entries = convert(values, _TokensFile, "", error, show_values=False).tokens
-    tokens = [
-        _Token(
-            bytes.fromhex(entry.sha256),
-            Grant(
-                entry.name,
-                frozenset(map(Right, entry.rights)),
-                None if entry.models is None else tuple(entry.models),
-            ),
+    entries = convert(parse_toml(content, file), _TokensFile, "", error, show_values=False).tokens
+    grants = {
+        bytes.fromhex(entry.sha256): Grant(
+            entry.name,
+            frozenset(map(Right, entry.rights)),
+            None if entry.models is None else tuple(entry.models),
         )
         for entry in entries
-    ]
-    if len({token.digest for token in tokens}) < len(tokens):
+    }
+    if len(grants) < len(entries):
         raise error("duplicate tokens (expected each sha256 once)")
-    return tokens
+    return grants

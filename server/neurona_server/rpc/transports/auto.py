@@ -15,6 +15,7 @@ import grpc
 from neurona_server.errors import InvalidArgumentError
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.transports.aio import AioListener
+from neurona_server.rpc.transports.connection_guard import ConnectionGuard
 from neurona_server.rpc.transports.cygrpc import CygrpcServer
 from neurona_server.rpc.transports.listener import ListenerOptions
 
@@ -29,6 +30,8 @@ class Listener(Protocol):
 
     name: str
     """The transport's name for metrics: cygrpc or aio."""
+    guard: ConnectionGuard
+    """Counts its connections, and the bytes that it has received."""
 
     def start(self, address: str) -> int:
         """Listen; return the port, which the system chose if `address` ends in ":0".
@@ -37,10 +40,19 @@ class Listener(Protocol):
             ConfigError: The address is not available.
         """
 
-    def stop(self, timeout: float) -> None:
+    def stop(self, timeout: float) -> bool:
         """Accept no more calls, wait `timeout` seconds for those in flight, cancel the others.
 
         A second call does nothing.
+
+        Returns:
+            False if the thread of the transport still runs: it is hung.
+        """
+
+    def has_turned(self) -> bool:
+        """Return whether its thread has turned since the last call, or waits for events.
+
+        For one caller only, the `Heartbeat`.
         """
 
 

@@ -15,13 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from neurona_server.batching.batcher import Deferred
 from neurona_server.errors import (
+    BuffersFullError,
     DeadlineExceededError,
     InvalidArgumentError,
     NeuronaError,
@@ -45,8 +45,10 @@ from neurona_server.rpc.call import (
 )
 from neurona_server.rpc.security.access import UNRESTRICTED, Grant
 from neurona_server.rpc.status import status_of
+from neurona_server.rpc.transports.buffer_budget import COPIES, LARGE
 from neurona_server.rpc.transports.listener import (
     AGED,
+    MAX_COMPRESSED_BYTES,
     STOPPING,
     STOPPING_ACCEPT_TIME,
     ListenerOptions,
@@ -78,6 +80,7 @@ Event = Any  # of cygrpc, which has no types
 RawCall = Any
 
 _NO_FLAGS = 0
+_NO_COMPRESSION = 2  # GRPC_WRITE_NO_COMPRESS
 _OK = cygrpc.StatusCode.ok
 _NOW = 0.0
 _TIMEOUT = cygrpc.CompletionType.queue_timeout
@@ -96,6 +99,9 @@ class CygrpcServer:
         self._methods = {path.encode(): method for path, method in methods.items()}
         self._options = options
         self._tracer = options.tracer
+        self.budget = options.make_budget()
+        self.receiving = self.budget.receiving
+        self.guard = options.make_guard(self.budget)
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(tuple(options.arguments()), False)
         self._server.register_completion_queue(self._queue)
@@ -103,6 +109,10 @@ class CygrpcServer:
         self._stopping = self._stop_called = self._queue_closed = False
         self._starting: list[None] = []  # an element for each thread that is in `start_batch`
         self._idle = threading.Event()
+        # For `has_turned`: whether the thread waits for events, how often it has stopped to, and
+        # that number at the last question.
+        self._waiting = False
+        self._turns = self._last_turns = 0
         self._open_calls = 0  # unary ones; only the transport's thread counts them
         # Each stream with the time at which it is drained: the oldest comes first.
         self._streams: dict[CygrpcStreamCall, float] = {}
@@ -117,22 +127,18 @@ class CygrpcServer:
         Raises:
             ConfigError: The address is not available.
         """
-        certificates = self._options.certificates
-        secret = getattr(certificates.credentials(), "_credentials") if certificates else None  # noqa: B009
-        port = bind(partial(self._add_port, secret), address)
+        ports = bind(self._add_port, address)
         self._server.start()
         for _ in range(REQUESTED_CALLS):
             self._server.request_call(self._queue, self._queue, self._accept)
         self._thread.start()
-        return port
+        self.guard.start(ports)
+        return ports[0]
 
-    def stop(self, timeout: float) -> None:
-        """Accept no more calls, wait `timeout` seconds for those in flight, cancel the others.
-
-        A second call does nothing.
-        """
+    def stop(self, timeout: float) -> bool:
+        """See `Listener.stop`."""
         if self._stop_called or self._thread.ident is None:
-            return
+            return True
         self._stop_called = self._stopping = True
         end = time.monotonic() + timeout
         self._drain_streams()
@@ -140,6 +146,7 @@ class CygrpcServer:
         # clients do not retry: they get UNAVAILABLE first.
         time.sleep(min(timeout, STOPPING_ACCEPT_TIME))
         self._drain_streams()  # those accepted meanwhile
+        self.guard.stop()  # it holds calls, which would not end
         self._server.shutdown(self._queue, lambda _: self._idle.set())
         if not self._idle.wait(max(0.0, end - time.monotonic())):
             self._server.cancel_all_calls()
@@ -147,13 +154,19 @@ class CygrpcServer:
                 log.warning(
                     "some calls have not ended %s s after their cancellation", CANCELLATION_TIMEOUT
                 )
-                return
+                return False
         self._queue_closed = True  # set first, so that no thread starts operations after it
         while self._starting:
             time.sleep(0.001)
         self._server.destroy()
         self._queue.shutdown()
-        self._thread.join()
+        self._thread.join(CANCELLATION_TIMEOUT)
+        return not self._thread.is_alive()
+
+    def has_turned(self) -> bool:
+        """See `Listener.has_turned`."""
+        before, self._last_turns = self._last_turns, self._turns
+        return self._thread.is_alive() and (self._waiting or self._turns != before)
 
     def start_batch(
         self, call: RawCall, operations: Sequence[Any], tag: Callable[[Event], None]
@@ -196,8 +209,10 @@ class CygrpcServer:
         """Remove a stream that has ended."""
         self._streams.pop(call, None)
 
-    def _add_port(self, secret: Any, address: str) -> int:
-        port = self._server.add_http2_port(address.encode(), *([secret] if secret else []))
+    def _add_port(self, address: str) -> int:
+        certificates = self._options.certificates
+        secret = [getattr(certificates.credentials(), "_credentials")] if certificates else []  # noqa: B009
+        port = self._server.add_http2_port(address.encode(), *secret)
         if not port:
             raise RuntimeError("the address is not available")
         return int(port)
@@ -210,7 +225,10 @@ class CygrpcServer:
         self.thread_id = threading.get_ident()
         poll = self._queue.poll
         while True:
+            self._waiting = True
             event = poll(self._poll_until())
+            self._waiting = False
+            self._turns += 1
             count = 0
             while event.completion_type != _TIMEOUT:
                 if event.completion_type == _SHUTDOWN:
@@ -292,8 +310,9 @@ class CygrpcServer:
             if self._tracer.should_sample(metadata):
                 trace = self._tracer.start_call(event.call_details.method.decode(), metadata)
         if isinstance(method, Unary):
-            CygrpcCall(self, event, grant, method, trace)
+            call = CygrpcCall(self, event, grant, method, trace)
             self._open_calls += 1
+            self.receiving[call] = method.max_message_bytes
             return
         try:
             stream = CygrpcStreamCall(self, event, grant, method, trace)
@@ -307,8 +326,12 @@ class CygrpcServer:
 class CygrpcCall(BaseCall):
     """A unary call (`rpc.call.Call`)."""
 
+    messages_received = 0
+    is_stream = False
+
     __slots__ = (
         "_deadline",
+        "_held",
         "_method",
         "_on_cancel",
         "_open",
@@ -333,6 +356,7 @@ class CygrpcCall(BaseCall):
         self.request = b""
         self.grant = grant
         self.defer = transport.defer
+        self._held = 0
         self._transport = transport
         self._raw = event.call
         self._deadline = event.call_details.deadline
@@ -356,13 +380,15 @@ class CygrpcCall(BaseCall):
         if len(response) > self._transport.max_message_bytes:
             self.fail(response_too_large(len(response), self._transport.max_message_bytes))
             return
+        if len(response) > LARGE and not self._hold(COPIES * len(response)):
+            return
         if not self._claim_end():
             return
         # The callbacks hold the request, which holds this call: a cycle.
         self._on_cancel.clear()
         self._send(
             cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
-            cygrpc.SendMessageOperation(response, _NO_FLAGS),
+            _message_operation(response),
             cygrpc.SendStatusFromServerOperation((), _OK, b"", _NO_FLAGS),
         )
         if self.trace is not None:
@@ -379,6 +405,20 @@ class CygrpcCall(BaseCall):
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self._on_cancel.append(callback)
 
+    @property
+    def peer(self) -> str:
+        """See `Reception.peer`."""
+        return str(self._raw.peer().decode())
+
+    def abort(self, error: Exception) -> None:
+        """See `Reception.abort`."""
+        if self in self._transport.receiving:
+            self.fail(error)
+
+    def post(self, action: Callable[[], None]) -> None:
+        """See `Reception.post`."""
+        self._transport.start_batch(self._raw, (), lambda _: action())
+
     def receive_close(self) -> None:
         """Ask gRPC to report that the caller has disconnected.
 
@@ -389,6 +429,10 @@ class CygrpcCall(BaseCall):
             self._transport.start_batch(self._raw, operations, self._on_close)
 
     def _on_request(self, event: Event) -> None:
+        transport = self._transport
+        transport.receiving.pop(self, None)
+        if not self._open:  # `abort` has ended it
+            return
         message = event.batch_operations[0].message()
         if message is None:  # the caller has disconnected, or gRPC rejected the message
             if not event.success:  # too large or not decodable: gRPC has sent a status
@@ -402,8 +446,12 @@ class CygrpcCall(BaseCall):
         if len(message) > method.max_message_bytes:
             self._reject_size(message)
             return
+        if len(message) > transport.budget.record_above:
+            transport.budget.record(self.peer, len(message))
+            if len(message) > LARGE and not self._hold(len(message)):
+                return
         self.request = message
-        self._transport.watch_close(self)
+        transport.watch_close(self)
         try:
             method.start(self)
         except Exception as error:  # a bug of a service must end its call, not the transport
@@ -416,7 +464,7 @@ class CygrpcCall(BaseCall):
 
     def _on_close(self, event: Event) -> None:
         if event.batch_operations[0].cancelled() and self._claim_end():
-            self._transport.count_ended(event)
+            self._count_ended(event)
             for callback in self._on_cancel:
                 callback()
             self._on_cancel.clear()
@@ -426,7 +474,26 @@ class CygrpcCall(BaseCall):
     def _send(self, *operations: Any) -> None:
         if self._claim_close():
             operations += (cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),)
-        self._transport.start_batch(self._raw, operations, self._transport.count_ended)
+        tag = self._count_ended if self._held else self._transport.count_ended
+        self._transport.start_batch(self._raw, operations, tag)
+
+    def _hold(self, size: int) -> bool:
+        """Charge bytes of a large message until the call has ended; fail if they do not fit."""
+        budget = self._transport.budget
+        try:
+            budget.charge(self.peer, size)
+        except BuffersFullError as error:
+            self._transport.on_reject(error)
+            self.fail(error)
+            return False
+        self._held += size
+        return True
+
+    def _count_ended(self, event: Event) -> None:
+        self._transport.count_ended(event)
+        if self._held:
+            self._transport.budget.release(self.peer, self._held)
+            self._held = 0
 
     def _claim_end(self) -> bool:
         """Return True to one caller only, which ends the call."""
@@ -446,8 +513,10 @@ class CygrpcCall(BaseCall):
 class CygrpcStreamCall(BaseCall):
     """A streaming call (`rpc.call.StreamCall`).
 
-    All but `wake` and `drain_for_stop` runs in the transport's thread.
+    All but `wake`, `post` and `drain_for_stop` runs in the transport's thread.
     """
+
+    is_stream = True
 
     def __init__(
         self,
@@ -462,6 +531,8 @@ class CygrpcStreamCall(BaseCall):
         self.defer = transport.defer
         self.deadline = _to_monotonic(event.call_details.deadline)
         self.ended = False
+        self.messages_received = 0
+        self._held = 0
         self._headers = {k: v for k, v in event.invocation_metadata if isinstance(v, str)}
         self._method = method
         self._transport = transport
@@ -501,6 +572,20 @@ class CygrpcStreamCall(BaseCall):
                 self._error = error
             self._transport.schedule_write(self)
 
+    @property
+    def peer(self) -> str:
+        """See `Reception.peer`."""
+        return str(self._raw.peer().decode())
+
+    def abort(self, error: Exception) -> None:
+        """See `Reception.abort`."""
+        if self in self._transport.receiving:
+            self.fail(error)
+
+    def post(self, action: Callable[[], None]) -> None:
+        """See `Reception.post`."""
+        self._transport.start_batch(self._raw, (), lambda _: action())
+
     def drain_for_stop(self) -> None:
         """Drain the stream because the server is stopping. From any thread."""
         self._transport.start_batch(self._raw, (), lambda _: self.drain(stopping=True))
@@ -519,7 +604,7 @@ class CygrpcStreamCall(BaseCall):
             message = None
         if message is not None:
             self._writing = True
-            self._send(cygrpc.SendMessageOperation(message, _NO_FLAGS), tag=self._on_written)
+            self._send(_message_operation(message), tag=self._on_written)
         elif self._error is not None:
             self._end_with(self._error)
         elif finished:
@@ -540,14 +625,19 @@ class CygrpcStreamCall(BaseCall):
             self._error = error
             return
         self._reading = True
+        self._release()
+        transport = self._transport
+        transport.receiving[self] = self._method.max_message_bytes
         operations = (cygrpc.ReceiveMessageOperation(_NO_FLAGS),)
-        self._transport.start_batch(self._raw, operations, self._on_message)
+        transport.start_batch(self._raw, operations, self._on_message)
 
     def _on_message(self, event: Event) -> None:
         self._reading = False
+        self._transport.receiving.pop(self, None)
         if self.ended:
             return
         message = event.batch_operations[0].message()
+        self.messages_received += 1
         try:
             if message is None:
                 if not event.success:
@@ -558,6 +648,8 @@ class CygrpcStreamCall(BaseCall):
                 self._error = too_large_error(message, self._method)
                 self._transport.on_reject(self._error)
             else:
+                if len(message) > self._transport.budget.record_above:
+                    self._hold(len(message))
                 self.stream.receive(message)
         except Exception as error:  # an exception of a service ends its own call only
             self._error = error
@@ -584,6 +676,7 @@ class CygrpcStreamCall(BaseCall):
     def _close(self, error: Exception | None) -> None:
         self.ended = True
         self._transport.remove_stream(self)
+        self._release()
         try:
             self.stream.cancel()
         except Exception:
@@ -592,6 +685,27 @@ class CygrpcStreamCall(BaseCall):
             )
         if self.trace is not None:
             self.trace.end(error)
+
+    def _hold(self, size: int) -> None:
+        """Charge a large message until the stream reads the next one.
+
+        Raises:
+            BuffersFullError: It does not fit.
+        """
+        budget = self._transport.budget
+        budget.record(self.peer, size)
+        if size > LARGE:
+            try:
+                budget.charge(self.peer, size)
+            except BuffersFullError as error:
+                self._transport.on_reject(error)
+                raise
+            self._held += size
+
+    def _release(self) -> None:
+        if self._held:
+            self._transport.budget.release(self.peer, self._held)
+            self._held = 0
 
     def _send(self, operation: Any, tag: Callable[[Event], None]) -> None:
         operations: tuple[Any, ...] = (operation,)
@@ -623,6 +737,11 @@ def _status_operation(error: Exception, call: BaseCall) -> Any:
     return cygrpc.SendStatusFromServerOperation(
         trailers, status.number, status.message.encode(), _NO_FLAGS
     )
+
+
+def _message_operation(message: bytes) -> Any:
+    flags = _NO_FLAGS if len(message) <= MAX_COMPRESSED_BYTES else _NO_COMPRESSION
+    return cygrpc.SendMessageOperation(message, flags)
 
 
 def _ignore(_: Event) -> None:

@@ -1,8 +1,5 @@
 """The service neurona.v1.Models: lists, describes, loads and unloads models."""
 
-import threading
-from collections.abc import Callable
-
 from google.protobuf.message import DecodeError
 
 from neurona_protos.prediction_pb2 import (
@@ -22,18 +19,19 @@ from neurona_protos.prediction_pb2 import (
     VersionState,
 )
 from neurona_server.errors import InvalidArgumentError, NeuronaError, NotAllowedError
-from neurona_server.models.lifecycle.reconciler import NOT_EXPLICIT, Control
+from neurona_server.models.lifecycle.reconciler import NOT_EXPLICIT
 from neurona_server.models.lifecycle.registry import ModelEntry, ModelVersion, Registry
 from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorSpec
 from neurona_server.rpc.call import Call, Methods, Unary
+from neurona_server.rpc.control_calls import ControlCalls
 from neurona_server.rpc.security.access import Right
 
 
 class Models:
     """Serves List, Describe, Load and Unload; the last two need `control`."""
 
-    def __init__(self, registry: Registry, control: Control | None = None) -> None:
+    def __init__(self, registry: Registry, control: ControlCalls | None = None) -> None:
         self._registry = registry
         self._control = control
 
@@ -66,13 +64,12 @@ class Models:
             call.fail(InvalidArgumentError("message is not a neurona.v1.LoadModelRequest"))
             return
 
-        def load(control: Control) -> bytes:
-            call.grant.check_model(name, (name,))
-            control.load(name)
+        def make_response() -> bytes:
             summary = _summary(name, self._registry.entry(name))
             return LoadModelResponse(model=summary).SerializeToString()
 
-        self._change(call, load)
+        if (control := self._check_control(call, name)) is not None:
+            control.load(name, call, make_response)
 
     def _unload(self, call: Call) -> None:
         try:
@@ -80,30 +77,20 @@ class Models:
         except DecodeError:
             call.fail(InvalidArgumentError("message is not a neurona.v1.UnloadModelRequest"))
             return
+        if (control := self._check_control(call, name)) is not None:
+            control.unload(name, call, UnloadModelResponse().SerializeToString)
 
-        def unload(control: Control) -> bytes:
-            call.grant.check_model(name, (name,))
-            control.unload(name)
-            return UnloadModelResponse().SerializeToString()
-
-        self._change(call, unload)
-
-    def _change(self, call: Call, change: Callable[[Control], bytes]) -> None:
-        """Start a load or unload in a thread of its own, so that the transport does not wait."""
+    def _check_control(self, call: Call, name: str) -> ControlCalls | None:
+        """Return what loads and unloads, or fail the call if it must not do that."""
         if self._control is None:
             call.fail(NotAllowedError(NOT_EXPLICIT))
-            return
-        control = self._control
-
-        def run() -> None:
-            try:
-                body = change(control)
-            except Exception as error:  # an unexpected one is logged, and INTERNAL for the caller
-                call.fail(error)
-            else:
-                call.reply(body)
-
-        threading.Thread(target=run, name="control", daemon=True).start()
+            return None
+        try:
+            call.grant.check_model(name, (name,))
+        except NeuronaError as error:
+            call.fail(error)
+            return None
+        return self._control
 
     def _describe(self, call: Call) -> None:
         try:

@@ -436,10 +436,10 @@ class TestExplicit:
             threading.Event(),
         )
 
-        def wait_and_load(source):
+        def wait_and_load(source, cancellation):
             loading.set()
             released.wait(20)
-            return load(source)
+            return load(source, cancellation)
 
         server.reconciler._load_model = wait_and_load
         call = server.models.Load.future(LoadModelRequest(model="m"), timeout=20)
@@ -453,9 +453,9 @@ class TestExplicit:
         server = start(explicit=True)
         load = server.reconciler._load_model
 
-        def unload_first(source):
+        def unload_first(source, cancellation):
             server.reconciler.unload("m")
-            return load(source)
+            return load(source, cancellation)
 
         server.reconciler._load_model = unload_first
         with pytest.raises(grpc.RpcError, match="was unloaded while it was loading") as caught:

@@ -1,5 +1,7 @@
 """However a call ends, the server keeps nothing of it."""
 
+from concurrent.futures import Future
+
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
@@ -34,6 +36,9 @@ class Control:
 
     def load(self, name):
         self.names.append(name)
+        future = Future()
+        future.set_result(None)
+        return future
 
     def unload(self, name):
         self.names.append(name)
@@ -57,7 +62,7 @@ def is_clean(server):
     return (
         server.count("queue_rows", **COUNTS) == 0
         and not server.listener._streams
-        and server.open_inference.repository.pending_count == 0
+        and server.control_calls.pending_count == 0
         and len(server.open_inference.memory.regions) == 0
         and repr(model.batcher.queue) == "<Queue open: 0 requests, 0 rows, 0 bytes>"
     )

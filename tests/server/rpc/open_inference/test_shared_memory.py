@@ -1,7 +1,9 @@
 import contextlib
+import hashlib
 import os
 import uuid
 
+import grpc
 import numpy as np
 import pytest
 from support.in_process_server import InProcessServer
@@ -9,7 +11,14 @@ from support.triton_requests import DTYPES, arrays, raw, request
 
 from neurona_protos import open_inference_pb2 as pb
 from neurona_server.batching.policy import BatchPolicy
-from neurona_server.rpc.open_inference.shared_memory import FOLDER, MAX_REGIONS
+from neurona_server.rpc.open_inference.shared_memory import (
+    FOLDER,
+    MAX_REGIONS,
+    MAX_REGIONS_OF_TOKEN,
+)
+from neurona_server.rpc.security import reloaded_files
+from neurona_server.rpc.security.tokens import Access
+from neurona_server.rpc.transports.listener import ListenerOptions
 
 pytestmark = pytest.mark.skipif(not os.path.isdir(FOLDER), reason=f"no {FOLDER} here")
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -353,3 +362,163 @@ def test_files_are_closed_when_no_longer_used(shared, key):
     shared.triton.ModelInfer(from_memory("FP32", (2, 4), "a", 32), timeout=10)
     shared.triton.SystemSharedMemoryUnregister(unregister("a"), timeout=10)
     assert open_files() == 0
+
+
+def token_entry(name, token, *rights):
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    return f'[[tokens]]\nname = "{name}"\nsha256 = "{digest}"\nrights = {list(rights)}\n'
+
+
+class Caller:
+    """Calls with a token; each call returns its response."""
+
+    def __init__(self, server, token):
+        self.server = server
+        self._metadata = [("authorization", f"Bearer {token}")]
+
+    def call(self, method, message):
+        call = getattr(self.server.triton, method)
+        return call(message, timeout=10, metadata=self._metadata)
+
+    def error_of(self, method, message):
+        """Return the name of the status code of a call that must fail, and its details."""
+        with pytest.raises(grpc.RpcError) as caught:
+            self.call(method, message)
+        return caught.value.code().name, caught.value.details()
+
+    def register(self, *region):
+        self.call("SystemSharedMemoryRegister", register(*region))
+
+    def unregister(self, name):
+        self.call("SystemSharedMemoryUnregister", unregister(name))
+
+    def status(self, name=""):
+        request = pb.SystemSharedMemoryStatusRequest(name=name)
+        return sorted(self.call("SystemSharedMemoryStatus", request).regions)
+
+
+TOKENS = token_entry("a", "a" * 20, "predict", "control") + token_entry(
+    "b", "b" * 20, "predict", "control"
+)
+PREDICT_ONLY = token_entry("c", "c" * 20, "predict")
+
+
+@pytest.fixture
+def tokens_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(reloaded_files, "CHECK_INTERVAL", 0.02)
+    path = tmp_path / "tokens.toml"
+    path.write_text(TOKENS + PREDICT_ONLY)
+    return path
+
+
+@pytest.fixture
+def callers(echoes, tokens_file):
+    """Callers with the tokens a and b, which may register, and c, which may predict only."""
+    options = ListenerOptions(1 << 20, access=Access(tokens_file))
+    server = InProcessServer(echoes, BatchPolicy(), shared_memory=True, options=options)
+    yield [Caller(server, letter * 20) for letter in "abc"]
+    server.stop()
+
+
+def into(region, size=32):
+    message = request("echo_FP32", x=("FP32", ROWS))
+    set_region(message.outputs.add(name="echo"), region, size)
+    return message
+
+
+def test_regions_are_used_only_by_the_caller_that_registered_them(callers, key):
+    a, b, c = callers
+    a.register("r", key)
+    write_memory(key, 0, b"\xff" * 64)
+    for other in (b, c):
+        for message in (into("r"), from_memory("FP32", (2, 4), "r", 32)):
+            error = other.error_of("ModelInfer", message)
+            assert error == ("NOT_FOUND", "Unable to find shared memory region: 'r'")
+    assert read_memory(key, 0, 64) == b"\xff" * 64
+    a.call("ModelInfer", into("r"))
+    assert read_memory(key, 0, 32) == ROWS.tobytes()
+
+
+def test_regions_are_seen_and_unregistered_only_by_the_caller_that_registered_them(callers, key):
+    a, b, _ = callers
+    a.register("r", key)
+    assert b.status() == []
+    request = pb.SystemSharedMemoryStatusRequest(name="r")
+    code, text = b.error_of("SystemSharedMemoryStatus", request)
+    assert (code, text) == ("NOT_FOUND", "Unable to find shared memory region: 'r'")
+    b.unregister("r")
+    b.unregister("")
+    assert a.status() == ["r"]
+    a.unregister("")
+    assert a.status() == []
+
+
+def test_callers_have_names_of_their_own(callers, key):
+    a, b, _ = callers
+    other_key = f"{key}-2"
+    with open(os.path.join(FOLDER, other_key), "wb") as file:
+        file.truncate(4096)
+    try:
+        a.register("r", key)
+        b.register("r", other_key)
+        b.call("ModelInfer", into("r"))
+        assert read_memory(key, 0, 32) == bytes(32)
+        assert read_memory(other_key, 0, 32) == ROWS.tobytes()
+        b.unregister("r")
+        a.call("ModelInfer", into("r"))
+        assert read_memory(key, 0, 32) == ROWS.tobytes()
+    finally:
+        os.unlink(os.path.join(FOLDER, other_key))
+
+
+def test_the_memory_of_another_caller_cannot_be_registered(callers, key):
+    a, b, _ = callers
+    a.register("r", key, 100)
+    link = os.path.join(FOLDER, f"{key}-link")
+    os.link(os.path.join(FOLDER, key), link)
+    try:
+        for other in (key, f"/{key}", f"{key}-link"):
+            code, text = b.error_of("SystemSharedMemoryRegister", register("x", other, 50, 200))
+            assert code == "PERMISSION_DENIED"
+            assert text == f"the memory object '{other}' has regions of another caller"
+    finally:
+        os.unlink(link)
+    a.register("r2", key)  # its own
+    a.unregister("")
+    b.register("x", key)
+    assert b.status() == ["x"]
+
+
+def test_one_token_cannot_use_all_regions(callers, key):
+    a, b, _ = callers
+    for number in range(MAX_REGIONS_OF_TOKEN):
+        a.register(str(number), key)
+    code, text = a.error_of("SystemSharedMemoryRegister", register("more", key))
+    assert code == "FAILED_PRECONDITION"
+    assert "too many shared memory regions of the token (expected at most 256)" in text
+    with open(os.path.join(FOLDER, f"{key}-2"), "wb") as file:
+        file.truncate(4096)
+    try:
+        b.register("r", f"{key}-2")
+    finally:
+        os.unlink(os.path.join(FOLDER, f"{key}-2"))
+    a.unregister("7")
+    a.register("more", key)
+
+
+def test_a_replaced_token_of_the_same_name_keeps_its_regions(callers, tokens_file, key, wait_until):
+    a, b, _ = callers
+    a.register("r", key)
+    tokens_file.write_text(token_entry("a", "n" * 20, "predict", "control") + PREDICT_ONLY)
+    new = Caller(a.server, "n" * 20)
+
+    def is_replaced():
+        try:
+            return new.status() == ["r"]
+        except grpc.RpcError:
+            return False
+
+    wait_until(is_replaced)
+    assert b.error_of("ModelInfer", into("r"))[0] == "UNAUTHENTICATED"
+    new.call("ModelInfer", into("r"))
+    assert read_memory(key, 0, 32) == ROWS.tobytes()

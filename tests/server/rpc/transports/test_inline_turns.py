@@ -6,8 +6,8 @@ import pytest
 
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.tensors import to_tensor
-from neurona_server.batching import batcher
-from neurona_server.batching.batcher import InlineRunner
+from neurona_server.batching import inline
+from neurona_server.batching.inline import InlineRunner
 from neurona_server.batching.policy import BatchPolicy
 
 
@@ -15,8 +15,8 @@ from neurona_server.batching.policy import BatchPolicy
 def single_batches(monkeypatch):
     """Every batch takes the whole time limit, and the instances get none. Returns what
     `run_batches` returned: whether requests are left."""
-    monkeypatch.setattr(batcher, "MAX_INLINE_SECONDS", 1e-9)
-    monkeypatch.setattr(InlineRunner, "_next_batch_seconds", lambda _: 0.0)
+    monkeypatch.setattr(inline, "MAX_INLINE_SECONDS", 1e-9)
+    monkeypatch.setattr(InlineRunner, "_is_short", lambda *_: True)
     results = []
     run_batches = InlineRunner.run_batches
 

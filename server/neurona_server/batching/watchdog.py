@@ -1,0 +1,146 @@
+"""Finds runs that take too long: one thread for all models of a process.
+
+A run in the transport's thread is looked at every INLINE_PERIOD, since nothing else is served
+meanwhile; runs in the instances' threads every RUN_PERIOD. ONNX Runtime releases the interpreter's
+lock while it runs, so that this thread gets its turns.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+log = logging.getLogger(__name__)
+
+INLINE_PERIOD = 0.02
+"""Seconds between two looks at the transport's thread."""
+
+MAX_LOOKS = 3
+"""A turn on the transport's thread that is still the same one at the third look is interrupted:
+it takes eight times its limit or more. A machine that is busy may hold up a thread for as long as
+two looks."""
+
+RUN_PERIOD = 0.1
+"""Seconds between two looks at the runs of the instances."""
+
+AWAKE_PERIODS = 50
+"""Looks without any run after which the watchdog sleeps until the next one."""
+
+SLEEP_SECONDS = 1.0
+"""Sleep after which it looks again, in case that a run began just before."""
+
+
+class InlineTurns(Protocol):
+    """What takes turns on the transport's thread: an `InlineRunner`."""
+
+    turns: int
+    """Changes with each turn."""
+
+    def interrupt(self) -> None:
+        """End the turn as soon as possible."""
+
+
+class RunsOfModel(Protocol):
+    """What runs in threads of its own: a `Batcher`."""
+
+    def check_runs(self) -> bool:
+        """Act on the runs that take too long, and return whether there are any runs."""
+
+
+Looks = Mapping[int, tuple[tuple[InlineTurns, int], int]]
+"""By thread: who has its turn, the number of the turn, and how often it was the same one."""
+
+
+class RunWatchdog:
+    """Looks at all runs of a process in a thread, from `start` until `stop`."""
+
+    inline_seconds = (MAX_LOOKS - 1) * INLINE_PERIOD
+    """The time after which a turn on the transport's thread is interrupted, at the least."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.inline: dict[int, InlineTurns] = {}
+        """Who has its turn, by the identifier of the thread. Changed by these threads."""
+
+        self.asleep = False
+        """Whether who begins a run must call `wake`."""
+
+        self._clock = clock
+        self._models: dict[RunsOfModel, None] = {}
+        self._lock = threading.Lock()
+        self._woken = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; does nothing if it was not started."""
+        self._stopping = True
+        self._woken.set()
+        if self._thread.ident is not None:
+            self._thread.join(1.0)
+
+    def wake(self) -> None:
+        """Look at the runs again, at once and then every INLINE_PERIOD."""
+        self.asleep = False
+        self._woken.set()
+
+    def add(self, model: RunsOfModel) -> None:
+        """Check the model's runs from now on."""
+        with self._lock:
+            self._models[model] = None
+
+    def remove(self, model: RunsOfModel) -> None:
+        with self._lock:
+            self._models.pop(model, None)
+
+    def _watch(self) -> None:
+        turns: Looks = {}
+        running = False
+        idle_periods = 0
+        next_check = self._clock()
+        while not self._stopping:
+            on_time = True
+            if idle_periods < AWAKE_PERIODS:
+                started = self._clock()
+                time.sleep(INLINE_PERIOD)
+                # A watchdog that was held up itself knows nothing about the time of the others.
+                on_time = self._clock() - started < 2 * INLINE_PERIOD
+            else:
+                self._woken.clear()
+                self.asleep = True
+                self._woken.wait(SLEEP_SECONDS)
+                self.asleep = False
+            try:
+                turns = self._interrupt_long_turns(turns if on_time else {})
+                if (now := self._clock()) >= next_check:
+                    next_check = now + RUN_PERIOD
+                    running = self._check_models()
+            except Exception:  # the thread must keep running
+                log.exception("uncaught exception in the watchdog")
+            idle_periods = 0 if turns or running or self._woken.is_set() else idle_periods + 1
+            self._woken.clear()
+
+    def _interrupt_long_turns(self, before: Looks) -> Looks:
+        """Interrupt each turn that goes on since MAX_LOOKS; return those that go on now."""
+        now: dict[int, tuple[tuple[InlineTurns, int], int]] = {}
+        for thread, runner in list(self.inline.items()):
+            turn = runner, runner.turns
+            last, looks = before.get(thread, (None, 0))
+            now[thread] = turn, looks + 1 if last == turn else 1
+            if now[thread][1] >= MAX_LOOKS:
+                runner.interrupt()
+        return now
+
+    def _check_models(self) -> bool:
+        with self._lock:
+            models = list(self._models)
+        running = False
+        for model in models:
+            try:
+                running |= model.check_runs()
+            except Exception:  # one model must not keep the others from being checked
+                log.exception("uncaught exception while runs were checked")
+        return running

@@ -1,0 +1,60 @@
+"""Reads small files that people write: options, tokens, certificates.
+
+They may be anything: none may block the server for ever, fill its memory or raise what is no
+ConfigError. The file is alone because options and security, which do not know each other, need it.
+"""
+
+import os
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from neurona_server.errors import ConfigError, printable
+
+MAX_FILE_BYTES = 32 << 20
+"""Bytes of a file: some 100,000 tokens."""
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # not on Windows
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a regular file; others, like pipes, could block.
+
+    Raises:
+        ConfigError: It cannot be read, is no regular file or larger than MAX_FILE_BYTES.
+    """
+    shown = printable(str(path))
+    try:
+        _check_regular(os.stat(path), shown)  # a device may act when it is opened
+        descriptor = os.open(path, _FLAGS)
+        with open(descriptor, "rb") as file:
+            _check_regular(os.fstat(descriptor), shown)  # it may have been replaced meanwhile
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {shown}: {error.strerror}") from error
+    except ValueError as error:  # a NUL, or what the file system cannot encode
+        raise ConfigError(f"cannot read {shown}: invalid name") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(f"{shown} is too large (expected at most {MAX_FILE_BYTES} bytes)")
+    return content
+
+
+def parse_toml(content: bytes, path: Path) -> dict[str, Any]:
+    """Return the values of a TOML file.
+
+    Raises:
+        ConfigError: The content is not TOML, or nested too deeply.
+    """
+    shown = printable(str(path))
+    try:
+        return tomllib.loads(content.decode())
+    except RecursionError:
+        raise ConfigError(f"{shown} is not TOML: values are nested too deeply") from None
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise ConfigError(f"{shown} is not TOML: {printable(str(error))}") from error
+
+
+def _check_regular(state: os.stat_result, shown: str) -> None:
+    if not stat.S_ISREG(state.st_mode):
+        raise ConfigError(f"cannot read {shown}: not a regular file")
