@@ -58,7 +58,7 @@ LONG_RUN_RATIO = 10.0
 """A run no longer counts for the device's slots once it has taken this many times its prediction
 ..."""
 
-LONG_RUN_SECONDS = 0.1
+LONG_RUN_SECONDS = 0.05
 """... and at least this long: shorter runs keep nobody waiting, and a prediction may be of another
 group."""
 
@@ -220,6 +220,8 @@ class Batcher:
         `max_run_seconds`. A run of an instance that takes much longer than predicted gives its slot
         of the device up. The watchdog calls this now and then.
         """
+        if not self._active_batches:
+            return False
         now = self._clock()
         limit = self.policy.max_run_seconds
         batches = list(self._active_batches)
@@ -240,7 +242,7 @@ class Batcher:
                 self._scheduler.give_up_slot(batch.turn, now)
                 if seconds > OVERDUE_SECONDS and batch not in self._overdue_batches:
                     self._report_overdue(batch, seconds)
-        return bool(batches)
+        return True
 
     def tune(self) -> None:
         """Adjust the maximum batch size and the choice of thread to the current costs."""
