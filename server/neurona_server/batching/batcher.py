@@ -58,7 +58,7 @@ LONG_RUN_RATIO = 10.0
 """A run no longer counts for the device's slots once it has taken this many times its prediction
 ..."""
 
-LONG_RUN_SECONDS = 0.1
+LONG_RUN_SECONDS = 0.05
 """... and at least this long: shorter runs keep nobody waiting, and a prediction may be of another
 group."""
 
@@ -194,13 +194,15 @@ class Batcher:
             for request in batch.expired:
                 request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
             if batch.requests:
+                group = batch.requests[0].group
+                predicted = self.cost_model.predict(batch.rows, group)
+                batch.predicted_seconds = predicted
                 if not batch.is_rerun:
                     self._metrics.record_queue_waits(batch.queue_seconds)
                     if self._tracer is not None:
                         self._tracer.record_queue_times(batch.requests)
-                predicted = self.cost_model.predict(batch.rows, batch.requests[0].group)
-                batch.predicted_seconds = predicted
-                estimate = self.admission.start_batch(predicted)
+                    self.admission.observe_waits(batch.expired, batch.requests, predicted)
+                estimate = self.admission.start_batch(predicted, batch.level_rows, group)
                 self._run_or_halve(batch, batch.requests, new_run)
                 self.admission.finish_batch(estimate)
         except Exception:  # a bug: the thread must keep running, and every caller gets a response
@@ -218,6 +220,8 @@ class Batcher:
         `max_run_seconds`. A run of an instance that takes much longer than predicted gives its slot
         of the device up. The watchdog calls this now and then.
         """
+        if not self._active_batches:
+            return False
         now = self._clock()
         limit = self.policy.max_run_seconds
         batches = list(self._active_batches)
@@ -238,7 +242,7 @@ class Batcher:
                 self._scheduler.give_up_slot(batch.turn, now)
                 if seconds > OVERDUE_SECONDS and batch not in self._overdue_batches:
                     self._report_overdue(batch, seconds)
-        return bool(batches)
+        return True
 
     def tune(self) -> None:
         """Adjust the maximum batch size and the choice of thread to the current costs."""

@@ -41,6 +41,7 @@ from neurona_server.rpc.call import (
 )
 from neurona_server.rpc.security.access import UNRESTRICTED, Grant
 from neurona_server.rpc.status import status_of
+from neurona_server.rpc.transports.aio_server import RestartingServer
 from neurona_server.rpc.transports.buffer_budget import COPIES, LARGE
 from neurona_server.rpc.transports.listener import (
     AGED,
@@ -48,7 +49,6 @@ from neurona_server.rpc.transports.listener import (
     STOPPING,
     STOPPING_ACCEPT_TIME,
     ListenerOptions,
-    bind,
 )
 from neurona_server.telemetry.trace import CallTrace
 
@@ -73,7 +73,6 @@ class AioListener:
     name = "aio"
 
     def __init__(self, methods: Methods, options: ListenerOptions) -> None:
-        self._methods = methods
         self._options = options
         self.budget = options.make_budget()
         self.guard = options.make_guard(self.budget)
@@ -81,7 +80,7 @@ class AioListener:
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="transport", daemon=True
         )
-        self._server: grpc.aio.Server | None = None
+        self._server = RestartingServer(_MethodLookup(self, methods, options), options)
         self._stopping = False
         self._streams: set[AioStreamCall] = set()
         # Actions of other threads, and whether the loop has been woken for them: waking it costs
@@ -262,18 +261,7 @@ class AioListener:
                 trace.end(cancellation_error(call.deadline))
 
     async def _start(self, address: str) -> int:
-        options = self._options
-        self._server = server = grpc.aio.server(options=options.arguments())
-        server.add_generic_rpc_handlers((_MethodLookup(self, self._methods, options),))
-        certificates = options.certificates
-
-        def add_port(one: str) -> int:
-            if certificates is None:
-                return server.add_insecure_port(one)
-            return server.add_secure_port(one, certificates.credentials())
-
-        ports = bind(add_port, address)
-        await self._server.start()
+        ports = await self._server.start(address)
         self.guard.start(ports)
         return ports[0]
 
@@ -281,11 +269,10 @@ class AioListener:
         self._stopping = True
         for stream_call in list(self._streams):
             stream_call.drain()
-        if self._server is not None:
-            # gRPC would end calls that it has accepted and not yet handed over with CANCELLED,
-            # which clients do not retry: they get UNAVAILABLE first.
-            await asyncio.sleep(min(timeout, STOPPING_ACCEPT_TIME))
-            await self._server.stop(max(0.0, timeout - STOPPING_ACCEPT_TIME))
+        # gRPC would end calls that it has accepted and not yet handed over with CANCELLED, which
+        # clients do not retry: they get UNAVAILABLE first.
+        await asyncio.sleep(min(timeout, STOPPING_ACCEPT_TIME))
+        await self._server.stop(max(0.0, timeout - STOPPING_ACCEPT_TIME))
 
     def _answer_ping(self) -> None:
         self._ping_answered = True
