@@ -13,6 +13,7 @@ from typing import Any, Protocol, overload
 import numpy as np
 
 from neurona_server.batching.device_scheduler import DeviceTurn
+from neurona_server.batching.policy import Priority
 from neurona_server.batching.request import Array, Inputs, Outputs, Request, unbatched_inputs
 from neurona_server.errors import CancelledError, ModelFailedError, NeuronaError
 from neurona_server.telemetry.trace import Trace
@@ -39,6 +40,9 @@ class Batch:
 
     expired: list[Request] = field(default_factory=list)
     """Requests whose deadlines had passed: they fail without a run."""
+
+    level_rows: dict[Priority, int] = field(default_factory=dict)
+    """The rows of each level that it has."""
 
     is_rerun: bool = False
     """Whether its requests have left the queue before, with a batch that was interrupted."""

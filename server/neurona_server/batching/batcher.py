@@ -194,13 +194,15 @@ class Batcher:
             for request in batch.expired:
                 request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
             if batch.requests:
+                group = batch.requests[0].group
+                predicted = self.cost_model.predict(batch.rows, group)
+                batch.predicted_seconds = predicted
                 if not batch.is_rerun:
                     self._metrics.record_queue_waits(batch.queue_seconds)
                     if self._tracer is not None:
                         self._tracer.record_queue_times(batch.requests)
-                predicted = self.cost_model.predict(batch.rows, batch.requests[0].group)
-                batch.predicted_seconds = predicted
-                estimate = self.admission.start_batch(predicted)
+                    self.admission.observe_waits(batch.expired, batch.requests, predicted)
+                estimate = self.admission.start_batch(predicted, batch.level_rows, group)
                 self._run_or_halve(batch, batch.requests, new_run)
                 self.admission.finish_batch(estimate)
         except Exception:  # a bug: the thread must keep running, and every caller gets a response
