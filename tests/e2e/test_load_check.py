@@ -17,7 +17,7 @@ from neurona_protos.tensors import to_tensor
 
 KILLED = "the process that loaded it was killed by SIGFPE"
 REJECTED = "load rejected: the server ended 2 times while it was loading this file"
-ENDLESS = "load timed out: not finished after 3 s (the option load_timeout_s)"
+ENDLESS = "load timed out: no progress for 3 s (the option load_timeout_s)"
 
 
 def save_good(root, name="good"):

@@ -101,10 +101,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         float,
         Meta(ge=0, le=MAX_SECONDS),
         Help(
-            "Seconds that loading a model may take, its first runs included; one that takes "
-            "longer fails to load. The start waits no longer for it. 0: no limit."
+            "Seconds that a step of loading a model may take, such as reading and optimizing its "
+            "file or one of its first runs; else it fails to load. The start waits no longer for "
+            "it. Providers that compile models, as tensorrt does, may need more. 0: no limit."
         ),
-    ] = 120.0
+    ] = 60.0
     load_check: Annotated[
         bool,
         Help(

@@ -86,8 +86,8 @@ class ReconcilerOptions:
     drain_timeout: float = 30.0
     """Seconds in which a replaced version may finish the requests that it has admitted."""
 
-    load_timeout: float = 120.0
-    """Seconds after which a load is given up; 0: never."""
+    load_timeout: float = 60.0
+    """Seconds without progress after which a load is given up; 0: never."""
 
     explicit: bool = False
     """Load only the models that `load` is called for."""
@@ -389,12 +389,12 @@ class Reconciler:
 
     def _handle_timeout(self, load: VersionLoad) -> None:
         seconds = self._options.load_timeout
-        reason = f"load timed out: not finished after {seconds:g} s (the option load_timeout_s)"
+        reason = f"load timed out: no progress for {seconds:g} s (the option load_timeout_s)"
         with self._changed:
             if self._loads.get(load.key) is not load:
                 return  # it has ended meanwhile
             self._give_up(load, reason)
-            self._record_failure(load, reason, seconds)
+            self._record_failure(load, reason, time.monotonic() - load.started)
         self._answer_waiters()
 
     def _run_load(self, load: VersionLoad) -> None:

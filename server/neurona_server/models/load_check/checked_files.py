@@ -88,6 +88,7 @@ def _hash_file(path: Path, cancellation: LoadCancellation) -> bytes:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 cancellation.raise_if_cancelled()
+                cancellation.note_progress()
                 digest.update(chunk)
     except OSError as error:
         raise LoadError(f"its file {path.name!r} cannot be read: {error.strerror}") from error

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Pipe
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 from neurona_server.errors import LoadError, printable
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.load_check.checked_files import CheckedFiles, make_key
-from neurona_server.models.load_check.child_process import STARTED, CheckJob
+from neurona_server.models.load_check.child_process import STEP, CheckJob
 from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource, has_changed
 
@@ -68,8 +69,8 @@ class CheckChild:
             theirs.close()
             os.close(output)
 
-    def run(self, job: CheckJob) -> tuple[bool, dict[str, Any] | None]:
-        """Let the child check a file.
+    def run(self, job: CheckJob, on_step: Callable[[], None]) -> tuple[bool, dict[str, Any] | None]:
+        """Let the child check a file, and call `on_step` at each step of that.
 
         Returns:
             Whether it started on it, and its answer; None if it ended or sent an invalid one.
@@ -77,8 +78,10 @@ class CheckChild:
         started = False
         try:
             self._connection.send(job)
-            started = self._connection.recv_bytes(MAX_ANSWER_BYTES) == STARTED
-            answer = json.loads(self._connection.recv_bytes(MAX_ANSWER_BYTES))
+            while (message := self._connection.recv_bytes(MAX_ANSWER_BYTES)) == STEP:
+                started = True
+                on_step()
+            answer = json.loads(message)
         except (EOFError, OSError, ValueError):
             return started, None
         return started, answer if isinstance(answer, dict) else None
@@ -114,7 +117,7 @@ class LoadChecker:
         """Prepare the checks; children start when they are needed.
 
         Args:
-            timeout: Time limit of a load in seconds, after which it is cancelled; 0: none.
+            timeout: Time limit of a step in seconds, after which a load is cancelled; 0: none.
             checked_files: Where the files are kept that need no further check.
         """
         self._timeout = timeout
@@ -151,7 +154,7 @@ class LoadChecker:
                 problem = error.strerror or str(error)
                 continue
             with cancellation.interrupting(child.process.kill):
-                started, answer = child.run(job)
+                started, answer = child.run(job, cancellation.note_progress)
             if answer is not None:
                 with self._lock:
                     self._idle.append(child)

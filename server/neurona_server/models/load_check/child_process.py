@@ -20,12 +20,14 @@ import signal
 import sys
 import threading
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
 from neurona_server.errors import LoadError
+from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource
@@ -33,8 +35,9 @@ from neurona_server.telemetry.metrics import Metrics
 
 log = logging.getLogger("neurona_server.models.load_check.child_process")
 
-STARTED = b"started"
-"""Sent before each check, so that the end of this process can be blamed on the file."""
+STEP = b"step"
+"""Sent at the start of a check, so that the end of this process can be blamed on the file, and at
+each step of it."""
 
 IDLE_SECONDS = 5.0
 """Time without a job after which the process ends: it uses some 60 MB."""
@@ -48,7 +51,7 @@ INTERNAL_ERROR = "internal error; see the server's log"
 
 @dataclass(frozen=True)
 class CheckJob:
-    """A file to load, with the server's options and its time limit (0: none)."""
+    """A file to load, with the server's options and the time limit of each step (0: none)."""
 
     source: ModelSource
     options: ModelOptions
@@ -79,11 +82,8 @@ def main() -> int:
             job = jobs.get(timeout=IDLE_SECONDS)
         except queue.Empty:
             return 0
-        connection.send_bytes(STARTED)
         collector.records.clear()
-        if job.timeout:  # in case that the server has died and the file blocks all threads
-            signal.alarm(int(job.timeout + GRACE_SECONDS))
-        reason = _check(job)
+        reason = _check(job, LoadCancellation(partial(_report_step, connection, job.timeout)))
         signal.alarm(0)
         answer = {"reason": reason, "log": collector.records if reason else []}
         connection.send_bytes(json.dumps(answer).encode())
@@ -104,10 +104,18 @@ def _receive(connection: Connection, jobs: "queue.SimpleQueue[CheckJob]") -> Non
     os._exit(0)
 
 
-def _check(job: CheckJob) -> str:
+def _report_step(connection: Connection, timeout: float) -> None:
+    connection.send_bytes(STEP)
+    if timeout:  # in case that the server has died and the file blocks all threads
+        signal.alarm(int(timeout + GRACE_SECONDS))
+
+
+def _check(job: CheckJob, cancellation: LoadCancellation) -> str:
     """Load a file as the server does, and return why it cannot be loaded, or ""."""
+    cancellation.note_progress()
+    metrics = Metrics(CollectorRegistry())
     try:
-        Model(job.source, job.options, Metrics(CollectorRegistry())).close()
+        Model(job.source, job.options, metrics, cancellation=cancellation).close()
     except LoadError as error:
         return str(error) or INTERNAL_ERROR
     except Exception:

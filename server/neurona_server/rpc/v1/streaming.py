@@ -30,6 +30,9 @@ MAX_TURN_SECONDS = 0.002
 MAX_COALESCED_BYTES = 16 << 10
 """Bytes of a request up to which it is coalesced: its data are copied once more for that."""
 
+REQUESTS_PER_CLOCK = 16
+"""Requests between two looks at the clock."""
+
 _RESPONSES = PredictStreamResponse.RESPONSES_FIELD_NUMBER
 _RESPONSE = StreamedResponse.RESPONSE_FIELD_NUMBER
 _ID = varint(StreamedResponse.ID_FIELD_NUMBER << 3)
@@ -172,6 +175,10 @@ class PredictionStream:
         return bool(self._received) or self._outstanding >= MAX_OUTSTANDING or self._window.full
 
     @property
+    def buffered_bytes(self) -> int:
+        return self._window.bytes
+
+    @property
     def finished(self) -> bool:
         return self._half_closed and not self._received and not self._outstanding
 
@@ -211,9 +218,11 @@ class PredictionStream:
     def _submit_received(self) -> None:
         received, window = self._received, self._window
         end = time.monotonic() + MAX_TURN_SECONDS
+        count = 0
         while received and not window.full:
             self._add_to_group(*received.popleft())
-            if time.monotonic() >= end:
+            count += 1
+            if not count % REQUESTS_PER_CLOCK and time.monotonic() >= end:
                 self.call.wake()  # the transport has others to serve: it will call `take_message`
                 break
         for group in self._groups.values():

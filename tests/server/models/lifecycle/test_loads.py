@@ -17,7 +17,7 @@ from neurona_protos.prediction_pb2 import (
 )
 from neurona_server.models.lifecycle import load_threads
 
-TIMED_OUT = r"load timed out: not finished after 1 s \(the option load_timeout_s\)"
+TIMED_OUT = r"load timed out: no progress for 1 s \(the option load_timeout_s\)"
 
 
 def save_endless(root, name="endless"):
@@ -173,7 +173,7 @@ def test_load_that_cannot_be_interrupted_is_not_repeated(tmp_path, start, wait_u
 
     server.reconciler._load_model = hang
     for _ in range(3):
-        with pytest.raises(grpc.RpcError, match=r"load timed out: not finished after 0\.3 s"):
+        with pytest.raises(grpc.RpcError, match=r"load timed out: no progress for 0\.3 s"):
             server.models.Load(LoadModelRequest(model="good"), timeout=20)
     assert len(hanging) == 1
     server.reconciler._load_model = load
