@@ -253,7 +253,8 @@ class Reconciler:
             with self._changed:
                 missing = self._models.keys() - folders.keys()
                 if self._options.explicit:
-                    self._forget_missing(missing & self._missing)
+                    idle = {name for name in missing if not self._models[name].loading}
+                    self._forget_missing(idle | (missing & self._missing))
                     folders = {}
                 else:
                     for name in missing & self._missing:
