@@ -202,12 +202,16 @@ class RunJournal:
         return []
 
     def stacks(self) -> list[str]:
-        """Return the stacks that were written last, the innermost call first, one text a thread."""
-        text = self._read_stacks().decode(errors="replace")
-        return [
-            " < ".join(line.strip() for line in part.split("\n") if line.startswith("  "))
-            for part in _ANY_THREAD.split(text)[1:]
-        ]
+        """Return the stacks that were written, one text a thread, the innermost call first."""
+        parts = _ANY_THREAD.split(self._read_stacks().decode(errors="replace"))[1:]
+        return [_join_calls(part) for part in parts]
+
+    def stack_at_crash(self) -> str:
+        """Return the stack of the thread that crashed, or "" if it is not known."""
+        parts = _CRASHED_THREAD.split(self._read_stacks().rpartition(_CRASH)[2])
+        return (
+            _join_calls(parts[2].decode(errors="replace").partition("\n\n")[0]) if parts[2:] else ""
+        )
 
     def _used_cells(self) -> Iterator[int]:
         """Return the positions of cells whose thread runs something."""
@@ -296,6 +300,10 @@ class _CellOwner:
 
     def __del__(self) -> None:
         self._journal.return_cell(self._cell)
+
+
+def _join_calls(stack: str) -> str:
+    return " < ".join(line.strip() for line in stack.split("\n") if line.startswith("  "))
 
 
 def _open_nameless_file() -> int:

@@ -1,5 +1,6 @@
 """The journal of runs, which is read after the process that wrote it has crashed."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -68,8 +69,9 @@ def test_what_the_crashed_thread_ran_is_to_blame(journal, signal):
     assert run_worker(journal, code) < 0
     assert [model.key.name for model in journal.models_at_crash()] == ["b"]
     assert sorted(model.key.name for model in journal.running_models()) == ["a", "b"]
-    (crashed,) = [stack for stack in journal.stacks() if "in crash" in stack]
-    assert "in run < " in crashed
+    assert re.search(r" in crash < .* in run < ", journal.stack_at_crash())
+    assert "_bootstrap" in journal.stack_at_crash().rpartition(" < ")[2]
+    assert journal.stack_at_crash() in journal.stacks()
 
 
 def test_a_crash_outside_of_runs_blames_no_model(journal):
@@ -86,6 +88,7 @@ def test_of_a_thread_without_an_interpreter_all_that_ran_is_suspected(journal):
     time.sleep(60)"""
     assert run_worker(journal, code) == -6
     assert sorted(model.key.name for model in journal.models_at_crash()) == ["a", "b"]
+    assert journal.stack_at_crash() == ""
 
 
 def test_loads_and_runs_are_marked_while_they_last(journal):
