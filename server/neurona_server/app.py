@@ -262,7 +262,7 @@ class App:
         folder = _open_load_folder(options.runtime.cache)
         marks = LoadMarks(folder) if folder else None
         checker = None
-        if config.load_check:
+        if config.load_check and os.name == "posix":
             checker = LoadChecker(config.load_timeout_s, CheckedFiles(folder) if folder else None)
 
         def load(source: ModelSource, cancellation: LoadCancellation) -> Model:
@@ -428,7 +428,7 @@ def _model_options(config: Config, tracing: Tracing | None) -> ModelOptions:
 
 def _open_load_folder(cache: Path | None) -> Path | None:
     """Return the folder that keeps what is known about loads, None if there cannot be one."""
-    if cache is None:
+    if cache is None or os.name != "posix":
         return None
     try:
         make_private_folder(cache)
