@@ -175,6 +175,10 @@ class PredictionStream:
         return bool(self._received) or self._outstanding >= MAX_OUTSTANDING or self._window.full
 
     @property
+    def buffered_bytes(self) -> int:
+        return self._window.bytes
+
+    @property
     def finished(self) -> bool:
         return self._half_closed and not self._received and not self._outstanding
 
