@@ -124,8 +124,8 @@ def encode(name: str, array: Array, number: DataType) -> bytes | memoryview:
     return flat.view(np.uint8).data
 
 
-def decode(name: str, number: DataType, shape: tuple[int, ...], data: bytes) -> Array:
-    """Convert the fields of a Tensor to an array; see `to_array`."""
+def decode(name: str, number: DataType, shape: tuple[int, ...], data: bytes | memoryview) -> Array:
+    """Convert the fields of a Tensor to an array, a view of the data; see `to_array`."""
     dtype = NUMPY_DTYPES.get(number)
     if dtype is None:
         raise TensorError(f"{_named(name)} has unsupported dtype {dtype_name(number)}")
@@ -165,7 +165,7 @@ def _encode_string(name: str, element: object) -> bytes:
     return _LENGTH.pack(len(element)) + element
 
 
-def _decode_strings(name: str, data: bytes, count: int) -> Array:
+def _decode_strings(name: str, data: bytes | memoryview, count: int) -> Array:
     # Each element takes at least its length: a false shape must not cause a large allocation.
     if count * _LENGTH.size > len(data):
         raise TensorError(
@@ -181,7 +181,7 @@ def _decode_strings(name: str, data: bytes, count: int) -> Array:
         if position > len(data):
             raise TensorError(f"{_named(name)} ends inside string {index} of {count}")
         try:
-            array[index] = data[start:position].decode()
+            array[index] = str(data[start:position], "utf-8")
         except UnicodeDecodeError as error:
             raise TensorError(
                 f"{_named(name)} has invalid UTF-8 in string {index}: {error}"

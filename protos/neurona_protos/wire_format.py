@@ -11,7 +11,7 @@ from functools import lru_cache
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Wire types. BYTES is the type of fields with a length: bytes, text, messages, packed numbers."""
 
-_MAX_VARINT_BITS = 70
+_MAX_LENGTH_BYTES = 5
 
 
 def varint(number: int) -> bytes:
@@ -110,54 +110,24 @@ def fields(message: bytes, start: int, end: int) -> Iterator[tuple[int, int, int
         start += length
 
 
-def find_fields(message: bytes, path: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Find fields in nested messages, in bytes that may be invalid.
+def content_span(message: bytes, wire_type: int, position: int) -> tuple[int, int]:
+    """Return where the content of a field starts and ends.
 
     Args:
-        message: the bytes of the outermost message.
-        path: field numbers, from the outermost message to the field.
+        message: the bytes that contain it.
+        wire_type: the field's; a varint's content is the varint itself.
+        position: the offset after the field's tag.
 
-    Yields:
-        The offsets where the content of each such field starts and ends, in order; nothing after
-        bytes that are not a message.
+    Raises:
+        ValueError: the message ends inside a number, or the field is a group or of an unknown type.
     """
-    yield from _find(message, path, 0, len(message))
-
-
-def _find(
-    message: bytes, path: tuple[int, ...], position: int, end: int
-) -> Iterator[tuple[int, int]]:
-    while position < end:
-        tag, position = skip_varint(message, position)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == BYTES:
-            length, position = skip_varint(message, position)
-            if number == path[0]:
-                if len(path) == 1:
-                    yield position, position + length
-                else:
-                    yield from _find(message, path[1:], position, min(end, position + length))
-            position += length
-        elif wire_type == VARINT:
-            _, position = skip_varint(message, position)
-        elif wire_type in (FIXED64, FIXED32):
-            position += 8 if wire_type == FIXED64 else 4
-        else:
-            return
-
-
-def skip_varint(message: bytes, position: int) -> tuple[int, int]:
-    """Decode a varint like `read_varint`, but never raise.
-
-    Returns:
-        The number, and the offset after it: the end of the message if the number is incomplete.
-    """
-    value = shift = 0
-    while position < len(message) and shift < _MAX_VARINT_BITS:
-        byte = message[position]
-        position += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, position
-        shift += 7
-    return value, len(message)
+    if wire_type == BYTES:
+        length, start = read_varint(message, position)
+        if start - position > _MAX_LENGTH_BYTES:
+            raise ValueError("the message has a length of more than 32 bits")
+        return start, start + length
+    if wire_type == VARINT:
+        return position, read_varint(message, position)[1]
+    if wire_type in (FIXED64, FIXED32):
+        return position, position + (8 if wire_type == FIXED64 else 4)
+    raise ValueError(f"the message has a field of wire type {wire_type} (expected no groups)")

@@ -7,7 +7,9 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -18,12 +20,16 @@ from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.config.options import Config
 from neurona_server.errors import ConfigError, LoadError
+from neurona_server.models.arena_maintenance import ArenaMaintenance
 from neurona_server.models.lifecycle.reconciler import Reconciler, ReconcilerOptions
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.load_cancellation import LoadCancellation
+from neurona_server.models.load_check.checked_files import CheckedFiles
+from neurona_server.models.load_check.checker import LoadChecker
+from neurona_server.models.load_check.load_marks import LoadMarks, withdraw_marks
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import INLINE_MODES, ModelOptions
-from neurona_server.models.onnx.graph_cache import default_cache_folder
+from neurona_server.models.onnx.graph_cache import default_cache_folder, make_private_folder
 from neurona_server.models.onnx.runtime import (
     CPU,
     DEFAULT_PROVIDERS,
@@ -45,10 +51,12 @@ from neurona_server.rpc.security.tls import Certificates
 from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.heartbeat import Heartbeat
-from neurona_server.rpc.transports.listener import ListenerOptions
+from neurona_server.rpc.transports.listener import ListenerOptions, connection_limits
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
+from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
+from neurona_server.telemetry.run_journal import JournalEntry, ModelKey, RunJournal, files_digest
 from neurona_server.telemetry.span_exporter import Tracing, set_up_tracing
 from neurona_server.web import endpoints
 from neurona_server.web.server import MetricsServer
@@ -59,6 +67,19 @@ SPAN_FLUSH_SECONDS = 2.0
 """Time at the stop for the last spans to reach their collector."""
 
 
+@dataclass(frozen=True)
+class Supervision:
+    """What a server has from the supervisor that started it."""
+
+    process: int | None
+    """Number of this process, if it is one of several."""
+    journal: RunJournal
+    quarantine: Mapping[ModelKey, str]
+    """Models not to load, and why."""
+    requested_models: Sequence[str] | None = None
+    """The models that calls had loaded in the process before this one, if there was one."""
+
+
 class App:
     """The parts of a server, which it starts and stops.
 
@@ -66,17 +87,18 @@ class App:
     `stop` sets it to NOT_SERVING, drains, closes, and stops the metrics last.
     """
 
-    def __init__(self, config: Config, process: int | None = None) -> None:
+    def __init__(self, config: Config, supervision: Supervision | None = None) -> None:
         """Make the parts without starting them.
 
         Args:
             config: The options.
-            process: Number of this process, if it is one of several.
+            supervision: What its supervisor has passed to it, if it has one.
 
         Raises:
             ConfigError: An option does not suit this machine, or a file that it names is invalid.
         """
         self._config = config
+        self._supervision = supervision
         # With auto_describe the registry knows the names of each collector, so that reading some
         # metrics does not collect all.
         self.registry = CollectorRegistry(auto_describe=True)
@@ -87,6 +109,7 @@ class App:
         self._metrics.build.labels(*_installed_versions()).set(1)
         self._health = Health()
         self._metrics.serving.set_function(self._is_serving)
+        process = supervision.process if supervision else None
         self._tracing = _make_tracing(config, self._metrics, process)
         self._watchdog = RunWatchdog()
         self._reconciler = self._make_reconciler()
@@ -95,8 +118,9 @@ class App:
         )
         explicit = config.model_control == "explicit"
         control = ControlCalls(self._reconciler) if explicit else None
+        workers = WorkerPool()
         methods = {
-            **Prediction(self._registry, self._metrics, limits).methods(),
+            **Prediction(self._registry, self._metrics, limits, workers).methods(),
             **Models(self._registry, control).methods(),
             **OpenInference(
                 self._registry,
@@ -106,14 +130,19 @@ class App:
                 versions=VersionPolicy.parse(config.versions),
                 shared_memory=config.shared_memory,
                 limits=limits,
+                workers=workers,
             ).methods(),
             **self._health.methods(),
         }
         methods |= Reflection(methods).methods()
-        options = _listener_options(config, self._metrics.record_rejection, self._tracing)
+        options = _listener_options(config, self._metrics, self._tracing)
+        if supervision is not None:
+            options = replace(options, reuse_port=True)
         self._listener = open_transport(config.transport, methods, options)
+        self._maintenance = ArenaMaintenance(self._registry.models, config.shrink_seconds)
+        self._metrics.watch_connections(self._listener.guard)
         self._heartbeat = Heartbeat(self._listener.has_turned, self._set_hung)
-        self._hung_reason = ""
+        self._hung_reason, self._hung_since = "", 0.0
         self._close_metrics: Callable[[], None] = lambda: None
         self._serving = threading.Event()
         self._stopping = False
@@ -125,7 +154,7 @@ class App:
             LoadError: There is no model to serve, or strict is true and one cannot be served.
             ConfigError: An address is in use.
         """
-        if self._config.processes == 1:  # else the supervisor serves the metrics of all
+        if self._supervision is None:  # else the supervisor serves the metrics of all
             self._serve_metrics()
         self._watchdog.start()
         self._load_models()
@@ -135,6 +164,7 @@ class App:
         gc.freeze()
         grpc_port = self._listener.start(self._config.address)
         self._heartbeat.start()
+        self._maintenance.start()
         self._serving.set()
         self._update_health()
         if self._config.model_control != "none":
@@ -153,7 +183,9 @@ class App:
         log.info("shutting down: health set to NOT_SERVING")
         time.sleep(self._config.drain_delay_ms / 1000)
         deadline = time.monotonic() + self._config.drain_timeout_ms / 1000
+        withdraw_marks()
         self._heartbeat.stop()
+        self._maintenance.stop()
         self._reconciler.stop_loading()  # or a call waiting for a load would delay the transport
         # The transport stops before the models, so that accepted requests still get responses.
         drained = self._listener.stop(max(0.0, deadline - time.monotonic()))
@@ -173,11 +205,20 @@ class App:
             return f"{endpoints.NOT_SERVING}: {self._hung_reason}"
         return endpoints.NOT_SERVING if self._stopping else endpoints.STARTING
 
+    def requested_models(self) -> Sequence[str]:
+        """Return the models that calls have loaded; none if models are not loaded explicitly."""
+        return self._reconciler.requested if self._config.model_control == "explicit" else ()
+
+    def stalled_seconds(self) -> float:
+        """Return the seconds since the transport counts as hung, 0.0 if it does not."""
+        return time.monotonic() - self._hung_since if self._hung_reason else 0.0
+
     def _is_serving(self) -> bool:
         return self._health.state("") == SERVING
 
     def _set_hung(self, reason: str) -> None:
         """Note that the transport is hung or, without a reason, that it turns again."""
+        self._hung_since = time.monotonic()
         self._hung_reason = reason
         self._health.set_hung(hung=bool(reason))
 
@@ -194,7 +235,13 @@ class App:
         log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
 
     def _load_models(self) -> None:
-        problems = self._reconciler.start(self._config.load_model)
+        requested = self._supervision.requested_models if self._supervision else None
+        if requested is None:
+            problems = self._reconciler.start(self._config.load_model)
+        else:
+            problems = self._reconciler.start(requested, ignore_unknown=True)
+        if self._supervision and self._supervision.quarantine:
+            return  # it has started before: what can be served is better than nothing
         if self._config.strict and problems:
             raise LoadError(f"strict is true and a model cannot be served: {problems[0]}")
         if self._registry.models() or self._config.model_control == "explicit":
@@ -212,14 +259,30 @@ class App:
         # Two concurrent runs keep a device busy; more only if each takes fewer CPUs than there are.
         scheduler = DeviceScheduler(max(2, _cpus_per_process(config) // options.runtime.threads))
 
+        folder = _open_load_folder(options.runtime.cache)
+        marks = LoadMarks(folder) if folder else None
+        checker = None
+        if config.load_check and os.name == "posix":
+            checker = LoadChecker(config.load_timeout_s, CheckedFiles(folder) if folder else None)
+
         def load(source: ModelSource, cancellation: LoadCancellation) -> Model:
-            model = Model(source, options, self._metrics, scheduler, self._watchdog, cancellation)
-            try:
-                model.start()
-            except BaseException:  # no thread may keep running
-                model.close()
-                raise
-            return model
+            def start(entry: JournalEntry | None) -> Model:
+                model = Model(
+                    source, options, self._metrics, scheduler, self._watchdog, cancellation, entry
+                )
+                try:
+                    model.start()
+                except BaseException:  # no thread may keep running
+                    model.close()
+                    raise
+                return model
+
+            if checker is not None:
+                checker.check(source, options, cancellation)
+            with marks.mark(source, cancellation) if marks else nullcontext():
+                if self._supervision is None:
+                    return start(None)
+                return self._supervision.journal.load(_model_key(source), start)
 
         return Reconciler(
             Repository(config.repository, config.model),
@@ -228,8 +291,13 @@ class App:
             self._metrics,
             _reconciler_options(config),
             self._update_health,
-            find_rejections=(),
+            find_rejections=[self._find_quarantine, *([marks.find_rejection] if marks else [])],
         )
+
+    def _find_quarantine(self, source: ModelSource) -> str:
+        if self._supervision is None or not self._supervision.quarantine:
+            return ""
+        return self._supervision.quarantine.get(_model_key(source), "")
 
     def _update_health(self) -> None:
         """Set the health of each service name: the server, its services, models and versions."""
@@ -261,6 +329,10 @@ def exit_status(drained: bool) -> int:
     return 0
 
 
+def _model_key(source: ModelSource) -> ModelKey:
+    return ModelKey(source.name, source.version, files_digest(source.fingerprint))
+
+
 def _cpus_per_process(config: Config) -> int:
     return max(1, available_cpus() // config.processes)
 
@@ -281,9 +353,7 @@ def _make_tracing(config: Config, metrics: Metrics, process: int | None) -> Trac
     return set_up_tracing(config.traces_endpoint, config.traces_ratio, metrics, process)
 
 
-def _listener_options(
-    config: Config, on_reject: Callable[[Exception], None], tracing: Tracing | None
-) -> ListenerOptions:
+def _listener_options(config: Config, metrics: Metrics, tracing: Tracing | None) -> ListenerOptions:
     certificates = None
     if config.tls_certificate and config.tls_key:
         client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
@@ -302,10 +372,17 @@ def _listener_options(
         max_connection_age_grace=config.max_connection_age_grace_s,
         keepalive=config.keepalive_s,
         max_streams=config.max_streams,
+        max_buffered_bytes=config.max_buffered_bytes // config.processes,
+        connection_limits=connection_limits(
+            config.max_connections,
+            config.max_connections_per_address,
+            config.address.count(",") + 1,
+        ),
+        on_close=metrics.record_closed_connection,
         max_metadata_bytes=config.max_metadata_bytes,
         compress_responses=config.compress_responses,
-        on_reject=on_reject,
-        reuse_port=config.reuse_port or config.processes > 1,
+        on_reject=metrics.record_rejection,
+        reuse_port=config.reuse_port,
         tracer=None if tracing is None else tracing.calls,
     )
 
@@ -347,6 +424,19 @@ def _model_options(config: Config, tracing: Tracing | None) -> ModelOptions:
     check_options(runtime)
     tracer = None if tracing is None else tracing.batches
     return ModelOptions(policy, runtime, config.instances, tracer)
+
+
+def _open_load_folder(cache: Path | None) -> Path | None:
+    """Return the folder that keeps what is known about loads, None if there cannot be one."""
+    if cache is None or os.name != "posix":
+        return None
+    try:
+        make_private_folder(cache)
+        make_private_folder(cache / "loads")
+    except OSError as error:
+        log.info("loads are not recorded in %s: %s", cache, error.strerror or error)
+        return None
+    return cache / "loads"
 
 
 def _cache_folder(option: str) -> Path | None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from neurona_server.app import App, exit_status, log
 from neurona_server.config import sources
 from neurona_server.errors import ConfigError, LoadError
+from neurona_server.models.load_check.load_marks import withdraw_marks
 from neurona_server.processes.signals import StopSignals
 from neurona_server.processes.worker_handle import python_command
 from neurona_server.rpc.security.tokens import hash_token
@@ -27,11 +28,12 @@ def main() -> int:
         return hash_token()
     try:
         config = sources.load(sys.argv[1:], os.environ)
-        if config.processes > 1:
+        if config.processes > 1 or config.supervise:
             sources.check_processes(config)
             become_supervisor(sys.argv[1:])
         logs.set_up(config.log_format, config.log_level)
         signals = StopSignals()
+        signals.before_exit = withdraw_marks
         app = App(config)
         app.start()
         signals.mark_serving()

@@ -99,6 +99,10 @@ class QueueFullError(NeuronaError):
         self.retry_after = retry_after
 
 
+class BuffersFullError(QueueFullError):
+    """Too many bytes are being received and answered."""
+
+
 class UnavailableError(NeuronaError):
     """The model or the whole server is stopping and accepts no more requests."""
 

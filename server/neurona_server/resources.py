@@ -6,6 +6,7 @@ Controller"; man 7 cgroups.
 
 import math
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,6 +40,61 @@ def memory_limit(cgroup: Path = CGROUP, own_groups: Path = OWN_GROUPS) -> int | 
         _machine_memory(), *(_read_limit(path) for path in _limit_files(cgroup, own_groups))
     )
     return None if math.isinf(least) else int(least)
+
+
+class MemoryKills:
+    """Counts the processes that the kernel has killed because memory was short.
+
+    It counts those of this process's control group, which are its children and itself, or, on a
+    system without control groups for memory, all of the machine.
+    """
+
+    def __init__(self, cgroup: Path = CGROUP, own_groups: Path = OWN_GROUPS) -> None:
+        self._files = [
+            path.with_name("memory.events" if path.name == "memory.max" else "memory.oom_control")
+            for path in _limit_files(cgroup, own_groups)
+        ]
+        self._lock = threading.Lock()
+        self._count = self._read()
+
+    def have_grown(self) -> bool:
+        """Return whether there was one since the last call, or since the construction."""
+        with self._lock:
+            before, self._count = self._count, self._read()
+            return self._count > before
+
+    def _read(self) -> int:
+        # The innermost group that exists, then the machine.
+        for path in [*reversed(self._files), Path("/proc/vmstat")]:
+            try:
+                words = path.read_text().split()
+            except OSError:
+                continue
+            if "oom_kill" in words[:-1]:
+                return int(words[words.index("oom_kill") + 1])
+        return 0
+
+
+def raise_descriptor_limit(wanted: int) -> int:
+    """Raise the number of files and sockets that this process may have open.
+
+    Returns:
+        The limit now: `wanted`, unless it was higher before or the system allows less.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    limit = max(soft, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard))
+    if limit > soft:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        except (OSError, ValueError):  # the system allows less than it says
+            return soft
+    return limit
 
 
 def _cpu_quota(cgroup: Path) -> float:

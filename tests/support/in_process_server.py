@@ -42,6 +42,7 @@ from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.listener import ListenerOptions
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
+from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.span_exporter import Tracing
 from support.server_process import free_addresses
@@ -120,6 +121,7 @@ class InProcessServer:
         self.reconciler.start(load_model)
         control = control or (self.reconciler if explicit else None)
         self.control_calls = None if control is None else ControlCalls(control)
+        self.workers = WorkerPool()
         self.open_inference = OpenInference(
             self.registry,
             self.metrics,
@@ -128,9 +130,10 @@ class InProcessServer:
             versions=VersionPolicy(all_versions=every),
             shared_memory=shared_memory,
             limits=limits,
+            workers=self.workers,
         )
         methods = {
-            **Prediction(self.registry, self.metrics, limits).methods(),
+            **Prediction(self.registry, self.metrics, limits, self.workers).methods(),
             **Models(self.registry, self.control_calls).methods(),
             **self.open_inference.methods(),
             **self.health.methods(),
@@ -178,10 +181,11 @@ class RunningApp:
 def run_app(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[RunningApp]:
     """Run a server with these options, but at free ports of loopback and without a drain delay.
 
-    Everything but the signals is as in a separate process.
+    Everything but the signals is as in a separate process, except that model files are not checked
+    in another process unless the arguments say so.
     """
     address, metrics_address = free_addresses(2)
-    config = sources.load(arguments, environment)
+    config = sources.load(["--load-check", "false", *arguments], environment)
     config = msgspec.structs.replace(
         config, address=address, metrics_address=metrics_address, drain_delay_ms=0
     )

@@ -177,6 +177,21 @@ def save_slow(path: Path, products: int = 30) -> Path:
     )
 
 
+def save_wide(path: Path) -> Path:
+    """Save y = the mean of exp(x) for each row of 1000 numbers, as 100 copies of each: a run needs
+    800 kB a row."""
+    return save(
+        path,
+        [
+            helper.make_node("Concat", ["x"] * 100, ["copies"], axis=1),
+            helper.make_node("Exp", ["copies"], ["powers"]),
+            helper.make_node("ReduceMean", ["powers"], ["y"], axes=[1], keepdims=1),
+        ],
+        {"x": (TensorProto.FLOAT, ["batch", 1000])},
+        {"y": (TensorProto.FLOAT, ["batch", 1])},
+    )
+
+
 def save_loop(path: Path) -> Path:
     """Save y = x + n, as a loop that adds 1 to all of x `n` times: its time depends on a value."""
     int64, boolean, kind = TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT
@@ -287,4 +302,28 @@ def save_endless_loop(path: Path) -> Path:
         {"x": (TensorProto.FLOAT, ["batch"])},
         {"y": (TensorProto.FLOAT, ["batch"])},
         {"true": np.array(True)},
+    )
+
+
+def save_crash(path: Path, *, at_load: bool) -> Path:
+    """Save a model that ends its process by SIGFPE: -2**31 / -1 overflows int32.
+
+    ONNX Runtime computes constants when it loads a graph. Else y = (x - 2**31) / -1, x of shape
+    [batch], crashes at x = 0.
+    """
+    nodes = [
+        helper.make_node("Div", ["least", "minus_one"], ["quotient"]),
+        helper.make_node("Add", ["x", "quotient"], ["y"]),
+    ]
+    if not at_load:
+        nodes = [
+            helper.make_node("Add", ["x", "least"], ["sum"]),
+            helper.make_node("Div", ["sum", "minus_one"], ["y"]),
+        ]
+    return save(
+        path,
+        nodes,
+        {"x": (TensorProto.INT32, ["batch"])},
+        {"y": (TensorProto.INT32, ["batch"])},
+        {"least": np.array([-(2**31)], np.int32), "minus_one": np.array([-1], np.int32)},
     )

@@ -13,6 +13,7 @@ from typing import Any, Protocol, overload
 import numpy as np
 
 from neurona_server.batching.device_scheduler import DeviceTurn
+from neurona_server.batching.policy import Priority
 from neurona_server.batching.request import Array, Inputs, Outputs, Request, unbatched_inputs
 from neurona_server.errors import CancelledError, ModelFailedError, NeuronaError
 from neurona_server.telemetry.trace import Trace
@@ -40,6 +41,9 @@ class Batch:
     expired: list[Request] = field(default_factory=list)
     """Requests whose deadlines had passed: they fail without a run."""
 
+    level_rows: dict[Priority, int] = field(default_factory=dict)
+    """The rows of each level that it has."""
+
     is_rerun: bool = False
     """Whether its requests have left the queue before, with a batch that was interrupted."""
 
@@ -57,9 +61,6 @@ class Batch:
 
     interrupted: bool = False
     """Whether the current run was terminated and no further one may start."""
-
-    error: NeuronaError | None = None
-    """How the requests of an interrupted batch fail; None: they run again."""
 
     @property
     def rows(self) -> int:
@@ -81,12 +82,11 @@ class Batch:
         """Note that the current run has ended."""
         self.run_started, self.run = math.inf, None
 
-    def interrupt(self, error: NeuronaError | None = None) -> None:
+    def interrupt(self) -> None:
         """Terminate the current run from another thread, and have no further one started.
 
-        The unfinished requests then fail with `error` or, without one, run again.
+        Requests that are unfinished then run again, in another batch.
         """
-        self.error = error
         self.interrupted = True
         if (run := self.run) is not None:
             run.terminate()

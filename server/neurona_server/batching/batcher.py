@@ -58,7 +58,7 @@ LONG_RUN_RATIO = 10.0
 """A run no longer counts for the device's slots once it has taken this many times its prediction
 ..."""
 
-LONG_RUN_SECONDS = 0.1
+LONG_RUN_SECONDS = 0.05
 """... and at least this long: shorter runs keep nobody waiting, and a prediction may be of another
 group."""
 
@@ -177,6 +177,10 @@ class Batcher:
                     self.process(batch, new_run)
                     del batch  # otherwise it would be kept until the next batch
 
+    def runs_in_this_thread(self) -> bool:
+        """Return whether the calling thread is a transport's that runs the model inline now."""
+        return self._inline.runs_in_this_thread()
+
     def serve_inline(self) -> bool:
         """Run waiting requests in the calling thread: see `InlineRunner.run_batches`."""
         return self._inline.run_batches(lambda batch: self.process(batch, self._new_runs[0]))
@@ -190,13 +194,15 @@ class Batcher:
             for request in batch.expired:
                 request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
             if batch.requests:
+                group = batch.requests[0].group
+                predicted = self.cost_model.predict(batch.rows, group)
+                batch.predicted_seconds = predicted
                 if not batch.is_rerun:
                     self._metrics.record_queue_waits(batch.queue_seconds)
                     if self._tracer is not None:
                         self._tracer.record_queue_times(batch.requests)
-                predicted = self.cost_model.predict(batch.rows, batch.requests[0].group)
-                batch.predicted_seconds = predicted
-                estimate = self.admission.start_batch(predicted)
+                    self.admission.observe_waits(batch.expired, batch.requests, predicted)
+                estimate = self.admission.start_batch(predicted, batch.level_rows, group)
                 self._run_or_halve(batch, batch.requests, new_run)
                 self.admission.finish_batch(estimate)
         except Exception:  # a bug: the thread must keep running, and every caller gets a response
@@ -214,6 +220,8 @@ class Batcher:
         `max_run_seconds`. A run of an instance that takes much longer than predicted gives its slot
         of the device up. The watchdog calls this now and then.
         """
+        if not self._active_batches:
+            return False
         now = self._clock()
         limit = self.policy.max_run_seconds
         batches = list(self._active_batches)
@@ -229,12 +237,14 @@ class Batcher:
                     "%s: run terminated: it has taken %.1f s (expected at most %g s)",
                     *(self.name, seconds, limit),
                 )
-                batch.interrupt(RunTooLongError(limit))
+                for request in batch.requests:  # at once: a single node cannot be terminated
+                    request.cancel(RunTooLongError(limit))
+                batch.interrupt()
             if batch.turn is not None and seconds > LONG_RUN_RATIO * batch.predicted_seconds:
                 self._scheduler.give_up_slot(batch.turn, now)
                 if seconds > OVERDUE_SECONDS and batch not in self._overdue_batches:
                     self._report_overdue(batch, seconds)
-        return bool(batches)
+        return True
 
     def tune(self) -> None:
         """Adjust the maximum batch size and the choice of thread to the current costs."""
@@ -339,7 +349,7 @@ class Batcher:
         if not requests:
             return
         if batch.interrupted:
-            self._finish_interrupted(batch, requests)
+            self._run_again(requests)
             return
         running = None
         halves: list[Sequence[Request]] = []
@@ -353,7 +363,7 @@ class Batcher:
                 self._tracer.record_failed_run(requests, now, error)
             if running is not None and running.terminated:
                 self._metrics.terminated_runs.inc()
-                self._finish_interrupted(batch, requests)
+                self._run_again(requests)
             elif not (halves := batch.halve(requests)):
                 self.failure_log.record(
                     "the run of a request failed", error, requests[0].log_fields
@@ -366,13 +376,10 @@ class Batcher:
         for half in halves:
             self._run_or_halve(batch, half, new_run)
 
-    def _finish_interrupted(self, batch: Batch, requests: Sequence[Request]) -> None:
-        """Fail the unfinished requests of a batch that was interrupted, or have them run again."""
+    def _run_again(self, requests: Sequence[Request]) -> None:
+        """Have an instance run the unfinished requests of a batch that was interrupted."""
         unfinished = [request for request in requests if not request.finished]
-        if batch.error is not None:
-            for request in unfinished:
-                request.fail(batch.error)
-        elif unfinished:
+        if unfinished:
             self.queue.put_back(Batch(unfinished, is_rerun=True))
             if self.queue.closed and self._threads:  # the instances may have ended
                 self._start_instance(0)

@@ -131,6 +131,10 @@ class InlineRunner:
             *(self._name, 1000 * self._watchdog.inline_seconds, self._suspension),
         )
 
+    def runs_in_this_thread(self) -> bool:
+        """Return whether the calling thread is in `run_batches`."""
+        return self._watchdog.inline.get(threading.get_ident()) is self
+
     def wait_until_idle(self, end: float) -> bool:
         """Wait until no thread is in `run_batches`.
 

@@ -1,9 +1,11 @@
 """The bounded queue in which a model's requests wait for an idle instance."""
 
+import math
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
 from neurona_server.batching.batch import Batch
 from neurona_server.batching.policy import ALL_WEIGHTS, WEIGHTS, BatchPolicy, Priority
@@ -69,9 +71,19 @@ _Lane = OrderedDict[Request, None]  # first in, first out; a request in the midd
 class _Level:
     """The waiting requests of one priority. Not thread-safe."""
 
-    __slots__ = ("arrivals", "backlog", "finish_tag", "lanes", "nbytes", "rows", "weight")
+    __slots__ = (
+        "arrivals",
+        "backlog",
+        "finish_tag",
+        "lanes",
+        "nbytes",
+        "priority",
+        "rows",
+        "weight",
+    )
 
     def __init__(self, priority: Priority, cost: Cost) -> None:
+        self.priority = priority
         self.weight = WEIGHTS[priority]
         self.lanes: dict[Hashable, _Lane] = {}
         """The requests of each group."""
@@ -81,6 +93,32 @@ class _Level:
         self.nbytes = 0
         self.backlog = Backlog(cost)
         self.finish_tag = 0.0
+
+
+class LevelAhead(NamedTuple):
+    """What another level may run before a request: it waits, or arrives meanwhile."""
+
+    priority: Priority
+    seconds: float
+    """To run what waits, with one instance."""
+    rows: int
+    """That wait."""
+    max_rows: int
+    """What it can run in its turns until then, however much arrives."""
+
+
+class WorkAhead(NamedTuple):
+    """What runs before a request."""
+
+    seconds: float
+    """To run what waits in the request's own level, with one instance."""
+    rows: int
+    """That wait in its own level."""
+    shared_rows: int
+    """The rows among them of the batch that the request joins."""
+    is_mixed: bool
+    """Whether some of what waits is of other groups."""
+    others: Sequence[LevelAhead]
 
 
 class Queue:
@@ -139,19 +177,34 @@ class Queue:
         """Return the number of waiting rows of this group."""
         return sum([level.backlog.rows.get(group, 0) for level in self._levels])
 
-    def backlog_seconds(self, priority: Priority = Priority.LOW) -> float:
-        """Return the predicted seconds that one instance runs before a request that is queued now.
-
-        They are the backlog of its priority and of more urgent ones, and the part of the less
-        urgent ones that their weights give them meanwhile.
-        """
+    def backlog_seconds(self) -> float:
+        """Return the predicted seconds in which one instance runs all that waits."""
         with self._lock:
-            seconds = [level.backlog.seconds(self.max_batch_rows) for level in self._levels]
-        before = sum(seconds[: priority + 1])
-        for lower in Priority:
-            if lower > priority:
-                before += min(seconds[lower], before * WEIGHTS[lower] / WEIGHTS[priority])
-        return before
+            return sum([level.backlog.seconds(self.max_batch_rows) for level in self._levels])
+
+    def work_ahead(self, priority: Priority, group: Hashable, rows: int) -> "WorkAhead":
+        """Return what runs before a request of so many rows that is queued now."""
+        with self._lock:
+            limit = self.max_batch_rows
+            own = self._levels[priority]
+            shared = own.backlog.rows.get(group, 0) % limit
+            if shared + rows > limit:
+                shared = 0
+            start_tag = self._next_start_tag(own) + (own.rows - shared) / own.weight
+            is_mixed = own.rows != own.backlog.rows.get(group, 0)
+            others = []
+            for level in self._levels:
+                if level is own:
+                    continue
+                batches = (start_tag - self._next_start_tag(level)) * level.weight / limit
+                # Of levels with the same start tag, the most urgent one has its turn.
+                turns = math.floor(batches) + 1 if level.priority < priority else math.ceil(batches)
+                max_rows = max(0, turns) * limit
+                if max_rows and level.rows != level.backlog.rows.get(group, 0):
+                    is_mixed = True
+                seconds = level.backlog.seconds(limit)
+                others.append(LevelAhead(level.priority, seconds, level.rows, max_rows))
+            return WorkAhead(own.backlog.seconds(limit), own.rows, shared, is_mixed, others)
 
     def oldest_age(self) -> float:
         """Return the seconds that the oldest request has waited, 0.0 if the queue is empty."""
@@ -269,8 +322,8 @@ class Queue:
 
     def _add(self, request: Request, now: float) -> None:
         level = self._levels[request.priority]
-        if not level.rows:  # a level that was empty has no claim on the turns that it did not use
-            level.finish_tag = max(level.finish_tag, self._virtual_time)
+        # A level that was empty has no claim on the turns that it did not use.
+        level.finish_tag = self._next_start_tag(level)
         request.queued_at = now
         request.holder = self
         level.lanes.setdefault(request.group, OrderedDict())[request] = None
@@ -323,6 +376,9 @@ class Queue:
                     return list(displaceable)
         return ()
 
+    def _next_start_tag(self, level: _Level) -> float:
+        return level.finish_tag if level.rows else max(level.finish_tag, self._virtual_time)
+
     def _oldest(self) -> float:
         heads = [next(iter(lane)) for level in self._levels for lane in level.lanes.values()]
         return min([head.queued_at for head in heads])
@@ -363,11 +419,14 @@ class Queue:
             group = min(short, key=lambda group: next(iter(lanes[group])).queued_at)
         batch = Batch()
         rows = self._fill(batch, turn, group, 0)
+        batch.level_rows[turn.priority] = rows
         self._virtual_time = turn.finish_tag
         turn.finish_tag += rows / turn.weight
         for other in self._levels:  # room that is left costs nothing, so no level pays for it
             if other is not turn and group in other.lanes:
-                rows = self._fill(batch, other, group, rows)
+                filled = self._fill(batch, other, group, rows)
+                batch.level_rows[other.priority] = filled - rows
+                rows = filled
         return batch
 
     def _rows_of_batch(self, level: _Level, group: Hashable) -> int:

@@ -21,7 +21,7 @@ MAX_LOOKS = 3
 it takes eight times its limit or more. A machine that is busy may hold up a thread for as long as
 two looks."""
 
-RUN_PERIOD = 0.1
+RUN_PERIOD = 0.05
 """Seconds between two looks at the runs of the instances."""
 
 AWAKE_PERIODS = 50

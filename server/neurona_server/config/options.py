@@ -101,10 +101,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         float,
         Meta(ge=0, le=MAX_SECONDS),
         Help(
-            "Seconds that loading a model may take, its first runs included; one that takes "
-            "longer fails to load. The start waits no longer for it. 0: no limit."
+            "Seconds that a step of loading a model may take, such as reading and optimizing its "
+            "file or one of its first runs; else it fails to load. The start waits no longer for "
+            "it. Providers that compile models, as tensorrt does, may need more. 0: no limit."
         ),
-    ] = 120.0
+    ] = 60.0
+    load_check: Annotated[
+        bool,
+        Help(
+            "Load each new model file in a process of its own first, so that one which crashes or "
+            "never ends only fails to load. A file that has passed is remembered in the cache."
+        ),
+    ] = True
     strict: Annotated[
         bool, Help("true: do not start unless every model can be served; false: serve the others.")
     ] = False
@@ -172,6 +180,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_message_bytes: Annotated[
         int, Meta(ge=1, le=MAX_INT), Help("Maximum bytes of a request or response message.")
     ] = 64 << 20
+    max_buffered_bytes: Annotated[
+        int,
+        Meta(ge=0, le=MAX_BYTES),
+        Help(
+            "Bytes of messages that may be received, wait or be sent at the same time, over all "
+            "connections; calls beyond that are rejected. At least four times max_message_bytes. "
+            "0: a quarter of the memory, up to 2 GiB."
+        ),
+    ] = 0
     shared_memory: Annotated[
         bool,
         Help(
@@ -221,7 +238,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     shrink_seconds: Annotated[
         float,
         Meta(ge=0, le=MAX_SECONDS),
-        Help("Seconds between runs that return unused arena memory to the system. 0: never."),
+        Help(
+            "Seconds in which a model that has run returns the unused memory of its arenas to the "
+            "system once, also when it is idle since. 0: never."
+        ),
     ] = 60.0
     spinning: Annotated[
         bool,
@@ -291,7 +311,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 30.0
     compress_responses: Annotated[
         bool,
-        Help("Compress responses with gzip for callers that accept it: less traffic, more CPU."),
+        Help(
+            "Compress responses with gzip, up to 256 KiB each, for callers that accept it: less "
+            "traffic, more CPU."
+        ),
     ] = False
     processes: Annotated[
         int,
@@ -302,12 +325,36 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "SIGHUP replaces them one after the other."
         ),
     ] = 1
+    supervise: Annotated[
+        bool,
+        Help(
+            "Run the server below a supervisor, also with processes = 1: a process that crashes or "
+            "hangs is restarted, and a model that ran at two crashes is quarantined. SIGHUP "
+            "replaces the process."
+        ),
+    ] = False
     reuse_port: Annotated[
         bool, Help("Let other servers share the port and its connections (SO_REUSEPORT).")
     ] = False
     max_streams: Annotated[
         int, Meta(ge=1, le=MAX_INT), Help("Maximum concurrent calls on one connection.")
     ] = 4096
+    max_connections: Annotated[
+        int,
+        Meta(ge=0, le=MAX_INT),
+        Help(
+            "Connections of each address of each process that may be open; further ones are "
+            "closed. 0: as many as file descriptors allow, up to 16384."
+        ),
+    ] = 0
+    max_connections_per_address: Annotated[
+        int,
+        Meta(ge=0, le=MAX_INT),
+        Help(
+            "Connections of one caller's address that may be open in each process; further ones "
+            "are closed. All callers behind a proxy share its address. 0: no limit."
+        ),
+    ] = 0
     max_metadata_bytes: Annotated[
         int, Meta(ge=1024, le=MAX_INT), Help("Maximum bytes of a call's metadata.")
     ] = 16 << 10

@@ -60,14 +60,19 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
 
 
 def check_processes(config: Config) -> None:
-    """Check that several processes can serve with these options.
+    """Check that a supervisor and its processes can serve with these options.
 
     Raises:
         ConfigError: They cannot.
     """
-    where = f"processes is {config.processes}"
     if not hasattr(socket, "SO_REUSEPORT"):
-        raise ConfigError(f"{where} (expected 1): this system has no SO_REUSEPORT")
+        raise ConfigError(
+            f"processes is {config.processes} and supervise is {str(config.supervise).lower()} "
+            "(expected 1 and false): this system has no SO_REUSEPORT"
+        )
+    if config.processes == 1:
+        return
+    where = f"processes is {config.processes}"
     if UNIX in config.address:
         raise ConfigError(f"{where} (expected an address HOST:PORT): a unix socket has one owner")
     if config.model_control == "explicit":

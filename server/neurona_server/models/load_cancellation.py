@@ -1,10 +1,11 @@
 """Ends the load of a model from another thread.
 
-The file is alone since everything that takes part in a load needs it: the threads of the
-reconciler, the model, its sessions, and the process that checks its file.
+Everything that takes part in a load needs it: the threads of the reconciler, the model, its
+sessions, and the process that checks its file.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,9 +13,14 @@ from neurona_server.errors import LoadError
 
 
 class LoadCancellation:
-    """One load. Any thread may cancel it."""
+    """One load, which consists of steps. Any thread may cancel it."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_step: Callable[[], object] = lambda: None) -> None:
+        """Prepare a load; `on_step` is called at the start and the end of each step."""
+        self.last_progress = time.monotonic()
+        """Seconds of the monotonic clock at which a step last started or ended."""
+
+        self._on_step = on_step
         self._reason = ""
         self._interrupts: list[Callable[[], object]] = []
         self._lock = threading.Lock()
@@ -27,6 +33,11 @@ class LoadCancellation:
             # may be in use by another load.
             for interrupt in self._interrupts:
                 interrupt()
+
+    def note_progress(self) -> None:
+        """Note that the load still gets on."""
+        self.last_progress = time.monotonic()
+        self._on_step()
 
     def raise_if_cancelled(self) -> None:
         """Raise LoadError with the reason if the load has been cancelled."""
@@ -43,8 +54,10 @@ class LoadCancellation:
         with self._lock:
             self.raise_if_cancelled()
             self._interrupts.append(interrupt)
+        self.note_progress()
         try:
             yield
         finally:
+            self.note_progress()
             with self._lock:
                 self._interrupts.remove(interrupt)

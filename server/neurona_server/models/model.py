@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from neurona_protos.prediction_pb2 import State, Task
 from neurona_server.batching.batcher import Batcher
@@ -14,6 +15,7 @@ from neurona_server.models.batching_check import Run, decide_batching
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model_options import ModelOptions, options_for
 from neurona_server.models.onnx.session import Session
+from neurona_server.models.onnx.value_dependence import time_depends_on_values
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.models.signature import (
@@ -25,6 +27,7 @@ from neurona_server.models.signature import (
 from neurona_server.models.task import find_task
 from neurona_server.models.warm_up import run_samples, warm_up
 from neurona_server.telemetry.metrics import Metrics
+from neurona_server.telemetry.run_journal import JournalEntry
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ class Model:
         share: DeviceScheduler | None = None,
         watchdog: RunWatchdog | None = None,
         cancellation: LoadCancellation | None = None,
+        journal: JournalEntry | None = None,
     ) -> None:
         """Load the file and run it for the first time.
 
@@ -58,6 +62,7 @@ class Model:
             share: The device's scheduler, if other models run on it, too.
             watchdog: Finds its runs that take too long.
             cancellation: Ends this early.
+            journal: Where runs are written, if the process has a supervisor.
         """
         self.name = source.name
         self.version = source.version
@@ -80,6 +85,7 @@ class Model:
         """The unfinished requests that this version has as a shadow: no caller waits for them."""
 
         self.metrics = metrics.for_version(source.name, source.version)
+        self._journal = journal
         self.sessions: list[Session] = []
         """One session for each instance."""
 
@@ -99,16 +105,19 @@ class Model:
     ) -> None:
         for _ in range(options.instances):
             self.sessions.append(Session(source.path, options.runtime, cancellation))
+            self.sessions[-1].journal = self._journal
         session = self.sessions[0]
         runs = [_cancellable_run(one, cancellation) for one in self.sessions]
         self.provider = session.provider
         self.placement, self.degraded = session.placement, session.degraded
         self.signature = _signature(str(source), session, self.settings, runs[0])
         batched = self.signature.batched
-        tracer = options.tracer
+        tracer, policy = options.tracer, options.policy
+        if policy.inline is not False and time_depends_on_values(source.path):
+            policy = replace(policy, inline=False)  # no measurement predicts its next run
         self.batcher = Batcher(
             str(source),
-            options.policy,
+            policy,
             self.metrics,
             [one.new_run for one in self.sessions],
             batched=batched,
@@ -194,6 +203,8 @@ class Model:
         """Free the memory and remove the series from the metrics, after `drain`."""
         for session in self.sessions:
             session.close()
+        if self._journal is not None:
+            self._journal.close()
         self.metrics.release()
 
 

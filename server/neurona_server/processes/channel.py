@@ -9,11 +9,23 @@ The file is alone because both sides import it, and the worker must not import t
 
 import contextlib
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from multiprocessing.connection import Connection, Pipe
 
 from neurona_server.processes.snapshot import MetricsSnapshot
+from neurona_server.telemetry.run_journal import ModelKey
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """The first message to the worker: what its predecessors have left."""
+
+    quarantine: Mapping[ModelKey, str]
+    """Models not to load, and why."""
+    requested_models: Sequence[str] | None = None
+    """The models that calls had loaded if models are loaded explicitly; None at the first start."""
 
 
 class Command(Enum):
@@ -39,10 +51,17 @@ class MetricsReport:
 
     snapshot: MetricsSnapshot
     requested: bool
-    """False for the last report, which a worker sends by itself when it has stopped."""
+    """False for those that a worker sends by itself: now and then, and when it has stopped."""
 
 
-Message = Command | WorkerState | MetricsReport
+@dataclass(frozen=True)
+class RequestedModels:
+    """A message to the supervisor: the models that calls have loaded, at each change."""
+
+    names: Sequence[str]
+
+
+Message = StartOptions | Command | WorkerState | MetricsReport | RequestedModels
 
 
 class Channel:

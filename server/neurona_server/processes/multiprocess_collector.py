@@ -106,7 +106,7 @@ class MultiprocessCollector(Collector):
         self._restarts = 0
         self._processes = processes
         self._workers: dict[WorkerHandle, None] = {}
-        self._merger = SnapshotMerger()
+        self._merger = SnapshotMerger(label_gauges=processes > 1)
         self._supervisor_registry = CollectorRegistry()
         ProcessCollector(registry=self._supervisor_registry)
         self._supervisor_registry.register(LogLineCollector(logs.lines_not_written))
@@ -136,7 +136,7 @@ class MultiprocessCollector(Collector):
         """Return STARTING, SERVING (as soon as one worker serves) or NOT_SERVING."""
         if self.stopping:
             return endpoints.NOT_SERVING
-        serving = any(worker.ready_since for worker in list(self._workers))
+        serving = any(worker.is_serving for worker in list(self._workers))
         self._has_served = self._has_served or serving
         if serving:
             return endpoints.SERVING
@@ -156,8 +156,10 @@ class MultiprocessCollector(Collector):
             reported = [worker.wait_for_report(deadline) for worker in workers]
             ready = [worker for worker in workers if worker.ready_since]
             with self._lock:
-                # A worker that is starting may be about to load a version that no other has now.
-                if all(reported) and len(ready) == len(workers) >= self._processes:
+                # A worker that is starting, or will replace one that has just ended, may be about
+                # to load a version that no other has now.
+                unchanged = workers == list(self._workers)
+                if all(reported) and unchanged and len(ready) == len(workers) >= self._processes:
                     self._merger.forget_versions()
                 self._merger.replace(self, SUPERVISOR, take_snapshot(self._supervisor_registry))
                 merged = self._merger.merge()
@@ -179,7 +181,14 @@ class SnapshotMerger:
     Counts of processes that have ended are kept, so that no merged counter ever falls.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, label_gauges: bool = True) -> None:
+        """Make a merger without snapshots.
+
+        Args:
+            label_gauges: Give the gauges that are not merged the label PROCESS_LABEL. Not for one
+                process, whose metrics have the names that they have without a supervisor.
+        """
+        self._label_gauges = label_gauges
         self._snapshots: dict[object, tuple[str, MetricsSnapshot]] = {}
         self._past: MetricsSnapshot = {}
 
@@ -228,6 +237,8 @@ class SnapshotMerger:
                     _merge_family(merged, family, _sum)
                 elif rule := MERGE_RULES.get(name):
                     _merge_family(merged, family, rule)
+                elif not self._label_gauges:  # two processes while one replaces the other
+                    _merge_family(merged, family, _largest)
                 else:
                     _add_per_process(total, name, name, family, process)
         for name, family in self._past.items():

@@ -5,6 +5,7 @@ import errno
 import socket
 from collections.abc import Sequence
 
+from neurona_server.address import UNIX
 from neurona_server.errors import ConfigError
 
 
@@ -18,7 +19,8 @@ class ReservedPorts:
         """Bind the ports.
 
         Args:
-            addresses: HOST:PORT, or several, separated by commas. Port 0: the system chooses.
+            addresses: HOST:PORT, or several, separated by commas. Port 0: the system chooses. A
+                unix socket is left to the worker.
             shared: Allow other servers on the same ports.
 
         Raises:
@@ -37,6 +39,8 @@ class ReservedPorts:
 
     def _reserve(self, address: str, shared: bool) -> str:
         """Return the address with the port that was bound."""
+        if address.startswith(UNIX):
+            return address
         host, _, text = address.rpartition(":")
         port = int(text)
         failure: OSError | None = None
@@ -50,10 +54,15 @@ class ReservedPorts:
                 if port and not shared:
                     # Without SO_REUSEPORT: fails if another server would share our calls.
                     with socket.socket(family, kind) as probe:
-                        _bind(probe, socket.SO_REUSEADDR, socket_address, port)
+                        _bind(probe, [socket.SO_REUSEADDR], socket_address, port)
                 one = socket.socket(family, kind)
                 self._sockets.append(one)
-                port = _bind(one, socket.SO_REUSEPORT, socket_address, port)
+                # SO_REUSEADDR: connections of an earlier server that did not share its port may
+                # be in TIME_WAIT for a minute. They matter at the binding only; kept, the option
+                # would let another server start before a worker of this one listens.
+                options = [socket.SO_REUSEADDR, socket.SO_REUSEPORT]
+                port = _bind(one, options, socket_address, port)
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
                 bound += 1
             except OSError as error:  # a name may resolve to addresses this machine does not have
                 failure = error
@@ -62,11 +71,12 @@ class ReservedPorts:
         return f"{host}:{port}"
 
 
-def _bind(one: socket.socket, option: int, address: Sequence[object], port: int) -> int:
+def _bind(one: socket.socket, options: Sequence[int], address: Sequence[object], port: int) -> int:
     if one.family == getattr(socket, "AF_INET6", None):
         with contextlib.suppress(OSError):  # beside the same port of IPv4, not instead of it
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    one.setsockopt(socket.SOL_SOCKET, option, 1)
+    for option in options:
+        one.setsockopt(socket.SOL_SOCKET, option, 1)
     one.bind((address[0], port, *address[2:]))
     return int(one.getsockname()[1])
 

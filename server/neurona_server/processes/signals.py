@@ -34,6 +34,8 @@ class StopSignals:
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer)
         self._on_hang_up, self._on_forced_stop = on_hang_up, on_forced_stop
+        self.before_exit: Callable[[], None] = lambda: None
+        """Called in a thread of this object before it ends the process."""
         numbers = [signal.SIGTERM, signal.SIGINT]
         if on_hang_up is not None:
             numbers.append(signal.SIGHUP)
@@ -65,6 +67,7 @@ class StopSignals:
         self._end_if_starting()
         self._read_signal()
         self._on_forced_stop()
+        self.before_exit()
         logs.report_end("second signal: ending without draining")
         os._exit(1)
 
@@ -77,5 +80,6 @@ class StopSignals:
 
     def _end_if_starting(self) -> None:
         if not self._serving.is_set():
+            self.before_exit()
             logs.report_end("stopped during start-up")
             os._exit(0)

@@ -1,12 +1,13 @@
-"""The process that neurona-serve becomes to serve with several workers.
+"""The process that neurona-serve becomes to serve by worker processes, one or several.
 
     python -m neurona_server.processes.supervisor [OPTIONS of neurona-serve]
 
-It starts the workers, restarts those that die, replaces all at SIGHUP, stops them, and serves their
-merged metrics. It imports neither grpc nor ONNX Runtime: the process that outlives all others is
-small.
+It starts the workers, restarts those that die or hang, replaces all at SIGHUP, stops them, keeps
+new ones from loading a model that makes them crash, and serves their merged metrics. It imports
+neither grpc nor ONNX Runtime: the process that outlives all others is small.
 """
 
+import contextlib
 import logging
 import os
 import queue
@@ -14,19 +15,22 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
+from neurona_server.address import UNIX
 from neurona_server.config import sources
 from neurona_server.errors import ConfigError
+from neurona_server.processes.channel import Message, MetricsReport, RequestedModels, StartOptions
 from neurona_server.processes.multiprocess_collector import MultiprocessCollector
 from neurona_server.processes.ports import ReservedPorts
+from neurona_server.processes.quarantine import Crash, Quarantine
 from neurona_server.processes.signals import StopSignals
 from neurona_server.processes.worker_handle import WorkerEvent, WorkerHandle
-from neurona_server.resources import available_cpus
+from neurona_server.resources import MemoryKills, available_cpus
 from neurona_server.telemetry import logs
 from neurona_server.web.server import MetricsServer
 
@@ -43,6 +47,9 @@ MIN_RESTART_PAUSE, MAX_RESTART_PAUSE = 0.1, 10.0
 
 CONFIG_OR_LOAD_ERROR = 1
 """Exit status of a worker that has logged itself why it cannot serve."""
+
+CHECK_SECONDS = 1.0
+"""Time between two checks of the workers' heartbeats."""
 
 EXIT_SECONDS = 10.0
 """Seconds for a worker to exit, in addition to those of draining."""
@@ -81,6 +88,9 @@ class Supervisor:
         start_worker: Callable[[int, OnEvent], WorkerHandle],
         on_restart: Callable[[], None],
         stop_seconds: float,
+        quarantine: Quarantine,
+        *,
+        overlap: bool = True,
     ) -> None:
         """Prepare the slots; `run` starts the workers.
 
@@ -90,9 +100,13 @@ class Supervisor:
                 to the callback.
             on_restart: Called before each start of a worker that replaces one that has died.
             stop_seconds: Time for workers to stop in, before they are killed.
+            quarantine: Learns of crashes.
+            overlap: Whether a worker may be replaced by one that starts while it still serves;
+                else it is stopped first.
         """
         self._start_worker, self._on_restart = start_worker, on_restart
         self._stop_seconds = stop_seconds
+        self._quarantine, self._overlap = quarantine, overlap
         self._slots = [Slot(number) for number in range(processes)]
         self._events: queue.SimpleQueue[tuple[WorkerEvent, WorkerHandle] | _Request]
         self._events = queue.SimpleQueue()
@@ -105,6 +119,7 @@ class Supervisor:
         self._started = False  # all workers have served at the same time
         self._kill_at = 0.0  # 0.0: the supervisor is not stopping
         self._status = 0
+        self._check_at = 0.0
 
     def run(self) -> int:
         """Start the workers, and return when all have ended.
@@ -116,10 +131,10 @@ class Supervisor:
         # find what the first one has cached.
         self._fill(self._slots[0])
         while self._slot_of or not self._kill_at:
+            self._act_on_time()
             try:
                 event = self._events.get(timeout=self._seconds_to_next_action())
             except queue.Empty:
-                self._act_on_time()
                 continue
             if event is _Request.STOP:
                 self._stop_all()
@@ -150,6 +165,8 @@ class Supervisor:
         self._events.put((event, worker))
 
     def _fill(self, slot: Slot) -> None:
+        if self._kill_at:
+            return
         slot.worker = self._start(slot)
         if slot.worker is None:
             slot.deaths += 1
@@ -186,7 +203,8 @@ class Supervisor:
                 self._fill(slot)
         if all(slot.worker and slot.worker.ready_since for slot in self._slots):
             self._started = True
-            log.info("all %d workers serving", len(self._slots))
+            if len(self._slots) > 1:
+                log.info("all %d workers serving", len(self._slots))
 
     def _handle_exit(self, worker: WorkerHandle) -> None:
         slot = self._slot_of.pop(worker)
@@ -197,6 +215,8 @@ class Supervisor:
                 self._status = 1 if self._kill_at else self._status
             if worker is self._replaced:
                 self._replaced = None
+                if worker is slot.worker:  # its successor could not start before
+                    self._fill(slot)
                 self._reload_next()
         elif worker is self._replacement:
             self._replacement = None
@@ -210,6 +230,18 @@ class Supervisor:
         else:
             slot.worker = None
             self._handle_death(slot, worker)
+        if worker.crash is not None:
+            self._record_crash(worker.crash)
+
+    def _record_crash(self, crash: Crash) -> None:
+        """Quarantine a model if need be, and replace the workers that still serve it."""
+        if (key := self._quarantine.record(crash)) is None:
+            return
+        fields = {"model": key.name, "version": key.version}
+        log.error("%s: %s", key, self._quarantine.reasons[key], extra=fields)
+        if self._started and not self._kill_at:
+            self._to_reload = deque(slot for slot in self._slots if slot.worker is not None)
+            self._reload_next()
 
     def _handle_death(self, slot: Slot, worker: WorkerHandle) -> None:
         """Restart a worker that ended by itself, or give up."""
@@ -259,6 +291,10 @@ class Supervisor:
     def _reload_next(self) -> None:
         if self._replacement is None and self._replaced is None and self._to_reload:
             slot = self._to_reload.popleft()
+            if not self._overlap and slot.worker is not None:
+                self._replaced = slot.worker
+                self._stop_worker(slot.worker)
+                return
             self._replacement = self._start(slot)
             if self._replacement is None:
                 self._to_reload.clear()
@@ -267,13 +303,20 @@ class Supervisor:
 
     def _seconds_to_next_action(self) -> float | None:
         times = [slot.restart_at for slot in self._slots if slot.restart_at]
+        if self._slot_of:
+            times.append(self._check_at)
         if self._kill_at:
             times.append(self._kill_at)
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _act_on_time(self) -> None:
-        """Restart the workers whose pause is over; kill those that do not stop in time."""
+        """Restart the workers whose pause is over; kill those that hang or do not stop in time."""
         now = time.monotonic()
+        if self._check_at <= now:
+            self._check_at = now + CHECK_SECONDS
+            self._kill_hanging()
+            if os.getpid() == 1:  # of a container: it gets the orphans of its workers
+                reap_orphans({worker.pid for worker in self._slot_of})
         for slot in self._slots:
             if slot.restart_at and slot.restart_at <= now:
                 self._on_restart()
@@ -283,6 +326,27 @@ class Supervisor:
             self._status = 1
             self._kill_at = now + self._stop_seconds
             self.kill()
+
+    def _kill_hanging(self) -> None:
+        for worker in list(self._slot_of):
+            if reason := worker.check_heartbeat():
+                log.error(
+                    "worker %d (pid %d) %s; killing it",
+                    *(worker.number, worker.pid, reason),
+                )
+                threading.Thread(target=worker.kill_hanging, daemon=True).start()
+
+
+def reap_orphans(children: Set[int]) -> None:
+    """Remove processes that have ended and whose parents have ended, other than `children`.
+
+    Each of `children` has a thread that waits for its status.
+    """
+    with contextlib.suppress(ChildProcessError):
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid in children:
+                return
+            os.waitpid(ended.si_pid, os.WNOHANG)
 
 
 def main() -> int:
@@ -304,14 +368,30 @@ def main() -> int:
         logs.report_fatal(error)
         return 1
 
+    quarantine = Quarantine()
+    memory_kills = MemoryKills()
+    requested_models: list[Sequence[str]] = []  # the newest names, or none yet
+
+    def handle_message(worker: WorkerHandle, message: Message) -> None:
+        if isinstance(message, MetricsReport):
+            collector.replace(worker, message.snapshot)
+        elif isinstance(message, RequestedModels):
+            requested_models[:] = [message.names]
+
     def start_worker(number: int, on_event: OnEvent) -> WorkerHandle:
         def forward(event: WorkerEvent, worker: WorkerHandle) -> None:
             if event is WorkerEvent.EXITED:
                 collector.remove(worker)
             on_event(event, worker)
 
-        arguments = [str(config.processes), ports.addresses, *options]
-        worker = WorkerHandle(number, arguments, forward, collector.replace)
+        worker = WorkerHandle(
+            number,
+            [str(config.processes), ports.addresses, *options],
+            StartOptions(quarantine.reasons, *requested_models),
+            memory_kills,
+            forward,
+            handle_message,
+        )
         collector.add(worker)
         return worker
 
@@ -320,7 +400,14 @@ def main() -> int:
             "more processes than CPUs: %d workers share %d CPUs", config.processes, available_cpus()
         )
     stop_seconds = (config.drain_delay_ms + config.drain_timeout_ms) / 1000 + EXIT_SECONDS
-    supervisor = Supervisor(config.processes, start_worker, collector.record_restart, stop_seconds)
+    supervisor = Supervisor(
+        config.processes,
+        start_worker,
+        collector.record_restart,
+        stop_seconds,
+        quarantine,
+        overlap=UNIX not in config.address,  # which has one owner
+    )
     signals = StopSignals(on_hang_up=supervisor.reload, on_forced_stop=supervisor.kill)
     signals.mark_serving()  # the supervisor accepts no requests, so it never ends immediately
 
@@ -330,7 +417,8 @@ def main() -> int:
         supervisor.stop()
 
     threading.Thread(target=stop_at_signal, name="stopping", daemon=True).start()
-    log.info("serving gRPC on %s with %d processes", ports.addresses, config.processes)
+    if config.processes > 1:
+        log.info("serving gRPC on %s with %d processes", ports.addresses, config.processes)
     host = config.metrics_address.rpartition(":")[0]
     log.info("metrics on http://%s:%d/", host, metrics_server.port)
     status = supervisor.run()

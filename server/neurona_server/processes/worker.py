@@ -1,41 +1,78 @@
-"""One of several server processes that share a port.
+"""One of the server processes of a supervisor, which share a port.
 
-    python -m neurona_server.processes.worker CHANNEL NUMBER PROCESSES ADDRESSES [OPTIONS]
+    python -m neurona_server.processes.worker CHANNEL JOURNAL STACKS NUMBER PROCESSES ADDRESSES
+        [OPTIONS]
 
 It is an ordinary server, except that a supervisor starts it, requests its metrics and stops it.
+CHANNEL, JOURNAL and STACKS are file descriptors that it inherits.
 """
 
 import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from neurona_server.app import App, exit_status
+from neurona_server.app import App, Supervision, exit_status
 from neurona_server.config import sources
 from neurona_server.config.options import Config
 from neurona_server.config.parsers import Addresses
 from neurona_server.errors import ConfigError, LoadError
-from neurona_server.processes.channel import Channel, Command, MetricsReport, WorkerState
+from neurona_server.models.load_check.load_marks import withdraw_marks
+from neurona_server.processes.channel import (
+    Channel,
+    Command,
+    MetricsReport,
+    RequestedModels,
+    StartOptions,
+    WorkerState,
+)
 from neurona_server.processes.signals import StopSignals
 from neurona_server.processes.snapshot import take_snapshot
 from neurona_server.telemetry import logs
+from neurona_server.telemetry.run_journal import RunJournal
 
 log = logging.getLogger("neurona_server.processes.worker")
 
+HEARTBEAT_SECONDS = 0.5
+"""Time between two heartbeats."""
+
+REPORT_SECONDS = 1.0
+"""Least time between two reports of metrics: what a process that is killed has counted since the
+last one is lost."""
+
+REPORT_COST = 0.01
+"""Share of the time that may be spent on these reports: with many models they are less frequent."""
+
 
 def main() -> int:
-    descriptor, number, processes, addresses = sys.argv[1:5]
+    descriptor, journal_descriptor, stacks, number, processes, addresses = sys.argv[1:7]
     channel = Channel.inherited(int(descriptor))
+    journal = RunJournal(int(journal_descriptor), int(stacks))
     signals = StopSignals()
+    signals.before_exit = withdraw_marks
+    process = int(number) if int(processes) > 1 else None
     try:
-        config = _load_config(sys.argv[5:], int(processes), addresses)
-        logs.set_up(config.log_format, config.log_level, int(number))
-        app = App(config, int(number))
-        arguments = channel, app, signals
-        threading.Thread(target=_obey, args=arguments, name="channel", daemon=True).start()
+        config = _load_config(sys.argv[7:], int(processes), addresses)
+        logs.set_up(config.log_format, config.log_level, process)
+        journal.write_stacks_at_crash()  # not to standard error, as `logs` has it
+        start = channel.receive()
+        if not isinstance(start, StartOptions):
+            return 1  # the supervisor has died
+        supervision = Supervision(process, journal, start.quarantine, start.requested_models)
+        app = App(config, supervision)
+        reporter = Reporter(channel, app)
+        for target, arguments in (
+            (_obey, (channel, reporter, signals)),
+            (_beat, (journal, app)),
+            (reporter.run, ()),
+        ):
+            threading.Thread(
+                target=target, args=arguments, name=target.__name__.strip("_"), daemon=True
+            ).start()
         app.start()
         signals.mark_serving()
     except (ConfigError, LoadError) as error:
@@ -44,8 +81,37 @@ def main() -> int:
     channel.send(WorkerState.READY)
     log.info("received %s", signals.wait().name)
     drained = app.stop()
-    channel.send(MetricsReport(take_snapshot(app.registry), requested=False))
+    reporter.report()
     return exit_status(drained)
+
+
+class Reporter:
+    """Sends the metrics to the supervisor. Any thread may call it."""
+
+    def __init__(self, channel: Channel, app: App) -> None:
+        self._channel, self._app = channel, app
+        # An older report after a newer one would look like counters that have fallen.
+        self._reporting = threading.Lock()
+        self._requested_models: Sequence[str] = ()
+
+    def report(self, *, requested: bool = False) -> None:
+        """Send all metrics, because the supervisor has requested them or not."""
+        with self._reporting:
+            snapshot = take_snapshot(self._app.registry)
+            self._channel.send(MetricsReport(snapshot, requested=requested))
+
+    def run(self) -> None:
+        """Send what must not be lost if this process is killed, again and again."""
+        pause = REPORT_SECONDS
+        while True:
+            time.sleep(pause)
+            models = self._app.requested_models()
+            if models != self._requested_models:
+                self._requested_models = models
+                self._channel.send(RequestedModels(models))
+            started = time.thread_time()
+            self.report()
+            pause = max(REPORT_SECONDS, (time.thread_time() - started) / REPORT_COST)
 
 
 def _load_config(options: Sequence[str], processes: int, addresses: str) -> Config:
@@ -60,7 +126,7 @@ def _load_config(options: Sequence[str], processes: int, addresses: str) -> Conf
     return config
 
 
-def _obey(channel: Channel, app: App, signals: StopSignals) -> None:
+def _obey(channel: Channel, reporter: Reporter, signals: StopSignals) -> None:
     """Follow the supervisor's commands until the channel ends.
 
     If it ends without a command to stop, the supervisor has died: accepted requests still get
@@ -70,7 +136,7 @@ def _obey(channel: Channel, app: App, signals: StopSignals) -> None:
     stopping = False
     while command := channel.receive():
         if command is Command.REPORT_METRICS:
-            channel.send(MetricsReport(take_snapshot(app.registry), requested=True))
+            reporter.report(requested=True)
         elif command is Command.STOP:
             stopping = True
             signals.stop()
@@ -78,6 +144,12 @@ def _obey(channel: Channel, app: App, signals: StopSignals) -> None:
         logs.flush()
         os._exit(1)
     signals.stop()
+
+
+def _beat(journal: RunJournal, app: App) -> None:
+    while True:
+        journal.beat(app.stalled_seconds())
+        time.sleep(HEARTBEAT_SECONDS)
 
 
 if __name__ == "__main__":

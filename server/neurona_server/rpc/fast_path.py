@@ -7,21 +7,23 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError
 
 from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import NUMPY_DTYPES
-from neurona_protos.wire_format import find_fields
 from neurona_server.batching.policy import Priority
 from neurona_server.errors import NeuronaError
 from neurona_server.models.model import Model
+from neurona_server.rpc.detached_data import DataPaths, detach_data
 from neurona_server.rpc.submission import (
     AcceptedRequest,
     Responder,
     ResponseWriter,
     Submission,
+    is_large,
     send,
 )
+from neurona_server.rpc.worker_pool import WorkerPool
 
 MAX_TEMPLATES = 1024
 MAX_TEMPLATES_PER_LENGTH = 16
@@ -29,6 +31,9 @@ MAX_TEMPLATES_PER_LENGTH = 16
 
 MAX_TEMPLATE_BYTES = 8 << 10
 """Bytes of a message without its tensors' data, which are kept."""
+
+MAX_TEMPLATE_FIELDS = 1024
+"""Fields of a message of which a template is made."""
 
 MAX_CREDIT = 256
 """Messages that are remembered although none has matched a template since: a caller whose messages
@@ -62,15 +67,22 @@ class MessageTemplate:
         return all(message[start:stop] == middle for start, stop, middle in self._middles)
 
 
+class DataFields(NamedTuple):
+    """Where a type of message has the data of its tensors."""
+
+    paths: DataPaths
+    """The fields with the data."""
+
+    indices: Callable[[bytes], list[int | None]]
+    """Returns the index of the data of each tensor in a message without its data, in the order of
+    the tensors; raises DecodeError."""
+
+
 class TemplateCache:
-    """Templates of one type of message, which has its tensors' data in the fields at `path`.
+    """Templates of one type of message. Only the transport's thread uses it."""
 
-    Only the transport's thread uses it.
-    """
-
-    def __init__(self, parse: Callable[[bytes], Message], path: tuple[int, ...]) -> None:
-        self._parse = parse
-        self._path = path
+    def __init__(self, data: DataFields) -> None:
+        self._data = data
         self._templates: dict[int, list[MessageTemplate]] = {}  # by the size of their messages
         self._count = 0
         self._credit = MAX_CREDIT
@@ -83,22 +95,31 @@ class TemplateCache:
                 return template
         return None
 
-    def remember(
-        self, message: bytes, parsed: Message, data: Sequence[bytes]
-    ) -> MessageTemplate | None:
-        """Make a template of a valid message; `data` are those of its tensors, none of them empty.
+    def remember(self, message: bytes, count: int) -> MessageTemplate | None:
+        """Make a template of a valid message with `count` tensors, each with data.
 
-        None if that does not pay, or if the bytes in the places of the data mean more than that.
+        None if that does not pay, or if the message is unusual: a tensor has no data or several,
+        or data in another place than the others. In all other messages of the same bytes in the
+        same places but those of the data, the data are in the same places: their structure is
+        read without the data.
         """
-        if self._credit <= 0 or not data:
-            return None
-        if len(message) - sum([len(each) for each in data]) > MAX_TEMPLATE_BYTES:
+        if self._credit <= 0 or not count:
             return None
         self._credit -= 1
-        spans = list(find_fields(message, self._path))
-        if [message[start:stop] for start, stop in spans] != list(data):
+        try:
+            detached = detach_data(
+                message,
+                self._data.paths,
+                max_fields=MAX_TEMPLATE_FIELDS,
+                max_rest_bytes=MAX_TEMPLATE_BYTES,
+            )
+            indices = self._data.indices(detached.rest)
+        except (ValueError, DecodeError):
             return None
-        if not self._only_data_differs(message, parsed, spans):
+        spans = detached.spans
+        if indices != list(range(count)) or len(spans) != count:
+            return None
+        if any(start == stop for start, stop in spans):
             return None
         if self._count >= MAX_TEMPLATES:
             self._templates.clear()
@@ -112,33 +133,13 @@ class TemplateCache:
         same_size.append(template)
         return template
 
-    def _only_data_differs(
-        self, message: bytes, parsed: Message, spans: Sequence[tuple[int, int]]
-    ) -> bool:
-        """Return whether other bytes in these spans change only the data of a parsed message."""
-        inverted = bytearray(message)
-        for start, stop in spans:
-            inverted[start:stop] = bytes([byte ^ 0xFF for byte in message[start:stop]])
-        reparsed = self._parse(bytes(inverted))
-        serialized = bytearray(reparsed.SerializeToString(deterministic=True))
-        original = parsed.SerializeToString(deterministic=True)
-        data_spans = list(find_fields(bytes(serialized), self._path))
-        if len(data_spans) != len(spans) or len(serialized) != len(original):
-            return False
-        for (start, stop), (source_start, source_stop) in zip(data_spans, spans, strict=True):
-            if bytes(serialized[start:stop]) != bytes(inverted[source_start:source_stop]):
-                return False
-            serialized[start:stop] = message[source_start:source_stop]
-        return bytes(serialized) == original
-
 
 class InputSample(NamedTuple):
-    """One input of a parsed request, with its data as they are in the message."""
+    """One input of a parsed request."""
 
     name: str
     dtype: DataType
     shape: tuple[int, ...]
-    data: bytes
 
 
 class PreparedRequest(NamedTuple):
@@ -158,13 +159,11 @@ class FastPath:
     """
 
     def __init__(
-        self,
-        parse: Callable[[bytes], Message],
-        path: tuple[int, ...],
-        resolve: Callable[..., Model],
+        self, data: DataFields, resolve: Callable[..., Model], workers: WorkerPool
     ) -> None:
-        self._templates = TemplateCache(parse, path)
+        self._templates = TemplateCache(data)
         self._resolve = resolve
+        self._workers = workers
         # By the id of the model: cheaper than a WeakKeyDictionary, and freed with the model too,
         # as nothing in a PreparedRequest refers to that.
         self._prepared: dict[int, dict[MessageTemplate, PreparedRequest]] = {}
@@ -202,6 +201,7 @@ class FastPath:
             count = (stop - start) // dtype.itemsize
             inputs[name] = np.frombuffer(message, dtype, count, start).reshape(shape)
         writer = prepared.response_writer
+        expected_bytes = writer.expected_bytes(prepared.rows)
         submission = Submission(
             model,
             responder,
@@ -213,9 +213,10 @@ class FastPath:
             responder.deadline,
             prepared.priority,
             len(message),
+            self._workers if is_large(len(message), expected_bytes) else None,
         )
-        send(submission, partial(self._resolve, *template.model_key), retry)
-        return writer.expected_bytes(prepared.rows)
+        send(submission, responder.defer, partial(self._resolve, *template.model_key), retry)
+        return expected_bytes
 
     def lookup(self, message: bytes) -> MessageTemplate | None:
         return self._templates.lookup(message)
@@ -232,7 +233,6 @@ class FastPath:
     def remember(
         self,
         message: bytes,
-        parsed: Message,
         model_key: tuple[Any, ...],
         inputs: Sequence[InputSample],
         accepted: AcceptedRequest,
@@ -245,11 +245,11 @@ class FastPath:
         if len(inputs) > len(accepted.model.signature.inputs):
             return
         dtypes = [NUMPY_DTYPES[sample.dtype] for sample in inputs]
-        if any(dtype.kind in "Ob" for dtype in dtypes) or not all(s.data for s in inputs):
+        if any(dtype.kind in "Ob" for dtype in dtypes):
             return
         template = self._templates.lookup(message)
         if template is None:
-            template = self._templates.remember(message, parsed, [s.data for s in inputs])
+            template = self._templates.remember(message, len(inputs))
             if template is None:
                 return
             template.model_key = model_key

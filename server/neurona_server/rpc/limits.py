@@ -1,23 +1,33 @@
-"""The limits of a request to any model: fields, tensors, axes, rows."""
+"""The limits of a request to any model: fields, tensors, axes, rows, strings."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest
 from neurona_protos.prediction_pb2 import PredictRequest
-from neurona_protos.wire_format import BYTES, FIXED32, FIXED64, VARINT, skip_varint
 from neurona_server.errors import InvalidArgumentError, quoted
+from neurona_server.rpc.detached_data import DataPaths, DetachedMessage, detach_data
 
-LARGE_MESSAGE = 4 << 20
-"""Bytes from which on the fields of a message are counted before it is parsed."""
+LARGE_MESSAGE = 16 << 10
+"""Bytes from which on the data of a message are detached before it is parsed. Parsing a smaller one
+takes less than a millisecond and some MiB, whatever its fields."""
 
-MAX_FIELDS = 1 << 18
-"""Fields of a message and of the messages in it: 4096 requests of several tensors have fewer."""
+MAX_REST_BYTES = 64 << 10
+"""Bytes of a request besides the data of its tensors."""
+
+MAX_FIELDS, MAX_FIELDS_PER_TENSOR = 1024, 40
+"""Fields of a request, and of each tensor that it may have: four, and one for each axis."""
 
 MAX_AXES = 32
 """Axes of a tensor."""
 
-_TENSORS, _SHAPE = 4, 3  # fields of PredictRequest and Tensor; InferInputTensor has the latter too
-_MAX_SHAPE_BYTES = 10 * MAX_AXES  # a negative size takes ten
+MAX_STRINGS = 1 << 18
+"""Strings in the tensors of a request: each becomes an object, of ten times the bytes of a short
+one."""
+
+SLOW_STRINGS, SLOW_BYTES = 1 << 10, 1 << 20
+"""Strings, and bytes of tensors that are no views of the message, from which on decoding a request
+takes too long for the transport's thread: a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +40,18 @@ class Limits:
     max_message_bytes: int = 64 << 20
     """A larger response in a stream becomes an error."""
 
-    def check_wire(self, message: bytes, *path: int, tensors: int = _TENSORS) -> None:
-        """Check a message before it is parsed.
-
-        Args:
-            message: The serialized message.
-            path: The fields that lead from the message to its requests; empty if it is one.
-            tensors: The field of a request that holds its tensors.
+    def detach_data(self, message: bytes, paths: DataPaths) -> DetachedMessage:
+        """Take the data out of a large message, so that it can be parsed.
 
         Raises:
-            InvalidArgumentError: There are too many fields, or a shape is too long.
+            InvalidArgumentError: There are too many fields, too many bytes besides the data, or a
+                group; or the bytes are not a message.
         """
-        check_fields(message, *path, tensors, max_field_bytes=(_SHAPE, _MAX_SHAPE_BYTES))
+        max_fields = MAX_FIELDS + MAX_FIELDS_PER_TENSOR * self.max_tensors
+        try:
+            return detach_data(message, paths, max_fields=max_fields, max_rest_bytes=MAX_REST_BYTES)
+        except ValueError as error:
+            raise InvalidArgumentError(str(error)) from None
 
     def check(self, request: PredictRequest | ModelInferRequest) -> None:
         """Check a parsed request before its tensors are read. Raises InvalidArgumentError."""
@@ -57,61 +67,21 @@ class Limits:
                     f"(expected at most {MAX_AXES})"
                 )
 
+    def check_strings(self, counts: Iterable[int]) -> int:
+        """Check the numbers of strings in the tensors of a request; return their sum.
+
+        Raises InvalidArgumentError.
+        """
+        count = sum(counts)
+        if count > MAX_STRINGS:
+            raise InvalidArgumentError(
+                f"the request has {count} strings (expected at most {MAX_STRINGS})"
+            )
+        return count
+
     def check_rows(self, rows: int) -> None:
         """Check the rows of a request. Raises InvalidArgumentError."""
         if self.max_rows and rows > self.max_rows:
             raise InvalidArgumentError(
                 f"the request has {rows} rows (expected at most {self.max_rows})"
             )
-
-
-def check_fields(message: bytes, *path: int, max_field_bytes: tuple[int, int]) -> None:
-    """Check the number of fields of a large message without parsing it.
-
-    Parsing a message of many small fields would take many times its size. Bytes that are no
-    message pass: the parser rejects them.
-
-    Args:
-        message: The serialized message.
-        path: The fields whose nested messages are read: the field of the outermost message, the
-            field of the messages in it, and so on.
-        max_field_bytes: A field of the innermost messages, and how many bytes it may have.
-
-    Raises:
-        InvalidArgumentError: There are more than MAX_FIELDS, or that field is too long.
-    """
-    end = len(message)
-    if end < LARGE_MESSAGE:
-        return
-    field, max_bytes = max_field_bytes
-    count, position = 0, 0
-    ends: list[int] = []  # of the messages around the current one
-    while True:
-        while position >= end:
-            if not ends:
-                return
-            end = ends.pop()
-        count += 1
-        if count > MAX_FIELDS:
-            raise InvalidArgumentError(
-                f"the message has more than {MAX_FIELDS} fields; split it into several"
-            )
-        tag, position = skip_varint(message, position)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == BYTES:
-            length, position = skip_varint(message, position)
-            if len(ends) < len(path) and number == path[len(ends)]:
-                ends.append(end)
-                end = min(end, position + length)
-                continue
-            if len(ends) == len(path) and number == field and length > max_bytes:
-                raise InvalidArgumentError(
-                    f"field {number} has {length} bytes (expected at most {max_bytes})"
-                )
-            position += length
-        elif wire_type == VARINT:
-            _, position = skip_varint(message, position)
-        elif wire_type in (FIXED64, FIXED32):
-            position += 8 if wire_type == FIXED64 else 4
-        else:
-            return

@@ -4,7 +4,7 @@ A protocol resolves the model, parses its messages and writes its responses.
 """
 
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -13,6 +13,7 @@ from neurona_server.batching.batcher import Defer
 from neurona_server.batching.policy import Priority
 from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.errors import (
+    DeadlineExceededError,
     InvalidArgumentError,
     ModelFailedError,
     NeuronaError,
@@ -22,8 +23,13 @@ from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorType
 from neurona_server.rpc.call import RequestIdentity, cancellation_error, log_fields_of
 from neurona_server.rpc.limits import Limits
+from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.trace import CallTrace
+
+LARGE_REQUEST, LARGE_RESPONSE = 1 << 20, 64 << 10
+"""Bytes of a request, or expected ones of its response, from which on the response is not written
+in the transport's thread: writing the classes of a row takes a microsecond for every 20 bytes."""
 
 
 class Responder(RequestIdentity, Protocol):
@@ -76,6 +82,9 @@ class ParsedRequest(NamedTuple):
     nbytes: int
     """Bytes of the message."""
     limits: Limits = Limits()
+    is_slow: Callable[[], bool] = lambda: False
+    """Returns whether `decode` takes too long for the transport's thread, or raises
+    InvalidArgumentError. Called before `decode`, for types that match the signature."""
 
 
 class AcceptedRequest(NamedTuple):
@@ -96,7 +105,7 @@ class AcceptedRequest(NamedTuple):
 class Submission(Request):
     """A request with its model, its caller and the writer of its response."""
 
-    __slots__ = ("model", "responder", "response_writer", "started")
+    __slots__ = ("model", "responder", "response_writer", "started", "workers")
 
     def __init__(
         self,
@@ -110,8 +119,14 @@ class Submission(Request):
         deadline: float,
         priority: Priority,
         nbytes: int,
+        workers: WorkerPool | None = None,
     ) -> None:
+        """Make the request.
+
+        With `workers`, one of them writes the response if the model runs on the transport's thread.
+        """
         super().__init__(inputs, rows, group, deadline, priority, nbytes)
+        self.workers = workers
         self.model = model
         self.responder = responder
         self.response_writer = response_writer
@@ -127,6 +142,13 @@ class Submission(Request):
 
     def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
         """Write and deliver the response, or the error, and record the request in the metrics."""
+        workers = self.workers
+        if workers is not None and outputs is not None and self.model.batcher.runs_in_this_thread():
+            workers.submit(partial(self._finish, outputs, error))
+        else:
+            self._finish(outputs, error)
+
+    def _finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
         model = self.model
         response = None
         if outputs is not None:
@@ -158,6 +180,7 @@ def submit(
     resolve: Callable[[], Model],
     read: Callable[[Model], ParsedRequest],
     responder: Responder,
+    workers: WorkerPool,
     max_retries: int = 3,
 ) -> AcceptedRequest | None:
     """Resolve the model, read and check the request, and submit it to the model.
@@ -165,9 +188,10 @@ def submit(
     The responder gets the response or the error, exactly once: a NeuronaError that `resolve`,
     `read`, `decode` or `response_writer` raises, too. A model that another version replaces
     between its resolution and the submission is resolved again, at most `max_retries` times.
+    A request whose decoding is slow is decoded and submitted by one of the `workers`.
 
     Returns:
-        None if the request was invalid.
+        None if the request was invalid. One that a worker decodes may prove to be invalid later.
     """
     started = time.monotonic()
     model = None
@@ -176,41 +200,115 @@ def submit(
         parsed = read(model)
         rows = model.signature.check(parsed.input_types)
         parsed.limits.check_rows(rows)
+        accepted = AcceptedRequest(
+            model,
+            rows,
+            model.signature.group(parsed.input_types),
+            parsed.response_writer,
+            parsed.priority,
+        )
+        retry = partial(submit, metrics, resolve, read, responder, workers, max_retries - 1)
+        prepared = _DecodableRequest(
+            accepted, parsed, responder, workers, started, resolve if max_retries else None, retry
+        )
+        if parsed.is_slow():
+            cancellations: list[None] = []  # which hold nothing of the message
+            responder.on_cancel(partial(cancellations.append, None))
+            workers.submit(partial(prepared.decode_in_worker, cancellations), parsed.nbytes)
+            return accepted
         inputs = parsed.decode()
     except (TensorError, NeuronaError) as raised:
         error = InvalidArgumentError(str(raised)) if isinstance(raised, TensorError) else raised
         if model is None:
             metrics.unresolved[error.outcome].inc()
             metrics.record_rejection(error)
+            responder.fail(error)
         else:
-            model.metrics.record_request(error.outcome, time.monotonic() - started)
-        responder.fail(error)
+            _fail(model, error, responder, started)
         return None
-    group = model.signature.group(parsed.input_types)
-    submission = Submission(
-        model,
-        responder,
-        parsed.response_writer,
-        started,
-        inputs,
-        rows,
-        group,
-        parsed.deadline,
-        parsed.priority,
-        parsed.nbytes,
-    )
+    prepared.send(inputs, responder.defer)
+    return accepted
 
-    def retry() -> None:
-        submit(metrics, resolve, read, responder, max_retries - 1)
 
-    send(submission, resolve if max_retries else None, retry)
-    return AcceptedRequest(model, rows, group, parsed.response_writer, parsed.priority)
+class _DecodableRequest:
+    """A request that fits the signature of its model, and how to submit it."""
+
+    def __init__(
+        self,
+        accepted: AcceptedRequest,
+        parsed: ParsedRequest,
+        responder: Responder,
+        workers: WorkerPool,
+        started: float,
+        resolve: Callable[[], Model] | None,
+        retry: Callable[[], object],
+    ) -> None:
+        self._accepted = accepted
+        self._parsed = parsed
+        self._responder = responder
+        self._workers = workers
+        self._started = started
+        self._resolve = resolve
+        self._retry = retry
+
+    def decode_in_worker(self, cancellations: Sequence[None]) -> None:
+        """Decode and submit the request; `cancellations` are not empty once the caller has left."""
+        responder = self._responder
+        try:
+            if cancellations:
+                raise cancellation_error(responder.deadline)
+            if self._parsed.deadline <= time.monotonic():
+                raise DeadlineExceededError("deadline exceeded before the request was decoded")
+            inputs = self._parsed.decode()
+        except Exception as raised:  # the caller must get an error, not wait in vain
+            error = InvalidArgumentError(str(raised)) if isinstance(raised, TensorError) else raised
+            _fail(self._accepted.model, error, responder, self._started)
+            return
+        submission = self.send(inputs, None)
+        if cancellations:  # meanwhile, and maybe before the submission could learn it
+            cancel(submission)
+
+    def send(self, inputs: Inputs, defer: Defer | None) -> Submission:
+        """Submit the request with its inputs."""
+        accepted, parsed = self._accepted, self._parsed
+        submission = Submission(
+            accepted.model,
+            self._responder,
+            accepted.response_writer,
+            self._started,
+            inputs,
+            accepted.rows,
+            accepted.group,
+            parsed.deadline,
+            accepted.priority,
+            parsed.nbytes,
+            self._workers if is_large(parsed.nbytes, accepted.expected_bytes) else None,
+        )
+        send(submission, defer, self._resolve, self._retry)
+        return submission
+
+
+def _fail(model: Model, error: Exception, responder: Responder, started: float) -> None:
+    """End a request with an error that was found before its submission."""
+    outcome = error.outcome if isinstance(error, NeuronaError) else NeuronaError.outcome
+    model.metrics.record_request(outcome, time.monotonic() - started)
+    responder.fail(error)
+
+
+def is_large(nbytes: int, expected_bytes: int) -> bool:
+    """Return whether the response to a request of `nbytes` may take long to write."""
+    return nbytes >= LARGE_REQUEST or expected_bytes >= LARGE_RESPONSE
 
 
 def send(
-    submission: Submission, resolve: Callable[[], Model] | None, retry: Callable[[], object]
+    submission: Submission,
+    defer: Defer | None,
+    resolve: Callable[[], Model] | None,
+    retry: Callable[[], object],
 ) -> None:
     """Submit a request to its model's batcher.
+
+    `defer` is the responder's, None outside of the transport's thread.
 
     If `resolve` shows that another version has replaced the model, the request is withdrawn, and
     `retry` submits another one in its place.
@@ -218,7 +316,7 @@ def send(
     responder, model = submission.responder, submission.model
     responder.on_cancel(partial(cancel, submission))
     try:
-        model.batcher.submit(submission, responder.defer)
+        model.batcher.submit(submission, defer)
     except NeuronaError as error:
         replaced = (
             isinstance(error, UnavailableError)

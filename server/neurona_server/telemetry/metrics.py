@@ -37,6 +37,7 @@ from prometheus_client import (
 )
 
 from neurona_server.errors import (
+    BuffersFullError,
     PermissionDeniedError,
     QueueFullError,
     TooLargeError,
@@ -62,8 +63,11 @@ REJECTION_REASONS = {
     PermissionDeniedError: "permission",
     TooLargeError: "too_large",
     QueueFullError: "too_many",
+    BuffersFullError: "buffers_full",
 }
 """Errors that reject a call before it reaches a model, and their value of the label `reason`."""
+
+CLOSE_REASONS = ("buffers_full", "per_address", "never_called")
 
 SECONDS_BUCKETS = (  # 100 us to 10 s
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -104,8 +108,20 @@ class _VersionSeries(Protocol):
     def remove_by_labels(self, labels: dict[str, str]) -> None: ...
 
 
+class ConnectionState(Protocol):
+    """What the metrics say about the connections of a transport."""
+
+    @property
+    def connections(self) -> int: ...
+
+    @property
+    def buffered_bytes(self) -> int: ...
+
+
 class Metrics:
     """All series of one server, in the given registry (tests have several servers per process)."""
+
+    _closed_connections: Counter
 
     def __init__(self, registry: CollectorRegistry) -> None:
         # A creation time for each series would double the page.
@@ -291,6 +307,29 @@ class Metrics:
         """
         for series in (self.load_seconds, self.warm_up_seconds, self.loads):
             series.remove_by_labels({"model": name})
+
+    def watch_connections(self, connections: ConnectionState) -> None:
+        """Report the connections of the transport whenever the metrics are read."""
+        self._closed_connections = Counter(
+            "neurona_closed_connections",
+            "Connections closed because there were too many, by reason.",
+            ("reason",),
+            registry=self.registry,
+        )
+        for reason in CLOSE_REASONS:
+            self._closed_connections.labels(reason)
+        Gauge("neurona_connections", "Open connections.", registry=self.registry).set_function(
+            lambda: connections.connections
+        )
+        Gauge(
+            "neurona_buffered_bytes",
+            "Bytes of large or slow messages that are being received, wait or are being sent.",
+            registry=self.registry,
+        ).set_function(lambda: connections.buffered_bytes)
+
+    def record_closed_connection(self, reason: str) -> None:
+        """Count a connection that was closed because there were too many."""
+        self._closed_connections.labels(reason).inc()
 
     def record_rejection(self, error: Exception) -> None:
         """Count a call that ended before its request reached a model, if `error` has a reason."""

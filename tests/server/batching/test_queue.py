@@ -227,14 +227,18 @@ def test_a_batch_does_not_wait_past_the_deadlines_of_its_requests(clock):
     assert len(queue.take_batch().requests) == 1
 
 
-def test_the_backlog_of_a_priority_has_more_urgent_rows_and_shares_of_others(clock):
+def test_the_work_ahead_has_more_urgent_rows_and_the_turns_of_others(clock):
     queue = Queue(BatchPolicy(max_rows=1), clock, lambda rows, group: 1.0)
+
+    def ahead(level):
+        work = queue.work_ahead(level, "a", 1)
+        return work.seconds + sum(min(one.seconds, one.max_rows) for one in work.others)
+
     put(queue, *[request(priority=Priority.LOW) for _ in range(100)])
-    waits = [queue.backlog_seconds(level) for level in Priority]
-    assert waits == [0.0, 0.0, 100.0]
+    assert [ahead(level) for level in Priority] == [0.0, 0.0, 100.0]
     put(queue, *[request(priority=Priority.NORMAL) for _ in range(8)])
-    waits = [queue.backlog_seconds(level) for level in Priority]
-    assert waits == [0.0, 8.0 + 2.0, 108.0]
+    assert [ahead(level) for level in Priority] == [0.0, 8.0 + 2.0, 108.0]
+    assert queue.backlog_seconds() == 108.0
 
 
 def test_requests_put_without_notification_wait_for_the_next_take(queue):

@@ -67,6 +67,7 @@ def test_every_option_can_be_set_in_every_source():
         "transport": "cygrpc",
         "model_control": "explicit",
         "strict": "true",
+        "load_check": "false",
         "providers": "cuda,cpu",
         "require_gpu": "true",
         "arena": "false",
@@ -74,6 +75,7 @@ def test_every_option_can_be_set_in_every_source():
         "shared_memory": "true",
         "compress_responses": "true",
         "reuse_port": "true",
+        "supervise": "true",
         "max_metadata_bytes": "7000",
         "model": "m=r",
     }

@@ -37,6 +37,21 @@ def test_the_port_of_another_server_is_rejected(shared):
             ReservedPorts(address, shared=True).close()
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_connections_in_time_wait_of_an_earlier_server_do_not_matter(shared):
+    with listen(0, shared=shared) as earlier:
+        address = earlier.getsockname()
+        with socket.create_connection(address) as caller:
+            earlier.accept()[0].close()  # who closes first waits
+            assert caller.recv(1) == b""
+    ports = ReservedPorts(f"127.0.0.1:{address[1]}")
+    with pytest.raises(ConfigError, match="in use"):  # another server that starts now
+        ReservedPorts(f"127.0.0.1:{address[1]}")
+    with listen(address[1], shared=True), pytest.raises(ConfigError, match="in use"):
+        ReservedPorts(f"127.0.0.1:{address[1]}")
+    ports.close()
+
+
 def test_an_address_of_another_machine_is_rejected():
     address = "192.0.2.1:0"
     with pytest.raises(ConfigError, match=f"cannot listen on {address}"):
@@ -51,6 +66,7 @@ def test_a_name_with_ipv4_and_ipv6_addresses_gets_one_port():
 
 def listen(port, *, shared=False):
     one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
     try:
         one.bind(("127.0.0.1", port))

@@ -1,12 +1,16 @@
 """The supervisor, with fakes instead of worker processes."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from neurona_server.processes import supervisor
+from neurona_server.processes.quarantine import Crash, Quarantine
 from neurona_server.processes.supervisor import Supervisor
 from neurona_server.processes.worker_handle import WorkerEvent
+from neurona_server.telemetry.run_journal import ModelKey, RunningModel
 
 
 class FakeWorker:
@@ -15,14 +19,15 @@ class FakeWorker:
     def __init__(self, number, on_event):
         self.number, self.pid, self.on_event = number, 0, on_event
         self.ready_since, self.status, self.exit_reason = 0.0, 0, "exited"
-        self.stopped, self.killed = False, False
+        self.stopped, self.killed, self.ended = False, False, False
+        self.crash, self.hang_reason = None, ""
 
     def become_ready(self):
         self.ready_since = 1e-9 + supervisor.time.monotonic()
         self.on_event(WorkerEvent.READY, self)
 
     def exit(self, status=-9):
-        self.status = status
+        self.status, self.ended = status, True
         self.on_event(WorkerEvent.EXITED, self)
 
     def stop(self):
@@ -32,13 +37,29 @@ class FakeWorker:
         self.killed = True
         self.exit()
 
+    def check_heartbeat(self):
+        return self.hang_reason
+
+    def kill_hanging(self):
+        self.hang_reason = ""
+        self.kill()
+
+    def crash_in(self, name):
+        model = RunningModel(ModelKey(name, 1, ""), 1, loading=False)
+        self.crash = Crash("killed by SIGFPE", [model], 0.0)
+        self.exit(-8)
+
 
 class Supervised:
     """A supervisor in a thread, and all workers that it has started, in their order."""
 
-    def __init__(self, processes, wait_until, stop_seconds=60.0):
+    def __init__(self, processes, wait_until, stop_seconds=60.0, **options):
         self.workers, self.restarts, self._wait_until = [], 0, wait_until
-        self.supervisor = Supervisor(processes, self._start, self._record_restart, stop_seconds)
+        self.quarantine = Quarantine()
+        self.supervisor = Supervisor(
+            *(processes, self._start, self._record_restart, stop_seconds, self.quarantine),
+            **options,
+        )
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -54,7 +75,7 @@ class Supervised:
 
     def stop(self):
         self.supervisor.stop()
-        for worker in [w for w in self.workers if not w.status]:
+        for worker in [w for w in self.workers if not w.ended]:
             self._wait_until(lambda worker=worker: worker.stopped)
             worker.exit(0)
         return self.status()
@@ -74,6 +95,7 @@ class Supervised:
 def supervise(wait_until, monkeypatch):
     monkeypatch.setattr(supervisor, "MIN_RESTART_PAUSE", 0.001)
     monkeypatch.setattr(supervisor, "MAX_RESTART_PAUSE", 0.002)
+    monkeypatch.setattr(supervisor, "CHECK_SECONDS", 0.01)
     return lambda processes, **options: Supervised(processes, wait_until, **options)
 
 
@@ -167,3 +189,79 @@ def test_a_worker_that_does_not_stop_is_killed(supervise):
     supervised.supervisor.stop()
     assert supervised.status() == 1
     assert supervised.workers[0].killed
+
+
+def test_a_worker_that_hangs_is_killed_and_restarted(supervise):
+    supervised = supervise(2)
+    supervised.worker(0).become_ready()
+    supervised.worker(1).become_ready()
+    supervised.workers[1].hang_reason = "gave no sign of life for 10 s"
+    assert supervised.worker(2).number == 1
+    assert supervised.workers[1].killed
+    assert not supervised.workers[0].killed
+    assert supervised.stop() == 0
+
+
+def test_a_worker_that_hangs_while_it_stops_is_killed(supervise, wait_until):
+    supervised = supervise(1)
+    supervised.worker(0).become_ready()
+    supervised.supervisor.stop()
+    wait_until(lambda: supervised.workers[0].stopped)
+    supervised.workers[0].hang_reason = "gave no sign of life for 10 s"
+    assert supervised.status() == 1
+    assert len(supervised.workers) == 1
+
+
+def test_a_quarantine_replaces_the_workers_that_serve_the_model(supervise, wait_until):
+    supervised = supervise(2)
+    supervised.worker(0).become_ready()
+    supervised.worker(1).become_ready()
+    supervised.workers[0].crash_in("a")
+    supervised.worker(2).become_ready()
+    supervised.workers[1].crash_in("a")
+    wait_until(lambda: [key.name for key in supervised.quarantine.reasons] == ["a"])
+    started = {supervised.worker(n).number: supervised.worker(n) for n in (3, 4)}
+    assert not supervised.workers[2].stopped
+    started[0].become_ready()
+    wait_until(lambda: supervised.workers[2].stopped)
+    supervised.workers[2].exit(0)
+    started[1].become_ready()
+    assert len(supervised.workers) == 5
+    assert supervised.stop() == 0
+
+
+def test_without_overlap_a_worker_ends_before_its_successor_starts(supervise, wait_until):
+    supervised = supervise(1, overlap=False)
+    supervised.worker(0).become_ready()
+    supervised.supervisor.reload()
+    wait_until(lambda: supervised.workers[0].stopped)
+    assert len(supervised.workers) == 1
+    supervised.workers[0].exit(0)
+    supervised.worker(1).become_ready()
+    assert supervised.restarts == 0
+    assert supervised.stop() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans come to process 1")
+def test_orphans_are_reaped_and_workers_are_not():
+    code = """
+import ctypes, os, time
+from neurona_server.processes.supervisor import reap_orphans
+
+PR_SET_CHILD_SUBREAPER = 36  # as process 1 is
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+if not (worker := os.fork()):
+    if not os.fork():
+        time.sleep(0.3)
+    os._exit(0)
+assert os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+reap_orphans({worker})
+assert os.waitpid(worker, 0) == (worker, 0)
+while True:
+    reap_orphans({worker})
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        break
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

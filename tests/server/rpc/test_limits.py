@@ -14,14 +14,18 @@ from support import http2
 from neurona_protos.prediction_pb2 import (
     PredictRequest,
     PredictStreamRequest,
+    PredictStreamResponse,
     StreamedRequest,
     Tensor,
 )
 from neurona_protos.tensors import to_array, to_tensor
+from neurona_protos.wire_format import length_delimited
 from neurona_server.errors import InvalidArgumentError
 from neurona_server.rpc import limits
 from neurona_server.rpc.limits import MAX_AXES, Limits
 from neurona_server.rpc.transports.listener import ListenerOptions
+from neurona_server.rpc.v1.prediction import PREDICT_DATA
+from neurona_server.rpc.v1.stream_messages import split_stream_message
 
 PREDICT = "/neurona.v1.Prediction/Predict"
 
@@ -81,6 +85,9 @@ def test_a_request_beyond_a_limit_is_rejected_with_size_and_limit(make_server, r
     assert server.prediction.Predict(total(rows=7), timeout=20).regression.rows
 
 
+EMPTY_GROUP = b"\x7b\x7c"  # of field 15
+
+
 def many_tensors(count):
     """A message of empty tensors: two bytes each."""
     return PredictRequest(model="regressor", inputs=[Tensor()] * count).SerializeToString()
@@ -92,16 +99,17 @@ def long_shape(size):
 
 
 def to_stream_message(request):
-    streamed = StreamedRequest(id=1, request=PredictRequest.FromString(request))
-    return PredictStreamRequest(requests=[streamed]).SerializeToString()
+    return length_delimited(1, b"\x08\x01" + length_delimited(2, request))
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (many_tensors(3_000_000), "more than 262144 fields"),
-        (long_shape(5_000_000), "field 3 has 5000000 bytes (expected at most 320)"),
-        (b"\x50\x01" * 3_000_000, "more than 262144 fields"),
+        (many_tensors(3_000_000), "more than 11264 fields"),
+        (many_tensors(12_000), "more than 11264 fields"),
+        (EMPTY_GROUP + many_tensors(3_000_000), "a field of wire type 3 (expected no groups)"),
+        (long_shape(5_000_000), "more than 65536 bytes besides the data of its tensors"),
+        (b"\x50\x01" * 3_000_000, "more than 11264 fields"),
     ],
 )
 def test_a_large_message_of_small_fields_is_rejected_before_it_is_parsed(
@@ -111,9 +119,11 @@ def test_a_large_message_of_small_fields_is_rejected_before_it_is_parsed(
     unary = server.channel.unary_unary(PREDICT)
     code, details = error_of(unary, body)
     assert (code, message in details) == ("INVALID_ARGUMENT", True), details
+    messages = iter([to_stream_message(body)])
     stream = server.channel.stream_stream("/neurona.v1.Prediction/PredictStream")
-    code, details = error_of(stream, iter([to_stream_message(body)]))
-    assert (code, message in details) == ("INVALID_ARGUMENT", True), details
+    (response,) = [PredictStreamResponse.FromString(one) for one in stream(messages, timeout=20)]
+    assert response.responses[0].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert message in response.responses[0].error.message
 
 
 def test_a_large_message_of_large_fields_is_answered(make_server):
@@ -131,14 +141,15 @@ def test_a_large_message_of_large_fields_is_answered(make_server):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_counting_the_fields_of_random_bytes_ends(seed):
+def test_reading_the_fields_of_random_bytes_ends(seed):
     rng = np.random.default_rng(seed)
     body = rng.integers(0, 256, limits.LARGE_MESSAGE + 7, np.uint8).tobytes()
     truncated = b"\x22\xff\xff\xff\xff\x7f" + body  # a tensor with more bytes than the message
     for text in (body, truncated, b"\xff" * limits.LARGE_MESSAGE, b"\x22" * (5 << 20)):
-        for path in ((), (1, 2)):
-            with contextlib.suppress(InvalidArgumentError):
-                Limits().check_wire(text, *path)
+        with contextlib.suppress(InvalidArgumentError):
+            Limits().detach_data(text, PREDICT_DATA.paths)
+        with contextlib.suppress(InvalidArgumentError):
+            split_stream_message(text)
 
 
 def test_a_response_that_is_too_large_is_an_error(make_server):

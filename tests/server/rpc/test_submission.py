@@ -11,8 +11,22 @@ from neurona_protos.tensors import to_tensor
 from neurona_server.batching.policy import Priority
 from neurona_server.errors import CancelledError, InvalidArgumentError, UnavailableError
 from neurona_server.rpc.submission import ParsedRequest, Submission, cancel, submit
+from neurona_server.rpc.worker_pool import WorkerPool
 
 ROWS = np.ones((1, 4), np.float32)
+
+
+class Writer:
+    """A `ResponseWriter` that writes what a function returns."""
+
+    def __init__(self, write):
+        self._write = write
+
+    def __call__(self, outputs):
+        return self._write(outputs)
+
+    def expected_bytes(self, _):
+        return 0
 
 
 class BaseCall:
@@ -33,6 +47,7 @@ class BaseCall:
             lambda: self._models.pop(0) if len(self._models) > 1 else self._models[0],
             self._read,
             self,
+            WorkerPool(),
         )
 
     def defer(self, callback):
@@ -45,7 +60,7 @@ class BaseCall:
         self.read = model
         described = {"x": (DataType.DATA_TYPE_FLOAT, ROWS.shape)}
         return ParsedRequest(
-            described, lambda: {"x": ROWS}, self._answer, math.inf, Priority.NORMAL, 0
+            described, lambda: {"x": ROWS}, Writer(self._answer), math.inf, Priority.NORMAL, 0
         )
 
     def reply(self, response):

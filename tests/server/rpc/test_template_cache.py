@@ -10,6 +10,7 @@ from neurona_protos.tensors import to_tensor
 from neurona_protos.wire_format import length_delimited
 from neurona_server.rpc import fast_path
 from neurona_server.rpc.fast_path import TemplateCache
+from neurona_server.rpc.v1.prediction import PREDICT_DATA
 
 PATH = (PredictRequest.INPUTS_FIELD_NUMBER, Tensor.DATA_FIELD_NUMBER)
 DATA = st.binary(min_size=1, max_size=12)
@@ -31,12 +32,11 @@ REQUESTS = st.builds(
 
 
 def learn(one, message):
-    request = PredictRequest.FromString(message)
-    return one.remember(message, request, [tensor.data for tensor in request.inputs])
+    return one.remember(message, len(PredictRequest.FromString(message).inputs))
 
 
 def make():
-    return TemplateCache(PredictRequest.FromString, PATH)
+    return TemplateCache(PREDICT_DATA)
 
 
 @settings(max_examples=300, deadline=None)

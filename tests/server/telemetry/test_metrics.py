@@ -13,6 +13,7 @@ from neurona_protos.open_inference_pb2 import ModelInferRequest
 from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest, StreamedRequest
 from neurona_protos.tensors import to_tensor
 from neurona_server.errors import (
+    BuffersFullError,
     InvalidArgumentError,
     PermissionDeniedError,
     QueueFullError,
@@ -37,6 +38,7 @@ def request(model="classifier", rows=1):
         (PermissionDeniedError("no"), "permission"),
         (TooLargeError("no"), "too_large"),
         (QueueFullError("no", 1.0), "too_many"),
+        (BuffersFullError("no", 1.0), "buffers_full"),
         (InvalidArgumentError("no"), None),
     ],
 )
@@ -47,7 +49,7 @@ def test_rejected_calls_are_counted_by_reason(error, reason):
     counts = {sample.labels["reason"]: sample.value for sample in family.samples}
     assert counts == {
         each: float(each == reason)
-        for each in ("unauthenticated", "permission", "too_large", "too_many")
+        for each in ("unauthenticated", "permission", "too_large", "too_many", "buffers_full")
     }
 
 

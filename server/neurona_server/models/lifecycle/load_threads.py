@@ -1,8 +1,8 @@
 """The threads in which models are loaded, a limited number at a time.
 
 A load may last for ever: a graph with an endless loop, a file on a volume that hangs. So a load
-that takes unusually long gives its place to another one, and one that exceeds the time limit is
-given up: its thread ends when it can, and nobody waits for it.
+that takes unusually long gives its place to another one, and one that makes no progress for the
+time limit is given up: its thread ends when it can, and nobody waits for it.
 """
 
 import threading
@@ -67,7 +67,7 @@ class LoadThreads:
 
         Args:
             threads: Number of loads at a time, those not counted that are slow.
-            timeout: Time limit of a load in seconds; 0: none.
+            timeout: Seconds without progress after which a load is given up; 0: never.
             run: Runs one load; it must not raise.
             on_timeout: Called once for a load that exceeds the limit. It should `abandon` it.
         """
@@ -113,7 +113,7 @@ class LoadThreads:
         slow = min(MAX_SLOW_LOADS, sum(load.slow for load in self._running))
         while self._waiting and len(self._running) - slow < self._limit:
             load = self._waiting.popleft()
-            load.started = time.monotonic()
+            load.started = load.cancellation.last_progress = time.monotonic()
             self._running.append(load)
             name = f"load {load.source}"
             # A daemon: a load that never ends must not keep the process from ending.
@@ -149,7 +149,7 @@ class LoadThreads:
                 late = {
                     load
                     for load in self._running
-                    if self._timeout and now - load.started >= self._timeout
+                    if self._timeout and now - load.cancellation.last_progress >= self._timeout
                 } - reported
                 if not late:
                     self._changed.wait(self._seconds_to_next_event(now, reported))
@@ -161,5 +161,5 @@ class LoadThreads:
         events = [load.started + SLOW_SECONDS for load in self._running if not load.slow]
         if self._timeout:
             loads = [load for load in self._running if load not in reported]
-            events += [load.started + self._timeout for load in loads]
+            events += [load.cancellation.last_progress + self._timeout for load in loads]
         return max(0.001, min(events) - now) if events else None

@@ -49,6 +49,23 @@ def cache_key(content: bytes, *settings: str) -> str:
     return digest.hexdigest()
 
 
+def make_private_folder(folder: Path) -> None:
+    """Make a folder that belongs to this user alone, or check that an existing one does.
+
+    Raises:
+        OSError: It cannot be created, or others may access it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError("it is not a folder")
+    owner = os.geteuid() if hasattr(os, "geteuid") else status.st_uid
+    if status.st_uid != owner or (os.name == "posix" and status.st_mode & 0o077):
+        raise PermissionError("others than its owner may use it (expected mode 0700)")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError("it is not writable")
+
+
 class GraphCache:
     """Entries by key, in a folder that belongs to this user alone.
 
@@ -59,15 +76,7 @@ class GraphCache:
     """
 
     def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = os.lstat(folder)
-        if not stat.S_ISDIR(status.st_mode):
-            raise NotADirectoryError("it is not a folder")
-        owner = os.geteuid() if hasattr(os, "geteuid") else status.st_uid
-        if status.st_uid != owner or (os.name == "posix" and status.st_mode & 0o077):
-            raise PermissionError("others than its owner may use it (expected mode 0700)")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError("it is not writable")
+        make_private_folder(folder)
         self._folder = folder
         self._max_bytes = max_bytes
 

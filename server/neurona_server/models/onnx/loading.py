@@ -155,9 +155,12 @@ class _Loader:
         def write(target: Path) -> None:
             settings = self._settings()
             settings.optimized_model_filepath = os.fspath(target)
-            opened.append(self._open(content, providers, settings))
+            session = self._open(content, providers, settings)
+            opened.append(session)
             saved = self._open(os.fspath(target), providers, self._settings_without_optimisation())
-            if _interface(saved) != _interface(opened[0]):
+            if _interface(saved) == _interface(session):
+                opened.append(saved)  # what later loads get
+            else:
                 log.info("%s: not cached: the optimised graph has other inputs", self._path)
                 os.truncate(target, 0)  # so that it is not tried at every start
 
@@ -165,7 +168,7 @@ class _Loader:
             cache.put(key, write)
         except Exception as error:  # an invalid model, which fails again below, or a full disk
             log.info("%s: not cached: %s", self._path, error)
-        return opened[0] if opened else self._open(content, providers)
+        return opened[-1] if opened else self._open(content, providers)
 
     def _open(
         self,

@@ -87,6 +87,12 @@ def runtime_version() -> str:
     return version
 
 
+def describe_runtime() -> tuple[str, ...]:
+    """Return what ONNX Runtime's behaviour may depend on: version, build and providers."""
+    providers = onnxruntime.get_available_providers()
+    return runtime_version(), onnxruntime.get_build_info(), ",".join(providers)
+
+
 def check_options(options: RuntimeOptions) -> None:
     """Check that this ONNX Runtime and this machine support the options.
 

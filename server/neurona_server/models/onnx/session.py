@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 
 from neurona_protos.prediction_pb2 import DataType
+from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import LoadError, UnavailableError
 from neurona_server.models.load_cancellation import LoadCancellation
@@ -20,6 +21,7 @@ from neurona_server.models.onnx import loading, runtime
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 from neurona_server.models.signature import TensorSpec
 from neurona_server.resources import available_cpus
+from neurona_server.telemetry.run_journal import JournalEntry
 
 log = logging.getLogger(__name__)
 
@@ -42,30 +44,47 @@ _ELEMENT_TYPES = {
 _ZIPMAP_TYPES = ("seq(map(int64,tensor(float)))", "seq(map(string,tensor(float)))")
 _FATAL = 4  # log_severity_level
 _SHRINK_ARENAS = "memory.enable_memory_arena_shrinkage"
+_NO_ARENA = "Did not find an arena"
 
 
 class ArenaShrinker:
-    """Decides when a run should free unused memory of its arena: once per interval.
+    """Decides when a session returns unused memory of its arena: once per interval, after runs.
 
     An arena keeps the memory of the largest batch that it ever ran: 200 MB more for a ResNet-50
-    after one batch of 32. A run that shrinks it took 85 ms instead of 75 ms, and the next one is as
-    fast as before. An interval of 0 seconds means never.
+    after one batch of 32. To return 600 MB took 60 ms, during which no other run can allocate; so
+    `Session.shrink_arena`, which another thread calls, does that while no run is in flight. If one
+    is, the next run does it at its end. An interval of 0 seconds means never.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
         self._clock = clock
         self._next = clock() + seconds
+        self._used = self._postponed = False
 
-    def is_due(self) -> bool:
-        """Return True once per interval; two threads that ask at the same time may both get it."""
-        if not self._seconds or (now := self._clock()) < self._next:
+    def is_due_in_run(self) -> bool:
+        """Return whether the run that begins now is to shrink the arena."""
+        self._used = True
+        if not self._postponed:
+            return False
+        self._postponed = False
+        return True
+
+    def is_due(self, *, running: bool) -> bool:
+        """Return True once per interval in which there were runs; if one is `running`, postpone it.
+
+        For one thread only.
+        """
+        if not (self._seconds and self._used) or (now := self._clock()) < self._next:
             return False
         self._next = now + self._seconds
-        return True
+        self._postponed = running
+        self._used = running
+        return not running
 
     def stop(self) -> None:
         self._seconds = 0.0
+        self._postponed = False
 
 
 class Session:
@@ -80,6 +99,7 @@ class Session:
         inputs: Specifications of the required inputs.
         optional: Specifications of the initialisers that a request may override.
         outputs: Specifications of the outputs.
+        journal: Where runs are written, if the process has a supervisor.
         class_labels: For each output of class probabilities that was a map (ZipMap), its keys,
             as soon as it has run once.
 
@@ -94,6 +114,7 @@ class Session:
         options: RuntimeOptions,
         cancellation: LoadCancellation | None = None,
     ) -> None:
+        self.journal: JournalEntry | None = None
         self._release_threads: weakref.finalize[[int], Session] | None = None
         threads = self._reserve_threads(path, options)
         session = loading.load(path, options, threads, cancellation or LoadCancellation())
@@ -127,6 +148,7 @@ class Session:
         }
         self.class_labels: dict[str, tuple[str, ...]] = {}
         self._shrinker = ArenaShrinker(options.shrink_seconds if options.arena else 0.0)
+        self._runs_in_flight: list[None] = []  # an element for each: append and pop are atomic
         self._arenas = "cpu:0" if self.provider == CPU else "cpu:0;gpu:0"
 
     def run(self, inputs: Inputs) -> Outputs:
@@ -146,20 +168,48 @@ class Session:
         session = self._session
         if session is None:
             raise UnavailableError("the model has been unloaded")
-        if self._shrinker.is_due():
+        if self._shrinker.is_due_in_run():
             options.add_run_config_entry(_SHRINK_ARENAS, self._arenas)
+        self._runs_in_flight.append(None)
         try:
             outputs = self._run(session, inputs, options)
         except Exception as error:
             # Raised before the run, by providers without an arena.
-            if "Did not find an arena" not in str(error):
+            if _NO_ARENA not in str(error):
                 raise
             self._shrinker.stop()
             options.add_run_config_entry(_SHRINK_ARENAS, "")
             outputs = self._run(session, inputs, options)
+        finally:
+            self._runs_in_flight.pop()
         for index, name in self._zipmaps.items():
             self.class_labels[name], outputs[index] = _unzip(outputs[index])
         return outputs
+
+    def shrink_arena(self) -> bool:
+        """Return unused memory of the arena to the system if that is due and no run is in flight.
+
+        For one thread only, other than those that run the model.
+
+        Returns:
+            Whether memory may have been returned.
+        """
+        session = self._session
+        if session is None or not self._shrinker.is_due(running=bool(self._runs_in_flight)):
+            return False
+        # ONNX Runtime shrinks arenas at the end of a run only. A run that is terminated before it
+        # begins ends at once, whatever the model and its inputs are.
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = _FATAL
+        options.add_run_config_entry(_SHRINK_ARENAS, self._arenas)
+        options.terminate = True
+        try:
+            self._run(session, {spec.name: _zeros(spec) for spec in self.inputs}, options)
+        except Exception as error:
+            if _NO_ARENA in str(error):
+                self._shrinker.stop()
+                return False
+        return True
 
     def close(self) -> None:
         """Free the model; may be called again.
@@ -210,10 +260,14 @@ class SessionRun:
         self._options.log_severity_level = _FATAL
 
     def __call__(self, inputs: Inputs) -> Outputs:
-        return self._session.run_with_options(inputs, self._options)
+        journal = self._session.journal
+        return self._run(inputs) if journal is None else journal.run(self._run, inputs)
 
     def terminate(self) -> None:
         self._options.terminate = True
+
+    def _run(self, inputs: Inputs) -> Outputs:
+        return self._session.run_with_options(inputs, self._options)
 
 
 def trim_heap() -> None:
@@ -296,6 +350,14 @@ def _explain_degraded(options: RuntimeOptions, provider: str, placement: dict[st
         runtime.missing_gpu_reason(),
         options.gpu_expected or options.require_gpu or runtime.has_cuda_driver(),
     )
+
+
+def _zeros(spec: TensorSpec) -> Array:
+    """Return the smallest input that fits: zeros or empty strings."""
+    shape = [size if isinstance(size, int) else 1 for size in spec.shape]
+    if spec.dtype == DataType.DATA_TYPE_STRING:
+        return np.full(shape, "", object)
+    return np.zeros(shape, NUMPY_DTYPES[spec.dtype])
 
 
 def _tensor_spec(role: str, node: onnxruntime.NodeArg) -> TensorSpec:

@@ -334,6 +334,16 @@ def _list_files(
                 yield entry
 
 
+def has_changed(source: ModelSource) -> bool:
+    """Return whether a file of the version has changed or gone since the version was scanned."""
+    try:
+        return any(
+            _describe_file(str(row[0]), os.stat(row[0])) != row for row in source.fingerprint
+        )
+    except OSError:
+        return True
+
+
 def _fingerprint_of(files: Iterable[os.DirEntry[str]]) -> Fingerprint:
     fingerprints = []
     for entry in files:
@@ -341,7 +351,10 @@ def _fingerprint_of(files: Iterable[os.DirEntry[str]]) -> Fingerprint:
             status = entry.stat()
         except OSError:  # a dangling link or a loop; loading the file will fail with the reason
             status = entry.stat(follow_symlinks=False)
-        access = (status.st_mode, status.st_uid, status.st_gid)
-        content = (status.st_size, status.st_mtime_ns, status.st_ino)
-        fingerprints.append((entry.path, *content, *access))
+        fingerprints.append(_describe_file(entry.path, status))
     return tuple(sorted(fingerprints))
+
+
+def _describe_file(path: str, status: os.stat_result) -> tuple[str | int, ...]:
+    content = (status.st_size, status.st_mtime_ns, status.st_ino)
+    return (path, *content, status.st_mode, status.st_uid, status.st_gid)

@@ -22,7 +22,17 @@ from neurona_server.rpc.call import (
 from neurona_server.rpc.fast_path import FastPath, InputSample
 from neurona_server.rpc.flow_control import size_estimate_of
 from neurona_server.rpc.limits import Limits
-from neurona_server.rpc.open_inference.inputs import describe_inputs, read_inputs, request_size
+from neurona_server.rpc.open_inference.infer_message import (
+    RAW_DATA,
+    InferMessage,
+    parse_infer_message,
+)
+from neurona_server.rpc.open_inference.inputs import (
+    count_shared_bytes,
+    describe_inputs,
+    is_slow,
+    read_inputs,
+)
 from neurona_server.rpc.open_inference.messages import (
     parse_datatype,
     parse_message,
@@ -40,6 +50,7 @@ from neurona_server.rpc.submission import (
     ResponseWriter,
     submit,
 )
+from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
 
 _LENGTH_DELIMITED = 2  # protobuf's wire type of strings
@@ -48,23 +59,28 @@ _TAGS_BEFORE_ID = [
     ModelInferRequest.DESCRIPTOR.fields_by_name[name].number << 3 | _LENGTH_DELIMITED
     for name in ("model_name", "model_version")
 ]
-_INPUTS = ModelInferRequest.INPUTS_FIELD_NUMBER
-_RAW_INPUT_CONTENTS = (ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER,)
+
+MAX_BYTES_WITH_ID = 256 << 10
+"""Bytes of a message up to which its id is cut out, which copies the message. Larger ones are
+parsed without their data, which takes less time."""
 
 
 class InferenceService:
     """The methods that run models."""
 
     def __init__(
-        self, registry: Registry, metrics: Metrics, memory: SharedMemoryService, limits: Limits
+        self,
+        registry: Registry,
+        metrics: Metrics,
+        memory: SharedMemoryService,
+        limits: Limits,
+        workers: WorkerPool,
     ) -> None:
         self._limits = limits
+        self._workers = workers
         # Two, because responses in a stream differ from those of ModelInfer.
         self._unary_fast_path, self._stream_fast_path = [
-            FastPath(
-                ModelInferRequest.FromString, _RAW_INPUT_CONTENTS, partial(resolve_model, registry)
-            )
-            for _ in range(2)
+            FastPath(RAW_DATA, partial(resolve_model, registry), workers) for _ in range(2)
         ]
         self._registry = registry
         self._metrics = metrics
@@ -88,14 +104,13 @@ class InferenceService:
         if grant.models is None and _submit_fast(fast_path, message, responder, again) is not None:
             return
         try:
-            self._limits.check_wire(message, tensors=_INPUTS)
-            request = parse_message(ModelInferRequest, message)
+            parsed = parse_infer_message(message, self._limits)
         except InvalidArgumentError as error:
             self._metrics.unresolved["invalid"].inc()
             responder.fail(error)
             return
-        accepted = self._submit_request(request, responder, grant)
-        _remember(fast_path, message, request, accepted)
+        accepted = self._submit_request(parsed, responder, grant)
+        _remember(fast_path, parsed, accepted)
 
     def submit_streamed(self, pending: PendingResponse, grant: Grant) -> int:
         """Submit a request of a stream and return the expected size of its response in bytes.
@@ -109,21 +124,21 @@ class InferenceService:
             expected = _submit_fast(self._stream_fast_path, message, pending, again)
             if expected is not None:
                 return expected
-        self._limits.check_wire(message, tensors=_INPUTS)
-        request = parse_message(ModelInferRequest, message)
-        pending.release_message(request.id)
-        accepted = self._submit_request(request, pending, grant, streamed=True)
-        _remember(self._stream_fast_path, message, request, accepted)
+        parsed = parse_infer_message(message, self._limits)
+        pending.release_message(parsed.request.id)
+        accepted = self._submit_request(parsed, pending, grant, streamed=True)
+        _remember(self._stream_fast_path, parsed, accepted)
         return accepted.expected_bytes if accepted is not None else 0
 
     def _submit_request(
         self,
-        message: ModelInferRequest,
+        parsed: InferMessage,
         responder: Responder,
         grant: Grant,
         *,
         streamed: bool = False,
     ) -> AcceptedRequest | None:
+        message = parsed.request
         registry = visible_models(self._registry, grant)
         resolve = partial(resolve_model, registry, message.model_name, message.model_version)
 
@@ -135,7 +150,15 @@ class InferenceService:
             max_bytes = model.batcher.policy.max_queue_bytes
             return ParsedRequest(
                 described,
-                partial(read_inputs, message, described, self._memory, grant.name, max_bytes),
+                partial(
+                    read_inputs,
+                    parsed,
+                    described,
+                    self._memory,
+                    grant.name,
+                    max_bytes,
+                    self._limits,
+                ),
                 InferResponseWriter(
                     model.name,
                     str(model.version),
@@ -147,11 +170,12 @@ class InferenceService:
                 ),
                 parameters.deadline,
                 parameters.priority,
-                request_size(message),
+                parsed.size + count_shared_bytes(message),
                 self._limits,
+                partial(is_slow, parsed, described, self._limits),
             )
 
-        return submit(self._metrics, resolve, read, responder)
+        return submit(self._metrics, resolve, read, responder, self._workers)
 
     def _infer(self, call: Call) -> None:
         self.submit_message(call.request, call, call.grant)
@@ -189,6 +213,8 @@ def _submit_fast(
     fast_path: FastPath, message: bytes, responder: Responder, again: Callable[[], object]
 ) -> int | None:
     """Submit a message as `FastPath.send` does, whatever its id."""
+    if len(message) > MAX_BYTES_WITH_ID:
+        return None
     request_id, rest = split_request_id(message)
     adapt = partial(_with_request_id, request_id) if request_id else None
     return fast_path.send(rest, responder, again, adapt=adapt)
@@ -200,14 +226,10 @@ def _with_request_id(request_id: str, answer: ResponseWriter) -> ResponseWriter:
     return answer if answer.request_id else answer._replace(request_id=request_id)
 
 
-def _remember(
-    fast_path: FastPath,
-    message: bytes,
-    request: ModelInferRequest,
-    accepted: AcceptedRequest | None,
-) -> None:
+def _remember(fast_path: FastPath, parsed: InferMessage, accepted: AcceptedRequest | None) -> None:
     """Let messages like this one take the fast path, if it was accepted."""
-    if accepted is None or _needs_parsing(request):
+    request, message = parsed.request, parsed.message
+    if accepted is None or len(message) > MAX_BYTES_WITH_ID or _needs_parsing(request):
         return
     request_id, rest = split_request_id(message)
     if request_id:
@@ -217,7 +239,7 @@ def _remember(
             response_writer=accepted.response_writer._replace(request_id=request.id)
         )
     model = (request.model_name, request.model_version)
-    fast_path.remember(rest, request, model, _input_samples(request), accepted)
+    fast_path.remember(rest, model, _input_samples(request), accepted)
 
 
 def _needs_parsing(message: ModelInferRequest) -> bool:
@@ -235,8 +257,6 @@ def _needs_parsing(message: ModelInferRequest) -> bool:
 
 def _input_samples(message: ModelInferRequest) -> list[InputSample]:
     return [
-        InputSample(
-            tensor.name, parse_datatype(tensor.datatype, tensor.name), tuple(tensor.shape), data
-        )
-        for tensor, data in zip(message.inputs, message.raw_input_contents, strict=True)
+        InputSample(tensor.name, parse_datatype(tensor.datatype, tensor.name), tuple(tensor.shape))
+        for tensor in message.inputs
     ]

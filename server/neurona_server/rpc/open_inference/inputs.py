@@ -2,38 +2,25 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
-
-from neurona_protos.open_inference_pb2 import InferTensorContents, ModelInferRequest
+from neurona_protos.open_inference_pb2 import ModelInferRequest
 from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import NUMPY_DTYPES, decode
 from neurona_server.batching.request import Array, Inputs
 from neurona_server.errors import InvalidArgumentError, quoted
 from neurona_server.models.signature import Signature, TensorType
+from neurona_server.rpc.limits import SLOW_BYTES, SLOW_STRINGS, Limits
+from neurona_server.rpc.open_inference.infer_message import InferMessage
 from neurona_server.rpc.open_inference.messages import DATATYPE_NAMES, parse_datatype
 from neurona_server.rpc.open_inference.shared_memory import (
     BYTE_SIZE,
     RegionSlice,
     SharedMemoryService,
 )
+from neurona_server.rpc.open_inference.typed_contents import decode_contents
 
-_CONTENTS_FIELDS: dict[DataType, tuple[str, Any]] = {
-    DataType.DATA_TYPE_BOOL: ("bool_contents", np.bool_),
-    DataType.DATA_TYPE_INT8: ("int_contents", np.int32),
-    DataType.DATA_TYPE_INT16: ("int_contents", np.int32),
-    DataType.DATA_TYPE_INT32: ("int_contents", np.int32),
-    DataType.DATA_TYPE_INT64: ("int64_contents", np.int64),
-    DataType.DATA_TYPE_UINT8: ("uint_contents", np.uint32),
-    DataType.DATA_TYPE_UINT16: ("uint_contents", np.uint32),
-    DataType.DATA_TYPE_UINT32: ("uint_contents", np.uint32),
-    DataType.DATA_TYPE_UINT64: ("uint64_contents", np.uint64),
-    DataType.DATA_TYPE_FLOAT: ("fp32_contents", np.float32),
-    DataType.DATA_TYPE_DOUBLE: ("fp64_contents", np.float64),
-    DataType.DATA_TYPE_STRING: ("bytes_contents", object),
-}
-"""The field of InferTensorContents for each datatype, and the dtype of the field's elements."""
+SLOW_CONTENTS = 64 << 10
+"""Bytes of typed contents from which on decoding them takes too long for the transport's thread."""
 
 
 def describe_inputs(message: ModelInferRequest, signature: Signature) -> dict[str, TensorType]:
@@ -60,21 +47,45 @@ def describe_inputs(message: ModelInferRequest, signature: Signature) -> dict[st
     return described
 
 
-def request_size(message: ModelInferRequest) -> int:
-    """Return the size of a request in bytes, with its inputs in shared memory."""
-    size = message.ByteSize()
+def count_shared_bytes(message: ModelInferRequest) -> int:
+    """Return the bytes of the inputs that are said to be in shared memory."""
+    size = 0
     for tensor in message.inputs:
         if tensor.parameters and BYTE_SIZE in tensor.parameters:
             size += max(0, tensor.parameters[BYTE_SIZE].int64_param)
     return size
 
 
+def is_slow(
+    infer_message: InferMessage, described: Mapping[str, TensorType], limits: Limits
+) -> bool:
+    """Return whether reading the inputs takes too long for the transport's thread.
+
+    Raises:
+        InvalidArgumentError: There are too many strings.
+    """
+    strings = limits.check_strings(
+        math.prod(shape)
+        for datatype, shape in described.values()
+        if datatype == DataType.DATA_TYPE_STRING
+    )
+    if strings >= SLOW_STRINGS:
+        return True
+    if not infer_message.raw and infer_message.size >= SLOW_CONTENTS:
+        return True
+    copied = count_shared_bytes(infer_message.request)
+    if strings or any(datatype == DataType.DATA_TYPE_BOOL for datatype, _ in described.values()):
+        copied += infer_message.size
+    return copied >= SLOW_BYTES
+
+
 def read_inputs(
-    message: ModelInferRequest,
+    infer_message: InferMessage,
     described: Mapping[str, TensorType],
     memory: SharedMemoryService,
     owner: str,
     max_bytes: int,
+    limits: Limits,
 ) -> Inputs:
     """Return the arrays of inputs that fit the model's signature.
 
@@ -87,7 +98,7 @@ def read_inputs(
         NotAllowedError, NotFoundError: See `SharedMemoryService.find_slice`.
     """
     arrays: dict[str, Array] = {}
-    raw = message.raw_input_contents
+    message, raw = infer_message.request, infer_message.raw
     raw_count = len(raw)
     raw_used = 0
     shared_bytes = 0
@@ -122,7 +133,13 @@ def read_inputs(
                 arrays[name] = decode(name, datatype, shape, raw[raw_used])
             raw_used += 1
         else:
-            arrays[name] = decode_contents(name, datatype, shape, tensor.contents)
+            arrays[name] = decode_contents(
+                name,
+                datatype,
+                shape,
+                infer_message.contents_of(tensor),
+                limits.max_message_bytes,
+            )
     if raw_count and raw_used != raw_count:
         raise InvalidArgumentError(
             f"the request has {raw_count} raw_input_contents (expected {raw_used}, one for each "
@@ -141,57 +158,3 @@ def _check_slice_size(name: str, described: TensorType, region_slice: RegionSlic
             f"input {name!r} has {region_slice.byte_size} bytes in shared memory "
             f"(expected {size} for shape {list(shape)})"
         )
-
-
-def decode_contents(
-    name: str, datatype: DataType, shape: tuple[int, ...], contents: InferTensorContents
-) -> Array:
-    """Return the array of an input whose elements are in a typed field of the message.
-
-    Raises:
-        InvalidArgumentError: The elements are in another datatype's field, too few, too many, or
-            out of range.
-    """
-    type_name = DATATYPE_NAMES[datatype]
-    if datatype not in _CONTENTS_FIELDS:
-        raise InvalidArgumentError(
-            f"input {name!r} is {type_name}, which can be sent in raw_input_contents only"
-        )
-    field, field_dtype = _CONTENTS_FIELDS[datatype]
-    for other, _ in contents.ListFields():
-        if other.name != field:
-            raise InvalidArgumentError(
-                f"input {name!r} has {other.name} (expected {field} or raw_input_contents "
-                f"for {type_name})"
-            )
-    values = getattr(contents, field)
-    count = math.prod(shape)
-    if len(values) != count:
-        raise InvalidArgumentError(
-            f"input {name!r} has {len(values)} elements in {field} "
-            f"(expected {count} for shape {list(shape)})"
-        )
-    if datatype == DataType.DATA_TYPE_STRING:
-        return _decode_strings(name, values).reshape(shape)
-    array = np.fromiter(values, field_dtype, count)
-    dtype = NUMPY_DTYPES[datatype]
-    if dtype.itemsize < array.itemsize:
-        limits = np.iinfo(dtype)
-        if array.min() < limits.min or array.max() > limits.max:
-            raise InvalidArgumentError(
-                f"input {name!r} has elements from {array.min()} to {array.max()} "
-                f"(expected {limits.min} to {limits.max} for {type_name})"
-            )
-    return array.astype(dtype, copy=False).reshape(shape)
-
-
-def _decode_strings(name: str, values: list[bytes]) -> Array:
-    array = np.empty(len(values), dtype=object)
-    for index, value in enumerate(values):
-        try:
-            array[index] = value.decode()
-        except UnicodeDecodeError as error:
-            raise InvalidArgumentError(
-                f"input {name!r} has invalid UTF-8 in string {index}: {error}"
-            ) from None
-    return array

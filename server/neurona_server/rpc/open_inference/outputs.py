@@ -6,7 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from neurona_protos.open_inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
+from neurona_protos.open_inference_pb2 import (
+    InferParameter,
+    ModelInferRequest,
+    ModelInferResponse,
+    ModelStreamInferResponse,
+)
 from neurona_protos.prediction_pb2 import DataType, Task
 from neurona_protos.tensors import encode
 from neurona_protos.wire_format import header
@@ -30,6 +35,7 @@ thread that serves other requests too."""
 MAX_MESSAGE_BYTES = 2**31 - 1
 """Protobuf's limit."""
 
+_INFER_RESPONSE = ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"].number
 _RAW_OUTPUT_CONTENTS = ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number
 
 
@@ -89,7 +95,10 @@ def read_requested_outputs(
 
 
 class InferResponseWriter(NamedTuple):
-    """The `ResponseWriter` of a ModelInferRequest; in a stream it marks the response as final."""
+    """The `ResponseWriter` of a ModelInferRequest.
+
+    In a stream it marks the response as final, and writes it as a ModelStreamInferResponse.
+    """
 
     model_name: str
     model_version: str
@@ -139,7 +148,8 @@ def _write_response(writer: InferResponseWriter, outputs: Outputs) -> bytes:
         raise InvalidArgumentError(
             f"the response has {size} bytes (expected at most {MAX_MESSAGE_BYTES} in a message)"
         )
-    return b"".join([head.SerializeToString(), *pieces])
+    before = header(_INFER_RESPONSE, size) if writer.streamed else b""
+    return b"".join([before, head.SerializeToString(), *pieces])
 
 
 def _write_to_shared_memory(

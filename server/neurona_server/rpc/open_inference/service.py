@@ -16,6 +16,7 @@ from neurona_server.rpc.open_inference.repository import RepositoryService
 from neurona_server.rpc.open_inference.settings import SettingsService
 from neurona_server.rpc.open_inference.shared_memory import SharedMemoryService
 from neurona_server.rpc.open_inference.statistics import StatisticsService
+from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
 
 SERVICE = "inference.GRPCInferenceService"
@@ -34,6 +35,7 @@ class OpenInference:
         versions: VersionPolicy | None = None,
         shared_memory: bool = False,
         limits: Limits | None = None,
+        workers: WorkerPool | None = None,
     ) -> None:
         """Make the service.
 
@@ -47,13 +49,16 @@ class OpenInference:
             shared_memory: Whether callers on this machine may have the server read and write
                 their memory objects.
             limits: Limits of requests.
+            workers: Threads for what takes too long for the transport's; by default new ones.
         """
         self.memory = SharedMemoryService(enabled=shared_memory)
         self.repository = RepositoryService(registry, control)
         versions = versions or VersionPolicy()
         self._services = (
             MetadataService(registry, ready, versions, shared_memory=shared_memory),
-            InferenceService(registry, metrics, self.memory, limits or Limits()),
+            InferenceService(
+                registry, metrics, self.memory, limits or Limits(), workers or WorkerPool()
+            ),
             StatisticsService(registry),
             self.repository,
             self.memory,

@@ -6,16 +6,13 @@ from collections.abc import Callable
 
 from prometheus_client import Gauge
 
-from neurona_protos.open_inference_pb2 import (
-    ModelInferRequest,
-    ModelInferResponse,
-    ModelStreamInferResponse,
-)
-from neurona_protos.wire_format import header
+from neurona_protos.open_inference_pb2 import ModelInferResponse, ModelStreamInferResponse
 from neurona_server.errors import ModelFailedError
 from neurona_server.rpc.call import StreamCall
 from neurona_server.rpc.flow_control import StreamWindow
-from neurona_server.rpc.open_inference.messages import FINAL_RESPONSE, parse_message
+from neurona_server.rpc.limits import Limits
+from neurona_server.rpc.open_inference.infer_message import parse_infer_message
+from neurona_server.rpc.open_inference.messages import FINAL_RESPONSE
 from neurona_server.rpc.status import status_of
 
 MAX_OUTSTANDING = 4096
@@ -23,8 +20,6 @@ MAX_OUTSTANDING = 4096
 
 STATUS_HEADER = "triton_grpc_error"
 """The header with which a caller asks that an error ends the stream with its status."""
-
-_INFER_RESPONSE = ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"].number
 
 
 class PendingResponse:
@@ -67,6 +62,8 @@ class PendingResponse:
         """Expected size of the response."""
 
         self.response: bytes | None = None
+        """The serialized ModelStreamInferResponse."""
+
         self.error: Exception | None = None
         self._on_completed = on_completed
         self._cancel: Callable[[], None] | None = None
@@ -100,7 +97,7 @@ class PendingResponse:
     def fail(self, error: Exception) -> None:
         self._cancel = None
         if self.message:
-            self.release_message(parse_message(ModelInferRequest, self.message).id)
+            self.release_message(parse_infer_message(self.message, Limits()).request.id)
         self.error = error
         self._on_completed(self)
         if self.trace is not None:
@@ -155,7 +152,7 @@ class InferStream:
         pending = self._pending.popleft()
         self._window.release(len(pending.response or b""))
         if pending.response is not None:
-            return header(_INFER_RESPONSE, len(pending.response)) + pending.response
+            return pending.response
         response = ModelInferResponse(id=pending.message_id)
         response.parameters[FINAL_RESPONSE].bool_param = True
         failed = ModelStreamInferResponse(
@@ -168,6 +165,10 @@ class InferStream:
     def congested(self) -> bool:
         self._settle_completed()
         return len(self._pending) >= MAX_OUTSTANDING or self._window.full
+
+    @property
+    def buffered_bytes(self) -> int:
+        return self._window.bytes
 
     @property
     def finished(self) -> bool:

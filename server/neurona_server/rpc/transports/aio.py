@@ -2,6 +2,9 @@
 
 It runs an event loop in a thread of its own. Services are called in that thread, return immediately
 and may respond from any other thread.
+
+It is one file, of more than 500 lines, because listener and calls share the library's contexts and
+the rules of its event loop, and are read together.
 """
 
 import asyncio
@@ -18,6 +21,8 @@ import grpc.aio
 
 from neurona_server.batching.batcher import Deferred
 from neurona_server.errors import (
+    BuffersFullError,
+    InvalidArgumentError,
     NeuronaError,
     UnavailableError,
     UnsupportedError,
@@ -36,12 +41,14 @@ from neurona_server.rpc.call import (
 )
 from neurona_server.rpc.security.access import UNRESTRICTED, Grant
 from neurona_server.rpc.status import status_of
+from neurona_server.rpc.transports.aio_server import RestartingServer
+from neurona_server.rpc.transports.buffer_budget import COPIES, LARGE, StreamCharge
 from neurona_server.rpc.transports.listener import (
     AGED,
+    MAX_COMPRESSED_BYTES,
     STOPPING,
     STOPPING_ACCEPT_TIME,
     ListenerOptions,
-    bind,
 )
 from neurona_server.telemetry.trace import CallTrace
 
@@ -66,13 +73,15 @@ class AioListener:
     name = "aio"
 
     def __init__(self, methods: Methods, options: ListenerOptions) -> None:
-        self._methods = methods
         self._options = options
+        self.on_reject = options.on_reject
+        self.budget = options.make_budget()
+        self.guard = options.make_guard(self.budget)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="transport", daemon=True
         )
-        self._server: grpc.aio.Server | None = None
+        self._server = RestartingServer(_MethodLookup(self, methods, options), options)
         self._stopping = False
         self._streams: set[AioStreamCall] = set()
         # Actions of other threads, and whether the loop has been woken for them: waking it costs
@@ -96,6 +105,7 @@ class AioListener:
         """See `Listener.stop`."""
         if self._loop.is_closed():
             return True
+        self.guard.stop()
         stopped = asyncio.run_coroutine_threadsafe(self._stop(timeout), self._loop)
         try:
             stopped.result(timeout + LOOP_TIMEOUT)
@@ -144,6 +154,26 @@ class AioListener:
         self._options.on_reject(error)
         raise error
 
+    async def receive_request(self, method: Unary, context: Context) -> bytes:
+        """Receive the request message of a unary call."""
+        reception = AioReception(self, context)
+        receiving = self.budget.receiving
+        receiving[reception] = method.max_message_bytes
+        try:
+            message: object = await context.read()
+        except asyncio.CancelledError:
+            if reception.error is None:
+                raise
+            await _abort(context, reception.error, reception.call)
+        finally:
+            receiving.pop(reception, None)
+        if not isinstance(message, bytes):  # grpc.aio.EOF
+            error = InvalidArgumentError("the call has no request message")
+            await _abort(context, error, reception.call)
+        if len(message) > self.budget.record_above:
+            self.budget.record(reception.peer, len(message))
+        return message
+
     async def serve_unary(
         self, method: Unary, request: bytes, context: Context, grant: Grant, trace: CallTrace | None
     ) -> bytes:
@@ -155,6 +185,8 @@ class AioListener:
             error = too_large_error(request, method)
             self._options.on_reject(error)
             await _abort(context, error, call)
+        if len(request) > LARGE:
+            await self._hold(len(request), context, call)
         try:
             try:
                 method.start(call)
@@ -171,9 +203,23 @@ class AioListener:
         if len(outcome) > self._options.max_message_bytes:
             too_large = response_too_large(len(outcome), self._options.max_message_bytes)
             await _abort(context, too_large, call)
+        if len(outcome) > LARGE:
+            await self._hold(COPIES * len(outcome), context, call)
         if trace is not None:
             trace.end()
+        if len(outcome) > MAX_COMPRESSED_BYTES:
+            context.disable_next_message_compression()
         return outcome
+
+    async def _hold(self, size: int, context: Context, call: "AioCall") -> None:
+        """Charge bytes of a large message until the call has ended; end it if they do not fit."""
+        budget, peer = self.budget, context.peer()
+        try:
+            budget.charge(peer, size)
+        except BuffersFullError as error:
+            self._options.on_reject(error)
+            await _abort(context, error, call)
+        context.add_done_callback(lambda _: budget.release(peer, size))  # type: ignore[arg-type]
 
     async def serve_stream(
         self, method: Streaming, context: Context, grant: Grant, trace: CallTrace | None
@@ -191,7 +237,10 @@ class AioListener:
             while call.error is None:
                 call.woken.clear()
                 if (message := stream.take_message()) is not None:
+                    if len(message) > MAX_COMPRESSED_BYTES:
+                        context.disable_next_message_compression()
                     await context.write(message)
+                    call.charge.update(stream.buffered_bytes, call)
                     call.message_written.set()
                 elif stream.finished:
                     break
@@ -208,34 +257,24 @@ class AioListener:
             if drain_timer is not None:
                 drain_timer.cancel()
             self._streams.discard(call)
+            call.charge.clear()
             stream.cancel()
             if trace is not None:
                 trace.end(cancellation_error(call.deadline))
 
     async def _start(self, address: str) -> int:
-        options = self._options
-        self._server = server = grpc.aio.server(options=options.arguments())
-        server.add_generic_rpc_handlers((_MethodLookup(self, self._methods, options),))
-        certificates = options.certificates
-
-        def add_port(one: str) -> int:
-            if certificates is None:
-                return server.add_insecure_port(one)
-            return server.add_secure_port(one, certificates.credentials())
-
-        port = bind(add_port, address)
-        await self._server.start()
-        return port
+        ports = await self._server.start(address)
+        self.guard.start(ports)
+        return ports[0]
 
     async def _stop(self, timeout: float) -> None:
         self._stopping = True
         for stream_call in list(self._streams):
             stream_call.drain()
-        if self._server is not None:
-            # gRPC would end calls that it has accepted and not yet handed over with CANCELLED,
-            # which clients do not retry: they get UNAVAILABLE first.
-            await asyncio.sleep(min(timeout, STOPPING_ACCEPT_TIME))
-            await self._server.stop(max(0.0, timeout - STOPPING_ACCEPT_TIME))
+        # gRPC would end calls that it has accepted and not yet handed over with CANCELLED, which
+        # clients do not retry: they get UNAVAILABLE first.
+        await asyncio.sleep(min(timeout, STOPPING_ACCEPT_TIME))
+        await self._server.stop(max(0.0, timeout - STOPPING_ACCEPT_TIME))
 
     def _answer_ping(self) -> None:
         self._ping_answered = True
@@ -306,9 +345,40 @@ class AioCall(BaseCall):
         self._transport.post(resolve)
 
 
+class AioReception:
+    """A unary call whose request is being received (`buffer_budget.Reception`)."""
+
+    messages_received = 0
+    is_stream = False
+
+    def __init__(self, transport: AioListener, context: Context) -> None:
+        self.error: Exception | None = None
+        self._transport = transport
+        self._context = context
+        self._task = asyncio.current_task()
+
+    @property
+    def peer(self) -> str:
+        return self._context.peer()
+
+    @property
+    def call(self) -> BaseCall:
+        """The identity of the call."""
+        return BaseCall(self._context.invocation_metadata, None)
+
+    def abort(self, error: Exception) -> None:
+        if self in self._transport.budget.receiving and self._task is not None:
+            self.error = error
+            self._task.cancel()
+
+    def post(self, action: Callable[[], None]) -> None:
+        self._transport.post(action)
+
+
 class AioStreamCall(BaseCall):
     """A streaming call (`rpc.call.StreamCall`)."""
 
+    is_stream = True
     stream: Stream
 
     def __init__(
@@ -328,7 +398,10 @@ class AioStreamCall(BaseCall):
         self.message_written = asyncio.Event()
         self.half_closed = False
         self.error: Exception | None = None
+        self.messages_received = 0
         self.defer = transport.defer
+        self._context = context
+        self.charge = StreamCharge(transport.budget)
         self._transport = transport
 
     def header(self, key: str) -> str:
@@ -341,6 +414,20 @@ class AioStreamCall(BaseCall):
     def wake(self) -> None:
         self._transport.post(self.woken.set)
 
+    @property
+    def peer(self) -> str:
+        """See `Reception.peer`."""
+        return self._context.peer()
+
+    def abort(self, error: Exception) -> None:
+        """See `Reception.abort`."""
+        if self in self._transport.budget.receiving:
+            self.fail(error)
+
+    def post(self, action: Callable[[], None]) -> None:
+        """See `Reception.post`."""
+        self._transport.post(action)
+
     def drain(self) -> None:
         """End the call once the received requests are answered."""
         self.stream.drain()
@@ -348,20 +435,33 @@ class AioStreamCall(BaseCall):
 
     async def read_messages(self, context: Context, method: Streaming) -> None:
         """Hand the caller's messages to the stream until the caller half-closes."""
+        budget = self._transport.budget
         try:
             while True:
                 self.message_written.clear()
-                if self.stream.congested:
+                stream = self.stream
+                if stream.congested or not self.charge.can_read(stream.buffered_bytes, self):
                     await self.message_written.wait()
                     continue
-                message: object = await context.read()
+                budget.receiving[self] = method.max_message_bytes
+                try:
+                    message: object = await context.read()
+                finally:
+                    budget.receiving.pop(self, None)
+                self.messages_received += 1
                 if not isinstance(message, bytes):  # grpc.aio.EOF
                     self.half_closed = True
                     self.stream.half_close()
                     break
                 if len(message) > method.max_message_bytes:
                     self._transport.reject(too_large_error(message, method))
-                self.stream.receive(message)
+                if len(message) > budget.record_above:
+                    self.charge.receive(len(message), self)
+                stream.receive(message)
+                self.charge.update(stream.buffered_bytes, self, required=False)
+        except BuffersFullError as error:
+            self._transport.on_reject(error)
+            self.error = error
         except Exception as error:  # an exception of a service ends its own call only
             self.error = error
         self.woken.set()
@@ -410,12 +510,13 @@ class _MethodLookup(grpc.GenericRpcHandler):
 
         # Without serializers grpc passes the bytes through.
         if isinstance(method, Unary):
-
-            async def unary(request: bytes, context: Context) -> bytes:
+            # As if requests were streamed: only so a call is known before its message is received.
+            async def unary(_: Any, context: Context) -> bytes:
+                request = await transport.receive_request(method, context)
                 trace = start_trace(context)
                 return await transport.serve_unary(method, request, context, grant, trace)
 
-            return grpc.unary_unary_rpc_method_handler(unary)
+            return grpc.stream_unary_rpc_method_handler(unary)
 
         async def stream(_: Any, context: Context) -> None:
             await transport.serve_stream(method, context, grant, start_trace(context))

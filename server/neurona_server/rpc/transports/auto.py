@@ -15,6 +15,7 @@ import grpc
 from neurona_server.errors import InvalidArgumentError
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.transports.aio import AioListener
+from neurona_server.rpc.transports.connection_guard import ConnectionGuard
 from neurona_server.rpc.transports.cygrpc import CygrpcServer
 from neurona_server.rpc.transports.listener import ListenerOptions
 
@@ -29,6 +30,8 @@ class Listener(Protocol):
 
     name: str
     """The transport's name for metrics: cygrpc or aio."""
+    guard: ConnectionGuard
+    """Counts its connections, and the bytes that it has received."""
 
     def start(self, address: str) -> int:
         """Listen; return the port, which the system chose if `address` ends in ":0".
@@ -170,6 +173,10 @@ class _EchoStream:
 
     def take_message(self) -> bytes | None:
         return self._messages.pop(0) if self._messages else None
+
+    @property
+    def buffered_bytes(self) -> int:
+        return 0
 
     @property
     def congested(self) -> bool:

@@ -21,6 +21,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from neurona_server.batching.batcher import Deferred
 from neurona_server.errors import (
+    BuffersFullError,
     DeadlineExceededError,
     InvalidArgumentError,
     NeuronaError,
@@ -44,8 +45,10 @@ from neurona_server.rpc.call import (
 )
 from neurona_server.rpc.security.access import UNRESTRICTED, Grant
 from neurona_server.rpc.status import status_of
+from neurona_server.rpc.transports.buffer_budget import COPIES, LARGE, StreamCharge
 from neurona_server.rpc.transports.listener import (
     AGED,
+    MAX_COMPRESSED_BYTES,
     STOPPING,
     STOPPING_ACCEPT_TIME,
     ListenerOptions,
@@ -77,6 +80,7 @@ Event = Any  # of cygrpc, which has no types
 RawCall = Any
 
 _NO_FLAGS = 0
+_NO_COMPRESSION = 2  # GRPC_WRITE_NO_COMPRESS
 _OK = cygrpc.StatusCode.ok
 _NOW = 0.0
 _TIMEOUT = cygrpc.CompletionType.queue_timeout
@@ -95,6 +99,9 @@ class CygrpcServer:
         self._methods = {path.encode(): method for path, method in methods.items()}
         self._options = options
         self._tracer = options.tracer
+        self.budget = options.make_budget()
+        self.receiving = self.budget.receiving
+        self.guard = options.make_guard(self.budget)
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(tuple(options.arguments()), False)
         self._server.register_completion_queue(self._queue)
@@ -120,12 +127,13 @@ class CygrpcServer:
         Raises:
             ConfigError: The address is not available.
         """
-        port = bind(self._add_port, address)
+        ports = bind(self._add_port, address)
         self._server.start()
         for _ in range(REQUESTED_CALLS):
             self._server.request_call(self._queue, self._queue, self._accept)
         self._thread.start()
-        return port
+        self.guard.start(ports)
+        return ports[0]
 
     def stop(self, timeout: float) -> bool:
         """See `Listener.stop`."""
@@ -138,6 +146,7 @@ class CygrpcServer:
         # clients do not retry: they get UNAVAILABLE first.
         time.sleep(min(timeout, STOPPING_ACCEPT_TIME))
         self._drain_streams()  # those accepted meanwhile
+        self.guard.stop()  # it holds calls, which would not end
         self._server.shutdown(self._queue, lambda _: self._idle.set())
         if not self._idle.wait(max(0.0, end - time.monotonic())):
             self._server.cancel_all_calls()
@@ -301,8 +310,9 @@ class CygrpcServer:
             if self._tracer.should_sample(metadata):
                 trace = self._tracer.start_call(event.call_details.method.decode(), metadata)
         if isinstance(method, Unary):
-            CygrpcCall(self, event, grant, method, trace)
+            call = CygrpcCall(self, event, grant, method, trace)
             self._open_calls += 1
+            self.receiving[call] = method.max_message_bytes
             return
         try:
             stream = CygrpcStreamCall(self, event, grant, method, trace)
@@ -316,8 +326,12 @@ class CygrpcServer:
 class CygrpcCall(BaseCall):
     """A unary call (`rpc.call.Call`)."""
 
+    messages_received = 0
+    is_stream = False
+
     __slots__ = (
         "_deadline",
+        "_held",
         "_method",
         "_on_cancel",
         "_open",
@@ -342,6 +356,7 @@ class CygrpcCall(BaseCall):
         self.request = b""
         self.grant = grant
         self.defer = transport.defer
+        self._held = 0
         self._transport = transport
         self._raw = event.call
         self._deadline = event.call_details.deadline
@@ -365,13 +380,15 @@ class CygrpcCall(BaseCall):
         if len(response) > self._transport.max_message_bytes:
             self.fail(response_too_large(len(response), self._transport.max_message_bytes))
             return
+        if len(response) > LARGE and not self._hold(COPIES * len(response)):
+            return
         if not self._claim_end():
             return
         # The callbacks hold the request, which holds this call: a cycle.
         self._on_cancel.clear()
         self._send(
             cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
-            cygrpc.SendMessageOperation(response, _NO_FLAGS),
+            _message_operation(response),
             cygrpc.SendStatusFromServerOperation((), _OK, b"", _NO_FLAGS),
         )
         if self.trace is not None:
@@ -388,6 +405,20 @@ class CygrpcCall(BaseCall):
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self._on_cancel.append(callback)
 
+    @property
+    def peer(self) -> str:
+        """See `Reception.peer`."""
+        return str(self._raw.peer().decode())
+
+    def abort(self, error: Exception) -> None:
+        """See `Reception.abort`."""
+        if self in self._transport.receiving:
+            self.fail(error)
+
+    def post(self, action: Callable[[], None]) -> None:
+        """See `Reception.post`."""
+        self._transport.start_batch(self._raw, (), lambda _: action())
+
     def receive_close(self) -> None:
         """Ask gRPC to report that the caller has disconnected.
 
@@ -398,6 +429,10 @@ class CygrpcCall(BaseCall):
             self._transport.start_batch(self._raw, operations, self._on_close)
 
     def _on_request(self, event: Event) -> None:
+        transport = self._transport
+        transport.receiving.pop(self, None)
+        if not self._open:  # `abort` has ended it
+            return
         message = event.batch_operations[0].message()
         if message is None:  # the caller has disconnected, or gRPC rejected the message
             if not event.success:  # too large or not decodable: gRPC has sent a status
@@ -411,8 +446,12 @@ class CygrpcCall(BaseCall):
         if len(message) > method.max_message_bytes:
             self._reject_size(message)
             return
+        if len(message) > transport.budget.record_above:
+            transport.budget.record(self.peer, len(message))
+            if len(message) > LARGE and not self._hold(len(message)):
+                return
         self.request = message
-        self._transport.watch_close(self)
+        transport.watch_close(self)
         try:
             method.start(self)
         except Exception as error:  # a bug of a service must end its call, not the transport
@@ -425,7 +464,7 @@ class CygrpcCall(BaseCall):
 
     def _on_close(self, event: Event) -> None:
         if event.batch_operations[0].cancelled() and self._claim_end():
-            self._transport.count_ended(event)
+            self._count_ended(event)
             for callback in self._on_cancel:
                 callback()
             self._on_cancel.clear()
@@ -435,7 +474,26 @@ class CygrpcCall(BaseCall):
     def _send(self, *operations: Any) -> None:
         if self._claim_close():
             operations += (cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),)
-        self._transport.start_batch(self._raw, operations, self._transport.count_ended)
+        tag = self._count_ended if self._held else self._transport.count_ended
+        self._transport.start_batch(self._raw, operations, tag)
+
+    def _hold(self, size: int) -> bool:
+        """Charge bytes of a large message until the call has ended; fail if they do not fit."""
+        budget = self._transport.budget
+        try:
+            budget.charge(self.peer, size)
+        except BuffersFullError as error:
+            self._transport.on_reject(error)
+            self.fail(error)
+            return False
+        self._held += size
+        return True
+
+    def _count_ended(self, event: Event) -> None:
+        self._transport.count_ended(event)
+        if self._held:
+            self._transport.budget.release(self.peer, self._held)
+            self._held = 0
 
     def _claim_end(self) -> bool:
         """Return True to one caller only, which ends the call."""
@@ -455,8 +513,10 @@ class CygrpcCall(BaseCall):
 class CygrpcStreamCall(BaseCall):
     """A streaming call (`rpc.call.StreamCall`).
 
-    All but `wake` and `drain_for_stop` runs in the transport's thread.
+    All but `wake`, `post` and `drain_for_stop` runs in the transport's thread.
     """
+
+    is_stream = True
 
     def __init__(
         self,
@@ -471,6 +531,8 @@ class CygrpcStreamCall(BaseCall):
         self.defer = transport.defer
         self.deadline = _to_monotonic(event.call_details.deadline)
         self.ended = False
+        self.messages_received = 0
+        self._charge = StreamCharge(transport.budget)
         self._headers = {k: v for k, v in event.invocation_metadata if isinstance(v, str)}
         self._method = method
         self._transport = transport
@@ -510,6 +572,20 @@ class CygrpcStreamCall(BaseCall):
                 self._error = error
             self._transport.schedule_write(self)
 
+    @property
+    def peer(self) -> str:
+        """See `Reception.peer`."""
+        return str(self._raw.peer().decode())
+
+    def abort(self, error: Exception) -> None:
+        """See `Reception.abort`."""
+        if self in self._transport.receiving:
+            self.fail(error)
+
+    def post(self, action: Callable[[], None]) -> None:
+        """See `Reception.post`."""
+        self._transport.start_batch(self._raw, (), lambda _: action())
+
     def drain_for_stop(self) -> None:
         """Drain the stream because the server is stopping. From any thread."""
         self._transport.start_batch(self._raw, (), lambda _: self.drain(stopping=True))
@@ -528,7 +604,7 @@ class CygrpcStreamCall(BaseCall):
             message = None
         if message is not None:
             self._writing = True
-            self._send(cygrpc.SendMessageOperation(message, _NO_FLAGS), tag=self._on_written)
+            self._send(_message_operation(message), tag=self._on_written)
         elif self._error is not None:
             self._end_with(self._error)
         elif finished:
@@ -543,20 +619,26 @@ class CygrpcStreamCall(BaseCall):
         if self.ended or self._reading or self._half_closed or self._error:
             return
         try:
-            if self.stream.congested:  # `_on_written` reads again
+            stream = self.stream
+            # `_on_written` reads again.
+            if stream.congested or not self._charge.can_read(stream.buffered_bytes, self):
                 return
         except Exception as error:
             self._error = error
             return
         self._reading = True
+        transport = self._transport
+        transport.receiving[self] = self._method.max_message_bytes
         operations = (cygrpc.ReceiveMessageOperation(_NO_FLAGS),)
-        self._transport.start_batch(self._raw, operations, self._on_message)
+        transport.start_batch(self._raw, operations, self._on_message)
 
     def _on_message(self, event: Event) -> None:
         self._reading = False
+        self._transport.receiving.pop(self, None)
         if self.ended:
             return
         message = event.batch_operations[0].message()
+        self.messages_received += 1
         try:
             if message is None:
                 if not event.success:
@@ -567,7 +649,13 @@ class CygrpcStreamCall(BaseCall):
                 self._error = too_large_error(message, self._method)
                 self._transport.on_reject(self._error)
             else:
+                if len(message) > self._transport.budget.record_above:
+                    self._charge.receive(len(message), self)
                 self.stream.receive(message)
+                self._charge.update(self.stream.buffered_bytes, self, required=False)
+        except BuffersFullError as error:
+            self._transport.on_reject(error)
+            self._error = error
         except Exception as error:  # an exception of a service ends its own call only
             self._error = error
         self._read()
@@ -575,6 +663,8 @@ class CygrpcStreamCall(BaseCall):
 
     def _on_written(self, _: Event) -> None:
         self._writing = False
+        if not self.ended:
+            self._charge.update(self.stream.buffered_bytes, self)
         self._read()
         self._transport.schedule_write(self)
 
@@ -593,6 +683,7 @@ class CygrpcStreamCall(BaseCall):
     def _close(self, error: Exception | None) -> None:
         self.ended = True
         self._transport.remove_stream(self)
+        self._charge.clear()
         try:
             self.stream.cancel()
         except Exception:
@@ -632,6 +723,11 @@ def _status_operation(error: Exception, call: BaseCall) -> Any:
     return cygrpc.SendStatusFromServerOperation(
         trailers, status.number, status.message.encode(), _NO_FLAGS
     )
+
+
+def _message_operation(message: bytes) -> Any:
+    flags = _NO_FLAGS if len(message) <= MAX_COMPRESSED_BYTES else _NO_COMPRESSION
+    return cygrpc.SendMessageOperation(message, flags)
 
 
 def _ignore(_: Event) -> None:

@@ -8,8 +8,15 @@ from dataclasses import dataclass
 
 from neurona_server.address import UNIX
 from neurona_server.errors import ConfigError
+from neurona_server.resources import memory_limit, raise_descriptor_limit
 from neurona_server.rpc.security.tls import Certificates
 from neurona_server.rpc.security.tokens import Access
+from neurona_server.rpc.transports.buffer_budget import MESSAGES, BufferBudget
+from neurona_server.rpc.transports.connection_guard import (
+    NO_CONNECTION_LIMITS,
+    ConnectionGuard,
+    ConnectionLimits,
+)
 from neurona_server.telemetry.trace import CallTracer
 
 STOPPING = "the server is stopping; call again"
@@ -28,6 +35,26 @@ AGE_JITTER = 0.1
 
 NEVER = 2e6
 """Seconds, about three weeks: the largest time that fits into gRPC's milliseconds."""
+
+MAX_DEFAULT_BUDGET = 2 << 30
+"""Bytes of messages that are being received and answered, on a machine with much memory."""
+
+MAX_DEFAULT_CONNECTIONS = 1 << 14
+"""Connections of an address unless an option says otherwise. Each takes some 30 KiB."""
+
+RESERVED_DESCRIPTORS = 256
+"""Descriptors that no connection takes: for models, metrics, logs and gRPC itself."""
+
+MAX_READ_BYTES = 256 << 10
+"""Bytes that gRPC reads from a connection at once. It has a buffer of that size for each
+connection that sends much; its default is 4 MiB."""
+
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds in which a connection has to finish the handshakes of TLS and HTTP/2."""
+
+MAX_COMPRESSED_BYTES = 256 << 10
+"""Bytes of a response up to which it is compressed. gRPC compresses while it holds the
+interpreter's lock: 256 KiB take some milliseconds."""
 
 _LOW_COMPRESSION = 1  # of gRPC's three levels: the least CPU time
 
@@ -55,6 +82,12 @@ class ListenerOptions:
     """Connections of callers that ping more often, with or without calls, are closed."""
     max_streams: int = 4096
     """Concurrent calls of one connection; gRPC's clients hold back further ones."""
+    max_buffered_bytes: int = 0
+    """The bytes of messages that are being received and answered; 0: by the memory."""
+    connection_limits: ConnectionLimits = NO_CONNECTION_LIMITS
+    """How many connections may be open."""
+    on_close: Callable[[str], None] = lambda _: None
+    """Called with the reason for each connection that the transport closes because of a limit."""
     max_metadata_bytes: int = 16 << 10
     """The size of a call's metadata; larger ones end with RESOURCE_EXHAUSTED."""
     compress_responses: bool = False
@@ -77,6 +110,29 @@ class ListenerOptions:
             return float("inf")
         return (1 - AGE_JITTER) * self.max_connection_age_grace
 
+    def make_budget(self) -> BufferBudget:
+        """Make the budget of messages that are being received and answered.
+
+        Raises:
+            ConfigError: A few messages of the maximum size do not fit into it.
+        """
+        least = MESSAGES * self.max_message_bytes
+        if self.max_buffered_bytes and self.max_buffered_bytes < least:
+            raise ConfigError(
+                f"invalid max_buffered_bytes: {self.max_buffered_bytes} (expected at least "
+                f"{least}, {MESSAGES} times max_message_bytes)"
+            )
+        memory = memory_limit() or MAX_DEFAULT_BUDGET
+        limit = self.max_buffered_bytes or max(least, min(memory // 4, MAX_DEFAULT_BUDGET))
+        return BufferBudget(limit, self.max_message_bytes)
+
+    def make_guard(self, budget: BufferBudget) -> ConnectionGuard:
+        """Make the guard of the transport's connections."""
+        return ConnectionGuard(
+            *(budget, self.max_message_bytes, self.connection_limits),
+            *(self.on_reject, self.on_close),
+        )
+
     def arguments(self) -> list[tuple[str, int]]:
         """Return the options as gRPC's channel arguments, in its units."""
         arguments = {
@@ -95,6 +151,9 @@ class ListenerOptions:
             "grpc.keepalive_permit_without_calls": 1,
             "grpc.http2.max_pings_without_data": 0,
             "grpc.http2.min_ping_interval_without_data_ms": _milliseconds(self.min_ping_interval),
+            "grpc.server_handshake_timeout_ms": _milliseconds(HANDSHAKE_TIMEOUT),
+            "grpc.http2.settings_timeout": _milliseconds(HANDSHAKE_TIMEOUT),
+            "grpc.experimental.tcp_max_read_chunk_size": MAX_READ_BYTES,
             # gRPC's default is on: a second server on the same port would take half of the calls.
             "grpc.so_reuseport": int(self.reuse_port),
         }
@@ -102,17 +161,30 @@ class ListenerOptions:
             arguments["grpc.max_connection_age_ms"] = _milliseconds(self.max_connection_age)
             grace = _milliseconds(self.max_connection_age_grace)
             arguments["grpc.max_connection_age_grace_ms"] = grace
+        if self.connection_limits.total:
+            arguments["grpc.max_allowed_incoming_connections"] = self.connection_limits.total
         if self.compress_responses:
             # A level, not an algorithm: gRPC would use that for callers that do not accept it too.
             arguments["grpc.default_compression_level"] = _LOW_COMPRESSION
         return list(arguments.items())
 
 
-def bind(add_port: Callable[[str], int], addresses: str) -> int:
+def connection_limits(total: int, per_address: int, addresses: int) -> ConnectionLimits:
+    """Return the limits for a server with a number of listening `addresses`.
+
+    Each address gets as many connections as file descriptors allow if `total` is 0 or more.
+    """
+    wanted = total or MAX_DEFAULT_CONNECTIONS
+    descriptors = raise_descriptor_limit(wanted * addresses + RESERVED_DESCRIPTORS)
+    allowed = (descriptors - min(RESERVED_DESCRIPTORS, descriptors // 2)) // addresses
+    return ConnectionLimits(max(1, min(wanted, allowed)), per_address)
+
+
+def bind(add_port: Callable[[str], int], addresses: str) -> list[int]:
     """Make gRPC listen on each of the comma-separated `addresses`, by `add_port`.
 
     Returns:
-        The port of the first address.
+        The port of each address.
 
     Raises:
         ConfigError: An address is not available.
@@ -125,7 +197,7 @@ def bind(add_port: Callable[[str], int], addresses: str) -> int:
             ports.append(add_port(address))
         except RuntimeError as error:
             raise ConfigError(f"cannot listen on {address}: {error}") from error
-    return ports[0]
+    return ports
 
 
 def _check_unused(path: str) -> None:

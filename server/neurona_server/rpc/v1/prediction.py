@@ -1,13 +1,16 @@
 """The service neurona.v1.Prediction: single requests, and streams of them."""
 
+import math
+from collections.abc import Sequence
 from functools import partial
 from weakref import WeakKeyDictionary
 
 from google.protobuf.message import DecodeError
 
-from neurona_protos.prediction_pb2 import PredictRequest, Priority, Task, Tensor
-from neurona_protos.tensors import to_array
+from neurona_protos.prediction_pb2 import DataType, PredictRequest, Priority, Task, Tensor
+from neurona_protos.tensors import decode, to_array
 from neurona_server.batching.policy import Priority as Level
+from neurona_server.batching.request import Inputs
 from neurona_server.errors import InvalidArgumentError, WrongTaskError, quoted
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
@@ -20,15 +23,27 @@ from neurona_server.rpc.call import (
     Streaming,
     Unary,
 )
-from neurona_server.rpc.fast_path import FastPath, InputSample
-from neurona_server.rpc.limits import Limits
+from neurona_server.rpc.detached_data import bytes_index, read_bytes_index
+from neurona_server.rpc.fast_path import DataFields, FastPath, InputSample
+from neurona_server.rpc.limits import LARGE_MESSAGE, SLOW_BYTES, SLOW_STRINGS, Limits
 from neurona_server.rpc.security.access import Grant, Right, visible_models
 from neurona_server.rpc.submission import ParsedRequest, Responder, submit
 from neurona_server.rpc.v1.responses import PredictResponseWriter, ResponseEncoder
 from neurona_server.rpc.v1.streaming import PredictionStream
+from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
 
-_DATA = (PredictRequest.INPUTS_FIELD_NUMBER, Tensor.DATA_FIELD_NUMBER)
+
+def _data_indices(rest: bytes) -> list[int | None]:
+    return [read_bytes_index(tensor.data) for tensor in PredictRequest.FromString(rest).inputs]
+
+
+PREDICT_DATA = DataFields(
+    {PredictRequest.INPUTS_FIELD_NUMBER: {Tensor.DATA_FIELD_NUMBER: bytes_index}}, _data_indices
+)
+"""Where a request has the data of its tensors."""
+
+_COPIED_DTYPES = {DataType.DATA_TYPE_STRING, DataType.DATA_TYPE_BOOL}
 
 PRIORITIES = {
     Priority.PRIORITY_HIGH: Level.HIGH,
@@ -40,11 +55,18 @@ PRIORITIES = {
 class Prediction:
     """Serves Predict, Classify, Regress and PredictStream."""
 
-    def __init__(self, registry: Registry, metrics: Metrics, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        metrics: Metrics,
+        limits: Limits | None = None,
+        workers: WorkerPool | None = None,
+    ) -> None:
         self._registry = registry
         self._metrics = metrics
         self._limits = limits or Limits()
-        self._fast_path = FastPath(PredictRequest.FromString, _DATA, registry.resolve)
+        self._workers = workers or WorkerPool()
+        self._fast_path = FastPath(PREDICT_DATA, registry.resolve, self._workers)
         self._encoders: WeakKeyDictionary[Model, ResponseEncoder] = WeakKeyDictionary()
 
     def methods(self) -> Methods:
@@ -78,8 +100,7 @@ class Prediction:
             if expected is not None:
                 return expected
         try:
-            self._limits.check_wire(message)
-            parsed = PredictRequest.FromString(message)
+            parsed, data = self._parse(message)
         except InvalidArgumentError as error:
             self._metrics.unresolved["invalid"].inc()
             responder.fail(error)
@@ -90,18 +111,31 @@ class Prediction:
             return 0
         registry = visible_models(self._registry, grant)
         resolve = partial(registry.resolve, parsed.model, parsed.version, parsed.label)
-        read = partial(self._read, parsed, len(message), responder.deadline, task)
-        accepted = submit(self._metrics, resolve, read, responder)
+        read = partial(self._read, parsed, data, len(message), responder.deadline, task)
+        accepted = submit(self._metrics, resolve, read, responder, self._workers)
         if accepted is None:
             return 0
         model_key = (parsed.model, parsed.version, parsed.label)
-        inputs = [InputSample(t.name, t.dtype, tuple(t.shape), t.data) for t in parsed.inputs]
-        self._fast_path.remember(message, parsed, model_key, inputs, accepted)
+        inputs = [InputSample(t.name, t.dtype, tuple(t.shape)) for t in parsed.inputs]
+        self._fast_path.remember(message, model_key, inputs, accepted)
         return accepted.expected_bytes
+
+    def _parse(self, message: bytes) -> tuple[PredictRequest, Sequence[memoryview]]:
+        """Return the request and, unless it has them itself, the data of its tensors.
+
+        Raises InvalidArgumentError and DecodeError.
+        """
+        if len(message) < LARGE_MESSAGE:
+            return PredictRequest.FromString(message), ()
+        detached = self._limits.detach_data(message, PREDICT_DATA.paths)
+        view = memoryview(message)
+        data = [view[start:stop] for start, stop in detached.spans]
+        return PredictRequest.FromString(detached.rest), data
 
     def _read(
         self,
         message: PredictRequest,
+        data: Sequence[memoryview],
         nbytes: int,
         deadline: float,
         task: Task | None,
@@ -114,13 +148,26 @@ class Prediction:
         self._limits.check(message)
         return ParsedRequest(
             _input_types(message),
-            lambda: {tensor.name: to_array(tensor) for tensor in message.inputs},
+            partial(_decode_inputs, message, data),
             self._response_writer(message, model),
             deadline,
             priority,
             nbytes,
             self._limits,
+            partial(self._is_slow, message, nbytes),
         )
+
+    def _is_slow(self, message: PredictRequest, nbytes: int) -> bool:
+        """Return whether decoding the inputs takes long. Raises InvalidArgumentError."""
+        dtypes = {tensor.dtype for tensor in message.inputs}
+        if dtypes.isdisjoint(_COPIED_DTYPES):
+            return False
+        strings = self._limits.check_strings(
+            math.prod(tensor.shape)
+            for tensor in message.inputs
+            if tensor.dtype == DataType.DATA_TYPE_STRING
+        )
+        return strings >= SLOW_STRINGS or nbytes >= SLOW_BYTES
 
     def _response_writer(self, message: PredictRequest, model: Model) -> PredictResponseWriter:
         encoder = self._encoders.get(model)
@@ -139,6 +186,18 @@ class Prediction:
 
     def _unary(self, call: Call, task: Task | None = None) -> None:
         self.submit_message(call.request, call, call.grant, task)
+
+
+def _decode_inputs(message: PredictRequest, data: Sequence[memoryview]) -> Inputs:
+    """Return the arrays of the inputs, whose data are in the message if there are no `data`."""
+    if not data:
+        return {tensor.name: to_array(tensor) for tensor in message.inputs}
+    inputs = {}
+    for tensor in message.inputs:
+        index = read_bytes_index(tensor.data)
+        own = b"" if index is None else data[index]
+        inputs[tensor.name] = decode(tensor.name, tensor.dtype, tuple(tensor.shape), own)
+    return inputs
 
 
 def _has_task(task: Task, model: Model) -> bool:

@@ -1,15 +1,14 @@
 """PredictStream: many requests in a message, and responses as soon as they are ready."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from google.protobuf.message import DecodeError
 from prometheus_client import Gauge
 
-from neurona_protos.frames_pb2 import PredictStreamRequest as Frames
 from neurona_protos.prediction_pb2 import Error, PredictStreamResponse, StreamedResponse
 from neurona_protos.wire_format import header, length_delimited, varint
-from neurona_server.errors import InvalidArgumentError, NeuronaError, response_too_large
+from neurona_server.errors import NeuronaError, response_too_large
 from neurona_server.rpc.call import RequestIdentity, StreamCall
 from neurona_server.rpc.fast_path import FastPath, MessageTemplate
 from neurona_server.rpc.flow_control import StreamWindow
@@ -17,17 +16,23 @@ from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.status import status_of
 from neurona_server.rpc.submission import Responder
 from neurona_server.rpc.v1.coalescing import RequestGroup, open_group
+from neurona_server.rpc.v1.stream_messages import split_stream_message
 
 MAX_OUTSTANDING = 4096
 """Requests of one stream without a response, or whose responses the client has not read."""
 
 MAX_MESSAGE_BYTES = 1 << 20
-"""Bytes of a message from which on it takes no more responses."""
+"""Bytes of a message with several responses."""
+
+MAX_TURN_SECONDS = 0.002
+"""Seconds of CPU time for which requests of a stream are submitted before others are served."""
 
 MAX_COALESCED_BYTES = 16 << 10
 """Bytes of a request up to which it is coalesced: its data are copied once more for that."""
 
-_REQUESTS, _REQUEST = 1, 2  # fields of PredictStreamRequest and StreamedRequest
+REQUESTS_PER_CLOCK = 16
+"""Requests between two looks at the clock."""
+
 _RESPONSES = PredictStreamResponse.RESPONSES_FIELD_NUMBER
 _RESPONSE = StreamedResponse.RESPONSE_FIELD_NUMBER
 _ID = varint(StreamedResponse.ID_FIELD_NUMBER << 3)
@@ -142,16 +147,7 @@ class PredictionStream:
         self._last_group: RequestGroup | None = None  # the next request mostly matches it
 
     def receive(self, message: bytes) -> None:
-        self._limits.check_wire(message, _REQUESTS, _REQUEST)
-        try:
-            requests = Frames.FromString(message).requests
-        except DecodeError:
-            raise InvalidArgumentError("message is not a neurona.v1.PredictStreamRequest") from None
-        if len(requests) > MAX_OUTSTANDING:
-            raise InvalidArgumentError(
-                f"message has {len(requests)} requests (expected at most {MAX_OUTSTANDING})"
-            )
-        self._received.extend([(streamed.id, streamed.request) for streamed in requests])
+        self._received.extend(split_stream_message(message))
         self._submit_received()
 
     def half_close(self) -> None:
@@ -160,9 +156,10 @@ class PredictionStream:
     def take_message(self) -> bytes | None:
         self._collect_responses()
         pieces: list[bytes] = []
-        size, max_bytes = 0, self._limits.max_message_bytes
+        size, max_bytes = 0, min(MAX_MESSAGE_BYTES, self._limits.max_message_bytes)
         ready = self._ready
-        while ready and size < MAX_MESSAGE_BYTES and size + len(ready[0]) <= max_bytes:
+        # A large response is a message by itself: joining would copy it.
+        while ready and (not size or size + len(ready[0]) <= max_bytes):
             piece = ready.popleft()
             size += len(piece)
             pieces.append(piece)
@@ -176,6 +173,10 @@ class PredictionStream:
     def congested(self) -> bool:
         self._collect_responses()
         return bool(self._received) or self._outstanding >= MAX_OUTSTANDING or self._window.full
+
+    @property
+    def buffered_bytes(self) -> int:
+        return self._window.bytes
 
     @property
     def finished(self) -> bool:
@@ -216,8 +217,14 @@ class PredictionStream:
 
     def _submit_received(self) -> None:
         received, window = self._received, self._window
+        end = time.thread_time() + MAX_TURN_SECONDS
+        count = 0
         while received and not window.full:
             self._add_to_group(*received.popleft())
+            count += 1
+            if not count % REQUESTS_PER_CLOCK and time.thread_time() >= end:
+                self.call.wake()  # the transport has others to serve: it will call `take_message`
+                break
         for group in self._groups.values():
             if group is not None:
                 self._submit_group(group)

@@ -22,6 +22,7 @@ from neurona_server.models.onnx.runtime import (
     check_options,
 )
 from neurona_server.models.onnx.session import ArenaShrinker, Session
+from neurona_server.models.synthetic_inputs import make_inputs
 
 X = {"x": np.ones((2, 4), np.float32)}
 no_gpu = pytest.mark.skipif(not runtime.missing_gpu_reason(), reason="there is a GPU")
@@ -219,27 +220,63 @@ def test_folder_with_spaces_is_not_in_the_message(tmp_path):
     assert tmp_path.name not in str(caught.value)
 
 
-def test_arena_is_shrunk_once_per_interval():
+def test_arena_is_shrunk_once_per_interval_after_runs():
     now = [0.0]
     shrinker = ArenaShrinker(60, lambda: now[0])
     results = []
-    for now[0] in (0, 59, 60, 61, 119, 120, 1000, 1001):
-        results.append(shrinker.is_due())
-    assert results == [False, False, True, False, False, True, True, False]
+    for now[0] in (59, 60, 61, 120, 1000):
+        assert not shrinker.is_due_in_run()
+        results.append(shrinker.is_due(running=False))
+    assert results == [False, True, False, True, True]
+    now[0] = 2000
+    assert not shrinker.is_due(running=False)  # there was no run since
+    assert not shrinker.is_due_in_run()
     shrinker.stop()
-    now[0] = 1e6
-    assert not shrinker.is_due()
-    assert not ArenaShrinker(0, lambda: now[0]).is_due()
+    assert not shrinker.is_due(running=False)
+    assert not ArenaShrinker(0, lambda: now[0]).is_due(running=False)
+
+
+def test_arena_of_a_session_that_runs_is_shrunk_by_its_next_run():
+    now = [0.0]
+    shrinker = ArenaShrinker(60, lambda: now[0])
+    assert not shrinker.is_due_in_run()
+    now[0] = 60
+    assert not shrinker.is_due(running=True)
+    assert not shrinker.is_due(running=False)
+    assert [shrinker.is_due_in_run() for _ in range(2)] == [True, False]
+    now[0] = 120
+    assert shrinker.is_due(running=False)
+
+
+@pytest.mark.parametrize("kind", sorted(onnx_models.ECHOED))
+def test_idle_session_shrinks_its_arena_once_whatever_its_inputs_are(tmp_path, kind):
+    file = onnx_models.save_echo(tmp_path / "model.onnx", kind)
+    session = Session(file, RuntimeOptions(shrink_seconds=1e-9))
+    assert not session.shrink_arena()  # it has not run
+    (spec,) = session.inputs
+    (echo,) = session.run(make_inputs([spec], 2, 3))
+    assert session.shrink_arena()
+    assert not session.shrink_arena()
+    (again,) = session.run(make_inputs([spec], 2, 3))
+    assert np.array_equal(again, echo)
+    session.close()
+    assert not session.shrink_arena()
 
 
 def test_run_that_shrinks_the_arena_has_the_same_outputs(path):
     expected = Session(path, RuntimeOptions(shrink_seconds=0)).run(X)[0]
     session = Session(path, RuntimeOptions(shrink_seconds=1e-9))
     for _ in range(3):
+        session.run(X)
+        session._shrinker.is_due(running=True)
         assert np.array_equal(session.run(X)[0], expected)
     without = Session(path, RuntimeOptions(shrink_seconds=1e-9, arena=False))
     assert np.array_equal(without.run(X)[0], expected)
+    assert not without.shrink_arena()
     # As for a provider without an arena although the options enable it.
-    without._shrinker = ArenaShrinker(1e-9)
-    assert np.array_equal(without.run(X)[0], expected)
-    assert not without._shrinker.is_due()
+    for use in (lambda: without._shrinker.is_due(running=True), without.shrink_arena):
+        without._shrinker = ArenaShrinker(1e-9)
+        without._shrinker.is_due_in_run()
+        assert not use()
+        assert np.array_equal(without.run(X)[0], expected)
+        assert not without._shrinker.is_due(running=False)

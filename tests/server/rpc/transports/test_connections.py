@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import gzip
 import queue
 import socket
 import struct
@@ -17,12 +18,14 @@ from support import http2, in_process_server
 from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest, StreamedRequest
 from neurona_protos.prediction_pb2_grpc import PredictionStub
 from neurona_protos.tensors import to_tensor
+from neurona_protos.wire_format import length_delimited
+from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import ConfigError
 from neurona_server.rpc.health import Health
 from neurona_server.rpc.transports.aio import AioListener
 from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.cygrpc import CygrpcCall, CygrpcStreamCall
-from neurona_server.rpc.transports.listener import ListenerOptions
+from neurona_server.rpc.transports.listener import MAX_COMPRESSED_BYTES, ListenerOptions
 
 DESCRIBE = "/neurona.v1.Models/Describe"
 
@@ -119,6 +122,24 @@ def test_responses_are_compressed_for_callers_that_accept_it(make_server, accept
     assert connection.read_until(http2.DATA, stream).payload[0] == compressed
     connection.close()
     assert predict(server.channel) == 3
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_large_response_is_not_compressed(make_server, streamed):
+    policy = BatchPolicy(max_queue_rows=1 << 20)
+    server = make_server(policy, options=options(compress_responses=True))
+    headers = {"grpc_encoding": "gzip", "grpc_accept_encoding": "identity,gzip"}
+    for rows, compressed in ((100, 1), (MAX_COMPRESSED_BYTES // 8, 0)):
+        x = to_tensor("x", np.ones((rows, 2), np.float32))
+        body = PredictRequest(model="running_sum", inputs=[x]).SerializeToString()
+        if streamed:
+            body = length_delimited(1, length_delimited(2, body))
+        connection = http2.Connection(server.port)
+        path = "/neurona.v1.Prediction/Predict" + ("Stream" if streamed else "")
+        message = http2.message(gzip.compress(body), compressed=True)
+        stream = connection.call(path, message, **headers)
+        assert connection.read_until(http2.DATA, stream).payload[0] == compressed
+        connection.close()
 
 
 def test_responses_are_not_compressed_by_default(server):
