@@ -12,6 +12,7 @@ from support.in_process_server import run_app
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.prediction_pb2_grpc import PredictionStub
 from neurona_protos.tensors import to_array, to_tensor
+from neurona_server.models.onnx import value_dependence
 
 ENDLESS = 2**62
 """Steps of a loop that never ends."""
@@ -35,8 +36,12 @@ def transport(request):
 
 
 @pytest.fixture
-def serve(loops, transport):
-    """Serve the loops; with the option inline = always, so that a slow machine changes nothing."""
+def serve(loops, transport, monkeypatch):
+    """Serve the loops on the transport's thread, as if nobody knew that values decide their time.
+
+    With the option inline = always, so that a slow machine changes nothing.
+    """
+    monkeypatch.setattr(value_dependence, "MAX_NODES", 0)
 
     def serve(*flags):
         arguments = ["--repository", loops, "--transport", transport, "--inline", "always", *flags]
@@ -156,3 +161,11 @@ def test_run_longer_than_max_run_seconds_fails_and_its_model_serves_again(serve)
         assert time.monotonic() - started < 0.5 + MAX_WAIT
         response = stub.Predict(count_to(4), timeout=10)
         assert to_array(response.outputs[0]).tolist() == [4, 4]
+
+
+def test_model_whose_time_depends_on_values_is_never_on_the_transports_thread(serve, monkeypatch):
+    monkeypatch.undo()
+    with serve() as app:
+        warm_up(app)
+        assert app.count("neurona_inline", model="loop0") == 0
+        assert app.count("neurona_inline", model="classifier") == 1

@@ -62,9 +62,6 @@ class Batch:
     interrupted: bool = False
     """Whether the current run was terminated and no further one may start."""
 
-    error: NeuronaError | None = None
-    """How the requests of an interrupted batch fail; None: they run again."""
-
     @property
     def rows(self) -> int:
         return sum([request.rows for request in self.requests])
@@ -85,12 +82,11 @@ class Batch:
         """Note that the current run has ended."""
         self.run_started, self.run = math.inf, None
 
-    def interrupt(self, error: NeuronaError | None = None) -> None:
+    def interrupt(self) -> None:
         """Terminate the current run from another thread, and have no further one started.
 
-        The unfinished requests then fail with `error` or, without one, run again.
+        Requests that are unfinished then run again, in another batch.
         """
-        self.error = error
         self.interrupted = True
         if (run := self.run) is not None:
             run.terminate()

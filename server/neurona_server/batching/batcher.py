@@ -237,7 +237,9 @@ class Batcher:
                     "%s: run terminated: it has taken %.1f s (expected at most %g s)",
                     *(self.name, seconds, limit),
                 )
-                batch.interrupt(RunTooLongError(limit))
+                for request in batch.requests:  # at once: a single node cannot be terminated
+                    request.cancel(RunTooLongError(limit))
+                batch.interrupt()
             if batch.turn is not None and seconds > LONG_RUN_RATIO * batch.predicted_seconds:
                 self._scheduler.give_up_slot(batch.turn, now)
                 if seconds > OVERDUE_SECONDS and batch not in self._overdue_batches:
@@ -347,7 +349,7 @@ class Batcher:
         if not requests:
             return
         if batch.interrupted:
-            self._finish_interrupted(batch, requests)
+            self._run_again(requests)
             return
         running = None
         halves: list[Sequence[Request]] = []
@@ -361,7 +363,7 @@ class Batcher:
                 self._tracer.record_failed_run(requests, now, error)
             if running is not None and running.terminated:
                 self._metrics.terminated_runs.inc()
-                self._finish_interrupted(batch, requests)
+                self._run_again(requests)
             elif not (halves := batch.halve(requests)):
                 self.failure_log.record(
                     "the run of a request failed", error, requests[0].log_fields
@@ -374,13 +376,10 @@ class Batcher:
         for half in halves:
             self._run_or_halve(batch, half, new_run)
 
-    def _finish_interrupted(self, batch: Batch, requests: Sequence[Request]) -> None:
-        """Fail the unfinished requests of a batch that was interrupted, or have them run again."""
+    def _run_again(self, requests: Sequence[Request]) -> None:
+        """Have an instance run the unfinished requests of a batch that was interrupted."""
         unfinished = [request for request in requests if not request.finished]
-        if batch.error is not None:
-            for request in unfinished:
-                request.fail(batch.error)
-        elif unfinished:
+        if unfinished:
             self.queue.put_back(Batch(unfinished, is_rerun=True))
             if self.queue.closed and self._threads:  # the instances may have ended
                 self._start_instance(0)

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from neurona_protos.prediction_pb2 import State, Task
 from neurona_server.batching.batcher import Batcher
@@ -14,6 +15,7 @@ from neurona_server.models.batching_check import Run, decide_batching
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model_options import ModelOptions, options_for
 from neurona_server.models.onnx.session import Session
+from neurona_server.models.onnx.value_dependence import time_depends_on_values
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.models.signature import (
@@ -110,10 +112,12 @@ class Model:
         self.placement, self.degraded = session.placement, session.degraded
         self.signature = _signature(str(source), session, self.settings, runs[0])
         batched = self.signature.batched
-        tracer = options.tracer
+        tracer, policy = options.tracer, options.policy
+        if policy.inline is not False and time_depends_on_values(source.path):
+            policy = replace(policy, inline=False)  # no measurement predicts its next run
         self.batcher = Batcher(
             str(source),
-            options.policy,
+            policy,
             self.metrics,
             [one.new_run for one in self.sessions],
             batched=batched,

@@ -7,6 +7,7 @@ new ones from loading a model that makes them crash, and serves their merged met
 neither grpc nor ONNX Runtime: the process that outlives all others is small.
 """
 
+import contextlib
 import logging
 import os
 import queue
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -314,6 +315,8 @@ class Supervisor:
         if self._check_at <= now:
             self._check_at = now + CHECK_SECONDS
             self._kill_hanging()
+            if os.getpid() == 1:  # of a container: it gets the orphans of its workers
+                reap_orphans({worker.pid for worker in self._slot_of})
         for slot in self._slots:
             if slot.restart_at and slot.restart_at <= now:
                 self._on_restart()
@@ -332,6 +335,18 @@ class Supervisor:
                     *(worker.number, worker.pid, reason),
                 )
                 threading.Thread(target=worker.kill_hanging, daemon=True).start()
+
+
+def reap_orphans(children: Set[int]) -> None:
+    """Remove processes that have ended and whose parents have ended, other than `children`.
+
+    Each of `children` has a thread that waits for its status.
+    """
+    with contextlib.suppress(ChildProcessError):
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid in children:
+                return
+            os.waitpid(ended.si_pid, os.WNOHANG)
 
 
 def main() -> int:

@@ -52,13 +52,13 @@ def main() -> int:
     descriptor, journal_descriptor, stacks, number, processes, addresses = sys.argv[1:7]
     channel = Channel.inherited(int(descriptor))
     journal = RunJournal(int(journal_descriptor), int(stacks))
-    journal.write_stacks_at_crash()
     signals = StopSignals()
     signals.before_exit = withdraw_marks
     process = int(number) if int(processes) > 1 else None
     try:
         config = _load_config(sys.argv[7:], int(processes), addresses)
         logs.set_up(config.log_format, config.log_level, process)
+        journal.write_stacks_at_crash()  # not to standard error, as `logs` has it
         start = channel.receive()
         if not isinstance(start, StartOptions):
             return 1  # the supervisor has died

@@ -21,7 +21,7 @@ from neurona_server.processes.channel import (
 )
 from neurona_server.processes.quarantine import Crash
 from neurona_server.resources import MemoryKills
-from neurona_server.telemetry.run_journal import DUMP_SIGNAL, RunJournal, RunningModel
+from neurona_server.telemetry.run_journal import DUMP_SIGNAL, RunJournal
 
 log = logging.getLogger(__name__)
 
@@ -250,11 +250,14 @@ class WorkerHandle:
         number = -self.status
         if number in CRASH_SIGNALS:
             reason = f"killed by {signal.Signals(number).name}"
-            return Crash(reason, self._journal.models_at_crash(), time.monotonic())
+            suspects = self._journal.models_at_crash()
+            if not suspects and (stack := self._journal.stack_at_crash()):
+                log.error("worker %d %s in %s", self.number, reason, stack)
+            return Crash(reason, suspects, time.monotonic())
         # The kernel sends SIGKILL when memory is short; so may an operator.
         killed = number == signal.SIGKILL and not self._hang_reason
         if killed and self._memory_kills.have_grown():
-            suspects: list[RunningModel] = self._journal.running_models()
+            suspects = self._journal.running_models()
             reason = "killed for lack of memory"
             return Crash(reason, suspects, time.monotonic(), out_of_memory=True)
         return None

@@ -153,6 +153,10 @@ class Stream(Protocol):
         """Whether the transport has to pause reading."""
 
     @property
+    def buffered_bytes(self) -> int:
+        """The bytes of responses that are expected or not yet taken."""
+
+    @property
     def finished(self) -> bool:
         """Whether all messages were taken and none will follow, so that the call ends."""
 

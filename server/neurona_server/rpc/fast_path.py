@@ -32,6 +32,9 @@ MAX_TEMPLATES_PER_LENGTH = 16
 MAX_TEMPLATE_BYTES = 8 << 10
 """Bytes of a message without its tensors' data, which are kept."""
 
+MAX_TEMPLATE_FIELDS = 1024
+"""Fields of a message of which a template is made."""
+
 MAX_CREDIT = 256
 """Messages that are remembered although none has matched a template since: a caller whose messages
 all differ costs no more than these."""
@@ -102,11 +105,12 @@ class TemplateCache:
         """
         if self._credit <= 0 or not count:
             return None
+        self._credit -= 1
         try:
             detached = detach_data(
                 message,
                 self._data.paths,
-                max_fields=MAX_TEMPLATE_BYTES,
+                max_fields=MAX_TEMPLATE_FIELDS,
                 max_rest_bytes=MAX_TEMPLATE_BYTES,
             )
             indices = self._data.indices(detached.rest)
@@ -117,7 +121,6 @@ class TemplateCache:
             return None
         if any(start == stop for start, stop in spans):
             return None
-        self._credit -= 1
         if self._count >= MAX_TEMPLATES:
             self._templates.clear()
             self._count = 0

@@ -20,26 +20,26 @@ class StreamWindow:
     Only the transport's thread uses it.
     """
 
-    __slots__ = ("_bytes",)
+    __slots__ = ("bytes",)
 
     def __init__(self) -> None:
-        self._bytes = 0
+        self.bytes = 0
 
     def reserve(self, expected_bytes: int) -> None:
         """Reserve the expected bytes of a response."""
-        self._bytes += expected_bytes
+        self.bytes += expected_bytes
 
     def settle(self, expected_bytes: int, actual_bytes: int) -> None:
         """Replace the reserved bytes of a response by its actual ones."""
-        self._bytes += actual_bytes - expected_bytes
+        self.bytes += actual_bytes - expected_bytes
 
     def release(self, actual_bytes: int) -> None:
         """Release the bytes of responses that are sent."""
-        self._bytes -= actual_bytes
+        self.bytes -= actual_bytes
 
     @property
     def full(self) -> bool:
-        return self._bytes >= MAX_BYTES
+        return self.bytes >= MAX_BYTES
 
     @property
     def low(self) -> bool:
@@ -47,7 +47,7 @@ class StreamWindow:
 
         Requests that start one by one would not share runs.
         """
-        return self._bytes < MAX_BYTES // 2
+        return self.bytes < MAX_BYTES // 2
 
 
 ASSUMED_AXIS_SIZE = 1024

@@ -203,6 +203,10 @@ class _Watch:
         return False
 
     @property
+    def buffered_bytes(self) -> int:
+        return 0
+
+    @property
     def finished(self) -> bool:
         return self._draining
 

@@ -152,6 +152,10 @@ class _ReflectionStream:
         return len(self._responses) >= MAX_WAITING
 
     @property
+    def buffered_bytes(self) -> int:
+        return sum(map(len, self._responses))
+
+    @property
     def finished(self) -> bool:
         return self._half_closed and not self._responses
 

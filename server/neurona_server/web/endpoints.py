@@ -1,12 +1,10 @@
 """Answers the paths of the metrics port: /metrics, /healthz and the status page at /."""
 
-import asyncio
 import base64
 import gzip
 import hashlib
 import logging
-import threading
-from collections.abc import Awaitable, Callable, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 from importlib import resources
 
@@ -16,6 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
+from neurona_server.web.acceptor import DescriptorReserve
 from neurona_server.web.http import (
     HttpRequest,
     HttpResponse,
@@ -23,6 +22,7 @@ from neurona_server.web.http import (
     error_response,
     prefers_openmetrics,
 )
+from neurona_server.web.renders import RenderedPage, SharedRenders, TooManyRendersError
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ GZIP_LEVEL = 1
 MAX_NAMES = 100
 """Sample names that a request may select."""
 
-MAX_CONCURRENT_RENDERS = 2
-"""Two, so that one that hangs (in a GPU's driver) does not block the page for everyone."""
+DESCRIPTORS_OF_A_RENDER = 2
+"""Files that the collectors of the process have open at the same time."""
 
 STYLES = ("style.css",)
 SCRIPTS = ("exposition.js", "window.js", "figures.js", "drawing.js", "table.js", "main.js")
@@ -44,15 +44,16 @@ SCRIPTS = ("exposition.js", "window.js", "figures.js", "drawing.js", "table.js",
 SelectSamples = Callable[[frozenset[str]], Collector]
 """Returns a collector of the samples with these names."""
 
-RenderedPage = tuple[bytes, str]
-"""Content and content type."""
-
 
 class Endpoints:
-    """Answers requests, in the event loop of the server; rendering runs in other threads."""
+    """Answers requests, in the event loop of the server; `renders` has threads of its own."""
 
     def __init__(
-        self, registry: CollectorRegistry, state: Callable[[], str], select_samples: SelectSamples
+        self,
+        registry: CollectorRegistry,
+        state: Callable[[], str],
+        select_samples: SelectSamples,
+        reserve: DescriptorReserve,
     ) -> None:
         """Make the document and the table of paths.
 
@@ -61,10 +62,12 @@ class Endpoints:
             state: Returns SERVING, NOT_SERVING or STARTING, which a reason may follow, without
                 blocking.
             select_samples: Returns a collector of some samples of the registry.
+            reserve: Descriptors for the files that collectors read.
         """
         self._registry = registry
         self._select_samples = select_samples
         self._state = state
+        self._reserve = reserve
         self._renders = SharedRenders()
         self._document, self._policy = build_status_page()
         self._handlers: dict[str, Callable[[HttpRequest], Awaitable[HttpResponse]]] = {
@@ -101,10 +104,16 @@ class Endpoints:
 
         def render() -> RenderedPage:
             source = self._select_samples(names) if names else self._registry
-            return render_metrics(source, open_metrics=open_metrics, compressed=compressed)
+            with self._reserve.lend(DESCRIPTORS_OF_A_RENDER):
+                return render_metrics(source, open_metrics=open_metrics, compressed=compressed)
 
         key = names, open_metrics, compressed
-        content, content_type = await self._renders.get(key, render)
+        try:
+            content, content_type = await self._renders.get(key, render, bounded=bool(names))
+        except TooManyRendersError:
+            text = "too many pages are being rendered; ask again"
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+            return error_response(status, text, **{"Retry-After": "1"})
         headers = {"Vary": "Accept, Accept-Encoding"}
         if compressed:
             headers["Content-Encoding"] = "gzip"
@@ -118,56 +127,6 @@ class Endpoints:
         }
         content_type = "text/html; charset=utf-8"
         return HttpResponse(HTTPStatus.OK, self._document, content_type, headers)
-
-
-class SharedRenders:
-    """Renders pages in threads, and shares each render among all requests that wait for it."""
-
-    def __init__(self) -> None:
-        self._slots = asyncio.Semaphore(MAX_CONCURRENT_RENDERS)
-        self._pending: dict[Hashable, asyncio.Task[RenderedPage]] = {}
-
-    async def get(self, key: Hashable, render: Callable[[], RenderedPage]) -> RenderedPage:
-        """Return the result of a `render` that began after this call; raise what it raises."""
-        task = self._pending.get(key)
-        if task is None:
-            task = asyncio.create_task(self._render(key, render))
-            self._pending[key] = task
-        # A request that is cancelled must not cancel the render of the others.
-        return await asyncio.shield(task)
-
-    async def _render(self, key: Hashable, render: Callable[[], RenderedPage]) -> RenderedPage:
-        async with self._slots:
-            del self._pending[key]  # later requests need a later render
-            return await _run_in_daemon_thread(render)
-
-
-async def _run_in_daemon_thread(render: Callable[[], RenderedPage]) -> RenderedPage:
-    """Run `render` in a daemon thread: one that hangs must not keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[RenderedPage] = loop.create_future()
-
-    def finish(result: RenderedPage | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        elif result is not None:
-            future.set_result(result)
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = render()
-        except Exception as error:  # raised again where the result is awaited
-            failure = error
-        try:
-            loop.call_soon_threadsafe(finish, result, failure)
-        except RuntimeError:  # the loop is closed: no request waits for the result
-            return
-
-    threading.Thread(target=run, name="metrics page", daemon=True).start()
-    return await future
 
 
 class FilteredCollector(Collector):

@@ -77,8 +77,8 @@ def parse_request(head: bytes) -> HttpRequest:
     return HttpRequest(method, path, fields, headers, authority or headers.get("host", ""))
 
 
-def encode_response(response: HttpResponse, *, head_only: bool = False) -> bytes:
-    """Encode a response; `head_only` for the method HEAD."""
+def encode_head(response: HttpResponse) -> bytes:
+    """Encode the head of a response, which its content follows."""
     headers = {
         "Content-Type": response.content_type,
         "Content-Length": str(len(response.content)),
@@ -89,8 +89,7 @@ def encode_response(response: HttpResponse, *, head_only: bool = False) -> bytes
     }
     lines = [f"HTTP/1.1 {response.status.value} {response.status.phrase}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
-    head = "\r\n".join([*lines, "", ""]).encode("latin-1")
-    return head if head_only else head + response.content
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 def error_response(status: HTTPStatus, text: str, **headers: str) -> HttpResponse:

@@ -581,8 +581,11 @@ class TestLongRun:
 
     def test_longer_than_allowed_fails_all_of_its_requests_at_once(self, batcher):
         submitted = [SubmittedRequest(batcher, [value]) for value in (1, 2)]
-        self.run(batcher, 99, 2)
+        finished = []
+        self.run(batcher, 99, 2, 60, after=lambda _: finished.append(submitted[0].finished))
+        assert finished == [False, True, True]
         assert [one.answer for one in submitted] == [RunTooLongError] * 2
+        assert batcher.value("terminated_runs_total") == 1
         assert batcher.value("run_duration_seconds_count") == 0
 
     def test_has_no_limit_if_the_policy_says_so(self, batcher):

@@ -1,5 +1,7 @@
 """The supervisor, with fakes instead of worker processes."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -238,3 +240,28 @@ def test_without_overlap_a_worker_ends_before_its_successor_starts(supervise, wa
     supervised.worker(1).become_ready()
     assert supervised.restarts == 0
     assert supervised.stop() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans come to process 1")
+def test_orphans_are_reaped_and_workers_are_not():
+    code = """
+import ctypes, os, time
+from neurona_server.processes.supervisor import reap_orphans
+
+PR_SET_CHILD_SUBREAPER = 36  # as process 1 is
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+if not (worker := os.fork()):
+    if not os.fork():
+        time.sleep(0.3)
+    os._exit(0)
+assert os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+reap_orphans({worker})
+assert os.waitpid(worker, 0) == (worker, 0)
+while True:
+    reap_orphans({worker})
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        break
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import queue
-import resource
 import signal
 import sys
 import threading
@@ -32,6 +31,9 @@ from neurona_server.models.model import Model
 from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.telemetry.metrics import Metrics
+
+if sys.platform != "win32":  # where there is no check
+    import resource
 
 log = logging.getLogger("neurona_server.models.load_check.child_process")
 

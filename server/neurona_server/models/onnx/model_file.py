@@ -72,24 +72,25 @@ def read_outline(path: Path) -> GraphOutline:
     Raises:
         LoadError: The file is not an ONNX model, or incomplete or damaged.
     """
-    with _open_file(path) as (file, size):
-        graph, functions = _find_graph(file, size)
+    with open_model_file(path) as (file, size):
+        graph, functions = find_graph(file, size)
         outline = GraphOutline(size)
         try:
             _walk_graph(file, graph, outline, nested=False)
             for function in functions:
-                for node in _fields(file, function.start, function.end):
+                for node in read_fields(file, function.start, function.end):
                     if node.number == 7:
                         _walk_node(file, node, outline, nested=False)
         except RecursionError as error:
             raise LoadError("its graphs are nested too deeply") from error
-        except (_NotProtobufError, _TruncatedError) as error:
+        except (NotProtobufError, TruncatedError) as error:
             raise LoadError(f"it is damaged: its graph is not valid protobuf ({error})") from error
     return outline
 
 
 @contextmanager
-def _open_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+def open_model_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file; yield it and its size. Raises LoadError."""
     try:
         descriptor = os.open(path, _OPEN_FLAGS)
         with open(descriptor, "rb") as file:
@@ -101,11 +102,11 @@ def _open_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         raise LoadError(f"its file cannot be read: {error.strerror}") from error
 
 
-class _NotProtobufError(ValueError):
+class NotProtobufError(ValueError):
     """The bytes are not a protobuf message."""
 
 
-class _TruncatedError(ValueError):
+class TruncatedError(ValueError):
     """The message ends too early. `expected` is the byte at which it should end, or later."""
 
     def __init__(self, expected: int) -> None:
@@ -113,7 +114,9 @@ class _TruncatedError(ValueError):
         self.expected = expected
 
 
-class _Field(NamedTuple):
+class ProtobufField(NamedTuple):
+    """One field of a message in a file."""
+
     number: int
     wire_type: int
     start: int
@@ -121,18 +124,18 @@ class _Field(NamedTuple):
     end: int
 
 
-def _fields(file: BinaryIO, start: int, end: int) -> Iterator[_Field]:
+def read_fields(file: BinaryIO, start: int, end: int) -> Iterator[ProtobufField]:
     """Yield the fields between two offsets. The caller may seek between two of them.
 
     Raises:
-        _NotProtobufError: The bytes are not fields.
-        _TruncatedError: A field reaches beyond `end`.
+        NotProtobufError: The bytes are not fields.
+        TruncatedError: A field reaches beyond `end`.
     """
     count = 0
     while start < end:
         count += 1
         if count > MAX_FIELDS:
-            raise _NotProtobufError(f"more than {MAX_FIELDS:,} fields")
+            raise NotProtobufError(f"more than {MAX_FIELDS:,} fields")
         file.seek(start)
         tag, start = _read_varint(file, start, end)
         number, wire_type = tag >> 3, tag & 7
@@ -144,12 +147,12 @@ def _fields(file: BinaryIO, start: int, end: int) -> Iterator[_Field]:
         elif wire_type in _FIXED_SIZES:
             stop = start + _FIXED_SIZES[wire_type]
         else:
-            raise _NotProtobufError(f"wire type {wire_type}")
+            raise NotProtobufError(f"wire type {wire_type}")
         if number == 0:
-            raise _NotProtobufError("field number 0")
+            raise NotProtobufError("field number 0")
         if stop > end:
-            raise _TruncatedError(stop)
-        yield _Field(number, wire_type, start, stop)
+            raise TruncatedError(stop)
+        yield ProtobufField(number, wire_type, start, stop)
         start = stop
 
 
@@ -158,33 +161,33 @@ def _read_varint(file: BinaryIO, offset: int, end: int) -> tuple[int, int]:
     value = 0
     for count in range(_MAX_VARINT_BYTES):
         if offset + count >= end:
-            raise _TruncatedError(end + 1)
+            raise TruncatedError(end + 1)
         byte = file.read(1)
         if not byte:
-            raise _TruncatedError(end + 1)
+            raise TruncatedError(end + 1)
         value |= (byte[0] & 0x7F) << (7 * count)
         if byte[0] < 0x80:
             return value, offset + count + 1
-    raise _NotProtobufError("a varint of more than 64 bits")
+    raise NotProtobufError("a varint of more than 64 bits")
 
 
-def _find_graph(file: BinaryIO, size: int) -> tuple[_Field, list[_Field]]:
-    """Return the graph of a model, and its functions."""
+def find_graph(file: BinaryIO, size: int) -> tuple[ProtobufField, list[ProtobufField]]:
+    """Return the graph of a model, and its functions. Raises LoadError."""
     if size == 0:
         raise LoadError("its file is empty: still being copied?")
     graph, functions = None, []
     try:
-        for part in _fields(file, 0, size):
+        for part in read_fields(file, 0, size):
             expected = _WIRE_TYPES.get(part.number, part.wire_type)
             if part.number > _MAX_FIELD_NUMBER or part.wire_type != expected:
-                raise _NotProtobufError("not a field of ModelProto")
+                raise NotProtobufError("not a field of ModelProto")
             if part.number == _GRAPH:
                 graph = part
             elif part.number == _FUNCTIONS:
                 functions.append(part)
-    except _NotProtobufError:
+    except NotProtobufError:
         raise LoadError(f"its file is not ONNX: it looks like {_describe_content(file)}") from None
-    except _TruncatedError as error:
+    except TruncatedError as error:
         if description := _match_signature(_read_head(file)):
             raise LoadError(f"its file is not ONNX: it looks like {description}") from None
         raise LoadError(
@@ -224,28 +227,30 @@ def _read_head(file: BinaryIO) -> bytes:
     return file.read(256)
 
 
-def _walk_graph(file: BinaryIO, graph: _Field, outline: GraphOutline, *, nested: bool) -> None:
-    for part in _fields(file, graph.start, graph.end):
+def _walk_graph(
+    file: BinaryIO, graph: ProtobufField, outline: GraphOutline, *, nested: bool
+) -> None:
+    for part in read_fields(file, graph.start, graph.end):
         if part.number == 1:
             outline.nodes += not nested
             _walk_node(file, part, outline, nested=nested)
         elif part.number == 5:
             _walk_tensor(file, part, outline, nested=nested)
         elif part.number == 15:  # a sparse tensor: its values and their indices
-            for tensor in _fields(file, part.start, part.end):
+            for tensor in read_fields(file, part.start, part.end):
                 if tensor.number in (1, 2):
                     _walk_tensor(file, tensor, outline, nested=nested)
 
 
-def _walk_node(file: BinaryIO, node: _Field, outline: GraphOutline, *, nested: bool) -> None:
+def _walk_node(file: BinaryIO, node: ProtobufField, outline: GraphOutline, *, nested: bool) -> None:
     # Faster than parsing every attribute: an external tensor must contain this key.
     if nested or _contains(file, node, b"location"):
-        for attribute in _fields(file, node.start, node.end):
+        for attribute in read_fields(file, node.start, node.end):
             if attribute.number == 5:
                 _walk_attribute(file, attribute, outline)
 
 
-def _contains(file: BinaryIO, within: _Field, text: bytes) -> bool:
+def _contains(file: BinaryIO, within: ProtobufField, text: bytes) -> bool:
     file.seek(within.start)
     remaining, previous = within.end - within.start, b""
     while remaining > 0 and (chunk := file.read(min(remaining, _CHUNK_BYTES))):
@@ -256,8 +261,8 @@ def _contains(file: BinaryIO, within: _Field, text: bytes) -> bool:
     return False
 
 
-def _walk_attribute(file: BinaryIO, attribute: _Field, outline: GraphOutline) -> None:
-    for part in _fields(file, attribute.start, attribute.end):
+def _walk_attribute(file: BinaryIO, attribute: ProtobufField, outline: GraphOutline) -> None:
+    for part in read_fields(file, attribute.start, attribute.end):
         if part.wire_type != _LENGTH_DELIMITED:
             continue
         if part.number in (5, 10):
@@ -266,12 +271,14 @@ def _walk_attribute(file: BinaryIO, attribute: _Field, outline: GraphOutline) ->
             _walk_graph(file, part, outline, nested=True)
 
 
-def _walk_tensor(file: BinaryIO, tensor: _Field, outline: GraphOutline, *, nested: bool) -> None:
-    for entry in _fields(file, tensor.start, tensor.end):
+def _walk_tensor(
+    file: BinaryIO, tensor: ProtobufField, outline: GraphOutline, *, nested: bool
+) -> None:
+    for entry in read_fields(file, tensor.start, tensor.end):
         if entry.number != 13:  # external_data: pairs of key and value
             continue
         pair = {}
-        for part in _fields(file, entry.start, entry.end):
+        for part in read_fields(file, entry.start, entry.end):
             file.seek(part.start)
             pair[part.number] = file.read(min(part.end - part.start, _MAX_LOCATION_BYTES))
         if pair.get(1) == b"location":

@@ -167,6 +167,10 @@ class InferStream:
         return len(self._pending) >= MAX_OUTSTANDING or self._window.full
 
     @property
+    def buffered_bytes(self) -> int:
+        return self._window.bytes
+
+    @property
     def finished(self) -> bool:
         return self._half_closed and not self._pending
 

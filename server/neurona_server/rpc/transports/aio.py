@@ -42,7 +42,7 @@ from neurona_server.rpc.call import (
 from neurona_server.rpc.security.access import UNRESTRICTED, Grant
 from neurona_server.rpc.status import status_of
 from neurona_server.rpc.transports.aio_server import RestartingServer
-from neurona_server.rpc.transports.buffer_budget import COPIES, LARGE
+from neurona_server.rpc.transports.buffer_budget import COPIES, LARGE, StreamCharge
 from neurona_server.rpc.transports.listener import (
     AGED,
     MAX_COMPRESSED_BYTES,
@@ -74,6 +74,7 @@ class AioListener:
 
     def __init__(self, methods: Methods, options: ListenerOptions) -> None:
         self._options = options
+        self.on_reject = options.on_reject
         self.budget = options.make_budget()
         self.guard = options.make_guard(self.budget)
         self._loop = asyncio.new_event_loop()
@@ -239,6 +240,7 @@ class AioListener:
                     if len(message) > MAX_COMPRESSED_BYTES:
                         context.disable_next_message_compression()
                     await context.write(message)
+                    call.charge.update(stream.buffered_bytes, call)
                     call.message_written.set()
                 elif stream.finished:
                     break
@@ -255,7 +257,7 @@ class AioListener:
             if drain_timer is not None:
                 drain_timer.cancel()
             self._streams.discard(call)
-            call.release()
+            call.charge.clear()
             stream.cancel()
             if trace is not None:
                 trace.end(cancellation_error(call.deadline))
@@ -399,7 +401,7 @@ class AioStreamCall(BaseCall):
         self.messages_received = 0
         self.defer = transport.defer
         self._context = context
-        self._held = 0
+        self.charge = StreamCharge(transport.budget)
         self._transport = transport
 
     def header(self, key: str) -> str:
@@ -426,12 +428,6 @@ class AioStreamCall(BaseCall):
         """See `Reception.post`."""
         self._transport.post(action)
 
-    def release(self) -> None:
-        """Release the bytes of the last large message."""
-        if self._held:
-            self._transport.budget.release(self.peer, self._held)
-            self._held = 0
-
     def drain(self) -> None:
         """End the call once the received requests are answered."""
         self.stream.drain()
@@ -443,10 +439,10 @@ class AioStreamCall(BaseCall):
         try:
             while True:
                 self.message_written.clear()
-                if self.stream.congested:
+                stream = self.stream
+                if stream.congested or not self.charge.can_read(stream.buffered_bytes, self):
                     await self.message_written.wait()
                     continue
-                self.release()
                 budget.receiving[self] = method.max_message_bytes
                 try:
                     message: object = await context.read()
@@ -460,26 +456,15 @@ class AioStreamCall(BaseCall):
                 if len(message) > method.max_message_bytes:
                     self._transport.reject(too_large_error(message, method))
                 if len(message) > budget.record_above:
-                    self._hold(len(message))
-                self.stream.receive(message)
+                    self.charge.receive(len(message), self)
+                stream.receive(message)
+                self.charge.update(stream.buffered_bytes, self, required=False)
+        except BuffersFullError as error:
+            self._transport.on_reject(error)
+            self.error = error
         except Exception as error:  # an exception of a service ends its own call only
             self.error = error
         self.woken.set()
-
-    def _hold(self, size: int) -> None:
-        """Charge a large message until the stream reads the next one.
-
-        Raises:
-            BuffersFullError: It does not fit.
-        """
-        budget = self._transport.budget
-        budget.record(self.peer, size)
-        if size > LARGE:
-            try:
-                budget.charge(self.peer, size)
-            except BuffersFullError as error:
-                self._transport.reject(error)
-            self._held += size
 
 
 class _MethodLookup(grpc.GenericRpcHandler):

@@ -175,6 +175,10 @@ class _EchoStream:
         return self._messages.pop(0) if self._messages else None
 
     @property
+    def buffered_bytes(self) -> int:
+        return 0
+
+    @property
     def congested(self) -> bool:
         return False
 

@@ -78,6 +78,11 @@ class BufferBudget:
         self._total = 0
 
     @property
+    def buffered_bytes(self) -> int:
+        """The bytes of large or slow messages that are being received, wait or are being sent."""
+        return self._total + self.incomplete_bytes
+
+    @property
     def held_bytes(self) -> int:
         """The bytes of messages that are charged."""
         return self._total
@@ -88,11 +93,17 @@ class BufferBudget:
 
     def record(self, peer: str, size: int) -> None:
         """Record that a message is complete. In the transport's thread."""
-        if peer in self.completed:
-            self.completed[peer] += size
+        # The guard may remove the connection meanwhile.
+        if (before := self.completed.get(peer)) is not None:
+            self.completed[peer] = before + size
 
-    def charge(self, peer: str, size: int) -> None:
+    def charge(self, peer: str, size: int, *, required: bool = False) -> None:
         """Charge bytes to a connection. Thread-safe.
+
+        Args:
+            peer: The connection.
+            size: The bytes.
+            required: Charge them although the connection then holds too much.
 
         Raises:
             BuffersFullError: It would hold more than what is left for others.
@@ -101,7 +112,7 @@ class BufferBudget:
             held = self._held.get(peer, 0) + size
             left = self.usable - self.incomplete_bytes - self._total
             # A message alone has to fit, however large it is.
-            if held > left and self._total:
+            if held > left and self._total and not required:
                 raise self.error()
             self._held[peer] = held
             self._total += size
@@ -115,6 +126,10 @@ class BufferBudget:
             else:
                 self._held.pop(peer, None)
 
+    def exceeds_share(self, peer: str) -> bool:
+        """Return whether a connection holds more than what is left for the others."""
+        return self._held.get(peer, 0) > self.usable - self.incomplete_bytes - self._total
+
     def error(self) -> BuffersFullError:
         """Make the error of a call that does not fit."""
         return BuffersFullError(
@@ -122,3 +137,61 @@ class BufferBudget:
             "option max_buffered_bytes)",
             RETRY_AFTER,
         )
+
+
+class StreamCharge:
+    """What one stream is charged. Only the transport's thread uses it.
+
+    It is charged its last message, until it reads the next one, and the responses that it has not
+    sent. Changes of a few bytes are left out.
+    """
+
+    __slots__ = ("_budget", "_charged", "_message", "_peer")
+
+    def __init__(self, budget: BufferBudget) -> None:
+        self._budget = budget
+        self._charged = self._message = 0
+        self._peer = ""
+
+    def receive(self, size: int, call: Reception) -> None:
+        """Charge a message that has been received, if it is large.
+
+        Raises:
+            BuffersFullError: It does not fit.
+        """
+        self._peer = self._peer or call.peer
+        self._budget.record(self._peer, size)
+        if size > LARGE:
+            self._budget.charge(self._peer, size)
+            self._message = size
+            self._charged += size
+
+    def update(self, responses: int, call: Reception, *, required: bool = True) -> None:
+        """Charge the bytes of the responses that the stream has outstanding now.
+
+        Raises:
+            BuffersFullError: They do not fit, and are not `required`.
+        """
+        change = self._message + responses - self._charged
+        if change > LARGE:
+            self._peer = self._peer or call.peer
+            self._budget.charge(self._peer, change, required=required)
+        elif change < -LARGE or (change < 0 and not responses):
+            self._budget.release(self._peer, -change)
+        else:
+            return
+        self._charged += change
+
+    def can_read(self, responses: int, call: Reception) -> bool:
+        """Return whether the stream may read its next message; release the last one.
+
+        It may not while it has responses outstanding and its connection has more than its share.
+        """
+        self._message = 0
+        self.update(responses, call)
+        return not self._charged or not self._budget.exceeds_share(self._peer)
+
+    def clear(self) -> None:
+        """Release everything, because the stream has ended."""
+        self._budget.release(self._peer, self._charged)
+        self._charged = self._message = 0

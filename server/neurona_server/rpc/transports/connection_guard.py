@@ -27,6 +27,9 @@ INTERVAL = 0.02
 """Seconds between two looks at the calls that are receiving. A message that takes less is not
 observed at all."""
 
+IDLE_INTERVAL = 0.05
+"""Seconds until the next look while no call is receiving."""
+
 SCAN_INTERVAL = 1.0
 """Seconds between two scans for all connections."""
 
@@ -57,7 +60,10 @@ OVERHEAD = 2
 and what is freed in pieces cannot be used for everything."""
 
 TRIM_BYTES = 64 << 20
-"""Freed bytes from which on unused memory is returned to the system."""
+"""Bytes of a burst after which memory is returned to the system."""
+
+QUIET_SECONDS = 1.0
+"""Seconds after a burst until its memory is returned to the system."""
 
 LOG_INTERVAL = 60.0
 """Seconds between two log lines about the same limit."""
@@ -89,7 +95,6 @@ class _Observed:
     since: float
     messages: int
     peer: str = ""
-    slow: bool = False
 
 
 @dataclass(slots=True)
@@ -133,9 +138,9 @@ class ConnectionGuard:
         self._growth: dict[str, _Growth] = {}
         self._snapshots: dict[int, int] = {}  # bytes received at the last scan, by cookie
         self._next_scan = 0.0
-        self._next_trim = 0.0
         self._least_resident = 0
-        self._freed = 0  # bytes of ended calls that may not have been returned to the system
+        self._peak = 0  # most bytes buffered since memory was last returned
+        self._quiet_at = 0.0
         self._ended: dict[int, int] = {}  # times that calls of a connection were ended, by cookie
         # To be closed by the next look: their calls get a status first. gRPC may hold messages of
         # calls that it has not handed over, which nothing else would free.
@@ -150,7 +155,7 @@ class ConnectionGuard:
     @property
     def buffered_bytes(self) -> int:
         """The bytes of large or slow messages that are received, wait or are being sent."""
-        return self._budget.held_bytes + self._budget.incomplete_bytes
+        return self._budget.buffered_bytes
 
     def start(self, ports: Sequence[int]) -> None:
         """Observe the connections to these ports."""
@@ -172,7 +177,8 @@ class ConnectionGuard:
                 self._look(time.monotonic())
             except Exception:  # the next look may succeed, and nothing else does this
                 log.exception("uncaught exception while connections were observed")
-            interval = max(INTERVAL, min(MAX_INTERVAL, (time.thread_time() - start) / LOAD))
+            least = INTERVAL if self._observed else IDLE_INTERVAL
+            interval = max(least, min(MAX_INTERVAL, (time.thread_time() - start) / LOAD))
         self._observed.clear()  # a stopping server waits until its calls are gone
 
     def _look(self, now: float) -> None:
@@ -190,14 +196,14 @@ class ConnectionGuard:
                 budget.completed.clear()
                 self._growth.clear()
                 budget.incomplete_bytes = 0
-            self._return_memory(now, TRIM_BYTES)
+            self._return_memory(now)
             return
         budget.record_above = ALWAYS
         self._measure(slow)
         for peer, calls in slow.items():
             self._check_small_messages(peer, calls, now)
         self._enforce(slow)
-        self._return_memory(now, max(TRIM_BYTES, budget.limit // 4))
+        self._return_memory(now)
 
     def _find_slow(self, now: float) -> dict[str, list[Reception]]:
         """Return the calls that wait for the rest of a message, by connection.
@@ -285,7 +291,7 @@ class ConnectionGuard:
         """End calls until what is incomplete and what is charged fits into the budget."""
         budget = self._budget
         usable = budget.usable
-        if budget.incomplete_bytes + budget.held_bytes <= usable or not self._has_grown(usable):
+        if budget.buffered_bytes <= usable or not self._has_grown(usable // OVERHEAD):
             return
         self._warn(
             INCOMPLETE,
@@ -296,7 +302,7 @@ class ConnectionGuard:
         by_size = sorted(self._growth, key=lambda peer: self._growth[peer].incomplete, reverse=True)
         for peer in by_size:
             # Some more than necessary: otherwise the next look would have to end others.
-            if budget.incomplete_bytes + budget.held_bytes <= usable * 3 // 4:
+            if budget.buffered_bytes <= usable * 3 // 4:
                 return
             self._end(peer, slow.get(peer, []), budget.error(), close=True)
 
@@ -318,7 +324,6 @@ class ConnectionGuard:
                 self._to_close.append(connection)
         growth = self._growth[peer]
         growth.base += growth.incomplete
-        self._freed += growth.incomplete
         self._budget.incomplete_bytes -= OVERHEAD * growth.incomplete
         growth.incomplete = 0
 
@@ -331,15 +336,19 @@ class ConnectionGuard:
         resident = _resident_bytes()
         return not resident or resident - self._least_resident >= size
 
-    def _return_memory(self, now: float, least: int) -> None:
-        """Return unused memory to the system if at least so many bytes were freed.
+    def _return_memory(self, now: float) -> None:
+        """Return memory to the system after a burst.
 
-        That takes some ten milliseconds, in which other threads may wait for memory.
+        That takes some ten milliseconds, in which other threads wait for memory: while there is
+        much to do they would wait for much longer.
         """
-        if self._freed >= least and now >= self._next_trim:
-            self._freed = 0
+        buffered = self._budget.buffered_bytes
+        self._peak = max(self._peak, buffered)
+        if self._peak < TRIM_BYTES or buffered > self._peak // 4:
+            self._quiet_at = now + QUIET_SECONDS
+        elif now >= self._quiet_at:
+            self._peak = buffered
             trim_heap()
-            self._next_trim = now + SCAN_INTERVAL
 
     def _scan(self) -> None:
         sockets = self._sockets
@@ -379,12 +388,13 @@ class ConnectionGuard:
         if not self._sockets.shut_down(connection):
             return
         self._on_close(reason)
-        limits = {
-            BUFFERS: "with incomplete messages, again (see max_buffered_bytes)",
-            PER_ADDRESS: f"of {self._limits.per_address} (max_connections_per_address)",
-            NEVER_CALLED: f"of {self._total} (max_connections) without a call",
+        texts = {
+            BUFFERS: "more incomplete messages than max_buffered_bytes allows, or small ones again",
+            PER_ADDRESS: "more connections of its address than max_connections_per_address "
+            f"({self._limits.per_address})",
+            NEVER_CALLED: f"no call yet, and most of max_connections ({self._total}) are open",
         }
-        self._warn(reason, "connection of %s closed: one %s", connection.address, limits[reason])
+        self._warn(reason, "connection of %s closed: %s", connection.address, texts[reason])
 
     def _warn(self, reason: str, text: str, *values: object) -> None:
         """Log a warning, unless one for the same reason has just been logged."""

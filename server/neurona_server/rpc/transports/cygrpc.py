@@ -45,7 +45,7 @@ from neurona_server.rpc.call import (
 )
 from neurona_server.rpc.security.access import UNRESTRICTED, Grant
 from neurona_server.rpc.status import status_of
-from neurona_server.rpc.transports.buffer_budget import COPIES, LARGE
+from neurona_server.rpc.transports.buffer_budget import COPIES, LARGE, StreamCharge
 from neurona_server.rpc.transports.listener import (
     AGED,
     MAX_COMPRESSED_BYTES,
@@ -532,7 +532,7 @@ class CygrpcStreamCall(BaseCall):
         self.deadline = _to_monotonic(event.call_details.deadline)
         self.ended = False
         self.messages_received = 0
-        self._held = 0
+        self._charge = StreamCharge(transport.budget)
         self._headers = {k: v for k, v in event.invocation_metadata if isinstance(v, str)}
         self._method = method
         self._transport = transport
@@ -619,13 +619,14 @@ class CygrpcStreamCall(BaseCall):
         if self.ended or self._reading or self._half_closed or self._error:
             return
         try:
-            if self.stream.congested:  # `_on_written` reads again
+            stream = self.stream
+            # `_on_written` reads again.
+            if stream.congested or not self._charge.can_read(stream.buffered_bytes, self):
                 return
         except Exception as error:
             self._error = error
             return
         self._reading = True
-        self._release()
         transport = self._transport
         transport.receiving[self] = self._method.max_message_bytes
         operations = (cygrpc.ReceiveMessageOperation(_NO_FLAGS),)
@@ -649,8 +650,12 @@ class CygrpcStreamCall(BaseCall):
                 self._transport.on_reject(self._error)
             else:
                 if len(message) > self._transport.budget.record_above:
-                    self._hold(len(message))
+                    self._charge.receive(len(message), self)
                 self.stream.receive(message)
+                self._charge.update(self.stream.buffered_bytes, self, required=False)
+        except BuffersFullError as error:
+            self._transport.on_reject(error)
+            self._error = error
         except Exception as error:  # an exception of a service ends its own call only
             self._error = error
         self._read()
@@ -658,6 +663,8 @@ class CygrpcStreamCall(BaseCall):
 
     def _on_written(self, _: Event) -> None:
         self._writing = False
+        if not self.ended:
+            self._charge.update(self.stream.buffered_bytes, self)
         self._read()
         self._transport.schedule_write(self)
 
@@ -676,7 +683,7 @@ class CygrpcStreamCall(BaseCall):
     def _close(self, error: Exception | None) -> None:
         self.ended = True
         self._transport.remove_stream(self)
-        self._release()
+        self._charge.clear()
         try:
             self.stream.cancel()
         except Exception:
@@ -685,27 +692,6 @@ class CygrpcStreamCall(BaseCall):
             )
         if self.trace is not None:
             self.trace.end(error)
-
-    def _hold(self, size: int) -> None:
-        """Charge a large message until the stream reads the next one.
-
-        Raises:
-            BuffersFullError: It does not fit.
-        """
-        budget = self._transport.budget
-        budget.record(self.peer, size)
-        if size > LARGE:
-            try:
-                budget.charge(self.peer, size)
-            except BuffersFullError as error:
-                self._transport.on_reject(error)
-                raise
-            self._held += size
-
-    def _release(self) -> None:
-        if self._held:
-            self._transport.budget.release(self.peer, self._held)
-            self._held = 0
 
     def _send(self, operation: Any, tag: Callable[[Event], None]) -> None:
         operations: tuple[Any, ...] = (operation,)

@@ -1,5 +1,4 @@
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ from neurona_server.models.onnx.runtime import (
     ThreadBudget,
     check_options,
 )
-from neurona_server.models.onnx.session import ArenaShrinker, Session, trim_heap
+from neurona_server.models.onnx.session import ArenaShrinker, Session
 from neurona_server.models.synthetic_inputs import make_inputs
 
 X = {"x": np.ones((2, 4), np.float32)}
@@ -221,10 +220,6 @@ def test_folder_with_spaces_is_not_in_the_message(tmp_path):
     assert tmp_path.name not in str(caught.value)
 
 
-def resident_bytes():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
 def test_arena_is_shrunk_once_per_interval_after_runs():
     now = [0.0]
     shrinker = ArenaShrinker(60, lambda: now[0])
@@ -266,19 +261,6 @@ def test_idle_session_shrinks_its_arena_once_whatever_its_inputs_are(tmp_path, k
     assert np.array_equal(again, echo)
     session.close()
     assert not session.shrink_arena()
-
-
-def test_idle_session_returns_the_memory_of_its_largest_run(tmp_path):
-    file = onnx_models.save_wide(tmp_path / "model.onnx")
-    session = Session(file, RuntimeOptions(shrink_seconds=1e-9))
-    small, large = ({"x": np.zeros((rows, 1000), np.float32)} for rows in (1, 500))
-    session.run(small)
-    before = resident_bytes()
-    session.run(large)
-    assert resident_bytes() > before + (150 << 20)
-    assert session.shrink_arena()
-    trim_heap()
-    assert resident_bytes() < before + (50 << 20)
 
 
 def test_run_that_shrinks_the_arena_has_the_same_outputs(path):

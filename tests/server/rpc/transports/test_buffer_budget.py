@@ -1,20 +1,20 @@
 """The memory of messages that are received and answered is limited over all connections."""
 
 import re
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from support import http2
 from support.server_process import ServerProcess
 from support.uploads import Uploads
 
 from neurona_server.errors import BuffersFullError, ConfigError
-from neurona_server.rpc.call import ANY_MESSAGE_BYTES, Unary
+from neurona_server.rpc.call import ANY_MESSAGE_BYTES, Streaming, Unary
 from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.buffer_budget import BufferBudget
-from neurona_server.rpc.transports.listener import ListenerOptions
+from neurona_server.rpc.transports.listener import ListenerOptions, buffer_limit
 
 MIB = 1 << 20
 BUDGET = 64 * MIB
@@ -89,41 +89,43 @@ def test_a_slow_message_within_the_budget_is_received(server, wait_until):
     upload_1.close()
 
 
-def hold_calls(transport, *, calls, size, response=b""):
-    """Make calls to a method that answers only in the end; return how many had been refused."""
-    released = threading.Event()
+def hold_calls(transport, *, calls, size, response=b"", budget=8 * MIB):
+    """Make calls to a method that answers them all in the end; return the errors.
+
+    Each call has arrived, or been refused, when the next one is made.
+    """
     held = []
-
-    def hold(call):
-        held.append(call)
-
-    options = ListenerOptions(max_message_bytes=MIB, max_buffered_bytes=8 * MIB)
-    methods = {"/test/Hold": Unary(hold, None, ANY_MESSAGE_BYTES)}
+    options = ListenerOptions(max_message_bytes=MIB, max_buffered_bytes=budget)
+    methods = {"/test/Hold": Unary(held.append, None, ANY_MESSAGE_BYTES)}
     listener = open_transport(transport, methods, options)
     port = listener.start("127.0.0.1:0")
     try:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             method = channel.unary_unary("/test/Hold")
-            futures = [method.future(bytes(size), timeout=30) for _ in range(calls)]
-            end = time.monotonic() + 20
-            while len(held) + sum(each.done() for each in futures) < calls:
-                assert time.monotonic() < end
-                time.sleep(0.01)
-            released.set()
-            for call in held:
+            futures = []
+
+            def make_call():
+                futures.append(method.future(bytes(size), timeout=30))
+                end = time.monotonic() + 20
+                while len(held) + sum(each.done() for each in futures) < len(futures):
+                    assert time.monotonic() < end
+                    time.sleep(0.0005)
+
+            for _ in range(calls):
+                make_call()
+            answered = list(held)
+            for call in answered:
                 call.reply(response)
-            results = [each.exception() for each in futures]
-            # Everything is released: as many calls fit again.
+            errors = [each.exception() for each in futures]
+            # Everything is released: a call fits again.
             held.clear()
-            again = method.future(bytes(size), timeout=30)
-            while not held:
-                assert time.monotonic() < end
-                time.sleep(0.01)
+            futures.clear()
+            make_call()
             held[0].reply(b"")
-            again.result()
+            futures[0].result()
     finally:
         listener.stop(1.0)
-    return [each for each in results if each is not None]
+    return [each for each in errors if each is not None]
 
 
 def test_large_requests_that_wait_are_counted(transport):
@@ -136,7 +138,7 @@ def test_large_requests_that_wait_are_counted(transport):
 
 
 def test_small_requests_are_not_counted(transport):
-    assert not hold_calls(transport, calls=2000, size=10_000)
+    assert not hold_calls(transport, calls=1000, size=10_000)
 
 
 def test_large_responses_are_counted(transport):
@@ -163,7 +165,64 @@ def test_each_connection_leaves_room_for_others():
     budget.charge("d", 5000)  # a message alone always fits
 
 
-def test_a_budget_for_less_than_a_few_messages_is_rejected(transport):
-    options = ListenerOptions(max_message_bytes=MIB, max_buffered_bytes=3 * MIB)
-    with pytest.raises(ConfigError, match="max_buffered_bytes: 3145728 .expected at least 4194304"):
-        open_transport(transport, {}, options)
+def test_a_budget_for_less_than_a_few_messages_is_rejected():
+    assert buffer_limit(8 * MIB, MIB, processes=2) == 4 * MIB
+    with pytest.raises(ConfigError, match="max_buffered_bytes: 7340032 .expected at least 8388608"):
+        buffer_limit(7 * MIB, MIB, processes=2)
+    assert buffer_limit(0, 1 << 30) == 4 << 30  # however little memory there is
+
+
+class Unread:
+    """A `Stream` with a response for each request, which it has at once."""
+
+    congested = False
+
+    def __init__(self, call):
+        self.call = call
+        self.responses = []
+        self.half_closed = False
+
+    def receive(self, message):
+        self.responses += [bytes(MIB // 2)] * int(message)
+
+    def half_close(self):
+        self.half_closed = True
+
+    def take_message(self):
+        return self.responses.pop() if self.responses else None
+
+    @property
+    def buffered_bytes(self):
+        return sum(map(len, self.responses))
+
+    @property
+    def finished(self):
+        return self.half_closed and not self.responses
+
+    def drain(self):
+        self.half_closed = True
+
+    def cancel(self):
+        self.responses.clear()
+
+
+def test_unread_responses_of_streams_are_counted(transport, wait_until):
+    options = ListenerOptions(max_message_bytes=MIB, max_buffered_bytes=8 * MIB)
+    listener = open_transport(transport, {"/test/Unread": Streaming(Unread, None)}, options)
+    port = listener.start("127.0.0.1:0")
+    try:
+        # Without updates of windows nothing but the first 64 KiB can be sent.
+        connection = http2.Connection(port)
+        streams = [
+            connection.call("/test/Unread", http2.message(b"2"), end=False) for _ in range(6)
+        ]
+        statuses = connection.read_statuses(streams[3:])
+        assert set(statuses.values()) == {8}
+        wait_until(lambda: 2 * MIB < listener.guard.buffered_bytes < 6 * MIB)
+        connection.close()
+        wait_until(lambda: listener.guard.buffered_bytes == 0)
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            method = channel.stream_stream("/test/Unread")
+            assert sum(map(len, method(iter([b"2", b"2"]), timeout=20))) == 2 * MIB
+    finally:
+        listener.stop(1.0)

@@ -42,6 +42,7 @@ class FaultyStream:
         return self.messages.pop(0) if self.messages else None
 
     congested = False
+    buffered_bytes = 0
 
     @property
     def finished(self):
