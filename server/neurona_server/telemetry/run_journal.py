@@ -1,12 +1,12 @@
 """Which models run at this moment, in memory that outlives the process.
 
 A supervisor makes a journal for each of its worker processes. The worker's threads write the model
-that they run into a cell each, and the supervisor reads the cells after the worker has died: the
-model that ran in the thread that crashed is the one to blame. A cell takes two writes to shared
-memory a run, no lock and no system call.
+that they run into a cell each, and the supervisor reads the cells after the worker has died. A cell
+takes two writes to shared memory a run, no lock and no system call.
 
-The journal also counts the heartbeats of the worker, and holds the stacks that `faulthandler`
-writes when the process crashes: they name the thread.
+The journal also counts the heartbeats of the worker, and holds the stack that `faulthandler` writes
+of the thread that crashes. Each model version is run by a function of its own, whose name has the
+version's number: so the stack tells which model to blame.
 """
 
 import faulthandler
@@ -17,13 +17,12 @@ import re
 import signal
 import tempfile
 import threading
+import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from hashlib import blake2b
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-Input = TypeVar("Input")
 Output = TypeVar("Output")
 
 DUMP_SIGNAL = getattr(signal, "SIGUSR1", None)
@@ -38,19 +37,24 @@ VERSIONS = 4096
 KEY_BYTES = 256
 """Bytes of a `ModelKey` as JSON: a name has at most 128 characters, a version 18 digits."""
 
-# Offsets, in words of 8 bytes. A thread's cell: its identifier, and the number of what it runs.
+STACK_BYTES = 1 << 20
+"""Bytes that are read of the stacks."""
+
+# Offsets, in words of 8 bytes. A thread's cell has the number of what it runs.
 _HEARTBEATS, _STALLED_MS = 0, 1
 _CELLS = 2
-_RUNS = _CELLS + 2 * THREADS
+_RUNS = _CELLS + THREADS
 _KEYS = _RUNS + VERSIONS
 _BYTES = 8 * _KEYS + KEY_BYTES * VERSIONS
 
 _LOADING = 1 << 32
 """Added to the number in a cell while the version is loaded."""
 
-_CRASHED_THREAD = re.compile(rb"^Current thread 0x([0-9a-f]+)", re.MULTILINE)
+_FUNCTION = "journal_entry_"
+_NUMBER = re.compile(rf" in {_FUNCTION}([0-9]+)\b")
+_CRASH = "Fatal Python error: "
+_CRASHED_THREAD = "Stack (most recent call first):"
 _ANY_THREAD = re.compile(r"^(?:Current t|T)hread 0x", re.MULTILINE)
-_CRASH = b"Fatal Python error: "
 
 
 class ModelKey(NamedTuple):
@@ -92,7 +96,7 @@ class RunJournal:
         self.descriptors = descriptor, stacks
         self._memory = mmap.mmap(descriptor, _BYTES)
         self._words = memoryview(self._memory).cast("Q")
-        self._free_cells = deque(range(_CELLS, _CELLS + 2 * THREADS - 2, 2))
+        self._free_cells = deque(range(_CELLS, _RUNS - 1))
         self._free_numbers = deque(range(1, VERSIONS))
         self._thread = _ThreadCell(self)
 
@@ -122,10 +126,11 @@ class RunJournal:
     # The worker's side:
 
     def write_stacks_at_crash(self) -> None:
-        """Have the stacks of all threads written when this process crashes, or at DUMP_SIGNAL."""
+        """Have the stack of the thread written that crashes, and those of all at DUMP_SIGNAL."""
         for descriptor in self.descriptors:
             os.set_inheritable(descriptor, False)
-        faulthandler.enable(file=self.descriptors[1])
+        # The other threads run on meanwhile: to read their stacks could crash again.
+        faulthandler.enable(file=self.descriptors[1], all_threads=False)
         if DUMP_SIGNAL is not None:
             faulthandler.register(DUMP_SIGNAL, file=self.descriptors[1])
 
@@ -134,33 +139,26 @@ class RunJournal:
         self._words[_STALLED_MS] = int(stalled_seconds * 1000)
         self._words[_HEARTBEATS] += 1
 
-    @contextmanager
-    def load(self, key: ModelKey) -> Iterator["JournalEntry | None"]:
-        """Mark that the calling thread loads a version while the context lasts.
+    def load(self, key: ModelKey, make: Callable[["JournalEntry | None"], Output]) -> Output:
+        """Call a function that loads a version, and return what it does.
 
-        Yields:
-            What marks its runs, for as long as the version is loaded, or None if there are too
-            many versions.
+        The function gets what marks runs, for as long as the version is loaded, or None if there
+        are too many versions.
         """
         try:
             number = self._free_numbers.popleft()
         except IndexError:
-            yield None
-            return
-        entry = JournalEntry(self._words, number, self._thread, self._free_numbers.append)
+            return make(None)
         text = json.dumps(key).encode()[:KEY_BYTES].ljust(KEY_BYTES)
         start = 8 * _KEYS + KEY_BYTES * number
         self._memory[start : start + KEY_BYTES] = text
-        self._words[_RUNS + number] = 0
-        cell = self._thread.cell
-        self._words[cell] = number | _LOADING
+        entry = JournalEntry(self._words, number, self._thread, self._free_numbers.append)
         try:
-            yield entry
+            result: Output = entry.load(make, entry)
         except BaseException:
             entry.close()
             raise
-        finally:
-            self._words[cell] = 0
+        return result
 
     # The supervisor's side:
 
@@ -180,45 +178,46 @@ class RunJournal:
 
     def running_models(self) -> list[RunningModel]:
         """Return what each thread ran or loaded, or does now."""
-        models = [self._read_cell(cell) for cell in self._used_cells()]
+        models = [self._read_model(self._words[cell]) for cell in self._used_cells()]
         return [model for model in models if model is not None]
 
     def models_at_crash(self) -> list[RunningModel]:
         """Return what may have made the process crash, after its death.
 
         That is what the thread ran that crashed, if it is a thread of Python: nothing, if it ran no
-        model. A thread of ONNX Runtime's own pool cannot be told to which run it belongs, and a
+        model. Of a thread of ONNX Runtime's own pool nobody knows to which run it belongs, and a
         process that was killed, or whose stack has overflowed, has written nothing: then it is
         what all threads ran.
         """
-        match = _CRASHED_THREAD.search(self._read_stacks().rpartition(_CRASH)[2])
-        if match is None:
-            return self.running_models()
-        thread = int(match.group(1), 16)
-        for cell in self._used_cells():
-            if self._words[cell - 1] == thread:
-                model = self._read_cell(cell)
-                return [] if model is None else [model]
-        return []
+        stack = self.stack_at_crash()
+        return self.models_in_stack(stack) if stack else self.running_models()
+
+    def models_in_stack(self, stack: str) -> list[RunningModel]:
+        """Return the model that the thread of a stack runs, if any."""
+        if (match := _NUMBER.search(stack)) is None:
+            return []
+        number = int(match.group(1))
+        loading = number | _LOADING
+        is_loaded = all(self._words[cell] != loading for cell in self._used_cells())
+        model = self._read_model(number if is_loaded else loading)
+        return [] if model is None else [model]
 
     def stacks(self) -> list[str]:
         """Return the stacks that were written, one text a thread, the innermost call first."""
-        parts = _ANY_THREAD.split(self._read_stacks().decode(errors="replace"))[1:]
+        parts = _ANY_THREAD.split(self._read_stacks())[1:]
         return [_join_calls(part) for part in parts]
 
     def stack_at_crash(self) -> str:
         """Return the stack of the thread that crashed, or "" if it is not known."""
-        parts = _CRASHED_THREAD.split(self._read_stacks().rpartition(_CRASH)[2])
-        return (
-            _join_calls(parts[2].decode(errors="replace").partition("\n\n")[0]) if parts[2:] else ""
-        )
+        crash = self._read_stacks().partition(_CRASH)[2]
+        return _join_calls(crash.partition(_CRASHED_THREAD)[2])
 
     def _used_cells(self) -> Iterator[int]:
         """Return the positions of cells whose thread runs something."""
-        return (cell for cell in range(_CELLS + 1, _RUNS, 2) if self._words[cell])
+        return (cell for cell in range(_CELLS, _RUNS) if self._words[cell])
 
-    def _read_cell(self, cell: int) -> RunningModel | None:
-        value = self._words[cell]
+    def _read_model(self, value: int) -> RunningModel | None:
+        """Return what the value of a cell means."""
         number = value & (_LOADING - 1)
         if not 0 < number < VERSIONS:
             return None
@@ -229,27 +228,22 @@ class RunJournal:
             return None
         return RunningModel(key, self._words[_RUNS + number], bool(value & _LOADING))
 
-    def _read_stacks(self) -> bytes:
-        size = os.fstat(self.descriptors[1]).st_size
-        return os.pread(self.descriptors[1], min(size, 1 << 20), 0)
+    def _read_stacks(self) -> str:
+        return os.pread(self.descriptors[1], STACK_BYTES, 0).decode(errors="replace")
 
     # What `_ThreadCell` uses:
 
     def take_cell(self) -> int:
         """Return the position of a cell for the calling thread."""
         try:
-            first = self._free_cells.popleft()
+            return self._free_cells.popleft()
         except IndexError:
-            first = _RUNS - 2
-            self._words[first] = 0
-        else:
-            self._words[first] = threading.get_ident()
-        return first + 1
+            return _RUNS - 1
 
     def return_cell(self, cell: int) -> None:
         """Let another thread have the cell of one that has ended."""
         if cell != _RUNS - 1:
-            self._free_cells.append(cell - 1)
+            self._free_cells.append(cell)
 
 
 class JournalEntry:
@@ -262,26 +256,42 @@ class JournalEntry:
         thread: "_ThreadCell",
         release: Callable[[int], None],
     ) -> None:
-        self._words, self._number, self._thread, self._release = words, number, thread, release
-        self._runs = _RUNS + number
+        words[_RUNS + number] = 0
+        self.run = _make_runner(words, number, thread, number)
+        """Call a function that runs the model with an argument, and return what it returns."""
+        self.load = _make_runner(words, number, thread, number | _LOADING)
+        """Do the same with one that loads it."""
+        self._number, self._release = number, release
         self._open = [True]
-
-    def run(self, function: Callable[[Input], Output], argument: Input) -> Output:
-        """Call a function that runs the model, and return what it does."""
-        words, cell = self._words, self._thread.cell
-        outer = words[cell]
-        words[self._runs] += 1  # another thread's may be lost: it is compared, not counted
-        words[cell] = self._number
-        try:
-            return function(argument)
-        finally:
-            words[cell] = outer
 
     def close(self) -> None:
         """Forget the version, after its last run; may be called again."""
         if self._open:
             self._open.clear()
             self._release(self._number)
+
+
+Runner = Callable[[Callable[[Any], Any], Any], Any]
+
+
+def _make_runner(words: memoryview, number: int, thread: "_ThreadCell", value: int) -> Runner:
+    """Return a function that calls another one, with `value` in the thread's cell meanwhile."""
+    runs = _RUNS + number
+
+    def run(function: Callable[[Any], Any], argument: Any) -> Any:
+        cell = thread.cell
+        outer = words[cell]
+        if value == number:
+            words[runs] += 1  # another thread's may be lost: it is compared, not counted
+        words[cell] = value
+        try:
+            return function(argument)
+        finally:
+            words[cell] = outer
+
+    name = f"{_FUNCTION}{number}"
+    code = run.__code__.replace(co_name=name, co_qualname=name)
+    return types.FunctionType(code, run.__globals__, name, None, run.__closure__)
 
 
 class _ThreadCell(threading.local):

@@ -32,6 +32,7 @@ class Control:
 
     def unload(self, name):
         self.calls.append(("unload", name))
+        return self.ended
 
 
 @pytest.fixture

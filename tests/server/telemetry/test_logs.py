@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -180,3 +181,71 @@ def test_a_process_with_a_closed_standard_error(log_format):
     command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", code]
     result = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, timeout=60)
     assert (result.returncode, result.stdout) == (0, "True True\n")
+
+
+CRASH = """
+import faulthandler
+from neurona_server.telemetry import logs
+
+logs.set_up({!r}, "INFO")
+
+def the_function_that_crashes():
+    faulthandler._sigabrt()
+
+the_function_that_crashes()
+"""
+
+
+@pytest.mark.parametrize(("log_format", "traced"), [("human", True), ("json", False)])
+def test_a_crash_writes_its_traceback_where_lines_need_not_be_json(log_format, traced):
+    command = [sys.executable, "-c", CRASH.format(log_format)]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert result.returncode == -signal.SIGABRT
+    assert ("in the_function_that_crashes" in result.stderr) == traced
+
+
+LAST_LINES = """
+import logging, os, sys
+from neurona_server.telemetry import logs
+
+logs.set_up("human", "INFO")
+for number in range(5000):
+    logging.getLogger("neurona_server").info("line %d", number)
+os.write(2, b"from a library\\n")
+if sys.argv[1] == "exit":
+    sys.exit(3)
+if sys.argv[1] == "fatal":
+    logs.report_fatal(ValueError("no model"))
+    os._exit(3)
+logs.flush()
+os._exit(3)
+"""
+
+
+@pytest.mark.parametrize("end", ["exit", "fatal", "flush"])
+def test_the_last_lines_are_written_before_the_process_ends(end):
+    command = [sys.executable, "-c", LAST_LINES, end]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 3
+    lines = result.stderr.splitlines()
+    assert [line.rpartition(" ")[2] for line in lines if "neurona_server: line" in line] == [
+        str(number) for number in range(5000)
+    ]
+    assert ("neurona-serve: no model" in lines) == (end == "fatal")
+    if end == "exit":
+        assert any("stderr: from a library" in line for line in lines)
+
+
+def test_an_exception_in_a_destructor_is_a_line_of_the_log():
+    code = (
+        "from neurona_server.telemetry import logs\n"
+        "logs.set_up('json', 'INFO')\n"
+        "class Fault:\n"
+        "    def __del__(self):\n"
+        "        raise KeyError('lost')\n"
+        "Fault()\n"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    (entry,) = map(json.loads, result.stderr.splitlines())
+    assert entry["exception"].endswith("KeyError: 'lost'")

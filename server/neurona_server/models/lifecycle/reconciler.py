@@ -23,6 +23,7 @@ from neurona_server.errors import (
     printable,
     quoted,
 )
+from neurona_server.models.lifecycle.drains import DrainPool, combine
 from neurona_server.models.lifecycle.load_threads import LoadThreads, VersionLoad
 from neurona_server.models.lifecycle.registry import ModelEntry, Registry
 from neurona_server.models.lifecycle.versions import VersionSet
@@ -67,8 +68,11 @@ class Control(Protocol):
             NotLoadedError: The repository cannot be read.
         """
 
-    def unload(self, name: str) -> None:
-        """Unload a model, and block until its requests are answered.
+    def unload(self, name: str) -> Future[None]:
+        """Unload a model.
+
+        Returns:
+            A future that ends when all requests that it has admitted are answered.
 
         Raises:
             NotFoundError: The model is not loaded.
@@ -91,51 +95,6 @@ class ReconcilerOptions:
 
     explicit: bool = False
     """Load only the models that `load` is called for."""
-
-
-class DrainPool:
-    """Drains and frees models, each in a thread of its own; any thread may call it."""
-
-    def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
-        """Seconds in which a model may finish the requests that it has admitted."""
-
-        self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()
-
-    def start_drains(self, models: Sequence[Model]) -> list[threading.Thread]:
-        """Start draining, and return threads that end when all admitted requests are answered."""
-        return [self._start_thread(f"drain {model}", self._drain, model) for model in models]
-
-    def running_threads(self) -> list[threading.Thread]:
-        with self._lock:
-            return [thread for thread in self._threads if thread.is_alive()]
-
-    def _drain(self, model: Model) -> None:
-        if model.drain(self.timeout):
-            self._close(model)
-        else:
-            log.warning(
-                "%s: a run is still in flight after the drain; unloading once it has ended",
-                model,
-                extra=model.log_fields,
-            )
-            self._start_thread(f"late {model}", self._close, model)
-
-    @staticmethod
-    def _close(model: Model) -> None:
-        model.wait()
-        model.close()
-        log.info("%s: unloaded", model, extra=model.log_fields)
-
-    def _start_thread(
-        self, name: str, target: Callable[[Model], None], model: Model
-    ) -> threading.Thread:
-        thread = threading.Thread(target=target, args=(model,), name=name, daemon=True)
-        with self._lock:
-            thread.start()
-            self._threads = [other for other in self._threads if other.is_alive()] + [thread]
-        return thread
 
 
 class Reconciler:
@@ -253,7 +212,8 @@ class Reconciler:
             with self._changed:
                 missing = self._models.keys() - folders.keys()
                 if self._options.explicit:
-                    self._forget_missing(missing & self._missing)
+                    idle = {name for name in missing if not self._models[name].loading}
+                    self._forget_missing(idle | (missing & self._missing))
                     folders = {}
                 else:
                     for name in missing & self._missing:
@@ -292,8 +252,11 @@ class Reconciler:
         self._answer_waiters()
         return waiter
 
-    def unload(self, name: str) -> None:
-        """Unpublish the model and block until all requests that it has admitted are answered.
+    def unload(self, name: str) -> Future[None]:
+        """Unpublish the model.
+
+        Returns:
+            A future that ends when all requests that the model has admitted are answered.
 
         Raises:
             NotFoundError: The model is not loaded.
@@ -307,8 +270,7 @@ class Reconciler:
             self._cancel_unwanted(name, "the model was unloaded while it was loading")
             drains = self._publish(name)
         self._answer_waiters()
-        for drain in drains:
-            drain.join()
+        return combine(drains)
 
     def stop_loading(self) -> None:
         """End all loads and the calls that wait for one; loaded models keep serving."""
@@ -471,7 +433,7 @@ class Reconciler:
             return NotLoadedError(f"model {quoted(name)} cannot be loaded: {'; '.join(problems)}")
         return None
 
-    def _publish(self, name: str) -> list[threading.Thread]:
+    def _publish(self, name: str) -> list[Future[None]]:
         """Publish the decisions of the model's versions, and return the drains that this starts."""
         versions = self._models[name]
         entry, surplus = versions.commit()

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import queue
-import resource
 import signal
 import sys
 import threading
@@ -32,6 +31,9 @@ from neurona_server.models.model import Model
 from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.telemetry.metrics import Metrics
+
+if sys.platform != "win32":  # where there is no check
+    import resource
 
 log = logging.getLogger("neurona_server.models.load_check.child_process")
 
@@ -74,7 +76,7 @@ def main() -> int:
     connection = Connection(int(sys.argv[1]))
     _become_harmless()
     collector = LogCollector()
-    logging.basicConfig(level=logging.INFO, handlers=[collector])
+    logging.basicConfig(level=logging.INFO, handlers=[collector], format="%(message)s")
     jobs: queue.SimpleQueue[CheckJob] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, jobs), daemon=True).start()
     while True:

@@ -11,11 +11,11 @@ An ordinary stop withdraws the marks of its process before it ends.
 
 import atexit
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +25,9 @@ from pathlib import Path
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import Traffic
+
+if sys.platform != "win32":  # where there are no marks
+    import fcntl
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ MAX_MESSAGE_BYTES = 1 << 20
 """Bytes of a message with several responses."""
 
 MAX_TURN_SECONDS = 0.002
-"""Seconds for which requests of one stream are submitted before the transport serves others."""
+"""Seconds of CPU time for which requests of a stream are submitted before others are served."""
 
 MAX_COALESCED_BYTES = 16 << 10
 """Bytes of a request up to which it is coalesced: its data are copied once more for that."""
@@ -217,12 +217,12 @@ class PredictionStream:
 
     def _submit_received(self) -> None:
         received, window = self._received, self._window
-        end = time.monotonic() + MAX_TURN_SECONDS
+        end = time.thread_time() + MAX_TURN_SECONDS
         count = 0
         while received and not window.full:
             self._add_to_group(*received.popleft())
             count += 1
-            if not count % REQUESTS_PER_CLOCK and time.monotonic() >= end:
+            if not count % REQUESTS_PER_CLOCK and time.thread_time() >= end:
                 self.call.wake()  # the transport has others to serve: it will call `take_message`
                 break
         for group in self._groups.values():

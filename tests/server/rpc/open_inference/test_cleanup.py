@@ -41,7 +41,7 @@ class Control:
         return future
 
     def unload(self, name):
-        self.names.append(name)
+        return self.load(name)
 
 
 @pytest.fixture

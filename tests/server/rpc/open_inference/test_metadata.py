@@ -205,13 +205,16 @@ class Control:
     def load(self, name):
         if name == "nobody":
             raise NotFoundError(f"there is no model {quoted(name)}")
-        self.calls.append(("load", name))
+        return self._end("load", name)
+
+    def unload(self, name):
+        return self._end("unload", name)
+
+    def _end(self, *call):
+        self.calls.append(call)
         future = Future()
         future.set_result(None)
         return future
-
-    def unload(self, name):
-        self.calls.append(("unload", name))
 
 
 def load(server, name, parameter=""):
