@@ -5,6 +5,7 @@ ConfigError. The file is alone because options and security, which do not know e
 """
 
 import os
+import re
 import stat
 import tomllib
 from pathlib import Path
@@ -14,6 +15,11 @@ from neurona_server.errors import ConfigError, printable
 
 MAX_FILE_BYTES = 32 << 20
 """Bytes of a file: some 100,000 tokens."""
+
+MAX_DOTS = 100
+"""Dots in a key, for which tomllib takes memory and time in proportion to their square."""
+
+_KEY_ENDS = re.compile(rb"[=#\n,{}\[\]]")
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # not on Windows
 
@@ -47,12 +53,14 @@ def parse_toml(content: bytes, path: Path) -> dict[str, Any]:
         ConfigError: The content is not TOML, or nested too deeply.
     """
     shown = printable(str(path))
+    if any(part.count(b".") > MAX_DOTS for part in _KEY_ENDS.split(content)):
+        raise ConfigError(f"invalid TOML in {shown}: more than {MAX_DOTS} dots in a key or text")
     try:
         return tomllib.loads(content.decode())
     except RecursionError:
-        raise ConfigError(f"{shown} is not TOML: values are nested too deeply") from None
+        raise ConfigError(f"invalid TOML in {shown}: values are nested too deeply") from None
     except ValueError as error:  # not TOML, or not UTF-8
-        raise ConfigError(f"{shown} is not TOML: {printable(str(error))}") from error
+        raise ConfigError(f"invalid TOML in {shown}: {printable(str(error))}") from error
 
 
 def _check_regular(state: os.stat_result, shown: str) -> None:

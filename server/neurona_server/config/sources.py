@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import socket
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from typing import Any
 from neurona_server.address import UNIX
 from neurona_server.config.options import Config, Option, list_options
 from neurona_server.config.parsers import ProviderNames
-from neurona_server.errors import ConfigError
-from neurona_server.models.repository.validation import convert
+from neurona_server.errors import ConfigError, printable, quoted
+from neurona_server.files import parse_toml, read_file
+from neurona_server.models.repository.validation import convert, invalid_value
 
 PREFIX = "NEURONA_"
 DEFAULT_FILE = "neurona.toml"
@@ -119,17 +119,13 @@ def _parser(options: Mapping[str, Option]) -> argparse.ArgumentParser:
 
 def _read_file(name: str | None, options: Mapping[str, Option]) -> dict[str, Any]:
     path = Path(name or DEFAULT_FILE)
-    if name is None and not path.exists():
+    if name is None and not os.path.exists(path):
         return {}
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:  # not TOML, or not UTF-8
-        raise ConfigError(f"invalid TOML in {path}: {error}") from error
+    values = parse_toml(read_file(path), path)
     for key in values:
         if key not in options:
-            raise ConfigError(f"unknown option {key!r} in {path}{_suggestion(key, options)}")
+            hint = _suggestion(key, options)
+            raise ConfigError(f"unknown option {quoted(key)} in {printable(str(path))}{hint}")
     return values
 
 
@@ -146,9 +142,11 @@ def _read_environment(
         # Other programs use the environment too: only a name that resembles an option is taken
         # for a misspelled one.
         elif suggestion := _suggestion(name, options):
-            raise ConfigError(f"unknown option {variable} in the environment{suggestion}")
+            shown = printable(variable)
+            raise ConfigError(f"unknown option {shown} in the environment{suggestion}")
         elif not _KUBERNETES.search(variable):
-            log.warning("ignoring %s in the environment: no such option", variable)
+            shown = printable(variable)
+            log.warning("ignoring %s in the environment: no such option", shown)
     return values
 
 
@@ -157,17 +155,24 @@ def _parse(value: Any, option: Option) -> Any:
 
     A value of a file is parsed as its text would be. What is not parsed here is left to `convert`,
     which parses the types of `parsers` and rejects the rest.
+
+    Raises:
+        ConfigError: The value is none that a text can have, like a table or a date.
     """
     if option.repeatable:
         items = value if isinstance(value, list) else [value]
-        return [_parse_item(item, option.value_type) for item in items]
+        where = f"{option.name}[{{}}]"
+        return [
+            _parse_item(item, where.format(i), option.value_type) for i, item in enumerate(items)
+        ]
     if option.value_type is ProviderNames and isinstance(value, list):
-        value = ",".join(map(str, value))
-    return _parse_item(value, option.value_type)
+        items = [_text_of(item, f"{option.name}[{i}]") for i, item in enumerate(value)]
+        value = ",".join(items)
+    return _parse_item(value, option.name, option.value_type)
 
 
-def _parse_item(value: Any, value_type: type) -> Any:
-    text = str(value)
+def _parse_item(value: Any, where: str, value_type: type) -> Any:
+    text = _text_of(value, where)
     if value_type is bool:
         return {"true": True, "false": False}.get(text.lower(), value)
     if value_type in (int, float):
@@ -175,6 +180,22 @@ def _parse_item(value: Any, value_type: type) -> Any:
             return value_type(text)
         except ValueError:
             return text if isinstance(value, float) else value  # 1.0 is no integer
+    return text
+
+
+def _text_of(value: Any, where: str) -> str:
+    """Return a value of a file as the text that a flag would have."""
+    if not isinstance(value, str | int | float):
+        raise _invalid_option(invalid_value(where, value, "expected a string, number or boolean"))
+    try:
+        text = str(value)
+        text.encode()
+    except UnicodeError:  # bytes of a flag or variable
+        raise _invalid_option(invalid_value(where, value, "expected UTF-8")) from None
+    except ValueError:  # Python does not print integers of thousands of digits
+        raise _invalid_option(invalid_value(where, value, "expected fewer digits")) from None
+    if "\0" in text:
+        raise _invalid_option(invalid_value(where, text, "expected no NUL character"))
     return text
 
 

@@ -3,7 +3,8 @@
 A browser sends the host of a web page's address. If that page's owner lets its name resolve to the
 address of this server (DNS rebinding), the browser of an operator would let the page read what the
 server answers. So names that may belong to others are rejected: no web page has an IP address as
-its name, a name without dots, or one of the domains that are reserved for private use.
+its name, a name without dots, or one of the domains that are reserved for private use. The file is
+alone because the rule has nothing to do with how HTTP is spoken.
 """
 
 import ipaddress

@@ -73,6 +73,8 @@ def invalid_value(where: str, value: object, expected: str, hint: str = "") -> s
         shown = quoted(value) if isinstance(value, str) else repr(value)
     except ValueError:  # Python does not print integers of thousands of digits
         shown = "a number with too many digits"
+    except RecursionError:
+        shown = "a deeply nested value"
     return f"{where} is {shown[:MAX_VALUE_LENGTH]} ({expected}){hint}"
 
 

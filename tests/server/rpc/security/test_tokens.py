@@ -264,7 +264,7 @@ def test_tokens_are_watched_while_they_are_used_and_no_longer(file, monkeypatch,
         ("tokens = []", "tokens: expected a non-empty list"),
         (TOKENS + "[other]", r"unknown key \(expected tokens\)"),
         (TOKENS + f'"{FULL}" = "predict"', r"unknown key in tokens\[\d\] \(expected name, sha256"),
-        ("= 1", "is not TOML"),
+        ("= 1", "invalid TOML in"),
         (
             f'[[tokens]]\nname = "a"\nrights = ["predict"]\ntoken = "{FULL}"',
             r"unknown key in tokens\[0\] .*plain text",
