@@ -51,7 +51,11 @@ from neurona_server.rpc.security.tls import Certificates
 from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.heartbeat import Heartbeat
-from neurona_server.rpc.transports.listener import ListenerOptions, connection_limits
+from neurona_server.rpc.transports.listener import (
+    ListenerOptions,
+    buffer_limit,
+    connection_limits,
+)
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
 from neurona_server.rpc.worker_pool import WorkerPool
@@ -372,7 +376,9 @@ def _listener_options(config: Config, metrics: Metrics, tracing: Tracing | None)
         max_connection_age_grace=config.max_connection_age_grace_s,
         keepalive=config.keepalive_s,
         max_streams=config.max_streams,
-        max_buffered_bytes=config.max_buffered_bytes // config.processes,
+        max_buffered_bytes=buffer_limit(
+            config.max_buffered_bytes, config.max_message_bytes, config.processes
+        ),
         connection_limits=connection_limits(
             config.max_connections,
             config.max_connections_per_address,

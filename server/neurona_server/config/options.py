@@ -185,8 +185,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(ge=0, le=MAX_BYTES),
         Help(
             "Bytes of messages that may be received, wait or be sent at the same time, over all "
-            "connections; calls beyond that are rejected. At least four times max_message_bytes. "
-            "0: a quarter of the memory, up to 2 GiB."
+            "connections and processes; calls beyond that are rejected. At least four times "
+            "max_message_bytes for each process. 0: a quarter of the memory, up to 2 GiB for each "
+            "process."
         ),
     ] = 0
     shared_memory: Annotated[

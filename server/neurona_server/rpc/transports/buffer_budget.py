@@ -93,8 +93,9 @@ class BufferBudget:
 
     def record(self, peer: str, size: int) -> None:
         """Record that a message is complete. In the transport's thread."""
-        if peer in self.completed:
-            self.completed[peer] += size
+        # The guard may remove the connection meanwhile.
+        if (before := self.completed.get(peer)) is not None:
+            self.completed[peer] = before + size
 
     def charge(self, peer: str, size: int, *, required: bool = False) -> None:
         """Charge bytes to a connection. Thread-safe.

@@ -27,6 +27,9 @@ INTERVAL = 0.02
 """Seconds between two looks at the calls that are receiving. A message that takes less is not
 observed at all."""
 
+IDLE_INTERVAL = 0.05
+"""Seconds until the next look while no call is receiving."""
+
 SCAN_INTERVAL = 1.0
 """Seconds between two scans for all connections."""
 
@@ -57,7 +60,7 @@ OVERHEAD = 2
 and what is freed in pieces cannot be used for everything."""
 
 TRIM_BYTES = 64 << 20
-"""Freed bytes from which on unused memory is returned to the system."""
+"""Bytes of a burst after which memory is returned to the system."""
 
 QUIET_SECONDS = 1.0
 """Seconds after a burst until its memory is returned to the system."""
@@ -92,7 +95,6 @@ class _Observed:
     since: float
     messages: int
     peer: str = ""
-    slow: bool = False
 
 
 @dataclass(slots=True)
@@ -136,11 +138,9 @@ class ConnectionGuard:
         self._growth: dict[str, _Growth] = {}
         self._snapshots: dict[int, int] = {}  # bytes received at the last scan, by cookie
         self._next_scan = 0.0
-        self._next_trim = 0.0
         self._least_resident = 0
         self._peak = 0  # most bytes buffered since memory was last returned
-        self._busy_until = 0.0
-        self._freed = 0  # bytes of ended calls that may not have been returned to the system
+        self._quiet_at = 0.0
         self._ended: dict[int, int] = {}  # times that calls of a connection were ended, by cookie
         # To be closed by the next look: their calls get a status first. gRPC may hold messages of
         # calls that it has not handed over, which nothing else would free.
@@ -177,7 +177,8 @@ class ConnectionGuard:
                 self._look(time.monotonic())
             except Exception:  # the next look may succeed, and nothing else does this
                 log.exception("uncaught exception while connections were observed")
-            interval = max(INTERVAL, min(MAX_INTERVAL, (time.thread_time() - start) / LOAD))
+            least = INTERVAL if self._observed else IDLE_INTERVAL
+            interval = max(least, min(MAX_INTERVAL, (time.thread_time() - start) / LOAD))
         self._observed.clear()  # a stopping server waits until its calls are gone
 
     def _look(self, now: float) -> None:
@@ -290,7 +291,7 @@ class ConnectionGuard:
         """End calls until what is incomplete and what is charged fits into the budget."""
         budget = self._budget
         usable = budget.usable
-        if budget.buffered_bytes <= usable or not self._has_grown(usable):
+        if budget.buffered_bytes <= usable or not self._has_grown(usable // OVERHEAD):
             return
         self._warn(
             INCOMPLETE,
@@ -323,7 +324,6 @@ class ConnectionGuard:
                 self._to_close.append(connection)
         growth = self._growth[peer]
         growth.base += growth.incomplete
-        self._freed += growth.incomplete
         self._budget.incomplete_bytes -= OVERHEAD * growth.incomplete
         growth.incomplete = 0
 
@@ -337,20 +337,17 @@ class ConnectionGuard:
         return not resident or resident - self._least_resident >= size
 
     def _return_memory(self, now: float) -> None:
-        """Return memory to the system after a burst, and while calls are being ended.
+        """Return memory to the system after a burst.
 
-        That takes some ten milliseconds, in which other threads may wait for memory.
+        That takes some ten milliseconds, in which other threads wait for memory: while there is
+        much to do they would wait for much longer.
         """
         buffered = self._budget.buffered_bytes
         self._peak = max(self._peak, buffered)
         if self._peak < TRIM_BYTES or buffered > self._peak // 4:
-            self._busy_until = now + QUIET_SECONDS
-        if now >= self._busy_until or (
-            self._freed >= max(TRIM_BYTES, self._budget.limit // 4) and now >= self._next_trim
-        ):
-            self._freed, self._peak = 0, buffered
-            self._next_trim = now + SCAN_INTERVAL
-            self._busy_until = now + QUIET_SECONDS
+            self._quiet_at = now + QUIET_SECONDS
+        elif now >= self._quiet_at:
+            self._peak = buffered
             trim_heap()
 
     def _scan(self) -> None:

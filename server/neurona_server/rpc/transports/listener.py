@@ -83,7 +83,7 @@ class ListenerOptions:
     max_streams: int = 4096
     """Concurrent calls of one connection; gRPC's clients hold back further ones."""
     max_buffered_bytes: int = 0
-    """The bytes of messages that are being received and answered; 0: by the memory."""
+    """The bytes of messages that are being received and answered; 0: as `buffer_limit`."""
     connection_limits: ConnectionLimits = NO_CONNECTION_LIMITS
     """How many connections may be open."""
     on_close: Callable[[str], None] = lambda _: None
@@ -111,19 +111,8 @@ class ListenerOptions:
         return (1 - AGE_JITTER) * self.max_connection_age_grace
 
     def make_budget(self) -> BufferBudget:
-        """Make the budget of messages that are being received and answered.
-
-        Raises:
-            ConfigError: A few messages of the maximum size do not fit into it.
-        """
-        least = MESSAGES * self.max_message_bytes
-        if self.max_buffered_bytes and self.max_buffered_bytes < least:
-            raise ConfigError(
-                f"invalid max_buffered_bytes: {self.max_buffered_bytes} (expected at least "
-                f"{least}, {MESSAGES} times max_message_bytes)"
-            )
-        memory = memory_limit() or MAX_DEFAULT_BUDGET
-        limit = self.max_buffered_bytes or max(least, min(memory // 4, MAX_DEFAULT_BUDGET))
+        """Make the budget of messages that are being received and answered."""
+        limit = self.max_buffered_bytes or buffer_limit(0, self.max_message_bytes)
         return BufferBudget(limit, self.max_message_bytes)
 
     def make_guard(self, budget: BufferBudget) -> ConnectionGuard:
@@ -167,6 +156,26 @@ class ListenerOptions:
             # A level, not an algorithm: gRPC would use that for callers that do not accept it too.
             arguments["grpc.default_compression_level"] = _LOW_COMPRESSION
         return list(arguments.items())
+
+
+def buffer_limit(total: int, max_message_bytes: int, processes: int = 1) -> int:
+    """Return the bytes that each of several processes may buffer, of `total` bytes.
+
+    If `total` is 0, they are a quarter of the memory, up to MAX_DEFAULT_BUDGET in each process.
+
+    Raises:
+        ConfigError: A few messages of the maximum size do not fit.
+    """
+    least = MESSAGES * max_message_bytes
+    if not total:
+        memory = memory_limit() or MAX_DEFAULT_BUDGET
+        return max(least, min(memory // 4 // processes, MAX_DEFAULT_BUDGET))
+    if total // processes < least:
+        raise ConfigError(
+            f"invalid max_buffered_bytes: {total} (expected at least {least * processes}, "
+            f"{MESSAGES} times max_message_bytes for each process)"
+        )
+    return total // processes
 
 
 def connection_limits(total: int, per_address: int, addresses: int) -> ConnectionLimits:
