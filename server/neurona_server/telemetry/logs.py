@@ -57,7 +57,7 @@ def set_up(
     if log_format == "human" and not starts_processes:  # a traceback is not a line of JSON
         standard_error.report_crashes(original)
     formatter = (JsonFormatter if log_format == "json" else HumanFormatter)(process)
-    handler = _Handler(original, formatter)
+    handler = _Handler(original, formatter, captures=not starts_processes)
     handler.limit.replace_exception_method(logging.getLogger(GRPC_DECODER))
     logging.basicConfig(level=level, handlers=[handler])
     # The level of callers' choice (LogSettings) must not make gRPC log what callers send.
@@ -76,9 +76,12 @@ def report_fatal(error: Exception) -> None:
 def report_end(text: str) -> None:
     """Report why the process is about to end, and wait FLUSH_SECONDS at most until it is written.
 
-    As a JSON log line if the log is so set up, else as plain text.
+    As a JSON log line if the log is so set up, else as plain text. It is the last line: what
+    libraries have written before comes before it.
     """
     handler = _handler()
+    if handler is not None and handler.captures:
+        standard_error.log_captured_lines()
     if handler is None:
         _write_unless_blocked(f"neurona-serve: {printable(text)}\n")
     elif isinstance(handler.formatter, JsonFormatter):
@@ -166,8 +169,10 @@ class JsonFormatter(logging.Formatter):
 class _Handler(logging.Handler):
     """Formats records, and hands them to the thread that writes them."""
 
-    def __init__(self, descriptor: int, formatter: logging.Formatter) -> None:
+    def __init__(self, descriptor: int, formatter: logging.Formatter, *, captures: bool) -> None:
         super().__init__()
+        self.captures = captures
+        """Whether standard error is captured, and so passed to this handler."""
         self.limit = LineLimit()
         self.writer = LogWriter(descriptor, self._format_notice)
         self.setFormatter(formatter)

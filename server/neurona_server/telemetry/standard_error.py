@@ -28,6 +28,9 @@ a thread busy."""
 END_SECONDS = 1.0
 """Seconds at the end of the process for the last captured lines."""
 
+_END_OF_LINES = os.urandom(16).hex().encode()  # no library writes this line
+_awaited: list[threading.Event] = []  # of those who wait for it
+
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _F_SETPIPE_SZ = 1031  # fcntl's name for it exists on Linux only
 
@@ -74,6 +77,17 @@ def capture() -> int:
 
     atexit.register(restore)
     return original
+
+
+def log_captured_lines() -> None:
+    """Wait, for END_SECONDS at most, until all lines written before are passed to the log."""
+    logged = threading.Event()
+    _awaited.append(logged)
+    try:
+        os.write(2, b"\n" + _END_OF_LINES + b"\n")
+    except OSError:  # the pipe is full, or nothing is captured
+        return
+    logged.wait(END_SECONDS)
 
 
 def report_crashes(original: int) -> None:
@@ -125,6 +139,9 @@ def _log_lines(reader: int, ending: threading.Event) -> None:
 
 
 def _log_line(line: bytes) -> None:
+    if line == _END_OF_LINES:
+        _awaited.pop(0).set()
+        return
     text = _COLOURS.sub("", line.decode(errors="replace").rstrip())
     if text:
         stderr_log.warning("%s", text)

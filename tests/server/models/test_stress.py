@@ -115,9 +115,12 @@ def test_every_request_is_answered_exactly_once(repository, caplog, instances, i
         assert caller.finished == Counter(dict.fromkeys(range(EACH), 1))
     assert sum(outcome_counts.values()) == CALLERS * EACH
     by_fate = {fate: {o for f, o in outcome_counts if f == fate} for fate, _ in outcome_counts}
-    assert by_fate["ok"] == {"ok"}
-    assert by_fate["poison"] == {"failed"}
-    assert by_fate["cancel"] <= {"ok", "cancelled"}
+    # Once admitted, a more urgent request may displace them from the full queue.
+    assert by_fate["ok"] <= {"ok", "rejected"}
+    assert by_fate["poison"] <= {"failed", "rejected"}
+    assert by_fate["cancel"] <= {"ok", "cancelled", "rejected"}
+    assert outcome_counts["ok", "ok"] > 0.5 * outcome_counts.total()
+    assert outcome_counts["poison", "failed"] > 0
     assert by_fate["expire"] <= {"ok", "expired", "rejected"}
     assert outcome_counts["cancel", "cancelled"] > 0
     assert repr(model.batcher.queue) == "<Queue closed: 0 requests, 0 rows, 0 bytes>"

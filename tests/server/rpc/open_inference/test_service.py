@@ -319,7 +319,7 @@ def test_1_is_the_most_urgent_priority(make_server, wait_until, field, priority,
     call = server.triton.ModelInfer.future(with_parameter("priority", field, priority))
     queue = server.registry.resolve("classifier", 1).batcher.queue
     wait_until(lambda: queue.rows == 3)
-    assert [len(lanes) for lanes in queue._lanes] == [int(level == i) for i in range(3)]
+    assert [len(level.lanes) for level in queue._levels] == [int(level == i) for i in range(3)]
     call.cancel()
 
 
