@@ -1,5 +1,6 @@
-"""The series of connections and of calls that are rejected before they reach a model; alone,
-because they belong to no model.
+"""The series of connections and of rejected calls.
+
+They are those of calls that do not reach a model.
 """
 
 from typing import Protocol
