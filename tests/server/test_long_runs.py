@@ -9,7 +9,7 @@ import pytest
 from support import onnx_models
 from support.in_process_server import run_app
 
-from neurona_protos.prediction_pb2 import PredictRequest
+from neurona_protos.prediction_pb2 import PredictRequest, PredictStreamRequest
 from neurona_protos.prediction_pb2_grpc import PredictionStub
 from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.models.onnx import value_dependence
@@ -112,6 +112,29 @@ def test_endless_run_does_not_stop_other_callers_and_ends_with_its_deadline(serv
         assert to_array(response.outputs[0]).tolist() == [4, 4]
         assert app.count("neurona_inline", model="loop0") == 0
         assert app.count("neurona_inline", model="loop1") == 1
+
+
+def test_endless_run_of_a_stream_does_not_stop_other_callers_and_ends_with_its_stream(serve):
+    with serve() as app:
+        stub = warm_up(app)
+        asked = threading.Event()
+
+        def requests():
+            yield PredictStreamRequest(requests=[{"id": 1, "request": count_to(ENDLESS)}])
+            asked.wait(60)
+
+        stream = stub.PredictStream(requests(), timeout=60)
+        with Victim(app.address) as victim:
+            while not app.count("neurona_terminated_runs_total", model="loop0"):
+                time.sleep(0.01)
+            calls = victim.calls
+            while victim.calls == calls:
+                time.sleep(0.01)
+        assert victim.longest < MAX_WAIT
+        stream.cancel()
+        asked.set()
+        response = stub.Predict(count_to(4), timeout=10)
+        assert to_array(response.outputs[0]).tolist() == [4, 4]
 
 
 def test_requests_of_an_interrupted_run_are_answered_by_an_instance(serve):

@@ -5,7 +5,7 @@ import os
 import pytest
 from prometheus_client import CollectorRegistry
 
-from neurona_server.resources import available_cpus, memory_limit
+from neurona_server.resources import MemoryKills, available_cpus, memory_limit
 from neurona_server.telemetry.collectors import MemoryLimitCollector
 
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -107,3 +107,26 @@ def test_the_quota_of_cgroup_v1_bounds_the_cpus(tmp_path, quota, cpus):
 
 def test_without_a_quota_it_is_the_affinity(tmp_path):
     assert available_cpus(tmp_path) == ALL
+
+
+@pytest.mark.parametrize("name", ["memory.events", "memory.oom_control"])
+def test_kills_for_memory_are_those_of_the_innermost_group(tmp_path, name):
+    v2 = name == "memory.events"
+    root = tmp_path if v2 else tmp_path / "memory"
+    groups = tmp_path / "groups"
+    groups.write_text("0::/a/b\n" if v2 else "5:memory:/a/b\n")
+    inner = root / "a" / "b" / name
+    inner.parent.mkdir(parents=True)
+    inner.write_text("low 0\noom 0\noom_kill 2\n")
+    (root / "a" / name).write_text("oom_kill 9\n")
+    kills = MemoryKills(tmp_path, groups)
+    assert not kills.have_grown()
+    (root / "a" / name).write_text("oom_kill 10\n")
+    assert not kills.have_grown()
+    inner.write_text("low 0\noom 1\noom_kill 3\n")
+    assert kills.have_grown()
+    assert not kills.have_grown()
+
+
+def test_a_system_without_control_groups_has_counts_of_kills_for_memory(tmp_path):
+    assert not MemoryKills(tmp_path, tmp_path / "groups").have_grown()

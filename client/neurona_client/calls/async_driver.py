@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from neurona_client.calls.backpressure import CapacityLimiter
 from neurona_client.calls.steps import Deadline, Operation, Step
-from neurona_client.errors import ClosedError, NeuronaError
+from neurona_client.errors import ClosedError, DeadlineExceededError, NeuronaError
 from neurona_client.transport.grpc_calls import Outcome
 from neurona_client.transport.stream import PendingRequest, Stream
 
@@ -76,7 +76,7 @@ class LoopDriver:
         Raises:
             DeadlineExceededError: there was no outcome before the deadline.
         """
-        pending = timer = None
+        pending = timer = remaining = None
         try:
             loop = self._running_loop()
             reply = CoroutineReply(loop, self._resolve_later)
@@ -86,6 +86,10 @@ class LoopDriver:
                 timer = loop.call_later(remaining, _expire, reply, deadline)
             stream.submit(pending)
             return await reply.future
+        except DeadlineExceededError:
+            if timer is not None:
+                stream.record_timeout(remaining or 0.0)
+            raise
         finally:
             if pending is not None:
                 pending.abandoned = True  # has an effect if it was cancelled or is late

@@ -15,9 +15,9 @@ from neurona_client.calls.retry import StepFactory
 from neurona_client.calls.steps import Call, Deadline, Step
 from neurona_client.errors import NeuronaError, OverloadedError, UnavailableError
 from neurona_client.options import Retries
-from neurona_client.transport.endpoint import Endpoint, generic_deadline_error
+from neurona_client.transport.endpoint import Endpoint
 from neurona_client.transport.endpoint_pool import EndpointPool
-from neurona_client.transport.grpc_calls import Outcome, OutcomeCallback
+from neurona_client.transport.grpc_calls import Outcome, OutcomeCallback, generic_deadline_error
 from neurona_client.transport.stream import Deliver, Deliveries, Stream
 
 _MAX_SAVED_HEDGES = 10.0
@@ -182,10 +182,11 @@ class Hedging:
         deadline: Deadline,
         make_step: StepFactory,
     ) -> Call:
+        started = time.monotonic()
         first = race.start_attempt(make_step(endpoint, deadline.remaining()))
         hedge: Attempt | None = None
         pause = self._hedge_after
-        hedge_time = time.monotonic() + pause
+        hedge_time = started + pause
         while True:
             if isinstance(first.outcome, bytes):
                 return first.outcome
@@ -200,6 +201,7 @@ class Hedging:
                 raise first.outcome
             now = time.monotonic()
             if now >= race.end:
+                endpoint.record_timeout(now - started)
                 raise generic_deadline_error()
             if now >= hedge_time:
                 if not self._server_overloaded:

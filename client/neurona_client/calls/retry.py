@@ -21,8 +21,9 @@ from neurona_client.errors import (
     UnreachableError,
 )
 from neurona_client.options import Retries
-from neurona_client.transport.endpoint import GENERIC_DEADLINE_MESSAGES, Endpoint
+from neurona_client.transport.endpoint import Endpoint
 from neurona_client.transport.endpoint_pool import EndpointPool
+from neurona_client.transport.grpc_calls import GENERIC_DEADLINE_MESSAGES
 
 _DIAGNOSIS_TIMEOUT_SECONDS = 1.0
 """For the call that finds out why no server is reachable."""

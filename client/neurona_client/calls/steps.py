@@ -12,9 +12,14 @@ from typing import Protocol, TypeVar
 
 from neurona_client.calls.backpressure import CapacityLimiter
 from neurona_client.errors import DeadlineExceededError
-from neurona_client.transport.endpoint import Endpoint, generic_deadline_error
+from neurona_client.transport.endpoint import Endpoint
 from neurona_client.transport.endpoint_pool import EndpointPool
-from neurona_client.transport.grpc_calls import Metadata, Outcome, OutcomeCallback
+from neurona_client.transport.grpc_calls import (
+    Metadata,
+    Outcome,
+    OutcomeCallback,
+    generic_deadline_error,
+)
 
 T = TypeVar("T")
 
@@ -171,6 +176,7 @@ class UnaryCall:
 
     def timeout_outcome(self) -> Outcome:
         """See `Step.timeout_outcome`."""
+        self._endpoint.record_timeout(self.timeout or 0.0)
         return generic_deadline_error()
 
 

@@ -120,6 +120,7 @@ def send_streamed(
         if stream.abandon(pending):
             reply.wake_next()
             return reply.outcome
+        stream.record_timeout(remaining or 0.0)
         raise deadline.exceeded_error()
     finally:
         capacity.release(len(message))

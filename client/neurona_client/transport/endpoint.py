@@ -1,7 +1,8 @@
 """One server address and the channel to it: name resolution, health, unary calls.
 
 A call of Health.Watch that is always open reports at once when the server serves, drains or is
-gone. (gRPC's own state of a channel would have to be polled.)
+gone. (gRPC's own state of a channel would have to be polled.) A server that hangs is found by
+health checks, which are sent while calls to it get no answer.
 """
 
 import json
@@ -16,27 +17,49 @@ import grpc
 
 from neurona_client.errors import (
     DeadlineExceededError,
-    NeuronaError,
     ServerError,
     UnavailableError,
 )
 from neurona_client.options import ClientOptions, Tls
-from neurona_client.transport.grpc_calls import Metadata, Outcome, OutcomeCallback, UnaryMethod
+from neurona_client.transport.grpc_calls import (
+    GENERIC_DEADLINE_MESSAGES,
+    Metadata,
+    Outcome,
+    OutcomeCallback,
+    UnaryMethod,
+)
 from neurona_protos.wire_format import fields, read_varint
 
 DNS_PREFIX = "dns:"
 
 SERVING = 1  # of grpc.health.v1.HealthCheckResponse
 _WATCH_PATH = "/grpc.health.v1.Health/Watch"
-
-GENERIC_DEADLINE_MESSAGES = ("deadline exceeded", "Deadline Exceeded")
-"""Messages that do not say how long the timeout was: the client's and gRPC's."""
+_CHECK_PATH = "/grpc.health.v1.Health/Check"
 
 CONNECTION_CLOSED = "connection closed"
 """The client was closed, or the name no longer has the address: another server is tried."""
 
-_KEEPALIVE_MS = 30_000
-_KEEPALIVE_TIMEOUT_MS = 10_000
+_KEEPALIVE_MS = 6_000
+"""Silence after which gRPC pings. Neurona closes connections that ping every 5 seconds or faster;
+a server that rejects this interval too makes gRPC double it."""
+
+_KEEPALIVE_TIMEOUT_MS = 5_000
+"""How long gRPC waits for the answer before it closes the connection and ends its calls."""
+
+_MIN_SILENCE_SECONDS = 0.1
+"""A server is suspected if calls time out and nothing has come from it for so long ..."""
+
+_CALL_SILENCE_SECONDS = 1.0
+"""... or if calls without an answer have been waiting for so long."""
+
+_PROBE_TIMEOUT_SECONDS = 2.0
+"""A suspected server that does not answer a health check within this time hangs."""
+
+_MIN_PROBE_PAUSE_SECONDS = 0.5
+_MAX_PROBE_PAUSE_SECONDS = 8.0
+"""Between health checks of a server that hangs: doubled each time."""
+
+NO_ANSWER = "server does not answer"
 _MIN_RECONNECT_BACKOFF_MS = 100
 _MAX_RECONNECT_BACKOFF_MS = 2_000
 
@@ -104,6 +127,7 @@ def open_channel(resolved_target: ResolvedTarget, options: ClientOptions) -> grp
         # Detects a server that vanished without closing the connection while calls are running.
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         ("grpc.initial_reconnect_backoff_ms", _MIN_RECONNECT_BACKOFF_MS),
         ("grpc.min_reconnect_backoff_ms", _MIN_RECONNECT_BACKOFF_MS),
         ("grpc.max_reconnect_backoff_ms", _MAX_RECONNECT_BACKOFF_MS),
@@ -157,7 +181,16 @@ class Endpoint:
         self.stream_load: Callable[[], int] = int
         """Returns the number of requests in flight on its stream."""
         self.channel = open_channel(resolved_target, options)
-        self._unary_calls_in_flight = 0
+        self.hanging = False
+        """It has not answered a health check: its connection is open, but calls are not answered.
+        Other servers are preferred until it answers again."""
+        self.last_answer = time.monotonic()
+        """When the last message or status came from it."""
+        self._silent_since = 0.0
+        self._is_probing = False
+        self._next_probe = 0.0
+        self._probe_pause = _MIN_PROBE_PAUSE_SECONDS
+        self._cancel_unary_calls: dict[object, Callable[[], None]] = {}  # those in flight
         self._lost_hedges, self._lost_hedges_until = 0, 0.0
         self._lock = threading.Lock()
         self._methods: dict[str, UnaryMethod] = {}
@@ -175,23 +208,32 @@ class Endpoint:
         callback: OutcomeCallback,
     ) -> Callable[[], None]:
         """Start a unary call and return what cancels it."""
-        method = self._methods.get(path)
-        if method is None:
-            method = self._methods[path] = UnaryMethod(self.channel, path)
+        key = object()
         is_cancelled = False
 
         def on_end(outcome: Outcome) -> None:
-            self._count_unary_calls(-1)
-            if isinstance(outcome, UnavailableError) and not is_cancelled:
-                self.mark_suspect()
+            with self._lock:
+                self._cancel_unary_calls.pop(key, None)
+            if isinstance(outcome, UnavailableError):
+                if not is_cancelled:
+                    self.mark_suspect()
+                if self.hanging:
+                    outcome = UnavailableError(NO_ANSWER)
+            elif _is_local_timeout(outcome):
+                self.record_timeout(timeout or 0.0)
+            else:
+                self.last_answer = time.monotonic()
             callback(outcome)
 
-        self._count_unary_calls(1)
+        self._cancel_unary_calls[key] = _do_nothing
         try:
-            cancel_call = method.start(message, timeout, metadata, on_end)
+            cancel_call = self._method(path).start(message, timeout, metadata, on_end)
         except ValueError:  # what gRPC raises after the channel was closed
             on_end(UnavailableError(CONNECTION_CLOSED))
             return _do_nothing
+        with self._lock:
+            if key in self._cancel_unary_calls:
+                self._cancel_unary_calls[key] = cancel_call
 
         def cancel() -> None:
             nonlocal is_cancelled
@@ -203,6 +245,43 @@ class Endpoint:
     def mark_suspect(self) -> None:
         """Record a failed call: for a second, other servers are preferred."""
         self.suspect_until = time.monotonic() + _SUSPECT_SECONDS
+
+    def record_timeout(self, seconds: float) -> None:
+        """Record that a call had no response for so many seconds, until its timeout.
+
+        If nothing else has come from the server meanwhile, other servers are preferred until it
+        answers a health check.
+        """
+        now = time.monotonic()
+        started = now - seconds
+        if self.last_answer >= started:
+            return
+        if self._silent_since <= self.last_answer:
+            self._silent_since = started
+        if now - self._silent_since >= _MIN_SILENCE_SECONDS:
+            self.suspect_until = now + _PROBE_TIMEOUT_SECONDS + _SUSPECT_SECONDS
+            self._probe(now)
+
+    def check_answers(self) -> None:
+        """Send a health check if calls have waited for long, or if the server hangs.
+
+        To be called several times a second.
+        """
+        now = time.monotonic()
+        if self.hanging:
+            if now >= self._next_probe:
+                self._probe(now)
+        elif self.reachable and now - self.last_answer > _CALL_SILENCE_SECONDS and self.load:
+            self._probe(now)
+
+    def fail_calls(self) -> None:
+        """End all calls in flight, so that they are sent to another server."""
+        if self.stream is not None:
+            self.stream.fail(UnavailableError(NO_ANSWER))
+        with self._lock:
+            cancels = list(self._cancel_unary_calls.values())
+        for cancel in cancels:
+            cancel()
 
     def record_lost_hedge(self) -> None:
         """Record that a hedge got a response before the call that this server had first.
@@ -217,7 +296,7 @@ class Endpoint:
     @property
     def load(self) -> int:
         """Requests in flight."""
-        load = self._unary_calls_in_flight + self.stream_load()
+        load = len(self._cancel_unary_calls) + self.stream_load()
         if self._lost_hedges and time.monotonic() < self._lost_hedges_until:
             load += self._lost_hedges
         return load
@@ -227,9 +306,38 @@ class Endpoint:
         self._closed.set()
         self.channel.close()
 
-    def _count_unary_calls(self, change: int) -> None:
+    def _method(self, path: str) -> UnaryMethod:
+        method = self._methods.get(path)
+        if method is None:
+            method = self._methods[path] = UnaryMethod(self.channel, path)
+        return method
+
+    def _probe(self, now: float) -> None:
         with self._lock:
-            self._unary_calls_in_flight += change
+            if self._is_probing or self._closed.is_set():
+                return
+            self._is_probing = True
+
+        def on_end(outcome: Outcome) -> None:
+            if not _is_local_timeout(outcome):
+                if not isinstance(outcome, UnavailableError):  # a lost connection does not hang
+                    self._record_answer()
+            elif self.last_answer < now:
+                self._next_probe = time.monotonic() + self._probe_pause
+                self._probe_pause = min(2 * self._probe_pause, _MAX_PROBE_PAUSE_SECONDS)
+                self.hanging = True
+            self._is_probing = False
+
+        try:
+            self._method(_CHECK_PATH).start(b"", _PROBE_TIMEOUT_SECONDS, self._metadata, on_end)
+        except ValueError:  # the channel is closed
+            self._is_probing = False
+
+    def _record_answer(self) -> None:
+        self.last_answer = time.monotonic()
+        self.suspect_until = 0.0
+        self.hanging = False
+        self._probe_pause = _MIN_PROBE_PAUSE_SECONDS
 
     def _watch_health(self) -> None:
         is_rejected = False
@@ -241,6 +349,7 @@ class Endpoint:
                 statuses = method(b"", metadata=self._metadata, wait_for_ready=not is_rejected)
                 for response in statuses:
                     received_status = True
+                    self._record_answer()
                     self._set_state(
                         reachable=True, serving=parse_health_status(response) == SERVING
                     )
@@ -252,6 +361,7 @@ class Endpoint:
                     self._set_state(reachable=True, serving=True)
                     self._closed.wait(_WATCH_ERROR_RETRY_SECONDS)
                     continue
+            self.hanging = False  # it is gone, or the connection was lost
             self._set_state(reachable=False, serving=False)
             if not received_status:
                 self._closed.wait(_WATCH_RETRY_SECONDS)
@@ -282,9 +392,9 @@ def parse_health_status(response: bytes) -> int:
     return status
 
 
-def generic_deadline_error() -> NeuronaError:
-    """Return the error of a call whose deadline passed, without its timeout in the message."""
-    return DeadlineExceededError(GENERIC_DEADLINE_MESSAGES[0])
+def _is_local_timeout(outcome: Outcome) -> bool:
+    """Return whether a call timed out without an answer of the server."""
+    return isinstance(outcome, DeadlineExceededError) and str(outcome) in GENERIC_DEADLINE_MESSAGES
 
 
 def _do_nothing() -> None:

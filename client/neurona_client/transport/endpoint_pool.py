@@ -20,6 +20,7 @@ from neurona_client.transport.endpoint import (
 log = logging.getLogger(__name__)
 
 _RESOLVE_INTERVAL_SECONDS = 10.0
+_CHECK_INTERVAL_SECONDS = 0.25
 
 
 class EndpointPool:
@@ -33,12 +34,15 @@ class EndpointPool:
         self._lock = threading.Lock()
         self._waiters: list[Callable[[], None]] = []
         self._round_robin = 0
-        self._stop_resolving = threading.Event()
+        self._closing = threading.Event()
         self._resolved: dict[str, list[ResolvedTarget]] = {}
         self.resolve()
         _pools.add(self)
-        if any(target.startswith(DNS_PREFIX) for target in options.targets):
+        has_names = any(target.startswith(DNS_PREFIX) for target in options.targets)
+        if has_names:
             threading.Thread(target=self._keep_resolving, name="neurona-names", daemon=True).start()
+        if has_names or len(options.targets) > 1:  # calls can be sent to another server
+            threading.Thread(target=self._check_answers, name="neurona-checks", daemon=True).start()
 
     @property
     def address(self) -> str:
@@ -62,7 +66,10 @@ class EndpointPool:
         if len(self.endpoints) == 1:
             return self.endpoints[0] if self.endpoints[0].reachable else None
         now = time.monotonic()
-        candidates = [one for one in self.endpoints if one.serving and one.suspect_until < now]
+        candidates = [one for one in self.endpoints if _is_healthy(one, now)]
+        candidates = candidates or [
+            one for one in self.endpoints if one.serving and not one.hanging
+        ]
         candidates = candidates or [one for one in self.endpoints if one.serving]
         candidates = candidates or [one for one in self.endpoints if one.reachable]
         if len(candidates) > 1:
@@ -77,7 +84,7 @@ class EndpointPool:
     def has_healthy_endpoint(self) -> bool:
         """Whether a failed call may be sent to another server without a pause."""
         now = time.monotonic()
-        return any(one.serving and one.suspect_until < now for one in self.endpoints)
+        return any(_is_healthy(one, now) for one in self.endpoints)
 
     def call_when_reachable(self, callback: Callable[[], None]) -> None:
         """Call back once when a server is reachable or the pool is closed; perhaps right away."""
@@ -98,7 +105,7 @@ class EndpointPool:
         if self.closed_reason:
             return
         self.closed_reason = "client closed"
-        self._stop_resolving.set()
+        self._closing.set()
         self._wake_waiters()
         for endpoint in self.endpoints:
             endpoint.close()
@@ -130,11 +137,25 @@ class EndpointPool:
             endpoint.close()
 
     def _keep_resolving(self) -> None:
-        while not self._stop_resolving.wait(_RESOLVE_INTERVAL_SECONDS):
+        while not self._closing.wait(_RESOLVE_INTERVAL_SECONDS):
             try:
                 self.resolve()
             except Exception:  # such as a certificate file that is being replaced
                 log.exception("name resolution failed; retrying in %g s", _RESOLVE_INTERVAL_SECONDS)
+
+    def _check_answers(self) -> None:
+        """Find servers that hang, and send their calls to others."""
+        while not self._closing.wait(_CHECK_INTERVAL_SECONDS):
+            endpoints = self.endpoints
+            if len(endpoints) < 2:
+                continue
+            for endpoint in endpoints:
+                try:
+                    endpoint.check_answers()
+                    if endpoint.hanging and endpoint.load and self.has_healthy_endpoint():
+                        endpoint.fail_calls()
+                except Exception:  # a bug here must not leave calls waiting from then on
+                    log.exception("uncaught exception while a server was checked")
 
     def _any_reachable(self) -> bool:
         return any(endpoint.reachable for endpoint in self.endpoints)
@@ -148,6 +169,10 @@ class EndpointPool:
             waiters, self._waiters = self._waiters, []
         for callback in waiters:
             callback()
+
+
+def _is_healthy(endpoint: Endpoint, now: float) -> bool:
+    return endpoint.serving and not endpoint.hanging and endpoint.suspect_until < now
 
 
 _pools: weakref.WeakSet[EndpointPool] = weakref.WeakSet()

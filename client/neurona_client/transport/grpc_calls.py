@@ -7,6 +7,7 @@ public API: where it is absent or differs, the public API takes over.
 """
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import grpc
 
 from neurona_client.errors import (
+    DeadlineExceededError,
     NeuronaError,
     ServerError,
     UnavailableError,
@@ -40,6 +42,11 @@ Metadata = tuple[tuple[str, str], ...]
 STREAM_PATH = "/neurona.v1.Prediction/PredictStream"
 _CANCELLED = grpc.StatusCode.CANCELLED.value[0]
 _NO_FLAGS = 0
+_CLOCK_TOLERANCE = 0.001
+"""Seconds by which a server may notice a deadline earlier."""
+
+GENERIC_DEADLINE_MESSAGES = ("deadline exceeded", "Deadline Exceeded")
+"""Messages that do not say how long the timeout was: the client's and gRPC's."""
 
 
 class StreamListener(Protocol):
@@ -233,8 +240,9 @@ class UnaryMethod:
             except (AttributeError, TypeError) as error:
                 self._uses_cygrpc = False
                 _log_fallback(error)
+        end = _end_of(timeout)
         future = self._callable.future(message, timeout=timeout, metadata=metadata)
-        future.add_done_callback(lambda call: callback(_outcome_of_call(call)))
+        future.add_done_callback(lambda call: callback(_outcome_of_call(call, end)))
 
         def cancel() -> None:
             future.cancel()
@@ -244,6 +252,7 @@ class UnaryMethod:
     def _start_on_cygrpc(
         self, message: bytes, timeout: float | None, metadata: Metadata, callback: OutcomeCallback
     ) -> Callable[[], None]:
+        end = _end_of(timeout)
         response = cygrpc.ReceiveMessageOperation(_NO_FLAGS)
         status = cygrpc.ReceiveStatusOnClientOperation(_NO_FLAGS)
         operations = (
@@ -257,7 +266,7 @@ class UnaryMethod:
 
         def on_end(_: Any) -> bool:
             try:
-                callback(_outcome_of_operations(response, status))
+                callback(_outcome_of_operations(response, status, end))
             except Exception:  # in gRPC's thread, which all calls of the channel need
                 log.exception("uncaught exception in a callback; the outcome of a call is lost")
             return True  # the call needs no more events
@@ -282,24 +291,34 @@ class UnaryMethod:
         return cancel
 
 
+def generic_deadline_error() -> NeuronaError:
+    """Return the error of a call whose deadline passed, without its timeout in the message."""
+    return DeadlineExceededError(GENERIC_DEADLINE_MESSAGES[0])
+
+
 def _log_fallback(error: Exception) -> None:
     log.warning("falling back to grpcio's public API (grpcio %s): %s", grpc.__version__, error)
 
 
-def _outcome_of_call(call: Any) -> Outcome:
+def _end_of(timeout: float | None) -> float:
+    """Return when a call that starts now has exceeded its deadline, in monotonic time."""
+    return math.inf if timeout is None else time.monotonic() + timeout - _CLOCK_TOLERANCE
+
+
+def _outcome_of_call(call: Any, end: float) -> Outcome:
     """Return the outcome of a call of the public API."""
     if call.code() is grpc.StatusCode.OK:
         response: bytes = call.result()
         return response
-    return _error_of_call(call)
+    return _error_of_call(call, end)
 
 
-def _error_of_call(call: Any) -> NeuronaError:
+def _error_of_call(call: Any, end: float = math.inf) -> NeuronaError:
     """Return the error of a call of the public API."""
-    return _error(call.code().value[0], call.details() or "", call.trailing_metadata())
+    return _error(call.code().value[0], call.details() or "", call.trailing_metadata(), end)
 
 
-def _outcome_of_operations(response: Any, status: Any) -> Outcome:
+def _outcome_of_operations(response: Any, status: Any, end: float) -> Outcome:
     """Return the outcome of a call on cygrpc."""
     code: int = status.code()
     if code == 0:
@@ -308,10 +327,13 @@ def _outcome_of_operations(response: Any, status: Any) -> Outcome:
     details = status.details() or ""
     if isinstance(details, bytes):
         details = details.decode(errors="replace")
-    return _error(code, details, status.trailing_metadata())
+    return _error(code, details, status.trailing_metadata(), end)
 
 
-def _error(code: int, message: str, trailers: Any) -> NeuronaError:
+def _error(code: int, message: str, trailers: Any, end: float) -> NeuronaError:
+    # When a deadline passes, the server may cancel the call before gRPC has ended it here.
+    if code == _CANCELLED and time.monotonic() >= end:
+        return generic_deadline_error()
     # A server that shuts down ends calls that it has not started like this: another server will
     # answer. The outcome of a call that the caller cancels is not read.
     if code == _CANCELLED or message == "Stream removed":

@@ -6,6 +6,7 @@ is dropped, and the response to one that has been sent is ignored.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -16,7 +17,7 @@ from neurona_client.errors import (
     ServerError,
     UnavailableError,
 )
-from neurona_client.transport.endpoint import Endpoint, generic_deadline_error
+from neurona_client.transport.endpoint import Endpoint
 from neurona_client.transport.framing import (
     END_OF_IDS,
     FIRST_ID,
@@ -30,6 +31,7 @@ from neurona_client.transport.grpc_calls import (
     Metadata,
     Outcome,
     OutcomeCallback,
+    generic_deadline_error,
     open_stream,
 )
 
@@ -101,7 +103,7 @@ class Stream:
                 self._start_write()
         except BaseException:  # Ctrl-C: perhaps no thread is going to write the queue
             self.abandon(pending)
-            self._fail(UnavailableError("interrupted"))
+            self.fail(UnavailableError("interrupted"))
             raise
 
     def abandon(self, pending: PendingRequest) -> bool:
@@ -120,23 +122,33 @@ class Stream:
         if self._queue and not self._writing and not self.hold_count:
             self._start_write()
 
+    def record_timeout(self, seconds: float) -> None:
+        """Record that a request had no response for so many seconds, until its timeout."""
+        self._endpoint.record_timeout(seconds)
+
+    def fail(self, error: NeuronaError) -> None:
+        """End the stream; all requests without an outcome fail with `error`."""
+        self.on_end(error)
+        self._byte_stream.cancel()
+
     def close(self) -> None:
         """End the stream; all requests without an outcome fail with ClosedError."""
-        self._fail(ClosedError("client closed"))
+        self.fail(ClosedError("client closed"))
 
     def on_message(self, message: bytes) -> None:
         """See `StreamListener`."""
+        self._endpoint.last_answer = time.monotonic()
         try:
             self._deliver_responses(parse_responses(message))
         except ServerError as error:
-            self._fail(error)
+            self.fail(error)
 
     def on_written(self) -> None:
         """See `StreamListener`; also called to write the first message."""
         try:
             self._write_next()
         except BaseException:  # Ctrl-C in a caller's thread: the message was not sent
-            self._fail(UnavailableError("interrupted"))
+            self.fail(UnavailableError("interrupted"))
             raise
 
     def on_end(self, error: NeuronaError) -> None:
@@ -156,10 +168,6 @@ class Stream:
             self._endpoint.mark_suspect()
         self._deliver_failure(unanswered, error)
         self._fail_queued()
-
-    def _fail(self, error: NeuronaError) -> None:
-        self.on_end(error)
-        self._byte_stream.cancel()
 
     def _start_write(self) -> None:
         if self._claim_writing():
@@ -210,7 +218,7 @@ class Stream:
         if self.failure is not None:
             self._fail_queued()
         elif not free_ids:  # thousands of requests were abandoned and never answered
-            self._fail(UnavailableError("too many requests without a response on the stream"))
+            self.fail(UnavailableError("too many requests without a response on the stream"))
         return b"".join(pieces)
 
     def _deliver_responses(self, responses: list[tuple[int, bytes | NeuronaError]]) -> None:
@@ -232,6 +240,8 @@ class Stream:
 
     def _count_in_flight(self) -> int:
         """Return the number of requests without a response, queued or sent."""
+        if self.failure is not None:
+            return 0
         return len(self._queue) + END_OF_IDS - FIRST_ID - len(self._free_ids)
 
     def _fail_queued(self) -> None:
@@ -280,4 +290,5 @@ class StreamedCall:
 
     def timeout_outcome(self) -> Outcome:
         """See `Step.timeout_outcome`."""
+        self._stream.record_timeout(self.timeout or 0.0)
         return generic_deadline_error()

@@ -21,7 +21,7 @@ from neurona_server.processes.channel import (
 )
 from neurona_server.processes.quarantine import Crash
 from neurona_server.resources import MemoryKills
-from neurona_server.telemetry.run_journal import DUMP_SIGNAL, RunJournal
+from neurona_server.telemetry.run_journal import DUMP_SIGNAL, RunJournal, RunningModel
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,10 @@ that, is killed."""
 
 DUMP_SECONDS = 0.5
 """Time for a process that hangs to write its stacks."""
+
+TRANSPORTS = f"neurona_server{os.sep}rpc{os.sep}transports"
+"""In the stack of the thread that takes events: a model that it runs inline is to blame for a
+hang."""
 
 CRASH_SIGNALS = {
     getattr(signal, name)
@@ -90,6 +94,7 @@ class WorkerHandle:
         self._requested = self._reported = 0
         self._changed = threading.Condition()
         self._hang_reason = ""
+        self._hang_suspects: list[RunningModel] = []
         self._heartbeats = self._missed = 0
         self._memory_kills = memory_kills
         self._journal = RunJournal.create()
@@ -173,6 +178,9 @@ class WorkerHandle:
                 time.sleep(DUMP_SECONDS)
                 with self._changed:
                     stacks = [] if self._exited else self._journal.stacks()
+                    for stack in stacks:
+                        if TRANSPORTS in stack:
+                            self._hang_suspects += self._journal.models_in_stack(stack)
                 for stack in stacks:
                     log.error("worker %d hangs: thread in %s", self.number, stack)
         finally:
@@ -248,6 +256,8 @@ class WorkerHandle:
 
     def _find_crash(self) -> Crash | None:
         number = -self.status
+        if self._hang_suspects:
+            return Crash("killed for a hang", self._hang_suspects, time.monotonic())
         if number in CRASH_SIGNALS:
             reason = f"killed by {signal.Signals(number).name}"
             suspects = self._journal.models_at_crash()

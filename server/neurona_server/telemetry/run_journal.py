@@ -190,8 +190,10 @@ class RunJournal:
         what all threads ran.
         """
         stack = self.stack_at_crash()
-        if not stack:
-            return self.running_models()
+        return self.models_in_stack(stack) if stack else self.running_models()
+
+    def models_in_stack(self, stack: str) -> list[RunningModel]:
+        """Return the model that the thread of a stack runs, if any."""
         if (match := _NUMBER.search(stack)) is None:
             return []
         number = int(match.group(1))

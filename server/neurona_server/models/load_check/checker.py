@@ -193,7 +193,7 @@ def _raise_if_failed(source: ModelSource, answer: dict[str, Any]) -> None:
     if not (reason := answer.get("reason")):
         return
     for level, text in answer.get("log", ()):
-        log.log(level, "%s: %s", source, printable(text), extra=source.log_fields)
+        log.log(level, "%s: in its check: %s", source, printable(text), extra=source.log_fields)
     raise LoadError(reason)
 
 

@@ -76,7 +76,7 @@ def main() -> int:
     connection = Connection(int(sys.argv[1]))
     _become_harmless()
     collector = LogCollector()
-    logging.basicConfig(level=logging.INFO, handlers=[collector])
+    logging.basicConfig(level=logging.INFO, handlers=[collector], format="%(message)s")
     jobs: queue.SimpleQueue[CheckJob] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, jobs), daemon=True).start()
     while True:

@@ -84,6 +84,9 @@ def test_a_file_that_the_server_would_reject_is_rejected_with_its_reason_and_log
     source = source_of(tmp_path, "bad")
     source = replace(source, settings=replace(source.settings, warm_up=(sample,)))
     assert "its warm-up sample 's'" in check(checker, source)
+    path.write_bytes(path.read_bytes().replace(b"Softmax", b"Sofamax"))
+    assert check(checker, source_of(tmp_path, "bad")).startswith("ONNX Runtime cannot load it")
+    assert f"bad/1: in its check: {path}: [ONNXRuntimeError]" in caplog.text
     assert len(checker._idle) == 1
 
 
