@@ -62,14 +62,18 @@ def test_files_of_every_kind(content):
     assert check_load()
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.binary(max_size=200))
 def test_random_files(content):
     Path("neurona.toml").write_bytes(content)
     check_load()
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.sampled_from(NAMES),
     st.one_of(st.text(), st.from_regex(r"[-+]?[0-9_.e]{1,30}"), st.text("\0\udcff\ud800é:=,[]*")),

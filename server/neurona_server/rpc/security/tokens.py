@@ -63,7 +63,7 @@ class Access:
             raise UnauthenticatedError("invalid authorization (expected Bearer TOKEN)")
         # The duration of the lookup may depend on the digest, but reveals nothing of use: who
         # chooses tokens cannot choose their digests, and a digest does not lead to its token.
-        digest = hashlib.sha256(bearer[1].encode()).digest()
+        digest = hashlib.sha256(bearer[1].encode(errors="replace")).digest()
         grant = self._grants.content.get(digest)
         if grant is None:
             raise UnauthenticatedError("unknown token")
