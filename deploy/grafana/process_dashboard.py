@@ -147,6 +147,26 @@ def _transport() -> Row:
                 unit="reqps",
             ),
             time_series(
+                "Connections",
+                "Open ones, and those that were closed for max_buffered_bytes (buffers_full), "
+                "max_connections_per_address (per_address) or max_connections (never_called).",
+                query(f"sum(neurona_connections{{{PROCESSES}}})", "open"),
+                query(
+                    rate("neurona_closed_connections_total", PROCESSES, "reason"),
+                    "{{reason}} per second",
+                ),
+                unit="none",
+                logarithmic=True,
+            ),
+            time_series(
+                "Buffered bytes",
+                "Large or slow messages that are being received, wait or are being sent. Near "
+                "max_buffered_bytes calls are rejected: look for callers with slow networks, or "
+                "that do not read their responses.",
+                query(f"sum(neurona_buffered_bytes{{{PROCESSES}}})", "buffered"),
+                unit="bytes",
+            ),
+            time_series(
                 "File descriptors",
                 "Each connection uses one. At the limit no new connection is accepted: raise the "
                 "limit (ulimit -n), or look for callers that open a channel for each call.",

@@ -106,8 +106,11 @@ class Margins:
         self._updated = now
 
     def margin(self, level: Priority, allowed: float) -> float:
-        """Return the margin of a wait that may take `allowed` seconds."""
-        return min(self._margins[level], MAX_MARGIN * allowed)
+        """Return the margin of a wait that may take `allowed` seconds.
+
+        It is no smaller than that of a more urgent level: these are to be refused last.
+        """
+        return min(max(self._margins[: level + 1]), MAX_MARGIN * allowed)
 
     def observe(
         self,

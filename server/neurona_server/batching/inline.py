@@ -88,7 +88,7 @@ class InlineRunner:
         the instances.
         """
         watchdog = self._watchdog
-        thread = threading.get_ident()
+        thread = threading.get_native_id()
         self.turns += 1
         watchdog.inline[thread] = self  # before it takes a batch: `wait_until_idle` must see it
         try:

@@ -9,7 +9,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 log = logging.getLogger(__name__)
 
@@ -18,8 +19,11 @@ INLINE_PERIOD = 0.02
 
 MAX_LOOKS = 3
 """A turn on the transport's thread that is still the same one at the third look is interrupted:
-it takes eight times its limit or more. A machine that is busy may hold up a thread for as long as
-two looks."""
+it takes eight times its limit or more."""
+
+MIN_CPU_SECONDS = 0.01
+"""CPU time between two looks below which the thread is not at fault: others keep the CPUs busy. It
+is if it waits, for the threads that run the model together with it."""
 
 RUN_PERIOD = 0.05
 """Seconds between two looks at the runs of the instances."""
@@ -48,8 +52,13 @@ class RunsOfModel(Protocol):
         """Act on the runs that take too long, and return whether there are any runs."""
 
 
-Looks = Mapping[int, tuple[tuple[InlineTurns, int], int]]
-"""By thread: who has its turn, the number of the turn, and how often it was the same one."""
+class _Look(NamedTuple):
+    runner: InlineTurns
+    turn: int
+    looks: int
+    """Looks at which it was the same turn."""
+    cpu_seconds: float | None
+    """Those of the thread at the last look; None at the first one, or if it waited then."""
 
 
 class RunWatchdog:
@@ -60,7 +69,7 @@ class RunWatchdog:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.inline: dict[int, InlineTurns] = {}
-        """Who has its turn, by the identifier of the thread. Changed by these threads."""
+        """Who has its turn, by the native id of the thread. Changed by these threads."""
 
         self.asleep = False
         """Whether who begins a run must call `wake`."""
@@ -97,7 +106,7 @@ class RunWatchdog:
             self._models.pop(model, None)
 
     def _watch(self) -> None:
-        turns: Looks = {}
+        turns: dict[int, _Look] = {}
         running = False
         idle_periods = 0
         next_check = self._clock()
@@ -123,14 +132,23 @@ class RunWatchdog:
             idle_periods = 0 if turns or running or self._woken.is_set() else idle_periods + 1
             self._woken.clear()
 
-    def _interrupt_long_turns(self, before: Looks) -> Looks:
+    def _interrupt_long_turns(self, before: Mapping[int, _Look]) -> dict[int, _Look]:
         """Interrupt each turn that goes on since MAX_LOOKS; return those that go on now."""
-        now: dict[int, tuple[tuple[InlineTurns, int], int]] = {}
+        now: dict[int, _Look] = {}
         for thread, runner in list(self.inline.items()):
-            turn = runner, runner.turns
-            last, looks = before.get(thread, (None, 0))
-            now[thread] = turn, looks + 1 if last == turn else 1
-            if now[thread][1] >= MAX_LOOKS:
+            last = before.get(thread)
+            if last is None or last.runner is not runner or last.turn != runner.turns:
+                now[thread] = _Look(runner, runner.turns, 1, None)
+                continue
+            cpu_seconds = _cpu_seconds(thread)
+            now[thread] = _Look(runner, last.turn, last.looks + 1, cpu_seconds)
+            if now[thread].looks < MAX_LOOKS:
+                continue
+            if cpu_seconds is None or last.cpu_seconds is None:
+                at_fault = cpu_seconds is last.cpu_seconds
+            else:
+                at_fault = cpu_seconds - last.cpu_seconds >= MIN_CPU_SECONDS
+            if at_fault:
                 runner.interrupt()
         return now
 
@@ -144,3 +162,14 @@ class RunWatchdog:
             except Exception:  # one model must not keep the others from being checked
                 log.exception("uncaught exception while runs were checked")
         return running
+
+
+def _cpu_seconds(thread: int) -> float | None:
+    """Return the CPU time of a thread that runs or could run; None if it waits or is unknown."""
+    try:
+        folder = Path(f"/proc/self/task/{thread}")
+        state = (folder / "stat").read_bytes().rpartition(b") ")[2][:1]
+        nanoseconds = int((folder / "schedstat").read_bytes().split()[0])
+    except (OSError, ValueError, IndexError):  # another system than Linux
+        return None
+    return nanoseconds / 1e9 if state == b"R" and nanoseconds else None

@@ -36,13 +36,6 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from neurona_server.errors import (
-    BuffersFullError,
-    PermissionDeniedError,
-    QueueFullError,
-    TooLargeError,
-    UnauthenticatedError,
-)
 from neurona_server.telemetry import logs
 from neurona_server.telemetry.collectors import (
     VERSION_LABELS,
@@ -53,21 +46,15 @@ from neurona_server.telemetry.collectors import (
     VersionInfo,
     VersionStateCollector,
 )
+from neurona_server.telemetry.connection_metrics import (
+    REJECTION_REASONS,
+    ConnectionMetrics,
+    ConnectionState,
+)
 from neurona_server.telemetry.histogram import BufferedHistograms, DerivedCounter
 from neurona_server.telemetry.run_statistics import RunPhaseCollector, RunStatistics
 
 OUTCOMES = ("ok", "rejected", "expired", "cancelled", "invalid", "failed")
-
-REJECTION_REASONS = {
-    UnauthenticatedError: "unauthenticated",
-    PermissionDeniedError: "permission",
-    TooLargeError: "too_large",
-    QueueFullError: "too_many",
-    BuffersFullError: "buffers_full",
-}
-"""Errors that reject a call before it reaches a model, and their value of the label `reason`."""
-
-CLOSE_REASONS = ("buffers_full", "per_address", "never_called")
 
 SECONDS_BUCKETS = (  # 100 us to 10 s
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -108,20 +95,8 @@ class _VersionSeries(Protocol):
     def remove_by_labels(self, labels: dict[str, str]) -> None: ...
 
 
-class ConnectionState(Protocol):
-    """What the metrics say about the connections of a transport."""
-
-    @property
-    def connections(self) -> int: ...
-
-    @property
-    def buffered_bytes(self) -> int: ...
-
-
 class Metrics:
     """All series of one server, in the given registry (tests have several servers per process)."""
-
-    _closed_connections: Counter
 
     def __init__(self, registry: CollectorRegistry) -> None:
         # A creation time for each series would double the page.
@@ -172,11 +147,7 @@ class Metrics:
             "Requests copied to a shadow version, by how its response compared.",
             ("model", "version", "outcome"),
         )
-        self._rejected_calls = counter(
-            "rejected_calls", "Calls rejected before they reached a model, by reason.", ("reason",)
-        )
-        for reason in REJECTION_REASONS.values():
-            self._rejected_calls.labels(reason)
+        self._connections = ConnectionMetrics(registry)
         self.open_streams = gauge(
             "open_streams", "Open PredictStream and ModelStreamInfer calls.", ()
         )
@@ -310,31 +281,16 @@ class Metrics:
 
     def watch_connections(self, connections: ConnectionState) -> None:
         """Report the connections of the transport whenever the metrics are read."""
-        self._closed_connections = Counter(
-            "neurona_closed_connections",
-            "Connections closed because there were too many, by reason.",
-            ("reason",),
-            registry=self.registry,
-        )
-        for reason in CLOSE_REASONS:
-            self._closed_connections.labels(reason)
-        Gauge("neurona_connections", "Open connections.", registry=self.registry).set_function(
-            lambda: connections.connections
-        )
-        Gauge(
-            "neurona_buffered_bytes",
-            "Bytes of large or slow messages that are being received, wait or are being sent.",
-            registry=self.registry,
-        ).set_function(lambda: connections.buffered_bytes)
+        self._connections.watch(connections)
 
     def record_closed_connection(self, reason: str) -> None:
         """Count a connection that was closed because there were too many."""
-        self._closed_connections.labels(reason).inc()
+        self._connections.closed_connections.labels(reason).inc()
 
     def record_rejection(self, error: Exception) -> None:
         """Count a call that ended before its request reached a model, if `error` has a reason."""
         if (reason := REJECTION_REASONS.get(type(error))) is not None:
-            self._rejected_calls.labels(reason).inc()
+            self._connections.rejected_calls.labels(reason).inc()
 
     def record_load(self, name: str, seconds: float, *, ok: bool) -> None:
         """Count one load of a version of the model, and its duration."""

@@ -138,6 +138,16 @@ def test_more_urgent_load_that_comes_and_goes_delays_lower_levels_little():
     assert report.goodput >= 0.85
 
 
+def test_where_runs_vary_widely_the_most_urgent_requests_are_refused_least():
+    simulation = Simulation(
+        BatchPolicy(max_rows=16, latency_objective=OBJECTIVE), 0.01, 0.0025, noise=0.9, seed=7
+    )
+    report = simulation.run(Load(1.5, MIXES["equal"], (1, 2, 3)), 40)
+    rejected = [report.levels[level].rejected_share for level in Priority]
+    assert rejected == sorted(rejected)
+    assert rejected[0] <= 0.15
+
+
 def test_a_time_of_slow_runs_is_forgotten():
     """Margins shrink: after the machine was busy, as many requests are admitted as before."""
     simulation = batching(7, latency_objective=OBJECTIVE)

@@ -88,3 +88,25 @@ def test_models_are_checked_until_they_are_removed(watchdog):
     watchdog.wake()
     assert broken.checked.wait(20)
     assert not model.checked.is_set()
+
+
+def test_thread_that_gets_no_cpu_is_not_interrupted(watchdog, monkeypatch):
+    """Nor one that waited at one of two looks only; one that waits or works is."""
+    results = []
+    monkeypatch.setattr("neurona_server.batching.watchdog._cpu_seconds", lambda _: results.pop())
+    runner = FakeRunner()
+    watchdog.stop()
+    for first, second, interrupted in (
+        (1.0, 1.001, False),
+        (1.0, 1.02, True),
+        (None, None, True),
+        (None, 1.0, False),
+        (1.0, None, False),
+    ):
+        watchdog.inline[1] = runner
+        runner.interrupted.clear()
+        results = [second, first]
+        looks = {}
+        for _ in range(3):
+            looks = watchdog._interrupt_long_turns(looks)
+        assert runner.interrupted.is_set() is interrupted
