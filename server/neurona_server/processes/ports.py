@@ -49,6 +49,8 @@ class ReservedPorts:
             resolved = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise ConfigError(f"cannot listen on {address}: {error.strerror}") from error
+        except UnicodeError as error:  # the resolver takes no empty and no long labels
+            raise ConfigError(f"cannot listen on {address}: no host name") from error
         for family, kind, _, _, socket_address in dict.fromkeys(resolved):
             try:
                 if port and not shared:

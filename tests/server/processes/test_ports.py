@@ -75,3 +75,9 @@ def listen(port, *, shared=False):
         one.close()
         raise
     return one
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".com", ".a"])
+def test_an_address_that_is_no_host_name_is_an_error(host):
+    with pytest.raises(ConfigError, match=r"cannot listen on .*:1: "):
+        ReservedPorts(f"{host}:1", shared=False)

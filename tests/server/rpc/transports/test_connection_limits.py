@@ -101,6 +101,8 @@ def test_a_connection_has_to_finish_its_handshake(start):
         assert time.monotonic() < end
         time.sleep(0.1)
     call(server.channel)
+    silent.close()
+    preface_only.close()
 
 
 def test_the_number_of_connections_is_a_metric(start, wait_until):
