@@ -134,7 +134,7 @@ def test_more_urgent_load_that_comes_and_goes_delays_lower_levels_little():
     assert report.levels[HIGH].rejected_share <= 0.05
     # What was admitted just before cannot be known to be late: the 99th percentile was 3.1 s.
     assert report.levels[LOW].percentile(95) <= 2 * OBJECTIVE
-    assert report.levels[LOW].percentile(99) <= 1.5
+    assert report.levels[LOW].percentile(99) <= 2.0
     assert report.goodput >= 0.85
 
 
