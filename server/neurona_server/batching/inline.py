@@ -133,7 +133,7 @@ class InlineRunner:
 
     def runs_in_this_thread(self) -> bool:
         """Return whether the calling thread is in `run_batches`."""
-        return self._watchdog.inline.get(threading.get_ident()) is self
+        return self._watchdog.inline.get(threading.get_native_id()) is self
 
     def wait_until_idle(self, end: float) -> bool:
         """Wait until no thread is in `run_batches`.

@@ -57,6 +57,8 @@ MERGE_RULES: Mapping[str, Rule] = {
     "neurona_version_loading_seconds": _largest,
     "neurona_open_streams": _sum,
     "neurona_overdue_runs": _sum,
+    "neurona_connections": _sum,
+    "neurona_buffered_bytes": _sum,
     "neurona_serving": _sum,
     "process_resident_memory_bytes": _sum,
     "process_virtual_memory_bytes": _sum,

@@ -184,6 +184,8 @@ def test_callers_may_ping_without_calls_but_not_too_often(make_server):
     assert not survives_pings(make_server(), pings=50, interval=0.01)
 
 
+# gRPC's own thread that watches a channel may find it closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_old_connections_are_closed_without_failing_a_call(make_server):
     server = make_server(options=options(max_connection_age=0.3, max_connection_age_grace=20.0))
     states = []
