@@ -248,7 +248,7 @@ class WorkerHandle:
             self._process.kill()
             return
         end = time.monotonic() + EXIT_TIMEOUT
-        # Whoever sends a signal to a process that has just ended reads its status.
+        # A signal to a process that has just ended reads its status in another thread.
         with contextlib.suppress(ChildProcessError):
             while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
                 if time.monotonic() >= end:
