@@ -327,6 +327,7 @@ def exit_status(drained: bool) -> int:
     Ends the process immediately if the App is not `drained`.
     """
     if not drained:
+        withdraw_marks()  # of loads that went on after the stop
         # A thread may be inside ONNX Runtime: unloading the library would crash it.
         logging.shutdown()
         os._exit(0)
