@@ -59,6 +59,7 @@ from neurona_server.rpc.transports.listener import (
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
 from neurona_server.rpc.worker_pool import WorkerPool
+from neurona_server.telemetry import logs
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.run_journal import JournalEntry, ModelKey, RunJournal, files_digest
 from neurona_server.telemetry.span_exporter import Tracing, set_up_tracing
@@ -335,8 +336,9 @@ def exit_status(drained: bool) -> int:
     Ends the process immediately if the App is not `drained`.
     """
     if not drained:
+        withdraw_marks()  # of loads that went on after the stop
         # A thread may be inside ONNX Runtime: unloading the library would crash it.
-        logging.shutdown()
+        logs.flush()
         os._exit(0)
     return 0
 

@@ -53,7 +53,11 @@ _CALL_SILENCE_SECONDS = 1.0
 """... or if calls without an answer have been waiting for so long."""
 
 _PROBE_TIMEOUT_SECONDS = 2.0
-"""A suspected server that does not answer a health check within this time hangs."""
+"""A suspected server that does not answer a health check within this time hangs ..."""
+
+_SLOW_LINK_BYTES_PER_SECOND = 1 << 20
+"""... and that which its unanswered requests may take to arrive: a health check waits behind them.
+If nothing comes meanwhile, gRPC's ping finds that it hangs."""
 
 _MIN_PROBE_PAUSE_SECONDS = 0.5
 _MAX_PROBE_PAUSE_SECONDS = 8.0
@@ -180,6 +184,8 @@ class Endpoint:
         """In monotonic time: it failed a call, and its health may not have changed yet."""
         self.stream_load: Callable[[], int] = int
         """Returns the number of requests in flight on its stream."""
+        self.stream_bytes: Callable[[], int] = int
+        """Returns the bytes of those of them that were sent."""
         self.channel = open_channel(resolved_target, options)
         self.hanging = False
         """It has not answered a health check: its connection is open, but calls are not answered.
@@ -190,7 +196,8 @@ class Endpoint:
         self._is_probing = False
         self._next_probe = 0.0
         self._probe_pause = _MIN_PROBE_PAUSE_SECONDS
-        self._cancel_unary_calls: dict[object, Callable[[], None]] = {}  # those in flight
+        # Those in flight: what cancels them, and the bytes of their requests.
+        self._unary_calls: dict[object, tuple[Callable[[], None], int]] = {}
         self._lost_hedges, self._lost_hedges_until = 0, 0.0
         self._lock = threading.Lock()
         self._methods: dict[str, UnaryMethod] = {}
@@ -213,7 +220,7 @@ class Endpoint:
 
         def on_end(outcome: Outcome) -> None:
             with self._lock:
-                self._cancel_unary_calls.pop(key, None)
+                self._unary_calls.pop(key, None)
             if isinstance(outcome, UnavailableError):
                 if not is_cancelled:
                     self.mark_suspect()
@@ -223,17 +230,20 @@ class Endpoint:
                 self.record_timeout(timeout or 0.0)
             else:
                 self.last_answer = time.monotonic()
+                if self.hanging:
+                    self.record_answer()
             callback(outcome)
 
-        self._cancel_unary_calls[key] = _do_nothing
+        size = len(message)
+        self._unary_calls[key] = _do_nothing, size
         try:
             cancel_call = self._method(path).start(message, timeout, metadata, on_end)
         except ValueError:  # what gRPC raises after the channel was closed
             on_end(UnavailableError(CONNECTION_CLOSED))
             return _do_nothing
         with self._lock:
-            if key in self._cancel_unary_calls:
-                self._cancel_unary_calls[key] = cancel_call
+            if key in self._unary_calls:
+                self._unary_calls[key] = cancel_call, size
 
         def cancel() -> None:
             nonlocal is_cancelled
@@ -262,6 +272,13 @@ class Endpoint:
             self.suspect_until = now + _PROBE_TIMEOUT_SECONDS + _SUSPECT_SECONDS
             self._probe(now)
 
+    def record_answer(self) -> None:
+        """Record that the server does not hang."""
+        self.last_answer = time.monotonic()
+        self.suspect_until = 0.0
+        self.hanging = False
+        self._probe_pause = _MIN_PROBE_PAUSE_SECONDS
+
     def check_answers(self) -> None:
         """Send a health check if calls have waited for long, or if the server hangs.
 
@@ -279,8 +296,8 @@ class Endpoint:
         if self.stream is not None:
             self.stream.fail(UnavailableError(NO_ANSWER))
         with self._lock:
-            cancels = list(self._cancel_unary_calls.values())
-        for cancel in cancels:
+            calls = list(self._unary_calls.values())
+        for cancel, _ in calls:
             cancel()
 
     def record_lost_hedge(self) -> None:
@@ -296,7 +313,7 @@ class Endpoint:
     @property
     def load(self) -> int:
         """Requests in flight."""
-        load = len(self._cancel_unary_calls) + self.stream_load()
+        load = len(self._unary_calls) + self.stream_load()
         if self._lost_hedges and time.monotonic() < self._lost_hedges_until:
             load += self._lost_hedges
         return load
@@ -321,23 +338,24 @@ class Endpoint:
         def on_end(outcome: Outcome) -> None:
             if not _is_local_timeout(outcome):
                 if not isinstance(outcome, UnavailableError):  # a lost connection does not hang
-                    self._record_answer()
+                    self.record_answer()
             elif self.last_answer < now:
                 self._next_probe = time.monotonic() + self._probe_pause
                 self._probe_pause = min(2 * self._probe_pause, _MAX_PROBE_PAUSE_SECONDS)
                 self.hanging = True
             self._is_probing = False
 
+        timeout = _PROBE_TIMEOUT_SECONDS + self._count_bytes() / _SLOW_LINK_BYTES_PER_SECOND
         try:
-            self._method(_CHECK_PATH).start(b"", _PROBE_TIMEOUT_SECONDS, self._metadata, on_end)
+            self._method(_CHECK_PATH).start(b"", timeout, self._metadata, on_end)
         except ValueError:  # the channel is closed
             self._is_probing = False
 
-    def _record_answer(self) -> None:
-        self.last_answer = time.monotonic()
-        self.suspect_until = 0.0
-        self.hanging = False
-        self._probe_pause = _MIN_PROBE_PAUSE_SECONDS
+    def _count_bytes(self) -> int:
+        """Return the bytes of the requests that were sent and have no response."""
+        with self._lock:
+            calls = list(self._unary_calls.values())
+        return sum(size for _, size in calls) + self.stream_bytes()
 
     def _watch_health(self) -> None:
         is_rejected = False
@@ -349,7 +367,7 @@ class Endpoint:
                 statuses = method(b"", metadata=self._metadata, wait_for_ready=not is_rejected)
                 for response in statuses:
                     received_status = True
-                    self._record_answer()
+                    self.record_answer()
                     self._set_state(
                         reachable=True, serving=parse_health_status(response) == SERVING
                     )

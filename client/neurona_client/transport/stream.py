@@ -91,6 +91,7 @@ class Stream:
         self._slots: list[PendingRequest | None] = [None] * END_OF_IDS
         self._free_ids = deque(request_ids())
         endpoint.stream_load = self._count_in_flight
+        endpoint.stream_bytes = self._count_bytes
         self._byte_stream: ByteStream = open_stream(endpoint.channel, metadata, self)
 
     def submit(self, pending: PendingRequest) -> None:
@@ -138,6 +139,8 @@ class Stream:
     def on_message(self, message: bytes) -> None:
         """See `StreamListener`."""
         self._endpoint.last_answer = time.monotonic()
+        if self._endpoint.hanging:
+            self._endpoint.record_answer()
         try:
             self._deliver_responses(parse_responses(message))
         except ServerError as error:
@@ -243,6 +246,11 @@ class Stream:
         if self.failure is not None:
             return 0
         return len(self._queue) + END_OF_IDS - FIRST_ID - len(self._free_ids)
+
+    def _count_bytes(self) -> int:
+        """Return the bytes of the requests that were sent, have no response and are wanted."""
+        with self._lock:
+            return sum(len(pending.message) for pending in self._slots if pending is not None)
 
     def _fail_queued(self) -> None:
         queued: list[PendingRequest] = []

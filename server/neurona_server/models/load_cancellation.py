@@ -25,6 +25,10 @@ class LoadCancellation:
         self._interrupts: list[Callable[[], object]] = []
         self._lock = threading.Lock()
 
+    @property
+    def is_cancelled(self) -> bool:
+        return bool(self._reason)
+
     def cancel(self, reason: str) -> None:
         """Interrupt the step in progress; this and all later steps raise LoadError."""
         with self._lock:

@@ -27,11 +27,12 @@ from neurona_server.errors import ConfigError
 from neurona_server.processes.channel import LoadedModels, Message, MetricsReport, StartOptions
 from neurona_server.processes.multiprocess_collector import MultiprocessCollector
 from neurona_server.processes.ports import ReservedPorts
-from neurona_server.processes.quarantine import Crash, Quarantine
+from neurona_server.processes.quarantine import Quarantine
 from neurona_server.processes.signals import StopSignals
 from neurona_server.processes.worker_handle import WorkerEvent, WorkerHandle
 from neurona_server.resources import MemoryKills, available_cpus
 from neurona_server.telemetry import logs
+from neurona_server.telemetry.run_journal import ModelKey
 from neurona_server.web.server import MetricsServer
 
 log = logging.getLogger("neurona_server.processes.supervisor")
@@ -208,6 +209,7 @@ class Supervisor:
 
     def _handle_exit(self, worker: WorkerHandle) -> None:
         slot = self._slot_of.pop(worker)
+        key = None if worker.crash is None else self._quarantine.record(worker.crash)
         if worker in self._stopping:
             self._stopping.discard(worker)
             if worker.ready_since and worker.status:
@@ -229,25 +231,26 @@ class Supervisor:
                 self._plan_restart(slot)
         else:
             slot.worker = None
-            self._handle_death(slot, worker)
-        if worker.crash is not None:
-            self._record_crash(worker.crash)
+            self._handle_death(slot, worker, explained=key is not None)
+        if key is not None:
+            self._enforce_quarantine(key)
 
-    def _record_crash(self, crash: Crash) -> None:
-        """Quarantine a model if need be, and replace the workers that still serve it."""
-        if (key := self._quarantine.record(crash)) is None:
-            return
+    def _enforce_quarantine(self, key: ModelKey) -> None:
+        """Replace the workers that still serve a model that is quarantined from now on."""
         fields = {"model": key.name, "version": key.version}
         log.error("%s: %s", key, self._quarantine.reasons[key], extra=fields)
         if self._started and not self._kill_at:
             self._to_reload = deque(slot for slot in self._slots if slot.worker is not None)
             self._reload_next()
 
-    def _handle_death(self, slot: Slot, worker: WorkerHandle) -> None:
-        """Restart a worker that ended by itself, or give up."""
+    def _handle_death(self, slot: Slot, worker: WorkerHandle, *, explained: bool) -> None:
+        """Restart a worker that ended by itself, or give up.
+
+        `explained` if a model is quarantined for it: the next start may succeed without.
+        """
         lived = time.monotonic() - worker.ready_since if worker.ready_since else 0.0
         slot.deaths = 0 if lived >= STEADY_SECONDS else slot.deaths + 1
-        slot.failed_starts += not worker.ready_since
+        slot.failed_starts = 0 if explained else slot.failed_starts + (not worker.ready_since)
         logged_its_error = worker.status == CONFIG_OR_LOAD_ERROR
         first_start_failed = not self._started and slot.failed_starts and logged_its_error
         if first_start_failed or slot.failed_starts >= MAX_FAILED_STARTS:

@@ -145,6 +145,7 @@ def _obey(channel: Channel, reporter: Reporter, signals: StopSignals) -> None:
             stopping = True
             signals.stop()
     if stopping:
+        withdraw_marks()
         logs.flush()
         os._exit(1)
     signals.stop()

@@ -132,7 +132,7 @@ class WorkerHandle:
             ran = ", ".join(sorted({str(model.key) for model in self.crash.suspects}))
             return f"{self.crash.reason} while it ran {ran}" if ran else self.crash.reason
         if self.status < 0:
-            return f"killed by {signal.Signals(-self.status).name}"
+            return f"killed by {_signal_name(-self.status)}"
         return f"exited with status {self.status}"
 
     @property
@@ -248,18 +248,20 @@ class WorkerHandle:
             self._process.kill()
             return
         end = time.monotonic() + EXIT_TIMEOUT
-        while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
-            if time.monotonic() >= end:
-                self._process.kill()
-                end = float("inf")
-            time.sleep(0.005)
+        # A signal to a process that has just ended reads its status in another thread.
+        with contextlib.suppress(ChildProcessError):
+            while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+                if time.monotonic() >= end:
+                    self._process.kill()
+                    end = float("inf")
+                time.sleep(0.005)
 
     def _find_crash(self) -> Crash | None:
         number = -self.status
         if self._hang_suspects:
             return Crash("killed for a hang", self._hang_suspects, time.monotonic())
         if number in CRASH_SIGNALS:
-            reason = f"killed by {signal.Signals(number).name}"
+            reason = f"killed by {_signal_name(number)}"
             suspects = self._journal.models_at_crash()
             if not suspects and (stack := self._journal.stack_at_crash()):
                 log.error("worker %d %s in %s", self.number, reason, stack)
@@ -271,6 +273,13 @@ class WorkerHandle:
             reason = "killed for lack of memory"
             return Crash(reason, suspects, time.monotonic(), out_of_memory=True)
         return None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def python_command(module: str) -> list[str]:

@@ -74,8 +74,9 @@ class ControlCalls:
             self._pending_calls += 1
             idle = self._threads - self._busy_threads
             if idle < len(self._waiting) and self._threads < MAX_THREADS:
-                self._threads += 1
+                # It waits for the lock. One that the system refuses is not counted.
                 threading.Thread(target=self._run_waiting, name="control", daemon=True).start()
+                self._threads += 1
         call.on_cancel(lambda: self._leave(key, operation, call))
 
     def _leave(self, key: tuple[str, str], operation: _Operation, call: Call) -> None:

@@ -51,7 +51,8 @@ class LogWriter:
         size = len(line) + LINE_OVERHEAD
         waiting = self._queued_bytes - self._finished_bytes
         limit = MAX_QUEUE_BYTES // 2 if self._full else MAX_QUEUE_BYTES
-        self._full = waiting + size > limit
+        # A line that is longer than the limit is written too if no other one waits.
+        self._full = waiting > 0 and waiting + size > limit
         if self._full:
             self._overflowed += 1
             return

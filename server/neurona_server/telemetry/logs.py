@@ -93,8 +93,13 @@ def report_end(text: str) -> None:
 
 
 def flush() -> None:
-    """Wait FLUSH_SECONDS at most until the log is written: before a process ends by os._exit."""
+    """Wait until the log is written, what libraries have written included, before os._exit.
+
+    That takes END_SECONDS of standard_error and FLUSH_SECONDS at most.
+    """
     if (handler := _handler()) is not None:
+        if handler.captures:
+            standard_error.log_captured_lines()
         handler.flush()
 
 

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 SERVING, NOT_SERVING, STARTING = "SERVING", "NOT_SERVING", "STARTING"
 
+HEALTH_PATH = "/healthz"
+
 GZIP_LEVEL = 1
 """Shrinks the page to a 20th; higher levels cost several times the CPU."""
 
@@ -73,7 +75,7 @@ class Endpoints:
         self._handlers: dict[str, Callable[[HttpRequest], Awaitable[HttpResponse]]] = {
             "/": self._answer_page,
             "/metrics": self._answer_metrics,
-            "/healthz": self._answer_health,
+            HEALTH_PATH: self._answer_health,
         }
 
     async def answer(self, request: HttpRequest) -> HttpResponse:

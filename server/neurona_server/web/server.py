@@ -18,7 +18,12 @@ from prometheus_client import CollectorRegistry
 from neurona_server.errors import ConfigError, quoted
 from neurona_server.web.acceptor import Acceptor, DescriptorReserve
 from neurona_server.web.allowed_hosts import AllowedHosts
-from neurona_server.web.endpoints import Endpoints, FilteredCollector, SelectSamples
+from neurona_server.web.endpoints import (
+    HEALTH_PATH,
+    Endpoints,
+    FilteredCollector,
+    SelectSamples,
+)
 from neurona_server.web.http import (
     HttpRequest,
     HttpResponse,
@@ -177,7 +182,9 @@ class MetricsServer:
             writer.transport.abort()  # the response was flushed before
 
     async def _answer(self, request: HttpRequest) -> HttpResponse:
-        if self._hosts.allows(request.host):
+        # Load balancers ask for the health under the name of their site. It tells a web page no
+        # more than the rejection would: that a server is here.
+        if request.path == HEALTH_PATH or self._hosts.allows(request.host):
             return await self._endpoints.answer(request)
         text = (
             f"unknown host {quoted(request.host)} (expected an IP address, a name without dots or "

@@ -188,6 +188,22 @@ def test_an_address_that_accepts_and_is_silent_costs_no_call(servers, coalesce):
         assert time.monotonic() - started < 10
 
 
+@COALESCE
+def test_the_only_server_does_not_hang_any_more_once_it_answers(servers, coalesce, wait_until):
+    """Else its later failures would be reported as silence, and retried only after a pause."""
+    with Client(servers[0].address, coalesce=coalesce) as client:
+        client.predict("classifier", ROW)
+        hung = endpoint_of(client, servers[0])
+        servers[0].send_signal(signal.SIGSTOP)
+        with Callers(client, 1, timeout=0.2):
+            wait_until(lambda: hung.hanging)
+        wait_until(lambda: not hung._is_probing)  # no health check finds the server alive again
+        servers[0].send_signal(signal.SIGCONT)
+        assert client.predict("classifier", ROW, timeout=10).label == "cat"
+        assert not hung.hanging
+        assert client._base.pool.has_healthy_endpoint()
+
+
 @pytest.mark.slow
 @COALESCE
 def test_without_another_server_calls_fail_as_unavailable(servers, coalesce):

@@ -230,6 +230,17 @@ def test_a_quarantine_replaces_the_workers_that_serve_the_model(supervise, wait_
     assert supervised.stop() == 0
 
 
+def test_starts_that_fail_until_several_models_are_quarantined_do_not_end_the_server(supervise):
+    supervised = supervise(1)
+    supervised.worker(0).become_ready()
+    crashes = [name for name in "abcd" for _ in range(2)]
+    for attempt, name in enumerate(crashes):
+        supervised.worker(attempt).crash_in(name)
+    supervised.worker(len(crashes)).become_ready()
+    assert {key.name for key in supervised.quarantine.reasons} == set("abcd")
+    assert supervised.stop() == 0
+
+
 def test_without_overlap_a_worker_ends_before_its_successor_starts(supervise, wait_until):
     supervised = supervise(1, overlap=False)
     supervised.worker(0).become_ready()

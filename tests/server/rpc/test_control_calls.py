@@ -113,3 +113,19 @@ def test_calls_that_have_not_started_are_shared_and_may_leave(controlled, contro
     assert not [name for _, name in control.calls if name.startswith("left")]
     controlled.models.Unload(UnloadModelRequest(model="m0"), timeout=10)
     assert control.calls[-1] == ("unload", "m0")
+
+
+def test_a_thread_that_the_system_refuses_is_not_counted(controlled, control, monkeypatch):
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name == "control":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", refuse)
+        for _ in range(MAX_THREADS):
+            assert load_v1(controlled, "classifier").code() == grpc.StatusCode.INTERNAL
+    assert load_v1(controlled, "classifier", timeout=5).code() == grpc.StatusCode.OK
+    assert controlled.control_calls.pending_count == 0

@@ -104,6 +104,19 @@ def test_a_descriptor_that_does_not_block_gets_whole_lines(pipe):
     assert [len(line) for line in lines()] == [99_999] * 8
 
 
+def test_a_line_that_is_longer_than_the_queue_is_written(pipe):
+    reader, writer = pipe
+    log = LogWriter(writer, notice)
+    lines = read_all(reader, writer)
+    length = 2 * log_writer.MAX_QUEUE_BYTES
+    log.put(b"x" * length + b"\n")
+    assert log.flush(30)
+    log.put(b"later\n")
+    assert log.flush(30)
+    assert [len(line) for line in lines()] == [length, 5]
+    assert not log.dropped
+
+
 def test_lines_that_cannot_be_written_are_counted():
     reader, writer = os.pipe()
     os.close(reader)

@@ -249,3 +249,16 @@ def test_an_exception_in_a_destructor_is_a_line_of_the_log():
     result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     (entry,) = map(json.loads, result.stderr.splitlines())
     assert entry["exception"].endswith("KeyError: 'lost'")
+
+
+def test_a_stop_that_does_not_drain_loses_no_line_of_a_library():
+    code = (
+        "import os, sys; from neurona_server.app import exit_status; "
+        "from neurona_server.telemetry import logs; logs.set_up('human', 'INFO'); "
+        "[os.write(2, b'line %d\\n' % i) for i in range(100)]; sys.exit(exit_status(False))"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0
+    assert result.stderr.count("stderr: line ") == 1
+    assert result.stderr.endswith("stderr: line 0\n")

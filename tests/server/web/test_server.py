@@ -293,7 +293,7 @@ def test_hosts_that_no_web_page_can_have_are_answered(site, host):
         *("\xe4.com", "x" * 300 + ".com", "evil.com,localhost", "[", "]", ":", "..com"),
     ],
 )
-@pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/nothing"])
+@pytest.mark.parametrize("path", ["/", "/metrics", "/nothing", "//healthz", "/healthz/"])
 def test_a_web_page_cannot_read_under_a_name_of_its_own(site, host, path):
     """DNS rebinding: a page's own name resolves to the address of this server."""
     raw = f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("latin-1")
@@ -302,6 +302,12 @@ def test_a_web_page_cannot_read_under_a_name_of_its_own(site, host, path):
     assert b"text/plain" in head
     assert body.startswith(b"unknown host ")
     assert b"metrics_hosts" in body
+
+
+def test_a_load_balancer_may_ask_for_the_health_under_any_name(site):
+    for method in ("GET", "HEAD"):
+        raw = f"{method} /healthz HTTP/1.1\r\nHost: predictions.example.com\r\n\r\n".encode()
+        assert site.send(raw).split()[1] == b"200"
 
 
 def test_the_host_of_the_target_takes_precedence(site):

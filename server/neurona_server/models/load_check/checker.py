@@ -153,11 +153,14 @@ class LoadChecker:
             except OSError as error:
                 problem = error.strerror or str(error)
                 continue
-            with cancellation.interrupting(child.process.kill):
-                started, answer = child.run(job, cancellation.note_progress)
+            try:
+                with cancellation.interrupting(child.process.kill):
+                    started, answer = child.run(job, cancellation.note_progress)
+            except LoadError:  # cancelled before it has got its job
+                self._keep_idle(child)
+                raise
             if answer is not None:
-                with self._lock:
-                    self._idle.append(child)
+                self._keep_idle(child)
                 _raise_if_failed(job.source, answer)
                 return
             ending, output = child.end()
@@ -179,6 +182,13 @@ class LoadChecker:
         child = CheckChild()
         threading.Thread(target=self._reap, args=(child,), name="load check", daemon=True).start()
         return child
+
+    def _keep_idle(self, child: CheckChild) -> None:
+        with self._lock:
+            if child.process.poll() is None:
+                self._idle.append(child)
+                return
+        child.close()
 
     def _reap(self, child: CheckChild) -> None:
         """Wait for the end of a child, so that an idle one leaves nothing."""

@@ -70,7 +70,8 @@ class LoadMarks:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._suspect = threading.Lock()
+        self._suspect: LoadCancellation | None = None  # the load of a file with a death
+        self._choosing = threading.Lock()
         atexit.register(withdraw_marks)
         for path in [*folder.glob(f"*{_SUFFIX}"), *folder.glob(f"*{_UNFINISHED}")]:
             with contextlib.suppress(OSError):
@@ -96,13 +97,33 @@ class LoadMarks:
         """
         with contextlib.ExitStack() as stack:
             if self._deaths(source):
-                while not self._suspect.acquire(timeout=_POLL_SECONDS):
-                    cancellation.raise_if_cancelled()
-                stack.callback(self._suspect.release)
+                stack.enter_context(self._wait_for_turn(cancellation))
             stack.enter_context(self._hold_mark(source))
             yield
             for path in self._deaths(source):  # it can be loaded, so it was something else
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    @contextlib.contextmanager
+    def _wait_for_turn(self, cancellation: LoadCancellation) -> Iterator[None]:
+        """Be the only load of a file with a death, apart from those that were given up."""
+        while not self._take_turn(cancellation):
+            cancellation.raise_if_cancelled()
+            cancellation.note_progress()  # the time limit is that of the load before this one
+            time.sleep(_POLL_SECONDS)
+        try:
+            yield
+        finally:
+            with self._choosing:
+                if self._suspect is cancellation:
+                    self._suspect = None
+
+    def _take_turn(self, cancellation: LoadCancellation) -> bool:
+        with self._choosing:
+            if self._suspect is not None and not self._suspect.is_cancelled:
+                return False
+            self._suspect = cancellation
+            return True
 
     @contextlib.contextmanager
     def _hold_mark(self, source: ModelSource) -> Iterator[None]:
@@ -122,8 +143,8 @@ class LoadMarks:
 def _lock_mark(path: Path) -> Iterator[None]:
     unfinished = path.with_suffix(_UNFINISHED)
     with unfinished.open("x") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
         try:
+            fcntl.flock(file, fcntl.LOCK_EX)  # some network file systems have no locks
             with _lock:
                 _own_marks.add(path)
                 unfinished.rename(path)  # after it is locked: nobody sees it without its lock
@@ -131,7 +152,9 @@ def _lock_mark(path: Path) -> Iterator[None]:
         finally:
             with _lock:
                 _own_marks.discard(path)
-                path.unlink(missing_ok=True)
+                for one in (path, unfinished):
+                    with contextlib.suppress(OSError):  # its folder may be read-only by now
+                        one.unlink()
 
 
 def _is_dead(path: Path) -> bool:

@@ -26,7 +26,7 @@ FIRST_READ_TIMEOUT = 10.0
 """Seconds for the first reading of the files."""
 
 Content = TypeVar("Content")
-_Fingerprint = tuple[tuple[int, int, int, int], ...]
+_Fingerprint = tuple[tuple[int, ...], ...]
 
 
 class ReloadedFiles(Generic[Content]):
@@ -123,7 +123,12 @@ class ReloadedFiles(Generic[Content]):
                 states.append(file.stat())
             except (OSError, ValueError):
                 return None
-        return tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in states)
+        # A tool may give a file of the same size the old time of change, or the same to all files:
+        # nothing but a change sets st_ctime.
+        return tuple(
+            (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns)
+            for one in states
+        )
 
 
 def _watch(reference: "weakref.ref[ReloadedFiles[Any]]", first: "Future[Any]") -> None:

@@ -27,6 +27,14 @@ MESSAGES = 4
 """The budget is at least so many messages of the maximum size: of one that has been received, gRPC
 and its conversion to Python hold three copies for a moment."""
 
+CALL_OVERHEAD, MESSAGE_OVERHEAD = 512, 128
+"""Bytes that a connection may have received besides a unary call's message, of its headers, and
+besides a message of a stream, of frames, window updates and TLS. Without them those of many
+messages would count as incomplete while another call waits, maybe for days."""
+
+FRAMES = 256
+"""The frames, and TLS, of a large message take no more than its size divided by this."""
+
 ALWAYS = -1
 """As `record_above`: record the size of every message."""
 
@@ -91,11 +99,11 @@ class BufferBudget:
         """Return the bytes that are charged to a connection."""
         return self._held.get(peer, 0)
 
-    def record(self, peer: str, size: int) -> None:
-        """Record that a message is complete. In the transport's thread."""
+    def record(self, peer: str, size: int, overhead: int = CALL_OVERHEAD) -> None:
+        """Record that a message is complete, with its overhead. In the transport's thread."""
         # The guard may remove the connection meanwhile.
         if (before := self.completed.get(peer)) is not None:
-            self.completed[peer] = before + size
+            self.completed[peer] = before + size + size // FRAMES + overhead
 
     def charge(self, peer: str, size: int, *, required: bool = False) -> None:
         """Charge bytes to a connection. Thread-safe.
@@ -160,7 +168,7 @@ class StreamCharge:
             BuffersFullError: It does not fit.
         """
         self._peer = self._peer or call.peer
-        self._budget.record(self._peer, size)
+        self._budget.record(self._peer, size, MESSAGE_OVERHEAD)
         if size > LARGE:
             self._budget.charge(self._peer, size)
             self._message = size

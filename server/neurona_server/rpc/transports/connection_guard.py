@@ -8,6 +8,7 @@ the connection with the most. Only connections with slow messages are asked, whi
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -246,8 +247,11 @@ class ConnectionGuard:
         connection = self._sockets.find(peer)
         received = None if connection is None else self._sockets.bytes_received(connection)
         if connection is None or received is None:
-            # Of a Unix socket nothing is known but the number of its calls; another is closed.
-            most = slow_calls * self._max_message_bytes if peer.startswith("unix:") else 0
+            # Of a Unix socket nothing is known but the number of its calls, most of which may be
+            # idle streams, and that its messages are in memory; another is closed.
+            most = 0
+            if peer.startswith("unix:"):
+                most = min(slow_calls * self._max_message_bytes, self._grown_bytes())
             self._growth[peer] = _Growth(0, most)
             return
         completed = self._budget.completed
@@ -333,8 +337,15 @@ class ConnectionGuard:
         If it does not, so many bytes cannot be incomplete: they were messages that were complete
         before the connection was observed.
         """
+        return self._grown_bytes() >= size
+
+    def _grown_bytes(self) -> int:
+        """Return the memory that the process uses more than it once did.
+
+        A number that bounds nothing if the system does not say.
+        """
         resident = _resident_bytes()
-        return not resident or resident - self._least_resident >= size
+        return max(0, resident - self._least_resident) if resident else sys.maxsize
 
     def _return_memory(self, now: float) -> None:
         """Return memory to the system after a burst.

@@ -380,12 +380,14 @@ class CygrpcCall(BaseCall):
         if len(response) > self._transport.max_message_bytes:
             self.fail(response_too_large(len(response), self._transport.max_message_bytes))
             return
-        if len(response) > LARGE and not self._hold(COPIES * len(response)):
-            return
+        # Before anything is charged: `_on_close` releases only what was charged until then.
         if not self._claim_end():
             return
         # The callbacks hold the request, which holds this call: a cycle.
         self._on_cancel.clear()
+        if len(response) > LARGE and (error := self._hold(COPIES * len(response))) is not None:
+            self._send_error(error)
+            return
         self._send(
             cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
             _message_operation(response),
@@ -397,10 +399,7 @@ class CygrpcCall(BaseCall):
     def fail(self, error: Exception) -> None:
         if self._claim_end():
             self._on_cancel.clear()
-            status = _status_operation(error, self)
-            self._send(cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS), status)
-            if self.trace is not None:
-                self.trace.end(error)
+            self._send_error(error)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self._on_cancel.append(callback)
@@ -448,14 +447,15 @@ class CygrpcCall(BaseCall):
             return
         if len(message) > transport.budget.record_above:
             transport.budget.record(self.peer, len(message))
-            if len(message) > LARGE and not self._hold(len(message)):
+            if len(message) > LARGE and (error := self._hold(len(message))) is not None:
+                self.fail(error)
                 return
         self.request = message
         transport.watch_close(self)
         try:
             method.start(self)
-        except Exception as error:  # a bug of a service must end its call, not the transport
-            self.fail(error)
+        except Exception as bug:  # a bug of a service must end its call, not the transport
+            self.fail(bug)
 
     def _reject_size(self, message: bytes) -> None:
         error = too_large_error(message, self._method)
@@ -477,17 +477,22 @@ class CygrpcCall(BaseCall):
         tag = self._count_ended if self._held else self._transport.count_ended
         self._transport.start_batch(self._raw, operations, tag)
 
-    def _hold(self, size: int) -> bool:
-        """Charge bytes of a large message until the call has ended; fail if they do not fit."""
+    def _send_error(self, error: Exception) -> None:
+        status = _status_operation(error, self)
+        self._send(cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS), status)
+        if self.trace is not None:
+            self.trace.end(error)
+
+    def _hold(self, size: int) -> BuffersFullError | None:
+        """Charge bytes of a large message until the call has ended; return why they do not fit."""
         budget = self._transport.budget
         try:
             budget.charge(self.peer, size)
         except BuffersFullError as error:
             self._transport.on_reject(error)
-            self.fail(error)
-            return False
+            return error
         self._held += size
-        return True
+        return None
 
     def _count_ended(self, event: Event) -> None:
         self._transport.count_ended(event)

@@ -53,6 +53,21 @@ def check(checker, source, options=OPTIONS):
     return ""
 
 
+def test_a_load_that_is_cancelled_while_the_child_starts_leaves_the_child_idle(good, checker):
+    cancellation = LoadCancellation()
+    take_child = checker._take_child
+
+    def take_and_cancel():
+        child = take_child()
+        cancellation.cancel("the model was unloaded")
+        return child
+
+    checker._take_child = take_and_cancel
+    with pytest.raises(LoadError, match="unloaded"):
+        checker.check(good, OPTIONS, cancellation)
+    assert len(checker._idle) == 1
+
+
 def test_a_good_file_passes_and_the_child_waits_for_the_next(good, checker):
     assert check(checker, good) == ""
     (child,) = checker._idle

@@ -1,10 +1,13 @@
 """Marks of loads: the next server knows from them which file ended the last one."""
 
+import errno
+import fcntl
 import signal
 import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -137,6 +140,56 @@ def test_files_with_a_death_are_loaded_one_by_one(folder, marks):
     first.join(30)
     second.join(30)
     assert not second.is_alive()
+    assert [*folder.iterdir()] == []
+
+
+def test_a_file_that_waits_for_another_one_makes_progress(folder, marks):
+    """Else its time limit would pass while the other one is loaded."""
+    die(folder, 1, 2)
+    first, second = LoadCancellation(), LoadCancellation()
+    entered = threading.Event()
+
+    def load_second():
+        with marks.mark(source_of(2), second):
+            entered.set()
+
+    with marks.mark(source_of(1), first):
+        thread = threading.Thread(target=load_second)
+        thread.start()
+        second.last_progress = 0.0
+        thread.join(0.5)
+        assert thread.is_alive()
+        assert second.last_progress
+        first.cancel("load timed out")  # a load that was given up holds no turn
+        assert entered.wait(30)
+    thread.join(30)
+    assert [*folder.iterdir()] == []
+
+
+def test_a_folder_that_becomes_read_only_only_keeps_the_marks(folder, marks, monkeypatch):
+    die(folder, 1)
+
+    def refuse(path, **_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        load(marks, 1)
+    assert len([*folder.iterdir()]) == 2
+
+
+def test_a_file_system_without_locks_keeps_no_marks(folder, marks, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    load(marks, 1)
+    assert [*folder.iterdir()] == []
+
+
+def test_a_stop_that_leaves_a_load_is_no_death(folder):
+    how = "from neurona_server.app import exit_status; exit_status(drained=False)"
+    assert die(folder, 1, how=how) == 0
     assert [*folder.iterdir()] == []
 
 

@@ -1,6 +1,7 @@
 import gc
 import hashlib
 import io
+import os
 import threading
 import time
 
@@ -241,6 +242,26 @@ def test_a_token_is_looked_up_whatever_the_number_of_tokens(tmp_path):
 
     few, many = (min(duration(one) for _ in range(5)) for one in access)
     assert many < 10 * few
+
+
+def test_a_token_is_revoked_by_a_file_of_the_same_size_and_time(file, monkeypatch, wait_until):
+    """As `cp -p` in place, or tools that give all files the same time, leave it."""
+    monkeypatch.setattr(reloaded_files, "CHECK_INTERVAL", 0.02)
+    os.utime(file, ns=(0, 0))
+    access = Access(file)
+    assert access.grant(Right.PREDICT, with_token(BLIND)).name == "blind"
+    time.sleep(0.05)  # the kernel's clock of files is coarse
+    file.write_text(TOKENS.replace(*(hashlib.sha256(x.encode()).hexdigest() for x in (BLIND, NEW))))
+    os.utime(file, ns=(0, 0))
+
+    def is_revoked():
+        try:
+            access.grant(Right.PREDICT, with_token(BLIND))
+        except UnauthenticatedError:
+            return True
+        return False
+
+    wait_until(is_revoked)
 
 
 def test_tokens_are_watched_while_they_are_used_and_no_longer(file, monkeypatch, wait_until):

@@ -1,6 +1,7 @@
 """The memory of messages that are received and answered is limited over all connections."""
 
 import re
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -225,4 +226,66 @@ def test_unread_responses_of_streams_are_counted(transport, wait_until):
             method = channel.stream_stream("/test/Unread")
             assert sum(map(len, method(iter([b"2", b"2"]), timeout=20))) == 2 * MIB
     finally:
+        listener.stop(1.0)
+
+
+def test_a_response_after_its_caller_has_left_charges_nothing(transport, wait_until):
+    left, calls = [], []
+
+    def start(call):
+        call.on_cancel(lambda: left.append(call))
+        calls.append(call)
+
+    options = ListenerOptions(max_message_bytes=MIB, max_buffered_bytes=8 * MIB)
+    methods = {"/test/Late": Unary(start, None, ANY_MESSAGE_BYTES)}
+    listener = open_transport(transport, methods, options)
+    port = listener.start("127.0.0.1:0")
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            future = channel.unary_unary("/test/Late").future(bytes(MIB // 2), timeout=20)
+            wait_until(lambda: calls)
+            future.cancel()
+            wait_until(lambda: left and listener.budget.held_bytes == 0)
+            calls[0].reply(bytes(MIB // 2))
+            assert listener.budget.held_bytes == 0
+    finally:
+        listener.stop(1.0)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_an_idle_stream_holds_no_bytes(transport, kind, tmp_path, wait_until):
+    """Neither the headers of other calls nor what its next message may have."""
+    options = ListenerOptions(max_message_bytes=64 * MIB)
+    methods = {
+        "/test/Unread": Streaming(Unread, None, ANY_MESSAGE_BYTES),
+        "/test/Unary": Unary(lambda call: call.reply(b""), None),
+    }
+    listener = open_transport(transport, methods, options)
+    address = "127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/socket"
+    port = listener.start(address)
+    address = f"127.0.0.1:{port}" if kind == "tcp" else address
+    idle = threading.Event()
+
+    def never():
+        idle.wait(60)
+        yield from ()
+
+    try:
+        with grpc.insecure_channel(address) as channel:
+            streams = [channel.stream_stream("/test/Unread")(never()) for _ in range(8)]
+            budget = listener.budget
+            wait_until(lambda: len(budget.receiving) == len(streams))
+            wait_until(lambda: budget.record_above < 0)  # they are observed
+            unary = channel.unary_unary("/test/Unary")
+            for _ in range(2000 if kind == "tcp" else 10):
+                unary(b"", timeout=20, metadata=[("authorization", "Bearer " + 64 * "a")])
+            assert budget.record_above < 0
+            time.sleep(0.3)  # some looks of the guard
+            # Of 2000 calls 200 KB, twice; of 8 messages 512 MiB, twice.
+            assert budget.incomplete_bytes < (64 << 10 if kind == "tcp" else 512 * MIB)
+            idle.set()
+            for stream in streams:
+                stream.cancel()
+    finally:
+        idle.set()
         listener.stop(1.0)
