@@ -14,6 +14,7 @@ from neurona_server.errors import ConfigError, LoadError
 from neurona_server.models.load_check.load_marks import withdraw_marks
 from neurona_server.processes.signals import StopSignals
 from neurona_server.processes.worker_handle import python_command
+from neurona_server.resources import bound_heap_fragments
 from neurona_server.rpc.security.tokens import hash_token
 from neurona_server.telemetry import logs
 
@@ -31,6 +32,7 @@ def main() -> int:
         if config.processes > 1 or config.supervise:
             sources.check_processes(config)
             become_supervisor(sys.argv[1:])
+        bound_heap_fragments()
         logs.set_up(config.log_format, config.log_level)
         signals = StopSignals()
         signals.before_exit = withdraw_marks

@@ -1,6 +1,8 @@
 """CPUs and memory that a process may use, from cgroups in a folder of the test."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -130,3 +132,42 @@ def test_kills_for_memory_are_those_of_the_innermost_group(tmp_path, name):
 
 def test_a_system_without_control_groups_has_counts_of_kills_for_memory(tmp_path):
     assert not MemoryKills(tmp_path, tmp_path / "groups").have_grown()
+
+
+FRAGMENTS = """
+import re, threading
+from pathlib import Path
+from neurona_server.resources import bound_heap_fragments, trim_heap
+
+bound_heap_fragments()
+
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) >> 10
+
+def work():
+    for _ in range(3):  # glibc raises its own bound when the first block is freed
+        bytearray(16 << 20)
+    large = [bytearray(2 << 20) for _ in range(8)]
+    small.extend(bytes(2000) for _ in range(50))  # above the large ones, in the same heap
+    large.clear()
+
+small = []
+before = resident()
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+mapped = Path("/proc/self/maps").read_text()
+heaps = len(re.findall(r"^[0-9a-f]+[048c]000000-[0-9a-f]+ rw-p 00000000 00:00 0", mapped, re.M))
+print(resident() - before, heaps)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_blocks_of_large_messages_are_returned_to_the_system():
+    command = [sys.executable, "-c", FRAGMENTS]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    megabytes, heaps = map(int, result.stdout.split())
+    assert megabytes < 16
+    assert heaps < 4

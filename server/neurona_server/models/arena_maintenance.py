@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from neurona_server.models.model import Model
-from neurona_server.models.onnx.session import trim_heap
+from neurona_server.resources import trim_heap
 
 log = logging.getLogger(__name__)
 

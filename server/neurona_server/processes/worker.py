@@ -32,6 +32,7 @@ from neurona_server.processes.channel import (
 )
 from neurona_server.processes.signals import StopSignals
 from neurona_server.processes.snapshot import take_snapshot
+from neurona_server.resources import bound_heap_fragments
 from neurona_server.telemetry import logs
 from neurona_server.telemetry.run_journal import RunJournal
 from neurona_server.web import endpoints
@@ -50,6 +51,7 @@ REPORT_COST = 0.01
 
 
 def main() -> int:
+    bound_heap_fragments()
     descriptor, journal_descriptor, stacks, number, processes, addresses = sys.argv[1:7]
     channel = Channel.inherited(int(descriptor))
     journal = RunJournal(int(journal_descriptor), int(stacks))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from neurona_server.errors import DeadlineExceededError, TooLargeError
-from neurona_server.models.onnx.session import trim_heap
+from neurona_server.resources import trim_heap
 from neurona_server.rpc.call import SMALL_MESSAGE_BYTES
 from neurona_server.rpc.transports.accepted_sockets import AcceptedSocket, AcceptedSockets
 from neurona_server.rpc.transports.buffer_budget import ALWAYS, LARGE, BufferBudget, Reception
