@@ -277,6 +277,20 @@ def test_a_new_process_has_the_models_that_calls_have_loaded(models, serve, conn
     assert server.stop() == 0
 
 
+def test_a_new_process_does_not_wait_for_a_file_that_the_old_one_had_not_loaded(
+    models, serve, wait_until
+):
+    server = serve(models, *ONE, "--load-timeout-s", "600")
+    (pid,) = workers(server)
+    onnx_models.save_endless_loop(models / "endless" / "1" / "model.onnx")
+    wait_until(lambda: "endless/1: loading" in server.log)
+    time.sleep(2)  # the supervisor learns within a second what is served
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: pid not in workers(server) and serving(server) == 1)
+    PredictionStub(server.channel).Predict(REQUEST, timeout=20, wait_for_ready=True)
+    assert server.stop() == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [ONE, TWO], ids=["one", "two"])
 def test_a_process_that_hangs_is_killed_and_restarted(models, serve, connect, wait_until, mode):

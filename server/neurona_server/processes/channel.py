@@ -26,6 +26,8 @@ class StartOptions:
     """Models not to load, and why."""
     requested_models: Sequence[str] | None = None
     """The models that calls had loaded if models are loaded explicitly; None at the first start."""
+    served_models: Sequence[str] | None = None
+    """The models that were served, for which alone the start waits; None at the first start."""
 
 
 class Command(Enum):
@@ -55,13 +57,16 @@ class MetricsReport:
 
 
 @dataclass(frozen=True)
-class RequestedModels:
-    """A message to the supervisor: the models that calls have loaded, at each change."""
+class LoadedModels:
+    """A message to the supervisor, at each change while the worker serves."""
 
-    names: Sequence[str]
+    requested: Sequence[str]
+    """The models that calls have loaded."""
+    served: Sequence[str]
+    """All models of which a version is loaded."""
 
 
-Message = StartOptions | Command | WorkerState | MetricsReport | RequestedModels
+Message = StartOptions | Command | WorkerState | MetricsReport | LoadedModels
 
 
 class Channel:

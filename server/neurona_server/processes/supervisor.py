@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from neurona_server.address import UNIX
 from neurona_server.config import sources
 from neurona_server.errors import ConfigError
-from neurona_server.processes.channel import Message, MetricsReport, RequestedModels, StartOptions
+from neurona_server.processes.channel import LoadedModels, Message, MetricsReport, StartOptions
 from neurona_server.processes.multiprocess_collector import MultiprocessCollector
 from neurona_server.processes.ports import ReservedPorts
 from neurona_server.processes.quarantine import Quarantine
@@ -373,13 +373,13 @@ def main() -> int:
 
     quarantine = Quarantine()
     memory_kills = MemoryKills()
-    requested_models: list[Sequence[str]] = []  # the newest names, or none yet
+    loaded_models: list[LoadedModels] = []  # the newest message, or none yet
 
     def handle_message(worker: WorkerHandle, message: Message) -> None:
         if isinstance(message, MetricsReport):
             collector.replace(worker, message.snapshot)
-        elif isinstance(message, RequestedModels):
-            requested_models[:] = [message.names]
+        elif isinstance(message, LoadedModels):
+            loaded_models[:] = [message]
 
     def start_worker(number: int, on_event: OnEvent) -> WorkerHandle:
         def forward(event: WorkerEvent, worker: WorkerHandle) -> None:
@@ -390,7 +390,10 @@ def main() -> int:
         worker = WorkerHandle(
             number,
             [str(config.processes), ports.addresses, *options],
-            StartOptions(quarantine.reasons, *requested_models),
+            StartOptions(
+                quarantine.reasons,
+                *[models for last in loaded_models for models in (last.requested, last.served)],
+            ),
             memory_kills,
             forward,
             handle_message,

@@ -25,8 +25,8 @@ from neurona_server.models.load_check.load_marks import withdraw_marks
 from neurona_server.processes.channel import (
     Channel,
     Command,
+    LoadedModels,
     MetricsReport,
-    RequestedModels,
     StartOptions,
     WorkerState,
 )
@@ -34,6 +34,7 @@ from neurona_server.processes.signals import StopSignals
 from neurona_server.processes.snapshot import take_snapshot
 from neurona_server.telemetry import logs
 from neurona_server.telemetry.run_journal import RunJournal
+from neurona_server.web import endpoints
 
 log = logging.getLogger("neurona_server.processes.worker")
 
@@ -62,7 +63,9 @@ def main() -> int:
         start = channel.receive()
         if not isinstance(start, StartOptions):
             return 1  # the supervisor has died
-        supervision = Supervision(process, journal, start.quarantine, start.requested_models)
+        supervision = Supervision(
+            process, journal, start.quarantine, start.requested_models, start.served_models
+        )
         app = App(config, supervision)
         reporter = Reporter(channel, app)
         for target, arguments in (
@@ -92,7 +95,6 @@ class Reporter:
         self._channel, self._app = channel, app
         # An older report after a newer one would look like counters that have fallen.
         self._reporting = threading.Lock()
-        self._requested_models: Sequence[str] = ()
 
     def report(self, *, requested: bool = False) -> None:
         """Send all metrics, because the supervisor has requested them or not."""
@@ -103,12 +105,14 @@ class Reporter:
     def run(self) -> None:
         """Send what must not be lost if this process is killed, again and again."""
         pause = REPORT_SECONDS
+        sent = None
         while True:
             time.sleep(pause)
-            models = self._app.requested_models()
-            if models != self._requested_models:
-                self._requested_models = models
-                self._channel.send(RequestedModels(models))
+            if self._app.state() == endpoints.SERVING:
+                models = LoadedModels(self._app.requested_models(), self._app.served_models())
+                if models != sent:
+                    sent = models
+                    self._channel.send(models)
             started = time.thread_time()
             self.report()
             pause = max(REPORT_SECONDS, (time.thread_time() - started) / REPORT_COST)

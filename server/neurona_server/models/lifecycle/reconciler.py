@@ -9,7 +9,7 @@ given (NFS, ConfigMaps, object stores).
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -154,7 +154,13 @@ class Reconciler:
         with self._changed:
             return sorted(self._requested)
 
-    def start(self, requested: Sequence[str] = (), *, ignore_unknown: bool = False) -> list[str]:
+    def start(
+        self,
+        requested: Sequence[str] = (),
+        *,
+        ignore_unknown: bool = False,
+        awaited: Collection[str] | None = None,
+    ) -> list[str]:
         """Load the repository's models in parallel, and block until all loads have ended.
 
         That includes loads that were given up at their time limit.
@@ -162,6 +168,8 @@ class Reconciler:
         Args:
             requested: Names of the models to load if models are loaded explicitly only.
             ignore_unknown: Do not fail if the repository has no such model.
+            awaited: Names of the models to wait for, until a version of each is loaded; None: wait
+                for all versions of all models.
 
         Returns:
             One line for each version that cannot be loaded.
@@ -180,7 +188,15 @@ class Reconciler:
         with self._changed:
             for name, folder in folders.items():
                 self._observe(name, folder, eager=True)
-            self._changed.wait_for(lambda: not any(v.loading for v in self._models.values()))
+            self._changed.wait_for(
+                lambda: (
+                    not any(
+                        versions.loading
+                        for name, versions in self._models.items()
+                        if awaited is None or (name in awaited and not versions.has_models)
+                    )
+                )
+            )
             return [
                 f"{name}: {problem}"
                 for name, versions in self._models.items()
