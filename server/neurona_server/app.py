@@ -83,8 +83,8 @@ class Supervision:
     requested_models: Sequence[str] | None = None
     """The models that calls had loaded in the process before this one, if there was one."""
     served_versions: Sequence[tuple[str, int]] | None = None
-    """All that it served, by model and number. The start waits for these alone: a file that has come since, and whose
-    load may never end, must not keep them from being served again."""
+    """All that it served, by model and number. The start waits for these alone: a file that has
+    come since, and whose load may never end, must not keep them from being served again."""
 
 
 class App:
