@@ -83,9 +83,9 @@ class Supervision:
     """Models not to load, and why."""
     requested_models: Sequence[str] | None = None
     """The models that calls had loaded in the process before this one, if there was one."""
-    served_models: Sequence[str] | None = None
-    """All that it served. The start waits for these alone: a file that has come since, and whose
-    load may never end, must not keep them from being served again."""
+    served_versions: Sequence[tuple[str, int]] | None = None
+    """All that it served, by model and number. The start waits for these alone: a file that has
+    come since, and whose load may never end, must not keep them from being served again."""
 
 
 class App:
@@ -217,9 +217,9 @@ class App:
         """Return the models that calls have loaded; none if models are not loaded explicitly."""
         return self._reconciler.requested if self._config.model_control == "explicit" else ()
 
-    def served_models(self) -> Sequence[str]:
-        """Return the models of which a version is loaded."""
-        return sorted({model.name for model in self._registry.models()})
+    def served_versions(self) -> Sequence[tuple[str, int]]:
+        """Return the versions that are loaded, by model and number."""
+        return sorted((model.name, model.version) for model in self._registry.models())
 
     def stalled_seconds(self) -> float:
         """Return the seconds since the transport counts as hung, 0.0 if it does not."""
@@ -251,7 +251,7 @@ class App:
         if requested is None:
             problems = self._reconciler.start(self._config.load_model)
         else:
-            awaited = self._supervision.served_models if self._supervision else None
+            awaited = self._supervision.served_versions if self._supervision else None
             problems = self._reconciler.start(requested, ignore_unknown=True, awaited=awaited)
         if self._supervision and self._supervision.quarantine:
             return  # it has started before: what can be served is better than nothing

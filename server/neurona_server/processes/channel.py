@@ -26,8 +26,8 @@ class StartOptions:
     """Models not to load, and why."""
     requested_models: Sequence[str] | None = None
     """The models that calls had loaded if models are loaded explicitly; None at the first start."""
-    served_models: Sequence[str] | None = None
-    """The models that were served, for which alone the start waits; None at the first start."""
+    served_versions: Sequence[tuple[str, int]] | None = None
+    """The versions that were served, for which alone the start waits; None at the first start."""
 
 
 class Command(Enum):
@@ -62,8 +62,8 @@ class LoadedModels:
 
     requested: Sequence[str]
     """The models that calls have loaded."""
-    served: Sequence[str]
-    """All models of which a version is loaded."""
+    served: Sequence[tuple[str, int]]
+    """All versions that are loaded, by model and number."""
 
 
 Message = StartOptions | Command | WorkerState | MetricsReport | LoadedModels

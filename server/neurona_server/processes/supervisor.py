@@ -392,7 +392,8 @@ def main() -> int:
             [str(config.processes), ports.addresses, *options],
             StartOptions(
                 quarantine.reasons,
-                *[models for last in loaded_models for models in (last.requested, last.served)],
+                loaded_models[0].requested if loaded_models else None,
+                loaded_models[0].served if loaded_models else None,
             ),
             memory_kills,
             forward,

@@ -66,7 +66,7 @@ def main() -> int:
         if not isinstance(start, StartOptions):
             return 1  # the supervisor has died
         supervision = Supervision(
-            process, journal, start.quarantine, start.requested_models, start.served_models
+            process, journal, start.quarantine, start.requested_models, start.served_versions
         )
         app = App(config, supervision)
         reporter = Reporter(channel, app)
@@ -111,7 +111,7 @@ class Reporter:
         while True:
             time.sleep(pause)
             if self._app.state() == endpoints.SERVING:
-                models = LoadedModels(self._app.requested_models(), self._app.served_models())
+                models = LoadedModels(self._app.requested_models(), self._app.served_versions())
                 if models != sent:
                     sent = models
                     self._channel.send(models)

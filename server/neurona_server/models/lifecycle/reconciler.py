@@ -159,7 +159,7 @@ class Reconciler:
         requested: Sequence[str] = (),
         *,
         ignore_unknown: bool = False,
-        awaited: Collection[str] | None = None,
+        awaited: Collection[tuple[str, int]] | None = None,
     ) -> list[str]:
         """Load the repository's models in parallel, and block until all loads have ended.
 
@@ -168,8 +168,8 @@ class Reconciler:
         Args:
             requested: Names of the models to load if models are loaded explicitly only.
             ignore_unknown: Do not fail if the repository has no such model.
-            awaited: Names of the models to wait for, until a version of each is loaded; None: wait
-                for all versions of all models.
+            awaited: Versions to wait for, by model and number, or, if the repository has others of
+                the model now, for one of these; None: wait for all.
 
         Returns:
             One line for each version that cannot be loaded.
@@ -188,20 +188,23 @@ class Reconciler:
         with self._changed:
             for name, folder in folders.items():
                 self._observe(name, folder, eager=True)
-            self._changed.wait_for(
-                lambda: (
-                    not any(
-                        versions.loading
-                        for name, versions in self._models.items()
-                        if awaited is None or (name in awaited and not versions.has_models)
-                    )
-                )
-            )
+            self._changed.wait_for(lambda: not self._is_start_pending(awaited))
             return [
                 f"{name}: {problem}"
                 for name, versions in self._models.items()
                 for problem in versions.problems()
             ]
+
+    def _is_start_pending(self, awaited: Collection[tuple[str, int]] | None) -> bool:
+        loading = {name: one.loading_numbers for name, one in self._models.items() if one.loading}
+        has_models = any(versions.has_models for versions in self._models.values())
+        if awaited is None or not (has_models or self._options.explicit):
+            return bool(loading)  # without any model the server would be useless
+        return any(
+            number in loading[name] or not self._models[name].has_models
+            for name, number in awaited
+            if name in loading
+        )
 
     def start_polling(self, seconds: float) -> None:
         """Poll the repository from now on, in a thread of its own."""

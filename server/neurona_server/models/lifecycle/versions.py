@@ -126,7 +126,11 @@ class VersionSet:
 
     @property
     def loading(self) -> bool:
-        return any(record.loading_identity for record in self._records.values())
+        return bool(self.loading_numbers)
+
+    @property
+    def loading_numbers(self) -> set[int]:
+        return {n for n, record in self._records.items() if record.loading_identity}
 
     @property
     def has_models(self) -> bool:
