@@ -98,8 +98,8 @@ bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/client.py
 
 attacks: $(BIN)/.installed-dev
-	PYTHONPATH=tests $(BIN)/python -m attacks.campaign --seconds 600 --secure --flags "$(FLAGS)"
-	PYTHONPATH=tests $(BIN)/python -m attacks.campaign --seconds 600 --flags "$(FLAGS)"
+	PYTHONPATH=tests $(BIN)/python -m attacks.campaign --seconds 600 --secure --flags "--supervise true $(FLAGS)"
+	PYTHONPATH=tests $(BIN)/python -m attacks.campaign --seconds 600 --flags "--supervise true $(FLAGS)"
 
 check: $(BIN)/.installed-dev
 	$(BIN)/ruff format --check .

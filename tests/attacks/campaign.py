@@ -1,6 +1,6 @@
 """Attacks a server and prints what a well-behaved caller notices, and what memory it takes.
 
-    PYTHONPATH=tests python -m attacks.campaign --seconds 20 [--each] [--secure] [--recover 30]
+    PYTHONPATH=tests python -m attacks.campaign --seconds 20 [--each] [--secure] [--recover 90]
         [--flags "--transport aio"] [--serve PATH_OF_NEURONA_SERVE] [ATTACK ...]
 
 All named attacks (default: all) run at once for the time, or with --each one after the other, each
@@ -27,7 +27,7 @@ from attacks.attacks import ATTACKS, WITHOUT_TOKEN
 from attacks.target import AttackedServer, MemoryWatch, Target
 
 VICTIM_CALLS_PER_SECOND = 50
-SECONDS_TO_RECOVER = 30.0
+SECONDS_TO_RECOVER = 90.0
 COLUMNS = (
     *("attack", "calls", "wrong", "errors", "p50", "p99", "longest", "healthz"),
     *("before", "peak", "after", "server"),
