@@ -13,6 +13,7 @@ import pytest
 
 import neurona_client
 from neurona_client import AsyncClient, Client, Retries
+from neurona_client.calls.sync_driver import ThreadReply
 from neurona_client.transport import endpoint, endpoint_pool, grpc_calls
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.rpc.transports.listener import ListenerOptions
@@ -240,8 +241,14 @@ def test_ctrl_c_ends_one_call_and_no_other(make_server, wait_until):
         other = in_thread(lambda: results.append(client.predict("classifier", ROW)))
         wait_until(lambda: queued_rows(server) == 1)
 
+        def waits():
+            """Whether the main thread waits: a signal just before it does would not wake it."""
+            frame = sys._current_frames()[threading.main_thread().ident]
+            return frame.f_code is ThreadReply.wait.__code__
+
         def interrupt():
-            wait_until(lambda: queued_rows(server) == 2)
+            wait_until(lambda: queued_rows(server) == 2 and waits())
+            time.sleep(0.2)  # from there to the system's own wait
             os.kill(os.getpid(), signal.SIGINT)
 
         interrupting = in_thread(interrupt)
