@@ -155,6 +155,9 @@ def test_a_model_that_ran_at_two_crashes_is_quarantined(
             wait_until(lambda number=number: restarts(server) == number)
         # With two processes the other one, which had loaded the model, is replaced too.
         wait_until(lambda: len(workers(server) - before) == processes == len(workers(server)))
+        # One that is stopping still counts as serving.
+        failure = f"div/1: failed to load: {QUARANTINED}"
+        wait_until(lambda: server.log.count(failure) == processes)
         wait_until(lambda: serving(server) == processes)
         since = load.answered
         wait_until(lambda: load.answered > since + 100)
@@ -168,7 +171,7 @@ def test_a_model_that_ran_at_two_crashes_is_quarantined(
             assert info.value.code() == grpc.StatusCode.NOT_FOUND
         assert sample(server, 'neurona_version_problem{model="div",version="1"}') == 1
     assert server.log.count(f"div/1: {QUARANTINED}") == 1
-    assert server.log.count(f"div/1: failed to load: {QUARANTINED}") == processes, server.log
+    assert server.log.count(failure) == processes, server.log
     assert server.log.count("killed by SIGFPE while it ran div/1; restarting") == 2
     assert not re.search(r" m/1: (failed|quarantined)", server.log)
 
