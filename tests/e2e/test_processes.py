@@ -110,17 +110,12 @@ def is_alive(pid):
         return False
 
 
-def sample(server, series):
-    (value,) = re.findall(rf"^{re.escape(series)} (\S+)$", server.metrics(), re.MULTILINE)
-    return float(value)
-
-
 def predictions(server):
-    return sample(server, 'neurona_requests_total{model="m",outcome="ok",version="1"}')
+    return server.sample('neurona_requests_total{model="m",outcome="ok",version="1"}')
 
 
 def both_serve(server):
-    return sample(server, 'neurona_processes{state="serving"}') == 2
+    return server.sample('neurona_processes{state="serving"}') == 2
 
 
 def test_calls_reach_both_workers_and_metrics_are_their_sums(models, serve, connect, wait_until):
@@ -139,11 +134,11 @@ def test_calls_reach_both_workers_and_metrics_are_their_sums(models, serve, conn
         counts.add(statistics.model_stats[0].inference_count)
     assert sum(counts) == 24 or counts == {12}  # each worker has its own statistics
     assert predictions(server) == 24
-    assert sample(server, 'neurona_batch_rows_count{model="m",version="1"}') == 24
+    assert server.sample('neurona_batch_rows_count{model="m",version="1"}') == 24
     metrics = server.metrics()
     assert {"0", "1"} == set(re.findall(r'neurona_inline\{model="m",process="(\d)"', metrics))
     assert metrics.count("# TYPE neurona_requests_total counter") == 1
-    assert sample(server, "neurona_serving") == 2
+    assert server.sample("neurona_serving") == 2
     memory = dict(
         re.findall(r'neurona_process_resident_memory_bytes\{process="(\w+)"\} (\S+)', metrics)
     )
@@ -168,7 +163,7 @@ def test_a_killed_worker_is_replaced_and_no_call_fails(models, serve, load_on, w
         wait_until(lambda: load.answered > 100)
         before, scraped = workers(server), predictions(server)
         os.kill(min(before), signal.SIGKILL)
-        wait_until(lambda: sample(server, "neurona_process_restarts_total") == 1)
+        wait_until(lambda: server.sample("neurona_process_restarts_total") == 1)
         assert predictions(server) >= scraped
         wait_until(lambda: both_serve(server))
         since = load.answered
@@ -198,7 +193,7 @@ def test_sighup_replaces_all_workers_and_no_call_fails(
         assert predictions(server) >= scraped
         since = load.answered
         wait_until(lambda: load.answered > since + 100)
-        assert [sample(server, limit % n) for n in range(2)] == [8, 8]  # reloaded
+        assert [server.sample(limit % n) for n in range(2)] == [8, 8]  # reloaded
     assert load.error is None
     assert predictions(server) == load.answered  # with the counts of the replaced workers
 
@@ -236,9 +231,9 @@ def test_sigterm_completes_running_requests_of_both_workers(tmp_path, serve, con
 
 
 def queued_or_started(server):
-    return sample(
-        server, 'neurona_queue_duration_seconds_count{model="slow",version="1"}'
-    ) + sample(server, 'neurona_queue_rows{model="slow",version="1"}')
+    return server.sample(
+        'neurona_queue_duration_seconds_count{model="slow",version="1"}'
+    ) + server.sample('neurona_queue_rows{model="slow",version="1"}')
 
 
 def test_a_second_signal_ends_all_processes_immediately(models, serve, wait_until):

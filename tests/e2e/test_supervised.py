@@ -107,17 +107,12 @@ def workers(server):
     return pids
 
 
-def sample(server, series):
-    (value,) = re.findall(rf"^{re.escape(series)} (\S+)$", server.metrics(), re.MULTILINE)
-    return float(value)
-
-
 def restarts(server):
-    return sample(server, "neurona_process_restarts_total")
+    return server.sample("neurona_process_restarts_total")
 
 
 def serving(server):
-    return sample(server, 'neurona_processes{state="serving"}')
+    return server.sample('neurona_processes{state="serving"}')
 
 
 def crash(channel):
@@ -169,7 +164,7 @@ def test_a_model_that_ran_at_two_crashes_is_quarantined(
             with pytest.raises(grpc.RpcError) as info:
                 PredictionStub(channel).Predict(CRASH, timeout=20)
             assert info.value.code() == grpc.StatusCode.NOT_FOUND
-        assert sample(server, 'neurona_version_problem{model="div",version="1"}') == 1
+        assert server.sample('neurona_version_problem{model="div",version="1"}') == 1
     assert server.log.count(f"div/1: {QUARANTINED}") == 1
     assert server.log.count(failure) == processes, server.log
     assert server.log.count("killed by SIGFPE while it ran div/1; restarting") == 2
@@ -230,7 +225,7 @@ def test_sighup_replaces_the_process_and_no_call_fails(
     options.write_text("max_batch_rows = 16\n")
     server = serve(models, *ONE, "--config", options)
     limit = 'neurona_batch_limit_rows{model="m",version="1"}'
-    assert sample(server, limit) == 16
+    assert server.sample(limit) == 16
     with LoadGenerator([connect(server) for _ in range(4)], REQUEST, pause=0.002) as load:
         wait_until(lambda: load.answered > 100)
         before = workers(server)
@@ -239,10 +234,10 @@ def test_sighup_replaces_the_process_and_no_call_fails(
         wait_until(lambda: len(workers(server)) == 1 and workers(server) != before)
         since = load.answered
         wait_until(lambda: load.answered > since + 100)
-        wait_until(lambda: sample(server, limit) == 8)
+        wait_until(lambda: server.sample(limit) == 8)
     assert load.error is None
     series = 'neurona_requests_total{model="m",outcome="ok",version="1"}'
-    assert sample(server, series) == load.answered
+    assert server.sample(series) == load.answered
     assert server.stop() == 0
 
 
@@ -323,7 +318,7 @@ def test_counts_of_a_killed_process_are_lost_for_a_second_only(models, serve, wa
     (pid,) = workers(server)
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: pid not in workers(server) and serving(server) == 1)
-    assert sample(server, 'neurona_requests_total{model="m",outcome="ok",version="1"}') == 200
+    assert server.sample('neurona_requests_total{model="m",outcome="ok",version="1"}') == 200
     assert server.stop() == 0
 
 

@@ -1,5 +1,6 @@
 """Runs neurona-serve as a process, and puts load on it."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -140,6 +141,11 @@ class ServerProcess:
         with urllib.request.urlopen(f"http://{self.metrics_address}/metrics") as response:
             text: str = response.read().decode()
         return text
+
+    def sample(self, series: str) -> float:
+        """Return the value of a series of the metrics, its labels included in the name."""
+        (value,) = re.findall(rf"^{re.escape(series)} (\S+)$", self.metrics(), re.MULTILINE)
+        return float(value)
 
     def send_signal(self, number: int) -> None:
         assert self._process is not None

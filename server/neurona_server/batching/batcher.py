@@ -203,8 +203,10 @@ class Batcher:
                         self._tracer.record_queue_times(batch.requests)
                     self.admission.observe_waits(batch.expired, batch.requests, predicted)
                 estimate = self.admission.start_batch(predicted, batch.level_rows, group)
-                self._run_or_halve(batch, batch.requests, new_run)
-                self.admission.finish_batch(estimate)
+                try:
+                    self._run_or_halve(batch, batch.requests, new_run)
+                finally:  # or it would count as running for ever, and requests be rejected for it
+                    self.admission.finish_batch(estimate)
         except Exception:  # a bug: the thread must keep running, and every caller gets a response
             log.exception("%s: a batch could not be processed", self.name)
             for request in [*batch.expired, *batch.requests]:

@@ -361,8 +361,8 @@ class Queue:
             spare_rows = level.rows - int(self._policy.max_queue_rows * share)
             spare_bytes = level.nbytes - int(self._policy.max_queue_bytes * share)
             for newest in reversed(level.arrivals):
-                if spare_rows <= 0 and spare_bytes <= 0:
-                    break
+                if (rows > 0 and spare_rows <= 0) or (nbytes > 0 and spare_bytes <= 0):
+                    break  # what is needed is the level's own share
                 if newest in displaceable:
                     continue
                 for request in newest.parts:  # without one of them the others are useless

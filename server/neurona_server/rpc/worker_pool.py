@@ -28,6 +28,11 @@ class WorkerPool:
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(THREADS, "request-worker")
+        # Now, not when there is a task: a system without threads would lose that.
+        started = threading.Barrier(THREADS + 1)
+        for _ in range(THREADS):
+            self._executor.submit(started.wait)
+        started.wait()
         self._lock = threading.Lock()
         self._bytes = 0
 

@@ -85,6 +85,14 @@ def test_a_level_keeps_its_share_of_the_queue():
         queue.put([request(priority=HIGH)])
 
 
+def test_rows_within_a_level_s_share_are_not_displaced_because_its_bytes_exceed_theirs():
+    queue = Queue(BatchPolicy(max_rows=4, max_queue_rows=21, max_queue_bytes=1000), Clock())
+    wide = FakeRequest({"x": np.zeros((1, 20))}, 1, "a", priority=LOW)
+    fill(queue, wide, *[request(1, HIGH) for _ in range(20)])
+    with pytest.raises(QueueFullError):  # LOW has its share of one row, and three shares of bytes
+        queue.put([request(1, HIGH)])
+
+
 def test_a_flood_of_high_leaves_the_other_levels_their_shares():
     batcher = batcher_of(max_queue_rows=210)
     answered = dict.fromkeys(Priority, 0)

@@ -323,7 +323,36 @@ class CygrpcServer:
             self._streams[stream] = time.monotonic() + self._options.max_stream_age
 
 
-class CygrpcCall(BaseCall):
+class ReceivingCall(BaseCall):
+    """What calls of both kinds are to the guard of connections (`Reception`)."""
+
+    __slots__ = ("_raw", "_transport")
+
+    _raw: RawCall
+    _transport: CygrpcServer
+    messages_received: int
+    is_stream: bool
+
+    @property
+    def peer(self) -> str:
+        """See `Reception.peer`."""
+        return str(self._raw.peer().decode())
+
+    def abort(self, error: Exception) -> None:
+        """See `Reception.abort`."""
+        if self in self._transport.receiving:
+            self.fail(error)
+
+    def post(self, action: Callable[[], None]) -> None:
+        """See `Reception.post`."""
+        self._transport.start_batch(self._raw, (), lambda _: action())
+
+    def fail(self, error: Exception) -> None:
+        """See `Call.fail`."""
+        raise NotImplementedError
+
+
+class CygrpcCall(ReceivingCall):
     """A unary call (`rpc.call.Call`)."""
 
     messages_received = 0
@@ -335,8 +364,6 @@ class CygrpcCall(BaseCall):
         "_method",
         "_on_cancel",
         "_open",
-        "_raw",
-        "_transport",
         "_unwatched",
         "defer",
         "grant",
@@ -403,20 +430,6 @@ class CygrpcCall(BaseCall):
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self._on_cancel.append(callback)
-
-    @property
-    def peer(self) -> str:
-        """See `Reception.peer`."""
-        return str(self._raw.peer().decode())
-
-    def abort(self, error: Exception) -> None:
-        """See `Reception.abort`."""
-        if self in self._transport.receiving:
-            self.fail(error)
-
-    def post(self, action: Callable[[], None]) -> None:
-        """See `Reception.post`."""
-        self._transport.start_batch(self._raw, (), lambda _: action())
 
     def receive_close(self) -> None:
         """Ask gRPC to report that the caller has disconnected.
@@ -515,7 +528,7 @@ class CygrpcCall(BaseCall):
             return False
 
 
-class CygrpcStreamCall(BaseCall):
+class CygrpcStreamCall(ReceivingCall):
     """A streaming call (`rpc.call.StreamCall`).
 
     All but `wake`, `post` and `drain_for_stop` runs in the transport's thread.
@@ -541,7 +554,7 @@ class CygrpcStreamCall(BaseCall):
         self._headers = {k: v for k, v in event.invocation_metadata if isinstance(v, str)}
         self._method = method
         self._transport = transport
-        self._raw: RawCall = event.call
+        self._raw = event.call
         self._reading = self._writing = False
         self._half_closed = self._metadata_sent = self._wake_started = False
         self._error: Exception | None = None
@@ -576,20 +589,6 @@ class CygrpcStreamCall(BaseCall):
             except Exception as error:
                 self._error = error
             self._transport.schedule_write(self)
-
-    @property
-    def peer(self) -> str:
-        """See `Reception.peer`."""
-        return str(self._raw.peer().decode())
-
-    def abort(self, error: Exception) -> None:
-        """See `Reception.abort`."""
-        if self in self._transport.receiving:
-            self.fail(error)
-
-    def post(self, action: Callable[[], None]) -> None:
-        """See `Reception.post`."""
-        self._transport.start_batch(self._raw, (), lambda _: action())
 
     def drain_for_stop(self) -> None:
         """Drain the stream because the server is stopping. From any thread."""
