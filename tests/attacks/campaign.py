@@ -16,7 +16,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from attacks.attacks import ATTACKS, WITHOUT_TOKEN
-from attacks.target import AttackedServer, MemoryWatch, Target
+from attacks.target import AttackedServer, Target, Watch
 
 VICTIM_CALLS_PER_SECOND = 50
 SECONDS_TO_RECOVER = 90.0
@@ -94,8 +93,12 @@ def run_campaign(
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         victim = start_process("victim", server.victim.to_json(), VICTIM_CALLS_PER_SECOND, **pipes)
         time.sleep(3.0)  # the victim's own first calls
-        memory = MemoryWatch(server)
-        healthz = _HealthWatch(server)
+        before = server.memory_bytes()
+        memory, healthz_waits = [before], [0.0]
+        watches = [
+            Watch(lambda: memory.append(server.memory_bytes())),
+            Watch(lambda: healthz_waits.append(server.healthz()[1])),
+        ]
         attackers = [
             start_process("attacks", attack, _target(server, attack).to_json())
             for attack in attacks
@@ -107,8 +110,8 @@ def run_campaign(
             attacker.terminate()
         for attacker in attackers:
             attacker.wait()
-        memory.close()
-        healthz.close()
+        for watch in watches:
+            watch.close()
         time.sleep(seconds_to_recover if server.exit_status is None else 0.0)
         after = server.memory_bytes()
         output, _ = victim.communicate()  # closes its standard input
@@ -123,29 +126,10 @@ def run_campaign(
         noticed["waits"],
         noticed["wrong"],
         noticed["errors"],
-        healthz.longest,
-        (memory.start, memory.peak, after),
+        max(healthz_waits),
+        (before, max(memory), after),
         ended,
     )
-
-
-class _HealthWatch:
-    """The longest wait for /healthz until it is closed."""
-
-    def __init__(self, server: AttackedServer) -> None:
-        self.longest = 0.0
-        self._server = server
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._stopping.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.wait(0.25):
-            self.longest = max(self.longest, self._server.healthz()[1])
 
 
 def _target(server: AttackedServer, attack: str) -> Target:

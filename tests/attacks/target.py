@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -269,12 +269,11 @@ def _memory(pid: int) -> int:
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
 
 
-class MemoryWatch:
-    """Samples the memory of a server until it is closed."""
+class Watch:
+    """Calls a function again and again, in a thread of its own, until it is closed."""
 
-    def __init__(self, server: AttackedServer, seconds: float = 0.25) -> None:
-        self.start = self.peak = server.memory_bytes()
-        self._server, self._seconds = server, seconds
+    def __init__(self, look: Callable[[], object], seconds: float = 0.25) -> None:
+        self._look, self._seconds = look, seconds
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -285,7 +284,7 @@ class MemoryWatch:
 
     def _run(self) -> None:
         while not self._stopping.wait(self._seconds):
-            self.peak = max(self.peak, self._server.memory_bytes())
+            self._look()
 
 
 def victim_request() -> np.ndarray[Any, Any]:

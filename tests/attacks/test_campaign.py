@@ -1,4 +1,5 @@
-"""All attacks at once: a well-behaved caller gets every response, and the server stays.
+"""All attacks at once: a well-behaved caller gets every response, the server stays, and so does
+its memory.
 
 It is alone because it is the only test of the campaign; `make attacks` runs it for ten minutes.
 """
@@ -19,8 +20,10 @@ SECONDS = 25.0
     ids=["TLS and tokens", "neither, aio, two processes"],
 )
 def test_a_second_caller_gets_every_response_during_all_attacks(secure, flags):
-    flags = ["--supervise", "true", *flags]
-    result = run_campaign("all", [*ATTACKS], SECONDS, flags, secure=secure, seconds_to_recover=5.0)
+    flags = ["--supervise", "true", "--shrink-seconds", "2", *flags]
+    result = run_campaign("all", [*ATTACKS], SECONDS, flags, secure=secure, seconds_to_recover=20.0)
     assert result.end.startswith("stopped"), result
     assert (result.wrong, list(result.errors)) == (0, [])
+    before, _, after = result.memory
+    assert after < 1.5 * before, result.memory
     assert len(result.waits) > 5 * SECONDS  # it was not left waiting

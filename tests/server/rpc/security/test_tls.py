@@ -322,7 +322,7 @@ def test_renewals_while_many_threads_shake_hands(make_transport, certificate_fil
     for thread in threads:
         thread.join()
     assert not errors
-    assert sum(counts) > 100
+    assert min(counts) >= 6  # as many as renewals, in each thread
 
 
 @pytest.mark.parametrize(
