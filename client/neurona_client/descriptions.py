@@ -85,6 +85,8 @@ class TensorSpec:
             batch axis is its only one; empty if they have none.
         categories: of an input: the strings that the model knows; empty if it takes any.
         window: of an input: how many successive steps the model was trained on; 0 if any.
+        decimal_mark: of an input: "." or ",", as the file had it that the model was trained on;
+            empty if it did not say.
     """
 
     name: str
@@ -98,6 +100,7 @@ class TensorSpec:
     columns: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     window: int = 0
+    decimal_mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -194,9 +197,7 @@ def _served_version(message: VersionState) -> ServedVersion:
     )
 
 
-def _tensor_spec(
-    message: TensorDescription, words: InputDescription | None = None
-) -> TensorSpec:
+def _tensor_spec(message: TensorDescription, words: InputDescription | None = None) -> TensorSpec:
     words = words or InputDescription()
     return TensorSpec(
         message.name,
@@ -210,4 +211,5 @@ def _tensor_spec(
         tuple(words.columns),
         tuple(words.categories),
         words.window,
+        words.decimal_mark,
     )

@@ -106,6 +106,8 @@ class NumberFormat:
 
     mark: DecimalMark | None = None
     """The decimal mark; None if no cell of the table says it."""
+    refuses_points: bool = False
+    """Whether 1.234 is an error without a mark, as 1,234 is; else it is a decimal number."""
 
     def parse(self, cell: str) -> float:
         """Reads a number.
@@ -120,8 +122,8 @@ class NumberFormat:
             raise FileContentError(f"{cell!r} is not a number")
         text, mark = number.text, number.mark
         if mark == "either":
-            if self.mark is None and "," in text:
-                whole, fraction = text.split(",")
+            if self.mark is None and ("," in text or self.refuses_points):
+                whole, fraction = re.split("[.,]", text)
                 raise FileContentError(
                     f"{cell!r} may be {whole}{fraction} or {whole}.{fraction}, and no other cell "
                     "says which (expected a decimal point and no separators of thousands)"
@@ -134,21 +136,31 @@ class NumberFormat:
         return float(text)
 
 
-def number_formats(columns: Iterable[NumberEvidence]) -> list[NumberFormat]:
+def common_mark(columns: Iterable[NumberEvidence]) -> DecimalMark | None:
+    """Returns the decimal mark of a table's columns; None if no cell has one, or they differ."""
+    columns = list(columns)
+    points = any(column.point for column in columns)
+    commas = any(column.comma for column in columns)
+    return None if points == commas else "." if points else ","
+
+
+def number_formats(
+    columns: Iterable[NumberEvidence], default: NumberFormat | None = None
+) -> list[NumberFormat]:
     """Decides how the numbers of each column of a table are written.
 
     Args:
         columns: with all cells added.
+        default: of columns for which no cell of the table says it.
 
     Returns:
         The format of each column, in their order.
     """
     columns = list(columns)
-    points = any(column.point for column in columns)
-    commas = any(column.comma for column in columns)
-    of_table: DecimalMark | None = None if points == commas else "." if points else ","
+    mark = common_mark(columns)
+    others = NumberFormat(mark) if mark else default or NumberFormat()
     return [
-        NumberFormat("." if column.point else "," if column.comma else of_table)
+        NumberFormat(".") if column.point else NumberFormat(",") if column.comma else others
         for column in columns
     ]
 

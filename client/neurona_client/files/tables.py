@@ -1,8 +1,8 @@
 """Tables as text: CSV and its relatives, with commas, semicolons or tabs between the cells.
 
     table = read_table(path.read_bytes())
-    formats = table.number_formats(["age", "income"])
-    formats["age"].parse(table.columns["age"][0])
+    (ages,) = number_formats([table.number_evidence("age")])
+    ages.parse(table.columns["age"][0])
 
 Cells have no white space at their ends, lines are those of the file, and what programs add to a
 table is left out: the row numbers that pandas writes without a name, empty columns at the end,
@@ -14,17 +14,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
 from neurona_client.files.errors import FileContentError
-from neurona_client.files.numbers import (
-    NumberEvidence,
-    NumberFormat,
-    is_number,
-    number_formats,
-)
+from neurona_client.files.numbers import NumberEvidence, is_number
 from neurona_client.files.texts import decode_text
 
 SUFFIXES = (".csv", ".tsv")
@@ -110,9 +106,7 @@ def _find_separator(text: str, separators: Sequence[str]) -> str:
             continue
         agreement = sum(len(row) == len(rows[0]) for row in rows) / len(rows)
         cells = [cell for row in rows[1:] or rows for cell in row if cell.strip()]
-        numbers = sum(
-            is_number(cell) and not (separator == "," and "," in cell) for cell in cells
-        )
+        numbers = sum(is_number(cell) and not (separator == "," and "," in cell) for cell in cells)
         scores.append((agreement, numbers / max(len(cells), 1), len(rows[0]), separator))
     if scores:
         return max(scores, key=lambda score: score[:3])[3]
@@ -123,10 +117,8 @@ def _find_separator(text: str, separators: Sequence[str]) -> str:
 def _divide_sample(sample: str, separator: str) -> list[list[str]]:
     reader = csv.reader(io.StringIO(sample, newline=""), delimiter=separator, skipinitialspace=True)
     rows: list[list[str]] = []
-    try:
+    with suppress(csv.Error):  # reported with its line when the row is read
         rows.extend(islice((row for row in reader if any(row)), _SAMPLE_ROWS))
-    except csv.Error:
-        pass  # reported with its line when the row is read
     if len(sample) == _SAMPLE_CHARACTERS and 1 < len(rows) < _SAMPLE_ROWS:
         rows.pop()  # may be cut
     return rows
@@ -183,18 +175,16 @@ class Table:
     def __len__(self) -> int:
         return len(self.lines)
 
-    def number_formats(self, names: Iterable[str]) -> dict[str, NumberFormat]:
-        """Decides how the numbers of some columns are written, from the cells of all of these.
+    def number_evidence(self, name: str) -> NumberEvidence:
+        """Returns what the cells of a column say about the way in which its numbers are written.
 
         Raises:
             FileContentError: with the line of a cell that contradicts another.
         """
-        evidence = {}
-        for name in names:
-            evidence[name] = NumberEvidence(f"column {name!r}")
-            for line, cell in zip(self.lines, self.columns[name], strict=True):
-                evidence[name].add(line, cell)
-        return dict(zip(evidence, number_formats(evidence.values()), strict=True))
+        evidence = NumberEvidence(f"column {name!r}")
+        for line, cell in zip(self.lines, self.columns[name], strict=True):
+            evidence.add(line, cell)
+        return evidence
 
 
 def read_table(content: bytes) -> Table:

@@ -111,6 +111,7 @@ class Input:
         columns: a name for each index on the last axis, if they have names; of an input with the
             batch axis alone, its one name. Files that callers send name them so.
         window: how many successive steps each sequence has, if that is what a caller sends.
+        decimal_mark: of the numbers in the file, "." or ","; empty if it does not say.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Input:
     categories: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     window: int = 0
+    decimal_mark: str = ""
 
 
 LENGTHS = Input(

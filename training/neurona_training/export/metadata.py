@@ -71,6 +71,7 @@ def model_metadata(
                 columns=described.columns,
                 categories=described.categories,
                 window=described.window,
+                decimal_mark=described.decimal_mark,
             )
             for described in data.inputs
         ],

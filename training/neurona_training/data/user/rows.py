@@ -7,6 +7,7 @@ for each category, and the exported file does the same.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,11 @@ def load_rows(user_data: UserData, table: UserTable) -> LoadedUserData:
     described: list[Input] = []
     arrays: Arrays = []
     if numeric:
-        described.append(_features_input(numeric))
-        arrays.append(table.numbers(numeric))
+        # The target may say what a comma in the inputs means, so it counts for all of them.
+        beside = [user_data.target] if table.is_numeric(user_data.target) else []
+        mark = table.decimal_mark([*numeric, *beside])
+        described.append(replace(_features_input(numeric), decimal_mark=mark))
+        arrays.append(table.numbers(numeric, beside))
     for name, categories in text_columns.items():
         reserved = [*_RESERVED, *(one.name for one in described)]
         described.append(
@@ -152,14 +156,11 @@ def _categories(table: UserTable, name: str) -> tuple[str, ...]:
     categories = tuple(sorted(set(table.texts(name))))
     limit = min(_MAX_CATEGORIES, max(2, len(table) // 2))
     if len(categories) > limit:
-        if unit := table.unit_of(name):
-            raise DataError(
-                f"{table.path}, column {name!r}: numbers with the unit {unit!r} (expected numbers "
-                "alone; the unit may be in the name of the column)"
-            )
+        unit = table.unit_of(name)
+        advice = f"numbers with the unit {unit!r} are text, without it numbers; " if unit else ""
         raise DataError(
             f"{table.path}, column {name!r}: {len(categories)} different texts in "
-            f"{len(table)} rows (expected at most {limit}); --ignore {name!r} leaves it out"
+            f"{len(table)} rows (expected at most {limit}); {advice}--ignore {name!r} leaves it out"
         )
     return categories
 

@@ -60,6 +60,7 @@ def load_series(user_data: UserData, table: UserTable) -> Dataset:
             unit=user_data.unit,
             columns=(name,),
             window=window,
+            decimal_mark=table.decimal_mark([name]),
         ),
         target=name,
         values=tuple(

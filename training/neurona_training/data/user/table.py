@@ -7,14 +7,20 @@ was trained on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neurona_client.files.errors import FileContentError
-from neurona_client.files.numbers import is_missing, is_number
+from neurona_client.files.numbers import (
+    NumberEvidence,
+    common_mark,
+    is_missing,
+    is_number,
+    number_formats,
+)
 from neurona_client.files.tables import Table, read_table
 from neurona_training.errors import DataError
 
@@ -32,6 +38,7 @@ class UserTable:
 
     path: Path
     table: Table
+    _evidence_by_name: dict[str, NumberEvidence] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -75,12 +82,8 @@ class UserTable:
                 written unlike the others.
         """
         values = np.zeros((len(self), len(names)), np.float32)
-        try:
-            formats = self.table.number_formats([*names, *beside])
-        except FileContentError as error:
-            raise DataError(f"{self.path} {error}") from error
-        for column, name in enumerate(names):
-            number_format = formats[name]
+        formats = number_formats(map(self._evidence, [*names, *beside]))
+        for column, (name, number_format) in enumerate(zip(names, formats, strict=False)):
             for row, cell in enumerate(self.table.columns[name]):
                 try:
                     number = number_format.parse(cell)
@@ -92,6 +95,14 @@ class UserTable:
                     )
                 values[row, column] = number
         return values
+
+    def decimal_mark(self, names: Sequence[str]) -> str:
+        """Returns the decimal mark of these columns; empty if it differs or no cell has one.
+
+        Raises:
+            DataError: with the line of a cell that is written unlike others of its column.
+        """
+        return common_mark(map(self._evidence, names)) or ""
 
     def texts(self, name: str) -> list[str]:
         """Returns a column as text.
@@ -108,6 +119,14 @@ class UserTable:
     def unit_of(self, name: str) -> str:
         """The text beside the number of most cells, such as "kg" or "€"; empty if there is none."""
         return _common_unit(self.table.columns[name])
+
+    def _evidence(self, name: str) -> NumberEvidence:
+        if name not in self._evidence_by_name:
+            try:
+                self._evidence_by_name[name] = self.table.number_evidence(name)
+            except FileContentError as error:
+                raise DataError(f"{self.path} {error}") from error
+        return self._evidence_by_name[name]
 
     def _location(self, row: int, column: str) -> str:
         return f"{self.path} line {self.table.lines[row]}, column {column!r}"
@@ -134,7 +153,8 @@ def _common_unit(cells: Iterable[str]) -> str:
     for cell in cells:
         count += 1
         unit = cell.strip("+-0123456789., \u00a0\u202f'\u2019")
-        if unit and is_number(cell.replace(unit, "", 1)):
+        is_code = unit.isalnum() and cell.startswith(unit)  # such as "B12"
+        if unit and not is_code and is_number(cell.replace(unit, "", 1)):
             units[unit] = units.get(unit, 0) + 1
     unit = max(units, key=units.__getitem__, default="")
     return unit if 2 * units.get(unit, 0) > count else ""
