@@ -256,11 +256,11 @@ class App:
         if self._supervision and self._supervision.quarantine:
             return  # it has started before: what can be served is better than nothing
         if self._config.strict and problems:
-            raise LoadError(f"strict is true and a model cannot be served: {problems[0]}")
+            raise LoadError(f"strict is true and a model cannot be served: {_first_of(problems)}")
         if self._registry.models() or self._config.model_control == "explicit":
             return
         if problems:
-            raise LoadError("none of the models can be served")
+            raise LoadError(f"none of the models can be served: {_first_of(problems)}")
         single_models = [f"{name}={folder}" for name, folder in self._config.model]
         searched = ", ".join([*map(str, self._config.repository), *single_models])
         layout = "model.onnx" if single_models else "<name>/<version>/model.onnx"
@@ -401,6 +401,11 @@ def _listener_options(config: Config, metrics: Metrics, tracing: Tracing | None)
         reuse_port=config.reuse_port,
         tracer=None if tracing is None else tracing.calls,
     )
+
+
+def _first_of(problems: Sequence[str]) -> str:
+    others = len(problems) - 1
+    return f"{problems[0]}{f' (and {others} more, see the log)' if others else ''}"
 
 
 def _reconciler_options(config: Config) -> ReconcilerOptions:

@@ -58,6 +58,11 @@ class RepositoryService:
                 models.append(
                     Index(name=name, version=str(number), state=state, reason=version.reason)
                 )
+            for folder, reason in registry.entry(name).unusable.items():
+                if not message.ready:
+                    models.append(
+                        Index(name=name, version=folder, state="UNAVAILABLE", reason=reason)
+                    )
         return pb.RepositoryIndexResponse(models=models)
 
     def _load(self, call: Call) -> None:
