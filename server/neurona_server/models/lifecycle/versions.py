@@ -7,7 +7,7 @@ result of each load, and carries out its decisions. The rules:
 - A version that fails to load is not tried again until its files change; the loaded versions
   keep serving.
 - Files that may still be being written are loaded once two polls in a row have found them equal;
-  likewise, what is no version is reported once two polls have found it equal.
+  what is no version, too, is reported once two polls have found it equal.
 - The last loaded version of a model stays while its folder exists, even without its files.
 """
 
@@ -82,13 +82,13 @@ class VersionSet:
             serve: False if the model is not requested.
             eager: Load files without waiting for a second poll, and retry failed versions.
         """
-        found = dict(folder.unusable) if folder else {}
+        unusable = dict(folder.unusable) if folder else {}
         self._unusable = {
             name: entry.reason
-            for name, entry in found.items()
+            for name, entry in unusable.items()
             if eager or name in self._unusable or self._last_unusable.get(name) == entry
         }
-        self._last_unusable = found
+        self._last_unusable = unusable
         return self._decide(folder, serve=serve, eager=eager, polled=True)
 
     def record_loaded(self, number: int, model: Model) -> list[ModelSource]:

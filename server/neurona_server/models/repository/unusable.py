@@ -197,10 +197,10 @@ def explain_in_model(path: Path, kind: Kind, root: Path) -> str:
                 f"{_quoted(name)} is {what} beside the folders of versions "
                 f"(expected <version>/{MODEL_FILE})"
             )
-        meant = bool(VERSION_NAME.fullmatch(name))
+        likely = bool(VERSION_NAME.fullmatch(name))
     else:
-        meant = like_version or "." not in name or bool(model_format(name))
-    return f"{_quoted(name)} is {kind.value} (expected a folder with {MODEL_FILE})" if meant else ""
+        likely = like_version or "." not in name or bool(model_format(name))
+    return f"{_quoted(name)} is {kind.value} (expected a folder with {MODEL_FILE})" if likely else ""
 
 
 def misplaced_settings(names: Iterable[str], *, here: bool) -> list[str]:
@@ -216,9 +216,9 @@ def misplaced_settings(names: Iterable[str], *, here: bool) -> list[str]:
             if not here:
                 notes.append(f"{_quoted(name)} is not read (expected in the model's folder)")
         elif not name.endswith(_BACKUPS) and (
-            likely := close_match(name.lower(), (MODEL_TOML, CONFIG_PBTXT), cutoff=0.85)
+            hint := close_match(name.lower(), (MODEL_TOML, CONFIG_PBTXT), cutoff=0.85)
         ):
-            notes.append(f"{_quoted(name)} is not read{likely}")
+            notes.append(f"{_quoted(name)} is not read{hint}")
     return notes
 
 

@@ -301,7 +301,7 @@ def test_link_out_of_the_repository_is_rejected(tmp_path, start, tmp_path_factor
     (tmp_path / "m" / "2").mkdir()
     (tmp_path / "m" / "2" / "model.onnx").symlink_to(outside)
     (tmp_path / "m" / "3").symlink_to(outside.parent)
-    inside = save(tmp_path / "m", 9, name="store")
+    inside = save(tmp_path / "m", 9, name=".store")
     (tmp_path / "linked" / "1").mkdir(parents=True)
     (tmp_path / "linked" / "1" / "model.onnx").symlink_to(inside)
     server = start()
