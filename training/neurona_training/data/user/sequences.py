@@ -12,12 +12,13 @@ channels  optional, (channels,): the name of each
 
 from __future__ import annotations
 
-import zipfile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neurona_client.files.arrays import read_arrays
+from neurona_client.files.errors import FileContentError
 from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.splits import Target, encode_classes, infer_task, split_rows
 from neurona_training.data.user.spec import UserData
@@ -72,14 +73,14 @@ def load_sequences(user_data: UserData) -> Dataset:
 
 def _read_arrays(user_data: UserData) -> dict[str, NDArray[Any]]:
     path = user_data.path
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"{path} is not an .npz file (expected one of numpy.savez)")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path}: unreadable as .npz: {reason}") from error
+        arrays = read_arrays(path)
+    except FileContentError as error:
+        raise DataError(f"{path}: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: unreadable: {error.strerror or error}") from error
+    if not isinstance(arrays, dict):
+        raise DataError(f"{path}: one array (expected an .npz file of numpy.savez)")
     for name in _REQUIRED:
         if name not in arrays:
             raise DataError(
