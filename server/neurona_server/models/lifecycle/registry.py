@@ -26,6 +26,9 @@ class ModelVersion:
 
     shadow: bool = False
 
+    has_served: bool = False
+    """Whether it was loaded at some time."""
+
     @property
     def state(self) -> State:
         return self.state_without_model if self.model is None else self.model.state
@@ -50,6 +53,15 @@ class ModelEntry:
     unusable: Mapping[str, str] = field(default_factory=dict)
     """Why something in the repository is not served that is meant to be, by the name of its file
     or folder; "" is the model's own folder."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether no version of it serves or is loading, because there is none that can."""
+        versions = self.versions.values()
+        states = {version.state for version in versions}
+        if any(version.model for version in versions) or State.STATE_LOADING in states:
+            return False
+        return State.STATE_FAILED in states or bool(self.unusable)
 
 
 class Registry:
@@ -82,6 +94,10 @@ class Registry:
     def entries(self) -> dict[str, ModelEntry]:
         """Return all entries by name, as of one moment."""
         return dict(sorted(self._entries.items()))
+
+    def failed_names(self) -> list[str]:
+        """Return the names of models that failed to load and of which no version serves."""
+        return [name for name, entry in sorted(self._entries.items()) if entry.has_failed]
 
     def entry(self, name: str) -> ModelEntry:
         """Return the entry of a name. Raises NotFoundError."""

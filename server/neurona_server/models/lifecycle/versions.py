@@ -44,6 +44,8 @@ class _VersionRecord:
     loading_identity: Identity | None = None
     """What is being loaded."""
 
+    has_served: bool = False
+
     last_identity: Identity | None = None
     """What the last poll found."""
 
@@ -97,6 +99,7 @@ class VersionSet:
         if record.model is not None:
             self._replaced.append(record.model)
         record.model, record.loaded_identity = model, record.loading_identity
+        record.has_served = True
         record.loading_identity = None
         record.clear_failure()
         return self._decide(self._folder, serve=self._serve)
@@ -294,7 +297,7 @@ class VersionSet:
             return ModelVersion(None, "", State.STATE_LOADING)
         if record.failed_identity or problem:
             return ModelVersion(None, record.reason or problem, State.STATE_FAILED)
-        return ModelVersion(None, "", State.STATE_UNLOADED)
+        return ModelVersion(None, "", State.STATE_UNLOADED, has_served=record.has_served)
 
 
 def _unusable_line(name: str, reason: str) -> str:

@@ -200,7 +200,9 @@ def explain_in_model(path: Path, kind: Kind, root: Path) -> str:
         likely = bool(VERSION_NAME.fullmatch(name))
     else:
         likely = like_version or "." not in name or bool(model_format(name))
-    return f"{_quoted(name)} is {kind.value} (expected a folder with {MODEL_FILE})" if likely else ""
+    return (
+        f"{_quoted(name)} is {kind.value} (expected a folder with {MODEL_FILE})" if likely else ""
+    )
 
 
 def misplaced_settings(names: Iterable[str], *, here: bool) -> list[str]:
