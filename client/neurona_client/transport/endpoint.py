@@ -67,6 +67,10 @@ NO_ANSWER = "server does not answer"
 _MIN_RECONNECT_BACKOFF_MS = 100
 _MAX_RECONNECT_BACKOFF_MS = 2_000
 
+_CONNECT_TIMEOUT_MS = 5_000
+"""How long an attempt to connect may take, with TLS. Handshakes of a server that is far away, or
+whose machine is busy, take longer than the pause between two attempts."""
+
 _DISCONNECTED_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _SUSPECT_SECONDS = 1.0
 _WATCH_RETRY_SECONDS = 0.1
@@ -133,7 +137,8 @@ def open_channel(resolved_target: ResolvedTarget, options: ClientOptions) -> grp
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         ("grpc.initial_reconnect_backoff_ms", _MIN_RECONNECT_BACKOFF_MS),
-        ("grpc.min_reconnect_backoff_ms", _MIN_RECONNECT_BACKOFF_MS),
+        # In spite of its name: https://github.com/grpc/grpc/blob/master/doc/connection-backoff.md
+        ("grpc.min_reconnect_backoff_ms", _CONNECT_TIMEOUT_MS),
         ("grpc.max_reconnect_backoff_ms", _MAX_RECONNECT_BACKOFF_MS),
         # Each client has connections of its own, so that closing one does not disturb another.
         ("grpc.use_local_subchannel_pool", 1),

@@ -98,7 +98,7 @@ def test_the_autoregression_baseline_finds_an_autoregression():
     series = np.zeros(3000)
     for t in range(2, 3000):
         series[t] = 0.5 * series[t - 1] + 0.3 * series[t - 2] + 1 + noise[t]
-    data = sunspots.forecast_next(series.astype(np.float32), 8, "step", "")
+    data = sunspots.forecast_next(series.astype(np.float32), 8, "step", "", "level")
     assert rmse(data.baselines["autoregression"], data.test.targets) == pytest.approx(1, rel=0.05)
 
 
