@@ -145,11 +145,27 @@ def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
             f"file has sequences and their lengths (expected the input {spec.name!r} alone)"
         )
     sequences, lengths = array_files.read_sequences(content)
+    sequences = _match_channels(sequences, content, spec)
     for start in range(0, len(lengths), MAX_ROWS_PER_REQUEST if model.batched else 1):
         some = lengths[start : start + (MAX_ROWS_PER_REQUEST if model.batched else 1)]
         rows = sequences[start : start + len(some), : some.max()]
         names = [f"{path}[{row}]" for row in range(start, start + len(some))]
         yield Sample(names, {spec.name: rows, lengths_spec.name: some})
+
+
+def _match_channels(
+    sequences: np.ndarray[Any, Any], content: dict[str, np.ndarray[Any, Any]], spec: TensorSpec
+) -> np.ndarray[Any, Any]:
+    """Arrange the channels as the model takes them, where both sides have names for them."""
+    names = tuple(str(name) for name in content.get(array_files.CHANNELS, np.array([])).ravel())
+    expected = spec.columns
+    nameless = not expected or expected == array_files.channel_numbers(len(expected))
+    if not names or nameless or names == expected:
+        return sequences
+    missing = [name for name in expected if name not in names]
+    if missing or len(names) != sequences.shape[2]:
+        raise InvalidInputError(f"channels are {', '.join(names)} (expected {', '.join(expected)})")
+    return sequences[:, :, [names.index(name) for name in expected]]
 
 
 def _array_with_lengths(

@@ -14,8 +14,8 @@ from neurona_client.files.errors import FileContentError
 SUFFIXES = (".npy", ".npz")
 """Of files of arrays, in lower case."""
 
-INPUTS, LENGTHS = "inputs", "lengths"
-"""Names of the arrays in a file of sequences."""
+INPUTS, LENGTHS, CHANNELS = "inputs", "lengths", "channels"
+"""Names of the arrays in a file of sequences; the last, names of the channels, is optional."""
 
 PICKLE_STARTS = (b"\x80", b"(", b"c", b"]", b"}")
 """First bytes of a pickle: protocol 2 and later, or what protocol 0 begins with."""
@@ -124,6 +124,11 @@ def read_sequences(
         row, step, channel = not_finite[0]
         raise FileContentError(f"inputs: row {row}, step {step}, channel {channel} is not finite")
     return padded, lengths.astype(np.int32)
+
+
+def channel_numbers(count: int) -> tuple[str, ...]:
+    """Return the names of channels that have none in their file."""
+    return tuple(str(number) for number in range(1, count + 1))
 
 
 def describe(array: NDArray[Any]) -> str:

@@ -142,7 +142,8 @@ def test_sequences_are_predicted_from_the_file_that_training_reads(neurona, tmp_
     inputs = np.random.default_rng(0).integers(0, 9, (lengths.sum(), 2)).astype(np.float64)
     targets = np.array(["a", "b"] * 75)
     expected = [
-        1000 * len(steps) + steps.sum() for steps in np.split(inputs, lengths.cumsum()[:-1])
+        1000 * len(steps) + (steps * [1, 10]).sum()
+        for steps in np.split(inputs, lengths.cumsum()[:-1])
     ]
     np.savez(tmp_path / "joined.npz", inputs=inputs, lengths=lengths, targets=targets)
     padded = np.full((150, 9, 2), 7.0)
@@ -152,14 +153,22 @@ def test_sequences_are_predicted_from_the_file_that_training_reads(neurona, tmp_
         done = neurona("predict", "gestures", tmp_path / file, "--json")
         assert values_of(done) == expected
         assert json_lines(done)[149]["file"] == f"{tmp_path / file}[149]"
+    other_order = {"inputs": np.fliplr(inputs), "lengths": lengths, "channels": ["down", "up"]}
+    np.savez(tmp_path / "other_order.npz", **other_order)
+    done = neurona("predict", "gestures", tmp_path / "other_order.npz", "--json")
+    assert values_of(done) == expected
+    np.savez(tmp_path / "other.npz", **{**other_order, "channels": ["left", "up"]})
+    done = neurona("predict", "gestures", tmp_path / "other.npz")
+    assert done.returncode == 1
+    assert "channels are left, up (expected up, down)" in done.stderr
     np.savez(tmp_path / "named.npz", x=padded[:, :5], sequence_lens=lengths.astype(np.int32))
     assert len(values_of(neurona("predict", "gestures", tmp_path / "named.npz", "--json"))) == 150
     np.save(tmp_path / "one.npy", inputs[:4])
     np.save(tmp_path / "batch.npy", inputs[:6].reshape(2, 3, 2))
     values = values_of(neurona("predict", "gestures", tmp_path / "one.npy", "--json"))
-    assert values == [4000 + inputs[:4].sum()]
+    assert values == [4000 + (inputs[:4] * [1, 10]).sum()]
     values = values_of(neurona("predict", "gestures", tmp_path / "batch.npy", "--json"))
-    assert values == [3000 + inputs[:3].sum(), 3000 + inputs[3:6].sum()]
+    assert values == [3000 + (steps * [1, 10]).sum() for steps in (inputs[:3], inputs[3:6])]
 
 
 def test_pictures_in_a_folder_are_found_as_training_finds_them(neurona, tmp_path):

@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurona_client.files.arrays import describe, read_arrays, read_sequences
+from neurona_client.files.arrays import (
+    CHANNELS,
+    channel_numbers,
+    describe,
+    read_arrays,
+    read_sequences,
+)
 from neurona_client.files.errors import FileContentError
 from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.splits import Target, encode_classes, infer_task, split_rows
@@ -43,7 +49,7 @@ def load_sequences(user_data: UserData) -> Dataset:
         Split(inputs[rows], target.targets[rows], lengths[rows])
         for rows in split_rows(target, f"{user_data.path}, targets")
     )
-    channels = arrays.get("channels", np.arange(1, inputs.shape[2] + 1))
+    channels = arrays.get(CHANNELS, np.array(channel_numbers(inputs.shape[2])))
     if channels.shape != (inputs.shape[2],):
         raise DataError(
             f"{user_data.path}, channels: {channels.size} names for {inputs.shape[2]} channels"
