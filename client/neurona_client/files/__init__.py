@@ -7,6 +7,9 @@ errors      a file whose content is not what its kind expects
 images      pictures as grey levels or colours
 audio       recordings as samples from -1 to 1
 arrays      numpy's arrays, and sequences of different lengths
+tables      CSV and its relatives: columns by name
+numbers     numbers as tables have them: decimal commas, thousands, per cent
+texts       text in UTF-8, or whatever its byte order mark says
 
 The readers import nothing else of the client: training can use them without a connection.
 """
