@@ -127,11 +127,18 @@ def find_input_slices(
         InvalidArgumentError: A parameter is invalid.
         NotAllowedError, NotFoundError: See `SharedMemoryService.find_slice`.
     """
-    found = {
+    slices = {
         tensor.name: memory.find_slice(owner, tensor.parameters, f"input {quoted(tensor.name)}")
         for tensor in message.inputs
     }
-    return {name: part for name, part in found.items() if part is not None}
+    return {name: one for name, one in slices.items() if one is not None}
+
+
+def has_typed_contents(message: ModelInferRequest) -> bool:
+    """Return whether the request has its inputs as typed contents."""
+    return not message.raw_input_contents and any(
+        tensor.HasField("contents") for tensor in message.inputs
+    )
 
 
 def count_shared_bytes(message: ModelInferRequest) -> int:
@@ -261,8 +268,8 @@ def _check_size(
 def _explain_strings(name: str, model: str, count: int, data: bytes | memoryview) -> str:
     """Return why `data` are not `count` strings, in the words of Triton."""
     of_input = f"for inference input {name!r} for model {quoted(model)}"
-    position = found = 0
-    while found < count:
+    position = strings = 0
+    while strings < count:
         rest = len(data) - position - _LENGTH_BYTES
         if rest == -_LENGTH_BYTES:
             break
@@ -278,7 +285,7 @@ def _explain_strings(name: str, model: str, count: int, data: bytes | memoryview
                 f"{rest} bytes available"
             )
         position += _LENGTH_BYTES + length
-        found += 1
+        strings += 1
     if position < len(data):  # as Triton counts: up to the first one that is not expected
-        found += 1
-    return f"unexpected number of string elements {found} {of_input}, expecting {count}"
+        strings += 1
+    return f"unexpected number of string elements {strings} {of_input}, expecting {count}"
