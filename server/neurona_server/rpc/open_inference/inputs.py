@@ -67,11 +67,11 @@ def explain_mismatch(
     reason = _DTYPE.sub(lambda match: _DATATYPES_OF_V1[match[0]], str(error))
     required, names = [spec.name for spec in signature.inputs], [*described]
     missing = [name for name in required if name not in described]
-    known = {spec.name: spec for spec in (*signature.inputs, *signature.optional)}
-    unknown = [name for name in names if name not in known]
+    specs = {spec.name: spec for spec in (*signature.inputs, *signature.optional)}
+    unknown = [name for name in names if name not in specs]
     if missing:
         return InvalidArgumentError(
-            f"expected {_count_words(len(required), len(known))} but got {len(names)} inputs for "
+            f"expected {_count_words(len(required), len(specs))} but got {len(names)} inputs for "
             f"model {model.name!r}. Got input(s) {_list_words(names)}, but missing required "
             f"input(s) {_list_words(missing)}. Please provide all required input(s).: {reason}"
         )
@@ -80,7 +80,7 @@ def explain_mismatch(
             f"unexpected inference input {quoted(unknown[0])} for model {model.name!r}: {reason}"
         )
     for name, (_, shape) in described.items():
-        spec = known[name]
+        spec = specs[name]
         if getattr(spec, "any_shape", False) or _may_fit(shape, spec.shape):
             continue
         sizes = ",".join(str(size) if isinstance(size, int) else "-1" for size in spec.shape)
@@ -106,9 +106,9 @@ def _may_fit(shape: tuple[int, ...], expected: tuple[Size, ...]) -> bool:
     )
 
 
-def _count_words(required: int, known: int) -> str:
-    if known > required:
-        return f"number of inputs between {required} and {known}"
+def _count_words(required: int, most: int) -> str:
+    if most > required:
+        return f"number of inputs between {required} and {most}"
     return f"{required} inputs"
 
 
