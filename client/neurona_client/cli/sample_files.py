@@ -108,7 +108,8 @@ def _read_any(name: str, model: ModelDescription) -> Iterator[Sample]:
     elif suffix in images.SUFFIXES or images.is_image_file(path):
         yield Sample([name], path)
     else:
-        raise InvalidInputError(f"unknown file type (expected {', '.join(SUFFIXES)})")
+        kind = array_files.PICKLE_REASON if array_files.is_pickle(path) else "unknown file type"
+        raise InvalidInputError(f"{kind} (expected {', '.join(SUFFIXES)})")
 
 
 def _only_input(model: ModelDescription) -> tuple[TensorSpec, TensorSpec | None]:
