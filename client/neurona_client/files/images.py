@@ -27,13 +27,14 @@ if TYPE_CHECKING:  # Pillow is an optional extra
 
 FORMATS = (
     *("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000"),
-    *("PPM", "TGA", "PCX", "SGI", "ICO", "DIB"),
+    *("PPM", "TGA", "PCX", "SGI", "ICO", "ICNS", "DIB", "DDS", "PSD", "QOI", "XBM", "XPM"),
 )
 """Formats that are read, as Pillow names them. For some others Pillow starts other programs."""
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".sgi", ".ico", ".dib"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".sgi", ".ico", ".icns", ".dib", ".dds"),
+    *(".psd", ".qoi", ".xbm", ".xpm"),
 )
 """Of files that are pictures, in lower case."""
 
