@@ -158,8 +158,8 @@ def _result_rows(name: str, sample: "Sample", result: "Prediction") -> list[Row]
 
 
 def _to_json(array: Any) -> Any:
-    """Return nested lists, with bytes as text."""
-    text = json.dumps(array.tolist(), default=lambda one: one.decode("utf-8", "replace"))
+    """Return nested lists, with bytes as text, those that are not UTF-8 as backslash escapes."""
+    text = json.dumps(array.tolist(), default=lambda one: one.decode("utf-8", "backslashreplace"))
     return json.loads(text)
 
 

@@ -2,11 +2,11 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from neurona_protos.prediction_pb2 import State, Task
-from neurona_server.batching.batcher import Batcher
+from neurona_server.batching.batcher import Batcher, NewRun
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.batching.watchdog import RunWatchdog
@@ -18,8 +18,10 @@ from neurona_server.models.onnx.session import Session
 from neurona_server.models.onnx.value_dependence import time_depends_on_values
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import ModelSettings
+from neurona_server.models.reshape import Reshape, find_reshapes, reshape_runs
 from neurona_server.models.signature import (
     Signature,
+    TensorSpec,
     apply_declared_tensors,
     check_names,
     name_axes,
@@ -107,10 +109,19 @@ class Model:
             self.sessions.append(Session(source.path, options.runtime, cancellation))
             self.sessions[-1].journal = self._journal
         session = self.sessions[0]
-        runs = [_cancellable_run(one, cancellation) for one in self.sessions]
+        graph_inputs = [*session.inputs, *session.optional]
+        reshapes = {
+            role: find_reshapes(self.settings.declared, role, specs)
+            for role, specs in (("input", graph_inputs), ("output", session.outputs))
+        }
+        new_runs = [
+            reshape_runs(one.new_run, reshapes["input"], reshapes["output"], session.outputs)
+            for one in self.sessions
+        ]
+        runs = [_cancellable_run(new_run, cancellation) for new_run in new_runs]
         self.provider = session.provider
         self.placement, self.degraded = session.placement, session.degraded
-        self.signature = _signature(str(source), session, self.settings, runs[0])
+        self.signature = _signature(str(source), session, self.settings, reshapes, runs[0])
         batched = self.signature.batched
         tracer, policy = options.tracer, options.policy
         if policy.inline is not False and time_depends_on_values(source.path):
@@ -119,7 +130,7 @@ class Model:
             str(source),
             policy,
             self.metrics,
-            [one.new_run for one in self.sessions],
+            new_runs,
             batched=batched,
             scheduler=share,
             watchdog=watchdog,
@@ -151,6 +162,11 @@ class Model:
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
+
+    @property
+    def has_batch_axis(self) -> bool:
+        """Whether axis 0 is the batch axis: by its config.pbtxt, or since its runs are shared."""
+        return self.signature.batched or self.settings.has_batch_axis
 
     @property
     def log_fields(self) -> Mapping[str, str | int]:
@@ -208,23 +224,41 @@ class Model:
         self.metrics.release()
 
 
-def _cancellable_run(session: Session, cancellation: LoadCancellation) -> Run:
+def _cancellable_run(new_run: NewRun, cancellation: LoadCancellation) -> Run:
     def run(inputs: Inputs) -> Outputs:
-        session_run = session.new_run()
-        with cancellation.interrupting(session_run.terminate):
-            return session_run(inputs)
+        graph_run = new_run()
+        with cancellation.interrupting(graph_run.terminate):
+            return graph_run(inputs)
 
     return run
 
 
-def _signature(model: str, session: Session, settings: ModelSettings, run: Run) -> Signature:
+def _signature(
+    model: str,
+    session: Session,
+    settings: ModelSettings,
+    reshapes: Mapping[str, Mapping[str, Reshape]],
+    run: Run,
+) -> Signature:
     """Return the signature of the graph with the declarations of the settings. Raises LoadError."""
     check_names("input", [*session.inputs, *session.optional], settings.inputs)
     check_names("output", session.outputs, settings.outputs)
-    specs = apply_declared_tensors(settings.declared, "input", [*session.inputs, *session.optional])
-    specs = name_axes("input", specs, settings.inputs)
+    specs = _declared_specs("input", [*session.inputs, *session.optional], settings, reshapes)
     inputs, optional = specs[: len(session.inputs)], specs[len(session.inputs) :]
-    outputs = apply_declared_tensors(settings.declared, "output", session.outputs)
-    outputs = name_axes("output", outputs, settings.outputs)
+    outputs = _declared_specs("output", session.outputs, settings, reshapes)
     batched = decide_batching(model, inputs, outputs, settings, run)
     return Signature(inputs, outputs, optional, batched=batched)
+
+
+def _declared_specs(
+    role: str,
+    specs: Sequence[TensorSpec],
+    settings: ModelSettings,
+    reshapes: Mapping[str, Mapping[str, Reshape]],
+) -> Sequence[TensorSpec]:
+    """Return the inputs or outputs of the graph as the settings declare them to callers."""
+    own = reshapes[role]
+    graph_shapes = {name: reshape.in_graph for name, reshape in own.items()}
+    specs = apply_declared_tensors(settings.declared, role, specs, graph_shapes)
+    specs = [own[spec.name].spec_in_request(spec) if spec.name in own else spec for spec in specs]
+    return name_axes(role, specs, settings.inputs if role == "input" else settings.outputs)

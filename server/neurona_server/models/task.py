@@ -117,14 +117,18 @@ def _use_output_labels(settings: ModelSettings, outputs: Sequence[TensorSpec]) -
         (spec, labels)
         for spec in outputs
         if (labels := settings.output_labels.get(spec.name))
+        and all(labels)
         and is_answer(Task.TASK_CLASSIFICATION, spec)
     ]
     if settings.task is not None or len(labelled) != 1:
         return settings
     spec, labels = labelled[0]
     if isinstance(spec.shape[1], int) and spec.shape[1] != len(labels):
-        # Triton serves it nevertheless; giving classes wrong names would be worse than none.
-        log.warning("%d labels ignored for output %r, which is %s", len(labels), spec.name, spec)
+        # In the Open Inference Protocol they are given by their indices, as in Triton.
+        log.warning(
+            "%d labels for output %r, which is %s: it is no classification",
+            *(len(labels), spec.name, spec),
+        )
         return settings
     return replace(settings, task=Task.TASK_CLASSIFICATION, answer=spec.name, labels=labels)
 

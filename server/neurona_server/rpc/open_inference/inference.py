@@ -162,7 +162,7 @@ class InferenceService:
                 InferResponseWriter(
                     model.name,
                     str(model.version),
-                    model.signature.batched,
+                    model.has_batch_axis,
                     outputs,
                     message.id,
                     streamed,

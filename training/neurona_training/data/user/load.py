@@ -20,7 +20,7 @@ from neurona_training.data.user.rows import load_rows
 from neurona_training.data.user.sequences import load_sequences
 from neurona_training.data.user.series import load_series
 from neurona_training.data.user.spec import SUFFIXES, LoadedUserData, UserData
-from neurona_training.data.user.table import read_table
+from neurona_training.data.user.table import read_user_table
 from neurona_training.errors import DataError
 
 
@@ -45,7 +45,7 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
         return _single_view(load_sequences(user_data))
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path}: neither a folder of images nor a {', '.join(SUFFIXES)} file")
-    table = read_table(path)
+    table = read_user_table(path)
     if user_data.series is not None:
         return _single_view(load_series(user_data, table))
     return load_rows(user_data, table)
