@@ -41,7 +41,7 @@ def save_add_sub(
     swap: bool = False,
     size: int | str = 16,
 ) -> Path:
-    """Save OUTPUT0 = INPUT0 + INPUT1 and OUTPUT1 = INPUT0 - INPUT1, the other way round with `swap`.
+    """Save OUTPUT0 = INPUT0 + INPUT1 and OUTPUT1 = INPUT0 - INPUT1; `swap` exchanges them.
 
     Strings hold integers. Inputs are of shape [batch, size], or [size] without a batch axis.
     """

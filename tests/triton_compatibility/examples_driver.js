@@ -7,7 +7,7 @@ const [address, protos, modules] = process.argv.slice(2);
 const grpc = require(path.join(modules, "@grpc", "grpc-js"));
 const loader = require(path.join(modules, "@grpc", "proto-loader"));
 
-const definition = loader.loadSync("open_inference.proto", {
+const definition = loader.loadSync("neurona_protos/open_inference.proto", {
   includeDirs: [protos],
   keepCase: true,
   longs: String,

@@ -5,6 +5,7 @@ Prints a JSON object: the error of each example, or null.
 """
 
 import asyncio
+import functools
 import json
 import queue
 import sys
@@ -25,6 +26,27 @@ from tritonclient.utils import (
 
 LEFT = np.arange(16, dtype=np.int32).reshape(1, 16)
 RIGHT = np.ones((1, 16), np.int32)
+
+
+def error_of(call):
+    """Return the error that a call raises, or None."""
+    try:
+        call()
+    except InferenceServerException as error:
+        return error
+    return None
+
+
+def expect_failure(call, text):
+    error = error_of(call)
+    assert error is not None, f"no error (expected {text})"
+    assert text in error.message(), error
+
+
+async def expect_async_failure(call, text):
+    (error,) = await asyncio.gather(call, return_exceptions=True)
+    assert isinstance(error, InferenceServerException), error
+    assert text in error.message(), error
 
 
 def check(left, right, results):
@@ -102,12 +124,10 @@ def simple_grpc_health_metadata(client):
     assert client.is_model_ready("simple", headers=headers)
     assert client.get_server_metadata(headers=headers).name
     assert client.get_model_metadata("simple", headers=headers).name == "simple"
-    try:
-        client.get_model_metadata("wrong_model_name", headers=headers)
-    except InferenceServerException as error:
-        assert "Request for unknown model" in error.message()
-    else:
-        raise AssertionError("no error of an unknown model")
+    expect_failure(
+        lambda: client.get_model_metadata("wrong_model_name", headers=headers),
+        "Request for unknown model",
+    )
     assert client.get_model_config("simple", headers=headers).config.name == "simple"
 
 
@@ -346,10 +366,9 @@ async def simple_grpc_aio_health_metadata(client):
     assert await client.is_model_ready("simple")
     assert (await client.get_server_metadata()).name
     assert (await client.get_model_metadata("simple")).name == "simple"
-    try:
-        await client.get_model_metadata("wrong_model_name")
-    except InferenceServerException as error:
-        assert "Request for unknown model" in error.message()
+    await expect_async_failure(
+        client.get_model_metadata("wrong_model_name"), "Request for unknown model"
+    )
 
 
 @with_aio
@@ -382,13 +401,11 @@ MODELS = 8
 
 def simple_grpc_model_control(client):
     for name, arguments, keywords, expected in model_control_steps(MODELS):
-        try:
-            result = getattr(client, name)(*arguments, **keywords)
-        except InferenceServerException as error:
-            assert isinstance(expected, str), f"{name} {keywords}: {error}"
-            assert expected in error.message(), f"{name}: {error}"
+        call = functools.partial(getattr(client, name), *arguments, **keywords)
+        if isinstance(expected, str):
+            expect_failure(call, expected)
         else:
-            assert not isinstance(expected, str), f"{name} {keywords}: no error"
+            result = call()
             assert expected is None or expected(result), f"{name}: {result}"
 
 
@@ -400,24 +417,12 @@ async def simple_grpc_aio_model_control(client):
     assert await client.is_model_ready("simple")
     await client.unload_model("simple")
     assert not await client.is_model_ready("simple")
-    try:
-        await client.load_model("wrong_model_name")
-    except InferenceServerException as error:
-        assert "failed to load" in error.message()
+    await expect_async_failure(client.load_model("wrong_model_name"), "failed to load")
 
 
 def sequence_inputs():
     tensor = triton.InferInput("INPUT", [1, 1], "INT32")
     return [tensor.set_data_from_numpy(np.ones((1, 1), np.int32))]
-
-
-def expect_failure(call, text):
-    try:
-        call()
-    except InferenceServerException as error:
-        assert text in error.message(), error
-    else:
-        raise AssertionError("no error")
 
 
 def simple_grpc_sequence_sync_infer_client(client):
@@ -442,7 +447,7 @@ def simple_grpc_sequence_stream_infer_client(client):
 def simple_grpc_cudashm_client(client):
     client.unregister_cuda_shared_memory()
     expect_failure(
-        lambda: client.register_cuda_shared_memory("output_data", b"handle", 0, 128), "CUDA"
+        lambda: client.register_cuda_shared_memory("output_data", b"aGFuZGxl", 0, 128), "CUDA"
     )
 
 

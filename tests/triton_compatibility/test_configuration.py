@@ -149,8 +149,8 @@ def test_configs_that_load(server, name):
     ask(server, name)
     config = server.config(name)
     assert config.name == name
-    assert [i.name for i in config.input] == ["INPUT0", "INPUT1"]
-    assert [o.name for o in config.output] == ["OUTPUT0", "OUTPUT1"]
+    assert {i.name for i in config.input} == {"INPUT0", "INPUT1"}
+    assert {o.name for o in config.output} == {"OUTPUT0", "OUTPUT1"}
     assert [i.data_type for i in config.input] == [
         type(config.input[0])
         .DESCRIPTOR.fields_by_name["data_type"]

@@ -227,12 +227,14 @@ def test_go_text(server):
 
 
 @pytest.fixture(scope="module")
-def javascript(server):
+def javascript(server, tmp_path_factory):
     node, modules = shutil.which("node"), node_modules()
     if node is None or modules is None:
         pytest.skip("no node with @grpc/grpc-js; name its folder: NODE_MODULES")
+    protos = tmp_path_factory.mktemp("protos")
+    shutil.copytree(PROTOS, protos / "neurona_protos")
     done = subprocess.run(
-        [node, JAVASCRIPT, server.address, PROTOS, modules],
+        [node, JAVASCRIPT, server.address, protos, modules],
         check=False,
         capture_output=True,
         text=True,

