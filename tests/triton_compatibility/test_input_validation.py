@@ -123,7 +123,7 @@ def test_wrong_shapes(server, shape):
     )
 
 
-@pytest.mark.triton("L0_input_validation", declared="rows above `max_batch_size`")
+@pytest.mark.triton("L0_input_validation", declared="more rows than max_batch_size")
 def test_more_rows_than_max_batch_size(server):
     """Triton: inference request batch-size must be <= 8 for 'identity'."""
     response = server.infer("identity", {"INPUT0": floats(9, 8)})
