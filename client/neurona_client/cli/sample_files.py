@@ -108,25 +108,38 @@ def _read_any(name: str, model: ModelDescription) -> Iterator[Sample]:
     elif suffix in images.SUFFIXES or images.is_image_file(path):
         yield Sample([name], path)
     else:
-        raise InvalidInputError(f"unknown file type (expected {', '.join(SUFFIXES)})")
+        kind = array_files.PICKLE_REASON if array_files.is_pickle(path) else "unknown file type"
+        raise InvalidInputError(f"{kind} (expected {', '.join(SUFFIXES)})")
 
 
-def _only_input(model: ModelDescription) -> tuple[TensorSpec, TensorSpec | None]:
-    """Return the input that takes an array, and the one for the lengths of sequences, if any."""
-    required = [spec for spec in model.inputs if not spec.optional]
+@dataclass(frozen=True)
+class _SequenceLengths:
+    """An input with the length of each sequence of another input, whose time axis is free."""
+
+    spec: TensorSpec
+    time_axis: int
+
+
+def _only_input(model: ModelDescription) -> tuple[TensorSpec, _SequenceLengths | None]:
+    """Return the input that takes an array, and the one for its lengths, if any."""
+    required = [spec for spec in model.inputs if not spec.optional] or list(model.inputs)
     lengths = [
         spec
         for spec in required
         if "INT" in spec.dtype and len(spec.shape) == 1 and "len" in spec.name.lower()
     ]
     others = [spec for spec in required if spec not in lengths]
-    if len(others) != 1 or len(lengths) > 1:
-        names = ", ".join(spec.name for spec in required)
-        raise InvalidInputError(
-            f"model takes {len(required)} inputs: {names} (expected an NPZ file with an array for "
-            "each name)"
-        )
-    return others[0], lengths[0] if lengths else None
+    if len(required) == 1:
+        return required[0], None
+    if len(others) == len(lengths) == 1:
+        time_axes = [axis for axis, size in enumerate(others[0].shape) if axis and size < 0]
+        if len(time_axes) == 1:
+            return others[0], _SequenceLengths(lengths[0], time_axes[0])
+    names = ", ".join(spec.name for spec in required)
+    raise InvalidInputError(
+        f"model takes {len(required)} inputs: {names} (expected an NPZ file with an array for "
+        "each name)"
+    )
 
 
 def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
@@ -139,8 +152,8 @@ def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
     if not has_sequences or content.keys() <= {spec.name for spec in model.inputs}:
         yield Sample([str(path)], content)
         return
-    spec, lengths_spec = _only_input(model)
-    if lengths_spec is None:
+    spec, spec_of_lengths = _only_input(model)
+    if spec_of_lengths is None:
         raise InvalidInputError(
             f"file has sequences and their lengths (expected the input {spec.name!r} alone)"
         )
@@ -150,7 +163,7 @@ def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
         some = lengths[start : start + (MAX_ROWS_PER_REQUEST if model.batched else 1)]
         rows = sequences[start : start + len(some), : some.max()]
         names = [f"{path}[{row}]" for row in range(start, start + len(some))]
-        yield Sample(names, {spec.name: rows, lengths_spec.name: some})
+        yield Sample(names, {spec.name: rows, spec_of_lengths.spec.name: some})
 
 
 def _match_channels(
@@ -169,23 +182,26 @@ def _match_channels(
 
 
 def _array_with_lengths(
-    array: np.ndarray[Any, Any], spec: TensorSpec, lengths_spec: TensorSpec | None
+    array: np.ndarray[Any, Any], spec: TensorSpec, lengths: _SequenceLengths | None
 ) -> Inputs:
     """Return inputs for one array; the steps of a sequence without padding are its length."""
-    if lengths_spec is None:
+    if lengths is None:
         return array
-    if not 0 <= array.ndim - len(spec.shape) + 1 <= 1:
-        return {spec.name: array}  # which the client rejects with the shape that it expects
     if array.ndim == len(spec.shape):
-        lengths = np.full(array.shape[0], array.shape[1])
+        steps = np.full(array.shape[0], array.shape[lengths.time_axis])
+    elif array.ndim == len(spec.shape) - 1:
+        steps = np.array(array.shape[lengths.time_axis - 1])
     else:
-        lengths = np.array(array.shape[0])
-    return {spec.name: array, lengths_spec.name: lengths}
+        raise InvalidInputError(
+            f"array has shape {list(array.shape)} (expected {list(spec.shape)} for input "
+            f"{spec.name!r}, or {list(spec.shape[1:])} for one sequence; -1: any size)"
+        )
+    return {spec.name: array, lengths.spec.name: steps}
 
 
 def _read_sound(path: Path, model: ModelDescription) -> Inputs:
     """Read one channel, from -1 to 1, at the sample rate in the description of the input."""
-    spec, lengths_spec = _only_input(model)
+    spec, lengths = _only_input(model)
     if len(spec.shape) != 2 or not _SOUND_RANGE.search(spec.unit):
         raise InvalidInputError(
             f"input {spec.name!r} does not take sound: shape {list(spec.shape)}, unit "
@@ -193,7 +209,7 @@ def _read_sound(path: Path, model: ModelDescription) -> Inputs:
         )
     match = _SAMPLE_RATE.search(spec.description)
     rate = int(match[1].replace(",", "")) if match else None
-    return _array_with_lengths(audio.read_sound(path).mono(rate), spec, lengths_spec)
+    return _array_with_lengths(audio.read_sound(path).mono(rate), spec, lengths)
 
 
 def _read_csv(name: str, model: ModelDescription) -> Iterator[NamedInputs]:
