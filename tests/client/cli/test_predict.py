@@ -7,6 +7,7 @@ import wave
 
 import numpy as np
 import pytest
+from support.pictures import peculiar_picture
 from support.sounds import WAVEFORM, rejected_sounds, sounds
 
 ROWS = "1,2,3,4\n0,0,0,0\n"
@@ -189,8 +190,11 @@ def test_pictures_in_a_folder_are_found_as_training_finds_them(neurona, tmp_path
     (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "set")
     (tmp_path / "set" / "._a.gif").write_bytes(b"resource fork")
     (tmp_path / "set" / "Thumbs.db").write_bytes(b"thumbnails")
-    values = values_of(neurona("predict", "pixels", tmp_path / "set", "--json"))
-    assert values == pytest.approx([16 * 16 * one / 5 for one in (0, 1, 2, 3, 4, 5, 5)], rel=1e-5)
+    (tmp_path / "set" / "i.jpg").write_bytes(peculiar_picture())
+    done = neurona("predict", "pixels", tmp_path / "set", "--json")
+    levels = (0, 1, 2, 3, 4, 5, 5, 1)
+    assert values_of(done) == pytest.approx([16 * 16 * one / 5 for one in levels], rel=1e-5)
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("content", ["1,2\n", "1,2,3,4,5\n", "nan,é,1,1\n"])
