@@ -64,12 +64,9 @@ def decode_text(content: bytes) -> str:
     Raises:
         ValueError: It is no such text; with the line of the first invalid byte.
     """
-    for mark, encoding in _BYTE_ORDER_MARKS:
-        if content.startswith(mark):
-            content = content.removeprefix(mark)
-            break
-    else:
-        encoding = "utf-8"
+    marked = (one for one in _BYTE_ORDER_MARKS if content.startswith(one[0]))
+    mark, encoding = next(marked, (b"", "utf-8"))
+    content = content.removeprefix(mark)
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
