@@ -12,6 +12,7 @@ import numpy as np
 from neurona_client.cli.arguments import CommandError
 from neurona_client.cli.table_files import (
     MAX_ROWS_PER_REQUEST,
+    SequenceLengths,
     main_inputs,
     read_table_samples,
     read_text_samples,
@@ -108,20 +109,21 @@ def _read_any(name: str, model: ModelDescription) -> Iterator[Sample]:
     elif suffix in images.SUFFIXES or images.is_image_file(path):
         yield Sample([name], path)
     else:
+        kind = array_files.PICKLE_REASON if array_files.is_pickle(path) else "unknown file type"
         expected = ", ".join((*SUFFIXES, TEXT_SUFFIX))
-        raise InvalidInputError(f"unknown file type (expected {expected})")
+        raise InvalidInputError(f"{kind} (expected {expected})")
 
 
-def _only_input(model: ModelDescription) -> tuple[TensorSpec, TensorSpec | None]:
-    """Return the input that takes an array, and the one for the lengths of sequences, if any."""
-    specs, lengths_spec = main_inputs(model)
+def _only_input(model: ModelDescription) -> tuple[TensorSpec, SequenceLengths | None]:
+    """Return the input that takes an array, and the one for its lengths, if any."""
+    specs, lengths = main_inputs(model)
     if len(specs) != 1:
         names = ", ".join(spec.name for spec in specs)
         raise InvalidInputError(
             f"model takes {len(specs)} inputs: {names} (expected an NPZ file with an array for "
             "each name)"
         )
-    return specs[0], lengths_spec
+    return specs[0], lengths
 
 
 def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
@@ -134,8 +136,8 @@ def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
     if not has_sequences or content.keys() <= {spec.name for spec in model.inputs}:
         yield Sample([str(path)], content)
         return
-    spec, lengths_spec = _only_input(model)
-    if lengths_spec is None:
+    spec, spec_of_lengths = _only_input(model)
+    if spec_of_lengths is None:
         raise InvalidInputError(
             f"file has sequences and their lengths (expected the input {spec.name!r} alone)"
         )
@@ -145,7 +147,7 @@ def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
         some = lengths[start : start + (MAX_ROWS_PER_REQUEST if model.batched else 1)]
         rows = sequences[start : start + len(some), : some.max()]
         names = [f"{path}[{row}]" for row in range(start, start + len(some))]
-        yield Sample(names, {spec.name: rows, lengths_spec.name: some})
+        yield Sample(names, {spec.name: rows, spec_of_lengths.spec.name: some})
 
 
 def _match_channels(
@@ -164,23 +166,26 @@ def _match_channels(
 
 
 def _array_with_lengths(
-    array: np.ndarray[Any, Any], spec: TensorSpec, lengths_spec: TensorSpec | None
+    array: np.ndarray[Any, Any], spec: TensorSpec, lengths: SequenceLengths | None
 ) -> Inputs:
     """Return inputs for one array; the steps of a sequence without padding are its length."""
-    if lengths_spec is None:
+    if lengths is None:
         return array
-    if not 0 <= array.ndim - len(spec.shape) + 1 <= 1:
-        return {spec.name: array}  # which the client rejects with the shape that it expects
     if array.ndim == len(spec.shape):
-        lengths = np.full(array.shape[0], array.shape[1])
+        steps = np.full(array.shape[0], array.shape[lengths.time_axis])
+    elif array.ndim == len(spec.shape) - 1:
+        steps = np.array(array.shape[lengths.time_axis - 1])
     else:
-        lengths = np.array(array.shape[0])
-    return {spec.name: array, lengths_spec.name: lengths}
+        raise InvalidInputError(
+            f"array has shape {list(array.shape)} (expected {list(spec.shape)} for input "
+            f"{spec.name!r}, or {list(spec.shape[1:])} for one sequence; -1: any size)"
+        )
+    return {spec.name: array, lengths.spec.name: steps}
 
 
 def _read_sound(path: Path, model: ModelDescription) -> Inputs:
     """Read one channel, from -1 to 1, at the sample rate in the description of the input."""
-    spec, lengths_spec = _only_input(model)
+    spec, lengths = _only_input(model)
     if len(spec.shape) != 2 or not _SOUND_RANGE.search(spec.unit):
         raise InvalidInputError(
             f"input {spec.name!r} does not take sound: shape {list(spec.shape)}, unit "
@@ -188,7 +193,7 @@ def _read_sound(path: Path, model: ModelDescription) -> Inputs:
         )
     match = _SAMPLE_RATE.search(spec.description)
     rate = int(match[1].replace(",", "")) if match else None
-    return _array_with_lengths(audio.read_sound(path).mono(rate), spec, lengths_spec)
+    return _array_with_lengths(audio.read_sound(path).mono(rate), spec, lengths)
 
 
 def synthetic_inputs(model: ModelDescription, rows: int, steps: int) -> list[Inputs]:

@@ -41,16 +41,26 @@ _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 _BOOLEANS = {"true": True, "false": False}
 
 
-def main_inputs(model: ModelDescription) -> tuple[list[TensorSpec], TensorSpec | None]:
+@dataclass(frozen=True)
+class SequenceLengths:
+    """An input with the length of each sequence of another input, whose time axis is free."""
+
+    spec: TensorSpec
+    time_axis: int
+
+
+def main_inputs(model: ModelDescription) -> tuple[list[TensorSpec], SequenceLengths | None]:
     """Return the inputs that a file has to give, and the one for the lengths of sequences.
 
-    The lengths are those of the sequences in the other input, which the file has as they are.
+    The lengths are not in a file that has sequences as they are, without padding.
     """
-    required = [spec for spec in model.inputs if not spec.optional]
+    required = [spec for spec in model.inputs if not spec.optional] or list(model.inputs)
     lengths = [spec for spec in required if _takes_lengths(spec)]
     others = [spec for spec in required if spec not in lengths]
-    if len(lengths) == 1 and len(others) == 1 and len(others[0].shape) > 1:
-        return others, lengths[0]
+    if len(lengths) == len(others) == 1:
+        time_axes = [axis for axis, size in enumerate(others[0].shape) if axis and size < 0]
+        if len(time_axes) == 1:
+            return others, SequenceLengths(lengths[0], time_axes[0])
     return required, None
 
 
@@ -73,13 +83,13 @@ def read_table_samples(content: bytes, name: str, model: ModelDescription) -> It
         FileContentError: the content is no such table.
         InvalidInputError: the content does not suit the model.
     """
-    specs, lengths_spec = main_inputs(model)
+    specs, lengths = main_inputs(model)
     is_plain_text = any(spec.dtype == "STRING" and not spec.columns for spec in specs)
     # Texts of a model that was not trained on a table are as they are: with their spaces, and
     # with all marks but the comma.
     separators = (",",) if is_plain_text and len(specs) == 1 else SEPARATORS
     text = TableText(content, separators, strip=not is_plain_text)
-    reader = _SampleReader(name, model, specs, lengths_spec, text.records, text.separator)
+    reader = _SampleReader(name, model, specs, lengths, text.records, text.separator)
     if len(specs) == 1 and not _column_names(specs[0]):
         yield from reader.rows_of_cells()
     else:
@@ -91,12 +101,12 @@ def read_text_samples(content: bytes, name: str, model: ModelDescription) -> Ite
 
     Args, Yields, Raises: as `read_table_samples`.
     """
-    specs, lengths_spec = main_inputs(model)
+    specs, lengths = main_inputs(model)
     if len(specs) != 1 or specs[0].dtype != "STRING":
         names = ", ".join(f"{spec.name!r} ({spec.dtype})" for spec in specs)
         raise InvalidInputError(f"file of text for inputs {names} (expected one input of text)")
     lines: list[Record] = [(line, [text]) for line, text in text_lines(content)]
-    reader = _SampleReader(name, model, specs, lengths_spec, lambda: iter(lines), "")
+    reader = _SampleReader(name, model, specs, lengths, lambda: iter(lines), "")
     yield from reader.rows_of_cells()
 
 
@@ -117,7 +127,7 @@ class _SampleReader:
         name: of the file.
         model: what the inputs are for.
         specs: the inputs that the file gives.
-        lengths_spec: the input for their lengths, if there is one.
+        lengths: the input for their lengths, if there is one.
         records: yields the rows of the file, from its beginning on each call.
         separator: between cells.
     """
@@ -125,7 +135,7 @@ class _SampleReader:
     name: str
     model: ModelDescription
     specs: list[TensorSpec]
-    lengths_spec: TensorSpec | None
+    lengths: SequenceLengths | None
     records: Callable[[], Iterator[Record]]
     separator: str
 
@@ -314,9 +324,10 @@ class _SampleReader:
         return self._inputs({name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
     def _inputs(self, arrays: dict[str, Any]) -> Inputs:
-        if self.lengths_spec is not None:
-            array = arrays[self.specs[0].name]
-            return {**arrays, self.lengths_spec.name: np.full(array.shape[0], array.shape[1])}
+        if self.lengths is not None:
+            shape = arrays[self.specs[0].name].shape
+            steps = np.full(shape[0], shape[self.lengths.time_axis])
+            return {**arrays, self.lengths.spec.name: steps}
         return arrays
 
 

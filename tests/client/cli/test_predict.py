@@ -1,6 +1,7 @@
 """neurona predict: CSV, arrays, images, sound, and files that fail."""
 
 import json
+import pickle
 import signal
 import wave
 
@@ -59,7 +60,9 @@ def test_files_that_fail_are_reported_and_the_others_predicted(neurona, tmp_path
     half = tmp_path / "half.csv"
     half.write_text("1,2,3,4\n1,2,x,4\n")
     absent = tmp_path / "absent.png"
-    files = [wrong, good, objects, half, absent]
+    pickled = tmp_path / "pickled.pkl"
+    pickled.write_bytes(pickle.dumps([1.0]))
+    files = [wrong, good, objects, half, absent, pickled]
     done = neurona("predict", "classifier", *files)
     assert done.returncode == 1
     table = [line.split()[0] for line in done.stdout.splitlines()]
@@ -69,13 +72,14 @@ def test_files_that_fail_are_reported_and_the_others_predicted(neurona, tmp_path
     assert messages[1].startswith(f"neurona: {objects}: array has Python objects")
     assert messages[2] == f"neurona: {half}: line 2: 'x' is not a number"
     assert messages[3] == f"neurona: {absent}: No such file or directory"
-    assert len(messages) == 4
+    assert messages[4].startswith(f"neurona: {pickled}: a pickle, which could run code (expected")
+    assert len(messages) == 5
     errors = [
         one["error"]
         for one in json_lines(neurona("predict", "classifier", *files, "--json"))
         if "error" in one
     ]
-    assert len(errors) == 4
+    assert len(errors) == 5
 
 
 def test_images_are_scaled_to_the_unit_of_the_input(neurona, tmp_path):
