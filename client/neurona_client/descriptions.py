@@ -80,6 +80,8 @@ class TensorSpec:
         unit: unit of an input; empty if the model has none.
         description: what an input means; empty if the model has no text for it.
         data_type: number of its dtype, as in `neurona_client.DataType`.
+        any_shape: whether the model declares no shape, not even a number of axes; `shape` is ()
+            then.
     """
 
     name: str
@@ -90,6 +92,7 @@ class TensorSpec:
     unit: str = ""
     description: str = ""
     data_type: DataType = field(default=DATA_TYPE_UNDEFINED, repr=False)
+    any_shape: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,4 +201,5 @@ def _tensor_spec(message: TensorDescription, unit: str = "", description: str = 
         unit,
         description,
         message.dtype,
+        message.any_shape,
     )

@@ -16,6 +16,11 @@ from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model_options import ModelOptions, options_for
 from neurona_server.models.onnx.session import Session
 from neurona_server.models.onnx.value_dependence import time_depends_on_values
+from neurona_server.models.output_shapes import (
+    ShapeRecorder,
+    find_independent_names,
+    without_sizes,
+)
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.models.signature import (
@@ -107,7 +112,8 @@ class Model:
             self.sessions.append(Session(source.path, options.runtime, cancellation))
             self.sessions[-1].journal = self._journal
         session = self.sessions[0]
-        runs = [_cancellable_run(one, cancellation) for one in self.sessions]
+        recorder = ShapeRecorder()
+        runs = [recorder.wrap(_cancellable_run(one, cancellation)) for one in self.sessions]
         self.provider = session.provider
         self.placement, self.degraded = session.placement, session.degraded
         self.signature = _signature(str(source), session, self.settings, runs[0])
@@ -135,13 +141,17 @@ class Model:
             )
         for run in runs:
             run_samples(str(source), self.settings.warm_up, self.signature, run)
+        self.signature = _correct_signature(
+            session, self.settings, self.signature, recorder, runs[0]
+        )
         cancellation.raise_if_cancelled()
         self.metrics.record_warm_up(time.monotonic() - started)
+        outputs = self.signature.outputs
         answer = find_task(
             session.properties,
             session.class_labels,
             [*inputs, *self.signature.optional],
-            self.signature.outputs,
+            outputs if recorder.has_runs else without_sizes(outputs),
             self.settings,
         )
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
@@ -224,7 +234,31 @@ def _signature(model: str, session: Session, settings: ModelSettings, run: Run) 
     specs = apply_declared_tensors(settings.declared, "input", [*session.inputs, *session.optional])
     specs = name_axes("input", specs, settings.inputs)
     inputs, optional = specs[: len(session.inputs)], specs[len(session.inputs) :]
-    outputs = apply_declared_tensors(settings.declared, "output", session.outputs)
+    batched = decide_batching(model, inputs, session.outputs, settings, run)
+    return Signature(inputs, session.outputs, optional, batched=batched)
+
+
+def _correct_signature(
+    session: Session,
+    settings: ModelSettings,
+    signature: Signature,
+    recorder: ShapeRecorder,
+    run: Run,
+) -> Signature:
+    """Return the signature with what the runs before serving have shown. Raises LoadError.
+
+    The settings are compared with that, and not with what the graph declares.
+    """
+    batched = signature.batched
+    names = find_independent_names(signature.inputs, run, batched=batched)
+    outputs = recorder.correct(session.outputs, signature.inputs, run)
+    known = outputs if recorder.has_runs else without_sizes(outputs)
+    declared = {tensor.name for tensor in settings.declared if tensor.role == "output"}
+    corrected = apply_declared_tensors(settings.declared, "output", known)
+    outputs = [
+        new if new.name in declared else old for old, new in zip(outputs, corrected, strict=True)
+    ]
     outputs = name_axes("output", outputs, settings.outputs)
-    batched = decide_batching(model, inputs, outputs, settings, run)
-    return Signature(inputs, outputs, optional, batched=batched)
+    return Signature(
+        signature.inputs, outputs, signature.optional, batched=batched, independent_names=names
+    )
