@@ -252,9 +252,9 @@ def _correct_signature(
     batched = signature.batched
     names = find_independent_names(signature.inputs, run, batched=batched)
     outputs = recorder.correct(session.outputs, signature.inputs, run)
-    known = outputs if recorder.has_runs else without_sizes(outputs)
+    evident = outputs if recorder.has_runs else without_sizes(outputs)
     declared = {tensor.name for tensor in settings.declared if tensor.role == "output"}
-    corrected = apply_declared_tensors(settings.declared, "output", known)
+    corrected = apply_declared_tensors(settings.declared, "output", evident)
     outputs = [
         new if new.name in declared else old for old, new in zip(outputs, corrected, strict=True)
     ]

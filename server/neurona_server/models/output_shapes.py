@@ -20,6 +20,9 @@ from neurona_server.models.synthetic_inputs import (
     suppose_shapes,
 )
 
+MAX_PLACES = 8
+"""Axes of one name that are tried one by one."""
+
 Shape = tuple[int, ...]
 
 
@@ -88,13 +91,15 @@ class ShapeRecorder:
         is_certain = self._varied(inputs)
         sizes: list[Size] = []
         for axis in range(rank):
-            seen = {shape[axis] for shape in observed}
+            sizes_seen = {shape[axis] for shape in observed}
             declared = spec.shape[axis] if len(spec.shape) == rank else None
-            if len(spec.shape) == rank and (not isinstance(declared, int) or seen == {declared}):
+            if len(spec.shape) == rank and (
+                not isinstance(declared, int) or sizes_seen == {declared}
+            ):
                 sizes.append(declared)
             else:
-                constant = axis > 0 and is_certain and len(seen) == 1
-                sizes.append(min(seen) if constant else None)
+                constant = axis > 0 and is_certain and len(sizes_seen) == 1
+                sizes.append(min(sizes_seen) if constant else None)
         return replace(spec, shape=tuple(sizes), any_shape=False)
 
     def _varied(self, inputs: Sequence[TensorSpec]) -> bool:
@@ -140,16 +145,27 @@ def find_independent_names(
 def _runs_with_unequal_sizes(
     inputs: Sequence[TensorSpec], places: Sequence[tuple[int, int]], run: Run
 ) -> bool:
+    """Return whether a run succeeds in which not all sizes at `places` are equal.
+
+    First they all differ, then one of them from the others: of two pictures, say, only the widths
+    may have to be equal.
+    """
+    differences = [range(len(places))]
+    differences += [range(place, place + 1) for place in range(min(len(places), MAX_PLACES))]
     for size in FREE_SIZES:
         with contextlib.suppress(Exception):  # the model does not support this size
             run(make_inputs(inputs, 2, size))
-            changed = [*inputs]
-            for count, (index, axis) in enumerate(places):
-                sizes: list[Size] = [*changed[index].shape]
-                sizes[axis] = size + count
-                changed[index] = replace(changed[index], shape=tuple(sizes))
-            run(make_inputs(changed, 2, size))
-            return True
+            for different in differences:
+                changed = [*inputs]
+                for count, place in enumerate(different, start=1):
+                    index, axis = places[place]
+                    sizes: list[Size] = [*changed[index].shape]
+                    sizes[axis] = size + count
+                    changed[index] = replace(changed[index], shape=tuple(sizes))
+                with contextlib.suppress(Exception):
+                    run(make_inputs(changed, 2, size))
+                    return True
+            return False
     return False
 
 

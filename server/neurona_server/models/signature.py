@@ -111,6 +111,13 @@ class Signature:
             if dtype != spec.dtype or not _fits(shape, spec):
                 actual = TensorSpec(name, dtype, shape)
                 raise InvalidArgumentError(f"input {name!r} is {actual} (expected {spec})")
+            if self.batched and not (shape and shape[0]):
+                actual = TensorSpec(name, dtype, shape)
+                problem = "no row" if shape else "no batch axis"
+                raise InvalidArgumentError(
+                    f"input {name!r} is {actual}: it has {problem} (expected 1 row or more along "
+                    "axis 0)"
+                )
             for size, expected in zip(shape, spec.shape, strict=not spec.any_shape):
                 if expected in self._shared and sizes.setdefault(str(expected), size) != size:
                     actual = TensorSpec(name, dtype, shape)
@@ -119,13 +126,6 @@ class Signature:
                         f"that of another input {sizes[str(expected)]} (expected equal sizes)"
                     )
             if self.batched:
-                if not shape or not shape[0]:
-                    actual = TensorSpec(name, dtype, shape)
-                    problem = "no row" if shape else "no batch axis"
-                    raise InvalidArgumentError(
-                        f"input {name!r} is {actual}: it has {problem} (expected 1 row or more "
-                        "along axis 0)"
-                    )
                 if first_name is None:
                     first_name, rows = name, shape[0]
                 elif shape[0] != rows:

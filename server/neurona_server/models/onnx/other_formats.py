@@ -105,8 +105,8 @@ def _describe_zip(head: bytes, file: BinaryIO, size: int) -> str:
     if not head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")):
         return ""
     content = head + _read_at(file, max(0, size - _TAIL_BYTES), _TAIL_BYTES)
-    found = [text for pattern, text in _ZIP_CONTENTS if re.search(pattern, content)]
-    return found[0] if found else "a zip archive: unpack it"
+    matches = [text for pattern, text in _ZIP_CONTENTS if re.search(pattern, content)]
+    return matches[0] if matches else "a zip archive: unpack it"
 
 
 def _describe_weights(head: bytes, size: int) -> str:
@@ -128,8 +128,8 @@ def _describe_tensorflow(head: bytes) -> str:
 def _describe_markup(start: bytes) -> str:
     if not start.startswith(b"<"):
         return ""
-    found = [text for pattern, text in _MARKUP if re.search(pattern, start.lower())]
-    return found[0] if found else "a page of HTML or XML: was a web page saved in its place?"
+    matches = [text for pattern, text in _MARKUP if re.search(pattern, start.lower())]
+    return matches[0] if matches else "a page of HTML or XML: was a web page saved in its place?"
 
 
 def _describe_json(start: bytes) -> str:
