@@ -7,6 +7,7 @@ from neurona_protos.prediction_pb2 import (
     DATA_TYPE_UNDEFINED,
     DataType,
     DescribeModelResponse,
+    InputDescription,
     ListModelsResponse,
     State,
     Task,
@@ -27,7 +28,8 @@ class ServedVersion:
     """One version of a model, as `Client.models` lists it.
 
     Attributes:
-        version: its number.
+        version: its number; 0 for something in the repository that is not a version, which
+            `reason` names.
         state: "loading", "ready", "draining", "failed" or "unloaded".
         labels: names that currently point to this version, such as "latest".
         provider: ONNX Runtime execution provider, such as "CUDAExecutionProvider".
@@ -80,6 +82,12 @@ class TensorSpec:
         unit: unit of an input; empty if the model has none.
         description: what an input means; empty if the model has no text for it.
         data_type: number of its dtype, as in `neurona_client.DataType`.
+        columns: of an input: the name of each index on its last axis, or its one name if the
+            batch axis is its only one; empty if they have none.
+        categories: of an input: the strings that the model knows; empty if it takes any.
+        window: of an input: how many successive steps the model was trained on; 0 if any.
+        decimal_mark: of an input: "." or ",", as the file had it that the model was trained on;
+            empty if it did not say.
         any_shape: whether the model declares no shape, not even a number of axes; `shape` is ()
             then.
     """
@@ -92,6 +100,10 @@ class TensorSpec:
     unit: str = ""
     description: str = ""
     data_type: DataType = field(default=DATA_TYPE_UNDEFINED, repr=False)
+    columns: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    window: int = 0
+    decimal_mark: str = ""
     any_shape: bool = False
 
 
@@ -157,15 +169,13 @@ def models_from_response(response: ListModelsResponse) -> list[ServedModel]:
 def description_from_response(response: DescribeModelResponse) -> ModelDescription:
     """Convert the response of Models.Describe."""
     metadata = response.metadata
-    words_by_input = {one.name: (one.unit, one.description) for one in metadata.inputs}
+    words_by_input = {one.name: one for one in metadata.inputs}
     return ModelDescription(
         response.model,
         response.version.version,
         _TASK_NAMES.get(metadata.task, "tensors"),
         metadata.description,
-        tuple(
-            _tensor_spec(one, *words_by_input.get(one.name, ("", ""))) for one in response.inputs
-        ),
+        tuple(_tensor_spec(one, words_by_input.get(one.name)) for one in response.inputs),
         tuple(_tensor_spec(one) for one in response.outputs),
         tuple(metadata.labels),
         tuple(ValueSpec(value.name, value.unit) for value in metadata.values),
@@ -191,15 +201,20 @@ def _served_version(message: VersionState) -> ServedVersion:
     )
 
 
-def _tensor_spec(message: TensorDescription, unit: str = "", description: str = "") -> TensorSpec:
+def _tensor_spec(message: TensorDescription, words: InputDescription | None = None) -> TensorSpec:
+    words = words or InputDescription()
     return TensorSpec(
         message.name,
         dtype_name(message.dtype),
         tuple(message.shape),
         tuple(message.axes),
         message.optional,
-        unit,
-        description,
+        words.unit,
+        words.description,
         message.dtype,
+        tuple(words.columns),
+        tuple(words.categories),
+        words.window,
+        words.decimal_mark,
         message.any_shape,
     )

@@ -1,30 +1,33 @@
 """Images as inputs of models. Needs Pillow: pip install neurona[images]."""
 
-import io
-import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neurona_client.descriptions import TensorSpec
 from neurona_client.errors import InvalidInputError
+from neurona_client.files.errors import FileContentError
+from neurona_client.files.images import fit_image, read_image, scale_levels
 
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
-"""Formats that are read. For some others Pillow starts other programs."""
+if TYPE_CHECKING:  # Pillow is an optional extra
+    from PIL.Image import Image as PillowImage
+
+_TWO_SIZES = re.compile(r"brought to (\d+) x (\d+) from (\d+) x (\d+)")
+"""In the description of an input whose training data were scaled."""
 
 _UNIT_RANGE = re.compile(r"(-?\d+(?:\.\d+)?)\s*\.\.\s*(-?\d+(?:\.\d+)?)")
-_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # more than 256 levels
 
 
 def image_to_array(source: bytes | bytearray | Path, spec: TensorSpec) -> NDArray[Any]:
     """Decode an image into one sample of a model's input.
 
     As in training, the largest centred part of the image with the model's proportions is scaled
-    to the model's size with a box filter. Where the description of the input says "0 is paper", an
-    image with a bright border is inverted, so that ink has the high levels.
+    to the model's size with a box filter; where the description of the input says "brought to
+    32 x 32 from 28 x 28", to the second size, and from there bilinearly to the first. Where it says
+    "0 is paper", an image with a bright border is inverted, so that ink has the high levels.
 
     Args:
         source: the content of an image file, or its path.
@@ -40,25 +43,24 @@ def image_to_array(source: bytes | bytearray | Path, spec: TensorSpec) -> NDArra
             unknown, or Pillow is not installed.
     """
     height, width, channels, channels_last = _image_layout(spec)
-    image = _open_image(source, spec, channels)
+    image = _open_image(source, spec).convert("RGB" if channels == 3 else "L")
     size = (image.width if width < 0 else width, image.height if height < 0 else height)
-    if image.size != size:
-        from PIL import Image, ImageOps
-
-        image = ImageOps.fit(image, size, Image.Resampling.BOX)
-    levels = np.asarray(image, np.float32)
+    match = _TWO_SIZES.search(spec.description)
+    sizes = tuple(map(int, match.groups())) if match else ()
+    levels = np.asarray(fit_image(image, *(sizes[2:] if sizes[:2] == size else size)), np.float32)
     if "0 is paper" in spec.description and _border_level(levels) > 127.5:
         levels = 255 - levels
     low, high = _level_range(spec)
     if (low, high) != (0.0, 255.0):
         levels = low + levels * np.float32((high - low) / 255)
+    planes = levels if levels.ndim == 2 else levels.transpose(2, 0, 1)
+    if planes.shape[-2:] != (size[1], size[0]):
+        planes = scale_levels(planes, *size)
     if spec.dtype not in ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"):
-        levels = np.rint(levels)
-    if channels and levels.ndim == 2:
-        levels = levels[:, :, np.newaxis]
-    if channels and not channels_last:
-        levels = levels.transpose(2, 0, 1)
-    return np.ascontiguousarray(levels)
+        planes = np.rint(planes)
+    if channels and planes.ndim == 2:
+        planes = planes[np.newaxis]
+    return np.ascontiguousarray(planes.transpose(1, 2, 0) if channels_last else planes)
 
 
 def _image_layout(spec: TensorSpec) -> tuple[int, int, int, bool]:
@@ -89,43 +91,19 @@ def _level_range(spec: TensorSpec) -> tuple[float, float]:
     )
 
 
-def _open_image(source: bytes | bytearray | Path, spec: TensorSpec, channels: int) -> Any:
+def _open_image(source: bytes | bytearray | Path, spec: TensorSpec) -> "PillowImage":
+    image_name = f"image {str(source)!r}" if isinstance(source, Path) else "image"
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        return read_image(source)
     except ImportError as error:
         raise InvalidInputError(
             f"input {spec.name!r} is an image, which needs Pillow: pip install neurona[images]"
         ) from error
-    image_name = f"image {str(source)!r}" if isinstance(source, Path) else "image"
-    try:
-        file = source if isinstance(source, Path) else io.BytesIO(source)
-        with Image.open(file, formats=FORMATS) as image:
-            # Pillow only warns of a huge image, and warning filters are shared by all threads.
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-                raise ValueError(f"too large, {image.width} x {image.height} pixels")
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode in _DEEP_MODES:
-                upright = _to_256_levels(upright)
-            if "A" in upright.mode or "transparency" in upright.info:
-                upright = upright.convert("RGBA")
-                background = Image.new("RGBA", upright.size, "white")
-                upright = Image.alpha_composite(background, upright)
-            return upright.convert("RGB" if channels == 3 else "L")
-    except UnidentifiedImageError as error:
-        raise InvalidInputError(
-            f"unknown format of {image_name} (expected {', '.join(FORMATS)})"
-        ) from error
-    except (OSError, ValueError, SyntaxError, Warning, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
+    except FileContentError as error:
+        raise InvalidInputError(f"{image_name}: {error}") from error
+    except OSError as error:
+        reason = error.strerror or error
         raise InvalidInputError(f"{image_name} cannot be read: {reason}") from error
-
-
-def _to_256_levels(image: Any) -> Any:
-    from PIL import Image
-
-    levels = np.asarray(image, np.float32)
-    highest = max(float(levels.max()), 1.0) if image.mode == "F" else 65535.0
-    return Image.fromarray((levels * (255 / highest)).clip(0, 255).astype(np.uint8))
 
 
 def _border_level(levels: NDArray[np.float32]) -> float:

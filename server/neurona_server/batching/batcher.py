@@ -28,6 +28,7 @@ from neurona_server.batching.request import Outputs, Request
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import (
     DeadlineExceededError,
+    InvalidArgumentError,
     ModelFailedError,
     NeuronaError,
     QueueFullError,
@@ -367,16 +368,21 @@ class Batcher:
                 self._metrics.terminated_runs.inc()
                 self._run_again(requests)
             elif not (halves := batch.halve(requests)):
-                self.failure_log.record(
-                    "the run of a request failed", error, requests[0].log_fields
-                )
-                requests[0].fail(ModelFailedError())
+                self._fail_run(requests[0], error)
         else:
             for request, own_outputs in zip(requests, outputs, strict=True):
                 request.succeed(own_outputs)
         batch.finish_run()
         for half in halves:
             self._run_or_halve(batch, half, new_run)
+
+    def _fail_run(self, request: Request, error: Exception) -> None:
+        """Fail the only request of a run that failed."""
+        if isinstance(error, InvalidArgumentError):  # what it has sent does not suit the model
+            request.fail(error)
+            return
+        self.failure_log.record("the run of a request failed", error, request.log_fields)
+        request.fail(ModelFailedError())
 
     def _run_again(self, requests: Sequence[Request]) -> None:
         """Have an instance run the unfinished requests of a batch that was interrupted."""

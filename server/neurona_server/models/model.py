@@ -2,11 +2,11 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from neurona_protos.prediction_pb2 import State, Task
-from neurona_server.batching.batcher import Batcher
+from neurona_server.batching.batcher import Batcher, NewRun
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.batching.watchdog import RunWatchdog
@@ -23,8 +23,10 @@ from neurona_server.models.output_shapes import (
 )
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import ModelSettings
+from neurona_server.models.reshape import Reshape, find_reshapes, reshape_runs
 from neurona_server.models.signature import (
     Signature,
+    TensorSpec,
     apply_declared_tensors,
     check_names,
     name_axes,
@@ -112,11 +114,20 @@ class Model:
             self.sessions.append(Session(source.path, options.runtime, cancellation))
             self.sessions[-1].journal = self._journal
         session = self.sessions[0]
+        graph_inputs = [*session.inputs, *session.optional]
+        reshapes = {
+            role: find_reshapes(self.settings.declared, role, specs)
+            for role, specs in (("input", graph_inputs), ("output", session.outputs))
+        }
+        new_runs = [
+            reshape_runs(one.new_run, reshapes["input"], reshapes["output"], session.outputs)
+            for one in self.sessions
+        ]
         recorder = ShapeRecorder()
-        runs = [recorder.wrap(_cancellable_run(one, cancellation)) for one in self.sessions]
+        runs = [recorder.wrap(_cancellable_run(new_run, cancellation)) for new_run in new_runs]
         self.provider = session.provider
         self.placement, self.degraded = session.placement, session.degraded
-        self.signature = _signature(str(source), session, self.settings, runs[0])
+        self.signature = _signature(str(source), session, self.settings, reshapes["input"], runs[0])
         batched = self.signature.batched
         tracer, policy = options.tracer, options.policy
         if policy.inline is not False and time_depends_on_values(source.path):
@@ -125,7 +136,7 @@ class Model:
             str(source),
             policy,
             self.metrics,
-            [one.new_run for one in self.sessions],
+            new_runs,
             batched=batched,
             scheduler=share,
             watchdog=watchdog,
@@ -142,7 +153,7 @@ class Model:
         for run in runs:
             run_samples(str(source), self.settings.warm_up, self.signature, run)
         self.signature = _correct_signature(
-            session, self.settings, self.signature, recorder, runs[0]
+            session, self.settings, reshapes["output"], self.signature, recorder, runs[0]
         )
         cancellation.raise_if_cancelled()
         self.metrics.record_warm_up(time.monotonic() - started)
@@ -161,6 +172,11 @@ class Model:
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
+
+    @property
+    def has_batch_axis(self) -> bool:
+        """Whether axis 0 is the batch axis: by its config.pbtxt, or since its runs are shared."""
+        return self.signature.batched or self.settings.has_batch_axis
 
     @property
     def log_fields(self) -> Mapping[str, str | int]:
@@ -218,21 +234,26 @@ class Model:
         self.metrics.release()
 
 
-def _cancellable_run(session: Session, cancellation: LoadCancellation) -> Run:
+def _cancellable_run(new_run: NewRun, cancellation: LoadCancellation) -> Run:
     def run(inputs: Inputs) -> Outputs:
-        session_run = session.new_run()
-        with cancellation.interrupting(session_run.terminate):
-            return session_run(inputs)
+        graph_run = new_run()
+        with cancellation.interrupting(graph_run.terminate):
+            return graph_run(inputs)
 
     return run
 
 
-def _signature(model: str, session: Session, settings: ModelSettings, run: Run) -> Signature:
+def _signature(
+    model: str,
+    session: Session,
+    settings: ModelSettings,
+    reshapes: Mapping[str, Reshape],
+    run: Run,
+) -> Signature:
     """Return the signature of the graph with the declarations of the settings. Raises LoadError."""
     check_names("input", [*session.inputs, *session.optional], settings.inputs)
     check_names("output", session.outputs, settings.outputs)
-    specs = apply_declared_tensors(settings.declared, "input", [*session.inputs, *session.optional])
-    specs = name_axes("input", specs, settings.inputs)
+    specs = _declared_inputs([*session.inputs, *session.optional], settings, reshapes)
     inputs, optional = specs[: len(session.inputs)], specs[len(session.inputs) :]
     batched = decide_batching(model, inputs, session.outputs, settings, run)
     return Signature(inputs, session.outputs, optional, batched=batched)
@@ -241,24 +262,54 @@ def _signature(model: str, session: Session, settings: ModelSettings, run: Run) 
 def _correct_signature(
     session: Session,
     settings: ModelSettings,
+    reshapes: Mapping[str, Reshape],
     signature: Signature,
     recorder: ShapeRecorder,
     run: Run,
 ) -> Signature:
     """Return the signature with what the runs before serving have shown. Raises LoadError.
 
-    The settings are compared with that, and not with what the graph declares.
+    The settings of outputs are compared with that, and not with what the graph declares.
     """
-    batched = signature.batched
+    batched, declared = signature.batched, settings.declared
     names = find_independent_names(signature.inputs, run, batched=batched)
-    outputs = recorder.correct(session.outputs, signature.inputs, run)
-    evident = outputs if recorder.has_runs else without_sizes(outputs)
-    declared = {tensor.name for tensor in settings.declared if tensor.role == "output"}
-    corrected = apply_declared_tensors(settings.declared, "output", evident)
+    if not recorder.has_runs:
+        in_graph = {name: reshape.in_graph for name, reshape in reshapes.items()}
+        apply_declared_tensors(
+            [tensor for tensor in declared if tensor.name in reshapes],
+            "output",
+            session.outputs,
+            in_graph,
+        )
     outputs = [
-        new if new.name in declared else old for old, new in zip(outputs, corrected, strict=True)
+        TensorSpec(spec.name, spec.dtype, reshapes[spec.name].free_sizes)
+        if spec.name in reshapes
+        else spec
+        for spec in session.outputs
+    ]
+    outputs = recorder.correct(outputs, signature.inputs, run)
+    evident = outputs if recorder.has_runs else without_sizes(outputs)
+    in_settings = {tensor.name for tensor in declared if tensor.role == "output"}
+    corrected = apply_declared_tensors(declared, "output", evident)
+    outputs = [
+        new if new.name in in_settings else old for old, new in zip(outputs, corrected, strict=True)
     ]
     outputs = name_axes("output", outputs, settings.outputs)
     return Signature(
         signature.inputs, outputs, signature.optional, batched=batched, independent_names=names
     )
+
+
+def _declared_inputs(
+    specs: Sequence[TensorSpec],
+    settings: ModelSettings,
+    reshapes: Mapping[str, Reshape],
+) -> Sequence[TensorSpec]:
+    """Return the inputs of the graph as the settings declare them to callers."""
+    graph_shapes = {name: reshape.in_graph for name, reshape in reshapes.items()}
+    specs = apply_declared_tensors(settings.declared, "input", specs, graph_shapes)
+    specs = [
+        reshapes[spec.name].spec_in_request(spec) if spec.name in reshapes else spec
+        for spec in specs
+    ]
+    return name_axes("input", specs, settings.inputs)

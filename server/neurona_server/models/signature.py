@@ -186,11 +186,15 @@ def shared_names(inputs: Sequence[TensorSpec]) -> set[str]:
 
 
 def apply_declared_tensors(
-    declared: Sequence[DeclaredTensor], role: str, specs: Sequence[TensorSpec]
+    declared: Sequence[DeclaredTensor],
+    role: str,
+    specs: Sequence[TensorSpec],
+    graph_shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> list[TensorSpec]:
     """Return the specs with sizes that are free in the graph and fixed by a declaration.
 
-    Tensors without a declaration are returned unchanged.
+    Tensors without a declaration are returned unchanged. `graph_shapes` are the shapes of those
+    that have another one in the graph than in requests.
 
     Raises:
         LoadError: A declaration contradicts the graph.
@@ -204,14 +208,17 @@ def apply_declared_tensors(
                 f"config.pbtxt has an {role} {tensor.name!r}; the graph's {role}s are "
                 f"{[*by_name]}{close_match(tensor.name, by_name)}"
             )
-        by_name[tensor.name] = _apply_declaration(tensor, by_name[tensor.name])
+        shape = (graph_shapes or {}).get(tensor.name, tensor.shape)
+        by_name[tensor.name] = _apply_declaration(tensor, shape, by_name[tensor.name])
     return list(by_name.values())
 
 
-def _apply_declaration(tensor: DeclaredTensor, spec: TensorSpec) -> TensorSpec:
+def _apply_declaration(
+    tensor: DeclaredTensor, shape: tuple[int, ...] | None, spec: TensorSpec
+) -> TensorSpec:
     sizes: tuple[Size, ...] = spec.shape
-    if tensor.shape is not None:
-        sizes = tuple(None if size < 0 else size for size in tensor.shape)
+    if shape is not None:
+        sizes = tuple(None if size < 0 else size for size in shape)
     declared = TensorSpec(tensor.name, tensor.dtype or spec.dtype, sizes)
     if spec.any_shape and tensor.shape is not None and declared.dtype == spec.dtype:
         return replace(spec, shape=sizes, any_shape=False)

@@ -117,6 +117,7 @@ def _use_output_labels(settings: ModelSettings, outputs: Sequence[TensorSpec]) -
         (spec, labels)
         for spec in outputs
         if (labels := settings.output_labels.get(spec.name))
+        and all(labels)
         and is_answer(Task.TASK_CLASSIFICATION, spec)
     ]
     if settings.task is not None or len(labelled) != 1:
@@ -124,8 +125,11 @@ def _use_output_labels(settings: ModelSettings, outputs: Sequence[TensorSpec]) -
     spec, labels = labelled[0]
     width = None if spec.any_shape else spec.shape[1]
     if isinstance(width, int) and width != len(labels):
-        # Triton serves it nevertheless; giving classes wrong names would be worse than none.
-        log.warning("%d labels ignored for output %r, which is %s", len(labels), spec.name, spec)
+        # In the Open Inference Protocol they are given by their indices, as in Triton.
+        log.warning(
+            "%d labels for output %r, which is %s: it is no classification",
+            *(len(labels), spec.name, spec),
+        )
         return settings
     return replace(settings, task=Task.TASK_CLASSIFICATION, answer=spec.name, labels=labels)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from neurona_protos.prediction_pb2 import DataType, Tensor
-from neurona_protos.tensors import NUMPY_DTYPES, TensorError, to_array
+from neurona_protos.prediction_pb2 import DataType
+from neurona_protos.tensors import NUMPY_DTYPES, TensorError, decode
 from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.request import Array
 from neurona_server.errors import InvalidArgumentError, LoadError
@@ -102,10 +102,10 @@ def _read_array(name: str, tensor: WarmUpInput) -> Array:
             f"the warm-up file {tensor.file.name!r} has more than {MAX_FILE_BYTES} bytes"
         )
     try:
-        return to_array(Tensor(name=name, dtype=tensor.dtype, shape=tensor.shape, data=data))
+        return decode(name, tensor.dtype, tensor.shape, data)
     except TensorError:
         if tensor.rows <= 1:
             raise
     shape = (1, *tensor.shape[1:])
-    row = to_array(Tensor(name=name, dtype=tensor.dtype, shape=shape, data=data))
+    row = decode(name, tensor.dtype, shape, data)
     return np.repeat(row, tensor.rows, axis=0)

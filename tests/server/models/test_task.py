@@ -278,7 +278,10 @@ class TestLabelledOutput:
 
     def test_wrong_number_of_labels_is_ignored(self, caplog):
         assert self.find(y=("a", "b", "c")).index == -1
-        assert "3 labels ignored for output 'y'" in caplog.text
+        assert "3 labels for output 'y'" in caplog.text
+
+    def test_classes_without_a_name_make_no_classification(self):
+        assert self.find(y=("a", "")).index == -1
 
 
 class TestSoftmax:

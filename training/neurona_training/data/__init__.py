@@ -108,7 +108,10 @@ class Input:
         unit: of the numbers.
         categories: if not empty, callers send strings; the data and the network have int64
             codes, the indices in this tuple. Any other string has the code len(categories).
-        columns: a name for each index on the last axis, if they have names.
+        columns: a name for each index on the last axis, if they have names; of an input with the
+            batch axis alone, its one name. Files that callers send name them so.
+        window: how many successive steps each sequence has, if that is what a caller sends.
+        decimal_mark: of the numbers in the file, "." or ","; empty if it does not say.
     """
 
     name: str
@@ -117,6 +120,8 @@ class Input:
     unit: str
     categories: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    window: int = 0
+    decimal_mark: str = ""
 
 
 LENGTHS = Input(
@@ -151,6 +156,7 @@ class Dataset:
         baselines: by name, the predictions of a rule without learning for the test inputs
             (float32 in the shape of the test targets): what a regression has to beat.
         extra_inputs: describes `Split.extra_inputs`, one by one.
+        target: the column of a user's file that is predicted; empty if there is no such column.
 
     Raises:
         DataError: neither labels nor values or both, or arrays without the described axes.
@@ -166,6 +172,7 @@ class Dataset:
     values: tuple[Value, ...] = ()
     baselines: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     extra_inputs: tuple[Input, ...] = ()
+    target: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.labels) == bool(self.values):

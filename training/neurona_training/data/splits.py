@@ -104,7 +104,7 @@ def encode_classes(names: Sequence[str], where: str) -> Target:
     return Target(codes.astype(np.int64), labels=tuple(str(label) for label in labels))
 
 
-def infer_task(cells: Sequence[str], *, numeric: bool) -> Task:
+def infer_task(cells: Sequence[str | float], *, numeric: bool) -> Task:
     """Guesses the task from the target: text and few different integers are classes."""
     if not numeric:
         return "classification"

@@ -54,6 +54,7 @@ def model_metadata(
     splits = {
         "data_set": data.name,
         "data": data.source,
+        **({"target": data.target} if data.target else {}),
         "train_rows": len(data.train),
         "validation_rows": len(data.validation),
         "test_rows": len(data.test),
@@ -64,7 +65,13 @@ def model_metadata(
         description=description,
         inputs=[
             InputDescription(
-                name=described.name, description=described.description, unit=described.unit
+                name=described.name,
+                description=described.description,
+                unit=described.unit,
+                columns=described.columns,
+                categories=described.categories,
+                window=described.window,
+                decimal_mark=described.decimal_mark,
             )
             for described in data.inputs
         ],

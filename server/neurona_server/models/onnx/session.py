@@ -5,7 +5,7 @@ import logging
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import onnxruntime
 from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.request import Array, Inputs, Outputs
-from neurona_server.errors import LoadError, UnavailableError
+from neurona_server.errors import InvalidArgumentError, LoadError, UnavailableError
 from neurona_server.models.load_cancellation import LoadCancellation
-from neurona_server.models.onnx import loading, runtime
+from neurona_server.models.onnx import byte_strings, loading, runtime
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 from neurona_server.models.signature import TensorSpec
 from neurona_server.resources import available_cpus, trim_heap
@@ -246,9 +246,76 @@ class Session:
         options: onnxruntime.RunOptions,
     ) -> list[Any]:
         if self._bfloat16:
-            return _run_with_bfloat16(session, inputs, self._bfloat16, options)
-        outputs: list[Any] = session.run(None, inputs, options)
+            return self._run_with_values(session, inputs, options)
+        try:
+            outputs: list[Any] = session.run(None, inputs, options)
+        except UnicodeError:  # strings that are not UTF-8, in the inputs or in the outputs
+            return self._run_with_any_strings(session, inputs, options)
         return outputs
+
+    def _run_with_any_strings(
+        self,
+        session: onnxruntime.InferenceSession,
+        inputs: Inputs,
+        options: onnxruntime.RunOptions,
+    ) -> list[Any]:
+        """Run a session with strings that are not UTF-8.
+
+        Raises:
+            InvalidArgumentError: ONNX Runtime or the model does not take them.
+        """
+        names = [name for name, array in inputs.items() if array.dtype.kind == "O"]
+        try:
+            if byte_strings.can_read_strings() and not self._zipmaps:
+                return self._run_with_values(session, inputs, options)
+            fixed = {name: byte_strings.strings_to_fixed_bytes(inputs[name]) for name in names}
+            if all(array is not None for array in fixed.values()):
+                outputs: list[Any] = session.run(None, {**inputs, **fixed}, options)
+                return outputs
+        except Exception as error:
+            if options.terminate or not names:
+                raise
+            raise InvalidArgumentError(
+                f"the model failed on strings that are not UTF-8, of {', '.join(map(repr, names))} "
+                "(expected UTF-8 for its operators)"
+            ) from error
+        raise InvalidArgumentError(
+            f"strings of {', '.join(map(repr, names))} are not UTF-8 and have NUL bytes, which "
+            "ONNX Runtime does not take for this model (expected UTF-8)"
+        )
+
+    def _run_with_values(
+        self,
+        session: onnxruntime.InferenceSession,
+        inputs: Inputs,
+        options: onnxruntime.RunOptions,
+    ) -> list[Any]:
+        """Run a session whose tensors do not all go in and out as numpy arrays.
+
+        ONNX Runtime takes the bits of BFLOAT16 together with the type, but cannot return them as
+        numpy arrays: they are read from the memory of its values.
+        """
+        feeds = {name: self._to_value(name, array) for name, array in inputs.items()}
+        outputs = session.run_with_ort_values(None, feeds, options)
+        return [
+            self._to_array(spec, output) for spec, output in zip(self.outputs, outputs, strict=True)
+        ]
+
+    def _to_value(self, name: str, array: Array) -> onnxruntime.OrtValue:
+        if name in self._bfloat16:
+            return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
+                np.ascontiguousarray(array), DataType.DATA_TYPE_BFLOAT16
+            )
+        if array.dtype.kind == "O":
+            return byte_strings.strings_to_value(array)
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+    def _to_array(self, spec: TensorSpec, value: onnxruntime.OrtValue) -> Array:
+        if spec.name in self._bfloat16:
+            return _copy_bits(value)
+        if spec.dtype == DataType.DATA_TYPE_STRING and byte_strings.can_read_strings():
+            return byte_strings.value_to_strings(value)
+        return np.asarray(value.numpy())
 
 
 class SessionRun:
@@ -269,33 +336,6 @@ class SessionRun:
 
     def _run(self, inputs: Inputs) -> Outputs:
         return self._session.run_with_options(inputs, self._options)
-
-
-def _run_with_bfloat16(
-    session: onnxruntime.InferenceSession,
-    inputs: Inputs,
-    bfloat16: Set[str],
-    options: onnxruntime.RunOptions,
-) -> list[Any]:
-    """Run a session whose tensors named in `bfloat16` have that type, as arrays of uint16.
-
-    ONNX Runtime takes their bits together with the type, but cannot return them as numpy arrays:
-    they are read from the memory of its values.
-    """
-    feeds = {
-        name: onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
-            np.ascontiguousarray(array), DataType.DATA_TYPE_BFLOAT16
-        )
-        if name in bfloat16
-        else onnxruntime.OrtValue.ortvalue_from_numpy(array)
-        for name, array in inputs.items()
-    }
-    names = [node.name for node in session.get_outputs()]
-    outputs = session.run_with_ort_values(None, feeds, options)
-    return [
-        _copy_bits(output) if name in bfloat16 else output.numpy()
-        for name, output in zip(names, outputs, strict=True)
-    ]
 
 
 def _copy_bits(value: Any) -> Array:

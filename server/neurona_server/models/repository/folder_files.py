@@ -55,8 +55,13 @@ def read_text(folder: Path, name: str) -> str:
         ) from error
 
 
-def read_labels(folder: Path, name: str) -> tuple[str, ...]:
+def read_labels(folder: Path, name: str, *, allow_gaps: bool = False) -> tuple[str, ...]:
     """Read one label per line; empty lines at the end are ignored.
+
+    Args:
+        folder: The model's folder.
+        name: The file in it.
+        allow_gaps: Accept a file without labels, and take an empty line for a class without one.
 
     Raises:
         LoadError: The file cannot be read, or has no label in one of its lines.
@@ -65,6 +70,8 @@ def read_labels(folder: Path, name: str) -> tuple[str, ...]:
     lines = [line.removesuffix("\r") for line in read_text(folder, name).split("\n")]
     while lines and not lines[-1].strip():
         lines.pop()
+    if allow_gaps:
+        return tuple(line.strip() for line in lines)
     if not lines:
         raise LoadError(f"the file {quoted(name)} is empty (expected one label per line)")
     for number, line in enumerate(lines, 1):

@@ -103,6 +103,9 @@ class DeclaredTensor:
     shape: tuple[int, ...] | None
     """All axes including the batch axis, -1 for a free size; None if undeclared."""
 
+    graph_shape: tuple[int, ...] | None = None
+    """The shape in the graph if it is declared as another one, with as many free sizes."""
+
 
 @dataclass(frozen=True)
 class WarmUpInput:
@@ -164,13 +167,19 @@ class ModelSettings:
     providers: tuple[str, ...] | None = None
 
     # Set by config.pbtxt only.
+    has_batch_axis: bool = False
+    """Whether axis 0 is the batch axis, also if requests do not share runs."""
+
     model_file: str = ""
     """File name in a version's folder; "" is model.onnx."""
 
     declared: tuple[DeclaredTensor, ...] = ()
     output_labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Names of classes by output: a hint when no task is set."""
+    """Names of classes by output, "" for a class without one: a hint when no task is set."""
 
     warm_up: tuple[WarmUpSample, ...] = ()
     ignored: tuple[str, ...] = ()
     """Paths of the fields that are set but have no effect, for the log."""
+
+    triton_config: bytes = b""
+    """The serialized ModelConfig that the file holds, for callers who ask for it."""

@@ -74,12 +74,13 @@ _Supported = Mapping[str, Any]
 """By field: None if all of it has an effect, else the fields in it that have one."""
 
 _TENSOR: _Supported = {"name": None, "data_type": None, "dims": None, "reshape": None}
+# Clients read the format of an input; it has no effect in Triton either.
 _SUPPORTED: _Supported = {
     "name": None,
     "platform": None,
     "backend": None,
     "max_batch_size": None,
-    "input": _TENSOR,
+    "input": {**_TENSOR, "format": None},
     "output": {**_TENSOR, "label_filename": None},
     "version_policy": None,
     "default_model_filename": None,
@@ -152,11 +153,13 @@ def _to_settings(folder: Path, text: str, config: triton.ModelConfig) -> ModelSe
         instances=instances.count,
         providers=instances.providers,
         threads=_threads(config),
+        has_batch_axis=has_batch_axis,
         model_file=_model_file(config.default_model_filename),
         declared=tuple(declared),
         output_labels=_output_labels(folder, config),
         warm_up=_warm_up_samples(folder, config),
         ignored=(*_ignored_fields(config), *instances.ignored),
+        triton_config=config.SerializeToString(deterministic=True),
     )
 
 
@@ -194,20 +197,45 @@ def _declared_tensors(
             raise LoadError(f"{where} has no name")
         if any(tensor.name == other.name for other in declared):
             raise LoadError(f"{where} is a duplicate of {role} {tensor.name!r}")
-        if tensor.HasField("reshape") and [*tensor.reshape.shape] != [*tensor.dims]:
-            raise LoadError(
-                f"{where}.reshape is {[*tensor.reshape.shape]} (expected dims {[*tensor.dims]}, "
-                "since requests and responses have the shapes of the graph)"
-            )
-        for size in tensor.dims:
-            if size == 0 or size < -1:
-                raise LoadError(f"{where}.dims has {size} (expected -1 or at least 1)")
+        _check_sizes(f"{where}.dims", tensor.dims)
+        if reshaped := tensor.HasField("reshape"):
+            _check_reshape(where, tensor)
         if tensor.data_type and tensor.data_type not in _DATA_TYPES:
             raise LoadError(f"{where}.data_type is {tensor.data_type}, an unknown type")
-        shape = (-1, *tensor.dims) if batch_axis else tuple(tensor.dims)
+        first = (-1,) if batch_axis else ()
         dtype = _DATA_TYPES.get(tensor.data_type, DataType.DATA_TYPE_UNDEFINED)
-        declared.append(DeclaredTensor(role, tensor.name, dtype, shape if tensor.dims else None))
+        shape = (*first, *tensor.dims) if tensor.dims else None
+        graph_shape = (*first, *tensor.reshape.shape) if reshaped else None
+        declared.append(DeclaredTensor(role, tensor.name, dtype, shape, graph_shape))
     return declared
+
+
+def _check_sizes(where: str, sizes: Iterable[int]) -> None:
+    for size in sizes:
+        if size == 0 or size < -1:
+            raise LoadError(f"{where} has {size} (expected -1 or at least 1)")
+
+
+def _check_reshape(where: str, tensor: triton.ModelInput | triton.ModelOutput) -> None:
+    """Check that each array of the shape `dims` has exactly one of the shape `reshape`."""
+    dims, shape = [*tensor.dims], [*tensor.reshape.shape]
+    _check_sizes(f"{where}.reshape", shape)
+    if not dims or _fixed_products(dims) != _fixed_products(shape):
+        raise LoadError(
+            f"{where}.reshape is {shape}, which does not hold the elements of dims {dims} "
+            "(expected equal products of the sizes, also before, between and after those of -1)"
+        )
+
+
+def _fixed_products(sizes: Iterable[int]) -> list[int]:
+    """Return the products of the fixed sizes in front of, between and behind the free ones."""
+    products = [1]
+    for size in sizes:
+        if size < 0:
+            products.append(1)
+        else:
+            products[-1] *= size
+    return products
 
 
 @dataclass(frozen=True)
@@ -324,7 +352,7 @@ def _output_labels(folder: Path, config: triton.ModelConfig) -> dict[str, tuple[
     for index, output in enumerate(config.output):
         if output.label_filename:
             try:
-                labels[output.name] = read_labels(folder, output.label_filename)
+                labels[output.name] = read_labels(folder, output.label_filename, allow_gaps=True)
             except LoadError as error:
                 raise LoadError(f"output[{index}].label_filename: {error}") from error
     return labels

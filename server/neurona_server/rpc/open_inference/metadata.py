@@ -1,7 +1,8 @@
 """The methods that describe the server and its models, and report whether they are ready."""
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence, Sequence
+from typing import TypeVar
 
 from neurona_protos import open_inference_pb2 as pb
 from neurona_protos.model_config_pb2 import (
@@ -10,16 +11,15 @@ from neurona_protos.model_config_pb2 import (
     ModelInput,
     ModelInstanceGroup,
     ModelOutput,
-    ModelQueuePolicy,
-    ModelTransactionPolicy,
     ModelVersionPolicy,
 )
 from neurona_protos.prediction_pb2 import State
+from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import NotFoundError
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
-from neurona_server.models.repository.scanner import MODEL_FILE
 from neurona_server.models.repository.settings import VersionPolicy
+from neurona_server.models.repository.unusable import MODEL_FILE
 from neurona_server.models.signature import TensorSpec
 from neurona_server.rpc.call import Methods
 from neurona_server.rpc.open_inference.messages import (
@@ -46,6 +46,7 @@ EXTENSIONS = (
 PRIORITY_LEVELS = 3
 DEFAULT_PRIORITY_LEVEL = 2
 
+Tensor = TypeVar("Tensor", ModelInput, ModelOutput)
 TensorMetadata = pb.ModelMetadataResponse.TensorMetadata
 
 
@@ -143,56 +144,69 @@ class MetadataService:
 
 
 def model_config(model: Model, versions: VersionPolicy) -> ModelConfig:
-    """Return the configuration of a loaded model.
+    """Return the configuration of a loaded model: what its config.pbtxt says, completed.
 
     `versions` is the policy of a model that has none of its own.
-
-    max_queue_size is in requests in Triton and in rows here. A request has at least one row, so
-    the queue never holds more requests than it says.
     """
-    signature, policy = model.signature, model.batcher.policy
-    rows = model.batcher.cost_model.batch_sizes[-1] if signature.batched else 0
-    on_gpu = not model.provider.startswith("CPU")
-    config = ModelConfig(
-        name=model.name,
-        platform=PLATFORM,
-        backend=BACKEND,
-        version_policy=_version_policy(model.settings.versions or versions),
-        max_batch_size=rows,
-        input=[
-            *[_input(spec, rows, optional=False) for spec in signature.inputs],
-            *[_input(spec, 0, optional=True) for spec in signature.optional],
-        ],
-        output=[
-            ModelOutput(
-                name=spec.name, data_type=config_datatype(spec.dtype), dims=_dimensions(spec, rows)
-            )
-            for spec in signature.outputs
-        ],
-        instance_group=[
-            ModelInstanceGroup(
-                name=model.name,
-                kind=ModelInstanceGroup.KIND_GPU if on_gpu else ModelInstanceGroup.KIND_CPU,
-                count=model.batcher.instances,
-            )
-        ],
-        default_model_filename=model.settings.model_file or MODEL_FILE,
-        model_transaction_policy=ModelTransactionPolicy(decoupled=False),
-    )
-    if rows:
-        config.dynamic_batching.CopyFrom(
-            ModelDynamicBatching(
-                max_queue_delay_microseconds=round(policy.max_delay * 1e6),
-                priority_levels=PRIORITY_LEVELS,
-                default_priority_level=DEFAULT_PRIORITY_LEVEL,
-                default_queue_policy=ModelQueuePolicy(
-                    timeout_action=ModelQueuePolicy.REJECT,
-                    allow_timeout_override=True,
-                    max_queue_size=policy.max_queue_rows,
-                ),
-            )
-        )
+    signature = model.signature
+    config = ModelConfig.FromString(model.settings.triton_config)
+    config.name = model.name
+    config.platform = config.platform or PLATFORM
+    config.backend = config.backend or BACKEND
+    if not config.HasField("version_policy"):
+        config.version_policy.CopyFrom(_version_policy(model.settings.versions or versions))
+    if signature.batched:
+        config.max_batch_size = model.batcher.cost_model.batch_sizes[-1]
+    rows = config.max_batch_size
+    _complete_tensors(config.input, [_input(spec, rows) for spec in signature.inputs])
+    _complete_tensors(config.input, [_input(s, 0, optional=True) for s in signature.optional])
+    _complete_tensors(config.output, [_output(spec, rows) for spec in signature.outputs])
+    _complete_instances(config, model)
+    config.default_model_filename = model.settings.model_file or MODEL_FILE
+    config.model_transaction_policy.decoupled = False
+    if signature.batched:
+        _complete_batching(config.dynamic_batching, model.batcher.policy)
     return config
+
+
+def _complete_tensors(declared: MutableSequence[Tensor], from_model: Sequence[Tensor]) -> None:
+    """Complete the declared inputs or outputs, and append those that the file leaves out."""
+    by_name = {tensor.name: tensor for tensor in declared}
+    for tensor in from_model:
+        own = by_name.get(tensor.name)
+        if own is None:
+            declared.append(tensor)
+            continue
+        own.data_type = own.data_type or tensor.data_type
+        if not own.dims:
+            own.dims.extend(tensor.dims)
+        if isinstance(own, ModelInput) and isinstance(tensor, ModelInput):
+            own.optional = own.optional or tensor.optional
+
+
+def _complete_instances(config: ModelConfig, model: Model) -> None:
+    on_gpu = not model.provider.startswith("CPU")
+    kind = ModelInstanceGroup.KIND_GPU if on_gpu else ModelInstanceGroup.KIND_CPU
+    if not config.instance_group:
+        config.instance_group.add(name=model.name, kind=kind, count=model.batcher.instances)
+    for index, group in enumerate(config.instance_group):
+        group.name = group.name or f"{model.name}_{index}"
+        group.count = max(1, group.count)
+        if group.kind == ModelInstanceGroup.KIND_AUTO:
+            group.kind = kind
+
+
+def _complete_batching(batching: ModelDynamicBatching, policy: BatchPolicy) -> None:
+    batching.max_queue_delay_microseconds = round(policy.max_delay * 1e6)
+    if not batching.priority_levels:
+        batching.priority_levels = PRIORITY_LEVELS
+        batching.default_priority_level = DEFAULT_PRIORITY_LEVEL
+    if not batching.HasField("default_queue_policy"):
+        batching.default_queue_policy.allow_timeout_override = True
+    # In requests in Triton and in rows here. A request has at least one row, so the queue never
+    # holds more requests than it says.
+    queue_policy = batching.default_queue_policy
+    queue_policy.max_queue_size = queue_policy.max_queue_size or policy.max_queue_rows
 
 
 def _version_policy(policy: VersionPolicy) -> ModelVersionPolicy:
@@ -203,12 +217,18 @@ def _version_policy(policy: VersionPolicy) -> ModelVersionPolicy:
     return ModelVersionPolicy(latest=ModelVersionPolicy.Latest(num_versions=policy.latest))
 
 
-def _input(spec: TensorSpec, rows: int, *, optional: bool) -> ModelInput:
+def _input(spec: TensorSpec, rows: int, *, optional: bool = False) -> ModelInput:
     return ModelInput(
         name=spec.name,
         data_type=config_datatype(spec.dtype),
         dims=_dimensions(spec, rows),
         optional=optional,
+    )
+
+
+def _output(spec: TensorSpec, rows: int) -> ModelOutput:
+    return ModelOutput(
+        name=spec.name, data_type=config_datatype(spec.dtype), dims=_dimensions(spec, rows)
     )
 
 

@@ -71,7 +71,6 @@ def read_requested_outputs(
     if not message.outputs:
         return [RequestedOutput(index, spec) for index, spec in enumerate(specs)]
     indices = {spec.name: index for index, spec in enumerate(specs)}
-    labelled = model.answer if model.metadata.task == Task.TASK_CLASSIFICATION else -1
     requested: dict[str, RequestedOutput] = {}
     for output in message.outputs:
         name = output.name
@@ -89,9 +88,18 @@ def read_requested_outputs(
             specs[index],
             _read_class_count(output.parameters, specs[index]),
             memory.find_slice(owner, output.parameters, f"output {name!r}"),
-            model.metadata.labels if index == labelled else (),
+            _labels_of(model, index),
         )
     return list(requested.values())
+
+
+def _labels_of(model: Model, index: int) -> Sequence[str]:
+    """Return the names of the classes in an output, "" for a class without one."""
+    name = model.signature.outputs[index].name
+    labels: Sequence[str] | None = model.settings.output_labels.get(name)
+    if labels is None and model.metadata.task == Task.TASK_CLASSIFICATION and index == model.answer:
+        labels = model.metadata.labels
+    return labels or ()
 
 
 class InferResponseWriter(NamedTuple):
@@ -102,7 +110,7 @@ class InferResponseWriter(NamedTuple):
 
     model_name: str
     model_version: str
-    batched: bool
+    has_batch_axis: bool
     requested: Sequence[RequestedOutput]
     request_id: str
     streamed: bool
@@ -133,7 +141,7 @@ def _write_response(writer: InferResponseWriter, outputs: Outputs) -> bytes:
                 dtype,
                 output.class_count,
                 output.labels,
-                batched=writer.batched,
+                has_batch_axis=writer.has_batch_axis,
             )
             dtype = DataType.DATA_TYPE_STRING
         data = encode(spec.name, array, dtype)
@@ -191,7 +199,7 @@ def rank_classes(
     count: int,
     labels: Sequence[str],
     *,
-    batched: bool,
+    has_batch_axis: bool,
 ) -> Array:
     """Return `"<value>:<index>[:<label>]"` for the `count` greatest values of each row.
 
@@ -203,8 +211,8 @@ def rank_classes(
         array: The output; all axes behind the batch axis are flattened.
         dtype: The output's datatype.
         count: Classes for each row.
-        labels: The name of each class, if there are any.
-        batched: Whether the first axis is the batch.
+        labels: The name of each class, as far as they have one.
+        has_batch_axis: Whether the first axis is the batch.
 
     Returns:
         Strings, shape (rows, count), or (count) without a batch axis.
@@ -214,8 +222,9 @@ def rank_classes(
     """
     if dtype == DataType.DATA_TYPE_BFLOAT16:
         array = (array.astype(np.uint32) << 16).view(np.float32)
-    size = math.prod(array.shape[1:]) if batched else array.size
-    rows = array.reshape(array.shape[0] if batched else 1, size)
+    has_rows = has_batch_axis and array.ndim > 0
+    size = math.prod(array.shape[1:]) if has_rows else array.size
+    rows = array.reshape(array.shape[0] if has_rows else 1, size)
     count = min(count, size)
     if len(rows) * count > MAX_CLASS_RESULTS:
         raise InvalidArgumentError(
@@ -229,5 +238,6 @@ def rank_classes(
     for row, indices in enumerate(order.tolist()):
         for column, index in enumerate(indices):
             text = f"{rows[row, index]!s}:{index}"
-            texts[row, column] = text + f":{labels[index]}" if index < len(labels) else text
-    return texts if batched else texts[0]
+            label = labels[index] if index < len(labels) else ""
+            texts[row, column] = f"{text}:{label}" if label else text
+    return texts if has_rows else texts[0]

@@ -12,7 +12,7 @@ import numpy as np
 
 from neurona_protos.open_inference_pb2 import InferTensorContents
 from neurona_protos.prediction_pb2 import DataType
-from neurona_protos.tensors import NUMPY_DTYPES
+from neurona_protos.tensors import NUMPY_DTYPES, decode_text
 from neurona_protos.wire_format import BYTES, FIXED32, FIXED64, VARINT, content_span, read_varint
 from neurona_server.batching.request import Array
 from neurona_server.errors import InvalidArgumentError
@@ -102,8 +102,6 @@ def decode_contents(
             f"input {name!r} has elements {error} "
             f"(expected {limits.min} to {limits.max} for {type_name})"
         ) from None
-    except _TextError as error:
-        raise InvalidArgumentError(f"input {name!r} has invalid UTF-8 in {error}") from None
     except ValueError as error:
         raise InvalidArgumentError(f"input {name!r} has invalid contents: {error}") from None
 
@@ -143,10 +141,6 @@ def _decoder(
     return len(encoded) // dtype.itemsize, lambda: encoded.view(field_dtype)
 
 
-class _TextError(Exception):
-    """A string is no UTF-8; the message says which."""
-
-
 class _RangeError(Exception):
     """Elements are out of the range of their datatype; the message says which they are."""
 
@@ -175,10 +169,7 @@ def _pieces(parts: Sequence[EncodedContents]) -> Iterator[tuple[str, memoryview]
 def _decode_strings(pieces: Sequence[memoryview]) -> Array:
     array = np.empty(len(pieces), dtype=object)
     for index, piece in enumerate(pieces):
-        try:
-            array[index] = str(piece, "utf-8")
-        except UnicodeDecodeError as error:
-            raise _TextError(f"string {index}: {error}") from None
+        array[index] = decode_text(piece)
     return array
 
 

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 from google.protobuf.message import DecodeError
 
 from neurona_protos.prediction_pb2 import DataType, PredictRequest, Priority, Task, Tensor
-from neurona_protos.tensors import decode, to_array
+from neurona_protos.tensors import decode
 from neurona_server.batching.policy import Priority as Level
 from neurona_server.batching.request import Inputs
 from neurona_server.errors import InvalidArgumentError, WrongTaskError, quoted
@@ -191,7 +191,10 @@ class Prediction:
 def _decode_inputs(message: PredictRequest, data: Sequence[memoryview]) -> Inputs:
     """Return the arrays of the inputs, whose data are in the message if there are no `data`."""
     if not data:
-        return {tensor.name: to_array(tensor) for tensor in message.inputs}
+        return {
+            tensor.name: decode(tensor.name, tensor.dtype, tuple(tensor.shape), tensor.data)
+            for tensor in message.inputs
+        }
     inputs = {}
     for tensor in message.inputs:
         index = read_bytes_index(tensor.data)

@@ -1,6 +1,7 @@
 """Triton model repositories are served unchanged."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from neurona_server.models.repository.settings import (
 from neurona_server.telemetry.metrics import Metrics
 
 FLOAT = DataType.DATA_TYPE_FLOAT
+UNDEFINED = DataType.DATA_TYPE_UNDEFINED
 EVERY_FIELD = """
 name: "m"
 platform: "onnxruntime_onnx"
@@ -91,8 +93,12 @@ def load(folder, read):
     return load
 
 
+def without_config(settings):
+    return replace(settings, triton_config=b"")
+
+
 def test_every_field(read):
-    assert read(EVERY_FIELD) == ModelSettings(
+    assert without_config(read(EVERY_FIELD)) == ModelSettings(
         batched=True,
         versions=VersionPolicy(listed=(1, 3)),
         max_batch_rows=8,
@@ -101,6 +107,7 @@ def test_every_field(read):
         instances=2,
         threads=2,
         providers=("cpu",),
+        has_batch_axis=True,
         model_file="graph.onnx",
         declared=(
             DeclaredTensor("input", "x", FLOAT, (-1, 3)),
@@ -152,10 +159,11 @@ def test_triton_repository_is_served_unchanged(tmp_path, folder, caplog):
         ("", {}),
         ('backend: "onnxruntime"', {}),
         ("max_batch_size: 0", {"batched": False}),
-        ("max_batch_size: 4", {"max_batch_rows": 4}),  # determined by running it
+        # Whether its requests share runs is determined by running it.
+        ("max_batch_size: 4", {"max_batch_rows": 4, "has_batch_axis": True}),
         (
             "max_batch_size: 4 dynamic_batching {}",
-            {"max_batch_rows": 4, "batched": True, "max_delay_ms": 0.0},
+            {"max_batch_rows": 4, "batched": True, "max_delay_ms": 0.0, "has_batch_axis": True},
         ),
         (
             "dynamic_batching { preserve_ordering: true }",
@@ -195,7 +203,7 @@ def test_triton_repository_is_served_unchanged(tmp_path, folder, caplog):
             {
                 "batched": False,
                 "declared": (DeclaredTensor("input", "x", DataType.DATA_TYPE_UNDEFINED, None),),
-                "ignored": ("input[0].format", "input[0].allow_ragged_batch", "input[0].optional"),
+                "ignored": ("input[0].allow_ragged_batch", "input[0].optional"),
             },
         ),
         (
@@ -205,11 +213,26 @@ def test_triton_repository_is_served_unchanged(tmp_path, folder, caplog):
                 "declared": (DeclaredTensor("output", "y", DataType.DATA_TYPE_STRING, (-1, 2)),),
             },
         ),
-        ("max_batch_size: 2 model_warmup [ { batch_size: 0 } ]", {"max_batch_rows": 2}),
+        (
+            "max_batch_size: 2 model_warmup [ { batch_size: 0 } ]",
+            {"max_batch_rows": 2, "has_batch_axis": True},
+        ),
+        (
+            'max_batch_size: 2 input [ { name: "x" dims: [ 2, -1 ] reshape { shape: [ 2, 1, -1 ] } '
+            '} ] output [ { name: "y" dims: [ 1 ] reshape { shape: [ ] } } ]',
+            {
+                "max_batch_rows": 2,
+                "has_batch_axis": True,
+                "declared": (
+                    DeclaredTensor("input", "x", UNDEFINED, (-1, 2, -1), (-1, 2, 1, -1)),
+                    DeclaredTensor("output", "y", UNDEFINED, (-1, 1), (-1,)),
+                ),
+            },
+        ),
     ],
 )
 def test_meaning_of_fields(read, text, settings):
-    assert read(text) == ModelSettings(**settings)
+    assert without_config(read(text)) == ModelSettings(**settings)
 
 
 WARM_UP = 'model_warmup [ {{ name: "w" batch_size: 1 inputs {{ key: "x" value {{ {} }} }} }} ]'
@@ -256,8 +279,17 @@ WARM_UP = 'model_warmup [ {{ name: "w" batch_size: 1 inputs {{ key: "x" value {{
         ('input [ { name: "x" }, { name: "x" } ]', "input[1] is a duplicate of input 'x'"),
         ('output [ { name: "y" dims: [ 0 ] } ]', "output[0].dims has 0 (expected -1 or at least 1"),
         (
-            'input [ { name: "x" dims: [ 1 ] reshape { shape: [] } } ]',
-            "input[0].reshape is [] (expected dims [1], since requests and responses have the",
+            'input [ { name: "x" dims: [ 2, 3 ] reshape { shape: [ 5 ] } } ]',
+            "input[0].reshape is [5], which does not hold the elements of dims [2, 3] (expected",
+        ),
+        (
+            'output [ { name: "x" dims: [ 2, -1, 3 ] reshape { shape: [ 3, -1, 2 ] } } ]',
+            "output[0].reshape is [3, -1, 2], which does not hold the elements of dims [2, -1, 3]",
+        ),
+        ('input [ { name: "x" reshape { shape: [ 1 ] } } ]', "input[0].reshape is [1], which does"),
+        (
+            'input [ { name: "x" dims: [ 1 ] reshape { shape: [ 0 ] } } ]',
+            "input[0].reshape has 0 (expected -1 or at least 1)",
         ),
         ("instance_group [ { count: -1 } ]", "instance_group[0].count is -1 (expected at least 0"),
         (

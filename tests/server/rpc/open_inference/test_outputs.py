@@ -67,7 +67,7 @@ def test_outputs_that_cannot_be_ranked_are_rejected(echo_server, rejection, kind
     ],
 )
 def test_numbers_of_every_dtype_are_ranked(array, dtype, expected):
-    ranked = rank_classes("y", array, dtype, 10, (), batched=True)
+    ranked = rank_classes("y", array, dtype, 10, (), has_batch_axis=True)
     assert ranked.tolist() == [expected]
 
 
@@ -75,4 +75,4 @@ def test_too_many_results_are_rejected():
     with pytest.raises(
         InvalidArgumentError, match=r"1001 rows of 100 classes \(expected at most 100000"
     ):
-        rank_classes("y", np.zeros((1001, 2000), "f4"), FLOAT, 100, (), batched=True)
+        rank_classes("y", np.zeros((1001, 2000), "f4"), FLOAT, 100, (), has_batch_axis=True)

@@ -186,7 +186,7 @@ def test_any_valid_array_is_returned_bit_by_bit(ask, typed_array):
     count=st.integers(1, 6),
 )
 def test_classes_are_the_greatest_values_exactly(array, count):
-    ranked = rank_classes("y", array, DataType.DATA_TYPE_FLOAT, count, (), batched=True)
+    ranked = rank_classes("y", array, DataType.DATA_TYPE_FLOAT, count, (), has_batch_axis=True)
     assert ranked.shape == (len(array), min(count, 4))
     for row, texts in zip(array, ranked, strict=True):
         values = [np.float32(text.rpartition(":")[0]) for text in texts]

@@ -84,7 +84,6 @@ def test_integers_of_a_field_of_32_bits_are_cut_as_the_parser_does():
         (DataType.DATA_TYPE_FLOAT, length_delimited(6, bytes(5)), "5 bytes|invalid contents"),
         (DataType.DATA_TYPE_INT8, length_delimited(2, b"\x80\x01"), "from 128 to 128"),
         (DataType.DATA_TYPE_INT8, length_delimited(3, b"\x01"), "has int64_contents"),
-        (DataType.DATA_TYPE_STRING, length_delimited(8, b"\xff"), "invalid UTF-8 in string 0"),
     ],
 )
 def test_invalid_contents_are_rejected(datatype, message, error):

@@ -1,11 +1,13 @@
 """A user's images and sequences: what they become, and which file or array has an error."""
 
+import pickle
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from neurona_training.data.user.load import load_user_data
-from neurona_training.data.user.spec import UserData
+from neurona_training.data.user.spec import UserData, is_path
 from neurona_training.errors import DataError
 
 
@@ -60,7 +62,7 @@ def test_an_error_in_images_names_the_file_or_folder(tmp_path):
     assert f"{folder / 'emu'}: no image for class 'emu'" in _error_line(UserData(folder))
     broken = folder / "emu" / "1.png"
     broken.write_text("not an image")
-    assert f"{broken}: not an image" in _error_line(UserData(folder))
+    assert f"{broken}: unknown image format" in _error_line(UserData(folder))
     broken.write_bytes((folder / "cat" / "0.png").read_bytes()[:60])
     assert f"{broken}: unreadable image" in _error_line(UserData(folder))
     alone = _images(tmp_path / "alone", classes=("cat",))
@@ -109,7 +111,10 @@ def test_concatenated_and_padded_sequences_are_equal(tmp_path):
         ({"targets": np.zeros(3)}, "targets: float64 of shape [3]"),
         ({"targets": np.array([0.5] * 19 + [np.nan])}, "targets: row 19 is not finite"),
         ({"targets": np.array(["up"] * 20)}, "one class only, 'up'"),
-        ({"targets": np.array([None] * 20)}, "unreadable as .npz: "),
+        (
+            {"targets": np.array([None] * 20)},
+            "array 'targets' has Python objects, which could run code",
+        ),
         ({"channels": np.array(["x"])}, "channels: 1 names for 2 channels"),
     ],
 )
@@ -120,9 +125,18 @@ def test_an_error_in_sequences_names_the_array(tmp_path, changed, expected):
     assert expected in line
 
 
+def test_a_pickle_is_not_read_whatever_its_name(tmp_path):
+    for name in ("data.pkl", "data.npz", "data.csv"):
+        (tmp_path / name).write_bytes(pickle.dumps({"inputs": [1.0]}))
+        line = _error_line(UserData(tmp_path / name, target="x"))
+        assert "a pickle, which could run code (expected" in line
+        assert is_path(str(tmp_path / name))
+
+
 def test_a_file_that_is_not_npz_is_rejected(tmp_path):
     path = tmp_path / "data.npz"
     path.write_text("x,y")
-    assert (
-        _error_line(UserData(path)) == f"{path} is not an .npz file (expected one of numpy.savez)"
-    )
+    assert f"{path}: content is no array (expected" in _error_line(UserData(path))
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    assert f"{path}: one array (expected an .npz file" in _error_line(UserData(path))

@@ -146,7 +146,7 @@ def test_an_error_in_a_table_says_where(tmp_path, lines, options, expected):
 def test_a_file_that_is_not_text_is_rejected(tmp_path):
     path = tmp_path / "data.csv"
     path.write_bytes(b"x,y\n\xff\xfe\x00")
-    assert "not CSV in UTF-8" in _error_line(UserData(path, target="y"))
+    assert "line 2: byte 0xff is not UTF-8" in _error_line(UserData(path, target="y"))
 
 
 def test_a_series_is_split_in_time_and_shares_no_target(tmp_path):

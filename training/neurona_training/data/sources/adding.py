@@ -45,6 +45,7 @@ def adding_problem(steps: int = STEPS, rows: int | None = None) -> Dataset:
             description="at each step a number from 0 to 1, and 1 beside the two numbers that "
             f"are to be added, else 0; trained on {steps} steps",
             unit="a number and a mark",
+            columns=("number", "mark"),
         ),
         values=(Value(name="sum", unit="as the numbers"),),
         baselines={"mean": np.full_like(test.targets, train.targets.mean())},

@@ -41,6 +41,7 @@ def yearly_sunspots() -> Dataset:
         WINDOW,
         "year",
         "statsmodels sunspots: yearly sunspot numbers 1700-2008, National Geophysical Data Center",
+        "SUNACTIVITY",
     )
 
 
@@ -61,6 +62,7 @@ def monthly_sunspots(data_dir: Path | None = None) -> Dataset:
         MONTHS,
         "month",
         "monthly sunspot numbers 1749-1983 (Andrews and Herzberg, 1985)",
+        "Sunspots",
     )
 
 
@@ -79,8 +81,18 @@ def read_months(path: Path) -> NDArray[np.float32]:
             ) from error
 
 
-def forecast_next(series: NDArray[np.float32], window: int, step: str, source: str) -> Dataset:
-    """Makes windows of a series; targets of one part are later than those of the part before."""
+def forecast_next(
+    series: NDArray[np.float32], window: int, step: str, source: str, column: str
+) -> Dataset:
+    """Makes windows of a series; targets of one part are later than those of the part before.
+
+    Args:
+        series: all values, (steps,).
+        window: how many of them predict the next.
+        step: the unit of time.
+        source: who published them.
+        column: their name in the published file.
+    """
     inputs = sliding_window_view(series, window)[:-1, :, None]
     targets = series[window:, None]
 
@@ -102,6 +114,8 @@ def forecast_next(series: NDArray[np.float32], window: int, step: str, source: s
             description=f"the daily sunspot number's mean over each of successive {step}s, the "
             f"latest last; trained on {window} {step}s",
             unit="sunspots",
+            columns=(column,),
+            window=window,
         ),
         values=(Value(name=f"next {step}", unit="sunspots"),),
         baselines={

@@ -7,10 +7,6 @@ from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.splits import stratified_split
 
 _SETOSA = 0  # scikit-learn's code
-_DIABETES_COLUMNS = (
-    *("age", "sex", "body mass index", "blood pressure", "total cholesterol"),
-    *("LDL", "HDL", "cholesterol / HDL", "log triglycerides", "blood sugar"),
-)
 
 
 def iris() -> Dataset:
@@ -49,7 +45,7 @@ def _iris_dataset(name: str, labels: tuple[str, ...]) -> Dataset:
             axes=("batch", "length"),
             description="sepal length, sepal width, petal length, petal width",
             unit="cm",
-            columns=("sepal length", "sepal width", "petal length", "petal width"),
+            columns=tuple(bunch.feature_names),
         ),
         labels=labels,
     )
@@ -117,7 +113,7 @@ def diabetes() -> Dataset:
             "of the blood serum: total cholesterol, LDL, HDL, total cholesterol / HDL, logarithm "
             "of the triglycerides, blood sugar",
             unit="years, 1 or 2, kg/m2, mmHg, mg/dl",
-            columns=_DIABETES_COLUMNS,
+            columns=tuple(bunch.feature_names),
         ),
         values=(Value(name="progression after a year", unit="points"),),
         baselines={

@@ -5,26 +5,31 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from neurona_client.files.errors import FileContentError
+from neurona_client.files.images import fit_image, read_image
 from neurona_training.data import Dataset, Input, Split
 from neurona_training.data.splits import encode_classes, split_rows
 from neurona_training.data.user.spec import UserData
 from neurona_training.errors import DataError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # that systems leave in folders
-_GREY_MODES = ("1", "L", "LA", "I;16", "I", "F")
 _MIN_FILES_FOR_BAR = 500  # fewer are read at once
 
 
 def load_images(user_data: UserData) -> Dataset:
     """Reads all images, 0 to 255: grey as (rows, height, width), others (rows, 3, height, width).
 
-    With `image_size` the central square of each is resized to that size.
+    They are read as the client reads them (`neurona_client.files.images`). With `image_size` the
+    central square of each is resized to that size.
 
     Raises:
         DataError: with the file or folder that is wrong.
@@ -68,7 +73,7 @@ def load_images(user_data: UserData) -> Dataset:
             if is_rgb
             else ("batch", "height", "width"),
             description=f"{'red, green and blue' if is_rgb else 'grey levels'} of {size} "
-            "pixels: 0 is black, 255 is the brightest"
+            "pixels: 0 is black, 255 is the brightest; what is transparent is white"
             + (f"; the central square brought to {size}" if user_data.image_size else ""),
             unit="level 0..255",
         ),
@@ -104,20 +109,13 @@ def _is_image_file(path: Path) -> bool:
     return path.is_file() and path.name[0] != "." and path.name.lower() not in _SYSTEM_FILES
 
 
-def _open_image(path: Path, size: int | None) -> Image.Image:
+def _open_image(path: Path, size: int | None) -> Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow only warns of an extremely large image
-            with Image.open(path) as file:
-                is_grey = file.mode in _GREY_MODES
-                image = ImageOps.exif_transpose(file)
-                if file.mode in ("I;16", "I", "F"):  # more than 255 levels, which L would clip
-                    levels = np.asarray(image, np.float32)
-                    brightest = 65535.0 if file.mode != "F" else max(float(levels.max()), 1.0)
-                    image = Image.fromarray((levels * (255 / brightest)).astype(np.uint8))
-                image = image.convert("L" if is_grey else "RGB")
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path}: not an image") from error
-    except (OSError, ValueError, SyntaxError, Warning, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: unreadable image: {' '.join(str(error).split())}") from error
-    return image if size is None else ImageOps.fit(image, (size, size), Image.Resampling.BOX)
+            warnings.simplefilter("ignore")  # Pillow warns of peculiar metadata
+            image = read_image(path)
+    except FileContentError as error:
+        raise DataError(f"{path}: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: unreadable: {error.strerror or error}") from error
+    return image if size is None else fit_image(image, size, size)

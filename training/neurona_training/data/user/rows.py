@@ -7,6 +7,7 @@ for each category, and the exported file does the same.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from neurona_training.data.splits import (
     split_rows,
 )
 from neurona_training.data.user.spec import LoadedUserData, UserData
-from neurona_training.data.user.table import Table
+from neurona_training.data.user.table import UserTable
 from neurona_training.errors import DataError
 
 Arrays = list[NDArray[Any]]  # one for each input: float32, or int64 codes of text
@@ -31,7 +32,7 @@ _RESERVED = ("features", "probabilities", "value")  # names of tensors in the ex
 _MAX_CATEGORIES = 100  # of one column; a column of names or identifiers has more
 
 
-def load_rows(user_data: UserData, table: Table) -> LoadedUserData:
+def load_rows(user_data: UserData, table: UserTable) -> LoadedUserData:
     """Makes one row of a data set of each row of the table.
 
     Raises:
@@ -40,23 +41,27 @@ def load_rows(user_data: UserData, table: Table) -> LoadedUserData:
     if user_data.target is None:
         raise DataError(
             f"{user_data.path}: --target or --series must name a column "
-            f"(available: {', '.join(table.columns)})"
+            f"(available: {', '.join(table.names)})"
         )
-    target = _read_target(user_data, table)
+    table.require_column(user_data.target, "--target")
     for name in user_data.ignored:
         table.require_column(name, "--ignore")
     excluded = {user_data.target, *user_data.ignored}
-    input_columns = [name for name in table.columns if name not in excluded]
+    input_columns = [name for name in table.names if name not in excluded]
     if not input_columns:
         raise DataError(f"{user_data.path}: no column is left to predict {user_data.target!r} from")
     numeric = [name for name in input_columns if table.is_numeric(name)]
+    target = _read_target(user_data, table, numeric)
     text_columns = {name: _categories(table, name) for name in input_columns if name not in numeric}
 
     described: list[Input] = []
     arrays: Arrays = []
     if numeric:
-        described.append(_features_input(numeric))
-        arrays.append(np.stack([table.numbers(name) for name in numeric], axis=1))
+        # The target may say what a comma in the inputs means, so it counts for all of them.
+        beside = [user_data.target] if table.is_numeric(user_data.target) else []
+        mark = table.decimal_mark([*numeric, *beside])
+        described.append(replace(_features_input(numeric), decimal_mark=mark))
+        arrays.append(table.numbers(numeric, beside))
     for name, categories in text_columns.items():
         reserved = [*_RESERVED, *(one.name for one in described)]
         described.append(
@@ -67,6 +72,7 @@ def load_rows(user_data: UserData, table: Table) -> LoadedUserData:
                 "any other counts as none of them",
                 unit="category",
                 categories=categories,
+                columns=(name,),
             )
         )
         code_of = {category: code for code, category in enumerate(categories)}
@@ -126,32 +132,35 @@ def _make_dataset(
         labels=target.labels,
         values=target.values,
         baselines=baselines,
+        target=str(user_data.target),
     )
 
 
-def _read_target(user_data: UserData, table: Table) -> Target:
+def _read_target(user_data: UserData, table: UserTable, numeric_inputs: list[str]) -> Target:
     name = str(user_data.target)
-    table.require_column(name, "--target")
     where = f"{user_data.path}, column {name!r}"
     texts, numeric = table.texts(name), table.is_numeric(name)
     task = user_data.task
     if numeric and task != "classification":
-        values = table.numbers(name)  # reports a cell that is no number
-        task = task or infer_task(texts, numeric=True)
+        values = table.numbers([name], beside=numeric_inputs)
+        task = task or infer_task(values[:, 0].tolist(), numeric=True)
         if task == "regression":
-            return Target(values[:, None], values=(Value(name, user_data.unit),))
+            unit = user_data.unit or ("%" if table.is_percentage(name) else "")
+            return Target(values, values=(Value(name, unit),))
     elif task == "regression":
         raise DataError(f"{where}: text (expected numbers for a regression)")
     return encode_classes(texts, where)
 
 
-def _categories(table: Table, name: str) -> tuple[str, ...]:
+def _categories(table: UserTable, name: str) -> tuple[str, ...]:
     categories = tuple(sorted(set(table.texts(name))))
     limit = min(_MAX_CATEGORIES, max(2, len(table) // 2))
     if len(categories) > limit:
+        unit = table.unit_of(name)
+        advice = f"numbers with the unit {unit!r} are text, without it numbers; " if unit else ""
         raise DataError(
             f"{table.path}, column {name!r}: {len(categories)} different texts in "
-            f"{len(table)} rows (expected at most {limit}); --ignore {name!r} leaves it out"
+            f"{len(table)} rows (expected at most {limit}); {advice}--ignore {name!r} leaves it out"
         )
     return categories
 

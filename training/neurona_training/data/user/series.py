@@ -8,11 +8,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.splits import MIN_ROWS, TRAIN, VALIDATION, linear_baseline
 from neurona_training.data.user.spec import UserData
-from neurona_training.data.user.table import Table
+from neurona_training.data.user.table import UserTable
 from neurona_training.errors import DataError
 
 
-def load_series(user_data: UserData, table: Table) -> Dataset:
+def load_series(user_data: UserData, table: UserTable) -> Dataset:
     """Makes windows: (rows, window, 1) predicts (rows, horizon).
 
     Targets of one part are later than all targets of the part before.
@@ -23,7 +23,7 @@ def load_series(user_data: UserData, table: Table) -> Dataset:
     """
     name, window, horizon = str(user_data.series), user_data.window, user_data.horizon
     table.require_column(name, "--series")
-    values = table.numbers(name)
+    values = table.numbers([name])[:, 0]
     where = f"{user_data.path}, column {name!r}"
     if (values == values[0]).all():
         raise DataError(f"{where}: the same value in all rows, nothing to learn")
@@ -58,7 +58,11 @@ def load_series(user_data: UserData, table: Table) -> Dataset:
             description=f"successive values of {name!r}, the latest last; "
             f"trained on {window} of them",
             unit=user_data.unit,
+            columns=(name,),
+            window=window,
+            decimal_mark=table.decimal_mark([name]),
         ),
+        target=name,
         values=tuple(
             Value(f"{name}, {step} step{'s' * (step > 1)} ahead", user_data.unit)
             for step in range(1, horizon + 1)

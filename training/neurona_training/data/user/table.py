@@ -1,37 +1,52 @@
-"""A user's CSV file: columns by name, each of numbers or of text, and errors that say where."""
+"""A user's table: columns by name, each of numbers or of text, and errors that say where.
+
+The client reads tables by the same functions, so that a model is asked with the values that it
+was trained on.
+"""
 
 from __future__ import annotations
 
-import csv
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neurona_client.files.errors import FileContentError
+from neurona_client.files.numbers import (
+    NumberEvidence,
+    common_mark,
+    is_missing,
+    is_number,
+    number_formats,
+)
+from neurona_client.files.tables import Table, read_table
 from neurona_training.errors import DataError
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-_SEPARATORS = ",;\t"
-_MISSING = ("", "na", "n/a", "nan", "null", "none", "?")  # as programs write a missing value
 
 
 @dataclass(frozen=True)
-class Table:
-    """Cells of a CSV file as text.
+class UserTable:
+    """Cells of a user's table as text, and where they are from.
 
-    columns: every cell of each column, by its name.
-    lines: the line of each row in the file.
+    Args:
+        path: of the file.
+        table: its content.
     """
 
     path: Path
-    columns: dict[str, list[str]]
-    lines: list[int]
+    table: Table
+    _evidence_by_name: dict[str, NumberEvidence] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
-        return len(self.lines)
+        return len(self.table)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the columns, in the order of the file."""
+        return list(self.table.columns)
 
     def require_column(self, name: str, flag: str) -> None:
         """Checks that a column exists.
@@ -39,31 +54,55 @@ class Table:
         Raises:
             DataError: no such column; names the command line's flag that asked for it.
         """
-        if name not in self.columns:
+        if name not in self.table.columns:
             raise DataError(
-                f"{self.path}: no column {name!r} ({flag}); available: {', '.join(self.columns)}"
+                f"{self.path}: no column {name!r} ({flag}); available: {', '.join(self.names)}"
             )
 
     def is_numeric(self, name: str) -> bool:
         """Whether most cells are numbers, so that one typing error does not hide the others."""
-        cells = self.columns[name]
-        return 2 * sum(_parse_number(cell) is not None for cell in cells) > len(cells)
+        cells = self.table.columns[name]
+        return 2 * sum(map(is_number, cells)) > len(cells)
 
-    def numbers(self, name: str) -> NDArray[np.float32]:
-        """Returns a column as float32 of shape (rows,).
+    def is_percentage(self, name: str) -> bool:
+        """Whether most cells have a sign of per cent."""
+        cells = self.table.columns[name]
+        return 2 * sum(cell.endswith("%") for cell in cells) > len(cells)
+
+    def numbers(self, names: Sequence[str], beside: Sequence[str] = ()) -> NDArray[np.float32]:
+        """Returns columns as float32 of shape (rows, columns).
+
+        Args:
+            names: of columns that are read together: the decimal mark of one of them decides
+                where another's may be a separator of thousands.
+            beside: further columns whose marks count.
 
         Raises:
-            DataError: with the line of the first cell that is missing or no finite number.
+            DataError: with the line of the first cell that is missing, no finite number, or
+                written unlike the others.
         """
-        values = np.zeros(len(self), np.float32)
-        for row, cell in enumerate(self.texts(name)):
-            number = _parse_number(cell)
-            if number is None:
-                raise DataError(f"{self._location(row, name)}: {cell!r} is not a number")
-            if not abs(number) <= _FLOAT32_MAX:
-                raise DataError(f"{self._location(row, name)}: {cell!r} is not finite in float32")
-            values[row] = number
+        values = np.zeros((len(self), len(names)), np.float32)
+        formats = number_formats(map(self._evidence, [*names, *beside]))
+        for column, (name, number_format) in enumerate(zip(names, formats, strict=False)):
+            for row, cell in enumerate(self.table.columns[name]):
+                try:
+                    number = number_format.parse(cell)
+                except FileContentError as error:
+                    raise DataError(f"{self._location(row, name)}: {error}") from error
+                if not abs(number) <= _FLOAT32_MAX:
+                    raise DataError(
+                        f"{self._location(row, name)}: {cell!r} is not finite in float32"
+                    )
+                values[row, column] = number
         return values
+
+    def decimal_mark(self, names: Sequence[str]) -> str:
+        """Returns the decimal mark of these columns; empty if it differs or no cell has one.
+
+        Raises:
+            DataError: with the line of a cell that is written unlike others of its column.
+        """
+        return common_mark(map(self._evidence, names)) or ""
 
     def texts(self, name: str) -> list[str]:
         """Returns a column as text.
@@ -71,65 +110,51 @@ class Table:
         Raises:
             DataError: with the line of the first cell that has no value.
         """
-        cells = self.columns[name]
+        cells = self.table.columns[name]
         for row, cell in enumerate(cells):
-            if cell.lower() in _MISSING:
+            if is_missing(cell):
                 raise DataError(f"{self._location(row, name)}: missing value ({cell!r})")
         return cells
 
+    def unit_of(self, name: str) -> str:
+        """The text beside the number of most cells, such as "kg" or "€"; empty if there is none."""
+        return _common_unit(self.table.columns[name])
+
+    def _evidence(self, name: str) -> NumberEvidence:
+        if name not in self._evidence_by_name:
+            try:
+                self._evidence_by_name[name] = self.table.number_evidence(name)
+            except FileContentError as error:
+                raise DataError(f"{self.path} {error}") from error
+        return self._evidence_by_name[name]
+
     def _location(self, row: int, column: str) -> str:
-        return f"{self.path} line {self.lines[row]}, column {column!r}"
+        return f"{self.path} line {self.table.lines[row]}, column {column!r}"
 
 
-def read_table(path: Path) -> Table:
-    """Reads a CSV file whose first line has the column names.
-
-    Columns are separated by comma, semicolon or tab; the encoding is UTF-8.
+def read_user_table(path: Path) -> UserTable:
+    """Reads a CSV or TSV file whose first row has the column names.
 
     Raises:
-        DataError: the file is no such table; with the line that has another number of cells.
+        DataError: the file is no such table; with the line that is wrong.
     """
-    rows: list[list[str]] = []
-    lines: list[int] = []
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # sig: as Excel writes it
-            first = file.readline()
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(_SEPARATORS, key=first.count), strict=True)
-            for cells in reader:
-                if any(cell.strip() for cell in cells):
-                    rows.append([cell.strip() for cell in cells])
-                    lines.append(reader.line_num)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} line {len(lines) + 1}: not CSV in UTF-8: {error}") from error
+        return UserTable(path, read_table(path.read_bytes()))
+    except FileContentError as error:
+        separator = " " if str(error).startswith("line ") else ": "
+        raise DataError(f"{path}{separator}{error}") from error
     except OSError as error:
         raise DataError(f"{path}: unreadable: {error.strerror}") from error
-    if len(rows) < 2:
-        raise DataError(f"{path}: no data (expected a line of column names and rows below it)")
-    names, body = rows[0], rows[1:]
-    _check_names(path, names)
-    for line, row in zip(lines[1:], body, strict=True):
-        if len(row) != len(names):
-            raise DataError(f"{path} line {line}: {len(row)} cells (expected {len(names)})")
-    columns = {
-        name: list(cells) for name, cells in zip(names, zip(*body, strict=True), strict=True)
-    }
-    return Table(path, columns, lines[1:])
 
 
-def _check_names(path: Path, names: Sequence[str]) -> None:
-    for position, name in enumerate(names, start=1):
-        if not name:
-            raise DataError(f"{path} line 1: column {position} has no name")
-        if names.count(name) > 1:
-            raise DataError(f"{path} line 1: duplicate column {name!r}")
-    if all(_parse_number(name) is not None for name in names):
-        raise DataError(f"{path} line 1: numbers only (expected the names of the columns)")
-
-
-def _parse_number(cell: str) -> float | None:
-    try:
-        number = float(cell)
-    except ValueError:
-        return None
-    return None if math.isnan(number) else number
+def _common_unit(cells: Iterable[str]) -> str:
+    units: dict[str, int] = {}
+    count = 0
+    for cell in cells:
+        count += 1
+        unit = cell.strip("+-0123456789., \u00a0\u202f'\u2019")
+        is_code = unit.isalnum() and cell.startswith(unit)  # such as "B12"
+        if unit and not is_code and is_number(cell.replace(unit, "", 1)):
+            units[unit] = units.get(unit, 0) + 1
+    unit = max(units, key=units.__getitem__, default="")
+    return unit if 2 * units.get(unit, 0) > count else ""

@@ -1,0 +1,15 @@
+"""What a file contains: the readers that training and the client share.
+
+A model answers rightly only if a file becomes the same numbers when it is predicted as when it
+was trained on. So each kind of file has one reader, and both sides call it.
+
+errors      a file whose content is not what its kind expects
+images      pictures as grey levels or colours
+audio       recordings as samples from -1 to 1
+arrays      numpy's arrays, and sequences of different lengths
+tables      CSV and its relatives: columns by name
+numbers     numbers as tables have them: decimal commas, thousands, per cent
+texts       text in UTF-8, or whatever its byte order mark says
+
+The readers import nothing else of the client: training can use them without a connection.
+"""

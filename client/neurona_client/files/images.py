@@ -1,0 +1,206 @@
+"""Pictures as grey levels or colours, from 0 (black) to 255. Needs Pillow: neurona[images].
+
+Whatever a file stores becomes what a viewer of pictures shows on white paper:
+
+- a file that stores grey levels is grey, any other is red, green and blue; the first frame counts;
+- EXIF's orientation is applied; colour profiles are not;
+- what is transparent shows white below it;
+- more than 256 levels are rounded to 256: 16 bits from 0 to 65535; floating point from 0 to 1, or
+  to the highest level of the picture where that is above 1.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurona_client.files.errors import FileContentError
+
+if TYPE_CHECKING:  # Pillow is an optional extra
+    from PIL.Image import Image as PillowImage
+
+FORMATS = (
+    *("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000"),
+    *("PPM", "TGA", "PCX", "SGI", "ICO", "ICNS", "DIB", "DDS", "PSD", "QOI", "XBM", "XPM"),
+)
+"""Formats that are read, as Pillow names them. For some others Pillow starts other programs."""
+
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".sgi", ".ico", ".icns", ".dib", ".dds"),
+    *(".psd", ".qoi", ".xbm", ".xpm"),
+)
+"""Of files that are pictures, in lower case."""
+
+_SIGNATURES = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|GIF8|BM|II[*+]\0|MM\0[*+]|RIFF....WEBP|....ftypavi|"
+    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51|P[1-6]\s|\x00\x00\x01\x00",
+    re.DOTALL,
+)
+"""What the files of most formats begin with."""
+
+_GREY_MODES = ("1", "L", "LA", "La")
+_INTEGER_LEVELS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_BITS_PER_SAMPLE = 258  # tag of TIFF
+
+
+def read_image(source: bytes | bytearray | Path) -> PillowImage:
+    """Decode a picture.
+
+    Args:
+        source: the content of a file, or its path.
+
+    Returns:
+        The upright picture in Pillow's mode "L" if the file has grey levels only, else "RGB".
+
+    Raises:
+        FileContentError: not a picture, damaged, too large, or with levels that have no meaning.
+        ImportError: Pillow is not installed.
+        OSError: the file cannot be opened.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]  # depends on Pillow's version
+    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        try:
+            with Image.open(file, formats=formats) as image:
+                # Pillow only warns of a huge picture, and all threads share the warning filters.
+                if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                    raise FileContentError(f"too large, {image.width} x {image.height} pixels")
+                return _to_8_bit_levels(image)
+        except UnidentifiedImageError as error:
+            file.seek(0)
+            if _SIGNATURES.match(file.read(16)):
+                raise FileContentError(
+                    "unreadable image: damaged, or a variant of its format that Pillow does not "
+                    "read (such as 64-bit TIFF)"
+                ) from error
+            raise FileContentError(
+                f"unknown image format (expected {', '.join(formats)})"
+            ) from error
+        except FileContentError:
+            raise
+        except Exception as error:  # a decoder raises anything when its input is damaged
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise FileContentError(f"unreadable image: {reason}") from error
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a file begins as a picture does, whatever its name."""
+    if not path.is_file():  # a pipe would lose what is read here
+        return False
+    try:
+        with path.open("rb") as file:
+            return _SIGNATURES.match(file.read(16)) is not None
+    except OSError:  # one that may not be read, which the caller reports
+        return False
+
+
+def fit_image(image: PillowImage, width: int, height: int) -> PillowImage:
+    """Scale the largest centred part with the proportions of a size to it, with a box filter."""
+    if image.size == (width, height):
+        return image
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, (width, height), Image.Resampling.BOX)
+
+
+def scale_levels(levels: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
+    """Scale levels of pixels to a size, bilinearly; pixels of a smaller size are means.
+
+    Args:
+        levels: of shape (height, width), or with any axes before these.
+        width: of the result.
+        height: of the result.
+
+    Returns:
+        float32 of the same shape, with other sizes of the last two axes.
+    """
+    from PIL import Image
+
+    planes = levels.reshape(-1, *levels.shape[-2:])
+    scaled = np.empty((len(planes), height, width), np.float32)
+    for plane, result in zip(planes, scaled, strict=True):
+        image = Image.fromarray(np.ascontiguousarray(plane))
+        result[:] = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return scaled.reshape(*levels.shape[:-2], height, width)
+
+
+def _to_8_bit_levels(image: PillowImage) -> PillowImage:
+    from PIL import Image, ImageOps
+
+    is_grey = image.mode in (*_GREY_MODES, *_INTEGER_LEVELS, "F")
+    key = _transparent_key(image)
+    highest = _highest_level(image)
+    upright = ImageOps.exif_transpose(image)
+    if key is not None:
+        stored = np.asarray(upright)
+        is_transparent = (stored == key).reshape(*stored.shape[:2], -1).all(axis=2)
+    if upright.mode in (*_INTEGER_LEVELS, "F"):
+        upright = Image.fromarray(_to_256_levels(np.asarray(upright, np.float64), highest))
+    elif key is None and _has_transparency(upright):
+        if upright.mode == "La":  # Pillow converts premultiplied grey levels to LA alone
+            upright = upright.convert("LA")
+        upright = upright.convert("RGBA")
+        background = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(background, upright)
+    else:
+        upright.info.pop("transparency", None)  # the key, which is replaced below
+    upright = upright.convert("L" if is_grey else "RGB")
+    if key is not None:
+        levels = np.array(upright)
+        levels[is_transparent] = 255
+        upright = Image.fromarray(levels)
+    return upright
+
+
+def _transparent_key(image: PillowImage) -> NDArray[np.int64] | None:
+    """Return the one grey level or colour that a PNG or GIF calls transparent, as it is stored."""
+    key = image.info.get("transparency")
+    if key is None or image.mode not in ("1", "L", "RGB", *_INTEGER_LEVELS):
+        return None  # of a palette it is an index, which Pillow applies
+    # Pillow brings the pixels of a PNG to 8 bits, and leaves the key as the file has it.
+    tiles = getattr(image, "tile", [])  # how the file stores them
+    stored = str(tiles[0][3]) if tiles else ""
+    levels = np.array(key, np.int64)
+    if stored == "RGB;16B":
+        return levels >> 8
+    return levels * {"1": 1, "L;2": 85, "L;4": 17}.get(stored, 1)
+
+
+def _has_transparency(image: PillowImage) -> bool:
+    """Whether pixels may be transparent: an alpha channel, or entries of the palette."""
+    palette = image.palette if image.mode == "P" else None
+    return (
+        image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
+        or (image.mode == "P" and "transparency" in image.info)
+        or (palette is not None and palette.mode.endswith("A"))
+    )
+
+
+def _highest_level(image: PillowImage) -> float | None:
+    """Return the level of white; None: floating point, where it depends on the picture."""
+    if image.mode == "F":
+        return None
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
+    return float(2 ** min(bits[0], 16) - 1)
+
+
+def _to_256_levels(stored: NDArray[np.float64], highest: float | None) -> NDArray[np.uint8]:
+    if not np.isfinite(stored).all():
+        raise FileContentError("image has levels that are not finite (expected numbers)")
+    low, high = float(stored.min()), float(stored.max())
+    white = max(high, 1.0) if highest is None else highest
+    if low < 0 or high > white:
+        limit = "" if highest is None else f" to {white:g}"
+        raise FileContentError(
+            f"image has levels from {low:g} to {high:g} (expected from 0{limit})"
+        )
+    return np.rint(stored * (255 / white)).astype(np.uint8)
