@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from neurona_protos.tensors import TensorError
 from neurona_server.batching.batcher import Defer
-from neurona_server.batching.policy import Priority
+from neurona_server.batching.policy import Priority, QueueTimeout
 from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.errors import (
     DeadlineExceededError,
@@ -85,6 +85,8 @@ class ParsedRequest(NamedTuple):
     is_slow: Callable[[], bool] = lambda: False
     """Returns whether `decode` takes too long for the transport's thread, or raises
     InvalidArgumentError. Called before `decode`, for types that match the signature."""
+    queue_timeout: QueueTimeout | None = None
+    """The limit of its wait in the queue, None for the model's."""
 
 
 class AcceptedRequest(NamedTuple):
@@ -284,6 +286,7 @@ class _DecodableRequest:
             parsed.nbytes,
             self._workers if is_large(parsed.nbytes, accepted.expected_bytes) else None,
         )
+        submission.queue_timeout = parsed.queue_timeout
         send(submission, defer, self._resolve, self._retry)
         return submission
 

@@ -144,7 +144,9 @@ class InferenceService:
 
         def read(model: Model) -> ParsedRequest:
             self._limits.check(message)
-            parameters = read_request_parameters(message, responder.deadline)
+            parameters = read_request_parameters(
+                message, responder.deadline, model.batcher.policy.queue_policies
+            )
             outputs = read_requested_outputs(message, model, self._memory, grant.name)
             described = describe_inputs(message, model.signature)
             max_bytes = model.batcher.policy.max_queue_bytes
@@ -173,6 +175,7 @@ class InferenceService:
                 parsed.size + count_shared_bytes(message),
                 self._limits,
                 partial(is_slow, parsed, described, self._limits),
+                parameters.queue_timeout,
             )
 
         return submit(self._metrics, resolve, read, responder, self._workers)
