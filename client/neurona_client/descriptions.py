@@ -28,7 +28,8 @@ class ServedVersion:
     """One version of a model, as `Client.models` lists it.
 
     Attributes:
-        version: its number.
+        version: its number; 0 for something in the repository that is not a version, which
+            `reason` names.
         state: "loading", "ready", "draining", "failed" or "unloaded".
         labels: names that currently point to this version, such as "latest".
         provider: ONNX Runtime execution provider, such as "CUDAExecutionProvider".

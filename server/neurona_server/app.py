@@ -68,6 +68,9 @@ from neurona_server.web.server import MetricsServer
 
 log = logging.getLogger(__name__)
 
+PREDICTION = "neurona.v1.Prediction"
+"""The service whose health is that of the whole server, whatever becomes of its models."""
+
 SPAN_FLUSH_SECONDS = 2.0
 """Time at the stop for the last spans to reach their collector."""
 
@@ -133,7 +136,7 @@ class App:
             **OpenInference(
                 self._registry,
                 self._metrics,
-                self._is_serving,
+                self._is_ready,
                 control=control,
                 versions=VersionPolicy.parse(config.versions),
                 shared_memory=config.shared_memory,
@@ -226,7 +229,19 @@ class App:
         return time.monotonic() - self._hung_since if self._hung_reason else 0.0
 
     def _is_serving(self) -> bool:
+        return self._health.state(PREDICTION) == SERVING
+
+    def _is_ready(self) -> bool:
         return self._health.state("") == SERVING
+
+    def _are_models_ready(self) -> bool:
+        """Return whether the models let the server be ready, by the option strict_readiness."""
+        if not self._config.strict_readiness:
+            return True
+        failed = set(self._registry.failed_names())
+        if self._config.model_control == "explicit":  # the others are not to be loaded
+            failed &= set(self._reconciler.requested)
+        return not failed
 
     def _set_hung(self, reason: str) -> None:
         """Note that the transport is hung or, without a reason, that it turns again."""
@@ -256,11 +271,11 @@ class App:
         if self._supervision and self._supervision.quarantine:
             return  # it has started before: what can be served is better than nothing
         if self._config.strict and problems:
-            raise LoadError(f"strict is true and a model cannot be served: {problems[0]}")
+            raise LoadError(f"strict is true and a model cannot be served: {_first_of(problems)}")
         if self._registry.models() or self._config.model_control == "explicit":
             return
         if problems:
-            raise LoadError("none of the models can be served")
+            raise LoadError(f"none of the models can be served: {_first_of(problems)}")
         single_models = [f"{name}={folder}" for name, folder in self._config.model]
         searched = ", ".join([*map(str, self._config.repository), *single_models])
         layout = "model.onnx" if single_models else "<name>/<version>/model.onnx"
@@ -316,7 +331,7 @@ class App:
         """Set the health of each service name: the server, its services, models and versions."""
         if not self._serving.is_set():
             return
-        names = {"": True, "neurona.v1.Prediction": True, "neurona.v1.Models": True}
+        names = {"": self._are_models_ready(), PREDICTION: True, "neurona.v1.Models": True}
         names[OPEN_INFERENCE] = True
         for name in self._registry.names():
             versions = self._registry.entry(name).versions
@@ -401,6 +416,11 @@ def _listener_options(config: Config, metrics: Metrics, tracing: Tracing | None)
         reuse_port=config.reuse_port,
         tracer=None if tracing is None else tracing.calls,
     )
+
+
+def _first_of(problems: Sequence[str]) -> str:
+    others = len(problems) - 1
+    return f"{problems[0]}{f' (and {others} more, see the log)' if others else ''}"
 
 
 def _reconciler_options(config: Config) -> ReconcilerOptions:

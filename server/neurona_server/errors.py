@@ -167,7 +167,7 @@ class ConfigError(Exception):
     """An option is invalid. The message is one line that names it and what is expected."""
 
 
-def close_match(key: str, candidates: Iterable[str]) -> str:
+def close_match(key: str, candidates: Iterable[str], cutoff: float = 0.6) -> str:
     """Return "; did you mean '...'?" if a candidate resembles the key, else ""."""
-    close = difflib.get_close_matches(key, [*candidates], n=1, cutoff=0.6)
+    close = difflib.get_close_matches(key, [*candidates], n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""

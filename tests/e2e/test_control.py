@@ -9,10 +9,13 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from onnx import TensorProto, helper
 from support import onnx_models
 from support.server_process import run_neurona_serve
 
+from neurona_protos.open_inference_pb2 import ServerReadyRequest
+from neurona_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from neurona_protos.prediction_pb2 import (
     ListModelsRequest,
     LoadModelRequest,
@@ -124,16 +127,69 @@ def test_memory_is_freed_by_unloading(serve, tmp_path):
     [
         (["--strict", "true"], "strict is true and a model cannot be served: broken: version 1: "),
         (["--model-control", "explicit", "--load-model", "nobody"], "no model 'nobody' in the"),
+        (
+            ["--model-control", "explicit", "--load-model", "misnamed"],
+            "model 'misnamed' cannot be loaded: 'v1' is not a version (expected",
+        ),
     ],
 )
 def test_a_failed_start_logs_its_reason(tmp_path, flags, message):
     onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
     (tmp_path / "broken" / "1").mkdir(parents=True)
     (tmp_path / "broken" / "1" / "model.onnx").write_text("not a model")
+    (tmp_path / "misnamed" / "v1").mkdir(parents=True)
     done = run_neurona_serve("--repository", tmp_path, *flags)
     assert done.returncode == 1
     assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_a_strict_start_passes_over_nothing(tmp_path):
+    onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "classifier" / "02" / "model.onnx")
+    (tmp_path / "classifier.onnx").touch()
+    done = run_neurona_serve("--repository", tmp_path, "--strict", "true")
+    assert done.returncode == 1
+    assert "classifier: '02' is not a version (expected a whole number" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("(and 1 more, see the log)")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_failed_model_makes_a_server_unready_if_readiness_is_strict(
+    tmp_path, serve, wait_until, processes
+):
+    onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    flags = ("--poll-ms", "50", "--strict-readiness", "true", "--processes", processes)
+    server = serve(tmp_path, *flags)
+
+    def readiness():
+        """Return the readiness of any process in both protocols."""
+        with grpc.insecure_channel(
+            server.address, options=[("grpc.use_local_subchannel_pool", 1)]
+        ) as channel:
+            ready = GRPCInferenceServiceStub(channel).ServerReady(ServerReadyRequest(), timeout=20)
+            health = HealthStub(channel).Check(HealthCheckRequest(), timeout=20)
+        assert ready.ready == (health.status == HealthCheckResponse.SERVING)
+        return ready.ready
+
+    assert readiness()
+    (tmp_path / "broken" / "1").mkdir(parents=True)
+    (tmp_path / "broken" / "1" / "model.onnx").write_text("not a model")
+    wait_until(lambda: not any(readiness() for _ in range(4)))
+    assert predict(server) == 1
+    assert (
+        HealthStub(server.channel)
+        .Check(HealthCheckRequest(service="neurona.v1.Prediction"), timeout=20)
+        .status
+        == HealthCheckResponse.SERVING
+    )  # what liveness is checked by
+    onnx_models.save_classifier(tmp_path / "broken" / "1" / "model.onnx")
+    wait_until(lambda: all(readiness() for _ in range(4)))
+    # A newer version that fails takes no request away.
+    (tmp_path / "broken" / "2").mkdir()
+    (tmp_path / "broken" / "2" / "model.onnx").write_text("not a model")
+    wait_until(lambda: "broken/2: failed to load" in server.log)
+    assert readiness()
 
 
 def test_a_signal_while_models_load_ends_the_server_at_once(tmp_path, start_server, wait_until):

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     rows = [
         (
             model.name,
-            str(version.version),
+            str(version.version or ""),
             version.state,
             model.task,
             "shadow" if version.shadow else f"{version.share:g}%" if version.share else "",
@@ -52,5 +52,6 @@ def run(options: argparse.Namespace) -> int:
         print(line if version.state == "ready" else coloured(line, colour))
         for reason in (version.reason, version.degraded):
             if reason:
-                print(f"  {printable(model.name)} {version.version}: {printable(reason)}")
+                number = f" {version.version}" if version.version else ""
+                print(f"  {printable(model.name)}{number}: {printable(reason)}")
     return 0

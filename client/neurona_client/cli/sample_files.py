@@ -4,7 +4,6 @@ import csv
 import math
 import re
 import sys
-import wave
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,11 +15,13 @@ import numpy as np
 from neurona_client.cli.arguments import CommandError
 from neurona_client.descriptions import ModelDescription, TensorSpec
 from neurona_client.errors import InvalidInputError
+from neurona_client.files import arrays as array_files
+from neurona_client.files import audio, images
+from neurona_client.files.errors import FileContentError
 from neurona_client.inputs import Inputs
 from neurona_protos.tensors import NUMPY_DTYPES
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-SUFFIXES = (*IMAGE_SUFFIXES, ".csv", ".npy", ".npz", ".wav")
+SUFFIXES = (".csv", *array_files.SUFFIXES, *audio.SUFFIXES, *images.SUFFIXES)
 STANDARD_INPUT = "-"
 
 MAX_ROWS_PER_REQUEST = 64
@@ -48,7 +49,7 @@ class Sample:
 
 
 def list_files(names: Sequence[str]) -> list[str]:
-    """Replace folders by the files in them, sorted.
+    """Replace folders by the files in them, sorted, without hidden ones.
 
     Raises:
         CommandError: a folder has no such files.
@@ -59,11 +60,17 @@ def list_files(names: Sequence[str]) -> list[str]:
         if name == STANDARD_INPUT or not path.is_dir():
             files.append(name)
             continue
-        in_folder = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES)
+        in_folder = sorted(one for one in path.rglob("*") if _is_sample_file(one, path))
         if not in_folder:
             raise CommandError(f"no files in {name} (expected {', '.join(SUFFIXES)})")
         files += map(str, in_folder)
     return files
+
+
+def _is_sample_file(path: Path, folder: Path) -> bool:
+    if any(part.startswith(".") for part in path.relative_to(folder).parts):
+        return False  # as training does: systems leave files there that look like pictures
+    return path.suffix.lower() in SUFFIXES or images.is_image_file(path)
 
 
 def read_samples(name: str, model: ModelDescription) -> Iterator[Sample]:
@@ -80,6 +87,13 @@ def read_samples(name: str, model: ModelDescription) -> Iterator[Sample]:
         InvalidInputError: the content does not suit the model.
         OSError: the file cannot be read.
     """
+    try:
+        yield from _read_any(name, model)
+    except FileContentError as error:
+        raise InvalidInputError(str(error)) from error
+
+
+def _read_any(name: str, model: ModelDescription) -> Iterator[Sample]:
     path = Path(name)
     suffix = path.suffix.lower()
     if name == STANDARD_INPUT or suffix == ".csv":
@@ -87,57 +101,115 @@ def read_samples(name: str, model: ModelDescription) -> Iterator[Sample]:
             yield Sample(names, inputs)
         return
     path.stat()  # so that the error of a missing file is the same for all formats
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in array_files.SUFFIXES:
+        yield from _read_arrays(path, model)
+    elif suffix in audio.SUFFIXES:
+        yield Sample([name], _read_sound(path, model))
+    elif suffix in images.SUFFIXES or images.is_image_file(path):
         yield Sample([name], path)
-    elif suffix in (".npy", ".npz"):
-        yield Sample([name], _read_arrays(path))
-    elif suffix == ".wav":
-        yield Sample([name], _read_sound(path, _only_input(model)))
     else:
-        raise InvalidInputError(f"unknown file type (expected {', '.join(SUFFIXES)})")
+        kind = array_files.PICKLE_REASON if array_files.is_pickle(path) else "unknown file type"
+        raise InvalidInputError(f"{kind} (expected {', '.join(SUFFIXES)})")
 
 
-def _only_input(model: ModelDescription) -> TensorSpec:
-    required = [spec for spec in model.inputs if not spec.optional]
-    if len(required) != 1:
-        names = ", ".join(spec.name for spec in required)
-        raise InvalidInputError(f"model takes {len(required)} inputs: {names} (expected NPZ)")
-    return required[0]
+@dataclass(frozen=True)
+class _SequenceLengths:
+    """An input with the length of each sequence of another input, whose time axis is free."""
+
+    spec: TensorSpec
+    time_axis: int
 
 
-def _read_arrays(path: Path) -> Inputs:
-    """Read an array (NPY), or inputs by name (NPZ)."""
-    try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
-            return {name: content[name] for name in content.files}
-    except (ValueError, EOFError) as error:  # objects, which could run code; or another format
-        raise InvalidInputError(f"not a file of numpy arrays: {error}") from error
+def _only_input(model: ModelDescription) -> tuple[TensorSpec, _SequenceLengths | None]:
+    """Return the input that takes an array, and the one for its lengths, if any."""
+    required = [spec for spec in model.inputs if not spec.optional] or list(model.inputs)
+    lengths = [
+        spec
+        for spec in required
+        if "INT" in spec.dtype and len(spec.shape) == 1 and "len" in spec.name.lower()
+    ]
+    others = [spec for spec in required if spec not in lengths]
+    if len(required) == 1:
+        return required[0], None
+    if len(others) == len(lengths) == 1:
+        time_axes = [axis for axis, size in enumerate(others[0].shape) if axis and size < 0]
+        if len(time_axes) == 1:
+            return others[0], _SequenceLengths(lengths[0], time_axes[0])
+    names = ", ".join(spec.name for spec in required)
+    raise InvalidInputError(
+        f"model takes {len(required)} inputs: {names} (expected an NPZ file with an array for "
+        "each name)"
+    )
 
 
-def _read_sound(path: Path, spec: TensorSpec) -> Inputs:
+def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
+    """Read an array (NPY), inputs by name, or the sequences of a training file (NPZ)."""
+    content = array_files.read_arrays(path)
+    if not isinstance(content, dict):
+        yield Sample([str(path)], _array_with_lengths(content, *_only_input(model)))
+        return
+    has_sequences = {array_files.INPUTS, array_files.LENGTHS} <= content.keys()
+    if not has_sequences or content.keys() <= {spec.name for spec in model.inputs}:
+        yield Sample([str(path)], content)
+        return
+    spec, spec_of_lengths = _only_input(model)
+    if spec_of_lengths is None:
+        raise InvalidInputError(
+            f"file has sequences and their lengths (expected the input {spec.name!r} alone)"
+        )
+    sequences, lengths = array_files.read_sequences(content)
+    sequences = _match_channels(sequences, content, spec)
+    for start in range(0, len(lengths), MAX_ROWS_PER_REQUEST if model.batched else 1):
+        some = lengths[start : start + (MAX_ROWS_PER_REQUEST if model.batched else 1)]
+        rows = sequences[start : start + len(some), : some.max()]
+        names = [f"{path}[{row}]" for row in range(start, start + len(some))]
+        yield Sample(names, {spec.name: rows, spec_of_lengths.spec.name: some})
+
+
+def _match_channels(
+    sequences: np.ndarray[Any, Any], content: dict[str, np.ndarray[Any, Any]], spec: TensorSpec
+) -> np.ndarray[Any, Any]:
+    """Arrange the channels as the model takes them, where both sides have names for them."""
+    names = tuple(str(name) for name in content.get(array_files.CHANNELS, np.array([])).ravel())
+    expected = spec.columns
+    nameless = not expected or expected == array_files.channel_numbers(len(expected))
+    if not names or nameless or names == expected:
+        return sequences
+    missing = [name for name in expected if name not in names]
+    if missing or len(names) != sequences.shape[2]:
+        raise InvalidInputError(f"channels are {', '.join(names)} (expected {', '.join(expected)})")
+    return sequences[:, :, [names.index(name) for name in expected]]
+
+
+def _array_with_lengths(
+    array: np.ndarray[Any, Any], spec: TensorSpec, lengths: _SequenceLengths | None
+) -> Inputs:
+    """Return inputs for one array; the steps of a sequence without padding are its length."""
+    if lengths is None:
+        return array
+    if array.ndim == len(spec.shape):
+        steps = np.full(array.shape[0], array.shape[lengths.time_axis])
+    elif array.ndim == len(spec.shape) - 1:
+        steps = np.array(array.shape[lengths.time_axis - 1])
+    else:
+        raise InvalidInputError(
+            f"array has shape {list(array.shape)} (expected {list(spec.shape)} for input "
+            f"{spec.name!r}, or {list(spec.shape[1:])} for one sequence; -1: any size)"
+        )
+    return {spec.name: array, lengths.spec.name: steps}
+
+
+def _read_sound(path: Path, model: ModelDescription) -> Inputs:
     """Read one channel, from -1 to 1, at the sample rate in the description of the input."""
-    try:
-        with wave.open(str(path)) as file:
-            channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
-            frames = file.readframes(file.getnframes())
-    except (EOFError, wave.Error) as error:
-        raise InvalidInputError(f"not a WAV file: {error}") from error
+    spec, lengths = _only_input(model)
     if len(spec.shape) != 2 or not _SOUND_RANGE.search(spec.unit):
         raise InvalidInputError(
             f"input {spec.name!r} does not take sound: shape {list(spec.shape)}, unit "
             f"{spec.unit!r} (expected two axes, and -1..1 in the unit)"
         )
     match = _SAMPLE_RATE.search(spec.description)
-    expected_rate = int(match[1].replace(",", "")) if match else rate
-    if (channels, width, rate) != (1, 2, expected_rate):
-        raise InvalidInputError(
-            f"sound has {channels} channels of {8 * width} bits at {rate} Hz (expected 1 of 16 "
-            f"bits at {expected_rate} Hz)"
-        )
-    return np.frombuffer(frames, "<i2").astype(np.float32) / np.float32(32768)
+    rate = int(match[1].replace(",", "")) if match else None
+    return _array_with_lengths(audio.read_sound(path).mono(rate), spec, lengths)
 
 
 def _read_csv(name: str, model: ModelDescription) -> Iterator[NamedInputs]:

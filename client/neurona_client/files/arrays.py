@@ -1,7 +1,9 @@
-"""Arrays of numpy by name, as NPY and NPZ files store them."""
+"""Arrays of numpy, as NPY and NPZ files store them, and sequences of different lengths."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,30 @@ from numpy.typing import NDArray
 
 from neurona_client.files.errors import FileContentError
 
-PICKLE_STARTS = (b"\x80", b"(", b"c", b"]", b"}")
-"""First bytes of a pickle: protocol 2 and later, or what protocol 0 begins with."""
+SUFFIXES = (".npy", ".npz")
+"""Of files of arrays, in lower case."""
+
+INPUTS, LENGTHS, CHANNELS = "inputs", "lengths", "channels"
+"""Names of the arrays in a file of sequences; the last, names of the channels, is optional."""
+
+PICKLE_REASON = "a pickle, which could run code"
+"""Why such a file is not read, for a message."""
+
+_PICKLE = re.compile(
+    rb"\x80[\x02-\x05]|\([dl]p\d|[}\]]q\0|c(?:numpy|copy_reg|builtins|__builtin__)"
+)
+"""What a pickle begins with: protocol 2 and later, 0, 1, or an object of these modules."""
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file begins as a pickle does, which is never read: it could run code."""
+    if not path.is_file():  # a pipe would lose what is read here
+        return False
+    try:
+        with path.open("rb") as file:
+            return _PICKLE.match(file.read(12)) is not None
+    except OSError:  # one that may not be read, which the caller reports
+        return False
 
 
 def read_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
@@ -22,15 +46,15 @@ def read_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
         OSError: the file cannot be opened.
     """
     with path.open("rb") as file:
-        start = file.read(6)
+        start = file.read(12)
         file.seek(0)
         if not start:
             raise FileContentError("file is empty (expected arrays of numpy)")
         if not start.startswith((b"\x93NUMPY", b"PK\x03\x04", b"PK\x05\x06")):
-            pickled = start.startswith(PICKLE_STARTS)
+            kind = PICKLE_REASON if _PICKLE.match(start) else "no array"
             raise FileContentError(
-                f"content is {'a pickle, which could run code' if pickled else 'no array'} "
-                "(expected numbers or text as numpy.save or numpy.savez writes them)"
+                f"content is {kind} (expected numbers or text as numpy.save or numpy.savez "
+                "writes them)"
             )
         name = ""
         try:
@@ -60,3 +84,70 @@ def _describe_failure(name: str, error: Exception) -> str:
             "text: array.astype(float), array.astype(str))"
         )
     return f"{where} cannot be read: {reason}"
+
+
+def read_sequences(
+    arrays: Mapping[str, NDArray[Any]],
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Take sequences of different lengths from the arrays of a file.
+
+    Args:
+        arrays: `inputs`, numbers of shape (rows, time, channels) padded at the end, or all steps
+            of all sequences one after the other, (steps, channels); and `lengths`, integers of
+            shape (rows,), the steps of each sequence.
+
+    Returns:
+        The sequences, (rows, time, channels), padded with zeros to the longest; and the lengths.
+
+    Raises:
+        FileContentError: with the array that is wrong.
+    """
+    missing = [name for name in (INPUTS, LENGTHS) if name not in arrays]
+    if missing:
+        raise FileContentError(
+            f"no array {missing[0]!r}; available: {', '.join(arrays) or 'none'} "
+            f"(expected {INPUTS}, {LENGTHS})"
+        )
+    inputs, lengths = arrays[INPUTS], arrays[LENGTHS]
+    if lengths.ndim != 1 or not len(lengths) or lengths.dtype.kind not in "iu":
+        raise FileContentError(f"lengths: {describe(lengths)} (expected integers of shape (rows,))")
+    if lengths.min() < 1:
+        raise FileContentError(
+            f"lengths: row {lengths.argmin()} has {lengths.min()} steps (expected at least 1)"
+        )
+    if inputs.ndim not in (2, 3) or inputs.dtype.kind not in "fiub":
+        raise FileContentError(
+            f"inputs: {describe(inputs)} (expected numbers of shape (rows, time, channels) or "
+            "(steps, channels))"
+        )
+    longest = int(lengths.max())
+    if inputs.ndim == 2:
+        total = sum(lengths.tolist())  # which no dtype limits
+        if len(inputs) != total:
+            raise FileContentError(
+                f"inputs: {len(inputs)} steps (expected {total}, the sum of the lengths)"
+            )
+    elif len(inputs) != len(lengths) or inputs.shape[1] < longest:
+        raise FileContentError(
+            f"inputs: {describe(inputs)} for {len(lengths)} lengths of up to {longest} steps"
+        )
+    is_step = np.arange(longest) < lengths[:, None]  # the others are padding
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, reported below
+        inputs = inputs.astype(np.float32)
+    padded = np.zeros((len(lengths), longest, inputs.shape[-1]), np.float32)
+    padded[is_step] = inputs if inputs.ndim == 2 else inputs[:, :longest][is_step]
+    not_finite = np.argwhere(~np.isfinite(padded))
+    if len(not_finite):
+        row, step, channel = not_finite[0]
+        raise FileContentError(f"inputs: row {row}, step {step}, channel {channel} is not finite")
+    return padded, lengths.astype(np.int32)
+
+
+def channel_numbers(count: int) -> tuple[str, ...]:
+    """Return the names of channels that have none in their file."""
+    return tuple(str(number) for number in range(1, count + 1))
+
+
+def describe(array: NDArray[Any]) -> str:
+    """Return dtype and shape for a message."""
+    return f"{array.dtype} of shape {list(array.shape)}"

@@ -2,7 +2,7 @@
 
 Whatever a file stores becomes what a viewer of pictures shows on white paper:
 
-- a file with grey levels only is grey, any other is red, green and blue; the first frame counts;
+- a file that stores grey levels is grey, any other is red, green and blue; the first frame counts;
 - EXIF's orientation is applied; colour profiles are not;
 - what is transparent shows white below it;
 - more than 256 levels are rounded to 256: 16 bits from 0 to 65535; floating point from 0 to 1, or
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,19 +27,27 @@ if TYPE_CHECKING:  # Pillow is an optional extra
 
 FORMATS = (
     *("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000"),
-    *("PPM", "TGA", "PCX", "SGI", "ICO", "DIB"),
+    *("PPM", "TGA", "PCX", "SGI", "ICO", "ICNS", "DIB", "DDS", "PSD", "QOI", "XBM", "XPM"),
 )
 """Formats that are read, as Pillow names them. For some others Pillow starts other programs."""
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".sgi", ".ico", ".dib"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".sgi", ".ico", ".icns", ".dib", ".dds"),
+    *(".psd", ".qoi", ".xbm", ".xpm"),
 )
 """Of files that are pictures, in lower case."""
 
+_SIGNATURES = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|GIF8|BM|II[*+]\0|MM\0[*+]|RIFF....WEBP|....ftypavi|"
+    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51|P[1-6]\s|\x00\x00\x01\x00",
+    re.DOTALL,
+)
+"""What the files of most formats begin with."""
+
 _GREY_MODES = ("1", "L", "LA", "La")
 _INTEGER_LEVELS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-_HIGHEST_16_BIT = 65535
+_BITS_PER_SAMPLE = 258  # tag of TIFF
 
 
 def read_image(source: bytes | bytearray | Path) -> PillowImage:
@@ -67,6 +76,12 @@ def read_image(source: bytes | bytearray | Path) -> PillowImage:
                     raise FileContentError(f"too large, {image.width} x {image.height} pixels")
                 return _to_8_bit_levels(image)
         except UnidentifiedImageError as error:
+            file.seek(0)
+            if _SIGNATURES.match(file.read(16)):
+                raise FileContentError(
+                    "unreadable image: damaged, or a variant of its format that Pillow does not "
+                    "read (such as 64-bit TIFF)"
+                ) from error
             raise FileContentError(
                 f"unknown image format (expected {', '.join(formats)})"
             ) from error
@@ -75,6 +90,17 @@ def read_image(source: bytes | bytearray | Path) -> PillowImage:
         except Exception as error:  # a decoder raises anything when its input is damaged
             reason = " ".join(str(error).split()) or type(error).__name__
             raise FileContentError(f"unreadable image: {reason}") from error
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a file begins as a picture does, whatever its name."""
+    if not path.is_file():  # a pipe would lose what is read here
+        return False
+    try:
+        with path.open("rb") as file:
+            return _SIGNATURES.match(file.read(16)) is not None
+    except OSError:  # one that may not be read, which the caller reports
+        return False
 
 
 def fit_image(image: PillowImage, width: int, height: int) -> PillowImage:
@@ -86,43 +112,95 @@ def fit_image(image: PillowImage, width: int, height: int) -> PillowImage:
     return ImageOps.fit(image, (width, height), Image.Resampling.BOX)
 
 
+def scale_levels(levels: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
+    """Scale levels of pixels to a size, bilinearly; pixels of a smaller size are means.
+
+    Args:
+        levels: of shape (height, width), or with any axes before these.
+        width: of the result.
+        height: of the result.
+
+    Returns:
+        float32 of the same shape, with other sizes of the last two axes.
+    """
+    from PIL import Image
+
+    planes = levels.reshape(-1, *levels.shape[-2:])
+    scaled = np.empty((len(planes), height, width), np.float32)
+    for plane, result in zip(planes, scaled, strict=True):
+        image = Image.fromarray(np.ascontiguousarray(plane))
+        result[:] = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return scaled.reshape(*levels.shape[:-2], height, width)
+
+
 def _to_8_bit_levels(image: PillowImage) -> PillowImage:
     from PIL import Image, ImageOps
 
-    upright = ImageOps.exif_transpose(image)
     is_grey = image.mode in (*_GREY_MODES, *_INTEGER_LEVELS, "F")
+    key = _transparent_key(image)
+    highest = _highest_level(image)
+    upright = ImageOps.exif_transpose(image)
+    if key is not None:
+        stored = np.asarray(upright)
+        is_transparent = (stored == key).reshape(*stored.shape[:2], -1).all(axis=2)
     if upright.mode in (*_INTEGER_LEVELS, "F"):
-        stored = np.asarray(upright, np.float64)
-        levels = _round_levels(stored, upright.mode)
-        transparent = upright.info.get("transparency")
-        if transparent is not None:  # one level that is transparent
-            levels[stored == transparent] = 255
-        return Image.fromarray(levels)
-    if _is_transparent(upright):
+        upright = Image.fromarray(_to_256_levels(np.asarray(upright, np.float64), highest))
+    elif key is None and _has_transparency(upright):
         if upright.mode == "La":  # Pillow converts premultiplied grey levels to LA alone
             upright = upright.convert("LA")
         upright = upright.convert("RGBA")
         background = Image.new("RGBA", upright.size, "white")
         upright = Image.alpha_composite(background, upright)
-    return upright.convert("L" if is_grey else "RGB")
+    else:
+        upright.info.pop("transparency", None)  # the key, which is replaced below
+    upright = upright.convert("L" if is_grey else "RGB")
+    if key is not None:
+        levels = np.array(upright)
+        levels[is_transparent] = 255
+        upright = Image.fromarray(levels)
+    return upright
 
 
-def _is_transparent(image: PillowImage) -> bool:
-    """Whether pixels may be transparent: an alpha channel, a transparent colour or palette."""
+def _transparent_key(image: PillowImage) -> NDArray[np.int64] | None:
+    """Return the one grey level or colour that a PNG or GIF calls transparent, as it is stored."""
+    key = image.info.get("transparency")
+    if key is None or image.mode not in ("1", "L", "RGB", *_INTEGER_LEVELS):
+        return None  # of a palette it is an index, which Pillow applies
+    # Pillow brings the pixels of a PNG to 8 bits, and leaves the key as the file has it.
+    tiles = getattr(image, "tile", [])  # how the file stores them
+    stored = str(tiles[0][3]) if tiles else ""
+    levels = np.array(key, np.int64)
+    if stored == "RGB;16B":
+        return levels >> 8
+    return levels * {"1": 1, "L;2": 85, "L;4": 17}.get(stored, 1)
+
+
+def _has_transparency(image: PillowImage) -> bool:
+    """Whether pixels may be transparent: an alpha channel, or entries of the palette."""
     palette = image.palette if image.mode == "P" else None
     return (
         image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
-        or "transparency" in image.info
+        or (image.mode == "P" and "transparency" in image.info)
         or (palette is not None and palette.mode.endswith("A"))
     )
 
 
-def _round_levels(stored: NDArray[np.float64], mode: str) -> NDArray[np.uint8]:
+def _highest_level(image: PillowImage) -> float | None:
+    """Return the level of white; None: floating point, where it depends on the picture."""
+    if image.mode == "F":
+        return None
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
+    return float(2 ** min(bits[0], 16) - 1)
+
+
+def _to_256_levels(stored: NDArray[np.float64], highest: float | None) -> NDArray[np.uint8]:
     if not np.isfinite(stored).all():
-        raise FileContentError("pixels that are not finite (expected numbers)")
+        raise FileContentError("image has levels that are not finite (expected numbers)")
     low, high = float(stored.min()), float(stored.max())
-    brightest = max(high, 1.0) if mode == "F" else float(_HIGHEST_16_BIT)
-    if low < 0 or high > brightest:
-        limit = "" if mode == "F" else f" to {_HIGHEST_16_BIT}"
-        raise FileContentError(f"levels from {low:g} to {high:g} (expected from 0{limit})")
-    return np.rint(stored * (255 / brightest)).astype(np.uint8)
+    white = max(high, 1.0) if highest is None else highest
+    if low < 0 or high > white:
+        limit = "" if highest is None else f" to {white:g}"
+        raise FileContentError(
+            f"image has levels from {low:g} to {high:g} (expected from 0{limit})"
+        )
+    return np.rint(stored * (255 / white)).astype(np.uint8)

@@ -114,7 +114,19 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ),
     ] = True
     strict: Annotated[
-        bool, Help("true: do not start unless every model can be served; false: serve the others.")
+        bool,
+        Help(
+            "true: do not start unless everything in the repositories that is meant to be a model "
+            "can be served; false: serve the others."
+        ),
+    ] = False
+    strict_readiness: Annotated[
+        bool,
+        Help(
+            "true: the server is not ready (ServerReady, and the health of the empty name) while a "
+            "model has failed to load and no version of it serves, as Triton has it by default; "
+            "false: it is ready, since the other models serve."
+        ),
     ] = False
     instances: Annotated[
         int,

@@ -30,7 +30,8 @@ class VersionInfo:
     """The state of one version of one model at the time of a scrape."""
 
     model: str
-    version: int
+    version: int | str
+    """Its number; of what the repository has and is no version, the name of the file or folder."""
     state: str
     labels: Sequence[str] = ()
     problem: bool = False

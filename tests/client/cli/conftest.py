@@ -20,6 +20,8 @@ def served(repository, tmp_path_factory):
         shutil.copytree(repository / name, root / name)
     save_summing(root / "pixels", ["batch", 4, 4], "", "grey level 0..16")
     save_summing(root / "sound", ["batch", "time"], "at 8,000 samples a second", "amplitude -1..1")
+    save_with_lengths(root / "recording", ["batch", "time"], "amplitude -1..1")
+    save_with_lengths(root / "gestures", ["batch", "time", 2], "as in the file", ("up", "down"))
     (root / "broken" / "1").mkdir(parents=True)
     (root / "broken" / "1" / "model.onnx").write_bytes(b"no model")
     with ServerProcess(root) as server:
@@ -42,6 +44,40 @@ def save_summing(folder, shape, description, unit):
             task=Task.TASK_REGRESSION,
             answer="value",
             inputs=[InputDescription(name="x", description=description, unit=unit)],
+            values=[ValueDescription(name="total")],
+        ),
+    )
+
+
+def save_with_lengths(folder, shape, unit, columns=()):
+    """Save a model whose value is the sum of a sequence, channel 2 tenfold, and 1000 a step."""
+    axes = list(range(1, len(shape)))
+    onnx_models.save(
+        folder / "1" / "model.onnx",
+        [
+            helper.make_node("Mul", ["x", "weights"], ["weighted"]),
+            helper.make_node("ReduceSum", ["weighted", "axes"], ["sum"], keepdims=0),
+            helper.make_node("Cast", ["sequence_lens"], ["lengths"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["lengths", "thousand"], ["thousands"]),
+            helper.make_node("Add", ["sum", "thousands"], ["total"]),
+            helper.make_node("Reshape", ["total", "column"], ["value"]),
+        ],
+        {"x": (TensorProto.FLOAT, shape), "sequence_lens": (TensorProto.INT32, ["batch"])},
+        {"value": (TensorProto.FLOAT, ["batch", 1])},
+        {
+            "axes": onnx_models.np.array(axes),
+            "column": onnx_models.np.array([-1, 1]),
+            "weights": onnx_models.np.array([1, 10][: max(1, len(columns))], "float32"),
+            "thousand": onnx_models.np.array([1000], "float32"),
+        },
+        ModelMetadata(
+            task=Task.TASK_REGRESSION,
+            answer="value",
+            inputs=[
+                InputDescription(
+                    name="x", description="8,000 samples a second", unit=unit, columns=columns
+                )
+            ],
             values=[ValueDescription(name="total")],
         ),
     )

@@ -1,11 +1,13 @@
 """neurona predict: CSV, arrays, images, sound, and files that fail."""
 
 import json
+import pickle
 import signal
 import wave
 
 import numpy as np
 import pytest
+from support.sounds import WAVEFORM, rejected_sounds, sounds
 
 ROWS = "1,2,3,4\n0,0,0,0\n"
 
@@ -58,23 +60,26 @@ def test_files_that_fail_are_reported_and_the_others_predicted(neurona, tmp_path
     half = tmp_path / "half.csv"
     half.write_text("1,2,3,4\n1,2,x,4\n")
     absent = tmp_path / "absent.png"
-    files = [wrong, good, objects, half, absent]
+    pickled = tmp_path / "pickled.pkl"
+    pickled.write_bytes(pickle.dumps([1.0]))
+    files = [wrong, good, objects, half, absent, pickled]
     done = neurona("predict", "classifier", *files)
     assert done.returncode == 1
     table = [line.split()[0] for line in done.stdout.splitlines()]
     assert table == ["FILE", str(good), f"{half}:1"]
     messages = done.stderr.splitlines()
     assert messages[0].startswith(f"neurona: {wrong}: input 'x' has shape [1, 5] (expected [-1, 4]")
-    assert messages[1].startswith(f"neurona: {objects}: not a file of numpy arrays")
+    assert messages[1].startswith(f"neurona: {objects}: array has Python objects")
     assert messages[2] == f"neurona: {half}: line 2 has 'x' (expected a number)"
     assert messages[3] == f"neurona: {absent}: No such file or directory"
-    assert len(messages) == 4
+    assert messages[4].startswith(f"neurona: {pickled}: a pickle, which could run code (expected")
+    assert len(messages) == 5
     errors = [
         one["error"]
         for one in json_lines(neurona("predict", "classifier", *files, "--json"))
         if "error" in one
     ]
-    assert len(errors) == 4
+    assert len(errors) == 5
 
 
 def test_images_are_scaled_to_the_unit_of_the_input(neurona, tmp_path):
@@ -101,10 +106,85 @@ def test_sound_must_have_the_models_sample_rate(neurona, tmp_path):
     assert json_lines(done)[0]["values"][0]["value"] == pytest.approx(50)
     done = neurona("predict", "sound", write_sound(tmp_path / "fast.wav", rate=44100))
     assert done.returncode == 1
-    assert "16 bits at 44100 Hz (expected 1 of 16 bits at 8000 Hz)" in done.stderr
+    assert "1 channel at 44100 Hz (expected 1 channel at 8000 Hz)" in done.stderr
     done = neurona("predict", "regressor", tmp_path / "one.wav")
     assert done.returncode == 1
     assert "does not take sound" in done.stderr
+
+
+def values_of(done):
+    assert done.returncode == 0, done.stderr
+    return [one["values"][0]["value"] for one in json_lines(done)]
+
+
+def test_sound_of_every_encoding_has_its_length(neurona, tmp_path):
+    for name, content in sounds().items():
+        (tmp_path / f"{name}.wav").write_bytes(content)
+    expected = 1000 * len(WAVEFORM) + WAVEFORM.sum()
+    values = values_of(neurona("predict", "recording", tmp_path, "--json"))
+    assert values == [expected] * len(sounds())
+
+
+def test_damaged_sound_is_reported_and_the_others_predicted(neurona, tmp_path):
+    for name, (content, _) in rejected_sounds().items():
+        (tmp_path / f"{name}.wav").write_bytes(content)
+    (tmp_path / "whole.wav").write_bytes(sounds()["24 bits"])
+    done = neurona("predict", "recording", tmp_path, "--json")
+    assert done.returncode == 1
+    rows = {one["file"]: one for one in json_lines(done)}
+    assert rows.pop(str(tmp_path / "whole.wav"))["values"]
+    for name, (_, message) in rejected_sounds().items():
+        assert message in rows[str(tmp_path / f"{name}.wav")]["error"]
+    assert "Traceback" not in done.stderr
+
+
+def test_sequences_are_predicted_from_the_file_that_training_reads(neurona, tmp_path):
+    """More rows than go into one request, all steps one after the other, or padded with what
+    is no zero.
+    """
+    lengths = np.arange(150) % 5 + 1
+    inputs = np.random.default_rng(0).integers(0, 9, (lengths.sum(), 2)).astype(np.float64)
+    targets = np.array(["a", "b"] * 75)
+    expected = [
+        1000 * len(steps) + (steps * [1, 10]).sum()
+        for steps in np.split(inputs, lengths.cumsum()[:-1])
+    ]
+    np.savez(tmp_path / "joined.npz", inputs=inputs, lengths=lengths, targets=targets)
+    padded = np.full((150, 9, 2), 7.0)
+    padded[np.arange(9) < lengths[:, None]] = inputs
+    np.savez(tmp_path / "padded.npz", inputs=padded, lengths=lengths, targets=targets)
+    for file in ("joined.npz", "padded.npz"):
+        done = neurona("predict", "gestures", tmp_path / file, "--json")
+        assert values_of(done) == expected
+        assert json_lines(done)[149]["file"] == f"{tmp_path / file}[149]"
+    other_order = {"inputs": np.fliplr(inputs), "lengths": lengths, "channels": ["down", "up"]}
+    np.savez(tmp_path / "other_order.npz", **other_order)
+    done = neurona("predict", "gestures", tmp_path / "other_order.npz", "--json")
+    assert values_of(done) == expected
+    np.savez(tmp_path / "other.npz", **{**other_order, "channels": ["left", "up"]})
+    done = neurona("predict", "gestures", tmp_path / "other.npz")
+    assert done.returncode == 1
+    assert "channels are left, up (expected up, down)" in done.stderr
+    np.savez(tmp_path / "named.npz", x=padded[:, :5], sequence_lens=lengths.astype(np.int32))
+    assert len(values_of(neurona("predict", "gestures", tmp_path / "named.npz", "--json"))) == 150
+    np.save(tmp_path / "one.npy", inputs[:4])
+    np.save(tmp_path / "batch.npy", inputs[:6].reshape(2, 3, 2))
+    values = values_of(neurona("predict", "gestures", tmp_path / "one.npy", "--json"))
+    assert values == [4000 + (inputs[:4] * [1, 10]).sum()]
+    values = values_of(neurona("predict", "gestures", tmp_path / "batch.npy", "--json"))
+    assert values == [3000 + (steps * [1, 10]).sum() for steps in (inputs[:3], inputs[3:6])]
+
+
+def test_pictures_in_a_folder_are_found_as_training_finds_them(neurona, tmp_path):
+    """By their content, and without the hidden files that systems leave there."""
+    image = pytest.importorskip("PIL.Image")
+    for number, name in enumerate(["a.gif", "b.TIF", "c.webp", "d.bmp", "e.pgm", "f"]):
+        kind = {"f": "PNG", "e.pgm": "PPM", "b.TIF": "TIFF"}.get(name)
+        image.new("L", (4, 4), 51 * number).save(tmp_path / name, kind, lossless=True)
+    (tmp_path / "._a.gif").write_bytes(b"resource fork")
+    (tmp_path / "Thumbs.db").write_bytes(b"thumbnails")
+    values = values_of(neurona("predict", "pixels", tmp_path, "--json"))
+    assert values == pytest.approx([16 * 16 * number / 5 for number in range(6)], rel=1e-5)
 
 
 @pytest.mark.parametrize("content", ["1,2\n", "1,2,3,4,5\n", "nan,é,1,1\n"])

@@ -67,6 +67,7 @@ def test_every_option_can_be_set_in_every_source():
         "transport": "cygrpc",
         "model_control": "explicit",
         "strict": "true",
+        "strict_readiness": "true",
         "load_check": "false",
         "providers": "cuda,cpu",
         "require_gpu": "true",

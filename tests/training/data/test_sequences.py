@@ -110,12 +110,12 @@ def test_files_of_another_format_are_rejected(tmp_path):
     path.write_text("a b\n")
     with pytest.raises(DataError, match="line 1: could not convert"):
         vowels.read_blocks(path)
-    with pytest.raises(DataError, match="is not a WAV file"):
+    with pytest.raises(DataError, match="not a WAV file"):
         spoken_digits.read_wave(path)
     with wave.open(str(path), "wb") as file:
         file.setparams((2, 2, 16000, 0, "NONE", "not compressed"))
         file.writeframes(bytes(8))
-    with pytest.raises(DataError, match="has 2 channels, 16 bits, 16000 Hz"):
+    with pytest.raises(DataError, match="has 2 channels at 16000 Hz"):
         spoken_digits.read_wave(path)
     path.write_bytes(b"\xff\n")
     with pytest.raises(DataError, match="not text in UTF-8"):

@@ -279,13 +279,16 @@ export interface ModelSummary {
   model: string;
   /** The task of the highest loaded version; TASK_TENSORS if none is loaded. */
   task: Task;
-  /** The versions that the repository has or the server serves. */
+  /** The versions that the repository has or the server serves, then what cannot be a version. */
   versions: VersionState[];
 }
 
 /** The state of a model version, and what runs it. */
 export interface VersionState {
-  /** The version number. */
+  /**
+   * The version number; 0 for a file or folder that is meant to be a version and cannot be one, which
+   * `reason` names.
+   */
   version: number;
   /** The state. */
   state: State;
@@ -446,7 +449,7 @@ export interface ModelMetadata {
   values: ValueDescription[];
   /** Measured quality by name: "test_accuracy", "test_rmse", "test_rows", ... */
   figures: { [key: string]: number };
-  /** The origin of the model by name: "recipe", "data", "seed", "torch", "exporter", ... */
+  /** The origin of the model by name: "recipe", "data", "target", "seed", "torch", "exporter", ... */
   provenance: { [key: string]: string };
 }
 
@@ -468,6 +471,24 @@ export interface InputDescription {
   description: string;
   /** The unit of its elements; empty if there is none. */
   unit: string;
+  /**
+   * The name of each index on the last axis, such as the columns of the table that the model was
+   * trained on, as the table names them; of an input with the batch axis alone, its one name. Empty
+   * if they have none.
+   */
+  columns: string[];
+  /** Strings: the ones that the model knows; empty if it takes any. */
+  categories: string[];
+  /**
+   * Sequences: how many successive steps the model was trained on; 0 if they differed, or if there
+   * are none.
+   */
+  window: number;
+  /**
+   * The decimal mark of the numbers in the table that the model was trained on, "." or ",", which
+   * decides what "1,234" is where a table to be predicted does not; empty if it did not say.
+   */
+  decimalMark: string;
 }
 
 /** A value of a regression. */
@@ -3143,7 +3164,7 @@ export const ModelMetadata_ProvenanceEntry: MessageFns<ModelMetadata_ProvenanceE
 };
 
 function createBaseInputDescription(): InputDescription {
-  return { name: "", description: "", unit: "" };
+  return { name: "", description: "", unit: "", columns: [], categories: [], window: 0, decimalMark: "" };
 }
 
 export const InputDescription: MessageFns<InputDescription> = {
@@ -3156,6 +3177,18 @@ export const InputDescription: MessageFns<InputDescription> = {
     }
     if (message.unit !== "") {
       writer.uint32(26).string(message.unit);
+    }
+    for (const v of message.columns) {
+      writer.uint32(34).string(v!);
+    }
+    for (const v of message.categories) {
+      writer.uint32(42).string(v!);
+    }
+    if (message.window !== 0) {
+      writer.uint32(48).int64(message.window);
+    }
+    if (message.decimalMark !== "") {
+      writer.uint32(58).string(message.decimalMark);
     }
     return writer;
   },
@@ -3197,6 +3230,38 @@ export const InputDescription: MessageFns<InputDescription> = {
             message.unit = reader.string();
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.columns.push(reader.string());
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.categories.push(reader.string());
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.window = longToNumber(reader.int64());
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.decimalMark = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3217,6 +3282,10 @@ export const InputDescription: MessageFns<InputDescription> = {
     message.name = object.name ?? "";
     message.description = object.description ?? "";
     message.unit = object.unit ?? "";
+    message.columns = object.columns?.map((e) => e) || [];
+    message.categories = object.categories?.map((e) => e) || [];
+    message.window = object.window ?? 0;
+    message.decimalMark = object.decimalMark ?? "";
     return message;
   },
 };

@@ -133,6 +133,7 @@ class Reconciler:
         self._requested: set[str] = set()  # models that `load` was called for
         self._missing: set[str] = set()  # models without a folder in the last poll
         self._logged_problems: dict[str, list[str]] = {}
+        self._logged_warnings: dict[str, list[str]] = {}
         self._drains = DrainPool(self._options.drain_timeout)
         self._changed = threading.Condition()
         self._polling = threading.Lock()
@@ -184,7 +185,7 @@ class Reconciler:
         if unknown and ignore_unknown:
             self._requested &= available
         elif unknown:
-            raise LoadError(f"there is no model {unknown[0]!r} in the repository")
+            raise LoadError(_describe_unknown(unknown[0], folders.get(unknown[0])))
         with self._changed:
             for name, folder in folders.items():
                 self._observe(name, folder, eager=True)
@@ -263,7 +264,7 @@ class Reconciler:
         with self._changed:
             idle = {n for n in self._models.keys() - folders.keys() if not self._models[n].loading}
             self._forget_missing(idle)
-            if folder is None or not (folder.versions or folder.problem):
+            if folder is None or not (folder.versions or folder.problem or folder.unusable):
                 raise NotFoundError(f"the repository has no model {quoted(name)}")
             self._requested.add(name)
             self._waiters.setdefault(name, []).append(waiter)
@@ -321,7 +322,7 @@ class Reconciler:
     def _observe(self, name: str, folder: ModelFolder | None, *, eager: bool = False) -> None:
         """Pass a model's folder to its versions, and start and publish what they decide."""
         if name not in self._models:
-            if folder is None or not (folder.versions or folder.problem):
+            if folder is None or not (folder.versions or folder.problem or folder.unusable):
                 return
             self._models[name] = VersionSet(name, self._options.policy)
         serve = not self._options.explicit or name in self._requested
@@ -333,6 +334,11 @@ class Reconciler:
             if problem not in self._logged_problems.get(name, ()):
                 log.error("%s: %s", name, problem, extra={"model": name})
         self._logged_problems[name] = problems
+        warnings = self._models[name].warnings()
+        for warning in warnings:
+            if warning not in self._logged_warnings.get(name, ()):
+                log.warning("%s: %s", name, warning, extra={"model": name})
+        self._logged_warnings[name] = warnings
         self._publish(name)
 
     def _forget_missing(self, names: Set[str]) -> None:
@@ -448,7 +454,7 @@ class Reconciler:
             return UnavailableError("the server is shutting down")
         if versions is None or name not in self._requested:
             return NotLoadedError(f"model {quoted(name)} was unloaded while it was loading")
-        if problems := versions.problems():
+        if problems := versions.problems(misnamed=False):
             return NotLoadedError(f"model {quoted(name)} cannot be loaded: {'; '.join(problems)}")
         return None
 
@@ -457,13 +463,21 @@ class Reconciler:
         versions = self._models[name]
         entry, surplus = versions.commit()
         if versions.is_removed:
-            del self._models[name], self._published[name], self._logged_problems[name]
+            del self._models[name], self._logged_problems[name], self._logged_warnings[name]
+            self._published.pop(name, None)
             self._registry.publish(name, None)
             self._metrics.forget_model(name)
-        elif entry == self._published.get(name) and not surplus:
+        elif entry == self._published.get(name, ModelEntry()) and not surplus:
             return []
         else:
             self._published[name] = entry
             self._registry.publish(name, entry)
         self._on_change()
         return self._drains.start_drains(surplus)
+
+
+def _describe_unknown(name: str, folder: ModelFolder | None) -> str:
+    """Say why a model cannot be loaded that was requested at the start."""
+    if folder is None or not (reasons := [entry.reason for entry in folder.unusable.values()]):
+        return f"there is no model {name!r} in the repository"
+    return f"model {name!r} cannot be loaded: {reasons[0]}"

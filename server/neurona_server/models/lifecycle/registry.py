@@ -26,6 +26,9 @@ class ModelVersion:
 
     shadow: bool = False
 
+    has_served: bool = False
+    """Whether it was loaded at some time."""
+
     @property
     def state(self) -> State:
         return self.state_without_model if self.model is None else self.model.state
@@ -46,6 +49,19 @@ class ModelEntry:
 
     shares: tuple[tuple[float, Model], ...] = ()
     """Ascending bounds from 0 to 1: the first one above a random number takes the request."""
+
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    """Why something in the repository is not served that is meant to be, by the name of its file
+    or folder; "" is the model's own folder."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether no version of it serves or is loading, because there is none that can."""
+        versions = self.versions.values()
+        states = {version.state for version in versions}
+        if any(version.model for version in versions) or State.STATE_LOADING in states:
+            return False
+        return State.STATE_FAILED in states or bool(self.unusable)
 
 
 class Registry:
@@ -79,6 +95,10 @@ class Registry:
         """Return all entries by name, as of one moment."""
         return dict(sorted(self._entries.items()))
 
+    def failed_names(self) -> list[str]:
+        """Return the names of models that failed to load and of which no version serves."""
+        return [name for name, entry in sorted(self._entries.items()) if entry.has_failed]
+
     def entry(self, name: str) -> ModelEntry:
         """Return the entry of a name. Raises NotFoundError."""
         try:
@@ -90,7 +110,8 @@ class Registry:
 
     def version_infos(self) -> list[VersionInfo]:
         """Return every version of every model, for the metrics."""
-        return [
+        entries = sorted(self._entries.items())
+        versions = [
             VersionInfo(
                 name,
                 number,
@@ -99,8 +120,13 @@ class Registry:
                 bool(version.reason),
                 version.share / 100 if version.model else None,
             )
-            for name, entry in sorted(self._entries.items())
+            for name, entry in entries
             for number, version in entry.versions.items()
+        ]
+        return versions + [
+            VersionInfo(name, folder, "failed", problem=True)
+            for name, entry in entries
+            for folder in entry.unusable
         ]
 
     def resolve(self, name: str, version: int = 0, label: str = "") -> Model:
@@ -124,7 +150,8 @@ class Registry:
         if target is None or target.model is None:
             served = ", ".join(str(n) for n, v in entry.versions.items() if v.model) or "none"
             raise NotFoundError(
-                f"model {quoted(name)}: version {version} {_why_missing(target)}; served: {served}"
+                f"model {quoted(name)}: version {version} "
+                f"{_why_missing(target, unusable=str(version) in entry.unusable)}; served: {served}"
             )
         return target.model
 
@@ -149,9 +176,9 @@ class Registry:
         return f"{', '.join(names[:_MAX_NAMES_SHOWN]) or 'none'}{more}"
 
 
-def _why_missing(version: ModelVersion | None) -> str:
+def _why_missing(version: ModelVersion | None, *, unusable: bool) -> str:
     if version is None:
-        return "does not exist"
+        return "cannot be loaded" if unusable else "does not exist"
     return {
         State.STATE_LOADING: "is still loading",
         State.STATE_UNLOADED: "is not loaded",

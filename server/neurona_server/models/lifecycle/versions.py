@@ -6,23 +6,22 @@ result of each load, and carries out its decisions. The rules:
 - A version is loaded while the current one serves, and replaces it only when it is warmed up.
 - A version that fails to load is not tried again until its files change; the loaded versions
   keep serving.
-- Files that may still be being written are loaded once two polls in a row have found them equal.
+- Files that may still be being written are loaded once two polls in a row have found them equal;
+  what is no version, too, is reported once two polls have found it equal.
 - The last loaded version of a model stays while its folder exists, even without its files.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 
 from neurona_protos.prediction_pb2 import State
 from neurona_server.models.lifecycle.registry import ModelEntry, ModelVersion
 from neurona_server.models.lifecycle.traffic import Routing
 from neurona_server.models.model import Model
-from neurona_server.models.repository.scanner import (
-    Fingerprint,
-    ModelFolder,
-    ModelSource,
-    VersionFiles,
-)
+from neurona_server.models.repository.listing import Fingerprint
+from neurona_server.models.repository.scanner import ModelFolder, ModelSource, VersionFiles
 from neurona_server.models.repository.settings import ModelSettings, Traffic, VersionPolicy
+from neurona_server.models.repository.unusable import WHOLE_FOLDER, Unusable, is_version_name
 
 FILES_REMOVED = "its files are missing in the repository; the loaded version keeps serving"
 
@@ -44,6 +43,8 @@ class _VersionRecord:
     reason: str = ""
     loading_identity: Identity | None = None
     """What is being loaded."""
+
+    has_served: bool = False
 
     last_identity: Identity | None = None
     """What the last poll found."""
@@ -68,6 +69,8 @@ class VersionSet:
     _settings: ModelSettings = field(default_factory=ModelSettings)
     _serve: bool = False
     _wanted: set[int] = field(default_factory=set)
+    _last_unusable: dict[str, Unusable] = field(default_factory=dict)
+    _unusable: dict[str, str] = field(default_factory=dict)  # reasons to report, by entry
     _replaced: list[Model] = field(default_factory=list)
     _routing: Routing = field(default_factory=Routing)
 
@@ -81,6 +84,13 @@ class VersionSet:
             serve: False if the model is not requested.
             eager: Load files without waiting for a second poll, and retry failed versions.
         """
+        unusable = dict(folder.unusable) if folder else {}
+        self._unusable = {
+            name: entry.reason
+            for name, entry in unusable.items()
+            if eager or name in self._unusable or self._last_unusable.get(name) == entry
+        }
+        self._last_unusable = unusable
         return self._decide(folder, serve=serve, eager=eager, polled=True)
 
     def record_loaded(self, number: int, model: Model) -> list[ModelSource]:
@@ -89,6 +99,7 @@ class VersionSet:
         if record.model is not None:
             self._replaced.append(record.model)
         record.model, record.loaded_identity = model, record.loading_identity
+        record.has_served = True
         record.loading_identity = None
         record.clear_failure()
         return self._decide(self._folder, serve=self._serve)
@@ -158,14 +169,33 @@ class VersionSet:
                 del self._records[number]
         versions = {n: self._version(n) for n in sorted({*on_disk, *self._records})}
         self._routing.attach_shadow(versions)
-        return self._routing.build_entry(versions), surplus
+        entry = self._routing.build_entry(versions)
+        return replace(entry, unusable=self._unusable_beside(versions)), surplus
 
-    def problems(self) -> list[str]:
-        """Return one line for each version that failed to load, or one about the folder."""
+    def problems(self, *, misnamed: bool = True) -> list[str]:
+        """Return one line for each version that cannot be served, or one about the folder.
+
+        Args:
+            misnamed: Whether to include what has not the name of a version.
+        """
         if self._folder is not None and self._folder.problem:
             return [self._folder.problem]
         failed = [(n, one) for n, one in sorted(self._records.items()) if one.failed_identity]
-        return [f"version {number}: {record.reason}" for number, record in failed]
+        unusable = self._unusable_beside(self._records)
+        return [
+            *(f"version {number}: {record.reason}" for number, record in failed),
+            *(
+                _unusable_line(name, reason)
+                for name, reason in unusable.items()
+                if misnamed or is_version_name(name) or not self.has_models
+            ),
+        ]
+
+    def warnings(self) -> list[str]:
+        """Return one line for each thing in the folder that its owner may have meant otherwise."""
+        notes = self._folder.notes if self._folder else ()
+        unusable = self._unusable_beside(self._records)
+        return [*(_unusable_line(name, reason) for name, reason in unusable.items()), *notes]
 
     def blocking_problems(self) -> list[str]:
         """Return one line for each wanted version that cannot even be tried."""
@@ -245,6 +275,17 @@ class VersionSet:
         surplus = loaded - self._wanted - self._routing.versions_in_use
         return surplus - {max(loaded)} if surplus == loaded and loaded else surplus
 
+    def _unusable_beside(self, versions: Container[int]) -> dict[str, str]:
+        """Return what is no version and why, except what the versions' own reasons say."""
+        if self._folder is not None and self._folder.problem:
+            return {WHOLE_FOLDER: self._folder.problem} if not self._folder.versions else {}
+        return {
+            name: reason
+            for name, reason in self._unusable.items()
+            if not (is_version_name(name) and int(name) in versions)
+            and not (name == WHOLE_FOLDER and self.has_models)
+        }
+
     def _version(self, number: int) -> ModelVersion:
         record = self._records.get(number, _VersionRecord())
         on_disk = self._folder is not None and number in self._folder.versions
@@ -256,7 +297,11 @@ class VersionSet:
             return ModelVersion(None, "", State.STATE_LOADING)
         if record.failed_identity or problem:
             return ModelVersion(None, record.reason or problem, State.STATE_FAILED)
-        return ModelVersion(None, "", State.STATE_UNLOADED)
+        return ModelVersion(None, "", State.STATE_UNLOADED, has_served=record.has_served)
+
+
+def _unusable_line(name: str, reason: str) -> str:
+    return f"version {name}: {reason}" if is_version_name(name) else reason
 
 
 def _identity(files: VersionFiles, settings: ModelSettings) -> Identity:

@@ -3,39 +3,48 @@
 The model file of a version is <root>/<name>/<version>/model.onnx. The file may have another name if
 it is the only one that ends in .onnx, or if the model's settings name it; it may be in a folder
 called model.onnx, together with its external data; and without a version it is in <root>/<name>/
-itself, as version 1.
+itself, as version 1. What is meant to be a model or a version and cannot be served has a reason.
 """
 
 import logging
 import os
-import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from neurona_server.errors import LoadError, NotLoadedError, quoted
+from neurona_server.models.repository.listing import (
+    Fingerprint,
+    Kind,
+    describe_file,
+    fingerprint_of,
+    is_inside,
+    list_files,
+    list_kinds,
+)
 from neurona_server.models.repository.model_toml import read_model_toml
 from neurona_server.models.repository.settings import CONFIG_PBTXT, MODEL_TOML, ModelSettings
 from neurona_server.models.repository.triton_config import read_triton_config
+from neurona_server.models.repository.unusable import (
+    MODEL_FILE,
+    MODEL_NAME,
+    VERSION_NAME,
+    WHOLE_FOLDER,
+    NoModelFileError,
+    Unusable,
+    display,
+    explain_in_model,
+    explain_in_repository,
+    find_model_file,
+    is_hidden,
+    misplaced_settings,
+    model_format,
+    notes_beside,
+    state_of,
+)
 
 log = logging.getLogger(__name__)
-
-MODEL_FILE = "model.onnx"
-
-MAX_FILES = 10_000
-"""Files of one version that are looked at; a folder with more is not a model."""
-
-# Names and versions become metric labels, log lines and health services.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
-
-Fingerprint = tuple[tuple[str | int, ...], ...]
-"""Path, size, modification time, inode, mode and owners of each file.
-
-A different fingerprint means different contents, or files that have become readable; it is
-taken without reading the files.
-"""
 
 _UNREADABLE: Fingerprint = ()
 
@@ -78,6 +87,18 @@ class ModelFolder:
     settings: ModelSettings = field(default_factory=ModelSettings)
     problem: str = ""
 
+    unusable: Mapping[str, Unusable] = field(default_factory=dict)
+    """What is meant to be a version and is none, by the name of its file or folder;
+    `WHOLE_FOLDER` is the key of a reason that is about the folder itself."""
+
+    notes: tuple[str, ...] = ()
+    """What its owner may have meant otherwise, for the log."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing in it is meant to be served."""
+        return not (self.versions or self.problem or self.unusable.keys() - {WHOLE_FOLDER})
+
     def source(self, version: int) -> ModelSource:
         files = self.versions[version]
         return ModelSource(self.name, version, files.path, self.settings, files.fingerprint)
@@ -101,20 +122,22 @@ class Repository:
         """
         self.roots = tuple(dict.fromkeys(roots))
         self._single_models = dict(single_models)
-        if invalid := [name for name in self._single_models if not _NAME.fullmatch(name)]:
+        if invalid := [name for name in self._single_models if not MODEL_NAME.fullmatch(name)]:
             raise LoadError(f"invalid model name {quoted(invalid[0])}")
         if len(self._single_models) < len(set(single_models)):
             raise LoadError("two folders are given for the same model name")
         self._settings: dict[Path, tuple[Fingerprint, ModelSettings, str]] = {}
         self._root_ids: dict[Path, tuple[int, int]] = {}  # device and inode of non-empty roots
         self._logged_problem = ""
+        self._logged_notes: dict[Path, tuple[str, ...]] = {}
         self._scanning = threading.Lock()
 
     def scan(self) -> dict[str, ModelFolder]:
         """Return every model folder by name, including one without versions.
 
-        Files and folders whose names are not those of a model or version are ignored. A name
-        that is in two roots has a problem.
+        A file or folder that is meant to be a model and cannot be one has a folder here, too,
+        without versions and with the reason; its name is made printable. A name that is in two
+        roots has a problem.
 
         Raises:
             LoadError: A root cannot be read.
@@ -155,15 +178,18 @@ class Repository:
         folders: dict[str, ModelFolder] = {}
         root_of: dict[str, Path] = {}
         for number, root in enumerate(self.roots, 1):
-            for name in self._list_models(root):
-                folder = self._scan_folder(root, name, root / name)
-                if name in folders and folders[name].versions and folder.versions:
+            for name, folder in self._scan_root(root).items():
+                other = folders.get(name)
+                if other is None or other.is_empty:
+                    folders[name], root_of[name] = folder, root
+                elif folder.is_empty:
+                    note = f"its folder in repository {number} holds no version"
+                    folders[name] = replace(other, notes=(*other.notes, note))
+                else:
                     # Numbers, not paths: clients see the message.
                     first = self.roots.index(root_of[name]) + 1
                     problem = f"duplicate model: it is in repositories {first} and {number}"
-                    folders[name] = replace(folders[name], problem=problem)
-                elif name not in folders or folder.versions:
-                    folders[name], root_of[name] = folder, root
+                    folders[name] = replace(other, problem=problem)
         for name, path in self._single_models.items():
             folder = self._scan_folder(path, name, path)
             if name in root_of:
@@ -173,39 +199,73 @@ class Repository:
         self._settings = {path: entry for path, entry in self._settings.items() if path in paths}
         return dict(sorted(folders.items()))
 
-    def _list_models(self, root: Path) -> list[str]:
+    def _scan_root(self, root: Path) -> dict[str, ModelFolder]:
         try:
-            names = _list_folders(root, _NAME)
+            kinds = list_kinds(root)
             status = root.stat()
         except OSError as error:
             reason = f"cannot read the repository {root}: {error.strerror}"
             raise LoadError(reason) from error
+        folders = {}
+        for name, kind in kinds.items():
+            if is_hidden(name):
+                continue
+            if reason := explain_in_repository(root / name, kind):
+                entry = Unusable(reason, state_of(root / name))
+                shown = display(name)
+                folders[shown] = ModelFolder(shown, {}, unusable={WHOLE_FOLDER: entry})
+            elif kind is Kind.FOLDER:
+                folders[name] = self._scan_folder(root, name, root / name)
         root_id = (status.st_dev, status.st_ino)
-        if names:
+        if folders:
             self._root_ids[root] = root_id
         elif self._root_ids.get(root, root_id) != root_id:
             raise LoadError(
                 f"the repository {root} was replaced by an empty folder: is its volume unmounted?"
             )
-        return names
+        self._log_notes(root, kinds)
+        return folders
+
+    def _log_notes(self, root: Path, kinds: Mapping[str, Kind]) -> None:
+        """Log once what is in a repository and is not meant to be a model."""
+        models = [n for n, kind in kinds.items() if kind is Kind.FOLDER and not is_hidden(n)]
+        files = [name for name, kind in kinds.items() if kind is Kind.FILE]
+        notes = misplaced_settings(files, here=False)
+        if models and all(VERSION_NAME.fullmatch(name) for name in models):
+            notes.append("its folders are named like versions: for one model, use --model NAME=DIR")
+        others = [
+            display(name)
+            for name, kind in kinds.items()
+            if is_hidden(name)
+            or (kind is not Kind.FOLDER and not explain_in_repository(root / name, kind))
+        ]
+        if self._logged_notes.get(root) == (*notes, *others):
+            return
+        self._logged_notes[root] = (*notes, *others)
+        for note in notes:
+            log.warning("repository %s: %s", root, note)
+        if others:
+            log.info("repository %s: not meant as models: %s", root, ", ".join(others[:20]))
 
     def _scan_folder(self, root: Path, name: str, path: Path) -> ModelFolder:
         try:
-            if path != root and path.is_symlink() and not _is_inside(path, root):
+            if path != root and path.is_symlink() and not is_inside(path, root):
                 problem = "it is a link that leads out of the repository"
                 return ModelFolder(name, {}, problem=problem)
             settings, problem = self._read_settings_if_changed(path)
-            versions = _scan_versions(root, path, settings.model_file or MODEL_FILE)
+            versions, unusable, notes = _scan_versions(
+                root, path, settings.model_file or MODEL_FILE
+            )
         except OSError as error:  # removed meanwhile, or not readable
             return ModelFolder(name, {}, problem=f"it cannot be read: {error.strerror}")
         except RuntimeError:
             return ModelFolder(name, {}, problem="it is a link to itself")
-        return ModelFolder(name, versions, settings, problem)
+        return ModelFolder(name, versions, settings, problem, unusable, tuple(notes))
 
     def _read_settings_if_changed(self, path: Path) -> tuple[ModelSettings, str]:
         """Return the settings in a model's folder, and why they cannot be read, or ""."""
         # Files of labels may be in a subfolder.
-        fingerprint = _fingerprint_of(_list_files(path, recursive=True, skip=_VERSION))
+        fingerprint = fingerprint_of(list_files(path, recursive=True, skip=VERSION_NAME))
         cached = self._settings.get(path)
         if cached is None or cached[0] != fingerprint:
             try:
@@ -243,36 +303,59 @@ def read_settings(folder: Path) -> ModelSettings:
     return ModelSettings()
 
 
-def _scan_versions(root: Path, folder: Path, model_file: str) -> dict[int, VersionFiles]:
-    """Return the versions by number; one that cannot be read does not hide the others."""
-    versions = {}
-    for number in sorted(int(version) for version in _list_folders(folder, _VERSION)):
-        path = folder / str(number)
+def _scan_versions(
+    root: Path, folder: Path, model_file: str
+) -> tuple[dict[int, VersionFiles], dict[str, Unusable], list[str]]:
+    """Return the versions by number, what is none and why, and notes for the log.
+
+    A version that cannot be read does not hide the others.
+    """
+    kinds = {name: kind for name, kind in list_kinds(folder).items() if not is_hidden(name)}
+    versions: dict[int, VersionFiles] = {}
+    unusable: dict[str, Unusable] = {}
+    notes = misplaced_settings((n for n, kind in kinds.items() if kind is Kind.FILE), here=True)
+    numbers = [n for n, kind in kinds.items() if kind is Kind.FOLDER and VERSION_NAME.fullmatch(n)]
+    for number in sorted(numbers, key=int):
+        path = folder / number
         try:
-            if (file := _find_model_file(path, model_file)) is not None:
-                files = list(_list_files(path, recursive=True))
-                versions[number] = _check_files(root, file, files)
+            file = find_model_file(path, model_file)
+            files = list(list_files(path, recursive=True))
+            versions[int(number)] = _check_files(root, file, files)
+            names = [name for name, kind in list_kinds(path).items() if kind is Kind.FILE]
+            beside = misplaced_settings(names, here=False) + notes_beside(file, names)
+            notes += [f"version {number}: {note}" for note in beside]
+        except NoModelFileError as error:
+            unusable[number] = Unusable(str(error), state_of(path))
         except FileNotFoundError:  # removed meanwhile
             continue
         except OSError as error:
             problem = f"it cannot be read: {error.strerror}"
-            versions[number] = VersionFiles(path / model_file, _UNREADABLE, problem)
-    if not versions and (file := _find_model_file(folder, model_file)) is not None:
-        entries = _list_files(file.parent, recursive=file.parent != folder)
-        files = [entry for entry in entries if entry.name not in (MODEL_TOML, CONFIG_PBTXT)]
-        versions[1] = _check_files(root, file, files)
-    return versions
-
-
-def _find_model_file(folder: Path, name: str) -> Path | None:
-    path = folder / name
-    if path.is_file():
-        return path
-    if name != MODEL_FILE:
-        return None
-    parent = path if path.is_dir() else folder
-    files = [file for file in parent.glob("*.onnx") if file.is_file()]
-    return files[0] if len(files) == 1 else None
+            versions[int(number)] = VersionFiles(path / model_file, _UNREADABLE, problem)
+    others = [name for name in kinds if name not in numbers]
+    if not versions:
+        stray = [name for name in others if kinds[name] is Kind.FILE and model_format(name)]
+        try:
+            file = find_model_file(folder, model_file)
+        except NoModelFileError as error:
+            reason = f"no version: {str(error).removeprefix('no model file: ')}"
+            whole = Unusable(reason, state_of(folder))
+            if stray and not numbers:  # they are meant to be its only version
+                unusable[WHOLE_FOLDER] = whole
+                others = [name for name in others if name not in stray]
+        else:
+            entries = list_files(file.parent, recursive=file.parent != folder)
+            files = [entry for entry in entries if entry.name not in (MODEL_TOML, CONFIG_PBTXT)]
+            versions[1] = _check_files(root, file, files)
+            if "1" in unusable:
+                notes.append(f"version 1 is {file.name!r}; '1': {unusable.pop('1').reason}")
+            notes += notes_beside(file, stray)
+            others = [name for name in others if name not in (file.name, *stray)]
+    for name in others:
+        if reason := explain_in_model(folder / name, kinds[name], root):
+            unusable[name] = Unusable(reason, state_of(folder / name))
+    if not (versions or unusable):
+        unusable[WHOLE_FOLDER] = whole
+    return versions, unusable, notes
 
 
 def _check_files(root: Path, model: Path, files: Sequence[os.DirEntry[str]]) -> VersionFiles:
@@ -280,81 +363,19 @@ def _check_files(root: Path, model: Path, files: Sequence[os.DirEntry[str]]) -> 
     links = [Path(entry.path) for entry in files if entry.is_symlink()]
     for path in [model, *links]:
         try:
-            if _is_inside(path, root):
+            if is_inside(path, root):
                 continue
         except RuntimeError:
             problem = f"{path.name!r} is a link to itself"
         else:
             problem = f"{path.name!r} is a link that leads out of the repository"
         break
-    return VersionFiles(model, _fingerprint_of(files), problem)
-
-
-def _is_inside(path: Path, root: Path) -> bool:
-    """Return whether `path` with all links followed is in `root`.
-
-    Raises:
-        RuntimeError: The links form a loop.
-    """
-    return path.resolve().is_relative_to(root.resolve())
-
-
-def _list_folders(parent: Path, pattern: re.Pattern[str]) -> list[str]:
-    """Return the sorted names of the folders in `parent` that match `pattern`."""
-    with os.scandir(parent) as entries:
-        return sorted(e.name for e in entries if pattern.fullmatch(e.name) and _is_folder(e))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself or to a forbidden place: reading it gives the reason
-        return True
-
-
-def _list_files(
-    folder: Path, *, recursive: bool, skip: re.Pattern[str] | None = None
-) -> Iterator[os.DirEntry[str]]:
-    """List at most `MAX_FILES` files, leaving out subfolders whose names match `skip`.
-
-    Links to folders are not followed: their contents do not belong to a version.
-    """
-    pending = [folder]
-    count = 0
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    if recursive and not (skip and skip.fullmatch(entry.name)):
-                        pending.append(Path(entry.path))
-                    continue
-                count += 1
-                if count > MAX_FILES:
-                    return
-                yield entry
+    return VersionFiles(model, fingerprint_of(files), problem)
 
 
 def has_changed(source: ModelSource) -> bool:
     """Return whether a file of the version has changed or gone since the version was scanned."""
     try:
-        return any(
-            _describe_file(str(row[0]), os.stat(row[0])) != row for row in source.fingerprint
-        )
+        return any(describe_file(str(row[0]), os.stat(row[0])) != row for row in source.fingerprint)
     except OSError:
         return True
-
-
-def _fingerprint_of(files: Iterable[os.DirEntry[str]]) -> Fingerprint:
-    fingerprints = []
-    for entry in files:
-        try:
-            status = entry.stat()
-        except OSError:  # a dangling link or a loop; loading the file will fail with the reason
-            status = entry.stat(follow_symlinks=False)
-        fingerprints.append(_describe_file(entry.path, status))
-    return tuple(sorted(fingerprints))
-
-
-def _describe_file(path: str, status: os.stat_result) -> tuple[str | int, ...]:
-    content = (status.st_size, status.st_mtime_ns, status.st_ino)
-    return (path, *content, status.st_mode, status.st_uid, status.st_gid)

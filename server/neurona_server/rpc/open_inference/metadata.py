@@ -18,8 +18,8 @@ from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import NotFoundError
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
-from neurona_server.models.repository.scanner import MODEL_FILE
 from neurona_server.models.repository.settings import VersionPolicy
+from neurona_server.models.repository.unusable import MODEL_FILE
 from neurona_server.models.signature import TensorSpec
 from neurona_server.rpc.call import Methods
 from neurona_server.rpc.open_inference.messages import (

@@ -11,18 +11,20 @@ from neurona_server.errors import (
     quoted,
 )
 from neurona_server.models.lifecycle.reconciler import NOT_EXPLICIT
-from neurona_server.models.lifecycle.registry import Registry
+from neurona_server.models.lifecycle.registry import ModelEntry, Registry
 from neurona_server.rpc.call import Call, Methods, Unary
 from neurona_server.rpc.control_calls import ControlCalls
 from neurona_server.rpc.open_inference.messages import parse_message, unary_method
 from neurona_server.rpc.security.access import Grant, Right, visible_models
 
+UNAVAILABLE = "UNAVAILABLE"
+
 STATES: Mapping[State, str] = {
     State.STATE_LOADING: "LOADING",
     State.STATE_READY: "READY",
     State.STATE_DRAINING: "UNLOADING",
-    State.STATE_FAILED: "UNAVAILABLE",
-    State.STATE_UNLOADED: "UNAVAILABLE",
+    State.STATE_FAILED: UNAVAILABLE,
+    State.STATE_UNLOADED: UNAVAILABLE,
 }
 Index = pb.RepositoryIndexResponse.ModelIndex
 
@@ -51,13 +53,11 @@ class RepositoryService:
         models = []
         registry = visible_models(self._registry, grant)
         for name in registry.names():
-            for number, version in registry.entry(name).versions.items():
-                if message.ready and version.state != State.STATE_READY:
-                    continue
-                state = STATES.get(version.state, "UNAVAILABLE")
-                models.append(
-                    Index(name=name, version=str(number), state=state, reason=version.reason)
-                )
+            models += [
+                one
+                for one in _index_of(name, registry.entry(name))
+                if one.state == STATES[State.STATE_READY] or not message.ready
+            ]
         return pb.RepositoryIndexResponse(models=models)
 
     def _load(self, call: Call) -> None:
@@ -97,6 +97,38 @@ class RepositoryService:
         if self._control is None:
             raise NotAllowedError(f"model_control is not explicit: {NOT_EXPLICIT}")
         return self._control
+
+
+def _index_of(name: str, entry: ModelEntry) -> list[Index]:
+    """Return the rows of one model, as Triton has them.
+
+    That is the versions that its policy chooses, and others that are still in memory. A model of
+    which nothing is loaded has those that calls have unloaded or, without any, a row without a
+    version.
+    """
+    rows = [
+        Index(
+            name=name,
+            version=str(number),
+            state=STATES.get(version.state, UNAVAILABLE),
+            reason=version.reason,
+        )
+        for number, version in entry.versions.items()
+        if version.state != State.STATE_UNLOADED
+    ]
+    rows += [
+        Index(name=name, version=folder, state=UNAVAILABLE, reason=reason)
+        for folder, reason in entry.unusable.items()
+    ]
+    return (
+        rows
+        or [
+            Index(name=name, version=str(number), state=UNAVAILABLE, reason="unloaded")
+            for number, version in entry.versions.items()
+            if version.has_served
+        ]
+        or [Index(name=name, state=UNAVAILABLE)]
+    )
 
 
 def _check_repository(name: str) -> None:

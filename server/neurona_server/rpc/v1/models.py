@@ -12,6 +12,7 @@ from neurona_protos.prediction_pb2 import (
     LoadModelResponse,
     ModelSummary,
     RunCost,
+    State,
     Task,
     TensorDescription,
     UnloadModelRequest,
@@ -22,6 +23,7 @@ from neurona_server.errors import InvalidArgumentError, NeuronaError, NotAllowed
 from neurona_server.models.lifecycle.reconciler import NOT_EXPLICIT
 from neurona_server.models.lifecycle.registry import ModelEntry, ModelVersion, Registry
 from neurona_server.models.model import Model
+from neurona_server.models.repository.unusable import is_version_name
 from neurona_server.models.signature import TensorSpec
 from neurona_server.rpc.call import Call, Methods, Unary
 from neurona_server.rpc.control_calls import ControlCalls
@@ -114,8 +116,17 @@ def _summary(name: str, entry: ModelEntry) -> ModelSummary:
     return ModelSummary(
         model=name,
         task=loaded[-1].metadata.task if loaded else Task.TASK_TENSORS,
-        versions=[_version_state(entry, number) for number in entry.versions],
+        versions=[
+            *(_version_state(entry, number) for number in entry.versions),
+            *(_unusable_state(name, reason) for name, reason in entry.unusable.items()),
+        ],
     )
+
+
+def _unusable_state(name: str, reason: str) -> VersionState:
+    """Return the state of what is no version: without a number unless its name is one."""
+    number = int(name) if is_version_name(name) else 0
+    return VersionState(version=number, state=State.STATE_FAILED, reason=reason)
 
 
 def _version_state(entry: ModelEntry, number: int) -> VersionState:

@@ -11,6 +11,7 @@ import pytest
 from support import onnx_models
 from support.in_process_server import InProcessServer
 
+from neurona_protos.open_inference_pb2 import RepositoryIndexRequest
 from neurona_protos.prediction_pb2 import (
     DescribeModelRequest,
     ListModelsRequest,
@@ -28,7 +29,7 @@ X = np.ones((1, 4), np.float32)
 def save(root, version, *, name="m"):
     """Save a version whose outputs identify it."""
     return onnx_models.save_classifier(
-        root / name / str(version) / "model.onnx", offset=float(version)
+        root / name / str(version) / "model.onnx", offset=float(str(version).removeprefix("v"))
     )
 
 
@@ -301,7 +302,7 @@ def test_link_out_of_the_repository_is_rejected(tmp_path, start, tmp_path_factor
     (tmp_path / "m" / "2").mkdir()
     (tmp_path / "m" / "2" / "model.onnx").symlink_to(outside)
     (tmp_path / "m" / "3").symlink_to(outside.parent)
-    inside = save(tmp_path / "m", 9, name="store")
+    inside = save(tmp_path / "m", 9, name=".store")
     (tmp_path / "linked" / "1").mkdir(parents=True)
     (tmp_path / "linked" / "1" / "model.onnx").symlink_to(inside)
     server = start()
@@ -309,6 +310,111 @@ def test_link_out_of_the_repository_is_rejected(tmp_path, start, tmp_path_factor
     assert states(server) == {1: "ready", 2: "failed", 3: "failed"}
     assert "leads out of the repository" in list_versions(server)[2].reason
     assert [one.state for one in list_versions(server, "linked").values()] == [State.STATE_READY]
+
+
+def index(server, **options):
+    response = server.triton.RepositoryIndex(RepositoryIndexRequest(**options), timeout=20)
+    return {(one.name, one.version): (one.state, one.reason) for one in response.models}
+
+
+def test_what_cannot_be_served_is_failed_in_both_protocols(tmp_path, start):
+    save(tmp_path, 1)
+    for name, version in [("m", "v2"), ("with space", 1), ("two", 1)]:
+        save(tmp_path, version, name=name)
+    (tmp_path / "two" / "1" / "model.onnx").rename(tmp_path / "two" / "1" / "a.onnx")
+    (tmp_path / "two" / "1" / "b.onnx").touch()
+    server = start()
+    assert predict(server) == 1
+    states = {
+        model.model: [(one.version, State.Name(one.state), one.reason) for one in model.versions]
+        for model in server.models.List(ListModelsRequest()).models
+    }
+    assert states.keys() == {"m", "two", "with space"}
+    assert states["m"][0] == (1, "STATE_READY", "")
+    ((number, state, misnamed),) = states["m"][1:]
+    assert (number, state) == (0, "STATE_FAILED")
+    assert misnamed.startswith("'v2' is not a version (expected a whole number")
+    ((number, state, two),) = states["two"]
+    assert (number, state) == (1, "STATE_FAILED")
+    assert "'a.onnx' and 'b.onnx' are there, and none is named model.onnx" in two
+    ((number, state, space),) = states["with space"]
+    assert (number, state) == (0, "STATE_FAILED")
+    assert index(server) == {
+        ("m", "1"): ("READY", ""),
+        ("m", "v2"): ("UNAVAILABLE", misnamed),
+        ("two", "1"): ("UNAVAILABLE", two),
+        ("with space", ""): ("UNAVAILABLE", space),
+    }
+    assert index(server, ready=True) == {("m", "1"): ("READY", "")}
+    problem = server.metrics.registry.get_sample_value
+    assert problem("neurona_version_problem", {"model": "m", "version": "v2"}) == 1
+    request = PredictRequest(model="two", version=1, inputs=[to_tensor("x", X)])
+    with pytest.raises(grpc.RpcError, match="version 1 cannot be loaded; served: none"):
+        server.prediction.Predict(request, timeout=20)
+
+
+def test_a_folder_that_gets_the_name_of_a_version_is_served(tmp_path, start, caplog):
+    save(tmp_path, 1)
+    server = start()
+    save(tmp_path, "v2")
+    server.poll_until(lambda: "'v2' is not a version" in caplog.text)
+    server.reconciler.poll_once()
+    assert caplog.text.count("'v2' is not a version") == 1
+    (tmp_path / "m" / "v2").rename(tmp_path / "m" / "2")
+    server.poll_until(lambda: states(server).get(2) == "ready")
+    assert states(server) == {1: "unloaded", 2: "ready"}
+
+
+def test_an_upload_under_another_name_is_not_reported_while_it_grows(tmp_path, start, caplog):
+    save(tmp_path, 1)
+    server = start()
+    upload = tmp_path / "m" / "2" / "model.onnx.part"
+    upload.parent.mkdir()
+    for size in range(1, 5):
+        upload.write_bytes(bytes(size))
+        server.reconciler.poll_once()
+        assert states(server) == {1: "ready"}
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
+    upload.unlink()
+    save(tmp_path, 2)
+    server.poll_until(lambda: states(server).get(2) == "ready")
+
+
+def test_a_load_by_call_says_why_a_model_cannot_be_used(tmp_path, start):
+    save(tmp_path, "v1")
+    save(tmp_path, 1, name="served")
+    save(tmp_path, "02", name="served")
+    (tmp_path / "empty" / "1").mkdir(parents=True)
+    server = start(explicit=True)
+    for name, reason in (("m", "'v1' is not a version"), ("empty", "no model file: it is empty")):
+        with pytest.raises(grpc.RpcError, match=reason) as failure:
+            server.models.Load(LoadModelRequest(model=name), timeout=20)
+        assert failure.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    loaded = server.models.Load(LoadModelRequest(model="served"), timeout=20).model.versions
+    assert [one.state for one in loaded] == [State.STATE_READY, State.STATE_FAILED]
+
+
+def test_the_index_has_what_the_policy_chooses(tmp_path, start):
+    for version in (1, 2, 3):
+        save(tmp_path, version)
+    write_settings(tmp_path, 'versions = "latest 2"')
+    server = start()
+    assert index(server) == {("m", "2"): ("READY", ""), ("m", "3"): ("READY", "")}
+    save(tmp_path, 4)
+    server.poll_until(lambda: index(server).get(("m", "4")) == ("READY", ""))
+    assert index(server).keys() == {("m", "3"), ("m", "4")}
+
+
+def test_the_index_of_models_that_calls_load_and_unload(tmp_path, start, wait_until):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    server = start(explicit=True)
+    assert index(server) == {("m", ""): ("UNAVAILABLE", "")}
+    assert index(server, ready=True) == {}
+    server.models.Load(LoadModelRequest(model="m"), timeout=20)
+    assert index(server) == {("m", "2"): ("READY", "")}
+    server.models.Unload(UnloadModelRequest(model="m"), timeout=20)
+    wait_until(lambda: index(server) == {("m", "2"): ("UNAVAILABLE", "unloaded")})
 
 
 def test_labels_move_when_their_version_is_loaded(tmp_path, start):

@@ -5,13 +5,14 @@ recordings of one channel, 16 bits and 8 kHz, trimmed to the word, 0.14 to 2.3 s
 """
 
 import hashlib
-import wave
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neurona_client.files.audio import read_sound
+from neurona_client.files.errors import FileContentError
 from neurona_training.data import Dataset, Input, Split
 from neurona_training.data.published_files import PublishedFile, fetch
 from neurona_training.data.transforms import pad_sequences
@@ -30,8 +31,6 @@ _VALIDATION = range(5, 12)  # ours: 14 % of all
 # Of the bytes of all files in the order of their names: there are too many files for a
 # checksum of each.
 _SHA256 = "ddb17656a0bca4c5ddace082be188ca630516dc2ef1110afe3c4e9cc71173de4"
-
-_FULL_SCALE = 2.0**15  # of 16 bits
 
 
 def spoken_waveforms(data_dir: Path | None = None) -> Dataset:
@@ -102,22 +101,12 @@ def verify_recordings(paths: Sequence[Path]) -> None:
 
 
 def read_wave(path: Path) -> NDArray[np.float32]:
-    """Reads the samples, -1..1, of a WAV file of one channel, 16 bits and 8 kHz.
+    """Reads the samples, -1..1, of a WAV file of one channel and 8 kHz.
 
     Raises:
         DataError: another format, or no samples.
     """
     try:
-        with wave.open(str(path)) as file:
-            form = (file.getnchannels(), file.getsampwidth(), file.getframerate())
-            content = file.readframes(file.getnframes())
-    except (EOFError, wave.Error) as error:
-        raise DataError(f"{path} is not a WAV file: {error}") from error
-    if form != (1, 2, RATE):
-        raise DataError(
-            f"{path} has {form[0]} channels, {8 * form[1]} bits, {form[2]} Hz "
-            f"(expected 1 channel, 16 bits, {RATE} Hz)"
-        )
-    if not content:
-        raise DataError(f"{path} has no samples")
-    return (np.frombuffer(content, "<i2") / _FULL_SCALE).astype(np.float32)
+        return read_sound(path).mono(RATE)
+    except FileContentError as error:
+        raise DataError(f"{path}: {error}") from error

@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurona_client.files.arrays import read_arrays
+from neurona_client.files.arrays import (
+    CHANNELS,
+    channel_numbers,
+    describe,
+    read_arrays,
+    read_sequences,
+)
 from neurona_client.files.errors import FileContentError
 from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.splits import Target, encode_classes, infer_task, split_rows
@@ -34,14 +40,16 @@ def load_sequences(user_data: UserData) -> Dataset:
         DataError: with the key of the array that is wrong.
     """
     arrays = _read_arrays(user_data)
-    lengths = _check_lengths(user_data, arrays["lengths"])
-    inputs = _pad_inputs(user_data, arrays["inputs"], lengths)
+    try:
+        inputs, lengths = read_sequences(arrays)
+    except FileContentError as error:
+        raise DataError(f"{user_data.path}: {error}") from error
     target = _read_target(user_data, arrays["targets"], len(lengths))
     train, validation, test = (
         Split(inputs[rows], target.targets[rows], lengths[rows])
         for rows in split_rows(target, f"{user_data.path}, targets")
     )
-    channels = arrays.get("channels", np.arange(1, inputs.shape[2] + 1))
+    channels = arrays.get(CHANNELS, np.array(channel_numbers(inputs.shape[2])))
     if channels.shape != (inputs.shape[2],):
         raise DataError(
             f"{user_data.path}, channels: {channels.size} names for {inputs.shape[2]} channels"
@@ -90,54 +98,10 @@ def _read_arrays(user_data: UserData) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _check_lengths(user_data: UserData, lengths: NDArray[Any]) -> NDArray[np.int32]:
-    where = f"{user_data.path}, lengths"
-    if lengths.ndim != 1 or not len(lengths) or lengths.dtype.kind not in "iu":
-        raise DataError(f"{where}: {_form(lengths)} (expected integers of shape (rows,))")
-    if lengths.min() < 1:
-        raise DataError(
-            f"{where}: row {lengths.argmin()} has {lengths.min()} steps (expected at least 1)"
-        )
-    return lengths.astype(np.int32)
-
-
-def _pad_inputs(
-    user_data: UserData, inputs: NDArray[Any], lengths: NDArray[np.int32]
-) -> NDArray[np.float32]:
-    where = f"{user_data.path}, inputs"
-    if inputs.ndim not in (2, 3) or inputs.dtype.kind not in "fiub":
-        raise DataError(
-            f"{where}: {_form(inputs)} (expected numbers of shape (rows, time, channels) or "
-            "(steps, channels))"
-        )
-    longest = int(lengths.max())
-    is_step = np.arange(longest) < lengths[:, None]  # the others are padding
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, reported below
-        inputs = inputs.astype(np.float32)
-    padded = np.zeros((len(lengths), longest, inputs.shape[-1]), np.float32)
-    if inputs.ndim == 2:
-        if len(inputs) != lengths.sum():
-            raise DataError(
-                f"{where}: {len(inputs)} steps (expected {lengths.sum()}, the sum of the lengths)"
-            )
-        padded[is_step] = inputs
-    else:
-        if len(inputs) != len(lengths) or inputs.shape[1] < longest:
-            raise DataError(
-                f"{where}: {_form(inputs)} for {len(lengths)} lengths of up to {longest} steps"
-            )
-        padded[is_step] = inputs[:, :longest][is_step]
-    not_finite = np.argwhere(~np.isfinite(padded))
-    if len(not_finite):
-        row, step, channel = not_finite[0]
-        raise DataError(f"{where}: row {row}, step {step}, channel {channel} is not finite")
-    return padded
-
-
 def _read_target(user_data: UserData, targets: NDArray[Any], rows: int) -> Target:
     where = f"{user_data.path}, targets"
     if targets.ndim not in (1, 2) or len(targets) != rows or targets.dtype.kind not in "fiubU":
-        raise DataError(f"{where}: {_form(targets)} (expected numbers or text for {rows} rows)")
+        raise DataError(f"{where}: {describe(targets)} (expected numbers or text for {rows} rows)")
     is_text = targets.dtype.kind == "U"
     if not is_text and not np.isfinite(targets).all():
         row = np.argwhere(~np.isfinite(targets))[0][0]
@@ -148,7 +112,7 @@ def _read_target(user_data: UserData, targets: NDArray[Any], rows: int) -> Targe
         task = infer_task(list(targets), numeric=not is_text) if one_value else "regression"
     if task == "classification":
         if targets.ndim != 1:
-            raise DataError(f"{where}: {_form(targets)} (expected classes of shape (rows,))")
+            raise DataError(f"{where}: {describe(targets)} (expected classes of shape (rows,))")
         integers = targets.dtype.kind == "f" and (targets == np.round(targets)).all()
         names = [str(int(one) if integers else one) for one in targets.tolist()]
         return encode_classes(names, where)
@@ -158,7 +122,3 @@ def _read_target(user_data: UserData, targets: NDArray[Any], rows: int) -> Targe
     count = values.shape[1]
     names = ["value"] if count == 1 else [f"value {number}" for number in range(1, count + 1)]
     return Target(values, values=tuple(Value(name, user_data.unit) for name in names))
-
-
-def _form(array: NDArray[Any]) -> str:
-    return f"{array.dtype} of shape {list(array.shape)}"
