@@ -51,7 +51,9 @@ while the function returns True."""
 FULL_BATCHES_TO_EXPLORE = 16
 """Full batches after which the next larger batch size is tried."""
 
-EXPIRED_IN_QUEUE = "Request timeout expired: the request waited in the queue for too long"
+EXPIRED_IN_QUEUE = (
+    "Request timeout expired: deadline exceeded while the request waited in the queue"
+)
 DISPLACED_FROM_QUEUE = "queue full: the request was displaced by a more urgent one"
 EXPIRED_IN_RUN = "deadline exceeded while the model ran"
 
