@@ -122,16 +122,6 @@ class BatchPolicy:
     """How long an idle instance waits for a batch to fill, counted from when the oldest request
     was queued. Rarely useful: under load the batch fills while the previous one runs."""
 
-    preferred_rows: tuple[int, ...] = ()
-    """Batch sizes in rows. A batch of one of these runs at once, also before `max_delay` has
-    passed, and so does one that cannot grow into any of them."""
-
-    queue_policies: QueuePolicies | None = None
-    """Limits of the wait by priority, None if there are none."""
-
-    preserve_order: bool = False
-    """Whether responses are delivered in the order in which their requests were admitted."""
-
     latency_objective: float | None = None
     """Time from admission to response. With it, batches are kept small enough and the queue short
     enough for admitted requests to meet it, as far as the measured run times predict."""
@@ -141,6 +131,16 @@ class BatchPolicy:
 
     max_run_seconds: float = 600.0
     """The longest run: it is terminated after that time, and its requests fail. 0: no limit."""
+
+    preferred_rows: tuple[int, ...] = ()
+    """Batch sizes in rows. A batch of one of these runs at once, also before `max_delay` has
+    passed, and so does one that cannot grow into any of them."""
+
+    queue_policies: QueuePolicies | None = None
+    """Limits of the wait by priority, None if there are none."""
+
+    preserve_order: bool = False
+    """Whether responses are delivered in the order in which their requests were admitted."""
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_queue_rows", "max_queue_bytes"):
