@@ -71,7 +71,7 @@ def test_files_that_fail_are_reported_and_the_others_predicted(neurona, tmp_path
     messages = done.stderr.splitlines()
     assert messages[0].startswith(f"neurona: {wrong}: input 'x' has shape [1, 5] (expected [-1, 4]")
     assert messages[1].startswith(f"neurona: {objects}: array has Python objects")
-    assert messages[2] == f"neurona: {half}: line 2 has 'x' (expected a number)"
+    assert messages[2] == f"neurona: {half}: line 2: 'x' is not a number"
     assert messages[3] == f"neurona: {absent}: No such file or directory"
     assert messages[4].startswith(f"neurona: {pickled}: a pickle, which could run code (expected")
     assert len(messages) == 5
@@ -201,7 +201,7 @@ def test_pictures_in_a_folder_are_found_as_training_finds_them(neurona, tmp_path
 def test_invalid_rows_are_reported_with_their_line(neurona, content):
     done = neurona("predict", "classifier", "-", input=content)
     assert done.returncode == 1
-    assert done.stderr.startswith("neurona: -: line 1 has ")
+    assert done.stderr.startswith("neurona: -: line 1")
     assert "Traceback" not in done.stderr
 
 
