@@ -67,6 +67,7 @@ class AsyncClient:
         Raises:
             ValueError: an option is outside its range.
             OSError: a file of `tls` cannot be read.
+            RuntimeError: eventlet has replaced the threads of this process.
         """
         self._driver = LoopDriver()
         self._base = BaseClient(

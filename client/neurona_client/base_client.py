@@ -94,6 +94,7 @@ class BaseClient:
 
         Raises:
             OSError: a file of `options.tls` cannot be read.
+            RuntimeError: eventlet has replaced the threads of this process.
         """
         self.options = options
         self.pool = EndpointPool(options)
@@ -318,6 +319,8 @@ class BaseClient:
                     status = "unreachable"
                 except DeadlineExceededError:
                     subject = f"model {service!r}" if service else "server"
+                    if self.pool.pick() is None:
+                        status = f"unreachable: {self.pool.connect_error}"
                     raise DeadlineExceededError(
                         f"{subject} at {self.pool.address} not ready within {timeout:g} s: "
                         f"{status or 'unreachable'}"

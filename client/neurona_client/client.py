@@ -72,6 +72,7 @@ class Client:
         Raises:
             ValueError: an option is outside its range.
             OSError: a file of `tls` cannot be read.
+            RuntimeError: eventlet has replaced the threads of this process.
         """
         self._base = BaseClient(
             validated_options(

@@ -135,6 +135,15 @@ _CLASS_BY_CODE: dict[int, type[NeuronaError]] = {
     )
 }
 _RETRY_AFTER_KEYS = ("retry-after-ms", "grpc-retry-pushback-ms")
+_CAUSES = {
+    "WRONG_VERSION_NUMBER": "the server does not use TLS there",
+    "CERTIFICATE_VERIFY_FAILED": "no authority that the client trusts has signed its certificate",
+    "Hostname Verification Check failed": "its certificate is for another name",
+    "Trying to connect an http1.x server": "HTTP/1 is spoken there, as at the address of metrics",
+}
+"""What some messages of gRPC about a failed connection mean."""
+
+_CLOSED_MESSAGES = ("Socket closed", "Connection reset", "Broken pipe")
 
 
 def error_from_status(
@@ -182,3 +191,16 @@ def error_from_trailers(
     return error_from_status(
         code, message, retry_after, request_id if isinstance(request_id, str) else ""
     )
+
+
+def explain_connect_error(message: str, *, uses_tls: bool) -> str:
+    """Add to gRPC's message about a failed connection what it means, where that is known.
+
+    Args:
+        message: of gRPC.
+        uses_tls: whether the client connects with TLS.
+    """
+    cause = next((cause for text, cause in _CAUSES.items() if text in message), "")
+    if not uses_tls and any(text in message for text in _CLOSED_MESSAGES):
+        cause = "a server that requires TLS closes connections without it"
+    return f"{message} ({cause})" if cause else message

@@ -1,9 +1,10 @@
 """Options of a client: how to reach servers, which to trust, how often to try."""
 
-import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from neurona_client.targets import is_local, validate_target
 
 DEFAULT_TARGET = "127.0.0.1:8001"
 MAX_PENDING_BYTES = 64 << 20
@@ -128,8 +129,10 @@ def validated_options(
         ValueError: an option is outside its range, or the token would travel in plaintext.
     """
     targets = (target,) if isinstance(target, str) else tuple(target)
-    if not targets or not all(targets):
+    if not targets:
         raise ValueError(f"invalid target {target!r} (expected HOST:PORT, or several)")
+    for one in targets:
+        validate_target(one)
     for name, limit in (("bytes", max_pending_bytes), ("requests", max_pending_requests)):
         if limit < 1:
             raise ValueError(f"max_pending_{name} is {limit} (expected at least 1)")
@@ -139,7 +142,7 @@ def validated_options(
     if token is not None:
         if not token.isascii() or not token.isprintable() or " " in token or not token:
             raise ValueError("invalid token (expected printable ASCII without spaces)")
-        remote = [one for one in targets if not _is_local(one)]
+        remote = [one for one in targets if not is_local(one)]
         if secure is None and remote and not token_in_plaintext:
             raise ValueError(
                 f"token would be sent to {remote[0]!r} in plaintext, readable on the network: use "
@@ -157,17 +160,3 @@ def validated_options(
         max_pending_requests,
         max_message_bytes,
     )
-
-
-def _is_local(target: str) -> bool:
-    """Whether data sent to the target stays on this machine."""
-    if target.startswith(("unix:", "unix-abstract:")):
-        return True
-    # With another scheme, or a name server in the target, gRPC may connect to any machine.
-    host = target.removeprefix("dns:///").rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from neurona_client.calls.backpressure import CapacityLimiter
 from neurona_client.calls.steps import Deadline, Operation, Step
 from neurona_client.errors import ClosedError, DeadlineExceededError, NeuronaError
+from neurona_client.transport.green_threads import prepare_green_threads
 from neurona_client.transport.grpc_calls import Outcome
 from neurona_client.transport.stream import PendingRequest, Stream
 
@@ -53,6 +54,7 @@ class LoopDriver:
 
     async def run(self, operation: Operation[T]) -> T:
         """Run an operation in this coroutine and return its result."""
+        prepare_green_threads()  # perhaps gevent came after the client
         try:
             loop = self._running_loop()
             step = next(operation)

@@ -19,6 +19,7 @@ from neurona_client.errors import (
     OverloadedError,
     UnavailableError,
     UnreachableError,
+    explain_connect_error,
 )
 from neurona_client.options import Retries
 from neurona_client.transport.endpoint import Endpoint
@@ -93,7 +94,11 @@ def _wait_for_endpoint(
     """Wait until a server is reachable and return it."""
     give_up = Deadline(retries.unreachable_timeout)
     while True:
-        remaining = deadline.remaining()
+        try:
+            remaining = deadline.remaining()
+        except DeadlineExceededError:
+            text = _unreachable_text(pool, deadline.timeout)
+            raise DeadlineExceededError(f"deadline exceeded: {text}") from None
         try:
             timeout = give_up.remaining() or 0.0
         except DeadlineExceededError:
@@ -113,13 +118,17 @@ def _diagnose_unreachable(
         if remaining is None
         else min(remaining, _DIAGNOSIS_TIMEOUT_SECONDS)
     )
-    text = f"no server reachable at {pool.address} within {retries.unreachable_timeout:g} s"
+    endpoint = pool.endpoints[0]
     try:
-        yield UnaryCall(pool.endpoints[0], "/grpc.health.v1.Health/Check", b"", timeout, ())
+        yield UnaryCall(endpoint, "/grpc.health.v1.Health/Check", b"", timeout, ())
     except NeuronaError as error:
         if isinstance(error, UnavailableError):
-            text += f": {error}"
-    return UnreachableError(text)
+            endpoint.connect_error = explain_connect_error(str(error), uses_tls=endpoint.uses_tls)
+    return UnreachableError(_unreachable_text(pool, retries.unreachable_timeout))
+
+
+def _unreachable_text(pool: EndpointPool, timeout: float | None) -> str:
+    return f"no server reachable at {pool.address} within {timeout:g} s: {pool.connect_error}"
 
 
 def _pause_before_retry(

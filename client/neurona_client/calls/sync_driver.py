@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from neurona_client.calls.backpressure import CapacityLimiter
 from neurona_client.calls.steps import Deadline, Operation, Step
 from neurona_client.errors import NeuronaError
+from neurona_client.transport.green_threads import prepare_green_threads
 from neurona_client.transport.grpc_calls import Outcome
 from neurona_client.transport.stream import PendingRequest, Stream, StreamedCall
 
@@ -81,6 +82,7 @@ def yield_then(write: Callable[[], None]) -> None:
 
 def run(operation: Operation[T]) -> T:
     """Run an operation in this thread and return its result."""
+    prepare_green_threads()  # perhaps gevent came after the client
     try:
         step = next(operation)
         while True:

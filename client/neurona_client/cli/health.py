@@ -15,6 +15,8 @@ from neurona_client.cli.arguments import (
     positive_seconds,
     read_file,
 )
+from neurona_client.errors import explain_connect_error
+from neurona_client.targets import bypasses_proxy
 
 if TYPE_CHECKING:
     import grpc
@@ -77,7 +79,8 @@ def _check(to: Connection, address: str, service: str, timeout: float) -> bool:
         try:
             status = check(StringValue(value=service), timeout=timeout).value
         except grpc.RpcError as error:
-            reason = f"{error.code().name}: {error.details()}"
+            details = explain_connect_error(error.details() or "", uses_tls=to.tls)
+            reason = f"{error.code().name}: {details}"
             print(f"neurona: {address}: {reason}", file=sys.stderr)
             return False
     text = STATUSES[status] if 0 <= status < len(STATUSES) else f"status {status}"
@@ -88,8 +91,12 @@ def _check(to: Connection, address: str, service: str, timeout: float) -> bool:
 def _open_channel(to: Connection, address: str) -> "grpc.Channel":
     import grpc
 
+    options: list[tuple[str, str | int]] = []
+    if bypasses_proxy(address):
+        options.append(("grpc.enable_http_proxy", 0))
     if not to.tls:
-        return grpc.insecure_channel(address)
-    options = [("grpc.ssl_target_name_override", to.server_name)] if to.server_name else []
+        return grpc.insecure_channel(address, options)
+    if to.server_name:
+        options.append(("grpc.ssl_target_name_override", to.server_name))
     credentials = grpc.ssl_channel_credentials(*map(read_file, (to.ca, to.key, to.certificate)))
     return grpc.secure_channel(address, credentials, options)

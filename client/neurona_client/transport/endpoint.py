@@ -19,8 +19,10 @@ from neurona_client.errors import (
     DeadlineExceededError,
     ServerError,
     UnavailableError,
+    explain_connect_error,
 )
 from neurona_client.options import ClientOptions, Tls
+from neurona_client.targets import bypasses_proxy
 from neurona_client.transport.grpc_calls import (
     GENERIC_DEADLINE_MESSAGES,
     Metadata,
@@ -145,6 +147,8 @@ def open_channel(resolved_target: ResolvedTarget, options: ClientOptions) -> grp
     ]
     if authority:
         arguments.append(("grpc.default_authority", authority))
+    if bypasses_proxy(target, authority):
+        arguments.append(("grpc.enable_http_proxy", 0))
     compression = grpc.Compression.Gzip if options.compression else None
     if options.tls is None:
         return grpc.insecure_channel(target, arguments, compression)
@@ -195,6 +199,8 @@ class Endpoint:
         self.hanging = False
         """It has not answered a health check: its connection is open, but calls are not answered.
         Other servers are preferred until it answers again."""
+        self.connect_error = ""
+        """Why there is no connection, as far as it is known."""
         self.last_answer = time.monotonic()
         """When the last message or status came from it."""
         self._silent_since = 0.0
@@ -208,6 +214,7 @@ class Endpoint:
         self._methods: dict[str, UnaryMethod] = {}
         self._on_state_change = on_state_change
         self._metadata = auth_metadata(options)
+        self.uses_tls = options.tls is not None
         self._closed = threading.Event()
         threading.Thread(target=self._watch_health, name="neurona-watch", daemon=True).start()
 
@@ -368,10 +375,13 @@ class Endpoint:
             received_status = False
             try:
                 method: Any = self.channel.unary_stream(_WATCH_PATH)
-                # A server that rejects the call must fail it at once when it is gone.
-                statuses = method(b"", metadata=self._metadata, wait_for_ready=not is_rejected)
+                # A server that rejects the call must fail it at once when it is gone. Without a
+                # connection, the first call fails at once with the reason, and the next one waits.
+                wait_for_ready = bool(self.connect_error) and not is_rejected
+                statuses = method(b"", metadata=self._metadata, wait_for_ready=wait_for_ready)
                 for response in statuses:
                     received_status = True
+                    self.connect_error = ""
                     self.record_answer()
                     self._set_state(
                         reachable=True, serving=parse_health_status(response) == SERVING
@@ -381,9 +391,14 @@ class Endpoint:
             except grpc.RpcError as error:
                 is_rejected = error.code() not in _DISCONNECTED_CODES
                 if is_rejected:  # it answers calls, if not this one
+                    self.connect_error = ""
                     self._set_state(reachable=True, serving=True)
                     self._closed.wait(_WATCH_ERROR_RETRY_SECONDS)
                     continue
+                if not received_status:
+                    self.connect_error = explain_connect_error(
+                        error.details() or error.code().name, uses_tls=self.uses_tls
+                    )
             self.hanging = False  # it is gone, or the connection was lost
             self._set_state(reachable=False, serving=False)
             if not received_status:

@@ -16,6 +16,7 @@ from neurona_client.transport.endpoint import (
     ResolvedTarget,
     resolve_target,
 )
+from neurona_client.transport.green_threads import prepare_green_threads
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,13 @@ class EndpointPool:
     """The endpoints of all targets of a client, kept up to date with DNS."""
 
     def __init__(self, options: ClientOptions) -> None:
+        """Open the channels.
+
+        Raises:
+            OSError: a file of `options.tls` cannot be read.
+            RuntimeError: see `prepare_green_threads`.
+        """
+        prepare_green_threads()
         self.closed_reason = ""
         """Why no more calls are accepted; empty while they are."""
         self.endpoints: list[Endpoint] = []
@@ -48,6 +56,12 @@ class EndpointPool:
     def address(self) -> str:
         """The targets as the caller gave them, for messages."""
         return ", ".join(self._options.targets)
+
+    @property
+    def connect_error(self) -> str:
+        """Why there is no connection to the first server of which that is known."""
+        errors = (endpoint.connect_error for endpoint in self.endpoints)
+        return next(filter(None, errors), "no answer yet while connecting to it")
 
     def pick(self, excluded: Endpoint | None = None) -> Endpoint | None:
         """Choose the reachable server with the fewest requests in flight.

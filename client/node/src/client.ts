@@ -34,7 +34,7 @@ export class Client {
   constructor(target = "127.0.0.1:8001", settings: ClientSettings = {}) {
     const credentials = channelCredentials(settings);
     this.#settings = settings;
-    this.#prediction = new PredictionClient(target, credentials, channelOptions(settings));
+    this.#prediction = new PredictionClient(target, credentials, channelOptions(target, settings));
     const channelOverride = this.#prediction.getChannel();
     this.#models = new ModelsClient(target, credentials, { channelOverride });
     this.#health = new HealthClient(target, credentials, { channelOverride });

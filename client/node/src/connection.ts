@@ -37,7 +37,11 @@ const SERVICE_CONFIG = JSON.stringify({
   ],
 });
 
-export function channelOptions(settings: ClientSettings): ClientOptions {
+/** This machine, as an address, a name or a socket: no proxy of the environment leads there. */
+const THIS_MACHINE =
+  /^(unix|unix-abstract):|^(dns:\/{0,3}|ipv4:|ipv6:)?(localhost\.?|[^/]*\.localhost\.?|127(\.\d+){3}|\[(::1|::ffff:127(\.\d+){3})\])(:\d+)?$/i;
+
+export function channelOptions(target: string, settings: ClientSettings): ClientOptions {
   const limit = settings.maxMessageBytes ?? 64 << 20;
   const tls = typeof settings.tls === "object" ? settings.tls : {};
   return {
@@ -47,6 +51,7 @@ export function channelOptions(settings: ClientSettings): ClientOptions {
     // A restarted server is used again within seconds, not minutes.
     "grpc.initial_reconnect_backoff_ms": 200,
     "grpc.max_reconnect_backoff_ms": 2000,
+    ...(THIS_MACHINE.test(target) ? { "grpc.enable_http_proxy": 0 } : {}),
     ...(tls.serverName === undefined ? {} : { "grpc.ssl_target_name_override": tls.serverName }),
   };
 }

@@ -41,6 +41,17 @@ test("the shape of a typed array is inferred if the model leaves one size free",
   assert.ok(Math.abs(sum - 1) < 1e-5, `probabilities add up to ${sum}`);
 });
 
+test("a server on this machine is not reached through the proxy of the environment", async () => {
+  process.env.http_proxy = "http://127.0.0.1:1";
+  try {
+    const near = new Client(server.address, { timeoutMs: 30_000 });
+    assert.equal((await near.predict("classifier", zeros)).task, "classification");
+    near.close();
+  } finally {
+    delete process.env.http_proxy;
+  }
+});
+
 test("a regression has values with units", async () => {
   const result = await client.predict("regressor", { data: new Float32Array([1, 2, 3, 4]), shape: [1, 4] });
   assert.equal(result.task, "regression");

@@ -7,8 +7,10 @@ import os
 import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
+from neurona_server.address import is_local
 from neurona_server.errors import ConfigError
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.trace import BatchTracerFactory, CallTracer
@@ -62,7 +64,7 @@ def set_up_tracing(
     from neurona_server.telemetry.spans import SpanBatchTracer, SpanCallTracer
 
     try:
-        exporter = OTLPSpanExporter(endpoint=endpoint)
+        exporter = OTLPSpanExporter(endpoint=endpoint, channel_options=_channel_options(endpoint))
         limits = SpanLimits(max_links=MAX_LINKS)
     except Exception as error:  # its exceptions are not only OSError and ValueError
         raise ConfigError(f"invalid OTEL_ environment variables: {error}") from error
@@ -81,6 +83,13 @@ def set_up_tracing(
         partial(SpanBatchTracer, tracer),
         processor.close,
     )
+
+
+def _channel_options(endpoint: str) -> Any:
+    """Return gRPC's options: a collector on this machine is not reached through a proxy."""
+    host = urlsplit(endpoint).hostname or ""
+    address = f"[{host}]:0" if ":" in host else f"{host}:0"
+    return (("grpc.enable_http_proxy", 0),) if is_local(address) else ()
 
 
 def _resource(process: int | None) -> "Resource":

@@ -42,6 +42,16 @@ def test_an_unreachable_collector_loses_spans(metrics, span_counts, messages, cl
     assert "does not accept spans (" in lost
 
 
+def test_a_collector_on_this_machine_is_not_reached_through_a_proxy(
+    metrics, collector, monkeypatch
+):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    tracing = set_up_tracing(collector.url, 1.0, metrics)
+    tracing.calls.start_call("/s/M", []).end()
+    tracing.close(10)
+    assert len(collector.spans) == 1
+
+
 def test_opentelemetrys_environment_variables_apply(metrics, collector, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=secret")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test,service.name=x")

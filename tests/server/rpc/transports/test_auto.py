@@ -25,7 +25,9 @@ class Incompatible(CygrpcServer):
         raise AttributeError("cygrpc has no CompletionQueue")
 
 
-def test_the_cygrpc_transport_passes_its_self_test_with_the_installed_grpcio():
+@pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:1"])
+def test_the_cygrpc_transport_passes_its_self_test_with_the_installed_grpcio(monkeypatch, proxy):
+    monkeypatch.setenv("http_proxy", proxy)
     assert self_test() == ""
 
 
