@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 NAME = "predict"
 SUMMARY = "predict for images, sound, arrays or rows of a CSV file"
 DESCRIPTION = """\
-Sends each FILE to MODEL: PNG, JPEG, WAV, NPY (a sample or a batch), NPZ (inputs by name), CSV (a
-row is a sample); a folder means all of these inside it, - means CSV from standard input.
+Sends each FILE to MODEL: pictures (PNG, JPEG, GIF, TIFF, WebP and others), WAV, NPY (a sample or a
+batch), NPZ (inputs by name, or sequences as neurona-train takes them), CSV (a row is a sample); a
+folder means all of these inside it, - means CSV from standard input.
 A file that fails is reported, the others are predicted, and the exit status is 1."""
 EXAMPLES = """\
 examples:
@@ -66,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     from neurona_client.cli.sample_files import list_files
 
+    # Pillow warns of peculiar metadata; what makes a picture unreadable is an error.
+    warnings.filterwarnings("ignore", module=r"PIL\b")
     files = list_files(options.files)
     rows: list[Row] = []
     failures = 0

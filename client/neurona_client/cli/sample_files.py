@@ -1,43 +1,44 @@
-"""Files as inputs of a model: CSV rows, images, arrays, sound; and synthetic inputs."""
+"""Files as inputs of a model: tables, texts, images, arrays, sound; and synthetic inputs."""
 
-import csv
-import math
+import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from neurona_client.cli.arguments import CommandError
+from neurona_client.cli.table_files import (
+    MAX_ROWS_PER_REQUEST,
+    SequenceLengths,
+    main_inputs,
+    read_table_samples,
+    read_text_samples,
+)
 from neurona_client.descriptions import ModelDescription, TensorSpec
 from neurona_client.errors import InvalidInputError
 from neurona_client.files import arrays as array_files
-from neurona_client.files import audio, images
+from neurona_client.files import audio, images, tables
 from neurona_client.files.errors import FileContentError
 from neurona_client.inputs import Inputs
 from neurona_protos.tensors import NUMPY_DTYPES
 
-SUFFIXES = (".csv", *array_files.SUFFIXES, *audio.SUFFIXES, *images.SUFFIXES)
+SUFFIXES = (*tables.SUFFIXES, *array_files.SUFFIXES, *audio.SUFFIXES, *images.SUFFIXES)
+TEXT_SUFFIX = ".txt"  # of files that are named, not of those in folders: they may be notes
 STANDARD_INPUT = "-"
-
-MAX_ROWS_PER_REQUEST = 64
 
 SYNTHETIC_REQUESTS = 16
 """How many different synthetic requests there are; they take turns."""
 
 _UNIT_RANGE = re.compile(r"(-?\d+(?:\.\d+)?)\s*\.\.\s*(-?\d+(?:\.\d+)?)")
 _SOUND_RANGE = re.compile(r"-?1(?:\.0)?\s*\.\.\s*1(?:\.0)?")
-_SAMPLE_RATE = re.compile(r"([\d,]+) samples a second")
-
-CsvRow = tuple[int, list[str]]
-"""Number of the line, and its cells."""
-
-NamedInputs = tuple[list[str], Inputs]
-"""Name of each row, FILE:LINE, and the inputs."""
+_SAMPLE_RATE = re.compile(
+    r"\b(\d[\d,]*(?:\.\d+)?)\s*(kHz|Hz|samples (?:a|per) second|samples/s)", re.IGNORECASE
+)
+"""In the description of an input that takes sound, such as "8,000 samples a second" or "16 kHz"."""
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,35 @@ def list_files(names: Sequence[str]) -> list[str]:
         if name == STANDARD_INPUT or not path.is_dir():
             files.append(name)
             continue
-        in_folder = sorted(one for one in path.rglob("*") if _is_sample_file(one, path))
+        in_folder = sorted(_sample_files(path))
         if not in_folder:
             raise CommandError(f"no files in {name} (expected {', '.join(SUFFIXES)})")
         files += map(str, in_folder)
     return files
 
 
-def _is_sample_file(path: Path, folder: Path) -> bool:
-    if any(part.startswith(".") for part in path.relative_to(folder).parts):
-        return False  # as training does: systems leave files there that look like pictures
-    return path.suffix.lower() in SUFFIXES or images.is_image_file(path)
+def _sample_files(folder: Path) -> Iterator[Path]:
+    """Yield files that may be samples, also behind links to folders, as training finds them.
+
+    Hidden ones are left out: systems leave files there that look like pictures.
+    """
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        here = Path(parent)
+        between = [one for one in here.parents if one == folder or folder in one.parents]
+        if here.resolve() in {one.resolve() for one in between}:  # links in a circle
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if name[0] != "."]
+        for path in (here / name for name in names if name[0] != "."):
+            if path.suffix.lower() in SUFFIXES or images.is_image_file(path):
+                yield path
 
 
 def read_samples(name: str, model: ModelDescription) -> Iterator[Sample]:
     """Read a file.
 
     Args:
-        name: of the file; "-": CSV from standard input.
+        name: of the file; "-": a table from standard input.
         model: what the samples are for.
 
     Yields:
@@ -96,37 +108,37 @@ def read_samples(name: str, model: ModelDescription) -> Iterator[Sample]:
 def _read_any(name: str, model: ModelDescription) -> Iterator[Sample]:
     path = Path(name)
     suffix = path.suffix.lower()
-    if name == STANDARD_INPUT or suffix == ".csv":
-        for names, inputs in _read_csv(name, model):
+    if name == STANDARD_INPUT or suffix in tables.SUFFIXES:
+        content = sys.stdin.buffer.read() if name == STANDARD_INPUT else path.read_bytes()
+        for names, inputs in read_table_samples(content, name, model):
             yield Sample(names, inputs)
         return
     path.stat()  # so that the error of a missing file is the same for all formats
-    if suffix in array_files.SUFFIXES:
+    if suffix == TEXT_SUFFIX:
+        for names, inputs in read_text_samples(path.read_bytes(), name, model):
+            yield Sample(names, inputs)
+    elif suffix in array_files.SUFFIXES:
         yield from _read_arrays(path, model)
     elif suffix in audio.SUFFIXES:
         yield Sample([name], _read_sound(path, model))
     elif suffix in images.SUFFIXES or images.is_image_file(path):
         yield Sample([name], path)
     else:
-        raise InvalidInputError(f"unknown file type (expected {', '.join(SUFFIXES)})")
+        kind = array_files.PICKLE_REASON if array_files.is_pickle(path) else "unknown file type"
+        expected = ", ".join((*SUFFIXES, TEXT_SUFFIX))
+        raise InvalidInputError(f"{kind} (expected {expected})")
 
 
-def _only_input(model: ModelDescription) -> tuple[TensorSpec, TensorSpec | None]:
-    """Return the input that takes an array, and the one for the lengths of sequences, if any."""
-    required = [spec for spec in model.inputs if not spec.optional]
-    lengths = [
-        spec
-        for spec in required
-        if "INT" in spec.dtype and len(spec.shape) == 1 and "len" in spec.name.lower()
-    ]
-    others = [spec for spec in required if spec not in lengths]
-    if len(others) != 1 or len(lengths) > 1:
-        names = ", ".join(spec.name for spec in required)
+def _only_input(model: ModelDescription) -> tuple[TensorSpec, SequenceLengths | None]:
+    """Return the input that takes an array, and the one for its lengths, if any."""
+    specs, lengths = main_inputs(model)
+    if len(specs) != 1:
+        names = ", ".join(spec.name for spec in specs)
         raise InvalidInputError(
-            f"model takes {len(required)} inputs: {names} (expected an NPZ file with an array for "
+            f"model takes {len(specs)} inputs: {names} (expected an NPZ file with an array for "
             "each name)"
         )
-    return others[0], lengths[0] if lengths else None
+    return specs[0], lengths
 
 
 def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
@@ -139,8 +151,8 @@ def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
     if not has_sequences or content.keys() <= {spec.name for spec in model.inputs}:
         yield Sample([str(path)], content)
         return
-    spec, lengths_spec = _only_input(model)
-    if lengths_spec is None:
+    spec, spec_of_lengths = _only_input(model)
+    if spec_of_lengths is None:
         raise InvalidInputError(
             f"file has sequences and their lengths (expected the input {spec.name!r} alone)"
         )
@@ -150,7 +162,7 @@ def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
         some = lengths[start : start + (MAX_ROWS_PER_REQUEST if model.batched else 1)]
         rows = sequences[start : start + len(some), : some.max()]
         names = [f"{path}[{row}]" for row in range(start, start + len(some))]
-        yield Sample(names, {spec.name: rows, lengths_spec.name: some})
+        yield Sample(names, {spec.name: rows, spec_of_lengths.spec.name: some})
 
 
 def _match_channels(
@@ -169,145 +181,37 @@ def _match_channels(
 
 
 def _array_with_lengths(
-    array: np.ndarray[Any, Any], spec: TensorSpec, lengths_spec: TensorSpec | None
+    array: np.ndarray[Any, Any], spec: TensorSpec, lengths: SequenceLengths | None
 ) -> Inputs:
     """Return inputs for one array; the steps of a sequence without padding are its length."""
-    if lengths_spec is None:
+    if lengths is None:
         return array
-    if not 0 <= array.ndim - len(spec.shape) + 1 <= 1:
-        return {spec.name: array}  # which the client rejects with the shape that it expects
     if array.ndim == len(spec.shape):
-        lengths = np.full(array.shape[0], array.shape[1])
+        steps = np.full(array.shape[0], array.shape[lengths.time_axis])
+    elif array.ndim == len(spec.shape) - 1:
+        steps = np.array(array.shape[lengths.time_axis - 1])
     else:
-        lengths = np.array(array.shape[0])
-    return {spec.name: array, lengths_spec.name: lengths}
+        raise InvalidInputError(
+            f"array has shape {list(array.shape)} (expected {list(spec.shape)} for input "
+            f"{spec.name!r}, or {list(spec.shape[1:])} for one sequence; -1: any size)"
+        )
+    return {spec.name: array, lengths.spec.name: steps}
 
 
 def _read_sound(path: Path, model: ModelDescription) -> Inputs:
     """Read one channel, from -1 to 1, at the sample rate in the description of the input."""
-    spec, lengths_spec = _only_input(model)
+    spec, lengths = _only_input(model)
     if len(spec.shape) != 2 or not _SOUND_RANGE.search(spec.unit):
         raise InvalidInputError(
             f"input {spec.name!r} does not take sound: shape {list(spec.shape)}, unit "
             f"{spec.unit!r} (expected two axes, and -1..1 in the unit)"
         )
     match = _SAMPLE_RATE.search(spec.description)
-    rate = int(match[1].replace(",", "")) if match else None
-    return _array_with_lengths(audio.read_sound(path).mono(rate), spec, lengths_spec)
-
-
-def _read_csv(name: str, model: ModelDescription) -> Iterator[NamedInputs]:
-    """Read rows of a CSV file, several of the same shape at a time.
-
-    A model with one input takes all cells of a row in their order; where it takes numbers, a first
-    line without any is a header. For several inputs, the first line has their names.
-    """
-    required = [spec for spec in model.inputs if not spec.optional]
-    with _open_text(name) as file:
-        reader = csv.reader(file)
-        try:
-            rows = ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
-            if len(required) == 1:
-                yield from _rows_of_one_input(name, rows, required[0], model)
-            else:
-                yield from _rows_of_several_inputs(name, rows, required)
-        except UnicodeDecodeError as error:
-            raise InvalidInputError("not UTF-8 text") from error
-        except csv.Error as error:
-            raise InvalidInputError(f"line {reader.line_num}: {error}") from error
-
-
-def _open_text(name: str) -> AbstractContextManager[TextIO]:
-    if name == STANDARD_INPUT:
-        return nullcontext(sys.stdin)
-    return Path(name).open(encoding="utf-8-sig", newline="")
-
-
-def _rows_of_one_input(
-    name: str, rows: Iterable[CsvRow], spec: TensorSpec, model: ModelDescription
-) -> Iterator[NamedInputs]:
-    names: list[str] = []
-    arrays: list[np.ndarray[Any, Any]] = []
-    max_rows = MAX_ROWS_PER_REQUEST if model.batched else 1
-    for row_number, (line, row) in enumerate(rows):
-        if row_number == 0 and spec.dtype != "STRING" and _is_header(row):
-            continue
-        try:
-            array = _to_sample([_parse_cell(cell, spec, line) for cell in row], spec, line)
-        except InvalidInputError:
-            if arrays:  # the rows before the invalid one are predicted
-                yield names, np.stack(arrays)
-            raise
-        if arrays and (len(arrays) == max_rows or array.shape != arrays[0].shape):
-            yield names, np.stack(arrays)
-            names, arrays = [], []
-        names.append(f"{name}:{line}")
-        arrays.append(array)
-    if arrays:
-        yield names, np.stack(arrays)
-
-
-def _rows_of_several_inputs(
-    name: str, rows: Iterable[CsvRow], specs: list[TensorSpec]
-) -> Iterator[NamedInputs]:
-    lines = iter(rows)
-    _, header = next(lines, (0, []))
-    input_names = [spec.name for spec in specs]
-    titles = [title.strip() for title in header]
-    if sorted(titles) != sorted(input_names):
-        raise InvalidInputError(
-            f"first line has {', '.join(titles) or 'nothing'} (expected the names of the inputs: "
-            f"{', '.join(input_names)})"
-        )
-    columns = {title: column for column, title in enumerate(titles)}
-    for line, row in lines:
-        if len(row) != len(titles):
-            raise InvalidInputError(f"line {line} has {len(row)} cells (expected {len(titles)})")
-        inputs: Inputs = {
-            spec.name: _to_sample([_parse_cell(row[columns[spec.name]], spec, line)], spec, line)[
-                np.newaxis
-            ]
-            for spec in specs
-        }
-        yield [f"{name}:{line}"], inputs
-
-
-def _to_sample(values: list[Any], spec: TensorSpec, line: int) -> np.ndarray[Any, Any]:
-    """Arrange values in the shape that the model takes after its first axis."""
-    shape = list(spec.shape[1:])
-    if shape.count(-1) > 1:
-        raise InvalidInputError(
-            f"input {spec.name!r} has shape {list(spec.shape)}, which a row of cells does not "
-            "determine (expected an NPY file)"
-        )
-    fixed_size = math.prod(size for size in shape if size >= 0)
-    if -1 in shape and fixed_size and len(values) % fixed_size == 0:
-        shape[shape.index(-1)] = len(values) // fixed_size
-    elif len(values) != fixed_size or -1 in shape:
-        expected = f"a multiple of {fixed_size}" if -1 in shape else str(fixed_size)
-        raise InvalidInputError(f"line {line} has {len(values)} cells (expected {expected})")
-    return np.asarray(values, dtype=object if spec.dtype == "STRING" else None).reshape(shape)
-
-
-def _parse_cell(text: str, spec: TensorSpec, line: int) -> Any:
-    if spec.dtype == "STRING":
-        return text
-    try:
-        return int(text) if "INT" in spec.dtype else float(text)
-    except ValueError:
-        expected = "an integer" if "INT" in spec.dtype else "a number"
-        raise InvalidInputError(f"line {line} has {text!r} (expected {expected})") from None
-
-
-def _is_header(row: list[str]) -> bool:
-    """Whether no cell is a number."""
-    for cell in row:
-        try:
-            float(cell)
-        except ValueError:
-            continue
-        return False
-    return True
+    rate = None
+    if match:
+        factor = 1000 if match[2].lower() == "khz" else 1
+        rate = round(float(match[1].replace(",", "")) * factor)
+    return _array_with_lengths(audio.read_sound(path).mono(rate), spec, lengths)
 
 
 def synthetic_inputs(model: ModelDescription, rows: int, steps: int) -> list[Inputs]:

@@ -71,4 +71,6 @@ class LoadedUserData:
 def is_path(text: str) -> bool:
     """Whether --data is meant as a path, existing or not, rather than as a data set's name."""
     path = Path(text)
-    return "/" in text or path.suffix.lower() in SUFFIXES or path.is_dir()
+    if "/" in text or path.suffix.lower() in SUFFIXES:
+        return True
+    return path.is_dir() or (path.suffix != "" and path.is_file())
