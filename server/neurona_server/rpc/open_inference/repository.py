@@ -67,30 +67,38 @@ class RepositoryService:
     def _load(self, call: Call) -> None:
         try:
             message = parse_message(pb.RepositoryModelLoadRequest, call.request)
-            _check_repository(message.repository_name)
+            name, response = message.model_name, pb.RepositoryModelLoadResponse()
+            if message.repository_name and not name:  # a request of KServe
+                name = message.repository_name
+                response = pb.RepositoryModelLoadResponse(model_name=name, isLoaded=True)
+            else:
+                _check_repository(message.repository_name)
             control = self._require_control()
-            call.grant.check_model(message.model_name, (message.model_name,))
-            override = _read_override(message)
+            call.grant.check_model(name, (name,))
+            override = _read_override(name, message)
         except NeuronaError as error:
             call.fail(error)
             return
-        response = pb.RepositoryModelLoadResponse()
-        control.load(message.model_name, call, response.SerializeToString, override)
+        control.load(name, call, response.SerializeToString, override)
 
     def _unload(self, call: Call) -> None:
         try:
             message = parse_message(pb.RepositoryModelUnloadRequest, call.request)
-            _check_repository(message.repository_name)
+            name, response = message.model_name, pb.RepositoryModelUnloadResponse()
+            if message.repository_name and not name:  # a request of KServe
+                name = message.repository_name
+                response = pb.RepositoryModelUnloadResponse(model_name=name, isUnloaded=True)
+            else:
+                _check_repository(message.repository_name)
             control = self._require_control()
-            call.grant.check_model(message.model_name, (message.model_name,))
+            call.grant.check_model(name, (name,))
             for parameter in message.parameters:
                 if parameter != "unload_dependents":  # no model has any
                     raise UnsupportedError(f"unknown parameter {quoted(parameter)}")
         except NeuronaError as error:
             call.fail(error)
             return
-        response = pb.RepositoryModelUnloadResponse()
-        control.unload(message.model_name, call, response.SerializeToString)
+        control.unload_if_loaded(name, call, response.SerializeToString)
 
     def _require_control(self) -> ControlCalls:
         if self._control is None:
@@ -98,7 +106,7 @@ class RepositoryService:
         return self._control
 
 
-def _read_override(message: pb.RepositoryModelLoadRequest) -> ModelOverride | None:
+def _read_override(model: str, message: pb.RepositoryModelLoadRequest) -> ModelOverride | None:
     """Return what the parameters say in place of the repository, None if there are none."""
     config, files = None, {}
     for name, value in message.parameters.items():
@@ -121,7 +129,7 @@ def _read_override(message: pb.RepositoryModelLoadRequest) -> ModelOverride | No
             )
     if not message.parameters:
         return None
-    return make_override(message.model_name, config, files)
+    return make_override(model, config, files)
 
 
 def _index_of(name: str, entry: ModelEntry) -> list[Index]:
