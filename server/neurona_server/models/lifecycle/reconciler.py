@@ -4,6 +4,9 @@ A new version is loaded and warmed up in a thread of a separate pool, while the 
 serving; then it is published in one step, and the version that it replaces is drained and freed.
 The repository is polled, since file events do not work on every volume that a container may be
 given (NFS, ConfigMaps, object stores).
+
+It is one file since polls, calls, loads that end and loads that are given up change the same state
+under one lock.
 """
 
 import logging
