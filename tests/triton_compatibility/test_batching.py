@@ -217,7 +217,7 @@ def test_preserve_ordering(server):
     assert ends == [call for _, call in calls]
 
 
-@pytest.mark.triton("L0_batcher", declared="`allow_ragged_batch`")
+@pytest.mark.triton("L0_batcher", declared="ragged batches")
 def test_ragged_batches_run_apart(server):
     calls = [(16, start(server, "ragged", 1, 16)), (8, start(server, "ragged", 2, 8))]
     for size, call in calls:
