@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +32,10 @@ SYNTHETIC_REQUESTS = 16
 
 _UNIT_RANGE = re.compile(r"(-?\d+(?:\.\d+)?)\s*\.\.\s*(-?\d+(?:\.\d+)?)")
 _SOUND_RANGE = re.compile(r"-?1(?:\.0)?\s*\.\.\s*1(?:\.0)?")
-_SAMPLE_RATE = re.compile(r"([\d,]+) samples a second")
+_SAMPLE_RATE = re.compile(
+    r"\b(\d[\d,]*(?:\.\d+)?)\s*(kHz|Hz|samples (?:a|per) second|samples/s)", re.IGNORECASE
+)
+"""In the description of an input that takes sound, such as "8,000 samples a second" or "16 kHz"."""
 
 CsvRow = tuple[int, list[str]]
 """Number of the line, and its cells."""
@@ -60,17 +64,28 @@ def list_files(names: Sequence[str]) -> list[str]:
         if name == STANDARD_INPUT or not path.is_dir():
             files.append(name)
             continue
-        in_folder = sorted(one for one in path.rglob("*") if _is_sample_file(one, path))
+        in_folder = sorted(_sample_files(path))
         if not in_folder:
             raise CommandError(f"no files in {name} (expected {', '.join(SUFFIXES)})")
         files += map(str, in_folder)
     return files
 
 
-def _is_sample_file(path: Path, folder: Path) -> bool:
-    if any(part.startswith(".") for part in path.relative_to(folder).parts):
-        return False  # as training does: systems leave files there that look like pictures
-    return path.suffix.lower() in SUFFIXES or images.is_image_file(path)
+def _sample_files(folder: Path) -> Iterator[Path]:
+    """Yield files that may be samples, also behind links to folders, as training finds them.
+
+    Hidden ones are left out: systems leave files there that look like pictures.
+    """
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        here = Path(parent)
+        between = [one for one in here.parents if one == folder or folder in one.parents]
+        if here.resolve() in {one.resolve() for one in between}:  # links in a circle
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if name[0] != "."]
+        for path in (here / name for name in names if name[0] != "."):
+            if path.suffix.lower() in SUFFIXES or images.is_image_file(path):
+                yield path
 
 
 def read_samples(name: str, model: ModelDescription) -> Iterator[Sample]:
@@ -208,7 +223,10 @@ def _read_sound(path: Path, model: ModelDescription) -> Inputs:
             f"{spec.unit!r} (expected two axes, and -1..1 in the unit)"
         )
     match = _SAMPLE_RATE.search(spec.description)
-    rate = int(match[1].replace(",", "")) if match else None
+    rate = None
+    if match:
+        factor = 1000 if match[2].lower() == "khz" else 1
+        rate = round(float(match[1].replace(",", "")) * factor)
     return _array_with_lengths(audio.read_sound(path).mono(rate), spec, lengths)
 
 

@@ -65,8 +65,6 @@ def read_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
             with content:
                 for name in content.files:
                     arrays[name] = content[name]
-        except OSError:
-            raise
         except Exception as error:  # numpy and zipfile raise anything when a file is damaged
             raise FileContentError(_describe_failure(name, error)) from error
     for name, array in arrays.items():
