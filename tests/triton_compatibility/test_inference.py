@@ -5,6 +5,8 @@ import threading
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from onnx import TensorProto, helper
 from support import onnx_models, triton_models
 from support.triton_calls import expect_error, make_request, values_of
 
@@ -268,6 +270,29 @@ def test_empty_final_response(server):
     request = ones("iii", parameters={"triton_enable_empty_final_response": True})
     (response,) = server.stream([request])
     assert response.infer_response.parameters["triton_final_response"].bool_param
+
+
+@pytest.mark.triton("L0_output_name")
+@pytest.mark.parametrize("name", ["TOKEN/_add:0", "ä name", "x" * 300])
+def test_names_of_tensors(serve, tmp_path, name):
+    kind = TensorProto.FLOAT
+    onnx_models.save(
+        tmp_path / "named" / "1" / "model.onnx",
+        [helper.make_node("Neg", ["x/" + name], [name])],
+        {"x/" + name: (kind, ["batch", 2])},
+        {name: (kind, ["batch", 2])},
+    )
+    triton = serve(tmp_path).triton
+    values = np.ones((1, 2), np.float32)
+    response = triton.infer("named", {"x/" + name: ("FP32", values)}, outputs=[name])
+    assert (response.arrays[name] == -values).all()
+
+
+@pytest.mark.triton("L0_health")
+def test_health_service(server):
+    for service in ("", "inference.GRPCInferenceService"):
+        response = server.health.Check(HealthCheckRequest(service=service), timeout=30)
+        assert response.status == HealthCheckResponse.SERVING
 
 
 @pytest.mark.triton("L0_client_timeout")
