@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from neurona_client.files.errors import FileContentError
+from neurona_client.files.texts import decode_text
+
 if TYPE_CHECKING:
     from neurona_client.async_client import AsyncClient
     from neurona_client.client import Client
@@ -204,7 +207,10 @@ def _read_token(flag: str | None) -> str | None:
     if content is None:
         text = os.environ.get("NEURONA_TOKEN", "")
     else:
-        text = content.decode("ascii", "replace")
+        try:
+            text = decode_text(content)
+        except FileContentError as error:
+            raise CommandError("invalid token file (expected text)", WRONG_USAGE) from error
     text = text.strip()
     # The message does not show the token: it is a secret.
     if not text.isascii() or any(character.isspace() for character in text):

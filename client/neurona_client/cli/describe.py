@@ -83,7 +83,8 @@ def tensor_line(spec: "TensorSpec") -> str:
     sizes = [
         axis or "?" if size < 0 else str(size) for size, axis in zip(spec.shape, axes, strict=True)
     ]
-    text = f"{spec.name}: {spec.dtype} [{', '.join(sizes)}]"
+    shape = "of any shape" if spec.any_shape else f"[{', '.join(sizes)}]"
+    text = f"{spec.name}: {spec.dtype} {shape}"
     text += " (optional)" if spec.optional else ""
     words = [word for word in (spec.description, spec.unit) if word]
     return text + (f", {'; '.join(words)}" if words else "")

@@ -38,7 +38,7 @@ _NOWHERE = os.path.join(os.sep, "nonexistent", "neurona")
 
 def load(
     path: Path, options: RuntimeOptions, threads: int, cancellation: LoadCancellation
-) -> onnxruntime.InferenceSession:
+) -> tuple[onnxruntime.InferenceSession, GraphOutline]:
     """Load the model at `path`, on the CPU if it cannot be loaded on a GPU.
 
     Args:
@@ -47,6 +47,9 @@ def load(
         threads: CPU threads of one run.
         cancellation: Ends the load early, where ONNX Runtime looks for that: between the steps in
             which it optimises the graph.
+
+    Returns:
+        The session, and the outline of the file.
 
     Raises:
         LoadError: The file is not a model, ONNX Runtime cannot load it, or the load is cancelled.
@@ -59,13 +62,13 @@ def load(
     loader = _Loader(path, outline, options, threads, cancellation)
     try:
         try:
-            return loader.load(providers)
+            return loader.load(providers), outline
         except Exception as error:  # ONNX Runtime raises a class of its own for each status
             if isinstance(error, LoadError) or CPU not in providers or providers == [CPU]:
                 raise
             cancellation.raise_if_cancelled()
             log.warning("%s: cannot be loaded on a GPU: %s", path, error)
-            return loader.load([CPU])
+            return loader.load([CPU]), outline
     except (LoadError, MemoryError):
         raise
     except Exception as error:

@@ -151,7 +151,9 @@ class InferenceService:
 
         def read(model: Model) -> ParsedRequest:
             self._limits.check(message)
-            parameters = read_request_parameters(message, responder.deadline)
+            parameters = read_request_parameters(
+                message, responder.deadline, model.batcher.policy.queue_policies
+            )
             outputs = read_requested_outputs(message, model, self._memory, grant.name)
             described = describe_inputs(message, model)
             slices = find_input_slices(message, self._memory, grant.name) if use else {}
@@ -183,6 +185,7 @@ class InferenceService:
                 self._limits,
                 partial(is_slow, parsed, described, self._limits),
                 partial(explain_mismatch, model, described),
+                parameters.queue_timeout,
             )
 
         return submit(self._metrics, resolve, read, responder, self._workers)

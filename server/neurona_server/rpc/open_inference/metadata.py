@@ -203,8 +203,8 @@ def _complete_batching(batching: ModelDynamicBatching, policy: BatchPolicy) -> N
         batching.default_priority_level = DEFAULT_PRIORITY_LEVEL
     if not batching.HasField("default_queue_policy"):
         batching.default_queue_policy.allow_timeout_override = True
-    # In requests in Triton and in rows here. A request has at least one row, so the queue never
-    # holds more requests than it says.
+    # Without a limit in requests there is one in rows. A request has at least one row, so the queue
+    # never holds more requests than it says.
     queue_policy = batching.default_queue_policy
     queue_policy.max_queue_size = queue_policy.max_queue_size or policy.max_queue_rows
 
