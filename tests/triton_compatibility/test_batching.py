@@ -111,15 +111,40 @@ def test_a_size_above_the_preferred_ones_goes_at_once(server, fresh):
     assert server.runs(model) == {7: 1}
 
 
-def test_requests_of_different_shapes_do_not_wait_for_each_other(server, fresh):
-    model = fresh("patient")
+@pytest.mark.triton("L0_batcher", declared="a request of another shape")
+def test_multi_batch_different_shape(server, fresh):
+    model = fresh("delayed")
+    begin = time.monotonic()
     first = start(server, model, 1, 16)
-    time.sleep(0.2)
-    second = start(server, model, 1, 8)
-    check(first, 1, 16)  # it cannot grow: the next one has another shape
-    assert not second.done()
-    second.cancel()
-    assert server.runs(model) == {1: 1}
+    second = start(server, model, 3, 8)
+    check(first, 1, 16)  # Triton: at once
+    assert time.monotonic() - begin >= DELAY
+    check(second, 3, 8)
+    assert server.runs(model) == {1: 1, 3: 1}
+
+
+@pytest.mark.triton("L0_batcher", declared="a request of another shape")
+def test_multi_batch_not_preferred_different_shape(server, fresh):
+    model = fresh("delayed")
+    calls = [start(server, model, 1), start(server, model, 3)]
+    last = start(server, model, 1, 8)
+    check(calls[0], 1)  # Triton: at once
+    check(calls[1], 3)
+    check(last, 1, 8)
+    assert server.runs(model) == {4: 1, 1: 1}
+
+
+@pytest.mark.triton("L0_batcher", declared="a request of another shape")
+def test_multi_batch_preferred_different_shape(server, fresh):
+    model = fresh("patient")
+    first = start(server, model, 1)
+    time.sleep(0.1)
+    others = [start(server, model, 1, 8), start(server, model, 5, 8)]
+    check(others[0], 1, 8)
+    check(others[1], 5, 8)
+    assert not first.done()  # Triton: it was closed at once
+    first.cancel()
+    assert server.runs(model) == {6: 1}
 
 
 def test_a_sum_between_preferred_sizes_waits(server, fresh):
@@ -141,14 +166,16 @@ def test_a_batch_that_cannot_grow_goes_at_once(server, fresh):
     assert server.runs(model) == {3: 1, 7: 1}
 
 
-def test_a_sum_above_the_preferred_sizes_goes_at_once(server, fresh):
+def test_of_a_sum_above_the_preferred_sizes_the_first_goes_at_once(server, fresh):
     model = fresh("patient")
     first = start(server, model, 3)
     time.sleep(0.2)
     second = start(server, model, 4)
     check(first, 3)
-    check(second, 4)
-    assert server.runs(model) == {7: 1}
+    time.sleep(0.2)
+    assert not second.done()
+    second.cancel()
+    assert server.runs(model) == {3: 1}
 
 
 @pytest.mark.parametrize(
@@ -219,10 +246,10 @@ def test_preserve_ordering(server):
 
 @pytest.mark.triton("L0_batcher", declared="ragged batches")
 def test_ragged_batches_run_apart(server):
-    calls = [(16, start(server, "ragged", 1, 16)), (8, start(server, "ragged", 2, 8))]
+    calls = [(16, start(server, "ragged", 2, 16)), (8, start(server, "ragged", 2, 8))]
     for size, call in calls:
-        check(call, 1 if size == 16 else 2, size)
-    assert server.runs("ragged") == {1: 1, 2: 1}
+        check(call, 2, size)
+    assert server.runs("ragged") == {2: 2}
 
 
 def test_statistics_of_batches(server, fresh):
