@@ -141,6 +141,7 @@ class App:
                 control=control,
                 versions=VersionPolicy.parse(config.versions),
                 shared_memory=config.shared_memory,
+                typed_responses=config.typed_responses,
                 limits=limits,
                 workers=workers,
             ).methods(),

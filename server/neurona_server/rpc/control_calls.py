@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from neurona_server.errors import QueueFullError
+from neurona_server.errors import NotFoundError, QueueFullError
 from neurona_server.models.lifecycle.reconciler import Control
 from neurona_server.rpc.call import Call
 
@@ -56,6 +56,19 @@ class ControlCalls:
     def unload(self, name: str, call: Call, make_response: MakeResponse) -> None:
         """Unload a model, and end the call; errors become its status."""
         self._add(("unload", name), lambda: self._control.unload(name), call, make_response)
+
+    def unload_if_loaded(self, name: str, call: Call, make_response: MakeResponse) -> None:
+        """Do what `unload` does, but a model that is not loaded is no error."""
+        key = "unload if loaded", name
+        self._add(key, lambda: self._unload_if_loaded(name), call, make_response)
+
+    def _unload_if_loaded(self, name: str) -> Future[None]:
+        try:
+            return self._control.unload(name)
+        except NotFoundError:
+            nothing_to_do: Future[None] = Future()
+            nothing_to_do.set_result(None)
+            return nothing_to_do
 
     def _add(
         self,

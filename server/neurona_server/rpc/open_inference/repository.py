@@ -63,35 +63,43 @@ class RepositoryService:
     def _load(self, call: Call) -> None:
         try:
             message = parse_message(pb.RepositoryModelLoadRequest, call.request)
-            _check_repository(message.repository_name)
+            name, response = message.model_name, pb.RepositoryModelLoadResponse()
+            if message.repository_name and not name:  # a request of KServe
+                name = message.repository_name
+                response = pb.RepositoryModelLoadResponse(model_name=name, isLoaded=True)
+            else:
+                _check_repository(message.repository_name)
             control = self._require_control()
-            call.grant.check_model(message.model_name, (message.model_name,))
+            call.grant.check_model(name, (name,))
             if message.parameters:
-                name = quoted(min(message.parameters))
+                parameter = quoted(min(message.parameters))
                 raise UnsupportedError(
-                    f"parameter {name}: a model is loaded with the settings and files of the "
+                    f"parameter {parameter}: a model is loaded with the settings and files of the "
                     "repository"
                 )
         except NeuronaError as error:
             call.fail(error)
             return
-        response = pb.RepositoryModelLoadResponse()
-        control.load(message.model_name, call, response.SerializeToString)
+        control.load(name, call, response.SerializeToString)
 
     def _unload(self, call: Call) -> None:
         try:
             message = parse_message(pb.RepositoryModelUnloadRequest, call.request)
-            _check_repository(message.repository_name)
+            name, response = message.model_name, pb.RepositoryModelUnloadResponse()
+            if message.repository_name and not name:  # a request of KServe
+                name = message.repository_name
+                response = pb.RepositoryModelUnloadResponse(model_name=name, isUnloaded=True)
+            else:
+                _check_repository(message.repository_name)
             control = self._require_control()
-            call.grant.check_model(message.model_name, (message.model_name,))
+            call.grant.check_model(name, (name,))
             for parameter in message.parameters:
                 if parameter != "unload_dependents":  # no model has any
                     raise UnsupportedError(f"unknown parameter {quoted(parameter)}")
         except NeuronaError as error:
             call.fail(error)
             return
-        response = pb.RepositoryModelUnloadResponse()
-        control.unload(message.model_name, call, response.SerializeToString)
+        control.unload_if_loaded(name, call, response.SerializeToString)
 
     def _require_control(self) -> ControlCalls:
         if self._control is None:
