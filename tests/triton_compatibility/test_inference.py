@@ -22,6 +22,7 @@ LETTERS = {
     "f": "FP32",
     "o": "BYTES",
 }
+NAMES = ["TOKEN/_add:0", "ä name", "x" * 300]
 QUICK = ["iii", "fff", "ooo"]
 SLOW = [
     *("bbb", "sss", "lll", "uuu", "hhh", "hff", "bii", "ibb", "ibs", "fuu", "uff", "fuh", "iff"),
@@ -68,6 +69,13 @@ def server(serve, tmp_path_factory):
     config = triton_models.add_sub_config("FP32", ("FP32", "FP32"), size=-1)
     triton_models.write_config(root / "variable", config)
     triton_models.save_slow_identity(root / "slow" / "1" / "model.onnx")
+    kind = TensorProto.FLOAT
+    onnx_models.save(
+        root / "named" / "1" / "model.onnx",
+        [helper.make_node("Neg", ["x/" + name], [name]) for name in NAMES],
+        {"x/" + name: (kind, ["batch", 2]) for name in NAMES},
+        {name: (kind, ["batch", 2]) for name in NAMES},
+    )
     return serve(root, "--threads", "1").triton
 
 
@@ -273,18 +281,11 @@ def test_empty_final_response(server):
 
 
 @pytest.mark.triton("L0_output_name")
-@pytest.mark.parametrize("name", ["TOKEN/_add:0", "ä name", "x" * 300])
-def test_names_of_tensors(serve, tmp_path, name):
-    kind = TensorProto.FLOAT
-    onnx_models.save(
-        tmp_path / "named" / "1" / "model.onnx",
-        [helper.make_node("Neg", ["x/" + name], [name])],
-        {"x/" + name: (kind, ["batch", 2])},
-        {name: (kind, ["batch", 2])},
-    )
-    triton = serve(tmp_path).triton
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_tensors(server, name):
     values = np.ones((1, 2), np.float32)
-    response = triton.infer("named", {"x/" + name: ("FP32", values)}, outputs=[name])
+    inputs = {"x/" + one: ("FP32", values) for one in NAMES}
+    response = server.infer("named", inputs, outputs=[name])
     assert (response.arrays[name] == -values).all()
 
 
