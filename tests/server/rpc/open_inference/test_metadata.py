@@ -235,9 +235,9 @@ def test_load_and_unload_call_the_control_and_wait_for_it(make_server, rejection
     server.triton.RepositoryModelUnload(message, timeout=10)
     assert control.calls == [("load", "classifier"), ("unload", "classifier")]
     assert load(server, "nobody").code() == grpc.StatusCode.NOT_FOUND
-    call = load(server, "classifier", "config")
+    call = load(server, "classifier", "other")
     assert call.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert "parameter 'config'" in call.details()
+    assert "parameter 'other'" in call.details()
     message.parameters["other"].bool_param = True
     assert rejection(server.triton.RepositoryModelUnload, message)[0] == "UNIMPLEMENTED"
 
