@@ -173,8 +173,8 @@ class Regions:
             )
         if not byte_size:
             raise InvalidArgumentError(
-                f"failed to register shared memory region {quoted(name)}: the region has 0 bytes "
-                "(expected at least 1)"
+                f"failed to register shared memory region {quoted(name)}: invalid args: it has 0 "
+                "bytes (expected at least 1)"
             )
         file = _open_memory_object(key)
         try:

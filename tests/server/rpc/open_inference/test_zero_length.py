@@ -15,7 +15,9 @@ TYPED = [kind for kind in KINDS if kind not in ("FP16", "BF16")]
 
 
 def empty(kind, rows=2):
-    return request(f"echo_{kind}", x=(kind, np.empty((rows, 0), object if kind == "BYTES" else None)))
+    return request(
+        f"echo_{kind}", x=(kind, np.empty((rows, 0), object if kind == "BYTES" else None))
+    )
 
 
 def check(response, kind, rows=2):
