@@ -36,6 +36,7 @@ from neurona_server.models.onnx.runtime import (
     THREADS_PER_CPU,
     RuntimeOptions,
     check_options,
+    runtime_packages,
     runtime_version,
 )
 from neurona_server.models.repository.scanner import ModelSource, Repository
@@ -140,6 +141,7 @@ class App:
                 control=control,
                 versions=VersionPolicy.parse(config.versions),
                 shared_memory=config.shared_memory,
+                typed_responses=config.typed_responses,
                 limits=limits,
                 workers=workers,
             ).methods(),
@@ -167,6 +169,11 @@ class App:
         """
         if self._supervision is None:  # else the supervisor serves the metrics of all
             self._serve_metrics()
+        if len(packages := runtime_packages()) > 1:
+            log.warning(
+                "%s are installed over each other (expected one: uninstall all, then install one)",
+                " and ".join(packages),
+            )
         self._watchdog.start()
         self._load_models()
         self._metrics.transport.labels(self._listener.name).set(1)

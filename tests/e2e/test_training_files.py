@@ -1,202 +1,153 @@
-"""Every kind of own data: a model is asked with the very file that it was trained on.
+"""Models are asked with the files that they were trained on: the rows are the same to the bit.
 
-The right answers come from ONNX Runtime, with the values that the test wrote into the file.
+The command `neurona predict` on a file must answer as the exported model does on the row that
+training made of that file.
 """
 
 import json
+import os
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from support.cli import NEURONA, environment
+from support.pictures import encode
 from support.server_process import ServerProcess
 
 from neurona_training.cli.main import main
+from neurona_training.data.sources import spoken_digits
+from neurona_training.data.user.load import load_user_data
+from neurona_training.data.user.spec import UserData
 
 pytestmark = pytest.mark.slow
 
-COUNT = 40
-RANDOM = np.random.default_rng(16)
-AGES = RANDOM.integers(18, 80, COUNT)
-INCOMES = (RANDOM.integers(100_000, 9_000_000, COUNT) / 100).round(2)
-CITIES = np.array(["Bad Ems", "Köln", "Essen"])[np.arange(COUNT) % 3]
-BOUGHT = np.array(["yes", "no"])[np.arange(COUNT) % 2]
-NUMBERS = {"features": np.stack([AGES, INCOMES], axis=1).astype(np.float32)}
-
-
-def german(number):
-    """As a spreadsheet in Germany writes it: 1.234,50."""
-    return f"{number:,.2f}".translate(str.maketrans(",.", ".,"))
-
-
-def table(header, *columns, separator=","):
-    lines = [separator.join(map(str, cells)) for cells in zip(*columns, strict=True)]
-    return "\n".join([separator.join(header), *lines, ""])
-
-
-TABLES = {
-    "plain": (
-        table(["age", "income", "bought"], AGES, INCOMES, BOUGHT).encode(),
-        ["mlp", "--target", "bought"],
-        NUMBERS,
-    ),
-    "pandas-index": (
-        table(["", "bought", "age", "income"], range(COUNT), BOUGHT, AGES, INCOMES).encode(),
-        ["perceptron", "--target", "bought"],
-        NUMBERS,
-    ),
-    "german-excel": (
-        table(
-            *(["bought", "age", "income"], BOUGHT, AGES, map(german, INCOMES)), separator=";"
-        ).encode("utf-8-sig"),
-        ["mlp", "--target", "bought"],
-        NUMBERS,
-    ),
-    "excel-unicode": (
-        table(
-            *(["age", "id", "income", "rate"], AGES, range(COUNT), map(german, INCOMES)),
-            (f"{age} %" for age in AGES),
-            separator="\t",
-        ).encode("utf-16"),
-        ["adaline", "--target", "rate", "--ignore", "id"],
-        NUMBERS,
-    ),
-    "text": (
-        table(
-            *(["city", "age", "income", "größe", "bought"],),
-            (f" {city} " for city in CITIES),
-            *(AGES, INCOMES, np.where(AGES > 40, '"L, XL"', "S"), BOUGHT),
-        ).encode(),
-        ["mlp", "--target", "bought"],
-        NUMBERS | {"city": CITIES, "gr__e": np.where(AGES > 40, "L, XL", "S")},
-    ),
-    "text-only": (
-        table(["city", "price"], CITIES, INCOMES).encode(),
-        ["mlp", "--target", "price", "--unit", "EUR"],
-        {"city": CITIES},
-    ),
-    "series": (
-        table(["day", "close"], (f"{day}.1." for day in range(COUNT)), INCOMES).encode(),
-        ["rnn", "--series", "close", "--window", "5", "--horizon", "2"],
-        {"series": INCOMES[None, -5:, None].astype(np.float32)},
-    ),
-}
-
-
-def train(out, name, data, recipe, *arguments):
-    command = [recipe, "--data", str(data), *arguments, "--name", name, "--out", str(out)]
-    assert main([*command, "--epochs", "2", "--no-report"]) == 0
+SHARED = os.environ.get("NEURONA_SHARED", "")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("own")
+def icons(tmp_path_factory):
+    """Dark and light discs on nothing, as the files of icons are, in several kinds of files."""
+    random = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("pictures") / "icons"
+    for label, level in (("dark", 40), ("light", 220)):
+        (root / label).mkdir(parents=True)
+        for number in range(40):
+            image = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+            x, y, size, shift = (*random.integers(2, 10, 2), *random.integers((12, -20), (20, 20)))
+            grey = level + int(shift)
+            ImageDraw.Draw(image).ellipse([x, y, x + size, y + size], fill=(grey, grey, grey, 255))
+            kind = ("PNG", "TIFF", "WEBP", "GIF")[number % 4]
+            content = encode(image, kind, lossless=True)
+            (root / label / f"{number:02}.{kind.lower()}").write_bytes(content)
+    return root
 
 
 @pytest.fixture(scope="module")
-def served(folder):
-    models = folder / "models"
-    for name, (content, (recipe, *arguments), _) in TABLES.items():
-        data = folder / f"{name}.{'tsv' if name == 'excel-unicode' else 'csv'}"
-        data.write_bytes(content)
-        train(models, name, data, recipe, *arguments)
-    lengths = np.arange(COUNT) % 4 + 1
-    steps = RANDOM.normal(size=(lengths.sum(), 2))
-    arrays = {"lengths": lengths, "targets": BOUGHT, "channels": ["x", "y"]}
-    np.savez(folder / "sequences.npz", inputs=steps, **arrays)
-    train(models, "sequences", folder / "sequences.npz", "gru")
-    for label, level in (("day", 200), ("night", 20)):
-        (folder / "pictures" / label).mkdir(parents=True)
-        for number in range(8):
-            pixels = RANDOM.integers(level - 20, level + 20, (12, 16, 2), np.uint8)
-            Image.fromarray(pixels, "LA").save(folder / "pictures" / label / f"{number}.png")
-    train(models, "pictures", folder / "pictures", "lenet5", "--image-size", "16")
-    with ServerProcess(models) as server:
-        yield server
-
-
-def predict(served, name, *files, **options):
-    done = subprocess.run(
-        [NEURONA, "predict", name, *map(str, files), "--json", "--address", served.address],
-        capture_output=True,
-        env=environment(),
-        check=False,
-        timeout=60,
-        **options,
+def gestures(tmp_path_factory):
+    """Sequences of two channels, one of which rises or falls."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(3, 9, 120)
+    rising = np.arange(120) % 2
+    steps = [
+        np.stack([(2 * up - 1) * np.arange(length), random.normal(size=length)], axis=1)
+        for up, length in zip(rising, lengths, strict=True)
+    ]
+    path = tmp_path_factory.mktemp("sequences") / "gestures.npz"
+    np.savez(
+        path,
+        inputs=np.concatenate(steps),
+        lengths=lengths,
+        targets=np.where(rising, "up", "down"),
+        channels=["height", "noise"],
     )
-    assert done.returncode == 0, done.stderr.decode()
-    return [json.loads(line) for line in done.stdout.decode().splitlines()]
+    return path
 
 
-def run_model(folder, name, inputs):
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory, icons, gestures):
+    root = tmp_path_factory.mktemp("models")
+    commands = [
+        ["lenet5", "--data", str(icons), "--epochs", "15", "--name", "icons"],
+        ["gru", "--data", str(gestures), "--epochs", "5", "--name", "gestures"],
+    ]
+    if SHARED:
+        data = str(Path(SHARED, "data"))
+        spoken = ["gru", "--data", "spoken-digits", "--data-dir", data, "--epochs", "1"]
+        commands.append([*spoken, "--name", "spoken"])
+    for command in commands:
+        assert main([*command, "--no-report", "--out", str(root)]) == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def predict(repository):
+    """Returns the classes of each row, by label, and the row's name."""
+    with ServerProcess(repository) as server:
+
+        def predict(model, *files):
+            command = [NEURONA, "predict", model, *map(str, files), "--json", "--top", "10"]
+            done = subprocess.run(
+                command,
+                env=environment(NEURONA_ADDRESS=server.address),
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert done.returncode == 0, done.stderr
+            rows = [json.loads(line) for line in done.stdout.splitlines()]
+            return [
+                (row["file"], {one["label"]: one["probability"] for one in row["classes"]})
+                for row in rows
+            ]
+
+        yield predict
+
+
+def run_model(repository, name, rows):
     session = onnxruntime.InferenceSession(
-        folder / "models" / name / "1" / "model.onnx", providers=["CPUExecutionProvider"]
+        next(repository.glob(f"{name}/*/model.onnx")), providers=["CPUExecutionProvider"]
     )
-    feeds = {
-        key: array.astype(object) if array.dtype.kind == "U" else array
-        for key, array in inputs.items()
-    }
-    assert feeds.keys() == {one.name for one in session.get_inputs()}
-    return session.run(None, feeds)[0]
+    inputs = dict(zip((one.name for one in session.get_inputs()), rows, strict=True))
+    return session.run(None, inputs)[0]
 
 
-def check_rows(rows, expected):
-    """Compare predictions with the output of ONNX Runtime, row by row."""
-    assert len(rows) == len(expected)
-    for row, values in zip(rows, expected, strict=True):
-        if "values" in row:
-            actual = [one["value"] for one in row["values"]]
-            np.testing.assert_allclose(actual, values, rtol=1e-3, atol=1e-4)
-        else:
-            (best,) = row["classes"]
-            assert best["probability"] == pytest.approx(values.max(), abs=1e-4)
-            assert values[best["index"]] == pytest.approx(values.max(), abs=1e-4)
+def sorted_rows(probabilities):
+    return sorted(map(tuple, np.round(probabilities, 5).tolist()))
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_a_table_is_its_own_question(served, folder, name):
-    file = next(folder.glob(f"{name}.?sv"))
-    rows = predict(served, name, file)
-    check_rows(rows, run_model(folder, name, TABLES[name][2]))
-    if name == "series":
-        assert rows[0]["file"] == f"{file}:{COUNT + 1}"
-    else:
-        assert [row["file"] for row in rows] == [f"{file}:{line}" for line in range(2, COUNT + 2)]
-    assert predict(served, name, "-", input=file.read_bytes())[0] | {"file": ""} == (
-        rows[0] | {"file": ""}
-    )
+def test_pictures_with_transparency(predict, repository, icons):
+    answers = predict("icons", icons)
+    assert [max(classes, key=classes.get) for _, classes in answers] == ["dark"] * 40 + [
+        "light"
+    ] * 40
+    data = load_user_data(UserData(icons)).training_view
+    rows = np.concatenate([part.inputs for part in (data.train, data.validation, data.test)])
+    expected = run_model(repository, "icons", [rows])
+    received = [[classes[label] for label in data.labels] for _, classes in answers]
+    np.testing.assert_allclose(sorted_rows(received), sorted_rows(expected), atol=2e-5)
 
 
-def test_the_columns_of_a_table_may_be_in_any_order(served, folder):
-    columns = {"income": INCOMES, "bought": BOUGHT, "age": AGES, "größe": ["S"] * COUNT}
-    columns |= {"x": INCOMES, "city": CITIES}
-    rows = predict(served, "text", "-", input=table(columns, *columns.values()).encode())
-    inputs = NUMBERS | {"city": CITIES, "gr__e": np.array(["S"] * COUNT)}
-    check_rows(rows, run_model(folder, "text", inputs))
+def test_sequences(predict, repository, gestures):
+    answers = predict("gestures", gestures)
+    assert [name for name, _ in answers] == [f"{gestures}[{row}]" for row in range(120)]
+    data = load_user_data(UserData(gestures)).training_view
+    parts = (data.train, data.validation, data.test)
+    rows = [np.concatenate(arrays) for arrays in zip(*(part.arrays for part in parts), strict=True)]
+    received = [[classes[label] for label in data.labels] for _, classes in answers]
+    expected = run_model(repository, "gestures", rows)
+    np.testing.assert_allclose(sorted_rows(received), sorted_rows(expected), atol=2e-5)
 
 
-def test_sequences_are_their_own_question(served, folder):
-    content = np.load(folder / "sequences.npz")
-    lengths = content["lengths"].astype(np.int32)
-    padded = np.zeros((COUNT, 4, 2), np.float32)
-    padded[np.arange(4) < lengths[:, None]] = content["inputs"]
-    expected = run_model(folder, "sequences", {"sequence": padded, "sequence_lens": lengths})
-    check_rows(predict(served, "sequences", folder / "sequences.npz"), expected)
-    steps = padded[3, : lengths[3], ::-1]  # a table of one sequence, with the columns exchanged
-    text = table(["y", "x"], *steps.T)
-    check_rows(predict(served, "sequences", "-", input=text.encode()), expected[3:4])
-
-
-def test_pictures_are_their_own_question(served, folder):
-    rows = predict(served, "pictures", folder / "pictures")
-    assert len(rows) == 16
-    images = []
-    for row in rows:
-        with Image.open(row["file"]) as image:
-            white = Image.new("LA", image.size, (255, 255))
-            flat = Image.alpha_composite(white.convert("RGBA"), image.convert("RGBA")).convert("L")
-            left = flat.crop((2, 0, 14, 12)).resize((16, 16), Image.Resampling.BOX)
-            images.append(np.asarray(left, np.float32))
-    check_rows(rows, run_model(folder, "pictures", {"image": np.stack(images)}))
+@pytest.mark.skipif(not SHARED, reason="NEURONA_SHARED names no folder with the files")
+def test_recordings(predict, repository):
+    files = [Path(SHARED, "data", "fsdd", f"{digit}_george_0.wav") for digit in range(10)]
+    for (_, classes), path in zip(predict("spoken", *files), files, strict=True):
+        samples = spoken_digits.read_wave(path)
+        rows = [samples[np.newaxis], np.array([len(samples)], np.int32)]
+        expected = run_model(repository, "spoken", rows)[0]
+        received = [classes[str(digit)] for digit in range(10)]
+        np.testing.assert_allclose(received, expected, atol=2e-5)

@@ -30,6 +30,9 @@ SUFFIXES = (*tables.SUFFIXES, *array_files.SUFFIXES, *audio.SUFFIXES, *images.SU
 TEXT_SUFFIX = ".txt"  # of files that are named, not of those in folders: they may be notes
 STANDARD_INPUT = "-"
 
+_MAX_SEQUENCE_BYTES = 4 << 20
+"""Of the sequences in one request, unless one alone has more."""
+
 SYNTHETIC_REQUESTS = 16
 """How many different synthetic requests there are; they take turns."""
 
@@ -158,8 +161,10 @@ def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
         )
     sequences, lengths = array_files.read_sequences(content)
     sequences = _match_channels(sequences, content, spec)
-    for start in range(0, len(lengths), MAX_ROWS_PER_REQUEST if model.batched else 1):
-        some = lengths[start : start + (MAX_ROWS_PER_REQUEST if model.batched else 1)]
+    affordable = _MAX_SEQUENCE_BYTES // max(1, sequences[0].nbytes)
+    step = max(1, min(MAX_ROWS_PER_REQUEST, affordable)) if model.batched else 1
+    for start in range(0, len(lengths), step):
+        some = lengths[start : start + step]
         rows = sequences[start : start + len(some), : some.max()]
         names = [f"{path}[{row}]" for row in range(start, start + len(some))]
         yield Sample(names, {spec.name: rows, spec_of_lengths.spec.name: some})

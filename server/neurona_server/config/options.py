@@ -209,6 +209,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "server then reads and writes. Only for trusted callers."
         ),
     ] = False
+    typed_responses: Annotated[
+        bool,
+        Help(
+            "Answer requests of the Open Inference Protocol that have typed contents with typed "
+            "contents, not raw ones, if no output is FP16 or BF16."
+        ),
+    ] = False
     drain_delay_ms: Annotated[
         int,
         Meta(ge=0, le=MAX_MS),
