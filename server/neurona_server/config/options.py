@@ -209,6 +209,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "server then reads and writes. Only for trusted callers."
         ),
     ] = False
+    triton_metrics: Annotated[
+        bool,
+        Help("Export Triton's nv_inference_* and nv_gpu_* metrics beside the server's own."),
+    ] = False
     typed_responses: Annotated[
         bool,
         Help(
