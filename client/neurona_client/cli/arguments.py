@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from neurona_client.targets import validate_target
+
 if TYPE_CHECKING:
     from neurona_client.async_client import AsyncClient
     from neurona_client.client import Client
@@ -21,6 +23,10 @@ WRONG_USAGE = 2
 UNREACHABLE_TIMEOUT = 1.0
 """Seconds that a command waits for an unreachable server; less than the client's default, because
 a person is waiting."""
+
+
+MAX_SECONDS = 1e8
+"""Longer durations mean three years: the clocks of Python and gRPC cannot count them all."""
 
 
 class CommandError(Exception):
@@ -117,6 +123,13 @@ def connection_from(options: argparse.Namespace) -> Connection:
     targets = tuple(one.strip() for one in addresses.split(",") if one.strip())
     if not targets:
         raise CommandError(f"invalid address {addresses!r} (expected HOST:PORT)", WRONG_USAGE)
+    try:
+        for target in targets:
+            validate_target(target)
+    except ValueError as error:
+        raise CommandError(str(error), WRONG_USAGE) from error
+    if server_name is not None and not server_name.isprintable():
+        raise CommandError(f"invalid name {server_name!r} (expected that of a host)", WRONG_USAGE)
     return Connection(targets, tls, ca, certificate, key, server_name, token)
 
 
@@ -170,7 +183,7 @@ def positive_seconds(text: str) -> float:
         value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"invalid duration {text!r} (expected seconds above 0)")
-    return value
+    return min(value, MAX_SECONDS)
 
 
 def read_file(name: str | None) -> bytes | None:

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from neurona_client.cli.arguments import (
     make_bench_client,
     positive_seconds,
 )
+from neurona_client.cli.json_output import print_json
 from neurona_client.cli.latencies import format_duration, histogram, percentiles
 from neurona_client.cli.terminal import RED, coloured, printable, progress_bar, terminal_width
 
@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     plan, result = asyncio.run(_measure(options))
     figures = _figures(plan, result, options.unary)
     if options.json:
-        print(json.dumps(figures))
+        print_json(figures)
     else:
         _print_report(figures, result)
     if options.plot and result.latencies:
