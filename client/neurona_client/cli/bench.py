@@ -18,6 +18,7 @@ from neurona_client.cli.arguments import (
 from neurona_client.cli.json_output import print_json
 from neurona_client.cli.latencies import format_duration, histogram, percentiles
 from neurona_client.cli.terminal import RED, coloured, printable, progress_bar, terminal_width
+from neurona_client.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from neurona_client.async_client import AsyncClient
@@ -154,7 +155,9 @@ async def _inputs(client: "AsyncClient", options: argparse.Namespace) -> "list[I
         try:
             inputs += [sample.inputs for sample in read_samples(name, model)]
         except OSError as error:
-            raise CommandError(f"{name}: {error.strerror}") from error
+            raise CommandError(f"{name}: {error.strerror or error}") from error
+        except InvalidInputError as error:
+            raise CommandError(f"{name}: {error}") from error
         if len(inputs) >= MAX_SAMPLES:
             break
     if not inputs:

@@ -16,7 +16,7 @@ def print_json(value: Any, *, indent: int | None = None) -> None:
     JSON has no NaN and no infinities: they become the strings "NaN", "Infinity" and "-Infinity", as
     in the JSON of protobuf. Characters that standard output cannot encode become escapes.
     """
-    print(to_json(value, encoding=sys.stdout.encoding, indent=indent), flush=True)
+    print(to_json(value, encoding=sys.stdout.encoding or "utf-8", indent=indent), flush=True)
 
 
 def to_json(value: Any, *, encoding: str = "utf-8", indent: int | None = None) -> str:

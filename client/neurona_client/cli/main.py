@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     try:
         try:
-            options = make_parser().parse_args(arguments)
+            options = _parse(sys.argv[1:] if arguments is None else arguments)
             status: int = options.run(options)
         finally:
             sys.stdout.flush()
@@ -69,6 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _report(error)
     return status
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser()
+    for argument in arguments:
+        if argument.startswith("--") and argument.endswith("=--"):
+            parser.error(f"invalid argument {argument} (argparse would take it for no value)")
+    return parser.parse_args(arguments)
 
 
 def _report(error: Exception) -> int:

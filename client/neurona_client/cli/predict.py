@@ -44,6 +44,9 @@ MAX_CALLS_IN_FLIGHT = 32
 MAX_TEXT_WIDTH = 200
 """Of the outputs in the table; --json prints all."""
 
+MAX_REASON_LENGTH = 1000
+"""Of the reason why a file failed, which may quote the file."""
+
 Row = dict[str, Any]
 """One row of the results, as --json prints it."""
 
@@ -174,7 +177,7 @@ def _error_rows(name: str, error: Exception) -> list[Row]:
         reason = error.strerror or reason
     else:  # a bug
         reason = f"internal error: {type(error).__name__}: {error}"
-    return [{"file": name, "error": reason}]
+    return [{"file": name, "error": truncate(reason, MAX_REASON_LENGTH)}]
 
 
 def _print_table(rows: list[Row]) -> None:

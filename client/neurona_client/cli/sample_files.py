@@ -1,7 +1,9 @@
 """Files as inputs of a model: CSV rows, images, arrays, sound; and synthetic inputs."""
 
+import contextlib
 import csv
 import math
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +14,6 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from neurona_client.cli.arguments import CommandError
 from neurona_client.descriptions import ModelDescription, TensorSpec
 from neurona_client.errors import InvalidInputError
 from neurona_client.files import arrays as array_files
@@ -51,19 +52,16 @@ class Sample:
 def list_files(names: Sequence[str]) -> list[str]:
     """Replace folders by the files in them, sorted, without hidden ones.
 
-    Raises:
-        CommandError: a folder has no such files.
+    A folder without such files stays: `read_samples` says what is missing.
     """
     files: list[str] = []
     for name in names:
         path = Path(name)
-        if name == STANDARD_INPUT or not path.is_dir():
-            files.append(name)
-            continue
-        in_folder = sorted(one for one in path.rglob("*") if _is_sample_file(one, path))
-        if not in_folder:
-            raise CommandError(f"no files in {name} (expected {', '.join(SUFFIXES)})")
-        files += map(str, in_folder)
+        in_folder: list[Path] = []
+        if name != STANDARD_INPUT and os.path.isdir(path):
+            with contextlib.suppress(OSError):  # `read_samples` raises it again
+                in_folder = sorted(one for one in path.rglob("*") if _is_sample_file(one, path))
+        files += map(str, in_folder) if in_folder else [name]
     return files
 
 
@@ -101,6 +99,9 @@ def _read_any(name: str, model: ModelDescription) -> Iterator[Sample]:
             yield Sample(names, inputs)
         return
     path.stat()  # so that the error of a missing file is the same for all formats
+    if path.is_dir():
+        os.listdir(path)  # raises if it cannot be read
+        raise InvalidInputError(f"no samples in the folder (expected {', '.join(SUFFIXES)})")
     if suffix in array_files.SUFFIXES:
         yield from _read_arrays(path, model)
     elif suffix in audio.SUFFIXES:

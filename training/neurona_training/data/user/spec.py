@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class UserData:
     @property
     def name(self) -> str:
         """The file's name, fit to be a part of a model's name."""
-        stem = self.path.resolve().name
+        stem = os.path.basename(os.path.realpath(self.path))  # also of a loop of links
         if self.path.suffix.lower() in SUFFIXES:
             stem = stem[: -len(self.path.suffix)]
         safe = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")
@@ -71,4 +72,4 @@ class LoadedUserData:
 def is_path(text: str) -> bool:
     """Whether --data is meant as a path, existing or not, rather than as a data set's name."""
     path = Path(text)
-    return "/" in text or path.suffix.lower() in SUFFIXES or path.is_dir()
+    return "/" in text or path.suffix.lower() in SUFFIXES or os.path.isdir(path)
