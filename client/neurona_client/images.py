@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 from neurona_client.descriptions import TensorSpec
 from neurona_client.errors import InvalidInputError
 from neurona_client.files.errors import FileContentError
-from neurona_client.files.images import fit_image, read_image
+from neurona_client.files.images import fit_image, read_image, scale_levels
 
 if TYPE_CHECKING:  # Pillow is an optional extra
     from PIL.Image import Image as PillowImage
+
+_TWO_SIZES = re.compile(r"brought to (\d+) x (\d+) from (\d+) x (\d+)")
+"""In the description of an input whose training data were scaled."""
 
 _UNIT_RANGE = re.compile(r"(-?\d+(?:\.\d+)?)\s*\.\.\s*(-?\d+(?:\.\d+)?)")
 
@@ -22,8 +25,9 @@ def image_to_array(source: bytes | bytearray | Path, spec: TensorSpec) -> NDArra
     """Decode an image into one sample of a model's input.
 
     As in training, the largest centred part of the image with the model's proportions is scaled
-    to the model's size with a box filter. Where the description of the input says "0 is paper", an
-    image with a bright border is inverted, so that ink has the high levels.
+    to the model's size with a box filter; where the description of the input says "brought to
+    32 x 32 from 28 x 28", to the second size, and from there bilinearly to the first. Where it says
+    "0 is paper", an image with a bright border is inverted, so that ink has the high levels.
 
     Args:
         source: the content of an image file, or its path.
@@ -40,22 +44,23 @@ def image_to_array(source: bytes | bytearray | Path, spec: TensorSpec) -> NDArra
     """
     height, width, channels, channels_last = _image_layout(spec)
     image = _open_image(source, spec).convert("RGB" if channels == 3 else "L")
-    image = fit_image(
-        image, image.width if width < 0 else width, image.height if height < 0 else height
-    )
-    levels = np.asarray(image, np.float32)
+    size = (image.width if width < 0 else width, image.height if height < 0 else height)
+    match = _TWO_SIZES.search(spec.description)
+    sizes = tuple(map(int, match.groups())) if match else ()
+    levels = np.asarray(fit_image(image, *(sizes[2:] if sizes[:2] == size else size)), np.float32)
     if "0 is paper" in spec.description and _border_level(levels) > 127.5:
         levels = 255 - levels
     low, high = _level_range(spec)
     if (low, high) != (0.0, 255.0):
         levels = low + levels * np.float32((high - low) / 255)
+    planes = levels if levels.ndim == 2 else levels.transpose(2, 0, 1)
+    if planes.shape[-2:] != (size[1], size[0]):
+        planes = scale_levels(planes, *size)
     if spec.dtype not in ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"):
-        levels = np.rint(levels)
-    if channels and levels.ndim == 2:
-        levels = levels[:, :, np.newaxis]
-    if channels and not channels_last:
-        levels = levels.transpose(2, 0, 1)
-    return np.ascontiguousarray(levels)
+        planes = np.rint(planes)
+    if channels and planes.ndim == 2:
+        planes = planes[np.newaxis]
+    return np.ascontiguousarray(planes.transpose(1, 2, 0) if channels_last else planes)
 
 
 def _image_layout(spec: TensorSpec) -> tuple[int, int, int, bool]:

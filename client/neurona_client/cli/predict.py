@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 NAME = "predict"
 SUMMARY = "predict for images, sound, arrays or rows of a CSV file"
 DESCRIPTION = """\
-Sends each FILE to MODEL: PNG, JPEG, WAV, NPY (a sample or a batch), NPZ (inputs by name), CSV (a
-row is a sample); a folder means all of these inside it, - means CSV from standard input.
+Sends each FILE to MODEL: pictures (PNG, JPEG, GIF, TIFF, WebP and others), WAV, NPY (a sample or a
+batch), NPZ (inputs by name, or sequences as neurona-train takes them), CSV (a row is a sample); a
+folder means all of these inside it, - means CSV from standard input.
 A file that fails is reported, the others are predicted, and the exit status is 1."""
 EXAMPLES = """\
 examples:

@@ -32,7 +32,10 @@ SYNTHETIC_REQUESTS = 16
 
 _UNIT_RANGE = re.compile(r"(-?\d+(?:\.\d+)?)\s*\.\.\s*(-?\d+(?:\.\d+)?)")
 _SOUND_RANGE = re.compile(r"-?1(?:\.0)?\s*\.\.\s*1(?:\.0)?")
-_SAMPLE_RATE = re.compile(r"([\d,]+) samples a second")
+_SAMPLE_RATE = re.compile(
+    r"\b(\d[\d,]*(?:\.\d+)?)\s*(kHz|Hz|samples (?:a|per) second|samples/s)", re.IGNORECASE
+)
+"""In the description of an input that takes sound, such as "8,000 samples a second" or "16 kHz"."""
 
 CsvRow = tuple[int, list[str]]
 """Number of the line, and its cells."""
@@ -60,15 +63,26 @@ def list_files(names: Sequence[str]) -> list[str]:
         in_folder: list[Path] = []
         if name != STANDARD_INPUT and os.path.isdir(path):
             with contextlib.suppress(OSError):  # `read_samples` raises it again
-                in_folder = sorted(one for one in path.rglob("*") if _is_sample_file(one, path))
+                in_folder = sorted(_sample_files(path))
         files += map(str, in_folder) if in_folder else [name]
     return files
 
 
-def _is_sample_file(path: Path, folder: Path) -> bool:
-    if any(part.startswith(".") for part in path.relative_to(folder).parts):
-        return False  # as training does: systems leave files there that look like pictures
-    return path.suffix.lower() in SUFFIXES or images.is_image_file(path)
+def _sample_files(folder: Path) -> Iterator[Path]:
+    """Yield files that may be samples, also behind links to folders, as training finds them.
+
+    Hidden ones are left out: systems leave files there that look like pictures.
+    """
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        here = Path(parent)
+        between = [one for one in here.parents if one == folder or folder in one.parents]
+        if here.resolve() in {one.resolve() for one in between}:  # links in a circle
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if name[0] != "."]
+        for path in (here / name for name in names if name[0] != "."):
+            if path.suffix.lower() in SUFFIXES or images.is_image_file(path):
+                yield path
 
 
 def read_samples(name: str, model: ModelDescription) -> Iterator[Sample]:
@@ -109,25 +123,38 @@ def _read_any(name: str, model: ModelDescription) -> Iterator[Sample]:
     elif suffix in images.SUFFIXES or images.is_image_file(path):
         yield Sample([name], path)
     else:
-        raise InvalidInputError(f"unknown file type (expected {', '.join(SUFFIXES)})")
+        kind = array_files.PICKLE_REASON if array_files.is_pickle(path) else "unknown file type"
+        raise InvalidInputError(f"{kind} (expected {', '.join(SUFFIXES)})")
 
 
-def _only_input(model: ModelDescription) -> tuple[TensorSpec, TensorSpec | None]:
-    """Return the input that takes an array, and the one for the lengths of sequences, if any."""
-    required = [spec for spec in model.inputs if not spec.optional]
+@dataclass(frozen=True)
+class _SequenceLengths:
+    """An input with the length of each sequence of another input, whose time axis is free."""
+
+    spec: TensorSpec
+    time_axis: int
+
+
+def _only_input(model: ModelDescription) -> tuple[TensorSpec, _SequenceLengths | None]:
+    """Return the input that takes an array, and the one for its lengths, if any."""
+    required = [spec for spec in model.inputs if not spec.optional] or list(model.inputs)
     lengths = [
         spec
         for spec in required
         if "INT" in spec.dtype and len(spec.shape) == 1 and "len" in spec.name.lower()
     ]
     others = [spec for spec in required if spec not in lengths]
-    if len(others) != 1 or len(lengths) > 1:
-        names = ", ".join(spec.name for spec in required)
-        raise InvalidInputError(
-            f"model takes {len(required)} inputs: {names} (expected an NPZ file with an array for "
-            "each name)"
-        )
-    return others[0], lengths[0] if lengths else None
+    if len(required) == 1:
+        return required[0], None
+    if len(others) == len(lengths) == 1:
+        time_axes = [axis for axis, size in enumerate(others[0].shape) if axis and size < 0]
+        if len(time_axes) == 1:
+            return others[0], _SequenceLengths(lengths[0], time_axes[0])
+    names = ", ".join(spec.name for spec in required)
+    raise InvalidInputError(
+        f"model takes {len(required)} inputs: {names} (expected an NPZ file with an array for "
+        "each name)"
+    )
 
 
 def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
@@ -140,8 +167,8 @@ def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
     if not has_sequences or content.keys() <= {spec.name for spec in model.inputs}:
         yield Sample([str(path)], content)
         return
-    spec, lengths_spec = _only_input(model)
-    if lengths_spec is None:
+    spec, spec_of_lengths = _only_input(model)
+    if spec_of_lengths is None:
         raise InvalidInputError(
             f"file has sequences and their lengths (expected the input {spec.name!r} alone)"
         )
@@ -151,7 +178,7 @@ def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
         some = lengths[start : start + (MAX_ROWS_PER_REQUEST if model.batched else 1)]
         rows = sequences[start : start + len(some), : some.max()]
         names = [f"{path}[{row}]" for row in range(start, start + len(some))]
-        yield Sample(names, {spec.name: rows, lengths_spec.name: some})
+        yield Sample(names, {spec.name: rows, spec_of_lengths.spec.name: some})
 
 
 def _match_channels(
@@ -170,31 +197,37 @@ def _match_channels(
 
 
 def _array_with_lengths(
-    array: np.ndarray[Any, Any], spec: TensorSpec, lengths_spec: TensorSpec | None
+    array: np.ndarray[Any, Any], spec: TensorSpec, lengths: _SequenceLengths | None
 ) -> Inputs:
     """Return inputs for one array; the steps of a sequence without padding are its length."""
-    if lengths_spec is None:
+    if lengths is None:
         return array
-    if not 0 <= array.ndim - len(spec.shape) + 1 <= 1:
-        return {spec.name: array}  # which the client rejects with the shape that it expects
     if array.ndim == len(spec.shape):
-        lengths = np.full(array.shape[0], array.shape[1])
+        steps = np.full(array.shape[0], array.shape[lengths.time_axis])
+    elif array.ndim == len(spec.shape) - 1:
+        steps = np.array(array.shape[lengths.time_axis - 1])
     else:
-        lengths = np.array(array.shape[0])
-    return {spec.name: array, lengths_spec.name: lengths}
+        raise InvalidInputError(
+            f"array has shape {list(array.shape)} (expected {list(spec.shape)} for input "
+            f"{spec.name!r}, or {list(spec.shape[1:])} for one sequence; -1: any size)"
+        )
+    return {spec.name: array, lengths.spec.name: steps}
 
 
 def _read_sound(path: Path, model: ModelDescription) -> Inputs:
     """Read one channel, from -1 to 1, at the sample rate in the description of the input."""
-    spec, lengths_spec = _only_input(model)
+    spec, lengths = _only_input(model)
     if len(spec.shape) != 2 or not _SOUND_RANGE.search(spec.unit):
         raise InvalidInputError(
             f"input {spec.name!r} does not take sound: shape {list(spec.shape)}, unit "
             f"{spec.unit!r} (expected two axes, and -1..1 in the unit)"
         )
     match = _SAMPLE_RATE.search(spec.description)
-    rate = int(match[1].replace(",", "")) if match else None
-    return _array_with_lengths(audio.read_sound(path).mono(rate), spec, lengths_spec)
+    rate = None
+    if match:
+        factor = 1000 if match[2].lower() == "khz" else 1
+        rate = round(float(match[1].replace(",", "")) * factor)
+    return _array_with_lengths(audio.read_sound(path).mono(rate), spec, lengths)
 
 
 def _read_csv(name: str, model: ModelDescription) -> Iterator[NamedInputs]:

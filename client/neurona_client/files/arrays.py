@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,24 @@ SUFFIXES = (".npy", ".npz")
 INPUTS, LENGTHS, CHANNELS = "inputs", "lengths", "channels"
 """Names of the arrays in a file of sequences; the last, names of the channels, is optional."""
 
-PICKLE_STARTS = (b"\x80", b"(", b"c", b"]", b"}")
-"""First bytes of a pickle: protocol 2 and later, or what protocol 0 begins with."""
+PICKLE_REASON = "a pickle, which could run code"
+"""Why such a file is not read, for a message."""
+
+_PICKLE = re.compile(
+    rb"\x80[\x02-\x05]|\([dl]p\d|[}\]]q\0|c(?:numpy|copy_reg|builtins|__builtin__)"
+)
+"""What a pickle begins with: protocol 2 and later, 0, 1, or an object of these modules."""
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file begins as a pickle does, which is never read: it could run code."""
+    if not path.is_file():  # a pipe would lose what is read here
+        return False
+    try:
+        with path.open("rb") as file:
+            return _PICKLE.match(file.read(12)) is not None
+    except OSError:  # one that may not be read, which the caller reports
+        return False
 
 
 def read_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
@@ -29,15 +46,15 @@ def read_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
         OSError: the file cannot be opened.
     """
     with path.open("rb") as file:
-        start = file.read(6)
+        start = file.read(12)
         file.seek(0)
         if not start:
             raise FileContentError("file is empty (expected arrays of numpy)")
         if not start.startswith((b"\x93NUMPY", b"PK\x03\x04", b"PK\x05\x06")):
-            pickled = start.startswith(PICKLE_STARTS)
+            kind = PICKLE_REASON if _PICKLE.match(start) else "no array"
             raise FileContentError(
-                f"content is {'a pickle, which could run code' if pickled else 'no array'} "
-                "(expected numbers or text as numpy.save or numpy.savez writes them)"
+                f"content is {kind} (expected numbers or text as numpy.save or numpy.savez "
+                "writes them)"
             )
         name = ""
         try:
@@ -48,8 +65,6 @@ def read_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
             with content:
                 for name in content.files:
                     arrays[name] = content[name]
-        except OSError:
-            raise
         except Exception as error:  # numpy and zipfile raise anything when a file is damaged
             raise FileContentError(_describe_failure(name, error)) from error
     for name, array in arrays.items():

@@ -27,13 +27,14 @@ if TYPE_CHECKING:  # Pillow is an optional extra
 
 FORMATS = (
     *("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000"),
-    *("PPM", "TGA", "PCX", "SGI", "ICO", "DIB"),
+    *("PPM", "TGA", "PCX", "SGI", "ICO", "ICNS", "DIB", "DDS", "PSD", "QOI", "XBM", "XPM"),
 )
 """Formats that are read, as Pillow names them. For some others Pillow starts other programs."""
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".sgi", ".ico", ".dib"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".sgi", ".ico", ".icns", ".dib", ".dds"),
+    *(".psd", ".qoi", ".xbm", ".xpm"),
 )
 """Of files that are pictures, in lower case."""
 
@@ -109,6 +110,27 @@ def fit_image(image: PillowImage, width: int, height: int) -> PillowImage:
     from PIL import Image, ImageOps
 
     return ImageOps.fit(image, (width, height), Image.Resampling.BOX)
+
+
+def scale_levels(levels: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
+    """Scale levels of pixels to a size, bilinearly; pixels of a smaller size are means.
+
+    Args:
+        levels: of shape (height, width), or with any axes before these.
+        width: of the result.
+        height: of the result.
+
+    Returns:
+        float32 of the same shape, with other sizes of the last two axes.
+    """
+    from PIL import Image
+
+    planes = levels.reshape(-1, *levels.shape[-2:])
+    scaled = np.empty((len(planes), height, width), np.float32)
+    for plane, result in zip(planes, scaled, strict=True):
+        image = Image.fromarray(np.ascontiguousarray(plane))
+        result[:] = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return scaled.reshape(*levels.shape[:-2], height, width)
 
 
 def _to_8_bit_levels(image: PillowImage) -> PillowImage:

@@ -25,6 +25,7 @@ _OTHER_FILES = (  # first bytes of files that people take for text
     (b"\x1f\x8b", "a gzip archive"),
     (b"PAR1", "a Parquet file"),
     (b"\x93NUMPY", "a file of numpy"),
+    *((bytes([0x80, protocol]), "a pickle, which could run code") for protocol in range(2, 6)),
     (b"SQLite format 3\0", "an SQLite database"),
     (b"%PDF-", "a PDF document"),
 )

@@ -85,6 +85,8 @@ class ParsedRequest(NamedTuple):
     is_slow: Callable[[], bool] = lambda: False
     """Returns whether `decode` takes too long for the transport's thread, or raises
     InvalidArgumentError. Called before `decode`, for types that match the signature."""
+    explain: Callable[[InvalidArgumentError], InvalidArgumentError] = lambda error: error
+    """Returns the error of input types that do not match the signature in the protocol's words."""
 
 
 class AcceptedRequest(NamedTuple):
@@ -198,7 +200,10 @@ def submit(
     try:
         model = resolve()
         parsed = read(model)
-        rows = model.signature.check(parsed.input_types)
+        try:
+            rows = model.signature.check(parsed.input_types)
+        except InvalidArgumentError as mismatch:
+            raise parsed.explain(mismatch) from None
         parsed.limits.check_rows(rows)
         accepted = AcceptedRequest(
             model,

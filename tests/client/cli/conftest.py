@@ -19,7 +19,7 @@ def served(repository, tmp_path_factory):
     for name in ("classifier", "regressor", "fixed"):
         shutil.copytree(repository / name, root / name)
     save_summing(root / "pixels", ["batch", 4, 4], "", "grey level 0..16")
-    save_summing(root / "sound", ["batch", "time"], "at 8,000 samples a second", "amplitude -1..1")
+    save_summing(root / "sound", ["batch", "time"], "at 8 kHz", "amplitude -1..1")
     save_with_lengths(root / "recording", ["batch", "time"], "amplitude -1..1")
     save_with_lengths(root / "gestures", ["batch", "time", 2], "as in the file", ("up", "down"))
     (root / "broken" / "1").mkdir(parents=True)

@@ -1,6 +1,7 @@
 """neurona predict: CSV, arrays, images, sound, and files that fail."""
 
 import json
+import pickle
 import signal
 import wave
 
@@ -59,7 +60,9 @@ def test_files_that_fail_are_reported_and_the_others_predicted(neurona, tmp_path
     half = tmp_path / "half.csv"
     half.write_text("1,2,3,4\n1,2,x,4\n")
     absent = tmp_path / "absent.png"
-    files = [wrong, good, objects, half, absent]
+    pickled = tmp_path / "pickled.pkl"
+    pickled.write_bytes(pickle.dumps([1.0]))
+    files = [wrong, good, objects, half, absent, pickled]
     done = neurona("predict", "classifier", *files)
     assert done.returncode == 1
     table = [line.split()[0] for line in done.stdout.splitlines()]
@@ -69,13 +72,14 @@ def test_files_that_fail_are_reported_and_the_others_predicted(neurona, tmp_path
     assert messages[1].startswith(f"neurona: {objects}: array has Python objects")
     assert messages[2] == f"neurona: {half}: line 2 has 'x' (expected a number)"
     assert messages[3] == f"neurona: {absent}: No such file or directory"
-    assert len(messages) == 4
+    assert messages[4].startswith(f"neurona: {pickled}: a pickle, which could run code (expected")
+    assert len(messages) == 5
     errors = [
         one["error"]
         for one in json_lines(neurona("predict", "classifier", *files, "--json"))
         if "error" in one
     ]
-    assert len(errors) == 4
+    assert len(errors) == 5
 
 
 def test_images_are_scaled_to_the_unit_of_the_input(neurona, tmp_path):
@@ -172,15 +176,21 @@ def test_sequences_are_predicted_from_the_file_that_training_reads(neurona, tmp_
 
 
 def test_pictures_in_a_folder_are_found_as_training_finds_them(neurona, tmp_path):
-    """By their content, and without the hidden files that systems leave there."""
+    """By their content, behind links, and without the hidden files that systems leave there."""
     image = pytest.importorskip("PIL.Image")
+    for folder in ("set", "elsewhere"):
+        (tmp_path / folder).mkdir()
     for number, name in enumerate(["a.gif", "b.TIF", "c.webp", "d.bmp", "e.pgm", "f"]):
         kind = {"f": "PNG", "e.pgm": "PPM", "b.TIF": "TIFF"}.get(name)
-        image.new("L", (4, 4), 51 * number).save(tmp_path / name, kind, lossless=True)
-    (tmp_path / "._a.gif").write_bytes(b"resource fork")
-    (tmp_path / "Thumbs.db").write_bytes(b"thumbnails")
-    values = values_of(neurona("predict", "pixels", tmp_path, "--json"))
-    assert values == pytest.approx([16 * 16 * number / 5 for number in range(6)], rel=1e-5)
+        image.new("L", (4, 4), 51 * number).save(tmp_path / "set" / name, kind, lossless=True)
+    (tmp_path / "set" / "f").rename(tmp_path / "elsewhere" / "f")
+    (tmp_path / "set" / "g").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "h").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "._a.gif").write_bytes(b"resource fork")
+    (tmp_path / "set" / "Thumbs.db").write_bytes(b"thumbnails")
+    values = values_of(neurona("predict", "pixels", tmp_path / "set", "--json"))
+    assert values == pytest.approx([16 * 16 * one / 5 for one in (0, 1, 2, 3, 4, 5, 5)], rel=1e-5)
 
 
 @pytest.mark.parametrize("content", ["1,2\n", "1,2,3,4,5\n", "nan,é,1,1\n"])

@@ -41,6 +41,8 @@ REJECTED = {
     "a pickle": (pickle.dumps([1.0]), "content is a pickle, which could run code (expected"),
     "an old pickle": (pickle.dumps({"a": 1}, 0), "content is a pickle"),
     "a pickled array": (pickle.dumps(np.zeros(3)), "content is a pickle"),
+    "an array pickled in text": (pickle.dumps(np.zeros(3), 0), "content is a pickle"),
+    "text that begins as a pickle could": (b"click,time\n", "content is no array"),
     "text": (b"hello", "content is no array"),
     "nothing": (b"", "file is empty"),
     "half": (saved(np.zeros(100))[:-9], "array cannot be read"),

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
+from neurona_client.files.images import scale_levels
 from neurona_training.data import Dataset, Split
 from neurona_training.errors import DataError
 
@@ -34,7 +33,7 @@ def pad_sequences(
 
 
 def resize_images(data: Dataset, size: int) -> Dataset:
-    """Scales all images to size x size pixels, in the same units.
+    """Scales all images to size x size pixels, in the same units, as the client does.
 
     Args:
         data: inputs of shape (rows, height, width) or (rows, channel, height, width).
@@ -47,16 +46,9 @@ def resize_images(data: Dataset, size: int) -> Dataset:
         raise DataError(f"data set {data.name!r} has no images to resize")
 
     def resize(split: Split) -> Split:
-        images = torch.from_numpy(split.inputs)
-        with_channels = images if images.ndim == 4 else images[:, None]
-        # antialias: pixels of a smaller image are means, not single pixels of the larger one
-        scaled = functional.interpolate(
-            with_channels, (size, size), mode="bilinear", align_corners=False, antialias=True
-        )
-        inputs = scaled if images.ndim == 4 else scaled[:, 0]
-        return dataclasses.replace(split, inputs=inputs.numpy())
+        return dataclasses.replace(split, inputs=scale_levels(split.inputs, size, size))
 
-    old_size = " x ".join(str(pixels) for pixels in data.train.inputs.shape[-2:])
+    old_size = " x ".join(str(pixels) for pixels in data.train.inputs.shape[:-3:-1])
     described = dataclasses.replace(
         data.input,
         description=f"{data.input.description}; brought to {size} x {size} from {old_size}",

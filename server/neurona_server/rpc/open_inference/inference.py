@@ -30,6 +30,8 @@ from neurona_server.rpc.open_inference.infer_message import (
 from neurona_server.rpc.open_inference.inputs import (
     count_shared_bytes,
     describe_inputs,
+    explain_mismatch,
+    find_input_slices,
     is_slow,
     read_inputs,
 )
@@ -40,7 +42,7 @@ from neurona_server.rpc.open_inference.messages import (
     resolve_model,
 )
 from neurona_server.rpc.open_inference.outputs import InferResponseWriter, read_requested_outputs
-from neurona_server.rpc.open_inference.shared_memory import SharedMemoryService
+from neurona_server.rpc.open_inference.shared_memory import RegionUse, SharedMemoryService
 from neurona_server.rpc.open_inference.streaming import InferStream, PendingResponse
 from neurona_server.rpc.security.access import Grant, Right, visible_models
 from neurona_server.rpc.submission import (
@@ -139,6 +141,11 @@ class InferenceService:
         streamed: bool = False,
     ) -> AcceptedRequest | None:
         message = parsed.request
+        use = None
+        if any(one.parameters for one in message.inputs) or any(
+            one.parameters for one in message.outputs
+        ):
+            responder = use = RegionUse(responder, self._memory.regions)
         registry = visible_models(self._registry, grant)
         resolve = partial(resolve_model, registry, message.model_name, message.model_version)
 
@@ -146,7 +153,10 @@ class InferenceService:
             self._limits.check(message)
             parameters = read_request_parameters(message, responder.deadline)
             outputs = read_requested_outputs(message, model, self._memory, grant.name)
-            described = describe_inputs(message, model.signature)
+            described = describe_inputs(message, model)
+            slices = find_input_slices(message, self._memory, grant.name) if use else {}
+            if use:
+                use.hold([*slices.values(), *[output.region_slice for output in outputs]])
             max_bytes = model.batcher.policy.max_queue_bytes
             return ParsedRequest(
                 described,
@@ -154,8 +164,7 @@ class InferenceService:
                     read_inputs,
                     parsed,
                     described,
-                    self._memory,
-                    grant.name,
+                    slices,
                     max_bytes,
                     self._limits,
                 ),
@@ -173,6 +182,7 @@ class InferenceService:
                 parsed.size + count_shared_bytes(message),
                 self._limits,
                 partial(is_slow, parsed, described, self._limits),
+                partial(explain_mismatch, model, described),
             )
 
         return submit(self._metrics, resolve, read, responder, self._workers)

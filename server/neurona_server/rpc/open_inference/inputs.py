@@ -1,14 +1,16 @@
 """Reads the inputs of a ModelInferRequest: raw, typed, or in shared memory."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest
 from neurona_protos.prediction_pb2 import DataType
-from neurona_protos.tensors import NUMPY_DTYPES, decode
+from neurona_protos.tensors import NUMPY_DTYPES, TensorError, decode, dtype_name
 from neurona_server.batching.request import Array, Inputs
 from neurona_server.errors import InvalidArgumentError, quoted
-from neurona_server.models.signature import Signature, TensorType
+from neurona_server.models.model import Model
+from neurona_server.models.signature import Size, TensorType
 from neurona_server.rpc.limits import SLOW_BYTES, SLOW_STRINGS, Limits
 from neurona_server.rpc.open_inference.infer_message import InferMessage
 from neurona_server.rpc.open_inference.messages import DATATYPE_NAMES, parse_datatype
@@ -19,11 +21,16 @@ from neurona_server.rpc.open_inference.shared_memory import (
 )
 from neurona_server.rpc.open_inference.typed_contents import decode_contents
 
+_LENGTH_BYTES = 4
+_DATATYPES_OF_V1 = {dtype_name(datatype): name for datatype, name in DATATYPE_NAMES.items()}
+_DTYPE = re.compile(rf"\b({'|'.join(_DATATYPES_OF_V1)})(?= of (shape \[|any shape))")
+"""A datatype in an error of a signature, which names it as neurona.v1 does."""
+
 SLOW_CONTENTS = 64 << 10
 """Bytes of typed contents from which on decoding them takes too long for the transport's thread."""
 
 
-def describe_inputs(message: ModelInferRequest, signature: Signature) -> dict[str, TensorType]:
+def describe_inputs(message: ModelInferRequest, model: Model) -> dict[str, TensorType]:
     """Return the datatype and shape of each input.
 
     Raises:
@@ -31,6 +38,7 @@ def describe_inputs(message: ModelInferRequest, signature: Signature) -> dict[st
             than the model's. The signature checks the latter too, but would name the datatype as
             neurona.v1 does.
     """
+    signature = model.signature
     expected = {spec.name: spec.dtype for spec in (*signature.inputs, *signature.optional)}
     described: dict[str, TensorType] = {}
     for tensor in message.inputs:
@@ -41,10 +49,89 @@ def describe_inputs(message: ModelInferRequest, signature: Signature) -> dict[st
         if datatype != expected.get(name, datatype):
             raise InvalidArgumentError(
                 f"inference input {name!r} data-type is {tensor.datatype!r}, but model "
-                f"{message.model_name!r} expects {DATATYPE_NAMES[expected[name]]!r}"
+                f"{model.name!r} expects {DATATYPE_NAMES[expected[name]]!r}"
             )
         described[name] = (datatype, tuple(tensor.shape))
     return described
+
+
+def explain_mismatch(
+    model: Model, described: Mapping[str, TensorType], error: InvalidArgumentError
+) -> InvalidArgumentError:
+    """Return the error of inputs that do not match the signature in the protocol's words.
+
+    They are those of Triton, which its clients may look for, followed by the signature's own.
+    `error` is the signature's.
+    """
+    signature = model.signature
+    reason = _DTYPE.sub(lambda match: _DATATYPES_OF_V1[match[0]], str(error))
+    required, names = [spec.name for spec in signature.inputs], [*described]
+    missing = [name for name in required if name not in described]
+    known = {spec.name: spec for spec in (*signature.inputs, *signature.optional)}
+    unknown = [name for name in names if name not in known]
+    if missing:
+        return InvalidArgumentError(
+            f"expected {_count_words(len(required), len(known))} but got {len(names)} inputs for "
+            f"model {model.name!r}. Got input(s) {_list_words(names)}, but missing required "
+            f"input(s) {_list_words(missing)}. Please provide all required input(s).: {reason}"
+        )
+    if unknown:
+        return InvalidArgumentError(
+            f"unexpected inference input {quoted(unknown[0])} for model {model.name!r}: {reason}"
+        )
+    for name, (_, shape) in described.items():
+        spec = known[name]
+        if getattr(spec, "any_shape", False) or _may_fit(shape, spec.shape):
+            continue
+        sizes = ",".join(str(size) if isinstance(size, int) else "-1" for size in spec.shape)
+        return InvalidArgumentError(
+            f"unexpected shape for input {name!r} for model {model.name!r}. Expected [{sizes}], "
+            f"got [{','.join(map(str, shape))}]: {reason}"
+        )
+    if signature.batched:
+        rows = described[required[0]][1][0]
+        for name in required:
+            if described[name][1][0] != rows:
+                return InvalidArgumentError(
+                    f"input {name!r} batch size does not match other inputs for {model.name!r}: "
+                    f"{reason}"
+                )
+    return InvalidArgumentError(reason)
+
+
+def _may_fit(shape: tuple[int, ...], expected: tuple[Size, ...]) -> bool:
+    return len(shape) == len(expected) and all(
+        size == wanted if isinstance(wanted, int) else size >= 0
+        for size, wanted in zip(shape, expected, strict=True)
+    )
+
+
+def _count_words(required: int, known: int) -> str:
+    if known > required:
+        return f"number of inputs between {required} and {known}"
+    return f"{required} inputs"
+
+
+def _list_words(names: Sequence[str]) -> str:
+    return f"[{','.join(map(quoted, names))}]"
+
+
+def find_input_slices(
+    message: ModelInferRequest, memory: SharedMemoryService, owner: str
+) -> dict[str, RegionSlice]:
+    """Return the parts of shared memory that hold inputs, by input.
+
+    Only regions of `owner`, the caller, are read.
+
+    Raises:
+        InvalidArgumentError: A parameter is invalid.
+        NotAllowedError, NotFoundError: See `SharedMemoryService.find_slice`.
+    """
+    found = {
+        tensor.name: memory.find_slice(owner, tensor.parameters, f"input {quoted(tensor.name)}")
+        for tensor in message.inputs
+    }
+    return {name: part for name, part in found.items() if part is not None}
 
 
 def count_shared_bytes(message: ModelInferRequest) -> int:
@@ -82,20 +169,18 @@ def is_slow(
 def read_inputs(
     infer_message: InferMessage,
     described: Mapping[str, TensorType],
-    memory: SharedMemoryService,
-    owner: str,
+    slices: Mapping[str, RegionSlice],
     max_bytes: int,
     limits: Limits,
 ) -> Inputs:
     """Return the arrays of inputs that fit the model's signature.
 
-    Arrays of raw contents are read-only views. At most `max_bytes` are read from shared memory,
-    from regions of `owner`, the caller.
+    Arrays of raw contents are read-only views. At most `max_bytes` are read from shared memory, for
+    the inputs in `slices`.
 
     Raises:
         InvalidArgumentError: There is too little or too much data, or data in several places.
         TensorError: The data does not fit the shape.
-        NotAllowedError, NotFoundError: See `SharedMemoryService.find_slice`.
     """
     arrays: dict[str, Array] = {}
     message, raw = infer_message.request, infer_message.raw
@@ -104,10 +189,7 @@ def read_inputs(
     shared_bytes = 0
     for tensor in message.inputs:
         name = tensor.name
-        datatype, shape = described[name]
-        region_slice = None
-        if tensor.parameters:
-            region_slice = memory.find_slice(owner, tensor.parameters, f"input {name!r}")
+        region_slice = slices.get(name)
         if tensor.HasField("contents"):
             if raw_count:
                 raise InvalidArgumentError(
@@ -125,18 +207,18 @@ def read_inputs(
                     f"the inputs in shared memory have {shared_bytes} bytes or more "
                     f"(expected at most {max_bytes})"
                 )
-            _check_slice_size(name, described[name], region_slice)
+            # Before it is read, since a region may be large.
+            _check_size(message, name, described[name], region_slice.byte_size)
             data = region_slice.region.read(region_slice.offset, region_slice.byte_size)
-            arrays[name] = decode(name, datatype, shape, data)
+            arrays[name] = _decode(message, name, described[name], data)
         elif raw_count:
             if raw_used < raw_count:
-                arrays[name] = decode(name, datatype, shape, raw[raw_used])
+                arrays[name] = _decode(message, name, described[name], raw[raw_used])
             raw_used += 1
         else:
             arrays[name] = decode_contents(
                 name,
-                datatype,
-                shape,
+                *described[name],
                 infer_message.contents_of(tensor),
                 limits.max_message_bytes,
             )
@@ -148,13 +230,55 @@ def read_inputs(
     return arrays
 
 
-def _check_slice_size(name: str, described: TensorType, region_slice: RegionSlice) -> None:
-    """Check the size before the slice is read, since a region may be large."""
+def _decode(
+    message: ModelInferRequest, name: str, described: TensorType, data: bytes | memoryview
+) -> Array:
+    datatype, shape = described
+    _check_size(message, name, described, len(data))
+    try:
+        return decode(name, datatype, shape, data)
+    except TensorError as error:
+        if datatype != DataType.DATA_TYPE_STRING:
+            raise
+        reason = _explain_strings(name, message.model_name, math.prod(shape), data)
+        raise InvalidArgumentError(f"{reason}: {error}") from None
+
+
+def _check_size(
+    message: ModelInferRequest, name: str, described: TensorType, byte_size: int
+) -> None:
+    """Raise InvalidArgumentError unless a tensor of numbers has the bytes that its shape needs."""
     datatype, shape = described
     dtype = NUMPY_DTYPES[datatype]
     size = math.prod(shape) * dtype.itemsize
-    if dtype.kind != "O" and region_slice.byte_size != size:
+    if dtype.kind != "O" and byte_size != size:
         raise InvalidArgumentError(
-            f"input {name!r} has {region_slice.byte_size} bytes in shared memory "
-            f"(expected {size} for shape {list(shape)})"
+            f"input byte size mismatch for input {name!r} for model {quoted(message.model_name)}. "
+            f"Expected {size}, got {byte_size} ({DATATYPE_NAMES[datatype]} of shape {list(shape)})"
         )
+
+
+def _explain_strings(name: str, model: str, count: int, data: bytes | memoryview) -> str:
+    """Return why `data` are not `count` strings, in the words of Triton."""
+    of_input = f"for inference input {name!r} for model {quoted(model)}"
+    position = found = 0
+    while found < count:
+        rest = len(data) - position - _LENGTH_BYTES
+        if rest == -_LENGTH_BYTES:
+            break
+        if rest < 0:
+            return (
+                f"incomplete string length indicator {of_input}, expecting {_LENGTH_BYTES} bytes "
+                f"but only {rest + _LENGTH_BYTES} bytes available"
+            )
+        length = int.from_bytes(data[position : position + _LENGTH_BYTES], "little")
+        if length > rest:
+            return (
+                f"incomplete string data {of_input}, expecting string of length {length} but only "
+                f"{rest} bytes available"
+            )
+        position += _LENGTH_BYTES + length
+        found += 1
+    if position < len(data):  # as Triton counts: up to the first one that is not expected
+        found += 1
+    return f"unexpected number of string elements {found} {of_input}, expecting {count}"

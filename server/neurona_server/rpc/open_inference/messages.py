@@ -106,12 +106,19 @@ def resolve_model(registry: Registry, name: str, version: str) -> Model:
             raise NotFoundError("versions are counted from 1")
         return registry.resolve(name, int(version))
     except NotFoundError as error:
+        if not version and name in registry.names():
+            text = f"Request for unknown model: {quoted(name)} has no available versions: {error}"
+            raise NotFoundError(text) from None
         raise unknown_model_error(name, version, error) from None
 
 
 def unknown_model_error(name: str, version: str, error: NotFoundError) -> NotFoundError:
     """Return the error in the words of Triton, which its clients may look for."""
-    which = f" version {quoted(version)}" if version else ""
+    which = (
+        f" version {version if _VERSION_NUMBER.fullmatch(version) else quoted(version)}"
+        if version
+        else ""
+    )
     return NotFoundError(f"Request for unknown model: {quoted(name)}{which} is not found: {error}")
 
 

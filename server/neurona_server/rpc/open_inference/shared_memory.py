@@ -9,13 +9,16 @@ their owner too, or another caller could read and write it through a region of i
 import os
 import re
 import stat
-from collections.abc import Mapping
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
 from google.protobuf.message import Message
 
 from neurona_protos import open_inference_pb2 as pb
+from neurona_server.batching.batcher import Defer
 from neurona_server.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
@@ -28,6 +31,8 @@ from neurona_server.errors import (
 from neurona_server.rpc.call import Methods
 from neurona_server.rpc.open_inference.messages import read_unsigned_parameter, unary_method
 from neurona_server.rpc.security.access import Grant, Right
+from neurona_server.rpc.submission import Responder
+from neurona_server.telemetry.trace import CallTrace
 
 FOLDER = "/dev/shm"  # noqa: S108  where Linux keeps what shm_open opens
 MAX_REGIONS = 1024
@@ -58,8 +63,7 @@ class Region:
     """Device and inode: the object itself, whatever its key."""
 
     def __del__(self) -> None:
-        # Not when it is unregistered: a response may still be written to it.
-        os.close(self.file)
+        os.close(self.file)  # not when it is unregistered: a response may still be written to it
 
     def read(self, offset: int, size: int) -> bytes:
         """Read bytes of the region.
@@ -112,16 +116,38 @@ class RegionSlice:
 
 
 class Regions:
-    """The registered regions, by owner and name. Only the transport's thread changes them.
+    """The registered regions, by owner and name. Only the transport's thread registers them.
 
-    An owner is the name of a token, or "" for every caller of a server without tokens.
+    An owner is the name of a token, or "" for every caller of a server without tokens. A region
+    that is unregistered while requests use it is listed until the last of them has ended: until
+    then the server may write to it. No other request can use it then, and its name is free.
     """
 
     def __init__(self) -> None:
         self._regions: dict[str, dict[str, Region]] = {}
+        self._users: Counter[Region] = Counter()
+        self._unregistered: dict[str, dict[Region, None]] = {}  # those in use, in order
+        self._lock = threading.Lock()  # of the last two: requests end in any thread
 
     def __len__(self) -> int:
         return sum(map(len, self._regions.values()))
+
+    def hold(self, regions: Iterable[Region]) -> None:
+        """Count a request that uses regions."""
+        with self._lock:
+            self._users.update(regions)
+
+    def release(self, regions: Iterable[Region]) -> None:
+        """Undo what `hold` did. Thread-safe."""
+        with self._lock:
+            for region in regions:
+                self._users[region] -= 1
+                if not self._users[region]:
+                    del self._users[region]
+                    for owner in [*self._unregistered]:
+                        self._unregistered[owner].pop(region, None)
+                        if not self._unregistered[owner]:
+                            del self._unregistered[owner]
 
     def register(self, owner: str, name: str, key: str, offset: int, byte_size: int) -> None:
         """Register a region of the memory object `key`.
@@ -152,8 +178,9 @@ class Regions:
             state = os.fstat(file)
             if offset + byte_size > state.st_size:
                 raise InvalidArgumentError(
-                    f"the region ends at byte {offset + byte_size} (expected at most "
-                    f"{state.st_size}, the size of the memory object {quoted(key)})"
+                    f"failed to register shared memory region {quoted(name)}: invalid args: it "
+                    f"ends at byte {offset + byte_size} (expected at most {state.st_size}, the "
+                    f"size of the memory object {quoted(key)})"
                 )
             memory_object = (state.st_dev, state.st_ino)
             self._check_owner(owner, key, memory_object)
@@ -166,22 +193,31 @@ class Regions:
     def unregister(self, owner: str, name: str) -> None:
         """Unregister the owner's region of the name if there is one, or all if `name` is empty."""
         own = self._regions.get(owner, {})
-        if name:
-            own.pop(name, None)
-        else:
-            own.clear()
+        names = [name] if name else [*own]
+        regions = [own.pop(each) for each in names if each in own]
         if not own:
             self._regions.pop(owner, None)
+        with self._lock:
+            for region in regions:
+                if self._users[region]:
+                    self._unregistered.setdefault(owner, {})[region] = None
 
     def select(self, owner: str, name: str) -> Mapping[str, Region]:
         """Return the owner's region of a name, or all its regions if `name` is empty.
 
+        Those that are unregistered and still in use are among them.
+
         Raises:
             NotFoundError: There is no such region.
         """
-        if name:
-            return {name: self._find(owner, name)}
-        return dict(self._regions.get(owner, {}))
+        with self._lock:
+            unregistered = {region.name: region for region in self._unregistered.get(owner, ())}
+        regions = unregistered | self._regions.get(owner, {})
+        if not name:
+            return regions
+        if name not in regions:
+            raise NotFoundError(f"Unable to find system shared memory region: {quoted(name)}")
+        return {name: regions[name]}
 
     def slice_of(self, owner: str, name: str, offset: int, byte_size: int) -> RegionSlice:
         """Return a part of the owner's region of a name.
@@ -192,8 +228,9 @@ class Regions:
         """
         region = self._find(owner, name)
         if offset + byte_size > region.byte_size:
+            invalid = "offset" if offset >= region.byte_size else "offset + byte size"
             raise InvalidArgumentError(
-                f"Invalid offset + byte size for shared memory region: {quoted(name)}: "
+                f"Invalid {invalid} for shared memory region: {quoted(name)}: "
                 f"{offset} + {byte_size} (expected at most {region.byte_size})"
             )
         return RegionSlice(region, offset, byte_size)
@@ -216,13 +253,66 @@ class Regions:
             )
 
     def _check_owner(self, owner: str, key: str, memory_object: tuple[int, int]) -> None:
-        for other, regions in self._regions.items():
-            if other != owner and any(
-                region.memory_object == memory_object for region in regions.values()
-            ):
-                raise PermissionDeniedError(
-                    f"the memory object {quoted(key)} has regions of another caller"
-                )
+        with self._lock:
+            used = [
+                (other, region) for other, some in self._unregistered.items() for region in some
+            ]
+        used += [(other, one) for other, some in self._regions.items() for one in some.values()]
+        if any(other != owner and region.memory_object == memory_object for other, region in used):
+            raise PermissionDeniedError(
+                f"the memory object {quoted(key)} has regions of another caller"
+            )
+
+
+class RegionUse:
+    """The `Responder` of a request with tensors in regions, which it holds until it has ended."""
+
+    def __init__(self, responder: Responder, regions: Regions) -> None:
+        self._responder = responder
+        self._regions = regions
+        self._held: list[Region] = []
+
+    @property
+    def request_id(self) -> str:
+        return self._responder.request_id
+
+    @property
+    def trace_id(self) -> str:
+        return self._responder.trace_id
+
+    @property
+    def trace(self) -> CallTrace | None:
+        return self._responder.trace
+
+    @property
+    def deadline(self) -> float:
+        return self._responder.deadline
+
+    @property
+    def defer(self) -> Defer:
+        return self._responder.defer
+
+    def hold(self, slices: Iterable[RegionSlice | None]) -> None:
+        """Hold the regions of some tensors; those not in shared memory have None."""
+        regions = [one.region for one in slices if one is not None]
+        self._regions.hold(regions)
+        self._held += regions
+
+    def reply(self, response: bytes) -> None:
+        self._release()
+        self._responder.reply(response)
+
+    def fail(self, error: Exception) -> None:
+        self._release()
+        self._responder.fail(error)
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        self._responder.on_cancel(callback)
+
+    def _release(self) -> None:
+        """Before the response is sent, so that the caller then finds the regions released."""
+        held, self._held = self._held, []
+        self._regions.release(held)
 
 
 def _open_memory_object(key: str) -> int:
@@ -266,7 +356,7 @@ class SharedMemoryService:
                 Right.CONTROL, pb.SystemSharedMemoryUnregisterRequest, self._unregister
             ),
             prefix + "CudaSharedMemoryStatus": unary_method(
-                Right.CONTROL, pb.CudaSharedMemoryStatusRequest, _no_cuda
+                Right.CONTROL, pb.CudaSharedMemoryStatusRequest, _list_cuda
             ),
             prefix + "CudaSharedMemoryRegister": unary_method(
                 Right.CONTROL, pb.CudaSharedMemoryRegisterRequest, _no_cuda
@@ -307,7 +397,6 @@ class SharedMemoryService:
     def _status(
         self, message: pb.SystemSharedMemoryStatusRequest, grant: Grant
     ) -> pb.SystemSharedMemoryStatusResponse:
-        self._check_enabled()
         response = pb.SystemSharedMemoryStatusResponse()
         for name, region in self.regions.select(grant.name, message.name).items():
             status = response.regions[name]
@@ -327,7 +416,6 @@ class SharedMemoryService:
     def _unregister(
         self, message: pb.SystemSharedMemoryUnregisterRequest, grant: Grant
     ) -> pb.SystemSharedMemoryUnregisterResponse:
-        self._check_enabled()
         self.regions.unregister(grant.name, message.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
@@ -340,6 +428,14 @@ class SharedMemoryService:
 
 def _no_cuda(_: Message, __: Grant) -> NoReturn:
     raise UnsupportedError("CUDA shared memory is not supported; system shared memory is")
+
+
+def _list_cuda(
+    message: pb.CudaSharedMemoryStatusRequest, _: Grant
+) -> pb.CudaSharedMemoryStatusResponse:
+    if message.name:
+        raise NotFoundError(f"Unable to find cuda shared memory region: {quoted(message.name)}")
+    return pb.CudaSharedMemoryStatusResponse()
 
 
 def _unregister_cuda(

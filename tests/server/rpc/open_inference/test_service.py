@@ -53,6 +53,12 @@ def typed(kind, values, shape=(2, 2)):
     return message
 
 
+def with_strings(data):
+    message = request("echo_BYTES", x=("BYTES", [[b"a", b"b"]]))
+    message.raw_input_contents[0] = data
+    return message
+
+
 @pytest.mark.parametrize("kind", DTYPES)
 def test_every_datatype_is_returned_raw_as_it_was_sent(echo_server, kind):
     response = echo_server.triton.ModelInfer(
@@ -156,8 +162,12 @@ def changed(change, message=None):
             "Request for unknown model: 'nobody' is not found",
         ),
         (ModelInferRequest(), "NOT_FOUND", "Request for unknown model: '' is not found"),
-        (classify(version="7"), "NOT_FOUND", "'classifier' version '7' is not found"),
-        (classify(version="0"), "NOT_FOUND", "version '0' is not found: versions are counted"),
+        (
+            classify(version="7"),
+            "NOT_FOUND",
+            "Request for unknown model: 'classifier' version 7 is not found",
+        ),
+        (classify(version="0"), "NOT_FOUND", "version 0 is not found: versions are counted"),
         (classify(version="-1"), "NOT_FOUND", "has no label '-1'; its labels: latest"),
         (classify(version="9" * 5000), "NOT_FOUND", "has no label"),
         (classify(version="²"), "NOT_FOUND", "has no label '²'"),
@@ -166,10 +176,31 @@ def changed(change, message=None):
             "INVALID_ARGUMENT",
             "inference input 'x' data-type is 'FP64', but model 'classifier' expects 'FP32'",
         ),
-        (request("classifier", x=("FP32", ROWS[:, :2])), "INVALID_ARGUMENT", "shape [3, 2]"),
+        (
+            request("classifier", x=("FP32", ROWS[:, :2])),
+            "INVALID_ARGUMENT",
+            "unexpected shape for input 'x' for model 'classifier'. Expected [-1,4], got [3,2]: "
+            "input 'x' is FP32 of shape [3, 2] (expected FP32 of shape [batch, 4])",
+        ),
         (request("classifier", x=("FP32", ROWS[:0])), "INVALID_ARGUMENT", "shape [0, 4]"),
-        (request("classifier", y=("FP32", ROWS)), "INVALID_ARGUMENT", "inputs 'y' (expected 'x'"),
-        (request("classifier"), "INVALID_ARGUMENT", "inputs none (expected 'x'"),
+        (
+            request("classifier", y=("FP32", ROWS)),
+            "INVALID_ARGUMENT",
+            "expected 1 inputs but got 1 inputs for model 'classifier'. Got input(s) ['y'], but "
+            "missing required input(s) ['x']. Please provide all required input(s).: the request "
+            "has inputs 'y' (expected 'x' (FP32 of shape [batch, 4]))",
+        ),
+        (
+            request("classifier"),
+            "INVALID_ARGUMENT",
+            "Got input(s) [], but missing required input(s)",
+        ),
+        (
+            request("classifier", x=("FP32", ROWS), y=("FP32", ROWS)),
+            "INVALID_ARGUMENT",
+            "unexpected inference input 'y' for model 'classifier': the request has "
+            "inputs 'x', 'y'",
+        ),
         (
             changed(lambda m: m.inputs.append(m.inputs[0])),
             "INVALID_ARGUMENT",
@@ -193,7 +224,8 @@ def changed(change, message=None):
         (
             changed(lambda m: m.raw_input_contents.__setitem__(0, b"123")),
             "INVALID_ARGUMENT",
-            "'x' has 3 bytes of data (expected 48 for FLOAT of shape [3, 4])",
+            "input byte size mismatch for input 'x' for model 'classifier'. Expected 48, got 3 "
+            "(FP32 of shape [3, 4])",
         ),
         (
             changed(lambda m: m.inputs[0].contents.fp32_contents.append(1)),
@@ -286,7 +318,28 @@ def test_invalid_requests_are_rejected_with_value_and_expectation(
                 lambda m: m.raw_input_contents.__setitem__(0, raw(np.array([b"a"], object))),
                 request("echo_BYTES", x=("BYTES", [[b"a", b"b"]])),
             ),
-            "too few for 2 strings",
+            "unexpected number of string elements 1 for inference input 'x' for model "
+            "'echo_BYTES', expecting 2: tensor 'x' has 5 bytes of data: too few for 2 strings",
+        ),
+        (
+            with_strings(b"\1\0\0\0a" * 3),
+            "unexpected number of string elements 3 for inference input 'x' for model "
+            "'echo_BYTES', expecting 2: tensor 'x' has 5 bytes after its 2 strings",
+        ),
+        (
+            with_strings(b"\4\0\0\0four\1\0"),
+            "incomplete string length indicator for inference input 'x' for model 'echo_BYTES', "
+            "expecting 4 bytes but only 2 bytes available",
+        ),
+        (
+            with_strings(b"\4\0\0\0four\4\0\0\0abc"),
+            "incomplete string data for inference input 'x' for model 'echo_BYTES', expecting "
+            "string of length 4 but only 3 bytes available",
+        ),
+        (
+            request("adjustable", scale=("FP32", [1])),
+            "expected number of inputs between 1 and 2 but got 1 inputs for model 'adjustable'. "
+            "Got input(s) ['scale'], but missing required input(s) ['x']",
         ),
     ],
 )

@@ -188,7 +188,7 @@ def test_a_name_is_registered_once(shared, rejection, key):
     assert error == ("ALREADY_EXISTS", "shared memory region 'a' already in manager")
     message = pb.SystemSharedMemoryStatusRequest(name="b")
     code, text = rejection(shared.triton.SystemSharedMemoryStatus, message)
-    assert (code, text) == ("NOT_FOUND", "Unable to find shared memory region: 'b'")
+    assert (code, text) == ("NOT_FOUND", "Unable to find system shared memory region: 'b'")
 
 
 def test_the_number_of_regions_is_limited(shared, rejection, key):
@@ -209,13 +209,17 @@ def test_the_number_of_regions_is_limited(shared, rejection, key):
             "INVALID_ARGUMENT",
             "Invalid offset + byte size for shared memory region: 'a': 93 + 8 (expected at most 10",
         ),
-        (from_memory("FP32", (1, 2), "a", 2**63 - 1, 2**63 - 1), "INVALID_ARGUMENT", "Invalid off"),
+        (
+            from_memory("FP32", (1, 2), "a", 2**63 - 1, 2**63 - 1),
+            "INVALID_ARGUMENT",
+            "Invalid offset for shared memory region: 'a'",
+        ),
         (from_memory("FP32", (1, 2), "a", 8, -1), "INVALID_ARGUMENT", "'shared_memory_offset' is"),
         (from_memory("FP32", (1, 2), "a", -8), "INVALID_ARGUMENT", "'shared_memory_byte_size' is"),
         (
             from_memory("FP32", (1, 2), "a", 12),
             "INVALID_ARGUMENT",
-            "'x' has 12 bytes in shared memory (expected 8 for shape [1, 2]",
+            "input byte size mismatch for input 'x' for model 'echo_FP32'. Expected 8, got 12",
         ),
         (from_memory("BYTES", (1, 2), "a", 5), "INVALID_ARGUMENT", "too few for 2 strings"),
     ],
@@ -265,7 +269,9 @@ def test_shortened_memory_is_an_error(shared, rejection, key):
     )
 
 
-def test_unregistering_during_a_run_is_safe(echoes, key, wait_until):
+def test_a_region_is_listed_until_the_last_run_that_uses_it_ends(
+    echoes, key, wait_until, rejection
+):
     server = InProcessServer(echoes, BatchPolicy(), start_models=False, shared_memory=True)
     try:
         server.triton.SystemSharedMemoryRegister(register("a", key), timeout=10)
@@ -276,11 +282,40 @@ def test_unregistering_during_a_run_is_safe(echoes, key, wait_until):
         call = server.triton.ModelInfer.future(message, timeout=30)
         wait_until(lambda: server.count("queue_rows", model="echo_FP32", version="1") == 2)
         server.triton.SystemSharedMemoryUnregister(unregister(""), timeout=10)
-        assert not status(server)
+        assert [*status(server)] == [*status(server, "a")] == ["a"]  # the server may write to it
+        assert rejection(server.triton.ModelInfer, message)[0] == "NOT_FOUND"
         write_memory(key, 0, b"\0" * 32)  # the caller reuses its memory
         server.registry.resolve("echo_FP32", 1).start()
         call.result()
         assert read_memory(key, 100, 32) == ROWS.tobytes()
+        assert not status(server)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "failed"])
+def test_a_request_without_a_response_releases_its_regions(
+    echoes, key, wait_until, rejection, ending
+):
+    server = InProcessServer(echoes, BatchPolicy(), start_models=False, shared_memory=True)
+    try:
+        for name in ("in", "other"):
+            server.triton.SystemSharedMemoryRegister(register(name, key), timeout=10)
+        message = from_memory("FP32", (2, 4), "in", 32 if ending == "cancelled" else 31)
+        message.model_version = "1"
+        if ending == "failed":
+            assert rejection(server.triton.ModelInfer, message)[0] == "INVALID_ARGUMENT"
+        else:
+            call = server.triton.ModelInfer.future(message, timeout=30)
+            wait_until(lambda: server.count("queue_rows", model="echo_FP32", version="1") == 2)
+            server.triton.SystemSharedMemoryUnregister(unregister("in"), timeout=10)
+            assert sorted(status(server)) == ["in", "other"]
+            # The name is free, and the listed region is the newer one.
+            server.triton.SystemSharedMemoryRegister(register("in", key, 16), timeout=10)
+            assert status(server)["in"].byte_size == 16
+            call.cancel()
+        server.triton.SystemSharedMemoryUnregister(unregister("in"), timeout=10)
+        wait_until(lambda: [*status(server)] == ["other"])
     finally:
         server.stop()
 
@@ -314,12 +349,19 @@ def test_strings_in_shared_memory_count_by_their_bytes(echoes, key, wait_until):
         server.stop()
 
 
-@pytest.mark.parametrize("rpc", ["Status", "Register", "Unregister"])
-def test_shared_memory_is_off_by_default(server, rejection, rpc):
-    message = getattr(pb, f"SystemSharedMemory{rpc}Request")()
-    code, text = rejection(getattr(server.triton, f"SystemSharedMemory{rpc}"), message)
+def test_shared_memory_is_off_by_default(server, rejection):
+    code, text = rejection(server.triton.SystemSharedMemoryRegister, register("a", "b"))
     assert code == "FAILED_PRECONDITION"
     assert "the server's option shared_memory enables it" in text
+
+
+def test_there_are_no_regions_where_shared_memory_is_off(server, rejection):
+    assert not status(server)
+    for name in ("", "a"):  # as perf_analyzer does before it begins
+        server.triton.SystemSharedMemoryUnregister(unregister(name), timeout=10)
+    message = pb.SystemSharedMemoryStatusRequest(name="a")
+    error = rejection(server.triton.SystemSharedMemoryStatus, message)
+    assert error == ("NOT_FOUND", "Unable to find system shared memory region: 'a'")
 
 
 def test_tensors_in_shared_memory_are_rejected_if_it_is_off(server, rejection):
@@ -334,7 +376,6 @@ def test_tensors_in_shared_memory_are_rejected_if_it_is_off(server, rejection):
 @pytest.mark.parametrize(
     ("rpc", "message"),
     [
-        ("Status", pb.CudaSharedMemoryStatusRequest()),
         ("Register", pb.CudaSharedMemoryRegisterRequest(name="a")),
         ("Unregister", pb.CudaSharedMemoryUnregisterRequest(name="a")),
     ],
@@ -343,6 +384,14 @@ def test_cuda_memory_is_not_supported(echo_server, rejection, rpc, message):
     code, text = rejection(getattr(echo_server.triton, f"CudaSharedMemory{rpc}"), message)
     assert code == "UNIMPLEMENTED"
     assert "CUDA shared memory is not supported" in text
+
+
+def test_there_is_no_cuda_memory(echo_server, rejection):
+    message = pb.CudaSharedMemoryStatusRequest()
+    assert not echo_server.triton.CudaSharedMemoryStatus(message, timeout=10).regions
+    message.name = "a"
+    error = rejection(echo_server.triton.CudaSharedMemoryStatus, message)
+    assert error == ("NOT_FOUND", "Unable to find cuda shared memory region: 'a'")
 
 
 def test_there_is_no_cuda_memory_to_unregister(echo_server):
@@ -445,7 +494,7 @@ def test_regions_are_seen_and_unregistered_only_by_the_caller_that_registered_th
     assert b.status() == []
     request = pb.SystemSharedMemoryStatusRequest(name="r")
     code, text = b.error_of("SystemSharedMemoryStatus", request)
-    assert (code, text) == ("NOT_FOUND", "Unable to find shared memory region: 'r'")
+    assert (code, text) == ("NOT_FOUND", "Unable to find system shared memory region: 'r'")
     b.unregister("r")
     b.unregister("")
     assert a.status() == ["r"]

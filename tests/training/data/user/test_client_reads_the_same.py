@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
-from support.pictures import pictures
+from PIL import Image
+from support.pictures import encode, pictures
 
 from neurona_client import TensorSpec
 from neurona_client.images import image_to_array
+from neurona_training.data import Dataset, Input, Split
+from neurona_training.data.transforms import resize_images
 from neurona_training.data.user.load import load_user_data
 from neurona_training.data.user.spec import UserData
 
@@ -33,6 +36,27 @@ def test_a_picture_is_predicted_as_it_was_trained_on(name, size, tmp_path):
     for source in (content, tmp_path / "set" / "a" / f"0-{name}"):
         assert np.array_equal(image_to_array(source, spec), data.train.inputs[0])
         assert image_to_array(source, spec).dtype == data.train.inputs.dtype
+
+
+@pytest.mark.parametrize("size", [6, 20])
+@pytest.mark.parametrize("channels", [(), (3,)], ids=["grey", "colour"])
+def test_a_picture_is_scaled_as_a_named_data_set_is(size, channels):
+    """`--image-size` scales the pixels of MNIST; its digits may come as pictures."""
+    levels = np.random.default_rng(0).integers(0, 256, (12, *channels, 9, 12), np.uint8)
+    rows = Split(levels.astype(np.float32), np.arange(12) % 2)
+    axes = ("batch", *(["channel"] if channels else []), "height", "width")
+    described = Input("image", axes, "a digit, 12 x 9 grey levels", "grey level 0..255")
+    data = resize_images(Dataset("digits", "", rows, rows, rows, described, ("a", "b")), size)
+    spec = TensorSpec(
+        "image",
+        "FLOAT",
+        (-1, *channels, size, size),
+        unit=data.input.unit,
+        description=data.input.description,
+    )
+    for pixels, expected in zip(levels, data.train.inputs, strict=True):
+        picture = Image.fromarray(pixels.transpose(1, 2, 0) if channels else pixels)
+        assert np.array_equal(image_to_array(encode(picture, "PNG"), spec), expected)
 
 
 def test_grey_pictures_among_coloured_ones_are_the_same(tmp_path):

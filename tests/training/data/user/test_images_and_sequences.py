@@ -1,11 +1,13 @@
 """A user's images and sequences: what they become, and which file or array has an error."""
 
+import pickle
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from neurona_training.data.user.load import load_user_data
-from neurona_training.data.user.spec import UserData
+from neurona_training.data.user.spec import UserData, is_path
 from neurona_training.errors import DataError
 
 
@@ -121,6 +123,14 @@ def test_an_error_in_sequences_names_the_array(tmp_path, changed, expected):
     line = _error_line(UserData(path))
     assert line.startswith(str(path))
     assert expected in line
+
+
+def test_a_pickle_is_not_read_whatever_its_name(tmp_path):
+    for name in ("data.pkl", "data.npz", "data.csv"):
+        (tmp_path / name).write_bytes(pickle.dumps({"inputs": [1.0]}))
+        line = _error_line(UserData(tmp_path / name, target="x"))
+        assert "a pickle, which could run code (expected" in line
+        assert is_path(str(tmp_path / name))
 
 
 def test_a_file_that_is_not_npz_is_rejected(tmp_path):

@@ -14,6 +14,7 @@ It is alone because it joins the readers of all kinds of files, which do not kno
 
 from __future__ import annotations
 
+from neurona_client.files.arrays import PICKLE_REASON, is_pickle
 from neurona_training.data import Dataset
 from neurona_training.data.user.images import load_images
 from neurona_training.data.user.rows import load_rows
@@ -44,7 +45,10 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
     if path.suffix.lower() == ".npz":
         return _single_view(load_sequences(user_data))
     if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{path}: neither a folder of images nor a {', '.join(SUFFIXES)} file")
+        kind = PICKLE_REASON if is_pickle(path) else "unknown kind of file"
+        raise DataError(
+            f"{path}: {kind} (expected a folder of images, or a {', '.join(SUFFIXES)} file)"
+        )
     table = read_user_table(path)
     if user_data.series is not None:
         return _single_view(load_series(user_data, table))

@@ -72,4 +72,6 @@ class LoadedUserData:
 def is_path(text: str) -> bool:
     """Whether --data is meant as a path, existing or not, rather than as a data set's name."""
     path = Path(text)
-    return "/" in text or path.suffix.lower() in SUFFIXES or os.path.isdir(path)
+    if "/" in text or path.suffix.lower() in SUFFIXES:
+        return True
+    return os.path.isdir(path) or (path.suffix != "" and os.path.isfile(path))
