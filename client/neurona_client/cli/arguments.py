@@ -113,10 +113,12 @@ def connection_from(options: argparse.Namespace) -> Connection:
     ca = _flag_or_variable(options.ca, "NEURONA_CA")
     certificate = _flag_or_variable(options.certificate, "NEURONA_CLIENT_CERTIFICATE")
     key = _flag_or_variable(options.key, "NEURONA_CLIENT_KEY")
-    for name in (ca, certificate, key):
-        read_file(name)  # fails here, where the message is plain, and not inside gRPC
     if (certificate is None) != (key is None):
         raise CommandError("--certificate and --key are required together", WRONG_USAGE)
+    for name in (ca, certificate, key):  # fails here, where the message is plain, not in gRPC
+        content = read_file(name)
+        if content is not None and b"-----BEGIN " not in content:
+            raise CommandError(f"{name} is no PEM file (expected -----BEGIN ...)", WRONG_USAGE)
     server_name = _flag_or_variable(options.server_name, "NEURONA_SERVER_NAME")
     tls = options.tls or _boolean_variable("NEURONA_TLS") or bool(ca or certificate or server_name)
     token = _read_token(options.token_file)
