@@ -168,12 +168,24 @@ clean:
 
 # Editable installs: a change of source needs no new one.
 
+# Of two ONNX Runtimes in one environment, the last one overwrites the other.
+ifeq ($(RUNTIME),gpu)
+extras := recipes,serving
+runtime := 'onnxruntime-gpu[cuda,cudnn]'
+other_runtime := onnxruntime
+else
+extras := training,server
+runtime :=
+other_runtime := onnxruntime-gpu
+endif
+
 $(BIN)/.installed: pyproject.toml constraints.txt
 	@echo 'installing neurona and what it needs into $(VENV): a few minutes the first time'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(install) -e '.[training,server]'
+	@$(BIN)/pip uninstall --quiet --disable-pip-version-check --yes $(other_runtime) 2>/dev/null
+	@$(install) -e '.[$(extras)]' $(runtime)
 	@touch $@
 
 $(BIN)/.installed-dev: $(BIN)/.installed
-	@$(install) -e '.[training,server,dev]'
+	@$(install) -e '.[$(extras),dev]' $(runtime)
 	@touch $@

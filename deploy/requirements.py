@@ -1,6 +1,8 @@
-"""Prints the requirements of extras of pyproject.toml, one per line, without the project itself.
+"""Prints the requirements of extras and dependency groups of pyproject.toml, one per line.
 
-    python deploy/requirements.py server-cpu,tracing > requirements.txt
+    python deploy/requirements.py server,tracing > requirements.txt
+
+The project itself is left out.
 
 It stands alone because the Dockerfile copies it: with these requirements an image has its
 dependencies in a layer of their own, which a change of the source does not rebuild.
@@ -17,13 +19,14 @@ SELF_REFERENCE = re.compile(r"neurona\[(.+)\]")
 """A requirement that includes other extras of this project."""
 
 
-def requirements(project: dict[str, Any], extras: Sequence[str]) -> list[str]:
-    """Returns the requirements of the project and of these extras, sorted.
+def requirements(pyproject: dict[str, Any], extras: Sequence[str]) -> list[str]:
+    """Returns the requirements of the project and of these extras and groups, sorted.
 
     Raises:
         ValueError: An extra is unknown.
     """
-    available = project["optional-dependencies"]
+    project = pyproject["project"]
+    available = project["optional-dependencies"] | pyproject["dependency-groups"]
     result = set(project["dependencies"])
     pending = list(extras)
     while pending:
@@ -40,9 +43,9 @@ def requirements(project: dict[str, Any], extras: Sequence[str]) -> list[str]:
 
 def main() -> int:
     extras = [extra for argument in sys.argv[1:] for extra in argument.split(",") if extra]
-    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pyproject = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
     try:
-        print(*requirements(project, extras), sep="\n")
+        print(*requirements(pyproject, extras), sep="\n")
     except ValueError as error:
         print(f"requirements.py: {error}", file=sys.stderr)
         return 1

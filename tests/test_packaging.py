@@ -1,11 +1,17 @@
+import functools
+import itertools
+import json
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import defaultdict
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -14,10 +20,16 @@ PACKAGES = [
 ]
 
 
-def test_the_wheel_holds_every_file_of_the_packages(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", tmp_path, ROOT]
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", folder, ROOT]
     subprocess.run(command, check=True)
-    (wheel,) = tmp_path.glob("neurona-*.whl")
+    (path,) = folder.glob("neurona-*.whl")
+    return path
+
+
+def test_the_wheel_holds_every_file_of_the_packages(wheel):
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if "dist-info" not in name}
     expected = {
         path.relative_to(package.parent).as_posix()
@@ -36,6 +48,64 @@ def test_every_dependency_has_its_version_in_the_constraints():
         wanted += extra
     names = {re.match(r"[A-Za-z0-9._-]+", requirement)[0].lower() for requirement in wanted}
     assert names - {"neurona"} <= pinned
+
+
+PLATFORMS = [
+    {"sys_platform": "linux", "platform_machine": "x86_64"},
+    {"sys_platform": "linux", "platform_machine": "aarch64"},
+    {"sys_platform": "darwin", "platform_machine": "arm64"},
+    {"sys_platform": "win32", "platform_machine": "AMD64"},
+]
+COMPLETE = {"server", "server-cpu", "training"}
+
+
+def is_runtime(name):
+    return name.lower().replace("_", "-").startswith("onnxruntime")
+
+
+@pytest.mark.parametrize("platform", PLATFORMS, ids=lambda one: one["platform_machine"])
+def test_no_combination_of_extras_installs_two_runtimes(wheel, platform):
+    metadata = zipfile.ZipFile(wheel).read(f"{wheel.name.partition('-py3')[0]}.dist-info/METADATA")
+    message = Parser().parsestr(metadata.decode())
+    requirements = [Requirement(text) for text in message.get_all("Requires-Dist")]
+    extras = message.get_all("Provides-Extra")
+    assert set(extras) >= COMPLETE
+
+    @functools.cache
+    def runtimes(extra):
+        """Return the runtimes that one extra brings, with the extras that it includes."""
+        needs = [
+            one
+            for one in requirements
+            if one.marker is None or one.marker.evaluate({**platform, "extra": extra})
+        ]
+        names = {one.name for one in needs if is_runtime(one.name)}
+        inner = {extra for one in needs if one.name == "neurona" for extra in one.extras}
+        return names.union(*map(runtimes, inner))
+
+    counts = defaultdict(set)
+    for size in range(len(extras) + 1):
+        for combination in itertools.combinations(extras, size):
+            names = set().union(*map(runtimes, combination))
+            counts[bool(COMPLETE & set(combination))].add(len(names))
+    assert counts == {False: {0}, True: {1}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "combination", ["server-cpu,training", "training", "server-cpu,server", "*"]
+)
+def test_pip_resolves_extras_to_one_runtime(wheel, tmp_path, combination):
+    extras = PROJECT["project"]["optional-dependencies"]
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
+    command += ["--report", report, f"{wheel}[{combination.replace('*', ','.join(extras))}]"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if "Could not find a version" in done.stderr:
+        pytest.skip(f"needs a package index: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    names = [one["metadata"]["name"] for one in json.loads(report.read_text())["install"]]
+    assert [name for name in names if is_runtime(name)] == ["onnxruntime"]
 
 
 def test_a_client_needs_neither_a_runtime_nor_torch():

@@ -88,6 +88,8 @@ class TensorSpec:
         window: of an input: how many successive steps the model was trained on; 0 if any.
         decimal_mark: of an input: "." or ",", as the file had it that the model was trained on;
             empty if it did not say.
+        any_shape: whether the model declares no shape, not even a number of axes; `shape` is ()
+            then.
     """
 
     name: str
@@ -102,6 +104,7 @@ class TensorSpec:
     categories: tuple[str, ...] = ()
     window: int = 0
     decimal_mark: str = ""
+    any_shape: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,4 +216,5 @@ def _tensor_spec(message: TensorDescription, words: InputDescription | None = No
         tuple(words.categories),
         words.window,
         words.decimal_mark,
+        message.any_shape,
     )

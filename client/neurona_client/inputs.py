@@ -271,6 +271,8 @@ def _check_shape(
     shape: tuple[int, ...], spec: TensorSpec, value: object, description: ModelDescription
 ) -> None:
     expected = spec.shape
+    if spec.any_shape:
+        return
     if len(shape) == len(expected) and all(
         size in (-1, actual) for size, actual in zip(expected, shape, strict=True)
     ):
@@ -286,6 +288,7 @@ def _check_shape(
 
 def _listed_inputs(description: ModelDescription) -> str:
     return ", ".join(
-        f"{spec.name!r} ({spec.dtype} {list(spec.shape)}{', optional' if spec.optional else ''})"
+        f"{spec.name!r} ({spec.dtype} {'of any shape' if spec.any_shape else list(spec.shape)}"
+        f"{', optional' if spec.optional else ''})"
         for spec in description.inputs
     )

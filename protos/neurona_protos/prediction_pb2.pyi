@@ -335,18 +335,20 @@ class RunCost(_message.Message):
     def __init__(self, rows: _Optional[int] = ..., seconds: _Optional[float] = ..., padded: bool = ...) -> None: ...
 
 class TensorDescription(_message.Message):
-    __slots__ = ("name", "dtype", "shape", "axes", "optional")
+    __slots__ = ("name", "dtype", "shape", "axes", "optional", "any_shape")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     AXES_FIELD_NUMBER: _ClassVar[int]
     OPTIONAL_FIELD_NUMBER: _ClassVar[int]
+    ANY_SHAPE_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: DataType
     shape: _containers.RepeatedScalarFieldContainer[int]
     axes: _containers.RepeatedScalarFieldContainer[str]
     optional: bool
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., axes: _Optional[_Iterable[str]] = ..., optional: bool = ...) -> None: ...
+    any_shape: bool
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., axes: _Optional[_Iterable[str]] = ..., optional: bool = ..., any_shape: bool = ...) -> None: ...
 
 class ModelMetadata(_message.Message):
     __slots__ = ("task", "description", "inputs", "answer", "labels", "values", "figures", "provenance")

@@ -36,6 +36,7 @@ from neurona_server.models.onnx.runtime import (
     THREADS_PER_CPU,
     RuntimeOptions,
     check_options,
+    runtime_packages,
     runtime_version,
 )
 from neurona_server.models.repository.scanner import ModelSource, Repository
@@ -116,7 +117,7 @@ class App:
         self._metrics = Metrics(self.registry)
         self._registry = Registry()
         self._metrics.watch_versions(self._registry.version_infos)
-        self._metrics.watch_process()
+        self._metrics.watch_process(triton_metrics=config.triton_metrics)
         self._metrics.build.labels(*_installed_versions()).set(1)
         self._health = Health()
         self._metrics.serving.set_function(self._is_serving)
@@ -140,6 +141,7 @@ class App:
                 control=control,
                 versions=VersionPolicy.parse(config.versions),
                 shared_memory=config.shared_memory,
+                typed_responses=config.typed_responses,
                 limits=limits,
                 workers=workers,
             ).methods(),
@@ -167,6 +169,11 @@ class App:
         """
         if self._supervision is None:  # else the supervisor serves the metrics of all
             self._serve_metrics()
+        if len(packages := runtime_packages()) > 1:
+            log.warning(
+                "%s are installed over each other (expected one: uninstall all, then install one)",
+                " and ".join(packages),
+            )
         self._watchdog.start()
         self._load_models()
         self._metrics.transport.labels(self._listener.name).set(1)

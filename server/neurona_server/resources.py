@@ -1,18 +1,22 @@
 """The CPUs and the memory that this process may use, and the heap that it has them from.
 
+A limit may be set on the process's own control group (a container's, or that of a systemd service
+with CPUQuota or MemoryMax) or on any group around it: the least one counts.
+
 Source: Linux kernel documentation, "Control Group v2", "CFS Bandwidth Control" and "Memory Resource
-Controller"; man 7 cgroups.
+Controller"; man 7 cgroups; man 5 proc_pid_mountinfo.
 """
 
 import ctypes
 import math
 import os
+import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
-"""Where a container finds its own limits, and a machine those of all its groups."""
+"""Where control groups are mounted, if the file `mountinfo` beside `OWN_GROUPS` does not say."""
 
 OWN_GROUPS = Path("/proc/self/cgroup")
 """Names the control groups of this process."""
@@ -27,14 +31,16 @@ default the library raises this bound to 32 MiB, and large messages leave holes 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of mallopt, in glibc's malloc.h
 
 
-def available_cpus(cgroup: Path = CGROUP) -> int:
+def available_cpus(cgroup: Path = CGROUP, own_groups: Path = OWN_GROUPS) -> int:
     """Return the number of CPUs that this process may use, at least 1.
 
-    A container that may use 1.5 CPUs of 64 gets 2: with a thread for each of the 64, the kernel
-    would throttle it most of the time.
+    That is its affinity, which the kernel keeps within its cpuset, or the least quota of its
+    control group and of that group's parents. A container that may use 1.5 CPUs of 64 gets 2: with
+    a thread for each of the 64, the kernel would throttle it most of the time.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, math.ceil(min(count or 1, _cpu_quota(cgroup))))
+    quotas = map(_cpu_quota, _control_groups("cpu", cgroup, own_groups))
+    return max(1, math.ceil(min([count or 1, *quotas])))
 
 
 def memory_limit(cgroup: Path = CGROUP, own_groups: Path = OWN_GROUPS) -> int | None:
@@ -47,7 +53,7 @@ def memory_limit(cgroup: Path = CGROUP, own_groups: Path = OWN_GROUPS) -> int | 
         The limit, or None if the system reports none of them.
     """
     least = min(
-        _machine_memory(), *(_read_limit(path) for path in _limit_files(cgroup, own_groups))
+        _machine_memory(), *map(_memory_limit, _control_groups("memory", cgroup, own_groups))
     )
     return None if math.isinf(least) else int(least)
 
@@ -61,8 +67,9 @@ class MemoryKills:
 
     def __init__(self, cgroup: Path = CGROUP, own_groups: Path = OWN_GROUPS) -> None:
         self._files = [
-            path.with_name("memory.events" if path.name == "memory.max" else "memory.oom_control")
-            for path in _limit_files(cgroup, own_groups)
+            group / name
+            for group in _control_groups("memory", cgroup, own_groups)
+            for name in ("memory.oom_control", "memory.events")
         ]
         self._lock = threading.Lock()
         self._count = self._read()
@@ -139,14 +146,14 @@ def trim_heap() -> None:
     malloc_trim(0)
 
 
-def _cpu_quota(cgroup: Path) -> float:
+def _cpu_quota(group: Path) -> float:
     """Return the CPUs by cgroup v2's cpu.max or v1's cpu.cfs_*, inf without a limit."""
     try:
-        limit, period = (cgroup / "cpu.max").read_text().split()
+        limit, period = (group / "cpu.max").read_text().split()
     except (OSError, ValueError):
         try:
-            limit = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text()
-            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text()
+            limit = (group / "cpu.cfs_quota_us").read_text()
+            period = (group / "cpu.cfs_period_us").read_text()
         except OSError:
             return math.inf
     try:
@@ -163,30 +170,74 @@ def _machine_memory() -> float:
         return math.inf
 
 
-def _limit_files(cgroup: Path, own_groups: Path) -> Iterable[Path]:
-    """Yield v2's memory.max or v1's memory.limit_in_bytes, from the outermost group inwards.
-
-    In a container that sees only its own groups, the path of the process may be the machine's:
-    files that do not exist are skipped later.
-    """
-    yield cgroup / "memory.max"
-    yield cgroup / "memory" / "memory.limit_in_bytes"
-    try:
-        lines = own_groups.read_text(errors="surrogateescape").splitlines()
-    except OSError:
-        return
-    for line in lines:  # number:controllers:path, with no controllers in v2
-        controllers, _, path = line.partition(":")[2].partition(":")
-        if controllers and "memory" not in controllers.split(","):
+def _memory_limit(group: Path) -> float:
+    """Return the bytes by cgroup v2's memory.max or v1's memory.limit_in_bytes, else inf."""
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        try:
+            return int((group / name).read_text())
+        except (OSError, ValueError):  # it does not exist, or says "max"
             continue
-        folder = cgroup / "memory" if controllers else cgroup
-        for name in filter(None, path.split("/")):
-            folder /= name
-            yield folder / ("memory.limit_in_bytes" if controllers else "memory.max")
+    return math.inf
 
 
-def _read_limit(path: Path) -> float:
+def _control_groups(controller: str, cgroup: Path, own_groups: Path) -> Iterator[Path]:
+    """Yield the folders of this process's groups that may limit a resource.
+
+    Those of cgroup v2, then those of v1, which has a hierarchy for each controller; each from the
+    outermost group inwards. A machine may have both, and each controller is in one of them alone.
+    A folder or a file in it need not exist: in a container, the path of the process may be the
+    machine's.
+    """
+    paths = {"cgroup2": "/", "cgroup": "/"}
+    for line in _read_lines(own_groups):  # number:controllers:path, with no controllers in v2
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if not controllers:
+            paths["cgroup2"] = path
+        elif controller in controllers.split(","):
+            paths["cgroup"] = path
+    mounts = _cgroup_mounts(controller, own_groups.with_name("mountinfo")) or [
+        ("cgroup2", "/", cgroup),
+        ("cgroup", "/", cgroup / controller),
+    ]
+    for kind in ("cgroup2", "cgroup"):
+        path = paths[kind]
+        folders = [(root, point) for one, root, point in mounts if one == kind]
+        # A mount may show a part of the hierarchy only, such as the container's.
+        around = [(root, point) for root, point in folders if _is_below(path, root)]
+        for root, point in around[:1] or folders[:1]:
+            folder = point
+            yield folder
+            inner = path.removeprefix(root) if around else ""
+            names = [name for name in inner.split("/") if name]
+            for name in names if ".." not in names else []:  # "..": outside of what is shown
+                folder /= name
+                yield folder
+
+
+def _is_below(path: str, root: str) -> bool:
+    return path == root or path.startswith(root.rstrip("/") + "/")
+
+
+def _cgroup_mounts(controller: str, mountinfo: Path) -> list[tuple[str, str, Path]]:
+    """Return the kind, the root in its hierarchy and the folder of each mount of control groups."""
+    mounts = []
+    for line in _read_lines(mountinfo):
+        # number parent device root folder options [tags] - kind source options
+        before, _, after = line.partition(" - ")
+        fields, (kind, _, options, *_) = before.split(" "), [*after.split(" "), "", "", ""]
+        if kind == "cgroup2" or (kind == "cgroup" and controller in options.split(",")):
+            root, folder = (_unescape(field) for field in fields[3:5])
+            mounts.append((kind, root, Path(folder)))
+    return mounts
+
+
+def _unescape(field: str) -> str:
+    """Replace the octal numbers that mountinfo has for spaces and line ends."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+
+
+def _read_lines(path: Path) -> list[str]:
     try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # it does not exist, or says "max"
-        return math.inf
+        return path.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return []

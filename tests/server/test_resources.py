@@ -7,7 +7,7 @@ import sys
 import pytest
 from prometheus_client import CollectorRegistry
 
-from neurona_server.resources import MemoryKills, available_cpus, memory_limit
+from neurona_server.resources import CGROUP, MemoryKills, available_cpus, memory_limit
 from neurona_server.telemetry.collectors import MemoryLimitCollector
 
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -96,19 +96,133 @@ def test_the_series_follows_changes_of_the_limit():
 )
 def test_the_quota_of_a_container_bounds_the_cpus(tmp_path, text, cpus):
     (tmp_path / "cpu.max").write_text(text)
-    assert available_cpus(tmp_path) == cpus
+    assert available_cpus(tmp_path, tmp_path / "own") == cpus
 
 
 @pytest.mark.parametrize(("quota", "cpus"), [("-1", ALL), ("100000", 1)])
 def test_the_quota_of_cgroup_v1_bounds_the_cpus(tmp_path, quota, cpus):
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota)
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
-    assert available_cpus(tmp_path) == cpus
+    write(tmp_path, "cpu/cpu.cfs_quota_us", quota)
+    write(tmp_path, "cpu/cpu.cfs_period_us", "100000")
+    assert available_cpus(tmp_path, tmp_path / "own") == cpus
 
 
 def test_without_a_quota_it_is_the_affinity(tmp_path):
-    assert available_cpus(tmp_path) == ALL
+    assert available_cpus(tmp_path, tmp_path / "own") == ALL
+
+
+def proc(folder, cgroup, *mounts):
+    """Write files as /proc/self/cgroup and mountinfo, and return the first."""
+    write(folder, "proc/cgroup", cgroup)
+    lines = [
+        f"{31 + number} 30 0:{number} {root} {point} rw,nosuid shared:9 - {kind} {kind} {options}\n"
+        for number, (kind, root, point, options) in enumerate(mounts)
+    ]
+    write(folder, "proc/mountinfo", "22 1 8:1 / / rw - ext4 /dev/root rw\n" + "".join(lines))
+    return folder / "proc" / "cgroup"
+
+
+ONE_CPU = {
+    "cgroup2": {"cpu.max": "100000 100000\n", "memory.max": "104857600\n"},
+    "cgroup": {
+        "cpu.cfs_quota_us": "50000\n",
+        "cpu.cfs_period_us": "50000\n",
+        "memory.limit_in_bytes": "104857600\n",
+    },
+}
+V1 = "rw,cpu,cpuacct,memory"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "own", "root", "group"),
+    [
+        # systemd's CPUQuota and MemoryMax, on a service and on the slice around it
+        ("cgroup2", "rw", "0::/system.slice/n.service\n", "/", "system.slice/n.service"),
+        ("cgroup2", "rw", "0::/system.slice/n.service\n", "/", "system.slice"),
+        ("cgroup", V1, "4:memory,cpuacct,cpu:/a.slice/n.service\n0::/\n", "/", "a.slice/n.service"),
+        ("cgroup", V1, "4:cpu,cpuacct,memory:/a.slice/n.service\n", "/", "a.slice"),
+        # containers that see their own groups alone, and one that starts groups of its own
+        ("cgroup2", "rw", "0::/\n", "/", ""),
+        ("cgroup2", "rw", "0::/inner\n", "/", "inner"),
+        ("cgroup", V1, "3:cpu,memory:/docker/abc\n", "/docker/abc", ""),
+        ("cgroup", V1, "3:cpu,memory:/docker/abc/inner\n", "/docker/abc", "inner"),
+        ("cgroup", V1, "3:cpu,memory:/docker/abc\n", "/kubepods/pod1", ""),
+        ("cgroup2", "rw", "0::/../../kubepods/pod1\n", "/", ""),
+        # names with a space and a colon
+        ("cgroup2", "rw", "0::/a b:c/d\n", "/", "a b:c/d"),
+    ],
+)
+def test_the_own_group_of_the_process_counts_wherever_it_is(
+    tmp_path, kind, options, own, root, group
+):
+    point = tmp_path / "control groups"
+    mount = (kind, root, str(point).replace(" ", "\\040"), options)
+    other = ("cgroup2" if kind == "cgroup" else "cgroup", "/", "/nowhere", "rw,name=systemd")
+    own_groups = proc(tmp_path, own, other, mount)
+    for name, text in ONE_CPU[kind].items():
+        write(point / group, name, text)
+        write(point / "other.slice", name, "1000\n")
+    assert available_cpus(tmp_path / "unused", own_groups) == 1
+    assert memory_limit(tmp_path / "unused", own_groups) == 104857600
+
+
+def test_a_mount_of_another_container_does_not_count(tmp_path):
+    own_groups = proc(
+        tmp_path,
+        "0::/system.slice/n.service\n",
+        ("cgroup2", "/docker/abc", tmp_path / "container", "rw"),
+        ("cgroup2", "/", tmp_path / "machine", "rw"),
+    )
+    write(tmp_path, "container/cpu.max", "10000 100000")
+    write(tmp_path, "machine/system.slice/n.service/cpu.max", "max 100000")
+    assert available_cpus(tmp_path, own_groups) == ALL
+
+
+REPORT = "from neurona_server.resources import *; print(available_cpus())"
+
+
+def make_group(folder, files):
+    """Make a control group, or skip the test where this process must not."""
+    try:
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    except OSError as error:
+        if folder.is_dir():
+            folder.rmdir()
+        pytest.skip(f"needs to make control groups: {error}")
+
+
+@pytest.mark.skipif(ALL < 2, reason="needs two CPUs")
+@pytest.mark.parametrize("resource", ["quota", "quota of the parent", "cpuset"])
+def test_a_process_in_a_real_control_group(resource):
+    controller = "cpuset" if resource == "cpuset" else "cpu"
+    root = CGROUP / controller
+    first = min(os.sched_getaffinity(0))
+    if root.is_dir():  # v1
+        limit = {"cpu.cfs_quota_us": "100000"}
+        if controller == "cpuset":
+            mems = (root / "cpuset.mems").read_text()
+            limit = {"cpuset.mems": mems, "cpuset.cpus": str(first)}
+        inherited = {} if controller == "cpu" else limit
+        no_limit = {}
+    else:
+        root = CGROUP
+        limit = {"cpu.max": "100000"} if controller == "cpu" else {"cpuset.cpus": str(first)}
+        inherited, no_limit = {}, {"cgroup.subtree_control": f"+{controller}"}
+    outer = root / f"neurona-{os.getpid()}"
+    inner = outer / "inner"
+    make_group(outer, {**(limit if "parent" in resource else inherited), **no_limit})
+    try:
+        make_group(inner, inherited if "parent" in resource else limit)
+        try:
+            join = f"open({str(inner / 'cgroup.procs')!r}, 'w').write('0'); "
+            command = [sys.executable, "-c", join + REPORT]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+        finally:
+            inner.rmdir()
+    finally:
+        outer.rmdir()
+    assert done.stdout == "1\n"
 
 
 @pytest.mark.parametrize("name", ["memory.events", "memory.oom_control"])

@@ -202,6 +202,12 @@ def pictures() -> dict[str, Picture]:
     return files
 
 
+def peculiar_picture() -> bytes:
+    """Return a grey JPEG whose metadata ends early, of which Pillow warns."""
+    cut = b"Exif\0\0II*\0\x08\0\0\0\x05\0"
+    return encode(Image.fromarray(np.full((SIDE, SIDE), 51, np.uint8)), "JPEG", exif=cut)
+
+
 def rejected_pictures() -> dict[str, tuple[bytes, str]]:
     """Return files that no reader takes, each with a part of the error."""
     levels = np.linspace(-1, 1, SIDE * SIDE)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from neurona_client.files.errors import FileContentError
+from neurona_client.files.texts import decode_text
 from neurona_client.targets import validate_target
 
 if TYPE_CHECKING:
@@ -219,7 +221,10 @@ def _read_token(flag: str | None) -> str | None:
     if content is None:
         text = os.environ.get("NEURONA_TOKEN", "")
     else:
-        text = content.decode("ascii", "replace")
+        try:
+            text = decode_text(content)
+        except FileContentError as error:
+            raise CommandError("invalid token file (expected text)", WRONG_USAGE) from error
     text = text.strip()
     # The message does not show the token: it is a secret.
     if not text.isascii() or any(character.isspace() for character in text):

@@ -83,7 +83,8 @@ def tensor_line(spec: "TensorSpec") -> str:
     sizes = [
         axes.get(number) or "?" if size < 0 else str(size) for number, size in enumerate(spec.shape)
     ]
-    text = f"{spec.name}: {spec.dtype} [{', '.join(sizes)}]"
+    shape = "of any shape" if spec.any_shape else f"[{', '.join(sizes)}]"
+    text = f"{spec.name}: {spec.dtype} {shape}"
     text += " (optional)" if spec.optional else ""
     words = [word for word in (spec.description, spec.unit) if word]
     return text + (f", {'; '.join(words)}" if words else "")

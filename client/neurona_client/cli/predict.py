@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -72,6 +73,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     from neurona_client.cli.sample_files import list_files
 
+    # Pillow warns of peculiar metadata; what makes a picture unreadable is an error.
+    warnings.filterwarnings("ignore", module=r"PIL\b")
     files = list_files(options.files)
     rows: list[Row] = []
     failures = 0

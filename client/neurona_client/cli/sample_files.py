@@ -1,31 +1,37 @@
-"""Files as inputs of a model: CSV rows, images, arrays, sound; and synthetic inputs."""
+"""Files as inputs of a model: tables, texts, images, arrays, sound; and synthetic inputs."""
 
 import contextlib
-import csv
-import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
+from neurona_client.cli.table_files import (
+    MAX_ROWS_PER_REQUEST,
+    SequenceLengths,
+    main_inputs,
+    read_table_samples,
+    read_text_samples,
+)
 from neurona_client.descriptions import ModelDescription, TensorSpec
 from neurona_client.errors import InvalidInputError
 from neurona_client.files import arrays as array_files
-from neurona_client.files import audio, images
+from neurona_client.files import audio, images, tables
 from neurona_client.files.errors import FileContentError
 from neurona_client.inputs import Inputs
 from neurona_protos.tensors import NUMPY_DTYPES
 
-SUFFIXES = (".csv", *array_files.SUFFIXES, *audio.SUFFIXES, *images.SUFFIXES)
+SUFFIXES = (*tables.SUFFIXES, *array_files.SUFFIXES, *audio.SUFFIXES, *images.SUFFIXES)
+TEXT_SUFFIX = ".txt"  # of files that are named, not of those in folders: they may be notes
 STANDARD_INPUT = "-"
 
-MAX_ROWS_PER_REQUEST = 64
+_MAX_SEQUENCE_BYTES = 4 << 20
+"""Of the sequences in one request, unless one alone has more."""
 
 SYNTHETIC_REQUESTS = 16
 """How many different synthetic requests there are; they take turns."""
@@ -36,12 +42,6 @@ _SAMPLE_RATE = re.compile(
     r"\b(\d[\d,]*(?:\.\d+)?)\s*(kHz|Hz|samples (?:a|per) second|samples/s)", re.IGNORECASE
 )
 """In the description of an input that takes sound, such as "8,000 samples a second" or "16 kHz"."""
-
-CsvRow = tuple[int, list[str]]
-"""Number of the line, and its cells."""
-
-NamedInputs = tuple[list[str], Inputs]
-"""Name of each row, FILE:LINE, and the inputs."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def read_samples(name: str, model: ModelDescription) -> Iterator[Sample]:
     """Read a file.
 
     Args:
-        name: of the file; "-": CSV from standard input.
+        name: of the file; "-": a table from standard input.
         model: what the samples are for.
 
     Yields:
@@ -108,15 +108,19 @@ def read_samples(name: str, model: ModelDescription) -> Iterator[Sample]:
 def _read_any(name: str, model: ModelDescription) -> Iterator[Sample]:
     path = Path(name)
     suffix = path.suffix.lower()
-    if name == STANDARD_INPUT or suffix == ".csv":
-        for names, inputs in _read_csv(name, model):
+    if name == STANDARD_INPUT or suffix in tables.SUFFIXES:
+        content = sys.stdin.buffer.read() if name == STANDARD_INPUT else path.read_bytes()
+        for names, inputs in read_table_samples(content, name, model):
             yield Sample(names, inputs)
         return
     path.stat()  # so that the error of a missing file is the same for all formats
     if path.is_dir():
         os.listdir(path)  # raises if it cannot be read
         raise InvalidInputError(f"no samples in the folder (expected {', '.join(SUFFIXES)})")
-    if suffix in array_files.SUFFIXES:
+    if suffix == TEXT_SUFFIX:
+        for names, inputs in read_text_samples(path.read_bytes(), name, model):
+            yield Sample(names, inputs)
+    elif suffix in array_files.SUFFIXES:
         yield from _read_arrays(path, model)
     elif suffix in audio.SUFFIXES:
         yield Sample([name], _read_sound(path, model))
@@ -124,37 +128,20 @@ def _read_any(name: str, model: ModelDescription) -> Iterator[Sample]:
         yield Sample([name], path)
     else:
         kind = array_files.PICKLE_REASON if array_files.is_pickle(path) else "unknown file type"
-        raise InvalidInputError(f"{kind} (expected {', '.join(SUFFIXES)})")
+        expected = ", ".join((*SUFFIXES, TEXT_SUFFIX))
+        raise InvalidInputError(f"{kind} (expected {expected})")
 
 
-@dataclass(frozen=True)
-class _SequenceLengths:
-    """An input with the length of each sequence of another input, whose time axis is free."""
-
-    spec: TensorSpec
-    time_axis: int
-
-
-def _only_input(model: ModelDescription) -> tuple[TensorSpec, _SequenceLengths | None]:
+def _only_input(model: ModelDescription) -> tuple[TensorSpec, SequenceLengths | None]:
     """Return the input that takes an array, and the one for its lengths, if any."""
-    required = [spec for spec in model.inputs if not spec.optional] or list(model.inputs)
-    lengths = [
-        spec
-        for spec in required
-        if "INT" in spec.dtype and len(spec.shape) == 1 and "len" in spec.name.lower()
-    ]
-    others = [spec for spec in required if spec not in lengths]
-    if len(required) == 1:
-        return required[0], None
-    if len(others) == len(lengths) == 1:
-        time_axes = [axis for axis, size in enumerate(others[0].shape) if axis and size < 0]
-        if len(time_axes) == 1:
-            return others[0], _SequenceLengths(lengths[0], time_axes[0])
-    names = ", ".join(spec.name for spec in required)
-    raise InvalidInputError(
-        f"model takes {len(required)} inputs: {names} (expected an NPZ file with an array for "
-        "each name)"
-    )
+    specs, lengths = main_inputs(model)
+    if len(specs) != 1:
+        names = ", ".join(spec.name for spec in specs)
+        raise InvalidInputError(
+            f"model takes {len(specs)} inputs: {names} (expected an NPZ file with an array for "
+            "each name)"
+        )
+    return specs[0], lengths
 
 
 def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
@@ -174,8 +161,10 @@ def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
         )
     sequences, lengths = array_files.read_sequences(content)
     sequences = _match_channels(sequences, content, spec)
-    for start in range(0, len(lengths), MAX_ROWS_PER_REQUEST if model.batched else 1):
-        some = lengths[start : start + (MAX_ROWS_PER_REQUEST if model.batched else 1)]
+    affordable = _MAX_SEQUENCE_BYTES // max(1, sequences[0].nbytes)
+    step = max(1, min(MAX_ROWS_PER_REQUEST, affordable)) if model.batched else 1
+    for start in range(0, len(lengths), step):
+        some = lengths[start : start + step]
         rows = sequences[start : start + len(some), : some.max()]
         names = [f"{path}[{row}]" for row in range(start, start + len(some))]
         yield Sample(names, {spec.name: rows, spec_of_lengths.spec.name: some})
@@ -197,7 +186,7 @@ def _match_channels(
 
 
 def _array_with_lengths(
-    array: np.ndarray[Any, Any], spec: TensorSpec, lengths: _SequenceLengths | None
+    array: np.ndarray[Any, Any], spec: TensorSpec, lengths: SequenceLengths | None
 ) -> Inputs:
     """Return inputs for one array; the steps of a sequence without padding are its length."""
     if lengths is None:
@@ -228,120 +217,6 @@ def _read_sound(path: Path, model: ModelDescription) -> Inputs:
         factor = 1000 if match[2].lower() == "khz" else 1
         rate = round(float(match[1].replace(",", "")) * factor)
     return _array_with_lengths(audio.read_sound(path).mono(rate), spec, lengths)
-
-
-def _read_csv(name: str, model: ModelDescription) -> Iterator[NamedInputs]:
-    """Read rows of a CSV file, several of the same shape at a time.
-
-    A model with one input takes all cells of a row in their order; where it takes numbers, a first
-    line without any is a header. For several inputs, the first line has their names.
-    """
-    required = [spec for spec in model.inputs if not spec.optional]
-    with _open_text(name) as file:
-        reader = csv.reader(file)
-        try:
-            rows = ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
-            if len(required) == 1:
-                yield from _rows_of_one_input(name, rows, required[0], model)
-            else:
-                yield from _rows_of_several_inputs(name, rows, required)
-        except UnicodeDecodeError as error:
-            raise InvalidInputError("not UTF-8 text") from error
-        except csv.Error as error:
-            raise InvalidInputError(f"line {reader.line_num}: {error}") from error
-
-
-def _open_text(name: str) -> AbstractContextManager[TextIO]:
-    if name == STANDARD_INPUT:
-        return nullcontext(sys.stdin)
-    return Path(name).open(encoding="utf-8-sig", newline="")
-
-
-def _rows_of_one_input(
-    name: str, rows: Iterable[CsvRow], spec: TensorSpec, model: ModelDescription
-) -> Iterator[NamedInputs]:
-    names: list[str] = []
-    arrays: list[np.ndarray[Any, Any]] = []
-    max_rows = MAX_ROWS_PER_REQUEST if model.batched else 1
-    for row_number, (line, row) in enumerate(rows):
-        if row_number == 0 and spec.dtype != "STRING" and _is_header(row):
-            continue
-        try:
-            array = _to_sample([_parse_cell(cell, spec, line) for cell in row], spec, line)
-        except InvalidInputError:
-            if arrays:  # the rows before the invalid one are predicted
-                yield names, np.stack(arrays)
-            raise
-        if arrays and (len(arrays) == max_rows or array.shape != arrays[0].shape):
-            yield names, np.stack(arrays)
-            names, arrays = [], []
-        names.append(f"{name}:{line}")
-        arrays.append(array)
-    if arrays:
-        yield names, np.stack(arrays)
-
-
-def _rows_of_several_inputs(
-    name: str, rows: Iterable[CsvRow], specs: list[TensorSpec]
-) -> Iterator[NamedInputs]:
-    lines = iter(rows)
-    _, header = next(lines, (0, []))
-    input_names = [spec.name for spec in specs]
-    titles = [title.strip() for title in header]
-    if sorted(titles) != sorted(input_names):
-        raise InvalidInputError(
-            f"first line has {', '.join(titles) or 'nothing'} (expected the names of the inputs: "
-            f"{', '.join(input_names)})"
-        )
-    columns = {title: column for column, title in enumerate(titles)}
-    for line, row in lines:
-        if len(row) != len(titles):
-            raise InvalidInputError(f"line {line} has {len(row)} cells (expected {len(titles)})")
-        inputs: Inputs = {
-            spec.name: _to_sample([_parse_cell(row[columns[spec.name]], spec, line)], spec, line)[
-                np.newaxis
-            ]
-            for spec in specs
-        }
-        yield [f"{name}:{line}"], inputs
-
-
-def _to_sample(values: list[Any], spec: TensorSpec, line: int) -> np.ndarray[Any, Any]:
-    """Arrange values in the shape that the model takes after its first axis."""
-    shape = list(spec.shape[1:])
-    if shape.count(-1) > 1:
-        raise InvalidInputError(
-            f"input {spec.name!r} has shape {list(spec.shape)}, which a row of cells does not "
-            "determine (expected an NPY file)"
-        )
-    fixed_size = math.prod(size for size in shape if size >= 0)
-    if -1 in shape and fixed_size and len(values) % fixed_size == 0:
-        shape[shape.index(-1)] = len(values) // fixed_size
-    elif len(values) != fixed_size or -1 in shape:
-        expected = f"a multiple of {fixed_size}" if -1 in shape else str(fixed_size)
-        raise InvalidInputError(f"line {line} has {len(values)} cells (expected {expected})")
-    return np.asarray(values, dtype=object if spec.dtype == "STRING" else None).reshape(shape)
-
-
-def _parse_cell(text: str, spec: TensorSpec, line: int) -> Any:
-    if spec.dtype == "STRING":
-        return text
-    try:
-        return int(text) if "INT" in spec.dtype else float(text)
-    except ValueError:
-        expected = "an integer" if "INT" in spec.dtype else "a number"
-        raise InvalidInputError(f"line {line} has {text!r} (expected {expected})") from None
-
-
-def _is_header(row: list[str]) -> bool:
-    """Whether no cell is a number."""
-    for cell in row:
-        try:
-            float(cell)
-        except ValueError:
-            continue
-        return False
-    return True
 
 
 def synthetic_inputs(model: ModelDescription, rows: int, steps: int) -> list[Inputs]:

@@ -26,7 +26,8 @@ _PLAIN = re.compile(rf"\d+{_EXPONENT}", re.ASCII)
 _INFINITE = re.compile(r"inf(?:inity)?", re.IGNORECASE)
 _EITHER = re.compile(r"[1-9]\d{0,2}[.,]\d{3}", re.ASCII)  # thousands or decimals
 _POINT = re.compile(
-    rf"(?:\d+\.\d*|\.\d+){_EXPONENT}|[1-9]\d{{0,2}}(?:,\d{{3}})+\.\d*|[1-9]\d{{0,2}}(?:,\d{{3}}){{2,}}",
+    rf"(?:\d+\.\d*|\.\d+){_EXPONENT}|[1-9]\d{{0,2}}(?:,\d{{3}})+\.\d*"
+    r"|[1-9]\d{0,2}(?:,\d{3}){2,}|[1-9]\d?(?:,\d{2})+,\d{3}(?:\.\d*)?",  # the last: in India
     re.ASCII,
 )
 _COMMA = re.compile(

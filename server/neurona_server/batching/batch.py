@@ -296,6 +296,7 @@ class _Part(Request):
         self, split: _SplitRequest, request: Request, inputs: Inputs, rows: int, nbytes: int
     ) -> None:
         super().__init__(inputs, rows, request.group, request.deadline, request.priority, nbytes)
+        self.queue_timeout = request.queue_timeout
         self._request = request
         self._split: _SplitRequest | None = split
 

@@ -24,7 +24,7 @@ from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.inline import InlineRunner
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.queue import Queue
-from neurona_server.batching.request import Outputs, Request
+from neurona_server.batching.request import Outputs, Request, ResponseOrder
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import (
     DeadlineExceededError,
@@ -51,7 +51,9 @@ while the function returns True."""
 FULL_BATCHES_TO_EXPLORE = 16
 """Full batches after which the next larger batch size is tried."""
 
-EXPIRED_IN_QUEUE = "deadline exceeded while the request waited in the queue"
+EXPIRED_IN_QUEUE = (
+    "Request timeout expired: deadline exceeded while the request waited in the queue"
+)
 DISPLACED_FROM_QUEUE = "queue full: the request was displaced by a more urgent one"
 EXPIRED_IN_RUN = "deadline exceeded while the model ran"
 
@@ -119,6 +121,7 @@ class Batcher:
         self._overdue_batches: set[Batch] = set()
         self._overdue_logged_at = -math.inf
         self._stop_error: NeuronaError | None = None
+        self._response_order = ResponseOrder() if policy.preserve_order else None
         # A model that has the device for itself never waits for a slot.
         self._scheduler = scheduler or DeviceScheduler(1 << 30)
         self.tune()
@@ -156,11 +159,18 @@ class Batcher:
         """
         inline = defer is not None and self._inline.enabled
         self.admission.check(request)
+        policies = self.policy.queue_policies
+        if policies is not None and request.queue_timeout is None:
+            request.queue_timeout = policies.level_timeout(request.priority)
         parts = split_request(request, self.policy.max_rows) if self._batched else [request]
         if request.finished:
             return
         try:
-            displaced = self.queue.put(parts, notify=not inline)
+            if (order := self._response_order) is None:
+                displaced = self.queue.put(parts, notify=not inline)
+            else:
+                with order.admit(request):
+                    displaced = self.queue.put(parts, notify=not inline)
         except QueueFullError as error:
             error.retry_after = self.admission.predict_wait(request.priority)
             raise
@@ -219,10 +229,13 @@ class Batcher:
     def check_runs(self) -> bool:
         """Act on the runs that take too long; return whether there are any runs.
 
-        A run whose requests have all exceeded their deadlines is terminated, as is one longer than
+        A request that has waited for longer than the queue policies allow is rejected. A run whose
+        requests have all exceeded their deadlines is terminated, as is one longer than
         `max_run_seconds`. A run of an instance that takes much longer than predicted gives its slot
         of the device up. The watchdog calls this now and then.
         """
+        for request in self.queue.remove_rejectable():
+            request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
         if not self._active_batches:
             return False
         now = self._clock()

@@ -75,8 +75,9 @@ class InlineRunner:
                 self.enabled = False
                 return
             self._resumed_at, self._suspended_until = self._suspended_until, 0.0
-        # The transport does not return to a batch that waits to be filled.
-        self.enabled = not self._policy.max_delay and (
+        # The transport does not return to a batch that waits to be filled, and its workers write
+        # large responses in any order.
+        self.enabled = not (self._policy.max_delay or self._policy.preserve_order) and (
             self._is_worthwhile() if self._policy.inline is None else self._policy.inline
         )
 

@@ -1,10 +1,14 @@
-"""The bounded queue in which a model's requests wait for an idle instance."""
+"""The bounded queue in which a model's requests wait for an idle instance.
+
+It is one file since every decision, about admission, waiting and the next batch, reads the same
+levels under the same lock.
+"""
 
 import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 from neurona_server.batching.batch import Batch
@@ -74,6 +78,7 @@ class _Level:
     __slots__ = (
         "arrivals",
         "backlog",
+        "delayed",
         "finish_tag",
         "lanes",
         "nbytes",
@@ -89,10 +94,30 @@ class _Level:
         """The requests of each group."""
         self.arrivals: dict[Request, None] = {}
         """All of them, the newest last."""
+        self.delayed: set[Request] = set()
+        """Those that have waited too long, and are served after all others of the level."""
         self.rows = 0
         self.nbytes = 0
         self.backlog = Backlog(cost)
         self.finish_tag = 0.0
+
+    def lane_in_order(self, group: Hashable) -> Iterable[Request]:
+        """Return the requests of a group in the order in which they are served."""
+        lane = self.lanes.get(group, ())
+        if not self.delayed:
+            return lane
+        return sorted(lane, key=self.delayed.__contains__)
+
+    def first_group(self, groups: Iterable[Hashable]) -> Hashable:
+        """Return the group of the lane whose first request is served before those of the others."""
+        if not self.delayed:
+            return min(groups, key=lambda group: next(iter(self.lanes[group])).queued_at)
+
+        def rank(group: Hashable) -> tuple[bool, float]:
+            first = next(iter(self.lane_in_order(group)))
+            return first in self.delayed, first.queued_at
+
+        return min(groups, key=rank)
 
 
 class LevelAhead(NamedTuple):
@@ -137,6 +162,8 @@ class Queue:
         cost: Cost = lambda *_: 0.0,
     ) -> None:
         self._policy = policy
+        self._policies = policy.queue_policies
+        self._has_timeouts = self._policies is not None and self._policies.have_timeouts
         self._clock = clock
         self.max_batch_rows = policy.max_rows  # self-tuning changes it
         # All other mutable state, guarded by the condition's lock:
@@ -157,6 +184,12 @@ class Queue:
     def rows(self) -> int:
         """The number of waiting rows."""
         return self._rows
+
+    @property
+    def request_count(self) -> int:
+        """The number of waiting requests."""
+        with self._lock:
+            return sum(len(level.arrivals) for level in self._levels)
 
     @property
     def closed(self) -> bool:
@@ -212,8 +245,8 @@ class Queue:
             return self._clock() - self._oldest() if self._rows else 0.0
 
     def __repr__(self) -> str:
+        requests = self.request_count
         with self._lock:
-            requests = sum(len(level.arrivals) for level in self._levels)
             state = "closed" if self._closed else "open"
             return f"<Queue {state}: {requests} requests, {self._rows} rows, {self._bytes} bytes>"
 
@@ -244,6 +277,8 @@ class Queue:
         with self._lock:
             if self._closed:
                 raise UnavailableError("model is shutting down: it accepts no more requests")
+            if self._policies is not None:
+                self._check_count(requests[0].priority)
             displaced: Sequence[Request] = ()
             if self._rows + rows > max_rows or self._bytes + nbytes > max_bytes:
                 displaced = self._find_displaceable(
@@ -291,6 +326,13 @@ class Queue:
             if not self._rows or self._seconds_until_ready() != 0.0:
                 return None
             return self._form_batch(accept)
+
+    def remove_rejectable(self) -> Sequence[Request]:
+        """Remove and return the requests that have waited longer than their policy allows."""
+        if not self._has_timeouts:
+            return ()
+        with self._lock:
+            return self._apply_timeouts()
 
     def put_back(self, batch: Batch) -> None:
         """Have an instance run a batch again, before all others, that was interrupted inline."""
@@ -343,6 +385,7 @@ class Queue:
         if not lane:
             del level.lanes[group]
         del level.arrivals[request]
+        level.delayed.discard(request)
         rows, nbytes = request.rows, request.nbytes
         level.rows -= rows
         level.nbytes -= nbytes
@@ -379,9 +422,45 @@ class Queue:
     def _next_start_tag(self, level: _Level) -> float:
         return level.finish_tag if level.rows else max(level.finish_tag, self._virtual_time)
 
+    def _check_count(self, priority: Priority) -> None:
+        assert self._policies is not None  # noqa: S101  for the type checker
+        limit = self._policies.level_policy(priority).max_requests
+        count = len(self._levels[priority].arrivals)
+        if limit and count >= limit:
+            raise QueueFullError(
+                f"Exceeds maximum queue size: {count} requests of this priority wait (expected at "
+                f"most {limit})"
+            )
+
     def _oldest(self) -> float:
         heads = [next(iter(lane)) for level in self._levels for lane in level.lanes.values()]
         return min([head.queued_at for head in heads])
+
+    def _next_timeout(self) -> float:
+        """Return the time at which a waiting request is to be rejected or delayed, else inf."""
+        times = [
+            request.queued_at + request.queue_timeout.seconds
+            for level in self._levels
+            for request in level.arrivals
+            if request.queue_timeout is not None and request not in level.delayed
+        ]
+        return min(times, default=math.inf)
+
+    def _apply_timeouts(self) -> Sequence[Request]:
+        """Delay the requests that have waited too long, or remove and return them."""
+        now = self._clock()
+        removed = []
+        for level in self._levels:
+            for request in [*level.arrivals]:
+                timeout = request.queue_timeout
+                if timeout is None or now < request.queued_at + timeout.seconds:
+                    continue
+                if timeout.delays:
+                    level.delayed.add(request)
+                else:
+                    self._remove(request)
+                    removed.append(request)
+        return removed
 
     def _seconds_until_ready(self) -> float | None:
         """Return the seconds until a batch is ready: 0.0 for now, None for an empty queue."""
@@ -389,42 +468,77 @@ class Queue:
             return 0.0
         if not self._rows:
             return None
-        if not self._policy.max_delay or self._closed or self._full_group() is not None:
+        if not self._policy.max_delay or self._closed or self._find_ready_group() is not None:
             return 0.0
         waiting = [request for level in self._levels for request in level.arrivals]
         latest = min([r.deadline - self._cost(self.max_batch_rows, r.group) for r in waiting])
         ready = min(self._oldest() + self._policy.max_delay, latest)
+        if self._has_timeouts:
+            ready = min(ready, self._next_timeout())
         return max(0.0, ready - self._clock())
 
-    def _full_group(self) -> Hashable | None:
-        """Return a group of which a full batch is waiting, if there is one."""
+    def _find_ready_group(self) -> tuple[Hashable, int] | None:
+        """Return a group of which a batch need not wait for more, and the rows of the batch."""
         for level in self._levels:
             for group in level.lanes:
-                if self.group_rows(group) >= self.max_batch_rows:
-                    return group
+                if rows := self._ready_rows(self._levels, group):
+                    return group, rows
         return None
 
+    def _ready_rows(self, levels: Sequence[_Level], group: Hashable) -> int:
+        """Return the rows of a batch that need not wait for more, 0 if it may grow.
+
+        It is the largest batch of a preferred size or, if the next request would exceed all of
+        these, what there is.
+        """
+        limit = self.max_batch_rows
+        preferred = [size for size in self._policy.preferred_rows if size <= limit]
+        if not preferred:
+            return limit if self.group_rows(group) >= limit else 0
+        largest = max(preferred)
+        rows = ready = 0
+        for level in levels:
+            for request in level.lane_in_order(group):
+                if rows and rows + request.rows > largest:
+                    ready = ready or rows
+                if rows + request.rows > limit and rows:
+                    return ready
+                rows += request.rows
+                if rows in preferred:
+                    ready = rows
+        return ready or (rows if rows >= largest else 0)
+
     def _form_batch(self, accept: Accept | None) -> Batch | None:
+        batch = Batch()
+        if self._has_timeouts:
+            batch.expired.extend(self._apply_timeouts())
+            if not self._rows or self._seconds_until_ready() != 0.0:
+                return batch
         turn = min(
             [level for level in self._levels if level.rows], key=lambda level: level.finish_tag
         )
-        lanes = turn.lanes
-        group = min(lanes, key=lambda group: next(iter(lanes[group])).queued_at)
-        if self._policy.max_delay and (full := self._full_group()) is not None and full in lanes:
-            group = full
+        group = turn.first_group(turn.lanes)
+        limit = self.max_batch_rows
+        delay = self._policy.max_delay
+        if delay and self._oldest() + delay > self._clock() and (ready := self._find_ready_group()):
+            # The most urgent level leads: nothing has waited for longer than it should.
+            group, limit = ready
+            turn = next(level for level in self._levels if group in level.lanes)
         if accept is not None and not accept(self._rows_of_batch(turn, group), group):
-            short = [one for one in lanes if accept(self._rows_of_batch(turn, one), one)]
+            short = [one for one in turn.lanes if accept(self._rows_of_batch(turn, one), one)]
             if not short:
                 return None
-            group = min(short, key=lambda group: next(iter(lanes[group])).queued_at)
-        batch = Batch()
-        rows = self._fill(batch, turn, group, 0)
+            group = turn.first_group(short)
+        if self._policy.preferred_rows and not delay:
+            in_turn = [turn, *[level for level in self._levels if level is not turn]]
+            limit = self._ready_rows(in_turn, group) or limit
+        rows = self._fill(batch, turn, group, 0, limit)
         batch.level_rows[turn.priority] = rows
         self._virtual_time = turn.finish_tag
         turn.finish_tag += rows / turn.weight
         for other in self._levels:  # room that is left costs nothing, so no level pays for it
             if other is not turn and group in other.lanes:
-                filled = self._fill(batch, other, group, rows)
+                filled = self._fill(batch, other, group, rows, limit)
                 batch.level_rows[other.priority] = filled - rows
                 rows = filled
         return batch
@@ -434,15 +548,16 @@ class Queue:
         oldest = next(iter(level.lanes[group]))
         return max(oldest.rows, min(self.group_rows(group), self.max_batch_rows))
 
-    def _fill(self, batch: Batch, level: _Level, group: Hashable, rows: int) -> int:
+    def _fill(self, batch: Batch, level: _Level, group: Hashable, rows: int, limit: int) -> int:
         """Move requests from one lane into the batch, and return the rows of the batch."""
         now = self._clock()
         lane = level.lanes[group]
+        in_order = iter([*level.lane_in_order(group)]) if level.delayed else None
         while lane:
-            request = next(iter(lane))
+            request = next(iter(lane)) if in_order is None else next(in_order)
             if request.deadline <= now:
                 batch.expired.append(request)
-            elif batch.requests and rows + request.rows > self.max_batch_rows:
+            elif batch.requests and rows + request.rows > limit:
                 break
             elif not request.finished:  # another thread is about to discard a finished one
                 request.dequeued_at = now

@@ -1,14 +1,17 @@
 """One request on its way through a queue and a batch."""
 
+import contextlib
 import logging
 import math
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from neurona_server.batching.policy import Priority
+from neurona_server.batching.policy import Priority, QueueTimeout
 from neurona_server.errors import NeuronaError
 from neurona_server.telemetry.trace import Trace
 
@@ -55,7 +58,9 @@ class Request(ABC):
         "inputs",
         "nbytes",
         "priority",
+        "queue_timeout",
         "queued_at",
+        "response_order",
         "rows",
     )
 
@@ -76,6 +81,8 @@ class Request(ABC):
         self.deadline = deadline
         self.priority = priority
         self.holder: RequestHolder | None = None
+        self.queue_timeout: QueueTimeout | None = None
+        self.response_order: ResponseOrder | None = None  # of the requests it must not overtake
         self.queued_at = 0.0  # when the queue admitted it
         self.dequeued_at = 0.0  # when it left the queue to run
         # The thread that pops the only element finishes the request. list.pop is atomic, so of
@@ -119,7 +126,8 @@ class Request(ABC):
 
     def cancel(self, error: NeuronaError) -> None:
         """Finish with `error`, and have the queue or batch that holds the request drop it."""
-        if self._finish_once(None, error) and (holder := self.holder) is not None:
+        finished = self._finish_once(None, error, in_order=False)
+        if finished and (holder := self.holder) is not None:
             holder.discard(self)
             self.holder = None
 
@@ -129,7 +137,16 @@ class Request(ABC):
             self._unfinished.pop()
         except IndexError:
             return False
+        if self.response_order is not None:
+            self.response_order.remove(self)
         return True
+
+    def deliver(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
+        """Call `finish` of a request that is finished; raise nothing."""
+        try:
+            self.finish(outputs, error)
+        except Exception:  # the thread has other requests to finish
+            log.exception("a request's result could not be delivered", extra=self.log_fields)
 
     def halve(self) -> Sequence["Request"]:
         """Withdraw the request and return two that replace it.
@@ -144,15 +161,20 @@ class Request(ABC):
         self.holder = None  # it refers to its requests: without the cycle both are freed at once
         return True
 
-    def _finish_once(self, outputs: Outputs | None, error: NeuronaError | None) -> bool:
+    def _finish_once(
+        self, outputs: Outputs | None, error: NeuronaError | None, *, in_order: bool = True
+    ) -> bool:
         try:
             self._unfinished.pop()
         except IndexError:
             return False
-        try:
-            self.finish(outputs, error)
-        except Exception:  # the thread has other requests to finish
-            log.exception("a request's result could not be delivered", extra=self.log_fields)
+        if (order := self.response_order) is None:
+            self.deliver(outputs, error)
+        elif in_order:
+            order.finish(self, outputs, error)
+        else:
+            self.deliver(outputs, error)
+            order.remove(self)
         return True
 
 
@@ -161,3 +183,66 @@ class RequestHolder(Protocol):
 
     def discard(self, request: Request) -> None:
         """Drop a request that was finished by another thread."""
+
+
+class ResponseOrder:
+    """Delivers results in the order in which requests were admitted. Thread-safe.
+
+    For models that ask for it: otherwise the order depends on priorities, shapes and the number of
+    instances.
+    """
+
+    def __init__(self) -> None:
+        self._admission = threading.Lock()
+        self._lock = threading.Lock()
+        # By request, in the order of their admission; None: it is not finished.
+        self._results: OrderedDict[Request, tuple[Outputs | None, NeuronaError | None] | None]
+        self._results = OrderedDict()
+        self._delivering = False
+
+    @contextlib.contextmanager
+    def admit(self, request: Request) -> Iterator[None]:
+        """Append a request, which the body of the `with` statement puts into the queue.
+
+        A request that the queue rejects is removed again.
+        """
+        try:
+            with self._admission:  # or another thread could put its request in between
+                with self._lock:
+                    self._results[request] = None
+                request.response_order = self
+                yield
+        except BaseException:
+            request.response_order = None
+            self.remove(request)
+            raise
+        if request.finished:  # maybe before it was appended
+            self.remove(request)
+
+    def finish(self, request: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
+        """Deliver the result of a request once all requests before it are finished."""
+        with self._lock:
+            self._results[request] = (outputs, error)
+        self._deliver()
+
+    def remove(self, request: Request) -> None:
+        """Wait no longer for the result of a request."""
+        with self._lock:
+            self._results.pop(request, None)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Deliver all results whose turn it is, unless another thread does."""
+        with self._lock:
+            if self._delivering:
+                return
+            self._delivering = True
+        while True:
+            with self._lock:
+                request = next(iter(self._results), None)
+                result = None if request is None else self._results[request]
+                if request is None or result is None:
+                    self._delivering = False
+                    return
+                del self._results[request]
+            request.deliver(*result)

@@ -1,14 +1,18 @@
-"""Checks whether the requests of a model can be batched, from its settings or a test run.
+"""Checks whether the requests of a model can be batched, from its settings or test runs.
 
-Rows can share a run if axis 0 of every tensor is free and the outputs of a row do not depend on the
-other rows. The second condition is tested with synthetic rows, run together and in slices.
+Rows can share a run if axis 0 of every input is free, every output has as many rows as the inputs,
+and the outputs of a row do not depend on the other rows. The declared shapes of outputs are no
+evidence: many exporters write sizes there that only their example had. So synthetic rows are run,
+each among others and among copies of itself.
 """
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from neurona_protos.prediction_pb2 import DataType
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import LoadError
 from neurona_server.models.repository.settings import ModelSettings
@@ -20,13 +24,33 @@ log = logging.getLogger(__name__)
 BATCH = "batch"
 """Name in the settings of an axis 0 along which requests may be joined."""
 
-SLICES = ((0, 1), (1, 3), (3, 8))
-"""Enough rows to detect a dependency two steps back, and to be unsorted for certain."""
+ROWS = 4
+"""Enough to detect a dependency on any of the three rows before."""
 
-TOLERANCE = 1e-3
-"""Relative to the largest value: a GPU rounds differently at another batch size."""
+SMALLER_BATCHES = ((0, 1), (1, 4))
+
+TOLERANCE = 1e-4
+"""Relative to the largest value of a column: kernels may round the last rows of a batch in another
+way than the first ones, and those of a GPU round differently in each run."""
+
+SIZE_TOLERANCE = 0.02
+"""Relative to the largest value of a column, at another batch size: other kernels are used there,
+which sum in another order, and a quantised value may be rounded to the next one."""
+
+MIN_SIMILAR = 0.75
+"""Part of the values that must be within SIZE_TOLERANCE."""
 
 Run = Callable[[Inputs], Outputs]
+
+
+class BatchingEvidence(NamedTuple):
+    """What test runs have shown."""
+
+    independent: bool
+    reason: str = ""
+    """Why requests are not batched; empty if a model was not or could not be run."""
+    wrong_shape: bool = False
+    """Whether an output has another number of rows than the inputs: it cannot be split."""
 
 
 def decide_batching(
@@ -36,57 +60,73 @@ def decide_batching(
     settings: ModelSettings,
     run: Run,
 ) -> bool:
-    """Return whether requests may share runs, from the settings or else from a test run.
+    """Return whether requests may share runs, from the settings or else from test runs.
 
     Raises:
-        LoadError: The settings contradict each other or the model's shapes.
+        LoadError: The settings contradict each other or the model.
     """
-    specs = [*inputs, *outputs]
-    setting = _batched_setting(specs, settings)
+    setting = _batched_setting(inputs, outputs, settings)
     if setting is False:
         return False
     if setting:
-        for spec in specs:
+        for spec in inputs:
             if not has_free_rows(spec):
                 raise LoadError(
                     f"its settings say that it is batched, but {spec.name!r} is {spec} "
                     "(expected an axis 0 of free size)"
                 )
-    independent = rows_are_independent(inputs, outputs, run)
-    if setting and not independent:
-        log.warning(
-            "%s: batching enabled by its settings, but outputs of synthetic inputs depend on "
-            "other rows of the batch",
-            model,
-        )
-    elif not independent and all(map(has_free_rows, specs)):
-        log.info("%s: batching disabled: outputs depend on other rows of the batch", model)
-    return independent or bool(setting)
+    evidence = check_rows(inputs, outputs, run)
+    if setting and evidence.wrong_shape:
+        raise LoadError(f"its settings say that it is batched, but {evidence.reason}")
+    if setting and not evidence.independent:
+        problem = f", but {evidence.reason}" if evidence.reason else " without a test run"
+        log.warning("%s: batching enabled by its settings%s", model, problem)
+    elif evidence.reason:
+        log.info("%s: batching disabled: %s", model, evidence.reason)
+    return evidence.independent or bool(setting)
 
 
-def rows_are_independent(
+def check_rows(
     inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], run: Run
-) -> bool:
-    """Return whether rows have the same outputs whether they run together or in slices."""
-    if not inputs or not all(has_free_rows(spec) for spec in [*inputs, *outputs]):
-        return False
-    for size in FREE_SIZES:
-        try:
-            arrays = make_inputs(inputs, SLICES[-1][1], size)
-            sliced = [
-                run({name: array[start:stop] for name, array in arrays.items()})
-                for start, stop in SLICES
+) -> BatchingEvidence:
+    """Return whether rows have the same outputs whatever rows are beside them."""
+    if not inputs or not all(has_free_rows(spec) and not spec.any_shape for spec in inputs):
+        return BatchingEvidence(False)
+    for positive in (False, True):
+        for size in FREE_SIZES:
+            try:
+                arrays = _make_rows(inputs, size, positive=positive)
+                together = run(arrays)
+                smaller = [
+                    run({name: array[start:stop] for name, array in arrays.items()})
+                    for start, stop in SMALLER_BATCHES
+                ]
+                copies = [
+                    run({name: np.repeat(a[row : row + 1], ROWS, 0) for name, a in arrays.items()})
+                    for row in range(ROWS)
+                ]
+            except Exception as error:  # the model does not support this size, perhaps another one
+                log.debug("cannot run with free axes of %d: %s", size, error)
+                continue
+            values = [
+                [_as_numbers(array, spec) for array, spec in zip(arrays, outputs, strict=True)]
+                for arrays in (together, *smaller, *copies)
             ]
-        except Exception as error:  # the model does not support this size, perhaps another one
-            log.debug("cannot run with free axes of %d: %s", size, error)
+            if not (reason := _find_nothing_finite(values[0], outputs)):
+                return _compare(outputs, values[0], values[1:3], values[3:])
+            break  # the logarithm of a negative number, say: try positive ones
         else:
-            return _equal_together(arrays, sliced, run)
-    return False
+            return BatchingEvidence(False)
+    return BatchingEvidence(False, reason)
 
 
-def _batched_setting(specs: Sequence[TensorSpec], settings: ModelSettings) -> bool | None:
+def _batched_setting(
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], settings: ModelSettings
+) -> bool | None:
     """Return the key `batched`, else what the names of the first axes imply, else None."""
-    first = [spec.axes[0] for spec in specs if spec.axes]
+    axes = [spec.axes for spec in inputs]
+    axes += [settings.outputs[spec.name].axes for spec in outputs if spec.name in settings.outputs]
+    first = [names[0] for names in axes if names]
     others = [name for name in first if name not in ("", BATCH)]
     if settings.batched is not None:
         if settings.batched and others:
@@ -97,32 +137,94 @@ def _batched_setting(specs: Sequence[TensorSpec], settings: ModelSettings) -> bo
         return settings.batched
     if others:
         return False
-    return True if specs and first == [BATCH] * len(specs) else None
+    count = len(inputs) + len(outputs)
+    return True if count and first == [BATCH] * count else None
 
 
-def _equal_together(inputs: Inputs, sliced: Sequence[Outputs], run: Run) -> bool:
-    try:
-        together = run(inputs)
-    except Exception as error:
-        log.debug("slices of a batch run, the whole batch does not: %s", error)
+def _make_rows(inputs: Sequence[TensorSpec], size: int, *, positive: bool) -> Inputs:
+    """Return inputs of ROWS rows, of which each differs from the next in every input."""
+    arrays = make_inputs(inputs, ROWS, size, positive=positive)
+    for spec in inputs:
+        array = arrays[spec.name]
+        if array.dtype.kind == "O":
+            array[1::2] = np.where(array[0::2] == "0", "1", "0")
+        elif array.dtype.kind != "f" and spec.dtype != DataType.DATA_TYPE_BFLOAT16:
+            array[1::2] = array[0::2] == 0
+    return arrays
+
+
+def _as_numbers(array: Any, spec: TensorSpec) -> Array:
+    values: Array = np.asarray(array)
+    if spec.dtype == DataType.DATA_TYPE_BFLOAT16:
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return values
+
+
+def _find_nothing_finite(values: Sequence[Array], outputs: Sequence[TensorSpec]) -> str:
+    for array, spec in zip(values, outputs, strict=True):
+        if array.dtype.kind == "f" and array.size and not np.isfinite(array).any():
+            return f"output {spec.name!r} of synthetic inputs has no finite value"
+    return ""
+
+
+def _compare(
+    outputs: Sequence[TensorSpec],
+    together: Sequence[Array],
+    smaller: Sequence[Sequence[Array]],
+    copies: Sequence[Sequence[Array]],
+) -> BatchingEvidence:
+    for index, spec in enumerate(outputs):
+        whole = together[index]
+        parts = [part[index] for part in smaller]
+        rows = [stop - start for start, stop in SMALLER_BATCHES]
+        for array, count in zip([whole, *parts], [ROWS, *rows], strict=True):
+            if array.shape[:1] != (count,):
+                reason = (
+                    f"output {spec.name!r} has shape {[*array.shape]} for {count} rows of inputs "
+                    "(expected as many rows)"
+                )
+                return BatchingEvidence(False, reason, wrong_shape=True)
+        repeated = [copy[index] for copy in copies]
+        if len({array.shape[1:] for array in [whole, *parts, *repeated]}) > 1:
+            return BatchingEvidence(False, f"the shape of output {spec.name!r} depends on values")
+        among_copies = all(
+            _is_equal(array, np.repeat(whole[row : row + 1], ROWS, axis=0))
+            for row, array in enumerate(repeated)
+        )
+        start, stop = SMALLER_BATCHES[-1]
+        if not among_copies or not _is_similar(parts[-1], whole[start:stop]):
+            return BatchingEvidence(
+                False,
+                f"outputs of synthetic inputs depend on other rows of the batch: {spec.name!r}",
+            )
+    return BatchingEvidence(True)
+
+
+def _is_equal(first: Array, second: Array) -> bool:
+    """Return whether values of one batch size are equal; infinities and NaN must be, too."""
+    if first.shape != second.shape:
         return False
-    rows = [(stop - start,) for start, stop in SLICES]
-    for output, *parts in zip(together, *sliced, strict=True):
-        if [part.shape[:1] for part in parts] != rows:
-            return False
-        if len({part.shape[1:] for part in parts}) > 1:
-            return False
-        if not _is_equal(output, np.concatenate(parts)):
-            return False
-    return True
+    if first.dtype.kind != "f":
+        return bool(np.array_equal(first, second))
+    return bool(_is_close(first, second, TOLERANCE).all())
 
 
-def _is_equal(together: Array, sliced: Array) -> bool:
-    if together.shape != sliced.shape:
-        return False
-    if together.dtype.kind != "f":
-        return bool(np.array_equal(together, sliced))
-    if not (np.isfinite(together).all() and np.isfinite(sliced).all()):
-        return False  # values that are not numbers prove nothing
-    scale = float(np.abs(sliced).max(initial=0.0))
-    return bool(np.allclose(together, sliced, rtol=TOLERANCE, atol=TOLERANCE * scale))
+def _is_similar(smaller: Array, larger: Array) -> bool:
+    """Return whether most values of two batch sizes are equal but for rounding."""
+    if not smaller.size:
+        return True
+    if smaller.dtype.kind != "f":
+        return bool(np.mean(smaller == larger) >= MIN_SIMILAR)
+    return bool(np.mean(_is_close(smaller, larger, SIZE_TOLERANCE)) >= MIN_SIMILAR)
+
+
+def _is_close(first: Array, second: Array, tolerance: float) -> Array:
+    precision = 8 * float(np.finfo(first.dtype).eps)
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    finite = np.where(np.isfinite(second), np.abs(second), 0)
+    columns = finite.max(axis=0, keepdims=True, initial=0)
+    allowed = tolerance * columns + precision * finite.max(initial=0)
+    with np.errstate(invalid="ignore"):
+        close = np.abs(first - second) <= allowed
+    same = (first == second) | (np.isnan(first) & np.isnan(second))
+    return np.asarray(close | same)

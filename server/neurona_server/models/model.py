@@ -16,6 +16,11 @@ from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model_options import ModelOptions, options_for
 from neurona_server.models.onnx.session import Session
 from neurona_server.models.onnx.value_dependence import time_depends_on_values
+from neurona_server.models.output_shapes import (
+    ShapeRecorder,
+    find_independent_names,
+    without_sizes,
+)
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.models.reshape import Reshape, find_reshapes, reshape_runs
@@ -118,10 +123,11 @@ class Model:
             reshape_runs(one.new_run, reshapes["input"], reshapes["output"], session.outputs)
             for one in self.sessions
         ]
-        runs = [_cancellable_run(new_run, cancellation) for new_run in new_runs]
+        recorder = ShapeRecorder()
+        runs = [recorder.wrap(_cancellable_run(new_run, cancellation)) for new_run in new_runs]
         self.provider = session.provider
         self.placement, self.degraded = session.placement, session.degraded
-        self.signature = _signature(str(source), session, self.settings, reshapes, runs[0])
+        self.signature = _signature(str(source), session, self.settings, reshapes["input"], runs[0])
         batched = self.signature.batched
         tracer, policy = options.tracer, options.policy
         if policy.inline is not False and time_depends_on_values(source.path):
@@ -146,13 +152,17 @@ class Model:
             )
         for run in runs:
             run_samples(str(source), self.settings.warm_up, self.signature, run)
+        self.signature = _correct_signature(
+            session, self.settings, reshapes["output"], self.signature, recorder, runs[0]
+        )
         cancellation.raise_if_cancelled()
         self.metrics.record_warm_up(time.monotonic() - started)
+        outputs = self.signature.outputs
         answer = find_task(
             session.properties,
             session.class_labels,
             [*inputs, *self.signature.optional],
-            self.signature.outputs,
+            outputs if recorder.has_runs else without_sizes(outputs),
             self.settings,
         )
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
@@ -237,28 +247,69 @@ def _signature(
     model: str,
     session: Session,
     settings: ModelSettings,
-    reshapes: Mapping[str, Mapping[str, Reshape]],
+    reshapes: Mapping[str, Reshape],
     run: Run,
 ) -> Signature:
     """Return the signature of the graph with the declarations of the settings. Raises LoadError."""
     check_names("input", [*session.inputs, *session.optional], settings.inputs)
     check_names("output", session.outputs, settings.outputs)
-    specs = _declared_specs("input", [*session.inputs, *session.optional], settings, reshapes)
+    specs = _declared_inputs([*session.inputs, *session.optional], settings, reshapes)
     inputs, optional = specs[: len(session.inputs)], specs[len(session.inputs) :]
-    outputs = _declared_specs("output", session.outputs, settings, reshapes)
-    batched = decide_batching(model, inputs, outputs, settings, run)
-    return Signature(inputs, outputs, optional, batched=batched)
+    batched = decide_batching(model, inputs, session.outputs, settings, run)
+    return Signature(inputs, session.outputs, optional, batched=batched)
 
 
-def _declared_specs(
-    role: str,
+def _correct_signature(
+    session: Session,
+    settings: ModelSettings,
+    reshapes: Mapping[str, Reshape],
+    signature: Signature,
+    recorder: ShapeRecorder,
+    run: Run,
+) -> Signature:
+    """Return the signature with what the runs before serving have shown. Raises LoadError.
+
+    The settings of outputs are compared with that, and not with what the graph declares.
+    """
+    batched, declared = signature.batched, settings.declared
+    names = find_independent_names(signature.inputs, run, batched=batched)
+    if not recorder.has_runs:
+        in_graph = {name: reshape.in_graph for name, reshape in reshapes.items()}
+        apply_declared_tensors(
+            [tensor for tensor in declared if tensor.name in reshapes],
+            "output",
+            session.outputs,
+            in_graph,
+        )
+    outputs = [
+        TensorSpec(spec.name, spec.dtype, reshapes[spec.name].free_sizes)
+        if spec.name in reshapes
+        else spec
+        for spec in session.outputs
+    ]
+    outputs = recorder.correct(outputs, signature.inputs, run)
+    evident = outputs if recorder.has_runs else without_sizes(outputs)
+    in_settings = {tensor.name for tensor in declared if tensor.role == "output"}
+    corrected = apply_declared_tensors(declared, "output", evident)
+    outputs = [
+        new if new.name in in_settings else old for old, new in zip(outputs, corrected, strict=True)
+    ]
+    outputs = name_axes("output", outputs, settings.outputs)
+    return Signature(
+        signature.inputs, outputs, signature.optional, batched=batched, independent_names=names
+    )
+
+
+def _declared_inputs(
     specs: Sequence[TensorSpec],
     settings: ModelSettings,
-    reshapes: Mapping[str, Mapping[str, Reshape]],
+    reshapes: Mapping[str, Reshape],
 ) -> Sequence[TensorSpec]:
-    """Return the inputs or outputs of the graph as the settings declare them to callers."""
-    own = reshapes[role]
-    graph_shapes = {name: reshape.in_graph for name, reshape in own.items()}
-    specs = apply_declared_tensors(settings.declared, role, specs, graph_shapes)
-    specs = [own[spec.name].spec_in_request(spec) if spec.name in own else spec for spec in specs]
-    return name_axes(role, specs, settings.inputs if role == "input" else settings.outputs)
+    """Return the inputs of the graph as the settings declare them to callers."""
+    graph_shapes = {name: reshape.in_graph for name, reshape in reshapes.items()}
+    specs = apply_declared_tensors(settings.declared, "input", specs, graph_shapes)
+    specs = [
+        reshapes[spec.name].spec_in_request(spec) if spec.name in reshapes else spec
+        for spec in specs
+    ]
+    return name_axes("input", specs, settings.inputs)

@@ -4,6 +4,7 @@ The file is alone since both `model` and the server's assembly need it, and not 
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.models.onnx.runtime import RuntimeOptions
@@ -28,22 +29,23 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
     A model whose settings have a number of instances but not of threads gets at most as many
     threads as each of its instances has CPUs.
     """
-    policy, runtime = options.policy, options.runtime
-    if settings.max_batch_rows is not None:
-        policy = replace(policy, max_rows=settings.max_batch_rows)
-    if settings.max_queue_rows is not None:
-        policy = replace(policy, max_queue_rows=settings.max_queue_rows)
-    if settings.max_queue_bytes is not None:
-        policy = replace(policy, max_queue_bytes=settings.max_queue_bytes)
+    overrides: dict[str, Any] = {
+        "max_rows": settings.max_batch_rows,
+        "max_queue_rows": settings.max_queue_rows,
+        "max_queue_bytes": settings.max_queue_bytes,
+        "preferred_rows": settings.preferred_batch_rows or None,
+        "queue_policies": settings.queue_policies,
+        "preserve_order": settings.preserve_order or None,
+        "max_run_seconds": settings.max_run_seconds,
+    }
     if settings.max_delay_ms is not None:
-        policy = replace(policy, max_delay=settings.max_delay_ms / 1000)
+        overrides["max_delay"] = settings.max_delay_ms / 1000
+    overrides = {name: value for name, value in overrides.items() if value is not None}
     if settings.latency_objective_ms is not None:
-        objective = settings.latency_objective_ms / 1000 or None
-        policy = replace(policy, latency_objective=objective)
+        overrides["latency_objective"] = settings.latency_objective_ms / 1000 or None
     if settings.inline is not None:
-        policy = replace(policy, inline=INLINE_MODES[settings.inline])
-    if settings.max_run_seconds is not None:
-        policy = replace(policy, max_run_seconds=settings.max_run_seconds)
+        overrides["inline"] = INLINE_MODES[settings.inline]
+    policy, runtime = replace(options.policy, **overrides), options.runtime
     instances = settings.instances or options.instances
     if settings.threads is not None:
         runtime = replace(runtime, threads=settings.threads)

@@ -33,10 +33,19 @@ class Reshape:
     def to_request(self, array: Array) -> Array:
         """Return an output of the graph in the shape that callers expect.
 
+        The number of axes that a graph declares may be wrong: one of that shape is returned as is.
+
         Raises:
             ReshapeError: It has another shape than declared.
         """
+        if not _fits(array.shape, self.in_graph) and _fits(array.shape, self.in_request):
+            return array
         return array.reshape(_convert(array.shape, self.in_graph, self.in_request))
+
+    @property
+    def free_sizes(self) -> tuple[Size, ...]:
+        """The shape in requests, as that of a specification."""
+        return tuple(None if size < 0 else size for size in self.in_request)
 
     def spec_in_request(self, spec: TensorSpec) -> TensorSpec:
         """Return the specification for callers; `spec` is the graph's."""
@@ -48,11 +57,14 @@ class Reshape:
         return TensorSpec(spec.name, spec.dtype, shape)
 
 
-def _convert(shape: Shape, source: Shape, target: Shape) -> Shape:
-    fits = len(shape) == len(source) and all(
-        declared in (-1, size) for size, declared in zip(shape, source, strict=True)
+def _fits(shape: Shape, declared: Shape) -> bool:
+    return len(shape) == len(declared) and all(
+        expected in (-1, size) for size, expected in zip(shape, declared, strict=True)
     )
-    if not fits:
+
+
+def _convert(shape: Shape, source: Shape, target: Shape) -> Shape:
+    if not _fits(shape, source):
         raise ReshapeError(f"an array has shape {list(shape)} (expected {list(source)})")
     free_sizes = iter([size for size, one in zip(shape, source, strict=True) if one < 0])
     return tuple([next(free_sizes) if size < 0 else size for size in target])
@@ -78,16 +90,24 @@ def find_reshapes(
             continue
         if tensor.graph_shape is not None:
             reshapes[tensor.name] = Reshape(tensor.shape, tensor.graph_shape)
-        elif _is_scalar(tensor.shape, spec):
+        elif _is_scalar(tensor.shape, role, spec):
             reshapes[tensor.name] = Reshape(tensor.shape, tensor.shape[:-1])
     return reshapes
 
 
-def _is_scalar(declared: Shape, spec: TensorSpec) -> bool:
-    """Return whether a declared size of 1 stands for a scalar, or one per row, of the graph."""
-    return declared in ((1,), (-1, 1)) and (
-        len(spec.shape) == len(declared) - 1
-        and not any(isinstance(size, int) for size in spec.shape)
+def _is_scalar(declared: Shape, role: str, spec: TensorSpec) -> bool:
+    """Return whether a declared size of 1 stands for a scalar, or one per row, of the graph.
+
+    What the graph declares of an output may be wrong: see `Reshape.to_request`.
+    """
+    if declared not in ((1,), (-1, 1)):
+        return False
+    if role == "output" and spec.any_shape:
+        return True
+    return (
+        not spec.any_shape
+        and len(spec.shape) == len(declared) - 1
+        and (role == "output" or not any(isinstance(size, int) for size in spec.shape))
     )
 
 

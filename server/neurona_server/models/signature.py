@@ -1,7 +1,8 @@
 """The signature of a model: names, dtypes and shapes of its inputs and outputs."""
 
+import re
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from neurona_protos.prediction_pb2 import DataType
@@ -16,6 +17,21 @@ Size = int | str | None
 TensorType = tuple[DataType, tuple[int, ...]]
 """Dtype and shape of an array."""
 
+_UNKNOWN_SIZE = re.compile(
+    r"(p2o\.)?(none|null|nil|nan|any|unk|unknown|undefined|unspecified|dynamic|dynamicdimension"
+    r"|free|variable)?[\W\d_]*",
+    re.IGNORECASE,
+)
+
+
+def means_unknown_size(name: str) -> bool:
+    """Return whether the name of a size is what a converter writes for one that it does not know.
+
+    Such as "?", "-1", "None", "unk__7" (tf2onnx) or "DynamicDimension.0" (Paddle2ONNX): equal ones
+    do not mean equal sizes.
+    """
+    return _UNKNOWN_SIZE.fullmatch(name) is not None
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -27,7 +43,12 @@ class TensorSpec:
     axes: tuple[str, ...] = ()
     """Names of all axes from the model's settings, () if they have none."""
 
+    any_shape: bool = False
+    """Whether it has no declared shape, not even a number of axes; `shape` is () then."""
+
     def __str__(self) -> str:
+        if self.any_shape:
+            return f"{dtype_name(self.dtype)} of any shape"
         sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
         return f"{dtype_name(self.dtype)} of shape [{sizes}]"
 
@@ -50,21 +71,32 @@ class Signature:
         optional: Sequence[TensorSpec] = (),
         *,
         batched: bool,
+        independent_names: Collection[str] = (),
     ) -> None:
+        """Create the signature.
+
+        Args:
+            inputs: See above.
+            outputs: See above.
+            optional: See above.
+            batched: See above.
+            independent_names: Names of sizes that need not be equal, although they occur in
+                several places.
+        """
         self.inputs = tuple(inputs)
         self.optional = tuple(optional)
         self.outputs = tuple(outputs)
         self.batched = batched
         self._specs = {spec.name: spec for spec in self.inputs}
         self._optional = {spec.name: spec for spec in self.optional}
-        # Names of free sizes that occur more than once: these sizes must be equal.
-        names = Counter(s for spec in self.inputs for s in spec.shape if isinstance(s, str))
-        self._shared = {name for name, count in names.items() if count > 1}
+        self._shared = shared_names(self.inputs) - {*independent_names}
 
     def check(self, inputs: Mapping[str, TensorType]) -> int:
         """Return the number of rows of a request: the size of axis 0, or 1 without a batch axis.
 
         Dtypes and shapes are enough, so that nothing has to be decoded before.
+
+        Axes may have length 0, except the batch axis.
 
         Raises:
             InvalidArgumentError: An input is missing, unknown, or has a wrong dtype or shape.
@@ -76,10 +108,17 @@ class Signature:
         sizes: dict[str, int] = {}
         for name, spec in self._specs.items():
             dtype, shape = inputs[name]
-            if dtype != spec.dtype or not _fits(shape, spec.shape):
+            if dtype != spec.dtype or not _fits(shape, spec):
                 actual = TensorSpec(name, dtype, shape)
                 raise InvalidArgumentError(f"input {name!r} is {actual} (expected {spec})")
-            for size, expected in zip(shape, spec.shape, strict=True):
+            if self.batched and not (shape and shape[0]):
+                actual = TensorSpec(name, dtype, shape)
+                problem = "no row" if shape else "no batch axis"
+                raise InvalidArgumentError(
+                    f"input {name!r} is {actual}: it has {problem} (expected 1 row or more along "
+                    "axis 0)"
+                )
+            for size, expected in zip(shape, spec.shape, strict=not spec.any_shape):
                 if expected in self._shared and sizes.setdefault(str(expected), size) != size:
                     actual = TensorSpec(name, dtype, shape)
                     raise InvalidArgumentError(
@@ -115,7 +154,7 @@ class Signature:
         for name in inputs.keys() & self._optional.keys():
             dtype, shape = inputs[name]
             spec = self._optional[name]
-            if dtype != spec.dtype or not _fits(shape, spec.shape):
+            if dtype != spec.dtype or not _fits(shape, spec):
                 actual = TensorSpec(name, dtype, shape)
                 raise InvalidArgumentError(f"input {name!r} is {actual} (expected {spec})")
 
@@ -127,16 +166,23 @@ class Signature:
         return InvalidArgumentError(f"the request has inputs {names} (expected {expected})")
 
 
-def _fits(shape: tuple[int, ...], expected: tuple[Size, ...]) -> bool:
-    if len(shape) != len(expected):
+def _fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:
+    if min(shape, default=0) < 0:
         return False
-    for size, expected_size in zip(shape, expected, strict=True):
-        if isinstance(expected_size, int):
-            if size != expected_size:
-                return False
-        elif size < 1:  # an empty batch or sequence has no result
+    if spec.any_shape:
+        return True
+    if len(shape) != len(spec.shape):
+        return False
+    for size, expected_size in zip(shape, spec.shape, strict=True):
+        if isinstance(expected_size, int) and size != expected_size:
             return False
     return True
+
+
+def shared_names(inputs: Sequence[TensorSpec]) -> set[str]:
+    """Return the names of free sizes that occur more than once: these sizes must be equal."""
+    names = Counter(size for spec in inputs for size in spec.shape if isinstance(size, str))
+    return {name for name, count in names.items() if count > 1 and not means_unknown_size(name)}
 
 
 def apply_declared_tensors(
@@ -174,6 +220,8 @@ def _apply_declaration(
     if shape is not None:
         sizes = tuple(None if size < 0 else size for size in shape)
     declared = TensorSpec(tensor.name, tensor.dtype or spec.dtype, sizes)
+    if spec.any_shape and tensor.shape is not None and declared.dtype == spec.dtype:
+        return replace(spec, shape=sizes, any_shape=False)
     fits = len(sizes) == len(spec.shape) and all(
         size is None or not isinstance(graph_size, int) or size == graph_size
         for size, graph_size in zip(sizes, spec.shape, strict=True)
@@ -201,8 +249,11 @@ def name_axes(
         LoadError: The number of names differs from the number of axes.
     """
     renamed = []
-    for spec in specs:
+    for declared in specs:
+        spec = declared
         axes = settings[spec.name].axes if spec.name in settings else ()
+        if axes and spec.any_shape:
+            spec = replace(spec, shape=(None,) * len(axes), any_shape=False)
         if axes and len(axes) != len(spec.shape):
             raise LoadError(
                 f"its settings name {len(axes)} axes of {role} {spec.name!r}, "

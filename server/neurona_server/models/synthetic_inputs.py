@@ -4,10 +4,12 @@ The file is alone since warm-up, the check of batching and the settings for warm
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import NUMPY_DTYPES
@@ -21,21 +23,41 @@ MAX_ELEMENTS = 1 << 26
 """Limit for one array; five free axes of 224 would exceed any machine's memory."""
 
 
+RANKS = (2, 1, 3, 4, 0)
+"""Numbers of axes to try for inputs without a declared shape."""
+
+
 class UnsuitableError(Exception):
     """Inputs of this size are not generated."""
 
 
 def has_free_rows(spec: TensorSpec) -> bool:
-    return bool(spec.shape) and not isinstance(spec.shape[0], int)
+    """Return whether its axis 0 may have any size; one without a declared shape may have one."""
+    return spec.any_shape or (bool(spec.shape) and not isinstance(spec.shape[0], int))
 
 
-def make_inputs(inputs: Sequence[TensorSpec], rows: int, free: int) -> dict[str, Array]:
+def suppose_shapes(inputs: Sequence[TensorSpec]) -> Iterator[Sequence[TensorSpec]]:
+    """Yield the inputs with a number of axes for those without a declared shape, each in RANKS."""
+    if not any(spec.any_shape for spec in inputs):
+        yield inputs
+        return
+    for rank in RANKS:
+        yield [
+            replace(spec, shape=(None,) * rank, any_shape=False) if spec.any_shape else spec
+            for spec in inputs
+        ]
+
+
+def make_inputs(
+    inputs: Sequence[TensorSpec], rows: int, free: int, *, positive: bool = False
+) -> dict[str, Array]:
     """Return small values of the right dtypes and shapes, the same in every call.
 
     Args:
-        inputs: Inputs to generate.
+        inputs: Inputs to generate, all with a shape.
         rows: Size of axis 0 where it is free.
         free: Size of the other free axes.
+        positive: Whether floats are between 0.5 and 1.5, instead of normally distributed.
 
     Raises:
         UnsuitableError: An array would have more than `MAX_ELEMENTS` elements.
@@ -49,15 +71,25 @@ def make_inputs(inputs: Sequence[TensorSpec], rows: int, free: int) -> dict[str,
         if math.prod(shape) > MAX_ELEMENTS:
             raise UnsuitableError(f"input {spec.name!r} would have shape {shape}")
         if spec.dtype == DataType.DATA_TYPE_BFLOAT16:
-            floats = random.standard_normal(shape).astype(np.float32)
+            floats = _random_floats(random, shape, positive=positive).astype(np.float32)
             arrays[spec.name] = (floats.view(np.uint32) >> 16).astype(np.uint16)
         else:
-            arrays[spec.name] = _random_array(random, NUMPY_DTYPES[spec.dtype], shape)
+            dtype = NUMPY_DTYPES[spec.dtype]
+            arrays[spec.name] = _random_array(random, dtype, shape, positive=positive)
     return arrays
 
 
-def _random_array(random: np.random.Generator, dtype: np.dtype[Any], shape: Sequence[int]) -> Array:
+def _random_floats(
+    random: np.random.Generator, shape: Sequence[int], *, positive: bool
+) -> NDArray[np.float64]:
+    values = random.uniform(0.5, 1.5, shape) if positive else random.standard_normal(shape)
+    return np.asarray(values)
+
+
+def _random_array(
+    random: np.random.Generator, dtype: np.dtype[Any], shape: Sequence[int], *, positive: bool
+) -> Array:
     if dtype.kind == "f":
-        return random.standard_normal(shape).astype(dtype)
-    bits = random.integers(0, 2, shape)  # 0 and 1 are valid indices, lengths and booleans
+        return _random_floats(random, shape, positive=positive).astype(dtype)
+    bits = np.asarray(random.integers(0, 2, shape))  # valid indices, lengths and booleans
     return bits.astype(str).astype(object) if dtype.kind == "O" else bits.astype(dtype)

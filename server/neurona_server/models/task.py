@@ -93,7 +93,7 @@ def find_task(
 
 def is_answer(task: Task, spec: TensorSpec) -> bool:
     """Return whether an output has the rank and the dtype to answer a task."""
-    return len(spec.shape) in _RANKS[task] and _has_numbers(task, spec)
+    return (spec.any_shape or len(spec.shape) in _RANKS[task]) and _has_numbers(task, spec)
 
 
 def _read_metadata(
@@ -123,7 +123,8 @@ def _use_output_labels(settings: ModelSettings, outputs: Sequence[TensorSpec]) -
     if settings.task is not None or len(labelled) != 1:
         return settings
     spec, labels = labelled[0]
-    if isinstance(spec.shape[1], int) and spec.shape[1] != len(labels):
+    width = None if spec.any_shape else spec.shape[1]
+    if isinstance(width, int) and width != len(labels):
         # In the Open Inference Protocol they are given by their indices, as in Triton.
         log.warning(
             "%d labels for output %r, which is %s: it is no classification",
@@ -190,7 +191,7 @@ def _answer_index(metadata: ModelMetadata, outputs: Sequence[TensorSpec]) -> int
             f"{close_match(answer, names)}"
         )
     spec = outputs[names.index(answer)]
-    if len(spec.shape) not in _RANKS[task]:
+    if not spec.any_shape and len(spec.shape) not in _RANKS[task]:
         ranks = " or ".join(f"{rank} axes" if rank > 1 else "1 axis" for rank in _RANKS[task])
         raise LoadError(
             f"its answer {answer!r} is {spec} (expected {ranks} for a {_task_name(task)})"
@@ -226,6 +227,8 @@ def _set_labels(metadata: ModelMetadata, classes: Sequence[str], settings: Model
 def _check_columns(metadata: ModelMetadata, spec: TensorSpec) -> None:
     described = metadata.labels or metadata.values
     width = spec.shape[1] if len(spec.shape) == 2 else 1
+    if spec.any_shape:
+        return
     if described and isinstance(width, int) and width != len(described):
         raise LoadError(
             f"its metadata describe {len(described)} columns of {spec.name!r}, which is {spec}"

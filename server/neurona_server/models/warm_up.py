@@ -1,5 +1,6 @@
 """The first runs of a model, which load its kernels and measure the cost of a run."""
 
+import itertools
 import logging
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from neurona_server.errors import InvalidArgumentError, LoadError
 from neurona_server.models.batching_check import Run
 from neurona_server.models.repository.settings import WarmUpInput, WarmUpSample
 from neurona_server.models.signature import Signature, TensorSpec
-from neurona_server.models.synthetic_inputs import FREE_SIZES, make_inputs
+from neurona_server.models.synthetic_inputs import FREE_SIZES, make_inputs, suppose_shapes
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +29,18 @@ def warm_up(inputs: Sequence[TensorSpec], run: Run, batcher: Batcher) -> bool:
     Returns:
         False if the model rejects synthetic inputs: the batcher learns from requests then.
     """
-    for size in FREE_SIZES:
+    for supposed, size in itertools.product(suppose_shapes(inputs), FREE_SIZES):
 
-        def time_run(rows: int, size: int = size) -> float:
-            arrays = make_inputs(inputs, rows, size)
+        def time_run(
+            rows: int, supposed: Sequence[TensorSpec] = supposed, size: int = size
+        ) -> float:
+            arrays = make_inputs(supposed, rows, size)
             started = time.perf_counter()
             run(arrays)
             return time.perf_counter() - started
 
         try:
-            row = make_inputs(inputs, 1, size)
+            row = make_inputs(supposed, 1, size)
             group = tuple([array.shape[1:] for array in row.values()])
             batcher.cost_model.measure(time_run, group)
             batcher.padding.measure(time_run, batcher.cost_model.seconds)

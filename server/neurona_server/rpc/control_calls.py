@@ -5,11 +5,12 @@ hold no thread, and one that its caller has left holds nothing at all.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 
-from neurona_server.errors import QueueFullError
+from neurona_server.errors import NotFoundError, QueueFullError
 from neurona_server.models.lifecycle.reconciler import Control
+from neurona_server.models.repository.override import ModelOverride
 from neurona_server.rpc.call import Call
 
 MAX_CALLS = 256
@@ -39,7 +40,7 @@ class ControlCalls:
 
     def __init__(self, control: Control) -> None:
         self._control = control
-        self._waiting: dict[tuple[str, str], _Operation] = {}  # in the order of their arrival
+        self._waiting: dict[Hashable, _Operation] = {}  # in the order of their arrival
         self._pending_calls = 0
         self._threads = self._busy_threads = 0
         self._lock = threading.Lock()
@@ -49,17 +50,43 @@ class ControlCalls:
         """The number of calls whose operation has not ended and whose caller has not left."""
         return self._pending_calls
 
-    def load(self, name: str, call: Call, make_response: MakeResponse) -> None:
-        """Load a model, and end the call; errors become its status."""
-        self._add(("load", name), lambda: self._control.load(name), call, make_response)
+    def load(
+        self,
+        name: str,
+        call: Call,
+        make_response: MakeResponse,
+        override: ModelOverride | None = None,
+    ) -> None:
+        """Load a model, and end the call; errors become its status.
+
+        A load with an `override` is shared by no other call.
+        """
+        if override is None:
+            self._add(("load", name), lambda: self._control.load(name), call, make_response)
+        else:
+            key = ("load", name, override)
+            self._add(key, lambda: self._control.load(name, override), call, make_response)
 
     def unload(self, name: str, call: Call, make_response: MakeResponse) -> None:
         """Unload a model, and end the call; errors become its status."""
         self._add(("unload", name), lambda: self._control.unload(name), call, make_response)
 
+    def unload_if_loaded(self, name: str, call: Call, make_response: MakeResponse) -> None:
+        """Do what `unload` does, but a model that is not loaded is no error."""
+        key = "unload if loaded", name
+        self._add(key, lambda: self._unload_if_loaded(name), call, make_response)
+
+    def _unload_if_loaded(self, name: str) -> Future[None]:
+        try:
+            return self._control.unload(name)
+        except NotFoundError:
+            nothing_to_do: Future[None] = Future()
+            nothing_to_do.set_result(None)
+            return nothing_to_do
+
     def _add(
         self,
-        key: tuple[str, str],
+        key: Hashable,
         start: Callable[[], Future[None]],
         call: Call,
         make_response: MakeResponse,
@@ -79,7 +106,7 @@ class ControlCalls:
                 self._threads += 1
         call.on_cancel(lambda: self._leave(key, operation, call))
 
-    def _leave(self, key: tuple[str, str], operation: _Operation, call: Call) -> None:
+    def _leave(self, key: Hashable, operation: _Operation, call: Call) -> None:
         with self._lock:
             if operation.calls.pop(call, None) is None:
                 return

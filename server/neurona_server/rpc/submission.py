@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from neurona_protos.tensors import TensorError
 from neurona_server.batching.batcher import Defer
-from neurona_server.batching.policy import Priority
+from neurona_server.batching.policy import Priority, QueueTimeout
 from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.errors import (
     DeadlineExceededError,
@@ -87,6 +87,8 @@ class ParsedRequest(NamedTuple):
     InvalidArgumentError. Called before `decode`, for types that match the signature."""
     explain: Callable[[InvalidArgumentError], InvalidArgumentError] = lambda error: error
     """Returns the error of input types that do not match the signature in the protocol's words."""
+    queue_timeout: QueueTimeout | None = None
+    """The limit of its wait in the queue, None for the model's."""
 
 
 class AcceptedRequest(NamedTuple):
@@ -289,6 +291,7 @@ class _DecodableRequest:
             parsed.nbytes,
             self._workers if is_large(parsed.nbytes, accepted.expected_bytes) else None,
         )
+        submission.queue_timeout = parsed.queue_timeout
         send(submission, defer, self._resolve, self._retry)
         return submission
 

@@ -23,7 +23,8 @@ TOML_VALUES = [
     f"{'[' * 200}{']' * 200}",
 ]
 FILES = [
-    *(b"\xff", b"\0", b"\xef\xbb\xbf", b"=", b"[", b'"', b"a" * 1000, b"[[a]]", b"[a]\n[a]"),
+    *(b"\xff", b"\0", b"\xef\xbb\xbf=", b"\xff\xfea", b"=", b"[", b'"', b"a" * 1000),
+    *(b"[[a]]", b"[a]\n[a]"),
     *(b"[" * DEEP, b"a=" + b"[" * DEEP, b"a=" + b"{a=" * DEEP, b".".join([b"a"] * DEEP) + b"=1"),
     *(b'a="\\ud800"', b'a="\xed\xa0\x80"', b'"\\u0000"=1', b'"' + b"k" * 10_000 + b'"=1'),
     b"repository = 1\nrepository = 2",

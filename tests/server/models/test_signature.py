@@ -78,9 +78,30 @@ def test_any_name_is_quoted_and_shortened(signature):
     assert "\n" not in str(caught.value)
 
 
-def test_sequence_without_steps_is_rejected(signature):
-    with pytest.raises(InvalidArgumentError, match=r"shape \[2, 0\]"):
-        signature.check(inputs(time=0))
+def test_only_the_batch_axis_needs_a_row(signature):
+    assert signature.check(inputs(time=0)) == 2
+    with pytest.raises(InvalidArgumentError, match=r"\[0, 5\]: it has no row \(expected 1 row"):
+        signature.check(inputs(rows=0))
+    specs = [TensorSpec("x", FLOAT, ("time", 2)), TensorSpec("z", FLOAT, (None, 0))]
+    unbatched = Signature(specs, [], batched=False)
+    assert unbatched.check({"x": (FLOAT, (0, 2)), "z": (FLOAT, (3, 0))}) == 1
+    with pytest.raises(InvalidArgumentError, match=r"\[3, 1\] \(expected FLOAT of .*\[\?, 0\]"):
+        unbatched.check({"x": (FLOAT, (0, 2)), "z": (FLOAT, (3, 1))})
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_input_without_a_shape_has_any(batched):
+    signature = Signature([TensorSpec("x", FLOAT, (), any_shape=True)], [], batched=batched)
+    assert signature.check({"x": (FLOAT, (2, 0, 3))}) == (2 if batched else 1)
+    with pytest.raises(InvalidArgumentError, match=r"INT64 of .* \(expected FLOAT of any shape\)"):
+        signature.check({"x": (INT64, (2,))})
+    with pytest.raises(InvalidArgumentError, match=r"\[-2\] \(expected"):
+        signature.check({"x": (FLOAT, (-2,))})
+    if batched:
+        with pytest.raises(InvalidArgumentError, match=r"\[\]: it has no batch axis"):
+            signature.check({"x": (FLOAT, ())})
+    else:
+        assert signature.check({"x": (FLOAT, ())}) == 1
 
 
 def test_model_without_a_batch_axis_has_one_row():

@@ -324,7 +324,7 @@ class TestAxes:
     def test_batch_on_some_axis_0_decides_nothing(self, load, caplog):
         with caplog.at_level(logging.INFO):
             assert not load('inputs.x.axes = ["batch", ""]', save_running_sum).signature.batched
-        assert "batching disabled: outputs depend on other rows of the batch" in caplog.text
+        assert "batching disabled: outputs of synthetic inputs depend on other rows" in caplog.text
 
     @pytest.mark.parametrize("toml", ["batched = false", 'inputs.x.axes = ["time", ""]'])
     def test_batching_can_be_disabled(self, load, toml):

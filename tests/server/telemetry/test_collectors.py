@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-pynvml = pytest.importorskip("pynvml", reason="needs nvidia-ml-py, which server-cpu has not")
+pynvml = pytest.importorskip("pynvml", reason="needs nvidia-ml-py")
 
 from prometheus_client import CollectorRegistry, generate_latest  # noqa: E402
 from support.fake_nvml import FakeNvml  # noqa: E402

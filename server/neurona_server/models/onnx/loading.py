@@ -8,6 +8,7 @@ External data are not safe: see external_data.py.
 import logging
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ import onnxruntime
 from neurona_server.errors import LoadError
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx import graph_cache, runtime
-from neurona_server.models.onnx.external_data import find_external, read_external, temporary_copy
+from neurona_server.models.onnx.external_data import (
+    COPY_BYTES,
+    MAX_TENSOR_BYTES,
+    find_copy_folder,
+    find_external,
+    read_external,
+    temporary_copy,
+)
 from neurona_server.models.onnx.model_file import GraphOutline, read_outline
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 
@@ -38,7 +46,7 @@ _NOWHERE = os.path.join(os.sep, "nonexistent", "neurona")
 
 def load(
     path: Path, options: RuntimeOptions, threads: int, cancellation: LoadCancellation
-) -> onnxruntime.InferenceSession:
+) -> tuple[onnxruntime.InferenceSession, GraphOutline]:
     """Load the model at `path`, on the CPU if it cannot be loaded on a GPU.
 
     Args:
@@ -47,6 +55,9 @@ def load(
         threads: CPU threads of one run.
         cancellation: Ends the load early, where ONNX Runtime looks for that: between the steps in
             which it optimises the graph.
+
+    Returns:
+        The session, and the outline of the file.
 
     Raises:
         LoadError: The file is not a model, ONNX Runtime cannot load it, or the load is cancelled.
@@ -59,13 +70,13 @@ def load(
     loader = _Loader(path, outline, options, threads, cancellation)
     try:
         try:
-            return loader.load(providers)
+            return loader.load(providers), outline
         except Exception as error:  # ONNX Runtime raises a class of its own for each status
             if isinstance(error, LoadError) or CPU not in providers or providers == [CPU]:
                 raise
             cancellation.raise_if_cancelled()
             log.warning("%s: cannot be loaded on a GPU: %s", path, error)
-            return loader.load([CPU])
+            return loader.load([CPU]), outline
     except (LoadError, MemoryError):
         raise
     except Exception as error:
@@ -123,10 +134,24 @@ class _Loader:
         # onnxruntime 1.24 and later. It does not reach into graphs inside nodes, and 1.24 looks
         # for ./weights under a different name than it was given.
         add_files = getattr(settings, "add_external_initializers_from_files_in_memory", None)
-        normalised = all(os.path.normpath(location) == location for location in files)
-        if add_files is None or self._outline.nested_external or not normalised:
-            with temporary_copy(self._path, files) as copy:
-                return self._open(os.fspath(copy), providers, settings)
+        sizes = [file.stat().st_size for file in files.values()]
+        needs_copy = (
+            self._outline.nested_external
+            or min(self._outline.longest_external, max(sizes)) > MAX_TENSOR_BYTES
+            or any(os.path.normpath(location) != location for location in files)
+        )
+        if add_files is None or needs_copy or sum(sizes) >= COPY_BYTES:
+            if (folder := self._find_copy_folder(sum(sizes))) is not None:
+                with temporary_copy(self._path, files, folder, self._note_progress) as copy:
+                    if read_outline(copy) != self._outline:  # it may name other files now
+                        raise LoadError("its file was changed while it was loaded")
+                    return self._open(os.fspath(copy), providers, settings)
+            if add_files is None or needs_copy:
+                raise LoadError(
+                    f"its external data of {sum(sizes):,} bytes cannot be copied: no room "
+                    "(expected it in the folder for temporary files, TMPDIR, or for the cache)"
+                )
+            log.info("%s: its external data are read: no room for a copy", self._path)
         contents = read_external(files)
         settings.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", _NOWHERE
@@ -208,6 +233,17 @@ class _Loader:
         settings = self._settings()
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         return settings
+
+    def _find_copy_folder(self, nbytes: int) -> Path | None:
+        folders = [Path(tempfile.gettempdir())]
+        cache = self._options.cache
+        if cache is not None and graph_cache.open_cache(cache) is not None:
+            folders.append(cache)
+        return find_copy_folder(self._outline.size + nbytes, folders)
+
+    def _note_progress(self) -> None:
+        self._cancellation.raise_if_cancelled()
+        self._cancellation.note_progress()
 
     def _read_model(self) -> bytes:
         try:

@@ -6,6 +6,7 @@ parser seeks past the fields that it does not need. The field numbers are those 
 and docs/ExternalData.md.
 """
 
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from neurona_server.errors import LoadError
+from neurona_server.models.onnx.other_formats import describe_content, describe_format
 
 MAX_FIELDS = 2_000_000
 """Fields of one message; a file with more would take seconds and is not a model."""
@@ -34,15 +36,7 @@ _MAX_FIELD_NUMBER = 100
 _MAX_FILE_BYTES = 2**31 - 1  # what protobuf can parse
 _CHUNK_BYTES = 1 << 20
 _MAX_LOCATION_BYTES = 4096
-
-_SIGNATURES = (
-    (b"version https://git-lfs", "a pointer of git-lfs: fetch the file itself with git lfs pull"),
-    (b"<", "a page of HTML or XML: was a web page downloaded in its place?"),
-    (b"PK\x03\x04", "a zip archive, as PyTorch saves: export it to ONNX"),
-    (b"\x89HDF", "an HDF5 file, as Keras saves: export it to ONNX"),
-    (b"\x1f\x8b", "a gzip archive: unpack it"),
-    (b"\x80\x02", "a Python pickle: export the model to ONNX"),
-)
+_MAX_NAME_BYTES = 1 << 16
 
 # Without O_NONBLOCK, opening a pipe that is named like a model would block forever. Windows does
 # not have it, and translates line ends in files that are not opened with O_BINARY.
@@ -62,8 +56,14 @@ class GraphOutline:
     external: set[str] = field(default_factory=set)
     """Locations of external data, as the file gives them."""
 
+    longest_external: float = 0
+    """Bytes of the longest tensor in external data, inf if one does not say how long it is."""
+
     nested_external: bool = False
     """Whether some of these data belong to a graph inside a node."""
+
+    without_shape: set[str] = field(default_factory=set)
+    """Names of inputs and outputs that declare no shape: not even a number of axes."""
 
 
 def read_outline(path: Path) -> GraphOutline:
@@ -186,15 +186,18 @@ def find_graph(file: BinaryIO, size: int) -> tuple[ProtobufField, list[ProtobufF
             elif part.number == _FUNCTIONS:
                 functions.append(part)
     except NotProtobufError:
-        raise LoadError(f"its file is not ONNX: it looks like {_describe_content(file)}") from None
+        description = describe_content(file, size)
+        raise LoadError(f"its file is not ONNX: it looks like {description}") from None
     except TruncatedError as error:
-        if description := _match_signature(_read_head(file)):
+        if description := describe_format(file, size):
             raise LoadError(f"its file is not ONNX: it looks like {description}") from None
         raise LoadError(
             f"its file ends after {size:,} of at least {error.expected:,} bytes: "
             "still being copied?"
         ) from None
     if graph is None:
+        if description := describe_format(file, size):
+            raise LoadError(f"its file is not ONNX: it looks like {description}")
         raise LoadError("its file has no graph: still being copied, or not ONNX?")
     if size > _MAX_FILE_BYTES:
         raise LoadError(
@@ -202,29 +205,6 @@ def find_graph(file: BinaryIO, size: int) -> tuple[ProtobufField, list[ProtobufF
             "data"
         )
     return graph, functions
-
-
-def _describe_content(file: BinaryIO) -> str:
-    head = _read_head(file)
-    if description := _match_signature(head):
-        return description
-    if not any(head):
-        return "zeros: a file that was created but not filled?"
-    try:
-        head.decode("ascii")
-    except ValueError:
-        return f"data that begin with the bytes {head[:8].hex(' ')}"
-    return "a text"
-
-
-def _match_signature(head: bytes) -> str:
-    start = head.lstrip()
-    return next((text for magic, text in _SIGNATURES if start.startswith(magic)), "")
-
-
-def _read_head(file: BinaryIO) -> bytes:
-    file.seek(0)
-    return file.read(256)
 
 
 def _walk_graph(
@@ -236,10 +216,32 @@ def _walk_graph(
             _walk_node(file, part, outline, nested=nested)
         elif part.number == 5:
             _walk_tensor(file, part, outline, nested=nested)
+        elif part.number in (11, 12) and not nested:
+            _walk_value(file, part, outline)
         elif part.number == 15:  # a sparse tensor: its values and their indices
             for tensor in read_fields(file, part.start, part.end):
                 if tensor.number in (1, 2):
                     _walk_tensor(file, tensor, outline, nested=nested)
+
+
+def _walk_value(file: BinaryIO, info: ProtobufField, outline: GraphOutline) -> None:
+    """Read a ValueInfoProto: its name, and its type, of which that of a tensor is field 1."""
+    name, has_shape = b"", False
+    for part in read_fields(file, info.start, info.end):
+        if part.number == 1:
+            name = _read(file, part, _MAX_NAME_BYTES)
+        elif part.number == 2:
+            for kind in read_fields(file, part.start, part.end):
+                if kind.number == 1:
+                    fields = read_fields(file, kind.start, kind.end)
+                    has_shape = any(one.number == 2 for one in fields)
+    if not has_shape:
+        outline.without_shape.add(name.decode("utf-8", "replace"))
+
+
+def _read(file: BinaryIO, part: ProtobufField, max_bytes: int) -> bytes:
+    file.seek(part.start)
+    return file.read(min(part.end - part.start, max_bytes))
 
 
 def _walk_node(file: BinaryIO, node: ProtobufField, outline: GraphOutline, *, nested: bool) -> None:
@@ -274,13 +276,18 @@ def _walk_attribute(file: BinaryIO, attribute: ProtobufField, outline: GraphOutl
 def _walk_tensor(
     file: BinaryIO, tensor: ProtobufField, outline: GraphOutline, *, nested: bool
 ) -> None:
+    pairs: dict[bytes, bytes] = {}
     for entry in read_fields(file, tensor.start, tensor.end):
-        if entry.number != 13:  # external_data: pairs of key and value
-            continue
-        pair = {}
-        for part in read_fields(file, entry.start, entry.end):
-            file.seek(part.start)
-            pair[part.number] = file.read(min(part.end - part.start, _MAX_LOCATION_BYTES))
-        if pair.get(1) == b"location":
-            outline.external.add(pair.get(2, b"").decode("utf-8", "replace"))
-            outline.nested_external |= nested
+        if entry.number == 13:  # external_data: pairs of key and value
+            pair = {}
+            for part in read_fields(file, entry.start, entry.end):
+                pair[part.number] = _read(file, part, _MAX_LOCATION_BYTES)
+            pairs[pair.get(1, b"")] = pair.get(2, b"")
+            if pair.get(1) == b"location":  # every one, whichever counts
+                outline.external.add(pair.get(2, b"").decode("utf-8", "replace"))
+    if b"location" in pairs:
+        outline.nested_external |= nested
+        length = pairs.get(b"length", b"")
+        outline.longest_external = max(
+            outline.longest_external, int(length) if length.isdigit() else math.inf
+        )

@@ -82,9 +82,22 @@ class RuntimeOptions:
     """Folder of optimised graphs."""
 
 
+RUNTIME_PACKAGES = (
+    *("onnxruntime", "onnxruntime-directml", "onnxruntime-gpu", "onnxruntime-migraphx"),
+    *("onnxruntime-openvino", "onnxruntime-qnn", "onnxruntime-rocm", "onnxruntime-training"),
+)
+"""Packages of PyPI that hold a folder `onnxruntime`."""
+
+
 def runtime_version() -> str:
     version: str = onnxruntime.__version__
     return version
+
+
+def runtime_packages() -> list[str]:
+    """Return the names of the packages that bring an ONNX Runtime; two overwrite each other."""
+    site = Path(onnxruntime.__file__).parents[1]
+    return [name for name in RUNTIME_PACKAGES if any(site.glob(f"{name.replace('-', '_')}-[0-9]*"))]
 
 
 def describe_runtime() -> tuple[str, ...]:
@@ -148,7 +161,10 @@ def choose_providers(
 def explain_missing_gpu(available: Collection[str], driver: bool) -> str:
     """Return why no GPU can be used, "" if nothing is missing."""
     if "cuda" not in map(short_name, available):
-        return "this onnxruntime is built without CUDA: install onnxruntime-gpu"
+        return (
+            "this onnxruntime is built without CUDA (expected onnxruntime-gpu in its place: "
+            "pip uninstall onnxruntime, then pip install onnxruntime-gpu)"
+        )
     if not driver:
         return "this machine has no NVIDIA driver (libcuda cannot be loaded)"
     return ""

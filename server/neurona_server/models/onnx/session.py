@@ -5,7 +5,7 @@ import logging
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ class Session:
         self.journal: JournalEntry | None = None
         self._release_threads: weakref.finalize[[int], Session] | None = None
         threads = self._reserve_threads(path, options)
-        session = loading.load(path, options, threads, cancellation or LoadCancellation())
+        session, outline = loading.load(path, options, threads, cancellation or LoadCancellation())
         self._session: onnxruntime.InferenceSession | None = session
         # Otherwise a failing run on a GPU would silently create a session on the CPU.
         session.disable_fallback()
@@ -127,9 +127,10 @@ class Session:
         self.degraded = _explain_degraded(options, self.provider, self.placement)
         if options.require_gpu and self.degraded and self.provider == CPU:
             raise LoadError(f"{self.degraded}, and require_gpu is set")
-        self.inputs = [_tensor_spec("input", node) for node in session.get_inputs()]
+        unknown = outline.without_shape
+        self.inputs = [_tensor_spec("input", node, unknown) for node in session.get_inputs()]
         self.optional = [
-            _tensor_spec("input", node) for node in session.get_overridable_initializers()
+            _tensor_spec("input", node, ()) for node in session.get_overridable_initializers()
         ]
         nodes = session.get_outputs()
         self._zipmaps = {
@@ -138,7 +139,7 @@ class Session:
         self.outputs = [
             TensorSpec(node.name, DataType.DATA_TYPE_FLOAT, (None, None))
             if index in self._zipmaps
-            else _tensor_spec("output", node)
+            else _tensor_spec("output", node, unknown)
             for index, node in enumerate(nodes)
         ]
         self._bfloat16 = {
@@ -380,9 +381,13 @@ def _zeros(spec: TensorSpec) -> Array:
     return np.zeros(shape, NUMPY_DTYPES[spec.dtype])
 
 
-def _tensor_spec(role: str, node: onnxruntime.NodeArg) -> TensorSpec:
+def _tensor_spec(
+    role: str, node: onnxruntime.NodeArg, without_shape: Collection[str]
+) -> TensorSpec:
+    """Return the specification of an input or output; ONNX Runtime gives no shape the shape ()."""
     element_type = node.type.removeprefix("tensor(").removesuffix(")")
     if f"tensor({element_type})" != node.type or element_type not in _ELEMENT_TYPES:
         raise LoadError(f"{role} {node.name!r} is {node.type} (expected a tensor)")
     shape = tuple(size if isinstance(size, int | str) else None for size in node.shape)
-    return TensorSpec(node.name, _ELEMENT_TYPES[element_type], shape)
+    any_shape = not shape and node.name in without_shape
+    return TensorSpec(node.name, _ELEMENT_TYPES[element_type], shape, any_shape=any_shape)

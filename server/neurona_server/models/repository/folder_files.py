@@ -6,6 +6,7 @@ Nothing outside the folder is read, since the names may come from a settings fil
 from pathlib import Path
 
 from neurona_server.errors import LoadError, quoted
+from neurona_server.files import decode_text
 
 MAX_FILE_BYTES = 4 << 20
 """Limit for a file of settings or labels."""
@@ -33,10 +34,10 @@ def resolve_inside(folder: Path, name: str) -> Path:
 
 
 def read_text(folder: Path, name: str) -> str:
-    """Read a file of UTF-8 text, with or without a byte order mark.
+    """Read a text file in UTF-8, or in what its byte order mark says.
 
     Raises:
-        LoadError: The file cannot be read, is too large or is not UTF-8.
+        LoadError: The file cannot be read, is too large or is no text.
     """
     path = resolve_inside(folder, name)
     try:
@@ -48,11 +49,9 @@ def read_text(folder: Path, name: str) -> str:
     if len(content) > MAX_FILE_BYTES:
         raise LoadError(f"the file {quoted(name)} has more than {MAX_FILE_BYTES} bytes")
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise LoadError(
-            f"the file {quoted(name)} is not UTF-8: invalid byte at offset {error.start}"
-        ) from error
+        return decode_text(content)
+    except ValueError as error:
+        raise LoadError(f"the file {quoted(name)} is not UTF-8: {error}") from error
 
 
 def read_labels(folder: Path, name: str, *, allow_gaps: bool = False) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from neurona_protos.prediction_pb2 import DataType, Task
+from neurona_server.batching.policy import QueuePolicies
 
 MODEL_TOML = "model.toml"
 CONFIG_PBTXT = "config.pbtxt"
@@ -167,6 +168,11 @@ class ModelSettings:
     providers: tuple[str, ...] | None = None
 
     # Set by config.pbtxt only.
+    preferred_batch_rows: tuple[int, ...] = ()
+    queue_policies: QueuePolicies | None = None
+    preserve_order: bool = False
+    """Whether responses are delivered in the order in which their requests came."""
+
     has_batch_axis: bool = False
     """Whether axis 0 is the batch axis, also if requests do not share runs."""
 

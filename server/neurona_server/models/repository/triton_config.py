@@ -30,6 +30,7 @@ from neurona_server.models.repository.settings import (
     WarmUpInput,
     WarmUpSample,
 )
+from neurona_server.models.repository.triton_batching import read_batching
 from neurona_server.models.repository.validation import invalid_value
 from neurona_server.models.synthetic_inputs import MAX_ELEMENTS
 
@@ -40,9 +41,6 @@ MAX_INSTANCES = 64
 MAX_THREADS = 1024
 MAX_WARM_UP_RUNS = 10_000
 """Runs of one warm-up sample."""
-
-_MAX_DELAY_US = 10**11
-_MAX_QUEUE_ROWS = 2**31 - 1
 
 _DATA_TYPES = {
     triton.TYPE_BOOL: DataType.DATA_TYPE_BOOL,
@@ -85,10 +83,7 @@ _SUPPORTED: _Supported = {
     "version_policy": None,
     "default_model_filename": None,
     "instance_group": {"count": None, "kind": None, "name": None, "gpus": None, "passive": None},
-    "dynamic_batching": {
-        "max_queue_delay_microseconds": None,
-        "default_queue_policy": {"max_queue_size": None},
-    },
+    "dynamic_batching": None,
     "model_warmup": None,
     "parameters": {"intra_op_thread_count": None},
     # Nothing in these has an effect, but each of their fields is listed as ignored.
@@ -96,18 +91,27 @@ _SUPPORTED: _Supported = {
     "response_cache": {},
     "model_transaction_policy": {},
 }
-_SUPPORTED_WITHOUT_BATCHING = {**_SUPPORTED, "dynamic_batching": {}}
+_SUPPORTED_WITHOUT_BATCHING = {
+    **_SUPPORTED,
+    "dynamic_batching": {
+        "preserve_ordering": None,
+        "priority_levels": None,
+        "default_priority_level": None,
+        "default_queue_policy": None,
+        "priority_queue_policy": None,
+    },
+}
 
 
-def read_triton_config(folder: Path) -> ModelSettings:
-    """Read the config.pbtxt in a model's folder.
+def read_triton_config(folder: Path, text: str | None = None) -> ModelSettings:
+    """Read the config.pbtxt in a model's folder, or take `text` for its contents.
 
     Raises:
         LoadError: The file cannot be read, is invalid or needs an unsupported feature; the
             message is one line that begins with the file's name.
     """
     try:
-        text = read_text(folder, CONFIG_PBTXT)
+        text = read_text(folder, CONFIG_PBTXT) if text is None else text
         return _to_settings(folder, text, _parse(text))
     except LoadError as error:
         raise LoadError(f"{CONFIG_PBTXT}: {error}") from error
@@ -142,17 +146,19 @@ def _to_settings(folder: Path, text: str, config: triton.ModelConfig) -> ModelSe
     ]
     # Triton completes a config without tensors and without max_batch_size from the graph.
     batch_axis_known = bool(declared) or re.search(r"\bmax_batch_size\b", text) is not None
-    batching = _batching(config, batch_axis_known=batch_axis_known)
+    batching = read_batching(config, batch_axis_known=batch_axis_known)
     instances = _instances(config)
     return ModelSettings(
         batched=batching.batched,
         versions=_version_policy(config),
         max_batch_rows=config.max_batch_size or None,
-        max_queue_rows=batching.max_queue_rows,
         max_delay_ms=batching.max_delay_ms,
         instances=instances.count,
         providers=instances.providers,
         threads=_threads(config),
+        preferred_batch_rows=batching.preferred_rows,
+        queue_policies=batching.queue_policies,
+        preserve_order=batching.preserve_order,
         has_batch_axis=has_batch_axis,
         model_file=_model_file(config.default_model_filename),
         declared=tuple(declared),
@@ -236,35 +242,6 @@ def _fixed_products(sizes: Iterable[int]) -> list[int]:
         else:
             products[-1] *= size
     return products
-
-
-@dataclass(frozen=True)
-class _Batching:
-    """The batching of a config; None stands for a setting that the config leaves out."""
-
-    batched: bool | None = None
-    max_delay_ms: float | None = None
-    max_queue_rows: int | None = None
-
-
-def _batching(config: triton.ModelConfig, *, batch_axis_known: bool) -> _Batching:
-    """Read dynamic_batching.
-
-    With `batch_axis_known`, the model has a batch axis if and only if max_batch_size is above 0.
-    """
-    if not config.max_batch_size:
-        return _Batching(batched=False if batch_axis_known else None)
-    if not config.HasField("dynamic_batching"):
-        return _Batching()
-    batching = config.dynamic_batching
-    delay = batching.max_queue_delay_microseconds
-    if delay > _MAX_DELAY_US:
-        raise LoadError(
-            f"dynamic_batching.max_queue_delay_microseconds is {delay} "
-            f"(expected at most {_MAX_DELAY_US})"
-        )
-    rows = min(batching.default_queue_policy.max_queue_size, _MAX_QUEUE_ROWS)
-    return _Batching(True, delay / 1000, rows or None)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from neurona_server.rpc.open_inference.inputs import (
     describe_inputs,
     explain_mismatch,
     find_input_slices,
+    has_typed_contents,
     is_slow,
     read_inputs,
 )
@@ -77,7 +78,10 @@ class InferenceService:
         memory: SharedMemoryService,
         limits: Limits,
         workers: WorkerPool,
+        *,
+        typed_responses: bool,
     ) -> None:
+        self._typed_responses = typed_responses
         self._limits = limits
         self._workers = workers
         # Two, because responses in a stream differ from those of ModelInfer.
@@ -151,7 +155,9 @@ class InferenceService:
 
         def read(model: Model) -> ParsedRequest:
             self._limits.check(message)
-            parameters = read_request_parameters(message, responder.deadline)
+            parameters = read_request_parameters(
+                message, responder.deadline, model.batcher.policy.queue_policies
+            )
             outputs = read_requested_outputs(message, model, self._memory, grant.name)
             described = describe_inputs(message, model)
             slices = find_input_slices(message, self._memory, grant.name) if use else {}
@@ -176,6 +182,7 @@ class InferenceService:
                     message.id,
                     streamed,
                     size_estimate_of(model),
+                    self._typed_responses and has_typed_contents(message),
                 ),
                 parameters.deadline,
                 parameters.priority,
@@ -183,6 +190,7 @@ class InferenceService:
                 self._limits,
                 partial(is_slow, parsed, described, self._limits),
                 partial(explain_mismatch, model, described),
+                parameters.queue_timeout,
             )
 
         return submit(self._metrics, resolve, read, responder, self._workers)

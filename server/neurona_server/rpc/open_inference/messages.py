@@ -4,6 +4,7 @@ These are the parsing, the lookup of a model by name and version, the names of d
 parameters of requests.
 """
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 
 from neurona_protos.open_inference_pb2 import InferParameter, ModelInferRequest
 from neurona_protos.prediction_pb2 import DataType
-from neurona_server.batching.policy import Priority
+from neurona_server.batching.policy import Priority, QueuePolicies, QueueTimeout, priority_of
 from neurona_server.errors import (
     InvalidArgumentError,
     NeuronaError,
@@ -49,9 +50,6 @@ FINAL_RESPONSE = "triton_final_response"
 
 _RESERVED_PREFIX = "triton_"
 _EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
-
-_PRIORITIES = (Priority.NORMAL, Priority.HIGH, Priority.NORMAL)
-"""By Triton's number: 0 is the default, 1 the most urgent; every greater number is LOW."""
 
 _VERSION_NUMBER = re.compile(r"[0-9]{1,18}")
 
@@ -149,27 +147,29 @@ class RequestParameters(NamedTuple):
     priority: Priority
     deadline: float
     """Seconds of the monotonic clock."""
+    queue_timeout: QueueTimeout | None = None
 
 
-def read_request_parameters(message: ModelInferRequest, deadline: float) -> RequestParameters:
+def read_request_parameters(
+    message: ModelInferRequest, deadline: float, policies: QueuePolicies | None
+) -> RequestParameters:
     """Read the parameters `priority` and `timeout`.
 
-    `deadline` is the call's; it or the end of `timeout` counts, whichever is earlier. Unknown
-    parameters are the caller's own and ignored.
+    `deadline` is the call's; it or the end of `timeout` counts, whichever is earlier. If the
+    `policies` of the model have a timeout, they say whether that of the request counts, and it is a
+    limit of the wait only. Unknown parameters are the caller's own and ignored.
 
     Raises:
         InvalidArgumentError: A parameter has the wrong type or value, or a reserved name.
         UnsupportedError: The request is one of a stateful sequence.
     """
-    priority = Priority.NORMAL
+    number, seconds = 0, math.inf
     if message.parameters:  # most have none
         for name, value in message.parameters.items():
             if name == "priority":
-                level = read_unsigned_parameter(name, value)
-                priority = _PRIORITIES[level] if level < len(_PRIORITIES) else Priority.LOW
+                number = read_unsigned_parameter(name, value)
             elif name == "timeout":
-                if microseconds := read_unsigned_parameter(name, value):
-                    deadline = min(deadline, time.monotonic() + microseconds / 1e6)
+                seconds = (read_unsigned_parameter(name, value) or math.inf) / 1e6
             elif name in ("sequence_id", "sequence_start", "sequence_end"):
                 if getattr(value, value.WhichOneof("parameter_choice") or "bool_param"):
                     raise UnsupportedError(
@@ -181,7 +181,13 @@ def read_request_parameters(message: ModelInferRequest, deadline: float) -> Requ
                     f"parameter keys starting with {_RESERVED_PREFIX!r} are reserved for Triton "
                     f"usage and should not be specified: {quoted(name)}"
                 )
-    return RequestParameters(priority, deadline)
+    queue_timeout = None
+    if policies is not None:
+        number = policies.number(number)
+        queue_timeout = policies.timeout(number, seconds)
+    if queue_timeout is None and seconds < math.inf:
+        deadline = min(deadline, time.monotonic() + seconds)
+    return RequestParameters(priority_of(number), deadline, queue_timeout)
 
 
 def read_unsigned_parameter(name: str, value: InferParameter) -> int:

@@ -4,6 +4,7 @@ gRPC asks for changes at every handshake: new connections use a renewed certific
 connections stay. While the files are invalid or half written, the last valid certificate is used.
 """
 
+import codecs
 import os
 import ssl
 import tempfile
@@ -44,6 +45,7 @@ class Certificates:
         files = [certificate, key, *([client_ca] if client_ca else [])]
 
         def check(pems: list[bytes]) -> _Pems:
+            pems = [pem.removeprefix(codecs.BOM_UTF8) for pem in pems]  # editors on Windows
             _check_pems(files, pems)
             return tuple(pems)
 

@@ -73,7 +73,7 @@ class Access:
 
 def hash_token() -> int:
     """Run neurona-serve --hash-token: read a token from standard input and print its hash."""
-    token = sys.stdin.readline().strip()
+    token = sys.stdin.readline().removeprefix("\ufeff").strip()  # PowerShell's byte order mark
     if len(token) < MIN_LENGTH or re.search(r"\s", token):
         print(
             f"neurona-serve: expected a token of at least {MIN_LENGTH} characters without spaces "

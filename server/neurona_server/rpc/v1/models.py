@@ -182,6 +182,7 @@ def _description(spec: TensorSpec, *, optional: bool = False) -> TensorDescripti
         shape=[size if isinstance(size, int) else -1 for size in spec.shape],
         axes=_axes(spec),
         optional=optional,
+        any_shape=spec.any_shape,
     )
 
 

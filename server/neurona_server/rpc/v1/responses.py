@@ -25,6 +25,7 @@ from neurona_protos.tensors import Array, encode
 from neurona_protos.wire_format import header, length_delimited
 from neurona_server.batching.batch import RowSlice
 from neurona_server.batching.request import Outputs
+from neurona_server.errors import InvalidArgumentError
 from neurona_server.models.model import Model
 from neurona_server.rpc.flow_control import size_estimate_of
 
@@ -180,6 +181,10 @@ class ResponseEncoder:
         return class_rows(self._probabilities(answer), self._labels, key[1])
 
     def _probabilities(self, answer: Array) -> Array:
+        if not answer.shape[1]:  # of inputs with an axis of length 0
+            raise InvalidArgumentError(
+                f"the answer to these inputs has shape {[*answer.shape]} (expected 1 class or more)"
+            )
         return softmax(answer) if self._softmax else answer
 
     def _best(self, part: RowSlice) -> Best:

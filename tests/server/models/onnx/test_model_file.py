@@ -1,7 +1,12 @@
+import io
 import os
+import pickle
 import resource
+import zipfile
+import zlib
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from google.protobuf.message import DecodeError
@@ -25,28 +30,85 @@ def test_outline_of_a_model(path):
     assert (outline.nodes, outline.external, outline.nested_external) == (3, set(), False)
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "is empty"),
-        (b"\0" * 4096, "zeros"),
-        (b"hello, this is a text\n" * 10, "a text"),
-        (b"<!DOCTYPE html><html>", "HTML"),
-        (b"\n  <html>", "HTML"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git-lfs"),
-        (b"PK\x03\x04" + bytes(100), "zip archive"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
-        (b"\x80\x02}q\x00", "pickle"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(100), "bytes 89 50 4e 47"),
-        (b"\x08\x08\x12\x04test", "no graph"),
-        (b"\xff" * 100, "not ONNX"),
-    ],
-)
+def zip_of(*names):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in names:
+            archive.writestr(name, bytes(100))
+    return content.getvalue()
+
+
+def safetensors(header=b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'):
+    return len(header).to_bytes(8, "little") + header + bytes(8)
+
+
+def saved_array():
+    content = io.BytesIO()
+    np.save(content, np.ones(3))
+    return content.getvalue()
+
+
+OTHER_FILES = {
+    "empty": (b"", "is empty"),
+    "zeros": (b"\0" * 4096, "zeros"),
+    "text": (b"hello, this is a text\n" * 10, "a text"),
+    "text ending in a dot": ("Zugriff verweigert für see.".encode(), "a text"),
+    "utf-16": ("Zugriff verweigert".encode("utf-16"), "a text"),
+    "html": (b"<!DOCTYPE html><html>", "HTML"),
+    "html after spaces": (b"\n  <html>", "HTML"),
+    "html with a byte order mark": (b"\xef\xbb\xbf<!doctype HTML><html>", "HTML"),
+    "storage error": (b'<?xml version="1.0"?>\n<Error><Code>NoSuchKey</Code>', "an error message"),
+    "json error": (b'{"error": "Invalid username or password."}', "JSON"),
+    "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS"),
+    "zip": (zip_of("a.txt"), "zip archive"),
+    "zip of onnx": (zip_of("model/model.onnx"), "zip archive with an ONNX model in it: unpack it"),
+    "torch.save": (zip_of("archive/data.pkl", "archive/data/0"), r"torch\.save"),
+    "torchscript": (zip_of("m/data.pkl", "m/code/__torch__.py", "m/constants.pkl"), "TorchScript"),
+    "keras 3": (zip_of("metadata.json", "config.json", "model.weights.h5"), "Keras"),
+    "npz": (zip_of("w.npy"), r"NumPy arrays \(.npz\)"),
+    "npy": (saved_array(), "NumPy array"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
+    "ort": (b"\x18\0\0\0ORTM" + bytes(100), "ORT format"),
+    "tflite": (b"\x1c\0\0\0TFL3" + bytes(100), "TFLite"),
+    "another tflite": (b"\x20\0\0\0TFL3" + bytes(100), "TFLite"),
+    "safetensors": (safetensors(), "safetensors"),
+    "gguf": (b"GGUF\x03\0\0\0" + bytes(100), "GGUF"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(100), "gzip"),
+    "tar": (b"model.onnx".ljust(257, b"\0") + b"ustar\0" + bytes(300), "tar archive"),
+    "zlib": (zlib.compress(pickle.dumps({"a": 1})), "joblib"),
+    "xgboost": (b'{"learner": {"attributes": {}}}', "XGBoost"),
+    "lightgbm": (b"tree\nversion=v4\nnum_class=1\n", "LightGBM"),
+    "png": (b"\x89PNG\r\n\x1a\n" + bytes(100), "picture"),
+    "no graph": (b"\x08\x08\x12\x04test", "no graph"),
+    "other": (b"\xff" * 100, "not ONNX.*bytes ff ff"),
+}
+for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+    name = str(protocol) if protocol > 1 else "0 or 1"
+    for saved in ({"coef": np.ones((3, 300))}, Path("model"), ["a", "b"]):
+        OTHER_FILES[f"pickle {protocol} of {type(saved).__name__}"] = (
+            pickle.dumps(saved, protocol),
+            rf"a Python pickle \(protocol {name}\).*export",
+        )
+
+
+@pytest.mark.parametrize(("content", "reason"), OTHER_FILES.values(), ids=OTHER_FILES)
 def test_other_files_are_recognised(tmp_path, content, reason):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(LoadError, match=reason):
         read_outline(path)
+
+
+def test_pickle_is_not_unpickled(tmp_path):
+    class Dangerous:
+        def __reduce__(self):
+            return (Path(tmp_path / "made").touch, ())
+
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / "model.onnx").write_bytes(pickle.dumps(Dangerous(), protocol))
+        with pytest.raises(LoadError, match="pickle"):
+            read_outline(tmp_path / "model.onnx")
+    assert not (tmp_path / "made").exists()
 
 
 def test_truncated_model_is_rejected(path):

@@ -1,3 +1,4 @@
+import onnxruntime
 import pytest
 
 from neurona_server.errors import ConfigError
@@ -8,6 +9,7 @@ from neurona_server.models.onnx.runtime import (
     choose_providers,
     explain_degraded,
     explain_missing_gpu,
+    runtime_packages,
     short_name,
 )
 
@@ -73,3 +75,12 @@ def test_degraded_models_are_explained(wanted, provider, placement, missing, exp
     degraded = explain_degraded(wanted, provider, placement, missing, expected)
     assert reason in degraded
     assert bool(degraded) is bool(reason)
+
+
+def test_packages_that_overwrite_each_other_are_noticed(tmp_path, monkeypatch):
+    assert len(runtime_packages()) == 1
+    (tmp_path / "onnxruntime").mkdir()
+    monkeypatch.setattr(onnxruntime, "__file__", str(tmp_path / "onnxruntime" / "__init__.py"))
+    for name in ("onnxruntime-1.31.1", "onnxruntime_gpu-1.31.1", "onnxruntime_extensions-0.14"):
+        (tmp_path / f"{name}.dist-info").mkdir()
+    assert runtime_packages() == ["onnxruntime", "onnxruntime-gpu"]

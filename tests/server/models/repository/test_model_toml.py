@@ -226,7 +226,7 @@ def test_labels_from_a_file(read, tmp_path):
         ("loop", "the file 'loop' cannot be read"),
         ("none", "the file 'none' cannot be read: No such file or directory"),
         ("folder", "'folder' is not a file"),
-        ("latin", "the file 'latin' is not UTF-8: invalid byte at offset 3"),
+        ("latin", "the file 'latin' is not UTF-8: line 2: byte 0xf1 is not UTF-8"),
         ("huge", "the file 'huge' has more than 4194304 bytes"),
         ("empty", "the file 'empty' is empty (expected one label per line"),
         ("gap", "the file 'gap' has no label in line 2"),

@@ -12,7 +12,7 @@ from support.in_process_server import InProcessServer
 
 from neurona_protos.prediction_pb2 import DataType, DescribeModelRequest, PredictRequest, Task
 from neurona_protos.tensors import to_array, to_tensor
-from neurona_server.batching.policy import BatchPolicy
+from neurona_server.batching.policy import BatchPolicy, QueuePolicies, QueuePolicy
 from neurona_server.errors import LoadError
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import ModelOptions
@@ -102,8 +102,9 @@ def test_every_field(read):
         batched=True,
         versions=VersionPolicy(listed=(1, 3)),
         max_batch_rows=8,
-        max_queue_rows=100,
         max_delay_ms=0.5,
+        preferred_batch_rows=(4, 8),
+        queue_policies=QueuePolicies(QueuePolicy(delays=True, max_requests=100)),
         instances=2,
         threads=2,
         providers=("cpu",),
@@ -117,8 +118,6 @@ def test_every_field(read):
         warm_up=(WarmUpSample("zeros", 2, {"x": WarmUpInput(FLOAT, (4, 3), rows=4)}),),
         ignored=(
             "metric_tags",
-            "dynamic_batching.preferred_batch_size",
-            "dynamic_batching.default_queue_policy.timeout_action",
             "optimization.graph",
             "optimization.cuda",
             "parameters.inter_op_thread_count",
@@ -136,7 +135,7 @@ def test_triton_repository_is_served_unchanged(tmp_path, folder, caplog):
     with caplog.at_level(logging.INFO):
         server = InProcessServer(tmp_path, BatchPolicy())
     try:
-        assert "m/3: ignored fields of config.pbtxt: metric_tags, dyn" in caplog.text
+        assert "m/3: ignored fields of config.pbtxt: metric_tags, opt" in caplog.text
         description = server.models.Describe(DescribeModelRequest(model="m"), timeout=10)
         assert description.metadata.task == Task.TASK_CLASSIFICATION
         assert description.batched
@@ -166,8 +165,21 @@ def test_triton_repository_is_served_unchanged(tmp_path, folder, caplog):
             {"max_batch_rows": 4, "batched": True, "max_delay_ms": 0.0, "has_batch_axis": True},
         ),
         (
-            "dynamic_batching { preserve_ordering: true }",
-            {"ignored": ("dynamic_batching.preserve_ordering",)},
+            "dynamic_batching { preserve_ordering: true max_queue_delay_microseconds: 9 }",
+            {
+                "preserve_order": True,
+                "ignored": ("dynamic_batching.max_queue_delay_microseconds",),
+            },
+        ),
+        (
+            "dynamic_batching { priority_levels: 9 default_priority_level: 3 "
+            "default_queue_policy { default_timeout_microseconds: 2000000 timeout_action: DELAY } "
+            "priority_queue_policy { key: 1 value { max_queue_size: 7 } } }",
+            {
+                "queue_policies": QueuePolicies(
+                    QueuePolicy(2.0, delays=True), {1: QueuePolicy(max_requests=7)}, 9, 3
+                ),
+            },
         ),
         ("version_policy { all {} }", {"versions": VersionPolicy(all_versions=True)}),
         ("version_policy { latest { num_versions: 2 } }", {"versions": VersionPolicy(2)}),
@@ -290,6 +302,28 @@ WARM_UP = 'model_warmup [ {{ name: "w" batch_size: 1 inputs {{ key: "x" value {{
         (
             'input [ { name: "x" dims: [ 1 ] reshape { shape: [ 0 ] } } ]',
             "input[0].reshape has 0 (expected -1 or at least 1)",
+        ),
+        (
+            "max_batch_size: 4 dynamic_batching { preferred_batch_size: [ 4, 5 ] }",
+            "preferred_batch_size has 5 (expected sizes from 1 to max_batch_size, 4)",
+        ),
+        (
+            "dynamic_batching { priority_levels: 2 }",
+            "default_priority_level is 0 (expected 1 to priority_levels, 2)",
+        ),
+        (
+            "dynamic_batching { priority_levels: 2 default_priority_level: 1 "
+            "priority_queue_policy { key: 3 value {} } }",
+            "priority_queue_policy[3] has no priority (expected 1 to priority_levels, 2)",
+        ),
+        (
+            "dynamic_batching { default_queue_policy { timeout_action: 5 } }",
+            "default_queue_policy.timeout_action is 5, an unknown action",
+        ),
+        (
+            "dynamic_batching { default_queue_policy { default_timeout_microseconds: "
+            "18446744073709551615 } }",
+            "default_timeout_microseconds is 18446744073709551615 (expected at most 100000000000)",
         ),
         ("instance_group [ { count: -1 } ]", "instance_group[0].count is -1 (expected at least 0"),
         (

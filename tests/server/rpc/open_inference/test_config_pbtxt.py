@@ -1,5 +1,8 @@
-"""What config.pbtxt says of tensors and labels is held to, and returned by ModelConfig."""
+"""What config.pbtxt says is held to, and returned by ModelConfig."""
 
+import time
+
+import grpc
 import numpy as np
 import pytest
 from google.protobuf import text_format
@@ -233,3 +236,97 @@ def test_model_config_has_everything_that_the_file_says(config_server, name, tex
     returned = dict(leaves(config_of(config_server, name)))
     assert {path: returned.get(path) for path in said} == said
     assert (returned[".name"], returned[".backend"]) == (name, "onnxruntime")
+
+
+BATCHED = """
+max_batch_size: 8
+input [ { name: "a" data_type: TYPE_FP32 dims: [ 2 ] } ]
+output [ { name: "A" data_type: TYPE_FP32 dims: [ 2 ] } ]
+dynamic_batching { max_queue_delay_microseconds: 60000000 %s }
+"""
+SHORT = "default_timeout_microseconds: 50000"
+QUEUES = {
+    "preferred": "preferred_batch_size: [ 4 ]",
+    "rejects": "default_queue_policy { " + SHORT + " }",
+    "overrides": "default_queue_policy { allow_timeout_override: true "
+    "default_timeout_microseconds: 60000000 }",
+    "priorities": "preferred_batch_size: [ 4 ] priority_levels: 2 default_priority_level: 2 "
+    "priority_queue_policy { key: 1 value { " + SHORT + " timeout_action: DELAY } }",
+    "limited": "default_queue_policy { max_queue_size: 2 }",
+}
+
+
+@pytest.fixture(scope="module")
+def queue_server(tmp_path_factory, transport):
+    """Models whose batches wait a minute to be full, unless the rest of the file has an effect."""
+    root = tmp_path_factory.mktemp("queues")
+    for name, text in QUEUES.items():
+        identities(root / name / "1" / "model.onnx", a=(FLOAT, ["n", 2]))
+        (root / name / "config.pbtxt").write_text(BATCHED % text)
+    server = InProcessServer(root, BatchPolicy())
+    yield server
+    server.stop()
+
+
+def start(server, model, rows, **parameters):
+    """Start a request, and return its future once it is in the queue."""
+    queue = server.registry.resolve(model).batcher.queue
+    message = request(model, a=("FP32", np.full((rows, 2), rows)))
+    for name, value in parameters.items():
+        message.parameters[name].int64_param = value
+    before = queue.rows
+    future = server.triton.ModelInfer.future(message, timeout=20)
+    while queue.rows == before and not future.done():
+        time.sleep(0.001)
+    return future
+
+
+def rows_of(future):
+    return arrays(future.result())["A"].shape[0]
+
+
+def test_a_batch_of_a_preferred_size_does_not_wait(queue_server):
+    assert [rows_of(f) for f in [start(queue_server, "preferred", 2) for _ in range(2)]] == [2, 2]
+    first, second = start(queue_server, "preferred", 3), start(queue_server, "preferred", 2)
+    assert rows_of(first) == 3  # with the second it would exceed the preferred size
+    assert not second.done()
+    assert rows_of(start(queue_server, "preferred", 2)) == rows_of(second) == 2
+
+
+def test_requests_that_wait_for_too_long_are_rejected(queue_server):
+    error = start(queue_server, "rejects", 1).exception()
+    assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "Request timeout expired" in error.details()
+
+
+def test_a_request_may_shorten_its_wait_if_its_policy_says_so(queue_server):
+    assert (
+        "timeout expired"
+        in start(queue_server, "overrides", 1, timeout=50_000).exception().details()
+    )
+    began = time.monotonic()
+    # It is not allowed here, and so does not count.
+    assert "timeout expired" in start(queue_server, "rejects", 1, timeout=1).exception().details()
+    assert time.monotonic() - began >= 0.05
+
+
+def test_a_request_that_waits_for_too_long_is_delayed(queue_server):
+    delayed = start(queue_server, "priorities", 1, priority=1)
+    queue = queue_server.registry.resolve("priorities").batcher.queue
+    urgent = queue._levels[0]
+    while not urgent.delayed:
+        time.sleep(0.001)
+    others = [start(queue_server, "priorities", 2, priority=1) for _ in range(2)]
+    assert [rows_of(future) for future in others] == [2, 2]
+    assert not delayed.done()
+    assert rows_of(start(queue_server, "priorities", 3)) == 3  # of the default priority, 2
+    assert rows_of(delayed) == 1
+
+
+def test_the_number_of_waiting_requests_is_limited(queue_server):
+    waiting = [start(queue_server, "limited", 3) for _ in range(2)]
+    error = start(queue_server, "limited", 1).exception()
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "Exceeds maximum queue size" in error.details()
+    for future in waiting:
+        future.cancel()

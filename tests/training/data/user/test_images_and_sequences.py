@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 from PIL import Image
+from support.pictures import SIDE, peculiar_picture
 
 from neurona_training.data.user.load import load_user_data
 from neurona_training.data.user.spec import UserData, is_path
@@ -69,6 +70,14 @@ def test_an_error_in_images_names_the_file_or_folder(tmp_path):
     assert "one class only, 'cat'" in _error_line(UserData(alone))
     (tmp_path / "empty").mkdir()
     assert "no folders (expected one" in _error_line(UserData(tmp_path / "empty"))
+
+
+def test_peculiar_metadata_is_no_error(tmp_path):
+    folder = _images(tmp_path / "pets", size=(SIDE, SIDE))
+    (folder / "cat" / "peculiar.jpg").write_bytes(peculiar_picture())
+    data = load_user_data(UserData(folder)).training_view
+    parts = (data.train, data.validation, data.test)
+    assert any((row == 51).all() for part in parts for row in part.inputs)
 
 
 def _sequences(path, **changed):

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from neurona_client.files.errors import FileContentError
+from neurona_client.files.texts import text_lines
 from neurona_training.data import Dataset, Input, Split
 from neurona_training.data.published_files import PublishedFile, fetch
 from neurona_training.data.splits import stratified_indices
@@ -101,14 +103,13 @@ def read_names(path: Path) -> list[str]:
     """Reads a file of one name a line; sorted, without duplicates.
 
     Raises:
-        DataError: not UTF-8, or no names.
+        DataError: no text, or no names.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not text in UTF-8: {error}") from error
-    # Some lines end in a space, and some spaces are non-breaking ones.
-    names = sorted({" ".join(line.split()) for line in lines} - {""})
+        # Some lines end in a space, and some spaces are non-breaking ones.
+        names = sorted({line for _, line in text_lines(path.read_bytes())})
+    except FileContentError as error:
+        raise DataError(f"{path}: {error}") from error
     if not names:
         raise DataError(f"{path} has no names")
     return names

@@ -1,0 +1,432 @@
+"""Rows of a table, or lines of text, as inputs of a model.
+
+A model's description names the columns of the table that it was trained on: a table whose first
+row has these names, in any order and with any others between them, is read by name. Rows without
+names are taken in the order of the model's columns. For a model that reads sequences, a table
+with names is one sequence: its rows follow each other in time.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from neurona_client.descriptions import ModelDescription, TensorSpec
+from neurona_client.errors import InvalidInputError
+from neurona_client.files.errors import FileContentError
+from neurona_client.files.numbers import (
+    NumberEvidence,
+    NumberFormat,
+    is_missing,
+    is_number,
+    number_formats,
+)
+from neurona_client.files.tables import SEPARATORS, Header, Record, TableText
+from neurona_client.files.texts import text_lines
+from neurona_client.inputs import Inputs
+
+MAX_ROWS_PER_REQUEST = 64
+
+NamedInputs = tuple[list[str], Inputs]
+"""Name of each row, FILE:LINE, and the inputs."""
+
+CHARACTER = "character"
+"""The unit of an input that takes a text as its characters."""
+
+_MAX_LISTED_NAMES = 30
+_INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
+_BOOLEANS = {"true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class SequenceLengths:
+    """An input with the length of each sequence of another input, whose time axis is free."""
+
+    spec: TensorSpec
+    time_axis: int
+
+
+def main_inputs(model: ModelDescription) -> tuple[list[TensorSpec], SequenceLengths | None]:
+    """Return the inputs that a file has to give, and the one for the lengths of sequences.
+
+    The lengths are not in a file that has sequences as they are, without padding.
+    """
+    required = [spec for spec in model.inputs if not spec.optional] or list(model.inputs)
+    lengths = [spec for spec in required if _takes_lengths(spec)]
+    others = [spec for spec in required if spec not in lengths]
+    if len(lengths) == len(others) == 1:
+        time_axes = [axis for axis, size in enumerate(others[0].shape) if axis and size < 0]
+        if len(time_axes) == 1:
+            return others, SequenceLengths(lengths[0], time_axes[0])
+    return required, None
+
+
+def _takes_lengths(spec: TensorSpec) -> bool:
+    return "INT" in spec.dtype and len(spec.shape) == 1 and "len" in spec.name.lower()
+
+
+def read_table_samples(content: bytes, name: str, model: ModelDescription) -> Iterator[NamedInputs]:
+    """Read a table as inputs of a model.
+
+    Args:
+        content: of the file.
+        name: of the file, for the names of the rows.
+        model: what the inputs are for.
+
+    Yields:
+        The inputs of each request: several rows of the same shape, or one sequence.
+
+    Raises:
+        FileContentError: the content is no such table.
+        InvalidInputError: the content does not suit the model.
+    """
+    specs, lengths = main_inputs(model)
+    is_plain_text = any(spec.dtype == "STRING" and not spec.columns for spec in specs)
+    # Texts of a model that was not trained on a table are as they are: with their spaces, and
+    # with all marks but the comma.
+    separators = (",",) if is_plain_text and len(specs) == 1 else SEPARATORS
+    text = TableText(content, separators, strip=not is_plain_text)
+    reader = _SampleReader(name, model, specs, lengths, text.records, text.separator)
+    if len(specs) == 1 and not _column_names(specs[0]):
+        yield from reader.rows_of_cells()
+    else:
+        yield from reader.named_columns()
+
+
+def read_text_samples(content: bytes, name: str, model: ModelDescription) -> Iterator[NamedInputs]:
+    """Read each line of a text as one sample, for a model that takes texts or their characters.
+
+    Args, Yields, Raises: as `read_table_samples`.
+    """
+    specs, lengths = main_inputs(model)
+    if len(specs) != 1 or specs[0].dtype != "STRING":
+        names = ", ".join(f"{spec.name!r} ({spec.dtype})" for spec in specs)
+        raise InvalidInputError(f"file of text for inputs {names} (expected one input of text)")
+    lines: list[Record] = [(line, [text]) for line, text in text_lines(content)]
+    reader = _SampleReader(name, model, specs, lengths, lambda: iter(lines), "")
+    yield from reader.rows_of_cells()
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Where an element of an input is in each row, and what it is called."""
+
+    spec: TensorSpec
+    title: str
+    position: int
+
+
+@dataclass(frozen=True)
+class _SampleReader:
+    """Reads the rows of one file.
+
+    Args:
+        name: of the file.
+        model: what the inputs are for.
+        specs: the inputs that the file gives.
+        lengths: the input for their lengths, if there is one.
+        records: yields the rows of the file, from its beginning on each call.
+        separator: between cells.
+    """
+
+    name: str
+    model: ModelDescription
+    specs: list[TensorSpec]
+    lengths: SequenceLengths | None
+    records: Callable[[], Iterator[Record]]
+    separator: str
+
+    def rows_of_cells(self) -> Iterator[NamedInputs]:
+        """Read rows whose cells are the elements of the only input, in their order.
+
+        Where it takes numbers, a first row without any has the names of columns.
+        """
+        (spec,) = self.specs
+        is_text = spec.dtype == "STRING"
+        first = next(self.records(), None)
+        skipped = int(first is not None and not is_text and not any(map(is_number, first[1])))
+        formats = [NumberFormat()]
+        if not is_text:
+            is_fixed = all(size >= 0 for size in spec.shape[1:])
+            count = math.prod(spec.shape[1:]) if is_fixed else 1
+            evidence = [
+                NumberEvidence(f"cell {index + 1}" if is_fixed else "row") for index in range(count)
+            ]
+            for line, cells in self._records_to_error(skipped):
+                for index, cell in enumerate(cells):
+                    evidence[min(index, count - 1)].add(line, cell)
+            formats = number_formats(evidence, self._default_format())
+
+        def parse(record: Record) -> dict[str, Any]:
+            line, cells = record
+            if is_text:
+                values: list[Any] = _characters(cells, line) if spec.unit == CHARACTER else cells
+            else:
+                values = []
+                for index, cell in enumerate(cells):
+                    try:
+                        values.append(
+                            _parse_cell(cell, spec, formats[min(index, len(formats) - 1)])
+                        )
+                    except FileContentError as error:
+                        raise InvalidInputError(f"line {line}: {error}") from error
+            return {spec.name: _to_sample(values, spec, line)}
+
+        yield from self._batches(parse, skipped)
+
+    def named_columns(self) -> Iterator[NamedInputs]:
+        """Read columns by their names, or without names in the order of the model's columns."""
+        first = next(self.records(), None)
+        if first is None:
+            raise InvalidInputError(f"no rows (expected {_listed(self._titles(self.specs))})")
+        header, columns = self._find_columns(first)
+        is_sequence = len(self.specs) == 1 and _is_sequence(self.specs[0])
+        if header is None and is_sequence:
+            yield from self.rows_of_cells()
+            return
+        skipped = 0 if header is None else 1
+        numeric = [column for column in columns if column.spec.dtype != "STRING"]
+        evidence = [NumberEvidence(f"column {column.title!r}") for column in numeric]
+        for line, cells in self._records_to_error(skipped):
+            for column, cell_evidence in zip(numeric, evidence, strict=True):
+                if column.position < len(cells):
+                    cell_evidence.add(line, cells[column.position])
+        formats = dict(
+            zip(
+                (column.position for column in numeric),
+                number_formats(evidence, self._default_format()),
+                strict=True,
+            )
+        )
+        shape = Header(first[0], first[1])  # each row has as many cells as the first
+
+        def parse_values(record: Record) -> dict[str, list[Any]]:
+            cells = shape.check_width(record)
+            values: dict[str, list[Any]] = {}
+            for column in columns:
+                cell = cells[column.position]
+                try:
+                    value = _parse_cell(cell, column.spec, formats.get(column.position))
+                except FileContentError as error:
+                    raise InvalidInputError(
+                        f"line {record[0]}, column {column.title!r}: {error}"
+                    ) from error
+                values.setdefault(column.spec.name, []).append(value)
+            return values
+
+        def parse(record: Record) -> dict[str, Any]:
+            values = parse_values(record)
+            return {
+                spec.name: _to_sample(values[spec.name], spec, record[0])
+                for spec in self.model.inputs
+                if spec.name in values
+            }
+
+        if is_sequence:
+            yield self._sequence(parse_values)
+        else:
+            yield from self._batches(parse, skipped)
+
+    def _sequence(self, parse_values: Callable[[Record], dict[str, list[Any]]]) -> NamedInputs:
+        """Read the last rows as one sequence, as many as the model was trained on."""
+        (spec,) = self.specs
+        records = list(self.records())[1:]
+        if not records:
+            raise InvalidInputError("no rows (expected the steps of a sequence below the names)")
+        used = records[-spec.window :] if spec.window else records
+        steps = np.asarray([parse_values(record)[spec.name] for record in used])
+        return [f"{self.name}:{used[-1][0]}"], self._inputs({spec.name: steps[np.newaxis]})
+
+    def _titles(self, specs: Sequence[TensorSpec]) -> list[str]:
+        return [title for spec in specs for title in _column_names(spec) or _repeated_name(spec)]
+
+    def _find_columns(self, first: Record) -> tuple[Header | None, list[_Column]]:
+        """Decide whether the first row has names, and where the model's columns are.
+
+        Raises:
+            InvalidInputError: names that are not the model's.
+        """
+        line, cells = first
+        titles = [title.strip() for title in cells]
+        expected = self._titles(self.specs)
+        missing = [title for title in dict.fromkeys(expected) if title not in titles]
+        are_numbers = all(map(is_number, expected))
+        if not missing and not are_numbers:
+            optional = [spec for spec in self.model.inputs if spec.optional]
+            specs = [*self.specs, *(one for one in optional if one.name in titles)]
+            return Header(line, titles), list(_match_columns(titles, specs, line))
+        has_text = any(spec.dtype == "STRING" for spec in self.specs)
+        if has_text or len(self.specs) > 1 or not any(map(is_number, cells)):
+            raise InvalidInputError(
+                f"columns do not match: first line has {_listed(titles)} (expected "
+                f"{_listed(expected)}{_missing_names(missing, expected)})"
+            )
+        (spec,) = self.specs
+        if not _is_sequence(spec) and len(cells) != len(expected):
+            raise InvalidInputError(
+                f"line {line}: {len(cells)} cells (expected {len(expected)}: {_listed(expected)})"
+            )
+        return None, [_Column(spec, title, index) for index, title in enumerate(expected)]
+
+    def _default_format(self) -> NumberFormat:
+        """Return how 1,234 and 1.234 are read if no cell of the file says it.
+
+        A semicolon between cells, as in the locales with decimal commas, agrees with the comma of
+        the file that the model was trained on, and a comma between cells with its point.
+        """
+        mark = next((spec.decimal_mark for spec in self.specs if spec.decimal_mark), "")
+        if mark == ",":
+            return NumberFormat(refuses_points=True) if self.separator == "," else NumberFormat(",")
+        return NumberFormat(".") if mark and self.separator == "," else NumberFormat()
+
+    def _records_to_error(self, skipped: int) -> Iterator[Record]:
+        """Yield the rows up to one that is invalid, which is reported when it is predicted."""
+        records = self.records()
+        try:
+            for index, record in enumerate(records):
+                if index >= skipped:
+                    yield record
+        except FileContentError:
+            return
+
+    def _batches(
+        self, parse: Callable[[Record], dict[str, Any]], skipped: int
+    ) -> Iterator[NamedInputs]:
+        """Yield rows together that have the same shapes."""
+        names: list[str] = []
+        rows: list[dict[str, Any]] = []
+        max_rows = MAX_ROWS_PER_REQUEST if self.model.batched else 1
+        count = 0
+        try:
+            for index, record in enumerate(self.records()):
+                if index < skipped:
+                    continue
+                count += 1
+                row = parse(record)
+                if rows and (len(rows) == max_rows or _shapes(row) != _shapes(rows[0])):
+                    yield names, self._stack(rows)
+                    names, rows = [], []
+                names.append(f"{self.name}:{record[0]}")
+                rows.append(row)
+        except (InvalidInputError, FileContentError):
+            if rows:  # the rows before the invalid one are predicted
+                yield names, self._stack(rows)
+            raise
+        if not count:
+            raise InvalidInputError("no rows")
+        if rows:
+            yield names, self._stack(rows)
+
+    def _stack(self, rows: list[dict[str, Any]]) -> Inputs:
+        return self._inputs({name: np.stack([row[name] for row in rows]) for name in rows[0]})
+
+    def _inputs(self, arrays: dict[str, Any]) -> Inputs:
+        if self.lengths is not None:
+            shape = arrays[self.specs[0].name].shape
+            steps = np.full(shape[0], shape[self.lengths.time_axis])
+            return {**arrays, self.lengths.spec.name: steps}
+        return arrays
+
+
+def _column_names(spec: TensorSpec) -> tuple[str, ...]:
+    """Return the names of an input's columns, if there is one for each element of a row."""
+    if not spec.columns:
+        return ()
+    count = spec.shape[-1] if len(spec.shape) > 1 else 1
+    return spec.columns if count in (-1, len(spec.columns)) else ()
+
+
+def _repeated_name(spec: TensorSpec) -> list[str]:
+    """Return the input's own name, once for each element of a row."""
+    return [spec.name] * math.prod(max(size, 1) for size in spec.shape[1:])
+
+
+def _is_sequence(spec: TensorSpec) -> bool:
+    """Whether an input takes steps in time, each with all columns."""
+    return len(spec.shape) == 3 and bool(_column_names(spec)) and spec.axes[1:2] == ("time",)
+
+
+def _match_columns(
+    titles: Sequence[str], specs: Sequence[TensorSpec], line: int
+) -> Iterator[_Column]:
+    for spec in specs:
+        names = _column_names(spec)
+        for title in names or [spec.name]:
+            positions = [index for index, one in enumerate(titles) if one == title]
+            expected = 1 if names else len(_repeated_name(spec))
+            if len(positions) != expected:
+                raise InvalidInputError(
+                    f"line {line}: {len(positions)} columns {title!r} (expected {expected})"
+                )
+            for position in positions:
+                yield _Column(spec, title, position)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_MAX_LISTED_NAMES]) or "nothing"
+    hidden = len(names) - _MAX_LISTED_NAMES
+    return f"{shown} and {hidden} more" if hidden > 0 else shown
+
+
+def _missing_names(missing: Sequence[str], expected: Sequence[str]) -> str:
+    return f"; missing: {_listed(missing)}" if len(missing) < len(set(expected)) else ""
+
+
+def _shapes(row: dict[str, Any]) -> list[tuple[int, ...]]:
+    return [array.shape for array in row.values()]
+
+
+def _characters(cells: Sequence[str], line: int) -> list[str]:
+    """Return the characters of a text, which may be divided into cells already."""
+    if len(cells) == 1:
+        return list(" ".join(cells[0].split()))
+    if any(len(cell) > 1 for cell in cells):
+        raise InvalidInputError(
+            f"line {line}: {len(cells)} cells (expected one text, or one character in each)"
+        )
+    return list(cells)
+
+
+def _to_sample(values: list[Any], spec: TensorSpec, line: int) -> np.ndarray[Any, Any]:
+    """Arrange values in the shape that the model takes after its first axis."""
+    shape = list(spec.shape[1:])
+    if shape.count(-1) > 1:
+        raise InvalidInputError(
+            f"input {spec.name!r} has shape {list(spec.shape)}, which a row of cells does not "
+            "determine (expected an NPY file)"
+        )
+    fixed_size = math.prod(size for size in shape if size >= 0)
+    if -1 in shape and fixed_size and len(values) % fixed_size == 0:
+        shape[shape.index(-1)] = len(values) // fixed_size
+    elif len(values) != fixed_size or -1 in shape:
+        expected = f"a multiple of {fixed_size}" if -1 in shape else str(fixed_size)
+        raise InvalidInputError(f"line {line} has {len(values)} cells (expected {expected})")
+    return np.asarray(values, dtype=object if spec.dtype == "STRING" else None).reshape(shape)
+
+
+def _parse_cell(cell: str, spec: TensorSpec, number_format: NumberFormat | None) -> Any:
+    """Return the value of a cell.
+
+    Raises:
+        FileContentError: it is missing, or not of the input's dtype.
+    """
+    if spec.dtype == "STRING":
+        if spec.columns and is_missing(cell):
+            raise FileContentError(f"missing value ({cell!r})")
+        return cell
+    text = cell.strip()
+    if spec.dtype == "BOOL" and text.lower() in _BOOLEANS:
+        return _BOOLEANS[text.lower()]
+    if "INT" in spec.dtype and _INTEGER.fullmatch(text):
+        return int(text)  # exactly, also above 2**53
+    if text.lower().lstrip("+-") == "nan" and not spec.columns:
+        return math.nan  # what a model does with it is its own matter
+    number = (number_format or NumberFormat()).parse(cell)
+    if "INT" in spec.dtype:
+        if not number.is_integer():
+            raise FileContentError(f"{cell!r} is not an integer")
+        return int(number)
+    return number

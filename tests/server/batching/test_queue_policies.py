@@ -1,0 +1,280 @@
+"""Preferred sizes, queue policies by priority and the order of responses, as Triton defines them.
+
+The scenarios are those that the tests of Triton's dynamic batcher and of its queues look at.
+"""
+
+import numpy as np
+import pytest
+from support.fakes import Clock, FakeRequest, Puppet, PuppetBatcher, SubmittedRequest
+
+from neurona_server.batching.policy import (
+    BatchPolicy,
+    Priority,
+    QueuePolicies,
+    QueuePolicy,
+    QueueTimeout,
+    priority_of,
+)
+from neurona_server.batching.queue import Queue
+from neurona_server.errors import CancelledError, DeadlineExceededError, QueueFullError
+
+DELAY = 10.0
+LENIENT = QueuePolicies(QueuePolicy(100.0))
+
+
+def request(rows=1, priority=Priority.NORMAL, timeout=None, **options):
+    one = FakeRequest({"x": np.zeros((rows, 2))}, rows, "group", priority=priority, **options)
+    one.queue_timeout = timeout
+    return one
+
+
+def put(queue, *requests):
+    for one in requests:
+        queue.put([one])
+
+
+def make_queue(clock, preferred=(), *, delay=DELAY, max_rows=8, policies=LENIENT):
+    policy = BatchPolicy(
+        max_rows=max_rows, max_delay=delay, preferred_rows=preferred, queue_policies=policies
+    )
+    return Queue(policy, clock)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.mark.parametrize(
+    ("preferred", "rows", "batch"),
+    [
+        ((4,), [2, 2], 4),  # a preferred size
+        ((2, 6), [1, 1, 1], 2),  # the last one may still get company
+        ((2, 6), [1, 1, 1, 1, 1, 1], 6),  # the largest that can be formed
+        ((2, 6), [3, 4], 3),  # with the next request it would exceed all preferred sizes
+        ((2, 6), [7], 7),  # it is larger than all
+        ((2, 6), [3, 1, 1], 0),  # 6 is still possible
+        ((2, 6), [1], 0),
+        ((2, 6), [3, 2, 1, 5], 6),
+        ((), [5, 3], 8),
+        ((), [5, 4], 5),  # none that waits fits
+        ((), [5, 2], 0),
+        ((16,), [8], 8),  # larger than a batch may be: of no use
+    ],
+)
+def test_a_batch_that_gains_nothing_by_waiting_goes_at_once(clock, preferred, rows, batch):
+    queue = make_queue(clock, preferred)
+    put(queue, *[request(count) for count in rows])
+    taken = queue.take_batch()
+    assert (0 if taken is None else taken.rows) == batch
+    rest = sum(rows) - batch
+    assert queue.rows == rest
+    clock.now += DELAY
+    if rest:
+        assert queue.take_batch().rows == rest  # whatever its size
+
+
+@pytest.mark.parametrize(
+    ("rows", "batches"), [([1] * 7, [4, 3]), ([1] * 9, [8, 1]), ([3], [3]), ([3, 3], [6])]
+)
+def test_without_a_delay_preferred_sizes_are_cut_from_what_waits(clock, rows, batches):
+    queue = make_queue(clock, (4, 8), delay=0.0, max_rows=32)
+    put(queue, *[request(count) for count in rows])
+    assert [queue.take_batch().rows for _ in batches] == batches
+    assert not queue.rows
+
+
+def test_a_more_urgent_request_completes_a_preferred_size(clock):
+    queue = make_queue(clock, (4, 8))
+    first, second, urgent = request(2), request(1), request(2, Priority.HIGH)
+    put(queue, first, second)
+    assert queue.take_batch() is None
+    put(queue, urgent)
+    assert queue.take_batch().requests == [urgent, first]
+    assert queue.take_batch() is None
+    clock.now += DELAY
+    assert queue.take_batch().requests == [second]
+
+
+def test_a_request_that_has_waited_too_long_is_rejected_before_its_batch_is_full(clock):
+    queue = make_queue(clock, (4, 8))
+    late = request(1, timeout=QueueTimeout(0.1, delays=False))
+    put(queue, late)
+    assert queue.take_batch() is None
+    clock.now += 0.2
+    batch = queue.take_batch()
+    assert (batch.expired, batch.requests) == ([late], [])
+    put(queue, request(2), request(2))
+    assert queue.take_batch().rows == 4
+
+
+def test_a_request_is_not_rejected_once_it_has_left_the_queue(clock):
+    batcher = PuppetBatcher(BatchPolicy(queue_policies=QueuePolicies(QueuePolicy(0.1))))
+    batcher.clock.now = 5.0
+    one = SubmittedRequest(batcher, [1])
+
+    def wait(_):
+        batcher.clock.now += 1.0
+        batcher.check_runs()
+
+    batcher.step(Puppet(before=wait))
+    assert one.answer == [2]
+
+
+def test_a_request_behind_a_long_run_is_rejected_at_its_time():
+    batcher = PuppetBatcher(BatchPolicy(max_rows=1, queue_policies=QueuePolicies(QueuePolicy(0.1))))
+    first, second = SubmittedRequest(batcher, [1]), SubmittedRequest(batcher, [2])
+    rejected = []
+
+    def wait(_):
+        batcher.clock.now += 0.2
+        batcher.check_runs()
+        rejected.append(second.answer)
+
+    batcher.step(Puppet(before=wait))
+    assert (first.answer, rejected) == ([2], [DeadlineExceededError])
+
+
+def test_a_request_that_has_waited_too_long_is_delayed(clock):
+    queue = make_queue(clock, (4, 8))
+    delayed = request(1, timeout=QueueTimeout(0.1, delays=True))
+    put(queue, delayed)
+    clock.now += 0.2
+    assert not queue.take_batch().requests
+    others = [request(2), request(2)]
+    put(queue, *others)
+    assert queue.take_batch().requests == others
+    assert queue.take_batch() is None
+    clock.now += DELAY
+    assert queue.take_batch().requests == [delayed]
+
+
+def test_policies_of_two_priorities(clock):
+    """Batches: both of priority 1 in time, then the delayed one with one of priority 2."""
+    queue = make_queue(clock, (4, 8, 32), max_rows=32)
+    long = QueueTimeout(11.0, delays=True)
+    one = [
+        request(2, Priority.HIGH, long),
+        request(1, Priority.HIGH, QueueTimeout(1.0, delays=True)),
+        request(2, Priority.HIGH, long),
+    ]
+    two = [
+        request(2, timeout=QueueTimeout(2.0, delays=False)),
+        request(3, timeout=QueueTimeout(11.0, delays=False)),
+        request(6, timeout=QueueTimeout(11.0, delays=False)),
+    ]
+    for waiting in (*one, *two):
+        put(queue, waiting)
+        assert queue.take_batch() is None
+        clock.now += 0.2
+    assert queue.take_batch().requests == [one[0], one[2]]
+    assert queue.take_batch() is None
+    clock.now += 1.5  # 2.7
+    batch = queue.take_batch()
+    assert (batch.expired, batch.requests) == ([two[0]], [one[1], two[1]])
+    assert queue.take_batch() is None
+    clock.now += 8.5  # 11.2
+    assert queue.take_batch().requests == [two[2]]
+
+
+def test_the_requests_of_each_priority_are_limited(clock):
+    policies = QueuePolicies(
+        QueuePolicy(max_requests=2), {1: QueuePolicy(max_requests=1)}, count=3, default_number=2
+    )
+    queue = make_queue(clock, policies=policies)
+    put(queue, request(4), request(4), request(3, Priority.HIGH), request(1, Priority.LOW))
+    for priority, limit in ((Priority.NORMAL, 2), (Priority.HIGH, 1)):
+        with pytest.raises(QueueFullError, match=f"maximum queue size: {limit} requests"):
+            put(queue, request(1, priority))
+    put(queue, request(1, Priority.LOW))
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "expected"),
+    [
+        (0, np.inf, QueueTimeout(3.0, delays=True)),  # the policy of the default
+        (9, np.inf, QueueTimeout(3.0, delays=True)),  # and of a number that does not exist
+        (1, 0.5, QueueTimeout(2.0, delays=False)),  # may not be overridden
+        (2, 0.5, QueueTimeout(0.5, delays=False)),
+        (2, 5.0, QueueTimeout(1.0, delays=False)),  # never to more
+        (3, np.inf, QueueTimeout(3.0, delays=True)),
+        (4, 0.5, None),
+    ],
+)
+def test_the_timeout_of_a_request_depends_on_its_priority(number, seconds, expected):
+    policies = QueuePolicies(
+        QueuePolicy(3.0, delays=True),
+        {1: QueuePolicy(2.0), 2: QueuePolicy(1.0, allow_shorter=True), 4: QueuePolicy()},
+        count=4,
+        default_number=3,
+    )
+    assert policies.timeout(policies.number(number), seconds) == expected
+
+
+def test_levels_stand_for_numbers():
+    assert [priority_of(number) for number in (0, 1, 2, 3, 2**32)] == [
+        Priority.NORMAL,
+        Priority.HIGH,
+        Priority.NORMAL,
+        Priority.LOW,
+        Priority.LOW,
+    ]
+    policies = QueuePolicies(QueuePolicy(1.0), {5: QueuePolicy(5.0)}, count=6, default_number=5)
+    assert policies.level_policy(Priority.LOW) == QueuePolicy(5.0)
+    assert policies.level_policy(Priority.HIGH) == QueuePolicy(1.0)
+
+
+class TestPreservedOrder:
+    @pytest.fixture
+    def batcher(self):
+        return PuppetBatcher(BatchPolicy(max_rows=8, preserve_order=True, inline=True))
+
+    def submit_mixed(self, batcher):
+        """Submit requests of which the first and the last run together."""
+        return [
+            SubmittedRequest(batcher, [1]),
+            SubmittedRequest(batcher, [2], columns=2),
+            SubmittedRequest(batcher, [3]),
+        ]
+
+    def test_responses_wait_for_those_before(self, batcher):
+        first, second, third = self.submit_mixed(batcher)
+        batcher.step(Puppet())
+        assert (first.answer, second.results, third.results) == ([2], [], [])
+        batcher.step(Puppet())
+        assert (second.answer, third.answer) == ([4], [6])
+
+    def test_errors_keep_the_order_too(self, batcher):
+        first, second, third = self.submit_mixed(batcher)
+
+        def fail(_):
+            raise RuntimeError
+
+        batcher.step(Puppet())
+        batcher.step(Puppet(before=fail))
+        assert third.answer == [6]
+        assert first.answer == [2]
+        assert issubclass(second.answer, Exception)
+
+    def test_nobody_waits_for_a_cancelled_request(self, batcher):
+        _, second, third = self.submit_mixed(batcher)
+        batcher.step(Puppet())
+        second.cancel(CancelledError("gone"))
+        assert (second.answer, third.answer) == (CancelledError, [6])
+
+    def test_nobody_waits_for_a_rejected_request(self):
+        batcher = PuppetBatcher(BatchPolicy(max_queue_rows=1, preserve_order=True))
+        first = SubmittedRequest(batcher, [1])
+        with pytest.raises(QueueFullError):
+            SubmittedRequest(batcher, [2])
+        batcher.step(Puppet())
+        third = SubmittedRequest(batcher, [3])
+        batcher.step(Puppet())
+        assert (first.answer, third.answer) == ([2], [6])
+
+    def test_a_large_request_keeps_its_turn(self, batcher):
+        large, small = SubmittedRequest(batcher, range(12)), SubmittedRequest(batcher, [1])
+        batcher.step(Puppet())
+        assert (large.results, small.results) == ([], [])
+        batcher.step(Puppet())
+        assert (large.answer, small.answer) == ([2 * i for i in range(12)], [2])
