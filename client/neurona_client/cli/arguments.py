@@ -1,6 +1,7 @@
 """Arguments that several subcommands share, and the client that they describe."""
 
 import argparse
+import codecs
 import math
 import os
 from dataclasses import dataclass, field
@@ -199,7 +200,7 @@ def read_file(name: str | None) -> bytes | None:
     if name is None:
         return None
     try:
-        return Path(name).read_bytes()
+        return Path(name).read_bytes().removeprefix(codecs.BOM_UTF8)  # of editors on Windows
     except OSError as error:
         raise CommandError(f"cannot read {name}: {error.strerror}", WRONG_USAGE) from error
 

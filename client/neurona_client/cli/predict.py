@@ -26,16 +26,18 @@ if TYPE_CHECKING:
     from neurona_client.results import Prediction
 
 NAME = "predict"
-SUMMARY = "predict for images, sound, arrays or rows of a CSV file"
+SUMMARY = "predict for images, sound, arrays, texts or the rows of a table"
 DESCRIPTION = """\
 Sends each FILE to MODEL: pictures (PNG, JPEG, GIF, TIFF, WebP and others), WAV, NPY (a sample or a
-batch), NPZ (inputs by name, or sequences as neurona-train takes them), CSV (a row is a sample); a
-folder means all of these inside it, - means CSV from standard input.
+batch), NPZ (inputs by name, or sequences as neurona-train takes them), CSV and TSV (a row is a
+sample; columns by name, or for a forecast the series so far), TXT (a line is a text); a folder
+means all of these but TXT inside it, - means CSV or TSV from standard input.
 A file that fails is reported, the others are predicted, and the exit status is 1."""
 EXAMPLES = """\
 examples:
   neurona predict lenet5 seven.png --top 3
   neurona predict lenet5 scans/ --json > predictions.jsonl
+  neurona predict mlp-houses houses.csv
   printf '5,11,16,23\\n' | neurona predict rnn -
   neurona predict lstm batch.npy --version 2
 """

@@ -527,7 +527,7 @@ class Queue:
         if accept is not None and not accept(self._rows_of_batch(turn, group), group):
             short = [one for one in turn.lanes if accept(self._rows_of_batch(turn, one), one)]
             if not short:
-                return None
+                return batch if batch.expired else None
             group = turn.first_group(short)
         if self._policy.preferred_rows and not delay:
             in_turn = [turn, *[level for level in self._levels if level is not turn]]

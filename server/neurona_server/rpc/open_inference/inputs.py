@@ -81,7 +81,7 @@ def explain_mismatch(
         )
     for name, (_, shape) in described.items():
         spec = specs[name]
-        if getattr(spec, "any_shape", False) or _may_fit(shape, spec.shape):
+        if spec.any_shape or _may_fit(shape, spec.shape):
             continue
         sizes = ",".join(str(size) if isinstance(size, int) else "-1" for size in spec.shape)
         return InvalidArgumentError(
