@@ -88,10 +88,10 @@ def explain_mismatch(
             f"unexpected shape for input {name!r} for model {model.name!r}. Expected [{sizes}], "
             f"got [{','.join(map(str, shape))}]: {reason}"
         )
-    if signature.batched:
-        rows = described[required[0]][1][0]
+    if signature.batched and required:
+        rows = described[required[0]][1][:1]
         for name in required:
-            if described[name][1][0] != rows:
+            if described[name][1][:1] != rows:
                 return InvalidArgumentError(
                     f"input {name!r} batch size does not match other inputs for {model.name!r}: "
                     f"{reason}"
