@@ -200,7 +200,8 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryIndex(self, request, context):
-        """The repository. FAILED_PRECONDITION for load and unload unless model_control is "explicit".
+        """The repository. FAILED_PRECONDITION for load and unload unless model_control is "explicit". To
+        unload what is not loaded is no error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

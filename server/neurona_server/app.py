@@ -117,7 +117,7 @@ class App:
         self._metrics = Metrics(self.registry)
         self._registry = Registry()
         self._metrics.watch_versions(self._registry.version_infos)
-        self._metrics.watch_process()
+        self._metrics.watch_process(triton_metrics=config.triton_metrics)
         self._metrics.build.labels(*_installed_versions()).set(1)
         self._health = Health()
         self._metrics.serving.set_function(self._is_serving)
@@ -141,6 +141,7 @@ class App:
                 control=control,
                 versions=VersionPolicy.parse(config.versions),
                 shared_memory=config.shared_memory,
+                typed_responses=config.typed_responses,
                 limits=limits,
                 workers=workers,
             ).methods(),

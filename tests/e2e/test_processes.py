@@ -276,3 +276,15 @@ def test_a_failed_start_is_logged_once(tmp_path, flags, message):
     assert len(errors) == 1
     assert message in errors[0]
     assert "Traceback" not in done.stderr
+
+
+def test_triton_metrics_are_those_of_all_processes(serve, models, connect):
+    server = serve(models, *TWO, "--triton-metrics", "true")
+    for _ in range(8):  # either process takes a connection
+        PredictionStub(connect(server.address)).Predict(REQUEST, timeout=20)
+    page = server.metrics()
+    labels = 'model="m",version="1"'
+    assert f"nv_inference_request_success{{{labels}}} 8.0\n" in page
+    assert f"nv_inference_count{{{labels}}} 8.0\n" in page
+    assert f"nv_inference_pending_request_count{{{labels}}} 0.0\n" in page
+    assert "# TYPE nv_inference_request_success counter\n" in page

@@ -31,6 +31,9 @@ class FakeNvml:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
         return f"device {index}"
 
+    def nvmlDeviceGetUUID(self, device):  # noqa: N802
+        return f"GPU-{device.removeprefix('device ')}f00"
+
     def nvmlDeviceGetUtilizationRates(self, device):  # noqa: N802
         self._check("utilization")
         return pynvml.c_nvmlUtilization_t(gpu=37, memory=12)

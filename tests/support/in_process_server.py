@@ -72,6 +72,7 @@ class InProcessServer:
         load_model: Sequence[str] = (),
         control: Control | None = None,
         shared_memory: bool = False,
+        typed_responses: bool = False,
         limits: Limits = LIMITS,
         options: ListenerOptions = OPTIONS,
         address: str = "127.0.0.1:0",
@@ -129,6 +130,7 @@ class InProcessServer:
             control=self.control_calls,
             versions=VersionPolicy(all_versions=every),
             shared_memory=shared_memory,
+            typed_responses=typed_responses,
             limits=limits,
             workers=self.workers,
         )

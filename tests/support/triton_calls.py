@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from neurona_protos import open_inference_pb2 as pb
 from neurona_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -143,6 +144,7 @@ class TritonCaller:
 
     def __init__(self, channel: grpc.Channel) -> None:
         self.stub = GRPCInferenceServiceStub(channel)
+        self.health = HealthStub(channel)
 
     def infer(self, model: str, inputs: Inputs, timeout: float = 60, **options: Any) -> Response:
         """Send a request and return its response; `options` are those of `make_request`."""
@@ -172,6 +174,21 @@ class TritonCaller:
     def is_model_ready(self, model: str, version: str = "") -> bool:
         request = pb.ModelReadyRequest(name=model, version=version)
         return self.stub.ModelReady(request, timeout=30).ready
+
+    def are_ready(self, model: str, *versions: int) -> bool:
+        return all(self.is_model_ready(model, str(version)) for version in versions)
+
+    def are_gone(self, model: str, *versions: int) -> bool:
+        return not any(self.is_model_ready(model, str(version)) for version in versions)
+
+    def check_versions(self, model: str, *versions: int) -> None:
+        """Check that a model of `triton_models.save_versions` answers, with each of these."""
+        values = values_of("INT32", (1, 16))
+        inputs = {f"INPUT{index}": ("INT32", values) for index in range(2)}
+        for version in versions:
+            result = self.infer(model, inputs, version=str(version))
+            name = "OUTPUT0" if version == 1 else "OUTPUT1"
+            assert (result.arrays[name] == values * 2).all()
 
     def server_metadata(self) -> pb.ServerMetadataResponse:
         return self.stub.ServerMetadata(pb.ServerMetadataRequest(), timeout=30)

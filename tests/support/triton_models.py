@@ -93,6 +93,24 @@ def add_sub_config(
     return text + more
 
 
+def save_versions(
+    folder: Path,
+    *versions: int,
+    more: str | None = "version_policy { specific { versions: [ 1, 3 ] } }",
+) -> None:
+    """Save versions of a model, of which those above 1 swap the outputs, and a config."""
+    for version in versions:
+        save_add_sub(folder / str(version) / "model.onnx", swap=version > 1)
+    if more is not None:
+        write_config(folder, add_sub_config(more=more))
+
+
+def save_broken(folder: Path) -> None:
+    """Save a version whose file is no model."""
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.onnx").write_bytes(b"no model")
+
+
 def save_identities(
     path: Path, datatype: str, shapes: Sequence[Sequence[int | str]], *, optional: bool = False
 ) -> Path:

@@ -95,3 +95,17 @@ def serve(tmp_path_factory):
     yield serve
     for server in started:
         server.close()
+
+
+@pytest.fixture
+def start(serve, tmp_path):
+    """Starts servers of a test, whose repository is `tmp_path` unless the test names another."""
+    started = []
+
+    def start(*flags, root=tmp_path, **options):
+        started.append(serve(root, *flags, **options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.kill()

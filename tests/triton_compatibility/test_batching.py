@@ -16,9 +16,6 @@ TYPES = ("FP32", ("FP32", "FP32"))
 DELAY = 0.5
 """Seconds that the models named `delayed` wait."""
 
-MODELS = 14
-"""Models of a name, one for each case."""
-
 SOON = 20
 """Seconds after which a response was delayed."""
 
@@ -38,11 +35,10 @@ def repository(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(serve, repository):
     for name, delay in (("delayed", DELAY), ("patient", 60)):
-        for index in range(MODELS):
-            folder = repository / f"{name}{index}"
-            triton_models.save_add_sub(folder / "1" / "model.onnx", *TYPES, size="n")
-            config = triton_models.add_sub_config(*TYPES, size=-1, more=batching(delay))
-            triton_models.write_config(folder, config)
+        folder = repository / name
+        triton_models.save_add_sub(folder / "1" / "model.onnx", *TYPES, size="n")
+        config = triton_models.add_sub_config(*TYPES, size=-1, more=batching(delay))
+        triton_models.write_config(folder, config)
     folder = repository / "ordered"
     triton_models.save_add_sub(folder / "1" / "model.onnx", *TYPES)
     triton_models.write_config(
@@ -54,11 +50,6 @@ def server(serve, repository):
     text = triton_models.add_sub_config(*TYPES, size=-1, more=batching(60))
     text = text.replace("dims: [ -1 ]  } ]", "dims: [ -1 ] allow_ragged_batch: true } ]", 2)
     triton_models.write_config(folder, text)
-    for name, delay in (("busy", 60), ("busy_without_delay", 0)):
-        folder = repository / name
-        triton_models.save_slow_identity(folder / "1" / "model.onnx")
-        config = triton_models.identities_config("FP32", [[1]], more=batching(delay, "[ 2, 6 ]"))
-        triton_models.write_config(folder, config)
     folder = repository / "optional"
     triton_models.save_identities(
         folder / "1" / "model.onnx", "FP32", [["batch", 1]] * 2, optional=True
@@ -66,15 +57,29 @@ def server(serve, repository):
     return serve(repository, "--threads", "1").triton
 
 
+@pytest.fixture(scope="module")
+def slow_server(serve, tmp_path_factory):
+    root = tmp_path_factory.mktemp("slow")
+    for name, delay in (("busy", 60), ("busy_without_delay", 0)):
+        triton_models.save_slow_identity(root / name / "1" / "model.onnx")
+        config = triton_models.identities_config("FP32", [[1]], more=batching(delay))
+        triton_models.write_config(root / name, config)
+    return serve(root, "--threads", "1").triton
+
+
 @pytest.fixture
-def fresh(server):
-    """Returns a model that no other case uses, by its first name."""
+def runs(server):
+    """Returns the runs of a model since the test began, by their rows."""
+    before = {statistics.name: server.runs(statistics.name) for statistics in server.statistics()}
 
-    def fresh(kind):
-        models = [f"{kind}{index}" for index in range(MODELS)]
-        return next(model for model in models if not server.runs(model))
+    def runs(model):
+        return {
+            rows: count - before[model].get(rows, 0)
+            for rows, count in server.runs(model).items()
+            if count > before[model].get(rows, 0)
+        }
 
-    return fresh
+    return runs
 
 
 def start(server, model, rows, size=16, **options):
@@ -90,65 +95,92 @@ def check(call, rows, size=16):
     assert (differences == -left).all()
 
 
-def test_preferred_sizes_go_at_once(server, fresh):
-    model = fresh("patient")
+def test_preferred_sizes_go_at_once(server, runs):
+    model = "patient"
     for rows in (2, 6):
         check(start(server, model, rows), rows)
-    assert server.runs(model) == {2: 1, 6: 1}
+    assert runs(model) == {2: 1, 6: 1}
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_other_sizes_wait(server, fresh, rows):
-    model, begin = fresh("delayed"), time.monotonic()
+def test_other_sizes_wait(server, runs, rows):
+    model, begin = "delayed", time.monotonic()
     check(start(server, model, rows), rows)
     assert time.monotonic() - begin >= DELAY
-    assert server.runs(model) == {rows: 1}
+    assert runs(model) == {rows: 1}
 
 
-def test_a_size_above_the_preferred_ones_goes_at_once(server, fresh):
-    model = fresh("patient")
+def test_a_size_above_the_preferred_ones_goes_at_once(server, runs):
+    model = "patient"
     check(start(server, model, 7), 7)
-    assert server.runs(model) == {7: 1}
+    assert runs(model) == {7: 1}
 
 
-def test_requests_of_different_shapes_do_not_wait_for_each_other(server, fresh):
-    model = fresh("patient")
+@pytest.mark.triton("L0_batcher", declared="a request of another shape")
+def test_multi_batch_different_shape(server, runs):
+    model = "delayed"
+    begin = time.monotonic()
     first = start(server, model, 1, 16)
-    time.sleep(0.2)
-    second = start(server, model, 1, 8)
-    check(first, 1, 16)  # it cannot grow: the next one has another shape
-    assert not second.done()
-    second.cancel()
-    assert server.runs(model) == {1: 1}
+    second = start(server, model, 3, 8)
+    check(first, 1, 16)  # Triton: at once
+    assert time.monotonic() - begin >= DELAY
+    check(second, 3, 8)
+    assert runs(model) == {1: 1, 3: 1}
 
 
-def test_a_sum_between_preferred_sizes_waits(server, fresh):
-    model, begin = fresh("delayed"), time.monotonic()
+@pytest.mark.triton("L0_batcher", declared="a request of another shape")
+def test_multi_batch_not_preferred_different_shape(server, runs):
+    model = "delayed"
+    calls = [start(server, model, 1), start(server, model, 3)]
+    last = start(server, model, 1, 8)
+    check(calls[0], 1)  # Triton: at once
+    check(calls[1], 3)
+    check(last, 1, 8)
+    assert runs(model) == {4: 1, 1: 1}
+
+
+@pytest.mark.triton("L0_batcher", declared="a request of another shape")
+def test_multi_batch_preferred_different_shape(server, runs):
+    model = "patient"
+    first = start(server, model, 1)
+    time.sleep(0.1)
+    others = [start(server, model, 1, 8), start(server, model, 5, 8)]
+    check(others[0], 1, 8)
+    check(others[1], 5, 8)
+    assert not first.done()  # Triton: it was closed at once
+    first.cancel()
+    assert runs(model) == {6: 1}
+
+
+def test_a_sum_between_preferred_sizes_waits(server, runs):
+    model, begin = "delayed", time.monotonic()
     calls = [start(server, model, 1), start(server, model, 3)]
     check(calls[0], 1)
     check(calls[1], 3)
     assert time.monotonic() - begin >= DELAY
-    assert server.runs(model) == {4: 1}
+    assert runs(model) == {4: 1}
 
 
-def test_a_batch_that_cannot_grow_goes_at_once(server, fresh):
-    model = fresh("patient")
+def test_a_batch_that_cannot_grow_goes_at_once(server, runs):
+    model = "patient"
     first = start(server, model, 3)
     time.sleep(0.2)
     second = start(server, model, 7)
     check(first, 3)
     check(second, 7)
-    assert server.runs(model) == {3: 1, 7: 1}
+    assert runs(model) == {3: 1, 7: 1}
 
 
-def test_a_sum_above_the_preferred_sizes_goes_at_once(server, fresh):
-    model = fresh("patient")
+def test_of_a_sum_above_the_preferred_sizes_the_first_goes_at_once(server, runs):
+    model = "patient"
     first = start(server, model, 3)
     time.sleep(0.2)
     second = start(server, model, 4)
     check(first, 3)
-    check(second, 4)
-    assert server.runs(model) == {7: 1}
+    time.sleep(0.2)
+    assert not second.done()
+    second.cancel()
+    assert runs(model) == {3: 1}
 
 
 @pytest.mark.parametrize(
@@ -161,19 +193,19 @@ def test_a_sum_above_the_preferred_sizes_goes_at_once(server, fresh):
     ],
     ids=["same_output0", "same_output1", "different_outputs", "different_output_order"],
 )
-def test_requests_of_different_outputs_share_a_batch(server, fresh, outputs):
-    model = fresh("patient")
+def test_requests_of_different_outputs_share_a_batch(server, runs, outputs):
+    model = "patient"
     calls = []
     for names in outputs:
         calls.append(start(server, model, 1, outputs=names))
         time.sleep(0.1)
     for call, names in zip(calls, outputs, strict=True):
         assert [output.name for output in call.result().outputs] == names
-    assert server.runs(model) == {2: 1}
+    assert runs(model) == {2: 1}
 
 
-def test_one_that_does_not_fit_the_preferred_size_waits(server, fresh):
-    model = fresh("patient")
+def test_one_that_does_not_fit_the_preferred_size_waits(server, runs):
+    model = "patient"
     calls = [start(server, model, 1), start(server, model, 1)]
     for call in calls:
         check(call, 1)
@@ -181,7 +213,7 @@ def test_one_that_does_not_fit_the_preferred_size_waits(server, fresh):
     time.sleep(0.3)
     assert not last.done()
     last.cancel()
-    assert server.runs(model) == {2: 1}
+    assert runs(model) == {2: 1}
 
 
 def ask(server, model):
@@ -189,17 +221,16 @@ def ask(server, model):
     return server.start(model, inputs, timeout=SOON)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["busy", "busy_without_delay"])
-def test_what_waits_for_a_run_forms_the_largest_preferred_size(server, model):
-    before = server.runs(model)
-    first = [ask(server, model) for _ in range(2)]
+def test_what_waits_for_a_run_forms_the_largest_preferred_size(slow_server, model):
+    first = [ask(slow_server, model) for _ in range(2)]
     wait_for(lambda: any(call.running() for call in first))
     time.sleep(0.05)
-    rest = [ask(server, model) for _ in range(6)]
+    rest = [ask(slow_server, model) for _ in range(6)]
     for call in [*first, *rest]:
         assert call.result().raw_output_contents[0] == np.float32(1).tobytes()
-    after = server.runs(model)
-    runs = {rows: count - before.get(rows, 0) for rows, count in after.items()}
+    runs = slow_server.runs(model)
     assert sum(rows * count for rows, count in runs.items()) == 8
     assert max(runs) >= 6
 
@@ -217,22 +248,23 @@ def test_preserve_ordering(server):
     assert ends == [call for _, call in calls]
 
 
-@pytest.mark.triton("L0_batcher", declared="`allow_ragged_batch`")
-def test_ragged_batches_run_apart(server):
-    calls = [(16, start(server, "ragged", 1, 16)), (8, start(server, "ragged", 2, 8))]
+@pytest.mark.triton("L0_batcher", declared="ragged batches")
+def test_ragged_batches_run_apart(server, runs):
+    calls = [(16, start(server, "ragged", 2, 16)), (8, start(server, "ragged", 2, 8))]
     for size, call in calls:
-        check(call, 1 if size == 16 else 2, size)
-    assert server.runs("ragged") == {1: 1, 2: 1}
+        check(call, 2, size)
+    assert runs("ragged") == {2: 2}
 
 
-def test_statistics_of_batches(server, fresh):
-    model = fresh("patient")
+def test_statistics_of_batches(server):
+    model = "patient"
+    before = server.statistics(model)[0]
     calls = [start(server, model, 1), start(server, model, 1)]
     for call in calls:
         check(call, 1)
-    wait_for(lambda: server.statistics(model)[0].inference_stats.success.count == 2)
-    (statistics,) = server.statistics(model)
-    assert (statistics.inference_count, statistics.execution_count) == (2, 1)
+    after = server.statistics(model)[0]
+    assert after.inference_count - before.inference_count == 2
+    assert after.execution_count - before.execution_count == 1
 
 
 OPTIONAL = {
@@ -257,8 +289,8 @@ def test_optional_inputs(server, sets):
             assert content == np.float32(number + 1).tobytes()
 
 
-def test_cancelled_requests_leave_their_batch(server, fresh):
-    model = fresh("patient")
+def test_cancelled_requests_leave_their_batch(server, runs):
+    model = "patient"
     first = start(server, model, 1)
     time.sleep(0.2)
     first.cancel()
@@ -266,4 +298,4 @@ def test_cancelled_requests_leave_their_batch(server, fresh):
     time.sleep(0.2)
     second = start(server, model, 2)
     check(second, 2)
-    assert server.runs(model) == {2: 1}
+    assert runs(model) == {2: 1}

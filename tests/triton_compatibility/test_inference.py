@@ -5,6 +5,8 @@ import threading
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from onnx import TensorProto, helper
 from support import onnx_models, triton_models
 from support.triton_calls import expect_error, make_request, values_of
 
@@ -20,6 +22,7 @@ LETTERS = {
     "f": "FP32",
     "o": "BYTES",
 }
+NAMES = ["TOKEN/_add:0", "ä name", "x" * 300]
 QUICK = ["iii", "fff", "ooo"]
 SLOW = [
     *("bbb", "sss", "lll", "uuu", "hhh", "hff", "bii", "ibb", "ibs", "fuu", "uff", "fuh", "iff"),
@@ -66,6 +69,13 @@ def server(serve, tmp_path_factory):
     config = triton_models.add_sub_config("FP32", ("FP32", "FP32"), size=-1)
     triton_models.write_config(root / "variable", config)
     triton_models.save_slow_identity(root / "slow" / "1" / "model.onnx")
+    kind = TensorProto.FLOAT
+    onnx_models.save(
+        root / "named" / "1" / "model.onnx",
+        [helper.make_node("Neg", ["x/" + name], [name]) for name in NAMES],
+        {"x/" + name: (kind, ["batch", 2]) for name in NAMES},
+        {name: (kind, ["batch", 2]) for name in NAMES},
+    )
     return serve(root, "--threads", "1").triton
 
 
@@ -268,6 +278,22 @@ def test_empty_final_response(server):
     request = ones("iii", parameters={"triton_enable_empty_final_response": True})
     (response,) = server.stream([request])
     assert response.infer_response.parameters["triton_final_response"].bool_param
+
+
+@pytest.mark.triton("L0_output_name")
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_tensors(server, name):
+    values = np.ones((1, 2), np.float32)
+    inputs = {"x/" + one: ("FP32", values) for one in NAMES}
+    response = server.infer("named", inputs, outputs=[name])
+    assert (response.arrays[name] == -values).all()
+
+
+@pytest.mark.triton("L0_health")
+def test_health_service(server):
+    for service in ("", "inference.GRPCInferenceService"):
+        response = server.health.Check(HealthCheckRequest(service=service), timeout=30)
+        assert response.status == HealthCheckResponse.SERVING
 
 
 @pytest.mark.triton("L0_client_timeout")

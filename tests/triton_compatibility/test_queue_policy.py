@@ -7,7 +7,10 @@ import pytest
 from support import triton_models
 from support.triton_calls import expect_error, wait_for
 
-pytestmark = pytest.mark.triton("L0_model_queue", cause="queue policies")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.triton("L0_model_queue", cause="queue policies"),
+]
 LATE = ("DEADLINE_EXCEEDED", "Request timeout expired")
 """Triton's status is UNAVAILABLE."""
 
@@ -61,7 +64,7 @@ def server(serve, tmp_path_factory):
         config = triton_models.identities_config("FP32", [[16]], more=batching(delay, policy))
         triton_models.write_config(folder, config)
     folder = root / "small_queue"
-    triton_models.save_slow_identity(folder / "1" / "model.onnx", 40)
+    triton_models.save_slow_identity(folder / "1" / "model.onnx", 20)
     config = triton_models.identities_config(
         "FP32",
         [[1]],

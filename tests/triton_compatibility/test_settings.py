@@ -70,11 +70,11 @@ def test_settings_are_independent(server, settings):
     assert update(server).items() >= settings.items()
 
 
-@pytest.mark.triton("L0_logging", cause="error texts")
+@pytest.mark.triton("L0_logging", declared="log settings")
 def test_the_log_file_cannot_be_set(server):
     expect_error(
         lambda: update(server, log_file="log_file.log"),
-        "UNAVAILABLE",
+        "UNIMPLEMENTED",
         "log file location can not be updated through network protocol",
     )
 
@@ -86,6 +86,7 @@ def test_formats(server):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.triton("L0_logging", declared="log settings")
 def test_updates_without_explicit_control(serve, repository):
     triton = serve(repository).triton

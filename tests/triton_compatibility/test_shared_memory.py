@@ -186,13 +186,12 @@ def test_register_out_of_bound(server, make_region, size, offset):
     assert server.regions() == []
 
 
-@pytest.mark.triton("L0_shared_memory", cause="error texts")
+@pytest.mark.triton("L0_shared_memory", declared="shared memory")
 def test_register_an_unknown_key(server):
     expect_error(
         lambda: server.register("nothing", "/neurona-not-there", 8),
-        "INTERNAL",
+        BAD,  # Triton: INTERNAL
         "Unable to open shared memory region",
-        "nothing",
     )
 
 
@@ -271,6 +270,7 @@ def test_names_and_keys_that_are_empty(server, make_region):
         expect_error(lambda n=name, k=key: server.register(n, k, 8), BAD, "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.triton("L0_shared_memory", cause="shared memory that is off")
 def test_status_while_it_is_off(serve, repository):
     triton = serve(repository).triton
@@ -278,14 +278,15 @@ def test_status_while_it_is_off(serve, repository):
 
 
 @pytest.mark.triton("L0_cuda_shared_memory", declared="CUDA shared memory")
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [
-        ("CudaSharedMemoryRegister", pb.CudaSharedMemoryRegisterRequest(name="x", byte_size=8)),
-        ("CudaSharedMemoryStatus", pb.CudaSharedMemoryStatusRequest()),
-    ],
-)
-def test_cuda_regions(server, method, message):
+def test_cuda_regions(server):
+    request = pb.CudaSharedMemoryRegisterRequest(name="x", byte_size=8)
     expect_error(
-        lambda: getattr(server.stub, method)(message, timeout=30), "UNIMPLEMENTED", "CUDA", "cuda"
+        lambda: server.stub.CudaSharedMemoryRegister(request, timeout=30), "UNIMPLEMENTED", "CUDA"
     )
+
+
+@pytest.mark.triton("L0_cuda_shared_memory")
+def test_status_of_cuda_regions(server):
+    request = pb.CudaSharedMemoryStatusRequest()
+    assert not server.stub.CudaSharedMemoryStatus(request, timeout=30).regions
+    server.stub.CudaSharedMemoryUnregister(pb.CudaSharedMemoryUnregisterRequest(), timeout=30)

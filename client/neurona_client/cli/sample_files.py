@@ -1,5 +1,6 @@
 """Files as inputs of a model: tables, texts, images, arrays, sound; and synthetic inputs."""
 
+import contextlib
 import os
 import re
 import sys
@@ -10,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from neurona_client.cli.arguments import CommandError
 from neurona_client.cli.table_files import (
     MAX_ROWS_PER_REQUEST,
     SequenceLengths,
@@ -29,6 +29,9 @@ from neurona_protos.tensors import NUMPY_DTYPES
 SUFFIXES = (*tables.SUFFIXES, *array_files.SUFFIXES, *audio.SUFFIXES, *images.SUFFIXES)
 TEXT_SUFFIX = ".txt"  # of files that are named, not of those in folders: they may be notes
 STANDARD_INPUT = "-"
+
+_MAX_SEQUENCE_BYTES = 4 << 20
+"""Of the sequences in one request, unless one alone has more."""
 
 SYNTHETIC_REQUESTS = 16
 """How many different synthetic requests there are; they take turns."""
@@ -52,19 +55,16 @@ class Sample:
 def list_files(names: Sequence[str]) -> list[str]:
     """Replace folders by the files in them, sorted, without hidden ones.
 
-    Raises:
-        CommandError: a folder has no such files.
+    A folder without such files stays: `read_samples` says what is missing.
     """
     files: list[str] = []
     for name in names:
         path = Path(name)
-        if name == STANDARD_INPUT or not path.is_dir():
-            files.append(name)
-            continue
-        in_folder = sorted(_sample_files(path))
-        if not in_folder:
-            raise CommandError(f"no files in {name} (expected {', '.join(SUFFIXES)})")
-        files += map(str, in_folder)
+        in_folder: list[Path] = []
+        if name != STANDARD_INPUT and os.path.isdir(path):
+            with contextlib.suppress(OSError):  # `read_samples` raises it again
+                in_folder = sorted(_sample_files(path))
+        files += map(str, in_folder) if in_folder else [name]
     return files
 
 
@@ -114,6 +114,9 @@ def _read_any(name: str, model: ModelDescription) -> Iterator[Sample]:
             yield Sample(names, inputs)
         return
     path.stat()  # so that the error of a missing file is the same for all formats
+    if path.is_dir():
+        os.listdir(path)  # raises if it cannot be read
+        raise InvalidInputError(f"no samples in the folder (expected {', '.join(SUFFIXES)})")
     if suffix == TEXT_SUFFIX:
         for names, inputs in read_text_samples(path.read_bytes(), name, model):
             yield Sample(names, inputs)
@@ -158,8 +161,10 @@ def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
         )
     sequences, lengths = array_files.read_sequences(content)
     sequences = _match_channels(sequences, content, spec)
-    for start in range(0, len(lengths), MAX_ROWS_PER_REQUEST if model.batched else 1):
-        some = lengths[start : start + (MAX_ROWS_PER_REQUEST if model.batched else 1)]
+    affordable = _MAX_SEQUENCE_BYTES // max(1, sequences[0].nbytes)
+    step = max(1, min(MAX_ROWS_PER_REQUEST, affordable)) if model.batched else 1
+    for start in range(0, len(lengths), step):
+        some = lengths[start : start + step]
         rows = sequences[start : start + len(some), : some.max()]
         names = [f"{path}[{row}]" for row in range(start, start + len(some))]
         yield Sample(names, {spec.name: rows, spec_of_lengths.spec.name: some})

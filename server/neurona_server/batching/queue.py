@@ -186,6 +186,12 @@ class Queue:
         return self._rows
 
     @property
+    def request_count(self) -> int:
+        """The number of waiting requests."""
+        with self._lock:
+            return sum(len(level.arrivals) for level in self._levels)
+
+    @property
     def closed(self) -> bool:
         """Whether further requests are rejected."""
         return self._closed
@@ -239,8 +245,8 @@ class Queue:
             return self._clock() - self._oldest() if self._rows else 0.0
 
     def __repr__(self) -> str:
+        requests = self.request_count
         with self._lock:
-            requests = sum(len(level.arrivals) for level in self._levels)
             state = "closed" if self._closed else "open"
             return f"<Queue {state}: {requests} requests, {self._rows} rows, {self._bytes} bytes>"
 
@@ -521,7 +527,7 @@ class Queue:
         if accept is not None and not accept(self._rows_of_batch(turn, group), group):
             short = [one for one in turn.lanes if accept(self._rows_of_batch(turn, one), one)]
             if not short:
-                return None
+                return batch if batch.expired else None
             group = turn.first_group(short)
         if self._policy.preferred_rows and not delay:
             in_turn = [turn, *[level for level in self._levels if level is not turn]]

@@ -209,6 +209,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "server then reads and writes. Only for trusted callers."
         ),
     ] = False
+    triton_metrics: Annotated[
+        bool,
+        Help("Export Triton's nv_inference_* and nv_gpu_* metrics beside the server's own."),
+    ] = False
+    typed_responses: Annotated[
+        bool,
+        Help(
+            "Answer requests of the Open Inference Protocol that have typed contents with typed "
+            "contents, not raw ones, if no output is FP16 or BF16."
+        ),
+    ] = False
     drain_delay_ms: Annotated[
         int,
         Meta(ge=0, le=MAX_MS),

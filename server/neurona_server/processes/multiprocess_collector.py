@@ -81,6 +81,12 @@ MERGE_RULES: Mapping[str, Rule] = {
     "neurona_gpu_memory_used_bytes": _largest,
     "neurona_gpu_memory_total_bytes": _largest,
     "neurona_gpu_power_watts": _largest,
+    # With the option triton_metrics.
+    "nv_inference_pending_request_count": _sum,
+    "nv_gpu_utilization": _largest,
+    "nv_gpu_memory_used_bytes": _largest,
+    "nv_gpu_memory_total_bytes": _largest,
+    "nv_gpu_power_usage": _largest,
 }
 """How gauges are merged. Other gauges keep one series per process: a measurement of one process,
 like the predicted duration of its runs, says nothing about the others."""

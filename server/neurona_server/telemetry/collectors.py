@@ -175,6 +175,15 @@ class GpuCollector(Collector):
                 self._reading.release()
         return self._last
 
+    def uuid(self, number: int) -> str:
+        """Return the driver's unique name of a GPU; its number if the driver does not tell."""
+        nvml = self._nvml
+        if nvml is not None:
+            with contextlib.suppress(nvml.NVMLError):
+                uuid = nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(number))
+                return uuid.decode() if isinstance(uuid, bytes) else str(uuid)
+        return str(number)
+
     def _read_gpus(self) -> list[Metric]:
         nvml = self._nvml
         if nvml is None:

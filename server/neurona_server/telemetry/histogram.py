@@ -103,6 +103,11 @@ class BufferedHistograms(Collector):
             series = self._series.setdefault((model, version), series)
         return series
 
+    def total(self, model: str, version: str) -> tuple[int, float]:
+        """Return the number and the sum of the observations with these labels."""
+        series = self._series.get((model, version))
+        return (0, 0.0) if series is None else series.total
+
     def remove_by_labels(self, labels: dict[str, str]) -> None:
         """Remove the histogram of these labels, as prometheus_client's metrics do."""
         self._series.pop((labels["model"], labels["version"]), None)

@@ -31,14 +31,50 @@ log = logging.getLogger(__name__)
 FIELDS = ("model", "version", "request_id", "trace_id")
 """Fields that a line may have beside its message: pass them as `extra`."""
 
+PACKAGE = "neurona_server"
+"""The logger of the server's own lines."""
+
 INDENT = "    "
 """Before each line of an exception, so that none of them looks like a line of the log."""
 
 _PLAIN_VALUE = re.compile(r'[^\s"=\[\]]+')
 
 
+LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
+"""The levels that callers can turn on and off; CRITICAL is an ERROR here."""
+
 FLUSH_SECONDS = 1.0
 """Seconds in which the last lines must be written when the process ends."""
+
+
+class LevelFilter(logging.Filter):
+    """Drops the server's own lines of some levels, whatever is logged of the levels below."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropped: frozenset[int] = frozenset()
+        """Levels of LEVELS."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not self.dropped or not record.name.startswith(PACKAGE):
+            return True
+        return next((one for one in LEVELS if record.levelno >= one), 0) not in self.dropped
+
+
+level_filter = LevelFilter()
+"""The filter of the process."""
+
+
+def enabled_levels() -> frozenset[int]:
+    """Return the levels of LEVELS that are logged."""
+    logged = {level for level in LEVELS if logging.getLogger(PACKAGE).isEnabledFor(level)}
+    return frozenset(logged - level_filter.dropped)
+
+
+def enable_levels(levels: frozenset[int]) -> None:
+    """Log these levels of LEVELS and no others, until the process ends."""
+    level_filter.dropped = frozenset(LEVELS) - levels
+    logging.getLogger(PACKAGE).setLevel(min(levels, default=logging.CRITICAL + 1))
 
 
 def set_up(
@@ -181,6 +217,7 @@ class _Handler(logging.Handler):
         self.limit = LineLimit()
         self.writer = LogWriter(descriptor, self._format_notice)
         self.setFormatter(formatter)
+        self.addFilter(level_filter)
         self.addFilter(self.limit)
 
     def emit(self, record: logging.LogRecord) -> None:

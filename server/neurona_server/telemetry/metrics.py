@@ -53,6 +53,7 @@ from neurona_server.telemetry.connection_metrics import (
 )
 from neurona_server.telemetry.histogram import BufferedHistograms, DerivedCounter
 from neurona_server.telemetry.run_statistics import RunPhaseCollector, RunStatistics
+from neurona_server.telemetry.triton_metrics import TritonMetricsCollector, VersionTotals
 
 OUTCOMES = ("ok", "rejected", "expired", "cancelled", "invalid", "failed")
 
@@ -75,6 +76,8 @@ class ObservedQueue(Protocol):
 
     @property
     def rows(self) -> int: ...
+    @property
+    def request_count(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
     @property
@@ -104,6 +107,7 @@ class Metrics:
         self.registry = registry
         self._reference_counts: Counts[tuple[str, str]] = Counts()
         self._run_statistics: dict[tuple[str, str], RunStatistics] = {}
+        self._queues: dict[tuple[str, str], ObservedQueue] = {}
         self._versions_lock = threading.Lock()
 
         def counter(name: str, text: str, labels: tuple[str, ...] = VERSION_LABELS) -> Counter:
@@ -268,6 +272,7 @@ class Metrics:
                 return
             del self._reference_counts[key]
             del self._run_statistics[key]
+            self._queues.pop(key, None)
             for series in self._version_series:
                 series.remove_by_labels({"model": name, "version": version})
 
@@ -278,6 +283,12 @@ class Metrics:
         """
         for series in (self.load_seconds, self.warm_up_seconds, self.loads):
             series.remove_by_labels({"model": name})
+
+    def watch_queue(self, name: str, version: str, queue: ObservedQueue) -> None:
+        """Count the requests in the queue of a version, in place of one that it replaces."""
+        with self._versions_lock:
+            if self._reference_counts[name, version] > 0:
+                self._queues[name, version] = queue
 
     def watch_connections(self, connections: ConnectionState) -> None:
         """Report the connections of the transport whenever the metrics are read."""
@@ -310,13 +321,42 @@ class Metrics:
         """Add the state of every version, read at each scrape."""
         self.registry.register(VersionStateCollector(list_versions))
 
-    def watch_process(self, gpus: GpuCollector | None = None) -> None:
-        """Add what the process and the machine's GPUs use, read at each scrape."""
+    def watch_process(
+        self, gpus: GpuCollector | None = None, *, triton_metrics: bool = False
+    ) -> None:
+        """Add what the process and the machine's GPUs use, read at each scrape.
+
+        With `triton_metrics`, add Triton's metrics, too.
+        """
         ProcessCollector(registry=self.registry)
         GCCollector(self.registry)
-        self.registry.register(gpus or GpuCollector())
+        gpus = gpus or GpuCollector()
+        self.registry.register(gpus)
+        if triton_metrics:
+            self.add_triton_metrics(gpus)
         self.registry.register(MemoryLimitCollector())
         self.registry.register(LogLineCollector(logs.lines_not_written))
+
+    def add_triton_metrics(self, gpus: GpuCollector) -> None:
+        """Add Triton's names for the counts of all versions, and for the gauges of GPUs."""
+        self.registry.register(TritonMetricsCollector(self._list_totals, gpus))
+
+    def _list_totals(self) -> list[VersionTotals]:
+        with self._versions_lock:
+            versions = [
+                (key, statistics, self._queues.get(key))
+                for key, statistics in self._run_statistics.items()
+            ]
+        return [
+            VersionTotals(
+                *key,
+                *self.request_seconds.total(*key),
+                self.queue_seconds.total(*key)[1],
+                statistics.total(),
+                queue.request_count if queue is not None else 0,
+            )
+            for key, statistics, queue in versions
+        ]
 
     def _copy_run_statistics(self) -> dict[tuple[str, str], RunStatistics]:
         with self._versions_lock:
@@ -364,7 +404,7 @@ class ModelMetrics:
         if outcome == "ok":  # the histogram counts it when it is flushed
             self._request_seconds.observe(seconds)
         else:
-            self.run_statistics.record_failure(seconds)
+            self.run_statistics.record_failure(outcome, seconds)
             self.outcomes[outcome].inc()
 
     def record_exemplar(self, seconds: float, trace_id: str) -> None:
@@ -422,6 +462,7 @@ class ModelMetrics:
     def watch_batching(self, queue: ObservedQueue, cost_model: ObservedCostModel) -> None:
         """Make the gauges of queue and predictions read at each scrape."""
         labels = self._labels
+        self._metrics.watch_queue(*labels, queue)
         self._metrics.queue_rows.labels(*labels).set_function(lambda: queue.rows)
         self._metrics.queue_age.labels(*labels).set_function(queue.oldest_age)
         self._metrics.queue_bytes.labels(*labels).set_function(lambda: queue.nbytes)

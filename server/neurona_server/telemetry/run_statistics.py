@@ -40,6 +40,7 @@ class RunCounts:
 
     failures: int = 0
     failure_seconds: float = 0.0
+    failures_by_outcome: dict[str, int] = field(default_factory=dict)
     last_run: float = 0.0
     """Seconds since 1970; 0.0 if there was no run."""
 
@@ -70,11 +71,13 @@ class RunStatistics:
         size.request_split += split * requests
         counts.last_run = time.time()
 
-    def record_failure(self, seconds: float) -> None:
+    def record_failure(self, outcome: str, seconds: float) -> None:
         """Count one request that did not succeed after `seconds`."""
         counts = self._thread_counts()
         counts.failures += 1
         counts.failure_seconds += seconds
+        by_outcome = counts.failures_by_outcome
+        by_outcome[outcome] = by_outcome.get(outcome, 0) + 1
 
     def phase_totals(self) -> tuple[int, float, float]:
         """Number of runs, total seconds of their joins, total seconds of their splits."""
@@ -92,6 +95,10 @@ class RunStatistics:
         for counts in list(self._threads.values()):
             for rows, size in list(counts.sizes.items()):
                 _add(total.sizes.setdefault(rows, SizeStatistics()), size, _SIZE_FIELDS)
+            for outcome, failures in list(counts.failures_by_outcome.items()):
+                total.failures_by_outcome[outcome] = (
+                    total.failures_by_outcome.get(outcome, 0) + failures
+                )
             _add(total, counts, _SUMMED_FIELDS)
             total.last_run = max(total.last_run, counts.last_run)
         return total
@@ -137,4 +144,4 @@ def _add(total: object, part: object, names: Iterable[str]) -> None:
 
 
 _SIZE_FIELDS = [one.name for one in fields(SizeStatistics)]
-_SUMMED_FIELDS = [one.name for one in fields(RunCounts) if one.name not in ("sizes", "last_run")]
+_SUMMED_FIELDS = ("failures", "failure_seconds")

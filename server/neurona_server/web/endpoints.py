@@ -150,13 +150,43 @@ class FilteredCollector(Collector):
                 yield selected
 
 
+class _UnsuffixedCounters(Collector):
+    """A collector whose counters without the suffix `_total` are of unknown type.
+
+    OpenMetrics has no such counters, and prometheus_client would give them the suffix.
+    """
+
+    def __init__(self, source: Collector) -> None:
+        self._source = source
+        self.names: list[str] = []
+        """Of those that were collected."""
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in self._source.collect():
+            if (
+                metric.type == "counter"
+                and metric.samples[:1]
+                and (metric.samples[0].name == metric.name)
+            ):
+                self.names.append(metric.name)
+                untyped = Metric(metric.name, metric.documentation, "unknown")
+                untyped.samples = metric.samples
+                yield untyped
+            else:
+                yield metric
+
+
 def render_metrics(source: Collector, *, open_metrics: bool, compressed: bool) -> RenderedPage:
     """Render metrics as text. Slow: about 0.4 s for 300 models."""
+    source = _UnsuffixedCounters(source)
     if open_metrics:
         content: bytes = openmetrics.generate_latest(source)  # type: ignore[no-untyped-call]
         content_type = openmetrics.CONTENT_TYPE_LATEST
     else:
         content, content_type = generate_latest(source), CONTENT_TYPE_PLAIN_0_0_4
+        for name in source.names:  # the text format has them
+            head = f"# TYPE {name} ".encode()
+            content = content.replace(head + b"untyped\n", head + b"counter\n", 1)
     return (gzip.compress(content, GZIP_LEVEL) if compressed else content), content_type
 
 

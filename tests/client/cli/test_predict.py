@@ -145,35 +145,42 @@ def test_sequences_are_predicted_from_the_file_that_training_reads(neurona, tmp_
     """
     lengths = np.arange(150) % 5 + 1
     inputs = np.random.default_rng(0).integers(0, 9, (lengths.sum(), 2)).astype(np.float64)
-    targets = np.array(["a", "b"] * 75)
     expected = [
         1000 * len(steps) + (steps * [1, 10]).sum()
         for steps in np.split(inputs, lengths.cumsum()[:-1])
     ]
-    np.savez(tmp_path / "joined.npz", inputs=inputs, lengths=lengths, targets=targets)
     padded = np.full((150, 9, 2), 7.0)
     padded[np.arange(9) < lengths[:, None]] = inputs
-    np.savez(tmp_path / "padded.npz", inputs=padded, lengths=lengths, targets=targets)
-    for file in ("joined.npz", "padded.npz"):
-        done = neurona("predict", "gestures", tmp_path / file, "--json")
-        assert values_of(done) == expected
-        assert json_lines(done)[149]["file"] == f"{tmp_path / file}[149]"
-    other_order = {"inputs": np.fliplr(inputs), "lengths": lengths, "channels": ["down", "up"]}
-    np.savez(tmp_path / "other_order.npz", **other_order)
-    done = neurona("predict", "gestures", tmp_path / "other_order.npz", "--json")
-    assert values_of(done) == expected
-    np.savez(tmp_path / "other.npz", **{**other_order, "channels": ["left", "up"]})
+    joined = {"inputs": inputs, "lengths": lengths, "targets": np.array(["a", "b"] * 75)}
+    long = {"inputs": np.ones((80, 60_000, 2)), "lengths": np.full(80, 60_000)}  # 77 MB
+    folder = tmp_path / "set"
+    folder.mkdir()
+    np.save(folder / "a_batch.npy", inputs[:6].reshape(2, 3, 2))
+    np.savez(folder / "b_joined.npz", **joined)
+    np.savez_compressed(folder / "c_long.npz", **long)
+    np.save(folder / "d_one.npy", inputs[:4])
+    np.savez(
+        folder / "e_order.npz", **{**joined, "inputs": np.fliplr(inputs)}, channels=["down", "up"]
+    )
+    np.savez(folder / "f_padded.npz", **{**joined, "inputs": padded})
+    done = neurona("predict", "gestures", folder, "--json")
+    weighted = (inputs * [1, 10]).sum(axis=1)
+    assert values_of(done) == pytest.approx(
+        [
+            *(3000 + weighted[:3].sum(), 3000 + weighted[3:6].sum()),
+            *expected,
+            *[60_000 * 1011] * 80,
+            4000 + weighted[:4].sum(),
+            *expected,
+            *expected,
+        ],
+        rel=1e-6,
+    )
+    assert json_lines(done)[151]["file"] == f"{folder / 'b_joined.npz'}[149]"
+    np.savez(tmp_path / "other.npz", **joined, channels=["left", "up"])
     done = neurona("predict", "gestures", tmp_path / "other.npz")
     assert done.returncode == 1
     assert "channels are left, up (expected up, down)" in done.stderr
-    np.savez(tmp_path / "named.npz", x=padded[:, :5], sequence_lens=lengths.astype(np.int32))
-    assert len(values_of(neurona("predict", "gestures", tmp_path / "named.npz", "--json"))) == 150
-    np.save(tmp_path / "one.npy", inputs[:4])
-    np.save(tmp_path / "batch.npy", inputs[:6].reshape(2, 3, 2))
-    values = values_of(neurona("predict", "gestures", tmp_path / "one.npy", "--json"))
-    assert values == [4000 + (inputs[:4] * [1, 10]).sum()]
-    values = values_of(neurona("predict", "gestures", tmp_path / "batch.npy", "--json"))
-    assert values == [3000 + (steps * [1, 10]).sum() for steps in (inputs[:3], inputs[3:6])]
 
 
 def test_pictures_in_a_folder_are_found_as_training_finds_them(neurona, tmp_path):

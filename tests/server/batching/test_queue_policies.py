@@ -135,6 +135,17 @@ def test_a_request_behind_a_long_run_is_rejected_at_its_time():
     assert (first.answer, rejected) == ([2], [DeadlineExceededError])
 
 
+def test_a_rejected_request_is_returned_even_if_no_group_is_accepted(clock):
+    queue = make_queue(clock, delay=0.0)
+    late = request(1, timeout=QueueTimeout(0.1, delays=False))
+    put(queue, late)
+    clock.now += 0.2
+    put(queue, request(1))
+    assert queue.take_batch(lambda rows, group: False).expired == [late]
+    assert queue.take_batch(lambda rows, group: False) is None
+    assert queue.take_batch().rows == 1
+
+
 def test_a_request_that_has_waited_too_long_is_delayed(clock):
     queue = make_queue(clock, (4, 8))
     delayed = request(1, timeout=QueueTimeout(0.1, delays=True))

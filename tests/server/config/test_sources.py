@@ -74,6 +74,8 @@ def test_every_option_can_be_set_in_every_source():
         "arena": "false",
         "spinning": "true",
         "shared_memory": "true",
+        "triton_metrics": "true",
+        "typed_responses": "true",
         "compress_responses": "true",
         "reuse_port": "true",
         "supervise": "true",

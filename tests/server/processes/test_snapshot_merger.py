@@ -20,6 +20,7 @@ from neurona_server.processes.multiprocess_collector import (
 from neurona_server.processes.snapshot import take_snapshot, to_metrics
 from neurona_server.telemetry.collectors import GpuCollector, VersionInfo
 from neurona_server.telemetry.metrics import Metrics
+from neurona_server.web.endpoints import render_metrics
 
 VERSIONS = [("a", 1), ("a", 2), ("b", 1)]
 EVENTS = st.one_of(
@@ -39,6 +40,7 @@ class Process:
 
     def __init__(self) -> None:
         self.metrics = Metrics(CollectorRegistry())
+        self.metrics.add_triton_metrics(GpuCollector(FakeNvml(gpus=0)))
         self._models = {}
 
     def apply(self, event):
@@ -190,6 +192,7 @@ class Queue:
     def __init__(self, rows, age):
         self.rows, self._age = rows, age
         self.nbytes = 10 * rows
+        self.request_count = rows - 1
 
     def oldest_age(self):
         return self._age
@@ -214,6 +217,7 @@ def test_gauges_are_merged_by_their_rule():
     snapshot = merger.merge()
     labels = {"model": "a", "version": "1"}
     assert value(snapshot, "neurona_queue_rows", **labels) == 7
+    assert value(snapshot, "nv_inference_pending_request_count", **labels) == 5
     assert value(snapshot, "neurona_queue_bytes", **labels) == 70
     assert value(snapshot, "neurona_queue_limit_rows", **labels) == 200
     assert value(snapshot, "neurona_queue_oldest_seconds", **labels) == 0.5
@@ -228,10 +232,14 @@ def test_gauges_are_merged_by_their_rule():
 def test_every_gauge_has_a_rule_or_is_per_process():
     metrics = Metrics(CollectorRegistry())
     metrics.watch_versions(list)
-    metrics.watch_process(GpuCollector(FakeNvml()))
+    metrics.watch_process(GpuCollector(FakeNvml()), triton_metrics=True)
     gauges = {metric.name for metric in metrics.registry.collect() if metric.type == "gauge"}
     assert gauges == {*MERGE_RULES, *PER_PROCESS_GAUGES}
     assert not set(MERGE_RULES) & set(PER_PROCESS_GAUGES)
+
+
+def page(registry, *, open_metrics):
+    return render_metrics(registry, open_metrics=open_metrics, compressed=False)[0].decode()
 
 
 @pytest.mark.parametrize("hostile", ['"} 7\nneurona_x{a="', "\\", "é\n"])
@@ -247,14 +255,16 @@ def test_merged_metrics_are_valid_prometheus_text_and_openmetrics(hostile):
     registry.register(SnapshotCollector(merger.merge()))
     families = {
         family.name: family
-        for family in text_string_to_metric_families(generate_openmetrics(registry).decode())
+        for family in text_string_to_metric_families(page(registry, open_metrics=True))
     }
     assert families["neurona_requests"].type == "counter"
     assert families["neurona_request_duration_seconds"].type == "histogram"
     (two,) = [s for s in families["neurona_rows"].samples if s.labels["model"] == hostile]
     assert (two.name, two.value) == ("neurona_rows_total", 8)
-    text = generate_latest(registry).decode()
+    assert families["nv_inference_count"].type == "unknown"
+    text = page(registry, open_metrics=False)
     assert "# TYPE neurona_rows_total counter\n" in text
+    assert "# TYPE nv_inference_count counter\n" in text
     assert text.count("# TYPE neurona_batch_rows histogram\n") == 1
 
 

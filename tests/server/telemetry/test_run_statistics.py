@@ -13,7 +13,7 @@ def test_each_thread_counts_and_a_reader_adds_up():
         barrier.wait()
         for _ in range(1000):
             statistics.record_run(4, 2, 1.0, 2.0, 3.0)
-            statistics.record_failure(0.125)
+            statistics.record_failure("failed", 0.125)
 
     threads = [threading.Thread(target=count) for _ in range(8)]
     for thread in threads:
@@ -31,6 +31,7 @@ def test_each_thread_counts_and_a_reader_adds_up():
         },
         failures=n,
         failure_seconds=n / 8,
+        failures_by_outcome={"failed": n},
         last_run=total.last_run,
     )
 

@@ -4,6 +4,9 @@ A new version is loaded and warmed up in a thread of a separate pool, while the 
 serving; then it is published in one step, and the version that it replaces is drained and freed.
 The repository is polled, since file events do not work on every volume that a container may be
 given (NFS, ConfigMaps, object stores).
+
+It is one file since polls, calls, loads that end and loads that are given up change the same state
+under one lock.
 """
 
 import logging
@@ -29,6 +32,7 @@ from neurona_server.models.lifecycle.registry import ModelEntry, Registry
 from neurona_server.models.lifecycle.versions import VersionSet
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model import Model
+from neurona_server.models.repository.override import ModelOverride, UploadedModel
 from neurona_server.models.repository.scanner import ModelFolder, ModelSource, Repository
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.telemetry.metrics import Metrics
@@ -56,8 +60,8 @@ FindRejection = Callable[[ModelSource], str]
 class Control(Protocol):
     """Loads and unloads models by name."""
 
-    def load(self, name: str) -> Future[None]:
-        """Start to load a model.
+    def load(self, name: str, override: ModelOverride | None = None) -> Future[None]:
+        """Start to load a model, with an `override` in place of what the repository has.
 
         Returns:
             A future that ends with the load; its exception may be a NotLoadedError (a version
@@ -147,6 +151,7 @@ class Reconciler:
         self._loads: dict[tuple[str, int], VersionLoad] = {}  # those whose result is awaited
         self._abandoned: dict[tuple[str, int], VersionLoad] = {}  # others whose thread still runs
         self._waiters: dict[str, list[Future[None]]] = {}  # of the calls of `load`
+        self._uploads: dict[str, UploadedModel] = {}
         self._poller: threading.Thread | None = None
 
     @property
@@ -246,8 +251,10 @@ class Reconciler:
                         log.exception("%s: cannot be updated", name, extra={"model": name})
         self._answer_waiters()
 
-    def load(self, name: str) -> Future[None]:
+    def load(self, name: str, override: ModelOverride | None = None) -> Future[None]:
         """Scan the repository and start to load the versions that the model's folder asks for.
+
+        An `override` counts until the next load of the model.
 
         Returns:
             A future that ends with the loads. Its exception may be:
@@ -256,10 +263,15 @@ class Reconciler:
 
         Raises:
             NotFoundError: The repository has no such model.
-            NotLoadedError: The repository cannot be read.
+            NotLoadedError: The repository cannot be read, or the files of the override not stored.
         """
         folders = self._repository.scan_for_caller()
-        folder = folders.get(name)
+        folder, upload = folders.get(name), None
+        if override is not None and override.files:
+            upload = UploadedModel(name, override)
+            folder = upload.scan()
+        elif override is not None:
+            folder = self._repository.scan_with_config(name, override.config)
         waiter: Future[None] = Future()
         with self._changed:
             idle = {n for n in self._models.keys() - folders.keys() if not self._models[n].loading}
@@ -269,8 +281,16 @@ class Reconciler:
             self._requested.add(name)
             self._waiters.setdefault(name, []).append(waiter)
             self._observe(name, folder, eager=True)
+            self._replace_upload(name, upload)
         self._answer_waiters()
         return waiter
+
+    def _replace_upload(self, name: str, upload: UploadedModel | None) -> None:
+        """Keep the files that were given for a model, and delete those of its load before."""
+        if previous := self._uploads.pop(name, None):
+            previous.close()
+        if upload is not None:
+            self._uploads[name] = upload
 
     def unload(self, name: str) -> Future[None]:
         """Unpublish the model.
@@ -289,6 +309,7 @@ class Reconciler:
             versions.observe(versions.folder, serve=False)
             self._cancel_unwanted(name, "the model was unloaded while it was loading")
             drains = self._publish(name)
+            self._replace_upload(name, None)
         self._answer_waiters()
         return combine(drains)
 
@@ -317,6 +338,8 @@ class Reconciler:
         drained = (
             self._threads.join(min(INTERRUPTION, max(0.0, end - time.monotonic()))) and drained
         )
+        for name in [*self._uploads]:
+            self._replace_upload(name, None)
         return drained and not self._drains.running_threads()
 
     def _observe(self, name: str, folder: ModelFolder | None, *, eager: bool = False) -> None:

@@ -8,6 +8,8 @@ External data are not safe: see external_data.py.
 import logging
 import os
 import re
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,15 @@ import onnxruntime
 from neurona_server.errors import LoadError
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx import graph_cache, runtime
-from neurona_server.models.onnx.external_data import find_external, read_external, temporary_copy
+from neurona_server.models.onnx.external_data import (
+    COPY_BYTES,
+    MAX_TENSOR_BYTES,
+    NoRoomError,
+    find_copy_folder,
+    find_external,
+    read_external,
+    temporary_copy,
+)
 from neurona_server.models.onnx.model_file import GraphOutline, read_outline
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 
@@ -126,10 +136,19 @@ class _Loader:
         # onnxruntime 1.24 and later. It does not reach into graphs inside nodes, and 1.24 looks
         # for ./weights under a different name than it was given.
         add_files = getattr(settings, "add_external_initializers_from_files_in_memory", None)
-        normalised = all(os.path.normpath(location) == location for location in files)
-        if add_files is None or self._outline.nested_external or not normalised:
-            with temporary_copy(self._path, files) as copy:
-                return self._open(os.fspath(copy), providers, settings)
+        sizes = [file.stat().st_size for file in files.values()]
+        needs_copy = (
+            self._outline.nested_external
+            or min(self._outline.longest_external, max(sizes)) > MAX_TENSOR_BYTES
+            or any(os.path.normpath(location) != location for location in files)
+        )
+        if add_files is None or needs_copy or sum(sizes) >= COPY_BYTES:
+            try:
+                return self._load_copy(files, sum(sizes), providers)
+            except NoRoomError:
+                if add_files is None or needs_copy:
+                    raise
+            log.info("%s: its external data are read: no room for a copy", self._path)
         contents = read_external(files)
         settings.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", _NOWHERE
@@ -211,6 +230,29 @@ class _Loader:
         settings = self._settings()
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         return settings
+
+    def _load_copy(
+        self, files: Mapping[str, Path], nbytes: int, providers: list[Any]
+    ) -> onnxruntime.InferenceSession:
+        """Load a copy of the model and its external data, of `nbytes`."""
+        folders = [Path(tempfile.gettempdir())]
+        cache = self._options.cache
+        if cache is not None and graph_cache.open_cache(cache) is not None:
+            folders.append(cache)
+        folder = find_copy_folder(self._outline.size + nbytes, folders)
+        if folder is None:
+            raise NoRoomError(
+                f"its external data of {nbytes:,} bytes cannot be copied: no room (expected it in "
+                "the folder for temporary files, TMPDIR, or for the cache)"
+            )
+        with temporary_copy(self._path, files, folder, self._note_progress) as copy:
+            if read_outline(copy) != self._outline:  # it may name other files now
+                raise LoadError("its file was changed while it was loaded")
+            return self._open(os.fspath(copy), providers)
+
+    def _note_progress(self) -> None:
+        self._cancellation.raise_if_cancelled()
+        self._cancellation.note_progress()
 
     def _read_model(self) -> bytes:
         try:

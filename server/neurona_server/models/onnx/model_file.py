@@ -6,6 +6,7 @@ parser seeks past the fields that it does not need. The field numbers are those 
 and docs/ExternalData.md.
 """
 
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -54,6 +55,9 @@ class GraphOutline:
 
     external: set[str] = field(default_factory=set)
     """Locations of external data, as the file gives them."""
+
+    longest_external: float = 0
+    """Bytes of the longest tensor in external data, inf if one does not say how long it is."""
 
     nested_external: bool = False
     """Whether some of these data belong to a graph inside a node."""
@@ -272,12 +276,18 @@ def _walk_attribute(file: BinaryIO, attribute: ProtobufField, outline: GraphOutl
 def _walk_tensor(
     file: BinaryIO, tensor: ProtobufField, outline: GraphOutline, *, nested: bool
 ) -> None:
+    pairs: dict[bytes, bytes] = {}
     for entry in read_fields(file, tensor.start, tensor.end):
-        if entry.number != 13:  # external_data: pairs of key and value
-            continue
-        pair = {}
-        for part in read_fields(file, entry.start, entry.end):
-            pair[part.number] = _read(file, part, _MAX_LOCATION_BYTES)
-        if pair.get(1) == b"location":
-            outline.external.add(pair.get(2, b"").decode("utf-8", "replace"))
-            outline.nested_external |= nested
+        if entry.number == 13:  # external_data: pairs of key and value
+            pair = {}
+            for part in read_fields(file, entry.start, entry.end):
+                pair[part.number] = _read(file, part, _MAX_LOCATION_BYTES)
+            pairs[pair.get(1, b"")] = pair.get(2, b"")
+            if pair.get(1) == b"location":  # every one, whichever counts
+                outline.external.add(pair.get(2, b"").decode("utf-8", "replace"))
+    if b"location" in pairs:
+        outline.nested_external |= nested
+        length = pairs.get(b"length", b"")
+        outline.longest_external = max(
+            outline.longest_external, int(length) if length.isdigit() else math.inf
+        )

@@ -174,6 +174,24 @@ class Repository:
             log.error("%s", error)
             raise NotLoadedError("cannot read the repository; see the server's log") from error
 
+    def scan_with_config(self, name: str, config: str) -> ModelFolder | None:
+        """Return the folder of a model as if `config` were its only file of settings.
+
+        None if the repository has no such model.
+        """
+        with self._scanning:
+            places = [(root, root / name) for root in self.roots if (root / name).is_dir()]
+            if name in self._single_models:
+                places.append((self._single_models[name], self._single_models[name]))
+            if len(places) != 1:  # none, or a duplicate, which has a problem
+                return self._scan().get(name)
+            root, path = places[0]
+            try:
+                settings, problem = read_triton_config(path, config), ""
+            except LoadError as error:
+                settings, problem = ModelSettings(), str(error)
+            return self._scan_folder(root, name, path, (settings, problem))
+
     def _scan(self) -> dict[str, ModelFolder]:
         folders: dict[str, ModelFolder] = {}
         root_of: dict[str, Path] = {}
@@ -247,12 +265,19 @@ class Repository:
         if others:
             log.info("repository %s: not meant as models: %s", root, ", ".join(others[:20]))
 
-    def _scan_folder(self, root: Path, name: str, path: Path) -> ModelFolder:
+    def _scan_folder(
+        self,
+        root: Path,
+        name: str,
+        path: Path,
+        override: tuple[ModelSettings, str] | None = None,
+    ) -> ModelFolder:
+        """Scan a model's folder; `override` are settings to take, and a problem, for its own."""
         try:
             if path != root and path.is_symlink() and not is_inside(path, root):
                 problem = "it is a link that leads out of the repository"
                 return ModelFolder(name, {}, problem=problem)
-            settings, problem = self._read_settings_if_changed(path)
+            settings, problem = override or self._read_settings_if_changed(path)
             versions, unusable, notes = _scan_versions(
                 root, path, settings.model_file or MODEL_FILE
             )

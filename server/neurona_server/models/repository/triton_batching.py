@@ -11,7 +11,6 @@ from neurona_server.batching.policy import QueuePolicies, QueuePolicy
 from neurona_server.errors import LoadError
 
 _MAX_MICROSECONDS = 10**11
-_MAX_PRIORITY_LEVELS = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,6 @@ def read_batching(config: triton.ModelConfig, *, batch_axis_known: bool) -> Trit
 
 def _queue_policies(batching: triton.ModelDynamicBatching) -> QueuePolicies | None:
     count, default = batching.priority_levels, batching.default_priority_level
-    if count > _MAX_PRIORITY_LEVELS:
-        raise LoadError(
-            f"dynamic_batching.priority_levels is {count} (expected at most {_MAX_PRIORITY_LEVELS})"
-        )
     if (count or default) and not 0 < default <= count:
         raise LoadError(
             f"dynamic_batching.default_priority_level is {default} (expected 1 to "

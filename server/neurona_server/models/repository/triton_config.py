@@ -103,15 +103,15 @@ _SUPPORTED_WITHOUT_BATCHING = {
 }
 
 
-def read_triton_config(folder: Path) -> ModelSettings:
-    """Read the config.pbtxt in a model's folder.
+def read_triton_config(folder: Path, text: str | None = None) -> ModelSettings:
+    """Read the config.pbtxt in a model's folder, or take `text` for its contents.
 
     Raises:
         LoadError: The file cannot be read, is invalid or needs an unsupported feature; the
             message is one line that begins with the file's name.
     """
     try:
-        text = read_text(folder, CONFIG_PBTXT)
+        text = read_text(folder, CONFIG_PBTXT) if text is None else text
         return _to_settings(folder, text, _parse(text))
     except LoadError as error:
         raise LoadError(f"{CONFIG_PBTXT}: {error}") from error

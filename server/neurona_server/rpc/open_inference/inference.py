@@ -32,6 +32,7 @@ from neurona_server.rpc.open_inference.inputs import (
     describe_inputs,
     explain_mismatch,
     find_input_slices,
+    has_typed_contents,
     is_slow,
     read_inputs,
 )
@@ -77,7 +78,10 @@ class InferenceService:
         memory: SharedMemoryService,
         limits: Limits,
         workers: WorkerPool,
+        *,
+        typed_responses: bool,
     ) -> None:
+        self._typed_responses = typed_responses
         self._limits = limits
         self._workers = workers
         # Two, because responses in a stream differ from those of ModelInfer.
@@ -178,6 +182,7 @@ class InferenceService:
                     message.id,
                     streamed,
                     size_estimate_of(model),
+                    self._typed_responses and has_typed_contents(message),
                 ),
                 parameters.deadline,
                 parameters.priority,

@@ -67,11 +67,11 @@ def explain_mismatch(
     reason = _DTYPE.sub(lambda match: _DATATYPES_OF_V1[match[0]], str(error))
     required, names = [spec.name for spec in signature.inputs], [*described]
     missing = [name for name in required if name not in described]
-    known = {spec.name: spec for spec in (*signature.inputs, *signature.optional)}
-    unknown = [name for name in names if name not in known]
+    specs = {spec.name: spec for spec in (*signature.inputs, *signature.optional)}
+    unknown = [name for name in names if name not in specs]
     if missing:
         return InvalidArgumentError(
-            f"expected {_count_words(len(required), len(known))} but got {len(names)} inputs for "
+            f"expected {_count_words(len(required), len(specs))} but got {len(names)} inputs for "
             f"model {model.name!r}. Got input(s) {_list_words(names)}, but missing required "
             f"input(s) {_list_words(missing)}. Please provide all required input(s).: {reason}"
         )
@@ -80,8 +80,8 @@ def explain_mismatch(
             f"unexpected inference input {quoted(unknown[0])} for model {model.name!r}: {reason}"
         )
     for name, (_, shape) in described.items():
-        spec = known[name]
-        if getattr(spec, "any_shape", False) or _may_fit(shape, spec.shape):
+        spec = specs[name]
+        if spec.any_shape or _may_fit(shape, spec.shape):
             continue
         sizes = ",".join(str(size) if isinstance(size, int) else "-1" for size in spec.shape)
         return InvalidArgumentError(
@@ -106,9 +106,9 @@ def _may_fit(shape: tuple[int, ...], expected: tuple[Size, ...]) -> bool:
     )
 
 
-def _count_words(required: int, known: int) -> str:
-    if known > required:
-        return f"number of inputs between {required} and {known}"
+def _count_words(required: int, most: int) -> str:
+    if most > required:
+        return f"number of inputs between {required} and {most}"
     return f"{required} inputs"
 
 
@@ -127,11 +127,18 @@ def find_input_slices(
         InvalidArgumentError: A parameter is invalid.
         NotAllowedError, NotFoundError: See `SharedMemoryService.find_slice`.
     """
-    found = {
+    slices = {
         tensor.name: memory.find_slice(owner, tensor.parameters, f"input {quoted(tensor.name)}")
         for tensor in message.inputs
     }
-    return {name: part for name, part in found.items() if part is not None}
+    return {name: one for name, one in slices.items() if one is not None}
+
+
+def has_typed_contents(message: ModelInferRequest) -> bool:
+    """Return whether the request has its inputs as typed contents."""
+    return not message.raw_input_contents and any(
+        tensor.HasField("contents") for tensor in message.inputs
+    )
 
 
 def count_shared_bytes(message: ModelInferRequest) -> int:
@@ -261,8 +268,8 @@ def _check_size(
 def _explain_strings(name: str, model: str, count: int, data: bytes | memoryview) -> str:
     """Return why `data` are not `count` strings, in the words of Triton."""
     of_input = f"for inference input {name!r} for model {quoted(model)}"
-    position = found = 0
-    while found < count:
+    position = strings = 0
+    while strings < count:
         rest = len(data) - position - _LENGTH_BYTES
         if rest == -_LENGTH_BYTES:
             break
@@ -278,7 +285,7 @@ def _explain_strings(name: str, model: str, count: int, data: bytes | memoryview
                 f"{rest} bytes available"
             )
         position += _LENGTH_BYTES + length
-        found += 1
+        strings += 1
     if position < len(data):  # as Triton counts: up to the first one that is not expected
-        found += 1
-    return f"unexpected number of string elements {found} {of_input}, expecting {count}"
+        strings += 1
+    return f"unexpected number of string elements {strings} {of_input}, expecting {count}"

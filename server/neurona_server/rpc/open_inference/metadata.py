@@ -13,7 +13,7 @@ from neurona_protos.model_config_pb2 import (
     ModelOutput,
     ModelVersionPolicy,
 )
-from neurona_protos.prediction_pb2 import State
+from neurona_protos.prediction_pb2 import State, Task
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import NotFoundError
 from neurona_server.models.lifecycle.registry import Registry
@@ -136,6 +136,7 @@ class MetadataService:
             platform=PLATFORM,
             inputs=[_tensor_metadata(spec) for spec in (*signature.inputs, *signature.optional)],
             outputs=[_tensor_metadata(spec) for spec in signature.outputs],
+            properties=_properties(model),
         )
 
     def _model_config(self, message: pb.ModelConfigRequest, grant: Grant) -> pb.ModelConfigResponse:
@@ -236,6 +237,19 @@ def _dimensions(spec: TensorSpec, rows: int) -> list[int]:
     """Return the shape without the batch axis, which a model with batches (`rows`) has."""
     shape = spec.shape[1:] if rows else spec.shape
     return [size if isinstance(size, int) else -1 for size in shape]
+
+
+def _properties(model: Model) -> dict[str, str]:
+    """Return the model's task, description, origin and measured quality, as far as it has them."""
+    metadata = model.metadata
+    properties = {**metadata.provenance}
+    properties |= {name: f"{figure:g}" for name, figure in metadata.figures.items()}
+    if metadata.description:
+        properties["description"] = metadata.description
+    if metadata.task != Task.TASK_TENSORS:
+        properties["task"] = Task.Name(metadata.task).removeprefix("TASK_").lower()
+        properties["answer"] = metadata.answer
+    return properties
 
 
 def _tensor_metadata(spec: TensorSpec) -> TensorMetadata:

@@ -27,6 +27,7 @@ from neurona_server.rpc.open_inference.messages import (
     read_unsigned_parameter,
 )
 from neurona_server.rpc.open_inference.shared_memory import RegionSlice, SharedMemoryService
+from neurona_server.rpc.open_inference.typed_contents import CONTENTS, set_contents
 
 MAX_CLASS_RESULTS = 100_000
 """Classification results of one output: each is a string, formatted in a microsecond or more on the
@@ -115,6 +116,8 @@ class InferResponseWriter(NamedTuple):
     request_id: str
     streamed: bool
     size_estimate: ResponseSizeEstimate
+    typed: bool = False
+    """Whether the outputs are typed contents, if all of their datatypes have a type of these."""
 
     def __call__(self, outputs: Outputs) -> bytes:
         response = _write_response(self, outputs)
@@ -132,6 +135,7 @@ def _write_response(writer: InferResponseWriter, outputs: Outputs) -> bytes:
     if writer.streamed:
         head.parameters[FINAL_RESPONSE].bool_param = True
     pieces: list[bytes | memoryview] = []
+    typed = writer.typed and all(_has_typed_contents(output) for output in writer.requested)
     for output in writer.requested:
         spec, array, dtype = output.spec, np.asarray(outputs[output.position]), output.spec.dtype
         if output.class_count:
@@ -144,12 +148,16 @@ def _write_response(writer: InferResponseWriter, outputs: Outputs) -> bytes:
                 has_batch_axis=writer.has_batch_axis,
             )
             dtype = DataType.DATA_TYPE_STRING
-        data = encode(spec.name, array, dtype)
         tensor = head.outputs.add(name=spec.name, datatype=DATATYPE_NAMES[dtype], shape=array.shape)
+        if typed and not output.region_slice:
+            set_contents(tensor.contents, array, dtype)
+            continue
+        data = encode(spec.name, array, dtype)
         if output.region_slice:
             _write_to_shared_memory(output.region_slice, data, spec.name, tensor.parameters)
             data = b""
-        pieces += [header(_RAW_OUTPUT_CONTENTS, len(data)), data]
+        if not typed:
+            pieces += [header(_RAW_OUTPUT_CONTENTS, len(data)), data]
     # Joined here, so that large outputs are copied once: a message would copy them twice more.
     size = head.ByteSize() + sum([len(piece) for piece in pieces])
     if size > MAX_MESSAGE_BYTES:
@@ -158,6 +166,10 @@ def _write_response(writer: InferResponseWriter, outputs: Outputs) -> bytes:
         )
     before = header(_INFER_RESPONSE, size) if writer.streamed else b""
     return b"".join([before, head.SerializeToString(), *pieces])
+
+
+def _has_typed_contents(output: RequestedOutput) -> bool:
+    return bool(output.class_count) or output.spec.dtype in CONTENTS
 
 
 def _write_to_shared_memory(

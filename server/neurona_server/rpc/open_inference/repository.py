@@ -1,23 +1,30 @@
 """The methods RepositoryIndex, RepositoryModelLoad and RepositoryModelUnload."""
 
 from collections.abc import Mapping
+from functools import partial
 
 from neurona_protos import open_inference_pb2 as pb
 from neurona_protos.prediction_pb2 import State
 from neurona_server.errors import (
+    InvalidArgumentError,
     NeuronaError,
     NotAllowedError,
+    NotFoundError,
+    NotLoadedError,
     UnsupportedError,
     quoted,
 )
 from neurona_server.models.lifecycle.reconciler import NOT_EXPLICIT
 from neurona_server.models.lifecycle.registry import ModelEntry, Registry
+from neurona_server.models.repository.override import ModelOverride, make_override
 from neurona_server.rpc.call import Call, Methods, Unary
 from neurona_server.rpc.control_calls import ControlCalls
 from neurona_server.rpc.open_inference.messages import parse_message, unary_method
 from neurona_server.rpc.security.access import Grant, Right, visible_models
 
 UNAVAILABLE = "UNAVAILABLE"
+CONFIG, FILE_PREFIX = "config", "file:"
+"""Parameters of a load."""
 
 STATES: Mapping[State, str] = {
     State.STATE_LOADING: "LOADING",
@@ -63,40 +70,80 @@ class RepositoryService:
     def _load(self, call: Call) -> None:
         try:
             message = parse_message(pb.RepositoryModelLoadRequest, call.request)
-            _check_repository(message.repository_name)
+            name, response = message.model_name, pb.RepositoryModelLoadResponse()
+            if message.repository_name and not name:  # a request of KServe
+                name = message.repository_name
+                response = pb.RepositoryModelLoadResponse(model_name=name, isLoaded=True)
+            else:
+                _check_repository(message.repository_name)
             control = self._require_control()
-            call.grant.check_model(message.model_name, (message.model_name,))
-            if message.parameters:
-                name = quoted(min(message.parameters))
-                raise UnsupportedError(
-                    f"parameter {name}: a model is loaded with the settings and files of the "
-                    "repository"
-                )
+            call.grant.check_model(name, (name,))
+            override = _read_override(name, message)
         except NeuronaError as error:
             call.fail(error)
             return
-        response = pb.RepositoryModelLoadResponse()
-        control.load(message.model_name, call, response.SerializeToString)
+        explain = partial(_explain_load, name)
+        control.load(name, call, response.SerializeToString, override, explain)
 
     def _unload(self, call: Call) -> None:
         try:
             message = parse_message(pb.RepositoryModelUnloadRequest, call.request)
-            _check_repository(message.repository_name)
+            name, response = message.model_name, pb.RepositoryModelUnloadResponse()
+            if message.repository_name and not name:  # a request of KServe
+                name = message.repository_name
+                response = pb.RepositoryModelUnloadResponse(model_name=name, isUnloaded=True)
+            else:
+                _check_repository(message.repository_name)
             control = self._require_control()
-            call.grant.check_model(message.model_name, (message.model_name,))
+            call.grant.check_model(name, (name,))
             for parameter in message.parameters:
                 if parameter != "unload_dependents":  # no model has any
                     raise UnsupportedError(f"unknown parameter {quoted(parameter)}")
         except NeuronaError as error:
             call.fail(error)
             return
-        response = pb.RepositoryModelUnloadResponse()
-        control.unload(message.model_name, call, response.SerializeToString)
+        control.unload_if_loaded(name, call, response.SerializeToString)
 
     def _require_control(self) -> ControlCalls:
         if self._control is None:
             raise NotAllowedError(f"model_control is not explicit: {NOT_EXPLICIT}")
         return self._control
+
+
+def _read_override(model: str, message: pb.RepositoryModelLoadRequest) -> ModelOverride | None:
+    """Return what the parameters say in place of the repository, None if there are none."""
+    config, files = None, {}
+    for name, value in message.parameters.items():
+        kind = value.WhichOneof("parameter_choice")
+        if name == CONFIG:
+            if kind != "string_param":
+                raise InvalidArgumentError(
+                    f"parameter 'config' is {kind or 'empty'} (expected string_param with JSON)"
+                )
+            config = value.string_param
+        elif name.startswith(FILE_PREFIX):
+            if kind != "bytes_param":
+                raise InvalidArgumentError(
+                    f"parameter {quoted(name)} is {kind or 'empty'} (expected bytes_param)"
+                )
+            files[name.removeprefix(FILE_PREFIX)] = value.bytes_param
+        else:
+            raise UnsupportedError(
+                f"unknown parameter {quoted(name)} (expected 'config' or 'file:' and a path)"
+            )
+    if not message.parameters:
+        return None
+    return make_override(model, config, files)
+
+
+def _explain_load(name: str, error: Exception) -> Exception:
+    """Return the error of a load in the words of Triton, which its clients look for, and ours."""
+    if isinstance(error, NotFoundError):
+        text = f"failed to load {quoted(name)}, failed to poll from model repository: {error}"
+        return NotFoundError(text)
+    if isinstance(error, NotLoadedError):
+        return NotLoadedError(f"load failed for model {quoted(name)}: {error}")
+    return error
 
 
 def _index_of(name: str, entry: ModelEntry) -> list[Index]:

@@ -34,6 +34,7 @@ class OpenInference:
         control: ControlCalls | None = None,
         versions: VersionPolicy | None = None,
         shared_memory: bool = False,
+        typed_responses: bool = False,
         limits: Limits | None = None,
         workers: WorkerPool | None = None,
     ) -> None:
@@ -48,6 +49,7 @@ class OpenInference:
             versions: Which versions are served of models that do not say so themselves.
             shared_memory: Whether callers on this machine may have the server read and write
                 their memory objects.
+            typed_responses: Whether requests with typed contents have responses with them too.
             limits: Limits of requests.
             workers: Threads for what takes too long for the transport's; by default new ones.
         """
@@ -57,7 +59,12 @@ class OpenInference:
         self._services = (
             MetadataService(registry, ready, versions, shared_memory=shared_memory),
             InferenceService(
-                registry, metrics, self.memory, limits or Limits(), workers or WorkerPool()
+                registry,
+                metrics,
+                self.memory,
+                limits or Limits(),
+                workers or WorkerPool(),
+                typed_responses=typed_responses,
             ),
             StatisticsService(registry),
             self.repository,

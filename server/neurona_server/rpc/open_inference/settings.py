@@ -1,4 +1,4 @@
-"""The methods TraceSetting and LogSettings: callers see settings, and may set the log level."""
+"""The methods TraceSetting and LogSettings: callers see settings, and may set the log levels."""
 
 import logging
 
@@ -14,6 +14,7 @@ from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.rpc.call import Methods
 from neurona_server.rpc.open_inference.messages import unary_method, unknown_model_error
 from neurona_server.rpc.security.access import Grant, Right, visible_models
+from neurona_server.telemetry import logs
 
 TRACE_SETTINGS = {
     "trace_level": "OFF",
@@ -27,7 +28,7 @@ TRACE_SETTINGS = {
 
 LOG_LEVELS = {"log_error": logging.ERROR, "log_warning": logging.WARNING, "log_info": logging.INFO}
 VERBOSE_LEVEL = "log_verbose_level"
-_SILENT = logging.CRITICAL + 1
+FIXED_LOG_SETTINGS = {"log_file": "", "log_format": "default"}
 
 log = logging.getLogger("neurona_server")
 
@@ -39,6 +40,8 @@ class SettingsService:
         """Make the service; `changeable` is whether callers may change the log level."""
         self._registry = registry
         self._changeable = changeable
+        self._verbose_level = 0
+        """The one that a caller has set."""
 
     def methods(self, prefix: str) -> Methods:
         return {
@@ -80,67 +83,63 @@ class SettingsService:
                 raise NotAllowedError(
                     "log settings cannot be changed: model_control is not explicit"
                 )
-            level = _requested_level(message)
-            if level != log.getEffectiveLevel():
-                log.setLevel(logging.INFO)  # so that the next line is logged at any level
-                log.info("log level set to %s by a caller", logging.getLevelName(level))
-                log.setLevel(level)
-        level = log.getEffectiveLevel()
+            levels, self._verbose_level = self._read_log_settings(message)
+            if levels != logs.enabled_levels():
+                logs.enable_levels(levels | {logging.INFO})  # so that the next line is logged
+                names = [logging.getLevelName(level) for level in sorted(levels)]
+                log.info("log levels set to %s by a caller", ", ".join(names) or "none")
+                logs.enable_levels(levels)
+        levels = logs.enabled_levels()
         response = pb.LogSettingsResponse()
-        for name, threshold in LOG_LEVELS.items():
-            response.settings[name].bool_param = level <= threshold
-        response.settings[VERBOSE_LEVEL].uint32_param = int(level <= logging.DEBUG)
-        response.settings["log_file"].string_param = ""
-        response.settings["log_format"].string_param = "default"
+        for name, level in LOG_LEVELS.items():
+            response.settings[name].bool_param = level in levels
+        verbose = logging.DEBUG in levels
+        response.settings[VERBOSE_LEVEL].uint32_param = (self._verbose_level or 1) if verbose else 0
+        for name, value in FIXED_LOG_SETTINGS.items():
+            response.settings[name].string_param = value
         return response
 
+    def _read_log_settings(self, message: pb.LogSettingsRequest) -> tuple[frozenset[int], int]:
+        """Return the levels that a message wants to be logged, and the verbose level.
 
-def _requested_level(message: pb.LogSettingsRequest) -> int:
-    """Return the log level that the settings of a message amount to.
+        Each setting has an effect of its own; those that the message leaves out stay unchanged.
 
-    Settings that the message leaves out stay unchanged.
-
-    Raises:
-        InvalidArgumentError: A setting is unknown or has the wrong type, or a level is on while a
-            more severe one is off.
-        UnsupportedError: The setting cannot be changed.
-    """
-    current = log.getEffectiveLevel()
-    enabled = {name: current <= threshold for name, threshold in LOG_LEVELS.items()}
-    verbose = int(current <= logging.DEBUG)
-    for name, setting in message.settings.items():
-        kind = setting.WhichOneof("parameter_choice")
-        if name in LOG_LEVELS:
-            if kind != "bool_param":
+        Raises:
+            InvalidArgumentError: A setting is unknown or has the wrong type.
+            UnsupportedError: The setting cannot be changed.
+        """
+        levels, verbose = set(logs.enabled_levels()), self._verbose_level
+        for name, setting in message.settings.items():
+            if name in LOG_LEVELS:
+                _check_kind(name, setting, "bool_param")
+                level, enabled = LOG_LEVELS[name], setting.bool_param
+            elif name == VERBOSE_LEVEL:
+                _check_kind(name, setting, "uint32_param")
+                verbose = setting.uint32_param
+                level, enabled = logging.DEBUG, verbose > 0
+            elif name in FIXED_LOG_SETTINGS:
+                _check_fixed(name, setting)
+                continue
+            else:
                 raise InvalidArgumentError(
-                    f"log setting {name!r} is a {kind} (expected bool_param)"
+                    f"unknown log setting {quoted(name)} (expected one of "
+                    f"{', '.join([*LOG_LEVELS, VERBOSE_LEVEL])})"
                 )
-            enabled[name] = setting.bool_param
-        elif name == VERBOSE_LEVEL:
-            if kind != "uint32_param":
-                raise InvalidArgumentError(
-                    f"log setting {name!r} is a {kind} (expected uint32_param)"
-                )
-            verbose = setting.uint32_param
-        elif name in ("log_file", "log_format"):
-            fixed = "" if name == "log_file" else "default"
-            if setting.string_param != fixed:
-                raise UnsupportedError(
-                    f"log setting {name!r} cannot be changed (expected {fixed!r})"
-                )
-        else:
-            raise InvalidArgumentError(
-                f"unknown log setting {quoted(name)} (expected one of "
-                f"{', '.join([*LOG_LEVELS, VERBOSE_LEVEL])})"
-            )
-    error, warning, info = enabled.values()
-    if (info and not warning) or (warning and not error) or (verbose and not info):
-        raise InvalidArgumentError(
-            "inconsistent log settings (expected log_info for log_verbose_level, log_warning for "
-            "log_info, and log_error for log_warning)"
-        )
-    if verbose:
-        return logging.DEBUG
-    return next(
-        (threshold for name, threshold in reversed(LOG_LEVELS.items()) if enabled[name]), _SILENT
-    )
+            (levels.add if enabled else levels.discard)(level)
+        return frozenset(levels), verbose
+
+
+def _check_kind(name: str, setting: pb.LogSettingsRequest.SettingValue, expected: str) -> None:
+    kind = setting.WhichOneof("parameter_choice")
+    if kind != expected:
+        raise InvalidArgumentError(f"log setting {name!r} is a {kind} (expected {expected})")
+
+
+def _check_fixed(name: str, setting: pb.LogSettingsRequest.SettingValue) -> None:
+    value = FIXED_LOG_SETTINGS[name]
+    if setting.string_param == value:
+        return
+    reason = f"log setting {name!r} cannot be changed (expected {value!r})"
+    if name == "log_file":
+        reason = f"log file location can not be updated through network protocol: {reason}"
+    raise UnsupportedError(reason)

@@ -172,7 +172,10 @@ class Regions:
                 "letters, digits, '.', '_' and '-', after an optional '/')"
             )
         if not byte_size:
-            raise InvalidArgumentError("the region has 0 bytes (expected at least 1)")
+            raise InvalidArgumentError(
+                f"failed to register shared memory region {quoted(name)}: invalid args: it has 0 "
+                "bytes (expected at least 1)"
+            )
         file = _open_memory_object(key)
         try:
             state = os.fstat(file)

@@ -1,4 +1,4 @@
-"""Decodes the typed contents of an input, from their bytes in the message.
+"""Decodes the typed contents of an input, from their bytes in the message, and writes an output's.
 
 As numbers of Python they would take many times the memory and the time. The bytes of packed floats
 are those of the array; variable-length integers are decoded in blocks.
@@ -12,7 +12,7 @@ import numpy as np
 
 from neurona_protos.open_inference_pb2 import InferTensorContents
 from neurona_protos.prediction_pb2 import DataType
-from neurona_protos.tensors import NUMPY_DTYPES, decode_text
+from neurona_protos.tensors import NUMPY_DTYPES, decode_text, encode_text
 from neurona_protos.wire_format import BYTES, FIXED32, FIXED64, VARINT, content_span, read_varint
 from neurona_server.batching.request import Array
 from neurona_server.errors import InvalidArgumentError
@@ -28,7 +28,7 @@ BLOCK = 1 << 18
 _CONTINUED = 0x80
 _MAX_VARINT_BYTES = 10
 
-_FIELDS: dict[DataType, tuple[str, int, Any]] = {
+CONTENTS: dict[DataType, tuple[str, int, Any]] = {
     DataType.DATA_TYPE_BOOL: ("bool_contents", VARINT, np.bool_),
     DataType.DATA_TYPE_INT8: ("int_contents", VARINT, np.int32),
     DataType.DATA_TYPE_INT16: ("int_contents", VARINT, np.int32),
@@ -45,7 +45,7 @@ _FIELDS: dict[DataType, tuple[str, int, Any]] = {
 """The field of InferTensorContents for each datatype, and its elements' wire type and dtype."""
 
 _NAMES = {field.number: field.name for field in InferTensorContents.DESCRIPTOR.fields}
-_WIRE_TYPES = {name: wire_type for name, wire_type, _ in _FIELDS.values()}
+_WIRE_TYPES = {name: wire_type for name, wire_type, _ in CONTENTS.values()}
 
 
 class EncodedContents(NamedTuple):
@@ -77,11 +77,11 @@ def decode_contents(
             out of range.
     """
     type_name = DATATYPE_NAMES[datatype]
-    if datatype not in _FIELDS:
+    if datatype not in CONTENTS:
         raise InvalidArgumentError(
             f"input {name!r} is {type_name}, which can be sent in raw_input_contents only"
         )
-    field, wire_type, field_dtype = _FIELDS[datatype]
+    field, wire_type, field_dtype = CONTENTS[datatype]
     dtype, count = NUMPY_DTYPES[datatype], math.prod(shape)
     try:
         pieces = _collect(name, type_name, field, parts)
@@ -104,6 +104,17 @@ def decode_contents(
         ) from None
     except ValueError as error:
         raise InvalidArgumentError(f"input {name!r} has invalid contents: {error}") from None
+
+
+def set_contents(contents: InferTensorContents, array: Array, datatype: DataType) -> None:
+    """Write an output as typed contents; `datatype` is one of CONTENTS."""
+    field, wire_type, field_dtype = CONTENTS[datatype]
+    flat = array.ravel()
+    if wire_type == BYTES:
+        elements = [encode_text(text) if isinstance(text, str) else text for text in flat]
+    else:
+        elements = flat.astype(field_dtype, copy=False).tolist()
+    getattr(contents, field).extend(elements)
 
 
 def _collect(

@@ -8,11 +8,13 @@ from support.triton_requests import request
 
 from neurona_protos import open_inference_pb2 as pb
 from neurona_protos.model_config_pb2 import TYPE_FP32, TYPE_INT64, ModelInstanceGroup
+from neurona_protos.prediction_pb2 import UnloadModelRequest
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import NotFoundError, quoted
 from neurona_server.models.lifecycle.registry import ModelEntry, ModelVersion
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.rpc.open_inference.metadata import model_config
+from neurona_server.telemetry import logs
 
 ROWS = np.ones((3, 4), np.float32)
 
@@ -233,11 +235,48 @@ def test_load_and_unload_call_the_control_and_wait_for_it(make_server, rejection
     server.triton.RepositoryModelUnload(message, timeout=10)
     assert control.calls == [("load", "classifier"), ("unload", "classifier")]
     assert load(server, "nobody").code() == grpc.StatusCode.NOT_FOUND
-    call = load(server, "classifier", "config")
+    call = load(server, "classifier", "other")
     assert call.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert "parameter 'config'" in call.details()
+    assert "parameter 'other'" in call.details()
     message.parameters["other"].bool_param = True
     assert rejection(server.triton.RepositoryModelUnload, message)[0] == "UNIMPLEMENTED"
+
+
+def test_unloading_what_is_not_loaded_is_no_error(make_server, rejection):
+    server = make_server(explicit=True)
+    for name in ("nobody", "classifier", "classifier"):
+        message = pb.RepositoryModelUnloadRequest(model_name=name)
+        server.triton.RepositoryModelUnload(message, timeout=10)
+        assert rejection(server.models.Unload, UnloadModelRequest(model=name))[0] == "NOT_FOUND"
+    load(server, "classifier").result()
+    server.triton.RepositoryModelUnload(message, timeout=10)
+    infer = request("classifier", x=("FP32", ROWS))
+    assert rejection(server.triton.ModelInfer, infer)[0] == "NOT_FOUND"
+
+
+def test_messages_of_kserve_have_the_name_first(make_server, rejection):
+    server = make_server(explicit=True)
+    infer = request("classifier", x=("FP32", ROWS))
+    kserve = pb.ModelReadyRequest(name="classifier").SerializeToString()  # the same field 1
+    load = server.channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelLoad")
+    unload = server.channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelUnload")
+    answer = b"\x0a\x0aclassifier\x10\x01"  # model_name, and isLoaded or isUnloaded
+    assert load(kserve, timeout=30) == answer
+    assert server.triton.ModelInfer(infer, timeout=10).model_name == "classifier"
+    assert unload(kserve, timeout=30) == answer
+    assert rejection(server.triton.ModelInfer, infer)[0] == "NOT_FOUND"
+    code, text = rejection(load, pb.ModelReadyRequest(name="nobody").SerializeToString())
+    assert (code, "no model 'nobody'" in text) == ("NOT_FOUND", True)
+    both = pb.RepositoryModelLoadRequest(repository_name="a", model_name="classifier")
+    assert rejection(server.triton.RepositoryModelLoad, both)[0] == "UNIMPLEMENTED"
+
+
+def test_metadata_have_the_properties_of_a_model(server, echo_server):
+    message = pb.ModelMetadataRequest(name="classifier")
+    properties = server.triton.ModelMetadata(message, timeout=10).properties
+    assert properties == {"task": "classification", "answer": "probabilities"}
+    message.name = "echo_FP32"
+    assert not echo_server.triton.ModelMetadata(message, timeout=10).properties
 
 
 def test_models_are_loaded_and_unloaded(make_server, rejection, wait_until):
@@ -303,6 +342,7 @@ def quiet_log():
     log.setLevel(logging.INFO)
     yield log
     log.setLevel(before)
+    logs.level_filter.dropped = frozenset()
 
 
 def settings(**changes):
@@ -324,31 +364,43 @@ def test_log_settings_can_be_read_but_not_changed(server, rejection, quiet_log):
 
 
 @pytest.mark.parametrize(
-    ("changes", "level"),
+    ("changes", "levels"),
     [
-        ({"log_info": False}, logging.WARNING),
-        ({"log_info": False, "log_warning": False}, logging.ERROR),
-        ({"log_verbose_level": 3}, logging.DEBUG),
-        (dict.fromkeys(["log_info", "log_warning", "log_error"], False), logging.CRITICAL + 1),
-        ({"log_info": True, "log_file": "", "log_format": "default"}, logging.INFO),
+        ({}, "error warning info"),
+        ({"log_info": False}, "error warning"),
+        ({"log_error": False}, "warning info"),
+        ({"log_warning": False}, "error info"),
+        ({"log_info": False, "log_warning": False}, "error"),
+        ({"log_verbose_level": 3}, "error warning info debug"),
+        ({"log_info": False, "log_verbose_level": 3}, "error warning debug"),
+        (dict.fromkeys(["log_info", "log_warning", "log_error"], False), ""),
+        ({"log_info": True, "log_file": "", "log_format": "default"}, "error warning info"),
     ],
 )
-def test_log_settings_are_levels(make_server, quiet_log, changes, level):
+def test_log_settings_are_independent(make_server, quiet_log, caplog, changes, levels):
     server = make_server(control=Control())
-    log_settings = server.triton.LogSettings(settings(**changes), timeout=10).settings
-    assert quiet_log.level == level
+    answer = server.triton.LogSettings(settings(**changes), timeout=10).settings
+    assert answer == server.triton.LogSettings(settings(), timeout=10).settings
     for name, value in changes.items():
-        if name.startswith("log_verbose"):
-            assert log_settings[name].uint32_param == 1  # there is only one
-        elif isinstance(value, bool):
-            assert log_settings[name].bool_param == value
+        kind = {bool: "bool_param", int: "uint32_param", str: "string_param"}[type(value)]
+        assert getattr(answer[name], kind) == value
+    caplog.handler.addFilter(logs.level_filter)
+    caplog.clear()
+    for level in logs.LEVELS:
+        logging.getLogger("neurona_server.somewhere").log(level, "a line")
+    caplog.handler.removeFilter(logs.level_filter)
+    assert " ".join(record.levelname.lower() for record in caplog.records) == levels
+    restored = dict.fromkeys(["log_info", "log_warning", "log_error"], True)
+    answer = server.triton.LogSettings(
+        settings(log_verbose_level=0, **restored), timeout=10
+    ).settings
+    assert quiet_log.level == logging.INFO
+    assert answer["log_verbose_level"].uint32_param == 0
 
 
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"log_error": False}, "INVALID_ARGUMENT"),
-        ({"log_info": False, "log_verbose_level": 1}, "INVALID_ARGUMENT"),
         ({"log_info": 1}, "INVALID_ARGUMENT"),
         ({"log_verbose_level": True}, "INVALID_ARGUMENT"),
         ({"log_colour": True}, "INVALID_ARGUMENT"),

@@ -144,7 +144,7 @@ def test_raw_contents_are_for_inputs_that_are_not_in_shared_memory(shared, key):
         (register("a", "{key}\0"), "expected the name of a memory object"),
         (register("a", "x" * 300), "expected the name of a memory object"),
         (register("a", "not-there-at-all"), "Unable to open shared memory region: 'not-there-at-a"),
-        (register("a", "{key}", 0), "the region has 0 bytes"),
+        (register("a", "{key}", 0), "it has 0 bytes"),
         (
             register("a", "{key}", 4097),
             "expected at most 4096, the size of the memory object '{key}'",
