@@ -202,13 +202,15 @@ def _encode_surrogates(name: str, text: str) -> bytes:
 def _encode_string(name: str, element: object) -> bytes:
     if isinstance(element, str):
         try:
-            element = element.encode()
+            content = element.encode()
         except UnicodeEncodeError:
-            element = _encode_surrogates(name, element)
-    if not isinstance(element, bytes):
+            content = _encode_surrogates(name, element)
+    elif isinstance(element, bytes):
+        content = element
+    else:
         kind = type(element).__name__
         raise TensorError(f"tensor {name!r} has an element of type {kind} (expected str or bytes)")
-    return _LENGTH.pack(len(element)) + element
+    return _LENGTH.pack(len(content)) + content
 
 
 def _decode_strings(name: str, data: bytes | memoryview, count: int) -> Array:
