@@ -201,9 +201,7 @@ class _SampleReader:
                 strict=True,
             )
         )
-        shape = Header(
-            first[0], first[1], self.separator
-        )  # of each row
+        shape = Header(first[0], first[1], self.separator)  # of each row
 
         def parse_values(record: Record) -> dict[str, list[Any]]:
             cells = shape.check_width(record)
