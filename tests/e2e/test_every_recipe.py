@@ -1,10 +1,15 @@
-"""Every recipe, small: trained by its command, exported, served and called."""
+"""Every recipe, small: trained by its command, exported, served, called, and asked with files."""
+
+import json
+import subprocess
 
 import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris
+from statsmodels.datasets import sunspots
+from support.cli import NEURONA, environment
 from support.in_process_server import InProcessServer
 
 from neurona_protos.prediction_pb2 import PredictRequest, Task
@@ -96,3 +101,78 @@ def test_recipe_is_served_in_batches_by_its_task(server, repository, recipe):
         rows = response.regression.rows
         assert response.regression.values[0].unit
     assert len(rows) == 3
+
+
+def save_frame(path, frame):
+    frame.to_csv(path)  # with pandas' nameless column
+    return path
+
+
+def write_question(folder, recipe, images):
+    """Write a file of the kind that the recipe was trained on.
+
+    Returns:
+        The file, and the model's main input for it.
+    """
+    digits = load_digits().images.astype(np.float32)
+    frames = {
+        "perceptron": lambda: load_iris(as_frame=True),
+        "adaline": lambda: load_diabetes(as_frame=True, scaled=False),
+        "mlp": lambda: load_breast_cancer(as_frame=True),
+    }
+    if recipe in frames:
+        bunch = frames[recipe]()
+        shuffled = bunch.frame[sorted(bunch.frame.columns)]
+        return save_frame(folder / "rows.csv", shuffled), bunch.data.to_numpy(np.float32)
+    if recipe == "mcculloch-pitts":
+        (folder / "truth.csv").write_text("a,b,c\n1,0,1\n0,1,0\n")
+        return folder / "truth.csv", np.array([[1, 0, 1], [0, 1, 0]], np.float32)
+    if recipe == "rnn":
+        frame = sunspots.load_pandas().data
+        series = frame["SUNACTIVITY"].to_numpy(np.float32)[-22:]
+        return save_frame(folder / "series.csv", frame), series[None, :, None]
+    if recipe in ("gru", "lstm"):
+        np.save(folder / "digits.npy", digits[:5])
+        return folder / "digits.npy", digits[:5]
+    if recipe == "feedforward":
+        levels = np.uint8(np.rint(digits[3] * 255 / 16))
+        Image.fromarray(levels).save(folder / "digit.png")
+        return folder / "digit.png", levels[None] * np.float32(16 / 255)
+    return images, None
+
+
+@pytest.mark.parametrize("recipe", COMMANDS)
+def test_recipe_is_asked_with_files_of_its_kind(server, repository, images, recipe, tmp_path):
+    file, array = write_question(tmp_path, recipe, images)
+    done = subprocess.run(
+        [NEURONA, "predict", recipe, file, "--json", "--address", f"127.0.0.1:{server.port}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    if array is None:
+        assert len(rows) == 24
+        array = np.stack([read_pixels(row["file"], server, recipe) for row in rows])
+    session = onnxruntime.InferenceSession(
+        repository / recipe / "1" / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    (expected,) = session.run(None, {session.get_inputs()[0].name: array})
+    assert len(rows) == len(expected)
+    for row, values in zip(rows, expected, strict=True):
+        if "values" in row:
+            actual = [one["value"] for one in row["values"]]
+            np.testing.assert_allclose(actual, values, rtol=1e-3)
+        else:
+            (best,) = row["classes"]
+            assert best["probability"] == pytest.approx(values.max(), abs=1e-3)
+
+
+def read_pixels(name, server, recipe):
+    """Return the grey levels of a picture of 8 x 8 pixels in the size that the model takes."""
+    size = server.registry.resolve(recipe).signature.inputs[0].shape[-1]
+    with Image.open(name) as image:
+        return np.asarray(image.resize((size, size), Image.Resampling.BOX), np.float32)

@@ -5,6 +5,7 @@ gone. (gRPC's own state of a channel would have to be polled.) A server that han
 health checks, which are sent while calls to it get no answer.
 """
 
+import codecs
 import json
 import socket
 import threading
@@ -168,8 +169,13 @@ def _service_config(target: str) -> dict[str, Any]:
 def _credentials(tls: Tls) -> grpc.ChannelCredentials:
     files = (tls.ca, tls.key, tls.certificate)
     return grpc.ssl_channel_credentials(
-        *(None if file is None else Path(file).read_bytes() for file in files)
+        *(None if file is None else _read_pem(file) for file in files)
     )
+
+
+def _read_pem(file: str | Path) -> bytes:
+    # gRPC does not find a certificate behind the byte order mark of editors on Windows.
+    return Path(file).read_bytes().removeprefix(codecs.BOM_UTF8)
 
 
 class Endpoint:

@@ -113,6 +113,12 @@ def test_tls_and_tokens_by_flag_and_by_environment(neurona, repository, tmp_path
         }
         done = neurona(*to, variables=variables)
         assert (done.returncode, done.stdout) == (0, "SERVING\n"), done.stderr
+        for path in (authority.certificate, client_certificate, client_key):
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        token = tmp_path / "token.txt"  # as Windows PowerShell writes it
+        token.write_bytes(f"{BEARER}\r\n".encode("utf-16"))
+        done = neurona("models", *to[1:], *files, "--token-file", token)
+        assert done.returncode == 0, done.stderr
         variables["NEURONA_SERVER_NAME"] = "elsewhere"
         done = neurona(*to, variables=variables)
         assert done.returncode == 1

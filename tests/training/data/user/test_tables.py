@@ -90,6 +90,36 @@ def test_semicolons_quotes_and_a_byte_order_mark(tmp_path):
     assert load_user_data(UserData(path, target="y")).training_view.input.columns == ("a;b",)
 
 
+def test_numbers_are_read_as_spreadsheets_write_them(tmp_path):
+    lines = ["größe;preis;anteil", *(f"{i}.{i:03},5;{i},25;{i} %" for i in range(1, 21))]
+    path = tmp_path / "data.csv"
+    path.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    data = load_user_data(UserData(path, target="anteil", task="regression")).training_view
+    assert (data.input.columns, data.input.decimal_mark) == (("größe", "preis"), ",")
+    assert [value.unit for value in data.values] == ["%"]
+    rows = np.concatenate([part.inputs for part in (data.train, data.validation, data.test)])
+    targets = np.concatenate([part.targets for part in (data.train, data.validation, data.test)])
+    numbers = np.arange(1, 21)
+    rows, targets = rows[np.argsort(rows[:, 0])], np.sort(targets[:, 0])
+    np.testing.assert_allclose(rows[:, 0], numbers * 1001 + 0.5)
+    np.testing.assert_allclose(rows[:, 1], numbers + 0.25)
+    np.testing.assert_allclose(targets, numbers)
+
+
+def test_the_target_says_what_a_comma_in_the_inputs_is(tmp_path):
+    lines = ["x;y", *(f"1,{100 + i};{i},5" for i in range(20))]
+    data = load_user_data(UserData(_csv(tmp_path, lines), target="y")).training_view
+    assert data.input.decimal_mark == ","
+    assert data.train.inputs.max() < 2
+
+
+def test_row_numbers_without_a_name_are_left_out(tmp_path):
+    lines = [f"{'' if i == 0 else i - 1},{line}" for i, line in enumerate(GOOD)]
+    loaded = load_user_data(UserData(_csv(tmp_path, lines), target="kind"))
+    assert loaded.training_view.input.columns == ("size", "colour is blue", "colour is red")
+    assert [one.columns for one in loaded.caller_view.inputs] == [("size",), ("colour",)]
+
+
 @pytest.mark.parametrize(
     ("lines", "options", "expected"),
     [
@@ -112,8 +142,28 @@ def test_semicolons_quotes_and_a_byte_order_mark(tmp_path):
             "class 'c' has 1 of the 21 rows (expected at least 5)",
         ),
         (GOOD[:1], {"target": "kind"}, "expected a line of column names and rows"),
+        (
+            ["a,b", *(f'"1,{100 + i}",{"xy"[i % 2]}' for i in range(20))],
+            {"target": "b"},
+            "line 2, column 'a': '1,100' may be 1100 or 1.100, and no other cell says which",
+        ),
+        (
+            ["a;b", *(f"{i},5;{'xy'[i % 2]}" for i in range(20)), "3.5;x"],
+            {"target": "b"},
+            "line 22, column 'a': decimal points and decimal commas: '3.5' in line 22 and '0,5'",
+        ),
+        (
+            ["a,b", *(f"{i} %,{'xy'[i % 2]}" for i in range(20)), "0.5,x"],
+            {"target": "b"},
+            "line 22, column 'a': numbers with and without a sign of per cent: '0 %' in line 2",
+        ),
+        (
+            ["a,b", *(f"{i} kg,{'xy'[i % 2]}" for i in range(20))],
+            {"target": "b"},
+            "numbers with the unit 'kg' are text, without it numbers; --ignore 'a' leaves it out",
+        ),
         (["x,x", "1,2"], {"target": "x"}, "line 1: duplicate column 'x'"),
-        (["x,", "1,2"], {"target": "x"}, "line 1: column 2 has no name"),
+        (["x,", "1,2", "2,7"], {"target": "x"}, "line 1: column 2 has no name"),
         (["1,2", "3,4"], {"target": "1"}, "line 1: numbers only (expected the names"),
         (["x,y", *["1,a"] * 20], {"target": "y"}, "column 'y': one class only, 'a'"),
         (
@@ -145,8 +195,11 @@ def test_an_error_in_a_table_says_where(tmp_path, lines, options, expected):
 
 def test_a_file_that_is_not_text_is_rejected(tmp_path):
     path = tmp_path / "data.csv"
-    path.write_bytes(b"x,y\n\xff\xfe\x00")
-    assert "line 2: byte 0xff is not UTF-8" in _error_line(UserData(path, target="y"))
+    path.write_bytes(b"x,y\n1,a\n2,M\xfcller\n")
+    line = _error_line(UserData(path, target="y"))
+    assert line.startswith(f"{path} line 3: byte 0xfc is not UTF-8; it is 'ü' in Windows-1252")
+    path.write_bytes(b"PK\x03\x04")
+    assert "a ZIP archive, such as an Excel workbook" in _error_line(UserData(path, target="y"))
 
 
 def test_a_series_is_split_in_time_and_shares_no_target(tmp_path):

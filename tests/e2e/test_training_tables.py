@@ -1,0 +1,182 @@
+"""Every kind of own table: a model is asked with the very file that it was trained on.
+
+The right answers come from ONNX Runtime, with the values that the test wrote into the file.
+"""
+
+import json
+import subprocess
+
+import numpy as np
+import onnxruntime
+import pytest
+from support.cli import NEURONA, environment
+from support.server_process import ServerProcess
+
+from neurona_training.cli.main import main
+
+pytestmark = pytest.mark.slow
+
+COUNT = 40
+RANDOM = np.random.default_rng(16)
+AGES = RANDOM.integers(18, 80, COUNT)
+INCOMES = (RANDOM.integers(100_000, 9_000_000, COUNT) / 100).round(2)
+CITIES = np.array(["Bad Ems", "Köln", "Essen"])[np.arange(COUNT) % 3]
+BOUGHT = np.array(["yes", "no"])[np.arange(COUNT) % 2]
+NUMBERS = {"features": np.stack([AGES, INCOMES], axis=1).astype(np.float32)}
+
+
+def german(number):
+    """As a spreadsheet in Germany writes it: 1.234,50."""
+    return f"{number:,.2f}".translate(str.maketrans(",.", ".,"))
+
+
+def table(header, *columns, separator=","):
+    lines = [separator.join(map(str, cells)) for cells in zip(*columns, strict=True)]
+    return "\n".join([separator.join(header), *lines, ""])
+
+
+TABLES = {
+    "plain": (
+        table(["age", "income", "bought"], AGES, INCOMES, BOUGHT).encode(),
+        ["mlp", "--target", "bought"],
+        NUMBERS,
+    ),
+    "pandas-index": (
+        table(["", "bought", "age", "income"], range(COUNT), BOUGHT, AGES, INCOMES).encode(),
+        ["perceptron", "--target", "bought"],
+        NUMBERS,
+    ),
+    "german-excel": (
+        table(
+            *(["bought", "age", "income"], BOUGHT, AGES, map(german, INCOMES)), separator=";"
+        ).encode("utf-8-sig"),
+        ["mlp", "--target", "bought"],
+        NUMBERS,
+    ),
+    "excel-unicode": (
+        table(
+            *(["age", "id", "income", "rate"], AGES, range(COUNT), map(german, INCOMES)),
+            (f"{age} %" for age in AGES),
+            separator="\t",
+        ).encode("utf-16"),
+        ["adaline", "--target", "rate", "--ignore", "id"],
+        NUMBERS,
+    ),
+    "text": (
+        table(
+            *(["city", "age", "income", "größe", "bought"],),
+            (f" {city} " for city in CITIES),
+            *(AGES, INCOMES, np.where(AGES > 40, '"L, XL"', "S"), BOUGHT),
+        ).encode(),
+        ["mlp", "--target", "bought"],
+        NUMBERS | {"city": CITIES, "gr__e": np.where(AGES > 40, "L, XL", "S")},
+    ),
+    "text-only": (
+        table(["city", "price"], CITIES, INCOMES).encode(),
+        ["mlp", "--target", "price", "--unit", "EUR"],
+        {"city": CITIES},
+    ),
+    "series": (
+        table(["day", "close"], (f"{day}.1." for day in range(COUNT)), INCOMES).encode(),
+        ["rnn", "--series", "close", "--window", "5", "--horizon", "2"],
+        {"series": INCOMES[None, -5:, None].astype(np.float32)},
+    ),
+}
+
+
+def train(out, name, data, recipe, *arguments):
+    command = [recipe, "--data", str(data), *arguments, "--name", name, "--out", str(out)]
+    assert main([*command, "--epochs", "2", "--no-report"]) == 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("own")
+
+
+@pytest.fixture(scope="module")
+def served(folder):
+    models = folder / "models"
+    for name, (content, (recipe, *arguments), _) in TABLES.items():
+        data = folder / f"{name}.{'tsv' if name == 'excel-unicode' else 'csv'}"
+        data.write_bytes(content)
+        train(models, name, data, recipe, *arguments)
+    lengths = np.arange(COUNT) % 4 + 1
+    steps = RANDOM.normal(size=(lengths.sum(), 2))
+    arrays = {"lengths": lengths, "targets": BOUGHT, "channels": ["x", "y"]}
+    np.savez(folder / "sequences.npz", inputs=steps, **arrays)
+    train(models, "sequences", folder / "sequences.npz", "gru")
+    with ServerProcess(models) as server:
+        yield server
+
+
+def predict(served, name, *files, **options):
+    done = subprocess.run(
+        [NEURONA, "predict", name, *map(str, files), "--json", "--address", served.address],
+        capture_output=True,
+        env=environment(),
+        check=False,
+        timeout=60,
+        **options,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return [json.loads(line) for line in done.stdout.decode().splitlines()]
+
+
+def run_model(folder, name, inputs):
+    session = onnxruntime.InferenceSession(
+        folder / "models" / name / "1" / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    feeds = {
+        key: array.astype(object) if array.dtype.kind == "U" else array
+        for key, array in inputs.items()
+    }
+    assert feeds.keys() == {one.name for one in session.get_inputs()}
+    return session.run(None, feeds)[0]
+
+
+def check_rows(rows, expected):
+    """Compare predictions with the output of ONNX Runtime, row by row."""
+    assert len(rows) == len(expected)
+    for row, values in zip(rows, expected, strict=True):
+        if "values" in row:
+            actual = [one["value"] for one in row["values"]]
+            np.testing.assert_allclose(actual, values, rtol=1e-3, atol=1e-4)
+        else:
+            (best,) = row["classes"]
+            assert best["probability"] == pytest.approx(values.max(), abs=1e-4)
+            assert values[best["index"]] == pytest.approx(values.max(), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_its_own_question(served, folder, name):
+    file = next(folder.glob(f"{name}.?sv"))
+    rows = predict(served, name, file)
+    check_rows(rows, run_model(folder, name, TABLES[name][2]))
+    if name == "series":
+        assert rows[0]["file"] == f"{file}:{COUNT + 1}"
+    else:
+        assert [row["file"] for row in rows] == [f"{file}:{line}" for line in range(2, COUNT + 2)]
+    assert predict(served, name, "-", input=file.read_bytes())[0] | {"file": ""} == (
+        rows[0] | {"file": ""}
+    )
+
+
+def test_the_columns_of_a_table_may_be_in_any_order(served, folder):
+    columns = {"income": INCOMES, "bought": BOUGHT, "age": AGES, "größe": ["S"] * COUNT}
+    columns |= {"x": INCOMES, "city": CITIES}
+    rows = predict(served, "text", "-", input=table(columns, *columns.values()).encode())
+    inputs = NUMBERS | {"city": CITIES, "gr__e": np.array(["S"] * COUNT)}
+    check_rows(rows, run_model(folder, "text", inputs))
+
+
+def test_sequences_are_their_own_question(served, folder):
+    content = np.load(folder / "sequences.npz")
+    lengths = content["lengths"].astype(np.int32)
+    padded = np.zeros((COUNT, 4, 2), np.float32)
+    padded[np.arange(4) < lengths[:, None]] = content["inputs"]
+    expected = run_model(folder, "sequences", {"sequence": padded, "sequence_lens": lengths})
+    check_rows(predict(served, "sequences", folder / "sequences.npz"), expected)
+    steps = padded[3, : lengths[3], ::-1]  # a table of one sequence, with the columns exchanged
+    text = table(["y", "x"], *steps.T)
+    check_rows(predict(served, "sequences", "-", input=text.encode()), expected[3:4])
