@@ -151,7 +151,7 @@ class _SampleReader:
         formats = [NumberFormat()]
         if not is_text:
             is_fixed = all(size >= 0 for size in spec.shape[1:])
-            count = math.prod(spec.shape[1:]) if is_fixed else 1
+            count = max(1, math.prod(spec.shape[1:])) if is_fixed else 1
             evidence = [
                 NumberEvidence(f"cell {index + 1}" if is_fixed else "row") for index in range(count)
             ]
@@ -260,7 +260,7 @@ class _SampleReader:
             specs = [*self.specs, *(one for one in optional if one.name in titles)]
             return Header(line, titles, self.separator), list(_match_columns(titles, specs, line))
         has_text = any(spec.dtype == "STRING" for spec in self.specs)
-        if has_text or len(self.specs) > 1 or not any(map(is_number, cells)):
+        if has_text or len(self.specs) != 1 or not any(map(is_number, cells)):
             raise InvalidInputError(
                 f"columns do not match: first line has {_listed(titles)} (expected "
                 f"{_listed(expected)}{_missing_names(missing, expected)})"

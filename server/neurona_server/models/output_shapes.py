@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.request import Inputs, Outputs
 from neurona_server.models.batching_check import Run
 from neurona_server.models.signature import Size, TensorSpec, shared_names
@@ -49,7 +50,8 @@ class ShapeRecorder:
         """Return the outputs with what the runs have shown where that contradicts their shapes.
 
         A size is taken from the runs only if it was the same for different sizes of all free axes
-        of the inputs; for that the model may be run once more.
+        of the inputs, or for different floats if they have no free axis; for that the model may be
+        run again. Integers may be the size itself, as those of Expand.
 
         Args:
             outputs: The declared outputs.
@@ -57,7 +59,7 @@ class ShapeRecorder:
             run: Runs the model, and was wrapped by this recorder.
         """
         if any(not self._agrees(index, spec) for index, spec in enumerate(outputs)):
-            _run_larger(inputs, run)
+            _run_differently(inputs, run)
         return [self._correct(index, spec, inputs) for index, spec in enumerate(outputs)]
 
     @property
@@ -98,7 +100,7 @@ class ShapeRecorder:
             ):
                 sizes.append(declared)
             else:
-                constant = axis > 0 and is_certain and len(sizes_seen) == 1
+                constant = axis > 0 and is_certain and len(sizes_seen) == 1 and 0 not in sizes_seen
                 sizes.append(min(sizes_seen) if constant else None)
         return replace(spec, shape=tuple(sizes), any_shape=False)
 
@@ -106,6 +108,8 @@ class ShapeRecorder:
         """Return whether each free axis of the inputs has had several sizes."""
         if any(spec.any_shape for spec in inputs):
             return False
+        if not any(map(_has_free_size, inputs)):
+            return all(NUMPY_DTYPES[spec.dtype].kind == "f" for spec in inputs)
         shapes = [before for before, _ in self._shapes if len(before) == len(inputs)]
         return all(
             len({shape[index][axis] for shape in shapes}) > 1
@@ -169,13 +173,17 @@ def _runs_with_unequal_sizes(
     return False
 
 
-def _run_larger(inputs: Sequence[TensorSpec], run: Run) -> None:
-    """Run with other sizes than before, if the model supports any."""
+def _has_free_size(spec: TensorSpec) -> bool:
+    return any(not isinstance(size, int) for size in spec.shape)
+
+
+def _run_differently(inputs: Sequence[TensorSpec], run: Run) -> None:
+    """Run with other sizes than before, if the model supports any, else with other values."""
     for supposed in suppose_shapes(inputs):
-        if all(isinstance(size, int) for spec in supposed for size in spec.shape):
-            return
         rows = 3 if all(map(has_free_rows, supposed)) else 1
-        for size in FREE_SIZES:
+        sizes = FREE_SIZES if any(map(_has_free_size, supposed)) else FREE_SIZES[:1]
+        for size in sizes:
             with contextlib.suppress(Exception):  # the model does not support this size
-                run(make_inputs(supposed, rows, size + 1))
+                run(make_inputs(supposed, rows, size + 1, seed=2))
+                run(make_inputs(supposed, rows, size + 1, seed=3))
                 return

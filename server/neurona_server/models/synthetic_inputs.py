@@ -49,7 +49,7 @@ def suppose_shapes(inputs: Sequence[TensorSpec]) -> Iterator[Sequence[TensorSpec
 
 
 def make_inputs(
-    inputs: Sequence[TensorSpec], rows: int, free: int, *, positive: bool = False
+    inputs: Sequence[TensorSpec], rows: int, free: int, *, positive: bool = False, seed: int = 1
 ) -> dict[str, Array]:
     """Return small values of the right dtypes and shapes, the same in every call.
 
@@ -58,11 +58,12 @@ def make_inputs(
         rows: Size of axis 0 where it is free.
         free: Size of the other free axes.
         positive: Whether floats are between 0.5 and 1.5, instead of normally distributed.
+        seed: Chooses the values.
 
     Raises:
         UnsuitableError: An array would have more than `MAX_ELEMENTS` elements.
     """
-    random = np.random.default_rng(1)
+    random = np.random.default_rng(seed)
     arrays = {}
     for spec in inputs:
         shape = [size if isinstance(size, int) else free for size in spec.shape]

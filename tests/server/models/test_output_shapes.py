@@ -163,6 +163,28 @@ def test_sizes_that_depend_on_values_stay_free(tmp_path):
     assert model.signature.outputs[0].shape == (2, None)
 
 
+def test_values_that_are_sizes_are_not_taken_for_a_shape(tmp_path):
+    """The declared shape is that of an example with other values."""
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("ConstantOfShape", ["x"], ["y"])],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.INT64, [3])],
+            [helper.make_tensor_value_info("y", FLOAT, [4, 3, 2])],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    onnx.save(model, tmp_path / "model.onnx")
+    assert load(tmp_path / "model.onnx").signature.outputs[0].shape == (None, None, None)
+
+
+def test_columns_of_a_model_of_fixed_size_are_counted(tmp_path):
+    path = save(tmp_path / "model.onnx", UNKNOWN, {"x": [1, 3]}, {"y": [1, 1]})
+    model = load(path, 'task="classification"\nanswer="y"\nlabels=["a", "b", "c"]')
+    assert model.signature.outputs[0].shape == (1, 3)
+
+
 @pytest.mark.skipif(not SHARED, reason="NEURONA_SHARED is not set")
 def test_xgboost_with_one_declared_column_has_both_labels(tmp_path, serve):
     folder = tmp_path / "xgb" / "1"

@@ -44,6 +44,10 @@ _ABANDONED_SECONDS = 60.0  # a folder is locked as soon as it is made
 _CHUNK_BYTES = 16 << 20
 
 
+class NoRoomError(LoadError):
+    """A copy found less room than there was when it began."""
+
+
 def find_external(path: Path, locations: Collection[str]) -> dict[str, Path]:
     """Return the file at each location, which is relative to the folder of the model at `path`.
 
@@ -108,6 +112,9 @@ def temporary_copy(
         files: Its external data by location.
         parent: The folder to put the copy's folder in; by default that for temporary files.
         on_progress: Called after each part of a file; may raise to end the copy.
+
+    Raises:
+        LoadError: A file cannot be copied; `NoRoomError` if the disk is full.
     """
     parent = parent or Path(tempfile.gettempdir())
     _delete_abandoned(parent)
@@ -121,7 +128,8 @@ def temporary_copy(
                 _copy_file(file, os.path.join(folder, location), on_progress)
             yield copy
     except OSError as error:
-        raise LoadError(f"its external data cannot be copied: {error.strerror}") from error
+        kind = NoRoomError if error.errno in (errno.ENOSPC, errno.EDQUOT) else LoadError
+        raise kind(f"its external data cannot be copied: {error.strerror}") from error
 
 
 @contextmanager

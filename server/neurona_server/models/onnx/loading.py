@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from neurona_server.models.onnx import graph_cache, runtime
 from neurona_server.models.onnx.external_data import (
     COPY_BYTES,
     MAX_TENSOR_BYTES,
+    NoRoomError,
     find_copy_folder,
     find_external,
     read_external,
@@ -141,16 +143,11 @@ class _Loader:
             or any(os.path.normpath(location) != location for location in files)
         )
         if add_files is None or needs_copy or sum(sizes) >= COPY_BYTES:
-            if (folder := self._find_copy_folder(sum(sizes))) is not None:
-                with temporary_copy(self._path, files, folder, self._note_progress) as copy:
-                    if read_outline(copy) != self._outline:  # it may name other files now
-                        raise LoadError("its file was changed while it was loaded")
-                    return self._open(os.fspath(copy), providers, settings)
-            if add_files is None or needs_copy:
-                raise LoadError(
-                    f"its external data of {sum(sizes):,} bytes cannot be copied: no room "
-                    "(expected it in the folder for temporary files, TMPDIR, or for the cache)"
-                )
+            try:
+                return self._load_copy(files, sum(sizes), providers)
+            except NoRoomError:
+                if add_files is None or needs_copy:
+                    raise
             log.info("%s: its external data are read: no room for a copy", self._path)
         contents = read_external(files)
         settings.add_session_config_entry(
@@ -234,12 +231,24 @@ class _Loader:
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         return settings
 
-    def _find_copy_folder(self, nbytes: int) -> Path | None:
+    def _load_copy(
+        self, files: Mapping[str, Path], nbytes: int, providers: list[Any]
+    ) -> onnxruntime.InferenceSession:
+        """Load a copy of the model and its external data, of `nbytes`."""
         folders = [Path(tempfile.gettempdir())]
         cache = self._options.cache
         if cache is not None and graph_cache.open_cache(cache) is not None:
             folders.append(cache)
-        return find_copy_folder(self._outline.size + nbytes, folders)
+        folder = find_copy_folder(self._outline.size + nbytes, folders)
+        if folder is None:
+            raise NoRoomError(
+                f"its external data of {nbytes:,} bytes cannot be copied: no room (expected it in "
+                "the folder for temporary files, TMPDIR, or for the cache)"
+            )
+        with temporary_copy(self._path, files, folder, self._note_progress) as copy:
+            if read_outline(copy) != self._outline:  # it may name other files now
+                raise LoadError("its file was changed while it was loaded")
+            return self._open(os.fspath(copy), providers)
 
     def _note_progress(self) -> None:
         self._cancellation.raise_if_cancelled()

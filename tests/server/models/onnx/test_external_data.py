@@ -1,5 +1,6 @@
 """External data: what is read, what is rejected, and that nobody can change them."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -255,6 +256,20 @@ def test_without_room_for_a_copy(tmp_path, monkeypatch):
     with pytest.raises(LoadError, match=r"of 2,147,487,744 bytes cannot be copied: no room") as no:
         Session(save_table(tmp_path / "two", [2 * GIB_ROWS + 1]), RuntimeOptions())
     assert "/" not in str(no.value)
+
+
+def test_disk_that_fills_up_during_a_copy(tmp_path, monkeypatch):
+    """Several processes that load at once share the room that each of them has seen."""
+
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(external_data, "_copy_file", fill)
+    monkeypatch.setattr(loading, "COPY_BYTES", 1)
+    path = save_table(tmp_path / "small", [10])
+    assert Session(path, RuntimeOptions()).run({"i": np.array([0])})[0][0, 0] == 1
+    with pytest.raises(LoadError, match="cannot be copied: No space left on device"):
+        Session(save_table(tmp_path / "two", [2 * GIB_ROWS + 1]), RuntimeOptions())
 
 
 def test_copy_goes_where_there_is_room(tmp_path, monkeypatch):
