@@ -43,6 +43,7 @@ from neurona_client.request_templates import (
     RequestOptions,
     RequestTemplate,
     TemplateCache,
+    is_unicode,
 )
 from neurona_client.results import Result
 from neurona_client.transport.endpoint import (
@@ -338,6 +339,8 @@ class BaseClient:
         return description_from_response(_parse(DescribeModelResponse, response))
 
     def _check_health(self, service: str, deadline: Deadline) -> Operation[str]:
+        if not is_unicode(service):
+            raise InvalidInputError(f"service is {service!r} (expected Unicode text)")
         request = length_delimited(1, service.encode()) if service else b""
         try:
             response = yield from self._unary_call(_HEALTH_CHECK, request, deadline)

@@ -139,6 +139,8 @@ _CAUSES = {
     "WRONG_VERSION_NUMBER": "the server does not use TLS there",
     "CERTIFICATE_VERIFY_FAILED": "no authority that the client trusts has signed its certificate",
     "Hostname Verification Check failed": "its certificate is for another name",
+    "Failed to create security handshaker": "its files of certificates and keys are not PEM, or do "
+    "not belong together",
     "Trying to connect an http1.x server": "HTTP/1 is spoken there, as at the address of metrics",
 }
 """What some messages of gRPC about a failed connection mean."""

@@ -45,6 +45,14 @@ _ModelKey = tuple[str, int | None, str | None]
 """Model, version and label."""
 
 
+def is_unicode(text: object) -> bool:
+    """Whether a value is text that can be sent: lone surrogates stand for bytes of no UTF-8."""
+    try:
+        return isinstance(text, str) and text.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
 class RequestOptions(NamedTuple):
     """What a call specifies besides its inputs; `Client.predict` describes each."""
 
@@ -61,6 +69,9 @@ class RequestOptions(NamedTuple):
         Raises:
             InvalidInputError: an option is outside its range, or version and label are both set.
         """
+        for name, text in (("model", self.model), ("label", self.label)):
+            if text is not None and not is_unicode(text):
+                raise InvalidInputError(f"{name} is {text!r} (expected Unicode text)")
         if self.version is not None and self.label is not None:
             raise InvalidInputError("version and label are both set (expected one of them)")
         if self.priority not in PRIORITIES:

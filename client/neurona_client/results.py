@@ -127,24 +127,24 @@ class Result(Sequence[Any]):
     def outputs(self) -> Mapping[str, NDArray[Any]]:
         """Output tensors by name: with `raw_outputs`, or of a model without a task.
 
-        Of one sample, or one row of a batch, they have no batch axis. BFLOAT16 becomes float32.
+        Of one sample, or one row of a batch, they have no batch axis. An output whose first axis is
+        not that of the rows, such as the state of a recurrent network, stays whole. BFLOAT16
+        becomes float32.
         """
         arrays = {one.name: _tensor_to_array(one) for one in self.message.outputs}
         if self._row < 0 and not self._is_sample:
             return arrays
-        row = max(self._row, 0)
-        return {name: array[row] if array.ndim else array for name, array in arrays.items()}
+        rows = 1 if self._is_sample else _count_rows(self.message)
+        return {
+            name: array[max(self._row, 0)] if array.shape[:1] == (rows,) else array
+            for name, array in arrays.items()
+        }
 
     def __len__(self) -> int:
         if self._row >= 0 or self._is_sample:
             return 1
-        message = self.message
-        kind = message.WhichOneof("answer")
-        if kind == "classification":
-            return len(message.classification.rows)
-        if kind == "regression":
-            return len(message.regression.rows)
-        return max((one.shape[0] for one in message.outputs if one.shape), default=0)
+        rows = _count_rows(self.message)
+        return 1 if rows is None else rows
 
     @overload
     def __getitem__(self, index: int) -> Self: ...
@@ -156,7 +156,7 @@ class Result(Sequence[Any]):
             return [self[row] for row in range(*index.indices(count))]
         if not -count <= index < count:
             raise IndexError(f"row {index} out of range: the result has {count} rows")
-        if self._row >= 0:
+        if self._row >= 0 or self._is_sample:
             return self
         row = type(self)(self.message)
         row._row = index % count
@@ -291,6 +291,19 @@ class Prediction(ClassificationResult, RegressionResult):
     """The result of any model; attributes of another task raise WrongTaskError."""
 
     __slots__ = ()
+
+
+def _count_rows(message: PredictResponse) -> int | None:
+    """Return the number of rows; None if all outputs together are one: their first axes differ."""
+    kind = message.WhichOneof("answer")
+    if kind == "classification":
+        return len(message.classification.rows)
+    if kind == "regression":
+        return len(message.regression.rows)
+    sizes = {one.shape[0] for one in message.outputs if one.shape}
+    if not message.outputs:
+        return 0
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def parse_predict_response(message: bytes) -> PredictResponse:

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import http2, onnx_models
+from support.damage import damage
 
 from neurona_protos.prediction_pb2 import (
     PredictRequest,
@@ -95,27 +96,6 @@ def invalid_request(rng):
     else:
         request.priority = rng.choice([3, 99, -1])
     return request
-
-
-def damage(rng, message):
-    """Returns a damaged message, which may still be valid."""
-    raw = bytearray(message)
-    for _ in range(rng.choice([1, 1, 2, 5])):
-        kind = rng.randrange(6)
-        at = rng.randrange(len(raw) + 1)
-        if kind == 0:
-            del raw[at:]
-        elif kind == 1:
-            raw[at:at] = rng.randbytes(rng.randrange(1, 9))
-        elif kind == 2:
-            del raw[at : at + rng.randrange(1, 9)]
-        elif kind == 3:
-            raw[at : at + 1] = b"\xff\xff\xff\xff\x0f"  # a length of 4 GiB
-        elif kind == 4:
-            raw[at:at] = b"\x0b" * rng.randrange(1, 200)  # groups in groups
-        elif raw:
-            raw[at % len(raw)] ^= 1 << rng.randrange(8)
-    return bytes(raw)
 
 
 def invalid_requests(server, rng, count):

@@ -134,7 +134,7 @@ def server(serve, tmp_path_factory):
     triton_models.write_config(
         root / "three", triton_models.add_sub_config(more="version_policy { all {} }")
     )
-    return serve(root, "--strict", "false", "--strict-readiness", "false").triton
+    return serve(root, "--strict", "false").triton
 
 
 def ask(server, model, shape=(1, 16)):

@@ -100,9 +100,7 @@ def repository(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(serve, repository):
-    return serve(
-        repository, "--shared-memory", "true", "--strict-readiness", "false", "--threads", "1"
-    )
+    return serve(repository, "--shared-memory", "true", "--threads", "1")
 
 
 @pytest.fixture(scope="module")

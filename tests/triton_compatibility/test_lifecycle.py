@@ -20,7 +20,8 @@ POLL = ("--poll-ms", "50")
 def test_parse_error_modelfail(start, tmp_path, strict):
     save_versions(tmp_path / "good", 1)
     triton_models.save_broken(tmp_path / "broken")
-    server = start("--strict-readiness", str(strict).lower(), wait=False)
+    flags = ("--strict-readiness", "true") if strict else ()
+    server = start(*flags, wait=False)
     triton = server.triton
     grpc.channel_ready_future(server.channel).result(60)
     wait_for(lambda: triton.is_model_ready("good", "1"))
@@ -44,7 +45,7 @@ def test_parse_error_modelfail(start, tmp_path, strict):
 def test_has_no_available_versions(start, tmp_path):
     save_versions(tmp_path / "good", 1)
     triton_models.save_broken(tmp_path / "broken")
-    triton = start("--strict-readiness", "false").triton
+    triton = start().triton
     request = make_request("broken", {})
     expect_error(
         lambda: triton.stub.ModelInfer(request, timeout=30),
@@ -72,7 +73,7 @@ def test_parse_error_model_no_version(start, tmp_path):
 def test_parse_error_of_a_config(start, tmp_path):
     save_versions(tmp_path / "good", 1)
     save_versions(tmp_path / "bad", 1, more="no_such_field: 1")
-    triton = start("--strict-readiness", "false").triton
+    triton = start().triton
     assert triton.is_live()
     assert triton.is_ready()
     expect_error(
@@ -86,7 +87,7 @@ def test_parse_error_of_a_config(start, tmp_path):
 def test_other_folders_than_versions_are_passed_over(start, tmp_path, name):
     save_versions(tmp_path / "model", 1)
     (tmp_path / "model" / name).mkdir()
-    triton = start("--strict-readiness", "false").triton
+    triton = start().triton
     assert triton.is_model_ready("model", "1")
     triton.check_versions("model", 1)
 
@@ -214,7 +215,7 @@ def test_a_model_in_two_repositories_at_startup(start, tmp_path):
     for root in (first, second):
         save_versions(root / "onnx", 1)
     save_versions(first / "other", 1)
-    flags = ("--strict-readiness", "false", "--repository", second)
+    flags = ("--repository", second)
     triton = start(*flags, root=first).triton
     triton.check_versions("other", 1)
     assert triton.are_gone("onnx", 1)

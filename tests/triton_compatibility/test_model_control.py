@@ -181,7 +181,9 @@ def test_file_override(start, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.triton("L0_lifecycle", cause="overrides at load")
-@pytest.mark.parametrize("parameters", [{"config": "{"}, {"config": "[]"}, {"wrong": "x"}])
+@pytest.mark.parametrize(
+    "parameters", [{"config": "{"}, {"config": "[]"}, {"config": "null"}, {"wrong": "x"}]
+)
 def test_invalid_load_parameters(start, tmp_path, parameters):
     save_versions(tmp_path / "onnx", 1)
     triton = start(*EXPLICIT).triton

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from neurona_client.files.errors import FileContentError
 from neurona_client.files.texts import decode_text
+from neurona_client.targets import validate_target
 
 if TYPE_CHECKING:
     from neurona_client.async_client import AsyncClient
@@ -25,6 +26,10 @@ WRONG_USAGE = 2
 UNREACHABLE_TIMEOUT = 1.0
 """Seconds that a command waits for an unreachable server; less than the client's default, because
 a person is waiting."""
+
+
+MAX_SECONDS = 1e8
+"""Longer durations mean three years: the clocks of Python and gRPC cannot count them all."""
 
 
 class CommandError(Exception):
@@ -111,16 +116,25 @@ def connection_from(options: argparse.Namespace) -> Connection:
     ca = _flag_or_variable(options.ca, "NEURONA_CA")
     certificate = _flag_or_variable(options.certificate, "NEURONA_CLIENT_CERTIFICATE")
     key = _flag_or_variable(options.key, "NEURONA_CLIENT_KEY")
-    for name in (ca, certificate, key):
-        read_file(name)  # fails here, where the message is plain, and not inside gRPC
     if (certificate is None) != (key is None):
         raise CommandError("--certificate and --key are required together", WRONG_USAGE)
+    for name in (ca, certificate, key):  # fails here, where the message is plain, not in gRPC
+        content = read_file(name)
+        if content is not None and b"-----BEGIN " not in content:
+            raise CommandError(f"{name} is no PEM file (expected -----BEGIN ...)", WRONG_USAGE)
     server_name = _flag_or_variable(options.server_name, "NEURONA_SERVER_NAME")
     tls = options.tls or _boolean_variable("NEURONA_TLS") or bool(ca or certificate or server_name)
     token = _read_token(options.token_file)
     targets = tuple(one.strip() for one in addresses.split(",") if one.strip())
     if not targets:
         raise CommandError(f"invalid address {addresses!r} (expected HOST:PORT)", WRONG_USAGE)
+    try:
+        for target in targets:
+            validate_target(target)
+    except ValueError as error:
+        raise CommandError(str(error), WRONG_USAGE) from error
+    if server_name is not None and not server_name.isprintable():
+        raise CommandError(f"invalid name {server_name!r} (expected that of a host)", WRONG_USAGE)
     return Connection(targets, tls, ca, certificate, key, server_name, token)
 
 
@@ -174,7 +188,7 @@ def positive_seconds(text: str) -> float:
         value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"invalid duration {text!r} (expected seconds above 0)")
-    return value
+    return min(value, MAX_SECONDS)
 
 
 def read_file(name: str | None) -> bytes | None:

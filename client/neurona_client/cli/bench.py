@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,10 @@ from neurona_client.cli.arguments import (
     make_bench_client,
     positive_seconds,
 )
+from neurona_client.cli.json_output import print_json
 from neurona_client.cli.latencies import format_duration, histogram, percentiles
 from neurona_client.cli.terminal import RED, coloured, printable, progress_bar, terminal_width
+from neurona_client.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from neurona_client.async_client import AsyncClient
@@ -103,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
     plan, result = asyncio.run(_measure(options))
     figures = _figures(plan, result, options.unary)
     if options.json:
-        print(json.dumps(figures))
+        print_json(figures)
     else:
         _print_report(figures, result)
     if options.plot and result.latencies:
@@ -154,7 +155,9 @@ async def _inputs(client: "AsyncClient", options: argparse.Namespace) -> "list[I
         try:
             inputs += [sample.inputs for sample in read_samples(name, model)]
         except OSError as error:
-            raise CommandError(f"{name}: {error.strerror}") from error
+            raise CommandError(f"{name}: {error.strerror or error}") from error
+        except InvalidInputError as error:
+            raise CommandError(f"{name}: {error}") from error
         if len(inputs) >= MAX_SAMPLES:
             break
     if not inputs:

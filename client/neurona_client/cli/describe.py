@@ -1,10 +1,10 @@
 """neurona describe: a model's inputs, outputs and what it records about itself."""
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from neurona_client.cli.arguments import add_request_arguments, add_version_arguments, make_client
+from neurona_client.cli.json_output import print_json
 from neurona_client.cli.terminal import BOLD, coloured, printable
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         from google.protobuf.json_format import MessageToDict
 
         message = MessageToDict(model.message, preserving_proto_field_name=True)
-        print(json.dumps(message, indent=2, ensure_ascii=False))
+        print_json(message, indent=2)
         return 0
     title = f"{model.name}, version {model.version}: {model.task}"
     print(coloured(printable(title), BOLD))
@@ -79,9 +79,9 @@ def _properties(model: "ModelDescription") -> list[tuple[str, str]]:
 
 def tensor_line(spec: "TensorSpec") -> str:
     """Return a tensor in a line: name, dtype, shape, meaning and unit."""
-    axes = spec.axes or [""] * len(spec.shape)
+    axes = dict(enumerate(spec.axes))
     sizes = [
-        axis or "?" if size < 0 else str(size) for size, axis in zip(spec.shape, axes, strict=True)
+        axes.get(number) or "?" if size < 0 else str(size) for number, size in enumerate(spec.shape)
     ]
     shape = "of any shape" if spec.any_shape else f"[{', '.join(sizes)}]"
     text = f"{spec.name}: {spec.dtype} {shape}"

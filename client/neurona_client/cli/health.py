@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from neurona_client.cli.arguments import (
     FAILED,
+    WRONG_USAGE,
+    CommandError,
     Connection,
     add_connection_arguments,
     connection_from,
@@ -59,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
+    if not options.service.isprintable():
+        name = options.service
+        raise CommandError(f"invalid service {name!r} (expected printable text)", WRONG_USAGE)
     to = connection_from(options)
     serving = [_check(to, address, options.service, options.timeout) for address in to.addresses]
     return 0 if all(serving) else FAILED

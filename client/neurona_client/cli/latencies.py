@@ -4,10 +4,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from neurona_client.cli.terminal import encodable
+
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 BUCKET_COUNT = 14
 BAR_WIDTH = 40
-EIGHTH_BLOCKS = " ▏▎▍▌▋▊▉"
+EIGHTH_BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
 def percentiles(latencies: Sequence[float]) -> dict[str, float]:
@@ -35,7 +37,7 @@ def format_duration(seconds: float) -> str:
     for factor, unit in ((1.0, "s"), (1e3, "ms")):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}" if seconds < 1000 else f"{seconds:.0f} s"
-    return f"{seconds * 1e6:.3g} µs"
+    return f"{seconds * 1e6:.3g} {encodable('µs', 'us')}"
 
 
 def histogram(latencies: Sequence[float], width: int | None) -> list[str]:
@@ -63,8 +65,11 @@ def histogram(latencies: Sequence[float], width: int | None) -> list[str]:
     lines = []
     for bucket, count in enumerate(counts):
         eighths = round(count / highest * bar_width * 8)
-        bar = "█" * (eighths // 8) + EIGHTH_BLOCKS[eighths % 8].strip()
-        bar = bar or ("▏" if count else "")
+        if encodable(EIGHTH_BLOCKS, ""):
+            bar = "█" * (eighths // 8) + EIGHTH_BLOCKS[eighths % 8].strip()
+            bar = bar or ("▏" if count else "")
+        else:
+            bar = "#" * (math.ceil(eighths / 8))
         bound = format_duration(low * factor**bucket)
         lines.append(f"{bound:>9} {bar:<{bar_width}} {count:>8,}")
     return lines

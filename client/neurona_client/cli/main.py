@@ -7,11 +7,12 @@ health check every few seconds pays for nothing that it does not use.
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from neurona_client.cli import bench, describe, health, models, predict, watch
 from neurona_client.cli.arguments import FAILED, CommandError
-from neurona_client.cli.terminal import printable
+from neurona_client.cli.terminal import discard_output, prepare_streams, printable
 from neurona_client.errors import NeuronaError
 
 COMMANDS = (health, models, describe, predict, watch, bench)
@@ -53,26 +54,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # What gRPC's C core logs about a connection is in the error already.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    options = make_parser().parse_args(arguments)
+    prepare_streams()
     try:
-        status: int = options.run(options)
-        sys.stdout.flush()
-    except CommandError as error:
-        print(f"neurona: {error}", file=sys.stderr)
-        return error.status
-    except NeuronaError as error:
-        print(f"neurona: {printable(str(error))}", file=sys.stderr)
-        return FAILED
+        try:
+            options = _parse(sys.argv[1:] if arguments is None else arguments)
+            status: int = options.run(options)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader needs no more. What is still buffered must not be written at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader needs no more
+        discard_output()
         return BROKEN_PIPE
-    except OSError as error:
-        print(f"neurona: {printable(str(error))}", file=sys.stderr)
-        return FAILED
+    except Exception as error:
+        return _report(error)
     return status
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser()
+    for argument in arguments:
+        if argument.startswith("--") and argument.endswith("=--"):
+            parser.error(f"invalid argument {argument} (argparse would take it for no value)")
+    return parser.parse_args(arguments)
+
+
+def _report(error: Exception) -> int:
+    """Print why the command failed, in one line, and return its exit status."""
+    reason = str(error)
+    if isinstance(error, OSError) and not isinstance(error, NeuronaError):
+        discard_output()  # perhaps it is what failed, as on a full disk, and would again at exit
+    elif not isinstance(error, CommandError | NeuronaError):  # a bug
+        if sys.flags.dev_mode:
+            traceback.print_exc()
+        reason = f"internal error: {type(error).__name__}: {reason} (PYTHONDEVMODE=1 shows where)"
+    print(f"neurona: {printable(reason)}", file=sys.stderr)
+    return error.status if isinstance(error, CommandError) else FAILED
 
 
 def make_parser() -> argparse.ArgumentParser:

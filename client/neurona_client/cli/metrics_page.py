@@ -164,7 +164,7 @@ def compute_rates(before: MetricsPage | None, now: MetricsPage) -> list[ModelRat
         (labels["model"], labels["version"])
         for series in ("neurona_version_state", "neurona_model_info", "neurona_queue_rows")
         for labels, _ in now.values(series)
-        if labels.get("model")
+        if labels.get("model") and "version" in labels
     }
     return [
         _rates_of_version(model, version, before, now)
@@ -197,11 +197,16 @@ def _rates_of_version(
     buckets: dict[float, float] = {}
     series = "neurona_request_duration_seconds_bucket"
     for labels, value in now.values(series, **name):
-        bound = float(labels["le"])
+        try:
+            bound = float(labels.get("le", ""))
+        except ValueError:  # of another program
+            continue
         count = increase(_value_before(before, series, labels), value)
         buckets[bound] = buckets.get(bound, 0.0) + count
     states = [
-        labels["state"] for labels, value in now.values("neurona_version_state", **name) if value
+        labels.get("state", "")
+        for labels, value in now.values("neurona_version_state", **name)
+        if value
     ]
     return ModelRates(
         model,

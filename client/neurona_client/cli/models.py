@@ -1,10 +1,10 @@
 """neurona models: the list of models. It is alone, as each subcommand is."""
 
 import argparse
-import json
 from dataclasses import asdict
 
 from neurona_client.cli.arguments import add_request_arguments, make_client
+from neurona_client.cli.json_output import print_json
 from neurona_client.cli.terminal import RED, YELLOW, coloured, printable, table, terminal_width
 
 NAME = "models"
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     with make_client(options) as client:
         models = client.models()
     if options.json:
-        print(json.dumps([asdict(model) | {"ready": model.ready} for model in models], indent=2))
+        print_json([asdict(model) | {"ready": model.ready} for model in models], indent=2)
         return 0
     versions = [(model, version) for model in models for version in model.versions]
     rows = [

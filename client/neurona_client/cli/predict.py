@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from neurona_client.cli.arguments import (
     FAILED,
+    CommandError,
     add_request_arguments,
     add_version_arguments,
     make_client,
 )
-from neurona_client.cli.terminal import printable, progress_bar, table
-from neurona_client.errors import InvalidInputError, NeuronaError
+from neurona_client.cli.json_output import print_json, to_json
+from neurona_client.cli.terminal import printable, progress_bar, table, truncate
+from neurona_client.errors import NeuronaError
 
 if TYPE_CHECKING:
     from neurona_client.cli.sample_files import Sample
@@ -45,6 +47,9 @@ MAX_CALLS_IN_FLIGHT = 32
 
 MAX_TEXT_WIDTH = 200
 """Of the outputs in the table; --json prints all."""
+
+MAX_REASON_LENGTH = 1000
+"""Of the reason why a file failed, which may quote the file."""
 
 Row = dict[str, Any]
 """One row of the results, as --json prints it."""
@@ -87,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
                 continue
             bar.clear()
             for row in new_rows:
-                print(json.dumps(row, ensure_ascii=False), flush=True)
+                print_json(row)
     if not options.json:
         _print_table(rows)
     return FAILED if failures else 0
@@ -117,7 +122,7 @@ def _predict_files(
             return name, future if isinstance(future, Exception) else []
         try:
             return name, _result_rows(name, sample, future.result())
-        except (NeuronaError, OSError) as error:
+        except Exception as error:  # of any library: the other files are predicted
             return name, error
 
     with ThreadPoolExecutor(MAX_CALLS_IN_FLIGHT) as threads:
@@ -128,7 +133,7 @@ def _predict_files(
                         in_flight.append((name, sample, threads.submit(predict, sample)))
                         while len(in_flight) > MAX_CALLS_IN_FLIGHT:
                             yield wait_for_oldest()
-                except (InvalidInputError, OSError) as error:
+                except Exception as error:  # of any library: the other files are predicted
                     in_flight.append((name, None, error))
             while in_flight:
                 yield wait_for_oldest()
@@ -165,15 +170,20 @@ def _result_rows(name: str, sample: "Sample", result: "Prediction") -> list[Row]
 
 def _to_json(array: Any) -> Any:
     """Return nested lists, with bytes as text, those that are not UTF-8 as backslash escapes."""
-    text = json.dumps(array.tolist(), default=lambda one: one.decode("utf-8", "backslashreplace"))
+    values = array.tolist() if hasattr(array, "tolist") else array  # text of one row has none
+    text = json.dumps(values, default=lambda one: one.decode("utf-8", "backslashreplace"))
     return json.loads(text)
 
 
 def _error_rows(name: str, error: Exception) -> list[Row]:
     reason = str(error)
-    if isinstance(error, OSError) and not isinstance(error, NeuronaError):
+    if isinstance(error, NeuronaError | CommandError):
+        pass
+    elif isinstance(error, OSError):
         reason = error.strerror or reason
-    return [{"file": name, "error": reason}]
+    else:  # a bug
+        reason = f"internal error: {type(error).__name__}: {error}"
+    return [{"file": name, "error": truncate(reason, MAX_REASON_LENGTH)}]
 
 
 def _print_table(rows: list[Row]) -> None:
@@ -210,8 +220,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         names = ", ".join(one["name"] for one in values)
         units = ", ".join(dict.fromkeys(one["unit"] for one in values))
         return (names, ", ".join(f"{one['value']:.6g}" for one in values), units)
-    text = json.dumps(row["outputs"], ensure_ascii=False)
-    return (text if len(text) <= MAX_TEXT_WIDTH else text[: MAX_TEXT_WIDTH - 1] + "…",)
+    text = to_json(row["outputs"])
+    return (truncate(text, MAX_TEXT_WIDTH),)
 
 
 def _positive_count(text: str) -> int:

@@ -1,5 +1,6 @@
 """Files as inputs of a model: tables, texts, images, arrays, sound; and synthetic inputs."""
 
+import contextlib
 import os
 import re
 import sys
@@ -10,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from neurona_client.cli.arguments import CommandError
 from neurona_client.cli.table_files import (
     MAX_ROWS_PER_REQUEST,
     SequenceLengths,
@@ -55,19 +55,16 @@ class Sample:
 def list_files(names: Sequence[str]) -> list[str]:
     """Replace folders by the files in them, sorted, without hidden ones.
 
-    Raises:
-        CommandError: a folder has no such files.
+    A folder without such files stays: `read_samples` says what is missing.
     """
     files: list[str] = []
     for name in names:
         path = Path(name)
-        if name == STANDARD_INPUT or not path.is_dir():
-            files.append(name)
-            continue
-        in_folder = sorted(_sample_files(path))
-        if not in_folder:
-            raise CommandError(f"no files in {name} (expected {', '.join(SUFFIXES)})")
-        files += map(str, in_folder)
+        in_folder: list[Path] = []
+        if name != STANDARD_INPUT and os.path.isdir(path):
+            with contextlib.suppress(OSError):  # `read_samples` raises it again
+                in_folder = sorted(_sample_files(path))
+        files += map(str, in_folder) if in_folder else [name]
     return files
 
 
@@ -117,6 +114,9 @@ def _read_any(name: str, model: ModelDescription) -> Iterator[Sample]:
             yield Sample(names, inputs)
         return
     path.stat()  # so that the error of a missing file is the same for all formats
+    if path.is_dir():
+        os.listdir(path)  # raises if it cannot be read
+        raise InvalidInputError(f"no samples in the folder (expected {', '.join(SUFFIXES)})")
     if suffix == TEXT_SUFFIX:
         for names, inputs in read_text_samples(path.read_bytes(), name, model):
             yield Sample(names, inputs)

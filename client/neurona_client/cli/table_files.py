@@ -151,7 +151,7 @@ class _SampleReader:
         formats = [NumberFormat()]
         if not is_text:
             is_fixed = all(size >= 0 for size in spec.shape[1:])
-            count = math.prod(spec.shape[1:]) if is_fixed else 1
+            count = max(1, math.prod(spec.shape[1:])) if is_fixed else 1
             evidence = [
                 NumberEvidence(f"cell {index + 1}" if is_fixed else "row") for index in range(count)
             ]
@@ -201,7 +201,7 @@ class _SampleReader:
                 strict=True,
             )
         )
-        shape = Header(first[0], first[1])  # each row has as many cells as the first
+        shape = Header(first[0], first[1], self.separator)  # of each row
 
         def parse_values(record: Record) -> dict[str, list[Any]]:
             cells = shape.check_width(record)
@@ -253,13 +253,14 @@ class _SampleReader:
         titles = [title.strip() for title in cells]
         expected = self._titles(self.specs)
         missing = [title for title in dict.fromkeys(expected) if title not in titles]
-        are_numbers = all(map(is_number, expected))
-        if not missing and not are_numbers:
+        # Channels without names have the numbers 1, 2, 3, ..., which may be values too.
+        are_counted = expected == [str(number) for number in range(1, len(expected) + 1)]
+        if not missing and not (are_counted and all(map(is_number, titles))):
             optional = [spec for spec in self.model.inputs if spec.optional]
             specs = [*self.specs, *(one for one in optional if one.name in titles)]
-            return Header(line, titles), list(_match_columns(titles, specs, line))
+            return Header(line, titles, self.separator), list(_match_columns(titles, specs, line))
         has_text = any(spec.dtype == "STRING" for spec in self.specs)
-        if has_text or len(self.specs) > 1 or not any(map(is_number, cells)):
+        if has_text or len(self.specs) != 1 or not any(map(is_number, cells)):
             raise InvalidInputError(
                 f"columns do not match: first line has {_listed(titles)} (expected "
                 f"{_listed(expected)}{_missing_names(missing, expected)})"

@@ -1,5 +1,7 @@
 """Output of commands: tables, colours, progress bars; and keys that are pressed."""
 
+import contextlib
+import io
 import os
 import select
 import shutil
@@ -14,6 +16,36 @@ from typing import Any, Self, TextIO
 BOLD, DIM, RED, YELLOW = "1", "2", "31", "33"
 COLUMN_GAP = "  "
 PROGRESS_INTERVAL_SECONDS = 0.1
+
+
+def prepare_streams() -> None:
+    """Have standard output and standard error accept all text.
+
+    What their encoding lacks is written as escapes, and a closed stream swallows what it gets.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def discard_output() -> None:
+    """Have standard output swallow what it holds, which its reader no longer wants or takes."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def encodable(text: str, plain: str, file: TextIO | None = None) -> str:
+    """Return a text, or a plain one where the encoding of the output (stdout) lacks it."""
+    try:
+        text.encode((file or sys.stdout).encoding or "ascii")
+    except UnicodeEncodeError:
+        return plain
+    return text
 
 
 def is_interactive(file: TextIO) -> bool:
@@ -42,7 +74,8 @@ def truncate(text: str, width: int | None) -> str:
     """Shorten text to a number of columns with an ellipsis; None: any length."""
     if width is None or len(text) <= width:
         return text
-    return text[: max(0, width - 1)] + "…"
+    ellipsis = encodable("…", "...")
+    return text[: max(0, width - len(ellipsis))] + ellipsis
 
 
 def table(
@@ -94,7 +127,9 @@ class ProgressBar:
         share = min(1.0, done / self._total) if self._total else 1.0
         columns = shutil.get_terminal_size().columns
         size = max(5, min(30, columns - len(self._title) - len(note) - 12))
-        bar = "█" * round(size * share) + "░" * (size - round(size * share))
+        filled = round(size * share)
+        bar = "█" * filled + "░" * (size - filled)
+        bar = encodable(bar, "#" * filled + "." * (size - filled), sys.stderr)
         line = truncate(f"{self._title} {bar} {share:4.0%} {note}", columns - 1)
         sys.stderr.write(f"\r{line}\x1b[K")
         sys.stderr.flush()

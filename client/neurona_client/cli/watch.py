@@ -1,7 +1,6 @@
 """neurona watch: a live table of each model's load, from the metrics of the server."""
 
 import argparse
-import json
 import math
 import os
 import shutil
@@ -10,6 +9,7 @@ import time
 from dataclasses import asdict
 
 from neurona_client.cli.arguments import CommandError, positive_seconds
+from neurona_client.cli.json_output import print_json
 from neurona_client.cli.metrics_page import (
     MetricsPage,
     ModelRates,
@@ -188,6 +188,6 @@ def _nan_to_none(value: float | str) -> float | str | None:
 def _print_rates(rates: list[ModelRates], as_json: bool) -> None:
     if as_json:
         rows = [{key: _nan_to_none(value) for key, value in asdict(one).items()} for one in rates]
-        print(json.dumps(rows), flush=True)
+        print_json(rows)
     else:
         print("\n".join(_table_lines(rates, terminal_width())), flush=True)

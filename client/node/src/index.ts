@@ -5,4 +5,4 @@ export { NeuronaError, type Code } from "./errors.js";
 export { DataType, State, Task } from "./generated/prediction.js";
 export type { DescribeModelResponse, ModelSummary } from "./generated/prediction.js";
 export type { Inputs, PredictOptions } from "./requests.js";
-export type { Data, HalfType, Input, Numbers, Output } from "./tensors.js";
+export type { Data, HalfType, Input, Numbers, Output, Text } from "./tensors.js";

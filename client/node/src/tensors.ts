@@ -1,3 +1,4 @@
+import { isUtf8 } from "node:buffer";
 import { endianness } from "node:os";
 
 import { invalidArgument } from "./errors.js";
@@ -16,8 +17,13 @@ export type Numbers =
   | Uint32Array
   | BigUint64Array;
 
-/** What a tensor holds. `boolean[]` is BOOL, `string[]` is STRING. */
-export type Data = Numbers | boolean[] | string[];
+/**
+ * What a tensor holds. `boolean[]` is BOOL, `Text[]` is STRING: each element is a string, or bytes
+ * that are not UTF-8.
+ */
+export type Data = Numbers | boolean[] | Text[];
+
+export type Text = string | Uint8Array;
 
 /** Types that JavaScript has no array for: their bits are in a `Uint16Array`. */
 export type HalfType = "float16" | "bfloat16";
@@ -99,7 +105,7 @@ function dataType(name: string, { data, dtype }: Input): DataType {
     return HALVES[dtype];
   }
   if (Array.isArray(data)) {
-    if (data.every((element) => typeof element === "string")) return DataType.DATA_TYPE_STRING;
+    if (data.every(isText)) return DataType.DATA_TYPE_STRING;
     if (data.every((element) => typeof element === "boolean")) return DataType.DATA_TYPE_BOOL;
   }
   for (const [number, constructor] of CONSTRUCTORS) {
@@ -108,15 +114,19 @@ function dataType(name: string, { data, dtype }: Input): DataType {
   throw invalidArgument(`input '${name}' has an unsupported type (expected a typed array, strings or booleans)`);
 }
 
+function isText(element: unknown): element is Text {
+  return typeof element === "string" || element instanceof Uint8Array;
+}
+
 function encodeData(data: Data): Buffer {
   if (!Array.isArray(data)) return Buffer.from(data.buffer, data.byteOffset, data.byteLength);
-  const pieces: Buffer[] = [];
+  const pieces: Uint8Array[] = [];
   for (const element of data) {
     if (typeof element === "boolean") {
       pieces.push(Buffer.of(element ? 1 : 0));
       continue;
     }
-    const text = Buffer.from(element, "utf8");
+    const text = typeof element === "string" ? Buffer.from(element, "utf8") : element;
     const length = Buffer.alloc(4);
     length.writeUInt32LE(text.length);
     pieces.push(length, text);
@@ -124,12 +134,13 @@ function encodeData(data: Data): Buffer {
   return Buffer.concat(pieces);
 }
 
-function decodeStrings(data: Buffer): string[] {
-  const texts: string[] = [];
+function decodeStrings(data: Buffer): Text[] {
+  const texts: Text[] = [];
   for (let position = 0; position < data.length; ) {
     const start = position + 4;
     position = start + data.readUInt32LE(position);
-    texts.push(data.toString("utf8", start, position));
+    const bytes = data.subarray(start, position);
+    texts.push(isUtf8(bytes) ? bytes.toString("utf8") : Buffer.from(bytes));
   }
   return texts;
 }

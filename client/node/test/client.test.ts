@@ -75,7 +75,7 @@ for (const [kind, dtype, data] of [
   ["FP16", "float16", new Uint16Array([0x3c00, 0xc000])],
   ["BF16", "bfloat16", new Uint16Array([0x3f80, 0xc000])],
   ["BOOL", "bool", [true, false, true]],
-  ["BYTES", "string", ["", "naïve", "日本語"]],
+  ["BYTES", "string", ["", "naïve", "日本語", Buffer.from([0xff, 0x00, 0x80])]],
 ] as const) {
   test(`${dtype} survives a round trip`, async () => {
     const shape = [1, data.length];

@@ -7,6 +7,7 @@ hold no thread, and one that its caller has left holds nothing at all.
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from typing import NamedTuple
 
 from neurona_server.errors import NotFoundError, QueueFullError
 from neurona_server.models.lifecycle.reconciler import Control
@@ -23,6 +24,19 @@ RETRY_AFTER = 1.0
 """Seconds after which a rejected call may be repeated."""
 
 MakeResponse = Callable[[], bytes]
+Explain = Callable[[Exception], Exception]
+"""Returns an error in the words of the call's protocol."""
+
+
+def _as_it_is(error: Exception) -> Exception:
+    return error
+
+
+class _Answer(NamedTuple):
+    """How to answer a call."""
+
+    make_response: MakeResponse
+    explain: Explain = _as_it_is
 
 
 class _Operation:
@@ -32,7 +46,7 @@ class _Operation:
         self.start = start
         """Starts it; it ends with the future."""
 
-        self.calls: dict[Call, MakeResponse] = {}
+        self.calls: dict[Call, _Answer] = {}
 
 
 class ControlCalls:
@@ -56,25 +70,29 @@ class ControlCalls:
         call: Call,
         make_response: MakeResponse,
         override: ModelOverride | None = None,
+        explain: Explain = _as_it_is,
     ) -> None:
-        """Load a model, and end the call; errors become its status.
+        """Load a model, and end the call; errors become its status, as `explain` returns them.
 
         A load with an `override` is shared by no other call.
         """
+        answer = _Answer(make_response, explain)
         if override is None:
-            self._add(("load", name), lambda: self._control.load(name), call, make_response)
+            self._add(("load", name), lambda: self._control.load(name), call, answer)
         else:
             key = ("load", name, override)
-            self._add(key, lambda: self._control.load(name, override), call, make_response)
+            self._add(key, lambda: self._control.load(name, override), call, answer)
 
     def unload(self, name: str, call: Call, make_response: MakeResponse) -> None:
         """Unload a model, and end the call; errors become its status."""
-        self._add(("unload", name), lambda: self._control.unload(name), call, make_response)
+        answer = _Answer(make_response)
+        self._add(("unload", name), lambda: self._control.unload(name), call, answer)
 
     def unload_if_loaded(self, name: str, call: Call, make_response: MakeResponse) -> None:
         """Do what `unload` does, but a model that is not loaded is no error."""
         key = "unload if loaded", name
-        self._add(key, lambda: self._unload_if_loaded(name), call, make_response)
+        answer = _Answer(make_response)
+        self._add(key, lambda: self._unload_if_loaded(name), call, answer)
 
     def _unload_if_loaded(self, name: str) -> Future[None]:
         try:
@@ -89,7 +107,7 @@ class ControlCalls:
         key: Hashable,
         start: Callable[[], Future[None]],
         call: Call,
-        make_response: MakeResponse,
+        answer: _Answer,
     ) -> None:
         with self._lock:
             if self._pending_calls >= MAX_CALLS:
@@ -97,7 +115,7 @@ class ControlCalls:
                 call.fail(QueueFullError(message, RETRY_AFTER))
                 return
             operation = self._waiting.setdefault(key, _Operation(start))
-            operation.calls[call] = make_response
+            operation.calls[call] = answer
             self._pending_calls += 1
             idle = self._threads - self._busy_threads
             if idle < len(self._waiting) and self._threads < MAX_THREADS:
@@ -140,12 +158,12 @@ class ControlCalls:
             calls = dict(operation.calls)
             operation.calls.clear()
             self._pending_calls -= len(calls)
-        for call, make_response in calls.items():
+        for call, answer in calls.items():
             if isinstance(error, Exception):
-                call.fail(error)
+                call.fail(answer.explain(error))
                 continue
             try:
-                body = make_response()
+                body = answer.make_response()
             except Exception as unexpected:
                 call.fail(unexpected)
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,10 @@ def parse(argv: Sequence[str] | None = None) -> Arguments | TrainAll | PrintTabl
     Exits with status 2 and one line on stderr if it is wrong.
     """
     parser = _make_parser()
+    argv = sys.argv[1:] if argv is None else argv
+    for argument in argv:
+        if argument.startswith("--") and argument.endswith("=--"):
+            parser.error(f"invalid argument {argument} (argparse would take it for no value)")
     options = parser.parse_args(argv)
     if options.list:
         return None

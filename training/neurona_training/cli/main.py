@@ -8,7 +8,11 @@ torchrun --nproc-per-node 2 -m neurona_training.cli.main lenet5     in two proce
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -21,22 +25,46 @@ from neurona_training.export.files import check_writable
 from neurona_training.recipes import RECIPES
 
 _INTERRUPTED = 130  # exit status of a process that Ctrl-C ends: 128 + SIGINT
+_BROKEN_PIPE = 141  # that of one whose reader has gone: 128 + SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Returns:
-        Exit status: 0; 1 if the run failed; 2 for a wrong command line; 130 after Ctrl-C.
+        Exit status: 0; 1 if the run failed; 2 for a wrong command line; 130 after Ctrl-C; 141 if
+        the reader of the output has gone.
     """
+    _prepare_streams()
+    return _report_errors(partial(_run, argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     command = parse(argv)
     if command is None:
-        return _print_result(listing)
+        return _print_lines(listing())
     if isinstance(command, PrintTable):
-        return _print_result(partial(results_table, command.models))
+        return _print_lines(results_table(command.models))
     if isinstance(command, TrainAll):
         return train_all(command)
-    return _print_result(partial(_train_one, command))
+    return _train_one(command)
+
+
+def _print_lines(lines: list[str]) -> int:
+    for line in lines:
+        print(line)
+    sys.stdout.flush()
+    return 0
+
+
+def _prepare_streams() -> None:
+    """Has characters that the encoding of the output lacks written as escapes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed before the start
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def train_all(command: TrainAll) -> int:
@@ -44,43 +72,65 @@ def train_all(command: TrainAll) -> int:
     failed = []
     for number, arguments in enumerate(command.models, start=1):
         title = f"{number}/{len(command.models)} {arguments.name}"
-        if pipeline.model_path(arguments).exists():
+        if os.path.exists(pipeline.model_path(arguments)):
             print(f"{title}: exists, skipped")
             continue
         print(f"{title}: {arguments.recipe} on {arguments.data}", flush=True)
-        status = _print_result(partial(_train_one, arguments))
-        if status == _INTERRUPTED:
+        status = _report_errors(partial(_train_one, arguments))
+        if status in (_INTERRUPTED, _BROKEN_PIPE):
             return status
         if status:
             failed.append(arguments.name)
     return _print_error(f"not trained: {', '.join(failed)}") if failed else 0
 
 
-def _train_one(arguments: Arguments) -> list[str]:
+def _train_one(arguments: Arguments) -> int:
     path = pipeline.model_path(arguments)
     check_writable(path)
     checkpoint = path.parents[1] / "checkpoint.pt"
-    return pipeline.run(RECIPES[arguments.recipe], arguments, path, checkpoint)
+    return _print_lines(pipeline.run(RECIPES[arguments.recipe], arguments, path, checkpoint))
 
 
-def _print_result(work: Callable[[], list[str]]) -> int:
-    """Prints the lines that `work` returns, or its error in one line; returns the exit status."""
+def _report_errors(work: Callable[[], int]) -> int:
+    """Returns the exit status of `work`; prints its error in one line."""
     try:
-        for line in work():
-            print(line)
+        return work()
     except TrainingError as error:
         return _print_error(str(error))
+    except BrokenPipeError:  # the reader needs no more
+        _discard_output()
+        return _BROKEN_PIPE
     except OSError as error:
+        _discard_output()  # perhaps it is what failed, as on a full disk, and would again at exit
         path = f"{error.filename}: " if error.filename else ""
         return _print_error(f"{path}{error.strerror or error}")
     except KeyboardInterrupt:
         _print_error("interrupted; --resume continues after the last complete epoch")
         return _INTERRUPTED
-    return 0
+    except Exception as error:
+        return _print_error(_describe_failure(error))
+
+
+def _describe_failure(error: Exception) -> str:
+    """Returns in one line what went wrong without an error of our own."""
+    text = " ".join(str(error).split())
+    # torch has no class of its own for memory that the CPU lacks.
+    if isinstance(error, MemoryError) or "allocate" in text or "out of memory" in text:
+        return f"not enough memory (expected fewer or smaller rows, or --batch-rows): {text}"
+    if sys.flags.dev_mode:
+        traceback.print_exc()
+    return f"internal error: {type(error).__name__}: {text} (PYTHONDEVMODE=1 shows where)"
+
+
+def _discard_output() -> None:
+    """Has standard output swallow what it holds, which its reader no longer wants or takes."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_error(message: str) -> int:
-    print(f"neurona-train: error: {message}", file=sys.stderr)
+    line = "".join(one if one.isprintable() else " " for one in message)
+    print(f"neurona-train: error: {line}", file=sys.stderr)
     return 1
 
 

@@ -43,7 +43,10 @@ export enum DataType {
   DATA_TYPE_INT32 = 6,
   /** DATA_TYPE_INT64 - Signed integer, 8 bytes. */
   DATA_TYPE_INT64 = 7,
-  /** DATA_TYPE_STRING - UTF-8 text: a 4-byte little-endian length before the bytes of each element. */
+  /**
+   * DATA_TYPE_STRING - Text, in UTF-8, or any other bytes: a 4-byte little-endian length before the bytes of each
+   * element.
+   */
   DATA_TYPE_STRING = 8,
   /** DATA_TYPE_BOOL - 1 byte: 0 is false, any other value true. */
   DATA_TYPE_BOOL = 9,
@@ -425,6 +428,11 @@ export interface TensorDescription {
    * that sets it runs by itself.
    */
   optional: boolean;
+  /**
+   * Whether the model declares no shape, not even a number of axes: it takes or returns tensors of
+   * any shape. `shape` is empty then, as it is for a single number.
+   */
+  anyShape: boolean;
 }
 
 /**
@@ -2752,7 +2760,7 @@ export const RunCost: MessageFns<RunCost> = {
 };
 
 function createBaseTensorDescription(): TensorDescription {
-  return { name: "", dtype: 0, shape: [], axes: [], optional: false };
+  return { name: "", dtype: 0, shape: [], axes: [], optional: false, anyShape: false };
 }
 
 export const TensorDescription: MessageFns<TensorDescription> = {
@@ -2775,6 +2783,9 @@ export const TensorDescription: MessageFns<TensorDescription> = {
     }
     if (message.optional !== false) {
       writer.uint32(40).bool(message.optional);
+    }
+    if (message.anyShape !== false) {
+      writer.uint32(48).bool(message.anyShape);
     }
     return writer;
   },
@@ -2842,6 +2853,14 @@ export const TensorDescription: MessageFns<TensorDescription> = {
             message.optional = reader.bool();
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.anyShape = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2864,6 +2883,7 @@ export const TensorDescription: MessageFns<TensorDescription> = {
     message.shape = object.shape?.map((e) => e) || [];
     message.axes = object.axes?.map((e) => e) || [];
     message.optional = object.optional ?? false;
+    message.anyShape = object.anyShape ?? false;
     return message;
   },
 };

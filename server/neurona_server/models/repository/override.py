@@ -18,6 +18,9 @@ from neurona_server.models.repository.scanner import ModelFolder, Repository
 from neurona_server.models.repository.settings import CONFIG_PBTXT, MODEL_TOML
 from neurona_server.models.repository.unusable import MODEL_NAME
 
+MAX_NAME_BYTES = 255
+"""Bytes of the name of a file or folder, on all common file systems."""
+
 _HAS_MAX_BATCH_SIZE = re.compile(r'"max_batch_size"|"maxBatchSize"')
 
 
@@ -55,15 +58,20 @@ def make_override(name: str, config: str | None, files: Mapping[str, bytes]) -> 
             f"invalid model name {quoted(name)} (expected letters, digits, '.', '_' and '-')"
         )
     paths = {_check_path(path): content for path, content in files.items()}
-    return ModelOverride(_config_text(config), paths)
+    return ModelOverride(_config_text(name, config), paths)
 
 
-def _config_text(config: str) -> str:
+def _config_text(name: str, config: str) -> str:
     try:
+        if not config.lstrip().startswith("{"):  # json_format takes other values for no fields
+            raise ValueError("it is no JSON object")
         message = json_format.Parse(config, triton.ModelConfig())
     except (json_format.ParseError, ValueError, RecursionError) as error:
         problem = printable(str(error))[:300]
-        raise InvalidArgumentError(f"parameter 'config' is no ModelConfig: {problem}") from error
+        raise InvalidArgumentError(
+            f"failed to load {quoted(name)}, failed to poll from model repository: parameter "
+            f"'config' is no ModelConfig: {problem}"
+        ) from error
     text = text_format.MessageToString(message)
     if not message.max_batch_size and _HAS_MAX_BATCH_SIZE.search(config):
         text += "max_batch_size: 0\n"  # which says more than leaving it out
@@ -76,8 +84,14 @@ def _check_path(text: str) -> PurePosixPath:
     valid = parts and not path.is_absolute() and ".." not in parts and text.isprintable()
     if not valid or set(text) & set("\\:") or text in (CONFIG_PBTXT, MODEL_TOML):
         raise InvalidArgumentError(
-            f"parameter {quoted('file:' + text)} (expected 'file:' and a path inside the model's "
-            "folder, such as 'file:1/model.onnx')"
+            f"Invalid file path: parameter {quoted('file:' + text)} (expected 'file:' and a path "
+            "inside the model's folder, such as 'file:1/model.onnx')"
+        )
+    longest = max(len(part.encode()) for part in parts)
+    if longest > MAX_NAME_BYTES:
+        raise InvalidArgumentError(
+            f"Invalid file path: parameter {quoted('file:' + text)} has a name of {longest} bytes "
+            f"(expected at most {MAX_NAME_BYTES})"
         )
     return path
 
@@ -117,7 +131,7 @@ class UploadedModel:
         reasons = [f"{path or 'its files'}: {one.reason}" for path, one in folder.unusable.items()]
         self.close()
         raise NotLoadedError(
-            f"model {quoted(self._name)} cannot be loaded: {'; '.join(reasons) or 'no versions'} "
+            f"load failed for model {quoted(self._name)}: {'; '.join(reasons) or 'no versions'} "
             "(expected parameters like 'file:1/model.onnx')"
         )
 

@@ -346,7 +346,7 @@ def _scan_versions(
             file = find_model_file(path, model_file)
             files = list(list_files(path, recursive=True))
             versions[int(number)] = _check_files(root, file, files)
-            names = [name for name, kind in list_kinds(path).items() if kind is Kind.FILE]
+            names = sorted(one.name for one in files if os.path.dirname(one.path) == str(path))
             beside = misplaced_settings(names, here=False) + notes_beside(file, names)
             notes += [f"version {number}: {note}" for note in beside]
         except NoModelFileError as error:

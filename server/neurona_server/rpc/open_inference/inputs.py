@@ -81,17 +81,17 @@ def explain_mismatch(
         )
     for name, (_, shape) in described.items():
         spec = specs[name]
-        if getattr(spec, "any_shape", False) or _may_fit(shape, spec.shape):
+        if spec.any_shape or _may_fit(shape, spec.shape):
             continue
         sizes = ",".join(str(size) if isinstance(size, int) else "-1" for size in spec.shape)
         return InvalidArgumentError(
             f"unexpected shape for input {name!r} for model {model.name!r}. Expected [{sizes}], "
             f"got [{','.join(map(str, shape))}]: {reason}"
         )
-    if signature.batched:
-        rows = described[required[0]][1][0]
+    if signature.batched and required:
+        rows = described[required[0]][1][:1]
         for name in required:
-            if described[name][1][0] != rows:
+            if described[name][1][:1] != rows:
                 return InvalidArgumentError(
                     f"input {name!r} batch size does not match other inputs for {model.name!r}: "
                     f"{reason}"

@@ -1,6 +1,7 @@
 """The methods RepositoryIndex, RepositoryModelLoad and RepositoryModelUnload."""
 
 from collections.abc import Mapping
+from functools import partial
 
 from neurona_protos import open_inference_pb2 as pb
 from neurona_protos.prediction_pb2 import State
@@ -8,6 +9,8 @@ from neurona_server.errors import (
     InvalidArgumentError,
     NeuronaError,
     NotAllowedError,
+    NotFoundError,
+    NotLoadedError,
     UnsupportedError,
     quoted,
 )
@@ -79,7 +82,8 @@ class RepositoryService:
         except NeuronaError as error:
             call.fail(error)
             return
-        control.load(name, call, response.SerializeToString, override)
+        explain = partial(_explain_load, name)
+        control.load(name, call, response.SerializeToString, override, explain)
 
     def _unload(self, call: Call) -> None:
         try:
@@ -130,6 +134,16 @@ def _read_override(model: str, message: pb.RepositoryModelLoadRequest) -> ModelO
     if not message.parameters:
         return None
     return make_override(model, config, files)
+
+
+def _explain_load(name: str, error: Exception) -> Exception:
+    """Return the error of a load in the words of Triton, which its clients look for, and ours."""
+    if isinstance(error, NotFoundError):
+        text = f"failed to load {quoted(name)}, failed to poll from model repository: {error}"
+        return NotFoundError(text)
+    if isinstance(error, NotLoadedError):
+        return NotLoadedError(f"load failed for model {quoted(name)}: {error}")
+    return error
 
 
 def _index_of(name: str, entry: ModelEntry) -> list[Index]:

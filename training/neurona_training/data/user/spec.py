@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class UserData:
     @property
     def name(self) -> str:
         """The file's name, fit to be a part of a model's name."""
-        stem = self.path.resolve().name
+        stem = os.path.basename(os.path.realpath(self.path))  # also of a loop of links
         if self.path.suffix.lower() in SUFFIXES:
             stem = stem[: -len(self.path.suffix)]
         safe = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")
@@ -73,4 +74,4 @@ def is_path(text: str) -> bool:
     path = Path(text)
     if "/" in text or path.suffix.lower() in SUFFIXES:
         return True
-    return path.is_dir() or (path.suffix != "" and path.is_file())
+    return os.path.isdir(path) or (path.suffix != "" and os.path.isfile(path))
