@@ -341,6 +341,21 @@ def test_invalid_requests_are_rejected_with_value_and_expectation(
             "expected number of inputs between 1 and 2 but got 1 inputs for model 'adjustable'. "
             "Got input(s) ['scale'], but missing required input(s) ['x']",
         ),
+        (
+            request("sum", a=("FP32", [[1, 2]])),
+            "expected 2 inputs but got 1 inputs for model 'sum'. Got input(s) ['a'], but missing "
+            "required input(s) ['b']. Please provide all required input(s).",
+        ),
+        (
+            request("sum", a=("FP32", [[1, 2]]), b=("FP32", [[1, 2]] * 3)),
+            "input 'b' batch size does not match other inputs for 'sum': input 'b' is "
+            "FP32 of shape [3, 2]: its 'batch' is 3, that of another input 1",
+        ),
+        (
+            request("sum", a=("FP32", [[1, 2]]), b=("FP32", [1, 2])),
+            "unexpected shape for input 'b' for model 'sum'. Expected [-1,2], got [2]: "
+            "input 'b' is FP32 of shape [2] (expected FP32 of shape [batch, 2])",
+        ),
     ],
 )
 def test_contents_that_do_not_fit_are_rejected(echo_server, rejection, message, text):
