@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
-from support.fake_nvml import FakeNvml
 
 from neurona_protos import model_config_pb2
 from neurona_server.config import sources
 from neurona_server.config.options import Config
 from neurona_server.models.repository import model_toml
-from neurona_server.telemetry.collectors import GpuCollector
 from neurona_server.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +73,6 @@ def test_options_and_metrics_of_the_servers_manual_exist(path: Path) -> None:
     options = set(Config.__struct_fields__)
     metrics = Metrics(CollectorRegistry())
     metrics.watch_versions(list)
-    metrics.watch_process(GpuCollector(FakeNvml()), triton_metrics=True)
     metrics.watch_process()
     series = {family.name for family in metrics.registry.collect()}
     series |= {"neurona_processes", "neurona_process_restarts"}

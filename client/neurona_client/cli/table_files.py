@@ -252,7 +252,8 @@ class _SampleReader:
         line, cells = first
         titles = [title.strip() for title in cells]
         expected = self._titles(self.specs)
-        missing = [title for title in dict.fromkeys(expected) if title not in titles]
+        existing = set(titles)
+        missing = [title for title in dict.fromkeys(expected) if title not in existing]
         # Channels without names have the numbers 1, 2, 3, ..., which may be values too.
         are_counted = expected == [str(number) for number in range(1, len(expected) + 1)]
         if not missing and not (are_counted and all(map(is_number, titles))):
@@ -353,10 +354,13 @@ def _is_sequence(spec: TensorSpec) -> bool:
 def _match_columns(
     titles: Sequence[str], specs: Sequence[TensorSpec], line: int
 ) -> Iterator[_Column]:
+    positions_by_title: dict[str, list[int]] = {}
+    for position, title in enumerate(titles):
+        positions_by_title.setdefault(title, []).append(position)
     for spec in specs:
         names = _column_names(spec)
         for title in names or [spec.name]:
-            positions = [index for index, one in enumerate(titles) if one == title]
+            positions = positions_by_title.get(title, [])
             expected = 1 if names else len(_repeated_name(spec))
             if len(positions) != expected:
                 raise InvalidInputError(

@@ -210,6 +210,7 @@ def test_input_without_a_shape_takes_any(tmp_path, serve):
     server = serve()
     described = server.models.Describe(DescribeModelRequest(model="any"), timeout=10)
     assert described.inputs[0].any_shape
+    assert described.outputs[0].any_shape
     assert not server.models.Describe(DescribeModelRequest(model="number")).inputs[0].any_shape
     with Client(f"127.0.0.1:{server.port}") as client:
         for shape in [(), (3,), (2, 3), (2, 3, 4), (0, 3), (1, 0), (2, 1, 1, 1, 1, 2)]:
