@@ -148,7 +148,7 @@ $(VENV)/node/.installed: client/node/package.json client/node/package-lock.json
 
 # The same sources give the same files: their times are those of the last commit.
 image:
-	DOCKER_BUILDKIT=1 docker build -f deploy/Dockerfile -t $(IMAGE) \
+	docker build -f deploy/Dockerfile --target server -t $(IMAGE) \
 	    --build-arg RUNTIME=$(RUNTIME) \
 	    --build-arg SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) \
 	    --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null) .

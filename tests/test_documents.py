@@ -76,15 +76,17 @@ def test_options_and_metrics_of_the_servers_manual_exist(path: Path) -> None:
     metrics.watch_process()
     series = {family.name for family in metrics.registry.collect()}
     series |= {"neurona_processes", "neurona_process_restarts"}
+    gpu = ("utilization_ratio", "memory_used_bytes", "memory_total_bytes", "power_watts")
+    series |= {f"neurona_gpu_{name}" for name in gpu}
     others = {"round_robin", "compute_input", "compute_output", "model_version", "same_class"}
     others |= {"labels_file", "version_labels", "metadata_props"}
     config_pbtxt = model_config_pb2.DESCRIPTOR.message_types_by_name.values()
     others |= {field.name for message in config_pbtxt for field in message.fields}
     for span in re.findall(r"`([a-z]+(?:_[a-z]+)+)(?: = [^`]*)?`", prose(path)):
         if span.startswith("neurona_") and not (ROOT / "server" / span).exists():
-            name = span.removesuffix("_total")
+            name = re.sub("_(total|count|sum|bucket)$", "", span)
             assert name in series or (ROOT / span.removeprefix("neurona_") / span).exists(), span
-        elif span not in others and not span.startswith("nv_"):  # metrics of Triton
+        elif span not in others and not span.startswith(("nv_", "process_")):  # metrics, too
             assert span in options or (ROOT / span).exists(), span
 
 

@@ -20,8 +20,8 @@ def engine():
 
 
 @pytest.fixture(scope="session")
-def pip(engine, tmp_path_factory):
-    with pip_options(tmp_path_factory.mktemp("pip")) as options:
+def pip(engine):
+    with pip_options() as options:
         yield options
 
 

@@ -60,6 +60,18 @@ def health(engine, container):
     return engine.inspect(container, ".State.Health.Status")
 
 
+def test_the_older_builder_builds_it_too(engine, images, pip):
+    name = engine.build(
+        *("neurona-test/older", "deploy/Dockerfile", "server"),
+        *("--build-arg", f"BASE_IMAGE={images['BASE_IMAGE']}", *pip),
+        buildkit=False,
+    )
+    printed = engine.docker("run", "--rm", "--network", "none", name, "--help").stdout
+    assert printed.startswith("usage: neurona-serve")
+    configured = engine.docker("run", "--rm", "--entrypoint", "env", name).stdout
+    assert "PIP_" not in configured
+
+
 def test_string_normalizer_has_the_locale_that_it_needs(engine, start, tmp_path):
     node = helper.make_node(
         "StringNormalizer", ["text"], ["upper"], case_change_action="UPPER", is_case_sensitive=1

@@ -4,7 +4,9 @@ The right answers come from ONNX Runtime, with the values that the test wrote in
 """
 
 import json
+import os
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -13,8 +15,12 @@ from support.cli import NEURONA, environment
 from support.server_process import ServerProcess
 
 from neurona_training.cli.main import main
+from neurona_training.data.sources import sunspots
+from neurona_training.data.sources.names import read_names
 
 pytestmark = pytest.mark.slow
+
+SHARED = os.environ.get("NEURONA_SHARED", "")
 
 COUNT = 40
 RANDOM = np.random.default_rng(16)
@@ -85,7 +91,7 @@ TABLES = {
 
 
 def train(out, name, data, recipe, *arguments):
-    command = [recipe, "--data", str(data), *arguments, "--name", name, "--out", str(out)]
+    command = [recipe, "--data", str(data), *map(str, arguments), "--name", name, "--out", str(out)]
     assert main([*command, "--epochs", "2", "--no-report"]) == 0
 
 
@@ -160,6 +166,27 @@ def test_a_table_is_its_own_question(served, folder, name):
     assert predict(served, name, "-", input=file.read_bytes())[0] | {"file": ""} == (
         rows[0] | {"file": ""}
     )
+
+
+@pytest.mark.skipif(not SHARED, reason="NEURONA_SHARED names no folder with the files")
+def test_published_files_are_their_own_question(tmp_path):
+    data = Path(SHARED, "data")
+    for recipe, name in (("gru", "names"), ("rnn", "monthly-sunspots")):
+        train(tmp_path / "models", name, name, recipe, "--data-dir", data)
+    with ServerProcess(tmp_path / "models") as server:
+        path = data / "names" / "Scottish.txt"
+        names = read_names(path)
+        rows = predict(server, "names", path)
+        assert len(rows) == len(path.read_text().splitlines())
+        first = np.array([list(path.read_text().split()[0])])
+        lengths = np.array([first.size], np.int32)
+        expected = run_model(tmp_path, "names", {"characters": first, "sequence_lens": lengths})
+        check_rows(rows[:1], expected)
+        assert len(predict(server, "names", "-", input="\n".join(names).encode())) == len(names)
+        path = data / "timeseries" / "monthly-sunspots.csv"
+        series = sunspots.read_months(path)[None, -sunspots.MONTHS :, None]
+        rows = predict(server, "monthly-sunspots", path)
+        check_rows(rows, run_model(tmp_path, "monthly-sunspots", {"series": series}))
 
 
 def test_the_columns_of_a_table_may_be_in_any_order(served, folder):

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PIP_CONF = ROOT / "deploy" / "pip.conf"
 DEBIAN = "neurona-test/debian:bookworm-slim"
 
 
@@ -20,11 +21,7 @@ class Engine:
     """The Docker engine that DOCKER_HOST names."""
 
     def __init__(self):
-        # The newer docker command builds with a plug-in that may be missing; Debian's older command
-        # includes BuildKit.
-        has_buildx = self.docker("buildx", "version", check=False).returncode == 0
-        older = "/usr/bin/docker"
-        self._build = "docker" if has_buildx or not Path(older).exists() else older
+        self.has_buildx = self.docker("buildx", "version", check=False).returncode == 0
 
     def docker(self, *arguments, check=True, timeout=300, command="docker", **environment):
         """Runs a docker command; with `check`, a failure is an AssertionError with its output."""
@@ -39,13 +36,13 @@ class Engine:
         assert not check or done.returncode == 0, (arguments, (done.stdout + done.stderr)[-4000:])
         return done
 
-    def build(self, name, dockerfile, target, *options):
+    def build(self, name, dockerfile, target, *options, buildkit=None):
+        """Builds an image, with BuildKit where it is installed unless `buildkit` says otherwise."""
         self.docker(
-            *("build", "--network", "host", "--progress", "plain", "--file", ROOT / dockerfile),
+            *("build", "--network", "host", "--file", ROOT / dockerfile),
             *("--target", target, "--tag", name, *options, ROOT),
-            command=self._build,
             timeout=1800,
-            DOCKER_BUILDKIT="1",
+            DOCKER_BUILDKIT=str(int(self.has_buildx if buildkit is None else buildkit)),
         )
         return name
 
@@ -93,7 +90,7 @@ def base_image(engine):
 
 
 @contextlib.contextmanager
-def pip_options(folder):
+def pip_options():
     """Yields build options with which pip uses the wheels of this machine's find-links folder."""
     command = [sys.executable, "-m", "pip", "config", "get", "global.find-links"]
     folder_of_wheels = subprocess.run(
@@ -106,15 +103,13 @@ def pip_options(folder):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    conf = folder / "pip.conf"
-    conf.write_text(f"[global]\nfind-links = http://127.0.0.1:{server.server_port}/\n")
+    assert not PIP_CONF.exists(), f"{PIP_CONF} exists"
+    PIP_CONF.write_text(f"[global]\nfind-links = http://127.0.0.1:{server.server_port}/\n")
     has_torch = any(Path(folder_of_wheels).glob("torch-*.whl"))
     try:
-        yield (
-            *("--secret", f"id=pip_conf,src={conf}"),
-            *(("--build-arg", "TORCH_INDEX=") if has_torch else ()),
-        )
+        yield ("--build-arg", "TORCH_INDEX=") if has_torch else ()
     finally:
+        PIP_CONF.unlink()
         server.shutdown()
         thread.join()
         server.server_close()

@@ -162,6 +162,13 @@ def save_upper(path: Path) -> Path:
     )
 
 
+def save_sum(path: Path) -> Path:
+    """Save sum = a + b of shape [batch, 2]."""
+    shape = (TensorProto.FLOAT, ["batch", 2])
+    nodes = [helper.make_node("Add", ["a", "b"], ["sum"])]
+    return save(path, nodes, {"a": shape, "b": shape}, {"sum": shape})
+
+
 def save_adjustable(path: Path) -> Path:
     """Save y = x * scale with an optional input scale, by default 2."""
     return save(

@@ -201,7 +201,7 @@ class _SampleReader:
                 strict=True,
             )
         )
-        shape = Header(first[0], first[1])  # each row has as many cells as the first
+        shape = Header(first[0], first[1], self.separator)  # of each row
 
         def parse_values(record: Record) -> dict[str, list[Any]]:
             cells = shape.check_width(record)
@@ -252,12 +252,14 @@ class _SampleReader:
         line, cells = first
         titles = [title.strip() for title in cells]
         expected = self._titles(self.specs)
-        missing = [title for title in dict.fromkeys(expected) if title not in titles]
-        are_numbers = all(map(is_number, expected))
-        if not missing and not are_numbers:
+        existing = set(titles)
+        missing = [title for title in dict.fromkeys(expected) if title not in existing]
+        # Channels without names have the numbers 1, 2, 3, ..., which may be values too.
+        are_counted = expected == [str(number) for number in range(1, len(expected) + 1)]
+        if not missing and not (are_counted and all(map(is_number, titles))):
             optional = [spec for spec in self.model.inputs if spec.optional]
             specs = [*self.specs, *(one for one in optional if one.name in titles)]
-            return Header(line, titles), list(_match_columns(titles, specs, line))
+            return Header(line, titles, self.separator), list(_match_columns(titles, specs, line))
         has_text = any(spec.dtype == "STRING" for spec in self.specs)
         if has_text or len(self.specs) != 1 or not any(map(is_number, cells)):
             raise InvalidInputError(
@@ -352,10 +354,13 @@ def _is_sequence(spec: TensorSpec) -> bool:
 def _match_columns(
     titles: Sequence[str], specs: Sequence[TensorSpec], line: int
 ) -> Iterator[_Column]:
+    positions_by_title: dict[str, list[int]] = {}
+    for position, title in enumerate(titles):
+        positions_by_title.setdefault(title, []).append(position)
     for spec in specs:
         names = _column_names(spec)
         for title in names or [spec.name]:
-            positions = [index for index, one in enumerate(titles) if one == title]
+            positions = positions_by_title.get(title, [])
             expected = 1 if names else len(_repeated_name(spec))
             if len(positions) != expected:
                 raise InvalidInputError(

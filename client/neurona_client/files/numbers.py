@@ -16,7 +16,7 @@ from neurona_client.files.errors import FileContentError
 
 DecimalMark = Literal[".", ","]
 
-MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
+MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "#n/a", "#na", "<na>", "nat")
 """What programs write for a missing value, in lower case."""
 
 _EXPONENT = r"(?:[eE][+-]?\d+)?"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class TableText:
     Args:
         content: of the file.
         separators: that may stand between cells.
-        strip: whether white space at the ends of cells is dropped.
+        strip: whether white space at the ends of cells is dropped, and accents are composed.
 
     Raises:
         FileContentError: the content is no text.
@@ -53,6 +54,8 @@ class TableText:
         self, content: bytes, separators: Sequence[str] = SEPARATORS, *, strip: bool = True
     ) -> None:
         self._text = decode_text(content)
+        if strip:  # "ü" of two code points, as some systems write it, is "ü" of one
+            self._text = unicodedata.normalize("NFC", self._text)
         self._strip = strip
         directive = _DIRECTIVE.match(self._text)
         self._start = directive.end() if directive else 0
@@ -132,10 +135,12 @@ class Header:
         line: of the file.
         names: by position; empty for a column without a name, which has no values or only the
             numbers of the rows.
+        separator: between cells, for advice.
     """
 
     line: int
     names: Sequence[str]
+    separator: str = ""
 
     @property
     def columns(self) -> list[str]:
@@ -152,7 +157,11 @@ class Header:
         count = len(self.names)
         if len(cells) != count:
             if len(cells) < count or any(cell.strip() for cell in cells[count:]):
-                raise FileContentError(f"line {line}: {len(cells)} cells (expected {count})")
+                has_commas = len(cells) > count and self.separator == ","
+                advice = "; numbers with decimal commas need quotes" if has_commas else ""
+                raise FileContentError(
+                    f"line {line}: {len(cells)} cells (expected {count}{advice})"
+                )
             return cells[:count]
         return cells
 
@@ -198,7 +207,7 @@ def read_table(content: bytes) -> Table:
     line, names = next(records, (1, []))
     rows: list[list[str]] = []
     lines: list[int] = []
-    header = Header(line, names)
+    header = Header(line, names, text.separator)
     for record in records:
         rows.append(header.check_width(record))
         lines.append(record[0])

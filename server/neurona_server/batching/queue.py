@@ -175,6 +175,7 @@ class Queue:
         self._rows = 0
         self._bytes = 0
         self._interrupted: deque[Batch] = deque()  # batches to run again
+        self._next_timeout = math.inf  # no waiting request has to leave or to be delayed before
         self._cost = cost
         self._closed = False
         self._lock = threading.Lock()  # entering it is cheaper than entering the condition
@@ -367,6 +368,8 @@ class Queue:
         # A level that was empty has no claim on the turns that it did not use.
         level.finish_tag = self._next_start_tag(level)
         request.queued_at = now
+        if (timeout := request.queue_timeout) is not None:
+            self._next_timeout = min(self._next_timeout, now + timeout.seconds)
         request.holder = self
         level.lanes.setdefault(request.group, OrderedDict())[request] = None
         level.arrivals[request] = None
@@ -436,26 +439,22 @@ class Queue:
         heads = [next(iter(lane)) for level in self._levels for lane in level.lanes.values()]
         return min([head.queued_at for head in heads])
 
-    def _next_timeout(self) -> float:
-        """Return the time at which a waiting request is to be rejected or delayed, else inf."""
-        times = [
-            request.queued_at + request.queue_timeout.seconds
-            for level in self._levels
-            for request in level.arrivals
-            if request.queue_timeout is not None and request not in level.delayed
-        ]
-        return min(times, default=math.inf)
-
     def _apply_timeouts(self) -> Sequence[Request]:
         """Delay the requests that have waited too long, or remove and return them."""
         now = self._clock()
-        removed = []
+        removed: list[Request] = []
+        if now < self._next_timeout:
+            return removed
+        self._next_timeout = math.inf
         for level in self._levels:
             for request in [*level.arrivals]:
                 timeout = request.queue_timeout
-                if timeout is None or now < request.queued_at + timeout.seconds:
+                if timeout is None or request in level.delayed:
                     continue
-                if timeout.delays:
+                end = request.queued_at + timeout.seconds
+                if now < end:
+                    self._next_timeout = min(self._next_timeout, end)
+                elif timeout.delays:
                     level.delayed.add(request)
                 else:
                     self._remove(request)
@@ -474,7 +473,7 @@ class Queue:
         latest = min([r.deadline - self._cost(self.max_batch_rows, r.group) for r in waiting])
         ready = min(self._oldest() + self._policy.max_delay, latest)
         if self._has_timeouts:
-            ready = min(ready, self._next_timeout())
+            ready = min(ready, self._next_timeout)
         return max(0.0, ready - self._clock())
 
     def _find_ready_group(self) -> tuple[Hashable, int] | None:

@@ -31,14 +31,14 @@ class ShapeRecorder:
     """Records the shapes of the inputs and outputs of successful runs."""
 
     def __init__(self) -> None:
-        self._shapes: set[tuple[tuple[Shape, ...], tuple[Shape, ...]]] = set()
+        self._shapes: set[tuple[tuple[tuple[str, Shape], ...], tuple[Shape, ...]]] = set()
 
     def wrap(self, run: Run) -> Run:
         """Return `run` as a function that records the shapes of each of its runs."""
 
         def recorded_run(inputs: Inputs) -> Outputs:
             outputs = run(inputs)
-            before = tuple([np.shape(array) for array in inputs.values()])
+            before = tuple([(name, np.shape(array)) for name, array in inputs.items()])
             self._shapes.add((before, tuple([np.shape(array) for array in outputs])))
             return outputs
 
@@ -87,7 +87,7 @@ class ShapeRecorder:
             return spec
         observed = self._observed(index)
         ranks = {len(shape) for shape in observed}
-        if len(ranks) > 1:
+        if len(ranks) > 1 or any(one.any_shape for one in inputs):
             return replace(spec, shape=(), any_shape=True)
         (rank,) = ranks
         is_certain = self._varied(inputs)
@@ -110,10 +110,10 @@ class ShapeRecorder:
             return False
         if not any(map(_has_free_size, inputs)):
             return all(NUMPY_DTYPES[spec.dtype].kind == "f" for spec in inputs)
-        shapes = [before for before, _ in self._shapes if len(before) == len(inputs)]
+        shapes = [dict(before) for before, _ in self._shapes]
         return all(
-            len({shape[index][axis] for shape in shapes}) > 1
-            for index, spec in enumerate(inputs)
+            len({shape[spec.name][axis] for shape in shapes}) > 1
+            for spec in inputs
             for axis, size in enumerate(spec.shape)
             if not isinstance(size, int)
         )

@@ -22,6 +22,7 @@ def served(repository, tmp_path_factory):
     save_summing(root / "sound", ["batch", "time"], "at 8 kHz", "amplitude -1..1")
     save_with_lengths(root / "recording", ["batch", "time"], "amplitude -1..1")
     save_with_lengths(root / "gestures", ["batch", "time", 2], "as in the file", ("up", "down"))
+    save_weighing(root / "people")
     (root / "broken" / "1").mkdir(parents=True)
     (root / "broken" / "1" / "model.onnx").write_bytes(b"no model")
     with ServerProcess(root) as server:
@@ -79,6 +80,23 @@ def save_with_lengths(folder, shape, unit, columns=()):
                 )
             ],
             values=[ValueDescription(name="total")],
+        ),
+    )
+
+
+def save_weighing(folder):
+    """Save a model whose value is age + 1000 income, which knows its columns."""
+    onnx_models.save(
+        folder / "1" / "model.onnx",
+        [helper.make_node("MatMul", ["x", "weights"], ["value"])],
+        {"x": (TensorProto.FLOAT, ["batch", 2])},
+        {"value": (TensorProto.FLOAT, ["batch", 1])},
+        {"weights": onnx_models.np.array([[1], [1000]], onnx_models.np.float32)},
+        ModelMetadata(
+            task=Task.TASK_REGRESSION,
+            answer="value",
+            inputs=[InputDescription(name="x", columns=["age", "income"], decimal_mark=",")],
+            values=[ValueDescription(name="score")],
         ),
     )
 

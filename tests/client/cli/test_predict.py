@@ -39,6 +39,34 @@ def test_the_table_shows_names_values_and_units(neurona):
     ]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "age,income\n1.5,2\n3,4\n",
+        "id;income;bought;age\na;2;;1,5\nb;4,0;yes;3\n",
+        ",income,age\n0,2,1.5\n1,4,3\n",
+        "1.5,2\n3,4\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_columns_are_matched_by_name(neurona, text, encoding):
+    done = neurona("predict", "people", "-", "--json", input=text.encode(encoding), text=False)
+    assert done.returncode == 0, done.stderr
+    values = [json.loads(line)["values"][0]["value"] for line in done.stdout.splitlines()]
+    assert values == [2001.5, 4003.0]
+
+
+def test_other_columns_are_refused_with_both_lists(neurona, tmp_path):
+    file = tmp_path / "other.csv"
+    file.write_text("height,weight\n180,70\n")
+    done = neurona("predict", "people", file)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"neurona: {file}: columns do not match: first line has height, weight "
+        "(expected age, income)\n"
+    )
+
+
 def test_array_files_hold_a_sample_a_batch_or_inputs_by_name(neurona, tmp_path):
     rows = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
     np.save(tmp_path / "a_batch.npy", rows)

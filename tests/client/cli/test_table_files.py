@@ -110,6 +110,17 @@ def test_a_table_that_does_not_suit_says_where_and_why(text, specs, message):
     assert refusal(text, *specs).startswith(message)
 
 
+def test_names_that_are_numbers_or_have_accents():
+    years = TensorSpec("x", "FLOAT", (-1, 2), ("batch", ""), columns=("2019", "größe"))
+    text = "gro\u0308ße,2019\n1,2\n"  # o and two dots
+    assert read(text, years)[0][1] == {"x": [[2.0, 1.0]]}
+    only_years = TensorSpec("x", "FLOAT", (-1, 2), ("batch", ""), columns=("2019", "2020"))
+    assert read("2020,2019\n1,2\n", only_years)[0][1] == {"x": [[2.0, 1.0]]}
+    assert read("2020,2019,y\n1,2,a\n", only_years)[0][1] == {"x": [[2.0, 1.0]]}
+    channels = TensorSpec("x", "FLOAT", (-1, 2), ("batch", ""), columns=("1", "2"))
+    assert read("2,1\n3,4\n", channels)[0][1] == {"x": [[2.0, 1.0], [3.0, 4.0]]}
+
+
 def test_the_file_of_training_says_what_an_undecided_comma_is():
     def spec(mark):
         return TensorSpec(

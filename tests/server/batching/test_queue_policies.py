@@ -3,10 +3,15 @@
 The scenarios are those that the tests of Triton's dynamic batcher and of its queues look at.
 """
 
+import contextlib
+import time
+
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 from support.fakes import Clock, FakeRequest, Puppet, PuppetBatcher, SubmittedRequest
 
+from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.policy import (
     BatchPolicy,
     Priority,
@@ -17,6 +22,7 @@ from neurona_server.batching.policy import (
 )
 from neurona_server.batching.queue import Queue
 from neurona_server.errors import CancelledError, DeadlineExceededError, QueueFullError
+from neurona_server.telemetry.metrics import Metrics
 
 DELAY = 10.0
 LENIENT = QueuePolicies(QueuePolicy(100.0))
@@ -289,3 +295,48 @@ class TestPreservedOrder:
         assert (large.results, small.results) == ([], [])
         batcher.step(Puppet())
         assert (large.answer, small.answer) == ([2 * i for i in range(12)], [2])
+
+
+class NumberedRequest(FakeRequest):
+    """Writes its number to a log when it is finished."""
+
+    def __init__(self, log, number, columns, **options):
+        super().__init__({"x": np.full((1, columns), number, float)}, 1, (columns,), **options)
+        self.log = log
+        self.number = number
+
+    def finish(self, outputs, error):
+        super().finish(outputs, error)
+        if not isinstance(error, CancelledError):
+            self.log.append(self.number)
+
+
+def test_under_load_every_request_is_finished_once_and_in_order():
+    policies = QueuePolicies(
+        QueuePolicy(0.004, max_requests=40), {1: QueuePolicy(0.002, True)}, 3, 2
+    )
+    policy = BatchPolicy(
+        8, 200, max_delay=0.002, preferred_rows=(4,), queue_policies=policies, preserve_order=True
+    )
+    metrics = Metrics(CollectorRegistry()).for_version("puppet", 1)
+    batcher = Batcher("puppet/1", policy, metrics, [Puppet()] * 3)
+    batcher.start()
+    random, log, admitted = np.random.default_rng(1), [], []
+    for number in range(600):
+        priority, columns = Priority(random.integers(3)), int(random.integers(1, 4))
+        one = NumberedRequest(log, number, columns, priority=priority)
+        with contextlib.suppress(QueueFullError):
+            batcher.submit(one)
+            admitted.append(one)
+        if number % 20 == 0:
+            one.cancel(CancelledError("gone"))
+        if number % 50 == 0:
+            batcher.check_runs()
+    batcher.close()
+    assert batcher.join(time.monotonic() + 30)
+    assert log == sorted(log)
+    for one in admitted:
+        ((outputs, error),) = one.results
+        assert isinstance(error, (CancelledError, DeadlineExceededError)) or (
+            outputs[0][0, 0] == 2 * one.number
+        )

@@ -126,7 +126,12 @@ def test_labels_are_counted_in_what_the_model_returns(tmp_path):
 
 def test_labels_of_a_model_that_was_never_run_are_believed(tmp_path):
     """A model that takes dates as texts, say, fails on synthetic ones."""
-    nodes = [helper.make_node("Reshape", ["x", "two_columns"], ["y"])]
+    nodes = [
+        *UNKNOWN[:2],
+        helper.make_node("Div", ["same", "same"], ["ones"]),
+        helper.make_node("Mul", ["ones", "two_columns"], ["wrong"]),  # not for 123 numbers a row
+        helper.make_node("Reshape", ["x", "wrong"], ["y"]),
+    ]
     path = save(
         tmp_path / "model.onnx",
         nodes,
@@ -210,6 +215,7 @@ def test_input_without_a_shape_takes_any(tmp_path, serve):
     server = serve()
     described = server.models.Describe(DescribeModelRequest(model="any"), timeout=10)
     assert described.inputs[0].any_shape
+    assert described.outputs[0].any_shape
     assert not server.models.Describe(DescribeModelRequest(model="number")).inputs[0].any_shape
     with Client(f"127.0.0.1:{server.port}") as client:
         for shape in [(), (3,), (2, 3), (2, 3, 4), (0, 3), (1, 0), (2, 1, 1, 1, 1, 2)]:

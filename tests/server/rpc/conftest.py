@@ -19,6 +19,7 @@ def echoes(tmp_path_factory):
     """Further models for the tests of the Open Inference Protocol."""
     root = onnx_models.save_echoes(tmp_path_factory.mktemp("echoes"))
     onnx_models.save_adjustable(root / "adjustable" / "1" / "model.onnx")
+    onnx_models.save_sum(root / "sum" / "1" / "model.onnx")
     onnx_models.save_upper(root / "upper" / "1" / "model.onnx")
     return root
 

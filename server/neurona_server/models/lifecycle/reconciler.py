@@ -160,6 +160,13 @@ class Reconciler:
         with self._changed:
             return sorted(self._requested)
 
+    @property
+    def has_candidates(self) -> bool:
+        """Whether the repository has a version that may be loaded, or a model that is broken."""
+        with self._changed:
+            folders = [versions.folder for versions in self._models.values()]
+        return any(folder and (folder.versions or folder.problem) for folder in folders)
+
     def start(
         self,
         requested: Sequence[str] = (),
@@ -277,7 +284,10 @@ class Reconciler:
             idle = {n for n in self._models.keys() - folders.keys() if not self._models[n].loading}
             self._forget_missing(idle)
             if folder is None or not (folder.versions or folder.problem or folder.unusable):
-                raise NotFoundError(f"the repository has no model {quoted(name)}")
+                raise NotFoundError(
+                    f"failed to load {quoted(name)}, failed to poll from model repository: "
+                    f"the repository has no model {quoted(name)}"
+                )
             self._requested.add(name)
             self._waiters.setdefault(name, []).append(waiter)
             self._observe(name, folder, eager=True)
@@ -478,7 +488,7 @@ class Reconciler:
         if versions is None or name not in self._requested:
             return NotLoadedError(f"model {quoted(name)} was unloaded while it was loading")
         if problems := versions.problems(misnamed=False):
-            return NotLoadedError(f"model {quoted(name)} cannot be loaded: {'; '.join(problems)}")
+            return NotLoadedError(f"load failed for model {quoted(name)}: {'; '.join(problems)}")
         return None
 
     def _publish(self, name: str) -> list[Future[None]]:

@@ -30,6 +30,7 @@ _SIGNATURES = (
     (0, b"tjgg", "GGML, of llama.cpp: it holds weights for a program, not a graph"),
     (0, b"lmgg", "GGML, of llama.cpp: it holds weights for a program, not a graph"),
     (0, b"\x93NUMPY", "a NumPy array (.npy)"),
+    (0, b"ir_version:", "ONNX as protobuf's text: save the model in the binary form"),
     (0, b"CBM1", f"a CatBoost model (.cbm): {EXPORT}"),
     (0, b"tree\nversion=", f"a LightGBM model as text: {EXPORT}"),
     (0, b"ftrt", "a TensorRT engine: put the .onnx file there that it was built from"),
@@ -61,6 +62,7 @@ _ZIP_CONTENTS = (
 )
 
 _MARKUP = (
+    (rb"^<\s*ir_version", "ONNX in its text form: save the model in the binary form"),
     (rb"<!doctype html|<html|<head|<body", "a page of HTML: was a web page saved in its place?"),
     (rb"<net[ >]", f"OpenVINO's description of a model (XML): {EXPORT}"),
     (rb"<pmml", f"a PMML document: {EXPORT}"),

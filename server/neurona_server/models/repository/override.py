@@ -131,7 +131,7 @@ class UploadedModel:
         reasons = [f"{path or 'its files'}: {one.reason}" for path, one in folder.unusable.items()]
         self.close()
         raise NotLoadedError(
-            f"model {quoted(self._name)} cannot be loaded: {'; '.join(reasons) or 'no versions'} "
+            f"load failed for model {quoted(self._name)}: {'; '.join(reasons) or 'no versions'} "
             "(expected parameters like 'file:1/model.onnx')"
         )
 

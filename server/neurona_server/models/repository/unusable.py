@@ -7,6 +7,7 @@ failed. What is hidden, or plainly something else (notes, labels, data), is left
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from neurona_server.errors import close_match, printable
@@ -96,6 +97,7 @@ def display(name: str) -> str:
     return printable(text)
 
 
+@lru_cache(maxsize=4096)
 def model_format(name: str) -> str:
     """Say what kind of model a file's name promises, or ""."""
     suffix = Path(name).suffix.lower()
@@ -217,19 +219,24 @@ def misplaced_settings(names: Iterable[str], *, here: bool) -> list[str]:
         if name in (MODEL_TOML, CONFIG_PBTXT):
             if not here:
                 notes.append(f"{_quoted(name)} is not read (expected in the model's folder)")
-        elif not name.endswith(_BACKUPS) and (
-            hint := close_match(name.lower(), (MODEL_TOML, CONFIG_PBTXT), cutoff=0.85)
-        ):
+        elif hint := _hint_for_settings(name):
             notes.append(f"{_quoted(name)} is not read{hint}")
     return notes
 
 
-def notes_beside(model: Path, names: Iterable[str]) -> list[str]:
-    """Return a note on each other model file beside a model file, since it is not served."""
+@lru_cache(maxsize=4096)  # the same names are in most folders, at every poll
+def _hint_for_settings(name: str) -> str:
+    if name.endswith(_BACKUPS):
+        return ""
+    return close_match(name.lower(), (MODEL_TOML, CONFIG_PBTXT), cutoff=0.85)
+
+
+def notes_beside(model: str, names: Iterable[str]) -> list[str]:
+    """Return a note on each other model file in the folder of a model file: it is not served."""
     return [
-        f"{_quoted(name)} is not served: {_quoted(model.name)} is"
+        f"{_quoted(name)} is not served: {_quoted(model)} is"
         for name in names
-        if name != model.name and model_format(name)
+        if name != model and model_format(name)
     ]
 
 

@@ -69,7 +69,7 @@ def explain_mismatch(
     missing = [name for name in required if name not in described]
     specs = {spec.name: spec for spec in (*signature.inputs, *signature.optional)}
     unknown = [name for name in names if name not in specs]
-    if missing:
+    if missing and not (unknown and len(required) <= len(names) <= len(specs)):
         return InvalidArgumentError(
             f"expected {_count_words(len(required), len(specs))} but got {len(names)} inputs for "
             f"model {model.name!r}. Got input(s) {_list_words(names)}, but missing required "
@@ -88,10 +88,10 @@ def explain_mismatch(
             f"unexpected shape for input {name!r} for model {model.name!r}. Expected [{sizes}], "
             f"got [{','.join(map(str, shape))}]: {reason}"
         )
-    if signature.batched:
-        rows = described[required[0]][1][0]
+    if signature.batched and required:
+        rows = described[required[0]][1][:1]
         for name in required:
-            if described[name][1][0] != rows:
+            if described[name][1][:1] != rows:
                 return InvalidArgumentError(
                     f"input {name!r} batch size does not match other inputs for {model.name!r}: "
                     f"{reason}"

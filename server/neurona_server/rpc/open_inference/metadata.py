@@ -240,13 +240,18 @@ def _dimensions(spec: TensorSpec, rows: int) -> list[int]:
 
 
 def _properties(model: Model) -> dict[str, str]:
-    """Return the model's task, description, origin and measured quality, as far as it has them."""
+    """Return what is known of the model besides its tensors.
+
+    That is its description, origin and measured quality, with its task. None of a model that has
+    nothing of these: MLServer's messages have another type in this field, and its clients cannot
+    parse the response.
+    """
     metadata = model.metadata
     properties = {**metadata.provenance}
     properties |= {name: f"{figure:g}" for name, figure in metadata.figures.items()}
     if metadata.description:
         properties["description"] = metadata.description
-    if metadata.task != Task.TASK_TENSORS:
+    if properties and metadata.task != Task.TASK_TENSORS:
         properties["task"] = Task.Name(metadata.task).removeprefix("TASK_").lower()
         properties["answer"] = metadata.answer
     return properties

@@ -194,7 +194,7 @@ class TestExplicit:
             (tmp_path / name / "1").mkdir(parents=True)
             (tmp_path / name / "1" / "model.onnx").write_bytes(b"no model")
             for one in (name, "kept"):
-                with pytest.raises(grpc.RpcError, match="cannot be loaded"):
+                with pytest.raises(grpc.RpcError, match="load failed for model"):
                     server.models.Load(LoadModelRequest(model=one), timeout=20)
             shutil.rmtree(tmp_path / name)
             name = f"other{number}"

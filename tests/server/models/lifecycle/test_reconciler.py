@@ -525,7 +525,7 @@ class TestExplicit:
         bad = tmp_path / "m" / "2" / "model.onnx"
         bad.parent.mkdir()
         bad.write_bytes(b"not a model")
-        with pytest.raises(grpc.RpcError, match="'m' cannot be loaded: version 2: ") as caught:
+        with pytest.raises(grpc.RpcError, match="load failed for model 'm': version 2: ") as caught:
             server.models.Load(LoadModelRequest(model="m"), timeout=20)
         assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
         assert predict(server) == 1

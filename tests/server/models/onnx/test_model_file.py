@@ -78,6 +78,11 @@ OTHER_FILES = {
     "zlib": (zlib.compress(pickle.dumps({"a": 1})), "joblib"),
     "xgboost": (b'{"learner": {"attributes": {}}}', "XGBoost"),
     "lightgbm": (b"tree\nversion=v4\nnum_class=1\n", "LightGBM"),
+    "onnx as text": (
+        b'<\n  ir_version: 8,\n  opset_import: ["" : 17]\n>\ng (float[n] x)',
+        "text form",
+    ),
+    "protobuf as text": (b"ir_version: 8\ngraph {\n}\n", "protobuf's text"),
     "png": (b"\x89PNG\r\n\x1a\n" + bytes(100), "picture"),
     "no graph": (b"\x08\x08\x12\x04test", "no graph"),
     "other": (b"\xff" * 100, "not ONNX.*bytes ff ff"),

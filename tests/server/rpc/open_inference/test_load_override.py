@@ -168,10 +168,10 @@ def test_external_data_are_files_too(explicit_server, tmp_path):
         ("{}", {"../1/model.onnx": b""}, "INVALID_ARGUMENT", "inside the model's folder"),
         ("{}", {"/1/model.onnx": b""}, "INVALID_ARGUMENT", "inside the model's folder"),
         ("{}", {"": b""}, "INVALID_ARGUMENT", "inside the model's folder"),
-        ("{}", {"1/model.onnx": b"no model"}, "FAILED_PRECONDITION", "cannot be loaded"),
+        ("{}", {"1/model.onnx": b"no model"}, "FAILED_PRECONDITION", "load failed for model"),
         ("{}", {"a": b"", "a/b": b""}, "FAILED_PRECONDITION", "cannot be stored"),
         ("{}", {"labels.txt": b""}, "FAILED_PRECONDITION", "(expected parameters like 'file:1/"),
-        ("{}", {"v1/model.onnx": b""}, "FAILED_PRECONDITION", "model 'times' cannot be loaded: v1"),
+        ("{}", {"v1/model.onnx": b""}, "FAILED_PRECONDITION", "load failed for model 'times': v1"),
     ],
 )
 def test_what_cannot_be_loaded_changes_nothing(explicit_server, config, files, code, text):

@@ -3,9 +3,12 @@ from concurrent.futures import Future
 
 import grpc
 import numpy as np
+import onnx
 import pytest
+from support import onnx_models
 from support.triton_requests import request
 
+from neurona_protos import metadata as model_metadata
 from neurona_protos import open_inference_pb2 as pb
 from neurona_protos.model_config_pb2 import TYPE_FP32, TYPE_INT64, ModelInstanceGroup
 from neurona_protos.prediction_pb2 import UnloadModelRequest
@@ -271,12 +274,28 @@ def test_messages_of_kserve_have_the_name_first(make_server, rejection):
     assert rejection(server.triton.RepositoryModelLoad, both)[0] == "UNIMPLEMENTED"
 
 
-def test_metadata_have_the_properties_of_a_model(server, echo_server):
-    message = pb.ModelMetadataRequest(name="classifier")
-    properties = server.triton.ModelMetadata(message, timeout=10).properties
-    assert properties == {"task": "classification", "answer": "probabilities"}
-    message.name = "echo_FP32"
-    assert not echo_server.triton.ModelMetadata(message, timeout=10).properties
+def test_metadata_have_the_properties_of_a_model(make_server, tmp_path):
+    path = onnx_models.save_classifier(tmp_path / "described" / "1" / "model.onnx")
+    onnx_models.save_classifier(tmp_path / "plain" / "1" / "model.onnx")
+    model = onnx.load(path)
+    (prop,) = model.metadata_props
+    metadata = model_metadata.from_json(prop.value)
+    metadata.description = "Ants, bees and cats."
+    metadata.figures["test_accuracy"] = 0.9375
+    metadata.provenance["recipe"] = "pets"
+    prop.value = model_metadata.to_json(metadata)
+    onnx.save(model, path)
+    triton = make_server(root=tmp_path).triton
+    message = pb.ModelMetadataRequest(name="described")
+    assert triton.ModelMetadata(message, timeout=10).properties == {
+        "description": "Ants, bees and cats.",
+        "test_accuracy": "0.9375",
+        "recipe": "pets",
+        "task": "classification",
+        "answer": "probabilities",
+    }
+    message.name = "plain"
+    assert not triton.ModelMetadata(message, timeout=10).properties
 
 
 def test_models_are_loaded_and_unloaded(make_server, rejection, wait_until):

@@ -186,9 +186,8 @@ def changed(change, message=None):
         (
             request("classifier", y=("FP32", ROWS)),
             "INVALID_ARGUMENT",
-            "expected 1 inputs but got 1 inputs for model 'classifier'. Got input(s) ['y'], but "
-            "missing required input(s) ['x']. Please provide all required input(s).: the request "
-            "has inputs 'y' (expected 'x' (FP32 of shape [batch, 4]))",
+            "unexpected inference input 'y' for model 'classifier': the request has inputs 'y' "
+            "(expected 'x' (FP32 of shape [batch, 4]))",
         ),
         (
             request("classifier"),
@@ -340,6 +339,21 @@ def test_invalid_requests_are_rejected_with_value_and_expectation(
             request("adjustable", scale=("FP32", [1])),
             "expected number of inputs between 1 and 2 but got 1 inputs for model 'adjustable'. "
             "Got input(s) ['scale'], but missing required input(s) ['x']",
+        ),
+        (
+            request("sum", a=("FP32", [[1, 2]])),
+            "expected 2 inputs but got 1 inputs for model 'sum'. Got input(s) ['a'], but missing "
+            "required input(s) ['b']. Please provide all required input(s).",
+        ),
+        (
+            request("sum", a=("FP32", [[1, 2]]), b=("FP32", [[1, 2]] * 3)),
+            "input 'b' batch size does not match other inputs for 'sum': input 'b' is "
+            "FP32 of shape [3, 2]: its 'batch' is 3, that of another input 1",
+        ),
+        (
+            request("sum", a=("FP32", [[1, 2]]), b=("FP32", [1, 2])),
+            "unexpected shape for input 'b' for model 'sum'. Expected [-1,2], got [2]: "
+            "input 'b' is FP32 of shape [2] (expected FP32 of shape [batch, 2])",
         ),
     ],
 )

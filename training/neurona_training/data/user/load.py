@@ -14,6 +14,9 @@ It is alone because it joins the readers of all kinds of files, which do not kno
 
 from __future__ import annotations
 
+import unicodedata
+from dataclasses import replace
+
 from neurona_client.files.arrays import PICKLE_REASON, is_pickle
 from neurona_training.data import Dataset
 from neurona_training.data.user.images import load_images
@@ -50,9 +53,24 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
             f"{path}: {kind} (expected a folder of images, or a {', '.join(SUFFIXES)} file)"
         )
     table = read_user_table(path)
+    user_data = _normalise_names(user_data)
     if user_data.series is not None:
         return _single_view(load_series(user_data, table))
     return load_rows(user_data, table)
+
+
+def _normalise_names(user_data: UserData) -> UserData:
+    """Composes accents in the names of columns, as `TableText` does."""
+
+    def compose(name: str | None) -> str | None:
+        return None if name is None else unicodedata.normalize("NFC", name).strip()
+
+    return replace(
+        user_data,
+        target=compose(user_data.target),
+        series=compose(user_data.series),
+        ignored=tuple(unicodedata.normalize("NFC", name).strip() for name in user_data.ignored),
+    )
 
 
 def _single_view(data: Dataset) -> LoadedUserData:

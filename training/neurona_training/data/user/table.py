@@ -154,7 +154,8 @@ def _common_unit(cells: Iterable[str]) -> str:
         count += 1
         unit = cell.strip("+-0123456789., \u00a0\u202f'\u2019")
         is_code = unit.isalnum() and cell.startswith(unit)  # such as "B12"
-        if unit and not is_code and is_number(cell.replace(unit, "", 1)):
+        is_beside = cell.startswith(unit) or cell.endswith(unit)
+        if unit and is_beside and not is_code and is_number(cell.replace(unit, "", 1)):
             units[unit] = units.get(unit, 0) + 1
     unit = max(units, key=units.__getitem__, default="")
     return unit if 2 * units.get(unit, 0) > count else ""
