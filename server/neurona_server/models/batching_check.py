@@ -113,7 +113,11 @@ def check_rows(
                 for arrays in (together, *smaller, *copies)
             ]
             if not (reason := _find_nothing_finite(values[0], outputs)):
-                return _compare(outputs, values[0], values[1:3], values[3:])
+                evidence = _compare(outputs, values[0], values[1:3], values[3:])
+                if evidence.independent or evidence.wrong_shape:
+                    return evidence
+                random = _find_random(outputs, values[0], arrays, run)
+                return evidence._replace(reason=random or evidence.reason)
             break  # the logarithm of a negative number, say: try positive ones
         else:
             return BatchingEvidence(False)
@@ -164,6 +168,23 @@ def _find_nothing_finite(values: Sequence[Array], outputs: Sequence[TensorSpec])
     for array, spec in zip(values, outputs, strict=True):
         if array.dtype.kind == "f" and array.size and not np.isfinite(array).any():
             return f"output {spec.name!r} of synthetic inputs has no finite value"
+    return ""
+
+
+def _find_random(
+    outputs: Sequence[TensorSpec], together: Sequence[Array], inputs: Inputs, run: Run
+) -> str:
+    """Return which output is another one when the same inputs run again, or ""."""
+    try:
+        again = run(inputs)
+    except Exception:  # it could be run before
+        return "the same inputs cannot be run again"
+    for first, second, spec in zip(together, again, outputs, strict=True):
+        if not _is_equal(first, _as_numbers(second, spec)):
+            return (
+                f"output {spec.name!r} of the same inputs differs from run to run, so that it does "
+                "not show whether rows depend on each other"
+            )
     return ""
 
 

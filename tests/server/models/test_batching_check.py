@@ -155,6 +155,14 @@ def test_what_proves_nothing_is_said(tmp_path, caplog):
     assert "output 'y' of synthetic inputs has no finite value" in caplog.text
 
 
+def test_random_outputs_are_not_said_to_depend_on_rows(tmp_path, caplog):
+    nodes = [node("RandomNormalLike", ["x"], ["noise"]), node("Add", ["x", "noise"], ["y"])]
+    with caplog.at_level(logging.INFO):
+        assert not load(tmp_path, nodes).signature.batched
+    assert "output 'y' of the same inputs differs from run to run" in caplog.text
+    assert "depend on other rows" not in caplog.text
+
+
 def test_output_of_other_rows_is_not_batched(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         nodes = [node("ReduceMean", ["x"], ["y"], axes=[0], keepdims=1)]

@@ -24,7 +24,7 @@ COUNTS = [pytest.param(300, 1), pytest.param(20_000, 2, marks=pytest.mark.slow)]
 
 TEXTS = [
     *("", "0", "-1", "2", "nan", "inf", "1e400", "1e-400", "9" * 30, "9" * 5000, "½", "0x10"),
-    *("\udcff", "\ud800", "ü", "a\nb", "\x1b[31m", "--", "-", " ", "=", ",", "%s", "{}", "../x"),
+    *("\udcff", "ü", "a\nb", "\x1b[31m", "--", "-", " ", "=", ",", "%s", "{}", "../x"),
     *("/", ".", "/dev/null", "/nonexistent/x", "a" * 5000, "a" * 5000 + ".csv", "t.csv", "loop"),
     *("lenet5", "mlp", "iris", "mnist", "float16", "classification"),
 ]

@@ -160,6 +160,13 @@ class Reconciler:
         with self._changed:
             return sorted(self._requested)
 
+    @property
+    def has_candidates(self) -> bool:
+        """Whether the repository has a version that may be loaded, or a model that is broken."""
+        with self._changed:
+            folders = [versions.folder for versions in self._models.values()]
+        return any(folder and (folder.versions or folder.problem) for folder in folders)
+
     def start(
         self,
         requested: Sequence[str] = (),

@@ -45,6 +45,9 @@ _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[^\s\"'/\\]*[/\\])+(?=[^\s\"'/\\])")
 # ONNX Runtime looks for external data that it was not given here, where there are none.
 _NOWHERE = os.path.join(os.sep, "nonexistent", "neurona")
 
+# Linux: files in memory. A copy there takes a third of what passing the contents does.
+_MEMORY = Path("/dev/shm")  # noqa: S108  its folder is private
+
 
 def load(
     path: Path, options: RuntimeOptions, threads: int, cancellation: LoadCancellation
@@ -239,6 +242,7 @@ class _Loader:
         cache = self._options.cache
         if cache is not None and graph_cache.open_cache(cache) is not None:
             folders.append(cache)
+        folders.append(_MEMORY)
         folder = find_copy_folder(self._outline.size + nbytes, folders)
         if folder is None:
             raise NoRoomError(

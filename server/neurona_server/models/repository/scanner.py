@@ -346,8 +346,9 @@ def _scan_versions(
             file = find_model_file(path, model_file)
             files = list(list_files(path, recursive=True))
             versions[int(number)] = _check_files(root, file, files)
-            names = sorted(one.name for one in files if os.path.dirname(one.path) == str(path))
-            beside = misplaced_settings(names, here=False) + notes_beside(file, names)
+            names = sorted(os.path.relpath(one.path, path) for one in files)
+            beside = misplaced_settings(names, here=False)
+            beside += notes_beside(str(file.relative_to(path)), names)
             notes += [f"version {number}: {note}" for note in beside]
         except NoModelFileError as error:
             unusable[number] = Unusable(str(error), state_of(path))
@@ -373,7 +374,7 @@ def _scan_versions(
             versions[1] = _check_files(root, file, files)
             if "1" in unusable:
                 notes.append(f"version 1 is {file.name!r}; '1': {unusable.pop('1').reason}")
-            notes += notes_beside(file, stray)
+            notes += notes_beside(file.name, stray)
             others = [name for name in others if name not in (file.name, *stray)]
     for name in others:
         if reason := explain_in_model(folder / name, kinds[name], root):
