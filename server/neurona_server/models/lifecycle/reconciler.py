@@ -245,7 +245,8 @@ class Reconciler:
                 missing = self._models.keys() - folders.keys()
                 if self._options.explicit:
                     idle = {name for name in missing if not self._models[name].loading}
-                    self._forget_missing(idle | (missing & self._missing))
+                    gone = (missing & self._missing) - self._uploads.keys()  # those have files
+                    self._forget_missing(idle | gone)
                     folders = {}
                 else:
                     for name in missing & self._missing:
@@ -380,6 +381,7 @@ class Reconciler:
             if not self._models[name].has_models:
                 self._requested.discard(name)
                 self._observe(name, None)
+                self._replace_upload(name, None)
 
     def _start_loads(self, name: str, sources: Sequence[ModelSource]) -> None:
         if self._stopping.is_set():
