@@ -371,7 +371,7 @@ class Reconciler:
         warnings = self._models[name].warnings()
         for warning in warnings:
             if warning not in self._logged_warnings.get(name, ()):
-                log.warning("%s: %s", name, warning, extra={"model": name})
+                log.warning("%s", warning, extra={"model": name})
         self._logged_warnings[name] = warnings
         self._publish(name)
 

@@ -378,7 +378,7 @@ def _scan_versions(
             others = [name for name in others if name not in (file.name, *stray)]
     for name in others:
         if reason := explain_in_model(folder / name, kinds[name], root):
-            unusable[name] = Unusable(reason, state_of(folder / name))
+            unusable[display(name)] = Unusable(reason, state_of(folder / name))
     if not (versions or unusable):
         unusable[WHOLE_FOLDER] = whole
     return versions, unusable, notes

@@ -79,6 +79,11 @@ def test_a_folder_with_another_name_than_a_model_s_is_listed_printable(tmp_path,
     assert reasons(tmp_path)["good"] == {"1": ""}
 
 
+def test_a_version_is_listed_under_a_printable_name(tmp_path):
+    lay_out(tmp_path, "m/1\xff/model.onnx", "m/2\n/model.onnx")
+    assert reasons(tmp_path)["m"].keys() == {"1\\xff", "2\\n"}
+
+
 @pytest.mark.parametrize(
     ("paths", "expected"),
     [
