@@ -281,12 +281,13 @@ class App:
             raise LoadError(f"strict is true and a model cannot be served: {_first_of(problems)}")
         if self._registry.models() or self._config.model_control == "explicit":
             return
-        if problems:
+        if problems and self._reconciler.has_candidates:
             raise LoadError(f"none of the models can be served: {_first_of(problems)}")
         single_models = [f"{name}={folder}" for name, folder in self._config.model]
         searched = ", ".join([*map(str, self._config.repository), *single_models])
         layout = "model.onnx" if single_models else "<name>/<version>/model.onnx"
-        raise LoadError(f"no model in {searched} (expected {layout})")
+        detail = f": {_first_of(problems)}" if problems else ""
+        raise LoadError(f"no model in {searched} (expected {layout}){detail}")
 
     def _make_reconciler(self) -> Reconciler:
         config = self._config

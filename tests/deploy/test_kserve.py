@@ -65,7 +65,10 @@ def test_one_model_is_served_under_the_name_of_its_service(layout, tmp_path):
 
 @pytest.mark.parametrize(
     ("folder_exists", "message"),
-    [(True, r"no model in digits=.* \(expected model.onnx\)"), (False, "none of the models can")],
+    [
+        (True, r"no model in digits=.* \(expected model.onnx\): digits: no version"),
+        (False, "none of the models can"),
+    ],
 )
 def test_without_a_model_it_does_not_start(folder_exists, message, tmp_path):
     if folder_exists:

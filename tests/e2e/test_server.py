@@ -187,7 +187,7 @@ def test_invalid_models_do_not_stop_the_others(tmp_path, serve):
     [
         ([], "no models: name their folder"),
         (["--repository", "nowhere"], "cannot read the repository nowhere: No such file"),
-        (["--repository", "."], "no model in . (expected <name>/<version>/model.onnx)"),
+        (["--repository", "."], "(expected <name>/<version>/model.onnx): broken: 'm' is not"),
         (["--repository", "broken"], "none of the models can be served"),
         (["--repository", "good", "--address", "nohost.invalid:1"], "cannot listen on nohost"),
         (["--repository", "good", "--metrics-address", "127.0.0.1:{taken}"], "Address already in"),

@@ -265,7 +265,7 @@ def invalid(client):
     bad = {"code": "INVALID_ARGUMENT"}
     x = tensor("x", ROWS)
     assert_error(infer(x, model="nobody"), "Request for unknown model", code="NOT_FOUND")
-    assert_error(infer(x, model_version="9"), "version '9' is not found", code="NOT_FOUND")
+    assert_error(infer(x, model_version="9"), "version 9 is not found", code="NOT_FOUND")
     assert_error(infer(tensor("y", ROWS)), "inputs 'y'", **bad)
     assert_error(infer(), "inputs none", **bad)
     assert_error(infer(x, x), "duplicate input 'x'", **bad)
@@ -274,7 +274,7 @@ def invalid(client):
     assert_error(infer(tensor("x", ROWS[:0])), "[0, 4]", **bad)
     shorter = tensor("x", ROWS)
     shorter.set_shape([2, 4])
-    assert_error(infer(shorter), "has 48 bytes of data", **bad)
+    assert_error(infer(shorter), "Expected 32, got 48", **bad)
     outputs = [triton.InferRequestedOutput("nothing")]
     assert_error(infer(x, outputs=outputs), "unexpected inference output 'nothing'", **bad)
     outputs = [triton.InferRequestedOutput("probabilities")] * 2
@@ -283,8 +283,8 @@ def invalid(client):
     assert_error(
         infer(*pick(9), model="picker"), "the model failed on this request", code="INTERNAL"
     )
-    utf8 = tensor("x", np.array([[b"\xff"]], np.object_))
-    assert_error(infer(utf8, model="echo_BYTES"), "invalid UTF-8", **bad)
+    any_bytes = tensor("x", np.array([[b"\xff\0\xfe"]], np.object_))
+    assert infer(any_bytes, model="echo_BYTES")().as_numpy("echo").tolist() == [[b"\xff\0\xfe"]]
 
 
 def memory(client):
@@ -325,7 +325,7 @@ def memory(client):
         client.unregister_system_shared_memory(names[0])
         assert list(client.get_system_shared_memory_status().regions) == [names[1]]
         client.unregister_system_shared_memory()
-        assert_error(client.get_cuda_shared_memory_status, code="UNIMPLEMENTED")
+        assert not client.get_cuda_shared_memory_status().regions
     finally:
         for handle in handles:
             shared_memory.destroy_shared_memory_region(handle)

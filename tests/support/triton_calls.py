@@ -63,9 +63,9 @@ class Response(NamedTuple):
     arrays: dict[str, Array]
 
 
-def values_of(datatype: str, shape: Sequence[int], start: int = 0) -> Array:
-    """Return an array of small numbers that differ, or of strings of them."""
-    numbers = start + np.arange(int(np.prod(shape)), dtype=np.int64).reshape(tuple(shape)) % 60
+def values_of(datatype: str, shape: Sequence[int], start: int = 0, count: int = 60) -> Array:
+    """Return an array of `count` numbers from `start` on, again and again, or strings of them."""
+    numbers = start + np.arange(int(np.prod(shape)), dtype=np.int64).reshape(tuple(shape)) % count
     if datatype == "BYTES":
         return np.array([str(n).encode() for n in numbers.ravel()], object).reshape(numbers.shape)
     if datatype == "BOOL":

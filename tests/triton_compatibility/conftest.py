@@ -88,6 +88,7 @@ def serve(tmp_path_factory):
         cache = tmp_path_factory.mktemp("cache")
         server = ServerProcess(root, "--load-check", "false", "--cache", cache, *flags)
         server.triton = TritonCaller(server.channel)
+        server.triton.address = server.address
         started.append(server)
         server.start()
         return server.wait_until_serving() if wait else server

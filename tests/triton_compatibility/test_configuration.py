@@ -266,7 +266,6 @@ def test_unknown_versions(server):
             lambda c=call: c("three", "99"),
             "NOT_FOUND",
             "Request for unknown model: 'three' version 99 is not found",
-            "version '99' is not found",
         )
 
 

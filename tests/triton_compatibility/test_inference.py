@@ -8,7 +8,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from onnx import TensorProto, helper
 from support import onnx_models, triton_models
-from support.triton_calls import expect_error, make_request, values_of
+from support.triton_calls import TritonCaller, expect_error, make_request, values_of
 
 from neurona_protos import open_inference_pb2 as pb
 
@@ -102,7 +102,7 @@ def as_numbers(array):
 def check(triton, model, triple, shape, *, swap, **options):
     """Send a request and check both outputs, and the version if the request names one."""
     input_type, output_types = types_of(triple)
-    left, right = values_of(input_type, shape, 30), values_of(input_type, shape)
+    left, right = values_of(input_type, shape, 12), values_of(input_type, shape, count=12)
     inputs = {"INPUT0": (input_type, left), "INPUT1": (input_type, right)}
     response = triton.infer(model, inputs, **options)
     expected = [as_numbers(left) + as_numbers(right), as_numbers(left) - as_numbers(right)]
@@ -188,7 +188,9 @@ def test_nan_and_infinity(server):
 def test_large_payload(server):
     values = np.arange(12 << 20, dtype=np.float32).reshape(1, -1)
     request = make_request("echo", {"x": ("FP32", values)})
-    response = server.stub.ModelInfer(request, timeout=60)
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(server.address, options) as channel:
+        response = TritonCaller(channel).stub.ModelInfer(request, timeout=60)
     assert response.raw_output_contents[0] == values.tobytes()
 
 

@@ -77,7 +77,7 @@ def inputs(count):
     ],
 )
 def test_missing_inputs(server, model, count, text):
-    expect_error(lambda: server.infer(model, inputs(count)), BAD, text, "(expected 'INPUT0'")
+    expect_error(lambda: server.infer(model, inputs(count)), BAD, text)
 
 
 def test_a_model_with_optional_inputs_only(server):
@@ -97,7 +97,6 @@ def test_more_data_than_the_shape(server):
         lambda: server.stub.ModelInfer(request, timeout=30),
         BAD,
         "input byte size mismatch for input 'INPUT0' for model 'identity'. Expected 32, got 40",
-        "has 40 bytes of data (expected 32",
     )
 
 
@@ -108,7 +107,6 @@ def test_less_data_than_the_shape(server):
         lambda: server.stub.ModelInfer(request, timeout=30),
         BAD,
         "input byte size mismatch for input 'INPUT0' for model 'identity'. Expected 32, got 24",
-        "has 24 bytes of data (expected 32",
     )
 
 
@@ -119,7 +117,6 @@ def test_wrong_shapes(server, shape):
         BAD,
         "unexpected shape for input 'INPUT0' for model 'identity'. Expected [-1,8], got "
         f"[{','.join(map(str, shape))}]",
-        "expected",
     )
 
 
@@ -143,7 +140,6 @@ def test_unknown_input(server):
         lambda: server.infer("identity", {"INPUT": floats(1, 8)}),
         BAD,
         "unexpected inference input 'INPUT' for model 'identity'",
-        "inputs 'INPUT'",
     )
 
 

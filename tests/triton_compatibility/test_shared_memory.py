@@ -138,9 +138,7 @@ def test_too_big_shm(server, four, make_region):
     region = make_region(128)
     server.register("input2_data", region.key, 128)
     message = "input byte size mismatch for input 'INPUT1' for model 'simple'. Expected 64, got 128"
-    expect_error(
-        lambda: infer(server, second=Slice("input2_data", 128, (1, 16))), BAD, message, "128 bytes"
-    )
+    expect_error(lambda: infer(server, second=Slice("input2_data", 128, (1, 16))), BAD, message)
 
 
 def test_mixed_raw_shm(server, four):
@@ -165,7 +163,6 @@ def test_infer_offset_out_of_bound(server, four):
         lambda: infer(server, offset=SIZE),
         BAD,
         "Invalid offset for shared memory region",
-        "Invalid offset",
     )
 
 
@@ -181,7 +178,6 @@ def test_register_out_of_bound(server, make_region, size, offset):
         lambda: server.register("outside", region.key, size, offset),
         BAD,
         "failed to register shared memory region",
-        "outside",
     )
     assert server.regions() == []
 
@@ -214,7 +210,6 @@ def test_status_of_an_unknown_region(server):
         lambda: server.regions("nothing"),
         "NOT_FOUND",
         "Unable to find system shared memory region: 'nothing'",
-        "nothing",
     )
 
 
@@ -225,7 +220,6 @@ def test_infer_with_an_unknown_region(server, four):
         lambda: infer(server),
         "NOT_FOUND",
         "Unable to find shared memory region: 'input1_data'",
-        "input1_data",
     )
 
 

@@ -84,6 +84,8 @@ def _report(error: Exception) -> int:
     reason = str(error)
     if isinstance(error, OSError) and not isinstance(error, NeuronaError):
         discard_output()  # perhaps it is what failed, as on a full disk, and would again at exit
+        place = f"{error.filename}: " if error.filename else ""
+        reason = f"{place}{error.strerror or reason}"
     elif not isinstance(error, CommandError | NeuronaError):  # a bug
         if sys.flags.dev_mode:
             traceback.print_exc()

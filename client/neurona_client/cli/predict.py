@@ -212,6 +212,8 @@ def _header(row: Row) -> tuple[str, ...]:
 
 def _cells(row: Row) -> tuple[str, ...]:
     if "classes" in row:
+        if not row["classes"]:
+            return ("", "")
         best, *others = row["classes"]
         next_classes = ", ".join(f"{one['label']} {one['probability']:.3f}" for one in others)
         return (best["label"], f"{best['probability']:.3f}", *([next_classes] if others else []))

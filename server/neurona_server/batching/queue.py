@@ -388,7 +388,8 @@ class Queue:
         if not lane:
             del level.lanes[group]
         del level.arrivals[request]
-        level.delayed.discard(request)
+        if level.delayed:
+            level.delayed.discard(request)
         rows, nbytes = request.rows, request.nbytes
         level.rows -= rows
         level.nbytes -= nbytes
@@ -516,7 +517,8 @@ class Queue:
         turn = min(
             [level for level in self._levels if level.rows], key=lambda level: level.finish_tag
         )
-        group = turn.first_group(turn.lanes)
+        lanes = turn.lanes
+        group = next(iter(lanes)) if len(lanes) == 1 else turn.first_group(lanes)
         limit = self.max_batch_rows
         delay = self._policy.max_delay
         if delay and self._oldest() + delay > self._clock() and (ready := self._find_ready_group()):

@@ -25,6 +25,7 @@ def served(repository, tmp_path_factory):
     save_weighing(root / "people")
     (root / "broken" / "1").mkdir(parents=True)
     (root / "broken" / "1" / "model.onnx").write_bytes(b"no model")
+    shutil.copytree(repository / "fixed" / "1", root / "misnamed" / "v1")
     with ServerProcess(root) as server:
         yield server
 

@@ -24,6 +24,15 @@ def test_a_failed_version_is_listed_with_the_reason(neurona, served):
     assert f"  broken 1: {models['broken']['versions'][0]['reason']}" in plain
 
 
+def test_a_folder_that_is_no_version_is_listed_without_a_number(neurona, served):
+    lines = neurona("models").stdout.splitlines()
+    number = next(n for n, line in enumerate(lines) if line.startswith("misnamed"))
+    assert lines[number].split() == ["misnamed", "failed", "tensors"]
+    assert lines[number + 1].startswith(
+        "  misnamed: 'v1' is not a version (expected a whole number"
+    )
+
+
 def test_a_model_is_described(neurona):
     done = neurona("describe", "classifier")
     assert done.returncode == 0, done.stderr

@@ -126,7 +126,12 @@ def test_labels_are_counted_in_what_the_model_returns(tmp_path):
 
 def test_labels_of_a_model_that_was_never_run_are_believed(tmp_path):
     """A model that takes dates as texts, say, fails on synthetic ones."""
-    nodes = [helper.make_node("Reshape", ["x", "two_columns"], ["y"])]
+    nodes = [
+        *UNKNOWN[:2],
+        helper.make_node("Div", ["same", "same"], ["ones"]),
+        helper.make_node("Mul", ["ones", "two_columns"], ["wrong"]),  # not for 123 numbers a row
+        helper.make_node("Reshape", ["x", "wrong"], ["y"]),
+    ]
     path = save(
         tmp_path / "model.onnx",
         nodes,

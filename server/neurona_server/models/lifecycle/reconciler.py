@@ -160,6 +160,13 @@ class Reconciler:
         with self._changed:
             return sorted(self._requested)
 
+    @property
+    def has_candidates(self) -> bool:
+        """Whether the repository has a version that may be loaded, or a model that is broken."""
+        with self._changed:
+            folders = [versions.folder for versions in self._models.values()]
+        return any(folder and (folder.versions or folder.problem) for folder in folders)
+
     def start(
         self,
         requested: Sequence[str] = (),
@@ -238,7 +245,9 @@ class Reconciler:
                 missing = self._models.keys() - folders.keys()
                 if self._options.explicit:
                     idle = {name for name in missing if not self._models[name].loading}
-                    self._forget_missing(idle | (missing & self._missing))
+                    # The files of an upload are elsewhere.
+                    missing_twice = (missing & self._missing) - self._uploads.keys()
+                    self._forget_missing(idle | missing_twice)
                     folders = {}
                 else:
                     for name in missing & self._missing:
@@ -363,7 +372,7 @@ class Reconciler:
         warnings = self._models[name].warnings()
         for warning in warnings:
             if warning not in self._logged_warnings.get(name, ()):
-                log.warning("%s: %s", name, warning, extra={"model": name})
+                log.warning("%s", warning, extra={"model": name})
         self._logged_warnings[name] = warnings
         self._publish(name)
 
@@ -373,6 +382,7 @@ class Reconciler:
             if not self._models[name].has_models:
                 self._requested.discard(name)
                 self._observe(name, None)
+                self._replace_upload(name, None)
 
     def _start_loads(self, name: str, sources: Sequence[ModelSource]) -> None:
         if self._stopping.is_set():

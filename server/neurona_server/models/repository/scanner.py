@@ -183,6 +183,11 @@ class Repository:
             places = [(root, root / name) for root in self.roots if (root / name).is_dir()]
             if name in self._single_models:
                 places.append((self._single_models[name], self._single_models[name]))
+            if len(places) > 1:
+                used = [
+                    one for one in places if not self._scan_folder(one[0], name, one[1]).is_empty
+                ]
+                places = used or places[:1]
             if len(places) != 1:  # none, or a duplicate, which has a problem
                 return self._scan().get(name)
             root, path = places[0]
@@ -346,8 +351,9 @@ def _scan_versions(
             file = find_model_file(path, model_file)
             files = list(list_files(path, recursive=True))
             versions[int(number)] = _check_files(root, file, files)
-            names = sorted(one.name for one in files if os.path.dirname(one.path) == str(path))
-            beside = misplaced_settings(names, here=False) + notes_beside(file, names)
+            names = sorted(os.path.relpath(one.path, path) for one in files)
+            beside = misplaced_settings(names, here=False)
+            beside += notes_beside(str(file.relative_to(path)), names)
             notes += [f"version {number}: {note}" for note in beside]
         except NoModelFileError as error:
             unusable[number] = Unusable(str(error), state_of(path))
@@ -373,11 +379,11 @@ def _scan_versions(
             versions[1] = _check_files(root, file, files)
             if "1" in unusable:
                 notes.append(f"version 1 is {file.name!r}; '1': {unusable.pop('1').reason}")
-            notes += notes_beside(file, stray)
+            notes += notes_beside(file.name, stray)
             others = [name for name in others if name not in (file.name, *stray)]
     for name in others:
         if reason := explain_in_model(folder / name, kinds[name], root):
-            unusable[name] = Unusable(reason, state_of(folder / name))
+            unusable[display(name)] = Unusable(reason, state_of(folder / name))
     if not (versions or unusable):
         unusable[WHOLE_FOLDER] = whole
     return versions, unusable, notes

@@ -231,12 +231,12 @@ def _hint_for_settings(name: str) -> str:
     return close_match(name.lower(), (MODEL_TOML, CONFIG_PBTXT), cutoff=0.85)
 
 
-def notes_beside(model: Path, names: Iterable[str]) -> list[str]:
-    """Return a note on each other model file beside a model file, since it is not served."""
+def notes_beside(model: str, names: Iterable[str]) -> list[str]:
+    """Return a note on each other model file in the folder of a model file: it is not served."""
     return [
-        f"{_quoted(name)} is not served: {_quoted(model.name)} is"
+        f"{_quoted(name)} is not served: {_quoted(model)} is"
         for name in names
-        if name != model.name and model_format(name)
+        if name != model and model_format(name)
     ]
 
 

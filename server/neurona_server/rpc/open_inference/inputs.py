@@ -69,7 +69,7 @@ def explain_mismatch(
     missing = [name for name in required if name not in described]
     specs = {spec.name: spec for spec in (*signature.inputs, *signature.optional)}
     unknown = [name for name in names if name not in specs]
-    if missing:
+    if missing and not (unknown and len(required) <= len(names) <= len(specs)):
         return InvalidArgumentError(
             f"expected {_count_words(len(required), len(specs))} but got {len(names)} inputs for "
             f"model {model.name!r}. Got input(s) {_list_words(names)}, but missing required "

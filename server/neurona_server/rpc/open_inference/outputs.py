@@ -198,7 +198,8 @@ def _read_class_count(parameters: Mapping[str, InferParameter], spec: TensorSpec
         raise InvalidArgumentError("parameter 'classification' is 0 (expected 1 or more)")
     if spec.dtype in (DataType.DATA_TYPE_STRING, DataType.DATA_TYPE_BOOL):
         raise InvalidArgumentError(
-            f"output {spec.name!r} is {DATATYPE_NAMES[spec.dtype]} (expected numbers for parameter "
+            "class result not available for output due to unsupported type "
+            f"{DATATYPE_NAMES[spec.dtype]!r}: output {spec.name!r} (expected numbers for parameter "
             "'classification')"
         )
     return count

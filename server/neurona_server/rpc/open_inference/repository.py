@@ -20,7 +20,7 @@ from neurona_server.models.repository.override import ModelOverride, make_overri
 from neurona_server.rpc.call import Call, Methods, Unary
 from neurona_server.rpc.control_calls import ControlCalls
 from neurona_server.rpc.open_inference.messages import parse_message, unary_method
-from neurona_server.rpc.security.access import Grant, Right, visible_models
+from neurona_server.rpc.security.access import Grant, Right
 
 UNAVAILABLE = "UNAVAILABLE"
 CONFIG, FILE_PREFIX = "config", "file:"
@@ -57,14 +57,13 @@ class RepositoryService:
         self, message: pb.RepositoryIndexRequest, grant: Grant
     ) -> pb.RepositoryIndexResponse:
         _check_repository(message.repository_name)
-        models = []
-        registry = visible_models(self._registry, grant)
-        for name in registry.names():
-            models += [
-                one
-                for one in _index_of(name, registry.entry(name))
-                if one.state == STATES[State.STATE_READY] or not message.ready
-            ]
+        models = [
+            one
+            for name, entry in self._registry.entries().items()
+            if grant.allows_model(name)
+            for one in _index_of(name, entry)
+            if one.state == STATES[State.STATE_READY] or not message.ready
+        ]
         return pb.RepositoryIndexResponse(models=models)
 
     def _load(self, call: Call) -> None:

@@ -73,7 +73,12 @@ class Access:
 
 def hash_token() -> int:
     """Run neurona-serve --hash-token: read a token from standard input and print its hash."""
-    token = sys.stdin.readline().removeprefix("\ufeff").strip()  # PowerShell's byte order mark
+    try:
+        line = sys.stdin.readline() if sys.stdin is not None else ""  # None: it is closed
+        token = line.removeprefix("\ufeff").strip()  # PowerShell's byte order mark
+        digest = hashlib.sha256(token.encode()).hexdigest()
+    except UnicodeError:  # bytes that are not UTF-8
+        token = digest = ""
     if len(token) < MIN_LENGTH or re.search(r"\s", token):
         print(
             f"neurona-serve: expected a token of at least {MIN_LENGTH} characters without spaces "
@@ -81,7 +86,7 @@ def hash_token() -> int:
             file=sys.stderr,
         )
         return 1
-    print(hashlib.sha256(token.encode()).hexdigest())
+    print(digest)
     return 0
 
 

@@ -79,6 +79,11 @@ def test_a_folder_with_another_name_than_a_model_s_is_listed_printable(tmp_path,
     assert reasons(tmp_path)["good"] == {"1": ""}
 
 
+def test_a_version_is_listed_under_a_printable_name(tmp_path):
+    lay_out(tmp_path, "m/1\xff/model.onnx", "m/2\n/model.onnx")
+    assert reasons(tmp_path)["m"].keys() == {"1\\xff", "2\\n"}
+
+
 @pytest.mark.parametrize(
     ("paths", "expected"),
     [
@@ -146,7 +151,13 @@ def test_what_is_no_model_and_not_meant_as_one_is_left_alone(tmp_path):
 def test_notes_are_logged_once(tmp_path, caplog):
     lay_out(
         tmp_path,
-        *("m/1/model.onnx", "m/1/model_int8.onnx", "m/1/config.pbtxt", "m/Model.toml"),
+        *(
+            "m/1/model.onnx",
+            "m/1/model_int8.onnx",
+            "m/1/2/model.onnx",
+            "m/1/config.pbtxt",
+            "m/Model.toml",
+        ),
         *("m/config.pbtxt.bak", "config.pbtxt", "notes.txt"),
     )
     repository = Repository([tmp_path])
@@ -154,6 +165,7 @@ def test_notes_are_logged_once(tmp_path, caplog):
     assert repository.scan()["m"].notes == (
         "'Model.toml' is not read; did you mean 'model.toml'?",
         "version 1: 'config.pbtxt' is not read (expected in the model's folder)",
+        "version 1: '2/model.onnx' is not served: 'model.onnx' is",
         "version 1: 'model_int8.onnx' is not served: 'model.onnx' is",
     )
     repository.scan()

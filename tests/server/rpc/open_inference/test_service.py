@@ -186,9 +186,8 @@ def changed(change, message=None):
         (
             request("classifier", y=("FP32", ROWS)),
             "INVALID_ARGUMENT",
-            "expected 1 inputs but got 1 inputs for model 'classifier'. Got input(s) ['y'], but "
-            "missing required input(s) ['x']. Please provide all required input(s).: the request "
-            "has inputs 'y' (expected 'x' (FP32 of shape [batch, 4]))",
+            "unexpected inference input 'y' for model 'classifier': the request has inputs 'y' "
+            "(expected 'x' (FP32 of shape [batch, 4]))",
         ),
         (
             request("classifier"),

@@ -322,9 +322,15 @@ def test_a_token_is_hashed_for_the_file(tmp_path, monkeypatch, capsys):
     assert Access(path).grant(Right.CONTROL, with_token(NEW)).name == "n"
 
 
-@pytest.mark.parametrize("text", ["", "short\n", "with a space in the midst of it\n"])
-def test_a_short_token_is_not_hashed(text, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"short\n", b"with a space in the midst of it\n", b"\xff" * 30, None],
+    ids=["empty", "short", "space", "not-utf-8", "closed"],
+)
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_what_is_no_token_is_not_hashed(content, errors, monkeypatch, capsys):
+    stream = None if content is None else io.TextIOWrapper(io.BytesIO(content), "utf-8", errors)
+    monkeypatch.setattr("sys.stdin", stream)
     assert hash_token() == 1
     printed = capsys.readouterr()
     assert not printed.out
