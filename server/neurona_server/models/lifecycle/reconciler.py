@@ -245,8 +245,9 @@ class Reconciler:
                 missing = self._models.keys() - folders.keys()
                 if self._options.explicit:
                     idle = {name for name in missing if not self._models[name].loading}
-                    gone = (missing & self._missing) - self._uploads.keys()  # those have files
-                    self._forget_missing(idle | gone)
+                    # The files of an upload are elsewhere.
+                    missing_twice = (missing & self._missing) - self._uploads.keys()
+                    self._forget_missing(idle | missing_twice)
                     folders = {}
                 else:
                     for name in missing & self._missing:

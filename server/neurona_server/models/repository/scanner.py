@@ -184,6 +184,11 @@ class Repository:
             places = [(root, root / name) for root in self.roots if (root / name).is_dir()]
             if name in self._single_models:
                 places.append((self._single_models[name], self._single_models[name]))
+            if len(places) > 1:
+                used = [
+                    one for one in places if not self._scan_folder(one[0], name, one[1]).is_empty
+                ]
+                places = used or places[:1]
             if len(places) != 1:  # none, or a duplicate, which has a problem
                 return self._scan().get(name)
             root, path = places[0]

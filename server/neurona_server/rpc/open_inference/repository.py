@@ -20,7 +20,7 @@ from neurona_server.models.repository.override import ModelOverride, make_overri
 from neurona_server.rpc.call import Call, Methods, Unary
 from neurona_server.rpc.control_calls import ControlCalls
 from neurona_server.rpc.open_inference.messages import parse_message, unary_method
-from neurona_server.rpc.security.access import Grant, Right, visible_models
+from neurona_server.rpc.security.access import Grant, Right
 
 UNAVAILABLE = "UNAVAILABLE"
 CONFIG, FILE_PREFIX = "config", "file:"
@@ -57,14 +57,13 @@ class RepositoryService:
         self, message: pb.RepositoryIndexRequest, grant: Grant
     ) -> pb.RepositoryIndexResponse:
         _check_repository(message.repository_name)
-        models = []
-        registry = visible_models(self._registry, grant)
-        for name in registry.names():
-            models += [
-                one
-                for one in _index_of(name, registry.entry(name))
-                if one.state == STATES[State.STATE_READY] or not message.ready
-            ]
+        models = [
+            one
+            for name, entry in self._registry.entries().items()
+            if grant.allows_model(name)
+            for one in _index_of(name, entry)
+            if one.state == STATES[State.STATE_READY] or not message.ready
+        ]
         return pb.RepositoryIndexResponse(models=models)
 
     def _load(self, call: Call) -> None:
@@ -139,11 +138,12 @@ def _read_override(model: str, message: pb.RepositoryModelLoadRequest) -> ModelO
 def _explain_load(name: str, error: Exception) -> Exception:
     """Return the error of a load in the words of Triton, which its clients look for, and ours."""
     if isinstance(error, NotFoundError):
-        text = f"failed to load {quoted(name)}, failed to poll from model repository: {error}"
-        return NotFoundError(text)
-    if isinstance(error, NotLoadedError):
-        return NotLoadedError(f"load failed for model {quoted(name)}: {error}")
-    return error
+        words = f"failed to load {quoted(name)}, failed to poll from model repository: "
+    elif isinstance(error, NotLoadedError):
+        words = f"load failed for model {quoted(name)}: "
+    else:
+        return error
+    return error if str(error).startswith(words) else type(error)(words + str(error))
 
 
 def _index_of(name: str, entry: ModelEntry) -> list[Index]:

@@ -417,6 +417,21 @@ def test_the_index_of_models_that_calls_load_and_unload(tmp_path, start, wait_un
     wait_until(lambda: index(server) == {("m", "2"): ("UNAVAILABLE", "unloaded")})
 
 
+def test_the_index_has_the_models_of_one_moment(tmp_path, start, monkeypatch):
+    save(tmp_path, 1)
+    save(tmp_path, 1, name="n")
+    server = start()
+    names = server.registry.names
+
+    def remove_after_reading():
+        found = names()
+        server.registry.publish("n", None)
+        return found
+
+    monkeypatch.setattr(server.registry, "names", remove_after_reading)
+    assert index(server)["m", "1"] == ("READY", "")
+
+
 def test_labels_move_when_their_version_is_loaded(tmp_path, start):
     save(tmp_path, 1)
     save(tmp_path, 2)

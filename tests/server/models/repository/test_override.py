@@ -8,6 +8,7 @@ from support.in_process_server import InProcessServer
 
 from neurona_server.errors import InvalidArgumentError, NotLoadedError
 from neurona_server.models.repository.override import UploadedModel, make_override
+from neurona_server.models.repository.scanner import Repository
 
 CONFIG = '{"backend": "onnxruntime"}'
 
@@ -38,6 +39,19 @@ def test_files_that_cannot_be_stored_leave_nothing(tmp_path, monkeypatch, paths)
     with pytest.raises(NotLoadedError, match="the files of model 'm' cannot be stored"):
         UploadedModel("m", make_override("m", CONFIG, dict.fromkeys(paths, b"x")))
     assert not [*tmp_path.iterdir()]
+
+
+def test_an_empty_folder_of_that_name_does_not_hide_the_configuration(tmp_path):
+    roots = [tmp_path / "first", tmp_path / "second"]
+    onnx_models.save_classifier(roots[1] / "m" / "1" / "model.onnx")
+    (roots[0] / "m").mkdir(parents=True)
+    repository = Repository(roots)
+    folder = repository.scan_with_config("m", "max_batch_size: 7")
+    assert folder.settings.max_batch_rows == 7
+    assert [*folder.versions] == [1]
+    onnx_models.save_classifier(roots[0] / "m" / "1" / "model.onnx")
+    assert "duplicate" in repository.scan_with_config("m", "max_batch_size: 7").problem
+    assert repository.scan_with_config("other", "max_batch_size: 7") is None
 
 
 @pytest.fixture
