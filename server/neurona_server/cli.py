@@ -50,6 +50,9 @@ def main() -> int:
     except (ConfigError, LoadError) as error:
         logs.report_fatal(error)
         return 1
+    except Exception as error:
+        logs.report_unexpected(error)
+        return 1
     log.info("received %s", signals.wait().name)
     return exit_status(app.stop())
 

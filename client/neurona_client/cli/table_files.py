@@ -453,7 +453,10 @@ def _parse_cell(cell: str, spec: TensorSpec, number_format: NumberFormat | None)
     if spec.dtype == "BOOL" and text.lower() in _BOOLEANS:
         return _BOOLEANS[text.lower()]
     if "INT" in spec.dtype and _INTEGER.fullmatch(text):
-        return int(text)  # exactly, also above 2**53
+        try:
+            return int(text)  # exactly, also above 2**53
+        except ValueError:  # Python does not read thousands of digits
+            raise FileContentError(f"{len(text)} digits are too many for {spec.dtype}") from None
     if text.lower().lstrip("+-") == "nan" and not spec.columns:
         return math.nan  # what a model does with it is its own matter
     number = (number_format or NumberFormat()).parse(cell)

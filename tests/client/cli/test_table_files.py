@@ -202,4 +202,5 @@ def test_models_that_were_not_trained_on_a_table():
     assert rows == [(["f:2"], {"t": [["x y "]], "n": [[9007199254740993]], "b": [[True]]})]
     assert read("x,t,x\n1,a,2\n", number, text)[0][1] == {"x": [[1.0, 2.0]], "t": [["a"]]}
     assert "'1.5' is not an integer" in refusal("1.5\n", count)
+    assert "line 1: 5000 digits are too many for INT64" in refusal("9" * 5000 + "\n", count)
     assert "1 columns 'x' (expected 2)" in refusal("x,t\n1,a\n", number, text)

@@ -206,6 +206,26 @@ def test_the_requests_of_each_priority_are_limited(clock):
     put(queue, request(1, Priority.LOW))
 
 
+def test_the_limit_counts_what_callers_have_sent():
+    """Not the parts of a large request, but each of those that were coalesced."""
+    policies = QueuePolicies(QueuePolicy(max_requests=3))
+    batcher = PuppetBatcher(BatchPolicy(max_rows=2, queue_policies=policies))
+    large = SubmittedRequest(batcher, range(10))
+    assert batcher.queue.request_count == 1
+    two = CoalescedPair(batcher, [20, 21])
+    assert batcher.queue.request_count == 3
+    with pytest.raises(QueueFullError, match="maximum queue size: 3 requests"):
+        SubmittedRequest(batcher, [30])
+    large.cancel(CancelledError("gone"))
+    assert batcher.queue.request_count == 2
+    with pytest.raises(QueueFullError, match="maximum queue size: 2 requests"):
+        CoalescedPair(batcher, [22, 23])
+    last = SubmittedRequest(batcher, [31])
+    batcher.step(Puppet())
+    batcher.step(Puppet())
+    assert (two.answer, last.answer, batcher.queue.request_count) == ([40, 42], [62], 0)
+
+
 @pytest.mark.parametrize(
     ("number", "seconds", "expected"),
     [
@@ -349,6 +369,7 @@ class CoalescedPair(SubmittedRequest):
     def __init__(self, batcher, values, *, cancels_second_half=False, **options):
         self.halves = []
         self.cancels_second_half = cancels_second_half
+        self.count = 2
         super().__init__(batcher, values, **options)
 
     def halve(self):

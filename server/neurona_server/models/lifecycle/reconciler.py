@@ -366,7 +366,8 @@ class Reconciler:
             if problem not in self._logged_problems.get(name, ()):
                 log.error("%s: %s", name, problem, extra={"model": name})
         self._logged_problems[name] = problems
-        warnings = self._models[name].warnings()
+        logged = {f"{name}: {problem}" for problem in problems}
+        warnings = [one for one in self._models[name].warnings() if one not in logged]
         for warning in warnings:
             if warning not in self._logged_warnings.get(name, ()):
                 log.warning("%s", warning, extra={"model": name})

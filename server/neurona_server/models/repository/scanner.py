@@ -38,6 +38,7 @@ from neurona_server.models.repository.unusable import (
     explain_in_repository,
     find_model_file,
     is_hidden,
+    is_hidden_path,
     misplaced_settings,
     model_format,
     notes_beside,
@@ -352,6 +353,7 @@ def _scan_versions(
             files = list(list_files(path, recursive=True))
             versions[int(number)] = _check_files(root, file, files)
             names = sorted(os.path.relpath(one.path, path) for one in files)
+            names = [name for name in names if not is_hidden_path(name)]
             beside = misplaced_settings(names, here=False)
             beside += notes_beside(str(file.relative_to(path)), names)
             notes += [f"version {number}: {note}" for note in beside]

@@ -169,11 +169,12 @@ def _read_override(model: str, message: pb.RepositoryModelLoadRequest) -> ModelO
 def _explain_load(name: str, error: Exception) -> Exception:
     """Return the error of a load in the words of Triton, which its clients look for, and ours."""
     if isinstance(error, NotFoundError):
-        text = f"failed to load {quoted(name)}, failed to poll from model repository: {error}"
-        return NotFoundError(text)
-    if isinstance(error, NotLoadedError):
-        return NotLoadedError(f"load failed for model {quoted(name)}: {error}")
-    return error
+        words = f"failed to load {quoted(name)}, failed to poll from model repository: "
+    elif isinstance(error, NotLoadedError):
+        words = f"load failed for model {quoted(name)}: "
+    else:
+        return error
+    return error if str(error).startswith(words) else type(error)(words + str(error))
 
 
 def _index_of(name: str, entry: ModelEntry) -> list[Index]:

@@ -626,6 +626,7 @@ def test_blocking_problems_are_logged_once(tmp_path, start, caplog):
     write_settings(tmp_path, "default = 7", name="other")
     (tmp_path / "linked" / "1" / "weights").symlink_to("/etc/hostname")
     (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "outside").symlink_to("/etc")
     server = start()
     server.reconciler.poll_once()
     for line in (
@@ -633,6 +634,7 @@ def test_blocking_problems_are_logged_once(tmp_path, start, caplog):
         "other: its settings name version 7, which does not exist",
         "linked: version 1: 'weights' is a link that leads out of the repository",
         "loop: it is a link to itself",
+        "outside: it is a link that leads out of the repository",
     ):
         assert caplog.text.count(line) == 1
 

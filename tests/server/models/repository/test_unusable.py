@@ -175,6 +175,19 @@ def test_notes_are_logged_once(tmp_path, caplog):
     ]
 
 
+def test_what_tools_and_mounts_leave_behind_is_neither_served_nor_noted(tmp_path):
+    mount = "..2026_11_28_00_00_00.1"  # a volume of Kubernetes
+    lay_out(
+        tmp_path,
+        *("mac/1/net.onnx", "mac/1/._net.onnx", "mac/._net.onnx", "#recycle/1/model.onnx"),
+        *(f"pod/1/{mount}/model.onnx", f"pod/1/..data -> {mount}"),
+        *("pod/1/model.onnx -> ..data/model.onnx", "pod/#config.pbtxt#", "pod/1/.config.pbtxt"),
+        "pod/assets/._net.onnx",
+    )
+    assert reasons(tmp_path) == {"mac": {"1": ""}, "pod": {"1": ""}}
+    assert not any(folder.notes for folder in Repository([tmp_path]).scan().values())
+
+
 def test_a_repository_that_is_itself_a_model_is_noted(tmp_path, caplog):
     lay_out(tmp_path, "1/model.onnx", "2/model.onnx")
     Repository([tmp_path]).scan()

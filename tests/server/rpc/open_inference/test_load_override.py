@@ -193,8 +193,16 @@ def test_external_data_are_files_too(explicit_server, tmp_path):
 def test_what_cannot_be_loaded_changes_nothing(explicit_server, config, files, code, text):
     load(explicit_server, "times")
     actual_code, actual_text = fails(explicit_server, "times", config, **files)
-    assert (actual_code, text in actual_text) == (code, True), actual_text
+    assert (actual_code, actual_text.count(text)) == (code, 1), actual_text
     assert times(explicit_server, "times") == [[3, 30]]
+
+
+def test_a_model_that_is_in_no_repository_is_not_found(explicit_server):
+    assert fails(explicit_server, "unknown", "{}") == (
+        "NOT_FOUND",
+        "failed to load 'unknown', failed to poll from model repository: "
+        "the repository has no model 'unknown'",
+    )
 
 
 def test_parameters_of_other_kinds_and_names_are_rejected(explicit_server, rejection):
