@@ -169,13 +169,12 @@ clean:
 # Editable installs: a change of source needs no new one.
 
 # Of two ONNX Runtimes in one environment, the last one overwrites the other.
-ifeq ($(RUNTIME),gpu)
 extras := recipes,serving
+ifeq ($(RUNTIME),gpu)
 runtime := 'onnxruntime-gpu[cuda,cudnn]'
 other_runtime := onnxruntime
 else
-extras := training,server
-runtime :=
+runtime := onnxruntime
 other_runtime := onnxruntime-gpu
 endif
 

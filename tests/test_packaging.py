@@ -1,6 +1,7 @@
 import functools
 import itertools
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -56,15 +57,18 @@ PLATFORMS = [
     {"sys_platform": "darwin", "platform_machine": "arm64"},
     {"sys_platform": "win32", "platform_machine": "AMD64"},
 ]
-COMPLETE = {"server", "server-cpu", "training"}
+COMPLETE = {"server", "server-cpu", "training", "gpu"}
+"""The extras with a runtime."""
+
+RUNTIME = "onnxruntime-gpu" if platform.machine() in ("x86_64", "AMD64") else "onnxruntime"
 
 
 def is_runtime(name):
     return name.lower().replace("_", "-").startswith("onnxruntime")
 
 
-@pytest.mark.parametrize("platform", PLATFORMS, ids=lambda one: one["platform_machine"])
-def test_no_combination_of_extras_installs_two_runtimes(wheel, platform):
+@pytest.mark.parametrize("target", PLATFORMS, ids=lambda one: one["platform_machine"])
+def test_no_combination_of_extras_installs_two_runtimes(wheel, target):
     metadata = zipfile.ZipFile(wheel).read(f"{wheel.name.partition('-py3')[0]}.dist-info/METADATA")
     message = Parser().parsestr(metadata.decode())
     requirements = [Requirement(text) for text in message.get_all("Requires-Dist")]
@@ -77,7 +81,7 @@ def test_no_combination_of_extras_installs_two_runtimes(wheel, platform):
         needs = [
             one
             for one in requirements
-            if one.marker is None or one.marker.evaluate({**platform, "extra": extra})
+            if one.marker is None or one.marker.evaluate({**target, "extra": extra})
         ]
         names = {one.name for one in needs if is_runtime(one.name)}
         inner = {extra for one in needs if one.name == "neurona" for extra in one.extras}
@@ -88,7 +92,9 @@ def test_no_combination_of_extras_installs_two_runtimes(wheel, platform):
         for combination in itertools.combinations(extras, size):
             names = set().union(*map(runtimes, combination))
             counts[bool(COMPLETE & set(combination))].add(len(names))
-    assert counts == {False: {0}, True: {1}}
+    # The extra `gpu` by itself is empty where there is no such wheel.
+    assert counts[False] == {0}
+    assert counts[True] == ({1} if "onnxruntime-gpu" in runtimes("gpu") else {0, 1})
 
 
 @pytest.mark.slow
@@ -105,7 +111,7 @@ def test_pip_resolves_extras_to_one_runtime(wheel, tmp_path, combination):
         pytest.skip(f"needs a package index: {done.stderr}")
     assert done.returncode == 0, done.stderr
     names = [one["metadata"]["name"] for one in json.loads(report.read_text())["install"]]
-    assert [name for name in names if is_runtime(name)] == ["onnxruntime"]
+    assert [name for name in names if is_runtime(name)] == [RUNTIME]
 
 
 def test_a_client_needs_neither_a_runtime_nor_torch():
@@ -130,3 +136,36 @@ def test_the_commands_are_installed_and_explain_themselves(command):
     path = Path(sys.executable).with_name(command)
     done = subprocess.run([path, "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"usage: {command}")
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "missing", "extra"),
+    [
+        ("neurona-serve", "neurona_server.cli", "onnxruntime", "server"),
+        ("neurona-serve", "neurona_server.cli", "prometheus_client", "server"),
+        ("neurona-train", "neurona_training.cli.main", "torch", "training"),
+        ("neurona-train", "neurona_training.cli.main", "onnxruntime", "training"),
+    ],
+)
+def test_a_command_says_which_extra_is_not_installed(tmp_path, command, module, missing, extra):
+    code = (
+        "import importlib, sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name.partition('.')[0] == {missing!r}:\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        f"sys.exit(importlib.import_module({module!r}).main())"
+    )
+    arguments = ["adaline", "--epochs", "1"] if command == "neurona-train" else []
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(command)
+    assert f"package not installed: {missing} (expected the packages of 'neurona[{extra}]'" in line

@@ -8,15 +8,23 @@ import os
 import sys
 from collections.abc import Sequence
 
-from neurona_server.app import App, exit_status, log
-from neurona_server.config import sources
-from neurona_server.errors import ConfigError, LoadError
-from neurona_server.models.load_check.load_marks import withdraw_marks
-from neurona_server.processes.signals import StopSignals
-from neurona_server.processes.worker_handle import python_command
-from neurona_server.resources import bound_heap_fragments
-from neurona_server.rpc.security.tokens import hash_token
-from neurona_server.telemetry import logs
+try:
+    from neurona_server.app import App, exit_status, log
+    from neurona_server.config import sources
+    from neurona_server.errors import ConfigError, LoadError
+    from neurona_server.models.load_check.load_marks import withdraw_marks
+    from neurona_server.processes.signals import StopSignals
+    from neurona_server.processes.worker_handle import python_command
+    from neurona_server.resources import bound_heap_fragments
+    from neurona_server.rpc.security.tokens import hash_token
+    from neurona_server.telemetry import logs
+except ModuleNotFoundError as error:  # installed without extras, as a client
+    if (error.name or "neurona").startswith("neurona"):
+        raise
+    sys.exit(
+        f"neurona-serve: package not installed: {error.name} (expected the packages of "
+        "'neurona[server]', or of 'neurona[serving]' and an ONNX Runtime)"
+    )
 
 
 def main() -> int:
@@ -41,6 +49,9 @@ def main() -> int:
         signals.mark_serving()
     except (ConfigError, LoadError) as error:
         logs.report_fatal(error)
+        return 1
+    except Exception as error:
+        logs.report_unexpected(error)
         return 1
     log.info("received %s", signals.wait().name)
     return exit_status(app.stop())

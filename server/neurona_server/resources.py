@@ -202,9 +202,10 @@ def _control_groups(controller: str, cgroup: Path, own_groups: Path) -> Iterator
     for kind in ("cgroup2", "cgroup"):
         path = paths[kind]
         folders = [(root, point) for one, root, point in mounts if one == kind]
-        # A mount may show a part of the hierarchy only, such as the container's.
+        # A mount may show a part of the hierarchy only, such as the container's, and another one
+        # more of it, such as the machine's that a container was given.
         around = [(root, point) for root, point in folders if _is_below(path, root)]
-        for root, point in around[:1] or folders[:1]:
+        for root, point in around or folders[:1]:
             folder = point
             yield folder
             inner = path.removeprefix(root) if around else ""

@@ -32,12 +32,14 @@ def test_hadolint_reports_nothing(file):
 def test_the_images_install_the_requirements_of_the_extras():
     matches = re.findall(r"\) extras=([a-z,-]+) ;;|requirements\.py ([a-z,-]+) >", DOCKERFILE)
     extras = [runtime or target for runtime, target in matches]
-    assert extras == ["server", "serving,gpu", "training"]
+    assert extras == ["serving,cpu", "server,gpu", "recipes,cpu"]
     cpu, gpu, training = map(_requirements, extras)
     assert [line for line in cpu if line.startswith("onnxruntime")] == ["onnxruntime>=1.23"]
-    assert [line for line in gpu if line.startswith("onnxruntime")] == [
+    gpu_runtimes = [line for line in gpu if line.startswith("onnxruntime")]
+    assert {line.partition(";")[0] for line in gpu_runtimes} >= {
         "onnxruntime-gpu[cuda,cudnn]>=1.23"
-    ]
+    }
+    assert all(line.startswith("onnxruntime-gpu") or ";" in line for line in gpu_runtimes)
     assert any(line.startswith("torch") for line in training)
     assert not any(line.startswith("torch") for line in cpu + gpu)
     for lines in (cpu, gpu, training):
@@ -96,11 +98,10 @@ def test_the_options_of_the_image_are_valid():
     assert config.metrics_address.endswith(":8002")
 
 
-def test_every_package_of_the_group_gpu_is_pinned():
+def test_every_package_of_the_groups_is_pinned():
     pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
-    for requirement in PYPROJECT["dependency-groups"]["gpu"]:
-        name = re.match(r"[\w-]+", requirement)[0]
-        assert name == "onnxruntime-gpu" or name in pinned
+    for group in PYPROJECT["dependency-groups"].values():
+        assert {re.match(r"[\w-]+", requirement)[0] for requirement in group} <= pinned
 
 
 @pytest.fixture(scope="module")

@@ -150,7 +150,7 @@ def test_a_strict_start_passes_over_nothing(tmp_path):
     (tmp_path / "classifier.onnx").touch()
     done = run_neurona_serve("--repository", tmp_path, "--strict", "true")
     assert done.returncode == 1
-    assert "classifier: '02' is not a version (expected a whole number" in done.stderr
+    assert "classifier/02: '02' is not a version (expected a whole number" in done.stderr
     assert done.stderr.splitlines()[-1].endswith("(and 1 more, see the log)")
 
 
@@ -163,19 +163,18 @@ def test_a_failed_model_makes_a_server_unready_if_readiness_is_strict(
     server = serve(tmp_path, *flags)
 
     def readiness():
-        """Return the readiness of any process in both protocols."""
+        """Return the readiness of any process by both protocols."""
         with grpc.insecure_channel(
             server.address, options=[("grpc.use_local_subchannel_pool", 1)]
         ) as channel:
             ready = GRPCInferenceServiceStub(channel).ServerReady(ServerReadyRequest(), timeout=20)
             health = HealthStub(channel).Check(HealthCheckRequest(), timeout=20)
-        assert ready.ready == (health.status == HealthCheckResponse.SERVING)
-        return ready.ready
+        return {ready.ready, health.status == HealthCheckResponse.SERVING}
 
-    assert readiness()
+    assert readiness() == {True}
     (tmp_path / "broken" / "1").mkdir(parents=True)
     (tmp_path / "broken" / "1" / "model.onnx").write_text("not a model")
-    wait_until(lambda: not any(readiness() for _ in range(4)))
+    wait_until(lambda: all(readiness() == {False} for _ in range(4)))
     assert predict(server) == 1
     assert (
         HealthStub(server.channel)
@@ -184,12 +183,12 @@ def test_a_failed_model_makes_a_server_unready_if_readiness_is_strict(
         == HealthCheckResponse.SERVING
     )  # what liveness is checked by
     onnx_models.save_classifier(tmp_path / "broken" / "1" / "model.onnx")
-    wait_until(lambda: all(readiness() for _ in range(4)))
+    wait_until(lambda: all(readiness() == {True} for _ in range(4)))
     # A newer version that fails takes no request away.
     (tmp_path / "broken" / "2").mkdir()
     (tmp_path / "broken" / "2" / "model.onnx").write_text("not a model")
     wait_until(lambda: "broken/2: failed to load" in server.log)
-    assert readiness()
+    assert readiness() == {True}
 
 
 def test_a_signal_while_models_load_ends_the_server_at_once(tmp_path, start_server, wait_until):

@@ -177,6 +177,18 @@ def test_a_mount_of_another_container_does_not_count(tmp_path):
     assert available_cpus(tmp_path, own_groups) == ALL
 
 
+def test_a_tighter_parent_that_only_another_mount_shows_counts(tmp_path):
+    own_groups = proc(
+        tmp_path,
+        "0::/pod/abc\n",
+        ("cgroup2", "/pod/abc", tmp_path / "container", "rw"),
+        ("cgroup2", "/", tmp_path / "machine", "rw"),
+    )
+    write(tmp_path, "container/cpu.max", "max 100000")
+    write(tmp_path, "machine/pod/cpu.max", "100000 100000")
+    assert available_cpus(tmp_path, own_groups) == 1
+
+
 REPORT = "from neurona_server.resources import *; print(available_cpus())"
 
 

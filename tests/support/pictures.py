@@ -44,7 +44,9 @@ def png(rows: bytes, depth: int, colour_type: int, *chunks: tuple[bytes, bytes])
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, data) for name, data in named)
 
 
-def tiff(rows: bytes, bits: int, sample_format: int = 1, order: str = "<") -> bytes:
+def tiff(
+    rows: bytes, bits: int, sample_format: int = 1, order: str = "<", photometric: int = 1
+) -> bytes:
     """Write a TIFF of one grey channel without compression.
 
     Args:
@@ -52,9 +54,17 @@ def tiff(rows: bytes, bits: int, sample_format: int = 1, order: str = "<") -> by
         bits: of a pixel.
         sample_format: 1: unsigned, 2: signed, 3: floating point.
         order: of bytes.
+        photometric: 0: the level 0 is white, 1: black.
     """
     entries = (
-        *((256, 3, SIDE), (257, 3, SIDE), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 8)),
+        *(
+            (256, 3, SIDE),
+            (257, 3, SIDE),
+            (258, 3, bits),
+            (259, 3, 1),
+            (262, 3, photometric),
+            (273, 4, 8),
+        ),
         *((277, 3, 1), (278, 3, SIDE), (279, 4, len(rows)), (339, 3, sample_format)),
     )
     magic = b"II*\0" if order == "<" else b"MM\0*"
@@ -198,6 +208,8 @@ def pictures() -> dict[str, Picture]:
             files[f"{dtype}-{name}.tif"] = (tiff(stored, bits, kind, order), expected)
         stored = (GREY / 255).astype(f"{order}f4").tobytes()
         files[f"f4-{name}.tif"] = (tiff(stored, 32, 3, order), GREY)
+    negative = (65535 - DEEP).astype("<u2").tobytes()
+    files["u2-white-is-zero.tif"] = (tiff(negative, 16, photometric=0), GREY)
     files["u4.tif"] = (tiff(DEEP.astype("<u4").tobytes(), 32), GREY)
     return files
 

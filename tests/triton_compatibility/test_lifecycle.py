@@ -15,6 +15,7 @@ pytestmark = pytest.mark.triton("L0_lifecycle")
 POLL = ("--poll-ms", "50")
 
 
+@pytest.mark.slow
 @pytest.mark.triton("L0_lifecycle", cause="strict readiness")
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "nostrict"])
 def test_parse_error_modelfail(start, tmp_path, strict):
@@ -144,6 +145,7 @@ def test_dynamic_model_load_unload_disabled(start, tmp_path):
     triton.check_versions("onnx", 1, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.triton("L0_lifecycle", declared="a version that is gone")
 def test_dynamic_version_load_unload(start, tmp_path):
     save_versions(tmp_path / "onnx", 1, 2, 3, more="version_policy { all {} }")
@@ -209,6 +211,7 @@ def test_multiple_model_repository_polling(start, tmp_path):
     triton.check_versions("other", 1, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.triton("L0_lifecycle", declared="a model in two repositories")
 def test_a_model_in_two_repositories_at_startup(start, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"

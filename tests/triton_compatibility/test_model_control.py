@@ -13,6 +13,7 @@ pytestmark = pytest.mark.triton("L0_lifecycle")
 EXPLICIT = ("--model-control", "explicit")
 
 
+@pytest.mark.slow
 def test_model_control(start, tmp_path):
     save_versions(tmp_path / "onnx", 1, 3)
     triton = start(*EXPLICIT).triton
@@ -33,6 +34,7 @@ def test_model_control(start, tmp_path):
     assert triton.are_gone("onnx", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.triton("L0_lifecycle", cause="load and unload")
 def test_unload_what_is_not_loaded(start, tmp_path):
     save_versions(tmp_path / "onnx", 1)

@@ -16,6 +16,7 @@ import numpy as np
 
 from neurona_client.descriptions import ModelDescription, TensorSpec
 from neurona_client.errors import InvalidInputError
+from neurona_client.files.arrays import channel_numbers
 from neurona_client.files.errors import FileContentError
 from neurona_client.files.numbers import (
     NumberEvidence,
@@ -35,6 +36,9 @@ NamedInputs = tuple[list[str], Inputs]
 
 CHARACTER = "character"
 """The unit of an input that takes a text as its characters."""
+
+TARGET = "target"
+"""In what a file records about itself: the column that was predicted in training."""
 
 _MAX_LISTED_NAMES = 30
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
@@ -183,7 +187,7 @@ class _SampleReader:
         if first is None:
             raise InvalidInputError(f"no rows (expected {_listed(self._titles(self.specs))})")
         header, columns = self._find_columns(first)
-        is_sequence = len(self.specs) == 1 and _is_sequence(self.specs[0])
+        is_sequence = self._is_sequence()
         if header is None and is_sequence:
             yield from self.rows_of_cells()
             return
@@ -194,11 +198,12 @@ class _SampleReader:
             for column, cell_evidence in zip(numeric, evidence, strict=True):
                 if column.position < len(cells):
                     cell_evidence.add(line, cells[column.position])
+        beside = self._target_evidence(header) if numeric else []
         formats = dict(
             zip(
                 (column.position for column in numeric),
-                number_formats(evidence, self._default_format()),
-                strict=True,
+                number_formats([*evidence, *beside], self._default_format()),
+                strict=False,
             )
         )
         shape = Header(first[0], first[1], self.separator)  # of each row
@@ -230,6 +235,24 @@ class _SampleReader:
         else:
             yield from self._batches(parse, skipped)
 
+    def _target_evidence(self, header: Header | None) -> list[NumberEvidence]:
+        """Return how the target is written, if the file has it: training lets it count, too."""
+        target = self.model.provenance.get(TARGET, "")
+        if header is None or not target or list(header.names).count(target) != 1:
+            return []
+        position = header.names.index(target)
+        evidence = NumberEvidence(f"column {target!r}")
+        numbers = count = 0
+        for line, cells in self._records_to_error(1):
+            cell = cells[position] if position < len(cells) else ""
+            numbers += is_number(cell)
+            count += 1
+            try:
+                evidence.add(line, cell)
+            except FileContentError:  # no matter for the inputs
+                return []
+        return [evidence] if 2 * numbers > count else []
+
     def _sequence(self, parse_values: Callable[[Record], dict[str, list[Any]]]) -> NamedInputs:
         """Read the last rows as one sequence, as many as the model was trained on."""
         (spec,) = self.specs
@@ -239,6 +262,9 @@ class _SampleReader:
         used = records[-spec.window :] if spec.window else records
         steps = np.asarray([parse_values(record)[spec.name] for record in used])
         return [f"{self.name}:{used[-1][0]}"], self._inputs({spec.name: steps[np.newaxis]})
+
+    def _is_sequence(self) -> bool:
+        return len(self.specs) == 1 and _is_sequence(self.specs[0])
 
     def _titles(self, specs: Sequence[TensorSpec]) -> list[str]:
         return [title for spec in specs for title in _column_names(spec) or _repeated_name(spec)]
@@ -254,8 +280,9 @@ class _SampleReader:
         expected = self._titles(self.specs)
         existing = set(titles)
         missing = [title for title in dict.fromkeys(expected) if title not in existing]
-        # Channels without names have the numbers 1, 2, 3, ..., which may be values too.
-        are_counted = expected == [str(number) for number in range(1, len(expected) + 1)]
+        # Channels without names have the numbers 1, 2, 3, ..., which may be values too. The
+        # columns of a table may have such names, but all tables that are trained on have names.
+        are_counted = self._is_sequence() and expected == list(channel_numbers(len(expected)))
         if not missing and not (are_counted and all(map(is_number, titles))):
             optional = [spec for spec in self.model.inputs if spec.optional]
             specs = [*self.specs, *(one for one in optional if one.name in titles)]
@@ -426,10 +453,15 @@ def _parse_cell(cell: str, spec: TensorSpec, number_format: NumberFormat | None)
     if spec.dtype == "BOOL" and text.lower() in _BOOLEANS:
         return _BOOLEANS[text.lower()]
     if "INT" in spec.dtype and _INTEGER.fullmatch(text):
-        return int(text)  # exactly, also above 2**53
+        try:
+            return int(text)  # exactly, also above 2**53
+        except ValueError:  # Python does not read thousands of digits
+            raise FileContentError(f"{len(text)} digits are too many for {spec.dtype}") from None
     if text.lower().lstrip("+-") == "nan" and not spec.columns:
         return math.nan  # what a model does with it is its own matter
     number = (number_format or NumberFormat()).parse(cell)
+    if spec.columns and math.isinf(number):
+        raise FileContentError(f"{cell!r} is not finite")
     if "INT" in spec.dtype:
         if not number.is_integer():
             raise FileContentError(f"{cell!r} is not an integer")

@@ -33,21 +33,38 @@ FORMATS = (
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".sgi", ".ico", ".icns", ".dib", ".dds"),
+    *(
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".tga",
+        ".icb",
+        ".vda",
+        ".vst",
+        ".pcx",
+        ".sgi",
+        ".ico",
+        ".icns",
+        ".dib",
+        ".dds",
+    ),
     *(".psd", ".qoi", ".xbm", ".xpm"),
 )
 """Of files that are pictures, in lower case."""
 
 _SIGNATURES = re.compile(
     rb"\x89PNG|\xff\xd8\xff|GIF8|BM|II[*+]\0|MM\0[*+]|RIFF....WEBP|....ftypavi|"
-    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51|P[1-6]\s|\x00\x00\x01\x00",
+    rb"....ftypm[is]f1|\0\0\0\x0cjP  |\xff\x4f\xff\x51|P[1-6f]\s|\0\0[\x01\x02]\0|8BPS|qoif|DDS |"
+    rb"icns|\x01\xda[\0\x01]|\n[\0\x02\x03\x05]\x01|/\* XPM",
     re.DOTALL,
 )
-"""What the files of most formats begin with."""
+"""What the files of all formats but TGA, DIB and XBM begin with."""
 
 _GREY_MODES = ("1", "L", "LA", "La")
 _INTEGER_LEVELS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-_BITS_PER_SAMPLE = 258  # tag of TIFF
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
+_WHITE_IS_ZERO = 0
 
 
 def read_image(source: bytes | bytearray | Path) -> PillowImage:
@@ -139,12 +156,14 @@ def _to_8_bit_levels(image: PillowImage) -> PillowImage:
     is_grey = image.mode in (*_GREY_MODES, *_INTEGER_LEVELS, "F")
     key = _transparent_key(image)
     highest = _highest_level(image)
+    is_negative = _is_negative(image)
     upright = ImageOps.exif_transpose(image)
     if key is not None:
         stored = np.asarray(upright)
         is_transparent = (stored == key).reshape(*stored.shape[:2], -1).all(axis=2)
     if upright.mode in (*_INTEGER_LEVELS, "F"):
-        upright = Image.fromarray(_to_256_levels(np.asarray(upright, np.float64), highest))
+        levels = _to_256_levels(np.asarray(upright, np.float64), highest)
+        upright = Image.fromarray(255 - levels if is_negative else levels)
     elif key is None and _has_transparency(upright):
         if upright.mode == "La":  # Pillow converts premultiplied grey levels to LA alone
             upright = upright.convert("LA")
@@ -155,9 +174,9 @@ def _to_8_bit_levels(image: PillowImage) -> PillowImage:
         upright.info.pop("transparency", None)  # the key, which is replaced below
     upright = upright.convert("L" if is_grey else "RGB")
     if key is not None:
-        levels = np.array(upright)
-        levels[is_transparent] = 255
-        upright = Image.fromarray(levels)
+        on_white = np.array(upright)
+        on_white[is_transparent] = 255
+        upright = Image.fromarray(on_white)
     return upright
 
 
@@ -191,6 +210,12 @@ def _highest_level(image: PillowImage) -> float | None:
         return None
     bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
     return float(2 ** min(bits[0], 16) - 1)
+
+
+def _is_negative(image: PillowImage) -> bool:
+    """Whether 0 is white, which Pillow applies to pixels of up to 8 bits alone."""
+    is_deep = image.mode in (*_INTEGER_LEVELS, "F")
+    return is_deep and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 
 
 def _to_256_levels(stored: NDArray[np.float64], highest: float | None) -> NDArray[np.uint8]:

@@ -23,6 +23,8 @@ _EXPONENT = r"(?:[eE][+-]?\d+)?"
 _SPACES = " \u00a0\u2009\u202f'\u2019"  # that group thousands: spaces, and Swiss apostrophes
 # Each without its sign, in the order in which they are tried.
 _PLAIN = re.compile(rf"\d+{_EXPONENT}", re.ASCII)
+# With its sign, a decimal number that has no three digits which may be thousands.
+_SIMPLE = re.compile(r"[+-]?(?:\d+\.(?:\d\d?|\d{4,})|(?:0|\d{4,})\.\d+)", re.ASCII)
 _INFINITE = re.compile(r"inf(?:inity)?", re.IGNORECASE)
 _EITHER = re.compile(r"[1-9]\d{0,2}[.,]\d{3}", re.ASCII)  # thousands or decimals
 _POINT = re.compile(
@@ -167,8 +169,11 @@ def number_formats(
 
 
 def _parse(cell: str) -> _Number | None:
-    if cell.isdigit() and cell.isascii():  # most cells of many tables
+    # Most cells of most tables are one of these two.
+    if cell.isdigit() and cell.isascii():
         return _Number(cell)
+    if _SIMPLE.fullmatch(cell):
+        return _Number(cell, ".")
     text = cell.strip().replace("\u2212", "-")  # the sign that typesetters use
     is_percent = text.endswith("%")
     if is_percent:

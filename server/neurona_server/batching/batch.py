@@ -100,6 +100,8 @@ class Batch:
             middle = len(requests) // 2
             return [requests[:middle], requests[middle:]]
         halves = requests[0].halve()
+        if halves and (order := requests[0].response_order) is not None:
+            order.replace(requests[0], halves)
         self.requests.extend(halves)  # so that what finishes the batch finishes them too
         return [[half] for half in halves]
 

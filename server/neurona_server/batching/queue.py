@@ -78,11 +78,13 @@ class _Level:
     __slots__ = (
         "arrivals",
         "backlog",
+        "counts",
         "delayed",
         "finish_tag",
         "lanes",
         "nbytes",
         "priority",
+        "requests",
         "rows",
         "weight",
     )
@@ -96,6 +98,10 @@ class _Level:
         """All of them, the newest last."""
         self.delayed: set[Request] = set()
         """Those that have waited too long, and are served after all others of the level."""
+        self.counts: dict[Request, int] = {}
+        """The requests of callers that each stands for, if there is a limit of these."""
+        self.requests = 0
+        """The sum of these counts."""
         self.rows = 0
         self.nbytes = 0
         self.backlog = Backlog(cost)
@@ -118,6 +124,11 @@ class _Level:
             return first in self.delayed, first.queued_at
 
         return min(groups, key=rank)
+
+
+def _is_counted(request: Request) -> bool:
+    """Return whether it counts as a request of a caller: of a split one, the last part does."""
+    return request.parts[-1] is request
 
 
 class LevelAhead(NamedTuple):
@@ -190,7 +201,8 @@ class Queue:
     def request_count(self) -> int:
         """The number of waiting requests."""
         with self._lock:
-            return sum(len(level.arrivals) for level in self._levels)
+            arrivals = [request for level in self._levels for request in level.arrivals]
+        return sum([one.count for one in arrivals if _is_counted(one)])
 
     @property
     def closed(self) -> bool:
@@ -279,7 +291,7 @@ class Queue:
             if self._closed:
                 raise UnavailableError("model is shutting down: it accepts no more requests")
             if self._policies is not None:
-                self._check_count(requests[0].priority)
+                self._check_count(requests[-1])
             displaced: Sequence[Request] = ()
             if self._rows + rows > max_rows or self._bytes + nbytes > max_bytes:
                 displaced = self._find_displaceable(
@@ -373,6 +385,9 @@ class Queue:
         request.holder = self
         level.lanes.setdefault(request.group, OrderedDict())[request] = None
         level.arrivals[request] = None
+        if self._policies is not None and _is_counted(request):
+            level.counts[request] = request.count
+            level.requests += request.count
         rows, nbytes = request.rows, request.nbytes
         level.rows += rows
         level.nbytes += nbytes
@@ -388,7 +403,9 @@ class Queue:
         if not lane:
             del level.lanes[group]
         del level.arrivals[request]
-        level.delayed.discard(request)
+        if self._policies is not None:
+            level.delayed.discard(request)
+            level.requests -= level.counts.pop(request, 0)
         rows, nbytes = request.rows, request.nbytes
         level.rows -= rows
         level.nbytes -= nbytes
@@ -425,11 +442,11 @@ class Queue:
     def _next_start_tag(self, level: _Level) -> float:
         return level.finish_tag if level.rows else max(level.finish_tag, self._virtual_time)
 
-    def _check_count(self, priority: Priority) -> None:
+    def _check_count(self, request: Request) -> None:
         assert self._policies is not None  # noqa: S101  for the type checker
-        limit = self._policies.level_policy(priority).max_requests
-        count = len(self._levels[priority].arrivals)
-        if limit and count >= limit:
+        limit = self._policies.level_policy(request.priority).max_requests
+        count = self._levels[request.priority].requests
+        if limit and count + request.count > limit:
             raise QueueFullError(
                 f"Exceeds maximum queue size: {count} requests of this priority wait (expected at "
                 f"most {limit})"
@@ -516,7 +533,8 @@ class Queue:
         turn = min(
             [level for level in self._levels if level.rows], key=lambda level: level.finish_tag
         )
-        group = turn.first_group(turn.lanes)
+        lanes = turn.lanes
+        group = next(iter(lanes)) if len(lanes) == 1 else turn.first_group(lanes)
         limit = self.max_batch_rows
         delay = self._policy.max_delay
         if delay and self._oldest() + delay > self._clock() and (ready := self._find_ready_group()):

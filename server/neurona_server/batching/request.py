@@ -137,8 +137,6 @@ class Request(ABC):
             self._unfinished.pop()
         except IndexError:
             return False
-        if self.response_order is not None:
-            self.response_order.remove(self)
         return True
 
     def deliver(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
@@ -206,18 +204,40 @@ class ResponseOrder:
 
         A request that the queue rejects is removed again.
         """
-        try:
-            with self._admission:  # or another thread could put its request in between
-                with self._lock:
-                    self._results[request] = None
-                request.response_order = self
+        with self._admission:  # or another thread could put its request in between
+            with self._lock:
+                self._results[request] = None
+            request.response_order = self
+            try:
+                # Only now: once it is in the queue, it may finish with a result to keep.
+                if request.finished:
+                    self._remove_last(request)
                 yield
-        except BaseException:
-            request.response_order = None
-            self.remove(request)
-            raise
-        if request.finished:  # maybe before it was appended
-            self.remove(request)
+            except BaseException:
+                request.response_order = None
+                self._remove_last(request)
+                raise
+
+    def _remove_last(self, request: Request) -> None:
+        """Remove the request that is being admitted: no other one waits for its result."""
+        with self._lock:
+            self._results.pop(request, None)
+
+    def replace(self, request: Request, replacements: Sequence[Request]) -> None:
+        """Put unfinished requests in the place of one that was withdrawn for them."""
+        for one in replacements:
+            one.response_order = self
+        with self._lock:
+            results = self._results
+            self._results = OrderedDict()
+            for other, result in results.items():
+                if other is request:
+                    self._results.update(dict.fromkeys(replacements))
+                else:
+                    self._results[other] = result
+        for one in replacements:
+            if one.finished:  # cancelled before it was in its place
+                self.remove(one)
 
     def finish(self, request: Request, outputs: Outputs | None, error: NeuronaError | None) -> None:
         """Deliver the result of a request once all requests before it are finished."""

@@ -83,6 +83,9 @@ def main() -> int:
     except (ConfigError, LoadError) as error:
         logs.report_fatal(error)
         return 1
+    except Exception as error:
+        logs.report_unexpected(error)
+        return 1
     channel.send(WorkerState.READY)
     log.info("received %s", signals.wait().name)
     drained = app.stop()

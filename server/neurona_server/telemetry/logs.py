@@ -16,6 +16,7 @@ import re
 import select
 import sys
 import threading
+import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
@@ -107,6 +108,23 @@ def set_up(
 def report_fatal(error: Exception) -> None:
     """Report why the process cannot serve: as a JSON log line if so set up, else as plain text."""
     report_end(str(error))
+
+
+def report_unexpected(error: Exception) -> None:
+    """Report in one line an error that nothing expects, because of which the process ends.
+
+    Where it arose is part of a JSON log line; else Python's development mode shows it.
+    """
+    reason = " ".join(str(error).split())
+    text = f"internal error: {type(error).__name__}: {reason}"
+    handler = _handler()
+    if handler is not None and isinstance(handler.formatter, JsonFormatter):
+        logging.getLogger(PACKAGE).critical("%s", text, exc_info=error)
+        handler.flush()
+        return
+    if sys.flags.dev_mode:
+        traceback.print_exception(error)
+    report_end(f"{text} (PYTHONDEVMODE=1 shows where)")
 
 
 def report_end(text: str) -> None:

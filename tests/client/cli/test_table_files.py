@@ -17,9 +17,11 @@ LENGTHS = TensorSpec("sequence_lens", "INT32", (-1,), ("batch",))
 CHARACTERS = TensorSpec("characters", "STRING", (-1, -1), ("batch", "time"), unit="character")
 
 
-def describe(*specs, batched=True):
+def describe(*specs, batched=True, target=""):
+    provenance = {"target": target} if target else {}
     return ModelDescription(
-        *("m", 1, "tensors", "", specs, (), (), (), batched, {}, {}, DescribeModelResponse())
+        *("m", 1, "tensors", "", specs, (), (), (), batched, {}, provenance),
+        DescribeModelResponse(),
     )
 
 
@@ -92,6 +94,7 @@ def test_text_and_numbers_of_one_table():
         ("age,age,income\n1,2,3\n", [FEATURES], "line 1: 2 columns 'age' (expected 1)"),
         ("age,income\n1,2\n3\n", [FEATURES], "line 3: 1 cells (expected 2)"),
         ("age,income\n1,x\n", [FEATURES], "line 2, column 'income': 'x' is not a number"),
+        ("age,income\n1,-inf\n", [FEATURES], "line 2, column 'income': '-inf' is not finite"),
         ("age,income\n1,NA\n", [FEATURES], "line 2, column 'income': missing value ('NA')"),
         (
             "age,income,city\n1,2,\n",
@@ -117,8 +120,13 @@ def test_names_that_are_numbers_or_have_accents():
     only_years = TensorSpec("x", "FLOAT", (-1, 2), ("batch", ""), columns=("2019", "2020"))
     assert read("2020,2019\n1,2\n", only_years)[0][1] == {"x": [[2.0, 1.0]]}
     assert read("2020,2019,y\n1,2,a\n", only_years)[0][1] == {"x": [[2.0, 1.0]]}
-    channels = TensorSpec("x", "FLOAT", (-1, 2), ("batch", ""), columns=("1", "2"))
-    assert read("2,1\n3,4\n", channels)[0][1] == {"x": [[2.0, 1.0], [3.0, 4.0]]}
+    counted = TensorSpec("x", "FLOAT", (-1, 2), ("batch", ""), columns=("1", "2"))
+    assert read("2,1\n3,4\n", counted)[0][1] == {"x": [[4.0, 3.0]]}
+    assert read("3,4\n1,2\n", counted)[0][1] == {"x": [[3.0, 4.0], [1.0, 2.0]]}
+    channels = TensorSpec(
+        "x", "FLOAT", (-1, -1, 2), ("batch", "time", "channel"), columns=("1", "2")
+    )
+    assert read("2,1\n3,4\n", channels)[0][1] == {"x": [[[2.0, 1.0]], [[3.0, 4.0]]]}
 
 
 def test_the_file_of_training_says_what_an_undecided_comma_is():
@@ -132,6 +140,26 @@ def test_the_file_of_training_says_what_an_undecided_comma_is():
     assert read('a,b\n1.234,"1,234"\n', spec("."))[0][1]["x"] == [[1.234, 1234.0]]
     assert "may be 1234" in refusal("a;b\n1,234;5\n", spec("."))
     assert read("a,b\n1.234,5\n", spec(""))[0][1]["x"] == [[1.234, 5.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ('a,b,y\n"1,234",5,"2,5"\n', [[1.234, 5.0]]),
+        ("a;b;y\n1,234;5;2.5\n", [[1234.0, 5.0]]),
+        ("y\ta\tb\n2.5\t1,234\t5\nx\t1\t5\n0.5\t1\t5\n", [[1234.0, 5.0], [1, 5], [1, 5]]),
+        ("a;b;y\n1,234;5;x\n1;1;2.5\n", None),  # text in half of its cells
+        ("a;b;y\n1,234;5;2,5\n1;1;2.5\n", None),
+    ],
+)
+def test_the_target_says_what_an_undecided_comma_is_as_in_training(text, rows):
+    spec = TensorSpec("x", "FLOAT", (-1, 2), ("batch", ""), columns=("a", "b"))
+    samples = read_table_samples(text.encode(), "f", describe(spec, target="y"))
+    if rows is None:
+        with pytest.raises(InvalidInputError, match="may be 1234"):
+            next(samples)
+    else:
+        assert next(samples)[1]["x"].tolist() == rows
 
 
 def test_a_table_with_names_is_one_sequence_and_rows_without_are_several():
@@ -174,4 +202,5 @@ def test_models_that_were_not_trained_on_a_table():
     assert rows == [(["f:2"], {"t": [["x y "]], "n": [[9007199254740993]], "b": [[True]]})]
     assert read("x,t,x\n1,a,2\n", number, text)[0][1] == {"x": [[1.0, 2.0]], "t": [["a"]]}
     assert "'1.5' is not an integer" in refusal("1.5\n", count)
+    assert "line 1: 5000 digits are too many for INT64" in refusal("9" * 5000 + "\n", count)
     assert "1 columns 'x' (expected 2)" in refusal("x,t\n1,a\n", number, text)

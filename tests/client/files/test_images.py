@@ -7,7 +7,8 @@ import pytest
 
 pytest.importorskip("PIL", reason="needs Pillow")
 
-from support.pictures import GREY, pictures, rejected_pictures
+from PIL import Image
+from support.pictures import COLOUR, GREY, encode, pictures, rejected_pictures
 
 from neurona_client.files.errors import FileContentError
 from neurona_client.files.images import fit_image, is_image_file, read_image
@@ -38,6 +39,16 @@ def test_a_picture_is_recognised_by_its_content(tmp_path):
     for name, (content, _) in pictures().items():
         (tmp_path / name).write_bytes(content)
         assert is_image_file(tmp_path / name) or name.endswith(".tga")  # which has no signature
+    colour = Image.fromarray(COLOUR)
+    for kind in ("AVIF", "PCX", "SGI", "ICO", "ICNS", "DDS", "QOI", "DIB"):
+        Image.init()
+        if kind in Image.SAVE:
+            (tmp_path / kind).write_bytes(encode(colour, kind))
+            assert is_image_file(tmp_path / kind) or kind == "DIB"  # the same holds for it
+            assert read_image(tmp_path / kind).mode == "RGB"
+    (tmp_path / "levels").write_bytes(b"Pf\n2 1\n-1.0\n" + np.float32([0.2, 1]).tobytes())
+    assert is_image_file(tmp_path / "levels")
+    assert np.asarray(read_image(tmp_path / "levels")).tolist() == [[51, 255]]
     (tmp_path / "rows").write_text("1,2,3")
     assert not is_image_file(tmp_path / "rows")
     assert not is_image_file(tmp_path)
@@ -48,6 +59,4 @@ def test_a_picture_is_recognised_by_its_content(tmp_path):
 def test_the_central_part_is_scaled():
     wide = np.zeros((16, 32), np.uint8)
     wide[:, 8:24] = np.kron(GREY, np.ones((2, 2), np.uint8))
-    from PIL import Image
-
     assert np.array_equal(np.asarray(fit_image(Image.fromarray(wide), 8, 8)), GREY)

@@ -206,6 +206,26 @@ def test_the_requests_of_each_priority_are_limited(clock):
     put(queue, request(1, Priority.LOW))
 
 
+def test_the_limit_counts_what_callers_have_sent():
+    """Not the parts of a large request, but each of those that were coalesced."""
+    policies = QueuePolicies(QueuePolicy(max_requests=3))
+    batcher = PuppetBatcher(BatchPolicy(max_rows=2, queue_policies=policies))
+    large = SubmittedRequest(batcher, range(10))
+    assert batcher.queue.request_count == 1
+    two = CoalescedPair(batcher, [20, 21])
+    assert batcher.queue.request_count == 3
+    with pytest.raises(QueueFullError, match="maximum queue size: 3 requests"):
+        SubmittedRequest(batcher, [30])
+    large.cancel(CancelledError("gone"))
+    assert batcher.queue.request_count == 2
+    with pytest.raises(QueueFullError, match="maximum queue size: 2 requests"):
+        CoalescedPair(batcher, [22, 23])
+    last = SubmittedRequest(batcher, [31])
+    batcher.step(Puppet())
+    batcher.step(Puppet())
+    assert (two.answer, last.answer, batcher.queue.request_count) == ([40, 42], [62], 0)
+
+
 @pytest.mark.parametrize(
     ("number", "seconds", "expected"),
     [
@@ -289,12 +309,82 @@ class TestPreservedOrder:
         batcher.step(Puppet())
         assert (first.answer, third.answer) == ([2], [6])
 
+    def test_a_request_may_finish_before_its_submission_returns(self, batcher):
+        put, instance = batcher.queue.put, Puppet()
+
+        def put_and_run(requests, **options):
+            displaced = put(requests, **options)
+            batcher.process(batcher.queue.take_batch(), instance)
+            return displaced
+
+        first = SubmittedRequest(batcher, [1], priority=Priority.LOW)
+        batcher.queue.put = put_and_run  # as an instance does that is faster than the caller
+        second = SubmittedRequest(batcher, [2], columns=2, priority=Priority.HIGH)
+        batcher.queue.put = put
+        assert (first.results, second.results) == ([], [])
+        batcher.step(Puppet())
+        assert (first.answer, second.answer) == ([2], [4])
+
+    def test_what_replaces_a_request_keeps_its_turn(self, batcher):
+        """Halves of coalesced requests, after a run that failed."""
+
+        def fail(inputs):
+            if 3.0 in inputs["x"]:
+                raise RuntimeError
+
+        first = SubmittedRequest(batcher, [1], columns=2)
+        both = CoalescedPair(batcher, [2, 3], priority=Priority.HIGH)
+        last = SubmittedRequest(batcher, [4], columns=2)
+        batcher.step(Puppet(before=fail))
+        assert [one.results for one in (first, *both.halves, last)] == [[], [], [], []]
+        batcher.step(Puppet())
+        assert (first.answer, both.halves[0].answer, last.answer) == ([2], [4], [8])
+        assert issubclass(both.halves[1].answer, Exception)
+        assert both.results == []
+
+    def test_nobody_waits_for_half_a_request_that_is_cancelled(self, batcher):
+        both = CoalescedPair(batcher, [2, 3], cancels_second_half=True)
+        last = SubmittedRequest(batcher, [4], columns=2)
+
+        def fail(inputs):
+            if len(inputs["x"]) == 2:
+                raise RuntimeError
+
+        batcher.step(Puppet(before=fail))
+        batcher.step(Puppet())
+        assert [one.answer for one in both.halves] == [[4], CancelledError]
+        assert last.answer == [8]
+
     def test_a_large_request_keeps_its_turn(self, batcher):
         large, small = SubmittedRequest(batcher, range(12)), SubmittedRequest(batcher, [1])
         batcher.step(Puppet())
         assert (large.results, small.results) == ([], [])
         batcher.step(Puppet())
         assert (large.answer, small.answer) == ([2 * i for i in range(12)], [2])
+
+
+class CoalescedPair(SubmittedRequest):
+    """Two requests of one row that run as one, or each for itself if that fails."""
+
+    def __init__(self, batcher, values, *, cancels_second_half=False, **options):
+        self.halves = []
+        self.cancels_second_half = cancels_second_half
+        self.count = 2
+        super().__init__(batcher, values, **options)
+
+    def halve(self):
+        if self.rows == 1 or not self.withdraw():
+            return []
+        self.halves = [
+            Half({"x": self.inputs["x"][row : row + 1]}, 1, self.group) for row in (0, 1)
+        ]
+        if self.cancels_second_half:
+            self.halves[1].cancel(CancelledError("gone"))
+        return self.halves
+
+
+class Half(FakeRequest):
+    answer = SubmittedRequest.answer
 
 
 class NumberedRequest(FakeRequest):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -137,6 +138,42 @@ def test_uncaught_exceptions_are_lines_of_the_log():
 def test_a_start_that_fails_is_reported_as_plain_text(capfd):
     logs.report_fatal(ValueError("no model"))
     assert capfd.readouterr().err == "neurona-serve: no model\n"
+
+
+UNEXPECTED = """
+import sys
+from neurona_server import cli
+
+def fail(config):
+    raise KeyError("a\\nb")
+
+cli.App = fail
+sys.argv[1:] = ["--repository", ".", "--log-format", *sys.argv[1:]]
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize(("log_format", "mode"), [("human", ""), ("human", "1"), ("json", "")])
+def test_an_error_at_the_start_that_nothing_expects_is_one_line(log_format, mode):
+    result = subprocess.run(
+        [sys.executable, "-c", UNEXPECTED, log_format],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONDEVMODE": mode},
+    )
+    assert result.returncode == 1
+    *before, last = result.stderr.splitlines()
+    text = "internal error: KeyError: 'a\\nb'"
+    if log_format == "json":
+        entry = json.loads(last)
+        assert entry["message"] == text
+        assert "in fail" in entry["exception"]
+        assert not before
+    else:
+        assert last == f"neurona-serve: {text} (PYTHONDEVMODE=1 shows where)"
+        assert ("in fail" in "".join(before)) == bool(mode)
 
 
 UNWRITABLE = """

@@ -117,6 +117,11 @@ def _describe_failure(error: Exception) -> str:
     # torch has no class of its own for memory that the CPU lacks.
     if isinstance(error, MemoryError) or "allocate" in text or "out of memory" in text:
         return f"not enough memory (expected fewer or smaller rows, or --batch-rows): {text}"
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("neurona"):
+        return (
+            f"package not installed: {error.name} (expected the packages of 'neurona[training]', "
+            "or of 'neurona[recipes]' and an ONNX Runtime)"
+        )
     if sys.flags.dev_mode:
         traceback.print_exc()
     return f"internal error: {type(error).__name__}: {text} (PYTHONDEVMODE=1 shows where)"

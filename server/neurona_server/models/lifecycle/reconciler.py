@@ -245,7 +245,9 @@ class Reconciler:
                 missing = self._models.keys() - folders.keys()
                 if self._options.explicit:
                     idle = {name for name in missing if not self._models[name].loading}
-                    self._forget_missing(idle | (missing & self._missing))
+                    # The files of an upload are elsewhere.
+                    missing_twice = (missing & self._missing) - self._uploads.keys()
+                    self._forget_missing(idle | missing_twice)
                     folders = {}
                 else:
                     for name in missing & self._missing:
@@ -284,10 +286,7 @@ class Reconciler:
             idle = {n for n in self._models.keys() - folders.keys() if not self._models[n].loading}
             self._forget_missing(idle)
             if folder is None or not (folder.versions or folder.problem or folder.unusable):
-                raise NotFoundError(
-                    f"failed to load {quoted(name)}, failed to poll from model repository: "
-                    f"the repository has no model {quoted(name)}"
-                )
+                raise NotFoundError(f"the repository has no model {quoted(name)}")
             self._requested.add(name)
             self._waiters.setdefault(name, []).append(waiter)
             self._observe(name, folder, eager=True)
@@ -367,10 +366,11 @@ class Reconciler:
             if problem not in self._logged_problems.get(name, ()):
                 log.error("%s: %s", name, problem, extra={"model": name})
         self._logged_problems[name] = problems
-        warnings = self._models[name].warnings()
+        logged = {f"{name}: {problem}" for problem in problems}
+        warnings = [one for one in self._models[name].warnings() if one not in logged]
         for warning in warnings:
             if warning not in self._logged_warnings.get(name, ()):
-                log.warning("%s: %s", name, warning, extra={"model": name})
+                log.warning("%s", warning, extra={"model": name})
         self._logged_warnings[name] = warnings
         self._publish(name)
 
@@ -380,6 +380,7 @@ class Reconciler:
             if not self._models[name].has_models:
                 self._requested.discard(name)
                 self._observe(name, None)
+                self._replace_upload(name, None)
 
     def _start_loads(self, name: str, sources: Sequence[ModelSource]) -> None:
         if self._stopping.is_set():

@@ -21,7 +21,11 @@ from neurona_server.models.model import Model
 from neurona_server.models.repository.listing import Fingerprint
 from neurona_server.models.repository.scanner import ModelFolder, ModelSource, VersionFiles
 from neurona_server.models.repository.settings import ModelSettings, Traffic, VersionPolicy
-from neurona_server.models.repository.unusable import WHOLE_FOLDER, Unusable, is_version_name
+from neurona_server.models.repository.unusable import (
+    WHOLE_FOLDER,
+    Unusable,
+    is_version_name,
+)
 
 FILES_REMOVED = "its files are missing in the repository; the loaded version keeps serving"
 
@@ -192,10 +196,13 @@ class VersionSet:
         ]
 
     def warnings(self) -> list[str]:
-        """Return one line for each thing in the folder that its owner may have meant otherwise."""
+        """Return one line, for the log, for each thing that its owner may have meant otherwise."""
         notes = self._folder.notes if self._folder else ()
         unusable = self._unusable_beside(self._records)
-        return [*(_unusable_line(name, reason) for name, reason in unusable.items()), *notes]
+        return [
+            *(f"{self.name}{name and f'/{name}'}: {one}" for name, one in unusable.items()),
+            *(f"{self.name}: {note}" for note in notes),
+        ]
 
     def blocking_problems(self) -> list[str]:
         """Return one line for each wanted version that cannot even be tried."""

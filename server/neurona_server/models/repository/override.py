@@ -57,7 +57,14 @@ def make_override(name: str, config: str | None, files: Mapping[str, bytes]) -> 
         raise InvalidArgumentError(
             f"invalid model name {quoted(name)} (expected letters, digits, '.', '_' and '-')"
         )
-    paths = {_check_path(path): content for path, content in files.items()}
+    paths: dict[PurePosixPath, bytes] = {}
+    for text, content in files.items():
+        if (path := _check_path(text)) in paths:  # such as 1/x and 1//x
+            raise InvalidArgumentError(
+                f"Invalid file path: parameter {quoted('file:' + text)} is a duplicate of "
+                f"'file:{path}' (expected each file once)"
+            )
+        paths[path] = content
     return ModelOverride(_config_text(name, config), paths)
 
 
@@ -82,7 +89,7 @@ def _check_path(text: str) -> PurePosixPath:
     path = PurePosixPath(text)
     parts = path.parts
     valid = parts and not path.is_absolute() and ".." not in parts and text.isprintable()
-    if not valid or set(text) & set("\\:") or text in (CONFIG_PBTXT, MODEL_TOML):
+    if not valid or set(text) & set("\\:") or str(path) in (CONFIG_PBTXT, MODEL_TOML):
         raise InvalidArgumentError(
             f"Invalid file path: parameter {quoted('file:' + text)} (expected 'file:' and a path "
             "inside the model's folder, such as 'file:1/model.onnx')"

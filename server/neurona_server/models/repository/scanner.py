@@ -38,6 +38,7 @@ from neurona_server.models.repository.unusable import (
     explain_in_repository,
     find_model_file,
     is_hidden,
+    is_hidden_path,
     misplaced_settings,
     model_format,
     notes_beside,
@@ -183,6 +184,11 @@ class Repository:
             places = [(root, root / name) for root in self.roots if (root / name).is_dir()]
             if name in self._single_models:
                 places.append((self._single_models[name], self._single_models[name]))
+            if len(places) > 1:
+                used = [
+                    one for one in places if not self._scan_folder(one[0], name, one[1]).is_empty
+                ]
+                places = used or places[:1]
             if len(places) != 1:  # none, or a duplicate, which has a problem
                 return self._scan().get(name)
             root, path = places[0]
@@ -347,6 +353,7 @@ def _scan_versions(
             files = list(list_files(path, recursive=True))
             versions[int(number)] = _check_files(root, file, files)
             names = sorted(os.path.relpath(one.path, path) for one in files)
+            names = [name for name in names if not is_hidden_path(name)]
             beside = misplaced_settings(names, here=False)
             beside += notes_beside(str(file.relative_to(path)), names)
             notes += [f"version {number}: {note}" for note in beside]
@@ -378,7 +385,7 @@ def _scan_versions(
             others = [name for name in others if name not in (file.name, *stray)]
     for name in others:
         if reason := explain_in_model(folder / name, kinds[name], root):
-            unusable[name] = Unusable(reason, state_of(folder / name))
+            unusable[display(name)] = Unusable(reason, state_of(folder / name))
     if not (versions or unusable):
         unusable[WHOLE_FOLDER] = whole
     return versions, unusable, notes

@@ -32,6 +32,8 @@ VERSION_NAME = re.compile(r"[1-9][0-9]{0,17}")
 WHOLE_FOLDER = ""
 """Key of a reason that is about a model's folder, not about one of its entries."""
 
+_TOO_LONG = re.compile(r"[1-9][0-9]{18,}")
+
 _NAMED_LIKE_VERSION = re.compile(r"(v|ver|version|r|rev|release)?[-_. ]*\d.*", re.IGNORECASE)
 
 _OTHER_FORMATS: Mapping[str, str] = {
@@ -57,7 +59,10 @@ _OTHER_FORMATS: Mapping[str, str] = {
 _ARCHIVES = (".bz2", ".gz", ".tar", ".tgz", ".xz", ".zip", ".zst")
 
 _SYSTEM_FOLDERS = frozenset(
-    {"lost+found", "__pycache__", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
+    {
+        *("lost+found", "__pycache__", "__MACOSX", "@eaDir", "#recycle", "#snapshot"),
+        *("$RECYCLE.BIN", "System Volume Information"),
+    }
 )
 """What file systems and tools put into any folder."""
 
@@ -89,6 +94,11 @@ def is_version_name(name: str) -> bool:
 def is_hidden(name: str) -> bool:
     """Return whether a name belongs to the system or to tools, not to the repository."""
     return name.startswith(".") or name in _SYSTEM_FOLDERS
+
+
+def is_hidden_path(path: str) -> bool:
+    """Return whether a file, or a folder on its relative path, is hidden."""
+    return any(map(is_hidden, Path(path).parts))
 
 
 def display(name: str) -> str:
@@ -130,7 +140,11 @@ def find_model_file(folder: Path, name: str) -> Path:
     if kind not in (None, Kind.FOLDER):
         raise NoModelFileError(f"no model file: {_quoted(name)} is {kind.value} (expected a file)")
     parent = path if kind is Kind.FOLDER else folder
-    kinds = {one: kind for one, kind in list_kinds(parent).items() if one.endswith(".onnx")}
+    kinds = {
+        one: kind
+        for one, kind in list_kinds(parent).items()
+        if one.endswith(".onnx") and not is_hidden(one)
+    }
     files = [one for one, kind in kinds.items() if kind is Kind.FILE]
     if len(files) == 1:
         return parent / files[0]
@@ -189,9 +203,10 @@ def explain_in_model(path: Path, kind: Kind, root: Path) -> str:
         if not held and not like_version:
             return ""
         detail = f": it holds {_quoted(held)}" if held and not like_version else ""
+        digits = "with at most 18 digits and " if _TOO_LONG.fullmatch(name) else ""
         return (
             f"{_quoted(name)} is not a version{detail} (expected a whole number from 1 on, "
-            f"without leading zeros, such as {_suggest_version(name)})"
+            f"{digits}without leading zeros, such as {_suggest_version(name)})"
         )
     if kind is Kind.FILE:
         if what := model_format(name):
@@ -226,7 +241,7 @@ def misplaced_settings(names: Iterable[str], *, here: bool) -> list[str]:
 
 @lru_cache(maxsize=4096)  # the same names are in most folders, at every poll
 def _hint_for_settings(name: str) -> str:
-    if name.endswith(_BACKUPS):
+    if name.endswith(_BACKUPS) or name.startswith("#"):  # "#" is of Emacs
         return ""
     return close_match(name.lower(), (MODEL_TOML, CONFIG_PBTXT), cutoff=0.85)
 
@@ -288,7 +303,8 @@ def _is_version_beside(link: Path) -> bool:
 def _find_any_model(folder: Path) -> str:
     """Return the path of a model file in the folder, relative to it, or ""."""
     for entry in list_files(folder, recursive=True, limit=_MOST_ENTRIES):
-        path = Path(entry.path)
-        if path.suffix.lower() == ".onnx" or path.suffix.lower() in _OTHER_FORMATS:
-            return path.relative_to(folder).as_posix()
+        path = Path(entry.path).relative_to(folder)
+        is_model = path.suffix.lower() == ".onnx" or path.suffix.lower() in _OTHER_FORMATS
+        if is_model and not is_hidden_path(str(path)):
+            return path.as_posix()
     return ""

@@ -417,6 +417,21 @@ def test_the_index_of_models_that_calls_load_and_unload(tmp_path, start, wait_un
     wait_until(lambda: index(server) == {("m", "2"): ("UNAVAILABLE", "unloaded")})
 
 
+def test_the_index_has_the_models_of_one_moment(tmp_path, start, monkeypatch):
+    save(tmp_path, 1)
+    save(tmp_path, 1, name="n")
+    server = start()
+    names = server.registry.names
+
+    def remove_after_reading():
+        found = names()
+        server.registry.publish("n", None)
+        return found
+
+    monkeypatch.setattr(server.registry, "names", remove_after_reading)
+    assert index(server)["m", "1"] == ("READY", "")
+
+
 def test_labels_move_when_their_version_is_loaded(tmp_path, start):
     save(tmp_path, 1)
     save(tmp_path, 2)
@@ -611,6 +626,7 @@ def test_blocking_problems_are_logged_once(tmp_path, start, caplog):
     write_settings(tmp_path, "default = 7", name="other")
     (tmp_path / "linked" / "1" / "weights").symlink_to("/etc/hostname")
     (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "outside").symlink_to("/etc")
     server = start()
     server.reconciler.poll_once()
     for line in (
@@ -618,6 +634,7 @@ def test_blocking_problems_are_logged_once(tmp_path, start, caplog):
         "other: its settings name version 7, which does not exist",
         "linked: version 1: 'weights' is a link that leads out of the repository",
         "loop: it is a link to itself",
+        "outside: it is a link that leads out of the repository",
     ):
         assert caplog.text.count(line) == 1
 

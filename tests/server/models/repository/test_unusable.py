@@ -79,6 +79,11 @@ def test_a_folder_with_another_name_than_a_model_s_is_listed_printable(tmp_path,
     assert reasons(tmp_path)["good"] == {"1": ""}
 
 
+def test_a_version_is_listed_under_a_printable_name(tmp_path):
+    lay_out(tmp_path, "m/1\xff/model.onnx", "m/2\n/model.onnx")
+    assert reasons(tmp_path)["m"].keys() == {"1\\xff", "2\\n"}
+
+
 @pytest.mark.parametrize(
     ("paths", "expected"),
     [
@@ -168,6 +173,19 @@ def test_notes_are_logged_once(tmp_path, caplog):
         ("WARNING", "'config.pbtxt' is not read (expected in the model's folder)"),
         ("INFO", "not meant as models: config.pbtxt, notes.txt"),
     ]
+
+
+def test_what_tools_and_mounts_leave_behind_is_neither_served_nor_noted(tmp_path):
+    mount = "..2026_11_28_00_00_00.1"  # a volume of Kubernetes
+    lay_out(
+        tmp_path,
+        *("mac/1/net.onnx", "mac/1/._net.onnx", "mac/._net.onnx", "#recycle/1/model.onnx"),
+        *(f"pod/1/{mount}/model.onnx", f"pod/1/..data -> {mount}"),
+        *("pod/1/model.onnx -> ..data/model.onnx", "pod/#config.pbtxt#", "pod/1/.config.pbtxt"),
+        "pod/assets/._net.onnx",
+    )
+    assert reasons(tmp_path) == {"mac": {"1": ""}, "pod": {"1": ""}}
+    assert not any(folder.notes for folder in Repository([tmp_path]).scan().values())
 
 
 def test_a_repository_that_is_itself_a_model_is_noted(tmp_path, caplog):

@@ -32,6 +32,7 @@ STYLES = (  # in which the numbers of one column are written
     st.sampled_from(["1.234", "5", "1,234"]),
     st.sampled_from(["7", "7,5", "7.5", "", "NA", "x"]),
 )
+LABELS = ["a", "b"] * (ROWS // 2)
 TEXTS = st.sampled_from(["Bonn", " Bonn ", "Bad Ems", "a,b", "a;b", "12", "Ko\u0308ln"])
 
 
@@ -47,8 +48,8 @@ def write_table(columns, separator, encoding):
         return '"' + cell.replace('"', '""') + '"'
 
     lines = [["id", "p", "q", "city", "y"]]
-    for index, (first, second, text) in enumerate(zip(*columns, strict=True)):
-        lines.append([str(index), first, second, text, "ab"[index % 2]])
+    for index, cells in enumerate(zip(*columns, strict=True)):
+        lines.append([str(index), *cells])
     return "\n".join(separator.join(map(quoted, line)) for line in lines).encode(encoding)
 
 
@@ -77,7 +78,8 @@ def read_as_client(content, described):
         for one in described
     )
     model = ModelDescription(
-        *("m", 1, "tensors", "", specs, (), (), (), True, {}, {}, DescribeModelResponse())
+        *("m", 1, "tensors", "", specs, (), (), (), True, {}, {"target": "y"}),
+        DescribeModelResponse(),
     )
     ((_, inputs),) = read_table_samples(content, "f", model)
     return inputs
@@ -87,12 +89,18 @@ def read_as_client(content, described):
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    st.tuples(NUMBERS, NUMBERS, column(TEXTS)),
+    st.tuples(NUMBERS, NUMBERS, column(TEXTS), NUMBERS | st.just(LABELS)),
     st.sampled_from(",;\t"),
     st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
 )
-@example((["1,5"] * ROWS, ["1.234"] * ROWS, ["Bonn"] * ROWS), ";", "utf-8")
-@example((["0,5"] * ROWS, ["1 000"] * ROWS, [" Bonn "] * ROWS), ",", "utf-16")
+@example((["1,5"] * ROWS, ["1.234"] * ROWS, ["Bonn"] * ROWS, LABELS), ";", "utf-8")
+@example((["0,5"] * ROWS, ["1 000"] * ROWS, [" Bonn "] * ROWS, LABELS), ",", "utf-16")
+@example(
+    (["1,234"] * ROWS, ["5"] * ROWS, ["Bonn"] * ROWS, ["1,5", "2"] * (ROWS // 2)), ",", "utf-8"
+)
+@example(
+    (["1,234"] * ROWS, ["5"] * ROWS, ["Bonn"] * ROWS, ["1.5", "2"] * (ROWS // 2)), "\t", "utf-8"
+)
 def test_training_and_client_read_the_same_values(tmp_path, columns, separator, encoding):
     content = write_table(columns, separator, encoding)
     path = tmp_path / "table.csv"
