@@ -169,15 +169,16 @@ def _delete_unlocked(folder: Path) -> None:
 
 
 def _copy_file(source: Path, target: str, on_progress: Callable[[], object]) -> None:
-    """Copy a regular file; holes stay holes."""
+    """Copy a regular file; holes stay holes. Raises LoadError if it changes meanwhile."""
     buffer = memoryview(bytearray(_CHUNK_BYTES))
     with _open_data(source) as file, open(target, "wb", buffering=0) as copy:
-        size = os.fstat(file.fileno()).st_size
+        before = os.fstat(file.fileno())
+        size = before.st_size
         position = _next_data(file.fileno(), 0, size)
         while position < size:
             file.seek(position)
             count = file.readinto(buffer)
-            if not count:  # it was truncated meanwhile
+            if not count:
                 break
             copy.seek(position)
             view = buffer[:count]
@@ -186,6 +187,9 @@ def _copy_file(source: Path, target: str, on_progress: Callable[[], object]) -> 
             on_progress()
             position = _next_data(file.fileno(), position + count, size)
         copy.truncate(size)
+        after = os.fstat(file.fileno())
+    if (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):  # missing parts are zeros
+        raise LoadError("its external data were changed while they were copied")
 
 
 def _next_data(descriptor: int, position: int, size: int) -> int:

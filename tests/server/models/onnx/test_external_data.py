@@ -323,6 +323,26 @@ def test_file_that_changes_while_it_is_copied_is_rejected(tmp_path, monkeypatch)
         Session(path, RuntimeOptions())
 
 
+@pytest.mark.parametrize("size", [1 << 20, 30 << 20, 40 << 20], ids=["shrinks", "same", "grows"])
+def test_data_that_change_while_they_are_copied_are_rejected(folder, size):
+    """What was cut off would be zeros, and the model would answer with them."""
+    path = save(folder, "w.bin")
+    data = folder / "w.bin"
+    data.write_bytes(b"x" * (30 << 20))
+    os.utime(data, (0, 0))
+
+    def change():
+        with open(data, "r+b") as file:
+            file.truncate(size)
+            file.write(b"y")
+
+    with (
+        pytest.raises(LoadError, match="external data were changed while they were copied"),
+        temporary_copy(path, find_external(path, {"w.bin"}), on_progress=change),
+    ):
+        pass
+
+
 def test_load_of_large_data_can_be_cancelled(tmp_path):
     path = save_table(tmp_path, [1])
     with open(tmp_path / "w0.bin", "r+b") as file:
