@@ -107,6 +107,6 @@ class _Detacher:
         if self._rest_bytes > self._max_rest_bytes:
             raise ValueError(
                 f"the message has more than {self._max_rest_bytes} bytes besides the data of its "
-                "tensors"
+                "tensors or files"
             )
         return self._message[start:stop]

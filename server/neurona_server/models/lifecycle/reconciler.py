@@ -286,10 +286,7 @@ class Reconciler:
             idle = {n for n in self._models.keys() - folders.keys() if not self._models[n].loading}
             self._forget_missing(idle)
             if folder is None or not (folder.versions or folder.problem or folder.unusable):
-                raise NotFoundError(
-                    f"failed to load {quoted(name)}, failed to poll from model repository: "
-                    f"the repository has no model {quoted(name)}"
-                )
+                raise NotFoundError(f"the repository has no model {quoted(name)}")
             self._requested.add(name)
             self._waiters.setdefault(name, []).append(waiter)
             self._observe(name, folder, eager=True)

@@ -28,6 +28,9 @@ from neurona_protos.wire_format import VARINT, length_delimited, varint
 _ELEMENT_BYTES = 32
 """Size of a std::string of libstdc++: a pointer, a length, and 16 bytes for a short text."""
 
+_MAX_INT = 2**31 - 1
+"""What `ctypes.string_at` takes as a size: it cuts off the upper bits of greater ones."""
+
 _IN_PLACE = 16
 """Offset in a std::string at which it holds a text of up to 15 bytes itself."""
 
@@ -101,7 +104,7 @@ def can_read_strings() -> bool:
         own = start + index * _ELEMENT_BYTES
         if (address == own + _IN_PLACE) != (length < _IN_PLACE):
             return False
-        if ctypes.string_at(address, length) != sample:
+        if read_memory(address, length) != sample:
             return False
     return True
 
@@ -109,12 +112,22 @@ def can_read_strings() -> bool:
 def _read_contents(value: onnxruntime.OrtValue, count: int) -> Iterable[bytes]:
     if count:  # otherwise there is no address
         for address, length in _read_table(value.data_ptr(), count):
-            yield ctypes.string_at(address, length)
+            yield read_memory(address, length)
+
+
+def read_memory(address: int, size: int) -> bytes:
+    """Return the bytes at an address."""
+    if size <= _MAX_INT:
+        return ctypes.string_at(address, size)
+    starts = range(0, size, _MAX_INT)
+    return b"".join(
+        [ctypes.string_at(address + start, min(_MAX_INT, size - start)) for start in starts]
+    )
 
 
 def _read_table(start: int, count: int) -> Iterable[tuple[int, int]]:
     """Return address and length of each of `count` strings that are stored from `start` on."""
-    words = np.frombuffer(ctypes.string_at(start, count * _ELEMENT_BYTES), np.uint64)
+    words = np.frombuffer(read_memory(start, count * _ELEMENT_BYTES), np.uint64)
     addresses, lengths, *_ = words.reshape(count, -1).T.tolist()
     return zip(addresses, lengths, strict=True)
 

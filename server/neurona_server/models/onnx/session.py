@@ -1,6 +1,5 @@
 """A session: one model file loaded in ONNX Runtime, and its runs."""
 
-import ctypes
 import logging
 import time
 import weakref
@@ -339,7 +338,7 @@ class SessionRun:
 
 
 def _copy_bits(value: Any) -> Array:
-    content = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    content = byte_strings.read_memory(value.data_ptr(), value.tensor_size_in_bytes())
     return np.frombuffer(content, np.uint16).reshape(value.shape())
 
 

@@ -17,14 +17,26 @@ from neurona_server.errors import (
 from neurona_server.models.lifecycle.reconciler import NOT_EXPLICIT
 from neurona_server.models.lifecycle.registry import ModelEntry, Registry
 from neurona_server.models.repository.override import ModelOverride, make_override
-from neurona_server.rpc.call import Call, Methods, Unary
+from neurona_server.rpc.call import ANY_MESSAGE_BYTES, Call, Methods, Unary
 from neurona_server.rpc.control_calls import ControlCalls
+from neurona_server.rpc.detached_data import DataPaths, bytes_index, read_bytes_index
+from neurona_server.rpc.limits import LARGE_MESSAGE, Limits
 from neurona_server.rpc.open_inference.messages import parse_message, unary_method
 from neurona_server.rpc.security.access import Grant, Right
 
 UNAVAILABLE = "UNAVAILABLE"
 CONFIG, FILE_PREFIX = "config", "file:"
 """Parameters of a load."""
+
+_VALUE_OF_ENTRY = 2
+"""The number of a map entry's value."""
+
+_FILES: DataPaths = {
+    pb.RepositoryModelLoadRequest.PARAMETERS_FIELD_NUMBER: {
+        _VALUE_OF_ENTRY: {pb.ModelRepositoryParameter.BYTES_PARAM_FIELD_NUMBER: bytes_index}
+    }
+}
+"""Where the request of a load has the contents of files."""
 
 STATES: Mapping[State, str] = {
     State.STATE_LOADING: "LOADING",
@@ -39,9 +51,10 @@ Index = pb.RepositoryIndexResponse.ModelIndex
 class RepositoryService:
     """The methods about the repository."""
 
-    def __init__(self, registry: Registry, control: ControlCalls | None) -> None:
+    def __init__(self, registry: Registry, control: ControlCalls | None, limits: Limits) -> None:
         """Make the service; without a `control`, callers can neither load nor unload models."""
         self._registry = registry
+        self._limits = limits
         self._control = control
 
     def methods(self, prefix: str) -> Methods:
@@ -49,7 +62,7 @@ class RepositoryService:
             prefix + "RepositoryIndex": unary_method(
                 Right.DESCRIBE, pb.RepositoryIndexRequest, self._index
             ),
-            prefix + "RepositoryModelLoad": Unary(self._load, Right.CONTROL),
+            prefix + "RepositoryModelLoad": Unary(self._load, Right.CONTROL, ANY_MESSAGE_BYTES),
             prefix + "RepositoryModelUnload": Unary(self._unload, Right.CONTROL),
         }
 
@@ -68,7 +81,7 @@ class RepositoryService:
 
     def _load(self, call: Call) -> None:
         try:
-            message = parse_message(pb.RepositoryModelLoadRequest, call.request)
+            message = _parse_load(call.request, self._limits)
             name, response = message.model_name, pb.RepositoryModelLoadResponse()
             if message.repository_name and not name:  # a request of KServe
                 name = message.repository_name
@@ -107,6 +120,24 @@ class RepositoryService:
         if self._control is None:
             raise NotAllowedError(f"model_control is not explicit: {NOT_EXPLICIT}")
         return self._control
+
+
+def _parse_load(data: bytes, limits: Limits) -> pb.RepositoryModelLoadRequest:
+    """Parse the request of a load; a large one within the limits of all messages with data.
+
+    Raises:
+        InvalidArgumentError: The bytes are not such a message, or exceed a limit.
+    """
+    if len(data) < LARGE_MESSAGE:
+        return parse_message(pb.RepositoryModelLoadRequest, data)
+    rest, spans = limits.detach_data(data, _FILES)
+    message = parse_message(pb.RepositoryModelLoadRequest, rest)
+    for value in message.parameters.values():
+        index = read_bytes_index(value.bytes_param)
+        if index is not None:
+            start, stop = spans[index]
+            value.bytes_param = data[start:stop]
+    return message
 
 
 def _read_override(model: str, message: pb.RepositoryModelLoadRequest) -> ModelOverride | None:

@@ -54,7 +54,8 @@ class OpenInference:
             workers: Threads for what takes too long for the transport's; by default new ones.
         """
         self.memory = SharedMemoryService(enabled=shared_memory)
-        self.repository = RepositoryService(registry, control)
+        limits = limits or Limits()
+        self.repository = RepositoryService(registry, control, limits)
         versions = versions or VersionPolicy()
         self._services = (
             MetadataService(registry, ready, versions, shared_memory=shared_memory),
@@ -62,7 +63,7 @@ class OpenInference:
                 registry,
                 metrics,
                 self.memory,
-                limits or Limits(),
+                limits,
                 workers or WorkerPool(),
                 typed_responses=typed_responses,
             ),

@@ -54,6 +54,14 @@ def test_values_have_the_strings_they_were_made_of(array):
     assert contents(returned) == array.ravel().tolist()
 
 
+@pytest.mark.slow
+def test_memory_of_more_than_2_gib_is_read_whole():
+    memory = np.zeros(2**31 + 5, np.uint8)
+    memory[-3:] = 1, 2, 3
+    content = byte_strings.read_memory(memory.ctypes.data, len(memory))
+    assert (len(content), content[-4:]) == (len(memory), b"\0\1\2\3")
+
+
 def test_inputs_that_are_not_utf8(echo):
     (output,) = echo.run({"x": texts(ANY, (1, len(ANY)))})
     assert output.shape == (1, len(ANY))

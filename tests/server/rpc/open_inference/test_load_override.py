@@ -142,7 +142,23 @@ def test_files_make_a_model_that_the_repository_does_not_have(explicit_server, s
     assert (times(server, "seven"), times(server, "times")) == ([[7, 70]], [[3, 30]])
     unload(server, "seven")
     assert ready(server, "seven") == []
-    assert fails(server, "seven")[0] == "NOT_FOUND"
+    assert fails(server, "seven") == (
+        "NOT_FOUND",
+        "failed to load 'seven', failed to poll from model repository: "
+        "the repository has no model 'seven'",
+    )
+
+
+def test_files_may_be_as_large_as_a_message(explicit_server, sevenfold, rejection):
+    model = onnx.load_from_string(sevenfold)
+    model.doc_string = "x" * 500_000
+    load(explicit_server, "large", "{}", **{"1/model.onnx": model.SerializeToString(), "a": b""})
+    assert times(explicit_server, "large") == [[7, 70]]
+    many = pb.RepositoryModelLoadRequest(model_name="many")
+    for number in range(50_000):
+        many.parameters[f"file:{number}"].bytes_param = b""
+    code, text = rejection(explicit_server.triton.RepositoryModelLoad, many)
+    assert (code, "fields" in text) == ("INVALID_ARGUMENT", True), text
 
 
 def test_external_data_are_files_too(explicit_server, tmp_path):
