@@ -3,7 +3,7 @@
 Rows can share a run if axis 0 of every input is free, every output has as many rows as the inputs,
 and the outputs of a row do not depend on the other rows. The declared shapes of outputs are no
 evidence: many exporters write sizes there that only their example had. So synthetic rows are run,
-each among others and among copies of itself.
+each among others, among copies of itself, and beside a row of much larger values.
 """
 
 import logging
@@ -38,7 +38,11 @@ SIZE_TOLERANCE = 0.02
 which sum in another order, and a quantised value may be rounded to the next one."""
 
 MIN_SIMILAR = 0.75
-"""Part of the values that must be within SIZE_TOLERANCE."""
+"""Part of the values that must be within SIZE_TOLERANCE; of each column at least one."""
+
+SMALL_SCALE, LARGE_SCALE = 2.0**-6, 2.0**8
+"""Factors of the values of two rows, for models that compare all rows with a bound: whether
+any pixel is above 1, say. As powers of 2 they change no rounding."""
 
 Run = Callable[[Inputs], Outputs]
 
@@ -114,7 +118,9 @@ def check_rows(
             ]
             if not (reason := _find_nothing_finite(values[0], outputs)):
                 evidence = _compare(outputs, values[0], values[1:3], values[3:])
-                if evidence.independent or evidence.wrong_shape:
+                if evidence.independent:
+                    return _compare_scales(inputs, outputs, arrays, values[0], run)
+                if evidence.wrong_shape:
                     return evidence
                 random = _find_random(outputs, values[0], arrays, run)
                 return evidence._replace(reason=random or evidence.reason)
@@ -155,6 +161,47 @@ def _make_rows(inputs: Sequence[TensorSpec], size: int, *, positive: bool) -> In
         elif array.dtype.kind != "f" and spec.dtype != DataType.DATA_TYPE_BFLOAT16:
             array[1::2] = array[0::2] == 0
     return arrays
+
+
+def _compare_scales(
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    arrays: Inputs,
+    together: Sequence[Array],
+    run: Run,
+) -> BatchingEvidence:
+    """Return whether rows are independent of much larger and smaller ones beside them.
+
+    Row 1 gets small values, 0 if they are integers, and row 3 large ones. Rows 0 and 2 must have
+    the outputs that they had before, and row 1 those that it has among copies of itself.
+    """
+    scaled = {name: array.copy() for name, array in arrays.items()}
+    for spec in inputs:
+        array = scaled[spec.name]
+        if array.dtype.kind == "f":
+            array[1] *= SMALL_SCALE
+            array[3] *= LARGE_SCALE
+        elif array.dtype.kind != "O":
+            array[1] = 0
+    try:
+        mixed = run(scaled)
+        copies = run({name: np.repeat(array[1:2], ROWS, 0) for name, array in scaled.items()})
+    except Exception as error:  # the model does not support these values
+        log.debug("cannot run rows of different scales: %s", error)
+        return BatchingEvidence(True)
+    for before, *after, spec in zip(together, mixed, copies, outputs, strict=True):
+        whole, small = (_as_numbers(array, spec) for array in after)
+        if (
+            whole.shape != before.shape
+            or not _is_equal(whole[::2], before[::2])
+            or not _is_equal(small, np.repeat(whole[1:2], ROWS, axis=0))
+        ):
+            return BatchingEvidence(False, _dependence(spec))
+    return BatchingEvidence(True)
+
+
+def _dependence(spec: TensorSpec) -> str:
+    return f"outputs of synthetic inputs depend on other rows of the batch: {spec.name!r}"
 
 
 def _as_numbers(array: Any, spec: TensorSpec) -> Array:
@@ -212,12 +259,8 @@ def _compare(
             _is_equal(array, np.repeat(whole[row : row + 1], ROWS, axis=0))
             for row, array in enumerate(repeated)
         )
-        start, stop = SMALLER_BATCHES[-1]
-        if not among_copies or not _is_similar(parts[-1], whole[start:stop]):
-            return BatchingEvidence(
-                False,
-                f"outputs of synthetic inputs depend on other rows of the batch: {spec.name!r}",
-            )
+        if not among_copies or not _is_similar(parts, whole):
+            return BatchingEvidence(False, _dependence(spec))
     return BatchingEvidence(True)
 
 
@@ -230,21 +273,32 @@ def _is_equal(first: Array, second: Array) -> bool:
     return bool(_is_close(first, second, TOLERANCE).all())
 
 
-def _is_similar(smaller: Array, larger: Array) -> bool:
-    """Return whether most values of two batch sizes are equal but for rounding."""
-    if not smaller.size:
+def _is_similar(parts: Sequence[Array], whole: Array) -> bool:
+    """Return whether most values of the SMALLER_BATCHES are those of all rows but for rounding.
+
+    Rounding does not change a column in every row, other than the number of rows does.
+    """
+    if not whole.size:
         return True
-    if smaller.dtype.kind != "f":
-        return bool(np.mean(smaller == larger) >= MIN_SIMILAR)
-    return bool(np.mean(_is_close(smaller, larger, SIZE_TOLERANCE)) >= MIN_SIMILAR)
+    start, stop = SMALLER_BATCHES[-1]
+    larger = whole[start:stop]
+    if whole.dtype.kind != "f":
+        similar = np.asarray(parts[-1] == larger)
+        changed = np.asarray(np.concatenate(parts) != whole)
+    else:
+        similar = _is_close(parts[-1], larger, SIZE_TOLERANCE)
+        highest = np.abs(whole, where=np.isfinite(whole), out=np.zeros_like(whole)).max()
+        allowed = SIZE_TOLERANCE * highest
+        changed = ~_is_close(np.concatenate(parts), whole, SIZE_TOLERANCE, allowed)
+    return bool(np.mean(similar) >= MIN_SIMILAR) and not changed.all(axis=0).any()
 
 
-def _is_close(first: Array, second: Array, tolerance: float) -> Array:
+def _is_close(first: Array, second: Array, tolerance: float, more: float = 0) -> Array:
     precision = 8 * float(np.finfo(first.dtype).eps)
     first, second = first.astype(np.float64), second.astype(np.float64)
     finite = np.where(np.isfinite(second), np.abs(second), 0)
     columns = finite.max(axis=0, keepdims=True, initial=0)
-    allowed = tolerance * columns + precision * finite.max(initial=0)
+    allowed = tolerance * columns + precision * finite.max(initial=0) + more
     with np.errstate(invalid="ignore"):
         close = np.abs(first - second) <= allowed
     same = (first == second) | (np.isnan(first) & np.isnan(second))

@@ -26,6 +26,9 @@ CONSTANTS = {
     "hundredth": np.float32(0.01),
     "small": np.float32(1e-3),
     "bound": np.float32(0.3),
+    "high": np.float32(50),
+    "low": np.float32(0.2),
+    "one of many": np.eye(1, 16, dtype=np.float32),
     "axis": np.array(0),
     "four": np.array([4]),
     "zero": np.float32(0),
@@ -101,6 +104,23 @@ DEPENDENT = {
         node("DequantizeLinear", ["q", "scale", "point"], ["y"]),
     ],
     "in the number of rows": [*ROWS, node("Div", ["x", "rows"], ["y"])],
+    "in the number of rows, in one value of many": [
+        *ROWS,
+        node("Mul", ["rows", "one of many"], ["counts"]),
+        node("Concat", ["x"] * 4, ["wide"], axis=1),
+        node("Add", ["wide", "counts"], ["y"]),
+    ],
+    "if any value is above what is usual": [
+        node("ReduceMax", ["x"], ["most"], keepdims=0),
+        node("Max", ["most", "high"], ["divisor"]),
+        node("Div", ["x", "divisor"], ["y"]),
+    ],
+    "if any value is above what is small": [
+        node("ReduceMax", ["x"], ["most"], keepdims=0),
+        node("Greater", ["most", "low"], ["is above"]),
+        node("Div", ["x", "hundred"], ["divided"]),
+        node("Where", ["is above", "divided", "x"], ["y"]),
+    ],
     "in the place in the batch": [
         node("Sub", ["x", "x"], ["zeros"]),
         node("Exp", ["zeros"], ["ones"]),
@@ -131,6 +151,11 @@ def test_rows_that_change_each_other_are_not_batched(tmp_path, nodes, caplog):
         (
             INT64,
             [node("ReduceMax", ["x"], ["most"], axes=[0]), node("Sub", ["most", "x"], ["y"])],
+            False,
+        ),
+        (
+            INT64,
+            [node("ReduceMax", ["x"], ["most"], keepdims=0), node("Add", ["most", "x"], ["y"])],
             False,
         ),
         (
