@@ -98,9 +98,7 @@ def test_no_combination_of_extras_installs_two_runtimes(wheel, target):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "combination", ["server-cpu,training", "training", "server-cpu,server", "*"]
-)
+@pytest.mark.parametrize("combination", ["server-cpu,training", "*"])
 def test_pip_resolves_extras_to_one_runtime(wheel, tmp_path, combination):
     extras = PROJECT["project"]["optional-dependencies"]
     report = tmp_path / "report.json"

@@ -47,6 +47,19 @@ TABLES = {
         ["mlp", "--target", "bought"],
         NUMBERS,
     ),
+    "deep": (  # a recipe whose default data are pictures, which are shifted in training
+        table(["age", "income", "bought"], AGES, INCOMES, BOUGHT).encode(),
+        ["feedforward", "--target", "bought"],
+        NUMBERS,
+    ),
+    "target-decides": (
+        table(
+            *(["k", "price"], (f'"{age},234"' for age in AGES)),
+            (f'"{age},5"' for age in AGES),
+        ).encode(),
+        ["mlp", "--target", "price"],
+        {"features": (AGES + 0.234).astype(np.float32)[:, None]},
+    ),
     "pandas-index": (
         table(["", "bought", "age", "income"], range(COUNT), BOUGHT, AGES, INCOMES).encode(),
         ["perceptron", "--target", "bought"],

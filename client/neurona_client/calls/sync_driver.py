@@ -2,13 +2,13 @@
 
 import _thread
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from neurona_client.calls.backpressure import CapacityLimiter
 from neurona_client.calls.steps import Deadline, Operation, Step
 from neurona_client.errors import NeuronaError
+from neurona_client.transport import green_threads
 from neurona_client.transport.green_threads import prepare_green_threads
 from neurona_client.transport.grpc_calls import Outcome
 from neurona_client.transport.stream import PendingRequest, Stream, StreamedCall
@@ -75,7 +75,7 @@ class ThreadReply:
 def yield_then(write: Callable[[], None]) -> None:
     """Let the other threads that can run submit their requests first, so that these go along."""
     try:
-        time.sleep(0)
+        green_threads.sleep(0)
     finally:
         write()
 

@@ -32,6 +32,10 @@ MAX_SECONDS = 1e8
 """Longer durations mean three years: the clocks of Python and gRPC cannot count them all."""
 
 
+MAX_FILE_BYTES = 16 << 20
+"""Of a file of certificates, a key or a token."""
+
+
 class CommandError(Exception):
     """Ends a command with a line on standard error and an exit status."""
 
@@ -200,9 +204,15 @@ def read_file(name: str | None) -> bytes | None:
     if name is None:
         return None
     try:
-        return Path(name).read_bytes().removeprefix(codecs.BOM_UTF8)  # of editors on Windows
+        with Path(name).open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise CommandError(f"cannot read {name}: {error.strerror}", WRONG_USAGE) from error
+    if len(content) > MAX_FILE_BYTES:  # or without an end, like /dev/zero
+        raise CommandError(
+            f"{name} is too large (expected at most {MAX_FILE_BYTES} bytes)", WRONG_USAGE
+        )
+    return content.removeprefix(codecs.BOM_UTF8)  # of editors on Windows
 
 
 def _flag_or_variable(flag: str | None, variable: str) -> str | None:

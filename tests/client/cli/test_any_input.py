@@ -157,6 +157,14 @@ def test_arguments_of_any_kind_fail_in_a_line(run, arguments):
     assert done.returncode == 2 or done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no file without an end")
+@pytest.mark.parametrize("flag", ["--token-file", "--ca"])
+def test_a_file_without_an_end_is_refused(run, flag):
+    done = run("models", flag, "/dev/zero")
+    assert done.returncode == 2
+    assert done.stderr == b"neurona: /dev/zero is too large (expected at most 16777216 bytes)\n"
+
+
 def test_durations_of_any_length(run):
     assert run("health", "--timeout", "1e300").stdout == b"SERVING\n"
     assert run("models", "--json", "--timeout", "9" * 30).returncode == 0

@@ -61,6 +61,18 @@ from gevent import monkey; monkey.patch_all()
 assert client.predict("lenet5", np.zeros((8, 8), np.float32)).label == "0"
 """
 
+GEVENT_WITHOUT_THREADS = """
+from gevent import monkey; monkey.patch_all(thread=False)
+import gevent, numpy as np
+from neurona_client import Client
+with Client(ADDRESS, timeout=20) as client:
+    def call():
+        return client.predict("lenet5", np.zeros((8, 8), np.float32)).label
+    calls = [gevent.spawn(call) for _ in range(20)]
+    gevent.joinall(calls, raise_error=True)
+    assert [one.value for one in calls] == ["0"] * 20
+"""
+
 EVENTLET = """
 import eventlet; eventlet.monkey_patch()
 from neurona_client import AsyncClient, Client
@@ -87,6 +99,7 @@ with Client(ADDRESS, timeout=20) as client:
     [
         pytest.param("gevent", GEVENT + STUBS + CLIENT + ASYNC_CLIENT, id="gevent"),
         pytest.param("gevent", EARLY_CLIENT, id="gevent-after-the-client"),
+        pytest.param("gevent", GEVENT_WITHOUT_THREADS, id="gevent-without-threads"),
         pytest.param("eventlet", EVENTLET, id="eventlet"),
         pytest.param("eventlet", EVENTLET_WITHOUT_THREADS, id="eventlet-without-threads"),
     ],

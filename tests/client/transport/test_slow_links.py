@@ -45,16 +45,22 @@ def slow_link(target, rate=1 << 30, delay=0.0):
         with contextlib.suppress(OSError):
             while True:
                 near = listener.accept()[0]
+                sockets.append(near)
                 far = socket.create_connection((host, int(port)))
-                sockets.extend((near, far))
+                sockets.append(far)
                 for ends in ((near, far, rate), (far, near, 1 << 30)):
                     threading.Thread(target=copy, args=ends, daemon=True).start()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=accept, daemon=True).start()
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-    for one in sockets:
-        one.close()
+        accepting = threading.Thread(target=accept, daemon=True)
+        accepting.start()
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)  # which ends accept
+            accepting.join()
+            for one in sockets:
+                one.close()
 
 
 @pytest.mark.slow

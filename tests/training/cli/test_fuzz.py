@@ -20,7 +20,7 @@ from neurona_training.data.user.load import load_user_data
 from neurona_training.data.user.spec import UserData
 from neurona_training.errors import TrainingError
 
-COUNTS = [pytest.param(300, 1), pytest.param(4_000, 2, marks=pytest.mark.slow)]
+COUNTS = [pytest.param(300, 1), pytest.param(1_500, 2, marks=pytest.mark.slow)]
 
 TEXTS = [
     *("", "0", "-1", "2", "nan", "inf", "1e400", "1e-400", "9" * 30, "9" * 5000, "½", "0x10"),

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import onnx
 import pytest
 
@@ -46,6 +47,26 @@ def test_a_wrong_command_line_is_one_line(capsys, arguments, expected):
     line = _error_line(capsys, *arguments)
     assert line.startswith("neurona-train: error: ")
     assert expected in line
+
+
+@pytest.mark.parametrize("recipe", ["feedforward", "lstm"])
+def test_data_that_are_no_pictures_are_not_shifted(recipe, tmp_path, monkeypatch):
+    """The default data of these recipes are pictures, whose augmentation is no use elsewhere."""
+    used = []
+    monkeypatch.setattr(
+        "neurona_training.learning.gradient_descent.augment_images",
+        lambda inputs, *_: used.append(inputs) or inputs,
+    )
+    labels = ["a", "b"] * 10
+    (tmp_path / "rows.csv").write_text(
+        "x,z,y\n" + "".join(f"{number},{number % 7},{y}\n" for number, y in enumerate(labels))
+    )
+    steps = np.arange(120.0).reshape(20, 3, 2)
+    np.savez(tmp_path / "steps.npz", inputs=steps, lengths=np.full(20, 3), targets=labels)
+    rows = ["--data", str(tmp_path / "rows.csv"), "--target", "y"]
+    data = rows if recipe == "feedforward" else ["--data", str(tmp_path / "steps.npz")]
+    assert main([recipe, *data, "--out", str(tmp_path), "--epochs", "1", "--no-report"]) == 0
+    assert not used
 
 
 def test_an_unwritable_folder_is_an_error_before_training(tmp_path, capsys):

@@ -187,6 +187,9 @@ def _choose_hyperparameters(recipe: Recipe, arguments: Arguments, data: Dataset)
     """The recipe's for these data, with those of the command line."""
     named = None if arguments.user_data else recipe.hyperparameters.get(data.name)
     hyperparameters = named or recipe.default_hyperparameters
+    if named is None and data.kind != "images":
+        # The default data may be pictures; other data have no pixels to shift and rotate.
+        hyperparameters = dataclasses.replace(hyperparameters, augmentation=None)
     return dataclasses.replace(
         hyperparameters,
         epochs=arguments.epochs or hyperparameters.epochs,
