@@ -35,6 +35,8 @@ _WIRE_TYPES = {1: _VARINT, 5: _VARINT} | dict.fromkeys(
 _MAX_FIELD_NUMBER = 100
 _MAX_FILE_BYTES = 2**31 - 1  # what protobuf can parse
 _CHUNK_BYTES = 1 << 20
+# Field 4 of a NodeProto, its operator, also of nodes in graphs inside a node.
+_RECURRENT = (b"\x22\x03GRU", b"\x22\x04LSTM", b"\x22\x13DynamicQuantizeLSTM")
 _MAX_LOCATION_BYTES = 4096
 _MAX_NAME_BYTES = 1 << 16
 
@@ -61,6 +63,9 @@ class GraphOutline:
 
     nested_external: bool = False
     """Whether some of these data belong to a graph inside a node."""
+
+    recurrent: bool = False
+    """Whether it has an LSTM or GRU: ONNX Runtime 1.31 ends the process if one gets no values."""
 
     without_shape: set[str] = field(default_factory=set)
     """Names of inputs and outputs that declare no shape: not even a number of axes."""
@@ -246,6 +251,8 @@ def _read(file: BinaryIO, part: ProtobufField, max_bytes: int) -> bytes:
 
 def _walk_node(file: BinaryIO, node: ProtobufField, outline: GraphOutline, *, nested: bool) -> None:
     # Faster than parsing every attribute: an external tensor must contain this key.
+    if not nested and not outline.recurrent:
+        outline.recurrent = any(_contains(file, node, operator) for operator in _RECURRENT)
     if nested or _contains(file, node, b"location"):
         for attribute in read_fields(file, node.start, node.end):
             if attribute.number == 5:

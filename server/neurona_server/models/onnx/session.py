@@ -127,6 +127,7 @@ class Session:
         if options.require_gpu and self.degraded and self.provider == CPU:
             raise LoadError(f"{self.degraded}, and require_gpu is set")
         unknown = outline.without_shape
+        self._recurrent = outline.recurrent
         self.inputs = [_tensor_spec("input", node, unknown) for node in session.get_inputs()]
         self.optional = [
             _tensor_spec("input", node, ()) for node in session.get_overridable_initializers()
@@ -163,11 +164,14 @@ class Session:
         """Run as `run` does, with options of ONNX Runtime.
 
         Raises:
+            InvalidArgumentError: The model has recurrent nodes, and an input no values.
             UnavailableError: The session is closed.
         """
         session = self._session
         if session is None:
             raise UnavailableError("the model has been unloaded")
+        if self._recurrent:
+            _check_not_empty(inputs)
         if self._shrinker.is_due_in_run():
             options.add_run_config_entry(_SHRINK_ARENAS, self._arenas)
         self._runs_in_flight.append(None)
@@ -335,6 +339,15 @@ class SessionRun:
 
     def _run(self, inputs: Inputs) -> Outputs:
         return self._session.run_with_options(inputs, self._options)
+
+
+def _check_not_empty(inputs: Inputs) -> None:
+    for name, array in inputs.items():
+        if not array.size:
+            raise InvalidArgumentError(
+                f"input {name!r} has shape {[*array.shape]}, without values (expected some: "
+                "ONNX Runtime cannot run this model's LSTM or GRU without)"
+            )
 
 
 def _copy_bits(value: Any) -> Array:

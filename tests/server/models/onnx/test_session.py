@@ -12,7 +12,12 @@ import pytest
 from onnx import TensorProto, helper
 from support import onnx_models
 
-from neurona_server.errors import ConfigError, LoadError, UnavailableError
+from neurona_server.errors import (
+    ConfigError,
+    InvalidArgumentError,
+    LoadError,
+    UnavailableError,
+)
 from neurona_server.models.onnx import runtime
 from neurona_server.models.onnx.runtime import (
     CPU,
@@ -280,3 +285,23 @@ def test_run_that_shrinks_the_arena_has_the_same_outputs(path):
         assert not use()
         assert np.array_equal(without.run(X)[0], expected)
         assert not without._shrinker.is_due(running=False)
+
+
+@pytest.mark.parametrize(("operator", "gates"), [("GRU", 3), ("LSTM", 4)])
+@pytest.mark.parametrize("shape", [(3, 0, 8), (0, 0, 8)])
+def test_recurrent_nodes_get_no_empty_input(tmp_path, operator, gates, shape):
+    """ONNX Runtime alone would end the process."""
+    path = onnx_models.save(
+        tmp_path / "model.onnx",
+        [helper.make_node(operator, ["x", "w", "r"], ["y"], hidden_size=4)],
+        {"x": (TensorProto.FLOAT, ["time", "batch", 8])},
+        {"y": (TensorProto.FLOAT, ["time", 1, "batch", 4])},
+        {
+            "w": np.ones((1, 4 * gates, 8), np.float32),
+            "r": np.ones((1, 4 * gates, 4), np.float32),
+        },
+    )
+    session = Session(path, RuntimeOptions())
+    assert session.run({"x": np.ones((3, 2, 8), np.float32)})[0].shape == (3, 1, 2, 4)
+    with pytest.raises(InvalidArgumentError, match="without values"):
+        session.run({"x": np.ones(shape, np.float32)})
