@@ -9,6 +9,9 @@ from support import triton_clients
 
 from neurona_protos import model_config_pb2, open_inference_pb2
 
+NOT_TRITONS = ("PropertiesEntry", ".properties", "RepositoryModelLoadResponse.", "UnloadResponse.")
+"""KServe's: fields of messages in which Triton has none of that number."""
+
 DUMP = """
 import base64, json
 from tritonclient.grpc import model_config_pb2, service_pb2
@@ -79,7 +82,8 @@ def theirs():
 def test_every_name_and_number_is_tritons(theirs, index, module):
     ours = FileDescriptorProto.FromString(module.DESCRIPTOR.serialized_pb)
     assert (ours.package, ours.syntax) == (theirs[index].package, theirs[index].syntax)
-    assert wire_facts(ours) == wire_facts(theirs[index])
+    own = {one for one in wire_facts(ours) if any(name in str(one) for name in NOT_TRITONS)}
+    assert wire_facts(ours) - own == wire_facts(theirs[index])
     assert len(wire_facts(ours)) > 150
 
 

@@ -244,7 +244,7 @@ def javascript(server, tmp_path_factory):
 
 def node_modules():
     """Return the folder of node's packages that NODE_MODULES names, if it has those of gRPC."""
-    folder = Path(os.environ.get("NODE_MODULES", "none"))
+    folder = Path(os.environ.get("NODE_MODULES", "none")).absolute()
     return folder if (folder / "@grpc" / "proto-loader").is_dir() else None
 
 

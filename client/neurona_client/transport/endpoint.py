@@ -6,6 +6,7 @@ health checks, which are sent while calls to it get no answer.
 """
 
 import codecs
+import contextlib
 import json
 import socket
 import threading
@@ -73,6 +74,9 @@ _MAX_RECONNECT_BACKOFF_MS = 2_000
 _CONNECT_TIMEOUT_MS = 5_000
 """How long an attempt to connect may take, with TLS. Handshakes of a server that is far away, or
 whose machine is busy, take longer than the pause between two attempts."""
+
+_DIAGNOSIS_DELAY_SECONDS = 0.1
+"""Without a status from the server for so long, it is found out why there is no connection."""
 
 _DISCONNECTED_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _SUSPECT_SECONDS = 1.0
@@ -379,13 +383,16 @@ class Endpoint:
         is_rejected = False
         while not self._closed.is_set():
             received_status = False
+            diagnosis = threading.Timer(_DIAGNOSIS_DELAY_SECONDS, self._diagnose_connection)
+            diagnosis.daemon = True
+            diagnosis.start()
             try:
                 method: Any = self.channel.unary_stream(_WATCH_PATH)
-                # A server that rejects the call must fail it at once when it is gone. Without a
-                # connection, the first call fails at once with the reason, and the next one waits.
-                wait_for_ready = bool(self.connect_error) and not is_rejected
-                statuses = method(b"", metadata=self._metadata, wait_for_ready=wait_for_ready)
+                # A server that rejects the call must fail it at once when it is gone. (Without
+                # wait_for_ready, gRPC sometimes never ends a call during a reconnection.)
+                statuses = method(b"", metadata=self._metadata, wait_for_ready=not is_rejected)
                 for response in statuses:
+                    diagnosis.cancel()
                     received_status = True
                     self.connect_error = ""
                     self.record_answer()
@@ -401,14 +408,22 @@ class Endpoint:
                     self._set_state(reachable=True, serving=True)
                     self._closed.wait(_WATCH_ERROR_RETRY_SECONDS)
                     continue
-                if not received_status:
-                    self.connect_error = explain_connect_error(
-                        error.details() or error.code().name, uses_tls=self.uses_tls
-                    )
+            finally:
+                diagnosis.cancel()
             self.hanging = False  # it is gone, or the connection was lost
             self._set_state(reachable=False, serving=False)
             if not received_status:
                 self._closed.wait(_WATCH_RETRY_SECONDS)
+
+    def _diagnose_connection(self) -> None:
+        """Make a call that fails if there is no connection: gRPC's error has the reason."""
+
+        def on_end(outcome: Outcome) -> None:
+            if isinstance(outcome, UnavailableError) and not self.reachable:
+                self.connect_error = explain_connect_error(str(outcome), uses_tls=self.uses_tls)
+
+        with contextlib.suppress(ValueError):  # the channel is closed
+            self._method(_CHECK_PATH).start(b"", _PROBE_TIMEOUT_SECONDS, self._metadata, on_end)
 
     def _set_state(self, *, reachable: bool, serving: bool) -> None:
         self.reachable, self.serving = reachable, serving

