@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from neurona_client.descriptions import TensorSpec
 from neurona_client.errors import InvalidInputError
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError
 from neurona_client.files.images import fit_image, read_image, scale_levels
 
 if TYPE_CHECKING:  # Pillow is an optional extra

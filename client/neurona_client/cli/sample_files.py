@@ -22,7 +22,7 @@ from neurona_client.descriptions import ModelDescription, TensorSpec
 from neurona_client.errors import InvalidInputError
 from neurona_client.files import arrays as array_files
 from neurona_client.files import audio, images, tables
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError
 from neurona_client.inputs import Inputs
 from neurona_protos.tensors import NUMPY_DTYPES
 

@@ -17,7 +17,7 @@ import numpy as np
 from neurona_client.descriptions import ModelDescription, TensorSpec
 from neurona_client.errors import InvalidInputError
 from neurona_client.files.arrays import channel_numbers
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError
 from neurona_client.files.numbers import (
     NumberEvidence,
     NumberFormat,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError, begins_with
 
 SUFFIXES = (".npy", ".npz")
 """Of files of arrays, in lower case."""
@@ -29,13 +29,7 @@ _PICKLE = re.compile(
 
 def is_pickle(path: Path) -> bool:
     """Whether a file begins as a pickle does, which is never read: it could run code."""
-    if not path.is_file():  # a pipe would lose what is read here
-        return False
-    try:
-        with path.open("rb") as file:
-            return _PICKLE.match(file.read(12)) is not None
-    except OSError:  # one that may not be read, which the caller reports
-        return False
+    return begins_with(path, _PICKLE)
 
 
 def read_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError
 
 SUFFIXES = (".wav", ".wave")
 """Of files that are recordings, in lower case."""

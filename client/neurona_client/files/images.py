@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError, begins_with
 
 if TYPE_CHECKING:  # Pillow is an optional extra
     from PIL.Image import Image as PillowImage
@@ -111,13 +111,7 @@ def read_image(source: bytes | bytearray | Path) -> PillowImage:
 
 def is_image_file(path: Path) -> bool:
     """Whether a file begins as a picture does, whatever its name."""
-    if not path.is_file():  # a pipe would lose what is read here
-        return False
-    try:
-        with path.open("rb") as file:
-            return _SIGNATURES.match(file.read(16)) is not None
-    except OSError:  # one that may not be read, which the caller reports
-        return False
+    return begins_with(path, _SIGNATURES)
 
 
 def fit_image(image: PillowImage, width: int, height: int) -> PillowImage:

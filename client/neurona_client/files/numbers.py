@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError
 
 DecimalMark = Literal[".", ","]
 

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError
 from neurona_client.files.numbers import NumberEvidence, is_number
 from neurona_client.files.texts import decode_text
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError
 
 _BYTE_ORDER_MARKS = (  # UTF-32 before UTF-16, whose mark is the beginning of its
     (codecs.BOM_UTF8, "utf-8", "UTF-8"),

@@ -6,7 +6,7 @@ import pytest
 from neurona_client.cli.table_files import read_table_samples, read_text_samples
 from neurona_client.descriptions import ModelDescription, TensorSpec
 from neurona_client.errors import InvalidInputError
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError
 from neurona_protos.prediction_pb2 import DescribeModelResponse
 
 FEATURES = TensorSpec("features", "FLOAT", (-1, 2), ("batch", ""), columns=("age", "income"))

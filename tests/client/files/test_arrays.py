@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from neurona_client.files.arrays import read_arrays, read_sequences
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError
 
 
 def saved(array):

@@ -5,7 +5,7 @@ import pytest
 from support.sounds import RATE, WAVEFORM, rejected_sounds, sounds
 
 from neurona_client.files.audio import read_sound
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError
 
 
 @pytest.mark.parametrize("name", sounds())

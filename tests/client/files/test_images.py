@@ -10,7 +10,7 @@ pytest.importorskip("PIL", reason="needs Pillow")
 from PIL import Image
 from support.pictures import COLOUR, GREY, encode, pictures, rejected_pictures
 
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError
 from neurona_client.files.images import fit_image, is_image_file, read_image
 
 PICTURES = {name: one for name, one in pictures().items() if one[1] is not None}

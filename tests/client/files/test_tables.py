@@ -2,7 +2,7 @@
 
 import pytest
 
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError
 from neurona_client.files.numbers import NumberEvidence, NumberFormat, number_formats
 from neurona_client.files.tables import TableText, read_table
 from neurona_client.files.texts import decode_text, text_lines

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from neurona_client.cli.table_files import read_table_samples
 from neurona_client.descriptions import ModelDescription, TensorSpec
 from neurona_client.errors import InvalidInputError
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError
 from neurona_protos.prediction_pb2 import DescribeModelResponse
 from neurona_training.data.user.load import load_user_data
 from neurona_training.data.user.spec import UserData

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError
 from neurona_client.files.texts import text_lines
 from neurona_training.data import Dataset, Input, Split
 from neurona_training.data.published_files import PublishedFile, fetch

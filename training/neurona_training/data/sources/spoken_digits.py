@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurona_client.files.audio import read_sound
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError
 from neurona_training.data import Dataset, Input, Split
 from neurona_training.data.published_files import PublishedFile, fetch
 from neurona_training.data.transforms import pad_sequences

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError
 from neurona_client.files.images import fit_image, read_image
 from neurona_training.data import Dataset, Input, Split
 from neurona_training.data.splits import encode_classes, split_rows

@@ -24,7 +24,7 @@ from neurona_client.files.arrays import (
     read_arrays,
     read_sequences,
 )
-from neurona_client.files.errors import FileContentError
+from neurona_client.files.content import FileContentError
 from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.splits import Target, encode_classes, infer_task, split_rows
 from neurona_training.data.user.spec import UserData
