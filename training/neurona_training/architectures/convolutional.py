@@ -21,22 +21,22 @@ _C3_CONNECTIONS = (
 class LeNet5(nn.Module):
     """LeNet-5, with the paper's 60,000 parameters up to F6.
 
-    (rows, height, width), or (rows, channels, height, width) -> logits (rows, classes); a
-    square image of any size is resized to the paper's 32 x 32. Two things differ from the
-    paper: the output is a softmax layer instead of radial basis functions, and tanh is
-    unscaled, since the weights around it can absorb the paper's 1.7159 and 2/3.
+    (rows, height, width), or (rows, channels, height, width) -> logits (rows, classes); an
+    image of any size is resized to the paper's 32 x 32, one that is not square is stretched.
+    Two things differ from the paper: the output is a softmax layer instead of radial basis
+    functions, and tanh is unscaled, since the weights around it can absorb the paper's 1.7159
+    and 2/3.
 
     Args:
         normalise: scales the pixels.
-        size: height and width of the images, in pixels.
         classes: number of outputs.
         channels: of the images.
     """
 
-    def __init__(self, normalise: nn.Module, size: int, classes: int, channels: int = 1) -> None:
+    def __init__(self, normalise: nn.Module, classes: int, channels: int = 1) -> None:
         super().__init__()
         self.normalise = normalise
-        self.enlarge = nn.Upsample(scale_factor=32 / size, mode="bilinear")
+        self.enlarge = nn.Upsample(size=(32, 32), mode="bilinear")
         self.c1 = nn.Conv2d(channels, 6, 5)  # -> 6 maps of 28 x 28
         self.s2 = Subsampling(6)  # -> 14 x 14
         self.c3 = PartialConvolution(6, _C3_CONNECTIONS, 5)  # -> 16 maps of 10 x 10
