@@ -76,7 +76,7 @@ def find_input_bounds(
             columns = tuple(described.columns)
             bounds.append(_FiniteNumbers(spec.name, columns, described.allow_nan))
         if described.only_categories and described.categories:
-            bounds.append(_Categories(spec.name, _known_strings(described)))
+            bounds.append(_Categories(spec.name, _category_strings(described)))
         if described.lengths_of:
             bounds.append(_declared_lengths(described, specs))
     declared = {bound.name for bound in bounds if isinstance(bound, _Lengths)}
@@ -174,15 +174,15 @@ class _Lengths:
 @dataclass(frozen=True)
 class _Categories:
     name: str
-    known: frozenset[str]
+    categories: frozenset[str]
 
     def check(self, array: Array, _: Inputs, first_row: int) -> None:
-        if self.known.issuperset(array.ravel().tolist()):
+        if self.categories.issuperset(array.ravel().tolist()):
             return
         flat = array.ravel().tolist()
-        index = next(index for index, text in enumerate(flat) if text not in self.known)
+        index = next(index for index, text in enumerate(flat) if text not in self.categories)
         where = _row(self.name, np.unravel_index(index, array.shape)[:1], first_row)
-        names = sorted(self.known - {""})
+        names = sorted(self.categories - {""})
         listed = ", ".join(map(quoted, names[:_MAX_NAMED_CATEGORIES]))
         more = len(names) - _MAX_NAMED_CATEGORIES
         if more > 0:
@@ -202,7 +202,7 @@ def _row(name: str, index: Sequence[Any], first_row: int) -> str:
     return f"input {name!r} row {first_row + int(index[0])}" if len(index) else f"input {name!r}"
 
 
-def _known_strings(described: InputDescription) -> frozenset[str]:
+def _category_strings(described: InputDescription) -> frozenset[str]:
     missing = ("",) if described.allow_nan else ()
     return frozenset((*described.categories, *missing))
 

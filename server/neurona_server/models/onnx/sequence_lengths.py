@@ -78,14 +78,14 @@ def find_lengths_inputs(path: Path) -> Sequence[LengthsInput]:
                 names[part.number].append(_text(file, part, 8 if part.number == 5 else 1))
     inputs = {*names[11]} - {*names[5]}
     producers = {output: node for node in nodes for output in node.outputs}
-    found: dict[str, LengthsInput] = {}
+    lengths_inputs: dict[str, LengthsInput] = {}
     for node in nodes:
         lengths, axis = _read_lengths(node)
         name, _ = _follow_back(lengths, 0, inputs, producers)
-        if name and not (name in found and found[name].sequences):
+        if name and not (name in lengths_inputs and lengths_inputs[name].sequences):
             sequences, axis = _follow_back(node.inputs[0], axis, inputs, producers)
-            found[name] = LengthsInput(name, sequences, axis)
-    return tuple(found.values())
+            lengths_inputs[name] = LengthsInput(name, sequences, axis)
+    return tuple(lengths_inputs.values())
 
 
 def _read_lengths(node: _Node) -> tuple[str, int]:
