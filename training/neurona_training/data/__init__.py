@@ -112,6 +112,9 @@ class Input:
             batch axis alone, its one name. Files that callers send name them so.
         window: how many successive steps each sequence has, if that is what a caller sends.
         decimal_mark: of the numbers in the file, "." or ","; empty if it does not say.
+        allow_nan: whether a missing value is taken, which the network fills in itself: NaN, or
+            an empty string.
+        sample_rate: of sound: samples a second; 0 for anything else.
     """
 
     name: str
@@ -122,6 +125,8 @@ class Input:
     columns: tuple[str, ...] = ()
     window: int = 0
     decimal_mark: str = ""
+    allow_nan: bool = False
+    sample_rate: int = 0
 
 
 LENGTHS = Input(
