@@ -99,7 +99,7 @@ def test_images_need_not_be_square(recipe, size):
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 24), (33, 16), (49, 49), (100, 60)])
 def test_small_networks_take_any_image(size):
-    assert LeNet5(nn.Identity(), classes=3)(torch.rand(2, *size)).shape == (2, 3)
+    assert LeNet5(nn.Identity(), size, classes=3)(torch.rand(2, *size)).shape == (2, 3)
     network = Neocognitron(nn.Identity(), size=size, classes=3, planes=(4, 8), selectivity=(8, 4))
     assert network(torch.rand(2, *size)).shape == (2, 3)
     assert network.output.in_features <= 8 * 8 * 8  # else its readout would need too much memory

@@ -4,17 +4,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
+from neurona_protos import metadata
 from neurona_training.architectures.convolutional import LeNet5
 from neurona_training.architectures.published_weights import PublishedInput, rename_published
 from neurona_training.architectures.resnet import ResNet
+from neurona_training.cli.main import main
 from neurona_training.data import Dataset, Input, Split
 from neurona_training.errors import WeightsError
-from neurona_training.learning.initial_weights import InitialWeights, weights_file
+from neurona_training.learning.checkpoint import training_fingerprint
+from neurona_training.learning.initial_weights import start_from, weights_file
+from neurona_training.learning.run import InitialWeights, Run
+from neurona_training.recipes import RECIPES
 
 NAMES = Path(__file__).parents[1] / "architectures" / "published_names.txt"
 
@@ -62,7 +68,7 @@ def _published_resnet():
     return {
         place[ours]: torch.tensor(7)
         if ours.endswith("num_batches_tracked")
-        else torch.rand(tensor.shape, generator=generator)
+        else 0.03 * torch.rand(tensor.shape, generator=generator) + 0.5 * (tensor.ndim == 1)
         for ours, tensor in shapes.items()
     }
 
@@ -91,7 +97,7 @@ def test_all_layers_but_the_last_take_published_weights(published, tmp_path, wri
     write(published, tmp_path)
     network = _resnet()
     own_output = network.output.weight.clone()
-    fresh = InitialWeights(*tmp_path.iterdir()).apply(network, "resnet18", _images())
+    fresh = start_from(InitialWeights(*tmp_path.iterdir()), network, "resnet18", _images())
     assert fresh == ("output",)
     assert torch.equal(network.output.weight, own_output)
     state = network.state_dict()
@@ -127,7 +133,7 @@ def test_weights_that_do_not_fit_are_refused(published, tmp_path, change, messag
     change(state)
     torch.save(state, tmp_path / "weights.pth")
     with pytest.raises(WeightsError, match=message):
-        InitialWeights(tmp_path / "weights.pth").apply(_resnet(), "resnet18", _images())
+        start_from(InitialWeights(tmp_path / "weights.pth"), _resnet(), "resnet18", _images())
 
 
 @pytest.mark.parametrize(
@@ -144,27 +150,30 @@ def test_files_that_cannot_be_read(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match=f"^weights {message}: .*{name}"):
-        InitialWeights(tmp_path / name).apply(_resnet(), "resnet18", _images())
+        start_from(InitialWeights(tmp_path / name), _resnet(), "resnet18", _images())
 
 
 def test_no_code_of_a_file_is_run(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
     with pytest.raises(WeightsError, match=r"unreadable: .*module\.pth"):
-        InitialWeights(tmp_path / "module.pth").apply(_resnet(), "resnet18", _images())
+        start_from(InitialWeights(tmp_path / "module.pth"), _resnet(), "resnet18", _images())
 
 
 def test_only_published_architectures_have_published_weights(tmp_path):
     torch.save({}, tmp_path / "weights.pth")
     with pytest.raises(WeightsError, match=r"not possible for recipe 'lenet5' \(expected vgg16, "):
-        InitialWeights(tmp_path / "weights.pth").apply(
-            LeNet5(nn.Identity(), 3, 3), "lenet5", _images()
+        start_from(
+            InitialWeights(tmp_path / "weights.pth"),
+            LeNet5(nn.Identity(), (20, 28), 3, 3),
+            "lenet5",
+            _images(),
         )
 
 
 @pytest.fixture
 def model(tmp_path):
     """The folder of a trained model of three classes, and its network."""
-    network = LeNet5(nn.Identity(), 3, channels=3)
+    network = LeNet5(nn.Identity(), (20, 28), 3, channels=3)
     folder = tmp_path / "models" / "pets"
     (folder / "report").mkdir(parents=True)
     (folder / "1").mkdir()
@@ -177,8 +186,8 @@ def model(tmp_path):
 @pytest.mark.parametrize("version", ["", "1"])
 def test_a_model_goes_on_where_it_was(model, version):
     folder, network = model
-    other = LeNet5(nn.Identity(), 3, channels=3)
-    assert InitialWeights(folder / version).apply(other, "lenet5", _images()) == ()
+    other = LeNet5(nn.Identity(), (20, 28), 3, channels=3)
+    assert start_from(InitialWeights(folder / version), other, "lenet5", _images()) == ()
     for name, tensor in network.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor), name
 
@@ -186,9 +195,9 @@ def test_a_model_goes_on_where_it_was(model, version):
 @pytest.mark.parametrize("labels", [("cat", "dog", "cow"), ("cat", "dog"), tuple("abcdefg")])
 def test_other_classes_get_a_fresh_last_layer(model, labels):
     folder, network = model
-    other = LeNet5(nn.Identity(), len(labels), channels=3)
+    other = LeNet5(nn.Identity(), (20, 28), len(labels), channels=3)
     own_output = other.output.weight.clone()
-    assert InitialWeights(folder).apply(other, "lenet5", _images(labels)) == ("output",)
+    assert start_from(InitialWeights(folder), other, "lenet5", _images(labels)) == ("output",)
     assert torch.equal(other.output.weight, own_output)
     assert torch.equal(other.c1.weight, network.c1.weight)
 
@@ -196,24 +205,109 @@ def test_other_classes_get_a_fresh_last_layer(model, labels):
 def test_a_model_of_another_recipe_or_shape_is_refused(model, tmp_path):
     folder, _ = model
     with pytest.raises(WeightsError, match=r"is of recipe 'lenet5' \(expected 'resnet18'\)"):
-        InitialWeights(folder).apply(_resnet(), "resnet18", _images())
+        start_from(InitialWeights(folder), _resnet(), "resnet18", _images())
     with pytest.raises(
         WeightsError, match=r"c1\.weight is \[6, 3, 5, 5\], expected \[6, 1, 5, 5\]"
     ):
-        InitialWeights(folder).apply(LeNet5(nn.Identity(), 3), "lenet5", _images())
+        start_from(InitialWeights(folder), LeNet5(nn.Identity(), (20, 28), 3), "lenet5", _images())
     (tmp_path / "empty").mkdir()
     with pytest.raises(WeightsError, match="not found: .*empty"):
-        InitialWeights(tmp_path / "empty").apply(LeNet5(nn.Identity(), 3), "lenet5", _images())
+        start_from(
+            InitialWeights(tmp_path / "empty"),
+            LeNet5(nn.Identity(), (20, 28), 3),
+            "lenet5",
+            _images(),
+        )
     weights = folder / "report" / "weights.safetensors"
     weights.write_bytes(safetensors.torch.save({"w": torch.zeros(1)}))
     with pytest.raises(WeightsError, match="unreadable"):
-        InitialWeights(folder).apply(LeNet5(nn.Identity(), 3), "lenet5", _images())
+        start_from(InitialWeights(folder), LeNet5(nn.Identity(), (20, 28), 3), "lenet5", _images())
 
 
 def test_only_the_last_layer_of_a_frozen_network_learns(model):
     folder, _ = model
-    network = LeNet5(nn.Identity(), 2, channels=3)
+    network = LeNet5(nn.Identity(), (20, 28), 2, channels=3)
     data = replace(_images(("yes", "no")))
-    InitialWeights(folder, freeze=True).apply(network, "lenet5", data)
+    start_from(InitialWeights(folder, freeze=True), network, "lenet5", data)
     learning = {name for name, weight in network.named_parameters() if weight.requires_grad}
     assert learning == {"output.weight", "output.bias"}
+
+
+def _settings(**changes):
+    data = _images()
+    return RECIPES["resnet18"].settings(data, None).with_changes({"epochs": 1, **changes})
+
+
+def test_frozen_layers_keep_weights_and_statistics(published, tmp_path):
+    torch.save(published, tmp_path / "weights.pth")
+    run = Run("frozen", 0, initial_weights=InitialWeights(tmp_path / "weights.pth", freeze=True))
+    data = _images(rows=12)
+    trained = RECIPES["resnet18"].fit(data, _settings(augmentation=None), run).network
+    state = trained.state_dict()
+    for name, tensor in rename_published("resnet18", published, trained).items():
+        if not name.startswith("output"):
+            assert torch.equal(state[name], tensor), name
+    fresh = _resnet(size=(20, 28)).output.weight
+    assert not torch.equal(trained.output.weight, fresh)
+
+
+def test_other_weights_are_another_training(published, tmp_path):
+    torch.save(published, tmp_path / "weights.pth")
+    settings, data = _settings(augmentation=None), _images(rows=6)
+    one = InitialWeights(tmp_path / "weights.pth")
+    fingerprints = [
+        training_fingerprint(
+            data, settings.hyperparameters, Run("model", 0, initial_weights=weights), 1
+        )
+        for weights in (None, one, replace(one, freeze=True))
+    ]
+    published["conv1.weight"] += 1
+    torch.save(published, tmp_path / "weights.pth")
+    run = Run("model", 0, initial_weights=one)
+    fingerprints.append(training_fingerprint(data, settings.hyperparameters, run, 1))
+    assert len(set(fingerprints)) == 4
+
+
+def test_recipes_without_gradients_start_from_nothing(model):
+    data = RECIPES["perceptron"].load("iris-setosa")
+    settings = RECIPES["perceptron"].settings(data, "iris-setosa")
+    run = Run("perceptron", 0, initial_weights=InitialWeights(model[0]))
+    with pytest.raises(WeightsError, match="not possible for recipe 'perceptron'"):
+        RECIPES["perceptron"].fit(data, settings, run)
+
+
+def test_a_trained_model_is_where_another_training_starts(tmp_path):
+    out = str(tmp_path)
+    digits = ["lenet5", "--out", out, "--no-report"]
+    assert main([*digits, "--epochs", "3"]) == 0
+    start = ["--from", f"{out}/lenet5/1"]
+    assert main([*digits, "--epochs", "1", *start, "--name", "more"]) == 0
+    assert main([*digits, "--epochs", "1", *start, "--freeze", "--name", "again"]) == 0
+    assert main([*digits, "--epochs", "1", "--name", "anew"]) == 0
+    figures, provenance = {}, {}
+    for name in ("more", "again", "anew"):
+        model = onnx.load(tmp_path / name / "1" / "model.onnx")
+        described = metadata.from_json({p.key: p.value for p in model.metadata_props}[metadata.KEY])
+        figures[name], provenance[name] = described.figures, described.provenance
+    assert figures["more"]["test_accuracy"] > figures["anew"]["test_accuracy"]
+    assert figures["again"]["test_accuracy"] > figures["anew"]["test_accuracy"]
+    assert "weights.safetensors, sha256 " in provenance["more"]["initial_weights"]
+    assert "all layers but the last kept them" in provenance["again"]["initial_weights"]
+    assert "initial_weights" not in provenance["anew"]
+    assert provenance["more"]["initial_weights"].endswith("; fresh layers: none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--freeze"], "--freeze needs --weights FILE or --from MODEL"),
+        (["--weights", "a.pth", "--from", "b"], "exclude each other"),
+        (["--weights", "."], "is a folder (expected a file; --from takes a model)"),
+        (["--from", "nowhere"], "is no folder (expected OUT/NAME/1 of a trained model)"),
+    ],
+)
+def test_options_that_do_not_fit(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["resnet18", *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err

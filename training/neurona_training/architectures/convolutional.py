@@ -4,6 +4,7 @@ Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, Gradient-Based Learning Applied t
 Recognition, Proceedings of the IEEE 86 (1998).
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,14 +30,17 @@ class LeNet5(nn.Module):
 
     Args:
         normalise: scales the pixels.
+        size: height and width of the images, in pixels.
         classes: number of outputs.
         channels: of the images.
     """
 
-    def __init__(self, normalise: nn.Module, classes: int, channels: int = 1) -> None:
+    def __init__(
+        self, normalise: nn.Module, size: tuple[int, int], classes: int, channels: int = 1
+    ) -> None:
         super().__init__()
         self.normalise = normalise
-        self.enlarge = nn.Upsample(size=(32, 32), mode="bilinear")
+        self.enlarge = _resize_to_32(size)
         self.c1 = nn.Conv2d(channels, 6, 5)  # -> 6 maps of 28 x 28
         self.s2 = Subsampling(6)  # -> 14 x 14
         self.c3 = PartialConvolution(6, _C3_CONNECTIONS, 5)  # -> 16 maps of 10 x 10
@@ -57,6 +61,18 @@ class LeNet5(nn.Module):
         x = torch.tanh(self.f6(x))
         logits: Tensor = self.output(x)
         return logits
+
+
+def _resize_to_32(size: tuple[int, int]) -> nn.Upsample:
+    """A layer that makes 32 x 32 of images of this height and width."""
+    factors = (32 / size[0], 32 / size[1])
+    products = np.array(size) * np.array(factors, np.float32)
+    if (
+        all(int(pixels * factor) == 32 for pixels, factor in zip(size, factors, strict=True))
+        and (products.astype(np.float32) >= 32).all()
+    ):
+        return nn.Upsample(scale_factor=factors, mode="bilinear")  # two nodes less than the other
+    return nn.Upsample(size=(32, 32), mode="bilinear")  # rounding would lose a pixel
 
 
 class Subsampling(nn.Module):

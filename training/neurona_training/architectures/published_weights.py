@@ -205,14 +205,15 @@ def _rename_inception(name: str, network: nn.Module) -> str | None:
 
 def _rename_xception(name: str, _network: nn.Module) -> str | None:
     if found := re.fullmatch(r"block(\d+)\.(.+)", name):
-        number, rest = int(found[1]) - 1, str(found[2])
+        number = int(found[1]) - 1
         if number < 3:
             place = f"entry.{number}"
         elif number < 11:
             place = f"middle.{number - 3}"
         else:
             place = "exit.0"
-        rest = _replace_prefix(rest, {"skip.": "shortcut.0.", "skipbn.": "shortcut.1."}) or rest
+        shortcut = {"skip.": "shortcut.0.", "skipbn.": "shortcut.1."}
+        rest: str = _replace_prefix(found[2], shortcut) or found[2]
         if inside := re.fullmatch(r"rep\.(\d+)\.(.+)", rest):
             # ReLU, convolution and normalisation in turn, in the first block without the first.
             index = int(inside[1]) + (number == 0)
@@ -221,8 +222,8 @@ def _rename_xception(name: str, _network: nn.Module) -> str | None:
         return f"{place}.{rest}"
     for theirs, place in (("3", "exit.1"), ("4", "exit.3")):
         if name.startswith(f"conv{theirs}."):
-            layer = _separable_layer(name.removeprefix(f"conv{theirs}."))
-            return f"{place}.{layer}" if layer else None
+            part = _separable_layer(name.removeprefix(f"conv{theirs}."))
+            return f"{place}.{part}" if part else None
         if name.startswith(f"bn{theirs}."):
             return f"{place}.2.{name.removeprefix(f'bn{theirs}.')}"
     return _replace_prefix(

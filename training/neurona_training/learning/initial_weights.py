@@ -11,8 +11,6 @@ import hashlib
 import json
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from neurona_training.architectures.published_weights import (
 )
 from neurona_training.data import Dataset
 from neurona_training.errors import WeightsError
+from neurona_training.learning.run import InitialWeights
 
 WEIGHTS_FILE = "weights.safetensors"  # in the folder of a model's report
 
@@ -40,125 +39,57 @@ _NAMED = 3  # differing tensors that an error names
 _OPTIONAL = ("auxiliary.", "num_batches_tracked")  # published files may lack them
 
 
-@dataclass(frozen=True)
-class InitialWeights:
-    """Weights from a file.
+def start_from(
+    weights: InitialWeights, network: nn.Module, recipe: str, data: Dataset
+) -> tuple[str, ...]:
+    """Gives a network the weights of a file, and freezes what is to be kept.
 
     Args:
-        path: a state dictionary of torchvision or timm, written by torch.save or as safetensors;
-            or the folder of a model that Neurona has trained, OUT/NAME or OUT/NAME/1.
-        freeze: whether the last layer alone learns, and all others keep these weights.
+        weights: the file.
+        network: with fresh weights, on the CPU; changed in place.
+        recipe: name of the network's recipe.
+        data: what it will be trained on.
+
+    Returns:
+        The layers that keep their fresh weights.
+
+    Raises:
+        WeightsError: the file cannot be read, or is not of this network: a tensor is absent,
+            unknown or of another shape.
     """
+    path = _file_of(weights)
+    if weights.path.is_dir():
+        state, answers = _read_model(path, recipe)
+        same_answers = answers == answer_names(data)
+    else:
+        state, same_answers = _read_published(path, recipe, network, data), False
+    own = network.state_dict()
+    fresh = _fresh_names(own, state, same_answers=same_answers)
+    _check_tensors(path, {name: own[name] for name in own if name not in fresh}, state)
+    network.load_state_dict({**state, **{name: own[name] for name in fresh}}, strict=False)
+    if weights.freeze:
+        for name, weight in network.named_parameters():
+            weight.requires_grad_(_is_last(name))
+    layers = (name.rpartition(".")[0] for name in sorted(fresh) if "num_batches" not in name)
+    return tuple(dict.fromkeys(layers))
 
-    path: Path
-    freeze: bool = False
 
-    @property
-    def is_model(self) -> bool:
-        """Whether it is a folder of a trained model."""
-        return self.path.is_dir()
+def describe_weights(weights: InitialWeights) -> str:
+    """Returns the file with its SHA-256, and what is frozen, for a model's provenance.
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the file, in hexadecimal.
-
-        Raises:
-            WeightsError: the file cannot be read.
-        """
-        try:
-            with self._file.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise WeightsError(
-                f"weights unreadable: {self._file}: {error.strerror or error}"
-            ) from error
-
-    @property
-    def _file(self) -> Path:
-        if not self.is_model:
-            return self.path
-        folder = self.path.parent if self.path.name.isdecimal() else self.path
-        return folder / "report" / WEIGHTS_FILE
-
-    def describe(self) -> str:
-        """What the provenance of a model says about it."""
-        kept = "; all layers but the last were kept as they are" if self.freeze else ""
-        return f"{self._file}, sha256 {self.digest}{kept}"
-
-    def apply(self, network: nn.Module, recipe: str, data: Dataset) -> tuple[str, ...]:
-        """Gives the network these weights, and freezes what is to be kept.
-
-        Args:
-            network: with fresh weights, on the CPU; changed in place.
-            recipe: name of the network's recipe.
-            data: what it will be trained on.
-
-        Returns:
-            The layers that keep their fresh weights.
-
-        Raises:
-            WeightsError: the file cannot be read, or is not of this network: a tensor is absent,
-                unknown or of another shape.
-        """
-        if self.is_model:
-            state, labels = self._read_model(recipe)
-            same_answers = labels == answer_names(data)
-        else:
-            state = self._read_published(recipe, network, data)
-            same_answers = False
-        own = network.state_dict()
-        fresh = _fresh_names(own, state, same_answers=same_answers)
-        _check_tensors(self._file, {name: own[name] for name in own if name not in fresh}, state)
-        network.load_state_dict({**state, **{name: own[name] for name in fresh}}, strict=False)
-        if self.freeze:
-            _freeze(network)
-        layers = (name.rpartition(".")[0] for name in fresh if "num_batches" not in name)
-        return tuple(dict.fromkeys(layers))
-
-    def _read_model(self, recipe: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-        """Returns the tensors of a model's folder, and the names of its classes or values."""
-        if not self._file.is_file():
-            raise WeightsError(
-                f"weights not found: {self._file} (expected the folder of a model that "
-                "neurona-train has written)"
-            )
-        try:
-            with safetensors.safe_open(self._file, framework="pt") as file:
-                described = json.loads((file.metadata() or {})[_DESCRIPTION])
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                other, answers = str(described["recipe"]), tuple(map(str, described["answers"]))
-        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
-            raise WeightsError(f"weights unreadable: {self._file}: {error}") from error
-        if other != recipe:
-            raise WeightsError(
-                f"weights of another network: {self._file} is of recipe {other!r} "
-                f"(expected {recipe!r})"
-            )
-        return state, answers
-
-    def _read_published(self, recipe: str, network: nn.Module, data: Dataset) -> dict[str, Tensor]:
-        if recipe not in PUBLISHED_SCALES:
-            raise WeightsError(
-                f"published weights not possible for recipe {recipe!r} (expected "
-                f"{', '.join(PUBLISHED_SCALES)})"
-            )
-        state = rename_published(recipe, _read_state(self._file), network)
-        # The published layer behind the images: the scale on which these weights were learned.
-        highest = float(data.train.inputs.max())
-        white = next((level for level in _WHITE_LEVELS if highest <= level), highest)
-        network.colours = PublishedInput(white, PUBLISHED_SCALES[recipe])
-        own = network.state_dict()
-        if (
-            recipe == "vgg16"
-            and own["classifier.0.weight"].shape
-            != state.get("classifier.0.weight", own["classifier.0.weight"]).shape
-        ):
-            # The first fully connected layer is as wide as the maps that images of this size leave.
-            state = {name: one for name, one in state.items() if not name.startswith("classifier.")}
-        for name, tensor in own.items():
-            if name.startswith("colours."):
-                state[name] = tensor
-        return state
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    path = _file_of(weights)
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise _not_found(path) from error
+    except OSError as error:
+        raise WeightsError(f"weights unreadable: {path}: {error.strerror}") from error
+    frozen = "; all layers but the last kept them" if weights.freeze else ""
+    return f"{path.name}, sha256 {digest}{frozen}"
 
 
 def answer_names(data: Dataset) -> tuple[str, ...]:
@@ -184,6 +115,57 @@ def weights_file(network: nn.Module, recipe: str, data: Dataset) -> bytes:
     return safetensors.torch.save(state, {_DESCRIPTION: described})
 
 
+def _file_of(weights: InitialWeights) -> Path:
+    if not weights.path.is_dir():
+        return weights.path
+    folder = weights.path.parent if weights.path.name.isdecimal() else weights.path
+    return folder / "report" / WEIGHTS_FILE
+
+
+def _not_found(path: Path) -> WeightsError:
+    hint = " (expected the folder of a model that neurona-train has written)"
+    return WeightsError(f"weights not found: {path}{hint if path.name == WEIGHTS_FILE else ''}")
+
+
+def _read_model(path: Path, recipe: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Returns the tensors of a model, and the names of its classes or values."""
+    if not path.is_file():
+        raise _not_found(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            described = json.loads((file.metadata() or {})[_DESCRIPTION])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            other, answers = str(described["recipe"]), tuple(map(str, described["answers"]))
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise WeightsError(f"weights unreadable: {path}: {error}") from error
+    if other != recipe:
+        raise WeightsError(
+            f"weights of another network: {path} is of recipe {other!r} (expected {recipe!r})"
+        )
+    return state, answers
+
+
+def _read_published(
+    path: Path, recipe: str, network: nn.Module, data: Dataset
+) -> dict[str, Tensor]:
+    """Returns the tensors of a published file; the network gets the scale that belongs to them."""
+    if recipe not in PUBLISHED_SCALES:
+        raise WeightsError(
+            f"published weights not possible for recipe {recipe!r} (expected "
+            f"{', '.join(PUBLISHED_SCALES)})"
+        )
+    state = rename_published(recipe, _read_state(path), network)
+    highest = float(data.train.inputs.max())
+    white = next((level for level in _WHITE_LEVELS if highest <= level), highest)
+    network.colours = PublishedInput(white, PUBLISHED_SCALES[recipe])
+    own = network.state_dict()
+    first = "classifier.0.weight"  # as wide as the maps that images of this size leave
+    if recipe == "vgg16" and first in state and state[first].shape != own[first].shape:
+        state = {name: one for name, one in state.items() if not name.startswith("classifier.")}
+    scale = {name: one for name, one in own.items() if name.startswith("colours.")}
+    return {**state, **scale}
+
+
 def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
@@ -191,7 +173,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         # weights_only: tensors and plain values, and no code from the file
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise WeightsError(f"weights not found: {path}") from error
+        raise _not_found(path) from error
     except (
         OSError,
         RuntimeError,
@@ -220,13 +202,17 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 
+def _is_last(name: str) -> bool:
+    return any(name.startswith(f"{layer}.") for layer in _LAST_LAYERS)
+
+
 def _fresh_names(
     own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, same_answers: bool
 ) -> set[str]:
     """Names of the network's tensors that keep their fresh weights."""
     fresh = set()
     for name, tensor in own.items():
-        is_last = any(name.startswith(f"{layer}.") for layer in _LAST_LAYERS)
+        is_last = _is_last(name)
         fits = name in state and state[name].shape == tensor.shape
         if (is_last and not (same_answers and fits)) or (
             name not in state
@@ -245,21 +231,13 @@ def _check_tensors(path: Path, own: Mapping[str, Tensor], state: Mapping[str, Te
         for name, tensor in own.items()
         if name not in state or state[name].shape != tensor.shape
     ]
-    last = (*_LAST_LAYERS, "auxiliary")
     faults += [
         f"unknown {name}"
         for name in state
-        if name not in own and not any(name.startswith(f"{layer}.") for layer in last)
+        if not (name in own or _is_last(name) or name.startswith("auxiliary."))
     ]
     if faults:
         more = f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
         raise WeightsError(
             f"weights of another network: {path}: {'; '.join(faults[:_NAMED])}{more}"
         )
-
-
-def _freeze(network: nn.Module) -> None:
-    """Keeps all weights but the last layer's from learning."""
-    for name, weight in network.named_parameters():
-        is_last = any(name.startswith(f"{layer}.") for layer in _LAST_LAYERS)
-        weight.requires_grad_(is_last)
