@@ -84,12 +84,15 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     """
     import torch  # takes seconds, for which --help and --list need not wait
 
+    from neurona_training.architectures.input_layers import without_wrappers
     from neurona_training.architectures.recurrent import LastState
     from neurona_training.export.metadata import describe_scaling, model_metadata
     from neurona_training.export.onnx_export import OPSET, export
     from neurona_training.export.stepwise import STEP_FILE, export_stepwise
     from neurona_training.learning import devices
+    from neurona_training.learning.calibration import calibrate
     from neurona_training.learning.evaluation import evaluate
+    from neurona_training.learning.populations import compare_populations
     from neurona_training.learning.progress_bar import status_line
 
     started = time.monotonic()
@@ -103,8 +106,13 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
         result = recipe.fit(loaded.training_view, hyperparameters, this_run)
         if devices.process_rank() > 0:
             return []
-    network = _take_caller_view(result.network, loaded)
+    network, calibration = calibrate(_take_caller_view(result.network, loaded), data)
     metrics = evaluate(network, data)
+    if calibration is not None:
+        metrics["temperature"] = calibration.temperature
+    populations = compare_populations(network, data)
+    if populations.tests:
+        metrics["population_p_value"] = populations.p_value
     parameters = sum(parameter.numel() for parameter in network.parameters())
     provenance = {
         "recipe": recipe.name,
@@ -123,7 +131,7 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     status_line(f"{arguments.name}: exporting, and comparing ONNX Runtime with torch")
     model = export(network, data, described)
     write_file(model, path)
-    if isinstance(network, LastState):
+    if isinstance(without_wrappers(network), LastState):
         write_file(export_stepwise(model, data), path.with_name(STEP_FILE))
     else:
         path.with_name(STEP_FILE).unlink(missing_ok=True)  # of an earlier network
@@ -134,6 +142,8 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
         f"{seconds:.0f} s",
         f"{path}: ONNX opset {OPSET}, {len(model):,} bytes, ONNX Runtime agrees with torch",
     ]
+    if populations.differ:
+        lines.append(populations.summary)
     files = {"float32": (len(model), described)}
     errors: list[ExportError] = []
     for variant in arguments.variants:
@@ -154,6 +164,7 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
             metadata=described,
             files=files,
             seconds=seconds,
+            populations=populations,
         )
         lines.append(_write_report(results, path.parents[1] / "report" / "report.html"))
     if errors:  # raised last, when all other files have been written
