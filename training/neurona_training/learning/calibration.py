@@ -69,6 +69,11 @@ def calibrate(network: nn.Module, data: Dataset) -> tuple[nn.Module, Calibration
     return Temperature(network, calibration.temperature).eval(), calibration
 
 
+def find_temperature(network: nn.Module) -> float:
+    """The temperature behind a network; 1 without one."""
+    return 1 / float(network.factor) if isinstance(network, Temperature) else 1.0
+
+
 def choose_temperature(logits: NDArray[Any], targets: NDArray[Any]) -> Calibration:
     """Fits a temperature and decides by cross-fitting whether it helps.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from neurona_training.architectures.input_layers import Temperature
-from neurona_training.learning.calibration import ideal_calibration_error
+from neurona_training.learning.calibration import find_temperature, ideal_calibration_error
 from neurona_training.learning.evaluation import (
     CONFIDENCE_BINS,
     ReliabilityBins,
@@ -126,8 +126,8 @@ def _describe(results: RunResults, before: NDArray[Any] | None) -> str:
         f"without any fault would have {100 * ideal.mean():.1f} % by chance, and up to "
         f"{100 * limit:.1f} % in 95 of 100 cases. "
     )
-    if isinstance(results.network, Temperature) and before is not None:
-        temperature = 1 / float(results.network.factor)
+    if before is not None:
+        temperature = find_temperature(results.network)
         caption += (
             f"The logits are divided by a temperature of {temperature:.2f}, fitted on the "
             f"validation rows: without it, ECE is "
