@@ -159,6 +159,7 @@ def fit_network(
     """Trains the network; None in all processes of torchrun but the first."""
     import torch  # takes seconds, for which --help and --list need not wait
 
+    import neurona_training.export.parity  # noqa: F401 - what it lacks shows before hours of work
     from neurona_training.learning import devices
 
     torch.set_num_threads(settings.hyperparameters.threads)

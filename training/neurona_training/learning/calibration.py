@@ -116,8 +116,10 @@ def fit_temperature(logits: NDArray[Any], targets: NDArray[Any]) -> float:
         return nll + (log_temperature / _LOG_SPREAD) ** 2 / 2 / len(targets)
 
     bounds = (-math.log(_LARGEST), math.log(_LARGEST))
-    found = minimize_scalar(penalised_nll, bounds=bounds, method="bounded", options={"xatol": 1e-6})
-    return math.exp(float(found.x))
+    optimum = minimize_scalar(
+        penalised_nll, bounds=bounds, method="bounded", options={"xatol": 1e-6}
+    )
+    return math.exp(float(optimum.x))
 
 
 def ideal_calibration_error(
