@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from neurona_training.architectures.network_options import ACTIVATIONS
+from neurona_training.architectures.network_options import ACTIVATIONS, INITIALISATIONS
 from neurona_training.cli.pipeline import Arguments
 from neurona_training.data.catalogue import SOURCES, DataOptions
 from neurona_training.data.user.spec import UserData, is_path
 from neurona_training.errors import OptionError
 from neurona_training.recipes import RECIPES
 from neurona_training.recipes.recipe import Recipe
-from neurona_training.recipes.settings import GRADIENT_FIELDS, NETWORK_FIELDS
+from neurona_training.recipes.settings import AUGMENTATION_FIELDS, GRADIENT_FIELDS, NETWORK_FIELDS
 
 VARIANTS = ("float16", "int8")
 _MAX_NAME_LENGTH = 128
@@ -68,7 +68,7 @@ def parse(argv: Sequence[str] | None = None) -> Arguments | TrainAll | PrintTabl
     for argument in argv:
         if argument.startswith("--") and argument.endswith("=--"):
             parser.error(f"invalid argument {argument} (argparse would take it for no value)")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(_with_configuration(parser, argv))
     if options.list:
         return None
     if options.table:
@@ -111,6 +111,10 @@ def _make_arguments(
         for field in _FIELDS
         if getattr(options, field, None) is not None
     }
+    if options.no_augmentation:
+        if any(field in changes for field in AUGMENTATION_FIELDS):
+            parser.error("--no-augmentation excludes the options of augmentation")
+        changes["augmentation"] = None
     try:
         recipe.check_changes(changes)
     except OptionError as error:
@@ -171,6 +175,21 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_network(parser.add_argument_group("network (default: the recipe's choice)"))
     _add_user_data(parser.add_argument_group("own data"))
     return parser
+
+
+def _with_configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """Puts the options of a --config file before those of the command line, which win."""
+    finder = _Parser(prog=parser.prog, add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    path = finder.parse_known_args(argv)[0].config
+    if path is None:
+        return list(argv)
+    from neurona_training.cli.configuration import read_configuration
+
+    try:
+        return [*read_configuration(path, parser), *argv]
+    except OptionError as error:
+        parser.error(str(error))
 
 
 def _add_command(command: argparse._MutuallyExclusiveGroup) -> None:
@@ -236,6 +255,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="also write OUT/NAME-VARIANT/1/model.onnx, and measure its accuracy; repeatable",
     )
     add("--no-report", action="store_true", help="write no report")
+    add(
+        "--config",
+        type=Path,
+        metavar="FILE.toml",
+        help="options by their names without dashes before them, as epochs = 20; those of the "
+        "command line go before them",
+    )
 
 
 def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
@@ -251,7 +277,7 @@ def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
     add("--optimiser", choices=("adamw", "sgd"), help="sgd with --momentum 0 is plain descent")
     add("--momentum", type=_fraction, metavar="FRACTION", help="of sgd")
     add("--weight-decay", type=_not_negative, metavar="RATE", help="as the optimiser defines it")
-    add("--schedule", choices=("cosine", "constant"), help="of the learning rate")
+    add("--schedule", choices=("cosine", "linear", "constant"), help="of the learning rate")
     add(
         "--warm-up",
         type=_fraction,
@@ -271,6 +297,19 @@ def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
         help="of a target's probability, spread over all classes",
     )
     add("--class-weights", choices=("balanced",), help="each class has the same part in the loss")
+    add(
+        "--weight-average",
+        type=_fraction,
+        metavar="FRACTION",
+        help="of the average of the weights, that a step keeps; 0 for none",
+    )
+    add(
+        "--gradient-clip-norm",
+        type=_positive,
+        metavar="NORM",
+        help="a larger gradient is scaled down to this norm",
+    )
+    add("--threads", type=_at_least(1), metavar="N", help="of the CPU; each number its own weights")
 
 
 def _add_augmentation(group: argparse._ArgumentGroup) -> None:
@@ -283,6 +322,21 @@ def _add_augmentation(group: argparse._ArgumentGroup) -> None:
         metavar="DEGREES",
         help="the largest rotation",
     )
+    add("--scale", type=_fraction, metavar="FRACTION", help="the largest change of size")
+    add(
+        "--colour",
+        type=_fraction,
+        metavar="FRACTION",
+        help="the largest change of brightness and contrast",
+    )
+    for axis, sides in (("horizontal", "left and right"), ("vertical", "top and bottom")):
+        add(
+            f"--{axis}-flip",
+            action="store_const",
+            const=True,
+            help=f"exchange {sides} of half of the images",
+        )
+    add("--no-augmentation", action="store_true", help="show training images unchanged")
 
 
 def _add_network(group: argparse._ArgumentGroup) -> None:
@@ -301,6 +355,11 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
         help="of a hidden layer, dropped at each step of training",
     )
     add("--activation", choices=ACTIVATIONS, help="of the hidden layers")
+    add(
+        "--initialisation",
+        choices=INITIALISATIONS,
+        help="of the weights: uniform by number of inputs, He's or Xavier Glorot's",
+    )
 
 
 def _add_user_data(group: argparse._ArgumentGroup) -> None:

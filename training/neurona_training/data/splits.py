@@ -23,7 +23,7 @@ MIN_ROWS_PER_CLASS = 5  # one for validation, one for the test, three for traini
 _MAX_INTEGER_CLASSES = 10  # different integers that are taken for classes
 _MAX_CLASSES = 1000
 _BUNDLED_SEED = 1998  # the same rows whatever the seed of a training run
-_USER_SEED = 1957
+USER_SEED = 1957
 
 RowIndices = NDArray[np.int64]
 
@@ -132,7 +132,7 @@ def split_rows(target: Target, where: str) -> tuple[RowIndices, RowIndices, RowI
         raise DataError(f"{where}: {count} rows (expected at least {MIN_ROWS})")
     if not target.labels and (target.targets == target.targets[0]).all():
         raise DataError(f"{where}: the same value in all rows, nothing to learn")
-    generator = np.random.default_rng(_USER_SEED)
+    generator = np.random.default_rng(USER_SEED)
     codes = target.targets if target.labels else np.zeros(count, np.int64)
     parts: tuple[list[RowIndices], list[RowIndices], list[RowIndices]] = ([], [], [])
     for code in range(int(codes.max()) + 1):

@@ -99,6 +99,7 @@ _SHARED = {
     "monthly-sunspots": _MONTHLY_SUNSPOTS,
     "adding": _ADDING,
 }
+_DEFAULT_NETWORK = NetworkOptions(units=(_UNITS,), dropout=0.0)
 _NETWORK_OPTIONS = ("units", "dropout", "initialisation", "forecast")
 
 RECIPES = (
@@ -118,6 +119,8 @@ RECIPES = (
                 {"epochs": 100, "learning_rate": 3e-3}
             ),
         },
+        first_weights="units",  # uniform within 1 / sqrt(units) of 0
+        default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,
     ),
     Recipe(
@@ -126,6 +129,8 @@ RECIPES = (
         network=partial(_network, "gru"),
         takes=("sequences",),
         tuned=_SHARED,
+        first_weights="units",  # uniform within 1 / sqrt(units) of 0
+        default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,
     ),
     Recipe(
@@ -145,6 +150,8 @@ RECIPES = (
             ),
             **_SHARED,
         },
+        first_weights="units",  # uniform within 1 / sqrt(units) of 0
+        default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,
     ),
 )
