@@ -18,6 +18,7 @@ from torch import nn
 
 from neurona_training.data import Dataset
 from neurona_training.errors import FitError, OutputError
+from neurona_training.learning.initial_weights import describe_weights
 from neurona_training.learning.run import Epoch, Hyperparameters, Run
 
 State = dict[str, Any]  # the state_dict() of a module or an optimiser
@@ -58,9 +59,10 @@ def training_fingerprint(
     rows = [len(data.train), len(data.validation), len(data.test)]
     sums = [float(np.sum(array, dtype=np.float64)) for array in data.train.arrays]
     hyperparameters = dataclasses.replace(hyperparameters, threads=1)
+    start = f", {describe_weights(run.initial_weights)}" if run.initial_weights else ""
     return (
         f"{run.name}, {data.name} {rows} {sums}, {hyperparameters}, seed {run.seed}, {processes}, "
-        f"network {network}"
+        f"network {network}{start}"
     )
 
 

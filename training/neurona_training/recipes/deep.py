@@ -29,7 +29,7 @@ def _resnet(
     inputs = data.train.inputs
     return ResNet(
         Normalise.to_unit_variance(inputs),
-        size=inputs.shape[-1],
+        size=inputs.shape[-2:],
         classes=len(data.labels),
         blocks=blocks,
         bottleneck=bottleneck,
@@ -42,7 +42,7 @@ def _vgg16(data: Dataset, options: NetworkOptions) -> nn.Module:
 
     inputs = data.train.inputs
     normalise = Normalise.to_unit_variance(inputs)
-    network = VGG16(normalise, size=inputs.shape[-1], classes=len(data.labels))
+    network = VGG16(normalise, size=inputs.shape[-2:], classes=len(data.labels))
     return _with_dropout(network, options)
 
 
@@ -52,7 +52,9 @@ def _inception_v3(data: Dataset, options: NetworkOptions) -> nn.Module:
 
     inputs = data.train.inputs
     normalise = Normalise.to_unit_variance(inputs)
-    network = InceptionV3(normalise, size=inputs.shape[-1], classes=len(data.labels))
+    network = InceptionV3(
+        normalise, size=inputs.shape[-2:], classes=len(data.labels), auxiliary=True
+    )
     return _with_dropout(network, options)
 
 
@@ -62,7 +64,7 @@ def _xception(data: Dataset, _options: NetworkOptions) -> nn.Module:
 
     inputs = data.train.inputs
     normalise = Normalise.to_unit_variance(inputs)
-    return Xception(normalise, size=inputs.shape[-1], classes=len(data.labels))
+    return Xception(normalise, size=inputs.shape[-2:], classes=len(data.labels))
 
 
 def _with_dropout(network: nn.Module, options: NetworkOptions) -> nn.Module:
