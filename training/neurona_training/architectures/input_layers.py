@@ -2,13 +2,11 @@
 
 Normalise, Denormalise              one scale for all numbers
 StandardiseColumns, Features        rows and images for fully connected networks
-OneHot                              columns of text
 RgbInput, ConvolutionUnit, global_average_pool    images for deep convolutional networks
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -107,33 +105,6 @@ class Features(nn.Module):
         """Returns (rows, width) for inputs of the data set's shape."""
         scaled: Tensor = self.scale(x)
         return scaled if scaled.ndim == 2 else scaled.flatten(1)
-
-
-class OneHot(nn.Module):
-    """Encodes categories before a network: 1 for each row's own category, 0 for the others.
-
-    An unknown category, whose code is beyond the others', becomes zeros alone.
-
-    Args:
-        network: takes the numbers and the one-hot columns, (rows, columns).
-        categories: the number of categories of each input of codes.
-    """
-
-    def __init__(self, network: nn.Module, categories: Sequence[int]) -> None:
-        super().__init__()
-        self.network = network
-        self.tables = [f"table{index}" for index in range(len(categories))]
-        for name, count in zip(self.tables, categories, strict=True):
-            self.register_buffer(name, torch.eye(count + 1, count))  # the last row: zeros
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Takes numbers (rows, columns), if there are any, then int64 codes (rows,) for each."""
-        numbers, codes = inputs[: -len(self.tables)], inputs[-len(self.tables) :]
-        one_hot = [
-            self.get_buffer(name)[code] for name, code in zip(self.tables, codes, strict=True)
-        ]
-        output: Tensor = self.network(torch.cat([*numbers, *one_hot], dim=1))
-        return output
 
 
 class RgbInput(nn.Module):

@@ -175,12 +175,12 @@ def _load_data(recipe: Recipe, arguments: Arguments) -> LoadedUserData:
 
 
 def _take_caller_view(network: nn.Module, loaded: LoadedUserData) -> nn.Module:
-    """Puts the encoding of text columns before the network, if the data have some."""
-    if not loaded.category_counts:
+    """Puts the encoding of a table's columns before the network, if they need one."""
+    if loaded.encoding is None:
         return network
-    from neurona_training.architectures.input_layers import OneHot
+    from neurona_training.architectures.columns import EncodedColumns
 
-    return OneHot(network, loaded.category_counts)
+    return EncodedColumns(network, loaded.encoding)
 
 
 def _choose_hyperparameters(recipe: Recipe, arguments: Arguments, data: Dataset) -> Hyperparameters:

@@ -55,6 +55,7 @@ class Split:
             (rows,), from 1 to the size of the time axis.
         extra_inputs: further inputs, rows along axis 0, in the order of
             `Dataset.extra_inputs`.
+        allow_nan: whether NaN in `inputs` is a missing value.
 
     Raises:
         DataError: no rows, arrays of different lengths, or values that are not finite.
@@ -64,6 +65,7 @@ class Split:
     targets: NDArray[Any]
     lengths: NDArray[np.int32] | None = None
     extra_inputs: tuple[NDArray[Any], ...] = ()
+    allow_nan: bool = False
 
     def __post_init__(self) -> None:
         import numpy as np
@@ -74,7 +76,8 @@ class Split:
         for name, array in named:
             if len(self.inputs) != len(array):
                 raise DataError(f"{len(array)} {name} for {len(self.inputs)} rows of input")
-            if not np.isfinite(array).all():
+            may_lack_values = self.allow_nan and array is self.inputs
+            if not np.isfinite(array).all() and (not may_lack_values or np.isinf(array).any()):
                 raise DataError("the data has values that are missing or not finite")
         if self.lengths is not None:
             if self.lengths.dtype != np.int32:
@@ -112,6 +115,12 @@ class Input:
             batch axis alone, its one name. Files that callers send name them so.
         window: how many successive steps each sequence has, if that is what a caller sends.
         decimal_mark: of the numbers in the file, "." or ","; empty if it does not say.
+        allow_nan: whether NaN is a missing value, which the network fills.
+        date_columns: those of the columns that are dates, as days since 1970-01-01 00:00 UTC.
+        date_order: of day and month in the file, "day-month-year" or "month-day-year"; empty if
+            it does not say.
+        time_column: the column of the file by which the steps of a series are in order; empty if
+            they are in the order of the file.
     """
 
     name: str
@@ -122,6 +131,10 @@ class Input:
     columns: tuple[str, ...] = ()
     window: int = 0
     decimal_mark: str = ""
+    allow_nan: bool = False
+    date_columns: tuple[str, ...] = ()
+    date_order: str = ""
+    time_column: str = ""
 
 
 LENGTHS = Input(

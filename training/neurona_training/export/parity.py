@@ -141,6 +141,9 @@ def _test_input(array: NDArray[Any], described: Input, length: int) -> NDArray[A
     if described.categories:  # the last row has a string that is unknown in training
         array = array.copy()
         array[-1] = len(described.categories)
+    if described.allow_nan:  # the first row has no value at all
+        array = array.copy()
+        array[0] = np.nan
     return np.ascontiguousarray(array)
 
 

@@ -62,14 +62,21 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
 def _normalise_names(user_data: UserData) -> UserData:
     """Composes accents in the names of columns, as `TableText` does."""
 
-    def compose(name: str | None) -> str | None:
-        return None if name is None else unicodedata.normalize("NFC", name).strip()
+    def compose(name: str) -> str:
+        return unicodedata.normalize("NFC", name).strip()
+
+    def compose_optional(name: str | None) -> str | None:
+        return None if name is None else compose(name)
 
     return replace(
         user_data,
-        target=compose(user_data.target),
-        series=compose(user_data.series),
-        ignored=tuple(unicodedata.normalize("NFC", name).strip() for name in user_data.ignored),
+        target=tuple(map(compose, user_data.targets)),
+        ignored=tuple(map(compose, user_data.ignored)),
+        kept=tuple(map(compose, user_data.kept)),
+        split_column=compose_optional(user_data.split_column),
+        group=compose_optional(user_data.group),
+        time=compose_optional(user_data.time),
+        series=compose_optional(user_data.series),
     )
 
 
