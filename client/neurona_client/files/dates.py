@@ -8,14 +8,19 @@ of its column, else by the other columns of its table; where they do not say it,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from neurona_client.files.content import FileContentError
-from neurona_client.files.numbers import is_missing
+from neurona_client.files.numbers import (
+    NumberEvidence,
+    is_missing,
+    is_number,
+    number_formats,
+)
 
 DateOrder = Literal["day-month-year", "month-day-year"]
 ORDERS: tuple[DateOrder, DateOrder] = ("day-month-year", "month-day-year")
@@ -229,6 +234,49 @@ def _time_of_day(parts: dict[str, str | None]) -> float | None:
         offset = int(digits[:2]) * 60 + int(digits[2:] or 0)
         offset = -offset if zone[0] == "-" else offset
     return (hour * 3600 + (minute - offset) * 60 + second) / _SECONDS_PER_DAY
+
+
+def read_times(
+    cells: Sequence[tuple[int, str]], where: str, default: DateOrder | None = None
+) -> list[float]:
+    """Reads a column by which rows can be put in order: of dates, or of numbers.
+
+    Args:
+        cells: line and text of each.
+        where: the column, for error messages, such as "column 'day'".
+        default: of day and month if no cell says it.
+
+    Returns:
+        Days since 1970-01-01, or the numbers.
+
+    Raises:
+        FileContentError: with the line of a cell that is missing or neither date nor number.
+    """
+    dates = DateEvidence(where)
+    numbers = NumberEvidence(where)
+    is_numeric = 2 * sum(is_number(cell) for _, cell in cells) > len(cells)
+    for line, cell in cells:
+        if is_numeric:
+            numbers.add(line, cell)
+        else:
+            dates.add(line, cell)
+    parse = (
+        number_formats([numbers])[0].parse
+        if is_numeric
+        else date_formats([dates], default)[0].parse
+    )
+    times = []
+    for line, cell in cells:
+        try:
+            times.append(parse(cell))
+        except FileContentError as error:
+            raise FileContentError(f"line {line}, {where}: {error}") from error
+    return times
+
+
+def format_day(days: float) -> str:
+    """Returns the date of days since 1970-01-01, such as "2024-03-31"."""
+    return _describe(days)[1]
 
 
 def _describe(days: float) -> tuple[str, str]:

@@ -115,7 +115,10 @@ class Input:
             batch axis alone, its one name. Files that callers send name them so.
         window: how many successive steps each sequence has, if that is what a caller sends.
         decimal_mark: of the numbers in the file, "." or ","; empty if it does not say.
-        allow_nan: whether NaN is a missing value, which the network fills.
+        allow_nan: whether a missing value is taken, which the network fills in itself: NaN, or
+            an empty string.
+        sample_rate: of sound: samples a second; 0 for anything else.
+        open_categories: whether strings that are no category are taken, as none of them.
         date_columns: those of the columns that are dates, as days since 1970-01-01 00:00 UTC.
         date_order: of day and month in the file, "day-month-year" or "month-day-year"; empty if
             it does not say.
@@ -132,6 +135,8 @@ class Input:
     window: int = 0
     decimal_mark: str = ""
     allow_nan: bool = False
+    sample_rate: int = 0
+    open_categories: bool = False
     date_columns: tuple[str, ...] = ()
     date_order: str = ""
     time_column: str = ""

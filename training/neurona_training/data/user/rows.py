@@ -120,20 +120,23 @@ def load_rows(user_data: UserData, table: UserTable) -> LoadedUserData:
         arrays.append(numbers)
         described.append(_features_input(user_data, table, columns, fills=fills))
     for column in text_columns:
-        arrays.append(column.codes(texts[column.name]))
-        described.append(_text_input(column, [one.name for one in described]))
+        codes = column.codes(texts[column.name])
+        names = [one.name for one in described]
+        has_unknown = bool((codes == len(column.categories)).any())
+        described.append(_text_input(column, names, fills=fills, has_unknown=has_unknown))
+        arrays.append(codes)
     encoding = _make_encoding(user_data, table, columns, arrays, rows[0], text_columns, fills)
     data = _make_dataset(user_data, target, described, arrays, rows, parts, encoding)
     notes = _notes(user_data, parts, columns, texts, arrays, fills=fills)
     if encoding.is_identity:
         return LoadedUserData(data, data, notes=notes)
-    names = encoding.column_names(columns.numbers, [one.columns for one in text_columns])
+    encoded_names = encoding.column_names(columns.numbers, [one.columns for one in text_columns])
     features = Input(
         name="features",
         axes=("batch", "feature"),
-        description=f"in this order: {', '.join(names)}",
+        description=f"in this order: {', '.join(encoded_names)}",
         unit="as in the file",
-        columns=names,
+        columns=encoded_names,
     )
     encoded: Arrays = [encoding.encode(arrays)]
     return LoadedUserData(
@@ -396,17 +399,24 @@ def _features_input(
     )
 
 
-def _text_input(column: _TextColumn, names: list[str]) -> Input:
+def _text_input(column: _TextColumn, names: list[str], *, fills: bool, has_unknown: bool) -> Input:
+    """Describes a column of text.
+
+    has_unknown: whether rows beside the training rows have other texts: the network was measured
+        on them, so a caller may send them, too.
+    """
     texts = sum(category != "" for category in column.categories)
-    missing = ", or empty if it is missing" if "" in column.categories else ""
+    missing = ", or empty if it is missing" if fills else ""
+    others = "; any other counts as none of them" if has_unknown else ""
     return Input(
         name=_tensor_name(column.name, [*_RESERVED, *names]),
         axes=("batch",),
-        description=f"column {column.name!r}: one of {texts} texts{missing}; any other counts as "
-        "none of them",
+        description=f"column {column.name!r}: one of {texts} texts{missing}{others}",
         unit="category",
         categories=column.categories,
         columns=(column.name,),
+        allow_nan=fills,
+        open_categories=has_unknown,
     )
 
 

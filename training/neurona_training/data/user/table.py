@@ -22,6 +22,7 @@ from neurona_client.files.dates import (
     common_order,
     date_formats,
     is_date,
+    read_times,
 )
 from neurona_client.files.numbers import (
     NumberEvidence,
@@ -37,6 +38,7 @@ from neurona_training.errors import DataError
 ColumnKind = Literal["numbers", "dates", "text", "nothing"]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+_ORDER_ADVICE = "; --date-order says it"
 _SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
 
 
@@ -165,17 +167,14 @@ class UserTable:
         """Returns a column of dates or numbers by which rows can be put in order, (rows,).
 
         Raises:
-            DataError: as `numbers` and `dates` do, or a column of text.
+            DataError: with the line of a cell that is missing or neither date nor number.
         """
-        if self.kind(name) == "dates":
-            return self.dates([name], default=default)[:, 0]
-        if self.kind(name) == "numbers":
-            formats = number_formats([self._evidence(name)])
-            return self._parse([name], [formats[0].parse], dtype=np.float64)[:, 0]
-        raise DataError(
-            f"{self.location(0, name)}: {self.table.columns[name][0]!r} is no time "
-            "(expected dates or numbers)"
-        )
+        cells = list(zip(self.table.lines, self.table.columns[name], strict=True))
+        try:
+            return np.array(read_times(cells, f"column {name!r}", default))
+        except FileContentError as error:
+            advice = _ORDER_ADVICE if " may be " in str(error) else ""
+            raise DataError(f"{self.path} {error}{advice}") from error
 
     def decimal_mark(self, names: Sequence[str]) -> str:
         """Returns the decimal mark of these columns; empty if it differs or no cell has one.
@@ -263,7 +262,7 @@ class UserTable:
             try:
                 return date_format.parse(cell)
             except FileContentError as error:
-                advice = "; --date-order says it" if " may be " in str(error) else ""
+                advice = _ORDER_ADVICE if " may be " in str(error) else ""
                 raise FileContentError(f"{error}{advice}") from error
 
         return parse
