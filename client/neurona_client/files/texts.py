@@ -32,7 +32,7 @@ _OTHER_FILES = (  # first bytes of files that people take for text
 )
 _LINE_END = re.compile("\r\n|\r|\n")
 _UTF8_CHARACTER = re.compile(rb"[\xc3-\xdf][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2}")
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(r"[^\W\d_]{3,}")  # shorter ones may be codes, such as "ä"
 # What is no letter or is written as a capital inside a word: the letters of other encodings.
 _OTHER_ENCODING = re.compile(
     r"[^\W\d_][\u201a\u201e\u2026\u2020\u2021\u02c6\u2030\u2039\u201c\u201d\u2022\u02dc\u2122\u203a]"

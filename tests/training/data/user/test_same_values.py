@@ -31,9 +31,14 @@ STYLES = (  # in which the numbers of one column are written
     st.sampled_from(["1,234", "5"]),
     st.sampled_from(["1.234", "5", "1,234"]),
     st.sampled_from(["7", "7,5", "7.5", "", "NA", "x"]),
+    st.sampled_from(["7", "8.5", "", "NA"]),
+    st.dates().map(str),
+    st.dates().map("{:%d.%m.%Y}".format),
+    st.dates().map("{:%d/%m/%Y}".format),
+    st.sampled_from(["03/04/2024", "13/04/2024 10:30", "?", "4 Mar 2024"]),
 )
 LABELS = ["a", "b"] * (ROWS // 2)
-TEXTS = st.sampled_from(["Bonn", " Bonn ", "Bad Ems", "a,b", "a;b", "12", "Ko\u0308ln"])
+TEXTS = st.sampled_from(["Bonn", " Bonn ", "Bad Ems", "a,b", "a;b", "12", "Ko\u0308ln", ""])
 
 
 def column(cells):
@@ -55,7 +60,7 @@ def write_table(columns, separator, encoding):
 
 def read_as_training(path):
     """Return the inputs of all rows in the order of the file, and their descriptions."""
-    data = load_user_data(UserData(path, target="y")).caller_view
+    data = load_user_data(UserData(path, target="y", kept=("id",))).caller_view
     parts = (data.train, data.validation, data.test)
     arrays = [np.concatenate(one) for one in zip(*(part.arrays for part in parts), strict=True)]
     order = np.argsort(arrays[0][:, data.input.columns.index("id")])
@@ -74,6 +79,9 @@ def read_as_client(content, described):
             (-1,) if one.categories else (-1, len(one.columns)),
             columns=one.columns,
             decimal_mark=one.decimal_mark,
+            allow_nan=one.allow_nan,
+            date_columns=one.date_columns,
+            date_order=one.date_order,
         )
         for one in described
     )
@@ -115,7 +123,8 @@ def test_training_and_client_read_the_same_values(tmp_path, columns, separator, 
         received = np.asarray(inputs[name])
         if array.dtype.kind == "f":
             received = received.astype(np.float32)
-        np.testing.assert_array_equal(received, array)
+        is_unknown = array == "?"  # a text that the training rows do not have
+        np.testing.assert_array_equal(received[~is_unknown], array[~is_unknown])
 
 
 @settings(max_examples=300, deadline=None)

@@ -38,6 +38,11 @@ Arrays = list[NDArray[Any]]  # one for each input: float32, or int64 codes of te
 _RESERVED = ("features", "probabilities", "value")  # names of tensors in the exported file
 _MAX_CATEGORIES = 100  # of one column; other texts count as none of them
 _PANDAS_INDEX = "Unnamed: 0"  # what pandas calls a nameless first column
+# Columns that may count without being an index: times, and the argument of a function.
+_COUNTING_NAMES = frozenset(
+    ("t", "x", "time", "second", "minute", "hour", "day", "week", "month", "quarter", "year")
+    + ("step", "trial", "age")
+)
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,8 @@ def _reason_to_leave_out(table: UserTable, name: str) -> str:
     if name == _PANDAS_INDEX and kind == "dates":
         return "an index"
     others = [other for other in table.names if other != name and table.kind(other) != "nothing"]
-    if len(others) > 1 and table.is_row_number(name):
+    counts = name.lower() not in _COUNTING_NAMES and table.is_row_number(name)
+    if counts and len(others) > 1:
         return f"counts the rows; --keep {name!r} keeps it"
     if kind != "text":
         return ""
