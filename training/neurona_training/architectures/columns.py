@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from neurona_training.data.user.encoding import (
     DAYS_PER_YEAR,
@@ -27,12 +28,16 @@ class EncodeColumns(nn.Module):
     """
 
     medians: Tensor
+    passed_on: Tensor
+    indicators: Tensor
     weekdays: Tensor
 
     def __init__(self, encoding: ColumnEncoding) -> None:
         super().__init__()
         self.encoding = encoding
         self.register_buffer("medians", torch.tensor(encoding.medians))
+        self.register_buffer("passed_on", torch.tensor(encoding.passed_on))
+        self.register_buffer("indicators", torch.tensor(encoding.indicators))
         self.register_buffer("weekdays", torch.arange(7, dtype=torch.float32))
         self.tables = [f"table{index}" for index in range(len(encoding.tables))]
         for name, table in zip(self.tables, encoding.tables, strict=True):
@@ -45,7 +50,7 @@ class EncodeColumns(nn.Module):
         if self.encoding.width:
             columns += self._encode_numbers(codes.pop(0))
         for name, code in zip(self.tables, codes, strict=True):
-            columns.append(self.get_buffer(name)[code])
+            columns.append(functional.embedding(code, self.get_buffer(name)))
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
 
     def _encode_numbers(self, numbers: Tensor) -> list[Tensor]:
@@ -53,12 +58,12 @@ class EncodeColumns(nn.Module):
         is_missing = torch.isnan(numbers) if encoding.medians else None
         if is_missing is not None:
             numbers = torch.where(is_missing, self.medians, numbers)
-        columns = [numbers[:, list(encoding.passed_on)] if encoding.omitted else numbers]
+        columns = [numbers.index_select(1, self.passed_on) if encoding.omitted else numbers]
         for position in encoding.dates:
             days = numbers[:, position : position + 1]
             columns += self._calendar(days, has_time=position in encoding.times)
         if is_missing is not None and encoding.indicators:
-            columns.append(is_missing[:, list(encoding.indicators)].to(torch.float32))
+            columns.append(is_missing.index_select(1, self.indicators).to(torch.float32))
         return columns
 
     def _calendar(self, days: Tensor, *, has_time: bool) -> list[Tensor]:

@@ -6,6 +6,8 @@ load -> settings -> fit -> calibrate -> measure -> export -> variants -> report
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -136,6 +138,9 @@ def load_data(recipe: Recipe, arguments: Arguments) -> LoadedUserData:
 
     loaded = load_user_data(arguments.user_data)
     recipe.check(loaded.training_view)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun, whose other processes say nothing
+        for note in loaded.notes:
+            print(note, file=sys.stderr)
     return loaded
 
 
@@ -195,6 +200,7 @@ def measure(
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "scaling": describe_scaling(network),
         "opset": OPSET,
+        **({"reading": "; ".join(loaded.notes)} if loaded.notes else {}),
     }
     metrics = evaluate(network, data)
     described = model_metadata(

@@ -14,6 +14,7 @@ from neurona_protos.prediction_pb2 import (
     ModelMetadata,
     ValueDescription,
 )
+from neurona_training.architectures.columns import EncodeColumns
 from neurona_training.architectures.input_layers import (
     Denormalise,
     Normalise,
@@ -118,6 +119,8 @@ def describe_scaling(network: nn.Module) -> str:
         if isinstance(module, Normalise):
             offset, factor = _format_numbers(module.offset), _format_numbers(module.factor)
             formulas.append(f"(input - {offset}) * {factor}")
+        elif isinstance(module, EncodeColumns) and module.encoding.medians:
+            formulas.append(f"missing numbers are {_format_numbers(module.medians)}")
         elif isinstance(module, StandardiseColumns):
             mean, factor = _format_numbers(module.mean), _format_numbers(module.factor)
             formulas.append(f"(input - {mean}) * {factor}")

@@ -97,7 +97,10 @@ def test_a_column_says_the_part_of_each_row(tmp_path):
 def test_a_group_in_two_chosen_parts_is_an_error(tmp_path):
     path = write(tmp_path, patient=lambda row: f"p{row // 3}")
     message = error(path, split_column="part", ignored=(), group="patient")
-    assert "group 'p0' has rows in the training rows and the validation rows (expected in one" in message
+    assert (
+        "group 'p0' has rows in the training rows and the validation rows (expected in one"
+        in message
+    )
 
 
 def test_files_of_their_own(tmp_path):

@@ -39,10 +39,10 @@ _RESERVED = ("features", "probabilities", "value")  # names of tensors in the ex
 _MAX_CATEGORIES = 100  # of one column; other texts count as none of them
 _PANDAS_INDEX = "Unnamed: 0"  # what pandas calls a nameless first column
 # Columns that may count without being an index: times, and the argument of a function.
-_COUNTING_NAMES = frozenset(
-    ("t", "x", "time", "second", "minute", "hour", "day", "week", "month", "quarter", "year")
-    + ("step", "trial", "age")
-)
+_COUNTING_NAMES = {
+    *("t", "x", "time", "second", "minute", "hour", "day", "week", "month", "quarter", "year"),
+    *("step", "trial", "age"),
+}
 
 
 @dataclass(frozen=True)
