@@ -2,6 +2,7 @@
 
 Normalise, Denormalise              one scale for all numbers
 StandardiseColumns, Features        rows and images for fully connected networks
+Temperature                         calibrated probabilities
 RgbInput, ConvolutionUnit, global_average_pool    images for deep convolutional networks
 """
 
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from neurona_training.architectures.columns import EncodedColumns
 from neurona_training.data import Dataset
 
 SMALL_IMAGE = 16  # pixels; a stem made for photographs would shrink a smaller image to nothing
@@ -105,6 +107,34 @@ class Features(nn.Module):
         """Returns (rows, width) for inputs of the data set's shape."""
         scaled: Tensor = self.scale(x)
         return scaled if scaled.ndim == 2 else scaled.flatten(1)
+
+
+class Temperature(nn.Module):
+    """Divides the logits of a network by a temperature, so that their softmax is calibrated.
+
+    Args:
+        network: its output is logits, (rows, classes).
+        temperature: above 1 makes the probabilities less sure, below 1 surer.
+    """
+
+    factor: Tensor
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("factor", torch.tensor(1 / temperature))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Takes the network's inputs; returns logits."""
+        logits: Tensor = self.network(*inputs) * self.factor
+        return logits
+
+
+def without_wrappers(network: nn.Module) -> nn.Module:
+    """The network that was trained, without `Temperature` and `EncodedColumns` around it."""
+    while isinstance(network, Temperature | EncodedColumns):
+        network = network.network
+    return network
 
 
 class RgbInput(nn.Module):
