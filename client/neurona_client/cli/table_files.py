@@ -277,7 +277,7 @@ class _SampleReader:
         if header is None:
             return []
         names = [self.model.provenance.get(TARGET, ""), *(one.name for one in self.model.values)]
-        found = []
+        target_evidence = []
         for target in dict.fromkeys(names):
             if not target or list(header.names).count(target) != 1:
                 continue
@@ -292,8 +292,8 @@ class _SampleReader:
                     evidence.add(line, cell)
             except FileContentError:  # no matter for the inputs
                 continue
-            found += [evidence] if 2 * numbers > count else []
-        return found
+            target_evidence += [evidence] if 2 * numbers > count else []
+        return target_evidence
 
     def _sequence(self, parse_values: Callable[[Record], dict[str, list[Any]]]) -> NamedInputs:
         """Read the last rows as one sequence, as many as the model was trained on."""
@@ -330,8 +330,8 @@ class _SampleReader:
 
     def _order(self) -> DateOrder | None:
         """Return the order of day and month in the file that the model was trained on."""
-        written = next((spec.date_order for spec in self.specs if spec.date_order), "")
-        return next((order for order in ORDERS if order == written), None)
+        trained_order = next((spec.date_order for spec in self.specs if spec.date_order), "")
+        return next((order for order in ORDERS if order == trained_order), None)
 
     def _is_sequence(self) -> bool:
         return len(self.specs) == 1 and _is_sequence(self.specs[0])

@@ -3,7 +3,7 @@
 Bundled data sets are divided by scikit-learn (`stratified_split`), a user's own data by
 `split_rows`, which puts at least one row of each class into each part. Both stay: the
 published results of the recipes depend on the first. `divide_rows` also keeps parts that the user
-has chosen, groups that must stay together, and the order of time.
+has own_parts, groups that must stay together, and the order of time.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def divide_rows(
     target: Target,
     where: str,
     *,
-    chosen: Sequence[Part | None] | None = None,
+    own_parts: Sequence[Part | None] | None = None,
     groups: Sequence[str] | None = None,
     times: NDArray[np.float64] | None = None,
 ) -> tuple[RowIndices, RowIndices, RowIndices]:
@@ -159,7 +159,7 @@ def divide_rows(
     Args:
         target: of all rows.
         where: file and column, for error messages.
-        chosen: the part of each row, None for a row that may come into any part. Such rows are
+        own_parts: the part of each row, None for a row that may come into any part. Such rows are
             divided among training and the parts that no row was chosen for.
         groups: of each row; the rows of a group come into the same part.
         times: of each row; the latest are for the test, those before them for validation. Rows of
@@ -177,7 +177,7 @@ def divide_rows(
         raise DataError(f"{where}: {count} rows (expected at least {MIN_ROWS})")
     if not target.labels and (target.targets == target.targets[0]).all():
         raise DataError(f"{where}: the same value in all rows, nothing to learn")
-    parts = np.array([_PART_CODES[part] for part in chosen or [None] * count], np.int64)
+    parts = np.array([_PART_CODES[part] for part in own_parts or [None] * count], np.int64)
     if groups is not None:
         _check_groups(groups, parts, where)
     undecided = np.flatnonzero(parts == _UNDECIDED)

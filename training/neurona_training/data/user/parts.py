@@ -1,7 +1,7 @@
 """The rows of a user's tables, and which of them the user chose for which part.
 
     parts = read_parts(UserData(Path("train.csv"), target="y", test=Path("test.csv")), table)
-    divide_rows(target, where, chosen=parts.chosen, groups=parts.groups, times=parts.times)
+    divide_rows(target, where, own_parts=parts.own_parts, groups=parts.groups, times=parts.times)
 
 Without a choice rows are divided at random. `--validation` and `--test` are files of their own,
 `--split-column` says it row by row; `--group` keeps the rows of a patient, a customer or a machine
@@ -34,7 +34,7 @@ class PartsOfFiles:
 
     Args:
         tables: the main file first.
-        chosen: the part of each row; None where it is not chosen.
+        own_parts: the part of each row; None where it is not own_parts.
         groups: of each row, if rows are divided by group.
         times: of each row, if they are divided by time.
         columns: those that say so, which are no inputs.
@@ -43,7 +43,7 @@ class PartsOfFiles:
     """
 
     tables: tuple[UserTable, ...]
-    chosen: tuple[Part | None, ...]
+    own_parts: tuple[Part | None, ...]
     groups: tuple[str, ...] | None
     times: NDArray[np.float64] | None
     columns: tuple[str, ...]
@@ -67,7 +67,7 @@ def read_parts(user_data: UserData, table: UserTable) -> PartsOfFiles:
         (user_data.group, "--group"),
         (user_data.time, "--time"),
     )
-    tables, notes, chosen = [], [], list[Part | None]()
+    tables, notes, own_parts = [], [], list[Part | None]()
     files: list[tuple[UserTable, Literal["validation", "test"] | None]] = [(table, None)]
     for path, part in ((user_data.validation, "validation"), (user_data.test, "test")):
         if path is not None:
@@ -83,12 +83,12 @@ def read_parts(user_data: UserData, table: UserTable) -> PartsOfFiles:
         one = file if len(rows) == len(file) else file.select(rows)
         tables.append(one)
         if file_part is None and user_data.split_column is not None:
-            chosen += _chosen_parts(user_data, one)
+            own_parts += _chosen_parts(user_data, one)
         else:
-            chosen += [file_part] * len(one)
-    if user_data.split_column is not None and "validation" not in chosen:
+            own_parts += [file_part] * len(one)
+    if user_data.split_column is not None and "validation" not in own_parts:
         # Validation rows are taken from those for training.
-        chosen = [None if part == "train" else part for part in chosen]
+        own_parts = [None if part == "train" else part for part in own_parts]
     groups = times = None
     if user_data.group is not None:
         name = user_data.group
@@ -100,7 +100,7 @@ def read_parts(user_data: UserData, table: UserTable) -> PartsOfFiles:
     notes += [description.removeprefix("; ")] if description else []
     return PartsOfFiles(
         tuple(tables),
-        tuple(chosen),
+        tuple(own_parts),
         groups,
         times,
         tuple(name for name, _ in flags if name is not None),

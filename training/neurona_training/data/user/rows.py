@@ -108,7 +108,9 @@ def load_rows(user_data: UserData, table: UserTable) -> LoadedUserData:
             other.require_column(name, f"an input in {table.path.name}")
     where = f"{user_data.path}, column {', '.join(map(repr, user_data.targets))}"
     target = _read_target(user_data, parts, columns, where)
-    rows = divide_rows(target, where, chosen=parts.chosen, groups=parts.groups, times=parts.times)
+    rows = divide_rows(
+        target, where, own_parts=parts.own_parts, groups=parts.groups, times=parts.times
+    )
     fills = _fills(user_data, parts, columns)
     texts = {
         name: [text for one in parts.tables for text in one.texts(name, allow_missing=fills)]
@@ -218,8 +220,8 @@ def _read_target(user_data: UserData, parts: PartsOfFiles, columns: _Columns, wh
     kinds = {name: table.kind(name) for name in user_data.targets}
     if len(kinds) > 1 and (task == "classification" or set(kinds.values()) != {"numbers"}):
         name = next((one for one, kind in kinds.items() if kind != "numbers"), "")
-        found = f"{name!r} has {kinds[name]}" if name else "a classification"
-        raise DataError(f"{where}: {found} (expected numbers: several targets are a regression)")
+        problem = f"{name!r} has {kinds[name]}" if name else "a classification"
+        raise DataError(f"{where}: {problem} (expected numbers: several targets are a regression)")
     if set(kinds.values()) == {"numbers"} and task != "classification":
         values = _numbers_of_parts(parts, user_data.targets, beside)
         if len(kinds) == 1:
@@ -291,11 +293,11 @@ def _encode_text(name: str, training_texts: Sequence[str], *, fills: bool) -> _T
     counts = Counter(training_texts)
     has_missing = counts.pop("", 0) > 0
     frequent = counts.most_common(_MAX_CATEGORIES)
-    known = sorted(text for text, _ in frequent)
-    own = [*([""] if has_missing else []), *known]
+    common = sorted(text for text, _ in frequent)
+    own = [*([""] if has_missing else []), *common]
     table = np.eye(len(own) + 1, len(own), dtype=np.float32)  # the last row: zeros
     categories = own
-    if fills and not has_missing and known:
+    if fills and not has_missing and common:
         categories = ["", *own]
         table = np.concatenate([table[[own.index(frequent[0][0])]], table])
     names = (f"{name} is {category}" if category else f"{name} is missing" for category in own)

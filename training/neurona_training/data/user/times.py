@@ -59,8 +59,8 @@ def sort_by_time(user_data: UserData, table: UserTable) -> OrderedTable:
     note = _describe_steps(times[order], column, is_date=is_date)
     if (np.diff(order) < 0).any():
         note += "; rows sorted"
-    known = (table.date_order([column]) or user_data.date_order or "") if is_date else ""
-    return OrderedTable(table.select(order.tolist()), column, known, (note,))
+    date_order = (table.date_order([column]) or user_data.date_order or "") if is_date else ""
+    return OrderedTable(table.select(order.tolist()), column, date_order, (note,))
 
 
 def _check_duplicates(
