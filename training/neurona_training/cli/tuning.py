@@ -1,0 +1,94 @@
+"""--tune: the settings of a recipe chosen by their validation loss, before the model is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neurona_training.cli import pipeline
+from neurona_training.cli.pipeline import Arguments
+from neurona_training.errors import OptionError
+from neurona_training.export.files import write_file
+from neurona_training.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from neurona_training.data.user.spec import LoadedUserData
+
+
+def tune_settings(
+    recipe: Recipe, arguments: Arguments, loaded: LoadedUserData, trials: int, folds: int | None
+) -> tuple[Arguments, list[str]]:
+    """Searches settings, and writes the study and a page about it into the report's folder.
+
+    Args:
+        recipe: that is trained.
+        arguments: of the command line; settings that they name are not tried.
+        loaded: the data.
+        trials: number of trainings.
+        folds: of a cross-validation; None takes the data's own validation rows.
+
+    Returns:
+        The arguments with the best settings, and lines for the person who started the run.
+
+    Raises:
+        TrainingError: nothing to tune, no trial succeeded, or a file cannot be written.
+    """
+    from neurona_training.learning.progress_bar import log_line
+    from neurona_training.selection.page import tuning_page
+    from neurona_training.selection.tuning import format_values, tune
+
+    check_one_process("--tune")
+    data = loaded.training_view
+    folder = report_folder(arguments)
+    study = folder / f"tuning-{recipe.name}.db"
+    tuning = tune(
+        recipe,
+        data,
+        pipeline.choose_settings(recipe, arguments, data),
+        trials=trials,
+        seed=arguments.seed,
+        path=study,
+        fixed=arguments.changes,
+        folds=folds,
+        resume=arguments.resume,
+        report=log_line,
+    )
+    note = "The model was trained with the best settings, and the test rows were used for it alone."
+    title = f"Tuning of {recipe.name} on {data.name}"
+    page = study.with_suffix(".html")
+    write_file(tuning_page(title, tuning, [note]).encode(), page)
+    best = tuning.best
+    chosen = format_values(best.values) or "the recipe's own settings"
+    lines = [
+        f"{recipe.name}: best of {len(tuning.trials)} trials on validation: {best.number}, loss "
+        f"{best.loss:.4g}, {chosen}",
+        f"{page}: the trials with charts",
+    ]
+    origin = f"best of {len(tuning.trials)} trials on validation rows, number {best.number}"
+    return (
+        dataclasses.replace(
+            arguments,
+            changes={**arguments.changes, **tuning.changes},
+            origin={**arguments.origin, "tuning": origin},
+        ),
+        lines,
+    )
+
+
+def report_folder(arguments: Arguments) -> Path:
+    """Where reports about the model are written."""
+    return arguments.out / arguments.name / "report"
+
+
+def check_one_process(what: str) -> None:
+    """Checks that this is not one of torchrun's several processes.
+
+    Raises:
+        OptionError: it is.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise OptionError(
+            f"{what} with {os.environ['WORLD_SIZE']} processes of torchrun (expected one process)"
+        )
