@@ -162,5 +162,3 @@ def standing(name, *accuracies):
 def test_the_verdict_says_what_may_be_chance(standings, expected):
     ranked = tuple(standing(*one) for one in standings)
     assert Comparison("iris", "accuracy", "", ranked, Plan()).verdict() == expected
-
-

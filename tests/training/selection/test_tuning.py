@@ -74,7 +74,8 @@ def test_a_killed_tuning_finds_the_same_settings(complete, tmp_path):
         from neurona_training.selection import tuning
         recipe = RECIPES["mlp"]
         data = recipe.load("iris")
-        settings = recipe.settings(data, "iris").with_changes({{"epochs": 8, "learning_rate": 1e-3}})
+        changes = {{"epochs": 8, "learning_rate": 1e-3}}
+        settings = recipe.settings(data, "iris").with_changes(changes)
         fit, calls = type(recipe).fit, []
         def die(*arguments):
             calls.append(1)
@@ -103,9 +104,7 @@ def test_a_file_of_another_tuning_is_refused_or_replaced(iris, settings, tmp_pat
 def test_folds_judge_a_trial_by_their_mean(iris, settings, tmp_path):
     tuning = run(iris, settings, tmp_path / "tuning.db", trials=2, folds=3)
     (first, *_) = tuning.trials
-    study = optuna.load_study(
-        study_name="tuning", storage=f"sqlite:///{tmp_path / 'tuning.db'}"
-    )
+    study = optuna.load_study(study_name="tuning", storage=f"sqlite:///{tmp_path / 'tuning.db'}")
     values = study.trials[0].intermediate_values
     assert list(values) == [1, 2, 3]
     assert values[3] == first.loss

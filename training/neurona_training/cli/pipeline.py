@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,10 @@ class Arguments:
         resume: continue from the checkpoint if it exists.
         variants: smaller files to write too, "float16" or "int8".
         report: whether to write the page about the model.
+        seeds: from how many seeds it is trained, `seed` the first.
+        trials: of a search for settings before the training; 0 searches none.
+        folds: of the cross-validation in this search; None takes the validation rows.
+        origin: how recipe or settings were chosen, for the provenance.
     """
 
     recipe: str
@@ -58,6 +62,10 @@ class Arguments:
     resume: bool
     variants: tuple[str, ...]
     report: bool
+    seeds: int = 1
+    trials: int = 0
+    folds: int | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,15 +113,10 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
         OSError: a file cannot be read.
     """
     started = time.monotonic()
-    loaded = load_data(recipe, arguments)
-    settings = choose_settings(recipe, arguments, loaded.training_view)
-    result = fit_network(recipe, arguments, loaded, settings, checkpoint)
-    if result is None:
+    trained = train(recipe, arguments, load_data(recipe, arguments), checkpoint)
+    if trained is None:
         return []
-    network = calibrate(result.network, loaded)
-    trained = measure(recipe, arguments, network, loaded, settings, result)
     model = export_model(arguments, trained, path)
-    checkpoint.unlink(missing_ok=True)
     seconds = time.monotonic() - started
     lines = _summary(arguments, trained, model, path, seconds)
     files = {"float32": (len(model), trained.metadata)}
@@ -121,10 +124,33 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     lines += variant_lines
     if arguments.report:
         lines.append(write_report(arguments, trained, files, seconds, path))
+    checkpoint.unlink(missing_ok=True)  # last, so that a kill before leaves little to do again
     if errors:  # raised last, when all other files have been written
         print("\n".join(lines))
         raise errors[0]
     return lines
+
+
+def train(
+    recipe: Recipe, arguments: Arguments, loaded: LoadedUserData, checkpoint: Path
+) -> TrainedModel | None:
+    """Trains a network and measures it, without writing its files.
+
+    Args:
+        recipe: what is trained.
+        arguments: of the command line.
+        loaded: the data.
+        checkpoint: from which an interrupted training resumes; it stays at the end.
+
+    Returns:
+        None in all processes of torchrun but the first.
+    """
+    settings = choose_settings(recipe, arguments, loaded.training_view)
+    result = fit_network(recipe, arguments, loaded, settings, checkpoint)
+    if result is None:
+        return None
+    network = calibrate(result.network, loaded)
+    return measure(recipe, arguments, network, loaded, settings, result)
 
 
 def load_data(recipe: Recipe, arguments: Arguments) -> LoadedUserData:
@@ -195,6 +221,7 @@ def measure(
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "scaling": describe_scaling(network),
         "opset": OPSET,
+        **arguments.origin,
     }
     metrics = evaluate(network, data)
     described = model_metadata(

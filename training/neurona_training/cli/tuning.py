@@ -14,20 +14,18 @@ from neurona_training.export.files import write_file
 from neurona_training.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
-    from neurona_training.data.user.spec import LoadedUserData
+    from neurona_training.data import Dataset
 
 
 def tune_settings(
-    recipe: Recipe, arguments: Arguments, loaded: LoadedUserData, trials: int, folds: int | None
+    recipe: Recipe, arguments: Arguments, data: Dataset
 ) -> tuple[Arguments, list[str]]:
     """Searches settings, and writes the study and a page about it into the report's folder.
 
     Args:
         recipe: that is trained.
-        arguments: of the command line; settings that they name are not tried.
-        loaded: the data.
-        trials: number of trainings.
-        folds: of a cross-validation; None takes the data's own validation rows.
+        arguments: `trials` is the number of trainings; settings that are changed are not tried.
+        data: as the network is trained on them.
 
     Returns:
         The arguments with the best settings, and lines for the person who started the run.
@@ -35,25 +33,23 @@ def tune_settings(
     Raises:
         TrainingError: nothing to tune, no trial succeeded, or a file cannot be written.
     """
-    from neurona_training.learning.progress_bar import log_line
     from neurona_training.selection.page import tuning_page
     from neurona_training.selection.tuning import format_values, tune
 
     check_one_process("--tune")
-    data = loaded.training_view
     folder = report_folder(arguments)
     study = folder / f"tuning-{recipe.name}.db"
     tuning = tune(
         recipe,
         data,
         pipeline.choose_settings(recipe, arguments, data),
-        trials=trials,
+        trials=arguments.trials,
         seed=arguments.seed,
         path=study,
         fixed=arguments.changes,
-        folds=folds,
+        folds=arguments.folds,
         resume=arguments.resume,
-        report=log_line,
+        report=print,
     )
     note = "The model was trained with the best settings, and the test rows were used for it alone."
     title = f"Tuning of {recipe.name} on {data.name}"

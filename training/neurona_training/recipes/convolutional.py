@@ -71,6 +71,7 @@ RECIPES = (
         learner=_compete,
         defaults=lambda _: _COMPETITIVE,
         learner_options=("epochs", "learning_rate"),
+        minutes={"mnist": 3},
     ),
     Recipe(
         name="lenet5",
@@ -98,5 +99,6 @@ RECIPES = (
                 )
             ),
         },
+        minutes={"mnist": 3},
     ),
 )

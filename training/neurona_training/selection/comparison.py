@@ -48,6 +48,7 @@ from neurona_training.selection.summary import (
 
 CLASSIFICATION_METRICS = ("accuracy", "balanced_accuracy", "auc", "nll")
 REGRESSION_METRICS = ("rmse",)
+_CHECKPOINTS = "comparison-*.pt"
 _TINY = 1e-12  # the smallest probability whose logarithm is taken
 
 
@@ -127,6 +128,11 @@ class Comparison:
     standings: tuple[Standing, ...]
     plan: Plan
 
+    @property
+    def best_network(self) -> Standing:
+        """The best recipe; a baseline may be before it."""
+        return next(one for one in self.standings if one.is_network and not one.failure)
+
     def verdict(self) -> str:
         """Says in words who is best, and who may be as good.
 
@@ -197,6 +203,8 @@ def compare(
         raise FitError("; ".join(f"{one.name}: {one.failure}" for one in standings))
     if with_baselines:
         ranked += _fit_baselines(data, plan, records, report)
+    for leftover in checkpoints.glob(_CHECKPOINTS) if checkpoints else ():
+        leftover.unlink()  # of trainings with other settings, which nobody continued
     ranked.sort(key=lambda one: one.summary(metric).mean, reverse=higher_is_better(metric))
     return Comparison(
         data_name=data.name,
@@ -245,7 +253,7 @@ def data_digest(data: Dataset) -> str:
     for split in (data.train, data.validation):
         for array in (*split.arrays, split.targets):
             digest.update(f"{array.dtype} {array.shape} ".encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
 
 
@@ -266,7 +274,7 @@ def _train_candidate(
             record = records.find(title, fingerprint)
             if record is None:
                 try:
-                    result = _train_once(candidate, part, title, seed, checkpoints)
+                    result = _train_once(candidate, part, title, seed, fingerprint, checkpoints)
                 except FitError as error:
                     return Standing(name, name, True, (), failure=str(error))
                 record = records.add(title, fingerprint, result)
@@ -329,11 +337,16 @@ def _format_validation(metrics: Mapping[str, float], metric: str, data: Dataset)
 
 
 def _train_once(
-    candidate: Candidate, data: Dataset, title: str, seed: int, checkpoints: Path | None
+    candidate: Candidate,
+    data: Dataset,
+    title: str,
+    seed: int,
+    fingerprint: str,
+    checkpoints: Path | None,
 ) -> dict[str, Any]:
     """Trains from one seed; returns what is recorded about it."""
     started = time.monotonic()
-    checkpoint = checkpoints / f"{title.replace(', ', '-').replace(' ', '-')}.pt" if checkpoints else None
+    checkpoint = checkpoints / _checkpoint_name(f"{title} {fingerprint}") if checkpoints else None
     torch.set_num_threads(candidate.settings.hyperparameters.threads)
     run = Run(title, seed, checkpoint, resume=True)
     result = candidate.recipe.fit(data, candidate.settings, run)
@@ -348,3 +361,9 @@ def _train_once(
         "parameters": sum(parameter.numel() for parameter in result.network.parameters()),
         "seconds": round(time.monotonic() - started, 2),
     }
+
+
+def _checkpoint_name(training: str) -> str:
+    """A name for each training, so that no other one finds its checkpoint."""
+    digest = hashlib.sha256(training.encode()).hexdigest()[:16]
+    return _CHECKPOINTS.replace("*", digest)
