@@ -212,3 +212,8 @@ class Dataset:
         if "time" in self.input.axes:
             return "sequences"
         return "images" if {"height", "width"} <= set(self.input.axes) else "rows"
+
+    @property
+    def is_series(self) -> bool:
+        """Whether each row is a window of a series, and its targets are the values after it."""
+        return self.input.window > 0 and not self.is_classification
