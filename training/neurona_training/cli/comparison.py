@@ -81,6 +81,7 @@ def make_compare_parser() -> CommandParser:
     """The parser of the subcommand."""
     parser = CommandParser(
         prog=f"neurona-train {COMPARE}",
+        usage=f"neurona-train {COMPARE} RECIPE... --data NAME|PATH [OPTION...]",
         description="Trains several recipes on the same data, ranks them by their validation\n"
         "rows, and writes the best to OUT/NAME/1/model.onnx, with the comparison in\n"
         "OUT/NAME/report/comparison.html.",
@@ -156,8 +157,8 @@ def run_compare(command: CompareRecipes) -> list[str]:
         path.parents[1] / "checkpoint.pt",
     )
     note = (
-        f"Then {winner.recipe} was trained with seed {winner.seed}, and the test rows were used "
-        "once, for it alone"
+        f"Then {winner.recipe} was trained with seed {winner.seed}; the test rows were used only "
+        "now, once"
     )
     page = folder / "comparison.html"
     write_file(comparison_page(comparison, [f"{note}: {lines[0]}."]).encode(), page)

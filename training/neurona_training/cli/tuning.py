@@ -51,7 +51,7 @@ def tune_settings(
         resume=arguments.resume,
         report=print,
     )
-    note = "The model was trained with the best settings, and the test rows were used for it alone."
+    note = "The model is trained with the best settings; the test rows are used only then, once."
     title = f"Tuning of {recipe.name} on {data.name}"
     page = study.with_suffix(".html")
     write_file(tuning_page(title, tuning, [note]).encode(), page)
