@@ -86,7 +86,7 @@ def test_all_goes_on_after_a_kill_and_the_table_has_mean_and_deviation(
 
 
 def test_figures_of_other_settings_do_not_count(repeated, tmp_path, capsys):
-    out, arguments = repeated
+    out, _ = repeated
     report = tmp_path / "mlp-iris" / "report"
     report.mkdir(parents=True)
     figures = (out / "mlp-iris" / "report" / "seeds.json").read_text()
