@@ -10,8 +10,8 @@ from neurona_training.errors import DataError, FitError
 from neurona_training.recipes import RECIPES
 from neurona_training.selection.comparison import (
     Candidate,
-    Comparison,
     Plan,
+    RecipeComparison,
     Standing,
     compare,
 )
@@ -82,13 +82,18 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(iris, candidates, co
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compare(candidates, iris, PLAN, RecordFile(path), tmp_path, stop_after_three)
-    earlier = RecordFile(path)
-    comparison = compare(candidates, iris, PLAN, earlier, tmp_path, lines.append)
+        compare(
+            candidates,
+            iris,
+            PLAN,
+            RecordFile(path),
+            checkpoints=tmp_path,
+            report=stop_after_three,
+        )
+    comparison = compare(candidates, iris, PLAN, RecordFile(path), report=lines.append)
     assert metrics(comparison) == metrics(complete)
-    # Each training is named, those that were read included.
-    assert lines[3:6] == lines[:3]
-    assert list(tmp_path.glob("*.pt")) == []
+    assert lines[3:6] == lines[:3]  # those that were read are reported too
+    assert list(tmp_path.iterdir()) == [path]  # no checkpoint is left
 
 
 def test_other_settings_are_trained_anew(iris, tmp_path):
@@ -161,4 +166,4 @@ def standing(name, *accuracies):
 )
 def test_the_verdict_says_what_may_be_chance(standings, expected):
     ranked = tuple(standing(*one) for one in standings)
-    assert Comparison("iris", "accuracy", "", ranked, Plan()).verdict() == expected
+    assert RecipeComparison("iris", "accuracy", "", ranked, Plan()).verdict() == expected

@@ -56,10 +56,10 @@ def tune_settings(
     page = study.with_suffix(".html")
     write_file(tuning_page(title, tuning, [note]).encode(), page)
     best = tuning.best
-    chosen = format_values(best.values) or "the recipe's own settings"
+    values = format_values(best.values) or "the recipe's own settings"
     lines = [
         f"{recipe.name}: best of {len(tuning.trials)} trials on validation: {best.number}, loss "
-        f"{best.loss:.4g}, {chosen}",
+        f"{best.loss:.4g}, {values}",
         f"{page}: the trials with charts",
     ]
     origin = f"best of {len(tuning.trials)} trials on validation rows, number {best.number}"

@@ -111,7 +111,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RecipeComparison:
     """Candidates, the best first.
 
     Args:
@@ -172,10 +172,11 @@ def compare(
     data: Dataset,
     plan: Plan,
     records: RecordFile,
+    *,
     checkpoints: Path | None = None,
     with_baselines: bool = True,
     report: Callable[[str], None] = lambda _: None,
-) -> Comparison:
+) -> RecipeComparison:
     """Trains every candidate with every seed on every fold, and ranks them.
 
     Args:
@@ -206,7 +207,7 @@ def compare(
     for leftover in checkpoints.glob(_CHECKPOINTS) if checkpoints else ():
         leftover.unlink()  # of trainings with other settings, which nobody continued
     ranked.sort(key=lambda one: one.summary(metric).mean, reverse=higher_is_better(metric))
-    return Comparison(
+    return RecipeComparison(
         data_name=data.name,
         metric=metric,
         unit=data.values[0].unit if data.values else "",

@@ -21,7 +21,7 @@ from neurona_training.report.drawing import (
     shorten,
     style_plot,
 )
-from neurona_training.selection.comparison import Comparison, Standing
+from neurona_training.selection.comparison import RecipeComparison, Standing
 from neurona_training.selection.summary import higher_is_better
 from neurona_training.selection.tuning import TunedTrial, Tuning
 
@@ -36,7 +36,7 @@ _METRIC_TITLES = {"rmse": "RMSE", "auc": "AUC", "nll": "NLL (mean -log of the tr
 _CHARTS_IN_A_ROW = 3
 
 
-def comparison_page(comparison: Comparison, notes: Sequence[str]) -> str:
+def comparison_page(comparison: RecipeComparison, notes: Sequence[str]) -> str:
     """Renders a comparison as one HTML document that needs no other file.
 
     Args:
@@ -62,16 +62,18 @@ def tuning_page(title: str, tuning: Tuning, notes: Sequence[str]) -> str:
     """Renders a tuning as one HTML document that needs no other file."""
     best = tuning.best
     stopped = sum(trial.loss is None for trial in tuning.trials)
-    found = f"Best: trial {best.number} of {len(tuning.trials)}, validation loss {best.loss:.4g}."
+    best_text = (
+        f"Best: trial {best.number} of {len(tuning.trials)}, validation loss {best.loss:.4g}."
+    )
     how = f"{stopped} trials were stopped early. The test rows were not used to choose."
     if best.number == 1:
-        found += " These are the settings with which the tuning began."
+        best_text += " These are the settings with which the tuning began."
     description = "the validation loss of each trial, and by each setting"
     picture = make_picture(draw_tuning(tuning), description)
-    return _render(title, [found, how, *notes], [picture], tuning_table(tuning))
+    return _render(title, [best_text, how, *notes], [picture], tuning_table(tuning))
 
 
-def comparison_table(comparison: Comparison) -> list[list[str]]:
+def comparison_table(comparison: RecipeComparison) -> list[list[str]]:
     """Lines of cells, the head first, the best candidate next."""
     metric = comparison.metric
     lines = [["", "candidate", f"validation {metric.replace('_', ' ')}", "parameters", "time"]]
@@ -103,7 +105,7 @@ def tuning_table(tuning: Tuning) -> list[list[str]]:
     return lines
 
 
-def draw_comparison(comparison: Comparison) -> Figure:
+def draw_comparison(comparison: RecipeComparison) -> Figure:
     """A line for each candidate, the best at the top: a point for each training, and the mean."""
     ranked = [standing for standing in comparison.standings if not standing.failure]
     figure = new_figure(9.5, 1.2 + 0.5 * len(ranked))

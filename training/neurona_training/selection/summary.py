@@ -2,6 +2,8 @@
 
 A figure of one seed is an anecdote: with the number of trainings and their standard deviation a
 reader can see whether a difference between two networks is more than chance.
+
+It is alone because comparisons, tables and the lines of --seeds print the same form.
 """
 
 from __future__ import annotations
