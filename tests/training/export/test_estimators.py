@@ -48,7 +48,7 @@ def check(data, names):
             atol=1e-5 * abs(baseline.predictions).max(),
         )
         for name, value in baseline.test_metrics.items():
-            if name != "log_loss" and decided.all():
+            if name != "nll" and decided.all():
                 assert complete.figures[f"test_{name}"] == pytest.approx(value, rel=1e-3)
 
 

@@ -35,7 +35,7 @@ from neurona_training.baselines.features import make_columns, sample_rows
 from neurona_training.baselines.model import BaselineModel, LastSeason, answer, constant
 from neurona_training.baselines.seasons import find_season, training_series
 from neurona_training.data import Dataset, Split
-from neurona_training.learning.evaluation import accuracy, predict, rmse
+from neurona_training.learning.evaluation import accuracy, negative_log_likelihood, predict, rmse
 
 _MAX_ROWS = 50_000  # of which an estimator learns ...
 _MAX_NUMBERS = 8_000_000  # ... and numbers in all their columns
@@ -68,7 +68,7 @@ class Baseline:
         note: how it was set up, and of how many rows it learned if not of all.
         model: takes the arrays of the data set's splits.
         predictions: for the test rows: probabilities (rows, classes), or values (rows, values).
-        validation_metrics: accuracy or rmse, and log_loss of a classification.
+        validation_metrics: accuracy or rmse, and nll of a classification.
         test_metrics: the same of the test rows.
     """
 
@@ -171,7 +171,7 @@ def choose_best(baselines: Sequence[Baseline]) -> Baseline:
 
     def error(baseline: Baseline) -> tuple[float, float]:
         metrics = baseline.validation_metrics
-        return metrics.get("rmse", -metrics.get("accuracy", 0)), metrics.get("log_loss", 0)
+        return metrics.get("rmse", -metrics.get("accuracy", 0)), metrics.get("nll", 0)
 
     return min(baselines, key=error)
 
@@ -194,9 +194,8 @@ def _measure_baseline(name: str, fitted: _Fitted, data: Dataset) -> Baseline:
 def _measure(predictions: NDArray[np.float64], targets: NDArray[Any]) -> dict[str, float]:
     if targets.dtype != np.int64:
         return {"rmse": rmse(predictions, targets)}
-    of_target = predictions[np.arange(len(targets)), targets]
-    log_loss = -np.log(np.clip(of_target, np.finfo(np.float64).eps, 1)).mean()
-    return {"accuracy": accuracy(predictions, targets), "log_loss": float(log_loss)}
+    nll = negative_log_likelihood(predictions, targets)
+    return {"accuracy": accuracy(predictions, targets), "nll": nll}
 
 
 _Fitted = tuple[str, str, BaselineModel]  # title and note
@@ -269,7 +268,7 @@ def _logistic_regression(problem: _Problem) -> _Fitted:
         for inverse_penalty in _INVERSE_PENALTIES
     ]
     # Less and less penalty: what has become worse once does not become better.
-    estimator, setting = _choose(candidates, rows, problem, by="log_loss", is_path=True)
+    estimator, setting = _choose(candidates, rows, problem, by="nll", is_path=True)
     title = _title("logistic regression", problem.data)
     return title, _join(setting, note), problem.model(estimator)
 
@@ -375,7 +374,7 @@ def _choose(
     candidates: Sequence[_Candidate],
     rows: _Rows,
     problem: _Problem,
-    by: Literal["accuracy", "log_loss"] = "accuracy",
+    by: Literal["accuracy", "nll"] = "accuracy",
     *,
     is_path: bool = False,
 ) -> _Candidate:
@@ -387,7 +386,7 @@ def _choose(
         candidates: of which the first of equal ones is taken.
         rows: from which they learn.
         problem: has the validation rows.
-        by: what counts first of a classification. The log loss changes with every row, accuracy
+        by: what counts first of a classification. The NLL changes with every row, accuracy
             in steps; but it is huge for votes of few neighbours, some of which are never wrong.
         is_path: the rest need not be tried once the error grows.
 
@@ -441,8 +440,8 @@ def _error(
     predictions = answer(estimator, rows.columns, problem.classes)
     if problem.classes:
         measured = _measure(predictions, rows.targets)
-        wrong, log_loss = 1 - measured["accuracy"], measured["log_loss"]
-        return (wrong, log_loss) if by == "accuracy" else (log_loss, wrong)
+        wrong, nll = 1 - measured["accuracy"], measured["nll"]
+        return (wrong, nll) if by == "accuracy" else (nll, wrong)
     # Each value counts the same, whatever its unit.
     spread = problem.train.targets.std(axis=0)
     scaled = (predictions - rows.targets) / np.where(spread > 0, spread, 1)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # the command line is parsed without torch
     from neurona_training.baselines.comparison import Comparison
     from neurona_training.baselines.estimators import Baseline
     from neurona_training.data import Dataset
+    from neurona_training.learning.populations import Populations
 
 VERSION = 1  # the folder below the model's name
 
@@ -77,6 +78,7 @@ class TrainedModel:
         comparison: of the network with them.
         metrics: of the network and the baselines, by name.
         metadata: what the model's file says about it.
+        populations: how validation and test rows compare.
     """
 
     network: nn.Module
@@ -87,6 +89,7 @@ class TrainedModel:
     comparison: Comparison
     metrics: Mapping[str, float]
     metadata: ModelMetadata
+    populations: Populations
 
 
 def model_path(arguments: Arguments) -> Path:
@@ -194,6 +197,7 @@ def fit_network(
     """Trains the network; None in all processes of torchrun but the first."""
     import torch  # takes seconds, for which --help and --list need not wait
 
+    import neurona_training.export.parity  # noqa: F401 - what it lacks shows before hours of work
     from neurona_training.learning import devices
 
     torch.set_num_threads(settings.hyperparameters.threads)
@@ -205,8 +209,10 @@ def fit_network(
 
 
 def calibrate(network: nn.Module, loaded: LoadedUserData) -> nn.Module:
-    """Returns the network that takes what a caller sends."""
-    return _take_caller_view(network, loaded)
+    """Returns the network that takes what a caller sends and gives calibrated logits."""
+    from neurona_training.learning import calibration
+
+    return calibration.calibrate(_take_caller_view(network, loaded), loaded.caller_view)[0]
 
 
 def measure(
@@ -222,7 +228,9 @@ def measure(
     from neurona_training.baselines.estimators import baseline_figures, fit_baselines
     from neurona_training.export.metadata import describe_scaling, model_metadata
     from neurona_training.export.onnx_export import OPSET
+    from neurona_training.learning.calibration import find_temperature
     from neurona_training.learning.evaluation import evaluate, predict, softmax
+    from neurona_training.learning.populations import compare_populations
     from neurona_training.learning.progress_bar import status_line
 
     data, hyperparameters = loaded.caller_view, settings.hyperparameters
@@ -237,19 +245,36 @@ def measure(
         "scaling": describe_scaling(network),
         "opset": OPSET,
     }
+    metrics = evaluate(network, data)
+    if data.is_classification:
+        metrics["temperature"] = find_temperature(network)
+    populations = compare_populations(network, data)
+    if populations.tests:
+        metrics["population_p_value"] = populations.p_value
     status_line(f"{arguments.name}: fitting baselines")
     baselines = fit_baselines(loaded.training_view, arguments.seed)
     outputs = predict(network, data.test).numpy()
     comparison = compare(softmax(outputs) if data.is_classification else outputs, data, baselines)
-    metrics = {**evaluate(network, data), **baseline_figures(baselines)}
+    metrics |= baseline_figures(baselines)
     described = model_metadata(
         data, f"{recipe.description}, trained on: {data.source}", metrics, provenance
     )
-    return TrainedModel(network, data, settings, result, baselines, comparison, metrics, described)
+    return TrainedModel(
+        network=network,
+        data=data,
+        settings=settings,
+        fit_result=result,
+        baselines=baselines,
+        comparison=comparison,
+        metrics=metrics,
+        metadata=described,
+        populations=populations,
+    )
 
 
 def export_model(arguments: Arguments, trained: TrainedModel, path: Path) -> bytes:
     """Writes model.onnx, and step.onnx for a recurrent network; returns the former."""
+    from neurona_training.architectures.input_layers import without_wrappers
     from neurona_training.architectures.recurrent import LastState
     from neurona_training.export.onnx_export import export
     from neurona_training.export.stepwise import STEP_FILE, export_stepwise
@@ -259,7 +284,7 @@ def export_model(arguments: Arguments, trained: TrainedModel, path: Path) -> byt
     model = export(trained.network, trained.data, trained.metadata)
     write_file(model, path)
     step_path = path.with_name(STEP_FILE)
-    if isinstance(trained.network, LastState):
+    if isinstance(without_wrappers(trained.network), LastState):
         write_file(export_stepwise(model, trained.data), step_path)
     else:
         step_path.unlink(missing_ok=True)  # of an earlier network
@@ -342,6 +367,7 @@ def write_report(
         metadata=trained.metadata,
         files=files,
         seconds=seconds,
+        populations=trained.populations,
     )
     page = path.parents[1] / "report" / "report.html"
     write_file(render_page(results).encode(), page)
@@ -353,13 +379,16 @@ def _summary(
 ) -> list[str]:
     provenance = trained.metadata.provenance
     metrics = _format_metrics(trained.metrics, trained.data)
-    return [
+    lines = [
         f"{arguments.name}: {metrics}; {int(provenance['parameters']):,} parameters, "
         f"{seconds:.0f} s",
         f"{path}: ONNX opset {provenance['opset']}, {len(model):,} bytes, ONNX Runtime agrees "
         "with torch",
         trained.comparison.sentence,
     ]
+    if trained.populations.differ:
+        lines.append(trained.populations.summary)
+    return lines
 
 
 def _take_caller_view(network: nn.Module, loaded: LoadedUserData) -> nn.Module:
@@ -396,6 +425,8 @@ def _format_metrics(metrics: Mapping[str, float], data: Dataset) -> str:
     unit = data.values[0].unit if data.values else ""
     texts = []
     for name, value in metrics.items():
+        if name in ("temperature", "population_p_value"):
+            continue  # the report explains them
         if name.endswith("rows"):
             texts.append(f"{name.replace('_', ' ')} {value:,.0f}")
         else:

@@ -16,6 +16,7 @@ from neurona_training.baselines.comparison import Comparison
 from neurona_training.baselines.estimators import Baseline
 from neurona_training.data import Dataset
 from neurona_training.learning.evaluation import predict, softmax
+from neurona_training.learning.populations import Populations
 from neurona_training.learning.run import FitResult, Hyperparameters
 
 
@@ -34,6 +35,7 @@ class RunResults:
         metadata: of the model's file.
         files: by variant, float32 first: the file's bytes and its metadata.
         seconds: from data to file.
+        populations: how validation and test rows compare.
     """
 
     name: str
@@ -46,6 +48,7 @@ class RunResults:
     metadata: ModelMetadata
     files: Mapping[str, tuple[int, ModelMetadata]]
     seconds: float
+    populations: Populations | None = None
 
     @cached_property
     def predictions(self) -> NDArray[Any]:
