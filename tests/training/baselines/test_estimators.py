@@ -95,6 +95,25 @@ def test_a_series_with_a_trend_and_a_season():
     assert found["mean"] > 200
 
 
+def test_an_autoregression_finds_an_autoregression():
+    """x[t] = 0.5 x[t-1] + 0.3 x[t-2] + 1, and noise of variance 1."""
+    noise = np.random.default_rng(0).normal(size=2000)
+    series = np.zeros(2000)
+    for t in range(2, 2000):
+        series[t] = 0.5 * series[t - 1] + 0.3 * series[t - 2] + 1 + noise[t]
+    data = make_windows(series, 8)
+    assert errors(data)["linear"] == pytest.approx(1, rel=0.06)
+    *_, persistence, _ = fit_baselines(data)
+    np.testing.assert_array_equal(persistence.predictions, data.test.inputs[:, -1])
+
+
+def test_a_linear_function_is_found_whatever_its_unit():
+    inputs = RANDOM.normal(3e4, 2e4, (200, 2)).astype(np.float32)
+    targets = inputs @ np.array([[2e3], [-1e3]], np.float32) + 5e7
+    data = make_dataset(inputs, targets, ("batch", "c"), values=(Value("y", "EUR"),))
+    np.testing.assert_allclose(fit_baselines(data)[0].predictions, data.test.targets, rtol=1e-3)
+
+
 def test_the_season_of_several_steps_ahead():
     series = np.tile([1, 5, 2, 9], 30) + RANDOM.normal(size=120) * 0.01
     data = make_windows(series, 6, horizon=7)

@@ -34,10 +34,10 @@ def check(data, names):
     assert [one.name for one in baselines] == names
     for baseline in baselines:
         described = model_metadata(data, baseline.title, {}, {})
-        content = export_baseline(baseline.model, data, described)
+        content, complete = export_baseline(baseline.model, data, described)
         file = onnx.load_from_string(content)
         (text,) = [one.value for one in file.metadata_props if one.key == metadata.KEY]
-        assert metadata.from_json(text) == described
+        assert metadata.from_json(text) == complete
         assert [one.name for one in file.graph.output] == [described.answer]
         decided = ~baseline.model.undecided_rows(*map(torch.from_numpy, data.test.arrays))
         assert decided.mean() > 0.9
@@ -47,7 +47,9 @@ def check(data, names):
             rtol=1e-3,
             atol=1e-5 * abs(baseline.predictions).max(),
         )
-        assert export_baseline(baseline.model, data, described) == content
+        for name, value in baseline.test_metrics.items():
+            if name != "nll" and decided.all():
+                assert complete.figures[f"test_{name}"] == pytest.approx(value, rel=1e-3)
 
 
 def test_rows():
@@ -93,6 +95,14 @@ def test_a_class_without_a_training_row():
     inputs = RANDOM.normal(size=(100, 3)).astype(np.float32)
     data = make_dataset(inputs, targets, ("batch", "c"), labels=("a", "b", "c"))
     check(data, ["linear", "gradient_boosting", "nearest_neighbours", "majority"])
+
+
+def test_the_same_estimator_gives_the_same_file():
+    data = load("xor")
+    neighbours = fit_baselines(data)[2]
+    described = model_metadata(data, "", {}, {})
+    first, second = (export_baseline(neighbours.model, data, described) for _ in range(2))
+    assert first == second
 
 
 def test_a_file_that_differs_is_refused(monkeypatch):

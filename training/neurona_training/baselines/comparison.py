@@ -59,8 +59,9 @@ def compare(predictions: NDArray[Any], data: Dataset, baselines: Sequence[Baseli
     if mean == 0:
         sentence = f"The network and {best.title} are equally good: {network} on {rows}."
     elif mean > 0:
+        shorter = network.partition(" ")[2]
         sentence = f"{_capitalised(best.title)} is better than the network: {baseline} against "
-        sentence += f"{network} on {rows}"
+        sentence += f"{shorter} on {rows}"
         sentence += "." if beyond_chance else "; a difference that may be chance."
         sentence += f" --export-baseline {best.name} writes it as a model of its own."
     else:

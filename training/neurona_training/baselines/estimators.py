@@ -14,7 +14,7 @@ data a sample of the training rows is used, and `Baseline.note` says so.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from neurona_training.baselines.features import make_columns, sample_rows
 from neurona_training.baselines.model import BaselineModel, LastSeason, answer, constant
 from neurona_training.baselines.seasons import find_season, training_series
 from neurona_training.data import Dataset, Split
-from neurona_training.learning.evaluation import accuracy, predict, rmse
+from neurona_training.learning.evaluation import accuracy, negative_log_likelihood, predict, rmse
 
 _MAX_ROWS = 50_000  # of which an estimator learns ...
 _MAX_NUMBERS = 8_000_000  # ... and numbers in all their columns
@@ -68,7 +68,7 @@ class Baseline:
         note: how it was set up, and of how many rows it learned if not of all.
         model: takes the arrays of the data set's splits.
         predictions: for the test rows: probabilities (rows, classes), or values (rows, values).
-        validation_metrics: accuracy or rmse, and log_loss of a classification.
+        validation_metrics: accuracy or rmse, and nll of a classification.
         test_metrics: the same of the test rows.
     """
 
@@ -98,16 +98,25 @@ class _Rows:
 class _Problem:
     """What the estimators learn.
 
+    columns: makes the columns of the inputs.
+    offset: what the targets are changes from; None if they are the values themselves.
+    train: training rows, or a sample of them.
+    validation: rows by which settings are chosen.
     classes: how many; 0 of a regression.
-    available: training rows in the data, of which `train` may be a sample.
+    seed: of samples.
     """
 
     data: Dataset
+    columns: nn.Module
+    offset: nn.Module | None
     train: _Rows
     validation: _Rows
     classes: int
-    available: int
     seed: int
+
+    def model(self, estimator: BaseEstimator) -> BaselineModel:
+        """A fitted estimator as a function of the data's inputs."""
+        return BaselineModel(self.columns, estimator, self.offset, self.classes)
 
     def sample(self, numbers: int) -> tuple[_Rows, str]:
         """Training rows with so many numbers at most, and a note if they are not all."""
@@ -116,9 +125,9 @@ class _Problem:
         if limit < len(rows.columns):
             drawn = sample_rows(Split(rows.columns, rows.targets), limit, self.seed)
             rows = _Rows(drawn.inputs, drawn.targets)
-        used = len(rows.columns)
-        note = f"{used:,} of the {self.available:,} training rows"
-        return rows, "" if used == self.available else note
+        used, available = len(rows.columns), len(self.data.train)
+        note = f"{used:,} of the {available:,} training rows"
+        return rows, "" if used == available else note
 
 
 def fit_baselines(data: Dataset, seed: int = 0) -> tuple[Baseline, ...]:
@@ -136,7 +145,25 @@ def fit_baselines(data: Dataset, seed: int = 0) -> tuple[Baseline, ...]:
     with threadpool_limits(1), warnings.catch_warnings():
         # Estimators warn of iterations that were not enough, and of classes that a part lacks.
         warnings.simplefilter("ignore")
-        return tuple(_measured(*fitted, data) for fitted in _fit_all(data, seed))
+        problem = _make_problem(data, seed)
+        return tuple(
+            _measure_baseline(name, fit(problem), data) for name, fit in _baselines(data).items()
+        )
+
+
+def baseline_names(data: Dataset) -> tuple[str, ...]:
+    """The names of the baselines that `fit_baselines` fits, without fitting them."""
+    return tuple(_baselines(data))
+
+
+def baseline_figures(baselines: Sequence[Baseline]) -> dict[str, float]:
+    """What a model's file says about its baselines: NAME_accuracy or NAME_rmse, on test rows."""
+    return {
+        f"{baseline.name}_{metric}": value
+        for baseline in baselines
+        for metric, value in baseline.test_metrics.items()
+        if metric in ("accuracy", "rmse")
+    }
 
 
 def choose_best(baselines: Sequence[Baseline]) -> Baseline:
@@ -144,62 +171,67 @@ def choose_best(baselines: Sequence[Baseline]) -> Baseline:
 
     def error(baseline: Baseline) -> tuple[float, float]:
         metrics = baseline.validation_metrics
-        return metrics.get("rmse", -metrics.get("accuracy", 0)), metrics.get("log_loss", 0)
+        return metrics.get("rmse", -metrics.get("accuracy", 0)), metrics.get("nll", 0)
 
     return min(baselines, key=error)
 
 
-def _measured(name: str, title: str, note: str, model: BaselineModel, data: Dataset) -> Baseline:
+def _measure_baseline(name: str, fitted: _Fitted, data: Dataset) -> Baseline:
+    title, note, model = fitted
     predictions = predict(model, data.test).numpy()
     validation = predict(model, data.validation).numpy()
     return Baseline(
-        name,
-        title,
-        note,
-        model,
-        predictions,
-        _measure(validation, data.validation.targets),
-        _measure(predictions, data.test.targets),
+        name=name,
+        title=title,
+        note=note,
+        model=model,
+        predictions=predictions,
+        validation_metrics=_measure(validation, data.validation.targets),
+        test_metrics=_measure(predictions, data.test.targets),
     )
 
 
 def _measure(predictions: NDArray[np.float64], targets: NDArray[Any]) -> dict[str, float]:
     if targets.dtype != np.int64:
         return {"rmse": rmse(predictions, targets)}
-    of_target = predictions[np.arange(len(targets)), targets]
-    log_loss = -np.log(np.clip(of_target, np.finfo(np.float64).eps, 1)).mean()
-    return {"accuracy": accuracy(predictions, targets), "log_loss": float(log_loss)}
+    nll = negative_log_likelihood(predictions, targets)
+    return {"accuracy": accuracy(predictions, targets), "nll": nll}
 
 
-Fitted = tuple[str, str, str, BaselineModel]  # name, title, note
+_Fitted = tuple[str, str, BaselineModel]  # title and note
 
 
-def _fit_all(data: Dataset, seed: int) -> Iterator[Fitted]:
-    columns = make_columns(data)
-    offset = LastSeason(1, data.train.targets.shape[1]) if data.is_series else None
-    problem = _make_problem(data, columns, offset, seed)
-    classes = problem.classes
-    of_what = {"images": " on pixels", "sequences": " on resampled steps"}.get(data.kind, "")
-    for fit in _learners(data):
-        fitted = fit(problem)
-        if fitted is not None:
-            name, title, note, estimator = fitted
-            if data.is_series:
-                title = {"linear": "linear autoregression"}.get(name, title)
-            else:
-                title += of_what
-            yield name, title, note, BaselineModel(columns, estimator, offset, classes)
+def _baselines(data: Dataset) -> dict[str, Callable[[_Problem], _Fitted]]:
+    """What suits the data, by name, in the order of the report."""
+    fits: dict[str, Callable[[_Problem], _Fitted]] = {
+        "linear": _logistic_regression if data.is_classification else _ridge
+    }
+    values = 1 if data.is_classification else len(data.values)
+    if (data.kind == "rows" or data.is_series) and values <= _MAX_BOOSTED_VALUES:
+        fits["gradient_boosting"] = _gradient_boosting
+    if not data.is_series:
+        fits["nearest_neighbours"] = _nearest_neighbours
+    if _suits_support_vectors(data):
+        fits["support_vectors"] = _support_vectors
     if data.is_series:
-        yield from _persistence(data)
-    title = "always the most frequent class" if classes else "always the mean"
-    model = BaselineModel(None, None, constant(data), classes)
-    yield "majority" if classes else "mean", title, "", model
+        if _season_in_window(data) is not None:
+            fits["seasonal_persistence"] = _seasonal_persistence
+        fits["persistence"] = _persistence
+    fits["majority" if data.is_classification else "mean"] = _constant
+    return fits
 
 
-def _make_problem(
-    data: Dataset, columns: nn.Module, offset: nn.Module | None, seed: int
-) -> _Problem:
+def _suits_support_vectors(data: Dataset) -> bool:
+    """Few images, with a row of each class for each fold."""
+    if data.kind != "images" or not data.is_classification or len(data.train) > _MAX_SUPPORT_ROWS:
+        return False
+    return int(np.unique(data.train.targets, return_counts=True)[1].min()) >= _FOLDS
+
+
+def _make_problem(data: Dataset, seed: int) -> _Problem:
     """Makes the columns of as many training rows as are used at most, and of those that choose."""
+    columns = make_columns(data)
+    offset = LastSeason(1, len(data.values)) if data.is_series else None
     width = predict(columns, sample_rows(data.train, 1)).shape[1]
     limit = max(1, min(_MAX_ROWS, _MAX_NUMBERS // max(1, width)))
 
@@ -211,30 +243,22 @@ def _make_problem(
         return _Rows(predict(columns, drawn).numpy(), targets)
 
     return _Problem(
-        data,
-        rows(data.train, limit),
-        rows(data.validation, min(limit, _MAX_VALIDATION_ROWS)),
-        len(data.labels),
-        len(data.train),
-        seed,
+        data=data,
+        columns=columns,
+        offset=offset,
+        train=rows(data.train, limit),
+        validation=rows(data.validation, min(limit, _MAX_VALIDATION_ROWS)),
+        classes=len(data.labels),
+        seed=seed,
     )
 
 
-_Learned = tuple[str, str, str, BaseEstimator]  # name, title, note
+def _title(text: str, data: Dataset) -> str:
+    """Adds what an estimator reads of the inputs, if they are no rows of columns."""
+    return text + {"images": " on pixels", "sequences": " on resampled steps"}.get(data.kind, "")
 
 
-def _learners(data: Dataset) -> tuple[Callable[[_Problem], _Learned | None], ...]:
-    linear = _logistic_regression if data.is_classification else _ridge
-    if data.is_series:
-        return linear, _gradient_boosting
-    if data.kind == "rows":
-        return linear, _gradient_boosting, _nearest_neighbours
-    if data.kind == "images" and data.is_classification:
-        return linear, _nearest_neighbours, _support_vectors
-    return linear, _nearest_neighbours
-
-
-def _logistic_regression(problem: _Problem) -> _Learned:
+def _logistic_regression(problem: _Problem) -> _Fitted:
     rows, note = problem.sample(_MAX_LOGISTIC_NUMBERS // problem.classes)
     candidates = [
         (
@@ -244,18 +268,21 @@ def _logistic_regression(problem: _Problem) -> _Learned:
         for inverse_penalty in _INVERSE_PENALTIES
     ]
     # Less and less penalty: what has become worse once does not become better.
-    estimator, setting = _choose(candidates, rows, problem, by="log_loss", is_path=True)
-    return "linear", "logistic regression", _join(setting, note), estimator
+    estimator, setting = _choose(candidates, rows, problem, by="nll", is_path=True)
+    title = _title("logistic regression", problem.data)
+    return title, _join(setting, note), problem.model(estimator)
 
 
-def _ridge(problem: _Problem) -> _Learned:
+def _ridge(problem: _Problem) -> _Fitted:
     rows, note = problem.sample(_MAX_NUMBERS)
     candidates = [(Ridge(penalty), f"penalty {penalty:g}") for penalty in _RIDGE_PENALTIES]
     estimator, setting = _choose(candidates, rows, problem)
-    return "linear", "ridge regression", _join(setting, note), estimator
+    is_series = problem.data.is_series
+    title = "linear autoregression" if is_series else _title("ridge regression", problem.data)
+    return title, _join(setting, note), problem.model(estimator)
 
 
-def _nearest_neighbours(problem: _Problem) -> _Learned:
+def _nearest_neighbours(problem: _Problem) -> _Fitted:
     rows, note = problem.sample(_MAX_NEIGHBOUR_NUMBERS)
     kind = KNeighborsClassifier if problem.classes else KNeighborsRegressor
     candidates = [
@@ -264,14 +291,13 @@ def _nearest_neighbours(problem: _Problem) -> _Learned:
         if count == 1 or count <= len(rows.columns) // 2
     ]
     estimator, setting = _choose(candidates, rows, problem)
-    return "nearest_neighbours", "nearest neighbours", _join(setting, note), estimator
+    title = _title("nearest neighbours", problem.data)
+    return title, _join(setting, note), problem.model(estimator)
 
 
-def _gradient_boosting(problem: _Problem) -> _Learned | None:
+def _gradient_boosting(problem: _Problem) -> _Fitted:
     rows, note = problem.sample(_MAX_NUMBERS)
     values = 1 if problem.classes else rows.targets.shape[1]
-    if values > _MAX_BOOSTED_VALUES:
-        return None
     trees_a_round = values if problem.classes <= 2 else problem.classes
     settings = {
         "max_iter": max(10, min(_MAX_ROUNDS, _MAX_TREES // trees_a_round)),
@@ -304,12 +330,8 @@ def _gradient_boosting(problem: _Problem) -> _Learned | None:
         _round_thresholds(estimator)
     rounds = "/".join(str(estimator.n_iter_) for estimator in boosted[:3])
     setting = f"{rounds} rounds" if len(boosted) <= 3 else f"{rounds}/… rounds"
-    return (
-        "gradient_boosting",
-        "gradient boosting",
-        _join(setting, note),
-        boosted[0] if len(boosted) == 1 else _join_values(boosted),
-    )
+    estimator = boosted[0] if len(boosted) == 1 else _join_values(boosted)
+    return "gradient boosting", _join(setting, note), problem.model(estimator)
 
 
 def _round_thresholds(estimator: BaseEstimator) -> None:
@@ -333,17 +355,16 @@ def _join_values(estimators: list[BaseEstimator]) -> BaseEstimator:
     return joined
 
 
-def _support_vectors(problem: _Problem) -> _Learned | None:
+def _support_vectors(problem: _Problem) -> _Fitted:
     rows, note = problem.sample(_MAX_NUMBERS)
-    if problem.available > _MAX_SUPPORT_ROWS or _smallest_class(rows) < _FOLDS:
-        return None
     # The classes are decided by votes; a sigmoid fitted in folds says how sure a vote is.
     candidates = [
         (CalibratedClassifierCV(SVC(C=penalty), cv=_FOLDS, ensemble=False), f"C = {penalty:g}")
         for penalty in (1.0, 10.0)
     ]
     estimator, setting = _choose(candidates, rows, problem)
-    return "support_vectors", "support vector machine", _join(setting, note), estimator
+    title = _title("support vector machine", problem.data)
+    return title, _join(setting, note), problem.model(estimator)
 
 
 _Candidate = tuple[BaseEstimator, str]  # not fitted, and how it is set up
@@ -353,7 +374,7 @@ def _choose(
     candidates: Sequence[_Candidate],
     rows: _Rows,
     problem: _Problem,
-    by: Literal["accuracy", "log_loss"] = "accuracy",
+    by: Literal["accuracy", "nll"] = "accuracy",
     *,
     is_path: bool = False,
 ) -> _Candidate:
@@ -365,7 +386,7 @@ def _choose(
         candidates: of which the first of equal ones is taken.
         rows: from which they learn.
         problem: has the validation rows.
-        by: what counts first of a classification. The log loss changes with every row, accuracy
+        by: what counts first of a classification. The NLL changes with every row, accuracy
             in steps; but it is huge for votes of few neighbours, some of which are never wrong.
         is_path: the rest need not be tried once the error grows.
 
@@ -419,26 +440,39 @@ def _error(
     predictions = answer(estimator, rows.columns, problem.classes)
     if problem.classes:
         measured = _measure(predictions, rows.targets)
-        wrong, log_loss = 1 - measured["accuracy"], measured["log_loss"]
-        return (wrong, log_loss) if by == "accuracy" else (log_loss, wrong)
+        wrong, nll = 1 - measured["accuracy"], measured["nll"]
+        return (wrong, nll) if by == "accuracy" else (nll, wrong)
     # Each value counts the same, whatever its unit.
     spread = problem.train.targets.std(axis=0)
     scaled = (predictions - rows.targets) / np.where(spread > 0, spread, 1)
     return float(np.square(scaled).mean()), 0.0
 
 
-def _persistence(data: Dataset) -> Iterator[Fitted]:
-    """Rules that forecast by values of the window alone."""
-    horizon, window = data.train.targets.shape[1], data.train.inputs.shape[1]
+def _season_in_window(data: Dataset) -> int | None:
+    """The season of a series, if its window has the values of a season before."""
     season = find_season(training_series(data))
-    if season is not None:
-        seasonal = LastSeason(season, horizon)
-        if seasonal.steps <= window:
-            title = f"the value {season} steps before"
-            note = f"a season of {season} steps"
-            yield "seasonal_persistence", title, note, BaselineModel(None, None, seasonal)
-    title = "the last value again"
-    yield "persistence", title, "", BaselineModel(None, None, LastSeason(1, horizon))
+    if season is None:
+        return None
+    steps = LastSeason(season, len(data.values)).steps
+    return season if steps <= data.train.inputs.shape[1] else None
+
+
+def _seasonal_persistence(problem: _Problem) -> _Fitted:
+    season = _season_in_window(problem.data)
+    if season is None:
+        raise ValueError("no season")
+    model = BaselineModel(None, None, LastSeason(season, len(problem.data.values)))
+    return f"the value {season} steps before", f"a season of {season} steps", model
+
+
+def _persistence(problem: _Problem) -> _Fitted:
+    model = BaselineModel(None, None, LastSeason(1, len(problem.data.values)))
+    return "the last value again", "", model
+
+
+def _constant(problem: _Problem) -> _Fitted:
+    title = "always the most frequent class" if problem.classes else "always the mean"
+    return title, "", BaselineModel(None, None, constant(problem.data), problem.classes)
 
 
 def _join(*texts: str) -> str:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from neurona_training.architectures.audio import BANDS, LogMel, frame_count
 from neurona_training.architectures.input_layers import Normalise
 from neurona_training.data import Dataset, Split
-from neurona_training.data.sources.spoken_digits import RATE
 from neurona_training.learning.evaluation import predict
 
 MAX_COLUMNS = 1024  # of images and sequences, which are pooled or resampled to fewer
@@ -47,9 +46,9 @@ def make_columns(data: Dataset) -> nn.Module:
     if data.input.categories:
         return _scaled(_Characters(len(data.input.categories)), data)
     lengths = data.train.lengths
-    if inputs.ndim == 2 and lengths is not None:  # samples of sound
+    if data.input.sample_rate and lengths is not None:
         sample = sample_rows(data.train, _SAMPLE_ROWS)
-        log_mel = LogMel(RATE).fit(sample.inputs, sample.arrays[1])
+        log_mel = LogMel(data.input.sample_rate).fit(sample.inputs, sample.arrays[1])
         steps = int(frame_count(torch.tensor(inputs.shape[1])))
         return _scaled(_Sound(log_mel, _Steps(steps, BANDS)), data)
     return _scaled(_Steps(inputs.shape[1], int(np.prod(inputs.shape[2:]))), data)

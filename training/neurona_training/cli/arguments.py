@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from neurona_training.architectures.network_options import ACTIVATIONS
+from neurona_training.baselines import TITLES
 from neurona_training.cli.pipeline import Arguments
 from neurona_training.data.catalogue import SOURCES, DataOptions
 from neurona_training.data.user.spec import UserData, is_path
@@ -146,6 +147,7 @@ def make_arguments(
         seed=options.seed,
         resume=options.resume,
         variants=tuple(dict.fromkeys(options.variant)),
+        baseline=options.export_baseline or "",
         report=not options.no_report,
         seeds=options.seeds,
         trials=options.tune or 0,
@@ -265,6 +267,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         choices=VARIANTS,
         default=[],
         help="also write OUT/NAME-VARIANT/1/model.onnx, and measure its accuracy; repeatable",
+    )
+    add(
+        "--export-baseline",
+        type=_one_of({**dict.fromkeys(TITLES), "best": None}, "baseline"),
+        metavar="NAME|best",
+        help="also write OUT/NAME-BASELINE/1/model.onnx, a baseline that is asked as the network "
+        f"is; best: by the validation rows (names: {', '.join(TITLES)}, as far as they suit the "
+        "data)",
     )
     add("--no-report", action="store_true", help="write no report")
 

@@ -6,6 +6,7 @@ inputs, output, labels and units, so that callers change nothing but the model's
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -23,6 +24,8 @@ from neurona_training.errors import ExportError
 from neurona_training.export.metadata import output_name
 from neurona_training.export.onnx_export import OPSET, add_string_lookups, export_graph, serialise
 from neurona_training.export.parity import verify_parity
+from neurona_training.export.quantization import run_model
+from neurona_training.learning.evaluation import measure_predictions
 
 _ML_DOMAIN, _ML_VERSION = "ai.onnx.ml", 3  # whose operators skl2onnx uses
 _COLUMNS, _OFFSET = "columns", "offset"
@@ -41,16 +44,19 @@ class _Parts(nn.Module):
         return tuple(part(*inputs) for part in self.parts.values())
 
 
-def export_baseline(model: BaselineModel, data: Dataset, described: ModelMetadata) -> bytes:
+def export_baseline(
+    model: BaselineModel, data: Dataset, described: ModelMetadata
+) -> tuple[bytes, ModelMetadata]:
     """Exports a baseline to ONNX and verifies it on ONNX Runtime against scikit-learn.
 
     Args:
         model: takes the arrays of `data`.
         data: describes inputs and outputs; its test rows verify the graph.
-        described: the metadata to be put into the file.
+        described: what the file says about itself, but for the test metrics and the tools.
 
     Returns:
-        An ONNX file with the inputs and the output that `onnx_export.export` gives a network's.
+        An ONNX file with the inputs and the output that `onnx_export.export` gives a network's,
+        and its metadata, with the metrics of the file itself on the test rows.
 
     Raises:
         ExportError: skl2onnx is not installed or cannot convert the estimator, or the graph
@@ -77,27 +83,41 @@ def export_baseline(model: BaselineModel, data: Dataset, described: ModelMetadat
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", values])
     )
     _remove_unused_nodes(graph.graph)
-    content = serialise(graph, described)
-    verify_parity(content, model, data)
-    return content
+    verify_parity(serialise(graph, described), model, data)
+    complete = ModelMetadata()
+    complete.CopyFrom(described)
+    complete.provenance.update(_tool_versions(model))
+    # Where rounding decides, the file may answer otherwise than scikit-learn.
+    outputs = run_model(serialise(graph, described), data)
+    complete.figures.update(measure_predictions(outputs, data))
+    return serialise(graph, complete), complete
 
 
-def tool_versions(model: BaselineModel) -> Mapping[str, str]:
+def _tool_versions(model: BaselineModel) -> Mapping[str, str]:
     """The packages that made an estimator's file, for its provenance."""
     if model.estimator is None:
         return {}
     return {name: version(name) for name in ("scikit-learn", "skl2onnx")}
 
 
+def require_converter() -> None:
+    """Checks that what converts estimators is installed.
+
+    Raises:
+        ExportError: it is not.
+    """
+    if importlib.util.find_spec("skl2onnx") is None:
+        raise ExportError(
+            "package not installed: skl2onnx (expected the packages of 'neurona[estimators]')"
+        )
+
+
 def _convert(estimator: BaseEstimator, width: int) -> onnx.ModelProto:
     """Converts an estimator of float32 (rows, width)."""
-    try:
-        from skl2onnx import to_onnx
-        from skl2onnx.common.data_types import FloatTensorType
-    except ModuleNotFoundError as error:
-        raise ExportError(
-            f"package not installed: {error.name} (expected the packages of 'neurona[estimators]')"
-        ) from error
+    require_converter()
+    from skl2onnx import to_onnx
+    from skl2onnx.common.data_types import FloatTensorType
+
     options = {id(estimator): {"zipmap": False}} if hasattr(estimator, "classes_") else None
     try:
         with warnings.catch_warnings():
@@ -144,8 +164,11 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
     def rename(name: str) -> str:
         return names.setdefault(name, f"{_PREFIX}{len(names)}") if name else ""
 
-    for value in (*graph.input, *graph.initializer, *graph.output):
-        value.name = rename(value.name)
+    for values in (graph.input, graph.output):
+        for value in values:
+            value.name = rename(value.name)
+    for initializer in graph.initializer:
+        initializer.name = rename(initializer.name)
     del graph.value_info[:]
     for node in graph.node:
         node.input[:] = [rename(name) for name in node.input]
