@@ -166,7 +166,7 @@ def test_compare_exports_the_best_and_measures_the_test_once(compared, capsys, m
     printed = capsys.readouterr().out
     best = described(out, "best-iris").provenance
     assert measured == [best["recipe"]]
-    assert "better on validation rows than" in best["comparison"]
+    assert best["comparison"] == "the best of mlp, feedforward on validation rows"
     assert re.search(r"(?m)^best on validation: ", printed)
     assert "the test rows were used only now, once" in printed
     for name in ("mlp", "feedforward"):

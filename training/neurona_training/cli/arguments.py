@@ -270,7 +270,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--export-baseline",
-        type=_one_of({**dict.fromkeys(TITLES), "best": None}, "baseline"),
+        type=one_of({**dict.fromkeys(TITLES), "best": None}, "baseline"),
         metavar="NAME|best",
         help="also write OUT/NAME-BASELINE/1/model.onnx, a baseline that is asked as the network "
         f"is; best: by the validation rows (names: {', '.join(TITLES)}, as far as they suit the "

@@ -4,8 +4,8 @@
 
 Every recipe is trained with each seed on each fold, scikit-learn's baselines are fitted on the
 same folds, and all are ranked by their validation rows. The best recipe is then trained on the
-data set's own training rows and becomes OUT/NAME/1/model.onnx; only then the test rows are used,
-for it alone.
+data set's own training rows and becomes OUT/NAME/1/model.onnx; only then the test rows are used.
+A baseline that is better than every recipe is written beside it, as OUT/NAME-BASELINE.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from neurona_training.cli import pipeline
@@ -40,7 +41,8 @@ examples:
   neurona-train compare rnn gru lstm --data vowels --seeds 5 --metric nll
   neurona-train compare mlp feedforward --data houses.csv --target price --tune 20
 
-Nothing is chosen by the test rows: they measure the best recipe once, at the end.
+Nothing is chosen by the test rows: they measure the best recipe once, at the end. A baseline that
+is better than every recipe is written too, as OUT/NAME-BASELINE/1/model.onnx.
 """
 
 
@@ -148,19 +150,22 @@ def run_compare(command: CompareRecipes) -> list[str]:
         _print_now(line)
     best = comparison.best_network
     (winner,) = [model for model in models if model.recipe == best.name]
-    others = ", ".join(one.title for one in comparison.standings if one is not best)
-    origin = {"comparison": f"better on validation rows than {others}" if others else "alone"}
-    lines = pipeline.run(
-        RECIPES[winner.recipe],
-        dataclasses.replace(winner, origin={**winner.origin, **origin}),
-        path,
-        path.parents[1] / "checkpoint.pt",
-    )
+    recipes = ", ".join(model.recipe for model in models)
+    origin = {"comparison": f"the best of {recipes} on validation rows"}
+    winner = dataclasses.replace(winner, origin={**winner.origin, **origin})
     note = (
         f"Then {winner.recipe} was trained with seed {winner.seed}; the test rows were used only "
         "now, once"
     )
+    top = comparison.standings[0]
+    if not top.is_network:
+        note = f"{top.title} is better than every network on the validation rows. {note}"
+        if find_spec("skl2onnx") is not None:
+            winner = dataclasses.replace(winner, baseline=top.name)
     page = folder / "comparison.html"
+    write_file(comparison_page(comparison, []).encode(), page)
+    recipe, checkpoint = RECIPES[winner.recipe], path.parents[1] / "checkpoint.pt"
+    lines = pipeline.run(recipe, winner, path, checkpoint)
     write_file(comparison_page(comparison, [f"{note}: {lines[0]}."]).encode(), page)
     return [f"{note}:", *lines, f"{page}: the comparison with a chart"]
 

@@ -150,7 +150,11 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
 
 
 def train(
-    recipe: Recipe, arguments: Arguments, loaded: LoadedUserData, checkpoint: Path
+    recipe: Recipe,
+    arguments: Arguments,
+    loaded: LoadedUserData,
+    checkpoint: Path,
+    baselines: tuple[Baseline, ...] | None = None,
 ) -> TrainedModel | None:
     """Trains a network and measures it, without writing its files.
 
@@ -159,6 +163,7 @@ def train(
         arguments: of the command line.
         loaded: the data.
         checkpoint: from which an interrupted training resumes; it stays at the end.
+        baselines: of these data, where they have been fitted already.
 
     Returns:
         None in all processes of torchrun but the first.
@@ -168,7 +173,7 @@ def train(
     if result is None:
         return None
     network = calibrate(result.network, loaded)
-    return measure(recipe, arguments, network, loaded, settings, result)
+    return measure(recipe, arguments, network, loaded, settings, result, baselines)
 
 
 def load_data(recipe: Recipe, arguments: Arguments) -> LoadedUserData:
@@ -249,8 +254,12 @@ def measure(
     loaded: LoadedUserData,
     settings: Settings,
     result: FitResult,
+    baselines: tuple[Baseline, ...] | None = None,
 ) -> TrainedModel:
-    """Measures the network and the baselines on the test rows, and describes the network."""
+    """Measures the network and the baselines on the test rows, and describes the network.
+
+    Baselines that are given have been fitted to the same data.
+    """
     from neurona_training.baselines.comparison import compare
     from neurona_training.baselines.estimators import baseline_figures, fit_baselines
     from neurona_training.export.metadata import describe_scaling, model_metadata
@@ -279,8 +288,9 @@ def measure(
     populations = compare_populations(network, data)
     if populations.tests:
         metrics["population_p_value"] = populations.p_value
-    status_line(f"{arguments.name}: fitting baselines")
-    baselines = fit_baselines(loaded.training_view, arguments.seed)
+    if baselines is None:
+        status_line(f"{arguments.name}: fitting baselines")
+        baselines = fit_baselines(loaded.training_view, arguments.seed)
     outputs = predict(network, data.test).numpy()
     comparison = compare(softmax(outputs) if data.is_classification else outputs, data, baselines)
     metrics |= baseline_figures(baselines)

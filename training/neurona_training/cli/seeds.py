@@ -55,7 +55,7 @@ def train_other_seeds(arguments: Arguments) -> Iterator[str]:
         raise OutputError(f"{path}: not trained by neurona-train (expected another --name)")
     training = describe_training(described.provenance)
     records = RecordFile(report_folder(arguments) / SEEDS_FILE)
-    recipe, loaded = RECIPES[arguments.recipe], None
+    recipe, loaded, baselines = RECIPES[arguments.recipe], None, None
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
         if str(seed) == described.provenance["seed"]:
             continue
@@ -63,11 +63,11 @@ def train_other_seeds(arguments: Arguments) -> Iterator[str]:
         if records.find(str(seed), training) is None:
             started = time.monotonic()
             loaded = loaded or pipeline.load_data(recipe, arguments)
-            trained = pipeline.train(
-                recipe, dataclasses.replace(arguments, seed=seed), loaded, checkpoint
-            )
+            this_seed = dataclasses.replace(arguments, seed=seed)
+            trained = pipeline.train(recipe, this_seed, loaded, checkpoint, baselines)
             if trained is None:
                 return
+            baselines = trained.baselines  # the same rows, and hardly anything drawn by the seed
             if describe_training(trained.metadata.provenance) != training:
                 raise OutputError(
                     f"{path} is of another training: {training} (expected "

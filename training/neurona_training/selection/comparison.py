@@ -305,7 +305,7 @@ def _fit_baselines(
         record = records.find(key, fingerprint)
         if record is None:
             # They measure test rows too: here those are the validation rows.
-            validated = dataclasses.replace(part, test=part.validation, baselines={})
+            validated = dataclasses.replace(part, test=part.validation)
             result = {}
             for baseline in fit_baselines(validated, seed):
                 metrics = validation_metrics(baseline.predictions, part)

@@ -101,7 +101,7 @@ def _fold_indices(
             f"data set {data.name!r} has {len(rows)} rows outside the test (expected at least "
             f"{2 * folds} for {folds} folds)"
         )
-    if "persistence" in data.baselines:  # a series: overlapping windows share targets
+    if data.is_series:  # a series: overlapping windows share targets
         yield from TimeSeriesSplit(folds, gap=len(data.values) - 1).split(indices)
         return
     yield from KFold(folds, shuffle=True, random_state=_SEED).split(indices)
