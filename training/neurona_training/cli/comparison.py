@@ -32,6 +32,7 @@ from neurona_training.recipes import RECIPES
 
 if TYPE_CHECKING:
     from neurona_training.data import Dataset
+    from neurona_training.selection.comparison import Candidate
 
 COMPARE = "compare"
 _METRICS = ("accuracy", "balanced_accuracy", "auc", "nll", "rmse")
@@ -122,7 +123,7 @@ def run_compare(command: CompareRecipes) -> list[str]:
         TrainingError: data, training, export or output failed.
         OSError: a file cannot be read.
     """
-    from neurona_training.selection.comparison import Candidate, Plan, compare
+    from neurona_training.selection.comparison import Plan, compare
     from neurona_training.selection.page import comparison_page, comparison_table
     from neurona_training.selection.records import RecordFile
 
@@ -134,11 +135,7 @@ def run_compare(command: CompareRecipes) -> list[str]:
     models = [_tuned(model, data) for model in command.models]
     folder = report_folder(first)
     comparison = compare(
-        [
-            Candidate(recipe, pipeline.choose_settings(recipe, model, data))
-            for model in models
-            for recipe in (RECIPES[model.recipe],)
-        ],
+        [_candidate(model, data) for model in models],
         data,
         Plan(tuple(range(first.seed, first.seed + first.seeds)), first.folds, command.metric),
         RecordFile(folder / "comparison.json", keep=first.resume),
@@ -184,6 +181,13 @@ def _load_for_all(command: CompareRecipes) -> Dataset:
             f"{' or '.join(metrics_for(data))})"
         )
     return data
+
+
+def _candidate(model: Arguments, data: Dataset) -> Candidate:
+    from neurona_training.selection.comparison import Candidate
+
+    recipe = RECIPES[model.recipe]
+    return Candidate(recipe, pipeline.choose_settings(recipe, model, data), model.initial_weights)
 
 
 def _tuned(model: Arguments, data: Dataset) -> Arguments:

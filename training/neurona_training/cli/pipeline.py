@@ -16,7 +16,7 @@ from neurona_training.data.catalogue import DataOptions
 from neurona_training.data.user.spec import LoadedUserData, UserData
 from neurona_training.errors import ExportError, OptionError
 from neurona_training.export.files import write_file
-from neurona_training.learning.run import FitResult, Run
+from neurona_training.learning.run import FitResult, InitialWeights, Run
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import Changes, Settings
 
@@ -49,6 +49,7 @@ class Arguments:
         variants: smaller files to write too, "float16" or "int8".
         baseline: the one to write as a model of its own: its name, "best" or "" for none.
         report: whether to write the page about the model.
+        initial_weights: that the training starts from; None starts from random ones.
         seeds: from how many seeds it is trained, `seed` the first.
         trials: of a search for settings before the training; 0 searches none.
         folds: of the cross-validation in this search; None takes the validation rows.
@@ -67,6 +68,7 @@ class Arguments:
     variants: tuple[str, ...]
     baseline: str
     report: bool
+    initial_weights: InitialWeights | None = None
     seeds: int = 1
     trials: int = 0
     folds: int | None = None
@@ -130,6 +132,7 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     if trained is None:
         return []
     model = export_model(arguments, trained, path)
+    write_weights(recipe, loaded, trained.fit_result, path)
     seconds = time.monotonic() - started
     lines = _summary(arguments, trained, model, path, seconds)
     files = {"float32": (len(model), trained.metadata)}
@@ -235,7 +238,13 @@ def fit_network(
     torch.set_num_threads(settings.hyperparameters.threads)
     with devices.process_group():
         resume = arguments.resume or devices.was_restarted()
-        this_run = Run(arguments.name, arguments.seed, checkpoint, resume)
+        this_run = Run(
+            arguments.name,
+            arguments.seed,
+            checkpoint,
+            resume,
+            initial_weights=arguments.initial_weights,
+        )
         result = recipe.fit(loaded.training_view, settings, this_run)
         return result if devices.process_rank() == 0 else None
 
@@ -282,6 +291,12 @@ def measure(
         "opset": OPSET,
         **arguments.origin,
     }
+    if arguments.initial_weights:
+        from neurona_training.learning.initial_weights import describe_weights
+
+        fresh = ", ".join(result.fresh_layers) or "none"
+        weights = describe_weights(arguments.initial_weights)
+        provenance["initial_weights"] = f"{weights}; fresh layers: {fresh}"
     metrics = evaluate(network, data)
     if data.is_classification:
         metrics["temperature"] = find_temperature(network)
@@ -327,6 +342,14 @@ def export_model(arguments: Arguments, trained: TrainedModel, path: Path) -> byt
     else:
         step_path.unlink(missing_ok=True)  # of an earlier network
     return model
+
+
+def write_weights(recipe: Recipe, loaded: LoadedUserData, result: FitResult, path: Path) -> None:
+    """Writes the weights that another training can start from (`--from`)."""
+    from neurona_training.learning.initial_weights import WEIGHTS_FILE, weights_file
+
+    content = weights_file(result.network, recipe.name, loaded.training_view)
+    write_file(content, path.parents[1] / "report" / WEIGHTS_FILE)
 
 
 def write_variants(

@@ -18,7 +18,7 @@ _NO_BASELINES = ("test_", "validation_", "float32_")  # beginnings of the model'
 _SHARED_ENTRIES = (
     *("recipe", "data_set", "data", "target", "options", "data_sha256", "split_seed"),
     *("train_rows", "validation_rows", "test_rows"),
-    *("epochs", "batch_rows", "learning_rate", "parameters"),
+    *("epochs", "batch_rows", "learning_rate", "parameters", "initial_weights"),
 )
 
 

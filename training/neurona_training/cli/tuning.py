@@ -47,6 +47,7 @@ def tune_settings(
         seed=arguments.seed,
         path=study,
         fixed=arguments.changes,
+        initial_weights=arguments.initial_weights,
         folds=arguments.folds,
         resume=arguments.resume,
         report=print,

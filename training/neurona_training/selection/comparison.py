@@ -34,7 +34,8 @@ from neurona_training.learning.evaluation import (
     rmse,
     softmax,
 )
-from neurona_training.learning.run import Run
+from neurona_training.learning.initial_weights import describe_weights
+from neurona_training.learning.run import InitialWeights, Run
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import Settings
 from neurona_training.selection.folds import cross_validation
@@ -54,10 +55,11 @@ _TINY = 1e-12  # the smallest probability whose logarithm is taken
 
 @dataclass(frozen=True)
 class Candidate:
-    """A recipe with the settings with which it competes."""
+    """A recipe with the settings and first weights with which it competes."""
 
     recipe: Recipe
     settings: Settings
+    initial_weights: InitialWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -272,6 +274,8 @@ def _train_candidate(
         for seed in plan.seeds:
             title = f"{name}, seed {seed}" + (f", fold {fold}" if plan.folds else "")
             fingerprint = f"{data_digest(part)}, {candidate.settings}"
+            if candidate.initial_weights:
+                fingerprint += f", {describe_weights(candidate.initial_weights)}"
             record = records.find(title, fingerprint)
             if record is None:
                 try:
@@ -349,7 +353,7 @@ def _train_once(
     started = time.monotonic()
     checkpoint = checkpoints / _checkpoint_name(f"{title} {fingerprint}") if checkpoints else None
     torch.set_num_threads(candidate.settings.hyperparameters.threads)
-    run = Run(title, seed, checkpoint, resume=True)
+    run = Run(title, seed, checkpoint, resume=True, initial_weights=candidate.initial_weights)
     result = candidate.recipe.fit(data, candidate.settings, run)
     outputs = predict(result.network, data.validation).numpy()
     if checkpoint is not None:

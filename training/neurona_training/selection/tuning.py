@@ -13,6 +13,7 @@ and the finished trials alone, and a trial that was interrupted begins anew.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ import torch
 
 from neurona_training.data import Dataset
 from neurona_training.errors import FitError, OutputError
-from neurona_training.learning.run import Epoch, Run
+from neurona_training.learning.initial_weights import describe_weights
+from neurona_training.learning.run import Epoch, InitialWeights, Run
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import Changes, Settings
 from neurona_training.selection.comparison import data_digest, validation_parts
@@ -85,6 +87,7 @@ def tune(
     seed: int,
     path: Path,
     fixed: Changes | None = None,
+    initial_weights: InitialWeights | None = None,
     folds: int | None = None,
     resume: bool = False,
     report: Callable[[str], None] = lambda _: None,
@@ -99,6 +102,7 @@ def tune(
         seed: of weights, order, and the draws of settings.
         path: of the study's file.
         fixed: settings of the user's choice, which are not tried.
+        initial_weights: of each trial; None starts from random ones.
         folds: of a cross-validation, whose mean loss judges a trial; None takes the data set's
             own validation rows.
         resume: continue the study in the file.
@@ -112,6 +116,8 @@ def tune(
     space = search_space(recipe, settings, data, fixed or {})
     parts = list(validation_parts(data, folds))
     what = f"{recipe.name}, {data_digest(data)}, {settings}, {space}, folds {folds}, seed {seed}"
+    if initial_weights:
+        what += f", {describe_weights(initial_weights)}"
     with _open_study(path, what, resume) as study:
         import optuna  # it is there: the study is open
 
@@ -121,7 +127,8 @@ def tune(
             title = f"{recipe.name}, trial {done + 1} of {trials}"
             try:
                 changed = settings.with_changes(as_changes(values))
-                loss = _validation_loss(recipe, parts, changed, seed, trial, title)
+                run = Run(title, seed, initial_weights=initial_weights)
+                loss = _validation_loss(recipe, parts, changed, run, trial)
             except (_StoppedTrial, FitError) as stop:
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
                 report(f"{title}: {format_values(values)}: {stop}")
@@ -155,9 +162,8 @@ def _validation_loss(
     recipe: Recipe,
     parts: Sequence[Dataset],
     settings: Settings,
-    seed: int,
+    run: Run,
     trial: optuna.Trial,
-    name: str,
 ) -> float:
     """Trains on each part; returns the mean of their smallest losses.
 
@@ -177,9 +183,9 @@ def _validation_loss(
             stop_or_continue(epoch.number, epoch.validation_loss)
 
     for fold, part in enumerate(parts, start=1):
-        title = f"{name}, fold {fold}" if len(parts) > 1 else name
-        run = Run(title, seed, listeners=(after_epoch,))
-        losses.append(recipe.fit(part, settings, run).validation_loss)
+        title = f"{run.name}, fold {fold}" if len(parts) > 1 else run.name
+        this_run = dataclasses.replace(run, name=title, listeners=(after_epoch,))
+        losses.append(recipe.fit(part, settings, this_run).validation_loss)
         if len(parts) > 1:
             stop_or_continue(fold, float(np.mean(losses)))
     return float(np.mean(losses))
