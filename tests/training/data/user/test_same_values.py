@@ -59,16 +59,20 @@ def write_table(columns, separator, encoding):
 
 
 def read_as_training(path):
-    """Return the inputs of all rows in the order of the file, and their descriptions."""
+    """Return the inputs of the rows in the order of the file, their numbers and descriptions.
+
+    Rows without a target are left out.
+    """
     data = load_user_data(UserData(path, target="y", kept=("id",))).caller_view
     parts = (data.train, data.validation, data.test)
     arrays = [np.concatenate(one) for one in zip(*(part.arrays for part in parts), strict=True)]
-    order = np.argsort(arrays[0][:, data.input.columns.index("id")])
+    rows = arrays[0][:, data.input.columns.index("id")].astype(int)
+    order = np.argsort(rows)
     values = {}
     for described, array in zip(data.inputs, arrays, strict=True):
         names = np.array([*described.categories, "?"], object)
         values[described.name] = names[array[order]] if described.categories else array[order]
-    return values, data.inputs
+    return values, rows[order], data.inputs
 
 
 def read_as_client(content, described):
@@ -114,13 +118,13 @@ def test_training_and_client_read_the_same_values(tmp_path, columns, separator, 
     path = tmp_path / "table.csv"
     path.write_bytes(content)
     try:
-        values, described = read_as_training(path)
+        values, rows, described = read_as_training(path)
     except DataError:
         return  # refused alike, or not a table to learn from
     inputs = read_as_client(content, described)
     assert inputs.keys() == values.keys()
     for name, array in values.items():
-        received = np.asarray(inputs[name])
+        received = np.asarray(inputs[name])[rows]
         if array.dtype.kind == "f":
             received = received.astype(np.float32)
         is_unknown = array == "?"  # a text that the training rows do not have

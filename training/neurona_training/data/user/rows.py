@@ -25,7 +25,6 @@ from neurona_training.data.splits import (
     divide_rows,
     encode_classes,
     infer_task,
-    linear_baseline,
 )
 from neurona_training.data.user.encoding import ColumnEncoding
 from neurona_training.data.user.parts import PartsOfFiles, read_parts
@@ -133,7 +132,7 @@ def load_rows(user_data: UserData, table: UserTable) -> LoadedUserData:
         described.append(_text_input(column, names, fills=fills, has_unknown=has_unknown))
         arrays.append(codes)
     encoding = _make_encoding(user_data, table, columns, arrays, rows[0], text_columns, fills)
-    data = _make_dataset(user_data, target, described, arrays, rows, parts, encoding)
+    data = _make_dataset(user_data, target, described, arrays, rows, parts)
     notes = _notes(user_data, parts, columns, texts, arrays, fills=fills)
     if encoding.is_identity:
         return LoadedUserData(data, data, notes=notes)
@@ -147,7 +146,7 @@ def load_rows(user_data: UserData, table: UserTable) -> LoadedUserData:
     )
     encoded: Arrays = [encoding.encode(arrays)]
     return LoadedUserData(
-        training_view=_make_dataset(user_data, target, [features], encoded, rows, parts, encoding),
+        training_view=_make_dataset(user_data, target, [features], encoded, rows, parts),
         caller_view=data,
         encoding=encoding,
         notes=notes,
@@ -344,7 +343,6 @@ def _make_dataset(
     arrays: Arrays,
     rows: tuple[RowIndices, RowIndices, RowIndices],
     parts: PartsOfFiles,
-    encoding: ColumnEncoding,
 ) -> Dataset:
     main, *extra = arrays
 
@@ -358,14 +356,6 @@ def _make_dataset(
         )
 
     train, validation, test = map(select, rows)
-    baselines = {}
-    if not target.labels:
-        columns = arrays[0] if len(described) == 1 and not described[0].categories else None
-        if columns is None or described[0].allow_nan or described[0].date_columns:
-            columns = encoding.encode(arrays)
-        mean = train.targets.mean(axis=0)
-        baselines["mean"] = np.broadcast_to(mean, test.targets.shape).astype(np.float32)
-        baselines["linear"] = linear_baseline(columns[rows[0]], train.targets, columns[rows[2]])
     targets = user_data.targets
     predicted = f"column{'s' * (len(targets) > 1)} {', '.join(map(repr, targets))}"
     return Dataset(
@@ -378,7 +368,6 @@ def _make_dataset(
         extra_inputs=tuple(described[1:]),
         labels=target.labels,
         values=target.values,
-        baselines=baselines,
         target=", ".join(targets),
     )
 
