@@ -5,6 +5,7 @@ Rooms, each importing only those below it:
 cli/            the command neurona-train: arguments, tables, and the pipeline
                 (train -> measure -> export -> report)
 studies/        experiments with a picture as their result, commands by themselves
+selection/      choosing on validation rows: comparison over seeds and folds, tuning
 report/         the page about a trained model, with charts
 recipes/        what can be trained by name: network, data, hyperparameters
 export/         torch or scikit-learn -> ONNX, verified; metadata, stepwise form, smaller variants

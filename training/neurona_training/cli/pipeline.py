@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from neurona_training.data.catalogue import DataOptions
 from neurona_training.data.user.spec import LoadedUserData, UserData
 from neurona_training.errors import ExportError, OptionError
 from neurona_training.export.files import write_file
-from neurona_training.learning.run import FitResult, Run
+from neurona_training.learning.run import FitResult, InitialWeights, Run
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import Changes, Settings
 
@@ -49,6 +49,11 @@ class Arguments:
         variants: smaller files to write too, "float16" or "int8".
         baseline: the one to write as a model of its own: its name, "best" or "" for none.
         report: whether to write the page about the model.
+        initial_weights: that the training starts from; None starts from random ones.
+        seeds: from how many seeds it is trained, `seed` the first.
+        trials: of a search for settings before the training; 0 searches none.
+        folds: of the cross-validation in this search; None takes the validation rows.
+        origin: how recipe or settings were chosen, for the provenance.
     """
 
     recipe: str
@@ -63,6 +68,11 @@ class Arguments:
     variants: tuple[str, ...]
     baseline: str
     report: bool
+    initial_weights: InitialWeights | None = None
+    seeds: int = 1
+    trials: int = 0
+    folds: int | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,14 +128,11 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     started = time.monotonic()
     loaded = load_data(recipe, arguments)
     check_baseline(arguments, loaded.training_view)
-    settings = choose_settings(recipe, arguments, loaded.training_view)
-    result = fit_network(recipe, arguments, loaded, settings, checkpoint)
-    if result is None:
+    trained = train(recipe, arguments, loaded, checkpoint)
+    if trained is None:
         return []
-    network = calibrate(result.network, loaded)
-    trained = measure(recipe, arguments, network, loaded, settings, result)
     model = export_model(arguments, trained, path)
-    checkpoint.unlink(missing_ok=True)
+    write_weights(recipe, loaded, trained.fit_result, path)
     seconds = time.monotonic() - started
     lines = _summary(arguments, trained, model, path, seconds)
     files = {"float32": (len(model), trained.metadata)}
@@ -138,10 +145,38 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
             errors.append(error)
     if arguments.report:
         lines.append(write_report(arguments, trained, files, seconds, path))
+    checkpoint.unlink(missing_ok=True)  # last, so that a kill before leaves little to do again
     if errors:  # raised last, when all other files have been written
         print("\n".join(lines))
         raise errors[0]
     return lines
+
+
+def train(
+    recipe: Recipe,
+    arguments: Arguments,
+    loaded: LoadedUserData,
+    checkpoint: Path,
+    baselines: tuple[Baseline, ...] | None = None,
+) -> TrainedModel | None:
+    """Trains a network and measures it, without writing its files.
+
+    Args:
+        recipe: what is trained.
+        arguments: of the command line.
+        loaded: the data.
+        checkpoint: from which an interrupted training resumes; it stays at the end.
+        baselines: of these data, where they have been fitted already.
+
+    Returns:
+        None in all processes of torchrun but the first.
+    """
+    settings = choose_settings(recipe, arguments, loaded.training_view)
+    result = fit_network(recipe, arguments, loaded, settings, checkpoint)
+    if result is None:
+        return None
+    network = calibrate(result.network, loaded)
+    return measure(recipe, arguments, network, loaded, settings, result, baselines)
 
 
 def load_data(recipe: Recipe, arguments: Arguments) -> LoadedUserData:
@@ -203,7 +238,13 @@ def fit_network(
     torch.set_num_threads(settings.hyperparameters.threads)
     with devices.process_group():
         resume = arguments.resume or devices.was_restarted()
-        this_run = Run(arguments.name, arguments.seed, checkpoint, resume)
+        this_run = Run(
+            arguments.name,
+            arguments.seed,
+            checkpoint,
+            resume,
+            initial_weights=arguments.initial_weights,
+        )
         result = recipe.fit(loaded.training_view, settings, this_run)
         return result if devices.process_rank() == 0 else None
 
@@ -222,8 +263,12 @@ def measure(
     loaded: LoadedUserData,
     settings: Settings,
     result: FitResult,
+    baselines: tuple[Baseline, ...] | None = None,
 ) -> TrainedModel:
-    """Measures the network and the baselines on the test rows, and describes the network."""
+    """Measures the network and the baselines on the test rows, and describes the network.
+
+    Baselines that are given have been fitted to the same data.
+    """
     from neurona_training.baselines.comparison import compare
     from neurona_training.baselines.estimators import baseline_figures, fit_baselines
     from neurona_training.export.metadata import describe_scaling, model_metadata
@@ -244,15 +289,23 @@ def measure(
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "scaling": describe_scaling(network),
         "opset": OPSET,
+        **arguments.origin,
     }
+    if arguments.initial_weights:
+        from neurona_training.learning.initial_weights import describe_weights
+
+        fresh = ", ".join(result.fresh_layers) or "none"
+        weights = describe_weights(arguments.initial_weights)
+        provenance["initial_weights"] = f"{weights}; fresh layers: {fresh}"
     metrics = evaluate(network, data)
     if data.is_classification:
         metrics["temperature"] = find_temperature(network)
     populations = compare_populations(network, data)
     if populations.tests:
         metrics["population_p_value"] = populations.p_value
-    status_line(f"{arguments.name}: fitting baselines")
-    baselines = fit_baselines(loaded.training_view, arguments.seed)
+    if baselines is None:
+        status_line(f"{arguments.name}: fitting baselines")
+        baselines = fit_baselines(loaded.training_view, arguments.seed)
     outputs = predict(network, data.test).numpy()
     comparison = compare(softmax(outputs) if data.is_classification else outputs, data, baselines)
     metrics |= baseline_figures(baselines)
@@ -289,6 +342,14 @@ def export_model(arguments: Arguments, trained: TrainedModel, path: Path) -> byt
     else:
         step_path.unlink(missing_ok=True)  # of an earlier network
     return model
+
+
+def write_weights(recipe: Recipe, loaded: LoadedUserData, result: FitResult, path: Path) -> None:
+    """Writes the weights that another training can start from (`--from`)."""
+    from neurona_training.learning.initial_weights import WEIGHTS_FILE, weights_file
+
+    content = weights_file(result.network, recipe.name, loaded.training_view)
+    write_file(content, path.parents[1] / "report" / WEIGHTS_FILE)
 
 
 def write_variants(
