@@ -20,7 +20,7 @@ from pathlib import Path
 
 from neurona_training.errors import OptionError
 
-_RECIPE = "recipe"  # the argument that has no dashes
+_RECIPE = ("recipe", "recipes")  # the argument that has no dashes
 
 
 def read_configuration(path: Path, parser: argparse.ArgumentParser) -> list[str]:
@@ -49,11 +49,12 @@ def read_configuration(path: Path, parser: argparse.ArgumentParser) -> list[str]
     arguments: list[str] = []
     for key, value in _entries(content):
         name = key.replace("_", "-")
-        if name == _RECIPE:
-            arguments.insert(0, _as_text(path, key, value))
+        if name in _RECIPE:
+            names = value if isinstance(value, list) else [value]
+            arguments[:0] = [_as_text(path, key, one) for one in names]
             continue
         if name not in actions:
-            close = difflib.get_close_matches(name, [_RECIPE, *actions], n=1)
+            close = difflib.get_close_matches(name, [*_RECIPE, *actions], n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise OptionError(f"{path}: unknown option {key!r}{hint}")
         arguments += _arguments_of(path, key, value, actions[name])

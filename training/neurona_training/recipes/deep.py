@@ -94,6 +94,7 @@ RECIPES = (
         first_weights="he",
         network_options=("dropout", "initialisation"),
         tuned={"digits": Settings(replace(_DIGITS, learning_rate=1e-4))},
+        minutes={"digits": 1},
     ),
     Recipe(
         name="inception-v3",
@@ -104,6 +105,7 @@ RECIPES = (
         first_weights="he",
         network_options=("dropout", "initialisation"),
         tuned={"digits": Settings(_DIGITS)},
+        minutes={"digits": 1.5},
     ),
     Recipe(
         name="resnet18",
@@ -127,6 +129,7 @@ RECIPES = (
                 )
             ),
         },
+        minutes={"pneumonia": 2},
     ),
     Recipe(
         name="resnet50",
@@ -147,5 +150,6 @@ RECIPES = (
         first_weights="he",
         network_options=("initialisation",),
         tuned={"digits": Settings(_DIGITS)},
+        minutes={"digits": 1},
     ),
 )

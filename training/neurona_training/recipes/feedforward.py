@@ -86,5 +86,6 @@ RECIPES = (
             ),
         },
         network_options=_NETWORK_OPTIONS,
+        minutes={"mnist": 2.5},
     ),
 )

@@ -58,6 +58,8 @@ class Recipe:
         network_options: the fields of `NetworkOptions` that the network has.
         learner_options: the fields of `Hyperparameters` and `AugmentationRange` that the
             learner uses.
+        minutes: by tuned data set, how long one training takes on one core of a server, where it
+            is more than one; `--all` begins with the short ones.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Recipe:
     first_weights: str = "inputs"
     network_options: tuple[str, ...] = ()
     learner_options: tuple[str, ...] = GRADIENT_FIELDS
+    minutes: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def default_data(self) -> str:

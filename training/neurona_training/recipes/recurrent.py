@@ -100,6 +100,7 @@ _SHARED = {
     "adding": _ADDING,
 }
 _DEFAULT_NETWORK = NetworkOptions(units=(_UNITS,), dropout=0.0)
+_MINUTES = {"adding": 1}
 _NETWORK_OPTIONS = ("units", "dropout", "initialisation", "forecast")
 
 RECIPES = (
@@ -122,6 +123,7 @@ RECIPES = (
         first_weights="units",  # uniform within 1 / sqrt(units) of 0
         default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,
+        minutes=_MINUTES,
     ),
     Recipe(
         name="gru",
@@ -132,6 +134,7 @@ RECIPES = (
         first_weights="units",  # uniform within 1 / sqrt(units) of 0
         default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,
+        minutes=_MINUTES,
     ),
     Recipe(
         name="lstm",
@@ -153,5 +156,6 @@ RECIPES = (
         first_weights="units",  # uniform within 1 / sqrt(units) of 0
         default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,
+        minutes=_MINUTES,
     ),
 )
