@@ -99,6 +99,8 @@ _SHARED = {
     "monthly-sunspots": _MONTHLY_SUNSPOTS,
     "adding": _ADDING,
 }
+_DEFAULT_NETWORK = NetworkOptions(units=(_UNITS,), dropout=0.0)
+_MINUTES = {"adding": 1}
 _NETWORK_OPTIONS = ("units", "dropout", "initialisation", "forecast")
 
 RECIPES = (
@@ -118,7 +120,10 @@ RECIPES = (
                 {"epochs": 100, "learning_rate": 3e-3}
             ),
         },
+        first_weights="units",  # uniform within 1 / sqrt(units) of 0
+        default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,
+        minutes=_MINUTES,
     ),
     Recipe(
         name="gru",
@@ -126,7 +131,10 @@ RECIPES = (
         network=partial(_network, "gru"),
         takes=("sequences",),
         tuned=_SHARED,
+        first_weights="units",  # uniform within 1 / sqrt(units) of 0
+        default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,
+        minutes=_MINUTES,
     ),
     Recipe(
         name="lstm",
@@ -145,6 +153,9 @@ RECIPES = (
             ),
             **_SHARED,
         },
+        first_weights="units",  # uniform within 1 / sqrt(units) of 0
+        default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,
+        minutes=_MINUTES,
     ),
 )
