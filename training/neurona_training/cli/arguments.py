@@ -408,6 +408,11 @@ def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
     )
     add("--class-weights", choices=("balanced",), help="each class has the same part in the loss")
     add(
+        "--keep",
+        choices=("best", "last"),
+        help="weights of the epoch with the best validation loss (default), or of the last one",
+    )
+    add(
         "--weight-average",
         type=_fraction,
         metavar="FRACTION",

@@ -68,5 +68,4 @@ def _dataset(parts: list[Split], source: str) -> Dataset:
         test=test,
         input=Input("x", ("batch", "feature"), "x, from 0 to 4", "", columns=("x",)),
         values=(Value("y", ""),),
-        baselines={"mean": np.full_like(test.targets, train.targets.mean())},
     )
