@@ -5,10 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
 
 # Distinguishable with any colour vision: M. Okabe and K. Ito, Color Universal Design (2008).
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -32,10 +36,33 @@ class Picture:
     width: int
 
 
+@dataclass(frozen=True)
+class Section:
+    """One section of the page: a line on how to read it, pictures, a table.
+
+    Args:
+        title: of the section.
+        caption: how to read it.
+        pictures: in order.
+        table: its first line is the head; None without.
+        words: of the glossary, explained here unless an earlier section has done it.
+    """
+
+    title: str
+    caption: str = ""
+    pictures: tuple[Picture, ...] = ()
+    table: list[list[str]] | None = None
+    words: tuple[str, ...] = ()
+
+
 def make_picture(figure: Figure, description: str) -> Picture:
     """Renders a figure as PNG."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", facecolor="white", metadata={"Software": None})
+    drawn, content = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", facecolor="white", metadata={"Software": None})
+    # 256 colours are a third of the bytes, and a chart has no more.
+    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+        content, format="png", optimize=True
+    )
     width = round(figure.get_size_inches()[0] * _PIXELS_PER_INCH)
     return Picture(base64.b64encode(content.getvalue()).decode(), description, width)
 
@@ -72,3 +99,13 @@ def shorten(text: str, limit: int = 22) -> str:
 def escape_math(text: str) -> str:
     """Escapes dollar signs, between which matplotlib reads formulas."""
     return text.replace("$", r"\$")
+
+
+def draw_image(axes: Axes, pixels: NDArray[Any], brightest: float) -> None:
+    """Draws (height, width), or (channel, height, width) with one or three channels."""
+    style_image(axes)
+    if pixels.ndim == 3 and len(pixels) == 3:
+        axes.imshow(np.clip(pixels.transpose(1, 2, 0) / max(brightest, 1e-9), 0, 1))
+        return
+    plane = pixels if pixels.ndim == 2 else pixels[0]
+    axes.imshow(plane, cmap="gray", vmin=0, vmax=brightest)
