@@ -156,6 +156,7 @@ def _describe_states(steps: onnx.ModelProto, states: tuple[tuple[str, str, str],
                 description=f"the state after the previous steps ({meaning}), the output "
                 f"{state_output} there; zeros begin a sequence",
                 unit="",
+                finite=True,
             )
         )
     described.description += "; stepwise form"
