@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from neurona_training.data.catalogue import DataOptions, load
@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # recipes are listed without torch
     from neurona_training.data import Dataset, Kind, Task
 
 
+# Numbers in one parameter whose first values are kept for the report; VGG16 has 100 million.
+_MAX_INITIAL_WEIGHTS = 4_000_000
 _CLASSIFICATION_FIELDS = ("label_smoothing", "class_weights")
 
 
@@ -168,4 +170,10 @@ class Recipe:
 
         torch.manual_seed(run.seed)  # for the first weights
         network = self.network(data, settings.network)
-        return self.learner(network, data, settings.hyperparameters, run)
+        initial_weights = {
+            name: values.detach().clone()
+            for name, values in network.named_parameters()
+            if values.numel() <= _MAX_INITIAL_WEIGHTS
+        }
+        result = self.learner(network, data, settings.hyperparameters, run)
+        return replace(result, initial_weights=initial_weights)

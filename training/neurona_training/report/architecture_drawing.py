@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,9 @@ def architecture_section(results: RunResults) -> Section:
     if any(isinstance(one, RNNBase) for one in results.network.modules()):
         figure = _draw_steps(results)
         caption = "Each column is one step of time; all steps use the same weights."
-        words += ["state", "gate"] if _recurrent_layers(results)[0].mode != "RNN_TANH" else ["state"]
+        words += (
+            ["state", "gate"] if _recurrent_layers(results)[0].mode != "RNN_TANH" else ["state"]
+        )
     elif any(layer.is_map for layer in layers):
         figure = _draw_maps(results)
         caption = "From the picture on the left to the answer on the right."
@@ -151,7 +154,7 @@ def _draw_units(results: RunResults) -> Figure:
         for unit, (_, y) in here.items():
             axes.add_patch(Circle((x, y), 0.3, facecolor=face, edgecolor=INK, zorder=3))
             if column.thresholds is not None:
-                text = f"≥{column.thresholds[unit]:.3g}".replace("-", "−")
+                text = f"≥{column.thresholds[unit]:.3g}".replace("-", "\N{MINUS SIGN}")
                 axes.text(x, y, text, ha="center", va="center", fontsize=6.5, zorder=4)
         axes.text(
             x, -tallest / 2 - 0.35, column.title, ha="center", va="top", fontsize=8.5, color=INK
@@ -203,7 +206,7 @@ def _shown_indices(size: int) -> list[int | None]:
 def _draw_connections(
     axes: Axes, columns: list[_Column], places: list[dict[int, tuple[float, float]]]
 ) -> None:
-    total = sum(len(before) * len(after) for before, after in zip(places, places[1:], strict=False))
+    total = sum(len(before) * len(after) for before, after in pairwise(places))
     for index, column in enumerate(columns[1:], 1):
         weights = column.weights
         assert weights is not None  # noqa: S101 - only the first column has none
@@ -217,7 +220,7 @@ def _draw_connections(
                     x = start[0] + 0.36 * (end[0] - start[0])
                     y = start[1] + 0.36 * (end[1] - start[1])
                     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-                    text = f"{weight:.3g}".replace("-", "−")
+                    text = f"{weight:.3g}".replace("-", "\N{MINUS SIGN}")
                     axes.text(
                         *(x, y, text), ha="center", va="center", fontsize=7.5, bbox=box, zorder=2
                     )
@@ -272,7 +275,7 @@ def _stages(layers: tuple[Layer, ...]) -> list[_Stage]:
         else:
             stages.append((title, 1, layer.shape, trained))
     return [
-        _Stage(title if count == 1 else f"{count} × {title}", shape, trained)
+        _Stage(title if count == 1 else f"{count} x {title}", shape, trained)
         for title, count, shape, trained in stages
     ]
 
@@ -300,7 +303,7 @@ def _draw_maps(results: RunResults) -> Figure:
         (step / 2 - side / 2, -side / 2, side, side), transform=axes.transData
     )
     draw_image(thumbnail, picture, float(results.data.test.inputs.max()))
-    label(step / 2, "picture", f"{picture.shape[-1]} × {picture.shape[-2]}\npixels")
+    label(step / 2, "picture", f"{picture.shape[-1]} x {picture.shape[-2]}\npixels")
     for index, stage in enumerate(stages, 1):
         x = step * (index + 0.5)
         if index:
@@ -315,7 +318,7 @@ def _draw_maps(results: RunResults) -> Figure:
         if len(stage.shape) == 3:
             maps, rows, across = stage.shape
             _draw_stack(axes, x, side * 0.8, (maps, rows, across), tallest, colour)
-            label(x, stage.title, f"{maps:,} of\n{rows} × {across}")
+            label(x, stage.title, f"{maps:,} of\n{rows} x {across}")
         else:
             tall = 0.25 + 0.13 * np.log2(stage.shape[0] + 1)
             axes.add_patch(
@@ -359,11 +362,7 @@ def _recurrent_layers(results: RunResults) -> list[Any]:
 
 def _draw_steps(results: RunResults) -> Figure:
     recurrent = _recurrent_layers(results)
-    rows = [
-        (one, level)
-        for one in recurrent
-        for level in range(one.num_layers)
-    ]
+    rows = [(one, level) for one in recurrent for level in range(one.num_layers)]
     encoders = [
         layer.kind.split(":")[0].split(",")[0]
         for layer in results.layers
@@ -403,7 +402,8 @@ def _draw_steps(results: RunResults) -> Figure:
     first_cell = 1 + len(encoders)
     for level, (one, _) in enumerate(rows, first_cell):
         for column in range(len(steps) - 1):
-            start, end = (1.5 * column + 0.47, level), (1.5 * column + 1.03, level)
+            height = float(level)
+            start, end = (1.5 * column + 0.47, height), (1.5 * column + 1.03, height)
             if one.bidirectional:
                 start, end = (start[0], level + 0.1), (end[0], level + 0.1)
                 _draw_arrow(left, (end[0], level - 0.1), (start[0], level - 0.1))
@@ -446,9 +446,13 @@ def _draw_box(axes: Axes, x: float, y: float, text: str, face: Any) -> None:
 def _draw_arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
     axes.add_patch(
         FancyArrowPatch(
-            start, end, arrowstyle="-|>", mutation_scale=8, color=GREY, linewidth=1.0,
-            shrinkA=0, shrinkB=0,
-        )  # fmt: skip
+            start,
+            end,
+            arrowstyle="-|>",
+            mutation_scale=8,
+            color=GREY,
+            linewidth=1.0,
+            shrinkA=0,
+            shrinkB=0,
+        )
     )
-
-

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+)
 
 from neurona_training.report.drawing import (
     BLUE,
@@ -39,9 +45,9 @@ def training_section(results: RunResults) -> Section | None:
     best = results.fit_result.best_epoch
     description = f"loss, metric and learning rate by epoch; best: {best}"
     caption = (
-        "Training goes on until the validation rows gain nothing more; the model has the weights "
-        f"of epoch {best}. Where the training curve goes on to improve and the validation curve "
-        "does not, the network is overfitting."
+        "After each epoch the validation rows are predicted; the model has the weights of epoch "
+        f"{best}, which did best on them. Where the training curve goes on to improve and the "
+        "validation curve does not, the network is overfitting."
     )
     if any(epoch.training_metric is None for epoch in results.fit_result.history):
         caption = caption.partition(" Where")[0]
@@ -97,7 +103,7 @@ def mistakes_section(results: RunResults) -> Section:
 
 
 def learning_curves(results: RunResults) -> Figure:
-    """Loss, metric and learning rate by epoch; the best epoch, whose weights are kept, is marked."""
+    """Loss, metric and learning rate by epoch; the best epoch is marked."""
     history, data = results.fit_result.history, results.data
     has_rates = len({epoch.learning_rate for epoch in history}) > 1
     figure = new_figure(9.5, 3.1)
@@ -113,6 +119,9 @@ def learning_curves(results: RunResults) -> Figure:
     both = [*losses, *validation_losses]
     if min(both) > 0 and max(both) > 20 * min(both):
         left.set_yscale("log")
+        left.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        left.yaxis.set_minor_formatter(NullFormatter())
     unit = "" if data.is_classification else ", 1 = predicting the mean"
     left.set_title(f"Loss{unit}", fontsize=10.5, color=INK, loc="left")
     trained = [epoch.training_metric for epoch in history]
@@ -131,8 +140,7 @@ def learning_curves(results: RunResults) -> Figure:
         rates = [epoch.learning_rate for epoch in history]
         panels[2].plot(numbers, rates, color=GREEN, **style)
         panels[2].set_ylim(bottom=0)
-        title = "Learning rate at the end of each epoch"
-        panels[2].set_title(title, fontsize=10.5, color=INK, loc="left")
+        panels[2].set_title("Learning rate", fontsize=10.5, color=INK, loc="left")
     best = results.fit_result.best_epoch
     for axes in panels:
         _mark_best_epoch(axes, best)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from neurona_training.architectures.classic import Threshold
 from neurona_training.architectures.input_layers import Features
@@ -140,6 +140,7 @@ def _first_lines(network: nn.Module) -> tuple[NDArray[Any], NDArray[Any]] | None
 
     A unit changes its sign where weights @ x + constant is 0.
     """
+    weights: Tensor
     for layer in network.modules():
         if isinstance(layer, Threshold):
             weights, constants = layer.weight, -layer.threshold

@@ -15,12 +15,13 @@ from neurona_training.report.drawing import (
     GREY,
     INK,
     RED,
-    SIGNED,
     Section,
     draw_image,
+    draw_tiles,
+    image_tile,
     make_picture,
     new_figure,
-    style_image,
+    signed_tile,
 )
 from neurona_training.report.network_layers import Layer
 from neurona_training.report.results import RunResults
@@ -28,7 +29,7 @@ from neurona_training.report.results import RunResults
 _MAX_STAGES = 5
 _MAX_NAME = 14  # characters of a layer's name
 _MAX_MAPS = 8  # of each stage
-_PATCH_ROWS, _PATCHES = 6, 10  # maps, and the patches of each
+_PATCH_ROWS, _PATCHES = 6, 8  # maps, and the patches of each
 _SEARCHED_ROWS = 500  # test rows in which the patches are searched
 _ROWS_AT_ONCE = 64
 _PROBES = 16  # pictures with which a field is measured
@@ -50,7 +51,9 @@ def feature_maps_section(results: RunResults) -> Section | None:
     )
     deep = _deep_stages(stages, fields)
     if deep:
-        figure = _draw_patches(results, [stages[one] for one in deep], [fields[one] for one in deep])
+        figure = _draw_patches(
+            results, [stages[one] for one in deep], [fields[one] for one in deep]
+        )
         pictures.append(make_picture(figure, "patches of test pictures that excite a map most"))
         caption += (
             " Below: for maps of deeper layers the patches of the test pictures to which they "
@@ -130,45 +133,47 @@ def field_box(field: NDArray[Any]) -> tuple[int, int, int, int]:
     )
 
 
-def _draw_maps(
-    results: RunResults, stages: list[Layer], fields: list[NDArray[Any]]
-) -> Figure:
+def _draw_maps(results: RunResults, stages: list[Layer], fields: list[NDArray[Any]]) -> Figure:
     row = (results.right_rows or [0])[0]
     image = torch.from_numpy(results.row_arrays([row])[0])
     brightest = float(results.data.test.inputs.max())
     figure = new_figure(9.5, 1.28 * len(stages))
-    grid = figure.subplots(len(stages), _MAX_MAPS + 1, squeeze=False)
-    for layer, field, line in zip(stages, fields, grid, strict=True):
+    grid = figure.subplots(len(stages), 2, squeeze=False, width_ratios=[1, _MAX_MAPS + 0.6])
+    for layer, field, (left_axes, right_axes) in zip(stages, fields, grid, strict=True):
         _, outputs = layer_outputs(results.network, layer, image)
         maps = outputs[0].numpy()
-        draw_image(line[0], results.test_input(row), brightest)
+        draw_image(left_axes, results.test_input(row), brightest)
         top, left, height, width = field_box(field)
         box = (left - 0.5, top - 0.5)
-        line[0].add_patch(Rectangle(box, width, height, fill=False, edgecolor=RED, linewidth=1.6))
-        line[0].set_title(
-            f"{_short_name(layer)}: {height} × {width}", fontsize=7.5, loc="left", color=INK
+        left_axes.add_patch(Rectangle(box, width, height, fill=False, edgecolor=RED, linewidth=1.6))
+        left_axes.set_title(
+            f"{_short_name(layer)}: {height} x {width}", fontsize=7.5, loc="left", color=INK
         )
         largest = np.abs(maps).max(axis=(1, 2))
         order = np.sort(np.argsort(-largest, kind="stable")[:_MAX_MAPS])
         is_signed = bool((maps < 0).any())
         limit = float(largest.max()) or 1.0
-        for axes in line[1:]:
-            axes.set_axis_off()
-        for index, axes in zip(order, line[1:], strict=False):
-            axes.set_axis_on()
-            style_image(axes)
-            if is_signed:
-                axes.imshow(maps[index], cmap=SIGNED, vmin=-limit, vmax=limit)
-            else:
-                axes.imshow(maps[index], cmap="gray", vmin=0, vmax=limit)
-            axes.set_title(f"map {index + 1}", fontsize=7, color=GREY)
+        tiles = [
+            signed_tile(maps[index], limit) if is_signed else image_tile(maps[index], limit)
+            for index in order
+        ]
+        draw_tiles(right_axes, [tiles + [np.ones_like(tiles[0])] * (_MAX_MAPS - len(tiles))])
+        names = [f"map {index + 1}" for index in order]
+        right_axes.set_xticklabels(
+            names + [""] * (_MAX_MAPS - len(names)), fontsize=7.5, color=GREY
+        )
+        right_axes.set_anchor("NW")
+        left_axes.set_anchor("N")
     return figure
 
 
 def _deep_stages(stages: list[Layer], fields: list[NDArray[Any]]) -> list[int]:
     """Up to two stages whose fields are more than a few pixels, and less than all if possible."""
     boxes = [field_box(field) for field in fields]
-    areas = [height * width / field.size for (*_, height, width), field in zip(boxes, fields, strict=True)]
+    areas = [
+        height * width / field.size
+        for (*_, height, width), field in zip(boxes, fields, strict=True)
+    ]
     partial = [index for index, area in enumerate(areas) if index and area < 1]
     return partial[-2:] or [index for index in range(len(stages)) if index][-1:]
 
@@ -179,14 +184,15 @@ def _short_name(layer: Layer) -> str:
     return name if len(name) <= _MAX_NAME else f"…{name[1 - _MAX_NAME :]}"
 
 
-def _draw_patches(
-    results: RunResults, stages: list[Layer], fields: list[NDArray[Any]]
-) -> Figure:
+def _draw_patches(results: RunResults, stages: list[Layer], fields: list[NDArray[Any]]) -> Figure:
     inputs = results.data.test.inputs[:_SEARCHED_ROWS]
     brightest = float(inputs.max())
-    figure = new_figure(9.5, 0.78 * _PATCH_ROWS * len(stages) + 0.35 * len(stages))
-    parts = figure.subfigures(len(stages), 1, squeeze=False)
-    for layer, field, part in zip(stages, fields, parts.flat, strict=True):
+    figure = new_figure(4.75 * len(stages), 3.4)
+    grid = figure.subplots(1, len(stages), squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for layer, field, axes in zip(stages, fields, grid.flat, strict=False):
+        axes.set_axis_on()
         maps = torch.cat(
             [
                 layer_outputs(results.network, layer, images)[1]
@@ -197,22 +203,22 @@ def _draw_patches(
         largest = maps.flatten(2).max(dim=2)
         spread = largest.values.std(dim=0)
         order = torch.argsort(spread, descending=True, stable=True)[:_PATCH_ROWS].sort().values
-        part.suptitle(
-            f"{layer.name.removeprefix('network.')}: patches that excite a map most",
-            fontsize=9, x=0.01, ha="left", color=INK,
-        )  # fmt: skip
         across = min(_PATCHES, rows)
-        grid = part.subplots(_PATCH_ROWS, across, squeeze=False)
-        for axes in grid.flat:
-            axes.set_axis_off()
-        for index, line in zip(order.tolist(), grid, strict=False):
-            best = torch.argsort(largest.values[:, index], descending=True, stable=True)
-            for row, axes in zip(best.tolist(), line, strict=False):
-                axes.set_axis_on()
-                place = divmod(int(largest.indices[row, index]), width)
-                patch = _patch(inputs[row], field, place, (height, width))
-                draw_image(axes, patch, brightest)
-            line[0].set_ylabel(f"map {index + 1}", fontsize=7.5, rotation=0, ha="right", va="center")
+        tiles, names = [], []
+        for index in order.tolist():
+            best = torch.argsort(largest.values[:, index], descending=True, stable=True)[:across]
+            places = [divmod(int(largest.indices[row, index]), width) for row in best.tolist()]
+            tiles.append(
+                [
+                    image_tile(_patch(inputs[row], field, place, (height, width)), brightest)
+                    for row, place in zip(best.tolist(), places, strict=True)
+                ]
+            )
+            names.append(f"map {index + 1}")
+        draw_tiles(axes, tiles)
+        axes.set_yticklabels(names, fontsize=7.5, color=INK)
+        title = f"{_short_name(layer)}: patches that excite a map most"
+        axes.set_title(title, fontsize=9, loc="left", color=INK)
     return figure
 
 
@@ -228,7 +234,5 @@ def _patch(
     ):
         shift = round((position - cells // 2) * pixels / cells)
         starts.append(int(np.clip(first + shift, 0, pixels - length)))
-    patch: NDArray[Any] = image[
-        ..., starts[0] : starts[0] + height, starts[1] : starts[1] + width
-    ]
+    patch: NDArray[Any] = image[..., starts[0] : starts[0] + height, starts[1] : starts[1] + width]
     return patch

@@ -114,6 +114,7 @@ def gate_activity(
     b_input, b_state = (
         layer.get_parameter(name) if layer.bias else zero for name in ("bias_ih_l0", "bias_hh_l0")
     )
+    gates: tuple[Tensor, ...]
     for step in steps:
         from_input, from_state = w @ step + b_input, u @ state + b_state
         if layer.mode == "LSTM":
@@ -273,5 +274,9 @@ def _draw_answers(axes: Axes, results: RunResults, answers: NDArray[Any]) -> Non
         axes.axhline(0, color=GREY, linewidth=0.5)
     axes.set_title("answer after each step", fontsize=9, color=INK, loc="left")
     if results.data.is_classification:
-        place = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.96), "ncols": _MAX_CLASSES}
+        place: dict[str, Any] = {
+            "loc": "lower right",
+            "bbox_to_anchor": (1.0, 0.96),
+            "ncols": _MAX_CLASSES,
+        }
         axes.legend(fontsize=7.5, frameon=False, borderpad=0, **place)

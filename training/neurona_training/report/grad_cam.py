@@ -99,9 +99,7 @@ def evidence(results: RunResults, layer: Layer, row: int, label: int) -> NDArray
     return values
 
 
-def _draw_rows(
-    results: RunResults, layer: Layer, rows: list[int], *, is_right: bool
-) -> Figure:
+def _draw_rows(results: RunResults, layer: Layer, rows: list[int], *, is_right: bool) -> Figure:
     data = results.data
     down = 2 if is_right else 3
     height = 1.62 * data.test.inputs.shape[-2] / data.test.inputs.shape[-1]

@@ -141,5 +141,3 @@ def _draw(results: RunResults, importances: list[Importance]) -> Figure:
         text = f"rise of the RMSE{f' ({unit})' if unit else ''}"
     axes.set_xlabel(escape_math(text), fontsize=9)
     return figure
-
-

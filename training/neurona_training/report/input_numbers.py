@@ -18,7 +18,6 @@ from neurona_training.export.parity import caller_array
 from neurona_training.report.drawing import (
     BLUE,
     INK,
-    ORANGE,
     RED,
     Section,
     draw_image,
@@ -31,9 +30,10 @@ from neurona_training.report.drawing import (
 from neurona_training.report.results import RunResults
 
 _MAX_SIDE = 28  # pixels whose numbers can be read in the width of the page
+_MAX_NUMBERS = 60  # of a series
 _CROP = 16  # of larger pictures
-_MAX_COLUMNS = 20  # of a table row
-_MAX_STEPS, _MAX_CHANNELS = 24, 14  # of a sequence whose numbers are written
+_MAX_COLUMNS = 12  # of a table row
+_MAX_STEPS, _MAX_CHANNELS = 12, 12  # of a sequence whose numbers are written
 
 
 def input_numbers_section(results: RunResults) -> Section | None:
@@ -49,6 +49,13 @@ def input_numbers_section(results: RunResults) -> Section | None:
     values = results.test_input(row)
     if values.ndim == 1:
         return _sound_section(results, row)
+    if values.shape[1] == 1:
+        numbers = ", ".join(map(_format, values[:, 0].tolist()[:_MAX_NUMBERS]))
+        more = ", …" if len(values) > _MAX_NUMBERS else ""
+        caption = (
+            f"A test row as the network reads it, {len(values)} steps in time: {numbers}{more}"
+        )
+        return Section("One example as numbers", caption, words=("sequence",))
     caption = (
         f"A test row as the network reads it: a line for each step of time, {len(values)} here, "
         f"and a column for each of {values.shape[1]} values of a step."
@@ -62,7 +69,7 @@ def input_numbers_section(results: RunResults) -> Section | None:
 
 
 def _format(value: float) -> str:
-    return f"{value:.4g}".replace("-", "−")
+    return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _picture_section(results: RunResults, row: int) -> Section:
@@ -73,7 +80,7 @@ def _picture_section(results: RunResults, row: int) -> Section:
     colours = "three matrices, red, green and blue" if len(planes) == 3 else "a matrix"
     low, high = results.data.test.inputs.min(), results.data.test.inputs.max()
     caption = (
-        f"To a computer a picture is {colours} of {height} × {width} numbers, here from "
+        f"To a computer a picture is {colours} of {height} x {width} numbers, here from "
         f"{low:.4g} (black) to {high:.4g}; the network sees nothing else."
     )
     if max(height, width) > _MAX_SIDE:
@@ -82,9 +89,7 @@ def _picture_section(results: RunResults, row: int) -> Section:
     return Section("One picture as numbers", caption, (picture,), words=("pixel", "matrix"))
 
 
-def _draw_matrix(
-    results: RunResults, pixels: NDArray[Any], planes: NDArray[Any]
-) -> Figure:
+def _draw_matrix(results: RunResults, pixels: NDArray[Any], planes: NDArray[Any]) -> Figure:
     height, width = planes.shape[-2:]
     brightest = float(results.data.test.inputs.max())
     rows, columns = min(height, _CROP), min(width, _CROP)
@@ -155,7 +160,7 @@ def _row_section(results: RunResults, row: int) -> Section:
     if len(lines[0]) > 2:
         caption += (
             ". Columns differ much in size, so each is scaled first: less its mean, divided by "
-            "its standard deviation over the training rows. 0 is average, −1 and 1 are usual"
+            "its standard deviation over the training rows. 0 is average, -1 and 1 are usual"
         )
     if len(lines) > _MAX_COLUMNS + 1:
         caption += f"; the first {_MAX_COLUMNS} of {len(lines) - 1} columns"
@@ -233,5 +238,3 @@ def _sound_section(results: RunResults, row: int) -> Section:
         )
     picture = make_picture(figure, "a waveform, and its bands of pitch over time")
     return Section("One example as numbers", caption, (picture,), words=("sample",))
-
-

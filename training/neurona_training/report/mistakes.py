@@ -88,7 +88,8 @@ def _input_cells(results: RunResults, row: int) -> list[str]:
     for described, array in zip(results.data.inputs, results.data.test.arrays, strict=True):
         cell = caller_array(array[[row]], described)[0]
         cells += [
-            one if isinstance(one, str) else f"{one:.4g}" for one in np.atleast_1d(cell).tolist()
+            shorten(one, 60) if isinstance(one, str) else f"{one:.4g}"
+            for one in np.atleast_1d(cell).tolist()
         ]
     return cells
 

@@ -101,7 +101,7 @@ def _known_inputs(results: RunResults) -> str:
         height, width = train.inputs.shape[-2:]
         colours = "colour" if train.inputs.ndim == 4 and train.inputs.shape[1] == 3 else "grey"
         return (
-            f"Pictures in {colours} of {width} × {height} pixels, from {train.inputs.min():.4g} to "
+            f"Pictures in {colours} of {width} x {height} pixels, from {train.inputs.min():.4g} to "
             f"{train.inputs.max():.4g}, taken as those that it learned from."
         )
     if results.data.kind == "sequences":
@@ -125,7 +125,7 @@ def _known_inputs(results: RunResults) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{float(value):.4g}".replace("-", "−")
+    return f"{float(value):.4g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _data(results: RunResults) -> str:

@@ -28,8 +28,14 @@ _ACTIVATIONS = {
     **dict.fromkeys(("relu", "relu_", "ReLU"), "ReLU"),
     **dict.fromkeys(("tanh", "Tanh"), "tanh"),
     **dict.fromkeys(("sigmoid", "Sigmoid"), "sigmoid"),
-    **{"gelu": "GELU", "GELU": "GELU", "elu": "ELU", "ELU": "ELU", "silu": "SiLU", "SiLU": "SiLU"},
-    **{"leaky_relu": "leaky ReLU", "LeakyReLU": "leaky ReLU"},
+    "gelu": "GELU",
+    "GELU": "GELU",
+    "elu": "ELU",
+    "ELU": "ELU",
+    "silu": "SiLU",
+    "SiLU": "SiLU",
+    "leaky_relu": "leaky ReLU",
+    "LeakyReLU": "leaky ReLU",
 }
 _MAX_SIZES = 3  # of convolutions named one by one in a block
 
@@ -86,10 +92,10 @@ def trace_layers(network: nn.Module, arrays: Iterable[Any]) -> tuple[Layer, ...]
 
 
 def format_shape(shape: tuple[int, ...]) -> str:
-    """Sizes of a layer's output: `6 maps of 28 × 28`, `120`."""
+    """Sizes of a layer's output: `6 maps of 28 x 28`, `120`."""
     if len(shape) == 3:
-        return f"{shape[0]:,} × {shape[1]} × {shape[2]}"
-    return " × ".join(f"{size:,}" for size in shape)
+        return f"{shape[0]:,} x {shape[1]} x {shape[2]}"
+    return " x ".join(f"{size:,}" for size in shape)
 
 
 def _count_parameters(parameters: Iterable[nn.Parameter]) -> int:
@@ -126,13 +132,13 @@ class _Recorder(TorchFunctionMode):
         for module in self.network.modules():
             self._hooks.append(module.register_forward_pre_hook(self._before))
             self._hooks.append(module.register_forward_hook(self._after))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *details: Any) -> None:
         for hook in self._hooks:
             hook.remove()
-        super().__exit__(*details)
+        super().__exit__(*details)  # type: ignore[no-untyped-call]
 
     def _before(self, module: nn.Module, _inputs: Any) -> None:
         if module in self.names:
@@ -229,7 +235,7 @@ def _count(number: int, noun: str) -> str:
 
 def _size(size: int | tuple[int, ...]) -> str:
     height, width = (size, size) if isinstance(size, int) else size[:2]
-    return f"{height} × {width}"
+    return f"{height} x {width}"
 
 
 def _describe_convolution(module: Any) -> str:
@@ -279,7 +285,7 @@ _DESCRIPTIONS: tuple[tuple[Any, Callable[[Any], str]], ...] = (
             "each on some maps"
         ),
     ),
-    (Subsampling, lambda _: "pooling: mean of each 2 × 2, weighted"),
+    (Subsampling, lambda _: "pooling: mean of each 2 x 2, weighted"),
     (
         SCells,
         lambda one: (

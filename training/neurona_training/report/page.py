@@ -81,9 +81,12 @@ def _sections(results: RunResults) -> Iterator[Section | None]:
 
 
 def _figure_words(results: RunResults) -> list[str]:
-    """Words of the first figures and of the bar of rows."""
+    """Words of the tiles, of the first figures and of the bar of rows."""
     metrics = ["accuracy"] if results.data.is_classification else ["RMSE"]
-    return [*metrics, "baseline"]
+    metrics += ["AUC"] * ("test_auc" in results.metadata.figures)
+    epoch = ["epoch"] if results.fit_result.best_epoch else []
+    rows = ["training row", "validation row", "test row"]
+    return [*metrics, "parameter", *epoch, *rows, "baseline"]
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ def _provenance_section(provenance: Mapping[str, str]) -> Section:
         if value
     ]
     caption = "As it stands in the model's file: with this and the same data it can be made again."
-    return Section("How it was made", caption, table=[["what", ""], *rows])
+    return Section("How it was made", caption, table=[["what", "value"], *rows])
 
 
 def _shorten_value(value: str) -> str:

@@ -74,8 +74,9 @@ def preferred_stimuli_section(results: RunResults) -> Section | None:
     counted = ", ".join(f"{count} {name}s" for name, count in counts.items() if count)
     caption = (
         "As Hubel and Wiesel did with a cat's cells in 1959, bars, edges, ends of bars and "
-        "corners of every direction are shown to the S-cells of the first layer. For each plane: the pattern that it has "
-        "learned, the stimulus to which it responds most, and its response by direction (bars "
+        "corners of every direction are shown to the S-cells of the first layer. For each plane: "
+        "the pattern that it has learned, the stimulus to which it responds most, and its "
+        "response by direction (bars "
         "blue, edges orange; to the right is horizontal, up is vertical). Preferred by "
         f"{len(learned)} planes: {counted}. They learned that from pictures, without labels."
     )

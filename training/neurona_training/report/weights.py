@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.modules.rnn import RNNBase
 
 from neurona_training.report.drawing import (
     BLUE,
@@ -17,11 +19,12 @@ from neurona_training.report.drawing import (
     RED,
     SIGNED,
     Section,
+    draw_tiles,
     escape_math,
     make_picture,
     new_figure,
     shorten,
-    style_image,
+    signed_tile,
     style_plot,
 )
 from neurona_training.report.results import RunResults
@@ -39,8 +42,9 @@ def weights_section(results: RunResults) -> Section | None:
         return None
     name, values = layer_weights
     before = initial_values(results, name)
-    if before is not None and np.array_equal(before, values):
-        before = None  # set by hand, or frozen
+    started_empty = before is not None and not np.any(before)
+    if before is not None and (np.array_equal(before, values) or started_empty):
+        before = None  # set by hand, or frozen; or nothing to see
     layer = name.rpartition(".")[0].rpartition("network.")[2] or name
     inputs = results.data.train.inputs
     if values.ndim == 4:
@@ -62,8 +66,6 @@ def weights_section(results: RunResults) -> Section | None:
     pictures = [make_picture(figure, caption)]
     if before is not None:
         caption += ", before and after training: order comes out of random numbers"
-        if not np.any(before):
-            caption = f"{caption.rpartition(':')[0]}: at first all were zero"
         histograms = _draw_histograms(results)
         if histograms is not None:
             description = "histograms of the weights of each layer before and after training"
@@ -72,6 +74,8 @@ def weights_section(results: RunResults) -> Section | None:
                 ". Below: how often each weight occurs in a layer; grey before training, blue "
                 "after. Wide and flat means that strong connections have grown"
             )
+    if started_empty:
+        caption += "; at first all were zero"
     words = ("kernel", "weight") if values.ndim == 4 else ("weight",)
     return Section("What the first layer looks for", f"{caption}.", tuple(pictures), words=words)
 
@@ -81,7 +85,7 @@ def _both(before: NDArray[Any] | None, after: NDArray[Any]) -> list[NDArray[Any]
 
 
 def initial_values(results: RunResults, name: str) -> NDArray[Any] | None:
-    """A parameter before training, found without the prefixes of later wrappers; None if unknown."""
+    """A parameter before training, under its name without later wrappers; None if unknown."""
     initial = results.fit_result.initial_weights
     while name not in initial:
         _, separator, name = name.partition(".")
@@ -118,26 +122,24 @@ def _draw_kernels(states: list[NDArray[Any]]) -> Figure:
     side = min(1.15, width / across)
     title_height = 0.3 if len(states) > 1 else 0.0
     figure = new_figure(len(states) * across * side + 0.1, down * side + 0.1 + title_height)
-    parts = figure.subfigures(1, len(states), squeeze=False)
-    for kernels, part, title in zip(states, parts.flat, ("before", "after"), strict=False):
+    grid = figure.subplots(1, len(states), squeeze=False)
+    for kernels, axes, title in zip(states, grid.flat, ("before", "after"), strict=False):
         if len(states) > 1:
-            part.suptitle(f"{title} training", fontsize=9.5, color=INK)
-        for axes in (grid := part.subplots(down, across, squeeze=False)).flat:
-            axes.set_axis_off()
-        for kernel, axes in zip(kernels[:count], grid.flat, strict=False):
-            axes.set_axis_on()
-            style_image(axes)
+            axes.set_title(f"{title} training", fontsize=9.5, color=INK)
+        tiles = []
+        for kernel in kernels[:count]:
             largest = float(np.abs(kernel).max()) or 1.0
             if kernel.ndim == 3:
-                axes.imshow(kernel.transpose(1, 2, 0) / (2 * largest) + 0.5)
+                tiles.append(kernel.transpose(1, 2, 0) / (2 * largest) + 0.5)
             else:
-                axes.imshow(kernel, cmap=SIGNED, vmin=-largest, vmax=largest)
+                tiles.append(signed_tile(kernel, largest))
+        tiles += [np.ones_like(tiles[0])] * (across * down - count)
+        rows = [tiles[first : first + across] for first in range(0, across * down, across)]
+        draw_tiles(axes, rows)
     return figure
 
 
-def _draw_columns(
-    results: RunResults, before: NDArray[Any] | None, values: NDArray[Any]
-) -> Figure:
+def _draw_columns(results: RunResults, before: NDArray[Any] | None, values: NDArray[Any]) -> Figure:
     names = [escape_math(shorten(name, 26)) for name in input_names(results, values.shape[1])]
     if len(values) <= _MAX_BAR_UNITS and len(names) <= _MAX_BARS:
         return _draw_bars(results, before, values, names)
@@ -154,7 +156,9 @@ def _draw_columns(
             aspect="auto",
             interpolation="nearest",
         )
-        axes.set_xlabel("unit", fontsize=9)
+        gates = _gate_count(results, len(state))
+        label = f"unit, of {gates} parts in turn" if gates > 1 else "unit"
+        axes.set_xlabel(label, fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.tick_params(labelsize=8, length=0)
         if len(states) > 1:
@@ -168,6 +172,12 @@ def _draw_columns(
         axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=grid, shrink=0.8, pad=0.01).outline.set_visible(False)
     return figure
+
+
+def _gate_count(results: RunResults, rows: int) -> int:
+    """How many numbers each unit of a recurrent first layer has; 1 for another layer."""
+    layers = [one for one in results.network.modules() if isinstance(one, RNNBase)]
+    return rows // layers[0].hidden_size if layers else 1
 
 
 def _draw_bars(
@@ -213,7 +223,7 @@ def _draw_histograms(results: RunResults) -> Figure | None:
     for (name, before, after), axes in zip(chosen, grid.flat, strict=False):
         both = np.concatenate([before, after])
         # Not from the least to the largest: a few strong weights would leave no shape.
-        edges = np.linspace(*np.quantile(both, [0.002, 0.998]), 41)
+        edges = np.linspace(np.quantile(both, 0.002), np.quantile(both, 0.998), 41)
         style_plot(axes)
         axes.hist(before, bins=edges, color=GREY, alpha=0.45)
         axes.hist(after, bins=edges, color=BLUE, histtype="step", linewidth=1.4)
@@ -221,6 +231,10 @@ def _draw_histograms(results: RunResults) -> Figure | None:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.tick_params(labelsize=7.5)
         title = name.removesuffix(".weight").rpartition("network.")[2]
+        if match := re.search(r"weight_([ih])h_l(\d+)(_reverse)?$", title):
+            source = "input" if match[1] == "i" else "state"
+            backwards = " back" if match[3] else ""
+            title = f"layer {int(match[2]) + 1}{backwards}, of the {source}"
         axes.set_title(title if len(title) <= 24 else f"…{title[-23:]}", fontsize=8.5, color=INK)
     return figure
 
