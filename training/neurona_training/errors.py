@@ -24,5 +24,9 @@ class ExportError(TrainingError):
     """The exported graph differs from the trained network, or cannot be made."""
 
 
+class TrackingError(TrainingError):
+    """A service to which a training is logged cannot be used."""
+
+
 class OutputError(TrainingError):
     """A file that cannot be written, or a model repository that cannot be read."""

@@ -121,7 +121,7 @@ class _Page(HTMLParser):
         ("mlp-patients", 7, ["<well> & $fit$", "Recall", "always the most frequent class"]),
         ("gru-level", 8, ["persistence", "linear autoregression", "cm", "Shorter is better"]),
         ("lenet5-digits", 11, ["The worst mistakes", "kernels of the first layer, 'c1'"]),
-        ("lstm-walks", 8, ["sequence_lens", "test rows are wrong"]),
+        ("lstm-walks", 8, ["sequence_lens", "test rows are wrong", "one population"]),
     ],
 )
 def test_the_page_is_well_formed_and_has_its_charts(models, name, pictures, words):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the command line is parsed without torch
 
     from neurona_protos.prediction_pb2 import ModelMetadata
     from neurona_training.data import Dataset
+    from neurona_training.learning.populations import Populations
 
 VERSION = 1  # the folder below the model's name
 
@@ -71,6 +72,7 @@ class TrainedModel:
         fit_result: the epochs, and the network in the training's view.
         metrics: of the network and its yardsticks, by name.
         metadata: what the model's file says about it.
+        populations: how validation and test rows compare.
     """
 
     network: nn.Module
@@ -79,6 +81,7 @@ class TrainedModel:
     fit_result: FitResult
     metrics: Mapping[str, float]
     metadata: ModelMetadata
+    populations: Populations
 
 
 def model_path(arguments: Arguments) -> Path:
@@ -156,6 +159,7 @@ def fit_network(
     """Trains the network; None in all processes of torchrun but the first."""
     import torch  # takes seconds, for which --help and --list need not wait
 
+    import neurona_training.export.parity  # noqa: F401 - what it lacks shows before hours of work
     from neurona_training.learning import devices
 
     torch.set_num_threads(settings.hyperparameters.threads)
@@ -167,8 +171,10 @@ def fit_network(
 
 
 def calibrate(network: nn.Module, loaded: LoadedUserData) -> nn.Module:
-    """Returns the network that takes what a caller sends."""
-    return _take_caller_view(network, loaded)
+    """Returns the network that takes what a caller sends and gives calibrated logits."""
+    from neurona_training.learning import calibration
+
+    return calibration.calibrate(_take_caller_view(network, loaded), loaded.caller_view)[0]
 
 
 def measure(
@@ -182,7 +188,9 @@ def measure(
     """Measures the network on the test rows, and describes it."""
     from neurona_training.export.metadata import describe_scaling, model_metadata
     from neurona_training.export.onnx_export import OPSET
+    from neurona_training.learning.calibration import find_temperature
     from neurona_training.learning.evaluation import evaluate
+    from neurona_training.learning.populations import compare_populations
 
     data, hyperparameters = loaded.caller_view, settings.hyperparameters
     provenance = {
@@ -197,14 +205,20 @@ def measure(
         "opset": OPSET,
     }
     metrics = evaluate(network, data)
+    if data.is_classification:
+        metrics["temperature"] = find_temperature(network)
+    populations = compare_populations(network, data)
+    if populations.tests:
+        metrics["population_p_value"] = populations.p_value
     described = model_metadata(
         data, f"{recipe.description}, trained on: {data.source}", metrics, provenance
     )
-    return TrainedModel(network, data, settings, result, metrics, described)
+    return TrainedModel(network, data, settings, result, metrics, described, populations)
 
 
 def export_model(arguments: Arguments, trained: TrainedModel, path: Path) -> bytes:
     """Writes model.onnx, and step.onnx for a recurrent network; returns the former."""
+    from neurona_training.architectures.input_layers import without_wrappers
     from neurona_training.architectures.recurrent import LastState
     from neurona_training.export.onnx_export import export
     from neurona_training.export.stepwise import STEP_FILE, export_stepwise
@@ -214,7 +228,7 @@ def export_model(arguments: Arguments, trained: TrainedModel, path: Path) -> byt
     model = export(trained.network, trained.data, trained.metadata)
     write_file(model, path)
     step_path = path.with_name(STEP_FILE)
-    if isinstance(trained.network, LastState):
+    if isinstance(without_wrappers(trained.network), LastState):
         write_file(export_stepwise(model, trained.data), step_path)
     else:
         step_path.unlink(missing_ok=True)  # of an earlier network
@@ -260,6 +274,7 @@ def write_report(
         metadata=trained.metadata,
         files=files,
         seconds=seconds,
+        populations=trained.populations,
     )
     page = path.parents[1] / "report" / "report.html"
     write_file(render_page(results).encode(), page)
@@ -271,12 +286,15 @@ def _summary(
 ) -> list[str]:
     provenance = trained.metadata.provenance
     metrics = _format_metrics(trained.metrics, trained.data)
-    return [
+    lines = [
         f"{arguments.name}: {metrics}; {int(provenance['parameters']):,} parameters, "
         f"{seconds:.0f} s",
         f"{path}: ONNX opset {provenance['opset']}, {len(model):,} bytes, ONNX Runtime agrees "
         "with torch",
     ]
+    if trained.populations.differ:
+        lines.append(trained.populations.summary)
+    return lines
 
 
 def _take_caller_view(network: nn.Module, loaded: LoadedUserData) -> nn.Module:
@@ -313,6 +331,8 @@ def _format_metrics(metrics: Mapping[str, float], data: Dataset) -> str:
     unit = data.values[0].unit if data.values else ""
     texts = []
     for name, value in metrics.items():
+        if name in ("temperature", "population_p_value"):
+            continue  # the report explains them
         if name.endswith("rows"):
             texts.append(f"{name.replace('_', ' ')} {value:,.0f}")
         else:

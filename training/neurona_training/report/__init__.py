@@ -9,6 +9,7 @@ network_layers        the layers: what they do, output sizes, parameters
 architecture_drawing  the table of layers, and a drawing of them
 charts                training, predictions, mistakes, and the learning curves
 predictions           confusion matrix, recall, predicted against true values, forecast
+calibration           whether probabilities can be taken at their word
 thresholds            ROC, precision and recall, thresholds for a purpose
 decision_border       what a network of one or two inputs answers everywhere
 mistakes              the worst predictions, each with its input

@@ -11,11 +11,13 @@ GLOSSARY = {
     "AUC": "area under the ROC curve: 1 for a perfect order of the rows, 0.5 for guessing",
     "baseline": "a simple rule or method that the network has to beat",
     "batch": "rows that are shown together before the weights change once",
+    "confidence": "the largest probability of an answer",
     "confusion matrix": "how many rows of each true class were given each predicted class",
     "convolution": "the same small kernel is moved over the whole picture, so that a feature is "
     "found wherever it is",
     "C-cell": "responds if a nearby S-cell of its plane does, and so tolerates small shifts",
     "decision border": "where the answer changes from one class to another",
+    "ECE": "expected calibration error: how far confidence and accuracy are apart, on average",
     "embedding": "a learned list of numbers that stands for a character or a category",
     "epoch": "one pass over all training rows",
     "feature importance": "how much a network's answers depend on a column",
@@ -35,6 +37,8 @@ GLOSSARY = {
     "matrix": "numbers in rows and columns",
     "memory cell": "the part of an LSTM's state that gates protect, so that it can keep something "
     "over many steps",
+    "NLL": "negative log-likelihood: small where true classes have large probabilities, large "
+    "where the network is sure and wrong",
     "overfitting": "the network learns training rows by heart: it becomes better on them and "
     "worse on others",
     "parameter": "a number that training changes: the weights and biases",
@@ -58,6 +62,8 @@ GLOSSARY = {
     "specificity": "part of the other class's rows that raise no alarm",
     "standard deviation": "how far values usually are from their mean",
     "state": "the numbers by which a recurrent network remembers what it has read",
+    "temperature": "a number by which all scores are divided, so that a network is less sure of "
+    "itself (above 1) or surer (below)",
     "test row": "a row that was kept away from training and from every choice, to measure at the "
     "end",
     "threshold": "the probability from which on a row counts as the class to be found",

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from neurona_training.learning.evaluation import format_metric
 from neurona_training.report import charts
 from neurona_training.report.architecture_drawing import architecture_section
+from neurona_training.report.calibration import calibration_section
 from neurona_training.report.decision_border import decision_border_section
 from neurona_training.report.drawing import Section
 from neurona_training.report.feature_maps import feature_maps_section
@@ -52,6 +53,7 @@ def render_page(results: RunResults) -> str:
         is_classification=results.data.is_classification,
         metrics=_compared_metrics(results),
         parts=_parts(results),
+        populations=results.populations.summary if results.populations else "",
         sections=[section for section in sections if section is not None],
         explain=FirstUse().explain,
         figure_words=_figure_words(results),
@@ -66,6 +68,7 @@ def _sections(results: RunResults) -> Iterator[Section | None]:
     yield architecture_section(results)
     yield charts.training_section(results)
     yield charts.predictions_section(results)
+    yield calibration_section(results)
     yield thresholds_section(results)
     yield decision_border_section(results)
     yield charts.mistakes_section(results)

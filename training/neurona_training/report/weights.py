@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.rnn import RNNBase
 
+from neurona_training.architectures.input_layers import without_wrappers
 from neurona_training.report.drawing import (
     BLUE,
     GREY,
@@ -37,7 +38,7 @@ _MAX_BAR_UNITS = 4  # whose weights are bars; more units are a colour map
 
 def weights_section(results: RunResults) -> Section | None:
     """First layer and all weights, before and after training; None without such a layer."""
-    layer_weights = first_layer(results.network)
+    layer_weights = first_layer(without_wrappers(results.network))
     if layer_weights is None:
         return None
     name, values = layer_weights
