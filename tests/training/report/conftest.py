@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import cast
 
 import pytest
 import torch
 
+from neurona_training.baselines.comparison import Comparison
 from neurona_training.export.metadata import describe_scaling, model_metadata
 from neurona_training.learning.evaluation import evaluate
 from neurona_training.learning.run import Run
@@ -39,6 +41,8 @@ def finished_run() -> Callable[[str, str, int | None], RunResults]:
             data=data,
             fit_result=result,
             hyperparameters=settings.hyperparameters,
+            baselines=(),
+            comparison=cast(Comparison, None),  # of the whole page alone
             metadata=described,
             files={"float32": (1, described)},
             seconds=1.0,

@@ -1,7 +1,6 @@
 """The sections that explain a network say what is true of it."""
 
 import dataclasses
-import re
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from neurona_training.report.importance import importance_section, permutation_i
 from neurona_training.report.input_numbers import input_numbers_section
 from neurona_training.report.model_card import model_card_section, wilson_interval
 from neurona_training.report.network_layers import Layer
-from neurona_training.report.page import render_page
 from neurona_training.report.preferred_stimuli import (
     make_stimuli,
     plane_responses,
@@ -33,7 +31,7 @@ from neurona_training.report.thresholds import (
     threshold_curve,
     thresholds_section,
 )
-from neurona_training.report.weights import initial_values, weights_section
+from neurona_training.report.weights import starting_values, weights_section
 
 
 @pytest.fixture(scope="module")
@@ -229,12 +227,14 @@ def test_weights_before_training_are_those_of_the_seed(xor):
     fresh = recipe.network(xor.data, recipe.settings(xor.data, "xor").network)
     name = "hidden.0.weight"
     np.testing.assert_array_equal(
-        initial_values(xor, name), fresh.get_parameter(name).detach().numpy()
+        starting_values(xor, name), fresh.get_parameter(name).detach().numpy()
     )
-    np.testing.assert_array_equal(initial_values(xor, f"network.{name}"), initial_values(xor, name))
-    assert initial_values(xor, "nothing") is None
+    np.testing.assert_array_equal(
+        starting_values(xor, f"network.{name}"), starting_values(xor, name)
+    )
+    assert starting_values(xor, "nothing") is None
     assert not np.array_equal(
-        initial_values(xor, name), xor.network.get_parameter(name).detach().numpy()
+        starting_values(xor, name), xor.network.get_parameter(name).detach().numpy()
     )
     assert "before and after training" in weights_section(xor).caption
     unknown = FitResult(xor.network, best_epoch=1, validation_loss=0.0)
@@ -269,23 +269,9 @@ def test_the_model_card_gives_interval_and_limits(tumours):
     assert "no other class" in card["What is it not for?"]
 
 
-def test_words_are_explained_once_where_they_first_stand(xor):
-    html = render_page(xor)
-    terms = re.findall(r"<dt>(.*?)</dt>", html)
-    assert len(terms) == len(set(terms)) > 10
-    assert set(terms) <= set(glossary.GLOSSARY)
+def test_a_word_is_explained_to_its_first_section_alone():
     first_use = glossary.FirstUse()
     assert [word for word, _ in first_use.explain(["loss", "epoch", "loss"])] == ["loss", "epoch"]
     assert first_use.explain(["epoch"]) == []
-
-
-def test_a_page_stays_small_and_prints(lenet):
-    html = render_page(lenet)
-    assert len(html) < 600_000
-    assert "@media print" in html
-    titles = re.findall(r"<h2>(.*?)</h2>", html)
-    for title in ("One picture as numbers", "What deeper layers see", "Where it looks"):
-        assert title in titles
-    links = re.findall(r'href="#(section-\d+)"', html)
-    assert links
-    assert all(f'id="{link}"' in html for link in links)
+    with pytest.raises(KeyError):
+        first_use.explain(["flux capacitor"])

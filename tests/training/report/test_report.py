@@ -16,6 +16,7 @@ from neurona_protos import metadata
 from neurona_server.models.repository.scanner import find_models
 from neurona_training.cli.main import main
 from neurona_training.cli.tables import results_table
+from neurona_training.report.glossary import GLOSSARY
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,28 @@ def test_the_page_is_well_formed_and_has_its_charts(models, name, pictures, word
     for picture in images:
         assert min(picture.size) > 60
         assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
+
+
+@pytest.mark.parametrize("name", ["mlp-patients", "gru-level", "lenet5-digits", "lstm-walks"])
+def test_words_are_explained_once_and_the_page_stays_small(models, name):
+    html = (models / name / "report" / "report.html").read_text()
+    terms = re.findall(r"<dt>(.*?)</dt>", html)
+    assert len(terms) == len(set(terms)) > 10
+    assert set(terms) <= set(GLOSSARY)
+    assert len(html) < 700_000
+    assert "@media print" in html
+    links = re.findall(r'href="#(section-\d+)"', html)
+    assert len(links) > 5
+    assert all(f'id="{link}"' in html for link in links)
+    titles = re.findall(r"<h2>(.*?)</h2>", html)
+    assert len(titles) == len(set(titles))
+    expected = {
+        "mlp-patients": ["Which columns matter", "What the first layer looks for"],
+        "gru-level": ["The gates over time", "One example as numbers"],
+        "lenet5-digits": ["One picture as numbers", "What deeper layers see", "Where it looks"],
+        "lstm-walks": ["The gates over time", "The network"],
+    }
+    assert {*expected[name], "Model card", "The training"} <= set(titles)
 
 
 def test_a_server_ignores_the_report(models):

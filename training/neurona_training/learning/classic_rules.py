@@ -14,7 +14,7 @@ from neurona_training.architectures.classic import Adaline, Perceptron
 from neurona_training.data import Dataset
 from neurona_training.learning import devices
 from neurona_training.learning.evaluation import accuracy, predict, rmse
-from neurona_training.learning.gradient_descent import loss, rate_factor, sample_rows
+from neurona_training.learning.gradient_descent import compared_training_rows, loss, rate_factor
 from neurona_training.learning.progress_bar import epoch_summary, progress_bar
 from neurona_training.learning.run import Epoch, FitResult, Hyperparameters, Run
 
@@ -114,7 +114,7 @@ def _learn(
     loss_unit = 1.0 if data.is_classification else float(data.train.targets.var()) or 1.0
     generator = torch.Generator().manual_seed(run.seed)
     history: list[Epoch] = []
-    compared_rows = sample_rows(data)
+    compared_rows = compared_training_rows(data)
     best_epoch, best_loss, best_weights = 0, math.inf, copy.deepcopy(network.state_dict())
     is_first = devices.process_rank() == 0
     with progress_bar(run.name, hyperparameters.epochs, 0, visible=is_first) as progress:

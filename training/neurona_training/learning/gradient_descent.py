@@ -27,6 +27,7 @@ from neurona_training.learning.progress_bar import epoch_summary, progress_bar
 from neurona_training.learning.run import Epoch, FitResult, Hyperparameters, Run
 
 _MAX_COMPARED_ROWS = 2000  # training rows that are measured after each epoch
+_AUXILIARY_WEIGHT = 0.4  # as the authors of Inception v3 trained it
 
 
 def fit(
@@ -76,7 +77,7 @@ def fit(
 
     parallel_network = devices.data_parallel(network, device.torch_device)  # the same weights
     is_first = devices.process_rank() == 0
-    compared_rows = sample_rows(data)
+    compared_rows = compared_training_rows(data)
     steps = math.ceil(len(data.train) / hyperparameters.batch_rows)
     with progress_bar(
         run.name, hyperparameters.epochs * steps, len(history) * steps, visible=is_first
@@ -155,6 +156,22 @@ def loss(outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     return functional.mse_loss(outputs, targets)
 
 
+def _loss_of_all(outputs: Tensor | tuple[Tensor, ...], targets: Tensor, smoothing: float) -> Tensor:
+    """The loss, and a part of that of each auxiliary classifier behind the first output."""
+    if isinstance(outputs, Tensor):
+        return loss(outputs.float(), targets, smoothing)
+    first, *auxiliary = (loss(one.float(), targets, smoothing) for one in outputs)
+    return first + _AUXILIARY_WEIGHT * torch.stack(auxiliary).sum()
+
+
+def _keep_statistics(network: nn.Module) -> None:
+    """Leaves batch normalisations as they are whose weights do not learn."""
+    for module in network.modules():
+        frozen = not any(weight.requires_grad for weight in module.parameters())
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and frozen:
+            module.eval()
+
+
 def rate_factor(step: int, steps: int, hyperparameters: Hyperparameters) -> float:
     """Fraction of the largest learning rate at step number `step` of `steps`, from 0."""
     warm_up_steps = hyperparameters.warm_up * steps
@@ -180,6 +197,7 @@ def _train_epoch(
 ) -> tuple[float, float]:
     """Trains on every row once; returns the mean loss and the last learning rate."""
     network.train()
+    _keep_statistics(network)
     generator = _seed_epoch(seed, number)
     inputs = [torch.from_numpy(array) for array in data.train.arrays]
     targets = torch.from_numpy(data.train.targets)
@@ -202,7 +220,7 @@ def _train_epoch(
         with device.autocast():
             outputs = network(*(array[share].to(device.torch_device) for array in batch_inputs))
         smoothing = hyperparameters.label_smoothing
-        error = loss(outputs.float(), batch_targets, smoothing) / loss_unit * weight
+        error = _loss_of_all(outputs, batch_targets, smoothing) / loss_unit * weight
         scaler.scale(error).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimiser)
         nn.utils.clip_grad_norm_(network.parameters(), hyperparameters.gradient_clip_norm)
@@ -217,7 +235,7 @@ def _train_epoch(
     return devices.average_in_place(total_loss).item() / len(targets), rate
 
 
-def sample_rows(data: Dataset) -> Split:
+def compared_training_rows(data: Dataset) -> Split:
     """Training rows that are measured beside the validation rows: as many, 2000 at most."""
     count = min(len(data.train), len(data.validation), _MAX_COMPARED_ROWS)
     # From the whole part: the first rows of a series are its oldest.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from neurona_training.data.catalogue import DataOptions, load
-from neurona_training.errors import DataError, OptionError
+from neurona_training.errors import DataError, OptionError, WeightsError
 from neurona_training.learning.run import FitResult, Hyperparameters, Learner, Run
 from neurona_training.recipes.defaults import settings_by_kind
 from neurona_training.recipes.settings import (
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # recipes are listed without torch
 
 
 # Numbers in one parameter whose first values are kept for the report; VGG16 has 100 million.
-_MAX_INITIAL_WEIGHTS = 4_000_000
+_MAX_STARTING_WEIGHTS = 4_000_000
 _CLASSIFICATION_FIELDS = ("label_smoothing", "class_weights")
 
 
@@ -56,6 +57,8 @@ class Recipe:
         network_options: the fields of `NetworkOptions` that the network has.
         learner_options: the fields of `Hyperparameters` and `AugmentationRange` that the
             learner uses.
+        minutes: by tuned data set, how long one training takes on one core of a server, where it
+            is more than one; `--all` begins with the short ones.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Recipe:
     defaults: Callable[[Dataset], Settings] = settings_by_kind
     network_options: tuple[str, ...] = ()
     learner_options: tuple[str, ...] = GRADIENT_FIELDS
+    minutes: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def default_data(self) -> str:
@@ -165,15 +169,26 @@ class Recipe:
         Raises:
             DataError: the network cannot be built for these data.
             FitError: the loss is not finite, or the checkpoint belongs to another training.
+            WeightsError: the weights that the run starts from cannot be read, or do not fit.
         """
         import torch
 
         torch.manual_seed(run.seed)  # for the first weights
         network = self.network(data, settings.network)
-        initial_weights = {
+        fresh: tuple[str, ...] = ()
+        if run.initial_weights:
+            from neurona_training.learning.initial_weights import start_from
+
+            if self.learner is not learn_by_gradient:
+                raise WeightsError(
+                    f"initial weights not possible for recipe {self.name!r} (expected one that "
+                    "learns by gradients)"
+                )
+            fresh = start_from(run.initial_weights, network, self.name, data)
+        starting_weights = {
             name: values.detach().clone()
             for name, values in network.named_parameters()
-            if values.numel() <= _MAX_INITIAL_WEIGHTS
+            if values.numel() <= _MAX_STARTING_WEIGHTS
         }
         result = self.learner(network, data, settings.hyperparameters, run)
-        return replace(result, initial_weights=initial_weights)
+        return dataclasses.replace(result, fresh_layers=fresh, starting_weights=starting_weights)

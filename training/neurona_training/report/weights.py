@@ -42,7 +42,7 @@ def weights_section(results: RunResults) -> Section | None:
     if layer_weights is None:
         return None
     name, values = layer_weights
-    before = initial_values(results, name)
+    before = starting_values(results, name)
     started_empty = before is not None and not np.any(before)
     if before is not None and (np.array_equal(before, values) or started_empty):
         before = None  # set by hand, or frozen; or nothing to see
@@ -85,9 +85,9 @@ def _both(before: NDArray[Any] | None, after: NDArray[Any]) -> list[NDArray[Any]
     return [after] if before is None else [before, after]
 
 
-def initial_values(results: RunResults, name: str) -> NDArray[Any] | None:
+def starting_values(results: RunResults, name: str) -> NDArray[Any] | None:
     """A parameter before training, under its name without later wrappers; None if unknown."""
-    initial = results.fit_result.initial_weights
+    initial = results.fit_result.starting_weights
     while name not in initial:
         _, separator, name = name.partition(".")
         if not separator:
@@ -208,7 +208,7 @@ def _draw_histograms(results: RunResults) -> Figure | None:
     """Weights of each layer before and after training; of many layers some, first to last."""
     layers = []
     for name, values in results.network.named_parameters():
-        before = initial_values(results, name) if values.ndim > 1 else None
+        before = starting_values(results, name) if values.ndim > 1 else None
         if before is not None and before.shape == tuple(values.shape) and before.std() > 0:
             layers.append((name, before.ravel(), values.detach().numpy().ravel()))
     if not layers:
