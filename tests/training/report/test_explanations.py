@@ -116,7 +116,7 @@ def test_evidence_is_where_the_network_reads(lenet):
             self.maps = nn.Conv2d(1, 2, 3, padding=1)
 
         def forward(self, images):
-            return torch.relu(self.maps(images.unsqueeze(1)))[:, :, :3, :3].mean(dim=(2, 3))
+            return torch.relu(self.maps(images.unsqueeze(1)))[:, :, :3, :3].sum(dim=(2, 3))
 
     torch.manual_seed(0)
     network = Corner()
