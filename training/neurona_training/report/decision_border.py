@@ -111,13 +111,13 @@ def _draw_plane(results: RunResults) -> Figure:
         figure.colorbar(image, ax=axes, pad=0.02, label=escape_math(data.values[0].name))
     rows = train[:_MAX_ROWS]
     for index, label in enumerate(data.labels or ("training rows",)):
-        chosen = (
+        of_class = (
             data.train.targets[:_MAX_ROWS] == index
             if data.is_classification
             else np.ones(len(rows), bool)
         )
         axes.plot(
-            *rows[chosen].T,
+            *rows[of_class].T,
             "o",
             color=_COLOURS[index] if data.is_classification else "white",
             markersize=9 if len(rows) < 20 else 4,

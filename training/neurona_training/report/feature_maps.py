@@ -72,13 +72,13 @@ def map_stages(layers: tuple[Layer, ...]) -> list[Layer]:
         is_preparation = layer.kind.startswith(("scaling", "resized"))
         if layer.is_map and not is_preparation and min(layer.shape[1:]) > 1:
             stages[layer.shape[1:]] = layer
-    chosen = list(stages.values())
-    if len(chosen) > _MAX_STAGES:
-        chosen = [
-            chosen[index]
-            for index in np.linspace(0, len(chosen) - 1, _MAX_STAGES).round().astype(int)
+    picked_stages = list(stages.values())
+    if len(picked_stages) > _MAX_STAGES:
+        picked_stages = [
+            picked_stages[index]
+            for index in np.linspace(0, len(picked_stages) - 1, _MAX_STAGES).round().astype(int)
         ]
-    return chosen
+    return picked_stages
 
 
 def layer_outputs(
@@ -86,15 +86,15 @@ def layer_outputs(
 ) -> tuple[Tensor, Tensor]:
     """Runs the network; returns its outputs and the outputs of one layer, rows first."""
     assert layer.module is not None  # noqa: S101 - maps come from modules
-    seen: list[Tensor] = []
-    hook = layer.module.register_forward_hook(lambda *call: seen.append(cast(Tensor, call[2])))
+    captures: list[Tensor] = []
+    hook = layer.module.register_forward_hook(lambda *call: captures.append(cast(Tensor, call[2])))
     try:
         network.eval()
         with torch.set_grad_enabled(with_gradient):
             outputs = network(images)
     finally:
         hook.remove()
-    return outputs, seen[-1]
+    return outputs, captures[-1]
 
 
 def receptive_field(results: RunResults, layer: Layer) -> NDArray[Any]:

@@ -93,14 +93,14 @@ def gate_activity(
         layer: a plain recurrent layer, LSTM or GRU.
         arrays: the network's inputs for one row.
     """
-    seen: list[Any] = []
-    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    captures: list[Any] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: captures.append(inputs[0]))
     try:
         network.eval()
         network(*(torch.from_numpy(array) for array in arrays))
     finally:
         hook.remove()
-    steps = seen[0]
+    steps = captures[0]
     if isinstance(steps, PackedSequence):
         steps = pad_packed_sequence(steps, batch_first=True)[0]
         steps = steps[0]
@@ -262,8 +262,8 @@ def _draw_answers(axes: Axes, results: RunResults, answers: NDArray[Any]) -> Non
     style_plot(axes)
     x = np.arange(len(answers))
     if results.data.is_classification:
-        chosen = np.sort(np.argsort(-answers.max(axis=0), kind="stable")[:_MAX_CLASSES])
-        for label, colour in zip(chosen, _COLOURS, strict=False):
+        shown_labels = np.sort(np.argsort(-answers.max(axis=0), kind="stable")[:_MAX_CLASSES])
+        for label, colour in zip(shown_labels, _COLOURS, strict=False):
             name = escape_math(shorten(results.data.labels[label], 14))
             axes.plot(x, answers[:, label], "o-", color=colour, markersize=3, label=name)
         axes.set_ylim(-0.03, 1.05)

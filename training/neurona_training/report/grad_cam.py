@@ -109,12 +109,12 @@ def _draw_rows(results: RunResults, layer: Layer, rows: list[int], *, is_right: 
     for axes in grid.flat:
         axes.set_axis_off()
     for row, column in zip(rows, grid.T, strict=False):
-        true, chosen = int(data.test.targets[row]), int(results.predictions[row].argmax())
+        true, predicted = int(data.test.targets[row]), int(results.predictions[row].argmax())
         column[0].set_axis_on()
         draw_image(column[0], results.test_input(row), brightest)
         title = f"true: {shorten(data.labels[true], 14)}"
         column[0].set_title(escape_math(title), fontsize=8, color=INK)
-        for axes, label in zip(column[1:], (chosen, true), strict=False):
+        for axes, label in zip(column[1:], (predicted, true), strict=False):
             axes.set_axis_on()
             _draw_heat(axes, results, evidence(results, layer, row, label), row)
             certainty = results.predictions[row, label]

@@ -148,12 +148,12 @@ def _row_section(results: RunResults, row: int) -> Section:
         if described is data.input and array.ndim > 1:
             names = results.column_names(array.shape[-1])
             for index, (name, value) in enumerate(zip(names, cell, strict=True)):
-                seen = _format(float(scaled[0, index])) if scaled is not None else ""
-                lines.append([name, _format(value), seen])
+                scaled_text = _format(float(scaled[0, index])) if scaled is not None else ""
+                lines.append([name, _format(value), scaled_text])
         else:
             text = str(cell[0]) if isinstance(cell[0], str) else _format(cell[0])
-            seen = f"1 for {text!r}, 0 for the others" if described.categories else ""
-            lines.append([described.name, text, seen])
+            scaled_text = f"1 for {text!r}, 0 for the others" if described.categories else ""
+            lines.append([described.name, text, scaled_text])
     if not any(line[2] for line in lines[1:]):
         lines = [line[:2] for line in lines]
     caption = "One test row"

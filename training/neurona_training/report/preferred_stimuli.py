@@ -56,10 +56,10 @@ class Stimulus:
 
 def preferred_stimuli_section(results: RunResults) -> Section | None:
     """Patterns, tuning curves and favourite stimuli; None for another network."""
-    found = [one for one in results.network.modules() if isinstance(one, Neocognitron)]
-    if not found:
+    networks = [one for one in results.network.modules() if isinstance(one, Neocognitron)]
+    if not networks:
         return None
-    cells = cast(SCells, cast(nn.Sequential, found[0].layers[0])[0])
+    cells = cast(SCells, cast(nn.Sequential, networks[0].layers[0])[0])
     learned = torch.nonzero(cells.inhibitory)[:, 0].tolist()[:_MAX_PLANES]
     if not learned:
         return None

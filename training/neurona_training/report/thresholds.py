@@ -95,12 +95,12 @@ def threshold_curve(probabilities: NDArray[Any], is_positive: NDArray[Any]) -> C
     order = np.argsort(-probabilities, kind="stable")
     sorted_probabilities, positive = probabilities[order], is_positive[order]
     ends = np.append(np.flatnonzero(np.diff(sorted_probabilities)), len(order) - 1)
-    found, alarms = np.cumsum(positive)[ends], ends + 1
+    hits, alarms = np.cumsum(positive)[ends], ends + 1
     return Curve(
         thresholds=sorted_probabilities[ends],
-        recall=found / max(int(is_positive.sum()), 1),
-        false_alarms=(alarms - found) / max(int((~is_positive).sum()), 1),
-        precision=found / alarms,
+        recall=hits / max(int(is_positive.sum()), 1),
+        false_alarms=(alarms - hits) / max(int((~is_positive).sum()), 1),
+        precision=hits / alarms,
     )
 
 
@@ -143,16 +143,16 @@ def _two_classes(results: RunResults) -> Section:
     is_positive = data.test.targets == positive
     for title, threshold in points:
         alarm = results.predictions[:, positive] >= threshold
-        found, false = int((alarm & is_positive).sum()), int((alarm & ~is_positive).sum())
+        hits, false = int((alarm & is_positive).sum()), int((alarm & ~is_positive).sum())
         positives, negatives = int(is_positive.sum()), int((~is_positive).sum())
         lines.append(
             [
                 title,
                 f"{threshold:.3g}",
-                f"{found / max(positives, 1):.1%}",
+                f"{hits / max(positives, 1):.1%}",
                 f"{1 - false / max(negatives, 1):.1%}",
-                f"{found / max(found + false, 1):.1%}",
-                f"{positives - found:,} of {positives:,}",
+                f"{hits / max(hits + false, 1):.1%}",
+                f"{positives - hits:,} of {positives:,}",
                 f"{false:,} of {negatives:,}",
             ]
         )

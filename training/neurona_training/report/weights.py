@@ -214,14 +214,16 @@ def _draw_histograms(results: RunResults) -> Figure | None:
     if not layers:
         return None
     count = min(_MAX_HISTOGRAMS, len(layers))
-    chosen = [layers[index] for index in np.linspace(0, len(layers) - 1, count).round().astype(int)]
+    shown_layers = [
+        layers[index] for index in np.linspace(0, len(layers) - 1, count).round().astype(int)
+    ]
     across = min(4, count)
     down = -(-count // across)
     figure = new_figure(9.5 * max(across, 2) / 4, 1.75 * down)
     grid = figure.subplots(down, across, squeeze=False)
     for axes in grid.flat[count:]:
         axes.set_axis_off()
-    for (name, before, after), axes in zip(chosen, grid.flat, strict=False):
+    for (name, before, after), axes in zip(shown_layers, grid.flat, strict=False):
         both = np.concatenate([before, after])
         # Not from the least to the largest: a few strong weights would leave no shape.
         edges = np.linspace(np.quantile(both, 0.002), np.quantile(both, 0.998), 41)
