@@ -19,6 +19,7 @@ from neurona_training.errors import OptionError
 from neurona_training.recipes import RECIPES
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import GRADIENT_FIELDS, NETWORK_FIELDS
+from neurona_training.tracking.tracker import BACKENDS
 
 VARIANTS = ("float16", "int8")
 _MAX_NAME_LENGTH = 128
@@ -127,6 +128,7 @@ def _make_arguments(
         resume=options.resume,
         variants=tuple(dict.fromkeys(options.variant)),
         report=not options.no_report,
+        log=tuple(dict.fromkeys(options.log)),
     )
 
 
@@ -236,6 +238,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="also write OUT/NAME-VARIANT/1/model.onnx, and measure its accuracy; repeatable",
     )
     add("--no-report", action="store_true", help="write no report")
+    add(
+        "--log",
+        action="append",
+        choices=tuple(BACKENDS),
+        default=[],
+        help="log epochs and results there too: to OUT/NAME/tensorboard, or to "
+        "$MLFLOW_TRACKING_URI; repeatable",
+    )
 
 
 def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:

@@ -6,8 +6,10 @@ load -> settings -> fit -> calibrate -> measure -> export -> variants -> report
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +18,10 @@ from neurona_training.data.catalogue import DataOptions
 from neurona_training.data.user.spec import LoadedUserData, UserData
 from neurona_training.errors import ExportError
 from neurona_training.export.files import write_file
-from neurona_training.learning.run import FitResult, Run
+from neurona_training.learning.run import Epoch, FitResult, Run
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import Changes, Settings
+from neurona_training.tracking.tracker import Tracker, open_tracker
 
 if TYPE_CHECKING:  # the command line is parsed without torch
     from torch import nn
@@ -46,6 +49,7 @@ class Arguments:
         resume: continue from the checkpoint if it exists.
         variants: smaller files to write too, "float16" or "int8".
         report: whether to write the page about the model.
+        log: services to which the training is logged, names of `tracking.tracker.BACKENDS`.
     """
 
     recipe: str
@@ -59,6 +63,7 @@ class Arguments:
     resume: bool
     variants: tuple[str, ...]
     report: bool
+    log: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,24 +115,55 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     started = time.monotonic()
     loaded = load_data(recipe, arguments)
     settings = choose_settings(recipe, arguments, loaded.training_view)
-    result = fit_network(recipe, arguments, loaded, settings, checkpoint)
-    if result is None:
-        return []
-    network = calibrate(result.network, loaded)
-    trained = measure(recipe, arguments, network, loaded, settings, result)
-    model = export_model(arguments, trained, path)
-    checkpoint.unlink(missing_ok=True)
-    seconds = time.monotonic() - started
-    lines = _summary(arguments, trained, model, path, seconds)
-    files = {"float32": (len(model), trained.metadata)}
-    variant_lines, errors = write_variants(arguments, trained, model, files)
-    lines += variant_lines
-    if arguments.report:
-        lines.append(write_report(arguments, trained, files, seconds, path))
+    with track(recipe, arguments, loaded, settings) as tracker:
+        result = fit_network(
+            recipe, arguments, loaded, settings, checkpoint, listeners=(tracker.log_epoch,)
+        )
+        if result is None:
+            return []
+        network = calibrate(result.network, loaded)
+        trained = measure(recipe, arguments, network, loaded, settings, result)
+        model = export_model(arguments, trained, path)
+        checkpoint.unlink(missing_ok=True)
+        seconds = time.monotonic() - started
+        lines = _summary(arguments, trained, model, path, seconds)
+        files = {"float32": (len(model), trained.metadata)}
+        variant_lines, errors = write_variants(arguments, trained, model, files)
+        lines += variant_lines
+        if arguments.report:
+            lines.append(write_report(arguments, trained, files, seconds, path))
+        logged_files = [path, *([report_path(path)] if arguments.report else [])]
+        tracker.log_results(result.history, trained.metrics, logged_files, result.best_epoch)
     if errors:  # raised last, when all other files have been written
         print("\n".join(lines))
         raise errors[0]
     return lines
+
+
+def report_path(path: Path) -> Path:
+    """Where the page about the model is written, of which this is model.onnx."""
+    return path.parents[1] / "report" / "report.html"
+
+
+def track(
+    recipe: Recipe, arguments: Arguments, loaded: LoadedUserData, settings: Settings
+) -> AbstractContextManager[Tracker]:
+    """Opens a run in each service of `arguments.log`; in torchrun's first process only."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    parameters = {
+        "recipe": recipe.name,
+        "data": loaded.training_view.name,
+        "seed": arguments.seed,
+        **dataclasses.asdict(settings.hyperparameters),
+        "network": dataclasses.asdict(settings.network),
+    }
+    return open_tracker(
+        arguments.log if is_first else (),
+        arguments.name,
+        arguments.out / arguments.name,
+        parameters,
+        is_classification=loaded.training_view.is_classification,
+    )
 
 
 def load_data(recipe: Recipe, arguments: Arguments) -> LoadedUserData:
@@ -155,6 +191,7 @@ def fit_network(
     loaded: LoadedUserData,
     settings: Settings,
     checkpoint: Path,
+    listeners: tuple[Callable[[Epoch], None], ...] = (),
 ) -> FitResult | None:
     """Trains the network; None in all processes of torchrun but the first."""
     import torch  # takes seconds, for which --help and --list need not wait
@@ -165,7 +202,7 @@ def fit_network(
     torch.set_num_threads(settings.hyperparameters.threads)
     with devices.process_group():
         resume = arguments.resume or devices.was_restarted()
-        this_run = Run(arguments.name, arguments.seed, checkpoint, resume)
+        this_run = Run(arguments.name, arguments.seed, checkpoint, resume, listeners)
         result = recipe.fit(loaded.training_view, settings, this_run)
         return result if devices.process_rank() == 0 else None
 
@@ -276,7 +313,7 @@ def write_report(
         seconds=seconds,
         populations=trained.populations,
     )
-    page = path.parents[1] / "report" / "report.html"
+    page = report_path(path)
     write_file(render_page(results).encode(), page)
     return f"{page}: report with charts"
 
