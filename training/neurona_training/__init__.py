@@ -7,8 +7,10 @@ cli/            the command neurona-train: arguments, tables, and the pipeline
 studies/        experiments with a picture as their result, commands by themselves
 report/         the page about a trained model, with charts
 recipes/        what can be trained by name: network, data, hyperparameters
+tracking/       epochs and results, logged to TensorBoard or MLflow
 export/         torch -> ONNX, verified; metadata, stepwise form, smaller variants
-learning/       learners (gradient descent and older rules), devices, checkpoints, metrics
+learning/       learners (gradient descent and older rules), devices, checkpoints, metrics,
+                calibration
 architectures/  the networks: a caller's units in, logits or plain values out
 data/           data sets: the catalogue, their sources, a user's own files
 errors          what the person who starts a run can act on

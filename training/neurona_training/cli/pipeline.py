@@ -18,7 +18,7 @@ from neurona_training.data.catalogue import DataOptions
 from neurona_training.data.user.spec import LoadedUserData, UserData
 from neurona_training.errors import ExportError
 from neurona_training.export.files import write_file
-from neurona_training.learning.run import Epoch, FitResult, Run
+from neurona_training.learning.run import Epoch, FitResult, InitialWeights, Run
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import Changes, Settings
 from neurona_training.tracking.tracker import Tracker, open_tracker
@@ -50,6 +50,7 @@ class Arguments:
         variants: smaller files to write too, "float16" or "int8".
         report: whether to write the page about the model.
         log: services to which the training is logged, names of `tracking.tracker.BACKENDS`.
+        initial_weights: that the training starts from; None starts from random ones.
     """
 
     recipe: str
@@ -64,6 +65,7 @@ class Arguments:
     variants: tuple[str, ...]
     report: bool
     log: tuple[str, ...] = ()
+    initial_weights: InitialWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -116,24 +118,37 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     loaded = load_data(recipe, arguments)
     settings = choose_settings(recipe, arguments, loaded.training_view)
     with track(recipe, arguments, loaded, settings) as tracker:
-        result = fit_network(
-            recipe, arguments, loaded, settings, checkpoint, listeners=(tracker.log_epoch,)
-        )
-        if result is None:
-            return []
-        network = calibrate(result.network, loaded)
-        trained = measure(recipe, arguments, network, loaded, settings, result)
-        model = export_model(arguments, trained, path)
-        checkpoint.unlink(missing_ok=True)
-        seconds = time.monotonic() - started
-        lines = _summary(arguments, trained, model, path, seconds)
-        files = {"float32": (len(model), trained.metadata)}
-        variant_lines, errors = write_variants(arguments, trained, model, files)
-        lines += variant_lines
-        if arguments.report:
-            lines.append(write_report(arguments, trained, files, seconds, path))
-        logged_files = [path, *([report_path(path)] if arguments.report else [])]
-        tracker.log_results(result.history, trained.metrics, logged_files, result.best_epoch)
+        return _run_stages(recipe, arguments, loaded, settings, path, checkpoint, tracker, started)
+
+
+def _run_stages(
+    recipe: Recipe,
+    arguments: Arguments,
+    loaded: LoadedUserData,
+    settings: Settings,
+    path: Path,
+    checkpoint: Path,
+    tracker: Tracker,
+    started: float,
+) -> list[str]:
+    listeners = (tracker.log_epoch,)
+    result = fit_network(recipe, arguments, loaded, settings, checkpoint, listeners)
+    if result is None:
+        return []
+    network = calibrate(result.network, loaded)
+    trained = measure(recipe, arguments, network, loaded, settings, result)
+    model = export_model(arguments, trained, path)
+    write_weights(recipe, loaded, result, path)
+    checkpoint.unlink(missing_ok=True)
+    seconds = time.monotonic() - started
+    lines = _summary(arguments, trained, model, path, seconds)
+    files = {"float32": (len(model), trained.metadata)}
+    variant_lines, errors = write_variants(arguments, trained, model, files)
+    lines += variant_lines
+    if arguments.report:
+        lines.append(write_report(arguments, trained, files, seconds, path))
+    logged_files = [path, *([report_path(path)] if arguments.report else [])]
+    tracker.log_results(result.history, trained.metrics, logged_files, result.best_epoch)
     if errors:  # raised last, when all other files have been written
         print("\n".join(lines))
         raise errors[0]
@@ -202,7 +217,14 @@ def fit_network(
     torch.set_num_threads(settings.hyperparameters.threads)
     with devices.process_group():
         resume = arguments.resume or devices.was_restarted()
-        this_run = Run(arguments.name, arguments.seed, checkpoint, resume, listeners)
+        this_run = Run(
+            arguments.name,
+            arguments.seed,
+            checkpoint,
+            resume,
+            listeners=listeners,
+            initial_weights=arguments.initial_weights,
+        )
         result = recipe.fit(loaded.training_view, settings, this_run)
         return result if devices.process_rank() == 0 else None
 
@@ -241,6 +263,12 @@ def measure(
         "scaling": describe_scaling(network),
         "opset": OPSET,
     }
+    if arguments.initial_weights:
+        from neurona_training.learning.initial_weights import describe_weights
+
+        fresh = ", ".join(result.fresh_layers) or "none"
+        weights = describe_weights(arguments.initial_weights)
+        provenance["initial_weights"] = f"{weights}; fresh layers: {fresh}"
     metrics = evaluate(network, data)
     if data.is_classification:
         metrics["temperature"] = find_temperature(network)
@@ -270,6 +298,14 @@ def export_model(arguments: Arguments, trained: TrainedModel, path: Path) -> byt
     else:
         step_path.unlink(missing_ok=True)  # of an earlier network
     return model
+
+
+def write_weights(recipe: Recipe, loaded: LoadedUserData, result: FitResult, path: Path) -> None:
+    """Writes the weights that another training can start from (`--from`)."""
+    from neurona_training.learning.initial_weights import WEIGHTS_FILE, weights_file
+
+    content = weights_file(result.network, recipe.name, loaded.training_view)
+    write_file(content, path.parents[1] / "report" / WEIGHTS_FILE)
 
 
 def write_variants(
