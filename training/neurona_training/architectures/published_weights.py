@@ -93,16 +93,16 @@ def rename_published(recipe: str, state: State, network: nn.Module) -> dict[str,
 
 
 def _rename_vgg(name: str, network: nn.Module) -> str | None:
-    if found := re.fullmatch(r"features\.(\d+)\.(weight|bias)", name):
+    if match := re.fullmatch(r"features\.(\d+)\.(weight|bias)", name):
         # Small images are halved less often, which moves the convolutions behind.
         published = [*accumulate((2, 3, 2, 3, 2, 2, 3, 2, 2, 3, 2, 2), initial=0)]
         stages = network.get_submodule("stages")
         here = [
             index for index, layer in enumerate(stages.children()) if isinstance(layer, nn.Conv2d)
         ]
-        index = int(found[1])
+        index = int(match[1])
         if index in published:
-            return f"stages.{here[published.index(index)]}.{found[2]}"
+            return f"stages.{here[published.index(index)]}.{match[2]}"
     for theirs, index in (("pre_logits.fc1", 0), ("pre_logits.fc2", 3), ("head.fc", 6)):
         if name.startswith(f"{theirs}."):
             return f"classifier.{index}.{name.rpartition('.')[2]}"
@@ -110,15 +110,15 @@ def _rename_vgg(name: str, network: nn.Module) -> str | None:
 
 
 def _rename_resnet(name: str, network: nn.Module) -> str | None:
-    if found := re.fullmatch(r"layer(\d)\.(\d+)\.(.+)", name):
+    if match := re.fullmatch(r"layer(\d)\.(\d+)\.(.+)", name):
         stages = network.get_submodule("stages")
         bottleneck = isinstance(stages.get_submodule("0"), Bottleneck)
         blocks = (3, 4, 6, 3) if bottleneck else (2, 2, 2, 2)
-        first = sum(blocks[: int(found[1]) - 1])
-        rest = re.sub(r"^downsample\.", "shortcut.", found[3])
+        first = sum(blocks[: int(match[1]) - 1])
+        rest = re.sub(r"^downsample\.", "shortcut.", match[3])
         rest = re.sub(r"^conv(\d)\.", lambda one: f"change.{int(one[1]) - 1}.0.", rest)
         rest = re.sub(r"^bn(\d)\.", lambda one: f"change.{int(one[1]) - 1}.1.", rest)
-        return f"stages.{first + int(found[2])}.{rest}"
+        return f"stages.{first + int(match[2])}.{rest}"
     return _replace_prefix(name, {"conv1.": "stem.0.0.", "bn1.": "stem.0.1.", "fc.": "output."})
 
 
@@ -204,8 +204,8 @@ def _rename_inception(name: str, network: nn.Module) -> str | None:
 
 
 def _rename_xception(name: str, _network: nn.Module) -> str | None:
-    if found := re.fullmatch(r"block(\d+)\.(.+)", name):
-        number = int(found[1]) - 1
+    if match := re.fullmatch(r"block(\d+)\.(.+)", name):
+        number = int(match[1]) - 1
         if number < 3:
             place = f"entry.{number}"
         elif number < 11:
@@ -213,7 +213,7 @@ def _rename_xception(name: str, _network: nn.Module) -> str | None:
         else:
             place = "exit.0"
         shortcut = {"skip.": "shortcut.0.", "skipbn.": "shortcut.1."}
-        rest: str = _replace_prefix(found[2], shortcut) or found[2]
+        rest: str = _replace_prefix(match[2], shortcut) or match[2]
         if inside := re.fullmatch(r"rep\.(\d+)\.(.+)", rest):
             # ReLU, convolution and normalisation in turn, in the first block without the first.
             index = int(inside[1]) + (number == 0)
