@@ -28,7 +28,11 @@ VARIANTS = ("float16", "int8")
 LONG_TRAINING, LONG_TRAINING_SEEDS = 10, 3  # minutes, and seeds with which --all trains those
 _MAX_NAME_LENGTH = 128
 _FIELDS = (*GRADIENT_FIELDS, *NETWORK_FIELDS)
-_USER_DATA_FLAGS = ("target", "task", "ignore", "series", "window", "horizon", "unit")
+_TABLE_FLAGS = (
+    *("ignore", "keep", "missing", "date_order", "validation", "test", "split_column", "group"),
+    "time",
+)
+_USER_DATA_FLAGS = ("target", "task", *_TABLE_FLAGS, "series", "window", "horizon", "unit")
 
 _EXAMPLES = """\
 examples:
@@ -122,7 +126,9 @@ def make_arguments(
     if user_data is None:
         for flag in _USER_DATA_FLAGS:
             if getattr(options, flag) is not None:
-                parser.error(f"--{flag} is for own data (--data PATH), not for {data!r}")
+                parser.error(
+                    f"--{flag.replace('_', '-')} is for own data (--data PATH), not for {data!r}"
+                )
     # A name for each data set: models of two data sets take different inputs, and one would
     # replace the other.
     if user_data is None and data == recipe.default_data:
@@ -183,15 +189,27 @@ def _make_user_data(parser: argparse.ArgumentParser, options: argparse.Namespace
         parser.error("--window and --horizon need --series COLUMN")
     return UserData(
         path=Path(options.data),
-        target=options.target,
+        target=_one_or_several(options.target),
         task=options.task,
         ignored=tuple(options.ignore or ()),
+        kept=tuple(options.keep or ()),
+        missing=options.missing,
+        date_order=options.date_order,
+        validation=options.validation,
+        test=options.test,
+        split_column=options.split_column,
+        group=options.group,
+        time=options.time,
         series=options.series,
         window=options.window or UserData.window,
         horizon=options.horizon or UserData.horizon,
         unit=options.unit or "",
         image_size=options.image_size,
     )
+
+
+def _one_or_several(names: list[str] | None) -> str | tuple[str, ...] | None:
+    return names[0] if names and len(names) == 1 else tuple(names) if names else None
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -226,6 +244,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     _add_network(parser.add_argument_group("network (default: the recipe's choice)"))
     _add_initial_weights(parser.add_argument_group("initial weights (default: random)"))
     _add_user_data(parser.add_argument_group("own data"))
+    _add_table(parser.add_argument_group("own tables"))
 
 
 def _add_command(command: argparse._MutuallyExclusiveGroup) -> None:
@@ -420,17 +439,58 @@ def _add_initial_weights(group: argparse._ArgumentGroup) -> None:
 
 def _add_user_data(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--target", metavar="COLUMN", help="column to predict from the others of its row")
+    add(
+        "--target",
+        action="append",
+        metavar="COLUMN",
+        help="column to predict from the others of its row; repeatable for a regression",
+    )
     add(
         "--task",
         choices=("classification", "regression"),
         help="default: text and up to ten different integers are classes",
     )
-    add("--ignore", action="append", metavar="COLUMN", help="leave this column out; repeatable")
     add("--series", metavar="COLUMN", help="column to forecast, whose rows follow in time")
     add("--window", type=at_least(1), metavar="N", help="read N values (default: 12) ...")
     add("--horizon", type=at_least(1), metavar="K", help="... predict the next K (default: 1)")
     add("--unit", help="unit of the predicted values")
+
+
+def _add_table(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--ignore", action="append", metavar="COLUMN", help="leave this column out; repeatable")
+    add(
+        "--keep",
+        action="append",
+        metavar="COLUMN",
+        help="take this column although it only counts the rows; repeatable",
+    )
+    add(
+        "--missing",
+        choices=("fill", "error"),
+        help="cells without a value: filled in the network, by the median or as a category of "
+        "their own, or an error (default: fill if there are some; with fill the model takes them "
+        "even if there are none)",
+    )
+    add(
+        "--date-order",
+        choices=("day-month-year", "month-day-year"),
+        help="of dates such as 03/04/2024 where the file does not say it",
+    )
+    add("--validation", type=Path, metavar="FILE", help="a table with the validation rows")
+    add("--test", type=Path, metavar="FILE", help="a table with the test rows")
+    add(
+        "--split-column",
+        metavar="COLUMN",
+        help="which says train, validation or test in each row",
+    )
+    add("--group", metavar="COLUMN", help="rows with the same value here stay in one part")
+    add(
+        "--time",
+        metavar="COLUMN",
+        help="dates or numbers: later rows are the test; of a series: the order of its rows "
+        "(default: that of its only column of dates)",
+    )
 
 
 def _data(text: str) -> str:

@@ -1,12 +1,15 @@
 """The pipeline of one model, stage by stage.
 
 load -> settings -> fit -> calibrate -> measure -> export -> variants -> baseline -> report
+
+It is one file, so that the stages are read in their order.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -238,6 +241,9 @@ def load_data(recipe: Recipe, arguments: Arguments) -> LoadedUserData:
 
     loaded = load_user_data(arguments.user_data)
     recipe.check(loaded.training_view)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun, whose other processes say nothing
+        for note in loaded.notes:
+            print(note, file=sys.stderr)
     return loaded
 
 
@@ -341,6 +347,7 @@ def measure(
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "scaling": describe_scaling(network),
         "opset": OPSET,
+        **({"reading": "; ".join(loaded.notes)} if loaded.notes else {}),
         **arguments.origin,
     }
     if arguments.initial_weights:
@@ -505,12 +512,12 @@ def _summary(
 
 
 def _take_caller_view(network: nn.Module, loaded: LoadedUserData) -> nn.Module:
-    """Puts the encoding of text columns before the network, if the data have some."""
-    if not loaded.category_counts:
+    """Puts the encoding of a table's columns before the network, if they need one."""
+    if loaded.encoding is None:
         return network
-    from neurona_training.architectures.input_layers import OneHot
+    from neurona_training.architectures.columns import EncodedColumns
 
-    return OneHot(network, loaded.category_counts)
+    return EncodedColumns(network, loaded.encoding)
 
 
 def _write_variant(
