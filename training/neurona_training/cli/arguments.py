@@ -22,6 +22,7 @@ from neurona_training.learning.run import InitialWeights
 from neurona_training.recipes import RECIPES
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import AUGMENTATION_FIELDS, GRADIENT_FIELDS, NETWORK_FIELDS
+from neurona_training.tracking.tracker import BACKENDS
 
 VARIANTS = ("float16", "int8")
 LONG_TRAINING, LONG_TRAINING_SEEDS = 10, 3  # minutes, and seeds with which --all trains those
@@ -160,6 +161,7 @@ def make_arguments(
         variants=tuple(dict.fromkeys(options.variant)),
         baseline=options.export_baseline or "",
         report=not options.no_report,
+        log=tuple(dict.fromkeys(options.log)),
         initial_weights=_initial_weights(parser, options),
         seeds=options.seeds,
         trials=options.tune or 0,
@@ -341,6 +343,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     add("--no-report", action="store_true", help="write no report")
     add(
+        "--log",
+        action="append",
+        choices=tuple(BACKENDS),
+        default=[],
+        help="log epochs and results there too: to OUT/NAME/tensorboard, or to "
+        "$MLFLOW_TRACKING_URI; repeatable",
+    )
+    add(
         "--config",
         type=Path,
         metavar="FILE.toml",
@@ -408,7 +418,7 @@ def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
     )
     add("--class-weights", choices=("balanced",), help="each class has the same part in the loss")
     add(
-        "--keep",
+        "--keep-epoch",
         choices=("best", "last"),
         help="weights of the epoch with the best validation loss (default), or of the last one",
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # torch takes seconds to import, and recipes are listed without it
-    from torch import nn
+    from torch import Tensor, nn
 
     from neurona_training.data import Dataset
 
@@ -55,7 +55,7 @@ class Hyperparameters:
             networks need that (Pascanu and others, 2013).
         patience: epochs without a better validation loss after which training stops; None
             never stops early.
-        keep: the weights of the epoch with the "best" validation loss, or of the "last" one, to see
+        keep_epoch: the weights of the epoch with the "best" validation loss, or of the "last" one, to see
             what becomes of a network without validation.
         threads: of torch; small networks lose time to more than one.
         augmentation: of training images; None shows them unchanged.
@@ -82,7 +82,7 @@ class Hyperparameters:
     augmentation: AugmentationRange | None = None
     class_weights: Literal["balanced"] | None = None
     weight_average: float = 0.0
-    keep: Literal["best", "last"] = "best"
+    keep_epoch: Literal["best", "last"] = "best"
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,8 @@ class Epoch:
         validation_loss: mean over the validation rows, in the same unit.
         metric: on the validation rows: accuracy 0..1, or RMSE in the targets' unit.
         learning_rate: of the epoch's last step.
+        training_metric: the same metric on as many training rows, unchanged by augmentation or
+            dropout; None where it is not measured.
     """
 
     number: int
@@ -138,6 +140,7 @@ class Epoch:
     validation_loss: float
     metric: float
     learning_rate: float
+    training_metric: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,8 @@ class FitResult:
         best_epoch: the epoch whose weights the network has, from 1; 0 if they were set by hand.
         validation_loss: of these weights.
         history: every epoch, in order; empty for a learner without epochs.
+        starting_weights: by name of the parameter, as they were before training; of layers with
+            some million weights none, to save memory.
         fresh_layers: that had random weights when the others had those of a file.
     """
 
@@ -156,6 +161,7 @@ class FitResult:
     best_epoch: int
     validation_loss: float
     history: tuple[Epoch, ...] = ()
+    starting_weights: Mapping[str, Tensor] = field(default_factory=dict)
     fresh_layers: tuple[str, ...] = ()
 
 
