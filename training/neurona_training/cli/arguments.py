@@ -181,8 +181,8 @@ def _initial_weights(
         return None
     if options.weights is not None and path.is_dir():
         parser.error(f"--weights: {path} is a folder (expected a file; --from takes a model)")
-    if options.start is not None and not path.is_dir():
-        parser.error(f"--from: {path} is no folder (expected OUT/NAME/1 of a trained model)")
+    if options.start is not None and path.is_file():
+        parser.error(f"--from: {path} is a file (expected OUT/NAME/1 of a trained model)")
     return InitialWeights(path, freeze=options.freeze)
 
 
