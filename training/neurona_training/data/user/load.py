@@ -44,6 +44,8 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
     path = user_data.path
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
+    if path.is_dir() or path.suffix.lower() == ".npz":
+        _refuse_options_of_tables(user_data)
     if path.is_dir():
         return _single_view(load_images(user_data))
     if path.suffix.lower() == ".npz":
@@ -58,6 +60,25 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
     if user_data.series is not None:
         return _load_series(user_data, table)
     return load_rows(user_data, table)
+
+
+def _refuse_options_of_tables(user_data: UserData) -> None:
+    """Checks that nothing is asked of columns that the data do not have."""
+    for value, flag in (
+        (user_data.target, "--target"),
+        (user_data.ignored, "--ignore"),
+        (user_data.kept, "--keep"),
+        (user_data.missing, "--missing"),
+        (user_data.date_order, "--date-order"),
+        (user_data.validation, "--validation"),
+        (user_data.test, "--test"),
+        (user_data.split_column, "--split-column"),
+        (user_data.group, "--group"),
+        (user_data.time, "--time"),
+        (user_data.series, "--series"),
+    ):
+        if value:
+            raise DataError(f"{user_data.path}: no table, so {flag} does not apply")
 
 
 def _load_series(user_data: UserData, table: UserTable) -> LoadedUserData:
