@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from neurona_training.architectures.network_options import ACTIVATIONS
+from neurona_training.architectures.network_options import ACTIVATIONS, INITIALISATIONS
 from neurona_training.baselines import TITLES
 from neurona_training.cli.pipeline import Arguments
 from neurona_training.data.catalogue import SOURCES, DataOptions
@@ -21,7 +21,7 @@ from neurona_training.errors import OptionError
 from neurona_training.learning.run import InitialWeights
 from neurona_training.recipes import RECIPES
 from neurona_training.recipes.recipe import Recipe
-from neurona_training.recipes.settings import GRADIENT_FIELDS, NETWORK_FIELDS
+from neurona_training.recipes.settings import AUGMENTATION_FIELDS, GRADIENT_FIELDS, NETWORK_FIELDS
 
 VARIANTS = ("float16", "int8")
 LONG_TRAINING, LONG_TRAINING_SEEDS = 10, 3  # minutes, and seeds with which --all trains those
@@ -78,7 +78,7 @@ def parse(argv: Sequence[str] | None = None) -> Arguments | TrainAll | PrintTabl
     for argument in argv:
         if argument.startswith("--") and argument.endswith("=--"):
             parser.error(f"invalid argument {argument} (argparse would take it for no value)")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(with_configuration(parser, argv))
     if options.list:
         return None
     if options.table:
@@ -139,6 +139,10 @@ def make_arguments(
         for field in _FIELDS
         if getattr(options, field, None) is not None
     }
+    if options.no_augmentation:
+        if any(field in changes for field in AUGMENTATION_FIELDS):
+            parser.error("--no-augmentation excludes the options of augmentation")
+        changes["augmentation"] = None
     try:
         recipe.check_changes(changes)
     except OptionError as error:
@@ -245,6 +249,26 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     _add_table(parser.add_argument_group("own tables"))
 
 
+def with_configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """Returns the arguments with the options of a --config file before them.
+
+    Args:
+        parser: with the options of `add_training_options`.
+        argv: of the command line, whose options replace those of the file.
+    """
+    finder = CommandParser(prog=parser.prog, add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    path = finder.parse_known_args(argv)[0].config
+    if path is None:
+        return list(argv)
+    from neurona_training.cli.configuration import read_configuration
+
+    try:
+        return [*read_configuration(path, parser), *argv]
+    except OptionError as error:
+        parser.error(str(error))
+
+
 def _add_command(command: argparse._MutuallyExclusiveGroup) -> None:
     command.add_argument(
         "recipe",
@@ -316,6 +340,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "data)",
     )
     add("--no-report", action="store_true", help="write no report")
+    add(
+        "--config",
+        type=Path,
+        metavar="FILE.toml",
+        help="options by their names without dashes before them, as epochs = 20; those of the "
+        "command line go before them",
+    )
 
 
 def _add_selection(group: argparse._ArgumentGroup) -> None:
@@ -356,7 +387,7 @@ def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
     add("--optimiser", choices=("adamw", "sgd"), help="sgd with --momentum 0 is plain descent")
     add("--momentum", type=_fraction, metavar="FRACTION", help="of sgd")
     add("--weight-decay", type=_not_negative, metavar="RATE", help="as the optimiser defines it")
-    add("--schedule", choices=("cosine", "constant"), help="of the learning rate")
+    add("--schedule", choices=("cosine", "linear", "constant"), help="of the learning rate")
     add(
         "--warm-up",
         type=_fraction,
@@ -376,6 +407,19 @@ def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
         help="of a target's probability, spread over all classes",
     )
     add("--class-weights", choices=("balanced",), help="each class has the same part in the loss")
+    add(
+        "--weight-average",
+        type=_fraction,
+        metavar="FRACTION",
+        help="of the average of the weights, that a step keeps; 0 for none",
+    )
+    add(
+        "--gradient-clip-norm",
+        type=_positive,
+        metavar="NORM",
+        help="a larger gradient is scaled down to this norm",
+    )
+    add("--threads", type=at_least(1), metavar="N", help="of the CPU; each number its own weights")
 
 
 def _add_augmentation(group: argparse._ArgumentGroup) -> None:
@@ -388,6 +432,21 @@ def _add_augmentation(group: argparse._ArgumentGroup) -> None:
         metavar="DEGREES",
         help="the largest rotation",
     )
+    add("--scale", type=_fraction, metavar="FRACTION", help="the largest change of size")
+    add(
+        "--colour",
+        type=_fraction,
+        metavar="FRACTION",
+        help="the largest change of brightness and contrast",
+    )
+    for axis, sides in (("horizontal", "left and right"), ("vertical", "top and bottom")):
+        add(
+            f"--{axis}-flip",
+            action="store_const",
+            const=True,
+            help=f"exchange {sides} of half of the images",
+        )
+    add("--no-augmentation", action="store_true", help="show training images unchanged")
 
 
 def _add_network(group: argparse._ArgumentGroup) -> None:
@@ -406,6 +465,11 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
         help="of a hidden layer, dropped at each step of training",
     )
     add("--activation", choices=ACTIVATIONS, help="of the hidden layers")
+    add(
+        "--initialisation",
+        choices=INITIALISATIONS,
+        help="of the weights: uniform by number of inputs, He's or Xavier Glorot's",
+    )
 
 
 def _add_initial_weights(group: argparse._ArgumentGroup) -> None:

@@ -5,6 +5,7 @@ sources/            how each named data set is read
 user/               a user's own files as a data set
 splits              rows divided into training, validation and test
 transforms          padding of sequences and resizing of images
+digest              a digest of all rows, for a model's provenance
 published_files     files from the user's folder or downloaded, with their checksums
 
 Inputs are in the units that a caller of the served model sends (grey levels, counts), never

@@ -65,8 +65,6 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
 def _refuse_options_of_tables(user_data: UserData) -> None:
     """Checks that nothing is asked of columns that the data do not have."""
     for value, flag in (
-        (user_data.target, "--target"),
-        (user_data.ignored, "--ignore"),
         (user_data.kept, "--keep"),
         (user_data.missing, "--missing"),
         (user_data.date_order, "--date-order"),
@@ -75,7 +73,6 @@ def _refuse_options_of_tables(user_data: UserData) -> None:
         (user_data.split_column, "--split-column"),
         (user_data.group, "--group"),
         (user_data.time, "--time"),
-        (user_data.series, "--series"),
     ):
         if value:
             raise DataError(f"{user_data.path}: no table, so {flag} does not apply")
