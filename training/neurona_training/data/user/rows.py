@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -148,7 +148,7 @@ def load_rows(user_data: UserData, table: UserTable) -> LoadedUserData:
     return LoadedUserData(
         training_view=_make_dataset(user_data, target, [features], encoded, rows, parts),
         caller_view=data,
-        encoding=encoding,
+        encoding=replace(encoding, names=encoded_names),
         notes=notes,
     )
 
