@@ -204,19 +204,26 @@ def _array_with_lengths(
 
 
 def _read_sound(path: Path, model: ModelDescription) -> Inputs:
-    """Read one channel, from -1 to 1, at the sample rate in the description of the input."""
+    """Read sound, from -1 to 1, as one channel at the sample rate that the model takes."""
     spec, lengths = _only_input(model)
     if len(spec.shape) != 2 or not _SOUND_RANGE.search(spec.unit):
         raise InvalidInputError(
             f"input {spec.name!r} does not take sound: shape {list(spec.shape)}, unit "
             f"{spec.unit!r} (expected two axes, and -1..1 in the unit)"
         )
-    match = _SAMPLE_RATE.search(spec.description)
-    rate = None
-    if match:
-        factor = 1000 if match[2].lower() == "khz" else 1
-        rate = round(float(match[1].replace(",", "")) * factor)
-    return _array_with_lengths(audio.read_sound(path).mono(rate), spec, lengths)
+    sound = audio.read_sound(path)
+    rate = spec.sample_rate or _described_rate(spec.description)
+    samples = sound.mix(rate) if rate else sound.mono()
+    return _array_with_lengths(samples, spec, lengths)
+
+
+def _described_rate(description: str) -> int:
+    """Return the samples a second that a description names, 0 if it names none."""
+    match = _SAMPLE_RATE.search(description)
+    if match is None:
+        return 0
+    factor = 1000 if match[2].lower() == "khz" else 1
+    return round(float(match[1].replace(",", "")) * factor)
 
 
 def synthetic_inputs(model: ModelDescription, rows: int, steps: int) -> list[Inputs]:

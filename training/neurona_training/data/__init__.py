@@ -29,7 +29,7 @@ exported file takes the strings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:  # the catalogue is listed without numpy
 
 Kind = Literal["rows", "images", "sequences"]
 Task = Literal["classification", "regression"]
+
+_PIECE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Split:
         for name, array in named:
             if len(self.inputs) != len(array):
                 raise DataError(f"{len(array)} {name} for {len(self.inputs)} rows of input")
-            if not np.isfinite(array).all():
+            # In pieces: the array may be larger than memory.
+            if not all(np.isfinite(part).all() for part in _pieces(array)):
                 raise DataError("the data has values that are missing or not finite")
         if self.lengths is not None:
             if self.lengths.dtype != np.int32:
@@ -94,6 +97,13 @@ class Split:
         """The network's inputs: `inputs`, then `lengths` if there are any, then extra inputs."""
         lengths = () if self.lengths is None else (self.lengths,)
         return (self.inputs, *lengths, *self.extra_inputs)
+
+
+def _pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yields all rows of an array, some at a time."""
+    step = max(1, _PIECE_BYTES * len(array) // max(1, array.nbytes))
+    for start in range(0, len(array), step):
+        yield array[start : start + step]
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,9 @@ def test_colours_and_sizes(tmp_path):
 def test_an_error_in_images_names_the_file_or_folder(tmp_path):
     folder = _images(tmp_path / "pets")
     (folder / "emu").mkdir()
-    assert f"{folder / 'emu'}: no image for class 'emu'" in _error_line(UserData(folder))
+    assert f"{folder / 'emu'}: no file for class 'emu'" in _error_line(UserData(folder))
+    for number in range(2, 6):
+        Image.new("L", (6, 6)).save(folder / "emu" / f"{number}.png")
     broken = folder / "emu" / "1.png"
     broken.write_text("not an image")
     assert f"{broken}: unknown image format" in _error_line(UserData(folder))

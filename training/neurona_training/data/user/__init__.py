@@ -6,5 +6,8 @@ table       CSV files: columns by name
 rows        a CSV file, one column predicted from the others
 series      a CSV file, a column whose rows follow each other in time
 sequences   an .npz file of sequences of different lengths
-images      a folder of images for each class
+class_folders  a folder of files for each class, also below train, val and test
+images      images in such folders
+sounds      recordings in such folders
+large_arrays  arrays that may be larger than memory
 """
