@@ -17,7 +17,7 @@ To add a named data set:
    downloaded once and verified. sources/mnist.py is an example with published files,
    sources/digits.py with data that a package brings, sources/sunspots.py a regression in time.
 2. Add a line to `SOURCES` in catalogue.py: "module:function".
-3. Every recipe for this kind of data can now be trained on it; give a recipe hyperparameters
+3. Every recipe for this kind of data can now be trained on it; give a recipe `tuned` settings
    for it under its name (recipes/__init__.py).
 
 More than one input: `Split.lengths` for sequences that are padded at their end, and
