@@ -23,7 +23,10 @@ from neurona_training.recipes.settings import GRADIENT_FIELDS, NETWORK_FIELDS
 VARIANTS = ("float16", "int8")
 _MAX_NAME_LENGTH = 128
 _FIELDS = (*GRADIENT_FIELDS, *NETWORK_FIELDS)
-_USER_DATA_FLAGS = ("target", "task", "ignore", "series", "window", "horizon", "unit")
+_USER_DATA_FLAGS = (
+    *("target", "task", "ignore", "series", "window", "horizon", "unit"),
+    "sample_rate",
+)
 
 _EXAMPLES = """\
 examples:
@@ -33,6 +36,7 @@ examples:
   neurona-train lenet5 --data flowers/ --image-size 32      own images, a folder for each class
   neurona-train mlp --data patients.csv --target outcome --ignore id
   neurona-train lstm --data prices.csv --series close --window 30 --horizon 5 --unit EUR
+  neurona-train gru --data words/                           own WAV files, a folder for each class
   neurona-train gru --data gestures.npz                     arrays inputs, lengths, targets
   neurona-train lenet5 --variant float16 --variant int8     smaller files beside the model
   neurona-train --all --out models                          all models of --list: hours
@@ -40,7 +44,7 @@ examples:
 
 own files: columns separated by comma, semicolon or tab, with their names in the first line;
 columns of text are categories. 65 % of the rows are for training, 15 % choose the best epoch,
-20 % are the test.
+20 % are the test; folders train, val and test in a folder of classes keep their files apart.
 """
 
 
@@ -99,7 +103,8 @@ def _make_arguments(
     if user_data is None:
         for flag in _USER_DATA_FLAGS:
             if getattr(options, flag) is not None:
-                parser.error(f"--{flag} is for own data (--data PATH), not for {data!r}")
+                name = flag.replace("_", "-")
+                parser.error(f"--{name} is for own data (--data PATH), not for {data!r}")
     # A name for each data set: models of two data sets take different inputs, and one would
     # replace the other.
     if user_data is None and data == recipe.default_data:
@@ -145,6 +150,7 @@ def _make_user_data(parser: argparse.ArgumentParser, options: argparse.Namespace
         horizon=options.horizon or UserData.horizon,
         unit=options.unit or "",
         image_size=options.image_size,
+        sample_rate=options.sample_rate,
     )
 
 
@@ -215,6 +221,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "are downloaded into a cache)",
     )
     add("--image-size", type=_at_least(1), metavar="PIXELS", help="resize images to this size")
+    add("--sample-rate", type=_at_least(1), metavar="HZ", help="resample own sound to this rate")
     add("--out", type=Path, default=Path("models"), help="model repository (default: models)")
     add(
         "--name",
