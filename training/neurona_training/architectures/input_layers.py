@@ -3,6 +3,7 @@
 Normalise, Denormalise              one scale for all numbers
 StandardiseColumns, Features        rows and images for fully connected networks
 OneHot                              columns of text
+Temperature                         calibrated probabilities
 RgbInput, ConvolutionUnit, global_average_pool    images for deep convolutional networks
 """
 
@@ -140,6 +141,34 @@ class OneHot(nn.Module):
         ]
         output: Tensor = self.network(torch.cat([*numbers, *one_hot], dim=1))
         return output
+
+
+class Temperature(nn.Module):
+    """Divides the logits of a network by a temperature, so that their softmax is calibrated.
+
+    Args:
+        network: its output is logits, (rows, classes).
+        temperature: above 1 makes the probabilities less sure, below 1 surer.
+    """
+
+    factor: Tensor
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("factor", torch.tensor(1 / temperature))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Takes the network's inputs; returns logits."""
+        logits: Tensor = self.network(*inputs) * self.factor
+        return logits
+
+
+def without_wrappers(network: nn.Module) -> nn.Module:
+    """The network that was trained, without the `Temperature` and `OneHot` around it."""
+    while isinstance(network, Temperature | OneHot):
+        network = network.network
+    return network
 
 
 class RgbInput(nn.Module):

@@ -18,6 +18,7 @@ from neurona_training.architectures.input_layers import (
     Denormalise,
     Normalise,
     StandardiseColumns,
+    Temperature,
 )
 from neurona_training.data import LENGTHS, Dataset, Input
 
@@ -119,6 +120,8 @@ def describe_scaling(network: nn.Module) -> str:
         elif isinstance(module, Denormalise):
             spread, mean = _format_numbers(module.spread), _format_numbers(module.mean)
             formulas.append(f"answer * {spread} + {mean}")
+        elif isinstance(module, Temperature):
+            formulas.append(f"logits * {_format_numbers(module.factor)}")
     return "; ".join(formulas)
 
 

@@ -50,7 +50,7 @@ def test_folders_train_val_and_test_are_kept_apart(tmp_path):
     assert (rows(data), data.labels) == ([12, 6, 8], ("cat", "dog"))
     first = np.asarray(Image.open(tmp_path / "pets" / "test" / "dog" / "0.png"), np.float32)
     assert (data.test.inputs == first).all(axis=(1, 2)).sum() == 1
-    assert "divided by folders: 12 for training, 6 for validation, 8 for the test" in data.source
+    assert "divided by their user: 12 for training, 6 for validation, 8 for the test" in data.source
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_classes_may_be_named_like_parts(tmp_path):
 def test_a_class_without_training_files_is_an_error_that_names_it(tmp_path):
     for part, classes in (("train", ["cat", "dog"]), ("test", ["cat", "emu"])):
         write_images(tmp_path / part, *classes)
-    with pytest.raises(DataError, match="class 'emu' has no file for training"):
+    with pytest.raises(DataError, match="class 'emu' has nothing for training"):
         load(tmp_path)
 
 

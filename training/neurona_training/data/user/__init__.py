@@ -5,7 +5,8 @@ load        reads any of the kinds below
 table       CSV files: columns by name
 rows        a CSV file, one column predicted from the others
 series      a CSV file, a column whose rows follow each other in time
-sequences   an .npz file of sequences of different lengths
+arrays      an .npz file of sequences, images or rows
+parts       rows that their user has divided
 class_folders  a folder of files for each class, also below train, val and test
 images      images in such folders
 sounds      recordings in such folders

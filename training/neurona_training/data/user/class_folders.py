@@ -7,17 +7,16 @@ flowers/train/rose/1.jpg        or as its user has divided it, in train, val and
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from neurona_training.data.splits import TEST, VALIDATION, Target, encode_classes, split_rows
+from neurona_training.data.splits import RowIndices, Target, encode_classes, split_rows
+from neurona_training.data.user.parts import describe_division, divide
 from neurona_training.errors import DataError
 
 _PARTS = {
@@ -29,10 +28,8 @@ _PARTS = {
 
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # that systems leave in folders
 _MIN_FILES_FOR_BAR = 500  # fewer are read at once
-_SEED = 1957  # of rows that are taken from the training part, the same on each call
 
 T = TypeVar("T")
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class ClassFolders:
     classes: tuple[str, ...]
     parts: tuple[str, ...] = ()
 
-    def divide(self) -> tuple[Target, tuple[Rows, Rows, Rows]]:
+    def divide(self) -> tuple[Target, tuple[RowIndices, RowIndices, RowIndices]]:
         """Returns each file's class, and the files for training, validation and test.
 
         A part that the folder does not have is taken from the training files of each class.
@@ -63,32 +60,16 @@ class ClassFolders:
         target = encode_classes(self.classes, where)
         if not self.parts:
             return target, split_rows(target, where)
-        parts = np.array(self.parts)
-        train, validation, test = (
-            np.flatnonzero(parts == part) for part in ("train", "validation", "test")
-        )
-        if not len(test):
-            train, test = _take_from(train, target, TEST)
-        if not len(validation):
-            train, validation = _take_from(train, target, VALIDATION / (1 - TEST))
-        counts = np.bincount(target.targets[train], minlength=len(target.labels))
-        if not counts.all():
-            name = target.labels[int(counts.argmin())]
-            raise DataError(f"{where}: class {name!r} has no file for training (expected some)")
-        return target, (train, validation, test)
+        return target, divide(target, self.parts, where)
 
     @property
     def division(self) -> str:
         """How they are divided, in words; empty if they are divided at random."""
         if not self.parts:
             return ""
-        counts = Counter(self.parts)
-        texts = [f"{counts[part]:,} for {name}" for part, name in _PART_TITLES if counts[part]]
-        missing = [name for part, name in _PART_TITLES if not counts[part]]
-        taken = f"; those for {' and '.join(missing)} taken from the first" if missing else ""
-        return f", divided by folders: {', '.join(texts)}{taken}"
+        return f", {describe_division(self.parts)}"
 
-    def places(self, parts: tuple[Rows, Rows, Rows]) -> Rows:
+    def places(self, parts: tuple[RowIndices, RowIndices, RowIndices]) -> RowIndices:
         """The place of each file where each part is one piece, one after the other."""
         places = np.empty(len(self.files), np.int64)
         places[np.concatenate(parts)] = np.arange(len(self.files))
@@ -103,9 +84,6 @@ class ClassFolders:
             leave=False,
             disable=len(items) < _MIN_FILES_FOR_BAR or not sys.stderr.isatty(),
         )
-
-
-_PART_TITLES = (("train", "training"), ("validation", "validation"), ("test", "the test"))
 
 
 def list_class_folders(folder: Path) -> ClassFolders:
@@ -164,13 +142,3 @@ def _files(folder: Path) -> Iterator[Path]:
             yield from _files(path)
         elif path.name.lower() not in _SYSTEM_FILES:
             yield path
-
-
-def _take_from(rows: Rows, target: Target, share: float) -> tuple[Rows, Rows]:
-    """Divides rows into those that remain and a share of each class, at least one."""
-    generator = np.random.default_rng(_SEED)
-    codes = target.targets[rows]
-    some = [generator.permutation(rows[codes == code]) for code in range(len(target.labels))]
-    taken = [one[: max(1, round(share * len(one)))] for one in some]
-    remaining = [one[len(part) :] for one, part in zip(some, taken, strict=True)]
-    return np.sort(np.concatenate(remaining)), np.sort(np.concatenate(taken))
