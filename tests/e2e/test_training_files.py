@@ -92,7 +92,7 @@ def words(tmp_path_factory):
 def repository(tmp_path_factory, icons, gestures, words):
     root = tmp_path_factory.mktemp("models")
     commands = [
-        ["lenet5", "--data", str(icons), "--epochs", "15", "--name", "icons"],
+        ["lenet5", "--data", str(icons), "--epochs", "60", "--name", "icons"],
         ["gru", "--data", str(gestures), "--epochs", "5", "--name", "gestures"],
         ["gru", "--data", str(words), "--epochs", "12", "--name", "words"],
     ]
