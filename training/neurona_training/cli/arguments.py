@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import re
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from neurona_training.architectures.network_options import ACTIVATIONS
+from neurona_training.baselines import TITLES
 from neurona_training.cli.pipeline import Arguments
 from neurona_training.data.catalogue import SOURCES, DataOptions
 from neurona_training.data.user.spec import UserData, is_path
@@ -22,6 +24,7 @@ from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import GRADIENT_FIELDS, NETWORK_FIELDS
 
 VARIANTS = ("float16", "int8")
+LONG_TRAINING, LONG_TRAINING_SEEDS = 10, 3  # minutes, and seeds with which --all trains those
 _MAX_NAME_LENGTH = 128
 _FIELDS = (*GRADIENT_FIELDS, *NETWORK_FIELDS)
 _USER_DATA_FLAGS = (
@@ -40,6 +43,8 @@ examples:
   neurona-train gru --data words/                           own WAV files, a folder for each class
   neurona-train gru --data gestures.npz                     arrays inputs, lengths, targets
   neurona-train lenet5 --variant float16 --variant int8     smaller files beside the model
+  neurona-train mlp --data patients.csv --target outcome --tune 30 --seeds 5
+  neurona-train compare mlp feedforward --data patients.csv --target outcome --folds 5
   neurona-train --all --out models                          all models of --list: hours
   neurona-train --table models                              results of all models there
 
@@ -80,7 +85,9 @@ def parse(argv: Sequence[str] | None = None) -> Arguments | TrainAll | PrintTabl
         return PrintTable(options.table)
     if options.all:
         return TrainAll(tuple(_arguments_of_all(parser, options)))
-    return _make_arguments(parser, options, RECIPES[options.recipe], options.data)
+    if options.folds is not None and options.tune is None:
+        parser.error("--folds is for --tune N, or for neurona-train compare")
+    return make_arguments(parser, options, RECIPES[options.recipe], options.data)
 
 
 def _arguments_of_all(
@@ -88,17 +95,31 @@ def _arguments_of_all(
 ) -> Iterator[Arguments]:
     if options.data is not None or options.name is not None:
         parser.error("--all trains each recipe on its own data sets, without --data and --name")
-    for recipe in RECIPES.values():
-        for data in recipe.tuned:
-            yield _make_arguments(parser, options, recipe, data)
+    if options.tune is not None:
+        parser.error("--all trains each recipe with its own settings, without --tune")
+    pairs = [(recipe, data) for recipe in RECIPES.values() for data in recipe.tuned]
+    pairs.sort(key=lambda pair: pair[0].minutes.get(pair[1], 0))  # short trainings first
+    for recipe, data in pairs:
+        arguments = make_arguments(parser, options, recipe, data)
+        minutes = recipe.minutes.get(data, 0)
+        most = LONG_TRAINING_SEEDS if minutes > LONG_TRAINING else options.seeds
+        yield dataclasses.replace(arguments, seeds=min(options.seeds, most))
 
 
-def _make_arguments(
+def make_arguments(
     parser: argparse.ArgumentParser,
     options: argparse.Namespace,
     recipe: Recipe,
     data: str | None,
 ) -> Arguments:
+    """Returns the arguments of one training; exits if options contradict each other.
+
+    Args:
+        parser: with the options of `add_training_options`.
+        options: as it parsed them.
+        recipe: what is trained.
+        data: name or path; None takes the recipe's first data set.
+    """
     data = data or recipe.default_data
     user_data = _make_user_data(parser, options) if data not in SOURCES else None
     if user_data is None:
@@ -132,8 +153,12 @@ def _make_arguments(
         seed=options.seed,
         resume=options.resume,
         variants=tuple(dict.fromkeys(options.variant)),
+        baseline=options.export_baseline or "",
         report=not options.no_report,
         initial_weights=_initial_weights(parser, options),
+        seeds=options.seeds,
+        trials=options.tune or 0,
+        folds=options.folds,
     )
 
 
@@ -173,14 +198,16 @@ def _make_user_data(parser: argparse.ArgumentParser, options: argparse.Namespace
     )
 
 
-class _Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
+    """Reports a wrong command line in one line."""
+
     def error(self, message: str) -> NoReturn:
         """Exits with one line, without the usage that argparse prints before it."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="neurona-train",
         description="Trains a network on real data and writes it to OUT/NAME/1/model.onnx, with a\n"
         "report, OUT/NAME/report/report.html.",
@@ -188,7 +215,14 @@ def _make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_command(parser.add_mutually_exclusive_group(required=True))
+    add_training_options(parser)
+    return parser
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what `make_arguments` reads: data, output, and how a network is trained."""
     _add_run(parser)
+    _add_selection(parser.add_argument_group("choosing on validation rows, and repeating"))
     _add_hyperparameters(parser.add_argument_group("learning (default: the recipe's choice)"))
     _add_augmentation(
         parser.add_argument_group("augmentation of training images (default: the recipe's choice)")
@@ -196,7 +230,6 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_network(parser.add_argument_group("network (default: the recipe's choice)"))
     _add_initial_weights(parser.add_argument_group("initial weights (default: random)"))
     _add_user_data(parser.add_argument_group("own data"))
-    return parser
 
 
 def _add_command(command: argparse._MutuallyExclusiveGroup) -> None:
@@ -204,7 +237,7 @@ def _add_command(command: argparse._MutuallyExclusiveGroup) -> None:
         "recipe",
         nargs="?",
         metavar="RECIPE",
-        type=_one_of(RECIPES, "recipe"),
+        type=one_of(RECIPES, "recipe"),
         help="what to train",
     )
     command.add_argument(
@@ -240,8 +273,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="folder that has the published files (default: $NEURONA_DATA; without either they "
         "are downloaded into a cache)",
     )
-    add("--image-size", type=_at_least(1), metavar="PIXELS", help="resize images to this size")
-    add("--sample-rate", type=_at_least(1), metavar="HZ", help="resample own sound to this rate")
+    add("--image-size", type=at_least(1), metavar="PIXELS", help="resize images to this size")
+    add("--sample-rate", type=at_least(1), metavar="HZ", help="resample own sound to this rate")
     add("--out", type=Path, default=Path("models"), help="model repository (default: models)")
     add(
         "--name",
@@ -249,7 +282,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="name of the model (default: the recipe's; RECIPE-DATA unless the data set is the "
         "default)",
     )
-    add("--seed", type=_at_least(0), default=0, help="of weights and order (default: 0)")
+    add("--seed", type=at_least(0), default=0, help="of weights and order (default: 0)")
     add(
         "--resume",
         action="store_true",
@@ -262,15 +295,48 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="also write OUT/NAME-VARIANT/1/model.onnx, and measure its accuracy; repeatable",
     )
+    add(
+        "--export-baseline",
+        type=one_of({**dict.fromkeys(TITLES), "best": None}, "baseline"),
+        metavar="NAME|best",
+        help="also write OUT/NAME-BASELINE/1/model.onnx, a baseline that is asked as the network "
+        f"is; best: by the validation rows (names: {', '.join(TITLES)}, as far as they suit the "
+        "data)",
+    )
     add("--no-report", action="store_true", help="write no report")
+
+
+def _add_selection(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--seeds",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="train from N seeds, --seed the first, and print mean and standard deviation of the "
+        "test metrics; the model is that of the first (default: 1)",
+    )
+    add(
+        "--tune",
+        type=at_least(1),
+        metavar="N",
+        help="first search settings in N trainings; those that the command line names are kept",
+    )
+    add(
+        "--folds",
+        type=at_least(2),
+        metavar="K",
+        help="judge each candidate of --tune or compare by K-fold cross-validation (default: by "
+        "the validation rows)",
+    )
 
 
 def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--epochs", type=_at_least(1), help="passes over the training rows, at most")
+    add("--epochs", type=at_least(1), help="passes over the training rows, at most")
     add(
         "--batch-rows",
-        type=_at_least(1),
+        type=at_least(1),
         metavar="ROWS",
         help="rows between two steps of the optimiser",
     )
@@ -287,7 +353,7 @@ def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--patience",
-        type=_at_least(1),
+        type=at_least(1),
         metavar="EPOCHS",
         help="stop after so many epochs without a better validation loss",
     )
@@ -320,7 +386,7 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
         metavar="N[,N...]",
         help="units of each hidden layer; numbers of the state of a recurrent network",
     )
-    add("--layers", type=_at_least(1), metavar="N", help="hidden or recurrent layers")
+    add("--layers", type=at_least(1), metavar="N", help="hidden or recurrent layers")
     add(
         "--dropout",
         type=_fraction,
@@ -359,17 +425,19 @@ def _add_user_data(group: argparse._ArgumentGroup) -> None:
     )
     add("--ignore", action="append", metavar="COLUMN", help="leave this column out; repeatable")
     add("--series", metavar="COLUMN", help="column to forecast, whose rows follow in time")
-    add("--window", type=_at_least(1), metavar="N", help="read N values (default: 12) ...")
-    add("--horizon", type=_at_least(1), metavar="K", help="... predict the next K (default: 1)")
+    add("--window", type=at_least(1), metavar="N", help="read N values (default: 12) ...")
+    add("--horizon", type=at_least(1), metavar="K", help="... predict the next K (default: 1)")
     add("--unit", help="unit of the predicted values")
 
 
 def _data(text: str) -> str:
     is_user_data = is_path(text) and text not in SOURCES
-    return text if is_user_data else _one_of(SOURCES, "data set")(text)
+    return text if is_user_data else one_of(SOURCES, "data set")(text)
 
 
-def _one_of(table: Mapping[str, object], kind: str) -> Callable[[str], str]:
+def one_of(table: Mapping[str, object], kind: str) -> Callable[[str], str]:
+    """Returns the parser of a name of the table; `kind` says in errors what the names are of."""
+
     def parse_name(text: str) -> str:
         if text not in table:
             raise argparse.ArgumentTypeError(
@@ -389,7 +457,9 @@ def _model_name(text: str) -> str:
     return text
 
 
-def _at_least(smallest: int) -> Callable[[str], int]:
+def at_least(smallest: int) -> Callable[[str], int]:
+    """Returns the parser of an integer."""
+
     def parse_integer(text: str) -> int:
         # torch's seeds end at 2**63
         if not text.isdecimal() or not smallest <= int(text) < 2**63:
@@ -400,7 +470,7 @@ def _at_least(smallest: int) -> Callable[[str], int]:
 
 
 def _unit_counts(text: str) -> tuple[int, ...]:
-    return tuple(_at_least(1)(part) for part in text.split(","))
+    return tuple(at_least(1)(part) for part in text.split(","))
 
 
 def _number(is_valid: Callable[[float], bool], expected: str) -> Callable[[str], float]:

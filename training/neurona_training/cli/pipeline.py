@@ -1,6 +1,6 @@
 """The pipeline of one model, stage by stage.
 
-load -> settings -> fit -> calibrate -> measure -> export -> variants -> report
+load -> settings -> fit -> calibrate -> measure -> export -> variants -> baseline -> report
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neurona_training.data.catalogue import DataOptions
 from neurona_training.data.user.spec import LoadedUserData, UserData
-from neurona_training.errors import ExportError
+from neurona_training.errors import ExportError, OptionError
 from neurona_training.export.files import write_file
 from neurona_training.learning.run import FitResult, InitialWeights, Run
 from neurona_training.recipes.recipe import Recipe
@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # the command line is parsed without torch
     from torch import nn
 
     from neurona_protos.prediction_pb2 import ModelMetadata
+    from neurona_training.baselines.comparison import Comparison
+    from neurona_training.baselines.estimators import Baseline
     from neurona_training.data import Dataset
     from neurona_training.learning.populations import Populations
 
@@ -45,8 +47,13 @@ class Arguments:
         seed: of weights, order, augmentation and dropout.
         resume: continue from the checkpoint if it exists.
         variants: smaller files to write too, "float16" or "int8".
+        baseline: the one to write as a model of its own: its name, "best" or "" for none.
         report: whether to write the page about the model.
         initial_weights: that the training starts from; None starts from random ones.
+        seeds: from how many seeds it is trained, `seed` the first.
+        trials: of a search for settings before the training; 0 searches none.
+        folds: of the cross-validation in this search; None takes the validation rows.
+        origin: how recipe or settings were chosen, for the provenance.
     """
 
     recipe: str
@@ -59,8 +66,13 @@ class Arguments:
     seed: int
     resume: bool
     variants: tuple[str, ...]
+    baseline: str
     report: bool
     initial_weights: InitialWeights | None = None
+    seeds: int = 1
+    trials: int = 0
+    folds: int | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,9 @@ class TrainedModel:
         data: in the caller's view.
         settings: with which it was trained.
         fit_result: the epochs, and the network in the training's view.
-        metrics: of the network and its yardsticks, by name.
+        baselines: rules and estimators on the same rows, in the training's view.
+        comparison: of the network with them.
+        metrics: of the network and the baselines, by name.
         metadata: what the model's file says about it.
         populations: how validation and test rows compare.
     """
@@ -81,6 +95,8 @@ class TrainedModel:
     data: Dataset
     settings: Settings
     fit_result: FitResult
+    baselines: tuple[Baseline, ...]
+    comparison: Comparison
     metrics: Mapping[str, float]
     metadata: ModelMetadata
     populations: Populations
@@ -111,26 +127,56 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     """
     started = time.monotonic()
     loaded = load_data(recipe, arguments)
-    settings = choose_settings(recipe, arguments, loaded.training_view)
-    result = fit_network(recipe, arguments, loaded, settings, checkpoint)
-    if result is None:
+    check_baseline(arguments, loaded.training_view)
+    trained = train(recipe, arguments, loaded, checkpoint)
+    if trained is None:
         return []
-    network = calibrate(result.network, loaded)
-    trained = measure(recipe, arguments, network, loaded, settings, result)
     model = export_model(arguments, trained, path)
-    write_weights(recipe, loaded, result, path)
-    checkpoint.unlink(missing_ok=True)
+    write_weights(recipe, loaded, trained.fit_result, path)
     seconds = time.monotonic() - started
     lines = _summary(arguments, trained, model, path, seconds)
     files = {"float32": (len(model), trained.metadata)}
     variant_lines, errors = write_variants(arguments, trained, model, files)
     lines += variant_lines
+    if arguments.baseline:
+        try:
+            lines.append(write_baseline(arguments, trained, loaded))
+        except ExportError as error:
+            errors.append(error)
     if arguments.report:
         lines.append(write_report(arguments, trained, files, seconds, path))
+    checkpoint.unlink(missing_ok=True)  # last, so that a kill before leaves little to do again
     if errors:  # raised last, when all other files have been written
         print("\n".join(lines))
         raise errors[0]
     return lines
+
+
+def train(
+    recipe: Recipe,
+    arguments: Arguments,
+    loaded: LoadedUserData,
+    checkpoint: Path,
+    baselines: tuple[Baseline, ...] | None = None,
+) -> TrainedModel | None:
+    """Trains a network and measures it, without writing its files.
+
+    Args:
+        recipe: what is trained.
+        arguments: of the command line.
+        loaded: the data.
+        checkpoint: from which an interrupted training resumes; it stays at the end.
+        baselines: of these data, where they have been fitted already.
+
+    Returns:
+        None in all processes of torchrun but the first.
+    """
+    settings = choose_settings(recipe, arguments, loaded.training_view)
+    result = fit_network(recipe, arguments, loaded, settings, checkpoint)
+    if result is None:
+        return None
+    network = calibrate(result.network, loaded)
+    return measure(recipe, arguments, network, loaded, settings, result, baselines)
 
 
 def load_data(recipe: Recipe, arguments: Arguments) -> LoadedUserData:
@@ -143,6 +189,30 @@ def load_data(recipe: Recipe, arguments: Arguments) -> LoadedUserData:
     loaded = load_user_data(arguments.user_data)
     recipe.check(loaded.training_view)
     return loaded
+
+
+def check_baseline(arguments: Arguments, data: Dataset) -> None:
+    """Checks before the training that the data have the baseline that is to be written.
+
+    Raises:
+        OptionError: with those that they have.
+        ExportError: a package is not installed.
+    """
+    if not arguments.baseline:
+        return
+    from neurona_training.baselines.estimators import baseline_names
+    from neurona_training.export.estimators import require_converter
+
+    require_converter()
+    if arguments.baseline == "best":
+        return
+
+    names = baseline_names(data)
+    if arguments.baseline not in names:
+        raise OptionError(
+            f"data set {data.name!r} has no baseline {arguments.baseline!r} "
+            f"(available: {', '.join(names)})"
+        )
 
 
 def choose_settings(recipe: Recipe, arguments: Arguments, data: Dataset) -> Settings:
@@ -193,13 +263,20 @@ def measure(
     loaded: LoadedUserData,
     settings: Settings,
     result: FitResult,
+    baselines: tuple[Baseline, ...] | None = None,
 ) -> TrainedModel:
-    """Measures the network on the test rows, and describes it."""
+    """Measures the network and the baselines on the test rows, and describes the network.
+
+    Baselines that are given have been fitted to the same data.
+    """
+    from neurona_training.baselines.comparison import compare
+    from neurona_training.baselines.estimators import baseline_figures, fit_baselines
     from neurona_training.export.metadata import describe_scaling, model_metadata
     from neurona_training.export.onnx_export import OPSET
     from neurona_training.learning.calibration import find_temperature
-    from neurona_training.learning.evaluation import evaluate
+    from neurona_training.learning.evaluation import evaluate, predict, softmax
     from neurona_training.learning.populations import compare_populations
+    from neurona_training.learning.progress_bar import status_line
 
     data, hyperparameters = loaded.caller_view, settings.hyperparameters
     provenance = {
@@ -212,6 +289,7 @@ def measure(
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "scaling": describe_scaling(network),
         "opset": OPSET,
+        **arguments.origin,
     }
     if arguments.initial_weights:
         from neurona_training.learning.initial_weights import describe_weights
@@ -225,10 +303,26 @@ def measure(
     populations = compare_populations(network, data)
     if populations.tests:
         metrics["population_p_value"] = populations.p_value
+    if baselines is None:
+        status_line(f"{arguments.name}: fitting baselines")
+        baselines = fit_baselines(loaded.training_view, arguments.seed)
+    outputs = predict(network, data.test).numpy()
+    comparison = compare(softmax(outputs) if data.is_classification else outputs, data, baselines)
+    metrics |= baseline_figures(baselines)
     described = model_metadata(
         data, f"{recipe.description}, trained on: {data.source}", metrics, provenance
     )
-    return TrainedModel(network, data, settings, result, metrics, described, populations)
+    return TrainedModel(
+        network=network,
+        data=data,
+        settings=settings,
+        fit_result=result,
+        baselines=baselines,
+        comparison=comparison,
+        metrics=metrics,
+        metadata=described,
+        populations=populations,
+    )
 
 
 def export_model(arguments: Arguments, trained: TrainedModel, path: Path) -> bytes:
@@ -275,6 +369,41 @@ def write_variants(
     return lines, errors
 
 
+def write_baseline(arguments: Arguments, trained: TrainedModel, loaded: LoadedUserData) -> str:
+    """Writes a baseline as a model that is called as the network is; returns a line about it."""
+    from neurona_training.baselines.estimators import choose_best
+    from neurona_training.export.estimators import export_baseline
+    from neurona_training.export.metadata import model_metadata
+    from neurona_training.export.onnx_export import OPSET
+    from neurona_training.learning.progress_bar import status_line
+
+    by_name = {baseline.name: baseline for baseline in trained.baselines}
+    if arguments.baseline == "best":
+        baseline = choose_best(trained.baselines)
+    else:
+        baseline = by_name[arguments.baseline]
+    name = f"{arguments.name}-{baseline.name.replace('_', '-')}"
+    status_line(f"{name}: exporting, and comparing ONNX Runtime with scikit-learn")
+    data = trained.data
+    provenance = {
+        "baseline": baseline.name,
+        "setting": baseline.note,
+        "beside": arguments.name,
+        "seed": arguments.seed,
+        "opset": OPSET,
+    }
+    figures = {f"validation_{key}": value for key, value in baseline.validation_metrics.items()}
+    content, described = export_baseline(
+        baseline.model.in_view(lambda module: _take_caller_view(module, loaded)),
+        data,
+        model_metadata(data, f"{baseline.title}, fitted on: {data.source}", figures, provenance),
+    )
+    path = model_path(dataclasses.replace(arguments, name=name))
+    write_file(content, path)
+    metrics = {key: value for key, value in described.figures.items() if key.startswith("test_")}
+    return f"{path}: {baseline.title}, {len(content):,} bytes, {_format_metrics(metrics, data)}"
+
+
 def write_report(
     arguments: Arguments,
     trained: TrainedModel,
@@ -294,6 +423,8 @@ def write_report(
         data=trained.data,
         fit_result=trained.fit_result,
         hyperparameters=trained.settings.hyperparameters,
+        baselines=trained.baselines,
+        comparison=trained.comparison,
         metadata=trained.metadata,
         files=files,
         seconds=seconds,
@@ -314,6 +445,7 @@ def _summary(
         f"{seconds:.0f} s",
         f"{path}: ONNX opset {provenance['opset']}, {len(model):,} bytes, ONNX Runtime agrees "
         "with torch",
+        trained.comparison.sentence,
     ]
     if trained.populations.differ:
         lines.append(trained.populations.summary)

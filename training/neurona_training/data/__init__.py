@@ -29,8 +29,8 @@ exported file takes the strings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from neurona_training.errors import DataError
@@ -168,8 +168,6 @@ class Dataset:
         input: describes `Split.inputs`.
         labels: the name of each class, for a classification.
         values: what is predicted, for a regression; either this or `labels` is given.
-        baselines: by name, the predictions of a rule without learning for the test inputs
-            (float32 in the shape of the test targets): what a regression has to beat.
         extra_inputs: describes `Split.extra_inputs`, one by one.
         target: the column of a user's file that is predicted; empty if there is no such column.
 
@@ -185,7 +183,6 @@ class Dataset:
     input: Input
     labels: tuple[str, ...] = ()
     values: tuple[Value, ...] = ()
-    baselines: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     extra_inputs: tuple[Input, ...] = ()
     target: str = ""
 
@@ -222,3 +219,8 @@ class Dataset:
         if "time" in self.input.axes:
             return "sequences"
         return "images" if {"height", "width"} <= set(self.input.axes) else "rows"
+
+    @property
+    def is_series(self) -> bool:
+        """Whether each row is a window of a series, and its targets are the values after it."""
+        return self.input.window > 0 and not self.is_classification

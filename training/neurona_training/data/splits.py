@@ -144,17 +144,3 @@ def split_rows(target: Target, where: str) -> tuple[RowIndices, RowIndices, RowI
             part.append(indices)
     train_rows, validation_rows, test_rows = (np.sort(np.concatenate(part)) for part in parts)
     return train_rows, validation_rows, test_rows
-
-
-def linear_baseline(
-    train_inputs: NDArray[np.float32], targets: NDArray[Any], test_inputs: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Predictions of the linear function that fits the training rows best (least squares)."""
-
-    def with_bias(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-        flat = rows.reshape(len(rows), -1).astype(np.float64)
-        return np.concatenate([flat, np.ones((len(flat), 1))], axis=1)
-
-    weights, *_ = np.linalg.lstsq(with_bias(train_inputs), targets, rcond=None)
-    predictions: NDArray[np.float32] = (with_bias(test_inputs) @ weights).astype(np.float32)
-    return predictions

@@ -64,6 +64,7 @@ RECIPES = (
         learner=_compete,
         defaults=lambda _: _COMPETITIVE,
         learner_options=("epochs", "learning_rate"),
+        minutes={"mnist": 3},
     ),
     Recipe(
         name="lenet5",
@@ -91,5 +92,6 @@ RECIPES = (
                 )
             ),
         },
+        minutes={"mnist": 3},
     ),
 )

@@ -77,6 +77,7 @@ RECIPES = (
         tasks=("classification",),
         # A smaller rate: there is no normalisation between its layers.
         tuned={"digits": Settings(replace(_DIGITS, learning_rate=1e-4))},
+        minutes={"digits": 1},
     ),
     Recipe(
         name="inception-v3",
@@ -85,6 +86,7 @@ RECIPES = (
         takes=("images",),
         tasks=("classification",),
         tuned={"digits": Settings(_DIGITS)},
+        minutes={"digits": 1.5},
     ),
     Recipe(
         name="resnet18",
@@ -106,6 +108,7 @@ RECIPES = (
                 )
             ),
         },
+        minutes={"pneumonia": 2},
     ),
     Recipe(
         name="resnet50",
@@ -122,5 +125,6 @@ RECIPES = (
         takes=("images",),
         tasks=("classification",),
         tuned={"digits": Settings(_DIGITS)},
+        minutes={"digits": 1},
     ),
 )

@@ -88,5 +88,6 @@ RECIPES = (
             ),
         },
         network_options=_NETWORK_OPTIONS,
+        minutes={"mnist": 2.5},
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from neurona_training.data.catalogue import DataOptions, load
@@ -55,6 +55,8 @@ class Recipe:
         network_options: the fields of `NetworkOptions` that the network has.
         learner_options: the fields of `Hyperparameters` and `AugmentationRange` that the
             learner uses.
+        minutes: by tuned data set, how long one training takes on one core of a server, where it
+            is more than one; `--all` begins with the short ones.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Recipe:
     defaults: Callable[[Dataset], Settings] = settings_by_kind
     network_options: tuple[str, ...] = ()
     learner_options: tuple[str, ...] = GRADIENT_FIELDS
+    minutes: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def default_data(self) -> str:

@@ -99,6 +99,7 @@ _SHARED = {
     "monthly-sunspots": _MONTHLY_SUNSPOTS,
     "adding": _ADDING,
 }
+_MINUTES = {"adding": 1}
 _NETWORK_OPTIONS = ("units", "dropout", "initialisation", "forecast")
 
 RECIPES = (
@@ -119,6 +120,7 @@ RECIPES = (
             ),
         },
         network_options=_NETWORK_OPTIONS,
+        minutes=_MINUTES,
     ),
     Recipe(
         name="gru",
@@ -127,6 +129,7 @@ RECIPES = (
         takes=("sequences",),
         tuned=_SHARED,
         network_options=_NETWORK_OPTIONS,
+        minutes=_MINUTES,
     ),
     Recipe(
         name="lstm",
@@ -146,5 +149,6 @@ RECIPES = (
             **_SHARED,
         },
         network_options=_NETWORK_OPTIONS,
+        minutes=_MINUTES,
     ),
 )

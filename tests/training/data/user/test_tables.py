@@ -64,9 +64,6 @@ def test_the_task_is_inferred_or_given(tmp_path):
     assert integers.labels == ("0", "1", "2")
     value = load_user_data(UserData(path, target="value", unit="kg")).training_view
     assert [(one.name, one.unit) for one in value.values] == [("value", "kg")]
-    assert set(value.baselines) == {"mean", "linear"}
-    # value is linear in x
-    np.testing.assert_allclose(value.baselines["linear"], value.test.targets, atol=1e-3)
     assert (
         load_user_data(UserData(path, target="whole", task="regression"))
         .training_view.values[0]
@@ -214,12 +211,6 @@ def test_a_series_is_split_in_time_and_shares_no_target(tmp_path):
     assert data.train.targets.max() < data.validation.targets.min()
     assert data.validation.targets.max() < data.test.targets.min()
     assert data.test.targets.max() == 118
-    np.testing.assert_allclose(
-        data.baselines["linear_autoregression"], data.test.targets, rtol=1e-4
-    )
-    np.testing.assert_array_equal(
-        data.baselines["persistence"][0], [data.test.inputs[0, -1, 0]] * 3
-    )
 
 
 def test_an_error_of_the_command_is_one_line(tmp_path, capsys):

@@ -41,7 +41,6 @@ from neurona_training.data.splits import (
     Target,
     encode_classes,
     infer_task,
-    linear_baseline,
     split_rows,
 )
 from neurona_training.data.user.parts import describe_division, divide
@@ -87,7 +86,6 @@ def load_arrays(user_data: UserData) -> Dataset:
         input=described,
         labels=target.labels,
         values=target.values,
-        baselines={} if target.labels else _baselines(train, test),
     )
 
 
@@ -251,14 +249,6 @@ def _channel_names(
     if names.shape != (count,):
         raise DataError(f"{user_data.path}, channels: {names.size} names for {count} {what}")
     return tuple(str(name) for name in names)
-
-
-def _baselines(train: Split, test: Split) -> dict[str, NDArray[np.float32]]:
-    mean = train.targets.mean(axis=0)
-    baselines = {"mean": np.broadcast_to(mean, test.targets.shape).astype(np.float32)}
-    if train.inputs.ndim == 2:
-        baselines["linear"] = linear_baseline(train.inputs, train.targets, test.inputs)
-    return baselines
 
 
 def _read_target(user_data: UserData, targets: NDArray[Any], rows: int) -> Target:

@@ -19,7 +19,6 @@ from neurona_training.data.splits import (
     Target,
     encode_classes,
     infer_task,
-    linear_baseline,
     split_rows,
 )
 from neurona_training.data.user.spec import LoadedUserData, UserData
@@ -78,7 +77,7 @@ def load_rows(user_data: UserData, table: UserTable) -> LoadedUserData:
         code_of = {category: code for code, category in enumerate(categories)}
         arrays.append(np.array([code_of[text] for text in table.texts(name)], np.int64))
     if not text_columns:
-        data = _make_dataset(user_data, target, described, arrays, arrays[0])
+        data = _make_dataset(user_data, target, described, arrays)
         return LoadedUserData(data, data)
 
     counts = tuple(len(categories) for categories in text_columns.values())
@@ -92,8 +91,8 @@ def load_rows(user_data: UserData, table: UserTable) -> LoadedUserData:
     columns = np.concatenate([*numbers, *one_hot], axis=1)
     features = [_features_input([*numeric, *one_hot_names])]
     return LoadedUserData(
-        training_view=_make_dataset(user_data, target, features, [columns], columns),
-        caller_view=_make_dataset(user_data, target, described, arrays, columns),
+        training_view=_make_dataset(user_data, target, features, [columns]),
+        caller_view=_make_dataset(user_data, target, described, arrays),
         category_counts=counts,
     )
 
@@ -103,9 +102,8 @@ def _make_dataset(
     target: Target,
     described: list[Input],
     arrays: Arrays,
-    columns: NDArray[np.float32],
 ) -> Dataset:
-    """Divides the rows; `columns` are all inputs as numbers, for the linear baseline."""
+    """Divides the rows."""
     where = f"{user_data.path}, column {user_data.target!r}"
     main, *extra = arrays
 
@@ -113,25 +111,17 @@ def _make_dataset(
         extra_inputs = tuple(array[rows] for array in extra)
         return Split(main[rows], target.targets[rows], extra_inputs=extra_inputs)
 
-    train_rows, validation_rows, test_rows = split_rows(target, where)
-    train, test = select(train_rows), select(test_rows)
-    baselines = {}
-    if not target.labels:
-        baselines["mean"] = np.full_like(test.targets, train.targets.mean())
-        baselines["linear"] = linear_baseline(
-            columns[train_rows], train.targets, columns[test_rows]
-        )
+    train, validation, test = (select(rows) for rows in split_rows(target, where))
     return Dataset(
         name=user_data.name,
         source=f"{user_data.path.name}, column {user_data.target!r} from the others",
         train=train,
-        validation=select(validation_rows),
+        validation=validation,
         test=test,
         input=described[0],
         extra_inputs=tuple(described[1:]),
         labels=target.labels,
         values=target.values,
-        baselines=baselines,
         target=str(user_data.target),
     )
 
