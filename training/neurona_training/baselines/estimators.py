@@ -307,13 +307,13 @@ def _gradient_boosting(problem: _Problem) -> _Fitted:
     }
     validation = problem.validation
     if problem.classes:
-        known = np.isin(validation.targets, rows.targets)
+        has_class = np.isin(validation.targets, rows.targets)
         boosted = [
             HistGradientBoostingClassifier(**settings).fit(
                 rows.columns,
                 rows.targets,
-                X_val=validation.columns[known],
-                y_val=validation.targets[known],
+                X_val=validation.columns[has_class],
+                y_val=validation.targets[has_class],
             )
         ]
     else:

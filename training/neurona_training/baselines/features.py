@@ -222,8 +222,8 @@ class _Characters(nn.Module):
 
     def __init__(self, characters: int) -> None:
         super().__init__()
-        known = torch.cat([torch.eye(characters), torch.zeros(1, characters)])
-        self.register_buffer("one_hot", known)
+        vectors = torch.cat([torch.eye(characters), torch.zeros(1, characters)])
+        self.register_buffer("one_hot", vectors)
 
     def forward(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Takes codes (rows, time), and lengths (rows,) if steps are padding."""

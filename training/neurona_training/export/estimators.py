@@ -182,13 +182,13 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 def _place_classes(
     model: onnx.ModelProto,
     output: str,
-    known: np.ndarray[tuple[int], np.dtype[np.int64]],
+    codes: np.ndarray[tuple[int], np.dtype[np.int64]],
     classes: int,
 ) -> str:
     """Gives classes without a training row, which the estimator does not know, a probability 0."""
-    if len(known) == classes:
+    if len(codes) == classes:
         return output
-    places = numpy_helper.from_array(np.eye(classes, dtype=np.float32)[known], f"{output}_places")
+    places = numpy_helper.from_array(np.eye(classes, dtype=np.float32)[codes], f"{output}_places")
     model.graph.initializer.append(places)
     model.graph.node.append(helper.make_node("MatMul", [output, places.name], [f"{output}_all"]))
     return f"{output}_all"

@@ -132,7 +132,7 @@ def test_two_axes_are_rows_of_a_table(load):
         ),
         (
             {"x_train": MOTIONS, "y_train": CLASSES * 0, "x_test": MOTIONS, "y_test": CLASSES},
-            "class '1' has nothing for training",
+            "class '1' has no row for training",
         ),
     ],
 )

@@ -82,7 +82,7 @@ def test_classes_may_be_named_like_parts(tmp_path):
 def test_a_class_without_training_files_is_an_error_that_names_it(tmp_path):
     for part, classes in (("train", ["cat", "dog"]), ("test", ["cat", "emu"])):
         write_images(tmp_path / part, *classes)
-    with pytest.raises(DataError, match="class 'emu' has nothing for training"):
+    with pytest.raises(DataError, match="class 'emu' has no row for training"):
         load(tmp_path)
 
 

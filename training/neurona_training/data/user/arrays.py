@@ -43,7 +43,7 @@ from neurona_training.data.splits import (
     infer_task,
     split_rows,
 )
-from neurona_training.data.user.parts import describe_division, divide
+from neurona_training.data.user.chosen_parts import describe_division, divide_as_chosen
 from neurona_training.data.user.spec import UserData
 from neurona_training.errors import DataError
 
@@ -71,7 +71,7 @@ def load_arrays(user_data: UserData) -> Dataset:
     where = f"{user_data.path}, targets"
     target = _read_target(user_data, joined[TARGETS], len(inputs))
     divided = "" not in parts
-    rows_by_part = divide(target, parts, where) if divided else split_rows(target, where)
+    rows_by_part = divide_as_chosen(target, parts, where) if divided else split_rows(target, where)
     train, validation, test = (
         Split(inputs[rows], target.targets[rows], None if lengths is None else lengths[rows])
         for rows in rows_by_part

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from neurona_training.data.splits import RowIndices, Target, encode_classes, split_rows
-from neurona_training.data.user.parts import describe_division, divide
+from neurona_training.data.user.chosen_parts import describe_division, divide_as_chosen
 from neurona_training.errors import DataError
 
 _PARTS = {
@@ -60,7 +60,7 @@ class ClassFolders:
         target = encode_classes(self.classes, where)
         if not self.parts:
             return target, split_rows(target, where)
-        return target, divide(target, self.parts, where)
+        return target, divide_as_chosen(target, self.parts, where)
 
     @property
     def division(self) -> str:
