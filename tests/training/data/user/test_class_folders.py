@@ -58,7 +58,7 @@ def test_folders_train_val_and_test_are_kept_apart(tmp_path):
     [
         (("train", "valid"), [16, 20, 4]),
         (("training", "test"), [16, 4, 20]),
-        (("train",), [14, 2, 4]),
+        (("train",), [12, 4, 4]),
     ],
 )
 def test_a_part_that_is_missing_is_taken_from_training(tmp_path, parts, expected):
