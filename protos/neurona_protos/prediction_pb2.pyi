@@ -403,9 +403,11 @@ class InputDescription(_message.Message):
     def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., unit: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ..., window: _Optional[int] = ..., decimal_mark: _Optional[str] = ...) -> None: ...
 
 class ValueDescription(_message.Message):
-    __slots__ = ("name", "unit")
+    __slots__ = ("name", "unit", "quantile")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
+    QUANTILE_FIELD_NUMBER: _ClassVar[int]
     name: str
     unit: str
-    def __init__(self, name: _Optional[str] = ..., unit: _Optional[str] = ...) -> None: ...
+    quantile: float
+    def __init__(self, name: _Optional[str] = ..., unit: _Optional[str] = ..., quantile: _Optional[float] = ...) -> None: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from torch import Tensor, nn
@@ -14,12 +14,13 @@ from neurona_protos.prediction_pb2 import (
     ModelMetadata,
     ValueDescription,
 )
+from neurona_training.architectures.forecast import Forecast
 from neurona_training.architectures.input_layers import (
     Denormalise,
     Normalise,
     StandardiseColumns,
 )
-from neurona_training.data import Dataset
+from neurona_training.data import Dataset, Value
 
 PROBABILITIES = "probabilities"  # the output of a classification, (rows, classes)
 VALUE = "value"  # the output of a regression, (rows, values)
@@ -35,6 +36,7 @@ def model_metadata(
     description: str,
     figures: Mapping[str, float],
     provenance: Mapping[str, object],
+    bounds: Sequence[Value] = (),
 ) -> ModelMetadata:
     """Describes a network trained on `data`, with the versions of the tools that made it.
 
@@ -43,6 +45,7 @@ def model_metadata(
         description: one line for readers.
         figures: metrics by name, as `learning.evaluation.evaluate` returns them.
         provenance: how the network was trained.
+        bounds: of prediction intervals, the outputs that follow the values.
     """
     tools = {
         "torch": _package_version("torch"),
@@ -77,7 +80,10 @@ def model_metadata(
         ],
         answer=output_name(data),
         labels=data.labels,
-        values=[ValueDescription(name=value.name, unit=value.unit) for value in data.values],
+        values=[
+            ValueDescription(name=value.name, unit=value.unit, quantile=value.quantile)
+            for value in (*data.values, *bounds)
+        ],
         figures=figures,
         provenance={name: str(value) for name, value in entries.items()},
     )
@@ -109,6 +115,8 @@ def describe_scaling(network: nn.Module) -> str:
         elif isinstance(module, Denormalise):
             spread, mean = _format_numbers(module.spread), _format_numbers(module.mean)
             formulas.append(f"answer * {spread} + {mean}")
+        elif isinstance(module, Forecast):
+            formulas.append(module.describe())
     return "; ".join(formulas)
 
 

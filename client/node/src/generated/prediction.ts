@@ -505,6 +505,11 @@ export interface ValueDescription {
   name: string;
   /** Its unit; empty if there is none. */
   unit: string;
+  /**
+   * Of a bound of a prediction interval, the probability of a true value below it: 0.05 and 0.95 are
+   * the bounds of a 90 % interval. 0 is the prediction itself.
+   */
+  quantile: number;
 }
 
 function createBaseTensor(): Tensor {
@@ -3311,7 +3316,7 @@ export const InputDescription: MessageFns<InputDescription> = {
 };
 
 function createBaseValueDescription(): ValueDescription {
-  return { name: "", unit: "" };
+  return { name: "", unit: "", quantile: 0 };
 }
 
 export const ValueDescription: MessageFns<ValueDescription> = {
@@ -3321,6 +3326,9 @@ export const ValueDescription: MessageFns<ValueDescription> = {
     }
     if (message.unit !== "") {
       writer.uint32(18).string(message.unit);
+    }
+    if (message.quantile !== 0) {
+      writer.uint32(25).double(message.quantile);
     }
     return writer;
   },
@@ -3354,6 +3362,14 @@ export const ValueDescription: MessageFns<ValueDescription> = {
             message.unit = reader.string();
             continue;
           }
+          case 3: {
+            if (tag !== 25) {
+              break;
+            }
+
+            message.quantile = reader.double();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3373,6 +3389,7 @@ export const ValueDescription: MessageFns<ValueDescription> = {
     const message = createBaseValueDescription();
     message.name = object.name ?? "";
     message.unit = object.unit ?? "";
+    message.quantile = object.quantile ?? 0;
     return message;
   },
 };
