@@ -79,7 +79,7 @@ def test_options_and_metrics_of_the_servers_manual_exist(path: Path) -> None:
     gpu = ("utilization_ratio", "memory_used_bytes", "memory_total_bytes", "power_watts")
     series |= {f"neurona_gpu_{name}" for name in gpu}
     others = {"round_robin", "compute_input", "compute_output", "model_version", "same_class"}
-    others |= {"labels_file", "version_labels", "metadata_props"}
+    others |= {"labels_file", "version_labels", "metadata_props", "allow_nan", "allow_unknown"}
     config_pbtxt = model_config_pb2.DESCRIPTOR.message_types_by_name.values()
     others |= {field.name for message in config_pbtxt for field in message.fields}
     for span in re.findall(r"`([a-z]+(?:_[a-z]+)+)(?: = [^`]*)?`", prose(path)):

@@ -90,6 +90,11 @@ class TensorSpec:
             empty if it did not say.
         any_shape: whether the model declares no shape, not even a number of axes; `shape` is ()
             then.
+        finite: of an input: whether all numbers must be finite.
+        allow_nan: of an input: whether a missing value is taken: NaN, or an empty string.
+        lengths_of: of an input with lengths of sequences: the input with the sequences.
+        only_categories: of an input: whether it takes no string that is not in `categories`.
+        sample_rate: of an input of sound: samples a second; 0 if it is no sound, or any.
     """
 
     name: str
@@ -105,6 +110,11 @@ class TensorSpec:
     window: int = 0
     decimal_mark: str = ""
     any_shape: bool = False
+    finite: bool = False
+    allow_nan: bool = False
+    lengths_of: str = ""
+    only_categories: bool = False
+    sample_rate: int = 0
 
 
 @dataclass(frozen=True)
@@ -220,4 +230,9 @@ def _tensor_spec(message: TensorDescription, words: InputDescription | None = No
         words.window,
         words.decimal_mark,
         message.any_shape,
+        words.finite,
+        words.allow_nan,
+        words.lengths_of,
+        words.only_categories,
+        words.sample_rate,
     )

@@ -385,7 +385,7 @@ class ModelMetadata(_message.Message):
     def __init__(self, task: _Optional[_Union[Task, str]] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[InputDescription, _Mapping]]] = ..., answer: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., values: _Optional[_Iterable[_Union[ValueDescription, _Mapping]]] = ..., figures: _Optional[_Mapping[str, float]] = ..., provenance: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class InputDescription(_message.Message):
-    __slots__ = ("name", "description", "unit", "columns", "categories", "window", "decimal_mark")
+    __slots__ = ("name", "description", "unit", "columns", "categories", "window", "decimal_mark", "finite", "allow_nan", "lengths_of", "lengths_axis", "only_categories", "sample_rate")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
@@ -393,6 +393,12 @@ class InputDescription(_message.Message):
     CATEGORIES_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     DECIMAL_MARK_FIELD_NUMBER: _ClassVar[int]
+    FINITE_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_NAN_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_OF_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_AXIS_FIELD_NUMBER: _ClassVar[int]
+    ONLY_CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_RATE_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     unit: str
@@ -400,7 +406,13 @@ class InputDescription(_message.Message):
     categories: _containers.RepeatedScalarFieldContainer[str]
     window: int
     decimal_mark: str
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., unit: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ..., window: _Optional[int] = ..., decimal_mark: _Optional[str] = ...) -> None: ...
+    finite: bool
+    allow_nan: bool
+    lengths_of: str
+    lengths_axis: int
+    only_categories: bool
+    sample_rate: int
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., unit: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ..., window: _Optional[int] = ..., decimal_mark: _Optional[str] = ..., finite: bool = ..., allow_nan: bool = ..., lengths_of: _Optional[str] = ..., lengths_axis: _Optional[int] = ..., only_categories: bool = ..., sample_rate: _Optional[int] = ...) -> None: ...
 
 class ValueDescription(_message.Message):
     __slots__ = ("name", "unit", "quantile")

@@ -30,7 +30,8 @@ class PredictionStub(object):
 
     Errors are gRPC statuses; the message says what was received and what was expected:
     NOT_FOUND           unknown model, version or label
-    INVALID_ARGUMENT    an input has a wrong name, dtype, shape or number of bytes
+    INVALID_ARGUMENT    an input has a wrong name, dtype, shape or number of bytes, or values that
+    the model does not take (see InputDescription)
     FAILED_PRECONDITION Classify on a regression model, or Regress on a classification model
     RESOURCE_EXHAUSTED  the model's queue is full, or the predicted wait exceeds the deadline;
     the trailing metadata have `retry-after-ms`
@@ -75,7 +76,8 @@ class PredictionServicer(object):
 
     Errors are gRPC statuses; the message says what was received and what was expected:
     NOT_FOUND           unknown model, version or label
-    INVALID_ARGUMENT    an input has a wrong name, dtype, shape or number of bytes
+    INVALID_ARGUMENT    an input has a wrong name, dtype, shape or number of bytes, or values that
+    the model does not take (see InputDescription)
     FAILED_PRECONDITION Classify on a regression model, or Regress on a classification model
     RESOURCE_EXHAUSTED  the model's queue is full, or the predicted wait exceeds the deadline;
     the trailing metadata have `retry-after-ms`
@@ -155,7 +157,8 @@ class Prediction(object):
 
     Errors are gRPC statuses; the message says what was received and what was expected:
     NOT_FOUND           unknown model, version or label
-    INVALID_ARGUMENT    an input has a wrong name, dtype, shape or number of bytes
+    INVALID_ARGUMENT    an input has a wrong name, dtype, shape or number of bytes, or values that
+    the model does not take (see InputDescription)
     FAILED_PRECONDITION Classify on a regression model, or Regress on a classification model
     RESOURCE_EXHAUSTED  the model's queue is full, or the predicted wait exceeds the deadline;
     the trailing metadata have `retry-after-ms`

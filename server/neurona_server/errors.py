@@ -30,6 +30,10 @@ class InvalidArgumentError(NeuronaError):
     outcome = "invalid"
 
 
+class InvalidValueError(InvalidArgumentError):
+    """An input has a value that the model does not take."""
+
+
 class NotLoadedError(NeuronaError):
     """A model that a call requested to load cannot be loaded."""
 

@@ -65,7 +65,7 @@ def test_the_manual_lists_every_recipe_with_its_data_sets():
         re.findall(r"`(.+?)`", recipe)[0]: re.findall(r"`(.+?)`", data)
         for recipe, _, data in _table("Recipes")
     }
-    assert listed == {name: list(recipe.hyperparameters) for name, recipe in RECIPES.items()}
+    assert listed == {name: list(recipe.tuned) for name, recipe in RECIPES.items()}
 
 
 def test_the_manual_lists_every_data_set():

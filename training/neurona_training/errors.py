@@ -12,6 +12,10 @@ class DataError(TrainingError):
     """Data that cannot be read, or on which no network can be trained."""
 
 
+class OptionError(TrainingError):
+    """An option that the recipe or the data do not have, or a value outside its range."""
+
+
 class FitError(TrainingError):
     """Training cannot continue: the loss is not finite, or the checkpoint is of another run."""
 

@@ -223,7 +223,7 @@ def synthetic_inputs(model: ModelDescription, rows: int, steps: int) -> list[Inp
     """Generate inputs of some requests, the same at each call.
 
     Numbers are in the range that the unit of the input names, else from 0 to 1; integers without a
-    range are 0, which is a valid index of every table.
+    range are 0, which is a valid index of every table. Lengths are those of whole sequences.
 
     Args:
         model: what the inputs are for.
@@ -234,7 +234,9 @@ def synthetic_inputs(model: ModelDescription, rows: int, steps: int) -> list[Inp
     required = [spec for spec in model.inputs if not spec.optional]
     return [
         {
-            spec.name: _synthetic_tensor(spec, _fill_shape(spec, rows, steps), random)
+            spec.name: np.full(_fill_shape(spec, rows, steps), steps, NUMPY_DTYPES[spec.data_type])
+            if spec.lengths_of
+            else _synthetic_tensor(spec, _fill_shape(spec, rows, steps), random)
             for spec in required
         }
         for _ in range(SYNTHETIC_REQUESTS)
@@ -250,7 +252,7 @@ def _fill_shape(spec: TensorSpec, rows: int, steps: int) -> tuple[int, ...]:
 
 def _synthetic_tensor(spec: TensorSpec, shape: tuple[int, ...], random: np.random.Generator) -> Any:
     if spec.dtype == "STRING":
-        return np.full(shape, "a", dtype=object)
+        return np.full(shape, spec.categories[0] if spec.categories else "a", dtype=object)
     if spec.dtype == "BOOL":
         return random.random(shape) < 0.5
     match = _UNIT_RANGE.search(spec.unit)

@@ -282,7 +282,7 @@ class _SplitRequest:
             for name, array in request.inputs.items()
         }
         rows = stop - start
-        return _Part(self, request, inputs, rows, request.nbytes * rows // request.rows)
+        return _Part(self, request, inputs, start, rows, request.nbytes * rows // request.rows)
 
     def _cancel_parts(self) -> None:
         for part in self.parts:
@@ -292,12 +292,19 @@ class _SplitRequest:
 class _Part(Request):
     """Some rows of a request that was split."""
 
-    __slots__ = ("_request", "_split")
+    __slots__ = ("_request", "_split", "first_row")
 
     def __init__(
-        self, split: _SplitRequest, request: Request, inputs: Inputs, rows: int, nbytes: int
+        self,
+        split: _SplitRequest,
+        request: Request,
+        inputs: Inputs,
+        first_row: int,
+        rows: int,
+        nbytes: int,
     ) -> None:
         super().__init__(inputs, rows, request.group, request.deadline, request.priority, nbytes)
+        self.first_row = first_row
         self.queue_timeout = request.queue_timeout
         self._request = request
         self._split: _SplitRequest | None = split

@@ -24,11 +24,12 @@ from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.inline import InlineRunner
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.queue import Queue
-from neurona_server.batching.request import Outputs, Request, ResponseOrder
+from neurona_server.batching.request import Inputs, Outputs, Request, ResponseOrder
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
+    InvalidValueError,
     ModelFailedError,
     NeuronaError,
     QueueFullError,
@@ -106,6 +107,9 @@ class Batcher:
         self.padding = Padding(self.cost_model.batch_sizes)
         self.failure_log = RateLimitedFailureLog(name)
         self.admission = Admission(policy, self.queue, self.cost_model, clock, len(new_runs))
+        self.check_inputs: Callable[[Inputs, int], None] | None = None
+        """Raises InvalidValueError for inputs with values that the model does not take; it gets
+        the number of their first row, too."""
         self._watchdog = watchdog or RunWatchdog()
         self._inline = InlineRunner(
             name, policy, self.queue, self.cost_model, self._watchdog, clock
@@ -356,12 +360,7 @@ class Batcher:
         So the error reaches only the requests that make a run fail.
         """
         now = self._clock()
-        for request in requests:
-            if self._stop_error is not None:
-                request.fail(self._stop_error)
-            elif request.deadline <= now:
-                request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
-        requests = [request for request in requests if not request.finished]
+        requests = self._unfinished(requests, now)
         if not requests:
             return
         if batch.interrupted:
@@ -374,6 +373,8 @@ class Batcher:
             running = RunningBatch(requests, run)
             batch.start_run(running, now)
             outputs = self._run(requests, run)
+        except InvalidValueError:
+            halves = self._reject_invalid(batch, requests)
         except Exception as error:
             if self._tracer is not None:
                 self._tracer.record_failed_run(requests, now, error)
@@ -388,6 +389,35 @@ class Batcher:
         batch.finish_run()
         for half in halves:
             self._run_or_halve(batch, half, new_run)
+
+    def _unfinished(self, requests: Sequence[Request], now: float) -> Sequence[Request]:
+        """Fail the requests that must not run any more, and return those to run."""
+        for request in requests:
+            if self._stop_error is not None:
+                request.fail(self._stop_error)
+            elif request.deadline <= now:
+                request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
+        return [request for request in requests if not request.finished]
+
+    def _reject_invalid(self, batch: Batch, requests: Sequence[Request]) -> list[Sequence[Request]]:
+        """Fail the requests with values that the model does not take.
+
+        Returns the others, if there are any, to run together.
+        """
+        valid: list[Request] = []
+        unchecked = [*requests]
+        for request in unchecked:
+            try:
+                if self.check_inputs is not None:
+                    self.check_inputs(request.inputs, request.first_row)
+            except InvalidValueError as error:
+                if halves := batch.halve([request]):
+                    unchecked.extend([request for half in halves for request in half])
+                else:
+                    request.fail(error)
+            else:
+                valid.append(request)
+        return [valid] if valid else []
 
     def _fail_run(self, request: Request, error: Exception) -> None:
         """Fail the only request of a run that failed."""
@@ -406,13 +436,18 @@ class Batcher:
                 self._start_instance(0)
 
     def _run(self, requests: Sequence[Request], run: Run) -> Sequence[Outputs]:
-        """Return the outputs of each request. Raises BatchError and what the model raises."""
+        """Return the outputs of each request.
+
+        Raises BatchError, InvalidValueError and what the model raises.
+        """
         rows = sum([request.rows for request in requests])
         padded = self.padding.padded_rows(rows) if self._batched else rows
         group = requests[0].group
         predicted = self.cost_model.predict(padded, group)
         batch_started = self._clock()
         inputs = join_inputs(requests, padded)
+        if self.check_inputs is not None:
+            self.check_inputs(inputs, requests[0].first_row)
         run_started = self._clock()
         run_outputs = run(inputs)
         run_finished = self._clock()

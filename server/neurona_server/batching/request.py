@@ -49,6 +49,9 @@ class Request(ABC):
     count = 1
     """The number of callers' requests that it combines."""
 
+    first_row = 0
+    """The number of its first row in its caller's request, of which it may be a part."""
+
     __slots__ = (
         "_unfinished",
         "deadline",

@@ -5,15 +5,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from neurona_protos.prediction_pb2 import State, Task
+from neurona_protos.prediction_pb2 import DataType, State, Task
 from neurona_server.batching.batcher import Batcher, NewRun
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import UnavailableError
 from neurona_server.models.batching_check import Run, decide_batching
+from neurona_server.models.input_bounds import find_input_bounds
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model_options import ModelOptions, options_for
+from neurona_server.models.onnx.sequence_lengths import LengthsInput, find_lengths_inputs
 from neurona_server.models.onnx.session import Session
 from neurona_server.models.onnx.value_dependence import time_depends_on_values
 from neurona_server.models.output_shapes import (
@@ -166,6 +168,9 @@ class Model:
             self.settings,
         )
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
+        all_inputs = [*inputs, *self.signature.optional]
+        bounds = find_input_bounds(self.metadata, all_inputs, _find_lengths(source, all_inputs))
+        self.batcher.check_inputs = bounds.check if bounds else None
         self.metrics.record_placement(session.placement, bool(session.degraded))
         if session.degraded:
             log.warning("%s: degraded: %s", source, session.degraded, extra=self.log_fields)
@@ -241,6 +246,14 @@ def _cancellable_run(new_run: NewRun, cancellation: LoadCancellation) -> Run:
             return graph_run(inputs)
 
     return run
+
+
+def _find_lengths(source: ModelSource, inputs: Sequence[TensorSpec]) -> Sequence[LengthsInput]:
+    """Return the inputs that hold lengths of sequences, of a graph that may have some."""
+    is_candidate = any(
+        spec.dtype in (DataType.DATA_TYPE_INT32, DataType.DATA_TYPE_INT64) for spec in inputs
+    )
+    return find_lengths_inputs(source.path) if is_candidate else ()
 
 
 def _signature(

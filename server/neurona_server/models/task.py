@@ -18,6 +18,7 @@ from neurona_protos.prediction_pb2 import (
 )
 from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.errors import LoadError, close_match
+from neurona_server.models.input_bounds import set_input_settings
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.models.signature import TensorSpec
 
@@ -141,10 +142,15 @@ def _set_descriptions(
     descriptions = {description.name: description for description in metadata.inputs}
     for spec in inputs:
         tensor = settings.inputs.get(spec.name)
-        if tensor is None or not (tensor.description or tensor.unit):
+        if tensor is None:
+            continue
+        words = InputDescription(description=tensor.description, unit=tensor.unit)
+        limits = (tensor.allow_nan, tensor.allow_unknown)
+        if not words.ByteSize() and limits == (None, None):
             continue
         description = descriptions.get(spec.name) or metadata.inputs.add(name=spec.name)
-        description.MergeFrom(InputDescription(description=tensor.description, unit=tensor.unit))
+        description.MergeFrom(words)
+        set_input_settings(description, spec, tensor)
 
 
 def _check_settings(task: Task, settings: ModelSettings) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from neurona_training.architectures.inception import InceptionV3
 from neurona_training.architectures.input_layers import RgbInput
+from neurona_training.architectures.network_options import NetworkOptions
 from neurona_training.architectures.resnet import ResNet
 from neurona_training.architectures.vgg import VGG16
 from neurona_training.architectures.xception import Xception
@@ -128,7 +129,7 @@ def _few_digits(name, rows):
 def test_a_gradient_step_reduces_the_loss(name):
     data = _few_digits(name, 8)
     torch.manual_seed(0)
-    network = RECIPES[name].network(data).train()
+    network = RECIPES[name].network(data, NetworkOptions()).train()
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # its random numbers would hide the effect of a step
@@ -152,9 +153,10 @@ def test_a_gradient_step_reduces_the_loss(name):
 def test_a_few_hundred_digits_are_learned_and_exported(name):
     recipe = RECIPES[name]
     data = _few_digits(name, 320)
-    epochs = 3 if name == "resnet18" else recipe.default_hyperparameters.epochs
-    hyperparameters = replace(recipe.default_hyperparameters, epochs=epochs)
-    result = recipe.fit(data, hyperparameters, Run(name, 0))
+    settings = recipe.settings(data, "digits")
+    if name == "resnet18":
+        settings = settings.with_changes({"epochs": 3})
+    result = recipe.fit(data, settings, Run(name, 0))
     losses = [epoch.loss for epoch in result.history]
     assert losses[-1] < 0.75 * losses[0]
     accuracy = evaluate(result.network, data)["test_accuracy"]

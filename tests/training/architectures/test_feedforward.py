@@ -1,11 +1,10 @@
 """Fully connected networks by backpropagation."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
+from neurona_training.architectures.network_options import NetworkOptions
 from neurona_training.export.metadata import model_metadata
 from neurona_training.export.onnx_export import export
 from neurona_training.learning.evaluation import evaluate
@@ -24,8 +23,8 @@ def one_thread():
 def test_a_deep_network_reads_digits_and_is_exported(ask):
     recipe = RECIPES["feedforward"]
     data = recipe.load("digits")
-    hyperparameters = replace(recipe.hyperparameters["digits"], epochs=10)
-    result = recipe.fit(data, hyperparameters, Run("feedforward", 0))
+    settings = recipe.settings(data, "digits").with_changes({"epochs": 10})
+    result = recipe.fit(data, settings, Run("feedforward", 0))
     accuracy = evaluate(result.network, data)["test_accuracy"]
     assert accuracy > 0.9
     model = export(result.network, data, model_metadata(data, "", {}, {}))
@@ -36,7 +35,7 @@ def test_a_deep_network_reads_digits_and_is_exported(ask):
 def test_layers_have_the_given_sizes_and_dropout_is_for_training_alone():
     recipe = RECIPES["feedforward"]
     data = recipe.load("digits")
-    network = recipe.network(data)
+    network = recipe.network(data, NetworkOptions())
     sizes = [m.weight.shape for m in network.modules() if isinstance(m, torch.nn.Linear)]
     assert sizes == [(512, 64), (512, 512), (256, 512), (128, 256), (10, 128)]
     images = torch.from_numpy(data.test.inputs[:2])
@@ -48,7 +47,7 @@ def test_layers_have_the_given_sizes_and_dropout_is_for_training_alone():
 def test_a_regression_predicts_in_the_unit_of_its_targets(name):
     recipe = RECIPES[name]
     data = recipe.load("diabetes")
-    network = recipe.network(data).eval()
+    network = recipe.network(data, NetworkOptions()).eval()
     with torch.no_grad():
         network.output.weight.zero_()
         network.output.bias.zero_()

@@ -8,6 +8,7 @@ import torch
 
 from neurona_protos import metadata
 from neurona_training.architectures.input_layers import Normalise
+from neurona_training.architectures.network_options import NetworkOptions
 from neurona_training.architectures.recurrent import LastState, NextCount
 from neurona_training.cli.main import main
 from neurona_training.data import Dataset, Input, Split, Value
@@ -20,6 +21,7 @@ from neurona_training.learning.evaluation import predict, rmse
 from neurona_training.learning.gradient_descent import fit
 from neurona_training.learning.run import Hyperparameters, Run
 from neurona_training.recipes import RECIPES
+from neurona_training.recipes.settings import Settings
 
 CELLS = ("rnn", "gru", "lstm")
 
@@ -54,7 +56,7 @@ def _exported(network, data):
 
 def _untrained(cell, data):
     torch.manual_seed(0)
-    return RECIPES[cell].network(data)
+    return RECIPES[cell].network(data, NetworkOptions())
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -78,7 +80,7 @@ def test_a_padded_batch_gives_the_outputs_of_its_rows(ragged, operators, cell):
 def test_ragged_sequences_are_learned(ragged, cell):
     """The last step of a row decides, which padding would hide."""
     hyperparameters = Hyperparameters(epochs=5, batch_rows=16, learning_rate=1e-2)
-    result = RECIPES[cell].fit(ragged, hyperparameters, Run(cell, 0))
+    result = RECIPES[cell].fit(ragged, Settings(hyperparameters), Run(cell, 0))
     assert max(epoch.metric for epoch in result.history) >= 0.9
 
 

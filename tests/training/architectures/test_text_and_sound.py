@@ -5,6 +5,7 @@ import onnxruntime
 import pytest
 import torch
 
+from neurona_training.architectures.network_options import NetworkOptions
 from neurona_training.data import Dataset, Input, Split
 from neurona_training.data.transforms import pad_sequences
 from neurona_training.export.metadata import model_metadata
@@ -12,11 +13,12 @@ from neurona_training.export.onnx_export import export
 from neurona_training.learning.evaluation import accuracy, predict
 from neurona_training.learning.run import Hyperparameters, Run
 from neurona_training.recipes import RECIPES
+from neurona_training.recipes.settings import Settings
 
 
 def _fit_and_export(data, epochs):
     hyperparameters = Hyperparameters(epochs=epochs, batch_rows=16, learning_rate=1e-2)
-    result = RECIPES["gru"].fit(data, hyperparameters, Run(data.name, 0))
+    result = RECIPES["gru"].fit(data, Settings(hyperparameters), Run(data.name, 0))
     model = export(result.network, data, model_metadata(data, "a test", {}, {}))
     return result.network, onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 
@@ -108,7 +110,7 @@ def test_sound_is_sent_as_its_samples(tones):
 
 def test_training_cuts_a_batch_to_its_longest_row(tones):
     torch.manual_seed(0)
-    network = RECIPES["gru"].network(tones)
+    network = RECIPES["gru"].network(tones, NetworkOptions())
     waves, lengths = torch.from_numpy(tones.test.inputs), torch.from_numpy(tones.test.lengths)
     some = lengths < lengths.max()
     lengths_read = []

@@ -184,7 +184,7 @@ def test_listing_imports_nothing_heavy():
     assert [line.split()[0] for line in recipes if line[0] != " "] == ["RECIPE", *RECIPES]
     assert [line.split()[0] for line in sources] == ["DATA", *SOURCES]
     for line, recipe in zip(recipes[2::2], RECIPES.values(), strict=True):
-        assert line.strip() == ", ".join(recipe.hyperparameters)
+        assert line.strip() == ", ".join(recipe.tuned)
     assert max(len(line) for line in (*recipes, *sources)) <= 100
 
 
@@ -214,12 +214,10 @@ def test_all_skips_existing_models_and_continues_after_a_failure(tmp_path, capsy
         "broken": replace(rnn, name="broken", learner=fail),
         "mcculloch-pitts": replace(
             logic,
-            hyperparameters={name: logic.hyperparameters[name] for name in ("and", "not")},
+            tuned={name: logic.tuned[name] for name in ("and", "not")},
         ),
     }
-    some["broken"] = replace(
-        some["broken"], hyperparameters={"sunspots": rnn.default_hyperparameters}
-    )
+    some["broken"] = replace(some["broken"], tuned={"sunspots": rnn.tuned["sunspots"]})
     monkeypatch.setattr("neurona_training.cli.arguments.RECIPES", some)
     monkeypatch.setattr("neurona_training.cli.main.RECIPES", some)
     arguments = ["--all", "--no-report", "--out", str(tmp_path)]

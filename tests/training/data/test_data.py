@@ -76,7 +76,7 @@ def test_resized_images_resemble_their_originals():
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
 def test_every_recipe_names_existing_data_sets(recipe):
-    assert set(recipe.hyperparameters) <= set(SOURCES)
+    assert set(recipe.tuned) <= set(SOURCES)
 
 
 def test_kind_and_task_decide_which_recipes_fit():

@@ -8,6 +8,7 @@ from torch import nn
 
 from neurona_training.architectures.convolutional import LeNet5, Subsampling
 from neurona_training.architectures.input_layers import Normalise
+from neurona_training.architectures.network_options import NetworkOptions
 from neurona_training.architectures.recurrent import Recurrent
 from neurona_training.data.sources import digits
 from neurona_training.errors import ExportError
@@ -56,7 +57,7 @@ def test_a_recurrent_layer_is_named(monkeypatch):
         return node
 
     monkeypatch.setattr(Recurrent, "for_export", wrong_export)
-    message = _failure(recipe.network(data), data)
+    message = _failure(recipe.network(data, NetworkOptions()), data)
     assert "the first layer that differs is 'recurrent' (Recurrent; " in message
 
 

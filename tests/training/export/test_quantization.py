@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from neurona_protos import metadata
+from neurona_training.architectures.network_options import NetworkOptions
 from neurona_training.cli.main import main
 from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.sources import digits
@@ -27,7 +28,7 @@ def data():
 @pytest.fixture(scope="module")
 def model(data):
     torch.manual_seed(0)
-    network = RECIPES["lenet5"].network(data).eval()
+    network = RECIPES["lenet5"].network(data, NetworkOptions()).eval()
     return export(network, data, model_metadata(data, "a test", evaluate(network, data), {}))
 
 
@@ -94,7 +95,7 @@ def test_scaling_stays_in_float32():
     features = Input("features", ("batch", "feature"), "three amounts", "EUR")
     data = Dataset("sums", "made here", *parts, input=features, values=(Value("sum", "EUR"),))
     torch.manual_seed(0)
-    network = RECIPES["mlp"].network(data).eval()
+    network = RECIPES["mlp"].network(data, NetworkOptions()).eval()
     model = export(network, data, model_metadata(data, "a test", evaluate(network, data), {}))
     smaller, _ = quantization.make_variant("float16", model, data)
     outputs, expected = quantization.run_model(smaller, data), quantization.run_model(model, data)

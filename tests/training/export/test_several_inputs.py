@@ -14,9 +14,11 @@ from neurona_training.export.onnx_export import export
 from neurona_training.learning.evaluation import predict
 from neurona_training.learning.run import Hyperparameters, Run
 from neurona_training.recipes.recipe import Recipe
+from neurona_training.recipes.settings import Settings
 
 SEQUENCE = Input("sequence", ("batch", "time", "channel"), "two readings", "volt")
 MEAN = (Value("mean", "volt"),)
+SETTINGS = Settings(Hyperparameters(epochs=40, batch_rows=10, learning_rate=3e-2))
 
 
 class MaskedMean(nn.Module):
@@ -62,11 +64,11 @@ def test_lengths_are_learned_from_exported_and_described(ragged):
     recipe = Recipe(
         name="mean",
         description="",
-        network=lambda data: MaskedMean(),
-        hyperparameters={"ragged": Hyperparameters(epochs=40, batch_rows=10, learning_rate=3e-2)},
+        network=lambda data, options: MaskedMean(),
+        tuned={"ragged": SETTINGS},
         takes=("sequences",),
     )
-    result = recipe.fit(ragged, recipe.default_hyperparameters, Run("mean", 0))
+    result = recipe.fit(ragged, SETTINGS, Run("mean", 0))
     assert result.validation_loss < 1e-3  # in units of the variance
 
     model = _export(result.network, ragged)

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,20 +112,20 @@ def test_two_processes_train_as_one_does_and_a_killed_one_restarts(tmp_path, uni
 
 def test_only_the_same_training_is_resumed(tmp_path):
     recipe = RECIPES["rnn"]
-    data, hyperparameters = recipe.load(), replace(recipe.default_hyperparameters, epochs=2)
+    data, settings = recipe.load(), recipe.tuned_settings.with_changes({"epochs": 2})
     path = tmp_path / "checkpoint.pt"
-    whole = recipe.fit(data, hyperparameters, Run("rnn", 0, path))
-    done = recipe.fit(
-        data, hyperparameters, Run("rnn", 0, path, resume=True)
-    )  # nothing is left to do
+    whole = recipe.fit(data, settings, Run("rnn", 0, path))
+    done = recipe.fit(data, settings, Run("rnn", 0, path, resume=True))  # nothing is left to do
     assert done.history == whole.history
     for changed, run in (
-        (replace(hyperparameters, batch_rows=8), Run("rnn", 0, path, resume=True)),
-        (hyperparameters, Run("rnn", 1, path, resume=True)),
+        (settings.with_changes({"batch_rows": 8}), Run("rnn", 0, path, resume=True)),
+        (settings, Run("rnn", 1, path, resume=True)),
     ):
         with pytest.raises(FitError, match="belongs to another training"):
             recipe.fit(data, changed, run)
-    faster = recipe.fit(data, replace(hyperparameters, threads=2), Run("rnn", 0, path, resume=True))
+    faster = recipe.fit(
+        data, settings.with_changes({"threads": 2}), Run("rnn", 0, path, resume=True)
+    )
     assert faster.history == whole.history
 
 

@@ -1,7 +1,5 @@
 """Networks from before backpropagation, and what the multilayer perceptron adds."""
 
-from dataclasses import replace
-
 import numpy as np
 import onnx
 import pytest
@@ -28,10 +26,8 @@ from neurona_training.recipes.classic import WEIGHTS
 def _fit(name, data=None, **changed):
     recipe = RECIPES[name]
     loaded = recipe.load(data)
-    hyperparameters = replace(
-        recipe.hyperparameters.get(loaded.name, recipe.default_hyperparameters), **changed
-    )
-    return recipe.fit(loaded, hyperparameters, Run(name, 0)), loaded
+    settings = recipe.settings(loaded, loaded.name).with_changes(changed)
+    return recipe.fit(loaded, settings, Run(name, 0)), loaded
 
 
 TRUE_FOR = {
@@ -110,7 +106,7 @@ def test_a_unit_fires_at_and_above_its_threshold():
 def test_the_perceptron_converges_if_a_plane_separates_the_classes():
     result, data = _fit("perceptron")
     assert result.history[-1].loss == 0  # a whole epoch without a mistake
-    assert len(result.history) < RECIPES["perceptron"].default_hyperparameters.epochs
+    assert len(result.history) < RECIPES["perceptron"].tuned_settings.hyperparameters.epochs
     assert evaluate(result.network, data)["test_accuracy"] == 1
 
 
@@ -120,7 +116,7 @@ def test_the_perceptron_cannot_solve_xor_and_the_mlp_can(seed):
     for name in ("perceptron", "mlp"):
         recipe = RECIPES[name]
         data = recipe.load("xor")
-        result = recipe.fit(data, recipe.hyperparameters["xor"], Run(name, seed))
+        result = recipe.fit(data, recipe.tuned["xor"], Run(name, seed))
         solved[name] = evaluate(result.network, data)["test_accuracy"]
     assert solved["mlp"] == 1
     assert 0.5 <= solved["perceptron"] <= 0.75

@@ -34,7 +34,7 @@ def digits():
 @pytest.fixture(scope="module")
 def fit_result(digits):
     recipe = RECIPES["neocognitron"]
-    return recipe.fit(digits, recipe.default_hyperparameters, Run("neocognitron", 0))
+    return recipe.fit(digits, recipe.tuned_settings, Run("neocognitron", 0))
 
 
 def test_an_s_cell_responds_to_the_pattern_of_its_plane_at_any_contrast():
@@ -74,7 +74,7 @@ def test_no_weight_has_ever_had_a_gradient(fit_result):
 
 def test_small_shifts_change_fewer_predictions_than_of_the_mlp(fit_result, digits):
     mlp = RECIPES["mlp"]
-    dense = mlp.fit(digits, mlp.hyperparameters["digits"], Run("mlp", 0))
+    dense = mlp.fit(digits, mlp.tuned["digits"], Run("mlp", 0))
     stability = [
         _stability(network, digits.test) for network in (fit_result.network, dense.network)
     ]
@@ -99,7 +99,7 @@ def test_the_same_seed_learns_the_same(digits):
     few = replace(digits, train=Split(digits.train.inputs[:60], digits.train.targets[:60]))
     recipe = RECIPES["neocognitron"]
     first, again, other = (
-        recipe.fit(few, recipe.default_hyperparameters, Run("few", seed)).network.state_dict()
+        recipe.fit(few, recipe.tuned_settings, Run("few", seed)).network.state_dict()
         for seed in (1, 1, 2)
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -120,5 +120,5 @@ def test_blank_images_are_rejected(digits):
     )
     with pytest.raises(FitError, match="blank training images"):
         learn_competitively(
-            network, blank, RECIPES["neocognitron"].default_hyperparameters, Run("blank", 0)
+            network, blank, RECIPES["neocognitron"].tuned_settings.hyperparameters, Run("blank", 0)
         )

@@ -23,9 +23,9 @@ def _weights(result):
 @pytest.mark.parametrize("name", ["lenet5", "lstm", "rnn"])
 def test_the_same_seed_gives_the_same_weights(name):
     recipe = RECIPES[name]
-    data, hyperparameters = recipe.load(), replace(recipe.default_hyperparameters, epochs=2)
+    data, settings = recipe.load(), recipe.tuned_settings.with_changes({"epochs": 2})
     first, again, other = (
-        _weights(recipe.fit(data, hyperparameters, Run(name, seed))) for seed in (3, 3, 4)
+        _weights(recipe.fit(data, settings, Run(name, seed))) for seed in (3, 3, 4)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -36,15 +36,15 @@ def test_the_best_weights_on_validation_are_kept():
     data = recipe.load()
     # Validation with wrong targets: the more certain the network gets, the larger its loss.
     wrong = Split(data.validation.inputs, (data.validation.targets + 1) % 10)
-    data, hyperparameters = (
+    data, settings = (
         replace(data, validation=wrong),
-        replace(recipe.default_hyperparameters, epochs=6),
+        recipe.tuned_settings.with_changes({"epochs": 6}),
     )
-    result = recipe.fit(data, hyperparameters, Run("lstm", 0))
+    result = recipe.fit(data, settings, Run("lstm", 0))
     assert result.best_epoch < 6
     losses = [epoch.validation_loss for epoch in result.history]
     assert losses.index(min(losses)) + 1 == result.best_epoch
-    smoothing = hyperparameters.label_smoothing
+    smoothing = settings.hyperparameters.label_smoothing
     kept_loss = loss(predict(result.network, wrong), torch.from_numpy(wrong.targets), smoothing)
     assert kept_loss.item() == pytest.approx(result.validation_loss, rel=1e-5)
 
@@ -91,37 +91,33 @@ def test_training_stops_when_patience_is_exhausted():
     recipe = RECIPES["lstm"]
     data = recipe.load()
     wrong = Split(data.validation.inputs, (data.validation.targets + 1) % 10)
-    data, hyperparameters = (
+    data, settings = (
         replace(data, validation=wrong),
-        replace(recipe.default_hyperparameters, patience=2),
+        recipe.tuned_settings.with_changes({"patience": 2}),
     )
-    result = recipe.fit(data, hyperparameters, Run("lstm", 0))
-    assert len(result.history) == result.best_epoch + 2 < hyperparameters.epochs
+    result = recipe.fit(data, settings, Run("lstm", 0))
+    assert len(result.history) == result.best_epoch + 2 < settings.hyperparameters.epochs
 
 
 def test_a_loss_that_is_not_finite_ends_the_training():
     recipe = RECIPES["rnn"]
-    hyperparameters = replace(
-        recipe.default_hyperparameters,
-        optimiser="sgd",
-        learning_rate=1e30,
-        gradient_clip_norm=1e30,
-        epochs=2,
+    settings = recipe.tuned_settings.with_changes(
+        {"optimiser": "sgd", "learning_rate": 1e30, "gradient_clip_norm": 1e30, "epochs": 2}
     )
     with pytest.raises(FitError, match=r"validation loss is (nan|inf) after 2 epochs"):
-        recipe.fit(recipe.load(), hyperparameters, Run("rnn", 0))
+        recipe.fit(recipe.load(), settings, Run("rnn", 0))
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_mixed_precision_learns_in_float32_weights(half):
     """On the CPU, where the code path is the same."""
     recipe = RECIPES["lenet5"]
-    data, hyperparameters = recipe.load(), replace(recipe.default_hyperparameters, epochs=3)
+    data, settings = recipe.load(), recipe.tuned_settings.with_changes({"epochs": 3})
     torch.manual_seed(0)
     result = fit(
-        recipe.network(data),
+        recipe.network(data, settings.network),
         data,
-        hyperparameters,
+        settings.hyperparameters,
         Run("half", 0),
         Device(torch.device("cpu"), half),
     )
@@ -135,8 +131,8 @@ def test_a_gpu_is_used_and_the_network_returns_to_the_cpu():
     recipe = RECIPES["lenet5"]
     assert best_device().torch_device.type == "cuda"
     assert best_device().half_type is not None
-    data, hyperparameters = recipe.load(), replace(recipe.default_hyperparameters, epochs=5)
-    result, again = (recipe.fit(data, hyperparameters, Run("gpu", 0)) for _ in range(2))
+    data, settings = recipe.load(), recipe.tuned_settings.with_changes({"epochs": 5})
+    result, again = (recipe.fit(data, settings, Run("gpu", 0)) for _ in range(2))
     assert result.history[-1].metric > 0.9
     assert next(result.network.parameters()).device.type == "cpu"
     assert torch.equal(_weights(result), _weights(again))
@@ -144,10 +140,10 @@ def test_a_gpu_is_used_and_the_network_returns_to_the_cpu():
 
 def test_sgd_learns_too():
     recipe = RECIPES["rnn"]
-    hyperparameters = replace(
-        recipe.default_hyperparameters, optimiser="sgd", learning_rate=2e-2, epochs=15
+    settings = recipe.tuned_settings.with_changes(
+        {"optimiser": "sgd", "learning_rate": 2e-2, "epochs": 15}
     )
-    result = recipe.fit(recipe.load(), hyperparameters, Run("rnn", 0))
+    result = recipe.fit(recipe.load(), settings, Run("rnn", 0))
     assert result.validation_loss < 0.5 * result.history[0].validation_loss
 
 
@@ -178,14 +174,14 @@ def test_a_recipe_can_have_another_learner():
 
     recipe = replace(
         RECIPES["rnn"],
-        network=lambda data: Adaline(data.train.inputs.shape[1]),
+        network=lambda data, options: Adaline(data.train.inputs.shape[1]),
         learner=widrow_hoff,
     )
-    data, hyperparameters = (
+    data, settings = (
         recipe.load(),
-        replace(recipe.default_hyperparameters, epochs=20, learning_rate=1e-2),
+        recipe.tuned_settings.with_changes({"epochs": 20, "learning_rate": 1e-2}),
     )
-    result, again = (recipe.fit(data, hyperparameters, Run("adaline", 1)) for _ in range(2))
+    result, again = (recipe.fit(data, settings, Run("adaline", 1)) for _ in range(2))
     assert torch.equal(_weights(result), _weights(again))
     metrics = evaluate(result.network, data)
     assert metrics["test_rmse"] < 0.8 * metrics["persistence_rmse"]

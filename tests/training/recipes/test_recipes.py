@@ -91,7 +91,7 @@ def test_the_metadata_describes_inputs_and_provenance(trained, name, input_name,
         1
         <= int(provenance["best_epoch"])
         <= int(provenance["epochs"])
-        == RECIPES[name].default_hyperparameters.epochs
+        == RECIPES[name].settings(data, data.name).hyperparameters.epochs
     )
     assert {"torch", "exporter", "onnx", "onnxruntime", "parameters"} <= set(provenance)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,14 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from neurona_training.architectures.network_options import ACTIVATIONS
 from neurona_training.cli.pipeline import Arguments
 from neurona_training.data.catalogue import SOURCES, DataOptions
 from neurona_training.data.user.spec import UserData, is_path
+from neurona_training.errors import OptionError
 from neurona_training.recipes import RECIPES
 from neurona_training.recipes.recipe import Recipe
+from neurona_training.recipes.settings import GRADIENT_FIELDS, NETWORK_FIELDS
 
 VARIANTS = ("float16", "int8")
 _MAX_NAME_LENGTH = 128
+_FIELDS = (*GRADIENT_FIELDS, *NETWORK_FIELDS)
 _USER_DATA_FLAGS = ("target", "task", "ignore", "series", "window", "horizon", "unit")
 
 _EXAMPLES = """\
@@ -79,7 +84,7 @@ def _arguments_of_all(
     if options.data is not None or options.name is not None:
         parser.error("--all trains each recipe on its own data sets, without --data and --name")
     for recipe in RECIPES.values():
-        for data in recipe.hyperparameters:
+        for data in recipe.tuned:
             yield _make_arguments(parser, options, recipe, data)
 
 
@@ -101,6 +106,15 @@ def _make_arguments(
         name = recipe.name
     else:
         name = f"{recipe.name}-{user_data.name if user_data else data}"
+    changes = {
+        field: getattr(options, field)
+        for field in _FIELDS
+        if getattr(options, field, None) is not None
+    }
+    try:
+        recipe.check_changes(changes)
+    except OptionError as error:
+        parser.error(str(error))
     return Arguments(
         recipe=recipe.name,
         data=data,
@@ -108,9 +122,7 @@ def _make_arguments(
         options=DataOptions(options.data_dir, options.image_size),
         out=options.out,
         name=options.name or name[:_MAX_NAME_LENGTH],
-        epochs=options.epochs,
-        batch_rows=options.batch_rows,
-        learning_rate=options.learning_rate,
+        changes=changes,
         seed=options.seed,
         resume=options.resume,
         variants=tuple(dict.fromkeys(options.variant)),
@@ -150,8 +162,18 @@ def _make_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
-    command = parser.add_mutually_exclusive_group(required=True)
+    _add_command(parser.add_mutually_exclusive_group(required=True))
+    _add_run(parser)
+    _add_hyperparameters(parser.add_argument_group("learning (default: the recipe's choice)"))
+    _add_augmentation(
+        parser.add_argument_group("augmentation of training images (default: the recipe's choice)")
+    )
+    _add_network(parser.add_argument_group("network (default: the recipe's choice)"))
+    _add_user_data(parser.add_argument_group("own data"))
+    return parser
+
+
+def _add_command(command: argparse._MutuallyExclusiveGroup) -> None:
     command.add_argument(
         "recipe",
         nargs="?",
@@ -174,6 +196,10 @@ def _make_parser() -> argparse.ArgumentParser:
         metavar="MODELS",
         help="print the results of all models in this folder as a Markdown table, and exit",
     )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--data",
         type=_data,
@@ -210,9 +236,6 @@ def _make_parser() -> argparse.ArgumentParser:
         help="also write OUT/NAME-VARIANT/1/model.onnx, and measure its accuracy; repeatable",
     )
     add("--no-report", action="store_true", help="write no report")
-    _add_hyperparameters(parser.add_argument_group("hyperparameters (default: the recipe's)"))
-    _add_user_data(parser.add_argument_group("own data"))
-    return parser
 
 
 def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
@@ -225,6 +248,59 @@ def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
         help="rows between two steps of the optimiser",
     )
     add("--learning-rate", type=_positive, metavar="RATE", help="the largest of the schedule")
+    add("--optimiser", choices=("adamw", "sgd"), help="sgd with --momentum 0 is plain descent")
+    add("--momentum", type=_fraction, metavar="FRACTION", help="of sgd")
+    add("--weight-decay", type=_not_negative, metavar="RATE", help="as the optimiser defines it")
+    add("--schedule", choices=("cosine", "constant"), help="of the learning rate")
+    add(
+        "--warm-up",
+        type=_fraction,
+        metavar="FRACTION",
+        help="of all steps, in which the learning rate rises from 0",
+    )
+    add(
+        "--patience",
+        type=_at_least(1),
+        metavar="EPOCHS",
+        help="stop after so many epochs without a better validation loss",
+    )
+    add(
+        "--label-smoothing",
+        type=_fraction,
+        metavar="FRACTION",
+        help="of a target's probability, spread over all classes",
+    )
+    add("--class-weights", choices=("balanced",), help="each class has the same part in the loss")
+
+
+def _add_augmentation(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--shift", dest="pixels", type=_not_negative, metavar="PIXELS", help="the largest shift")
+    add(
+        "--rotate",
+        dest="degrees",
+        type=_not_negative,
+        metavar="DEGREES",
+        help="the largest rotation",
+    )
+
+
+def _add_network(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--units",
+        type=_unit_counts,
+        metavar="N[,N...]",
+        help="units of each hidden layer; numbers of the state of a recurrent network",
+    )
+    add("--layers", type=_at_least(1), metavar="N", help="hidden or recurrent layers")
+    add(
+        "--dropout",
+        type=_fraction,
+        metavar="FRACTION",
+        help="of a hidden layer, dropped at each step of training",
+    )
+    add("--activation", choices=ACTIVATIONS, help="of the hidden layers")
 
 
 def _add_user_data(group: argparse._ArgumentGroup) -> None:
@@ -277,11 +353,23 @@ def _at_least(smallest: int) -> Callable[[str], int]:
     return parse_integer
 
 
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return number
+def _unit_counts(text: str) -> tuple[int, ...]:
+    return tuple(_at_least(1)(part) for part in text.split(","))
+
+
+def _number(is_valid: Callable[[float], bool], expected: str) -> Callable[[str], float]:
+    def parse_number(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number) or not is_valid(number):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {expected}")
+        return number
+
+    return parse_number
+
+
+_positive = _number(lambda number: number > 0, "above 0")
+_not_negative = _number(lambda number: number >= 0, "from 0")
+_fraction = _number(lambda number: 0 <= number < 1, "from 0 to below 1")

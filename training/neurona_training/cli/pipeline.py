@@ -1,4 +1,7 @@
-"""The pipeline of one model: train, measure, export, report."""
+"""The pipeline of one model, stage by stage.
+
+load -> settings -> fit -> calibrate -> measure -> export -> variants -> report
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,15 @@ from neurona_training.data.catalogue import DataOptions
 from neurona_training.data.user.spec import LoadedUserData, UserData
 from neurona_training.errors import ExportError
 from neurona_training.export.files import write_file
-from neurona_training.learning.run import Hyperparameters, Run
+from neurona_training.learning.run import FitResult, Run
 from neurona_training.recipes.recipe import Recipe
+from neurona_training.recipes.settings import Changes, Settings
 
 if TYPE_CHECKING:  # the command line is parsed without torch
     from torch import nn
 
     from neurona_protos.prediction_pb2 import ModelMetadata
     from neurona_training.data import Dataset
-    from neurona_training.report.results import RunResults
 
 VERSION = 1  # the folder below the model's name
 
@@ -37,7 +40,7 @@ class Arguments:
         options: folder of published files, and size of images.
         out: the model repository.
         name: of the model in it.
-        epochs, batch_rows, learning_rate: None keeps the recipe's.
+        changes: settings of the user's choice, by field.
         seed: of weights, order, augmentation and dropout.
         resume: continue from the checkpoint if it exists.
         variants: smaller files to write too, "float16" or "int8".
@@ -50,13 +53,32 @@ class Arguments:
     options: DataOptions
     out: Path
     name: str
-    epochs: int | None
-    batch_rows: int | None
-    learning_rate: float | None
+    changes: Changes
     seed: int
     resume: bool
     variants: tuple[str, ...]
     report: bool
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What the stages after training work on.
+
+    Args:
+        network: takes what a caller sends.
+        data: in the caller's view.
+        settings: with which it was trained.
+        fit_result: the epochs, and the network in the training's view.
+        metrics: of the network and its yardsticks, by name.
+        metadata: what the model's file says about it.
+    """
+
+    network: nn.Module
+    data: Dataset
+    settings: Settings
+    fit_result: FitResult
+    metrics: Mapping[str, float]
+    metadata: ModelMetadata
 
 
 def model_path(arguments: Arguments) -> Path:
@@ -82,87 +104,30 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
         TrainingError: data, training, export or output failed.
         OSError: a file cannot be read.
     """
-    import torch  # takes seconds, for which --help and --list need not wait
-
-    from neurona_training.architectures.recurrent import LastState
-    from neurona_training.export.metadata import describe_scaling, model_metadata
-    from neurona_training.export.onnx_export import OPSET, export
-    from neurona_training.export.stepwise import STEP_FILE, export_stepwise
-    from neurona_training.learning import devices
-    from neurona_training.learning.evaluation import evaluate
-    from neurona_training.learning.progress_bar import status_line
-
     started = time.monotonic()
-    loaded = _load_data(recipe, arguments)
-    data = loaded.caller_view
-    hyperparameters = _choose_hyperparameters(recipe, arguments, data)
-    torch.set_num_threads(hyperparameters.threads)
-    with devices.process_group():
-        resume = arguments.resume or devices.was_restarted()
-        this_run = Run(arguments.name, arguments.seed, checkpoint, resume)
-        result = recipe.fit(loaded.training_view, hyperparameters, this_run)
-        if devices.process_rank() > 0:
-            return []
-    network = _take_caller_view(result.network, loaded)
-    metrics = evaluate(network, data)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    provenance = {
-        "recipe": recipe.name,
-        "seed": arguments.seed,
-        "epochs": hyperparameters.epochs,
-        "batch_rows": hyperparameters.batch_rows,
-        "learning_rate": hyperparameters.learning_rate,
-        "best_epoch": result.best_epoch,
-        "parameters": parameters,
-        "scaling": describe_scaling(network),
-        "opset": OPSET,
-    }
-    described = model_metadata(
-        data, f"{recipe.description}, trained on: {data.source}", metrics, provenance
-    )
-    status_line(f"{arguments.name}: exporting, and comparing ONNX Runtime with torch")
-    model = export(network, data, described)
-    write_file(model, path)
-    if isinstance(network, LastState):
-        write_file(export_stepwise(model, data), path.with_name(STEP_FILE))
-    else:
-        path.with_name(STEP_FILE).unlink(missing_ok=True)  # of an earlier network
+    loaded = load_data(recipe, arguments)
+    settings = choose_settings(recipe, arguments, loaded.training_view)
+    result = fit_network(recipe, arguments, loaded, settings, checkpoint)
+    if result is None:
+        return []
+    network = calibrate(result.network, loaded)
+    trained = measure(recipe, arguments, network, loaded, settings, result)
+    model = export_model(arguments, trained, path)
     checkpoint.unlink(missing_ok=True)
     seconds = time.monotonic() - started
-    lines = [
-        f"{arguments.name}: {_format_metrics(metrics, data)}; {parameters:,} parameters, "
-        f"{seconds:.0f} s",
-        f"{path}: ONNX opset {OPSET}, {len(model):,} bytes, ONNX Runtime agrees with torch",
-    ]
-    files = {"float32": (len(model), described)}
-    errors: list[ExportError] = []
-    for variant in arguments.variants:
-        try:
-            lines.append(_write_variant(variant, model, data, arguments, files))
-        except ExportError as error:
-            errors.append(error)
+    lines = _summary(arguments, trained, model, path, seconds)
+    files = {"float32": (len(model), trained.metadata)}
+    variant_lines, errors = write_variants(arguments, trained, model, files)
+    lines += variant_lines
     if arguments.report:
-        from neurona_training.report.results import RunResults
-
-        status_line(f"{arguments.name}: drawing the report")
-        results = RunResults(
-            name=arguments.name,
-            network=network,
-            data=data,
-            fit_result=result,
-            hyperparameters=hyperparameters,
-            metadata=described,
-            files=files,
-            seconds=seconds,
-        )
-        lines.append(_write_report(results, path.parents[1] / "report" / "report.html"))
+        lines.append(write_report(arguments, trained, files, seconds, path))
     if errors:  # raised last, when all other files have been written
         print("\n".join(lines))
         raise errors[0]
     return lines
 
 
-def _load_data(recipe: Recipe, arguments: Arguments) -> LoadedUserData:
+def load_data(recipe: Recipe, arguments: Arguments) -> LoadedUserData:
     """Loads named or own data; a named data set has one view."""
     if arguments.user_data is None:
         data = recipe.load(arguments.data, arguments.options)
@@ -174,6 +139,146 @@ def _load_data(recipe: Recipe, arguments: Arguments) -> LoadedUserData:
     return loaded
 
 
+def choose_settings(recipe: Recipe, arguments: Arguments, data: Dataset) -> Settings:
+    """Returns the recipe's settings for these data, with the user's changes."""
+    recipe.check_changes(arguments.changes, data)
+    catalogue_name = None if arguments.user_data else arguments.data
+    return recipe.settings(data, catalogue_name).with_changes(arguments.changes)
+
+
+def fit_network(
+    recipe: Recipe,
+    arguments: Arguments,
+    loaded: LoadedUserData,
+    settings: Settings,
+    checkpoint: Path,
+) -> FitResult | None:
+    """Trains the network; None in all processes of torchrun but the first."""
+    import torch  # takes seconds, for which --help and --list need not wait
+
+    from neurona_training.learning import devices
+
+    torch.set_num_threads(settings.hyperparameters.threads)
+    with devices.process_group():
+        resume = arguments.resume or devices.was_restarted()
+        this_run = Run(arguments.name, arguments.seed, checkpoint, resume)
+        result = recipe.fit(loaded.training_view, settings, this_run)
+        return result if devices.process_rank() == 0 else None
+
+
+def calibrate(network: nn.Module, loaded: LoadedUserData) -> nn.Module:
+    """Returns the network that takes what a caller sends."""
+    return _take_caller_view(network, loaded)
+
+
+def measure(
+    recipe: Recipe,
+    arguments: Arguments,
+    network: nn.Module,
+    loaded: LoadedUserData,
+    settings: Settings,
+    result: FitResult,
+) -> TrainedModel:
+    """Measures the network on the test rows, and describes it."""
+    from neurona_training.export.metadata import describe_scaling, model_metadata
+    from neurona_training.export.onnx_export import OPSET
+    from neurona_training.learning.evaluation import evaluate
+
+    data, hyperparameters = loaded.caller_view, settings.hyperparameters
+    provenance = {
+        "recipe": recipe.name,
+        "seed": arguments.seed,
+        "epochs": hyperparameters.epochs,
+        "batch_rows": hyperparameters.batch_rows,
+        "learning_rate": hyperparameters.learning_rate,
+        "best_epoch": result.best_epoch,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "scaling": describe_scaling(network),
+        "opset": OPSET,
+    }
+    metrics = evaluate(network, data)
+    described = model_metadata(
+        data, f"{recipe.description}, trained on: {data.source}", metrics, provenance
+    )
+    return TrainedModel(network, data, settings, result, metrics, described)
+
+
+def export_model(arguments: Arguments, trained: TrainedModel, path: Path) -> bytes:
+    """Writes model.onnx, and step.onnx for a recurrent network; returns the former."""
+    from neurona_training.architectures.recurrent import LastState
+    from neurona_training.export.onnx_export import export
+    from neurona_training.export.stepwise import STEP_FILE, export_stepwise
+    from neurona_training.learning.progress_bar import status_line
+
+    status_line(f"{arguments.name}: exporting, and comparing ONNX Runtime with torch")
+    model = export(trained.network, trained.data, trained.metadata)
+    write_file(model, path)
+    step_path = path.with_name(STEP_FILE)
+    if isinstance(trained.network, LastState):
+        write_file(export_stepwise(model, trained.data), step_path)
+    else:
+        step_path.unlink(missing_ok=True)  # of an earlier network
+    return model
+
+
+def write_variants(
+    arguments: Arguments,
+    trained: TrainedModel,
+    model: bytes,
+    files: dict[str, tuple[int, ModelMetadata]],
+) -> tuple[list[str], list[ExportError]]:
+    """Writes the smaller files and adds them to `files`; returns lines about them, and errors."""
+    lines: list[str] = []
+    errors: list[ExportError] = []
+    for variant in arguments.variants:
+        try:
+            lines.append(_write_variant(variant, model, trained.data, arguments, files))
+        except ExportError as error:
+            errors.append(error)
+    return lines, errors
+
+
+def write_report(
+    arguments: Arguments,
+    trained: TrainedModel,
+    files: Mapping[str, tuple[int, ModelMetadata]],
+    seconds: float,
+    path: Path,
+) -> str:
+    """Writes the page about the model; returns a line about it."""
+    from neurona_training.learning.progress_bar import status_line
+    from neurona_training.report.page import render_page
+    from neurona_training.report.results import RunResults
+
+    status_line(f"{arguments.name}: drawing the report")
+    results = RunResults(
+        name=arguments.name,
+        network=trained.network,
+        data=trained.data,
+        fit_result=trained.fit_result,
+        hyperparameters=trained.settings.hyperparameters,
+        metadata=trained.metadata,
+        files=files,
+        seconds=seconds,
+    )
+    page = path.parents[1] / "report" / "report.html"
+    write_file(render_page(results).encode(), page)
+    return f"{page}: report with charts"
+
+
+def _summary(
+    arguments: Arguments, trained: TrainedModel, model: bytes, path: Path, seconds: float
+) -> list[str]:
+    provenance = trained.metadata.provenance
+    metrics = _format_metrics(trained.metrics, trained.data)
+    return [
+        f"{arguments.name}: {metrics}; {int(provenance['parameters']):,} parameters, "
+        f"{seconds:.0f} s",
+        f"{path}: ONNX opset {provenance['opset']}, {len(model):,} bytes, ONNX Runtime agrees "
+        "with torch",
+    ]
+
+
 def _take_caller_view(network: nn.Module, loaded: LoadedUserData) -> nn.Module:
     """Puts the encoding of text columns before the network, if the data have some."""
     if not loaded.category_counts:
@@ -181,21 +286,6 @@ def _take_caller_view(network: nn.Module, loaded: LoadedUserData) -> nn.Module:
     from neurona_training.architectures.input_layers import OneHot
 
     return OneHot(network, loaded.category_counts)
-
-
-def _choose_hyperparameters(recipe: Recipe, arguments: Arguments, data: Dataset) -> Hyperparameters:
-    """The recipe's for these data, with those of the command line."""
-    named = None if arguments.user_data else recipe.hyperparameters.get(data.name)
-    hyperparameters = named or recipe.default_hyperparameters
-    if named is None and data.kind != "images":
-        # The default data may be pictures; other data have no pixels to shift and rotate.
-        hyperparameters = dataclasses.replace(hyperparameters, augmentation=None)
-    return dataclasses.replace(
-        hyperparameters,
-        epochs=arguments.epochs or hyperparameters.epochs,
-        batch_rows=arguments.batch_rows or hyperparameters.batch_rows,
-        learning_rate=arguments.learning_rate or hyperparameters.learning_rate,
-    )
 
 
 def _write_variant(
@@ -215,13 +305,6 @@ def _write_variant(
     files[variant] = (len(smaller), described)
     metrics = {name: described.figures[name] for name in TEST_METRICS if name in described.figures}
     return f"{path}: {variant}, {len(smaller):,} bytes, {_format_metrics(metrics, data)}"
-
-
-def _write_report(results: RunResults, path: Path) -> str:
-    from neurona_training.report.page import render_page
-
-    write_file(render_page(results).encode(), path)
-    return f"{path}: report with charts"
 
 
 def _format_metrics(metrics: Mapping[str, float], data: Dataset) -> str:

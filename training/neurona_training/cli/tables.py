@@ -19,7 +19,7 @@ def listing() -> list[str]:
     for recipe in RECIPES.values():
         recipes += [
             (recipe.name, recipe.description),
-            ("", ", ".join(recipe.hyperparameters)),
+            ("", ", ".join(recipe.tuned)),
         ]
     sources = [("DATA", "or the path of own data, see --help")]
     sources += [(source.name, source.description) for source in SOURCES.values()]

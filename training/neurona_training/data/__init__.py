@@ -17,7 +17,7 @@ To add a named data set:
    downloaded once and verified. sources/mnist.py is an example with published files,
    sources/digits.py with data that a package brings, sources/sunspots.py a regression in time.
 2. Add a line to `SOURCES` in catalogue.py: "module:function".
-3. Every recipe for this kind of data can now be trained on it; give a recipe hyperparameters
+3. Every recipe for this kind of data can now be trained on it; give a recipe `tuned` settings
    for it under its name (recipes/__init__.py).
 
 More than one input: `Split.lengths` for sequences that are padded at their end, and
@@ -112,6 +112,9 @@ class Input:
             batch axis alone, its one name. Files that callers send name them so.
         window: how many successive steps each sequence has, if that is what a caller sends.
         decimal_mark: of the numbers in the file, "." or ","; empty if it does not say.
+        allow_nan: whether a missing value is taken, which the network fills in itself: NaN, or
+            an empty string.
+        sample_rate: of sound: samples a second; 0 for anything else.
     """
 
     name: str
@@ -122,6 +125,8 @@ class Input:
     columns: tuple[str, ...] = ()
     window: int = 0
     decimal_mark: str = ""
+    allow_nan: bool = False
+    sample_rate: int = 0
 
 
 LENGTHS = Input(

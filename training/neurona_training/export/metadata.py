@@ -20,7 +20,7 @@ from neurona_training.architectures.input_layers import (
     Normalise,
     StandardiseColumns,
 )
-from neurona_training.data import Dataset, Value
+from neurona_training.data import LENGTHS, Dataset, Input, Value
 
 PROBABILITIES = "probabilities"  # the output of a classification, (rows, classes)
 VALUE = "value"  # the output of a regression, (rows, values)
@@ -66,18 +66,7 @@ def model_metadata(
     return ModelMetadata(
         task=TASK_CLASSIFICATION if data.is_classification else TASK_REGRESSION,
         description=description,
-        inputs=[
-            InputDescription(
-                name=described.name,
-                description=described.description,
-                unit=described.unit,
-                columns=described.columns,
-                categories=described.categories,
-                window=described.window,
-                decimal_mark=described.decimal_mark,
-            )
-            for described in data.inputs
-        ],
+        inputs=[_describe_input(described, data) for described in data.inputs],
         answer=output_name(data),
         labels=data.labels,
         values=[
@@ -86,6 +75,27 @@ def model_metadata(
         ],
         figures=figures,
         provenance={name: str(value) for name, value in entries.items()},
+    )
+
+
+def _describe_input(described: Input, data: Dataset) -> InputDescription:
+    """What a caller sends for an input, and which values the network takes."""
+    is_lengths = described.name == LENGTHS.name
+    return InputDescription(
+        name=described.name,
+        description=described.description,
+        unit=described.unit,
+        columns=described.columns,
+        categories=described.categories,
+        window=described.window,
+        decimal_mark=described.decimal_mark,
+        finite=not (described.categories or is_lengths),
+        allow_nan=described.allow_nan,
+        lengths_of=data.input.name if is_lengths else "",
+        lengths_axis=data.input.axes.index("time") if is_lengths else 0,
+        # Not of characters: those unknown have a code, and what pads a text may be any string.
+        only_categories=bool(described.categories) and described.axes == ("batch",),
+        sample_rate=described.sample_rate,
     )
 
 

@@ -204,6 +204,7 @@ def _describe_states(steps: onnx.ModelProto, states: Sequence[State]) -> None:
                 description=f"the state after the previous steps ({meaning}), the output "
                 f"{state_output} there; zeros begin a sequence",
                 unit="",
+                finite=True,
             )
         )
     described.description += "; stepwise form"

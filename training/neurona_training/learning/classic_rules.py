@@ -134,6 +134,9 @@ def _learn(
             summary = epoch_summary(history[-1], hyperparameters.epochs, data)
             progress.set_postfix_str(summary, refresh=False)
             progress.update()
+            if is_first:
+                for listener in run.listeners:
+                    listener(history[-1])
             if train_loss == 0:
                 break
     network.load_state_dict(best_weights)

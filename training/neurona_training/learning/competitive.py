@@ -68,7 +68,11 @@ def learn_competitively(
             if not planes_used:
                 raise FitError(f"data set {data.name!r} has blank training images only")
             x = torch.cat([layer(part) for part in torch.split(x, _ROWS_AT_ONCE)])
-    return _fit_readout(network, data, hyperparameters)
+    result = _fit_readout(network, data, hyperparameters)
+    if is_first:
+        for listener in run.listeners:
+            listener(result.history[-1])
+    return result
 
 
 def _learn_image(cells: SCells, x: Tensor, planes_used: int, learning_rate: float) -> int:

@@ -102,6 +102,9 @@ def fit(
                 best_weights = copy.deepcopy(network.state_dict())
             summary = epoch_summary(history[-1], hyperparameters.epochs, data)
             progress.set_postfix_str(summary, refresh=False)
+            if is_first:
+                for listener in run.listeners:
+                    listener(history[-1])
             if is_first and run.checkpoint:
                 state = Checkpoint(
                     fingerprint=fingerprint,

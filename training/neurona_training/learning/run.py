@@ -15,15 +15,25 @@ if TYPE_CHECKING:  # torch takes seconds to import, and recipes are listed witho
 
 @dataclass(frozen=True)
 class AugmentationRange:
-    """How far a training image is shifted and rotated at random, in either direction.
+    """How far a training image is changed at random, in either direction.
 
     Args:
         pixels: the largest shift along each axis, in pixels.
         degrees: the largest rotation, in degrees.
+        horizontal_flip: whether half of the images are mirrored left to right.
+        vertical_flip: whether half of the images are mirrored top to bottom.
+        scale: the largest change of size, as a fraction: 0.1 makes them 0.9 to 1.1 times as
+            large.
+        colour: the largest change of brightness and of contrast, as a fraction of the image's
+            own range.
     """
 
-    pixels: float
-    degrees: float
+    pixels: float = 0.0
+    degrees: float = 0.0
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+    scale: float = 0.0
+    colour: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,8 @@ class Hyperparameters:
         learning_rate: the largest one of the schedule.
         warm_up: fraction of all steps in which the learning rate rises from 0.
         schedule: after the warm-up: "cosine" falls to 0 along half a cosine, "constant" stays.
-        optimiser: "adamw" (Loshchilov and Hutter, 2019) or "sgd" with momentum.
-        momentum: of sgd.
+        optimiser: "adamw" (Loshchilov and Hutter, 2019), or "sgd", gradient descent.
+        momentum: of sgd; 0 is the plain descent.
         weight_decay: as the optimiser defines it.
         label_smoothing: fraction of a target's probability spread over all classes.
         gradient_clip_norm: a gradient with a larger norm is scaled down to it; recurrent
@@ -46,6 +56,8 @@ class Hyperparameters:
             never stops early.
         threads: of torch; small networks lose time to more than one.
         augmentation: of training images; None shows them unchanged.
+        class_weights: "balanced" gives each class the same part in the loss, however many rows
+            it has; None each row.
     """
 
     epochs: int
@@ -61,6 +73,7 @@ class Hyperparameters:
     patience: int | None = None
     threads: int = 1
     augmentation: AugmentationRange | None = None
+    class_weights: Literal["balanced"] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +85,15 @@ class Run:
         seed: of first weights, order of the rows, augmentation and dropout.
         checkpoint: the file that is written after every epoch; None writes none.
         resume: continue from the checkpoint if it exists.
+        listeners: each is called after every epoch, in the first process; an exception ends
+            the training.
     """
 
     name: str
     seed: int
     checkpoint: Path | None = None
     resume: bool = False
+    listeners: tuple[Callable[[Epoch], None], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ To add a network and its recipe:
 2. Add a `Recipe` to the module of its family here, with a function that builds the network for
    a data set: sizes, classes and scaling come from the data, never from a constant. Import
    torch inside the function.
-3. Give it `hyperparameters` for each data set on which it was tuned, the default first. Other
-   data sets of the right kind are trained with the default's.
+3. Give it `tuned` settings for each data set of the catalogue on which it was tuned, the
+   default first. All other data are trained with settings by kind and size (defaults.py).
 4. A new family is a new module, added to `_FAMILIES` below.
 
 A network that does not learn by gradients needs a learner of its own: see learning/__init__.py.

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from neurona_training.errors import DataError
 from neurona_training.learning.run import FitResult, Hyperparameters, Run
 from neurona_training.recipes.recipe import Recipe
+from neurona_training.recipes.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
 
+    from neurona_training.architectures.network_options import NetworkOptions
     from neurona_training.data import Dataset
 
     Neurons = Sequence[tuple[Sequence[float], float]]
@@ -33,18 +35,25 @@ WEIGHTS: dict[str, tuple[Neurons, ...]] = {
 }
 
 
-def _mcculloch_pitts(data: Dataset) -> nn.Module:
+def _mcculloch_pitts(data: Dataset, _options: NetworkOptions) -> nn.Module:
+    import torch
+
     from neurona_training.architectures.classic import Logic
 
-    if data.name not in WEIGHTS:
-        raise DataError(
-            f"recipe 'mcculloch-pitts' cannot learn data set {data.name!r} (its weights are set by "
-            f"hand for {', '.join(WEIGHTS)})"
-        )
-    return Logic(WEIGHTS[data.name])
+    inputs, targets = torch.from_numpy(data.train.inputs), data.train.targets
+    for layers in WEIGHTS.values():
+        if len(layers[0][0][0]) == inputs.shape[1]:
+            network = Logic(layers)
+            with torch.no_grad():
+                if (network(inputs).argmax(dim=1).numpy() == targets).all():
+                    return network
+    raise DataError(
+        f"recipe 'mcculloch-pitts' cannot learn data set {data.name!r} (its weights are set by "
+        f"hand for {', '.join(WEIGHTS)})"
+    )
 
 
-def _perceptron(data: Dataset) -> nn.Module:
+def _perceptron(data: Dataset, _options: NetworkOptions) -> nn.Module:
     from neurona_training.architectures.classic import Perceptron
     from neurona_training.architectures.input_layers import Features
 
@@ -55,7 +64,7 @@ def _perceptron(data: Dataset) -> nn.Module:
     return Perceptron(Features(data))
 
 
-def _adaline(data: Dataset) -> nn.Module:
+def _adaline(data: Dataset, _options: NetworkOptions) -> nn.Module:
     from neurona_training.architectures.classic import Adaline
     from neurona_training.architectures.input_layers import Denormalise, Features
 
@@ -86,7 +95,9 @@ def _widrow_hoff(
     return widrow_hoff_rule(network, data, hyperparameters, run)
 
 
-_ONE_ROW = Hyperparameters(epochs=1, batch_rows=1, learning_rate=0.0)
+_ONE_ROW = Settings(Hyperparameters(epochs=1, batch_rows=1, learning_rate=0.0))
+_ROSENBLATT = Settings(Hyperparameters(epochs=100, batch_rows=1, learning_rate=1.0))
+_WIDROW_HOFF = Settings(Hyperparameters(epochs=100, batch_rows=1, learning_rate=0.01))
 
 RECIPES = (
     Recipe(
@@ -95,8 +106,10 @@ RECIPES = (
         network=_mcculloch_pitts,
         takes=("rows",),
         tasks=("classification",),
-        hyperparameters=dict.fromkeys(("and", "or", "not", "nand", "majority", "xor"), _ONE_ROW),
+        tuned=dict.fromkeys(("and", "or", "not", "nand", "majority", "xor"), _ONE_ROW),
         learner=_by_hand,
+        defaults=lambda _: _ONE_ROW,
+        learner_options=(),
     ),
     Recipe(
         name="perceptron",
@@ -104,11 +117,10 @@ RECIPES = (
         network=_perceptron,
         takes=("rows",),
         tasks=("classification",),
-        hyperparameters={
-            "iris-setosa": Hyperparameters(epochs=100, batch_rows=1, learning_rate=1.0),
-            "xor": Hyperparameters(epochs=100, batch_rows=1, learning_rate=1.0),
-        },
+        tuned={"iris-setosa": _ROSENBLATT, "xor": _ROSENBLATT},
         learner=_rosenblatt,
+        defaults=lambda _: _ROSENBLATT,
+        learner_options=("epochs", "learning_rate"),
     ),
     Recipe(
         name="adaline",
@@ -116,7 +128,9 @@ RECIPES = (
         network=_adaline,
         takes=("rows",),
         tasks=("regression",),
-        hyperparameters={"diabetes": Hyperparameters(epochs=100, batch_rows=1, learning_rate=0.01)},
+        tuned={"diabetes": _WIDROW_HOFF},
         learner=_widrow_hoff,
+        defaults=lambda _: _WIDROW_HOFF,
+        learner_options=("epochs", "learning_rate", "schedule", "warm_up"),
     ),
 )

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 from neurona_training.errors import DataError
 from neurona_training.learning.run import AugmentationRange, FitResult, Hyperparameters, Run
 from neurona_training.recipes.recipe import Recipe
+from neurona_training.recipes.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from neurona_training.architectures.network_options import NetworkOptions
     from neurona_training.data import Dataset
 
 
-def _lenet5(data: Dataset) -> nn.Module:
+def _lenet5(data: Dataset, _options: NetworkOptions) -> nn.Module:
     from neurona_training.architectures.convolutional import LeNet5
     from neurona_training.architectures.input_layers import Normalise
 
@@ -33,7 +35,7 @@ def _lenet5(data: Dataset) -> nn.Module:
     )
 
 
-def _neocognitron(data: Dataset) -> nn.Module:
+def _neocognitron(data: Dataset, _options: NetworkOptions) -> nn.Module:
     from neurona_training.architectures.input_layers import Normalise
     from neurona_training.architectures.neocognitron import Neocognitron
 
@@ -56,6 +58,8 @@ def _compete(
     return learn_competitively(network, data, hyperparameters, run)
 
 
+_COMPETITIVE = Settings(Hyperparameters(epochs=1, batch_rows=1, learning_rate=100.0))
+
 RECIPES = (
     Recipe(
         name="neocognitron",
@@ -63,11 +67,10 @@ RECIPES = (
         network=_neocognitron,
         takes=("images",),
         tasks=("classification",),
-        hyperparameters={
-            "digits": Hyperparameters(epochs=1, batch_rows=1, learning_rate=100.0),
-            "mnist": Hyperparameters(epochs=1, batch_rows=1, learning_rate=100.0),
-        },
+        tuned={"digits": _COMPETITIVE, "mnist": _COMPETITIVE},
         learner=_compete,
+        defaults=lambda _: _COMPETITIVE,
+        learner_options=("epochs", "learning_rate"),
     ),
     Recipe(
         name="lenet5",
@@ -75,20 +78,24 @@ RECIPES = (
         network=_lenet5,
         takes=("images",),
         tasks=("classification",),
-        hyperparameters={
-            "digits": Hyperparameters(
-                epochs=50,
-                batch_rows=32,
-                learning_rate=4e-3,
-                label_smoothing=0.1,
-                augmentation=AugmentationRange(pixels=1.2, degrees=12),
+        tuned={
+            "digits": Settings(
+                Hyperparameters(
+                    epochs=50,
+                    batch_rows=32,
+                    learning_rate=4e-3,
+                    label_smoothing=0.1,
+                    augmentation=AugmentationRange(pixels=1.2, degrees=12),
+                )
             ),
-            "mnist": Hyperparameters(
-                epochs=30,
-                batch_rows=128,
-                learning_rate=4e-3,
-                label_smoothing=0.1,
-                augmentation=AugmentationRange(pixels=2.0, degrees=10),
+            "mnist": Settings(
+                Hyperparameters(
+                    epochs=30,
+                    batch_rows=128,
+                    learning_rate=4e-3,
+                    label_smoothing=0.1,
+                    augmentation=AugmentationRange(pixels=2.0, degrees=10),
+                )
             ),
         },
     ),

@@ -6,18 +6,23 @@ The references are in the modules of architectures/.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from neurona_training.learning.run import AugmentationRange, Hyperparameters
 from neurona_training.recipes.recipe import Recipe
+from neurona_training.recipes.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from neurona_training.architectures.network_options import NetworkOptions
     from neurona_training.data import Dataset
 
 
-def _resnet(blocks: tuple[int, ...], bottleneck: bool, data: Dataset) -> nn.Module:
+def _resnet(
+    blocks: tuple[int, ...], bottleneck: bool, data: Dataset, _options: NetworkOptions
+) -> nn.Module:
     from neurona_training.architectures.input_layers import Normalise
     from neurona_training.architectures.resnet import ResNet
 
@@ -31,7 +36,7 @@ def _resnet(blocks: tuple[int, ...], bottleneck: bool, data: Dataset) -> nn.Modu
     )
 
 
-def _vgg16(data: Dataset) -> nn.Module:
+def _vgg16(data: Dataset, _options: NetworkOptions) -> nn.Module:
     from neurona_training.architectures.input_layers import Normalise
     from neurona_training.architectures.vgg import VGG16
 
@@ -40,7 +45,7 @@ def _vgg16(data: Dataset) -> nn.Module:
     return VGG16(normalise, size=inputs.shape[-1], classes=len(data.labels))
 
 
-def _inception_v3(data: Dataset) -> nn.Module:
+def _inception_v3(data: Dataset, _options: NetworkOptions) -> nn.Module:
     from neurona_training.architectures.inception import InceptionV3
     from neurona_training.architectures.input_layers import Normalise
 
@@ -49,7 +54,7 @@ def _inception_v3(data: Dataset) -> nn.Module:
     return InceptionV3(normalise, size=inputs.shape[-1], classes=len(data.labels))
 
 
-def _xception(data: Dataset) -> nn.Module:
+def _xception(data: Dataset, _options: NetworkOptions) -> nn.Module:
     from neurona_training.architectures.input_layers import Normalise
     from neurona_training.architectures.xception import Xception
 
@@ -71,7 +76,7 @@ RECIPES = (
         takes=("images",),
         tasks=("classification",),
         # A smaller rate: there is no normalisation between its layers.
-        hyperparameters={"digits": replace(_DIGITS, learning_rate=1e-4)},
+        tuned={"digits": Settings(replace(_DIGITS, learning_rate=1e-4))},
     ),
     Recipe(
         name="inception-v3",
@@ -79,34 +84,36 @@ RECIPES = (
         network=_inception_v3,
         takes=("images",),
         tasks=("classification",),
-        hyperparameters={"digits": _DIGITS},
+        tuned={"digits": Settings(_DIGITS)},
     ),
     Recipe(
         name="resnet18",
         description="ResNet-18, a residual network of 18 layers (2015)",
-        network=lambda data: _resnet((2, 2, 2, 2), bottleneck=False, data=data),
+        network=partial(_resnet, (2, 2, 2, 2), False),
         takes=("images",),
         tasks=("classification",),
-        hyperparameters={
-            "digits": _DIGITS,
-            "pneumonia": Hyperparameters(
-                epochs=10,
-                batch_rows=64,
-                learning_rate=1e-3,
-                warm_up=0.15,
-                weight_decay=0.05,
-                label_smoothing=0.1,
-                augmentation=AugmentationRange(pixels=2.0, degrees=10),
+        tuned={
+            "digits": Settings(_DIGITS),
+            "pneumonia": Settings(
+                Hyperparameters(
+                    epochs=10,
+                    batch_rows=64,
+                    learning_rate=1e-3,
+                    warm_up=0.15,
+                    weight_decay=0.05,
+                    label_smoothing=0.1,
+                    augmentation=AugmentationRange(pixels=2.0, degrees=10),
+                )
             ),
         },
     ),
     Recipe(
         name="resnet50",
         description="ResNet-50, a residual network of 50 layers (2015)",
-        network=lambda data: _resnet((3, 4, 6, 3), bottleneck=True, data=data),
+        network=partial(_resnet, (3, 4, 6, 3), True),
         takes=("images",),
         tasks=("classification",),
-        hyperparameters={"digits": _DIGITS},
+        tuned={"digits": Settings(_DIGITS)},
     ),
     Recipe(
         name="xception",
@@ -114,6 +121,6 @@ RECIPES = (
         network=_xception,
         takes=("images",),
         tasks=("classification",),
-        hyperparameters={"digits": _DIGITS},
+        tuned={"digits": Settings(_DIGITS)},
     ),
 )

@@ -7,13 +7,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from neurona_training.data.catalogue import DataOptions, load
-from neurona_training.errors import DataError
+from neurona_training.errors import DataError, OptionError
 from neurona_training.learning.run import FitResult, Hyperparameters, Learner, Run
+from neurona_training.recipes.defaults import settings_by_kind
+from neurona_training.recipes.settings import (
+    AUGMENTATION_FIELDS,
+    GRADIENT_FIELDS,
+    NETWORK_FIELDS,
+    Changes,
+    Settings,
+)
 
 if TYPE_CHECKING:  # recipes are listed without torch
     from torch import nn
 
+    from neurona_training.architectures.network_options import NetworkOptions
     from neurona_training.data import Dataset, Kind, Task
+
+
+_CLASSIFICATION_FIELDS = ("label_smoothing", "class_weights")
 
 
 def learn_by_gradient(
@@ -33,29 +45,51 @@ class Recipe:
         name: of the recipe.
         description: one line, with the year of the paper.
         network: builds the network with fresh weights for a data set.
-        hyperparameters: by data set; the first one is the default.
+        tuned: settings for data sets of the catalogue, by their name; the first one is the
+            default data set. Never used for a user's own file.
         takes: kinds of data that the network can read.
         tasks: what it can learn.
         learner: how it learns.
+        defaults: settings for every other data set, by what the data are.
+        network_options: the fields of `NetworkOptions` that the network has.
+        learner_options: the fields of `Hyperparameters` and `AugmentationRange` that the
+            learner uses.
     """
 
     name: str
     description: str
-    network: Callable[[Dataset], nn.Module]
-    hyperparameters: Mapping[str, Hyperparameters]
+    network: Callable[[Dataset, NetworkOptions], nn.Module]
+    tuned: Mapping[str, Settings]
     takes: tuple[Kind, ...]
     tasks: tuple[Task, ...] = ("classification", "regression")
     learner: Learner = learn_by_gradient
+    defaults: Callable[[Dataset], Settings] = settings_by_kind
+    network_options: tuple[str, ...] = ()
+    learner_options: tuple[str, ...] = GRADIENT_FIELDS
 
     @property
     def default_data(self) -> str:
         """Name of the default data set."""
-        return next(iter(self.hyperparameters))
+        return next(iter(self.tuned))
 
     @property
-    def default_hyperparameters(self) -> Hyperparameters:
-        """Those for the default data set, and for every data set that is not named."""
-        return self.hyperparameters[self.default_data]
+    def tuned_settings(self) -> Settings:
+        """The settings for the default data set."""
+        return self.tuned[self.default_data]
+
+    def default_settings(self, data: Dataset) -> Settings:
+        """Returns the settings for data of this kind, task and size."""
+        return self.defaults(data)
+
+    def settings(self, data: Dataset, catalogue_name: str | None) -> Settings:
+        """Returns the tuned settings of a data set of the catalogue, or those by kind.
+
+        Args:
+            data: what the network is trained on.
+            catalogue_name: of the data set; None for a user's own data.
+        """
+        named = self.tuned.get(catalogue_name) if catalogue_name else None
+        return named or self.default_settings(data)
 
     def load(self, data: str | None = None, options: DataOptions | None = None) -> Dataset:
         """Loads a data set and checks that the network can be trained on it.
@@ -88,12 +122,42 @@ class Recipe:
                 f"{' or '.join(self.tasks)})"
             )
 
-    def fit(self, data: Dataset, hyperparameters: Hyperparameters, run: Run) -> FitResult:
+    def check_changes(self, changes: Changes, data: Dataset | None = None) -> None:
+        """Checks that network, learner and data have what a user wants to set.
+
+        Args:
+            changes: by field.
+            data: None checks what can be checked without them.
+
+        Raises:
+            OptionError: with the options that there are, or the data for which they are.
+        """
+        available = (*self.learner_options, *self.network_options)
+        for name, value in changes.items():
+            if name not in available:
+                kind = "network" if name in NETWORK_FIELDS else "learner"
+                raise OptionError(
+                    f"recipe {self.name!r} has no option {name!r} of its {kind} "
+                    f"(expected {', '.join(available) or 'none'})"
+                )
+            if data is None or not value:
+                continue
+            if name in AUGMENTATION_FIELDS and data.kind != "images":
+                raise OptionError(
+                    f"data set {data.name!r} has {data.kind} (option {name!r} is for images)"
+                )
+            if name in _CLASSIFICATION_FIELDS and not data.is_classification:
+                raise OptionError(
+                    f"data set {data.name!r} is for regression (option {name!r} is for "
+                    "classification)"
+                )
+
+    def fit(self, data: Dataset, settings: Settings, run: Run) -> FitResult:
         """Builds a network and trains it; the same seed gives the same weights on a machine.
 
         Args:
             data: training and validation rows are used.
-            hyperparameters: of the learner.
+            settings: of network and learner.
             run: name, seed and checkpoint.
 
         Raises:
@@ -103,4 +167,5 @@ class Recipe:
         import torch
 
         torch.manual_seed(run.seed)  # for the first weights
-        return self.learner(self.network(data), data, hyperparameters, run)
+        network = self.network(data, settings.network)
+        return self.learner(network, data, settings.hyperparameters, run)

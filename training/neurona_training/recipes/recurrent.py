@@ -5,12 +5,13 @@ For a data set whose rows have lengths the network has a second input, `sequence
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from neurona_training.architectures.network_options import NetworkOptions
 from neurona_training.learning.run import AugmentationRange, Hyperparameters
 from neurona_training.recipes.recipe import Recipe
+from neurona_training.recipes.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,31 +20,11 @@ if TYPE_CHECKING:
     from neurona_training.data import Dataset
 
 
-@dataclass(frozen=True)
-class _Size:
-    """Size of the network for a data set.
-
-    hidden: numbers in the state.
-    dropout: fraction of them that is dropped before the output layer.
-    counts: whether the data are a series of counts, of which the next is predicted.
-    """
-
-    hidden: int = 64
-    dropout: float = 0.0
-    counts: bool = False
-
-
-_SIZES = {
-    "sunspots": _Size(hidden=16),
-    "monthly-sunspots": _Size(hidden=16, dropout=0.2, counts=True),
-    "vowels": _Size(hidden=64, dropout=0.5),
-    "names": _Size(hidden=128, dropout=0.5),
-    "spoken-digits": _Size(hidden=96, dropout=0.3),
-}
+_UNITS = 64  # numbers in the state
 _CHARACTER_SIZE = 32  # of the vector that represents a character
 
 
-def _network(cell: Cell, data: Dataset) -> nn.Module:
+def _network(cell: Cell, data: Dataset, options: NetworkOptions) -> nn.Module:
     import numpy as np
     from torch import nn
 
@@ -57,21 +38,22 @@ def _network(cell: Cell, data: Dataset) -> nn.Module:
     from neurona_training.data.sources.spoken_digits import RATE
 
     inputs, lengths = data.train.inputs, data.train.lengths
-    size = _SIZES.get(data.name, _Size())
+    (units,) = options.hidden_units((_UNITS,))
+    dropout = options.dropout or 0.0
 
     def last_state(step_encoder: nn.Module, features: int) -> LastState:
         return LastState(
             step_encoder,
             cell,
             features=features,
-            hidden=size.hidden,
+            hidden=units,
             outputs=len(data.labels) or len(data.values),
             denormalise=None if data.is_classification else Denormalise(data.train.targets),
-            dropout=size.dropout,
+            dropout=dropout,
         )
 
-    if size.counts:
-        return NextCount(cell, data.train, hidden=size.hidden, dropout=size.dropout)
+    if options.forecast == "count":
+        return NextCount(cell, data.train, hidden=units, dropout=dropout)
     if data.input.categories:
         # One more, for characters unknown in training: zeros, and never learned.
         unknown = len(data.input.categories)
@@ -86,18 +68,30 @@ def _network(cell: Cell, data: Dataset) -> nn.Module:
     return last_state(StandardiseColumns(inputs[is_step]), inputs.shape[2])
 
 
-_VOWELS = Hyperparameters(
-    epochs=40, batch_rows=16, learning_rate=6e-3, weight_decay=1e-2, label_smoothing=0.1
+_VOWELS = Settings(
+    Hyperparameters(
+        epochs=40, batch_rows=16, learning_rate=6e-3, weight_decay=1e-2, label_smoothing=0.1
+    ),
+    NetworkOptions(units=(64,), dropout=0.5),
 )
-_NAMES = Hyperparameters(epochs=12, batch_rows=64, learning_rate=3e-3, weight_decay=1e-2)
-_SPOKEN_DIGITS = Hyperparameters(
-    epochs=20, batch_rows=32, learning_rate=3e-3, weight_decay=1e-2, label_smoothing=0.1
+_NAMES = Settings(
+    Hyperparameters(epochs=12, batch_rows=64, learning_rate=3e-3, weight_decay=1e-2),
+    NetworkOptions(units=(128,), dropout=0.5),
 )
-_MONTHLY_SUNSPOTS = Hyperparameters(
-    epochs=60, batch_rows=128, learning_rate=1e-2, weight_decay=1e-2
+_SPOKEN_DIGITS = Settings(
+    Hyperparameters(
+        epochs=20, batch_rows=32, learning_rate=3e-3, weight_decay=1e-2, label_smoothing=0.1
+    ),
+    NetworkOptions(units=(96,), dropout=0.3),
+)
+_MONTHLY_SUNSPOTS = Settings(
+    Hyperparameters(epochs=60, batch_rows=128, learning_rate=1e-2, weight_decay=1e-2),
+    NetworkOptions(units=(16,), dropout=0.2, forecast="count"),
 )
 # The same for every cell, because their memory is compared (studies/long_memory.py).
-_ADDING = Hyperparameters(epochs=10, batch_rows=100, learning_rate=5e-3, gradient_clip_norm=1.0)
+_ADDING = Settings(
+    Hyperparameters(epochs=10, batch_rows=100, learning_rate=5e-3, gradient_clip_norm=1.0)
+)
 _SHARED = {
     "vowels": _VOWELS,
     "names": _NAMES,
@@ -105,45 +99,52 @@ _SHARED = {
     "monthly-sunspots": _MONTHLY_SUNSPOTS,
     "adding": _ADDING,
 }
+_NETWORK_OPTIONS = ("units", "dropout", "initialisation", "forecast")
 
 RECIPES = (
     Recipe(
         name="rnn",
         description="plain recurrent network (1990)",
-        network=lambda data: _network("rnn", data),
+        network=partial(_network, "rnn"),
         takes=("sequences",),
-        hyperparameters={
-            "sunspots": Hyperparameters(
-                epochs=200, batch_rows=16, learning_rate=3e-3, weight_decay=1e-2
+        tuned={
+            "sunspots": Settings(
+                Hyperparameters(epochs=200, batch_rows=16, learning_rate=3e-3, weight_decay=1e-2),
+                NetworkOptions(units=(16,)),
             ),
             **_SHARED,
             # Slower to learn than the networks with gates.
-            "monthly-sunspots": dataclasses.replace(
-                _MONTHLY_SUNSPOTS, epochs=100, learning_rate=3e-3
+            "monthly-sunspots": _MONTHLY_SUNSPOTS.with_changes(
+                {"epochs": 100, "learning_rate": 3e-3}
             ),
         },
+        network_options=_NETWORK_OPTIONS,
     ),
     Recipe(
         name="gru",
         description="GRU, a recurrent network with two gates (2014)",
-        network=lambda data: _network("gru", data),
+        network=partial(_network, "gru"),
         takes=("sequences",),
-        hyperparameters=_SHARED,
+        tuned=_SHARED,
+        network_options=_NETWORK_OPTIONS,
     ),
     Recipe(
         name="lstm",
         description="LSTM, a recurrent network with a long memory (1997)",
-        network=lambda data: _network("lstm", data),
+        network=partial(_network, "lstm"),
         takes=("sequences",),
-        hyperparameters={
-            "digit-rows": Hyperparameters(
-                epochs=80,
-                batch_rows=32,
-                learning_rate=5e-3,
-                label_smoothing=0.1,
-                augmentation=AugmentationRange(pixels=0.7, degrees=12),
+        tuned={
+            "digit-rows": Settings(
+                Hyperparameters(
+                    epochs=80,
+                    batch_rows=32,
+                    learning_rate=5e-3,
+                    label_smoothing=0.1,
+                    augmentation=AugmentationRange(pixels=0.7, degrees=12),
+                )
             ),
             **_SHARED,
         },
+        network_options=_NETWORK_OPTIONS,
     ),
 )

@@ -11,7 +11,6 @@ adding` trains, exports and measures one of them alone.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
 import sys
 from collections.abc import Mapping, Sequence
@@ -71,12 +70,11 @@ def compare(data: Dataset, epochs: int | None, seed: int) -> tuple[Curves, Mappi
     curves, test_errors = {}, {}
     for name in NAMES:
         recipe = RECIPES[name]
-        hyperparameters = recipe.hyperparameters[DATA]
-        hyperparameters = dataclasses.replace(
-            hyperparameters, epochs=epochs or hyperparameters.epochs
-        )
-        torch.set_num_threads(hyperparameters.threads)
-        result = recipe.fit(data, hyperparameters, Run(f"{name}-{DATA}", seed))
+        settings = recipe.settings(data, DATA)
+        if epochs:
+            settings = settings.with_changes({"epochs": epochs})
+        torch.set_num_threads(settings.hyperparameters.threads)
+        result = recipe.fit(data, settings, Run(f"{name}-{DATA}", seed))
         curves[name] = [epoch.metric**2 for epoch in result.history]
         outputs = predict(result.network, data.test).numpy()
         test_errors[name] = rmse(outputs, data.test.targets) ** 2

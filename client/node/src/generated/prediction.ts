@@ -497,6 +497,25 @@ export interface InputDescription {
    * decides what "1,234" is where a table to be predicted does not; empty if it did not say.
    */
   decimalMark: string;
+  /**
+   * Numbers: whether all must be finite, as those were that the model was trained on. A request with
+   * an infinity, or with NaN unless `allow_nan` is set, ends with INVALID_ARGUMENT.
+   */
+  finite: boolean;
+  /** Whether a missing value is taken, which the model fills in itself: NaN, or an empty string. */
+  allowNan: boolean;
+  /**
+   * Lengths of sequences: the input whose steps are counted, and the axis, from 0, along which they
+   * follow each other. A request with a length below 1, or above the size of that axis, ends with
+   * INVALID_ARGUMENT. Empty if the input holds no lengths.
+   */
+  lengthsOf: string;
+  /** See `lengths_of`. */
+  lengthsAxis: number;
+  /** Strings: whether a request with one that is not in `categories` ends with INVALID_ARGUMENT. */
+  onlyCategories: boolean;
+  /** Sound: how many successive samples a second has; 0 if the input is no sound. */
+  sampleRate: number;
 }
 
 /** A value of a regression. */
@@ -3189,7 +3208,21 @@ export const ModelMetadata_ProvenanceEntry: MessageFns<ModelMetadata_ProvenanceE
 };
 
 function createBaseInputDescription(): InputDescription {
-  return { name: "", description: "", unit: "", columns: [], categories: [], window: 0, decimalMark: "" };
+  return {
+    name: "",
+    description: "",
+    unit: "",
+    columns: [],
+    categories: [],
+    window: 0,
+    decimalMark: "",
+    finite: false,
+    allowNan: false,
+    lengthsOf: "",
+    lengthsAxis: 0,
+    onlyCategories: false,
+    sampleRate: 0,
+  };
 }
 
 export const InputDescription: MessageFns<InputDescription> = {
@@ -3214,6 +3247,24 @@ export const InputDescription: MessageFns<InputDescription> = {
     }
     if (message.decimalMark !== "") {
       writer.uint32(58).string(message.decimalMark);
+    }
+    if (message.finite !== false) {
+      writer.uint32(64).bool(message.finite);
+    }
+    if (message.allowNan !== false) {
+      writer.uint32(72).bool(message.allowNan);
+    }
+    if (message.lengthsOf !== "") {
+      writer.uint32(82).string(message.lengthsOf);
+    }
+    if (message.lengthsAxis !== 0) {
+      writer.uint32(88).uint32(message.lengthsAxis);
+    }
+    if (message.onlyCategories !== false) {
+      writer.uint32(96).bool(message.onlyCategories);
+    }
+    if (message.sampleRate !== 0) {
+      writer.uint32(104).uint32(message.sampleRate);
     }
     return writer;
   },
@@ -3287,6 +3338,54 @@ export const InputDescription: MessageFns<InputDescription> = {
             message.decimalMark = reader.string();
             continue;
           }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.finite = reader.bool();
+            continue;
+          }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.allowNan = reader.bool();
+            continue;
+          }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.lengthsOf = reader.string();
+            continue;
+          }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.lengthsAxis = reader.uint32();
+            continue;
+          }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.onlyCategories = reader.bool();
+            continue;
+          }
+          case 13: {
+            if (tag !== 104) {
+              break;
+            }
+
+            message.sampleRate = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3311,6 +3410,12 @@ export const InputDescription: MessageFns<InputDescription> = {
     message.categories = object.categories?.map((e) => e) || [];
     message.window = object.window ?? 0;
     message.decimalMark = object.decimalMark ?? "";
+    message.finite = object.finite ?? false;
+    message.allowNan = object.allowNan ?? false;
+    message.lengthsOf = object.lengthsOf ?? "";
+    message.lengthsAxis = object.lengthsAxis ?? 0;
+    message.onlyCategories = object.onlyCategories ?? false;
+    message.sampleRate = object.sampleRate ?? 0;
     return message;
   },
 };
@@ -3399,7 +3504,8 @@ export const ValueDescription: MessageFns<ValueDescription> = {
  *
  * Errors are gRPC statuses; the message says what was received and what was expected:
  *   NOT_FOUND           unknown model, version or label
- *   INVALID_ARGUMENT    an input has a wrong name, dtype, shape or number of bytes
+ *   INVALID_ARGUMENT    an input has a wrong name, dtype, shape or number of bytes, or values that
+ *                       the model does not take (see InputDescription)
  *   FAILED_PRECONDITION Classify on a regression model, or Regress on a classification model
  *   RESOURCE_EXHAUSTED  the model's queue is full, or the predicted wait exceeds the deadline;
  *                       the trailing metadata have `retry-after-ms`

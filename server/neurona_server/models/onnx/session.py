@@ -1,6 +1,7 @@
 """A session: one model file loaded in ONNX Runtime, and its runs."""
 
 import logging
+import re
 import time
 import weakref
 from collections import Counter
@@ -44,6 +45,9 @@ _ZIPMAP_TYPES = ("seq(map(int64,tensor(float)))", "seq(map(string,tensor(float))
 _FATAL = 4  # log_severity_level
 _SHRINK_ARENAS = "memory.enable_memory_arena_shrinkage"
 _NO_ARENA = "Did not find an arena"
+_WRONG_LENGTHS = re.compile(
+    r"Invalid value/s in sequence_lens\..*|Invalid sequence length: -?\d+\. Value must be .*"
+)
 
 
 class ArenaShrinker:
@@ -164,7 +168,8 @@ class Session:
         """Run as `run` does, with options of ONNX Runtime.
 
         Raises:
-            InvalidArgumentError: The model has recurrent nodes, and an input no values.
+            InvalidArgumentError: The model has recurrent nodes, and an input no values or
+                impossible lengths.
             UnavailableError: The session is closed.
         """
         session = self._session
@@ -178,6 +183,10 @@ class Session:
         try:
             outputs = self._run(session, inputs, options)
         except Exception as error:
+            if problem := _WRONG_LENGTHS.search(str(error)):
+                raise InvalidArgumentError(
+                    f"the model failed on the lengths of sequences: {problem[0]}"
+                ) from error
             # Raised before the run, by providers without an arena.
             if _NO_ARENA not in str(error):
                 raise

@@ -80,6 +80,8 @@ class _InputTable(_Table, frozen=True):
     axes: _AxisNames = ()
     description: _Text = ""
     unit: _Text = ""
+    allow_nan: bool | None = None
+    allow_unknown: bool | None = None
 
 
 class _OutputTable(_Table, frozen=True):
@@ -159,7 +161,13 @@ def _to_settings(folder: Path, table: ModelToml) -> ModelSettings:
         values=_values(table),
         description=table.description,
         inputs={
-            name: TensorSettings(tensor.axes, tensor.description, tensor.unit)
+            name: TensorSettings(
+                tensor.axes,
+                tensor.description,
+                tensor.unit,
+                tensor.allow_nan,
+                tensor.allow_unknown,
+            )
             for name, tensor in table.inputs.items()
         },
         outputs={name: TensorSettings(tensor.axes) for name, tensor in table.outputs.items()},

@@ -88,6 +88,11 @@ class TensorSettings:
     axes: tuple[str, ...] = ()
     description: str = ""
     unit: str = ""
+    allow_nan: bool | None = None
+    """Whether requests may have NaN; None: as the model's file says."""
+
+    allow_unknown: bool | None = None
+    """Whether requests may have strings that are no category; None: as the model's file says."""
 
 
 @dataclass(frozen=True)

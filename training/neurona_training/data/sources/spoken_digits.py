@@ -79,6 +79,7 @@ def spoken_waveforms(data_dir: Path | None = None) -> Dataset:
             description="a digit spoken in English, one channel of sound at 8,000 samples a "
             "second, each sample from -1 to 1 (16-bit samples divided by 32768)",
             unit="amplitude -1..1",
+            sample_rate=RATE,
         ),
         labels=tuple(str(digit) for digit in range(10)),
     )
