@@ -155,10 +155,21 @@ class NextCount(LastState):
         cell: kind of recurrent layer.
         train: training rows, for the scales.
         hidden: numbers of the state.
-        dropout: fraction of the last state that is dropped in training.
+        dropout: as of `LastState`.
+        layers: recurrent layers.
+        bidirectional: whether each layer reads from the end too.
     """
 
-    def __init__(self, cell: Cell, train: Split, *, hidden: int, dropout: float) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        train: Split,
+        *,
+        hidden: int,
+        dropout: float,
+        layers: int = 1,
+        bidirectional: bool = False,
+    ) -> None:
         inputs, targets = torch.from_numpy(train.inputs), torch.from_numpy(train.targets)
         changes = _root(targets) - _root(inputs)[:, -1]
         super().__init__(
@@ -169,6 +180,8 @@ class NextCount(LastState):
             outputs=1,
             denormalise=Normalise(0, float(changes.std())),
             dropout=dropout,
+            layers=layers,
+            bidirectional=bidirectional,
         )
 
     def forward(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from neurona_training.architectures.network_options import ACTIVATIONS
+from neurona_training.architectures.network_options import ACTIVATIONS, FORECASTS
 from neurona_training.cli.pipeline import Arguments
 from neurona_training.data.catalogue import SOURCES, DataOptions
 from neurona_training.data.user.spec import UserData, is_path
@@ -127,6 +127,7 @@ def _make_arguments(
         resume=options.resume,
         variants=tuple(dict.fromkeys(options.variant)),
         report=not options.no_report,
+        interval=options.interval,
     )
 
 
@@ -301,6 +302,17 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
         help="of a hidden layer, dropped at each step of training",
     )
     add("--activation", choices=ACTIVATIONS, help="of the hidden layers")
+    add(
+        "--bidirectional",
+        action="store_const",
+        const=True,
+        help="a recurrent network reads each sequence from its end too",
+    )
+    add(
+        "--forecast",
+        choices=FORECASTS,
+        help="of a series: by a linear function that the network corrects, or by the network alone",
+    )
 
 
 def _add_user_data(group: argparse._ArgumentGroup) -> None:
@@ -316,6 +328,13 @@ def _add_user_data(group: argparse._ArgumentGroup) -> None:
     add("--window", type=_at_least(1), metavar="N", help="read N values (default: 12) ...")
     add("--horizon", type=_at_least(1), metavar="K", help="... predict the next K (default: 1)")
     add("--unit", help="unit of the predicted values")
+    add(
+        "--interval",
+        type=_percentage,
+        metavar="PERCENT",
+        help="probability of the prediction interval of each value of a regression; 0 for none "
+        "(default: 90 for a series, else none)",
+    )
 
 
 def _data(text: str) -> str:
@@ -332,6 +351,16 @@ def _one_of(table: Mapping[str, object], kind: str) -> Callable[[str], str]:
         return text
 
     return parse_name
+
+
+def _percentage(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no percentage (expected 0 to below 100)")
+    return number
 
 
 def _model_name(text: str) -> str:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # the command line is parsed without torch
     from neurona_protos.prediction_pb2 import ModelMetadata
     from neurona_training.data import Dataset
 
+_SERIES_INTERVAL = 90.0  # per cent
+
 VERSION = 1  # the folder below the model's name
 
 
@@ -45,6 +47,8 @@ class Arguments:
         resume: continue from the checkpoint if it exists.
         variants: smaller files to write too, "float16" or "int8".
         report: whether to write the page about the model.
+        interval: percentage of the prediction intervals of a regression, 0 for none; None adds
+            them to the forecast of a series.
     """
 
     recipe: str
@@ -58,6 +62,7 @@ class Arguments:
     resume: bool
     variants: tuple[str, ...]
     report: bool
+    interval: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     result = fit_network(recipe, arguments, loaded, settings, checkpoint)
     if result is None:
         return []
-    network = calibrate(result.network, loaded)
+    network = calibrate(arguments, result.network, loaded)
     trained = measure(recipe, arguments, network, loaded, settings, result)
     model = export_model(arguments, trained, path)
     checkpoint.unlink(missing_ok=True)
@@ -166,9 +171,23 @@ def fit_network(
         return result if devices.process_rank() == 0 else None
 
 
-def calibrate(network: nn.Module, loaded: LoadedUserData) -> nn.Module:
-    """Returns the network that takes what a caller sends."""
-    return _take_caller_view(network, loaded)
+def calibrate(arguments: Arguments, network: nn.Module, loaded: LoadedUserData) -> nn.Module:
+    """Returns the network that takes what a caller sends, with prediction intervals."""
+    from neurona_training.learning.intervals import add_intervals
+
+    network, data = _take_caller_view(network, loaded), loaded.caller_view
+    level = _interval_level(arguments, data)
+    return add_intervals(network, data, level) if level else network
+
+
+def _interval_level(arguments: Arguments, data: Dataset) -> float:
+    """The probability of the intervals, 0..1; 0 for none."""
+    if data.is_classification:
+        return 0.0
+    percentage = arguments.interval
+    if percentage is None:
+        percentage = _SERIES_INTERVAL if data.input.window else 0.0
+    return percentage / 100
 
 
 def measure(
@@ -183,6 +202,7 @@ def measure(
     from neurona_training.export.metadata import describe_scaling, model_metadata
     from neurona_training.export.onnx_export import OPSET
     from neurona_training.learning.evaluation import evaluate
+    from neurona_training.learning.intervals import interval_bounds
 
     data, hyperparameters = loaded.caller_view, settings.hyperparameters
     provenance = {
@@ -197,24 +217,28 @@ def measure(
         "opset": OPSET,
     }
     metrics = evaluate(network, data)
+    level = _interval_level(arguments, data)
     described = model_metadata(
-        data, f"{recipe.description}, trained on: {data.source}", metrics, provenance
+        data,
+        f"{recipe.description}, trained on: {data.source}",
+        metrics,
+        provenance,
+        interval_bounds(data, level) if level else (),
     )
     return TrainedModel(network, data, settings, result, metrics, described)
 
 
 def export_model(arguments: Arguments, trained: TrainedModel, path: Path) -> bytes:
     """Writes model.onnx, and step.onnx for a recurrent network; returns the former."""
-    from neurona_training.architectures.recurrent import LastState
     from neurona_training.export.onnx_export import export
-    from neurona_training.export.stepwise import STEP_FILE, export_stepwise
+    from neurona_training.export.stepwise import STEP_FILE, export_stepwise, has_stepwise_form
     from neurona_training.learning.progress_bar import status_line
 
     status_line(f"{arguments.name}: exporting, and comparing ONNX Runtime with torch")
     model = export(trained.network, trained.data, trained.metadata)
     write_file(model, path)
     step_path = path.with_name(STEP_FILE)
-    if isinstance(trained.network, LastState):
+    if has_stepwise_form(trained.network):
         write_file(export_stepwise(model, trained.data), step_path)
     else:
         step_path.unlink(missing_ok=True)  # of an earlier network

@@ -92,7 +92,7 @@ def _to_float16(original: onnx.ModelProto) -> onnx.ModelProto:
         name for node in original.graph.node if node.name not in kept_nodes for name in node.input
     }
     for constant in original.graph.initializer:
-        if constant.name not in converted_inputs:
+        if constant.name not in converted_inputs or constant.data_type != onnx.TensorProto.FLOAT:
             continue
         # The converter would silently clip such a number.
         if np.abs(onnx.numpy_helper.to_array(constant)).max(initial=0) > _FLOAT16_MAX:
@@ -129,12 +129,22 @@ def _remove_round_trips(graph: onnx.GraphProto) -> None:
         kept, dropped = (full, source) if is_graph_output else (source, full)
         for other in graph.node:
             other.input[:] = [kept if name == dropped else name for name in other.input]
-            other.output[:] = [kept if name == dropped else name for name in other.output]
+            if is_graph_output:
+                # Else another cast may have this output: the converter makes one for each reader.
+                other.output[:] = [kept if name == dropped else name for name in other.output]
         graph.node.remove(node)
     used = {name for node in graph.node for name in node.input} | _names(graph.output)
     for node in casts:
         if node.output[0] not in used and node in graph.node:
             graph.node.remove(node)
+
+
+# Without weights that a smaller type would make smaller.
+_SCALING_OPERATORS = {
+    *("Abs", "Add", "Clip", "Concat", "Div", "Exp", "Expand", "Gather", "Log", "Max", "Mul", "Pow"),
+    *("ReduceMean", "ReduceSum", "Reshape", "Slice", "Sqrt", "Squeeze", "Sub", "Transpose"),
+    "Unsqueeze",
+}
 
 
 def _names(tensors: Iterable[onnx.ValueInfoProto]) -> set[str]:
@@ -146,18 +156,18 @@ def _scaling_nodes(graph: onnx.GraphProto) -> list[str]:
 
     A caller's numbers may be too large for float16, or have too many digits.
     """
-    nodes: list[str] = []
+    nodes: dict[str, None] = {}
     tensors = {tensor.name for tensor in graph.input}
     for node in graph.node:
-        if node.op_type in ("Sub", "Mul") and tensors & set(node.input):
-            nodes.append(node.name)
+        if node.op_type in _SCALING_OPERATORS and tensors & set(node.input):
+            nodes[node.name] = None
             tensors |= set(node.output)
     tensors = {tensor.name for tensor in graph.output}
     for node in reversed(graph.node):
-        if node.op_type in ("Add", "Mul") and tensors & set(node.output):
-            nodes.append(node.name)
+        if node.op_type in _SCALING_OPERATORS and tensors & set(node.output):
+            nodes[node.name] = None
             tensors |= set(node.input)
-    return nodes
+    return list(nodes)
 
 
 def _to_int8(original: onnx.ModelProto) -> onnx.ModelProto:

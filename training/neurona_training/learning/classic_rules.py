@@ -14,7 +14,7 @@ from neurona_training.architectures.classic import Adaline, Perceptron
 from neurona_training.data import Dataset
 from neurona_training.learning import devices
 from neurona_training.learning.evaluation import accuracy, predict, rmse
-from neurona_training.learning.gradient_descent import loss, rate_factor
+from neurona_training.learning.gradient_descent import loss, rate_factor, target_unit
 from neurona_training.learning.progress_bar import epoch_summary, progress_bar
 from neurona_training.learning.run import Epoch, FitResult, Hyperparameters, Run
 
@@ -111,7 +111,7 @@ def _learn(
 ) -> FitResult:
     """Runs the epochs and keeps the weights that do best on the validation rows."""
     targets = data.validation.targets
-    loss_unit = 1.0 if data.is_classification else float(data.train.targets.var()) or 1.0
+    unit = target_unit(data)
     generator = torch.Generator().manual_seed(run.seed)
     history: list[Epoch] = []
     best_epoch, best_loss, best_weights = 0, math.inf, copy.deepcopy(network.state_dict())
@@ -126,7 +126,7 @@ def _learn(
                 validation_loss = 1 - metric
             else:
                 metric = rmse(outputs.numpy(), targets)
-                validation_loss = metric**2 / loss_unit
+                validation_loss = loss(outputs, torch.from_numpy(targets), unit=unit).item()
             history.append(Epoch(number, train_loss, validation_loss, metric, rate))
             if validation_loss <= best_loss:  # of equal ones the later, which has seen more rows
                 best_epoch, best_loss = number, validation_loss

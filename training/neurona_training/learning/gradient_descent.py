@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from neurona_training.architectures.input_layers import column_spreads
 from neurona_training.data import Dataset
 from neurona_training.errors import FitError
 from neurona_training.learning import devices
@@ -58,8 +59,7 @@ def fit(
     network = network.to(device.torch_device)
     optimiser = _make_optimiser(network, hyperparameters)
     scaler = device.gradient_scaler()
-    # The loss of a regression in units of the targets' variance: predicting the mean has 1.
-    loss_unit = 1.0 if data.is_classification else float(data.train.targets.var()) or 1.0
+    unit = target_unit(data).to(device.torch_device)
 
     history: list[Epoch] = []
     best_epoch, best_loss, best_weights = 0, math.inf, copy.deepcopy(network.state_dict())
@@ -90,11 +90,11 @@ def fit(
                 optimiser=optimiser,
                 scaler=scaler,
                 device=device,
-                loss_unit=loss_unit,
+                unit=unit,
                 progress=progress,
             )
             validation_loss, metric = _validate(
-                network, data, loss_unit, device, hyperparameters.label_smoothing
+                network, data, unit, device, hyperparameters.label_smoothing
             )
             history.append(Epoch(number, train_loss, validation_loss, metric, rate))
             if validation_loss < best_loss:
@@ -130,7 +130,23 @@ def fit(
     return FitResult(network.to("cpu").eval(), best_epoch, best_loss, tuple(history))
 
 
-def loss(outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+def target_unit(data: Dataset) -> Tensor:
+    """The unit in which the loss of a regression is: each value's standard deviation.
+
+    So no value counts more than another because its numbers are larger, and the loss of
+    predicting the mean is 1.
+
+    Returns:
+        float32 of shape (values,); ones for a classification.
+    """
+    if data.is_classification:
+        return torch.ones(1)
+    return torch.from_numpy(column_spreads(data.train.targets).astype(np.float32))
+
+
+def loss(
+    outputs: Tensor, targets: Tensor, smoothing: float = 0.0, unit: Tensor | None = None
+) -> Tensor:
     """Mean loss over rows.
 
     Args:
@@ -138,10 +154,13 @@ def loss(outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         targets: int64 class indices of shape (rows,) for the cross-entropy; other targets,
             float of shape (rows, values), for the squared error.
         smoothing: label smoothing of the cross-entropy.
+        unit: of the squared error, (values,); None leaves values as they are.
     """
     if targets.dtype == torch.int64:
         return functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
-    return functional.mse_loss(outputs, targets)
+    if unit is None:
+        return functional.mse_loss(outputs, targets)
+    return functional.mse_loss(outputs / unit, targets / unit)
 
 
 def rate_factor(step: int, steps: int, hyperparameters: Hyperparameters) -> float:
@@ -164,7 +183,7 @@ def _train_epoch(
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     device: Device,
-    loss_unit: float,
+    unit: Tensor,
     progress: "tqdm[NoReturn]",
 ) -> tuple[float, float]:
     """Trains on every row once; returns the mean loss and the last learning rate."""
@@ -191,7 +210,7 @@ def _train_epoch(
         with device.autocast():
             outputs = network(*(array[share].to(device.torch_device) for array in batch_inputs))
         smoothing = hyperparameters.label_smoothing
-        error = loss(outputs.float(), batch_targets, smoothing) / loss_unit * weight
+        error = loss(outputs.float(), batch_targets, smoothing, unit) * weight
         scaler.scale(error).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimiser)
         nn.utils.clip_grad_norm_(network.parameters(), hyperparameters.gradient_clip_norm)
@@ -207,7 +226,7 @@ def _train_epoch(
 
 
 def _validate(
-    network: nn.Module, data: Dataset, loss_unit: float, device: Device, smoothing: float
+    network: nn.Module, data: Dataset, unit: Tensor, device: Device, smoothing: float
 ) -> tuple[float, float]:
     """Returns loss and metric (accuracy or RMSE), measured by process 0 for all.
 
@@ -218,7 +237,7 @@ def _validate(
     if devices.process_rank() == 0:
         outputs = predict(network, data.validation, device.torch_device)
         targets = data.validation.targets
-        measured[0] = loss(outputs, torch.from_numpy(targets), smoothing) / loss_unit
+        measured[0] = loss(outputs, torch.from_numpy(targets), smoothing, unit.cpu())
         measure = accuracy if data.is_classification else rmse
         measured[1] = measure(outputs.numpy(), targets)
     validation_loss, metric = devices.broadcast_in_place(measured).tolist()
