@@ -31,16 +31,20 @@ def export_network(name: str) -> bytes:
     match name:
         case "lenet5":
             row, classes = LENET5, 10
-            network = LeNet5(unit, size=28, classes=classes)
+            network = LeNet5(unit, size=(28, 28), classes=classes)
         case "lstm":
             row, classes = LSTM, 10
             network = LastState(unit, "lstm", features=16, hidden=128, outputs=classes)
         case "resnet18":
             row, classes = RESNET18, 10
-            network = ResNet(unit, size=28, classes=classes, blocks=(2, 2, 2, 2), bottleneck=False)
+            network = ResNet(
+                unit, size=(28, 28), classes=classes, blocks=(2, 2, 2, 2), bottleneck=False
+            )
         case "resnet50":
             row, classes = RESNET50, 1000
-            network = ResNet(unit, size=224, classes=classes, blocks=(3, 4, 6, 3), bottleneck=True)
+            network = ResNet(
+                unit, size=(224, 224), classes=classes, blocks=(3, 4, 6, 3), bottleneck=True
+            )
         case _:
             raise ValueError(f"unknown network {name!r}")
     _raise_variances(network)

@@ -20,8 +20,16 @@ class FitError(TrainingError):
     """Training cannot continue: the loss is not finite, or the checkpoint is of another run."""
 
 
+class WeightsError(TrainingError):
+    """Weights that cannot be read, or are not of the network that should start from them."""
+
+
 class ExportError(TrainingError):
     """The exported graph differs from the trained network, or cannot be made."""
+
+
+class TrackingError(TrainingError):
+    """A service to which a training is logged cannot be used."""
 
 
 class OutputError(TrainingError):

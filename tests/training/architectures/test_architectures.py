@@ -14,15 +14,15 @@ def _parameters(module):
 
 
 def test_lenet5_has_the_parameters_of_the_paper():
-    network = LeNet5(torch.nn.Identity(), size=8, classes=10)
+    network = LeNet5(torch.nn.Identity(), (8, 8), classes=10)
     counted = [_parameters(getattr(network, name)) for name in ("c1", "s2", "c3", "s4", "c5", "f6")]
     assert counted == [156, 12, 1516, 32, 48120, 10164]  # sum: the paper's 60,000
     assert _parameters(network) == 60_000 + 85 * 10
 
 
-@pytest.mark.parametrize("size", [8, 28, 32])
+@pytest.mark.parametrize("size", [1, 8, 28, 32, 49, 98, 200])
 def test_lenet5_takes_images_of_any_size(size):
-    network = LeNet5(torch.nn.Identity(), size=size, classes=3)
+    network = LeNet5(torch.nn.Identity(), (size, size), classes=3)
     assert network(torch.rand(2, size, size)).shape == (2, 3)
 
 

@@ -39,7 +39,7 @@ def one_thread():
 
 
 def _published(name, size, classes=1000):
-    same = {"normalise": nn.Identity(), "size": size, "classes": classes}
+    same = {"normalise": nn.Identity(), "size": (size, size), "classes": classes}
     return {
         "vgg16": lambda: VGG16(**same),
         "resnet18": lambda: ResNet(blocks=(2, 2, 2, 2), bottleneck=False, **same),
@@ -99,12 +99,22 @@ def test_small_images_are_accepted(name, size):
 
 def test_the_auxiliary_classifier_is_trained_with_the_other():
     network = _published("inception-v3, auxiliary", 8, classes=3)
-    both = network.train_logits(torch.rand(2, 8, 8))
+    both = network(torch.rand(2, 8, 8))
     assert [logits.shape for logits in both] == [(2, 3), (2, 3)]
     sum(logits.square().sum() for logits in both).backward()
     assert all(weight.grad is not None for weight in network.parameters())
-    with pytest.raises(ValueError, match="no auxiliary classifier"):
-        _published("inception-v3", 8).train_logits(torch.rand(2, 8, 8))
+    assert network.eval()(torch.rand(2, 8, 8)).shape == (2, 3)
+
+
+def test_the_recipe_trains_the_auxiliary_classifier():
+    data = _few_digits("inception-v3", 8)
+    recipe = RECIPES["inception-v3"]
+    settings = recipe.settings(data, "digits").with_changes({"epochs": 1, "batch_rows": 8})
+    torch.manual_seed(0)
+    before = recipe.network(data, settings.network)
+    after = recipe.fit(data, settings, Run("auxiliary", 0)).network
+    for name in ("auxiliary.output.weight", "auxiliary.maps.1.0.weight", "output.weight"):
+        assert not torch.equal(before.get_parameter(name), after.get_parameter(name)), name
 
 
 def test_grey_is_repeated_for_all_colours():
@@ -134,8 +144,13 @@ def test_a_gradient_step_reduces_the_loss(name):
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # its random numbers would hide the effect of a step
     images, targets = torch.from_numpy(data.train.inputs), torch.from_numpy(data.train.targets)
-    weights = list(network.parameters())
-    before = loss(network(images), targets)
+    weights = [w for n, w in network.named_parameters() if not n.startswith("auxiliary.")]
+
+    def loss_now():
+        outputs = network(images)
+        return loss(outputs[0] if isinstance(outputs, tuple) else outputs, targets)
+
+    before = loss_now()
     slopes = torch.autograd.grad(before, weights)
     assert all(slope.abs().max() > 0 for slope in slopes[::2])
     # A step along the gradient that should reduce the loss by a hundredth.
@@ -143,7 +158,7 @@ def test_a_gradient_step_reduces_the_loss(name):
     with torch.no_grad():
         for weight, slope in zip(weights, slopes, strict=True):
             weight.sub_(0.01 * before.detach() / length * slope)
-        after = loss(network(images), targets)
+        after = loss_now()
     assert 0.98 < after / before < 0.995
 
 

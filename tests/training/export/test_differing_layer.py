@@ -27,7 +27,7 @@ def _failure(network, data):
 def test_a_wrong_layer_is_named(monkeypatch, layer):
     torch.manual_seed(0)
     data = digits.digit_images()
-    network = LeNet5(Normalise.to_unit_variance(data.train.inputs), size=8, classes=10).eval()
+    network = LeNet5(Normalise.to_unit_variance(data.train.inputs), size=(8, 8), classes=10).eval()
     original, wrong_layer = Subsampling.for_export, getattr(network, layer)
 
     def wrong_export(self):

@@ -116,7 +116,7 @@ def test_the_trained_network_is_exported(fit_result, digits, ask):
 def test_blank_images_are_rejected(digits):
     blank = replace(digits, train=Split(digits.train.inputs[:5] * 0, digits.train.targets[:5]))
     network = Neocognitron(
-        torch.nn.Identity(), size=8, classes=10, planes=(2, 2), selectivity=(4, 4)
+        torch.nn.Identity(), size=(8, 8), classes=10, planes=(2, 2), selectivity=(4, 4)
     )
     with pytest.raises(FitError, match="blank training images"):
         learn_competitively(

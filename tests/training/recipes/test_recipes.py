@@ -6,6 +6,7 @@ import pytest
 
 from neurona_protos import metadata
 from neurona_protos.prediction_pb2 import TASK_CLASSIFICATION, TASK_REGRESSION
+from neurona_training.learning.evaluation import expected_calibration_error
 from neurona_training.recipes import RECIPES
 
 
@@ -25,7 +26,13 @@ def test_digits_are_recognised(trained, ask, name, least):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     assert probabilities.min() >= 0
 
+    # As sure as it is right, though it has learned smoothed labels.
+    mean_confidence = probabilities.max(axis=1).mean()
+    assert mean_confidence == pytest.approx(accuracy, abs=0.025)
+    assert expected_calibration_error(probabilities, test.targets) <= 0.03
+
     described = _read(path)
+    assert 0.3 < described.figures["temperature"] < 0.9
     assert described.task == TASK_CLASSIFICATION
     assert described.answer == "probabilities"
     assert list(described.labels) == [str(digit) for digit in range(10)]
@@ -104,10 +111,10 @@ def test_the_file_contains_no_path_of_the_training_machine(trained):
 def test_graphs_are_small(trained, operators):
     """The speed of the server depends on it."""
     assert operators(trained("lstm").read_bytes()) == [
-        *("Sub", "Mul", "Transpose", "LSTM", "Squeeze", "Gemm", "Softmax")
+        *("Sub", "Mul", "Transpose", "LSTM", "Squeeze", "Gemm", "Mul", "Softmax")
     ]
     assert operators(trained("rnn").read_bytes()) == [
         *("Sub", "Mul", "Transpose", "RNN", "Squeeze", "Gemm", "Mul", "Add")
     ]
     assert operators(trained("lenet5").read_bytes()).count("Conv") == 4
-    assert len(operators(trained("lenet5").read_bytes())) == 19
+    assert len(operators(trained("lenet5").read_bytes())) == 20

@@ -118,10 +118,10 @@ class _Page(HTMLParser):
 @pytest.mark.parametrize(
     ("name", "pictures", "words"),
     [
-        ("mlp-patients", 4, ["<well> & $fit$", "Recall", "always the most frequent class"]),
+        ("mlp-patients", 5, ["<well> & $fit$", "Recall", "always the most frequent class"]),
         ("gru-level", 5, ["persistence", "linear autoregression", "cm", "Shorter is better"]),
-        ("lenet5-digits", 5, ["The worst mistakes", "kernels of the first layer, 'c1'"]),
-        ("lstm-walks", 5, ["sequence_lens", "test rows are wrong"]),
+        ("lenet5-digits", 6, ["The worst mistakes", "kernels of the first layer, 'c1'"]),
+        ("lstm-walks", 6, ["sequence_lens", "test rows are wrong", "one population"]),
     ],
 )
 def test_the_page_is_well_formed_and_has_its_charts(models, name, pictures, words):

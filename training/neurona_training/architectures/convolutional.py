@@ -4,6 +4,7 @@ Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, Gradient-Based Learning Applied t
 Recognition, Proceedings of the IEEE 86 (1998).
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,10 +22,11 @@ _C3_CONNECTIONS = (
 class LeNet5(nn.Module):
     """LeNet-5, with the paper's 60,000 parameters up to F6.
 
-    (rows, height, width), or (rows, channels, height, width) -> logits (rows, classes); a
-    square image of any size is resized to the paper's 32 x 32. Two things differ from the
-    paper: the output is a softmax layer instead of radial basis functions, and tanh is
-    unscaled, since the weights around it can absorb the paper's 1.7159 and 2/3.
+    (rows, height, width), or (rows, channels, height, width) -> logits (rows, classes); an
+    image of any size is resized to the paper's 32 x 32, one that is not square is stretched.
+    Two things differ from the paper: the output is a softmax layer instead of radial basis
+    functions, and tanh is unscaled, since the weights around it can absorb the paper's 1.7159
+    and 2/3.
 
     Args:
         normalise: scales the pixels.
@@ -33,10 +35,12 @@ class LeNet5(nn.Module):
         channels: of the images.
     """
 
-    def __init__(self, normalise: nn.Module, size: int, classes: int, channels: int = 1) -> None:
+    def __init__(
+        self, normalise: nn.Module, size: tuple[int, int], classes: int, channels: int = 1
+    ) -> None:
         super().__init__()
         self.normalise = normalise
-        self.enlarge = nn.Upsample(scale_factor=32 / size, mode="bilinear")
+        self.enlarge = _resize_to_32(size)
         self.c1 = nn.Conv2d(channels, 6, 5)  # -> 6 maps of 28 x 28
         self.s2 = Subsampling(6)  # -> 14 x 14
         self.c3 = PartialConvolution(6, _C3_CONNECTIONS, 5)  # -> 16 maps of 10 x 10
@@ -57,6 +61,18 @@ class LeNet5(nn.Module):
         x = torch.tanh(self.f6(x))
         logits: Tensor = self.output(x)
         return logits
+
+
+def _resize_to_32(size: tuple[int, int]) -> nn.Upsample:
+    """A layer that makes 32 x 32 of images of this height and width."""
+    factors = (32 / size[0], 32 / size[1])
+    products = np.array(size) * np.array(factors, np.float32)
+    if (
+        all(int(pixels * factor) == 32 for pixels, factor in zip(size, factors, strict=True))
+        and (products.astype(np.float32) >= 32).all()
+    ):
+        return nn.Upsample(scale_factor=factors, mode="bilinear")  # two nodes less than the other
+    return nn.Upsample(size=(32, 32), mode="bilinear")  # rounding would lose a pixel
 
 
 class Subsampling(nn.Module):

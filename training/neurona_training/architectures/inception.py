@@ -16,25 +16,31 @@ from neurona_training.architectures.input_layers import (
 )
 
 _SMALL_IMAGE = 75  # pixels; of fewer the unpadded convolutions would leave nothing
+_AUXILIARY_CELLS = 17  # of the grid across; of fewer the auxiliary classifier would leave nothing
 
 
 class InceptionV3(nn.Module):
-    """Inception v3: square images -> logits (rows, classes).
+    """Inception v3: images -> logits (rows, classes).
 
     Args:
         normalise: scales the pixels.
-        size: height and width of the images in pixels, 299 in the paper. Images below 75
-            pixels keep their size in the stem, and are padded where a grid is halved.
+        size: height and width of the images in pixels, 299 in the paper. If one is below 75 they
+            keep their size in the stem, and are padded where a grid is halved.
         classes: number of outputs.
-        auxiliary: a second classifier, on the 17 x 17 grid, for training alone: its logits are
-            returned by `train_logits`, and it is not exported.
+        auxiliary: a second classifier, on the 17 x 17 grid, for training alone: it brings the
+            gradient to the lower layers, and is not exported.
     """
 
     def __init__(
-        self, normalise: nn.Module, *, size: int, classes: int, auxiliary: bool = False
+        self,
+        normalise: nn.Module,
+        *,
+        size: tuple[int, int],
+        classes: int,
+        auxiliary: bool = False,
     ) -> None:
         super().__init__()
-        small = size < _SMALL_IMAGE
+        small = min(size) < _SMALL_IMAGE
         self.colours = RgbInput(normalise)
         self.stem = _small_stem() if small else _stem()
         self.grid35 = nn.Sequential(grid35(192, 32), grid35(256, 64), grid35(288, 64))
@@ -44,29 +50,20 @@ class InceptionV3(nn.Module):
         self.grid8 = nn.Sequential(to_grid8(768, same=small), grid8(1280), grid8(2048))
         self.dropout = nn.Dropout(0.2)
         self.output = nn.Linear(2048, classes)
-        self.auxiliary = _Auxiliary(768, classes, small=small) if auxiliary else None
+        few_cells = small or min(map(_cells_of_grid17, size)) < _AUXILIARY_CELLS
+        self.auxiliary = _Auxiliary(768, classes, small=few_cells) if auxiliary else None
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the logits of the main classifier."""
-        x = self.grid8(self.grid17(self.grid35(self.stem(self.colours(images)))))
-        logits: Tensor = self.output(self.dropout(global_average_pool(x)))
-        return logits
-
-    def train_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the logits of both classifiers.
-
-        Raises:
-            ValueError: the network has no auxiliary classifier.
-        """
-        if self.auxiliary is None:
-            raise ValueError("this network has no auxiliary classifier")
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Returns the logits; in training those of both classifiers, if there are two."""
         x = self.grid17(self.grid35(self.stem(self.colours(images))))
         logits: Tensor = self.output(self.dropout(global_average_pool(self.grid8(x))))
-        return logits, self.auxiliary(x)
+        if self.training and self.auxiliary is not None:
+            return logits, self.auxiliary(x)
+        return logits
 
 
 class _Auxiliary(nn.Module):
-    """Figure 8: a classifier on the maps of the 17 x 17 grid."""
+    """Figure 8: a classifier on the maps of the 17 x 17 grid; `small` pads a smaller one."""
 
     def __init__(self, in_maps: int, classes: int, *, small: bool) -> None:
         super().__init__()
@@ -93,6 +90,13 @@ def _stem() -> nn.Sequential:
         unit(80, 192, 3, same=False),
         nn.MaxPool2d(3, 2),
     )
+
+
+def _cells_of_grid17(pixels: int) -> int:
+    """Cells across, of an image with so many pixels: 17 of 299, as the grid's name says."""
+    for size, stride in ((3, 2), (3, 1), (3, 2), (3, 1), (3, 2), (3, 2)):
+        pixels = (pixels - size) // stride + 1
+    return pixels
 
 
 def _small_stem() -> nn.Sequential:

@@ -5,6 +5,7 @@ Denormalise                         a scale for each predicted value
 ValueScale, PredictionInterval      bounds of what a regression predicts
 StandardiseColumns, Features        rows and images for fully connected networks
 OneHot                              columns of text
+Temperature                         calibrated probabilities
 RgbInput, ConvolutionUnit, global_average_pool    images for deep convolutional networks
 """
 
@@ -76,18 +77,6 @@ class Denormalise(nn.Module):
         return x * self.spread + self.mean
 
 
-class OutputLayer(nn.Module):
-    """What follows a whole network and changes its outputs alone; the inputs are the network's.
-
-    Args:
-        network: takes the inputs of a data set.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-
 class ValueScale(nn.Module):
     """The scale on which a forecast adds: the values', their square roots or their logarithms.
 
@@ -122,7 +111,7 @@ class ValueScale(nn.Module):
         return scaled.clamp(max=_LARGEST_LOG).exp()
 
 
-class PredictionInterval(OutputLayer):
+class PredictionInterval(nn.Module):
     """Adds a lower and an upper bound to each value of a regression.
 
     (rows, values) -> (rows, 3 * values): the values, all lower bounds, all upper bounds.
@@ -136,7 +125,8 @@ class PredictionInterval(OutputLayer):
     distances: Tensor
 
     def __init__(self, network: nn.Module, scale: ValueScale, distances: Tensor) -> None:
-        super().__init__(network)
+        super().__init__()
+        self.network = network
         self.scale = scale
         self.register_buffer("distances", distances)
 
@@ -221,6 +211,34 @@ class OneHot(nn.Module):
         ]
         output: Tensor = self.network(torch.cat([*numbers, *one_hot], dim=1))
         return output
+
+
+class Temperature(nn.Module):
+    """Divides the logits of a network by a temperature, so that their softmax is calibrated.
+
+    Args:
+        network: its output is logits, (rows, classes).
+        temperature: above 1 makes the probabilities less sure, below 1 surer.
+    """
+
+    factor: Tensor
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("factor", torch.tensor(1 / temperature))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Takes the network's inputs; returns logits."""
+        logits: Tensor = self.network(*inputs) * self.factor
+        return logits
+
+
+def without_wrappers(network: nn.Module) -> nn.Module:
+    """The network that was trained, without what else is in the file around it."""
+    while isinstance(network, Temperature | PredictionInterval | OneHot):
+        network = network.network
+    return network
 
 
 class RgbInput(nn.Module):

@@ -12,17 +12,19 @@ from torch.nn import functional
 
 _SATURATION = 0.5  # alpha of the paper: the input at which a C-cell has half its largest response
 _MIN_SIZE = 16  # pixels; smaller images are enlarged, or two layers would leave nothing
+_MAX_GRID = 8  # C-cells across that the readout sees; its matrices grow with the fourth power
 
 
 class Neocognitron(nn.Module):
     """S-cells find features, C-cells tolerate shifts of them: images -> logits (rows, classes).
 
-    Images are square, (rows, height, width) or (rows, channel, height, width). The last layer
-    of the paper, where each cell responds to one pattern, is a linear readout here.
+    Images are (rows, height, width) or (rows, channel, height, width). The last layer of the
+    paper, where each cell responds to one pattern, is a linear readout here; of large images it
+    reads the strongest of neighbouring C-cells, so that it sees at most 8 x 8 positions.
 
     Args:
         normalise: scales the pixels to 0 and above.
-        size: height and width of the images, in pixels.
+        size: height and width of the images, in pixels; any.
         classes: number of outputs.
         planes: number of planes of S-cells in each layer; a plane finds one feature anywhere.
         selectivity: of the S-cells in each layer: r of the paper.
@@ -32,7 +34,7 @@ class Neocognitron(nn.Module):
         self,
         normalise: nn.Module,
         *,
-        size: int,
+        size: tuple[int, int],
         classes: int,
         planes: tuple[int, ...],
         selectivity: tuple[float, ...],
@@ -40,16 +42,20 @@ class Neocognitron(nn.Module):
         super().__init__()
         self.normalise = normalise
         self.enlarge: nn.Module = nn.Identity()
-        if size < _MIN_SIZE:
-            self.enlarge = nn.Upsample((_MIN_SIZE, _MIN_SIZE), mode="bilinear")
-            size = _MIN_SIZE
+        height, width = (max(_MIN_SIZE, pixels) for pixels in size)
+        if (height, width) != tuple(size):
+            self.enlarge = nn.Upsample((height, width), mode="bilinear")
         self.layers = nn.ModuleList()
         in_maps = 1
         for count, r in zip(planes, selectivity, strict=True):
             self.layers.append(nn.Sequential(SCells(in_maps, count, 5, r), CCells(5)))
-            in_maps, size = count, (size + 1) // 2
-        self.size = size
-        self.output = nn.Linear(in_maps * size * size, classes)
+            in_maps, height, width = count, (height + 1) // 2, (width + 1) // 2
+        self.pool: nn.Module = nn.Identity()
+        if max(height, width) > _MAX_GRID:
+            block = (-(-height // _MAX_GRID), -(-width // _MAX_GRID))
+            self.pool = nn.MaxPool2d(block, ceil_mode=True)
+            height, width = -(-height // block[0]), -(-width // block[1])
+        self.output = nn.Linear(in_maps * height * width, classes)
         self.output.requires_grad_(requires_grad=False)
 
     def first_layer_input(self, images: Tensor) -> Tensor:
@@ -64,7 +70,8 @@ class Neocognitron(nn.Module):
         x = self.first_layer_input(images)
         for layer in self.layers:
             x = layer(x)
-        return x.flatten(1)
+        features: Tensor = self.pool(x).flatten(1)
+        return features
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the logits."""

@@ -21,11 +21,11 @@ from neurona_training.architectures.input_layers import (
 
 
 class ResNet(nn.Module):
-    """A residual network: square images -> logits (rows, classes).
+    """A residual network: images -> logits (rows, classes).
 
     Args:
         normalise: scales the pixels.
-        size: height and width of the images, in pixels. For images below 16 pixels the first
+        size: height and width of the images, in pixels. If one is below 16 the first
             convolution is 3 x 3 of stride 1 instead of 7 x 7 of stride 2, which would leave
             one pixel to the stages.
         classes: number of outputs.
@@ -37,7 +37,7 @@ class ResNet(nn.Module):
         self,
         normalise: nn.Module,
         *,
-        size: int,
+        size: tuple[int, int],
         classes: int,
         blocks: Sequence[int],
         bottleneck: bool,
@@ -46,7 +46,7 @@ class ResNet(nn.Module):
         self.colours = RgbInput(normalise)
         self.stem = nn.Sequential(
             ConvolutionUnit(3, 64, 3)
-            if size < SMALL_IMAGE
+            if min(size) < SMALL_IMAGE
             else ConvolutionUnit(3, 64, 7, stride=2),
             nn.MaxPool2d(3, stride=2, padding=1),
         )

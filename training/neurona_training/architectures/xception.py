@@ -17,18 +17,18 @@ _SMALL_IMAGE = 64  # pixels; smaller images keep their size in the stem
 
 
 class Xception(nn.Module):
-    """Figure 5 of the paper: square images -> logits (rows, classes).
+    """Figure 5 of the paper: images -> logits (rows, classes).
 
     Args:
         normalise: scales the pixels.
-        size: height and width of the images in pixels, 299 in the paper. For images below 64
-            pixels the first convolution has stride 1, and the stem is padded.
+        size: height and width of the images in pixels, 299 in the paper. If one is below 64 the
+            first convolution has stride 1, and the stem is padded.
         classes: number of outputs.
     """
 
-    def __init__(self, normalise: nn.Module, *, size: int, classes: int) -> None:
+    def __init__(self, normalise: nn.Module, *, size: tuple[int, int], classes: int) -> None:
         super().__init__()
-        small = size < _SMALL_IMAGE
+        small = min(size) < _SMALL_IMAGE
         self.colours = RgbInput(normalise)
         self.stem = nn.Sequential(
             ConvolutionUnit(3, 32, 3, 1 if small else 2, same=small),

@@ -16,6 +16,7 @@ from neurona_training.cli.pipeline import Arguments
 from neurona_training.data.catalogue import SOURCES, DataOptions
 from neurona_training.data.user.spec import UserData, is_path
 from neurona_training.errors import OptionError
+from neurona_training.learning.run import InitialWeights
 from neurona_training.recipes import RECIPES
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import GRADIENT_FIELDS, NETWORK_FIELDS
@@ -128,7 +129,25 @@ def _make_arguments(
         variants=tuple(dict.fromkeys(options.variant)),
         report=not options.no_report,
         interval=options.interval,
+        initial_weights=_initial_weights(parser, options),
     )
+
+
+def _initial_weights(
+    parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> InitialWeights | None:
+    if options.weights is not None and options.start is not None:
+        parser.error("--weights and --from exclude each other")
+    path = options.weights or options.start
+    if path is None:
+        if options.freeze:
+            parser.error("--freeze needs --weights FILE or --from MODEL")
+        return None
+    if options.weights is not None and path.is_dir():
+        parser.error(f"--weights: {path} is a folder (expected a file; --from takes a model)")
+    if options.start is not None and not path.is_dir():
+        parser.error(f"--from: {path} is no folder (expected OUT/NAME/1 of a trained model)")
+    return InitialWeights(path, freeze=options.freeze)
 
 
 def _make_user_data(parser: argparse.ArgumentParser, options: argparse.Namespace) -> UserData:
@@ -170,6 +189,7 @@ def _make_parser() -> argparse.ArgumentParser:
         parser.add_argument_group("augmentation of training images (default: the recipe's choice)")
     )
     _add_network(parser.add_argument_group("network (default: the recipe's choice)"))
+    _add_initial_weights(parser.add_argument_group("initial weights (default: random)"))
     _add_user_data(parser.add_argument_group("own data"))
     return parser
 
@@ -313,6 +333,25 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
         choices=FORECASTS,
         help="of a series: by a linear function that the network corrects, or by the network alone",
     )
+
+
+def _add_initial_weights(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="of torchvision or timm, for vgg16, resnet18, resnet50, inception-v3 and xception: a "
+        "state dictionary (.pth) or .safetensors; the last layer starts anew",
+    )
+    add(
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="MODEL",
+        help="folder of a model of the same recipe, OUT/NAME/1; other classes start anew",
+    )
+    add("--freeze", action="store_true", help="only the last layer learns")
 
 
 def _add_user_data(group: argparse._ArgumentGroup) -> None:

@@ -16,7 +16,7 @@ from neurona_training.data.catalogue import DataOptions
 from neurona_training.data.user.spec import LoadedUserData, UserData
 from neurona_training.errors import ExportError
 from neurona_training.export.files import write_file
-from neurona_training.learning.run import FitResult, Run
+from neurona_training.learning.run import FitResult, InitialWeights, Run
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import Changes, Settings
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the command line is parsed without torch
 
     from neurona_protos.prediction_pb2 import ModelMetadata
     from neurona_training.data import Dataset
+    from neurona_training.learning.populations import Populations
 
 _SERIES_INTERVAL = 90.0  # per cent
 
@@ -49,6 +50,7 @@ class Arguments:
         report: whether to write the page about the model.
         interval: percentage of the prediction intervals of a regression, 0 for none; None adds
             them to the forecast of a series.
+        initial_weights: that the training starts from; None starts from random ones.
     """
 
     recipe: str
@@ -63,6 +65,7 @@ class Arguments:
     variants: tuple[str, ...]
     report: bool
     interval: float | None = None
+    initial_weights: InitialWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class TrainedModel:
         fit_result: the epochs, and the network in the training's view.
         metrics: of the network and its yardsticks, by name.
         metadata: what the model's file says about it.
+        populations: how validation and test rows compare.
     """
 
     network: nn.Module
@@ -84,6 +88,7 @@ class TrainedModel:
     fit_result: FitResult
     metrics: Mapping[str, float]
     metadata: ModelMetadata
+    populations: Populations
 
 
 def model_path(arguments: Arguments) -> Path:
@@ -118,6 +123,7 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     network = calibrate(arguments, result.network, loaded)
     trained = measure(recipe, arguments, network, loaded, settings, result)
     model = export_model(arguments, trained, path)
+    write_weights(recipe, loaded, result, path)
     checkpoint.unlink(missing_ok=True)
     seconds = time.monotonic() - started
     lines = _summary(arguments, trained, model, path, seconds)
@@ -161,23 +167,34 @@ def fit_network(
     """Trains the network; None in all processes of torchrun but the first."""
     import torch  # takes seconds, for which --help and --list need not wait
 
+    import neurona_training.export.parity  # noqa: F401 - what it lacks shows before hours of work
     from neurona_training.learning import devices
 
     torch.set_num_threads(settings.hyperparameters.threads)
     with devices.process_group():
         resume = arguments.resume or devices.was_restarted()
-        this_run = Run(arguments.name, arguments.seed, checkpoint, resume)
+        this_run = Run(
+            arguments.name,
+            arguments.seed,
+            checkpoint,
+            resume,
+            initial_weights=arguments.initial_weights,
+        )
         result = recipe.fit(loaded.training_view, settings, this_run)
         return result if devices.process_rank() == 0 else None
 
 
 def calibrate(arguments: Arguments, network: nn.Module, loaded: LoadedUserData) -> nn.Module:
-    """Returns the network that takes what a caller sends, with prediction intervals."""
+    """Returns the network that takes what a caller sends, with probabilities or intervals.
+
+    A classification gives calibrated logits, a regression with intervals their bounds too.
+    """
+    from neurona_training.learning import calibration
     from neurona_training.learning.intervals import add_intervals
 
     network, data = _take_caller_view(network, loaded), loaded.caller_view
     level = _interval_level(arguments, data)
-    return add_intervals(network, data, level) if level else network
+    return add_intervals(network, data, level) if level else calibration.calibrate(network, data)[0]
 
 
 def _interval_level(arguments: Arguments, data: Dataset) -> float:
@@ -201,8 +218,10 @@ def measure(
     """Measures the network on the test rows, and describes it."""
     from neurona_training.export.metadata import describe_scaling, model_metadata
     from neurona_training.export.onnx_export import OPSET
+    from neurona_training.learning.calibration import find_temperature
     from neurona_training.learning.evaluation import evaluate
     from neurona_training.learning.intervals import interval_bounds
+    from neurona_training.learning.populations import compare_populations
 
     data, hyperparameters = loaded.caller_view, settings.hyperparameters
     provenance = {
@@ -216,8 +235,19 @@ def measure(
         "scaling": describe_scaling(network),
         "opset": OPSET,
     }
+    if arguments.initial_weights:
+        from neurona_training.learning.initial_weights import describe_weights
+
+        fresh = ", ".join(result.fresh_layers) or "none"
+        weights = describe_weights(arguments.initial_weights)
+        provenance["initial_weights"] = f"{weights}; fresh layers: {fresh}"
     metrics = evaluate(network, data)
     level = _interval_level(arguments, data)
+    if data.is_classification:
+        metrics["temperature"] = find_temperature(network)
+    populations = compare_populations(network, data)
+    if populations.tests:
+        metrics["population_p_value"] = populations.p_value
     described = model_metadata(
         data,
         f"{recipe.description}, trained on: {data.source}",
@@ -225,7 +255,7 @@ def measure(
         provenance,
         interval_bounds(data, level) if level else (),
     )
-    return TrainedModel(network, data, settings, result, metrics, described)
+    return TrainedModel(network, data, settings, result, metrics, described, populations)
 
 
 def export_model(arguments: Arguments, trained: TrainedModel, path: Path) -> bytes:
@@ -243,6 +273,14 @@ def export_model(arguments: Arguments, trained: TrainedModel, path: Path) -> byt
     else:
         step_path.unlink(missing_ok=True)  # of an earlier network
     return model
+
+
+def write_weights(recipe: Recipe, loaded: LoadedUserData, result: FitResult, path: Path) -> None:
+    """Writes the weights that another training can start from (`--from`)."""
+    from neurona_training.learning.initial_weights import WEIGHTS_FILE, weights_file
+
+    content = weights_file(result.network, recipe.name, loaded.training_view)
+    write_file(content, path.parents[1] / "report" / WEIGHTS_FILE)
 
 
 def write_variants(
@@ -284,6 +322,7 @@ def write_report(
         metadata=trained.metadata,
         files=files,
         seconds=seconds,
+        populations=trained.populations,
     )
     page = path.parents[1] / "report" / "report.html"
     write_file(render_page(results).encode(), page)
@@ -295,12 +334,15 @@ def _summary(
 ) -> list[str]:
     provenance = trained.metadata.provenance
     metrics = _format_metrics(trained.metrics, trained.data)
-    return [
+    lines = [
         f"{arguments.name}: {metrics}; {int(provenance['parameters']):,} parameters, "
         f"{seconds:.0f} s",
         f"{path}: ONNX opset {provenance['opset']}, {len(model):,} bytes, ONNX Runtime agrees "
         "with torch",
     ]
+    if trained.populations.differ:
+        lines.append(trained.populations.summary)
+    return lines
 
 
 def _take_caller_view(network: nn.Module, loaded: LoadedUserData) -> nn.Module:
@@ -337,6 +379,8 @@ def _format_metrics(metrics: Mapping[str, float], data: Dataset) -> str:
     unit = data.values[0].unit if data.values else ""
     texts = []
     for name, value in metrics.items():
+        if name in ("temperature", "population_p_value"):
+            continue  # the report explains them
         if name.endswith("rows"):
             texts.append(f"{name.replace('_', ' ')} {value:,.0f}")
         else:

@@ -87,7 +87,8 @@ def _table_row(
     baselines = [
         format_metric(metric, value, unit)
         for metric, value in sorted(figures.items())
-        if not metric.startswith(("test_", "validation_"))
+        if metric.endswith(("_accuracy", "_rmse"))
+        and not metric.startswith(("test_", "validation_", "float32_"))
     ]
     tested = [
         format_metric(metric, figures[metric], unit) for metric in TEST_METRICS if metric in figures

@@ -19,6 +19,7 @@ from neurona_training.architectures.input_layers import (
     Denormalise,
     Normalise,
     StandardiseColumns,
+    Temperature,
 )
 from neurona_training.data import LENGTHS, Dataset, Input, Value
 
@@ -127,6 +128,8 @@ def describe_scaling(network: nn.Module) -> str:
             formulas.append(f"answer * {spread} + {mean}")
         elif isinstance(module, Forecast):
             formulas.append(module.describe())
+        elif isinstance(module, Temperature):
+            formulas.append(f"logits * {_format_numbers(module.factor)}")
     return "; ".join(formulas)
 
 

@@ -30,7 +30,7 @@ from torch import nn
 
 from neurona_protos import metadata
 from neurona_protos.prediction_pb2 import InputDescription
-from neurona_training.architectures.input_layers import OutputLayer
+from neurona_training.architectures.input_layers import without_wrappers
 from neurona_training.architectures.recurrent import LastState
 from neurona_training.data import LENGTHS, Dataset
 from neurona_training.errors import ExportError
@@ -52,18 +52,9 @@ _STATE_COUNTS = {"RNN": 1, "GRU": 1, "LSTM": 2}  # by operator
 
 
 def has_stepwise_form(network: nn.Module) -> bool:
-    """Whether the state of the network's layers is all that it keeps of previous steps.
-
-    Args:
-        network: modules around it that hold it as `network` and change its outputs alone, such
-            as an interval's, do not matter.
-    """
-    while not isinstance(network, LastState):
-        inner = getattr(network, "network", None)
-        if not isinstance(inner, nn.Module) or not isinstance(network, OutputLayer):
-            return False
-        network = inner
-    return network.is_stepwise
+    """Whether the state of the network's layers is all that it keeps of previous steps."""
+    inner = without_wrappers(network)
+    return isinstance(inner, LastState) and inner.is_stepwise
 
 
 def export_stepwise(model: bytes, data: Dataset) -> bytes:

@@ -8,6 +8,8 @@ devices             GPU, mixed precision and several processes
 checkpoint          what an interrupted training resumes from
 augmentation        random shifts and rotations of training images
 evaluation          predictions and metrics
+calibration         a temperature for probabilities that are as sure as they are right
+populations         whether validation and test rows look like one population
 progress_bar        the progress bar and the status line
 
 To add a learner, for a network that does not learn by gradients: write a function in a module

@@ -16,6 +16,7 @@ import torch
 
 from neurona_training.data import Dataset
 from neurona_training.errors import FitError, OutputError
+from neurona_training.learning.initial_weights import describe_weights
 from neurona_training.learning.run import Epoch, Hyperparameters, Run
 
 State = dict[str, Any]  # the state_dict() of a module or an optimiser
@@ -48,7 +49,11 @@ def training_fingerprint(
     rows = [len(data.train), len(data.validation), len(data.test)]
     sums = [float(np.sum(array, dtype=np.float64)) for array in data.train.arrays]
     hyperparameters = dataclasses.replace(hyperparameters, threads=1)  # changes speed only
-    return f"{run.name}, {data.name} {rows} {sums}, {hyperparameters}, seed {run.seed}, {processes}"
+    start = f", {describe_weights(run.initial_weights)}" if run.initial_weights else ""
+    return (
+        f"{run.name}, {data.name} {rows} {sums}, {hyperparameters}, seed {run.seed}, "
+        f"{processes}{start}"
+    )
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:

@@ -5,6 +5,8 @@ torch is imported late: metrics are also formatted by commands that must start f
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +19,18 @@ if TYPE_CHECKING:
     from neurona_training.data import Dataset, Split
 
 # The metrics of the test rows that tables and reports show, in this order.
-TEST_METRICS = ("test_accuracy", "test_balanced_accuracy", "test_auc", "test_rmse")
+TEST_METRICS = (
+    "test_accuracy",
+    "test_balanced_accuracy",
+    "test_auc",
+    "test_ece",
+    "test_nll",
+    "test_rmse",
+)
 
+CONFIDENCE_BINS = 15  # of equal width, as in C. Guo and others (2017)
 _ROWS_AT_ONCE = 256  # per forward pass, so that memory does not grow with the data
+_MIN_PROBABILITY = 1e-12  # whose logarithm stands for that of a probability rounded to 0
 
 
 def predict(network: nn.Module, split: Split, device: torch.device | str = "cpu") -> Tensor:
@@ -51,14 +62,18 @@ def evaluate(network: nn.Module, data: Dataset) -> dict[str, float]:
     """Measures the network and the baselines on the test rows.
 
     Returns:
-        Metrics by name: those of `measure_predictions`, validation_accuracy or validation_rmse, one
-        for each baseline (majority_accuracy, or NAME_rmse), and test_rows.
+        Metrics by name: those of `measure_predictions`; validation_accuracy, validation_ece and
+        validation_nll, or validation_rmse; one for each baseline (majority_accuracy, or
+        NAME_rmse); and test_rows.
     """
     outputs = predict(network, data.test).numpy()
     metrics = measure_predictions(softmax(outputs) if data.is_classification else outputs, data)
     validated = predict(network, data.validation).numpy()
     if data.is_classification:
-        metrics["validation_accuracy"] = accuracy(validated, data.validation.targets)
+        targets, probabilities = data.validation.targets, softmax(validated)
+        metrics["validation_accuracy"] = accuracy(validated, targets)
+        metrics["validation_ece"] = expected_calibration_error(probabilities, targets)
+        metrics["validation_nll"] = negative_log_likelihood(probabilities, targets)
         most_frequent = np.bincount(data.train.targets).argmax()
         metrics["majority_accuracy"] = float(np.mean(data.test.targets == most_frequent))
     else:
@@ -80,8 +95,8 @@ def measure_predictions(predictions: NDArray[Any], data: Dataset) -> dict[str, f
     Returns:
         test_rmse of a regression, and with bounds interval_coverage, the fraction of the true
         values that are within them, and interval_width, their mean distance. Of a
-        classification: test_accuracy, test_balanced_accuracy if the largest class has more than
-        twice the rows of the smallest, and test_auc if every class has a row.
+        classification: test_accuracy, test_ece, test_nll, test_balanced_accuracy if the largest
+        class has more than twice the rows of the smallest, and test_auc if every class has a row.
     """
     targets = data.test.targets
     if not data.is_classification:
@@ -92,6 +107,8 @@ def measure_predictions(predictions: NDArray[Any], data: Dataset) -> dict[str, f
         metrics["test_balanced_accuracy"] = balanced_accuracy(predictions, targets)
     if counts.all():  # undefined without a row of a class
         metrics["test_auc"] = auc(predictions, targets)
+    metrics["test_ece"] = expected_calibration_error(predictions, targets)
+    metrics["test_nll"] = negative_log_likelihood(predictions, targets)
     return metrics
 
 
@@ -131,6 +148,67 @@ def auc(probabilities: NDArray[Any], targets: NDArray[Any]) -> float:
     )
 
 
+def negative_log_likelihood(probabilities: NDArray[Any], targets: NDArray[Any]) -> float:
+    """Mean over the rows of -log of the probability of the right class, in nats.
+
+    The smallest when the probabilities are the true ones: a proper score (T. Gneiting and A.
+    Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, 2007).
+    """
+    right = probabilities[np.arange(len(targets)), targets].astype(np.float64)
+    return float(-np.mean(np.log(np.maximum(right, _MIN_PROBABILITY))))
+
+
+@dataclass(frozen=True)
+class ReliabilityBins:
+    """Rows grouped by the network's confidence: the largest probability of a row.
+
+    Args:
+        rows: how many are in each bin, int64 of shape (bins,).
+        confidence: mean confidence of each bin, 0 for an empty one.
+        accuracy: fraction of each bin's rows that are right, 0 for an empty one.
+    """
+
+    rows: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+    @property
+    def error(self) -> float:
+        """Distance between confidence and accuracy, the mean over all rows, 0..1."""
+        distances = np.abs(self.confidence - self.accuracy)
+        return float(np.average(distances, weights=self.rows))
+
+
+def reliability_bins(
+    probabilities: NDArray[Any], targets: NDArray[Any], bins: int = CONFIDENCE_BINS
+) -> ReliabilityBins:
+    """Groups rows by confidence, in bins of equal width between 0 and 1."""
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    is_right = probabilities.argmax(axis=1) == targets
+    index = confidence_bins(confidence, bins)
+    rows = np.bincount(index, minlength=bins)
+    divisor = np.maximum(rows, 1)
+    return ReliabilityBins(
+        rows=rows,
+        confidence=np.bincount(index, confidence, minlength=bins) / divisor,
+        accuracy=np.bincount(index, is_right, minlength=bins) / divisor,
+    )
+
+
+def confidence_bins(confidence: NDArray[Any], bins: int = CONFIDENCE_BINS) -> NDArray[np.int64]:
+    """The bin of each confidence; 1 is in the last."""
+    return np.minimum((confidence * bins).astype(np.int64), bins - 1)
+
+
+def expected_calibration_error(probabilities: NDArray[Any], targets: NDArray[Any]) -> float:
+    """ECE: how far confidence and accuracy are apart, 0..1, over 15 bins of equal width.
+
+    M. Naeini and others, Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI
+    2015; C. Guo and others, On Calibration of Modern Neural Networks, ICML 2017.
+    """
+    return reliability_bins(probabilities, targets).error
+
+
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Probabilities of shape (rows, classes) from logits of the same shape."""
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
@@ -139,10 +217,11 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def format_metric(name: str, value: float, unit: str = "") -> str:
-    """Formats one metric: `accuracy 99.31 %`, `AUC 0.9620`, `RMSE 15.2 sunspots`."""
+    """Formats one metric: `accuracy 99.31 %`, `AUC 0.9620`, `RMSE 15.2 sunspots`, `ECE 1.10 %`."""
     title = name.removeprefix("test_").replace("_", " ")
-    if title.endswith(("accuracy", "coverage")):
+    for abbreviation in ("auc", "rmse", "ece", "nll"):
+        title = re.sub(rf"\b{abbreviation}$", abbreviation.upper(), title)
+    if title.endswith(("accuracy", "ECE", "coverage")):
         return f"{title} {100 * value:.2f} %"
-    title = title.replace("auc", "AUC").replace("rmse", "RMSE")
     has_unit = "RMSE" in title or title.endswith("width")
     return f"{title} {value:.4g} {unit}".rstrip() if has_unit else f"{title} {value:.4f}"

@@ -77,6 +77,20 @@ class Hyperparameters:
 
 
 @dataclass(frozen=True)
+class InitialWeights:
+    """Weights that a training starts from, instead of random ones.
+
+    Args:
+        path: a file of torchvision's or timm's weights, written by torch.save or as safetensors;
+            or the folder of a model that Neurona has trained, OUT/NAME or OUT/NAME/1.
+        freeze: whether the last layer alone learns, and all others keep these weights.
+    """
+
+    path: Path
+    freeze: bool = False
+
+
+@dataclass(frozen=True)
 class Run:
     """One training.
 
@@ -87,6 +101,7 @@ class Run:
         resume: continue from the checkpoint if it exists.
         listeners: each is called after every epoch, in the first process; an exception ends
             the training.
+        initial_weights: None starts from random ones.
     """
 
     name: str
@@ -94,6 +109,7 @@ class Run:
     checkpoint: Path | None = None
     resume: bool = False
     listeners: tuple[Callable[[Epoch], None], ...] = ()
+    initial_weights: InitialWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -124,12 +140,14 @@ class FitResult:
         best_epoch: the epoch whose weights the network has, from 1; 0 if they were set by hand.
         validation_loss: of these weights.
         history: every epoch, in order; empty for a learner without epochs.
+        fresh_layers: that had random weights when the others had those of a file.
     """
 
     network: nn.Module
     best_epoch: int
     validation_loss: float
     history: tuple[Epoch, ...] = ()
+    fresh_layers: tuple[str, ...] = ()
 
 
 Learner = Callable[["nn.Module", "Dataset", Hyperparameters, Run], FitResult]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from neurona_training.errors import DataError
 from neurona_training.learning.run import AugmentationRange, FitResult, Hyperparameters, Run
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import Settings
@@ -21,15 +20,9 @@ def _lenet5(data: Dataset, _options: NetworkOptions) -> nn.Module:
     from neurona_training.architectures.input_layers import Normalise
 
     inputs = data.train.inputs
-    height, width = inputs.shape[-2:]
-    if height != width:
-        raise DataError(
-            f"images of data set {data.name!r} are {width} x {height} (recipe 'lenet5' expects "
-            "square ones; --image-size makes them square)"
-        )
     return LeNet5(
         Normalise.to_unit_variance(inputs),
-        size=width,
+        size=inputs.shape[-2:],
         classes=len(data.labels),
         channels=inputs.shape[1] if inputs.ndim == 4 else 1,
     )
@@ -43,7 +36,7 @@ def _neocognitron(data: Dataset, _options: NetworkOptions) -> nn.Module:
     darkest, brightest = float(inputs.min()), float(inputs.max())
     return Neocognitron(
         Normalise(darkest, 1 / ((brightest - darkest) or 1.0)),
-        size=inputs.shape[-1],
+        size=inputs.shape[-2:],
         classes=len(data.labels),
         planes=(24, 128),
         selectivity=(8.0, 4.0),

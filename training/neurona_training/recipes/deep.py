@@ -29,7 +29,7 @@ def _resnet(
     inputs = data.train.inputs
     return ResNet(
         Normalise.to_unit_variance(inputs),
-        size=inputs.shape[-1],
+        size=inputs.shape[-2:],
         classes=len(data.labels),
         blocks=blocks,
         bottleneck=bottleneck,
@@ -42,7 +42,7 @@ def _vgg16(data: Dataset, _options: NetworkOptions) -> nn.Module:
 
     inputs = data.train.inputs
     normalise = Normalise.to_unit_variance(inputs)
-    return VGG16(normalise, size=inputs.shape[-1], classes=len(data.labels))
+    return VGG16(normalise, size=inputs.shape[-2:], classes=len(data.labels))
 
 
 def _inception_v3(data: Dataset, _options: NetworkOptions) -> nn.Module:
@@ -51,7 +51,7 @@ def _inception_v3(data: Dataset, _options: NetworkOptions) -> nn.Module:
 
     inputs = data.train.inputs
     normalise = Normalise.to_unit_variance(inputs)
-    return InceptionV3(normalise, size=inputs.shape[-1], classes=len(data.labels))
+    return InceptionV3(normalise, size=inputs.shape[-2:], classes=len(data.labels), auxiliary=True)
 
 
 def _xception(data: Dataset, _options: NetworkOptions) -> nn.Module:
@@ -60,7 +60,7 @@ def _xception(data: Dataset, _options: NetworkOptions) -> nn.Module:
 
     inputs = data.train.inputs
     normalise = Normalise.to_unit_variance(inputs)
-    return Xception(normalise, size=inputs.shape[-1], classes=len(data.labels))
+    return Xception(normalise, size=inputs.shape[-2:], classes=len(data.labels))
 
 
 # For bundled small digits: enough to see that a network learns. Photographs need a GPU.

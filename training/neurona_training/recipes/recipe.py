@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from neurona_training.data.catalogue import DataOptions, load
-from neurona_training.errors import DataError, OptionError
+from neurona_training.errors import DataError, OptionError, WeightsError
 from neurona_training.learning.run import FitResult, Hyperparameters, Learner, Run
 from neurona_training.recipes.defaults import settings_by_kind
 from neurona_training.recipes.settings import (
@@ -163,9 +164,21 @@ class Recipe:
         Raises:
             DataError: the network cannot be built for these data.
             FitError: the loss is not finite, or the checkpoint belongs to another training.
+            WeightsError: the weights that the run starts from cannot be read, or do not fit.
         """
         import torch
 
         torch.manual_seed(run.seed)  # for the first weights
         network = self.network(data, settings.network)
+        if run.initial_weights:
+            from neurona_training.learning.initial_weights import start_from
+
+            if self.learner is not learn_by_gradient:
+                raise WeightsError(
+                    f"initial weights not possible for recipe {self.name!r} (expected one that "
+                    "learns by gradients)"
+                )
+            fresh = start_from(run.initial_weights, network, self.name, data)
+            result = self.learner(network, data, settings.hyperparameters, run)
+            return dataclasses.replace(result, fresh_layers=fresh)
         return self.learner(network, data, settings.hyperparameters, run)

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from neurona_training.learning.evaluation import format_metric
 from neurona_training.report import charts
+from neurona_training.report.calibration import calibration_section
 from neurona_training.report.results import RunResults
 
 _MAX_VALUE_LENGTH = 300  # characters of one value in the table of provenance
@@ -40,6 +41,8 @@ def render_page(results: RunResults) -> str:
         parts=_parts(results),
         training=charts.training_section(results),
         predictions=charts.predictions_section(results),
+        calibration=calibration_section(results),
+        populations=results.populations.summary if results.populations else "",
         mistakes=charts.mistakes_section(results),
         weights=charts.weights_section(results),
         variants=_variants_table(results),

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
+from neurona_training.architectures.input_layers import without_wrappers
 from neurona_training.report.drawing import (
     BLUE,
     INK,
@@ -29,11 +30,11 @@ _MAX_BAR_UNITS = 4  # whose weights are bars; more units are a colour map
 
 def draw_weights(results: RunResults) -> tuple[Figure, str] | None:
     """The chart and its caption; None for a network without such a layer."""
-    layer_weights = first_layer(results.network)
+    layer_weights = first_layer(without_wrappers(results.network))
     if layer_weights is None:
         return None
     name, values = layer_weights
-    layer = name.rpartition(".")[0].removeprefix("network.") or name
+    layer = name.rpartition(".")[0] or name
     inputs = results.data.train.inputs
     if values.ndim == 4:
         is_rgb = values.shape[1] == 3
