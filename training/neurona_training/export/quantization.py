@@ -112,7 +112,18 @@ def _to_float16(original: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _remove_round_trips(graph: onnx.GraphProto) -> None:
-    """Removes, in place, casts to float16 and back between two nodes that stay in float32."""
+    """Removes, in place, casts to float16 and back between two nodes that stay in float32.
+
+    And casts of their constants, which are in float32 already.
+    """
+    for node in [node for node in graph.node if node.op_type == "Cast"]:
+        constant = next((one for one in graph.initializer if one.name == node.input[0]), None)
+        if constant is not None and constant.data_type == node.attribute[0].i:
+            for other in graph.node:
+                other.input[:] = [
+                    constant.name if name == node.output[0] else name for name in other.input
+                ]
+            graph.node.remove(node)
     casts = [node for node in graph.node if node.op_type == "Cast"]
     cast_type = {node.output[0]: node.attribute[0].i for node in casts}
     cast_source = {node.output[0]: node.input[0] for node in casts}
