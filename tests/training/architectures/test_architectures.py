@@ -50,8 +50,7 @@ def test_a_map_ignores_input_maps_without_a_connection():
 
 def test_a_layer_that_is_not_one_onnx_operator_is_rejected():
     for layer in (
-        torch.nn.LSTM(2, 3, num_layers=2),
-        torch.nn.GRU(2, 3, bidirectional=True),
+        torch.nn.LSTM(2, 3, proj_size=2),
         torch.nn.RNN(2, 3, nonlinearity="relu"),
         torch.nn.RNN(2, 3, bias=False),
     ):
