@@ -59,7 +59,7 @@ $(MODELS)/%/1/model.onnx: | $(BIN)/.installed
 
 # Passes over what is there; NEURONA_DATA names a folder that has the published files already.
 train-all: $(BIN)/.installed
-	$(BIN)/neurona-train --all --resume --out $(MODELS)
+	$(BIN)/neurona-train --all --seeds 5 --resume --out $(MODELS)
 	$(BIN)/python -m neurona_training.studies.long_memory --out $(MODELS)/long_memory.png
 	$(BIN)/neurona-train --table $(MODELS)
 

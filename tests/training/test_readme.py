@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 
 from neurona_training.cli.arguments import _make_parser, parse
+from neurona_training.cli.comparison import make_compare_parser, parse_compare
 from neurona_training.data.catalogue import SOURCES
 from neurona_training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "training" / "README.md").read_text(encoding="utf-8")
+DOCS = sorted((ROOT / "training" / "docs").glob("*.md"))
 
 
 def _shell_commands():
     """Each command of the shell blocks as words, without the variables set before it."""
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    texts = [README, *(path.read_text(encoding="utf-8") for path in DOCS)]
+    blocks = re.findall(r"```sh\n(.*?)```", "".join(texts), re.DOTALL)
     for line in "".join(blocks).splitlines():
         words = shlex.split(line, comments=True)
         while words and re.match(r"[A-Z_]+=", words[0]):
@@ -37,6 +40,8 @@ def _table(heading):
 @pytest.mark.parametrize("words", list(_shell_commands()), ids=" ".join)
 def test_a_command_of_the_manual_parses(words):
     match words:
+        case ["neurona-train", "compare", *arguments]:
+            parse_compare(arguments)
         case ["neurona-train", *arguments]:
             parse(arguments)
         case ["torchrun", "--nproc-per-node", *_]:
@@ -77,6 +82,13 @@ def test_the_manual_lists_every_option():
     listed = {re.match(r" `(--[a-z-]+)", cells[0]).group(1) for cells in _table("Options")}
     flags = {flag for action in _make_parser()._actions for flag in action.option_strings}
     assert listed == flags - {"-h", "--help"}
+
+
+def test_the_manual_has_the_options_of_compare():
+    own = [action for action in _make_parser()._actions for action in action.option_strings]
+    flags = {flag for action in make_compare_parser()._actions for flag in action.option_strings}
+    manual = (ROOT / "training" / "docs" / "selection.md").read_text(encoding="utf-8")
+    assert flags - set(own) == set(re.findall(r"`(--(?:metric|no-baselines))`", manual))
 
 
 def test_the_rooms_of_the_manual_exist():

@@ -5,9 +5,11 @@ Rooms, each importing only those below it:
 cli/            the command neurona-train: arguments, tables, and the pipeline
                 (train -> measure -> export -> report)
 studies/        experiments with a picture as their result, commands by themselves
+selection/      choosing on validation rows: comparison over seeds and folds, tuning
 report/         the page about a trained model, with charts
 recipes/        what can be trained by name: network, data, hyperparameters
-export/         torch -> ONNX, verified; metadata, stepwise form, smaller variants
+export/         torch or scikit-learn -> ONNX, verified; metadata, stepwise form, smaller variants
+baselines/      rules and scikit-learn's estimators on the same rows, which a network has to beat
 learning/       learners (gradient descent and older rules), devices, checkpoints, metrics
 architectures/  the networks: a caller's units in, logits or plain values out
 data/           data sets: the catalogue, their sources, a user's own files

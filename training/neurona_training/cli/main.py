@@ -18,8 +18,11 @@ from functools import partial
 
 from neurona_training.cli import pipeline
 from neurona_training.cli.arguments import PrintTable, TrainAll, parse
+from neurona_training.cli.comparison import COMPARE, parse_compare, run_compare
 from neurona_training.cli.pipeline import Arguments
+from neurona_training.cli.seeds import train_other_seeds
 from neurona_training.cli.tables import listing, results_table
+from neurona_training.cli.tuning import check_one_process, report_folder, tune_settings
 from neurona_training.errors import TrainingError
 from neurona_training.export.files import check_writable
 from neurona_training.recipes import RECIPES
@@ -40,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] == COMPARE:
+        return _print_lines(run_compare(parse_compare(argv[1:])))
     command = parse(argv)
     if command is None:
         return _print_lines(listing())
@@ -72,11 +78,17 @@ def train_all(command: TrainAll) -> int:
     failed = []
     for number, arguments in enumerate(command.models, start=1):
         title = f"{number}/{len(command.models)} {arguments.name}"
-        if os.path.exists(pipeline.model_path(arguments)):
-            print(f"{title}: exists, skipped")
-            continue
-        print(f"{title}: {arguments.recipe} on {arguments.data}", flush=True)
-        status = _report_errors(partial(_train_one, arguments))
+        work = partial(_train_one, arguments)
+        if _is_complete(arguments):
+            if arguments.seeds == 1:
+                print(f"{title}: exists, skipped")
+                continue
+            work = partial(_train_other_seeds, arguments)
+        minutes = RECIPES[arguments.recipe].minutes.get(arguments.data, 1)
+        about = f"about {minutes:g} min" if minutes > 1 else "a minute at most"
+        seeds = f", {arguments.seeds} seeds" if arguments.seeds > 1 else ""
+        print(f"{title}: {arguments.recipe} on {arguments.data}, {about} each{seeds}", flush=True)
+        status = _report_errors(work)
         if status in (_INTERRUPTED, _BROKEN_PIPE):
             return status
         if status:
@@ -84,11 +96,32 @@ def train_all(command: TrainAll) -> int:
     return _print_error(f"not trained: {', '.join(failed)}") if failed else 0
 
 
+def _is_complete(arguments: Arguments) -> bool:
+    """Whether nothing of the model is missing, as after a kill between model and report."""
+    report = report_folder(arguments) / "report.html"
+    is_trained = os.path.exists(pipeline.model_path(arguments))
+    return is_trained and (not arguments.report or os.path.exists(report))
+
+
 def _train_one(arguments: Arguments) -> int:
-    path = pipeline.model_path(arguments)
+    recipe, path = RECIPES[arguments.recipe], pipeline.model_path(arguments)
     check_writable(path)
+    if arguments.seeds > 1:
+        check_one_process("--seeds")
+    if arguments.trials:
+        arguments, lines = tune_settings(
+            recipe, arguments, pipeline.load_data(recipe, arguments).training_view
+        )
+        _print_lines(lines)
     checkpoint = path.parents[1] / "checkpoint.pt"
-    return _print_lines(pipeline.run(RECIPES[arguments.recipe], arguments, path, checkpoint))
+    _print_lines(pipeline.run(recipe, arguments, path, checkpoint))
+    return _train_other_seeds(arguments) if arguments.seeds > 1 else 0
+
+
+def _train_other_seeds(arguments: Arguments) -> int:
+    for line in train_other_seeds(arguments):
+        print(line, flush=True)
+    return 0
 
 
 def _report_errors(work: Callable[[], int]) -> int:

@@ -1,20 +1,23 @@
 """The pipeline of one model, stage by stage.
 
-load -> settings -> fit -> calibrate -> measure -> export -> variants -> report
+load -> settings -> fit -> calibrate -> measure -> export -> variants -> baseline -> report
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neurona_training.data.catalogue import DataOptions
 from neurona_training.data.user.spec import LoadedUserData, UserData
-from neurona_training.errors import ExportError
+from neurona_training.errors import ExportError, OptionError
 from neurona_training.export.files import write_file
 from neurona_training.learning.run import FitResult, InitialWeights, Run
 from neurona_training.recipes.recipe import Recipe
@@ -24,6 +27,8 @@ if TYPE_CHECKING:  # the command line is parsed without torch
     from torch import nn
 
     from neurona_protos.prediction_pb2 import ModelMetadata
+    from neurona_training.baselines.comparison import Comparison
+    from neurona_training.baselines.estimators import Baseline
     from neurona_training.data import Dataset
     from neurona_training.learning.populations import Populations
 
@@ -47,10 +52,15 @@ class Arguments:
         seed: of weights, order, augmentation and dropout.
         resume: continue from the checkpoint if it exists.
         variants: smaller files to write too, "float16" or "int8".
+        baseline: the one to write as a model of its own: its name, "best" or "" for none.
         report: whether to write the page about the model.
         interval: percentage of the prediction intervals of a regression, 0 for none; None adds
             them to the forecast of a series.
         initial_weights: that the training starts from; None starts from random ones.
+        seeds: from how many seeds it is trained, `seed` the first.
+        trials: of a search for settings before the training; 0 searches none.
+        folds: of the cross-validation in this search; None takes the validation rows.
+        origin: how recipe or settings were chosen, for the provenance.
     """
 
     recipe: str
@@ -63,9 +73,14 @@ class Arguments:
     seed: int
     resume: bool
     variants: tuple[str, ...]
+    baseline: str
     report: bool
     interval: float | None = None
     initial_weights: InitialWeights | None = None
+    seeds: int = 1
+    trials: int = 0
+    folds: int | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,9 @@ class TrainedModel:
         data: in the caller's view.
         settings: with which it was trained.
         fit_result: the epochs, and the network in the training's view.
-        metrics: of the network and its yardsticks, by name.
+        baselines: rules and estimators on the same rows, in the training's view.
+        comparison: of the network with them.
+        metrics: of the network and the baselines, by name.
         metadata: what the model's file says about it.
         populations: how validation and test rows compare.
     """
@@ -86,6 +103,8 @@ class TrainedModel:
     data: Dataset
     settings: Settings
     fit_result: FitResult
+    baselines: tuple[Baseline, ...]
+    comparison: Comparison
     metrics: Mapping[str, float]
     metadata: ModelMetadata
     populations: Populations
@@ -116,26 +135,56 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     """
     started = time.monotonic()
     loaded = load_data(recipe, arguments)
-    settings = choose_settings(recipe, arguments, loaded.training_view)
-    result = fit_network(recipe, arguments, loaded, settings, checkpoint)
-    if result is None:
+    check_baseline(arguments, loaded.training_view)
+    trained = train(recipe, arguments, loaded, checkpoint)
+    if trained is None:
         return []
-    network = calibrate(arguments, result.network, loaded)
-    trained = measure(recipe, arguments, network, loaded, settings, result)
     model = export_model(arguments, trained, path)
-    write_weights(recipe, loaded, result, path)
-    checkpoint.unlink(missing_ok=True)
+    write_weights(recipe, loaded, trained.fit_result, path)
     seconds = time.monotonic() - started
     lines = _summary(arguments, trained, model, path, seconds)
     files = {"float32": (len(model), trained.metadata)}
     variant_lines, errors = write_variants(arguments, trained, model, files)
     lines += variant_lines
+    if arguments.baseline:
+        try:
+            lines.append(write_baseline(arguments, trained, loaded))
+        except ExportError as error:
+            errors.append(error)
     if arguments.report:
         lines.append(write_report(arguments, trained, files, seconds, path))
+    checkpoint.unlink(missing_ok=True)  # last, so that a kill before leaves little to do again
     if errors:  # raised last, when all other files have been written
         print("\n".join(lines))
         raise errors[0]
     return lines
+
+
+def train(
+    recipe: Recipe,
+    arguments: Arguments,
+    loaded: LoadedUserData,
+    checkpoint: Path,
+    baselines: tuple[Baseline, ...] | None = None,
+) -> TrainedModel | None:
+    """Trains a network and measures it, without writing its files.
+
+    Args:
+        recipe: what is trained.
+        arguments: of the command line.
+        loaded: the data.
+        checkpoint: from which an interrupted training resumes; it stays at the end.
+        baselines: of these data, where they have been fitted already.
+
+    Returns:
+        None in all processes of torchrun but the first.
+    """
+    settings = choose_settings(recipe, arguments, loaded.training_view)
+    result = fit_network(recipe, arguments, loaded, settings, checkpoint)
+    if result is None:
+        return None
+    network = calibrate(arguments, result.network, loaded)
+    return measure(recipe, arguments, network, loaded, settings, result, baselines)
 
 
 def load_data(recipe: Recipe, arguments: Arguments) -> LoadedUserData:
@@ -147,7 +196,34 @@ def load_data(recipe: Recipe, arguments: Arguments) -> LoadedUserData:
 
     loaded = load_user_data(arguments.user_data)
     recipe.check(loaded.training_view)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun, whose other processes say nothing
+        for note in loaded.notes:
+            print(note, file=sys.stderr)
     return loaded
+
+
+def check_baseline(arguments: Arguments, data: Dataset) -> None:
+    """Checks before the training that the data have the baseline that is to be written.
+
+    Raises:
+        OptionError: with those that they have.
+        ExportError: a package is not installed.
+    """
+    if not arguments.baseline:
+        return
+    from neurona_training.baselines.estimators import baseline_names
+    from neurona_training.export.estimators import require_converter
+
+    require_converter()
+    if arguments.baseline == "best":
+        return
+
+    names = baseline_names(data)
+    if arguments.baseline not in names:
+        raise OptionError(
+            f"data set {data.name!r} has no baseline {arguments.baseline!r} "
+            f"(available: {', '.join(names)})"
+        )
 
 
 def choose_settings(recipe: Recipe, arguments: Arguments, data: Dataset) -> Settings:
@@ -214,26 +290,36 @@ def measure(
     loaded: LoadedUserData,
     settings: Settings,
     result: FitResult,
+    baselines: tuple[Baseline, ...] | None = None,
 ) -> TrainedModel:
-    """Measures the network on the test rows, and describes it."""
+    """Measures the network and the baselines on the test rows, and describes the network.
+
+    Baselines that are given have been fitted to the same data.
+    """
+    from neurona_training.baselines.comparison import compare
+    from neurona_training.baselines.estimators import baseline_figures, fit_baselines
+    from neurona_training.data.digest import data_digest
     from neurona_training.export.metadata import describe_scaling, model_metadata
     from neurona_training.export.onnx_export import OPSET
     from neurona_training.learning.calibration import find_temperature
-    from neurona_training.learning.evaluation import evaluate
+    from neurona_training.learning.evaluation import evaluate, predict, softmax
     from neurona_training.learning.intervals import interval_bounds
     from neurona_training.learning.populations import compare_populations
+    from neurona_training.learning.progress_bar import status_line
 
-    data, hyperparameters = loaded.caller_view, settings.hyperparameters
+    data = loaded.caller_view
     provenance = {
         "recipe": recipe.name,
         "seed": arguments.seed,
-        "epochs": hyperparameters.epochs,
-        "batch_rows": hyperparameters.batch_rows,
-        "learning_rate": hyperparameters.learning_rate,
+        **recipe.describe_settings(settings),
         "best_epoch": result.best_epoch,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "scaling": describe_scaling(network),
         "opset": OPSET,
+        "data_sha256": data_digest(data),
+        **_origin(arguments.user_data),
+        **({"reading": "; ".join(loaded.notes)} if loaded.notes else {}),
+        **arguments.origin,
     }
     if arguments.initial_weights:
         from neurona_training.learning.initial_weights import describe_weights
@@ -248,6 +334,14 @@ def measure(
     populations = compare_populations(network, data)
     if populations.tests:
         metrics["population_p_value"] = populations.p_value
+    if baselines is None:
+        status_line(f"{arguments.name}: fitting baselines")
+        baselines = fit_baselines(loaded.training_view, arguments.seed)
+    outputs = predict(network, data.test).numpy()
+    # Bounds of intervals may follow the values.
+    predictions = softmax(outputs) if data.is_classification else outputs[:, : len(data.values)]
+    comparison = compare(predictions, data, baselines)
+    metrics |= baseline_figures(baselines)
     described = model_metadata(
         data,
         f"{recipe.description}, trained on: {data.source}",
@@ -255,7 +349,39 @@ def measure(
         provenance,
         interval_bounds(data, level) if level else (),
     )
-    return TrainedModel(network, data, settings, result, metrics, described, populations)
+    return TrainedModel(
+        network=network,
+        data=data,
+        settings=settings,
+        fit_result=result,
+        baselines=baselines,
+        comparison=comparison,
+        metrics=metrics,
+        metadata=described,
+        populations=populations,
+    )
+
+
+def _origin(user_data: UserData | None) -> dict[str, str]:
+    """The seed by which own rows were divided, and the date of the data.
+
+    The date is SOURCE_DATE_EPOCH or that of the newest of the user's files, never the clock's,
+    so that the same data give the same file.
+    """
+    from neurona_training.data.splits import USER_SEED
+
+    entries = {}
+    if user_data is not None and user_data.series is None:  # a series is divided by its time
+        entries["split_seed"] = str(USER_SEED)
+    seconds = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if seconds.isdecimal():
+        newest = float(seconds)
+    elif user_data is not None:
+        files = [user_data.path, *user_data.path.rglob("*")]
+        newest = max(path.stat().st_mtime for path in files if path.exists())
+    else:
+        return entries
+    return {**entries, "date": datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
 
 
 def export_model(arguments: Arguments, trained: TrainedModel, path: Path) -> bytes:
@@ -300,6 +426,41 @@ def write_variants(
     return lines, errors
 
 
+def write_baseline(arguments: Arguments, trained: TrainedModel, loaded: LoadedUserData) -> str:
+    """Writes a baseline as a model that is called as the network is; returns a line about it."""
+    from neurona_training.baselines.estimators import choose_best
+    from neurona_training.export.estimators import export_baseline
+    from neurona_training.export.metadata import model_metadata
+    from neurona_training.export.onnx_export import OPSET
+    from neurona_training.learning.progress_bar import status_line
+
+    by_name = {baseline.name: baseline for baseline in trained.baselines}
+    if arguments.baseline == "best":
+        baseline = choose_best(trained.baselines)
+    else:
+        baseline = by_name[arguments.baseline]
+    name = f"{arguments.name}-{baseline.name.replace('_', '-')}"
+    status_line(f"{name}: exporting, and comparing ONNX Runtime with scikit-learn")
+    data = trained.data
+    provenance = {
+        "baseline": baseline.name,
+        "setting": baseline.note,
+        "beside": arguments.name,
+        "seed": arguments.seed,
+        "opset": OPSET,
+    }
+    figures = {f"validation_{key}": value for key, value in baseline.validation_metrics.items()}
+    content, described = export_baseline(
+        baseline.model.in_view(lambda module: _take_caller_view(module, loaded)),
+        data,
+        model_metadata(data, f"{baseline.title}, fitted on: {data.source}", figures, provenance),
+    )
+    path = model_path(dataclasses.replace(arguments, name=name))
+    write_file(content, path)
+    metrics = {key: value for key, value in described.figures.items() if key.startswith("test_")}
+    return f"{path}: {baseline.title}, {len(content):,} bytes, {_format_metrics(metrics, data)}"
+
+
 def write_report(
     arguments: Arguments,
     trained: TrainedModel,
@@ -319,6 +480,8 @@ def write_report(
         data=trained.data,
         fit_result=trained.fit_result,
         hyperparameters=trained.settings.hyperparameters,
+        baselines=trained.baselines,
+        comparison=trained.comparison,
         metadata=trained.metadata,
         files=files,
         seconds=seconds,
@@ -339,6 +502,7 @@ def _summary(
         f"{seconds:.0f} s",
         f"{path}: ONNX opset {provenance['opset']}, {len(model):,} bytes, ONNX Runtime agrees "
         "with torch",
+        trained.comparison.sentence,
     ]
     if trained.populations.differ:
         lines.append(trained.populations.summary)
@@ -346,12 +510,12 @@ def _summary(
 
 
 def _take_caller_view(network: nn.Module, loaded: LoadedUserData) -> nn.Module:
-    """Puts the encoding of text columns before the network, if the data have some."""
-    if not loaded.category_counts:
+    """Puts the encoding of a table's columns before the network, if they need one."""
+    if loaded.encoding is None:
         return network
-    from neurona_training.architectures.input_layers import OneHot
+    from neurona_training.architectures.columns import EncodedColumns
 
-    return OneHot(network, loaded.category_counts)
+    return EncodedColumns(network, loaded.encoding)
 
 
 def _write_variant(

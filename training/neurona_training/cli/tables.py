@@ -5,12 +5,22 @@ What needs numpy or onnx is imported late, so that the list is fast.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from neurona_training.cli.results import (
+    best_baseline,
+    figures_by_seed,
+    format_test_metrics,
+    read_metadata,
+)
 from neurona_training.data.catalogue import SOURCES
 from neurona_training.errors import OutputError
 from neurona_training.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from neurona_protos.prediction_pb2 import ModelMetadata
 
 
 def listing() -> list[str]:
@@ -31,42 +41,37 @@ def _align(rows: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{name:<{width}}  {text}" for name, text in rows]
 
 
-_HEAD = ("model", "recipe", "data", "test", "against", "parameters", "best epoch")
+_HEAD = (
+    *("model", "recipe", "data", "on the test rows", "seeds", "best baseline on the same rows"),
+    *("parameters", "one training"),
+)
 
 
 def results_table(models: Path) -> list[str]:
     """Lines of --table: Markdown, a row for the newest version of each trained model.
 
+    A model that was trained from several seeds has mean and standard deviation of its metrics.
+
     Args:
-        models: the model repository; each file's own metadata has its results.
+        models: the model repository; each file's own metadata has its results, and
+            report/seeds.json those of other seeds.
 
     Raises:
         OutputError: a model cannot be read, or none has been trained here.
     """
-    import onnx
-
-    from neurona_protos import metadata
-
-    rows: list[tuple[str, ...]] = []
+    rows: list[tuple[int, tuple[str, ...]]] = []
+    order = {name: position for position, name in enumerate(RECIPES)}
     for path in _newest_versions(models):
-        try:
-            props = onnx.load(path, load_external_data=False).metadata_props
-            text = {item.key: item.value for item in props}.get(metadata.KEY)
-            if text is None:
-                continue  # not trained by neurona-train
-            described = metadata.from_json(text)
-        except Exception as error:  # protobuf's, onnx's and ours have no common class
-            raise OutputError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-        if "recipe" in described.provenance:
-            unit = described.values[0].unit if described.values else ""
-            name = path.parents[1].name
-            rows.append(_table_row(name, described.figures, described.provenance, unit))
+        described = read_metadata(path)
+        if described is not None and "recipe" in described.provenance:
+            position = order.get(described.provenance["recipe"], len(order))
+            rows.append((position, _table_row(path, described)))
     if not rows:
         raise OutputError(f"{models}: no trained models (expected NAME/VERSION/model.onnx)")
     return [
         _markdown_line(_HEAD),
         _markdown_line(["---"] * len(_HEAD)),
-        *(_markdown_line(row) for row in rows),
+        *(_markdown_line(row) for _, row in sorted(rows)),
     ]
 
 
@@ -79,30 +84,31 @@ def _newest_versions(models: Path) -> list[Path]:
     return [model / str(version) / "model.onnx" for model, version in sorted(newest.items())]
 
 
-def _table_row(
-    name: str, figures: Mapping[str, float], provenance: Mapping[str, str], unit: str
-) -> tuple[str, ...]:
-    from neurona_training.learning.evaluation import TEST_METRICS, format_metric
-
-    baselines = [
-        format_metric(metric, value, unit)
-        for metric, value in sorted(figures.items())
-        if metric.endswith(("_accuracy", "_rmse"))
-        and not metric.startswith(("test_", "validation_", "float32_"))
-    ]
-    tested = [
-        format_metric(metric, figures[metric], unit) for metric in TEST_METRICS if metric in figures
-    ]
-    recipe, best = provenance["recipe"], provenance.get("best_epoch", "")
+def _table_row(path: Path, described: ModelMetadata) -> tuple[str, ...]:
+    runs, provenance = figures_by_seed(path, described), described.provenance
+    figures = [run.figures for run in runs]
+    unit = described.values[0].unit if described.values else ""
+    recipe = provenance["recipe"]
     return (
-        name,
+        path.parents[1].name,
         f"{recipe} ({provenance['variant']})" if "variant" in provenance else recipe,
         provenance.get("data_set", ""),
-        ", ".join(tested),
-        ", ".join(baselines),
+        format_test_metrics(figures, unit),
+        "by hand" if provenance.get("best_epoch") == "0" else str(len(runs)),
+        best_baseline(figures, unit),
         f"{int(provenance['parameters']):,}" if "parameters" in provenance else "",
-        "by hand" if best == "0" else f"{best} of {provenance.get('epochs', '')}",
+        _format_seconds([run.seconds for run in runs if run.seconds is not None]),
     )
+
+
+def _format_seconds(seconds: Sequence[float]) -> str:
+    """The mean duration; empty if no other seed was trained."""
+    if not seconds:
+        return ""
+    mean = sum(seconds) / len(seconds)
+    if mean < 1:
+        return "< 1 s"
+    return f"{mean:.0f} s" if mean < 120 else f"{mean / 60:.0f} min"
 
 
 def _markdown_line(cells: Sequence[str]) -> str:

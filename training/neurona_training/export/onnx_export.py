@@ -71,20 +71,26 @@ def export(network: nn.Module, data: Dataset, described: ModelMetadata) -> bytes
     """
     last = nn.Softmax(dim=1) if data.is_classification else nn.Identity()
     complete = _WithLastStep(network, last).eval()
-    model = _export_graph(_simplify(complete), data)
+    model = export_graph(_simplify(complete), data, [output_name(data)])
     add_string_lookups(model, data.inputs)
     scopes = read_module_scopes(model)
-    for node in model.graph.node:
-        del node.metadata_props[:]  # the exporter's notes: source lines and their folders
-    onnx.helper.set_model_props(model, {metadata.KEY: metadata.to_json(described)})
-    onnx.checker.check_model(model, full_check=True)
-    content: bytes = model.SerializeToString(deterministic=True)
+    content = serialise(model, described)
     try:
         verify_parity(content, complete, data)
     except DifferenceError as error:
         inputs = caller_inputs(error.arrays, data)
         layer = find_differing_layer(model, scopes, complete, error.arrays, inputs)
         raise ExportError(f"{error}; {layer or 'no single layer differs'}") from error
+    return content
+
+
+def serialise(model: onnx.ModelProto, described: ModelMetadata) -> bytes:
+    """Makes a file of a graph: with its metadata, without the exporter's notes, and checked."""
+    for node in model.graph.node:
+        del node.metadata_props[:]  # source lines and their folders
+    onnx.helper.set_model_props(model, {metadata.KEY: metadata.to_json(described)})
+    onnx.checker.check_model(model, full_check=True)
+    content: bytes = model.SerializeToString(deterministic=True)
     return content
 
 
@@ -127,7 +133,17 @@ def _simplify(network: nn.Module) -> nn.Module:
     return simple.eval()
 
 
-def _export_graph(network: nn.Module, data: Dataset) -> onnx.ModelProto:
+def export_graph(network: nn.Module, data: Dataset, output_names: Sequence[str]) -> onnx.ModelProto:
+    """Exports a torch module as an ONNX graph.
+
+    Args:
+        network: takes the arrays of the data set's splits.
+        data: describes them; two of its test rows are the example.
+        output_names: a name for each output.
+
+    Raises:
+        ExportError: torch cannot export the module.
+    """
     sizes = {name: torch.export.Dim(name) for name in _DYNAMIC_AXES}
     dynamic = tuple(
         {axis: sizes[name] for axis, name in enumerate(described.axes) if name in _DYNAMIC_AXES}
@@ -143,7 +159,7 @@ def _export_graph(network: nn.Module, data: Dataset) -> onnx.ModelProto:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[described.name for described in data.inputs],
-                output_names=[output_name(data)],
+                output_names=list(output_names),
                 dynamic_shapes=(dynamic,),  # of the one parameter *inputs
                 verbose=False,
             )

@@ -59,12 +59,11 @@ def predict(network: nn.Module, split: Split, device: torch.device | str = "cpu"
 
 
 def evaluate(network: nn.Module, data: Dataset) -> dict[str, float]:
-    """Measures the network and the baselines on the test rows.
+    """Measures the network on the test rows.
 
     Returns:
         Metrics by name: those of `measure_predictions`; validation_accuracy, validation_ece and
-        validation_nll, or validation_rmse; one for each baseline (majority_accuracy, or
-        NAME_rmse); and test_rows.
+        validation_nll, or validation_rmse; and test_rows.
     """
     outputs = predict(network, data.test).numpy()
     metrics = measure_predictions(softmax(outputs) if data.is_classification else outputs, data)
@@ -74,13 +73,9 @@ def evaluate(network: nn.Module, data: Dataset) -> dict[str, float]:
         metrics["validation_accuracy"] = accuracy(validated, targets)
         metrics["validation_ece"] = expected_calibration_error(probabilities, targets)
         metrics["validation_nll"] = negative_log_likelihood(probabilities, targets)
-        most_frequent = np.bincount(data.train.targets).argmax()
-        metrics["majority_accuracy"] = float(np.mean(data.test.targets == most_frequent))
     else:
         targets = data.validation.targets
         metrics["validation_rmse"] = rmse(validated[:, : targets.shape[1]], targets)
-        for name, values in data.baselines.items():
-            metrics[f"{name}_rmse"] = rmse(values, data.test.targets)
     return {**metrics, "test_rows": float(len(data.test))}
 
 

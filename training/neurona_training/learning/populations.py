@@ -103,7 +103,7 @@ def compare_populations(network: nn.Module, data: Dataset) -> Populations:
         data: up to 1000 rows of each part are compared; the shares of the classes are those of
             all rows.
     """
-    if is_time_series(data):
+    if data.is_series:
         targets = data.train.targets
         outside = (data.test.targets < targets.min(0)) | (data.test.targets > targets.max(0))
         return Populations((), float(outside.any(axis=1).mean()))
@@ -126,11 +126,6 @@ def compare_populations(network: nn.Module, data: Dataset) -> Populations:
         errors = _compare_errors(outputs, true)
     inputs = _compare_inputs(features, strata, generator, of_class=data.is_classification)
     return Populations((labels, inputs, errors))
-
-
-def is_time_series(data: Dataset) -> bool:
-    """Whether the rows follow each other in time."""
-    return "persistence" in data.baselines
 
 
 def summarise_inputs(data: Dataset, split: Split) -> NDArray[np.float64]:

@@ -64,6 +64,7 @@ RECIPES = (
         learner=_compete,
         defaults=lambda _: _COMPETITIVE,
         learner_options=("epochs", "learning_rate"),
+        minutes={"mnist": 3},
     ),
     Recipe(
         name="lenet5",
@@ -71,6 +72,7 @@ RECIPES = (
         network=_lenet5,
         takes=("images",),
         tasks=("classification",),
+        network_options=("initialisation",),
         tuned={
             "digits": Settings(
                 Hyperparameters(
@@ -91,5 +93,6 @@ RECIPES = (
                 )
             ),
         },
+        minutes={"mnist": 3},
     ),
 )

@@ -137,6 +137,8 @@ _SHARED = {
     "monthly-sunspots": _MONTHLY_SUNSPOTS,
     "adding": _ADDING,
 }
+_DEFAULT_NETWORK = NetworkOptions(units=(_UNITS,), dropout=0.0)
+_MINUTES = {"adding": 1}
 _NETWORK_OPTIONS = ("units", "layers", "bidirectional", "dropout", "initialisation", "forecast")
 
 RECIPES = (
@@ -157,7 +159,10 @@ RECIPES = (
             ),
         },
         learner=_learn,
+        first_weights="units",  # uniform within 1 / sqrt(units) of 0
+        default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,
+        minutes=_MINUTES,
     ),
     Recipe(
         name="gru",
@@ -166,7 +171,10 @@ RECIPES = (
         takes=("sequences",),
         tuned=_SHARED,
         learner=_learn,
+        first_weights="units",  # uniform within 1 / sqrt(units) of 0
+        default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,
+        minutes=_MINUTES,
     ),
     Recipe(
         name="lstm",
@@ -186,6 +194,9 @@ RECIPES = (
             **_SHARED,
         },
         learner=_learn,
+        first_weights="units",  # uniform within 1 / sqrt(units) of 0
+        default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,
+        minutes=_MINUTES,
     ),
 )

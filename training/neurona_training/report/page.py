@@ -14,7 +14,6 @@ from neurona_training.report.results import RunResults
 
 _MAX_VALUE_LENGTH = 300  # characters of one value in the table of provenance
 _MAX_LABELS = 50
-_BASELINE_NAMES = {"majority": "always the most frequent class", "mean": "always the mean"}
 _PART_COLOURS = {"train": "#0072B2", "validation": "#8a5f00", "test": "#00664b"}
 
 _TEMPLATES = Environment(
@@ -38,6 +37,8 @@ def render_page(results: RunResults) -> str:
         tiles=_tiles(results),
         is_classification=results.data.is_classification,
         metrics=_compared_metrics(results),
+        comparison=results.comparison.sentence,
+        baselines=_baselines_table(results),
         parts=_parts(results),
         training=charts.training_section(results),
         predictions=charts.predictions_section(results),
@@ -93,6 +94,7 @@ def _compared_metrics(results: RunResults) -> list[_ComparedMetric]:
     figures = {
         name: value for name, value in results.metadata.figures.items() if name.endswith(suffix)
     }
+    titles = {baseline.name: baseline.title for baseline in results.baselines}
     order = sorted(figures, key=lambda name: (not name.startswith(("test", "valid")), name))
     largest = max([*figures.values(), 1e-12])
     metrics = []
@@ -100,13 +102,25 @@ def _compared_metrics(results: RunResults) -> list[_ComparedMetric]:
         title = name.removesuffix(suffix).replace("_", " ")
         metrics.append(
             _ComparedMetric(
-                name=_BASELINE_NAMES.get(title, title),
+                name=titles.get(name.removesuffix(suffix), title),
                 percent=f"{100 * figures[name] / largest:.1f}",
                 value=format_metric(f"test{suffix}", figures[name], results.unit),
                 of_model=name.startswith(("test", "validation")),
             )
         )
     return metrics
+
+
+def _baselines_table(results: RunResults) -> list[list[str]]:
+    """How each baseline was set up, and how good it is."""
+    lines = [["baseline", "set up", "validation rows", "test rows"]]
+    for baseline in results.baselines:
+        texts = [
+            ", ".join(format_metric(name, value, results.unit) for name, value in metrics.items())
+            for metrics in (baseline.validation_metrics, baseline.test_metrics)
+        ]
+        lines.append([baseline.title, baseline.note, *texts])
+    return lines
 
 
 @dataclass(frozen=True)

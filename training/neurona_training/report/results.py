@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from neurona_protos.prediction_pb2 import ModelMetadata
+from neurona_training.baselines.comparison import Comparison
+from neurona_training.baselines.estimators import Baseline
 from neurona_training.data import Dataset
 from neurona_training.learning.evaluation import predict, softmax
 from neurona_training.learning.populations import Populations
@@ -28,6 +30,8 @@ class RunResults:
         data: its test rows are shown.
         fit_result: the epochs.
         hyperparameters: with which it was trained.
+        baselines: rules and estimators on the same rows.
+        comparison: of the network with them.
         metadata: of the model's file.
         files: by variant, float32 first: the file's bytes and its metadata.
         seconds: from data to file.
@@ -39,6 +43,8 @@ class RunResults:
     data: Dataset
     fit_result: FitResult
     hyperparameters: Hyperparameters
+    baselines: tuple[Baseline, ...]
+    comparison: Comparison
     metadata: ModelMetadata
     files: Mapping[str, tuple[int, ModelMetadata]]
     seconds: float
@@ -80,7 +86,7 @@ class RunResults:
     @property
     def is_series(self) -> bool:
         """Whether the test rows follow each other in time."""
-        return "persistence" in self.data.baselines
+        return self.data.is_series
 
     @property
     def unit(self) -> str:

@@ -516,6 +516,22 @@ export interface InputDescription {
   onlyCategories: boolean;
   /** Sound: how many successive samples a second has; 0 if the input is no sound. */
   sampleRate: number;
+  /**
+   * Those of the columns that are dates, which a caller sends as days since 1970-01-01 00:00 UTC,
+   * with the time of day as a fraction.
+   */
+  dateColumns: string[];
+  /**
+   * The order of day and month in the table that the model was trained on, "day-month-year" or
+   * "month-day-year", which decides what "03/04/2024" is where a table to be predicted does not;
+   * empty if it did not say.
+   */
+  dateOrder: string;
+  /**
+   * Sequences: the column of the table by whose dates or numbers its rows follow each other in time;
+   * empty if they do so in the order of the table.
+   */
+  timeColumn: string;
 }
 
 /** A value of a regression. */
@@ -3222,6 +3238,9 @@ function createBaseInputDescription(): InputDescription {
     lengthsAxis: 0,
     onlyCategories: false,
     sampleRate: 0,
+    dateColumns: [],
+    dateOrder: "",
+    timeColumn: "",
   };
 }
 
@@ -3265,6 +3284,15 @@ export const InputDescription: MessageFns<InputDescription> = {
     }
     if (message.sampleRate !== 0) {
       writer.uint32(104).uint32(message.sampleRate);
+    }
+    for (const v of message.dateColumns) {
+      writer.uint32(114).string(v!);
+    }
+    if (message.dateOrder !== "") {
+      writer.uint32(122).string(message.dateOrder);
+    }
+    if (message.timeColumn !== "") {
+      writer.uint32(130).string(message.timeColumn);
     }
     return writer;
   },
@@ -3386,6 +3414,30 @@ export const InputDescription: MessageFns<InputDescription> = {
             message.sampleRate = reader.uint32();
             continue;
           }
+          case 14: {
+            if (tag !== 114) {
+              break;
+            }
+
+            message.dateColumns.push(reader.string());
+            continue;
+          }
+          case 15: {
+            if (tag !== 122) {
+              break;
+            }
+
+            message.dateOrder = reader.string();
+            continue;
+          }
+          case 16: {
+            if (tag !== 130) {
+              break;
+            }
+
+            message.timeColumn = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3416,6 +3468,9 @@ export const InputDescription: MessageFns<InputDescription> = {
     message.lengthsAxis = object.lengthsAxis ?? 0;
     message.onlyCategories = object.onlyCategories ?? false;
     message.sampleRate = object.sampleRate ?? 0;
+    message.dateColumns = object.dateColumns?.map((e) => e) || [];
+    message.dateOrder = object.dateOrder ?? "";
+    message.timeColumn = object.timeColumn ?? "";
     return message;
   },
 };

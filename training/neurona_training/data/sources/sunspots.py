@@ -118,31 +118,4 @@ def forecast_next(
             window=window,
         ),
         values=(Value(name=f"next {step}", unit="sunspots"),),
-        baselines={
-            "mean": np.full_like(test.targets, train.targets.mean()),
-            "persistence": test.inputs[:, -1],  # the next equals the last
-            "autoregression": _autoregression_baseline(train, test),
-        },
     )
-
-
-def _autoregression_baseline(train: Split, test: Split) -> NDArray[np.float32]:
-    """Predictions of the best linear function of a window, by least squares on the training rows.
-
-    The order, up to the window's size, is the one with the smallest Akaike information
-    criterion, which is computed from the training rows alone.
-    """
-    rows = len(train)
-    predictions, best_criterion = np.zeros_like(test.targets), np.inf
-    for order in range(1, train.inputs.shape[1] + 1):
-        train_columns, test_columns = (
-            np.column_stack([split.inputs[:, -order:, 0].astype(np.float64), np.ones(len(split))])
-            for split in (train, test)
-        )
-        weights, *_ = np.linalg.lstsq(train_columns, train.targets.astype(np.float64))
-        error = float(np.mean(np.square(train_columns @ weights - train.targets)))
-        criterion = rows * np.log(error) + 2 * (order + 1)
-        if criterion < best_criterion:
-            predictions = (test_columns @ weights).astype(np.float32)
-            best_criterion = criterion
-    return predictions

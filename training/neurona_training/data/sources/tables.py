@@ -1,9 +1,8 @@
 """Tables that come with scikit-learn: iris flowers, tumours, diabetes patients."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-from neurona_training.data import Dataset, Input, Split, Value
+from neurona_training.data import Dataset, Input, Value
 from neurona_training.data.splits import stratified_split
 
 _SETOSA = 0  # scikit-learn's code
@@ -116,25 +115,4 @@ def diabetes() -> Dataset:
             columns=tuple(bunch.feature_names),
         ),
         values=(Value(name="progression after a year", unit="points"),),
-        baselines={
-            "mean": np.full_like(test.targets, train.targets.mean()),
-            "least_squares": least_squares_baseline(train, test.inputs),
-        },
     )
-
-
-def least_squares_baseline(train: Split, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Predictions of the linear function closest to the training rows, (rows, values).
-
-    Columns are standardised first, which keeps the problem well conditioned.
-    """
-    mean, spread = train.inputs.mean(axis=0), train.inputs.std(axis=0)
-
-    def with_bias(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-        scaled = ((rows - mean) / spread).astype(np.float64)
-        return np.column_stack([scaled, np.ones(len(rows))])
-
-    weights, *_ = np.linalg.lstsq(
-        with_bias(train.inputs), train.targets.astype(np.float64), rcond=None
-    )
-    return (with_bias(inputs) @ weights).astype(np.float32)

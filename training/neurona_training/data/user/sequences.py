@@ -55,10 +55,6 @@ def load_sequences(user_data: UserData) -> Dataset:
             f"{user_data.path}, channels: {channels.size} names for {inputs.shape[2]} channels"
         )
     channel_names = tuple(str(name) for name in channels)
-    baselines = {}
-    if not target.labels:
-        mean = train.targets.mean(axis=0)
-        baselines["mean"] = np.broadcast_to(mean, test.targets.shape).astype(np.float32)
     return Dataset(
         name=user_data.name,
         source=f"{user_data.path.name}, {len(lengths):,} sequences of {lengths.min()} to "
@@ -75,7 +71,6 @@ def load_sequences(user_data: UserData) -> Dataset:
         ),
         labels=target.labels,
         values=target.values,
-        baselines=baselines,
     )
 
 

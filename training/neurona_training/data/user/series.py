@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from neurona_training.data import Dataset, Input, Split, Value
-from neurona_training.data.splits import MIN_ROWS, TRAIN, VALIDATION, linear_baseline
+from neurona_training.data.splits import MIN_ROWS, TRAIN, VALIDATION
 from neurona_training.data.user.spec import UserData
 from neurona_training.data.user.table import UserTable
 from neurona_training.errors import DataError
@@ -67,9 +66,4 @@ def load_series(user_data: UserData, table: UserTable) -> Dataset:
             Value(f"{name}, {step} step{'s' * (step > 1)} ahead", user_data.unit)
             for step in range(1, horizon + 1)
         ),
-        baselines={
-            "mean": np.full_like(test.targets, train.targets.mean()),
-            "persistence": np.repeat(test.inputs[:, -1], horizon, axis=1),
-            "linear_autoregression": linear_baseline(train.inputs, train.targets, test.inputs),
-        },
     )

@@ -1,0 +1,59 @@
+"""Cross-validation: every row validates once, classes in proportion, series in time."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from neurona_training.data.catalogue import load
+from neurona_training.data.user.load import load_user_data
+from neurona_training.data.user.spec import UserData
+from neurona_training.errors import DataError
+from neurona_training.selection.folds import cross_validation, join_splits
+
+
+def test_each_row_outside_the_test_validates_once_with_its_class_in_proportion():
+    data = load("iris")
+    rows = np.concatenate([data.train.inputs, data.validation.inputs])
+    folds = list(cross_validation(data, 4))
+    validated = np.concatenate([fold.validation.inputs for fold in folds])
+    assert sorted(map(tuple, validated)) == sorted(map(tuple, rows))
+    for fold in folds:
+        assert len(fold.train) + len(fold.validation) == len(rows)
+        counts = np.bincount(fold.validation.targets)
+        assert counts.max() - counts.min() <= 1
+        assert fold.test is data.test
+
+
+def test_folds_of_a_series_validate_on_what_comes_later(tmp_path):
+    path = tmp_path / "series.csv"
+    path.write_text("value\n" + "\n".join(str(number) for number in range(200)))
+    data = load_user_data(UserData(path, series="value", window=5, horizon=3)).caller_view
+    for fold in cross_validation(data, 3):
+        # The last target of training is before the first one of validation.
+        assert fold.train.targets.max() < fold.validation.targets.min()
+    assert fold.validation.targets.max() < data.test.targets.min()
+
+
+def test_ragged_sequences_keep_their_steps():
+    rng = np.random.default_rng(0)
+    data = load("digit-rows")
+
+    def ragged(split, steps):
+        lengths = rng.integers(1, steps + 1, len(split)).astype(np.int32)
+        return dataclasses.replace(split, inputs=split.inputs[:, :steps].copy(), lengths=lengths)
+
+    first, second = ragged(data.train, 8), ragged(data.validation, 5)
+    joined = join_splits(first, second, filler=7)
+    assert joined.inputs.shape[1] == 8
+    assert (joined.inputs[: len(first)] == first.inputs).all()
+    assert (joined.inputs[len(first) :, :5] == second.inputs).all()
+    assert (joined.inputs[len(first) :, 5:] == 7).all()
+    assert (joined.lengths == np.concatenate([first.lengths, second.lengths])).all()
+
+
+def test_more_folds_than_rows_of_a_class_are_an_error():
+    with pytest.raises(DataError, match=r"class with 40 rows .*expected at least 41"):
+        list(cross_validation(load("iris"), 41))
+    with pytest.raises(DataError, match=r"has 353 rows .*expected at least 800 for 400 folds"):
+        list(cross_validation(load("diabetes"), 400))

@@ -1,0 +1,96 @@
+"""A model trained again from other seeds: how much of its figures is chance.
+
+The model that is served is that of the first seed. Of the others only figures are kept, in
+OUT/NAME/report/seeds.json, from which `--table` prints mean and standard deviation. Every seed
+has the same rows for training, validation and test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neurona_training.cli import pipeline
+from neurona_training.cli.pipeline import Arguments
+from neurona_training.cli.results import (
+    SEEDS_FILE,
+    best_baseline,
+    describe_training,
+    figures_by_seed,
+    format_test_metrics,
+    read_metadata,
+)
+from neurona_training.cli.tuning import check_one_process, report_folder
+from neurona_training.errors import OutputError
+from neurona_training.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from neurona_protos.prediction_pb2 import ModelMetadata
+
+
+def train_other_seeds(arguments: Arguments) -> Iterator[str]:
+    """Trains an existing model from the seeds that follow its own, and keeps their figures.
+
+    What an earlier, interrupted command has done is not done again.
+
+    Args:
+        arguments: of the model's training; `seeds` is how many there are with the model's own.
+
+    Yields:
+        A line after each training, and one with mean and standard deviation.
+
+    Raises:
+        TrainingError: data or training failed, or the model's file is of another training.
+    """
+    from neurona_training.selection.records import RecordFile
+
+    check_one_process("--seeds")
+    path = pipeline.model_path(arguments)
+    described = read_metadata(path)
+    if described is None or "seed" not in described.provenance:
+        raise OutputError(f"{path}: not trained by neurona-train (expected another --name)")
+    training = describe_training(described.provenance)
+    records = RecordFile(report_folder(arguments) / SEEDS_FILE)
+    recipe, loaded, baselines = RECIPES[arguments.recipe], None, None
+    for seed in range(arguments.seed, arguments.seed + arguments.seeds):
+        if str(seed) == described.provenance["seed"]:
+            continue
+        checkpoint = path.parents[1] / f"checkpoint-seed-{seed}.pt"
+        if records.find(str(seed), training) is None:
+            started = time.monotonic()
+            loaded = loaded or pipeline.load_data(recipe, arguments)
+            this_seed = dataclasses.replace(arguments, seed=seed)
+            trained = pipeline.train(recipe, this_seed, loaded, checkpoint, baselines)
+            if trained is None:
+                return
+            baselines = trained.baselines  # the same rows, and hardly anything drawn by the seed
+            if describe_training(trained.metadata.provenance) != training:
+                raise OutputError(
+                    f"{path} is of another training: {training} (expected "
+                    f"{describe_training(trained.metadata.provenance)}; remove the file to train "
+                    "it anew)"
+                )
+            figures = {
+                name: value
+                for name, value in trained.metadata.figures.items()
+                if math.isfinite(value)
+            }
+            seconds = round(time.monotonic() - started, 1)
+            records.add(str(seed), training, {"figures": figures, "seconds": seconds})
+            unit = described.values[0].unit if described.values else ""
+            yield f"{arguments.name}, seed {seed}: {format_test_metrics([figures], unit)}"
+        checkpoint.unlink(missing_ok=True)
+    yield _summarise(arguments, path, described)
+
+
+def _summarise(arguments: Arguments, path: Path, described: ModelMetadata) -> str:
+    runs = figures_by_seed(path, described)
+    unit = described.values[0].unit if described.values else ""
+    tested = format_test_metrics([run.figures for run in runs], unit)
+    line = f"{arguments.name}: {tested} over {len(runs)} seeds"
+    best = best_baseline([run.figures for run in runs], unit)
+    return f"{line}; {best} on the same rows" if best else line
