@@ -74,7 +74,7 @@ def fit_autoregression(train: Split, validation: Split) -> Autoregression:
         train: windows (rows, window, 1) and targets (rows, horizon).
         validation: the same.
     """
-    rows = _Rows(*_as_double(train), *_as_double(validation))
+    rows = _Windows(*_as_double(train), *_as_double(validation))
     smallest = float(min(rows.inputs.min(), rows.targets.min()))
     scales = [ValueScale("identity")]
     if smallest >= 0:
@@ -184,7 +184,7 @@ class Forecast(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _Windows:
     """Windows (rows, window) and targets (rows, horizon) in float64."""
 
     inputs: Tensor
@@ -198,7 +198,7 @@ def _as_double(split: Split) -> tuple[Tensor, Tensor]:
     return inputs[:, :, 0].double(), targets.double()
 
 
-def _fit_on_scale(rows: _Rows, scale: ValueScale) -> tuple[Autoregression, float]:
+def _fit_on_scale(rows: _Windows, scale: ValueScale) -> tuple[Autoregression, float]:
     """Returns the linear function with the best penalty and its error on the validation rows."""
     windows, following = scale(rows.inputs), scale(rows.targets)
     last, centre = windows[:, -1:], float(windows.mean())
