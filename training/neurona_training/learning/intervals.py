@@ -6,6 +6,8 @@ World, 2005; J. Lei and others, Distribution-Free Predictive Inference for Regre
 2018). If the rows to come are as the validation rows, an interval holds the true value with its
 level's probability, whatever the network and the distribution. A series changes in time, and
 validation chose the epoch too: the coverage of the test rows says how far that holds.
+
+It is alone because it is for every regression, not for forecasts only.
 """
 
 import math
