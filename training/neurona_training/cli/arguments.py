@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from neurona_training.architectures.network_options import ACTIVATIONS, INITIALISATIONS
+from neurona_training.architectures.network_options import (
+    ACTIVATIONS,
+    FORECASTS,
+    INITIALISATIONS,
+)
 from neurona_training.baselines import TITLES
 from neurona_training.cli.pipeline import Arguments
 from neurona_training.data.catalogue import SOURCES, DataOptions
@@ -32,7 +36,16 @@ _TABLE_FLAGS = (
     *("ignore", "keep", "missing", "date_order", "validation", "test", "split_column", "group"),
     "time",
 )
-_USER_DATA_FLAGS = ("target", "task", *_TABLE_FLAGS, "series", "window", "horizon", "unit")
+_USER_DATA_FLAGS = (
+    "target",
+    "task",
+    *_TABLE_FLAGS,
+    "series",
+    "window",
+    "horizon",
+    "unit",
+    "sample_rate",
+)
 
 _EXAMPLES = """\
 examples:
@@ -42,6 +55,7 @@ examples:
   neurona-train lenet5 --data flowers/ --image-size 32      own images, a folder for each class
   neurona-train mlp --data patients.csv --target outcome --ignore id
   neurona-train lstm --data prices.csv --series close --window 30 --horizon 5 --unit EUR
+  neurona-train gru --data words/                           own WAV files, a folder for each class
   neurona-train gru --data gestures.npz                     arrays inputs, lengths, targets
   neurona-train lenet5 --variant float16 --variant int8     smaller files beside the model
   neurona-train mlp --data patients.csv --target outcome --tune 30 --seeds 5
@@ -51,7 +65,7 @@ examples:
 
 own files: columns separated by comma, semicolon or tab, with their names in the first line;
 columns of text are categories. 65 % of the rows are for training, 15 % choose the best epoch,
-20 % are the test.
+20 % are the test; folders train, val and test in a folder of classes keep their files apart.
 """
 
 
@@ -161,6 +175,7 @@ def make_arguments(
         variants=tuple(dict.fromkeys(options.variant)),
         baseline=options.export_baseline or "",
         report=not options.no_report,
+        interval=options.interval,
         log=tuple(dict.fromkeys(options.log)),
         initial_weights=_initial_weights(parser, options),
         seeds=options.seeds,
@@ -209,6 +224,7 @@ def _make_user_data(parser: argparse.ArgumentParser, options: argparse.Namespace
         horizon=options.horizon or UserData.horizon,
         unit=options.unit or "",
         image_size=options.image_size,
+        sample_rate=options.sample_rate,
     )
 
 
@@ -313,6 +329,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "are downloaded into a cache)",
     )
     add("--image-size", type=at_least(1), metavar="PIXELS", help="resize images to this size")
+    add("--sample-rate", type=at_least(1), metavar="HZ", help="resample own sound to this rate")
     add("--out", type=Path, default=Path("models"), help="model repository (default: models)")
     add(
         "--name",
@@ -485,6 +502,17 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
         choices=INITIALISATIONS,
         help="of the weights: uniform by number of inputs, He's or Xavier Glorot's",
     )
+    add(
+        "--bidirectional",
+        action="store_const",
+        const=True,
+        help="a recurrent network reads each sequence from its end too",
+    )
+    add(
+        "--forecast",
+        choices=FORECASTS,
+        help="of a series: by a linear function that the network corrects, or by the network alone",
+    )
 
 
 def _add_initial_weights(group: argparse._ArgumentGroup) -> None:
@@ -523,6 +551,13 @@ def _add_user_data(group: argparse._ArgumentGroup) -> None:
     add("--window", type=at_least(1), metavar="N", help="read N values (default: 12) ...")
     add("--horizon", type=at_least(1), metavar="K", help="... predict the next K (default: 1)")
     add("--unit", help="unit of the predicted values")
+    add(
+        "--interval",
+        type=_percentage,
+        metavar="PERCENT",
+        help="probability of the prediction interval of each value of a regression; 0 for none "
+        "(default: 90 for a series, else none)",
+    )
 
 
 def _add_table(group: argparse._ArgumentGroup) -> None:
@@ -578,6 +613,16 @@ def one_of(table: Mapping[str, object], kind: str) -> Callable[[str], str]:
         return text
 
     return parse_name
+
+
+def _percentage(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no percentage (expected 0 to below 100)")
+    return number
 
 
 def _model_name(text: str) -> str:

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import nn
 
-from neurona_training.architectures.audio import HOP, LogMel
+from neurona_training.architectures.audio import LogMel
 from neurona_training.architectures.input_layers import Features
 from neurona_training.export.parity import caller_array
 from neurona_training.report.drawing import (
@@ -234,7 +234,8 @@ def _sound_section(results: RunResults, row: int) -> Section:
         grid[1].tick_params(labelsize=8)
         grid[1].spines[:].set_visible(False)
         caption += (
-            f" Below, as the network sees it: how loud each band of pitch is, every {HOP} samples."
+            " Below, as the network sees it: how loud each band of pitch is, every "
+            f"{log_mels[0].hop} samples."
         )
     picture = make_picture(figure, "a waveform, and its bands of pitch over time")
     return Section("One example as numbers", caption, (picture,), words=("sample",))
