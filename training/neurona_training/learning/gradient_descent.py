@@ -43,8 +43,8 @@ def fit(
     """Trains the network; the same seed gives the same weights on the same machine.
 
     After each epoch the network is validated, and the weights with the smallest validation
-    loss are kept (`Hyperparameters.keep_epoch`). The checkpoint written then lets a killed run continue
-    to the same weights. Each process of torchrun calls this with the same arguments.
+    loss are kept (`Hyperparameters.keep_epoch`). The checkpoint written then lets a killed run
+    continue to the same weights. Each process of torchrun calls this with the same arguments.
 
     Args:
         network: with fresh weights, on the CPU.
