@@ -1,4 +1,4 @@
-"""The command line of `neurona-train`."""
+"""The command line of `neurona-train`: one file, because its groups of options are one parser."""
 
 from __future__ import annotations
 
@@ -115,7 +115,10 @@ def _arguments_of_all(
     pairs = [(recipe, data) for recipe in RECIPES.values() for data in recipe.tuned]
     pairs.sort(key=lambda pair: pair[0].minutes.get(pair[1], 0))  # short trainings first
     for recipe, data in pairs:
-        arguments = make_arguments(parser, options, recipe, data)
+        available = (*recipe.learner_options, *recipe.network_options)
+        others = dict.fromkeys(field for field in _FIELDS if field not in available)
+        of_recipe = argparse.Namespace(**{**vars(options), **others})
+        arguments = make_arguments(parser, of_recipe, recipe, data)
         minutes = recipe.minutes.get(data, 0)
         most = LONG_TRAINING_SEEDS if minutes > LONG_TRAINING else options.seeds
         yield dataclasses.replace(arguments, seeds=min(options.seeds, most))
