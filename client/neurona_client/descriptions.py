@@ -95,6 +95,12 @@ class TensorSpec:
         lengths_of: of an input with lengths of sequences: the input with the sequences.
         only_categories: of an input: whether it takes no string that is not in `categories`.
         sample_rate: of an input of sound: samples a second; 0 if it is no sound, or any.
+        date_columns: of an input: those of its columns that are dates, in days since 1970-01-01
+            00:00 UTC.
+        date_order: of an input: "day-month-year" or "month-day-year", as the dates were written
+            in the file that the model was trained on; empty if it did not say.
+        time_column: of an input of sequences: the column of a table by which its rows follow each
+            other in time; empty if they are in that order.
     """
 
     name: str
@@ -115,6 +121,9 @@ class TensorSpec:
     lengths_of: str = ""
     only_categories: bool = False
     sample_rate: int = 0
+    date_columns: tuple[str, ...] = ()
+    date_order: str = ""
+    time_column: str = ""
 
 
 @dataclass(frozen=True)
@@ -232,4 +241,7 @@ def _tensor_spec(message: TensorDescription, words: InputDescription | None = No
         words.lengths_of,
         words.only_categories,
         words.sample_rate,
+        tuple(words.date_columns),
+        words.date_order,
+        words.time_column,
     )

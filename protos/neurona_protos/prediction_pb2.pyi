@@ -385,7 +385,7 @@ class ModelMetadata(_message.Message):
     def __init__(self, task: _Optional[_Union[Task, str]] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[InputDescription, _Mapping]]] = ..., answer: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., values: _Optional[_Iterable[_Union[ValueDescription, _Mapping]]] = ..., figures: _Optional[_Mapping[str, float]] = ..., provenance: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class InputDescription(_message.Message):
-    __slots__ = ("name", "description", "unit", "columns", "categories", "window", "decimal_mark", "finite", "allow_nan", "lengths_of", "lengths_axis", "only_categories", "sample_rate")
+    __slots__ = ("name", "description", "unit", "columns", "categories", "window", "decimal_mark", "finite", "allow_nan", "lengths_of", "lengths_axis", "only_categories", "sample_rate", "date_columns", "date_order", "time_column")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
@@ -399,6 +399,9 @@ class InputDescription(_message.Message):
     LENGTHS_AXIS_FIELD_NUMBER: _ClassVar[int]
     ONLY_CATEGORIES_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_RATE_FIELD_NUMBER: _ClassVar[int]
+    DATE_COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    DATE_ORDER_FIELD_NUMBER: _ClassVar[int]
+    TIME_COLUMN_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     unit: str
@@ -412,7 +415,10 @@ class InputDescription(_message.Message):
     lengths_axis: int
     only_categories: bool
     sample_rate: int
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., unit: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ..., window: _Optional[int] = ..., decimal_mark: _Optional[str] = ..., finite: bool = ..., allow_nan: bool = ..., lengths_of: _Optional[str] = ..., lengths_axis: _Optional[int] = ..., only_categories: bool = ..., sample_rate: _Optional[int] = ...) -> None: ...
+    date_columns: _containers.RepeatedScalarFieldContainer[str]
+    date_order: str
+    time_column: str
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., unit: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ..., window: _Optional[int] = ..., decimal_mark: _Optional[str] = ..., finite: bool = ..., allow_nan: bool = ..., lengths_of: _Optional[str] = ..., lengths_axis: _Optional[int] = ..., only_categories: bool = ..., sample_rate: _Optional[int] = ..., date_columns: _Optional[_Iterable[str]] = ..., date_order: _Optional[str] = ..., time_column: _Optional[str] = ...) -> None: ...
 
 class ValueDescription(_message.Message):
     __slots__ = ("name", "unit")

@@ -14,6 +14,7 @@ import pytest
 from support.cli import NEURONA, environment
 from support.server_process import ServerProcess
 
+from neurona_client import Client, InvalidInputError
 from neurona_training.cli.main import main
 from neurona_training.data.sources import sunspots
 from neurona_training.data.sources.names import read_names
@@ -29,6 +30,9 @@ INCOMES = (RANDOM.integers(100_000, 9_000_000, COUNT) / 100).round(2)
 CITIES = np.array(["Bad Ems", "Köln", "Essen"])[np.arange(COUNT) % 3]
 BOUGHT = np.array(["yes", "no"])[np.arange(COUNT) % 2]
 NUMBERS = {"features": np.stack([AGES, INCOMES], axis=1).astype(np.float32)}
+DAYS = np.datetime64("2023-01-01") + RANDOM.integers(0, 700, COUNT)
+LACKS_AGE, LACKS_CITY = np.arange(COUNT) % 4 == 1, np.arange(COUNT) % 5 == 2
+UNFILLED = np.stack([np.where(LACKS_AGE, np.nan, AGES), DAYS.astype(int)], axis=1)
 
 
 def german(number):
@@ -94,6 +98,32 @@ TABLES = {
         table(["city", "price"], CITIES, INCOMES).encode(),
         ["mlp", "--target", "price", "--unit", "EUR"],
         {"city": CITIES},
+    ),
+    "as-it-is": (  # an index, an identifier, missing cells, local dates, Windows-1252
+        table(
+            *(["id", "name", "age", "größe", "day", "bought"], range(1, COUNT + 1)),
+            (f"n{row}" for row in range(COUNT)),
+            np.where(LACKS_AGE, "", AGES.astype(str)),
+            np.where(LACKS_CITY, "NA", CITIES),
+            (f"{day.item():%d.%m.%Y}" for day in DAYS),
+            BOUGHT,
+            separator=";",
+        ).encode("cp1252"),
+        ["mlp", "--target", "bought"],
+        {"features": UNFILLED.astype(np.float32), "gr__e": np.where(LACKS_CITY, "", CITIES)},
+    ),
+    "two-targets": (
+        table(["age", "income", "price"], AGES, INCOMES, INCOMES * 1000 + AGES).encode(),
+        ["mlp", "--target", "income", "--target", "price"],
+        {"features": AGES.astype(np.float32)[:, None]},
+    ),
+    "newest-first": (
+        table(
+            *(["day", "close"], np.sort(np.datetime64("2024-01-01") + np.arange(COUNT))[::-1]),
+            INCOMES,
+        ).encode(),
+        ["rnn", "--series", "close", "--window", "5"],
+        {"series": INCOMES[None, 4::-1, None].astype(np.float32)},
     ),
     "series": (
         table(["day", "close"], (f"{day}.1." for day in range(COUNT)), INCOMES).encode(),
@@ -172,8 +202,8 @@ def test_a_table_is_its_own_question(served, folder, name):
     file = next(folder.glob(f"{name}.?sv"))
     rows = predict(served, name, file)
     check_rows(rows, run_model(folder, name, TABLES[name][2]))
-    if name == "series":
-        assert rows[0]["file"] == f"{file}:{COUNT + 1}"
+    if name in ("series", "newest-first"):
+        assert rows[0]["file"] == f"{file}:{COUNT + 1 if name == 'series' else 2}"
     else:
         assert [row["file"] for row in rows] == [f"{file}:{line}" for line in range(2, COUNT + 2)]
     assert predict(served, name, "-", input=file.read_bytes())[0] | {"file": ""} == (
@@ -220,3 +250,26 @@ def test_sequences_are_their_own_question(served, folder):
     steps = padded[3, : lengths[3], ::-1]  # a table of one sequence, with the columns exchanged
     text = table(["y", "x"], *steps.T)
     check_rows(predict(served, "sequences", "-", input=text.encode()), expected[3:4])
+
+
+def test_a_missing_cell_is_nan_or_an_empty_string(served, folder):
+    """Any way of asking gives the same answer, and a model that does not fill refuses it."""
+    inputs = {"features": [[np.nan, 19700.0]], "gr__e": [""]}
+    with Client(served.address) as client:
+        asked = client.predict("as-it-is", inputs)
+        with pytest.raises(InvalidInputError, match="column 'age': nan"):
+            client.predict("plain", {"features": [[np.nan, 1.0]]})
+    text = table(["age", "größe", "day"], ["?"], ["null"], ["2023-12-09"])
+    (row,) = predict(served, "as-it-is", "-", input=text.encode())
+    assert row["classes"][0]["label"] == asked.label
+    assert row["classes"][0]["probability"] == pytest.approx(asked.probability, abs=1e-6)
+    done = subprocess.run(
+        [NEURONA, "predict", "plain", "-", "--address", served.address],
+        input=b"age,income\n1,\n",
+        capture_output=True,
+        env=environment(),
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert b"line 2, column 'income': missing value (''), which the model does not" in done.stderr

@@ -4,8 +4,11 @@ A model's description names the columns of the table that it was trained on: a t
 row has these names, in any order and with any others between them, is read by name. Rows without
 names are taken in the order of the model's columns. For a model that reads sequences, a table
 with names is one sequence: its rows follow each other in time.
+
+It is one file because names, forms of cells and shapes are decided together for each table.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +21,14 @@ from neurona_client.descriptions import ModelDescription, TensorSpec
 from neurona_client.errors import InvalidInputError
 from neurona_client.files.arrays import channel_numbers
 from neurona_client.files.content import FileContentError
+from neurona_client.files.dates import (
+    ORDERS,
+    DateEvidence,
+    DateFormat,
+    DateOrder,
+    date_formats,
+    read_times,
+)
 from neurona_client.files.numbers import (
     NumberEvidence,
     NumberFormat,
@@ -25,7 +36,13 @@ from neurona_client.files.numbers import (
     is_number,
     number_formats,
 )
-from neurona_client.files.tables import SEPARATORS, Header, Record, TableText
+from neurona_client.files.tables import (
+    SEPARATORS,
+    Header,
+    Record,
+    TableText,
+    nameless_title,
+)
 from neurona_client.files.texts import text_lines
 from neurona_client.inputs import Inputs
 
@@ -122,6 +139,10 @@ class _Column:
     title: str
     position: int
 
+    @property
+    def is_date(self) -> bool:
+        return self.title in self.spec.date_columns
+
 
 @dataclass(frozen=True)
 class _SampleReader:
@@ -192,20 +213,7 @@ class _SampleReader:
             yield from self.rows_of_cells()
             return
         skipped = 0 if header is None else 1
-        numeric = [column for column in columns if column.spec.dtype != "STRING"]
-        evidence = [NumberEvidence(f"column {column.title!r}") for column in numeric]
-        for line, cells in self._records_to_error(skipped):
-            for column, cell_evidence in zip(numeric, evidence, strict=True):
-                if column.position < len(cells):
-                    cell_evidence.add(line, cells[column.position])
-        beside = self._target_evidence(header) if numeric else []
-        formats = dict(
-            zip(
-                (column.position for column in numeric),
-                number_formats([*evidence, *beside], self._default_format()),
-                strict=False,
-            )
-        )
+        formats = self._formats(columns, header, skipped)
         shape = Header(first[0], first[1], self.separator)  # of each row
 
         def parse_values(record: Record) -> dict[str, list[Any]]:
@@ -235,33 +243,95 @@ class _SampleReader:
         else:
             yield from self._batches(parse, skipped)
 
+    def _formats(
+        self, columns: list[_Column], header: Header | None, skipped: int
+    ) -> dict[int, NumberFormat | DateFormat]:
+        """Decide how the numbers and dates of each column, by its position, are written."""
+        numeric = [column for column in columns if column.spec.dtype != "STRING"]
+        dates = {column.position: column for column in numeric if column.is_date}
+        numbers = {column.position: column for column in numeric if not column.is_date}
+        number_evidence = {
+            position: NumberEvidence(f"column {column.title!r}")
+            for position, column in numbers.items()
+        }
+        date_evidence = {
+            position: DateEvidence(f"column {column.title!r}") for position, column in dates.items()
+        }
+        all_evidence: dict[int, NumberEvidence | DateEvidence] = {
+            **number_evidence,
+            **date_evidence,
+        }
+        for line, cells in self._records_to_error(skipped):
+            for position, evidence in all_evidence.items():
+                if position < len(cells):
+                    evidence.add(line, cells[position])
+        beside = self._target_evidence(header) if numbers else []
+        formats = number_formats([*number_evidence.values(), *beside], self._default_format())
+        return {
+            **dict(zip(numbers, formats, strict=False)),
+            **dict(zip(dates, date_formats(date_evidence.values(), self._order()), strict=True)),
+        }
+
     def _target_evidence(self, header: Header | None) -> list[NumberEvidence]:
-        """Return how the target is written, if the file has it: training lets it count, too."""
-        target = self.model.provenance.get(TARGET, "")
-        if header is None or not target or list(header.names).count(target) != 1:
+        """Return how the targets are written, if the file has them: training lets them count."""
+        if header is None:
             return []
-        position = header.names.index(target)
-        evidence = NumberEvidence(f"column {target!r}")
-        numbers = count = 0
-        for line, cells in self._records_to_error(1):
-            cell = cells[position] if position < len(cells) else ""
-            numbers += is_number(cell)
-            count += 1
+        names = [self.model.provenance.get(TARGET, ""), *(one.name for one in self.model.values)]
+        target_evidence = []
+        for target in dict.fromkeys(names):
+            if not target or list(header.names).count(target) != 1:
+                continue
+            position = header.names.index(target)
+            evidence = NumberEvidence(f"column {target!r}")
+            numbers = count = 0
             try:
-                evidence.add(line, cell)
+                for line, cells in self._records_to_error(1):
+                    cell = cells[position] if position < len(cells) else ""
+                    numbers += is_number(cell)
+                    count += not is_missing(cell)
+                    evidence.add(line, cell)
             except FileContentError:  # no matter for the inputs
-                return []
-        return [evidence] if 2 * numbers > count else []
+                continue
+            target_evidence += [evidence] if 2 * numbers > count else []
+        return target_evidence
 
     def _sequence(self, parse_values: Callable[[Record], dict[str, list[Any]]]) -> NamedInputs:
         """Read the last rows as one sequence, as many as the model was trained on."""
         (spec,) = self.specs
-        records = list(self.records())[1:]
+        titles, *records = self.records()
         if not records:
             raise InvalidInputError("no rows (expected the steps of a sequence below the names)")
+        records = self._in_order_of_time(titles, records)
         used = records[-spec.window :] if spec.window else records
         steps = np.asarray([parse_values(record)[spec.name] for record in used])
         return [f"{self.name}:{used[-1][0]}"], self._inputs({spec.name: steps[np.newaxis]})
+
+    def _in_order_of_time(self, titles: Record, records: list[Record]) -> list[Record]:
+        """Sort rows as those were that the model was trained on, if the file has their times."""
+        (spec,) = self.specs
+        names = [name or nameless_title(position) for position, name in enumerate(titles[1], 1)]
+        if not spec.time_column or names.count(spec.time_column) != 1:
+            return records
+        header = Header(titles[0], titles[1], self.separator)
+        position = names.index(spec.time_column)
+        cells = [(record[0], header.check_width(record)[position]) for record in records]
+        try:
+            times = read_times(cells, f"column {spec.time_column!r}", self._order())
+        except FileContentError as error:
+            raise InvalidInputError(str(error)) from error
+        order = sorted(range(len(records)), key=times.__getitem__)
+        for earlier, later in itertools.pairwise(order):
+            if times[earlier] == times[later]:
+                raise InvalidInputError(
+                    f"line {cells[later][0]}, column {spec.time_column!r}: {cells[later][1]!r} is "
+                    f"the time of line {cells[earlier][0]}, too (expected each time once)"
+                )
+        return [records[index] for index in order]
+
+    def _order(self) -> DateOrder | None:
+        """Return the order of day and month in the file that the model was trained on."""
+        trained_order = next((spec.date_order for spec in self.specs if spec.date_order), "")
+        return next((order for order in ORDERS if order == trained_order), None)
 
     def _is_sequence(self) -> bool:
         return len(self.specs) == 1 and _is_sequence(self.specs[0])
@@ -439,15 +509,29 @@ def _to_sample(values: list[Any], spec: TensorSpec, line: int) -> np.ndarray[Any
     return np.asarray(values, dtype=object if spec.dtype == "STRING" else None).reshape(shape)
 
 
-def _parse_cell(cell: str, spec: TensorSpec, number_format: NumberFormat | None) -> Any:
+def _missing_value(cell: str, spec: TensorSpec) -> str | float:
+    """Return what stands for a missing cell, if the model fills it in.
+
+    Raises:
+        FileContentError: the model does not.
+    """
+    if not spec.allow_nan:
+        raise FileContentError(
+            f"missing value ({cell!r}), which the model does not fill (expected a value, or a "
+            "model that was trained with missing values)"
+        )
+    return "" if spec.dtype == "STRING" else math.nan
+
+
+def _parse_cell(cell: str, spec: TensorSpec, cell_format: NumberFormat | DateFormat | None) -> Any:
     """Return the value of a cell.
 
     Raises:
         FileContentError: it is missing, or not of the input's dtype.
     """
+    if spec.columns and is_missing(cell):
+        return _missing_value(cell, spec)
     if spec.dtype == "STRING":
-        if spec.columns and is_missing(cell):
-            raise FileContentError(f"missing value ({cell!r})")
         return cell
     text = cell.strip()
     if spec.dtype == "BOOL" and text.lower() in _BOOLEANS:
@@ -459,11 +543,9 @@ def _parse_cell(cell: str, spec: TensorSpec, number_format: NumberFormat | None)
             raise FileContentError(f"{len(text)} digits are too many for {spec.dtype}") from None
     if text.lower().lstrip("+-") == "nan" and not spec.columns:
         return math.nan  # what a model does with it is its own matter
-    number = (number_format or NumberFormat()).parse(cell)
+    number = (cell_format or NumberFormat()).parse(cell)
     if spec.columns and math.isinf(number):
         raise FileContentError(f"{cell!r} is not finite")
-    if "INT" in spec.dtype:
-        if not number.is_integer():
-            raise FileContentError(f"{cell!r} is not an integer")
-        return int(number)
-    return number
+    if "INT" in spec.dtype and not number.is_integer():
+        raise FileContentError(f"{cell!r} is not an integer")
+    return int(number) if "INT" in spec.dtype else number

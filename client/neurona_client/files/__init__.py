@@ -9,7 +9,8 @@ audio       recordings as samples from -1 to 1
 arrays      numpy's arrays, and sequences of different lengths
 tables      CSV and its relatives: columns by name
 numbers     numbers as tables have them: decimal commas, thousands, per cent
-texts       text in UTF-8, or whatever its byte order mark says
+dates       dates as tables have them: ISO 8601, 31.12.2024, 12/31/2024, 31 Dec 2024
+texts       text in UTF-8, or whatever its byte order mark says; Windows-1252
 
 The readers import nothing else of the client: training can use them without a connection.
 """

@@ -1,4 +1,4 @@
-"""Tables as text: CSV and its relatives, with commas, semicolons or tabs between the cells.
+"""Tables as text: CSV and its relatives, with commas, semicolons, tabs or bars between the cells.
 
     table = read_table(path.read_bytes())
     (ages,) = number_formats([table.number_evidence("age")])
@@ -21,13 +21,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from neurona_client.files.content import FileContentError
+from neurona_client.files.dates import is_date
 from neurona_client.files.numbers import NumberEvidence, is_number
-from neurona_client.files.texts import decode_text
+from neurona_client.files.texts import detect_text
 
 SUFFIXES = (".csv", ".tsv")
 """Of files that are tables, in lower case."""
 
-SEPARATORS = ("\t", ";", ",")
+SEPARATORS = ("\t", ";", "|", ",")
 """Between cells; in the order of preference where a text is equally well divided by several."""
 
 _DIRECTIVE = re.compile(r'"?sep=(.)"?[ \t]*\r?\n', re.IGNORECASE)  # of Excel, in the first line
@@ -53,7 +54,7 @@ class TableText:
     def __init__(
         self, content: bytes, separators: Sequence[str] = SEPARATORS, *, strip: bool = True
     ) -> None:
-        self._text = decode_text(content)
+        self._text, self.encoding = detect_text(content)
         if strip:  # "ü" of two code points, as some systems write it, is "ü" of one
             self._text = unicodedata.normalize("NFC", self._text)
         self._strip = strip
@@ -173,13 +174,17 @@ class Table:
     Args:
         columns: every cell of each column, by its name.
         lines: the line of each row in the file.
-        row_number_columns: positions, from 1, of columns that were left out because they only
-            count the rows.
+        index_columns: positions, from 1, of nameless columns that were left out because they
+            count or name the rows.
+        separator: between cells.
+        encoding: of the file, such as "UTF-8".
     """
 
     columns: Mapping[str, list[str]]
     lines: list[int]
-    row_number_columns: list[int] = field(default_factory=list)
+    index_columns: list[int] = field(default_factory=list)
+    separator: str = ","
+    encoding: str = "UTF-8"
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -214,27 +219,41 @@ def read_table(content: bytes) -> Table:
     if not rows:
         raise FileContentError("no data (expected a line of column names and rows below it)")
     columns: dict[str, list[str]] = {}
-    row_number_columns = []
-    for position, (name, *cells) in enumerate(zip(names, *rows, strict=True), start=1):
-        is_nameless = not name or _PANDAS_NAME.fullmatch(name)
-        if is_nameless and (not any(cells) or _are_row_numbers(cells)):
-            if any(cells):
-                row_number_columns.append(position)
-            continue
-        if not name:
-            raise FileContentError(
-                f"line {line}: column {position} has no name (expected one; pandas writes its "
-                "index so, without one: to_csv(index=False))"
-            )
+    index_columns = []
+    for position, (title, *cells) in enumerate(zip(names, *rows, strict=True), start=1):
+        name = title
+        if not name or _PANDAS_NAME.fullmatch(name):
+            if not any(cells):
+                continue
+            if is_row_numbers(cells) or _are_row_names(position, cells):
+                index_columns.append(position)
+                continue
+            if not name:
+                if not is_date(cells[0]):
+                    raise FileContentError(
+                        f"line {line}: column {position} has no name (expected one; pandas writes "
+                        "its index so, without one: to_csv(index=False))"
+                    )
+                name = nameless_title(position)
         if name in columns:
             raise FileContentError(f"line {line}: duplicate column {name!r}")
         columns[name] = cells
     if all(is_number(name) for name in columns):
         raise FileContentError(f"line {line}: numbers only (expected the names of the columns)")
-    return Table(columns, lines, row_number_columns)
+    return Table(columns, lines, index_columns, text.separator, text.encoding)
 
 
-def _are_row_numbers(cells: Sequence[str]) -> bool:
+def nameless_title(position: int) -> str:
+    """Returns what pandas calls the nameless column at a position, from 1."""
+    return f"Unnamed: {position - 1}"
+
+
+def is_row_numbers(cells: Sequence[str]) -> bool:
     """Whether cells count from 0 or 1."""
     first = 0 if cells[0] == "0" else 1
     return all(cell == str(number) for number, cell in enumerate(cells, start=first))
+
+
+def _are_row_names(position: int, cells: Sequence[str]) -> bool:
+    """Whether a nameless column is the first one and names the rows, as R writes it."""
+    return position == 1 and 1 < len(cells) == len(set(cells)) and not is_date(cells[0])

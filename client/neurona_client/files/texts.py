@@ -1,8 +1,9 @@
 """The text of a file, whichever program wrote it.
 
 A byte order mark says that text is UTF-16 or UTF-32 (as Excel's "Unicode text" and Windows
-PowerShell write it) or UTF-8; without one it is UTF-8. Nothing is guessed: in a wrong encoding
-names would silently become other names.
+PowerShell write it) or UTF-8; without one it is UTF-8. `detect_text` also reads Windows-1252, the
+superset of Latin-1 that spreadsheets write in western Europe and America, where the text looks like
+it. No other encoding is guessed: names would silently become other names.
 """
 
 from __future__ import annotations
@@ -30,6 +31,13 @@ _OTHER_FILES = (  # first bytes of files that people take for text
     (b"%PDF-", "a PDF document"),
 )
 _LINE_END = re.compile("\r\n|\r|\n")
+_UTF8_CHARACTER = re.compile(rb"[\xc3-\xdf][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2}")
+_WORD = re.compile(r"[^\W\d_]{3,}")  # shorter ones may be codes, such as "ä"
+# What is no letter or is written as a capital inside a word: the letters of other encodings.
+_OTHER_ENCODING = re.compile(
+    r"[^\W\d_][\u201a\u201e\u2026\u2020\u2021\u02c6\u2030\u2039\u201c\u201d\u2022\u02dc\u2122\u203a]"
+    r"[^\W\d_]|[a-z][\u0160\u0152\u017d\u0178]"
+)
 
 
 def decode_text(content: bytes) -> str:
@@ -44,6 +52,32 @@ def decode_text(content: bytes) -> str:
     Raises:
         FileContentError: with the line of the first byte that is no such text.
     """
+    return _decode(content)[0]
+
+
+def detect_text(content: bytes) -> tuple[str, str]:
+    """Decodes the content of a text file that may also be Windows-1252.
+
+    Args:
+        content: see `decode_text`.
+
+    Returns:
+        The text without a byte order mark, and the encoding: UTF-8, UTF-16, UTF-32 or
+        Windows-1252.
+
+    Raises:
+        FileContentError: with the line of the first byte that is no such text.
+    """
+    try:
+        return _decode(content)
+    except FileContentError:
+        text = _decode_windows_1252(content)
+        if text is None:
+            raise
+        return text, "Windows-1252"
+
+
+def _decode(content: bytes) -> tuple[str, str]:
     for beginning, kind in _OTHER_FILES:
         if content.startswith(beginning):
             raise FileContentError(f"{kind} (expected text, such as CSV in UTF-8)")
@@ -68,6 +102,29 @@ def decode_text(content: bytes) -> str:
             f"line {_count_lines(text[:position])}: a NUL character, as in UTF-16 without a byte "
             "order mark or in a file that is no text (expected UTF-8)"
         )
+    return text, title
+
+
+def _decode_windows_1252(content: bytes) -> str | None:
+    """Decodes text that looks like Windows-1252; None if it looks like anything else.
+
+    Words with other letters than ASCII have mostly ASCII letters in the languages of western
+    Europe; in Cyrillic or Japanese encodings read as Windows-1252 they have next to none.
+    """
+    has_mark = any(content.startswith(mark) for mark, *_ in _BYTE_ORDER_MARKS)
+    is_other_file = any(content.startswith(beginning) for beginning, _ in _OTHER_FILES)
+    if has_mark or is_other_file or _UTF8_CHARACTER.search(content):
+        return None
+    try:
+        text = content.decode("cp1252")
+    except UnicodeDecodeError:
+        return None
+    if any(character < " " and character not in "\t\n\r" for character in set(text)):
+        return None
+    words = [word for word in _WORD.findall(text) if not word.isascii()]
+    ascii_letters = sum(letter.isascii() for word in words for letter in word)
+    if 2 * ascii_letters < sum(map(len, words)) or _OTHER_ENCODING.search(text):
+        return None
     return text
 
 

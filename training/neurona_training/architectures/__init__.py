@@ -1,6 +1,7 @@
 """Networks, one module for each family.
 
-input_layers    scaling of inputs and outputs, one-hot encoding, colour channels
+input_layers    scaling of inputs and outputs, colour channels
+columns         missing values, dates and text of tables
 classic         threshold units and ADALINE, before backpropagation
 feedforward     fully connected networks
 neocognitron    the neocognitron

@@ -2,14 +2,12 @@
 
 Normalise, Denormalise              one scale for all numbers
 StandardiseColumns, Features        rows and images for fully connected networks
-OneHot                              columns of text
 Temperature                         calibrated probabilities
 RgbInput, ConvolutionUnit, global_average_pool    images for deep convolutional networks
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from neurona_training.architectures.columns import EncodedColumns
 from neurona_training.data import Dataset
 
 SMALL_IMAGE = 16  # pixels; a stem made for photographs would shrink a smaller image to nothing
@@ -110,33 +109,6 @@ class Features(nn.Module):
         return scaled if scaled.ndim == 2 else scaled.flatten(1)
 
 
-class OneHot(nn.Module):
-    """Encodes categories before a network: 1 for each row's own category, 0 for the others.
-
-    An unknown category, whose code is beyond the others', becomes zeros alone.
-
-    Args:
-        network: takes the numbers and the one-hot columns, (rows, columns).
-        categories: the number of categories of each input of codes.
-    """
-
-    def __init__(self, network: nn.Module, categories: Sequence[int]) -> None:
-        super().__init__()
-        self.network = network
-        self.tables = [f"table{index}" for index in range(len(categories))]
-        for name, count in zip(self.tables, categories, strict=True):
-            self.register_buffer(name, torch.eye(count + 1, count))  # the last row: zeros
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Takes numbers (rows, columns), if there are any, then int64 codes (rows,) for each."""
-        numbers, codes = inputs[: -len(self.tables)], inputs[-len(self.tables) :]
-        one_hot = [
-            self.get_buffer(name)[code] for name, code in zip(self.tables, codes, strict=True)
-        ]
-        output: Tensor = self.network(torch.cat([*numbers, *one_hot], dim=1))
-        return output
-
-
 class Temperature(nn.Module):
     """Divides the logits of a network by a temperature, so that their softmax is calibrated.
 
@@ -159,8 +131,8 @@ class Temperature(nn.Module):
 
 
 def without_wrappers(network: nn.Module) -> nn.Module:
-    """The network that was trained, without the `Temperature` and `OneHot` around it."""
-    while isinstance(network, Temperature | OneHot):
+    """The network that was trained, without `Temperature` and `EncodedColumns` around it."""
+    while isinstance(network, Temperature | EncodedColumns):
         network = network.network
     return network
 

@@ -34,6 +34,24 @@ class NetworkOptions:
     initialisation: str | None = None
     forecast: str | None = None
 
+    def with_defaults(self, default: NetworkOptions) -> NetworkOptions:
+        """Returns these options, and `default`'s where nothing is given.
+
+        Raises:
+            OptionError: `units` and `layers` contradict each other.
+        """
+        widths = default.units or self.units
+        units = self.hidden_units(widths) if widths else None
+        return NetworkOptions(
+            units=units,
+            layers=len(units) if units else None,
+            bidirectional=self.bidirectional or default.bidirectional,
+            dropout=default.dropout if self.dropout is None else self.dropout,
+            activation=self.activation or default.activation,
+            initialisation=self.initialisation or default.initialisation,
+            forecast=self.forecast or default.forecast,
+        )
+
     def hidden_units(self, default: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the units of each hidden layer.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from neurona_training.architectures.network_options import ACTIVATIONS
+from neurona_training.architectures.network_options import ACTIVATIONS, INITIALISATIONS
 from neurona_training.baselines import TITLES
 from neurona_training.cli.pipeline import Arguments
 from neurona_training.data.catalogue import SOURCES, DataOptions
@@ -21,13 +21,17 @@ from neurona_training.errors import OptionError
 from neurona_training.learning.run import InitialWeights
 from neurona_training.recipes import RECIPES
 from neurona_training.recipes.recipe import Recipe
-from neurona_training.recipes.settings import GRADIENT_FIELDS, NETWORK_FIELDS
+from neurona_training.recipes.settings import AUGMENTATION_FIELDS, GRADIENT_FIELDS, NETWORK_FIELDS
 
 VARIANTS = ("float16", "int8")
 LONG_TRAINING, LONG_TRAINING_SEEDS = 10, 3  # minutes, and seeds with which --all trains those
 _MAX_NAME_LENGTH = 128
 _FIELDS = (*GRADIENT_FIELDS, *NETWORK_FIELDS)
-_USER_DATA_FLAGS = ("target", "task", "ignore", "series", "window", "horizon", "unit")
+_TABLE_FLAGS = (
+    *("ignore", "keep", "missing", "date_order", "validation", "test", "split_column", "group"),
+    "time",
+)
+_USER_DATA_FLAGS = ("target", "task", *_TABLE_FLAGS, "series", "window", "horizon", "unit")
 
 _EXAMPLES = """\
 examples:
@@ -74,7 +78,7 @@ def parse(argv: Sequence[str] | None = None) -> Arguments | TrainAll | PrintTabl
     for argument in argv:
         if argument.startswith("--") and argument.endswith("=--"):
             parser.error(f"invalid argument {argument} (argparse would take it for no value)")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(with_configuration(parser, argv))
     if options.list:
         return None
     if options.table:
@@ -121,7 +125,9 @@ def make_arguments(
     if user_data is None:
         for flag in _USER_DATA_FLAGS:
             if getattr(options, flag) is not None:
-                parser.error(f"--{flag} is for own data (--data PATH), not for {data!r}")
+                parser.error(
+                    f"--{flag.replace('_', '-')} is for own data (--data PATH), not for {data!r}"
+                )
     # A name for each data set: models of two data sets take different inputs, and one would
     # replace the other.
     if user_data is None and data == recipe.default_data:
@@ -133,6 +139,10 @@ def make_arguments(
         for field in _FIELDS
         if getattr(options, field, None) is not None
     }
+    if options.no_augmentation:
+        if any(field in changes for field in AUGMENTATION_FIELDS):
+            parser.error("--no-augmentation excludes the options of augmentation")
+        changes["augmentation"] = None
     try:
         recipe.check_changes(changes)
     except OptionError as error:
@@ -181,15 +191,27 @@ def _make_user_data(parser: argparse.ArgumentParser, options: argparse.Namespace
         parser.error("--window and --horizon need --series COLUMN")
     return UserData(
         path=Path(options.data),
-        target=options.target,
+        target=_one_or_several(options.target),
         task=options.task,
         ignored=tuple(options.ignore or ()),
+        kept=tuple(options.keep or ()),
+        missing=options.missing,
+        date_order=options.date_order,
+        validation=options.validation,
+        test=options.test,
+        split_column=options.split_column,
+        group=options.group,
+        time=options.time,
         series=options.series,
         window=options.window or UserData.window,
         horizon=options.horizon or UserData.horizon,
         unit=options.unit or "",
         image_size=options.image_size,
     )
+
+
+def _one_or_several(names: list[str] | None) -> str | tuple[str, ...] | None:
+    return names[0] if names and len(names) == 1 else tuple(names) if names else None
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -224,6 +246,27 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     _add_network(parser.add_argument_group("network (default: the recipe's choice)"))
     _add_initial_weights(parser.add_argument_group("initial weights (default: random)"))
     _add_user_data(parser.add_argument_group("own data"))
+    _add_table(parser.add_argument_group("own tables"))
+
+
+def with_configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """Returns the arguments with the options of a --config file before them.
+
+    Args:
+        parser: with the options of `add_training_options`.
+        argv: of the command line, whose options replace those of the file.
+    """
+    finder = CommandParser(prog=parser.prog, add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    path = finder.parse_known_args(argv)[0].config
+    if path is None:
+        return list(argv)
+    from neurona_training.cli.configuration import read_configuration
+
+    try:
+        return [*read_configuration(path, parser), *argv]
+    except OptionError as error:
+        parser.error(str(error))
 
 
 def _add_command(command: argparse._MutuallyExclusiveGroup) -> None:
@@ -297,6 +340,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "data)",
     )
     add("--no-report", action="store_true", help="write no report")
+    add(
+        "--config",
+        type=Path,
+        metavar="FILE.toml",
+        help="options by their names without dashes before them, as epochs = 20; those of the "
+        "command line go before them",
+    )
 
 
 def _add_selection(group: argparse._ArgumentGroup) -> None:
@@ -337,7 +387,7 @@ def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
     add("--optimiser", choices=("adamw", "sgd"), help="sgd with --momentum 0 is plain descent")
     add("--momentum", type=_fraction, metavar="FRACTION", help="of sgd")
     add("--weight-decay", type=_not_negative, metavar="RATE", help="as the optimiser defines it")
-    add("--schedule", choices=("cosine", "constant"), help="of the learning rate")
+    add("--schedule", choices=("cosine", "linear", "constant"), help="of the learning rate")
     add(
         "--warm-up",
         type=_fraction,
@@ -357,6 +407,19 @@ def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
         help="of a target's probability, spread over all classes",
     )
     add("--class-weights", choices=("balanced",), help="each class has the same part in the loss")
+    add(
+        "--weight-average",
+        type=_fraction,
+        metavar="FRACTION",
+        help="of the average of the weights, that a step keeps; 0 for none",
+    )
+    add(
+        "--gradient-clip-norm",
+        type=_positive,
+        metavar="NORM",
+        help="a larger gradient is scaled down to this norm",
+    )
+    add("--threads", type=at_least(1), metavar="N", help="of the CPU; each number its own weights")
 
 
 def _add_augmentation(group: argparse._ArgumentGroup) -> None:
@@ -369,6 +432,21 @@ def _add_augmentation(group: argparse._ArgumentGroup) -> None:
         metavar="DEGREES",
         help="the largest rotation",
     )
+    add("--scale", type=_fraction, metavar="FRACTION", help="the largest change of size")
+    add(
+        "--colour",
+        type=_fraction,
+        metavar="FRACTION",
+        help="the largest change of brightness and contrast",
+    )
+    for axis, sides in (("horizontal", "left and right"), ("vertical", "top and bottom")):
+        add(
+            f"--{axis}-flip",
+            action="store_const",
+            const=True,
+            help=f"exchange {sides} of half of the images",
+        )
+    add("--no-augmentation", action="store_true", help="show training images unchanged")
 
 
 def _add_network(group: argparse._ArgumentGroup) -> None:
@@ -387,6 +465,11 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
         help="of a hidden layer, dropped at each step of training",
     )
     add("--activation", choices=ACTIVATIONS, help="of the hidden layers")
+    add(
+        "--initialisation",
+        choices=INITIALISATIONS,
+        help="of the weights: uniform by number of inputs, He's or Xavier Glorot's",
+    )
 
 
 def _add_initial_weights(group: argparse._ArgumentGroup) -> None:
@@ -410,17 +493,58 @@ def _add_initial_weights(group: argparse._ArgumentGroup) -> None:
 
 def _add_user_data(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--target", metavar="COLUMN", help="column to predict from the others of its row")
+    add(
+        "--target",
+        action="append",
+        metavar="COLUMN",
+        help="column to predict from the others of its row; repeatable for a regression",
+    )
     add(
         "--task",
         choices=("classification", "regression"),
         help="default: text and up to ten different integers are classes",
     )
-    add("--ignore", action="append", metavar="COLUMN", help="leave this column out; repeatable")
     add("--series", metavar="COLUMN", help="column to forecast, whose rows follow in time")
     add("--window", type=at_least(1), metavar="N", help="read N values (default: 12) ...")
     add("--horizon", type=at_least(1), metavar="K", help="... predict the next K (default: 1)")
     add("--unit", help="unit of the predicted values")
+
+
+def _add_table(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--ignore", action="append", metavar="COLUMN", help="leave this column out; repeatable")
+    add(
+        "--keep",
+        action="append",
+        metavar="COLUMN",
+        help="take this column although it only counts the rows; repeatable",
+    )
+    add(
+        "--missing",
+        choices=("fill", "error"),
+        help="cells without a value: filled in the network, by the median or as a category of "
+        "their own, or an error (default: fill if there are some; with fill the model takes them "
+        "even if there are none)",
+    )
+    add(
+        "--date-order",
+        choices=("day-month-year", "month-day-year"),
+        help="of dates such as 03/04/2024 where the file does not say it",
+    )
+    add("--validation", type=Path, metavar="FILE", help="a table with the validation rows")
+    add("--test", type=Path, metavar="FILE", help="a table with the test rows")
+    add(
+        "--split-column",
+        metavar="COLUMN",
+        help="which says train, validation or test in each row",
+    )
+    add("--group", metavar="COLUMN", help="rows with the same value here stay in one part")
+    add(
+        "--time",
+        metavar="COLUMN",
+        help="dates or numbers: later rows are the test; of a series: the order of its rows "
+        "(default: that of its only column of dates)",
+    )
 
 
 def _data(text: str) -> str:

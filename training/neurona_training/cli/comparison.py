@@ -23,6 +23,7 @@ from neurona_training.cli.arguments import (
     add_training_options,
     make_arguments,
     one_of,
+    with_configuration,
 )
 from neurona_training.cli.pipeline import Arguments
 from neurona_training.cli.tuning import check_one_process, report_folder, tune_settings
@@ -68,7 +69,7 @@ def parse_compare(argv: Sequence[str]) -> CompareRecipes:
     Exits with status 2 and one line on stderr if it is wrong.
     """
     parser = make_compare_parser()
-    options = parser.parse_args(argv)
+    options = parser.parse_args(with_configuration(parser, argv))
     models = [
         make_arguments(parser, options, RECIPES[name], options.data)
         for name in dict.fromkeys(options.recipes)

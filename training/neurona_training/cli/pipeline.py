@@ -6,9 +6,12 @@ load -> settings -> fit -> calibrate -> measure -> export -> variants -> baselin
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,6 +191,9 @@ def load_data(recipe: Recipe, arguments: Arguments) -> LoadedUserData:
 
     loaded = load_user_data(arguments.user_data)
     recipe.check(loaded.training_view)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun, whose other processes say nothing
+        for note in loaded.notes:
+            print(note, file=sys.stderr)
     return loaded
 
 
@@ -271,6 +277,7 @@ def measure(
     """
     from neurona_training.baselines.comparison import compare
     from neurona_training.baselines.estimators import baseline_figures, fit_baselines
+    from neurona_training.data.digest import data_digest
     from neurona_training.export.metadata import describe_scaling, model_metadata
     from neurona_training.export.onnx_export import OPSET
     from neurona_training.learning.calibration import find_temperature
@@ -278,17 +285,18 @@ def measure(
     from neurona_training.learning.populations import compare_populations
     from neurona_training.learning.progress_bar import status_line
 
-    data, hyperparameters = loaded.caller_view, settings.hyperparameters
+    data = loaded.caller_view
     provenance = {
         "recipe": recipe.name,
         "seed": arguments.seed,
-        "epochs": hyperparameters.epochs,
-        "batch_rows": hyperparameters.batch_rows,
-        "learning_rate": hyperparameters.learning_rate,
+        **recipe.describe_settings(settings),
         "best_epoch": result.best_epoch,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "scaling": describe_scaling(network),
         "opset": OPSET,
+        "data_sha256": data_digest(data),
+        **_origin(arguments.user_data),
+        **({"reading": "; ".join(loaded.notes)} if loaded.notes else {}),
         **arguments.origin,
     }
     if arguments.initial_weights:
@@ -323,6 +331,28 @@ def measure(
         metadata=described,
         populations=populations,
     )
+
+
+def _origin(user_data: UserData | None) -> dict[str, str]:
+    """The seed by which own rows were divided, and the date of the data.
+
+    The date is SOURCE_DATE_EPOCH or that of the newest of the user's files, never the clock's,
+    so that the same data give the same file.
+    """
+    from neurona_training.data.splits import USER_SEED
+
+    entries = {}
+    if user_data is not None and user_data.series is None:  # a series is divided by its time
+        entries["split_seed"] = str(USER_SEED)
+    seconds = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if seconds.isdecimal():
+        newest = float(seconds)
+    elif user_data is not None:
+        files = [user_data.path, *user_data.path.rglob("*")]
+        newest = max(path.stat().st_mtime for path in files if path.exists())
+    else:
+        return entries
+    return {**entries, "date": datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
 
 
 def export_model(arguments: Arguments, trained: TrainedModel, path: Path) -> bytes:
@@ -453,12 +483,12 @@ def _summary(
 
 
 def _take_caller_view(network: nn.Module, loaded: LoadedUserData) -> nn.Module:
-    """Puts the encoding of text columns before the network, if the data have some."""
-    if not loaded.category_counts:
+    """Puts the encoding of a table's columns before the network, if they need one."""
+    if loaded.encoding is None:
         return network
-    from neurona_training.architectures.input_layers import OneHot
+    from neurona_training.architectures.columns import EncodedColumns
 
-    return OneHot(network, loaded.category_counts)
+    return EncodedColumns(network, loaded.encoding)
 
 
 def _write_variant(

@@ -5,6 +5,7 @@ sources/            how each named data set is read
 user/               a user's own files as a data set
 splits              rows divided into training, validation and test
 transforms          padding of sequences and resizing of images
+digest              a digest of all rows, for a model's provenance
 published_files     files from the user's folder or downloaded, with their checksums
 
 Inputs are in the units that a caller of the served model sends (grey levels, counts), never
@@ -54,6 +55,7 @@ class Split:
             (rows,), from 1 to the size of the time axis.
         extra_inputs: further inputs, rows along axis 0, in the order of
             `Dataset.extra_inputs`.
+        allow_nan: whether NaN in `inputs` is a missing value.
 
     Raises:
         DataError: no rows, arrays of different lengths, or values that are not finite.
@@ -63,6 +65,7 @@ class Split:
     targets: NDArray[Any]
     lengths: NDArray[np.int32] | None = None
     extra_inputs: tuple[NDArray[Any], ...] = ()
+    allow_nan: bool = False
 
     def __post_init__(self) -> None:
         import numpy as np
@@ -73,7 +76,8 @@ class Split:
         for name, array in named:
             if len(self.inputs) != len(array):
                 raise DataError(f"{len(array)} {name} for {len(self.inputs)} rows of input")
-            if not np.isfinite(array).all():
+            may_lack_values = self.allow_nan and array is self.inputs
+            if not np.isfinite(array).all() and (not may_lack_values or np.isinf(array).any()):
                 raise DataError("the data has values that are missing or not finite")
         if self.lengths is not None:
             if self.lengths.dtype != np.int32:
@@ -114,6 +118,12 @@ class Input:
         allow_nan: whether a missing value is taken, which the network fills in itself: NaN, or
             an empty string.
         sample_rate: of sound: samples a second; 0 for anything else.
+        open_categories: whether strings that are no category are taken, as none of them.
+        date_columns: those of the columns that are dates, as days since 1970-01-01 00:00 UTC.
+        date_order: of day and month in the file, "day-month-year" or "month-day-year"; empty if
+            it does not say.
+        time_column: the column of the file by which the steps of a series are in order; empty if
+            they are in the order of the file.
     """
 
     name: str
@@ -126,6 +136,10 @@ class Input:
     decimal_mark: str = ""
     allow_nan: bool = False
     sample_rate: int = 0
+    open_categories: bool = False
+    date_columns: tuple[str, ...] = ()
+    date_order: str = ""
+    time_column: str = ""
 
 
 LENGTHS = Input(

@@ -14,6 +14,7 @@ from neurona_protos.prediction_pb2 import (
     ModelMetadata,
     ValueDescription,
 )
+from neurona_training.architectures.columns import EncodeColumns
 from neurona_training.architectures.input_layers import (
     Denormalise,
     Normalise,
@@ -89,8 +90,13 @@ def _describe_input(described: Input, data: Dataset) -> InputDescription:
         lengths_of=data.input.name if is_lengths else "",
         lengths_axis=data.input.axes.index("time") if is_lengths else 0,
         # Not of characters: those unknown have a code, and what pads a text may be any string.
-        only_categories=bool(described.categories) and described.axes == ("batch",),
+        only_categories=bool(described.categories)
+        and described.axes == ("batch",)
+        and not described.open_categories,
         sample_rate=described.sample_rate,
+        date_columns=described.date_columns,
+        date_order=described.date_order,
+        time_column=described.time_column,
     )
 
 
@@ -114,6 +120,8 @@ def describe_scaling(network: nn.Module) -> str:
         if isinstance(module, Normalise):
             offset, factor = _format_numbers(module.offset), _format_numbers(module.factor)
             formulas.append(f"(input - {offset}) * {factor}")
+        elif isinstance(module, EncodeColumns) and module.encoding.medians:
+            formulas.append(f"missing numbers are {_format_numbers(module.medians)}")
         elif isinstance(module, StandardiseColumns):
             mean, factor = _format_numbers(module.mean), _format_numbers(module.factor)
             formulas.append(f"(input - {mean}) * {factor}")

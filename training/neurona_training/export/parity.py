@@ -149,6 +149,9 @@ def _test_input(array: NDArray[Any], described: Input, length: int) -> NDArray[A
     if "time" in described.axes:
         axis = described.axes.index("time")
         array = array.take(np.arange(length) % array.shape[axis], axis=axis)
+    if described.allow_nan:  # the first row has no value at all
+        array = array.copy()
+        array[0] = described.categories.index("") if described.categories else np.nan
     if described.categories:  # the last row has a string that is unknown in training
         array = array.copy()
         array[-1] = len(described.categories)

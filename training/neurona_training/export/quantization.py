@@ -11,7 +11,7 @@ import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,10 @@ from neurona_training.learning.evaluation import measure_predictions
 
 _ROWS_AT_ONCE = 256
 _FLOAT16_MAX = 65504.0
+_FIRST_OPERATORS = {  # of scaling, missing values, dates, and the columns that they become
+    *("Sub", "Mul", "Div", "Add", "Floor", "Sin", "Cos", "IsNaN", "Where", "Equal", "Cast"),
+    *("Gather", "Slice", "Concat"),
+}
 
 
 def make_variant(variant: str, model: bytes, data: Dataset) -> tuple[bytes, ModelMetadata]:
@@ -99,42 +103,56 @@ def _to_float16(original: onnx.ModelProto) -> onnx.ModelProto:
             raise ExportError(f"{constant.name!r} has a number beyond {_FLOAT16_MAX}")
     copied = onnx.ModelProto()
     copied.CopyFrom(original)  # the converter works in place
+    # A constant with a noted shape would be cast once for each node that stays in float32, by
+    # nodes of the same name.
+    constants = {constant.name for constant in copied.graph.initializer}
+    for noted in [one for one in copied.graph.value_info if one.name in constants]:
+        copied.graph.value_info.remove(noted)
     converted: onnx.ModelProto = convert_float_to_float16(
         copied,
         keep_io_types=True,
         max_finite_val=_FLOAT16_MAX,
         node_block_list=kept_nodes,
     )
-    _remove_round_trips(converted.graph)
+    _remove_round_trips(converted.graph, original.graph)
     del converted.graph.value_info[:]  # of float32
     OnnxModel(converted).topological_sort()  # the converter leaves its casts at the end
     return converted
 
 
-def _remove_round_trips(graph: onnx.GraphProto) -> None:
-    """Removes, in place, casts to float16 and back between two nodes that stay in float32."""
-    casts = [node for node in graph.node if node.op_type == "Cast"]
-    cast_type = {node.output[0]: node.attribute[0].i for node in casts}
-    cast_source = {node.output[0]: node.input[0] for node in casts}
-    for node in casts:
-        half, full = node.input[0], node.output[0]
-        is_round_trip = (
-            cast_type[full] == onnx.TensorProto.FLOAT
-            and cast_type.get(half) == onnx.TensorProto.FLOAT16
-        )
-        if not is_round_trip:
-            continue
-        source = cast_source[half]
+def _remove_round_trips(graph: onnx.GraphProto, original: onnx.GraphProto) -> None:
+    """Removes, in place, casts to float16 and back between two nodes that stay in float32.
+
+    Casts of the original graph stay: what they read need not be float32.
+    """
+    own_casts = {node.output[0] for node in original.node if node.op_type == "Cast"}
+    while True:
+        casts = {
+            node.output[0]: node
+            for node in graph.node
+            if node.op_type == "Cast" and node.output[0] not in own_casts
+        }
+        back = next(filter(lambda node: _is_round_trip(node, casts), casts.values()), None)
+        if back is None:
+            break
+        source, full = casts[back.input[0]].input[0], back.output[0]
+        graph.node.remove(back)
         is_graph_output = full in _names(graph.output)
         kept, dropped = (full, source) if is_graph_output else (source, full)
         for other in graph.node:
             other.input[:] = [kept if name == dropped else name for name in other.input]
             other.output[:] = [kept if name == dropped else name for name in other.output]
-        graph.node.remove(node)
     used = {name for node in graph.node for name in node.input} | _names(graph.output)
-    for node in casts:
-        if node.output[0] not in used and node in graph.node:
+    for output, node in casts.items():
+        if output not in used:
             graph.node.remove(node)
+
+
+def _is_round_trip(node: onnx.NodeProto, casts: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether a cast gives the float32 that another one has made float16."""
+    first = casts.get(node.input[0])
+    to_full = node.attribute[0].i == onnx.TensorProto.FLOAT
+    return to_full and first is not None and first.attribute[0].i == onnx.TensorProto.FLOAT16
 
 
 def _names(tensors: Iterable[onnx.ValueInfoProto]) -> set[str]:
@@ -149,7 +167,7 @@ def _scaling_nodes(graph: onnx.GraphProto) -> list[str]:
     nodes: list[str] = []
     tensors = {tensor.name for tensor in graph.input}
     for node in graph.node:
-        if node.op_type in ("Sub", "Mul") and tensors & set(node.input):
+        if node.op_type in _FIRST_OPERATORS and tensors & set(node.input):
             nodes.append(node.name)
             tensors |= set(node.output)
     tensors = {tensor.name for tensor in graph.output}

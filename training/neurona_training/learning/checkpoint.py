@@ -5,6 +5,7 @@ The random numbers of an epoch depend on the seed and the epoch's number alone
 """
 
 import dataclasses
+import hashlib
 import os
 import pickle
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from neurona_training.data import Dataset
 from neurona_training.errors import FitError, OutputError
@@ -37,23 +39,40 @@ class Checkpoint:
     weights: State
     optimiser: State
     scaler: State
+    average: State
 
 
 def training_fingerprint(
-    data: Dataset, hyperparameters: Hyperparameters, run: Run, processes: int
+    data: Dataset, hyperparameters: Hyperparameters, run: Run, processes: int, network: str
 ) -> str:
-    """Describes a training by its data, hyperparameters, seed and number of processes.
+    """Describes a training by its data, hyperparameters, seed, processes and first weights.
 
     Two trainings that lead to the same weights have the same fingerprint, and no others.
+
+    Args:
+        data: numbers of rows and sums of the inputs are used.
+        hyperparameters: all but the number of threads, which changes the speed only.
+        run: name and seed.
+        processes: their number.
+        network: the `weights_digest` before training.
     """
     rows = [len(data.train), len(data.validation), len(data.test)]
     sums = [float(np.sum(array, dtype=np.float64)) for array in data.train.arrays]
-    hyperparameters = dataclasses.replace(hyperparameters, threads=1)  # changes speed only
+    hyperparameters = dataclasses.replace(hyperparameters, threads=1)
     start = f", {describe_weights(run.initial_weights)}" if run.initial_weights else ""
     return (
-        f"{run.name}, {data.name} {rows} {sums}, {hyperparameters}, seed {run.seed}, "
-        f"{processes}{start}"
+        f"{run.name}, {data.name} {rows} {sums}, {hyperparameters}, seed {run.seed}, {processes}, "
+        f"network {network}{start}"
     )
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Returns a short digest of a network's layers and weights."""
+    digest = hashlib.sha256(repr(network).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from neurona_training.data import Dataset
@@ -19,6 +20,7 @@ from neurona_training.learning.checkpoint import (
     load_checkpoint,
     save_checkpoint,
     training_fingerprint,
+    weights_digest,
 )
 from neurona_training.learning.devices import Device
 from neurona_training.learning.evaluation import accuracy, predict, rmse
@@ -57,19 +59,27 @@ def fit(
         OutputError: the checkpoint cannot be written.
     """
     device = device or devices.best_device()
+    network_digest = weights_digest(network)
     network = network.to(device.torch_device)
     optimiser = _make_optimiser(network, hyperparameters)
     scaler = device.gradient_scaler()
+    average = _weight_average(network, hyperparameters)
+    kept_network = network if average is None else average.module
+    class_weights = _class_weights(data, hyperparameters)
     # The loss of a regression in units of the targets' variance: predicting the mean has 1.
     loss_unit = 1.0 if data.is_classification else float(data.train.targets.var()) or 1.0
 
     history: list[Epoch] = []
     best_epoch, best_loss, best_weights = 0, math.inf, copy.deepcopy(network.state_dict())
-    fingerprint = training_fingerprint(data, hyperparameters, run, devices.process_count())
+    fingerprint = training_fingerprint(
+        data, hyperparameters, run, devices.process_count(), network_digest
+    )
     if checkpoint := _load_checkpoint_for_all(run, fingerprint):
         network.load_state_dict(checkpoint.weights)
         optimiser.load_state_dict(checkpoint.optimiser)
         scaler.load_state_dict(checkpoint.scaler)
+        if average is not None:
+            average.load_state_dict(checkpoint.average)
         history, best_epoch = list(checkpoint.history), checkpoint.best_epoch
         best_loss, best_weights = checkpoint.best_loss, checkpoint.best_weights
 
@@ -91,17 +101,24 @@ def fit(
                 seed=run.seed,
                 optimiser=optimiser,
                 scaler=scaler,
+                average=average,
+                class_weights=class_weights,
                 device=device,
                 loss_unit=loss_unit,
                 progress=progress,
             )
             validation_loss, metric = _validate(
-                network, data, loss_unit, device, hyperparameters.label_smoothing
+                kept_network,
+                data,
+                loss_unit,
+                device,
+                hyperparameters.label_smoothing,
+                class_weights,
             )
             history.append(Epoch(number, train_loss, validation_loss, metric, rate))
             if validation_loss < best_loss:
                 best_epoch, best_loss = number, validation_loss
-                best_weights = copy.deepcopy(network.state_dict())
+                best_weights = copy.deepcopy(kept_network.state_dict())
             summary = epoch_summary(history[-1], hyperparameters.epochs, data)
             progress.set_postfix_str(summary, refresh=False)
             if is_first:
@@ -117,6 +134,7 @@ def fit(
                     weights=network.state_dict(),
                     optimiser=optimiser.state_dict(),
                     scaler=scaler.state_dict(),
+                    average={} if average is None else average.state_dict(),
                 )
                 save_checkpoint(state, run.checkpoint)
 
@@ -132,7 +150,12 @@ def fit(
     return FitResult(network.to("cpu").eval(), best_epoch, best_loss, tuple(history))
 
 
-def loss(outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+def loss(
+    outputs: Tensor,
+    targets: Tensor,
+    smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
     """Mean loss over rows.
 
     Args:
@@ -140,17 +163,30 @@ def loss(outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         targets: int64 class indices of shape (rows,) for the cross-entropy; other targets,
             float of shape (rows, values), for the squared error.
         smoothing: label smoothing of the cross-entropy.
+        class_weights: (classes,), by which each row's cross-entropy is multiplied; None: 1.
     """
+    if targets.dtype == torch.int64 and class_weights is not None:
+        errors = functional.cross_entropy(
+            outputs, targets, label_smoothing=smoothing, reduction="none"
+        )
+        # Not torch's own weights: they divide by the sum over the batch, which takes away the
+        # weight of a batch's only class.
+        return (errors * class_weights.to(outputs.device)[targets]).mean()
     if targets.dtype == torch.int64:
         return functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
     return functional.mse_loss(outputs, targets)
 
 
-def _loss_of_all(outputs: Tensor | tuple[Tensor, ...], targets: Tensor, smoothing: float) -> Tensor:
+def _loss_of_all(
+    outputs: Tensor | tuple[Tensor, ...],
+    targets: Tensor,
+    smoothing: float,
+    class_weights: Tensor | None,
+) -> Tensor:
     """The loss, and a part of that of each auxiliary classifier behind the first output."""
     if isinstance(outputs, Tensor):
-        return loss(outputs.float(), targets, smoothing)
-    first, *auxiliary = (loss(one.float(), targets, smoothing) for one in outputs)
+        return loss(outputs.float(), targets, smoothing, class_weights)
+    first, *auxiliary = (loss(one.float(), targets, smoothing, class_weights) for one in outputs)
     return first + _AUXILIARY_WEIGHT * torch.stack(auxiliary).sum()
 
 
@@ -169,7 +205,10 @@ def rate_factor(step: int, steps: int, hyperparameters: Hyperparameters) -> floa
         return (step + 1) / (warm_up_steps + 1)
     if hyperparameters.schedule == "constant":
         return 1.0
-    return (1 + math.cos(math.pi * (step - warm_up_steps) / (steps - warm_up_steps))) / 2
+    progress = (step - warm_up_steps) / (steps - warm_up_steps)
+    if hyperparameters.schedule == "linear":
+        return 1 - progress
+    return (1 + math.cos(math.pi * progress)) / 2
 
 
 def _train_epoch(
@@ -181,6 +220,8 @@ def _train_epoch(
     seed: int,
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    average: AveragedModel | None,
+    class_weights: Tensor | None,
     device: Device,
     loss_unit: float,
     progress: "tqdm[NoReturn]",
@@ -210,7 +251,8 @@ def _train_epoch(
         with device.autocast():
             outputs = network(*(array[share].to(device.torch_device) for array in batch_inputs))
         smoothing = hyperparameters.label_smoothing
-        error = _loss_of_all(outputs, batch_targets, smoothing) / loss_unit * weight
+        error = _loss_of_all(outputs, batch_targets, smoothing, class_weights)
+        error = error / loss_unit * weight
         scaler.scale(error).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimiser)
         nn.utils.clip_grad_norm_(network.parameters(), hyperparameters.gradient_clip_norm)
@@ -219,6 +261,8 @@ def _train_epoch(
             group["lr"] = rate
         scaler.step(optimiser)
         scaler.update()
+        if average is not None:
+            average.update_parameters(getattr(network, "module", network))  # of several processes
 
         total_loss += error.detach() * len(batch)
         progress.update()
@@ -226,7 +270,12 @@ def _train_epoch(
 
 
 def _validate(
-    network: nn.Module, data: Dataset, loss_unit: float, device: Device, smoothing: float
+    network: nn.Module,
+    data: Dataset,
+    loss_unit: float,
+    device: Device,
+    smoothing: float,
+    class_weights: Tensor | None,
 ) -> tuple[float, float]:
     """Returns loss and metric (accuracy or RMSE), measured by process 0 for all.
 
@@ -237,7 +286,8 @@ def _validate(
     if devices.process_rank() == 0:
         outputs = predict(network, data.validation, device.torch_device)
         targets = data.validation.targets
-        measured[0] = loss(outputs, torch.from_numpy(targets), smoothing) / loss_unit
+        error = loss(outputs, torch.from_numpy(targets), smoothing, class_weights)
+        measured[0] = error / loss_unit
         measure = accuracy if data.is_classification else rmse
         measured[1] = measure(outputs.numpy(), targets)
     validation_loss, metric = devices.broadcast_in_place(measured).tolist()
@@ -250,6 +300,25 @@ def _make_optimiser(network: nn.Module, hyperparameters: Hyperparameters) -> tor
     if hyperparameters.optimiser == "sgd":
         return torch.optim.SGD(weights, rate, hyperparameters.momentum, weight_decay=decay)
     return torch.optim.AdamW(weights, rate, weight_decay=decay)
+
+
+def _weight_average(network: nn.Module, hyperparameters: Hyperparameters) -> AveragedModel | None:
+    """Returns a copy of the network for the average of its weights, if one is wanted."""
+    decay = hyperparameters.weight_average
+    if not decay:
+        return None
+    average_parameters = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(network, multi_avg_fn=average_parameters, use_buffers=True)
+
+
+def _class_weights(data: Dataset, hyperparameters: Hyperparameters) -> Tensor | None:
+    """Returns (classes,) weights with which each class has the same part in the loss."""
+    if hyperparameters.class_weights is None:
+        return None
+    counts = np.bincount(data.train.targets, minlength=len(data.labels))
+    is_present = counts > 0
+    weights = np.where(is_present, len(data.train) / np.maximum(counts, 1) / is_present.sum(), 0.0)
+    return torch.from_numpy(weights.astype(np.float32))
 
 
 def _seed_epoch(seed: int, epoch: int) -> torch.Generator:

@@ -45,7 +45,8 @@ class Hyperparameters:
         batch_rows: rows between two steps of the optimiser, over all processes together.
         learning_rate: the largest one of the schedule.
         warm_up: fraction of all steps in which the learning rate rises from 0.
-        schedule: after the warm-up: "cosine" falls to 0 along half a cosine, "constant" stays.
+        schedule: after the warm-up: "cosine" falls to 0 along half a cosine, "linear" along a
+            line, "constant" stays.
         optimiser: "adamw" (Loshchilov and Hutter, 2019), or "sgd", gradient descent.
         momentum: of sgd; 0 is the plain descent.
         weight_decay: as the optimiser defines it.
@@ -58,13 +59,17 @@ class Hyperparameters:
         augmentation: of training images; None shows them unchanged.
         class_weights: "balanced" gives each class the same part in the loss, however many rows
             it has; None each row.
+        weight_average: of the weights over the steps, what a step keeps of the average so far:
+            0.999 averages about the last thousand steps (B. Polyak and A. Juditsky,
+            Acceleration of Stochastic Approximation by Averaging, 1992). The average is what
+            is validated and kept; 0 keeps the weights themselves.
     """
 
     epochs: int
     batch_rows: int
     learning_rate: float
     warm_up: float = 0.0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     optimiser: Literal["adamw", "sgd"] = "adamw"
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -74,6 +79,7 @@ class Hyperparameters:
     threads: int = 1
     augmentation: AugmentationRange | None = None
     class_weights: Literal["balanced"] | None = None
+    weight_average: float = 0.0
 
 
 @dataclass(frozen=True)

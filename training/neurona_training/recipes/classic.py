@@ -108,6 +108,7 @@ RECIPES = (
         tasks=("classification",),
         tuned=dict.fromkeys(("and", "or", "not", "nand", "majority", "xor"), _ONE_ROW),
         learner=_by_hand,
+        first_weights="by hand",
         defaults=lambda _: _ONE_ROW,
         learner_options=(),
     ),

@@ -72,6 +72,7 @@ RECIPES = (
         network=_lenet5,
         takes=("images",),
         tasks=("classification",),
+        network_options=("initialisation",),
         tuned={
             "digits": Settings(
                 Hyperparameters(

@@ -36,22 +36,26 @@ def _resnet(
     )
 
 
-def _vgg16(data: Dataset, _options: NetworkOptions) -> nn.Module:
+def _vgg16(data: Dataset, options: NetworkOptions) -> nn.Module:
     from neurona_training.architectures.input_layers import Normalise
     from neurona_training.architectures.vgg import VGG16
 
     inputs = data.train.inputs
     normalise = Normalise.to_unit_variance(inputs)
-    return VGG16(normalise, size=inputs.shape[-2:], classes=len(data.labels))
+    network = VGG16(normalise, size=inputs.shape[-2:], classes=len(data.labels))
+    return _with_dropout(network, options)
 
 
-def _inception_v3(data: Dataset, _options: NetworkOptions) -> nn.Module:
+def _inception_v3(data: Dataset, options: NetworkOptions) -> nn.Module:
     from neurona_training.architectures.inception import InceptionV3
     from neurona_training.architectures.input_layers import Normalise
 
     inputs = data.train.inputs
     normalise = Normalise.to_unit_variance(inputs)
-    return InceptionV3(normalise, size=inputs.shape[-2:], classes=len(data.labels), auxiliary=True)
+    network = InceptionV3(
+        normalise, size=inputs.shape[-2:], classes=len(data.labels), auxiliary=True
+    )
+    return _with_dropout(network, options)
 
 
 def _xception(data: Dataset, _options: NetworkOptions) -> nn.Module:
@@ -61,6 +65,17 @@ def _xception(data: Dataset, _options: NetworkOptions) -> nn.Module:
     inputs = data.train.inputs
     normalise = Normalise.to_unit_variance(inputs)
     return Xception(normalise, size=inputs.shape[-2:], classes=len(data.labels))
+
+
+def _with_dropout(network: nn.Module, options: NetworkOptions) -> nn.Module:
+    """Sets the fraction of all dropout layers, if one is given."""
+    from torch import nn
+
+    if options.dropout is not None:
+        for module in network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = options.dropout
+    return network
 
 
 # For bundled small digits: enough to see that a network learns. Photographs need a GPU.
@@ -76,6 +91,8 @@ RECIPES = (
         takes=("images",),
         tasks=("classification",),
         # A smaller rate: there is no normalisation between its layers.
+        first_weights="he",
+        network_options=("dropout", "initialisation"),
         tuned={"digits": Settings(replace(_DIGITS, learning_rate=1e-4))},
         minutes={"digits": 1},
     ),
@@ -85,6 +102,8 @@ RECIPES = (
         network=_inception_v3,
         takes=("images",),
         tasks=("classification",),
+        first_weights="he",
+        network_options=("dropout", "initialisation"),
         tuned={"digits": Settings(_DIGITS)},
         minutes={"digits": 1.5},
     ),
@@ -94,6 +113,8 @@ RECIPES = (
         network=partial(_resnet, (2, 2, 2, 2), False),
         takes=("images",),
         tasks=("classification",),
+        first_weights="he",
+        network_options=("initialisation",),
         tuned={
             "digits": Settings(_DIGITS),
             "pneumonia": Settings(
@@ -116,6 +137,8 @@ RECIPES = (
         network=partial(_resnet, (3, 4, 6, 3), True),
         takes=("images",),
         tasks=("classification",),
+        first_weights="he",
+        network_options=("initialisation",),
         tuned={"digits": Settings(_DIGITS)},
     ),
     Recipe(
@@ -124,6 +147,8 @@ RECIPES = (
         network=_xception,
         takes=("images",),
         tasks=("classification",),
+        first_weights="he",
+        network_options=("initialisation",),
         tuned={"digits": Settings(_DIGITS)},
         minutes={"digits": 1},
     ),

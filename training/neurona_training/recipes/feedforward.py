@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from neurona_training.architectures.network_options import NetworkOptions
 from neurona_training.learning.run import AugmentationRange, Hyperparameters
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import Settings
@@ -12,38 +13,34 @@ from neurona_training.recipes.settings import Settings
 if TYPE_CHECKING:
     from torch import nn
 
-    from neurona_training.architectures.network_options import NetworkOptions
     from neurona_training.data import Dataset
 
 
-def _fully_connected(
-    hidden: tuple[int, ...],
-    activation: str,
-    dropout: float,
-    data: Dataset,
-    options: NetworkOptions,
-) -> nn.Module:
-    """Builds the network; the first three are the recipe's own where `options` has none."""
+def _fully_connected(default: NetworkOptions, data: Dataset, options: NetworkOptions) -> nn.Module:
     from neurona_training.architectures.feedforward import FullyConnected
     from neurona_training.architectures.input_layers import Denormalise, Features
 
+    options = options.with_defaults(default)
     return FullyConnected(
         Features(data),
-        hidden=options.hidden_units(hidden),
+        hidden=options.units or (),
         outputs=len(data.labels) or len(data.values),
-        activation=options.activation or activation,
-        dropout=dropout if options.dropout is None else options.dropout,
+        activation=options.activation or "tanh",
+        dropout=options.dropout or 0.0,
         denormalise=None if data.is_classification else Denormalise(data.train.targets),
     )
 
 
+_MLP = NetworkOptions(units=(32,), dropout=0.0, activation="tanh")
+_FEEDFORWARD = NetworkOptions(units=(512, 512, 256, 128), dropout=0.1, activation="relu")
 _NETWORK_OPTIONS = ("units", "layers", "dropout", "activation", "initialisation")
 
 RECIPES = (
     Recipe(
         name="mlp",
         description="multilayer perceptron, one hidden layer and backpropagation (1986)",
-        network=partial(_fully_connected, (32,), "tanh", 0.0),
+        network=partial(_fully_connected, _MLP),
+        default_network=_MLP,
         takes=("rows", "images"),
         tuned={
             "breast-cancer": Settings(
@@ -63,7 +60,8 @@ RECIPES = (
     Recipe(
         name="feedforward",
         description="deep feedforward network, four hidden layers",
-        network=partial(_fully_connected, (512, 512, 256, 128), "relu", 0.1),
+        network=partial(_fully_connected, _FEEDFORWARD),
+        default_network=_FEEDFORWARD,
         takes=("rows", "images"),
         tuned={
             "mnist": Settings(

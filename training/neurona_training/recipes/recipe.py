@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from neurona_training.architectures.network_options import NetworkOptions
 from neurona_training.data.catalogue import DataOptions, load
 from neurona_training.errors import DataError, OptionError, WeightsError
 from neurona_training.learning.run import FitResult, Hyperparameters, Learner, Run
@@ -14,15 +15,14 @@ from neurona_training.recipes.defaults import settings_by_kind
 from neurona_training.recipes.settings import (
     AUGMENTATION_FIELDS,
     GRADIENT_FIELDS,
-    NETWORK_FIELDS,
     Changes,
     Settings,
+    option_flag,
 )
 
 if TYPE_CHECKING:  # recipes are listed without torch
     from torch import nn
 
-    from neurona_training.architectures.network_options import NetworkOptions
     from neurona_training.data import Dataset, Kind, Task
 
 
@@ -52,6 +52,9 @@ class Recipe:
         tasks: what it can learn.
         learner: how it learns.
         defaults: settings for every other data set, by what the data are.
+        default_network: the network as published, where neither tuned settings nor a user say
+            otherwise; what it leaves open the network decides by the data.
+        first_weights: how the network draws them unless a user chooses an initialisation.
         network_options: the fields of `NetworkOptions` that the network has.
         learner_options: the fields of `Hyperparameters` and `AugmentationRange` that the
             learner uses.
@@ -67,6 +70,8 @@ class Recipe:
     tasks: tuple[Task, ...] = ("classification", "regression")
     learner: Learner = learn_by_gradient
     defaults: Callable[[Dataset], Settings] = settings_by_kind
+    default_network: NetworkOptions = field(default_factory=NetworkOptions)
+    first_weights: str = "inputs"
     network_options: tuple[str, ...] = ()
     learner_options: tuple[str, ...] = GRADIENT_FIELDS
     minutes: Mapping[str, float] = field(default_factory=dict)
@@ -94,6 +99,15 @@ class Recipe:
         """
         named = self.tuned.get(catalogue_name) if catalogue_name else None
         return named or self.default_settings(data)
+
+    def describe_settings(self, settings: Settings) -> dict[str, str]:
+        """Returns the settings that network and learner of this recipe use, as text by field."""
+        network = settings.network.with_defaults(self.default_network)
+        entries = Settings(settings.hyperparameters, network).described()
+        used = ("epochs", "batch_rows", "learning_rate", *self.learner_options)
+        entries.setdefault("initialisation", self.first_weights)
+        used = (*used, *self.network_options, "initialisation")
+        return {key: value for key, value in entries.items() if key in used}
 
     def load(self, data: str | None = None, options: DataOptions | None = None) -> Dataset:
         """Loads a data set and checks that the network can be trained on it.
@@ -139,20 +153,19 @@ class Recipe:
         available = (*self.learner_options, *self.network_options)
         for name, value in changes.items():
             if name not in available:
-                kind = "network" if name in NETWORK_FIELDS else "learner"
+                others = ", ".join(option_flag(one) for one in available) or "none"
                 raise OptionError(
-                    f"recipe {self.name!r} has no option {name!r} of its {kind} "
-                    f"(expected {', '.join(available) or 'none'})"
+                    f"recipe {self.name!r} has no option {option_flag(name)} (expected {others})"
                 )
             if data is None or not value:
                 continue
             if name in AUGMENTATION_FIELDS and data.kind != "images":
                 raise OptionError(
-                    f"data set {data.name!r} has {data.kind} (option {name!r} is for images)"
+                    f"data set {data.name!r} has {data.kind} ({option_flag(name)} is for images)"
                 )
             if name in _CLASSIFICATION_FIELDS and not data.is_classification:
                 raise OptionError(
-                    f"data set {data.name!r} is for regression (option {name!r} is for "
+                    f"data set {data.name!r} is for regression ({option_flag(name)} is for "
                     "classification)"
                 )
 
@@ -173,6 +186,10 @@ class Recipe:
 
         torch.manual_seed(run.seed)  # for the first weights
         network = self.network(data, settings.network)
+        if settings.network.initialisation:
+            from neurona_training.architectures.initialisation import initialise
+
+            initialise(network, settings.network.initialisation)
         if run.initial_weights:
             from neurona_training.learning.initial_weights import start_from
 

@@ -99,6 +99,7 @@ _SHARED = {
     "monthly-sunspots": _MONTHLY_SUNSPOTS,
     "adding": _ADDING,
 }
+_DEFAULT_NETWORK = NetworkOptions(units=(_UNITS,), dropout=0.0)
 _MINUTES = {"adding": 1}
 _NETWORK_OPTIONS = ("units", "dropout", "initialisation", "forecast")
 
@@ -119,6 +120,8 @@ RECIPES = (
                 {"epochs": 100, "learning_rate": 3e-3}
             ),
         },
+        first_weights="units",  # uniform within 1 / sqrt(units) of 0
+        default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,
         minutes=_MINUTES,
     ),
@@ -128,6 +131,8 @@ RECIPES = (
         network=partial(_network, "gru"),
         takes=("sequences",),
         tuned=_SHARED,
+        first_weights="units",  # uniform within 1 / sqrt(units) of 0
+        default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,
         minutes=_MINUTES,
     ),
@@ -148,6 +153,8 @@ RECIPES = (
             ),
             **_SHARED,
         },
+        first_weights="units",  # uniform within 1 / sqrt(units) of 0
+        default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,
         minutes=_MINUTES,
     ),

@@ -1,7 +1,4 @@
-"""The settings of a training, and changes of them by name.
-
-They are alone because recipes, defaults and the command line share them.
-"""
+"""The settings of a training, and changes of them by name."""
 
 from __future__ import annotations
 
@@ -19,6 +16,13 @@ GRADIENT_FIELDS = (*HYPERPARAMETER_FIELDS, *AUGMENTATION_FIELDS)
 
 Changes = Mapping[str, object]  # by the name of a field of one of the three classes above
 
+_FLAGS = {"pixels": "--shift", "degrees": "--rotate", "augmentation": "--no-augmentation"}
+
+
+def option_flag(name: str) -> str:
+    """Returns the option of the command line that sets this field."""
+    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -31,6 +35,24 @@ class Settings:
 
     hyperparameters: Hyperparameters
     network: NetworkOptions = field(default_factory=NetworkOptions)
+
+    def described(self) -> dict[str, str]:
+        """Returns every setting that has an effect, by its field's name, as text."""
+        learner, limits = self.hyperparameters, self.hyperparameters.augmentation
+        without_effect = {"augmentation"}
+        if learner.optimiser != "sgd":
+            without_effect.add("momentum")
+        entries = {
+            key: getattr(learner, key) for key in HYPERPARAMETER_FIELDS if key not in without_effect
+        }
+        if limits is not None:
+            entries |= {key: getattr(limits, key) for key in AUGMENTATION_FIELDS}
+        entries |= {key: getattr(self.network, key) for key in NETWORK_FIELDS}
+        return {
+            key: ",".join(str(one) for one in value) if isinstance(value, tuple) else str(value)
+            for key, value in entries.items()
+            if value is not None and value is not False
+        }
 
     def with_changes(self, changes: Changes) -> Settings:
         """Returns settings in which these fields have other values.

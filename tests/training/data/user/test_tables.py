@@ -9,7 +9,11 @@ from neurona_training.data.user.load import load_user_data
 from neurona_training.data.user.spec import UserData
 from neurona_training.errors import DataError
 
-GOOD = ["size,colour,kind", *(f"{i},{'red' if i % 3 else 'blue'},{'ab'[i % 2]}" for i in range(20))]
+GOOD = [
+    "size,colour,kind",
+    *(f"{2 * i},{'red' if i % 3 else 'blue'},{'ab'[i % 2]}" for i in range(20)),
+]
+NOT_FILLED = {"target": "kind", "missing": "error"}
 
 
 def _csv(folder, lines, name="data.csv"):
@@ -110,6 +114,65 @@ def test_the_target_says_what_a_comma_in_the_inputs_is(tmp_path):
     assert data.train.inputs.max() < 2
 
 
+def test_what_only_counts_or_names_the_rows_is_left_out_and_noted(tmp_path):
+    lines = [
+        f"{'id' if i == 0 else i},{'name' if i == 0 else f'n{i}'},{line}"
+        for i, line in enumerate(GOOD)
+    ]
+    path = _csv(tmp_path, lines)
+    loaded = load_user_data(UserData(path, target="kind"))
+    assert loaded.training_view.input.columns == ("size", "colour is blue", "colour is red")
+    assert loaded.notes == (
+        "data.csv: 20 rows; commas between cells, UTF-8; columns: 1 of numbers, 1 of text",
+        "data.csv: left out: 'id' (counts the rows; --keep 'id' keeps it), 'name' (20 different "
+        "texts in 20 rows)",
+    )
+    kept = load_user_data(UserData(path, target="kind", kept=("id",))).caller_view
+    assert kept.input.columns == ("id", "size")
+
+
+def test_a_file_of_r_or_of_a_spreadsheet_of_western_europe(tmp_path):
+    path = tmp_path / "data.csv"
+    lines = ['"";"größe";"art"', *(f'"Zeile {i}";{i},5;"{"äß"[i % 2]}"' for i in range(20))]
+    path.write_bytes("\r\n".join(lines).encode("cp1252"))
+    loaded = load_user_data(UserData(path, target="art"))
+    assert (loaded.training_view.labels, loaded.training_view.input.columns) == (
+        ("ß", "ä"),
+        ("größe",),
+    )
+    assert loaded.notes == (
+        "data.csv: 20 rows; semicolons between cells, decimal comma, Windows-1252; columns: 1 of "
+        "numbers",
+        "data.csv: left out: the nameless column 1",
+    )
+
+
+def test_several_targets_are_one_regression(tmp_path):
+    lines = ["x;a;b", *(f"{i}.5;{2 * i};{1000 - 3 * i} %" for i in range(20))]
+    path = _csv(tmp_path, lines)
+    data = load_user_data(UserData(path, target=("a", "b"))).training_view
+    assert [(one.name, one.unit) for one in data.values] == [("a", ""), ("b", "%")]
+    assert data.input.columns == ("x",)
+    np.testing.assert_allclose(data.test.targets[:, 0], 2 * data.test.inputs[:, 0] - 1)
+    np.testing.assert_allclose(data.test.targets[:, 1], 1001.5 - 3 * data.test.inputs[:, 0])
+    lines = ["x,a,b", *(f"{i}.5,{i % 2},{'xy'[i % 2]}" for i in range(20))]
+    line = _error_line(UserData(_csv(tmp_path, lines), target=("a", "b")))
+    assert "'b' has text (expected numbers: several targets are a regression)" in line
+
+
+def test_the_most_frequent_of_many_texts_are_categories(tmp_path):
+    texts = [f"t{i % 150}" for i in range(600)]
+    texts[:100] = ["often"] * 100
+    path = _csv(tmp_path, ["x,y", *(f"{text},{i % 7}.5" for i, text in enumerate(texts))])
+    loaded = load_user_data(UserData(path, target="y"))
+    described = loaded.caller_view.input
+    assert len(described.categories) == 100
+    assert "often" in described.categories
+    assert described.open_categories
+    assert described.description.endswith("any other counts as none of them")
+    assert "'x': the 100 most frequent of 151 texts, the others count as none of" in loaded.notes[1]
+
+
 def test_row_numbers_without_a_name_are_left_out(tmp_path):
     lines = [f"{'' if i == 0 else i - 1},{line}" for i, line in enumerate(GOOD)]
     loaded = load_user_data(UserData(_csv(tmp_path, lines), target="kind"))
@@ -127,10 +190,10 @@ def test_row_numbers_without_a_name_are_left_out(tmp_path):
         (GOOD, {"series": "size", "window": 15}, "20 values are too few for a window of 15"),
         (GOOD, {"target": "kind", "task": "regression"}, "column 'kind': text (expected numbers"),
         ([*GOOD, "1,red"], {"target": "kind"}, "line 22: 2 cells (expected 3)"),
-        ([*GOOD, ",red,a"], {"target": "kind"}, "line 22, column 'size': missing value"),
-        ([*GOOD, "NaN,red,a"], {"target": "kind"}, "line 22, column 'size': missing value"),
-        ([*GOOD, "1,,a"], {"target": "kind"}, "line 22, column 'colour': missing value"),
-        ([*GOOD, "1,red,"], {"target": "kind"}, "line 22, column 'kind': missing value"),
+        ([*GOOD, ",red,a"], NOT_FILLED, "line 22, column 'size': missing value"),
+        ([*GOOD, "NaN,red,a"], NOT_FILLED, "line 22, column 'size': missing value"),
+        ([*GOOD, "1,,a"], NOT_FILLED, "line 22, column 'colour': missing value"),
+        ([*GOOD, "1,red,"], NOT_FILLED, "line 22, column 'kind': missing value"),
         ([*GOOD, "1o,red,a"], {"target": "kind"}, "line 22, column 'size': '1o' is not a number"),
         ([*GOOD, "inf,red,a"], {"target": "kind"}, "line 22, column 'size': 'inf' is not finite"),
         (
@@ -179,7 +242,7 @@ def test_row_numbers_without_a_name_are_left_out(tmp_path):
         (
             ["name,y", *(f"n{i},{i}.5" for i in range(20))],
             {"target": "y"},
-            "column 'name': 20 different texts in 20 rows (expected at most 10); --ignore",
+            "no column is left to predict 'y' from; left out: 'name' (20 different texts in 20",
         ),
     ],
 )
@@ -192,9 +255,9 @@ def test_an_error_in_a_table_says_where(tmp_path, lines, options, expected):
 
 def test_a_file_that_is_not_text_is_rejected(tmp_path):
     path = tmp_path / "data.csv"
-    path.write_bytes(b"x,y\n1,a\n2,M\xfcller\n")
+    path.write_bytes(b"x,y\n1,a\n2,M\x81ller\n")
     line = _error_line(UserData(path, target="y"))
-    assert line.startswith(f"{path} line 3: byte 0xfc is not UTF-8; it is 'ü' in Windows-1252")
+    assert line.startswith(f"{path} line 3: byte 0x81 is not UTF-8 (expected UTF-8")
     path.write_bytes(b"PK\x03\x04")
     assert "a ZIP archive, such as an Excel workbook" in _error_line(UserData(path, target="y"))
 

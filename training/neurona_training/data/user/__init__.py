@@ -4,6 +4,9 @@ spec        which file, and what its user says about it
 load        reads any of the kinds below
 table       CSV files: columns by name
 rows        a CSV file, one column predicted from the others
+parts       which rows are for training, validation and the test
+encoding    columns with missing values, dates and text as numbers
+times       rows of a series in the order of time
 series      a CSV file, a column whose rows follow each other in time
 sequences   an .npz file of sequences of different lengths
 images      a folder of images for each class

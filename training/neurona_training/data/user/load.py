@@ -24,7 +24,8 @@ from neurona_training.data.user.rows import load_rows
 from neurona_training.data.user.sequences import load_sequences
 from neurona_training.data.user.series import load_series
 from neurona_training.data.user.spec import SUFFIXES, LoadedUserData, UserData
-from neurona_training.data.user.table import read_user_table
+from neurona_training.data.user.table import UserTable, read_user_table
+from neurona_training.data.user.times import sort_by_time
 from neurona_training.errors import DataError
 
 
@@ -55,21 +56,47 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
     table = read_user_table(path)
     user_data = _normalise_names(user_data)
     if user_data.series is not None:
-        return _single_view(load_series(user_data, table))
+        return _load_series(user_data, table)
     return load_rows(user_data, table)
+
+
+def _load_series(user_data: UserData, table: UserTable) -> LoadedUserData:
+    for value, flag in (
+        (user_data.validation, "--validation"),
+        (user_data.test, "--test"),
+        (user_data.split_column, "--split-column"),
+        (user_data.group, "--group"),
+    ):
+        if value is not None:
+            raise DataError(f"{table.path}: {flag} is for --target (a series is divided by time)")
+    ordered = sort_by_time(user_data, table)
+    data = load_series(user_data, ordered.table)
+    described = replace(data.input, time_column=ordered.column, date_order=ordered.date_order)
+    data = replace(data, input=described)
+    form = table.describe_form([str(user_data.series)], [ordered.column] if ordered.column else [])
+    notes = (f"{len(table)} rows; {form}", *ordered.notes)
+    named = tuple(f"{table.path.name}: {note}" for note in notes)
+    return LoadedUserData(training_view=data, caller_view=data, notes=named)
 
 
 def _normalise_names(user_data: UserData) -> UserData:
     """Composes accents in the names of columns, as `TableText` does."""
 
-    def compose(name: str | None) -> str | None:
-        return None if name is None else unicodedata.normalize("NFC", name).strip()
+    def compose(name: str) -> str:
+        return unicodedata.normalize("NFC", name).strip()
+
+    def compose_optional(name: str | None) -> str | None:
+        return None if name is None else compose(name)
 
     return replace(
         user_data,
-        target=compose(user_data.target),
-        series=compose(user_data.series),
-        ignored=tuple(unicodedata.normalize("NFC", name).strip() for name in user_data.ignored),
+        target=tuple(map(compose, user_data.targets)),
+        ignored=tuple(map(compose, user_data.ignored)),
+        kept=tuple(map(compose, user_data.kept)),
+        split_column=compose_optional(user_data.split_column),
+        group=compose_optional(user_data.group),
+        time=compose_optional(user_data.time),
+        series=compose_optional(user_data.series),
     )
 
 

@@ -1,26 +1,33 @@
-"""A user's CSV file: one column predicted from the others of its row.
+"""A user's CSV file: one or more columns predicted from the others of their row.
 
-Numeric columns are one input, `features`; each column of text is an input of its own, to which
-callers send strings. A network learns from numbers alone: text is one-hot encoded, a column
-for each category, and the exported file does the same.
+Columns of numbers and of dates are one input, `features`; each column of text is an input of its
+own, to which callers send strings. A network learns from numbers alone: missing values are filled,
+dates become season and weekday, text is one-hot encoded, and the exported file does the same
+(`encoding.ColumnEncoding`). Everything that is learned from the columns, such as medians and
+categories, is of the training rows alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neurona_client.files.numbers import NumberFormat
 from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.splits import (
     RowIndices,
     Target,
+    divide_rows,
     encode_classes,
     infer_task,
-    split_rows,
 )
+from neurona_training.data.user.encoding import ColumnEncoding
+from neurona_training.data.user.parts import PartsOfFiles, read_parts
 from neurona_training.data.user.spec import LoadedUserData, UserData
 from neurona_training.data.user.table import UserTable
 from neurona_training.errors import DataError
@@ -28,7 +35,52 @@ from neurona_training.errors import DataError
 Arrays = list[NDArray[Any]]  # one for each input: float32, or int64 codes of text
 
 _RESERVED = ("features", "probabilities", "value")  # names of tensors in the exported file
-_MAX_CATEGORIES = 100  # of one column; a column of names or identifiers has more
+_MAX_CATEGORIES = 100  # of one column; other texts count as none of them
+_PANDAS_INDEX = "Unnamed: 0"  # what pandas calls a nameless first column
+# Columns that may count without being an index: times, and the argument of a function.
+_COUNTING_NAMES = {
+    *("t", "x", "time", "second", "minute", "hour", "day", "week", "month", "quarter", "year"),
+    *("step", "trial", "age"),
+}
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns from which the target is predicted.
+
+    Args:
+        numbers: columns of numbers and of dates, in the order of the file.
+        dates: those that are dates.
+        texts: columns of text.
+        omitted: dates by which the rows are divided: later ones are beyond all that the network
+            has seen, so only their season, weekday and time are used.
+        notes: what was left out, and why.
+    """
+
+    numbers: list[str]
+    dates: list[str]
+    texts: list[str]
+    omitted: list[str]
+    notes: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.numbers, *self.texts]
+
+
+@dataclass(frozen=True)
+class _TextColumn:
+    """A column of text as an input: its categories, and the columns that they become."""
+
+    name: str
+    categories: tuple[str, ...]
+    table: NDArray[np.float32]
+    columns: tuple[str, ...]
+
+    def codes(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        code_of = {category: code for code, category in enumerate(self.categories)}
+        unknown = len(self.categories)
+        return np.array([code_of.get(text, unknown) for text in texts], np.int64)
 
 
 def load_rows(user_data: UserData, table: UserTable) -> LoadedUserData:
@@ -37,63 +89,250 @@ def load_rows(user_data: UserData, table: UserTable) -> LoadedUserData:
     Raises:
         DataError: with the column, and the line if one cell is wrong.
     """
-    if user_data.target is None:
+    if not user_data.targets:
         raise DataError(
             f"{user_data.path}: --target or --series must name a column "
             f"(available: {', '.join(table.names)})"
         )
-    table.require_column(user_data.target, "--target")
+    for name in user_data.targets:
+        table.require_column(name, "--target")
     for name in user_data.ignored:
         table.require_column(name, "--ignore")
-    excluded = {user_data.target, *user_data.ignored}
-    input_columns = [name for name in table.names if name not in excluded]
-    if not input_columns:
-        raise DataError(f"{user_data.path}: no column is left to predict {user_data.target!r} from")
-    numeric = [name for name in input_columns if table.is_numeric(name)]
-    target = _read_target(user_data, table, numeric)
-    text_columns = {name: _categories(table, name) for name in input_columns if name not in numeric}
-
+    for name in user_data.kept:
+        table.require_column(name, "--keep")
+    parts = read_parts(user_data, table)
+    columns = _choose_columns(user_data, parts)
+    for other in parts.tables[1:]:
+        for name in columns.names:
+            other.require_column(name, f"an input in {table.path.name}")
+    where = f"{user_data.path}, column {', '.join(map(repr, user_data.targets))}"
+    target = _read_target(user_data, parts, columns, where)
+    rows = divide_rows(
+        target, where, own_parts=parts.own_parts, groups=parts.groups, times=parts.times
+    )
+    fills = _fills(user_data, parts, columns)
+    texts = {
+        name: [text for one in parts.tables for text in one.texts(name, allow_missing=fills)]
+        for name in columns.texts
+    }
+    text_columns = [
+        _encode_text(name, [cells[row] for row in rows[0]], fills=fills)
+        for name, cells in texts.items()
+    ]
     described: list[Input] = []
     arrays: Arrays = []
-    if numeric:
-        # The target may say what a comma in the inputs means, so it counts for all of them.
-        beside = [user_data.target] if table.is_numeric(user_data.target) else []
-        mark = table.decimal_mark([*numeric, *beside])
-        described.append(replace(_features_input(numeric), decimal_mark=mark))
-        arrays.append(table.numbers(numeric, beside))
-    for name, categories in text_columns.items():
-        reserved = [*_RESERVED, *(one.name for one in described)]
-        described.append(
-            Input(
-                name=_tensor_name(name, reserved),
-                axes=("batch",),
-                description=f"column {name!r}: one of {len(categories)} texts; "
-                "any other counts as none of them",
-                unit="category",
-                categories=categories,
-                columns=(name,),
-            )
-        )
-        code_of = {category: code for code, category in enumerate(categories)}
-        arrays.append(np.array([code_of[text] for text in table.texts(name)], np.int64))
-    if not text_columns:
-        data = _make_dataset(user_data, target, described, arrays)
-        return LoadedUserData(data, data)
-
-    counts = tuple(len(categories) for categories in text_columns.values())
-    numbers, codes = arrays[: -len(counts)], arrays[-len(counts) :]
-    one_hot = [np.eye(count, dtype=np.float32)[c] for count, c in zip(counts, codes, strict=True)]
-    one_hot_names = [
-        f"{name} is {category}"
-        for name, categories in text_columns.items()
-        for category in categories
-    ]
-    columns = np.concatenate([*numbers, *one_hot], axis=1)
-    features = [_features_input([*numeric, *one_hot_names])]
+    if columns.numbers:
+        numbers = _read_numbers(user_data, parts, columns, fills=fills)
+        arrays.append(numbers)
+        described.append(_features_input(user_data, table, columns, fills=fills))
+    for column in text_columns:
+        codes = column.codes(texts[column.name])
+        names = [one.name for one in described]
+        has_unknown = bool((codes == len(column.categories)).any())
+        described.append(_text_input(column, names, fills=fills, has_unknown=has_unknown))
+        arrays.append(codes)
+    encoding = _make_encoding(user_data, table, columns, arrays, rows[0], text_columns, fills)
+    data = _make_dataset(user_data, target, described, arrays, rows, parts)
+    notes = _notes(user_data, parts, columns, texts, arrays, fills=fills)
+    if encoding.is_identity:
+        return LoadedUserData(data, data, notes=notes)
+    encoded_names = encoding.column_names(columns.numbers, [one.columns for one in text_columns])
+    features = Input(
+        name="features",
+        axes=("batch", "feature"),
+        description=f"in this order: {', '.join(encoded_names)}",
+        unit="as in the file",
+        columns=encoded_names,
+    )
+    encoded: Arrays = [encoding.encode(arrays)]
     return LoadedUserData(
-        training_view=_make_dataset(user_data, target, features, [columns]),
-        caller_view=_make_dataset(user_data, target, described, arrays),
-        category_counts=counts,
+        training_view=_make_dataset(user_data, target, [features], encoded, rows, parts),
+        caller_view=data,
+        encoding=encoding,
+        notes=notes,
+    )
+
+
+def _choose_columns(user_data: UserData, parts: PartsOfFiles) -> _Columns:
+    """Decides which columns are inputs, and what each of them is."""
+    table = parts.tables[0]
+    excluded = {*user_data.targets, *user_data.ignored, *parts.columns}
+    columns = _Columns([], [], [], [], [])
+    left_out = [f"the nameless column {one}" for one in table.table.index_columns]
+    for name in table.names:
+        kind = table.kind(name)
+        is_time = name == user_data.time
+        if name in excluded and not (is_time and kind == "dates"):
+            continue
+        reason = "" if name in user_data.kept or is_time else _reason_to_leave_out(table, name)
+        if reason:
+            left_out.append(f"{name!r} ({reason})")
+        elif kind == "text":
+            columns.texts.append(name)
+        else:
+            columns.numbers.append(name)
+            columns.dates.extend([name] if kind == "dates" else [])
+            columns.omitted.extend([name] if is_time else [])
+    if left_out:
+        columns.notes.append(f"left out: {', '.join(left_out)}")
+    if not columns.names:
+        predicted = ", ".join(map(repr, user_data.targets))
+        detail = f"; {columns.notes[0]}" if left_out else ""
+        raise DataError(f"{user_data.path}: no column is left to predict {predicted} from{detail}")
+    return columns
+
+
+def _reason_to_leave_out(table: UserTable, name: str) -> str:
+    """Why a column cannot be learned from; empty if it can.
+
+    Raises:
+        DataError: the column would be numbers if it were not for their unit.
+    """
+    kind = table.kind(name)
+    if kind == "nothing":
+        return "no values"
+    if name == _PANDAS_INDEX and kind == "dates":
+        return "an index"
+    others = [other for other in table.names if other != name and table.kind(other) != "nothing"]
+    counts = name.lower() not in _COUNTING_NAMES and table.is_row_number(name)
+    if counts and len(others) > 1:
+        return f"counts the rows; --keep {name!r} keeps it"
+    if kind != "text":
+        return ""
+    different = len(set(table.whole.columns[name]))
+    limit = min(_MAX_CATEGORIES, max(2, len(table.whole) // 2))
+    unit = table.unit_of(name)
+    if different > limit and unit:
+        raise DataError(
+            f"{table.path}, column {name!r}: {different} different texts in {len(table.whole)} "
+            f"rows (expected at most {limit}); numbers with the unit {unit!r} are text, without "
+            f"it numbers; --ignore {name!r} leaves it out"
+        )
+    if 2 * different > len(table.whole) and different > 2:
+        return f"{different} different texts in {len(table.whole)} rows"
+    return ""
+
+
+def _read_target(user_data: UserData, parts: PartsOfFiles, columns: _Columns, where: str) -> Target:
+    table, task = parts.tables[0], user_data.task
+    beside = [name for name in columns.numbers if name not in columns.dates]
+    kinds = {name: table.kind(name) for name in user_data.targets}
+    if len(kinds) > 1 and (task == "classification" or set(kinds.values()) != {"numbers"}):
+        name = next((one for one, kind in kinds.items() if kind != "numbers"), "")
+        problem = f"{name!r} has {kinds[name]}" if name else "a classification"
+        raise DataError(f"{where}: {problem} (expected numbers: several targets are a regression)")
+    if set(kinds.values()) == {"numbers"} and task != "classification":
+        values = _numbers_of_parts(parts, user_data.targets, beside)
+        if len(kinds) == 1:
+            task = task or infer_task(values[:, 0].tolist(), numeric=True)
+        if task != "classification":
+            units = [user_data.unit or ("%" if table.is_percentage(name) else "") for name in kinds]
+            return Target(values, values=tuple(map(Value, kinds, units)))
+    elif task == "regression":
+        (kind,) = kinds.values()
+        raise DataError(f"{where}: {kind} (expected numbers for a regression)")
+    elif kinds[user_data.targets[0]] == "dates":
+        raise DataError(f"{where}: dates (expected numbers or classes)")
+    (name,) = user_data.targets
+    return encode_classes([text for one in parts.tables for text in one.texts(name)], where)
+
+
+def _fills(user_data: UserData, parts: PartsOfFiles, columns: _Columns) -> bool:
+    """Whether the network fills missing values."""
+    if user_data.missing is not None:
+        return user_data.missing == "fill"
+    return any(one.is_missing(name).any() for one in parts.tables for name in columns.names)
+
+
+def _numbers_of_parts(
+    parts: PartsOfFiles,
+    names: Sequence[str],
+    beside: Sequence[str],
+    *,
+    allow_missing: bool = False,
+) -> NDArray[np.float32]:
+    """Reads columns of all files, each as it is written; the first says it for the others."""
+    first, *others = parts.tables
+    arrays = [first.numbers(names, beside, allow_missing=allow_missing)]
+    mark = first.decimal_mark([*names, *beside])
+    default = NumberFormat(mark) if mark in (".", ",") else None  # type: ignore[arg-type]
+    arrays += [
+        one.numbers(names, beside, default=default, allow_missing=allow_missing) for one in others
+    ]
+    return np.concatenate(arrays)
+
+
+def _read_numbers(
+    user_data: UserData, parts: PartsOfFiles, columns: _Columns, *, fills: bool
+) -> NDArray[np.float32]:
+    """Reads numbers and dates, (rows, columns), in the order of the file."""
+    table = parts.tables[0]
+    plain = [name for name in columns.numbers if name not in columns.dates]
+    values = np.empty((len(parts), len(columns.numbers)), np.float32)
+    if plain:
+        # The target may say what a comma in the inputs means, so it counts for all of them.
+        beside = [name for name in user_data.targets if table.is_numeric(name)]
+        numbers = _numbers_of_parts(parts, plain, beside, allow_missing=fills)
+        values[:, [columns.numbers.index(name) for name in plain]] = numbers
+    if columns.dates:
+        order = table.date_order(columns.dates) or user_data.date_order
+        dates = [
+            one.dates(columns.dates, default=order, allow_missing=fills) for one in parts.tables
+        ]
+        values[:, [columns.numbers.index(name) for name in columns.dates]] = np.concatenate(dates)
+    return values
+
+
+def _encode_text(name: str, training_texts: Sequence[str], *, fills: bool) -> _TextColumn:
+    """Makes the most frequent texts of the training rows categories, in alphabetical order.
+
+    A missing text is empty. It is a category of its own if the training rows have it, else it
+    counts as the most frequent one.
+    """
+    counts = Counter(training_texts)
+    has_missing = counts.pop("", 0) > 0
+    frequent = counts.most_common(_MAX_CATEGORIES)
+    common = sorted(text for text, _ in frequent)
+    own = [*([""] if has_missing else []), *common]
+    table = np.eye(len(own) + 1, len(own), dtype=np.float32)  # the last row: zeros
+    categories = own
+    if fills and not has_missing and common:
+        categories = ["", *own]
+        table = np.concatenate([table[[own.index(frequent[0][0])]], table])
+    names = (f"{name} is {category}" if category else f"{name} is missing" for category in own)
+    return _TextColumn(name, tuple(categories), table, tuple(names))
+
+
+def _make_encoding(
+    user_data: UserData,
+    table: UserTable,
+    columns: _Columns,
+    arrays: Arrays,
+    training_rows: RowIndices,
+    text_columns: list[_TextColumn],
+    fills: bool,
+) -> ColumnEncoding:
+    medians: tuple[float, ...] = ()
+    indicators: tuple[int, ...] = ()
+    if columns.numbers and fills:
+        numbers = arrays[0][training_rows]
+        is_missing = np.isnan(numbers)
+        for position in np.flatnonzero(is_missing.all(axis=0)):
+            raise DataError(
+                f"{user_data.path}, column {columns.numbers[position]!r}: no value in the "
+                f"training rows (expected --ignore {columns.numbers[position]!r})"
+            )
+        medians = tuple(np.nanmedian(numbers, axis=0).astype(np.float32).tolist())
+        indicators = tuple(np.flatnonzero(is_missing.any(axis=0)).tolist())
+    dates = tuple(columns.numbers.index(name) for name in columns.dates)
+    return ColumnEncoding(
+        width=len(columns.numbers),
+        medians=medians,
+        indicators=indicators,
+        dates=dates,
+        times=tuple(one for one in dates if table.has_times(columns.numbers[one])),
+        omitted=tuple(columns.numbers.index(name) for name in columns.omitted),
+        tables=tuple(one.table for one in text_columns),
     )
 
 
@@ -102,19 +341,26 @@ def _make_dataset(
     target: Target,
     described: list[Input],
     arrays: Arrays,
+    rows: tuple[RowIndices, RowIndices, RowIndices],
+    parts: PartsOfFiles,
 ) -> Dataset:
-    """Divides the rows."""
-    where = f"{user_data.path}, column {user_data.target!r}"
     main, *extra = arrays
 
-    def select(rows: RowIndices) -> Split:
-        extra_inputs = tuple(array[rows] for array in extra)
-        return Split(main[rows], target.targets[rows], extra_inputs=extra_inputs)
+    def select(part: RowIndices) -> Split:
+        extra_inputs = tuple(array[part] for array in extra)
+        return Split(
+            main[part],
+            target.targets[part],
+            extra_inputs=extra_inputs,
+            allow_nan=described[0].allow_nan,
+        )
 
-    train, validation, test = (select(rows) for rows in split_rows(target, where))
+    train, validation, test = map(select, rows)
+    targets = user_data.targets
+    predicted = f"column{'s' * (len(targets) > 1)} {', '.join(map(repr, targets))}"
     return Dataset(
         name=user_data.name,
-        source=f"{user_data.path.name}, column {user_data.target!r} from the others",
+        source=f"{user_data.path.name}, {predicted} from the others{parts.description}",
         train=train,
         validation=validation,
         test=test,
@@ -122,47 +368,101 @@ def _make_dataset(
         extra_inputs=tuple(described[1:]),
         labels=target.labels,
         values=target.values,
-        target=str(user_data.target),
+        target=", ".join(targets),
     )
 
 
-def _read_target(user_data: UserData, table: UserTable, numeric_inputs: list[str]) -> Target:
-    name = str(user_data.target)
-    where = f"{user_data.path}, column {name!r}"
-    texts, numeric = table.texts(name), table.is_numeric(name)
-    task = user_data.task
-    if numeric and task != "classification":
-        values = table.numbers([name], beside=numeric_inputs)
-        task = task or infer_task(values[:, 0].tolist(), numeric=True)
-        if task == "regression":
-            unit = user_data.unit or ("%" if table.is_percentage(name) else "")
-            return Target(values, values=(Value(name, unit),))
-    elif task == "regression":
-        raise DataError(f"{where}: text (expected numbers for a regression)")
-    return encode_classes(texts, where)
-
-
-def _categories(table: UserTable, name: str) -> tuple[str, ...]:
-    categories = tuple(sorted(set(table.texts(name))))
-    limit = min(_MAX_CATEGORIES, max(2, len(table) // 2))
-    if len(categories) > limit:
-        unit = table.unit_of(name)
-        advice = f"numbers with the unit {unit!r} are text, without it numbers; " if unit else ""
-        raise DataError(
-            f"{table.path}, column {name!r}: {len(categories)} different texts in "
-            f"{len(table)} rows (expected at most {limit}); {advice}--ignore {name!r} leaves it out"
-        )
-    return categories
-
-
-def _features_input(names: list[str]) -> Input:
+def _features_input(
+    user_data: UserData, table: UserTable, columns: _Columns, *, fills: bool
+) -> Input:
+    plain = [name for name in columns.numbers if name not in columns.dates]
+    beside = [name for name in user_data.targets if table.is_numeric(name)]
+    order = table.date_order(columns.dates) or user_data.date_order or ""
+    description = f"in this order: {', '.join(columns.numbers)}"
+    if columns.dates:
+        description += f"; as days since 1970-01-01 00:00 UTC: {', '.join(columns.dates)}"
+    if fills:
+        description += "; NaN is a missing value"
     return Input(
         name="features",
         axes=("batch", "feature"),
-        description=f"in this order: {', '.join(names)}",
+        description=description,
         unit="as in the file",
-        columns=tuple(names),
+        columns=tuple(columns.numbers),
+        decimal_mark=table.decimal_mark([*plain, *beside]),
+        allow_nan=fills,
+        date_columns=tuple(columns.dates),
+        date_order=order if columns.dates else "",
     )
+
+
+def _text_input(column: _TextColumn, names: list[str], *, fills: bool, has_unknown: bool) -> Input:
+    """Describes a column of text.
+
+    has_unknown: whether rows beside the training rows have other texts: the network was measured
+        on them, so a caller may send them, too.
+    """
+    texts = sum(category != "" for category in column.categories)
+    missing = ", or empty if it is missing" if fills else ""
+    others = "; any other counts as none of them" if has_unknown else ""
+    return Input(
+        name=_tensor_name(column.name, [*_RESERVED, *names]),
+        axes=("batch",),
+        description=f"column {column.name!r}: one of {texts} texts{missing}{others}",
+        unit="category",
+        categories=column.categories,
+        columns=(column.name,),
+        allow_nan=fills,
+        open_categories=has_unknown,
+    )
+
+
+def _notes(
+    user_data: UserData,
+    parts: PartsOfFiles,
+    columns: _Columns,
+    texts: dict[str, list[str]],
+    arrays: Arrays,
+    *,
+    fills: bool,
+) -> tuple[str, ...]:
+    """Lines about how the file was read, for the person who started the run."""
+    table = parts.tables[0]
+    plain = [name for name in columns.numbers if name not in columns.dates]
+    marked = [*plain, *(name for name in user_data.targets if table.is_numeric(name))]
+    counts = [
+        f"{count} of {kind}"
+        for count, kind in (
+            (len(plain), "numbers"),
+            (len(columns.dates), "dates"),
+            (len(columns.texts), "text"),
+        )
+        if count
+    ]
+    first = (
+        f"{len(parts)} rows; {table.describe_form(marked, columns.dates)}; columns: "
+        f"{', '.join(counts)}"
+    )
+    others = [*columns.notes, *parts.notes]
+    missing = (
+        {
+            **dict(zip(columns.numbers, np.isnan(arrays[0]).sum(axis=0), strict=True)),
+            **{name: cells.count("") for name, cells in texts.items()},
+        }
+        if columns.numbers
+        else {name: cells.count("") for name, cells in texts.items()}
+    )
+    filled = [f"{count} of {name!r}" for name, count in missing.items() if count]
+    if fills and filled:
+        others.append(f"missing cells filled: {', '.join(filled)}")
+    for name, cells in texts.items():
+        different = len({*cells} - {""})
+        if different > _MAX_CATEGORIES:
+            others.append(
+                f"{name!r}: the {_MAX_CATEGORIES} most frequent of {different} texts, the others "
+                "count as none of them"
+            )
+    return tuple(f"{user_data.path.name}: {line}" for line in (first, "; ".join(others)) if line)
 
 
 def _tensor_name(column: str, reserved: list[str]) -> str:

@@ -6,10 +6,12 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # the command line is parsed without numpy
+    from neurona_client.files.dates import DateOrder
     from neurona_training.data import Dataset, Task
+    from neurona_training.data.user.encoding import ColumnEncoding
 
 SUFFIXES = (".csv", ".tsv", ".npz")  # of files; a folder holds images
 
@@ -20,10 +22,24 @@ class UserData:
 
     Args:
         path: a .csv, .tsv or .npz file, or a folder of images.
-        target: the column predicted from the other columns of the same row.
+        target: the column predicted from the other columns of the same row; several columns of a
+            regression.
         task: None infers it from the target: text and up to ten different integers are
             classes, other numbers are values.
         ignored: columns that are left out.
+        kept: columns that are inputs although they look like an index.
+        missing: of cells without a value in the inputs of a table: "fill" has the network fill
+            them, and any that a caller sends later; "error" rejects them; None fills them if
+            there are some.
+        date_order: of day and month where no date of the file says it: "day-month-year" or
+            "month-day-year".
+        validation: a table with the validation rows.
+        test: a table with the test rows.
+        split_column: the column that says of each row whether it is for training, validation or
+            the test.
+        group: the column whose equal cells are never in two parts, such as a patient.
+        time: the column by whose dates or numbers the rows follow each other in time: later rows
+            are the test.
         series: the column to be forecast, whose rows follow each other in time.
         window: number of values that are read.
         horizon: number of following values that are predicted.
@@ -32,14 +48,29 @@ class UserData:
     """
 
     path: Path
-    target: str | None = None
+    target: str | tuple[str, ...] | None = None
     task: Task | None = None
     ignored: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    missing: Literal["fill", "error"] | None = None
+    date_order: DateOrder | None = None
+    validation: Path | None = None
+    test: Path | None = None
+    split_column: str | None = None
+    group: str | None = None
+    time: str | None = None
     series: str | None = None
     window: int = 12
     horizon: int = 1
     unit: str = ""
     image_size: int | None = None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns that are predicted."""
+        if self.target is None:
+            return ()
+        return (self.target,) if isinstance(self.target, str) else self.target
 
     @property
     def name(self) -> str:
@@ -58,15 +89,18 @@ class LoadedUserData:
     Args:
         training_view: what a recipe is trained on: one input of numbers.
         caller_view: what a caller of the served model sends: columns of text are inputs of
-            their own. It is the training view if there are none.
-        category_counts: the number of categories of each text column, in order. If not empty,
-            the trained network needs an `architectures.input_layers.OneHot` before it to take
-            the caller's view.
+            their own, and cells may be missing. It is the training view if `encoding` is None.
+        encoding: how the columns of the caller's view become those of the training view; the
+            trained network needs an `architectures.columns.EncodeColumns` before it to take the
+            caller's view.
+        notes: one line each for the person who started the run: how the file was read, what was
+            left out, and what was filled.
     """
 
     training_view: Dataset
     caller_view: Dataset
-    category_counts: tuple[int, ...] = ()
+    encoding: ColumnEncoding | None = None
+    notes: tuple[str, ...] = ()
 
 
 def is_path(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""A user's table: columns by name, each of numbers or of text, and errors that say where.
+"""A user's table: columns by name, each of numbers, dates or text, and errors that say where.
 
 The client reads tables by the same functions, so that a model is asked with the values that it
 was trained on.
@@ -6,25 +6,40 @@ was trained on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neurona_client.files.content import FileContentError
+from neurona_client.files.dates import (
+    DateEvidence,
+    DateFormat,
+    DateOrder,
+    common_order,
+    date_formats,
+    is_date,
+    read_times,
+)
 from neurona_client.files.numbers import (
     NumberEvidence,
+    NumberFormat,
     common_mark,
     is_missing,
     is_number,
     number_formats,
 )
-from neurona_client.files.tables import Table, read_table
+from neurona_client.files.tables import Table, is_row_numbers, read_table
 from neurona_training.errors import DataError
 
+ColumnKind = Literal["numbers", "dates", "text", "nothing"]
+
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+_ORDER_ADVICE = "; --date-order says it"
+_SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
 
 
 @dataclass(frozen=True)
@@ -33,12 +48,16 @@ class UserTable:
 
     Args:
         path: of the file.
-        table: its content.
+        table: the rows that are used.
+        whole: all rows of the file, which say how its numbers and dates are written.
     """
 
     path: Path
     table: Table
+    whole: Table
     _evidence_by_name: dict[str, NumberEvidence] = field(default_factory=dict, repr=False)
+    _date_evidence_by_name: dict[str, DateEvidence] = field(default_factory=dict, repr=False)
+    _kind_by_name: dict[str, ColumnKind] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -47,6 +66,15 @@ class UserTable:
     def names(self) -> list[str]:
         """The names of the columns, in the order of the file."""
         return list(self.table.columns)
+
+    def select(self, rows: NDArray[Any] | Sequence[int]) -> UserTable:
+        """Returns the table with these rows, in this order."""
+        columns = {name: [cells[row] for row in rows] for name, cells in self.table.columns.items()}
+        lines = [self.table.lines[row] for row in rows]
+        table = Table(
+            columns, lines, self.table.index_columns, self.table.separator, self.table.encoding
+        )
+        return replace(self, table=table)
 
     def require_column(self, name: str, flag: str) -> None:
         """Checks that a column exists.
@@ -59,42 +87,94 @@ class UserTable:
                 f"{self.path}: no column {name!r} ({flag}); available: {', '.join(self.names)}"
             )
 
+    def kind(self, name: str) -> ColumnKind:
+        """What most cells with a value are, so that one typing error does not hide the others."""
+        if name not in self._kind_by_name:
+            cells = [cell for cell in self.whole.columns[name] if not is_missing(cell)]
+            kind: ColumnKind = "text" if cells else "nothing"
+            if cells and 2 * sum(map(is_number, cells)) > len(cells):
+                kind = "numbers"
+            elif cells and 2 * sum(map(is_date, cells)) > len(cells):
+                kind = "dates"
+            self._kind_by_name[name] = kind
+        return self._kind_by_name[name]
+
     def is_numeric(self, name: str) -> bool:
-        """Whether most cells are numbers, so that one typing error does not hide the others."""
-        cells = self.table.columns[name]
-        return 2 * sum(map(is_number, cells)) > len(cells)
+        """Whether most cells with a value are numbers."""
+        return self.kind(name) == "numbers"
 
     def is_percentage(self, name: str) -> bool:
         """Whether most cells have a sign of per cent."""
         cells = self.table.columns[name]
         return 2 * sum(cell.endswith("%") for cell in cells) > len(cells)
 
-    def numbers(self, names: Sequence[str], beside: Sequence[str] = ()) -> NDArray[np.float32]:
+    def is_row_number(self, name: str) -> bool:
+        """Whether the cells count the rows of the file, from 0 or 1."""
+        cells = self.whole.columns[name]
+        return len(cells) > 1 and is_row_numbers(cells)
+
+    def is_missing(self, name: str) -> NDArray[np.bool_]:
+        """Which rows have no value in this column."""
+        return np.array([is_missing(cell) for cell in self.table.columns[name]], np.bool_)
+
+    def numbers(
+        self,
+        names: Sequence[str],
+        beside: Sequence[str] = (),
+        *,
+        default: NumberFormat | None = None,
+        allow_missing: bool = False,
+    ) -> NDArray[np.float32]:
         """Returns columns as float32 of shape (rows, columns).
 
         Args:
             names: of columns that are read together: the decimal mark of one of them decides
                 where another's may be a separator of thousands.
             beside: further columns whose marks count.
+            default: of columns for which no cell of the file says how they are written.
+            allow_missing: whether a missing cell is NaN.
 
         Raises:
             DataError: with the line of the first cell that is missing, no finite number, or
                 written unlike the others.
         """
-        values = np.zeros((len(self), len(names)), np.float32)
-        formats = number_formats(map(self._evidence, [*names, *beside]))
-        for column, (name, number_format) in enumerate(zip(names, formats, strict=False)):
-            for row, cell in enumerate(self.table.columns[name]):
-                try:
-                    number = number_format.parse(cell)
-                except FileContentError as error:
-                    raise DataError(f"{self._location(row, name)}: {error}") from error
-                if not abs(number) <= _FLOAT32_MAX:
-                    raise DataError(
-                        f"{self._location(row, name)}: {cell!r} is not finite in float32"
-                    )
-                values[row, column] = number
-        return values
+        formats = number_formats(map(self._evidence, [*names, *beside]), default)
+        return self._parse(names, [one.parse for one in formats], allow_missing=allow_missing)
+
+    def dates(
+        self,
+        names: Sequence[str],
+        *,
+        default: DateOrder | None = None,
+        allow_missing: bool = False,
+    ) -> NDArray[np.float64]:
+        """Returns columns as days since 1970-01-01 00:00 UTC, (rows, columns).
+
+        Args:
+            names: of columns that are read together, as `numbers` does.
+            default: of day and month in columns for which no cell of the file says it.
+            allow_missing: whether a missing cell is NaN.
+
+        Raises:
+            DataError: with the line of the first cell that is missing, no date, or one of two.
+        """
+        formats = date_formats(map(self._date_evidence, names), default)
+        parsers = [self._advise_order(one) for one in formats]
+        values = self._parse(names, parsers, allow_missing=allow_missing, dtype=np.float64)
+        return values.astype(np.float64)
+
+    def moments(self, name: str, *, default: DateOrder | None = None) -> NDArray[np.float64]:
+        """Returns a column of dates or numbers by which rows can be put in order, (rows,).
+
+        Raises:
+            DataError: with the line of a cell that is missing or neither date nor number.
+        """
+        cells = list(zip(self.table.lines, self.table.columns[name], strict=True))
+        try:
+            return np.array(read_times(cells, f"column {name!r}", default))
+        except FileContentError as error:
+            advice = _ORDER_ADVICE if " may be " in str(error) else ""
+            raise DataError(f"{self.path} {error}{advice}") from error
 
     def decimal_mark(self, names: Sequence[str]) -> str:
         """Returns the decimal mark of these columns; empty if it differs or no cell has one.
@@ -104,31 +184,110 @@ class UserTable:
         """
         return common_mark(map(self._evidence, names)) or ""
 
-    def texts(self, name: str) -> list[str]:
-        """Returns a column as text.
+    def date_order(self, names: Sequence[str]) -> DateOrder | None:
+        """Returns the order of day and month of these columns; None if no cell says it.
+
+        Raises:
+            DataError: with the line of a cell that is written unlike others of its column.
+        """
+        return common_order(map(self._date_evidence, names))
+
+    def has_times(self, name: str) -> bool:
+        """Whether a date of this column has a time of day."""
+        return self._date_evidence(name).has_time
+
+    def texts(self, name: str, *, allow_missing: bool = False) -> list[str]:
+        """Returns a column as text; with `allow_missing` a missing cell is empty.
 
         Raises:
             DataError: with the line of the first cell that has no value.
         """
         cells = self.table.columns[name]
         for row, cell in enumerate(cells):
-            if is_missing(cell):
-                raise DataError(f"{self._location(row, name)}: missing value ({cell!r})")
-        return cells
+            if is_missing(cell) and not allow_missing:
+                raise DataError(f"{self.location(row, name)}: missing value ({cell!r})")
+        return ["" if is_missing(cell) else cell for cell in cells]
 
     def unit_of(self, name: str) -> str:
         """The text beside the number of most cells, such as "kg" or "€"; empty if there is none."""
         return _common_unit(self.table.columns[name])
 
+    def describe_form(self, marked: Sequence[str], dates: Sequence[str]) -> str:
+        """Describes how the file is written, for the person who started the run.
+
+        Args:
+            marked: columns of numbers.
+            dates: columns of dates.
+        """
+        mark = common_mark(map(self._evidence, marked))
+        order = self.date_order(dates)
+        return ", ".join(
+            [
+                f"{_SEPARATORS.get(self.table.separator, self.table.separator)} between cells",
+                *([f"decimal {'comma' if mark == ',' else 'point'}"] if mark else []),
+                *([f"dates as {order}"] if order else []),
+                self.table.encoding,
+            ]
+        )
+
+    def _parse(
+        self,
+        names: Sequence[str],
+        parsers: Sequence[Callable[[str], float]],
+        *,
+        allow_missing: bool = False,
+        dtype: type[np.float32] | type[np.float64] = np.float32,
+    ) -> NDArray[Any]:
+        values = np.zeros((len(self), len(names)), dtype)
+        for column, (name, parse) in enumerate(zip(names, parsers, strict=False)):
+            for row, cell in enumerate(self.table.columns[name]):
+                if allow_missing and is_missing(cell):
+                    values[row, column] = np.nan
+                    continue
+                try:
+                    number = parse(cell)
+                except FileContentError as error:
+                    raise DataError(f"{self.location(row, name)}: {error}") from error
+                if not abs(number) <= _FLOAT32_MAX:
+                    raise DataError(
+                        f"{self.location(row, name)}: {cell!r} is not finite in float32"
+                    )
+                values[row, column] = number
+        return values
+
+    def _advise_order(self, date_format: DateFormat) -> Callable[[str], float]:
+        """Reads dates; the error for one that may be two names the option that decides."""
+
+        def parse(cell: str) -> float:
+            try:
+                return date_format.parse(cell)
+            except FileContentError as error:
+                advice = _ORDER_ADVICE if " may be " in str(error) else ""
+                raise FileContentError(f"{error}{advice}") from error
+
+        return parse
+
     def _evidence(self, name: str) -> NumberEvidence:
         if name not in self._evidence_by_name:
             try:
-                self._evidence_by_name[name] = self.table.number_evidence(name)
+                self._evidence_by_name[name] = self.whole.number_evidence(name)
             except FileContentError as error:
                 raise DataError(f"{self.path} {error}") from error
         return self._evidence_by_name[name]
 
-    def _location(self, row: int, column: str) -> str:
+    def _date_evidence(self, name: str) -> DateEvidence:
+        if name not in self._date_evidence_by_name:
+            evidence = DateEvidence(f"column {name!r}")
+            for line, cell in zip(self.whole.lines, self.whole.columns[name], strict=True):
+                try:
+                    evidence.add(line, cell)
+                except FileContentError as error:
+                    raise DataError(f"{self.path} {error}") from error
+            self._date_evidence_by_name[name] = evidence
+        return self._date_evidence_by_name[name]
+
+    def location(self, row: int, column: str) -> str:
+        """Names a cell for an error message."""
         return f"{self.path} line {self.table.lines[row]}, column {column!r}"
 
 
@@ -139,7 +298,8 @@ def read_user_table(path: Path) -> UserTable:
         DataError: the file is no such table; with the line that is wrong.
     """
     try:
-        return UserTable(path, read_table(path.read_bytes()))
+        table = read_table(path.read_bytes())
+        return UserTable(path, table, whole=table)
     except FileContentError as error:
         separator = " " if str(error).startswith("line ") else ": "
         raise DataError(f"{path}{separator}{error}") from error
