@@ -82,6 +82,13 @@ def test_sequences():
     check(data, ["linear", "nearest_neighbours", "mean"])
 
 
+def test_statistics_of_sequences():
+    kinds = np.arange(60) % 2
+    inputs = RANDOM.normal(size=(60, 30, 2)).astype(np.float32) * (1 + 3 * kinds)[:, None, None]
+    data = make_dataset(inputs, kinds, ("batch", "time", "c"), labels=("rest", "run"))
+    check(data, ["linear", "nearest_neighbours", "majority"])
+
+
 def test_a_series_that_is_longer_or_shorter_than_the_window():
     months = np.arange(200)
     series = 1e4 + 9 * months + 300 * np.sin(months * np.pi / 6) + RANDOM.normal(size=200)

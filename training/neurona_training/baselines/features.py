@@ -20,38 +20,48 @@ from neurona_training.learning.evaluation import predict
 
 MAX_COLUMNS = 1024  # of images and sequences, which are pooled or resampled to fewer
 _MAX_STEPS = 64  # to which a sequence is resampled
+_STATISTICS = 4  # of each channel: mean, standard deviation, smallest and largest value
 _EDGE_CHARACTERS = 3  # at either end of a text, which have columns of their own
 _SAMPLE_ROWS = 4096  # from which the scale of the columns is taken
 
 
-def make_columns(data: Dataset) -> nn.Module:
-    """Builds the module that makes columns of the inputs of a data set.
+def make_columns(data: Dataset) -> dict[str, nn.Module]:
+    """Builds the modules that make columns of the inputs of a data set.
 
     Args:
         data: its training rows give scales and sizes.
 
     Returns:
-        A module that takes `Split.arrays` and returns float32 of shape (rows, columns):
-        standardised columns of a table, pixels, resampled steps and statistics of a sequence,
-        the log-mel frames of sound so, counts and edges of a text, or the last
-        value of a series' window and how far the others are from it.
+        By what the columns hold, for readers: modules that take `Split.arrays` and return float32
+        of shape (rows, columns). Standardised columns of a table; pixels; resampled steps of a
+        sequence with the statistics of all steps, or these statistics alone, the log-mel frames
+        of sound so; counts and edges of a text; the last value of a series' window and how far
+        the others are from it.
     """
-    inputs = data.train.inputs
+    inputs, lengths = data.train.inputs, data.train.lengths
     if data.kind == "images":
-        return nn.Sequential(Normalise.to_unit_variance(inputs), _Pixels(inputs.shape[1:]))
+        pixels = nn.Sequential(Normalise.to_unit_variance(inputs), _Pixels(inputs.shape[1:]))
+        return {"pixels": pixels}
     if data.kind == "rows":
-        return _scaled(nn.Flatten(), data)
+        return {"columns": _scaled(nn.Flatten(), data)}
     if data.is_series:
-        return _scaled(_Window(inputs.shape[1]), data)
+        return {"window": _scaled(_Window(inputs.shape[1]), data)}
     if data.input.categories:
-        return _scaled(_Characters(len(data.input.categories)), data)
-    lengths = data.train.lengths
+        return {"characters": _scaled(_Characters(len(data.input.categories)), data)}
+    steps, channels = inputs.shape[1], int(np.prod(inputs.shape[2:]))
+    frames: LogMel | None = None
     if data.input.sample_rate and lengths is not None:
         sample = sample_rows(data.train, _SAMPLE_ROWS)
-        log_mel = LogMel(data.input.sample_rate).fit(sample.inputs, sample.arrays[1])
-        steps = int(frame_count(torch.tensor(inputs.shape[1])))
-        return _scaled(_Sound(log_mel, _Steps(steps, BANDS)), data)
-    return _scaled(_Steps(inputs.shape[1], int(np.prod(inputs.shape[2:]))), data)
+        frames = LogMel(data.input.sample_rate).fit(sample.inputs, sample.arrays[1])
+        steps, channels = int(frame_count(torch.tensor(steps))), BANDS
+    count = min(steps, _MAX_STEPS, max(2, MAX_COLUMNS // channels - _STATISTICS))
+    return {
+        title: _scaled(summary if frames is None else _Sound(frames, summary), data)
+        for title, summary in (
+            ("resampled steps", _Steps(count)),
+            ("statistics of all steps", _Steps(0)),
+        )
+    }
 
 
 def sample_rows(split: Split, count: int, seed: int = 0) -> Split:
@@ -154,16 +164,13 @@ class _Steps(nn.Module):
     deviation, smallest and largest value; one more column is the length.
 
     Args:
-        steps: of the longest sequence in training.
-        channels: of each step.
+        count: steps to which it is resampled; 0 leaves the statistics.
     """
 
     positions: Tensor
 
-    def __init__(self, steps: int, channels: int) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__()
-        most = max(2, MAX_COLUMNS // channels - 4)  # four statistics
-        count = min(steps, _MAX_STEPS, most)
         self.register_buffer("positions", torch.linspace(0, 1, count))
 
     def forward(self, sequences: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -173,11 +180,6 @@ class _Steps(nn.Module):
         if lengths is None:
             lengths = sequences.new_ones(rows, dtype=torch.int64) * time
         last = (lengths.long() - 1)[:, None]
-        exact = last.float() * self.positions
-        lower = exact.floor().long()
-        upper = torch.minimum(lower + 1, last)
-        share = (exact - lower.float())[:, :, None]
-        resampled = _steps_at(sequences, lower) * (1 - share) + _steps_at(sequences, upper) * share
         is_step = (torch.arange(time, device=sequences.device) <= last)[:, :, None]
         count = (last + 1).float()
         steps = torch.where(is_step, sequences, 0.0)
@@ -186,7 +188,15 @@ class _Steps(nn.Module):
         spread = (squares.sum(dim=1) / count).sqrt()
         smallest = torch.where(is_step, sequences, torch.inf).amin(dim=1)
         largest = torch.where(is_step, sequences, -torch.inf).amax(dim=1)
-        return torch.cat([resampled.flatten(1), mean, spread, smallest, largest, count], dim=1)
+        statistics = torch.cat([mean, spread, smallest, largest, count], dim=1)
+        if not len(self.positions):
+            return statistics
+        exact = last.float() * self.positions
+        lower = exact.floor().long()
+        upper = torch.minimum(lower + 1, last)
+        share = (exact - lower.float())[:, :, None]
+        resampled = _steps_at(sequences, lower) * (1 - share) + _steps_at(sequences, upper) * share
+        return torch.cat([resampled.flatten(1), statistics], dim=1)
 
 
 def _steps_at(sequences: Tensor, indices: Tensor) -> Tensor:
