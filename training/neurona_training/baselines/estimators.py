@@ -31,7 +31,7 @@ from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from neurona_training.baselines.features import make_columns, sample_rows
+from neurona_training.baselines.features import make_columns, predict_rows, sample_rows
 from neurona_training.baselines.model import BaselineModel, LastSeason, answer, constant
 from neurona_training.baselines.seasons import find_season, training_series
 from neurona_training.data import Dataset, Split
@@ -130,7 +130,7 @@ class _Problem:
         limit = min(len(rows.columns), max(1, numbers // max(1, rows.columns.shape[1])))
         if limit < len(rows.columns):
             drawn = sample_rows(Split(rows.columns, rows.targets), limit, self.seed)
-            rows = _Rows(drawn.inputs, drawn.targets)
+            rows = _Rows(rows.columns[drawn], rows.targets[drawn])
         used, available = len(rows.columns), len(self.data.train)
         note = f"{used:,} of the {available:,} training rows"
         return rows, "" if used == available else note
@@ -258,15 +258,15 @@ def _make_problems(data: Dataset, seed: int) -> tuple[_Problem, ...]:
 
 def _make_problem(data: Dataset, title: str, columns: nn.Module, seed: int) -> _Problem:
     offset = LastSeason(1, len(data.values)) if data.is_series else None
-    width = predict(columns, sample_rows(data.train, 1)).shape[1]
+    width = predict_rows(columns, data.train, np.arange(1)).shape[1]
     limit = max(1, min(_MAX_ROWS, _MAX_NUMBERS // max(1, width)))
 
     def rows(split: Split, count: int) -> _Rows:
         drawn = sample_rows(split, count, seed)
-        targets = drawn.targets
+        targets = split.targets[drawn]
         if offset is not None:
-            targets = targets - predict(offset, drawn).numpy()
-        return _Rows(predict(columns, drawn).numpy(), targets)
+            targets = targets - predict_rows(offset, split, drawn)
+        return _Rows(predict_rows(columns, split, drawn), targets)
 
     return _Problem(
         data=data,

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from neurona_training.architectures.audio import BANDS, LogMel, frame_count
+from neurona_training.architectures.audio import BANDS, LogMel
 from neurona_training.architectures.input_layers import Normalise
 from neurona_training.data import Dataset, Split
 from neurona_training.learning.evaluation import predict
@@ -23,6 +23,7 @@ _MAX_STEPS = 64  # to which a sequence is resampled
 _STATISTICS = 4  # of each channel: mean, standard deviation, smallest and largest value
 _EDGE_CHARACTERS = 3  # at either end of a text, which have columns of their own
 _SAMPLE_ROWS = 4096  # from which the scale of the columns is taken
+_ROWS_AT_ONCE = 256
 
 
 def make_columns(data: Dataset) -> dict[str, nn.Module]:
@@ -51,9 +52,9 @@ def make_columns(data: Dataset) -> dict[str, nn.Module]:
     steps, channels = inputs.shape[1], int(np.prod(inputs.shape[2:]))
     frames: LogMel | None = None
     if data.input.sample_rate and lengths is not None:
-        sample = sample_rows(data.train, _SAMPLE_ROWS)
+        sample = take_rows(data.train, sample_rows(data.train, _ROWS_AT_ONCE))
         frames = LogMel(data.input.sample_rate).fit(sample.inputs, sample.arrays[1])
-        steps, channels = int(frame_count(torch.tensor(steps))), BANDS
+        steps, channels = int(frames.frame_count(torch.tensor(steps))), BANDS
     count = min(steps, _MAX_STEPS, max(2, MAX_COLUMNS // channels - _STATISTICS))
     return {
         title: _scaled(summary if frames is None else _Sound(frames, summary), data)
@@ -64,22 +65,37 @@ def make_columns(data: Dataset) -> dict[str, nn.Module]:
     }
 
 
-def sample_rows(split: Split, count: int, seed: int = 0) -> Split:
-    """Draws rows at random, each class in its share; all rows in their order if there are few."""
+def sample_rows(split: Split, count: int, seed: int = 0) -> NDArray[np.int64]:
+    """Draws rows at random, each class in its share; all rows in their order if there are few.
+
+    Returns:
+        Indices, ascending.
+    """
     if len(split) <= count:
-        return split
+        return np.arange(len(split))
     random = np.random.default_rng((seed, count))
     is_class = split.targets.dtype == np.int64
     codes = split.targets if is_class else np.zeros(len(split), np.int64)
     shares = [np.flatnonzero(codes == code) for code in np.unique(codes)]
-    rows = np.sort(
-        np.concatenate(
-            [
-                random.permutation(share)[: max(1, round(count * len(share) / len(split)))]
-                for share in shares
-            ]
-        )
-    )
+    drawn = [
+        random.permutation(share)[: max(1, round(count * len(share) / len(split)))]
+        for share in shares
+    ]
+    return np.sort(np.concatenate(drawn))
+
+
+def predict_rows(module: nn.Module, split: Split, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """What a module makes of some rows; a part at a time, as the inputs may be large.
+
+    Returns:
+        (rows, columns).
+    """
+    parts = np.array_split(rows, -(-len(rows) // _ROWS_AT_ONCE))
+    return np.concatenate([predict(module, take_rows(split, part)).numpy() for part in parts])
+
+
+def take_rows(split: Split, rows: NDArray[np.int64]) -> Split:
+    """A copy of some rows."""
     return Split(
         split.inputs[rows],
         split.targets[rows],
@@ -90,7 +106,8 @@ def sample_rows(split: Split, count: int, seed: int = 0) -> Split:
 
 def _scaled(columns: nn.Module, data: Dataset) -> nn.Module:
     """Adds a layer that gives the training columns mean 0 and variance 1."""
-    return _Scaled(columns, predict(columns, sample_rows(data.train, _SAMPLE_ROWS)).numpy())
+    rows = sample_rows(data.train, _SAMPLE_ROWS)
+    return _Scaled(columns, predict_rows(columns, data.train, rows))
 
 
 class _Scaled(nn.Module):
@@ -215,7 +232,9 @@ class _Sound(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """Takes samples and lengths in samples."""
-        columns: Tensor = self.steps(self.log_mel(waveform, lengths), frame_count(lengths))
+        columns: Tensor = self.steps(
+            self.log_mel(waveform, lengths), self.log_mel.frame_count(lengths)
+        )
         return columns
 
 

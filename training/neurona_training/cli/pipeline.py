@@ -1,6 +1,8 @@
 """The pipeline of one model, stage by stage.
 
 load -> settings -> fit -> calibrate -> measure -> export -> variants -> baseline -> report
+
+It is one file, so that the stages are read in their order.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +22,10 @@ from neurona_training.data.catalogue import DataOptions
 from neurona_training.data.user.spec import LoadedUserData, UserData
 from neurona_training.errors import ExportError, OptionError
 from neurona_training.export.files import write_file
-from neurona_training.learning.run import FitResult, InitialWeights, Run
+from neurona_training.learning.run import Epoch, FitResult, InitialWeights, Run
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import Changes, Settings
+from neurona_training.tracking.tracker import Tracker, open_tracker
 
 if TYPE_CHECKING:  # the command line is parsed without torch
     from torch import nn
@@ -52,6 +56,7 @@ class Arguments:
         variants: smaller files to write too, "float16" or "int8".
         baseline: the one to write as a model of its own: its name, "best" or "" for none.
         report: whether to write the page about the model.
+        log: services to which the training is logged, names of `tracking.tracker.BACKENDS`.
         initial_weights: that the training starts from; None starts from random ones.
         seeds: from how many seeds it is trained, `seed` the first.
         trials: of a search for settings before the training; 0 searches none.
@@ -71,6 +76,7 @@ class Arguments:
     variants: tuple[str, ...]
     baseline: str
     report: bool
+    log: tuple[str, ...] = ()
     initial_weights: InitialWeights | None = None
     seeds: int = 1
     trials: int = 0
@@ -131,7 +137,20 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     started = time.monotonic()
     loaded = load_data(recipe, arguments)
     check_baseline(arguments, loaded.training_view)
-    trained = train(recipe, arguments, loaded, checkpoint)
+    with track(recipe, arguments, loaded) as tracker:
+        return _run_stages(recipe, arguments, loaded, path, checkpoint, tracker, started)
+
+
+def _run_stages(
+    recipe: Recipe,
+    arguments: Arguments,
+    loaded: LoadedUserData,
+    path: Path,
+    checkpoint: Path,
+    tracker: Tracker,
+    started: float,
+) -> list[str]:
+    trained = train(recipe, arguments, loaded, checkpoint, listeners=(tracker.log_epoch,))
     if trained is None:
         return []
     model = export_model(arguments, trained, path)
@@ -148,11 +167,41 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
             errors.append(error)
     if arguments.report:
         lines.append(write_report(arguments, trained, files, seconds, path))
+    logged_files = [path, *([report_path(path)] if arguments.report else [])]
+    result = trained.fit_result
+    tracker.log_results(result.history, trained.metrics, logged_files, result.best_epoch)
     checkpoint.unlink(missing_ok=True)  # last, so that a kill before leaves little to do again
     if errors:  # raised last, when all other files have been written
         print("\n".join(lines))
         raise errors[0]
     return lines
+
+
+def report_path(path: Path) -> Path:
+    """Where the page about the model is written, of which this is model.onnx."""
+    return path.parents[1] / "report" / "report.html"
+
+
+def track(
+    recipe: Recipe, arguments: Arguments, loaded: LoadedUserData
+) -> AbstractContextManager[Tracker]:
+    """Opens a run in each service of `arguments.log`; in torchrun's first process only."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    settings = choose_settings(recipe, arguments, loaded.training_view)
+    parameters = {
+        "recipe": recipe.name,
+        "data": loaded.training_view.name,
+        "seed": arguments.seed,
+        **dataclasses.asdict(settings.hyperparameters),
+        "network": dataclasses.asdict(settings.network),
+    }
+    return open_tracker(
+        arguments.log if is_first else (),
+        arguments.name,
+        arguments.out / arguments.name,
+        parameters,
+        is_classification=loaded.training_view.is_classification,
+    )
 
 
 def train(
@@ -161,6 +210,7 @@ def train(
     loaded: LoadedUserData,
     checkpoint: Path,
     baselines: tuple[Baseline, ...] | None = None,
+    listeners: tuple[Callable[[Epoch], None], ...] = (),
 ) -> TrainedModel | None:
     """Trains a network and measures it, without writing its files.
 
@@ -170,12 +220,13 @@ def train(
         loaded: the data.
         checkpoint: from which an interrupted training resumes; it stays at the end.
         baselines: of these data, where they have been fitted already.
+        listeners: of `Run`.
 
     Returns:
         None in all processes of torchrun but the first.
     """
     settings = choose_settings(recipe, arguments, loaded.training_view)
-    result = fit_network(recipe, arguments, loaded, settings, checkpoint)
+    result = fit_network(recipe, arguments, loaded, settings, checkpoint, listeners)
     if result is None:
         return None
     network = calibrate(result.network, loaded)
@@ -234,6 +285,7 @@ def fit_network(
     loaded: LoadedUserData,
     settings: Settings,
     checkpoint: Path,
+    listeners: tuple[Callable[[Epoch], None], ...] = (),
 ) -> FitResult | None:
     """Trains the network; None in all processes of torchrun but the first."""
     import torch  # takes seconds, for which --help and --list need not wait
@@ -249,6 +301,7 @@ def fit_network(
             arguments.seed,
             checkpoint,
             resume,
+            listeners=listeners,
             initial_weights=arguments.initial_weights,
         )
         result = recipe.fit(loaded.training_view, settings, this_run)
@@ -460,7 +513,7 @@ def write_report(
         seconds=seconds,
         populations=trained.populations,
     )
-    page = path.parents[1] / "report" / "report.html"
+    page = report_path(path)
     write_file(render_page(results).encode(), page)
     return f"{page}: report with charts"
 

@@ -1,6 +1,7 @@
 """The training loop, for classification and regression."""
 
 import copy
+import dataclasses
 import math
 from typing import NoReturn
 
@@ -11,7 +12,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from neurona_training.data import Dataset
+from neurona_training.data import Dataset, Split
 from neurona_training.errors import FitError
 from neurona_training.learning import devices
 from neurona_training.learning.augmentation import augment_images
@@ -27,6 +28,7 @@ from neurona_training.learning.evaluation import accuracy, predict, rmse
 from neurona_training.learning.progress_bar import epoch_summary, progress_bar
 from neurona_training.learning.run import Epoch, FitResult, Hyperparameters, Run
 
+_MAX_COMPARED_ROWS = 2000  # training rows that are measured after each epoch
 _AUXILIARY_WEIGHT = 0.4  # as the authors of Inception v3 trained it
 
 
@@ -85,6 +87,7 @@ def fit(
 
     parallel_network = devices.data_parallel(network, device.torch_device)  # the same weights
     is_first = devices.process_rank() == 0
+    compared_rows = compared_training_rows(data)
     steps = math.ceil(len(data.train) / hyperparameters.batch_rows)
     with progress_bar(
         run.name, hyperparameters.epochs * steps, len(history) * steps, visible=is_first
@@ -107,15 +110,18 @@ def fit(
                 loss_unit=loss_unit,
                 progress=progress,
             )
-            validation_loss, metric = _validate(
+            validation_loss, metric, training_metric = _validate(
                 kept_network,
                 data,
+                compared_rows,
                 loss_unit,
                 device,
                 hyperparameters.label_smoothing,
                 class_weights,
             )
-            history.append(Epoch(number, train_loss, validation_loss, metric, rate))
+            history.append(
+                Epoch(number, train_loss, validation_loss, metric, rate, training_metric)
+            )
             if validation_loss < best_loss:
                 best_epoch, best_loss = number, validation_loss
                 best_weights = copy.deepcopy(kept_network.state_dict())
@@ -269,20 +275,36 @@ def _train_epoch(
     return devices.average_in_place(total_loss).item() / len(targets), rate
 
 
+def compared_training_rows(data: Dataset) -> Split:
+    """Training rows that are measured beside the validation rows: as many, 2000 at most."""
+    count = min(len(data.train), len(data.validation), _MAX_COMPARED_ROWS)
+    # From the whole part: the first rows of a series are its oldest.
+    rows = np.linspace(0, len(data.train) - 1, count).astype(np.int64)
+    lengths = data.train.lengths
+    return dataclasses.replace(
+        data.train,
+        inputs=data.train.inputs[rows],
+        targets=data.train.targets[rows],
+        lengths=None if lengths is None else lengths[rows],
+        extra_inputs=tuple(array[rows] for array in data.train.extra_inputs),
+    )
+
+
 def _validate(
     network: nn.Module,
     data: Dataset,
+    compared_rows: Split,
     loss_unit: float,
     device: Device,
     smoothing: float,
     class_weights: Tensor | None,
-) -> tuple[float, float]:
-    """Returns loss and metric (accuracy or RMSE), measured by process 0 for all.
+) -> tuple[float, float, float]:
+    """Returns loss, metric (accuracy or RMSE) and training metric, by process 0 for all.
 
     The loss is the one that training minimises: with another smoothing, the weights that it
     ranks best would be early ones.
     """
-    measured = torch.zeros(2, dtype=torch.float64, device=device.torch_device)
+    measured = torch.zeros(3, dtype=torch.float64, device=device.torch_device)
     if devices.process_rank() == 0:
         outputs = predict(network, data.validation, device.torch_device)
         targets = data.validation.targets
@@ -290,8 +312,10 @@ def _validate(
         measured[0] = error / loss_unit
         measure = accuracy if data.is_classification else rmse
         measured[1] = measure(outputs.numpy(), targets)
-    validation_loss, metric = devices.broadcast_in_place(measured).tolist()
-    return validation_loss, metric
+        trained = predict(network, compared_rows, device.torch_device)
+        measured[2] = measure(trained.numpy(), compared_rows.targets)
+    validation_loss, metric, training_metric = devices.broadcast_in_place(measured).tolist()
+    return validation_loss, metric, training_metric
 
 
 def _make_optimiser(network: nn.Module, hyperparameters: Hyperparameters) -> torch.optim.Optimizer:

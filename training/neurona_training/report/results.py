@@ -18,6 +18,7 @@ from neurona_training.data import Dataset
 from neurona_training.learning.evaluation import predict, softmax
 from neurona_training.learning.populations import Populations
 from neurona_training.learning.run import FitResult, Hyperparameters
+from neurona_training.report.network_layers import Layer, trace_layers
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,28 @@ class RunResults:
         else:
             badness = np.abs(self.predictions - targets).max(axis=1)
         return np.argsort(-badness, kind="stable")
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The network's layers, in the order in which a row passes them."""
+        return trace_layers(self.network, self.row_arrays([0]))
+
+    @cached_property
+    def right_rows(self) -> list[int]:
+        """Test rows that are classified correctly: of each class the surest, then the next."""
+        targets, certainty = self.data.test.targets, self.predictions.max(axis=1)
+        right = np.flatnonzero(self.predictions.argmax(axis=1) == targets)
+        right = right[np.argsort(-certainty[right], kind="stable")]
+        rank: dict[int, int] = {}
+        keyed = []
+        for row in right.tolist():
+            rank[int(targets[row])] = rank.get(int(targets[row]), -1) + 1
+            keyed.append((rank[int(targets[row])], int(targets[row]), row))
+        return [row for _, _, row in sorted(keyed)]
+
+    def row_arrays(self, rows: list[int]) -> tuple[NDArray[Any], ...]:
+        """The network's inputs for some test rows."""
+        return tuple(array[rows] for array in self.data.test.arrays)
 
     @property
     def is_series(self) -> bool:
