@@ -171,10 +171,17 @@ LENGTHS = Input(
 
 @dataclass(frozen=True)
 class Value:
-    """One number that a regression predicts."""
+    """One number that a regression predicts, or a bound of its interval.
+
+    Args:
+        name: what it is.
+        unit: of it.
+        quantile: of a bound, the probability of a true value below it; 0 of the prediction.
+    """
 
     name: str
     unit: str
+    quantile: float = 0.0
 
 
 @dataclass(frozen=True)
