@@ -86,8 +86,10 @@ def test_sequences():
 
 def test_statistics_of_sequences():
     kinds = np.arange(60) % 2
-    inputs = RANDOM.normal(size=(60, 30, 2)).astype(np.float32) * (1 + 3 * kinds)[:, None, None]
-    data = make_dataset(inputs, kinds, ("batch", "time", "c"), labels=("rest", "run"))
+    inputs = RANDOM.normal(size=(60, 30, 2)) * (1 + 3 * kinds)[:, None, None]
+    data = make_dataset(
+        inputs.astype(np.float32), kinds, ("batch", "time", "c"), labels=("rest", "run")
+    )
     check(data, ["linear", "nearest_neighbours", "majority"])
 
 
