@@ -424,13 +424,14 @@ def _origin(user_data: UserData | None) -> dict[str, str]:
     from neurona_training.data.splits import USER_SEED
 
     entries = {}
-    if user_data is not None and user_data.series is None:  # a series is divided by its time
-        entries["split_seed"] = str(USER_SEED)
+    if user_data is not None and user_data.series is None and user_data.time is None:
+        entries["split_seed"] = str(USER_SEED)  # what is divided by time has none
     seconds = os.environ.get("SOURCE_DATE_EPOCH", "")
     if seconds.isdecimal():
         newest = float(seconds)
     elif user_data is not None:
-        files = [user_data.path, *user_data.path.rglob("*")]
+        own_files = (user_data.path, user_data.validation, user_data.test)
+        files = [path for one in own_files if one for path in (one, *one.rglob("*"))]
         newest = max(path.stat().st_mtime for path in files if path.exists())
     else:
         return entries
