@@ -96,7 +96,8 @@ def architecture_section(results: RunResults) -> Section:
     lines = [["layer", "what it does", "output", "parameters"]]
     for layer in layers:
         count = f"{layer.parameters:,}" if layer.parameters else ""
-        lines.append([layer.name, layer.kind, format_shape(layer.shape), count])
+        name = layer.name.rpartition("network.")[2]  # what stands around it is no layer
+        lines.append([name, layer.kind, format_shape(layer.shape), count])
     lines.append(["together", "", "", f"{total:,}"])
     caption += " The table has every layer; the sizes are those of one test row."
     return Section(
