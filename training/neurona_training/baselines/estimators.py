@@ -31,7 +31,7 @@ from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from neurona_training.baselines.features import make_columns, sample_rows
+from neurona_training.baselines.features import make_columns, predict_rows, sample_rows
 from neurona_training.baselines.model import BaselineModel, LastSeason, answer, constant
 from neurona_training.baselines.seasons import find_season, training_series
 from neurona_training.data import Dataset, Split
@@ -98,7 +98,8 @@ class _Rows:
 class _Problem:
     """What the estimators learn.
 
-    columns: makes the columns of the inputs.
+    columns_title: what the columns are.
+    columns: makes them of the inputs.
     offset: what the targets are changes from; None if they are the values themselves.
     train: training rows, or a sample of them.
     validation: rows by which settings are chosen.
@@ -107,12 +108,17 @@ class _Problem:
     """
 
     data: Dataset
+    columns_title: str
     columns: nn.Module
     offset: nn.Module | None
     train: _Rows
     validation: _Rows
     classes: int
     seed: int
+
+    def title(self, estimator: str) -> str:
+        """An estimator's title, with what it reads of inputs that are no rows of columns."""
+        return estimator if self.data.kind == "rows" else f"{estimator} on {self.columns_title}"
 
     def model(self, estimator: BaseEstimator) -> BaselineModel:
         """A fitted estimator as a function of the data's inputs."""
@@ -124,7 +130,7 @@ class _Problem:
         limit = min(len(rows.columns), max(1, numbers // max(1, rows.columns.shape[1])))
         if limit < len(rows.columns):
             drawn = sample_rows(Split(rows.columns, rows.targets), limit, self.seed)
-            rows = _Rows(drawn.inputs, drawn.targets)
+            rows = _Rows(rows.columns[drawn], rows.targets[drawn])
         used, available = len(rows.columns), len(self.data.train)
         note = f"{used:,} of the {available:,} training rows"
         return rows, "" if used == available else note
@@ -145,9 +151,10 @@ def fit_baselines(data: Dataset, seed: int = 0) -> tuple[Baseline, ...]:
     with threadpool_limits(1), warnings.catch_warnings():
         # Estimators warn of iterations that were not enough, and of classes that a part lacks.
         warnings.simplefilter("ignore")
-        problem = _make_problem(data, seed)
+        problems = _make_problems(data, seed)
         return tuple(
-            _measure_baseline(name, fit(problem), data) for name, fit in _baselines(data).items()
+            _measure_baseline(name, _fit_best(fit, problems), data)
+            for name, fit in _baselines(data).items()
         )
 
 
@@ -177,14 +184,13 @@ def choose_best(baselines: Sequence[Baseline]) -> Baseline:
 
 
 def _measure_baseline(name: str, fitted: _Fitted, data: Dataset) -> Baseline:
-    title, note, model = fitted
-    predictions = predict(model, data.test).numpy()
-    validation = predict(model, data.validation).numpy()
+    predictions = predict(fitted.model, data.test).numpy()
+    validation = predict(fitted.model, data.validation).numpy()
     return Baseline(
         name=name,
-        title=title,
-        note=note,
-        model=model,
+        title=fitted.title,
+        note=fitted.note,
+        model=fitted.model,
         predictions=predictions,
         validation_metrics=_measure(validation, data.validation.targets),
         test_metrics=_measure(predictions, data.test.targets),
@@ -198,7 +204,17 @@ def _measure(predictions: NDArray[np.float64], targets: NDArray[Any]) -> dict[st
     return {"accuracy": accuracy(predictions, targets), "nll": nll}
 
 
-_Fitted = tuple[str, str, BaselineModel]  # title and note
+@dataclass(frozen=True)
+class _Fitted:
+    """A baseline before it is measured.
+
+    error: on rows from which it has not learned, if it is chosen from several.
+    """
+
+    title: str
+    note: str
+    model: BaselineModel
+    error: tuple[float, float] = (0.0, 0.0)
 
 
 def _baselines(data: Dataset) -> dict[str, Callable[[_Problem], _Fitted]]:
@@ -228,22 +244,33 @@ def _suits_support_vectors(data: Dataset) -> bool:
     return int(np.unique(data.train.targets, return_counts=True)[1].min()) >= _FOLDS
 
 
-def _make_problem(data: Dataset, seed: int) -> _Problem:
-    """Makes the columns of as many training rows as are used at most, and of those that choose."""
-    columns = make_columns(data)
+def _fit_best(fit: Callable[[_Problem], _Fitted], problems: Sequence[_Problem]) -> _Fitted:
+    """Fits a baseline on each kind of columns; returns the one with the smallest error."""
+    return min((fit(problem) for problem in problems), key=lambda fitted: fitted.error)
+
+
+def _make_problems(data: Dataset, seed: int) -> tuple[_Problem, ...]:
+    """Makes columns of as many training rows as are used at most, and of those that choose."""
+    return tuple(
+        _make_problem(data, title, columns, seed) for title, columns in make_columns(data).items()
+    )
+
+
+def _make_problem(data: Dataset, title: str, columns: nn.Module, seed: int) -> _Problem:
     offset = LastSeason(1, len(data.values)) if data.is_series else None
-    width = predict(columns, sample_rows(data.train, 1)).shape[1]
+    width = predict_rows(columns, data.train, np.arange(1)).shape[1]
     limit = max(1, min(_MAX_ROWS, _MAX_NUMBERS // max(1, width)))
 
     def rows(split: Split, count: int) -> _Rows:
         drawn = sample_rows(split, count, seed)
-        targets = drawn.targets
+        targets = split.targets[drawn]
         if offset is not None:
-            targets = targets - predict(offset, drawn).numpy()
-        return _Rows(predict(columns, drawn).numpy(), targets)
+            targets = targets - predict_rows(offset, split, drawn)
+        return _Rows(predict_rows(columns, split, drawn), targets)
 
     return _Problem(
         data=data,
+        columns_title=title,
         columns=columns,
         offset=offset,
         train=rows(data.train, limit),
@@ -251,11 +278,6 @@ def _make_problem(data: Dataset, seed: int) -> _Problem:
         classes=len(data.labels),
         seed=seed,
     )
-
-
-def _title(text: str, data: Dataset) -> str:
-    """Adds what an estimator reads of the inputs, if they are no rows of columns."""
-    return text + {"images": " on pixels", "sequences": " on resampled steps"}.get(data.kind, "")
 
 
 def _logistic_regression(problem: _Problem) -> _Fitted:
@@ -268,18 +290,16 @@ def _logistic_regression(problem: _Problem) -> _Fitted:
         for inverse_penalty in _INVERSE_PENALTIES
     ]
     # Less and less penalty: what has become worse once does not become better.
-    estimator, setting = _choose(candidates, rows, problem, by="nll", is_path=True)
-    title = _title("logistic regression", problem.data)
-    return title, _join(setting, note), problem.model(estimator)
+    best = _choose(candidates, rows, problem, by="nll", is_path=True)
+    return _fitted(problem.title("logistic regression"), best, note, problem)
 
 
 def _ridge(problem: _Problem) -> _Fitted:
     rows, note = problem.sample(_MAX_NUMBERS)
     candidates = [(Ridge(penalty), f"penalty {penalty:g}") for penalty in _RIDGE_PENALTIES]
-    estimator, setting = _choose(candidates, rows, problem)
     is_series = problem.data.is_series
-    title = "linear autoregression" if is_series else _title("ridge regression", problem.data)
-    return title, _join(setting, note), problem.model(estimator)
+    title = "linear autoregression" if is_series else problem.title("ridge regression")
+    return _fitted(title, _choose(candidates, rows, problem), note, problem)
 
 
 def _nearest_neighbours(problem: _Problem) -> _Fitted:
@@ -290,9 +310,8 @@ def _nearest_neighbours(problem: _Problem) -> _Fitted:
         for count in _NEIGHBOURS
         if count == 1 or count <= len(rows.columns) // 2
     ]
-    estimator, setting = _choose(candidates, rows, problem)
-    title = _title("nearest neighbours", problem.data)
-    return title, _join(setting, note), problem.model(estimator)
+    best = _choose(candidates, rows, problem)
+    return _fitted(problem.title("nearest neighbours"), best, note, problem)
 
 
 def _gradient_boosting(problem: _Problem) -> _Fitted:
@@ -331,7 +350,7 @@ def _gradient_boosting(problem: _Problem) -> _Fitted:
     rounds = "/".join(str(estimator.n_iter_) for estimator in boosted[:3])
     setting = f"{rounds} rounds" if len(boosted) <= 3 else f"{rounds}/… rounds"
     estimator = boosted[0] if len(boosted) == 1 else _join_values(boosted)
-    return "gradient boosting", _join(setting, note), problem.model(estimator)
+    return _Fitted("gradient boosting", _join(setting, note), problem.model(estimator))
 
 
 def _round_thresholds(estimator: BaseEstimator) -> None:
@@ -362,12 +381,25 @@ def _support_vectors(problem: _Problem) -> _Fitted:
         (CalibratedClassifierCV(SVC(C=penalty), cv=_FOLDS, ensemble=False), f"C = {penalty:g}")
         for penalty in (1.0, 10.0)
     ]
-    estimator, setting = _choose(candidates, rows, problem)
-    title = _title("support vector machine", problem.data)
-    return title, _join(setting, note), problem.model(estimator)
+    best = _choose(candidates, rows, problem)
+    return _fitted(problem.title("support vector machine"), best, note, problem)
 
 
-_Candidate = tuple[BaseEstimator, str]  # not fitted, and how it is set up
+_Candidate = tuple[BaseEstimator, str]  # and how it is set up
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The estimator that was chosen, how it is set up, and its error where it did not learn."""
+
+    estimator: BaseEstimator
+    setting: str
+    error: tuple[float, float]
+
+
+def _fitted(title: str, choice: _Choice, note: str, problem: _Problem) -> _Fitted:
+    model = problem.model(choice.estimator)
+    return _Fitted(title, _join(choice.setting, note), model, choice.error)
 
 
 def _choose(
@@ -377,7 +409,7 @@ def _choose(
     by: Literal["accuracy", "nll"] = "accuracy",
     *,
     is_path: bool = False,
-) -> _Candidate:
+) -> _Choice:
     """Fits the candidate with the smallest error on rows that it has not learned from.
 
     These are the validation rows; or, where they are few, the training rows in five folds.
@@ -391,7 +423,7 @@ def _choose(
         is_path: the rest need not be tried once the error grows.
 
     Returns:
-        The fitted estimator, and how it is set up.
+        The fitted estimator.
     """
     is_small = len(rows.columns) <= _MAX_CROSS_VALIDATED and not problem.data.is_series
     if problem.classes:
@@ -411,8 +443,10 @@ def _choose(
             break
     if best is None:
         raise ValueError("no candidates")
-    estimator, setting = best[1]
-    return (estimator.fit(rows.columns, rows.targets) if is_small else estimator), setting
+    error, (estimator, setting) = best
+    if is_small:
+        estimator.fit(rows.columns, rows.targets)
+    return _Choice(estimator, setting, error)
 
 
 def _smallest_class(rows: _Rows) -> int:
@@ -462,17 +496,18 @@ def _seasonal_persistence(problem: _Problem) -> _Fitted:
     if season is None:
         raise ValueError("no season")
     model = BaselineModel(None, None, LastSeason(season, len(problem.data.values)))
-    return f"the value {season} steps before", f"a season of {season} steps", model
+    title, note = f"the value {season} steps before", f"a season of {season} steps"
+    return _Fitted(title, note, model)
 
 
 def _persistence(problem: _Problem) -> _Fitted:
     model = BaselineModel(None, None, LastSeason(1, len(problem.data.values)))
-    return "the last value again", "", model
+    return _Fitted("the last value again", "", model)
 
 
 def _constant(problem: _Problem) -> _Fitted:
     title = "always the most frequent class" if problem.classes else "always the mean"
-    return title, "", BaselineModel(None, None, constant(problem.data), problem.classes)
+    return _Fitted(title, "", BaselineModel(None, None, constant(problem.data), problem.classes))
 
 
 def _join(*texts: str) -> str:
