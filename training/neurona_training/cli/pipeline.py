@@ -424,13 +424,14 @@ def _origin(user_data: UserData | None) -> dict[str, str]:
     from neurona_training.data.splits import USER_SEED
 
     entries = {}
-    if user_data is not None and user_data.series is None:  # a series is divided by its time
-        entries["split_seed"] = str(USER_SEED)
+    if user_data is not None and user_data.series is None and user_data.time is None:
+        entries["split_seed"] = str(USER_SEED)  # what is divided by time has none
     seconds = os.environ.get("SOURCE_DATE_EPOCH", "")
     if seconds.isdecimal():
         newest = float(seconds)
     elif user_data is not None:
-        files = [user_data.path, *user_data.path.rglob("*")]
+        own_files = (user_data.path, user_data.validation, user_data.test)
+        files = [path for one in own_files if one for path in (one, *one.rglob("*"))]
         newest = max(path.stat().st_mtime for path in files if path.exists())
     else:
         return entries
@@ -485,6 +486,7 @@ def write_baseline(arguments: Arguments, trained: TrainedModel, loaded: LoadedUs
     from neurona_training.export.estimators import export_baseline
     from neurona_training.export.metadata import model_metadata
     from neurona_training.export.onnx_export import OPSET
+    from neurona_training.learning.intervals import interval_bounds
     from neurona_training.learning.progress_bar import status_line
 
     by_name = {baseline.name: baseline for baseline in trained.baselines}
@@ -495,6 +497,7 @@ def write_baseline(arguments: Arguments, trained: TrainedModel, loaded: LoadedUs
     name = f"{arguments.name}-{baseline.name.replace('_', '-')}"
     status_line(f"{name}: exporting, and comparing ONNX Runtime with scikit-learn")
     data = trained.data
+    level = _interval_level(arguments, data)
     provenance = {
         "baseline": baseline.name,
         "setting": baseline.note,
@@ -506,7 +509,14 @@ def write_baseline(arguments: Arguments, trained: TrainedModel, loaded: LoadedUs
     content, described = export_baseline(
         baseline.model.in_view(lambda module: _take_caller_view(module, loaded)),
         data,
-        model_metadata(data, f"{baseline.title}, fitted on: {data.source}", figures, provenance),
+        model_metadata(
+            data,
+            f"{baseline.title}, fitted on: {data.source}",
+            figures,
+            provenance,
+            interval_bounds(data, level) if level else (),
+        ),
+        level,
     )
     path = model_path(dataclasses.replace(arguments, name=name))
     write_file(content, path)

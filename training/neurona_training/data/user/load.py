@@ -47,6 +47,8 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
     path = user_data.path
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
+    if path.is_dir() or path.suffix.lower() == ".npz":
+        _refuse_options_of_tables(user_data)
     if path.is_dir():
         folders = list_class_folders(path)
         load_files = load_sounds if has_sounds(folders) else load_images
@@ -66,15 +68,33 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
     return load_rows(user_data, table)
 
 
+def _refuse_options_of_tables(user_data: UserData) -> None:
+    """Checks that nothing is asked of columns that the data do not have."""
+    for value, flag in (
+        (user_data.kept, "--keep"),
+        (user_data.missing, "--missing"),
+        (user_data.date_order, "--date-order"),
+        (user_data.validation, "--validation"),
+        (user_data.test, "--test"),
+        (user_data.split_column, "--split-column"),
+        (user_data.group, "--group"),
+        (user_data.time, "--time"),
+    ):
+        if value:
+            raise DataError(f"{user_data.path}: no table, so {flag} does not apply")
+
+
 def _load_series(user_data: UserData, table: UserTable) -> LoadedUserData:
     for value, flag in (
         (user_data.validation, "--validation"),
         (user_data.test, "--test"),
         (user_data.split_column, "--split-column"),
         (user_data.group, "--group"),
+        (user_data.missing, "--missing"),
+        (user_data.kept, "--keep"),
     ):
-        if value is not None:
-            raise DataError(f"{table.path}: {flag} is for --target (a series is divided by time)")
+        if value:
+            raise DataError(f"{table.path}: {flag} is for --target, not for --series")
     ordered = sort_by_time(user_data, table)
     data = load_series(user_data, ordered.table)
     described = replace(data.input, time_column=ordered.column, date_order=ordered.date_order)
