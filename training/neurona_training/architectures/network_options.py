@@ -24,6 +24,8 @@ class NetworkOptions:
         initialisation: of the weights, one of `INITIALISATIONS`.
         forecast: how a series is predicted: "value" as it is, or "count" as the change of the
             square root of the last count.
+        columns: of a table, one of `COLUMN_ENCODINGS`: "scaled" to mean 0 and variance 1, or
+            with "pieces" between their quantiles too.
     """
 
     units: tuple[int, ...] | None = None
@@ -33,6 +35,7 @@ class NetworkOptions:
     activation: str | None = None
     initialisation: str | None = None
     forecast: str | None = None
+    columns: str | None = None
 
     def with_defaults(self, default: NetworkOptions) -> NetworkOptions:
         """Returns these options, and `default`'s where nothing is given.
@@ -50,6 +53,7 @@ class NetworkOptions:
             activation=self.activation or default.activation,
             initialisation=self.initialisation or default.initialisation,
             forecast=self.forecast or default.forecast,
+            columns=self.columns or default.columns,
         )
 
     def hidden_units(self, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -74,4 +78,5 @@ class NetworkOptions:
 
 
 ACTIVATIONS = ("tanh", "relu", "gelu", "silu", "sigmoid")
+COLUMN_ENCODINGS = ("scaled", "pieces")
 INITIALISATIONS = ("inputs", "he", "xavier")

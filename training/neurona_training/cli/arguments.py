@@ -1,4 +1,7 @@
-"""The command line of `neurona-train`."""
+"""The command line of `neurona-train`.
+
+It is one file so that each option stands beside the others of its group.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from neurona_training.architectures.network_options import ACTIVATIONS, INITIALISATIONS
+from neurona_training.architectures.network_options import (
+    ACTIVATIONS,
+    COLUMN_ENCODINGS,
+    INITIALISATIONS,
+)
 from neurona_training.baselines import TITLES
 from neurona_training.cli.pipeline import Arguments
 from neurona_training.data.catalogue import SOURCES, DataOptions
@@ -465,6 +472,11 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
         help="of a hidden layer, dropped at each step of training",
     )
     add("--activation", choices=ACTIVATIONS, help="of the hidden layers")
+    add(
+        "--columns",
+        choices=COLUMN_ENCODINGS,
+        help="of a table: scaled, or with pieces between their quantiles too",
+    )
     add(
         "--initialisation",
         choices=INITIALISATIONS,

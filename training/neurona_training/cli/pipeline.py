@@ -1,6 +1,8 @@
 """The pipeline of one model, stage by stage.
 
 load -> settings -> fit -> calibrate -> measure -> export -> variants -> baseline -> report
+
+It is one file so that the order of the stages can be read from top to bottom.
 """
 
 from __future__ import annotations
