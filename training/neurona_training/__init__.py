@@ -8,9 +8,11 @@ studies/        experiments with a picture as their result, commands by themselv
 selection/      choosing on validation rows: comparison over seeds and folds, tuning
 report/         the page about a trained model, with charts
 recipes/        what can be trained by name: network, data, hyperparameters
+tracking/       epochs and results, logged to TensorBoard or MLflow
 export/         torch or scikit-learn -> ONNX, verified; metadata, stepwise form, smaller variants
 baselines/      rules and scikit-learn's estimators on the same rows, which a network has to beat
-learning/       learners (gradient descent and older rules), devices, checkpoints, metrics
+learning/       learners (gradient descent and older rules), devices, checkpoints, metrics,
+                calibration
 architectures/  the networks: a caller's units in, logits or plain values out
 data/           data sets: the catalogue, their sources, a user's own files
 errors          what the person who starts a run can act on

@@ -76,7 +76,7 @@ def test_other_inputs_of_the_same_classes_are_seen(digits):
     assert compared.differ
     assert compared.tests[0].p_value > 0.01
     assert compared.tests[1].p_value < 0.001
-    assert "a classifier tells a test row from a validation row of one class" in compared.summary
+    assert "a classifier tells a test row from a validation row in" in compared.summary
 
 
 def test_a_network_that_is_right_less_often_is_seen(digits):

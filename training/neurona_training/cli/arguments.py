@@ -18,6 +18,7 @@ from typing import NoReturn
 from neurona_training.architectures.network_options import (
     ACTIVATIONS,
     COLUMN_ENCODINGS,
+    FORECASTS,
     INITIALISATIONS,
 )
 from neurona_training.baselines import TITLES
@@ -29,6 +30,7 @@ from neurona_training.learning.run import InitialWeights
 from neurona_training.recipes import RECIPES
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import AUGMENTATION_FIELDS, GRADIENT_FIELDS, NETWORK_FIELDS
+from neurona_training.tracking.tracker import BACKENDS
 
 VARIANTS = ("float16", "int8")
 LONG_TRAINING, LONG_TRAINING_SEEDS = 10, 3  # minutes, and seeds with which --all trains those
@@ -38,7 +40,16 @@ _TABLE_FLAGS = (
     *("ignore", "keep", "missing", "date_order", "validation", "test", "split_column", "group"),
     "time",
 )
-_USER_DATA_FLAGS = ("target", "task", *_TABLE_FLAGS, "series", "window", "horizon", "unit")
+_USER_DATA_FLAGS = (
+    "target",
+    "task",
+    *_TABLE_FLAGS,
+    "series",
+    "window",
+    "horizon",
+    "unit",
+    "sample_rate",
+)
 
 _EXAMPLES = """\
 examples:
@@ -48,6 +59,7 @@ examples:
   neurona-train lenet5 --data flowers/ --image-size 32      own images, a folder for each class
   neurona-train mlp --data patients.csv --target outcome --ignore id
   neurona-train lstm --data prices.csv --series close --window 30 --horizon 5 --unit EUR
+  neurona-train gru --data words/                           own WAV files, a folder for each class
   neurona-train gru --data gestures.npz                     arrays inputs, lengths, targets
   neurona-train lenet5 --variant float16 --variant int8     smaller files beside the model
   neurona-train mlp --data patients.csv --target outcome --tune 30 --seeds 5
@@ -57,7 +69,7 @@ examples:
 
 own files: columns separated by comma, semicolon or tab, with their names in the first line;
 columns of text are categories. 65 % of the rows are for training, 15 % choose the best epoch,
-20 % are the test.
+20 % are the test; folders train, val and test in a folder of classes keep their files apart.
 """
 
 
@@ -167,6 +179,8 @@ def make_arguments(
         variants=tuple(dict.fromkeys(options.variant)),
         baseline=options.export_baseline or "",
         report=not options.no_report,
+        interval=options.interval,
+        log=tuple(dict.fromkeys(options.log)),
         initial_weights=_initial_weights(parser, options),
         seeds=options.seeds,
         trials=options.tune or 0,
@@ -214,6 +228,7 @@ def _make_user_data(parser: argparse.ArgumentParser, options: argparse.Namespace
         horizon=options.horizon or UserData.horizon,
         unit=options.unit or "",
         image_size=options.image_size,
+        sample_rate=options.sample_rate,
     )
 
 
@@ -318,6 +333,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "are downloaded into a cache)",
     )
     add("--image-size", type=at_least(1), metavar="PIXELS", help="resize images to this size")
+    add("--sample-rate", type=at_least(1), metavar="HZ", help="resample own sound to this rate")
     add("--out", type=Path, default=Path("models"), help="model repository (default: models)")
     add(
         "--name",
@@ -347,6 +363,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "data)",
     )
     add("--no-report", action="store_true", help="write no report")
+    add(
+        "--log",
+        action="append",
+        choices=tuple(BACKENDS),
+        default=[],
+        help="log epochs and results there too: to OUT/NAME/tensorboard, or to "
+        "$MLFLOW_TRACKING_URI; repeatable",
+    )
     add(
         "--config",
         type=Path,
@@ -482,6 +506,17 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
         choices=INITIALISATIONS,
         help="of the weights: uniform by number of inputs, He's or Xavier Glorot's",
     )
+    add(
+        "--bidirectional",
+        action="store_const",
+        const=True,
+        help="a recurrent network reads each sequence from its end too",
+    )
+    add(
+        "--forecast",
+        choices=FORECASTS,
+        help="of a series: by a linear function that the network corrects, or by the network alone",
+    )
 
 
 def _add_initial_weights(group: argparse._ArgumentGroup) -> None:
@@ -520,6 +555,13 @@ def _add_user_data(group: argparse._ArgumentGroup) -> None:
     add("--window", type=at_least(1), metavar="N", help="read N values (default: 12) ...")
     add("--horizon", type=at_least(1), metavar="K", help="... predict the next K (default: 1)")
     add("--unit", help="unit of the predicted values")
+    add(
+        "--interval",
+        type=_percentage,
+        metavar="PERCENT",
+        help="probability of the prediction interval of each value of a regression; 0 for none "
+        "(default: 90 for a series, else none)",
+    )
 
 
 def _add_table(group: argparse._ArgumentGroup) -> None:
@@ -575,6 +617,16 @@ def one_of(table: Mapping[str, object], kind: str) -> Callable[[str], str]:
         return text
 
     return parse_name
+
+
+def _percentage(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no percentage (expected 0 to below 100)")
+    return number
 
 
 def _model_name(text: str) -> str:

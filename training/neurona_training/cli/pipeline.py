@@ -2,7 +2,7 @@
 
 load -> settings -> fit -> calibrate -> measure -> export -> variants -> baseline -> report
 
-It is one file so that the order of the stages can be read from top to bottom.
+It is one file, so that the stages are read in their order.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +22,10 @@ from neurona_training.data.catalogue import DataOptions
 from neurona_training.data.user.spec import LoadedUserData, UserData
 from neurona_training.errors import ExportError, OptionError
 from neurona_training.export.files import write_file
-from neurona_training.learning.run import FitResult, InitialWeights, Run
+from neurona_training.learning.run import Epoch, FitResult, InitialWeights, Run
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import Changes, Settings
+from neurona_training.tracking.tracker import Tracker, open_tracker
 
 if TYPE_CHECKING:  # the command line is parsed without torch
     from torch import nn
@@ -33,6 +35,8 @@ if TYPE_CHECKING:  # the command line is parsed without torch
     from neurona_training.baselines.estimators import Baseline
     from neurona_training.data import Dataset
     from neurona_training.learning.populations import Populations
+
+_SERIES_INTERVAL = 90.0  # per cent
 
 VERSION = 1  # the folder below the model's name
 
@@ -54,6 +58,9 @@ class Arguments:
         variants: smaller files to write too, "float16" or "int8".
         baseline: the one to write as a model of its own: its name, "best" or "" for none.
         report: whether to write the page about the model.
+        interval: percentage of the prediction intervals of a regression, 0 for none; None adds
+            them to the forecast of a series.
+        log: services to which the training is logged, names of `tracking.tracker.BACKENDS`.
         initial_weights: that the training starts from; None starts from random ones.
         seeds: from how many seeds it is trained, `seed` the first.
         trials: of a search for settings before the training; 0 searches none.
@@ -73,6 +80,8 @@ class Arguments:
     variants: tuple[str, ...]
     baseline: str
     report: bool
+    interval: float | None = None
+    log: tuple[str, ...] = ()
     initial_weights: InitialWeights | None = None
     seeds: int = 1
     trials: int = 0
@@ -133,7 +142,20 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
     started = time.monotonic()
     loaded = load_data(recipe, arguments)
     check_baseline(arguments, loaded.training_view)
-    trained = train(recipe, arguments, loaded, checkpoint)
+    with track(recipe, arguments, loaded) as tracker:
+        return _run_stages(recipe, arguments, loaded, path, checkpoint, tracker, started)
+
+
+def _run_stages(
+    recipe: Recipe,
+    arguments: Arguments,
+    loaded: LoadedUserData,
+    path: Path,
+    checkpoint: Path,
+    tracker: Tracker,
+    started: float,
+) -> list[str]:
+    trained = train(recipe, arguments, loaded, checkpoint, listeners=(tracker.log_epoch,))
     if trained is None:
         return []
     model = export_model(arguments, trained, path)
@@ -150,11 +172,41 @@ def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> l
             errors.append(error)
     if arguments.report:
         lines.append(write_report(arguments, trained, files, seconds, path))
+    logged_files = [path, *([report_path(path)] if arguments.report else [])]
+    result = trained.fit_result
+    tracker.log_results(result.history, trained.metrics, logged_files, result.best_epoch)
     checkpoint.unlink(missing_ok=True)  # last, so that a kill before leaves little to do again
     if errors:  # raised last, when all other files have been written
         print("\n".join(lines))
         raise errors[0]
     return lines
+
+
+def report_path(path: Path) -> Path:
+    """Where the page about the model is written, of which this is model.onnx."""
+    return path.parents[1] / "report" / "report.html"
+
+
+def track(
+    recipe: Recipe, arguments: Arguments, loaded: LoadedUserData
+) -> AbstractContextManager[Tracker]:
+    """Opens a run in each service of `arguments.log`; in torchrun's first process only."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    settings = choose_settings(recipe, arguments, loaded.training_view)
+    parameters = {
+        "recipe": recipe.name,
+        "data": loaded.training_view.name,
+        "seed": arguments.seed,
+        **dataclasses.asdict(settings.hyperparameters),
+        "network": dataclasses.asdict(settings.network),
+    }
+    return open_tracker(
+        arguments.log if is_first else (),
+        arguments.name,
+        arguments.out / arguments.name,
+        parameters,
+        is_classification=loaded.training_view.is_classification,
+    )
 
 
 def train(
@@ -163,6 +215,7 @@ def train(
     loaded: LoadedUserData,
     checkpoint: Path,
     baselines: tuple[Baseline, ...] | None = None,
+    listeners: tuple[Callable[[Epoch], None], ...] = (),
 ) -> TrainedModel | None:
     """Trains a network and measures it, without writing its files.
 
@@ -172,15 +225,16 @@ def train(
         loaded: the data.
         checkpoint: from which an interrupted training resumes; it stays at the end.
         baselines: of these data, where they have been fitted already.
+        listeners: of `Run`.
 
     Returns:
         None in all processes of torchrun but the first.
     """
     settings = choose_settings(recipe, arguments, loaded.training_view)
-    result = fit_network(recipe, arguments, loaded, settings, checkpoint)
+    result = fit_network(recipe, arguments, loaded, settings, checkpoint, listeners)
     if result is None:
         return None
-    network = calibrate(result.network, loaded)
+    network = calibrate(arguments, result.network, loaded)
     return measure(recipe, arguments, network, loaded, settings, result, baselines)
 
 
@@ -236,6 +290,7 @@ def fit_network(
     loaded: LoadedUserData,
     settings: Settings,
     checkpoint: Path,
+    listeners: tuple[Callable[[Epoch], None], ...] = (),
 ) -> FitResult | None:
     """Trains the network; None in all processes of torchrun but the first."""
     import torch  # takes seconds, for which --help and --list need not wait
@@ -251,17 +306,34 @@ def fit_network(
             arguments.seed,
             checkpoint,
             resume,
+            listeners=listeners,
             initial_weights=arguments.initial_weights,
         )
         result = recipe.fit(loaded.training_view, settings, this_run)
         return result if devices.process_rank() == 0 else None
 
 
-def calibrate(network: nn.Module, loaded: LoadedUserData) -> nn.Module:
-    """Returns the network that takes what a caller sends and gives calibrated logits."""
-    from neurona_training.learning import calibration
+def calibrate(arguments: Arguments, network: nn.Module, loaded: LoadedUserData) -> nn.Module:
+    """Returns the network that takes what a caller sends, with probabilities or intervals.
 
-    return calibration.calibrate(_take_caller_view(network, loaded), loaded.caller_view)[0]
+    A classification gives calibrated logits, a regression with intervals their bounds too.
+    """
+    from neurona_training.learning import calibration
+    from neurona_training.learning.intervals import add_intervals
+
+    network, data = _take_caller_view(network, loaded), loaded.caller_view
+    level = _interval_level(arguments, data)
+    return add_intervals(network, data, level) if level else calibration.calibrate(network, data)[0]
+
+
+def _interval_level(arguments: Arguments, data: Dataset) -> float:
+    """The probability of the intervals, 0..1; 0 for none."""
+    if data.is_classification:
+        return 0.0
+    percentage = arguments.interval
+    if percentage is None:
+        percentage = _SERIES_INTERVAL if data.input.window else 0.0
+    return percentage / 100
 
 
 def measure(
@@ -284,6 +356,7 @@ def measure(
     from neurona_training.export.onnx_export import OPSET
     from neurona_training.learning.calibration import find_temperature
     from neurona_training.learning.evaluation import evaluate, predict, softmax
+    from neurona_training.learning.intervals import interval_bounds
     from neurona_training.learning.populations import compare_populations
     from neurona_training.learning.progress_bar import status_line
 
@@ -308,6 +381,7 @@ def measure(
         weights = describe_weights(arguments.initial_weights)
         provenance["initial_weights"] = f"{weights}; fresh layers: {fresh}"
     metrics = evaluate(network, data)
+    level = _interval_level(arguments, data)
     if data.is_classification:
         metrics["temperature"] = find_temperature(network)
     populations = compare_populations(network, data)
@@ -317,10 +391,16 @@ def measure(
         status_line(f"{arguments.name}: fitting baselines")
         baselines = fit_baselines(loaded.training_view, arguments.seed)
     outputs = predict(network, data.test).numpy()
-    comparison = compare(softmax(outputs) if data.is_classification else outputs, data, baselines)
+    # Bounds of intervals may follow the values.
+    predictions = softmax(outputs) if data.is_classification else outputs[:, : len(data.values)]
+    comparison = compare(predictions, data, baselines)
     metrics |= baseline_figures(baselines)
     described = model_metadata(
-        data, f"{recipe.description}, trained on: {data.source}", metrics, provenance
+        data,
+        f"{recipe.description}, trained on: {data.source}",
+        metrics,
+        provenance,
+        interval_bounds(data, level) if level else (),
     )
     return TrainedModel(
         network=network,
@@ -344,13 +424,14 @@ def _origin(user_data: UserData | None) -> dict[str, str]:
     from neurona_training.data.splits import USER_SEED
 
     entries = {}
-    if user_data is not None and user_data.series is None:  # a series is divided by its time
-        entries["split_seed"] = str(USER_SEED)
+    if user_data is not None and user_data.series is None and user_data.time is None:
+        entries["split_seed"] = str(USER_SEED)  # what is divided by time has none
     seconds = os.environ.get("SOURCE_DATE_EPOCH", "")
     if seconds.isdecimal():
         newest = float(seconds)
     elif user_data is not None:
-        files = [user_data.path, *user_data.path.rglob("*")]
+        own_files = (user_data.path, user_data.validation, user_data.test)
+        files = [path for one in own_files if one for path in (one, *one.rglob("*"))]
         newest = max(path.stat().st_mtime for path in files if path.exists())
     else:
         return entries
@@ -359,17 +440,15 @@ def _origin(user_data: UserData | None) -> dict[str, str]:
 
 def export_model(arguments: Arguments, trained: TrainedModel, path: Path) -> bytes:
     """Writes model.onnx, and step.onnx for a recurrent network; returns the former."""
-    from neurona_training.architectures.input_layers import without_wrappers
-    from neurona_training.architectures.recurrent import LastState
     from neurona_training.export.onnx_export import export
-    from neurona_training.export.stepwise import STEP_FILE, export_stepwise
+    from neurona_training.export.stepwise import STEP_FILE, export_stepwise, has_stepwise_form
     from neurona_training.learning.progress_bar import status_line
 
     status_line(f"{arguments.name}: exporting, and comparing ONNX Runtime with torch")
     model = export(trained.network, trained.data, trained.metadata)
     write_file(model, path)
     step_path = path.with_name(STEP_FILE)
-    if isinstance(without_wrappers(trained.network), LastState):
+    if has_stepwise_form(trained.network):
         write_file(export_stepwise(model, trained.data), step_path)
     else:
         step_path.unlink(missing_ok=True)  # of an earlier network
@@ -462,7 +541,7 @@ def write_report(
         seconds=seconds,
         populations=trained.populations,
     )
-    page = path.parents[1] / "report" / "report.html"
+    page = report_path(path)
     write_file(render_page(results).encode(), page)
     return f"{page}: report with charts"
 

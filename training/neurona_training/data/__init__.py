@@ -30,6 +30,7 @@ exported file takes the strings.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:  # the catalogue is listed without numpy
 
 Kind = Literal["rows", "images", "sequences"]
 Task = Literal["classification", "regression"]
+
+_PIECE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Split:
         extra_inputs: further inputs, rows along axis 0, in the order of
             `Dataset.extra_inputs`.
         allow_nan: whether NaN in `inputs` is a missing value.
+        groups: the number of each row's group, int64 of shape (rows,), if rows of a group must
+            stay together, as in cross-validation.
 
     Raises:
         DataError: no rows, arrays of different lengths, or values that are not finite.
@@ -66,6 +71,7 @@ class Split:
     lengths: NDArray[np.int32] | None = None
     extra_inputs: tuple[NDArray[Any], ...] = ()
     allow_nan: bool = False
+    groups: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         import numpy as np
@@ -77,7 +83,9 @@ class Split:
             if len(self.inputs) != len(array):
                 raise DataError(f"{len(array)} {name} for {len(self.inputs)} rows of input")
             may_lack_values = self.allow_nan and array is self.inputs
-            if not np.isfinite(array).all() and (not may_lack_values or np.isinf(array).any()):
+            # In pieces: the array may be larger than memory.
+            is_invalid = np.isinf if may_lack_values else _is_not_finite
+            if any(is_invalid(part).any() for part in _pieces(array)):
                 raise DataError("the data has values that are missing or not finite")
         if self.lengths is not None:
             if self.lengths.dtype != np.int32:
@@ -97,6 +105,20 @@ class Split:
         """The network's inputs: `inputs`, then `lengths` if there are any, then extra inputs."""
         lengths = () if self.lengths is None else (self.lengths,)
         return (self.inputs, *lengths, *self.extra_inputs)
+
+
+def _is_not_finite(array: NDArray[Any]) -> NDArray[np.bool_]:
+    import numpy as np
+
+    not_finite: NDArray[np.bool_] = ~np.isfinite(array)
+    return not_finite
+
+
+def _pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yields all rows of an array, some at a time."""
+    step = max(1, _PIECE_BYTES * len(array) // max(1, array.nbytes))
+    for start in range(0, len(array), step):
+        yield array[start : start + step]
 
 
 @dataclass(frozen=True)
@@ -152,10 +174,17 @@ LENGTHS = Input(
 
 @dataclass(frozen=True)
 class Value:
-    """One number that a regression predicts."""
+    """One number that a regression predicts, or a bound of its interval.
+
+    Args:
+        name: what it is.
+        unit: of it.
+        quantile: of a bound, the probability of a true value below it; 0 of the prediction.
+    """
 
     name: str
     unit: str
+    quantile: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -173,6 +202,7 @@ class Dataset:
         values: what is predicted, for a regression; either this or `labels` is given.
         extra_inputs: describes `Split.extra_inputs`, one by one.
         target: the column of a user's file that is predicted; empty if there is no such column.
+        in_time_order: whether rows, and parts, follow each other in time.
 
     Raises:
         DataError: neither labels nor values or both, or arrays without the described axes.
@@ -188,6 +218,7 @@ class Dataset:
     values: tuple[Value, ...] = ()
     extra_inputs: tuple[Input, ...] = ()
     target: str = ""
+    in_time_order: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.labels) == bool(self.values):

@@ -146,5 +146,6 @@ def _fit_readout(
     logits = (validation_features @ weight + bias).numpy()
     metric = accuracy(logits, data.validation.targets)
     epochs, rate = hyperparameters.epochs, hyperparameters.learning_rate
-    history = (Epoch(epochs, train_loss, validation_loss, metric, rate),)
+    training_metric = accuracy(outputs.numpy(), data.train.targets)
+    history = (Epoch(epochs, train_loss, validation_loss, metric, rate, training_metric),)
     return FitResult(network.eval(), epochs, validation_loss, history)

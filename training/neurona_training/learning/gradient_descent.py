@@ -1,6 +1,7 @@
 """The training loop, for classification and regression."""
 
 import copy
+import dataclasses
 import math
 from typing import NoReturn
 
@@ -11,7 +12,8 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from neurona_training.data import Dataset
+from neurona_training.architectures.input_layers import column_spreads
+from neurona_training.data import Dataset, Split
 from neurona_training.errors import FitError
 from neurona_training.learning import devices
 from neurona_training.learning.augmentation import augment_images
@@ -27,6 +29,7 @@ from neurona_training.learning.evaluation import accuracy, predict, rmse
 from neurona_training.learning.progress_bar import epoch_summary, progress_bar
 from neurona_training.learning.run import Epoch, FitResult, Hyperparameters, Run
 
+_MAX_COMPARED_ROWS = 2000  # training rows that are measured after each epoch
 _AUXILIARY_WEIGHT = 0.4  # as the authors of Inception v3 trained it
 
 
@@ -66,8 +69,7 @@ def fit(
     average = _weight_average(network, hyperparameters)
     kept_network = network if average is None else average.module
     class_weights = _class_weights(data, hyperparameters)
-    # The loss of a regression in units of the targets' variance: predicting the mean has 1.
-    loss_unit = 1.0 if data.is_classification else float(data.train.targets.var()) or 1.0
+    unit = target_unit(data).to(device.torch_device)
 
     history: list[Epoch] = []
     best_epoch, best_loss, best_weights = 0, math.inf, copy.deepcopy(network.state_dict())
@@ -85,6 +87,7 @@ def fit(
 
     parallel_network = devices.data_parallel(network, device.torch_device)  # the same weights
     is_first = devices.process_rank() == 0
+    compared_rows = compared_training_rows(data)
     steps = math.ceil(len(data.train) / hyperparameters.batch_rows)
     with progress_bar(
         run.name, hyperparameters.epochs * steps, len(history) * steps, visible=is_first
@@ -104,18 +107,21 @@ def fit(
                 average=average,
                 class_weights=class_weights,
                 device=device,
-                loss_unit=loss_unit,
+                unit=unit,
                 progress=progress,
             )
-            validation_loss, metric = _validate(
+            validation_loss, metric, training_metric = _validate(
                 kept_network,
                 data,
-                loss_unit,
+                compared_rows,
+                unit,
                 device,
                 hyperparameters.label_smoothing,
                 class_weights,
             )
-            history.append(Epoch(number, train_loss, validation_loss, metric, rate))
+            history.append(
+                Epoch(number, train_loss, validation_loss, metric, rate, training_metric)
+            )
             if validation_loss < best_loss:
                 best_epoch, best_loss = number, validation_loss
                 best_weights = copy.deepcopy(kept_network.state_dict())
@@ -150,11 +156,26 @@ def fit(
     return FitResult(network.to("cpu").eval(), best_epoch, best_loss, tuple(history))
 
 
+def target_unit(data: Dataset) -> Tensor:
+    """The unit in which the loss of a regression is: each value's standard deviation.
+
+    So no value counts more than another because its numbers are larger, and the loss of
+    predicting the mean is 1.
+
+    Returns:
+        float32 of shape (values,); ones for a classification.
+    """
+    if data.is_classification:
+        return torch.ones(1)
+    return torch.from_numpy(column_spreads(data.train.targets).astype(np.float32))
+
+
 def loss(
     outputs: Tensor,
     targets: Tensor,
     smoothing: float = 0.0,
     class_weights: Tensor | None = None,
+    unit: Tensor | None = None,
 ) -> Tensor:
     """Mean loss over rows.
 
@@ -164,6 +185,7 @@ def loss(
             float of shape (rows, values), for the squared error.
         smoothing: label smoothing of the cross-entropy.
         class_weights: (classes,), by which each row's cross-entropy is multiplied; None: 1.
+        unit: of the squared error, (values,); None leaves values as they are.
     """
     if targets.dtype == torch.int64 and class_weights is not None:
         errors = functional.cross_entropy(
@@ -174,7 +196,9 @@ def loss(
         return (errors * class_weights.to(outputs.device)[targets]).mean()
     if targets.dtype == torch.int64:
         return functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
-    return functional.mse_loss(outputs, targets)
+    if unit is None:
+        return functional.mse_loss(outputs, targets)
+    return functional.mse_loss(outputs / unit, targets / unit)
 
 
 def _loss_of_all(
@@ -182,11 +206,14 @@ def _loss_of_all(
     targets: Tensor,
     smoothing: float,
     class_weights: Tensor | None,
+    unit: Tensor,
 ) -> Tensor:
     """The loss, and a part of that of each auxiliary classifier behind the first output."""
     if isinstance(outputs, Tensor):
-        return loss(outputs.float(), targets, smoothing, class_weights)
-    first, *auxiliary = (loss(one.float(), targets, smoothing, class_weights) for one in outputs)
+        return loss(outputs.float(), targets, smoothing, class_weights, unit)
+    first, *auxiliary = (
+        loss(one.float(), targets, smoothing, class_weights, unit) for one in outputs
+    )
     return first + _AUXILIARY_WEIGHT * torch.stack(auxiliary).sum()
 
 
@@ -223,7 +250,7 @@ def _train_epoch(
     average: AveragedModel | None,
     class_weights: Tensor | None,
     device: Device,
-    loss_unit: float,
+    unit: Tensor,
     progress: "tqdm[NoReturn]",
 ) -> tuple[float, float]:
     """Trains on every row once; returns the mean loss and the last learning rate."""
@@ -251,8 +278,7 @@ def _train_epoch(
         with device.autocast():
             outputs = network(*(array[share].to(device.torch_device) for array in batch_inputs))
         smoothing = hyperparameters.label_smoothing
-        error = _loss_of_all(outputs, batch_targets, smoothing, class_weights)
-        error = error / loss_unit * weight
+        error = _loss_of_all(outputs, batch_targets, smoothing, class_weights, unit) * weight
         scaler.scale(error).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimiser)
         nn.utils.clip_grad_norm_(network.parameters(), hyperparameters.gradient_clip_norm)
@@ -269,29 +295,46 @@ def _train_epoch(
     return devices.average_in_place(total_loss).item() / len(targets), rate
 
 
+def compared_training_rows(data: Dataset) -> Split:
+    """Training rows that are measured beside the validation rows: as many, 2000 at most."""
+    count = min(len(data.train), len(data.validation), _MAX_COMPARED_ROWS)
+    # From the whole part: the first rows of a series are its oldest.
+    rows = np.linspace(0, len(data.train) - 1, count).astype(np.int64)
+    lengths = data.train.lengths
+    return dataclasses.replace(
+        data.train,
+        inputs=data.train.inputs[rows],
+        targets=data.train.targets[rows],
+        lengths=None if lengths is None else lengths[rows],
+        extra_inputs=tuple(array[rows] for array in data.train.extra_inputs),
+    )
+
+
 def _validate(
     network: nn.Module,
     data: Dataset,
-    loss_unit: float,
+    compared_rows: Split,
+    unit: Tensor,
     device: Device,
     smoothing: float,
     class_weights: Tensor | None,
-) -> tuple[float, float]:
-    """Returns loss and metric (accuracy or RMSE), measured by process 0 for all.
+) -> tuple[float, float, float]:
+    """Returns loss, metric (accuracy or RMSE) and training metric, by process 0 for all.
 
     The loss is the one that training minimises: with another smoothing, the weights that it
     ranks best would be early ones.
     """
-    measured = torch.zeros(2, dtype=torch.float64, device=device.torch_device)
+    measured = torch.zeros(3, dtype=torch.float64, device=device.torch_device)
     if devices.process_rank() == 0:
         outputs = predict(network, data.validation, device.torch_device)
         targets = data.validation.targets
-        error = loss(outputs, torch.from_numpy(targets), smoothing, class_weights)
-        measured[0] = error / loss_unit
+        measured[0] = loss(outputs, torch.from_numpy(targets), smoothing, class_weights, unit.cpu())
         measure = accuracy if data.is_classification else rmse
         measured[1] = measure(outputs.numpy(), targets)
-    validation_loss, metric = devices.broadcast_in_place(measured).tolist()
-    return validation_loss, metric
+        trained = predict(network, compared_rows, device.torch_device)
+        measured[2] = measure(trained.numpy(), compared_rows.targets)
+    validation_loss, metric, training_metric = devices.broadcast_in_place(measured).tolist()
+    return validation_loss, metric, training_metric
 
 
 def _make_optimiser(network: nn.Module, hyperparameters: Hyperparameters) -> torch.optim.Optimizer:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # torch takes seconds to import, and recipes are listed without it
-    from torch import nn
+    from torch import Tensor, nn
 
     from neurona_training.data import Dataset
 
@@ -128,6 +128,8 @@ class Epoch:
         validation_loss: mean over the validation rows, in the same unit.
         metric: on the validation rows: accuracy 0..1, or RMSE in the targets' unit.
         learning_rate: of the epoch's last step.
+        training_metric: the same metric on as many training rows, unchanged by augmentation or
+            dropout; None where it is not measured.
     """
 
     number: int
@@ -135,6 +137,7 @@ class Epoch:
     validation_loss: float
     metric: float
     learning_rate: float
+    training_metric: float | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,8 @@ class FitResult:
         best_epoch: the epoch whose weights the network has, from 1; 0 if they were set by hand.
         validation_loss: of these weights.
         history: every epoch, in order; empty for a learner without epochs.
+        starting_weights: by name of the parameter, as they were before training; of layers with
+            some million weights none, to save memory.
         fresh_layers: that had random weights when the others had those of a file.
     """
 
@@ -153,6 +158,7 @@ class FitResult:
     best_epoch: int
     validation_loss: float
     history: tuple[Epoch, ...] = ()
+    starting_weights: Mapping[str, Tensor] = field(default_factory=dict)
     fresh_layers: tuple[str, ...] = ()
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # recipes are listed without torch
     from neurona_training.data import Dataset, Kind, Task
 
 
+# Numbers in one parameter whose first values are kept for the report; VGG16 has 100 million.
+_MAX_STARTING_WEIGHTS = 4_000_000
 _CLASSIFICATION_FIELDS = ("label_smoothing", "class_weights")
 
 
@@ -186,6 +188,7 @@ class Recipe:
 
         torch.manual_seed(run.seed)  # for the first weights
         network = self.network(data, settings.network)
+        fresh: tuple[str, ...] = ()
         if settings.network.initialisation:
             from neurona_training.architectures.initialisation import initialise
 
@@ -199,6 +202,10 @@ class Recipe:
                     "learns by gradients)"
                 )
             fresh = start_from(run.initial_weights, network, self.name, data)
-            result = self.learner(network, data, settings.hyperparameters, run)
-            return dataclasses.replace(result, fresh_layers=fresh)
-        return self.learner(network, data, settings.hyperparameters, run)
+        starting_weights = {
+            name: values.detach().clone()
+            for name, values in network.named_parameters()
+            if values.numel() <= _MAX_STARTING_WEIGHTS
+        }
+        result = self.learner(network, data, settings.hyperparameters, run)
+        return dataclasses.replace(result, fresh_layers=fresh, starting_weights=starting_weights)

@@ -21,13 +21,13 @@ from neurona_training.learning.evaluation import (
     reliability_bins,
     softmax,
 )
-from neurona_training.report.charts import Section
 from neurona_training.report.drawing import (
     BLUE,
     GREY,
     INK,
     ORANGE,
     PALE,
+    Section,
     make_picture,
     new_figure,
     style_plot,
@@ -47,7 +47,9 @@ def calibration_section(results: RunResults) -> Section | None:
         before = softmax(predict(results.network.network, results.data.test).numpy())
     description = "how often predictions are right, by how sure the network is"
     picture = make_picture(reliability_diagram(before, after, targets), description)
-    return Section(_describe(results, before), (picture,))
+    words = ["confidence", "ECE", "NLL"] + ["temperature"] * (before is not None)
+    title = "Calibrated probabilities"
+    return Section(title, _describe(results, before), (picture,), words=tuple(words))
 
 
 def reliability_diagram(

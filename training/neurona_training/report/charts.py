@@ -1,19 +1,24 @@
-"""The sections of the page that are pictures, each with a line on how to read it."""
+"""The sections about training, predictions and mistakes, and the learning curves."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+)
 
 from neurona_training.report.drawing import (
     BLUE,
+    GREEN,
     GREY,
     INK,
     ORANGE,
-    Picture,
+    Section,
     escape_math,
     make_picture,
     new_figure,
@@ -28,26 +33,27 @@ from neurona_training.report.predictions import (
     recall_bars,
 )
 from neurona_training.report.results import RunResults
-from neurona_training.report.weights import draw_weights
 
+_PREDICTIONS = "Right and wrong"
 _MAX_MARKERS = 40  # epochs whose points are drawn too
-
-
-@dataclass(frozen=True)
-class Section:
-    """Pictures, or a table whose first line is its head, below a line on how to read them."""
-
-    caption: str = ""
-    pictures: tuple[Picture, ...] = ()
-    table: list[list[str]] | None = None
 
 
 def training_section(results: RunResults) -> Section | None:
     """Learning curves; None for a learner without epochs."""
     if not results.fit_result.history:
         return None
-    description = f"loss and metric after each epoch; best: {results.fit_result.best_epoch}"
-    return Section(pictures=(make_picture(learning_curves(results), description),))
+    best = results.fit_result.best_epoch
+    description = f"loss, metric and learning rate by epoch; best: {best}"
+    caption = (
+        "After each epoch the validation rows are predicted; the model has the weights of epoch "
+        f"{best}, which did best on them. Where the training curve goes on to improve and the "
+        "validation curve does not, the network is overfitting."
+    )
+    if any(epoch.training_metric is None for epoch in results.fit_result.history):
+        caption = caption.partition(" Where")[0]
+    picture = make_picture(learning_curves(results), description)
+    words = ("epoch", "loss", "gradient", "learning rate", "overfitting")
+    return Section("The training", caption, (picture,), words=words)
 
 
 def predictions_section(results: RunResults) -> Section:
@@ -58,17 +64,25 @@ def predictions_section(results: RunResults) -> Section:
         if results.is_series:
             description = "the series and its forecast"
             pictures.insert(0, make_picture(forecast_plot(results), description))
-        return Section(pictures=tuple(pictures))
+        caption = (
+            "On the dashed line a prediction is right. Residuals should lie around zero, without "
+            "a long tail."
+        )
+        return Section(_PREDICTIONS, caption, tuple(pictures), words=("residual",))
     recall = make_picture(recall_bars(results), "the part of each class that was found")
     if len(results.data.labels) > MAX_CLASSES:
-        return Section(f"The {MAX_CLASSES} classes found least.", (recall,))
+        caption = f"The {MAX_CLASSES} classes found least."
+        return Section(_PREDICTIONS, caption, (recall,), words=("recall",))
     caption = "Each row a true class: blue where it was found, orange what it was taken for."
-    return Section(caption, (make_picture(confusion_matrix(results), caption), recall))
+    matrix = make_picture(confusion_matrix(results), caption)
+    words = ("confusion matrix", "recall")
+    return Section(_PREDICTIONS, caption, (matrix, recall), words=words)
 
 
 def mistakes_section(results: RunResults) -> Section:
     """The worst predictions: a gallery of images or sequences, or a table of rows or text."""
     gallery = draw_gallery(results)
+    title = "The worst mistakes"
     test_rows = len(results.data.test)
     if results.data.is_classification:
         is_wrong = results.predictions.argmax(axis=1) != results.data.test.targets
@@ -84,65 +98,65 @@ def mistakes_section(results: RunResults) -> Section:
         caption = f"The {min(SHOWN_ROWS, test_rows)} test rows with the largest errors."
         caption += " Black is true, orange predicted, grey the input." * results.is_series
     if gallery is None:
-        return Section(caption, table=worst_rows_table(results))
-    return Section(caption, (make_picture(gallery, caption),))
-
-
-def weights_section(results: RunResults) -> Section | None:
-    """The weights of the first layer; None for a network without such a layer."""
-    chart = draw_weights(results)
-    if chart is None:
-        return None
-    figure, caption = chart
-    return Section(f"{caption}.", (make_picture(figure, caption),))
+        return Section(title, caption, table=worst_rows_table(results))
+    return Section(title, caption, (make_picture(gallery, caption),))
 
 
 def learning_curves(results: RunResults) -> Figure:
-    """Loss and metric after each epoch; the best epoch, whose weights the model has, is marked."""
+    """Loss, metric and learning rate by epoch; the best epoch is marked."""
     history, data = results.fit_result.history, results.data
-    figure = new_figure(9.5, 3.4)
-    left, right = figure.subplots(1, 2)
+    has_rates = len({epoch.learning_rate for epoch in history}) > 1
+    figure = new_figure(9.5, 3.1)
+    panels = figure.subplots(1, 2 + has_rates)
+    left, right = panels[:2]
     numbers = [epoch.number for epoch in history]
     marker = "o" if len(history) <= _MAX_MARKERS else ""
-    style = {"marker": marker, "markersize": 3.5, "linewidth": 1.8}
-    left.plot(numbers, [epoch.loss for epoch in history], color=ORANGE, label="training", **style)
-    left.plot(
-        numbers,
-        [epoch.validation_loss for epoch in history],
-        color=BLUE,
-        label="validation",
-        **style,
-    )
-    losses = [loss for epoch in history for loss in (epoch.loss, epoch.validation_loss)]
-    if min(losses) > 0 and max(losses) > 20 * min(losses):
+    style = {"marker": marker, "markersize": 3, "linewidth": 1.6}
+    losses = [epoch.loss for epoch in history]
+    validation_losses = [epoch.validation_loss for epoch in history]
+    left.plot(numbers, losses, color=ORANGE, label="training", **style)
+    left.plot(numbers, validation_losses, color=BLUE, label="validation", **style)
+    both = [*losses, *validation_losses]
+    if min(both) > 0 and max(both) > 20 * min(both):
         left.set_yscale("log")
+        left.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        left.yaxis.set_minor_formatter(NullFormatter())
     unit = "" if data.is_classification else ", 1 = predicting the mean"
-    left.set_title(f"Loss{unit}", fontsize=11, color=INK, loc="left")
+    left.set_title(f"Loss{unit}", fontsize=10.5, color=INK, loc="left")
+    trained = [epoch.training_metric for epoch in history]
+    if all(value is not None for value in trained):
+        right.plot(numbers, trained, color=ORANGE, label="training", **style)
     metrics = [epoch.metric for epoch in history]
     right.plot(numbers, metrics, color=BLUE, label="validation", **style)
     if data.is_classification:
         right.yaxis.set_major_formatter(PercentFormatter(1.0))
         right.set_ylim(top=min(right.get_ylim()[1], 1.005))
-        right.set_title("Accuracy", fontsize=11, color=INK, loc="left")
+        right.set_title("Accuracy", fontsize=10.5, color=INK, loc="left")
     else:
         unit = f" in {data.values[0].unit}" if data.values[0].unit else ""
-        right.set_title(escape_math(f"RMSE{unit}"), fontsize=11, color=INK, loc="left")
+        right.set_title(escape_math(f"RMSE{unit}"), fontsize=10.5, color=INK, loc="left")
+    if has_rates:
+        rates = [epoch.learning_rate for epoch in history]
+        panels[2].plot(numbers, rates, color=GREEN, **style)
+        panels[2].set_ylim(bottom=0)
+        panels[2].set_title("Learning rate", fontsize=10.5, color=INK, loc="left")
     best = results.fit_result.best_epoch
-    for axes in (left, right):
+    for axes in panels:
         _mark_best_epoch(axes, best)
     if 0 < best <= len(history):
         metric = metrics[best - 1]
         text = f"{metric:.2%}" if data.is_classification else f"{metric:.4g}"
         right.plot([best], [metric], "o", color=INK, markersize=6, label=text)
     for axes in (left, right):
-        axes.legend(fontsize=9, framealpha=0.85, edgecolor="none")
+        axes.legend(fontsize=8.5, framealpha=0.85, edgecolor="none")
     return figure
 
 
 def _mark_best_epoch(axes: Axes, best: int) -> None:
     style_plot(axes)
     axes.set_xlabel("epoch", fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if best:
         label = f"best: epoch {best}"
         axes.axvline(best, color=GREY, linewidth=1, linestyle=(0, (4, 3)), label=label)

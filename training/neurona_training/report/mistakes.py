@@ -17,6 +17,7 @@ from neurona_training.report.drawing import (
     ORANGE,
     PALE,
     RED,
+    draw_image,
     escape_math,
     new_figure,
     shorten,
@@ -87,7 +88,8 @@ def _input_cells(results: RunResults, row: int) -> list[str]:
     for described, array in zip(results.data.inputs, results.data.test.arrays, strict=True):
         cell = caller_array(array[[row]], described)[0]
         cells += [
-            one if isinstance(one, str) else f"{one:.4g}" for one in np.atleast_1d(cell).tolist()
+            shorten(one, 60) if isinstance(one, str) else f"{one:.4g}"
+            for one in np.atleast_1d(cell).tolist()
         ]
     return cells
 
@@ -111,21 +113,11 @@ def _describe_prediction(results: RunResults, row: int, *, short_names: bool = T
 def _draw_input(axes: Axes, results: RunResults, row: int) -> None:
     test_input = results.test_input(row)
     if results.data.kind == "images":
-        _draw_image(axes, test_input, float(results.data.test.inputs.max()))
+        draw_image(axes, test_input, float(results.data.test.inputs.max()))
     elif results.is_series:
         _draw_series(axes, results, row)
     else:
         _draw_sequence(axes, test_input)
-
-
-def _draw_image(axes: Axes, pixels: NDArray[Any], brightest: float) -> None:
-    """Draws (height, width), or (channel, height, width) with one or three channels."""
-    style_image(axes)
-    if pixels.ndim == 3 and len(pixels) == 3:
-        axes.imshow(np.clip(pixels.transpose(1, 2, 0) / max(brightest, 1e-9), 0, 1))
-        return
-    plane = pixels if pixels.ndim == 2 else pixels[0]
-    axes.imshow(plane, cmap="gray", vmin=0, vmax=brightest)
 
 
 def _draw_series(axes: Axes, results: RunResults, row: int) -> None:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from neurona_training.learning.evaluation import format_metric
 from neurona_training.report import charts
+from neurona_training.report.architecture_drawing import architecture_section
 from neurona_training.report.calibration import calibration_section
+from neurona_training.report.decision_border import decision_border_section
+from neurona_training.report.drawing import Section
+from neurona_training.report.feature_maps import feature_maps_section
+from neurona_training.report.gates import gates_section
+from neurona_training.report.glossary import FirstUse
+from neurona_training.report.grad_cam import grad_cam_section
+from neurona_training.report.importance import importance_section
+from neurona_training.report.input_numbers import input_numbers_section
+from neurona_training.report.model_card import model_card_section
+from neurona_training.report.preferred_stimuli import preferred_stimuli_section
 from neurona_training.report.results import RunResults
+from neurona_training.report.thresholds import thresholds_section
+from neurona_training.report.weights import weights_section
 
 _MAX_VALUE_LENGTH = 300  # characters of one value in the table of provenance
 _MAX_LABELS = 50
@@ -31,6 +44,7 @@ def render_page(results: RunResults) -> str:
     Returns:
         One HTML document that needs no other file.
     """
+    sections = list(_sections(results))
     return _TEMPLATES.get_template("page.html.jinja").render(
         name=results.name,
         description=results.metadata.description,
@@ -40,17 +54,43 @@ def render_page(results: RunResults) -> str:
         comparison=results.comparison.sentence,
         baselines=_baselines_table(results),
         parts=_parts(results),
-        training=charts.training_section(results),
-        predictions=charts.predictions_section(results),
-        calibration=calibration_section(results),
         populations=results.populations.summary if results.populations else "",
-        mistakes=charts.mistakes_section(results),
-        weights=charts.weights_section(results),
-        variants=_variants_table(results),
+        sections=[section for section in sections if section is not None],
+        explain=FirstUse().explain,
+        figure_words=_figure_words(results),
         inputs=_inputs_table(results),
         outputs=_outputs(results),
-        provenance=_provenance_table(results.metadata.provenance),
     )
+
+
+def _sections(results: RunResults) -> Iterator[Section | None]:
+    """In the order of the page: the data, the network, its training, what came out, and why."""
+    yield input_numbers_section(results)
+    yield architecture_section(results)
+    yield charts.training_section(results)
+    yield charts.predictions_section(results)
+    yield calibration_section(results)
+    yield thresholds_section(results)
+    yield decision_border_section(results)
+    yield charts.mistakes_section(results)
+    yield importance_section(results)
+    yield weights_section(results)
+    yield preferred_stimuli_section(results)
+    yield feature_maps_section(results)
+    yield grad_cam_section(results)
+    yield gates_section(results)
+    yield _variants_section(results)
+    yield model_card_section(results)
+    yield _provenance_section(results.metadata.provenance)
+
+
+def _figure_words(results: RunResults) -> list[str]:
+    """Words of the tiles, of the first figures and of the bar of rows."""
+    metrics = ["accuracy"] if results.data.is_classification else ["RMSE"]
+    metrics += ["AUC"] * ("test_auc" in results.metadata.figures)
+    epoch = ["epoch"] if results.fit_result.best_epoch else []
+    rows = ["training row", "validation row", "test row"]
+    return [*metrics, "parameter", *epoch, *rows, "baseline"]
 
 
 @dataclass(frozen=True)
@@ -140,7 +180,7 @@ def _parts(results: RunResults) -> list[_Part]:
     ]
 
 
-def _variants_table(results: RunResults) -> list[list[str]] | None:
+def _variants_section(results: RunResults) -> Section | None:
     if len(results.files) < 2:
         return None
     metrics = [
@@ -152,7 +192,8 @@ def _variants_table(results: RunResults) -> list[list[str]] | None:
     for variant, (size, described) in results.files.items():
         values = [format_metric(name, described.figures[name], results.unit) for name in metrics]
         lines.append([variant, f"{size:,}", *values])
-    return lines
+    caption = "The same network in fewer bits, measured on the test rows."
+    return Section("Smaller variants", caption, table=lines)
 
 
 def _inputs_table(results: RunResults) -> list[list[str]]:
@@ -178,13 +219,14 @@ def _outputs(results: RunResults) -> str:
     return ", ".join([results.metadata.answer, *(values or results.data.labels[:_MAX_LABELS])])
 
 
-def _provenance_table(provenance: Mapping[str, str]) -> list[list[str]]:
+def _provenance_section(provenance: Mapping[str, str]) -> Section:
     rows = [
         [name.replace("_", " "), _shorten_value(value)]
         for name, value in sorted(provenance.items())
         if value
     ]
-    return [["what", ""], *rows]
+    caption = "As it stands in the model's file: with this and the same data it can be made again."
+    return Section("How it was made", caption, table=[["what", "value"], *rows])
 
 
 def _shorten_value(value: str) -> str:

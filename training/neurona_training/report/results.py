@@ -18,6 +18,7 @@ from neurona_training.data import Dataset
 from neurona_training.learning.evaluation import predict, softmax
 from neurona_training.learning.populations import Populations
 from neurona_training.learning.run import FitResult, Hyperparameters
+from neurona_training.report.network_layers import Layer, trace_layers
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,21 @@ class RunResults:
     @cached_property
     def predictions(self) -> NDArray[Any]:
         """For the test rows: probabilities (rows, classes), or values (rows, values)."""
-        outputs = predict(self.network, self.data.test).numpy()
-        return softmax(outputs) if self.data.is_classification else outputs
+        if self.data.is_classification:
+            return softmax(self._outputs)
+        return self._outputs[:, : len(self.data.values)]
+
+    @property
+    def intervals(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """For the test rows, lower and upper bounds (rows, values); None if there are none."""
+        count = len(self.data.values)
+        if self.data.is_classification or self._outputs.shape[1] == count:
+            return None
+        return self._outputs[:, count : 2 * count], self._outputs[:, 2 * count :]
+
+    @cached_property
+    def _outputs(self) -> NDArray[Any]:
+        return predict(self.network, self.data.test).numpy()
 
     @cached_property
     def worst_rows(self) -> NDArray[np.int64]:
@@ -69,6 +83,28 @@ class RunResults:
         else:
             badness = np.abs(self.predictions - targets).max(axis=1)
         return np.argsort(-badness, kind="stable")
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The network's layers, in the order in which a row passes them."""
+        return trace_layers(self.network, self.row_arrays([0]))
+
+    @cached_property
+    def right_rows(self) -> list[int]:
+        """Test rows that are classified correctly: of each class the surest, then the next."""
+        targets, certainty = self.data.test.targets, self.predictions.max(axis=1)
+        right = np.flatnonzero(self.predictions.argmax(axis=1) == targets)
+        right = right[np.argsort(-certainty[right], kind="stable")]
+        rank: dict[int, int] = {}
+        keyed = []
+        for row in right.tolist():
+            rank[int(targets[row])] = rank.get(int(targets[row]), -1) + 1
+            keyed.append((rank[int(targets[row])], int(targets[row]), row))
+        return [row for _, _, row in sorted(keyed)]
+
+    def row_arrays(self, rows: list[int]) -> tuple[NDArray[Any], ...]:
+        """The network's inputs for some test rows."""
+        return tuple(array[rows] for array in self.data.test.arrays)
 
     @property
     def is_series(self) -> bool:
