@@ -1,6 +1,6 @@
 """The command line of `neurona-train`.
 
-It is one file so that each option stands beside the others of its group.
+It is one file, so that each option stands once, with its kind beside the others.
 """
 
 from __future__ import annotations
@@ -200,8 +200,8 @@ def _initial_weights(
         return None
     if options.weights is not None and path.is_dir():
         parser.error(f"--weights: {path} is a folder (expected a file; --from takes a model)")
-    if options.start is not None and not path.is_dir():
-        parser.error(f"--from: {path} is no folder (expected OUT/NAME/1 of a trained model)")
+    if options.start is not None and path.is_file():
+        parser.error(f"--from: {path} is a file (expected OUT/NAME/1 of a trained model)")
     return InitialWeights(path, freeze=options.freeze)
 
 
@@ -438,6 +438,11 @@ def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
         help="of a target's probability, spread over all classes",
     )
     add("--class-weights", choices=("balanced",), help="each class has the same part in the loss")
+    add(
+        "--keep-epoch",
+        choices=("best", "last"),
+        help="weights of the epoch with the best validation loss (default), or of the last one",
+    )
     add(
         "--weight-average",
         type=_fraction,

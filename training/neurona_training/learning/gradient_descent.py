@@ -43,8 +43,8 @@ def fit(
     """Trains the network; the same seed gives the same weights on the same machine.
 
     After each epoch the network is validated, and the weights with the smallest validation
-    loss are kept. The checkpoint written then lets a killed run continue to the same weights.
-    Each process of torchrun calls this with the same arguments.
+    loss are kept (`Hyperparameters.keep_epoch`). The checkpoint written then lets a killed run
+    continue to the same weights. Each process of torchrun calls this with the same arguments.
 
     Args:
         network: with fresh weights, on the CPU.
@@ -122,7 +122,8 @@ def fit(
             history.append(
                 Epoch(number, train_loss, validation_loss, metric, rate, training_metric)
             )
-            if validation_loss < best_loss:
+            is_kept = hyperparameters.keep_epoch == "last" and math.isfinite(validation_loss)
+            if is_kept or validation_loss < best_loss:
                 best_epoch, best_loss = number, validation_loss
                 best_weights = copy.deepcopy(kept_network.state_dict())
             summary = epoch_summary(history[-1], hyperparameters.epochs, data)
