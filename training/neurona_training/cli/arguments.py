@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from neurona_training.architectures.network_options import (
     ACTIVATIONS,
+    COLUMN_ENCODINGS,
     FORECASTS,
     INITIALISATIONS,
 )
@@ -503,6 +504,11 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
         help="of a hidden layer, dropped at each step of training",
     )
     add("--activation", choices=ACTIVATIONS, help="of the hidden layers")
+    add(
+        "--columns",
+        choices=COLUMN_ENCODINGS,
+        help="of a table: scaled, or with pieces between their quantiles too",
+    )
     add(
         "--initialisation",
         choices=INITIALISATIONS,
