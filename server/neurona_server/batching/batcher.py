@@ -1,7 +1,8 @@
 """Takes batches from a model's queue, runs them and finishes every request in them.
 
 Batches run in the threads of the model's instances, or inline: in the transport's own thread,
-where runs are shorter than handing requests over to another thread.
+where runs are shorter than handing requests over to another thread. It is one file since all that
+may happen to a batch, from the queue to the last response, is in order here.
 """
 
 import logging
@@ -9,10 +10,12 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from neurona_server.batching.admission import Admission
 from neurona_server.batching.batch import (
     Batch,
+    RowSlice,
     Run,
     RunningBatch,
     join_inputs,
@@ -73,6 +76,16 @@ OVERDUE_LOG_SECONDS = 60.0
 """Between two lines about overdue runs of a model."""
 
 
+class AnswerCheck(Protocol):
+    """Checks that outputs are an answer, such as finite numbers."""
+
+    def accepts(self, outputs: Outputs) -> bool:
+        """Return whether the outputs of one or several requests are."""
+
+    def check(self, outputs: Outputs, first_row: int) -> None:
+        """Raise InvalidValueError with the number of a row that is not."""
+
+
 class Batcher:
     """The queue of one model, and the runs of the batches taken from it.
 
@@ -110,6 +123,8 @@ class Batcher:
         self.check_inputs: Callable[[Inputs, int], None] | None = None
         """Raises InvalidValueError for inputs with values that the model does not take; it gets
         the number of their first row, too."""
+        self.answer_bounds: AnswerCheck | None = None
+        """Checks that outputs are an answer."""
         self._watchdog = watchdog or RunWatchdog()
         self._inline = InlineRunner(
             name, policy, self.queue, self.cost_model, self._watchdog, clock
@@ -384,11 +399,35 @@ class Batcher:
             elif not (halves := batch.halve(requests)):
                 self._fail_run(requests[0], error)
         else:
-            for request, own_outputs in zip(requests, outputs, strict=True):
-                request.succeed(own_outputs)
+            halves = self._deliver(batch, requests, outputs)
         batch.finish_run()
         for half in halves:
             self._run_or_halve(batch, half, new_run)
+
+    def _deliver(
+        self, batch: Batch, requests: Sequence[Request], outputs: Sequence[Outputs]
+    ) -> list[Sequence[Request]]:
+        """Finish each request with its outputs, or with the error of outputs that are no answer.
+
+        Returns parts to run again of a coalesced request, of which some have no answer.
+        """
+        check = self.answer_bounds
+        if check is not None:
+            first = outputs[0]
+            if check.accepts(first.batch.outputs if isinstance(first, RowSlice) else first):
+                check = None
+        again: list[Sequence[Request]] = []
+        for request, own_outputs in zip(requests, outputs, strict=True):
+            if check is None or check.accepts(own_outputs):
+                request.succeed(own_outputs)
+            elif halves := batch.halve([request]):
+                again.extend(halves)
+            else:
+                try:
+                    check.check(own_outputs, request.first_row)
+                except InvalidValueError as error:
+                    request.fail(error)
+        return again
 
     def _unfinished(self, requests: Sequence[Request], now: float) -> Sequence[Request]:
         """Fail the requests that must not run any more, and return those to run."""

@@ -6,7 +6,7 @@ checks the joined inputs of a batch before their run, which costs a small reques
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from neurona_protos.prediction_pb2 import InputDescription, ModelMetadata
 from neurona_protos.tensors import NUMPY_DTYPES
-from neurona_server.batching.request import Array, Inputs
+from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import InvalidValueError, LoadError, close_match, quoted
 from neurona_server.models.onnx.sequence_lengths import LengthsInput
 from neurona_server.models.repository.settings import TensorSettings
@@ -47,8 +47,12 @@ class InputBounds:
             InvalidValueError: With input and row of the first value that is out of bounds.
         """
         for bound in self._bounds:
-            if (array := inputs.get(bound.name)) is not None:
-                bound.check(array, inputs, first_row)
+            bound.check(inputs, first_row)
+
+    @property
+    def checker(self) -> Callable[[Inputs, int], None]:
+        """`check`, or what it calls if that is one check alone: each request pays for a call."""
+        return self._bounds[0].check if len(self._bounds) == 1 else self.check
 
 
 def find_input_bounds(
@@ -113,11 +117,61 @@ def set_input_settings(
         description.only_categories = not settings.allow_unknown
 
 
+class AnswerBounds:
+    """The check of the answer of a model whose numbers are finite: a classification or regression.
+
+    Finite numbers that are far too large for it become infinite inside the graph.
+    """
+
+    def __init__(self, index: int) -> None:
+        """Check the output at this index."""
+        self._index = index
+
+    def accepts(self, outputs: Outputs) -> bool:
+        """Return whether the answer to one or several requests is finite."""
+        answer = outputs[self._index]
+        return answer.dtype.kind != "f" or are_finite(answer)
+
+    def check(self, outputs: Outputs, first_row: int = 0) -> None:
+        """Check the outputs of one or several requests.
+
+        Args:
+            outputs: All outputs of a run.
+            first_row: The number of their first row, for the error.
+
+        Raises:
+            InvalidValueError: With the first row whose answer is not finite.
+        """
+        if self.accepts(outputs):
+            return
+        answer = outputs[self._index]
+        position = [int(index) for index in np.argwhere(~np.isfinite(answer))[0][:1]]
+        row = f"row {first_row + position[0]}: " if position else ""
+        raise InvalidValueError(
+            f"{row}the answer is not finite (expected inputs closer to those of the training)"
+        )
+
+
+def find_answer_bounds(
+    metadata: ModelMetadata, index: int, settings: Mapping[str, TensorSettings]
+) -> AnswerBounds | None:
+    """Return the check of the output at an index, None where the answer need not be finite.
+
+    It must be for a model that takes finite numbers only, unless the settings of an input say
+    otherwise: then a NaN may be the answer to a NaN.
+    """
+    if index < 0 or not any(described.finite for described in metadata.inputs):
+        return None
+    if any(tensor.allow_nan for tensor in settings.values()):
+        return None
+    return AnswerBounds(index)
+
+
 class _Bound(Protocol):
     @property
     def name(self) -> str: ...
 
-    def check(self, array: Array, inputs: Inputs, first_row: int) -> None: ...
+    def check(self, inputs: Inputs, first_row: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -126,7 +180,10 @@ class _FiniteNumbers:
     columns: tuple[str, ...]
     allow_nan: bool
 
-    def check(self, array: Array, _: Inputs, first_row: int) -> None:
+    def check(self, inputs: Inputs, first_row: int) -> None:
+        array = inputs.get(self.name)
+        if array is None:  # an optional input that is left out
+            return
         if self.allow_nan:
             infinite = np.isinf(array)
             if not infinite.any():
@@ -154,7 +211,10 @@ class _Lengths:
     axis: int
     lowest: int
 
-    def check(self, array: Array, inputs: Inputs, first_row: int) -> None:
+    def check(self, inputs: Inputs, first_row: int) -> None:
+        array = inputs.get(self.name)
+        if array is None:
+            return
         sequences = inputs.get(self.sequences)
         highest: float = math.inf
         if sequences is not None and self.axis < sequences.ndim:
@@ -176,7 +236,10 @@ class _Categories:
     name: str
     categories: frozenset[str]
 
-    def check(self, array: Array, _: Inputs, first_row: int) -> None:
+    def check(self, inputs: Inputs, first_row: int) -> None:
+        array = inputs.get(self.name)
+        if array is None:
+            return
         if self.categories.issuperset(array.ravel().tolist()):
             return
         flat = array.ravel().tolist()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.rnn import RNNBase
 
+from neurona_training.architectures.columns import EncodeColumns
 from neurona_training.architectures.input_layers import without_wrappers
 from neurona_training.report.drawing import (
     BLUE,
@@ -243,14 +244,8 @@ def _draw_histograms(results: RunResults) -> Figure | None:
 
 
 def input_names(results: RunResults, count: int) -> list[str]:
-    """Names of the inputs; one-hot encoding has made a column of each category."""
-    data = results.data
-    one_hot: list[str] = []
-    for described in data.inputs:
-        if described.axes == ("batch",):
-            one_hot += [f"{described.name} is {category}" for category in described.categories]
-    numeric = count - len(one_hot)
-    expected = data.test.inputs.shape[-1] if not data.input.categories else 0
-    if one_hot and numeric == expected:
-        return [*(results.column_names(numeric) if numeric else []), *one_hot]
+    """Names of the inputs; of a table those of the columns that its own have become."""
+    for module in results.network.modules():
+        if isinstance(module, EncodeColumns) and len(module.encoding.names) == count:
+            return list(module.encoding.names)
     return results.column_names(count)
