@@ -41,14 +41,15 @@ def test_a_step_of_the_course_runs(commands, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if any("--from" in words for words in commands):
         assert main(["lenet5", "--data", "digits", "--epochs", "1", "--no-report"]) == 0
-    for program, *words in commands:
+    for program, *options in commands:
         assert program == "neurona-train"
+        words = list(options)
         if "--data" in words and words[words.index("--data") + 1] in _PUBLISHED:
             if "NEURONA_SHARED" not in os.environ:
                 pytest.skip("published data: NEURONA_SHARED does not name their folder")
-            words += ["--data-dir", str(Path(os.environ["NEURONA_SHARED"], "data"))]
+            words.extend(["--data-dir", str(Path(os.environ["NEURONA_SHARED"], "data"))])
         if "--table" not in words:
-            words += _EPOCHS.get(words[0], ["--epochs", "1"])
+            words.extend(_EPOCHS.get(words[0], ["--epochs", "1"]))
         assert main(words) == 0, words
     for model in Path("models").glob("*/1/model.onnx"):
         onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])

@@ -71,6 +71,13 @@ RECIPES = (
             "digits": Settings(
                 Hyperparameters(epochs=50, batch_rows=32, learning_rate=3e-3, weight_decay=1.0)
             ),
+            "digit-features": Settings(
+                Hyperparameters(epochs=50, batch_rows=32, learning_rate=3e-3, weight_decay=1.0)
+            ),
+            "curve": Settings(Hyperparameters(epochs=400, batch_rows=32, learning_rate=2e-2)),
+            "noisy-curve": Settings(
+                Hyperparameters(epochs=1000, batch_rows=30, learning_rate=2e-2)
+            ),
         },
         network_options=_NETWORK_OPTIONS,
     ),
@@ -101,6 +108,14 @@ RECIPES = (
                     label_smoothing=0.1,
                     augmentation=AugmentationRange(pixels=1.0, degrees=10),
                 )
+            ),
+            # To show what becomes of much capacity on few rows: nothing here prevents overfitting
+            # but validation.
+            "noisy-curve": Settings(
+                Hyperparameters(
+                    epochs=1000, batch_rows=30, learning_rate=3e-3, schedule="constant"
+                ),
+                NetworkOptions(units=(256, 256), dropout=0.0),
             ),
         },
         network_options=_NETWORK_OPTIONS,
