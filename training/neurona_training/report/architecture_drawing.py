@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.rnn import RNNBase
 
+from neurona_training.architectures.input_layers import Temperature
+from neurona_training.learning.calibration import find_temperature
 from neurona_training.report.drawing import (
     BLUE,
     GREEN,
@@ -97,6 +99,9 @@ def architecture_section(results: RunResults) -> Section:
     for layer in layers:
         count = f"{layer.parameters:,}" if layer.parameters else ""
         lines.append([layer.name, layer.kind, format_shape(layer.shape), count])
+    if isinstance(results.network, Temperature):
+        temperature = find_temperature(results.network)
+        lines.append(["temperature", f"scores divided by {temperature:.3g}", lines[-1][2], ""])
     lines.append(["together", "", "", f"{total:,}"])
     caption += " The table has every layer; the sizes are those of one test row."
     return Section(

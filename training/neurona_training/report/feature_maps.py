@@ -180,7 +180,7 @@ def _deep_stages(stages: list[Layer], fields: list[NDArray[Any]]) -> list[int]:
 
 def _short_name(layer: Layer) -> str:
     """The end of a layer's path, by which it is found in the table of layers."""
-    name = layer.name.rpartition("network.")[2]
+    name = layer.name
     return name if len(name) <= _MAX_NAME else f"…{name[1 - _MAX_NAME :]}"
 
 

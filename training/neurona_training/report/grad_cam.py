@@ -56,7 +56,7 @@ def grad_cam_section(results: RunResults) -> Section | None:
         pictures.append(make_picture(figure, "where it looks in pictures that it got wrong"))
     caption = (
         "Grad-CAM: yellow is where the picture speaks for a class, by the maps of layer "
-        f"{layer.name.rpartition('network.')[2]!r} and their influence on its score. "
+        f"{layer.name!r} and their influence on its score. "
     )
     if right:
         caption += "First pictures that it got right. "

@@ -33,7 +33,7 @@ _MAX_SIDE = 28  # pixels whose numbers can be read in the width of the page
 _MAX_NUMBERS = 60  # of a series
 _CROP = 16  # of larger pictures
 _MAX_COLUMNS = 12  # of a table row
-_MAX_STEPS, _MAX_CHANNELS = 12, 12  # of a sequence whose numbers are written
+_MAX_STEPS, _MAX_CHANNELS = 12, 8  # of a sequence whose numbers are written
 
 
 def input_numbers_section(results: RunResults) -> Section | None:
@@ -157,7 +157,10 @@ def _row_section(results: RunResults, row: int) -> Section:
     if not any(line[2] for line in lines[1:]):
         lines = [line[:2] for line in lines]
     caption = "One test row"
-    if len(lines[0]) > 2:
+    words: tuple[str, ...] = ("standard deviation",)
+    if len(lines[0]) < 3 or scaled is None:
+        words = ()
+    else:
         caption += (
             ". Columns differ much in size, so each is scaled first: less its mean, divided by "
             "its standard deviation over the training rows. 0 is average, -1 and 1 are usual"
@@ -165,9 +168,7 @@ def _row_section(results: RunResults, row: int) -> Section:
     if len(lines) > _MAX_COLUMNS + 1:
         caption += f"; the first {_MAX_COLUMNS} of {len(lines) - 1} columns"
         lines = lines[: _MAX_COLUMNS + 1]
-    return Section(
-        "One example as numbers", f"{caption}.", table=lines, words=("standard deviation",)
-    )
+    return Section("One example as numbers", f"{caption}.", table=lines, words=words)
 
 
 def _scaled(network: nn.Module, inputs: NDArray[Any]) -> NDArray[Any] | None:

@@ -76,7 +76,9 @@ def trace_layers(network: nn.Module, arrays: Iterable[Any]) -> tuple[Layer, ...]
     """
     network.eval()
     listed = dict(_listed_modules(network))
-    recorder = _Recorder(network, {module: name for name, module in listed.items()})
+    # The name in the network itself, without what is wrapped around it.
+    names = {module: name.rpartition("network.")[2] for name, module in listed.items()}
+    recorder = _Recorder(network, names)
     with recorder, torch.no_grad():
         network(*(torch.from_numpy(array) for array in arrays))
     layers = recorder.layers
