@@ -16,7 +16,10 @@ from PIL import Image, ImageDraw
 from support.cli import NEURONA, environment
 from support.pictures import encode
 from support.server_process import ServerProcess
+from support.sounds import pcm, wav
 
+from neurona_client import Client
+from neurona_client.errors import InvalidInputError
 from neurona_training.cli.main import main
 from neurona_training.data.sources import spoken_digits
 from neurona_training.data.user.load import load_user_data
@@ -67,11 +70,31 @@ def gestures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory, icons, gestures):
+def words(tmp_path_factory):
+    """Tones that rise or fall, divided by folders, some of them in stereo and at another rate."""
+    random = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("sound") / "words"
+    for part, count in (("train", 24), ("val", 8), ("test", 8)):
+        for label, (first, last) in {"down": (900, 300), "up": (300, 900)}.items():
+            (root / part / label).mkdir(parents=True)
+            for number in range(count):
+                rate = 44_100 if number % 4 == 3 else 11_025
+                seconds = random.uniform(0.2, 0.4)
+                hertz = np.linspace(first, last, round(rate * seconds)) * random.uniform(0.9, 1.1)
+                wave = 0.4 * np.sin(2 * np.pi * np.cumsum(hertz) / rate)
+                samples = pcm(wave if rate < 44_100 else wave.repeat(2), 16)
+                content = wav(samples, 16, channels=1 + (rate == 44_100), rate=rate)
+                (root / part / label / f"{number:02}.wav").write_bytes(content)
+    return root
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory, icons, gestures, words):
     root = tmp_path_factory.mktemp("models")
     commands = [
-        ["lenet5", "--data", str(icons), "--epochs", "15", "--name", "icons"],
+        ["lenet5", "--data", str(icons), "--epochs", "60", "--name", "icons"],
         ["gru", "--data", str(gestures), "--epochs", "5", "--name", "gestures"],
+        ["gru", "--data", str(words), "--epochs", "12", "--name", "words"],
     ]
     if SHARED:
         data = str(Path(SHARED, "data"))
@@ -83,28 +106,33 @@ def repository(tmp_path_factory, icons, gestures):
 
 
 @pytest.fixture(scope="module")
-def predict(repository):
-    """Returns the classes of each row, by label, and the row's name."""
+def server(repository):
     with ServerProcess(repository) as server:
+        yield server
 
-        def predict(model, *files):
-            command = [NEURONA, "predict", model, *map(str, files), "--json", "--top", "10"]
-            done = subprocess.run(
-                command,
-                env=environment(NEURONA_ADDRESS=server.address),
-                check=False,
-                capture_output=True,
-                text=True,
-                timeout=60,
-            )
-            assert done.returncode == 0, done.stderr
-            rows = [json.loads(line) for line in done.stdout.splitlines()]
-            return [
-                (row["file"], {one["label"]: one["probability"] for one in row["classes"]})
-                for row in rows
-            ]
 
-        yield predict
+@pytest.fixture(scope="module")
+def predict(server):
+    """Returns the classes of each row, by label, and the row's name."""
+
+    def predict(model, *files):
+        command = [NEURONA, "predict", model, *map(str, files), "--json", "--top", "10"]
+        done = subprocess.run(
+            command,
+            env=environment(NEURONA_ADDRESS=server.address),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        return [
+            (row["file"], {one["label"]: one["probability"] for one in row["classes"]})
+            for row in rows
+        ]
+
+    return predict
 
 
 def run_model(repository, name, rows):
@@ -151,3 +179,35 @@ def test_recordings(predict, repository):
         expected = run_model(repository, "spoken", rows)[0]
         received = [classes[str(digit)] for digit in range(10)]
         np.testing.assert_allclose(received, expected, atol=2e-5)
+
+
+def test_sound_of_any_rate_is_asked_as_it_was_trained_on(predict, repository, words, server):
+    with Client(server.address) as client:
+        spec = client.describe("words").inputs[0]
+    assert (spec.name, spec.sample_rate) == ("waveform", 11_025)
+    answers = predict("words", words / "test")
+    data = load_user_data(UserData(words)).training_view
+    expected = run_model(repository, "words", data.test.arrays)
+    received = [[classes[label] for label in data.labels] for _, classes in answers]
+    np.testing.assert_allclose(sorted_rows(received), sorted_rows(expected), atol=2e-5)
+    right = [max(classes, key=classes.get) == Path(name).parent.name for name, classes in answers]
+    assert np.mean(right) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lengths": [3, 101]}, "input 'sequence_lens' row 1: length 101 (expected 1 to 5, the"),
+        ({"lengths": [-1, 3]}, "input 'sequence_lens' row 0: length -1 (expected 1 to 5, the"),
+        ({"value": np.nan}, "input 'sequence' row 1, column 'noise': nan (expected a finite"),
+        ({"value": np.inf}, "input 'sequence' row 1, column 'noise': inf (expected a finite"),
+    ],
+)
+def test_a_trained_model_refuses_what_it_was_not_trained_on(server, change, message):
+    sequences = np.ones((2, 5, 2), np.float32)
+    sequences[1, 3, 1] = change.get("value", 1)
+    lengths = np.array(change.get("lengths", [5, 5]), np.int32)
+    with Client(server.address) as client:
+        with pytest.raises(InvalidInputError) as caught:
+            client.predict("gestures", {"sequence": sequences, "sequence_lens": lengths})
+        assert message in str(caught.value)

@@ -150,24 +150,58 @@ def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
     if not isinstance(content, dict):
         yield Sample([str(path)], _array_with_lengths(content, *_only_input(model)))
         return
-    has_sequences = {array_files.INPUTS, array_files.LENGTHS} <= content.keys()
-    if not has_sequences or content.keys() <= {spec.name for spec in model.inputs}:
+    parts = array_files.find_parts(content)
+    has_rows = any(array_files.INPUTS in arrays for arrays in parts.values())
+    if not has_rows or content.keys() <= {spec.name for spec in model.inputs}:
         yield Sample([str(path)], content)
         return
+    for part, arrays in parts.items():
+        if array_files.INPUTS in arrays:
+            where = f"{path}:{part}" if part else str(path)
+            if array_files.has_images(content):
+                images = array_files.channels_first(arrays[array_files.INPUTS])
+                yield from _split_rows(where, images, model)
+            else:
+                yield from _read_sequences(where, arrays, model)
+
+
+def _split_rows(
+    where: str, rows: np.ndarray[Any, Any], model: ModelDescription
+) -> Iterator[Sample]:
+    """Yield the rows of an array, some in each request."""
+    spec, lengths = _only_input(model)
+    step = _rows_per_request(rows, model)
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        names = [f"{where}[{row}]" for row in range(start, start + len(some))]
+        yield Sample(names, _array_with_lengths(some, spec, lengths))
+
+
+def _read_sequences(
+    where: str, arrays: dict[str, np.ndarray[Any, Any]], model: ModelDescription
+) -> Iterator[Sample]:
+    """Yield the sequences, or rows of a table, of a file that a model may be trained on."""
     spec, spec_of_lengths = _only_input(model)
+    if array_files.LENGTHS not in arrays and spec_of_lengths is None:
+        yield from _split_rows(where, arrays[array_files.INPUTS], model)
+        return
     if spec_of_lengths is None:
         raise InvalidInputError(
             f"file has sequences and their lengths (expected the input {spec.name!r} alone)"
         )
-    sequences, lengths = array_files.read_sequences(content)
-    sequences = _match_channels(sequences, content, spec)
-    affordable = _MAX_SEQUENCE_BYTES // max(1, sequences[0].nbytes)
-    step = max(1, min(MAX_ROWS_PER_REQUEST, affordable)) if model.batched else 1
+    sequences, lengths = array_files.read_sequences(arrays)
+    sequences = _match_channels(sequences, arrays, spec)
+    step = _rows_per_request(sequences, model)
     for start in range(0, len(lengths), step):
         some = lengths[start : start + step]
         rows = sequences[start : start + len(some), : some.max()]
-        names = [f"{path}[{row}]" for row in range(start, start + len(some))]
+        names = [f"{where}[{row}]" for row in range(start, start + len(some))]
         yield Sample(names, {spec.name: rows, spec_of_lengths.spec.name: some})
+
+
+def _rows_per_request(rows: np.ndarray[Any, Any], model: ModelDescription) -> int:
+    affordable = _MAX_SEQUENCE_BYTES * len(rows) // max(1, rows.nbytes)
+    return max(1, min(MAX_ROWS_PER_REQUEST, affordable)) if model.batched else 1
 
 
 def _match_channels(
@@ -204,19 +238,26 @@ def _array_with_lengths(
 
 
 def _read_sound(path: Path, model: ModelDescription) -> Inputs:
-    """Read one channel, from -1 to 1, at the sample rate in the description of the input."""
+    """Read sound, from -1 to 1, as one channel at the sample rate that the model takes."""
     spec, lengths = _only_input(model)
     if len(spec.shape) != 2 or not _SOUND_RANGE.search(spec.unit):
         raise InvalidInputError(
             f"input {spec.name!r} does not take sound: shape {list(spec.shape)}, unit "
             f"{spec.unit!r} (expected two axes, and -1..1 in the unit)"
         )
-    match = _SAMPLE_RATE.search(spec.description)
-    rate = None
-    if match:
-        factor = 1000 if match[2].lower() == "khz" else 1
-        rate = round(float(match[1].replace(",", "")) * factor)
-    return _array_with_lengths(audio.read_sound(path).mono(rate), spec, lengths)
+    sound = audio.read_sound(path)
+    rate = spec.sample_rate or _described_rate(spec.description)
+    samples = sound.mix(rate) if rate else sound.mono()
+    return _array_with_lengths(samples, spec, lengths)
+
+
+def _described_rate(description: str) -> int:
+    """Return the samples a second that a description names, 0 if it names none."""
+    match = _SAMPLE_RATE.search(description)
+    if match is None:
+        return 0
+    factor = 1000 if match[2].lower() == "khz" else 1
+    return round(float(match[1].replace(",", "")) * factor)
 
 
 def synthetic_inputs(model: ModelDescription, rows: int, steps: int) -> list[Inputs]:

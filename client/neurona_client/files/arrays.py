@@ -15,8 +15,25 @@ from neurona_client.files.content import FileContentError, begins_with
 SUFFIXES = (".npy", ".npz")
 """Of files of arrays, in lower case."""
 
-INPUTS, LENGTHS, CHANNELS = "inputs", "lengths", "channels"
-"""Names of the arrays in a file of sequences; the last, names of the channels, is optional."""
+INPUTS, TARGETS, LENGTHS, CHANNELS = "inputs", "targets", "lengths", "channels"
+"""Names of the arrays in a file of rows and what is known of them; the last two are optional."""
+
+IMAGES = "images"
+"""Another name of inputs, which says what they are."""
+
+_NAMES = {
+    INPUTS: (INPUTS, "x", "data", "features", "sequences", IMAGES),
+    TARGETS: (TARGETS, "y", "target", "labels", "label"),
+    LENGTHS: (LENGTHS, "length", "sequence_lens", "sequence_lengths"),
+    CHANNELS: (CHANNELS, "channel_names", "feature_names", "columns"),
+}
+_PARTS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+_ROLES = {name: role for role, names in _NAMES.items() for name in names}
+_PART_NAMES = {name: part for part, names in _PARTS.items() for name in names}
 
 PICKLE_REASON = "a pickle, which could run code"
 """Why such a file is not read, for a message."""
@@ -78,6 +95,69 @@ def _describe_failure(name: str, error: Exception) -> str:
     return f"{where} cannot be read: {reason}"
 
 
+def find_parts(arrays: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
+    """Find rows and what is known of them by the names that libraries give to such arrays.
+
+    Names are case-insensitive: X and y, x_train and y_train, train_images and train_labels, or
+    those of this module. Other arrays are left out.
+
+    Returns:
+        By part, "train", "validation" and "test" or "" for all rows, the arrays by INPUTS, TARGETS,
+        LENGTHS and CHANNELS.
+
+    Raises:
+        FileContentError: two arrays have the same meaning.
+    """
+    parts: dict[str, dict[str, NDArray[Any]]] = {}
+    names: dict[tuple[str, str], str] = {}
+    for name, array in arrays.items():
+        part, role = _meaning(name)
+        if not role:
+            continue
+        if (part, role) in names:
+            raise FileContentError(
+                f"arrays {names[part, role]!r} and {name!r} mean the same (expected one of them)"
+            )
+        names[part, role] = name
+        parts.setdefault(part, {})[role] = array
+    return parts
+
+
+def has_images(arrays: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether the inputs of a file are images: by their name, their axes, or 8-bit levels."""
+    if any(IMAGES in name.lower().split("_") for name in arrays):
+        return True
+    inputs = [one[INPUTS] for one in find_parts(arrays).values() if INPUTS in one]
+    has_lengths = any(LENGTHS in one for one in find_parts(arrays).values())
+    return not has_lengths and any(
+        array.ndim == 4 or (array.ndim == 3 and array.dtype == np.uint8) for array in inputs
+    )
+
+
+def channels_first(images: NDArray[Any]) -> NDArray[Any]:
+    """Return images of shape (rows, height, width, channels) as (rows, channels, height, width).
+
+    One channel is left out: (rows, height, width). Others are returned as they are.
+    """
+    if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        images = np.moveaxis(images, 3, 1)
+    return images[:, 0] if images.ndim == 4 and images.shape[1] == 1 else images
+
+
+def _meaning(name: str) -> tuple[str, str]:
+    """Return part and role that the name of an array says, "" if it says none."""
+    lower = name.lower()
+    if lower in _ROLES:
+        return "", _ROLES[lower]
+    first, _, rest = lower.partition("_")
+    if first in _PART_NAMES and rest in _ROLES:
+        return _PART_NAMES[first], _ROLES[rest]
+    rest, _, last = lower.rpartition("_")
+    if last in _PART_NAMES and rest in _ROLES:
+        return _PART_NAMES[last], _ROLES[rest]
+    return "", ""
+
+
 def read_sequences(
     arrays: Mapping[str, NDArray[Any]],
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -86,7 +166,8 @@ def read_sequences(
     Args:
         arrays: `inputs`, numbers of shape (rows, time, channels) padded at the end, or all steps
             of all sequences one after the other, (steps, channels); and `lengths`, integers of
-            shape (rows,), the steps of each sequence.
+            shape (rows,), the steps of each sequence. Without lengths, steps at the end that are
+            NaN in all channels are padding.
 
     Returns:
         The sequences, (rows, time, channels), padded with zeros to the longest; and the lengths.
@@ -94,13 +175,13 @@ def read_sequences(
     Raises:
         FileContentError: with the array that is wrong.
     """
-    missing = [name for name in (INPUTS, LENGTHS) if name not in arrays]
-    if missing:
+    if INPUTS not in arrays:
         raise FileContentError(
-            f"no array {missing[0]!r}; available: {', '.join(arrays) or 'none'} "
-            f"(expected {INPUTS}, {LENGTHS})"
+            f"no array {INPUTS!r}; available: {', '.join(arrays) or 'none'} (expected {INPUTS} or "
+            "x, and lengths)"
         )
-    inputs, lengths = arrays[INPUTS], arrays[LENGTHS]
+    inputs = arrays[INPUTS]
+    lengths = arrays[LENGTHS] if LENGTHS in arrays else _steps_before_padding(inputs)
     if lengths.ndim != 1 or not len(lengths) or lengths.dtype.kind not in "iu":
         raise FileContentError(f"lengths: {describe(lengths)} (expected integers of shape (rows,))")
     if lengths.min() < 1:
@@ -133,6 +214,20 @@ def read_sequences(
         row, step, channel = not_finite[0]
         raise FileContentError(f"inputs: row {row}, step {step}, channel {channel} is not finite")
     return padded, lengths.astype(np.int32)
+
+
+def _steps_before_padding(inputs: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the steps of each row of (rows, time, channels) without those of NaN at its end."""
+    if inputs.ndim != 3 or inputs.dtype.kind not in "fiub":
+        raise FileContentError(
+            f"inputs: {describe(inputs)} (expected numbers of shape (rows, time, channels), or "
+            "lengths)"
+        )
+    steps = np.full(len(inputs), inputs.shape[1], np.int64)
+    if inputs.dtype.kind == "f":
+        is_step = ~np.isnan(inputs).all(axis=2)
+        steps -= np.argmax(is_step[:, ::-1], axis=1)
+    return steps
 
 
 def channel_numbers(count: int) -> tuple[str, ...]:

@@ -2,11 +2,12 @@
 
 Python's own `wave` module reads neither floating point nor, before Python 3.12, the extensible
 form that most programs write for more than 16 bits; and it returns a truncated recording as if it
-were whole.
+were whole. Another rate of samples needs scipy: neurona[sound].
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +63,41 @@ class Sound:
                 f"sound has {self.channels} channel{'s' * (self.channels != 1)} at {self.rate} Hz "
                 f"(expected 1 channel at {expected_rate} Hz)"
             )
+        self._check_levels()
+        return self.samples[:, 0]
+
+    def mix(self, rate: int) -> NDArray[np.float32]:
+        """Return the mean of all channels at another rate, of shape (samples,).
+
+        Sampling theory's low-pass filter removes what the new rate cannot represent; where the
+        filter overshoots, samples are cut to -1 and 1.
+
+        Args:
+            rate: samples a second of the result.
+
+        Raises:
+            FileContentError: samples beyond -1 and 1, or another rate without scipy.
+        """
+        self._check_levels()
+        samples = self.samples[:, 0]
+        if self.channels > 1:
+            samples = self.samples.mean(axis=1, dtype=np.float32)
+        if rate == self.rate:
+            return samples
+        try:
+            from scipy.signal import resample_poly
+        except ImportError as error:
+            raise FileContentError(
+                f"sound has {self.rate} Hz (expected {rate} Hz; neurona[sound] resamples it)"
+            ) from error
+        divisor = math.gcd(rate, self.rate)
+        resampled = resample_poly(samples, rate // divisor, self.rate // divisor)
+        return np.clip(np.asarray(resampled, np.float32), -1, 1)
+
+    def _check_levels(self) -> None:
         low, high = float(self.samples.min()), float(self.samples.max())
         if low < -1 or high > 1:
             raise FileContentError(f"samples from {low:g} to {high:g} (expected -1 to 1)")
-        return self.samples[:, 0]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from neurona_training.architectures.audio import HOP, LogMel, frame_count
+from neurona_training.architectures.audio import LogMel
 from neurona_training.data.sources import adding, names, spoken_digits, sunspots, vowels
 from neurona_training.errors import DataError
 from neurona_training.learning.evaluation import accuracy, balanced_accuracy
@@ -134,20 +134,30 @@ def test_the_target_is_the_sum_of_the_marked_numbers():
     np.testing.assert_array_equal(again.test.inputs, data.test.inputs)
 
 
-def test_a_tone_is_in_its_band_and_padding_is_ignored():
-    log_mel = LogMel(8000)
-    time = torch.arange(4000) / 8000
+@pytest.mark.parametrize("rate", [8000, 16_000, 22_050])
+def test_a_tone_is_in_its_band_and_padding_is_ignored(rate):
+    log_mel = LogMel(rate)
+    time = torch.arange(rate // 2) / rate
     tones = torch.stack([torch.sin(2 * torch.pi * hertz * time) for hertz in (300, 1000, 3000)])
-    lengths = torch.tensor([4000, 4000, 1000], dtype=torch.int32)
+    lengths = torch.tensor([len(time), len(time), rate // 8], dtype=torch.int32)
     frames = log_mel(tones, lengths)
-    assert frames.shape == (3, frame_count(lengths).max(), 40)
+    assert frames.shape == (3, 32, 40)  # one every 16 ms
     places = frames[:, 3].argmax(dim=1)
     assert places.tolist() == sorted(set(places.tolist()))  # higher is further
-    assert frames[:, 3].max(dim=1).values.exp().sub(1).abs().max() < 0.5  # full scale: about 1
-    own = int(frame_count(lengths)[2])
-    assert own == -(-1000 // HOP)
-    alone = log_mel(tones[2:, :1000], lengths[2:])
+    assert frames[:, 3].max(dim=1).values.exp().sub(1).abs().max() < 0.7  # full scale: about 1
+    own = int(log_mel.frame_count(lengths)[2])
+    assert own == -(-(rate // 8) // round(0.016 * rate))
+    alone = log_mel(tones[2:, : rate // 8], lengths[2:])
     torch.testing.assert_close(frames[2:, :own], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [500, 4000, 8000, 44_100])
+def test_every_band_has_a_finite_scale_at_any_rate(rate):
+    waves = np.random.default_rng(0).normal(size=(3, rate)).astype(np.float32) / 10
+    log_mel = LogMel(rate).fit(waves, np.full(3, rate, np.int32))
+    silence = log_mel(torch.zeros(1, rate), torch.tensor([rate], dtype=torch.int32))
+    assert torch.isfinite(silence).all()
+    assert log_mel.factor.max() < 100  # no band is empty
 
 
 def test_the_study_draws_one_chart(monkeypatch, tmp_path, capsys):

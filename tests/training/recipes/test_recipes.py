@@ -33,6 +33,8 @@ def test_digits_are_recognised(trained, ask, name, least):
 
     described = _read(path)
     assert 0.3 < described.figures["temperature"] < 0.9
+    # A temperature behind a recurrent network leaves its stepwise form.
+    assert path.with_name("step.onnx").exists() == (name == "lstm")
     assert described.task == TASK_CLASSIFICATION
     assert described.answer == "probabilities"
     assert list(described.labels) == [str(digit) for digit in range(10)]

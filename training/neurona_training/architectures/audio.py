@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-WINDOW, HOP = 256, 128  # samples: at 8 kHz a frame of 32 ms every 16 ms
+SPEECH_RATE = 8000  # samples a second of sound that does not say it
+HOP_SECONDS = 0.016  # from one frame to the next; a frame is twice as long
+MIN_HOP = 128  # samples: shorter frames would have bands of pitch without a frequency
 BANDS = 40
 # Added to each power, in units of full scale: about the noise of rounding to 16 bits in a
 # window, so that silence is finite and rounding errors of float32 do not matter.
@@ -23,8 +25,9 @@ NOISE = 1e-6
 class LogMel(nn.Module):
     """Log-mel frames: (rows, samples) of -1..1 and lengths (rows,) -> (rows, frames, BANDS).
 
-    Frame n covers the samples from n * HOP on; a row has as many frames as start within it.
-    Samples beyond a row's length count as silence. `fit` gives each band mean 0 and variance 1.
+    Frames of 32 ms begin every 16 ms, of 256 samples every 128 at 8 kHz or less; a row has as many
+    as start within it. Samples beyond a row's length count as silence. `fit` gives each band mean 0
+    and variance 1.
 
     Args:
         rate: samples per second.
@@ -37,8 +40,11 @@ class LogMel(nn.Module):
 
     def __init__(self, rate: int) -> None:
         super().__init__()
-        self.register_buffer("waves", _windowed_waves())
-        squares_to_bands = torch.cat([_bands(rate)] * 2)  # of cosine and sine parts
+        self.hop = max(MIN_HOP, round(HOP_SECONDS * rate))  # samples
+        self.window = 2 * self.hop
+        self.register_buffer("waves", _windowed_waves(self.window))
+        bands = _bands(rate, self.window)
+        squares_to_bands = torch.cat([bands] * 2)  # of cosine and sine parts
         self.register_buffer("bands", squares_to_bands)
         self.register_buffer("offset", torch.zeros(BANDS))
         self.register_buffer("factor", torch.ones(BANDS))
@@ -51,8 +57,8 @@ class LogMel(nn.Module):
         step = torch.arange(waveform.shape[1], device=waveform.device, dtype=lengths.dtype)
         masked = torch.where(step < lengths[:, None], waveform, 0.0)
         # The last frame starts at a row's last sample at the latest.
-        padded = functional.pad(masked, (0, WINDOW - 1))
-        parts = functional.conv1d(padded[:, None], self.waves, stride=HOP)
+        padded = functional.pad(masked, (0, self.window - 1))
+        parts = functional.conv1d(padded[:, None], self.waves, stride=self.hop)
         power = parts.square().transpose(1, 2) @ self.bands
         return torch.log(power + NOISE)
 
@@ -68,8 +74,13 @@ class LogMel(nn.Module):
             ]
         )
         self.offset.copy_(frames.mean(dim=0))
-        self.factor.copy_(1 / frames.std(dim=0))
+        spread = frames.std(dim=0)
+        self.factor.copy_(1 / torch.where(spread > 0, spread, 1.0))  # of silence: as it is
         return self
+
+    def frame_count(self, samples: Tensor) -> Tensor:
+        """Number of frames that start within this number of samples (at least 1)."""
+        return torch.ceil(samples / self.hop).to(samples.dtype)
 
 
 class AudioNetwork(nn.Module):
@@ -89,29 +100,25 @@ class AudioNetwork(nn.Module):
         """Takes samples and lengths; returns the outputs of the network."""
         if self.training:  # cut to the longest row of the batch
             waveform = waveform[:, : int(lengths.max())]
-        output: Tensor = self.network(self.log_mel(waveform, lengths), frame_count(lengths))
+        frames = self.log_mel(waveform, lengths)
+        output: Tensor = self.network(frames, self.log_mel.frame_count(lengths))
         return output
 
 
-def frame_count(samples: Tensor) -> Tensor:
-    """Number of frames that start within this number of samples (at least 1)."""
-    return torch.ceil(samples / HOP).to(samples.dtype)
-
-
-def _windowed_waves() -> Tensor:
-    """The discrete Fourier transform of a Hann window as filters, (2 * frequencies, 1, WINDOW).
+def _windowed_waves(window: int) -> Tensor:
+    """The discrete Fourier transform of a Hann window as filters, (2 * frequencies, 1, window).
 
     Scaled so that a full-scale sine has the power 1 at its frequency.
     """
-    sample = torch.arange(WINDOW, dtype=torch.float64)
-    hann = (1 - torch.cos(2 * math.pi * sample / WINDOW)) / 2
-    frequency = torch.arange(WINDOW // 2 + 1, dtype=torch.float64)
-    angle = 2 * math.pi * frequency[:, None] * sample / WINDOW
+    sample = torch.arange(window, dtype=torch.float64)
+    hann = (1 - torch.cos(2 * math.pi * sample / window)) / 2
+    frequency = torch.arange(window // 2 + 1, dtype=torch.float64)
+    angle = 2 * math.pi * frequency[:, None] * sample / window
     waves = torch.cat([torch.cos(angle), torch.sin(angle)]) * hann / (hann.sum() / 2)
     return waves[:, None].float()
 
 
-def _bands(rate: int) -> Tensor:
+def _bands(rate: int, window: int) -> Tensor:
     """Triangles of equal width on the mel scale, (frequencies, BANDS), from 0 to rate / 2.
 
     Mel: 2595 log10(1 + f / 700 Hz), D. O'Shaughnessy's formula (1987).
@@ -120,6 +127,6 @@ def _bands(rate: int) -> Tensor:
     mel = torch.linspace(0, highest, BANDS + 2, dtype=torch.float64)
     corner = 700 * (10 ** (mel / 2595) - 1)  # Hz
     low, middle, high = corner[:-2], corner[1:-1], corner[2:]
-    frequency = torch.linspace(0, rate / 2, WINDOW // 2 + 1, dtype=torch.float64)[:, None]
+    frequency = torch.linspace(0, rate / 2, window // 2 + 1, dtype=torch.float64)[:, None]
     rising, falling = (frequency - low) / (middle - low), (high - frequency) / (high - middle)
     return torch.minimum(rising, falling).clamp(min=0).float()

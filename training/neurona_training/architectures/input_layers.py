@@ -8,6 +8,7 @@ RgbInput, ConvolutionUnit, global_average_pool    images for deep convolutional 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from neurona_training.architectures.columns import EncodedColumns
 from neurona_training.data import Dataset
 
+LARGE_BYTES = 1 << 30  # arrays above may be larger than memory
 SMALL_IMAGE = 16  # pixels; a stem made for photographs would shrink a smaller image to nothing
 
 
@@ -68,7 +70,11 @@ class Denormalise(nn.Module):
 
 def _standard_deviation(values: NDArray[Any]) -> float:
     """The standard deviation; 1 for constant values, whose scale is kept."""
-    return float(np.std(values)) or 1.0
+    if values.nbytes <= LARGE_BYTES:
+        return float(np.std(values)) or 1.0
+    mean = float(np.mean(values))  # in pieces: numpy would make another array of this size
+    squares = sum(float(np.square(row - np.float32(mean)).sum(dtype=np.float64)) for row in values)
+    return math.sqrt(squares / values.size) or 1.0
 
 
 class StandardiseColumns(nn.Module):

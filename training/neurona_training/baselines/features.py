@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from neurona_training.architectures.audio import BANDS, LogMel, frame_count
+from neurona_training.architectures.audio import BANDS, LogMel
 from neurona_training.architectures.input_layers import Normalise
 from neurona_training.data import Dataset, Split
 from neurona_training.learning.evaluation import predict
@@ -49,7 +49,7 @@ def make_columns(data: Dataset) -> nn.Module:
     if data.input.sample_rate and lengths is not None:
         sample = sample_rows(data.train, _SAMPLE_ROWS)
         log_mel = LogMel(data.input.sample_rate).fit(sample.inputs, sample.arrays[1])
-        steps = int(frame_count(torch.tensor(inputs.shape[1])))
+        steps = int(log_mel.frame_count(torch.tensor(inputs.shape[1])))
         return _scaled(_Sound(log_mel, _Steps(steps, BANDS)), data)
     return _scaled(_Steps(inputs.shape[1], int(np.prod(inputs.shape[2:]))), data)
 
@@ -205,7 +205,9 @@ class _Sound(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """Takes samples and lengths in samples."""
-        columns: Tensor = self.steps(self.log_mel(waveform, lengths), frame_count(lengths))
+        columns: Tensor = self.steps(
+            self.log_mel(waveform, lengths), self.log_mel.frame_count(lengths)
+        )
         return columns
 
 

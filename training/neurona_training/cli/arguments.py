@@ -32,7 +32,16 @@ _TABLE_FLAGS = (
     *("ignore", "keep", "missing", "date_order", "validation", "test", "split_column", "group"),
     "time",
 )
-_USER_DATA_FLAGS = ("target", "task", *_TABLE_FLAGS, "series", "window", "horizon", "unit")
+_USER_DATA_FLAGS = (
+    "target",
+    "task",
+    *_TABLE_FLAGS,
+    "series",
+    "window",
+    "horizon",
+    "unit",
+    "sample_rate",
+)
 
 _EXAMPLES = """\
 examples:
@@ -42,6 +51,7 @@ examples:
   neurona-train lenet5 --data flowers/ --image-size 32      own images, a folder for each class
   neurona-train mlp --data patients.csv --target outcome --ignore id
   neurona-train lstm --data prices.csv --series close --window 30 --horizon 5 --unit EUR
+  neurona-train gru --data words/                           own WAV files, a folder for each class
   neurona-train gru --data gestures.npz                     arrays inputs, lengths, targets
   neurona-train lenet5 --variant float16 --variant int8     smaller files beside the model
   neurona-train mlp --data patients.csv --target outcome --tune 30 --seeds 5
@@ -51,7 +61,7 @@ examples:
 
 own files: columns separated by comma, semicolon or tab, with their names in the first line;
 columns of text are categories. 65 % of the rows are for training, 15 % choose the best epoch,
-20 % are the test.
+20 % are the test; folders train, val and test in a folder of classes keep their files apart.
 """
 
 
@@ -209,6 +219,7 @@ def _make_user_data(parser: argparse.ArgumentParser, options: argparse.Namespace
         horizon=options.horizon or UserData.horizon,
         unit=options.unit or "",
         image_size=options.image_size,
+        sample_rate=options.sample_rate,
     )
 
 
@@ -313,6 +324,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "are downloaded into a cache)",
     )
     add("--image-size", type=at_least(1), metavar="PIXELS", help="resize images to this size")
+    add("--sample-rate", type=at_least(1), metavar="HZ", help="resample own sound to this rate")
     add("--out", type=Path, default=Path("models"), help="model repository (default: models)")
     add(
         "--name",

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neurona_training.baselines import TITLES
 from neurona_training.errors import OutputError
+from neurona_training.recipes.settings import GRADIENT_FIELDS, NETWORK_FIELDS
 
 if TYPE_CHECKING:
     from neurona_protos.prediction_pb2 import ModelMetadata
@@ -16,9 +18,12 @@ SEEDS_FILE = "seeds.json"
 _NO_BASELINES = ("test_", "validation_", "float32_")  # beginnings of the model's own figures
 # Entries of the provenance that all seeds of a training share.
 _SHARED_ENTRIES = (
-    *("recipe", "data_set", "data", "target", "options", "data_sha256", "split_seed"),
-    *("train_rows", "validation_rows", "test_rows"),
-    *("epochs", "batch_rows", "learning_rate", "parameters", "initial_weights"),
+    "recipe",
+    "data_sha256",
+    *GRADIENT_FIELDS,
+    *NETWORK_FIELDS,
+    "initial_weights",
+    "parameters",
 )
 
 
@@ -91,7 +96,7 @@ def best_baseline(figures: Sequence[Mapping[str, float]], unit: str) -> str:
         return ""
     choose = max if higher_is_better(metric) else min
     best = choose(means, key=lambda name: means[name])
-    return f"{best.replace('_', ' ')} {format_metric(metric, means[best], unit)}"
+    return f"{TITLES.get(best, best)}, {format_metric(metric, means[best], unit)}"
 
 
 def describe_training(provenance: Mapping[str, str]) -> str:

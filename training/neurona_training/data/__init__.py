@@ -30,6 +30,7 @@ exported file takes the strings.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:  # the catalogue is listed without numpy
 
 Kind = Literal["rows", "images", "sequences"]
 Task = Literal["classification", "regression"]
+
+_PIECE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ class Split:
             if len(self.inputs) != len(array):
                 raise DataError(f"{len(array)} {name} for {len(self.inputs)} rows of input")
             may_lack_values = self.allow_nan and array is self.inputs
-            if not np.isfinite(array).all() and (not may_lack_values or np.isinf(array).any()):
+            # In pieces: the array may be larger than memory.
+            is_invalid = np.isinf if may_lack_values else _is_not_finite
+            if any(is_invalid(part).any() for part in _pieces(array)):
                 raise DataError("the data has values that are missing or not finite")
         if self.lengths is not None:
             if self.lengths.dtype != np.int32:
@@ -97,6 +102,20 @@ class Split:
         """The network's inputs: `inputs`, then `lengths` if there are any, then extra inputs."""
         lengths = () if self.lengths is None else (self.lengths,)
         return (self.inputs, *lengths, *self.extra_inputs)
+
+
+def _is_not_finite(array: NDArray[Any]) -> NDArray[np.bool_]:
+    import numpy as np
+
+    not_finite: NDArray[np.bool_] = ~np.isfinite(array)
+    return not_finite
+
+
+def _pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yields all rows of an array, some at a time."""
+    step = max(1, _PIECE_BYTES * len(array) // max(1, array.nbytes))
+    for start in range(0, len(array), step):
+        yield array[start : start + step]
 
 
 @dataclass(frozen=True)

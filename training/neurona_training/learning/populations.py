@@ -29,7 +29,7 @@ LEVEL = 0.01  # fraction of random divisions that are reported as different popu
 _MAX_ROWS = 1000  # of each part, drawn at random
 _MAX_SIDE = 16  # pixels; larger images are averaged down to this before they are told apart
 _PERMUTATIONS = 1999  # random divisions for a p-value
-_TREES = 100
+_TREES = 50
 _SEED = 2017
 
 

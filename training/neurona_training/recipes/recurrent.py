@@ -28,14 +28,13 @@ def _network(cell: Cell, data: Dataset, options: NetworkOptions) -> nn.Module:
     import numpy as np
     from torch import nn
 
-    from neurona_training.architectures.audio import BANDS, AudioNetwork, LogMel
+    from neurona_training.architectures.audio import BANDS, SPEECH_RATE, AudioNetwork, LogMel
     from neurona_training.architectures.input_layers import (
         Denormalise,
         Normalise,
         StandardiseColumns,
     )
     from neurona_training.architectures.recurrent import LastState, NextCount
-    from neurona_training.data.sources.spoken_digits import RATE
 
     inputs, lengths = data.train.inputs, data.train.lengths
     (units,) = options.hidden_units((_UNITS,))
@@ -63,7 +62,8 @@ def _network(cell: Cell, data: Dataset, options: NetworkOptions) -> nn.Module:
     if lengths is None:
         return last_state(Normalise.to_unit_variance(inputs), inputs.shape[2])
     if inputs.ndim == 2:  # samples of sound
-        return AudioNetwork(LogMel(RATE).fit(inputs, lengths), last_state(nn.Identity(), BANDS))
+        log_mel = LogMel(data.input.sample_rate or SPEECH_RATE).fit(inputs, lengths)
+        return AudioNetwork(log_mel, last_state(nn.Identity(), BANDS))
     is_step = np.arange(inputs.shape[1]) < lengths[:, None]  # the others are padding
     return last_state(StandardiseColumns(inputs[is_step]), inputs.shape[2])
 

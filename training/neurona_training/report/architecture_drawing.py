@@ -241,7 +241,7 @@ def _name_units(
     data = results.data
     if data.kind == "images":
         thumbnail = axes.inset_axes((-2.2, -0.9, 1.8, 1.8), transform=axes.transData)
-        draw_image(thumbnail, results.test_input(0), float(data.test.inputs.max()))
+        draw_image(thumbnail, results.test_input(0), results.brightest)
     else:
         names = input_names(results, columns[0].size)
         for unit, (x, y) in places[0].items():
@@ -307,7 +307,7 @@ def _draw_maps(results: RunResults) -> Figure:
     thumbnail = axes.inset_axes(
         (step / 2 - side / 2, -side / 2, side, side), transform=axes.transData
     )
-    draw_image(thumbnail, picture, float(results.data.test.inputs.max()))
+    draw_image(thumbnail, picture, results.brightest)
     label(step / 2, "picture", f"{picture.shape[-1]} x {picture.shape[-2]}\npixels")
     for index, stage in enumerate(stages, 1):
         x = step * (index + 0.5)

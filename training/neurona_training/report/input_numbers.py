@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import nn
 
-from neurona_training.architectures.audio import HOP, LogMel
+from neurona_training.architectures.audio import LogMel
 from neurona_training.architectures.input_layers import Features
 from neurona_training.export.parity import caller_array
 from neurona_training.report.drawing import (
@@ -69,6 +70,8 @@ def input_numbers_section(results: RunResults) -> Section | None:
 
 
 def _format(value: float) -> str:
+    if math.isnan(value):
+        return "missing"
     return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -91,7 +94,7 @@ def _picture_section(results: RunResults, row: int) -> Section:
 
 def _draw_matrix(results: RunResults, pixels: NDArray[Any], planes: NDArray[Any]) -> Figure:
     height, width = planes.shape[-2:]
-    brightest = float(results.data.test.inputs.max())
+    brightest = results.brightest
     rows, columns = min(height, _CROP), min(width, _CROP)
     if max(height, width) <= _MAX_SIDE and len(planes) != 3:
         rows, columns = height, width
@@ -235,7 +238,8 @@ def _sound_section(results: RunResults, row: int) -> Section:
         grid[1].tick_params(labelsize=8)
         grid[1].spines[:].set_visible(False)
         caption += (
-            f" Below, as the network sees it: how loud each band of pitch is, every {HOP} samples."
+            " Below, as the network sees it: how loud each band of pitch is, every "
+            f"{log_mels[0].hop} samples."
         )
     picture = make_picture(figure, "a waveform, and its bands of pitch over time")
     return Section("One example as numbers", caption, (picture,), words=("sample",))

@@ -113,7 +113,7 @@ def _describe_prediction(results: RunResults, row: int, *, short_names: bool = T
 def _draw_input(axes: Axes, results: RunResults, row: int) -> None:
     test_input = results.test_input(row)
     if results.data.kind == "images":
-        draw_image(axes, test_input, float(results.data.test.inputs.max()))
+        draw_image(axes, test_input, results.brightest)
     elif results.is_series:
         _draw_series(axes, results, row)
     else:

@@ -72,6 +72,11 @@ class RunResults:
         return np.argsort(-badness, kind="stable")
 
     @cached_property
+    def brightest(self) -> float:
+        """The largest number of the test inputs: white in pictures."""
+        return float(self.data.test.inputs.max())
+
+    @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The network's layers, in the order in which a row passes them."""
         return trace_layers(self.network, self.row_arrays([0]))

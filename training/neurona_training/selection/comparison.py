@@ -24,12 +24,15 @@ import torch
 from numpy.typing import NDArray
 
 from neurona_training.data import Dataset
+from neurona_training.data.digest import data_digest
 from neurona_training.errors import DataError, FitError
+from neurona_training.learning.calibration import choose_temperature
 from neurona_training.learning.evaluation import (
     accuracy,
     auc,
     balanced_accuracy,
     format_metric,
+    negative_log_likelihood,
     predict,
     rmse,
     softmax,
@@ -50,7 +53,6 @@ from neurona_training.selection.summary import (
 CLASSIFICATION_METRICS = ("accuracy", "balanced_accuracy", "auc", "nll")
 REGRESSION_METRICS = ("rmse",)
 _CHECKPOINTS = "comparison-*.pt"
-_TINY = 1e-12  # the smallest probability whose logarithm is taken
 
 
 @dataclass(frozen=True)
@@ -243,21 +245,11 @@ def validation_metrics(outputs: NDArray[Any], data: Dataset) -> dict[str, float]
     metrics = {
         "accuracy": accuracy(outputs, targets),
         "balanced_accuracy": balanced_accuracy(outputs, targets),
-        "nll": float(-np.log(np.maximum(outputs[np.arange(len(targets)), targets], _TINY)).mean()),
+        "nll": negative_log_likelihood(outputs, targets),
     }
     if np.bincount(targets, minlength=len(data.labels)).all():
         metrics["auc"] = auc(outputs, targets)
     return metrics
-
-
-def data_digest(data: Dataset) -> str:
-    """Returns the SHA-256 of the training and validation rows, shortened to 16 digits."""
-    digest = hashlib.sha256()
-    for split in (data.train, data.validation):
-        for array in (*split.arrays, split.targets):
-            digest.update(f"{array.dtype} {array.shape} ".encode())
-            digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()[:16]
 
 
 def _train_candidate(
@@ -271,11 +263,11 @@ def _train_candidate(
     name, metric = candidate.recipe.name, plan.metric_for(data)
     results: list[Record] = []
     for fold, part in enumerate(validation_parts(data, plan.folds), start=1):
+        fingerprint = f"{data_digest(part)}, {candidate.settings}"
+        if candidate.initial_weights:
+            fingerprint += f", {describe_weights(candidate.initial_weights)}"
         for seed in plan.seeds:
             title = f"{name}, seed {seed}" + (f", fold {fold}" if plan.folds else "")
-            fingerprint = f"{data_digest(part)}, {candidate.settings}"
-            if candidate.initial_weights:
-                fingerprint += f", {describe_weights(candidate.initial_weights)}"
             record = records.find(title, fingerprint)
             if record is None:
                 try:
@@ -356,12 +348,13 @@ def _train_once(
     run = Run(title, seed, checkpoint, resume=True, initial_weights=candidate.initial_weights)
     result = candidate.recipe.fit(data, candidate.settings, run)
     outputs = predict(result.network, data.validation).numpy()
+    metrics = validation_metrics(softmax(outputs) if data.is_classification else outputs, data)
+    if data.is_classification:  # as the exported network: with a temperature, where that helps
+        metrics["nll"] = _calibrated_nll(outputs, data)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return {
-        "metrics": validation_metrics(
-            softmax(outputs) if data.is_classification else outputs, data
-        ),
+        "metrics": metrics,
         "best_epoch": result.best_epoch,
         "parameters": sum(parameter.numel() for parameter in result.network.parameters()),
         "seconds": round(time.monotonic() - started, 2),
@@ -372,3 +365,9 @@ def _checkpoint_name(training: str) -> str:
     """A name for each training, so that no other one finds its checkpoint."""
     digest = hashlib.sha256(training.encode()).hexdigest()[:16]
     return _CHECKPOINTS.replace("*", digest)
+
+
+def _calibrated_nll(logits: NDArray[Any], data: Dataset) -> float:
+    """NLL with a temperature that was fitted on other validation rows, if that is smaller."""
+    calibration = choose_temperature(logits, data.validation.targets)
+    return float(min(calibration.nll, calibration.cross_fitted_nll))

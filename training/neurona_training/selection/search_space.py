@@ -96,18 +96,22 @@ def search_space(
     return space
 
 
-def initial_values(space: Mapping[str, Range], settings: Settings) -> dict[str, int | float]:
+def initial_values(
+    space: Mapping[str, Range], recipe: Recipe, settings: Settings
+) -> dict[str, int | float]:
     """Returns the settings as they are, where they lie in the ranges: the first that is tried.
 
-    A setting that is left to the network, or lies outside, is not in the result.
+    A setting that lies outside is not in the result, nor are units that differ between layers.
     """
-    network, augmentation = settings.network, settings.hyperparameters.augmentation
+    network = settings.network.with_defaults(recipe.default_network)
+    augmentation = settings.hyperparameters.augmentation
+    units = network.units if network.units and len(set(network.units)) == 1 else None
     values: dict[str, object] = {
         "learning_rate": settings.hyperparameters.learning_rate,
         "weight_decay": settings.hyperparameters.weight_decay,
         "batch_rows": settings.hyperparameters.batch_rows,
-        "units": network.units[0] if network.units else None,
-        "layers": network.layers or (len(network.units) if network.units else None),
+        "units": units[0] if units else None,
+        "layers": len(units) if units else None,
         "dropout": network.dropout,
         "pixels": augmentation.pixels if augmentation else 0.0,
         "degrees": augmentation.degrees if augmentation else 0.0,

@@ -24,12 +24,13 @@ import numpy as np
 import torch
 
 from neurona_training.data import Dataset
+from neurona_training.data.digest import data_digest
 from neurona_training.errors import FitError, OutputError
 from neurona_training.learning.initial_weights import describe_weights
 from neurona_training.learning.run import Epoch, InitialWeights, Run
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import Changes, Settings
-from neurona_training.selection.comparison import data_digest, validation_parts
+from neurona_training.selection.comparison import validation_parts
 from neurona_training.selection.search_space import (
     Range,
     as_changes,
@@ -123,7 +124,7 @@ def tune(
 
         while (done := len(_finished(study))) < trials:
             study.sampler, study.pruner = _sampler(seed, done), _pruner(settings, len(parts))
-            trial, values = _next_trial(study, space, settings, is_first=not done)
+            trial, values = _next_trial(study, space, recipe, settings, is_first=not done)
             title = f"{recipe.name}, trial {done + 1} of {trials}"
             try:
                 changed = settings.with_changes(as_changes(values))
@@ -139,16 +140,21 @@ def tune(
 
 
 def _next_trial(
-    study: optuna.Study, space: Mapping[str, Range], settings: Settings, *, is_first: bool
+    study: optuna.Study,
+    space: Mapping[str, Range],
+    recipe: Recipe,
+    settings: Settings,
+    *,
+    is_first: bool,
 ) -> tuple[optuna.Trial, dict[str, int | float]]:
     """Returns a trial and its values; the first one has the settings as they are.
 
-    Of these, what the network chooses by itself or what lies outside the ranges has no value.
+    Of these, what lies outside the ranges has no value.
     """
     if not is_first:
         trial = study.ask()
         return trial, {name: values.suggest(name, trial) for name, values in space.items()}
-    values = initial_values(space, settings)
+    values = initial_values(space, recipe, settings)
     study.enqueue_trial(values)
     trial = study.ask()
     return trial, {name: space[name].suggest(name, trial) for name in values}

@@ -60,7 +60,9 @@ def test_colours_and_sizes(tmp_path):
 def test_an_error_in_images_names_the_file_or_folder(tmp_path):
     folder = _images(tmp_path / "pets")
     (folder / "emu").mkdir()
-    assert f"{folder / 'emu'}: no image for class 'emu'" in _error_line(UserData(folder))
+    assert f"{folder / 'emu'}: no file for class 'emu'" in _error_line(UserData(folder))
+    for number in range(2, 6):
+        Image.new("L", (6, 6)).save(folder / "emu" / f"{number}.png")
     broken = folder / "emu" / "1.png"
     broken.write_text("not an image")
     assert f"{broken}: unknown image format" in _error_line(UserData(folder))
@@ -106,7 +108,10 @@ def test_concatenated_and_padded_sequences_are_equal(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"lengths": None}, "no array 'lengths'; available: inputs, targets"),
+        ({"targets": None}, "no array 'targets'; available: inputs, lengths (expected targets or"),
+        ({"inputs": None}, "no array 'inputs'; available: lengths, targets (expected inputs or X)"),
+        ({"X": np.zeros((20, 2))}, "arrays 'inputs' and 'X' mean the same"),
+        ({"y_test": np.zeros(3)}, "no array 'inputs' for test"),
         ({"lengths": np.array([1.5] * 20)}, "lengths: float64 of shape [20] (expected integers"),
         ({"lengths": np.array([3, 0, 2, 4] * 5)}, "lengths: row 1 has 0 steps"),
         ({"inputs": np.zeros((69, 2))}, "inputs: 69 steps (expected 70"),

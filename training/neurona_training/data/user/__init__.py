@@ -8,6 +8,10 @@ parts       which rows are for training, validation and the test
 encoding    columns with missing values, dates and text as numbers
 times       rows of a series in the order of time
 series      a CSV file, a column whose rows follow each other in time
-sequences   an .npz file of sequences of different lengths
-images      a folder of images for each class
+arrays      an .npz file of sequences, images or rows
+chosen_parts  files and arrays that their user has divided
+class_folders  a folder of files for each class, also below train, val and test
+images      images in such folders
+sounds      recordings in such folders
+large_arrays  arrays that may be larger than memory
 """

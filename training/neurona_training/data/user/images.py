@@ -1,69 +1,53 @@
-"""A user's folder of images: a folder for each class, named as the class is."""
+"""A user's images in a folder for each class."""
 
 from __future__ import annotations
 
-import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from neurona_client.files.content import FileContentError
 from neurona_client.files.images import fit_image, read_image
 from neurona_training.data import Dataset, Input, Split
-from neurona_training.data.splits import encode_classes, split_rows
+from neurona_training.data.user.class_folders import ClassFolders
+from neurona_training.data.user.large_arrays import allocate
 from neurona_training.data.user.spec import UserData
 from neurona_training.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # that systems leave in folders
-_MIN_FILES_FOR_BAR = 500  # fewer are read at once
 
-
-def load_images(user_data: UserData) -> Dataset:
+def load_images(user_data: UserData, folders: ClassFolders) -> Dataset:
     """Reads all images, 0 to 255: grey as (rows, height, width), others (rows, 3, height, width).
 
-    They are read as the client reads them (`neurona_client.files.images`). With `image_size` the
-    central square of each is resized to that size.
+    They are read one by one, as the client reads them (`neurona_client.files.images`), into an
+    array that is on disk if it does not fit into memory. With `image_size` the central square of
+    each is brought to that size at once.
 
     Raises:
         DataError: with the file or folder that is wrong.
     """
-    files, names = _list_files(user_data.path)
-    bar = tqdm(
-        files,
-        desc=f"reading {user_data.path.name}",
-        unit="image",
-        leave=False,
-        disable=len(files) < _MIN_FILES_FOR_BAR or not sys.stderr.isatty(),
-    )
-    images = [_open_image(path, user_data.image_size) for path in bar]
-    if any(image.mode == "RGB" for image in images):
-        images = [image.convert("RGB") for image in images]
-    for path, image in zip(files, images, strict=True):
-        if image.size != images[0].size:
-            raise DataError(
-                f"{path}: {image.width} x {image.height} pixels (expected "
-                f"{images[0].width} x {images[0].height} as in {files[0].name}); --image-size "
-                "resizes all"
-            )
-    pixels: NDArray[np.float32] = np.stack([np.asarray(image, np.float32) for image in images])
-    if pixels.ndim == 4:
-        pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-    where = str(user_data.path)
-    target = encode_classes(names, where)
+    target, parts = folders.divide()
+    places = folders.places(parts)
+    pixels = _try_read(folders, places, user_data.image_size, in_colour=False)
+    if pixels is None:  # files of grey levels and, later, one of colours
+        pixels = _try_read(folders, places, user_data.image_size, in_colour=True)
+    assert pixels is not None  # noqa: S101  for the type checker
+    bounds = np.cumsum([len(rows) for rows in parts])[:-1]
     train, validation, test = (
-        Split(pixels[rows], target.targets[rows]) for rows in split_rows(target, where)
+        Split(part, target.targets[rows])
+        for part, rows in zip(np.split(pixels, bounds), parts, strict=True)
     )
-    size, is_rgb = f"{images[0].width} x {images[0].height}", pixels.ndim == 4
+    height, width = pixels.shape[-2:]
+    size, is_rgb = f"{width} x {height}", pixels.ndim == 4
     return Dataset(
         name=user_data.name,
-        source=f"{len(files):,} images in the folder {user_data.path.resolve().name}",
+        source=f"{len(folders.files):,} images in the folder {user_data.path.resolve().name}"
+        f"{folders.division}",
         train=train,
         validation=validation,
         test=test,
@@ -81,32 +65,32 @@ def load_images(user_data: UserData) -> Dataset:
     )
 
 
-def _list_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """Lists every image and its class.
-
-    Raises:
-        DataError: no folders, or one without images.
-    """
-    try:
-        class_folders = sorted(
-            entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
-        )
-        if not class_folders:
-            raise DataError(f"{folder}: no folders (expected one with images for each class)")
-        files, names = [], []
-        for class_folder in class_folders:
-            images = sorted(path for path in class_folder.iterdir() if _is_image_file(path))
-            if not images:
-                raise DataError(f"{class_folder}: no image for class {class_folder.name!r}")
-            files += images
-            names += [class_folder.name] * len(images)
-    except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}") from error
-    return files, names
-
-
-def _is_image_file(path: Path) -> bool:
-    return path.is_file() and path.name[0] != "." and path.name.lower() not in _SYSTEM_FILES
+def _try_read(
+    folders: ClassFolders, places: NDArray[np.int64], size: int | None, *, in_colour: bool
+) -> NDArray[np.float32] | None:
+    """Reads each file into its place; None if grey levels are expected and one has colours."""
+    pixels: NDArray[np.float32] | None = None
+    first_size = (0, 0)
+    for path, place in zip(folders.progress(folders.files), places, strict=True):
+        image = _open_image(path, size)
+        if pixels is None:
+            in_colour = in_colour or image.mode == "RGB"
+            planes = (3,) if in_colour else ()
+            shape = (len(places), *planes, image.height, image.width)
+            pixels, first_size = allocate(shape, str(folders.folder)), image.size
+        if image.mode == "RGB" and not in_colour:
+            return None
+        if image.size != first_size:
+            raise DataError(
+                f"{path}: {image.width} x {image.height} pixels (expected "
+                f"{first_size[0]} x {first_size[1]} as in {folders.files[0].name}); --image-size "
+                "resizes all"
+            )
+        if in_colour:
+            pixels[place] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        else:
+            pixels[place] = np.asarray(image)
+    return pixels
 
 
 def _open_image(path: Path, size: int | None) -> Image:

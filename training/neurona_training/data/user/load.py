@@ -3,7 +3,8 @@
     load_user_data(UserData(Path("patients.csv"), target="outcome", ignored=("id",)))
     load_user_data(UserData(Path("prices.csv"), series="close", window=30, horizon=5, unit="EUR"))
     load_user_data(UserData(Path("flowers"), image_size=64))  # flowers/rose/1.jpg, flowers/tulip/…
-    load_user_data(UserData(Path("gestures.npz")))            # keys: see sequences.py
+    load_user_data(UserData(Path("words")))                   # words/yes/1.wav, words/no/…
+    load_user_data(UserData(Path("gestures.npz")))            # keys: see arrays.py
 
 The parts are the same on each call: 65 % of the rows for training, 15 % for validation and
 20 % for the test, each class divided in these proportions, or, for a series, one part after
@@ -19,10 +20,12 @@ from dataclasses import replace
 
 from neurona_client.files.arrays import PICKLE_REASON, is_pickle
 from neurona_training.data import Dataset
+from neurona_training.data.user.arrays import load_arrays
+from neurona_training.data.user.class_folders import list_class_folders
 from neurona_training.data.user.images import load_images
 from neurona_training.data.user.rows import load_rows
-from neurona_training.data.user.sequences import load_sequences
 from neurona_training.data.user.series import load_series
+from neurona_training.data.user.sounds import has_sounds, load_sounds
 from neurona_training.data.user.spec import SUFFIXES, LoadedUserData, UserData
 from neurona_training.data.user.table import UserTable, read_user_table
 from neurona_training.data.user.times import sort_by_time
@@ -45,13 +48,16 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if path.is_dir():
-        return _single_view(load_images(user_data))
+        folders = list_class_folders(path)
+        load_files = load_sounds if has_sounds(folders) else load_images
+        return _single_view(load_files(user_data, folders))
     if path.suffix.lower() == ".npz":
-        return _single_view(load_sequences(user_data))
+        return _single_view(load_arrays(user_data))
     if path.suffix.lower() not in SUFFIXES:
         kind = PICKLE_REASON if is_pickle(path) else "unknown kind of file"
         raise DataError(
-            f"{path}: {kind} (expected a folder of images, or a {', '.join(SUFFIXES)} file)"
+            f"{path}: {kind} (expected a folder of images or sound, or a "
+            f"{', '.join(SUFFIXES)} file)"
         )
     table = read_user_table(path)
     user_data = _normalise_names(user_data)

@@ -21,7 +21,7 @@ class UserData:
     """Where a user's data are, and what is to be learned from them.
 
     Args:
-        path: a .csv, .tsv or .npz file, or a folder of images.
+        path: a .csv, .tsv or .npz file, or a folder of images or sound for each class.
         target: the column predicted from the other columns of the same row; several columns of a
             regression.
         task: None infers it from the target: text and up to ten different integers are
@@ -45,6 +45,7 @@ class UserData:
         horizon: number of following values that are predicted.
         unit: of a regression's values.
         image_size: images are resized to this many pixels; None keeps them.
+        sample_rate: sound is resampled to this many samples a second; None: see `sounds`.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class UserData:
     horizon: int = 1
     unit: str = ""
     image_size: int | None = None
+    sample_rate: int | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:
