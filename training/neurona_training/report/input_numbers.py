@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from neurona_training.architectures.audio import LogMel
+from neurona_training.architectures.columns import EncodeColumns
 from neurona_training.architectures.input_layers import Features
 from neurona_training.export.parity import caller_array
 from neurona_training.report.drawing import (
@@ -178,6 +179,9 @@ def _scaled(network: nn.Module, inputs: NDArray[Any]) -> NDArray[Any] | None:
     scales = [one for one in network.modules() if isinstance(one, Features)]
     if not scales or scales[0].width < inputs.shape[-1]:
         return None
+    for module in network.modules():  # filled and encoded columns are others than a caller's
+        if isinstance(module, EncodeColumns) and (module.encoding.medians or module.encoding.dates):
+            return None
     with torch.inference_mode():
         padded = torch.zeros(1, scales[0].width)
         padded[:, : inputs.shape[-1]] = torch.from_numpy(inputs)

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from neurona_training.architectures.audio import LogMel
 from neurona_training.architectures.classic import Threshold
+from neurona_training.architectures.columns import EncodeColumns
 from neurona_training.architectures.convolutional import PartialConvolution, Subsampling
 from neurona_training.architectures.input_layers import (
     Denormalise,
@@ -264,6 +265,7 @@ def _describe_recurrent(module: Any) -> str:
 _SCALING = (Normalise, StandardiseColumns, Features, RgbInput)
 _DESCRIPTIONS: tuple[tuple[Any, Callable[[Any], str]], ...] = (
     (_SCALING, lambda _: "scaling of the inputs"),
+    (EncodeColumns, lambda _: "missing values, dates and texts become numbers"),
     (Denormalise, lambda _: "scaling to the unit of the target"),
     (nn.Linear, lambda one: f"fully connected, {_count(one.out_features, 'unit')}"),
     (nn.Conv2d, _describe_convolution),
