@@ -24,6 +24,7 @@ from neurona_training.report.drawing import (
     Section,
     draw_image,
     escape_math,
+    format_number,
     make_picture,
     new_figure,
     shorten,
@@ -71,9 +72,7 @@ def input_numbers_section(results: RunResults) -> Section | None:
 
 
 def _format(value: float) -> str:
-    if math.isnan(value):
-        return "missing"
-    return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
+    return "missing" if math.isnan(value) else format_number(value)
 
 
 def _picture_section(results: RunResults, row: int) -> Section:
@@ -153,7 +152,7 @@ def _row_section(results: RunResults, row: int) -> Section:
             names = results.column_names(array.shape[-1])
             for index, (name, value) in enumerate(zip(names, cell, strict=True)):
                 scaled_text = _format(float(scaled[0, index])) if scaled is not None else ""
-                lines.append([name, _format(value), scaled_text])
+                lines.append([name, results.format_cell(index, value), scaled_text])
         else:
             text = str(cell[0]) if isinstance(cell[0], str) else _format(cell[0])
             scaled_text = f"1 for {text!r}, 0 for the others" if described.categories else ""

@@ -274,5 +274,5 @@ def _encoded_names(results: RunResults, encoding: ColumnEncoding) -> list[str]:
     for text, table in zip(texts, encoding.tables, strict=False):
         columns = table.shape[1]
         categories = [*text.categories, "another"][:columns]
-        names += [f"{text.name} is {category}" for category in categories]
+        names += [f"{text.name} is {category or 'empty'}" for category in categories]
     return names
