@@ -133,10 +133,13 @@ class ValueSpec:
     Attributes:
         name: what the value is.
         unit: its unit; empty if the model has none.
+        quantile: of a bound of a prediction interval, the probability of a true value below it;
+            0 for the prediction itself.
     """
 
     name: str
     unit: str
+    quantile: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ def description_from_response(response: DescribeModelResponse) -> ModelDescripti
         tuple(_tensor_spec(one, words_by_input.get(one.name)) for one in response.inputs),
         tuple(_tensor_spec(one) for one in response.outputs),
         tuple(metadata.labels),
-        tuple(ValueSpec(value.name, value.unit) for value in metadata.values),
+        tuple(ValueSpec(value.name, value.unit, value.quantile) for value in metadata.values),
         response.batched,
         dict(metadata.figures),
         dict(metadata.provenance),

@@ -260,20 +260,38 @@ class RegressionResult(Result):
 
     @property
     def value(self) -> float:
-        """The only value.
+        """The only predicted value, bounds of its interval aside.
 
         Raises:
             ValueError: the model returns several values for a row; see `values`.
         """
-        values = self.values
-        if len(values) != 1:
-            raise ValueError(f"model returns {len(values)} values for a row: use .values")
-        return values[0]
+        values, quantiles = self.values, self._quantiles()
+        if quantiles.count(0) != 1 or len(quantiles) != len(values):
+            if len(values) != 1:
+                raise ValueError(f"model returns {len(values)} values for a row: use .values")
+            return values[0]
+        return values[quantiles.index(0)]
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Lower and upper bound of the only value; None if the model returns no interval.
+
+        Raises:
+            ValueError: the model returns several values for a row; see `values`.
+        """
+        self.value  # noqa: B018 - raises the error
+        quantiles = self._quantiles() if len(self.values) > 1 else []
+        named = zip(quantiles, self.values, strict=False)
+        bounds = sorted((quantile, value) for quantile, value in named if quantile)
+        return (bounds[0][1], bounds[-1][1]) if len(bounds) > 1 else None
 
     @property
     def values(self) -> tuple[float, ...]:
-        """All values of the row."""
+        """All values of the row, the bounds of intervals too."""
         return tuple(self._regression_row().values)
+
+    def _quantiles(self) -> list[float]:
+        return [value.quantile for value in self.message.regression.values]
 
     @property
     def unit(self) -> str:

@@ -421,9 +421,11 @@ class InputDescription(_message.Message):
     def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., unit: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ..., window: _Optional[int] = ..., decimal_mark: _Optional[str] = ..., finite: bool = ..., allow_nan: bool = ..., lengths_of: _Optional[str] = ..., lengths_axis: _Optional[int] = ..., only_categories: bool = ..., sample_rate: _Optional[int] = ..., date_columns: _Optional[_Iterable[str]] = ..., date_order: _Optional[str] = ..., time_column: _Optional[str] = ...) -> None: ...
 
 class ValueDescription(_message.Message):
-    __slots__ = ("name", "unit")
+    __slots__ = ("name", "unit", "quantile")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
+    QUANTILE_FIELD_NUMBER: _ClassVar[int]
     name: str
     unit: str
-    def __init__(self, name: _Optional[str] = ..., unit: _Optional[str] = ...) -> None: ...
+    quantile: float
+    def __init__(self, name: _Optional[str] = ..., unit: _Optional[str] = ..., quantile: _Optional[float] = ...) -> None: ...

@@ -6,7 +6,7 @@ import torch
 
 from neurona_training.architectures.convolutional import LeNet5, PartialConvolution, Subsampling
 from neurona_training.architectures.input_layers import Denormalise, Normalise
-from neurona_training.architectures.recurrent import LastState, Recurrent, RecurrentNode
+from neurona_training.architectures.recurrent import LastState, Recurrent, RecurrentNodes
 
 
 def _parameters(module):
@@ -50,13 +50,12 @@ def test_a_map_ignores_input_maps_without_a_connection():
 
 def test_a_layer_that_is_not_one_onnx_operator_is_rejected():
     for layer in (
-        torch.nn.LSTM(2, 3, num_layers=2),
-        torch.nn.GRU(2, 3, bidirectional=True),
+        torch.nn.LSTM(2, 3, proj_size=2),
         torch.nn.RNN(2, 3, nonlinearity="relu"),
         torch.nn.RNN(2, 3, bias=False),
     ):
         with pytest.raises(ValueError, match=r"RNN|LSTM|GRU"):
-            RecurrentNode(layer)
+            RecurrentNodes(layer)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
@@ -75,9 +74,20 @@ def test_normalisation_and_its_inverse():
     normal = Normalise.to_unit_variance(values)(x)
     assert normal.mean().item() == pytest.approx(0, abs=1e-6)
     assert normal.std(correction=0).item() == pytest.approx(1, abs=1e-6)
-    torch.testing.assert_close(Denormalise(values)(normal), x)
+    torch.testing.assert_close(Denormalise(values[:, None])(normal[:, None]), x[:, None])
     constant = np.full(3, 7.0, np.float32)
     assert torch.equal(Normalise.to_unit_variance(constant)(torch.tensor([7.0])), torch.zeros(1))
+
+
+def test_each_predicted_value_has_a_scale_of_its_own():
+    values = np.array([[1.0, 1000], [2, 3000], [3, 5000], [3, 5000]], np.float32)
+    layer = Denormalise(values)
+    torch.testing.assert_close(layer(torch.zeros(1, 2)), torch.tensor([[2.25, 3500]]))
+    assert (layer(torch.ones(1, 2)) - layer(torch.zeros(1, 2))).tolist() == [
+        pytest.approx([values[:, 0].std(), values[:, 1].std()])
+    ]
+    constant = np.full((3, 2), [7, 9], np.float32)
+    assert Denormalise(constant)(torch.ones(1, 2)).tolist() == [[8, 10]]
 
 
 def test_a_regression_predicts_in_the_unit_of_its_targets():

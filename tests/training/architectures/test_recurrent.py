@@ -7,16 +7,15 @@ import pytest
 import torch
 
 from neurona_protos import metadata
-from neurona_training.architectures.input_layers import Normalise
 from neurona_training.architectures.network_options import NetworkOptions
-from neurona_training.architectures.recurrent import LastState, NextCount
+from neurona_training.architectures.recurrent import NextCount, Recurrent
 from neurona_training.cli.main import main
 from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.transforms import pad_sequences
-from neurona_training.errors import ExportError
+from neurona_training.errors import ExportError, OptionError
 from neurona_training.export.metadata import model_metadata
 from neurona_training.export.onnx_export import export
-from neurona_training.export.stepwise import export_stepwise, verify_pieces
+from neurona_training.export.stepwise import export_stepwise, has_stepwise_form, verify_pieces
 from neurona_training.learning.evaluation import predict, rmse
 from neurona_training.learning.gradient_descent import fit
 from neurona_training.learning.run import Hyperparameters, Run
@@ -135,19 +134,53 @@ def test_a_lost_state_is_found(ragged):
         verify_pieces(graph.SerializeToString(), model, ragged)
 
 
-def test_two_recurrent_layers_have_no_stepwise_form(ragged):
-    class Two(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            make = {"features": 2, "hidden": 4, "outputs": 2}
-            self.a = LastState(Normalise(0, 1), "rnn", **make)
-            self.b = LastState(Normalise(0, 1), "gru", **make)
+@pytest.mark.parametrize(
+    ("cell", "with_lengths", "bidirectional"),
+    [
+        *[(cell, True, bidirectional) for cell in CELLS for bidirectional in (False, True)],
+        ("lstm", False, False),
+        ("gru", False, True),
+    ],
+)
+def test_layers_above_each_other_are_one_operator_each(
+    cell, with_lengths, bidirectional, operators
+):
+    data = _data(ragged=with_lengths)
+    options = NetworkOptions(units=(6,), layers=3, bidirectional=bidirectional, dropout=0.5)
+    torch.manual_seed(0)
+    network = RECIPES[cell].network(data, options).eval()
+    assert network.output.in_features == (12 if bidirectional else 6)
+    model = _exported(network, data)  # which is verified, with a different length in each row
+    assert operators(model).count(cell.upper()) == 3
+    assert has_stepwise_form(network) is not bidirectional
+    if bidirectional:
+        with pytest.raises(ExportError, match=r"direction 'bidirectional' \(expected 'forward'\)"):
+            export_stepwise(model, data)
+        return
+    steps = _session(export_stepwise(model, data))  # which verifies pieces
+    names = ["initial_h", "initial_c"][: 2 if cell == "lstm" else 1]
+    states = [f"{name}_{layer}" for layer in (1, 2, 3) for name in names]
+    assert [one.name for one in steps.get_inputs()][len(data.inputs) :] == states
+    assert [one.name for one in steps.get_outputs()][1:] == [
+        name.replace("initial", "Y") for name in states
+    ]
 
-        def forward(self, sequence, lengths):
-            return self.a(sequence, lengths) + self.b(sequence, lengths)
 
-    with pytest.raises(ExportError, match=r"2 recurrent operators \(expected 1\)"):
-        export_stepwise(_exported(Two(), ragged), ragged)
+def test_a_second_direction_reads_the_end_of_each_row_first():
+    """Of padded rows, that is the last step of the row, not of the padding."""
+    torch.manual_seed(0)
+    layer = Recurrent("gru", 2, 4, bidirectional=True)
+    sequence = torch.randn(2, 6, 2)
+    whole = layer(sequence, torch.tensor([4, 6]))
+    torch.testing.assert_close(whole[:1], layer(sequence[:1, :4]))
+    changed = sequence.clone()
+    changed[0, 4:] = 9  # padding
+    torch.testing.assert_close(layer(changed, torch.tensor([4, 6])), whole)
+
+
+def test_units_of_recurrent_layers_are_the_same(ragged):
+    with pytest.raises(OptionError, match=r"units of recurrent layers are \(8, 4\)"):
+        RECIPES["gru"].network(ragged, NetworkOptions(units=(8, 4)))
 
 
 def _counts(rows=300):
@@ -194,7 +227,10 @@ def test_a_forecast_of_counts_ignores_padding_and_is_never_negative(operators):
 
 def test_the_stepwise_form_is_written_beside_the_model(tmp_path):
     out = ["--out", str(tmp_path), "--epochs", "1", "--no-report", "--name", "it"]
-    assert main(["rnn", *out]) == 0
     folder = tmp_path / "it" / "1"
-    assert [i.name for i in _session(folder / "step.onnx").get_inputs()] == ["series", "initial_h"]
-    assert [i.name for i in _session(folder / "model.onnx").get_inputs()] == ["series"]
+    assert main(["rnn", "--data", "digit-rows", "--layers", "2", *out]) == 0
+    states = ["initial_h_1", "initial_h_2"]
+    assert [i.name for i in _session(folder / "step.onnx").get_inputs()] == ["sequence", *states]
+    assert [i.name for i in _session(folder / "model.onnx").get_inputs()] == ["sequence"]
+    assert main(["rnn", "--data", "digit-rows", "--bidirectional", *out]) == 0
+    assert [path.name for path in folder.iterdir()] == ["model.onnx"]

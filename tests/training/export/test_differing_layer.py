@@ -48,13 +48,13 @@ def test_a_wrong_layer_is_named(monkeypatch, layer):
 def test_a_recurrent_layer_is_named(monkeypatch):
     torch.manual_seed(0)
     recipe = RECIPES["rnn"]
-    data = recipe.load("sunspots")
+    data = recipe.load("digit-rows")
     original = Recurrent.for_export
 
     def wrong_export(self):
-        node = original(self)
-        node.w *= 1.5
-        return node
+        layers = original(self)
+        layers.nodes[0].w *= 1.5
+        return layers
 
     monkeypatch.setattr(Recurrent, "for_export", wrong_export)
     message = _failure(recipe.network(data, NetworkOptions()), data)

@@ -185,3 +185,18 @@ def test_a_recipe_can_have_another_learner():
     assert torch.equal(_weights(result), _weights(again))
     metrics = evaluate(result.network, data)
     assert metrics["test_rmse"] < 0.8 * metrics["persistence_rmse"]
+
+
+def test_the_last_epoch_is_kept_on_request():
+    """Few noisy rows: the validation loss is best long before the end."""
+    recipe = RECIPES["feedforward"]
+    data = recipe.load("noisy-curve")
+    changes = {"epochs": 400, "units": (64, 64), "dropout": 0.0, "weight_decay": 0.0}
+    settings = recipe.settings(data, None).with_changes({**changes, "schedule": "constant"})
+    best, last = (
+        recipe.fit(data, settings.with_changes({"keep_epoch": keep}), Run("curve", 0))
+        for keep in ("best", "last")
+    )
+    assert best.history == last.history
+    assert best.best_epoch < last.best_epoch == 400
+    assert best.validation_loss < last.validation_loss == last.history[-1].validation_loss

@@ -303,7 +303,7 @@ def test_a_trained_model_is_where_another_training_starts(tmp_path):
         (["--freeze"], "--freeze needs --weights FILE or --from MODEL"),
         (["--weights", "a.pth", "--from", "b"], "exclude each other"),
         (["--weights", "."], "is a folder (expected a file; --from takes a model)"),
-        (["--from", "nowhere"], "is no folder (expected OUT/NAME/1 of a trained model)"),
+        (["--from", __file__], "is a file (expected OUT/NAME/1 of a trained model)"),
     ],
 )
 def test_options_that_do_not_fit(arguments, message, capsys):

@@ -35,6 +35,30 @@ def test_folds_of_a_series_validate_on_what_comes_later(tmp_path):
     assert fold.validation.targets.max() < data.test.targets.min()
 
 
+@pytest.fixture(scope="module")
+def visits(tmp_path_factory):
+    """A table of 90 visits of 30 patients, on one day each, with two outcomes."""
+    path = tmp_path_factory.mktemp("visits") / "visits.csv"
+    rows = (f"{row}.5,p{row * 7 % 30},{row * 37 % 90},{'ab'[row % 3 % 2]}" for row in range(90))
+    path.write_text("\n".join(["x,patient,day,outcome", *rows]))
+    return path
+
+
+def test_folds_keep_groups_together(visits):
+    data = load_user_data(UserData(visits, target="outcome", group="patient")).caller_view
+    for fold in cross_validation(data, 3):
+        assert not set(fold.train.groups) & set(fold.validation.groups)
+    with pytest.raises(DataError, match="24 groups outside the test .expected at least 25"):
+        list(cross_validation(data, 25))
+
+
+def test_folds_of_rows_that_are_divided_in_time_validate_on_what_comes_later(visits):
+    data = load_user_data(UserData(visits, target="outcome", time="day")).caller_view
+    for fold in cross_validation(data, 3):
+        days = [part.inputs[:, 0].astype(int) * 37 % 90 for part in (fold.train, fold.validation)]
+        assert days[0].max() < days[1].min()
+
+
 def test_ragged_sequences_keep_their_steps():
     rng = np.random.default_rng(0)
     data = load("digit-rows")

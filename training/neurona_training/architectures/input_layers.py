@@ -1,6 +1,8 @@
 """The first and last layers of many networks, between a caller's units and the network's own.
 
-Normalise, Denormalise              one scale for all numbers
+Normalise                           one scale for all numbers
+Denormalise                         a scale for each predicted value
+ValueScale, PredictionInterval      bounds of what a regression predicts
 StandardiseColumns, Features        rows and images for fully connected networks
 Temperature                         calibrated probabilities
 RgbInput, ConvolutionUnit, global_average_pool    images for deep convolutional networks
@@ -9,7 +11,7 @@ RgbInput, ConvolutionUnit, global_average_pool    images for deep convolutional 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +21,9 @@ from torch import Tensor, nn
 from neurona_training.architectures.columns import EncodedColumns
 from neurona_training.data import Dataset
 
+Scale = Literal["identity", "root", "log"]
+
+_LARGEST_LOG = 80.0  # e ** 80 is a finite float32
 LARGE_BYTES = 1 << 30  # arrays above may be larger than memory
 SMALL_IMAGE = 16  # pixels; a stem made for photographs would shrink a smaller image to nothing
 
@@ -53,19 +58,91 @@ class Normalise(nn.Module):
 
 
 class Denormalise(nn.Module):
-    """Scales mean 0 and variance 1 back to mean and variance of these values, any shape."""
+    """Scales each column of mean 0 and variance 1 back to its mean and variance in `values`.
+
+    Args:
+        values: (rows, columns).
+    """
 
     mean: Tensor
     spread: Tensor
 
     def __init__(self, values: NDArray[Any]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(float(np.mean(values))))
-        self.register_buffer("spread", torch.tensor(_standard_deviation(values)))
+        mean, spread = values.mean(axis=0, dtype=np.float64), column_spreads(values)
+        self.register_buffer("mean", torch.from_numpy(mean.astype(np.float32)))
+        self.register_buffer("spread", torch.from_numpy(spread.astype(np.float32)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scales the output."""
+        """Scales the outputs, (..., columns)."""
         return x * self.spread + self.mean
+
+
+class ValueScale(nn.Module):
+    """The scale on which a forecast adds: the values', their square roots or their logarithms.
+
+    Large counts vary more than small ones; their square roots vary equally (M. Bartlett, The
+    Square Root Transformation in Analysis of Variance, 1936). What grows by a percentage, and
+    swings by one, grows and swings evenly as a logarithm.
+
+    Args:
+        scale: which of them.
+        smallest: of values whose logarithm is taken; smaller ones count as this one.
+    """
+
+    def __init__(self, scale: Scale, smallest: float = 0.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.smallest = smallest
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Returns the values on the scale, of the same shape."""
+        if self.scale == "identity":
+            return values
+        if self.scale == "root":
+            return values.clamp(min=0).sqrt()
+        return values.clamp(min=self.smallest).log()
+
+    def inverse(self, scaled: Tensor) -> Tensor:
+        """Returns the values; roots below 0 are values of 0."""
+        if self.scale == "identity":
+            return scaled
+        if self.scale == "root":
+            return scaled.clamp(min=0).square()
+        return scaled.clamp(max=_LARGEST_LOG).exp()
+
+
+class PredictionInterval(nn.Module):
+    """Adds a lower and an upper bound to each value of a regression.
+
+    (rows, values) -> (rows, 3 * values): the values, all lower bounds, all upper bounds.
+
+    Args:
+        network: predicts values.
+        scale: on which the bounds are as far below the value as above it.
+        distances: on that scale, (values,).
+    """
+
+    distances: Tensor
+
+    def __init__(self, network: nn.Module, scale: ValueScale, distances: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.scale = scale
+        self.register_buffer("distances", distances)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Returns values and bounds for the network's inputs."""
+        values: Tensor = self.network(*inputs)
+        scaled = self.scale(values)
+        bounds = torch.cat([scaled - self.distances, scaled + self.distances], dim=1)
+        return torch.cat([values, self.scale.inverse(bounds)], dim=1)
+
+
+def column_spreads(values: NDArray[Any]) -> NDArray[np.float64]:
+    """The standard deviation of each column; 1 for a constant one, whose scale is kept."""
+    spreads: NDArray[np.float64] = values.std(axis=0, dtype=np.float64)
+    return np.where(spreads == 0, 1.0, spreads)
 
 
 def _standard_deviation(values: NDArray[Any]) -> float:
@@ -85,8 +162,7 @@ class StandardiseColumns(nn.Module):
 
     def __init__(self, values: NDArray[Any]) -> None:
         super().__init__()
-        spread = values.std(axis=0, dtype=np.float64)
-        spread[spread == 0] = 1  # the scale of a constant column is kept
+        spread = column_spreads(values)
         mean = values.mean(axis=0, dtype=np.float64)
         self.register_buffer("mean", torch.from_numpy(mean.astype(np.float32)))
         self.register_buffer("factor", torch.from_numpy((1 / spread).astype(np.float32)))
@@ -137,8 +213,8 @@ class Temperature(nn.Module):
 
 
 def without_wrappers(network: nn.Module) -> nn.Module:
-    """The network that was trained, without `Temperature` and `EncodedColumns` around it."""
-    while isinstance(network, Temperature | EncodedColumns):
+    """The network that was trained, without what else is in the file around it."""
+    while isinstance(network, Temperature | PredictionInterval | EncodedColumns):
         network = network.network
     return network
 

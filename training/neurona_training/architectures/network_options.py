@@ -22,8 +22,9 @@ class NetworkOptions:
         dropout: fraction of a hidden layer that is dropped in training.
         activation: of the hidden layers, "tanh", "relu", "gelu", "silu" or "sigmoid".
         initialisation: of the weights, one of `INITIALISATIONS`.
-        forecast: how a series is predicted: "value" as it is, or "count" as the change of the
-            square root of the last count.
+        forecast: how a series is predicted, one of `FORECASTS`: "hybrid" by a linear function of
+            the window that the network corrects, "network" by the network alone, or "count" by
+            the network as the change of the square root of the last count.
     """
 
     units: tuple[int, ...] | None = None
@@ -74,4 +75,5 @@ class NetworkOptions:
 
 
 ACTIVATIONS = ("tanh", "relu", "gelu", "silu", "sigmoid")
+FORECASTS = ("hybrid", "network", "count")
 INITIALISATIONS = ("inputs", "he", "xavier")

@@ -40,7 +40,10 @@ class LastState(nn.Module):
         hidden: numbers of the state.
         outputs: number of logits or values.
         denormalise: from the network's own units to the targets', for a regression.
-        dropout: fraction of the last state that is dropped in training.
+        dropout: fraction of the last state, and of the states between two layers, that is dropped
+            in training.
+        layers: recurrent layers; each reads the states of the one before.
+        bidirectional: whether each layer reads the sequence from its end too.
     """
 
     def __init__(
@@ -53,13 +56,22 @@ class LastState(nn.Module):
         outputs: int,
         denormalise: nn.Module | None = None,
         dropout: float = 0.0,
+        layers: int = 1,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__()
         self.reading = step_encoder
-        self.recurrent = Recurrent(cell, features, hidden)
+        self.recurrent = Recurrent(
+            cell, features, hidden, layers=layers, bidirectional=bidirectional, dropout=dropout
+        )
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(hidden, outputs)
+        self.output = nn.Linear(self.recurrent.width, outputs)
         self.denormalise = denormalise or nn.Identity()
+
+    @property
+    def is_stepwise(self) -> bool:
+        """Whether the state after a piece of a sequence is all that the next piece needs."""
+        return not self.recurrent.layer.bidirectional
 
     def forward(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Returns logits or values; lengths are those without padding."""
@@ -69,20 +81,48 @@ class LastState(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """One recurrent layer: (rows, time, features) -> (rows, hidden), the last state.
+    """Recurrent layers, one above the other: (rows, time, features) -> the last state.
 
     With lengths (rows,), each at least 1, it is the state after a row's last step; padding is
-    not read.
+    not read. Of two directions (M. Schuster and K. Paliwal, Bidirectional Recurrent Neural
+    Networks, IEEE Transactions on Signal Processing 45, 1997) the second one's last state is
+    the one after a row's first step.
+
+    Args:
+        cell: kind of the layers.
+        features: numbers of a step.
+        hidden: numbers of the state of each direction.
+        layers: each reads the states of the one before, of both directions.
+        bidirectional: whether each layer reads from the end too.
+        dropout: fraction of the states between two layers that is dropped in training.
     """
 
-    def __init__(self, cell: Cell, features: int, hidden: int) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        features: int,
+        hidden: int,
+        *,
+        layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        layers = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+        kinds = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
         self.cell = cell
-        self.layer: nn.RNNBase = layers[cell](features, hidden, batch_first=True)
+        self.width = hidden * (1 + bidirectional)  # numbers of the last state
+        self.layer: nn.RNNBase = kinds[cell](
+            features,
+            hidden,
+            layers,
+            batch_first=True,
+            bidirectional=bidirectional,
+            # torch warns of a dropout between layers where there is one layer.
+            dropout=dropout if layers > 1 else 0.0,
+        )
 
     def forward(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Returns the last state of each row."""
+        """Returns the last layer's last state of each row, (rows, width)."""
         steps: Tensor | PackedSequence = sequence
         if lengths is not None:
             # Sorts the rows itself, and needs the lengths on the CPU wherever the rows are.
@@ -91,12 +131,14 @@ class Recurrent(nn.Module):
             )
         _, last = self.layer(steps)
         # The state of an LSTM is a pair; its first part is the layer's output.
-        state: Tensor = last[0] if self.cell == "lstm" else last
-        return state.squeeze(0)
+        states: Tensor = last[0] if self.cell == "lstm" else last
+        directions = 1 + self.layer.bidirectional
+        # Of all layers and directions, (layers * directions, rows, hidden), the last layer's.
+        return torch.cat(states[-directions:].unbind(0), dim=1)
 
     def for_export(self) -> nn.Module:
-        """Returns an equal module that is exported as one ONNX operator."""
-        return RecurrentNode(self.layer)
+        """Returns an equal module that is exported as one ONNX operator for each layer."""
+        return RecurrentNodes(self.layer)
 
 
 class NextCount(LastState):
@@ -113,10 +155,21 @@ class NextCount(LastState):
         cell: kind of recurrent layer.
         train: training rows, for the scales.
         hidden: numbers of the state.
-        dropout: fraction of the last state that is dropped in training.
+        dropout: as of `LastState`.
+        layers: recurrent layers.
+        bidirectional: whether each layer reads from the end too.
     """
 
-    def __init__(self, cell: Cell, train: Split, *, hidden: int, dropout: float) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        train: Split,
+        *,
+        hidden: int,
+        dropout: float,
+        layers: int = 1,
+        bidirectional: bool = False,
+    ) -> None:
         inputs, targets = torch.from_numpy(train.inputs), torch.from_numpy(train.targets)
         changes = _root(targets) - _root(inputs)[:, -1]
         super().__init__(
@@ -127,6 +180,8 @@ class NextCount(LastState):
             outputs=1,
             denormalise=Normalise(0, float(changes.std())),
             dropout=dropout,
+            layers=layers,
+            bidirectional=bidirectional,
         )
 
     def forward(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -152,55 +207,103 @@ def _root(counts: Tensor) -> Tensor:
     return torch.sqrt(counts.clamp(min=0) + _ROOT_OFFSET)
 
 
-class RecurrentNode(nn.Module):
-    """For export only: (rows, time, features), lengths -> the last state, (rows, hidden).
+class RecurrentNodes(nn.Module):
+    """For export only: (rows, time, features), lengths -> the last layer's last state.
 
-    Replaces a layer of one direction, with the layer's weights in ONNX's order:
-    w (1, gates * hidden, features), r (1, gates * hidden, hidden), b (1, 2 * gates * hidden).
+    Replaces the layers of an `nn.RNNBase` by one ONNX operator each, which for two directions
+    reads both.
 
     Raises:
-        ValueError: the layer is not equal to one ONNX operator.
+        ValueError: a layer is not equal to one ONNX operator.
+    """
+
+    def __init__(self, layers: nn.RNNBase) -> None:
+        super().__init__()
+        operator = layers.mode.removesuffix("_TANH")
+        if operator not in _GATES:
+            raise ValueError(f"{layers} is not recurrent with tanh")
+        if not layers.bias:
+            raise ValueError(f"{layers} has no bias")
+        if layers.proj_size:
+            raise ValueError(f"{layers} has projected states")
+        self.nodes = nn.ModuleList(
+            RecurrentNode(layers, operator, index) for index in range(layers.num_layers)
+        )
+
+    def forward(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Emits the ONNX operators; only shapes are computed."""
+        states = sequence.transpose(0, 1)  # ONNX has time first
+        for node in self.nodes:
+            states, last = node(states, lengths)
+        # The directions' states beside each other, as torch has them.
+        state: Tensor = last.transpose(0, 1).flatten(1) if len(last) > 1 else last.squeeze(0)
+        return state
+
+
+class RecurrentNode(nn.Module):
+    """For export only: one layer as one ONNX operator, with the layer's weights in ONNX's order.
+
+    w (directions, gates * hidden, features), r (directions, gates * hidden, hidden),
+    b (directions, 2 * gates * hidden).
+
+    Args:
+        layers: all layers.
+        operator: of ONNX.
+        index: of the layer.
     """
 
     w: Tensor
     r: Tensor
     b: Tensor
 
-    def __init__(self, layer: nn.RNNBase) -> None:
+    def __init__(self, layers: nn.RNNBase, operator: str, index: int) -> None:
         super().__init__()
-        self.operator = layer.mode.removesuffix("_TANH")
-        if self.operator not in _GATES or layer.num_layers != 1 or layer.bidirectional:
-            raise ValueError(f"{layer} is not one layer of one direction with tanh")
-        if not layer.bias:
-            raise ValueError(f"{layer} has no bias")
-        self.hidden = layer.hidden_size
-        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-        w, r, b_input, b_state = (self._reorder(layer.get_parameter(name)) for name in names)
-        self.register_buffer("w", w[None])
-        self.register_buffer("r", r[None])
-        self.register_buffer("b", torch.cat([b_input, b_state])[None])
+        self.operator = operator
+        self.hidden = layers.hidden_size
+        self.directions = 2 if layers.bidirectional else 1
+        suffixes = [f"_l{index}", f"_l{index}_reverse"][: self.directions]
+
+        def of_directions(name: str) -> Tensor:
+            weights = [layers.get_parameter(name + suffix) for suffix in suffixes]
+            return torch.stack([self._reorder(weight) for weight in weights])
+
+        self.register_buffer("w", of_directions("weight_ih"))
+        self.register_buffer("r", of_directions("weight_hh"))
+        biases = [of_directions("bias_ih"), of_directions("bias_hh")]
+        self.register_buffer("b", torch.cat(biases, dim=1))
 
     def _reorder(self, weight: Tensor) -> Tensor:
         gates = weight.detach().chunk(len(_GATES[self.operator]))
         return torch.cat([gates[index] for index in _GATES[self.operator]])
 
-    def forward(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Emits the ONNX operator; only shapes are computed."""
-        rows, time = sequence.shape[:2]
-        all_states_shape = (time, 1, rows, self.hidden)
-        last_state_shape = (1, rows, self.hidden)
+    def forward(self, sequence: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Emits the operator: (time, rows, features) -> all states and the last one.
+
+        Returns:
+            (time, rows, directions * hidden) and (directions, rows, hidden).
+        """
+        time, rows = sequence.shape[:2]
+        all_states_shape = (time, self.directions, rows, self.hidden)
+        last_state_shape = (self.directions, rows, self.hidden)
         shapes = [all_states_shape, last_state_shape]
         if self.operator == "LSTM":
             shapes.append(last_state_shape)  # of the memory cell
-        inputs = [sequence.transpose(0, 1), self.w, self.r, self.b]  # ONNX has time first
+        inputs = [sequence, self.w, self.r, self.b]
         if lengths is not None:
             inputs.append(lengths)  # which ONNX calls sequence_lens, int32
         outputs = torch.onnx.ops.symbolic_multi_out(
             self.operator,
             inputs,
-            {"hidden_size": self.hidden, **_ATTRIBUTES[self.operator]},
+            {
+                "hidden_size": self.hidden,
+                "direction": "bidirectional" if self.directions > 1 else "forward",
+                **_ATTRIBUTES[self.operator],
+            },
             dtypes=[sequence.dtype] * len(shapes),
             shapes=shapes,
             version=OPERATOR_OPSET,
         )
-        return outputs[1].squeeze(0)
+        every, last = outputs[:2]
+        if self.directions == 1:
+            return every.squeeze(1), last
+        return every.transpose(1, 2).flatten(2), last

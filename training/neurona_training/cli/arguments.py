@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from neurona_training.architectures.network_options import ACTIVATIONS, INITIALISATIONS
+from neurona_training.architectures.network_options import (
+    ACTIVATIONS,
+    FORECASTS,
+    INITIALISATIONS,
+)
 from neurona_training.baselines import TITLES
 from neurona_training.cli.pipeline import Arguments
 from neurona_training.data.catalogue import SOURCES, DataOptions
@@ -171,6 +175,7 @@ def make_arguments(
         variants=tuple(dict.fromkeys(options.variant)),
         baseline=options.export_baseline or "",
         report=not options.no_report,
+        interval=options.interval,
         log=tuple(dict.fromkeys(options.log)),
         initial_weights=_initial_weights(parser, options),
         seeds=options.seeds,
@@ -191,8 +196,8 @@ def _initial_weights(
         return None
     if options.weights is not None and path.is_dir():
         parser.error(f"--weights: {path} is a folder (expected a file; --from takes a model)")
-    if options.start is not None and not path.is_dir():
-        parser.error(f"--from: {path} is no folder (expected OUT/NAME/1 of a trained model)")
+    if options.start is not None and path.is_file():
+        parser.error(f"--from: {path} is a file (expected OUT/NAME/1 of a trained model)")
     return InitialWeights(path, freeze=options.freeze)
 
 
@@ -430,6 +435,11 @@ def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
     )
     add("--class-weights", choices=("balanced",), help="each class has the same part in the loss")
     add(
+        "--keep-epoch",
+        choices=("best", "last"),
+        help="weights of the epoch with the best validation loss (default), or of the last one",
+    )
+    add(
         "--weight-average",
         type=_fraction,
         metavar="FRACTION",
@@ -492,6 +502,17 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
         choices=INITIALISATIONS,
         help="of the weights: uniform by number of inputs, He's or Xavier Glorot's",
     )
+    add(
+        "--bidirectional",
+        action="store_const",
+        const=True,
+        help="a recurrent network reads each sequence from its end too",
+    )
+    add(
+        "--forecast",
+        choices=FORECASTS,
+        help="of a series: by a linear function that the network corrects, or by the network alone",
+    )
 
 
 def _add_initial_weights(group: argparse._ArgumentGroup) -> None:
@@ -530,6 +551,13 @@ def _add_user_data(group: argparse._ArgumentGroup) -> None:
     add("--window", type=at_least(1), metavar="N", help="read N values (default: 12) ...")
     add("--horizon", type=at_least(1), metavar="K", help="... predict the next K (default: 1)")
     add("--unit", help="unit of the predicted values")
+    add(
+        "--interval",
+        type=_percentage,
+        metavar="PERCENT",
+        help="probability of the prediction interval of each value of a regression; 0 for none "
+        "(default: 90 for a series, else none)",
+    )
 
 
 def _add_table(group: argparse._ArgumentGroup) -> None:
@@ -585,6 +613,16 @@ def one_of(table: Mapping[str, object], kind: str) -> Callable[[str], str]:
         return text
 
     return parse_name
+
+
+def _percentage(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no percentage (expected 0 to below 100)")
+    return number
 
 
 def _model_name(text: str) -> str:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # the command line is parsed without torch
     from neurona_training.data import Dataset
     from neurona_training.learning.populations import Populations
 
+_SERIES_INTERVAL = 90.0  # per cent
+
 VERSION = 1  # the folder below the model's name
 
 
@@ -56,6 +58,8 @@ class Arguments:
         variants: smaller files to write too, "float16" or "int8".
         baseline: the one to write as a model of its own: its name, "best" or "" for none.
         report: whether to write the page about the model.
+        interval: percentage of the prediction intervals of a regression, 0 for none; None adds
+            them to the forecast of a series.
         log: services to which the training is logged, names of `tracking.tracker.BACKENDS`.
         initial_weights: that the training starts from; None starts from random ones.
         seeds: from how many seeds it is trained, `seed` the first.
@@ -76,6 +80,7 @@ class Arguments:
     variants: tuple[str, ...]
     baseline: str
     report: bool
+    interval: float | None = None
     log: tuple[str, ...] = ()
     initial_weights: InitialWeights | None = None
     seeds: int = 1
@@ -229,7 +234,7 @@ def train(
     result = fit_network(recipe, arguments, loaded, settings, checkpoint, listeners)
     if result is None:
         return None
-    network = calibrate(result.network, loaded)
+    network = calibrate(arguments, result.network, loaded)
     return measure(recipe, arguments, network, loaded, settings, result, baselines)
 
 
@@ -308,11 +313,27 @@ def fit_network(
         return result if devices.process_rank() == 0 else None
 
 
-def calibrate(network: nn.Module, loaded: LoadedUserData) -> nn.Module:
-    """Returns the network that takes what a caller sends and gives calibrated logits."""
-    from neurona_training.learning import calibration
+def calibrate(arguments: Arguments, network: nn.Module, loaded: LoadedUserData) -> nn.Module:
+    """Returns the network that takes what a caller sends, with probabilities or intervals.
 
-    return calibration.calibrate(_take_caller_view(network, loaded), loaded.caller_view)[0]
+    A classification gives calibrated logits, a regression with intervals their bounds too.
+    """
+    from neurona_training.learning import calibration
+    from neurona_training.learning.intervals import add_intervals
+
+    network, data = _take_caller_view(network, loaded), loaded.caller_view
+    level = _interval_level(arguments, data)
+    return add_intervals(network, data, level) if level else calibration.calibrate(network, data)[0]
+
+
+def _interval_level(arguments: Arguments, data: Dataset) -> float:
+    """The probability of the intervals, 0..1; 0 for none."""
+    if data.is_classification:
+        return 0.0
+    percentage = arguments.interval
+    if percentage is None:
+        percentage = _SERIES_INTERVAL if data.input.window else 0.0
+    return percentage / 100
 
 
 def measure(
@@ -335,6 +356,7 @@ def measure(
     from neurona_training.export.onnx_export import OPSET
     from neurona_training.learning.calibration import find_temperature
     from neurona_training.learning.evaluation import evaluate, predict, softmax
+    from neurona_training.learning.intervals import interval_bounds
     from neurona_training.learning.populations import compare_populations
     from neurona_training.learning.progress_bar import status_line
 
@@ -359,6 +381,7 @@ def measure(
         weights = describe_weights(arguments.initial_weights)
         provenance["initial_weights"] = f"{weights}; fresh layers: {fresh}"
     metrics = evaluate(network, data)
+    level = _interval_level(arguments, data)
     if data.is_classification:
         metrics["temperature"] = find_temperature(network)
     populations = compare_populations(network, data)
@@ -368,10 +391,16 @@ def measure(
         status_line(f"{arguments.name}: fitting baselines")
         baselines = fit_baselines(loaded.training_view, arguments.seed)
     outputs = predict(network, data.test).numpy()
-    comparison = compare(softmax(outputs) if data.is_classification else outputs, data, baselines)
+    # Bounds of intervals may follow the values.
+    predictions = softmax(outputs) if data.is_classification else outputs[:, : len(data.values)]
+    comparison = compare(predictions, data, baselines)
     metrics |= baseline_figures(baselines)
     described = model_metadata(
-        data, f"{recipe.description}, trained on: {data.source}", metrics, provenance
+        data,
+        f"{recipe.description}, trained on: {data.source}",
+        metrics,
+        provenance,
+        interval_bounds(data, level) if level else (),
     )
     return TrainedModel(
         network=network,
@@ -395,13 +424,14 @@ def _origin(user_data: UserData | None) -> dict[str, str]:
     from neurona_training.data.splits import USER_SEED
 
     entries = {}
-    if user_data is not None and user_data.series is None:  # a series is divided by its time
-        entries["split_seed"] = str(USER_SEED)
+    if user_data is not None and user_data.series is None and user_data.time is None:
+        entries["split_seed"] = str(USER_SEED)  # what is divided by time has none
     seconds = os.environ.get("SOURCE_DATE_EPOCH", "")
     if seconds.isdecimal():
         newest = float(seconds)
     elif user_data is not None:
-        files = [user_data.path, *user_data.path.rglob("*")]
+        own_files = (user_data.path, user_data.validation, user_data.test)
+        files = [path for one in own_files if one for path in (one, *one.rglob("*"))]
         newest = max(path.stat().st_mtime for path in files if path.exists())
     else:
         return entries
@@ -410,17 +440,15 @@ def _origin(user_data: UserData | None) -> dict[str, str]:
 
 def export_model(arguments: Arguments, trained: TrainedModel, path: Path) -> bytes:
     """Writes model.onnx, and step.onnx for a recurrent network; returns the former."""
-    from neurona_training.architectures.input_layers import without_wrappers
-    from neurona_training.architectures.recurrent import LastState
     from neurona_training.export.onnx_export import export
-    from neurona_training.export.stepwise import STEP_FILE, export_stepwise
+    from neurona_training.export.stepwise import STEP_FILE, export_stepwise, has_stepwise_form
     from neurona_training.learning.progress_bar import status_line
 
     status_line(f"{arguments.name}: exporting, and comparing ONNX Runtime with torch")
     model = export(trained.network, trained.data, trained.metadata)
     write_file(model, path)
     step_path = path.with_name(STEP_FILE)
-    if isinstance(without_wrappers(trained.network), LastState):
+    if has_stepwise_form(trained.network):
         write_file(export_stepwise(model, trained.data), step_path)
     else:
         step_path.unlink(missing_ok=True)  # of an earlier network

@@ -59,6 +59,8 @@ class Split:
         extra_inputs: further inputs, rows along axis 0, in the order of
             `Dataset.extra_inputs`.
         allow_nan: whether NaN in `inputs` is a missing value.
+        groups: the number of each row's group, int64 of shape (rows,), if rows of a group must
+            stay together, as in cross-validation.
 
     Raises:
         DataError: no rows, arrays of different lengths, or values that are not finite.
@@ -69,6 +71,7 @@ class Split:
     lengths: NDArray[np.int32] | None = None
     extra_inputs: tuple[NDArray[Any], ...] = ()
     allow_nan: bool = False
+    groups: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         import numpy as np
@@ -171,10 +174,17 @@ LENGTHS = Input(
 
 @dataclass(frozen=True)
 class Value:
-    """One number that a regression predicts."""
+    """One number that a regression predicts, or a bound of its interval.
+
+    Args:
+        name: what it is.
+        unit: of it.
+        quantile: of a bound, the probability of a true value below it; 0 of the prediction.
+    """
 
     name: str
     unit: str
+    quantile: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -192,6 +202,7 @@ class Dataset:
         values: what is predicted, for a regression; either this or `labels` is given.
         extra_inputs: describes `Split.extra_inputs`, one by one.
         target: the column of a user's file that is predicted; empty if there is no such column.
+        in_time_order: whether rows, and parts, follow each other in time.
 
     Raises:
         DataError: neither labels nor values or both, or arrays without the described axes.
@@ -207,6 +218,7 @@ class Dataset:
     values: tuple[Value, ...] = ()
     extra_inputs: tuple[Input, ...] = ()
     target: str = ""
+    in_time_order: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.labels) == bool(self.values):

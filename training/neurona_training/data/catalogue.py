@@ -69,6 +69,13 @@ _ROWS = (
     Source(
         "iris-setosa", "the same flowers, setosa against the rest, bundled", "tables:iris_setosa"
     ),
+    Source("curve", "sin(x²) for x from 0 to 4, generated", "curve:curve"),
+    Source("noisy-curve", "30 rows of sin(2x) with noise, generated", "curve:noisy_curve"),
+    Source(
+        "digit-features",
+        "1,797 handwritten digits by 14 hand-made features, bundled",
+        "digits:digit_features",
+    ),
     Source("breast-cancer", "569 tumours, malignant or benign, bundled", "tables:breast_cancer"),
     Source("diabetes", "442 patients and how their disease progressed, bundled", "tables:diabetes"),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from torch import Tensor, nn
@@ -15,13 +15,14 @@ from neurona_protos.prediction_pb2 import (
     ValueDescription,
 )
 from neurona_training.architectures.columns import EncodeColumns
+from neurona_training.architectures.forecast import Forecast
 from neurona_training.architectures.input_layers import (
     Denormalise,
     Normalise,
     StandardiseColumns,
     Temperature,
 )
-from neurona_training.data import LENGTHS, Dataset, Input
+from neurona_training.data import LENGTHS, Dataset, Input, Value
 
 PROBABILITIES = "probabilities"  # the output of a classification, (rows, classes)
 VALUE = "value"  # the output of a regression, (rows, values)
@@ -37,6 +38,7 @@ def model_metadata(
     description: str,
     figures: Mapping[str, float],
     provenance: Mapping[str, object],
+    bounds: Sequence[Value] = (),
 ) -> ModelMetadata:
     """Describes a network trained on `data`, with the versions of the tools that made it.
 
@@ -45,6 +47,7 @@ def model_metadata(
         description: one line for readers.
         figures: metrics by name, as `learning.evaluation.evaluate` returns them.
         provenance: how the network was trained.
+        bounds: of prediction intervals, the outputs that follow the values.
     """
     tools = {
         "torch": _package_version("torch"),
@@ -68,7 +71,10 @@ def model_metadata(
         inputs=[_describe_input(described, data) for described in data.inputs],
         answer=output_name(data),
         labels=data.labels,
-        values=[ValueDescription(name=value.name, unit=value.unit) for value in data.values],
+        values=[
+            ValueDescription(name=value.name, unit=value.unit, quantile=value.quantile)
+            for value in (*data.values, *bounds)
+        ],
         figures=figures,
         provenance={name: str(value) for name, value in entries.items()},
     )
@@ -128,6 +134,8 @@ def describe_scaling(network: nn.Module) -> str:
         elif isinstance(module, Denormalise):
             spread, mean = _format_numbers(module.spread), _format_numbers(module.mean)
             formulas.append(f"answer * {spread} + {mean}")
+        elif isinstance(module, Forecast):
+            formulas.append(module.describe())
         elif isinstance(module, Temperature):
             formulas.append(f"logits * {_format_numbers(module.factor)}")
     return "; ".join(formulas)

@@ -31,7 +31,11 @@ _FLOAT16_MAX = 65504.0
 _FIRST_OPERATORS = {  # of scaling, missing values, dates, and the columns that they become
     *("Sub", "Mul", "Div", "Add", "Floor", "Sin", "Cos", "IsNaN", "Where", "Equal", "Cast"),
     *("Gather", "Slice", "Concat"),
+    # of the linear part of a forecast
+    *("Clip", "Exp", "Expand", "Log", "Max", "Pow", "ReduceMean", "ReduceSum", "Sqrt"),
+    *("Transpose", "Unsqueeze"),
 }
+_LAST_OPERATORS = {"Add", "Clip", "Concat", "Exp", "Log", "Max", "Mul", "Pow", "Sqrt", "Sub"}
 
 
 def make_variant(variant: str, model: bytes, data: Dataset) -> tuple[bytes, ModelMetadata]:
@@ -96,7 +100,7 @@ def _to_float16(original: onnx.ModelProto) -> onnx.ModelProto:
         name for node in original.graph.node if node.name not in kept_nodes for name in node.input
     }
     for constant in original.graph.initializer:
-        if constant.name not in converted_inputs:
+        if constant.name not in converted_inputs or constant.data_type != onnx.TensorProto.FLOAT:
             continue
         # The converter would silently clip such a number.
         if np.abs(onnx.numpy_helper.to_array(constant)).max(initial=0) > _FLOAT16_MAX:
@@ -172,10 +176,10 @@ def _scaling_nodes(graph: onnx.GraphProto) -> list[str]:
             tensors |= set(node.output)
     tensors = {tensor.name for tensor in graph.output}
     for node in reversed(graph.node):
-        if node.op_type in ("Add", "Mul") and tensors & set(node.output):
+        if node.op_type in _LAST_OPERATORS and tensors & set(node.output):
             nodes.append(node.name)
             tensors |= set(node.input)
-    return nodes
+    return list(dict.fromkeys(nodes))
 
 
 def _to_int8(original: onnx.ModelProto) -> onnx.ModelProto:

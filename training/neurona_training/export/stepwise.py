@@ -9,10 +9,16 @@ sequence piece by piece, and a server can let sequences join and leave a batch b
     outputs  the prediction as if the sequence ended with this piece, and Y_h (batch, hidden),
              for an LSTM Y_c too: the state to continue from
 
-The names are those of ONNX's operators; rows are along axis 0, as in every other tensor. Each
-row of a piece has at least one step. The file has its own copy of the weights.
+The names are those of ONNX's operators; rows are along axis 0, as in every other tensor. Of
+several layers each has a state of its own, with the layer's number at the end of its names:
+initial_h_1, Y_h_1, initial_h_2, ... Each row of a piece has at least one step. The file has its
+own copy of the weights.
+
+A bidirectional network needs the end of a sequence before its beginning is read, and a forecast
+is made of the latest window as a whole: both have no stepwise form.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +26,12 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
+from torch import nn
 
 from neurona_protos import metadata
 from neurona_protos.prediction_pb2 import InputDescription
+from neurona_training.architectures.input_layers import without_wrappers
+from neurona_training.architectures.recurrent import LastState
 from neurona_training.data import LENGTHS, Dataset
 from neurona_training.errors import ExportError
 from neurona_training.export.parity import caller_array, differs
@@ -31,25 +40,37 @@ STEP_FILE = "step.onnx"
 PIECE_LENGTHS = (1, 3, 8)  # steps at once, in the verification
 TEST_ROWS = 7
 
-# Input, output and meaning of each state, in the order of ONNX's operators; an LSTM has both.
-_STATES = (("initial_h", "Y_h", "what the network shows"), ("initial_c", "Y_c", "its memory"))
+State = tuple[str, str, str]  # names of its input and output, and its meaning
+
+# In the order of ONNX's operators; an LSTM has both.
+_STATES: tuple[State, ...] = (
+    ("initial_h", "Y_h", "what the network shows"),
+    ("initial_c", "Y_c", "its memory"),
+)
 _STATE_INPUT = 5  # position of initial_h among an operator's inputs
 _STATE_COUNTS = {"RNN": 1, "GRU": 1, "LSTM": 2}  # by operator
+
+
+def has_stepwise_form(network: nn.Module) -> bool:
+    """Whether the state of the network's layers is all that it keeps of previous steps."""
+    inner = without_wrappers(network)
+    return isinstance(inner, LastState) and inner.is_stepwise
 
 
 def export_stepwise(model: bytes, data: Dataset) -> bytes:
     """Makes step.onnx of a model.onnx and verifies it.
 
     Args:
-        model: has one recurrent operator, and treats each step by itself before it.
+        model: has recurrent operators of one direction, and treats each step by itself before
+            the first of them.
         data: the test rows that verify the result.
 
     Returns:
         The ONNX file.
 
     Raises:
-        ExportError: none or several recurrent operators, or pieces of test rows that lead to
-            other predictions than the whole rows.
+        ExportError: no recurrent operator, one of two directions, or pieces of test rows that
+            lead to other predictions than the whole rows.
     """
     steps = _expose_state(model)
     verify_pieces(steps, model, data)
@@ -115,17 +136,38 @@ def _zero_state(
 def _expose_state(model: bytes) -> bytes:
     steps = onnx.load_from_string(model)
     graph = steps.graph
-    recurrent = [node for node in graph.node if node.op_type in _STATE_COUNTS]
-    if len(recurrent) != 1:
-        raise ExportError(f"the graph has {len(recurrent)} recurrent operators (expected 1)")
-    (node,) = recurrent
-    hidden = next(item.i for item in node.attribute if item.name == "hidden_size")
-    states = _STATES[: _STATE_COUNTS[node.op_type]]
-    node.input.extend([""] * (_STATE_INPUT - len(node.input)))
-    node.output.extend([""] * (1 + len(states) - len(node.output)))
-
+    nodes = [node for node in graph.node if node.op_type in _STATE_COUNTS]
+    if not nodes:
+        raise ExportError("the graph has no recurrent operator (expected at least 1)")
     axis = "state_axis"  # ONNX has an axis of directions first, here of size 1
     graph.initializer.append(onnx.numpy_helper.from_array(np.array([0], np.int64), axis))
+    exposed: list[State] = []
+    for number, node in enumerate(nodes, start=1):
+        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        if attributes.get("direction", b"forward") != b"forward":
+            raise ExportError(
+                f"{node.op_type} {node.name!r} reads in direction "
+                f"{attributes['direction'].decode()!r} (expected 'forward')"
+            )
+        suffix, meaning_suffix = (f"_{number}", f", layer {number}") if len(nodes) > 1 else ("", "")
+        states = [
+            (f"{state_input}{suffix}", f"{state_output}{suffix}", meaning + meaning_suffix)
+            for state_input, state_output, meaning in _STATES[: _STATE_COUNTS[node.op_type]]
+        ]
+        _expose_node(graph, node, states, attributes["hidden_size"], axis)
+        exposed += states
+    _describe_states(steps, exposed)
+    onnx.checker.check_model(steps, full_check=True)
+    content: bytes = steps.SerializeToString(deterministic=True)
+    return content
+
+
+def _expose_node(
+    graph: onnx.GraphProto, node: onnx.NodeProto, states: Sequence[State], hidden: int, axis: str
+) -> None:
+    """Makes one operator's states inputs and outputs of the graph, in place."""
+    node.input.extend([""] * (_STATE_INPUT - len(node.input)))
+    node.output.extend([""] * (1 + len(states) - len(node.output)))
     before, after = [], []
     for position, (state_input, state_output, _) in enumerate(states, start=1):
         node.output[position] = node.output[position] or f"{state_output}_directions"
@@ -136,16 +178,13 @@ def _expose_state(model: bytes) -> bytes:
             shape = ("batch", hidden)
             tensors.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
     index = list(graph.node).index(node)
-    sorted_nodes = [*graph.node[:index], *before, node, *after, *graph.node[index + 1 :]]
-    del graph.node[:]
-    graph.node.extend(sorted_nodes)
-    _describe_states(steps, states)
-    onnx.checker.check_model(steps, full_check=True)
-    content: bytes = steps.SerializeToString(deterministic=True)
-    return content
+    for one in reversed(after):
+        graph.node.insert(index + 1, one)
+    for one in reversed(before):
+        graph.node.insert(index, one)
 
 
-def _describe_states(steps: onnx.ModelProto, states: tuple[tuple[str, str, str], ...]) -> None:
+def _describe_states(steps: onnx.ModelProto, states: Sequence[State]) -> None:
     """Adds the state inputs to the metadata."""
     (entry,) = [item for item in steps.metadata_props if item.key == metadata.KEY]
     described = metadata.from_json(entry.value)

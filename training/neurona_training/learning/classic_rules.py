@@ -14,7 +14,12 @@ from neurona_training.architectures.classic import Adaline, Perceptron
 from neurona_training.data import Dataset
 from neurona_training.learning import devices
 from neurona_training.learning.evaluation import accuracy, predict, rmse
-from neurona_training.learning.gradient_descent import compared_training_rows, loss, rate_factor
+from neurona_training.learning.gradient_descent import (
+    compared_training_rows,
+    loss,
+    rate_factor,
+    target_unit,
+)
 from neurona_training.learning.progress_bar import epoch_summary, progress_bar
 from neurona_training.learning.run import Epoch, FitResult, Hyperparameters, Run
 
@@ -111,7 +116,7 @@ def _learn(
 ) -> FitResult:
     """Runs the epochs and keeps the weights that do best on the validation rows."""
     targets = data.validation.targets
-    loss_unit = 1.0 if data.is_classification else float(data.train.targets.var()) or 1.0
+    unit = target_unit(data)
     generator = torch.Generator().manual_seed(run.seed)
     history: list[Epoch] = []
     compared_rows = compared_training_rows(data)
@@ -127,7 +132,7 @@ def _learn(
                 validation_loss = 1 - metric
             else:
                 metric = rmse(outputs.numpy(), targets)
-                validation_loss = metric**2 / loss_unit
+                validation_loss = loss(outputs, torch.from_numpy(targets), unit=unit).item()
             measure = accuracy if data.is_classification else rmse
             trained = predict(network, compared_rows).numpy()
             training_metric = measure(trained, compared_rows.targets)

@@ -75,7 +75,8 @@ def evaluate(network: nn.Module, data: Dataset) -> dict[str, float]:
         metrics["validation_ece"] = expected_calibration_error(probabilities, targets)
         metrics["validation_nll"] = negative_log_likelihood(probabilities, targets)
     else:
-        metrics["validation_rmse"] = rmse(validated, data.validation.targets)
+        targets = data.validation.targets
+        metrics["validation_rmse"] = rmse(validated[:, : targets.shape[1]], targets)
     return {**metrics, "test_rows": float(len(data.test))}
 
 
@@ -83,17 +84,19 @@ def measure_predictions(predictions: NDArray[Any], data: Dataset) -> dict[str, f
     """Measures predictions for the test rows.
 
     Args:
-        predictions: probabilities of shape (rows, classes), or values of shape (rows, values).
+        predictions: probabilities of shape (rows, classes), or values of shape (rows, values),
+            with their lower and upper bounds behind them (rows, 3 * values).
         data: the data set whose test rows were predicted.
 
     Returns:
-        test_rmse of a regression. Of a classification: test_accuracy, test_ece, test_nll,
-        test_balanced_accuracy if the largest class has more than twice the rows of the
-        smallest, and test_auc if every class has a row.
+        test_rmse of a regression, and with bounds interval_coverage, the fraction of the true
+        values that are within them, and interval_width, their mean distance. Of a
+        classification: test_accuracy, test_ece, test_nll, test_balanced_accuracy if the largest
+        class has more than twice the rows of the smallest, and test_auc if every class has a row.
     """
     targets = data.test.targets
     if not data.is_classification:
-        return {"test_rmse": rmse(predictions, targets)}
+        return _measure_values(predictions, targets)
     metrics = {"test_accuracy": accuracy(predictions, targets)}
     counts = np.bincount(targets, minlength=len(data.labels))
     if counts.max() > 2 * counts.min():  # large classes could hide the small ones
@@ -102,6 +105,16 @@ def measure_predictions(predictions: NDArray[Any], data: Dataset) -> dict[str, f
         metrics["test_auc"] = auc(predictions, targets)
     metrics["test_ece"] = expected_calibration_error(predictions, targets)
     metrics["test_nll"] = negative_log_likelihood(predictions, targets)
+    return metrics
+
+
+def _measure_values(predictions: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+    count = targets.shape[1]
+    metrics = {"test_rmse": rmse(predictions[:, :count], targets)}
+    if predictions.shape[1] > count:
+        lower, upper = np.split(predictions[:, count:].astype(np.float64), 2, axis=1)
+        metrics["interval_coverage"] = float(np.mean((lower <= targets) & (targets <= upper)))
+        metrics["interval_width"] = float(np.mean(upper - lower))
     return metrics
 
 
@@ -204,9 +217,9 @@ def format_metric(name: str, value: float, unit: str = "") -> str:
     title = name.removeprefix("test_").replace("_", " ")
     for abbreviation in ("auc", "rmse", "ece", "nll"):
         title = re.sub(rf"\b{abbreviation}$", abbreviation.upper(), title)
-    if title.endswith(("accuracy", "ECE")):
+    if title.endswith(("accuracy", "ECE", "coverage")):
         return f"{title} {100 * value:.2f} %"
-    if "RMSE" in title:
+    if "RMSE" in title or title.endswith("width"):
         number = f"{value:.4g}" if value < _LARGE_VALUE else f"{value:,.0f}"  # not 5.7e+04
         return f"{title} {number} {unit}".rstrip()
     return f"{title} {value:.4f}"

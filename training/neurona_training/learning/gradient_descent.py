@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from neurona_training.architectures.input_layers import column_spreads
 from neurona_training.data import Dataset, Split
 from neurona_training.errors import FitError
 from neurona_training.learning import devices
@@ -42,8 +43,8 @@ def fit(
     """Trains the network; the same seed gives the same weights on the same machine.
 
     After each epoch the network is validated, and the weights with the smallest validation
-    loss are kept. The checkpoint written then lets a killed run continue to the same weights.
-    Each process of torchrun calls this with the same arguments.
+    loss are kept (`Hyperparameters.keep_epoch`). The checkpoint written then lets a killed run
+    continue to the same weights. Each process of torchrun calls this with the same arguments.
 
     Args:
         network: with fresh weights, on the CPU.
@@ -68,8 +69,7 @@ def fit(
     average = _weight_average(network, hyperparameters)
     kept_network = network if average is None else average.module
     class_weights = _class_weights(data, hyperparameters)
-    # The loss of a regression in units of the targets' variance: predicting the mean has 1.
-    loss_unit = 1.0 if data.is_classification else float(data.train.targets.var()) or 1.0
+    unit = target_unit(data).to(device.torch_device)
 
     history: list[Epoch] = []
     best_epoch, best_loss, best_weights = 0, math.inf, copy.deepcopy(network.state_dict())
@@ -107,14 +107,14 @@ def fit(
                 average=average,
                 class_weights=class_weights,
                 device=device,
-                loss_unit=loss_unit,
+                unit=unit,
                 progress=progress,
             )
             validation_loss, metric, training_metric = _validate(
                 kept_network,
                 data,
                 compared_rows,
-                loss_unit,
+                unit,
                 device,
                 hyperparameters.label_smoothing,
                 class_weights,
@@ -122,7 +122,8 @@ def fit(
             history.append(
                 Epoch(number, train_loss, validation_loss, metric, rate, training_metric)
             )
-            if validation_loss < best_loss:
+            is_kept = hyperparameters.keep_epoch == "last" and math.isfinite(validation_loss)
+            if is_kept or validation_loss < best_loss:
                 best_epoch, best_loss = number, validation_loss
                 best_weights = copy.deepcopy(kept_network.state_dict())
             summary = epoch_summary(history[-1], hyperparameters.epochs, data)
@@ -156,11 +157,26 @@ def fit(
     return FitResult(network.to("cpu").eval(), best_epoch, best_loss, tuple(history))
 
 
+def target_unit(data: Dataset) -> Tensor:
+    """The unit in which the loss of a regression is: each value's standard deviation.
+
+    So no value counts more than another because its numbers are larger, and the loss of
+    predicting the mean is 1.
+
+    Returns:
+        float32 of shape (values,); ones for a classification.
+    """
+    if data.is_classification:
+        return torch.ones(1)
+    return torch.from_numpy(column_spreads(data.train.targets).astype(np.float32))
+
+
 def loss(
     outputs: Tensor,
     targets: Tensor,
     smoothing: float = 0.0,
     class_weights: Tensor | None = None,
+    unit: Tensor | None = None,
 ) -> Tensor:
     """Mean loss over rows.
 
@@ -170,6 +186,7 @@ def loss(
             float of shape (rows, values), for the squared error.
         smoothing: label smoothing of the cross-entropy.
         class_weights: (classes,), by which each row's cross-entropy is multiplied; None: 1.
+        unit: of the squared error, (values,); None leaves values as they are.
     """
     if targets.dtype == torch.int64 and class_weights is not None:
         errors = functional.cross_entropy(
@@ -180,7 +197,9 @@ def loss(
         return (errors * class_weights.to(outputs.device)[targets]).mean()
     if targets.dtype == torch.int64:
         return functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
-    return functional.mse_loss(outputs, targets)
+    if unit is None:
+        return functional.mse_loss(outputs, targets)
+    return functional.mse_loss(outputs / unit, targets / unit)
 
 
 def _loss_of_all(
@@ -188,11 +207,14 @@ def _loss_of_all(
     targets: Tensor,
     smoothing: float,
     class_weights: Tensor | None,
+    unit: Tensor,
 ) -> Tensor:
     """The loss, and a part of that of each auxiliary classifier behind the first output."""
     if isinstance(outputs, Tensor):
-        return loss(outputs.float(), targets, smoothing, class_weights)
-    first, *auxiliary = (loss(one.float(), targets, smoothing, class_weights) for one in outputs)
+        return loss(outputs.float(), targets, smoothing, class_weights, unit)
+    first, *auxiliary = (
+        loss(one.float(), targets, smoothing, class_weights, unit) for one in outputs
+    )
     return first + _AUXILIARY_WEIGHT * torch.stack(auxiliary).sum()
 
 
@@ -229,7 +251,7 @@ def _train_epoch(
     average: AveragedModel | None,
     class_weights: Tensor | None,
     device: Device,
-    loss_unit: float,
+    unit: Tensor,
     progress: "tqdm[NoReturn]",
 ) -> tuple[float, float]:
     """Trains on every row once; returns the mean loss and the last learning rate."""
@@ -257,8 +279,7 @@ def _train_epoch(
         with device.autocast():
             outputs = network(*(array[share].to(device.torch_device) for array in batch_inputs))
         smoothing = hyperparameters.label_smoothing
-        error = _loss_of_all(outputs, batch_targets, smoothing, class_weights)
-        error = error / loss_unit * weight
+        error = _loss_of_all(outputs, batch_targets, smoothing, class_weights, unit) * weight
         scaler.scale(error).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimiser)
         nn.utils.clip_grad_norm_(network.parameters(), hyperparameters.gradient_clip_norm)
@@ -294,7 +315,7 @@ def _validate(
     network: nn.Module,
     data: Dataset,
     compared_rows: Split,
-    loss_unit: float,
+    unit: Tensor,
     device: Device,
     smoothing: float,
     class_weights: Tensor | None,
@@ -308,8 +329,7 @@ def _validate(
     if devices.process_rank() == 0:
         outputs = predict(network, data.validation, device.torch_device)
         targets = data.validation.targets
-        error = loss(outputs, torch.from_numpy(targets), smoothing, class_weights)
-        measured[0] = error / loss_unit
+        measured[0] = loss(outputs, torch.from_numpy(targets), smoothing, class_weights, unit.cpu())
         measure = accuracy if data.is_classification else rmse
         measured[1] = measure(outputs.numpy(), targets)
         trained = predict(network, compared_rows, device.torch_device)

@@ -58,6 +58,8 @@ def start_from(
             unknown or of another shape.
     """
     path = _file_of(weights)
+    if not path.exists():
+        raise _not_found(path)
     if weights.path.is_dir():
         state, answers = _read_model(path, recipe)
         same_answers = answers == answer_names(data)

@@ -109,7 +109,8 @@ def compare_populations(network: nn.Module, data: Dataset) -> Populations:
         return Populations((), float(outside.any(axis=1).mean()))
     generator = np.random.default_rng(_SEED)
     parts = [_sample_rows(part, generator) for part in (data.validation, data.test)]
-    outputs = [predict(network, part).numpy().astype(np.float64) for part in parts]
+    width = len(data.labels) or len(data.values)  # bounds of intervals may follow
+    outputs = [predict(network, part).numpy()[:, :width].astype(np.float64) for part in parts]
     features = [
         np.concatenate([summarise_inputs(data, part), values], axis=1)
         for part, values in zip(parts, outputs, strict=True)

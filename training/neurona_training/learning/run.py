@@ -55,6 +55,8 @@ class Hyperparameters:
             networks need that (Pascanu and others, 2013).
         patience: epochs without a better validation loss after which training stops; None
             never stops early.
+        keep_epoch: the weights of the epoch with the "best" validation loss, or of the "last" one,
+            to see what becomes of a network without validation.
         threads: of torch; small networks lose time to more than one.
         augmentation: of training images; None shows them unchanged.
         class_weights: "balanced" gives each class the same part in the loss, however many rows
@@ -80,6 +82,7 @@ class Hyperparameters:
     augmentation: AugmentationRange | None = None
     class_weights: Literal["balanced"] | None = None
     weight_average: float = 0.0
+    keep_epoch: Literal["best", "last"] = "best"
 
 
 @dataclass(frozen=True)

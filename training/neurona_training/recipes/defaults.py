@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from neurona_training.architectures.network_options import NetworkOptions
 from neurona_training.learning.run import AugmentationRange, Hyperparameters
 from neurona_training.recipes.settings import Settings
 
@@ -24,6 +25,8 @@ def settings_by_kind(data: Dataset) -> Settings:
     Args:
         data: its kind, task, and numbers of rows, features and classes are used.
     """
+    if data.input.window and not data.is_classification:
+        return Settings(_series(data), NetworkOptions(units=(32,), dropout=0.3))
     return Settings({"rows": _rows, "images": _images, "sequences": _sequences}[data.kind](data))
 
 
@@ -69,5 +72,17 @@ def _sequences(data: Dataset) -> Hyperparameters:
         epochs=epochs_for(rows, batch_rows, steps=4_000, most=150),
         batch_rows=batch_rows,
         learning_rate=3e-3,
+        weight_decay=1e-2,
+    )
+
+
+def _series(data: Dataset) -> Hyperparameters:
+    """For a network that corrects a linear forecast, of which there is little to learn."""
+    rows = len(data.train)
+    batch_rows = 2 ** round(math.log2(max(rows, 1) / 15)) if rows > 15 else 1
+    return Hyperparameters(
+        epochs=60,
+        batch_rows=min(128, max(16, batch_rows)),
+        learning_rate=1e-2,
         weight_decay=1e-2,
     )

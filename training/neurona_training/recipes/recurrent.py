@@ -1,6 +1,7 @@
 """Recipes of recurrent networks: plain (1990), LSTM (1997) and GRU (2014).
 
-For a data set whose rows have lengths the network has a second input, `sequence_lens`.
+For a data set whose rows have lengths the network has a second input, `sequence_lens`. A series
+is forecast by a linear function of its window, which the network corrects.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from neurona_training.architectures.network_options import NetworkOptions
-from neurona_training.learning.run import AugmentationRange, Hyperparameters
+from neurona_training.errors import OptionError
+from neurona_training.learning.run import AugmentationRange, FitResult, Hyperparameters, Run
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import Settings
 
@@ -29,6 +31,7 @@ def _network(cell: Cell, data: Dataset, options: NetworkOptions) -> nn.Module:
     from torch import nn
 
     from neurona_training.architectures.audio import BANDS, SPEECH_RATE, AudioNetwork, LogMel
+    from neurona_training.architectures.forecast import Forecast
     from neurona_training.architectures.input_layers import (
         Denormalise,
         Normalise,
@@ -37,8 +40,12 @@ def _network(cell: Cell, data: Dataset, options: NetworkOptions) -> nn.Module:
     from neurona_training.architectures.recurrent import LastState, NextCount
 
     inputs, lengths = data.train.inputs, data.train.lengths
-    (units,) = options.hidden_units((_UNITS,))
-    dropout = options.dropout or 0.0
+    all_units = options.hidden_units((_UNITS,))
+    units = all_units[0]
+    if len(set(all_units)) > 1:
+        raise OptionError(f"units of recurrent layers are {all_units} (expected one number)")
+    dropout, bidirectional = options.dropout or 0.0, options.bidirectional
+    outputs = len(data.labels) or len(data.values)
 
     def last_state(step_encoder: nn.Module, features: int) -> LastState:
         return LastState(
@@ -46,13 +53,36 @@ def _network(cell: Cell, data: Dataset, options: NetworkOptions) -> nn.Module:
             cell,
             features=features,
             hidden=units,
-            outputs=len(data.labels) or len(data.values),
+            outputs=outputs,
             denormalise=None if data.is_classification else Denormalise(data.train.targets),
             dropout=dropout,
+            layers=len(all_units),
+            bidirectional=bidirectional,
         )
 
+    is_series = data.input.window > 0 and not data.is_classification and inputs.shape[2:] == (1,)
+    if options.forecast not in (None, "network") and not is_series:
+        raise OptionError(f"data set {data.name!r} is no series (option 'forecast' is for series)")
     if options.forecast == "count":
-        return NextCount(cell, data.train, hidden=units, dropout=dropout)
+        if outputs > 1:
+            raise OptionError(f"{outputs} steps of counts (forecast 'count' expects 1)")
+        return NextCount(
+            cell,
+            data.train,
+            hidden=units,
+            dropout=dropout,
+            layers=len(all_units),
+            bidirectional=bidirectional,
+        )
+    if is_series and options.forecast != "network":
+        return Forecast(
+            cell,
+            data,
+            hidden=units,
+            dropout=dropout,
+            layers=len(all_units),
+            bidirectional=bidirectional,
+        )
     if data.input.categories:
         # One more, for characters unknown in training: zeros, and never learned.
         unknown = len(data.input.categories)
@@ -66,6 +96,14 @@ def _network(cell: Cell, data: Dataset, options: NetworkOptions) -> nn.Module:
         return AudioNetwork(log_mel, last_state(nn.Identity(), BANDS))
     is_step = np.arange(inputs.shape[1]) < lengths[:, None]  # the others are padding
     return last_state(StandardiseColumns(inputs[is_step]), inputs.shape[2])
+
+
+def _learn(
+    network: nn.Module, data: Dataset, hyperparameters: Hyperparameters, run: Run
+) -> FitResult:
+    from neurona_training.learning.forecasts import learn_forecast
+
+    return learn_forecast(network, data, hyperparameters, run)
 
 
 _VOWELS = Settings(
@@ -101,7 +139,7 @@ _SHARED = {
 }
 _DEFAULT_NETWORK = NetworkOptions(units=(_UNITS,), dropout=0.0)
 _MINUTES = {"adding": 1}
-_NETWORK_OPTIONS = ("units", "dropout", "initialisation", "forecast")
+_NETWORK_OPTIONS = ("units", "layers", "bidirectional", "dropout", "initialisation", "forecast")
 
 RECIPES = (
     Recipe(
@@ -120,6 +158,7 @@ RECIPES = (
                 {"epochs": 100, "learning_rate": 3e-3}
             ),
         },
+        learner=_learn,
         first_weights="units",  # uniform within 1 / sqrt(units) of 0
         default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,
@@ -131,6 +170,7 @@ RECIPES = (
         network=partial(_network, "gru"),
         takes=("sequences",),
         tuned=_SHARED,
+        learner=_learn,
         first_weights="units",  # uniform within 1 / sqrt(units) of 0
         default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,
@@ -153,6 +193,7 @@ RECIPES = (
             ),
             **_SHARED,
         },
+        learner=_learn,
         first_weights="units",  # uniform within 1 / sqrt(units) of 0
         default_network=_DEFAULT_NETWORK,
         network_options=_NETWORK_OPTIONS,

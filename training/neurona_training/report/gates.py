@@ -255,7 +255,9 @@ def _answers_over_time(results: RunResults, row: int) -> NDArray[Any] | None:
             part.append(torch.tensor([length], dtype=torch.int32))
         outputs.append(results.network(*part)[0].numpy())
     answers: NDArray[Any] = np.stack(outputs)
-    return softmax(answers) if results.data.is_classification else answers
+    if results.data.is_classification:
+        return softmax(answers)
+    return answers[:, : len(results.data.values)]  # without the bounds of intervals
 
 
 def _draw_answers(axes: Axes, results: RunResults, answers: NDArray[Any]) -> None:

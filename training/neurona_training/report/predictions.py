@@ -143,11 +143,19 @@ def forecast_plot(results: RunResults) -> Figure:
     style_plot(axes)
     axes.plot(steps, true[first:], color=INK, linewidth=1.4, label="true")
     axes.plot(steps, predicted[first:], color=BLUE, linewidth=1.6, alpha=0.9, label="predicted")
-    axes.fill_between(steps, true[first:], predicted[first:], color=GREEN, alpha=0.18, linewidth=0)
+    if intervals := results.intervals:
+        lower, upper = (bounds[first:, 0] for bounds in intervals)
+        axes.fill_between(
+            steps, lower, upper, color=BLUE, alpha=0.16, linewidth=0, label="prediction interval"
+        )
+    else:
+        axes.fill_between(
+            steps, true[first:], predicted[first:], color=GREEN, alpha=0.18, linewidth=0
+        )
     axes.margins(x=0.01)
     axes.set_xlabel("step of the test part", fontsize=9)
     value = results.data.values[0]
     axes.set_ylabel(escape_math(value.unit or "value"), fontsize=9)
     axes.set_title(escape_math(value.name), fontsize=11, color=INK, loc="left")
-    axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper right", bbox_to_anchor=(1, 1.16))
+    axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper right", bbox_to_anchor=(1, 1.16))
     return figure

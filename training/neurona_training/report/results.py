@@ -57,8 +57,21 @@ class RunResults:
     @cached_property
     def predictions(self) -> NDArray[Any]:
         """For the test rows: probabilities (rows, classes), or values (rows, values)."""
-        outputs = predict(self.network, self.data.test).numpy()
-        return softmax(outputs) if self.data.is_classification else outputs
+        if self.data.is_classification:
+            return softmax(self._outputs)
+        return self._outputs[:, : len(self.data.values)]
+
+    @property
+    def intervals(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """For the test rows, lower and upper bounds (rows, values); None if there are none."""
+        count = len(self.data.values)
+        if self.data.is_classification or self._outputs.shape[1] == count:
+            return None
+        return self._outputs[:, count : 2 * count], self._outputs[:, 2 * count :]
+
+    @cached_property
+    def _outputs(self) -> NDArray[Any]:
+        return predict(self.network, self.data.test).numpy()
 
     @cached_property
     def worst_rows(self) -> NDArray[np.int64]:

@@ -2,7 +2,8 @@
 
 The test rows stay where they are and are not looked at. Rows that follow each other in time are
 divided in time: each fold is validated on what comes after its training rows (R. Hyndman and
-G. Athanasopoulos, Forecasting, section 5.10); other rows at random, each class in proportion.
+G. Athanasopoulos, Forecasting, section 5.10); other rows at random, each class in proportion, and
+rows of a group together.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ def join_splits(first: Split, second: Split, filler: int = 0) -> Split:
     lengths = None
     if first.lengths is not None and second.lengths is not None:
         lengths = np.concatenate([first.lengths, second.lengths])
+    groups = None
+    if first.groups is not None and second.groups is not None:
+        groups = np.concatenate([first.groups, second.groups])
     extra_inputs = zip(first.extra_inputs, second.extra_inputs, strict=True)
     return dataclasses.replace(
         first,
@@ -66,6 +70,7 @@ def join_splits(first: Split, second: Split, filler: int = 0) -> Split:
         targets=np.concatenate([first.targets, second.targets]),
         lengths=lengths,
         extra_inputs=tuple(np.concatenate(pair) for pair in extra_inputs),
+        groups=groups,
     )
 
 
@@ -77,15 +82,36 @@ def take_rows(split: Split, rows: NDArray[np.int64]) -> Split:
         targets=split.targets[rows],
         lengths=None if split.lengths is None else split.lengths[rows],
         extra_inputs=tuple(array[rows] for array in split.extra_inputs),
+        groups=None if split.groups is None else split.groups[rows],
     )
 
 
 def _fold_indices(
     data: Dataset, rows: Split, folds: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    from sklearn.model_selection import KFold, StratifiedKFold, TimeSeriesSplit
+    from sklearn.model_selection import (
+        GroupKFold,
+        KFold,
+        StratifiedGroupKFold,
+        StratifiedKFold,
+        TimeSeriesSplit,
+    )
 
     indices = np.arange(len(rows))
+    if data.in_time_order:
+        yield from TimeSeriesSplit(folds).split(indices)
+        return
+    if rows.groups is not None:
+        count = len(np.unique(rows.groups))
+        if count < folds:
+            raise DataError(
+                f"data set {data.name!r} has {count} groups outside the test (expected at least "
+                f"{folds}, one for each fold)"
+            )
+        grouped = StratifiedGroupKFold if data.is_classification else GroupKFold
+        divider = grouped(folds, shuffle=True, random_state=_SEED)
+        yield from divider.split(indices, rows.targets, rows.groups)
+        return
     if data.is_classification:
         smallest = int(np.bincount(rows.targets, minlength=len(data.labels)).min())
         if smallest < folds:
@@ -93,8 +119,8 @@ def _fold_indices(
                 f"data set {data.name!r} has a class with {smallest} rows outside the test "
                 f"(expected at least {folds}, one for each fold)"
             )
-        divider = StratifiedKFold(folds, shuffle=True, random_state=_SEED)
-        yield from divider.split(indices, rows.targets)
+        stratified = StratifiedKFold(folds, shuffle=True, random_state=_SEED)
+        yield from stratified.split(indices, rows.targets)
         return
     if len(rows) < 2 * folds:
         raise DataError(

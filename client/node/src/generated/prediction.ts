@@ -497,6 +497,41 @@ export interface InputDescription {
    * decides what "1,234" is where a table to be predicted does not; empty if it did not say.
    */
   decimalMark: string;
+  /**
+   * Numbers: whether all must be finite, as those were that the model was trained on. A request with
+   * an infinity, or with NaN unless `allow_nan` is set, ends with INVALID_ARGUMENT.
+   */
+  finite: boolean;
+  /** Whether a missing value is taken, which the model fills in itself: NaN, or an empty string. */
+  allowNan: boolean;
+  /**
+   * Lengths of sequences: the input whose steps are counted, and the axis, from 0, along which they
+   * follow each other. A request with a length below 1, or above the size of that axis, ends with
+   * INVALID_ARGUMENT. Empty if the input holds no lengths.
+   */
+  lengthsOf: string;
+  /** See `lengths_of`. */
+  lengthsAxis: number;
+  /** Strings: whether a request with one that is not in `categories` ends with INVALID_ARGUMENT. */
+  onlyCategories: boolean;
+  /** Sound: how many successive samples a second has; 0 if the input is no sound. */
+  sampleRate: number;
+  /**
+   * Those of the columns that are dates, which a caller sends as days since 1970-01-01 00:00 UTC,
+   * with the time of day as a fraction.
+   */
+  dateColumns: string[];
+  /**
+   * The order of day and month in the table that the model was trained on, "day-month-year" or
+   * "month-day-year", which decides what "03/04/2024" is where a table to be predicted does not;
+   * empty if it did not say.
+   */
+  dateOrder: string;
+  /**
+   * Sequences: the column of the table by whose dates or numbers its rows follow each other in time;
+   * empty if they do so in the order of the table.
+   */
+  timeColumn: string;
 }
 
 /** A value of a regression. */
@@ -505,6 +540,11 @@ export interface ValueDescription {
   name: string;
   /** Its unit; empty if there is none. */
   unit: string;
+  /**
+   * Of a bound of a prediction interval, the probability of a true value below it: 0.05 and 0.95 are
+   * the bounds of a 90 % interval. 0 is the prediction itself.
+   */
+  quantile: number;
 }
 
 function createBaseTensor(): Tensor {
@@ -3184,7 +3224,24 @@ export const ModelMetadata_ProvenanceEntry: MessageFns<ModelMetadata_ProvenanceE
 };
 
 function createBaseInputDescription(): InputDescription {
-  return { name: "", description: "", unit: "", columns: [], categories: [], window: 0, decimalMark: "" };
+  return {
+    name: "",
+    description: "",
+    unit: "",
+    columns: [],
+    categories: [],
+    window: 0,
+    decimalMark: "",
+    finite: false,
+    allowNan: false,
+    lengthsOf: "",
+    lengthsAxis: 0,
+    onlyCategories: false,
+    sampleRate: 0,
+    dateColumns: [],
+    dateOrder: "",
+    timeColumn: "",
+  };
 }
 
 export const InputDescription: MessageFns<InputDescription> = {
@@ -3209,6 +3266,33 @@ export const InputDescription: MessageFns<InputDescription> = {
     }
     if (message.decimalMark !== "") {
       writer.uint32(58).string(message.decimalMark);
+    }
+    if (message.finite !== false) {
+      writer.uint32(64).bool(message.finite);
+    }
+    if (message.allowNan !== false) {
+      writer.uint32(72).bool(message.allowNan);
+    }
+    if (message.lengthsOf !== "") {
+      writer.uint32(82).string(message.lengthsOf);
+    }
+    if (message.lengthsAxis !== 0) {
+      writer.uint32(88).uint32(message.lengthsAxis);
+    }
+    if (message.onlyCategories !== false) {
+      writer.uint32(96).bool(message.onlyCategories);
+    }
+    if (message.sampleRate !== 0) {
+      writer.uint32(104).uint32(message.sampleRate);
+    }
+    for (const v of message.dateColumns) {
+      writer.uint32(114).string(v!);
+    }
+    if (message.dateOrder !== "") {
+      writer.uint32(122).string(message.dateOrder);
+    }
+    if (message.timeColumn !== "") {
+      writer.uint32(130).string(message.timeColumn);
     }
     return writer;
   },
@@ -3282,6 +3366,78 @@ export const InputDescription: MessageFns<InputDescription> = {
             message.decimalMark = reader.string();
             continue;
           }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.finite = reader.bool();
+            continue;
+          }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.allowNan = reader.bool();
+            continue;
+          }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.lengthsOf = reader.string();
+            continue;
+          }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.lengthsAxis = reader.uint32();
+            continue;
+          }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.onlyCategories = reader.bool();
+            continue;
+          }
+          case 13: {
+            if (tag !== 104) {
+              break;
+            }
+
+            message.sampleRate = reader.uint32();
+            continue;
+          }
+          case 14: {
+            if (tag !== 114) {
+              break;
+            }
+
+            message.dateColumns.push(reader.string());
+            continue;
+          }
+          case 15: {
+            if (tag !== 122) {
+              break;
+            }
+
+            message.dateOrder = reader.string();
+            continue;
+          }
+          case 16: {
+            if (tag !== 130) {
+              break;
+            }
+
+            message.timeColumn = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3306,12 +3462,21 @@ export const InputDescription: MessageFns<InputDescription> = {
     message.categories = object.categories?.map((e) => e) || [];
     message.window = object.window ?? 0;
     message.decimalMark = object.decimalMark ?? "";
+    message.finite = object.finite ?? false;
+    message.allowNan = object.allowNan ?? false;
+    message.lengthsOf = object.lengthsOf ?? "";
+    message.lengthsAxis = object.lengthsAxis ?? 0;
+    message.onlyCategories = object.onlyCategories ?? false;
+    message.sampleRate = object.sampleRate ?? 0;
+    message.dateColumns = object.dateColumns?.map((e) => e) || [];
+    message.dateOrder = object.dateOrder ?? "";
+    message.timeColumn = object.timeColumn ?? "";
     return message;
   },
 };
 
 function createBaseValueDescription(): ValueDescription {
-  return { name: "", unit: "" };
+  return { name: "", unit: "", quantile: 0 };
 }
 
 export const ValueDescription: MessageFns<ValueDescription> = {
@@ -3321,6 +3486,9 @@ export const ValueDescription: MessageFns<ValueDescription> = {
     }
     if (message.unit !== "") {
       writer.uint32(18).string(message.unit);
+    }
+    if (message.quantile !== 0) {
+      writer.uint32(25).double(message.quantile);
     }
     return writer;
   },
@@ -3354,6 +3522,14 @@ export const ValueDescription: MessageFns<ValueDescription> = {
             message.unit = reader.string();
             continue;
           }
+          case 3: {
+            if (tag !== 25) {
+              break;
+            }
+
+            message.quantile = reader.double();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3373,6 +3549,7 @@ export const ValueDescription: MessageFns<ValueDescription> = {
     const message = createBaseValueDescription();
     message.name = object.name ?? "";
     message.unit = object.unit ?? "";
+    message.quantile = object.quantile ?? 0;
     return message;
   },
 };
@@ -3382,7 +3559,8 @@ export const ValueDescription: MessageFns<ValueDescription> = {
  *
  * Errors are gRPC statuses; the message says what was received and what was expected:
  *   NOT_FOUND           unknown model, version or label
- *   INVALID_ARGUMENT    an input has a wrong name, dtype, shape or number of bytes
+ *   INVALID_ARGUMENT    an input has a wrong name, dtype, shape or number of bytes, or values that
+ *                       the model does not take (see InputDescription)
  *   FAILED_PRECONDITION Classify on a regression model, or Regress on a classification model
  *   RESOURCE_EXHAUSTED  the model's queue is full, or the predicted wait exceeds the deadline;
  *                       the trailing metadata have `retry-after-ms`

@@ -131,3 +131,9 @@ def test_each_file_is_read_as_it_is_written(tmp_path):
     last.write_bytes("\n".join(lines).encode("utf-16"))
     data = load(path, test=last).caller_view
     np.testing.assert_array_equal(np.sort(data.test.inputs[:, 0]), np.arange(100) + 0.5)
+
+
+def test_what_has_no_columns_has_no_groups(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    message = error(tmp_path / "pictures", target=None, ignored=(), group="patient")
+    assert message == f"{tmp_path / 'pictures'}: no table, so --group does not apply"

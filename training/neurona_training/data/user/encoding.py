@@ -41,6 +41,7 @@ class ColumnEncoding:
         omitted: positions of dates of which only the season, weekday and time are used.
         tables: of each text, the row of numbers for each of its codes, float32 of shape
             (categories + 1, columns); the last row is for a text that is unknown.
+        names: of the training view's columns.
     """
 
     width: int
@@ -50,6 +51,7 @@ class ColumnEncoding:
     times: tuple[int, ...] = ()
     omitted: tuple[int, ...] = ()
     tables: tuple[NDArray[np.float32], ...] = ()
+    names: tuple[str, ...] = ()
 
     @property
     def is_identity(self) -> bool:

@@ -47,6 +47,8 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
     path = user_data.path
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
+    if path.is_dir() or path.suffix.lower() == ".npz":
+        _refuse_options_of_tables(user_data)
     if path.is_dir():
         folders = list_class_folders(path)
         load_files = load_sounds if has_sounds(folders) else load_images
@@ -64,6 +66,22 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
     if user_data.series is not None:
         return _load_series(user_data, table)
     return load_rows(user_data, table)
+
+
+def _refuse_options_of_tables(user_data: UserData) -> None:
+    """Checks that nothing is asked of columns that the data do not have."""
+    for value, flag in (
+        (user_data.kept, "--keep"),
+        (user_data.missing, "--missing"),
+        (user_data.date_order, "--date-order"),
+        (user_data.validation, "--validation"),
+        (user_data.test, "--test"),
+        (user_data.split_column, "--split-column"),
+        (user_data.group, "--group"),
+        (user_data.time, "--time"),
+    ):
+        if value:
+            raise DataError(f"{user_data.path}: no table, so {flag} does not apply")
 
 
 def _load_series(user_data: UserData, table: UserTable) -> LoadedUserData:

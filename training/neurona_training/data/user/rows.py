@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -148,7 +148,7 @@ def load_rows(user_data: UserData, table: UserTable) -> LoadedUserData:
     return LoadedUserData(
         training_view=_make_dataset(user_data, target, [features], encoded, rows, parts),
         caller_view=data,
-        encoding=encoding,
+        encoding=replace(encoding, names=encoded_names),
         notes=notes,
     )
 
@@ -345,6 +345,9 @@ def _make_dataset(
     parts: PartsOfFiles,
 ) -> Dataset:
     main, *extra = arrays
+    group_codes = None
+    if parts.groups is not None:
+        group_codes = np.unique(np.array(parts.groups), return_inverse=True)[1].astype(np.int64)
 
     def select(part: RowIndices) -> Split:
         extra_inputs = tuple(array[part] for array in extra)
@@ -353,8 +356,12 @@ def _make_dataset(
             target.targets[part],
             extra_inputs=extra_inputs,
             allow_nan=described[0].allow_nan,
+            groups=None if group_codes is None else group_codes[part],
         )
 
+    times = parts.times
+    if times is not None:
+        rows = tuple(part[np.argsort(times[part], kind="stable")] for part in rows)  # type: ignore[assignment]
     train, validation, test = map(select, rows)
     targets = user_data.targets
     predicted = f"column{'s' * (len(targets) > 1)} {', '.join(map(repr, targets))}"
@@ -369,6 +376,7 @@ def _make_dataset(
         labels=target.labels,
         values=target.values,
         target=", ".join(targets),
+        in_time_order=times is not None,
     )
 
 
