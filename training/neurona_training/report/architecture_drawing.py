@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.rnn import RNNBase
 
+from neurona_training.architectures.forecast import Forecast
 from neurona_training.architectures.input_layers import Temperature
 from neurona_training.learning.calibration import find_temperature
 from neurona_training.report.drawing import (
@@ -103,6 +104,9 @@ def architecture_section(results: RunResults) -> Section:
         temperature = find_temperature(results.network)
         lines.append(["temperature", f"scores divided by {temperature:.3g}", lines[-1][2], ""])
     lines.append(["together", "", "", f"{total:,}"])
+    for module in results.network.modules():
+        if isinstance(module, Forecast):
+            caption += f" The answer is: {module.describe()}."
     caption += " The table has every layer; the sizes are those of one test row."
     return Section(
         "The network",

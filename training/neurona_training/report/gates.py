@@ -22,7 +22,6 @@ from neurona_training.learning.evaluation import softmax
 from neurona_training.report.drawing import (
     BLUE,
     GREEN,
-    GREY,
     INK,
     ORANGE,
     RED,
@@ -273,7 +272,6 @@ def _draw_answers(axes: Axes, results: RunResults, answers: NDArray[Any]) -> Non
     else:
         for value, colour in zip(answers.T, _COLOURS, strict=False):
             axes.plot(x, value, "o-", color=colour, markersize=3)
-        axes.axhline(0, color=GREY, linewidth=0.5)
     axes.set_title("answer after each step", fontsize=9, color=INK, loc="left")
     if results.data.is_classification:
         place: dict[str, Any] = {

@@ -106,8 +106,9 @@ def _known_inputs(results: RunResults) -> str:
         )
     if results.data.kind == "sequences":
         steps = train.lengths if train.lengths is not None else [train.inputs.shape[1]]
+        lengths = f"{min(steps)} to {max(steps)}" if min(steps) < max(steps) else f"{min(steps)}"
         return (
-            f"Sequences of {min(steps)} to {max(steps)} steps, values from "
+            f"Sequences of {lengths} steps, values from "
             f"{format_number(np.nanmin(train.inputs))} to {format_number(np.nanmax(train.inputs))}."
         )
     names = results.column_names(train.inputs.shape[-1]) if train.inputs.ndim > 1 else []

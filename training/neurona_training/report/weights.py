@@ -245,7 +245,7 @@ def _draw_histograms(results: RunResults) -> Figure | None:
             source = "input" if match[1] == "i" else "state"
             backwards = " back" if match[3] else ""
             title = f"layer {int(match[2]) + 1}{backwards}, of the {source}"
-        axes.set_title(title if len(title) <= 24 else f"…{title[-23:]}", fontsize=8.5, color=INK)
+        axes.set_title(title if len(title) <= 28 else f"…{title[-27:]}", fontsize=8.5, color=INK)
     return figure
 
 
