@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from neurona_server.batching.admission import Admission
 from neurona_server.batching.batch import (
     Batch,
+    RowSlice,
     Run,
     RunningBatch,
     join_inputs,
@@ -110,6 +111,8 @@ class Batcher:
         self.check_inputs: Callable[[Inputs, int], None] | None = None
         """Raises InvalidValueError for inputs with values that the model does not take; it gets
         the number of their first row, too."""
+        self.check_outputs: Callable[[Outputs, int], None] | None = None
+        """Raises InvalidValueError for outputs that are no answer, in the same way."""
         self._watchdog = watchdog or RunWatchdog()
         self._inline = InlineRunner(
             name, policy, self.queue, self.cost_model, self._watchdog, clock
@@ -384,11 +387,40 @@ class Batcher:
             elif not (halves := batch.halve(requests)):
                 self._fail_run(requests[0], error)
         else:
-            for request, own_outputs in zip(requests, outputs, strict=True):
-                request.succeed(own_outputs)
+            halves = self._deliver(batch, requests, outputs)
         batch.finish_run()
         for half in halves:
             self._run_or_halve(batch, half, new_run)
+
+    def _deliver(
+        self, batch: Batch, requests: Sequence[Request], outputs: Sequence[Outputs]
+    ) -> list[Sequence[Request]]:
+        """Finish each request with its outputs, or with the error of outputs that are no answer.
+
+        Returns parts to run again of a coalesced request, of which some have no answer.
+        """
+        check = self.check_outputs
+        if check is not None:
+            try:
+                first = outputs[0]
+                check(first.batch.outputs if isinstance(first, RowSlice) else first, 0)
+            except InvalidValueError:
+                pass  # of which requests?
+            else:
+                check = None
+        again: list[Sequence[Request]] = []
+        for request, own_outputs in zip(requests, outputs, strict=True):
+            if check is not None:
+                try:
+                    check(own_outputs, request.first_row)
+                except InvalidValueError as error:
+                    if halves := batch.halve([request]):
+                        again.extend(halves)
+                    else:
+                        request.fail(error)
+                    continue
+            request.succeed(own_outputs)
+        return again
 
     def _unfinished(self, requests: Sequence[Request], now: float) -> Sequence[Request]:
         """Fail the requests that must not run any more, and return those to run."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from neurona_protos.prediction_pb2 import InputDescription, ModelMetadata
 from neurona_protos.tensors import NUMPY_DTYPES
-from neurona_server.batching.request import Array, Inputs
+from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import InvalidValueError, LoadError, close_match, quoted
 from neurona_server.models.onnx.sequence_lengths import LengthsInput
 from neurona_server.models.repository.settings import TensorSettings
@@ -111,6 +111,51 @@ def set_input_settings(
                 "file does not say"
             )
         description.only_categories = not settings.allow_unknown
+
+
+class AnswerBounds:
+    """The check of the answer of a model whose numbers are finite: a classification or regression.
+
+    Finite numbers that are far too large for it become infinite inside the graph.
+    """
+
+    def __init__(self, index: int) -> None:
+        """Check the output at this index."""
+        self._index = index
+
+    def check(self, outputs: Outputs, first_row: int = 0) -> None:
+        """Check the outputs of one or several requests.
+
+        Args:
+            outputs: All outputs of a run.
+            first_row: The number of their first row, for the error.
+
+        Raises:
+            InvalidValueError: With the first row whose answer is not finite.
+        """
+        answer = outputs[self._index]
+        if answer.dtype.kind != "f" or are_finite(answer):
+            return
+        position = [int(index) for index in np.argwhere(~np.isfinite(answer))[0][:1]]
+        row = f"row {first_row + position[0]}: " if position else ""
+        raise InvalidValueError(
+            f"{row}the answer is not finite (expected inputs closer to those of the training)"
+        )
+
+
+def find_answer_bounds(
+    metadata: ModelMetadata, index: int, settings: Mapping[str, TensorSettings]
+) -> AnswerBounds | None:
+    """Return the check of the output at an index, None where the answer need not be finite.
+
+    It must be for a model that takes finite numbers only, unless the settings of an input say
+    otherwise: then a NaN may be the answer to a NaN.
+    """
+    if index < 0 or not any(described.finite for described in metadata.inputs):
+        return None
+    if any(tensor.allow_nan for tensor in settings.values()):
+        return None
+    return AnswerBounds(index)
 
 
 class _Bound(Protocol):

@@ -12,7 +12,7 @@ from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import UnavailableError
 from neurona_server.models.batching_check import Run, decide_batching
-from neurona_server.models.input_bounds import find_input_bounds
+from neurona_server.models.input_bounds import find_answer_bounds, find_input_bounds
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model_options import ModelOptions, options_for
 from neurona_server.models.onnx.sequence_lengths import LengthsInput, find_lengths_inputs
@@ -171,6 +171,8 @@ class Model:
         all_inputs = [*inputs, *self.signature.optional]
         bounds = find_input_bounds(self.metadata, all_inputs, _find_lengths(source, all_inputs))
         self.batcher.check_inputs = bounds.check if bounds else None
+        answer_bounds = find_answer_bounds(self.metadata, self.answer, self.settings.inputs)
+        self.batcher.check_outputs = answer_bounds.check if answer_bounds else None
         self.metrics.record_placement(session.placement, bool(session.degraded))
         if session.degraded:
             log.warning("%s: degraded: %s", source, session.degraded, extra=self.log_fields)

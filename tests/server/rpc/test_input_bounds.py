@@ -25,16 +25,22 @@ STEPS = 5
 
 
 def save_patients(path, **described):
-    """probabilities = softmax(x @ WEIGHTS) of four named columns."""
+    """probabilities = softmax(x @ WEIGHTS) of four named columns; missing ones may become 0."""
+    fill = [
+        helper.make_node("IsNaN", ["x"], ["missing"]),
+        helper.make_node("Where", ["missing", "zero", "x"], ["filled"]),
+    ]
+    fills = described.get("allow_nan", False)
     onnx_models.save(
         path,
         [
-            helper.make_node("MatMul", ["x", "weights"], ["logits"]),
+            *(fill if fills else []),
+            helper.make_node("MatMul", ["filled" if fills else "x", "weights"], ["logits"]),
             helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
         ],
         {"x": (FLOAT, ["batch", 4])},
         {"probabilities": (FLOAT, ["batch", 3])},
-        {"weights": onnx_models.WEIGHTS},
+        {"weights": onnx_models.WEIGHTS, "zero": np.float32(0)},
         ModelMetadata(
             task=Task.TASK_CLASSIFICATION,
             answer="probabilities",
@@ -224,3 +230,22 @@ def test_an_unknown_category_is_named_with_the_known_ones(server, rejection):
         "input 'town' row 1: 'Genv' (expected one of 'Bern', 'Genf'; did you mean 'Genf'?)"
     )
     assert server.prediction.Predict(towns("any-town", "Genv")).outputs
+
+
+def test_an_answer_that_is_not_finite_is_an_error_of_its_row_alone(server, rejection):
+    huge = [3.4e38, 3.4e38, -3.4e38, -3.4e38]  # finite, and their products are not
+    server.prediction.Predict(patients(GOOD))
+    code, details = rejection(server.prediction.Predict, patients(*[GOOD] * 9, huge))
+    assert code == "INVALID_ARGUMENT"
+    assert details.startswith("row 9: the answer is not finite (expected inputs closer")
+    requests = [patients(huge if number in (3, 20) else GOOD) for number in range(40)]
+    message = PredictStreamRequest(
+        requests=[StreamedRequest(id=n, request=one) for n, one in enumerate(requests)]
+    )
+    responses = {
+        one.id: one
+        for response in server.prediction.PredictStream(iter([message]), timeout=30)
+        for one in response.responses
+    }
+    assert {n for n, one in responses.items() if one.error.code == INVALID} == {3, 20}
+    assert all(responses[n].response.classification.rows for n in range(40) if n not in (3, 20))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from neurona_protos import metadata
+from neurona_training.architectures.input_layers import Normalise, channel_scale
 from neurona_training.architectures.network_options import NetworkOptions
 from neurona_training.architectures.recurrent import NextCount, Recurrent
 from neurona_training.cli.main import main
@@ -234,3 +235,13 @@ def test_the_stepwise_form_is_written_beside_the_model(tmp_path):
     assert [i.name for i in _session(folder / "model.onnx").get_inputs()] == ["sequence"]
     assert main(["rnn", "--data", "digit-rows", "--bidirectional", *out]) == 0
     assert [path.name for path in folder.iterdir()] == ["model.onnx"]
+
+
+def test_channels_of_different_units_have_a_scale_each():
+    random = np.random.default_rng(0)
+    values = random.normal(size=(50, 8, 3)).astype(np.float32)
+    alike = channel_scale(values * [1, 5, 20])
+    assert isinstance(alike, Normalise)
+    different = values * np.float32([1, 1000, 0])
+    spreads = channel_scale(different)(torch.from_numpy(different)).std(dim=(0, 1))
+    torch.testing.assert_close(spreads, torch.tensor([1.0, 1.0, 0.0]), atol=0.01, rtol=0)

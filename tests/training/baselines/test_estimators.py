@@ -73,6 +73,19 @@ def test_sequences_of_different_lengths_are_told_apart_by_their_shape_not_their_
     assert errors(again) == found
 
 
+def test_sequences_whose_phase_is_random_are_told_apart_by_their_statistics():
+    """Motions of different strength: no single step says which it is."""
+    kinds = np.arange(120) % 3
+    inputs = RANDOM.normal(size=(120, 100, 6)) * (1 + kinds)[:, None, None]
+    data = make_dataset(
+        inputs.astype(np.float32), kinds, ("batch", "time", "c"), labels=("rest", "walk", "run")
+    )
+    linear, neighbours, _ = fit_baselines(data)
+    assert linear.test_metrics["accuracy"] == 1
+    assert neighbours.test_metrics["accuracy"] == 1
+    assert neighbours.title == "nearest neighbours on statistics of all steps"
+
+
 def test_texts_are_told_apart_by_their_characters():
     codes = RANDOM.integers(0, 5, (300, 6))
     targets = (codes[:, -1] == 2).astype(np.int64)  # the last character

@@ -28,21 +28,23 @@ def run(content, data, arrays):
     return output
 
 
-def check(data, names):
+def check(data, names, level=0.0):
     """Export each baseline, and compare its file with what was measured."""
     baselines = fit_baselines(data)
     assert [one.name for one in baselines] == names
     for baseline in baselines:
         described = model_metadata(data, baseline.title, {}, {})
-        content, complete = export_baseline(baseline.model, data, described)
+        content, complete = export_baseline(baseline.model, data, described, level)
         file = onnx.load_from_string(content)
         (text,) = [one.value for one in file.metadata_props if one.key == metadata.KEY]
         assert metadata.from_json(text) == complete
         assert [one.name for one in file.graph.output] == [described.answer]
         decided = ~baseline.model.undecided_rows(*map(torch.from_numpy, data.test.arrays))
         assert decided.mean() > 0.9
+        outputs = run(content, data, data.test.arrays)
+        assert outputs.shape[1] == baseline.predictions.shape[1] * (3 if level else 1)
         np.testing.assert_allclose(
-            run(content, data, data.test.arrays)[decided],
+            outputs[decided, : baseline.predictions.shape[1]],
             baseline.predictions[decided],
             rtol=1e-3,
             atol=1e-5 * abs(baseline.predictions).max(),
@@ -82,12 +84,21 @@ def test_sequences():
     check(data, ["linear", "nearest_neighbours", "mean"])
 
 
+def test_statistics_of_sequences():
+    kinds = np.arange(60) % 2
+    inputs = RANDOM.normal(size=(60, 30, 2)) * (1 + 3 * kinds)[:, None, None]
+    data = make_dataset(
+        inputs.astype(np.float32), kinds, ("batch", "time", "c"), labels=("rest", "run")
+    )
+    check(data, ["linear", "nearest_neighbours", "majority"])
+
+
 def test_a_series_that_is_longer_or_shorter_than_the_window():
     months = np.arange(200)
     series = 1e4 + 9 * months + 300 * np.sin(months * np.pi / 6) + RANDOM.normal(size=200)
     data = make_windows(series, 16, horizon=2)
     names = ["linear", "gradient_boosting", "seasonal_persistence", "persistence", "mean"]
-    check(data, names)  # lengths of 1 to 40 steps are compared by the export
+    check(data, names, level=0.9)  # lengths of 1 to 40 steps are compared by the export
 
 
 def test_a_class_without_a_training_row():

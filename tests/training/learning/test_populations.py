@@ -116,10 +116,8 @@ def test_of_a_series_the_values_beyond_its_range_are_counted():
     targets = steps[:, None]
     inputs = np.stack([steps - 2, steps - 1], axis=1)[..., None]
     parts = [Split(inputs[a:b], targets[a:b]) for a, b in ((0, 200), (200, 250), (250, 300))]
-    described = Input("series", ("batch", "time", "channel"), "the last two", "unit")
-    last = {"persistence": parts[2].inputs[:, -1]}
-    values = (Value("next", "unit"),)
-    series = Dataset("series", "counted", *parts, described, values=values, baselines=last)
+    described = Input("series", ("batch", "time", "channel"), "the last two", "unit", window=2)
+    series = Dataset("series", "counted", *parts, described, values=(Value("next", "unit"),))
     compared = compare_populations(_Constant(1), series)
     assert not compared.tests
     assert not compared.differ

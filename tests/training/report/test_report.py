@@ -92,7 +92,7 @@ def test_units_and_scaling_are_in_the_metadata(models):
     offset, factor = map(float, re.match(r"\(input - (.+?)\) \* (.+?);", scaling).groups())
     assert (offset, factor) == pytest.approx((100, 0.14), rel=0.1)
     assert "answer * " in scaling
-    for name in ("test", "mean", "persistence", "linear_autoregression"):
+    for name in ("test", "mean", "persistence", "linear"):
         assert described.figures[f"{name}_rmse"] > 0
     columns = _metadata(models, "mlp-patients").provenance["scaling"]
     assert columns.count(",") == 4  # of age and of both texts, mean and factor
@@ -120,7 +120,7 @@ class _Page(HTMLParser):
     ("name", "pictures", "words"),
     [
         ("mlp-patients", 7, ["<well> & $fit$", "Recall", "always the most frequent class"]),
-        ("gru-level", 8, ["persistence", "linear autoregression", "cm", "Shorter is better"]),
+        ("gru-level", 8, ["the last value again", "linear autoregression", "Shorter is better"]),
         ("lenet5-digits", 11, ["The worst mistakes", "kernels of the first layer, 'c1'"]),
         ("lstm-walks", 8, ["sequence_lens", "test rows are wrong", "one population"]),
     ],

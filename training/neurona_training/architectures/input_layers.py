@@ -25,6 +25,7 @@ Scale = Literal["identity", "root", "log"]
 
 _LARGEST_LOG = 80.0  # e ** 80 is a finite float32
 LARGE_BYTES = 1 << 30  # arrays above may be larger than memory
+_UNITS_RATIO = 100.0
 SMALL_IMAGE = 16  # pixels; a stem made for photographs would shrink a smaller image to nothing
 
 
@@ -170,6 +171,19 @@ class StandardiseColumns(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scales the columns of (..., columns)."""
         return (x - self.mean) * self.factor
+
+
+def channel_scale(values: NDArray[Any]) -> nn.Module:
+    """Returns one scale for all channels of (rows, time, channels), or one for each.
+
+    Channels whose standard deviations differ more than a hundredfold are of different units.
+    """
+    steps = values.reshape(-1, values.shape[-1])
+    spreads = steps.std(axis=0, dtype=np.float64)
+    spreads = spreads[spreads > 0]
+    if len(spreads) and spreads.max() > _UNITS_RATIO * spreads.min():
+        return StandardiseColumns(steps)
+    return Normalise.to_unit_variance(values)
 
 
 class Features(nn.Module):

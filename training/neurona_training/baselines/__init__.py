@@ -1,6 +1,7 @@
 """Baselines: simple rules and scikit-learn's estimators on the same rows as a network.
 
 estimators   fits them: `fit_baselines`
+problem      what an estimator learns, and the choice of its settings
 features     torch modules that make columns of numbers of any kind of data
 model        an estimator with its columns, as a function of a data set's inputs
 seasons      how long the season of a series is

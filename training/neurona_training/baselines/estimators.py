@@ -16,7 +16,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,21 +23,25 @@ from sklearn.base import BaseEstimator
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.multioutput import MultiOutputRegressor
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
-from torch import nn
 
-from neurona_training.baselines.features import make_columns, sample_rows
-from neurona_training.baselines.model import BaselineModel, LastSeason, answer, constant
+from neurona_training.baselines.model import BaselineModel, LastSeason, constant
+from neurona_training.baselines.problem import (
+    FOLDS,
+    MAX_NUMBERS,
+    Choice,
+    Problem,
+    choose_estimator,
+    make_problems,
+    measure,
+)
 from neurona_training.baselines.seasons import find_season, training_series
-from neurona_training.data import Dataset, Split
-from neurona_training.learning.evaluation import accuracy, negative_log_likelihood, predict, rmse
+from neurona_training.data import Dataset
+from neurona_training.learning.evaluation import predict
 
-_MAX_ROWS = 50_000  # of which an estimator learns ...
-_MAX_NUMBERS = 8_000_000  # ... and numbers in all their columns
 _MAX_NEIGHBOUR_NUMBERS = 4_000_000  # nearest neighbours keep them: 16 MB of a file
 _MAX_SUPPORT_ROWS = 3_000  # the time of a support vector machine grows with their square
 _MAX_BOOSTED_VALUES = 48  # each has trees of its own
@@ -46,10 +49,6 @@ _MAX_TREES = 3_000  # over all classes or values
 _MAX_ROUNDS = 500  # of boosting; the validation rows stop it earlier
 _PATIENCE = 20  # rounds without a better validation loss
 
-_FOLDS = 5
-_MAX_CROSS_VALIDATED = 1_000  # rows: validation rows beside more of them are enough to choose by
-_MIN_CROSS_VALIDATED = 20
-_MAX_VALIDATION_ROWS = 4_000  # by which settings are chosen
 
 _NEIGHBOURS = (1, 3, 5, 10, 20)
 _INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # of logistic regression
@@ -86,50 +85,6 @@ class Baseline:
         return self.model.estimator
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Columns and targets; the targets of a series are changes from its last value."""
-
-    columns: NDArray[np.float32]
-    targets: NDArray[Any]
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """What the estimators learn.
-
-    columns: makes the columns of the inputs.
-    offset: what the targets are changes from; None if they are the values themselves.
-    train: training rows, or a sample of them.
-    validation: rows by which settings are chosen.
-    classes: how many; 0 of a regression.
-    seed: of samples.
-    """
-
-    data: Dataset
-    columns: nn.Module
-    offset: nn.Module | None
-    train: _Rows
-    validation: _Rows
-    classes: int
-    seed: int
-
-    def model(self, estimator: BaseEstimator) -> BaselineModel:
-        """A fitted estimator as a function of the data's inputs."""
-        return BaselineModel(self.columns, estimator, self.offset, self.classes)
-
-    def sample(self, numbers: int) -> tuple[_Rows, str]:
-        """Training rows with so many numbers at most, and a note if they are not all."""
-        rows = self.train
-        limit = min(len(rows.columns), max(1, numbers // max(1, rows.columns.shape[1])))
-        if limit < len(rows.columns):
-            drawn = sample_rows(Split(rows.columns, rows.targets), limit, self.seed)
-            rows = _Rows(drawn.inputs, drawn.targets)
-        used, available = len(rows.columns), len(self.data.train)
-        note = f"{used:,} of the {available:,} training rows"
-        return rows, "" if used == available else note
-
-
 def fit_baselines(data: Dataset, seed: int = 0) -> tuple[Baseline, ...]:
     """Fits and measures all baselines that suit the data.
 
@@ -145,9 +100,10 @@ def fit_baselines(data: Dataset, seed: int = 0) -> tuple[Baseline, ...]:
     with threadpool_limits(1), warnings.catch_warnings():
         # Estimators warn of iterations that were not enough, and of classes that a part lacks.
         warnings.simplefilter("ignore")
-        problem = _make_problem(data, seed)
+        problems = make_problems(data, seed)
         return tuple(
-            _measure_baseline(name, fit(problem), data) for name, fit in _baselines(data).items()
+            _measure_baseline(name, _fit_best(fit, problems), data)
+            for name, fit in _baselines(data).items()
         )
 
 
@@ -177,33 +133,35 @@ def choose_best(baselines: Sequence[Baseline]) -> Baseline:
 
 
 def _measure_baseline(name: str, fitted: _Fitted, data: Dataset) -> Baseline:
-    title, note, model = fitted
-    predictions = predict(model, data.test).numpy()
-    validation = predict(model, data.validation).numpy()
+    predictions = predict(fitted.model, data.test).numpy()
+    validation = predict(fitted.model, data.validation).numpy()
     return Baseline(
         name=name,
-        title=title,
-        note=note,
-        model=model,
+        title=fitted.title,
+        note=fitted.note,
+        model=fitted.model,
         predictions=predictions,
-        validation_metrics=_measure(validation, data.validation.targets),
-        test_metrics=_measure(predictions, data.test.targets),
+        validation_metrics=measure(validation, data.validation.targets),
+        test_metrics=measure(predictions, data.test.targets),
     )
 
 
-def _measure(predictions: NDArray[np.float64], targets: NDArray[Any]) -> dict[str, float]:
-    if targets.dtype != np.int64:
-        return {"rmse": rmse(predictions, targets)}
-    nll = negative_log_likelihood(predictions, targets)
-    return {"accuracy": accuracy(predictions, targets), "nll": nll}
+@dataclass(frozen=True)
+class _Fitted:
+    """A baseline before it is measured.
+
+    error: on rows from which it has not learned, if it is chosen from several.
+    """
+
+    title: str
+    note: str
+    model: BaselineModel
+    error: tuple[float, float] = (0.0, 0.0)
 
 
-_Fitted = tuple[str, str, BaselineModel]  # title and note
-
-
-def _baselines(data: Dataset) -> dict[str, Callable[[_Problem], _Fitted]]:
+def _baselines(data: Dataset) -> dict[str, Callable[[Problem], _Fitted]]:
     """What suits the data, by name, in the order of the report."""
-    fits: dict[str, Callable[[_Problem], _Fitted]] = {
+    fits: dict[str, Callable[[Problem], _Fitted]] = {
         "linear": _logistic_regression if data.is_classification else _ridge
     }
     values = 1 if data.is_classification else len(data.values)
@@ -225,40 +183,20 @@ def _suits_support_vectors(data: Dataset) -> bool:
     """Few images, with a row of each class for each fold."""
     if data.kind != "images" or not data.is_classification or len(data.train) > _MAX_SUPPORT_ROWS:
         return False
-    return int(np.unique(data.train.targets, return_counts=True)[1].min()) >= _FOLDS
+    return int(np.unique(data.train.targets, return_counts=True)[1].min()) >= FOLDS
 
 
-def _make_problem(data: Dataset, seed: int) -> _Problem:
-    """Makes the columns of as many training rows as are used at most, and of those that choose."""
-    columns = make_columns(data)
-    offset = LastSeason(1, len(data.values)) if data.is_series else None
-    width = predict(columns, sample_rows(data.train, 1)).shape[1]
-    limit = max(1, min(_MAX_ROWS, _MAX_NUMBERS // max(1, width)))
-
-    def rows(split: Split, count: int) -> _Rows:
-        drawn = sample_rows(split, count, seed)
-        targets = drawn.targets
-        if offset is not None:
-            targets = targets - predict(offset, drawn).numpy()
-        return _Rows(predict(columns, drawn).numpy(), targets)
-
-    return _Problem(
-        data=data,
-        columns=columns,
-        offset=offset,
-        train=rows(data.train, limit),
-        validation=rows(data.validation, min(limit, _MAX_VALIDATION_ROWS)),
-        classes=len(data.labels),
-        seed=seed,
-    )
+def _fit_best(fit: Callable[[Problem], _Fitted], problems: Sequence[Problem]) -> _Fitted:
+    """Fits a baseline on each kind of columns; returns the one with the smallest error."""
+    return min((fit(problem) for problem in problems), key=lambda fitted: fitted.error)
 
 
-def _title(text: str, data: Dataset) -> str:
-    """Adds what an estimator reads of the inputs, if they are no rows of columns."""
-    return text + {"images": " on pixels", "sequences": " on resampled steps"}.get(data.kind, "")
+def _fitted(title: str, choice: Choice, note: str, problem: Problem) -> _Fitted:
+    model = problem.model(choice.estimator)
+    return _Fitted(title, _join_notes(choice.setting, note), model, choice.error)
 
 
-def _logistic_regression(problem: _Problem) -> _Fitted:
+def _logistic_regression(problem: Problem) -> _Fitted:
     rows, note = problem.sample(_MAX_LOGISTIC_NUMBERS // problem.classes)
     candidates = [
         (
@@ -268,21 +206,19 @@ def _logistic_regression(problem: _Problem) -> _Fitted:
         for inverse_penalty in _INVERSE_PENALTIES
     ]
     # Less and less penalty: what has become worse once does not become better.
-    estimator, setting = _choose(candidates, rows, problem, by="nll", is_path=True)
-    title = _title("logistic regression", problem.data)
-    return title, _join(setting, note), problem.model(estimator)
+    best = choose_estimator(candidates, rows, problem, by="nll", is_path=True)
+    return _fitted(problem.title("logistic regression"), best, note, problem)
 
 
-def _ridge(problem: _Problem) -> _Fitted:
-    rows, note = problem.sample(_MAX_NUMBERS)
+def _ridge(problem: Problem) -> _Fitted:
+    rows, note = problem.sample(MAX_NUMBERS)
     candidates = [(Ridge(penalty), f"penalty {penalty:g}") for penalty in _RIDGE_PENALTIES]
-    estimator, setting = _choose(candidates, rows, problem)
     is_series = problem.data.is_series
-    title = "linear autoregression" if is_series else _title("ridge regression", problem.data)
-    return title, _join(setting, note), problem.model(estimator)
+    title = "linear autoregression" if is_series else problem.title("ridge regression")
+    return _fitted(title, choose_estimator(candidates, rows, problem), note, problem)
 
 
-def _nearest_neighbours(problem: _Problem) -> _Fitted:
+def _nearest_neighbours(problem: Problem) -> _Fitted:
     rows, note = problem.sample(_MAX_NEIGHBOUR_NUMBERS)
     kind = KNeighborsClassifier if problem.classes else KNeighborsRegressor
     candidates = [
@@ -290,13 +226,12 @@ def _nearest_neighbours(problem: _Problem) -> _Fitted:
         for count in _NEIGHBOURS
         if count == 1 or count <= len(rows.columns) // 2
     ]
-    estimator, setting = _choose(candidates, rows, problem)
-    title = _title("nearest neighbours", problem.data)
-    return title, _join(setting, note), problem.model(estimator)
+    best = choose_estimator(candidates, rows, problem)
+    return _fitted(problem.title("nearest neighbours"), best, note, problem)
 
 
-def _gradient_boosting(problem: _Problem) -> _Fitted:
-    rows, note = problem.sample(_MAX_NUMBERS)
+def _gradient_boosting(problem: Problem) -> _Fitted:
+    rows, note = problem.sample(MAX_NUMBERS)
     values = 1 if problem.classes else rows.targets.shape[1]
     trees_a_round = values if problem.classes <= 2 else problem.classes
     settings = {
@@ -331,7 +266,7 @@ def _gradient_boosting(problem: _Problem) -> _Fitted:
     rounds = "/".join(str(estimator.n_iter_) for estimator in boosted[:3])
     setting = f"{rounds} rounds" if len(boosted) <= 3 else f"{rounds}/… rounds"
     estimator = boosted[0] if len(boosted) == 1 else _join_values(boosted)
-    return "gradient boosting", _join(setting, note), problem.model(estimator)
+    return _Fitted("gradient boosting", _join_notes(setting, note), problem.model(estimator))
 
 
 def _round_thresholds(estimator: BaseEstimator) -> None:
@@ -355,97 +290,15 @@ def _join_values(estimators: list[BaseEstimator]) -> BaseEstimator:
     return joined
 
 
-def _support_vectors(problem: _Problem) -> _Fitted:
-    rows, note = problem.sample(_MAX_NUMBERS)
+def _support_vectors(problem: Problem) -> _Fitted:
+    rows, note = problem.sample(MAX_NUMBERS)
     # The classes are decided by votes; a sigmoid fitted in folds says how sure a vote is.
     candidates = [
-        (CalibratedClassifierCV(SVC(C=penalty), cv=_FOLDS, ensemble=False), f"C = {penalty:g}")
+        (CalibratedClassifierCV(SVC(C=penalty), cv=FOLDS, ensemble=False), f"C = {penalty:g}")
         for penalty in (1.0, 10.0)
     ]
-    estimator, setting = _choose(candidates, rows, problem)
-    title = _title("support vector machine", problem.data)
-    return title, _join(setting, note), problem.model(estimator)
-
-
-_Candidate = tuple[BaseEstimator, str]  # not fitted, and how it is set up
-
-
-def _choose(
-    candidates: Sequence[_Candidate],
-    rows: _Rows,
-    problem: _Problem,
-    by: Literal["accuracy", "nll"] = "accuracy",
-    *,
-    is_path: bool = False,
-) -> _Candidate:
-    """Fits the candidate with the smallest error on rows that it has not learned from.
-
-    These are the validation rows; or, where they are few, the training rows in five folds.
-
-    Args:
-        candidates: of which the first of equal ones is taken.
-        rows: from which they learn.
-        problem: has the validation rows.
-        by: what counts first of a classification. The NLL changes with every row, accuracy
-            in steps; but it is huge for votes of few neighbours, some of which are never wrong.
-        is_path: the rest need not be tried once the error grows.
-
-    Returns:
-        The fitted estimator, and how it is set up.
-    """
-    is_small = len(rows.columns) <= _MAX_CROSS_VALIDATED and not problem.data.is_series
-    if problem.classes:
-        is_small = is_small and _smallest_class(rows) >= _FOLDS
-    else:
-        is_small = is_small and len(rows.columns) >= _MIN_CROSS_VALIDATED
-    best: tuple[tuple[float, float], _Candidate] | None = None
-    for estimator, setting in candidates:
-        if is_small:
-            error = _error_in_folds(estimator, rows, problem, by)
-        else:
-            estimator.fit(rows.columns, rows.targets)
-            error = _error(estimator, problem.validation, problem, by)
-        if best is None or error < best[0]:
-            best = error, (estimator, setting)
-        elif is_path:
-            break
-    if best is None:
-        raise ValueError("no candidates")
-    estimator, setting = best[1]
-    return (estimator.fit(rows.columns, rows.targets) if is_small else estimator), setting
-
-
-def _smallest_class(rows: _Rows) -> int:
-    """Rows of the class that has the fewest, of those that have any."""
-    return int(np.unique(rows.targets, return_counts=True)[1].min())
-
-
-def _error_in_folds(
-    estimator: BaseEstimator, rows: _Rows, problem: _Problem, by: str
-) -> tuple[float, float]:
-    folds = (StratifiedKFold if problem.classes else KFold)(_FOLDS, shuffle=True, random_state=0)
-    errors = []
-    for train, validation in folds.split(rows.columns, rows.targets):
-        estimator.fit(rows.columns[train], rows.targets[train])
-        part = _Rows(rows.columns[validation], rows.targets[validation])
-        errors.append(_error(estimator, part, problem, by))
-    first, second = np.mean(errors, axis=0)
-    return float(first), float(second)
-
-
-def _error(
-    estimator: BaseEstimator, rows: _Rows, problem: _Problem, by: str
-) -> tuple[float, float]:
-    """What a classification is chosen by, and what decides between equal ones."""
-    predictions = answer(estimator, rows.columns, problem.classes)
-    if problem.classes:
-        measured = _measure(predictions, rows.targets)
-        wrong, nll = 1 - measured["accuracy"], measured["nll"]
-        return (wrong, nll) if by == "accuracy" else (nll, wrong)
-    # Each value counts the same, whatever its unit.
-    spread = problem.train.targets.std(axis=0)
-    scaled = (predictions - rows.targets) / np.where(spread > 0, spread, 1)
-    return float(np.square(scaled).mean()), 0.0
+    best = choose_estimator(candidates, rows, problem)
+    return _fitted(problem.title("support vector machine"), best, note, problem)
 
 
 def _season_in_window(data: Dataset) -> int | None:
@@ -457,23 +310,24 @@ def _season_in_window(data: Dataset) -> int | None:
     return season if steps <= data.train.inputs.shape[1] else None
 
 
-def _seasonal_persistence(problem: _Problem) -> _Fitted:
+def _seasonal_persistence(problem: Problem) -> _Fitted:
     season = _season_in_window(problem.data)
     if season is None:
         raise ValueError("no season")
     model = BaselineModel(None, None, LastSeason(season, len(problem.data.values)))
-    return f"the value {season} steps before", f"a season of {season} steps", model
+    title, note = f"the value {season} steps before", f"a season of {season} steps"
+    return _Fitted(title, note, model)
 
 
-def _persistence(problem: _Problem) -> _Fitted:
+def _persistence(problem: Problem) -> _Fitted:
     model = BaselineModel(None, None, LastSeason(1, len(problem.data.values)))
-    return "the last value again", "", model
+    return _Fitted("the last value again", "", model)
 
 
-def _constant(problem: _Problem) -> _Fitted:
+def _constant(problem: Problem) -> _Fitted:
     title = "always the most frequent class" if problem.classes else "always the mean"
-    return title, "", BaselineModel(None, None, constant(problem.data), problem.classes)
+    return _Fitted(title, "", BaselineModel(None, None, constant(problem.data), problem.classes))
 
 
-def _join(*texts: str) -> str:
+def _join_notes(*texts: str) -> str:
     return "; ".join(text for text in texts if text)

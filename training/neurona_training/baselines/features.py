@@ -20,56 +20,82 @@ from neurona_training.learning.evaluation import predict
 
 MAX_COLUMNS = 1024  # of images and sequences, which are pooled or resampled to fewer
 _MAX_STEPS = 64  # to which a sequence is resampled
+_STATISTICS = 4  # of each channel: mean, standard deviation, smallest and largest value
 _EDGE_CHARACTERS = 3  # at either end of a text, which have columns of their own
 _SAMPLE_ROWS = 4096  # from which the scale of the columns is taken
+_ROWS_AT_ONCE = 256
 
 
-def make_columns(data: Dataset) -> nn.Module:
-    """Builds the module that makes columns of the inputs of a data set.
+def make_columns(data: Dataset) -> dict[str, nn.Module]:
+    """Builds the modules that make columns of the inputs of a data set.
 
     Args:
         data: its training rows give scales and sizes.
 
     Returns:
-        A module that takes `Split.arrays` and returns float32 of shape (rows, columns):
-        standardised columns of a table, pixels, resampled steps and statistics of a sequence,
-        the log-mel frames of sound so, counts and edges of a text, or the last
-        value of a series' window and how far the others are from it.
+        By what the columns hold, for readers: modules that take `Split.arrays` and return float32
+        of shape (rows, columns). Standardised columns of a table; pixels; resampled steps of a
+        sequence with the statistics of all steps, or these statistics alone, the log-mel frames
+        of sound so; counts and edges of a text; the last value of a series' window and how far
+        the others are from it.
     """
-    inputs = data.train.inputs
+    inputs, lengths = data.train.inputs, data.train.lengths
     if data.kind == "images":
-        return nn.Sequential(Normalise.to_unit_variance(inputs), _Pixels(inputs.shape[1:]))
+        pixels = nn.Sequential(Normalise.to_unit_variance(inputs), _Pixels(inputs.shape[1:]))
+        return {"pixels": pixels}
     if data.kind == "rows":
-        return _scaled(nn.Flatten(), data)
+        return {"columns": _scaled(nn.Flatten(), data)}
     if data.is_series:
-        return _scaled(_Window(inputs.shape[1]), data)
+        return {"window": _scaled(_Window(inputs.shape[1]), data)}
     if data.input.categories:
-        return _scaled(_Characters(len(data.input.categories)), data)
-    lengths = data.train.lengths
+        return {"characters": _scaled(_Characters(len(data.input.categories)), data)}
+    steps, channels = inputs.shape[1], int(np.prod(inputs.shape[2:]))
+    frames: LogMel | None = None
     if data.input.sample_rate and lengths is not None:
-        sample = sample_rows(data.train, _SAMPLE_ROWS)
-        log_mel = LogMel(data.input.sample_rate).fit(sample.inputs, sample.arrays[1])
-        steps = int(log_mel.frame_count(torch.tensor(inputs.shape[1])))
-        return _scaled(_Sound(log_mel, _Steps(steps, BANDS)), data)
-    return _scaled(_Steps(inputs.shape[1], int(np.prod(inputs.shape[2:]))), data)
+        sample = take_rows(data.train, sample_rows(data.train, _ROWS_AT_ONCE))
+        frames = LogMel(data.input.sample_rate).fit(sample.inputs, sample.arrays[1])
+        steps, channels = int(frames.frame_count(torch.tensor(steps))), BANDS
+    count = min(steps, _MAX_STEPS, max(2, MAX_COLUMNS // channels - _STATISTICS))
+    return {
+        title: _scaled(summary if frames is None else _Sound(frames, summary), data)
+        for title, summary in (
+            ("resampled steps", _Steps(count)),
+            ("statistics of all steps", _Steps(0)),
+        )
+    }
 
 
-def sample_rows(split: Split, count: int, seed: int = 0) -> Split:
-    """Draws rows at random, each class in its share; all rows in their order if there are few."""
+def sample_rows(split: Split, count: int, seed: int = 0) -> NDArray[np.int64]:
+    """Draws rows at random, each class in its share; all rows in their order if there are few.
+
+    Returns:
+        Indices, ascending.
+    """
     if len(split) <= count:
-        return split
+        return np.arange(len(split))
     random = np.random.default_rng((seed, count))
     is_class = split.targets.dtype == np.int64
     codes = split.targets if is_class else np.zeros(len(split), np.int64)
     shares = [np.flatnonzero(codes == code) for code in np.unique(codes)]
-    rows = np.sort(
-        np.concatenate(
-            [
-                random.permutation(share)[: max(1, round(count * len(share) / len(split)))]
-                for share in shares
-            ]
-        )
-    )
+    drawn = [
+        random.permutation(share)[: max(1, round(count * len(share) / len(split)))]
+        for share in shares
+    ]
+    return np.sort(np.concatenate(drawn))
+
+
+def predict_rows(module: nn.Module, split: Split, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """What a module makes of some rows; a part at a time, as the inputs may be large.
+
+    Returns:
+        (rows, columns).
+    """
+    parts = np.array_split(rows, -(-len(rows) // _ROWS_AT_ONCE))
+    return np.concatenate([predict(module, take_rows(split, part)).numpy() for part in parts])
+
+
+def take_rows(split: Split, rows: NDArray[np.int64]) -> Split:
+    """A copy of some rows."""
     return Split(
         split.inputs[rows],
         split.targets[rows],
@@ -80,7 +106,8 @@ def sample_rows(split: Split, count: int, seed: int = 0) -> Split:
 
 def _scaled(columns: nn.Module, data: Dataset) -> nn.Module:
     """Adds a layer that gives the training columns mean 0 and variance 1."""
-    return _Scaled(columns, predict(columns, sample_rows(data.train, _SAMPLE_ROWS)).numpy())
+    rows = sample_rows(data.train, _SAMPLE_ROWS)
+    return _Scaled(columns, predict_rows(columns, data.train, rows))
 
 
 class _Scaled(nn.Module):
@@ -154,16 +181,13 @@ class _Steps(nn.Module):
     deviation, smallest and largest value; one more column is the length.
 
     Args:
-        steps: of the longest sequence in training.
-        channels: of each step.
+        count: steps to which it is resampled; 0 leaves the statistics.
     """
 
     positions: Tensor
 
-    def __init__(self, steps: int, channels: int) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__()
-        most = max(2, MAX_COLUMNS // channels - 4)  # four statistics
-        count = min(steps, _MAX_STEPS, most)
         self.register_buffer("positions", torch.linspace(0, 1, count))
 
     def forward(self, sequences: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -173,11 +197,6 @@ class _Steps(nn.Module):
         if lengths is None:
             lengths = sequences.new_ones(rows, dtype=torch.int64) * time
         last = (lengths.long() - 1)[:, None]
-        exact = last.float() * self.positions
-        lower = exact.floor().long()
-        upper = torch.minimum(lower + 1, last)
-        share = (exact - lower.float())[:, :, None]
-        resampled = _steps_at(sequences, lower) * (1 - share) + _steps_at(sequences, upper) * share
         is_step = (torch.arange(time, device=sequences.device) <= last)[:, :, None]
         count = (last + 1).float()
         steps = torch.where(is_step, sequences, 0.0)
@@ -186,7 +205,15 @@ class _Steps(nn.Module):
         spread = (squares.sum(dim=1) / count).sqrt()
         smallest = torch.where(is_step, sequences, torch.inf).amin(dim=1)
         largest = torch.where(is_step, sequences, -torch.inf).amax(dim=1)
-        return torch.cat([resampled.flatten(1), mean, spread, smallest, largest, count], dim=1)
+        statistics = torch.cat([mean, spread, smallest, largest, count], dim=1)
+        if not len(self.positions):
+            return statistics
+        exact = last.float() * self.positions
+        lower = exact.floor().long()
+        upper = torch.minimum(lower + 1, last)
+        share = (exact - lower.float())[:, :, None]
+        resampled = _steps_at(sequences, lower) * (1 - share) + _steps_at(sequences, upper) * share
+        return torch.cat([resampled.flatten(1), statistics], dim=1)
 
 
 def _steps_at(sequences: Tensor, indices: Tensor) -> Tensor:

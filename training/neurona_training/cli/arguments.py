@@ -1,4 +1,7 @@
-"""The command line of `neurona-train`."""
+"""The command line of `neurona-train`.
+
+It is one file, so that each option stands once, with its kind beside the others.
+"""
 
 from __future__ import annotations
 

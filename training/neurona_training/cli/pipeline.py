@@ -486,6 +486,7 @@ def write_baseline(arguments: Arguments, trained: TrainedModel, loaded: LoadedUs
     from neurona_training.export.estimators import export_baseline
     from neurona_training.export.metadata import model_metadata
     from neurona_training.export.onnx_export import OPSET
+    from neurona_training.learning.intervals import interval_bounds
     from neurona_training.learning.progress_bar import status_line
 
     by_name = {baseline.name: baseline for baseline in trained.baselines}
@@ -496,6 +497,7 @@ def write_baseline(arguments: Arguments, trained: TrainedModel, loaded: LoadedUs
     name = f"{arguments.name}-{baseline.name.replace('_', '-')}"
     status_line(f"{name}: exporting, and comparing ONNX Runtime with scikit-learn")
     data = trained.data
+    level = _interval_level(arguments, data)
     provenance = {
         "baseline": baseline.name,
         "setting": baseline.note,
@@ -507,7 +509,14 @@ def write_baseline(arguments: Arguments, trained: TrainedModel, loaded: LoadedUs
     content, described = export_baseline(
         baseline.model.in_view(lambda module: _take_caller_view(module, loaded)),
         data,
-        model_metadata(data, f"{baseline.title}, fitted on: {data.source}", figures, provenance),
+        model_metadata(
+            data,
+            f"{baseline.title}, fitted on: {data.source}",
+            figures,
+            provenance,
+            interval_bounds(data, level) if level else (),
+        ),
+        level,
     )
     path = model_path(dataclasses.replace(arguments, name=name))
     write_file(content, path)

@@ -10,14 +10,17 @@ import importlib.util
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any, cast
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from neurona_protos.prediction_pb2 import ModelMetadata
+from neurona_training.architectures.input_layers import PredictionInterval
 from neurona_training.baselines.model import BaselineModel
 from neurona_training.data import Dataset
 from neurona_training.errors import ExportError
@@ -26,6 +29,7 @@ from neurona_training.export.onnx_export import OPSET, add_string_lookups, expor
 from neurona_training.export.parity import verify_parity
 from neurona_training.export.quantization import run_model
 from neurona_training.learning.evaluation import measure_predictions
+from neurona_training.learning.intervals import add_intervals
 
 _ML_DOMAIN, _ML_VERSION = "ai.onnx.ml", 3  # whose operators skl2onnx uses
 _COLUMNS, _OFFSET = "columns", "offset"
@@ -44,8 +48,16 @@ class _Parts(nn.Module):
         return tuple(part(*inputs) for part in self.parts.values())
 
 
+class _Bounded(PredictionInterval):
+    """A baseline with the bounds of its values, some of which rounding may decide."""
+
+    def undecided_rows(self, *inputs: Tensor) -> NDArray[np.bool_]:
+        """See `BaselineModel.undecided_rows`."""
+        return cast(BaselineModel, self.network).undecided_rows(*inputs)
+
+
 def export_baseline(
-    model: BaselineModel, data: Dataset, described: ModelMetadata
+    model: BaselineModel, data: Dataset, described: ModelMetadata, level: float = 0.0
 ) -> tuple[bytes, ModelMetadata]:
     """Exports a baseline to ONNX and verifies it on ONNX Runtime against scikit-learn.
 
@@ -53,6 +65,7 @@ def export_baseline(
         model: takes the arrays of `data`.
         data: describes inputs and outputs; its test rows verify the graph.
         described: what the file says about itself, but for the test metrics and the tools.
+        level: of the prediction intervals that a regression answers too; 0 for none.
 
     Returns:
         An ONNX file with the inputs and the output that `onnx_export.export` gives a network's,
@@ -76,14 +89,20 @@ def export_baseline(
         if model.offset is not None:
             graph.graph.node.append(helper.make_node("Add", [output, _OFFSET], [f"{output}_sum"]))
             output = f"{output}_sum"
+    complete_model: nn.Module = model
     name, values = output_name(data), model.classes or len(data.values)
+    if level:
+        interval = add_intervals(model, data, level)
+        complete_model = _Bounded(interval.network, interval.scale, interval.distances)
+        output = _append_bounds(graph, output, interval.distances.numpy())
+        values *= 3
     graph.graph.node.append(helper.make_node("Identity", [output], [name]))
     del graph.graph.output[:]
     graph.graph.output.append(
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", values])
     )
     _remove_unused_nodes(graph.graph)
-    verify_parity(serialise(graph, described), model, data)
+    verify_parity(serialise(graph, described), complete_model, data)
     complete = ModelMetadata()
     complete.CopyFrom(described)
     complete.provenance.update(_tool_versions(model))
@@ -182,7 +201,7 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 def _place_classes(
     model: onnx.ModelProto,
     output: str,
-    codes: np.ndarray[tuple[int], np.dtype[np.int64]],
+    codes: NDArray[np.int64],
     classes: int,
 ) -> str:
     """Gives classes without a training row, which the estimator does not know, a probability 0."""
@@ -192,6 +211,18 @@ def _place_classes(
     model.graph.initializer.append(places)
     model.graph.node.append(helper.make_node("MatMul", [output, places.name], [f"{output}_all"]))
     return f"{output}_all"
+
+
+def _append_bounds(model: onnx.ModelProto, output: str, distances: NDArray[Any]) -> str:
+    """Puts a lower and an upper bound behind each value."""
+    constant = numpy_helper.from_array(distances.astype(np.float32), "interval/distances")
+    model.graph.initializer.append(constant)
+    bounds = {"Sub": "interval/lower", "Add": "interval/upper"}
+    for operator, bound in bounds.items():
+        model.graph.node.append(helper.make_node(operator, [output, constant.name], [bound]))
+    outputs = [output, *bounds.values()]
+    model.graph.node.append(helper.make_node("Concat", outputs, ["interval/all"], axis=1))
+    return "interval/all"
 
 
 def _remove_unused_nodes(graph: onnx.GraphProto) -> None:

@@ -151,7 +151,7 @@ def negative_log_likelihood(probabilities: NDArray[Any], targets: NDArray[Any]) 
     Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, 2007).
     """
     right = probabilities[np.arange(len(targets)), targets].astype(np.float64)
-    return float(-np.mean(np.log(np.maximum(right, _MIN_PROBABILITY))))
+    return float(0 - np.mean(np.log(np.maximum(right, _MIN_PROBABILITY))))  # 0, never -0
 
 
 @dataclass(frozen=True)

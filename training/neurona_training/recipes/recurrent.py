@@ -34,8 +34,8 @@ def _network(cell: Cell, data: Dataset, options: NetworkOptions) -> nn.Module:
     from neurona_training.architectures.forecast import Forecast
     from neurona_training.architectures.input_layers import (
         Denormalise,
-        Normalise,
         StandardiseColumns,
+        channel_scale,
     )
     from neurona_training.architectures.recurrent import LastState, NextCount
 
@@ -90,7 +90,7 @@ def _network(cell: Cell, data: Dataset, options: NetworkOptions) -> nn.Module:
             nn.Embedding(unknown + 1, _CHARACTER_SIZE, padding_idx=unknown), _CHARACTER_SIZE
         )
     if lengths is None:
-        return last_state(Normalise.to_unit_variance(inputs), inputs.shape[2])
+        return last_state(channel_scale(inputs), inputs.shape[2])
     if inputs.ndim == 2:  # samples of sound
         log_mel = LogMel(data.input.sample_rate or SPEECH_RATE).fit(inputs, lengths)
         return AudioNetwork(log_mel, last_state(nn.Identity(), BANDS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 import re
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch.nn.modules.rnn import RNNBase
 
 from neurona_training.architectures.columns import EncodeColumns
 from neurona_training.architectures.input_layers import without_wrappers
-from neurona_training.data.user.encoding import ColumnEncoding
 from neurona_training.report.drawing import (
     BLUE,
     GREY,
@@ -250,29 +248,8 @@ def _draw_histograms(results: RunResults) -> Figure | None:
 
 
 def input_names(results: RunResults, count: int) -> list[str]:
-    """Names of the inputs of the first layer, as the encoding before it has made them."""
+    """Names of the inputs; of a table those of the columns that its own have become."""
     for module in results.network.modules():
-        if isinstance(module, EncodeColumns):
-            names = _encoded_names(results, module.encoding)
-            if len(names) == count:
-                return names
+        if isinstance(module, EncodeColumns) and len(module.encoding.names) == count:
+            return list(module.encoding.names)
     return results.column_names(count)
-
-
-def _encoded_names(results: RunResults, encoding: ColumnEncoding) -> list[str]:
-    """Numbers, parts of dates, marks of missing values, and a column for each category."""
-    numbers = results.column_names(encoding.width) if encoding.width else []
-    names = [numbers[index] for index in encoding.passed_on]
-    for index in encoding.dates:
-        date = numbers[index]
-        names += [f"{date}: season, sine", f"{date}: season, cosine"]
-        names += [f"{date}: {weekday}" for weekday in calendar.day_abbr]
-        if index in encoding.times:
-            names += [f"{date}: time, sine", f"{date}: time, cosine"]
-    names += [f"{numbers[index]} is missing" for index in encoding.indicators]
-    texts = [described for described in results.data.inputs if described.categories]
-    for text, table in zip(texts, encoding.tables, strict=False):
-        columns = table.shape[1]
-        categories = [*text.categories, "another"][:columns]
-        names += [f"{text.name} is {category or 'empty'}" for category in categories]
-    return names
