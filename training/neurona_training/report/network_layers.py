@@ -212,7 +212,7 @@ def describe_module(module: nn.Module) -> str:
         if isinstance(module, kinds):
             return describe(module)
     children = list(module.children())
-    if len(children) == 1:
+    if len(children) == 1 and not hasattr(module, "ways"):
         return describe_module(children[0])
     if isinstance(module, nn.Sequential):
         return ", ".join(describe_module(child) for child in children)
