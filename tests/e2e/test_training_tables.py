@@ -257,6 +257,10 @@ def test_a_missing_cell_is_nan_or_an_empty_string(served, folder):
     inputs = {"features": [[np.nan, 19700.0]], "gr__e": [""]}
     with Client(served.address) as client:
         asked = client.predict("as-it-is", inputs)
+        reading = client.describe("as-it-is").provenance["reading"]
+        assert "semicolons between cells, Windows-1252" in reading
+        assert "left out: 'id' (counts the rows; --keep 'id' keeps it), 'name'" in reading
+        assert "missing cells filled: 10 of 'age', 8 of 'größe'" in reading
         with pytest.raises(InvalidInputError, match="column 'age': nan"):
             client.predict("plain", {"features": [[np.nan, 1.0]]})
     text = table(["age", "größe", "day"], ["?"], ["null"], ["2023-12-09"])

@@ -84,7 +84,7 @@ def _answers(results: RunResults, rows: NDArray[Any]) -> NDArray[Any]:
 def _draw_plane(results: RunResults) -> Figure:
     data = results.data
     train = data.train.inputs
-    low, high = train.min(axis=0), train.max(axis=0)
+    low, high = np.nanmin(train, axis=0), np.nanmax(train, axis=0)  # values may be missing
     margin = 0.25 * np.maximum(high - low, 1e-6)
     low, high = low - margin, high + margin
     x, y = (np.linspace(low[axis], high[axis], _POINTS) for axis in (0, 1))
@@ -174,8 +174,9 @@ def _draw_lines(axes: Axes, network: nn.Module, extent: tuple[float, ...]) -> No
 def _draw_curve(results: RunResults) -> Figure:
     data = results.data
     train = data.train.inputs[:, 0]
-    margin = 0.15 * max(float(train.max() - train.min()), 1e-6)
-    x = np.linspace(train.min() - margin, train.max() + margin, 400)
+    low, high = float(np.nanmin(train)), float(np.nanmax(train))  # values may be missing
+    margin = 0.15 * max(high - low, 1e-6)
+    x = np.linspace(low - margin, high + margin, 400)
     figure = new_figure(7.0, 3.6)
     axes = figure.subplots()
     style_plot(axes)

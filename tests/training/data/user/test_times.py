@@ -61,3 +61,9 @@ def test_gaps_are_noted_and_duplicates_refused(tmp_path):
         f"{path} line 62, column 'day': '2024-01-08' is the time of line 9, too (expected one "
         "series, each time once; --ignore 'day' takes the order of the file)"
     )
+
+
+def test_what_is_for_rows_is_refused(tmp_path):
+    path = write(tmp_path, DAYS, np.arange(60))
+    with pytest.raises(DataError, match="--group is for --target, not for --series"):
+        load_user_data(UserData(path, series="close", group="day"))

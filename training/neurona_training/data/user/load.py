@@ -90,9 +90,11 @@ def _load_series(user_data: UserData, table: UserTable) -> LoadedUserData:
         (user_data.test, "--test"),
         (user_data.split_column, "--split-column"),
         (user_data.group, "--group"),
+        (user_data.missing, "--missing"),
+        (user_data.kept, "--keep"),
     ):
-        if value is not None:
-            raise DataError(f"{table.path}: {flag} is for --target (a series is divided by time)")
+        if value:
+            raise DataError(f"{table.path}: {flag} is for --target, not for --series")
     ordered = sort_by_time(user_data, table)
     data = load_series(user_data, ordered.table)
     described = replace(data.input, time_column=ordered.column, date_order=ordered.date_order)
