@@ -1,7 +1,8 @@
 """Takes batches from a model's queue, runs them and finishes every request in them.
 
 Batches run in the threads of the model's instances, or inline: in the transport's own thread,
-where runs are shorter than handing requests over to another thread.
+where runs are shorter than handing requests over to another thread. It is one file since all that
+may happen to a batch, from the queue to the last response, is in order here.
 """
 
 import logging
@@ -9,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from neurona_server.batching.admission import Admission
 from neurona_server.batching.batch import (
@@ -74,6 +76,16 @@ OVERDUE_LOG_SECONDS = 60.0
 """Between two lines about overdue runs of a model."""
 
 
+class AnswerCheck(Protocol):
+    """Checks that outputs are an answer, such as finite numbers."""
+
+    def accepts(self, outputs: Outputs) -> bool:
+        """Return whether the outputs of one or several requests are."""
+
+    def check(self, outputs: Outputs, first_row: int) -> None:
+        """Raise InvalidValueError with the number of a row that is not."""
+
+
 class Batcher:
     """The queue of one model, and the runs of the batches taken from it.
 
@@ -111,8 +123,8 @@ class Batcher:
         self.check_inputs: Callable[[Inputs, int], None] | None = None
         """Raises InvalidValueError for inputs with values that the model does not take; it gets
         the number of their first row, too."""
-        self.check_outputs: Callable[[Outputs, int], None] | None = None
-        """Raises InvalidValueError for outputs that are no answer, in the same way."""
+        self.answer_bounds: AnswerCheck | None = None
+        """Checks that outputs are an answer."""
         self._watchdog = watchdog or RunWatchdog()
         self._inline = InlineRunner(
             name, policy, self.queue, self.cost_model, self._watchdog, clock
@@ -399,27 +411,22 @@ class Batcher:
 
         Returns parts to run again of a coalesced request, of which some have no answer.
         """
-        check = self.check_outputs
+        check = self.answer_bounds
         if check is not None:
-            try:
-                first = outputs[0]
-                check(first.batch.outputs if isinstance(first, RowSlice) else first, 0)
-            except InvalidValueError:
-                pass  # of which requests?
-            else:
+            first = outputs[0]
+            if check.accepts(first.batch.outputs if isinstance(first, RowSlice) else first):
                 check = None
         again: list[Sequence[Request]] = []
         for request, own_outputs in zip(requests, outputs, strict=True):
-            if check is not None:
+            if check is None or check.accepts(own_outputs):
+                request.succeed(own_outputs)
+            elif halves := batch.halve([request]):
+                again.extend(halves)
+            else:
                 try:
-                    check(own_outputs, request.first_row)
+                    check.check(own_outputs, request.first_row)
                 except InvalidValueError as error:
-                    if halves := batch.halve([request]):
-                        again.extend(halves)
-                    else:
-                        request.fail(error)
-                    continue
-            request.succeed(own_outputs)
+                    request.fail(error)
         return again
 
     def _unfinished(self, requests: Sequence[Request], now: float) -> Sequence[Request]:

@@ -170,9 +170,10 @@ class Model:
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
         all_inputs = [*inputs, *self.signature.optional]
         bounds = find_input_bounds(self.metadata, all_inputs, _find_lengths(source, all_inputs))
-        self.batcher.check_inputs = bounds.check if bounds else None
-        answer_bounds = find_answer_bounds(self.metadata, self.answer, self.settings.inputs)
-        self.batcher.check_outputs = answer_bounds.check if answer_bounds else None
+        self.batcher.check_inputs = bounds.checker if bounds else None
+        self.batcher.answer_bounds = find_answer_bounds(
+            self.metadata, self.answer, self.settings.inputs
+        )
         self.metrics.record_placement(session.placement, bool(session.degraded))
         if session.degraded:
             log.warning("%s: degraded: %s", source, session.degraded, extra=self.log_fields)

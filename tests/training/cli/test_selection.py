@@ -134,6 +134,12 @@ def test_short_trainings_come_first_and_long_ones_have_three_seeds(monkeypatch):
     assert [model.seeds for model in models] == [5] * (len(models) - 1) + [3]
 
 
+def test_an_option_of_all_holds_for_the_recipes_that_have_it():
+    by_recipe = {model.recipe: model.changes for model in parse(["--all", "--units", "7"]).models}
+    assert by_recipe["mlp"] == {"units": (7,)}
+    assert by_recipe["mcculloch-pitts"] == {}
+
+
 def test_tune_trains_the_model_with_the_best_settings(tmp_path, capsys):
     command = ["mlp", "--data", "iris", *FEW, "--out", str(tmp_path), "--tune", "3"]
     assert main([*command, "--units", "9"]) == 0

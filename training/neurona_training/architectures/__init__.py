@@ -4,6 +4,9 @@ input_layers    scaling of inputs and outputs, colour channels
 columns         missing values, dates and text of tables
 classic         threshold units and ADALINE, before backpropagation
 feedforward     fully connected networks
+table_features  columns of a table, scaled and in pieces
+network_options what a user may choose about a network
+initialisation  first weights by a rule of the user's choice
 neocognitron    the neocognitron
 convolutional   LeNet-5
 vgg, resnet, inception, xception    deep convolutional networks

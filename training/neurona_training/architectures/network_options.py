@@ -25,6 +25,8 @@ class NetworkOptions:
         forecast: how a series is predicted, one of `FORECASTS`: "hybrid" by a linear function of
             the window that the network corrects, "network" by the network alone, or "count" by
             the network as the change of the square root of the last count.
+        columns: of a table, one of `COLUMN_ENCODINGS`: "scaled" to mean 0 and variance 1, or
+            with "pieces" between their quantiles too.
     """
 
     units: tuple[int, ...] | None = None
@@ -34,6 +36,7 @@ class NetworkOptions:
     activation: str | None = None
     initialisation: str | None = None
     forecast: str | None = None
+    columns: str | None = None
 
     def with_defaults(self, default: NetworkOptions) -> NetworkOptions:
         """Returns these options, and `default`'s where nothing is given.
@@ -51,6 +54,7 @@ class NetworkOptions:
             activation=self.activation or default.activation,
             initialisation=self.initialisation or default.initialisation,
             forecast=self.forecast or default.forecast,
+            columns=self.columns or default.columns,
         )
 
     def hidden_units(self, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -75,5 +79,6 @@ class NetworkOptions:
 
 
 ACTIVATIONS = ("tanh", "relu", "gelu", "silu", "sigmoid")
+COLUMN_ENCODINGS = ("scaled", "pieces")
 FORECASTS = ("hybrid", "network", "count")
 INITIALISATIONS = ("inputs", "he", "xavier")

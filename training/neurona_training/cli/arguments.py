@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from neurona_training.architectures.network_options import (
     ACTIVATIONS,
+    COLUMN_ENCODINGS,
     FORECASTS,
     INITIALISATIONS,
 )
@@ -118,7 +119,10 @@ def _arguments_of_all(
     pairs = [(recipe, data) for recipe in RECIPES.values() for data in recipe.tuned]
     pairs.sort(key=lambda pair: pair[0].minutes.get(pair[1], 0))  # short trainings first
     for recipe, data in pairs:
-        arguments = make_arguments(parser, options, recipe, data)
+        available = (*recipe.learner_options, *recipe.network_options)
+        others = dict.fromkeys(field for field in _FIELDS if field not in available)
+        of_recipe = argparse.Namespace(**{**vars(options), **others})
+        arguments = make_arguments(parser, of_recipe, recipe, data)
         minutes = recipe.minutes.get(data, 0)
         most = LONG_TRAINING_SEEDS if minutes > LONG_TRAINING else options.seeds
         yield dataclasses.replace(arguments, seeds=min(options.seeds, most))
@@ -500,6 +504,11 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
         help="of a hidden layer, dropped at each step of training",
     )
     add("--activation", choices=ACTIVATIONS, help="of the hidden layers")
+    add(
+        "--columns",
+        choices=COLUMN_ENCODINGS,
+        help="of a table: scaled, or with pieces between their quantiles too",
+    )
     add(
         "--initialisation",
         choices=INITIALISATIONS,

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from neurona_protos.prediction_pb2 import ModelMetadata
 
 SEEDS_FILE = "seeds.json"
-_NO_BASELINES = ("test_", "validation_", "float32_")  # beginnings of the model's own figures
 # Entries of the provenance that all seeds of a training share.
 _SHARED_ENTRIES = (
     "recipe",
@@ -86,17 +85,15 @@ def best_baseline(figures: Sequence[Mapping[str, float]], unit: str) -> str:
 
     metric = "accuracy" if "test_accuracy" in figures[0] else "rmse"
     means = {
-        name.removesuffix(f"_{metric}"): summarise(one[name] for one in figures).mean
-        for name in figures[0]
-        if name.endswith(f"_{metric}")
-        and not name.startswith(_NO_BASELINES)
-        and all(name in one for one in figures)
+        name: summarise(one[f"{name}_{metric}"] for one in figures).mean
+        for name in TITLES
+        if all(f"{name}_{metric}" in one for one in figures)
     }
     if not means:
         return ""
     choose = max if higher_is_better(metric) else min
     best = choose(means, key=lambda name: means[name])
-    return f"{TITLES.get(best, best)}, {format_metric(metric, means[best], unit)}"
+    return f"{TITLES[best]}, {format_metric(metric, means[best], unit)}"
 
 
 def describe_training(provenance: Mapping[str, str]) -> str:

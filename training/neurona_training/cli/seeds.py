@@ -46,6 +46,7 @@ def train_other_seeds(arguments: Arguments) -> Iterator[str]:
     Raises:
         TrainingError: data or training failed, or the model's file is of another training.
     """
+    from neurona_training.baselines.estimators import fit_baselines
     from neurona_training.selection.records import RecordFile
 
     check_one_process("--seeds")
@@ -61,13 +62,14 @@ def train_other_seeds(arguments: Arguments) -> Iterator[str]:
             continue
         checkpoint = path.parents[1] / f"checkpoint-seed-{seed}.pt"
         if records.find(str(seed), training) is None:
-            started = time.monotonic()
             loaded = loaded or pipeline.load_data(recipe, arguments)
+            # Once for all: they have the same rows, and the seed draws hardly anything in them.
+            baselines = baselines or fit_baselines(loaded.training_view, arguments.seed)
+            started = time.monotonic()
             this_seed = dataclasses.replace(arguments, seed=seed)
             trained = pipeline.train(recipe, this_seed, loaded, checkpoint, baselines)
             if trained is None:
                 return
-            baselines = trained.baselines  # the same rows, and hardly anything drawn by the seed
             if describe_training(trained.metadata.provenance) != training:
                 raise OutputError(
                     f"{path} is of another training: {training} (expected "

@@ -22,6 +22,7 @@ from neurona_training.architectures.input_layers import (
     StandardiseColumns,
     Temperature,
 )
+from neurona_training.architectures.table_features import TableFeatures
 from neurona_training.data import LENGTHS, Dataset, Input, Value
 
 PROBABILITIES = "probabilities"  # the output of a classification, (rows, classes)
@@ -131,6 +132,8 @@ def describe_scaling(network: nn.Module) -> str:
         elif isinstance(module, StandardiseColumns):
             mean, factor = _format_numbers(module.mean), _format_numbers(module.factor)
             formulas.append(f"(input - {mean}) * {factor}")
+        elif isinstance(module, TableFeatures) and len(module.column):
+            formulas.append(f"{len(module.column)} pieces of columns between their quantiles")
         elif isinstance(module, Denormalise):
             spread, mean = _format_numbers(module.spread), _format_numbers(module.mean)
             formulas.append(f"answer * {spread} + {mean}")

@@ -89,7 +89,8 @@ RECIPES = (
                     batch_rows=128,
                     learning_rate=4e-3,
                     label_smoothing=0.1,
-                    augmentation=AugmentationRange(pixels=2.0, degrees=10),
+                    weight_average=0.999,
+                    augmentation=AugmentationRange(pixels=2.0, degrees=10, scale=0.1),
                 )
             ),
         },

@@ -15,6 +15,8 @@ from neurona_training.recipes.settings import Settings
 if TYPE_CHECKING:
     from neurona_training.data import Dataset
 
+_LARGE_TABLE = 700  # rows of training
+_FEW_ROWS = 100  # with fewer each row counts, and decay would hide what they show
 _MAX_SHIFT = 0.07  # of an image's smaller side
 _MAX_ROTATION = 10.0  # degrees
 
@@ -27,7 +29,14 @@ def settings_by_kind(data: Dataset) -> Settings:
     """
     if data.input.window and not data.is_classification:
         return Settings(_series(data), NetworkOptions(units=(32,), dropout=0.3))
-    return Settings({"rows": _rows, "images": _images, "sequences": _sequences}[data.kind](data))
+    if data.kind == "rows":
+        return _rows(data)
+    return Settings({"images": _images, "sequences": _sequences}[data.kind](data))
+
+
+def is_large_table(data: Dataset) -> bool:
+    """Whether a table has enough rows for more units and inputs than a linear function needs."""
+    return data.kind == "rows" and len(data.train) >= _LARGE_TABLE
 
 
 def epochs_for(rows: int, batch_rows: int, steps: int, most: int) -> int:
@@ -42,14 +51,28 @@ def epochs_for(rows: int, batch_rows: int, steps: int, most: int) -> int:
     return max(10, min(most, math.ceil(steps / math.ceil(rows / batch_rows))))
 
 
-def _rows(data: Dataset) -> Hyperparameters:
+def _rows(data: Dataset) -> Settings:
     rows = len(data.train)
+    if not is_large_table(data):
+        batch_rows = max(4, min(32, rows // 16))
+        return Settings(
+            Hyperparameters(
+                epochs=epochs_for(rows, batch_rows, steps=1_500, most=200),
+                batch_rows=batch_rows,
+                learning_rate=3e-3,
+                weight_decay=1.0 if rows >= _FEW_ROWS else 0.01,
+            )
+        )
     batch_rows = 32 if rows < 5_000 else 128
-    return Hyperparameters(
-        epochs=epochs_for(rows, batch_rows, steps=6_000, most=200),
-        batch_rows=batch_rows,
-        learning_rate=3e-3,
-        weight_decay=0.1,
+    return Settings(
+        Hyperparameters(
+            epochs=epochs_for(rows, batch_rows, steps=8_000, most=100),
+            batch_rows=batch_rows,
+            learning_rate=3e-3,
+            weight_decay=0.1,
+            weight_average=0.995,
+        ),
+        NetworkOptions(columns="pieces"),
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from neurona_training.architectures.network_options import NetworkOptions
 from neurona_training.learning.run import AugmentationRange, Hyperparameters
+from neurona_training.recipes.defaults import is_large_table, settings_by_kind
 from neurona_training.recipes.recipe import Recipe
 from neurona_training.recipes.settings import Settings
 
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 def _fully_connected(default: NetworkOptions, data: Dataset, options: NetworkOptions) -> nn.Module:
     from neurona_training.architectures.feedforward import FullyConnected
     from neurona_training.architectures.input_layers import Denormalise, Features
+    from neurona_training.architectures.table_features import TableFeatures
 
     options = options.with_defaults(default)
+    as_pieces = options.columns == "pieces" and data.kind == "rows"
     return FullyConnected(
-        Features(data),
+        TableFeatures(data) if as_pieces else Features(data),
         hidden=options.units or (),
         outputs=len(data.labels) or len(data.values),
         activation=options.activation or "tanh",
@@ -31,9 +34,22 @@ def _fully_connected(default: NetworkOptions, data: Dataset, options: NetworkOpt
     )
 
 
+def _mlp_settings(data: Dataset) -> Settings:
+    """Settings by kind, with units for the rows and columns that there are."""
+    settings = settings_by_kind(data)
+    if is_large_table(data):
+        return settings.with_changes({"units": (256,), "activation": "relu", "dropout": 0.1})
+    return settings.with_changes({"units": (128,)}) if data.kind == "images" else settings
+
+
+def _feedforward_settings(data: Dataset) -> Settings:
+    """Settings by kind, with a smaller rate for more layers."""
+    return settings_by_kind(data).with_changes({"learning_rate": 1e-3})
+
+
 _MLP = NetworkOptions(units=(32,), dropout=0.0, activation="tanh")
 _FEEDFORWARD = NetworkOptions(units=(512, 512, 256, 128), dropout=0.1, activation="relu")
-_NETWORK_OPTIONS = ("units", "layers", "dropout", "activation", "initialisation")
+_NETWORK_OPTIONS = ("units", "layers", "dropout", "activation", "initialisation", "columns")
 
 RECIPES = (
     Recipe(
@@ -41,6 +57,7 @@ RECIPES = (
         description="multilayer perceptron, one hidden layer and backpropagation (1986)",
         network=partial(_fully_connected, _MLP),
         default_network=_MLP,
+        defaults=_mlp_settings,
         takes=("rows", "images"),
         tuned={
             "breast-cancer": Settings(
@@ -62,6 +79,7 @@ RECIPES = (
         description="deep feedforward network, four hidden layers",
         network=partial(_fully_connected, _FEEDFORWARD),
         default_network=_FEEDFORWARD,
+        defaults=_feedforward_settings,
         takes=("rows", "images"),
         tuned={
             "mnist": Settings(

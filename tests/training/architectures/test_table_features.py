@@ -1,0 +1,72 @@
+"""Columns of a table in pieces: inputs of the network, and part of the exported file."""
+
+import numpy as np
+import pytest
+import torch
+
+from neurona_training.architectures.table_features import TableFeatures
+from neurona_training.data import Dataset, Input, Split, Value
+from neurona_training.export.metadata import describe_scaling, model_metadata
+from neurona_training.export.onnx_export import export
+from neurona_training.learning.evaluation import evaluate
+from neurona_training.learning.run import Run
+from neurona_training.recipes import RECIPES
+
+
+@pytest.fixture(scope="module")
+def prices():
+    """A price with steps, of a skewed column, a column of few values and a constant one."""
+    random = np.random.default_rng(4)
+
+    def split(rows):
+        income = np.exp(random.normal(size=rows) * 1.5)
+        rooms = random.integers(1, 6, rows)
+        inputs = np.stack([income, rooms, np.full(rows, 7.0)], axis=1).astype(np.float32)
+        price = 100 * np.floor(np.log(income) * 2) * (rooms >= 3) + 1000
+        return Split(inputs, price.astype(np.float32)[:, None])
+
+    described = Input("row", ("batch", "column"), "", "", columns=("income", "rooms", "seven"))
+    parts = (split(1500), split(300), split(300))
+    return Dataset("prices", "", *parts, described, values=(Value("price", "EUR"),))
+
+
+def test_each_piece_is_linear_between_its_quantiles(prices):
+    features = TableFeatures(prices)
+    with torch.no_grad():
+        columns = features(torch.from_numpy(prices.train.inputs))
+    assert columns.shape == (1500, features.width)
+    assert features.width == 3 + 24 + 4  # quantiles of a skewed column, steps of five values
+    pieces = columns[:, 3:]
+    assert pieces.min() == -0.5
+    assert pieces.max() == 0.5
+    with torch.no_grad():
+        beyond = features(torch.tensor([[1e9, 3.0, 7.0], [-1e9, 3.0, 7.0]]))
+    assert beyond.isfinite().all()
+    assert beyond[0, 3:27].tolist() == [0.5] * 24
+    assert beyond[1, 3:27].tolist() == [-0.5] * 24
+
+
+def test_the_defaults_of_a_table_follow_its_steps_and_are_exported(prices, ask):
+    recipe = RECIPES["mlp"]
+    settings = recipe.settings(prices, None).with_changes({"epochs": 12})
+    assert settings.network.columns == "pieces"
+    errors = {}
+    for columns in ("pieces", "scaled"):
+        changed = settings.with_changes({"columns": columns})
+        network = recipe.fit(prices, changed, Run("prices", 0)).network
+        errors[columns] = evaluate(network, prices)["test_rmse"]
+        if columns == "pieces":
+            assert "28 pieces of columns" in describe_scaling(network)
+            model = export(network, prices, model_metadata(prices, "", {}, {}))
+            answers = ask(model, prices.test.inputs)
+            rmse = np.sqrt(np.mean((answers - prices.test.targets) ** 2))
+            assert rmse == pytest.approx(errors[columns], rel=1e-4)
+    assert errors["pieces"] < 0.7 * errors["scaled"]
+    assert errors["pieces"] < 0.4 * prices.test.targets.std()
+
+
+def test_images_of_a_fully_connected_network_have_no_columns():
+    recipe = RECIPES["mlp"]
+    data = recipe.load("digits")
+    settings = recipe.settings(data, None)
+    assert settings.network.columns is None
