@@ -158,6 +158,7 @@ def test_a_class_without_a_training_row_has_the_probability_0():
         np.testing.assert_allclose(baseline.predictions.sum(axis=1), 1)
 
 
+@pytest.mark.slow
 def test_a_large_table_is_learned_from_a_sample_and_the_note_says_so():
     inputs = RANDOM.normal(size=(150_000, 4)).astype(np.float32)
     targets = (inputs[:, 0] > 0).astype(np.int64)

@@ -58,6 +58,7 @@ def test_rows():
     check(load("iris"), ["linear", "gradient_boosting", "nearest_neighbours", "majority"])
 
 
+@pytest.mark.slow
 def test_several_values_of_rows_far_from_0():
     inputs = RANDOM.normal(size=(200, 3)).astype(np.float32) * 40 + [1.7e9, 2000, -3]
     targets = np.stack([inputs[:, 1] * 1000, np.sign(inputs[:, 2])], axis=1)
@@ -70,6 +71,7 @@ def test_several_values_of_rows_far_from_0():
     check(data, ["linear", "gradient_boosting", "nearest_neighbours", "mean"])
 
 
+@pytest.mark.slow
 def test_images():
     check(load("digits"), ["linear", "nearest_neighbours", "support_vectors", "majority"])
 
@@ -84,6 +86,7 @@ def test_sequences():
     check(data, ["linear", "nearest_neighbours", "mean"])
 
 
+@pytest.mark.slow
 def test_statistics_of_sequences():
     kinds = np.arange(60) % 2
     inputs = RANDOM.normal(size=(60, 30, 2)) * (1 + 3 * kinds)[:, None, None]
@@ -101,6 +104,7 @@ def test_a_series_that_is_longer_or_shorter_than_the_window():
     check(data, names, level=0.9)  # lengths of 1 to 40 steps are compared by the export
 
 
+@pytest.mark.slow
 def test_a_class_without_a_training_row():
     targets = np.array([0, 2, *([0, 2] * 29), *([0, 1, 2, 2] * 10)])
     inputs = RANDOM.normal(size=(100, 3)).astype(np.float32)

@@ -46,7 +46,7 @@ def test_sunspots_are_forecast_better_than_by_mean_and_persistence(trained, ask)
     path = trained("rnn")
     data = RECIPES["rnn"].load()
     test = data.test
-    values = ask(path.read_bytes(), test.inputs)
+    values, lower, upper = np.split(ask(path.read_bytes(), test.inputs), 3, axis=1)
     assert values.shape == test.targets.shape
 
     def rmse(answers):
@@ -57,6 +57,7 @@ def test_sunspots_are_forecast_better_than_by_mean_and_persistence(trained, ask)
         "test_rmse": rmse(values),
         "mean_rmse": rmse(data.train.targets.mean()),
         "persistence_rmse": rmse(test.inputs[:, -1]),
+        "interval_coverage": np.mean((lower <= test.targets) & (test.targets <= upper)),
     }
     assert {name: figures[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert expected["test_rmse"] < 0.75 * expected["persistence_rmse"]
@@ -65,7 +66,9 @@ def test_sunspots_are_forecast_better_than_by_mean_and_persistence(trained, ask)
     described = _read(path)
     assert described.task == TASK_REGRESSION
     assert described.answer == "value"
-    assert [(value.name, value.unit) for value in described.values] == [("next year", "sunspots")]
+    assert [(value.name, value.unit) for value in described.values] == [
+        (f"next year{bound}", "sunspots") for bound in ("", ", lower 90 %", ", upper 90 %")
+    ]
 
 
 @pytest.mark.parametrize(

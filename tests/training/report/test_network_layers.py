@@ -51,6 +51,13 @@ def test_a_deep_network_has_a_line_for_each_block():
     assert blocks[0].kind == "residual block: convolutions 3 x 3, 3 x 3, added to the input"
 
 
+def test_parallel_branches_are_one_block():
+    _, layers = _layers("inception-v3", RECIPES["inception-v3"].load("digits"))
+    kinds = [layer.kind for layer in layers]
+    assert kinds.count("4 branches side by side: 7 convolutions") == 3
+    assert not any("module list" in kind for kind in kinds)
+
+
 def _text_data():
     codes = np.array([[0, 1, 2, 3]] * 12, np.int64)
     lengths = np.array([4, 2] * 6, np.int32)

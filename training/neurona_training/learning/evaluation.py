@@ -29,6 +29,7 @@ TEST_METRICS = (
 )
 
 CONFIDENCE_BINS = 15  # of equal width, as in C. Guo and others (2017)
+_LARGE_VALUE = 1e4  # from which on values have no decimals
 _ROWS_AT_ONCE = 256  # per forward pass, so that memory does not grow with the data
 _MIN_PROBABILITY = 1e-12  # whose logarithm stands for that of a probability rounded to 0
 
@@ -218,5 +219,7 @@ def format_metric(name: str, value: float, unit: str = "") -> str:
         title = re.sub(rf"\b{abbreviation}$", abbreviation.upper(), title)
     if title.endswith(("accuracy", "ECE", "coverage")):
         return f"{title} {100 * value:.2f} %"
-    has_unit = "RMSE" in title or title.endswith("width")
-    return f"{title} {value:.4g} {unit}".rstrip() if has_unit else f"{title} {value:.4f}"
+    if "RMSE" in title or title.endswith("width"):
+        number = f"{value:.4g}" if value < _LARGE_VALUE else f"{value:,.0f}"  # not 5.7e+04
+        return f"{title} {number} {unit}".rstrip()
+    return f"{title} {value:.4f}"

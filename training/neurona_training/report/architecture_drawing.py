@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.rnn import RNNBase
 
+from neurona_training.architectures.forecast import Forecast
+from neurona_training.architectures.input_layers import Temperature
+from neurona_training.learning.calibration import find_temperature
 from neurona_training.report.drawing import (
     BLUE,
     GREEN,
@@ -96,9 +99,14 @@ def architecture_section(results: RunResults) -> Section:
     lines = [["layer", "what it does", "output", "parameters"]]
     for layer in layers:
         count = f"{layer.parameters:,}" if layer.parameters else ""
-        name = layer.name.rpartition("network.")[2]  # what stands around it is no layer
-        lines.append([name, layer.kind, format_shape(layer.shape), count])
+        lines.append([layer.name, layer.kind, format_shape(layer.shape), count])
+    if isinstance(results.network, Temperature):
+        temperature = find_temperature(results.network)
+        lines.append(["temperature", f"scores divided by {temperature:.3g}", lines[-1][2], ""])
     lines.append(["together", "", "", f"{total:,}"])
+    for module in results.network.modules():
+        if isinstance(module, Forecast):
+            caption += f" The answer is: {module.describe()}."
     caption += " The table has every layer; the sizes are those of one test row."
     return Section(
         "The network",
@@ -237,7 +245,7 @@ def _name_units(
     data = results.data
     if data.kind == "images":
         thumbnail = axes.inset_axes((-2.2, -0.9, 1.8, 1.8), transform=axes.transData)
-        draw_image(thumbnail, results.test_input(0), float(data.test.inputs.max()))
+        draw_image(thumbnail, results.test_input(0), results.brightest)
     else:
         names = input_names(results, columns[0].size)
         for unit, (x, y) in places[0].items():
@@ -303,7 +311,7 @@ def _draw_maps(results: RunResults) -> Figure:
     thumbnail = axes.inset_axes(
         (step / 2 - side / 2, -side / 2, side, side), transform=axes.transData
     )
-    draw_image(thumbnail, picture, float(results.data.test.inputs.max()))
+    draw_image(thumbnail, picture, results.brightest)
     label(step / 2, "picture", f"{picture.shape[-1]} x {picture.shape[-2]}\npixels")
     for index, stage in enumerate(stages, 1):
         x = step * (index + 0.5)

@@ -12,6 +12,7 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
+from neurona_training.learning.evaluation import format_metric
 from neurona_training.report.drawing import (
     BLUE,
     GREEN,
@@ -42,6 +43,8 @@ def training_section(results: RunResults) -> Section | None:
     """Learning curves; None for a learner without epochs."""
     if not results.fit_result.history:
         return None
+    if len(results.fit_result.history) == 1:
+        return _one_epoch_section(results)
     best = results.fit_result.best_epoch
     description = f"loss, metric and learning rate by epoch; best: {best}"
     caption = (
@@ -54,6 +57,17 @@ def training_section(results: RunResults) -> Section | None:
     picture = make_picture(learning_curves(results), description)
     words = ("epoch", "loss", "gradient", "learning rate", "overfitting")
     return Section("The training", caption, (picture,), words=words)
+
+
+def _one_epoch_section(results: RunResults) -> Section:
+    """One point makes no curve."""
+    epoch = results.fit_result.history[0]
+    name = "accuracy" if results.data.is_classification else "rmse"
+    text = f"after it, {format_metric(name, epoch.metric, results.unit)} on the validation rows"
+    if epoch.training_metric is not None:
+        trained = format_metric(name, epoch.training_metric, results.unit)
+        text += f", and {trained} on training rows"
+    return Section("The training", f"It saw its training rows in one epoch; {text}.")
 
 
 def predictions_section(results: RunResults) -> Section:
@@ -119,7 +133,8 @@ def learning_curves(results: RunResults) -> Figure:
     both = [*losses, *validation_losses]
     if min(both) > 0 and max(both) > 20 * min(both):
         left.set_yscale("log")
-        left.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        steps = (1.0, 2.0, 5.0) if max(both) < 300 * min(both) else (1.0,)
+        left.yaxis.set_major_locator(LogLocator(subs=steps))
         left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         left.yaxis.set_minor_formatter(NullFormatter())
     unit = "" if data.is_classification else ", 1 = predicting the mean"

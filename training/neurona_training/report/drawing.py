@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -21,6 +24,7 @@ BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 INK, GREY, PALE = "#222222", "#767676", "#E4E4E4"
 SIGNED = "RdBu_r"  # colour map: white at 0, blue below, red above
 DOTS_PER_INCH = 120
+_LARGE_NUMBER, _HUGE_NUMBER = 1e4, 1e8
 _PIXELS_PER_INCH = 96  # of CSS
 
 
@@ -96,6 +100,22 @@ def style_image(axes: Axes) -> None:
 def shorten(text: str, limit: int = 22) -> str:
     """Cuts a text to `limit` characters, the last one an ellipsis."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def format_number(value: float) -> str:
+    """Four digits that count: `0.01234`, `68,060`, with a minus sign that is one."""
+    if abs(value) >= _LARGE_NUMBER:
+        digits = math.floor(math.log10(abs(value)))
+        return f"{round(value, 3 - digits):,.0f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
+
+
+def limit_ticks(axis: Axis, count: int = 5) -> None:
+    """At most so many ticks, and commas in large numbers, so that they do not collide."""
+    axis.set_major_locator(MaxNLocator(count))
+    low, high = axis.get_view_interval()
+    if _LARGE_NUMBER <= max(abs(low), abs(high)) < _HUGE_NUMBER:
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def escape_math(text: str) -> str:

@@ -136,7 +136,7 @@ def field_box(field: NDArray[Any]) -> tuple[int, int, int, int]:
 def _draw_maps(results: RunResults, stages: list[Layer], fields: list[NDArray[Any]]) -> Figure:
     row = (results.right_rows or [0])[0]
     image = torch.from_numpy(results.row_arrays([row])[0])
-    brightest = float(results.data.test.inputs.max())
+    brightest = results.brightest
     figure = new_figure(9.5, 1.28 * len(stages))
     grid = figure.subplots(len(stages), 2, squeeze=False, width_ratios=[1, _MAX_MAPS + 0.6])
     for layer, field, (left_axes, right_axes) in zip(stages, fields, grid, strict=True):
@@ -180,7 +180,7 @@ def _deep_stages(stages: list[Layer], fields: list[NDArray[Any]]) -> list[int]:
 
 def _short_name(layer: Layer) -> str:
     """The end of a layer's path, by which it is found in the table of layers."""
-    name = layer.name.rpartition("network.")[2]
+    name = layer.name
     return name if len(name) <= _MAX_NAME else f"…{name[1 - _MAX_NAME :]}"
 
 

@@ -22,7 +22,6 @@ from neurona_training.learning.evaluation import softmax
 from neurona_training.report.drawing import (
     BLUE,
     GREEN,
-    GREY,
     INK,
     ORANGE,
     RED,
@@ -255,7 +254,9 @@ def _answers_over_time(results: RunResults, row: int) -> NDArray[Any] | None:
             part.append(torch.tensor([length], dtype=torch.int32))
         outputs.append(results.network(*part)[0].numpy())
     answers: NDArray[Any] = np.stack(outputs)
-    return softmax(answers) if results.data.is_classification else answers
+    if results.data.is_classification:
+        return softmax(answers)
+    return answers[:, : len(results.data.values)]  # without the bounds of intervals
 
 
 def _draw_answers(axes: Axes, results: RunResults, answers: NDArray[Any]) -> None:
@@ -271,7 +272,6 @@ def _draw_answers(axes: Axes, results: RunResults, answers: NDArray[Any]) -> Non
     else:
         for value, colour in zip(answers.T, _COLOURS, strict=False):
             axes.plot(x, value, "o-", color=colour, markersize=3)
-        axes.axhline(0, color=GREY, linewidth=0.5)
     axes.set_title("answer after each step", fontsize=9, color=INK, loc="left")
     if results.data.is_classification:
         place: dict[str, Any] = {

@@ -56,7 +56,7 @@ def grad_cam_section(results: RunResults) -> Section | None:
         pictures.append(make_picture(figure, "where it looks in pictures that it got wrong"))
     caption = (
         "Grad-CAM: yellow is where the picture speaks for a class, by the maps of layer "
-        f"{layer.name.rpartition('network.')[2]!r} and their influence on its score. "
+        f"{layer.name!r} and their influence on its score. "
     )
     if right:
         caption += "First pictures that it got right. "
@@ -105,7 +105,7 @@ def _draw_rows(results: RunResults, layer: Layer, rows: list[int], *, is_right: 
     height = 1.62 * data.test.inputs.shape[-2] / data.test.inputs.shape[-1]
     figure = new_figure(9.5, min(2.4, height) * down + 0.35)
     grid = figure.subplots(down, _EXAMPLES, squeeze=False)
-    brightest = float(data.test.inputs.max())
+    brightest = results.brightest
     for axes in grid.flat:
         axes.set_axis_off()
     for row, column in zip(rows, grid.T, strict=False):
@@ -128,7 +128,7 @@ def _draw_heat(axes: Axes, results: RunResults, heat: NDArray[Any], row: int) ->
     style_image(axes)
     pixels = results.test_input(row)
     plane = pixels if pixels.ndim == 2 else pixels.mean(axis=0)
-    axes.imshow(plane, cmap="gray", vmin=0, vmax=float(results.data.test.inputs.max()))
+    axes.imshow(plane, cmap="gray", vmin=0, vmax=results.brightest)
     largest = float(heat.max())
     if largest > 0:
         axes.imshow(heat / largest, cmap="inferno", vmin=0, vmax=1, alpha=0.6)

@@ -118,7 +118,8 @@ def _measure(results: RunResults, split: Split) -> float:
     outputs = predict(results.network, split).numpy()
     if results.data.is_classification:
         return accuracy(outputs, split.targets)
-    return -rmse(outputs, split.targets)
+    # Bounds of intervals follow the values.
+    return -rmse(outputs[:, : len(results.data.values)], split.targets)
 
 
 def _draw(results: RunResults, importances: list[Importance]) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from neurona_training.architectures.audio import LogMel
+from neurona_training.architectures.columns import EncodeColumns
 from neurona_training.architectures.input_layers import Features
 from neurona_training.export.parity import caller_array
 from neurona_training.report.drawing import (
@@ -22,6 +24,7 @@ from neurona_training.report.drawing import (
     Section,
     draw_image,
     escape_math,
+    format_number,
     make_picture,
     new_figure,
     shorten,
@@ -33,7 +36,7 @@ _MAX_SIDE = 28  # pixels whose numbers can be read in the width of the page
 _MAX_NUMBERS = 60  # of a series
 _CROP = 16  # of larger pictures
 _MAX_COLUMNS = 12  # of a table row
-_MAX_STEPS, _MAX_CHANNELS = 12, 12  # of a sequence whose numbers are written
+_MAX_STEPS, _MAX_CHANNELS = 12, 8  # of a sequence whose numbers are written
 
 
 def input_numbers_section(results: RunResults) -> Section | None:
@@ -69,7 +72,7 @@ def input_numbers_section(results: RunResults) -> Section | None:
 
 
 def _format(value: float) -> str:
-    return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
+    return "missing" if math.isnan(value) else format_number(value)
 
 
 def _picture_section(results: RunResults, row: int) -> Section:
@@ -91,7 +94,7 @@ def _picture_section(results: RunResults, row: int) -> Section:
 
 def _draw_matrix(results: RunResults, pixels: NDArray[Any], planes: NDArray[Any]) -> Figure:
     height, width = planes.shape[-2:]
-    brightest = float(results.data.test.inputs.max())
+    brightest = results.brightest
     rows, columns = min(height, _CROP), min(width, _CROP)
     if max(height, width) <= _MAX_SIDE and len(planes) != 3:
         rows, columns = height, width
@@ -149,7 +152,7 @@ def _row_section(results: RunResults, row: int) -> Section:
             names = results.column_names(array.shape[-1])
             for index, (name, value) in enumerate(zip(names, cell, strict=True)):
                 scaled_text = _format(float(scaled[0, index])) if scaled is not None else ""
-                lines.append([name, _format(value), scaled_text])
+                lines.append([name, results.format_cell(index, value), scaled_text])
         else:
             text = str(cell[0]) if isinstance(cell[0], str) else _format(cell[0])
             scaled_text = f"1 for {text!r}, 0 for the others" if described.categories else ""
@@ -157,7 +160,10 @@ def _row_section(results: RunResults, row: int) -> Section:
     if not any(line[2] for line in lines[1:]):
         lines = [line[:2] for line in lines]
     caption = "One test row"
-    if len(lines[0]) > 2:
+    words: tuple[str, ...] = ("standard deviation",)
+    if len(lines[0]) < 3 or scaled is None:
+        words = ()
+    else:
         caption += (
             ". Columns differ much in size, so each is scaled first: less its mean, divided by "
             "its standard deviation over the training rows. 0 is average, -1 and 1 are usual"
@@ -165,15 +171,16 @@ def _row_section(results: RunResults, row: int) -> Section:
     if len(lines) > _MAX_COLUMNS + 1:
         caption += f"; the first {_MAX_COLUMNS} of {len(lines) - 1} columns"
         lines = lines[: _MAX_COLUMNS + 1]
-    return Section(
-        "One example as numbers", f"{caption}.", table=lines, words=("standard deviation",)
-    )
+    return Section("One example as numbers", f"{caption}.", table=lines, words=words)
 
 
 def _scaled(network: nn.Module, inputs: NDArray[Any]) -> NDArray[Any] | None:
     scales = [one for one in network.modules() if isinstance(one, Features)]
     if not scales or scales[0].width < inputs.shape[-1]:
         return None
+    for module in network.modules():  # filled and encoded columns are others than a caller's
+        if isinstance(module, EncodeColumns) and (module.encoding.medians or module.encoding.dates):
+            return None
     with torch.inference_mode():
         padded = torch.zeros(1, scales[0].width)
         padded[:, : inputs.shape[-1]] = torch.from_numpy(inputs)

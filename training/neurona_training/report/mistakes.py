@@ -19,6 +19,7 @@ from neurona_training.report.drawing import (
     RED,
     draw_image,
     escape_math,
+    format_number,
     new_figure,
     shorten,
     style_image,
@@ -88,8 +89,8 @@ def _input_cells(results: RunResults, row: int) -> list[str]:
     for described, array in zip(results.data.inputs, results.data.test.arrays, strict=True):
         cell = caller_array(array[[row]], described)[0]
         cells += [
-            shorten(one, 60) if isinstance(one, str) else f"{one:.4g}"
-            for one in np.atleast_1d(cell).tolist()
+            shorten(one, 60) if isinstance(one, str) else results.format_cell(column, one)
+            for column, one in enumerate(np.atleast_1d(cell).tolist())
         ]
     return cells
 
@@ -99,7 +100,8 @@ def _describe_prediction(results: RunResults, row: int, *, short_names: bool = T
     target, predicted = results.data.test.targets[row], results.predictions[row]
     if not results.data.is_classification:
         worst = int(np.abs(predicted - target).argmax())
-        return f"true {target[worst]:.4g}, predicted {predicted[worst]:.4g}"
+        true, answer = format_number(target[worst]), format_number(predicted[worst])
+        return f"true {true}, predicted {answer}"
     labels = results.data.labels
     label, certainty = int(predicted.argmax()), f"{predicted.max():.0%}"
     if not short_names:
@@ -113,7 +115,7 @@ def _describe_prediction(results: RunResults, row: int, *, short_names: bool = T
 def _draw_input(axes: Axes, results: RunResults, row: int) -> None:
     test_input = results.test_input(row)
     if results.data.kind == "images":
-        draw_image(axes, test_input, float(results.data.test.inputs.max()))
+        draw_image(axes, test_input, results.brightest)
     elif results.is_series:
         _draw_series(axes, results, row)
     else:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurona_training.learning.evaluation import format_metric
-from neurona_training.report.drawing import Section, shorten
+from neurona_training.report.drawing import Section, format_number, shorten
 from neurona_training.report.predictions import confusion_counts
 from neurona_training.report.results import RunResults
 
@@ -89,7 +89,7 @@ def _purpose(results: RunResults) -> str:
 
 def _names(names: Any) -> str:
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(shorten(name, 30) for name in names[:_MAX_NAMES]) + more
+    return ", ".join(shorten(name, 30) or "(empty)" for name in names[:_MAX_NAMES]) + more
 
 
 def _known_inputs(results: RunResults) -> str:
@@ -106,14 +106,18 @@ def _known_inputs(results: RunResults) -> str:
         )
     if results.data.kind == "sequences":
         steps = train.lengths if train.lengths is not None else [train.inputs.shape[1]]
+        lengths = f"{min(steps)} to {max(steps)}" if min(steps) < max(steps) else f"{min(steps)}"
         return (
-            f"Sequences of {min(steps)} to {max(steps)} steps, values from "
-            f"{_number(np.nanmin(train.inputs))} to {_number(np.nanmax(train.inputs))}."
+            f"Sequences of {lengths} steps, values from "
+            f"{format_number(np.nanmin(train.inputs))} to {format_number(np.nanmax(train.inputs))}."
         )
     names = results.column_names(train.inputs.shape[-1]) if train.inputs.ndim > 1 else []
     ranges = [
-        f"{shorten(name, 30)} {_number(np.nanmin(column))} to {_number(np.nanmax(column))}"
-        for name, column in zip(names[:_MAX_NAMES], train.inputs.T, strict=False)
+        f"{shorten(name, 30)} {results.format_cell(index, float(np.nanmin(column)))} to "
+        f"{results.format_cell(index, float(np.nanmax(column)))}"
+        for index, (name, column) in enumerate(
+            zip(names[:_MAX_NAMES], train.inputs.T, strict=False)
+        )
     ]
     ranges += [
         f"{shorten(extra.name, 30)}: {_names(extra.categories)}"
@@ -122,10 +126,6 @@ def _known_inputs(results: RunResults) -> str:
     ]
     rest = len(names) - _MAX_NAMES
     return "; ".join(ranges) + (f"; and {rest} more columns." if rest > 0 else ".")
-
-
-def _number(value: Any) -> str:
-    return f"{float(value):.4g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _data(results: RunResults) -> str:
@@ -151,10 +151,12 @@ def _quality(results: RunResults) -> str:
         low, high = rmse_interval(results.predictions - data.test.targets)
         text = (
             f"{format_metric('test_rmse', figures['test_rmse'], results.unit)} on {rows:,} test "
-            f"rows (95 % interval {low:.4g} to {high:.4g})"
+            f"rows (95 % interval {format_number(low)} to {format_number(high)})"
         )
         if "interval_coverage" in figures:
             text += f"; its intervals hold {figures['interval_coverage']:.1%} of the test values"
+    if not results.fit_result.best_epoch:
+        return f"{text}. Its weights were set by hand."
     return f"{text}. One training with one seed: others differ."
 
 
@@ -162,10 +164,11 @@ def _weaknesses(results: RunResults) -> str:
     data = results.data
     if not data.is_classification:
         errors = np.abs(results.predictions - data.test.targets).max(axis=1)
-        return (
-            f"Half of the test rows are off by less than {np.median(errors):.4g} {results.unit}, "
-            f"one in twenty by more than {np.quantile(errors, 0.95):.4g} {results.unit}."
-        ).replace("  ", " ")
+        half, large = (
+            f"{format_number(float(np.quantile(errors, part)))} {results.unit}".rstrip()
+            for part in (0.5, 0.95)
+        )
+        return f"Half of the test rows are off by less than {half}, one in 20 by more than {large}."
     counts = confusion_counts(results)
     rows = counts.sum(axis=1)
     recall = np.diag(counts) / np.maximum(rows, 1)

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from neurona_training.architectures.audio import LogMel
 from neurona_training.architectures.classic import Threshold
+from neurona_training.architectures.columns import EncodeColumns
 from neurona_training.architectures.convolutional import PartialConvolution, Subsampling
 from neurona_training.architectures.input_layers import (
     Denormalise,
@@ -21,6 +22,7 @@ from neurona_training.architectures.input_layers import (
     Normalise,
     RgbInput,
     StandardiseColumns,
+    ValueScale,
 )
 from neurona_training.architectures.neocognitron import CCells, SCells
 
@@ -76,7 +78,9 @@ def trace_layers(network: nn.Module, arrays: Iterable[Any]) -> tuple[Layer, ...]
     """
     network.eval()
     listed = dict(_listed_modules(network))
-    recorder = _Recorder(network, {module: name for name, module in listed.items()})
+    # The name in the network itself, without what is wrapped around it.
+    names = {module: name.rpartition("network.")[2] for name, module in listed.items()}
+    recorder = _Recorder(network, names)
     with recorder, torch.no_grad():
         network(*(torch.from_numpy(array) for array in arrays))
     layers = recorder.layers
@@ -104,7 +108,8 @@ def _count_parameters(parameters: Iterable[nn.Parameter]) -> int:
 
 def _is_container(name: str, module: nn.Module) -> bool:
     """Whether its children are layers of the table, not parts of one block."""
-    is_wrapped = name.rpartition(".")[2] == "network"  # behind an encoding or a preparation
+    # Behind an encoding or a preparation, or beside a linear forecast.
+    is_wrapped = name.rpartition(".")[2] in ("network", "correction")
     return type(module) in (nn.Sequential, nn.ModuleList, nn.ModuleDict) or is_wrapped
 
 
@@ -207,7 +212,7 @@ def describe_module(module: nn.Module) -> str:
         if isinstance(module, kinds):
             return describe(module)
     children = list(module.children())
-    if len(children) == 1:
+    if len(children) == 1 and not hasattr(module, "ways"):
         return describe_module(children[0])
     if isinstance(module, nn.Sequential):
         return ", ".join(describe_module(child) for child in children)
@@ -262,6 +267,8 @@ def _describe_recurrent(module: Any) -> str:
 _SCALING = (Normalise, StandardiseColumns, Features, RgbInput)
 _DESCRIPTIONS: tuple[tuple[Any, Callable[[Any], str]], ...] = (
     (_SCALING, lambda _: "scaling of the inputs"),
+    (ValueScale, lambda one: f"scale of the series: {one.scale}"),
+    (EncodeColumns, lambda _: "missing values, dates and texts become numbers"),
     (Denormalise, lambda _: "scaling to the unit of the target"),
     (nn.Linear, lambda one: f"fully connected, {_count(one.out_features, 'unit')}"),
     (nn.Conv2d, _describe_convolution),

@@ -115,6 +115,7 @@ def _tiles(results: RunResults) -> list[_Tile]:
 
 def _metric_tile(name: str, value: float, unit: str) -> _Tile:
     title, _, number = format_metric(name, value, unit).partition(" ")
+    number = number.replace(" %", "\N{NO-BREAK SPACE}%")
     return _Tile(number, f"{title} on the test rows")
 
 

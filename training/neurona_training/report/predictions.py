@@ -16,6 +16,7 @@ from neurona_training.report.drawing import (
     PALE,
     RED,
     escape_math,
+    limit_ticks,
     new_figure,
     shorten,
     style_plot,
@@ -127,6 +128,8 @@ def predicted_against_true(results: RunResults) -> Figure:
     right.legend(frameon=False, fontsize=9)
     for axes in (left, right):
         style_plot(axes)
+        limit_ticks(axes.xaxis)
+    limit_ticks(left.yaxis, 6)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,12 +13,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from neurona_protos.prediction_pb2 import ModelMetadata
+from neurona_training.architectures.columns import EncodeColumns
 from neurona_training.baselines.comparison import Comparison
 from neurona_training.baselines.estimators import Baseline
 from neurona_training.data import Dataset
 from neurona_training.learning.evaluation import predict, softmax
 from neurona_training.learning.populations import Populations
 from neurona_training.learning.run import FitResult, Hyperparameters
+from neurona_training.report.drawing import format_number
 from neurona_training.report.network_layers import Layer, trace_layers
 
 
@@ -85,6 +88,11 @@ class RunResults:
         return np.argsort(-badness, kind="stable")
 
     @cached_property
+    def brightest(self) -> float:
+        """The largest number of the test inputs: white in pictures."""
+        return float(self.data.test.inputs.max())
+
+    @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The network's layers, in the order in which a row passes them."""
         return trace_layers(self.network, self.row_arrays([0]))
@@ -101,6 +109,25 @@ class RunResults:
             rank[int(targets[row])] = rank.get(int(targets[row]), -1) + 1
             keyed.append((rank[int(targets[row])], int(targets[row]), row))
         return [row for _, _, row in sorted(keyed)]
+
+    @cached_property
+    def date_columns(self) -> frozenset[int]:
+        """Positions of the main input's columns that are dates."""
+        return frozenset(
+            position
+            for module in self.network.modules()
+            if isinstance(module, EncodeColumns)
+            for position in module.encoding.dates
+        )
+
+    def format_cell(self, column: int, value: float) -> str:
+        """A number of the main input for a reader; days since 1970 as a date."""
+        if math.isnan(value):
+            return "missing"
+        if column in self.date_columns:
+            seconds = np.datetime64(round(value * 86400), "s")
+            return str(seconds).replace("T", " ").removesuffix(" 00:00:00")
+        return format_number(value)
 
     def row_arrays(self, rows: list[int]) -> tuple[NDArray[Any], ...]:
         """The network's inputs for some test rows."""

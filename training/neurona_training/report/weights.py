@@ -54,7 +54,10 @@ def weights_section(results: RunResults) -> Section | None:
         caption = f"The {len(values)} kernels of the first layer, {layer!r}"
         caption += ": colour by colour" if is_rgb else ": blue below zero, red above"
         kernels = [one if is_rgb else one.mean(axis=1) for one in _both(before, values)]
-        figure = _draw_kernels(kernels)
+        learned = np.abs(values).reshape(len(values), -1).any(axis=1)
+        if not learned.all():  # planes of a neocognitron that no pattern was left for
+            caption += f"; {int(learned.sum())} have learned something"
+        figure = _draw_kernels([one[learned] if learned.any() else one for one in kernels])
     elif results.data.kind == "images" and values.shape[1] == np.prod(inputs.shape[1:]):
         shape = inputs.shape[-2:]
         planes = [one.reshape(len(one), -1, *shape).mean(axis=1) for one in _both(before, values)]
@@ -186,7 +189,8 @@ def _draw_bars(
     results: RunResults, before: NDArray[Any] | None, values: NDArray[Any], names: list[str]
 ) -> Figure:
     figure = new_figure(min(9.5, 3.0 + 2.6 * len(values)), 0.27 * len(names) + 1.0)
-    labels = results.data.labels if len(results.data.labels) == len(values) else ()
+    is_output = sum(one.ndim > 1 for one in results.network.parameters()) == 1
+    labels = results.data.labels if is_output and len(results.data.labels) == len(values) else ()
     for unit, axes in enumerate(figure.subplots(1, len(values), sharey=True, squeeze=False).flat):
         style_plot(axes)
         axes.grid(visible=False, axis="y")
@@ -239,7 +243,7 @@ def _draw_histograms(results: RunResults) -> Figure | None:
             source = "input" if match[1] == "i" else "state"
             backwards = " back" if match[3] else ""
             title = f"layer {int(match[2]) + 1}{backwards}, of the {source}"
-        axes.set_title(title if len(title) <= 24 else f"…{title[-23:]}", fontsize=8.5, color=INK)
+        axes.set_title(title if len(title) <= 28 else f"…{title[-27:]}", fontsize=8.5, color=INK)
     return figure
 
 
