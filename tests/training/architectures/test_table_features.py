@@ -43,6 +43,7 @@ def test_each_piece_is_linear_between_its_quantiles(prices):
         beyond = features(torch.tensor([[1e9, 3.0, 7.0], [-1e9, 3.0, 7.0]]))
     assert beyond.isfinite().all()
     assert beyond[0, 3:27].tolist() == [0.5] * 24
+    assert beyond.abs().max() <= 4  # a mistyped value does not carry the network away
     assert beyond[1, 3:27].tolist() == [-0.5] * 24
 
 

@@ -20,14 +20,15 @@ from neurona_training.architectures.input_layers import Features
 from neurona_training.data import Dataset
 
 _PIECES = 24  # of a column, at most
+_LARGEST = 4.0  # standard deviations
 
 
 class TableFeatures(Features):
     """Scales the columns of a table and adds pieces: (rows, columns) -> (rows, width).
 
-    Each column has mean 0 and variance 1, which also a value beyond the training's keeps apart,
-    and each piece between two neighbouring quantiles of it is a further column: -1/2 before the
-    piece, 1/2 after it, and linear within.
+    Each column has mean 0 and variance 1, held within _LARGEST so that a mistyped value far
+    beyond the training's does not carry the network away. Each piece between two neighbouring
+    quantiles of it is a further column: -1/2 before the piece, 1/2 after it, linear within.
     """
 
     column: Tensor
@@ -52,7 +53,7 @@ class TableFeatures(Features):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the scaled columns, then the pieces."""
-        scaled: Tensor = self.scale(x)
+        scaled: Tensor = self.scale(x).clamp(-_LARGEST, _LARGEST)
         if not len(self.column):
             return scaled
         pieces = ((x[:, self.column] - self.lower) * self.factor).clamp(0, 1)
