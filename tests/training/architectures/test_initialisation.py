@@ -18,7 +18,7 @@ from neurona_training.architectures.initialisation import initialise
 )
 def test_the_spread_follows_the_number_of_inputs(rule, spread):
     torch.manual_seed(0)
-    network = LeNet5(nn.Identity(), size=28, classes=10)
+    network = LeNet5(nn.Identity(), size=(28, 28), classes=10)
     initialise(network, rule)
     assert network.c5.weight.std().item() == pytest.approx(spread, rel=0.03)
     assert bool(network.c5.bias.any()) == (rule == "inputs")

@@ -257,14 +257,14 @@ def test_other_weights_are_another_training(published, tmp_path):
     one = InitialWeights(tmp_path / "weights.pth")
     fingerprints = [
         training_fingerprint(
-            data, settings.hyperparameters, Run("model", 0, initial_weights=weights), 1
+            data, settings.hyperparameters, Run("model", 0, initial_weights=weights), 1, ""
         )
         for weights in (None, one, replace(one, freeze=True))
     ]
     published["conv1.weight"] += 1
     torch.save(published, tmp_path / "weights.pth")
     run = Run("model", 0, initial_weights=one)
-    fingerprints.append(training_fingerprint(data, settings.hyperparameters, run, 1))
+    fingerprints.append(training_fingerprint(data, settings.hyperparameters, run, 1, ""))
     assert len(set(fingerprints)) == 4
 
 

@@ -11,7 +11,7 @@ from neurona_training.selection.summary import format_summary, higher_is_better,
         ("test_accuracy", [0.99, 0.98, 0.97], "", "accuracy 98.00 ± 1.00 %"),
         ("test_accuracy", [0.98], "", "accuracy 98.00 %"),
         ("test_rmse", [20.0, 18.5], "sunspots", "RMSE 19.25 ± 1.06 sunspots"),
-        ("test_rmse", [123456.0, 123458.0], "EUR2", "RMSE 1.235e+05 ± 1.4 EUR2"),
+        ("test_rmse", [123456.0, 123458.0], "EUR2", "RMSE 123,457 ± 1 EUR2"),
         ("test_auc", [0.968, 0.972, 0.957], "", "AUC 0.9657 ± 0.0078"),
     ],
 )

@@ -22,6 +22,7 @@ from neurona_training.architectures.input_layers import (
     StandardiseColumns,
     Temperature,
 )
+from neurona_training.architectures.published_weights import PublishedInput
 from neurona_training.architectures.table_features import TableFeatures
 from neurona_training.data import LENGTHS, Dataset, Input, Value
 
@@ -127,6 +128,9 @@ def describe_scaling(network: nn.Module) -> str:
         if isinstance(module, Normalise):
             offset, factor = _format_numbers(module.offset), _format_numbers(module.factor)
             formulas.append(f"(input - {offset}) * {factor}")
+        elif isinstance(module, PublishedInput):
+            mean, factor = _format_numbers(module.mean), _format_numbers(module.factor)
+            formulas.append(f"(input - {mean}) * {factor}, by colour")
         elif isinstance(module, EncodeColumns) and module.encoding.medians:
             formulas.append(f"missing numbers are {_format_numbers(module.medians)}")
         elif isinstance(module, StandardiseColumns):
