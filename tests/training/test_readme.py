@@ -30,9 +30,13 @@ def _shell_commands():
         yield words
 
 
-def _table(heading):
+def _manual(name):
+    return (ROOT / "training" / "docs" / name).read_text(encoding="utf-8")
+
+
+def _table(heading, text=README):
     """The rows of the first table below a heading, as lists of cells."""
-    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    section = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
     lines = re.search(r"(?m)(^\|.*\n)+", section).group().splitlines()
     return [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines[2:]]
 
@@ -59,7 +63,7 @@ def test_a_command_of_the_manual_parses(words):
 
 
 def test_the_python_of_the_manual_runs(tmp_path):
-    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+    for code in re.findall(r"```python\n(.*?)```", _manual("extending.md"), re.DOTALL):
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -79,7 +83,10 @@ def test_the_manual_lists_every_data_set():
 
 
 def test_the_manual_lists_every_option():
-    listed = {re.match(r" `(--[a-z-]+)", cells[0]).group(1) for cells in _table("Options")}
+    listed = {
+        re.match(r" `(--[a-z-]+)", cells[0]).group(1)
+        for cells in _table("Options", _manual("options.md"))
+    }
     flags = {flag for action in _make_parser()._actions for flag in action.option_strings}
     assert listed == flags - {"-h", "--help"}
 
@@ -87,14 +94,14 @@ def test_the_manual_lists_every_option():
 def test_the_manual_has_the_options_of_compare():
     own = [action for action in _make_parser()._actions for action in action.option_strings]
     flags = {flag for action in make_compare_parser()._actions for flag in action.option_strings}
-    manual = (ROOT / "training" / "docs" / "selection.md").read_text(encoding="utf-8")
+    manual = _manual("selection.md")
     assert flags - set(own) == set(re.findall(r"`(--(?:metric|no-baselines))`", manual))
 
 
 def test_the_rooms_of_the_manual_exist():
     package = ROOT / "training" / "neurona_training"
     folders = {path.parent.name for path in package.glob("*/__init__.py")}
-    assert {cells[0].strip(" `/") for cells in _table("Rooms")} == folders
+    assert {cells[0].strip(" `/") for cells in _table("Rooms", _manual("extending.md"))} == folders
 
 
 def test_the_example_trains_on_a_csv_file_and_predicts(tmp_path):
