@@ -155,8 +155,10 @@ def _quality(results: RunResults) -> str:
         )
         if "interval_coverage" in figures:
             text += f"; its intervals hold {figures['interval_coverage']:.1%} of the test values"
-    if not results.fit_result.best_epoch:
+    if not results.fit_result.best_epoch and not results.fit_result.history:
         return f"{text}. Its weights were set by hand."
+    if not results.fit_result.best_epoch:
+        return f"{text}. It is a linear function of the window: no network helped beside it."
     return f"{text}. One training with one seed: others differ."
 
 
