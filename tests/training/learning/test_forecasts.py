@@ -222,7 +222,7 @@ def test_a_decay_is_forecast_far_below_the_training_values(tmp_path):
     logarithms = -0.01 * time + 0.3 * np.sin(time * np.pi / 6) + random.normal(0, 0.03, 600)
     data = _load(tmp_path, 1000 * np.exp(logarithms))
     assert fit_autoregression(data.train, data.validation).scale.scale == "log"
-    assert data.test.targets.max() < data.train.targets.min() / 2
+    assert np.median(data.test.targets) < data.train.targets.min() / 2
     assert _linear_error(data) < 0.4 * rmse(data.test.inputs[:, -1], data.test.targets)
     network = add_intervals(Forecast("gru", data, hidden=4), data, 0.9)
     windows = torch.cat([torch.from_numpy(data.test.inputs) / one for one in (1, 1e3, 1e9)])

@@ -151,7 +151,8 @@ def column_spreads(values: NDArray[Any]) -> NDArray[np.float64]:
 def _standard_deviation(values: NDArray[Any]) -> float:
     """The standard deviation; 1 for constant values, whose scale is kept."""
     if values.nbytes <= LARGE_BYTES:
-        spread = float(np.std(values))
+        with np.errstate(over="ignore"):
+            spread = float(np.std(values))
         if not _SMALLEST_SQUARED < spread < _LARGEST_SQUARED:  # squares are not float32's
             spread = float(np.std(values, dtype=np.float64))
         return spread or 1.0
