@@ -151,9 +151,10 @@ def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
     if not isinstance(content, dict):
         yield Sample([str(path)], _array_with_lengths(content, *_only_input(model)))
         return
-    parts = array_files.find_parts(content)
-    has_rows = any(array_files.INPUTS in arrays for arrays in parts.values())
-    if not has_rows or content.keys() <= {spec.name for spec in model.inputs}:
+    # First: two inputs of a model may have names that mean the same in a training file.
+    is_by_name = content.keys() <= {spec.name for spec in model.inputs}
+    parts = {} if is_by_name else array_files.find_parts(content)
+    if not any(array_files.INPUTS in arrays for arrays in parts.values()):
         yield Sample([str(path)], content)
         return
     for part, arrays in parts.items():
