@@ -118,6 +118,8 @@ def test_files_of_their_own(tmp_path):
     assert train | validation == set(range(80))
     message = error(path, test=last, group="patient")
     assert "has rows in the rows for training and the test rows" in message
+    same = error(path, test=tmp_path / ".." / tmp_path.name / path.name)
+    assert same.endswith("data.csv: --test is another part, too (expected other rows)")
     (tmp_path / "short.csv").write_text("x,kind\n1,rare\n")
     assert "no column 'day' (an input in data.csv)" in error(path, test=tmp_path / "short.csv")
     other = write(tmp_path, "other.csv", rows=range(100, 120), kind=lambda _: "new")

@@ -74,6 +74,8 @@ def read_parts(user_data: UserData, table: UserTable) -> PartsOfFiles:
     files: list[tuple[UserTable, Literal["validation", "test"] | None]] = [(table, None)]
     for path, part in ((user_data.validation, "validation"), (user_data.test, "test")):
         if path is not None:
+            if any(path.resolve() == file.path.resolve() for file, _ in files):
+                raise DataError(f"{path}: --{part} is another part, too (expected other rows)")
             files.append((read_user_table(path), "test" if part == "test" else "validation"))
     for file, file_part in files:
         for name in user_data.targets:
