@@ -11,6 +11,7 @@ in one part, `--time` tests on the latest rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -71,13 +72,7 @@ def read_parts(user_data: UserData, table: UserTable) -> PartsOfFiles:
     )
     tables, notes, own_parts = [], [], list[Part | None]()
     missing_marks: set[str] = set()
-    files: list[tuple[UserTable, Literal["validation", "test"] | None]] = [(table, None)]
-    for path, part in ((user_data.validation, "validation"), (user_data.test, "test")):
-        if path is not None:
-            if any(path.resolve() == file.path.resolve() for file, _ in files):
-                raise DataError(f"{path}: --{part} is another part, too (expected other rows)")
-            files.append((read_user_table(path), "test" if part == "test" else "validation"))
-    for file, file_part in files:
+    for file, file_part in _read_files(user_data, table):
         for name in user_data.targets:
             file.require_column(name, "--target")
         for column, flag in flags:
@@ -122,6 +117,24 @@ def read_parts(user_data: UserData, table: UserTable) -> PartsOfFiles:
         tuple(notes),
         tuple(sorted(missing_marks)),
     )
+
+
+def _read_files(
+    user_data: UserData, table: UserTable
+) -> list[tuple[UserTable, Literal["validation", "test"] | None]]:
+    """Reads the files of validation and test rows, and returns them behind the main one."""
+    files: list[tuple[UserTable, Literal["validation", "test"] | None]] = [(table, None)]
+    chosen: tuple[tuple[Path | None, Literal["validation", "test"]], ...] = (
+        (user_data.validation, "validation"),
+        (user_data.test, "test"),
+    )
+    for path, part in chosen:
+        if path is None:
+            continue
+        if any(path.resolve() == file.path.resolve() for file, _ in files):
+            raise DataError(f"{path}: --{part} is another part, too (expected other rows)")
+        files.append((read_user_table(path), part))
+    return files
 
 
 def _rows_with_target(
