@@ -55,6 +55,7 @@ def test_a_step_of_the_course_runs(commands, tmp_path, monkeypatch):
             words.extend(["--data-dir", str(Path(os.environ["NEURONA_SHARED"], "data"))])
         if "--table" not in words:
             words.extend(_EPOCHS.get(words[0], ["--epochs", "1"]))
+            words.append("--no-report")  # other tests draw a page for every recipe
         assert main(words) == 0, words
     for model in Path("models").glob("*/1/model.onnx"):
         onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
