@@ -180,3 +180,45 @@ def test_the_best_is_chosen_by_the_validation_rows():
     baselines = fit_baselines(load("diabetes"))
     best = min(baselines, key=lambda one: one.validation_metrics["rmse"])
     assert choose_best(baselines) is best
+
+
+@pytest.mark.parametrize("divided", ["by group", "by time"])
+def test_settings_are_chosen_as_the_test_will_ask(divided):
+    """Five rows of each patient, or of each week, are nearly the same and have the same outcome.
+
+    One neighbour knows the outcome of a row whose patient it has seen, and only of such a row.
+    """
+    random = np.random.default_rng(4)
+    groups = np.repeat(np.arange(100), 5)
+    signal = random.normal(size=(100, 1))
+    outcome = signal + 3 * random.normal(size=(100, 1))
+    inputs = signal[groups] + 1e-3 * random.normal(size=(500, 1))
+    data = make_dataset(
+        inputs.astype(np.float32),
+        outcome[groups].astype(np.float32),
+        ("batch", "c"),
+        values=(Value("y", "EUR"),),
+    )
+    if divided == "by time":
+        data = replace(data, in_time_order=True)
+    else:
+        parts = {
+            name: replace(getattr(data, name), groups=groups[start:end])
+            for name, start, end in (
+                ("train", 0, 300),
+                ("validation", 300, 400),
+                ("test", 400, 500),
+            )
+        }
+        data = replace(data, **parts)
+    neighbours = next(one for one in fit_baselines(data) if one.name == "nearest_neighbours")
+    assert neighbours.note == "20 neighbours"
+
+
+def test_a_class_in_one_group_alone_is_no_obstacle():
+    groups = np.arange(100) // 10
+    targets = (groups == 2).astype(np.int64)
+    inputs = RANDOM.normal(size=(100, 2)).astype(np.float32)
+    data = make_dataset(inputs, targets, ("batch", "c"), labels=("a", "b"))
+    data = replace(data, train=replace(data.train, groups=groups[:60]))
+    assert errors(data)["majority"] == 1

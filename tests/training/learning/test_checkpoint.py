@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,11 @@ def test_only_the_same_training_is_resumed(tmp_path):
     ):
         with pytest.raises(FitError, match="belongs to another training"):
             recipe.fit(data, changed, run)
+    corrected = data.train.targets.copy()
+    corrected[0] += 1
+    other = replace(data, train=replace(data.train, targets=corrected))
+    with pytest.raises(FitError, match="belongs to another training"):
+        recipe.fit(other, settings, Run("rnn", 0, path, resume=True))
     faster = recipe.fit(
         data, settings.with_changes({"threads": 2}), Run("rnn", 0, path, resume=True)
     )
