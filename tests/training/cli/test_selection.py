@@ -223,19 +223,18 @@ def test_compare_exports_the_best_and_measures_the_test_once(compared, capsys, m
     assert (report / "comparison.json").read_bytes() == before
 
 
-def test_a_baseline_that_suits_the_folds_alone_is_no_error_at_the_end(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_baseline_that_suits_the_folds_alone_is_not_written(monkeypatch):
     """As support vectors, which are fitted up to some number of rows."""
     from neurona_training.baselines import estimators
+    from neurona_training.cli.comparison import _can_write_baseline, parse_compare
 
     data = RECIPES["feedforward"].load("digits")
+    (model,) = parse_compare(["feedforward", "--data", "digits"]).models
+    assert _can_write_baseline("support_vectors", model, data)
     monkeypatch.setattr(estimators, "_MAX_SUPPORT_ROWS", len(data.train) - 1)
-    command = ["compare", "feedforward", "--data", "digits", "--epochs", "1", "--no-report"]
-    assert main([*command, "--folds", "2", "--out", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    assert "upport vector machine on pixels is better than every network" in printed
-    assert [path.name for path in tmp_path.iterdir()] == ["best-digits"]
+    assert not _can_write_baseline("support_vectors", model, data)
+    chosen = ["feedforward", "--data", "digits", "--export-baseline", "linear"]
+    assert not _can_write_baseline("nearest_neighbours", parse_compare(chosen).models[0], data)
 
 
 @pytest.mark.parametrize(
