@@ -20,9 +20,11 @@ from dataclasses import replace
 
 from neurona_client.files.arrays import PICKLE_REASON, is_pickle
 from neurona_training.data import Dataset
+from neurona_training.data.transforms import resize_images
 from neurona_training.data.user.arrays import load_arrays
 from neurona_training.data.user.class_folders import list_class_folders
 from neurona_training.data.user.images import load_images
+from neurona_training.data.user.rounding import describe_rounding
 from neurona_training.data.user.rows import load_rows
 from neurona_training.data.user.series import load_series
 from neurona_training.data.user.sounds import has_sounds, load_sounds
@@ -51,16 +53,24 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
         _refuse_options_of_tables(user_data)
     if path.is_dir():
         folders = list_class_folders(path)
-        load_files = load_sounds if has_sounds(folders) else load_images
-        return _single_view(load_files(user_data, folders))
+        if has_sounds(folders):
+            _refuse(user_data, (user_data.image_size, "--image-size"), kind="images")
+            return _single_view(load_sounds(user_data, folders))
+        _refuse(user_data, (user_data.sample_rate, "--sample-rate"), kind="sound")
+        return _single_view(load_images(user_data, folders))
+    _refuse(user_data, (user_data.sample_rate, "--sample-rate"), kind="sound")
     if path.suffix.lower() == ".npz":
-        return _single_view(load_arrays(user_data))
+        data = load_arrays(user_data)
+        if user_data.image_size is not None:
+            data = resize_images(data, user_data.image_size)
+        return _single_view(data)
     if path.suffix.lower() not in SUFFIXES:
         kind = PICKLE_REASON if is_pickle(path) else "unknown kind of file"
         raise DataError(
             f"{path}: {kind} (expected a folder of images or sound, or a "
             f"{', '.join(SUFFIXES)} file)"
         )
+    _refuse(user_data, (user_data.image_size, "--image-size"), kind="images")
     table = read_user_table(path)
     user_data = _normalise_names(user_data)
     if user_data.series is not None:
@@ -70,7 +80,8 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
 
 def _refuse_options_of_tables(user_data: UserData) -> None:
     """Checks that nothing is asked of columns that the data do not have."""
-    for value, flag in (
+    _refuse(
+        user_data,
         (user_data.kept, "--keep"),
         (user_data.missing, "--missing"),
         (user_data.date_order, "--date-order"),
@@ -79,9 +90,14 @@ def _refuse_options_of_tables(user_data: UserData) -> None:
         (user_data.split_column, "--split-column"),
         (user_data.group, "--group"),
         (user_data.time, "--time"),
-    ):
+        kind="table",
+    )
+
+
+def _refuse(user_data: UserData, *options: tuple[object, str], kind: str) -> None:
+    for value, flag in options:
         if value:
-            raise DataError(f"{user_data.path}: no table, so {flag} does not apply")
+            raise DataError(f"{user_data.path}: no {kind}, so {flag} does not apply")
 
 
 def _load_series(user_data: UserData, table: UserTable) -> LoadedUserData:
@@ -99,8 +115,10 @@ def _load_series(user_data: UserData, table: UserTable) -> LoadedUserData:
     data = load_series(user_data, ordered.table)
     described = replace(data.input, time_column=ordered.column, date_order=ordered.date_order)
     data = replace(data, input=described)
-    form = table.describe_form([str(user_data.series)], [ordered.column] if ordered.column else [])
-    notes = (f"{len(table)} rows; {form}", *ordered.notes)
+    name = str(user_data.series)
+    form = table.describe_form([name], [ordered.column] if ordered.column else [])
+    rounding = describe_rounding([name], table.numbers([name]))
+    notes = (f"{len(table)} rows; {form}", *ordered.notes, *rounding)
     named = tuple(f"{table.path.name}: {note}" for note in notes)
     return LoadedUserData(training_view=data, caller_view=data, notes=named)
 
