@@ -13,13 +13,14 @@ from neurona_training.architectures.neocognitron import SCells
 from neurona_training.learning.run import FitResult
 from neurona_training.recipes import RECIPES
 from neurona_training.report import glossary
+from neurona_training.report.charts import training_section
 from neurona_training.report.decision_border import decision_border_section
 from neurona_training.report.feature_maps import field_box, map_stages, receptive_field
 from neurona_training.report.gates import gate_activity, gates_section
 from neurona_training.report.grad_cam import evidence, grad_cam_section
 from neurona_training.report.importance import importance_section, permutation_importance
 from neurona_training.report.input_numbers import input_numbers_section
-from neurona_training.report.model_card import model_card_section, wilson_interval
+from neurona_training.report.model_card import model_card_section, rmse_interval, wilson_interval
 from neurona_training.report.network_layers import Layer
 from neurona_training.report.preferred_stimuli import (
     make_stimuli,
@@ -275,3 +276,25 @@ def test_a_word_is_explained_to_its_first_section_alone():
     assert first_use.explain(["epoch"]) == []
     with pytest.raises(KeyError):
         first_use.explain(["flux capacitor"])
+
+
+def test_a_forecast_without_a_helpful_network_is_not_called_set_by_hand(finished_run):
+    trained = finished_run("rnn", "sunspots", 3)
+    linear = dataclasses.replace(trained.fit_result, best_epoch=0)
+    results = dataclasses.replace(trained, fit_result=linear)
+    card = " ".join(cell for line in model_card_section(results).table for cell in line)
+    assert "by hand" not in card
+    assert "It is a linear function of the window" in card
+    assert "linear part of the forecast, which alone is left" in training_section(results).caption
+    by_hand = dataclasses.replace(linear, history=())
+    results = dataclasses.replace(trained, fit_result=by_hand)
+    assert "set by hand" in str(model_card_section(results).table)
+
+
+def test_the_interval_of_an_error_that_lasts_is_wider():
+    """Ten times the same errors say no more than once."""
+    errors = np.random.default_rng(0).normal(size=(60, 1))
+    lasting = np.repeat(errors, 10, axis=0)
+    low, high = rmse_interval(errors)
+    assert np.diff(rmse_interval(lasting)) < 0.5 * (high - low)
+    assert np.diff(rmse_interval(lasting, 10)) == pytest.approx(high - low, rel=0.3)

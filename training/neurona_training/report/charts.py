@@ -46,11 +46,15 @@ def training_section(results: RunResults) -> Section | None:
     if len(results.fit_result.history) == 1:
         return _one_epoch_section(results)
     best = results.fit_result.best_epoch
-    description = f"loss, metric and learning rate by epoch; best: {best}"
+    description = f"loss, metric and learning rate by epoch; best: {best or 'none'}"
+    kept = (
+        f"the model has the weights of epoch {best}, which did best on them"
+        if best
+        else "no epoch made them better than the linear part of the forecast, which alone is left"
+    )
     caption = (
-        "After each epoch the validation rows are predicted; the model has the weights of epoch "
-        f"{best}, which did best on them. Where the training curve goes on to improve and the "
-        "validation curve does not, the network is overfitting."
+        f"After each epoch the validation rows are predicted; {kept}. Where the training curve "
+        "goes on to improve and the validation curve does not, the network is overfitting."
     )
     if any(epoch.training_metric is None for epoch in results.fit_result.history):
         caption = caption.partition(" Where")[0]
