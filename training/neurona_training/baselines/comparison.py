@@ -107,7 +107,9 @@ def p_value(differences: NDArray[np.float64], data: Dataset) -> float:
     centred = differences - mean
     # Rows of a group are no further evidence by themselves (K. Liang and S. Zeger, Biometrika 73,
     # 1986): what counts are the sums over groups.
-    sums = centred if groups is None else np.bincount(_codes(groups), centred)
+    sums: NDArray[np.float64] = centred
+    if groups is not None:
+        sums = np.bincount(_codes(groups), centred).astype(np.float64)
     count = len(sums)
     if mean == 0 or count < 2:
         return 1.0
