@@ -99,3 +99,15 @@ def test_a_regression_predicts_in_the_unit_of_its_targets():
         network.output.weight.zero_()
         network.output.bias.fill_(1)
     assert network(torch.zeros(1, 3, 1)).item() == pytest.approx(3000)
+
+
+@pytest.mark.parametrize("unit", [1e-25, 1.0, 1e25, 1e36])
+def test_a_scale_does_not_depend_on_the_unit(unit):
+    """The squares of such numbers are no float32."""
+    values = np.random.default_rng(0).normal(3, 2, (500, 4)).astype(np.float32)
+    scaled = Normalise.to_unit_variance(values * np.float32(unit))(
+        torch.from_numpy(values * np.float32(unit))
+    )
+    torch.testing.assert_close(
+        scaled, Normalise.to_unit_variance(values)(torch.from_numpy(values)), rtol=1e-3, atol=1e-3
+    )

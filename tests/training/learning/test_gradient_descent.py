@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from neurona_training.data import Split
+from neurona_training.data import Dataset, Input, Split
 from neurona_training.errors import FitError
 from neurona_training.learning.augmentation import augment_images
 from neurona_training.learning.devices import Device, best_device
@@ -202,3 +202,29 @@ def test_the_last_epoch_is_kept_on_request():
     assert best.history == last.history
     assert best.best_epoch < last.best_epoch == 400
     assert best.validation_loss < last.validation_loss == last.history[-1].validation_loss
+
+
+def test_patience_also_ends_a_training_that_keeps_its_last_epoch():
+    recipe = RECIPES["feedforward"]
+    data = recipe.load("noisy-curve")
+    changes = {"epochs": 400, "units": (64, 64), "patience": 20, "keep_epoch": "last"}
+    result = recipe.fit(
+        data, recipe.settings(data, "noisy-curve").with_changes(changes), Run("curve", 0)
+    )
+    losses = [epoch.validation_loss for epoch in result.history]
+    assert len(losses) == losses.index(min(losses)) + 1 + 20 < 400
+    assert result.best_epoch == len(losses)
+
+
+def test_one_row_that_is_left_over_is_no_batch_of_its_own():
+    """Batch normalisation over maps of one pixel has no variance of one row."""
+    generator = np.random.default_rng(0)
+    parts = [
+        Split(generator.normal(size=(rows, 8, 8)).astype(np.float32), np.arange(rows) % 2)
+        for rows in (33, 8, 8)
+    ]
+    described = Input("image", ("batch", "height", "width"), "noise", "grey level")
+    data = Dataset("noise", "numpy", *parts, input=described, labels=("a", "b"))
+    recipe = RECIPES["resnet18"]
+    settings = recipe.settings(data, None).with_changes({"epochs": 1, "batch_rows": 32})
+    assert np.isfinite(recipe.fit(data, settings, Run("noise", 0)).history[0].loss)

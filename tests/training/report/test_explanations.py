@@ -13,6 +13,7 @@ from neurona_training.architectures.neocognitron import SCells
 from neurona_training.learning.run import FitResult
 from neurona_training.recipes import RECIPES
 from neurona_training.report import glossary
+from neurona_training.report.charts import training_section
 from neurona_training.report.decision_border import decision_border_section
 from neurona_training.report.feature_maps import field_box, map_stages, receptive_field
 from neurona_training.report.gates import gate_activity, gates_section
@@ -21,6 +22,7 @@ from neurona_training.report.importance import importance_section, permutation_i
 from neurona_training.report.input_numbers import input_numbers_section
 from neurona_training.report.model_card import model_card_section, wilson_interval
 from neurona_training.report.network_layers import Layer
+from neurona_training.report.predictions import predicted_against_true
 from neurona_training.report.preferred_stimuli import (
     make_stimuli,
     plane_responses,
@@ -275,3 +277,51 @@ def test_a_word_is_explained_to_its_first_section_alone():
     assert first_use.explain(["epoch"]) == []
     with pytest.raises(KeyError):
         first_use.explain(["flux capacitor"])
+
+
+def _with_hyperparameters(run, **changes):
+    return dataclasses.replace(
+        run, hyperparameters=dataclasses.replace(run.hyperparameters, **changes)
+    )
+
+
+def test_a_page_says_which_epoch_the_weights_are_of(lenet):
+    assert "which did best" in training_section(lenet).caption
+    losses = [epoch.validation_loss for epoch in lenet.fit_result.history]
+    history = tuple(
+        dataclasses.replace(epoch, validation_loss=loss)
+        for epoch, loss in zip(lenet.fit_result.history, sorted(losses), strict=True)
+    )
+    fit_result = dataclasses.replace(lenet.fit_result, history=history, best_epoch=len(history))
+    last = _with_hyperparameters(
+        dataclasses.replace(lenet, fit_result=fit_result), keep_epoch="last"
+    )
+    caption = training_section(last).caption
+    assert f"weights of the last epoch, {len(history)}" in caption
+    assert "epoch 1 did best" in caption
+
+
+def test_a_forecast_that_is_its_linear_function_alone_was_not_set_by_hand(finished_run):
+    run = finished_run("rnn", "sunspots", 1)
+    alone = dataclasses.replace(run, fit_result=dataclasses.replace(run.fit_result, best_epoch=0))
+    assert "by hand" not in str(model_card_section(alone).table)
+    history = (*run.fit_result.history, dataclasses.replace(run.fit_result.history[0], number=2))
+    longer = dataclasses.replace(alone.fit_result, history=history)
+    alone = dataclasses.replace(alone, fit_result=longer)
+    assert "linear function alone" in training_section(alone).caption
+
+
+def test_each_value_of_a_table_has_its_own_charts(finished_run):
+    run = finished_run("mlp", "diabetes", 1)
+    values = run.data.values * 2
+    parts = {
+        name: dataclasses.replace(split, targets=np.repeat(split.targets, 2, axis=1) * [1, 1000])
+        for name in ("train", "validation", "test")
+        for split in (getattr(run.data, name),)
+    }
+    data = dataclasses.replace(run.data, values=values, **parts)
+    network = nn.Sequential(run.network, nn.Linear(1, 2))
+    figure = predicted_against_true(dataclasses.replace(run, data=data, network=network))
+    limits = [axes.get_xlim()[1] for axes in figure.axes[::2]]
+    assert len(limits) == 2
+    assert limits[1] > 100 * limits[0]

@@ -49,7 +49,7 @@ class Normalise(nn.Module):
     @classmethod
     def to_unit_variance(cls, values: NDArray[Any]) -> Normalise:
         """Returns the layer that gives these values mean 0 and variance 1."""
-        return cls(float(np.mean(values)), 1 / _standard_deviation(values))
+        return cls(_mean(values), 1 / _standard_deviation(values))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scales the input."""
@@ -146,12 +146,22 @@ def column_spreads(values: NDArray[Any]) -> NDArray[np.float64]:
     return np.where(spreads == 0, 1.0, spreads)
 
 
+def _mean(values: NDArray[Any]) -> float:
+    with np.errstate(over="ignore"):
+        mean = float(np.mean(values))
+    return mean if math.isfinite(mean) else float(np.mean(values, dtype=np.float64))
+
+
 def _standard_deviation(values: NDArray[Any]) -> float:
     """The standard deviation; 1 for constant values, whose scale is kept."""
     if values.nbytes <= LARGE_BYTES:
-        return float(np.std(values)) or 1.0
-    mean = float(np.mean(values))  # in pieces: numpy would make another array of this size
-    squares = sum(float(np.square(row - np.float32(mean)).sum(dtype=np.float64)) for row in values)
+        with np.errstate(over="ignore", under="ignore"):
+            spread = float(np.std(values))
+        if not 0 < spread < math.inf:  # the squares of very large or small numbers need float64
+            spread = float(np.std(values, dtype=np.float64))
+        return spread or 1.0
+    mean = _mean(values)  # in pieces: numpy would make another array of this size
+    squares = sum(float(np.square(row - np.float64(mean)).sum()) for row in values)
     return math.sqrt(squares / values.size) or 1.0
 
 

@@ -94,7 +94,7 @@ def _table_row(path: Path, described: ModelMetadata) -> tuple[str, ...]:
         f"{recipe} ({provenance['variant']})" if "variant" in provenance else recipe,
         provenance.get("data_set", ""),
         format_test_metrics(figures, unit),
-        "by hand" if provenance.get("best_epoch") == "0" else str(len(runs)),
+        "by hand" if provenance.get("initialisation") == "by hand" else str(len(runs)),
         best_baseline(figures, unit),
         f"{int(provenance['parameters']):,}" if "parameters" in provenance else "",
         _format_seconds([run.seconds for run in runs if run.seconds is not None]),

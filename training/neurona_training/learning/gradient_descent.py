@@ -88,13 +88,13 @@ def fit(
     parallel_network = devices.data_parallel(network, device.torch_device)  # the same weights
     is_first = devices.process_rank() == 0
     compared_rows = compared_training_rows(data)
-    steps = math.ceil(len(data.train) / hyperparameters.batch_rows)
+    steps = len(_batches(torch.arange(len(data.train)), hyperparameters.batch_rows))
     with progress_bar(
         run.name, hyperparameters.epochs * steps, len(history) * steps, visible=is_first
     ) as progress:
         for number in range(len(history) + 1, hyperparameters.epochs + 1):
             patience = hyperparameters.patience
-            if patience is not None and number - best_epoch > patience:
+            if patience is not None and number - _lowest_loss_epoch(history) > patience:
                 break
             train_loss, rate = _train_epoch(
                 parallel_network,
@@ -261,7 +261,7 @@ def _train_epoch(
     inputs = [torch.from_numpy(array) for array in data.train.arrays]
     targets = torch.from_numpy(data.train.targets)
     order = torch.randperm(len(targets), generator=generator)
-    batches = torch.split(order, hyperparameters.batch_rows)
+    batches = _batches(order, hyperparameters.batch_rows)
     total_steps = hyperparameters.epochs * len(batches)
     total_loss = torch.zeros((), device=device.torch_device)
     rate = 0.0
@@ -294,6 +294,23 @@ def _train_epoch(
         total_loss += error.detach() * len(batch)
         progress.update()
     return devices.average_in_place(total_loss).item() / len(targets), rate
+
+
+def _batches(order: Tensor, rows: int) -> list[Tensor]:
+    """Divides rows into batches; one that is left over goes to the batch before it.
+
+    Batch normalisation has no variance of one row, and the gradient of one row is mostly noise.
+    """
+    batches = list(torch.split(order, rows))
+    if rows > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def _lowest_loss_epoch(history: list[Epoch]) -> int:
+    """The number of the epoch with the lowest validation loss so far; 0 without one."""
+    finite = [epoch for epoch in history if math.isfinite(epoch.validation_loss)]
+    return min(finite, key=lambda epoch: epoch.validation_loss).number if finite else 0
 
 
 def compared_training_rows(data: Dataset) -> Split:

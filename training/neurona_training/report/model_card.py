@@ -155,7 +155,7 @@ def _quality(results: RunResults) -> str:
         )
         if "interval_coverage" in figures:
             text += f"; its intervals hold {figures['interval_coverage']:.1%} of the test values"
-    if not results.fit_result.best_epoch:
+    if not results.fit_result.history:
         return f"{text}. Its weights were set by hand."
     return f"{text}. One training with one seed: others differ."
 
