@@ -15,6 +15,7 @@ from neurona_training.recipes import RECIPES
 from neurona_training.report import glossary
 from neurona_training.report.charts import training_section
 from neurona_training.report.decision_border import decision_border_section
+from neurona_training.report.drawing import spread_rows
 from neurona_training.report.feature_maps import field_box, map_stages, receptive_field
 from neurona_training.report.gates import gate_activity, gates_section
 from neurona_training.report.grad_cam import evidence, grad_cam_section
@@ -325,3 +326,30 @@ def test_each_value_of_a_table_has_its_own_charts(finished_run):
     limits = [axes.get_xlim()[1] for axes in figure.axes[::2]]
     assert len(limits) == 2
     assert limits[1] > 100 * limits[0]
+
+
+def test_rows_of_all_classes_are_drawn_of_a_file_in_the_order_of_its_classes():
+    assert spread_rows(3, 5).tolist() == [0, 1, 2]
+    chosen = spread_rows(4000, 800)
+    assert len(set(chosen)) == 800
+    classes = np.repeat(np.arange(4), 1000)[chosen]
+    assert np.bincount(classes).tolist() == [200, 200, 200, 200]
+
+
+def test_columns_of_a_wide_table_are_shuffled_less_often(tumours):
+    """So that a report takes no longer than the training."""
+    wide = np.tile(tumours.data.validation.inputs, (1, 20))
+    data = dataclasses.replace(
+        tumours.data, validation=dataclasses.replace(tumours.data.validation, inputs=wide)
+    )
+
+    class First(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            First.calls += 1
+            return tumours.network(x[:, :30])
+
+    run = dataclasses.replace(tumours, data=data, network=First())
+    assert "400 of 600 columns" in importance_section(run).caption
+    assert First.calls <= 3 * 400 + 1
