@@ -88,7 +88,8 @@ def fit(
     parallel_network = devices.data_parallel(network, device.torch_device)  # the same weights
     is_first = devices.process_rank() == 0
     compared_rows = compared_training_rows(data)
-    steps = len(_batches(torch.arange(len(data.train)), hyperparameters.batch_rows))
+    order = torch.arange(len(data.train))
+    steps = len(_batches(order, hyperparameters.batch_rows, network))
     with progress_bar(
         run.name, hyperparameters.epochs * steps, len(history) * steps, visible=is_first
     ) as progress:
@@ -261,7 +262,7 @@ def _train_epoch(
     inputs = [torch.from_numpy(array) for array in data.train.arrays]
     targets = torch.from_numpy(data.train.targets)
     order = torch.randperm(len(targets), generator=generator)
-    batches = _batches(order, hyperparameters.batch_rows)
+    batches = _batches(order, hyperparameters.batch_rows, network)
     total_steps = hyperparameters.epochs * len(batches)
     total_loss = torch.zeros((), device=device.torch_device)
     rate = 0.0
@@ -296,13 +297,17 @@ def _train_epoch(
     return devices.average_in_place(total_loss).item() / len(targets), rate
 
 
-def _batches(order: Tensor, rows: int) -> list[Tensor]:
-    """Divides rows into batches; one that is left over goes to the batch before it.
+def _batches(order: Tensor, rows: int, network: nn.Module) -> list[Tensor]:
+    """Divides rows into batches.
 
-    Batch normalisation has no variance of one row, and the gradient of one row is mostly noise.
+    Batch normalisation has no variance of one row: for it, one that is left over goes to the batch
+    before.
     """
     batches = list(torch.split(order, rows))
-    if rows > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+    is_normalised = any(
+        isinstance(one, nn.modules.batchnorm._BatchNorm) for one in network.modules()
+    )
+    if is_normalised and rows > 1 and len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 
