@@ -228,3 +228,5 @@ def test_one_row_that_is_left_over_is_no_batch_of_its_own():
     recipe = RECIPES["resnet18"]
     settings = recipe.settings(data, None).with_changes({"epochs": 1, "batch_rows": 32})
     assert np.isfinite(recipe.fit(data, settings, Run("noise", 0)).history[0].loss)
+    with pytest.raises(FitError, match="batch is of one row"):
+        recipe.fit(data, settings.with_changes({"batch_rows": 1}), Run("noise", 0))

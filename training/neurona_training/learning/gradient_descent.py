@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import math
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -278,7 +278,8 @@ def _train_epoch(
 
         optimiser.zero_grad()
         with device.autocast():
-            outputs = network(*(array[share].to(device.torch_device) for array in batch_inputs))
+            shares = [array[share].to(device.torch_device) for array in batch_inputs]
+            outputs = _outputs_in_training(network, shares)
         smoothing = hyperparameters.label_smoothing
         error = _loss_of_all(outputs, batch_targets, smoothing, class_weights, unit) * weight
         scaler.scale(error).backward()  # type: ignore[no-untyped-call]
@@ -295,6 +296,23 @@ def _train_epoch(
         total_loss += error.detach() * len(batch)
         progress.update()
     return devices.average_in_place(total_loss).item() / len(targets), rate
+
+
+def _outputs_in_training(network: nn.Module, inputs: list[Tensor]) -> Any:
+    """Runs the network.
+
+    Raises:
+        FitError: batch normalisation would need more than one row.
+    """
+    try:
+        return network(*inputs)
+    except ValueError as error:
+        if len(inputs[0]) == 1 and "more than 1 value per channel" in str(error):
+            raise FitError(
+                "batch is of one row: batch normalisation has no variance of one (expected "
+                "2 training rows and --batch-rows 2, or more)"
+            ) from error
+        raise
 
 
 def _batches(order: Tensor, rows: int, network: nn.Module) -> list[Tensor]:
