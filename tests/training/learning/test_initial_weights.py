@@ -409,3 +409,38 @@ def test_the_last_layer_of_a_network_for_sound_is_its_last(tmp_path):
     assert start_from(start, network, "gru", data) == ("network.output",)
     learning = [name for name, one in network.named_parameters() if one.requires_grad]
     assert learning == ["network.output.weight", "network.output.bias"]
+
+
+def test_images_of_other_levels_keep_their_own_scale(tmp_path):
+    """A network that has learned from levels up to 16 is no use for 255 on that scale."""
+
+    def levels(factor):
+        data = _images()
+        parts = {
+            name: replace(part, inputs=part.inputs * np.float32(factor))
+            for name in ("train", "validation", "test")
+            for part in (getattr(data, name),)
+        }
+        return replace(data, **parts)
+
+    recipe = RECIPES["lenet5"]
+    data = levels(16 / 255)
+    network = recipe.network(data, recipe.settings(data, None).network)
+    folder = _weights_of(tmp_path, network, "lenet5", data)
+    other = recipe.network(levels(1), recipe.settings(data, None).network)
+    assert start_from(InitialWeights(folder), other, "lenet5", levels(1)) == ()
+    outputs = [
+        predict(one, images.test).numpy() for one, images in ((network, data), (other, levels(1)))
+    ]
+    np.testing.assert_allclose(*outputs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_that_began_with_published_weights_is_a_start_too(published, tmp_path):
+    torch.save(published, tmp_path / "weights.pth")
+    first, data = _resnet(), _images()
+    start_from(InitialWeights(tmp_path / "weights.pth"), first, "resnet18", data)
+    folder = _weights_of(tmp_path, first, "resnet18", data)
+    settings = RECIPES["resnet18"].settings(data, None)
+    network = RECIPES["resnet18"].network(data, settings.network)
+    assert start_from(InitialWeights(folder), network, "resnet18", data) == ()
+    np.testing.assert_array_equal(predict(network, data.test), predict(first, data.test))

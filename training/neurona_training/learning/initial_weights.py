@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from neurona_training.architectures.forecast import Forecast
+from neurona_training.architectures.input_layers import Normalise
 from neurona_training.architectures.published_weights import (
     PUBLISHED_SCALES,
     PublishedInput,
@@ -63,11 +64,13 @@ def start_from(
         raise _not_found(path)
     if weights.path.is_dir():
         state, answers = _read_model(path, recipe, data)
+        if "colours.mean" in state and recipe in PUBLISHED_SCALES:  # begun from a published file
+            network.colours = PublishedInput(_white_level(data), PUBLISHED_SCALES[recipe])
         same_answers = answers == answer_names(data)
     else:
         state, same_answers = _read_published(path, recipe, network, data), False
     own = network.state_dict()
-    fitted = _linear_part(network)
+    fitted = _linear_part(network) | (_image_scales(network) if data.kind == "images" else set())
     fresh = _fresh_names(own, state, same_answers=same_answers) | fitted
     _check_tensors(path, {name: own[name] for name in own if name not in fresh}, state)
     network.load_state_dict({**state, **{name: own[name] for name in fresh}}, strict=False)
@@ -190,15 +193,19 @@ def _read_published(
             f"{', '.join(PUBLISHED_SCALES)})"
         )
     state = rename_published(recipe, _read_state(path), network)
-    highest = float(data.train.inputs.max())
-    white = next((level for level in _WHITE_LEVELS if highest <= level), highest)
-    network.colours = PublishedInput(white, PUBLISHED_SCALES[recipe])
+    network.colours = PublishedInput(_white_level(data), PUBLISHED_SCALES[recipe])
     own = network.state_dict()
     first = "classifier.0.weight"  # as wide as the maps that images of this size leave
     if recipe == "vgg16" and first in state and state[first].shape != own[first].shape:
         state = {name: one for name, one in state.items() if not name.startswith("classifier.")}
     scale = {name: one for name, one in own.items() if name.startswith("colours.")}
     return {**state, **scale}
+
+
+def _white_level(data: Dataset) -> float:
+    """The level of a white pixel in these images."""
+    highest = float(data.train.inputs.max())
+    return next((level for level in _WHITE_LEVELS if highest <= level), highest)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -240,6 +247,19 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 def _is_last(name: str) -> bool:
     layer = name.rpartition(".")[0]
     return any(layer == last or layer.endswith(f".{last}") for last in _LAST_LAYERS)
+
+
+def _image_scales(network: nn.Module) -> set[str]:
+    """Names of the tensors that scale pixels.
+
+    White may be 1, 16 or 255; a network has learned to see on images of mean 0 and variance 1.
+    """
+    return {
+        f"{path}.{name}".lstrip(".")
+        for path, module in network.named_modules()
+        if isinstance(module, Normalise | PublishedInput)
+        for name, _ in module.named_buffers(recurse=False)
+    }
 
 
 def _linear_part(network: nn.Module) -> set[str]:

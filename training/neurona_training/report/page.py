@@ -218,7 +218,9 @@ def _outputs(results: RunResults) -> str:
         f"{value.name} ({value.unit})" if value.unit else value.name
         for value in results.data.values
     ]
-    return ", ".join([results.metadata.answer, *(values or results.data.labels[:_MAX_LABELS])])
+    names = values or list(results.data.labels)
+    more = [f"and {len(names) - _MAX_LABELS:,} more"] if len(names) > _MAX_LABELS else []
+    return ", ".join([results.metadata.answer, *names[:_MAX_LABELS], *more])
 
 
 def _provenance_section(provenance: Mapping[str, str]) -> Section:
