@@ -10,7 +10,13 @@ from neurona_training.data import Dataset, Input, Split
 from neurona_training.errors import FitError
 from neurona_training.learning.augmentation import augment_images
 from neurona_training.learning.devices import Device, best_device
-from neurona_training.learning.evaluation import accuracy, evaluate, predict, rmse
+from neurona_training.learning.evaluation import (
+    accuracy,
+    evaluate,
+    predict,
+    rmse,
+    rows_at_once,
+)
 from neurona_training.learning.gradient_descent import fit, loss, rate_factor
 from neurona_training.learning.run import AugmentationRange, FitResult, Hyperparameters, Run
 from neurona_training.recipes import RECIPES
@@ -230,3 +236,21 @@ def test_one_row_that_is_left_over_is_no_batch_of_its_own():
     assert np.isfinite(recipe.fit(data, settings, Run("noise", 0)).history[0].loss)
     with pytest.raises(FitError, match="batch is of one row"):
         recipe.fit(data, settings.with_changes({"batch_rows": 1}), Run("noise", 0))
+
+
+def test_large_images_are_predicted_a_few_at_a_time():
+    """256 photographs of 224 pixels would take gigabytes in the first layers of VGG16."""
+    rows = [
+        rows_at_once(np.zeros((1, *shape))) for shape in ((28, 28), (3, 224, 224), (9000, 9000))
+    ]
+    assert rows == [256, 83, 1]
+    seen = []
+
+    class Counted(torch.nn.Module):
+        def forward(self, x):
+            seen.append(len(x))
+            return x.mean(dim=(1, 2, 3))[:, None]
+
+    images = np.zeros((100, 3, 224, 224), np.float32)
+    assert predict(Counted(), Split(images, np.zeros((100, 1), np.float32))).shape == (100, 1)
+    assert seen == [83, 17]
