@@ -72,7 +72,7 @@ def start_from(
     own = network.state_dict()
     fitted = _linear_part(network) | (_image_scales(network) if data.kind == "images" else set())
     fresh = _fresh_names(own, state, same_answers=same_answers) | fitted
-    _check_tensors(path, {name: own[name] for name in own if name not in fresh}, state)
+    _check_tensors(path, own, state, fresh)
     network.load_state_dict({**state, **{name: own[name] for name in fresh}}, strict=False)
     if weights.freeze:
         for name, weight in network.named_parameters():
@@ -291,14 +291,16 @@ def _fresh_names(
     return fresh
 
 
-def _check_tensors(path: Path, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+def _check_tensors(
+    path: Path, own: Mapping[str, Tensor], state: Mapping[str, Tensor], fresh: set[str]
+) -> None:
     """Compares names and shapes of what the network takes with the file's."""
     faults = [
         f"{name} is {list(state[name].shape)}, expected {list(tensor.shape)}"
         if name in state
         else f"no {name}"
         for name, tensor in own.items()
-        if name not in state or state[name].shape != tensor.shape
+        if name not in fresh and (name not in state or state[name].shape != tensor.shape)
     ]
     faults += [
         f"unknown {name}"
