@@ -63,6 +63,31 @@ def image_to_array(source: bytes | bytearray | Path, spec: TensorSpec) -> NDArra
     return np.ascontiguousarray(planes.transpose(1, 2, 0) if channels_last else planes)
 
 
+def scale_as_trained(levels: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    """Scale pixels of the stored size to the size that training brought them to.
+
+    Args:
+        levels: of shape (height, width), or with any axes before these.
+        spec: the input; its description may say "brought to 32 x 32 from 28 x 28".
+
+    Returns:
+        Float32 of the size of training, or `levels` if they are of another size than the stored.
+
+    Raises:
+        InvalidInputError: Pillow is not installed.
+    """
+    match = _TWO_SIZES.search(spec.description)
+    if match is None:
+        return levels
+    width, height, stored_width, stored_height = map(int, match.groups())
+    if levels.shape[-2:] != (stored_height, stored_width) or levels.dtype.kind not in "fiub":
+        return levels
+    try:
+        return scale_levels(levels.astype(np.float32), width, height)
+    except ImportError as error:
+        raise _pillow_error(spec) from error
+
+
 def _image_layout(spec: TensorSpec) -> tuple[int, int, int, bool]:
     """Return height, width, channels (0: no axis for them) and whether channels are last."""
     shape = spec.shape[1:]
@@ -96,14 +121,18 @@ def _open_image(source: bytes | bytearray | Path, spec: TensorSpec) -> "PillowIm
     try:
         return read_image(source)
     except ImportError as error:
-        raise InvalidInputError(
-            f"input {spec.name!r} is an image, which needs Pillow: pip install neurona[images]"
-        ) from error
+        raise _pillow_error(spec) from error
     except FileContentError as error:
         raise InvalidInputError(f"{image_name}: {error}") from error
     except OSError as error:
         reason = error.strerror or error
         raise InvalidInputError(f"{image_name} cannot be read: {reason}") from error
+
+
+def _pillow_error(spec: TensorSpec) -> InvalidInputError:
+    return InvalidInputError(
+        f"input {spec.name!r} is an image, which needs Pillow: pip install neurona[images]"
+    )
 
 
 def _border_level(levels: NDArray[np.float32]) -> float:

@@ -23,6 +23,7 @@ from neurona_client.errors import InvalidInputError
 from neurona_client.files import arrays as array_files
 from neurona_client.files import audio, images, tables
 from neurona_client.files.content import FileContentError
+from neurona_client.images import scale_as_trained
 from neurona_client.inputs import Inputs
 from neurona_protos.tensors import NUMPY_DTYPES
 
@@ -150,17 +151,19 @@ def _read_arrays(path: Path, model: ModelDescription) -> Iterator[Sample]:
     if not isinstance(content, dict):
         yield Sample([str(path)], _array_with_lengths(content, *_only_input(model)))
         return
-    parts = array_files.find_parts(content)
-    has_rows = any(array_files.INPUTS in arrays for arrays in parts.values())
-    if not has_rows or content.keys() <= {spec.name for spec in model.inputs}:
+    # First: two inputs of a model may have names that mean the same in a training file.
+    is_by_name = content.keys() <= {spec.name for spec in model.inputs}
+    parts = {} if is_by_name else array_files.find_parts(content)
+    if not any(array_files.INPUTS in arrays for arrays in parts.values()):
         yield Sample([str(path)], content)
         return
     for part, arrays in parts.items():
         if array_files.INPUTS in arrays:
             where = f"{path}:{part}" if part else str(path)
             if array_files.has_images(content):
-                images = array_files.channels_first(arrays[array_files.INPUTS])
-                yield from _split_rows(where, images, model)
+                levels = array_files.channels_first(arrays[array_files.INPUTS])
+                levels = scale_as_trained(levels, _only_input(model)[0])
+                yield from _split_rows(where, levels, model)
             else:
                 yield from _read_sequences(where, arrays, model)
 
@@ -183,7 +186,8 @@ def _read_sequences(
     """Yield the sequences, or rows of a table, of a file that a model may be trained on."""
     spec, spec_of_lengths = _only_input(model)
     if array_files.LENGTHS not in arrays and spec_of_lengths is None:
-        yield from _split_rows(where, arrays[array_files.INPUTS], model)
+        rows = _match_channels(arrays[array_files.INPUTS], arrays, spec)
+        yield from _split_rows(where, rows, model)
         return
     if spec_of_lengths is None:
         raise InvalidInputError(
@@ -205,18 +209,18 @@ def _rows_per_request(rows: np.ndarray[Any, Any], model: ModelDescription) -> in
 
 
 def _match_channels(
-    sequences: np.ndarray[Any, Any], content: dict[str, np.ndarray[Any, Any]], spec: TensorSpec
+    rows: np.ndarray[Any, Any], content: dict[str, np.ndarray[Any, Any]], spec: TensorSpec
 ) -> np.ndarray[Any, Any]:
-    """Arrange the channels as the model takes them, where both sides have names for them."""
+    """Arrange the last axis as the model takes it, where both sides have names for it."""
     names = tuple(str(name) for name in content.get(array_files.CHANNELS, np.array([])).ravel())
     expected = spec.columns
     nameless = not expected or expected == array_files.channel_numbers(len(expected))
     if not names or nameless or names == expected:
-        return sequences
+        return rows
     missing = [name for name in expected if name not in names]
-    if missing or len(names) != sequences.shape[2]:
+    if missing or rows.shape[-1:] != (len(names),):
         raise InvalidInputError(f"channels are {', '.join(names)} (expected {', '.join(expected)})")
-    return sequences[:, :, [names.index(name) for name in expected]]
+    return rows[..., [names.index(name) for name in expected]]
 
 
 def _array_with_lengths(

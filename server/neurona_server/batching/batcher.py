@@ -399,35 +399,25 @@ class Batcher:
             elif not (halves := batch.halve(requests)):
                 self._fail_run(requests[0], error)
         else:
-            halves = self._deliver(batch, requests, outputs)
+            self._deliver(batch, requests, outputs)
         batch.finish_run()
         for half in halves:
             self._run_or_halve(batch, half, new_run)
 
     def _deliver(
         self, batch: Batch, requests: Sequence[Request], outputs: Sequence[Outputs]
-    ) -> list[Sequence[Request]]:
-        """Finish each request with its outputs, or with the error of outputs that are no answer.
-
-        Returns parts to run again of a coalesced request, of which some have no answer.
-        """
+    ) -> None:
+        """Finish each request with its outputs, or with the error of outputs that are no answer."""
         check = self.answer_bounds
         if check is not None:
             first = outputs[0]
             if check.accepts(first.batch.outputs if isinstance(first, RowSlice) else first):
                 check = None
-        again: list[Sequence[Request]] = []
         for request, own_outputs in zip(requests, outputs, strict=True):
-            if check is None or check.accepts(own_outputs):
+            if check is None:
                 request.succeed(own_outputs)
-            elif halves := batch.halve([request]):
-                again.extend(halves)
             else:
-                try:
-                    check.check(own_outputs, request.first_row)
-                except InvalidValueError as error:
-                    request.fail(error)
-        return again
+                _deliver_checked(batch, request, own_outputs, check)
 
     def _unfinished(self, requests: Sequence[Request], now: float) -> Sequence[Request]:
         """Fail the requests that must not run any more, and return those to run."""
@@ -508,3 +498,19 @@ class Batcher:
         self._inline.observe(seconds)
         self.tune()
         return outputs
+
+
+def _deliver_checked(batch: Batch, request: Request, outputs: Outputs, check: AnswerCheck) -> None:
+    """Finish a request, or each of those that were coalesced, with its outputs or their error."""
+    if check.accepts(outputs):
+        request.succeed(outputs)
+    elif isinstance(outputs, RowSlice) and (halves := batch.halve([request])):
+        start = outputs.start
+        for (half,) in halves:
+            _deliver_checked(batch, half, RowSlice(outputs.batch, start, half.rows), check)
+            start += half.rows
+    else:
+        try:
+            check.check(outputs, request.first_row)
+        except InvalidValueError as error:
+            request.fail(error)

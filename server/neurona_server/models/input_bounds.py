@@ -12,12 +12,13 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
-from neurona_protos.prediction_pb2 import InputDescription, ModelMetadata
+from neurona_protos.prediction_pb2 import DataType, InputDescription, ModelMetadata
 from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import InvalidValueError, LoadError, close_match, quoted
 from neurona_server.models.onnx.sequence_lengths import LengthsInput
 from neurona_server.models.repository.settings import TensorSettings
+from neurona_server.models.reshape import Reshape
 from neurona_server.models.signature import TensorSpec
 
 MAX_DOT_PRODUCT = 4096
@@ -59,13 +60,15 @@ def find_input_bounds(
     metadata: ModelMetadata,
     inputs: Sequence[TensorSpec],
     lengths: Sequence[LengthsInput],
+    reshapes: Mapping[str, Reshape] | None = None,
 ) -> InputBounds:
     """Return the bounds of a model's inputs.
 
     Args:
         metadata: What the file and the settings say.
-        inputs: All inputs, including optional ones.
-        lengths: The lengths that its recurrent nodes read.
+        inputs: All inputs, including optional ones, with their shapes in requests.
+        lengths: The lengths that its recurrent nodes read, with axes of the graph.
+        reshapes: Of inputs that have other shapes in the graph, by name.
 
     Raises:
         LoadError: The metadata contradict the inputs.
@@ -76,18 +79,19 @@ def find_input_bounds(
         spec = specs.get(described.name)
         if spec is None:  # the description of a tensor that the graph does not have
             continue
-        if described.finite and NUMPY_DTYPES[spec.dtype].kind == "f":
+        if described.finite and _has_floats(spec):
             columns = tuple(described.columns)
-            bounds.append(_FiniteNumbers(spec.name, columns, described.allow_nan))
+            is_bfloat16 = spec.dtype == DataType.DATA_TYPE_BFLOAT16
+            bounds.append(_FiniteNumbers(spec.name, columns, described.allow_nan, is_bfloat16))
         if described.only_categories and described.categories:
             bounds.append(_Categories(spec.name, _category_strings(described)))
         if described.lengths_of:
-            bounds.append(_declared_lengths(described, specs))
+            bounds.append(_declared_lengths(described, specs, reshapes or {}))
     declared = {bound.name for bound in bounds if isinstance(bound, _Lengths)}
     bounds.extend(
-        _Lengths(one.name, one.sequences, one.axis, 0)
+        _Lengths(one.name, one.sequences, one.axis, 0, (reshapes or {}).get(one.sequences))
         for one in lengths
-        if one.name not in declared and one.name in specs
+        if one.name not in declared and one.name in specs and _has_integers(specs[one.name])
     )
     return InputBounds(bounds)
 
@@ -101,13 +105,14 @@ def set_input_settings(
         LoadError: The input has no such values.
     """
     if settings.allow_nan is not None:
-        if NUMPY_DTYPES[spec.dtype].kind not in "fO":
+        is_text = NUMPY_DTYPES[spec.dtype].kind == "O"
+        if not (is_text or _has_floats(spec)):
             raise LoadError(
                 f"its settings have allow_nan for input {spec.name!r}, which is {spec} "
                 "(expected floats)"
             )
         description.allow_nan = settings.allow_nan
-        description.finite |= not settings.allow_nan
+        description.finite |= not (is_text or settings.allow_nan)
     if settings.allow_unknown is not None:
         if not description.categories:
             raise LoadError(
@@ -153,14 +158,20 @@ class AnswerBounds:
 
 
 def find_answer_bounds(
-    metadata: ModelMetadata, index: int, settings: Mapping[str, TensorSettings]
+    index: int, settings: Mapping[str, TensorSettings], *, finite: bool
 ) -> AnswerBounds | None:
     """Return the check of the output at an index, None where the answer need not be finite.
 
-    It must be for a model that takes finite numbers only, unless the settings of an input say
-    otherwise: then a NaN may be the answer to a NaN.
+    It must be for a model whose file says that it takes finite numbers only, unless the settings
+    of an input say otherwise: then a NaN may be the answer to a NaN. Settings alone are no reason:
+    the answer of another model may be infinite, such as the logarithm of a probability.
+
+    Args:
+        index: Of the answer among the outputs, -1 without one.
+        settings: Of inputs.
+        finite: Whether the file says so of an input.
     """
-    if index < 0 or not any(described.finite for described in metadata.inputs):
+    if index < 0 or not finite:
         return None
     if any(tensor.allow_nan for tensor in settings.values()):
         return None
@@ -179,19 +190,19 @@ class _FiniteNumbers:
     name: str
     columns: tuple[str, ...]
     allow_nan: bool
+    is_bfloat16: bool = False
 
     def check(self, inputs: Inputs, first_row: int) -> None:
         array = inputs.get(self.name)
         if array is None:  # an optional input that is left out
             return
-        if self.allow_nan:
-            infinite = np.isinf(array)
-            if not infinite.any():
-                return
-        else:
-            if are_finite(array):
-                return
-            infinite = ~np.isfinite(array)
+        if self.is_bfloat16:  # the upper halves of floats
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        if are_finite(array):
+            return
+        infinite = np.isinf(array) if self.allow_nan else ~np.isfinite(array)
+        if not infinite.any():
+            return
         position = [int(index) for index in np.argwhere(infinite)[0]]
         where = _row(self.name, position[:1], first_row)
         if position and len(self.columns) == (array.shape[-1] if len(position) > 1 else 1):
@@ -210,6 +221,8 @@ class _Lengths:
     sequences: str
     axis: int
     lowest: int
+    reshape: Reshape | None = None
+    """Of the sequences, if they have another shape in the graph, whose axis it is."""
 
     def check(self, inputs: Inputs, first_row: int) -> None:
         array = inputs.get(self.name)
@@ -217,8 +230,12 @@ class _Lengths:
             return
         sequences = inputs.get(self.sequences)
         highest: float = math.inf
-        if sequences is not None and self.axis < sequences.ndim:
-            highest = sequences.shape[self.axis]
+        if sequences is not None:
+            shape = sequences.shape
+            if self.reshape is not None:
+                shape = self.reshape.graph_shape(shape)
+            if self.axis < len(shape):
+                highest = shape[self.axis]
         if array.size and (array.min() < self.lowest or array.max() > highest):
             self._fail(array, highest, first_row)
 
@@ -270,11 +287,28 @@ def _category_strings(described: InputDescription) -> frozenset[str]:
     return frozenset((*described.categories, *missing))
 
 
-def _declared_lengths(described: InputDescription, specs: Mapping[str, TensorSpec]) -> _Lengths:
+def _declared_lengths(
+    described: InputDescription,
+    specs: Mapping[str, TensorSpec],
+    reshapes: Mapping[str, Reshape],
+) -> _Lengths:
     sequences, axis = specs.get(described.lengths_of), described.lengths_axis
-    if sequences is None or not (sequences.any_shape or axis < len(sequences.shape)):
+    reshape = reshapes.get(described.lengths_of)
+    axes: float = 0
+    if sequences is not None:
+        axes = math.inf if sequences.any_shape else len(sequences.shape)
+    if axis >= (axes if reshape is None else len(reshape.in_graph)):
         raise LoadError(
             f"its metadata say that input {described.name!r} has the lengths of axis {axis} of "
             f"{described.lengths_of!r}; its inputs are {', '.join(map(repr, specs))}"
         )
-    return _Lengths(described.name, described.lengths_of, axis, 1)
+    return _Lengths(described.name, described.lengths_of, axis, 1, reshape)
+
+
+def _has_floats(spec: TensorSpec) -> bool:
+    is_bfloat16 = spec.dtype == DataType.DATA_TYPE_BFLOAT16
+    return is_bfloat16 or NUMPY_DTYPES[spec.dtype].kind == "f"
+
+
+def _has_integers(spec: TensorSpec) -> bool:
+    return spec.dtype in (DataType.DATA_TYPE_INT32, DataType.DATA_TYPE_INT64)

@@ -169,10 +169,11 @@ class Model:
         )
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
         all_inputs = [*inputs, *self.signature.optional]
-        bounds = find_input_bounds(self.metadata, all_inputs, _find_lengths(source, all_inputs))
+        lengths = _find_lengths(source, all_inputs)
+        bounds = find_input_bounds(self.metadata, all_inputs, lengths, reshapes["input"])
         self.batcher.check_inputs = bounds.checker if bounds else None
         self.batcher.answer_bounds = find_answer_bounds(
-            self.metadata, self.answer, self.settings.inputs
+            self.answer, self.settings.inputs, finite=answer.finite
         )
         self.metrics.record_placement(session.placement, bool(session.degraded))
         if session.degraded:

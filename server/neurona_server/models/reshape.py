@@ -30,6 +30,10 @@ class Reshape:
         """Return an input of a request in the shape that the graph expects."""
         return array.reshape(_convert(array.shape, self.in_request, self.in_graph))
 
+    def graph_shape(self, shape: Shape) -> Shape:
+        """Return the shape in the graph of an input that has this shape in a request."""
+        return _convert(shape, self.in_request, self.in_graph)
+
     def to_request(self, array: Array) -> Array:
         """Return an output of the graph in the shape that callers expect.
 

@@ -42,6 +42,9 @@ class TaskOutput:
     softmax: bool = False
     """Whether the output holds logits."""
 
+    finite: bool = False
+    """Whether the file says, before settings, that an input takes finite numbers only."""
+
 
 def find_task(
     properties: Mapping[str, str],
@@ -64,6 +67,7 @@ def find_task(
     """
     settings = _use_output_labels(settings, outputs)
     metadata = _read_metadata(properties, class_labels)
+    finite = any(described.finite for described in metadata.inputs)
     if settings.task is not None and settings.task != metadata.task:
         # The file describes another task.
         metadata.task = settings.task
@@ -74,7 +78,7 @@ def find_task(
     _set_descriptions(metadata, inputs, settings)
     _check_settings(metadata.task, settings)
     if metadata.task == Task.TASK_TENSORS:
-        return TaskOutput(metadata, -1)
+        return TaskOutput(metadata, -1, finite=finite)
     metadata.answer = settings.answer or metadata.answer
     if not metadata.answer:
         required = settings.task is not None
@@ -89,7 +93,7 @@ def find_task(
             for value in settings.values
         )
     _check_columns(metadata, outputs[index])
-    return TaskOutput(metadata, index, settings.softmax)
+    return TaskOutput(metadata, index, settings.softmax, finite)
 
 
 def is_answer(task: Task, spec: TensorSpec) -> bool:

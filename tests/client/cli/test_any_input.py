@@ -29,6 +29,8 @@ def server(tmp_path_factory):
     recurrent = {"x": (FLOAT, ["batch", 3]), "s": (FLOAT, [2, "batch", 4])}
     results = {"y": (FLOAT, ["batch", 3]), "t": (FLOAT, [2, "batch", 4])}
     save("state", [("Relu", ["x"], ["y"]), ("Identity", ["s"], ["t"])], recurrent, results)
+    same = {"x": (FLOAT, ["n", 3]), "features": (FLOAT, ["n", 3])}
+    save("sum", [("Add", ["x", "features"], ["y"])], same, {"y": (FLOAT, ["n", 3])})
     save("text", [("Identity", ["s"], ["t"])], {"s": (STRING, ["n"])}, {"t": (STRING, ["n"])})
     save("log", [("Log", ["x"], ["y"])], {"x": (FLOAT, ["n", 3])}, {"y": (FLOAT, ["n", 3])})
     save(
@@ -67,6 +69,13 @@ def test_outputs_whose_first_axes_differ_are_printed_whole(run, tmp_path):
     row = json.loads(done.stdout)
     assert row["outputs"] == {"y": [[1] * 3], "t": [[[1] * 4]] * 2}
     assert run("predict", "state", "x.npz").returncode == done.returncode == 0
+
+
+def test_inputs_by_name_may_be_called_as_rows_are_in_training(run, tmp_path):
+    rows = np.ones((1, 3), np.float32)
+    np.savez(tmp_path / "x.npz", x=rows, features=2 * rows)
+    done = run("predict", "sum", "x.npz", "--json")
+    assert json.loads(done.stdout)["outputs"] == {"y": [3, 3, 3]}
 
 
 def test_text_is_an_output(run):

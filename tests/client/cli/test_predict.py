@@ -213,6 +213,18 @@ def test_sequences_are_predicted_from_the_file_that_training_reads(neurona, tmp_
     assert "channels are left, up (expected up, down)" in done.stderr
 
 
+def test_columns_of_an_array_are_matched_by_name(neurona, tmp_path):
+    """A table may be trained on as CSV, or as an array with the names of its columns."""
+    rows = np.array([[2, 1.5, 9], [4, 3, 9]])
+    names = ["income", "age", "id"]
+    np.savez(tmp_path / "rows.npz", X=rows, y=[0, 1], feature_names=names)
+    done = neurona("predict", "people", tmp_path / "rows.npz", "--json")
+    assert values_of(done) == [2001.5, 4003.0]
+    np.savez(tmp_path / "rows.npz", X=rows, y=[0, 1], feature_names=["income", "pulse", "id"])
+    done = neurona("predict", "people", tmp_path / "rows.npz")
+    assert (done.returncode, "(expected age, income)" in done.stderr) == (1, True)
+
+
 def test_pictures_in_a_folder_are_found_as_training_finds_them(neurona, tmp_path):
     """By their content, behind links, and without the hidden files that systems leave there."""
     image = pytest.importorskip("PIL.Image")

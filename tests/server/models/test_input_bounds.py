@@ -34,6 +34,24 @@ def test_a_pixel_is_named_by_its_position():
         find_input_bounds(metadata, [X], []).check({"x": images})
 
 
+def test_numbers_of_bfloat16_are_the_upper_halves_of_floats():
+    spec = TensorSpec("x", DataType.DATA_TYPE_BFLOAT16, (None, 3))
+    described = InputDescription(name="x")
+    set_input_settings(described, spec, TensorSettings(allow_nan=False))
+    bounds = find_input_bounds(ModelMetadata(inputs=[described]), [spec], [])
+    bits = np.array([[0x3F80, 0xFF7F, 0x0001], [0x3F80, 0xFF80, 0]], np.uint16)
+    bounds.check({"x": bits[:1]})  # 1, the lowest number and the smallest
+    with pytest.raises(InvalidValueError, match=r"row 1, position \[1\]: -inf"):
+        bounds.check({"x": bits})
+
+
+def test_missing_texts_do_not_make_the_numbers_of_a_model_finite():
+    spec = TensorSpec("town", DataType.DATA_TYPE_STRING, (None,))
+    described = InputDescription(name="town", categories=["Bern"], only_categories=True)
+    set_input_settings(described, spec, TensorSettings(allow_nan=False))
+    assert not described.finite
+
+
 def test_a_model_that_says_nothing_has_no_bounds():
     assert not find_input_bounds(ModelMetadata(inputs=[InputDescription(name="x")]), [X], [])
 

@@ -15,7 +15,7 @@ from neurona_protos.prediction_pb2 import (
     StreamedRequest,
     Task,
 )
-from neurona_protos.tensors import to_tensor
+from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.batching.policy import BatchPolicy
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT.value[0]
@@ -54,7 +54,16 @@ def save_patients(path, **described):
     )
 
 
-def save_lstm(path, *, described=False, nodes=(), sequence="sequence"):
+RESHAPED = """
+max_batch_size: 8
+input [
+ { name: "sequence" data_type: TYPE_FP32 dims: [ 1, -1, 3 ] reshape { shape: [ -1, 3 ] } },
+ { name: "lengths" data_type: TYPE_INT32 dims: [ 1 ] reshape { shape: [ ] } }
+]
+"""
+
+
+def save_lstm(path, *, described=False, nodes=(), sequence="sequence", lengths="lengths"):
     """last = the last state of an LSTM over sequences (batch, time, 3), of which lengths tell."""
     metadata = ModelMetadata(
         inputs=[InputDescription(name="lengths", lengths_of="sequence", lengths_axis=1)]
@@ -64,7 +73,7 @@ def save_lstm(path, *, described=False, nodes=(), sequence="sequence"):
         [
             *nodes,
             helper.make_node("Transpose", [sequence], ["steps"], perm=[1, 0, 2]),
-            helper.make_node("LSTM", ["steps", "w", "r", "", "lengths"], ["", "h"], hidden_size=2),
+            helper.make_node("LSTM", ["steps", "w", "r", "", lengths], ["", "h"], hidden_size=2),
             helper.make_node("Squeeze", ["h", "direction"], ["last"]),
         ],
         {"sequence": (FLOAT, ["batch", "time", 3]), "lengths": (INT32, ["batch"])},
@@ -74,8 +83,23 @@ def save_lstm(path, *, described=False, nodes=(), sequence="sequence"):
             "r": np.ones((1, 8, 2), np.float32),
             "direction": np.array([0]),
             "mean": np.float32(0.5),
+            "longest": np.array(STEPS, np.int32),
         },
         metadata if described else None,
+    )
+
+
+def save_logarithms(path):
+    """probabilities = log(relu(x)), which is -inf for what cannot be; its file says nothing."""
+    onnx_models.save(
+        path,
+        [
+            helper.make_node("Relu", ["x"], ["positive"]),
+            helper.make_node("Log", ["positive"], ["probabilities"]),
+        ],
+        {"x": (FLOAT, ["batch", 3])},
+        {"probabilities": (FLOAT, ["batch", 3])},
+        metadata=ModelMetadata(task=Task.TASK_CLASSIFICATION, labels=onnx_models.LABELS),
     )
 
 
@@ -107,6 +131,13 @@ def server(tmp_path_factory, transport):
     # A node whose axes are not followed: only ONNX Runtime finds the wrong length.
     hidden = [helper.make_node("CumSum", ["sequence", "direction"], ["sums"])]
     save_lstm(root / "opaque" / "1" / "model.onnx", nodes=hidden, sequence="sums")
+    limited = [helper.make_node("Min", ["lengths", "longest"], ["own"])]
+    save_lstm(root / "limited" / "1" / "model.onnx", nodes=limited, lengths="own")
+    for name in ("reshaped", "described-reshaped"):
+        save_lstm(root / name / "1" / "model.onnx", described=name != "reshaped")
+        (root / name / "config.pbtxt").write_text(RESHAPED)
+    save_logarithms(root / "logarithms" / "1" / "model.onnx")
+    (root / "logarithms" / "model.toml").write_text("[inputs.x]\nallow_nan = false\n")
     save_towns(root / "towns" / "1" / "model.onnx")
     save_towns(root / "any-town" / "1" / "model.onnx")
     (root / "any-town" / "model.toml").write_text("[inputs.town]\nallow_unknown = true\n")
@@ -220,6 +251,34 @@ def test_an_empty_sequence_is_for_models_that_do_not_say_otherwise(server, rejec
     assert "row 0: length 0 (expected 1 to 5" in details
 
 
+def test_lengths_that_the_graph_limits_itself_are_taken(server):
+    expected = server.prediction.Predict(sequences([STEPS, 2], "limited")).outputs
+    assert server.prediction.Predict(sequences([1000, 2], "limited")).outputs == expected
+
+
+@pytest.mark.parametrize("model", ["reshaped", "described-reshaped"])
+def test_lengths_are_those_of_the_shape_in_the_graph(server, rejection, model):
+    def request(*lengths):
+        steps = np.ones((len(lengths), 1, STEPS, 3), np.float32)
+        own = np.array(lengths, np.int32)[:, None]
+        inputs = [to_tensor("sequence", steps), to_tensor("lengths", own)]
+        return PredictRequest(model=model, inputs=inputs)
+
+    assert server.prediction.Predict(request(2, STEPS)).outputs
+    code, details = rejection(server.prediction.Predict, request(2, STEPS + 1))
+    assert code == "INVALID_ARGUMENT"
+    assert details.startswith("input 'lengths' row 1: length 6 (expected ")
+
+
+def test_settings_of_an_input_say_nothing_about_the_answer(server, rejection):
+    row = patients([1, -1, 2], model="logarithms")
+    row.raw_outputs = True
+    probabilities = to_array(server.prediction.Predict(row).outputs[0])
+    np.testing.assert_allclose(probabilities, [[0, -INFINITY, np.log(2)]])
+    code, _ = rejection(server.prediction.Predict, patients([1, NAN, 2], model="logarithms"))
+    assert code == "INVALID_ARGUMENT"
+
+
 def test_an_unknown_category_is_named_with_the_known_ones(server, rejection):
     def towns(model, *names):
         return PredictRequest(model=model, inputs=[to_tensor("town", np.array(names, object))])
@@ -239,6 +298,8 @@ def test_an_answer_that_is_not_finite_is_an_error_of_its_row_alone(server, rejec
     assert code == "INVALID_ARGUMENT"
     assert details.startswith("row 9: the answer is not finite (expected inputs closer")
     requests = [patients(huge if number in (3, 20) else GOOD) for number in range(40)]
+    labels = {"model": "patients", "version": "1"}
+    before = server.count("rows_total", **labels)
     message = PredictStreamRequest(
         requests=[StreamedRequest(id=n, request=one) for n, one in enumerate(requests)]
     )
@@ -249,3 +310,5 @@ def test_an_answer_that_is_not_finite_is_an_error_of_its_row_alone(server, rejec
     }
     assert {n for n, one in responses.items() if one.error.code == INVALID} == {3, 20}
     assert all(responses[n].response.classification.rows for n in range(40) if n not in (3, 20))
+    assert server.count("rows_total", **labels) == before + 40  # none of them ran twice
+    assert server.count("requests_total", **labels, outcome="invalid") >= 3

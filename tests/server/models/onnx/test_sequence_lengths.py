@@ -24,6 +24,10 @@ def find(tmp_path):
                 **{name: np.zeros(shape, np.float32) for name, shape in GRU},
                 "table": np.zeros((9, 3), np.float32),
                 "matrix": np.zeros((3, 3), np.float32),
+                "mean": np.zeros(3, np.float32),
+                "cube": np.zeros((1, 1, 3), np.float32),
+                "some": np.array([0, 0, 1, 1]),
+                "limit": np.array(9, np.int32),
             },
         )
         return [*find_lengths_inputs(path)]
@@ -48,7 +52,8 @@ def node(operator, *inputs, to, **attributes):
         ([node("Transpose", "x", to="t", perm=[1, 0, 2]), gru("t")], 1),
         (
             [
-                node("MatMul", "x", "matrix", to="m"),
+                node("Sub", "x", "mean", to="c"),
+                node("MatMul", "c", "matrix", to="m"),
                 node("Tanh", "m", to="a"),
                 node("Transpose", "a", to="t", perm=[1, 0, 2]),
                 gru("t"),
@@ -79,6 +84,40 @@ def test_reversed_sequences_have_lengths_too(find):
 
 def test_sequences_that_are_computed_otherwise_are_unknown(find):
     assert find(node("Shape", "x", to="s"), gru("s")) == [LengthsInput("lengths", "", 0)]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        node("Gather", "x", "some", to="t", axis=0),  # other steps, more than before
+        node("Gather", "x", "limit", to="t", axis=0),  # one axis less
+        node("MatMul", "matrix", "x", to="t"),
+        node("Add", "x", "cube", to="t"),  # one axis more, if x has two
+        node("Identity", "x", to="t", domain="mine"),
+    ],
+)
+def test_sequences_with_other_steps_than_the_input_are_unknown(find, changed):
+    assert find(changed, gru("t")) == [LengthsInput("lengths", "", 0)]
+
+
+@pytest.mark.parametrize("operator", ["Min", "Div", "Sub", "Mul"])
+def test_lengths_that_the_graph_computes_leave_the_input_any_value(find, operator):
+    assert find(node(operator, "lengths", "limit", to="own"), gru("x", "own")) == []
+
+
+def test_lengths_of_another_shape_are_the_same(find):
+    flat = node("Reshape", "lengths", "some", to="flat")
+    assert find(flat, gru("x", "flat")) == [LengthsInput("lengths", "x", 0)]
+
+
+def test_a_function_that_is_called_like_an_operator_is_none(find):
+    assert find(gru("x", domain="torch.nn.modules.rnn")) == []
+
+
+def test_a_quantised_lstm_has_lengths_too(find):
+    inputs = ["x", "w", "r", "", "lengths", "", "", "", *["w"] * 4]
+    lstm = helper.make_node("DynamicQuantizeLSTM", inputs, ["", "y"], domain="com.microsoft")
+    assert find(lstm) == [LengthsInput("lengths", "x", 0)]
 
 
 def test_other_inputs_of_integers_are_no_lengths(find):

@@ -14,9 +14,10 @@ MOTIONS = RANDOM.normal(size=(40, 7, 3))
 
 @pytest.fixture
 def load(tmp_path):
-    def load(task=None, **arrays):
+    def load(task=None, image_size=None, **arrays):
         np.savez(tmp_path / "data.npz", **arrays)
-        return load_user_data(UserData(tmp_path / "data.npz", task=task)).training_view
+        own = UserData(tmp_path / "data.npz", task=task, image_size=image_size)
+        return load_user_data(own).training_view
 
     return load
 
@@ -102,6 +103,32 @@ def test_images_of_parts_as_medical_collections_name_them(load):
     assert (data.kind, rows(data), data.labels) == ("images", [20, 10, 10], ("0", "1"))
 
 
+def test_arrays_of_images_are_brought_to_the_size_that_is_asked_for(load):
+    levels = RANDOM.integers(0, 256, (40, 8, 6), np.uint8)
+    data = load(image_size=4, X=levels, y=CLASSES)
+    assert data.train.inputs.shape[1:] == (4, 4)
+    assert data.input.description.endswith("; brought to 4 x 4 from 6 x 8")
+    with pytest.raises(DataError, match="no images to resize"):
+        load(image_size=4, X=MOTIONS, y=CLASSES)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.bool_])
+def test_targets_may_have_a_1_for_the_class_of_each_row(load, dtype):
+    classes = np.arange(40) % 12  # more than integers may be for classes
+    data = load(X=MOTIONS, y=np.eye(12)[classes % 4].astype(dtype)[:, :4])
+    assert data.labels == ("0", "1", "2", "3")
+    same = load(X=MOTIONS, y=classes % 4)
+    np.testing.assert_array_equal(data.test.targets, same.test.targets)
+    assert load(X=MOTIONS, y=np.eye(2)[CLASSES], task="regression").values
+
+
+def test_a_column_of_targets_is_the_same_as_a_row(load):
+    for column in (CLASSES.astype(np.float32), RANDOM.normal(size=40)):
+        flat, nested = load(X=MOTIONS, y=column), load(X=MOTIONS, y=column[:, None])
+        assert nested.labels == flat.labels
+        np.testing.assert_array_equal(nested.train.targets, flat.train.targets)
+
+
 def test_floats_from_0_to_1_are_images_where_they_are_called_so(load):
     data = load(images=RANDOM.random((40, 6, 6)), y=CLASSES)
     assert (data.kind, data.input.unit) == ("images", "level 0..1")
@@ -129,6 +156,29 @@ def test_two_axes_are_rows_of_a_table(load):
                 "y_test": CLASSES,
             },
             r"inputs: parts of shapes \[40, 7, 3\], \[40, 7, 2\]",
+        ),
+        (  # all rows together have as many targets as inputs
+            {
+                "x_train": MOTIONS[:20],
+                "y_train": CLASSES[:21],
+                "x_test": MOTIONS[20:],
+                "y_test": CLASSES[21:],
+            },
+            r"train targets: int64 of shape \[21\] for inputs: float64 of shape \[20, 7, 3\]",
+        ),
+        ({"x": MOTIONS, "y": np.array(1)}, r"targets: int64 of shape \[\]"),
+        (
+            {"x_train": MOTIONS, "y_train": CLASSES, "x_test": MOTIONS[:, 0], "y_test": CLASSES},
+            r"inputs: parts of shapes \[40, 7, 3\], \[40, 3\]",
+        ),
+        (
+            {
+                "x_train": MOTIONS.astype(str),
+                "y_train": CLASSES,
+                "x_test": MOTIONS[:9].astype(str),
+                "y_test": CLASSES[:9],
+            },
+            r"inputs: <U\d+ of shape",
         ),
         (
             {"x_train": MOTIONS, "y_train": CLASSES * 0, "x_test": MOTIONS, "y_test": CLASSES},

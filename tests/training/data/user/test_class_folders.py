@@ -79,6 +79,36 @@ def test_classes_may_be_named_like_parts(tmp_path):
     assert load(folder).labels == ("test", "train")
 
 
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (["test", "raw/cat"], "folders raw, test, train .expected train, val and test alone"),
+        (["train", "training/cat", "test/cat"], "folders .* .expected train, val and test alone"),
+        (["test"], "test: no folders .expected one with files for each class, as the folder for"),
+    ],
+)
+def test_folders_of_parts_are_never_taken_for_classes(tmp_path, others, message):
+    write_images(tmp_path / "train", "cat", "dog")
+    for other in others:
+        write_images(tmp_path, other)
+    with pytest.raises(DataError, match=message):
+        load(tmp_path)
+
+
+def test_options_of_other_kinds_of_files_are_refused(tmp_path):
+    write_images(tmp_path / "pets", "cat", "dog")
+    for label in ("high", "low"):
+        for number in range(6):
+            write_tone(tmp_path / "tones" / label / f"{number}.wav", 440)
+    with pytest.raises(DataError, match="pets: no sound, so --sample-rate does not apply"):
+        load(tmp_path / "pets", sample_rate=8000)
+    with pytest.raises(DataError, match="tones: no images, so --image-size does not apply"):
+        load(tmp_path / "tones", image_size=8)
+    (tmp_path / "rows.csv").write_text("a,b\n" + "1,2\n" * 20)
+    with pytest.raises(DataError, match="no images, so --image-size does not apply"):
+        load(tmp_path / "rows.csv", target="b", image_size=8)
+
+
 def test_a_class_without_training_files_is_an_error_that_names_it(tmp_path):
     for part, classes in (("train", ["cat", "dog"]), ("test", ["cat", "emu"])):
         write_images(tmp_path / part, *classes)

@@ -5,8 +5,10 @@ import pytest
 from PIL import Image
 from support.pictures import encode, pictures
 
-from neurona_client import TensorSpec
+from neurona_client import ModelDescription, TensorSpec
+from neurona_client.cli.sample_files import read_samples
 from neurona_client.images import image_to_array
+from neurona_protos.prediction_pb2 import DescribeModelResponse
 from neurona_training.data import Dataset, Input, Split
 from neurona_training.data.transforms import resize_images
 from neurona_training.data.user.load import load_user_data
@@ -40,8 +42,8 @@ def test_a_picture_is_predicted_as_it_was_trained_on(name, size, tmp_path):
 
 @pytest.mark.parametrize("size", [6, 20])
 @pytest.mark.parametrize("channels", [(), (3,)], ids=["grey", "colour"])
-def test_a_picture_is_scaled_as_a_named_data_set_is(size, channels):
-    """`--image-size` scales the pixels of MNIST; its digits may come as pictures."""
+def test_a_picture_is_scaled_as_a_named_data_set_is(size, channels, tmp_path):
+    """`--image-size` scales the pixels of MNIST; its digits may come as pictures or arrays."""
     levels = np.random.default_rng(0).integers(0, 256, (12, *channels, 9, 12), np.uint8)
     rows = Split(levels.astype(np.float32), np.arange(12) % 2)
     axes = ("batch", *(["channel"] if channels else []), "height", "width")
@@ -57,6 +59,13 @@ def test_a_picture_is_scaled_as_a_named_data_set_is(size, channels):
     for pixels, expected in zip(levels, data.train.inputs, strict=True):
         picture = Image.fromarray(pixels.transpose(1, 2, 0) if channels else pixels)
         assert np.array_equal(image_to_array(encode(picture, "PNG"), spec), expected)
+    # The file that training read is predicted as it was read.
+    np.savez(tmp_path / "digits.npz", X=levels, y=rows.targets)
+    model = ModelDescription(
+        "m", 1, "tensors", "", (spec,), (), (), (), True, {}, {}, DescribeModelResponse()
+    )
+    (sample,) = read_samples(str(tmp_path / "digits.npz"), model)
+    assert np.array_equal(sample.inputs, data.train.inputs)
 
 
 def test_grey_pictures_among_coloured_ones_are_the_same(tmp_path):

@@ -7,8 +7,8 @@ inputs    numbers: sequences (rows, time, channels), all of one length or padded
           all steps of sequences one after the other, (steps, channels), with lengths; images
           (rows, height, width), of 8-bit levels or called "images", or with colours first or last;
           or rows of a table, (rows, columns)
-targets   (rows,) text or up to ten different integers for classes; other numbers, (rows,) or
-          (rows, values), for values
+targets   (rows,) text or up to ten different integers for classes, or (rows, classes) with a 1
+          for the class of each row; other numbers, (rows,) or (rows, values), for values
 lengths   optional, integers (rows,): the steps of each sequence. Without them, steps at the end
           that are NaN are padding, and sequences without padding have one length
 channels  optional, (channels,): the name of each channel or column
@@ -124,14 +124,27 @@ def _row_parts(
     lengths = [LENGTHS in by_part[part] for part in named]
     if any(lengths) and not all(lengths):
         raise DataError(f"{user_data.path}: lengths of some parts (expected them for all)")
-    return [part for part in named for _ in range(len(by_part[part][TARGETS]))]
+    return [part for part in named for _ in range(_count_rows(part, by_part[part]))]
+
+
+def _count_rows(part: str, arrays: Mapping[str, NDArray[Any]]) -> int:
+    """The rows of a part. Joined with another part, one too many would take the other's target."""
+    role = LENGTHS if LENGTHS in arrays else INPUTS
+    rows, targets = arrays[role], arrays[TARGETS]
+    if not rows.ndim or not targets.ndim or len(rows) != len(targets):
+        raise FileContentError(
+            f"{f'{part} ' if part else ''}targets: {describe(targets)} for {role}: "
+            f"{describe(rows)} (expected one for each row)"
+        )
+    return len(targets)
 
 
 def _join(parts: Sequence[Mapping[str, NDArray[Any]]], role: str) -> NDArray[Any]:
     some = [part[role] for part in parts]
     if len(some) == 1:
         return some[0]
-    if role == INPUTS and some[0].ndim == 3 and some[0].dtype != np.uint8:
+    is_sequences = all(array.ndim == 3 and array.dtype.kind in "fiub" for array in some)
+    if role == INPUTS and is_sequences and some[0].dtype != np.uint8:
         longest = max(array.shape[1] for array in some)  # each part may be padded for itself
         filler = np.nan if LENGTHS not in parts[0] else 0
         some = [
@@ -251,10 +264,20 @@ def _channel_names(
     return tuple(str(name) for name in names)
 
 
+def _is_one_hot(targets: NDArray[Any]) -> bool:
+    """Whether each row is 1 for its class and 0 for the others."""
+    if targets.ndim != 2 or targets.dtype.kind not in "fiub":
+        return False
+    is_one = targets == 1
+    return bool((is_one | (targets == 0)).all() and (is_one.sum(axis=1) == 1).all())
+
+
 def _read_target(user_data: UserData, targets: NDArray[Any], rows: int) -> Target:
     where = f"{user_data.path}, targets"
-    if targets.ndim == 2 and targets.shape[1] == 1 and targets.dtype.kind in "iubU":
-        targets = targets[:, 0]  # classes as a column
+    if targets.ndim == 2 and targets.shape[1] == 1:
+        targets = targets[:, 0]  # as a column
+    elif user_data.task != "regression" and _is_one_hot(targets):
+        targets = targets.argmax(axis=1)
     if targets.ndim not in (1, 2) or len(targets) != rows or targets.dtype.kind not in "fiubU":
         raise DataError(f"{where}: {describe(targets)} (expected numbers or text for {rows} rows)")
     is_text = targets.dtype.kind == "U"

@@ -21,8 +21,8 @@ from neurona_training.errors import DataError
 
 _PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "holdout"), "test"),
 }
 """Names of folders, in lower case, and the part of the data that each holds."""
 
@@ -119,14 +119,28 @@ def list_class_folders(folder: Path) -> ClassFolders:
 
 
 def _part_folders(folder: Path) -> list[tuple[str, Path]]:
-    """The folders train, val and test, if there are no others and they hold folders."""
+    """The folders train, val and test, if those are there and the one for training holds folders.
+
+    Raises:
+        DataError: others beside them, two for one part, or one without folders of classes: taken
+            for classes, a network would learn to tell training from test.
+    """
     folders = _folders(folder)
     parts = [_PARTS.get(one.name.lower(), "") for one in folders]
-    if "train" not in parts or "" in parts or not all(_folders(one) for one in folders):
+    named = {part for part in parts if part}
+    if not any(part == "train" and _folders(one) for part, one in zip(parts, folders, strict=True)):
         return []
-    if len(set(parts)) < len(parts):
-        names = ", ".join(one.name for one in folders)
-        raise DataError(f"{folder}: folders {names} (expected one for each part)")
+    if "" in parts and len(named) == 1:  # classes, of which one has such a name
+        return []
+    names = ", ".join(one.name for one in folders)
+    if "" in parts or len(named) < len(parts):
+        raise DataError(f"{folder}: folders {names} (expected train, val and test alone)")
+    for part_folder in folders:
+        if not _folders(part_folder):
+            raise DataError(
+                f"{part_folder}: no folders (expected one with files for each class, as the folder "
+                "for training has; without it, files for training are taken instead)"
+            )
     return list(zip(parts, folders, strict=True))
 
 

@@ -77,7 +77,8 @@ def _try_read(
             in_colour = in_colour or image.mode == "RGB"
             planes = (3,) if in_colour else ()
             shape = (len(places), *planes, image.height, image.width)
-            pixels, first_size = allocate(shape, str(folders.folder)), image.size
+            hint = "--image-size makes images smaller"
+            pixels, first_size = allocate(shape, str(folders.folder), hint), image.size
         if image.mode == "RGB" and not in_colour:
             return None
         if image.size != first_size:

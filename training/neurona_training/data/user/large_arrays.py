@@ -25,12 +25,13 @@ _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 """Of a container: cgroup v2 and v1."""
 
 
-def allocate(shape: tuple[int, ...], where: str) -> NDArray[np.float32]:
+def allocate(shape: tuple[int, ...], where: str, hint: str) -> NDArray[np.float32]:
     """Makes an array of zeros, in memory or, if it is too large for that, in a temporary file.
 
     Args:
         shape: of the array.
         where: whose array, for the error.
+        hint: what makes it smaller, for the error.
 
     Raises:
         DataError: the folder for temporary files has no room; with the bytes that are needed.
@@ -49,8 +50,7 @@ def allocate(shape: tuple[int, ...], where: str) -> NDArray[np.float32]:
     except OSError as error:
         raise DataError(
             f"{where}: {nbytes / 1e9:,.1f} GB of numbers fit neither into memory nor into "
-            f"{folder}: {error.strerror} (expected room there, or another folder in TMPDIR; "
-            "--image-size makes images smaller)"
+            f"{folder}: {error.strerror} (expected room there, or another folder in TMPDIR; {hint})"
         ) from error
     return np.frombuffer(memory, np.float32).reshape(shape)
 

@@ -20,6 +20,7 @@ from dataclasses import replace
 
 from neurona_client.files.arrays import PICKLE_REASON, is_pickle
 from neurona_training.data import Dataset
+from neurona_training.data.transforms import resize_images
 from neurona_training.data.user.arrays import load_arrays
 from neurona_training.data.user.class_folders import list_class_folders
 from neurona_training.data.user.images import load_images
@@ -51,16 +52,24 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
         _refuse_options_of_tables(user_data)
     if path.is_dir():
         folders = list_class_folders(path)
-        load_files = load_sounds if has_sounds(folders) else load_images
-        return _single_view(load_files(user_data, folders))
+        if has_sounds(folders):
+            _refuse(user_data, (user_data.image_size, "--image-size"), kind="images")
+            return _single_view(load_sounds(user_data, folders))
+        _refuse(user_data, (user_data.sample_rate, "--sample-rate"), kind="sound")
+        return _single_view(load_images(user_data, folders))
+    _refuse(user_data, (user_data.sample_rate, "--sample-rate"), kind="sound")
     if path.suffix.lower() == ".npz":
-        return _single_view(load_arrays(user_data))
+        data = load_arrays(user_data)
+        if user_data.image_size is not None:
+            data = resize_images(data, user_data.image_size)
+        return _single_view(data)
     if path.suffix.lower() not in SUFFIXES:
         kind = PICKLE_REASON if is_pickle(path) else "unknown kind of file"
         raise DataError(
             f"{path}: {kind} (expected a folder of images or sound, or a "
             f"{', '.join(SUFFIXES)} file)"
         )
+    _refuse(user_data, (user_data.image_size, "--image-size"), kind="images")
     table = read_user_table(path)
     user_data = _normalise_names(user_data)
     if user_data.series is not None:
@@ -70,7 +79,8 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
 
 def _refuse_options_of_tables(user_data: UserData) -> None:
     """Checks that nothing is asked of columns that the data do not have."""
-    for value, flag in (
+    _refuse(
+        user_data,
         (user_data.kept, "--keep"),
         (user_data.missing, "--missing"),
         (user_data.date_order, "--date-order"),
@@ -79,9 +89,14 @@ def _refuse_options_of_tables(user_data: UserData) -> None:
         (user_data.split_column, "--split-column"),
         (user_data.group, "--group"),
         (user_data.time, "--time"),
-    ):
+        kind="table",
+    )
+
+
+def _refuse(user_data: UserData, *options: tuple[object, str], kind: str) -> None:
+    for value, flag in options:
         if value:
-            raise DataError(f"{user_data.path}: no table, so {flag} does not apply")
+            raise DataError(f"{user_data.path}: no {kind}, so {flag} does not apply")
 
 
 def _load_series(user_data: UserData, table: UserTable) -> LoadedUserData:

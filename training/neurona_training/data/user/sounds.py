@@ -45,7 +45,8 @@ def load_sounds(user_data: UserData, folders: ClassFolders) -> Dataset:
     rate = user_data.sample_rate or min(frequent, MAX_DEFAULT_RATE)
     longest = max(-(-samples * rate // own_rate) for samples, own_rate in headers)
     count, places = len(folders.files), folders.places(parts)
-    waves = allocate((count, longest), str(folders.folder))
+    hint = f"each row is as long as the longest file, {longest / rate:,.1f} s; --sample-rate"
+    waves = allocate((count, longest), str(folders.folder), f"{hint} makes all smaller")
     lengths = np.zeros(count, np.int32)
     for path, place in zip(folders.progress(folders.files), places, strict=True):
         try:
