@@ -111,7 +111,7 @@ def _draw_plane(results: RunResults) -> Figure:
         image = axes.contourf(x, y, values, levels=14, cmap="cividis")
         figure.colorbar(image, ax=axes, pad=0.02, label=escape_math(data.values[0].name))
     row_numbers = spread_rows(len(train), _MAX_ROWS)
-    rows, targets = train[row_numbers], data.train.targets[drawn]
+    rows, targets = train[row_numbers], data.train.targets[row_numbers]
     for index, label in enumerate(data.labels or ("training rows",)):
         of_class = targets == index if data.is_classification else np.ones(len(rows), bool)
         axes.plot(
