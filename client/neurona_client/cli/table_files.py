@@ -32,6 +32,7 @@ from neurona_client.files.dates import (
 from neurona_client.files.numbers import (
     NumberEvidence,
     NumberFormat,
+    format_of_other_file,
     is_missing,
     is_number,
     number_formats,
@@ -346,8 +347,11 @@ class _SampleReader:
             InvalidInputError: names that are not the model's.
         """
         line, cells = first
-        titles = [title.strip() for title in cells]
         expected = self._titles(self.specs)
+        titles = [
+            title.strip() or _expected_nameless_title(position, expected)
+            for position, title in enumerate(cells, 1)
+        ]
         existing = set(titles)
         missing = [title for title in dict.fromkeys(expected) if title not in existing]
         # Channels without names have the numbers 1, 2, 3, ..., which may be values too. The
@@ -371,15 +375,9 @@ class _SampleReader:
         return None, [_Column(spec, title, index) for index, title in enumerate(expected)]
 
     def _default_format(self) -> NumberFormat:
-        """Return how 1,234 and 1.234 are read if no cell of the file says it.
-
-        A semicolon between cells, as in the locales with decimal commas, agrees with the comma of
-        the file that the model was trained on, and a comma between cells with its point.
-        """
+        """Return how 1,234 and 1.234 are read if no cell of the file says it."""
         mark = next((spec.decimal_mark for spec in self.specs if spec.decimal_mark), "")
-        if mark == ",":
-            return NumberFormat(refuses_points=True) if self.separator == "," else NumberFormat(",")
-        return NumberFormat(".") if mark and self.separator == "," else NumberFormat()
+        return format_of_other_file(mark, self.separator)
 
     def _records_to_error(self, skipped: int) -> Iterator[Record]:
         """Yield the rows up to one that is invalid, which is reported when it is predicted."""
@@ -475,6 +473,12 @@ def _listed(names: Sequence[str]) -> str:
 
 def _missing_names(missing: Sequence[str], expected: Sequence[str]) -> str:
     return f"; missing: {_listed(missing)}" if len(missing) < len(set(expected)) else ""
+
+
+def _expected_nameless_title(position: int, expected: Sequence[str]) -> str:
+    """Return the name in training of a column without one, if the model has it; else none."""
+    title = nameless_title(position)
+    return title if title in expected else ""
 
 
 def _shapes(row: dict[str, Any]) -> list[tuple[int, ...]]:

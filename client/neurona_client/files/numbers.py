@@ -8,7 +8,7 @@ is per cent.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -16,7 +16,13 @@ from neurona_client.files.content import FileContentError
 
 DecimalMark = Literal[".", ","]
 
-MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "#n/a", "#na", "<na>", "nat")
+MISSING = frozenset(
+    (
+        *("", "na", "n/a", "nan", "null", "none", "?", "<na>", "nat", "-nan"),
+        *("\\n", "."),  # databases write \N, SAS and Stata a point
+        *("#n/a", "#na", "#div/0!", "#name?", "#null!", "#num!", "#ref!", "#value!"),  # Excel
+    )
+)
 """What programs write for a missing value, in lower case."""
 
 _EXPONENT = r"(?:[eE][+-]?\d+)?"
@@ -25,6 +31,10 @@ _SPACES = " \u00a0\u2009\u202f'\u2019"  # that group thousands: spaces, and Swis
 _PLAIN = re.compile(rf"\d+{_EXPONENT}", re.ASCII)
 # With its sign, a decimal number that has no three digits which may be thousands.
 _SIMPLE = re.compile(r"[+-]?(?:\d+\.(?:\d\d?|\d{4,})|(?:0|\d{4,})\.\d+)", re.ASCII)
+# Cells, each with the end of a line: without a value, integers, or such decimal numbers.
+_SIMPLE_CELLS = re.compile(
+    r"(?:(?:[+-]?(?:(?:0|\d{4,})(?:\.\d+)?|\d+(?:\.(?:\d\d?|\d{4,}))?))?\n)*+", re.ASCII
+)
 _INFINITE = re.compile(r"inf(?:inity)?", re.IGNORECASE)
 _EITHER = re.compile(r"[1-9]\d{0,2}[.,]\d{3}", re.ASCII)  # thousands or decimals
 _POINT = re.compile(
@@ -58,6 +68,16 @@ def is_missing(cell: str) -> bool:
 def is_number(cell: str) -> bool:
     """Whether a cell is a number in any of the ways in which tables write them; not NaN."""
     return _parse(cell) is not None
+
+
+def are_simple(cells: Sequence[str]) -> bool:
+    """Whether each cell is empty or a number that Python's `float` reads, whatever the others are.
+
+    Large tables mostly have such columns, and reading them cell by cell takes much longer.
+    """
+    text = "\n".join(cells)
+    is_simple = text.count("\n") == len(cells) - 1  # no cell has an end of a line itself
+    return is_simple and _SIMPLE_CELLS.fullmatch(f"{text}\n") is not None
 
 
 @dataclass
@@ -166,6 +186,21 @@ def number_formats(
         NumberFormat(".") if column.point else NumberFormat(",") if column.comma else others
         for column in columns
     ]
+
+
+def format_of_other_file(mark: str, separator: str) -> NumberFormat:
+    """Returns how 1,234 and 1.234 are read in a file none of whose cells says it.
+
+    A semicolon between cells, as in the locales with decimal commas, agrees with the comma of the
+    file that a model was trained on, and a comma between cells with its point.
+
+    Args:
+        mark: the decimal mark of the file that the model was trained on, or empty.
+        separator: between the cells of the other file.
+    """
+    if mark == ",":
+        return NumberFormat(refuses_points=True) if separator == "," else NumberFormat(",")
+    return NumberFormat(".") if mark and separator == "," else NumberFormat()
 
 
 def _parse(cell: str) -> _Number | None:

@@ -204,3 +204,16 @@ def test_models_that_were_not_trained_on_a_table():
     assert "'1.5' is not an integer" in refusal("1.5\n", count)
     assert "line 1: 5000 digits are too many for INT64" in refusal("9" * 5000 + "\n", count)
     assert "1 columns 'x' (expected 2)" in refusal("x,t\n1,a\n", number, text)
+
+
+def test_a_nameless_column_of_dates_has_the_name_that_it_had_in_training():
+    spec = TensorSpec(
+        "features",
+        "FLOAT",
+        (-1, 2),
+        ("batch", ""),
+        columns=("Unnamed: 0", "age"),
+        date_columns=("Unnamed: 0",),
+    )
+    (_, inputs), *_ = read(",age\n1970-01-02,33\n1970-01-03,44\n", spec)
+    assert inputs["features"] == [[1, 33], [2, 44]]

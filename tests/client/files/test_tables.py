@@ -1,9 +1,16 @@
 """Tables and numbers as people and programs write them."""
 
+import numpy as np
 import pytest
 
 from neurona_client.files.content import FileContentError
-from neurona_client.files.numbers import NumberEvidence, NumberFormat, number_formats
+from neurona_client.files.numbers import (
+    NumberEvidence,
+    NumberFormat,
+    are_simple,
+    is_number,
+    number_formats,
+)
 from neurona_client.files.tables import TableText, read_table
 from neurona_client.files.texts import decode_text, text_lines
 
@@ -154,3 +161,20 @@ def test_what_is_no_number_is_an_error(cells, message):
 def test_lines_of_text_have_single_spaces():
     content = "\ufeff Abels \r\n\r\nVan\u00a0 den Berg\n".encode()
     assert text_lines(content) == [(1, "Abels"), (3, "Van den Berg")]
+
+
+def test_simple_columns_are_those_that_every_way_reads_the_same():
+    """Random cells: what is called simple is the same number with each decimal mark."""
+    random = np.random.default_rng(5)
+    letters = list("0123456789" * 4 + "...,+-e% \n'")
+    simple = 0
+    for cell in ("".join(random.choice(letters, size)) for size in [1, 2, 3, 4, 5, 6] * 2000):
+        if are_simple([cell, "", "7"]):
+            simple += 1
+            assert is_number(cell)
+            for mark in (None, "."):
+                assert NumberFormat(mark).parse(cell) == float(cell)
+    assert simple > 3000
+    assert are_simple(["", "12", "-1.25", "0.125", "1234.125"])
+    assert not are_simple(["1.234"])  # may be a thousand
+    assert not are_simple(["1\n2"])

@@ -71,3 +71,34 @@ def test_images_of_a_fully_connected_network_have_no_columns():
     data = recipe.load("digits")
     settings = recipe.settings(data, None)
     assert settings.network.columns is None
+
+
+def _table(columns):
+    inputs = np.stack(columns, axis=1).astype(np.float32)
+    split = Split(inputs, np.zeros((len(inputs), 1), np.float32))
+    names = tuple(map(str, range(inputs.shape[1])))
+    described = Input("row", ("batch", "column"), "", "", columns=names)
+    return Dataset("t", "", split, split, split, described, values=(Value("y", ""),))
+
+
+def test_one_large_number_does_not_hide_the_others():
+    ages = np.linspace(18, 80, 500)
+    incomes = np.geomspace(10, 5000, 500)
+    ages[7], incomes[9] = 1e9, 1e10  # mistyped
+    features = TableFeatures(_table([ages, incomes]))
+    assert features.width == 2 + 24 + 24
+    with torch.no_grad():
+        young, old = features(torch.tensor([[20.0, 20.0], [70.0, 3000.0]]))
+    assert (young[2:26] - old[2:26]).abs().sum() > 10
+    assert (young[26:] - old[26:]).abs().sum() > 10
+
+
+def test_a_column_of_the_smallest_numbers_is_finite():
+    tiny = np.random.default_rng(0).normal(size=100) * 1e-40
+    features = TableFeatures(_table([tiny, np.arange(100)]))
+    with torch.no_grad():
+        assert features(torch.from_numpy(features_of(tiny))).isfinite().all()
+
+
+def features_of(column):
+    return np.stack([column, np.arange(len(column))], axis=1).astype(np.float32)

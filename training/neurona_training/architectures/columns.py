@@ -36,8 +36,8 @@ class EncodeColumns(nn.Module):
         super().__init__()
         self.encoding = encoding
         self.register_buffer("medians", torch.tensor(encoding.medians))
-        self.register_buffer("passed_on", torch.tensor(encoding.passed_on))
-        self.register_buffer("indicators", torch.tensor(encoding.indicators))
+        self.register_buffer("passed_on", torch.tensor(encoding.passed_on, dtype=torch.int64))
+        self.register_buffer("indicators", torch.tensor(encoding.indicators, dtype=torch.int64))
         self.register_buffer("weekdays", torch.arange(7, dtype=torch.float32))
         self.tables = [f"table{index}" for index in range(len(encoding.tables))]
         for name, table in zip(self.tables, encoding.tables, strict=True):
@@ -59,6 +59,8 @@ class EncodeColumns(nn.Module):
         if is_missing is not None:
             numbers = torch.where(is_missing, self.medians, numbers)
         columns = [numbers.index_select(1, self.passed_on) if encoding.omitted else numbers]
+        if not encoding.passed_on:  # ONNX Runtime need not join an array without columns
+            columns = []
         for position in encoding.dates:
             days = numbers[:, position : position + 1]
             columns += self._calendar(days, has_time=position in encoding.times)

@@ -141,9 +141,12 @@ class PredictionInterval(nn.Module):
 
 
 def column_spreads(values: NDArray[Any]) -> NDArray[np.float64]:
-    """The standard deviation of each column; 1 for a constant one, whose scale is kept."""
+    """The standard deviation of each column; 1 for a constant one, whose scale is kept.
+
+    As constant counts one whose inverse float32 does not hold.
+    """
     spreads: NDArray[np.float64] = values.std(axis=0, dtype=np.float64)
-    return np.where(spreads == 0, 1.0, spreads)
+    return np.where(spreads < np.finfo(np.float32).tiny, 1.0, spreads)
 
 
 def _mean(values: NDArray[Any]) -> float:

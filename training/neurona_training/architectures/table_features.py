@@ -21,6 +21,8 @@ from neurona_training.data import Dataset
 
 _PIECES = 24  # of a column, at most
 _LARGEST = 4.0  # standard deviations
+_SMALLEST_STEP = 1e-6  # between two quantiles, of the larger of them
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 class TableFeatures(Features):
@@ -64,8 +66,10 @@ def _edges(values: NDArray[Any]) -> NDArray[np.float64]:
     """Returns the different quantiles of a column, (at most _PIECES + 1,), float64."""
     quantiles = np.quantile(values.astype(np.float64), np.linspace(0, 1, _PIECES + 1))
     edges = np.unique(quantiles.astype(np.float32)).astype(np.float64)
-    # Neighbours that float32 hardly tells apart would make steps of rounding.
-    smallest = 1e-6 * max(float(edges[-1] - edges[0]), float(np.abs(edges).max()))
-    keep = np.concatenate([[True], np.diff(edges) > smallest])
+    # Neighbours that float32 hardly tells apart would make steps of rounding. What it tells apart
+    # is a matter of both alone: one number of millions leaves those below 100 as they are.
+    magnitudes = np.abs(edges)
+    smallest = _SMALLEST_STEP * np.maximum(magnitudes[1:], magnitudes[:-1])
+    keep = np.concatenate([[True], np.diff(edges) > np.maximum(smallest, _TINY)])
     kept: NDArray[np.float64] = edges[keep]
     return kept

@@ -17,12 +17,14 @@ _ROWS_AT_ONCE = 1024
 
 
 def data_digest(data: Dataset) -> str:
-    """Returns the SHA-256 of all rows, inputs and targets, and of the labels, in hexadecimal.
+    """Returns the SHA-256 of all rows, inputs and targets, and of their names, in hexadecimal.
 
     Two data sets with equal rows in the same parts have the same digest, whatever their names
-    and files.
+    and files. A text is a number in the rows, so the texts count too.
     """
-    digest = hashlib.sha256(repr((data.labels, data.values)).encode())
+    categories = [described.categories for described in data.inputs]
+    names = (data.labels, data.values, *([categories] if any(categories) else []))
+    digest = hashlib.sha256(repr(names).encode())
     for split in (data.train, data.validation, data.test):
         for array in (*split.arrays, split.targets):
             digest.update(f"{array.dtype} {array.shape}".encode())

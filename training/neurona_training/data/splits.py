@@ -23,9 +23,12 @@ MIN_ROWS = 10  # of a regression
 MIN_ROWS_PER_CLASS = 5  # one for validation, one for the test, three for training
 _MAX_INTEGER_CLASSES = 10  # different integers that are taken for classes
 _MAX_CLASSES = 1000
+_MAX_DIGITS = 1000  # of classes that are sorted by their value
 _BUNDLED_SEED = 1998  # the same rows whatever the seed of a training run
 USER_SEED = 1957  # of the division of a user's rows
-_GROUP_DIVISIONS = 200
+_GROUP_DIVISIONS, _MIN_DIVISIONS = 200, 5  # at random; of many groups one is like another
+_NOT_LEARNED = 10.0  # error of a division that has no row of a class for training
+_SUMMED_CELLS = 20_000_000  # groups by classes, in all divisions together
 
 RowIndices = NDArray[np.int64]
 Part = Literal["train", "validation", "test"]
@@ -103,21 +106,30 @@ def encode_classes(names: Sequence[str], where: str) -> Target:
     Raises:
         DataError: fewer than two classes, too many, or one with too few rows.
     """
-    labels, codes, counts = np.unique(np.array(names), return_inverse=True, return_counts=True)
-    if all(label.removeprefix("-").isdecimal() for label in labels):
-        order = np.argsort(labels.astype(np.int64), kind="stable")  # 2 before 10
-        labels, counts, codes = labels[order], counts[order], np.argsort(order)[codes]
+    labels = sorted(set(names))
+    if all(label.removeprefix("-").isdecimal() and len(label) < _MAX_DIGITS for label in labels):
+        labels.sort(key=int)  # 2 before 10
+    codes, counts = _encode(names, labels)
     if len(labels) == 1:
-        raise DataError(f"{where}: one class only, {str(labels[0])!r} (expected at least 2)")
+        raise DataError(f"{where}: one class only, {labels[0]!r} (expected at least 2)")
     if len(labels) > _MAX_CLASSES:
         raise DataError(f"{where}: {len(labels)} classes (expected at most {_MAX_CLASSES})")
     smallest = int(counts.argmin())
     if counts[smallest] < MIN_ROWS_PER_CLASS:
         raise DataError(
-            f"{where}: class {str(labels[smallest])!r} has {counts[smallest]} of the "
+            f"{where}: class {labels[smallest]!r} has {counts[smallest]} of the "
             f"{len(codes)} rows (expected at least {MIN_ROWS_PER_CLASS})"
         )
-    return Target(codes.astype(np.int64), labels=tuple(str(label) for label in labels))
+    return Target(codes, labels=tuple(labels))
+
+
+def _encode(
+    names: Sequence[str], different: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the position of each name among the different ones, and how often each is there."""
+    position = {name: number for number, name in enumerate(different)}
+    codes = np.fromiter((position[name] for name in names), np.int64, len(names))
+    return codes, np.bincount(codes, minlength=len(different))
 
 
 def infer_task(cells: Sequence[str | float], *, numeric: bool) -> Task:
@@ -211,8 +223,11 @@ def _check_parts(parts: NDArray[np.int64], target: Target, where: str) -> None:
     for part, name in ((_TRAIN, "training"), (_VALIDATION, "validation"), (_TEST, "the test")):
         if not (parts == part).any():
             raise DataError(f"{where}: no rows for {name}")
+    learned = target.targets[parts == _TRAIN]
+    if not target.labels and (learned == learned[0]).all():
+        raise DataError(f"{where}: the same value in all rows for training, nothing to learn")
     for code, label in enumerate(target.labels):
-        if not (target.targets[parts == _TRAIN] == code).any():
+        if not (learned == code).any():
             raise DataError(
                 f"{where}: class {label!r} has no row for training (expected rows of each class)"
             )
@@ -263,21 +278,23 @@ def _divide_groups(
     Of many random divisions it takes the one whose parts are closest to their shares of the rows
     and, in each of them, of each class or of the target's mean.
     """
-    names, codes, counts = np.unique(np.array(groups), return_inverse=True, return_counts=True)
+    names = sorted(set(groups))
+    codes, counts = _encode(groups, names)
     if len(names) <= len(shares):
         raise DataError(
             f"{where}: {len(names)} different groups (expected at least {len(shares) + 1})"
         )
     if targets.dtype == np.int64:
-        traits = np.eye(int(targets.max()) + 1)[targets]
+        sums = np.zeros((len(names), int(targets.max()) + 1))
+        np.add.at(sums, (codes, targets), 1)
     else:
         traits = (targets - targets.mean(axis=0)) / np.maximum(targets.std(axis=0), 1e-30)
-    sums = np.zeros((len(names), traits.shape[1]))
-    np.add.at(sums, codes, traits)
+        sums = np.zeros((len(names), traits.shape[1]))
+        np.add.at(sums, codes, traits)
     whole = {**shares, _TRAIN: 1 - sum(shares.values())}
     generator = np.random.default_rng(USER_SEED)
     best, best_error = np.zeros(len(names), np.int64), np.inf
-    for _ in range(_GROUP_DIVISIONS):
+    for _ in range(min(_GROUP_DIVISIONS, max(_MIN_DIVISIONS, _SUMMED_CELLS // sums.size))):
         order = generator.permutation(len(names))
         middles = (np.cumsum(counts[order]) - counts[order] / 2) / counts.sum()
         bounds = np.cumsum([whole[part] for part in sorted(whole)])[:-1]
@@ -312,10 +329,10 @@ def _division_error(
         if not mine.any():
             return np.inf
         error += abs(counts[mine].sum() / counts.sum() - share)
-        of_part = sums[mine].sum(axis=0) - share * sums.sum(axis=0)
-        error += float(np.abs(of_part / scale).mean())
-        has_all = (sums[mine].sum(axis=0) != 0).all()
-        error += 0.0 if has_all else 1.0  # a class without a row in this part
+        of_part = sums[mine].sum(axis=0)
+        error += float(np.abs((of_part - share * sums.sum(axis=0)) / scale).mean())
+        if not of_part.all():  # a class without a row in this part
+            error += _NOT_LEARNED if part == _TRAIN else 1.0
     return error
 
 

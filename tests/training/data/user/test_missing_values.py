@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from neurona_training.architectures.columns import EncodeColumns
+from neurona_training.data.user.categories import encode_text
 from neurona_training.data.user.load import load_user_data
 from neurona_training.data.user.spec import UserData
 from neurona_training.errors import DataError
@@ -130,3 +131,36 @@ def test_ambiguous_dates_are_an_error_with_both_readings(tmp_path):
     data = load_user_data(UserData(path, target="y", date_order="month-day-year")).caller_view
     assert data.input.date_order == "month-day-year"
     assert data.input.date_columns == ("day",)
+
+
+@pytest.mark.parametrize("mark", ["\\N", ".", "-nan", "#DIV/0!", "#VALUE!", "NULL", "<NA>", "NaT"])
+def test_what_programs_write_for_a_missing_value(tmp_path, mark):
+    lines = ["a,c,y", *(f"{mark if i == 4 else i * 1.5},{'st'[i % 2]},{i}.5" for i in range(20))]
+    lines += [f"3.5,{mark},2.5"]
+    (tmp_path / "data.csv").write_text("\n".join(lines))
+    loaded = load_user_data(UserData(tmp_path / "data.csv", target="y"))
+    assert loaded.notes[-1] == "data.csv: missing cells filled: 1 of 'a', 1 of 'c'"
+
+
+def test_a_class_that_may_be_a_missing_value_is_noted(tmp_path):
+    kinds = ("None", "apnea", "insomnia", "")
+    lines = ["a,y", *(f"{i}.5,{kinds[i % 4]}" for i in range(40))]
+    (tmp_path / "data.csv").write_text("\n".join(lines))
+    loaded = load_user_data(UserData(tmp_path / "data.csv", target="y"))
+    assert loaded.training_view.labels == ("apnea", "insomnia")
+    assert "rows without a target left out: 20 of data.csv (cells 'None')" in loaded.notes[-1]
+
+
+@pytest.mark.parametrize("ignored", [("age", "income"), ("age", "income", "city")])
+def test_the_only_column_of_numbers_may_be_the_time(tmp_path, ignored):
+    path = write(tmp_path, lacking=("city",))
+    loaded = load_user_data(UserData(path, target="y", time="day", ignored=ignored))
+    assert loaded.encoding.passed_on == ()
+    actual = EncodeColumns(loaded.encoding)(*map(torch.from_numpy, loaded.caller_view.test.arrays))
+    np.testing.assert_allclose(actual.numpy(), loaded.training_view.test.inputs, rtol=0, atol=1e-6)
+
+
+def test_categories_do_not_depend_on_the_order_of_the_rows():
+    texts = ["b", "a", "c", "b", "a", "c"]
+    first, second = (encode_text("x", some, fills=True) for some in (texts, texts[::-1]))
+    np.testing.assert_array_equal(first.table, second.table)

@@ -1,8 +1,11 @@
 """Training, validation and test rows as the user wants them: by file, column, group or time."""
 
+import time
+
 import numpy as np
 import pytest
 
+from neurona_training.data.splits import Target, divide_rows
 from neurona_training.data.user.load import load_user_data
 from neurona_training.data.user.spec import UserData
 from neurona_training.errors import DataError
@@ -115,6 +118,8 @@ def test_files_of_their_own(tmp_path):
     assert train | validation == set(range(80))
     message = error(path, test=last, group="patient")
     assert "has rows in the rows for training and the test rows" in message
+    same = error(path, test=tmp_path / ".." / tmp_path.name / path.name)
+    assert same.endswith("data.csv: --test is another part, too (expected other rows)")
     (tmp_path / "short.csv").write_text("x,kind\n1,rare\n")
     assert "no column 'day' (an input in data.csv)" in error(path, test=tmp_path / "short.csv")
     other = write(tmp_path, "other.csv", rows=range(100, 120), kind=lambda _: "new")
@@ -137,3 +142,63 @@ def test_what_has_no_columns_has_no_groups(tmp_path):
     (tmp_path / "pictures").mkdir()
     message = error(tmp_path / "pictures", target=None, ignored=(), group="patient")
     assert message == f"{tmp_path / 'pictures'}: no table, so --group does not apply"
+
+
+def test_an_integer_names_the_same_group_in_each_file(tmp_path):
+    """Integers beside a missing value are written as 3.0 by pandas."""
+    path = write(tmp_path, patient=lambda row: row % 24)
+    last = write(tmp_path, "last.csv", range(100, 120), patient=lambda row: f"{row % 24}.0")
+    message = error(path, test=last, group="patient")
+    assert "group '4' has rows in the rows for training and the test rows" in message
+    kinds = write(tmp_path, "kinds.csv", kind=lambda row: f"{row % 2}.0", rows=range(100))
+    last = write(tmp_path, "last.csv", range(100, 120), kind=lambda row: row % 2)
+    assert load(kinds, test=last).caller_view.labels == ("0", "1")
+
+
+def test_a_class_of_one_group_is_for_training(tmp_path):
+    """Each of many classes is in one group; the classes of the test are learned, or none is."""
+    kinds = [f"k{number:02}" for number in range(20)]
+    path = write(
+        tmp_path,
+        patient=lambda row: f"p{row % 24}",
+        kind=lambda row: "rare" if row % 24 == 23 else kinds[row // 6],
+    )
+    data = load(path, group="patient").caller_view
+    assert set(data.train.targets) == set(range(21))
+
+
+def test_many_groups_and_classes_are_divided_at_once():
+    rows, classes = 60_000, 200
+    target = Target(np.arange(rows) % classes, labels=tuple(map(str, range(classes))))
+    started = time.process_time()
+    parts = divide_rows(target, "x", groups=[f"g{row // 4}" for row in range(rows)])
+    assert time.process_time() - started < 4
+    assert [round(len(part) / rows, 2) for part in parts] == [0.65, 0.15, 0.2]
+
+
+def test_a_file_of_a_program_beside_one_of_a_spreadsheet(tmp_path):
+    """In a file with commas between cells 1.234 is no thousand, whatever the training file has."""
+    path = write(tmp_path, rows=range(100))
+    german = [";".join(line.split(",")).replace(".5", ",5") for line in path.read_text().split()]
+    path.write_text("\n".join(german))
+    last = write(tmp_path, "last.csv", range(20), x=lambda row: f"{row + 1}.234")
+    message = error(path, test=last)
+    assert "last.csv line 2, column 'x': '1.234' may be 1234 or 1.234" in message
+
+
+def test_other_dates_say_the_order_of_day_and_month(tmp_path):
+    day = {"day": lambda row: f"0{row // 30 + 1}/0{row % 9 + 1}/2024"}
+    path = write(tmp_path, sold=lambda row: f"{row % 28 + 1}/05/2024", **day)
+    last = write(tmp_path, "last.csv", range(100, 120), sold=lambda _: "01/02/2024", **day)
+    data = load(path, test=last, time="day").caller_view
+    expected = [f"2024-0{row % 9 + 1}-0{row // 30 + 1}" for row in range(100, 120)]
+    column = data.input.columns.index("day")
+    days = np.sort(data.test.inputs[:, column])
+    np.testing.assert_array_equal(days, np.sort(np.array(expected, "M8[D]").astype(int)))
+    assert "may be" in error(path, time="day", ignored=("part", "sold"))
+
+
+def test_a_target_that_is_constant_in_training_is_an_error(tmp_path):
+    path = write(tmp_path, kind=lambda row: "7.5" if row % 4 < 2 else f"{row}.5")
+    message = error(path, split_column="part", ignored=())
+    assert "the same value in all rows for training, nothing to learn" in message

@@ -1,5 +1,7 @@
 """A user's own tables: what they become, and one line that says where an error is."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -82,6 +84,21 @@ def test_integer_classes_are_sorted_by_value(tmp_path):
     assert data.labels == ("1", "2", "10")
     expected = np.array([1, 2, 0])[data.test.inputs[:, 0].astype(int) % 3]
     np.testing.assert_array_equal(data.test.targets, expected)
+
+
+def test_classes_of_integers_are_the_same_however_they_are_written(tmp_path):
+    """A program that read missing values writes 1 as 1.0; a bar code has more than 64 bits."""
+    texts = ("1.0", "1", "01", "0.0", "-0", "0")
+    lines = ["x,y", *(f"{i},{texts[i % 6]}" for i in range(30))]
+    data = load_user_data(UserData(_csv(tmp_path, lines), target="y")).training_view
+    assert data.labels == ("0", "1")
+    expected = (data.test.inputs[:, 0] % 6 < 3).astype(int)
+    np.testing.assert_array_equal(data.test.targets, expected)
+    codes = ("9", "12345678901234567890123", "x" * 3)
+    lines = ["x,y", *(f"{i},{codes[i % 2]}" for i in range(30))]
+    path = _csv(tmp_path, lines)
+    data = load_user_data(UserData(path, target="y", task="classification")).training_view
+    assert data.labels == codes[:2]
 
 
 def test_semicolons_quotes_and_a_byte_order_mark(tmp_path):
@@ -180,6 +197,43 @@ def test_row_numbers_without_a_name_are_left_out(tmp_path):
     assert [one.columns for one in loaded.caller_view.inputs] == [("size",), ("colour",)]
 
 
+def test_numbers_that_float32_does_not_tell_apart_are_noted(tmp_path):
+    lines = [
+        "day,ms,share,y",
+        *(f"{20240101 + i},{1700000000000 + i},0.{i},{i}.5" for i in range(30)),
+    ]
+    path = _csv(tmp_path, lines)
+    loaded = load_user_data(UserData(path, target="y"))
+    assert "'day': 30 different numbers are 16 in float32" in loaded.notes[1]
+    assert "'ms': 30 different numbers are 1 in float32" in loaded.notes[1]
+    assert "share" not in loaded.notes[1]
+    loaded = load_user_data(UserData(path, target="day", ignored=("ms",)))
+    assert "'day': 30 different numbers" in loaded.notes[1]
+    line = _error_line(UserData(path, target="ms", task="regression"))
+    assert "column 'ms': 30 different numbers are 1 in float32" in line
+    notes = load_user_data(UserData(path, series="day", window=2)).notes
+    assert "'day': 30 different numbers are 16 in float32" in notes[-1]
+
+
+def test_a_target_that_is_named_twice_is_one(tmp_path):
+    lines = ["x,y", *(f"{i}.5,{i}.1" for i in range(30))]
+    data = load_user_data(UserData(_csv(tmp_path, lines), target=("y", "y"))).training_view
+    assert data.train.targets.shape[1] == len(data.values) == 1
+
+
+def test_a_table_of_thousands_of_columns_is_read_at_once(tmp_path):
+    names = [f"x{column}" for column in range(6000)]
+    rows = [
+        ",".join([*(f"{row}.{column}" for column in range(6000)), str(row % 2)])
+        for row in range(12)
+    ]
+    path = _csv(tmp_path, [",".join([*names, "y"]), *rows])
+    started = time.process_time()
+    data = load_user_data(UserData(path, target="y")).training_view
+    assert data.train.inputs.shape[1] == 6000
+    assert time.process_time() - started < 5
+
+
 @pytest.mark.parametrize(
     ("lines", "options", "expected"),
     [
@@ -221,6 +275,21 @@ def test_row_numbers_without_a_name_are_left_out(tmp_path):
             ["a,b", *(f"{i} kg,{'xy'[i % 2]}" for i in range(20))],
             {"target": "b"},
             "numbers with the unit 'kg' are text, without it numbers; --ignore 'a' leaves it out",
+        ),
+        (
+            ["a,y", *(f"{i},${i}500" for i in range(20))],
+            {"target": "y"},
+            "expected at least 5); numbers with the unit '$' are text, without it numbers",
+        ),
+        (
+            ["a,y", *(f"{i},{i % 9}" for i in range(20))],
+            {"target": "y"},
+            "expected at least 5); --task regression predicts the number",
+        ),
+        (
+            ["a,y", *(f"{i},{('None', 'apnea')[i % 2]}" for i in range(20))],
+            {"target": "y"},
+            "one class only, 'apnea' (expected at least 2); cells 'None' are missing values",
         ),
         (["x,x", "1,2"], {"target": "x"}, "line 1: duplicate column 'x'"),
         (["x,", "1,2", "2,7"], {"target": "x"}, "line 1: column 2 has no name"),

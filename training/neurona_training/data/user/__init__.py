@@ -6,6 +6,8 @@ table       CSV files: columns by name
 rows        a CSV file, one column predicted from the others
 parts       which rows are for training, validation and the test
 encoding    columns with missing values, dates and text as numbers
+rounding    numbers that float32 does not tell apart
+categories  columns of text as numbers
 times       rows of a series in the order of time
 series      a CSV file, a column whose rows follow each other in time
 arrays      an .npz file of sequences, images or rows

@@ -24,6 +24,7 @@ from neurona_training.data.transforms import resize_images
 from neurona_training.data.user.arrays import load_arrays
 from neurona_training.data.user.class_folders import list_class_folders
 from neurona_training.data.user.images import load_images
+from neurona_training.data.user.rounding import describe_rounding
 from neurona_training.data.user.rows import load_rows
 from neurona_training.data.user.series import load_series
 from neurona_training.data.user.sounds import has_sounds, load_sounds
@@ -114,8 +115,10 @@ def _load_series(user_data: UserData, table: UserTable) -> LoadedUserData:
     data = load_series(user_data, ordered.table)
     described = replace(data.input, time_column=ordered.column, date_order=ordered.date_order)
     data = replace(data, input=described)
-    form = table.describe_form([str(user_data.series)], [ordered.column] if ordered.column else [])
-    notes = (f"{len(table)} rows; {form}", *ordered.notes)
+    name = str(user_data.series)
+    form = table.describe_form([name], [ordered.column] if ordered.column else [])
+    rounding = describe_rounding([name], table.numbers([name]))
+    notes = (f"{len(table)} rows; {form}", *ordered.notes, *rounding)
     named = tuple(f"{table.path.name}: {note}" for note in notes)
     return LoadedUserData(training_view=data, caller_view=data, notes=named)
 

@@ -11,6 +11,7 @@ in one part, `--time` tests on the latest rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -40,6 +41,7 @@ class PartsOfFiles:
         columns: those that say so, which are no inputs.
         description: how rows are divided; empty if at random.
         notes: what was left out.
+        missing_marks: cells of the target, other than empty ones, that are missing values.
     """
 
     tables: tuple[UserTable, ...]
@@ -49,6 +51,7 @@ class PartsOfFiles:
     columns: tuple[str, ...]
     description: str
     notes: tuple[str, ...]
+    missing_marks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return sum(map(len, self.tables))
@@ -68,17 +71,15 @@ def read_parts(user_data: UserData, table: UserTable) -> PartsOfFiles:
         (user_data.time, "--time"),
     )
     tables, notes, own_parts = [], [], list[Part | None]()
-    files: list[tuple[UserTable, Literal["validation", "test"] | None]] = [(table, None)]
-    for path, part in ((user_data.validation, "validation"), (user_data.test, "test")):
-        if path is not None:
-            files.append((read_user_table(path), "test" if part == "test" else "validation"))
-    for file, file_part in files:
+    missing_marks: set[str] = set()
+    for file, file_part in _read_files(user_data, table):
         for name in user_data.targets:
             file.require_column(name, "--target")
         for column, flag in flags:
             if column is not None and not (file_part and flag == "--split-column"):
                 file.require_column(column, flag)
-        rows, note = _rows_with_target(user_data, file)
+        rows, note, marks = _rows_with_target(user_data, file)
+        missing_marks |= marks
         notes += [note] if note else []
         one = file if len(rows) == len(file) else file.select(rows)
         tables.append(one)
@@ -92,10 +93,18 @@ def read_parts(user_data: UserData, table: UserTable) -> PartsOfFiles:
     groups = times = None
     if user_data.group is not None:
         name = user_data.group
-        groups = tuple(text for one in tables for text in one.texts(name))
+        groups = tuple(text for one in tables for text in one.names_of_rows(name))
     if user_data.time is not None:
-        order = user_data.date_order
-        times = np.concatenate([one.moments(user_data.time, default=order) for one in tables])
+        order = table.date_order(table.columns_of_dates(user_data.ignored)) or user_data.date_order
+        times = np.concatenate(
+            [
+                one.moments(
+                    user_data.time,
+                    default=one.date_order(one.columns_of_dates(user_data.ignored)) or order,
+                )
+                for one in tables
+            ]
+        )
     description = _describe(user_data)
     notes += [description.removeprefix("; ")] if description else []
     return PartsOfFiles(
@@ -106,23 +115,51 @@ def read_parts(user_data: UserData, table: UserTable) -> PartsOfFiles:
         tuple(name for name, _ in flags if name is not None),
         description,
         tuple(notes),
+        tuple(sorted(missing_marks)),
     )
 
 
-def _rows_with_target(user_data: UserData, table: UserTable) -> tuple[NDArray[np.int64], str]:
-    """Returns the rows that have all targets, and a line about the others.
+def _read_files(
+    user_data: UserData, table: UserTable
+) -> list[tuple[UserTable, Literal["validation", "test"] | None]]:
+    """Reads the files of validation and test rows, and returns them behind the main one."""
+    files: list[tuple[UserTable, Literal["validation", "test"] | None]] = [(table, None)]
+    chosen: tuple[tuple[Path | None, Literal["validation", "test"]], ...] = (
+        (user_data.validation, "validation"),
+        (user_data.test, "test"),
+    )
+    for path, part in chosen:
+        if path is None:
+            continue
+        if any(path.resolve() == file.path.resolve() for file, _ in files):
+            raise DataError(f"{path}: --{part} is another part, too (expected other rows)")
+        files.append((read_user_table(path), part))
+    return files
+
+
+def _rows_with_target(
+    user_data: UserData, table: UserTable
+) -> tuple[NDArray[np.int64], str, set[str]]:
+    """Returns the rows that have all targets, a line about the others, and their marks.
 
     A row without a target cannot be learned from; it may be one that is to be predicted.
     """
     lacking = np.zeros(len(table), np.bool_)
+    marks: set[str] = set()
     if user_data.missing != "error":
         for name in user_data.targets:
-            lacking |= table.is_missing(name)
+            is_missing = table.is_missing(name)
+            lacking |= is_missing
+            cells = table.table.columns[name]
+            marks |= {cells[row] for row in np.flatnonzero(is_missing).tolist()} - {""}
+    # A class may be called so: "none" of several diseases.
+    described = f" (cells {', '.join(map(repr, sorted(marks)))})" if marks else ""
     rows = np.flatnonzero(~lacking)
     if not len(rows):
-        raise DataError(f"{table.path}: no row has a value of {', '.join(user_data.targets)}")
-    note = f"rows without a target left out: {lacking.sum()} of {table.path.name}"
-    return rows, note if lacking.any() else ""
+        names = ", ".join(user_data.targets)
+        raise DataError(f"{table.path}: no row has a value of {names}{described}")
+    note = f"rows without a target left out: {lacking.sum()} of {table.path.name}{described}"
+    return rows, note if lacking.any() else "", marks
 
 
 def _chosen_parts(user_data: UserData, table: UserTable) -> list[Part | None]:

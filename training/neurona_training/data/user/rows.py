@@ -9,7 +9,6 @@ categories, is of the training rows alone.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurona_client.files.numbers import NumberFormat
+from neurona_client.files.numbers import format_of_other_file
 from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.splits import (
     RowIndices,
@@ -26,16 +25,21 @@ from neurona_training.data.splits import (
     encode_classes,
     infer_task,
 )
+from neurona_training.data.user.categories import (
+    MAX_CATEGORIES,
+    TextColumn,
+    describe_text,
+    encode_text,
+)
 from neurona_training.data.user.encoding import ColumnEncoding
 from neurona_training.data.user.parts import PartsOfFiles, read_parts
+from neurona_training.data.user.rounding import describe_rounding
 from neurona_training.data.user.spec import LoadedUserData, UserData
 from neurona_training.data.user.table import UserTable
 from neurona_training.errors import DataError
 
 Arrays = list[NDArray[Any]]  # one for each input: float32, or int64 codes of text
 
-_RESERVED = ("features", "probabilities", "value")  # names of tensors in the exported file
-_MAX_CATEGORIES = 100  # of one column; other texts count as none of them
 _PANDAS_INDEX = "Unnamed: 0"  # what pandas calls a nameless first column
 # Columns that may count without being an index: times, and the argument of a function.
 _COUNTING_NAMES = {
@@ -67,20 +71,11 @@ class _Columns:
     def names(self) -> list[str]:
         return [*self.numbers, *self.texts]
 
-
-@dataclass(frozen=True)
-class _TextColumn:
-    """A column of text as an input: its categories, and the columns that they become."""
-
-    name: str
-    categories: tuple[str, ...]
-    table: NDArray[np.float32]
-    columns: tuple[str, ...]
-
-    def codes(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        code_of = {category: code for code, category in enumerate(self.categories)}
-        unknown = len(self.categories)
-        return np.array([code_of.get(text, unknown) for text in texts], np.int64)
+    @property
+    def plain(self) -> list[str]:
+        """Columns of numbers that are no dates."""
+        dates = set(self.dates)
+        return [name for name in self.numbers if name not in dates]
 
 
 def load_rows(user_data: UserData, table: UserTable) -> LoadedUserData:
@@ -116,7 +111,7 @@ def load_rows(user_data: UserData, table: UserTable) -> LoadedUserData:
         for name in columns.texts
     }
     text_columns = [
-        _encode_text(name, [cells[row] for row in rows[0]], fills=fills)
+        encode_text(name, [cells[row] for row in rows[0]], fills=fills)
         for name, cells in texts.items()
     ]
     described: list[Input] = []
@@ -129,7 +124,7 @@ def load_rows(user_data: UserData, table: UserTable) -> LoadedUserData:
         codes = column.codes(texts[column.name])
         names = [one.name for one in described]
         has_unknown = bool((codes == len(column.categories)).any())
-        described.append(_text_input(column, names, fills=fills, has_unknown=has_unknown))
+        described.append(describe_text(column, names, fills=fills, has_unknown=has_unknown))
         arrays.append(codes)
     encoding = _make_encoding(user_data, table, columns, arrays, rows[0], text_columns, fills)
     data = _make_dataset(user_data, target, described, arrays, rows, parts)
@@ -158,13 +153,16 @@ def _choose_columns(user_data: UserData, parts: PartsOfFiles) -> _Columns:
     table = parts.tables[0]
     excluded = {*user_data.targets, *user_data.ignored, *parts.columns}
     columns = _Columns([], [], [], [], [])
+    with_values = sum(table.kind(name) != "nothing" for name in table.names)
     left_out = [f"the nameless column {one}" for one in table.table.index_columns]
     for name in table.names:
         kind = table.kind(name)
         is_time = name == user_data.time
         if name in excluded and not (is_time and kind == "dates"):
             continue
-        reason = "" if name in user_data.kept or is_time else _reason_to_leave_out(table, name)
+        reason = ""
+        if name not in user_data.kept and not is_time:
+            reason = _reason_to_leave_out(table, name, is_alone=with_values <= 2)
         if reason:
             left_out.append(f"{name!r} ({reason})")
         elif kind == "text":
@@ -182,8 +180,13 @@ def _choose_columns(user_data: UserData, parts: PartsOfFiles) -> _Columns:
     return columns
 
 
-def _reason_to_leave_out(table: UserTable, name: str) -> str:
+def _reason_to_leave_out(table: UserTable, name: str, *, is_alone: bool) -> str:
     """Why a column cannot be learned from; empty if it can.
+
+    Args:
+        table: that has the column.
+        name: of the column.
+        is_alone: whether no other column has values, but one.
 
     Raises:
         DataError: the column would be numbers if it were not for their unit.
@@ -193,14 +196,13 @@ def _reason_to_leave_out(table: UserTable, name: str) -> str:
         return "no values"
     if name == _PANDAS_INDEX and kind == "dates":
         return "an index"
-    others = [other for other in table.names if other != name and table.kind(other) != "nothing"]
     counts = name.lower() not in _COUNTING_NAMES and table.is_row_number(name)
-    if counts and len(others) > 1:
+    if counts and not is_alone:
         return f"counts the rows; --keep {name!r} keeps it"
     if kind != "text":
         return ""
     different = len(set(table.whole.columns[name]))
-    limit = min(_MAX_CATEGORIES, max(2, len(table.whole) // 2))
+    limit = min(MAX_CATEGORIES, max(2, len(table.whole) // 2))
     unit = table.unit_of(name)
     if different > limit and unit:
         raise DataError(
@@ -215,7 +217,7 @@ def _reason_to_leave_out(table: UserTable, name: str) -> str:
 
 def _read_target(user_data: UserData, parts: PartsOfFiles, columns: _Columns, where: str) -> Target:
     table, task = parts.tables[0], user_data.task
-    beside = [name for name in columns.numbers if name not in columns.dates]
+    beside = columns.plain
     kinds = {name: table.kind(name) for name in user_data.targets}
     if len(kinds) > 1 and (task == "classification" or set(kinds.values()) != {"numbers"}):
         name = next((one for one, kind in kinds.items() if kind != "numbers"), "")
@@ -226,15 +228,31 @@ def _read_target(user_data: UserData, parts: PartsOfFiles, columns: _Columns, wh
         if len(kinds) == 1:
             task = task or infer_task(values[:, 0].tolist(), numeric=True)
         if task != "classification":
+            rounding = describe_rounding(user_data.targets, values)
+            rounded = values.astype(np.float32)
+            if rounding and (rounded == rounded[0]).all():
+                raise DataError(f"{user_data.path}, column {rounding[0]}")
+            columns.notes.extend(rounding)
             units = [user_data.unit or ("%" if table.is_percentage(name) else "") for name in kinds]
-            return Target(values, values=tuple(map(Value, kinds, units)))
+            return Target(rounded, values=tuple(map(Value, kinds, units)))
     elif task == "regression":
         (kind,) = kinds.values()
         raise DataError(f"{where}: {kind} (expected numbers for a regression)")
     elif kinds[user_data.targets[0]] == "dates":
         raise DataError(f"{where}: dates (expected numbers or classes)")
     (name,) = user_data.targets
-    return encode_classes([text for one in parts.tables for text in one.texts(name)], where)
+    try:
+        return encode_classes(
+            [one for file in parts.tables for one in file.names_of_rows(name)], where
+        )
+    except DataError as error:
+        unit = table.unit_of(name) if kinds[name] == "text" else ""
+        advice = f"; numbers with the unit {unit!r} are text, without it numbers" if unit else ""
+        if kinds[name] == "numbers" and user_data.task is None:
+            advice = "; --task regression predicts the number"
+        marks = ", ".join(map(repr, parts.missing_marks))
+        advice += f"; cells {marks} are missing values" if marks else ""
+        raise DataError(f"{error}{advice}") from error
 
 
 def _fills(user_data: UserData, parts: PartsOfFiles, columns: _Columns) -> bool:
@@ -250,14 +268,19 @@ def _numbers_of_parts(
     beside: Sequence[str],
     *,
     allow_missing: bool = False,
-) -> NDArray[np.float32]:
-    """Reads columns of all files, each as it is written; the first says it for the others."""
+) -> NDArray[np.float64]:
+    """Reads columns of all files, each as it is written; the first may say it for the others."""
     first, *others = parts.tables
     arrays = [first.numbers(names, beside, allow_missing=allow_missing)]
     mark = first.decimal_mark([*names, *beside])
-    default = NumberFormat(mark) if mark in (".", ",") else None  # type: ignore[arg-type]
     arrays += [
-        one.numbers(names, beside, default=default, allow_missing=allow_missing) for one in others
+        one.numbers(
+            names,
+            beside,
+            default=format_of_other_file(mark, one.table.separator),
+            allow_missing=allow_missing,
+        )
+        for one in others
     ]
     return np.concatenate(arrays)
 
@@ -267,40 +290,21 @@ def _read_numbers(
 ) -> NDArray[np.float32]:
     """Reads numbers and dates, (rows, columns), in the order of the file."""
     table = parts.tables[0]
-    plain = [name for name in columns.numbers if name not in columns.dates]
     values = np.empty((len(parts), len(columns.numbers)), np.float32)
-    if plain:
+    positions = {name: position for position, name in enumerate(columns.numbers)}
+    if columns.plain:
         # The target may say what a comma in the inputs means, so it counts for all of them.
         beside = [name for name in user_data.targets if table.is_numeric(name)]
-        numbers = _numbers_of_parts(parts, plain, beside, allow_missing=fills)
-        values[:, [columns.numbers.index(name) for name in plain]] = numbers
+        numbers = _numbers_of_parts(parts, columns.plain, beside, allow_missing=fills)
+        columns.notes.extend(describe_rounding(columns.plain, numbers))
+        values[:, [positions[name] for name in columns.plain]] = numbers
     if columns.dates:
         order = table.date_order(columns.dates) or user_data.date_order
         dates = [
             one.dates(columns.dates, default=order, allow_missing=fills) for one in parts.tables
         ]
-        values[:, [columns.numbers.index(name) for name in columns.dates]] = np.concatenate(dates)
+        values[:, [positions[name] for name in columns.dates]] = np.concatenate(dates)
     return values
-
-
-def _encode_text(name: str, training_texts: Sequence[str], *, fills: bool) -> _TextColumn:
-    """Makes the most frequent texts of the training rows categories, in alphabetical order.
-
-    A missing text is empty. It is a category of its own if the training rows have it, else it
-    counts as the most frequent one.
-    """
-    counts = Counter(training_texts)
-    has_missing = counts.pop("", 0) > 0
-    frequent = counts.most_common(_MAX_CATEGORIES)
-    common = sorted(text for text, _ in frequent)
-    own = [*([""] if has_missing else []), *common]
-    table = np.eye(len(own) + 1, len(own), dtype=np.float32)  # the last row: zeros
-    categories = own
-    if fills and not has_missing and common:
-        categories = ["", *own]
-        table = np.concatenate([table[[own.index(frequent[0][0])]], table])
-    names = (f"{name} is {category}" if category else f"{name} is missing" for category in own)
-    return _TextColumn(name, tuple(categories), table, tuple(names))
 
 
 def _make_encoding(
@@ -309,7 +313,7 @@ def _make_encoding(
     columns: _Columns,
     arrays: Arrays,
     training_rows: RowIndices,
-    text_columns: list[_TextColumn],
+    text_columns: list[TextColumn],
     fills: bool,
 ) -> ColumnEncoding:
     medians: tuple[float, ...] = ()
@@ -383,7 +387,6 @@ def _make_dataset(
 def _features_input(
     user_data: UserData, table: UserTable, columns: _Columns, *, fills: bool
 ) -> Input:
-    plain = [name for name in columns.numbers if name not in columns.dates]
     beside = [name for name in user_data.targets if table.is_numeric(name)]
     order = table.date_order(columns.dates) or user_data.date_order or ""
     description = f"in this order: {', '.join(columns.numbers)}"
@@ -397,31 +400,10 @@ def _features_input(
         description=description,
         unit="as in the file",
         columns=tuple(columns.numbers),
-        decimal_mark=table.decimal_mark([*plain, *beside]),
+        decimal_mark=table.decimal_mark([*columns.plain, *beside]),
         allow_nan=fills,
         date_columns=tuple(columns.dates),
         date_order=order if columns.dates else "",
-    )
-
-
-def _text_input(column: _TextColumn, names: list[str], *, fills: bool, has_unknown: bool) -> Input:
-    """Describes a column of text.
-
-    has_unknown: whether rows beside the training rows have other texts: the network was measured
-        on them, so a caller may send them, too.
-    """
-    texts = sum(category != "" for category in column.categories)
-    missing = ", or empty if it is missing" if fills else ""
-    others = "; any other counts as none of them" if has_unknown else ""
-    return Input(
-        name=_tensor_name(column.name, [*_RESERVED, *names]),
-        axes=("batch",),
-        description=f"column {column.name!r}: one of {texts} texts{missing}{others}",
-        unit="category",
-        categories=column.categories,
-        columns=(column.name,),
-        allow_nan=fills,
-        open_categories=has_unknown,
     )
 
 
@@ -436,12 +418,11 @@ def _notes(
 ) -> tuple[str, ...]:
     """Lines about how the file was read, for the person who started the run."""
     table = parts.tables[0]
-    plain = [name for name in columns.numbers if name not in columns.dates]
-    marked = [*plain, *(name for name in user_data.targets if table.is_numeric(name))]
+    marked = [*columns.plain, *(name for name in user_data.targets if table.is_numeric(name))]
     counts = [
         f"{count} of {kind}"
         for count, kind in (
-            (len(plain), "numbers"),
+            (len(columns.plain), "numbers"),
             (len(columns.dates), "dates"),
             (len(columns.texts), "text"),
         )
@@ -465,17 +446,9 @@ def _notes(
         others.append(f"missing cells filled: {', '.join(filled)}")
     for name, cells in texts.items():
         different = len({*cells} - {""})
-        if different > _MAX_CATEGORIES:
+        if different > MAX_CATEGORIES:
             others.append(
-                f"{name!r}: the {_MAX_CATEGORIES} most frequent of {different} texts, the others "
+                f"{name!r}: the {MAX_CATEGORIES} most frequent of {different} texts, the others "
                 "count as none of them"
             )
     return tuple(f"{user_data.path.name}: {line}" for line in (first, "; ".join(others)) if line)
-
-
-def _tensor_name(column: str, reserved: list[str]) -> str:
-    """A name of letters, digits and _, as every tool that reads ONNX accepts it."""
-    name = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in column)
-    while name in reserved or not name or name[0].isdigit():
-        name = f"_{name}"
-    return name

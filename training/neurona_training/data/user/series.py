@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from neurona_training.data import Dataset, Input, Split, Value
@@ -22,7 +23,7 @@ def load_series(user_data: UserData, table: UserTable) -> Dataset:
     """
     name, window, horizon = str(user_data.series), user_data.window, user_data.horizon
     table.require_column(name, "--series")
-    values = table.numbers([name])[:, 0]
+    values = table.numbers([name])[:, 0].astype(np.float32)
     where = f"{user_data.path}, column {name!r}"
     if (values == values[0]).all():
         raise DataError(f"{where}: the same value in all rows, nothing to learn")

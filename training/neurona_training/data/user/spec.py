@@ -72,7 +72,8 @@ class UserData:
         """The columns that are predicted."""
         if self.target is None:
             return ()
-        return (self.target,) if isinstance(self.target, str) else self.target
+        names = (self.target,) if isinstance(self.target, str) else self.target
+        return tuple(dict.fromkeys(names))
 
     @property
     def name(self) -> str:

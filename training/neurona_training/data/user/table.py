@@ -6,6 +6,7 @@ was trained on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from neurona_client.files.dates import (
 from neurona_client.files.numbers import (
     NumberEvidence,
     NumberFormat,
+    are_simple,
     common_mark,
     is_missing,
     is_number,
@@ -38,6 +40,8 @@ from neurona_training.errors import DataError
 ColumnKind = Literal["numbers", "dates", "text", "nothing"]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+# 1.000 may be a thousand.
+_INTEGER = re.compile(r"([+-]?)0*(\d+)(?:\.(?:0|00|0{4,}))?", re.ASCII)
 _ORDER_ADVICE = "; --date-order says it"
 _SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
 
@@ -58,6 +62,7 @@ class UserTable:
     _evidence_by_name: dict[str, NumberEvidence] = field(default_factory=dict, repr=False)
     _date_evidence_by_name: dict[str, DateEvidence] = field(default_factory=dict, repr=False)
     _kind_by_name: dict[str, ColumnKind] = field(default_factory=dict, repr=False)
+    _is_simple_by_name: dict[str, bool] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -90,7 +95,11 @@ class UserTable:
     def kind(self, name: str) -> ColumnKind:
         """What most cells with a value are, so that one typing error does not hide the others."""
         if name not in self._kind_by_name:
-            cells = [cell for cell in self.whole.columns[name] if not is_missing(cell)]
+            cells = self.whole.columns[name]
+            if self._is_simple(name):
+                self._kind_by_name[name] = "numbers" if any(cells) else "nothing"
+                return self._kind_by_name[name]
+            cells = [cell for cell in cells if not is_missing(cell)]
             kind: ColumnKind = "text" if cells else "nothing"
             if cells and 2 * sum(map(is_number, cells)) > len(cells):
                 kind = "numbers"
@@ -98,6 +107,10 @@ class UserTable:
                 kind = "dates"
             self._kind_by_name[name] = kind
         return self._kind_by_name[name]
+
+    def columns_of_dates(self, ignored: Sequence[str]) -> list[str]:
+        """The names of the columns of dates, without those that are ignored."""
+        return [one for one in self.names if one not in ignored and self.kind(one) == "dates"]
 
     def is_numeric(self, name: str) -> bool:
         """Whether most cells with a value are numbers."""
@@ -115,7 +128,10 @@ class UserTable:
 
     def is_missing(self, name: str) -> NDArray[np.bool_]:
         """Which rows have no value in this column."""
-        return np.array([is_missing(cell) for cell in self.table.columns[name]], np.bool_)
+        cells = self.table.columns[name]
+        if self._is_simple(name):
+            return np.array([not cell for cell in cells], np.bool_)
+        return np.array([is_missing(cell) for cell in cells], np.bool_)
 
     def numbers(
         self,
@@ -124,8 +140,8 @@ class UserTable:
         *,
         default: NumberFormat | None = None,
         allow_missing: bool = False,
-    ) -> NDArray[np.float32]:
-        """Returns columns as float32 of shape (rows, columns).
+    ) -> NDArray[np.float64]:
+        """Returns columns as float64 of shape (rows, columns), finite in float32.
 
         Args:
             names: of columns that are read together: the decimal mark of one of them decides
@@ -160,8 +176,7 @@ class UserTable:
         """
         formats = date_formats(map(self._date_evidence, names), default)
         parsers = [self._advise_order(one) for one in formats]
-        values = self._parse(names, parsers, allow_missing=allow_missing, dtype=np.float64)
-        return values.astype(np.float64)
+        return self._parse(names, parsers, allow_missing=allow_missing)
 
     def moments(self, name: str, *, default: DateOrder | None = None) -> NDArray[np.float64]:
         """Returns a column of dates or numbers by which rows can be put in order, (rows,).
@@ -208,6 +223,20 @@ class UserTable:
                 raise DataError(f"{self.location(row, name)}: missing value ({cell!r})")
         return ["" if is_missing(cell) else cell for cell in cells]
 
+    def names_of_rows(self, name: str) -> list[str]:
+        """Returns a column by which rows belong together: texts, and numbers as integers.
+
+        A program that read integers and missing values writes 1 as 1.0; both are the same class,
+        or the same patient.
+
+        Raises:
+            DataError: with the line of the first cell that has no value.
+        """
+        texts = self.texts(name)
+        if self.kind(name) != "numbers":
+            return texts
+        return [_as_integer(text) for text in texts]
+
     def unit_of(self, name: str) -> str:
         """The text beside the number of most cells, such as "kg" or "€"; empty if there is none."""
         return _common_unit(self.table.columns[name])
@@ -236,10 +265,13 @@ class UserTable:
         parsers: Sequence[Callable[[str], float]],
         *,
         allow_missing: bool = False,
-        dtype: type[np.float32] | type[np.float64] = np.float32,
-    ) -> NDArray[Any]:
-        values = np.zeros((len(self), len(names)), dtype)
+    ) -> NDArray[np.float64]:
+        values = np.zeros((len(self), len(names)))
         for column, (name, parse) in enumerate(zip(names, parsers, strict=False)):
+            simple = self._parse_simple(name, allow_missing=allow_missing)
+            if simple is not None:
+                values[:, column] = simple
+                continue
             for row, cell in enumerate(self.table.columns[name]):
                 if allow_missing and is_missing(cell):
                     values[row, column] = np.nan
@@ -254,6 +286,21 @@ class UserTable:
                     )
                 values[row, column] = number
         return values
+
+    def _parse_simple(self, name: str, *, allow_missing: bool) -> NDArray[np.float64] | None:
+        """Reads a column of simple numbers; None if it is another, or has an error."""
+        if not self._is_simple(name):
+            return None
+        cells = self.table.columns[name]
+        filler = "nan" if allow_missing else "inf"
+        numbers = np.fromiter((float(cell or filler) for cell in cells), np.float64, len(cells))
+        has_error = (np.abs(numbers) > _FLOAT32_MAX).any()
+        return None if has_error else numbers
+
+    def _is_simple(self, name: str) -> bool:
+        if name not in self._is_simple_by_name:
+            self._is_simple_by_name[name] = are_simple(self.whole.columns[name])
+        return self._is_simple_by_name[name]
 
     def _advise_order(self, date_format: DateFormat) -> Callable[[str], float]:
         """Reads dates; the error for one that may be two names the option that decides."""
@@ -270,10 +317,24 @@ class UserTable:
     def _evidence(self, name: str) -> NumberEvidence:
         if name not in self._evidence_by_name:
             try:
-                self._evidence_by_name[name] = self.whole.number_evidence(name)
+                self._evidence_by_name[name] = (
+                    self._simple_evidence(name)
+                    if self._is_simple(name)
+                    else self.whole.number_evidence(name)
+                )
             except FileContentError as error:
                 raise DataError(f"{self.path} {error}") from error
         return self._evidence_by_name[name]
+
+    def _simple_evidence(self, name: str) -> NumberEvidence:
+        """What simple numbers say: the first, and the first with a decimal point."""
+        evidence = NumberEvidence(f"column {name!r}")
+        for line, cell in zip(self.whole.lines, self.whole.columns[name], strict=True):
+            if cell and (evidence.bare is None or "." in cell):
+                evidence.add(line, cell)
+            if evidence.point is not None:
+                break
+        return evidence
 
     def _date_evidence(self, name: str) -> DateEvidence:
         if name not in self._date_evidence_by_name:
@@ -305,6 +366,13 @@ def read_user_table(path: Path) -> UserTable:
         raise DataError(f"{path}{separator}{error}") from error
     except OSError as error:
         raise DataError(f"{path}: unreadable: {error.strerror}") from error
+
+
+def _as_integer(cell: str) -> str:
+    match = _INTEGER.fullmatch(cell)
+    if match is None:
+        return cell
+    return f"-{match[2]}" if match[1] == "-" and match[2] != "0" else match[2]
 
 
 def _common_unit(cells: Iterable[str]) -> str:

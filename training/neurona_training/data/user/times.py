@@ -46,8 +46,7 @@ def sort_by_time(user_data: UserData, table: UserTable) -> OrderedTable:
     """
     column = user_data.time
     if column is None:
-        excluded = {user_data.series, *user_data.ignored}
-        dates = [one for one in table.names if one not in excluded and table.kind(one) == "dates"]
+        dates = table.columns_of_dates([str(user_data.series), *user_data.ignored])
         if len(dates) != 1:
             return OrderedTable(table)
         (column,) = dates
