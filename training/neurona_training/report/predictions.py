@@ -121,7 +121,8 @@ def predicted_against_true(results: RunResults) -> Figure:
     figure = new_figure(9.5, 4.0 if len(lines) == 1 else 3.2 * len(lines))
     grid = figure.subplots(len(lines), 2, squeeze=False)
     for axes, line in zip(grid, lines, strict=True):
-        _draw_errors(*axes, *line)
+        left, right = axes
+        _draw_errors(left, right, *line)
     return figure
 
 
