@@ -10,6 +10,7 @@ from statsmodels.stats.proportion import proportion_confint
 from torch import nn
 
 from neurona_training.architectures.neocognitron import SCells
+from neurona_training.architectures.network_options import NetworkOptions
 from neurona_training.learning.run import FitResult
 from neurona_training.recipes import RECIPES
 from neurona_training.report import glossary
@@ -353,3 +354,12 @@ def test_columns_of_a_wide_table_are_shuffled_less_often(tumours):
     run = dataclasses.replace(tumours, data=data, network=First())
     assert "400 of 600 columns" in importance_section(run).caption
     assert First.calls <= 3 * 400 + 1
+
+
+def test_a_row_of_a_large_table_is_shown_as_it_is_scaled(tumours):
+    """Its network reads pieces of the columns too, which a caller does not send."""
+    options = NetworkOptions(columns="pieces")
+    network = RECIPES["mlp"].network(tumours.data, options).eval()
+    run = dataclasses.replace(tumours, network=network)
+    table = input_numbers_section(run).table
+    assert table[1][2] == input_numbers_section(tumours).table[1][2] != ""
