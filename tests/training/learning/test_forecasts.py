@@ -1,12 +1,15 @@
 """Forecasts of series: a linear part as the floor, a network that corrects it, intervals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from neurona_training.architectures.forecast import Forecast, fit_autoregression
-from neurona_training.architectures.input_layers import ValueScale
+from neurona_training.architectures.input_layers import Normalise, ValueScale
 from neurona_training.architectures.network_options import NetworkOptions
+from neurona_training.cli.main import main
 from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.user.load import load_user_data
 from neurona_training.data.user.spec import UserData
@@ -14,7 +17,7 @@ from neurona_training.errors import OptionError
 from neurona_training.learning.evaluation import evaluate, predict, rmse
 from neurona_training.learning.forecasts import fit_strength
 from neurona_training.learning.gradient_descent import loss, target_unit
-from neurona_training.learning.intervals import add_intervals, interval_bounds
+from neurona_training.learning.intervals import add_intervals, interval_bounds, rows_needed
 from neurona_training.learning.run import Hyperparameters, Run
 from neurona_training.recipes import RECIPES
 from neurona_training.recipes.settings import Settings
@@ -191,3 +194,98 @@ def test_the_interval_of_a_logarithm_grows_with_the_value(tmp_path):
     outputs = predict(add_intervals(network, data, 0.9), data.test).numpy()
     ratio = outputs[:, 2] / outputs[:, 1]
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
+
+
+def _linear_error(data):
+    linear = fit_autoregression(data.train, data.validation)
+    windows = torch.from_numpy(data.test.inputs[:, :, 0]).double()
+    return rmse(linear.predict(windows).numpy(), data.test.targets)
+
+
+def test_a_window_longer_than_there_are_rows_is_not_interpolated(tmp_path):
+    """Least squares without an error on the training rows have a large one on others."""
+    worse = []
+    for seed in (1, 2, 3, 4, 5):
+        random, values = np.random.default_rng(seed), [50.0, 50.0]
+        for _ in range(118):
+            values.append(15 + 1.2 * values[-1] - 0.5 * values[-2] + random.normal())
+        data = _load(tmp_path, np.round(values, 3), window=60)
+        assert len(data.train) < 60
+        linear = fit_autoregression(data.train, data.validation)
+        assert linear.penalty > 0
+        worse.append(_linear_error(data) / rmse(data.test.inputs[:, -1], data.test.targets))
+    assert np.mean(worse) < 1.2  # 1.5 without a penalty
+
+
+def test_a_decay_is_forecast_far_below_the_training_values(tmp_path):
+    time, random = np.arange(600), np.random.default_rng(0)
+    logarithms = -0.01 * time + 0.3 * np.sin(time * np.pi / 6) + random.normal(0, 0.03, 600)
+    data = _load(tmp_path, 1000 * np.exp(logarithms))
+    assert fit_autoregression(data.train, data.validation).scale.scale == "log"
+    assert np.median(data.test.targets) < data.train.targets.min() / 2
+    assert _linear_error(data) < 0.4 * rmse(data.test.inputs[:, -1], data.test.targets)
+    network = add_intervals(Forecast("gru", data, hidden=4), data, 0.9)
+    windows = torch.cat([torch.from_numpy(data.test.inputs) / one for one in (1, 1e3, 1e9)])
+    value, lower, upper = network(windows).unbind(dim=1)
+    assert (lower <= value).all()
+    assert (value <= upper).all()
+
+
+@pytest.mark.parametrize("power", [-80, 80])
+def test_the_size_of_the_values_does_not_matter(trend, power):
+    """Such as 1e-21, the strain of a gravitational wave, whose square is no float32."""
+    factor = np.float32(2.0**power)
+    parts = {
+        name: Split(part.inputs * factor, part.targets * factor)
+        for name, part in (
+            ("train", trend.train),
+            ("validation", trend.validation),
+            ("test", trend.test),
+        )
+    }
+    scaled = replace(trend, **parts)
+    outputs = []
+    for data in (trend, scaled):
+        torch.manual_seed(0)
+        network = Forecast("gru", data, hidden=8)
+        torch.nn.init.normal_(network.correction.output.weight, std=0.3)
+        outputs.append(predict(network, data.test).numpy())
+    np.testing.assert_allclose(outputs[1] / factor, outputs[0], rtol=1e-5)
+    layer = Normalise.to_unit_variance(scaled.train.inputs)
+    assert layer(torch.from_numpy(scaled.train.inputs)).std() == pytest.approx(1, rel=1e-3)
+
+
+def test_far_larger_values_than_in_training_have_a_finite_forecast(trained):
+    windows = torch.linspace(1, 2, 12)[None, :, None] * torch.tensor([1e18, 1e25])[:, None, None]
+    assert torch.isfinite(trained.network(windows)).all()
+
+
+def test_the_distance_is_the_error_of_the_right_rank():
+    data = _two_values(sequences=False)
+    rows = Split(data.validation.inputs[:99], data.validation.targets[:99])
+    network = torch.nn.Linear(4, 2)
+    errors = np.abs(predict(network, rows).numpy() - rows.targets)
+    interval = add_intervals(network, replace(data, validation=rows), 0.55)
+    np.testing.assert_array_equal(interval.distances, np.sort(errors, axis=0)[54])
+    assert [rows_needed(level) for level in (0.5, 0.8, 0.9, 0.95, 0.99)] == [1, 4, 9, 19, 99]
+    for level, count in ((0.9, 9), (0.99, 99)):
+        few = Split(rows.inputs[:count], rows.targets[:count])
+        largest = np.abs(predict(network, few).numpy() - few.targets).max(axis=0)
+        interval = add_intervals(network, replace(data, validation=few), level)
+        np.testing.assert_array_equal(interval.distances, largest)
+
+
+def test_counts_are_not_below_0(tmp_path):
+    data = _load(tmp_path, np.random.default_rng(0).normal(size=100).round(3))
+    with pytest.raises(OptionError, match=r"count below 0: -\d"):
+        RECIPES["gru"].network(data, NetworkOptions(forecast="count"))
+
+
+@pytest.mark.parametrize(("rows", "warned"), [(45, True), (150, False)])
+def test_too_few_validation_rows_for_the_interval_are_said(tmp_path, capsys, rows, warned):
+    values = np.random.default_rng(0).normal(size=rows).round(3)
+    (tmp_path / "y.csv").write_text("\n".join(["y", *map(str, values), ""]))
+    arguments = ["--data", str(tmp_path / "y.csv"), "--series", "y", "--window", "4"]
+    options = ["--epochs", "1", "--units", "2", "--no-report", "--out", str(tmp_path / "models")]
+    assert main(["rnn", *arguments, *options]) == 0
+    assert ("(expected at least 9 rows)" in capsys.readouterr().out) == warned

@@ -140,3 +140,20 @@ def test_inputs_are_summarised_by_their_kind():
     described = Input("text", ("batch", "time"), "words", "character", categories=("a", "b"))
     data = Dataset("texts", "typed", part, part, part, described, labels=("x", "y"))
     assert summarise_inputs(data, part).tolist() == [[3, 1, 2, 0], [1, 0, 0, 1]]
+
+
+def test_the_errors_of_all_values_are_compared_whatever_their_units():
+    random = np.random.default_rng(0)
+    inputs = random.normal(size=(900, 3)).astype(np.float32)
+    targets = (random.normal(size=(900, 2)) * [1, 1000]).astype(np.float32)
+    data = replace(
+        _divided(inputs, targets, ("batch", "column"), seed=0),
+        values=(Value("small", "m"), Value("large", "mm")),
+    )
+    assert not compare_populations(_Constant(2), data).differ
+    others = data.test.targets * np.array([6, 1], np.float32)
+    compared = compare_populations(
+        _Constant(2), replace(data, test=Split(data.test.inputs, others))
+    )
+    assert compared.tests[2].p_value < 0.001
+    assert "standard deviations on validation rows" in compared.tests[2].finding

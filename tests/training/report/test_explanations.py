@@ -22,7 +22,7 @@ from neurona_training.report.gates import gate_activity, gates_section
 from neurona_training.report.grad_cam import evidence, grad_cam_section
 from neurona_training.report.importance import importance_section, permutation_importance
 from neurona_training.report.input_numbers import input_numbers_section
-from neurona_training.report.model_card import model_card_section, wilson_interval
+from neurona_training.report.model_card import model_card_section, rmse_interval, wilson_interval
 from neurona_training.report.network_layers import Layer
 from neurona_training.report.predictions import predicted_against_true
 from neurona_training.report.preferred_stimuli import (
@@ -303,16 +303,6 @@ def test_a_page_says_which_epoch_the_weights_are_of(lenet):
     assert "epoch 1 did best" in caption
 
 
-def test_a_forecast_that_is_its_linear_function_alone_was_not_set_by_hand(finished_run):
-    run = finished_run("rnn", "sunspots", 1)
-    alone = dataclasses.replace(run, fit_result=dataclasses.replace(run.fit_result, best_epoch=0))
-    assert "by hand" not in str(model_card_section(alone).table)
-    history = (*run.fit_result.history, dataclasses.replace(run.fit_result.history[0], number=2))
-    longer = dataclasses.replace(alone.fit_result, history=history)
-    alone = dataclasses.replace(alone, fit_result=longer)
-    assert "linear function alone" in training_section(alone).caption
-
-
 def test_each_value_of_a_table_has_its_own_charts(finished_run):
     run = finished_run("mlp", "diabetes", 1)
     values = run.data.values * 2
@@ -364,3 +354,25 @@ def test_a_row_of_a_large_table_is_shown_as_it_is_scaled(tumours):
     table = input_numbers_section(run).table
     assert table[0][2] == "as the network sees it"
     assert all(cell for _, _, cell in table[1:])
+
+
+def test_a_forecast_without_a_helpful_network_is_not_called_set_by_hand(finished_run):
+    trained = finished_run("rnn", "sunspots", 3)
+    linear = dataclasses.replace(trained.fit_result, best_epoch=0)
+    results = dataclasses.replace(trained, fit_result=linear)
+    card = " ".join(cell for line in model_card_section(results).table for cell in line)
+    assert "by hand" not in card
+    assert "It is a linear function of the window" in card
+    assert "linear part of the forecast, which alone is left" in training_section(results).caption
+    by_hand = dataclasses.replace(linear, history=())
+    results = dataclasses.replace(trained, fit_result=by_hand)
+    assert "set by hand" in str(model_card_section(results).table)
+
+
+def test_the_interval_of_an_error_that_lasts_is_wider():
+    """Ten times the same errors say no more than once."""
+    errors = np.random.default_rng(0).normal(size=(60, 1))
+    lasting = np.repeat(errors, 10, axis=0)
+    low, high = rmse_interval(errors)
+    assert np.diff(rmse_interval(lasting)) < 0.5 * (high - low)
+    assert np.diff(rmse_interval(lasting, 10)) == pytest.approx(high - low, rel=0.3)

@@ -194,3 +194,16 @@ def test_a_table_without_models_is_an_error(tmp_path, capsys):
     (tmp_path / "odd" / "1" / "model.onnx").write_bytes(b"no model")
     assert main(["--table", str(tmp_path)]) == 1
     assert "odd/1/model.onnx: " in capsys.readouterr().err
+
+
+def test_only_weights_that_are_set_by_hand_are_called_so(models, tmp_path):
+    """The best epoch of a forecast is 0 too, where its network helps nothing."""
+    for name, initialisation in (("hand", "by hand"), ("learned", "units")):
+        model = onnx.load(models / "gru-level" / "1" / "model.onnx")
+        described = metadata.from_json(model.metadata_props[0].value)
+        described.provenance["best_epoch"] = "0"
+        described.provenance["initialisation"] = initialisation
+        onnx.helper.set_model_props(model, {metadata.KEY: metadata.to_json(described)})
+        (tmp_path / name / "1").mkdir(parents=True)
+        onnx.save(model, tmp_path / name / "1" / "model.onnx")
+    assert [line.split(" | ")[4] for line in results_table(tmp_path)[2:]] == ["by hand", "1"]

@@ -11,6 +11,7 @@ leaves of it: with 0 the forecast is the linear one.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,14 @@ RIDGE_PENALTIES = (0.0, 0.1, 1.0, 10.0, 100.0)
 # own: a small difference is chance, and the next values decide otherwise.
 _WORTHWHILE = 0.97
 
+_ROWS_PER_WEIGHT = 2  # in training; plain least squares of fewer fit the noise
 _MAX_LEVERAGE = 0.999  # of a row on its own prediction
+# Of the smallest value in training, down to which a logarithm is taken as it is; further where
+# the training values themselves are further apart.
+_LOWEST_FRACTION = 0.01
+_SMALLEST_NUMBER = 1e-34  # whose logarithm `ValueScale` takes
+_SMALLEST_SQUARED, _LARGEST_SQUARED = 1e-12, 1e12  # spreads whose squares are float32's
+_LARGEST_ROOT = 1e18  # of a float32
 _SMALLEST_SPREAD = 0.1  # of a window, as a fraction of the training windows'
 
 
@@ -67,8 +75,8 @@ def fit_autoregression(train: Split, validation: Split) -> Autoregression:
 
     The penalty on the differences of successive values draws the forecast to the last value.
     It is the one with the smallest leave-one-out error on the training rows, unless the plain
-    least squares are better on the validation rows. Another scale than the values' own is chosen
-    only if it is clearly better on the validation rows.
+    least squares, of twice as many rows as weights, are better on the validation rows. Another
+    scale than the values' own is chosen only if it is clearly better on the validation rows.
 
     Args:
         train: windows (rows, window, 1) and targets (rows, horizon).
@@ -76,12 +84,14 @@ def fit_autoregression(train: Split, validation: Split) -> Autoregression:
     """
     rows = _Windows(*_as_double(train), *_as_double(validation))
     smallest = float(min(rows.inputs.min(), rows.targets.min()))
+    largest = float(max(rows.inputs.max(), rows.targets.max()))
     scales = [ValueScale("identity")]
     if smallest >= 0:
         scales.append(ValueScale("root"))
-    if smallest > 0:
-        # Half of it: what a caller sends may be smaller than anything in training.
-        scales.append(ValueScale("log", smallest / 2))
+    if smallest > _SMALLEST_NUMBER:
+        # What decays goes on to; a caller's 0 has no logarithm.
+        floor = smallest * min(smallest / largest, _LOWEST_FRACTION)
+        scales.append(ValueScale("log", max(floor, _SMALLEST_NUMBER)))
     best, best_error = _fit_on_scale(rows, scales[0])
     limit = _WORTHWHILE * best_error
     for scale in scales[1:]:
@@ -139,6 +149,9 @@ class Forecast(nn.Module):
         windows = linear.scale(_as_double(data.train)[0])
         spread = float((windows - windows[:, -1:]).square().mean().sqrt()) or 1.0
         self.register_buffer("spread", torch.tensor(spread, dtype=torch.float32))
+        # Of squares, which may be beyond float32; a power of 2 rounds nothing.
+        is_usual = _SMALLEST_SQUARED < spread < _LARGEST_SQUARED
+        self.unit = 1.0 if is_usual else 2.0 ** round(math.log2(spread))
         self.register_buffer("strength", torch.tensor(1.0))
         self.correction = LastState(
             nn.Identity(),
@@ -169,7 +182,11 @@ class Forecast(nn.Module):
         change = (differences[:, None, :-1] * self.weights).sum(dim=2)
         linear = last + change + level[:, -1:] * self.level + self.bias
         centred = differences - differences.mean(dim=1, keepdim=True)
-        relative = centred.square().mean(dim=1, keepdim=True).sqrt() / self.spread
+        if self.unit != 1:
+            centred = centred / self.unit
+        # A caller's values may be far larger than any in training.
+        centred = centred.clamp(-_LARGEST_ROOT, _LARGEST_ROOT)
+        relative = centred.square().mean(dim=1, keepdim=True).sqrt() / (self.spread / self.unit)
         relative = relative + _SMALLEST_SPREAD  # or noise would be all of a constant window
         correction = self.correction((differences / (relative * self.spread))[:, :, None])
         return linear, correction * relative * self.residual_spread
@@ -219,12 +236,17 @@ def _fit_on_scale(rows: _Windows, scale: ValueScale) -> tuple[Autoregression, fl
         bias = mean_change - means @ slopes
         residuals = change - columns @ slopes - bias
         leverage = (u.square() * (singular.square() / denominator)).sum(dim=1) + 1 / len(u)
+        # A row that decides its own prediction cannot be left out: the others say nothing of it,
+        # and their mean is what is left. Where all do, the error is unknown.
+        is_decided = (leverage > _MAX_LEVERAGE)[:, None]
         left_out = residuals / (1 - leverage.clamp(max=_MAX_LEVERAGE))[:, None]
+        left_out = torch.where(is_decided, change - mean_change, left_out)
         error = scale.inverse(following - left_out) - rows.targets
         # The weight of a value is the difference of those of the differences beside it.
         on_differences = torch.cat([torch.zeros_like(slopes[:1]), slopes[:-1]])
         spread = residuals.std(dim=0, correction=0)
-        return float(error.square().mean()), Autoregression(
+        mean_square = math.inf if is_decided.all() else float(error.square().mean())
+        return mean_square, Autoregression(
             scale=scale,
             penalty=penalty,
             weights=(on_differences[:-1] - on_differences[1:]).T,
@@ -241,4 +263,7 @@ def _fit_on_scale(rows: _Windows, scale: ValueScale) -> tuple[Autoregression, fl
     fits = [fit(penalty) for penalty in RIDGE_PENALTIES]
     (_, plain), (_, best) = fits[0], min(fits, key=lambda pair: pair[0])
     plain_error, best_error = validation_error(plain), validation_error(best)
-    return (best, best_error) if best_error <= plain_error else (plain, plain_error)
+    is_determined = len(u) >= _ROWS_PER_WEIGHT * (int(kept.sum()) + 1)
+    if is_determined and plain_error < best_error:
+        return plain, plain_error
+    return best, best_error

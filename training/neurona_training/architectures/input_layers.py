@@ -24,6 +24,7 @@ from neurona_training.data import Dataset
 Scale = Literal["identity", "root", "log"]
 
 _LARGEST_LOG = 80.0  # e ** 80 is a finite float32
+_SMALLEST_SQUARED, _LARGEST_SQUARED = 1e-15, 1e15  # whose squares are well within float32
 LARGE_BYTES = 1 << 30  # arrays above may be larger than memory
 _UNITS_RATIO = 100.0
 SMALL_IMAGE = 16  # pixels; a stem made for photographs would shrink a smaller image to nothing
@@ -105,12 +106,13 @@ class ValueScale(nn.Module):
         return values.clamp(min=self.smallest).log()
 
     def inverse(self, scaled: Tensor) -> Tensor:
-        """Returns the values; roots below 0 are values of 0."""
+        """Returns the values; roots below 0 are values of 0, and no value is below `smallest`."""
         if self.scale == "identity":
             return scaled
         if self.scale == "root":
             return scaled.clamp(min=0).square()
-        return scaled.clamp(max=_LARGEST_LOG).exp()
+        # Not below what `forward` takes for the smallest: an interval holds its value.
+        return scaled.clamp(min=math.log(self.smallest), max=_LARGEST_LOG).exp()
 
 
 class PredictionInterval(nn.Module):
@@ -158,9 +160,9 @@ def _mean(values: NDArray[Any]) -> float:
 def _standard_deviation(values: NDArray[Any]) -> float:
     """The standard deviation; 1 for constant values, whose scale is kept."""
     if values.nbytes <= LARGE_BYTES:
-        with np.errstate(over="ignore", under="ignore"):
+        with np.errstate(over="ignore"):
             spread = float(np.std(values))
-        if not 0 < spread < math.inf:  # the squares of very large or small numbers need float64
+        if not _SMALLEST_SQUARED < spread < _LARGEST_SQUARED:  # squares are not float32's
             spread = float(np.std(values, dtype=np.float64))
         return spread or 1.0
     mean = _mean(values)  # in pieces: numpy would make another array of this size

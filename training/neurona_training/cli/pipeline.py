@@ -558,6 +558,8 @@ def write_report(
 def _summary(
     arguments: Arguments, trained: TrainedModel, model: bytes, path: Path, seconds: float
 ) -> list[str]:
+    from neurona_training.learning.intervals import rows_needed
+
     provenance = trained.metadata.provenance
     metrics = _format_metrics(trained.metrics, trained.data)
     lines = [
@@ -569,6 +571,12 @@ def _summary(
     ]
     if trained.populations.differ:
         lines.append(trained.populations.summary)
+    level, rows = _interval_level(arguments, trained.data), len(trained.data.validation)
+    if level and rows < (needed := rows_needed(level)):
+        lines.append(
+            f"intervals of {100 * level:g} % are of the largest error of {rows} validation rows, "
+            f"which is too small (expected at least {needed} rows)"
+        )
     return lines
 
 

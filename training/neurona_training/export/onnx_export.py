@@ -71,13 +71,31 @@ def export(network: nn.Module, data: Dataset, described: ModelMetadata) -> bytes
     """
     last = nn.Softmax(dim=1) if data.is_classification else nn.Identity()
     complete = _WithLastStep(network, last).eval()
-    model = export_graph(_simplify(complete), data, [output_name(data)])
+    try:
+        return _export_verified(complete, data, described)
+    except DifferenceError:
+        # The optimiser leaves out what adds less than 1e-8, which is much beside values of 1e-9.
+        return _export_verified(complete, data, described, optimise=False)
+
+
+def _export_verified(
+    complete: nn.Module, data: Dataset, described: ModelMetadata, *, optimise: bool = True
+) -> bytes:
+    """Exports and verifies a network.
+
+    Raises:
+        DifferenceError: only with `optimise`: outputs differ from the network's.
+        ExportError: see `export`.
+    """
+    model = export_graph(_simplify(complete), data, [output_name(data)], optimise=optimise)
     add_string_lookups(model, data.inputs)
     scopes = read_module_scopes(model)
     content = serialise(model, described)
     try:
         verify_parity(content, complete, data)
     except DifferenceError as error:
+        if optimise:
+            raise
         inputs = caller_inputs(error.arrays, data)
         layer = find_differing_layer(model, scopes, complete, error.arrays, inputs)
         raise ExportError(f"{error}; {layer or 'no single layer differs'}") from error
@@ -133,13 +151,16 @@ def _simplify(network: nn.Module) -> nn.Module:
     return simple.eval()
 
 
-def export_graph(network: nn.Module, data: Dataset, output_names: Sequence[str]) -> onnx.ModelProto:
+def export_graph(
+    network: nn.Module, data: Dataset, output_names: Sequence[str], *, optimise: bool = True
+) -> onnx.ModelProto:
     """Exports a torch module as an ONNX graph.
 
     Args:
         network: takes the arrays of the data set's splits.
         data: describes them; two of its test rows are the example.
         output_names: a name for each output.
+        optimise: whether constants are folded, and nodes left out that change nothing.
 
     Raises:
         ExportError: torch cannot export the module.
@@ -162,6 +183,7 @@ def export_graph(network: nn.Module, data: Dataset, output_names: Sequence[str])
                 output_names=list(output_names),
                 dynamic_shapes=(dynamic,),  # of the one parameter *inputs
                 verbose=False,
+                optimize=optimise,
             )
     except Exception as error:  # the exporter raises whatever its passes raise
         reason = " ".join(str(error).split())[:500]

@@ -20,6 +20,8 @@ from neurona_training.architectures.input_layers import PredictionInterval, Valu
 from neurona_training.data import Dataset, Value
 from neurona_training.learning.evaluation import predict
 
+_ROUNDING = 1e-9  # relative to ranks, which are far from 1e7
+
 
 def add_intervals(network: nn.Module, data: Dataset, level: float) -> PredictionInterval:
     """Adds a prediction interval to each value that the network predicts.
@@ -29,8 +31,8 @@ def add_intervals(network: nn.Module, data: Dataset, level: float) -> Prediction
 
     Args:
         network: trained, a regression.
-        data: its validation rows give the distances. Too few of them for the level, less than
-            level / (1 - level), give the largest error, which is exceeded more often.
+        data: its validation rows give the distances. Fewer of them than `rows_needed` give the
+            largest error, which is exceeded more often.
         level: probability of an interval, 0..1.
     """
     scale = network.scale if isinstance(network, Forecast) else ValueScale("identity")
@@ -39,8 +41,18 @@ def add_intervals(network: nn.Module, data: Dataset, level: float) -> Prediction
         torch.from_numpy(data.validation.targets),
     )
     errors = (scale(predicted) - scale(targets)).abs().sort(dim=0).values
-    rank = min(len(errors), math.ceil(level * (len(errors) + 1)))
+    rank = min(len(errors), _round_up(level * (len(errors) + 1)))
     return PredictionInterval(network, scale, errors[rank - 1].clone())
+
+
+def rows_needed(level: float) -> int:
+    """The fewest validation rows whose errors have a quantile for this level."""
+    return max(1, _round_up(level / (1 - level)))
+
+
+def _round_up(number: float) -> int:
+    """The next integer; 0.55 * 100 is 55, not 55.00000000000001."""
+    return math.ceil(number - _ROUNDING)
 
 
 def interval_bounds(data: Dataset, level: float) -> tuple[Value, ...]:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from neurona_training.architectures.input_layers import column_spreads
 from neurona_training.data import Dataset, Split
 from neurona_training.learning.evaluation import predict, softmax
 
@@ -123,7 +124,10 @@ def compare_populations(network: nn.Module, data: Dataset) -> Populations:
     else:
         labels = _compare_targets(true)
         strata = [np.zeros(len(part), np.int64) for part in true]
-        errors = _compare_errors(outputs, true)
+        # Several values may have units of different sizes.
+        several = len(data.values) > 1
+        spreads = column_spreads(data.train.targets) if several else np.ones(1)
+        errors = _compare_errors(outputs, true, spreads)
     inputs = _compare_inputs(features, strata, data.labels, generator)
     return Populations((labels, inputs, errors))
 
@@ -355,17 +359,19 @@ def _permutation_test(parts: list[NDArray[np.float64]], generator: np.random.Gen
 
 
 def _compare_errors(
-    outputs: list[NDArray[np.float64]], targets: list[NDArray[Any]]
+    outputs: list[NDArray[np.float64]], targets: list[NDArray[Any]], units: NDArray[np.float64]
 ) -> PopulationTest:
     from scipy.stats import mannwhitneyu
 
     errors = [
-        np.abs(values - true).mean(axis=1) for values, true in zip(outputs, targets, strict=True)
+        (np.abs(values - true) / units).mean(axis=1)
+        for values, true in zip(outputs, targets, strict=True)
     ]
+    unit = " standard deviations" if len(units) > 1 else ""
     medians = [np.median(part) for part in errors]
     return PopulationTest(
         "errors",
         float(mannwhitneyu(*errors).pvalue),
-        f"the median error is {medians[0]:.4g} on validation rows and {medians[1]:.4g} on test "
-        "rows",
+        f"the median error is {medians[0]:.4g}{unit} on validation rows and {medians[1]:.4g}{unit} "
+        "on test rows",
     )

@@ -150,7 +150,7 @@ class FitResult:
     Args:
         network: in evaluation mode, on the CPU.
         best_epoch: the epoch whose weights the network has, from 1; 0 if they were set by hand, or
-            a forecast is its linear function alone.
+            if nothing that was learned in epochs helps a forecast.
         validation_loss: of these weights.
         history: every epoch, in order; empty for a learner without epochs.
         starting_weights: by name of the parameter, as they were before training; of layers with

@@ -66,6 +66,9 @@ def _network(cell: Cell, data: Dataset, options: NetworkOptions) -> nn.Module:
     if options.forecast == "count":
         if outputs > 1:
             raise OptionError(f"{outputs} steps of counts (forecast 'count' expects 1)")
+        smallest = min(float(inputs.min()), float(data.train.targets.min()))
+        if smallest < 0:
+            raise OptionError(f"count below 0: {smallest:g} (forecast 'count' expects 0 or more)")
         return NextCount(
             cell,
             data.train,

@@ -64,8 +64,7 @@ def _which_epoch(results: RunResults) -> str:
     best, history = results.fit_result.best_epoch, results.fit_result.history
     if not best:
         return (
-            "on them the linear function alone did best, so the model is that, and the network "
-            "adds nothing to it."
+            "no epoch made them better than the linear part of the forecast, which alone is left."
         )
     lowest = min(history, key=lambda epoch: epoch.validation_loss).number
     if results.keeps_last_epoch and lowest != best:

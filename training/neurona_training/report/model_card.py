@@ -58,19 +58,24 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def rmse_interval(errors: NDArray[Any]) -> tuple[float, float]:
+def rmse_interval(errors: NDArray[Any], block: int = 1) -> tuple[float, float]:
     """Interval of 95 % of an RMSE, by drawing the rows anew (B. Efron's bootstrap, 1979).
 
     Args:
         errors: predicted less true values, rows along axis 0.
+        block: successive rows that are drawn together, as errors of a series that are close to
+            each other are alike (H. Künsch, The Jackknife and the Bootstrap for General
+            Stationary Observations, Annals of Statistics 17, 1989).
     """
-    squares = np.square(errors.reshape(len(errors), -1)).mean(axis=1)
-    random = np.random.default_rng(0)
+    squares = np.square(errors.astype(np.float64).reshape(len(errors), -1)).mean(axis=1)
+    random, count = np.random.default_rng(0), len(squares)
     # Of very many rows fewer resamples: the interval is narrow, and each takes long.
-    resamples = max(_MIN_RESAMPLES, min(_RESAMPLES, _DRAWS // len(squares)))
-    means = [
-        squares[random.integers(0, len(squares), len(squares))].mean() for _ in range(resamples)
-    ]
+    resamples = max(_MIN_RESAMPLES, min(_RESAMPLES, _DRAWS // count))
+    means = []
+    for _ in range(resamples):
+        starts = random.integers(0, count, -(-count // block))
+        rows = (starts[:, None] + np.arange(block)) % count
+        means.append(squares[rows.ravel()[:count]].mean())
     low, high = np.sqrt(np.quantile(means, [0.025, 0.975]))
     return float(low), float(high)
 
@@ -151,15 +156,18 @@ def _quality(results: RunResults) -> str:
         if "test_ece" in figures:
             text += f"; its probabilities are off by {figures['test_ece']:.1%} on average"
     else:
-        low, high = rmse_interval(results.predictions - data.test.targets)
+        block = max(len(data.values), math.ceil(rows ** (1 / 3))) if data.is_series else 1
+        low, high = rmse_interval(results.predictions - data.test.targets, block)
         text = (
             f"{format_metric('test_rmse', figures['test_rmse'], results.unit)} on {rows:,} test "
             f"rows (95 % interval {format_number(low)} to {format_number(high)})"
         )
         if "interval_coverage" in figures:
             text += f"; its intervals hold {figures['interval_coverage']:.1%} of the test values"
-    if not results.fit_result.history:
+    if not results.fit_result.best_epoch and not results.fit_result.history:
         return f"{text}. Its weights were set by hand."
+    if not results.fit_result.best_epoch:
+        return f"{text}. It is a linear function of the window: no network helped beside it."
     return f"{text}. One training with one seed: others differ."
 
 

@@ -197,8 +197,9 @@ def _reason_to_leave_out(table: UserTable, name: str, *, is_alone: bool) -> str:
     if name == _PANDAS_INDEX and kind == "dates":
         return "an index"
     counts = name.lower() not in _COUNTING_NAMES and table.is_row_number(name)
-    if counts and not is_alone:
-        return f"counts the rows; --keep {name!r} keeps it"
+    if (counts or table.is_identifier(name)) and not is_alone:
+        reason = "counts the rows" if counts else "another number in each row"
+        return f"{reason}; --keep {name!r} keeps it"
     if kind != "text":
         return ""
     different = len(set(table.whole.columns[name]))
