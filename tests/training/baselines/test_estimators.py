@@ -8,7 +8,7 @@ import pytest
 from support.datasets import make_dataset, make_windows
 
 from neurona_training.baselines.estimators import choose_best, fit_baselines
-from neurona_training.data import Value
+from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.catalogue import load
 
 RANDOM = np.random.default_rng(5)
@@ -51,6 +51,20 @@ def test_images_and_what_is_constant_in_them():
     assert found["nearest_neighbours"] > 0.98
     assert found["linear"] > 0.94
     assert found["majority"] == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("rows", [5, 6, 7])
+def test_images_of_a_rare_class_have_baselines(rows):
+    """Calibration in folds, inside of folds, needs rows of each class in all of them."""
+    targets = np.r_[np.zeros(40), np.ones(rows)].astype(np.int64)
+    images = RANDOM.normal(size=(len(targets), 6, 6)).astype(np.float32)
+    images[targets == 1, :3] += 3
+    part = Split(images, targets)
+    described = Input("image", ("batch", "height", "width"), "noise", "grey level")
+    data = Dataset("rare", "numpy", part, part, part, input=described, labels=("no", "yes"))
+    found = errors(data)
+    assert ("support_vectors" in found) == (rows == 7)
+    assert found["linear"] > 0.95
 
 
 def test_sequences_of_different_lengths_are_told_apart_by_their_shape_not_their_padding():

@@ -290,21 +290,21 @@ def with_configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> 
             optional = copy.copy(action)
             optional.required = False  # the file may have it
             finder._add_action(optional)
-    found, others = finder.parse_known_args(argv)
-    if found.config is None:
+    namespace, others = finder.parse_known_args(argv)
+    if namespace.config is None:
         return list(argv)
     # An option of several values adds to those before it, and so does a recipe.
-    replaced = {
+    replaced_options = {
         action.dest
         for action in finder._actions
-        if isinstance(action, argparse._AppendAction) and getattr(found, action.dest)
+        if isinstance(action, argparse._AppendAction) and getattr(namespace, action.dest)
     }
-    if found.recipes or any(not other.startswith("-") for other in others):
-        replaced.add("recipes")
+    if namespace.recipes or any(not other.startswith("-") for other in others):
+        replaced_options.add("recipes")
     from neurona_training.cli.configuration import read_configuration
 
     try:
-        return [*read_configuration(found.config, parser, replaced), *argv]
+        return [*read_configuration(namespace.config, parser, replaced_options), *argv]
     except OptionError as error:
         parser.error(str(error))
 

@@ -62,8 +62,8 @@ def read_configuration(
             close = difflib.get_close_matches(name, [*_RECIPE, *actions], n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise OptionError(f"{path}: unknown option {key!r}{hint}")
-        given = list(_arguments_of(path, key, value, actions[name]))
-        arguments += [] if actions[name].dest in replaced else given
+        values = list(_arguments_of(path, key, value, actions[name]))
+        arguments += [] if actions[name].dest in replaced else values
     return arguments
 
 

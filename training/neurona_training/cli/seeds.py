@@ -100,7 +100,7 @@ def _expected_training(
     from neurona_training.data.digest import data_digest
 
     settings = pipeline.choose_settings(recipe, arguments, loaded.training_view)
-    known = {
+    settled_entries = {
         "recipe": recipe.name,
         **recipe.describe_settings(settings),
         "data_sha256": data_digest(loaded.caller_view),
@@ -110,7 +110,7 @@ def _expected_training(
         for key, value in provenance.items()
         if key not in (*GRADIENT_FIELDS, *NETWORK_FIELDS)
     }
-    return describe_training({**rest, **known})
+    return describe_training({**rest, **settled_entries})
 
 
 def _check_same(path: Path, expected: str, training: str) -> None:

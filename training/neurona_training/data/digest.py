@@ -6,13 +6,12 @@ It is alone because neither the catalogue nor a user's files have a part in it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from neurona_training.data import Dataset, Split
+    from neurona_training.data import Dataset
 
 _ROWS_AT_ONCE = 1024
 
@@ -23,19 +22,10 @@ def data_digest(data: Dataset) -> str:
     Two data sets with equal rows in the same parts have the same digest, whatever their names
     and files. A text is a number in the rows, so the texts count too.
     """
-    return _digest(data, (data.train, data.validation, data.test))
-
-
-def training_digest(data: Dataset) -> str:
-    """Returns the same of the training and validation rows alone, on which weights depend."""
-    return _digest(data, (data.train, data.validation))
-
-
-def _digest(data: Dataset, splits: Sequence[Split]) -> str:
     categories = [described.categories for described in data.inputs]
     names = (data.labels, data.values, *([categories] if any(categories) else []))
     digest = hashlib.sha256(repr(names).encode())
-    for split in splits:
+    for split in (data.train, data.validation, data.test):
         for array in (*split.arrays, split.targets):
             digest.update(f"{array.dtype} {array.shape}".encode())
             for start in range(0, len(array), _ROWS_AT_ONCE):

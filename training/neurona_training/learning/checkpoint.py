@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from neurona_training.data import Dataset
-from neurona_training.data.digest import training_digest
+from neurona_training.data.digest import data_digest
 from neurona_training.errors import FitError, OutputError
 from neurona_training.learning.initial_weights import describe_weights
 from neurona_training.learning.run import Epoch, Hyperparameters, Run
@@ -50,17 +50,17 @@ def training_fingerprint(
     Two trainings that lead to the same weights have the same fingerprint, and no others.
 
     Args:
-        data: training and validation rows are used, each value of them.
+        data: all of its rows.
         hyperparameters: all but the number of threads, which changes the speed only.
         run: name and seed.
         processes: their number.
         network: the `weights_digest` before training.
     """
-    rows = [len(data.train), len(data.validation)]
+    rows = [len(data.train), len(data.validation), len(data.test)]
     hyperparameters = dataclasses.replace(hyperparameters, threads=1)
     start = f", {describe_weights(run.initial_weights)}" if run.initial_weights else ""
     return (
-        f"{run.name}, {data.name} {rows} {training_digest(data)[:16]}, {hyperparameters}, "
+        f"{run.name}, {data.name} {rows} {data_digest(data)[:16]}, {hyperparameters}, "
         f"seed {run.seed}, {processes}, network {network}{start}"
     )
 

@@ -22,6 +22,7 @@ from neurona_training.report.drawing import (
     make_picture,
     new_figure,
     signed_tile,
+    spread_rows,
 )
 from neurona_training.report.network_layers import Layer
 from neurona_training.report.results import RunResults
@@ -185,7 +186,8 @@ def _short_name(layer: Layer) -> str:
 
 
 def _draw_patches(results: RunResults, stages: list[Layer], fields: list[NDArray[Any]]) -> Figure:
-    inputs = results.data.test.inputs[:_SEARCHED_ROWS]
+    inputs = results.data.test.inputs
+    inputs = inputs[spread_rows(len(inputs), _SEARCHED_ROWS)]
     brightest = float(inputs.max())
     figure = new_figure(4.75 * len(stages), 3.4)
     grid = figure.subplots(1, len(stages), squeeze=False)
