@@ -6,7 +6,7 @@ VENV ?= .venv
 MODELS ?= models
 IMAGE ?= neurona
 RUNTIME ?= cpu
-WHEEL_TESTS ?= tests/e2e/test_server.py tests/e2e/test_readme.py tests/server/web tests/training/report
+WHEEL_TESTS ?= tests/e2e/test_server.py tests/e2e/test_readme.py tests/server/web tests/training/report/test_report.py
 BIN := $(VENV)/bin
 
 install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt

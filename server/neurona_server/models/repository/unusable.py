@@ -32,6 +32,9 @@ VERSION_NAME = re.compile(r"[1-9][0-9]{0,17}")
 WHOLE_FOLDER = ""
 """Key of a reason that is about a model's folder, not about one of its entries."""
 
+_WEIGHTS_OF_TRAINING = "report/weights.safetensors"
+"""What neurona-train writes beside a version, for further trainings."""
+
 _TOO_LONG = re.compile(r"[1-9][0-9]{18,}")
 
 _NAMED_LIKE_VERSION = re.compile(r"(v|ver|version|r|rev|release)?[-_. ]*\d.*", re.IGNORECASE)
@@ -200,7 +203,7 @@ def explain_in_model(path: Path, kind: Kind, root: Path) -> str:
             held = _find_any_model(path) if inside else ""
         except (OSError, RuntimeError):
             held = ""
-        if not held and not like_version:
+        if (not held and not like_version) or f"{name}/{held}" == _WEIGHTS_OF_TRAINING:
             return ""
         detail = f": it holds {_quoted(held)}" if held and not like_version else ""
         digits = "with at most 18 digits and " if _TOO_LONG.fullmatch(name) else ""

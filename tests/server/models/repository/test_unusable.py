@@ -98,6 +98,7 @@ def test_a_version_is_listed_under_a_printable_name(tmp_path):
         (["m/"], {"": "no version: it is empty"}),
         (["m/README.md"], {"": "no version: it holds 'README.md'"}),
         (["m/inner/1/model.onnx"], {"inner": "is not a version: it holds '1/model.onnx'"}),
+        (["m/1/model.onnx", "m/report/weights.safetensors"], {"1": ""}),  # of neurona-train
         (["m/1/model.onnx", "m/2"], {"1": "", "2": "'2' is a file"}),
         (["m/1/model.onnx", "m/2.onnx"], {"1": "", "2.onnx": "beside the folders of versions"}),
         (["m/3/model.onnx", "m/model.onnx"], {"3": "", "model.onnx": "beside the folders of"}),

@@ -124,11 +124,11 @@ def _read_files(
 ) -> list[tuple[UserTable, Literal["validation", "test"] | None]]:
     """Reads the files of validation and test rows, and returns them behind the main one."""
     files: list[tuple[UserTable, Literal["validation", "test"] | None]] = [(table, None)]
-    chosen: tuple[tuple[Path | None, Literal["validation", "test"]], ...] = (
+    paths: tuple[tuple[Path | None, Literal["validation", "test"]], ...] = (
         (user_data.validation, "validation"),
         (user_data.test, "test"),
     )
-    for path, part in chosen:
+    for path, part in paths:
         if path is None:
             continue
         if any(path.resolve() == file.path.resolve() for file, _ in files):

@@ -197,8 +197,9 @@ def _reason_to_leave_out(table: UserTable, name: str, *, is_alone: bool) -> str:
     if name == _PANDAS_INDEX and kind == "dates":
         return "an index"
     counts = name.lower() not in _COUNTING_NAMES and table.is_row_number(name)
-    if counts and not is_alone:
-        return f"counts the rows; --keep {name!r} keeps it"
+    if (counts or table.is_identifier(name)) and not is_alone:
+        reason = "counts the rows" if counts else "another number in each row"
+        return f"{reason}; --keep {name!r} keeps it"
     if kind != "text":
         return ""
     different = len(set(table.whole.columns[name]))
@@ -352,6 +353,10 @@ def _make_dataset(
     group_codes = None
     if parts.groups is not None:
         group_codes = np.unique(np.array(parts.groups), return_inverse=True)[1].astype(np.int64)
+    elif parts.times is not None:
+        moments, codes = np.unique(parts.times, return_inverse=True)
+        if len(moments) < len(parts.times):  # rows of the same time stay together
+            group_codes = codes.astype(np.int64)
 
     def select(part: RowIndices) -> Split:
         extra_inputs = tuple(array[part] for array in extra)

@@ -42,6 +42,7 @@ ColumnKind = Literal["numbers", "dates", "text", "nothing"]
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # 1.000 may be a thousand.
 _INTEGER = re.compile(r"([+-]?)0*(\d+)(?:\.(?:0|00|0{4,}))?", re.ASCII)
+_IDENTIFIER = re.compile(r"(?:^|[\W_])[iI][dD]$|[a-z]I[dD]$")  # user_id, PassengerId; not "paid"
 _ORDER_ADVICE = "; --date-order says it"
 _SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
 
@@ -125,6 +126,12 @@ class UserTable:
         """Whether the cells count the rows of the file, from 0 or 1."""
         cells = self.whole.columns[name]
         return len(cells) > 1 and is_row_numbers(cells)
+
+    def is_identifier(self, name: str) -> bool:
+        """Whether a column is named as an id, and each row has another integer."""
+        cells = self.whole.columns[name]
+        is_named = _IDENTIFIER.search(name) is not None
+        return is_named and len(set(cells)) == len(cells) > 1 and all(map(str.isdecimal, cells))
 
     def is_missing(self, name: str) -> NDArray[np.bool_]:
         """Which rows have no value in this column."""
