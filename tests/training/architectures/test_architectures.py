@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from neurona_training.architectures.convolutional import LeNet5, PartialConvolution, Subsampling
+from neurona_training.architectures.convolutional import (
+    LeNet5,
+    PartialConvolution,
+    Subsampling,
+    _resize_to_32,
+)
 from neurona_training.architectures.input_layers import Denormalise, Normalise
 from neurona_training.architectures.recurrent import LastState, Recurrent, RecurrentNodes
 
@@ -24,6 +29,18 @@ def test_lenet5_has_the_parameters_of_the_paper():
 def test_lenet5_takes_images_of_any_size(size):
     network = LeNet5(torch.nn.Identity(), (size, size), classes=3)
     assert network(torch.rand(2, size, size)).shape == (2, 3)
+
+
+def test_a_factor_of_resizing_gives_32_pixels_however_it_is_multiplied():
+    """The file has float32; 32 / 400 as float32 times 400 is below 32 in float64."""
+    for size in range(1, 2100):
+        factors = _resize_to_32((size, 30)).scale_factor
+        if factors is not None:
+            rounded = np.float32(factors[0])
+            assert int(np.float64(rounded) * size) == 32
+            assert int(np.float32(rounded * np.float32(size))) == 32
+    assert _resize_to_32((400, 400)).size == (32, 32)
+    assert _resize_to_32((28, 28)).scale_factor == (32 / 28, 32 / 28)
 
 
 @pytest.mark.parametrize(
@@ -99,3 +116,15 @@ def test_a_regression_predicts_in_the_unit_of_its_targets():
         network.output.weight.zero_()
         network.output.bias.fill_(1)
     assert network(torch.zeros(1, 3, 1)).item() == pytest.approx(3000)
+
+
+@pytest.mark.parametrize("unit", [1e-25, 1.0, 1e25, 1e36])
+def test_a_scale_does_not_depend_on_the_unit(unit):
+    """The squares of such numbers are no float32."""
+    values = np.random.default_rng(0).normal(3, 2, (500, 4)).astype(np.float32)
+    scaled = Normalise.to_unit_variance(values * np.float32(unit))(
+        torch.from_numpy(values * np.float32(unit))
+    )
+    torch.testing.assert_close(
+        scaled, Normalise.to_unit_variance(values)(torch.from_numpy(values)), rtol=1e-3, atol=1e-3
+    )

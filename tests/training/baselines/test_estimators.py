@@ -8,7 +8,7 @@ import pytest
 from support.datasets import make_dataset, make_windows
 
 from neurona_training.baselines.estimators import choose_best, fit_baselines
-from neurona_training.data import Value
+from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.catalogue import load
 
 RANDOM = np.random.default_rng(5)
@@ -51,6 +51,20 @@ def test_images_and_what_is_constant_in_them():
     assert found["nearest_neighbours"] > 0.98
     assert found["linear"] > 0.94
     assert found["majority"] == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("rows", [5, 6, 7])
+def test_images_of_a_rare_class_have_baselines(rows):
+    """Calibration in folds, inside of folds, needs rows of each class in all of them."""
+    targets = np.r_[np.zeros(40), np.ones(rows)].astype(np.int64)
+    images = RANDOM.normal(size=(len(targets), 6, 6)).astype(np.float32)
+    images[targets == 1, :3] += 3
+    part = Split(images, targets)
+    described = Input("image", ("batch", "height", "width"), "noise", "grey level")
+    data = Dataset("rare", "numpy", part, part, part, input=described, labels=("no", "yes"))
+    found = errors(data)
+    assert ("support_vectors" in found) == (rows == 7)
+    assert found["linear"] > 0.95
 
 
 def test_sequences_of_different_lengths_are_told_apart_by_their_shape_not_their_padding():
@@ -180,3 +194,37 @@ def test_the_best_is_chosen_by_the_validation_rows():
     baselines = fit_baselines(load("diabetes"))
     best = min(baselines, key=lambda one: one.validation_metrics["rmse"])
     assert choose_best(baselines) is best
+
+
+@pytest.mark.parametrize("divided", ["by group", "by time"])
+def test_settings_are_chosen_as_the_test_will_ask(divided):
+    """Five rows of each patient, or of each week, are nearly the same and have the same outcome.
+
+    One neighbour knows the outcome of a row whose patient it has seen, and only of such a row.
+    """
+    random = np.random.default_rng(1)
+    groups = np.repeat(np.arange(200), 5)
+    signal = random.normal(size=(200, 1))
+    outcome = signal + 3 * random.normal(size=(200, 1))
+    inputs = signal[groups] + 1e-3 * random.normal(size=(1000, 1))
+    data = make_dataset(
+        inputs.astype(np.float32),
+        outcome[groups].astype(np.float32),
+        ("batch", "c"),
+        values=(Value("y", "EUR"),),
+    )
+    if divided == "by time":
+        data = replace(data, in_time_order=True)
+    else:
+        data = replace(data, train=replace(data.train, groups=groups[:600]))
+    neighbours = next(one for one in fit_baselines(data) if one.name == "nearest_neighbours")
+    assert neighbours.note == "20 neighbours"
+
+
+def test_a_class_in_one_group_alone_is_no_obstacle():
+    groups = np.arange(100) // 10
+    targets = (groups == 2).astype(np.int64)
+    inputs = RANDOM.normal(size=(100, 2)).astype(np.float32)
+    data = make_dataset(inputs, targets, ("batch", "c"), labels=("a", "b"))
+    data = replace(data, train=replace(data.train, groups=groups[:60]))
+    assert errors(data)["majority"] == 1

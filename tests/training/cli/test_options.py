@@ -7,6 +7,7 @@ import pytest
 
 from neurona_protos import metadata
 from neurona_training.cli.arguments import parse
+from neurona_training.cli.comparison import parse_compare
 from neurona_training.cli.main import main
 
 
@@ -137,6 +138,36 @@ def test_a_file_of_options_is_the_command_line_and_the_latter_wins(tmp_path):
     )
     assert by_file == by_hand
     assert by_file.changes["units"] == (16, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["feedforward"], ["feedforward", "--target", "price", "--variant", "int8"]),
+        (["--epochs", "7", "feedforward"], ["feedforward", "--target=price", "--variant=int8"]),
+        (["--target", "a", "--target", "b"], ["mlp", "--target=a", "--target=b", "--variant=int8"]),
+        (["--variant", "float16"], ["mlp", "--target", "price", "--variant", "float16"]),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--config", "--conf"])
+def test_the_command_line_replaces_what_a_file_says_and_does_not_add_to_it(
+    tmp_path, flag, arguments, expected
+):
+    path = tmp_path / "own.toml"
+    path.write_text(
+        'recipe = "mlp"\ndata = "x.csv"\ntarget = "price"\nvariant = ["int8"]\nepochs = 7\n'
+    )
+    by_hand = parse([*expected, "--data", "x.csv", "--epochs", "7"])
+    assert parse([*arguments, flag, str(path)]) == by_hand
+
+
+def test_recipes_and_metric_of_compare_may_stand_in_a_file(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text('recipes = ["mlp", "feedforward"]\ndata = "iris"\nmetric = "nll"\nfolds = 3\n')
+    by_hand = parse_compare(["mlp", "feedforward", "--data=iris", "--metric=auc", "--folds=3"])
+    assert parse_compare(["--metric", "auc", "--config", str(path)]) == by_hand
+    other = parse_compare(["--metric", "auc", "mlp", "--config", str(path)])
+    assert other.models == by_hand.models[:1]
 
 
 @pytest.mark.parametrize(

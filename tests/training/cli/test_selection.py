@@ -121,6 +121,39 @@ def test_a_model_without_its_report_is_not_complete(tmp_path, monkeypatch, capsy
     assert "exists, skipped" in capsys.readouterr().out
 
 
+def test_a_model_with_a_checkpoint_is_not_complete(tmp_path, monkeypatch, capsys):
+    """As after a kill between model.onnx and the files that follow it."""
+    monkeypatch.setattr("neurona_training.cli.arguments.RECIPES", {"mlp": _only(["xor"])})
+    command = ["--all", "--epochs", "1", "--no-report", "--out", str(tmp_path), "--resume"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "write_weights", _kill)
+        assert main(command) == 130
+    model, weights = tmp_path / "mlp" / "1" / "model.onnx", tmp_path / "mlp" / "report"
+    assert model.exists()
+    assert not weights.exists()
+    assert main(command) == 0
+    assert [one.suffix for one in weights.iterdir()]
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "exists, skipped" in capsys.readouterr().out
+
+
+def _kill(*_):
+    raise KeyboardInterrupt
+
+
+def test_seeds_of_other_settings_are_refused_before_they_are_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("neurona_training.cli.arguments.RECIPES", {"mlp": _only(["xor"])})
+    command = ["--all", "--no-report", "--out", str(tmp_path)]
+    assert main([*command, "--epochs", "1"]) == 0
+    monkeypatch.setattr(pipeline, "fit_network", _kill)
+    capsys.readouterr()
+    assert main([*command, "--epochs", "2", "--seeds", "2"]) == 1
+    error = capsys.readouterr().err
+    assert "model.onnx is of another training: recipe mlp" in error
+    assert re.search(r"epochs 1, .*\(expected .*epochs 2, ", error)
+
+
 def test_short_trainings_come_first_and_long_ones_have_three_seeds(monkeypatch):
     from dataclasses import replace
 
@@ -137,6 +170,9 @@ def test_short_trainings_come_first_and_long_ones_have_three_seeds(monkeypatch):
 def test_an_option_of_all_holds_for_the_recipes_that_have_it():
     by_recipe = {model.recipe: model.changes for model in parse(["--all", "--units", "7"]).models}
     assert by_recipe["mlp"] == {"units": (7,)}
+    assert by_recipe["mcculloch-pitts"] == {}
+    by_recipe = {model.recipe: model.changes for model in parse(["--all", "--no-augm"]).models}
+    assert by_recipe["lenet5"] == {"augmentation": None}
     assert by_recipe["mcculloch-pitts"] == {}
 
 
@@ -185,6 +221,44 @@ def test_compare_exports_the_best_and_measures_the_test_once(compared, capsys, m
     before = (report / "comparison.json").read_bytes()
     assert main(["compare", *arguments, "--resume"]) == 0
     assert (report / "comparison.json").read_bytes() == before
+
+
+def test_a_baseline_that_suits_the_folds_alone_is_not_written(monkeypatch):
+    """As support vectors, which are fitted up to some number of rows."""
+    from neurona_training.baselines import estimators
+    from neurona_training.cli.comparison import _can_write_baseline, parse_compare
+
+    data = RECIPES["feedforward"].load("digits")
+    (model,) = parse_compare(["feedforward", "--data", "digits"]).models
+    assert _can_write_baseline("support_vectors", model, data)
+    monkeypatch.setattr(estimators, "_MAX_SUPPORT_ROWS", len(data.train) - 1)
+    assert not _can_write_baseline("support_vectors", model, data)
+    chosen = ["feedforward", "--data", "digits", "--export-baseline", "linear"]
+    assert not _can_write_baseline("nearest_neighbours", parse_compare(chosen).models[0], data)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["compare", "mlp"], ["mlp", "--tune", "2"]], ids=["compare", "tune"]
+)
+def test_a_baseline_that_there_is_not_is_said_before_hours_of_training(
+    tmp_path, monkeypatch, capsys, arguments
+):
+    monkeypatch.setattr(type(RECIPES["mlp"]), "fit", _kill)
+    options = ["--data", "iris", "--out", str(tmp_path), "--export-baseline", "persistence"]
+    assert "has no baseline 'persistence'" in fail_line(capsys, *arguments, *options)
+
+
+def test_the_file_of_a_baseline_says_of_which_data_it_is(tmp_path, capsys):
+    table = tmp_path / "table.csv"
+    rows = (f"{row % 7},{row % 5},{'ab'[row % 7 % 2]}" for row in range(70))
+    table.write_text("\n".join(["x,y,class", *rows]))
+    command = ["mlp", "--data", str(table), "--target", "class", *FEW, "--out", str(tmp_path)]
+    assert main([*command, "--export-baseline", "linear"]) == 0
+    network = described(tmp_path, "mlp-table").provenance
+    baseline = described(tmp_path, "mlp-table-linear").provenance
+    for key in ("data_sha256", "split_seed", "date", "reading"):
+        assert baseline[key] == network[key]
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize(

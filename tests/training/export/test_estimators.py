@@ -10,9 +10,12 @@ import torch
 from support.datasets import make_dataset, make_windows
 
 from neurona_protos import metadata
+from neurona_training.architectures.columns import EncodedColumns
 from neurona_training.baselines.estimators import fit_baselines
 from neurona_training.data import Value
 from neurona_training.data.catalogue import load
+from neurona_training.data.user.load import load_user_data
+from neurona_training.data.user.spec import UserData
 from neurona_training.errors import ExportError
 from neurona_training.export.estimators import export_baseline
 from neurona_training.export.metadata import model_metadata
@@ -135,3 +138,26 @@ def test_without_skl2onnx_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "skl2onnx", None)
     with pytest.raises(ExportError, match=r"skl2onnx \(expected .*'neurona\[estimators\]'\)"):
         export_baseline(linear.model, data, model_metadata(data, "", {}, {}))
+
+
+def test_trees_decide_about_dates_as_scikit_learn_does(tmp_path):
+    """Sine and cosine of a date differ in their last bits between torch and ONNX Runtime."""
+    random = np.random.default_rng(0)
+    minutes = random.integers(0, 1400 * 24 * 60, 900)
+    times = np.datetime64("2020-01-01T00:00") + minutes.astype("timedelta64[m]")
+    values = np.sin(minutes / (24 * 60) * 2 * np.pi) + 0.1 * random.normal(size=900)
+    rows = (
+        f"{'' if row % 20 == 0 else str(time).replace('T', ' ')},{value}"
+        for row, (time, value) in enumerate(zip(times, values, strict=True))
+    )
+    path = tmp_path / "sales.csv"
+    path.write_text("\n".join(["sold,price", *rows]))
+    loaded = load_user_data(UserData(path, target="price"))
+    data = loaded.caller_view
+    boosting = fit_baselines(loaded.training_view)[1]
+    model = boosting.model.in_view(lambda module: EncodedColumns(module, loaded.encoding))
+    content, _ = export_baseline(model, data, model_metadata(data, "", {}, {}))
+    for part in (data.train, data.test):
+        with torch.inference_mode():
+            expected = model(*map(torch.from_numpy, part.arrays)).numpy()
+        np.testing.assert_allclose(run(content, data, part.arrays), expected, rtol=1e-4, atol=1e-6)

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from neurona_protos import metadata
-from neurona_training.architectures.input_layers import Denormalise, Normalise
+from neurona_training.architectures.input_layers import Normalise
 from neurona_training.architectures.recurrent import LastState
-from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.sources import digits
 from neurona_training.errors import ExportError
 from neurona_training.export import parity
@@ -178,19 +177,3 @@ def test_nan_differs_from_everything():
 def test_bytes_that_are_no_model_are_rejected(untrained, sequences):
     with pytest.raises(ExportError, match="cannot load the graph"):
         verify_parity(b"no model", untrained, sequences)
-
-
-@pytest.mark.parametrize("size", [1e-21, 1e-9])
-def test_values_of_any_unit_are_exported(size):
-    """What is added to 1e-9 is less than the exporter's optimiser takes for something."""
-    random = np.random.default_rng(0)
-    inputs = random.normal(size=(40, 3)).astype(np.float32)
-    targets = (size * (2 + inputs[:, :1])).astype(np.float32)
-    part, described = Split(inputs, targets), Input("columns", ("batch", "column"), "", "")
-    data = Dataset("nano", "", part, part, part, described, values=(Value("charge", "C"),))
-    network = nn.Sequential(nn.Linear(3, 1), Denormalise(targets))
-    answer = parity.onnxruntime.InferenceSession(_export(network, data)).run(
-        None, {"columns": inputs}
-    )[0]
-    expected = network(torch.from_numpy(inputs)).detach().numpy()
-    np.testing.assert_allclose(answer, expected, rtol=1e-4)

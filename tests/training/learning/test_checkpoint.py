@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,11 @@ def test_only_the_same_training_is_resumed(tmp_path):
     ):
         with pytest.raises(FitError, match="belongs to another training"):
             recipe.fit(data, changed, run)
+    corrected = data.train.targets.copy()
+    corrected[0] += 1
+    other = replace(data, train=replace(data.train, targets=corrected))
+    with pytest.raises(FitError, match="belongs to another training"):
+        recipe.fit(other, settings, Run("rnn", 0, path, resume=True))
     faster = recipe.fit(
         data, settings.with_changes({"threads": 2}), Run("rnn", 0, path, resume=True)
     )
@@ -137,3 +143,54 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, content):
         checkpoint.load_checkpoint(path, "")
     assert "\n" not in str(caught.value)
     assert checkpoint.load_checkpoint(tmp_path / "none", "") is None
+
+
+def test_a_training_on_corrected_data_is_another_one(tmp_path):
+    """The same inputs with other targets, or in another order, lead to other weights."""
+    recipe = RECIPES["mlp"]
+    data = recipe.load("iris")
+    settings = recipe.settings(data, "iris").with_changes({"epochs": 1})
+    path = tmp_path / "checkpoint.pt"
+    recipe.fit(data, settings, Run("iris", 0, path))
+    train, validation = data.train, data.validation
+    for changed in (
+        replace(data, train=replace(train, targets=train.targets[::-1].copy())),
+        replace(data, train=replace(train, inputs=train.inputs[::-1].copy())),
+        replace(data, validation=replace(validation, targets=validation.targets[::-1].copy())),
+    ):
+        with pytest.raises(FitError, match="belongs to another training"):
+            recipe.fit(changed, settings, Run("iris", 0, path, resume=True))
+
+
+class _KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimiser": "sgd", "momentum": 0.9, "class_weights": "balanced"},
+        {"weight_average": 0.9, "dropout": 0.3, "warm_up": 0.3, "schedule": "linear"},
+        {"keep_epoch": "last", "patience": 3, "label_smoothing": 0.1},
+        {"pixels": 1.0, "degrees": 8.0, "scale": 0.1, "colour": 0.2, "horizontal_flip": True},
+    ],
+    ids="-".join,
+)
+def test_every_option_resumes_to_the_same_weights(changes, tmp_path):
+    recipe = RECIPES["mlp"]
+    data = recipe.load("digits")
+    settings = recipe.settings(data, "digits").with_changes({"epochs": 6, **changes})
+    path = tmp_path / "checkpoint.pt"
+    whole = recipe.fit(data, settings, Run("digits", 0))
+
+    def kill(epoch):
+        if epoch.number == 4:
+            raise _KilledError
+
+    with pytest.raises(_KilledError):
+        recipe.fit(data, settings, Run("digits", 0, path, listeners=(kill,)))
+    resumed = recipe.fit(data, settings, Run("digits", 0, path, resume=True))
+    assert resumed.history == whole.history
+    assert resumed.best_epoch == whole.best_epoch
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], tensor), name

@@ -13,8 +13,9 @@ from neurona_server.batching.policy import BatchPolicy
 from neurona_training.architectures.classic import Threshold
 from neurona_training.architectures.input_layers import StandardiseColumns
 from neurona_training.cli.main import main
+from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.catalogue import load
-from neurona_training.errors import DataError
+from neurona_training.errors import DataError, FitError
 from neurona_training.learning.evaluation import evaluate, rmse
 from neurona_training.learning.run import Run
 from neurona_training.recipes import RECIPES
@@ -169,3 +170,33 @@ def test_each_column_is_standardised():
     root = 1.5**0.5
     expected = torch.tensor([[-root, -root, 0], [0, 0, 0], [root, root, 0]])
     torch.testing.assert_close(StandardiseColumns(numbers.numpy())(numbers), expected)
+
+
+def _linear_table(columns):
+    generator = np.random.default_rng(0)
+    weights = generator.normal(size=columns)
+
+    def split(rows):
+        inputs = generator.normal(size=(rows, columns)).astype(np.float32)
+        targets = (inputs @ weights + generator.normal(size=rows)).astype(np.float32)
+        return Split(inputs, targets[:, None])
+
+    described = Input("features", ("batch", "feature"), "numbers", "")
+    parts = (split(400), split(100), split(100))
+    return Dataset("wide", "numpy", *parts, input=described, values=(Value("y", ""),))
+
+
+def test_adaline_takes_smaller_steps_for_many_columns():
+    """A step moves the output by the sum of the squared inputs: 0.01 diverges from 200 on."""
+    recipe, data = RECIPES["adaline"], _linear_table(300)
+    settings = recipe.settings(data, None)
+    result = recipe.fit(data, settings.with_changes({"epochs": 10}), Run("wide", 0))
+    assert evaluate(result.network, data)["test_rmse"] < 0.7 * data.test.targets.std()
+    assert recipe.settings(_linear_table(10), None).hyperparameters.learning_rate == 0.01
+
+
+def test_a_rule_that_diverges_is_an_error():
+    recipe, data = RECIPES["adaline"], _linear_table(300)
+    settings = recipe.settings(data, None).with_changes({"epochs": 2, "learning_rate": 1.0})
+    with pytest.raises(FitError, match="validation loss is .* smaller learning rate"):
+        recipe.fit(data, settings, Run("wide", 0))

@@ -14,6 +14,8 @@ from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.user.load import load_user_data
 from neurona_training.data.user.spec import UserData
 from neurona_training.errors import OptionError
+from neurona_training.export.metadata import model_metadata
+from neurona_training.export.onnx_export import export
 from neurona_training.learning.evaluation import evaluate, predict, rmse
 from neurona_training.learning.forecasts import fit_strength
 from neurona_training.learning.gradient_descent import loss, target_unit
@@ -289,3 +291,13 @@ def test_too_few_validation_rows_for_the_interval_are_said(tmp_path, capsys, row
     options = ["--epochs", "1", "--units", "2", "--no-report", "--out", str(tmp_path / "models")]
     assert main(["rnn", *arguments, *options]) == 0
     assert ("(expected at least 9 rows)" in capsys.readouterr().out) == warned
+
+
+def test_a_series_in_tiny_units_is_exported(tmp_path):
+    """The exporter takes constants that are so small for 0."""
+    random, values = np.random.default_rng(0), [0.0, 0.0]
+    for _ in range(298):
+        values.append(1.2 * values[-1] - 0.5 * values[-2] + random.normal())
+    data = _load(tmp_path, 1e-21 * np.array(values))
+    network = add_intervals(Forecast("gru", data, hidden=4).eval(), data, 0.9)
+    assert export(network, data, model_metadata(data, "a test", {}, {}))

@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from neurona_training.data import Split
+from neurona_training.data import Dataset, Input, Split
 from neurona_training.errors import FitError
 from neurona_training.learning.augmentation import augment_images
 from neurona_training.learning.devices import Device, best_device
-from neurona_training.learning.evaluation import accuracy, evaluate, predict, rmse
+from neurona_training.learning.evaluation import (
+    accuracy,
+    evaluate,
+    predict,
+    rmse,
+    rows_at_once,
+)
 from neurona_training.learning.gradient_descent import fit, loss, rate_factor
 from neurona_training.learning.run import AugmentationRange, FitResult, Hyperparameters, Run
 from neurona_training.recipes import RECIPES
@@ -202,3 +208,49 @@ def test_the_last_epoch_is_kept_on_request():
     assert best.history == last.history
     assert best.best_epoch < last.best_epoch == 400
     assert best.validation_loss < last.validation_loss == last.history[-1].validation_loss
+
+
+def test_patience_also_ends_a_training_that_keeps_its_last_epoch():
+    recipe = RECIPES["feedforward"]
+    data = recipe.load("noisy-curve")
+    changes = {"epochs": 400, "units": (64, 64), "patience": 20, "keep_epoch": "last"}
+    result = recipe.fit(
+        data, recipe.settings(data, "noisy-curve").with_changes(changes), Run("curve", 0)
+    )
+    losses = [epoch.validation_loss for epoch in result.history]
+    assert len(losses) == losses.index(min(losses)) + 1 + 20 < 400
+    assert result.best_epoch == len(losses)
+
+
+def test_one_row_that_is_left_over_is_no_batch_of_its_own():
+    """Batch normalisation over maps of one pixel has no variance of one row."""
+    generator = np.random.default_rng(0)
+    parts = [
+        Split(generator.normal(size=(rows, 8, 8)).astype(np.float32), np.arange(rows) % 2)
+        for rows in (33, 8, 8)
+    ]
+    described = Input("image", ("batch", "height", "width"), "noise", "grey level")
+    data = Dataset("noise", "numpy", *parts, input=described, labels=("a", "b"))
+    recipe = RECIPES["resnet18"]
+    settings = recipe.settings(data, None).with_changes({"epochs": 1, "batch_rows": 32})
+    assert np.isfinite(recipe.fit(data, settings, Run("noise", 0)).history[0].loss)
+    with pytest.raises(FitError, match="batch is of one row"):
+        recipe.fit(data, settings.with_changes({"batch_rows": 1}), Run("noise", 0))
+
+
+def test_large_images_are_predicted_a_few_at_a_time():
+    """256 photographs of 224 pixels would take gigabytes in the first layers of VGG16."""
+    rows = [
+        rows_at_once(np.zeros((1, *shape))) for shape in ((28, 28), (3, 224, 224), (9000, 9000))
+    ]
+    assert rows == [256, 83, 1]
+    seen = []
+
+    class Counted(torch.nn.Module):
+        def forward(self, x):
+            seen.append(len(x))
+            return x.mean(dim=(1, 2, 3))[:, None]
+
+    images = np.zeros((100, 3, 224, 224), np.float32)
+    assert predict(Counted(), Split(images, np.zeros((100, 1), np.float32))).shape == (100, 1)
+    assert seen == [83, 17]

@@ -14,10 +14,12 @@ from neurona_protos import metadata
 from neurona_training.architectures.convolutional import LeNet5
 from neurona_training.architectures.published_weights import PublishedInput, rename_published
 from neurona_training.architectures.resnet import ResNet
+from neurona_training.architectures.vgg import VGG16
 from neurona_training.cli.main import main
-from neurona_training.data import Dataset, Input, Split
+from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.errors import WeightsError
 from neurona_training.learning.checkpoint import training_fingerprint
+from neurona_training.learning.evaluation import predict, rmse
 from neurona_training.learning.initial_weights import start_from, weights_file
 from neurona_training.learning.run import InitialWeights, Run
 from neurona_training.recipes import RECIPES
@@ -311,3 +313,134 @@ def test_options_that_do_not_fit(arguments, message, capsys):
         main(["resnet18", *arguments])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_layers_that_a_file_lacks_learn_in_a_frozen_network_too(tmp_path):
+    """The width of VGG16's first fully connected layer depends on the size of the images."""
+
+    def vgg(size):
+        return VGG16(nn.Identity(), size=(size, size), classes=3)
+
+    state = vgg(32).state_dict()
+    state["classifier.0.weight"] = torch.zeros(4096, 4 * 512)  # of images of 64 pixels
+    torch.save(state, tmp_path / "weights.pth")
+    network = vgg(32)
+    start = InitialWeights(tmp_path / "weights.pth", freeze=True)
+    fresh = start_from(start, network, "vgg16", _images(size=(32, 32)))
+    assert fresh == ("classifier.0", "classifier.3", "classifier.6")
+    learning = {name for name, weight in network.named_parameters() if weight.requires_grad}
+    assert learning == {name for name in state if name.startswith("classifier.")}
+
+
+def _weights_of(tmp_path, network, recipe, data):
+    report = tmp_path / "earlier" / "report"
+    report.mkdir(parents=True)
+    (report / "weights.safetensors").write_bytes(weights_file(network, recipe, data))
+    return tmp_path / "earlier"
+
+
+def test_weights_of_other_columns_are_refused(tmp_path):
+    """As many columns in another order would give each weight the wrong input."""
+    recipe = RECIPES["mlp"]
+    data = recipe.load("iris")
+    columns = data.input.columns
+    assert len(columns) == 4
+    network = recipe.network(data, recipe.settings(data, None).network)
+    folder = _weights_of(tmp_path, network, "mlp", data)
+    assert start_from(InitialWeights(folder), network, "mlp", data) == ()
+    other = replace(data, input=replace(data.input, columns=columns[::-1]))
+    with pytest.raises(WeightsError, match=r"of other inputs: .*number 1 is 'sepal length"):
+        start_from(InitialWeights(folder), network, "mlp", other)
+
+
+def _series(slope):
+    generator = np.random.default_rng(0)
+
+    def split(first):
+        steps = slope * np.arange(first, first + 80) + generator.normal(size=80)
+        windows = np.lib.stride_tricks.sliding_window_view(steps.astype(np.float32), 9)
+        return Split(windows[:, :8, None].copy(), windows[:, 8:].copy())
+
+    return Dataset(
+        name="series",
+        source="random numbers",
+        train=split(0),
+        validation=split(80),
+        test=split(160),
+        input=Input("values", ("batch", "time", "channel"), "values", "", window=8),
+        values=(Value("next", ""),),
+    )
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_forecast_keeps_the_linear_function_of_its_own_series(tmp_path, freeze):
+    recipe = RECIPES["gru"]
+    earlier, data = _series(-3), _series(20)
+    settings = recipe.settings(data, None).with_changes({"epochs": 1})
+    first = recipe.fit(earlier, settings, Run("earlier", 0)).network
+    start = InitialWeights(_weights_of(tmp_path, first, "gru", earlier), freeze=freeze)
+    result = recipe.fit(data, settings, Run("series", 0, initial_weights=start))
+    alone = recipe.fit(data, settings, Run("series", 0))
+    for name in ("weights", "bias", "centre"):
+        assert torch.equal(getattr(result.network, name), getattr(alone.network, name)), name
+    error = rmse(predict(result.network, data.test).numpy(), data.test.targets)
+    assert error < 2
+    learning = [name for name, one in result.network.named_parameters() if one.requires_grad]
+    assert not freeze or learning == ["correction.output.weight", "correction.output.bias"]
+
+
+def test_the_last_layer_of_a_network_for_sound_is_its_last(tmp_path):
+    def sound(labels):
+        generator = np.random.default_rng(0)
+        waves = generator.normal(size=(8, 4000)).astype(np.float32)
+        targets = np.arange(8) % len(labels)
+        part = Split(waves, targets, lengths=np.full(8, 4000, np.int32))
+        described = Input("waveform", ("batch", "time"), "sound", "", sample_rate=8000)
+        parts = {"train": part, "validation": part, "test": part}
+        return Dataset("sound", "noise", **parts, input=described, labels=labels)
+
+    recipe = RECIPES["gru"]
+    networks = [
+        (recipe.network(data, recipe.settings(data, None).network), data)
+        for data in (sound(("no", "yes")), sound(("low", "middle", "high")))
+    ]
+    start = InitialWeights(_weights_of(tmp_path, networks[0][0], "gru", networks[0][1]), True)
+    network, data = networks[1]
+    assert start_from(start, network, "gru", data) == ("network.output",)
+    learning = [name for name, one in network.named_parameters() if one.requires_grad]
+    assert learning == ["network.output.weight", "network.output.bias"]
+
+
+def test_images_of_other_levels_keep_their_own_scale(tmp_path):
+    """A network that has learned from levels up to 16 is no use for 255 on that scale."""
+
+    def levels(factor):
+        data = _images()
+        parts = {
+            name: replace(part, inputs=part.inputs * np.float32(factor))
+            for name in ("train", "validation", "test")
+            for part in (getattr(data, name),)
+        }
+        return replace(data, **parts)
+
+    recipe = RECIPES["lenet5"]
+    data = levels(16 / 255)
+    network = recipe.network(data, recipe.settings(data, None).network)
+    folder = _weights_of(tmp_path, network, "lenet5", data)
+    other = recipe.network(levels(1), recipe.settings(data, None).network)
+    assert start_from(InitialWeights(folder), other, "lenet5", levels(1)) == ()
+    outputs = [
+        predict(one, images.test).numpy() for one, images in ((network, data), (other, levels(1)))
+    ]
+    np.testing.assert_allclose(*outputs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_that_began_with_published_weights_is_a_start_too(published, tmp_path):
+    torch.save(published, tmp_path / "weights.pth")
+    first, data = _resnet(), _images()
+    start_from(InitialWeights(tmp_path / "weights.pth"), first, "resnet18", data)
+    folder = _weights_of(tmp_path, first, "resnet18", data)
+    settings = RECIPES["resnet18"].settings(data, None)
+    network = RECIPES["resnet18"].network(data, settings.network)
+    assert start_from(InitialWeights(folder), network, "resnet18", data) == ()
+    np.testing.assert_array_equal(predict(network, data.test), predict(first, data.test))

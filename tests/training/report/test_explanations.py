@@ -10,11 +10,13 @@ from statsmodels.stats.proportion import proportion_confint
 from torch import nn
 
 from neurona_training.architectures.neocognitron import SCells
+from neurona_training.architectures.network_options import NetworkOptions
 from neurona_training.learning.run import FitResult
 from neurona_training.recipes import RECIPES
 from neurona_training.report import glossary
 from neurona_training.report.charts import training_section
 from neurona_training.report.decision_border import decision_border_section
+from neurona_training.report.drawing import spread_rows
 from neurona_training.report.feature_maps import field_box, map_stages, receptive_field
 from neurona_training.report.gates import gate_activity, gates_section
 from neurona_training.report.grad_cam import evidence, grad_cam_section
@@ -22,6 +24,7 @@ from neurona_training.report.importance import importance_section, permutation_i
 from neurona_training.report.input_numbers import input_numbers_section
 from neurona_training.report.model_card import model_card_section, rmse_interval, wilson_interval
 from neurona_training.report.network_layers import Layer
+from neurona_training.report.predictions import predicted_against_true
 from neurona_training.report.preferred_stimuli import (
     make_stimuli,
     plane_responses,
@@ -276,6 +279,81 @@ def test_a_word_is_explained_to_its_first_section_alone():
     assert first_use.explain(["epoch"]) == []
     with pytest.raises(KeyError):
         first_use.explain(["flux capacitor"])
+
+
+def _with_hyperparameters(run, **changes):
+    return dataclasses.replace(
+        run, hyperparameters=dataclasses.replace(run.hyperparameters, **changes)
+    )
+
+
+def test_a_page_says_which_epoch_the_weights_are_of(lenet):
+    assert "which did best" in training_section(lenet).caption
+    losses = [epoch.validation_loss for epoch in lenet.fit_result.history]
+    history = tuple(
+        dataclasses.replace(epoch, validation_loss=loss)
+        for epoch, loss in zip(lenet.fit_result.history, sorted(losses), strict=True)
+    )
+    fit_result = dataclasses.replace(lenet.fit_result, history=history, best_epoch=len(history))
+    last = _with_hyperparameters(
+        dataclasses.replace(lenet, fit_result=fit_result), keep_epoch="last"
+    )
+    caption = training_section(last).caption
+    assert f"weights of the last epoch, {len(history)}" in caption
+    assert "epoch 1 did best" in caption
+
+
+def test_each_value_of_a_table_has_its_own_charts(finished_run):
+    run = finished_run("mlp", "diabetes", 1)
+    values = run.data.values * 2
+    parts = {
+        name: dataclasses.replace(split, targets=np.repeat(split.targets, 2, axis=1) * [1, 1000])
+        for name in ("train", "validation", "test")
+        for split in (getattr(run.data, name),)
+    }
+    data = dataclasses.replace(run.data, values=values, **parts)
+    network = nn.Sequential(run.network, nn.Linear(1, 2))
+    figure = predicted_against_true(dataclasses.replace(run, data=data, network=network))
+    limits = [axes.get_xlim()[1] for axes in figure.axes[::2]]
+    assert len(limits) == 2
+    assert limits[1] > 100 * limits[0]
+
+
+def test_rows_of_all_classes_are_drawn_of_a_file_in_the_order_of_its_classes():
+    assert spread_rows(3, 5).tolist() == [0, 1, 2]
+    chosen = spread_rows(4000, 800)
+    assert len(set(chosen)) == 800
+    classes = np.repeat(np.arange(4), 1000)[chosen]
+    assert np.bincount(classes).tolist() == [200, 200, 200, 200]
+
+
+def test_columns_of_a_wide_table_are_shuffled_less_often(tumours):
+    """So that a report takes no longer than the training."""
+    wide = np.tile(tumours.data.validation.inputs, (1, 20))
+    data = dataclasses.replace(
+        tumours.data, validation=dataclasses.replace(tumours.data.validation, inputs=wide)
+    )
+
+    class First(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            First.calls += 1
+            return tumours.network(x[:, :30])
+
+    run = dataclasses.replace(tumours, data=data, network=First())
+    assert "400 of 600 columns" in importance_section(run).caption
+    assert First.calls <= 3 * 400 + 1
+
+
+def test_a_row_of_a_large_table_is_shown_as_it_is_scaled(tumours):
+    """Its network reads pieces of the columns too, which a caller does not send."""
+    options = NetworkOptions(columns="pieces")
+    network = RECIPES["mlp"].network(tumours.data, options).eval()
+    run = dataclasses.replace(tumours, network=network)
+    table = input_numbers_section(run).table
+    assert table[0][2] == "as the network sees it"
+    assert all(cell for _, _, cell in table[1:])
 
 
 def test_a_forecast_without_a_helpful_network_is_not_called_set_by_hand(finished_run):

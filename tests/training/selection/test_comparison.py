@@ -15,6 +15,7 @@ from neurona_training.selection.comparison import (
     Standing,
     compare,
 )
+from neurona_training.selection.page import comparison_page, comparison_table
 from neurona_training.selection.records import RecordFile
 
 PLAN = Plan(seeds=(0, 1), folds=2)
@@ -162,8 +163,20 @@ def standing(name, *accuracies):
             "best on validation: a, accuracy 90.00 %; one training each, which cannot tell a "
             "difference from chance (--seeds 5)",
         ),
+        ([("a", 0.9), ("b", 0.8, 0.82)], "best on validation: a, accuracy 90.00 %"),
     ],
 )
 def test_the_verdict_says_what_may_be_chance(standings, expected):
     ranked = tuple(standing(*one) for one in standings)
     assert RecipeComparison("iris", "accuracy", "", ranked, Plan()).verdict() == expected
+
+
+def test_the_page_has_the_verdict_in_its_own_letters_and_long_times_in_full():
+    values = ({"rmse": 0.5}, {"rmse": 0.7})
+    ranked = (dataclasses.replace(standing("LSTM"), metrics=values, seconds=4321.5),)
+    comparison = RecipeComparison("prices", "rmse", "EUR", ranked, Plan(seeds=(0, 1)))
+    assert "Best on validation: LSTM, RMSE 0.6 ± 0.1 EUR." in comparison_page(comparison, [])
+    assert comparison_table(comparison) == [
+        ["", "candidate", "validation RMSE", "parameters", "time"],
+        ["1", "LSTM", "0.6 ± 0.1 EUR", "", "4,322 s"],
+    ]

@@ -81,3 +81,35 @@ def test_more_folds_than_rows_of_a_class_are_an_error():
         list(cross_validation(load("iris"), 41))
     with pytest.raises(DataError, match=r"has 353 rows .*expected at least 800 for 400 folds"):
         list(cross_validation(load("diabetes"), 400))
+
+
+def test_rows_of_the_same_time_stay_together(tmp_path):
+    path = tmp_path / "shops.csv"
+    rows = (f"{row % 7}.5,{2000 + row * 11 % 31},{row * 3 % 8}.25" for row in range(310))
+    path.write_text("\n".join(["x,year,y", *rows]))
+    data = load_user_data(UserData(path, target="y", time="year")).caller_view
+    for fold in cross_validation(data, 4):
+        assert fold.train.groups.max() < fold.validation.groups.min()
+    with pytest.raises(
+        DataError, match="25 different times outside the test .expected at least 26"
+    ):
+        list(cross_validation(data, 13))
+
+
+@pytest.mark.parametrize(("horizon", "folds"), [(1, 40), (9, 12)])
+def test_too_few_windows_of_a_series_for_the_folds(tmp_path, horizon, folds):
+    path = tmp_path / "series.csv"
+    path.write_text("value\n" + "\n".join(str(number) for number in range(100)))
+    data = load_user_data(UserData(path, series="value", window=3, horizon=horizon)).caller_view
+    with pytest.raises(DataError, match=r"rows outside the test \(expected at least"):
+        list(cross_validation(data, folds))
+
+
+def test_a_fold_whose_training_rows_are_of_one_class_is_an_error(tmp_path):
+    path = tmp_path / "failures.csv"
+    late = {50: "b", 60: "b", 70: "b", 80: "b", 95: "b", 98: "b"}
+    rows = (f"{row % 7}.5,{row},{late.get(row, 'a')}" for row in range(100))
+    path.write_text("\n".join(["x,hour,state", *rows]))
+    data = load_user_data(UserData(path, target="state", time="hour")).caller_view
+    with pytest.raises(DataError, match="one class only in the training rows of fold 1 of 4"):
+        list(cross_validation(data, 4))

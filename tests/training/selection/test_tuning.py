@@ -101,6 +101,14 @@ def test_a_file_of_another_tuning_is_refused_or_replaced(iris, settings, tmp_pat
     assert len(run(iris, other, path, trials=1).trials) == 1
 
 
+def test_the_journal_of_a_killed_process_does_not_undo_a_new_study(iris, settings, tmp_path):
+    path = tmp_path / "tuning.db"
+    journal = tmp_path / "tuning.db-journal"
+    journal.write_bytes(b"pages of a file that is no more")
+    assert len(run(iris, settings, path, trials=1).trials) == 1
+    assert not journal.exists()
+
+
 def test_folds_judge_a_trial_by_their_mean(iris, settings, tmp_path):
     tuning = run(iris, settings, tmp_path / "tuning.db", trials=2, folds=3)
     (first, *_) = tuning.trials

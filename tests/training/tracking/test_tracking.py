@@ -6,6 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from neurona_server.models.repository.scanner import find_models
 from neurona_training.cli.main import main
+from neurona_training.errors import TrackingError
 from neurona_training.learning.run import Epoch
 from neurona_training.tracking.tracker import Tracker, flatten_parameters, open_tracker
 
@@ -132,6 +133,20 @@ def test_a_run_that_fails_is_marked(tmp_path, monkeypatch):
         raise KeyboardInterrupt
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("other").experiment_id])
+    assert run.info.status == "FAILED"
+
+
+def test_a_run_does_not_go_on_if_another_service_cannot_be_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    (tmp_path / "tensorboard").write_text("no folder")
+    with (
+        pytest.raises(TrackingError, match="--log tensorboard"),
+        open_tracker(["mlflow", "tensorboard"], "mlp", tmp_path, {}, is_classification=True),
+    ):
+        pass
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("neurona").experiment_id])
     assert run.info.status == "FAILED"
 
 

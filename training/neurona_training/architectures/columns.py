@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from neurona_training.data.user.encoding import (
+    CIRCLE_STEPS,
     DAYS_PER_YEAR,
     TWO_PI,
     WEEKDAY_OF_DAY_0,
@@ -81,7 +82,11 @@ class EncodeColumns(nn.Module):
 def _circle(turns: Tensor) -> tuple[Tensor, Tensor]:
     """Sine and cosine of a number of turns, of which only the fraction counts."""
     angle = (turns - torch.floor(turns)) * TWO_PI
-    return torch.sin(angle), torch.cos(angle)
+    return _on_grid(torch.sin(angle)), _on_grid(torch.cos(angle))
+
+
+def _on_grid(values: Tensor) -> Tensor:
+    return torch.round(values * CIRCLE_STEPS) / CIRCLE_STEPS
 
 
 class EncodedColumns(nn.Module):

@@ -66,10 +66,11 @@ class LeNet5(nn.Module):
 def _resize_to_32(size: tuple[int, int]) -> nn.Upsample:
     """A layer that makes 32 x 32 of images of this height and width."""
     factors = (32 / size[0], 32 / size[1])
-    products = np.array(size) * np.array(factors, np.float32)
-    if (
-        all(int(pixels * factor) == 32 for pixels, factor in zip(size, factors, strict=True))
-        and (products.astype(np.float32) >= 32).all()
+    # The file has the factors in float32; runtimes multiply in float32 or in float64.
+    products = np.array(size) * np.array(factors, np.float32).astype(np.float64)
+    exact = np.array(size) * np.array(factors)
+    if all(
+        np.floor(one).tolist() == [32, 32] for one in (products, products.astype(np.float32), exact)
     ):
         return nn.Upsample(scale_factor=factors, mode="bilinear")  # two nodes less than the other
     return nn.Upsample(size=(32, 32), mode="bilinear")  # rounding would lose a pixel

@@ -50,7 +50,7 @@ class Normalise(nn.Module):
     @classmethod
     def to_unit_variance(cls, values: NDArray[Any]) -> Normalise:
         """Returns the layer that gives these values mean 0 and variance 1."""
-        return cls(float(np.mean(values)), 1 / _standard_deviation(values))
+        return cls(_mean(values), 1 / _standard_deviation(values))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scales the input."""
@@ -151,6 +151,12 @@ def column_spreads(values: NDArray[Any]) -> NDArray[np.float64]:
     return np.where(spreads < np.finfo(np.float32).tiny, 1.0, spreads)
 
 
+def _mean(values: NDArray[Any]) -> float:
+    with np.errstate(over="ignore"):
+        mean = float(np.mean(values))
+    return mean if math.isfinite(mean) else float(np.mean(values, dtype=np.float64))
+
+
 def _standard_deviation(values: NDArray[Any]) -> float:
     """The standard deviation; 1 for constant values, whose scale is kept."""
     if values.nbytes <= LARGE_BYTES:
@@ -159,8 +165,8 @@ def _standard_deviation(values: NDArray[Any]) -> float:
         if not _SMALLEST_SQUARED < spread < _LARGEST_SQUARED:  # squares are not float32's
             spread = float(np.std(values, dtype=np.float64))
         return spread or 1.0
-    mean = float(np.mean(values))  # in pieces: numpy would make another array of this size
-    squares = sum(float(np.square(row - np.float32(mean)).sum(dtype=np.float64)) for row in values)
+    mean = _mean(values)  # in pieces: numpy would make another array of this size
+    squares = sum(float(np.square(row - np.float64(mean)).sum()) for row in values)
     return math.sqrt(squares / values.size) or 1.0
 
 

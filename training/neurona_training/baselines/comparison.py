@@ -13,7 +13,7 @@ from neurona_training.baselines.estimators import Baseline
 from neurona_training.data import Dataset
 from neurona_training.learning.evaluation import accuracy, format_metric, rmse
 
-_NORMAL_95 = 1.96  # standard errors to either side of a mean hold 95 % of what chance makes
+_SIGNIFICANCE = 0.05  # a difference is called more than chance if chance makes it more rarely
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,9 @@ class Comparison:
     Args:
         best: this baseline; the first of equal ones.
         loses: whether it is better than the network, by however little.
-        beyond_chance: whether the two differ by more than chance explains in 95 % of cases.
+        beyond_chance: whether the two differ by more than chance explains in 95 % of cases. For
+            a baseline that was best of several by chance, the level is divided by their number
+            (C. Bonferroni, 1936).
         sentence: the same for a reader.
     """
 
@@ -46,7 +48,9 @@ def compare(predictions: NDArray[Any], data: Dataset, baselines: Sequence[Baseli
     best = min(baselines, key=lambda one: _row_errors(one.predictions, targets).mean())
     difference = errors - _row_errors(best.predictions, targets)
     mean = float(difference.mean())
-    beyond_chance = abs(mean) > _NORMAL_95 * _standard_error(difference, data)
+    # A network that beats the best of them has beaten each one; the best of them had more draws.
+    tests = len(baselines) if mean > 0 else 1
+    beyond_chance = p_value(difference, data) * tests < _SIGNIFICANCE
     unit = data.values[0].unit if data.values else ""
 
     def metric(outputs: NDArray[Any]) -> str:
@@ -80,23 +84,61 @@ def _row_errors(predictions: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.
     return means
 
 
-def _standard_error(differences: NDArray[np.float64], data: Dataset) -> float:
-    """Of the mean. Rows of a series that are close to each other have similar errors.
+def p_value(differences: NDArray[np.float64], data: Dataset) -> float:
+    """How often chance alone makes a mean of paired differences that is so far from 0.
 
-    Their covariances are counted up to the cube root of the number of rows, with weights that
-    fall to 0 (W. Newey and K. West, Econometrica 55, 1987; F. Diebold and R. Mariano, Journal
-    of Business & Economic Statistics 13, 1995).
+    Independent rows of a classification: the exact test of Q. McNemar (Psychometrika 12, 1947), as
+    a few rows that one of two gets right are no normal distribution. Otherwise Student's t, of
+    the means of groups where rows have groups, and with the errors of neighbours in time where
+    rows follow each other.
+
+    Args:
+        differences: of the errors of two predictors on the test rows, (rows,).
+        data: says which rows depend on each other.
     """
-    count = len(differences)
-    centred = differences - differences.mean()
-    variance = float(centred @ centred) / count
-    if data.is_series:
-        horizon = data.test.targets.shape[1]
-        lags = min(count - 1, max(horizon - 1, int(np.ceil(count ** (1 / 3)))))
-        for lag in range(1, lags + 1):
-            weight = 1 - lag / (lags + 1)
-            variance += 2 * weight * float(centred[lag:] @ centred[:-lag]) / count
-    return float(np.sqrt(max(variance, 0) / count))
+    from scipy import stats
+
+    groups = data.test.groups
+    in_time_order = data.is_series or data.in_time_order
+    if data.is_classification and groups is None and not in_time_order:
+        wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+        return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    mean = float(differences.mean())
+    centred = differences - mean
+    # Rows of a group are no further evidence by themselves (K. Liang and S. Zeger, Biometrika 73,
+    # 1986): what counts are the sums over groups.
+    sums: NDArray[np.float64] = centred
+    if groups is not None:
+        sums = np.bincount(_codes(groups), centred).astype(np.float64)
+    count = len(sums)
+    if mean == 0 or count < 2:
+        return 1.0
+    variance = float(sums @ sums)
+    if in_time_order:
+        variance += _covariances(sums, data.test.targets.shape[1] if data.is_series else 1)
+    error = np.sqrt(max(variance, 0) * count / (count - 1)) / len(differences)
+    if error <= 1e-9 * abs(mean):  # all are equal: the test of their sign
+        return float(2 * 0.5**count)
+    return float(2 * stats.t.sf(abs(mean) / error, count - 1))
+
+
+def _codes(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    codes: NDArray[np.int64] = np.unique(groups, return_inverse=True)[1]
+    return codes
+
+
+def _covariances(centred: NDArray[np.float64], horizon: int) -> float:
+    """What successive errors, which are similar, add to the sum of their squares.
+
+    They are counted up to the cube root of the number of rows, with weights that fall to 0
+    (W. Newey and K. West, Econometrica 55, 1987; F. Diebold and R. Mariano, Journal of Business
+    & Economic Statistics 13, 1995).
+    """
+    count, added = len(centred), 0.0
+    lags = min(count - 1, max(horizon - 1, int(np.ceil(count ** (1 / 3)))))
+    for lag in range(1, lags + 1):
+        added += 2 * (1 - lag / (lags + 1)) * float(centred[lag:] @ centred[:-lag])
+    return added
 
 
 def _capitalised(text: str) -> str:

@@ -180,10 +180,11 @@ def _baselines(data: Dataset) -> dict[str, Callable[[Problem], _Fitted]]:
 
 
 def _suits_support_vectors(data: Dataset) -> bool:
-    """Few images, with a row of each class for each fold."""
+    """Few images, with a row of each class for each fold, also without the rows of another one."""
     if data.kind != "images" or not data.is_classification or len(data.train) > _MAX_SUPPORT_ROWS:
         return False
-    return int(np.unique(data.train.targets, return_counts=True)[1].min()) >= FOLDS
+    fewest = int(np.unique(data.train.targets, return_counts=True)[1].min())
+    return fewest - -(-fewest // FOLDS) >= FOLDS
 
 
 def _fit_best(fit: Callable[[Problem], _Fitted], problems: Sequence[Problem]) -> _Fitted:
@@ -293,8 +294,10 @@ def _join_values(estimators: list[BaseEstimator]) -> BaseEstimator:
 def _support_vectors(problem: Problem) -> _Fitted:
     rows, note = problem.sample(MAX_NUMBERS)
     # The classes are decided by votes; a sigmoid fitted in folds says how sure a vote is.
+    fewest = int(np.unique(rows.targets, return_counts=True)[1].min())  # of the sample
+    folds = max(2, min(FOLDS, fewest - -(-fewest // FOLDS)))
     candidates = [
-        (CalibratedClassifierCV(SVC(C=penalty), cv=FOLDS, ensemble=False), f"C = {penalty:g}")
+        (CalibratedClassifierCV(SVC(C=penalty), cv=folds, ensemble=False), f"C = {penalty:g}")
         for penalty in (1.0, 10.0)
     ]
     best = choose_estimator(candidates, rows, problem)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
-from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 from torch import nn
 
 from neurona_training.baselines.features import make_columns, predict_rows, sample_rows
@@ -27,10 +27,19 @@ _MIN_CROSS_VALIDATED = 20
 
 @dataclass(frozen=True)
 class EstimatorRows:
-    """Columns and targets; the targets of a series are changes from its last value."""
+    """Columns and targets; the targets of a series are changes from its last value.
+
+    groups: of rows that must stay together, (rows,), if there are any.
+    """
 
     columns: NDArray[np.float32]
     targets: NDArray[Any]
+    groups: NDArray[np.int64] | None = None
+
+    def take(self, rows: NDArray[np.int64]) -> EstimatorRows:
+        """Returns some rows."""
+        groups = None if self.groups is None else self.groups[rows]
+        return EstimatorRows(self.columns[rows], self.targets[rows], groups)
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Problem:
         limit = min(len(rows.columns), max(1, numbers // max(1, rows.columns.shape[1])))
         if limit < len(rows.columns):
             drawn = sample_rows(Split(rows.columns, rows.targets), limit, self.seed)
-            rows = EstimatorRows(rows.columns[drawn], rows.targets[drawn])
+            rows = rows.take(drawn)
         used, available = len(rows.columns), len(self.data.train)
         note = f"{used:,} of the {available:,} training rows"
         return rows, "" if used == available else note
@@ -94,7 +103,8 @@ def _make_problem(data: Dataset, title: str, columns: nn.Module, seed: int) -> P
         targets = split.targets[drawn]
         if offset is not None:
             targets = targets - predict_rows(offset, split, drawn)
-        return EstimatorRows(predict_rows(columns, split, drawn), targets)
+        groups = None if split.groups is None else split.groups[drawn]
+        return EstimatorRows(predict_rows(columns, split, drawn), targets, groups)
 
     return Problem(
         data=data,
@@ -138,7 +148,9 @@ def choose_estimator(
 ) -> Choice:
     """Fits the candidate with the smallest error on rows that it has not learned from.
 
-    These are the validation rows; or, where they are few, the training rows in five folds.
+    These are the validation rows; or, where they are few, the training rows in five folds that
+    keep groups together. Rows that follow each other in time are judged by later ones: the
+    validation rows.
 
     Args:
         candidates: of which the first of equal ones is taken.
@@ -151,7 +163,10 @@ def choose_estimator(
     Returns:
         The fitted estimator.
     """
-    is_small = len(rows.columns) <= _MAX_CROSS_VALIDATED and not problem.data.is_series
+    is_small = len(rows.columns) <= _MAX_CROSS_VALIDATED
+    is_small = is_small and not (problem.data.is_series or problem.data.in_time_order)
+    if rows.groups is not None:
+        is_small = is_small and len(np.unique(rows.groups)) >= FOLDS
     if problem.classes:
         is_small = is_small and _smallest_class(rows) >= FOLDS
     else:
@@ -183,12 +198,17 @@ def _smallest_class(rows: EstimatorRows) -> int:
 def _error_in_folds(
     estimator: BaseEstimator, rows: EstimatorRows, problem: Problem, by: str
 ) -> tuple[float, float]:
-    folds = (StratifiedKFold if problem.classes else KFold)(FOLDS, shuffle=True, random_state=0)
+    if rows.groups is None:
+        divider = StratifiedKFold if problem.classes else KFold
+    else:
+        divider = StratifiedGroupKFold if problem.classes else GroupKFold
+    folds = divider(FOLDS, shuffle=True, random_state=0)
     errors = []
-    for train, validation in folds.split(rows.columns, rows.targets):
+    for train, validation in folds.split(rows.columns, rows.targets, rows.groups):
+        if problem.classes and len(np.unique(rows.targets[train])) < 2:
+            continue  # all groups of a class are in this fold
         estimator.fit(rows.columns[train], rows.targets[train])
-        part = EstimatorRows(rows.columns[validation], rows.targets[validation])
-        errors.append(_error(estimator, part, problem, by))
+        errors.append(_error(estimator, rows.take(validation), problem, by))
     first, second = np.mean(errors, axis=0)
     return float(first), float(second)
 

@@ -6,6 +6,7 @@ It is one file, so that each option stands once, with its kind beside the others
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import math
 import re
@@ -122,6 +123,7 @@ def _arguments_of_all(
         available = (*recipe.learner_options, *recipe.network_options)
         others = dict.fromkeys(field for field in _FIELDS if field not in available)
         of_recipe = argparse.Namespace(**{**vars(options), **others})
+        of_recipe.no_augmentation &= "augmentation" in available
         arguments = make_arguments(parser, of_recipe, recipe, data)
         minutes = recipe.minutes.get(data, 0)
         most = LONG_TRAINING_SEEDS if minutes > LONG_TRAINING else options.seeds
@@ -281,15 +283,28 @@ def with_configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> 
         parser: with the options of `add_training_options`.
         argv: of the command line, whose options replace those of the file.
     """
-    finder = CommandParser(prog=parser.prog, add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", type=Path)
-    path = finder.parse_known_args(argv)[0].config
-    if path is None:
+    finder = CommandParser(prog=parser.prog, add_help=False)
+    finder.add_argument("recipes", nargs="*")
+    for action in parser._actions:
+        if action.option_strings and not isinstance(action, argparse._HelpAction):
+            optional = copy.copy(action)
+            optional.required = False  # the file may have it
+            finder._add_action(optional)
+    namespace, others = finder.parse_known_args(argv)
+    if namespace.config is None:
         return list(argv)
+    # An option of several values adds to those before it, and so does a recipe.
+    replaced_options = {
+        action.dest
+        for action in finder._actions
+        if isinstance(action, argparse._AppendAction) and getattr(namespace, action.dest)
+    }
+    if namespace.recipes or any(not other.startswith("-") for other in others):
+        replaced_options.add("recipes")
     from neurona_training.cli.configuration import read_configuration
 
     try:
-        return [*read_configuration(path, parser), *argv]
+        return [*read_configuration(namespace.config, parser, replaced_options), *argv]
     except OptionError as error:
         parser.error(str(error))
 

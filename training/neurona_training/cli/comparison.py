@@ -133,6 +133,7 @@ def run_compare(command: CompareRecipes) -> list[str]:
     path = pipeline.model_path(first)
     check_writable(path)
     data = _load_for_all(command)
+    pipeline.check_baseline(first, data)  # before hours of training
     models = [_tuned(model, data) for model in command.models]
     folder = report_folder(first)
     comparison = compare(
@@ -158,14 +159,26 @@ def run_compare(command: CompareRecipes) -> list[str]:
     top = comparison.standings[0]
     if not top.is_network:
         note = f"{top.title} is better than every network on the validation rows. {note}"
-        if find_spec("skl2onnx") is not None:
+        if _can_write_baseline(top.name, winner, data):
             winner = dataclasses.replace(winner, baseline=top.name)
     page = folder / "comparison.html"
     write_file(comparison_page(comparison, []).encode(), page)
-    recipe, checkpoint = RECIPES[winner.recipe], path.parents[1] / "checkpoint.pt"
-    lines = pipeline.run(recipe, winner, path, checkpoint)
+    checkpoint = pipeline.checkpoint_path(path)
+    lines = pipeline.run(RECIPES[winner.recipe], winner, path, checkpoint)
     write_file(comparison_page(comparison, [f"{note}: {lines[0]}."]).encode(), page)
     return [f"{note}:", *lines, f"{page}: the comparison with a chart"]
+
+
+def _can_write_baseline(name: str, winner: Arguments, data: Dataset) -> bool:
+    """Whether the best candidate, a baseline, becomes a model too.
+
+    Not if the user asked for another one, or if it suits the smaller folds only.
+    """
+    from neurona_training.baselines.estimators import baseline_names
+
+    if winner.baseline or find_spec("skl2onnx") is None:
+        return False
+    return name in baseline_names(data)
 
 
 def _load_for_all(command: CompareRecipes) -> Dataset:

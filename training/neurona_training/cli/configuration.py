@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 from neurona_training.errors import OptionError
@@ -23,12 +23,16 @@ from neurona_training.errors import OptionError
 _RECIPE = ("recipe", "recipes")  # the argument that has no dashes
 
 
-def read_configuration(path: Path, parser: argparse.ArgumentParser) -> list[str]:
+def read_configuration(
+    path: Path, parser: argparse.ArgumentParser, replaced: Container[str] = ()
+) -> list[str]:
     """Returns the arguments that a file stands for.
 
     Args:
         path: of a TOML file.
         parser: of the command line, whose options the file may set.
+        replaced: what the command line says itself, by argparse's names: for options that add up,
+            and the recipe, it would otherwise be joined to what the file says.
 
     Raises:
         OptionError: the file cannot be read, or has an unknown option or a value of a type
@@ -51,13 +55,15 @@ def read_configuration(path: Path, parser: argparse.ArgumentParser) -> list[str]
         name = key.replace("_", "-")
         if name in _RECIPE:
             names = value if isinstance(value, list) else [value]
-            arguments[:0] = [_as_text(path, key, one) for one in names]
+            texts = [_as_text(path, key, one) for one in names]
+            arguments[:0] = [] if "recipes" in replaced else texts
             continue
         if name not in actions:
             close = difflib.get_close_matches(name, [*_RECIPE, *actions], n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise OptionError(f"{path}: unknown option {key!r}{hint}")
-        arguments += _arguments_of(path, key, value, actions[name])
+        values = list(_arguments_of(path, key, value, actions[name]))
+        arguments += [] if actions[name].dest in replaced else values
     return arguments
 
 

@@ -22,7 +22,7 @@ from neurona_training.cli.comparison import COMPARE, parse_compare, run_compare
 from neurona_training.cli.pipeline import Arguments
 from neurona_training.cli.seeds import train_other_seeds
 from neurona_training.cli.tables import listing, results_table
-from neurona_training.cli.tuning import check_one_process, report_folder, tune_settings
+from neurona_training.cli.tuning import check_one_process, tune_settings
 from neurona_training.errors import TrainingError
 from neurona_training.export.files import check_writable
 from neurona_training.recipes import RECIPES
@@ -97,10 +97,11 @@ def train_all(command: TrainAll) -> int:
 
 
 def _is_complete(arguments: Arguments) -> bool:
-    """Whether nothing of the model is missing, as after a kill between model and report."""
-    report = report_folder(arguments) / "report.html"
-    is_trained = os.path.exists(pipeline.model_path(arguments))
-    return is_trained and (not arguments.report or os.path.exists(report))
+    """Whether nothing of the model is missing, as after a kill between two of its files."""
+    path = pipeline.model_path(arguments)
+    if not path.exists() or pipeline.checkpoint_path(path).exists():  # which is deleted last
+        return False
+    return not arguments.report or pipeline.report_path(path).exists()
 
 
 def _train_one(arguments: Arguments) -> int:
@@ -109,12 +110,11 @@ def _train_one(arguments: Arguments) -> int:
     if arguments.seeds > 1:
         check_one_process("--seeds")
     if arguments.trials:
-        arguments, lines = tune_settings(
-            recipe, arguments, pipeline.load_data(recipe, arguments).training_view
-        )
+        data = pipeline.load_data(recipe, arguments).training_view
+        pipeline.check_baseline(arguments, data)  # before many trainings
+        arguments, lines = tune_settings(recipe, arguments, data)
         _print_lines(lines)
-    checkpoint = path.parents[1] / "checkpoint.pt"
-    _print_lines(pipeline.run(recipe, arguments, path, checkpoint))
+    _print_lines(pipeline.run(recipe, arguments, path, pipeline.checkpoint_path(path)))
     return _train_other_seeds(arguments) if arguments.seeds > 1 else 0
 
 

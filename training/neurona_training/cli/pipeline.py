@@ -121,6 +121,11 @@ def model_path(arguments: Arguments) -> Path:
     return arguments.out / arguments.name / str(VERSION) / "model.onnx"
 
 
+def checkpoint_path(path: Path) -> Path:
+    """Where an interrupted training of model.onnx continues from; no file once all is written."""
+    return path.parents[1] / "checkpoint.pt"
+
+
 def run(recipe: Recipe, arguments: Arguments, path: Path, checkpoint: Path) -> list[str]:
     """Trains a model, measures it and writes its files.
 
@@ -504,6 +509,11 @@ def write_baseline(arguments: Arguments, trained: TrainedModel, loaded: LoadedUs
         "beside": arguments.name,
         "seed": arguments.seed,
         "opset": OPSET,
+        **{
+            key: trained.metadata.provenance[key]
+            for key in ("data_sha256", "split_seed", "date", "reading")
+            if key in trained.metadata.provenance
+        },
     }
     figures = {f"validation_{key}": value for key, value in baseline.validation_metrics.items()}
     content, described = export_baseline(

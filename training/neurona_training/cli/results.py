@@ -50,7 +50,7 @@ def figures_by_seed(path: Path, described: ModelMetadata) -> list[SeedFigures]:
     """
     from neurona_training.selection.records import read_records
 
-    own = int(described.provenance["seed"])
+    own = int(described.provenance.get("seed", "0"))
     training = describe_training(described.provenance)
     others = read_records(path.parents[1] / "report" / SEEDS_FILE)
     return [

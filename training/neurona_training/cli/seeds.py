@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,9 +27,12 @@ from neurona_training.cli.results import (
 from neurona_training.cli.tuning import check_one_process, report_folder
 from neurona_training.errors import OutputError
 from neurona_training.recipes import RECIPES
+from neurona_training.recipes.recipe import Recipe
+from neurona_training.recipes.settings import GRADIENT_FIELDS, NETWORK_FIELDS
 
 if TYPE_CHECKING:
     from neurona_protos.prediction_pb2 import ModelMetadata
+    from neurona_training.data.user.spec import LoadedUserData
 
 
 def train_other_seeds(arguments: Arguments) -> Iterator[str]:
@@ -62,7 +65,10 @@ def train_other_seeds(arguments: Arguments) -> Iterator[str]:
             continue
         checkpoint = path.parents[1] / f"checkpoint-seed-{seed}.pt"
         if records.find(str(seed), training) is None:
-            loaded = loaded or pipeline.load_data(recipe, arguments)
+            if loaded is None:
+                loaded = pipeline.load_data(recipe, arguments)
+                expected = _expected_training(recipe, arguments, loaded, described.provenance)
+                _check_same(path, expected, training)  # before hours of training
             # Once for all: they have the same rows, and the seed draws hardly anything in them.
             baselines = baselines or fit_baselines(loaded.training_view, arguments.seed)
             started = time.monotonic()
@@ -70,12 +76,7 @@ def train_other_seeds(arguments: Arguments) -> Iterator[str]:
             trained = pipeline.train(recipe, this_seed, loaded, checkpoint, baselines)
             if trained is None:
                 return
-            if describe_training(trained.metadata.provenance) != training:
-                raise OutputError(
-                    f"{path} is of another training: {training} (expected "
-                    f"{describe_training(trained.metadata.provenance)}; remove the file to train "
-                    "it anew)"
-                )
+            _check_same(path, describe_training(trained.metadata.provenance), training)
             figures = {
                 name: value
                 for name, value in trained.metadata.figures.items()
@@ -87,6 +88,42 @@ def train_other_seeds(arguments: Arguments) -> Iterator[str]:
             yield f"{arguments.name}, seed {seed}: {format_test_metrics([figures], unit)}"
         checkpoint.unlink(missing_ok=True)
     yield _summarise(arguments, path, described)
+
+
+def _expected_training(
+    recipe: Recipe, arguments: Arguments, loaded: LoadedUserData, provenance: Mapping[str, str]
+) -> str:
+    """Describes the training that is asked for, as far as it is known before it has run.
+
+    provenance: of the model, from which the rest is taken.
+    """
+    from neurona_training.data.digest import data_digest
+
+    settings = pipeline.choose_settings(recipe, arguments, loaded.training_view)
+    settled_entries = {
+        "recipe": recipe.name,
+        **recipe.describe_settings(settings),
+        "data_sha256": data_digest(loaded.caller_view),
+    }
+    rest = {
+        key: value
+        for key, value in provenance.items()
+        if key not in (*GRADIENT_FIELDS, *NETWORK_FIELDS)
+    }
+    return describe_training({**rest, **settled_entries})
+
+
+def _check_same(path: Path, expected: str, training: str) -> None:
+    """Checks that the model's file is of the training whose seeds are asked for.
+
+    Raises:
+        OutputError: it is of another one.
+    """
+    if expected != training:
+        raise OutputError(
+            f"{path} is of another training: {training} (expected {expected}; remove the file to "
+            "train it anew)"
+        )
 
 
 def _summarise(arguments: Arguments, path: Path, described: ModelMetadata) -> str:

@@ -60,7 +60,8 @@ class Split:
             `Dataset.extra_inputs`.
         allow_nan: whether NaN in `inputs` is a missing value.
         groups: the number of each row's group, int64 of shape (rows,), if rows of a group must
-            stay together, as in cross-validation.
+            stay together, as in cross-validation; of rows in time order, those of the same
+            time, in ascending order.
 
     Raises:
         DataError: no rows, arrays of different lengths, or values that are not finite.

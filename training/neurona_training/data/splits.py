@@ -27,7 +27,6 @@ _MAX_DIGITS = 1000  # of classes that are sorted by their value
 _BUNDLED_SEED = 1998  # the same rows whatever the seed of a training run
 USER_SEED = 1957  # of the division of a user's rows
 _GROUP_DIVISIONS, _MIN_DIVISIONS = 200, 5  # at random; of many groups one is like another
-_NOT_LEARNED = 10.0  # error of a division that has no row of a class for training
 _SUMMED_CELLS = 20_000_000  # groups by classes, in all divisions together
 
 RowIndices = NDArray[np.int64]
@@ -332,7 +331,7 @@ def _division_error(
         of_part = sums[mine].sum(axis=0)
         error += float(np.abs((of_part - share * sums.sum(axis=0)) / scale).mean())
         if not of_part.all():  # a class without a row in this part
-            error += _NOT_LEARNED if part == _TRAIN else 1.0
+            error += 1.0
     return error
 
 

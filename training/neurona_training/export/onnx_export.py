@@ -74,7 +74,7 @@ def export(network: nn.Module, data: Dataset, described: ModelMetadata) -> bytes
     try:
         return _export_verified(complete, data, described)
     except DifferenceError:
-        # The optimiser leaves out what adds less than 1e-8, which is much beside values of 1e-9.
+        # The optimiser takes tiny constants for 0, which they are not beside tiny values.
         return _export_verified(complete, data, described, optimise=False)
 
 

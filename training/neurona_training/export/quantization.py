@@ -29,7 +29,20 @@ from neurona_training.learning.evaluation import measure_predictions
 _ROWS_AT_ONCE = 256
 _FLOAT16_MAX = 65504.0
 _FIRST_OPERATORS = {  # of scaling, missing values, dates, and the columns that they become
-    *("Sub", "Mul", "Div", "Add", "Floor", "Sin", "Cos", "IsNaN", "Where", "Equal", "Cast"),
+    *(
+        "Sub",
+        "Mul",
+        "Div",
+        "Add",
+        "Floor",
+        "Round",
+        "Sin",
+        "Cos",
+        "IsNaN",
+        "Where",
+        "Equal",
+        "Cast",
+    ),
     *("Gather", "Slice", "Concat"),
     # of the linear part of a forecast
     *("Clip", "Exp", "Expand", "Log", "Max", "Pow", "ReduceMean", "ReduceSum", "Sqrt"),

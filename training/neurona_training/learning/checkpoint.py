@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from neurona_training.data import Dataset
+from neurona_training.data.digest import data_digest
 from neurona_training.errors import FitError, OutputError
 from neurona_training.learning.initial_weights import describe_weights
 from neurona_training.learning.run import Epoch, Hyperparameters, Run
@@ -50,19 +50,18 @@ def training_fingerprint(
     Two trainings that lead to the same weights have the same fingerprint, and no others.
 
     Args:
-        data: numbers of rows and sums of the inputs are used.
+        data: all of its rows.
         hyperparameters: all but the number of threads, which changes the speed only.
         run: name and seed.
         processes: their number.
         network: the `weights_digest` before training.
     """
     rows = [len(data.train), len(data.validation), len(data.test)]
-    sums = [float(np.sum(array, dtype=np.float64)) for array in data.train.arrays]
     hyperparameters = dataclasses.replace(hyperparameters, threads=1)
     start = f", {describe_weights(run.initial_weights)}" if run.initial_weights else ""
     return (
-        f"{run.name}, {data.name} {rows} {sums}, {hyperparameters}, seed {run.seed}, {processes}, "
-        f"network {network}{start}"
+        f"{run.name}, {data.name} {rows} {data_digest(data)[:16]}, {hyperparameters}, "
+        f"seed {run.seed}, {processes}, network {network}{start}"
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from neurona_training.architectures.classic import Adaline, Perceptron
 from neurona_training.data import Dataset
+from neurona_training.errors import FitError
 from neurona_training.learning import devices
 from neurona_training.learning.evaluation import accuracy, predict, rmse
 from neurona_training.learning.gradient_descent import (
@@ -114,7 +115,11 @@ def _learn(
     hyperparameters: Hyperparameters,
     run: Run,
 ) -> FitResult:
-    """Runs the epochs and keeps the weights that do best on the validation rows."""
+    """Runs the epochs and keeps the weights that do best on the validation rows.
+
+    Raises:
+        FitError: no epoch has a finite validation loss.
+    """
     targets = data.validation.targets
     unit = target_unit(data)
     generator = torch.Generator().manual_seed(run.seed)
@@ -139,7 +144,8 @@ def _learn(
             history.append(
                 Epoch(number, train_loss, validation_loss, metric, rate, training_metric)
             )
-            if validation_loss <= best_loss:  # of equal ones the later, which has seen more rows
+            # Of equal ones the later, which has seen more rows.
+            if math.isfinite(validation_loss) and validation_loss <= best_loss:
                 best_epoch, best_loss = number, validation_loss
                 best_weights = copy.deepcopy(network.state_dict())
             summary = epoch_summary(history[-1], hyperparameters.epochs, data)
@@ -150,6 +156,11 @@ def _learn(
                     listener(history[-1])
             if train_loss == 0:
                 break
+    if not best_epoch:
+        raise FitError(
+            f"validation loss is {history[-1].validation_loss} after {len(history)} epochs "
+            "(expected a finite number; try a smaller learning rate)"
+        )
     network.load_state_dict(best_weights)
     return FitResult(network.eval(), best_epoch, best_loss, tuple(history))
 

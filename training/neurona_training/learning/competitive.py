@@ -17,7 +17,7 @@ from neurona_training.architectures.neocognitron import Neocognitron, SCells
 from neurona_training.data import Dataset
 from neurona_training.errors import FitError
 from neurona_training.learning import devices
-from neurona_training.learning.evaluation import accuracy, predict
+from neurona_training.learning.evaluation import accuracy, predict, rows_at_once
 from neurona_training.learning.gradient_descent import loss
 from neurona_training.learning.progress_bar import progress_bar
 from neurona_training.learning.run import Epoch, FitResult, Hyperparameters, Run
@@ -25,7 +25,6 @@ from neurona_training.learning.run import Epoch, FitResult, Hyperparameters, Run
 _IMAGES_PER_LAYER = 600  # in an epoch: features repeat long before
 _HYPERCOLUMN_SIZE = 5  # cells across
 _MIN_NEW_STRENGTH = 0.3  # of an image's strongest part: fainter parts start no new plane
-_ROWS_AT_ONCE = 256
 _RIDGE_PENALTIES = (0.01, 0.1, 1.0, 10.0)  # of the readout, chosen on the validation rows
 _LOGIT_SCALES = (2.0, 4.0, 6.0, 8.0, 12.0, 16.0)  # from its outputs to logits, also chosen on them
 
@@ -67,7 +66,8 @@ def learn_competitively(
                     progress.update()
             if not planes_used:
                 raise FitError(f"data set {data.name!r} has blank training images only")
-            x = torch.cat([layer(part) for part in torch.split(x, _ROWS_AT_ONCE)])
+            at_once = rows_at_once(data.train.inputs)
+            x = torch.cat([layer(part) for part in torch.split(x, at_once)])
     result = _fit_readout(network, data, hyperparameters)
     if is_first:
         for listener in run.listeners:
@@ -113,9 +113,9 @@ def _fit_readout(
     width = network.output.in_features
     total, products = torch.zeros(width).double(), torch.zeros(width, width).double()
     covariance = torch.zeros(width, len(data.labels)).double()
-    images = torch.from_numpy(data.train.inputs)
+    images, at_once = torch.from_numpy(data.train.inputs), rows_at_once(data.train.inputs)
     for part, classes in zip(
-        torch.split(images, _ROWS_AT_ONCE), torch.split(one_hot, _ROWS_AT_ONCE), strict=True
+        torch.split(images, at_once), torch.split(one_hot, at_once), strict=True
     ):
         features = network.features(part).double()
         total += features.sum(dim=0)
@@ -127,7 +127,7 @@ def _fit_readout(
     validation_features = torch.cat(
         [
             network.features(part).double()
-            for part in torch.split(torch.from_numpy(data.validation.inputs), _ROWS_AT_ONCE)
+            for part in torch.split(torch.from_numpy(data.validation.inputs), at_once)
         ]
     )
     targets = torch.from_numpy(data.validation.targets)

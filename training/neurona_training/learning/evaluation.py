@@ -31,11 +31,12 @@ TEST_METRICS = (
 CONFIDENCE_BINS = 15  # of equal width, as in C. Guo and others (2017)
 _LARGE_VALUE = 1e4  # from which on values have no decimals
 _ROWS_AT_ONCE = 256  # per forward pass, so that memory does not grow with the data
+_NUMBERS_AT_ONCE = _ROWS_AT_ONCE * 128 * 128 * 3  # of inputs: fewer rows of large images
 _MIN_PROBABILITY = 1e-12  # whose logarithm stands for that of a probability rounded to 0
 
 
 def predict(network: nn.Module, split: Split, device: torch.device | str = "cpu") -> Tensor:
-    """Runs the network on all rows, in evaluation mode and in parts of 256 rows.
+    """Runs the network on all rows, in evaluation mode and in parts of `rows_at_once`.
 
     Args:
         network: on `device`.
@@ -49,7 +50,8 @@ def predict(network: nn.Module, split: Split, device: torch.device | str = "cpu"
     import torch
 
     network.eval()
-    parts = [torch.split(torch.from_numpy(array), _ROWS_AT_ONCE) for array in split.arrays]
+    rows = rows_at_once(split.inputs)
+    parts = [torch.split(torch.from_numpy(array), rows) for array in split.arrays]
     with torch.inference_mode():
         return torch.cat(
             [
@@ -57,6 +59,11 @@ def predict(network: nn.Module, split: Split, device: torch.device | str = "cpu"
                 for inputs in zip(*parts, strict=True)
             ]
         )
+
+
+def rows_at_once(inputs: NDArray[Any]) -> int:
+    """How many of these rows a network takes at once, from 1 to 256."""
+    return max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // max(1, int(np.prod(inputs.shape[1:])))))
 
 
 def evaluate(network: nn.Module, data: Dataset) -> dict[str, float]:

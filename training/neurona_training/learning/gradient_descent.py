@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import math
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -88,13 +88,14 @@ def fit(
     parallel_network = devices.data_parallel(network, device.torch_device)  # the same weights
     is_first = devices.process_rank() == 0
     compared_rows = compared_training_rows(data)
-    steps = math.ceil(len(data.train) / hyperparameters.batch_rows)
+    order = torch.arange(len(data.train))
+    steps = len(_batches(order, hyperparameters.batch_rows, network))
     with progress_bar(
         run.name, hyperparameters.epochs * steps, len(history) * steps, visible=is_first
     ) as progress:
         for number in range(len(history) + 1, hyperparameters.epochs + 1):
             patience = hyperparameters.patience
-            if patience is not None and number - best_epoch > patience:
+            if patience is not None and number - _lowest_loss_epoch(history) > patience:
                 break
             train_loss, rate = _train_epoch(
                 parallel_network,
@@ -261,7 +262,7 @@ def _train_epoch(
     inputs = [torch.from_numpy(array) for array in data.train.arrays]
     targets = torch.from_numpy(data.train.targets)
     order = torch.randperm(len(targets), generator=generator)
-    batches = torch.split(order, hyperparameters.batch_rows)
+    batches = _batches(order, hyperparameters.batch_rows, network)
     total_steps = hyperparameters.epochs * len(batches)
     total_loss = torch.zeros((), device=device.torch_device)
     rate = 0.0
@@ -277,7 +278,8 @@ def _train_epoch(
 
         optimiser.zero_grad()
         with device.autocast():
-            outputs = network(*(array[share].to(device.torch_device) for array in batch_inputs))
+            shares = [array[share].to(device.torch_device) for array in batch_inputs]
+            outputs = _outputs_in_training(network, shares)
         smoothing = hyperparameters.label_smoothing
         error = _loss_of_all(outputs, batch_targets, smoothing, class_weights, unit) * weight
         scaler.scale(error).backward()  # type: ignore[no-untyped-call]
@@ -294,6 +296,44 @@ def _train_epoch(
         total_loss += error.detach() * len(batch)
         progress.update()
     return devices.average_in_place(total_loss).item() / len(targets), rate
+
+
+def _outputs_in_training(network: nn.Module, inputs: list[Tensor]) -> Any:
+    """Runs the network.
+
+    Raises:
+        FitError: batch normalisation would need more than one row.
+    """
+    try:
+        return network(*inputs)
+    except ValueError as error:
+        if len(inputs[0]) == 1 and "more than 1 value per channel" in str(error):
+            raise FitError(
+                "batch is of one row: batch normalisation has no variance of one (expected "
+                "2 training rows and --batch-rows 2, or more)"
+            ) from error
+        raise
+
+
+def _batches(order: Tensor, rows: int, network: nn.Module) -> list[Tensor]:
+    """Divides rows into batches.
+
+    Batch normalisation has no variance of one row: for it, one that is left over goes to the batch
+    before.
+    """
+    batches = list(torch.split(order, rows))
+    is_normalised = any(
+        isinstance(one, nn.modules.batchnorm._BatchNorm) for one in network.modules()
+    )
+    if is_normalised and rows > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def _lowest_loss_epoch(history: list[Epoch]) -> int:
+    """The number of the epoch with the lowest validation loss so far; 0 without one."""
+    finite = [epoch for epoch in history if math.isfinite(epoch.validation_loss)]
+    return min(finite, key=lambda epoch: epoch.validation_loss).number if finite else 0
 
 
 def compared_training_rows(data: Dataset) -> Split:

@@ -19,6 +19,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from neurona_training.architectures.forecast import Forecast
+from neurona_training.architectures.input_layers import Normalise
 from neurona_training.architectures.published_weights import (
     PUBLISHED_SCALES,
     PublishedInput,
@@ -33,8 +35,8 @@ WEIGHTS_FILE = "weights.safetensors"  # in the folder of a model's report
 _DESCRIPTION = "neurona"  # key of the recipe and what it predicts, in the file's own metadata
 _NESTED = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights
 _WHITE_LEVELS = (1.0, 16.0, 255.0, 65535.0)  # of the images that there are
-# What belongs to the classes or values that are predicted, by the first part of a name.
-_LAST_LAYERS = ("output", "auxiliary.output", "classifier.6", "denormalise")
+# What belongs to the classes or values that are predicted, by the end of a layer's path.
+_LAST_LAYERS = ("output", "classifier.6", "denormalise")
 _NAMED = 3  # differing tensors that an error names
 _OPTIONAL = ("auxiliary.", "num_batches_tracked")  # published files may lack them
 
@@ -55,24 +57,29 @@ def start_from(
 
     Raises:
         WeightsError: the file cannot be read, or is not of this network: a tensor is absent,
-            unknown or of another shape.
+            unknown or of another shape, or its inputs are other columns.
     """
     path = _file_of(weights)
     if not path.exists():
         raise _not_found(path)
     if weights.path.is_dir():
-        state, answers = _read_model(path, recipe)
+        state, answers = _read_model(path, recipe, data)
+        if "colours.mean" in state and recipe in PUBLISHED_SCALES:  # begun from a published file
+            network.colours = PublishedInput(_white_level(data), PUBLISHED_SCALES[recipe])
         same_answers = answers == answer_names(data)
     else:
         state, same_answers = _read_published(path, recipe, network, data), False
     own = network.state_dict()
-    fresh = _fresh_names(own, state, same_answers=same_answers)
-    _check_tensors(path, {name: own[name] for name in own if name not in fresh}, state)
+    fitted = _linear_part(network) | (_image_scales(network) if data.kind == "images" else set())
+    fresh = _fresh_names(own, state, same_answers=same_answers) | fitted
+    _check_tensors(path, own, state, fresh)
     network.load_state_dict({**state, **{name: own[name] for name in fresh}}, strict=False)
     if weights.freeze:
         for name, weight in network.named_parameters():
-            weight.requires_grad_(_is_last(name))
-    layers = (name.rpartition(".")[0] for name in sorted(fresh) if "num_batches" not in name)
+            # A layer that the file does not have must learn too.
+            weight.requires_grad_(_is_last(name) or name in fresh)
+    named = sorted(name for name in fresh - fitted if "num_batches" not in name)
+    layers = (name.rpartition(".")[0] for name in named)
     return tuple(dict.fromkeys(layers))
 
 
@@ -99,6 +106,11 @@ def answer_names(data: Dataset) -> tuple[str, ...]:
     return data.labels or tuple(f"{value.name} ({value.unit})" for value in data.values)
 
 
+def input_names(data: Dataset) -> tuple[str, ...]:
+    """What a network reads, in its order: the names of columns, or the known characters."""
+    return data.input.categories or data.input.columns
+
+
 def weights_file(network: nn.Module, recipe: str, data: Dataset) -> bytes:
     """Makes the file from which another training can start.
 
@@ -113,7 +125,9 @@ def weights_file(network: nn.Module, recipe: str, data: Dataset) -> bytes:
     # Tensors that share memory, or are not contiguous, are refused by the format.
     state = {name: tensor.clone().contiguous() for name, tensor in network.state_dict().items()}
     # One entry: the library writes several in any order.
-    described = json.dumps({"recipe": recipe, "answers": answer_names(data)})
+    described = json.dumps(
+        {"recipe": recipe, "answers": answer_names(data), "inputs": input_names(data)}
+    )
     return safetensors.torch.save(state, {_DESCRIPTION: described})
 
 
@@ -129,8 +143,14 @@ def _not_found(path: Path) -> WeightsError:
     return WeightsError(f"weights not found: {path}{hint if path.name == WEIGHTS_FILE else ''}")
 
 
-def _read_model(path: Path, recipe: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Returns the tensors of a model, and the names of its classes or values."""
+def _read_model(
+    path: Path, recipe: str, data: Dataset
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Returns the tensors of a model, and the names of its classes or values.
+
+    Raises:
+        WeightsError: the file cannot be read, or is of another recipe or of other columns.
+    """
     if not path.is_file():
         raise _not_found(path)
     try:
@@ -138,11 +158,27 @@ def _read_model(path: Path, recipe: str) -> tuple[dict[str, Tensor], tuple[str, 
             described = json.loads((file.metadata() or {})[_DESCRIPTION])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             other, answers = str(described["recipe"]), tuple(map(str, described["answers"]))
+            names = tuple(map(str, described.get("inputs", ())))
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise WeightsError(f"weights unreadable: {path}: {error}") from error
     if other != recipe:
         raise WeightsError(
             f"weights of another network: {path} is of recipe {other!r} (expected {recipe!r})"
+        )
+    own_names = input_names(data)
+    if len(names) > 1 and own_names and names != own_names:  # one series may follow another
+        index = next(
+            (
+                place
+                for place, pair in enumerate(zip(names, own_names, strict=False))
+                if pair[0] != pair[1]
+            ),
+            min(len(names), len(own_names)),
+        )
+        theirs, ours = ((*some, "nothing")[min(index, len(some))] for some in (names, own_names))
+        raise WeightsError(
+            f"weights of other inputs: {path} has {len(names)}, number {index + 1} is {theirs!r} "
+            f"(expected {len(own_names)}, and there {ours!r}: the same in the same order)"
         )
     return state, answers
 
@@ -157,15 +193,19 @@ def _read_published(
             f"{', '.join(PUBLISHED_SCALES)})"
         )
     state = rename_published(recipe, _read_state(path), network)
-    highest = float(data.train.inputs.max())
-    white = next((level for level in _WHITE_LEVELS if highest <= level), highest)
-    network.colours = PublishedInput(white, PUBLISHED_SCALES[recipe])
+    network.colours = PublishedInput(_white_level(data), PUBLISHED_SCALES[recipe])
     own = network.state_dict()
     first = "classifier.0.weight"  # as wide as the maps that images of this size leave
     if recipe == "vgg16" and first in state and state[first].shape != own[first].shape:
         state = {name: one for name, one in state.items() if not name.startswith("classifier.")}
     scale = {name: one for name, one in own.items() if name.startswith("colours.")}
     return {**state, **scale}
+
+
+def _white_level(data: Dataset) -> float:
+    """The level of a white pixel in these images."""
+    highest = float(data.train.inputs.max())
+    return next((level for level in _WHITE_LEVELS if highest <= level), highest)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -205,7 +245,34 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _is_last(name: str) -> bool:
-    return any(name.startswith(f"{layer}.") for layer in _LAST_LAYERS)
+    layer = name.rpartition(".")[0]
+    return any(layer == last or layer.endswith(f".{last}") for last in _LAST_LAYERS)
+
+
+def _image_scales(network: nn.Module) -> set[str]:
+    """Names of the tensors that scale pixels.
+
+    White may be 1, 16 or 255; a network has learned to see on images of mean 0 and variance 1.
+    """
+    return {
+        f"{path}.{name}".lstrip(".")
+        for path, module in network.named_modules()
+        if isinstance(module, Normalise | PublishedInput)
+        for name, _ in module.named_buffers(recurse=False)
+    }
+
+
+def _linear_part(network: nn.Module) -> set[str]:
+    """Names of the tensors of a forecast's linear function.
+
+    It is fitted to the series as a whole, and cannot be learned on from another one's.
+    """
+    return {
+        f"{path}.{name}".lstrip(".")
+        for path, module in network.named_modules()
+        if isinstance(module, Forecast)
+        for name, _ in module.named_buffers(recurse=False)
+    }
 
 
 def _fresh_names(
@@ -224,14 +291,16 @@ def _fresh_names(
     return fresh
 
 
-def _check_tensors(path: Path, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+def _check_tensors(
+    path: Path, own: Mapping[str, Tensor], state: Mapping[str, Tensor], fresh: set[str]
+) -> None:
     """Compares names and shapes of what the network takes with the file's."""
     faults = [
         f"{name} is {list(state[name].shape)}, expected {list(tensor.shape)}"
         if name in state
         else f"no {name}"
         for name, tensor in own.items()
-        if name not in state or state[name].shape != tensor.shape
+        if name not in fresh and (name not in state or state[name].shape != tensor.shape)
     ]
     faults += [
         f"unknown {name}"

@@ -98,6 +98,16 @@ def _widrow_hoff(
 _ONE_ROW = Settings(Hyperparameters(epochs=1, batch_rows=1, learning_rate=0.0))
 _ROSENBLATT = Settings(Hyperparameters(epochs=100, batch_rows=1, learning_rate=1.0))
 _WIDROW_HOFF = Settings(Hyperparameters(epochs=100, batch_rows=1, learning_rate=0.01))
+_STABLE_RATE = 0.2  # by columns: above 2 / columns the rule diverges
+
+
+def _widrow_hoff_settings(data: Dataset) -> Settings:
+    """A smaller rate for many columns: a step moves the output by the sum of their squares."""
+    rate = min(
+        _WIDROW_HOFF.hyperparameters.learning_rate, _STABLE_RATE / data.train.inputs.shape[1]
+    )
+    return _WIDROW_HOFF.with_changes({"learning_rate": rate})
+
 
 RECIPES = (
     Recipe(
@@ -131,7 +141,7 @@ RECIPES = (
         tasks=("regression",),
         tuned={"diabetes": _WIDROW_HOFF},
         learner=_widrow_hoff,
-        defaults=lambda _: _WIDROW_HOFF,
+        defaults=_widrow_hoff_settings,
         learner_options=("epochs", "learning_rate", "schedule", "warm_up"),
     ),
 )

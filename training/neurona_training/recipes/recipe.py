@@ -196,7 +196,7 @@ class Recipe:
         if run.initial_weights:
             from neurona_training.learning.initial_weights import start_from
 
-            if self.learner is not learn_by_gradient:
+            if "optimiser" not in self.learner_options:
                 raise WeightsError(
                     f"initial weights not possible for recipe {self.name!r} (expected one that "
                     "learns by gradients)"

@@ -46,21 +46,33 @@ def training_section(results: RunResults) -> Section | None:
     if len(results.fit_result.history) == 1:
         return _one_epoch_section(results)
     best = results.fit_result.best_epoch
-    description = f"loss, metric and learning rate by epoch; best: {best or 'none'}"
-    kept = (
-        f"the model has the weights of epoch {best}, which did best on them"
-        if best
-        else "no epoch made them better than the linear part of the forecast, which alone is left"
-    )
-    caption = (
-        f"After each epoch the validation rows are predicted; {kept}. Where the training curve "
-        "goes on to improve and the validation curve does not, the network is overfitting."
+    description = f"loss, metric and learning rate by epoch; weights of epoch {best}"
+    caption = f"After each epoch the validation rows are predicted; {_which_epoch(results)}"
+    caption += (
+        " Where the training curve goes on to improve and the validation curve does not, the "
+        "network is overfitting."
     )
     if any(epoch.training_metric is None for epoch in results.fit_result.history):
         caption = caption.partition(" Where")[0]
     picture = make_picture(learning_curves(results), description)
     words = ("epoch", "loss", "gradient", "learning rate", "overfitting")
     return Section("The training", caption, (picture,), words=words)
+
+
+def _which_epoch(results: RunResults) -> str:
+    """Which weights the model has, and why."""
+    best, history = results.fit_result.best_epoch, results.fit_result.history
+    if not best:
+        return (
+            "no epoch made them better than the linear part of the forecast, which alone is left."
+        )
+    lowest = min(history, key=lambda epoch: epoch.validation_loss).number
+    if results.keeps_last_epoch and lowest != best:
+        return (
+            f"the model has the weights of the last epoch, {best}, as was asked for; those of "
+            f"epoch {lowest} did best on them."
+        )
+    return f"the model has the weights of epoch {best}, which did best on them."
 
 
 def _one_epoch_section(results: RunResults) -> Section:
@@ -71,7 +83,8 @@ def _one_epoch_section(results: RunResults) -> Section:
     if epoch.training_metric is not None:
         trained = format_metric(name, epoch.training_metric, results.unit)
         text += f", and {trained} on training rows"
-    return Section("The training", f"It saw its training rows in one epoch; {text}.")
+    count = "one epoch" if epoch.number == 1 else f"{epoch.number} epochs"
+    return Section("The training", f"It saw its training rows in {count}; {text}.")
 
 
 def predictions_section(results: RunResults) -> Section:
@@ -121,7 +134,7 @@ def mistakes_section(results: RunResults) -> Section:
 
 
 def learning_curves(results: RunResults) -> Figure:
-    """Loss, metric and learning rate by epoch; the best epoch is marked."""
+    """Loss, metric and learning rate by epoch; the epoch whose weights are kept is marked."""
     history, data = results.fit_result.history, results.data
     has_rates = len({epoch.learning_rate for epoch in history}) > 1
     figure = new_figure(9.5, 3.1)
@@ -162,7 +175,7 @@ def learning_curves(results: RunResults) -> Figure:
         panels[2].set_title("Learning rate", fontsize=10.5, color=INK, loc="left")
     best = results.fit_result.best_epoch
     for axes in panels:
-        _mark_best_epoch(axes, best)
+        _mark_best_epoch(axes, best, "kept" if results.keeps_last_epoch else "best")
     if 0 < best <= len(history):
         metric = metrics[best - 1]
         text = f"{metric:.2%}" if data.is_classification else f"{metric:.4g}"
@@ -172,10 +185,10 @@ def learning_curves(results: RunResults) -> Figure:
     return figure
 
 
-def _mark_best_epoch(axes: Axes, best: int) -> None:
+def _mark_best_epoch(axes: Axes, best: int, word: str) -> None:
     style_plot(axes)
     axes.set_xlabel("epoch", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if best:
-        label = f"best: epoch {best}"
+        label = f"{word}: epoch {best}"
         axes.axvline(best, color=GREY, linewidth=1, linestyle=(0, (4, 3)), label=label)

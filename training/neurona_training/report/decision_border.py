@@ -27,6 +27,7 @@ from neurona_training.report.drawing import (
     make_picture,
     new_figure,
     shorten,
+    spread_rows,
     style_plot,
 )
 from neurona_training.report.results import RunResults
@@ -109,13 +110,10 @@ def _draw_plane(results: RunResults) -> Figure:
         values = answers[:, 0].reshape(_POINTS, _POINTS)
         image = axes.contourf(x, y, values, levels=14, cmap="cividis")
         figure.colorbar(image, ax=axes, pad=0.02, label=escape_math(data.values[0].name))
-    rows = train[:_MAX_ROWS]
+    row_numbers = spread_rows(len(train), _MAX_ROWS)
+    rows, targets = train[row_numbers], data.train.targets[row_numbers]
     for index, label in enumerate(data.labels or ("training rows",)):
-        of_class = (
-            data.train.targets[:_MAX_ROWS] == index
-            if data.is_classification
-            else np.ones(len(rows), bool)
-        )
+        of_class = targets == index if data.is_classification else np.ones(len(rows), bool)
         axes.plot(
             *rows[of_class].T,
             "o",
@@ -180,9 +178,10 @@ def _draw_curve(results: RunResults) -> Figure:
     figure = new_figure(7.0, 3.6)
     axes = figure.subplots()
     style_plot(axes)
+    rows = spread_rows(len(train), _MAX_ROWS)
     axes.plot(
-        train[:_MAX_ROWS],
-        data.train.targets[:_MAX_ROWS, 0],
+        train[rows],
+        data.train.targets[rows, 0],
         "o",
         color=GREY,
         markersize=4,

@@ -97,6 +97,14 @@ def style_image(axes: Axes) -> None:
         spine.set_color(PALE)
 
 
+def spread_rows(count: int, most: int) -> NDArray[np.int64]:
+    """Indices of at most so many of `count` rows, from all of them at equal distances.
+
+    The first rows would not do: a file may have its classes one after the other.
+    """
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+
+
 def shorten(text: str, limit: int = 22) -> str:
     """Cuts a text to `limit` characters, the last one an ellipsis."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -22,6 +22,7 @@ from neurona_training.report.drawing import (
     make_picture,
     new_figure,
     signed_tile,
+    spread_rows,
 )
 from neurona_training.report.network_layers import Layer
 from neurona_training.report.results import RunResults
@@ -30,6 +31,7 @@ _MAX_STAGES = 5
 _MAX_NAME = 14  # characters of a layer's name
 _MAX_MAPS = 8  # of each stage
 _PATCH_ROWS, _PATCHES = 6, 8  # maps, and the patches of each
+_LINE_ASPECT = 30  # of a line of patches, width by height at most
 _SEARCHED_ROWS = 500  # test rows in which the patches are searched
 _ROWS_AT_ONCE = 64
 _PROBES = 16  # pictures with which a field is measured
@@ -185,7 +187,8 @@ def _short_name(layer: Layer) -> str:
 
 
 def _draw_patches(results: RunResults, stages: list[Layer], fields: list[NDArray[Any]]) -> Figure:
-    inputs = results.data.test.inputs[:_SEARCHED_ROWS]
+    inputs = results.data.test.inputs
+    inputs = inputs[spread_rows(len(inputs), _SEARCHED_ROWS)]
     brightest = float(inputs.max())
     figure = new_figure(4.75 * len(stages), 3.4)
     grid = figure.subplots(1, len(stages), squeeze=False)
@@ -203,7 +206,9 @@ def _draw_patches(results: RunResults, stages: list[Layer], fields: list[NDArray
         largest = maps.flatten(2).max(dim=2)
         spread = largest.values.std(dim=0)
         order = torch.argsort(spread, descending=True, stable=True)[:_PATCH_ROWS].sort().values
-        across = min(_PATCHES, rows)
+        # Of wide patches fewer, or the lines would be lower than their names.
+        *_, high, wide = field_box(field)
+        across = max(1, min(_PATCHES, rows, _LINE_ASPECT * high // wide))
         tiles, names = [], []
         for index in order.tolist():
             best = torch.argsort(largest.values[:, index], descending=True, stable=True)[:across]

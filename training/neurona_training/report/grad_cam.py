@@ -103,7 +103,7 @@ def _draw_rows(results: RunResults, layer: Layer, rows: list[int], *, is_right: 
     data = results.data
     down = 2 if is_right else 3
     height = 1.62 * data.test.inputs.shape[-2] / data.test.inputs.shape[-1]
-    figure = new_figure(9.5, min(2.4, height) * down + 0.35)
+    figure = new_figure(9.5, min(2.4, max(0.7, height)) * down + 0.35)  # of wide pictures too
     grid = figure.subplots(down, _EXAMPLES, squeeze=False)
     brightest = results.brightest
     for axes in grid.flat:

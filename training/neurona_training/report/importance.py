@@ -23,12 +23,15 @@ from neurona_training.report.drawing import (
     make_picture,
     new_figure,
     shorten,
+    spread_rows,
     style_plot,
 )
 from neurona_training.report.results import RunResults
 
-_REPEATS = 10  # shuffles of each column
+_MIN_REPEATS, _MAX_REPEATS = 3, 10  # shuffles of each column
+_SHUFFLES = 600  # of all columns together, about: of a wide table fewer each
 _MAX_ROWS = 1000  # of the validation rows
+_WIDE_TABLE, _ROWS_OF_WIDE_TABLE = 100, 300  # columns, and rows that say enough then
 _MAX_COLUMNS = 400  # of a table that is examined at all
 _MAX_BARS = 20
 _MIN_ROWS = 10
@@ -58,13 +61,16 @@ def importance_section(results: RunResults) -> Section | None:
     if len(importances) < 2:
         return None
     figure = _draw(results, importances[:_MAX_BARS])
+    count = column_count(results)
     lost = "accuracy is lost" if data.is_classification else "the error (RMSE) grows"
     caption = (
         f"How much {lost} on the validation rows when one column is shuffled among them, so that "
-        f"it says nothing any more; mean and standard deviation of {_REPEATS} shuffles. Columns "
-        "that say the same share their importance: each of them can be missed alone. It tells "
-        "what this network uses, not what causes what."
+        "it says nothing any more; mean and standard deviation of "
+        f"{_repeats(count)} shuffles. Columns that say the same share their importance: each of "
+        "them can be missed alone. It tells what this network uses, not what causes what."
     )
+    if len(importances) < count:
+        caption += f" Examined are {len(importances):,} of {count:,} columns, the first ones."
     picture = make_picture(figure, "importance of the columns")
     return Section("Which columns matter", caption, (picture,), words=("feature importance",))
 
@@ -72,9 +78,11 @@ def importance_section(results: RunResults) -> Section | None:
 def permutation_importance(results: RunResults) -> list[Importance]:
     """Measures each column of each input on the validation rows, the most important first."""
     data = results.data
-    split = _first_rows(data.validation)
+    count = column_count(results)
+    rows = _MAX_ROWS if count <= _WIDE_TABLE else _ROWS_OF_WIDE_TABLE
+    split = _some_rows(data.validation, rows)
     random = np.random.default_rng(0)
-    orders = [random.permutation(len(split)) for _ in range(_REPEATS)]
+    orders = [random.permutation(len(split)) for _ in range(_repeats(count))]
     best = _measure(results, split)
     importances = []
     for index, (described, array) in enumerate(zip(data.inputs, split.arrays, strict=True)):
@@ -96,12 +104,24 @@ def permutation_importance(results: RunResults) -> list[Importance]:
     return sorted(importances, key=lambda one: -one.mean)
 
 
-def _first_rows(split: Split) -> Split:
+def column_count(results: RunResults) -> int:
+    """Columns of all inputs of a table."""
+    arrays = results.data.validation.arrays
+    return sum(array.shape[-1] if array.ndim > 1 else 1 for array in arrays)
+
+
+def _repeats(columns: int) -> int:
+    """How often each of so many columns is shuffled."""
+    return max(_MIN_REPEATS, min(_MAX_REPEATS, _SHUFFLES // max(columns, 1)))
+
+
+def _some_rows(split: Split, most: int) -> Split:
+    rows = spread_rows(len(split), most)
     return replace(
         split,
-        inputs=split.inputs[:_MAX_ROWS],
-        targets=split.targets[:_MAX_ROWS],
-        extra_inputs=tuple(array[:_MAX_ROWS] for array in split.extra_inputs),
+        inputs=split.inputs[rows],
+        targets=split.targets[rows],
+        extra_inputs=tuple(array[rows] for array in split.extra_inputs),
     )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from neurona_training.architectures.audio import LogMel
 from neurona_training.architectures.columns import EncodeColumns
-from neurona_training.architectures.input_layers import Features
+from neurona_training.architectures.input_layers import Features, StandardiseColumns
 from neurona_training.export.parity import caller_array
 from neurona_training.report.drawing import (
     BLUE,
@@ -176,15 +176,16 @@ def _row_section(results: RunResults, row: int) -> Section:
 
 def _scaled(network: nn.Module, inputs: NDArray[Any]) -> NDArray[Any] | None:
     scales = [one for one in network.modules() if isinstance(one, Features)]
-    if not scales or scales[0].width < inputs.shape[-1]:
+    scale = scales[0].scale if scales else None
+    if not isinstance(scale, StandardiseColumns) or len(scale.mean) < inputs.shape[-1]:
         return None
     for module in network.modules():  # filled and encoded columns are others than a caller's
         if isinstance(module, EncodeColumns) and (module.encoding.medians or module.encoding.dates):
             return None
     with torch.inference_mode():
-        padded = torch.zeros(1, scales[0].width)
+        padded = torch.zeros(1, len(scale.mean))
         padded[:, : inputs.shape[-1]] = torch.from_numpy(inputs)
-        values: NDArray[Any] = scales[0](padded).numpy()
+        values: NDArray[Any] = scale(padded).numpy()
     return values
 
 

@@ -17,7 +17,8 @@ from neurona_training.report.predictions import confusion_counts
 from neurona_training.report.results import RunResults
 
 _NORMAL_QUANTILE = 1.96  # of 95 % in the middle
-_RESAMPLES = 1000  # of the test rows, for the interval of an RMSE
+_RESAMPLES, _MIN_RESAMPLES = 1000, 200  # of the test rows, for the interval of an RMSE
+_DRAWS = 20_000_000  # of rows, in all of them together
 _FEW_ROWS = 30  # of a class in training: too few to rely on
 _MAX_NAMES = 12  # classes or columns in one cell
 _WEAK_CLASSES = 3
@@ -68,8 +69,10 @@ def rmse_interval(errors: NDArray[Any], block: int = 1) -> tuple[float, float]:
     """
     squares = np.square(errors.astype(np.float64).reshape(len(errors), -1)).mean(axis=1)
     random, count = np.random.default_rng(0), len(squares)
+    # Of very many rows fewer resamples: the interval is narrow, and each takes long.
+    resamples = max(_MIN_RESAMPLES, min(_RESAMPLES, _DRAWS // count))
     means = []
-    for _ in range(_RESAMPLES):
+    for _ in range(resamples):
         starts = random.integers(0, count, -(-count // block))
         rows = (starts[:, None] + np.arange(block)) % count
         means.append(squares[rows.ravel()[:count]].mean())

@@ -102,12 +102,13 @@ class _Tile:
 def _tiles(results: RunResults) -> list[_Tile]:
     figures, unit = results.metadata.figures, results.unit
     first = "test_accuracy" if results.data.is_classification else "test_rmse"
-    best, epochs = results.fit_result.best_epoch, len(results.fit_result.history)
+    best, history = results.fit_result.best_epoch, results.fit_result.history
     tiles = [_metric_tile(first, figures[first], unit)]
     tiles += [_metric_tile(name, figures[name], unit) for name in ("test_auc",) if name in figures]
     tiles.append(_Tile(f"{int(results.metadata.provenance['parameters']):,}", "parameters"))
     if best:
-        tiles.append(_Tile(f"{best}", f"best epoch of {epochs or results.hyperparameters.epochs}"))
+        which = "last" if results.keeps_last_epoch else "best"
+        tiles.append(_Tile(f"{best}", f"{which} epoch of {history[-1].number}"))
     tiles.append(_Tile(_format_time(results.seconds), "from data to file"))
     tiles.append(_Tile(_format_bytes(results.files["float32"][0]), "ONNX file"))
     return tiles
@@ -217,7 +218,9 @@ def _outputs(results: RunResults) -> str:
         f"{value.name} ({value.unit})" if value.unit else value.name
         for value in results.data.values
     ]
-    return ", ".join([results.metadata.answer, *(values or results.data.labels[:_MAX_LABELS])])
+    names = values or list(results.data.labels)
+    more = [f"and {len(names) - _MAX_LABELS:,} more"] if len(names) > _MAX_LABELS else []
+    return ", ".join([results.metadata.answer, *names[:_MAX_LABELS], *more])
 
 
 def _provenance_section(provenance: Mapping[str, str]) -> Section:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from neurona_training.report.drawing import (
 from neurona_training.report.results import RunResults
 
 MAX_CLASSES = 30  # in a readable confusion matrix
+_MAX_VALUES = 4  # of a table that are drawn, one below the other
 _MAX_STEPS = 240  # of a series, the latest ones, so that its shape is visible
 
 
@@ -103,19 +105,46 @@ def recall_bars(results: RunResults) -> Figure:
 
 
 def predicted_against_true(results: RunResults) -> Figure:
-    """Predicted against true values, and a histogram of the residuals."""
-    true, predicted = results.data.test.targets.ravel(), results.predictions.ravel()
-    unit = results.data.values[0].unit
+    """Predicted against true values, and a histogram of the residuals.
+
+    The values of a table differ in unit and size, so each has its own line of charts; the steps
+    of a series are drawn together.
+    """
+    values, true, predicted = results.data.values, results.data.test.targets, results.predictions
+    if results.is_series or len(values) == 1:
+        lines = [("", values[0].unit, true.ravel(), predicted.ravel())]
+    else:
+        lines = [
+            (value.name, value.unit, true[:, index], predicted[:, index])
+            for index, value in enumerate(values[:_MAX_VALUES])
+        ]
+    figure = new_figure(9.5, 4.0 if len(lines) == 1 else 3.2 * len(lines))
+    grid = figure.subplots(len(lines), 2, squeeze=False)
+    for axes, line in zip(grid, lines, strict=True):
+        left, right = axes
+        _draw_errors(left, right, *line)
+    return figure
+
+
+def _draw_errors(
+    left: Axes,
+    right: Axes,
+    name: str,
+    unit: str,
+    true: NDArray[np.float32],
+    predicted: NDArray[np.float32],
+) -> None:
+    """Predicted against true values on the left, their differences on the right."""
     unit_suffix = f" ({unit})" if unit else ""
-    figure = new_figure(9.5, 4.0)
-    left, right = figure.subplots(1, 2)
+    of_value = f", {shorten(name)}" if name else ""
     low, high = float(min(true.min(), predicted.min())), float(max(true.max(), predicted.max()))
     left.plot([low, high], [low, high], color=GREY, linewidth=1, linestyle=(0, (4, 3)))
     opacity = float(np.clip(400 / len(true), 0.08, 0.7))
     left.plot(true, predicted, "o", color=BLUE, markersize=4, alpha=opacity, markeredgewidth=0)
     left.set_xlabel(escape_math(f"true{unit_suffix}"), fontsize=9)
     left.set_ylabel(escape_math(f"predicted{unit_suffix}"), fontsize=9)
-    left.set_title("Predicted against true", fontsize=11, color=INK, loc="left")
+    title = escape_math(f"Predicted against true{of_value}")
+    left.set_title(title, fontsize=11, color=INK, loc="left")
     residuals = predicted - true
     right.hist(residuals, bins=min(40, max(8, len(residuals) // 8)), color=BLUE, edgecolor="white")
     right.axvline(0, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
@@ -124,13 +153,12 @@ def predicted_against_true(results: RunResults) -> Figure:
     )
     right.set_xlabel(escape_math(f"predicted - true{unit_suffix}"), fontsize=9)
     right.set_ylabel("test rows", fontsize=9)
-    right.set_title("Residuals", fontsize=11, color=INK, loc="left")
+    right.set_title(escape_math(f"Residuals{of_value}"), fontsize=11, color=INK, loc="left")
     right.legend(frameon=False, fontsize=9)
     for axes in (left, right):
         style_plot(axes)
         limit_ticks(axes.xaxis)
     limit_ticks(left.yaxis, 6)
-    return figure
 
 
 def forecast_plot(results: RunResults) -> Figure:

@@ -139,6 +139,11 @@ class RunResults:
         return self.data.is_series
 
     @property
+    def keeps_last_epoch(self) -> bool:
+        """Whether the model has the weights of the last epoch, whatever the validation rows say."""
+        return self.hyperparameters.keep_epoch == "last"
+
+    @property
     def unit(self) -> str:
         """Unit of a regression's values."""
         return self.data.values[0].unit if self.data.values else ""

@@ -157,7 +157,7 @@ class RecipeComparison:
                 f"; within one standard deviation of it: {', '.join(close)} "
                 "(the difference may be chance)"
             )
-        elif top.count == 1 and others:
+        elif others and all(one.summary(self.metric).count == 1 for one in (best, *others)):
             text += "; one training each, which cannot tell a difference from chance (--seeds 5)"
         return text
 

@@ -3,7 +3,11 @@
 The test rows stay where they are and are not looked at. Rows that follow each other in time are
 divided in time: each fold is validated on what comes after its training rows (R. Hyndman and
 G. Athanasopoulos, Forecasting, section 5.10); other rows at random, each class in proportion, and
-rows of a group together.
+rows of a group together, of equal times too.
+
+What a table's reader has learned from the original training rows, the medians that fill missing
+values and the names of categories, is the same in all folds; scales, quantiles and weights are
+those of each fold's own training rows.
 """
 
 from __future__ import annotations
@@ -33,10 +37,16 @@ def cross_validation(data: Dataset, folds: int) -> Iterator[Dataset]:
         validation rows once (of a series, the rows of the first part never).
 
     Raises:
-        DataError: fewer rows, or rows of a class, than folds.
+        DataError: fewer rows, or rows of a class, than folds; or a fold whose training rows are
+            all of one class.
     """
     rows = join_splits(data.train, data.validation, filler=len(data.input.categories))
     for number, (train, validation) in enumerate(_fold_indices(data, rows, folds), start=1):
+        if data.is_classification and len(np.unique(rows.targets[train])) < 2:
+            raise DataError(
+                f"data set {data.name!r} has one class only in the training rows of fold {number} "
+                f"of {folds} (expected fewer folds, or more rows or groups of each class)"
+            )
         yield dataclasses.replace(
             data,
             train=take_rows(rows, train),
@@ -98,8 +108,21 @@ def _fold_indices(
     )
 
     indices = np.arange(len(rows))
-    if data.in_time_order:
-        yield from TimeSeriesSplit(folds).split(indices)
+    if data.is_series or data.in_time_order:
+        # Windows of a series overlap: they share targets. Rows of the same time stay together.
+        gap = len(data.values) - 1 if data.is_series else 0
+        moments = indices if rows.groups is None else np.unique(rows.groups)
+        expected = max(2 * folds, (folds + 1) * (gap + 1))
+        if len(moments) < expected:
+            raise _too_few_rows(data, len(moments), expected, folds)
+        for train, validation in TimeSeriesSplit(folds, gap=gap).split(moments):
+            if rows.groups is None:
+                yield train, validation
+            else:
+                yield (
+                    np.flatnonzero(np.isin(rows.groups, moments[train])),
+                    np.flatnonzero(np.isin(rows.groups, moments[validation])),
+                )
         return
     if rows.groups is not None:
         count = len(np.unique(rows.groups))
@@ -123,14 +146,16 @@ def _fold_indices(
         yield from stratified.split(indices, rows.targets)
         return
     if len(rows) < 2 * folds:
-        raise DataError(
-            f"data set {data.name!r} has {len(rows)} rows outside the test (expected at least "
-            f"{2 * folds} for {folds} folds)"
-        )
-    if data.is_series:  # a series: overlapping windows share targets
-        yield from TimeSeriesSplit(folds, gap=len(data.values) - 1).split(indices)
-        return
+        raise _too_few_rows(data, len(rows), 2 * folds, folds)
     yield from KFold(folds, shuffle=True, random_state=_SEED).split(indices)
+
+
+def _too_few_rows(data: Dataset, count: int, expected: int, folds: int) -> DataError:
+    what = "different times" if data.in_time_order else "rows"
+    return DataError(
+        f"data set {data.name!r} has {count} {what} outside the test (expected at least "
+        f"{expected} for {folds} folds)"
+    )
 
 
 def _pad_steps(array: NDArray[Any], steps: int, filler: int) -> NDArray[Any]:

@@ -32,6 +32,7 @@ _TEMPLATES = Environment(
     lstrip_blocks=True,
     undefined=StrictUndefined,
 )
+_ABBREVIATIONS = ("rmse", "auc", "nll")
 _METRIC_TITLES = {"rmse": "RMSE", "auc": "AUC", "nll": "NLL (mean -log of the true class)"}
 _CHARTS_IN_A_ROW = 3
 
@@ -47,12 +48,12 @@ def comparison_page(comparison: RecipeComparison, notes: Sequence[str]) -> str:
     how = f"Each was trained {_times(len(plan.seeds))}"
     how += f" on each of {plan.folds} folds" if plan.folds else ""
     how += ". The test rows were not used to choose."
-    title = f"Comparison on {comparison.data_name}"
+    title, verdict = f"Comparison on {comparison.data_name}", comparison.verdict()
     description = "the validation metric of each training, with mean and standard deviation"
     picture = make_picture(draw_comparison(comparison), description)
     return _render(
         title,
-        [comparison.verdict().capitalize() + ".", how, *notes],
+        [f"{verdict[:1].upper()}{verdict[1:]}.", how, *notes],
         [picture],
         comparison_table(comparison),
     )
@@ -65,7 +66,8 @@ def tuning_page(title: str, tuning: Tuning, notes: Sequence[str]) -> str:
     best_text = (
         f"Best: trial {best.number} of {len(tuning.trials)}, validation loss {best.loss:.4g}."
     )
-    how = f"{stopped} trials were stopped early. The test rows were not used to choose."
+    trials = "1 trial was" if stopped == 1 else f"{stopped} trials were"
+    how = f"{trials} stopped early. The test rows were not used to choose."
     if best.number == 1:
         best_text += " These are the settings with which the tuning began."
     description = "the validation loss of each trial, and by each setting"
@@ -76,20 +78,24 @@ def tuning_page(title: str, tuning: Tuning, notes: Sequence[str]) -> str:
 def comparison_table(comparison: RecipeComparison) -> list[list[str]]:
     """Lines of cells, the head first, the best candidate next."""
     metric = comparison.metric
-    lines = [["", "candidate", f"validation {metric.replace('_', ' ')}", "parameters", "time"]]
+    title = metric.upper() if metric in _ABBREVIATIONS else metric.replace("_", " ")
+    lines = [["", "candidate", f"validation {title}", "parameters", "time"]]
     rank = 0
     for standing in comparison.standings:
         if standing.failure:
             lines.append(["", standing.title, f"failed: {standing.failure}", "", ""])
             continue
         rank += 1
-        text = comparison.format(standing.summary(metric)).removeprefix(
-            f"{metric.replace('_', ' ')} "
-        )
+        text = comparison.format(standing.summary(metric)).removeprefix(f"{title} ")
         parameters = f"{standing.parameters:,}" if standing.parameters else ""
-        seconds = f"{standing.seconds:.3g} s" if standing.seconds else ""
-        lines.append([str(rank), standing.title, text, parameters, seconds])
+        lines.append([str(rank), standing.title, text, parameters, _duration(standing.seconds)])
     return lines
+
+
+def _duration(seconds: float) -> str:
+    if not seconds:
+        return ""
+    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds:,.0f} s"
 
 
 def tuning_table(tuning: Tuning) -> list[list[str]]:

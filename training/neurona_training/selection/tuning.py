@@ -215,6 +215,8 @@ def _open_study(path: Path, fingerprint: str, resume: bool) -> Iterator[optuna.S
         path.parent.mkdir(parents=True, exist_ok=True)
         if not resume:
             path.unlink(missing_ok=True)
+            # Of a process that was killed while it wrote: SQLite would undo the new file by it.
+            path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
         # Through a function, because a URL would read a part of the path as its query.
         storage = optuna.storages.RDBStorage(
             "sqlite://",

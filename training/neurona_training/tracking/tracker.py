@@ -127,10 +127,14 @@ def open_tracker(
         TrackingError: a service cannot be used.
     """
     flat = flatten_parameters(parameters)
-    tracker = Tracker(
-        {backend: _open_backend(backend, name, folder, flat) for backend in backends},
-        is_classification=is_classification,
-    )
+    opened: dict[str, Backend] = {}
+    try:
+        for backend in backends:
+            opened[backend] = _open_backend(backend, name, folder, flat)
+    except TrackingError:  # those that were opened before it do not run on
+        Tracker(opened, is_classification=is_classification).close(failed=True)
+        raise
+    tracker = Tracker(opened, is_classification=is_classification)
     try:
         yield tracker
     except BaseException:

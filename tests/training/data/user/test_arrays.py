@@ -129,6 +129,11 @@ def test_a_column_of_targets_is_the_same_as_a_row(load):
         np.testing.assert_array_equal(nested.train.targets, flat.train.targets)
 
 
+def test_classes_may_be_bytes(load):
+    data = load(X=MOTIONS, y=np.array(["Bär".encode(), b"ox"])[CLASSES])
+    assert data.labels == ("Bär", "ox")
+
+
 def test_floats_from_0_to_1_are_images_where_they_are_called_so(load):
     data = load(images=RANDOM.random((40, 6, 6)), y=CLASSES)
     assert (data.kind, data.input.unit) == ("images", "level 0..1")

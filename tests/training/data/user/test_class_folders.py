@@ -104,6 +104,11 @@ def test_options_of_other_kinds_of_files_are_refused(tmp_path):
         load(tmp_path / "pets", sample_rate=8000)
     with pytest.raises(DataError, match="tones: no images, so --image-size does not apply"):
         load(tmp_path / "tones", image_size=8)
+    for option, value in (("target", "a"), ("ignored", ("a",)), ("series", "a")):
+        with pytest.raises(DataError, match=r"pets: no table, so --\w+ does not apply"):
+            load(tmp_path / "pets", **{option: value})
+    with pytest.raises(DataError, match="a folder for each class is for classification"):
+        load(tmp_path / "pets", task="regression")
     (tmp_path / "rows.csv").write_text("a,b\n" + "1,2\n" * 20)
     with pytest.raises(DataError, match="no images, so --image-size does not apply"):
         load(tmp_path / "rows.csv", target="b", image_size=8)

@@ -142,7 +142,7 @@ def test_an_error_in_sequences_names_the_array(tmp_path, changed, expected):
 def test_a_pickle_is_not_read_whatever_its_name(tmp_path):
     for name in ("data.pkl", "data.npz", "data.csv"):
         (tmp_path / name).write_bytes(pickle.dumps({"inputs": [1.0]}))
-        line = _error_line(UserData(tmp_path / name, target="x"))
+        line = _error_line(UserData(tmp_path / name, target="x" if name == "data.csv" else None))
         assert "a pickle, which could run code (expected" in line
         assert is_path(str(tmp_path / name))
 

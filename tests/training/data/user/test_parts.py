@@ -155,23 +155,11 @@ def test_an_integer_names_the_same_group_in_each_file(tmp_path):
     assert load(kinds, test=last).caller_view.labels == ("0", "1")
 
 
-def test_a_class_of_one_group_is_for_training(tmp_path):
-    """Each of many classes is in one group; the classes of the test are learned, or none is."""
-    kinds = [f"k{number:02}" for number in range(20)]
-    path = write(
-        tmp_path,
-        patient=lambda row: f"p{row % 24}",
-        kind=lambda row: "rare" if row % 24 == 23 else kinds[row // 6],
-    )
-    data = load(path, group="patient").caller_view
-    assert set(data.train.targets) == set(range(21))
-
-
 def test_many_groups_and_classes_are_divided_at_once():
-    rows, classes = 60_000, 200
+    rows, classes = 50_000, 1000
     target = Target(np.arange(rows) % classes, labels=tuple(map(str, range(classes))))
     started = time.process_time()
-    parts = divide_rows(target, "x", groups=[f"g{row // 4}" for row in range(rows)])
+    parts = divide_rows(target, "x", groups=[f"g{row // 5}" for row in range(rows)])
     assert time.process_time() - started < 4
     assert [round(len(part) / rows, 2) for part in parts] == [0.65, 0.15, 0.2]
 

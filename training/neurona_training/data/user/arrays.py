@@ -274,6 +274,8 @@ def _is_one_hot(targets: NDArray[Any]) -> bool:
 
 def _read_target(user_data: UserData, targets: NDArray[Any], rows: int) -> Target:
     where = f"{user_data.path}, targets"
+    if targets.dtype.kind == "S":  # as HDF5 and C keep text
+        targets = np.char.decode(targets, "utf-8", "replace")
     if targets.ndim == 2 and targets.shape[1] == 1:
         targets = targets[:, 0]  # as a column
     elif user_data.task != "regression" and _is_one_hot(targets):

@@ -22,6 +22,9 @@ DAYS_PER_YEAR = 365.2425
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 WEEKDAY_OF_DAY_0 = 3  # 1970-01-01 was a Thursday
 TWO_PI = float(np.float32(2 * np.pi))
+# Of sines and cosines: numpy, torch and ONNX Runtime round them differently, and a tree decides
+# between numbers that are next to each other. On this grid all have the same ones.
+CIRCLE_STEPS = 4096
 
 
 @dataclass(frozen=True)
@@ -120,4 +123,5 @@ def _calendar(days: NDArray[np.float32], *, has_time: bool) -> NDArray[np.float3
 def _circle(turns: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Sine and cosine of a number of turns, of which only the fraction counts."""
     angle = (turns - np.floor(turns)) * np.float32(TWO_PI)
-    return np.sin(angle), np.cos(angle)
+    steps = np.float32(CIRCLE_STEPS)
+    return np.round(np.sin(angle) * steps) / steps, np.round(np.cos(angle) * steps) / steps

@@ -52,6 +52,8 @@ def load_user_data(user_data: UserData) -> LoadedUserData:
     if path.is_dir() or path.suffix.lower() == ".npz":
         _refuse_options_of_tables(user_data)
     if path.is_dir():
+        if user_data.task == "regression":
+            raise DataError(f"{path}: a folder for each class is for classification")
         folders = list_class_folders(path)
         if has_sounds(folders):
             _refuse(user_data, (user_data.image_size, "--image-size"), kind="images")
@@ -82,6 +84,9 @@ def _refuse_options_of_tables(user_data: UserData) -> None:
     """Checks that nothing is asked of columns that the data do not have."""
     _refuse(
         user_data,
+        (user_data.target, "--target"),
+        (user_data.series, "--series"),
+        (user_data.ignored, "--ignore"),
         (user_data.kept, "--keep"),
         (user_data.missing, "--missing"),
         (user_data.date_order, "--date-order"),

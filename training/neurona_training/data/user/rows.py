@@ -353,6 +353,10 @@ def _make_dataset(
     group_codes = None
     if parts.groups is not None:
         group_codes = np.unique(np.array(parts.groups), return_inverse=True)[1].astype(np.int64)
+    elif parts.times is not None:
+        moments, codes = np.unique(parts.times, return_inverse=True)
+        if len(moments) < len(parts.times):  # rows of the same time stay together
+            group_codes = codes.astype(np.int64)
 
     def select(part: RowIndices) -> Split:
         extra_inputs = tuple(array[part] for array in extra)
