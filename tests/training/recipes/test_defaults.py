@@ -52,7 +52,7 @@ def own_files(tmp_path_factory):
     for label, bright in (("dark", 60), ("light", 190)):
         (folder / "tiles" / label).mkdir(parents=True)
         for number in range(20):
-            pixels = np.clip(random.normal(bright, 25, (16, 16)), 0, 255).astype(np.uint8)
+            pixels = np.clip(random.normal(bright, 25, (16, 20)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "tiles" / label / f"{number}.png")
     return {
         ("rows", "classification"): [str(folder / "flags.csv"), "--target", "answer"],

@@ -301,6 +301,8 @@ def test_a_page_says_which_epoch_the_weights_are_of(lenet):
     caption = training_section(last).caption
     assert f"weights of the last epoch, {len(history)}" in caption
     assert "epoch 1 did best" in caption
+    assert "to choose the epoch," in str(model_card_section(lenet))
+    assert "to see how it goes," in str(model_card_section(last))
 
 
 def test_each_value_of_a_table_has_its_own_charts(finished_run):

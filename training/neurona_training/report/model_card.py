@@ -138,9 +138,10 @@ def _known_inputs(results: RunResults) -> str:
 
 def _data(results: RunResults) -> str:
     data = results.data
+    use = "to see how it goes" if results.keeps_last_epoch else "to choose the epoch"
     return (
         f"{data.source.rstrip('.')}. {len(data.train):,} rows for training, "
-        f"{len(data.validation):,} to choose the epoch, {len(data.test):,} to measure."
+        f"{len(data.validation):,} {use}, {len(data.test):,} to measure."
     )
 
 

@@ -54,6 +54,7 @@ def render_page(results: RunResults) -> str:
         comparison=results.comparison.sentence,
         baselines=_baselines_table(results),
         parts=_parts(results),
+        validation_use="only show how it goes" if results.keeps_last_epoch else "choose the epoch",
         populations=results.populations.summary if results.populations else "",
         sections=[section for section in sections if section is not None],
         explain=FirstUse().explain,
