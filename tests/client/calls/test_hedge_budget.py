@@ -162,7 +162,8 @@ def test_deadlines_and_cancellation_end_both_attempts(make_slow, wait_until, coa
             if not coalesce:
                 await until(lambda: [queued_rows(server) for server in servers] == [0, 0])
             assert client._base.capacity.in_flight == (0, 0)
-            assert not any_suspect(client)
+            # After a timeout a server is asked for its health, and its answer may take a while.
+            await asyncio.wait_for(until(lambda: not any_suspect(client)), 20)
             for server in servers:
                 server.registry.resolve("classifier").start()
             assert (await client.predict("classifier", ROW)).label == "cat"
