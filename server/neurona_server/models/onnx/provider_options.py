@@ -283,9 +283,7 @@ def cuda_options(
         graphs: Whether the session captures CUDA graphs. A session that may do so captures every
             run without an id of its own, so this is not left to the options.
     """
-    values = {**CUDA_DEFAULTS}
-    if device:
-        values["device_id"] = str(device)
+    values = {**CUDA_DEFAULTS, "device_id": str(device)}
     if memory_bytes:
         values["gpu_mem_limit"] = str(memory_bytes)
     values |= options.get("cuda", {})

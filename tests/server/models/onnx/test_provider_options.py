@@ -136,7 +136,7 @@ def test_a_model_s_options_override_single_ones_of_the_server():
 
 
 def test_cuda_options():
-    assert cuda_options({}) == CUDA_DEFAULTS
+    assert cuda_options({}) == {**CUDA_DEFAULTS, "device_id": "0"}
     chosen = {"cuda": {"cudnn_conv_algo_search": "EXHAUSTIVE", "gpu_mem_limit": "7"}}
     assert cuda_options(chosen, device=2, memory_bytes=9) == {
         **CUDA_DEFAULTS,

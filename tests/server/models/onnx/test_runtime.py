@@ -45,10 +45,15 @@ def test_a_provider_gets_its_options():
         provider_options={"cuda": {"use_tf32": "0"}, "openvino": {"num_streams": "2"}},
         gpu_memory_bytes=1 << 30,
     )
-    (openvino, streams), (cuda, values), cpu = choose_providers(options, AVAILABLE, driver=True)
+    (openvino, streams), (cuda, values), cpu = choose_providers(options, AVAILABLE, True, 3)
     assert (openvino, streams) == ("OpenVINOExecutionProvider", {"num_streams": "2"})
     assert (cuda, cpu) == (CUDA, CPU)
-    assert values == {**CUDA_DEFAULTS, "gpu_mem_limit": "1073741824", "use_tf32": "0"}
+    assert values == {
+        **CUDA_DEFAULTS,
+        "device_id": "3",
+        "gpu_mem_limit": "1073741824",
+        "use_tf32": "0",
+    }
 
 
 def test_unknown_provider_is_rejected():
