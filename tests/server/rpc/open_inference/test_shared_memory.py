@@ -11,11 +11,8 @@ from support.triton_requests import DTYPES, arrays, raw, request
 
 from neurona_protos import open_inference_pb2 as pb
 from neurona_server.batching.policy import BatchPolicy
-from neurona_server.rpc.open_inference.shared_memory import (
-    FOLDER,
-    MAX_REGIONS,
-    MAX_REGIONS_OF_TOKEN,
-)
+from neurona_server.rpc.open_inference.regions import MAX_REGIONS, MAX_REGIONS_OF_TOKEN
+from neurona_server.rpc.open_inference.shared_memory import FOLDER
 from neurona_server.rpc.security import reloaded_files
 from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.transports.listener import ListenerOptions
