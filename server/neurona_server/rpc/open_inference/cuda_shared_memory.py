@@ -62,6 +62,10 @@ class CudaRegion(Region):
     def description(self) -> str:
         return f"the GPU memory of {quoted(self.name)}"
 
+    @property
+    def is_closed(self) -> bool:
+        return self._memory.closed
+
     def close(self) -> None:
         self._memory.close()
 
