@@ -49,7 +49,8 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
     policy, runtime = replace(options.policy, **overrides), options.runtime
     instances = settings.instances or options.instances
     if settings.threads is not None:
-        runtime = replace(runtime, threads=settings.threads)
+        gpu_threads = settings.threads or 1
+        runtime = replace(runtime, threads=settings.threads, gpu_threads=gpu_threads)
     elif settings.instances is not None:
         max_threads = max(1, available_cpus() // instances)
         runtime = replace(runtime, threads=min(runtime.threads or max_threads, max_threads))
@@ -58,4 +59,6 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
         runtime = replace(runtime, provider_options=merged)
     if settings.providers is not None:
         runtime = replace(runtime, providers=settings.providers, gpu_expected=True)
+    if settings.batched is not False:
+        runtime = replace(runtime, max_rows=policy.max_rows)
     return ModelOptions(policy, runtime, instances, options.tracer)

@@ -8,7 +8,7 @@ TensorRT Execution Provider, and onnx.proto3. Written from the documentation, no
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -120,12 +120,13 @@ def tensorrt_options(traits: GraphTraits, max_rows: int) -> dict[str, str]:
         "trt_bf16_enable": traits.has_bfloat16,
         "trt_int8_enable": traits.is_quantized,
     }
-    options = {name: write_flag("tensorrt", True) for name, needed in flags.items() if needed}
+    options = {name: write_flag("tensorrt", value=True) for name, needed in flags.items() if needed}
     profile = make_profile(traits.inputs, max_rows)
     return options | {f"trt_profile_{kind}_shapes": text for kind, text in profile.items()}
 
 
-def without_profile(options: dict[str, str]) -> dict[str, str]:
+def without_profile(options: Mapping[str, str]) -> dict[str, str]:
+    """Return the options but those of the profile."""
     return {key: value for key, value in options.items() if not key.startswith("trt_profile_")}
 
 

@@ -95,8 +95,14 @@ class RuntimeOptions:
 
     With a limit, they share one arena whatever `arena` says."""
 
+    gpu_threads: int = 1
+    """CPU threads of one run on a GPU: they only start kernels, one after the other."""
+
+    max_rows: int = 0
+    """Rows of the largest batch, for providers that compile; 0: requests do not share runs."""
+
     cache: Path | None = None
-    """Folder of optimised graphs."""
+    """Folder of optimised graphs, and of what providers compile."""
 
 
 RUNTIME_PACKAGES = (
@@ -138,6 +144,10 @@ def check_options(options: RuntimeOptions) -> None:
         raise ConfigError(f"option require_gpu is set, but {reason}")
 
 
+def full_name(provider: Provider) -> str:
+    return provider if isinstance(provider, str) else provider[0]
+
+
 def short_name(provider: str) -> str:
     return provider.removesuffix(_SUFFIX).lower()
 
@@ -161,7 +171,7 @@ def usable_providers(options: RuntimeOptions, device: int = 0) -> list[Provider]
     """
     available = onnxruntime.get_available_providers()
     providers = choose_providers(options, available, has_cuda_driver(), device)
-    if any(name != CPU for name in map(_full_name, providers)):
+    if any(name != CPU for name in map(full_name, providers)):
         _preload_libraries()
     return providers
 
@@ -173,7 +183,7 @@ def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
         ConfigError: The options name a device that there is not.
     """
     providers = choose_providers(options, onnxruntime.get_available_providers(), has_cuda_driver())
-    if not any(_full_name(provider) in CUDA_PROVIDERS for provider in providers):
+    if not any(full_name(provider) in CUDA_PROVIDERS for provider in providers):
         return (CPU_DEVICE,)
     # Without any, ONNX Runtime says why when it loads the model.
     available = cuda_devices()
@@ -246,6 +256,8 @@ def explain_degraded(
         reason = missing if names[0] in _NEED_CUDA else ""
         reason = reason or f"{names[0]} could not be started; see the server's log"
         return f"runs on the CPU: {reason}" if expected else ""
+    if provider != names[0]:
+        return f"runs on {provider}: {missing or f'{names[0]} could not be started'}"
     if on_cpu := placement.get("cpu", 0):
         return f"{on_cpu} of its {sum(placement.values())} nodes run on the CPU"
     return ""
@@ -338,7 +350,3 @@ def _session_options(name: str, options: RuntimeOptions, device: int) -> dict[st
 @cache
 def _preload_libraries() -> None:
     onnxruntime.preload_dlls()  # CUDA and cuDNN from the nvidia-* wheels
-
-
-def _full_name(provider: Provider) -> str:
-    return provider if isinstance(provider, str) else provider[0]

@@ -19,6 +19,7 @@ from neurona_server.errors import InvalidArgumentError, LoadError, UnavailableEr
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx import byte_strings, loading, runtime
 from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, Device
+from neurona_server.models.onnx.engine_cache import EngineFolder
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 from neurona_server.models.signature import TensorSpec
 from neurona_server.resources import available_cpus, trim_heap
@@ -132,9 +133,10 @@ class Session:
         """
         device = device or Device("cuda")
         self.journal: JournalEntry | None = None
+        self._engines: EngineFolder | None = None
         self._release_threads: weakref.finalize[[int], Session] | None = None
         threads = self._reserve_threads(path, options)
-        session, outline = loading.load(
+        session, outline, problem, self._engines = loading.load(
             path, options, threads, cancellation or LoadCancellation(), device.number
         )
         self._session: onnxruntime.InferenceSession | None = session
@@ -143,9 +145,11 @@ class Session:
         self.properties: dict[str, str] = session.get_modelmeta().custom_metadata_map
         self.provider: str = session.get_providers()[0]
         self.device = device if self.provider in runtime.CUDA_PROVIDERS else CPU_DEVICE
+        if self.device.kind != "cpu" and self._release_threads is not None:
+            self._release_threads()  # of a pool that it does not have
         self.slots = 1 if self.device.kind == "cpu" else CUDA_SLOTS
         self.placement = _placement(session)
-        self.degraded = _explain_degraded(options, self.provider, self.placement)
+        self.degraded = _explain_degraded(options, self.provider, self.placement, problem)
         if options.require_gpu and self.degraded and self.provider == CPU:
             raise LoadError(f"{self.degraded}, and require_gpu is set")
         unknown = outline.without_shape
@@ -254,7 +258,13 @@ class Session:
         self._session = None
         if self._release_threads is not None:
             self._release_threads()
+        self.keep_engines()
         trim_heap()
+
+    def keep_engines(self) -> None:
+        """Keep what the provider has compiled in the runs so far for later loads."""
+        if self._engines is not None:
+            self._engines.seal()
 
     def _reserve_threads(self, path: Path, options: RuntimeOptions) -> int:
         wanted = options.threads or available_cpus()
@@ -406,12 +416,14 @@ def _placement(session: onnxruntime.InferenceSession) -> dict[str, int]:
     return dict(nodes)
 
 
-def _explain_degraded(options: RuntimeOptions, provider: str, placement: dict[str, int]) -> str:
+def _explain_degraded(
+    options: RuntimeOptions, provider: str, placement: dict[str, int], problem: str
+) -> str:
     return runtime.explain_degraded(
         options.providers,
         runtime.short_name(provider),
         {runtime.short_name(name): count for name, count in placement.items()},
-        runtime.missing_gpu_reason(),
+        runtime.missing_gpu_reason() or problem,
         options.gpu_expected or options.require_gpu or runtime.has_cuda_driver(),
     )
 
