@@ -1,9 +1,9 @@
-"""Loads CUDA's libraries, and says in one sentence what keeps this process from using a GPU.
+"""Says in one sentence what keeps this process from using a GPU.
 
 A GPU needs a driver that is new enough and works, a device that this process may see, the libraries
 that onnxruntime-gpu was built for, and kernels for the device. ONNX Runtime reports most of what is
-missing on standard error only and then runs on the CPU. Here the facts are gathered first, from the
-driver, the system's files and the loader, and then explained.
+missing on standard error only and then runs on the CPU. Here the facts are gathered first
+(gpu_facts.py) and explained; if nothing is in the way, a small model must run on the device.
 
 Numbers of errors are those of the CUDA driver API (CUresult) and of the runtime API (cudaError),
 which are the same where both have one. Versions are from NVIDIA's CUDA Toolkit Release Notes
@@ -12,39 +12,30 @@ and from messages of the real libraries on a machine without a GPU; not run on a
 """
 
 import ctypes
-import os
 import platform
 import re
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
-from neurona_server.models.onnx import cuda_driver
 from neurona_server.models.onnx.cuda_driver import (
     LIBRARY,
     LIBRARY_MISSING,
     CudaDevice,
     CudaDriverError,
-    load_driver,
 )
-
-CUDA_PROVIDER = "CUDAExecutionProvider"
-
-RUNTIME_PACKAGES = (
-    *("onnxruntime", "onnxruntime-directml", "onnxruntime-gpu", "onnxruntime-migraphx"),
-    *("onnxruntime-openvino", "onnxruntime-qnn", "onnxruntime-rocm", "onnxruntime-training"),
+from neurona_server.models.onnx.cuda_libraries import CudaLibrary, cuda_libraries, cudnn_version
+from neurona_server.models.onnx.gpu_facts import (
+    CUDA_PROVIDER,
+    MIN_DRIVERS,
+    InstallationFacts,
+    gather_facts,
 )
-"""Packages of PyPI that hold a folder `onnxruntime`."""
-
-MIN_DRIVERS = {12: "525", 13: "580"}
-"""NVIDIA's first driver for each major version of CUDA, on Linux."""
 
 MIN_CAPABILITIES = {12: (5, 0), 13: (7, 5)}
 """The oldest compute capability that each major version of CUDA has libraries for."""
@@ -76,8 +67,6 @@ _ENABLE_GPU = (
 )
 _CUDA_FAILURE = re.compile(r"CUDA failure (\d+): (.+?) ;")
 _MISSING_LIBRARY = re.compile(r"(lib\S+\.so[.\d]*): cannot open shared object file")
-_NVIDIA_VENDOR = "0x10de"  # of PCI
-_DISPLAY_CLASS = "0x03"  # of PCI: display controllers, also those without a display
 _MAX_DETAIL = 300
 
 # y = -x for one float, as ONNX (opset 13): the smallest model that a device must run.
@@ -86,185 +75,6 @@ PROBE_MODEL = (
     b"Z\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )
-
-
-@dataclass(frozen=True)
-class CudaLibrary:
-    """A library that ONNX Runtime's CUDA provider uses."""
-
-    file: str
-    package: str
-    """Of PyPI."""
-    folder: str
-    """Where the package has it, below site-packages/nvidia."""
-    optional: bool = False
-    """Whether only some models need it: their load or warm-up fails without it."""
-
-
-def cuda_libraries(major: int) -> tuple[CudaLibrary, ...]:
-    """Return the libraries for a major version of CUDA, each after those that it needs itself."""
-    suffix = "" if major >= 13 else f"-cu{major}"
-
-    def library(file: str, component: str, *, optional: bool = False) -> CudaLibrary:
-        folder = f"cu{major}/lib" if major >= 13 else f"{component}/lib"
-        package = f"nvidia-{component.replace('_', '-')}{suffix}"
-        return CudaLibrary(file, package, folder, optional)
-
-    return (
-        library(f"libcudart.so.{major}", "cuda_runtime"),
-        library(f"libnvJitLink.so.{major}", "nvjitlink", optional=True),
-        library(f"libcublasLt.so.{major}", "cublas"),
-        library(f"libcublas.so.{major}", "cublas"),
-        library("libcurand.so.10", "curand"),
-        library(f"libcufft.so.{major - 1}", "cufft", optional=True),
-        library(f"libnvrtc.so.{major}", "cuda_nvrtc", optional=True),
-        CudaLibrary("libcudnn.so.9", f"nvidia-cudnn-cu{major}", "cudnn/lib"),
-    )
-
-
-def load_libraries(major: int) -> list[CudaLibrary]:
-    """Load the libraries for a major version of CUDA, so that ONNX Runtime finds them.
-
-    They are looked for in the nvidia-* packages of every folder that Python imports from, then where
-    the system looks. (onnxruntime.preload_dlls does the same with the one folder that has
-    onnxruntime, and prints.)
-
-    Returns:
-        Those that cannot be loaded.
-    """
-    roots = list(dict.fromkeys(os.path.join(entry, "nvidia") for entry in sys.path))
-    missing = []
-    for library in cuda_libraries(major):
-        folders = [os.path.join(root, library.folder) for root in roots]
-        if "nvrtc" in library.file:  # it looks for this one by its name alone
-            for folder in folders:
-                for path in sorted(Path(folder).glob("libnvrtc-builtins.so.*")):
-                    _can_load(str(path))
-        paths = [os.path.join(folder, library.file) for folder in folders]
-        if not any(map(_can_load, [*filter(os.path.isfile, paths), library.file])):
-            missing.append(library)
-    return missing
-
-
-def _can_load(path: str) -> bool:
-    try:
-        ctypes.CDLL(path)
-    except OSError:
-        return False
-    return True
-
-
-def cudnn_version() -> str:
-    """Return the version of the cuDNN that is loaded, as "9.20.0"; "" without one."""
-    try:
-        number: int = ctypes.CDLL("libcudnn.so.9").cudnnGetVersion()
-    except (OSError, AttributeError):
-        return ""
-    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
-
-
-def has_driver() -> bool:
-    """Return whether the NVIDIA driver's library can be loaded; does not start it."""
-    return _can_load(cuda_driver.LIBRARY)
-
-
-@dataclass(frozen=True)
-class InstallationFacts:
-    """What decides whether this process can use a GPU."""
-
-    driver_error: CudaDriverError | None = None
-    """Why the driver cannot be used; None if it can."""
-
-    driver_version: tuple[int, int] | None = None
-    """The newest CUDA that the driver supports."""
-
-    devices: tuple[CudaDevice, ...] = ()
-
-    cuda_build: tuple[int, int] | None = None
-    """The CUDA that onnxruntime was built with, None if it has no CUDA provider."""
-
-    missing_libraries: tuple[CudaLibrary, ...] = ()
-
-    kernel_module: str = ""
-    """Version of the machine's NVIDIA kernel module, as "580.82.07"."""
-
-    driver_library: str = ""
-    """Version of the driver's library, where its file's name has one."""
-
-    hardware: bool = False
-    """Whether the machine has an NVIDIA GPU on its PCI bus."""
-
-    device_files: bool = False
-    """Whether a device file of a GPU is there, as /dev/nvidia0."""
-
-    container: bool = False
-
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-def gather_facts(root: Path = Path("/")) -> InstallationFacts:
-    """Look at the driver, the devices, the libraries and the system, and load the libraries.
-
-    Args:
-        root: The folder with the system's `proc`, `sys` and `dev`.
-    """
-    error: CudaDriverError | None = None
-    version: tuple[int, int] | None = None
-    devices: tuple[CudaDevice, ...] = ()
-    try:
-        driver = load_driver()
-        version = driver.version
-        devices = tuple(driver.device(number) for number in range(driver.device_count()))
-    except CudaDriverError as caught:
-        error, version = caught, version or caught.version
-    build = cuda_build()
-    missing: list[CudaLibrary] = []
-    if error is None and build is not None and build[0] in MIN_DRIVERS:
-        if sys.platform == "win32":
-            onnxruntime.preload_dlls()
-        else:
-            missing = load_libraries(build[0])
-    return InstallationFacts(
-        driver_error=error,
-        driver_version=version,
-        devices=devices,
-        cuda_build=build,
-        missing_libraries=tuple(missing),
-        kernel_module=_kernel_module(root),
-        driver_library=_driver_library(root),
-        hardware=_has_hardware(root),
-        device_files=any((root / "dev").glob("nvidia[0-9]*")) or (root / "dev/dxg").exists(),
-        container=is_container(root),
-        environment=dict(os.environ),
-    )
-
-
-def cuda_build() -> tuple[int, int] | None:
-    """Return the CUDA version that onnxruntime was built with, None if it has no CUDA provider."""
-    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
-        return None
-    # A module without documentation; ONNX Runtime's own preload_dlls reads the same.
-    try:
-        from onnxruntime.capi import build_and_package_info  # noqa: PLC0415
-    except ImportError:
-        return 0, 0
-    numbers = re.findall(r"\d+", str(getattr(build_and_package_info, "cuda_version", "")))
-    return (int(numbers[0]), int(numbers[1])) if len(numbers) > 1 else (0, 0)
-
-
-def runtime_packages() -> list[str]:
-    """Return the names of the packages that bring an ONNX Runtime; two overwrite each other."""
-    site = Path(onnxruntime.__file__).parents[1]
-    return [name for name in RUNTIME_PACKAGES if any(site.glob(f"{name.replace('-', '_')}-[0-9]*"))]
-
-
-def is_container(root: Path = Path("/")) -> bool:
-    """Return whether this process runs in a container (Docker, Podman, Kubernetes)."""
-    return (
-        (root / ".dockerenv").exists()
-        or (root / "run/.containerenv").exists()
-        or "KUBERNETES_SERVICE_HOST" in os.environ
-    )
 
 
 def explain_build(available: Iterable[str], packages: Sequence[str], machine: str = "") -> str:
@@ -281,14 +91,14 @@ def explain_build(available: Iterable[str], packages: Sequence[str], machine: st
         names = " and ".join(packages)
         return (
             f"{names} are installed over each other, and the files are those of one without CUDA "
-            f"(expected onnxruntime-gpu alone: pip uninstall {' '.join(packages)}, then pip install "
-            "onnxruntime-gpu)"
+            f"(expected onnxruntime-gpu alone: pip uninstall {' '.join(packages)}, then "
+            "pip install onnxruntime-gpu)"
         )
     machine = machine or platform.machine()
     if machine.lower() not in ("x86_64", "amd64"):
         return (
-            f"this onnxruntime is built without CUDA, and PyPI has no onnxruntime-gpu for {machine} "
-            "(expected an onnxruntime that is built with CUDA for it)"
+            "this onnxruntime is built without CUDA, and PyPI has no onnxruntime-gpu for "
+            f"{machine} (expected an onnxruntime that is built with CUDA for it)"
         )
     return (
         "this onnxruntime is built without CUDA (expected onnxruntime-gpu in its place: "
@@ -314,8 +124,9 @@ def explain_facts(facts: InstallationFacts, *, needs_cudnn: bool = True) -> str:
         return ""
     if facts.driver_version is not None and facts.driver_version[0] < build[0]:
         return _explain_old_driver(facts)
-    if facts.devices and all(map(explain_device, facts.devices)):
-        return explain_device(facts.devices[0])
+    too_old = [explain_device(device, build) for device in facts.devices]
+    if too_old and all(too_old):
+        return too_old[0]
     return _explain_missing_libraries(
         [
             library
@@ -326,11 +137,10 @@ def explain_facts(facts: InstallationFacts, *, needs_cudnn: bool = True) -> str:
     )
 
 
-def explain_device(device: CudaDevice) -> str:
-    """Return why ONNX Runtime cannot run on a device, "" if nothing is known to be in the way."""
-    build = cuda_build()
-    oldest = MIN_CAPABILITIES.get(build[0]) if build else None
-    if build is None or oldest is None or device.compute_capability >= oldest:
+def explain_device(device: CudaDevice, build: tuple[int, int]) -> str:
+    """Return why a CUDA of this version cannot run on a device, "" if nothing is in the way."""
+    oldest = MIN_CAPABILITIES.get(build[0])
+    if oldest is None or device.compute_capability >= oldest:
         return ""
     return (
         f"{device.name} is too old: it has compute capability {_dotted(device.compute_capability)} "
@@ -354,7 +164,7 @@ def explain_failure(text: str, facts: InstallationFacts, device: int = 0) -> str
         if library := by_file.get(match[1]):
             return _explain_missing_libraries([library], facts.cuda_build[0])
         return f"CUDA could not be started: {match[1]} is missing"
-    if "undefined symbol: cu" in text:
+    if re.search("undefined symbol: cu[A-Z]", text):  # the driver's are named so
         return _explain_old_driver(facts)
     line = text.strip().partition("\n")[0]
     return f"CUDA could not be started: {line[:_MAX_DETAIL]}"
@@ -396,8 +206,8 @@ def _explain_code(  # noqa: PLR0911  a case each
             )
         case CudaStatus.COMPAT_NOT_SUPPORTED_ON_DEVICE:
             return (
-                "CUDA's compatibility library (cuda-compat) does not support this GPU (expected the "
-                f"driver's own {LIBRARY} in LD_LIBRARY_PATH before it, and {_driver_needed(facts)})"
+                "CUDA's compatibility library (cuda-compat) does not support this GPU (expected "
+                f"the driver's own {LIBRARY} in its place, and {_driver_needed(facts)})"
             )
         case CudaStatus.SYSTEM_NOT_READY:
             return (
@@ -430,11 +240,11 @@ def _explain_code(  # noqa: PLR0911  a case each
 
 
 def _explain_no_device(facts: InstallationFacts) -> str:
-    visible = facts.environment.get("CUDA_VISIBLE_DEVICES")
+    visible = facts.visible_devices
     if visible is not None and visible.strip() in ("", "-1", "NoDevFiles"):
         return (
-            f"CUDA_VISIBLE_DEVICES is {visible!r} and hides all GPUs (expected it unset, or numbers "
-            "or uuids of GPUs; to serve on the CPU on purpose, set providers = \"cpu\")"
+            f"CUDA_VISIBLE_DEVICES is {visible!r} and hides all GPUs (expected it unset, or "
+            'numbers or uuids of GPUs; to serve on the CPU on purpose, set providers = "cpu")'
         )
     if visible is not None:
         return (
@@ -497,42 +307,6 @@ def _driver_needed(facts: InstallationFacts) -> str:
     return f"a driver for CUDA {major}" if major else "a newer NVIDIA driver"
 
 
-def _kernel_module(root: Path) -> str:
-    try:
-        return (root / "sys/module/nvidia/version").read_text().strip()
-    except OSError:
-        pass
-    try:  # "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.82.07  ..."
-        text = (root / "proc/driver/nvidia/version").read_text()
-    except OSError:
-        return ""
-    match = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
-    return match[0] if match else "of unknown version"
-
-
-def _driver_library(root: Path) -> str:
-    """Return the version in the name of the driver's file: libcuda.so.1 links to it."""
-    try:
-        maps = (root / "proc/self/maps").read_text()
-    except OSError:
-        return ""
-    match = re.search(r"/libcuda\.so\.(\d+\.\d+(?:\.\d+)?)$", maps, re.MULTILINE)
-    return match[1] if match else ""
-
-
-def _has_hardware(root: Path) -> bool:
-    for device in (root / "sys/bus/pci/devices").glob("*"):
-        try:
-            if (
-                (device / "vendor").read_text().strip() == _NVIDIA_VENDOR
-                and (device / "class").read_text().startswith(_DISPLAY_CLASS)
-            ):
-                return True
-        except OSError:
-            continue
-    return False
-
-
 def _dotted(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
 
@@ -549,13 +323,11 @@ def probe_device(number: int, facts: InstallationFacts) -> str:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = 1
         provider = (CUDA_PROVIDER, {"device_id": str(number)})
-        session = onnxruntime.InferenceSession(
-            PROBE_MODEL, settings, [provider], enable_fallback=0
-        )
+        session = onnxruntime.InferenceSession(PROBE_MODEL, settings, [provider], enable_fallback=0)
         if session.get_providers()[0] != CUDA_PROVIDER:
             return explain_failure(_provider_library_error(), facts, number)
         session.disable_fallback()
-        (result,) = session.run(None, {"x": np.float32([3])})
+        (result,) = session.run(None, {"x": np.array([3], np.float32)})
     except Exception as error:  # ONNX Runtime raises a class of its own for each status
         return explain_failure(str(error), facts, number)
     if result.tolist() != [-3]:
@@ -566,7 +338,7 @@ def probe_device(number: int, facts: InstallationFacts) -> str:
 def _provider_library_error() -> str:
     """Return why the CUDA provider's library cannot be loaded, once ONNX Runtime has failed to.
 
-    Not before: loaded first by another than ONNX Runtime, the library would miss what that gives it.
+    Not before: loaded first by another than ONNX Runtime, the library would lack its services.
     """
     folder = Path(onnxruntime.__file__).parent / "capi"
     try:
@@ -596,32 +368,30 @@ class InstallationCheck:
         with self._lock:
             return self._get_facts()
 
-    def problem(self, *, needs_cudnn: bool = True) -> str:
-        """Return why no GPU can be used, "" if one can; `explain_build` is the other half.
+    def problem(self, device: int | None = None, *, needs_cudnn: bool = True) -> str:
+        """Return why a GPU cannot be used, "" if it can; `explain_build` is the other half.
 
-        If CUDA's provider is there, a model has run on one of the devices then.
+        If ONNX Runtime has CUDA, a model has run on the device then.
+
+        Args:
+            device: Its number; None: any one.
+            needs_cudnn: As for `explain_facts`.
         """
         with self._lock:
             facts = self._get_facts()
             if reason := explain_facts(facts, needs_cudnn=needs_cudnn):
                 return reason
+            devices = [one for one in facts.devices if device in (None, one.number)]
+            if not devices:
+                return _explain_no_device(facts) if device is None else f"there is no GPU {device}"
             if facts.cuda_build is None:
                 return ""
             reasons = []
-            for device in facts.devices:
-                if not (reason := self._probe(device, facts)):
+            for one in devices:
+                if not (reason := self._probe(one, facts)):
                     return ""
                 reasons.append(reason)
-            return reasons[0] if reasons else _explain_no_device(facts)
-
-    def device_problem(self, number: int) -> str:
-        """Return why ONNX Runtime cannot run on a device, "" if it can."""
-        with self._lock:
-            facts = self._get_facts()
-            device = next((one for one in facts.devices if one.number == number), None)
-            if device is None:
-                return explain_facts(facts) or f"there is no GPU {number}"
-            return self._probe(device, facts)
+            return reasons[0]
 
     def _get_facts(self) -> InstallationFacts:
         failed = self._facts is not None and (
@@ -635,9 +405,8 @@ class InstallationCheck:
 
     def _probe(self, device: CudaDevice, facts: InstallationFacts) -> str:
         if device.number not in self._probed:
-            self._probed[device.number] = explain_device(device) or probe_device(
-                device.number, facts
-            )
+            too_old = explain_device(device, facts.cuda_build or (0, 0))
+            self._probed[device.number] = too_old or probe_device(device.number, facts)
         return self._probed[device.number]
 
 

@@ -15,12 +15,6 @@ import onnxruntime
 
 from neurona_server.errors import ConfigError
 from neurona_server.models.onnx import gpu_installation
-from neurona_server.models.onnx.gpu_installation import (
-    CUDA_PROVIDER,
-    explain_build,
-    has_driver,
-    runtime_packages,
-)
 from neurona_server.models.onnx.devices import (
     CPU_DEVICE,
     FIRST,
@@ -28,6 +22,8 @@ from neurona_server.models.onnx.devices import (
     choose_devices,
     cuda_devices,
 )
+from neurona_server.models.onnx.gpu_facts import CUDA_PROVIDER, has_cuda_driver, runtime_packages
+from neurona_server.models.onnx.gpu_installation import explain_build
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +43,7 @@ CUDA_PROVIDERS = (CUDA, "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProv
 """The providers that run models on a CUDA device."""
 
 _SAME_AS_REQUESTED = 1  # arena_extend_strategy: grow by what is needed, not by doubling
+
 
 @dataclass(frozen=True)
 class RuntimeOptions:
@@ -130,17 +127,13 @@ def check_provider_names(names: Sequence[str], providers: Collection[str]) -> No
 
 
 def usable_providers(options: RuntimeOptions, device: int = 0) -> list[Provider]:
-    """Return the providers for a session, and load the libraries that they need.
+    """Return the providers for a session; the libraries that they need are loaded then.
 
     `device` is the number of the CUDA device that it is loaded on.
     """
     available = onnxruntime.get_available_providers()
-    providers = choose_providers(
-        options.providers, available, has_cuda_driver(), options.gpu_memory_bytes, device
-    )
-    if any(name != CPU for name in map(_full_name, providers)):
-        _preload_libraries()
-    return providers
+    driver = needs_gpu(options.providers) and not gpu_installation.CHECK.problem(device)
+    return choose_providers(options.providers, available, driver, options.gpu_memory_bytes, device)
 
 
 def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
@@ -149,8 +142,9 @@ def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
     Raises:
         ConfigError: The options name a device that there is not.
     """
+    driver = needs_gpu(options.providers) and not gpu_installation.CHECK.problem()
     providers = choose_providers(
-        options.providers, onnxruntime.get_available_providers(), has_cuda_driver(), 0
+        options.providers, onnxruntime.get_available_providers(), driver, 0
     )
     if not any(_full_name(provider) in CUDA_PROVIDERS for provider in providers):
         return (CPU_DEVICE,)
@@ -166,7 +160,7 @@ def choose_providers(
     gpu_memory_bytes: int,
     device: int = 0,
 ) -> list[Provider]:
-    """Return those of `names` that are available, and whose driver is installed.
+    """Return those of `names` that are available, and whose driver works.
 
     Those that need CUDA use the CUDA device with the number `device`.
     """
@@ -182,18 +176,19 @@ def choose_providers(
     return providers
 
 
-def missing_gpu_reason(provider: str = "cuda") -> str:
-    """Return why this process cannot use a GPU, "" if a model has run on one.
+def missing_gpu_reason(provider: str = "cuda", device: int | None = None) -> str:
+    """Return why this process cannot use a GPU, "" if a model has run on it.
 
     Args:
         provider: Short name of the provider that is to use it.
+        device: Number of the CUDA device; None: any one.
     """
     available = onnxruntime.get_available_providers()
     if provider not in map(short_name, available) and (
         reason := explain_build(available, runtime_packages())
     ):
         return reason
-    return gpu_installation.CHECK.problem()
+    return gpu_installation.CHECK.problem(device)
 
 
 def report_gpu(options: RuntimeOptions) -> None:
@@ -203,7 +198,7 @@ def report_gpu(options: RuntimeOptions) -> None:
     reason = missing_gpu_reason(options.providers[0])
     if not reason:
         log.info("%s", gpu_installation.describe_gpus())
-    elif options.gpu_expected or options.require_gpu or has_driver():
+    elif options.gpu_expected or options.require_gpu or has_cuda_driver():
         log.warning("no GPU can be used: %s", reason)
     else:
         facts = gpu_installation.CHECK.facts()
@@ -315,3 +310,7 @@ def _cuda_options(gpu_memory_bytes: int) -> dict[str, Any]:
         "arena_extend_strategy": "kSameAsRequested",
     }
     return options | ({"gpu_mem_limit": str(gpu_memory_bytes)} if gpu_memory_bytes else {})
+
+
+def _full_name(provider: Provider) -> str:
+    return provider if isinstance(provider, str) else provider[0]

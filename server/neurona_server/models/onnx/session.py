@@ -19,6 +19,7 @@ from neurona_server.errors import InvalidArgumentError, LoadError, UnavailableEr
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx import byte_strings, loading, runtime
 from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, Device
+from neurona_server.models.onnx.gpu_facts import has_cuda_driver
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 from neurona_server.models.signature import TensorSpec
 from neurona_server.resources import available_cpus, trim_heap
@@ -134,7 +135,7 @@ class Session:
         self.journal: JournalEntry | None = None
         self._release_threads: weakref.finalize[[int], Session] | None = None
         threads = self._reserve_threads(path, options)
-        session, outline = loading.load(
+        session, outline, no_gpu = loading.load(
             path, options, threads, cancellation or LoadCancellation(), device.number
         )
         self._session: onnxruntime.InferenceSession | None = session
@@ -145,7 +146,9 @@ class Session:
         self.device = device if self.provider in runtime.CUDA_PROVIDERS else CPU_DEVICE
         self.slots = 1 if self.device.kind == "cpu" else CUDA_SLOTS
         self.placement = _placement(session)
-        self.degraded = _explain_degraded(options, self.provider, self.placement)
+        self.degraded = _explain_degraded(
+            options, self.provider, self.placement, no_gpu, device.number
+        )
         if options.require_gpu and self.degraded and self.provider == CPU:
             raise LoadError(f"{self.degraded}, and require_gpu is set")
         unknown = outline.without_shape
@@ -406,13 +409,27 @@ def _placement(session: onnxruntime.InferenceSession) -> dict[str, int]:
     return dict(nodes)
 
 
-def _explain_degraded(options: RuntimeOptions, provider: str, placement: dict[str, int]) -> str:
+def _explain_degraded(
+    options: RuntimeOptions, provider: str, placement: dict[str, int], no_gpu: str, device: int
+) -> str:
+    """Return why a model does not run where it should, "" if it does.
+
+    Args:
+        options: Its options.
+        provider: The provider that runs it.
+        placement: Number of nodes by provider.
+        no_gpu: Why it could not be loaded on a GPU, if that was tried.
+        device: Number of the CUDA device that it was to run on.
+    """
+    wanted = options.providers[0]
+    on_cpu = provider == CPU and runtime.needs_gpu([wanted])
+    missing = runtime.missing_gpu_reason(wanted, device) if on_cpu else ""
     return runtime.explain_degraded(
         options.providers,
         runtime.short_name(provider),
         {runtime.short_name(name): count for name, count in placement.items()},
-        runtime.missing_gpu_reason(),
-        options.gpu_expected or options.require_gpu or runtime.has_cuda_driver(),
+        missing or (no_gpu and f"{wanted} could not load it: {no_gpu}"),
+        options.gpu_expected or options.require_gpu or has_cuda_driver(),
     )
 
 
