@@ -7,7 +7,7 @@ for CUDAExecutionProvider.
 import logging
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from neurona_server.models.onnx.devices import (
 )
 from neurona_server.models.onnx.gpu_facts import CUDA_PROVIDER, has_cuda_driver, runtime_packages
 from neurona_server.models.onnx.gpu_installation import explain_build
+from neurona_server.models.onnx.provider_options import ProviderOptions, cuda_options
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,9 @@ class RuntimeOptions:
 
     gpu_expected: bool = False
     """Whether a model that runs on the CPU is degraded even if there is no driver."""
+
+    provider_options: ProviderOptions = field(default_factory=dict)
+    """Values by the provider's short name and key, checked by `provider_options`."""
 
     require_gpu: bool = False
     """Whether such a model is rejected."""
@@ -105,10 +109,12 @@ def check_options(options: RuntimeOptions) -> None:
     Raises:
         ConfigError: They do not.
     """
-    check_provider_names(options.providers, onnxruntime.get_all_providers())
+    existing = onnxruntime.get_all_providers()
+    check_provider_names(options.providers, existing)
+    check_provider_names([*options.provider_options], existing, "provider_options")
     if options.cpu_memory_bytes:
         limit_cpu_memory(options.cpu_memory_bytes)
-    if options.require_gpu and (reason := missing_gpu_reason()):
+    if options.require_gpu and (reason := missing_gpu_reason(options)):
         raise ConfigError(f"option require_gpu is set, but {reason}")
 
 
@@ -116,13 +122,15 @@ def short_name(provider: str) -> str:
     return provider.removesuffix(_SUFFIX).lower()
 
 
-def check_provider_names(names: Sequence[str], providers: Collection[str]) -> None:
+def check_provider_names(
+    names: Sequence[str], providers: Collection[str], option: str = "providers"
+) -> None:
     """Raise ConfigError for a short name of none of `providers`."""
     short_names = sorted(map(short_name, providers))
     for name in names:
         if name not in short_names:
             raise ConfigError(
-                f"option providers has {name!r} (expected some of {', '.join(short_names)})"
+                f"option {option} has {name!r} (expected some of {', '.join(short_names)})"
             )
 
 
@@ -132,8 +140,7 @@ def usable_providers(options: RuntimeOptions, device: int = 0) -> list[Provider]
     `device` is the number of the CUDA device that it is loaded on.
     """
     available = onnxruntime.get_available_providers()
-    driver = needs_gpu(options.providers) and not gpu_installation.CHECK.problem(device)
-    return choose_providers(options.providers, available, driver, options.gpu_memory_bytes, device)
+    return choose_providers(options, available, _can_use_gpu(options, device), device)
 
 
 def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
@@ -142,9 +149,8 @@ def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
     Raises:
         ConfigError: The options name a device that there is not.
     """
-    driver = needs_gpu(options.providers) and not gpu_installation.CHECK.problem()
     providers = choose_providers(
-        options.providers, onnxruntime.get_available_providers(), driver, 0
+        options, onnxruntime.get_available_providers(), _can_use_gpu(options)
     )
     if not any(_full_name(provider) in CUDA_PROVIDERS for provider in providers):
         return (CPU_DEVICE,)
@@ -154,48 +160,44 @@ def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
 
 
 def choose_providers(
-    names: Sequence[str],
-    available: Collection[str],
-    driver: bool,
-    gpu_memory_bytes: int,
-    device: int = 0,
+    options: RuntimeOptions, available: Collection[str], driver: bool, device: int = 0
 ) -> list[Provider]:
-    """Return those of `names` that are available, and whose driver works.
+    """Return those of the options that are available, and whose driver works.
 
     Those that need CUDA use the CUDA device with the number `device`.
     """
     by_name = {short_name(provider): provider for provider in available}
     providers: list[Provider] = []
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(options.providers):
         if name not in by_name or (name in _NEED_CUDA and not driver):
             continue
-        options = _cuda_options(gpu_memory_bytes) if name == "cuda" else {}
-        if name in _NEED_CUDA:
-            options["device_id"] = str(device)
-        providers.append((by_name[name], options) if options else by_name[name])
+        values = _session_options(name, options, device)
+        providers.append((by_name[name], values) if values else by_name[name])
     return providers
 
 
-def missing_gpu_reason(provider: str = "cuda", device: int | None = None) -> str:
+def missing_gpu_reason(options: RuntimeOptions | None = None, device: int | None = None) -> str:
     """Return why this process cannot use a GPU, "" if a model has run on it.
 
     Args:
-        provider: Short name of the provider that is to use it.
+        options: How models are run; None: the defaults.
         device: Number of the CUDA device; None: any one.
     """
+    options = options or RuntimeOptions()
     available = onnxruntime.get_available_providers()
-    if provider not in map(short_name, available) and (
+    names = [short_name(provider) for provider in available]
+    if not needs_gpu([name for name in options.providers if name in names]) and (
         reason := explain_build(available, runtime_packages())
     ):
         return reason
-    return gpu_installation.CHECK.problem(device)
+    return gpu_installation.CHECK.problem(device, needs_cudnn=_needs_cudnn(options))
 
 
 def report_gpu(options: RuntimeOptions) -> None:
     """Log once which GPUs there are or why none can be used, if the options let models use one."""
     if not needs_gpu(options.providers[:1]):
         return
-    reason = missing_gpu_reason(options.providers[0])
+    reason = missing_gpu_reason(options)
     if not reason:
         log.info("%s", gpu_installation.describe_gpus())
     elif options.gpu_expected or options.require_gpu or has_cuda_driver():
@@ -302,14 +304,21 @@ def limit_cpu_memory(size: int) -> None:
             _cpu_memory_limit = size
 
 
-def _cuda_options(gpu_memory_bytes: int) -> dict[str, Any]:
-    options = {
-        # The default measures every algorithm again for each new shape: seconds, while serving.
-        "cudnn_conv_algo_search": "HEURISTIC",
-        # The default doubles the arena each time it grows, and never shrinks it.
-        "arena_extend_strategy": "kSameAsRequested",
-    }
-    return options | ({"gpu_mem_limit": str(gpu_memory_bytes)} if gpu_memory_bytes else {})
+def _can_use_gpu(options: RuntimeOptions, device: int | None = None) -> bool:
+    if not needs_gpu(options.providers):
+        return False
+    return not gpu_installation.CHECK.problem(device, needs_cudnn=_needs_cudnn(options))
+
+
+def _needs_cudnn(options: RuntimeOptions) -> bool:
+    return options.provider_options.get("cuda", {}).get("enable_cudnn", "1") != "0"
+
+
+def _session_options(name: str, options: RuntimeOptions, device: int) -> dict[str, str]:
+    if name == "cuda":
+        return cuda_options(options.provider_options, device, options.gpu_memory_bytes)
+    values = dict(options.provider_options.get(name, {}))
+    return values | ({"device_id": str(device)} if name in _NEED_CUDA else {})
 
 
 def _full_name(provider: Provider) -> str:

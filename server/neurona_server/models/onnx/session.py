@@ -423,7 +423,7 @@ def _explain_degraded(
     """
     wanted = options.providers[0]
     on_cpu = provider == CPU and runtime.needs_gpu([wanted])
-    missing = runtime.missing_gpu_reason(wanted, device) if on_cpu else ""
+    missing = runtime.missing_gpu_reason(options, device) if on_cpu else ""
     return runtime.explain_degraded(
         options.providers,
         runtime.short_name(provider),
