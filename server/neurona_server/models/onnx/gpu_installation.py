@@ -276,9 +276,9 @@ def _explain_old_driver(facts: InstallationFacts) -> str:
 
 def _explain_no_kernels(facts: InstallationFacts, device: int) -> str:
     build = facts.cuda_build or (0, 0)
-    found = next((one for one in facts.devices if one.number == device), None)
-    name = found.name if found else f"GPU {device}"
-    capability = f" {_dotted(found.compute_capability)}" if found else ""
+    match = next((one for one in facts.devices if one.number == device), None)
+    name = match.name if match else f"GPU {device}"
+    capability = f" {_dotted(match.compute_capability)}" if match else ""
     return (
         f"onnxruntime-gpu {onnxruntime.__version__} has no kernels for the compute capability"
         f"{capability} of {name} (expected an onnxruntime-gpu that is built for it; this one is "
