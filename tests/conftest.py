@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import cuda_stub as stubs
 from support import onnx_models
+from support.cuda_stub import CudaStub
 from support.in_process_server import InProcessServer
 
 from neurona_server.batching.policy import BatchPolicy
@@ -27,6 +29,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx_models.save_fixed(root / "fixed" / "1" / "model.onnx")
     onnx_models.save_running_sum(root / "running_sum" / "1" / "model.onnx")
     return root
+
+
+@pytest.fixture(scope="session")
+def cuda_stub(tmp_path_factory: pytest.TempPathFactory) -> CudaStub:
+    return stubs.build(tmp_path_factory.mktemp("cuda_stub"))
 
 
 @pytest.fixture

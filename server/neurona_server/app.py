@@ -29,6 +29,7 @@ from neurona_server.models.load_check.checker import LoadChecker
 from neurona_server.models.load_check.load_marks import LoadMarks, withdraw_marks
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import INLINE_MODES, ModelOptions
+from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS
 from neurona_server.models.onnx.graph_cache import default_cache_folder, make_private_folder
 from neurona_server.models.onnx.runtime import (
     CPU,
@@ -292,8 +293,9 @@ class App:
     def _make_reconciler(self) -> Reconciler:
         config = self._config
         options = _model_options(config, self._tracing)
-        # Two concurrent runs keep a device busy; more only if each takes fewer CPUs than there are.
-        scheduler = DeviceScheduler(max(2, _cpus_per_process(config) // options.runtime.threads))
+        # Two concurrent runs keep a device busy; on the CPU more if each takes only some of them.
+        cpu_slots = max(2, _cpus_per_process(config) // options.runtime.threads)
+        scheduler = DeviceScheduler(CUDA_SLOTS, {CPU_DEVICE.label: cpu_slots})
 
         folder = _open_load_folder(options.runtime.cache)
         marks = LoadMarks(folder) if folder else None

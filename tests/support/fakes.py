@@ -79,7 +79,9 @@ class PuppetBatcher(Batcher):
         self.registry = CollectorRegistry()
         metrics = Metrics(self.registry).for_version("puppet", 1)
         policy = policy or BatchPolicy(max_rows=8, max_queue_rows=64)
-        super().__init__("puppet/1", policy, metrics, [Puppet()], clock=self.clock, **options)
+        super().__init__(
+            "puppet/1", policy, metrics, [("cpu", Puppet())], clock=self.clock, **options
+        )
         metrics.watch_batching(self.queue, self.cost_model)
 
     def step(self, puppet):
@@ -91,8 +93,14 @@ class PuppetBatcher(Batcher):
 
     def run_inline(self, puppet):
         """Run what waits, as the transport's thread would."""
-        self._new_runs = [puppet]
+        self._shared_run = puppet
         return self.serve_inline()
+
+    def serve(self, puppet=None):
+        """Run what waits as an instance does, whose model is `puppet`."""
+        if puppet is not None:
+            self._runs.idle["cpu"] = [puppet]
+        super().serve()
 
     def value(self, name, **labels):
         labels = {"model": "puppet", "version": "1", **labels}

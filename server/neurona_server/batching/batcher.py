@@ -23,7 +23,7 @@ from neurona_server.batching.batch import (
     split_request,
 )
 from neurona_server.batching.cost_model import CostModel, Padding
-from neurona_server.batching.device_scheduler import DeviceScheduler
+from neurona_server.batching.device_scheduler import CPU, DeviceScheduler, ModelRuns
 from neurona_server.batching.inline import InlineRunner
 from neurona_server.batching.memory_limit import MemoryLimit
 from neurona_server.batching.policy import BatchPolicy
@@ -91,14 +91,15 @@ class AnswerCheck(Protocol):
 class Batcher:
     """The queue of one model, and the runs of the batches taken from it.
 
-    Each of the model's instances, whose runs `new_runs` make, has a thread from `start` until the
-    batcher is closed and drained. So a batch is formed when an instance is idle, never before,
-    and is as large as load allows; no request waits while an instance is idle.
+    `new_runs` has, for each run that the model can have at once, the label of its device and what
+    makes the run. There are as many threads from `start` until the batcher is closed and drained.
+    So a batch is formed when a run can begin, never before, and is as large as load allows; no
+    request waits while a device that the model is loaded on is idle.
 
     `batched` is False for a model without a batch axis: its requests run one by one and each gets
-    all of the outputs. `scheduler` is the device's, if other models run on it too; `tracer` records
-    the batches of traced requests, `watchdog` the process's thread that finds runs which take too
-    long.
+    all of the outputs. `scheduler` is that of all devices, if other models run on them too;
+    `tracer` records the batches of traced requests, `watchdog` the process's thread that finds runs
+    which take too long.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Batcher:
         name: str,
         policy: BatchPolicy,
         metrics: ModelMetrics,
-        new_runs: Sequence[NewRun],
+        new_runs: Sequence[tuple[str, NewRun]],
         *,
         batched: bool = True,
         scheduler: DeviceScheduler | None = None,
@@ -134,7 +135,9 @@ class Batcher:
             name, policy, self.queue, self.cost_model, self._watchdog, clock
         )
         self._metrics = metrics
-        self._new_runs = new_runs
+        self._runs = ModelRuns(name, new_runs)
+        # The transport's thread shares the run of an instance on the CPU; see `serve_inline`.
+        self._shared_run = new_runs[0][1] if new_runs[0][0] == CPU else None
         self._threads: list[threading.Thread] = []
         self._batched = batched
         self._clock = clock
@@ -147,14 +150,19 @@ class Batcher:
         self._overdue_logged_at = -math.inf
         self._stop_error: NeuronaError | None = None
         self._response_order = ResponseOrder() if policy.preserve_order else None
-        # A model that has the device for itself never waits for a slot.
+        # A model that has its devices for itself never waits for a slot.
         self._scheduler = scheduler or DeviceScheduler(1 << 30)
         self.tune()
 
     @property
     def instances(self) -> int:
         """The number of batches that may run at once."""
-        return len(self._new_runs)
+        return self._runs.total
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """The labels of the devices that the model is loaded on."""
+        return self._runs.devices
 
     @property
     def inline(self) -> bool:
@@ -167,9 +175,9 @@ class Batcher:
         return len(self._overdue_batches)
 
     def start(self) -> None:
-        """Start a thread for each instance."""
-        for number in range(len(self._new_runs)):
-            self._start_instance(number)
+        """Start a thread for each run that may go on at once."""
+        for _ in range(self.instances):
+            self._start_instance()
         self._watchdog.add(self)
 
     def submit(self, request: Request, defer: Defer | None = None) -> None:
@@ -204,13 +212,16 @@ class Batcher:
         if inline and defer is not None:
             defer(self.serve_inline)
 
-    def serve(self, new_run: NewRun) -> None:
-        """Run batch after batch until the queue is closed and empty."""
+    def serve(self) -> None:
+        """Run batch after batch, on whichever device is free, until the queue is closed and empty.
+
+        As many threads do this as the model can have runs, so each thread finds an idle one.
+        """
         while self.queue.wait():
-            with self._scheduler.turn(self.name, self._clock) as turn:
+            with self._scheduler.turn(self._runs, self._clock) as turn:
                 if (batch := self.queue.take_batch()) is not None:
                     batch.turn = turn
-                    self.process(batch, new_run)
+                    self.process(batch, turn.new_run)
                     del batch  # otherwise it would be kept until the next batch
 
     def runs_in_this_thread(self) -> bool:
@@ -218,8 +229,23 @@ class Batcher:
         return self._inline.runs_in_this_thread()
 
     def serve_inline(self) -> bool:
-        """Run waiting requests in the calling thread: see `InlineRunner.run_batches`."""
-        return self._inline.run_batches(lambda batch: self.process(batch, self._new_runs[0]))
+        """Run waiting requests in the calling thread: see `InlineRunner.run_batches`.
+
+        On the CPU beside the runs of the instances. A run on another device has buffers that only
+        one batch can use, so it needs a turn there, as in `serve`; without one the instances run
+        the requests.
+        """
+        if (shared_run := self._shared_run) is not None:
+            return self._inline.run_batches(lambda batch: self.process(batch, shared_run))
+        turn = self._scheduler.try_turn(self._runs, self._clock())
+        if turn is None:
+            self.queue.notify()
+            return False
+        new_run = turn.new_run
+        try:
+            return self._inline.run_batches(lambda batch: self.process(batch, new_run))
+        finally:
+            self._scheduler.end(turn, self._clock())
 
     def process(self, batch: Batch, new_run: NewRun) -> None:
         """Finish every request of the batch; raise nothing, whatever the model does."""
@@ -336,18 +362,14 @@ class Batcher:
         return sum([request.count for request in unfinished])
 
     def release_device(self) -> None:
-        """Remove the model from the device's scheduler and the watchdog, after its last run."""
+        """Remove the model from the scheduler and the watchdog, after its last run."""
         self._scheduler.remove(self.name)
         self._watchdog.remove(self)
 
-    def _start_instance(self, number: int) -> None:
+    def _start_instance(self) -> None:
         # A daemon: a run that never returns must not keep the process from ending.
-        thread = threading.Thread(
-            target=self.serve,
-            args=(self._new_runs[number],),
-            name=f"{self.name}#{number}",
-            daemon=True,
-        )
+        name = f"{self.name}#{len(self._threads)}"
+        thread = threading.Thread(target=self.serve, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -517,7 +539,7 @@ class Batcher:
         if unfinished:
             self.queue.put_back(Batch(unfinished, is_rerun=True))
             if self.queue.closed and self._threads:  # the instances may have ended
-                self._start_instance(0)
+                self._start_instance()
 
     def _run(self, requests: Sequence[Request], run: Run) -> Sequence[Outputs]:
         """Return the outputs of each request.

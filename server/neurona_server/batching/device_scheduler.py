@@ -1,91 +1,214 @@
-"""Shares a device fairly between the models that run on it."""
+"""Shares the devices fairly between the models that run on them."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+CPU = "cpu"
+"""The label of the processor. A run on it needs no buffers of its own: any number of threads may
+run one session."""
+
+NewRun = Callable[[], Any]
+
+
+class ModelRuns:
+    """The runs that one loaded model can have at once, by device; some are idle, others go on."""
+
+    def __init__(self, model: str, new_runs: Sequence[tuple[str, NewRun]]) -> None:
+        """Collect the runs, all of which are idle at first.
+
+        Args:
+            model: The name under which the time that it runs is counted.
+            new_runs: For each, the label of its device and what makes the run.
+        """
+        self.model = model
+        self.total = len(new_runs)
+        self.idle: dict[str, list[NewRun]] = {device: [] for device, _ in new_runs}
+        for device, new_run in reversed(new_runs):  # the last is taken first
+            self.idle[device].append(new_run)
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """The labels of the devices."""
+        return list(self.idle)
 
 
 class DeviceTurn:
-    """The turn of one model on the device, which holds a slot until it ends or gives it up."""
+    """The turn of one model on a device, which holds a slot until it ends or gives it up."""
 
-    __slots__ = ("holds_slot", "model", "started")
+    __slots__ = ("device", "holds_slot", "new_run", "runs", "started")
 
-    def __init__(self, model: str, started: float) -> None:
-        self.model = model
-        self.started = started
+    def __init__(self, runs: ModelRuns, device: str) -> None:
+        self.runs = runs
+        self.device = device
+        self.new_run = runs.idle[device].pop()
+        self.started = 0.0
         """When it began or, once it has given its slot up, when it did that."""
         self.holds_slot = True
 
 
-class DeviceScheduler:
-    """Allows `slots` concurrent runs on a device.
+class DeviceUse:
+    """The slots of one device, and how much it was used."""
 
-    A free slot goes to the model that has used the device least among those that wait for one.
-    With fewer runs than slots no run waits. With more, each model gets an equal share of the
-    run time, however many instances it has and however long its queue is.
+    __slots__ = ("free_slots", "seconds", "slots")
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.free_slots = slots
+        self.seconds = 0.0
+        """Those of its turns together: more than have passed if several went on at once."""
+
+    @property
+    def load(self) -> tuple[float, float]:
+        """Share of the slots that are taken and, for devices with equal shares, past use."""
+        return 1.0 - self.free_slots / self.slots, self.seconds
+
+
+class DeviceScheduler:
+    """Allows a number of concurrent runs (slots) on each device.
+
+    A free slot goes to the model that has used the devices least among those that wait for one
+    there. With fewer runs than slots no run waits. With more, each model gets an equal share of the
+    run time, however many instances it has and however long its queue is. A model that is loaded on
+    several devices gets the least loaded one that has a free slot.
 
     A turn that takes too long can be made to give its slot up: it goes on, beside the runs in the
     slots, so that runs which never end do not keep the other models from the device.
     """
 
-    def __init__(self, slots: int) -> None:
-        if slots < 1:
-            raise ValueError(f"slots is {slots} (expected at least 1)")
-        self._free_slots = slots
-        self._used_seconds: dict[str, float] = {}  # of the device, by model
-        self._waiting: list[str] = []
-        self._running: list[str] = []
+    def __init__(
+        self, slots: int, slots_by_device: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
+        """Make a scheduler of all devices; each is known by its label, such as "cuda:0".
+
+        Args:
+            slots: Concurrent runs on a device that `slots_by_device` does not have.
+            slots_by_device: Concurrent runs by the label of the device.
+
+        Raises:
+            ValueError: A device would have no slots.
+        """
+        for number in (slots, *slots_by_device.values()):
+            if number < 1:
+                raise ValueError(f"slots is {number} (expected at least 1)")
+        self._slots = slots
+        self._devices = {label: DeviceUse(number) for label, number in slots_by_device.items()}
+        self._used_seconds: dict[str, float] = {}  # of all devices, by model
+        self._waiting: list[ModelRuns] = []
+        self._running: list[ModelRuns] = []
         self._changed = threading.Condition(threading.Lock())
 
     @contextmanager
-    def turn(self, model: str, clock: Callable[[], float]) -> Iterator[DeviceTurn]:
-        """Wait for a slot; the body of the `with` statement runs on the device."""
+    def turn(self, runs: ModelRuns, clock: Callable[[], float]) -> Iterator[DeviceTurn]:
+        """Wait for a slot; the body of the `with` statement runs `new_run` of the turn.
+
+        Args:
+            runs: Those of the model, of which the turn gets an idle one.
+            clock: Returns the time in seconds.
+        """
         with self._changed:
-            self._enqueue(model)
-            while not (self._free_slots and self._next_model() == model):
+            self._enqueue(runs)
+            while (device := self._find_device(runs)) is None:
                 self._changed.wait()
-            self._waiting.remove(model)
-            self._running.append(model)
-            self._free_slots -= 1
-            if self._free_slots and self._waiting:
-                self._changed.notify_all()
-        turn = DeviceTurn(model, clock())
+            turn = self._start(runs, device)
+        turn.started = clock()
         try:
             yield turn
         finally:
-            with self._changed:
-                self._charge(turn, clock())
+            self.end(turn, clock())
+
+    def try_turn(self, runs: ModelRuns, now: float) -> DeviceTurn | None:
+        """Begin a turn, which the caller must `end`; return None if it would have to wait."""
+        with self._changed:
+            self._enqueue(runs)
+            device = self._find_device(runs)
+            if device is None:
+                self._waiting.remove(runs)
+                return None
+            turn = self._start(runs, device)
+        turn.started = now
+        return turn
+
+    def end(self, turn: DeviceTurn, now: float) -> None:
+        """End a turn, whose run is idle again."""
+        with self._changed:
+            self._charge(turn, now)
+            turn.runs.idle[turn.device].append(turn.new_run)
+            if self._waiting:
+                self._changed.notify_all()
 
     def give_up_slot(self, turn: DeviceTurn, now: float) -> None:
         """Give the slot of a turn that goes on, if it still has one, to others. From any thread."""
         with self._changed:
             if turn.holds_slot:
                 self._charge(turn, now)
+                if self._waiting:
+                    self._changed.notify_all()
 
     def remove(self, model: str) -> None:
         """Remove the record of a model that will not run again."""
         with self._changed:
             self._used_seconds.pop(model, None)
 
+    def use(self, device: str) -> DeviceUse:
+        """Return the use of a device, which changes as it runs."""
+        with self._changed:
+            return self._use(device)
+
+    def used_seconds(self) -> dict[str, float]:
+        """Return how long each model has used the devices, in seconds."""
+        with self._changed:
+            return dict(self._used_seconds)
+
+    def _start(self, runs: ModelRuns, device: str) -> DeviceTurn:
+        self._waiting.remove(runs)
+        self._running.append(runs)
+        self._devices[device].free_slots -= 1
+        if self._waiting and any(use.free_slots for use in self._devices.values()):
+            self._changed.notify_all()
+        return DeviceTurn(runs, device)
+
     def _charge(self, turn: DeviceTurn, now: float) -> None:
         """Count the time of a turn since it was last charged, and free its slot if it has one."""
-        model = turn.model
-        self._used_seconds[model] = self._used_seconds.get(model, 0.0) + now - turn.started
+        model, use = turn.runs.model, self._devices[turn.device]
+        seconds = now - turn.started
+        self._used_seconds[model] = self._used_seconds.get(model, 0.0) + seconds
+        use.seconds += seconds
         turn.started = now
         if turn.holds_slot:
             turn.holds_slot = False
-            self._running.remove(model)
-            self._free_slots += 1
-            if self._waiting:
-                self._changed.notify_all()
+            self._running.remove(turn.runs)
+            use.free_slots += 1
 
-    def _enqueue(self, model: str) -> None:
-        if model not in self._waiting and model not in self._running:
+    def _enqueue(self, runs: ModelRuns) -> None:
+        model, active = runs.model, {one.model for one in (*self._waiting, *self._running)}
+        if model not in active:
             # A model that was idle has no claim on the time that it did not use.
-            active = [self._used_seconds.get(m, 0.0) for m in {*self._waiting, *self._running}]
-            used = self._used_seconds.get(model, 0.0)
-            self._used_seconds[model] = max(used, min(active, default=0.0))
-        self._waiting.append(model)
+            least = min([self._used_seconds.get(one, 0.0) for one in active], default=0.0)
+            self._used_seconds[model] = max(self._used_seconds.get(model, 0.0), least)
+        self._waiting.append(runs)
 
-    def _next_model(self) -> str:
-        return min(self._waiting, key=lambda model: self._used_seconds.get(model, 0.0))
+    def _find_device(self, runs: ModelRuns) -> str | None:
+        """Return the least loaded device where it is the turn of `runs`, None without one."""
+        best, least = None, (2.0, 0.0)
+        for device in runs.idle:
+            use = self._use(device)
+            if use.free_slots and use.load < least and self._next_runs(device) is runs:
+                best, least = device, use.load
+        return best
+
+    def _next_runs(self, device: str) -> ModelRuns | None:
+        """Return those of the waiting model that has used the devices least and can run on this."""
+        return min(
+            [runs for runs in self._waiting if runs.idle.get(device)],
+            key=lambda runs: self._used_seconds.get(runs.model, 0.0),
+            default=None,
+        )
+
+    def _use(self, device: str) -> DeviceUse:
+        use = self._devices.get(device)
+        if use is None:
+            use = self._devices[device] = DeviceUse(self._slots)
+        return use

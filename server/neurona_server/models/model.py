@@ -10,11 +10,13 @@ from neurona_server.batching.batcher import Batcher, NewRun
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.batching.watchdog import RunWatchdog
-from neurona_server.errors import UnavailableError
+from neurona_server.errors import ConfigError, LoadError, UnavailableError
 from neurona_server.models.batching_check import Run, decide_batching
 from neurona_server.models.input_bounds import find_answer_bounds, find_input_bounds
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model_options import ModelOptions, options_for
+from neurona_server.models.onnx.devices import Device
+from neurona_server.models.onnx.runtime import find_devices
 from neurona_server.models.onnx.sequence_lengths import LengthsInput, find_lengths_inputs
 from neurona_server.models.onnx.session import Session
 from neurona_server.models.onnx.value_dependence import time_depends_on_values
@@ -68,7 +70,7 @@ class Model:
             source: The file and its settings.
             options: The server's options.
             metrics: Where the version gets series of its own.
-            share: The device's scheduler, if other models run on it, too.
+            share: The scheduler of the devices, if other models run on them, too.
             watchdog: Finds its runs that take too long.
             cancellation: Ends this early.
             journal: Where runs are written, if the process has a supervisor.
@@ -96,7 +98,7 @@ class Model:
         self.metrics = metrics.for_version(source.name, source.version)
         self._journal = journal
         self.sessions: list[Session] = []
-        """One session for each instance."""
+        """On each device, one session for each instance."""
 
         try:
             self._load(source, options, share, watchdog, cancellation or LoadCancellation())
@@ -112,9 +114,7 @@ class Model:
         watchdog: RunWatchdog | None,
         cancellation: LoadCancellation,
     ) -> None:
-        for _ in range(options.instances):
-            self.sessions.append(Session(source.path, options.runtime, cancellation))
-            self.sessions[-1].journal = self._journal
+        self._load_sessions(source, options, cancellation)
         session = self.sessions[0]
         graph_inputs = [*session.inputs, *session.optional]
         reshapes = {
@@ -122,13 +122,18 @@ class Model:
             for role, specs in (("input", graph_inputs), ("output", session.outputs))
         }
         new_runs = [
-            reshape_runs(one.new_run, reshapes["input"], reshapes["output"], session.outputs)
+            (
+                one.device.label,
+                reshape_runs(new_run, reshapes["input"], reshapes["output"], session.outputs),
+            )
             for one in self.sessions
+            for new_run in one.runs_of_slots()
         ]
         recorder = ShapeRecorder()
-        runs = [recorder.wrap(_cancellable_run(new_run, cancellation)) for new_run in new_runs]
+        runs = [recorder.wrap(_cancellable_run(new_run, cancellation)) for _, new_run in new_runs]
         self.provider = session.provider
-        self.placement, self.degraded = session.placement, session.degraded
+        self.devices = tuple(dict.fromkeys(one.device for one in self.sessions))
+        self.placement = session.placement
         self.signature = _signature(str(source), session, self.settings, reshapes["input"], runs[0])
         batched = self.signature.batched
         tracer, policy = options.tracer, options.policy
@@ -176,9 +181,40 @@ class Model:
         self.batcher.answer_bounds = find_answer_bounds(
             self.answer, self.settings.inputs, finite=answer.finite
         )
-        self.metrics.record_placement(session.placement, bool(session.degraded))
-        if session.degraded:
-            log.warning("%s: degraded: %s", source, session.degraded, extra=self.log_fields)
+        self.metrics.record_placement(session.placement, bool(self.degraded))
+        if self.degraded:
+            log.warning("%s: degraded: %s", source, self.degraded, extra=self.log_fields)
+
+    def _load_sessions(
+        self, source: ModelSource, options: ModelOptions, cancellation: LoadCancellation
+    ) -> None:
+        """Load the sessions on their devices, or on the CPU if no device takes them."""
+
+        def load(device: Device) -> Session:
+            session = Session(source.path, options.runtime, cancellation, device)
+            session.journal = self._journal
+            self.sessions.append(session)
+            return session
+
+        try:
+            devices = find_devices(options.runtime)
+        except ConfigError as error:
+            raise LoadError(str(error)) from error
+        for device in devices:
+            for _ in range(options.instances):
+                if load(device).device != device:  # but the CPU
+                    break
+        placed = [session for session in self.sessions if session.device in devices]
+        on_cpu = [session for session in self.sessions if session.device not in devices]
+        for session in on_cpu if placed else on_cpu[1:]:
+            session.close()
+        self.sessions = placed or on_cpu[:1]
+        while not placed and len(self.sessions) < options.instances:
+            load(devices[0])
+        missing = {device.label for device in devices} - {one.device.label for one in placed}
+        self.degraded = self.sessions[0].degraded
+        if placed and missing:
+            self.degraded = f"does not run on {', '.join(sorted(missing))}; see the server's log"
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"

@@ -378,9 +378,9 @@ def test_instances_take_their_turn_on_the_device():
     submitted = SubmittedRequest(batcher, [1])
     batcher.close()
     running = []
-    batcher.serve(Puppet(before=lambda _: running.append(list(scheduler._running))))
+    batcher.serve(Puppet(before=lambda _: running.append(scheduler.use("cpu").free_slots)))
     assert submitted.answer == [2]
-    assert running == [["puppet/1"]]
+    assert (running, scheduler.use("cpu").free_slots) == ([0], 1)
 
 
 def test_long_batches_are_left_to_the_instances(batcher):
@@ -557,10 +557,12 @@ class TestLongRun:
     def test_gives_its_slot_up_when_it_takes_ten_times_its_prediction(self, batcher, scheduler):
         submitted = SubmittedRequest(batcher, [1])
         free = []
-        self.run(batcher, 4.9, 0.2, 60, after=lambda _: free.append(scheduler._free_slots))
+        self.run(
+            batcher, 4.9, 0.2, 60, after=lambda _: free.append(scheduler.use("cpu").free_slots)
+        )
         assert free == [0, 1, 1]
-        assert scheduler._free_slots == 1
-        assert scheduler._used_seconds == {"puppet/1": pytest.approx(65.1)}
+        assert scheduler.use("cpu").free_slots == 1
+        assert scheduler.used_seconds() == {"puppet/1": pytest.approx(65.1)}
         assert submitted.answer == [2]
 
     def test_is_reported_as_long_as_it_is_overdue(self, batcher):

@@ -409,7 +409,7 @@ def test_under_load_every_request_is_finished_once_and_in_order():
         8, 200, max_delay=0.002, preferred_rows=(4,), queue_policies=policies, preserve_order=True
     )
     metrics = Metrics(CollectorRegistry()).for_version("puppet", 1)
-    batcher = Batcher("puppet/1", policy, metrics, [Puppet()] * 3)
+    batcher = Batcher("puppet/1", policy, metrics, [("cpu", Puppet())] * 3)
     batcher.start()
     random, log, admitted = np.random.default_rng(1), [], []
     for number in range(600):

@@ -50,7 +50,11 @@ _MEMORY = Path("/dev/shm")  # noqa: S108  its folder is private
 
 
 def load(
-    path: Path, options: RuntimeOptions, threads: int, cancellation: LoadCancellation
+    path: Path,
+    options: RuntimeOptions,
+    threads: int,
+    cancellation: LoadCancellation,
+    device: int = 0,
 ) -> tuple[onnxruntime.InferenceSession, GraphOutline]:
     """Load the model at `path`, on the CPU if it cannot be loaded on a GPU.
 
@@ -60,6 +64,7 @@ def load(
         threads: CPU threads of one run.
         cancellation: Ends the load early, where ONNX Runtime looks for that: between the steps in
             which it optimises the graph.
+        device: Number of the CUDA device, for providers that use one.
 
     Returns:
         The session, and the outline of the file.
@@ -68,7 +73,7 @@ def load(
         LoadError: The file is not a model, ONNX Runtime cannot load it, or the load is cancelled.
     """
     outline = read_outline(path)
-    providers = runtime.usable_providers(options)
+    providers = runtime.usable_providers(options, device)
     if not providers:
         names = ", ".join(options.providers)
         raise LoadError(f"none of its providers ({names}) is available")

@@ -17,6 +17,13 @@ from typing import Any
 import onnxruntime
 
 from neurona_server.errors import ConfigError
+from neurona_server.models.onnx.devices import (
+    CPU_DEVICE,
+    FIRST,
+    Device,
+    choose_devices,
+    cuda_devices,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +39,9 @@ Provider = str | tuple[str, dict[str, Any]]
 
 _SUFFIX = "ExecutionProvider"
 _NEED_CUDA = ("cuda", "tensorrt", "nvtensorrtrtx")
+CUDA_PROVIDERS = (CUDA, "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+"""The providers that run models on a CUDA device."""
+
 _SAME_AS_REQUESTED = 1  # arena_extend_strategy: grow by what is needed, not by doubling
 
 # y = -x for one float, as ONNX (opset 13): the smallest model that a device must run.
@@ -63,6 +73,9 @@ class RuntimeOptions:
 
     require_gpu: bool = False
     """Whether such a model is rejected."""
+
+    devices: str = FIRST
+    """The CUDA devices that a model is loaded on: "all", or numbers or UUIDs, with commas."""
 
     gpu_memory_bytes: int = 0
     """Limit for each session on its GPU; 0: no limit."""
@@ -133,27 +146,55 @@ def check_provider_names(names: Sequence[str], providers: Collection[str]) -> No
             )
 
 
-def usable_providers(options: RuntimeOptions) -> list[Provider]:
-    """Return the providers for a session, and load the libraries that they need."""
+def usable_providers(options: RuntimeOptions, device: int = 0) -> list[Provider]:
+    """Return the providers for a session, and load the libraries that they need.
+
+    `device` is the number of the CUDA device that it is loaded on.
+    """
     available = onnxruntime.get_available_providers()
     providers = choose_providers(
-        options.providers, available, has_cuda_driver(), options.gpu_memory_bytes
+        options.providers, available, has_cuda_driver(), options.gpu_memory_bytes, device
     )
     if any(name != CPU for name in map(_full_name, providers)):
         _preload_libraries()
     return providers
 
 
+def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
+    """Return the devices to load a model on: CUDA devices if a provider uses them, else the CPU.
+
+    Raises:
+        ConfigError: The options name a device that there is not.
+    """
+    providers = choose_providers(
+        options.providers, onnxruntime.get_available_providers(), has_cuda_driver(), 0
+    )
+    if not any(_full_name(provider) in CUDA_PROVIDERS for provider in providers):
+        return (CPU_DEVICE,)
+    # Without any, ONNX Runtime says why when it loads the model.
+    available = cuda_devices()
+    return choose_devices(options.devices, available) if available else (Device("cuda"),)
+
+
 def choose_providers(
-    names: Sequence[str], available: Collection[str], driver: bool, gpu_memory_bytes: int
+    names: Sequence[str],
+    available: Collection[str],
+    driver: bool,
+    gpu_memory_bytes: int,
+    device: int = 0,
 ) -> list[Provider]:
-    """Return those of `names` that are available, and whose driver is installed."""
+    """Return those of `names` that are available, and whose driver is installed.
+
+    Those that need CUDA use the CUDA device with the number `device`.
+    """
     by_name = {short_name(provider): provider for provider in available}
     providers: list[Provider] = []
     for name in dict.fromkeys(names):
         if name not in by_name or (name in _NEED_CUDA and not driver):
             continue
         options = _cuda_options(gpu_memory_bytes) if name == "cuda" else {}
+        if name in _NEED_CUDA:
+            options["device_id"] = str(device)
         providers.append((by_name[name], options) if options else by_name[name])
     return providers
 

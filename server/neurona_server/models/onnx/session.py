@@ -18,7 +18,9 @@ from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import InvalidArgumentError, LoadError, UnavailableError
 from neurona_server.models.load_cancellation import LoadCancellation
-from neurona_server.models.onnx import byte_strings, loading, run_failures, runtime
+        self._arenas = "cpu:0" if self.provider == CPU else f"cpu:0;gpu:{self.device.number}"
+        with _open_sessions_lock:
+            _open_sessions.add(self)
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 from neurona_server.models.signature import TensorSpec
 from neurona_server.resources import available_cpus, trim_heap
@@ -100,6 +102,9 @@ class Session:
 
     Attributes:
         provider: The ONNX Runtime provider that runs the model.
+        device: Where it runs: the one that it was to be loaded on, or the CPU.
+        slots: Runs that it can have in flight at once. On a GPU the copies of one batch overlap the
+            run of the other; on the CPU each run has all threads.
         placement: Number of nodes by provider, before some were fused; empty for versions of
             onnxruntime before 1.24, which do not report it.
         degraded: Why the model does not run where it should, or "".
@@ -121,16 +126,30 @@ class Session:
         path: Path,
         options: RuntimeOptions,
         cancellation: LoadCancellation | None = None,
+        device: Device | None = None,
     ) -> None:
+        """Load the file.
+
+        Args:
+            path: The file.
+            options: How it is run.
+            cancellation: Ends this early.
+            device: The CUDA device to load it on, if a provider uses one; None: the first.
+        """
+        device = device or Device("cuda")
         self.journal: JournalEntry | None = None
         self._release_threads: weakref.finalize[[int], Session] | None = None
         threads = self._reserve_threads(path, options)
-        session, outline = loading.load(path, options, threads, cancellation or LoadCancellation())
+        session, outline = loading.load(
+            path, options, threads, cancellation or LoadCancellation(), device.number
+        )
         self._session: onnxruntime.InferenceSession | None = session
         # Otherwise a failing run on a GPU would silently create a session on the CPU.
         session.disable_fallback()
         self.properties: dict[str, str] = session.get_modelmeta().custom_metadata_map
         self.provider: str = session.get_providers()[0]
+        self.device = device if self.provider in runtime.CUDA_PROVIDERS else CPU_DEVICE
+        self.slots = 1 if self.device.kind == "cpu" else CUDA_SLOTS
         self.placement = _placement(session)
         self.degraded = _explain_degraded(options, self.provider, self.placement)
         if options.require_gpu and self.degraded and self.provider == CPU:
@@ -159,9 +178,13 @@ class Session:
         self.class_labels: dict[str, tuple[str, ...]] = {}
         self._shrinker = ArenaShrinker(options.shrink_seconds if options.arena else 0.0)
         self._runs_in_flight: list[None] = []  # an element for each: append and pop are atomic
+<<<<<<< HEAD
         self._arenas = "cpu:0" if self.provider == CPU else "cpu:0;gpu:0"
         with _open_sessions_lock:
             _open_sessions.add(self)
+=======
+        self._arenas = "cpu:0" if self.provider == CPU else f"cpu:0;gpu:{self.device.number}"
+>>>>>>> main
 
     def run(self, inputs: Inputs) -> Outputs:
         """Return all outputs in the graph's order. Releases the GIL; any thread may call it."""
@@ -170,6 +193,10 @@ class Session:
     def new_run(self) -> "SessionRun":
         """Return a run that another thread can terminate."""
         return SessionRun(self)
+
+    def runs_of_slots(self) -> list[Callable[[], "SessionRun"]]:
+        """Return, for each slot, what makes its runs; on a GPU one at a time may go on in each."""
+        return [self.new_run] * self.slots
 
     def run_with_options(self, inputs: Inputs, options: onnxruntime.RunOptions) -> Outputs:
         """Run as `run` does, with options of ONNX Runtime.
@@ -198,7 +225,7 @@ class Session:
                 ) from error
             # Raised before the run, by providers without an arena.
             if _NO_ARENA not in str(error):
-                if failure := run_failures.device_failure(error, self._device_label()):
+                if failure := run_failures.device_failure(error, self.device.label):
                     raise failure from error
                 raise
             self._shrinker.stop()
@@ -250,7 +277,7 @@ class Session:
     def free_device_memory(self) -> None:
         """Return unused memory of the arenas of all models on this session's device."""
         with _open_sessions_lock:
-            sessions = [one for one in _open_sessions if one.provider == self.provider]
+            sessions = [one for one in _open_sessions if one.device == self.device]
         for session in sessions:
             session.free_memory()
         trim_heap()
@@ -264,9 +291,6 @@ class Session:
         if self._release_threads is not None:
             self._release_threads()
         trim_heap()
-
-    def _device_label(self) -> str:
-        return runtime.short_name(self.provider)
 
     def _reserve_threads(self, path: Path, options: RuntimeOptions) -> int:
         wanted = options.threads or available_cpus()

@@ -41,8 +41,10 @@ def test_cuda_uses_heuristics_and_grows_its_arena_as_needed():
     assert options == {
         "cudnn_conv_algo_search": "HEURISTIC",
         "arena_extend_strategy": "kSameAsRequested",
+        "device_id": "0",
     }
-    (_, options), _ = choose_providers(("cuda", "cpu"), AVAILABLE, True, 1 << 30)
+    (_, options), _ = choose_providers(("cuda", "cpu"), AVAILABLE, True, 1 << 30, 3)
+    assert options["device_id"] == "3"
     assert options["gpu_mem_limit"] == "1073741824"
 
 
