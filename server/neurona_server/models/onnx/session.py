@@ -18,9 +18,8 @@ from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import InvalidArgumentError, LoadError, UnavailableError
 from neurona_server.models.load_cancellation import LoadCancellation
-        self._arenas = "cpu:0" if self.provider == CPU else f"cpu:0;gpu:{self.device.number}"
-        with _open_sessions_lock:
-            _open_sessions.add(self)
+from neurona_server.models.onnx import byte_strings, loading, run_failures, runtime
+from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, Device
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 from neurona_server.models.signature import TensorSpec
 from neurona_server.resources import available_cpus, trim_heap
@@ -178,13 +177,9 @@ class Session:
         self.class_labels: dict[str, tuple[str, ...]] = {}
         self._shrinker = ArenaShrinker(options.shrink_seconds if options.arena else 0.0)
         self._runs_in_flight: list[None] = []  # an element for each: append and pop are atomic
-<<<<<<< HEAD
-        self._arenas = "cpu:0" if self.provider == CPU else "cpu:0;gpu:0"
+        self._arenas = "cpu:0" if self.provider == CPU else f"cpu:0;gpu:{self.device.number}"
         with _open_sessions_lock:
             _open_sessions.add(self)
-=======
-        self._arenas = "cpu:0" if self.provider == CPU else f"cpu:0;gpu:{self.device.number}"
->>>>>>> main
 
     def run(self, inputs: Inputs) -> Outputs:
         """Return all outputs in the graph's order. Releases the GIL; any thread may call it."""
