@@ -133,7 +133,7 @@ def classify_failure(error: BaseException) -> FailureKind | None:
         return FailureKind.OUT_OF_MEMORY
     if type(error).__name__ == "InvalidArgument":  # it quotes names and shapes of the caller
         return None
-    # What stands before it has the names of nodes, which whoever made the model has chosen.
+    # What stands before it has the names of nodes, which the maker of the model has chosen.
     text = str(error).rpartition(_STATUS)[2]
     kinds = {_kind_of_library(*match.groups()) for match in _LIBRARY_FAILURE.finditer(text)}
     kinds |= {
