@@ -37,7 +37,7 @@ enum { MAX_DEVICES = 64, MAX_ALLOCATIONS = 4096, MAX_DEPTH = 64, NAME_BYTES = 64
 
 typedef struct { unsigned char reserved[NAME_BYTES]; } IpcHandle;
 typedef struct {
-    int used, owned, on_host, device;
+    int used, owned, on_host, device, opened;
     char *start;
     size_t size;
     char name[NAME_BYTES];
@@ -304,9 +304,41 @@ int cuCtxSynchronize(void) {
     return SUCCESS;
 }
 
+/* Streams copy at once; their number is all that is kept. */
+static int streams;
+
+int cuda_stub_streams(void) { return streams; }
+
+int cuStreamCreate(void **stream, unsigned flags) {
+    CHECK_CONTEXT("cuStreamCreate");
+    if (flags > 1)
+        return INVALID_VALUE;
+    *stream = malloc(1);
+    __atomic_add_fetch(&streams, 1, __ATOMIC_SEQ_CST);
+    return SUCCESS;
+}
+
+int cuStreamDestroy_v2(void *stream) {
+    CHECK_CONTEXT("cuStreamDestroy");
+    free(stream);
+    __atomic_sub_fetch(&streams, 1, __ATOMIC_SEQ_CST);
+    return SUCCESS;
+}
+
 int cuStreamSynchronize(void *stream) {
+    (void)stream;
     CHECK_CONTEXT("cuStreamSynchronize");
-    return stream ? INVALID_HANDLE : SUCCESS;
+    return SUCCESS;
+}
+
+int cuThreadExchangeStreamCaptureMode(int *mode) {
+    static __thread int capture_mode; /* CU_STREAM_CAPTURE_MODE_GLOBAL */
+    if (*mode < 0 || *mode > 2)
+        return INVALID_VALUE;
+    int before = capture_mode;
+    capture_mode = *mode;
+    *mode = before;
+    return SUCCESS;
 }
 
 int cuMemGetInfo_v2(size_t *available, size_t *total) {
@@ -342,7 +374,7 @@ static int free_memory(uint64_t address, int owned) {
     pthread_mutex_lock(&lock);
     Allocation *one = find(address);
     int valid = one && one->owned == owned && (uint64_t)(uintptr_t)one->start == address;
-    if (valid)
+    if (valid && --one->opened <= 0)
         release(one);
     pthread_mutex_unlock(&lock);
     return valid ? SUCCESS : INVALID_VALUE;
@@ -426,12 +458,20 @@ int cuIpcOpenMemHandle_v2(uint64_t *address, IpcHandle handle, unsigned flags) {
         return INVALID_HANDLE;
     pthread_mutex_lock(&lock);
     int code = OUT_OF_MEMORY;
-    Allocation *one = place();
+    Allocation *one = NULL; /* as in CUDA, one that is open has the same address again */
+    for (int i = 0; i < MAX_ALLOCATIONS && !one; i++)
+        if (allocations[i].used && !allocations[i].owned && allocations[i].device == current() &&
+            !memcmp(allocations[i].name, handle.reserved, NAME_BYTES))
+            one = &allocations[i];
     if (one) {
+        one->opened++;
+        *address = (uint64_t)(uintptr_t)one->start;
+        code = SUCCESS;
+    } else if ((one = place())) {
         memcpy(one->name, handle.reserved, NAME_BYTES);
         code = open_object(one, 0);
         if (!code) {
-            one->used = 1;
+            one->used = one->opened = 1;
             one->device = current();
             *address = (uint64_t)(uintptr_t)one->start;
         }
@@ -445,6 +485,22 @@ int cuMemcpyHtoD_v2(uint64_t target, const void *source, size_t size) {
     if (!inside(target, size))
         return INVALID_VALUE;
     memcpy((void *)(uintptr_t)target, source, size);
+    return SUCCESS;
+}
+
+int cuMemcpyHtoDAsync_v2(uint64_t target, const void *source, size_t size, void *stream) {
+    CHECK_CONTEXT("cuMemcpyHtoDAsync");
+    if (!stream || !inside(target, size))
+        return INVALID_VALUE;
+    memcpy((void *)(uintptr_t)target, source, size);
+    return SUCCESS;
+}
+
+int cuMemcpyDtoHAsync_v2(void *target, uint64_t source, size_t size, void *stream) {
+    CHECK_CONTEXT("cuMemcpyDtoHAsync");
+    if (!stream || !inside(source, size))
+        return INVALID_VALUE;
+    memcpy(target, (const void *)(uintptr_t)source, size);
     return SUCCESS;
 }
 

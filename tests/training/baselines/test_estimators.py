@@ -109,6 +109,18 @@ def test_texts_are_told_apart_by_their_characters():
     assert errors(data)["linear"] == 1
 
 
+def test_texts_are_told_apart_by_the_order_of_their_characters():
+    """Words of the same characters: no count of single ones says which it is."""
+    codes = np.stack([RANDOM.permutation([0, 1, 2, 3, 4, 5]) for _ in range(600)])
+    targets = (np.argmax(codes == 0, axis=1) + 1 == np.argmax(codes == 1, axis=1)).astype(np.int64)
+    lengths = np.full(600, 6, np.int32)
+    data = make_dataset(codes, targets, ("batch", "time"), lengths=lengths, labels=("no", "yes"))
+    data = replace(data, input=replace(data.input, categories=tuple("abcdef")))
+    linear = next(iter(fit_baselines(data)))
+    assert linear.test_metrics["accuracy"] >= 0.98
+    assert linear.title == "logistic regression on n-grams of characters"
+
+
 def test_a_series_with_a_trend_and_a_season():
     months = np.arange(300)
     series = 100 + 2 * months + 30 * np.sin(months * np.pi / 6) + RANDOM.normal(size=300)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
 
-from neurona_training.baselines.features import MAX_COLUMNS, make_columns, sample_rows
+from neurona_training.baselines.features import MAX_COLUMNS, NGrams, make_columns, sample_rows
 from neurona_training.data import Dataset, Input, Split, Value
 
 RANDOM = np.random.default_rng(6)
@@ -53,6 +54,44 @@ def test_a_sequence_and_its_padding(length):
     padded = columns(torch.cat([row, noise], 1), torch.tensor([length], dtype=torch.int32))
     torch.testing.assert_close(alone, padded)
     assert torch.isfinite(alone).all()
+
+
+def encode_texts(texts, alphabet="abcde"):
+    """Codes and lengths of texts; unknown characters have a code beyond the known ones."""
+    lengths = np.array([len(text) for text in texts])
+    codes = np.full((len(texts), lengths.max() + 2), 1)  # padding that is a known character
+    for row, text in zip(codes, texts, strict=True):
+        row[: len(text)] = [alphabet.find(character) % 77 for character in text]
+    return codes, lengths
+
+
+def test_ngrams_are_those_of_scikit_learn():
+    texts = ["".join(RANDOM.choice([*"abcde"], RANDOM.integers(1, 9))) for _ in range(40)]
+    codes, lengths = encode_texts(texts)
+    made = NGrams(5).fit(codes, lengths)(torch.from_numpy(codes), torch.from_numpy(lengths)).numpy()
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3))
+    expected = vectorizer.fit_transform([f"<{text}>" for text in texts]).toarray()
+    assert made.shape == expected.shape
+    np.testing.assert_allclose(made @ made.T, expected @ expected.T, atol=1e-5)
+
+
+def test_ngrams_of_what_no_training_text_has():
+    codes, lengths = encode_texts(["ab", "ba", "aab"])
+    columns = NGrams(5).fit(codes, lengths)
+    texts, sizes = encode_texts(["ab", "zz", "abz"])
+    made = columns(torch.from_numpy(texts), torch.from_numpy(sizes)).numpy()
+    alone = columns(torch.from_numpy(texts[:1, :2])).numpy()
+    np.testing.assert_allclose(made[:1], alone)  # as if it had no padding
+    np.testing.assert_array_equal(made[1] > 0, columns(torch.tensor([[-5, 99]])).numpy()[0] > 0)
+    assert np.count_nonzero(made[1]) == 2  # its beginning and its end
+    assert np.isfinite(made).all()
+
+
+def test_ngrams_of_many_characters_are_of_fewer():
+    codes = RANDOM.integers(0, 3000, (20, 30))
+    columns = NGrams(3000).fit(codes, None)
+    assert columns.sizes == [1]
+    assert columns(torch.from_numpy(codes)).shape == (20, len(np.unique(codes)) + 2)
 
 
 def test_a_window_is_relative_to_its_last_value():

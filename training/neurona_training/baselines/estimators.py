@@ -4,7 +4,7 @@
 |-----------|-------------------------------------------------------------------------------|
 | rows      | logistic or ridge regression, gradient boosting, nearest neighbours           |
 | images    | logistic or ridge regression, nearest neighbours, support vectors (few rows)   |
-| sequences | logistic or ridge regression, nearest neighbours, on resampled steps           |
+| sequences | logistic or ridge regression, nearest neighbours; on resampled steps, n-grams  |
 | series    | persistence, seasonal persistence, linear autoregression, gradient boosting   |
 
 and the most frequent class or the mean for all of them. Time and memory are bounded: of large
@@ -54,6 +54,7 @@ _NEIGHBOURS = (1, 3, 5, 10, 20)
 _INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # of logistic regression
 _RIDGE_PENALTIES = tuple(10.0**power for power in range(-3, 6))
 _MAX_LOGISTIC_NUMBERS = 80_000_000  # times the classes, each of which has weights of its own
+_SPARSE_COST = 8  # times the time of a number in columns that are not sparse
 _MAX_ITERATIONS = 200
 
 
@@ -189,6 +190,8 @@ def _suits_support_vectors(data: Dataset) -> bool:
 
 def _fit_best(fit: Callable[[Problem], _Fitted], problems: Sequence[Problem]) -> _Fitted:
     """Fits a baseline on each kind of columns; returns the one with the smallest error."""
+    if fit is _nearest_neighbours:  # their file has all numbers of the rows, also those that are 0
+        problems = [problem for problem in problems if not problem.is_sparse]
     return min((fit(problem) for problem in problems), key=lambda fitted: fitted.error)
 
 
@@ -198,7 +201,8 @@ def _fitted(title: str, choice: Choice, note: str, problem: Problem) -> _Fitted:
 
 
 def _logistic_regression(problem: Problem) -> _Fitted:
-    rows, note = problem.sample(_MAX_LOGISTIC_NUMBERS // problem.classes)
+    cost = problem.classes * (_SPARSE_COST if problem.is_sparse else 1)
+    rows, note = problem.sample(_MAX_LOGISTIC_NUMBERS // cost)
     candidates = [
         (
             LogisticRegression(C=inverse_penalty, max_iter=_MAX_ITERATIONS),
@@ -225,7 +229,7 @@ def _nearest_neighbours(problem: Problem) -> _Fitted:
     candidates = [
         (kind(count), f"{count} neighbour{'s' * (count > 1)}")
         for count in _NEIGHBOURS
-        if count == 1 or count <= len(rows.columns) // 2
+        if count == 1 or count <= len(rows) // 2
     ]
     best = choose_estimator(candidates, rows, problem)
     return _fitted(problem.title("nearest neighbours"), best, note, problem)

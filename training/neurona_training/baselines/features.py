@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor, nn
 
 from neurona_training.architectures.audio import BANDS, LogMel
@@ -22,6 +23,9 @@ MAX_COLUMNS = 1024  # of images and sequences, which are pooled or resampled to 
 _MAX_STEPS = 64  # to which a sequence is resampled
 _STATISTICS = 4  # of each channel: mean, standard deviation, smallest and largest value
 _EDGE_CHARACTERS = 3  # at either end of a text, which have columns of their own
+_MAX_NGRAM = 3  # characters that are counted together
+_MAX_NGRAMS = 8192  # the most frequent ones, each of which is a column
+_MAX_NGRAM_CODES = 2_000_000  # in the table that finds them: 8 MB of a file
 _SAMPLE_ROWS = 4096  # from which the scale of the columns is taken
 _ROWS_AT_ONCE = 256
 
@@ -36,8 +40,8 @@ def make_columns(data: Dataset) -> dict[str, nn.Module]:
         By what the columns hold, for readers: modules that take `Split.arrays` and return float32
         of shape (rows, columns). Standardised columns of a table; pixels; resampled steps of a
         sequence with the statistics of all steps, or these statistics alone, the log-mel frames
-        of sound so; counts and edges of a text; the last value of a series' window and how far
-        the others are from it.
+        of sound so; counts and edges of a text, or its n-grams; the last value of a series' window
+        and how far the others are from it.
     """
     inputs, lengths = data.train.inputs, data.train.lengths
     if data.kind == "images":
@@ -48,7 +52,10 @@ def make_columns(data: Dataset) -> dict[str, nn.Module]:
     if data.is_series:
         return {"window": _scaled(_Window(inputs.shape[1]), data)}
     if data.input.categories:
-        return {"characters": _scaled(_Characters(len(data.input.categories)), data)}
+        return {
+            "characters": _scaled(_Characters(len(data.input.categories)), data),
+            "n-grams of characters": NGrams(len(data.input.categories)).fit(inputs, lengths),
+        }
     steps, channels = inputs.shape[1], int(np.prod(inputs.shape[2:]))
     frames: LogMel | None = None
     if data.input.sample_rate and lengths is not None:
@@ -92,6 +99,22 @@ def predict_rows(module: nn.Module, split: Split, rows: NDArray[np.int64]) -> ND
     """
     parts = np.array_split(rows, -(-len(rows) // _ROWS_AT_ONCE))
     return np.concatenate([predict(module, take_rows(split, part)).numpy() for part in parts])
+
+
+def make_estimator_columns(
+    columns: nn.Module, split: Split, rows: NDArray[np.int64]
+) -> NDArray[Any] | sparse.csr_array:
+    """The columns of some rows, sparse where nearly all are 0.
+
+    Returns:
+        (rows, columns).
+    """
+    if not isinstance(columns, NGrams):
+        return predict_rows(columns, split, rows)
+    parts = np.array_split(rows, -(-len(rows) // _ROWS_AT_ONCE))
+    return sparse.vstack(
+        [sparse.csr_array(predict_rows(columns, split, part)) for part in parts], format="csr"
+    )
 
 
 def take_rows(split: Split, rows: NDArray[np.int64]) -> Split:
@@ -268,6 +291,91 @@ class _Characters(nn.Module):
             edge = codes.gather(1, torch.where(inside, indices, 0))
             edges.append(self.one_hot[torch.where(inside, edge, unknown)].flatten(1))
         return torch.cat([counts, *edges], dim=1)
+
+
+class NGrams(nn.Module):
+    """How often groups of one to three characters are in a text, the rare ones counting more.
+
+    The ends of a text are characters, too. Frequencies are weighted by how few texts have the
+    group (TF-IDF: Sparck Jones, "A statistical interpretation of term specificity", 1972), and a
+    text's columns have a length of 1. With many characters the groups are of fewer.
+
+    Args:
+        characters: how many are known; codes beyond are unknown.
+    """
+
+    table: Tensor
+    weights: Tensor
+
+    def __init__(self, characters: int) -> None:
+        super().__init__()
+        self.base = characters + 3  # and unknown ones, the beginning and the end
+        self.sizes = [
+            size
+            for size in range(1, _MAX_NGRAM + 1)
+            if size == 1 or sum(self.base**n for n in range(1, size + 1)) <= _MAX_NGRAM_CODES
+        ]
+        codes = sum(self.base**size for size in self.sizes)
+        self.register_buffer("table", torch.zeros(codes, dtype=torch.int32))
+        self.register_buffer("weights", torch.zeros(1))
+
+    def fit(self, codes: NDArray[Any], lengths: NDArray[Any] | None) -> NGrams:
+        """Finds the most frequent groups of training texts, and how few texts have them.
+
+        Args:
+            codes: (rows, time).
+            lengths: (rows,); None if all texts have all steps.
+        """
+        texts = np.zeros(len(self.table), np.int64)
+        for start in range(0, len(codes), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            groups, inside = self._groups(
+                torch.from_numpy(codes[rows]),
+                None if lengths is None else torch.from_numpy(lengths[rows]),
+            )
+            for group, in_text in zip(groups.numpy(), inside.numpy(), strict=True):
+                texts[np.unique(group[in_text])] += 1
+        order = np.argsort(-texts, kind="stable")[: min(_MAX_NGRAMS, np.count_nonzero(texts))]
+        self.table = torch.zeros(len(self.table), dtype=torch.int32)  # 0: not among them
+        self.table[order] = torch.arange(1, len(order) + 1, dtype=torch.int32)
+        weights = 1 + np.log((1 + len(codes)) / (1 + texts[order]))
+        self.weights = torch.from_numpy(weights.astype(np.float32))
+        return self
+
+    def forward(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Takes codes (rows, time), and lengths (rows,) if steps are padding."""
+        groups, inside = self._groups(codes, lengths)
+        columns = torch.where(inside, self.table[groups].long(), 0)
+        counts = torch.zeros(codes.shape[0], len(self.weights) + 1, device=codes.device)
+        counts = counts.scatter_add(1, columns, torch.ones_like(columns, dtype=torch.float32))
+        frequencies = counts[:, 1:] * self.weights
+        norm = frequencies.square().sum(dim=1, keepdim=True).sqrt()
+        return frequencies / norm.clamp(min=1e-12)
+
+    def _groups(self, codes: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Indices into the table of all groups, and which are inside the text: (rows, groups)."""
+        rows, time = codes.shape
+        if lengths is None:
+            lengths = codes.new_ones(rows) * time
+        unknown, begin, end = self.base - 3, self.base - 2, self.base - 1
+        count = lengths.long()[:, None]
+        step = torch.arange(time + 1, device=codes.device)
+        texts = codes.long()
+        texts = torch.where((texts >= 0) & (texts < unknown), texts, unknown)
+        edge = torch.full_like(texts[:, :1], end)
+        texts = torch.where(step < count, torch.cat([texts, edge], dim=1), end)
+        texts = torch.cat([torch.full_like(edge, begin), texts], dim=1)
+        groups, inside, first = [], [], 0
+        for size in self.sizes:
+            places = time + 3 - size
+            group = torch.zeros_like(texts[:, :places])
+            for offset in range(size):
+                group = group * self.base + texts[:, offset : offset + places]
+            groups.append(group + first)
+            last = torch.arange(places, device=codes.device) + (size - 1)
+            inside.append(last <= count + 1)
+            first += self.base**size
+        return torch.cat(groups, dim=1), torch.cat(inside, dim=1)
 
 
 class _Window(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from threadpoolctl import threadpool_limits
@@ -80,14 +81,14 @@ class BaselineModel(nn.Module):
 
 
 def answer(
-    estimator: BaseEstimator, columns: NDArray[np.float32], classes: int
+    estimator: BaseEstimator, columns: NDArray[np.float32] | sparse.csr_array, classes: int
 ) -> NDArray[np.float64]:
     """Probabilities of all classes, 0 for one without a training row; or values (rows, values)."""
     with threadpool_limits(1):  # sums in the same order on each call
         if not classes:
-            values: NDArray[np.float64] = estimator.predict(columns).reshape(len(columns), -1)
+            values: NDArray[np.float64] = estimator.predict(columns).reshape(columns.shape[0], -1)
             return values.astype(np.float64)
-        probabilities: NDArray[Any] = np.zeros((len(columns), classes))
+        probabilities: NDArray[Any] = np.zeros((columns.shape[0], classes))
         probabilities[:, estimator.classes_] = estimator.predict_proba(columns)
         return probabilities
 

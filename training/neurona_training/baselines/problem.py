@@ -8,11 +8,17 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 from torch import nn
 
-from neurona_training.baselines.features import make_columns, predict_rows, sample_rows
+from neurona_training.baselines.features import (
+    make_columns,
+    make_estimator_columns,
+    predict_rows,
+    sample_rows,
+)
 from neurona_training.baselines.model import BaselineModel, LastSeason, answer
 from neurona_training.data import Dataset, Split
 from neurona_training.learning.evaluation import accuracy, negative_log_likelihood, rmse
@@ -23,18 +29,29 @@ MAX_NUMBERS = 8_000_000  # ... and numbers in all their columns
 _MAX_VALIDATION_ROWS = 4_000  # by which settings are chosen
 _MAX_CROSS_VALIDATED = 1_000  # rows: validation rows beside more of them are enough to choose by
 _MIN_CROSS_VALIDATED = 20
+_FEW_ROWS = 64  # that show how many numbers a row has
 
 
 @dataclass(frozen=True)
 class EstimatorRows:
     """Columns and targets; the targets of a series are changes from its last value.
 
+    columns: (rows, columns), sparse if nearly all are 0.
     groups: of rows that must stay together, (rows,), if there are any.
     """
 
-    columns: NDArray[np.float32]
+    columns: NDArray[np.float32] | sparse.csr_array
     targets: NDArray[Any]
     groups: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in all columns, without those of sparse ones that are 0."""
+        columns = self.columns
+        return columns.size if isinstance(columns, np.ndarray) else int(columns.nnz)
 
     def take(self, rows: NDArray[np.int64]) -> EstimatorRows:
         """Returns some rows."""
@@ -66,6 +83,11 @@ class Problem:
     classes: int
     seed: int
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether nearly all numbers in the columns are 0, and only the others are kept."""
+        return bool(sparse.issparse(self.train.columns))
+
     def title(self, estimator: str) -> str:
         """An estimator's title, with what it reads of inputs that are no rows of columns."""
         return estimator if self.data.kind == "rows" else f"{estimator} on {self.columns_title}"
@@ -77,11 +99,11 @@ class Problem:
     def sample(self, numbers: int) -> tuple[EstimatorRows, str]:
         """Training rows with so many numbers at most, and a note if they are not all."""
         rows = self.train
-        limit = min(len(rows.columns), max(1, numbers // max(1, rows.columns.shape[1])))
-        if limit < len(rows.columns):
-            drawn = sample_rows(Split(rows.columns, rows.targets), limit, self.seed)
+        limit = max(1, numbers * len(rows) // max(1, rows.numbers))
+        if limit < len(rows):
+            drawn = sample_rows(Split(rows.targets, rows.targets), limit, self.seed)
             rows = rows.take(drawn)
-        used, available = len(rows.columns), len(self.data.train)
+        used, available = len(rows), len(self.data.train)
         note = f"{used:,} of the {available:,} training rows"
         return rows, "" if used == available else note
 
@@ -95,8 +117,9 @@ def make_problems(data: Dataset, seed: int) -> tuple[Problem, ...]:
 
 def _make_problem(data: Dataset, title: str, columns: nn.Module, seed: int) -> Problem:
     offset = LastSeason(1, len(data.values)) if data.is_series else None
-    width = predict_rows(columns, data.train, np.arange(1)).shape[1]
-    limit = max(1, min(MAX_ROWS, MAX_NUMBERS // max(1, width)))
+    few = np.arange(min(len(data.train), _FEW_ROWS))
+    numbers = EstimatorRows(make_estimator_columns(columns, data.train, few), few).numbers
+    limit = max(1, min(MAX_ROWS, MAX_NUMBERS * len(few) // max(1, numbers)))
 
     def rows(split: Split, count: int) -> EstimatorRows:
         drawn = sample_rows(split, count, seed)
@@ -104,7 +127,7 @@ def _make_problem(data: Dataset, title: str, columns: nn.Module, seed: int) -> P
         if offset is not None:
             targets = targets - predict_rows(offset, split, drawn)
         groups = None if split.groups is None else split.groups[drawn]
-        return EstimatorRows(predict_rows(columns, split, drawn), targets, groups)
+        return EstimatorRows(make_estimator_columns(columns, split, drawn), targets, groups)
 
     return Problem(
         data=data,
@@ -163,14 +186,14 @@ def choose_estimator(
     Returns:
         The fitted estimator.
     """
-    is_small = len(rows.columns) <= _MAX_CROSS_VALIDATED
+    is_small = len(rows) <= _MAX_CROSS_VALIDATED
     is_small = is_small and not (problem.data.is_series or problem.data.in_time_order)
     if rows.groups is not None:
         is_small = is_small and len(np.unique(rows.groups)) >= FOLDS
     if problem.classes:
         is_small = is_small and _smallest_class(rows) >= FOLDS
     else:
-        is_small = is_small and len(rows.columns) >= _MIN_CROSS_VALIDATED
+        is_small = is_small and len(rows) >= _MIN_CROSS_VALIDATED
     best: tuple[tuple[float, float], Candidate] | None = None
     for estimator, setting in candidates:
         if is_small:
