@@ -17,7 +17,7 @@ MAX_LIMIT_SECONDS = 3600.0
 
 
 class MemoryLimit:
-    """The largest batch for which the devices of one model have room, as far as known. Thread-safe."""
+    """The largest batch that the devices of one model are known to have room for. Thread-safe."""
 
     def __init__(self, batch_sizes: Sequence[int]) -> None:
         """Begin without a limit.
