@@ -171,6 +171,8 @@ class ModelSettings:
     instances: int | None = None
     threads: int | None = None
     providers: tuple[str, ...] | None = None
+    provider_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Values by the provider's short name and key; they override single ones of the server's."""
 
     # Set by config.pbtxt only.
     preferred_batch_rows: tuple[int, ...] = ()

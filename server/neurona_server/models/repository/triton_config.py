@@ -30,6 +30,11 @@ from neurona_server.models.repository.settings import (
     WarmUpInput,
     WarmUpSample,
 )
+from neurona_server.models.repository.triton_accelerators import (
+    CUDA_PARAMETERS,
+    Accelerators,
+    read_accelerators,
+)
 from neurona_server.models.repository.triton_batching import read_batching
 from neurona_server.models.repository.validation import invalid_value
 from neurona_server.models.synthetic_inputs import MAX_ELEMENTS
@@ -85,9 +90,10 @@ _SUPPORTED: _Supported = {
     "instance_group": {"count": None, "kind": None, "name": None, "gpus": None, "passive": None},
     "dynamic_batching": None,
     "model_warmup": None,
-    "parameters": {"intra_op_thread_count": None},
+    "parameters": {"intra_op_thread_count": None, **dict.fromkeys(CUDA_PARAMETERS)},
+    # What has no effect in it is listed by its reader.
+    "optimization": {"execution_accelerators": None},
     # Nothing in these has an effect, but each of their fields is listed as ignored.
-    "optimization": {},
     "response_cache": {},
     "model_transaction_policy": {},
 }
@@ -147,7 +153,8 @@ def _to_settings(folder: Path, text: str, config: triton.ModelConfig) -> ModelSe
     # Triton completes a config without tensors and without max_batch_size from the graph.
     batch_axis_known = bool(declared) or re.search(r"\bmax_batch_size\b", text) is not None
     batching = read_batching(config, batch_axis_known=batch_axis_known)
-    instances = _instances(config)
+    accelerators = read_accelerators(config)
+    instances = _instances(config, accelerators)
     return ModelSettings(
         batched=batching.batched,
         versions=_version_policy(config),
@@ -155,6 +162,7 @@ def _to_settings(folder: Path, text: str, config: triton.ModelConfig) -> ModelSe
         max_delay_ms=batching.max_delay_ms,
         instances=instances.count,
         providers=instances.providers,
+        provider_options=accelerators.provider_options,
         threads=_threads(config),
         preferred_batch_rows=batching.preferred_rows,
         queue_policies=batching.queue_policies,
@@ -164,7 +172,7 @@ def _to_settings(folder: Path, text: str, config: triton.ModelConfig) -> ModelSe
         declared=tuple(declared),
         output_labels=_output_labels(folder, config),
         warm_up=_warm_up_samples(folder, config),
-        ignored=(*_ignored_fields(config), *instances.ignored),
+        ignored=(*_ignored_fields(config), *accelerators.ignored, *instances.ignored),
         triton_config=config.SerializeToString(deterministic=True),
     )
 
@@ -252,8 +260,8 @@ class _Instances:
     """Paths of the fields without an effect."""
 
 
-def _instances(config: triton.ModelConfig) -> _Instances:
-    """Read instance_group.
+def _instances(config: triton.ModelConfig, accelerators: Accelerators) -> _Instances:
+    """Read instance_group, and which providers it needs together with the accelerators.
 
     A model runs on one kind of device: of groups on several kinds, those on the best one count.
     """
@@ -268,7 +276,7 @@ def _instances(config: triton.ModelConfig) -> _Instances:
     groups = enumerate(config.instance_group)
     active = [(index, group) for index, group in groups if not group.passive]
     if not active:
-        return _Instances(ignored=tuple(ignored))
+        return _Instances(None, _providers(_Kind.KIND_AUTO, accelerators), tuple(ignored))
     kinds = {group.kind for _, group in active}
     best = _Kind.KIND_GPU if _Kind.KIND_GPU in kinds else _Kind.KIND_CPU
     if len(kinds) > 1:
@@ -280,8 +288,20 @@ def _instances(config: triton.ModelConfig) -> _Instances:
     count = sum(max(1, group.count) for _, group in active if group.kind == best)
     if count > MAX_INSTANCES:
         raise LoadError(f"instance_group has {count} instances (expected at most {MAX_INSTANCES})")
-    providers = {_Kind.KIND_CPU: ("cpu",), _Kind.KIND_GPU: ("cuda", "cpu")}.get(best)
-    return _Instances(count, providers, tuple(ignored))
+    if best == _Kind.KIND_CPU and accelerators.gpu:
+        ignored.append("optimization.execution_accelerators.gpu_execution_accelerator")
+    elif best != _Kind.KIND_CPU and accelerators.cpu:
+        ignored.append("optimization.execution_accelerators.cpu_execution_accelerator")
+    return _Instances(count, _providers(best, accelerators), tuple(ignored))
+
+
+def _providers(kind: int, accelerators: Accelerators) -> tuple[str, ...] | None:
+    """Return the providers for instances of a kind, None for those of the server."""
+    if kind == _Kind.KIND_CPU:
+        return (*accelerators.cpu, "cpu")
+    if kind == _Kind.KIND_GPU or accelerators.gpu:
+        return tuple(dict.fromkeys([*accelerators.gpu, "cuda", "cpu"]))
+    return None
 
 
 def _version_policy(config: triton.ModelConfig) -> VersionPolicy | None:
