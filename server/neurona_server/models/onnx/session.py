@@ -2,6 +2,7 @@
 
 import logging
 import re
+import threading
 import time
 import weakref
 from collections import Counter
@@ -17,7 +18,7 @@ from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import InvalidArgumentError, LoadError, UnavailableError
 from neurona_server.models.load_cancellation import LoadCancellation
-from neurona_server.models.onnx import byte_strings, loading, runtime
+from neurona_server.models.onnx import byte_strings, loading, run_failures, runtime
 from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, Device
 from neurona_server.models.onnx.gpu_facts import has_cuda_driver
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
@@ -50,6 +51,10 @@ _NO_ARENA = "Did not find an arena"
 _WRONG_LENGTHS = re.compile(
     r"Invalid value/s in sequence_lens\..*|Invalid sequence length: -?\d+\. Value must be .*"
 )
+
+
+_open_sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
+_open_sessions_lock = threading.Lock()
 
 
 class ArenaShrinker:
@@ -176,6 +181,8 @@ class Session:
         self._shrinker = ArenaShrinker(options.shrink_seconds if options.arena else 0.0)
         self._runs_in_flight: list[None] = []  # an element for each: append and pop are atomic
         self._arenas = "cpu:0" if self.provider == CPU else f"cpu:0;gpu:{self.device.number}"
+        with _open_sessions_lock:
+            _open_sessions.add(self)
 
     def run(self, inputs: Inputs) -> Outputs:
         """Return all outputs in the graph's order. Releases the GIL; any thread may call it."""
@@ -193,6 +200,8 @@ class Session:
         """Run as `run` does, with options of ONNX Runtime.
 
         Raises:
+            DeviceMemoryError: The device has too little memory for the run.
+            DeviceLostError: The device does not work any more.
             InvalidArgumentError: The model has recurrent nodes, and an input no values or
                 impossible lengths.
             UnavailableError: The session is closed.
@@ -214,6 +223,8 @@ class Session:
                 ) from error
             # Raised before the run, by providers without an arena.
             if _NO_ARENA not in str(error):
+                if failure := run_failures.device_failure(error, self.device.label):
+                    raise failure from error
                 raise
             self._shrinker.stop()
             options.add_run_config_entry(_SHRINK_ARENAS, "")
@@ -232,8 +243,20 @@ class Session:
         Returns:
             Whether memory may have been returned.
         """
+        if self._session is None or not self._shrinker.is_due(running=bool(self._runs_in_flight)):
+            return False
+        return self.free_memory()
+
+    def free_memory(self) -> bool:
+        """Return unused memory of the arena to the system now. Any thread may call it.
+
+        Runs that are in flight wait with their allocations meanwhile.
+
+        Returns:
+            Whether memory may have been returned.
+        """
         session = self._session
-        if session is None or not self._shrinker.is_due(running=bool(self._runs_in_flight)):
+        if session is None:
             return False
         # ONNX Runtime shrinks arenas at the end of a run only. A run that is terminated before it
         # begins ends at once, whatever the model and its inputs are.
@@ -248,6 +271,14 @@ class Session:
                 self._shrinker.stop()
                 return False
         return True
+
+    def free_device_memory(self) -> None:
+        """Return unused memory of the arenas of all models on this session's device."""
+        with _open_sessions_lock:
+            sessions = [one for one in _open_sessions if one.device == self.device]
+        for session in sessions:
+            session.free_memory()
+        trim_heap()
 
     def close(self) -> None:
         """Free the model; may be called again.
