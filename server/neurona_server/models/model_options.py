@@ -8,7 +8,7 @@ from typing import Any
 
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.models.onnx.provider_options import merge_options
-from neurona_server.models.onnx.runtime import RuntimeOptions
+from neurona_server.models.onnx.runtime import COMPILING_PROVIDERS, RuntimeOptions
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.resources import available_cpus
 from neurona_server.telemetry.trace import BatchTracerFactory
@@ -59,6 +59,6 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
         runtime = replace(runtime, provider_options=merged)
     if settings.providers is not None:
         runtime = replace(runtime, providers=settings.providers, gpu_expected=True)
-    if settings.batched is not False:
+    if COMPILING_PROVIDERS & {*runtime.providers} and settings.batched is not False:
         runtime = replace(runtime, max_rows=policy.max_rows)
     return ModelOptions(policy, runtime, instances, options.tracer)

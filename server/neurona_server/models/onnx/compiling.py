@@ -145,7 +145,9 @@ class _TensorrtCompiler(_ProviderCompiler):
                     raise
                 log.warning("%s: its engines are compiled again: %s", self._path, error)
             engines.discard()
-            return self._load(load_session, derived, location), engines
+            session = self._load(load_session, derived, location)
+            engines.seal()
+            return session, engines
 
     def _load(
         self, load_session: LoadSession, derived: Mapping[str, str], location: Mapping[str, str]

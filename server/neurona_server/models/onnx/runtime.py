@@ -39,6 +39,9 @@ Provider = str | tuple[str, dict[str, Any]]
 """A provider as ONNX Runtime takes it: its name, or its name and options."""
 
 _SUFFIX = "ExecutionProvider"
+COMPILING_PROVIDERS = {"tensorrt", "nvtensorrtrtx"}
+"""Short names of those that compile a model for the shapes that it will get."""
+
 _NEED_CUDA = ("cuda", "tensorrt", "nvtensorrtrtx")
 CUDA_PROVIDERS = (CUDA, "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 """The providers that run models on a CUDA device."""
