@@ -17,13 +17,8 @@ from typing import Any
 import onnxruntime
 
 from neurona_server.errors import ConfigError
-from neurona_server.models.onnx.devices import (
-    CPU_DEVICE,
-    FIRST,
-    Device,
-    choose_devices,
-    cuda_devices,
-)
+from neurona_server.models.onnx import devices
+from neurona_server.models.onnx.devices import CPU_DEVICE, FIRST, Device, choose_devices
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +123,7 @@ def check_options(options: RuntimeOptions) -> None:
     check_provider_names(options.providers, onnxruntime.get_all_providers())
     if options.cpu_memory_bytes:
         limit_cpu_memory(options.cpu_memory_bytes)
+    find_devices(options)
     if options.require_gpu and (reason := probe_gpu()):
         raise ConfigError(f"option require_gpu is set, but {reason}")
 
@@ -172,8 +168,8 @@ def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
     if not any(_full_name(provider) in CUDA_PROVIDERS for provider in providers):
         return (CPU_DEVICE,)
     # Without any, ONNX Runtime says why when it loads the model.
-    available = cuda_devices()
-    return choose_devices(options.devices, available) if available else (Device("cuda"),)
+    usable = devices.DEVICES.usable()
+    return choose_devices(options.devices, usable) if usable else (Device("cuda"),)
 
 
 def choose_providers(

@@ -21,6 +21,7 @@ from neurona_server.models.repository.settings import (
     ValueSettings,
     VersionOrLabel,
     VersionPolicy,
+    parse_devices,
 )
 from neurona_server.models.repository.validation import convert, invalid_value, join_path
 
@@ -47,6 +48,17 @@ class _Percent(float):
         if type(value) not in (int, float) or not 0 <= value <= 100:  # type: ignore[operator]
             raise ValueError("expected a percentage from 0 to 100")
         return cls(value)  # type: ignore[arg-type]
+
+
+class _Devices(str):
+    """CUDA devices: "all", a number, a UUID, or a list of numbers and UUIDs."""
+
+    @classmethod
+    def parse(cls, value: object) -> "_Devices":
+        names = value if isinstance(value, list) else [value]
+        if names and all(isinstance(name, str) or type(name) is int for name in names):
+            return cls(parse_devices(",".join(map(str, names))))
+        raise ValueError('expected "all", or numbers or UUIDs, like [0, 1]')
 
 
 _Text = Annotated[str, Meta(min_length=1)]
@@ -126,6 +138,7 @@ class ModelToml(_Table, frozen=True):
     instances: Annotated[int, Meta(ge=1, le=64)] | None = None
     threads: Annotated[int, Meta(ge=0, le=1024)] | None = None
     providers: Annotated[tuple[Literal["cuda", "cpu"], ...], Meta(min_length=1)] | None = None
+    devices: _Devices | None = None
 
 
 def read_model_toml(folder: Path) -> ModelSettings:
@@ -185,6 +198,7 @@ def _to_settings(folder: Path, table: ModelToml) -> ModelSettings:
         instances=table.instances,
         threads=table.threads,
         providers=table.providers,
+        devices=None if table.devices is None else str(table.devices),
     )
 
 

@@ -9,7 +9,6 @@ protos/model_config.proto, whose source is Triton's model configuration
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,13 @@ from neurona_server.models.repository.settings import (
     WarmUpSample,
 )
 from neurona_server.models.repository.triton_batching import read_batching
+from neurona_server.models.repository.triton_instances import read_instances
 from neurona_server.models.repository.validation import invalid_value
 from neurona_server.models.synthetic_inputs import MAX_ELEMENTS
 
 WARM_UP_FOLDER = "warmup"
 """Folder of the files of warm-up samples, inside the model's folder."""
 
-MAX_INSTANCES = 64
 MAX_THREADS = 1024
 MAX_WARM_UP_RUNS = 10_000
 """Runs of one warm-up sample."""
@@ -58,7 +57,6 @@ _DATA_TYPES = {
     triton.TYPE_STRING: DataType.DATA_TYPE_STRING,
     triton.TYPE_BF16: DataType.DATA_TYPE_BFLOAT16,
 }
-_Kind = triton.ModelInstanceGroup
 
 _UNSUPPORTED = {
     "sequence_batching": "requests that share state",
@@ -147,7 +145,7 @@ def _to_settings(folder: Path, text: str, config: triton.ModelConfig) -> ModelSe
     # Triton completes a config without tensors and without max_batch_size from the graph.
     batch_axis_known = bool(declared) or re.search(r"\bmax_batch_size\b", text) is not None
     batching = read_batching(config, batch_axis_known=batch_axis_known)
-    instances = _instances(config)
+    instances = read_instances(config)
     return ModelSettings(
         batched=batching.batched,
         versions=_version_policy(config),
@@ -155,6 +153,8 @@ def _to_settings(folder: Path, text: str, config: triton.ModelConfig) -> ModelSe
         max_delay_ms=batching.max_delay_ms,
         instances=instances.count,
         providers=instances.providers,
+        devices=instances.devices,
+        instances_by_gpu=instances.by_gpu,
         threads=_threads(config),
         preferred_batch_rows=batching.preferred_rows,
         queue_policies=batching.queue_policies,
@@ -242,46 +242,6 @@ def _fixed_products(sizes: Iterable[int]) -> list[int]:
         else:
             products[-1] *= size
     return products
-
-
-@dataclass(frozen=True)
-class _Instances:
-    count: int | None = None
-    providers: tuple[str, ...] | None = None
-    ignored: tuple[str, ...] = ()
-    """Paths of the fields without an effect."""
-
-
-def _instances(config: triton.ModelConfig) -> _Instances:
-    """Read instance_group.
-
-    A model runs on one kind of device: of groups on several kinds, those on the best one count.
-    """
-    ignored = []
-    for index, group in enumerate(config.instance_group):
-        if group.count < 0:
-            raise LoadError(f"instance_group[{index}].count is {group.count} (expected at least 0)")
-        if group.kind not in _Kind.Kind.values():
-            raise LoadError(f"instance_group[{index}].kind is {group.kind}, an unknown kind")
-        if [*group.gpus] not in ([], [0]):
-            ignored.append(f"instance_group[{index}].gpus")
-    groups = enumerate(config.instance_group)
-    active = [(index, group) for index, group in groups if not group.passive]
-    if not active:
-        return _Instances(ignored=tuple(ignored))
-    kinds = {group.kind for _, group in active}
-    best = _Kind.KIND_GPU if _Kind.KIND_GPU in kinds else _Kind.KIND_CPU
-    if len(kinds) > 1:
-        if _Kind.KIND_GPU not in kinds:
-            best = next(kind for kind in kinds if kind != _Kind.KIND_CPU)
-        ignored += [f"instance_group[{index}]" for index, group in active if group.kind != best]
-    else:
-        (best,) = kinds
-    count = sum(max(1, group.count) for _, group in active if group.kind == best)
-    if count > MAX_INSTANCES:
-        raise LoadError(f"instance_group has {count} instances (expected at most {MAX_INSTANCES})")
-    providers = {_Kind.KIND_CPU: ("cpu",), _Kind.KIND_GPU: ("cuda", "cpu")}.get(best)
-    return _Instances(count, providers, tuple(ignored))
 
 
 def _version_policy(config: triton.ModelConfig) -> VersionPolicy | None:
